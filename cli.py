@@ -1,0 +1,123 @@
+"""The command line: serving, migrating and administering."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import click
+from pydantic import TypeAdapter, ValidationError
+
+import logs
+import main
+import schemas
+from errors import MarqueeError, Problem
+from repository import event_log, migrations, users
+from repository.database import Database
+from repository.transaction import Transaction
+from security import Group, hash_password
+from settings import Settings, load_settings
+
+T = TypeVar("T")
+
+
+def _settings() -> Settings:
+    settings = load_settings()
+    logs.configure(settings.log_format, settings.log_level)
+    return settings
+
+
+def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
+    async def go() -> T:
+        database = Database(_settings().database_url)
+        try:
+            await migrations.migrate(database)
+            return await work(database)
+        finally:
+            await database.close()
+
+    return asyncio.run(go())
+
+
+@click.group()
+def cli() -> None:
+    """Marquee: a real-time, websocket-first catalog service."""
+
+
+@cli.command()
+def serve() -> None:
+    """Serve, as `python main.py` does."""
+    sys.exit(main.run())
+
+
+@cli.command()
+def migrate() -> None:
+    """Bring the database to the newest schema."""
+
+    async def work(database: Database) -> None:
+        click.echo(f"The database is at revision {migrations.newest_revision()}.")
+
+    _with_database(work)
+
+
+@cli.command("create-admin")
+@click.option("--username", help="3 to 50 characters")
+@click.option("--email")
+@click.option("--password", prompt=True, hide_input=True, confirmation_prompt=True, help="8 to 128 characters")
+def create_admin(username: str | None, email: str | None, password: str) -> None:
+    """Create an account in the group admin."""
+    given = {"username": username, "email": email, "password": password}
+    body = TypeAdapter(schemas.RegisterBody).validate_python({k: v for k, v in given.items() if v is not None})
+    fields = body.model_dump(exclude_unset=True, exclude={"password"})
+
+    async def work(database: Database) -> None:
+        async def store(tx: Transaction) -> dict[str, object]:
+            return await users.create(tx, fields, hash_password(password), Group.ADMIN)
+
+        user = await database.write(store)
+        click.echo(f"Created admin {user['username'] or user['email']} with id {user['id']}.")
+
+    _with_database(work)
+
+
+@cli.command("new-epoch")
+def new_epoch() -> None:
+    """Give the event log a new identity: run this after restoring a backup, before serving.
+
+    Positions that watchers remember from the log before the restore mean nothing in the restored one; with a new
+    epoch they are told to start over instead of being given wrong events.
+    """
+
+    async def work(database: Database) -> None:
+        click.echo(f"The log's epoch is {await event_log.renew_epoch(database)} now.")
+
+    _with_database(work)
+
+
+def run() -> None:
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ValidationError as error:
+        for each in error.errors(include_url=False, include_input=False):
+            where = ".".join(str(part) for part in each["loc"])
+            message = each["msg"].removeprefix("Value error, ")
+            click.echo(f"Error: {where + ': ' if where else ''}{message}", err=True)
+        sys.exit(2)
+    except Problem as error:
+        detail = error.detail if isinstance(error.detail, str) else "; ".join(each["msg"] for each in error.detail)
+        click.echo(f"Error: {detail}", err=True)
+        sys.exit(1)
+    except MarqueeError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,1 @@
+"""The page at `/`: shows what the websocket sends, as it comes."""

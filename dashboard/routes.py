@@ -1,0 +1,53 @@
+"""The page at `/` and its files under `/static`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+STATIC = Path(__file__).resolve().parent / "static"
+
+# The page needs its own script and style and a websocket, and nothing else.
+# "ws: wss:" stands beside 'self' because not every browser lets 'self' cover websockets.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' ws: wss:; "
+    "img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'; form-action 'none'"
+)
+HEADERS = {
+    # Asks each time, so that after an upgrade no old script meets a new page.
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class _PageFiles(StaticFiles):
+    """Sends the page's headers with every file: index.html can be reached here too."""
+
+    def file_response(
+        self,
+        full_path: str | os.PathLike[str],
+        stat_result: os.stat_result,
+        scope: Scope,
+        status_code: int = 200,
+    ) -> Response:
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers.update(HEADERS)
+        return response
+
+
+async def page(request: Request) -> Response:
+    return FileResponse(STATIC / "index.html", media_type="text/html", headers=HEADERS)
+
+
+ROUTES: list[BaseRoute] = [
+    Route("/", page, methods=["GET"], name="dashboard"),
+    Mount("/static", _PageFiles(directory=STATIC), name="static"),
+]

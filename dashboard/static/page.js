@@ -1,0 +1,506 @@
+// Lists what the websocket sends, newest first.
+//
+// Frames may come much faster than a screen can show them, and some are large. So a frame is parsed, reduced
+// to what a row needs and put into a bounded list when it arrives; the page itself is only touched on
+// animation frames.
+
+const MAX_ROWS = 200;
+const KEPT_ITEMS = 20; // of a bulk frame
+const KEPT_TEXT = 2_000; // characters of each text within those
+const MAX_JSON = 20_000; // characters shown of an expanded frame
+const RATE_SECONDS = 5;
+
+const FIRST_DELAY_MS = 500;
+const LAST_DELAY_MS = 10_000;
+const STEADY_MS = 5_000; // after a connection that lived this long, back-off starts anew
+const WELCOME_MS = 10_000; // a connection without a welcome by then is given up
+const FIRST_FINAL_CODE = 4500;
+const LAST_FINAL_CODE = 4999;
+
+const BADGES = new Map([
+  ["add", "add"],
+  ["add_bulk", "add"],
+  ["update", "update"],
+  ["update_bulk", "update"],
+  ["delete", "delete"],
+  ["delete_bulk", "delete"],
+  ["progress", "progress"],
+  ["resync", "resync"],
+]);
+
+const numbers = new Intl.NumberFormat("en");
+
+// --- the connection
+
+const position = { epoch: null, seq: null };
+const link = { socket: null, state: "connecting", why: "", attempt: 0, liveAt: null, retryAt: 0, timer: 0 };
+
+function socketUrl() {
+  const url = new URL("/ws", location.href);
+  url.protocol = location.protocol === "https:" ? "wss:" : "ws:";
+  return url;
+}
+
+function resumingUrl() {
+  const url = socketUrl();
+  if (position.epoch !== null) {
+    url.searchParams.set("since", position.seq);
+    url.searchParams.set("epoch", position.epoch);
+  }
+  return url;
+}
+
+function connect() {
+  clearTimeout(link.timer);
+  const socket = new WebSocket(resumingUrl());
+  socket.onmessage = (event) => {
+    if (socket === link.socket) receive(event.data);
+  };
+  socket.onclose = (event) => lost(socket, event.code, event.reason);
+  link.socket = socket;
+  link.state = "connecting";
+  link.timer = setTimeout(() => {
+    lost(socket, null, "no answer");
+    socket.close();
+  }, WELCOME_MS);
+  requestDraw();
+}
+
+function lost(socket, code, reason) {
+  if (socket !== link.socket) return; // given up before, and another one took its place
+  clearTimeout(link.timer);
+  link.socket = null;
+  link.why = [code, reason].filter(Boolean).join(" ");
+  if (code >= FIRST_FINAL_CODE && code <= LAST_FINAL_CODE) {
+    link.state = "stopped";
+  } else {
+    link.state = "waiting";
+    retryLater();
+  }
+  link.liveAt = null;
+  requestDraw();
+}
+
+function retryLater() {
+  if (link.liveAt !== null && performance.now() - link.liveAt > STEADY_MS) link.attempt = 0;
+  const longest = Math.min(LAST_DELAY_MS, FIRST_DELAY_MS * 2 ** link.attempt);
+  // Random, so that not all watchers of a restarted service return at once.
+  const delay = longest * (0.5 + Math.random() / 2);
+  link.attempt += 1;
+  link.retryAt = performance.now() + delay;
+  link.timer = setTimeout(connect, delay);
+}
+
+// --- frames
+
+function receive(text) {
+  const frame = parsed(text);
+  if (frame === null) {
+    keep({ operation: "unreadable" }, `${numbers.format(text.length)} characters, not a frame`);
+  } else if (frame.operation === "welcome") {
+    welcome(frame);
+  } else if (frame.operation === "resync") {
+    resync(frame);
+  } else {
+    happened(frame);
+  }
+  requestDraw();
+}
+
+function parsed(text) {
+  try {
+    const frame = JSON.parse(text);
+    return isObject(frame) && typeof frame.operation === "string" ? frame : null;
+  } catch {
+    return null;
+  }
+}
+
+function isObject(value) {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+function welcome(frame) {
+  const data = dataOf(frame);
+  clearTimeout(link.timer);
+  link.state = "live";
+  link.liveAt = performance.now();
+  if (data.epoch === position.epoch) {
+    // data.seq may be the log's head while what was missed is still to come. The position moves with what
+    // comes, so that losing the connection meanwhile loses nothing.
+    keep(frame, `Resumed after seq ${position.seq}`);
+    return;
+  }
+  position.epoch = data.epoch;
+  position.seq = data.seq;
+  keep(frame, `Connected at seq ${data.seq}`);
+}
+
+function resync(frame) {
+  const data = dataOf(frame);
+  position.epoch = data.epoch;
+  position.seq = data.seq;
+  keep(frame, `Some events were not sent (${plain(data.reason)}); continues after seq ${data.seq}`);
+}
+
+function happened(frame) {
+  if (Number.isInteger(frame.seq)) {
+    if (position.seq !== null && frame.seq <= position.seq) return; // seen before the connection was lost
+    position.seq = frame.seq;
+  }
+  countEvent();
+  keep(frame, summaryOf(frame), listOf(frame.changed).join(", "));
+}
+
+function dataOf(frame) {
+  return isObject(frame.data) ? frame.data : {};
+}
+
+function plain(value) {
+  return value === undefined || value === null ? "–" : String(value);
+}
+
+function summaryOf(frame) {
+  const data = dataOf(frame);
+  if (frame.operation === "progress") return progressText(data);
+  if (frame.operation.endsWith("_bulk")) return bulkText(data);
+  return entityText(data);
+}
+
+function entityText(data) {
+  const name = data.title ?? data.name;
+  if (name !== undefined) return plain(name);
+  if (data.kind !== undefined) return `${plain(data.kind)} ${plain(data.state)}`;
+  return `id ${plain(data.id)}`;
+}
+
+function bulkText(data) {
+  const named = Array.isArray(data.ids) ? data.ids : listOf(data.items).map((item) => item?.id);
+  const ids = named.filter(Number.isInteger);
+  const count = Number.isInteger(data.count) ? data.count : ids.length;
+  const rows = count === 1 ? "1 row" : `${numbers.format(count)} rows`;
+  return ids.length ? `${rows} (${idsText(ids)})` : rows;
+}
+
+function listOf(value) {
+  return Array.isArray(value) ? value : [];
+}
+
+function idsText(ids) {
+  if (ids.length === 1) return `id ${ids[0]}`;
+  const lowest = ids.reduce((one, other) => (other < one ? other : one));
+  const highest = ids.reduce((one, other) => (other > one ? other : one));
+  if (highest - lowest === ids.length - 1) return `ids ${lowest}–${highest}`;
+  return ids.length <= 4 ? `ids ${ids.join(", ")}` : `ids from ${lowest} to ${highest}`;
+}
+
+function progressText(data) {
+  const parts = [percentText(data), data.state, `${amount(data.done)} of ${amount(data.total)}`];
+  if (data.rows_per_second > 0) parts.push(`${amount(data.rows_per_second)} rows/s`);
+  return parts.filter(Boolean).join(" · ");
+}
+
+function amount(value) {
+  return Number.isFinite(value) ? numbers.format(value) : "?";
+}
+
+function percentText(data) {
+  const share = shareOf(data);
+  return share === null ? "" : `${Math.floor(share * 100)}%`; // rounded down: 100% only when all is done
+}
+
+function shareOf(data) {
+  return data.total > 0 && data.done >= 0 ? Math.min(1, data.done / data.total) : null;
+}
+
+// --- what is kept of them
+
+const views = new Map(["all", "movies", "characters", "jobs"].map((name) => [name, []]));
+let lastOrder = 0;
+
+function keep(frame, summary, changed = "") {
+  lastOrder += 1;
+  const entry = {
+    order: lastOrder,
+    when: timeOf(frame),
+    summary,
+    changed,
+    share: frame.operation === "progress" ? shareOf(dataOf(frame)) : null,
+    ...reduced(frame),
+  };
+  // Each view has rows of its own: a flood in one topic does not push out the few rows of another.
+  for (const [name, rows] of views) {
+    if (name !== "all" && name !== frame.topic && frame.topic) continue;
+    rows.push(entry);
+    if (rows.length > MAX_ROWS) rows.shift();
+  }
+}
+
+function timeOf(frame) {
+  const time = new Date(frame.ts ?? NaN);
+  return Number.isNaN(time.getTime()) ? new Date() : time;
+}
+
+// The frame with its long lists cut, and a sentence that says so.
+function reduced(frame) {
+  const long = Object.entries(dataOf(frame)).filter(([, value]) => listOf(value).length > KEPT_ITEMS);
+  if (!long.length) return { frame, note: "" };
+  const short = long.map(([key, value]) => [key, value.slice(0, KEPT_ITEMS).map(withShortTexts)]);
+  const counts = long.map(([key, value]) => `the first ${KEPT_ITEMS} of ${amount(value.length)} ${key}`);
+  return {
+    frame: { ...frame, data: { ...frame.data, ...Object.fromEntries(short) } },
+    note: `Only ${counts.join(" and ")} are kept here.`,
+  };
+}
+
+function withShortTexts(item) {
+  if (!isObject(item)) return item;
+  const isLong = (value) => typeof value === "string" && value.length > KEPT_TEXT;
+  const short = (value) => (isLong(value) ? `${value.slice(0, KEPT_TEXT)}…` : value);
+  return Object.fromEntries(Object.entries(item).map(([key, value]) => [key, short(value)]));
+}
+
+// --- counting
+
+const slots = Array.from({ length: RATE_SECONDS + 1 }, () => ({ second: -1, count: 0 }));
+let events = 0;
+
+function thisSecond() {
+  return Math.floor(performance.now() / 1000);
+}
+
+function countEvent() {
+  const second = thisSecond();
+  const slot = slots[second % slots.length];
+  if (slot.second !== second) {
+    slot.second = second;
+    slot.count = 0;
+  }
+  slot.count += 1;
+  events += 1;
+}
+
+// Over whole seconds only: the one that is running would make the number flicker.
+function eventsPerSecond() {
+  const now = thisSecond();
+  const whole = slots.filter((slot) => slot.second < now && slot.second >= now - RATE_SECONDS);
+  const sum = whole.reduce((total, slot) => total + slot.count, 0);
+  return sum / Math.max(1, Math.min(RATE_SECONDS, now));
+}
+
+// --- drawing
+
+const page = Object.fromEntries(Array.from(document.querySelectorAll("[id]"), (node) => [node.id, node]));
+const shown = { view: "all", order: 0, paused: false, pausedByRow: false, pressed: false };
+const entries = new WeakMap(); // by row
+let drawRequested = false;
+
+function requestDraw() {
+  if (drawRequested) return;
+  drawRequested = true;
+  requestAnimationFrame(() => {
+    drawRequested = false;
+    drawHeader();
+    // A row that moved between press and release would not be the one that is clicked.
+    if (!shown.paused && !shown.pressed) drawRows();
+    drawPause();
+  });
+}
+
+function put(node, text) {
+  // An untouched node costs no layout and is not announced again.
+  if (node.textContent !== text) node.textContent = text;
+}
+
+function drawHeader() {
+  const words = { connecting: "Connecting", live: "Live", waiting: "Reconnecting", stopped: "Stopped" };
+  const seconds = Math.max(1, Math.ceil((link.retryAt - performance.now()) / 1000));
+  page["state-box"].dataset.state = link.state;
+  put(page.state, words[link.state]);
+  put(page["state-more"], link.state === "waiting" ? `in ${seconds} s` : "");
+  page["state-more"].title = link.state === "waiting" ? `Closed: ${link.why}` : "";
+  page.connect.hidden = link.state !== "waiting" && link.state !== "stopped";
+  page.stopped.hidden = link.state !== "stopped";
+  put(page.stopped, page.stopped.hidden ? "" : `The service closed the connection for good: ${link.why}`);
+  put(page.epoch, position.epoch === null ? "–" : String(position.epoch).slice(0, 8));
+  page.epoch.title = position.epoch ?? "";
+  put(page.seq, position.seq === null ? "–" : numbers.format(position.seq));
+  put(page.events, numbers.format(events));
+  const rate = eventsPerSecond();
+  put(page.rate, rate < 10 ? String(Math.round(rate * 10) / 10) : numbers.format(Math.round(rate)));
+}
+
+function newRows() {
+  return views.get(shown.view).filter((entry) => entry.order > shown.order);
+}
+
+function drawRows() {
+  const fresh = newRows();
+  if (!fresh.length) return;
+  shown.order = fresh.at(-1).order;
+  page.frames.prepend(...fresh.reverse().map(rowOf));
+  while (page.frames.childElementCount > MAX_ROWS) dropLastRow();
+}
+
+function dropLastRow() {
+  const row = page.frames.lastElementChild;
+  const before = row.previousElementSibling;
+  const hadFocus = row.contains(document.activeElement);
+  row.remove();
+  // Otherwise the keyboard would start again at the top of the page.
+  if (hadFocus) before.querySelector("summary").focus({ preventScroll: true });
+}
+
+function drawAnew() {
+  page.frames.replaceChildren();
+  drawRows();
+  resumeIfAllClosed();
+  requestDraw();
+}
+
+function drawPause() {
+  const count = shown.paused ? newRows().length : 0;
+  const some = count === MAX_ROWS ? `${MAX_ROWS}+` : String(count);
+  put(page.pause, shown.paused ? (count ? `Resume (${some} new)` : "Resume") : "Pause");
+}
+
+function make(tag, className, text = "") {
+  const node = document.createElement(tag);
+  node.className = className;
+  node.textContent = text;
+  return node;
+}
+
+function rowOf(entry) {
+  const { operation, topic, seq } = entry.frame;
+  const summary = document.createElement("summary");
+  const badge = make("span", "badge", operation);
+  badge.dataset.kind = BADGES.get(operation) ?? "other";
+  summary.append(
+    make("span", "seq", Number.isInteger(seq) ? String(seq) : ""),
+    timeNode(entry.when),
+    badge,
+    make("span", "topic", topic ?? ""),
+    textNode(entry),
+  );
+  const details = document.createElement("details");
+  details.append(summary);
+  const row = make("li", operation === "resync" ? "row resync" : "row");
+  row.append(details);
+  entries.set(row, entry);
+  return row;
+}
+
+function timeNode(when) {
+  const two = (value) => String(value).padStart(2, "0");
+  const clock = [when.getHours(), when.getMinutes(), when.getSeconds()].map(two).join(":");
+  const node = make("time", "time", clock);
+  node.append(make("span", "millis", `.${String(when.getMilliseconds()).padStart(3, "0")}`));
+  node.dateTime = when.toISOString();
+  return node;
+}
+
+function textNode(entry) {
+  const node = make("span", "text");
+  if (entry.share !== null) node.append(barOf(entry.share));
+  node.append(make("span", "name", entry.summary));
+  if (entry.changed) node.append(make("span", "changed", `changed ${entry.changed}`));
+  return node;
+}
+
+function barOf(share) {
+  const bar = document.createElement("progress");
+  bar.value = share;
+  bar.setAttribute("aria-hidden", "true"); // the text beside it says the same
+  return bar;
+}
+
+// --- expanding
+
+function toggled(details) {
+  details.querySelector(".json")?.remove();
+  if (details.open) {
+    details.append(jsonOf(entries.get(details.parentElement)));
+    holdForReading();
+  } else {
+    resumeIfAllClosed();
+  }
+}
+
+// "toggle" comes later, and rows may be drawn before it.
+function clicked(event) {
+  const details = event.target.closest("summary")?.parentElement;
+  if (details && !details.open) holdForReading();
+}
+
+function jsonOf(entry) {
+  const whole = JSON.stringify(entry.frame, null, 2);
+  const notes = [entry.note];
+  if (whole.length > MAX_JSON) notes.push("Cut at 20 kB.");
+  const pre = make("pre", "", whole.slice(0, MAX_JSON));
+  pre.tabIndex = 0; // it scrolls, so the keyboard must reach it
+  const box = make("div", "json");
+  const note = notes.filter(Boolean).join(" ");
+  if (note) box.append(make("p", "note", note));
+  box.append(pre);
+  return box;
+}
+
+// An open row is being read: it should neither wander nor be dropped from the end of the list. When the list
+// was paused for that alone, it goes on when the last one is closed.
+function holdForReading() {
+  if (shown.paused) return;
+  shown.paused = true;
+  shown.pausedByRow = true;
+  requestDraw();
+}
+
+function resumeIfAllClosed() {
+  if (shown.pausedByRow && !page.frames.querySelector("details[open]")) setPaused(false);
+}
+
+function setPaused(paused) {
+  shown.paused = paused;
+  shown.pausedByRow = false;
+  requestDraw();
+}
+
+// --- controls
+
+function showView(name) {
+  shown.view = name;
+  shown.order = 0;
+  drawAnew();
+}
+
+function clear() {
+  for (const rows of views.values()) rows.length = 0;
+  drawAnew();
+}
+
+function setPressed(pressed) {
+  shown.pressed = pressed;
+  requestDraw();
+}
+
+function start() {
+  page.wscat.textContent = `wscat -c ${socketUrl()}`;
+  page.curl.textContent = `curl ${location.origin}/movies`;
+  page.topics.addEventListener("change", (event) => showView(event.target.value));
+  page.pause.addEventListener("click", () => setPaused(!shown.paused));
+  page.clear.addEventListener("click", clear);
+  page.connect.addEventListener("click", connect);
+  page.frames.addEventListener("click", clicked);
+  // "toggle" does not bubble.
+  page.frames.addEventListener("toggle", (event) => toggled(event.target), { capture: true });
+  page.frames.addEventListener("pointerdown", () => setPressed(true));
+  addEventListener("pointerup", () => setPressed(false));
+  addEventListener("pointercancel", () => setPressed(false));
+  addEventListener("online", () => {
+    if (link.state === "waiting") connect();
+  });
+  setInterval(requestDraw, 1000); // the rate falls and the countdown runs when nothing arrives
+  connect();
+}
+
+start();

@@ -1,0 +1,154 @@
+"""Every error the service raises on purpose, in one tree, and every code it closes a websocket with.
+
+MarqueeError
+├── SettingsError            a wrong setting: stops the start with one sentence
+└── Problem                  answered to the caller: an HTTP status, or an error reply on the socket
+    ├── InvalidInput         422, every problem at once
+    ├── Unauthenticated      401
+    ├── Forbidden            403
+    ├── NotFound             404
+    ├── Conflict             409
+    ├── PreconditionFailed   412
+    ├── ContentTooLarge      413
+    ├── UnsupportedMediaType 415
+    ├── TooManyRequests      429
+    └── Unavailable          503
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from types import MappingProxyType
+from typing import Any
+
+
+class MarqueeError(Exception):
+    """The root of the tree."""
+
+
+class SettingsError(MarqueeError):
+    """A setting that cannot be used; the message is one sentence that names the variable."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldProblem:
+    """One thing wrong with the input: where, what was expected, and a stable machine-readable kind."""
+
+    loc: tuple[str | int, ...]
+    msg: str
+    type: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"loc": list(self.loc), "msg": self.msg, "type": self.type}
+
+
+class Problem(MarqueeError):
+    """An error that is the caller's to read.
+
+    `detail` is what the body's "detail" holds: a sentence, or a list of field problems.
+    """
+
+    status = 500
+    code = "error"
+    headers: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(self, detail: str | list[dict[str, Any]], headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        if headers is not None:
+            self.headers = headers
+
+
+class InvalidInput(Problem):
+    status = 422
+    code = "invalid_input"
+
+    def __init__(self, problems: Sequence[FieldProblem]) -> None:
+        super().__init__([problem.as_dict() for problem in problems])
+        self.problems = tuple(problems)
+
+
+class Unauthenticated(Problem):
+    status = 401
+    code = "unauthenticated"
+    headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
+
+
+class Forbidden(Problem):
+    status = 403
+    code = "forbidden"
+
+
+class NotFound(Problem):
+    status = 404
+    code = "not_found"
+
+
+class Conflict(Problem):
+    """Also a body that names something that does not exist: the input is well formed, the state forbids it."""
+
+    status = 409
+    code = "conflict"
+
+    def __init__(self, detail: str | Sequence[FieldProblem]) -> None:
+        super().__init__(detail if isinstance(detail, str) else [problem.as_dict() for problem in detail])
+
+
+class PreconditionFailed(Problem):
+    status = 412
+    code = "precondition_failed"
+
+
+class ContentTooLarge(Problem):
+    status = 413
+    code = "content_too_large"
+
+
+class UnsupportedMediaType(Problem):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class TooManyRequests(Problem):
+    status = 429
+    code = "too_many_requests"
+
+    def __init__(self, detail: str, retry_after_seconds: int) -> None:
+        super().__init__(detail, {"Retry-After": str(retry_after_seconds)})
+
+
+class Unavailable(Problem):
+    """The database cannot be reached; nothing was written."""
+
+    status = 503
+    code = "unavailable"
+    headers = MappingProxyType({"Retry-After": "1"})
+
+
+class CloseCode(IntEnum):
+    """Why the service closes a websocket.
+
+    4000–4499: reconnect and resume. 4500–4999: do not reconnect before something has changed.
+    The standard ones (RFC 6455, section 7.4.1) are listed because clients meet them here.
+    """
+
+    SERVICE_RESTART = 1012
+    MESSAGE_TOO_BIG = 1009
+    INVALID_TEXT = 1007
+    TOO_SLOW = 4008
+    TOKEN_EXPIRED = 4501
+    FORBIDDEN = 4503
+    PROTOCOL_ERROR = 4509
+
+
+CLOSE_REASONS: Mapping[CloseCode, str] = {
+    CloseCode.SERVICE_RESTART: "service restart: reconnect and resume",
+    CloseCode.MESSAGE_TOO_BIG: "frame too big",
+    CloseCode.INVALID_TEXT: "text frame is not UTF-8",
+    CloseCode.TOO_SLOW: "too slow: nothing was read for too long; reconnect and resume",
+    CloseCode.TOKEN_EXPIRED: "token expired, revoked or not accepted: sign in again",
+    CloseCode.FORBIDDEN: "forbidden",
+    CloseCode.PROTOCOL_ERROR: "protocol error",
+}

@@ -1,0 +1,56 @@
+"""Periodic clean-up under leases: of all workers, one does each task once a period."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from errors import Unavailable
+from repository import event_log, idempotency, leases
+from repository.database import Database
+
+PERIOD_SECONDS = 60.0
+IDEMPOTENCY_KEY_HOURS = 24
+PRUNE_ROWS_PER_TRANSACTION = 5_000  # a writer waits for at most this many
+
+log = structlog.get_logger("cleanup")
+
+
+class Cleanup:
+    """One per process; `run` works until cancelled."""
+
+    def __init__(self, database: Database, owner: str, retention_hours: float, retention_rows: int) -> None:
+        self._database = database
+        self._owner = owner
+        self._retention = timedelta(hours=retention_hours)
+        self._retention_rows = retention_rows
+
+    async def run(self) -> None:
+        while True:
+            # Jittered, so that workers that started together do not ask together.
+            await asyncio.sleep(PERIOD_SECONDS * random.uniform(0.8, 1.2))
+            try:
+                if await leases.take(self._database, "cleanup", self._owner, PERIOD_SECONDS * 0.9):
+                    await self.clean()
+            except Unavailable:
+                pass  # the next period tries again
+
+    async def clean(self) -> None:
+        now = datetime.now(UTC)
+        keys = await idempotency.forget(self._database, now - timedelta(hours=IDEMPOTENCY_KEY_HOURS))
+        pruned = 0
+        while True:
+            count = await event_log.prune(
+                self._database,
+                keep_rows=self._retention_rows,
+                older_than=now - self._retention,
+                max_rows=PRUNE_ROWS_PER_TRANSACTION,
+            )
+            pruned += count
+            if count < PRUNE_ROWS_PER_TRANSACTION:
+                break
+        if keys or pruned:
+            log.info("cleaned up", idempotency_keys=keys, events=pruned)

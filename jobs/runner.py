@@ -1,0 +1,126 @@
+"""The runner: claims jobs and works on them chunk by chunk, a few at a time in each worker.
+
+A chunk is one transaction: its rows, its event and the job's `done`. Killed at any point, the job goes on after its
+last stored chunk as soon as its lease has run out, in whichever worker is first. A stop gives the leases back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from random import Random
+
+import structlog
+
+from errors import Unavailable
+from jobs import generation
+from repository import catalog, jobs, movie_picks
+from repository.database import Database
+from repository.event_log import Event
+from repository.jobs import ClaimedJob, LeaseLost
+from repository.resources import CHARACTERS, MOVIES
+from repository.transaction import Transaction
+
+CONCURRENT_JOBS = 2
+POLL_SECONDS = 1.0
+RENEW_SECONDS = jobs.LEASE_SECONDS / 3
+UNAVAILABLE_PAUSE_SECONDS = 0.5
+CAST_SIZE = 20  # movies that one chunk of characters plays in
+
+log = structlog.get_logger("jobs")
+
+
+class Runner:
+    """One per process. `run` works until cancelled; `see` is a listener of the commits of this process."""
+
+    def __init__(self, database: Database) -> None:
+        self.owner = str(uuid.uuid4())
+        self._database = database
+        self._wake = asyncio.Event()
+
+    def see(self, events: Sequence[Event]) -> None:
+        """A job queued here starts at once; the others are found by looking."""
+        if any(event.topic == "jobs" and event.operation == "add" for event in events):
+            self._wake.set()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(CONCURRENT_JOBS):
+                tasks.create_task(self._work(), name=f"job-runner-{number}")
+
+    async def _work(self) -> None:
+        while True:
+            try:
+                job = await jobs.claim(self._database, self.owner)
+                if job is None:
+                    await self._wait()
+                else:
+                    await self._run_job(job)
+            except Unavailable:
+                await asyncio.sleep(UNAVAILABLE_PAUSE_SECONDS)
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(POLL_SECONDS):
+                await self._wake.wait()
+                self._wake.clear()
+        except TimeoutError:
+            pass
+
+    async def _run_job(self, job: ClaimedJob) -> None:
+        log.info("job started", job=job.id, kind=job.kind, done=job.done, total=job.total)
+        try:
+            await self._run_chunks(job)
+            log.info("job finished", job=job.id, total=job.total)
+        except LeaseLost:
+            log.info("job cancelled or taken over", job=job.id)
+        except Unavailable:
+            raise  # the lease runs out and the job goes on after its last chunk
+        except asyncio.CancelledError:
+            await self._give_back(job)
+            raise
+        except Exception as error:
+            log.error("job failed", job=job.id, exc_info=error)
+            await jobs.fail(self._database, job.id, self.owner, "internal error; the log has the details")
+
+    async def _give_back(self, job: ClaimedJob) -> None:
+        with suppress(Unavailable):  # then the lease runs out by itself
+            await jobs.release(self._database, job.id, self.owner)
+
+    async def _run_chunks(self, job: ClaimedJob) -> None:
+        done, started = job.done, time.monotonic()
+        while done < job.total:
+            count = min(job.batch_size, job.total - done)
+            if job.rate is not None:
+                # A chunk is due when its last row is.
+                await self._sleep_until(job, started + (done - job.done + count) / job.rate)
+            await self._store_chunk(job, done, count, started)
+            done += count
+
+    async def _sleep_until(self, job: ClaimedJob, due: float) -> None:
+        """Keeps the lease, and so notices when the job was cancelled."""
+        while (left := due - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, RENEW_SECONDS))
+            if left > RENEW_SECONDS:
+                await jobs.renew(self._database, job.id, self.owner)
+
+    async def _store_chunk(self, job: ClaimedJob, done: int, count: int, started: float) -> None:
+        # In a thread, so that a large chunk does not hold up the sockets.
+        items = await asyncio.to_thread(generation.rows, job.kind, job.seed, done, count)
+
+        async def work(tx: Transaction) -> None:
+            rows = items
+            if job.kind == "generate_characters":
+                random = Random(f"{job.seed}:{done}:cast")
+                movies = await movie_picks.pick(tx, random, CAST_SIZE)
+                if movies:
+                    rows = [{**row, "movie_id": movies[index * len(movies) // count]} for index, row in enumerate(rows)]
+            resource = MOVIES if job.kind == "generate_movies" else CHARACTERS
+            await catalog.store(tx, resource, rows, job.user_id, job.id)
+            rows_per_second = int((done - job.done + count) / max(time.monotonic() - started, 1e-3))
+            await jobs.advance(tx, job, self.owner, done, count, rows_per_second)
+
+        await self._database.write(work)

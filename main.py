@@ -1,0 +1,277 @@
+"""The composition root: `build_app(settings)` puts the service together; `python main.py` serves it.
+
+`uvicorn main:app` works, too; only here, sockets get the fast path of `realtime.websocket_protocol`, and the stop its
+deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from uvicorn.supervisors import Multiprocess
+
+import logs
+from dashboard.routes import ROUTES as DASHBOARD_ROUTES
+from errors import Conflict, Problem, SettingsError, Unavailable
+from jobs.cleanup import Cleanup
+from jobs.runner import Runner
+from realtime.bus import Bus
+from realtime.endpoint import HEARTBEAT_SECONDS, Realtime
+from realtime.endpoint import ROUTES as REALTIME_ROUTES
+from realtime.feed import Feed
+from realtime.hub import Hub
+from realtime.progress import Progress
+from realtime.subscription import SLOW_CLIENT_SECONDS
+from realtime.websocket_protocol import MarqueeWebSocketProtocol
+from repository import event_log, migrations, users
+from repository.database import Database
+from repository.transaction import Transaction
+from routes import middleware, table
+from routes.operation import Services
+from security import Group, Tokens, hash_password
+from settings import Settings, load_settings, secret_key
+
+MAX_FRAME_BYTES = 256 * 1024  # of a client's message
+PING_TIMEOUT_SECONDS = SLOW_CLIENT_SECONDS + 15  # a slow reader is first told so by its own close code
+STOP_SECONDS = 10
+
+log = structlog.get_logger("main")
+
+
+def build_app(settings: Settings) -> Starlette:
+    """The whole service as an ASGI application. Nothing is opened before its lifespan starts."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
+        async with serve_in_background(settings) as state:
+            yield state
+
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=list(settings.allowed_origins),
+        allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "X-Request-ID"],
+        expose_headers=["ETag", "Link", "Location", "Retry-After", "X-Request-ID", "X-Total-Count"],
+    )
+    app = Starlette(
+        routes=[*table.routes(), *REALTIME_ROUTES, *DASHBOARD_ROUTES],
+        middleware=[
+            Middleware(middleware.OnePath),
+            Middleware(middleware.RequestLog),
+            *([cors] if settings.allowed_origins else []),
+            Middleware(middleware.Unexpected),
+        ],
+        exception_handlers={Problem: middleware.on_problem, HTTPException: middleware.on_http_exception},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+@asynccontextmanager
+async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, Any]]:
+    """Everything that lives as long as the process: the database, the event's way to the sockets, the jobs."""
+    tokens = Tokens(secret_key(settings), settings.algorithm, settings.access_token_expire_minutes * 60)
+    database = Database(settings.database_url)
+    try:
+        await migrations.migrate(database)
+        await create_first_admin(database, settings)
+        hub = Hub()
+        bus = Bus(
+            settings.broadcast_url, on_events=lambda events: feed.offer(events), on_head=lambda h: feed.hear_head(h)
+        )
+        feed = Feed(database, has_shared_bus=bus.is_shared, is_bus_deaf=lambda: bus.is_deaf)
+        progress = Progress(database, hub)
+        runner = Runner(database)
+        cleanup = Cleanup(database, runner.owner, settings.event_retention_hours, settings.event_retention_rows)
+        await feed.start()
+        hub.start(feed.head.seq)
+        feed.on_events += [hub.publish, progress.see]
+        feed.on_reset.append(lambda reason: hub.reset(reason, feed.head.seq))
+        database.on_commit += [bus.publish, runner.see]
+        life = asyncio.create_task(
+            _live_together(bus.run(lambda: feed.head), feed.run(), progress.run(), runner.run(), cleanup.run()),
+            name="background",
+        )
+        life.add_done_callback(_die_with)
+
+        async def readiness() -> Mapping[str, str]:
+            return await check_readiness(database, feed, bus, life)
+
+        yield {
+            "services": Services(database, tokens, readiness, table.document()),
+            "realtime": Realtime(database, feed, hub, tokens, settings.allowed_origins),
+        }
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+    finally:
+        await database.close()
+
+
+async def _live_together(*lives: Any) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        for life in lives:
+            tasks.create_task(life)
+
+
+def _die_with(life: asyncio.Task[None]) -> None:
+    """A process whose feed or bus has died would be silently wrong: it ends instead, and is started again."""
+    if not life.cancelled() and (error := life.exception()) is not None:
+        log.critical("a background task died; the process ends", exc_info=error)
+        os._exit(1)
+
+
+async def create_first_admin(database: Database, settings: Settings) -> None:
+    """Once; the account is left alone after that, whatever the settings say."""
+    if settings.first_admin_password is None:
+        return
+    fields = {"username": settings.first_admin_username, "email": settings.first_admin_email}
+    named = {name: value for name, value in fields.items() if value}
+    for login in named.values():
+        if await users.find_by_login(database, login) is not None:
+            return
+    password_hash = await asyncio.to_thread(hash_password, settings.first_admin_password.get_secret_value())
+
+    async def work(tx: Transaction) -> None:
+        await users.create(tx, named, password_hash, Group.ADMIN)
+
+    try:
+        await database.write(work)
+        log.info("first admin created", **named)
+    except Conflict:
+        pass  # another worker was first
+
+
+async def check_readiness(database: Database, feed: Feed, bus: Bus, life: asyncio.Task[None]) -> Mapping[str, str]:
+    """One sentence a check, `ok` when all is well."""
+    checks = {"service": "ok", "database": "ok", "bus": "ok", "feed": "ok"}
+    if life.done():
+        checks["service"] = "stopping"
+    try:
+        head = await event_log.head(database)
+        if head.seq - feed.head.seq > 1_000:
+            checks["feed"] = f"{head.seq - feed.head.seq} events behind the log"
+    except Unavailable:
+        checks["database"] = "not reachable"
+    if bus.is_deaf:
+        checks["bus"] = "silent: events are read from the log, up to a second late"
+    return checks
+
+
+# --- serving
+
+
+def banner(settings: Settings, port: int) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    shown = "127.0.0.1" if host in ("0.0.0.0", "[::]") else host  # noqa: S104
+    base = f"http://{shown}:{port}"
+    kind = "SQLite" if settings.sqlite_path else "PostgreSQL"
+    bus = "Redis" if settings.has_shared_bus else "in-memory bus"
+    return f"""
+  Marquee is on air: {base}   ({kind}, {bus}, {settings.workers} worker{"s" if settings.workers > 1 else ""})
+
+    live page   {base}/
+    API docs    {base}/docs   {base}/redoc   {base}/openapi.json
+
+    watch       wscat -c ws://{shown}:{port}/ws
+    register    curl {base}/auth/register -H 'Content-Type: application/json' \\
+                  -d '{{"username": "holly", "password": "third man 1949"}}'
+    add         TOKEN=$(curl -s {base}/token -d "username=holly&password=third man 1949" \\
+                  | python3 -c "import json, sys; print(json.load(sys.stdin)['access_token'])")
+                curl {base}/movies -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' \\
+                  -d '{{"title": "The Third Man"}}'
+    fill        curl -X POST {base}/movies/generate/1000 -H "Authorization: Bearer $TOKEN"
+"""
+
+
+def server_config(settings: Settings, app: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws=MarqueeWebSocketProtocol,
+        ws_max_size=MAX_FRAME_BYTES,
+        ws_ping_interval=HEARTBEAT_SECONDS,
+        ws_ping_timeout=PING_TIMEOUT_SECONDS,
+        # Compressing each frame for each socket would cost more than everything else together.
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=STOP_SECONDS,
+        lifespan="on",
+    )
+
+
+def serve(settings: Settings) -> None:
+    """Listen and serve until told to stop. Raises SettingsError when the address cannot be had."""
+    secret_key(settings)  # once, before there are workers to race for it
+    listener = _listen(settings)
+    port = listener.getsockname()[1]
+    print(banner(settings, port), flush=True)
+    if settings.workers > 1:
+        config = server_config(settings, "main:app")
+        listener.set_inheritable(True)
+        Multiprocess(config, sockets=[listener]).run()
+    else:
+        uvicorn.Server(server_config(settings, build_app(settings))).run(sockets=[listener])
+
+
+def _listen(settings: Settings) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+        listener.setblocking(False)
+        return listener
+    except socket.gaierror as error:
+        raise SettingsError(f"HOST: {settings.host} is not an address of this machine: {error.strerror}.") from error
+    except OSError as error:
+        raise SettingsError(f"PORT: cannot listen on {settings.host}:{settings.port}: {error.strerror}.") from error
+
+
+def run(arguments: Sequence[str] = ()) -> int:
+    """`python main.py`. Answers the exit status."""
+    try:
+        settings = load_settings()
+        logs.configure(settings.log_format, settings.log_level)
+        serve(settings)
+        return 0
+    except SettingsError as error:
+        print(f"Marquee cannot start. {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+
+
+def __getattr__(name: str) -> Any:
+    """`main:app`, built when a server asks for it, so that importing this module opens and reads nothing."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        settings = load_settings()
+        logs.configure(settings.log_format, settings.log_level)
+        return build_app(settings)
+    except SettingsError as error:
+        sys.exit(f"Marquee cannot start. {error}")
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,228 @@
+"""The tables, for SQLite and PostgreSQL alike.
+
+In Python times and dates are the texts of `times.py`. Text compares by code point on both databases (collation "C"),
+never by locale, so that a filter gives one answer everywhere.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import TypeEngine
+
+from times import utc_text
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+class UtcTime(TypeDecorator[str]):
+    """RFC 3339 text in Python; TIMESTAMPTZ on PostgreSQL, text on SQLite."""
+
+    impl = String(27)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(DateTime(timezone=True))
+        return dialect.type_descriptor(String(27))
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
+        if value is None or dialect.name != "postgresql":
+            return value
+        return datetime.fromisoformat(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
+        return utc_text(value) if isinstance(value, datetime) else value
+
+
+class IsoDate(TypeDecorator[str]):
+    """`YYYY-MM-DD` in Python; DATE on PostgreSQL, text on SQLite."""
+
+    impl = String(10)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(Date())
+        return dialect.type_descriptor(String(10))
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
+        if value is None or dialect.name != "postgresql":
+            return value
+        return date.fromisoformat(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
+        return value.isoformat() if isinstance(value, date) else value
+
+
+# SQLite only counts a primary key up by itself when it is spelled INTEGER.
+Id = BigInteger().with_variant(Integer(), "sqlite")
+Strings = JSON().with_variant(JSONB(), "postgresql")
+
+
+def _text(length: int | None = None) -> TypeEngine[Any]:
+    plain: TypeEngine[Any] = String(length) if length else Text()
+    by_code_point: TypeEngine[Any] = String(length, collation="C") if length else Text(collation="C")
+    return plain.with_variant(by_code_point, "postgresql")
+
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("username", _text(50)),
+    # The normalised forms decide whether two people would have the same name.
+    Column("username_key", _text(200), unique=True),
+    Column("email", _text(320)),
+    Column("email_key", _text(320), unique=True),
+    Column("name", _text(100)),
+    Column("first_name", _text(100)),
+    Column("last_name", _text(100)),
+    Column("phone_number", _text(16)),
+    Column("password_hash", Text, nullable=False),
+    Column("group", _text(20), nullable=False),
+    Column("is_active", Boolean, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+movies = Table(
+    "movies",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("title", _text(255), nullable=False),
+    Column("description", _text()),
+    Column("release_date", IsoDate),
+    Column("rating", SmallInteger),
+    Column("duration_minutes", Integer),
+    Column("status", _text(50)),
+    Column("budget", BigInteger),
+    Column("revenue", BigInteger),
+    Column("country", _text(2)),
+    Column("languages", Strings, nullable=False),
+    Column("genres", Strings, nullable=False),
+    Column("user_id", Id, ForeignKey("users.id")),
+    Column("characters_count", Integer, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+    Index("ix_movies_user_id", "user_id", "id"),
+    # An id is never given twice: a watcher must not take a new movie for a deleted one.
+    sqlite_autoincrement=True,
+)
+
+characters = Table(
+    "characters",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("name", _text(255), nullable=False),
+    Column("description", _text()),
+    Column("movie_id", Id, ForeignKey("movies.id")),
+    Column("user_id", Id, ForeignKey("users.id")),
+    Column("version", Integer, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+    Index("ix_characters_user_id", "user_id", "id"),
+    Index("ix_characters_movie_id", "movie_id", "id"),
+    sqlite_autoincrement=True,
+)
+
+event_head = Table(
+    "event_head",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("epoch", String(32), nullable=False),
+    Column("seq", BigInteger, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", Id, primary_key=True, autoincrement=False),
+    Column("topic", String(32), nullable=False),
+    Column("operation", String(16), nullable=False),
+    Column("entity_id", String(36)),
+    Column("audience", String(64), nullable=False),
+    # Encoded JSON: what the frame's "data" holds, and what the rows were before.
+    Column("payload", LargeBinary, nullable=False),
+    Column("before", LargeBinary),
+    Column("changed", Text),
+    Column("actor_id", BigInteger),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("done", Integer, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("batch_size", Integer, nullable=False),
+    Column("rate", Float),
+    Column("user_id", Id, ForeignKey("users.id")),
+    Column("created_at", UtcTime, nullable=False),
+    Column("started_at", UtcTime),
+    Column("finished_at", UtcTime),
+    Column("rows_per_second", Integer, nullable=False),
+    Column("error", Text),
+    Column("attempts", Integer, nullable=False),
+    Column("lease_owner", String(36)),
+    # Seconds since 1970 by the database's clock, so that workers need not agree on the time.
+    Column("lease_until", Float),
+    Index("ix_jobs_state", "state", "lease_until"),
+    Index("ix_jobs_user_id", "user_id"),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("user_id", Id, ForeignKey("users.id"), primary_key=True, autoincrement=False),
+    Column("key", _text(255), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("status", SmallInteger),
+    Column("headers", Text),
+    Column("body", LargeBinary),
+    Column("created_at", UtcTime, nullable=False, index=True),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("owner", String(36), nullable=False),
+    Column("until", Float, nullable=False),
+)

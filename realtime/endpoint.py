@@ -1,0 +1,205 @@
+"""`GET /ws`: from the handshake to the last frame of one websocket."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+from starlette.responses import Response
+from starlette.routing import BaseRoute, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from errors import FieldProblem, Forbidden, InvalidInput, Problem
+from realtime import frames
+from realtime.connection import Connection
+from realtime.feed import Feed
+from realtime.frames import Frames, Rendering
+from realtime.hub import Hub
+from realtime.stream import EXTENSION, QueuedStream, Stream
+from realtime.subscription import Spec, Subscription
+from repository import users
+from repository.database import Database
+from schemas import MAX_ID, PUBLIC_TOPICS, TOPICS
+from security import ANONYMOUS_AUDIENCES, Identity, Tokens
+
+HEARTBEAT_SECONDS = 20  # proxies drop sockets that are idle for 30 to 120 s
+PARAMETERS = ("topics", "since", "epoch", "bulk")
+
+
+@dataclass(frozen=True, slots=True)
+class Realtime:
+    """What the endpoint needs of the process; in the lifespan state as `realtime`."""
+
+    database: Database
+    feed: Feed
+    hub: Hub
+    tokens: Tokens
+    allowed_origins: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """The query of the handshake."""
+
+    topics: frozenset[str]
+    since: int | None
+    epoch: str | None
+    rendering: Rendering
+
+
+def parse_wish(items: list[tuple[str, str]]) -> Wish:
+    """Raises InvalidInput with everything that is wrong."""
+    problems: list[FieldProblem] = []
+    given: dict[str, str] = {}
+    for name, value in items:
+        if name not in PARAMETERS:
+            expected = ", ".join(PARAMETERS)
+            problems.append(FieldProblem(("query", name), f"Unknown parameter; expected one of {expected}", "unknown"))
+        elif name in given:
+            problems.append(FieldProblem(("query", name), "Expected once", "repeated"))
+        given[name] = value
+    topics = frozenset(name for name in given["topics"].split(",") if name) if "topics" in given else PUBLIC_TOPICS
+    if not topics or not topics <= TOPICS.keys():
+        expected = ", ".join(TOPICS)
+        problems.append(FieldProblem(("query", "topics"), f"Expected one or more of {expected}", "unknown_topic"))
+    since = given.get("since")
+    if since is not None and not (since.isascii() and since.isdigit() and int(since[:20]) <= MAX_ID):
+        problems.append(FieldProblem(("query", "since"), "Expected the number of an event, 0 or more", "invalid_since"))
+    if given.get("bulk", "items") not in ("items", "summary"):
+        problems.append(FieldProblem(("query", "bulk"), "Expected items or summary", "invalid_bulk"))
+    if "epoch" in given and since is None:
+        problems.append(FieldProblem(("query", "epoch"), "Expected since beside epoch", "missing_since"))
+    if problems:
+        raise InvalidInput(problems)
+    return Wish(
+        topics,
+        int(since) if since is not None else None,
+        given.get("epoch"),
+        Rendering("summary" if given.get("bulk") == "summary" else "items"),
+    )
+
+
+def check_origin(origin: str | None, host: str | None, allowed: tuple[str, ...]) -> None:
+    """Browsers send Origin and let any page connect: only our own page and those allowed may. Raises Forbidden."""
+    if origin is None or "*" in allowed or origin.rstrip("/") in allowed:
+        return
+    if host is None or urlsplit(origin).netloc.lower() != host.lower():
+        raise Forbidden("This origin is not allowed; the service lists it in ALLOWED_ORIGINS")
+
+
+def token_of(websocket: WebSocket) -> tuple[str | None, str | None]:
+    """The token and the subprotocol to accept: from the Authorization header, else `Sec-WebSocket-Protocol`."""
+    scheme, _, token = websocket.headers.get("authorization", "").partition(" ")
+    offered = list(websocket.scope.get("subprotocols", []))
+    chosen = "bearer" if "bearer" in offered else None
+    if scheme.lower() == "bearer":
+        return token.strip(), chosen
+    if chosen is not None and len(offered) > offered.index("bearer") + 1:
+        return offered[offered.index("bearer") + 1], chosen
+    return None, chosen
+
+
+async def watch(websocket: WebSocket) -> None:
+    realtime: Realtime = websocket.state.realtime
+    try:
+        check_origin(websocket.headers.get("origin"), websocket.headers.get("host"), realtime.allowed_origins)
+        wish = parse_wish(websocket.query_params.multi_items())
+        token, subprotocol = token_of(websocket)
+        identity = await users.identify(realtime.database, realtime.tokens, token) if token is not None else None
+        for topic in wish.topics:
+            if TOPICS[topic] != "public" and (identity is None or identity.group != TOPICS[topic]):
+                raise Forbidden(f"Topic {topic} is for {TOPICS[topic]}s")
+        position, resync_reason = await _find_position(realtime.feed, wish)
+    except Problem as problem:
+        await _refuse(websocket, problem)
+        return
+    await websocket.accept(subprotocol=subprotocol)
+    async with AsyncExitStack() as stack:
+        stream = await _stream_of(websocket, stack)
+        await _serve(websocket, realtime, stream, wish, identity, position, resync_reason)
+
+
+async def _find_position(feed: Feed, wish: Wish) -> tuple[int | None, str | None]:
+    """Where to begin (None for now), or why it cannot be where the client wants."""
+    if wish.since is None:
+        return None, None
+    if wish.epoch is not None and wish.epoch != feed.head.epoch:
+        return None, "another epoch"
+    reason = await feed.check_position(wish.since)
+    return (None, reason) if reason is not None else (wish.since, None)
+
+
+async def _refuse(websocket: WebSocket, problem: Problem) -> None:
+    body = orjson.dumps({"detail": problem.detail})
+    response = Response(body, problem.status, dict(problem.headers), "application/json")
+    await websocket.send_denial_response(response)
+
+
+async def _stream_of(websocket: WebSocket, stack: AsyncExitStack) -> Stream:
+    direct: Stream | None = websocket.scope.get("extensions", {}).get(EXTENSION)
+    if direct is not None:
+        return direct
+    queued = QueuedStream(websocket)
+    sender = asyncio.create_task(queued.run(), name="websocket-sender")
+
+    async def end() -> None:
+        sender.cancel()
+        await asyncio.gather(sender, return_exceptions=True)
+
+    stack.push_async_callback(end)
+    return queued
+
+
+async def _serve(
+    websocket: WebSocket,
+    realtime: Realtime,
+    stream: Stream,
+    wish: Wish,
+    identity: Identity | None,
+    position: int | None,
+    resync_reason: str | None,
+) -> None:
+    async def identify(token: str) -> Identity:
+        return await users.identify(realtime.database, realtime.tokens, token)
+
+    audiences = identity.audiences if identity is not None else ANONYMOUS_AUDIENCES
+    subscription = Subscription(Spec(wish.topics, wish.rendering, audiences), stream, realtime.feed, realtime.hub)
+    connection = Connection(stream, subscription, identity, identify)
+    # From here to `open` nothing is awaited: the number in the welcome is the place where the stream begins.
+    head = realtime.feed.head
+    start = position if position is not None else head.seq
+    first = [
+        frames.welcome(
+            epoch=head.epoch,
+            seq=start,
+            user_id=identity.user_id if identity is not None else None,
+            heartbeat_seconds=HEARTBEAT_SECONDS,
+        )
+    ]
+    if resync_reason is not None:
+        first.append(frames.resync(reason=resync_reason, epoch=head.epoch, seq=head.seq))
+    stream.write(Frames(first))
+    connection.open(start)
+    try:
+        await _receive(websocket, connection)
+    finally:
+        connection.stop()
+
+
+async def _receive(websocket: WebSocket, connection: Connection) -> None:
+    while True:
+        message: Any = await websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            return
+        text = message.get("text")
+        if text is not None:
+            await connection.receive_text(text)
+        else:
+            connection.receive_bytes()
+
+
+ROUTES: list[BaseRoute] = [WebSocketRoute("/ws", watch)]

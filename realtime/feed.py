@@ -1,0 +1,252 @@
+"""This process's stream of events: every event once, in order, from wherever it can be had.
+
+Invariants:
+- `head` only moves to the next number; listeners see each number exactly once and in order.
+- The bus is an accelerator. An event that is not the next waits a moment for those before it; when they do not come, or
+  when the log's head is seen to be ahead, the missing ones are read from the log.
+- The log's head is read from the database at an interval that depends on how good the bus is, so that a process without
+  a bus, or with a deaf one, lags and never loses.
+- Another epoch, or a head that went backwards, means another log: listeners are told to start over.
+
+Only `run` awaits; `offer` and `hear_head` may be called from anywhere in the loop. Cancelling `run` stops it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from errors import Unavailable
+from realtime.ring import Ring
+from repository import event_log
+from repository.database import Database
+from repository.event_log import Event, Head
+
+GAP_GRACE_SECONDS = 0.02  # commits of several writers reach the bus out of order by about this much at most
+PENDING_EVENTS = 1_000
+PENDING_BYTES = 8 * 1024 * 1024
+PAGE_EVENTS = 500
+PAGE_BYTES = 512 * 1024
+POLL_SECONDS_LOCAL = 0.05  # no shared bus: another process's events are only seen by looking
+POLL_SECONDS_SHARED = 1.0
+POLL_SECONDS_DEAF = 0.1
+MAX_CONCURRENT_LOG_READS = 4
+MAX_BACKOFF_SECONDS = 2.0
+
+log = structlog.get_logger("feed")
+
+
+class PositionTooOld(Exception):
+    """The log no longer holds the event after this position."""
+
+
+class Feed:
+    """One per process."""
+
+    def __init__(self, database: Database, *, has_shared_bus: bool, is_bus_deaf: Callable[[], bool]) -> None:
+        self.head = Head("", 0)
+        self.ring = Ring()
+        self.is_database_up = True
+        self.log_reads = 0
+        self.gaps = 0
+        self.on_events: list[Callable[[Sequence[Event]], None]] = []
+        self.on_reset: list[Callable[[str], None]] = []
+        self._database = database
+        self._has_shared_bus = has_shared_bus
+        self._is_bus_deaf = is_bus_deaf
+        self._pending: dict[int, Event] = {}
+        self._pending_bytes = 0
+        self._target = 0
+        self._look = asyncio.Event()
+        self._behind = asyncio.Event()
+        self._reading = asyncio.Semaphore(MAX_CONCURRENT_LOG_READS)
+
+    async def start(self) -> None:
+        """Take up the stream at the log's head. Raises Unavailable."""
+        self.head = await event_log.head(self._database)
+        self._target = self.head.seq
+
+    # --- what comes in
+
+    def offer(self, events: Sequence[Event]) -> None:
+        """Events heard on the bus, in any order."""
+        ready: list[Event] = []
+        for event in events:
+            if event.epoch != self.head.epoch:
+                self._look.set()
+            elif event.seq == self.head.seq + 1:
+                self._take(event, ready)
+                self._take_pending(ready)
+            elif event.seq > self.head.seq:
+                self._keep(event)
+        self._tell(ready)
+
+    def hear_head(self, head: Head) -> None:
+        """Somebody's place in the log, or a hint to look for oneself."""
+        if head.epoch != self.head.epoch:
+            self._look.set()
+        elif head.seq > self.head.seq:
+            self._aim(head.seq)
+
+    def _take(self, event: Event, ready: list[Event]) -> None:
+        self.head = Head(event.epoch, event.seq)
+        self.ring.append(event)
+        ready.append(event)
+
+    def _take_pending(self, ready: list[Event]) -> None:
+        while self._pending:
+            event = self._pending.pop(self.head.seq + 1, None)
+            if event is None:
+                return
+            self._pending_bytes -= event.size
+            self._take(event, ready)
+
+    def _keep(self, event: Event) -> None:
+        self._aim(event.seq)
+        has_room = len(self._pending) < PENDING_EVENTS and self._pending_bytes + event.size <= PENDING_BYTES
+        if has_room and event.seq not in self._pending:
+            self._pending[event.seq] = event
+            self._pending_bytes += event.size
+
+    def _aim(self, seq: int) -> None:
+        self._target = max(self._target, seq)
+        self._behind.set()
+
+    def _tell(self, ready: Sequence[Event]) -> None:
+        if ready:
+            for listener in self.on_events:
+                listener(ready)
+
+    # --- the log
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch_head(), name="feed-head")
+            tasks.create_task(self._fill_gaps(), name="feed-gaps")
+
+    def _poll_seconds(self) -> float:
+        if not self._has_shared_bus:
+            return POLL_SECONDS_LOCAL
+        return POLL_SECONDS_DEAF if self._is_bus_deaf() else POLL_SECONDS_SHARED
+
+    async def _watch_head(self) -> None:
+        backoff = POLL_SECONDS_DEAF
+        while True:
+            self._look.clear()
+            seen = self.head
+            try:
+                found = await event_log.head(self._database)
+            except Unavailable:
+                self._database_went_away()
+                await asyncio.sleep(backoff)
+                backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
+                continue
+            backoff = POLL_SECONDS_DEAF
+            self._database_came_back()
+            if found.epoch != self.head.epoch or found.seq < seen.seq:
+                self._reset(found)
+            elif found.seq > self.head.seq:
+                self._aim(found.seq)
+            try:
+                async with asyncio.timeout(self._poll_seconds()):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
+
+    async def _fill_gaps(self) -> None:
+        backoff = POLL_SECONDS_DEAF
+        while True:
+            await self._behind.wait()
+            self._behind.clear()
+            if self.head.seq < self._target:
+                await asyncio.sleep(GAP_GRACE_SECONDS)
+            if self.head.seq < self._target:
+                self.gaps += 1
+            while self.head.seq < self._target:
+                try:
+                    await self._fill()
+                    backoff = POLL_SECONDS_DEAF
+                except Unavailable:
+                    self._database_went_away()
+                    await asyncio.sleep(backoff)
+                    backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
+
+    async def _fill(self) -> None:
+        start = self.head
+        events = await self._read_log(start.seq, PAGE_EVENTS, PAGE_BYTES)
+        if self.head.epoch != start.epoch:
+            return
+        ready: list[Event] = []
+        for event in events:
+            if event.epoch == self.head.epoch and event.seq == self.head.seq + 1:
+                self._take(event, ready)
+        self._take_pending(ready)
+        self._tell(ready)
+        if not ready and self.head == start:
+            # Nothing follows where something must: pruned beyond us, or another log under the same name.
+            found = await event_log.head(self._database)
+            if found.epoch != start.epoch or found.seq < start.seq or events:
+                self._reset(found)
+            self._target = max(found.seq, self.head.seq)
+
+    def _reset(self, found: Head) -> None:
+        log.warning("another log", was=self.head.epoch, was_seq=self.head.seq, now=found.epoch, now_seq=found.seq)
+        self.head = found
+        self._target = found.seq
+        self._pending.clear()
+        self._pending_bytes = 0
+        self.ring.clear()
+        for listener in self.on_reset:
+            listener("the log was replaced")
+
+    def _database_went_away(self) -> None:
+        if self.is_database_up:
+            self.is_database_up = False
+            log.warning("database unreachable; trying again")
+
+    def _database_came_back(self) -> None:
+        if not self.is_database_up:
+            self.is_database_up = True
+            log.info("database reachable again")
+
+    async def _read_log(self, seq: int, max_events: int, max_bytes: int) -> list[Event]:
+        async with self._reading:
+            self.log_reads += 1
+            return await event_log.read_after(self._database, seq, max_rows=max_events, max_bytes=max_bytes)
+
+    # --- what goes out to those behind
+
+    async def read_after(self, seq: int) -> list[Event]:
+        """The next page after `seq`, from the ring or the log; empty at the head.
+
+        Raises PositionTooOld when the log no longer reaches back to there, Unavailable when it cannot be read.
+        """
+        if seq >= self.head.seq:
+            return []
+        found = self.ring.after(seq, max_events=PAGE_EVENTS, max_bytes=PAGE_BYTES)
+        if found is None:
+            found = await self._read_log(seq, PAGE_EVENTS, PAGE_BYTES)
+            # What is committed but not yet in this process's stream comes again with the stream.
+            found = [event for event in found if event.seq <= self.head.seq]
+        if not found or found[0].seq != seq + 1:
+            raise PositionTooOld(seq)
+        return found
+
+    async def check_position(self, seq: int) -> str | None:
+        """Why a stream cannot go on after `seq`, or None when it can. Raises Unavailable.
+
+        A client that comes from another worker may be a little ahead of this one: its number counts as good once the
+        log knows it.
+        """
+        if seq > self.head.seq:
+            found = await event_log.head(self._database)
+            if seq > found.seq:
+                return "position is newer than the log"
+            self._aim(found.seq)
+            return None
+        if seq == self.head.seq or self.ring.after(seq, max_events=1, max_bytes=1) is not None:
+            return None
+        oldest = await event_log.oldest(self._database)
+        return "position is older than the log" if oldest is None or oldest > seq + 1 else None

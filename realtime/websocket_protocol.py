@@ -1,0 +1,131 @@
+"""uvicorn's sans-I/O websocket protocol with a way to write past ASGI.
+
+The ASGI extension `marquee.stream` hands the application a `DirectStream`. Writing whole frames to the transport is
+safe beside uvicorn's own writes, which are whole frames, too: frames never interleave. Also here, because only the
+protocol can: a close that does not wait for a peer that reads nothing, a close frame that survives unread input, and a
+keepalive that takes a slow reader's progress as a sign of life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
+from websockets.protocol import State
+
+from errors import CLOSE_REASONS, CloseCode
+from realtime.frames import Frames
+from realtime.stream import EXTENSION, HIGH_WATER_BYTES, LOW_WATER_BYTES
+
+CLOSE_SECONDS = 5.0  # from our close frame to the end of the connection, whatever the peer does
+SHUTDOWN_SECONDS = 2.0
+LINGER_SECONDS = 1.0
+
+
+class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
+    """For `uvicorn.Config(ws=…)`."""
+
+    _lingering = False
+    _unsent_at_ping = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES, low=LOW_WATER_BYTES)
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if not self.close_sent:
+            extensions: Any = self.scope["extensions"]
+            extensions[EXTENSION] = DirectStream(self)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._lingering:
+            super().data_received(data)
+
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text" and not self.close_sent:
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:  # the client's fault: nothing for the error log
+                self.frames = []
+                self.conn.send_close(CloseCode.INVALID_TEXT, CLOSE_REASONS[CloseCode.INVALID_TEXT])
+                self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
+
+    def handle_parser_exception(self) -> None:
+        """As uvicorn's, but lingering: closing with input unread resets the connection, and the close frame is lost."""
+        assert self.conn.close_sent is not None
+        code, reason = self.conn.close_sent.code, self.conn.close_sent.reason
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        self.stop_keepalive()
+        self._lingering = True
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    def send_keepalive_ping(self) -> None:
+        super().send_keepalive_ping()
+        self._unsent_at_ping = self.transport.get_write_buffer_size()
+
+    def keepalive_timeout(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if 0 < unsent != self._unsent_at_ping and self.ping_timeout is not None:
+            # The pong waits behind data that is moving.
+            self._unsent_at_ping = unsent
+            self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
+            return
+        super().keepalive_timeout()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        # transport.close() waits for unsent data; a peer that reads nothing must not hold up the stop.
+        self.loop.call_later(SHUTDOWN_SECONDS, self.transport.abort)
+
+    @property
+    def is_open(self) -> bool:
+        return (
+            self.handshake_complete
+            and not self.close_sent
+            and self.conn.state is State.OPEN
+            and not self.transport.is_closing()
+        )
+
+    def close_now(self, code: int, reason: str) -> None:
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self.conn.send_close(code, reason)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        self.stop_keepalive()
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
+
+
+class DirectStream:
+    """See `realtime.stream.Stream`."""
+
+    __slots__ = ("_protocol",)
+
+    def __init__(self, protocol: MarqueeWebSocketProtocol) -> None:
+        self._protocol = protocol
+
+    def write(self, frames: Frames) -> None:
+        if self._protocol.is_open:
+            self._protocol.transport.write(frames.wire)
+
+    def buffered(self) -> int:
+        return self._protocol.transport.get_write_buffer_size()
+
+    async def drained(self) -> None:
+        await self._protocol.writable.wait()
+
+    def close(self, code: int, reason: str) -> None:
+        if self._protocol.is_open:
+            self._protocol.close_now(code, reason)

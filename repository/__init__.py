@@ -1,0 +1,1 @@
+"""The only place with SQL. Each write appends its event in the same transaction."""

@@ -1,0 +1,242 @@
+"""Writing movies and characters: one by one and in bulk, each write with its events.
+
+Every function takes the transaction of `Database.write`. Rows of one table are locked in the order of their ids. A
+movie and its characters can still be locked from both ends at once; then PostgreSQL refuses one of the two, and
+`Database.write` runs it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from sqlalchemy import bindparam, delete, insert, select, update
+
+from errors import Forbidden, NotFound, PreconditionFailed
+from repository import links, rows
+from repository.lists import entity
+from repository.resources import Resource
+from repository.transaction import Transaction
+from security import Identity
+from times import utc_now
+
+# The versions that If-Match allows; None when it allows any.
+IfMatch = frozenset[int] | None
+
+# What a no-op edit leaves alone, and `changed` does not name.
+_BOOKKEEPING = frozenset({"version", "updated_at"})
+
+
+def _whole(resource: Resource, fields: Mapping[str, Any], user_id: int | None, now: str) -> dict[str, Any]:
+    row = {**resource.defaults, **fields, "user_id": user_id, "version": 1, "created_at": now, "updated_at": now}
+    if "characters_count" in resource.table.c:
+        row["characters_count"] = 0
+    return row
+
+
+async def add(tx: Transaction, resource: Resource, identity: Identity, fields: Mapping[str, Any]) -> bytes:
+    """Store one entity and answer it, encoded. Raises Conflict when it names a movie that does not exist."""
+    await links.require(tx, resource, [fields], bulk=False)
+    row = _whole(resource, fields, identity.user_id, utc_now())
+    stored = await tx.connection.execute(insert(resource.table).values(row).returning(resource.table))
+    added = entity(stored.one())
+    payload = tx.emit(resource.name, "add", added, actor_id=identity.user_id)
+    await links.added(tx, resource, [added], identity.user_id)
+    return payload
+
+
+async def add_bulk(
+    tx: Transaction,
+    resource: Resource,
+    identity: Identity,
+    items: Sequence[Mapping[str, Any]],
+    *,
+    skip_unknown: bool,
+) -> tuple[list[bytes], list[int]]:
+    """Store many: the entities, encoded, and the positions of those left out because their movie does not exist.
+
+    Without `skip_unknown` none is left out: Conflict names the rows, and nothing is stored.
+    """
+    if not skip_unknown:
+        await links.require(tx, resource, items, bulk=True)
+        return await store(tx, resource, items, identity.user_id), []
+    unknown = await links.missing_links(tx, resource, items)
+    left_out = set(unknown)
+    good = [item for index, item in enumerate(items) if index not in left_out]
+    return await store(tx, resource, good, identity.user_id), unknown
+
+
+async def store(
+    tx: Transaction,
+    resource: Resource,
+    items: Sequence[Mapping[str, Any]],
+    user_id: int | None,
+    job_id: str | None = None,
+) -> list[bytes]:
+    """Insert rows whose links are known to be good, with their event. Answers the entities, encoded."""
+    if not items:
+        return []
+    now = utc_now()
+    ids = await rows.reserve_ids(tx, resource.table, len(items))
+    whole = [_whole(resource, item, user_id, now) for item in items]
+    columns = resource.columns
+    ordered = []
+    for entity_id, row in zip(ids, whole, strict=True):
+        row["id"] = entity_id
+        ordered.append({name: row[name] for name in columns})
+    await rows.insert(tx, resource.table, ordered)
+    encoded = [orjson.dumps(row) for row in ordered]
+    tx.emit_bulk(resource.name, "add_bulk", encoded, actor_id=user_id, job_id=job_id)
+    await links.added(tx, resource, ordered, user_id)
+    return encoded
+
+
+async def _locked(tx: Transaction, resource: Resource, ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The rows with these ids, in the order of their ids, locked until COMMIT."""
+    table = resource.table
+    chosen = table.c.id == ids[0] if len(ids) == 1 else rows.one_of(tx.is_sqlite, table.c.id, ids)
+    found = await tx.connection.execute(select(table).where(chosen).order_by(table.c.id).with_for_update())
+    return [entity(row) for row in found]
+
+
+async def _one(
+    tx: Transaction, resource: Resource, identity: Identity, entity_id: int, if_match: IfMatch
+) -> dict[str, Any]:
+    found = await _locked(tx, resource, [entity_id])
+    if not found:
+        raise NotFound(f"There is no {resource.singular} {entity_id}")
+    row = found[0]
+    if not identity.may_change(row["user_id"]):
+        raise Forbidden(f"Only its owner, moderators and admins may change {resource.singular} {entity_id}")
+    if if_match is not None and row["version"] not in if_match:
+        raise PreconditionFailed(f"{resource.singular.capitalize()} {entity_id} is at version {row['version']} now")
+    return row
+
+
+def _edited(row: dict[str, Any], fields: Mapping[str, Any], now: str) -> tuple[dict[str, Any], list[str]]:
+    changed = [name for name, value in fields.items() if row[name] != value]
+    if not changed:
+        return row, []
+    return {**row, **fields, "version": row["version"] + 1, "updated_at": now}, changed
+
+
+async def edit(
+    tx: Transaction,
+    resource: Resource,
+    identity: Identity,
+    entity_id: int,
+    fields: Mapping[str, Any],
+    if_match: IfMatch,
+) -> bytes:
+    """Set `fields` and answer the whole entity, encoded. An edit that changes nothing is no edit: no event.
+
+    Raises NotFound, Forbidden, PreconditionFailed and Conflict.
+    """
+    before = await _one(tx, resource, identity, entity_id, if_match)
+    await links.require(tx, resource, [fields], bulk=False)
+    after, changed = _edited(before, fields, utc_now())
+    if not changed:
+        return orjson.dumps(before)
+    table = resource.table
+    written = {name: after[name] for name in (*changed, *_BOOKKEEPING)}
+    await tx.connection.execute(update(table).where(table.c.id == entity_id).values(written))
+    payload = tx.emit(resource.name, "update", after, actor_id=identity.user_id, before=before, changed=changed)
+    await links.edited(tx, resource, [before], [after], identity.user_id)
+    return payload
+
+
+async def edit_bulk(
+    tx: Transaction, resource: Resource, identity: Identity, edits: Sequence[tuple[int, Mapping[str, Any]]]
+) -> tuple[list[bytes], list[int]]:
+    """Edit many in one transaction: the entities, encoded, in the order of the request, and the ids not found.
+
+    An id that is named twice gets both edits, the later one last. Raises Forbidden, with nothing changed, when any
+    row is not the caller's.
+    """
+    merged: dict[int, dict[str, Any]] = {}
+    for entity_id, fields in edits:
+        merged.setdefault(entity_id, {}).update(fields)
+    if not merged:
+        return [], []
+    found = {row["id"]: row for row in await _locked(tx, resource, sorted(merged))}
+    _require_all_own(resource, identity, found)
+    await links.require(tx, resource, [fields for _, fields in edits], bulk=True)
+    now = utc_now()
+    before: list[dict[str, Any]] = []
+    after: list[dict[str, Any]] = []
+    named: dict[str, None] = {}
+    result: dict[int, dict[str, Any]] = dict(found)
+    for entity_id, row in found.items():
+        edited, changed = _edited(row, merged[entity_id], now)
+        if changed:
+            before.append(row)
+            after.append(edited)
+            result[entity_id] = edited
+            named.update(dict.fromkeys(changed))
+    if after:
+        await _write_back(tx, resource, after, (*named, *_BOOKKEEPING))
+        tx.emit_bulk(
+            resource.name,
+            "update_bulk",
+            [orjson.dumps(row) for row in after],
+            actor_id=identity.user_id,
+            before=[orjson.dumps(row) for row in before],
+            changed=list(named),
+        )
+        await links.edited(tx, resource, before, after, identity.user_id)
+    updated = [orjson.dumps(result[entity_id]) for entity_id in merged if entity_id in result]
+    return updated, [entity_id for entity_id in merged if entity_id not in result]
+
+
+async def _write_back(
+    tx: Transaction, resource: Resource, after: Sequence[dict[str, Any]], columns: Sequence[str]
+) -> None:
+    table = resource.table
+    statement = (
+        update(table).where(table.c.id == bindparam("_id")).values({name: bindparam(f"_{name}") for name in columns})
+    )
+    await tx.connection.execute(
+        statement, [{"_id": row["id"]} | {f"_{name}": row[name] for name in columns} for row in after]
+    )
+
+
+def _require_all_own(resource: Resource, identity: Identity, found: Mapping[int, dict[str, Any]]) -> None:
+    foreign = [entity_id for entity_id, row in found.items() if not identity.may_change(row["user_id"])]
+    if foreign:
+        shown = ", ".join(str(entity_id) for entity_id in foreign[:10]) + (", …" if len(foreign) > 10 else "")
+        raise Forbidden(f"Only their owners, moderators and admins may change {resource.name} {shown}")
+
+
+async def remove(tx: Transaction, resource: Resource, identity: Identity, entity_id: int, if_match: IfMatch) -> None:
+    """Raises NotFound, Forbidden and PreconditionFailed."""
+    row = await _one(tx, resource, identity, entity_id, if_match)
+    await links.removing(tx, resource, [row], identity.user_id)
+    await tx.connection.execute(delete(resource.table).where(resource.table.c.id == entity_id))
+    tx.emit(resource.name, "delete", row, actor_id=identity.user_id, before=row)
+    await links.removed(tx, resource, [row], identity.user_id)
+
+
+async def remove_bulk(
+    tx: Transaction, resource: Resource, identity: Identity, ids: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Delete many in one transaction: the ids deleted and those not found, in the order of the request."""
+    wanted = list(dict.fromkeys(ids))
+    found = {row["id"]: row for row in await _locked(tx, resource, sorted(wanted))}
+    if not found:
+        return [], wanted
+    _require_all_own(resource, identity, found)
+    gone = list(found.values())
+    await links.removing(tx, resource, gone, identity.user_id)
+    await tx.connection.execute(
+        delete(resource.table).where(rows.one_of(tx.is_sqlite, resource.table.c.id, list(found)))
+    )
+    tx.emit_bulk(
+        resource.name,
+        "delete_bulk",
+        [str(row["id"]).encode() for row in gone],
+        actor_id=identity.user_id,
+        before=[orjson.dumps(row) for row in gone],
+    )
+    await links.removed(tx, resource, gone, identity.user_id)
+    return [each for each in wanted if each in found], [each for each in wanted if each not in found]

@@ -1,0 +1,199 @@
+"""Engines and transactions on SQLite and PostgreSQL.
+
+Rules:
+- A write goes through `Database.write(work)`: rows and events commit together, the events are appended by the last
+  statements before COMMIT, and only what committed is handed to the `on_commit` listeners.
+- SQLite has one writer connection per process, and every transaction begins with BEGIN IMMEDIATE: a deferred one
+  that reads first and writes later loses updates or fails when somebody wrote in between. Readers are apart and
+  cannot write. `synchronous=FULL`: a number that a watcher has seen must survive a power cut.
+- A transaction that the database refused (deadlock, lost connection) before COMMIT was sent is run again, a bounded
+  number of times; after COMMIT was sent the outcome is unknown and the caller gets the error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from errors import Unavailable
+from repository import event_log
+from repository.event_log import Event
+from repository.transaction import Transaction
+
+MAX_ATTEMPTS = 5
+RETRY_PAUSE_SECONDS = 0.05
+BUSY_TIMEOUT_SECONDS = 30  # how long a SQLite writer waits for another process's transaction
+POOL_TIMEOUT_SECONDS = 30
+SQLITE_READERS = 4
+POSTGRESQL_CONNECTIONS = 10  # per worker and engine; 4 workers fit PostgreSQL's default of 100
+SQLITE_CACHE_KIB = 16 * 1024
+
+T = TypeVar("T")
+log = structlog.get_logger("database")
+
+
+class Database:
+    """One per process. `close()` when done."""
+
+    def __init__(self, url: str) -> None:
+        self.is_sqlite = url.startswith("sqlite")
+        if self.is_sqlite:
+            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            async_url = "sqlite+aiosqlite" + url.removeprefix("sqlite")
+            self._writer = create_async_engine(
+                async_url,
+                pool_size=1,
+                max_overflow=0,
+                pool_timeout=POOL_TIMEOUT_SECONDS,
+                connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
+            )
+            self._reader = create_async_engine(
+                async_url,
+                pool_size=SQLITE_READERS,
+                max_overflow=0,
+                pool_timeout=POOL_TIMEOUT_SECONDS,
+                connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
+            )
+            event.listen(self._writer.sync_engine, "connect", _prepare_sqlite_writer)
+            event.listen(self._writer.sync_engine, "begin", _begin_immediate)
+            event.listen(self._reader.sync_engine, "connect", _prepare_sqlite_reader)
+        else:
+            async_url = "postgresql+asyncpg" + url[url.index("://") :]
+            options: dict[str, Any] = {
+                "pool_size": POSTGRESQL_CONNECTIONS,
+                "max_overflow": 0,
+                "pool_timeout": POOL_TIMEOUT_SECONDS,
+                # jit: planning cost without gain for statements this short.
+                "connect_args": {"timeout": 5, "server_settings": {"application_name": "marquee", "jit": "off"}},
+            }
+            self._writer = create_async_engine(async_url, **options)
+            # One round trip a statement: a read of one statement needs no BEGIN and ROLLBACK round it.
+            self._reader = create_async_engine(async_url, isolation_level="AUTOCOMMIT", **options)
+        self.on_commit: list[Callable[[list[Event]], None]] = []
+
+    @property
+    def writer(self) -> AsyncEngine:
+        """For migrations; everything else uses `write` and `read`."""
+        return self._writer
+
+    async def close(self) -> None:
+        await self._writer.dispose()
+        await self._reader.dispose()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for reading; each statement sees what is committed when it starts.
+
+        Raises Unavailable when the database cannot be reached.
+        """
+        try:
+            async with self._reader.connect() as connection:
+                yield connection
+        except (DBAPIError, OSError, PoolTimeout) as error:
+            raise _unavailable(error) from error
+
+    async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Run `work` in one transaction with the events it emits, and tell the listeners after COMMIT.
+
+        `work` may be run again from the start when the database refused its first run, so it must not touch anything
+        but the transaction. Any exception from it rolls back, numbers included. Raises Unavailable when the database
+        cannot be reached or stays refusing.
+        """
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            committing = False
+            try:
+                async with self._writer.connect() as connection, connection.begin() as transaction:
+                    tx = Transaction(connection)
+                    result = await work(tx)
+                    events = await event_log.append(tx) if tx.drafts else []
+                    committing = True
+                    await transaction.commit()
+                for listener in self.on_commit:
+                    if events:
+                        listener(events)
+                return result
+            except (DBAPIError, OSError, PoolTimeout) as error:
+                if committing or attempt == MAX_ATTEMPTS or not _may_run_again(error):
+                    raise _unavailable(error) from error
+                log.info("transaction refused, running it again", attempt=attempt, reason=_first_line(error))
+                await asyncio.sleep(RETRY_PAUSE_SECONDS * attempt)
+        raise AssertionError("unreachable")
+
+
+def _begin_immediate(connection: Any) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _pragmas(dbapi_connection: Any, *pragmas: str) -> None:
+    cursor = dbapi_connection.cursor()
+    for pragma in pragmas:
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _lower(text: str | None) -> str | None:
+    return text.lower() if text is not None else None
+
+
+def _prepare_sqlite_writer(dbapi_connection: Any, _: Any) -> None:
+    _pragmas(
+        dbapi_connection,
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        f"cache_size=-{SQLITE_CACHE_KIB}",
+        f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
+    )
+    dbapi_connection.create_function("unicode_lower", 1, _lower, deterministic=True)
+
+
+def _prepare_sqlite_reader(dbapi_connection: Any, _: Any) -> None:
+    _pragmas(
+        dbapi_connection,
+        "query_only=ON",
+        f"cache_size=-{SQLITE_CACHE_KIB // SQLITE_READERS}",
+        f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
+    )
+    dbapi_connection.create_function("unicode_lower", 1, _lower, deterministic=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(getattr(error, "orig", None) or error).split("\n", 1)[0]
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """The database undid the transaction for reasons of concurrency: SQLSTATE class 40, or SQLite's busy."""
+    state = str(getattr(getattr(error, "orig", None), "sqlstate", "") or "")
+    return state.startswith("40") or "database is locked" in str(error)
+
+
+def _is_lost(error: BaseException) -> bool:
+    if isinstance(error, DBAPIError) and not isinstance(error, (OperationalError, InterfaceError)):
+        return error.connection_invalidated or _is_shutdown(error)
+    return True
+
+
+def _is_shutdown(error: DBAPIError) -> bool:
+    state = str(getattr(error.orig, "sqlstate", "") or "")
+    return state.startswith(("08", "57P"))  # connection exceptions; shutdown, crash, cannot connect now
+
+
+def _may_run_again(error: BaseException) -> bool:
+    return _is_refusal(error) or (_is_lost(error) and not isinstance(error, PoolTimeout))
+
+
+def _unavailable(error: BaseException) -> BaseException:
+    """Unavailable for a database that is away; our own mistakes in SQL stay what they are."""
+    if _is_refusal(error) or _is_lost(error):
+        log.warning("database unavailable", reason=_first_line(error))
+        return Unavailable("The database is not available; nothing is known to be written")
+    return error

@@ -1,0 +1,69 @@
+"""Filters as SQL. The meaning is that of `filters.py`, on both databases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy import ColumnElement, String, Table, and_, collate, func, literal, or_, select, type_coerce
+from sqlalchemy.dialects.postgresql import JSONB
+
+from filters import Condition, Kind, Op
+
+
+def where(table: Table, conditions: Iterable[Condition], *, is_sqlite: bool) -> ColumnElement[bool]:
+    return and_(literal(True), *(_clause(table, condition, is_sqlite) for condition in conditions))
+
+
+def search(table: Table, columns: Iterable[str], text: str, *, is_sqlite: bool) -> ColumnElement[bool]:
+    """Rows that hold every word of `text` in one of the columns, without case."""
+    words = [word for word in text.lower().split() if word]
+    return and_(
+        literal(True),
+        *(
+            or_(*(_lower(table.c[name], is_sqlite).contains(word, autoescape=True) for name in columns))
+            for word in words
+        ),
+    )
+
+
+def _lower(column: ColumnElement[str], is_sqlite: bool) -> ColumnElement[str]:
+    # Both lower the whole of Unicode, as Python does; the databases' own defaults lower ASCII or follow a locale.
+    if is_sqlite:
+        return func.unicode_lower(column, type_=String)
+    return func.lower(collate(column, "und-x-icu"), type_=String)
+
+
+def _clause(table: Table, condition: Condition, is_sqlite: bool) -> ColumnElement[bool]:
+    column = table.c[condition.field.column]
+    value = condition.value
+    if condition.field.kind is Kind.STRINGS:
+        wanted = value if isinstance(value, tuple) else (value,)
+        holds = or_(*(_holds(column, str(item), is_sqlite) for item in wanted))
+        return ~holds if condition.op is Op.NE else holds
+    match condition.op:
+        case Op.EQ:
+            return column == value
+        case Op.NE:
+            return column.is_distinct_from(value)
+        case Op.GT:
+            return column > value
+        case Op.GTE:
+            return column >= value
+        case Op.LT:
+            return column < value
+        case Op.LTE:
+            return column <= value
+        case Op.IN:
+            assert isinstance(value, tuple)
+            return column.in_(value)
+        case Op.CONTAINS:
+            return _lower(column, is_sqlite).contains(str(value).lower(), autoescape=True)
+        case Op.PREFIX:
+            return _lower(column, is_sqlite).startswith(str(value).lower(), autoescape=True)
+
+
+def _holds(column: ColumnElement[list[str]], item: str, is_sqlite: bool) -> ColumnElement[bool]:
+    if is_sqlite:
+        each = func.json_each(column).table_valued("value")
+        return select(literal(1)).select_from(each).where(each.c.value == item).exists()
+    return type_coerce(column, JSONB).contains([item])

@@ -1,0 +1,271 @@
+"""Background jobs as rows: queued, claimed under a lease, advanced chunk by chunk, finished or cancelled.
+
+A chunk's rows, its event and the job's `done` commit together, and `advance` refuses a worker whose lease somebody else
+took: whatever is killed when, each row is stored exactly once.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, func, insert, or_, select, update
+
+import models
+from errors import Conflict, Forbidden, NotFound, TooManyRequests
+from repository import clock
+from repository.database import Database
+from repository.lists import entity
+from repository.transaction import Transaction
+from security import Identity
+from times import utc_now
+
+LEASE_SECONDS = 5.0
+MAX_UNFINISHED_PER_USER = 20
+MAX_CLAIMS_WITHOUT_PROGRESS = 5
+
+UNFINISHED = ("queued", "running")
+_PUBLIC = (
+    "id",
+    "kind",
+    "state",
+    "done",
+    "total",
+    "rows_per_second",
+    "seed",
+    "user_id",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "error",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class JobOrder:
+    """What to generate. `rate` is rows per second, None for as fast as it goes."""
+
+    kind: str
+    total: int
+    seed: int
+    batch_size: int
+    rate: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """A running job that this worker holds the lease of."""
+
+    id: str
+    kind: str
+    done: int
+    total: int
+    seed: int
+    batch_size: int
+    rate: float | None
+    user_id: int | None
+
+
+class LeaseLost(Exception):
+    """The job was cancelled or taken over: stop working on it, nothing of this chunk is stored."""
+
+
+def public(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in _PUBLIC}
+
+
+async def create(tx: Transaction, identity: Identity, order: JobOrder) -> dict[str, Any]:
+    """Queue a job. Raises TooManyRequests when the user has as many unfinished ones as allowed."""
+    table = models.jobs
+    unfinished = select(func.count()).select_from(table)
+    waiting = await tx.connection.execute(
+        unfinished.where(table.c.user_id == identity.user_id, table.c.state.in_(UNFINISHED))
+    )
+    if waiting.scalar_one() >= MAX_UNFINISHED_PER_USER:
+        raise TooManyRequests(f"You have {MAX_UNFINISHED_PER_USER} unfinished jobs; wait for one or cancel it", 10)
+    values = {
+        "id": str(uuid.uuid4()),
+        "kind": order.kind,
+        "state": "queued",
+        "done": 0,
+        "total": order.total,
+        "seed": order.seed,
+        "batch_size": order.batch_size,
+        "rate": order.rate,
+        "user_id": identity.user_id,
+        "created_at": utc_now(),
+        "rows_per_second": 0,
+        "attempts": 0,
+    }
+    stored = await tx.connection.execute(insert(table).values(values).returning(table))
+    job = public(entity(stored.one()))
+    tx.emit("jobs", "add", job, actor_id=identity.user_id)
+    return job
+
+
+async def find(database: Database, job_id: str) -> dict[str, Any] | None:
+    async with database.read() as connection:
+        found = await connection.execute(select(models.jobs).where(models.jobs.c.id == job_id))
+        row = found.one_or_none()
+        return public(entity(row)) if row is not None else None
+
+
+async def newest(database: Database, *, state: str | None, offset: int, limit: int) -> tuple[list[dict[str, Any]], int]:
+    """A page of the jobs, newest first, and how many there are."""
+    table = models.jobs
+    where = table.c.state == state if state is not None else table.c.id.is_not(None)
+    async with database.read() as connection:
+        total = (await connection.execute(select(func.count()).select_from(table).where(where))).scalar_one()
+        rows = await connection.execute(
+            select(table).where(where).order_by(table.c.created_at.desc(), table.c.id).offset(offset).limit(limit)
+        )
+        return [public(entity(row)) for row in rows], total
+
+
+async def _transition(tx: Transaction, before: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Write `values` and, when that changes what a client sees, the event."""
+    table = models.jobs
+    await tx.connection.execute(update(table).where(table.c.id == before["id"]).values(values))
+    old = public(before)
+    new = public({**before, **values})
+    changed = [name for name in _PUBLIC if old[name] != new[name]]
+    if changed:
+        tx.emit("jobs", "update", new, actor_id=before["user_id"], before=old, changed=changed)
+    return new
+
+
+async def cancel(tx: Transaction, identity: Identity, job_id: str) -> dict[str, Any]:
+    """Stop a job at its last chunk; nothing is stored after this commits. Cancelling twice is no error."""
+    table = models.jobs
+    found = await tx.connection.execute(select(table).where(table.c.id == job_id).with_for_update())
+    row = found.one_or_none()
+    if row is None:
+        raise NotFound(f"There is no job {job_id}")
+    job = entity(row)
+    if not identity.may_change(job["user_id"]):
+        raise Forbidden(f"Only its owner, moderators and admins may cancel job {job_id}")
+    if job["state"] == "cancelled":
+        return public(job)
+    if job["state"] not in UNFINISHED:
+        raise Conflict(f"Job {job_id} is already {job['state']}")
+    values = {"state": "cancelled", "finished_at": utc_now(), "lease_owner": None, "lease_until": None}
+    return await _transition(tx, job, values)
+
+
+async def claim(database: Database, owner: str) -> ClaimedJob | None:
+    """Take the lease of the oldest job that is queued, or that a worker left behind."""
+    table = models.jobs
+    async with database.read() as connection:
+        now = clock.now(is_sqlite=database.is_sqlite)
+        free = or_(table.c.state == "queued", and_(table.c.state == "running", table.c.lease_until < now))
+        # A look without a lock first: an idle worker must not take SQLite's write lock once a second.
+        if (await connection.execute(select(table.c.id).where(free).limit(1))).first() is None:
+            return None
+
+    async def work(tx: Transaction) -> ClaimedJob | None:
+        now = clock.now(is_sqlite=tx.is_sqlite)
+        free = or_(table.c.state == "queued", and_(table.c.state == "running", table.c.lease_until < now))
+        oldest = select(table).where(free).order_by(table.c.created_at).limit(1).with_for_update(skip_locked=True)
+        row = (await tx.connection.execute(oldest)).one_or_none()
+        if row is None:
+            return None
+        job = entity(row)
+        if job["attempts"] >= MAX_CLAIMS_WITHOUT_PROGRESS:
+            error = f"given up: {job['attempts']} workers stopped before its next chunk was stored"
+            await _transition(tx, job, {"state": "failed", "error": error, "finished_at": utc_now()})
+            return None
+        values = {
+            "state": "running",
+            "started_at": job["started_at"] or utc_now(),
+            "lease_owner": owner,
+            "attempts": job["attempts"] + 1,
+        }
+        await _transition(tx, job, values)
+        await tx.connection.execute(
+            update(table).where(table.c.id == job["id"]).values(lease_until=now + LEASE_SECONDS)
+        )
+        return ClaimedJob(*(job[name] for name in ClaimedJob.__slots__))
+
+    return await database.write(work)
+
+
+async def renew(database: Database, job_id: str, owner: str) -> None:
+    """Hold the lease a little longer. Raises LeaseLost."""
+
+    async def work(tx: Transaction) -> None:
+        table = models.jobs
+        held = await tx.connection.execute(
+            update(table)
+            .where(table.c.id == job_id, table.c.lease_owner == owner, table.c.state == "running")
+            .values(lease_until=clock.now(is_sqlite=tx.is_sqlite) + LEASE_SECONDS)
+        )
+        if held.rowcount != 1:
+            raise LeaseLost(job_id)
+
+    await database.write(work)
+
+
+async def advance(tx: Transaction, job: ClaimedJob, owner: str, done: int, count: int, rows_per_second: int) -> None:
+    """Count `count` rows after the first `done` as stored, and finish the job with its last. Raises LeaseLost."""
+    table = models.jobs
+    held = await tx.connection.execute(
+        update(table)
+        .where(
+            table.c.id == job.id,
+            table.c.lease_owner == owner,
+            table.c.state == "running",
+            table.c.done == done,
+        )
+        .values(
+            done=done + count,
+            rows_per_second=rows_per_second,
+            attempts=0,
+            lease_until=clock.now(is_sqlite=tx.is_sqlite) + LEASE_SECONDS,
+        )
+        .returning(table)
+    )
+    row = held.one_or_none()
+    if row is None:
+        raise LeaseLost(job.id)
+    if done + count >= job.total:
+        before = {**entity(row), "done": done}
+        values = {
+            "state": "done",
+            "done": done + count,
+            "finished_at": utc_now(),
+            "lease_owner": None,
+            "lease_until": None,
+        }
+        await _transition(tx, before, values)
+
+
+async def fail(database: Database, job_id: str, owner: str, error: str) -> None:
+    """End a job that cannot go on, if this worker still holds it."""
+
+    async def work(tx: Transaction) -> None:
+        table = models.jobs
+        held = await tx.connection.execute(
+            select(table).where(table.c.id == job_id, table.c.lease_owner == owner).with_for_update()
+        )
+        row = held.one_or_none()
+        if row is not None and row.state == "running":
+            values = {"state": "failed", "error": error, "finished_at": utc_now(), "lease_owner": None}
+            await _transition(tx, entity(row), values)
+
+    await database.write(work)
+
+
+async def release(database: Database, job_id: str, owner: str) -> None:
+    """Give a running job back, so that another worker takes it at once."""
+
+    async def work(tx: Transaction) -> None:
+        table = models.jobs
+        await tx.connection.execute(
+            update(table)
+            .where(table.c.id == job_id, table.c.lease_owner == owner, table.c.state == "running")
+            .values(lease_until=0.0, attempts=0)
+        )
+
+    await database.write(work)

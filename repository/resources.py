@@ -1,0 +1,63 @@
+"""What movies and characters have in common, and where they differ, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Table
+
+import filters
+import models
+import schemas
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A kind of entity. `name` is its topic, its path and its table; `label` the column of `/names`."""
+
+    name: str
+    singular: str
+    table: Table
+    label: str
+    searched: tuple[str, ...]
+    fields: Mapping[str, filters.Field]
+    # The columns an editor writes, with what they hold when left out.
+    defaults: Mapping[str, Any]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(str(column.name) for column in self.table.columns)
+
+
+MOVIES = Resource(
+    name="movies",
+    singular="movie",
+    table=models.movies,
+    label="title",
+    searched=("title", "description"),
+    fields=schemas.MOVIE_FIELDS,
+    defaults={
+        "title": None,
+        "description": None,
+        "release_date": None,
+        "rating": None,
+        "duration_minutes": None,
+        "status": None,
+        "budget": None,
+        "revenue": None,
+        "country": None,
+        "languages": [],
+        "genres": [],
+    },
+)
+CHARACTERS = Resource(
+    name="characters",
+    singular="character",
+    table=models.characters,
+    label="name",
+    searched=("name", "description"),
+    fields=schemas.CHARACTER_FIELDS,
+    defaults={"name": None, "description": None, "movie_id": None},
+)

@@ -1,0 +1,115 @@
+"""Accounts: storing, finding and recognising people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import func, insert, or_, select
+from sqlalchemy.exc import IntegrityError
+
+import models
+from errors import Conflict, FieldProblem, Unauthenticated
+from repository.database import Database
+from repository.lists import entity
+from repository.transaction import Transaction
+from security import Group, Identity, Tokens, name_key
+from times import utc_now
+
+USERS_AUDIENCE = f"group:{Group.ADMIN}"
+_PRIVATE = ("password_hash", "username_key", "email_key")
+
+
+def public(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The account as its owner and admins see it."""
+    return {name: value for name, value in row.items() if name not in _PRIVATE}
+
+
+async def create(
+    tx: Transaction, fields: Mapping[str, Any], password_hash: str, group: Group = Group.USER
+) -> dict[str, Any]:
+    """Store an account. Raises Conflict naming the user name or address that is taken."""
+    username, email = fields.get("username"), fields.get("email")
+    table = models.users
+    keys = {"username": name_key(username) if username else None, "email": name_key(email) if email else None}
+    taken = await tx.connection.execute(
+        select(table.c.username_key, table.c.email_key).where(
+            or_(table.c.username_key == keys["username"], table.c.email_key == keys["email"])
+        )
+    )
+    for row in taken:
+        _refuse([name for name, key in keys.items() if key is not None and key == getattr(row, f"{name}_key")])
+    now = utc_now()
+    phone = fields.get("phone_number")
+    values = {
+        "username": username,
+        "username_key": keys["username"],
+        "email": email,
+        "email_key": keys["email"],
+        "name": fields.get("name"),
+        "first_name": fields.get("first_name"),
+        "last_name": fields.get("last_name"),
+        "phone_number": "+" + phone.lstrip("+") if phone else None,
+        "password_hash": password_hash,
+        "group": group.value,
+        "is_active": True,
+        "version": 1,
+        "created_at": now,
+        "updated_at": now,
+    }
+    try:
+        stored = await tx.connection.execute(insert(table).values(values).returning(table))
+    except IntegrityError as error:
+        # Somebody registered the same name between our look and our insert.
+        names = [name for name in keys if f"{name}_key" in str(error.orig)]
+        _refuse(names or ["username"])
+        raise
+    user = public(entity(stored.one()))
+    tx.emit("users", "add", user, actor_id=user["id"], audience=USERS_AUDIENCE)
+    return user
+
+
+def _refuse(names: list[str]) -> None:
+    if names:
+        raise Conflict([FieldProblem(("body", name), f"This {name} is taken", "taken") for name in names])
+
+
+async def find(database: Database, user_id: int) -> dict[str, Any] | None:
+    return await _find(database, models.users.c.id == user_id)
+
+
+async def find_by_username(database: Database, username: str) -> dict[str, Any] | None:
+    return await _find(database, models.users.c.username_key == name_key(username))
+
+
+async def find_by_login(database: Database, login: str) -> dict[str, Any] | None:
+    """By user name or e-mail address; a user name holds no @, so the two never meet."""
+    column = models.users.c.email_key if "@" in login else models.users.c.username_key
+    return await _find(database, column == name_key(login))
+
+
+async def _find(database: Database, where: Any) -> dict[str, Any] | None:
+    async with database.read() as connection:
+        row = (await connection.execute(select(models.users).where(where))).one_or_none()
+        return entity(row) if row is not None else None
+
+
+async def identify(database: Database, tokens: Tokens, token: str) -> Identity:
+    """Whose token it is. Raises Unauthenticated; an account that is gone or disabled counts at once."""
+    user_id, expires_at = tokens.read(token)
+    table = models.users
+    async with database.read() as connection:
+        found = await connection.execute(select(table.c.group, table.c.is_active).where(table.c.id == user_id))
+        row = found.one_or_none()
+    if row is None or not row.is_active:
+        raise Unauthenticated("The access token is not valid or has expired")
+    return Identity(user_id, Group(row.group), expires_at)
+
+
+async def list_non_admins(database: Database, *, offset: int, limit: int) -> tuple[list[dict[str, Any]], int]:
+    table = models.users
+    where = table.c.group != Group.ADMIN.value
+    async with database.read() as connection:
+        total = (await connection.execute(select(func.count()).select_from(table).where(where))).scalar_one()
+        rows = await connection.execute(select(table).where(where).order_by(table.c.id).offset(offset).limit(limit))
+        return [public(entity(row)) for row in rows], total

@@ -1,0 +1,479 @@
+"""Movies and characters: every operation once, for both."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import orjson
+from pydantic import BaseModel, Field, TypeAdapter
+from starlette.responses import Response
+
+import schemas
+from errors import FieldProblem, Forbidden, InvalidInput, NotFound
+from repository import catalog, idempotency, jobs, links, lists, users
+from repository.idempotency import Answer
+from repository.jobs import JobOrder
+from repository.lists import Page
+from repository.resources import CHARACTERS, MOVIES, Resource
+from repository.transaction import Transaction
+from routes import parsing, queries, rendering
+from routes.operation import Call, Operation
+
+MAX_INCLUDED = 1_000
+DEFAULT_BATCH = 1_000
+CHUNKS_PER_SECOND_AT_A_RATE = 5
+SEED_BITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A resource as this edge sees it: its models."""
+
+    resource: Resource
+    body: type[BaseModel]
+    patch: type[BaseModel]
+    bulk_patch: type[BaseModel]
+    bodies: Any
+    bulk_patches: Any
+    entity: Any
+    entities: Any
+    found: Any
+    added: Any
+    updated: Any
+    includes: bool
+
+
+def _sorting(kind: Kind, sort: str | None) -> tuple[tuple[str, bool], ...]:
+    """`-release_date,title` as (column, descending) pairs. Raises InvalidInput."""
+    if not sort:
+        return ()
+    columns = {field.column for field in kind.resource.fields.values()} - {"genres", "languages"}
+    wanted: list[tuple[str, bool]] = []
+    for part in sort.split(","):
+        name = part.strip().removeprefix("-")
+        if name not in columns or name in (known for known, _ in wanted):
+            expected = ", ".join(sorted(columns))
+            message = f"Expected fields, each once, with or without a minus, of {expected}"
+            raise InvalidInput([FieldProblem(("query", "sort"), message, "invalid_sort")])
+        wanted.append((name, part.strip().startswith("-")))
+    return tuple(wanted)
+
+
+def _page(kind: Kind, call: Call, user_id: int | None = None) -> Page:
+    query = call.query
+    return Page(
+        conditions=call.conditions,
+        text=query.q,
+        sort=_sorting(kind, query.sort),
+        offset=query.start,
+        limit=query.limit,
+        after=query.after,
+        user_id=user_id,
+    )
+
+
+# --- reading
+
+
+async def _list(kind: Kind, call: Call, user_id: int | None = None) -> Response:
+    rows, total = await lists.page_of(call.database, kind.resource, _page(kind, call, user_id))
+    return rendering.page(call, rows, total, last_id=rows[-1]["id"] if rows else None)
+
+
+async def list_all(kind: Kind, call: Call) -> Response:
+    return await _list(kind, call)
+
+
+async def list_mine(kind: Kind, call: Call) -> Response:
+    return await _list(kind, call, call.me.user_id)
+
+
+async def list_by_username(kind: Kind, call: Call) -> Response:
+    user = await users.find_by_username(call.database, call.path.username)
+    if user is None:
+        raise NotFound(f"There is no user {call.path.username}")
+    return await _list(kind, call, user["id"])
+
+
+async def list_by_user(kind: Kind, call: Call) -> Response:
+    if await users.find(call.database, call.path.user_id) is None:
+        raise NotFound(f"There is no user {call.path.user_id}")
+    return await _list(kind, call, call.path.user_id)
+
+
+async def names(kind: Kind, call: Call) -> Response:
+    found, total = await lists.labels_of(call.database, kind.resource, _page(kind, call))
+    last_id = found[-1][0] if found else None
+    return rendering.page(call, [label for _, label in found], total, last_id=last_id)
+
+
+async def count(kind: Kind, call: Call) -> Response:
+    page = Page(conditions=call.conditions, text=call.query.q)
+    return rendering.JSONResponse({"count": await lists.count_of(call.database, kind.resource, page)})
+
+
+async def get_one(kind: Kind, call: Call) -> Response:
+    found = await lists.find(call.database, kind.resource, call.path.id)
+    if found is None:
+        raise NotFound(f"There is no {kind.resource.singular} {call.path.id}")
+    if kind.includes and call.query.include == "characters":
+        found["characters"] = await lists.find_by(call.database, CHARACTERS, "movie_id", found["id"], MAX_INCLUDED)
+    return rendering.entity(call, found["version"], orjson.dumps(found))
+
+
+# --- writing one
+
+
+async def _create(kind: Kind, call: Call) -> Response:
+    resource = kind.resource
+    fields = call.body.model_dump()
+
+    async def work(tx: Transaction) -> Answer:
+        async def add() -> Answer:
+            body = await catalog.add(tx, resource, call.me, fields)
+            location = f"{call.prefix}/{resource.name}/{orjson.loads(body)['id']}"
+            return Answer(201, body, {"Location": location, "ETag": rendering.tag(1, body)})
+
+        return await idempotency.once(tx, key, add)
+
+    key = rendering.claim(call)
+    return rendering.answer(await call.database.write(work))
+
+
+async def create(kind: Kind, call: Call) -> Response:
+    return await _create(kind, call)
+
+
+async def create_for_user(kind: Kind, call: Call) -> Response:
+    if call.path.user_id != call.me.user_id:
+        raise Forbidden("Only the user can do this")
+    return await _create(kind, call)
+
+
+async def _edit(kind: Kind, call: Call, fields: dict[str, Any]) -> Response:
+    versions = rendering.if_match(call)
+
+    async def work(tx: Transaction) -> bytes:
+        return await catalog.edit(tx, kind.resource, call.me, call.path.id, fields, versions)
+
+    body = await call.database.write(work)
+    return Response(body, 200, {"ETag": rendering.tag(orjson.loads(body)["version"], body)}, "application/json")
+
+
+async def replace(kind: Kind, call: Call) -> Response:
+    return await _edit(kind, call, call.body.model_dump())
+
+
+async def patch(kind: Kind, call: Call) -> Response:
+    return await _edit(kind, call, call.body.model_dump(exclude_unset=True))
+
+
+async def delete(kind: Kind, call: Call) -> Response:
+    versions = rendering.if_match(call)
+
+    async def work(tx: Transaction) -> None:
+        await catalog.remove(tx, kind.resource, call.me, call.path.id, versions)
+
+    await call.database.write(work)
+    return Response(status_code=204)
+
+
+# --- writing many
+
+
+async def add_bulk(kind: Kind, call: Call) -> Response:
+    good, bad = await parsing.validate_rows(TypeAdapter(kind.body), call.body)
+    skips = call.query.on_error == "skip"
+    if bad and not skips:
+        problems = [problem for _, found in bad for problem in found]
+        raise InvalidInput(problems[: parsing.MAX_PROBLEMS])
+    items = [row.model_dump() for _, row in good]
+    key = rendering.claim(call)
+
+    async def work(tx: Transaction) -> Answer:
+        async def add() -> Answer:
+            added, unknown = await catalog.add_bulk(tx, kind.resource, call.me, items, skip_unknown=skips)
+            skipped = list(bad)
+            for position in unknown:
+                index = good[position][0]
+                skipped.append((index, [links.problem(index, items[position]["movie_id"], bulk=True)]))
+            skipped.sort(key=lambda each: each[0])
+            told = [{"index": index, "detail": [each.as_dict() for each in found]} for index, found in skipped]
+            return Answer(201, b'{"added":[%s],"skipped":%s}' % (b",".join(added), orjson.dumps(told)))
+
+        return await idempotency.once(tx, key, add)
+
+    return rendering.answer(await call.database.write(work))
+
+
+async def edit_bulk(kind: Kind, call: Call) -> Response:
+    good, bad = await parsing.validate_rows(TypeAdapter(kind.bulk_patch), call.body)
+    if bad:
+        problems = [problem for _, found in bad for problem in found]
+        raise InvalidInput(problems[: parsing.MAX_PROBLEMS])
+    edits = []
+    for _, row in good:
+        fields = row.model_dump(exclude_unset=True)
+        edits.append((fields.pop("id"), fields))
+
+    async def work(tx: Transaction) -> bytes:
+        updated, missing = await catalog.edit_bulk(tx, kind.resource, call.me, edits)
+        return b'{"updated":[%s],"not_found":%s}' % (b",".join(updated), orjson.dumps(missing))
+
+    return rendering.JSONResponse(await call.database.write(work))
+
+
+async def _remove_many(kind: Kind, call: Call, ids: Sequence[int]) -> Response:
+    async def work(tx: Transaction) -> dict[str, list[int]]:
+        deleted, missing = await catalog.remove_bulk(tx, kind.resource, call.me, ids)
+        return {"deleted": deleted, "not_found": missing}
+
+    return rendering.JSONResponse(await call.database.write(work))
+
+
+async def delete_bulk(kind: Kind, call: Call) -> Response:
+    return await _remove_many(kind, call, call.body.ids)
+
+
+async def delete_range(kind: Kind, call: Call) -> Response:
+    start, end = call.path.start_id, call.path.end_id
+    if not 0 <= end - start < schemas.MAX_BULK_ROWS:
+        message = f"Expected a range of 1 to {schemas.MAX_BULK_ROWS} ids, start_id first"
+        raise InvalidInput([FieldProblem(("path", "end_id"), message, "invalid_range")])
+    return await _remove_many(kind, call, range(start, end + 1))
+
+
+async def generate(kind: Kind, call: Call) -> Response:
+    query = call.query
+    batch_size = query.batch_size or DEFAULT_BATCH
+    if query.rate is not None and query.batch_size is None:
+        batch_size = min(DEFAULT_BATCH, max(1, int(query.rate / CHUNKS_PER_SECOND_AT_A_RATE)))
+    order = JobOrder(
+        kind=f"generate_{kind.resource.name}",
+        total=call.path.number,
+        seed=query.seed if query.seed is not None else secrets.randbits(SEED_BITS),
+        batch_size=batch_size,
+        rate=query.rate,
+    )
+    key = rendering.claim(call)
+
+    async def work(tx: Transaction) -> Answer:
+        async def queue() -> Answer:
+            job = await jobs.create(tx, call.me, order)
+            return Answer(202, orjson.dumps(job), {"Location": f"{call.prefix}/jobs/{job['id']}"})
+
+        return await idempotency.once(tx, key, queue)
+
+    return rendering.answer(await call.database.write(work))
+
+
+# --- the table of both
+
+
+def operations(kind: Kind) -> list[Operation]:
+    resource = kind.resource
+    name, one = resource.name, resource.singular
+    rows: Any = TypeAdapter(Annotated[list[Any], Field(max_length=schemas.MAX_BULK_ROWS)])
+
+    def of(method: str, path: str, handler: Any, summary: str, answers: dict[int, Any], **more: Any) -> Operation:
+        return Operation(method, path, partial(handler, kind), summary, name, answers, **more)
+
+    def listed(path: str, handler: Any, summary: str, **more: Any) -> Operation:
+        more = {"query_model": queries.ListQuery, "filters": resource.fields, **more}
+        answers = {200: kind.entities}
+        return of("GET", path, handler, summary, answers, answer_headers=("X-Total-Count", "Link"), **more)
+
+    signed = {"signed_in": True}
+    editing = {"path_model": queries.ById, "signed_in": True, "if_match": True, "errors": (403, 404, 412)}
+    return [
+        listed(f"/{name}", list_all, f"List {name}"),
+        of(
+            "POST",
+            f"/{name}",
+            create,
+            f"Add a {one}",
+            {201: kind.entity},
+            body=TypeAdapter(kind.body),
+            idempotent=True,
+            errors=(409,),
+            answer_headers=("Location", "ETag"),
+            **signed,
+        ),
+        of(
+            "GET",
+            f"/{name}/count",
+            count,
+            f"Count {name}",
+            {200: schemas.Count},
+            query_model=queries.CountQuery,
+            filters=resource.fields,
+        ),
+        of(
+            "GET",
+            f"/{name}/names",
+            names,
+            f"List the {resource.label}s of {name}",
+            {200: list[str]},
+            query_model=queries.ListQuery,
+            filters=resource.fields,
+            answer_headers=("X-Total-Count", "Link"),
+        ),
+        listed(f"/{name}/user", list_mine, f"List my {name}", **signed),
+        listed(
+            f"/{name}/username/{{username}}",
+            list_by_username,
+            f"List a user's {name}, by user name",
+            path_model=queries.ByUsername,
+            errors=(404,),
+        ),
+        listed(
+            f"/users/{{user_id}}/{name}",
+            list_by_user,
+            f"List a user's {name}",
+            path_model=queries.ByUserId,
+            errors=(404,),
+        ),
+        of(
+            "POST",
+            f"/users/{{user_id}}/{name}",
+            create_for_user,
+            f"Add a {one} as this user",
+            {201: kind.entity},
+            path_model=queries.ByUserId,
+            body=TypeAdapter(kind.body),
+            idempotent=True,
+            errors=(403, 409),
+            answer_headers=("Location", "ETag"),
+            **signed,
+        ),
+        of(
+            "POST",
+            f"/{name}/bulk",
+            add_bulk,
+            f"Add many {name}",
+            {201: kind.added},
+            description="One transaction: all rows or none, unless `on_error=skip`. Watchers get `add_bulk`.",
+            query_model=queries.OnErrorQuery,
+            body=rows,
+            body_schema=kind.bodies,
+            idempotent=True,
+            errors=(409,),
+            **signed,
+        ),
+        of(
+            "PATCH",
+            f"/{name}/bulk",
+            edit_bulk,
+            f"Change many {name}",
+            {200: kind.updated},
+            description="One transaction; rows that are not the caller's are a 403 and nothing changes.",
+            body=rows,
+            body_schema=kind.bulk_patches,
+            errors=(403, 409),
+            **signed,
+        ),
+        of(
+            "DELETE",
+            f"/{name}/bulk",
+            delete_bulk,
+            f"Delete many {name}",
+            {200: schemas.Deleted},
+            description="One transaction; rows that are not the caller's are a 403 and nothing changes.",
+            body=TypeAdapter(schemas.BulkIds),
+            errors=(403,),
+            **signed,
+        ),
+        of(
+            "DELETE",
+            f"/{name}/bulk/{{start_id}}/{{end_id}}",
+            delete_range,
+            f"Delete a range of {name}",
+            {200: schemas.Deleted},
+            description=f"Both ends are included; at most {schemas.MAX_BULK_ROWS:,} ids.",
+            path_model=queries.ByRange,
+            errors=(403,),
+            **signed,
+        ),
+        of(
+            "POST",
+            f"/{name}/generate/{{number}}",
+            generate,
+            f"Generate {name}",
+            {202: schemas.Job},
+            description="Queues a job that fills in believable rows; watchers see them as they are stored.",
+            path_model=queries.ByNumber,
+            query_model=queries.GenerateQuery,
+            idempotent=True,
+            errors=(429,),
+            answer_headers=("Location",),
+            **signed,
+        ),
+        of(
+            "GET",
+            f"/{name}/{{id}}",
+            get_one,
+            f"Get a {one}",
+            {200: kind.found},
+            path_model=queries.ById,
+            query_model=queries.IncludeQuery if kind.includes else None,
+            if_none_match=True,
+            errors=(404,),
+            answer_headers=("ETag",),
+        ),
+        of(
+            "PUT",
+            f"/{name}/{{id}}",
+            replace,
+            f"Replace a {one}",
+            {200: kind.entity},
+            body=TypeAdapter(kind.body),
+            answer_headers=("ETag",),
+            **{**editing, "errors": (403, 404, 409, 412)},
+        ),
+        of(
+            "PATCH",
+            f"/{name}/{{id}}",
+            patch,
+            f"Change a {one}",
+            {200: kind.entity},
+            body=TypeAdapter(kind.patch),
+            answer_headers=("ETag",),
+            **{**editing, "errors": (403, 404, 409, 412)},
+        ),
+        of("DELETE", f"/{name}/{{id}}", delete, f"Delete a {one}", {204: None}, **editing),
+    ]
+
+
+MOVIE_KIND = Kind(
+    MOVIES,
+    schemas.MovieBody,
+    schemas.MoviePatch,
+    schemas.MovieBulkPatch,
+    list[schemas.MovieBody],
+    list[schemas.MovieBulkPatch],
+    schemas.Movie,
+    list[schemas.Movie],
+    schemas.MovieWithCharacters,
+    schemas.MoviesAdded,
+    schemas.MoviesUpdated,
+    includes=True,
+)
+CHARACTER_KIND = Kind(
+    CHARACTERS,
+    schemas.CharacterBody,
+    schemas.CharacterPatch,
+    schemas.CharacterBulkPatch,
+    list[schemas.CharacterBody],
+    list[schemas.CharacterBulkPatch],
+    schemas.Character,
+    list[schemas.Character],
+    schemas.Character,
+    schemas.CharactersAdded,
+    schemas.CharactersUpdated,
+    includes=False,
+)
+OPERATIONS = [*operations(MOVIE_KIND), *operations(CHARACTER_KIND)]

@@ -1,0 +1,70 @@
+"""Looking at background jobs, and cancelling them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import Response
+
+import schemas
+from errors import NotFound
+from repository import jobs
+from repository.transaction import Transaction
+from routes import queries, rendering
+from routes.operation import Call, Operation
+
+
+async def list_jobs(call: Call) -> Response:
+    query = call.query
+    found, total = await jobs.newest(call.database, state=query.state, offset=query.start, limit=query.limit)
+    return rendering.page(call, found, total)
+
+
+async def get_job(call: Call) -> Response:
+    job = await jobs.find(call.database, call.path.id)
+    if job is None:
+        raise NotFound(f"There is no job {call.path.id}")
+    return rendering.JSONResponse(job, headers={"Cache-Control": "no-cache"})
+
+
+async def cancel(call: Call) -> Response:
+    async def work(tx: Transaction) -> dict[str, Any]:
+        return await jobs.cancel(tx, call.me, call.path.id)
+
+    return rendering.JSONResponse(await call.database.write(work))
+
+
+OPERATIONS = [
+    Operation(
+        "GET",
+        "/jobs",
+        list_jobs,
+        "List jobs, newest first",
+        "jobs",
+        {200: list[schemas.Job]},
+        query_model=queries.JobsQuery,
+        answer_headers=("X-Total-Count", "Link"),
+    ),
+    Operation(
+        "GET",
+        "/jobs/{id}",
+        get_job,
+        "Get a job",
+        "jobs",
+        {200: schemas.Job},
+        path_model=queries.ByJobId,
+        errors=(404,),
+    ),
+    Operation(
+        "DELETE",
+        "/jobs/{id}",
+        cancel,
+        "Cancel a job",
+        "jobs",
+        {200: schemas.Job},
+        description="Takes effect at once: nothing more is stored. What was stored stays.",
+        path_model=queries.ByJobId,
+        signed_in=True,
+        errors=(403, 404, 409),
+    ),
+]

@@ -1,0 +1,114 @@
+"""What happens to every request: one form of the path, a request id, a log line, and errors in one shape."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from errors import Problem
+from routes.rendering import JSONResponse
+
+PREFIX = "/api/v1"
+_SANE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
+log = structlog.get_logger("http")
+
+
+class OnePath:
+    """`/api/v1/movies/` is `/movies`: routes are written once and nothing is redirected."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            path: str = scope["path"]
+            prefix = PREFIX if path == PREFIX or path.startswith(PREFIX + "/") else ""
+            rest = path[len(prefix) :]
+            if len(rest) > 1 and rest.endswith("/"):
+                rest = rest[:-1]
+            scope = {**scope, "path": rest or "/", "marquee.prefix": prefix}
+        await self.app(scope, receive, send)
+
+
+class RequestLog:
+    """Gives each request an id, answers it in `X-Request-ID`, and logs one line with it. Queries are not logged."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _SANE_ID.match(given) else uuid.uuid4().hex
+        started = time.perf_counter()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
+                status = message.get("status", 101)
+                message.setdefault("headers", [])
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self.app(scope, receive, send_with_id)
+            finally:
+                log.info(
+                    "request",
+                    method=scope.get("method", "WEBSOCKET"),
+                    path=scope["path"],
+                    status=status,
+                    ms=round((time.perf_counter() - started) * 1000, 1),
+                )
+
+
+async def on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return JSONResponse({"detail": error.detail}, error.status, error.headers)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """What the framework itself refuses: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    headers: Mapping[str, Any] = error.headers or {}
+    return JSONResponse({"detail": error.detail}, error.status_code, headers)
+
+
+class Unexpected:
+    """Turns any other exception into a 500 that says nothing of the inside, and logs it with the request's id."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_noting)
+        except Exception as error:
+            log.error("unexpected error", exc_info=error)
+            if started:
+                raise
+            await JSONResponse({"detail": "Internal Server Error"}, 500)(scope, receive, send)

@@ -1,0 +1,244 @@
+"""The OpenAPI 3.1 document, built from the operations that are served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import JsonSchemaMode, JsonSchemaValue, models_json_schema
+
+import schemas
+from filters import OPERATORS, Field, Kind, Op
+from routes.operation import Operation
+
+VERSION = "0.1.0"
+REF_TEMPLATE = "#/components/schemas/{model}"
+
+DESCRIPTION = """A real-time movie catalog: every write below reaches every watcher of `/ws`, in order, exactly once.
+
+Every path also answers under `/api/v1`, with and without a trailing slash. Lists take filters `field=value` and
+`field[operator]=value`."""
+
+ERRORS: Mapping[int, str] = {
+    401: "No access token, or one that is not good",
+    403: "Not yours to do",
+    404: "There is no such thing",
+    409: "In conflict with what is stored",
+    412: "If-Match names another version",
+    413: "The body is too large",
+    415: "The body is of another media type",
+    422: "Something in the request is wrong: every problem at once",
+    429: "Too many; Retry-After says when to come back",
+    503: "The database is away; nothing was written",
+}
+HEADERS: Mapping[str, dict[str, Any]] = {
+    "X-Total-Count": {"description": "Rows in the whole list", "schema": {"type": "integer", "minimum": 0}},
+    "Link": {"description": "RFC 8288: first, prev, next, last", "schema": {"type": "string"}},
+    "Location": {"description": "Where the new thing is", "schema": {"type": "string"}},
+    "ETag": {"description": '`"<version>-<digest>"`', "schema": {"type": "string"}},
+    "X-Request-ID": {"description": "Names the request in the logs", "schema": {"type": "string"}},
+}
+_FILTER_SCHEMAS: Mapping[Kind, dict[str, Any]] = {
+    Kind.INTEGER: {"type": "integer", "minimum": -(2**63) + 1, "maximum": 2**63 - 1},
+    Kind.TEXT: {"type": "string", "maxLength": 1000, "pattern": r"^[^\x00]*$"},
+    Kind.STRINGS: {"type": "string", "maxLength": 1000, "pattern": r"^[^\x00]*$"},
+    Kind.DATE: {"type": "string", "format": "date"},
+    Kind.TIME: {"type": "string", "format": "date-time"},
+}
+_OPERATOR_WORDS: Mapping[Op, str] = {
+    Op.EQ: "is",
+    Op.NE: "is not",
+    Op.GT: "is greater than",
+    Op.GTE: "is at least",
+    Op.LT: "is less than",
+    Op.LTE: "is at most",
+    Op.IN: "is one of",
+    Op.CONTAINS: "contains, without case",
+    Op.PREFIX: "begins with, without case",
+}
+
+
+def document(operations: Sequence[Operation]) -> bytes:
+    """The document, encoded."""
+    inputs, outputs = _models(operations)
+    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
+        *((model, "validation") for model in inputs),
+        *((model, "serialization") for model in outputs),
+    ]
+    _, definitions = models_json_schema(models, ref_template=REF_TEMPLATE)
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
+    return orjson.dumps(
+        {
+            "openapi": "3.1.0",
+            "info": {
+                "title": "Marquee",
+                "version": VERSION,
+                "summary": "A real-time, websocket-first catalog service",
+                "description": DESCRIPTION,
+                "license": {"name": "MIT", "identifier": "MIT"},
+            },
+            "servers": [{"url": "/"}, {"url": "/api/v1"}],
+            "tags": [{"name": name} for name in dict.fromkeys(operation.tag for operation in operations)],
+            "paths": paths,
+            "components": {
+                "schemas": definitions["$defs"],
+                "securitySchemes": {
+                    "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                    "password": {"type": "oauth2", "flows": {"password": {"tokenUrl": "/token", "scopes": {}}}},
+                },
+            },
+        }
+    )
+
+
+def _models(operations: Iterable[Operation]) -> tuple[list[type[BaseModel]], list[type[BaseModel]]]:
+    inputs: dict[type[BaseModel], None] = {}
+    outputs: dict[type[BaseModel], None] = {schemas.ErrorAnswer: None}
+    for operation in operations:
+        inputs.update(dict.fromkeys(_models_in(_body_type(operation))))
+        for answer in operation.answers.values():
+            outputs.update(dict.fromkeys(_models_in(answer)))
+    return list(inputs), list(outputs)
+
+
+def _models_in(kind: Any) -> list[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [kind]
+    return [model for part in getattr(kind, "__args__", ()) for model in _models_in(part)]
+
+
+def _body_type(operation: Operation) -> Any:
+    if operation.body_schema is not None:
+        return operation.body_schema
+    return operation.body._type if operation.body is not None else None
+
+
+def _schema(kind: Any, mode: JsonSchemaMode) -> JsonSchemaValue:
+    schema = TypeAdapter(kind).json_schema(ref_template=REF_TEMPLATE, mode=mode)
+    definitions = schema.pop("$defs", {})
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        assert kind.__name__ not in definitions
+        return {"$ref": REF_TEMPLATE.format(model=kind.__name__)}
+    return schema
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    built: dict[str, Any] = {
+        "operationId": _operation_id(operation),
+        "summary": operation.summary,
+        "tags": [operation.tag],
+        "responses": _responses(operation),
+    }
+    if operation.description:
+        built["description"] = operation.description
+    parameters = _parameters(operation)
+    if parameters:
+        built["parameters"] = parameters
+    if operation.body is not None:
+        schema = _schema(_body_type(operation), "validation")
+        if schema.get("type") == "array":
+            schema["maxItems"] = schemas.MAX_BULK_ROWS
+        content = {media_type: {"schema": schema} for media_type in operation.body_media_types}
+        built["requestBody"] = {"required": True, "content": content}
+    if operation.signed_in:
+        built["security"] = [{"bearer": []}, {"password": []}]
+    return built
+
+
+def _operation_id(operation: Operation) -> str:
+    words = operation.path.replace("{", "by_").replace("}", "").strip("/").replace("/", "_")
+    return f"{operation.method.lower()}_{words}"
+
+
+def _responses(operation: Operation) -> dict[str, Any]:
+    common = {"X-Request-ID": HEADERS["X-Request-ID"]}
+    built: dict[str, Any] = {}
+    for status, answer in operation.answers.items():
+        headers = common | {name: HEADERS[name] for name in operation.answer_headers}
+        response: dict[str, Any] = {"description": _SUCCESSES.get(status, "As asked"), "headers": headers}
+        if answer is not None:
+            response["content"] = {operation.media_type: {"schema": _schema(answer, "serialization")}}
+        built[str(status)] = response
+    if operation.if_none_match:
+        built["304"] = {"description": "The client has this representation", "headers": common}
+    for status in sorted(_errors_of(operation)):
+        if str(status) not in built:
+            content = {"application/json": {"schema": _schema(schemas.ErrorAnswer, "serialization")}}
+            headers = dict(common)
+            if status in (429, 503):
+                headers["Retry-After"] = {"description": "Seconds", "schema": {"type": "integer"}}
+            if status == 401:
+                headers["WWW-Authenticate"] = {"description": "Bearer", "schema": {"type": "string"}}
+            built[str(status)] = {"description": ERRORS[status], "headers": headers, "content": content}
+    return built
+
+
+_SUCCESSES = {200: "Done", 201: "Added", 202: "Accepted", 204: "Deleted", 503: "Not ready"}
+
+
+def _errors_of(operation: Operation) -> set[int]:
+    # A bad token is refused everywhere, and any query can be wrong.
+    found = {401, 422, 503, *operation.errors}
+    if operation.body is not None:
+        found |= {413, 415}
+    return found
+
+
+def _parameters(operation: Operation) -> list[dict[str, Any]]:
+    parameters = [*_of_model(operation.path_model, "path"), *_of_model(operation.query_model, "query")]
+    for field in operation.filters.values():
+        parameters.extend(_of_filter(field))
+    if operation.idempotent:
+        schema = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[!-~]{1,255}$"}
+        words = "The same key and request get the first answer again; kept for a day"
+        parameters.append({"name": "Idempotency-Key", "in": "header", "description": words, "schema": schema})
+    if operation.if_match:
+        words = "Do it only if the entity is at the version of one of these tags"
+        parameters.append({"name": "If-Match", "in": "header", "description": words, "schema": {"type": "string"}})
+    if operation.if_none_match:
+        words = "Answer 304 if the representation has one of these tags"
+        parameters.append({"name": "If-None-Match", "in": "header", "description": words, "schema": {"type": "string"}})
+    return parameters
+
+
+def _of_model(model: type[BaseModel] | None, where: str) -> list[dict[str, Any]]:
+    if model is None:
+        return []
+    schema = model.model_json_schema(ref_template=REF_TEMPLATE)
+    built = []
+    for name, each in schema["properties"].items():
+        choices = [choice for choice in each.pop("anyOf", []) if choice != {"type": "null"}]
+        description = each.pop("description", None)
+        if each.get("default", 0) is None:
+            del each["default"]
+        for key in ("title",):
+            each.pop(key, None)
+        if len(choices) == 1:
+            each |= choices[0]
+        parameter: dict[str, Any] = {"name": name, "in": where, "required": where == "path", "schema": each}
+        if description:
+            parameter["description"] = description
+        built.append(parameter)
+    return built
+
+
+def _of_filter(field: Field) -> list[dict[str, Any]]:
+    built = []
+    for op in OPERATORS[field.kind]:
+        schema = dict(_FILTER_SCHEMAS[field.kind])
+        parameter: dict[str, Any] = {
+            "name": field.name if op is Op.EQ else f"{field.name}[{op}]",
+            "in": "query",
+            "required": False,
+            "description": f"{field.name} {_OPERATOR_WORDS[op]}",
+            "schema": schema,
+        }
+        if op is Op.IN:
+            parameter |= {"style": "form", "explode": False}
+            parameter["schema"] = {"type": "array", "items": schema, "minItems": 1, "maxItems": 100}
+        built.append(parameter)
+    return built

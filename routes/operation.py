@@ -1,0 +1,81 @@
+"""An operation: one method on one path, with all that the router, the parser and the documentation know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+from starlette.datastructures import Headers
+from starlette.responses import Response
+
+import filters
+from repository.database import Database
+from security import Identity, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What handlers need of the process; in the lifespan state as `services`."""
+
+    database: Database
+    tokens: Tokens
+    readiness: Callable[[], Awaitable[Mapping[str, str]]]
+    openapi: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request after parsing: everything in it is valid. `identity` is set where the operation asks for one."""
+
+    services: Services
+    identity: Identity | None
+    path: Any
+    query: Any
+    conditions: tuple[filters.Condition, ...]
+    body: Any
+    headers: Headers
+    prefix: str
+    url_path: str
+    query_string: str
+    method: str
+    raw_body: bytes
+
+    @property
+    def database(self) -> Database:
+        return self.services.database
+
+    @property
+    def me(self) -> Identity:
+        assert self.identity is not None, "the operation is not marked signed_in"
+        return self.identity
+
+
+Handler = Callable[[Call], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`path` holds `{names}`; `answers` maps each success status to its model, None for an empty body."""
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    tag: str
+    answers: Mapping[int, Any]
+    description: str = ""
+    path_model: type[BaseModel] | None = None
+    query_model: type[BaseModel] | None = None
+    filters: Mapping[str, filters.Field] = field(default_factory=dict)
+    body: TypeAdapter[Any] | None = None
+    body_schema: Any = None  # what the documentation shows when `body` only checks the outside
+    body_media_types: tuple[str, ...] = ("application/json",)
+    signed_in: bool = False
+    errors: tuple[int, ...] = ()
+    media_type: str = "application/json"
+    idempotent: bool = False  # honours Idempotency-Key
+    if_match: bool = False
+    if_none_match: bool = False
+    answer_headers: tuple[str, ...] = ()

@@ -1,0 +1,174 @@
+"""From a request to a `Call`: who asks, and every part of it validated, with all that is wrong said at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qsl
+
+import orjson
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.requests import Request
+
+import filters
+from errors import ContentTooLarge, FieldProblem, InvalidInput, Unauthenticated, UnsupportedMediaType
+from repository import users
+from routes.operation import Call, Operation, Services
+from security import Identity
+
+MAX_BODY_BYTES = 10 * 1024 * 1024
+MAX_FORM_BYTES = 16 * 1024
+MAX_PROBLEMS = 100  # a body of ten thousand bad rows is answered with the first hundred
+ROWS_PER_SLICE = 250  # validating this many takes about a millisecond; between slices others run
+
+JSON_MEDIA_TYPE = "application/json"
+FORM_MEDIA_TYPE = "application/x-www-form-urlencoded"
+
+
+async def parse(request: Request, operation: Operation) -> Call:
+    """Raises a Problem: 401 first, then 413 and 415, then 422 with every problem of path, query and body."""
+    services: Services = request.state.services
+    identity = await identify(request, services)
+    if operation.signed_in and identity is None:
+        raise Unauthenticated("Sign in to do this: send Authorization: Bearer <token>")
+    problems: list[FieldProblem] = []
+    path = _validated(operation.path_model, request.path_params, "path", problems)
+    query, conditions = _query(request, operation, problems)
+    raw_body, body = b"", None
+    if operation.body is not None:
+        raw_body = await read_body(request, MAX_BODY_BYTES)
+        body = await _body(request, operation, raw_body, problems)
+    if problems:
+        raise InvalidInput(problems[:MAX_PROBLEMS])
+    return Call(
+        services=services,
+        identity=identity,
+        path=path,
+        query=query,
+        conditions=conditions,
+        body=body,
+        headers=request.headers,
+        prefix=request.scope.get("marquee.prefix", ""),
+        url_path=request.scope["path"],
+        query_string=request.scope["query_string"].decode("latin-1"),
+        method=request.method,
+        raw_body=raw_body,
+    )
+
+
+async def identify(request: Request, services: Services) -> Identity | None:
+    """None without credentials. Raises Unauthenticated for bad ones, also where none are needed."""
+    header = request.headers.get("authorization")
+    if header is None:
+        return None
+    scheme, _, token = header.partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Unauthenticated("Expected the header Authorization: Bearer <token>")
+    return await users.identify(services.database, services.tokens, token.strip())
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Raises ContentTooLarge, as soon as that is known."""
+    too_large = ContentTooLarge(f"Expected a body of at most {limit} bytes")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise too_large
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def problems_of(error: ValidationError, prefix: Sequence[str | int]) -> list[FieldProblem]:
+    found = []
+    for each in error.errors(include_url=False, include_context=False, include_input=False):
+        message = each["msg"].removeprefix("Value error, ")
+        found.append(FieldProblem((*prefix, *each["loc"]), message[:1].upper() + message[1:], each["type"]))
+    return found
+
+
+def _validated(
+    model: type[BaseModel] | None, values: Mapping[str, Any], where: str, problems: list[FieldProblem]
+) -> Any:
+    if model is None:
+        return None
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        problems.extend(problems_of(error, (where,)))
+        return None
+
+
+def _query(
+    request: Request, operation: Operation, problems: list[FieldProblem]
+) -> tuple[Any, tuple[filters.Condition, ...]]:
+    model = operation.query_model
+    known = frozenset(model.model_fields) if model is not None else frozenset()
+    try:
+        raw = request.scope["query_string"].decode("ascii")
+        items = parse_qsl(raw, keep_blank_values=True, max_num_fields=100, errors="strict")
+    except ValueError:
+        problems.append(FieldProblem(("query",), "Expected at most 100 parameters, percent-encoded UTF-8", "query"))
+        return None, ()
+    values: dict[str, str] = {}
+    for name, value in items:
+        if name in known:
+            if name in values:
+                problems.append(FieldProblem(("query", name), "Expected once", "repeated"))
+            values[name] = value
+    query = _validated(model, values, "query", problems)
+    conditions, wrong = filters.parse_conditions(items, operation.filters, known)
+    problems.extend(wrong)
+    return query, conditions
+
+
+async def _body(request: Request, operation: Operation, raw: bytes, problems: list[FieldProblem]) -> Any:
+    assert operation.body is not None
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in operation.body_media_types:
+        expected = " or ".join(operation.body_media_types)
+        raise UnsupportedMediaType(f"Content-Type: expected {expected}")
+    if media_type == FORM_MEDIA_TYPE:
+        value: Any = _form(raw)
+    else:
+        try:
+            value = orjson.loads(raw)
+        except orjson.JSONDecodeError as error:
+            problems.append(FieldProblem(("body",), f"Expected JSON: {error}", "invalid_json"))
+            return None
+    return await validate_body(operation.body, value, problems)
+
+
+def _form(raw: bytes) -> dict[str, str]:
+    try:
+        return dict(parse_qsl(raw[:MAX_FORM_BYTES].decode(), keep_blank_values=True, max_num_fields=20))
+    except ValueError:
+        return {}
+
+
+async def validate_body(adapter: TypeAdapter[Any], value: Any, problems: list[FieldProblem]) -> Any:
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        problems.extend(problems_of(error, ("body",)))
+        return None
+
+
+async def validate_rows(
+    adapter: TypeAdapter[Any], rows: Sequence[Any]
+) -> tuple[list[tuple[int, Any]], list[tuple[int, list[FieldProblem]]]]:
+    """The good rows and what is wrong with the others, each with its position; lets others run now and then."""
+    good: list[tuple[int, Any]] = []
+    bad: list[tuple[int, list[FieldProblem]]] = []
+    for index, row in enumerate(rows):
+        if index % ROWS_PER_SLICE == ROWS_PER_SLICE - 1:
+            await asyncio.sleep(0)
+        try:
+            good.append((index, adapter.validate_python(row)))
+        except ValidationError as error:
+            bad.append((index, problems_of(error, ("body", index))))
+    return good, bad

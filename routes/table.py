@@ -1,0 +1,43 @@
+"""The URL table: every operation of the HTTP API, and the router over it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from routes import accounts, catalog, documentation, health, jobs, openapi
+from routes.operation import Operation
+from routes.parsing import parse
+
+OPERATIONS: Sequence[Operation] = [
+    *catalog.OPERATIONS,
+    *jobs.OPERATIONS,
+    *accounts.OPERATIONS,
+    *health.OPERATIONS,
+    *documentation.OPERATIONS,
+]
+
+
+def routes() -> list[BaseRoute]:
+    """One route a path, so that a wrong method is answered with all the right ones; fixed paths before `{names}`."""
+    by_path: dict[str, dict[str, Operation]] = {}
+    for operation in OPERATIONS:
+        by_path.setdefault(operation.path, {})[operation.method] = operation
+    # The sort is stable: at the same depth a path with a name in an earlier part comes later.
+    ordered = sorted(by_path, key=lambda path: [part.startswith("{") for part in path.split("/")])
+    return [*(_route(path, by_path[path]) for path in ordered), *documentation.PAGES]
+
+
+def _route(path: str, operations: Mapping[str, Operation]) -> Route:
+    async def endpoint(request: Request) -> Response:
+        operation = operations["GET" if request.method == "HEAD" else request.method]
+        return await operation.handler(await parse(request, operation))
+
+    return Route(path, endpoint, methods=list(operations))
+
+
+def document() -> bytes:
+    return openapi.document(OPERATIONS)

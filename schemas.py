@@ -1,0 +1,397 @@
+"""What comes in and what goes out, as pydantic models: the source of validation, OpenAPI and the docs.
+
+Input models refuse unknown fields. A constraint that the code enforces is also in the model's JSON Schema, so that
+whatever a client can validate for itself, it can.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, EmailStr, Field, model_validator
+from pydantic.config import JsonDict
+from pydantic.experimental.missing_sentinel import MISSING
+
+import filters
+import times
+from filters import Kind
+
+MAX_ID = 2**63 - 1
+MAX_BULK_ROWS = 10_000
+MAX_GENERATED_ROWS = 1_000_000
+MAX_PAGE = 1_000
+DEFAULT_PAGE = 50
+MAX_AMOUNT = 2**53 - 1  # the largest integer that every JSON reader holds exactly (RFC 8259, section 6)
+
+# PostgreSQL cannot store NUL in text. The second form asks for something to read besides.
+_NO_NUL = r"^[^\x00]*$"
+_VISIBLE = r"^[^\x00]*[^\s\x00][^\x00]*$"
+
+
+def _iso_date(value: Any) -> Any:
+    if isinstance(value, str):
+        if times.parse_date(value) is None:
+            raise ValueError("expected a date such as 1999-12-31")
+        return value
+    raise ValueError("expected a date such as 1999-12-31")
+
+
+def _unique(values: list[str]) -> list[str]:
+    if len(set(values)) != len(values):
+        raise ValueError("expected each value once")
+    return values
+
+
+Whole = Annotated[int, Field(strict=True)]
+Id = Annotated[int, Field(strict=True, ge=1, le=MAX_ID)]
+PathId = Annotated[int, Field(ge=1, le=MAX_ID)]
+Line = Annotated[str, Field(min_length=1, max_length=255, pattern=_VISIBLE)]
+Prose = Annotated[str, Field(max_length=10_000, pattern=_NO_NUL)]
+Word = Annotated[str, Field(min_length=1, max_length=50, pattern=_VISIBLE)]
+Words = Annotated[list[Word], Field(max_length=20, json_schema_extra={"uniqueItems": True}), AfterValidator(_unique)]
+IsoDate = Annotated[str, BeforeValidator(_iso_date), Field(json_schema_extra={"format": "date"})]
+Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+Amount = Annotated[int, Field(strict=True, ge=0, le=MAX_AMOUNT)]
+Rating = Annotated[int, Field(strict=True, ge=1, le=100)]
+Minutes = Annotated[int, Field(strict=True, ge=1, le=100_000)]
+Country = Annotated[str, Field(pattern=r"^[A-Z]{2}$", description="ISO 3166-1 alpha-2")]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+# --- movies and characters
+
+
+class MovieBody(Body):
+    """A movie as its lister writes it. PUT replaces all of it: what is left out takes its default."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "title": "The Third Man",
+                    "description": "A writer looks for a friend in post-war Vienna.",
+                    "release_date": "1949-09-01",
+                    "rating": 93,
+                    "duration_minutes": 104,
+                    "status": "released",
+                    "country": "GB",
+                    "languages": ["English", "German"],
+                    "genres": ["Noir", "Thriller"],
+                }
+            ]
+        }
+    )
+
+    title: Line
+    description: Prose | None = None
+    release_date: IsoDate | None = None
+    rating: Rating | None = Field(default=None, description="The lister's own score")
+    duration_minutes: Minutes | None = None
+    status: Word | None = Field(default=None, description="Such as released or in_production")
+    budget: Amount | None = None
+    revenue: Amount | None = None
+    country: Country | None = None
+    languages: Words = []
+    genres: Words = []
+
+
+class MoviePatch(Body):
+    """Only what is named changes."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"rating": 95}]})
+
+    title: Line | MISSING = MISSING
+    description: Prose | None | MISSING = MISSING
+    release_date: IsoDate | None | MISSING = MISSING
+    rating: Rating | None | MISSING = MISSING
+    duration_minutes: Minutes | None | MISSING = MISSING
+    status: Word | None | MISSING = MISSING
+    budget: Amount | None | MISSING = MISSING
+    revenue: Amount | None | MISSING = MISSING
+    country: Country | None | MISSING = MISSING
+    languages: Words | MISSING = MISSING
+    genres: Words | MISSING = MISSING
+
+
+class MovieBulkPatch(MoviePatch):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"id": 7, "rating": 95}]})
+
+    id: Id
+
+
+class Movie(Answer):
+    id: int
+    title: str
+    description: str | None
+    release_date: IsoDate | None
+    rating: int | None
+    duration_minutes: int | None
+    status: str | None
+    budget: int | None
+    revenue: int | None
+    country: str | None
+    languages: list[str]
+    genres: list[str]
+    user_id: int | None = Field(description="Who listed it")
+    characters_count: int
+    version: int = Field(description="Counts edits; derived fields do not raise it")
+    created_at: Moment
+    updated_at: Moment
+
+
+class CharacterBody(Body):
+    """A character as its author writes it. PUT replaces all of it: what is left out takes its default."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "Harry Lime", "description": "Sells penicillin.", "movie_id": 7}]}
+    )
+
+    name: Line
+    description: Prose | None = None
+    movie_id: Id | None = None
+
+
+class CharacterPatch(Body):
+    """Only what is named changes."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"description": "Sold penicillin."}]})
+
+    name: Line | MISSING = MISSING
+    description: Prose | None | MISSING = MISSING
+    movie_id: Id | None | MISSING = MISSING
+
+
+class CharacterBulkPatch(CharacterPatch):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"id": 7, "description": "Sold penicillin."}]})
+
+    id: Id
+
+
+class Character(Answer):
+    id: int
+    name: str
+    description: str | None
+    movie_id: int | None
+    user_id: int | None = Field(description="Who added it")
+    version: int = Field(description="Counts edits; derived fields do not raise it")
+    created_at: Moment
+    updated_at: Moment
+
+
+class MovieWithCharacters(Movie):
+    characters: list[Character] | MISSING = Field(
+        default=MISSING, description="With `include=characters`: the first 1,000 by id"
+    )
+
+
+class BulkIds(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": [5, 6]}]})
+
+    ids: list[Id] = Field(min_length=1, max_length=MAX_BULK_ROWS)
+
+
+class Skipped(Answer):
+    index: int = Field(description="Position in the request, from 0")
+    detail: list[FieldError]
+
+
+class MoviesAdded(Answer):
+    added: list[Movie]
+    skipped: list[Skipped]
+
+
+class CharactersAdded(Answer):
+    added: list[Character]
+    skipped: list[Skipped]
+
+
+class MoviesUpdated(Answer):
+    updated: list[Movie]
+    not_found: list[int]
+
+
+class CharactersUpdated(Answer):
+    updated: list[Character]
+    not_found: list[int]
+
+
+class Deleted(Answer):
+    deleted: list[int]
+    not_found: list[int]
+
+
+class Count(Answer):
+    count: int
+
+
+# --- jobs
+
+
+class Job(Answer):
+    id: str
+    kind: Literal["generate_movies", "generate_characters"]
+    state: Literal["queued", "running", "done", "cancelled", "failed"]
+    done: int
+    total: int
+    rows_per_second: int
+    seed: int
+    user_id: int | None
+    created_at: Moment
+    started_at: Moment | None
+    finished_at: Moment | None
+    error: str | None
+
+
+# --- accounts
+
+Username = Annotated[str, Field(min_length=3, max_length=50, pattern=r"^[^\s@/\\\x00-\x1f\x7f]{3,50}$")]
+Password = Annotated[str, Field(min_length=8, max_length=128)]
+PersonName = Annotated[str, Field(min_length=1, max_length=100, pattern=_VISIBLE)]
+Phone = Annotated[str, Field(pattern=r"^\+?[1-9][0-9]{6,14}$", description="E.164; the plus may be left out")]
+Email = Annotated[EmailStr, Field(max_length=254)]
+
+_NAMED: JsonDict = {"anyOf": [{"required": ["username"]}, {"required": ["email"]}]}
+_WITH_PASSWORD: JsonDict = {"anyOf": [{"required": ["password"]}, {"required": ["hashedPassword"]}]}
+
+
+class RegisterBody(Body):
+    """`username`, `email` or both; `hashedPassword` is another name for `password`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [_NAMED, _WITH_PASSWORD],
+            "examples": [{"username": "holly", "email": "holly@example.org", "password": "third man 1949"}],
+        }
+    )
+
+    username: Username | MISSING = MISSING
+    email: Email | MISSING = MISSING
+    password: Password | MISSING = MISSING
+    hashedPassword: Password | MISSING = MISSING  # noqa: N815
+    name: PersonName | None = None
+    first_name: PersonName | None = None
+    last_name: PersonName | None = None
+    phone_number: Phone | None = None
+
+    @model_validator(mode="after")
+    def _named_and_locked(self) -> RegisterBody:
+        if not self.model_fields_set & {"username", "email"}:
+            raise ValueError("expected username, email or both")
+        if not self.model_fields_set & {"password", "hashedPassword"}:
+            raise ValueError("expected password")
+        return self
+
+
+class LoginBody(Body):
+    """By `username` (which may hold an e-mail address) or `email`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"allOf": [_NAMED], "examples": [{"username": "holly", "password": "third man 1949"}]}
+    )
+
+    username: Annotated[str, Field(min_length=1, max_length=320)] | MISSING = MISSING
+    email: Annotated[str, Field(min_length=1, max_length=320)] | MISSING = MISSING
+    password: Annotated[str, Field(min_length=1, max_length=128)]
+
+    @model_validator(mode="after")
+    def _named(self) -> LoginBody:
+        if not self.model_fields_set & {"username", "email"}:
+            raise ValueError("expected username or email")
+        return self
+
+
+class TokenForm(Body):
+    """The password grant of OAuth2 (RFC 6749, section 4.3); other fields of the form are ignored."""
+
+    model_config = ConfigDict(
+        extra="ignore", json_schema_extra={"examples": [{"username": "holly", "password": "third man 1949"}]}
+    )
+
+    grant_type: Literal["password"] = "password"
+    username: Annotated[str, Field(min_length=1, max_length=320)]
+    password: Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class Token(Answer):
+    access_token: str
+    token_type: Literal["bearer"]
+    expires_in: int = Field(description="Seconds")
+    user_id: int
+
+
+class User(Answer):
+    id: int
+    username: str | None
+    email: str | None
+    name: str | None
+    first_name: str | None
+    last_name: str | None
+    phone_number: str | None
+    group: Literal["user", "moderator", "admin"]
+    is_active: bool
+    version: int
+    created_at: Moment
+    updated_at: Moment
+
+
+# --- around the API
+
+
+class FieldError(Answer):
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class ErrorAnswer(Answer):
+    detail: str | list[FieldError]
+
+
+class Health(Answer):
+    status: Literal["ok"]
+
+
+class Readiness(Answer):
+    status: Literal["ready", "degraded", "not_ready"]
+    checks: dict[str, str] = Field(description="One sentence a check; ok when all is well")
+
+
+# --- what can be filtered, sorted and searched
+
+_COMMON = (("user_id", Kind.INTEGER), ("version", Kind.INTEGER), ("created_at", Kind.TIME), ("updated_at", Kind.TIME))
+
+
+def _fields(*pairs: tuple[str, Kind]) -> dict[str, filters.Field]:
+    return {name: filters.Field(name, name, kind) for name, kind in (*pairs, *_COMMON)}
+
+
+MOVIE_FIELDS: dict[str, filters.Field] = {
+    **_fields(
+        ("id", Kind.INTEGER),
+        ("title", Kind.TEXT),
+        ("description", Kind.TEXT),
+        ("release_date", Kind.DATE),
+        ("rating", Kind.INTEGER),
+        ("duration_minutes", Kind.INTEGER),
+        ("status", Kind.TEXT),
+        ("budget", Kind.INTEGER),
+        ("revenue", Kind.INTEGER),
+        ("country", Kind.TEXT),
+        ("characters_count", Kind.INTEGER),
+    ),
+    "genre": filters.Field("genre", "genres", Kind.STRINGS),
+    "language": filters.Field("language", "languages", Kind.STRINGS),
+}
+CHARACTER_FIELDS: dict[str, filters.Field] = _fields(
+    ("id", Kind.INTEGER), ("name", Kind.TEXT), ("description", Kind.TEXT), ("movie_id", Kind.INTEGER)
+)
+
+TOPICS: dict[str, str] = {"movies": "public", "characters": "public", "jobs": "public", "users": "admin"}
+PUBLIC_TOPICS: frozenset[str] = frozenset(name for name, reader in TOPICS.items() if reader == "public")

