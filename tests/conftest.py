@@ -1,4 +1,4 @@
-"""Both databases and both buses: every test that takes `service` runs against SQLite + memory and PostgreSQL + Redis."""
+"""Both databases and both buses: a test that takes `service` runs on SQLite + memory and on PostgreSQL + Redis."""
 
 from __future__ import annotations
 
