@@ -1,7 +1,7 @@
 """The service under test as a real process on a real port, and people and watchers who use it.
 
 Tests read as scenes: `async with service.person() as alice, service.watch() as watcher:`, then
-`await watcher.expect("add", "movies")`. Nothing here sleeps and hopes: everything waits for a condition, with a deadline.
+`await watcher.expect("add", "movies")`. Nothing here sleeps and hopes: all waiting is for a condition.
 """
 
 from __future__ import annotations
