@@ -50,82 +50,95 @@ TRAITS = (
 FIRST_DATE = date(1930, 1, 1)
 DATE_SPAN_DAYS = 97 * 365
 
+Row = dict[str, Any]
+
 
 @dataclass(frozen=True, slots=True)
 class Pools:
     people: tuple[str, ...]
     cities: tuple[str, ...]
-    sentences: tuple[str, ...]
+    titles: tuple[str, ...]
+    roles: tuple[str, ...]
+    dates: tuple[str, ...]
+    genres: tuple[list[str], ...]
 
 
 @lru_cache(maxsize=1)
 def pools() -> Pools:
     fake = Faker("en_US")
     fake.seed_instance(POOL_SEED)
+    people = tuple(fake.name() for _ in range(POOL_SIZE))
+    cities = tuple(fake.city() for _ in range(POOL_SIZE))
+    plain = (f"{form}{adjective} {noun}" for form in ("", "The ") for adjective in ADJECTIVES for noun in NOUNS)
+    placed = (f"{form.format(noun)} {city}" for form in ("{} of", "The {} at") for noun in NOUNS for city in cities)
+    days = (FIRST_DATE + timedelta(days=day) for day in range(DATE_SPAN_DAYS))
     return Pools(
-        tuple(fake.name() for _ in range(POOL_SIZE)),
-        tuple(fake.city() for _ in range(POOL_SIZE)),
-        tuple(fake.sentence(nb_words=9) for _ in range(POOL_SIZE)),
+        people=people,
+        cities=cities,
+        # The plain ones are fewer and, repeated, about as frequent.
+        titles=(*tuple(plain) * 18, *placed),
+        roles=tuple(f"{role} {trait}" for role in ROLES for trait in TRAITS),
+        dates=tuple(day.isoformat() for day in days),
+        genres=tuple([first] if first == second else [first, second] for first in GENRES for second in GENRES),
     )
 
 
-def _movie(random: Random, pool: Pools) -> dict[str, Any]:
-    pick = random.random
-    adjective, noun = ADJECTIVES[int(pick() * len(ADJECTIVES))], NOUNS[int(pick() * len(NOUNS))]
-    city = pool.cities[int(pick() * POOL_SIZE)]
-    form = int(pick() * 4)
-    if form == 0:
-        title = f"The {adjective} {noun}"
-    elif form == 1:
-        title = f"{noun} of {city}"
-    elif form == 2:
-        title = f"{adjective} {noun}"
-    else:
-        title = f"The {noun} at {city}"
-    budget = int(10 ** (5.5 + 2.8 * pick()))
-    first = int(pick() * len(GENRES))
-    second = int(pick() * len(GENRES))
-    return {
-        "title": title,
-        "description": (
-            f"{pool.people[int(pick() * POOL_SIZE)]}, {ROLES[int(pick() * len(ROLES))]} "
-            f"{TRAITS[int(pick() * len(TRAITS))]}, comes to {city}. {pool.sentences[int(pick() * POOL_SIZE)]}"
-        ),
-        "release_date": (FIRST_DATE + timedelta(days=int(pick() * DATE_SPAN_DAYS))).isoformat(),
-        "rating": 1 + int((pick() + pick()) * 50),
-        "duration_minutes": 70 + int(pick() * pick() * 130),
-        "status": STATUSES[int(pick() * len(STATUSES))],
-        "budget": budget,
-        "revenue": int(budget * 4 * pick() * pick()),
-        "country": COUNTRIES[int(pick() * len(COUNTRIES))],
-        "languages": [LANGUAGES[int(pick() * len(LANGUAGES))]],
-        "genres": [GENRES[first]] if first == second else [GENRES[first], GENRES[second]],
-    }
+def _movies(random: Random, pool: Pools, count: int) -> list[Row]:
+    # One call a column: the calls, not the choices, are what costs.
+    choices, uniform = random.choices, random.random
+    columns = zip(
+        choices(pool.titles, k=count),
+        choices(pool.people, k=count),
+        choices(pool.roles, k=count),
+        choices(pool.cities, k=count),
+        choices(pool.dates, k=count),
+        choices(STATUSES, k=count),
+        choices(COUNTRIES, k=count),
+        choices(LANGUAGES, k=count),
+        choices(pool.genres, k=count),
+        strict=True,
+    )
+    made = []
+    for title, person, role, city, day, status, country, language, genres in columns:
+        luck, size = uniform(), uniform()
+        budget = int(10 ** (5.5 + 2.8 * size))
+        made.append(
+            {
+                "title": title,
+                "description": f"{person}, {role}, comes to {city}.",
+                "release_date": day,
+                "rating": 1 + int((luck + uniform()) * 50),
+                "duration_minutes": 70 + int(size * uniform() * 130),
+                "status": status,
+                "budget": budget,
+                "revenue": int(budget * 4 * luck * uniform()),
+                "country": country,
+                "languages": [language],
+                "genres": genres,
+            }
+        )
+    return made
 
 
-def _character(random: Random, pool: Pools) -> dict[str, Any]:
-    pick = random.random
-    return {
-        "name": pool.people[int(pick() * POOL_SIZE)],
-        "description": (
-            f"{ROLES[int(pick() * len(ROLES))].capitalize()} {TRAITS[int(pick() * len(TRAITS))]}, "
-            f"from {pool.cities[int(pick() * POOL_SIZE)]}."
-        ),
-    }
+def _characters(random: Random, pool: Pools, count: int) -> list[Row]:
+    choices = random.choices
+    columns = zip(
+        choices(pool.people, k=count), choices(pool.roles, k=count), choices(pool.cities, k=count), strict=True
+    )
+    return [{"name": name, "description": f"{role[0].upper()}{role[1:]}, from {city}."} for name, role, city in columns]
 
 
-MAKERS: dict[str, Callable[[Random, Pools], dict[str, Any]]] = {
-    "generate_movies": _movie,
-    "generate_characters": _character,
+MAKERS: dict[str, Callable[[Random, Pools, int], list[Row]]] = {
+    "generate_movies": _movies,
+    "generate_characters": _characters,
 }
 
 
-def rows(kind: str, seed: int, start: int, count: int) -> Sequence[dict[str, Any]]:
+def rows(kind: str, seed: int, start: int, count: int) -> Sequence[Row]:
     """The rows at positions `start` to `start + count - 1` of the endless list that `seed` stands for."""
     make, pool = MAKERS[kind], pools()
-    made: list[dict[str, Any]] = []
+    made: list[Row] = []
     for block in range(start // BLOCK_ROWS, (start + count - 1) // BLOCK_ROWS + 1):
-        random = Random(f"{seed}:{block}")
-        made.extend(make(random, pool) for _ in range(BLOCK_ROWS))
+        made += make(Random(f"{seed}:{block}"), pool, BLOCK_ROWS)
     skipped = start % BLOCK_ROWS
     return made[skipped : skipped + count]

@@ -12,12 +12,14 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from random import Random
+from typing import Any
 
 import structlog
 
 from errors import Unavailable
 from jobs import generation
 from repository import catalog, jobs, movie_picks
+from repository.catalog import Prepared
 from repository.database import Database
 from repository.event_log import Event
 from repository.jobs import ClaimedJob, LeaseLost
@@ -91,14 +93,27 @@ class Runner:
             await jobs.release(self._database, job.id, self.owner)
 
     async def _run_chunks(self, job: ClaimedJob) -> None:
+        """While a chunk is stored, a thread makes the next one."""
         done, started = job.done, time.monotonic()
-        while done < job.total:
-            count = min(job.batch_size, job.total - done)
-            if job.rate is not None:
-                # A chunk is due when its last row is.
-                await self._sleep_until(job, started + (done - job.done + count) / job.rate)
-            await self._store_chunk(job, done, count, started)
-            done += count
+        upcoming = asyncio.create_task(self._make_chunk(job, done))
+        try:
+            while done < job.total:
+                chunk = await upcoming
+                following = done + len(chunk)
+                if following < job.total:
+                    upcoming = asyncio.create_task(self._make_chunk(job, following))
+                if job.rate is not None:
+                    # A chunk is due when its last row is.
+                    await self._sleep_until(job, started + (following - job.done) / job.rate)
+                await self._store_chunk(job, done, chunk, started)
+                done = following
+        finally:
+            upcoming.cancel()
+            await asyncio.gather(upcoming, return_exceptions=True)
+
+    async def _make_chunk(self, job: ClaimedJob, done: int) -> Chunk:
+        """In a thread, so that a large chunk does not hold up the sockets."""
+        return await asyncio.to_thread(make_chunk, job, done, is_sqlite=self._database.is_sqlite)
 
     async def _sleep_until(self, job: ClaimedJob, due: float) -> None:
         """Keeps the lease, and so notices when the job was cancelled."""
@@ -107,20 +122,30 @@ class Runner:
             if left > RENEW_SECONDS:
                 await jobs.renew(self._database, job.id, self.owner)
 
-    async def _store_chunk(self, job: ClaimedJob, done: int, count: int, started: float) -> None:
-        # In a thread, so that a large chunk does not hold up the sockets.
-        items = await asyncio.to_thread(generation.rows, job.kind, job.seed, done, count)
-
+    async def _store_chunk(self, job: ClaimedJob, done: int, chunk: Chunk, started: float) -> None:
         async def work(tx: Transaction) -> None:
-            rows = items
-            if job.kind == "generate_characters":
-                random = Random(f"{job.seed}:{done}:cast")
-                movies = await movie_picks.pick(tx, random, CAST_SIZE)
-                if movies:
-                    rows = [{**row, "movie_id": movies[index * len(movies) // count]} for index, row in enumerate(rows)]
-            resource = MOVIES if job.kind == "generate_movies" else CHARACTERS
-            await catalog.store(tx, resource, rows, job.user_id, job.id)
-            rows_per_second = int((done - job.done + count) / max(time.monotonic() - started, 1e-3))
-            await jobs.advance(tx, job, self.owner, done, count, rows_per_second)
+            if isinstance(chunk, Prepared):
+                await catalog.store_prepared(tx, chunk, job.user_id, job.id)
+            else:
+                movies = await movie_picks.pick(tx, Random(f"{job.seed}:{done}:cast"), CAST_SIZE)
+                rows = [
+                    {**row, "movie_id": movies[index * len(movies) // len(chunk)] if movies else None}
+                    for index, row in enumerate(chunk)
+                ]
+                await catalog.store(tx, CHARACTERS, rows, job.user_id, job.id)
+            rows_per_second = int((done - job.done + len(chunk)) / max(time.monotonic() - started, 1e-3))
+            await jobs.advance(tx, job, self.owner, done, len(chunk), rows_per_second)
 
         await self._database.write(work)
+
+
+# Movies are ready to be stored; characters first look, in the transaction, for movies to play in.
+Chunk = Prepared | Sequence[dict[str, Any]]
+
+
+def make_chunk(job: ClaimedJob, done: int, *, is_sqlite: bool) -> Chunk:
+    count = min(job.batch_size, job.total - done)
+    rows = generation.rows(job.kind, job.seed, done, count)
+    if job.kind == "generate_movies":
+        return catalog.prepare(MOVIES, rows, job.user_id, is_sqlite=is_sqlite)
+    return rows

@@ -36,6 +36,7 @@ POOL_TIMEOUT_SECONDS = 30
 SQLITE_READERS = 4
 POSTGRESQL_CONNECTIONS = 10  # per worker and engine; 4 workers fit PostgreSQL's default of 100
 SQLITE_CACHE_KIB = 16 * 1024
+SQLITE_CHECKPOINT_PAGES = 4_000  # 16 MB of log between checkpoints: fewer of them during bulk writes
 
 T = TypeVar("T")
 log = structlog.get_logger("database")
@@ -151,6 +152,7 @@ def _prepare_sqlite_writer(dbapi_connection: Any, _: Any) -> None:
         "synchronous=FULL",
         "foreign_keys=ON",
         f"cache_size=-{SQLITE_CACHE_KIB}",
+        f"wal_autocheckpoint={SQLITE_CHECKPOINT_PAGES}",
         f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
     )
     dbapi_connection.create_function("unicode_lower", 1, _lower, deterministic=True)

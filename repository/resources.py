@@ -23,8 +23,10 @@ class Resource:
     label: str
     searched: tuple[str, ...]
     fields: Mapping[str, filters.Field]
-    # The columns an editor writes, with what they hold when left out.
+    # The columns an editor writes, with what they hold when left out, in the order of the table.
     defaults: Mapping[str, Any]
+    # The columns that follow from other tables, with what they begin with.
+    derived: Mapping[str, Any]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -51,6 +53,7 @@ MOVIES = Resource(
         "languages": [],
         "genres": [],
     },
+    derived={"characters_count": 0},
 )
 CHARACTERS = Resource(
     name="characters",
@@ -60,4 +63,5 @@ CHARACTERS = Resource(
     searched=("name", "description"),
     fields=schemas.CHARACTER_FIELDS,
     defaults={"name": None, "description": None, "movie_id": None},
+    derived={},
 )

@@ -30,50 +30,39 @@ async def reserve_ids(tx: Transaction, table: Table, count: int) -> list[int]:
     return sorted(taken.scalars())
 
 
-async def insert(tx: Transaction, table: Table, rows: Sequence[dict[str, Any]]) -> None:
-    """Insert whole rows, every column given, ids included."""
+def driver_values(
+    table: Table, names: Sequence[str], made: Sequence[dict[str, Any]], *, is_sqlite: bool
+) -> list[tuple[Any, ...]]:
+    """The columns `names` of each row as the driver takes them. Pure."""
+    kinds = [table.c[name].type for name in names]
+    lists = [index for index, kind in enumerate(kinds) if kind is models.Strings]
+    dates = [] if is_sqlite else [index for index, kind in enumerate(kinds) if isinstance(kind, models.IsoDate)]
+    values = []
+    for row in made:
+        record: list[Any] = list(row.values())
+        for index in lists:
+            record[index] = orjson.dumps(record[index]).decode()
+        for index in dates:
+            record[index] = date.fromisoformat(record[index]) if record[index] is not None else None
+        values.append(tuple(record))
+    return values
+
+
+async def insert(
+    tx: Transaction, table: Table, ids: Sequence[int], values: Sequence[tuple[Any, ...]], now: str
+) -> None:
+    """Insert rows of `id`, then `driver_values` of the columns between, then `created_at` and `updated_at`."""
     driver = await tx.driver()
-    columns = [column.name for column in table.columns]
+    columns = [str(column.name) for column in table.columns]
+    moment: Any = now if tx.is_sqlite else datetime.fromisoformat(now)
+    records = [(entity_id, *middle, moment, moment) for entity_id, middle in zip(ids, values, strict=True)]
     if tx.is_sqlite:
-        quoted = ", ".join(f'"{name}"' for name in columns)
         marks = ", ".join("?" for _ in columns)
-        lists = {name for name in columns if table.c[name].type is models.Strings}
-        values = (
-            [orjson.dumps(row[name]).decode() if name in lists else row[name] for name in columns] for row in rows
-        )
-        statement = f'INSERT INTO "{table.name}" ({quoted}) VALUES ({marks})'  # noqa: S608 (names of our own tables)
-        await driver.executemany(statement, list(values))
-        return
-    convert = [_to_postgresql(table.c[name].type) for name in columns]
-    records = [tuple(change(row[name]) for name, change in zip(columns, convert, strict=True)) for row in rows]
-    await driver.copy_records_to_table(table.name, records=records, columns=columns)
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def _json(value: Any) -> Any:
-    # SQLAlchemy sets up asyncpg to take JSONB as text that is already encoded.
-    return orjson.dumps(value).decode()
-
-
-def _date(value: str | None) -> Any:
-    return date.fromisoformat(value) if value is not None else None
-
-
-def _time(value: str | None) -> Any:
-    return datetime.fromisoformat(value) if value is not None else None
-
-
-def _to_postgresql(kind: Any) -> Any:
-    if kind is models.Strings:
-        return _json
-    if isinstance(kind, models.IsoDate):
-        return _date
-    if isinstance(kind, models.UtcTime):
-        return _time
-    return _same
+        names = ", ".join(f'"{name}"' for name in columns)
+        statement = f'INSERT INTO "{table.name}" ({names}) VALUES ({marks})'  # noqa: S608 (names of our own tables)
+        await driver.executemany(statement, records)
+    else:
+        await driver.copy_records_to_table(table.name, records=records, columns=columns)
 
 
 def one_of(tx_is_sqlite: bool, column: ColumnElement[int], ids: Sequence[int]) -> ColumnElement[bool]:

@@ -31,7 +31,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 from urllib.parse import urlsplit
 
-import asyncpg  # type: ignore[import-untyped]
+import asyncpg
 
 HOST = "127.0.0.1"
 START_SECONDS = 60.0

@@ -1,0 +1,93 @@
+"""Rows per second of the bulk generator on SQLite with one watcher; pauses of the event loop; memory.
+
+python -m bench.generate [rows]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+from websockets.asyncio.client import connect
+
+from tests.service import PASSWORD, free_port
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+async def _watch(url: str, rows: int, ready: asyncio.Event) -> tuple[int, int, float]:
+    """Count rows and look for gaps, as cheaply as a client can. Answers rows, frames and the time of the last."""
+    seen = frames = 0
+    async with connect(url, max_size=None) as socket:
+        await socket.recv()
+        ready.set()
+        while seen < rows:
+            text = await socket.recv(decode=False)
+            if text.startswith(b'{"operation":"add_bulk"'):
+                seen += int(text[text.index(b'"count":') + 8 :].split(b",", 1)[0])
+                frames += 1
+    return seen, frames, time.monotonic()
+
+
+async def measure(port: int, rows: int, probe: Path) -> None:
+    base = f"http://127.0.0.1:{port}"
+    async with httpx.AsyncClient(base_url=base, timeout=60) as client:
+        for _ in range(200):
+            try:
+                await client.get("/readyz")
+                break
+            except httpx.HTTPError:
+                await asyncio.sleep(0.05)
+        await client.post("/auth/register", json={"username": "bench", "password": PASSWORD})
+        token = (await client.post("/token", data={"username": "bench", "password": PASSWORD})).json()["access_token"]
+        client.headers["Authorization"] = f"Bearer {token}"
+        # The first job fills the word pools; measure what comes after.
+        await client.post("/movies/generate/1000")
+        while (await client.get("/jobs?state=done")).json() == []:
+            await asyncio.sleep(0.05)
+        ready = asyncio.Event()
+        watching = asyncio.create_task(_watch(f"ws://127.0.0.1:{port}/ws?topics=movies", rows, ready))
+        await ready.wait()
+        probe.unlink(missing_ok=True)
+        started = time.monotonic()
+        job = (await client.post(f"/movies/generate/{rows}")).json()
+        memory: list[int] = []
+        while not watching.done():
+            await asyncio.sleep(0.25)
+            if probe.exists() and (text := probe.read_text()):
+                memory.append(json.loads(text)["rss"])
+        seen, frames, ended = await watching
+        await asyncio.sleep(0.6)
+        found = (await client.get(f"/jobs/{job['id']}")).json()
+        worst = json.loads(probe.read_text())["worst_ms"]
+        print(f"rows {seen} in {frames} frames, job {found['state']}")
+        print(f"rows/s seen by the watcher {seen / (ended - started):,.0f}, of the job {found['rows_per_second']:,}")
+        print(f"longest pauses of the event loop, ms: {worst[:8]}")
+        half = len(memory) // 2
+        print(
+            f"memory MB: first half up to {max(memory[:half]) / 2**20:.1f}, then up to {max(memory[half:]) / 2**20:.1f}"
+        )
+
+
+def main() -> None:
+    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 200_000
+    with tempfile.TemporaryDirectory() as folder:
+        port, probe = free_port(), Path(folder) / "probe.json"
+        environment = os.environ | {"PORT": str(port), "DATABASE_URL": f"sqlite:///{folder}/bench.db"}
+        server = subprocess.Popen([sys.executable, "-m", "bench.server", str(probe)], env=environment, cwd=ROOT)
+        try:
+            asyncio.run(measure(port, rows, probe))
+        finally:
+            server.terminate()
+            server.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The service with a probe in its event loop: serves as `python main.py` does and writes what it saw to a file.
+
+The probe sleeps for a millisecond at a time; how much later than that it wakes is how long something else held the loop
+(or how long the machine gave the processor to another process: measure on a quiet one).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+import logs
+import main
+from settings import load_settings
+
+PROBE_SECONDS = 0.001
+
+
+async def probe(path: Path) -> None:
+    """Keep `path` up to date with the longest pauses of the loop, in milliseconds, and the process's memory."""
+    worst: list[float] = []
+    written = time.monotonic()
+    while True:
+        before = time.monotonic()
+        await asyncio.sleep(PROBE_SECONDS)
+        late = (time.monotonic() - before - PROBE_SECONDS) * 1000
+        if late > 5:
+            worst.append(round(late, 1))
+            worst = sorted(worst, reverse=True)[:20]
+        if time.monotonic() - written > 0.25:
+            written = time.monotonic()
+            rss = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+            path.write_text(json.dumps({"worst_ms": worst, "rss": rss}))
+
+
+def serve(path: Path) -> None:
+    settings = load_settings()
+    logs.configure(settings.log_format, settings.log_level)
+    app = main.build_app(settings)
+    inner: Any = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(app_: Any) -> AsyncIterator[Mapping[str, Any] | None]:
+        async with inner(app_) as state:
+            watching = asyncio.create_task(probe(path))
+            yield state
+            watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
+
+    router: Any = app.router
+    router.lifespan_context = lifespan
+    uvicorn.Server(main.server_config(settings, app)).run(sockets=[main._listen(settings)])
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("LOG_LEVEL", "warning")
+    serve(Path(sys.argv[1]))
