@@ -29,6 +29,7 @@ from repository import event_log
 from repository.event_log import Event
 from repository.transaction import Transaction
 
+BEGIN = "BEGIN IMMEDIATE"
 MAX_ATTEMPTS = 5
 RETRY_PAUSE_SECONDS = 0.05
 BUSY_TIMEOUT_SECONDS = 30  # how long a SQLite writer waits for another process's transaction
@@ -65,7 +66,7 @@ class Database:
                 connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
             )
             event.listen(self._writer.sync_engine, "connect", _prepare_sqlite_writer)
-            event.listen(self._writer.sync_engine, "begin", _begin_immediate)
+            event.listen(self._writer.sync_engine, "begin", _begin)
             event.listen(self._reader.sync_engine, "connect", _prepare_sqlite_reader)
         else:
             async_url = "postgresql+asyncpg" + url[url.index("://") :]
@@ -130,8 +131,8 @@ class Database:
         raise AssertionError("unreachable")
 
 
-def _begin_immediate(connection: Any) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _begin(connection: Any) -> None:
+    connection.exec_driver_sql(BEGIN)
 
 
 def _pragmas(dbapi_connection: Any, *pragmas: str) -> None:
