@@ -17,6 +17,7 @@ from errors import Unauthenticated
 ISSUER = "marquee"
 AUDIENCE = "marquee"
 CLOCK_LEEWAY_SECONDS = 5
+MAX_USER_ID = 2**63 - 1  # what the database can look for
 
 
 class Group(StrEnum):
@@ -115,6 +116,9 @@ class Tokens:
             )
             if claims.get("typ") != "access":
                 raise JWTError("not an access token")
-            return int(claims["sub"]), float(claims["exp"])
+            user_id = int(claims["sub"])
+            if not 1 <= user_id <= MAX_USER_ID:
+                raise JWTError("not the id of a user")
+            return user_id, float(claims["exp"])
         except (JOSEError, ValueError, TypeError, KeyError) as error:
             raise Unauthenticated("The access token is not valid or has expired") from error

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-from sqlalchemy import ColumnElement, String, Table, and_, collate, func, literal, or_, select, type_coerce
+from sqlalchemy import BigInteger, ColumnElement, String, Table, and_, collate, func, literal, or_, select, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 
 from filters import Condition, Kind, Op
@@ -34,7 +35,10 @@ def _lower(column: ColumnElement[str], is_sqlite: bool) -> ColumnElement[str]:
 
 
 def _clause(table: Table, condition: Condition, is_sqlite: bool) -> ColumnElement[bool]:
-    column = table.c[condition.field.column]
+    column: ColumnElement[Any] = table.c[condition.field.column]
+    if condition.field.kind is Kind.INTEGER:
+        # Numbers go to the database in its widest integer: one past a narrow column matches nothing, and is no error.
+        column = type_coerce(column, BigInteger)
     value = condition.value
     if condition.field.kind is Kind.STRINGS:
         wanted = value if isinstance(value, tuple) else (value,)

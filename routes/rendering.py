@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 import orjson
 from starlette.responses import Response
@@ -16,7 +16,7 @@ from repository.catalog import IfMatch
 from repository.idempotency import Answer, Claim
 from routes.operation import Call
 
-_TAG = re.compile(r'^"([0-9]+)-[0-9a-f]{16}"$')
+_TAG = re.compile(r'^"([0-9]{1,10})-[0-9a-f]{16}"$')
 _KEY = re.compile(r"^[\x21-\x7e]{1,255}$")
 
 
@@ -98,15 +98,17 @@ def _links(call: Call, count: int, total: int, last_id: int | None) -> Mapping[s
     limit = call.query.limit
     if limit == 0:
         return {}
-    if getattr(call.query, "after", None) is not None:
-        return {"next": _url(call, after=last_id)} if count == limit and last_id is not None else {}
     offset = call.query.start
+    after = getattr(call.query, "after", None)
+    if after is not None and not offset and not call.query.sort:
+        return {"next": _url(call, after=last_id)} if count == limit and last_id is not None else {}
     links = {"first": _url(call, offset=0)}
     if offset > 0:
         links["prev"] = _url(call, offset=max(0, offset - limit))
-    if offset + limit < total:
+    if count == limit if after is not None else offset + limit < total:
         links["next"] = _url(call, offset=offset + limit)
-    links["last"] = _url(call, offset=max(0, (total - 1) // limit * limit))
+    if after is None:  # else `total` counts the rows before it, too
+        links["last"] = _url(call, offset=max(0, (total - 1) // limit * limit))
     return links
 
 
@@ -114,6 +116,7 @@ def _url(call: Call, **changes: int | None) -> str:
     kept = [
         (name, value)
         for name, value in parse_qsl(call.query_string, keep_blank_values=True)
-        if name not in ("offset", "skip", "after")
+        if name not in ("offset", "skip", *changes)
     ]
-    return f"{call.prefix}{call.url_path}?{urlencode([*kept, *changes.items()], safe='[],:')}"
+    # The path arrives decoded; user names in it may hold anything.
+    return f"{call.prefix}{quote(call.url_path)}?{urlencode([*kept, *changes.items()], safe='[],:')}"
