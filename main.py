@@ -221,6 +221,14 @@ def server_config(settings: Settings, app: Any) -> uvicorn.Config:
     )
 
 
+class Server(uvicorn.Server):
+    """Ends with status 0 when told to stop: uvicorn would raise the signal again after an orderly stop."""
+
+    async def _serve(self, sockets: list[socket.socket] | None = None) -> None:
+        await super()._serve(sockets)
+        self._captured_signals.clear()
+
+
 def serve(settings: Settings) -> None:
     """Listen and serve until told to stop. Raises SettingsError when the address cannot be had."""
     secret_key(settings)  # once, before there are workers to race for it
@@ -232,7 +240,7 @@ def serve(settings: Settings) -> None:
         listener.set_inheritable(True)
         Multiprocess(config, sockets=[listener]).run()
     else:
-        uvicorn.Server(server_config(settings, build_app(settings))).run(sockets=[listener])
+        Server(server_config(settings, build_app(settings))).run(sockets=[listener])
 
 
 def _listen(settings: Settings) -> socket.socket:
