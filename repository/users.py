@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,19 @@ from times import utc_now
 
 USERS_AUDIENCE = f"group:{Group.ADMIN}"
 _PRIVATE = ("password_hash", "username_key", "email_key")
+MAX_KEY_LENGTH = 200  # of the narrower key column
+
+
+def _key(name: str) -> str:
+    """What two spellings of one name are stored and looked for as.
+
+    One character may become eighteen when it is normalised, and a name that somebody tries at the door may hold
+    anything: what the column cannot hold goes by its digest.
+    """
+    key = name_key(name)
+    if len(key) <= MAX_KEY_LENGTH and "\x00" not in key:
+        return key
+    return hashlib.blake2b(key.encode(), digest_size=32).hexdigest()
 
 
 def public(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,7 +45,7 @@ async def create(
     """Store an account. Raises Conflict naming the user name or address that is taken."""
     username, email = fields.get("username"), fields.get("email")
     table = models.users
-    keys = {"username": name_key(username) if username else None, "email": name_key(email) if email else None}
+    keys = {"username": _key(username) if username else None, "email": _key(email) if email else None}
     taken = await tx.connection.execute(
         select(table.c.username_key, table.c.email_key).where(
             or_(table.c.username_key == keys["username"], table.c.email_key == keys["email"])
@@ -79,13 +93,13 @@ async def find(database: Database, user_id: int) -> dict[str, Any] | None:
 
 
 async def find_by_username(database: Database, username: str) -> dict[str, Any] | None:
-    return await _find(database, models.users.c.username_key == name_key(username))
+    return await _find(database, models.users.c.username_key == _key(username))
 
 
 async def find_by_login(database: Database, login: str) -> dict[str, Any] | None:
     """By user name or e-mail address; a user name holds no @, so the two never meet."""
     column = models.users.c.email_key if "@" in login else models.users.c.username_key
-    return await _find(database, column == name_key(login))
+    return await _find(database, column == _key(login))
 
 
 async def _find(database: Database, where: Any) -> dict[str, Any] | None:
