@@ -6,11 +6,11 @@ whatever a client can validate for itself, it can.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, EmailStr, Field, model_validator
+from pydantic import MISSING, AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
-from pydantic.experimental.missing_sentinel import MISSING
 
 import filters
 import times
@@ -23,9 +23,14 @@ MAX_PAGE = 1_000
 DEFAULT_PAGE = 50
 MAX_AMOUNT = 2**53 - 1  # the largest integer that every JSON reader holds exactly (RFC 8259, section 6)
 
-# PostgreSQL cannot store NUL in text. The second form asks for something to read besides.
-_NO_NUL = r"^[^\x00]*$"
-_VISIBLE = r"^[^\x00]*[^\s\x00][^\x00]*$"
+# PostgreSQL cannot store NUL in text. The second form asks for something to read besides. Blanks are written out:
+# `\s` is another set in Python, in Rust (which checks here) and in ECMAScript (which JSON Schema means).
+BLANK = r"\x00-\x20\x7f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+NO_NUL = r"^[^\x00]*$"
+_VISIBLE = rf"^[^\x00]*[^{BLANK}][^\x00]*$"
+
+
+_INTEGER = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 
 
 def _iso_date(value: Any) -> Any:
@@ -36,6 +41,13 @@ def _iso_date(value: Any) -> Any:
     raise ValueError("expected a date such as 1999-12-31")
 
 
+def _written_integer(value: Any) -> Any:
+    """Paths and queries are text: one way to write a number, where pydantic takes `1_000`, ` 1 ` and `1.0`, too."""
+    if not isinstance(value, str) or not _INTEGER.fullmatch(value):
+        raise ValueError("expected an integer")
+    return value
+
+
 def _unique(values: list[str]) -> list[str]:
     if len(set(values)) != len(values):
         raise ValueError("expected each value once")
@@ -44,9 +56,10 @@ def _unique(values: list[str]) -> list[str]:
 
 Whole = Annotated[int, Field(strict=True)]
 Id = Annotated[int, Field(strict=True, ge=1, le=MAX_ID)]
-PathId = Annotated[int, Field(ge=1, le=MAX_ID)]
+WRITTEN_INTEGER = BeforeValidator(_written_integer)  # after the bounds, which else are lost to the JSON Schema
+PathId = Annotated[int, Field(ge=1, le=MAX_ID), WRITTEN_INTEGER]
 Line = Annotated[str, Field(min_length=1, max_length=255, pattern=_VISIBLE)]
-Prose = Annotated[str, Field(max_length=10_000, pattern=_NO_NUL)]
+Prose = Annotated[str, Field(max_length=10_000, pattern=NO_NUL)]
 Word = Annotated[str, Field(min_length=1, max_length=50, pattern=_VISIBLE)]
 Words = Annotated[list[Word], Field(max_length=20, json_schema_extra={"uniqueItems": True}), AfterValidator(_unique)]
 IsoDate = Annotated[str, BeforeValidator(_iso_date), Field(json_schema_extra={"format": "date"})]
@@ -251,11 +264,21 @@ class Job(Answer):
 
 # --- accounts
 
-Username = Annotated[str, Field(min_length=3, max_length=50, pattern=r"^[^\s@/\\\x00-\x1f\x7f]{3,50}$")]
+Username = Annotated[str, Field(min_length=3, max_length=50, pattern=rf"^[^@/\\{BLANK}]{{3,50}}$")]
 Password = Annotated[str, Field(min_length=8, max_length=128)]
 PersonName = Annotated[str, Field(min_length=1, max_length=100, pattern=_VISIBLE)]
 Phone = Annotated[str, Field(pattern=r"^\+?[1-9][0-9]{6,14}$", description="E.164; the plus may be left out")]
-Email = Annotated[EmailStr, Field(max_length=254)]
+# The addresses of HTML's <input type=email> (which every browser checks so), with a domain of two labels at least.
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+Email = Annotated[
+    str,
+    Field(
+        max_length=254,
+        pattern=rf"^{_ATOM}(?:\.{_ATOM})*@(?:{_LABEL}\.)+[A-Za-z](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])$",
+        json_schema_extra={"format": "email"},
+    ),
+]
 
 _NAMED: JsonDict = {"anyOf": [{"required": ["username"]}, {"required": ["email"]}]}
 _WITH_PASSWORD: JsonDict = {"anyOf": [{"required": ["password"]}, {"required": ["hashedPassword"]}]}
