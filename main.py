@@ -184,20 +184,22 @@ def banner(settings: Settings, port: int) -> str:
     base = f"http://{shown}:{port}"
     kind = "SQLite" if settings.sqlite_path else "PostgreSQL"
     bus = "Redis" if settings.has_shared_bus else "in-memory bus"
+    json = "-H 'Content-Type: application/json'"
     return f"""
   Marquee is on air: {base}   ({kind}, {bus}, {settings.workers} worker{"s" if settings.workers > 1 else ""})
 
-    live page   {base}/
-    API docs    {base}/docs   {base}/redoc   {base}/openapi.json
+  Live page {base}/   API {base}/docs   {base}/redoc   {base}/openapi.json
 
-    watch       wscat -c ws://{shown}:{port}/ws
-    register    curl {base}/auth/register -H 'Content-Type: application/json' \\
-                  -d '{{"username": "holly", "password": "third man 1949"}}'
-    add         TOKEN=$(curl -s {base}/token -d "username=holly&password=third man 1949" \\
-                  | python3 -c "import json, sys; print(json.load(sys.stdin)['access_token'])")
-                curl {base}/movies -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' \\
-                  -d '{{"title": "The Third Man"}}'
-    fill        curl -X POST {base}/movies/generate/1000 -H "Authorization: Bearer $TOKEN"
+  Watch, in a second terminal:
+
+    wscat -c ws://{shown}:{port}/ws
+
+  Write, in a third (all four lines can be pasted at once):
+
+    curl {base}/auth/register {json} -d '{{"username": "holly", "password": "third man 1949"}}'
+    TOKEN=$(curl -s {base}/token -d 'username=holly&password=third man 1949' | cut -d '"' -f 4)
+    curl {base}/movies {json} -H "Authorization: Bearer $TOKEN" -d '{{"title": "The Third Man"}}'
+    curl -X POST {base}/movies/generate/1000 -H "Authorization: Bearer $TOKEN"
 """
 
 

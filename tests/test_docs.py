@@ -86,7 +86,7 @@ def served(routes: list[BaseRoute]) -> set[tuple[str, str]]:
 
 
 def test_the_table_of_routes_is_the_routes_that_are_served(tmp_path: Path) -> None:
-    app = build_app(Settings(database_url=f"sqlite:///{tmp_path}/marquee.db", _env_file=None))  # type: ignore[call-arg]
+    app = build_app(Settings(database_url=f"sqlite:///{tmp_path}/marquee.db", _env_file=None))
     documented = [(cells[0], bare(cells[1])) for cells in rows_of(text_of("docs/api.md"), "method", "path")]
     assert len(documented) == len(set(documented)), "a route stands twice in docs/api.md"
     assert set(documented) == served(app.routes)
@@ -134,7 +134,7 @@ def test_the_example_of_an_environment_file_works_when_uncommented(tmp_path: Pat
     text = re.sub(r"^# ([A-Z_]+=.*)$", r"\1", text_of(".env.example"), flags=re.MULTILINE)
     (tmp_path / ".env").write_text(text)
     assert dotenv_values(tmp_path / ".env").keys() == {name.upper() for name in Settings.model_fields}
-    assert Settings(_env_file=tmp_path / ".env") == Settings(_env_file=None)  # type: ignore[call-arg]
+    assert Settings(_env_file=tmp_path / ".env") == Settings(_env_file=None)
 
 
 def test_the_settings_of_the_readme_exist() -> None:

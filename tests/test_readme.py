@@ -106,3 +106,18 @@ def test_the_picture_is_there_and_light() -> None:
         picture = (ROOT / target).read_bytes()
         assert picture.startswith(b"\x89PNG")
         assert len(picture) < 300_000
+
+
+async def test_the_lines_of_the_banner_work_when_pasted(new_service: Callable[..., Service]) -> None:
+    service = new_service()
+    with service.running():
+        text = service.log()
+        assert f"wscat -c {service.ws_url}\n" in text
+        script = "\n".join(re.findall(r"^    ((?:curl|TOKEN=).*)$", text, re.MULTILINE))
+        async with service.watch() as watcher:
+            _, movie, job = await pasted(script, service)
+            assert (await watcher.expect("add", "movies"))["data"] == movie
+            assert (await watcher.expect("add", "jobs"))["data"] == job
+        async with service.anyone() as client:
+            for address in re.findall(rf"{service.url}/[\w.]*(?=\s)", text):
+                assert (await client.get(address)).status_code in (200, 401, 405), address
