@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import asyncpg
 import httpx
 import pytest
 
-from tests.service import Person, Service
+from tests.service import DEADLINE_SECONDS, Person, Service, Watcher
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,18 @@ async def nothing_written(service: Service) -> AsyncIterator[None]:
     async with service.anyone() as client:
         assert (await client.get("/movies?limit=1")).status_code == 200
         assert (await client.get("/readyz")).json()["status"] == "ready"
+
+
+@asynccontextmanager
+async def watching(service: Service, query: str = "") -> AsyncIterator[Watcher]:
+    """A watcher whose next event is the next one written: the service has passed on all that is in the log."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while time.monotonic() < deadline:
+        async with service.watch(query) as watcher:
+            if watcher.welcome["data"]["seq"] == await head(service):
+                yield watcher
+                return
+    raise AssertionError("the service does not reach the head of its log")
 
 
 @asynccontextmanager

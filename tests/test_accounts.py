@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from security import Group, Identity
-from tests.resources import locations, nothing_written, sql
+from tests.resources import locations, nothing_written, sql, watching
 from tests.service import ADMIN, PASSWORD, ROOT, Service
 
 _names = itertools.count(1)
@@ -323,7 +323,7 @@ async def test_moderators_do_not_list_users(service: Service) -> None:
 
 
 async def test_watchers_are_not_told_of_new_users(service: Service) -> None:
-    async with service.watch() as watcher, service.person() as alice:
+    async with watching(service) as watcher, service.person() as alice:
         await alice.add()
         event = await watcher.expect("add", "movies")
         # The registration took a number of its own.
