@@ -112,6 +112,7 @@ class Subscription:
         backoff = 0.05
         while True:
             if not await self._wait_until_drained():
+                log.info("closed as too slow", position=self.position, head=self._feed.head.seq)
                 self.stream.close(CloseCode.TOO_SLOW, CLOSE_REASONS[CloseCode.TOO_SLOW])
                 return
             try:

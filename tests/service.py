@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +56,8 @@ async def eventually(check: Callable[[], Any], what: str, seconds: float = DEADL
 class Service:
     """`python main.py` with the given settings. `start` returns when it is ready."""
 
+    command: Sequence[str] = (str(ROOT / "main.py"),)
+
     def __init__(self, database_url: str, broadcast_url: str, folder: Path, **settings: str) -> None:
         self.database_url = database_url
         self.port = free_port()
@@ -86,7 +88,7 @@ class Service:
         environment = {name: value for name, value in os.environ.items() if name not in self.settings}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "main.py")],
+                [sys.executable, *self.command],
                 env={**environment, **self.settings},
                 cwd=self.folder,  # no .env of the developer's, and nothing left in the tree
                 stdout=log,
