@@ -17,8 +17,9 @@ import times
 from errors import FieldProblem
 
 MAX_VALUES_IN_LIST = 100  # of one `in`
-MAX_CONDITIONS = 20
+MAX_CONDITIONS = 200  # every field with every operator fits
 MAX_TEXT_LENGTH = 1_000
+MAX_LISTED_TEXT_LENGTH = 255  # in a list: all of one list fit into a URL, which HTTP parsers cut at 64 KiB
 MAX_INTEGER = 2**63 - 1  # BIGINT
 
 
@@ -82,14 +83,14 @@ _KEY = re.compile(r"^([a-z_]+)(?:\[([a-z]+)\])?$")
 _INTEGER = re.compile(r"^-?[0-9]{1,19}$")
 
 
-def _parse_value(kind: Kind, raw: Any) -> Scalar | None:
+def _parse_value(kind: Kind, raw: Any, max_length: int = MAX_TEXT_LENGTH) -> Scalar | None:
     if kind is Kind.INTEGER:
         if isinstance(raw, str) and _INTEGER.match(raw):
             raw = int(raw)
         if isinstance(raw, int) and not isinstance(raw, bool) and abs(raw) <= MAX_INTEGER:
             return raw
         return None
-    if not isinstance(raw, str) or "\x00" in raw or len(raw) > MAX_TEXT_LENGTH:
+    if not isinstance(raw, str) or "\x00" in raw or len(raw) > max_length:
         return None
     if kind is Kind.DATE:
         return times.parse_date(raw)
@@ -139,7 +140,7 @@ def _condition(field: Field, op: Op, raw: Any) -> Condition | str:
         return Condition(field, op, value) if value is not None else f"Expected {EXPECTED[field.kind]}"
     if not isinstance(raw, list) or not 1 <= len(raw) <= MAX_VALUES_IN_LIST:
         return f"Expected 1 to {MAX_VALUES_IN_LIST} values"
-    values = [_parse_value(field.kind, item) for item in raw]
+    values = [_parse_value(field.kind, item, MAX_LISTED_TEXT_LENGTH) for item in raw]
     if any(value is None for value in values):
         return f"Expected {EXPECTED[field.kind]}, comma separated"
     return Condition(field, op, tuple(value for value in values if value is not None))

@@ -48,6 +48,11 @@ def _written_integer(value: Any) -> Any:
     return value
 
 
+def _whole(value: Any) -> Any:
+    # In JSON Schema 7.0 is an integer (2020-12, section 4.2.3). Beyond 2**53 a float is not what somebody wrote.
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_AMOUNT else value
+
+
 def _unique(values: list[str]) -> list[str]:
     if len(set(values)) != len(values):
         raise ValueError("expected each value once")
@@ -55,7 +60,8 @@ def _unique(values: list[str]) -> list[str]:
 
 
 Whole = Annotated[int, Field(strict=True)]
-Id = Annotated[int, Field(strict=True, ge=1, le=MAX_ID)]
+WHOLE = BeforeValidator(_whole)
+Id = Annotated[int, Field(strict=True, ge=1, le=MAX_ID), WHOLE]
 WRITTEN_INTEGER = BeforeValidator(_written_integer)  # after the bounds, which else are lost to the JSON Schema
 PathId = Annotated[int, Field(ge=1, le=MAX_ID), WRITTEN_INTEGER]
 Line = Annotated[str, Field(min_length=1, max_length=255, pattern=_VISIBLE)]
@@ -64,9 +70,9 @@ Word = Annotated[str, Field(min_length=1, max_length=50, pattern=_VISIBLE)]
 Words = Annotated[list[Word], Field(max_length=20, json_schema_extra={"uniqueItems": True}), AfterValidator(_unique)]
 IsoDate = Annotated[str, BeforeValidator(_iso_date), Field(json_schema_extra={"format": "date"})]
 Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
-Amount = Annotated[int, Field(strict=True, ge=0, le=MAX_AMOUNT)]
-Rating = Annotated[int, Field(strict=True, ge=1, le=100)]
-Minutes = Annotated[int, Field(strict=True, ge=1, le=100_000)]
+Amount = Annotated[int, Field(strict=True, ge=0, le=MAX_AMOUNT), WHOLE]
+Rating = Annotated[int, Field(strict=True, ge=1, le=100), WHOLE]
+Minutes = Annotated[int, Field(strict=True, ge=1, le=100_000), WHOLE]
 Country = Annotated[str, Field(pattern=r"^[A-Z]{2}$", description="ISO 3166-1 alpha-2")]
 
 
@@ -139,7 +145,7 @@ class MovieBulkPatch(MoviePatch):
     id: Id
 
 
-class Movie(Answer):
+class MovieEntity(Answer):
     id: int
     title: str
     description: str | None
@@ -187,7 +193,7 @@ class CharacterBulkPatch(CharacterPatch):
     id: Id
 
 
-class Character(Answer):
+class CharacterEntity(Answer):
     id: int
     name: str
     description: str | None
@@ -198,8 +204,8 @@ class Character(Answer):
     updated_at: Moment
 
 
-class MovieWithCharacters(Movie):
-    characters: list[Character] | MISSING = Field(
+class MovieWithCharacters(MovieEntity):
+    characters: list[CharacterEntity] | MISSING = Field(
         default=MISSING, description="With `include=characters`: the first 1,000 by id"
     )
 
@@ -216,22 +222,22 @@ class Skipped(Answer):
 
 
 class MoviesAdded(Answer):
-    added: list[Movie]
+    added: list[MovieEntity]
     skipped: list[Skipped]
 
 
 class CharactersAdded(Answer):
-    added: list[Character]
+    added: list[CharacterEntity]
     skipped: list[Skipped]
 
 
 class MoviesUpdated(Answer):
-    updated: list[Movie]
+    updated: list[MovieEntity]
     not_found: list[int]
 
 
 class CharactersUpdated(Answer):
-    updated: list[Character]
+    updated: list[CharacterEntity]
     not_found: list[int]
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from starlette.responses import Response
 
 import schemas
-from errors import FieldProblem, Forbidden, InvalidInput, NotFound
+from errors import Conflict, FieldProblem, Forbidden, InvalidInput, NotFound
 from repository import catalog, idempotency, jobs, links, lists, users
 from repository.idempotency import Answer
 from repository.jobs import JobOrder
@@ -51,15 +51,14 @@ def _sorting(kind: Kind, sort: str | None) -> tuple[tuple[str, bool], ...]:
     """`-release_date,title` as (column, descending) pairs. Raises InvalidInput."""
     if not sort:
         return ()
-    columns = {field.column for field in kind.resource.fields.values()} - {"genres", "languages"}
-    wanted: list[tuple[str, bool]] = []
+    columns = queries.sortable(kind.resource.fields)
+    wanted: dict[tuple[str, bool], None] = {}
     for part in sort.split(","):
-        name = part.strip().removeprefix("-")
-        if name not in columns or name in (known for known, _ in wanted):
-            expected = ", ".join(sorted(columns))
-            message = f"Expected fields, each once, with or without a minus, of {expected}"
+        each = (part.removeprefix("-"), part.startswith("-"))
+        if each[0] not in columns or each in wanted:
+            message = f"Expected fields, each once, with or without a minus, of {', '.join(columns)}"
             raise InvalidInput([FieldProblem(("query", "sort"), message, "invalid_sort")])
-        wanted.append((name, part.strip().startswith("-")))
+        wanted[each] = None
     return tuple(wanted)
 
 
@@ -243,7 +242,8 @@ async def delete_range(kind: Kind, call: Call) -> Response:
     start, end = call.path.start_id, call.path.end_id
     if not 0 <= end - start < schemas.MAX_BULK_ROWS:
         message = f"Expected a range of 1 to {schemas.MAX_BULK_ROWS} ids, start_id first"
-        raise InvalidInput([FieldProblem(("path", "end_id"), message, "invalid_range")])
+        # Each id is a good one, and no schema can say how two of them must stand: so not a 422.
+        raise Conflict([FieldProblem(("path", "end_id"), message, "invalid_range")])
     return await _remove_many(kind, call, range(start, end + 1))
 
 
@@ -393,9 +393,9 @@ def operations(kind: Kind) -> list[Operation]:
             delete_range,
             f"Delete a range of {name}",
             {200: schemas.Deleted},
-            description=f"Both ends are included; at most {schemas.MAX_BULK_ROWS:,} ids.",
+            description=f"Both ends are included; a range of more than {schemas.MAX_BULK_ROWS:,} ids is a 409.",
             path_model=queries.ByRange,
-            errors=(403,),
+            errors=(403, 409),
             **signed,
         ),
         of(
@@ -455,8 +455,8 @@ MOVIE_KIND = Kind(
     schemas.MovieBulkPatch,
     list[schemas.MovieBody],
     list[schemas.MovieBulkPatch],
-    schemas.Movie,
-    list[schemas.Movie],
+    schemas.MovieEntity,
+    list[schemas.MovieEntity],
     schemas.MovieWithCharacters,
     schemas.MoviesAdded,
     schemas.MoviesUpdated,
@@ -469,9 +469,9 @@ CHARACTER_KIND = Kind(
     schemas.CharacterBulkPatch,
     list[schemas.CharacterBody],
     list[schemas.CharacterBulkPatch],
-    schemas.Character,
-    list[schemas.Character],
-    schemas.Character,
+    schemas.CharacterEntity,
+    list[schemas.CharacterEntity],
+    schemas.CharacterEntity,
     schemas.CharactersAdded,
     schemas.CharactersUpdated,
     includes=False,

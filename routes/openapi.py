@@ -9,8 +9,10 @@ import orjson
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode, JsonSchemaValue, models_json_schema
 
+import filters
 import schemas
 from filters import OPERATORS, Field, Kind, Op
+from routes import queries
 from routes.operation import Operation
 
 VERSION = "0.1.0"
@@ -34,16 +36,54 @@ ERRORS: Mapping[int, str] = {
     503: "The database is away; nothing was written",
 }
 HEADERS: Mapping[str, dict[str, Any]] = {
-    "X-Total-Count": {"description": "Rows in the whole list", "schema": {"type": "integer", "minimum": 0}},
+    "X-Total-Count": {
+        "description": "Rows in the whole list",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 0},
+    },
     "Link": {"description": "RFC 8288: first, prev, next, last", "schema": {"type": "string"}},
-    "Location": {"description": "Where the new thing is", "schema": {"type": "string"}},
-    "ETag": {"description": '`"<version>-<digest>"`', "schema": {"type": "string"}},
-    "X-Request-ID": {"description": "Names the request in the logs", "schema": {"type": "string"}},
+    "Location": {
+        "description": "Where the new thing is",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^/[!-~]+$"},
+    },
+    "ETag": {
+        "description": '`"<version>-<digest>"`',
+        "required": True,
+        "schema": {"type": "string", "pattern": '^"[0-9]+-[0-9a-f]{16}"$'},
+    },
+    "X-Request-ID": {
+        "description": "Names the request in the logs",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
+    },
+    "Retry-After": {"description": "Seconds", "required": True, "schema": {"type": "integer", "minimum": 0}},
+    "WWW-Authenticate": {"description": "RFC 6750", "required": True, "schema": {"type": "string", "const": "Bearer"}},
+}
+# Whether these two are met depends on what was sent and stored before, not on how they are written: a client made or
+# driven by this document must not fill them with values of its own. So an operation names them under
+# `x-request-headers` and in its description, and not among the parameters that it takes from anyone.
+REQUEST_HEADERS: Mapping[str, dict[str, Any]] = {
+    "Idempotency-Key": {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "The same key with the same request gets the first answer again, for a day; with another "
+        "request it is a 422",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]{1,255}$"},
+        "example": "5f8b3a52-0a3d-4b8e-9f6e-6c1d2a7b9e10",
+    },
+    "If-Match": {
+        "name": "If-Match",
+        "in": "header",
+        "description": "Do it only if the entity is at the version of one of these tags (or `*`), else it is a 412",
+        "schema": {"type": "string"},
+        "example": '"3-0f1e2d3c4b5a6978"',
+    },
 }
 _FILTER_SCHEMAS: Mapping[Kind, dict[str, Any]] = {
     Kind.INTEGER: {"type": "integer", "minimum": -(2**63) + 1, "maximum": 2**63 - 1},
-    Kind.TEXT: {"type": "string", "maxLength": 1000, "pattern": r"^[^\x00]*$"},
-    Kind.STRINGS: {"type": "string", "maxLength": 1000, "pattern": r"^[^\x00]*$"},
+    Kind.TEXT: {"type": "string", "maxLength": filters.MAX_TEXT_LENGTH, "pattern": schemas.NO_NUL},
+    Kind.STRINGS: {"type": "string", "maxLength": filters.MAX_TEXT_LENGTH, "pattern": schemas.NO_NUL},
     Kind.DATE: {"type": "string", "format": "date"},
     Kind.TIME: {"type": "string", "format": "date-time"},
 }
@@ -70,7 +110,8 @@ def document(operations: Sequence[Operation]) -> bytes:
     _, definitions = models_json_schema(models, ref_template=REF_TEMPLATE)
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
+        built = paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
+        _link(operation, built, operations)
     return orjson.dumps(
         {
             "openapi": "3.1.0",
@@ -86,6 +127,7 @@ def document(operations: Sequence[Operation]) -> bytes:
             "paths": paths,
             "components": {
                 "schemas": definitions["$defs"],
+                "parameters": REQUEST_HEADERS,
                 "securitySchemes": {
                     "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
                     "password": {"type": "oauth2", "flows": {"password": {"tokenUrl": "/token", "scopes": {}}}},
@@ -133,8 +175,12 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "tags": [operation.tag],
         "responses": _responses(operation),
     }
-    if operation.description:
-        built["description"] = operation.description
+    headers = _request_headers(operation)
+    words = [f"Honours `{name}`: {header['description']}." for name, header in headers.items()]
+    if description := "\n\n".join([*filter(None, [operation.description]), *words]):
+        built["description"] = description
+    if headers:
+        built["x-request-headers"] = [{"$ref": f"#/components/parameters/{name}"} for name in headers]
     parameters = _parameters(operation)
     if parameters:
         built["parameters"] = parameters
@@ -147,6 +193,29 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if operation.signed_in:
         built["security"] = [{"bearer": []}, {"password": []}]
     return built
+
+
+def _request_headers(operation: Operation) -> dict[str, dict[str, Any]]:
+    named = [*["Idempotency-Key"] * operation.idempotent, *["If-Match"] * operation.if_match]
+    return {name: REQUEST_HEADERS[name] for name in named}
+
+
+def _link(operation: Operation, built: dict[str, Any], operations: Sequence[Operation]) -> None:
+    """Say where to go on from here: what an answer's id is good for."""
+    for status, answer in operation.answers.items():
+        source = _LINKS.get(answer) if isinstance(answer, type) else None
+        if source is None or operation.method != "POST":
+            continue
+        parameter, pointer, path = source
+        built["responses"][str(status)]["links"] = {
+            _operation_id(target): {
+                "operationId": _operation_id(target),
+                "parameters": {f"path.{parameter}": f"$response.body#/{pointer}"},
+                "description": target.summary,
+            }
+            for target in operations
+            if target.path == path
+        }
 
 
 def _operation_id(operation: Operation) -> str:
@@ -164,19 +233,29 @@ def _responses(operation: Operation) -> dict[str, Any]:
             response["content"] = {operation.media_type: {"schema": _schema(answer, "serialization")}}
         built[str(status)] = response
     if operation.if_none_match:
-        built["304"] = {"description": "The client has this representation", "headers": common}
+        built["304"] = {"description": "The client has this one", "headers": common | {"ETag": HEADERS["ETag"]}}
     for status in sorted(_errors_of(operation)):
         if str(status) not in built:
             content = {"application/json": {"schema": _schema(schemas.ErrorAnswer, "serialization")}}
             headers = dict(common)
             if status in (429, 503):
-                headers["Retry-After"] = {"description": "Seconds", "schema": {"type": "integer"}}
+                headers["Retry-After"] = HEADERS["Retry-After"]
             if status == 401:
-                headers["WWW-Authenticate"] = {"description": "Bearer", "schema": {"type": "string"}}
+                headers["WWW-Authenticate"] = HEADERS["WWW-Authenticate"]
             built[str(status)] = {"description": ERRORS[status], "headers": headers, "content": content}
     return built
 
 
+# What a POST answers: its id's parameter, where the id is, and the path that takes it.
+_LINKS: Mapping[type, tuple[str, str, str]] = {
+    schemas.MovieEntity: ("id", "id", "/movies/{id}"),
+    schemas.MoviesAdded: ("id", "added/0/id", "/movies/{id}"),
+    schemas.CharacterEntity: ("id", "id", "/characters/{id}"),
+    schemas.CharactersAdded: ("id", "added/0/id", "/characters/{id}"),
+    schemas.Job: ("id", "id", "/jobs/{id}"),
+    schemas.User: ("user_id", "id", "/users/{user_id}/movies"),
+    schemas.Token: ("user_id", "user_id", "/users/{user_id}/movies"),
+}
 _SUCCESSES = {200: "Done", 201: "Added", 202: "Accepted", 204: "Deleted", 503: "Not ready"}
 
 
@@ -190,15 +269,14 @@ def _errors_of(operation: Operation) -> set[int]:
 
 def _parameters(operation: Operation) -> list[dict[str, Any]]:
     parameters = [*_of_model(operation.path_model, "path"), *_of_model(operation.query_model, "query")]
+    for parameter in parameters:
+        if parameter["name"] == "sort":
+            columns = queries.sortable(operation.filters)
+            names = [*columns, *(f"-{name}" for name in columns)]
+            parameter["schema"] = {"type": "array", "items": {"enum": names}, "uniqueItems": True}
+            parameter |= {"style": "form", "explode": False, "example": ["-updated_at", "id"]}
     for field in operation.filters.values():
         parameters.extend(_of_filter(field))
-    if operation.idempotent:
-        schema = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[!-~]{1,255}$"}
-        words = "The same key and request get the first answer again; kept for a day"
-        parameters.append({"name": "Idempotency-Key", "in": "header", "description": words, "schema": schema})
-    if operation.if_match:
-        words = "Do it only if the entity is at the version of one of these tags"
-        parameters.append({"name": "If-Match", "in": "header", "description": words, "schema": {"type": "string"}})
     if operation.if_none_match:
         words = "Answer 304 if the representation has one of these tags"
         parameters.append({"name": "If-None-Match", "in": "header", "description": words, "schema": {"type": "string"}})
@@ -238,7 +316,15 @@ def _of_filter(field: Field) -> list[dict[str, Any]]:
             "schema": schema,
         }
         if op is Op.IN:
+            if "pattern" in schema:
+                # A comma parts two values.
+                schema |= {"pattern": r"^[^\x00,]*$", "maxLength": filters.MAX_LISTED_TEXT_LENGTH}
             parameter |= {"style": "form", "explode": False}
-            parameter["schema"] = {"type": "array", "items": schema, "minItems": 1, "maxItems": 100}
+            parameter["schema"] = {
+                "type": "array",
+                "items": schema,
+                "minItems": 1,
+                "maxItems": filters.MAX_VALUES_IN_LIST,
+            }
         built.append(parameter)
     return built

@@ -19,6 +19,7 @@ from security import Identity
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
 MAX_FORM_BYTES = 16 * 1024
+MAX_PARAMETERS = 300
 MAX_PROBLEMS = 100  # a body of ten thousand bad rows is answered with the first hundred
 ROWS_PER_SLICE = 250  # validating this many takes about a millisecond; between slices others run
 
@@ -110,9 +111,11 @@ def _query(
     known = frozenset(model.model_fields) if model is not None else frozenset()
     try:
         raw = request.scope["query_string"].decode("ascii")
-        items = parse_qsl(raw, keep_blank_values=True, max_num_fields=100, errors="strict")
+        items = parse_qsl(raw, keep_blank_values=True, max_num_fields=MAX_PARAMETERS, errors="strict")
     except ValueError:
-        problems.append(FieldProblem(("query",), "Expected at most 100 parameters, percent-encoded UTF-8", "query"))
+        problems.append(
+            FieldProblem(("query",), f"Expected at most {MAX_PARAMETERS} parameters, percent-encoded UTF-8", "query")
+        )
         return None, ()
     values: dict[str, str] = {}
     for name, value in items:

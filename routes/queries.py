@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from schemas import DEFAULT_PAGE, MAX_GENERATED_ROWS, MAX_ID, MAX_PAGE, PathId
+import filters
+from schemas import DEFAULT_PAGE, MAX_GENERATED_ROWS, MAX_ID, MAX_PAGE, NO_NUL, WRITTEN_INTEGER, PathId
 
-Offset = Annotated[int, Field(ge=0, le=MAX_ID)]
-_NO_NUL = r"^[^\x00]*$"
+Offset = Annotated[int, Field(ge=0, le=MAX_ID), WRITTEN_INTEGER]
+
+
+def sortable(fields: Mapping[str, filters.Field]) -> list[str]:
+    """The columns that a list can be sorted by."""
+    return sorted(field.column for field in fields.values() if field.kind is not filters.Kind.STRINGS)
 
 
 class Query(BaseModel):
@@ -34,7 +40,7 @@ class ByRange(Query):
 
 
 class ByNumber(Query):
-    number: Annotated[int, Field(ge=1, le=MAX_GENERATED_ROWS)]
+    number: Annotated[int, Field(ge=1, le=MAX_GENERATED_ROWS), WRITTEN_INTEGER]
 
 
 class ByJobId(Query):
@@ -46,7 +52,7 @@ class PageQuery(Query):
 
     offset: Offset | None = Field(default=None, description="How many to pass over; 0 by default")
     skip: Offset | None = Field(default=None, description="Another name for offset")
-    limit: Annotated[int, Field(ge=0, le=MAX_PAGE)] = DEFAULT_PAGE
+    limit: Annotated[int, Field(ge=0, le=MAX_PAGE), WRITTEN_INTEGER] = DEFAULT_PAGE
 
     @property
     def start(self) -> int:
@@ -54,23 +60,17 @@ class PageQuery(Query):
 
 
 class ListQuery(PageQuery):
-    q: Annotated[str, Field(max_length=200, pattern=_NO_NUL)] = Field(
+    q: Annotated[str, Field(max_length=200, pattern=NO_NUL)] = Field(
         default="", description="Free text: rows that hold every word, without case"
     )
     sort: str | None = Field(default=None, description="Fields, comma separated; a minus sorts from high to low")
-    after: Annotated[int, Field(ge=0, le=MAX_ID)] | None = Field(
-        default=None, description="Only rows with a higher id, in the order of ids: walks big tables"
+    after: Offset | None = Field(
+        default=None, description="Only rows with a higher id; without sort and offset, Link walks on by id"
     )
-
-    @model_validator(mode="after")
-    def _one_order(self) -> ListQuery:
-        if self.after is not None and (self.sort or self.start):
-            raise ValueError("expected after without sort, offset and skip")
-        return self
 
 
 class CountQuery(Query):
-    q: Annotated[str, Field(max_length=200, pattern=_NO_NUL)] = Field(
+    q: Annotated[str, Field(max_length=200, pattern=NO_NUL)] = Field(
         default="", description="Free text: rows that hold every word, without case"
     )
 
@@ -86,13 +86,13 @@ class OnErrorQuery(Query):
 
 
 class GenerateQuery(Query):
-    seed: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = Field(
+    seed: Annotated[int, Field(ge=0, le=2**53 - 1), WRITTEN_INTEGER] | None = Field(
         default=None, description="The same seed makes the same rows; random when left out"
     )
-    rate: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] | None = Field(
+    rate: Annotated[float, Field(ge=0.01, le=1_000_000, allow_inf_nan=False)] | None = Field(
         default=None, description="Rows per second at most; as fast as it goes when left out"
     )
-    batch_size: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+    batch_size: Annotated[int, Field(ge=1, le=10_000), WRITTEN_INTEGER] | None = Field(
         default=None, description="Rows per transaction; 1,000 when left out, fewer at a low rate"
     )
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
 
 from routes import accounts, catalog, documentation, health, jobs, openapi
 from routes.operation import Operation
@@ -36,7 +37,15 @@ def _route(path: str, operations: Mapping[str, Operation]) -> Route:
         operation = operations["GET" if request.method == "HEAD" else request.method]
         return await operation.handler(await parse(request, operation))
 
-    return Route(path, endpoint, methods=list(operations))
+    return _Path(path, endpoint, methods=list(operations))
+
+
+class _Path(Route):
+    """A path that answers a wrong method itself, where the router would try `/movies/{id}` for PUT /movies/bulk."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, found = super().matches(scope)
+        return (Match.FULL if match is Match.PARTIAL else match), found
 
 
 def document() -> bytes:
