@@ -91,7 +91,10 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
         await create_first_admin(database, settings)
         hub = Hub()
         bus = Bus(
-            settings.broadcast_url, on_events=lambda events: feed.offer(events), on_head=lambda h: feed.hear_head(h)
+            settings.broadcast_url,
+            on_events=lambda events: feed.offer(events),
+            on_head=lambda head: feed.hear_head(head),
+            on_reconnect=lambda: feed.look(),
         )
         feed = Feed(database, has_shared_bus=bus.is_shared, is_bus_deaf=lambda: bus.is_deaf)
         progress = Progress(database, hub)

@@ -61,12 +61,19 @@ Message = Sequence[Event] | Heartbeat | Reconnected
 class Bus:
     """One per process. `run` is its life; `publish` may be called at any time."""
 
-    def __init__(self, url: str, on_events: Callable[[Sequence[Event]], None], on_head: Callable[[Head], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        on_events: Callable[[Sequence[Event]], None],
+        on_head: Callable[[Head], None],
+        on_reconnect: Callable[[], None],
+    ) -> None:
         self.is_shared = not url.startswith("memory")
         self.worker = uuid.uuid4().hex
         self.dropped = 0
         self._on_events = on_events
         self._on_head = on_head
+        self._on_reconnect = on_reconnect
         self._redis = RedisBackend(url) if self.is_shared else None
         self._broadcast = Broadcast(backend=self._redis) if self._redis else Broadcast("memory://")
         self._outbox: deque[Event] = deque()
@@ -109,8 +116,7 @@ class Bus:
                         self._heard_at = time.monotonic()
                     self._on_head(message.head)
                 elif isinstance(message, Reconnected):
-                    # Ask the log, not the bus, what was missed; the next heartbeat says whether it works again.
-                    self._on_head(Head("", -1))
+                    self._on_reconnect()
                 else:
                     self._on_events(message)
 

@@ -47,6 +47,7 @@ class Feed:
 
     def __init__(self, database: Database, *, has_shared_bus: bool, is_bus_deaf: Callable[[], bool]) -> None:
         self.head = Head("", 0)
+        self.generation = 0  # counts logs: a position of one means nothing in the next
         self.ring = Ring()
         self.is_database_up = True
         self.log_reads = 0
@@ -75,7 +76,7 @@ class Feed:
         ready: list[Event] = []
         for event in events:
             if event.epoch != self.head.epoch:
-                self._look.set()
+                self.look()
             elif event.seq == self.head.seq + 1:
                 self._take(event, ready)
                 self._take_pending(ready)
@@ -84,11 +85,15 @@ class Feed:
         self._tell(ready)
 
     def hear_head(self, head: Head) -> None:
-        """Somebody's place in the log, or a hint to look for oneself."""
+        """Somebody's place in the log."""
         if head.epoch != self.head.epoch:
-            self._look.set()
+            self.look()
         elif head.seq > self.head.seq:
             self._aim(head.seq)
+
+    def look(self) -> None:
+        """Read the log's head now: something may have been missed."""
+        self._look.set()
 
     def _take(self, event: Event, ready: list[Event]) -> None:
         self.head = Head(event.epoch, event.seq)
@@ -145,8 +150,10 @@ class Feed:
                 continue
             backoff = POLL_SECONDS_DEAF
             self._database_came_back()
-            if found.epoch != self.head.epoch or found.seq < seen.seq:
+            if found.epoch != self.head.epoch:
                 self._reset(found)
+            elif found.seq < seen.seq:
+                await self._disown()
             elif found.seq > self.head.seq:
                 self._aim(found.seq)
             try:
@@ -187,12 +194,25 @@ class Feed:
         if not ready and self.head == start:
             # Nothing follows where something must: pruned beyond us, or another log under the same name.
             found = await event_log.head(self._database)
-            if found.epoch != start.epoch or found.seq < start.seq or events:
+            if found.epoch == start.epoch and found.seq < start.seq:
+                await self._disown()
+            elif found.epoch != start.epoch or events:
                 self._reset(found)
             self._target = max(found.seq, self.head.seq)
 
+    async def _disown(self) -> None:
+        """The log lost events that were seen: a backup was restored under a running service. Its numbers are given
+        again, so positions from before it must not be taken for positions in it: it gets a new epoch.
+        """
+        try:
+            await event_log.renew_epoch(self._database)
+        except Unavailable:
+            return
+        self.look()
+
     def _reset(self, found: Head) -> None:
         log.warning("another log", was=self.head.epoch, was_seq=self.head.seq, now=found.epoch, now_seq=found.seq)
+        self.generation += 1
         self.head = found
         self._target = found.seq
         self._pending.clear()

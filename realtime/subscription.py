@@ -57,6 +57,7 @@ class Subscription:
         self.stream = stream
         self.position = 0
         self.is_live = False
+        self._generation = feed.generation
         self._feed = feed
         self._hub = hub
         self._task: asyncio.Task[None] | None = None
@@ -93,6 +94,7 @@ class Subscription:
     def restart(self, reason: str) -> None:
         """Its place means nothing any more: say so, and go on from the head."""
         head = self._feed.head
+        self._generation = self._feed.generation
         self.stream.write(Frames([frames.resync(reason=reason, epoch=head.epoch, seq=head.seq)]))
         self.position = head.seq
 
@@ -118,6 +120,9 @@ class Subscription:
             try:
                 page = await self._feed.read_after(self.position)
                 backoff = 0.05
+                if self._generation != self._feed.generation:
+                    self.restart("the log was replaced")
+                    continue
             except PositionTooOld:
                 self.restart("position is older than the log")
                 continue

@@ -32,7 +32,7 @@ from repository.transaction import Transaction
 BEGIN = "BEGIN IMMEDIATE"
 MAX_ATTEMPTS = 5
 RETRY_PAUSE_SECONDS = 0.05
-BUSY_TIMEOUT_SECONDS = 30  # how long a SQLite writer waits for another process's transaction
+BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
 POOL_TIMEOUT_SECONDS = 30
 SQLITE_READERS = 4
 POSTGRESQL_CONNECTIONS = 10  # per worker and engine; 4 workers fit PostgreSQL's default of 100

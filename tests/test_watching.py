@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from jose import jwt
+from sqlalchemy import text
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
@@ -19,6 +20,7 @@ from errors import CloseCode
 from realtime.frames import Frames
 from repository import event_log
 from repository.database import Database
+from repository.transaction import Transaction
 from tests.service import SECRET, Person, Service, Watcher, eventually
 
 
@@ -162,6 +164,34 @@ async def test_a_replaced_log_is_told_to_live_watchers(new_service: Callable[...
         assert (await watcher.expect("add"))["seq"] == resync["data"]["seq"] + 1
 
 
+async def test_a_backup_restored_under_a_running_service_is_told_to_everybody(
+    new_service: Callable[..., Service],
+) -> None:
+    """Numbers that watchers have seen are given again: only a new epoch keeps them from being taken for the old."""
+
+    async def restore(tx: Transaction) -> None:
+        await tx.connection.execute(text("DELETE FROM events WHERE seq > (SELECT max(seq) - 3 FROM events)"))
+        await tx.connection.execute(text("UPDATE event_head SET seq = seq - 3"))
+
+    service = new_service().start()
+    async with service.person() as alice, service.watch() as watcher:
+        for _ in range(5):
+            await alice.add()
+            last = await watcher.expect("add")
+        database = Database(service.database_url)
+        await database.write(restore)
+        await database.close()
+        resync = await watcher.next()
+        assert resync["operation"] == "resync"
+        assert resync["data"]["epoch"] != watcher.welcome["data"]["epoch"]
+        assert resync["data"]["seq"] == last["seq"] - 3
+        movie = await alice.add(title="with a number of before")
+        event = await watcher.expect("add")
+        assert (event["data"], event["seq"]) == (movie, last["seq"] - 2)
+        async with service.watch(f"since={last['seq']}&epoch={watcher.welcome['data']['epoch']}") as late:
+            assert (await late.next())["operation"] == "resync"
+
+
 @pytest.mark.parametrize(
     ("query", "field"),
     [
@@ -271,7 +301,7 @@ async def test_a_fresh_token_keeps_the_connection(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reply_to", "code"),
+    ("message", "reply_to", "code"),
     [
         ("{{", None, "invalid_json"),
         ("", None, "invalid_json"),
@@ -289,10 +319,10 @@ async def test_a_fresh_token_keeps_the_connection(service: Service) -> None:
     ],
 )
 async def test_a_bad_message_gets_an_error_and_the_stream_goes_on(
-    service: Service, text: str, reply_to: Any, code: str
+    service: Service, message: str, reply_to: Any, code: str
 ) -> None:
     async with service.person() as alice, service.watch() as watcher:
-        await watcher.socket.send(text)
+        await watcher.socket.send(message)
         reply = await watcher.next()
         assert (reply["reply_to"], reply["ok"], reply["error"]["code"]) == (reply_to, False, code)
         assert reply["error"]["detail"]
