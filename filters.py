@@ -79,8 +79,8 @@ class Condition:
     value: Scalar | tuple[Scalar, ...]
 
 
-_KEY = re.compile(r"^([a-z_]+)(?:\[([a-z]+)\])?$")
-_INTEGER = re.compile(r"^-?[0-9]{1,19}$")
+_KEY = re.compile(r"^([a-z_]+)(?:\[([a-z]+)\])?\Z")
+_INTEGER = re.compile(r"^-?[0-9]{1,19}\Z")
 
 
 def _parse_value(kind: Kind, raw: Any, max_length: int = MAX_TEXT_LENGTH) -> Scalar | None:
@@ -131,6 +131,11 @@ def parse_conditions(
             FieldProblem(("query",), f"Expected at most {MAX_CONDITIONS} conditions", "too_many_conditions")
         )
     return tuple(conditions), problems
+
+
+def without_case(text: str) -> str:
+    """The form in which `contains`, `prefix` and search compare. A sigma lowers to another letter at a word's end."""
+    return text.lower().replace("ς", "σ")
 
 
 def _condition(field: Field, op: Op, raw: Any) -> Condition | str:

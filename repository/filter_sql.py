@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ColumnElement, String, Table, and_, collate, func, literal, or_, select, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 
-from filters import Condition, Kind, Op
+from filters import Condition, Kind, Op, without_case
 
 
 def where(table: Table, conditions: Iterable[Condition], *, is_sqlite: bool) -> ColumnElement[bool]:
@@ -17,7 +17,7 @@ def where(table: Table, conditions: Iterable[Condition], *, is_sqlite: bool) -> 
 
 def search(table: Table, columns: Iterable[str], text: str, *, is_sqlite: bool) -> ColumnElement[bool]:
     """Rows that hold every word of `text` in one of the columns, without case."""
-    words = [word for word in text.lower().split() if word]
+    words = without_case(text).split()
     return and_(
         literal(True),
         *(
@@ -29,9 +29,8 @@ def search(table: Table, columns: Iterable[str], text: str, *, is_sqlite: bool) 
 
 def _lower(column: ColumnElement[str], is_sqlite: bool) -> ColumnElement[str]:
     # Both lower the whole of Unicode, as Python does; the databases' own defaults lower ASCII or follow a locale.
-    if is_sqlite:
-        return func.unicode_lower(column, type_=String)
-    return func.lower(collate(column, "und-x-icu"), type_=String)
+    lower = func.unicode_lower(column) if is_sqlite else func.lower(collate(column, "und-x-icu"))
+    return func.replace(lower, "ς", "σ", type_=String)
 
 
 def _clause(table: Table, condition: Condition, is_sqlite: bool) -> ColumnElement[bool]:
@@ -61,9 +60,9 @@ def _clause(table: Table, condition: Condition, is_sqlite: bool) -> ColumnElemen
             assert isinstance(value, tuple)
             return column.in_(value)
         case Op.CONTAINS:
-            return _lower(column, is_sqlite).contains(str(value).lower(), autoescape=True)
+            return _lower(column, is_sqlite).contains(without_case(str(value)), autoescape=True)
         case Op.PREFIX:
-            return _lower(column, is_sqlite).startswith(str(value).lower(), autoescape=True)
+            return _lower(column, is_sqlite).startswith(without_case(str(value)), autoescape=True)
 
 
 def _holds(column: ColumnElement[list[str]], item: str, is_sqlite: bool) -> ColumnElement[bool]:

@@ -1,0 +1,160 @@
+"""Settings: a wrong one stops the start with one sentence that names it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from errors import SettingsError
+from settings import load_settings, secret_key
+from tests.service import ROOT, SECRET
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither the developer's environment nor a `.env` reaches these tests."""
+    monkeypatch.chdir(tmp_path)
+    for name in load_settings().__class__.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "http"),
+        ("PORT", "65536"),
+        ("PORT", "-1"),
+        ("WORKERS", "0"),
+        ("WORKERS", "many"),
+        ("DATABASE_URL", "mysql://localhost/marquee"),
+        ("DATABASE_URL", "sqlite://"),
+        ("DATABASE_URL", "sqlite:///:memory:"),
+        ("DATABASE_URL", "postgresql://localhost"),
+        ("DATABASE_URL", "marquee.db"),
+        ("DATABASE_URL", "postgresql://[::1/marquee"),
+        ("BROADCAST_URL", "kafka://localhost"),
+        ("BROADCAST_URL", "redis"),
+        ("SECRET_KEY", "short"),
+        ("SECRET_KEY", "x" * 31),
+        ("ALGORITHM", "none"),
+        ("ALGORITHM", "RS256"),
+        ("ACCESS_TOKEN_EXPIRE_MINUTES", "0"),
+        ("ACCESS_TOKEN_EXPIRE_MINUTES", "soon"),
+        ("FIRST_ADMIN_EMAIL", "nobody"),
+        ("ALLOWED_ORIGINS", "example.org"),
+        ("ALLOWED_ORIGINS", "https://example.org/path"),
+        ("EVENT_RETENTION_HOURS", "0"),
+        ("EVENT_RETENTION_HOURS", "nan"),
+        ("EVENT_RETENTION_ROWS", "1"),
+        ("LOG_FORMAT", "xml"),
+        ("LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_with_its_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{name}: ")
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+    if name == "SECRET_KEY":
+        assert value not in sentence
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({"FIRST_ADMIN_USERNAME": "chief"}, "FIRST_ADMIN_PASSWORD is missing"),
+        ({"FIRST_ADMIN_PASSWORD": "long enough it is"}, "FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL is missing"),
+    ],
+)
+def test_half_an_admin_is_refused(monkeypatch: pytest.MonkeyPatch, given: dict[str, str], missing: str) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=missing) as caught:
+        load_settings()
+    assert "long enough" not in str(caught.value)
+
+
+def test_without_settings_there_are_defaults() -> None:
+    settings = load_settings()
+    assert (settings.host, settings.port, settings.workers) == ("127.0.0.1", 8000, 1)
+    assert (settings.database_url, settings.broadcast_url) == ("sqlite:///data/marquee.db", "memory://")
+    assert not settings.has_shared_bus
+
+
+def test_the_environment_comes_before_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("PORT=9001\nLOG_LEVEL=WARNING\nALLOWED_ORIGINS=https://a.org, http://b.org/\nX=1\n")
+    monkeypatch.setenv("PORT", "9002")
+    monkeypatch.setenv("WORKERS", "")  # empty is as good as not there
+    settings = load_settings()
+    assert (settings.port, settings.log_level, settings.workers) == (9002, "warning", 1)
+    assert settings.allowed_origins == ("https://a.org", "http://b.org")
+
+
+def test_a_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_KEY", SECRET)
+    settings = load_settings()
+    assert secret_key(settings) == SECRET
+    assert SECRET not in repr(settings)
+
+
+def test_a_key_is_generated_once_and_kept_for_its_owner_only(tmp_path: Path) -> None:
+    settings = load_settings(database_url=f"sqlite:///{tmp_path}/deep/marquee.db")
+    key = secret_key(settings)
+    assert len(key.encode()) >= 32
+    assert secret_key(settings) == key
+    [kept] = (tmp_path / "deep").iterdir()  # no draft is left behind
+    assert kept.read_text() == key
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    elsewhere = load_settings(database_url=f"sqlite:///{tmp_path}/other/marquee.db")
+    assert secret_key(elsewhere) != key
+
+
+def test_a_kept_key_that_is_too_short_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret.key").write_text("short")
+    with pytest.raises(SettingsError, match=r"^SECRET_KEY: .*secret\.key is shorter"):
+        secret_key(load_settings(database_url=f"sqlite:///{tmp_path}/marquee.db"))
+
+
+def start(folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "PORT")}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "main.py")],
+        env=environment | settings,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("PORT", "http"), ("SECRET_KEY", "short"), ("HOST", "nowhere.invalid"), ("DATABASE_URL", "x")]
+)
+def test_a_wrong_setting_stops_the_start(tmp_path: Path, name: str, value: str) -> None:
+    done = start(tmp_path, **{name: value})
+    assert done.returncode == 2
+    assert done.stdout == ""
+    [line] = [line for line in done.stderr.splitlines() if "SECRET_KEY is not set" not in line]
+    assert line.startswith(f"Marquee cannot start. {name}: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_stops_the_start(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        done = start(tmp_path, PORT=str(other.getsockname()[1]), SECRET_KEY=SECRET)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Marquee cannot start. PORT: cannot listen on ")
+    assert len(done.stderr.splitlines()) == 1
