@@ -53,7 +53,7 @@ async def redoc(request: Request) -> Response:
     return _page(
         "Marquee API reference",
         '</head><body><redoc spec-url="/openapi.json" disable-search="true"></redoc>'
-        '<script src="/docs/files/redoc.js"></script></body>',
+        '<script type="module" src="/docs/files/redoc.js"></script></body>',
     )
 
 

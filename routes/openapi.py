@@ -60,10 +60,10 @@ HEADERS: Mapping[str, dict[str, Any]] = {
     "Retry-After": {"description": "Seconds", "required": True, "schema": {"type": "integer", "minimum": 0}},
     "WWW-Authenticate": {"description": "RFC 6750", "required": True, "schema": {"type": "string", "const": "Bearer"}},
 }
-# Whether these two are met depends on what was sent and stored before, not on how they are written: a client made or
-# driven by this document must not fill them with values of its own. So an operation names them under
-# `x-request-headers` and in its description, and not among the parameters that it takes from anyone.
-REQUEST_HEADERS: Mapping[str, dict[str, Any]] = {
+# No schema can say what these three mean: whether the headers are met depends on what was sent and stored before, and
+# `on_error=skip` takes rows that the body's schema refuses. So an operation names them under
+# `x-conditional-parameters` and in its description; its plain parameters promise that what fits the schemas is taken.
+CONDITIONAL_PARAMETERS: Mapping[str, dict[str, Any]] = {
     "Idempotency-Key": {
         "name": "Idempotency-Key",
         "in": "header",
@@ -78,6 +78,12 @@ REQUEST_HEADERS: Mapping[str, dict[str, Any]] = {
         "description": "Do it only if the entity is at the version of one of these tags (or `*`), else it is a 412",
         "schema": {"type": "string"},
         "example": '"3-0f1e2d3c4b5a6978"',
+    },
+    "on_error": {
+        "name": "on_error",
+        "in": "query",
+        "description": "`skip` stores the good rows and lists the others, where `fail` stores nothing and is a 422",
+        "schema": {"enum": ["fail", "skip"], "default": "fail"},
     },
 }
 _FILTER_SCHEMAS: Mapping[Kind, dict[str, Any]] = {
@@ -127,7 +133,7 @@ def document(operations: Sequence[Operation]) -> bytes:
             "paths": paths,
             "components": {
                 "schemas": definitions["$defs"],
-                "parameters": REQUEST_HEADERS,
+                "parameters": CONDITIONAL_PARAMETERS,
                 "securitySchemes": {
                     "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
                     "password": {"type": "oauth2", "flows": {"password": {"tokenUrl": "/token", "scopes": {}}}},
@@ -175,12 +181,13 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "tags": [operation.tag],
         "responses": _responses(operation),
     }
-    headers = _request_headers(operation)
-    words = [f"Honours `{name}`: {header['description']}." for name, header in headers.items()]
+    conditional = _conditional_parameters(operation)
+    words = [f"Honours `{each['name']}` ({each['in']}): {each['description']}." for each in conditional]
     if description := "\n\n".join([*filter(None, [operation.description]), *words]):
         built["description"] = description
-    if headers:
-        built["x-request-headers"] = [{"$ref": f"#/components/parameters/{name}"} for name in headers]
+    if conditional:
+        references = [{"$ref": f"#/components/parameters/{each['name']}"} for each in conditional]
+        built["x-conditional-parameters"] = references
     parameters = _parameters(operation)
     if parameters:
         built["parameters"] = parameters
@@ -195,9 +202,13 @@ def _operation(operation: Operation) -> dict[str, Any]:
     return built
 
 
-def _request_headers(operation: Operation) -> dict[str, dict[str, Any]]:
-    named = [*["Idempotency-Key"] * operation.idempotent, *["If-Match"] * operation.if_match]
-    return {name: REQUEST_HEADERS[name] for name in named}
+def _conditional_parameters(operation: Operation) -> list[dict[str, Any]]:
+    named = {
+        "Idempotency-Key": operation.idempotent,
+        "If-Match": operation.if_match,
+        "on_error": operation.query_model is queries.OnErrorQuery,
+    }
+    return [CONDITIONAL_PARAMETERS[name] for name, is_taken in named.items() if is_taken]
 
 
 def _link(operation: Operation, built: dict[str, Any], operations: Sequence[Operation]) -> None:
@@ -269,6 +280,7 @@ def _errors_of(operation: Operation) -> set[int]:
 
 def _parameters(operation: Operation) -> list[dict[str, Any]]:
     parameters = [*_of_model(operation.path_model, "path"), *_of_model(operation.query_model, "query")]
+    parameters = [each for each in parameters if each["name"] not in CONDITIONAL_PARAMETERS]
     for parameter in parameters:
         if parameter["name"] == "sort":
             columns = queries.sortable(operation.filters)
