@@ -17,6 +17,14 @@ from errors import SettingsError
 MIN_SECRET_KEY_BYTES = 32  # RFC 7518, section 3.2: an HMAC key is at least as long as the hash
 
 
+def _require_port(url: str) -> None:
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        # Not in the words of the library, which may repeat a password that holds a stray colon.
+        raise ValueError("expected a port from 0 to 65535 after the host") from None
+
+
 class Settings(BaseSettings):
     """What the operator decides. Names are the environment variables in lower case."""
 
@@ -81,6 +89,7 @@ class Settings(BaseSettings):
             raise ValueError("expected sqlite:///path/to/file.db or postgresql://user:password@host/database")
         elif not urlsplit(value).path.strip("/"):
             raise ValueError("expected a database name, postgresql://user:password@host/database")
+        _require_port(value)
         return value
 
     @field_validator("broadcast_url")
@@ -88,6 +97,7 @@ class Settings(BaseSettings):
     def _known_bus(cls, value: str) -> str:
         if urlsplit(value).scheme not in ("memory", "redis", "rediss"):
             raise ValueError("expected memory:// or redis://host:port/number")
+        _require_port(value)
         return value
 
     @field_validator("secret_key")
@@ -122,6 +132,8 @@ def load_settings(**overrides: Any) -> Settings:
     """Read the environment and `.env`. Raises SettingsError with one sentence that names the variable."""
     try:
         return Settings(**overrides)
+    except UnicodeDecodeError as error:
+        raise SettingsError(f".env: expected UTF-8, got something else at byte {error.start}.") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         message = first["msg"].removeprefix("Value error, ")

@@ -41,6 +41,8 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("DATABASE_URL", "postgresql://[::1/marquee"),
         ("BROADCAST_URL", "kafka://localhost"),
         ("BROADCAST_URL", "redis"),
+        ("BROADCAST_URL", "redis://localhost:port"),
+        ("DATABASE_URL", "postgresql://localhost:99999/marquee"),
         ("SECRET_KEY", "short"),
         ("SECRET_KEY", "x" * 31),
         ("ALGORITHM", "none"),
@@ -98,6 +100,12 @@ def test_the_environment_comes_before_the_file(monkeypatch: pytest.MonkeyPatch, 
     settings = load_settings()
     assert (settings.port, settings.log_level, settings.workers) == (9002, "warning", 1)
     assert settings.allowed_origins == ("https://a.org", "http://b.org")
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"PORT=9\xff")
+    with pytest.raises(SettingsError, match=r"^\.env: expected UTF-8, [^\n]*\.$"):
+        load_settings()
 
 
 def test_a_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
