@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 import uvicorn
+from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -24,6 +25,7 @@ from starlette.middleware.cors import CORSMiddleware
 from uvicorn.supervisors import Multiprocess
 
 import logs
+import schemas
 from dashboard.routes import ROUTES as DASHBOARD_ROUTES
 from errors import Conflict, Problem, SettingsError, Unavailable
 from jobs.cleanup import Cleanup
@@ -36,7 +38,7 @@ from realtime.hub import Hub
 from realtime.progress import Progress
 from realtime.subscription import SLOW_CLIENT_SECONDS
 from realtime.websocket_protocol import MarqueeWebSocketProtocol
-from repository import event_log, migrations, users
+from repository import event_log, failures, migrations, users
 from repository.database import Database
 from repository.transaction import Transaction
 from routes import middleware, table
@@ -141,16 +143,45 @@ def _die_with(life: asyncio.Task[None]) -> None:
         os._exit(1)
 
 
+async def prepare(settings: Settings) -> None:
+    """Migrate and create the first admin, so that what is wrong with the database or the account is said at once.
+
+    Raises SettingsError.
+    """
+    try:
+        database = Database(settings.database_url)
+    except OSError as error:
+        raise SettingsError(f"DATABASE_URL: the database's folder cannot be made: {error.strerror}.") from error
+    try:
+        await migrations.migrate(database)
+        await create_first_admin(database, settings)
+    except failures.DATABASE_ERRORS as error:
+        reason = failures.first_line(error)
+        raise SettingsError(f"DATABASE_URL: the database cannot be used: {reason}.") from error
+    except Unavailable as error:
+        reason = failures.first_line(error.__cause__ or error)
+        raise SettingsError(f"DATABASE_URL: the database cannot be used: {reason}.") from error
+    finally:
+        await database.close()
+
+
 async def create_first_admin(database: Database, settings: Settings) -> None:
     """Once; the account is left alone after that, whatever the settings say."""
     if settings.first_admin_password is None:
         return
+    password = settings.first_admin_password.get_secret_value()
     fields = {"username": settings.first_admin_username, "email": settings.first_admin_email}
     named = {name: value for name, value in fields.items() if value}
+    try:
+        schemas.RegisterBody.model_validate({**named, "password": password})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = f"FIRST_ADMIN_{first['loc'][0]}".upper() if first["loc"] else "FIRST_ADMIN_USERNAME"
+        raise SettingsError(f"{name}: {first['msg'][:1].lower()}{first['msg'][1:]}.") from None
     for login in named.values():
         if await users.find_by_login(database, login) is not None:
             return
-    password_hash = await asyncio.to_thread(hash_password, settings.first_admin_password.get_secret_value())
+    password_hash = await asyncio.to_thread(hash_password, password)
 
     async def work(tx: Transaction) -> None:
         await users.create(tx, named, password_hash, Group.ADMIN)
@@ -235,8 +266,9 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: Settings) -> None:
-    """Listen and serve until told to stop. Raises SettingsError when the address cannot be had."""
+    """Listen and serve until told to stop. Raises SettingsError when a setting turns out not to work."""
     secret_key(settings)  # once, before there are workers to race for it
+    asyncio.run(prepare(settings))
     listener = _listen(settings)
     port = listener.getsockname()[1]
     print(banner(settings, port), flush=True)

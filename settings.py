@@ -14,7 +14,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from errors import SettingsError
 
-MIN_SECRET_KEY_BYTES = 32  # RFC 7518, section 3.2: an HMAC key is at least as long as the hash
+# RFC 7518, section 3.2: an HMAC key is at least as long as the hash.
+HASH_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
+MIN_SECRET_KEY_BYTES = HASH_BYTES["HS256"]
 
 
 def _require_port(url: str) -> None:
@@ -106,6 +108,13 @@ class Settings(BaseSettings):
         if value is not None and len(value.get_secret_value().encode()) < MIN_SECRET_KEY_BYTES:
             raise ValueError(f"expected at least {MIN_SECRET_KEY_BYTES} bytes")
         return value
+
+    @model_validator(mode="after")
+    def _key_for_algorithm(self) -> Settings:
+        needed = HASH_BYTES[self.algorithm]
+        if self.secret_key is not None and len(self.secret_key.get_secret_value().encode()) < needed:
+            raise ValueError(f"SECRET_KEY: expected at least {needed} bytes for {self.algorithm}")
+        return self
 
     @model_validator(mode="after")
     def _whole_admin(self) -> Settings:

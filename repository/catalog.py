@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import bindparam, delete, select, update
 
 from errors import Forbidden, NotFound, PreconditionFailed
 from repository import links, rows
@@ -28,12 +28,6 @@ IfMatch = frozenset[int] | None
 
 # What a no-op edit leaves alone, and `changed` does not name.
 _BOOKKEEPING = frozenset({"version", "updated_at"})
-
-
-def _whole(resource: Resource, fields: Mapping[str, Any], user_id: int | None, now: str) -> dict[str, Any]:
-    """A new row without its id, in the order of the table's columns."""
-    new = {**resource.defaults, **fields, "user_id": user_id, **resource.derived}
-    return {**new, "version": 1, "created_at": now, "updated_at": now}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +63,10 @@ def prepare(
 async def add(tx: Transaction, resource: Resource, identity: Identity, fields: Mapping[str, Any]) -> bytes:
     """Store one entity and answer it, encoded. Raises Conflict when it names a movie that does not exist."""
     await links.require(tx, resource, [fields], bulk=False)
-    row = _whole(resource, fields, identity.user_id, utc_now())
-    stored = await tx.connection.execute(insert(resource.table).values(row).returning(resource.table))
-    added = entity(stored.one())
-    payload = tx.emit(resource.name, "add", added, actor_id=identity.user_id)
-    await links.added(tx, resource, [added], identity.user_id)
+    prepared = prepare(resource, [fields], identity.user_id, is_sqlite=tx.is_sqlite)
+    ((entity_id, payload),) = await _insert(tx, prepared)
+    tx.emit_encoded(resource.name, "add", str(entity_id), payload, actor_id=identity.user_id)
+    await links.added(tx, resource, prepared.rows, identity.user_id)
     return payload
 
 
@@ -116,18 +109,23 @@ async def store_prepared(
 ) -> list[bytes]:
     if not prepared.rows:
         return []
+    encoded = [payload for _, payload in await _insert(tx, prepared)]
+    tx.emit_bulk(prepared.resource.name, "add_bulk", encoded, actor_id=user_id, job_id=job_id)
+    await links.added(tx, prepared.resource, prepared.rows, user_id)
+    return encoded
+
+
+async def _insert(tx: Transaction, prepared: Prepared) -> list[tuple[int, bytes]]:
+    """Insert the rows; answers their ids and their JSON."""
     now = utc_now()
     table = prepared.resource.table
     ids = await rows.reserve_ids(tx, table, len(prepared.rows))
     await rows.insert(tx, table, ids, prepared.values, now)
     tail = orjson.dumps({"created_at": now, "updated_at": now})[1:]
-    encoded = [
-        b'{"id":%d,%s,%s' % (entity_id, middle[1:-1], tail)
+    return [
+        (entity_id, b'{"id":%d,%s,%s' % (entity_id, middle[1:-1], tail))
         for entity_id, middle in zip(ids, prepared.encoded, strict=True)
     ]
-    tx.emit_bulk(prepared.resource.name, "add_bulk", encoded, actor_id=user_id, job_id=job_id)
-    await links.added(tx, prepared.resource, prepared.rows, user_id)
-    return encoded
 
 
 async def _locked(tx: Transaction, resource: Resource, ids: Sequence[int]) -> list[dict[str, Any]]:

@@ -20,13 +20,12 @@ from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction, create_async_engine
 
 from errors import Unavailable
-from repository import event_log
+from repository import event_log, failures
 from repository.event_log import Event
+from repository.statement import Statement
 from repository.transaction import Transaction
 
 BEGIN = "BEGIN IMMEDIATE"
@@ -66,7 +65,6 @@ class Database:
                 connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
             )
             event.listen(self._writer.sync_engine, "connect", _prepare_sqlite_writer)
-            event.listen(self._writer.sync_engine, "begin", _begin)
             event.listen(self._reader.sync_engine, "connect", _prepare_sqlite_reader)
         else:
             async_url = "postgresql+asyncpg" + url[url.index("://") :]
@@ -82,11 +80,6 @@ class Database:
             self._reader = create_async_engine(async_url, isolation_level="AUTOCOMMIT", **options)
         self.on_commit: list[Callable[[list[Event]], None]] = []
 
-    @property
-    def writer(self) -> AsyncEngine:
-        """For migrations; everything else uses `write` and `read`."""
-        return self._writer
-
     async def close(self) -> None:
         await self._writer.dispose()
         await self._reader.dispose()
@@ -100,8 +93,29 @@ class Database:
         try:
             async with self._reader.connect() as connection:
                 yield connection
-        except (DBAPIError, OSError, PoolTimeout) as error:
+        except failures.DATABASE_ERRORS as error:
             raise _unavailable(error) from error
+
+    async def fetch(self, statement: Statement, *values: Any) -> list[Any]:
+        """The rows of one statement, through the driver itself: for reads so frequent and small that the layers above
+        would cost several times the read.
+
+        Raises Unavailable when the database cannot be reached.
+        """
+        async with self.read() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            if self.is_sqlite:
+                return list(await driver.execute_fetchall(statement.sqlite, values))
+            return list(await driver.fetch(statement.postgresql, *values))
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[tuple[AsyncConnection, AsyncTransaction]]:
+        """A transaction without events: for `write`, and for migrations."""
+        async with self._writer.connect() as connection, connection.begin() as transaction:
+            if self.is_sqlite:
+                driver: Any = (await connection.get_raw_connection()).driver_connection
+                await driver.execute_fetchall(BEGIN)
+            yield connection, transaction
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run `work` in one transaction with the events it emits, and tell the listeners after COMMIT.
@@ -113,7 +127,7 @@ class Database:
         for attempt in range(1, MAX_ATTEMPTS + 1):
             committing = False
             try:
-                async with self._writer.connect() as connection, connection.begin() as transaction:
+                async with self.begin() as (connection, transaction):
                     tx = Transaction(connection)
                     result = await work(tx)
                     events = await event_log.append(tx) if tx.drafts else []
@@ -123,16 +137,13 @@ class Database:
                     if events:
                         listener(events)
                 return result
-            except (DBAPIError, OSError, PoolTimeout) as error:
-                if committing or attempt == MAX_ATTEMPTS or not _may_run_again(error):
+            except failures.DATABASE_ERRORS as error:
+                if committing or attempt == MAX_ATTEMPTS or not failures.may_run_again(error):
                     raise _unavailable(error) from error
-                log.info("transaction refused, running it again", attempt=attempt, reason=_first_line(error))
+                reason = failures.first_line(error)
+                log.info("transaction refused, running it again", attempt=attempt, reason=reason)
                 await asyncio.sleep(RETRY_PAUSE_SECONDS * attempt)
         raise AssertionError("unreachable")
-
-
-def _begin(connection: Any) -> None:
-    connection.exec_driver_sql(BEGIN)
 
 
 def _pragmas(dbapi_connection: Any, *pragmas: str) -> None:
@@ -169,34 +180,9 @@ def _prepare_sqlite_reader(dbapi_connection: Any, _: Any) -> None:
     dbapi_connection.create_function("unicode_lower", 1, _lower, deterministic=True)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(getattr(error, "orig", None) or error).split("\n", 1)[0]
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """The database undid the transaction for reasons of concurrency: SQLSTATE class 40, or SQLite's busy."""
-    state = str(getattr(getattr(error, "orig", None), "sqlstate", "") or "")
-    return state.startswith("40") or "database is locked" in str(error)
-
-
-def _is_lost(error: BaseException) -> bool:
-    if isinstance(error, DBAPIError) and not isinstance(error, (OperationalError, InterfaceError)):
-        return error.connection_invalidated or _is_shutdown(error)
-    return True
-
-
-def _is_shutdown(error: DBAPIError) -> bool:
-    state = str(getattr(error.orig, "sqlstate", "") or "")
-    return state.startswith(("08", "57P"))  # connection exceptions; shutdown, crash, cannot connect now
-
-
-def _may_run_again(error: BaseException) -> bool:
-    return _is_refusal(error) or (_is_lost(error) and not isinstance(error, PoolTimeout))
-
-
 def _unavailable(error: BaseException) -> BaseException:
     """Unavailable for a database that is away; our own mistakes in SQL stay what they are."""
-    if _is_refusal(error) or _is_lost(error):
-        log.warning("database unavailable", reason=_first_line(error))
+    if failures.is_refused(error) or failures.is_lost(error):
+        log.warning("database unavailable", reason=failures.first_line(error))
         return Unavailable("The database is not available; nothing is known to be written")
     return error

@@ -16,6 +16,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 import models
+from repository.statement import statement
 from times import utc_now, utc_text
 
 if TYPE_CHECKING:
@@ -24,17 +25,13 @@ if TYPE_CHECKING:
 
 HEAD_ID = 1
 
-# Raw statements: every write pays for these two, and the drivers are several times faster than the layers above.
-SQLITE_TAKE = "UPDATE event_head SET seq = seq + ? WHERE id = 1 RETURNING epoch, seq"
-SQLITE_INSERT = (
-    "INSERT INTO events (seq, topic, operation, entity_id, audience, payload, before, changed, actor_id, created_at)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
-POSTGRESQL_TAKE = "UPDATE event_head SET seq = seq + $1 WHERE id = 1 RETURNING epoch, seq"
-POSTGRESQL_INSERT = (
+# Every write pays for the first two, and every worker asks for the head many times a second.
+TAKE = statement("UPDATE event_head SET seq = seq + $1 WHERE id = 1 RETURNING epoch, seq")
+INSERT = statement(
     "INSERT INTO events (seq, topic, operation, entity_id, audience, payload, before, changed, actor_id, created_at)"
     " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::timestamptz)"
 )
+HEAD = statement("SELECT epoch, seq FROM event_head WHERE id = 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +72,9 @@ async def append(tx: Transaction) -> list[Event]:
     driver = await tx.driver()
     count = len(tx.drafts)
     if tx.is_sqlite:
-        (row,) = await driver.execute_fetchall(SQLITE_TAKE, (count,))
+        (row,) = await driver.execute_fetchall(TAKE.sqlite, (count,))
     else:
-        row = await driver.fetchrow(POSTGRESQL_TAKE, count)
+        row = await driver.fetchrow(TAKE.postgresql, count)
     epoch, last = row[0], row[1]
     events = [
         Event(
@@ -111,17 +108,17 @@ async def append(tx: Transaction) -> list[Event]:
         for event in events
     ]
     if tx.is_sqlite:
-        await driver.executemany(SQLITE_INSERT, rows)
+        await driver.executemany(INSERT.sqlite, rows)
     elif count == 1:
-        await driver.execute(POSTGRESQL_INSERT, *rows[0])
+        await driver.execute(INSERT.postgresql, *rows[0])
     else:
-        await driver.executemany(POSTGRESQL_INSERT, rows)
+        await driver.executemany(INSERT.postgresql, rows)
     return events
 
 
 async def head(database: Database) -> Head:
-    async with database.read() as connection:
-        return await _head(connection)
+    (row,) = await database.fetch(HEAD)
+    return Head(row[0], row[1])
 
 
 async def _head(connection: AsyncConnection) -> Head:

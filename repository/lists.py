@@ -8,9 +8,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, and_, func, select
 
 from filters import Condition
-from repository import filter_sql
+from repository import filter_sql, rows
 from repository.database import Database
 from repository.resources import Resource
+from repository.statement import statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,8 @@ async def page_of(database: Database, resource: Resource, page: Page) -> tuple[l
         total = (await connection.execute(select(func.count()).select_from(resource.table).where(where))).scalar_one()
         if page.limit == 0:
             return [], total
-        rows = await connection.execute(_ordered(resource, page, select(resource.table).where(where)))
-        return [entity(row) for row in rows], total
+        found = await connection.execute(_ordered(resource, page, select(resource.table).where(where)))
+        return [entity(row) for row in found], total
 
 
 async def labels_of(database: Database, resource: Resource, page: Page) -> tuple[list[tuple[int, str]], int]:
@@ -72,10 +73,10 @@ async def labels_of(database: Database, resource: Resource, page: Page) -> tuple
         total = (await connection.execute(select(func.count()).select_from(resource.table).where(where))).scalar_one()
         if page.limit == 0:
             return [], total
-        rows = await connection.execute(
+        found = await connection.execute(
             _ordered(resource, page, select(table.c.id, table.c[resource.label]).where(where))
         )
-        return [(row[0], row[1]) for row in rows], total
+        return [(row[0], row[1]) for row in found], total
 
 
 async def count_of(database: Database, resource: Resource, page: Page) -> int:
@@ -85,14 +86,16 @@ async def count_of(database: Database, resource: Resource, page: Page) -> int:
 
 
 async def find(database: Database, resource: Resource, entity_id: int) -> dict[str, Any] | None:
-    async with database.read() as connection:
-        row = (await connection.execute(select(resource.table).where(resource.table.c.id == entity_id))).one_or_none()
-        return entity(row) if row is not None else None
+    columns = ", ".join(f'"{name}"' for name in resource.columns)
+    found = await database.fetch(statement(f'SELECT {columns} FROM "{resource.table.name}" WHERE id = $1'), entity_id)  # noqa: S608 (names of our own tables)
+    return rows.from_driver(resource.table, found[0]) if found else None
 
 
 async def find_by(database: Database, resource: Resource, column: str, value: int, limit: int) -> list[dict[str, Any]]:
     """The first rows by id whose `column` holds `value`."""
     table = resource.table
     async with database.read() as connection:
-        rows = await connection.execute(select(table).where(table.c[column] == value).order_by(table.c.id).limit(limit))
-        return [entity(row) for row in rows]
+        found = await connection.execute(
+            select(table).where(table.c[column] == value).order_by(table.c.id).limit(limit)
+        )
+        return [entity(row) for row in found]

@@ -32,14 +32,13 @@ def newest_revision() -> str | None:
 
 async def migrate(database: Database) -> None:
     """Apply what is missing, and give a new log its identity. Safe to run from many workers at once."""
-    async with database.writer.connect() as connection:
-        async with connection.begin():  # on SQLite BEGIN IMMEDIATE: others wait here
-            if not database.is_sqlite:
-                await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": POSTGRESQL_LOCK})
-            await connection.run_sync(_upgrade)
-            known = await connection.execute(select(models.event_head.c.epoch))
-            if known.one_or_none() is None:
-                await connection.execute(insert(models.event_head).values(id=HEAD_ID, epoch=new_epoch(), seq=0))
+    async with database.begin() as (connection, _):  # on SQLite others wait here
+        if not database.is_sqlite:
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": POSTGRESQL_LOCK})
+        await connection.run_sync(_upgrade)
+        known = await connection.execute(select(models.event_head.c.epoch))
+        if known.one_or_none() is None:
+            await connection.execute(insert(models.event_head).values(id=HEAD_ID, epoch=new_epoch(), seq=0))
 
 
 def _upgrade(connection: Any) -> None:

@@ -7,27 +7,27 @@ from datetime import date, datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import ColumnElement, Table, bindparam, func, select, text
+from sqlalchemy import ColumnElement, Table, bindparam, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import BigInteger
 
 import models
+from repository.statement import statement
 from repository.transaction import Transaction
+from times import utc_text
 
 
 async def reserve_ids(tx: Transaction, table: Table, count: int) -> list[int]:
     """`count` ids that nobody else gets. On SQLite the transaction already excludes every other writer."""
+    driver = await tx.driver()
     if tx.is_sqlite:
-        found = await tx.connection.execute(
-            text("SELECT seq FROM sqlite_sequence WHERE name = :name"), {"name": table.name}
-        )
-        last = found.scalar() or 0
+        found = list(await driver.execute_fetchall("SELECT seq FROM sqlite_sequence WHERE name = ?", (table.name,)))
+        last = found[0][0] if found else 0
         return list(range(last + 1, last + count + 1))
-    taken = await tx.connection.execute(
-        text("SELECT nextval(pg_get_serial_sequence(:name, 'id')) FROM generate_series(1, :count)"),
-        {"name": table.name, "count": count},
+    taken = await driver.fetch(
+        "SELECT nextval(pg_get_serial_sequence($1, 'id')) FROM generate_series(1, $2::bigint)", str(table.name), count
     )
-    return sorted(taken.scalars())
+    return sorted(row[0] for row in taken)
 
 
 def driver_values(
@@ -56,13 +56,34 @@ async def insert(
     columns = [str(column.name) for column in table.columns]
     moment: Any = now if tx.is_sqlite else datetime.fromisoformat(now)
     records = [(entity_id, *middle, moment, moment) for entity_id, middle in zip(ids, values, strict=True)]
-    if tx.is_sqlite:
-        marks = ", ".join("?" for _ in columns)
-        names = ", ".join(f'"{name}"' for name in columns)
-        statement = f'INSERT INTO "{table.name}" ({names}) VALUES ({marks})'  # noqa: S608 (names of our own tables)
-        await driver.executemany(statement, records)
-    else:
+    if not tx.is_sqlite and len(records) > 1:
         await driver.copy_records_to_table(table.name, records=records, columns=columns)
+        return
+    names = ", ".join(f'"{name}"' for name in columns)
+    marks = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
+    one = statement(f'INSERT INTO "{table.name}" ({names}) VALUES ({marks})')  # noqa: S608 (names of our own tables)
+    if tx.is_sqlite:
+        await driver.executemany(one.sqlite, records)
+    else:
+        await driver.execute(one.postgresql, *records[0])
+
+
+def from_driver(table: Table, values: Sequence[Any]) -> dict[str, Any]:
+    """An entity from a row of all columns as the driver answers it, on either database."""
+    row: dict[str, Any] = {}
+    for column, value in zip(table.columns, values, strict=True):
+        if value is None:
+            found = None
+        elif column.type is models.Strings:
+            found = value if isinstance(value, list) else orjson.loads(value)
+        elif isinstance(value, datetime):
+            found = utc_text(value)
+        elif isinstance(value, date):
+            found = value.isoformat()
+        else:
+            found = value
+        row[str(column.name)] = found
+    return row
 
 
 def one_of(tx_is_sqlite: bool, column: ColumnElement[int], ids: Sequence[int]) -> ColumnElement[bool]:

@@ -72,6 +72,10 @@ class Transaction:
         )
         return payload
 
+    def emit_encoded(self, topic: str, operation: str, entity_id: str, payload: bytes, *, actor_id: int | None) -> None:
+        """As `emit`, for a public entity that is encoded already."""
+        self.drafts.append(Draft(topic, operation, payload, entity_id, (), None, PUBLIC_AUDIENCE, actor_id))
+
     def emit_bulk(
         self,
         topic: str,

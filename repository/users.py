@@ -13,11 +13,14 @@ import models
 from errors import Conflict, FieldProblem, Unauthenticated
 from repository.database import Database
 from repository.lists import entity
+from repository.statement import statement
 from repository.transaction import Transaction
 from security import Group, Identity, Tokens, name_key
 from times import utc_now
 
 USERS_AUDIENCE = f"group:{Group.ADMIN}"
+# Asked for with every request that has a token.
+_STANDING = statement('SELECT "group", is_active FROM users WHERE id = $1')
 _PRIVATE = ("password_hash", "username_key", "email_key")
 MAX_KEY_LENGTH = 200  # of the narrower key column
 
@@ -111,13 +114,10 @@ async def _find(database: Database, where: Any) -> dict[str, Any] | None:
 async def identify(database: Database, tokens: Tokens, token: str) -> Identity:
     """Whose token it is. Raises Unauthenticated; an account that is gone or disabled counts at once."""
     user_id, expires_at = tokens.read(token)
-    table = models.users
-    async with database.read() as connection:
-        found = await connection.execute(select(table.c.group, table.c.is_active).where(table.c.id == user_id))
-        row = found.one_or_none()
-    if row is None or not row.is_active:
+    found = await database.fetch(_STANDING, user_id)
+    if not found or not found[0][1]:
         raise Unauthenticated("The access token is not valid or has expired")
-    return Identity(user_id, Group(row.group), expires_at)
+    return Identity(user_id, Group(found[0][0]), expires_at)
 
 
 async def list_non_admins(database: Database, *, offset: int, limit: int) -> tuple[list[dict[str, Any]], int]:

@@ -1,0 +1,55 @@
+"""What a database error means: refused (run it again), lost (the database is away), or a mistake of ours.
+
+The bulk and hot paths use the drivers directly, so errors arrive in SQLAlchemy's wrapping and bare.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+DATABASE_ERRORS: tuple[type[Exception], ...] = (
+    DBAPIError,
+    PoolTimeout,
+    OSError,  # refused connections, and time-outs
+    sqlite3.Error,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+)
+# SQLSTATE classes (PostgreSQL manual, appendix A): connection exceptions; too many connections; shutdown, crash,
+# cannot connect now.
+_LOST_STATES = ("08", "53300", "57P")
+_LOST_ON_SQLITE = ("unable to open database", "disk i/o error", "database or disk is full", "readonly database")
+_REFUSED_STATES = ("40",)  # serialization failure, deadlock
+_REFUSED_ON_SQLITE = ("database is locked", "database table is locked")
+
+
+def _state(error: BaseException) -> str:
+    inner = error.orig if isinstance(error, DBAPIError) else error
+    return str(getattr(inner, "sqlstate", None) or "")
+
+
+def is_refused(error: BaseException) -> bool:
+    """The database undid the transaction because of others: it may succeed when it is run again."""
+    return _state(error).startswith(_REFUSED_STATES) or any(text in str(error) for text in _REFUSED_ON_SQLITE)
+
+
+def is_lost(error: BaseException) -> bool:
+    """The database cannot be reached, or cannot write at all."""
+    if isinstance(error, OSError | PoolTimeout | asyncpg.InterfaceError):
+        return True
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    return _state(error).startswith(_LOST_STATES) or any(text in str(error).lower() for text in _LOST_ON_SQLITE)
+
+
+def may_run_again(error: BaseException) -> bool:
+    # Whoever waited in vain for a connection would only wait again.
+    return is_refused(error) or (is_lost(error) and not isinstance(error, PoolTimeout))
+
+
+def first_line(error: BaseException) -> str:
+    return str(getattr(error, "orig", None) or error).split("\n", 1)[0]
