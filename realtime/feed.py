@@ -96,16 +96,14 @@ class Feed:
         self._look.set()
 
     def _take(self, event: Event, ready: list[Event]) -> None:
+        if self._pending and (kept := self._pending.pop(event.seq, None)) is not None:
+            self._pending_bytes -= kept.size
         self.head = Head(event.epoch, event.seq)
         self.ring.append(event)
         ready.append(event)
 
     def _take_pending(self, ready: list[Event]) -> None:
-        while self._pending:
-            event = self._pending.pop(self.head.seq + 1, None)
-            if event is None:
-                return
-            self._pending_bytes -= event.size
+        while (event := self._pending.get(self.head.seq + 1)) is not None:
             self._take(event, ready)
 
     def _keep(self, event: Event) -> None:

@@ -1,0 +1,210 @@
+"""The feed, the ring and the bus: whatever is lost, doubled or late, listeners get every event once and in order."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from realtime import bus, feed
+from realtime.bus import Bus
+from realtime.feed import Feed, PositionTooOld
+from realtime.frames import Rendering, event_text
+from realtime.ring import Ring
+from repository import event_log, migrations
+from repository.database import Database
+from repository.event_log import Event, Head
+from repository.transaction import Transaction
+from tests.conftest import Places
+from tests.servers import RedisServer
+from tests.service import eventually
+
+
+@pytest.fixture
+async def database(new_places: Callable[[], Places]) -> AsyncIterator[Database]:
+    database = Database(new_places().database_url)
+    await migrations.migrate(database)
+    yield database
+    await database.close()
+
+
+async def write(database: Database, count: int, size: int = 10) -> list[Event]:
+    """Commit `count` events, one transaction each."""
+    committed: list[Event] = []
+    database.on_commit.append(committed.extend)
+
+    async def work(tx: Transaction) -> None:
+        tx.emit("movies", "add", {"id": 1, "title": "x" * size}, actor_id=None)
+
+    for _ in range(count):
+        await database.write(work)
+    database.on_commit.remove(committed.extend)
+    return committed
+
+
+@asynccontextmanager
+async def following(database: Database, *, runs: bool = True) -> AsyncIterator[tuple[Feed, list[int]]]:
+    """A feed and the numbers its listener was given. It has a good bus, so that it hardly looks by itself."""
+    followed = Feed(database, has_shared_bus=True, is_bus_deaf=lambda: False)
+    seen: list[int] = []
+    followed.on_events.append(lambda events: seen.extend(event.seq for event in events))
+    await followed.start()
+    running = asyncio.create_task(followed.run()) if runs else None
+    yield followed, seen
+    if running is not None:
+        assert not running.done(), running
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_losses_repetitions_and_disorder_on_the_bus_do_not_reach_the_listeners(
+    database: Database, seed: int
+) -> None:
+    dice = random.Random(seed)
+    async with following(database) as (followed, seen):
+        events = await write(database, 60)
+        heard = [event for event in events if dice.random() > 0.25]
+        heard += [event for event in events if dice.random() < 0.2]
+        for index in range(len(heard)):
+            other = min(len(heard) - 1, index + dice.randrange(5))
+            heard[index], heard[other] = heard[other], heard[index]
+        while heard:
+            batch = [heard.pop(0) for _ in range(min(len(heard), dice.randrange(1, 6)))]
+            followed.offer(batch)
+            await asyncio.sleep(dice.choice((0, 0, 0.001)))
+        followed.hear_head(Head(events[-1].epoch, events[-1].seq))
+        await eventually(lambda: len(seen) >= len(events), "all events are seen", 5)
+        assert seen == [event.seq for event in events]
+
+
+async def test_events_in_order_cost_no_look_at_the_log(database: Database) -> None:
+    async with following(database, runs=False) as (followed, seen):
+        events = await write(database, 20)
+        followed.offer([events[1], events[0], *events[2:]])
+        assert seen == [event.seq for event in events]
+        assert followed.log_reads == 0
+
+
+async def test_the_log_is_read_when_nothing_is_heard(database: Database) -> None:
+    async with following(database) as (_, seen):
+        events = await write(database, 5)
+        await eventually(lambda: seen, "the feed looks by itself", feed.POLL_SECONDS_SHARED + 2)
+        assert seen == [event.seq for event in events]
+
+
+async def test_early_events_are_kept_up_to_a_bound_and_then_read_from_the_log(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "PENDING_EVENTS", 3)
+    async with following(database) as (followed, seen):
+        events = await write(database, 30)
+        followed.offer(events[1:])
+        assert len(followed._pending) == 3
+        await eventually(lambda: len(seen) == 30, "the rest comes from the log", 5)
+        assert seen == [event.seq for event in events]
+        assert followed._pending == {}
+        assert followed._pending_bytes == 0
+
+
+async def test_events_of_another_log_are_not_taken(database: Database) -> None:
+    async with following(database) as (followed, seen):
+        (event,) = await write(database, 1)
+        followed.offer([replace(event, epoch="another")])
+        await eventually(lambda: seen, "the log's own event is found", 5)
+        assert followed.head == Head(event.epoch, event.seq)
+
+
+async def test_a_page_comes_from_the_ring_or_the_log_and_never_skips(database: Database) -> None:
+    async with following(database, runs=False) as (followed, _):
+        events = await write(database, 10)
+        followed.ring = Ring(max_events=4)
+        followed.offer(events)
+        assert [event.seq for event in await followed.read_after(6)] == [7, 8, 9, 10]
+        assert followed.log_reads == 0
+        assert [event.seq for event in await followed.read_after(2)] == [3, 4, 5, 6, 7, 8, 9, 10]
+        assert followed.log_reads == 1
+        assert await followed.read_after(10) == []
+        await event_log.prune(database, keep_rows=5, older_than=datetime(2000, 1, 1, tzinfo=UTC), max_rows=3)
+        with pytest.raises(PositionTooOld):
+            await followed.read_after(2)
+        assert await followed.check_position(2) == "position is older than the log"
+        assert await followed.check_position(3) is None
+        assert await followed.check_position(10) is None
+        assert await followed.check_position(11) == "position is newer than the log"
+
+
+def event(seq: int, size: int = 100) -> Event:
+    payload = b'{"id":1,"title":"' + b"x" * size + b'"}'
+    return Event("e", seq, "movies", "add", "1", "public", payload, None, (), None, "2026-01-01T00:00:00.000000Z")
+
+
+def test_the_ring_keeps_to_both_bounds() -> None:
+    ring = Ring(max_bytes=10**9, max_events=3)
+    for seq in range(1, 6):
+        ring.append(event(seq))
+    assert ring.after(1, max_events=10, max_bytes=10**9) is None
+    assert [each.seq for each in ring.after(2, max_events=10, max_bytes=10**9) or []] == [3, 4, 5]
+    ring = Ring(max_bytes=event(1, 1000).size * 2, max_events=100)
+    for seq in range(1, 6):
+        ring.append(event(seq, 1000))
+    assert ring.after(2, max_events=10, max_bytes=10**9) is None
+    assert [each.seq for each in ring.after(3, max_events=10, max_bytes=10**9) or []] == [4, 5]
+    ring.append(event(6, 100_000))  # larger than the ring: kept alone
+    assert [each.seq for each in ring.after(5, max_events=10, max_bytes=1) or []] == [6]
+
+
+@pytest.mark.parametrize("changed", [(), ("title", "rating")])
+@pytest.mark.parametrize("before", [None, b'{"id":1}'])
+def test_an_event_survives_the_bus_byte_for_byte(changed: tuple[str, ...], before: bytes | None) -> None:
+    whole = replace(event(7), changed=changed, before=before, payload=b'{"a":"\n"}', entity_id=None, actor_id=3)
+    assert bus._decode(bus._encode_event(whole)) == (whole,)
+    beat = bus.Heartbeat("worker", Head("e", 5))
+    assert bus._decode(bus._encode_heartbeat(beat)) == beat
+
+
+def test_an_outbox_that_is_full_drops_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bus, "OUTBOX_EVENTS", 5)
+    full = Bus("memory://", lambda events: None, lambda head: None, lambda: None)
+    full.publish([event(seq) for seq in range(1, 9)])
+    assert full.dropped == 3
+    monkeypatch.setattr(bus, "OUTBOX_BYTES", 10)
+    full.publish([event(9)])
+    assert full.dropped == 4
+
+
+async def test_strangers_on_the_channel_do_no_harm(redis: RedisServer) -> None:
+    """Whatever somebody else publishes there: our own messages still come."""
+    heard: list[Sequence[Event]] = []
+    heads: list[Head] = []
+    listening = Bus(redis.url, heard.append, heads.append, lambda: None)
+    running = asyncio.create_task(listening.run(lambda: Head("e", 1)))
+    await eventually(lambda: heads, "the bus is heard")
+    reader, writer = await asyncio.open_connection("127.0.0.1", redis.port)
+    for junk in (b"junk", b"{}", b"[]", b"{}\nx", b'{"worker":1}', b"\n", b"\xff"):
+        writer.write(b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%s\r\n" % (len(bus.CHANNEL), bus.CHANNEL.encode()))
+        writer.write(b"$%d\r\n%s\r\n" % (len(junk), junk))
+        await reader.readline()
+
+    async def published() -> bool:
+        listening.publish([event(1)])
+        await asyncio.sleep(0.05)
+        return bool(heard)
+
+    await eventually(published, "our own message comes")
+    assert not running.done()
+    running.cancel()
+    writer.close()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+def test_a_summary_needs_ids_only() -> None:
+    bulk = replace(event(3), operation="delete_bulk", payload=b'{"count":2,"ids":[9,4]}')
+    text: Any = event_text(bulk, Rendering("summary"))
+    assert b'"data":{"count":2,"first_id":4,"last_id":9,"job_id":null}' in text
