@@ -36,6 +36,7 @@ class Transaction:
 
     connection: AsyncConnection
     drafts: list[Draft] = field(default_factory=list)
+    _driver: Any = None
 
     @property
     def is_sqlite(self) -> bool:
@@ -47,11 +48,13 @@ class Transaction:
         SQLAlchemy begins on asyncpg with its first statement: outside of a transaction raw statements would commit
         one by one.
         """
-        raw = (await self.connection.get_raw_connection()).driver_connection
-        if not self.is_sqlite and not raw.is_in_transaction():  # type: ignore[union-attr]
-            await self.connection.exec_driver_sql("SELECT 1")
-            assert raw.is_in_transaction()  # type: ignore[union-attr]
-        return raw
+        if self._driver is None:
+            raw: Any = (await self.connection.get_raw_connection()).driver_connection
+            if not self.is_sqlite and not raw.is_in_transaction():
+                await self.connection.exec_driver_sql("SELECT 1")
+                assert raw.is_in_transaction()
+            self._driver = raw
+        return self._driver
 
     def emit(
         self,
