@@ -7,17 +7,16 @@ movie and its characters can still be locked from both ends at once; then Postgr
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
-from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy import delete
 
 from errors import Forbidden, NotFound, PreconditionFailed
 from repository import links, rows
-from repository.lists import entity
 from repository.resources import Resource
 from repository.transaction import Transaction
 from security import Identity
@@ -56,7 +55,7 @@ def prepare(
     rest = {"user_id": user_id, **resource.derived, "version": 1}
     made = [{**resource.defaults, **item, **rest} for item in items]
     assert all(tuple(row) == middle for row in made[:1]), "the columns of a row are in the order of the table"
-    values = rows.driver_values(resource.table, middle, made, is_sqlite=is_sqlite)
+    values = rows.driver_values(resource.table, middle, (row.values() for row in made), is_sqlite=is_sqlite)
     return Prepared(resource, made, values, [orjson.dumps(row) for row in made])
 
 
@@ -99,8 +98,8 @@ async def store(
     job_id: str | None = None,
 ) -> list[bytes]:
     """Insert rows whose links are known to be good, with their event. Answers the entities, encoded."""
-    # In a thread: ten thousand rows take long enough to be felt by every socket.
-    prepared = await asyncio.to_thread(prepare, resource, items, user_id, is_sqlite=tx.is_sqlite)
+    make = partial(prepare, resource, items, user_id, is_sqlite=tx.is_sqlite)
+    prepared = await rows.off_the_loop(len(items), make)
     return await store_prepared(tx, prepared, user_id, job_id)
 
 
@@ -128,18 +127,10 @@ async def _insert(tx: Transaction, prepared: Prepared) -> list[tuple[int, bytes]
     ]
 
 
-async def _locked(tx: Transaction, resource: Resource, ids: Sequence[int]) -> list[dict[str, Any]]:
-    """The rows with these ids, in the order of their ids, locked until COMMIT."""
-    table = resource.table
-    chosen = table.c.id == ids[0] if len(ids) == 1 else rows.one_of(tx.is_sqlite, table.c.id, ids)
-    found = await tx.connection.execute(select(table).where(chosen).order_by(table.c.id).with_for_update())
-    return [entity(row) for row in found]
-
-
 async def _one(
     tx: Transaction, resource: Resource, identity: Identity, entity_id: int, if_match: IfMatch
 ) -> dict[str, Any]:
-    found = await _locked(tx, resource, [entity_id])
+    found = await rows.fetch_locked(tx, resource.table, [entity_id])
     if not found:
         raise NotFound(f"There is no {resource.singular} {entity_id}")
     row = found[0]
@@ -174,9 +165,7 @@ async def edit(
     after, changed = _edited(before, fields, utc_now())
     if not changed:
         return orjson.dumps(before)
-    table = resource.table
-    written = {name: after[name] for name in (*changed, *_BOOKKEEPING)}
-    await tx.connection.execute(update(table).where(table.c.id == entity_id).values(written))
+    await rows.write_back(tx, resource.table, [after], (*changed, *_BOOKKEEPING))
     payload = tx.emit(resource.name, "update", after, actor_id=identity.user_id, before=before, changed=changed)
     await links.edited(tx, resource, [before], [after], identity.user_id)
     return payload
@@ -195,45 +184,55 @@ async def edit_bulk(
         merged.setdefault(entity_id, {}).update(fields)
     if not merged:
         return [], []
-    found = {row["id"]: row for row in await _locked(tx, resource, sorted(merged))}
+    found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted(merged))}
     _require_all_own(resource, identity, found)
     await links.require(tx, resource, [fields for _, fields in edits], bulk=True)
-    now = utc_now()
-    before: list[dict[str, Any]] = []
-    after: list[dict[str, Any]] = []
-    named: dict[str, None] = {}
-    result: dict[int, dict[str, Any]] = dict(found)
-    for entity_id, row in found.items():
-        edited, changed = _edited(row, merged[entity_id], now)
-        if changed:
-            before.append(row)
-            after.append(edited)
-            result[entity_id] = edited
-            named.update(dict.fromkeys(changed))
-    if after:
-        await _write_back(tx, resource, after, (*named, *_BOOKKEEPING))
+    done = await rows.off_the_loop(len(found), _edit_all, found, merged, utc_now())
+    if done.after:
+        await rows.write_back(tx, resource.table, done.after, (*done.changed, *_BOOKKEEPING))
         tx.emit_bulk(
             resource.name,
             "update_bulk",
-            [orjson.dumps(row) for row in after],
+            done.encoded_after,
             actor_id=identity.user_id,
-            before=[orjson.dumps(row) for row in before],
-            changed=list(named),
+            before=done.encoded_before,
+            changed=done.changed,
         )
-        await links.edited(tx, resource, before, after, identity.user_id)
-    updated = [orjson.dumps(result[entity_id]) for entity_id in merged if entity_id in result]
-    return updated, [entity_id for entity_id in merged if entity_id not in result]
+        await links.edited(tx, resource, done.before, done.after, identity.user_id)
+    return done.encoded, [entity_id for entity_id in merged if entity_id not in found]
 
 
-async def _write_back(
-    tx: Transaction, resource: Resource, after: Sequence[dict[str, Any]], columns: Sequence[str]
-) -> None:
-    table = resource.table
-    statement = (
-        update(table).where(table.c.id == bindparam("_id")).values({name: bindparam(f"_{name}") for name in columns})
-    )
-    await tx.connection.execute(
-        statement, [{"_id": row["id"]} | {f"_{name}": row[name] for name in columns} for row in after]
+@dataclass(frozen=True, slots=True)
+class _Edited:
+    """The rows that an edit changes, before and after; `encoded` are all it names, in the order of the request."""
+
+    before: list[dict[str, Any]]
+    after: list[dict[str, Any]]
+    encoded_before: list[bytes]
+    encoded_after: list[bytes]
+    changed: list[str]
+    encoded: list[bytes]
+
+
+def _edit_all(found: Mapping[int, dict[str, Any]], edits: Mapping[int, Mapping[str, Any]], now: str) -> _Edited:
+    before: list[dict[str, Any]] = []
+    after: list[dict[str, Any]] = []
+    changed: dict[str, None] = {}
+    encoded: dict[int, bytes] = {}
+    for entity_id, row in found.items():
+        edited, names = _edited(row, edits[entity_id], now)
+        encoded[entity_id] = orjson.dumps(edited)
+        if names:
+            before.append(row)
+            after.append(edited)
+            changed.update(dict.fromkeys(names))
+    return _Edited(
+        before,
+        after,
+        [orjson.dumps(row) for row in before],
+        [encoded[row["id"]] for row in after],
+        list(changed),
+        [encoded[entity_id] for entity_id in edits if entity_id in encoded],
     )
 
 
@@ -258,7 +257,7 @@ async def remove_bulk(
 ) -> tuple[list[int], list[int]]:
     """Delete many in one transaction: the ids deleted and those not found, in the order of the request."""
     wanted = list(dict.fromkeys(ids))
-    found = {row["id"]: row for row in await _locked(tx, resource, sorted(wanted))}
+    found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted(wanted))}
     if not found:
         return [], wanted
     _require_all_own(resource, identity, found)
@@ -272,7 +271,7 @@ async def remove_bulk(
         "delete_bulk",
         [str(row["id"]).encode() for row in gone],
         actor_id=identity.user_id,
-        before=[orjson.dumps(row) for row in gone],
+        before=await rows.off_the_loop(len(gone), lambda: [orjson.dumps(row) for row in gone]),
     )
     await links.removed(tx, resource, gone, identity.user_id)
     return [each for each in wanted if each in found], [each for each in wanted if each not in found]

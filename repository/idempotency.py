@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 import models
 from errors import FieldProblem, InvalidInput
+from repository import rows
 from repository.database import Database
 from repository.transaction import Transaction
 from times import utc_now, utc_text
@@ -59,12 +60,13 @@ async def once(tx: Transaction, claim: Claim | None, work: Callable[[], Awaitabl
             raise InvalidInput([FieldProblem(("header", "Idempotency-Key"), message, "idempotency_key_reused")])
         return Answer(row.status, zlib.decompress(row.body), orjson.loads(row.headers))
     answer = await work()
+    stored = await rows.off_the_loop(len(answer.body) // 1_000, zlib.compress, answer.body, 1)
     await tx.connection.execute(
         update(table)
         .where(mine)
         .values(
             status=answer.status,
-            body=zlib.compress(answer.body, 1),
+            body=stored,
             headers=orjson.dumps(dict(answer.headers)).decode(),
         )
     )

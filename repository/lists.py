@@ -88,7 +88,7 @@ async def count_of(database: Database, resource: Resource, page: Page) -> int:
 async def find(database: Database, resource: Resource, entity_id: int) -> dict[str, Any] | None:
     columns = ", ".join(f'"{name}"' for name in resource.columns)
     found = await database.fetch(statement(f'SELECT {columns} FROM "{resource.table.name}" WHERE id = $1'), entity_id)  # noqa: S608 (names of our own tables)
-    return rows.from_driver(resource.table, found[0]) if found else None
+    return rows.from_driver(resource.table, found)[0] if found else None
 
 
 async def find_by(database: Database, resource: Resource, column: str, value: int, limit: int) -> list[dict[str, Any]]:

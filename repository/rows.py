@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import orjson
 from sqlalchemy import ColumnElement, Table, bindparam, func, select
@@ -15,6 +17,9 @@ import models
 from repository.statement import statement
 from repository.transaction import Transaction
 from times import utc_text
+
+T = TypeVar("T")
+FEW_ROWS = 100
 
 
 async def reserve_ids(tx: Transaction, table: Table, count: int) -> list[int]:
@@ -30,20 +35,31 @@ async def reserve_ids(tx: Transaction, table: Table, count: int) -> list[int]:
     return sorted(row[0] for row in taken)
 
 
+def _converters(table: Table, names: Sequence[str], *, is_sqlite: bool) -> list[tuple[int, Callable[[Any], Any]]]:
+    """Which columns the driver takes in another form, by position, and how to get there."""
+    found: list[tuple[int, Callable[[Any], Any]]] = []
+    for index, name in enumerate(names):
+        kind = table.c[name].type
+        if kind is models.Strings:
+            found.append((index, lambda value: orjson.dumps(value).decode()))
+        elif isinstance(kind, models.IsoDate) and not is_sqlite:
+            found.append((index, date.fromisoformat))
+        elif isinstance(kind, models.UtcTime) and not is_sqlite:
+            found.append((index, datetime.fromisoformat))
+    return found
+
+
 def driver_values(
-    table: Table, names: Sequence[str], made: Sequence[dict[str, Any]], *, is_sqlite: bool
+    table: Table, names: Sequence[str], made: Iterable[Iterable[Any]], *, is_sqlite: bool
 ) -> list[tuple[Any, ...]]:
-    """The columns `names` of each row as the driver takes them. Pure."""
-    kinds = [table.c[name].type for name in names]
-    lists = [index for index, kind in enumerate(kinds) if kind is models.Strings]
-    dates = [] if is_sqlite else [index for index, kind in enumerate(kinds) if isinstance(kind, models.IsoDate)]
+    """Rows of the columns `names` as the driver takes them. Pure."""
+    converters = _converters(table, names, is_sqlite=is_sqlite)
     values = []
     for row in made:
-        record: list[Any] = list(row.values())
-        for index in lists:
-            record[index] = orjson.dumps(record[index]).decode()
-        for index in dates:
-            record[index] = date.fromisoformat(record[index]) if record[index] is not None else None
+        record = list(row)
+        for index, convert in converters:
+            if record[index] is not None:
+                record[index] = convert(record[index])
         values.append(tuple(record))
     return values
 
@@ -68,22 +84,55 @@ async def insert(
         await driver.execute(one.postgresql, *records[0])
 
 
-def from_driver(table: Table, values: Sequence[Any]) -> dict[str, Any]:
-    """An entity from a row of all columns as the driver answers it, on either database."""
-    row: dict[str, Any] = {}
-    for column, value in zip(table.columns, values, strict=True):
-        if value is None:
-            found = None
-        elif column.type is models.Strings:
-            found = value if isinstance(value, list) else orjson.loads(value)
-        elif isinstance(value, datetime):
-            found = utc_text(value)
-        elif isinstance(value, date):
-            found = value.isoformat()
-        else:
-            found = value
-        row[str(column.name)] = found
-    return row
+def from_driver(table: Table, found: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    """Entities from rows of all columns as the driver answers them, on either database. Pure."""
+    names = [str(column.name) for column in table.columns]
+    lists = [name for name in names if table.c[name].type is models.Strings]
+    moments = [name for name in names if isinstance(table.c[name].type, models.UtcTime)]
+    days = [name for name in names if isinstance(table.c[name].type, models.IsoDate)]
+    entities = []
+    for values in found:
+        row = dict(zip(names, values, strict=True))
+        for name in lists:
+            if isinstance(row[name], str):
+                row[name] = orjson.loads(row[name])
+        for name in moments:
+            if isinstance(row[name], datetime):
+                row[name] = utc_text(row[name])
+        for name in days:
+            if isinstance(row[name], date):
+                row[name] = row[name].isoformat()
+        entities.append(row)
+    return entities
+
+
+async def fetch_locked(tx: Transaction, table: Table, ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The entities with these ids, in the order of their ids, locked until COMMIT."""
+    driver = await tx.driver()
+    columns = ", ".join(f'"{column.name}"' for column in table.columns)
+    if tx.is_sqlite:
+        query = f'SELECT {columns} FROM "{table.name}" WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id'  # noqa: S608 (names of our own tables)
+        found = await driver.execute_fetchall(query, (orjson.dumps(list(ids)).decode(),))
+    else:
+        query = f'SELECT {columns} FROM "{table.name}" WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE'  # noqa: S608 (names of our own tables)
+        found = await driver.fetch(query, list(ids))
+    return await off_the_loop(len(found), from_driver, table, found)
+
+
+async def write_back(tx: Transaction, table: Table, after: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write these columns of the rows, found by their ids."""
+    driver = await tx.driver()
+    names = [*columns, "id"]
+    places = ", ".join(f'"{name}" = ${number}' for number, name in enumerate(columns, 1))
+    one = statement(f'UPDATE "{table.name}" SET {places} WHERE id = ${len(names)}')  # noqa: S608 (names of our own tables)
+    made = [[row[name] for name in names] for row in after]
+    values = await off_the_loop(len(made), partial(driver_values, table, names, made, is_sqlite=tx.is_sqlite))
+    await driver.executemany(one.sqlite if tx.is_sqlite else one.postgresql, values)
+
+
+async def off_the_loop(size: int, work: Callable[..., T], *arguments: Any) -> T:
+    """Run `work`, in a thread when there is so much of it that the sockets would feel it."""
+    return work(*arguments) if size < FEW_ROWS else await asyncio.to_thread(work, *arguments)
 
 
 def one_of(tx_is_sqlite: bool, column: ColumnElement[int], ids: Sequence[int]) -> ColumnElement[bool]:

@@ -190,7 +190,7 @@ async def add_bulk(kind: Kind, call: Call) -> Response:
     if bad and not skips:
         problems = [problem for _, found in bad for problem in found]
         raise InvalidInput(problems[: parsing.MAX_PROBLEMS])
-    items = [row.model_dump() for _, row in good]
+    items = [fields for _, fields in good]
     key = rendering.claim(call)
 
     async def work(tx: Transaction) -> Answer:
@@ -210,14 +210,11 @@ async def add_bulk(kind: Kind, call: Call) -> Response:
 
 
 async def edit_bulk(kind: Kind, call: Call) -> Response:
-    good, bad = await parsing.validate_rows(TypeAdapter(kind.bulk_patch), call.body)
+    good, bad = await parsing.validate_rows(TypeAdapter(kind.bulk_patch), call.body, exclude_unset=True)
     if bad:
         problems = [problem for _, found in bad for problem in found]
         raise InvalidInput(problems[: parsing.MAX_PROBLEMS])
-    edits = []
-    for _, row in good:
-        fields = row.model_dump(exclude_unset=True)
-        edits.append((fields.pop("id"), fields))
+    edits = [(fields.pop("id"), fields) for _, fields in good]
 
     async def work(tx: Transaction) -> bytes:
         updated, missing = await catalog.edit_bulk(tx, kind.resource, call.me, edits)

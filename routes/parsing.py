@@ -162,16 +162,16 @@ async def validate_body(adapter: TypeAdapter[Any], value: Any, problems: list[Fi
 
 
 async def validate_rows(
-    adapter: TypeAdapter[Any], rows: Sequence[Any]
-) -> tuple[list[tuple[int, Any]], list[tuple[int, list[FieldProblem]]]]:
-    """The good rows and what is wrong with the others, each with its position; lets others run now and then."""
-    good: list[tuple[int, Any]] = []
+    adapter: TypeAdapter[Any], rows: Sequence[Any], *, exclude_unset: bool = False
+) -> tuple[list[tuple[int, dict[str, Any]]], list[tuple[int, list[FieldProblem]]]]:
+    """The good rows, dumped, and what is wrong with the others, with their positions; lets others run in between."""
+    good: list[tuple[int, dict[str, Any]]] = []
     bad: list[tuple[int, list[FieldProblem]]] = []
     for index, row in enumerate(rows):
         if index % ROWS_PER_SLICE == ROWS_PER_SLICE - 1:
             await asyncio.sleep(0)
         try:
-            good.append((index, adapter.validate_python(row)))
+            good.append((index, adapter.validate_python(row).model_dump(exclude_unset=exclude_unset)))
         except ValidationError as error:
             bad.append((index, problems_of(error, ("body", index))))
     return good, bad
