@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import MISSING, AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import MISSING, AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, RootModel, model_validator
 from pydantic.config import JsonDict
 
 import filters
@@ -244,6 +244,14 @@ class CharactersUpdated(Answer):
 class Deleted(Answer):
     deleted: list[int]
     not_found: list[int]
+
+
+class MovieTitle(RootModel[str]):
+    """The title of a movie."""
+
+
+class CharacterName(RootModel[str]):
+    """The name of a character."""
 
 
 class Count(Answer):

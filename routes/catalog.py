@@ -44,6 +44,7 @@ class Kind:
     found: Any
     added: Any
     updated: Any
+    labels: Any
     includes: bool
 
 
@@ -314,7 +315,7 @@ def operations(kind: Kind) -> list[Operation]:
             f"/{name}/names",
             names,
             f"List the {resource.label}s of {name}",
-            {200: list[str]},
+            {200: kind.labels},
             query_model=queries.ListQuery,
             filters=resource.fields,
             answer_headers=("X-Total-Count", "Link"),
@@ -457,6 +458,7 @@ MOVIE_KIND = Kind(
     schemas.MovieWithCharacters,
     schemas.MoviesAdded,
     schemas.MoviesUpdated,
+    list[schemas.MovieTitle],
     includes=True,
 )
 CHARACTER_KIND = Kind(
@@ -471,6 +473,7 @@ CHARACTER_KIND = Kind(
     schemas.CharacterEntity,
     schemas.CharactersAdded,
     schemas.CharactersUpdated,
+    list[schemas.CharacterName],
     includes=False,
 )
 OPERATIONS = [*operations(MOVIE_KIND), *operations(CHARACTER_KIND)]

@@ -102,7 +102,7 @@ async def test_schemathesis_finds_nothing(backend: str, new_service: Callable[..
                 *("--header", f"Authorization: Bearer {alice.token}"),
                 *("--checks", "all", "--phases", phases),
                 *("--max-examples", str(MAX_EXAMPLES)),
-                *("--seed", "1", "--generation-database", "none", "--workers", "2", "--no-color"),
+                *("--seed", "1", "--generation-database", "none", "--workers", "1", "--no-color"),
                 cwd=tmp_path,
                 env={**os.environ, "COLUMNS": "200"},
                 stdout=asyncio.subprocess.PIPE,
