@@ -7,6 +7,7 @@ MarqueeError
     ├── Unauthenticated      401
     ├── Forbidden            403
     ├── NotFound             404
+    ├── RequestTimeout       408
     ├── Conflict             409
     ├── PreconditionFailed   412
     ├── ContentTooLarge      413
@@ -84,6 +85,12 @@ class Forbidden(Problem):
 class NotFound(Problem):
     status = 404
     code = "not_found"
+
+
+class RequestTimeout(Problem):
+    status = 408
+    code = "request_timeout"
+    headers = MappingProxyType({"Connection": "close"})
 
 
 class Conflict(Problem):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import socket
 import sys
@@ -43,6 +44,7 @@ from repository.database import Database
 from repository.transaction import Transaction
 from routes import middleware, table
 from routes.operation import Services
+from routes.passwords import Passwords
 from security import Group, Tokens, hash_password
 from settings import Settings, load_settings, secret_key
 
@@ -88,6 +90,7 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
     """Everything that lives as long as the process: the database, the event's way to the sockets, the jobs."""
     tokens = Tokens(secret_key(settings), settings.algorithm, settings.access_token_expire_minutes * 60)
     database = Database(settings.database_url)
+    passwords = Passwords()
     try:
         await migrations.migrate(database)
         await create_first_admin(database, settings)
@@ -120,13 +123,16 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
         async def readiness() -> Mapping[str, str]:
             return await check_readiness(database, feed, bus, life)
 
-        yield {
-            "services": Services(database, tokens, readiness, table.document()),
-            "realtime": Realtime(database, feed, hub, tokens, settings.allowed_origins),
-        }
-        life.cancel()
-        await asyncio.gather(life, return_exceptions=True)
+        try:
+            yield {
+                "services": Services(database, tokens, passwords, readiness, table.document()),
+                "realtime": Realtime(database, feed, hub, tokens, settings.allowed_origins),
+            }
+        finally:
+            life.cancel()
+            await asyncio.gather(life, return_exceptions=True)
     finally:
+        passwords.close()
         await database.close()
 
 
@@ -275,6 +281,8 @@ def serve(settings: Settings) -> None:
     if settings.workers > 1:
         config = server_config(settings, "main:app")
         listener.set_inheritable(True)
+        # The supervisor's own lines, such as that a worker died; the workers set up their own loggers.
+        logging.getLogger("uvicorn.error").setLevel(settings.log_level.upper())
         Multiprocess(config, sockets=[listener]).run()
     else:
         Server(server_config(settings, build_app(settings))).run(sockets=[listener])

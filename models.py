@@ -200,7 +200,7 @@ jobs = Table(
     Column("rows_per_second", Integer, nullable=False),
     Column("error", Text),
     Column("attempts", Integer, nullable=False),
-    Column("lease_owner", String(36)),
+    Column("lease_owner", String(64)),
     # Seconds since 1970 by the database's clock, so that workers need not agree on the time.
     Column("lease_until", Float),
     Index("ix_jobs_state", "state", "lease_until"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 import unicodedata
@@ -17,6 +18,7 @@ from errors import Unauthenticated
 ISSUER = "marquee"
 AUDIENCE = "marquee"
 CLOCK_LEEWAY_SECONDS = 5
+_USER_ID = re.compile(r"[1-9][0-9]{0,18}")
 MAX_USER_ID = 2**63 - 1  # what the database can look for
 
 
@@ -116,9 +118,10 @@ class Tokens:
             )
             if claims.get("typ") != "access":
                 raise JWTError("not an access token")
-            user_id = int(claims["sub"])
-            if not 1 <= user_id <= MAX_USER_ID:
+            subject = claims["sub"]
+            if not (isinstance(subject, str) and _USER_ID.fullmatch(subject) and int(subject) <= MAX_USER_ID):
                 raise JWTError("not the id of a user")
+            user_id = int(subject)
             return user_id, float(claims["exp"])
         except (JOSEError, ValueError, TypeError, KeyError) as error:
             raise Unauthenticated("The access token is not valid or has expired") from error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import structlog
+from dotenv.parser import parse_stream
 from pydantic import EmailStr, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -99,6 +101,10 @@ class Settings(BaseSettings):
     def _known_bus(cls, value: str) -> str:
         if urlsplit(value).scheme not in ("memory", "redis", "rediss"):
             raise ValueError("expected memory:// or redis://host:port/number")
+        if value.startswith("memory") and value != "memory://":
+            raise ValueError("expected memory:// without more, or redis://host:port/number")
+        if not re.fullmatch(r"/?[0-9]*", urlsplit(value).path):
+            raise ValueError("expected the number of a database after the slash, redis://host:port/number")
         _require_port(value)
         return value
 
@@ -140,6 +146,7 @@ class Settings(BaseSettings):
 def load_settings(**overrides: Any) -> Settings:
     """Read the environment and `.env`. Raises SettingsError with one sentence that names the variable."""
     try:
+        _check_env_file(Path(".env"))
         return Settings(**overrides)
     except UnicodeDecodeError as error:
         raise SettingsError(f".env: expected UTF-8, got something else at byte {error.start}.") from None
@@ -149,6 +156,18 @@ def load_settings(**overrides: Any) -> Settings:
         if not first["loc"]:
             raise SettingsError(f"{message}.") from None
         raise SettingsError(f"{str(first['loc'][0]).upper()}: {message[:1].lower()}{message[1:]}.") from None
+
+
+def _check_env_file(path: Path) -> None:
+    """A line that cannot be read is not passed over: it may be the key. Raises SettingsError."""
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise SettingsError(".env: expected a file.")
+    with path.open(encoding="utf-8") as stream:
+        for binding in parse_stream(stream):
+            if binding.error:
+                raise SettingsError(f".env: line {binding.original.line} cannot be read; expected NAME=value.")
 
 
 def secret_key(settings: Settings) -> str:

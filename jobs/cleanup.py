@@ -37,6 +37,9 @@ class Cleanup:
                     await self.clean()
             except Unavailable:
                 pass  # the next period tries again
+            except Exception as error:
+                # Nor is this a reason to end the process.
+                log.error("clean-up failed", exc_info=error)
 
     async def clean(self) -> None:
         now = datetime.now(UTC)

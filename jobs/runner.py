@@ -51,18 +51,22 @@ class Runner:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             for number in range(CONCURRENT_JOBS):
-                tasks.create_task(self._work(), name=f"job-runner-{number}")
+                tasks.create_task(self._work(f"{self.owner}:{number}"), name=f"job-runner-{number}")
 
-    async def _work(self) -> None:
+    async def _work(self, owner: str) -> None:
         while True:
             try:
-                job = await jobs.claim(self._database, self.owner)
+                job = await jobs.claim(self._database, owner)
                 if job is None:
                     await self._wait()
                 else:
-                    await self._run_job(job)
+                    await self._run_job(job, owner)
             except Unavailable:
                 await asyncio.sleep(UNAVAILABLE_PAUSE_SECONDS)
+            except Exception as error:
+                # Jobs are no reason to end the process and cut its watchers off.
+                log.error("looking for jobs failed", exc_info=error)
+                await asyncio.sleep(POLL_SECONDS)
 
     async def _wait(self) -> None:
         try:
@@ -72,27 +76,29 @@ class Runner:
         except TimeoutError:
             pass
 
-    async def _run_job(self, job: ClaimedJob) -> None:
+    async def _run_job(self, job: ClaimedJob, owner: str) -> None:
         log.info("job started", job=job.id, kind=job.kind, done=job.done, total=job.total)
         try:
-            await self._run_chunks(job)
+            await self._run_chunks(job, owner)
             log.info("job finished", job=job.id, total=job.total)
         except LeaseLost:
             log.info("job cancelled or taken over", job=job.id)
         except Unavailable:
-            raise  # the lease runs out and the job goes on after its last chunk
+            # The job goes on after its last chunk; that it could not be stored says nothing against the job.
+            await self._give_back(job, owner)
+            raise
         except asyncio.CancelledError:
-            await self._give_back(job)
+            await self._give_back(job, owner)
             raise
         except Exception as error:
             log.error("job failed", job=job.id, exc_info=error)
-            await jobs.fail(self._database, job.id, self.owner, "internal error; the log has the details")
+            await jobs.fail(self._database, job.id, owner, "internal error; the log has the details")
 
-    async def _give_back(self, job: ClaimedJob) -> None:
+    async def _give_back(self, job: ClaimedJob, owner: str) -> None:
         with suppress(Unavailable):  # then the lease runs out by itself
-            await jobs.release(self._database, job.id, self.owner)
+            await jobs.release(self._database, job.id, owner)
 
-    async def _run_chunks(self, job: ClaimedJob) -> None:
+    async def _run_chunks(self, job: ClaimedJob, owner: str) -> None:
         """While a chunk is stored, a thread makes the next one."""
         done, started = job.done, time.monotonic()
         upcoming = asyncio.create_task(self._make_chunk(job, done))
@@ -104,8 +110,8 @@ class Runner:
                     upcoming = asyncio.create_task(self._make_chunk(job, following))
                 if job.rate is not None:
                     # A chunk is due when its last row is.
-                    await self._sleep_until(job, started + (following - job.done) / job.rate)
-                await self._store_chunk(job, done, chunk, started)
+                    await self._sleep_until(job, owner, started + (following - job.done) / job.rate)
+                await self._store_chunk(job, owner, done, chunk, started)
                 done = following
         finally:
             upcoming.cancel()
@@ -115,14 +121,14 @@ class Runner:
         """In a thread, so that a large chunk does not hold up the sockets."""
         return await asyncio.to_thread(make_chunk, job, done, is_sqlite=self._database.is_sqlite)
 
-    async def _sleep_until(self, job: ClaimedJob, due: float) -> None:
+    async def _sleep_until(self, job: ClaimedJob, owner: str, due: float) -> None:
         """Keeps the lease, and so notices when the job was cancelled."""
         while (left := due - time.monotonic()) > 0:
             await asyncio.sleep(min(left, RENEW_SECONDS))
             if left > RENEW_SECONDS:
-                await jobs.renew(self._database, job.id, self.owner)
+                await jobs.renew(self._database, job.id, owner)
 
-    async def _store_chunk(self, job: ClaimedJob, done: int, chunk: Chunk, started: float) -> None:
+    async def _store_chunk(self, job: ClaimedJob, owner: str, done: int, chunk: Chunk, started: float) -> None:
         async def work(tx: Transaction) -> None:
             if isinstance(chunk, Prepared):
                 await catalog.store_prepared(tx, chunk, job.user_id, job.id)
@@ -134,7 +140,7 @@ class Runner:
                 ]
                 await catalog.store(tx, CHARACTERS, rows, job.user_id, job.id)
             rows_per_second = int((done - job.done + len(chunk)) / max(time.monotonic() - started, 1e-3))
-            await jobs.advance(tx, job, self.owner, done, len(chunk), rows_per_second)
+            await jobs.advance(tx, job, owner, done, len(chunk), rows_per_second)
 
         await self._database.write(work)
 

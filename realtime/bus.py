@@ -31,6 +31,7 @@ CHANNEL = "marquee.events"
 OUTBOX_EVENTS = 10_000
 OUTBOX_BYTES = 16 * 1024 * 1024
 INBOX_MESSAGES = 10_000
+INBOX_BYTES = 16 * 1024 * 1024
 BATCH_EVENTS = 256
 HEARTBEAT_SECONDS = 0.5
 DEAF_AFTER_SECONDS = 1.5  # three heartbeats
@@ -167,7 +168,8 @@ class RedisBackend(BroadcastBackend):
             url, socket_connect_timeout=REDIS_TIMEOUT_SECONDS, socket_timeout=None, retry=retry
         )
         # What arrives faster than it is read is dropped here; the log has it.
-        self._inbox: asyncio.Queue[Published] = asyncio.Queue(INBOX_MESSAGES)
+        self._inbox: asyncio.Queue[tuple[int, Published]] = asyncio.Queue(INBOX_MESSAGES)
+        self._inbox_bytes = 0
         self._reader: asyncio.Task[None] | None = None
         self._again = asyncio.Event()
 
@@ -203,7 +205,9 @@ class RedisBackend(BroadcastBackend):
         await pipeline.execute()
 
     async def next_published(self) -> Published:
-        return await self._inbox.get()
+        size, message = await self._inbox.get()
+        self._inbox_bytes -= size
+        return message
 
     async def _read(self, channel: str) -> None:
         backoff = MIN_BACKOFF_SECONDS
@@ -216,21 +220,25 @@ class RedisBackend(BroadcastBackend):
                     while not self._again.is_set():
                         found = await pubsub.get_message(ignore_subscribe_messages=True, timeout=HEARTBEAT_SECONDS)
                         if found is not None and found["type"] == "message":
-                            self._deliver(channel, _decode(found["data"]))
+                            self._deliver(channel, _decode(found["data"]), len(found["data"]))
                             backoff = MIN_BACKOFF_SECONDS
             except (RedisError, OSError, TimeoutError) as error:
                 log.debug("bus connection lost", reason=str(error))
             except (ValueError, KeyError, TypeError) as error:
                 log.warning("not a message of ours on the bus", reason=str(error))
+            except Exception as error:
+                # Whatever it is: a reader that ended would leave the worker deaf for ever.
+                log.error("reading the bus failed", exc_info=error)
             # Jittered, so that many workers do not come back in one instant.
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
             backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
 
-    def _deliver(self, channel: str, message: Message) -> None:
-        try:
-            self._inbox.put_nowait(Published(channel, message))  # type: ignore[arg-type]
-        except asyncio.QueueFull:
+    def _deliver(self, channel: str, message: Message, size: int = 0) -> None:
+        if self._inbox.full() or self._inbox_bytes + size > INBOX_BYTES:
             log.debug("bus inbox full; the log has it")
+            return
+        self._inbox_bytes += size
+        self._inbox.put_nowait((size, Published(channel, message)))  # type: ignore[arg-type]
 
 
 def _encode_heartbeat(beat: Heartbeat) -> bytes:

@@ -14,11 +14,11 @@ from typing import Any
 
 import orjson
 
-from errors import CLOSE_REASONS, CloseCode, Problem
+from errors import CLOSE_REASONS, CloseCode, Forbidden, Problem
 from realtime import frames
 from realtime.frames import Frames
 from realtime.stream import Stream
-from realtime.subscription import Subscription
+from realtime.subscription import Subscription, check_topics
 from security import Identity
 
 MAX_TOKEN_LENGTH = 4096
@@ -140,6 +140,10 @@ class Connection:
         except Problem as error:
             close = CloseCode.TOKEN_EXPIRED if error.status == 401 else None
             raise BadMessage(error.code, error.detail, request.id, close) from error
+        try:
+            check_topics(self.subscription.spec.topics, self.identity)
+        except Forbidden as error:
+            raise BadMessage(error.code, error.detail, request.id, CloseCode.FORBIDDEN) from error
         self._watch_expiry()
         self.subscription.respec(replace(self.subscription.spec, audiences=self.identity.audiences))
         return {"user_id": self.identity.user_id, "group": self.identity.group}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+import re
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,13 +21,14 @@ from realtime.feed import Feed
 from realtime.frames import Frames, Rendering
 from realtime.hub import Hub
 from realtime.stream import EXTENSION, QueuedStream, Stream
-from realtime.subscription import Spec, Subscription
+from realtime.subscription import Spec, Subscription, check_topics
 from repository import users
 from repository.database import Database
 from schemas import MAX_ID, PUBLIC_TOPICS, TOPICS
 from security import ANONYMOUS_AUDIENCES, Identity, Tokens
 
 HEARTBEAT_SECONDS = 20  # proxies drop sockets that are idle for 30 to 120 s
+_NUMBER = re.compile(r"[0-9]{1,19}")
 PARAMETERS = ("topics", "since", "epoch", "bulk")
 
 
@@ -67,7 +69,7 @@ def parse_wish(items: list[tuple[str, str]]) -> Wish:
         expected = ", ".join(TOPICS)
         problems.append(FieldProblem(("query", "topics"), f"Expected one or more of {expected}", "unknown_topic"))
     since = given.get("since")
-    if since is not None and not (since.isascii() and since.isdigit() and int(since[:20]) <= MAX_ID):
+    if since is not None and not (_NUMBER.fullmatch(since) and int(since) <= MAX_ID):
         problems.append(FieldProblem(("query", "since"), "Expected the number of an event, 0 or more", "invalid_since"))
     if given.get("bulk", "items") not in ("items", "summary"):
         problems.append(FieldProblem(("query", "bulk"), "Expected items or summary", "invalid_bulk"))
@@ -87,7 +89,11 @@ def check_origin(origin: str | None, host: str | None, allowed: tuple[str, ...])
     """Browsers send Origin and let any page connect: only our own page and those allowed may. Raises Forbidden."""
     if origin is None or "*" in allowed or origin.rstrip("/") in allowed:
         return
-    if host is None or urlsplit(origin).netloc.lower() != host.lower():
+    try:
+        own = host is not None and urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:
+        own = False
+    if not own:
         raise Forbidden("This origin is not allowed; the service lists it in ALLOWED_ORIGINS")
 
 
@@ -110,17 +116,18 @@ async def watch(websocket: WebSocket) -> None:
         wish = parse_wish(websocket.query_params.multi_items())
         token, subprotocol = token_of(websocket)
         identity = await users.identify(realtime.database, realtime.tokens, token) if token is not None else None
-        for topic in wish.topics:
-            if TOPICS[topic] != "public" and (identity is None or identity.group != TOPICS[topic]):
-                raise Forbidden(f"Topic {topic} is for {TOPICS[topic]}s")
+        check_topics(wish.topics, identity)
+        generation = realtime.feed.generation
         position, resync_reason = await _find_position(realtime.feed, wish)
     except Problem as problem:
         await _refuse(websocket, problem)
         return
     await websocket.accept(subprotocol=subprotocol)
-    async with AsyncExitStack() as stack:
-        stream = await _stream_of(websocket, stack)
-        await _serve(websocket, realtime, stream, wish, identity, position, resync_reason)
+    direct: Stream | None = websocket.scope.get("extensions", {}).get(EXTENSION)
+    stream = direct if direct is not None else QueuedStream(websocket)
+    if position is not None and generation != realtime.feed.generation:
+        position, resync_reason = None, "the log was replaced"
+    await _serve(websocket, realtime, stream, wish, identity, position, resync_reason)
 
 
 async def _find_position(feed: Feed, wish: Wish) -> tuple[int | None, str | None]:
@@ -137,21 +144,6 @@ async def _refuse(websocket: WebSocket, problem: Problem) -> None:
     body = orjson.dumps({"detail": problem.detail})
     response = Response(body, problem.status, dict(problem.headers), "application/json")
     await websocket.send_denial_response(response)
-
-
-async def _stream_of(websocket: WebSocket, stack: AsyncExitStack) -> Stream:
-    direct: Stream | None = websocket.scope.get("extensions", {}).get(EXTENSION)
-    if direct is not None:
-        return direct
-    queued = QueuedStream(websocket)
-    sender = asyncio.create_task(queued.run(), name="websocket-sender")
-
-    async def end() -> None:
-        sender.cancel()
-        await asyncio.gather(sender, return_exceptions=True)
-
-    stack.push_async_callback(end)
-    return queued
 
 
 async def _serve(
@@ -185,9 +177,22 @@ async def _serve(
     stream.write(Frames(first))
     connection.open(start)
     try:
-        await _receive(websocket, connection)
+        if isinstance(stream, QueuedStream):
+            await _until_one_ends(stream.run(), _receive(websocket, connection))
+        else:
+            await _receive(websocket, connection)
     finally:
         connection.stop()
+
+
+async def _until_one_ends(*lives: Coroutine[Any, Any, None]) -> None:
+    tasks = [asyncio.create_task(life) for life in lives]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _receive(websocket: WebSocket, connection: Connection) -> None:

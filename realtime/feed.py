@@ -29,7 +29,8 @@ PENDING_EVENTS = 1_000
 PENDING_BYTES = 8 * 1024 * 1024
 PAGE_EVENTS = 500
 PAGE_BYTES = 512 * 1024
-POLL_SECONDS_LOCAL = 0.05  # no shared bus: another process's events are only seen by looking
+MIN_LOOK_SECONDS = 0.02  # between two looks, however many hints come: strangers on the bus give hints, too
+POLL_SECONDS_LOCAL = 0.03  # no shared bus: another process's events are only seen by looking
 POLL_SECONDS_SHARED = 1.0
 POLL_SECONDS_DEAF = 0.1
 MAX_CONCURRENT_LOG_READS = 4
@@ -51,7 +52,6 @@ class Feed:
         self.ring = Ring()
         self.is_database_up = True
         self.log_reads = 0
-        self.gaps = 0
         self.on_events: list[Callable[[Sequence[Event]], None]] = []
         self.on_reset: list[Callable[[str], None]] = []
         self._database = database
@@ -150,10 +150,11 @@ class Feed:
             self._database_came_back()
             if found.epoch != self.head.epoch:
                 self._reset(found)
-            elif found.seq < seen.seq:
-                await self._disown()
+            elif found.epoch == seen.epoch and found.seq < seen.seq:
+                await self._disown(seen)
             elif found.seq > self.head.seq:
                 self._aim(found.seq)
+            await asyncio.sleep(MIN_LOOK_SECONDS)
             try:
                 async with asyncio.timeout(self._poll_seconds()):
                     await self._look.wait()
@@ -167,8 +168,6 @@ class Feed:
             self._behind.clear()
             if self.head.seq < self._target:
                 await asyncio.sleep(GAP_GRACE_SECONDS)
-            if self.head.seq < self._target:
-                self.gaps += 1
             while self.head.seq < self._target:
                 try:
                     await self._fill()
@@ -190,20 +189,33 @@ class Feed:
         self._take_pending(ready)
         self._tell(ready)
         if not ready and self.head == start:
-            # Nothing follows where something must: pruned beyond us, or another log under the same name.
-            found = await event_log.head(self._database)
-            if found.epoch == start.epoch and found.seq < start.seq:
-                await self._disown()
-            elif found.epoch != start.epoch or events:
-                self._reset(found)
-            self._target = max(found.seq, self.head.seq)
+            await self._look_into_a_gap(start)
 
-    async def _disown(self) -> None:
+    async def _look_into_a_gap(self, start: Head) -> None:
+        """Nothing follows where something must: late, pruned beyond us, or another log under the same name."""
+        oldest = await event_log.oldest(self._database)
+        found = await event_log.head(self._database)
+        if self.head != start:
+            return  # the bus was quicker
+        if found.epoch != start.epoch:
+            self._reset(found)
+        elif found.seq < start.seq:
+            await self._disown(start)
+        elif oldest is not None and oldest > start.seq + 1:
+            self._reset(found)
+        elif oldest is None and found.seq > start.seq and await event_log.oldest(self._database) is None:
+            # Read twice: between the first look and the head the log's first event may have been committed.
+            self._reset(found)
+        else:
+            self._target = found.seq
+            await asyncio.sleep(GAP_GRACE_SECONDS)
+
+    async def _disown(self, seen: Head) -> None:
         """The log lost events that were seen: a backup was restored under a running service. Its numbers are given
         again, so positions from before it must not be taken for positions in it: it gets a new epoch.
         """
         try:
-            await event_log.renew_epoch(self._database)
+            await event_log.renew_epoch(self._database, seen.epoch)
         except Unavailable:
             return
         self.look()

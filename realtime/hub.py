@@ -12,11 +12,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import structlog
+
 from realtime.frames import Frames
 from realtime.subscription import MAX_UNSENT_BYTES, Spec, Subscription
 from repository.event_log import Event
 
 FLUSH_BYTES = 256 * 1024
+
+log = structlog.get_logger("hub")
 
 
 class Hub:
@@ -72,7 +76,7 @@ class Hub:
         if not self._pending:
             return
         events, self._pending, self._pending_bytes = self._pending, [], 0
-        self.position = events[-1].seq
+        before, self.position = self.position, events[-1].seq
         built: dict[object, Frames] = {}
         for spec, group in list(self._groups.items()):
             admitted = [event for event in events if spec.admits(event)]
@@ -83,17 +87,22 @@ class Hub:
             frames = built.get(key)
             if frames is None:
                 frames = built[key] = Frames(spec.texts(admitted))
-            self._write(group, frames)
+            self._write(group, frames, before)
 
-    def _write(self, group: set[Subscription], frames: Frames) -> None:
-        full = []
+    def _write(self, group: set[Subscription], frames: Frames, before: int) -> None:
+        """`before` is the place that a subscription keeps when writing to it fails."""
+        behind: list[tuple[Subscription, int]] = []
         for subscription in group:
-            subscription.stream.write(frames)
-            if subscription.stream.buffered() > MAX_UNSENT_BYTES:
-                full.append(subscription)
-        for subscription in full:
+            try:
+                subscription.stream.write(frames)
+                if subscription.stream.buffered() > MAX_UNSENT_BYTES:
+                    behind.append((subscription, self.position))
+            except Exception as error:
+                log.error("writing to a socket failed", exc_info=error)
+                behind.append((subscription, before))
+        for subscription, position in behind:
             self._release(subscription)
-            subscription.fall_behind(self.position)
+            subscription.fall_behind(position)
 
     def watches(self, topic: str) -> bool:
         """Whether anybody live watches the topic."""
@@ -105,7 +114,7 @@ class Hub:
         frames = Frames([text])
         for spec, group in list(self._groups.items()):
             if topic in spec.topics:
-                self._write(group, frames)
+                self._write(group, frames, self.position)
 
     def reset(self, reason: str, position: int) -> None:
         """Another log: everybody live is told to start over from `position`."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import structlog
+
 from errors import Unavailable
 from realtime import frames
 from realtime.hub import Hub
@@ -18,6 +20,8 @@ from repository.database import Database
 from repository.event_log import Event
 
 INTERVAL_SECONDS = 0.2
+
+log = structlog.get_logger("progress")
 
 
 class Progress:
@@ -51,6 +55,9 @@ class Progress:
                     job = await jobs.find(self._database, job_id)
                 except Unavailable:
                     continue  # the next chunk tries again
+                except Exception as error:
+                    log.error("looking up a job failed", exc_info=error)
+                    continue
                 if job is not None:
                     self._hub.send_ephemeral("jobs", frames.progress(job))
             await asyncio.sleep(INTERVAL_SECONDS)

@@ -11,13 +11,14 @@ import asyncio
 from collections import deque
 from typing import Protocol
 
-from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from realtime.frames import Frames
 
 EXTENSION = "marquee.stream"
 LOW_WATER_BYTES = 16 * 1024
 HIGH_WATER_BYTES = 64 * 1024
+CLOSE_SECONDS = 5.0  # from a close to the end of the connection, whatever the peer does
 
 
 class Stream(Protocol):
@@ -29,6 +30,9 @@ class Stream(Protocol):
     def buffered(self) -> int:
         """Bytes written and not yet taken by the network."""
 
+    def taken(self) -> int:
+        """Bytes that the network has taken so far, about: it grows when the peer reads."""
+
     async def drained(self) -> None:
         """Wait until little is unsent, or the socket is gone."""
 
@@ -37,16 +41,18 @@ class Stream(Protocol):
 
 
 class QueuedStream:
-    """The fall-back. `run` sends until cancelled or the socket is gone."""
+    """The fall-back. `run` sends until the socket is closed or gone; then the connection is over."""
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
         self._queue: deque[bytes] = deque()
         self._size = 0
+        self._sent = 0
         self._filled = asyncio.Event()
         self._low = asyncio.Event()
         self._low.set()
         self._closing: tuple[int, str] | None = None
+        self._task: asyncio.Task[None] | None = None
 
     def write(self, frames: Frames) -> None:
         if self._closing is None:
@@ -59,15 +65,23 @@ class QueuedStream:
     def buffered(self) -> int:
         return self._size
 
+    def taken(self) -> int:
+        return self._sent
+
     async def drained(self) -> None:
         await self._low.wait()
 
     def close(self, code: int, reason: str) -> None:
         if self._closing is None:
             self._closing = (code, reason)
+            self._queue.clear()
             self._filled.set()
+            if self._task is not None:
+                # A send may be waiting for a peer that reads nothing.
+                asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._task.cancel)
 
     async def run(self) -> None:
+        self._task = asyncio.current_task()
         try:
             while True:
                 await self._filled.wait()
@@ -76,13 +90,15 @@ class QueuedStream:
                     text = self._queue.popleft()
                     await self._websocket.send_text(text.decode())
                     self._size -= len(text)
+                    self._sent += len(text)
                     if self._size <= LOW_WATER_BYTES:
                         self._low.set()
                 if self._closing is not None:
-                    if self._websocket.application_state is WebSocketState.CONNECTED:
-                        await self._websocket.close(*self._closing)
+                    await self._websocket.close(*self._closing)
                     return
-        except (WebSocketDisconnect, OSError):
-            pass  # the reader of the socket hears of it and ends the connection
+        except (WebSocketDisconnect, OSError, RuntimeError):
+            pass  # the peer is gone, or the socket was closed under us
         finally:
+            self._queue.clear()
+            self._closing = self._closing or (1006, "")
             self._low.set()

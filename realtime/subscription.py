@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from errors import CLOSE_REASONS, CloseCode, Unavailable
+from errors import CLOSE_REASONS, CloseCode, Forbidden, Unavailable
 from realtime import frames
 from realtime.feed import Feed, PositionTooOld
 from realtime.frames import Frames, Rendering
 from realtime.stream import Stream
 from repository.event_log import Event
-from security import ANONYMOUS_AUDIENCES
+from schemas import TOPICS
+from security import ANONYMOUS_AUDIENCES, Identity
 
 if TYPE_CHECKING:
     from realtime.hub import Hub
@@ -47,6 +48,14 @@ class Spec:
 
     def texts(self, events: Sequence[Event]) -> list[bytes]:
         return [frames.event_text(event, self.rendering) for event in events if self.admits(event)]
+
+
+def check_topics(topics: frozenset[str], identity: Identity | None) -> None:
+    """Raises Forbidden when one of them is not for this identity."""
+    for topic in sorted(topics):
+        reader = TOPICS[topic]
+        if reader != "public" and (identity is None or identity.group != reader):
+            raise Forbidden(f"Topic {topic} is for {reader}s")
 
 
 class Subscription:
@@ -147,15 +156,14 @@ class Subscription:
 
     async def _wait_until_drained(self) -> bool:
         """False when the peer took nothing for too long."""
-        unsent, since = self.stream.buffered(), time.monotonic()
+        taken, since = self.stream.taken(), time.monotonic()
         while True:
             try:
                 async with asyncio.timeout(PROGRESS_CHECK_SECONDS):
                     await self.stream.drained()
                 return True
             except TimeoutError:
-                now_unsent = self.stream.buffered()
-                if now_unsent != unsent:
-                    unsent, since = now_unsent, time.monotonic()
+                if self.stream.taken() > taken:
+                    taken, since = self.stream.taken(), time.monotonic()
                 elif time.monotonic() - since > SLOW_CLIENT_SECONDS:
                     return False

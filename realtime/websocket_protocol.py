@@ -17,9 +17,8 @@ from websockets.protocol import State
 
 from errors import CLOSE_REASONS, CloseCode
 from realtime.frames import Frames
-from realtime.stream import EXTENSION, HIGH_WATER_BYTES, LOW_WATER_BYTES
+from realtime.stream import CLOSE_SECONDS, EXTENSION, HIGH_WATER_BYTES, LOW_WATER_BYTES
 
-CLOSE_SECONDS = 5.0  # from our close frame to the end of the connection, whatever the peer does
 SHUTDOWN_SECONDS = 2.0
 LINGER_SECONDS = 1.0
 
@@ -28,7 +27,8 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     """For `uvicorn.Config(ws=…)`."""
 
     _lingering = False
-    _unsent_at_ping = 0
+    _written = 0  # bytes of events handed to the transport
+    _taken_at_ping = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -67,20 +67,35 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         if self.read_paused:
             self.read_paused = False
             self.transport.resume_reading()
-        self.close_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        self.close_timer = self.loop.call_later(LINGER_SECONDS, self._close_or_abort)
+
+    def _close_or_abort(self) -> None:
+        # transport.close() waits for unsent data, for ever if the peer takes none.
+        self.transport.close()
+        self.close_timer = self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
 
     def send_keepalive_ping(self) -> None:
         super().send_keepalive_ping()
-        self._unsent_at_ping = self.transport.get_write_buffer_size()
+        self._taken_at_ping = self.taken
 
     def keepalive_timeout(self) -> None:
-        unsent = self.transport.get_write_buffer_size()
-        if 0 < unsent != self._unsent_at_ping and self.ping_timeout is not None:
+        if self.taken > self._taken_at_ping and self.transport.get_write_buffer_size() and self.ping_timeout:
             # The pong waits behind data that is moving.
-            self._unsent_at_ping = unsent
+            self._taken_at_ping = self.taken
             self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
             return
         super().keepalive_timeout()
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": 1011})
+        self.close_timer = self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
+
+    @property
+    def taken(self) -> int:
+        """Bytes that the network has taken, about: what shows that a peer is reading."""
+        return self._written - self.transport.get_write_buffer_size()
+
+    def write_frames(self, wire: bytes) -> None:
+        self._written += len(wire)
+        self.transport.write(wire)
 
     def shutdown(self) -> None:
         super().shutdown()
@@ -118,10 +133,13 @@ class DirectStream:
 
     def write(self, frames: Frames) -> None:
         if self._protocol.is_open:
-            self._protocol.transport.write(frames.wire)
+            self._protocol.write_frames(frames.wire)
 
     def buffered(self) -> int:
         return self._protocol.transport.get_write_buffer_size()
+
+    def taken(self) -> int:
+        return self._protocol.taken
 
     async def drained(self) -> None:
         await self._protocol.writable.wait()

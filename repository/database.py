@@ -33,6 +33,7 @@ MAX_ATTEMPTS = 5
 RETRY_PAUSE_SECONDS = 0.05
 BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
 POOL_TIMEOUT_SECONDS = 30
+FETCH_SECONDS = 5.0  # a read by key that takes longer waits for a network that is gone
 SQLITE_READERS = 4
 POSTGRESQL_CONNECTIONS = 10  # per worker and engine; 4 workers fit PostgreSQL's default of 100
 SQLITE_CACHE_KIB = 16 * 1024
@@ -46,6 +47,7 @@ class Database:
     """One per process. `close()` when done."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self.is_sqlite = url.startswith("sqlite")
         if self.is_sqlite:
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
@@ -94,6 +96,8 @@ class Database:
             async with self._reader.connect() as connection:
                 yield connection
         except failures.DATABASE_ERRORS as error:
+            if not failures.is_foreign(error):
+                raise
             raise _unavailable(error) from error
 
     async def fetch(self, statement: Statement, *values: Any) -> list[Any]:
@@ -104,9 +108,16 @@ class Database:
         """
         async with self.read() as connection:
             driver: Any = (await connection.get_raw_connection()).driver_connection
-            if self.is_sqlite:
-                return list(await driver.execute_fetchall(statement.sqlite, values))
-            return list(await driver.fetch(statement.postgresql, *values))
+            try:
+                async with asyncio.timeout(FETCH_SECONDS):
+                    if self.is_sqlite:
+                        return list(await driver.execute_fetchall(statement.sqlite, values))
+                    return list(await driver.fetch(statement.postgresql, *values))
+            except failures.DATABASE_ERRORS as error:
+                if failures.is_lost(error):
+                    # SQLAlchemy has not seen the error: the dead connection would go back to the pool.
+                    await connection.invalidate()
+                raise
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[tuple[AsyncConnection, AsyncTransaction]]:
@@ -138,6 +149,8 @@ class Database:
                         listener(events)
                 return result
             except failures.DATABASE_ERRORS as error:
+                if not failures.is_foreign(error):
+                    raise
                 if committing or attempt == MAX_ATTEMPTS or not failures.may_run_again(error):
                     raise _unavailable(error) from error
                 reason = failures.first_line(error)
@@ -180,9 +193,6 @@ def _prepare_sqlite_reader(dbapi_connection: Any, _: Any) -> None:
     dbapi_connection.create_function("unicode_lower", 1, _lower, deterministic=True)
 
 
-def _unavailable(error: BaseException) -> BaseException:
-    """Unavailable for a database that is away; our own mistakes in SQL stay what they are."""
-    if failures.is_refused(error) or failures.is_lost(error):
-        log.warning("database unavailable", reason=failures.first_line(error))
-        return Unavailable("The database is not available; nothing is known to be written")
-    return error
+def _unavailable(error: BaseException) -> Unavailable:
+    log.warning("database unavailable", reason=failures.first_line(error))
+    return Unavailable("The database is not available; whether anything was written is not known")

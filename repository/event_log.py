@@ -195,12 +195,18 @@ async def prune(database: Database, *, keep_rows: int, older_than: Any, max_rows
     return await database.write(work)
 
 
-async def renew_epoch(database: Database) -> str:
-    """Give the log a new identity, as after restoring a backup: every watcher's position becomes void."""
+async def renew_epoch(database: Database, present: str | None = None) -> str:
+    """Give the log a new identity, as after restoring a backup: every watcher's position becomes void.
+
+    With `present`, only if that is still its identity: of many who see the same reason one acts.
+    """
     epoch = new_epoch()
 
     async def work(tx: Transaction) -> None:
-        await tx.connection.execute(update(models.event_head).values(epoch=epoch))
+        change = update(models.event_head).values(epoch=epoch)
+        if present is not None:
+            change = change.where(models.event_head.c.epoch == present)
+        await tx.connection.execute(change)
 
     await database.write(work)
     return epoch

@@ -18,10 +18,11 @@ DATABASE_ERRORS: tuple[type[Exception], ...] = (
     sqlite3.Error,
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a connection that broke in the middle of a statement
 )
-# SQLSTATE classes (PostgreSQL manual, appendix A): connection exceptions; too many connections; shutdown, crash,
-# cannot connect now.
-_LOST_STATES = ("08", "53300", "57P")
+# SQLSTATE classes (PostgreSQL manual, appendix A): connection exceptions; insufficient resources, a full disk among
+# them; shutdown, crash, cannot connect now; statement and lock time-outs; read-only, as after a failover.
+_LOST_STATES = ("08", "53", "57P", "57014", "55P03", "25006")
 _LOST_ON_SQLITE = ("unable to open database", "disk i/o error", "database or disk is full", "readonly database")
 _REFUSED_STATES = ("40",)  # serialization failure, deadlock
 _REFUSED_ON_SQLITE = ("database is locked", "database table is locked")
@@ -39,11 +40,16 @@ def is_refused(error: BaseException) -> bool:
 
 def is_lost(error: BaseException) -> bool:
     """The database cannot be reached, or cannot write at all."""
-    if isinstance(error, OSError | PoolTimeout | asyncpg.InterfaceError):
+    if isinstance(error, OSError | PoolTimeout | asyncpg.InterfaceError | asyncpg.InternalClientError):
         return True
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     return _state(error).startswith(_LOST_STATES) or any(text in str(error).lower() for text in _LOST_ON_SQLITE)
+
+
+def is_foreign(error: BaseException) -> bool:
+    """Not a mistake of ours in SQL or types."""
+    return is_refused(error) or is_lost(error)
 
 
 def may_run_again(error: BaseException) -> bool:

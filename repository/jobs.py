@@ -79,6 +79,10 @@ def public(row: Mapping[str, Any]) -> dict[str, Any]:
 async def create(tx: Transaction, identity: Identity, order: JobOrder) -> dict[str, Any]:
     """Queue a job. Raises TooManyRequests when the user has as many unfinished ones as allowed."""
     table = models.jobs
+    # Two orders at once must not both be the last that is allowed.
+    await tx.connection.execute(
+        select(models.users.c.id).where(models.users.c.id == identity.user_id).with_for_update()
+    )
     unfinished = select(func.count()).select_from(table)
     waiting = await tx.connection.execute(
         unfinished.where(table.c.user_id == identity.user_id, table.c.state.in_(UNFINISHED))
@@ -210,35 +214,19 @@ async def renew(database: Database, job_id: str, owner: str) -> None:
 async def advance(tx: Transaction, job: ClaimedJob, owner: str, done: int, count: int, rows_per_second: int) -> None:
     """Count `count` rows after the first `done` as stored, and finish the job with its last. Raises LeaseLost."""
     table = models.jobs
-    held = await tx.connection.execute(
-        update(table)
-        .where(
-            table.c.id == job.id,
-            table.c.lease_owner == owner,
-            table.c.state == "running",
-            table.c.done == done,
-        )
-        .values(
-            done=done + count,
-            rows_per_second=rows_per_second,
-            attempts=0,
-            lease_until=clock.now(is_sqlite=tx.is_sqlite) + LEASE_SECONDS,
-        )
-        .returning(table)
-    )
-    row = held.one_or_none()
-    if row is None:
+    found = await tx.connection.execute(select(table).where(table.c.id == job.id).with_for_update())
+    row = found.one_or_none()
+    if row is None or (row.lease_owner, row.state, row.done) != (owner, "running", done):
         raise LeaseLost(job.id)
+    moved: dict[str, Any] = {"done": done + count, "rows_per_second": rows_per_second}
     if done + count >= job.total:
-        before = {**entity(row), "done": done}
-        values = {
-            "state": "done",
-            "done": done + count,
-            "finished_at": utc_now(),
-            "lease_owner": None,
-            "lease_until": None,
-        }
-        await _transition(tx, before, values)
+        ended = {"state": "done", "finished_at": utc_now(), "lease_owner": None, "lease_until": None}
+        await _transition(tx, entity(row), {**moved, **ended})
+        return
+    # What changes here is told by the chunk's own event, which names the job and counts its rows.
+    lease_until = clock.now(is_sqlite=tx.is_sqlite) + LEASE_SECONDS
+    values = {**moved, "attempts": 0, "lease_until": lease_until}
+    await tx.connection.execute(update(table).where(table.c.id == job.id).values(values))
 
 
 async def fail(database: Database, job_id: str, owner: str, error: str) -> None:

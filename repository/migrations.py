@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import insert, inspect, select, text
 
 import models
+from repository import failures
 from repository.database import Database
 from repository.event_log import HEAD_ID, new_epoch
 
 ROOT = Path(__file__).resolve().parent.parent
 # Workers that start at once migrate one after the other. The number means nothing, it is only ours.
 POSTGRESQL_LOCK = 7_243_001
+MAX_ATTEMPTS = 20
+RETRY_PAUSE_SECONDS = 0.1
 
 
 def _config(connection: Any = None) -> Config:
@@ -32,6 +36,18 @@ def newest_revision() -> str | None:
 
 async def migrate(database: Database) -> None:
     """Apply what is missing, and give a new log its identity. Safe to run from many workers at once."""
+    for _ in range(MAX_ATTEMPTS):
+        try:
+            return await _migrate(database)
+        except failures.DATABASE_ERRORS as error:
+            # A new SQLite file that several processes turn to WAL at once does not let them wait.
+            if not failures.is_refused(error):
+                raise
+            await asyncio.sleep(RETRY_PAUSE_SECONDS)
+    return await _migrate(database)
+
+
+async def _migrate(database: Database) -> None:
     async with database.begin() as (connection, _):  # on SQLite others wait here
         if not database.is_sqlite:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": POSTGRESQL_LOCK})

@@ -79,7 +79,7 @@ async def create(
     except IntegrityError as error:
         # Somebody registered the same name between our look and our insert.
         names = [name for name in keys if f"{name}_key" in str(error.orig)]
-        _refuse(names or ["username"])
+        _refuse(names)
         raise
     user = public(entity(stored.one()))
     tx.emit("users", "add", user, actor_id=user["id"], audience=USERS_AUDIENCE)

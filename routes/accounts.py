@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from pydantic import TypeAdapter
 from starlette.responses import Response
 
@@ -14,7 +12,7 @@ from repository.transaction import Transaction
 from routes import queries, rendering
 from routes.operation import Call, Operation
 from routes.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
-from security import Group, hash_password, verify_password
+from security import Group
 
 
 async def register(call: Call) -> Response:
@@ -22,7 +20,7 @@ async def register(call: Call) -> Response:
     password = fields.pop("password", None) or fields.pop("hashedPassword")
     fields.pop("hashedPassword", None)
     # Before the transaction: hashing takes tens of milliseconds, and the log has one writer at a time.
-    password_hash = await asyncio.to_thread(hash_password, password)
+    password_hash = await call.services.passwords.hash(password)
 
     async def work(tx: Transaction) -> dict[str, object]:
         return await users.create(tx, fields, password_hash)
@@ -33,7 +31,7 @@ async def register(call: Call) -> Response:
 async def _sign_in(call: Call, login: str, password: str) -> Response:
     user = await users.find_by_login(call.database, login)
     known_hash = user["password_hash"] if user is not None else None
-    if not await asyncio.to_thread(verify_password, password, known_hash) or user is None or not user["is_active"]:
+    if not await call.services.passwords.verify(password, known_hash) or user is None or not user["is_active"]:
         raise Unauthenticated("The name or the password is wrong")
     token = {
         "access_token": call.services.tokens.issue(user["id"]),
@@ -78,7 +76,7 @@ OPERATIONS = [
         "accounts",
         {201: schemas.User},
         body=TypeAdapter(schemas.RegisterBody),
-        errors=(409,),
+        errors=(409, 429),
     ),
     Operation(
         "POST",
@@ -88,7 +86,7 @@ OPERATIONS = [
         "accounts",
         {201: schemas.User},
         body=TypeAdapter(schemas.RegisterBody),
-        errors=(409,),
+        errors=(409, 429),
     ),
     Operation(
         "POST",
@@ -98,7 +96,7 @@ OPERATIONS = [
         "accounts",
         {200: schemas.Token},
         body=TypeAdapter(schemas.LoginBody),
-        errors=(401,),
+        errors=(401, 429),
     ),
     Operation(
         "POST",
@@ -109,7 +107,7 @@ OPERATIONS = [
         {200: schemas.Token},
         body=TypeAdapter(schemas.TokenForm),
         body_media_types=(FORM_MEDIA_TYPE, JSON_MEDIA_TYPE),
-        errors=(401,),
+        errors=(401, 429),
     ),
     Operation("GET", "/auth/me", me, "Who am I", "accounts", {200: schemas.User}, signed_in=True),
     Operation(

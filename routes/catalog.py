@@ -24,6 +24,7 @@ from routes import parsing, queries, rendering
 from routes.operation import Call, Operation
 
 MAX_INCLUDED = 1_000
+MAX_BULK_BODY_BYTES = 10 * 1024 * 1024  # ten thousand rows of a thousand bytes
 DEFAULT_BATCH = 1_000
 CHUNKS_PER_SECOND_AT_A_RATE = 5
 SEED_BITS = 32
@@ -286,6 +287,7 @@ def operations(kind: Kind) -> list[Operation]:
         return of("GET", path, handler, summary, answers, answer_headers=("X-Total-Count", "Link"), **more)
 
     signed = {"signed_in": True}
+    many = {"signed_in": True, "max_body_bytes": MAX_BULK_BODY_BYTES}
     editing = {"path_model": queries.ById, "signed_in": True, "if_match": True, "errors": (403, 404, 412)}
     return [
         listed(f"/{name}", list_all, f"List {name}"),
@@ -360,7 +362,7 @@ def operations(kind: Kind) -> list[Operation]:
             body_schema=kind.bodies,
             idempotent=True,
             errors=(409,),
-            **signed,
+            **many,
         ),
         of(
             "PATCH",
@@ -372,7 +374,7 @@ def operations(kind: Kind) -> list[Operation]:
             body=rows,
             body_schema=kind.bulk_patches,
             errors=(403, 409),
-            **signed,
+            **many,
         ),
         of(
             "DELETE",
@@ -383,7 +385,7 @@ def operations(kind: Kind) -> list[Operation]:
             description="One transaction; rows that are not the caller's are a 403 and nothing changes.",
             body=TypeAdapter(schemas.BulkIds),
             errors=(403,),
-            **signed,
+            **many,
         ),
         of(
             "DELETE",

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from errors import NotFound
 from routes import rendering
 from routes.operation import Call, Operation
 
@@ -69,7 +70,7 @@ async def file(request: Request) -> Response:
     if name == "start.js":
         return FileResponse(OWN / "start.js", media_type="text/javascript")
     if name not in FILES:
-        return Response(status_code=404)
+        raise NotFound(f"There is no file {name}")
     source, media_type = FILES[name]
     headers = {"Cache-Control": "max-age=86400"}
     if name == "redoc.js":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
@@ -11,7 +12,7 @@ from typing import Any
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -70,7 +71,8 @@ class RequestLog:
                 log.info(
                     "request",
                     method=scope.get("method", "WEBSOCKET"),
-                    path=scope["path"],
+                    # As it was sent: decoded, it may hold what a terminal obeys.
+                    path=scope.get("raw_path", b"").partition(b"?")[0].decode("latin-1"),
                     status=status,
                     ms=round((time.perf_counter() - started) * 1000, 1),
                 )
@@ -107,6 +109,13 @@ class Unexpected:
 
         try:
             await self.app(scope, receive, send_noting)
+        except ClientDisconnect:
+            log.info("the client went away", path=scope.get("raw_path", b"").decode("latin-1").partition("?")[0])
+        except asyncio.CancelledError:
+            # The stop has waited for this request as long as it may.
+            if not started:
+                answer = JSONResponse({"detail": "The service is stopping"}, 503, {"Retry-After": "1"})
+                await answer(scope, receive, send)
         except Exception as error:
             log.error("unexpected error", exc_info=error)
             if started:

@@ -27,6 +27,7 @@ ERRORS: Mapping[int, str] = {
     401: "No access token, or one that is not good",
     403: "Not yours to do",
     404: "There is no such thing",
+    408: "The body took too long",
     409: "In conflict with what is stored",
     412: "If-Match names another version",
     413: "The body is too large",
@@ -274,7 +275,7 @@ def _errors_of(operation: Operation) -> set[int]:
     # A bad token is refused everywhere, and any query can be wrong.
     found = {401, 422, 503, *operation.errors}
     if operation.body is not None:
-        found |= {413, 415}
+        found |= {408, 413, 415}
     return found
 
 

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 import filters
 from repository.database import Database
+from routes.passwords import Passwords
 from security import Identity, Tokens
 
 
@@ -21,6 +22,7 @@ class Services:
 
     database: Database
     tokens: Tokens
+    passwords: Passwords
     readiness: Callable[[], Awaitable[Mapping[str, str]]]
     openapi: bytes
 
@@ -52,6 +54,8 @@ class Call:
         return self.identity
 
 
+MAX_BODY_BYTES = 256 * 1024  # an entity with its texts as long as they may be, every character escaped
+
 Handler = Callable[[Call], Awaitable[Response]]
 
 
@@ -71,6 +75,7 @@ class Operation:
     filters: Mapping[str, filters.Field] = field(default_factory=dict)
     body: TypeAdapter[Any] | None = None
     body_schema: Any = None  # what the documentation shows when `body` only checks the outside
+    max_body_bytes: int = MAX_BODY_BYTES
     body_media_types: tuple[str, ...] = ("application/json",)
     signed_in: bool = False
     errors: tuple[int, ...] = ()

@@ -12,12 +12,12 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import Request
 
 import filters
-from errors import ContentTooLarge, FieldProblem, InvalidInput, Unauthenticated, UnsupportedMediaType
+from errors import ContentTooLarge, FieldProblem, InvalidInput, RequestTimeout, Unauthenticated, UnsupportedMediaType
 from repository import users
 from routes.operation import Call, Operation, Services
 from security import Identity
 
-MAX_BODY_BYTES = 10 * 1024 * 1024
+BODY_SECONDS = 60.0  # a bulk body over a slow line; who needs longer is holding a connection
 MAX_FORM_BYTES = 16 * 1024
 MAX_PARAMETERS = 300
 MAX_PROBLEMS = 100  # a body of ten thousand bad rows is answered with the first hundred
@@ -38,7 +38,7 @@ async def parse(request: Request, operation: Operation) -> Call:
     query, conditions = _query(request, operation, problems)
     raw_body, body = b"", None
     if operation.body is not None:
-        raw_body = await read_body(request, MAX_BODY_BYTES)
+        raw_body = await read_body(request, operation.max_body_bytes)
         body = await _body(request, operation, raw_body, problems)
     if problems:
         raise InvalidInput(problems[:MAX_PROBLEMS])
@@ -70,17 +70,21 @@ async def identify(request: Request, services: Services) -> Identity | None:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """Raises ContentTooLarge, as soon as that is known."""
+    """Raises ContentTooLarge, as soon as that is known, and RequestTimeout."""
     too_large = ContentTooLarge(f"Expected a body of at most {limit} bytes")
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise too_large
     chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise too_large
-        chunks.append(chunk)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise too_large
+                chunks.append(chunk)
+    except TimeoutError:
+        raise RequestTimeout(f"Expected the whole body within {BODY_SECONDS:g} seconds") from None
     return b"".join(chunks)
 
 

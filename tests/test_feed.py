@@ -12,17 +12,20 @@ from typing import Any
 
 import pytest
 
+from errors import Unavailable
 from realtime import bus, feed
 from realtime.bus import Bus
 from realtime.feed import Feed, PositionTooOld
-from realtime.frames import Rendering, event_text
+from realtime.frames import Frames, Rendering, event_text
+from realtime.hub import Hub
 from realtime.ring import Ring
+from realtime.subscription import Spec, Subscription
 from repository import event_log, migrations
 from repository.database import Database
 from repository.event_log import Event, Head
 from repository.transaction import Transaction
 from tests.conftest import Places
-from tests.servers import RedisServer
+from tests.servers import PostgresServer, RedisServer
 from tests.service import eventually
 
 
@@ -208,3 +211,94 @@ def test_a_summary_needs_ids_only() -> None:
     bulk = replace(event(3), operation="delete_bulk", payload=b'{"count":2,"ids":[9,4]}')
     text: Any = event_text(bulk, Rendering("summary"))
     assert b'"data":{"count":2,"first_id":4,"last_id":9,"job_id":null}' in text
+
+
+async def test_a_gap_that_was_pruned_as_a_whole_is_told_and_not_looked_for_again_and_again(database: Database) -> None:
+    resets: list[str] = []
+    async with following(database) as (followed, seen):
+        followed.on_reset.append(resets.append)
+        events = await write(database, 10)
+        await event_log.prune(database, keep_rows=0, older_than=datetime.now(UTC), max_rows=100)
+        assert await event_log.oldest(database) is None
+        followed.hear_head(Head(events[-1].epoch, events[-1].seq))
+        await eventually(lambda: resets, "the feed starts over", 5)
+        assert followed.head == Head(events[-1].epoch, events[-1].seq)
+        assert seen == []
+        assert followed.log_reads < 10
+        more = await write(database, 2)
+        followed.offer(more)
+        assert seen == [event.seq for event in more]
+
+
+async def test_of_many_workers_that_see_a_loss_one_gives_the_log_a_new_epoch(database: Database) -> None:
+    before = await event_log.head(database)
+    await asyncio.gather(*(event_log.renew_epoch(database, before.epoch) for _ in range(5)))
+    after = await event_log.head(database)
+    assert after.epoch != before.epoch
+    await event_log.renew_epoch(database, before.epoch)
+    assert await event_log.head(database) == after
+
+
+class FakeSocketThatBreaks:
+    """A stream whose next write raises: what a transport may do when it is closed under us."""
+
+    def __init__(self) -> None:
+        self.texts: list[bytes] = []
+        self.breaks = False
+
+    def write(self, frames: Frames) -> None:
+        if self.breaks:
+            self.breaks = False
+            raise RuntimeError("closed under us")
+        self.texts += frames.texts
+
+    def buffered(self) -> int:
+        return 0
+
+    def taken(self) -> int:
+        return 0
+
+    async def drained(self) -> None:
+        pass
+
+    def close(self, code: int, reason: str) -> None:
+        pass
+
+
+async def test_one_socket_that_fails_keeps_no_event_from_the_others_or_from_itself(database: Database) -> None:
+    async with following(database, runs=False) as (followed, _):
+        hub = Hub()
+        hub.start(followed.head.seq)
+        followed.on_events.append(hub.publish)
+        streams = [FakeSocketThatBreaks() for _ in range(3)]
+        for stream in streams:
+            Subscription(Spec(frozenset({"movies"})), stream, followed, hub).start(followed.head.seq)
+        streams[1].breaks = True
+        for committed in await write(database, 3):
+            followed.offer([committed])
+            hub.flush()
+        await eventually(lambda: all(len(stream.texts) == 3 for stream in streams), "all have all", 5)
+        assert streams[0].texts == streams[1].texts == streams[2].texts
+
+
+async def test_connections_that_died_leave_the_pool(postgres: PostgresServer) -> None:
+    """The hot reads see errors that the pool does not."""
+    url = postgres.create_database()
+    database, other = Database(url), Database(url)
+    await migrations.migrate(database)
+    await asyncio.gather(*(event_log.head(database) for _ in range(10)))
+    async with other.read() as connection:
+        await connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    await other.close()
+    failed = 0
+    for _ in range(20):
+        try:
+            await event_log.head(database)
+        except Unavailable:
+            failed += 1
+    assert failed <= 10, "each dead connection is met once"
+    assert (await event_log.head(database)).seq == 0
+    await database.close()

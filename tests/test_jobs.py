@@ -51,6 +51,7 @@ async def test_generated_rows_stream_in_and_are_stored(service: Service, resourc
         assert (running["data"]["state"], running["changed"]) == ("running", ["state", "started_at"])
         ids = await read_rows(watcher, 2500, resource)
         done = await watcher.until(lambda frame: frame["operation"] == "update" and frame["topic"] == "jobs")
+        assert set(done["changed"]) == {"state", "done", "rows_per_second", "finished_at"}
         assert (done["data"]["state"], done["data"]["done"]) == ("done", 2500)
         assert done["data"] == (await alice.http.get(f"/jobs/{job['id']}")).json()
         assert watcher.seqs == list(range(watcher.seqs[0], watcher.seqs[0] + len(watcher.seqs)))
@@ -216,6 +217,17 @@ async def test_a_user_has_a_bounded_number_of_unfinished_jobs(service: Service) 
             assert (await alice.http.delete(f"/jobs/{job['id']}")).status_code == 200
         finished = await bob.generate("movies", 1)
         await bob.job_ended(finished["id"])
+
+
+async def test_orders_at_once_do_not_pass_the_bound(service: Service) -> None:
+    async with service.person() as alice:
+        orders = [alice.http.post("/movies/generate/1000?rate=1") for _ in range(2 * jobs.MAX_UNFINISHED_PER_USER)]
+        answers = await asyncio.gather(*orders)
+        accepted = [answer.json()["id"] for answer in answers if answer.status_code == 202]
+        assert len(accepted) == jobs.MAX_UNFINISHED_PER_USER
+        assert {answer.status_code for answer in answers} == {202, 429}
+        for job_id in accepted:
+            await alice.http.delete(f"/jobs/{job_id}")
 
 
 async def test_a_killed_server_finishes_its_job_without_a_hole_or_a_repetition(

@@ -201,6 +201,8 @@ async def test_a_backup_restored_under_a_running_service_is_told_to_everybody(
         ("?since=one", "since"),
         ("?since=99999999999999999999", "since"),
         ("?since=%D9%A1", "since"),
+        ("?since=" + "0" * 20 + "9" * 30, "since"),
+        ("?since=" + "0" * 5000, "since"),
         ("?bulk=everything", "bulk"),
         ("?epoch=abc", "epoch"),
         ("?color=red", "color"),
@@ -247,6 +249,7 @@ async def test_allowed_origins_may_connect(new_service: Callable[..., Service]) 
     async with service.watch(origin="https://app.example"), service.watch(origin="https://other.example"):
         pass
     assert (await refusal(service, origin="https://app.example.evil.example"))[0] == 403
+    assert (await refusal(service, origin="http://[x"))[0] == 403
     assert (await refusal(service, origin="null"))[0] == 403
 
 
@@ -275,6 +278,15 @@ async def test_a_first_message_can_authenticate(service: Service) -> None:
         assert reply == {"reply_to": 3, "ok": True, "data": {"user_id": admin.id, "group": "admin"}}
         movie = await admin.add()
         assert (await watcher.expect("add"))["data"] == movie
+
+
+async def test_authenticating_as_somebody_who_may_not_watch_this_ends_the_connection(service: Service) -> None:
+    async with service.admin() as admin, service.person() as alice:
+        theirs = {"Authorization": f"Bearer {admin.token}"}
+        async with service.watch("topics=users", additional_headers=theirs) as watcher:
+            reply = await watcher.ask({"id": 1, "action": "auth", "token": alice.token})
+            assert (reply["ok"], reply["error"]["code"]) == (False, "forbidden")
+            assert (await closing(watcher))[0] == CloseCode.FORBIDDEN
 
 
 async def test_a_bad_token_in_a_message_ends_the_connection(service: Service) -> None:

@@ -107,7 +107,7 @@ def upgrade() -> None:
         sa.Column("rows_per_second", sa.Integer(), nullable=False),
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("attempts", sa.Integer(), nullable=False),
-        sa.Column("lease_owner", sa.String(length=36), nullable=True),
+        sa.Column("lease_owner", sa.String(length=64), nullable=True),
         sa.Column("lease_until", sa.Float(), nullable=True),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_jobs_user_id_users")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
