@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from websockets.exceptions import ConnectionClosed
 import main
 from errors import CloseCode
 from realtime import subscription
+from realtime.websocket_protocol import MarqueeWebSocketProtocol
 from settings import load_settings
 from tests.service import Person, Service, Watcher, eventually
 
@@ -116,12 +118,51 @@ async def test_a_reader_that_never_reads_is_closed_as_too_slow(
             assert (await watcher.expect("add"))["data"] == movie
 
 
+async def test_a_peer_that_answers_no_ping_is_dropped_though_events_go_on(new_service: Callable[..., Service]) -> None:
+    """In this process, with short pings. What the service writes to a dead peer is no sign that it lives."""
+    service = new_service()
+    async with served_here(service, ws_ping_interval=0.3, ws_ping_timeout=1.0), service.person() as alice:
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port, limit=1)
+        writer.write(
+            b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        transport: Any = writer.transport
+        transport.pause_reading()
+        started = time.monotonic()
+        await eventually(lambda: connections_of(service), "the socket is open", 5)
+        while connections_of(service):
+            await alice.add(description="x" * 5_000)
+            assert time.monotonic() - started < 15
+        assert time.monotonic() - started > 1.0
+        writer.close()
+        assert reader is not None
+
+
+async def test_a_peer_that_answers_pings_is_kept(new_service: Callable[..., Service]) -> None:
+    service = new_service()
+    async with served_here(service, ws_ping_interval=0.2, ws_ping_timeout=0.5), service.person() as alice:
+        async with service.watch() as watcher:
+            with contextlib.suppress(TimeoutError):
+                await watcher.next(2.0)  # ten pings long
+            movie = await alice.add()
+            assert (await watcher.expect("add"))["data"] == movie
+
+
+def connections_of(service: Service) -> list[MarqueeWebSocketProtocol]:
+    """The websockets that this process holds."""
+    return [each for each in gc.get_objects() if isinstance(each, MarqueeWebSocketProtocol) and not each.disconnected]
+
+
 @asynccontextmanager
-async def served_here(service: Service) -> AsyncIterator[None]:
-    """The service in the event loop of the test, as `python main.py` sets it up."""
+async def served_here(service: Service, **options: Any) -> AsyncIterator[None]:
+    """The service in the event loop of the test, as `python main.py` sets it up but for `options` of uvicorn."""
     values: dict[str, Any] = {name.lower(): value for name, value in service.settings.items()}
     settings = load_settings(**values)
-    server = main.Server(main.server_config(settings, main.build_app(settings)))
+    config = main.server_config(settings, main.build_app(settings))
+    for name, value in options.items():
+        setattr(config, name, value)
+    server = main.Server(config)
     serving = asyncio.create_task(server.serve())
     await eventually(lambda: server.started, "the service starts")
     yield
