@@ -51,6 +51,7 @@ from settings import Settings, load_settings, secret_key
 MAX_FRAME_BYTES = 256 * 1024  # of a client's message
 PING_TIMEOUT_SECONDS = SLOW_CLIENT_SECONDS + 15  # a slow reader is first told so by its own close code
 STOP_SECONDS = 10
+SWITCH_SECONDS = 0.0005
 
 log = structlog.get_logger("main")
 
@@ -115,6 +116,9 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
             name="background",
         )
         life.add_done_callback(_die_with)
+        # A thread that comes back from the database asks for the interpreter; by default a busy loop lets it wait for
+        # 5 ms each time. Measured with bench.generate: a quarter more rows per second, half the longest pause.
+        sys.setswitchinterval(SWITCH_SECONDS)
         # What is loaded now stays: looking through it again at each full collection stops the loop for a tenth of a
         # second at a time.
         gc.collect()

@@ -35,6 +35,7 @@ BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process'
 POOL_TIMEOUT_SECONDS = 30
 FETCH_SECONDS = 5.0  # a read by key that takes longer waits for a network that is gone
 SQLITE_READERS = 4
+HOT_READERS = 2  # besides them; more threads would only wait for each other
 POSTGRESQL_CONNECTIONS = 10  # per worker and engine; 4 workers fit PostgreSQL's default of 100
 SQLITE_CACHE_KIB = 16 * 1024
 SQLITE_CHECKPOINT_PAGES = 4_000  # 16 MB of log between checkpoints: fewer of them during bulk writes
@@ -61,7 +62,7 @@ class Database:
             )
             self._reader = create_async_engine(
                 async_url,
-                pool_size=SQLITE_READERS,
+                pool_size=SQLITE_READERS + HOT_READERS,
                 max_overflow=0,
                 pool_timeout=POOL_TIMEOUT_SECONDS,
                 connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
@@ -80,9 +81,15 @@ class Database:
             self._writer = create_async_engine(async_url, **options)
             # One round trip a statement: a read of one statement needs no BEGIN and ROLLBACK round it.
             self._reader = create_async_engine(async_url, isolation_level="AUTOCOMMIT", **options)
+        # Connections that `fetch` keeps: taking one from the pool and giving it back costs more than a read by key.
+        self._hot = asyncio.Semaphore(HOT_READERS)
+        self._hot_idle: list[tuple[AsyncConnection, Any]] = []
         self.on_commit: list[Callable[[list[Event]], None]] = []
 
     async def close(self) -> None:
+        for connection, _ in self._hot_idle:
+            await connection.close()
+        self._hot_idle.clear()
         await self._writer.dispose()
         await self._reader.dispose()
 
@@ -106,18 +113,30 @@ class Database:
 
         Raises Unavailable when the database cannot be reached.
         """
-        async with self.read() as connection:
-            driver: Any = (await connection.get_raw_connection()).driver_connection
+        async with self._hot:
             try:
-                async with asyncio.timeout(FETCH_SECONDS):
-                    if self.is_sqlite:
-                        return list(await driver.execute_fetchall(statement.sqlite, values))
-                    return list(await driver.fetch(statement.postgresql, *values))
+                connection, driver = self._hot_idle.pop() if self._hot_idle else await self._connect_hot()
+                try:
+                    async with asyncio.timeout(FETCH_SECONDS):
+                        if self.is_sqlite:
+                            found = await driver.execute_fetchall(statement.sqlite, values)
+                        else:
+                            found = await driver.fetch(statement.postgresql, *values)
+                except BaseException as error:
+                    # SQLAlchemy has not seen it, and a connection that was interrupted is in no state to be used again.
+                    await connection.invalidate(error)
+                    await connection.close()
+                    raise
             except failures.DATABASE_ERRORS as error:
-                if failures.is_lost(error):
-                    # SQLAlchemy has not seen the error: the dead connection would go back to the pool.
-                    await connection.invalidate()
-                raise
+                if not failures.is_foreign(error):
+                    raise
+                raise _unavailable(error) from error
+            self._hot_idle.append((connection, driver))
+            return list(found)
+
+    async def _connect_hot(self) -> tuple[AsyncConnection, Any]:
+        connection = await self._reader.connect()
+        return connection, (await connection.get_raw_connection()).driver_connection
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[tuple[AsyncConnection, AsyncTransaction]]:
