@@ -1,15 +1,14 @@
-"""Movies and characters: every operation once, for both."""
+"""What the operations on movies and characters do: every handler once, for both."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import orjson
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from starlette.responses import Response
 
 import schemas
@@ -18,10 +17,10 @@ from repository import catalog, idempotency, jobs, links, lists, users
 from repository.idempotency import Answer
 from repository.jobs import JobOrder
 from repository.lists import Page
-from repository.resources import CHARACTERS, MOVIES, Resource
+from repository.resources import CHARACTERS, Resource
 from repository.transaction import Transaction
 from routes import parsing, queries, rendering
-from routes.operation import Call, Operation
+from routes.operation import Call
 
 MAX_INCLUDED = 1_000
 MAX_BULK_BODY_BYTES = 10 * 1024 * 1024  # ten thousand rows of a thousand bytes
@@ -268,214 +267,3 @@ async def generate(kind: Kind, call: Call) -> Response:
         return await idempotency.once(tx, key, queue)
 
     return rendering.answer(await call.database.write(work))
-
-
-# --- the table of both
-
-
-def operations(kind: Kind) -> list[Operation]:
-    resource = kind.resource
-    name, one = resource.name, resource.singular
-    rows: Any = TypeAdapter(Annotated[list[Any], Field(max_length=schemas.MAX_BULK_ROWS)])
-
-    def of(method: str, path: str, handler: Any, summary: str, answers: dict[int, Any], **more: Any) -> Operation:
-        return Operation(method, path, partial(handler, kind), summary, name, answers, **more)
-
-    def listed(path: str, handler: Any, summary: str, **more: Any) -> Operation:
-        more = {"query_model": queries.ListQuery, "filters": resource.fields, **more}
-        answers = {200: kind.entities}
-        return of("GET", path, handler, summary, answers, answer_headers=("X-Total-Count", "Link"), **more)
-
-    signed = {"signed_in": True}
-    many = {"signed_in": True, "max_body_bytes": MAX_BULK_BODY_BYTES}
-    editing = {"path_model": queries.ById, "signed_in": True, "if_match": True, "errors": (403, 404, 412)}
-    return [
-        listed(f"/{name}", list_all, f"List {name}"),
-        of(
-            "POST",
-            f"/{name}",
-            create,
-            f"Add a {one}",
-            {201: kind.entity},
-            body=TypeAdapter(kind.body),
-            idempotent=True,
-            errors=(409,),
-            answer_headers=("Location", "ETag"),
-            **signed,
-        ),
-        of(
-            "GET",
-            f"/{name}/count",
-            count,
-            f"Count {name}",
-            {200: schemas.Count},
-            query_model=queries.CountQuery,
-            filters=resource.fields,
-        ),
-        of(
-            "GET",
-            f"/{name}/names",
-            names,
-            f"List the {resource.label}s of {name}",
-            {200: kind.labels},
-            query_model=queries.ListQuery,
-            filters=resource.fields,
-            answer_headers=("X-Total-Count", "Link"),
-        ),
-        listed(f"/{name}/user", list_mine, f"List my {name}", **signed),
-        listed(
-            f"/{name}/username/{{username}}",
-            list_by_username,
-            f"List a user's {name}, by user name",
-            path_model=queries.ByUsername,
-            errors=(404,),
-        ),
-        listed(
-            f"/users/{{user_id}}/{name}",
-            list_by_user,
-            f"List a user's {name}",
-            path_model=queries.ByUserId,
-            errors=(404,),
-        ),
-        of(
-            "POST",
-            f"/users/{{user_id}}/{name}",
-            create_for_user,
-            f"Add a {one} as this user",
-            {201: kind.entity},
-            path_model=queries.ByUserId,
-            body=TypeAdapter(kind.body),
-            idempotent=True,
-            errors=(403, 409),
-            answer_headers=("Location", "ETag"),
-            **signed,
-        ),
-        of(
-            "POST",
-            f"/{name}/bulk",
-            add_bulk,
-            f"Add many {name}",
-            {201: kind.added},
-            description="One transaction: all rows or none, unless `on_error=skip`. Watchers get `add_bulk`.",
-            query_model=queries.OnErrorQuery,
-            body=rows,
-            body_schema=kind.bodies,
-            idempotent=True,
-            errors=(409,),
-            **many,
-        ),
-        of(
-            "PATCH",
-            f"/{name}/bulk",
-            edit_bulk,
-            f"Change many {name}",
-            {200: kind.updated},
-            description="One transaction; rows that are not the caller's are a 403 and nothing changes.",
-            body=rows,
-            body_schema=kind.bulk_patches,
-            errors=(403, 409),
-            **many,
-        ),
-        of(
-            "DELETE",
-            f"/{name}/bulk",
-            delete_bulk,
-            f"Delete many {name}",
-            {200: schemas.Deleted},
-            description="One transaction; rows that are not the caller's are a 403 and nothing changes.",
-            body=TypeAdapter(schemas.BulkIds),
-            errors=(403,),
-            **many,
-        ),
-        of(
-            "DELETE",
-            f"/{name}/bulk/{{start_id}}/{{end_id}}",
-            delete_range,
-            f"Delete a range of {name}",
-            {200: schemas.Deleted},
-            description=f"Both ends are included; a range of more than {schemas.MAX_BULK_ROWS:,} ids is a 409.",
-            path_model=queries.ByRange,
-            errors=(403, 409),
-            **signed,
-        ),
-        of(
-            "POST",
-            f"/{name}/generate/{{number}}",
-            generate,
-            f"Generate {name}",
-            {202: schemas.Job},
-            description="Queues a job that fills in believable rows; watchers see them as they are stored.",
-            path_model=queries.ByNumber,
-            query_model=queries.GenerateQuery,
-            idempotent=True,
-            errors=(429,),
-            answer_headers=("Location",),
-            **signed,
-        ),
-        of(
-            "GET",
-            f"/{name}/{{id}}",
-            get_one,
-            f"Get a {one}",
-            {200: kind.found},
-            path_model=queries.ById,
-            query_model=queries.IncludeQuery if kind.includes else None,
-            if_none_match=True,
-            errors=(404,),
-            answer_headers=("ETag",),
-        ),
-        of(
-            "PUT",
-            f"/{name}/{{id}}",
-            replace,
-            f"Replace a {one}",
-            {200: kind.entity},
-            body=TypeAdapter(kind.body),
-            answer_headers=("ETag",),
-            **{**editing, "errors": (403, 404, 409, 412)},
-        ),
-        of(
-            "PATCH",
-            f"/{name}/{{id}}",
-            patch,
-            f"Change a {one}",
-            {200: kind.entity},
-            body=TypeAdapter(kind.patch),
-            answer_headers=("ETag",),
-            **{**editing, "errors": (403, 404, 409, 412)},
-        ),
-        of("DELETE", f"/{name}/{{id}}", delete, f"Delete a {one}", {204: None}, **editing),
-    ]
-
-
-MOVIE_KIND = Kind(
-    MOVIES,
-    schemas.MovieBody,
-    schemas.MoviePatch,
-    schemas.MovieBulkPatch,
-    list[schemas.MovieBody],
-    list[schemas.MovieBulkPatch],
-    schemas.MovieEntity,
-    list[schemas.MovieEntity],
-    schemas.MovieWithCharacters,
-    schemas.MoviesAdded,
-    schemas.MoviesUpdated,
-    list[schemas.MovieTitle],
-    includes=True,
-)
-CHARACTER_KIND = Kind(
-    CHARACTERS,
-    schemas.CharacterBody,
-    schemas.CharacterPatch,
-    schemas.CharacterBulkPatch,
-    list[schemas.CharacterBody],
-    list[schemas.CharacterBulkPatch],
-    schemas.CharacterEntity,
-    list[schemas.CharacterEntity],
-    schemas.CharacterEntity,
-    schemas.CharactersAdded,
-    schemas.CharactersUpdated,
-    list[schemas.CharacterName],
-    includes=False,
-)
-OPERATIONS = [*operations(MOVIE_KIND), *operations(CHARACTER_KIND)]

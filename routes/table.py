@@ -9,12 +9,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
-from routes import accounts, catalog, documentation, health, jobs, openapi
+from routes import accounts, catalog_operations, documentation, health, jobs, openapi
 from routes.operation import Operation
 from routes.parsing import parse
 
 OPERATIONS: Sequence[Operation] = [
-    *catalog.OPERATIONS,
+    *catalog_operations.OPERATIONS,
     *jobs.OPERATIONS,
     *accounts.OPERATIONS,
     *health.OPERATIONS,
