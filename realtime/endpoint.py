@@ -133,6 +133,7 @@ async def watch(websocket: WebSocket) -> None:
 async def _find_position(feed: Feed, wish: Wish) -> tuple[int | None, str | None]:
     """Where to begin (None for now), or why it cannot be where the client wants."""
     if wish.since is None:
+        await feed.reach_head()
         return None, None
     if wish.epoch is not None and wish.epoch != feed.head.epoch:
         return None, "another epoch"

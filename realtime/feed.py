@@ -14,6 +14,7 @@ Only `run` awaits; `offer` and `hear_head` may be called from anywhere in the lo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -29,6 +30,8 @@ PENDING_EVENTS = 1_000
 PENDING_BYTES = 8 * 1024 * 1024
 PAGE_EVENTS = 500
 PAGE_BYTES = 512 * 1024
+REACH_SECONDS = 0.5
+REACH_POLL_SECONDS = 0.002
 MIN_LOOK_SECONDS = 0.02  # between two looks, however many hints come: strangers on the bus give hints, too
 POLL_SECONDS_LOCAL = 0.03  # no shared bus: another process's events are only seen by looking
 POLL_SECONDS_SHARED = 1.0
@@ -61,6 +64,8 @@ class Feed:
         self._pending_bytes = 0
         self._target = 0
         self._look = asyncio.Event()
+        self._present_look: asyncio.Task[None] | None = None
+        self._next_look: asyncio.Task[None] | None = None
         self._behind = asyncio.Event()
         self._reading = asyncio.Semaphore(MAX_CONCURRENT_LOG_READS)
 
@@ -263,6 +268,32 @@ class Feed:
         if not found or found[0].seq != seq + 1:
             raise PositionTooOld(seq)
         return found
+
+    async def reach_head(self) -> None:
+        """Wait until the stream has every event that was committed when this was called, but not for long.
+
+        So whoever writes and then connects does not find itself before its own write. All who ask at once share a look.
+        """
+        if self._next_look is None:
+            self._next_look = asyncio.create_task(self._reach_head(self._present_look), name="feed-reach")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REACH_SECONDS):
+                await asyncio.shield(self._next_look)
+
+    async def _reach_head(self, present: asyncio.Task[None] | None) -> None:
+        if present is not None:
+            await asyncio.wait({present})
+        self._present_look, self._next_look = self._next_look, None
+        try:
+            found = await event_log.head(self._database)
+        except Unavailable:
+            return
+        deadline = asyncio.get_running_loop().time() + REACH_SECONDS
+        while self.head.epoch == found.epoch and self.head.seq < found.seq:
+            if asyncio.get_running_loop().time() > deadline:
+                return
+            self._aim(found.seq)
+            await asyncio.sleep(REACH_POLL_SECONDS)
 
     async def check_position(self, seq: int) -> str | None:
         """Why a stream cannot go on after `seq`, or None when it can. Raises Unavailable.

@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
+from repository import migrations
+from repository.database import Database
 from tests.servers import MissingServer, PostgresServer, RedisServer
 from tests.service import Service
 
 BACKENDS = ("sqlite", "postgres")
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """A private PostgreSQL, shared by the tests that do not hurt it."""
+Server = TypeVar("Server", PostgresServer, RedisServer)
+
+
+def private(kind: type[Server]) -> Iterator[Server]:
+    """A server of our own, never the machine's."""
     try:
-        server = PostgresServer()
+        server = kind()
     except MissingServer as missing:
         pytest.skip(str(missing))
     with server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL shared by the tests that do not hurt it."""
+    yield from private(PostgresServer)
 
 
 @pytest.fixture(scope="session")
 def redis() -> Iterator[RedisServer]:
-    """A private Redis, shared by the tests that do not hurt it."""
-    try:
-        server = RedisServer()
-    except MissingServer as missing:
-        pytest.skip(str(missing))
-    with server:
-        yield server
+    """A Redis shared by the tests that do not hurt it."""
+    yield from private(RedisServer)
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL that the test may hurt."""
+    yield from private(PostgresServer)
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """A Redis that the test may hurt."""
+    yield from private(RedisServer)
 
 
 @pytest.fixture(scope="session", params=BACKENDS)
@@ -89,3 +107,12 @@ def new_service(new_places: Callable[[], Places], tmp_path: Path) -> Iterator[Ca
     yield make
     for each in made:
         each.kill()
+
+
+@pytest.fixture
+async def database(new_places: Callable[[], Places]) -> AsyncIterator[Database]:
+    """An empty database, migrated, without a service."""
+    database = Database(new_places().database_url)
+    await migrations.migrate(database)
+    yield database
+    await database.close()

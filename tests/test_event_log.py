@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,14 +23,6 @@ WRITES_EACH = 8
 
 class RolledBack(Exception):
     pass
-
-
-@pytest.fixture
-async def database(new_places: Callable[[], Places]) -> AsyncIterator[Database]:
-    database = Database(new_places().database_url)
-    await migrations.migrate(database)
-    yield database
-    await database.close()
 
 
 def note(number: int) -> dict[str, Any]:

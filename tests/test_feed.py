@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,17 +24,8 @@ from repository import event_log, migrations
 from repository.database import Database
 from repository.event_log import Event, Head
 from repository.transaction import Transaction
-from tests.conftest import Places
 from tests.servers import PostgresServer, RedisServer
 from tests.service import eventually
-
-
-@pytest.fixture
-async def database(new_places: Callable[[], Places]) -> AsyncIterator[Database]:
-    database = Database(new_places().database_url)
-    await migrations.migrate(database)
-    yield database
-    await database.close()
 
 
 async def write(database: Database, count: int, size: int = 10) -> list[Event]:
@@ -114,6 +105,25 @@ async def test_early_events_are_kept_up_to_a_bound_and_then_read_from_the_log(
         assert seen == [event.seq for event in events]
         assert followed._pending == {}
         assert followed._pending_bytes == 0
+
+
+async def test_a_crowd_that_connects_at_once_shares_a_look_at_the_head(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    real = event_log.head
+
+    async def counted(database: Database) -> Head:
+        nonlocal looks
+        looks += 1
+        return await real(database)
+
+    async with following(database) as (followed, seen):
+        await write(database, 3)
+        monkeypatch.setattr(event_log, "head", counted)
+        await asyncio.gather(*(followed.reach_head() for _ in range(500)))
+        assert seen == [1, 2, 3]
+        assert looks <= 4, "one or two for the crowd, and the feed's own"
 
 
 async def test_events_of_another_log_are_not_taken(database: Database) -> None:

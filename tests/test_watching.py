@@ -64,6 +64,16 @@ async def test_the_welcome_says_where_the_stream_begins(service: Service) -> Non
         assert watcher.seqs == [first, first + 1, first + 2]
 
 
+async def test_whoever_writes_and_then_connects_begins_after_the_write(service: Service) -> None:
+    async with service.person() as alice:
+        for number in range(20):
+            await alice.add(title=f"before {number}")
+            async with service.watch() as watcher:
+                movie = await alice.add(title=f"after {number}")
+                event = await watcher.expect("add")
+                assert (event["data"], event["seq"]) == (movie, watcher.welcome["data"]["seq"] + 1)
+
+
 @pytest.mark.parametrize("path", ["/ws", "/ws/", "/api/v1/ws", "/api/v1/ws/"])
 async def test_the_socket_answers_at_both_paths(service: Service, path: str) -> None:
     async with connect(service.ws_url.removesuffix("/ws") + path) as socket:
