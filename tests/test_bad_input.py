@@ -15,7 +15,7 @@ import pytest
 from jose import jwt
 
 from tests.resources import BOTH, CHARACTERS, MOVIES, Kind, locations, nothing_written, sql
-from tests.service import PASSWORD, SECRET, Service
+from tests.service import PASSWORD, SECRET, Service, eventually
 
 HUGE = 20 * 1024 * 1024
 JSON = {"Content-Type": "application/json"}
@@ -494,3 +494,29 @@ async def test_what_is_no_http_does_no_harm(service: Service) -> None:
                 assert (await reader.read(12)) in (b"HTTP/1.1 400", b"")
             writer.close()
             await writer.wait_closed()
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(service: Service) -> None:
+    async with service.person() as alice:
+        for head in ("Content-Length: 100", "Transfer-Encoding: chunked"):
+            _, writer = await asyncio.open_connection("127.0.0.1", service.port)
+            writer.write(
+                f"POST /movies HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {alice.token}\r\n"
+                f"Content-Type: application/json\r\nX-Request-ID: left-{head[0]}\r\n{head}\r\n\r\n".encode()
+            )
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+
+            def told(request_id: str = f"left-{head[0]}") -> list[str]:
+                return [line for line in service.log().splitlines() if request_id in line]
+
+            await eventually(told, "the log tells of it", 10)
+            assert not any('"error"' in line for line in told())
+
+
+async def test_a_file_of_the_documentation_that_is_not_there_is_an_error_like_any_other(service: Service) -> None:
+    async with service.anyone() as nobody:
+        answer = await nobody.get("/docs/files/%00")
+        assert answer.status_code == 404
+        assert list(answer.json()) == ["detail"]

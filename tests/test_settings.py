@@ -42,6 +42,8 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("BROADCAST_URL", "kafka://localhost"),
         ("BROADCAST_URL", "redis"),
         ("BROADCAST_URL", "redis://localhost:port"),
+        ("BROADCAST_URL", "redis://localhost/abc"),
+        ("BROADCAST_URL", "memory://x"),
         ("DATABASE_URL", "postgresql://localhost:99999/marquee"),
         ("SECRET_KEY", "short"),
         ("SECRET_KEY", "x" * 31),
@@ -105,6 +107,29 @@ def test_the_environment_comes_before_the_file(monkeypatch: pytest.MonkeyPatch, 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"PORT=9\xff")
     with pytest.raises(SettingsError, match=r"^\.env: expected UTF-8, [^\n]*\.$"):
+        load_settings()
+
+
+@pytest.mark.parametrize("line", ['SECRET_KEY="abc', "rubbish line here", "=x"])
+def test_a_line_of_the_file_that_cannot_be_read_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / ".env").write_text(f"PORT=8001\n{line}\n")
+    with pytest.raises(SettingsError, match=r"^\.env: line 2 cannot be read"):
+        load_settings()
+
+
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".env").mkdir()
+    with pytest.raises(SettingsError, match=r"^\.env: expected a file"):
+        load_settings()
+
+
+@pytest.mark.parametrize(("algorithm", "least"), [("HS256", 32), ("HS384", 48), ("HS512", 64)])
+def test_the_key_is_as_long_as_the_hash(monkeypatch: pytest.MonkeyPatch, algorithm: str, least: int) -> None:
+    monkeypatch.setenv("ALGORITHM", algorithm)
+    monkeypatch.setenv("SECRET_KEY", "x" * least)
+    load_settings()
+    monkeypatch.setenv("SECRET_KEY", "x" * (least - 1))
+    with pytest.raises(SettingsError, match=r"^SECRET_KEY: expected at least"):
         load_settings()
 
 
