@@ -10,9 +10,9 @@ from typing import TypeVar
 import click
 from pydantic import TypeAdapter, ValidationError
 
+import account_schemas
 import logs
 import main
-import schemas
 from errors import MarqueeError, Problem
 from repository import event_log, migrations, users
 from repository.database import Database
@@ -69,7 +69,7 @@ def migrate() -> None:
 def create_admin(username: str | None, email: str | None, password: str) -> None:
     """Create an account in the group admin."""
     given = {"username": username, "email": email, "password": password}
-    body = TypeAdapter(schemas.RegisterBody).validate_python({k: v for k, v in given.items() if v is not None})
+    body = TypeAdapter(account_schemas.RegisterBody).validate_python({k: v for k, v in given.items() if v is not None})
     fields = body.model_dump(exclude_unset=True, exclude={"password"})
 
     async def work(database: Database) -> None:

@@ -25,8 +25,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from uvicorn.supervisors import Multiprocess
 
+import account_schemas
 import logs
-import schemas
 from dashboard.routes import ROUTES as DASHBOARD_ROUTES
 from errors import Conflict, Problem, SettingsError, Unavailable
 from jobs.cleanup import Cleanup
@@ -183,7 +183,7 @@ async def create_first_admin(database: Database, settings: Settings) -> None:
     fields = {"username": settings.first_admin_username, "email": settings.first_admin_email}
     named = {name: value for name, value in fields.items() if value}
     try:
-        schemas.RegisterBody.model_validate({**named, "password": password})
+        account_schemas.RegisterBody.model_validate({**named, "password": password})
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = f"FIRST_ADMIN_{first['loc'][0]}".upper() if first["loc"] else "FIRST_ADMIN_USERNAME"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import TypeAdapter
 from starlette.responses import Response
 
-import schemas
+import account_schemas
 from errors import Forbidden, Unauthenticated
 from repository import users
 from repository.transaction import Transaction
@@ -74,8 +74,8 @@ OPERATIONS = [
         register,
         "Register",
         "accounts",
-        {201: schemas.User},
-        body=TypeAdapter(schemas.RegisterBody),
+        {201: account_schemas.User},
+        body=TypeAdapter(account_schemas.RegisterBody),
         errors=(409, 429),
     ),
     Operation(
@@ -84,8 +84,8 @@ OPERATIONS = [
         register,
         "Register (the same as /auth/register)",
         "accounts",
-        {201: schemas.User},
-        body=TypeAdapter(schemas.RegisterBody),
+        {201: account_schemas.User},
+        body=TypeAdapter(account_schemas.RegisterBody),
         errors=(409, 429),
     ),
     Operation(
@@ -94,8 +94,8 @@ OPERATIONS = [
         login,
         "Sign in",
         "accounts",
-        {200: schemas.Token},
-        body=TypeAdapter(schemas.LoginBody),
+        {200: account_schemas.Token},
+        body=TypeAdapter(account_schemas.LoginBody),
         errors=(401, 429),
     ),
     Operation(
@@ -104,19 +104,19 @@ OPERATIONS = [
         token,
         "Sign in with an OAuth2 password form or JSON",
         "accounts",
-        {200: schemas.Token},
-        body=TypeAdapter(schemas.TokenForm),
+        {200: account_schemas.Token},
+        body=TypeAdapter(account_schemas.TokenForm),
         body_media_types=(FORM_MEDIA_TYPE, JSON_MEDIA_TYPE),
         errors=(401, 429),
     ),
-    Operation("GET", "/auth/me", me, "Who am I", "accounts", {200: schemas.User}, signed_in=True),
+    Operation("GET", "/auth/me", me, "Who am I", "accounts", {200: account_schemas.User}, signed_in=True),
     Operation(
         "GET",
         "/users/nonAdmin",
         list_non_admins,
         "List the users that are not admins (admins only)",
         "accounts",
-        {200: list[schemas.User]},
+        {200: list[account_schemas.User]},
         query_model=queries.PageQuery,
         signed_in=True,
         errors=(403,),

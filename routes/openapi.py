@@ -9,6 +9,7 @@ import orjson
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode, JsonSchemaValue, models_json_schema
 
+import account_schemas
 import filters
 import schemas
 from filters import OPERATORS, Field, Kind, Op
@@ -265,8 +266,8 @@ _LINKS: Mapping[type, tuple[str, str, str]] = {
     schemas.CharacterEntity: ("id", "id", "/characters/{id}"),
     schemas.CharactersAdded: ("id", "added/0/id", "/characters/{id}"),
     schemas.Job: ("id", "id", "/jobs/{id}"),
-    schemas.User: ("user_id", "id", "/users/{user_id}/movies"),
-    schemas.Token: ("user_id", "user_id", "/users/{user_id}/movies"),
+    account_schemas.User: ("user_id", "id", "/users/{user_id}/movies"),
+    account_schemas.Token: ("user_id", "user_id", "/users/{user_id}/movies"),
 }
 _SUCCESSES = {200: "Done", 201: "Added", 202: "Accepted", 204: "Deleted", 503: "Not ready"}
 

@@ -21,6 +21,7 @@ LAYERS: Sequence[frozenset[str]] = tuple(
         "migrations",
         "repository gateways",
         "models",
+        "account_schemas",
         "schemas",
         "filters",
         "security",
