@@ -1,14 +1,16 @@
 """The filter grammar, one parser for REST lists and subscriptions.
 
-A filter is a conjunction of conditions `field operator value`. In a query it is written `rating[gte]=50`, in JSON
-`{"rating": {"gte": 50}}`; no operator means `eq`. Text is compared by code point; `contains` and `prefix` ignore
-case. A field without a value matches only `ne`. Pure: values in, values out.
+A filter is a conjunction of conditions `field operator value` and, beside them, at most one disjunction of groups of
+conditions. In a query it is written `rating[gte]=50&or[0][genre]=Drama&or[1][country]=GB`, in JSON
+`{"rating": {"gte": 50}, "or": [{"genre": "Drama"}, {"country": "GB"}]}`; no operator means `eq`. Text is compared by
+code point; `contains` and `prefix` ignore case. A field without a value matches only `ne`. Pure: values in, values out.
 """
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -18,6 +20,7 @@ from errors import FieldProblem
 
 MAX_VALUES_IN_LIST = 100  # of one `in`
 MAX_CONDITIONS = 200  # every field with every operator fits
+MAX_GROUPS = 20
 MAX_TEXT_LENGTH = 1_000
 MAX_LISTED_TEXT_LENGTH = 255  # in a list: all of one list fit into a URL, which HTTP parsers cut at 64 KiB
 MAX_INTEGER = 2**63 - 1  # BIGINT
@@ -65,11 +68,15 @@ Scalar = int | str
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A filterable field: `column` is its name in the entity, which the query name may differ from."""
+    """A filterable field: `column` is its name in the entity, which the query name may differ from.
+
+    With `choices`, what it is compared with as a whole must be one of them.
+    """
 
     name: str
     column: str
     kind: Kind
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +86,152 @@ class Condition:
     value: Scalar | tuple[Scalar, ...]
 
 
-_KEY = re.compile(r"^([a-z_]+)(?:\[([a-z]+)\])?\Z")
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Every condition of `all`, and of one of the groups in `any` if there are groups.
+
+    Made by `build`, equal filters are equal values however they were written.
+    """
+
+    all: tuple[Condition, ...] = ()
+    any: tuple[tuple[Condition, ...], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.all or self.any)
+
+
+def build(conditions: Iterable[Condition], groups: Iterable[Iterable[Condition]] = ()) -> Filter:
+    return Filter(_sorted(conditions), tuple(sorted({_sorted(group) for group in groups}, key=repr)))
+
+
+def _sorted(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
+    # The representation orders values of different types, which do not compare.
+    return tuple(sorted(set(conditions), key=repr))
+
+
+# --- parsing
+
+OR = "or"
+_KEY = re.compile(r"^(?:or\[([0-9]{1,2})\]\[([a-z_]+)\]|([a-z_]+))(?:\[([a-z]+)\])?\Z")
 _INTEGER = re.compile(r"^-?[0-9]{1,19}\Z")
 
 
-def _parse_value(kind: Kind, raw: Any, max_length: int = MAX_TEXT_LENGTH) -> Scalar | None:
+def parse_query(
+    items: Iterable[tuple[str, str]], fields: Mapping[str, Field], known: frozenset[str] = frozenset()
+) -> tuple[Filter, list[FieldProblem]]:
+    """A filter from query items. Names in `known` belong to others and are passed over."""
+    conditions: list[Condition] = []
+    groups: dict[str, list[Condition]] = {}
+    problems: list[FieldProblem] = []
+    for key, raw in items:
+        if key in known:
+            continue
+        loc = ("query", key)
+        match = _KEY.match(key)
+        name = (match[2] or match[3]) if match else ""
+        if match is None or name not in fields:
+            names = ", ".join(sorted((*known, *fields)))
+            problems.append(FieldProblem(loc, f"Unknown parameter; expected one of {names}", "unknown_parameter"))
+            continue
+        op = match[4] or "eq"
+        found = _condition(fields[name], op, raw.split(",") if op == Op.IN else raw)
+        if isinstance(found, _Wrong):
+            problems.append(FieldProblem(loc, found.expected, found.type))
+        else:
+            (groups.setdefault(match[1], []) if match[1] is not None else conditions).append(found)
+    problems.extend(_too_many(("query",), conditions, groups.values()))
+    return build(conditions, groups.values()), problems
+
+
+def parse_json(
+    value: Any, fields: Mapping[str, Field], loc: tuple[str | int, ...] = ("filter",)
+) -> tuple[Filter, list[FieldProblem]]:
+    """A filter from JSON."""
+    if not isinstance(value, dict):
+        return Filter(), [FieldProblem(loc, 'Expected an object such as {"rating": {"gte": 50}}', "invalid_filter")]
+    problems: list[FieldProblem] = []
+    members = {name: member for name, member in value.items() if name != OR}
+    conditions = _parse_object(members, fields, loc, problems)
+    listed = value.get(OR, [])
+    groups: list[list[Condition]] = []
+    if OR in value and not (isinstance(listed, list) and listed and all(isinstance(one, dict) for one in listed)):
+        problems.append(FieldProblem((*loc, OR), "Expected a list of filters, at least one", "invalid_filter"))
+    else:
+        for number, one in enumerate(listed[: MAX_GROUPS + 1]):
+            if not one:
+                problems.append(FieldProblem((*loc, OR, number), "Expected at least one field", "invalid_filter"))
+            groups.append(_parse_object(one, fields, (*loc, OR, number), problems))
+    problems.extend(_too_many(loc, conditions, groups))
+    return build(conditions, groups), problems
+
+
+def _parse_object(
+    value: Mapping[str, Any],
+    fields: Mapping[str, Field],
+    loc: tuple[str | int, ...],
+    problems: list[FieldProblem],
+) -> list[Condition]:
+    conditions: list[Condition] = []
+    for name, member in value.items():
+        field = fields.get(name)
+        if field is None:
+            names = ", ".join(sorted(fields))
+            problems.append(FieldProblem((*loc, name), f"Unknown field; expected one of {names}", "unknown_field"))
+            continue
+        if isinstance(member, dict) and not member:
+            problems.append(FieldProblem((*loc, name), "Expected at least one operator", "invalid_filter"))
+        for op, raw in member.items() if isinstance(member, dict) else [("eq", member)]:
+            found = _condition(field, op, raw)
+            if isinstance(found, _Wrong):
+                place = (*loc, name, op) if isinstance(member, dict) else (*loc, name)
+                problems.append(FieldProblem(place, found.expected, found.type))
+            else:
+                conditions.append(found)
+    return conditions
+
+
+def _too_many(
+    loc: tuple[str | int, ...], conditions: Iterable[Condition], groups: Iterable[Iterable[Condition]]
+) -> list[FieldProblem]:
+    problems = []
+    listed = [list(group) for group in groups]
+    if len(list(conditions)) + sum(map(len, listed)) > MAX_CONDITIONS:
+        problems.append(FieldProblem(loc, f"Expected at most {MAX_CONDITIONS} conditions", "too_many_conditions"))
+    if len(listed) > MAX_GROUPS:
+        problems.append(FieldProblem(loc, f"Expected at most {MAX_GROUPS} groups in or", "too_many_groups"))
+    return problems
+
+
+@dataclass(frozen=True, slots=True)
+class _Wrong:
+    expected: str
+    type: str = "invalid_filter"
+
+
+def _condition(field: Field, name: str, raw: Any) -> Condition | _Wrong:
+    """The condition, or what was expected."""
+    allowed = OPERATORS[field.kind]
+    if name not in allowed:
+        return _Wrong(f"Unknown operator; expected one of {', '.join(allowed)}", "unknown_operator")
+    op = Op(name)
+    if op is not Op.IN:
+        value = _parse_value(field, op, raw)
+        return Condition(field, op, value) if value is not None else _Wrong(_expected(field))
+    if not isinstance(raw, list) or not 1 <= len(raw) <= MAX_VALUES_IN_LIST:
+        return _Wrong(f"Expected 1 to {MAX_VALUES_IN_LIST} values")
+    values = [_parse_value(field, op, item, MAX_LISTED_TEXT_LENGTH) for item in raw]
+    if any(value is None for value in values):
+        return _Wrong(f"{_expected(field)}, comma separated in a query, a list in JSON")
+    listed = {value for value in values if value is not None}
+    return Condition(field, op, tuple(sorted(listed, key=lambda value: (str(type(value)), value))))
+
+
+def _expected(field: Field) -> str:
+    return f"Expected one of {', '.join(field.choices)}" if field.choices else f"Expected {EXPECTED[field.kind]}"
+
+
+def _parse_value(field: Field, op: Op, raw: Any, max_length: int = MAX_TEXT_LENGTH) -> Scalar | None:
+    kind = field.kind
     if kind is Kind.INTEGER:
         if isinstance(raw, str) and _INTEGER.match(raw):
             raw = int(raw)
@@ -92,6 +240,8 @@ def _parse_value(kind: Kind, raw: Any, max_length: int = MAX_TEXT_LENGTH) -> Sca
         return None
     if not isinstance(raw, str) or "\x00" in raw or len(raw) > max_length:
         return None
+    if field.choices and op in (Op.EQ, Op.NE, Op.IN) and raw not in field.choices:
+        return None
     if kind is Kind.DATE:
         return times.parse_date(raw)
     if kind is Kind.TIME:
@@ -99,38 +249,10 @@ def _parse_value(kind: Kind, raw: Any, max_length: int = MAX_TEXT_LENGTH) -> Sca
     return raw
 
 
-def parse_conditions(
-    items: Iterable[tuple[str, str]], fields: Mapping[str, Field], known: frozenset[str] = frozenset()
-) -> tuple[tuple[Condition, ...], list[FieldProblem]]:
-    """Conditions from query items. Names in `known` belong to others and are passed over."""
-    conditions: list[Condition] = []
-    problems: list[FieldProblem] = []
-    for key, raw in items:
-        if key in known:
-            continue
-        loc = ("query", key)
-        match = _KEY.match(key)
-        field = fields.get(match[1]) if match else None
-        if match is None or field is None:
-            names = ", ".join(sorted((*known, *fields)))
-            problems.append(FieldProblem(loc, f"Unknown parameter; expected one of {names}", "unknown_parameter"))
-            continue
-        allowed = OPERATORS[field.kind]
-        if match[2] is not None and match[2] not in allowed:
-            names = ", ".join(allowed)
-            problems.append(FieldProblem(loc, f"Unknown operator; expected one of {names}", "unknown_operator"))
-            continue
-        op = Op(match[2] or "eq")
-        condition = _condition(field, op, raw.split(",") if op is Op.IN else raw)
-        if isinstance(condition, str):
-            problems.append(FieldProblem(loc, condition, "invalid_filter"))
-        else:
-            conditions.append(condition)
-    if len(conditions) > MAX_CONDITIONS:
-        problems.append(
-            FieldProblem(("query",), f"Expected at most {MAX_CONDITIONS} conditions", "too_many_conditions")
-        )
-    return tuple(conditions), problems
+# --- matching
+
+Row = Mapping[str, Any]
+Test = Callable[[Row], bool]
 
 
 def without_case(text: str) -> str:
@@ -138,14 +260,49 @@ def without_case(text: str) -> str:
     return text.lower().replace("ς", "σ")
 
 
-def _condition(field: Field, op: Op, raw: Any) -> Condition | str:
-    """The condition, or the sentence that says what was expected."""
-    if op is not Op.IN:
-        value = _parse_value(field.kind, raw)
-        return Condition(field, op, value) if value is not None else f"Expected {EXPECTED[field.kind]}"
-    if not isinstance(raw, list) or not 1 <= len(raw) <= MAX_VALUES_IN_LIST:
-        return f"Expected 1 to {MAX_VALUES_IN_LIST} values"
-    values = [_parse_value(field.kind, item, MAX_LISTED_TEXT_LENGTH) for item in raw]
-    if any(value is None for value in values):
-        return f"Expected {EXPECTED[field.kind]}, comma separated"
-    return Condition(field, op, tuple(value for value in values if value is not None))
+def test_of(wanted: Filter) -> Test:
+    """What decides whether an entity (as `GET` returns it) matches: the same answer as the database gives."""
+    tests = [_test(condition) for condition in wanted.all]
+    groups = [[_test(condition) for condition in group] for group in wanted.any]
+
+    def matches(row: Row) -> bool:
+        for test in tests:
+            if not test(row):
+                return False
+        return not groups or any(all(test(row) for test in group) for group in groups)
+
+    return matches
+
+
+def _test(condition: Condition) -> Test:
+    name, op, value = condition.field.column, condition.op, condition.value
+    if condition.field.kind is Kind.STRINGS:
+        wanted = frozenset(value) if isinstance(value, tuple) else frozenset((value,))
+        if op is Op.NE:
+            return lambda row: wanted.isdisjoint(row[name])
+        return lambda row: not wanted.isdisjoint(row[name])
+    match op:
+        case Op.EQ:
+            return lambda row: bool(row[name] == value)
+        case Op.NE:
+            return lambda row: bool(row[name] != value)
+        case Op.IN:
+            assert isinstance(value, tuple)
+            listed = frozenset(value)
+            return lambda row: row[name] in listed
+        case Op.CONTAINS:
+            part = without_case(str(value))
+            return lambda row: row[name] is not None and part in without_case(row[name])
+        case Op.PREFIX:
+            start = without_case(str(value))
+            return lambda row: row[name] is not None and without_case(row[name]).startswith(start)
+    compare = _COMPARISONS[op]
+    return lambda row: row[name] is not None and compare(row[name], value)
+
+
+_COMPARISONS: Mapping[Op, Callable[[Any, Any], bool]] = {
+    Op.GT: operator.gt,
+    Op.GTE: operator.ge,
+    Op.LT: operator.lt,
+    Op.LTE: operator.le,
+}

@@ -8,11 +8,15 @@ from typing import Any
 from sqlalchemy import BigInteger, ColumnElement, String, Table, and_, collate, func, literal, or_, select, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 
-from filters import Condition, Kind, Op, without_case
+from filters import Condition, Filter, Kind, Op, without_case
 
 
-def where(table: Table, conditions: Iterable[Condition], *, is_sqlite: bool) -> ColumnElement[bool]:
-    return and_(literal(True), *(_clause(table, condition, is_sqlite) for condition in conditions))
+def where(table: Table, wanted: Filter, *, is_sqlite: bool) -> ColumnElement[bool]:
+    clauses = [_clause(table, condition, is_sqlite) for condition in wanted.all]
+    if wanted.any:
+        groups = (and_(*(_clause(table, condition, is_sqlite) for condition in group)) for group in wanted.any)
+        clauses.append(or_(*groups))
+    return and_(literal(True), *clauses)
 
 
 def search(table: Table, columns: Iterable[str], text: str, *, is_sqlite: bool) -> ColumnElement[bool]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, and_, func, select
 
-from filters import Condition
+from filters import Filter
 from repository import filter_sql, rows
 from repository.database import Database
 from repository.resources import Resource
@@ -18,7 +18,7 @@ from repository.statement import statement
 class Page:
     """What part of a list is wanted. `sort` holds (column, descending); `after` is the id before the page."""
 
-    conditions: tuple[Condition, ...] = ()
+    filter: Filter = Filter()
     text: str = ""
     sort: tuple[tuple[str, bool], ...] = ()
     offset: int = 0
@@ -29,7 +29,7 @@ class Page:
 
 def _where(database: Database, resource: Resource, page: Page) -> ColumnElement[bool]:
     table = resource.table
-    clauses = [filter_sql.where(table, page.conditions, is_sqlite=database.is_sqlite)]
+    clauses = [filter_sql.where(table, page.filter, is_sqlite=database.is_sqlite)]
     if page.text:
         clauses.append(filter_sql.search(table, resource.searched, page.text, is_sqlite=database.is_sqlite))
     if page.user_id is not None:

@@ -66,7 +66,7 @@ def _sorting(kind: Kind, sort: str | None) -> tuple[tuple[str, bool], ...]:
 def _page(kind: Kind, call: Call, user_id: int | None = None) -> Page:
     query = call.query
     return Page(
-        conditions=call.conditions,
+        filter=call.filter,
         text=query.q,
         sort=_sorting(kind, query.sort),
         offset=query.start,
@@ -112,7 +112,7 @@ async def names(kind: Kind, call: Call) -> Response:
 
 
 async def count(kind: Kind, call: Call) -> Response:
-    page = Page(conditions=call.conditions, text=call.query.q)
+    page = Page(filter=call.filter, text=call.query.q)
     return rendering.JSONResponse({"count": await lists.count_of(call.database, kind.resource, page)})
 
 

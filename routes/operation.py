@@ -35,7 +35,7 @@ class Call:
     identity: Identity | None
     path: Any
     query: Any
-    conditions: tuple[filters.Condition, ...]
+    filter: filters.Filter
     body: Any
     headers: Headers
     prefix: str

@@ -35,7 +35,7 @@ async def parse(request: Request, operation: Operation) -> Call:
         raise Unauthenticated("Sign in to do this: send Authorization: Bearer <token>")
     problems: list[FieldProblem] = []
     path = _validated(operation.path_model, request.path_params, "path", problems)
-    query, conditions = _query(request, operation, problems)
+    query, wanted = _query(request, operation, problems)
     raw_body, body = b"", None
     if operation.body is not None:
         raw_body = await read_body(request, operation.max_body_bytes)
@@ -47,7 +47,7 @@ async def parse(request: Request, operation: Operation) -> Call:
         identity=identity,
         path=path,
         query=query,
-        conditions=conditions,
+        filter=wanted,
         body=body,
         headers=request.headers,
         prefix=request.scope.get("marquee.prefix", ""),
@@ -108,9 +108,7 @@ def _validated(
         return None
 
 
-def _query(
-    request: Request, operation: Operation, problems: list[FieldProblem]
-) -> tuple[Any, tuple[filters.Condition, ...]]:
+def _query(request: Request, operation: Operation, problems: list[FieldProblem]) -> tuple[Any, filters.Filter]:
     model = operation.query_model
     known = frozenset(model.model_fields) if model is not None else frozenset()
     try:
@@ -120,7 +118,7 @@ def _query(
         problems.append(
             FieldProblem(("query",), f"Expected at most {MAX_PARAMETERS} parameters, percent-encoded UTF-8", "query")
         )
-        return None, ()
+        return None, filters.Filter()
     values: dict[str, str] = {}
     for name, value in items:
         if name in known:
@@ -128,9 +126,9 @@ def _query(
                 problems.append(FieldProblem(("query", name), "Expected once", "repeated"))
             values[name] = value
     query = _validated(model, values, "query", problems)
-    conditions, wrong = filters.parse_conditions(items, operation.filters, known)
+    wanted, wrong = filters.parse_query(items, operation.filters, known)
     problems.extend(wrong)
-    return query, conditions
+    return query, wanted
 
 
 async def _body(request: Request, operation: Operation, raw: bytes, problems: list[FieldProblem]) -> Any:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 import filters
 import times
-from filters import Kind, Op, parse_conditions
+from filters import Kind, Op, parse_json, parse_query
+from repository import catalog, lists
+from repository.database import Database
+from repository.resources import MOVIES
+from repository.transaction import Transaction
 from schemas import CHARACTER_FIELDS, MOVIE_FIELDS
 
 
 def parsed(key: str, value: str) -> Any:
-    conditions, problems = parse_conditions([(key, value)], MOVIE_FIELDS)
+    found, problems = parse_query([(key, value)], MOVIE_FIELDS)
     if problems:
-        assert not conditions
+        assert not found
         return problems[0].type
-    [condition] = conditions
+    [condition] = found.all
     return condition.field.column, condition.op, condition.value
 
 
@@ -30,7 +37,7 @@ def parsed(key: str, value: str) -> Any:
         ("rating[in]", "1,2,3", ("rating", Op.IN, (1, 2, 3))),
         ("rating", str(2**63 - 1), ("rating", Op.EQ, 2**63 - 1)),
         ("title", "", ("title", Op.EQ, "")),
-        ("title[in]", "a,", ("title", Op.IN, ("a", ""))),
+        ("title[in]", "a,", ("title", Op.IN, ("", "a"))),
         ("title[prefix]", "50", ("title", Op.PREFIX, "50")),
         ("genre", "Drama", ("genres", Op.EQ, "Drama")),
         ("language[ne]", "French", ("languages", Op.NE, "French")),
@@ -62,13 +69,13 @@ def test_a_condition_is_read_or_refused(key: str, value: str, wanted: Any) -> No
 
 
 def test_names_of_others_are_passed_over() -> None:
-    conditions, problems = parse_conditions([("limit", "x"), ("id", "1")], CHARACTER_FIELDS, frozenset({"limit"}))
-    assert [condition.field.name for condition in conditions] == ["id"]
+    found, problems = parse_query([("limit", "x"), ("id", "1")], CHARACTER_FIELDS, frozenset({"limit"}))
+    assert [condition.field.name for condition in found.all] == ["id"]
     assert problems == []
 
 
 def test_all_that_is_wrong_is_said_with_its_place() -> None:
-    _, problems = parse_conditions([("rating", "x"), ("oops", "1"), ("id", "1"), ("id[like]", "1")], MOVIE_FIELDS)
+    _, problems = parse_query([("rating", "x"), ("oops", "1"), ("id", "1"), ("id[like]", "1")], MOVIE_FIELDS)
     assert [problem.loc for problem in problems] == [("query", "rating"), ("query", "oops"), ("query", "id[like]")]
 
 
@@ -78,8 +85,140 @@ def test_a_list_of_values_has_an_end() -> None:
 
 
 def test_conditions_have_an_end() -> None:
-    _, problems = parse_conditions([("id", "1")] * (filters.MAX_CONDITIONS + 1), MOVIE_FIELDS)
+    _, problems = parse_query([("id", "1")] * (filters.MAX_CONDITIONS + 1), MOVIE_FIELDS)
     assert [problem.type for problem in problems] == ["too_many_conditions"]
+    _, problems = parse_query([(f"or[{n}][id]", "1") for n in range(filters.MAX_GROUPS + 1)], MOVIE_FIELDS)
+    assert [problem.type for problem in problems] == ["too_many_groups"]
+    _, problems = parse_json({"or": [{"id": 1}] * (filters.MAX_GROUPS + 1)}, MOVIE_FIELDS)
+    assert [problem.type for problem in problems] == ["too_many_groups"]
+
+
+@pytest.mark.parametrize(
+    ("in_json", "in_query"),
+    [
+        ({}, ""),
+        ({"rating": 7}, "rating=7"),
+        ({"rating": {"gte": 50, "lt": 90}}, "rating[lt]=90&rating[gte]=50"),
+        ({"genre": {"in": ["Noir", "Drama", "Noir"]}}, "genre[in]=Drama,Noir"),
+        ({"status": "released", "or": [{"genre": "Drama"}, {"rating": {"gte": 90}, "country": "GB"}]},
+         "or[7][rating][gte]=90&or[1][genre]=Drama&status=released&or[7][country]=GB"),
+        ({"created_at": {"gt": "2000-01-01T01:00:00+01:00"}}, "created_at[gt]=2000-01-01T00:00:00Z"),
+    ],
+)  # fmt: skip
+def test_json_and_query_say_the_same(in_json: Any, in_query: str) -> None:
+    found, problems = parse_json(in_json, MOVIE_FIELDS)
+    assert problems == []
+    assert (found, []) == parse_query(parse_qsl(in_query), MOVIE_FIELDS)
+    assert hash(found) == hash(parse_query(parse_qsl(in_query), MOVIE_FIELDS)[0])
+
+
+@pytest.mark.parametrize(
+    ("value", "loc", "kind"),
+    [
+        (None, (), "invalid_filter"),
+        ([], (), "invalid_filter"),
+        ("rating=1", (), "invalid_filter"),
+        ({"planet": 1}, ("planet",), "unknown_field"),
+        ({"rating": {}}, ("rating",), "invalid_filter"),
+        ({"rating": None}, ("rating",), "invalid_filter"),
+        ({"rating": True}, ("rating",), "invalid_filter"),
+        ({"rating": 1.5}, ("rating",), "invalid_filter"),
+        ({"rating": [1]}, ("rating",), "invalid_filter"),
+        ({"rating": {"gte": {"gte": 1}}}, ("rating", "gte"), "invalid_filter"),
+        ({"rating": {"like": 1}}, ("rating", "like"), "unknown_operator"),
+        ({"rating": {"in": 1}}, ("rating", "in"), "invalid_filter"),
+        ({"rating": {"in": []}}, ("rating", "in"), "invalid_filter"),
+        ({"rating": {"in": [1, None]}}, ("rating", "in"), "invalid_filter"),
+        ({"title": "nul\0"}, ("title",), "invalid_filter"),
+        ({"or": {}}, ("or",), "invalid_filter"),
+        ({"or": []}, ("or",), "invalid_filter"),
+        ({"or": [1]}, ("or",), "invalid_filter"),
+        ({"or": [{}]}, ("or", 0), "invalid_filter"),
+        ({"or": [{"id": 1}, {"or": [{"id": 1}]}]}, ("or", 1, "or"), "unknown_field"),
+    ],
+)
+def test_what_is_wrong_in_json_is_said_with_its_place(value: Any, loc: tuple[Any, ...], kind: str) -> None:
+    _, problems = parse_json(value, MOVIE_FIELDS)
+    assert [(problem.loc, problem.type) for problem in problems] == [(("filter", *loc), kind)]
+
+
+# --- the database and we decide alike
+
+TEXTS = st.sampled_from(["", "a", "A", "ab", "Ab%", "a_b", "É", "é", "ς", "Σ", "σ", "Ωmega", "z\U0001f600", "%", "\\"])
+VALUES = {
+    "id": st.integers(1, 12),
+    "title": TEXTS.filter(bool),
+    "description": TEXTS,
+    "release_date": st.sampled_from(["1949-09-01", "1949-09-02", "2001-01-01"]),
+    "rating": st.integers(1, 5),
+    "status": TEXTS.filter(bool),
+    "country": st.sampled_from(["GB", "AT"]),
+    "genre": TEXTS.filter(bool),
+    "language": TEXTS.filter(bool),
+    "version": st.integers(0, 2),
+}
+
+
+@st.composite
+def conditions(draw: st.DrawFn) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=3, unique=True)):
+        op = draw(st.sampled_from(filters.OPERATORS[MOVIE_FIELDS[name].kind]))
+        value = VALUES[name]
+        found[name] = {op.value: draw(st.lists(value, min_size=1, max_size=3) if op is Op.IN else value)}
+    return found
+
+
+@st.composite
+def wanted(draw: st.DrawFn) -> dict[str, Any]:
+    found = draw(st.one_of(st.just({}), conditions()))
+    groups = draw(st.lists(conditions(), max_size=3))
+    return {**found, "or": groups} if groups else found
+
+
+async def test_the_database_and_the_hub_decide_alike(database: Database) -> None:
+    rows: list[dict[str, Any]] = []
+
+    @settings(max_examples=1, phases=[Phase.generate], deadline=None, derandomize=True)
+    @given(st.data())
+    def make(data: st.DataObject) -> None:
+        for _ in range(60):
+            optional = {
+                name: data.draw(st.one_of(st.none(), VALUES[name]))
+                for name in ("description", "release_date", "rating", "status", "country")
+            }
+            lists = {
+                name: data.draw(st.lists(VALUES[one], max_size=2, unique=True))
+                for name, one in (("genres", "genre"), ("languages", "language"))
+            }
+            rows.append({"title": data.draw(VALUES["title"]), **optional, **lists})
+
+    make()
+
+    async def store(tx: Transaction) -> None:
+        await catalog.store(tx, MOVIES, rows, None)
+
+    await database.write(store)
+    stored, _ = await lists.page_of(database, MOVIES, lists.Page(limit=1000))
+    found: list[filters.Filter] = []
+
+    @settings(max_examples=400, phases=[Phase.generate], deadline=None)
+    @given(wanted())
+    def collect(value: dict[str, Any]) -> None:
+        one, problems = parse_json(value, MOVIE_FIELDS)
+        assert problems == []
+        found.append(one)
+
+    collect()
+    assert len(found) >= 400
+    matched = 0
+    for one in found:
+        test = filters.test_of(one)
+        ours = [row["id"] for row in stored if test(row)]
+        theirs, _ = await lists.page_of(database, MOVIES, lists.Page(filter=one, limit=1000))
+        assert ours == [row["id"] for row in theirs], one
+        matched += bool(ours)
+    assert matched > 50, "filters that match nothing show nothing"
 
 
 def test_every_field_has_operators_and_a_word_for_its_values() -> None:
