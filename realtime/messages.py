@@ -1,0 +1,185 @@
+"""What a client says: the body of each action, as pydantic models.
+
+`connection.py` validates with them and `/asyncapi.json` shows them, so neither can say what the other does not. `id`
+and `action` stand beside a body and are read before it is known which body it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    MISSING,
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from errors import FieldProblem
+from schemas import MAX_ID, TOPICS, WHOLE, Body
+
+MAX_TOPICS = 10
+MAX_TOKEN_LENGTH = 4096
+MAX_PATH_LENGTH = 8192
+MAX_HEADERS = 20
+MAX_HEADER_LENGTH = 8192
+MAX_EPOCH_LENGTH = 64
+MAX_NAME_LENGTH = 64
+MAX_MESSAGE_ID_LENGTH = 255
+MIN_LATEST_MS = 50
+MAX_LATEST_MS = 60_000
+
+
+def _known(topic: str) -> str:
+    if topic not in TOPICS:
+        raise PydanticCustomError("unknown_topic", "Expected one of {topics}", {"topics": ", ".join(TOPICS)})
+    return topic
+
+
+def _unique(topics: list[str]) -> list[str]:
+    if len(set(topics)) != len(topics):
+        raise PydanticCustomError("repeated", "Expected each topic once")
+    return topics
+
+
+MessageId = int | Annotated[str, Field(max_length=MAX_MESSAGE_ID_LENGTH)] | None
+Topic = Annotated[str, AfterValidator(_known), Field(json_schema_extra={"enum": list(TOPICS)})]
+_EACH_ONCE = Field(max_length=MAX_TOPICS, json_schema_extra={"uniqueItems": True})
+Topics = Annotated[list[Topic], _EACH_ONCE, AfterValidator(_unique)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[A-Za-z0-9_.-]+$")]
+# A position may be 0: before the first event.
+Position = Annotated[int, Field(strict=True, ge=0, le=MAX_ID), WHOLE]
+Epoch = Annotated[str, Field(min_length=1, max_length=MAX_EPOCH_LENGTH)]
+Milliseconds = Annotated[int, Field(strict=True, ge=MIN_LATEST_MS, le=MAX_LATEST_MS), WHOLE]
+# What HTTP allows: tokens as names, visible ASCII and blanks as values; anything else is percent-encoded or refused.
+HeaderName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+HeaderValue = Annotated[str, Field(max_length=MAX_HEADER_LENGTH, pattern=r"^[\t -~]*$")]
+
+
+class Latest(Body):
+    latest_every_ms: Milliseconds = Field(description="At most one state per entity in so many milliseconds")
+
+
+def _kind_of_delivery(value: Any) -> str:
+    return "latest" if isinstance(value, Mapping | Latest) else "all"
+
+
+_DELIVER_TAGS = frozenset({"all", "latest"})
+Deliver = Annotated[
+    Annotated[Literal["all"], Tag("all")] | Annotated[Latest, Tag("latest")], Discriminator(_kind_of_delivery)
+]
+
+
+class Subscribe(Body):
+    """Begin a subscription. The first one of a socket ends its default subscription."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            # JSON Schema draft 7, which AsyncAPI 3.0 means.
+            "dependencies": {"epoch": ["since"]},
+            "examples": [
+                {"topics": ["movies"], "filter": {"genre": "Drama", "rating": {"gte": 50}}, "snapshot": True},
+                {"topics": ["movies"], "as": "dramas", "since": 41, "epoch": "229344c6ffb9e111"},
+                {"topics": ["movies", "jobs"], "bulk": "summary", "deliver": {"latest_every_ms": 200}},
+            ],
+        }
+    )
+
+    topics: Annotated[Topics, Field(min_length=1)] | None = Field(default=None, description="The public ones if absent")
+    filter: dict[str, Any] | None = Field(
+        default=None,
+        description="Fields AND together; `or` holds a list of groups, one of which must match: "
+        '`{"status": "released", "or": [{"genre": "Drama"}, {"rating": {"gte": 90}}]}`',
+    )
+    snapshot: Annotated[bool, Field(strict=True)] = Field(default=False, description="The rows first, then the events")
+    since: Position | None = Field(default=None, description="Resume: the last number that the client has dealt with")
+    epoch: Epoch | None = Field(default=None, description="With `since`: the log that the number belongs to")
+    bulk: Literal["items", "summary"] = "items"
+    deliver: Deliver = "all"
+    name: Name | None = Field(default=None, alias="as", description="Names the subscription; else s1, s2, …")
+
+    @field_validator("epoch")
+    @classmethod
+    def _belongs_to_a_number(cls, epoch: str | None, info: ValidationInfo) -> str | None:
+        # A wrong `since` is not in the data, and is told already.
+        if epoch is not None and info.data.get("since", 0) is None:
+            raise PydanticCustomError("missing_since", "Expected since beside epoch")
+        return epoch
+
+
+class Unsubscribe(Body):
+    """End a subscription: after the reply no frame of it comes."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"subscription": "s1"}]})
+
+    subscription: Name
+
+
+class Auth(Body):
+    """Sign in, or refresh the access token of a socket that has signed in."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"token": "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.…"}]})
+
+    token: Annotated[str, Field(min_length=1, max_length=MAX_TOKEN_LENGTH)]
+
+
+class Request(Body):
+    """Call the REST API with the socket's identity. `/openapi.json` says what there is to call."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"method": "POST", "path": "/movies", "body": {"title": "The Third Man"}}]}
+    )
+
+    method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+    path: Annotated[str, Field(min_length=1, max_length=MAX_PATH_LENGTH, pattern=r"^/[!-~]*$")] = Field(
+        description="With the query; percent-encoded as in a URL"
+    )
+    headers: Annotated[dict[HeaderName, HeaderValue], Field(max_length=MAX_HEADERS)] = Field(default={})
+    body: Any | MISSING = Field(default=MISSING, description="Any JSON; absent: no body")
+
+
+class Presence(Body):
+    """Follow who watches these topics, instead of those asked for before. An empty list ends it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"topics": ["movies"]}]})
+
+    topics: Topics
+
+
+class Ping(Body):
+    """Ask whether somebody is there."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{}]})
+
+
+ACTIONS: Mapping[str, type[BaseModel]] = {
+    "subscribe": Subscribe,
+    "unsubscribe": Unsubscribe,
+    "auth": Auth,
+    "request": Request,
+    "presence": Presence,
+    "ping": Ping,
+}
+
+
+def problems_of(error: ValidationError) -> list[FieldProblem]:
+    """Everything that is wrong with a body, as a 422 would list it."""
+    return [
+        FieldProblem(_place(each["loc"]), each["msg"], each["type"])
+        for each in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+
+
+def _place(loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    # pydantic puts the chosen branch of `deliver` and the word [key] of a mapping into the path; the message has none.
+    if loc[:1] == ("deliver",) and len(loc) > 1 and loc[1] in _DELIVER_TAGS:
+        loc = (loc[0], *loc[2:])
+    return tuple(part for part in loc if part != "[key]")
