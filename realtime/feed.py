@@ -64,6 +64,7 @@ class Feed:
         self._pending_bytes = 0
         self._target = 0
         self._look = asyncio.Event()
+        self._moved = asyncio.Event()  # replaced each time it is set
         self._present_look: asyncio.Task[None] | None = None
         self._next_look: asyncio.Task[None] | None = None
         self._behind = asyncio.Event()
@@ -126,6 +127,11 @@ class Feed:
         if ready:
             for listener in self.on_events:
                 listener(ready)
+            self._wake_waiting()
+
+    def _wake_waiting(self) -> None:
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
 
     # --- the log
 
@@ -235,6 +241,7 @@ class Feed:
         self.ring.clear()
         for listener in self.on_reset:
             listener("the log was replaced")
+        self._wake_waiting()
 
     def _database_went_away(self) -> None:
         if self.is_database_up:
@@ -268,6 +275,12 @@ class Feed:
         if not found or found[0].seq != seq + 1:
             raise PositionTooOld(seq)
         return found
+
+    async def wait_beyond(self, seq: int) -> None:
+        """Wait until the stream has an event after `seq`, or is another log's. However many wait share one event."""
+        generation = self.generation
+        while self.head.seq <= seq and self.generation == generation:
+            await self._moved.wait()
 
     async def reach_head(self) -> None:
         """Wait until the stream has every event that was committed when this was called, but not for long.
