@@ -22,6 +22,7 @@ import uvicorn
 
 import logs
 import main
+import serving
 from settings import load_settings
 
 PROBE_SECONDS = 0.001
@@ -61,7 +62,7 @@ def serve(path: Path) -> None:
 
     router: Any = app.router
     router.lifespan_context = lifespan
-    uvicorn.Server(main.server_config(settings, app)).run(sockets=[main._listen(settings)])
+    uvicorn.Server(serving.server_config(settings, app)).run(sockets=[serving.listen(settings)])
 
 
 if __name__ == "__main__":

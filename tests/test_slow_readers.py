@@ -15,6 +15,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 import main
+import serving
 from errors import CloseCode
 from realtime import subscription
 from realtime.websocket_protocol import MarqueeWebSocketProtocol
@@ -170,15 +171,15 @@ async def served_here(service: Service, **options: Any) -> AsyncIterator[None]:
     """The service in the event loop of the test, as `python main.py` sets it up but for `options` of uvicorn."""
     values: dict[str, Any] = {name.lower(): value for name, value in service.settings.items()}
     settings = load_settings(**values)
-    config = main.server_config(settings, main.build_app(settings))
+    config = serving.server_config(settings, main.build_app(settings))
     for name, value in options.items():
         setattr(config, name, value)
-    server = main.Server(config)
-    serving = asyncio.create_task(server.serve())
+    server = serving.Server(config)
+    life = asyncio.create_task(server.serve())
     await eventually(lambda: server.started, "the service starts")
     yield
     server.should_exit = True
-    await serving
+    await life
 
 
 async def code_after_silence(deaf: Watcher) -> int | None:
