@@ -87,6 +87,22 @@ class TokenForm(Body):
     password: Annotated[str, Field(min_length=1, max_length=128)]
 
 
+class GroupBody(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"group": "moderator"}]})
+
+    group: Literal["user", "moderator", "admin"]
+
+
+class Session(Answer):
+    """Somebody who is signed in somewhere."""
+
+    id: str
+    user_id: int
+    user_agent: str | None = Field(description="What the client called itself when it signed in")
+    address: str | None = Field(description="Where it signed in from")
+    created_at: Moment
+
+
 class Token(Answer):
     access_token: str
     token_type: Literal["bearer"]

@@ -158,6 +158,43 @@ characters = Table(
     sqlite_autoincrement=True,
 )
 
+sessions = Table(
+    "sessions",
+    metadata,
+    # What the claim `sid` of an access token names.
+    Column("id", String(36), primary_key=True),
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False),
+    Column("user_agent", _text(255)),
+    Column("address", _text(64)),
+    Column("created_at", UtcTime, nullable=False),
+    # When the last token of the session is no good any more; the clean-up ends what is past it.
+    Column("expires_at", UtcTime, nullable=False),
+    Column("ended_at", UtcTime),
+    Index("ix_sessions_user_id", "user_id", "created_at"),
+    Index("ix_sessions_expires_at", "expires_at"),
+)
+
+# Workers that have rows in `presence`; what is past `until` (the database's clock) is a ghost's.
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("until", Float, nullable=False),
+)
+
+presence = Table(
+    "presence",
+    metadata,
+    Column("worker", String(32), primary_key=True),
+    Column("topic", String(32), primary_key=True),
+    # 0 stands for everybody who has not signed in, so there is no foreign key.
+    Column("user_id", Id, primary_key=True, autoincrement=False),
+    Column("username", _text(50)),
+    Column("connections", Integer, nullable=False),
+    # Connections that ended a moment ago.
+    Column("lingering", Integer, nullable=False),
+)
+
 event_head = Table(
     "event_head",
     metadata,

@@ -327,5 +327,12 @@ CHARACTER_FIELDS: dict[str, filters.Field] = _fields(
     ("id", Kind.INTEGER), ("name", Kind.TEXT), ("description", Kind.TEXT), ("movie_id", Kind.INTEGER)
 )
 
-TOPICS: dict[str, str] = {"movies": "public", "characters": "public", "jobs": "public", "users": "admin"}
+# Who may watch: everybody, one group, or (`self`) each who has signed in, of what is theirs.
+TOPICS: dict[str, str] = {
+    "movies": "public",
+    "characters": "public",
+    "jobs": "public",
+    "users": "admin",
+    "sessions": "self",
+}
 PUBLIC_TOPICS: frozenset[str] = frozenset(name for name, reader in TOPICS.items() if reader == "public")

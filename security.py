@@ -19,6 +19,7 @@ ISSUER = "marquee"
 AUDIENCE = "marquee"
 CLOCK_LEEWAY_SECONDS = 5
 _USER_ID = re.compile(r"[1-9][0-9]{0,18}")
+_SESSION_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MAX_USER_ID = 2**63 - 1  # what the database can look for
 
 
@@ -35,6 +36,8 @@ class Identity:
     user_id: int
     group: Group
     expires_at: float
+    session_id: str
+    username: str | None
 
     @property
     def is_staff(self) -> bool:
@@ -81,6 +84,15 @@ def name_key(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Claims:
+    """What a good access token says; whether the session goes on, only the database knows."""
+
+    user_id: int
+    session_id: str
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """Signs and checks access tokens (JWT, RFC 7519, HMAC only)."""
 
@@ -88,12 +100,13 @@ class Tokens:
     algorithm: str
     lifetime_seconds: int
 
-    def issue(self, user_id: int) -> str:
+    def issue(self, user_id: int, session_id: str) -> str:
         now = int(time.time())
         claims = {
             "iss": ISSUER,
             "aud": AUDIENCE,
             "sub": str(user_id),
+            "sid": session_id,
             "iat": now,
             "exp": now + self.lifetime_seconds,
             "jti": secrets.token_hex(8),
@@ -101,8 +114,8 @@ class Tokens:
         }
         return str(jwt.encode(claims, self.key, algorithm=self.algorithm))
 
-    def read(self, token: str) -> tuple[int, float]:
-        """The user's id and the token's end. Raises Unauthenticated for anything but a good access token."""
+    def read(self, token: str) -> Claims:
+        """Raises Unauthenticated for anything but a good access token."""
         try:
             # jose ignores "crit"; RFC 7515, section 4.1.11: what is not understood must be refused.
             if "crit" in jwt.get_unverified_header(token):
@@ -121,7 +134,9 @@ class Tokens:
             subject = claims["sub"]
             if not (isinstance(subject, str) and _USER_ID.fullmatch(subject) and int(subject) <= MAX_USER_ID):
                 raise JWTError("not the id of a user")
-            user_id = int(subject)
-            return user_id, float(claims["exp"])
+            session_id = claims.get("sid")
+            if not (isinstance(session_id, str) and _SESSION_ID.fullmatch(session_id)):
+                raise JWTError("not the id of a session")
+            return Claims(int(subject), session_id, float(claims["exp"]))
         except (JOSEError, ValueError, TypeError, KeyError) as error:
             raise Unauthenticated("The access token is not valid or has expired") from error

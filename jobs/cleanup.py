@@ -9,12 +9,14 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from errors import Unavailable
-from repository import event_log, idempotency, leases
+from repository import event_log, idempotency, leases, sessions
 from repository.database import Database
 
 PERIOD_SECONDS = 60.0
 IDEMPOTENCY_KEY_HOURS = 24
 PRUNE_ROWS_PER_TRANSACTION = 5_000  # a writer waits for at most this many
+EXPIRE_ROWS_PER_TRANSACTION = 500  # each with an event
+SESSION_GRACE = timedelta(minutes=1)  # the clock of the worker that issued the token may be behind ours
 
 log = structlog.get_logger("cleanup")
 
@@ -44,6 +46,7 @@ class Cleanup:
     async def clean(self) -> None:
         now = datetime.now(UTC)
         keys = await idempotency.forget(self._database, now - timedelta(hours=IDEMPOTENCY_KEY_HOURS))
+        expired = await self._expire_sessions(now - SESSION_GRACE)
         pruned = 0
         while True:
             count = await event_log.prune(
@@ -55,5 +58,15 @@ class Cleanup:
             pruned += count
             if count < PRUNE_ROWS_PER_TRANSACTION:
                 break
-        if keys or pruned:
-            log.info("cleaned up", idempotency_keys=keys, events=pruned)
+        if keys or expired or pruned:
+            log.info("cleaned up", idempotency_keys=keys, sessions=expired, events=pruned)
+
+    async def _expire_sessions(self, now: datetime) -> int:
+        expired = 0
+        while True:
+            count = await sessions.expire(self._database, now, max_rows=EXPIRE_ROWS_PER_TRANSACTION)
+            expired += count
+            if count < EXPIRE_ROWS_PER_TRANSACTION:
+                break
+        await sessions.forget(self._database, now)
+        return expired

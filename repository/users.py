@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import func, insert, or_, select
+from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 import models
-from errors import Conflict, FieldProblem, Unauthenticated
+from errors import Conflict, FieldProblem, Forbidden, NotFound, Unauthenticated
+from repository import sessions
 from repository.database import Database
 from repository.lists import entity
 from repository.statement import statement
@@ -19,8 +20,11 @@ from security import Group, Identity, Tokens, name_key
 from times import utc_now
 
 USERS_AUDIENCE = f"group:{Group.ADMIN}"
-# Asked for with every request that has a token.
-_STANDING = statement('SELECT "group", is_active FROM users WHERE id = $1')
+# Asked for with every request that has a token: of the account and of the session in one.
+_STANDING = statement(
+    'SELECT users."group", users.is_active, users.username FROM sessions JOIN users ON users.id = sessions.user_id'
+    " WHERE sessions.id = $1 AND sessions.user_id = $2 AND sessions.ended_at IS NULL"
+)
 _PRIVATE = ("password_hash", "username_key", "email_key")
 MAX_KEY_LENGTH = 200  # of the narrower key column
 
@@ -112,12 +116,75 @@ async def _find(database: Database, where: Any) -> dict[str, Any] | None:
 
 
 async def identify(database: Database, tokens: Tokens, token: str) -> Identity:
-    """Whose token it is. Raises Unauthenticated; an account that is gone or disabled counts at once."""
-    user_id, expires_at = tokens.read(token)
-    found = await database.fetch(_STANDING, user_id)
+    """Whose token it is. Raises Unauthenticated; a session that ended, and an account that is gone or disabled, count
+    at once, on every worker.
+    """
+    claims = tokens.read(token)
+    found = await database.fetch(_STANDING, claims.session_id, claims.user_id)
     if not found or not found[0][1]:
         raise Unauthenticated("The access token is not valid or has expired")
-    return Identity(user_id, Group(found[0][0]), expires_at)
+    group, _, username = found[0]
+    return Identity(claims.user_id, Group(group), claims.expires_at, claims.session_id, username)
+
+
+async def change_group(tx: Transaction, actor_id: int, user_id: int, group: Group) -> dict[str, Any]:
+    """Put an account into another group. Raises NotFound, Conflict for the last admin, Forbidden."""
+    return await _administer(tx, actor_id, user_id, {"group": group.value})
+
+
+async def activate(tx: Transaction, actor_id: int, user_id: int) -> dict[str, Any]:
+    """Let an account sign in again. Raises NotFound, Forbidden."""
+    return await _administer(tx, actor_id, user_id, {"is_active": True})
+
+
+async def deactivate(tx: Transaction, actor_id: int, user_id: int) -> dict[str, Any]:
+    """Shut an account and end its sessions, which activating brings nobody back to.
+
+    Raises NotFound, Conflict for the last admin, Forbidden.
+    """
+    user = await _administer(tx, actor_id, user_id, {"is_active": False})
+    await sessions.end_all(tx, user_id, actor_id=actor_id)
+    return user
+
+
+async def _administer(tx: Transaction, actor_id: int, user_id: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+    table = models.users
+    is_acting_admin = and_(table.c.group == Group.ADMIN.value, table.c.is_active)
+    # All admins are locked with the account, in one order: of two who leave at once the second finds itself alone,
+    # and whoever was demoted a moment ago does nothing more.
+    found = await tx.connection.execute(
+        select(table)
+        .where(or_(table.c.id == user_id, is_acting_admin))
+        .order_by(table.c.id)
+        .with_for_update(key_share=True)
+    )
+    by_id = {row.id: entity(row) for row in found}
+    admins = {each["id"] for each in by_id.values() if each["group"] == Group.ADMIN and each["is_active"]}
+    if actor_id not in admins:
+        raise Forbidden("Only admins can do this")
+    if user_id not in by_id:
+        raise NotFound(f"There is no user {user_id}")
+    before = by_id[user_id]
+    changed = [name for name, value in changes.items() if before[name] != value]
+    if not changed:
+        return public(before)
+    after = {**before, **changes}
+    if admins == {user_id} and not (after["group"] == Group.ADMIN and after["is_active"]):
+        raise Conflict("This is the last admin; make somebody else an admin first")
+    after |= {"version": before["version"] + 1, "updated_at": utc_now()}
+    written = {name: after[name] for name in (*changed, "version", "updated_at")}
+    await tx.connection.execute(update(table).where(table.c.id == user_id).values(written))
+    user = public(after)
+    tx.emit(
+        "users",
+        "update",
+        user,
+        actor_id=actor_id,
+        before=public(before),
+        changed=changed,
+        audience=USERS_AUDIENCE,
+    )
+    return user
 
 
 async def list_non_admins(database: Database, *, offset: int, limit: int) -> tuple[list[dict[str, Any]], int]:

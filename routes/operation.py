@@ -43,6 +43,7 @@ class Call:
     query_string: str
     method: str
     raw_body: bytes
+    address: str | None  # of the client
 
     @property
     def database(self) -> Database:

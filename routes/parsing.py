@@ -55,6 +55,7 @@ async def parse(request: Request, operation: Operation) -> Call:
         query_string=request.scope["query_string"].decode("latin-1"),
         method=request.method,
         raw_body=raw_body,
+        address=request.client.host if request.client is not None else None,
     )
 
 

@@ -326,8 +326,8 @@ async def test_watchers_are_not_told_of_new_users(service: Service) -> None:
     async with watching(service) as watcher, service.person() as alice:
         await alice.add()
         event = await watcher.expect("add", "movies")
-        # The registration took a number of its own.
-        assert event["seq"] == watcher.welcome["data"]["seq"] + 2
+        # The registration and the session took numbers of their own.
+        assert event["seq"] == watcher.welcome["data"]["seq"] + 3
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ async def test_watchers_are_not_told_of_new_users(service: Service) -> None:
     ],
 )
 def test_owners_and_staff_may_change(group: Group, owner: int | None, may: bool) -> None:
-    assert Identity(7, group, 0.0).may_change(owner) is may
+    assert Identity(7, group, 0.0, "a session", "holly").may_change(owner) is may
 
 
 # --- the command line
