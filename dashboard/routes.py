@@ -1,4 +1,4 @@
-"""The page at `/` and its files under `/static`."""
+"""The live page at `/`, the reference of the websocket at `/docs/realtime`, and their files under `/static`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.types import Scope
 
 STATIC = Path(__file__).resolve().parent / "static"
 
-# The page needs its own script and style and a websocket, and nothing else.
+# The pages need their own scripts and styles, this service and its websocket, and nothing else.
 # "ws: wss:" stands beside 'self' because not every browser lets 'self' cover websockets.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' ws: wss:; "
@@ -47,7 +47,12 @@ async def page(request: Request) -> Response:
     return FileResponse(STATIC / "index.html", media_type="text/html", headers=HEADERS)
 
 
+async def realtime(request: Request) -> Response:
+    return FileResponse(STATIC / "realtime.html", media_type="text/html", headers=HEADERS)
+
+
 ROUTES: list[BaseRoute] = [
     Route("/", page, methods=["GET"], name="dashboard"),
+    Route("/docs/realtime", realtime, methods=["GET"], name="realtime"),
     Mount("/static", _PageFiles(directory=STATIC), name="static"),
 ]

@@ -1,4 +1,4 @@
-"""What a client says: the body of each action, as pydantic models.
+"""What a client says and what it is answered: the body of each action and the replies, as pydantic models.
 
 `connection.py` validates with them and `/asyncapi.json` shows them, so neither can say what the other does not. `id`
 and `action` stand beside a body and are read before it is known which body it is.
@@ -7,7 +7,7 @@ and `action` stand beside a body and are read before it is known which body it i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
     MISSING,
@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    RootModel,
     Tag,
     ValidationError,
     ValidationInfo,
@@ -24,7 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from errors import FieldProblem
-from schemas import MAX_ID, TOPICS, WHOLE, Body
+from schemas import MAX_ID, TOPICS, WHOLE, Answer, Body, FieldError
 
 MAX_TOPICS = 10
 MAX_TOKEN_LENGTH = 4096
@@ -167,6 +168,96 @@ ACTIONS: Mapping[str, type[BaseModel]] = {
     "request": Request,
     "presence": Presence,
     "ping": Ping,
+}
+
+
+# --- replies
+
+
+class Subscribed(Answer):
+    """To `subscribe`, always before the first frame of the subscription."""
+
+    subscription: Name
+    seq: int = Field(ge=0, description="Where the stream begins: the snapshot's number, or `since` when it resumes")
+
+
+class Unsubscribed(Answer):
+    """To `unsubscribe`: no frame of it comes any more."""
+
+    subscription: Name
+
+
+class SignedIn(Answer):
+    """To `auth`: the socket is this user's from now on."""
+
+    user_id: int
+    group: Literal["user", "moderator", "admin"]
+
+
+class Person(Answer):
+    user_id: int
+    username: str | None
+    connections: int = Field(ge=0, description="Sockets of theirs that watch the topic")
+
+
+class Watchers(Answer):
+    count: int = Field(ge=0, description="Sockets that watch the topic, those that did not sign in included")
+    users: list[Person] = Field(description="Empty for a socket that did not sign in")
+
+
+class Present(RootModel[dict[Topic, Watchers]]):
+    """To `presence`: who watches each topic; `presence` frames tell the changes."""
+
+
+class Pong(Answer):
+    """To `ping`."""
+
+
+Data = TypeVar("Data")
+
+
+class Reply(Answer, Generic[Data]):
+    """The answer to a message that could be done."""
+
+    reply_to: MessageId = Field(description="The `id` of the message")
+    ok: Literal[True]
+    data: Data
+
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
+        return f"{params[0].__name__}{cls.__name__}"
+
+
+class Error(Answer):
+    code: str = Field(pattern="^[a-z]+(_[a-z]+)*$", description="Stable, for programs")
+    detail: str | list[FieldError] = Field(description="A sentence, or every problem as in a 422")
+
+
+class ErrorReply(Answer):
+    """The answer to a message that could not be done."""
+
+    reply_to: MessageId = Field(description="The `id` of the message; null when none could be read")
+    ok: Literal[False]
+    error: Error
+
+
+class Response(Answer):
+    """The answer to `request`: what the REST API answered. It may come before or after the frames of the write."""
+
+    reply_to: MessageId = Field(description="The `id` of the message")
+    status: int = Field(ge=200, le=599)
+    headers: dict[str, str]
+    body: Any | MISSING = Field(default=MISSING, description="JSON, as in the body over HTTP")
+
+
+# By the action that is answered. An ErrorReply may come instead of each.
+REPLIES: Mapping[str, type[BaseModel]] = {
+    "subscribe": Reply[Subscribed],
+    "unsubscribe": Reply[Unsubscribed],
+    "auth": Reply[SignedIn],
+    "request": Response,
+    "presence": Reply[Present],
+    "ping": Reply[Pong],
 }
 
 
