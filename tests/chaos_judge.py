@@ -1,0 +1,241 @@
+"""What every watcher must have got, worked out from the log alone, without any code of the service.
+
+The log begins with an empty catalog, so replaying it gives every row before and after every event; the log's own
+`before` is not looked at. Filters are Python functions written by hand beside their JSON.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC
+from typing import Any
+
+import asyncpg
+
+PUBLIC_TOPICS = ("movies", "characters", "jobs")
+CATALOG = ("movies", "characters")
+
+Frame = dict[str, Any]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a watcher watches. `matches` is `filter` in Python; a wish with a filter is about one topic of CATALOG."""
+
+    topics: tuple[str, ...] = PUBLIC_TOPICS
+    bulk: str = "items"
+    name: str | None = None
+    filter: Mapping[str, Any] | None = None
+    matches: Callable[[Row], bool] = field(default=lambda row: True, compare=False)
+
+    @property
+    def key(self) -> str:
+        return json.dumps([self.topics, self.bulk, self.filter], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One event of the log. `before` and `after` hold the rows it touches, by id."""
+
+    frame: Frame
+    before: Mapping[int, Row]
+    after: Mapping[int, Row]
+
+    @property
+    def seq(self) -> int:
+        return int(self.frame["seq"])
+
+
+class Log:
+    """All public events, and the catalog that they build."""
+
+    def __init__(self, epoch: str, head: int, entries: list[Entry], tables: dict[str, dict[int, Row]]) -> None:
+        self.epoch = epoch
+        self.head = head
+        self.entries = entries
+        self.tables = tables
+        self.problems: list[str] = []
+        self._expected: dict[str, list[list[Frame]]] = {}
+
+    def expected(self, wish: Wish) -> list[list[Frame]]:
+        """The frames of each event that a watcher with this wish sees, in order."""
+        found = self._expected.get(wish.key)
+        if found is None:
+            wanted = (entry for entry in self.entries if entry.frame["topic"] in wish.topics)
+            found = self._expected[wish.key] = [frames for entry in wanted if (frames := frames_of(entry, wish))]
+        return found
+
+
+async def read_log(url: str) -> Log:
+    """The whole log. Its numbers must begin with 1 and have no holes."""
+    connection = await asyncpg.connect(url)
+    try:
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            epoch, head = await connection.fetchrow("SELECT epoch, seq FROM event_head")
+            rows = await connection.fetch("SELECT * FROM events ORDER BY seq")
+    finally:
+        await connection.close()
+    tables: dict[str, dict[int, Row]] = {topic: {} for topic in CATALOG}
+    public = [row for row in rows if row["audience"] == "public" and row["topic"] in PUBLIC_TOPICS]
+    entries = [_entry(row, tables) for row in public]
+    log = Log(epoch, head, entries, tables)
+    numbers = [row["seq"] for row in rows]
+    if numbers != list(range(1, head + 1)):
+        holes = sorted(set(range(1, head + 1)) ^ set(numbers))
+        log.problems.append(f"the log has holes or repeats: head {head}, {len(numbers)} events, {holes[:10]}")
+    return log
+
+
+def _entry(row: Any, tables: dict[str, dict[int, Row]]) -> Entry:
+    data = json.loads(row["payload"])
+    frame = {"operation": row["operation"], "topic": row["topic"], "seq": row["seq"], "data": data}
+    if row["changed"]:
+        frame["changed"] = json.loads(row["changed"])
+    frame["actor_id"] = row["actor_id"]
+    frame["ts"] = row["created_at"].astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    if row["topic"] not in CATALOG:
+        return Entry(frame, {}, {})
+    table = tables[row["topic"]]
+    after: dict[int, Row] = {}
+    if row["operation"] == "delete":
+        ids = [data["id"]]
+    elif row["operation"] == "delete_bulk":
+        ids = data["ids"]
+    else:
+        after = {item["id"]: item for item in data.get("items", [data])}
+        ids = list(after)
+    before = {id_: table[id_] for id_ in ids if id_ in table}
+    for id_ in ids:
+        if id_ in after:
+            table[id_] = after[id_]
+        else:
+            table.pop(id_, None)
+    return Entry(frame, before, after)
+
+
+def frames_of(entry: Entry, wish: Wish) -> list[Frame]:
+    """What a watcher with this wish gets for one event of its topics."""
+    frame = entry.frame
+    if wish.filter is not None:
+        return _filtered(entry, wish)
+    if wish.bulk == "summary" and frame["operation"].endswith("_bulk"):
+        data = frame["data"]
+        ids = data["ids"] if "ids" in data else [item["id"] for item in data["items"]]
+        frame = frame | {"data": _summary(ids, data.get("job_id"))}
+    return [frame]
+
+
+def _summary(ids: Sequence[int], job_id: str | None) -> Row:
+    return {"count": len(ids), "first_id": min(ids), "last_id": max(ids), "job_id": job_id}
+
+
+def _filtered(entry: Entry, wish: Wish) -> list[Frame]:
+    was = [id_ for id_, row in entry.before.items() if wish.matches(row)]
+    is_ = [id_ for id_, row in entry.after.items() if wish.matches(row)]
+    entered, stayed, left = (
+        [id_ for id_ in is_ if id_ not in was],
+        [id_ for id_ in is_ if id_ in was],
+        [id_ for id_ in was if id_ not in is_],
+    )
+    rest = {name: entry.frame[name] for name in ("topic", "seq", "actor_id", "ts")} | {"subscription": wish.name}
+    by_filter = {"reason": "filter"} if entry.after else {}
+    changed = {"changed": entry.frame["changed"]} if "changed" in entry.frame else {}
+    found: list[Frame] = []
+    if not entry.frame["operation"].endswith("_bulk"):
+        if entered:
+            found.append({"operation": "add", "data": entry.after[entered[0]], **rest})
+        elif stayed:
+            found.append({"operation": "update", "data": entry.after[stayed[0]], **changed, **rest})
+        elif left:
+            found.append({"operation": "delete", "data": {"id": left[0]}, **by_filter, **rest})
+        return found
+    job = {"job_id": entry.frame["data"]["job_id"]} if "job_id" in entry.frame["data"] else {}
+    parts: tuple[tuple[str, list[int], Row], ...] = (
+        ("add_bulk", entered, {}),
+        ("update_bulk", stayed, changed),
+        ("delete_bulk", left, by_filter),
+    )
+    for operation, ids, more in parts:
+        if not ids:
+            continue
+        if wish.bulk == "summary":
+            data = _summary(ids, job.get("job_id"))
+        elif operation == "delete_bulk":
+            data = {"count": len(ids), "ids": ids}
+        else:
+            data = {"count": len(ids), "items": [entry.after[id_] for id_ in ids], **job}
+        found.append({"operation": operation, "data": data, **more, **rest})
+    for frame in found[:-1]:
+        frame["more"] = True
+    return found
+
+
+def differences(expected: Sequence[Sequence[Frame]], start: int, got: Sequence[Frame]) -> Differences:
+    """Compare what came with what must come after number `start`."""
+    frames = [frame for event in expected for frame in event if frame["seq"] > start]
+    wanted, numbers = [f["seq"] for f in frames], [f["seq"] for f in got]
+    found = Differences(len(got))
+    if wanted != numbers:
+        seen: dict[int, int] = {}
+        for number in numbers:
+            seen[number] = seen.get(number, 0) + 1
+        due: dict[int, int] = {}
+        for number in wanted:
+            due[number] = due.get(number, 0) + 1
+        found.missing = [n for n in sorted(due) if seen.get(n, 0) < due[n]]
+        found.repeated = [n for n in sorted(seen) if seen[n] > due.get(n, 0)]
+        found.reordered = [b for a, b in itertools.pairwise(numbers) if b < a]
+        return found
+    found.unequal = [pair for pair in zip(frames, got, strict=True) if pair[0] != pair[1]]
+    return found
+
+
+@dataclass
+class Differences:
+    """Numbers of events, or pairs of frames; all empty when the watcher was never wrong. `repeated` holds what was
+    not asked for, too."""
+
+    events: int
+    missing: list[int] = field(default_factory=list)
+    repeated: list[int] = field(default_factory=list)
+    reordered: list[int] = field(default_factory=list)
+    unequal: list[tuple[Frame, Frame]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.repeated or self.reordered or self.unequal)
+
+    def __str__(self) -> str:
+        parts = [
+            f"{len(numbers)} {name} ({', '.join(map(str, numbers[:8]))})"
+            for name, numbers in (("missing", self.missing), ("repeated", self.repeated), ("reordered", self.reordered))
+            if numbers
+        ]
+        if self.unequal:
+            wanted, got = (str(frame)[:600] for frame in self.unequal[0])
+            parts.append(f"{len(self.unequal)} unequal, first\n    expected {wanted}\n    got      {got}")
+        return "; ".join(parts) or "none"
+
+
+def broken_promises(log: Log, promised: Sequence[tuple[str, Row]]) -> list[str]:
+    """Rows whose POST was answered, but that the log does not have exactly once and equal to the answer."""
+    added: dict[tuple[str, int], list[Row]] = {}
+    names: dict[tuple[str, str], int] = {}
+    for entry in log.entries:
+        if entry.frame["topic"] in CATALOG and entry.frame["operation"] in ("add", "add_bulk"):
+            for id_, row in entry.after.items():
+                added.setdefault((entry.frame["topic"], id_), []).append(row)
+                label = "title" if entry.frame["topic"] == "movies" else "name"
+                if "job_id" not in entry.frame["data"]:
+                    name = (entry.frame["topic"], row[label])
+                    names[name] = names.get(name, 0) + 1
+    problems = []
+    for topic, row in promised:
+        found = added.get((topic, row["id"]), [])
+        if found != [row]:
+            problems.append(f"{topic} {row['id']} was answered as {row} and is in the log as {found}")
+    problems += [f"{topic}: {name} was added {count} times" for (topic, name), count in names.items() if count > 1]
+    return problems

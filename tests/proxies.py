@@ -1,0 +1,281 @@
+"""Faults from outside: TCP proxies on 127.0.0.1 that cut connections, and one for Redis that loses pub/sub messages.
+
+The proxies of one `Proxies` run in a thread with an event loop of its own, so that a test may block its loop without
+holding up the services behind them. All methods may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import struct
+import threading
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import uvloop
+
+HOST = "127.0.0.1"
+CALL_SECONDS = 10.0
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+MESSAGE_PUSHES = (b">3\r\n$7\r\nmessage\r\n", b"*3\r\n$7\r\nmessage\r\n")  # RESP3, RESP2
+
+T = TypeVar("T")
+AnyProxy = TypeVar("AnyProxy", bound="Proxy")
+
+
+class Proxies:
+    """The thread; makes proxies, and ends them all when its block ends."""
+
+    def __init__(self) -> None:
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxies", daemon=True)
+        self._made: list[Proxy] = []
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for proxy in self._made:
+            proxy.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(CALL_SECONDS)
+        self._loop.close()
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` in the proxies' loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(CALL_SECONDS)
+
+    def cutting(self, port: int) -> Proxy:
+        """In front of whatever listens on `port`."""
+        return self._begin(Proxy(self, port))
+
+    def redis(self, port: int, seed: int = 0, drop: float = 0.0) -> RedisProxy:
+        """In front of a Redis; loses the given fraction of pub/sub messages."""
+        return self._begin(RedisProxy(self, port, seed, drop))
+
+    def _begin(self, proxy: AnyProxy) -> AnyProxy:
+        self.call(proxy.listen())
+        self._made.append(proxy)
+        return proxy
+
+
+class Proxy:
+    """Passes bytes on until it is told to cut."""
+
+    def __init__(self, owner: Proxies, upstream: int) -> None:
+        self.upstream = upstream
+        self.port = 0
+        self.links: set[Link] = set()
+        self._owner = owner
+        self._server: asyncio.Server | None = None
+
+    async def listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Link(self), HOST, 0, backlog=2048)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def close(self) -> None:
+        async def end() -> None:
+            if self._server is not None:
+                self._server.close()
+            self._cut(1.0, random.Random(0))
+
+        self._owner.call(end())
+
+    def cut(self, fraction: float = 1.0, seed: int = 0) -> int:
+        """Reset about `fraction` of the connections at both ends, unsent bytes lost. Answers how many."""
+
+        async def work() -> int:
+            return self._cut(fraction, random.Random(seed))
+
+        return self._owner.call(work())
+
+    def _cut(self, fraction: float, chance: random.Random) -> int:
+        chosen = [link for link in list(self.links) if chance.random() < fraction]
+        for link in chosen:
+            link.cut()
+        return len(chosen)
+
+    def reader(self) -> Reader:
+        """What one connection's bytes from upstream pass through."""
+        return Reader()
+
+
+class Reader:
+    """Passes everything on."""
+
+    def pass_on(self, data: bytes) -> bytes:
+        return data
+
+
+class RedisProxy(Proxy):
+    """Everything passes but pub/sub messages: of those, a fraction is lost, or all while it is silent.
+
+    Connections stay open and commands go on, which is what a deaf worker looks like from inside.
+    """
+
+    def __init__(self, owner: Proxies, upstream: int, seed: int, drop: float) -> None:
+        super().__init__(owner, upstream)
+        self.drop = drop
+        self.is_silent = False
+        self.passed = 0
+        self.lost = 0
+        self._chance = random.Random(seed)
+
+    def reader(self) -> Reader:
+        return _LossyReader(self)
+
+    def loses_next(self) -> bool:
+        """Decide about one message."""
+        lost = self._chance.random() < self.drop or self.is_silent
+        if lost:
+            self.lost += 1
+        else:
+            self.passed += 1
+        return lost
+
+
+class _LossyReader(Reader):
+    def __init__(self, proxy: RedisProxy) -> None:
+        self._proxy = proxy
+        self._rest = b""
+
+    def pass_on(self, data: bytes) -> bytes:
+        data = self._rest + data
+        kept, start = [], 0
+        while start < len(data) and (end := end_of_value(data, start)) is not None:
+            if not (data.startswith(MESSAGE_PUSHES, start) and self._proxy.loses_next()):
+                kept.append(data[start:end])
+            start = end
+        self._rest = data[start:]
+        return b"".join(kept)
+
+
+def end_of_value(data: bytes, start: int) -> int | None:
+    """Where the RESP value that begins at `start` ends, or None when it is not whole yet."""
+    line_end = data.find(b"\r\n", start)
+    if line_end < 0:
+        return None
+    kind, end = data[start : start + 1], line_end + 2
+    if kind in (b"$", b"=", b"!"):
+        length = int(data[start + 1 : line_end])
+        end += length + 2 if length >= 0 else 0
+        return end if end <= len(data) else None
+    if kind in (b"*", b"~", b">", b"%", b"|"):
+        count = int(data[start + 1 : line_end]) * (2 if kind in (b"%", b"|") else 1)
+        for _ in range(max(0, count)):
+            inner = end_of_value(data, end)
+            if inner is None:
+                return None
+            end = inner
+    return end
+
+
+class Link(asyncio.Protocol):
+    """One client's connection, and its counterpart upstream."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self._client: Any = None
+        self._upstream: Any = None
+        self._early: list[bytes] = []  # sent before there is an upstream
+        self._connecting: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._client = transport
+        self._proxy.links.add(self)
+        self._connecting = asyncio.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            self._upstream, _ = await loop.create_connection(
+                lambda: _Upstream(self, self._proxy.reader()), HOST, self._proxy.upstream
+            )
+        except OSError:
+            self.end()
+            return
+        if self._client.is_closing():
+            self.end()
+        else:
+            self._upstream.write(b"".join(self._early))
+            self._early.clear()
+
+    def data_received(self, data: bytes) -> None:
+        if self._upstream is None:
+            self._early.append(data)
+        elif not self._upstream.is_closing():
+            self._upstream.write(data)
+
+    def pause_writing(self) -> None:
+        _pause(self._upstream)
+
+    def resume_writing(self) -> None:
+        _resume(self._upstream)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.end()
+
+    def to_client(self, data: bytes) -> None:
+        if not self._client.is_closing():
+            self._client.write(data)
+
+    def pause_client(self) -> None:
+        _pause(self._client)
+
+    def resume_client(self) -> None:
+        _resume(self._client)
+
+    def end(self) -> None:
+        """In good order: what was read is still sent."""
+        self._proxy.links.discard(self)
+        for transport in (self._client, self._upstream):
+            if transport is not None:
+                transport.close()
+
+    def cut(self) -> None:
+        """As a network that breaks, with a reset to both."""
+        self._proxy.links.discard(self)
+        for transport in (self._client, self._upstream):
+            if transport is None:
+                continue
+            with contextlib.suppress(OSError, AttributeError):
+                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            transport.abort()
+
+
+class _Upstream(asyncio.Protocol):
+    def __init__(self, link: Link, reader: Reader) -> None:
+        self._link = link
+        self._reader = reader
+
+    def data_received(self, data: bytes) -> None:
+        passed = self._reader.pass_on(data)
+        if passed:
+            self._link.to_client(passed)
+
+    def pause_writing(self) -> None:
+        self._link.pause_client()
+
+    def resume_writing(self) -> None:
+        self._link.resume_client()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._link.end()
+
+
+def _pause(transport: Any) -> None:
+    if transport is not None and not transport.is_closing():
+        transport.pause_reading()
+
+
+def _resume(transport: Any) -> None:
+    if transport is not None and not transport.is_closing():
+        transport.resume_reading()
