@@ -7,6 +7,7 @@ MarqueeError
     ├── Unauthenticated      401
     ├── Forbidden            403
     ├── NotFound             404
+    ├── NotAcceptable        406
     ├── RequestTimeout       408
     ├── Conflict             409
     ├── PreconditionFailed   412
@@ -85,6 +86,11 @@ class Forbidden(Problem):
 class NotFound(Problem):
     status = 404
     code = "not_found"
+
+
+class NotAcceptable(Problem):
+    status = 406
+    code = "not_acceptable"
 
 
 class RequestTimeout(Problem):

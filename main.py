@@ -31,9 +31,11 @@ from jobs.runner import Runner
 from realtime.bus import Bus
 from realtime.endpoint import ROUTES as REALTIME_ROUTES
 from realtime.endpoint import Realtime
+from realtime.event_stream import EventStreams
 from realtime.feed import Feed
 from realtime.hub import Hub
 from realtime.progress import Progress
+from realtime.replay import Replay
 from repository import event_log, failures, migrations, users
 from repository.database import Database
 from repository.transaction import Transaction
@@ -60,8 +62,16 @@ def build_app(settings: Settings) -> Starlette:
         CORSMiddleware,
         allow_origins=list(settings.allowed_origins),
         allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
-        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "X-Request-ID"],
-        expose_headers=["ETag", "Link", "Location", "Retry-After", "X-Request-ID", "X-Total-Count"],
+        allow_headers=[
+            "Authorization",
+            "Content-Type",
+            "Idempotency-Key",
+            "If-Match",
+            "If-None-Match",
+            "Last-Event-ID",
+            "X-Request-ID",
+        ],
+        expose_headers=["ETag", "Link", "Location", "Retry-After", "Stream-Position", "X-Request-ID", "X-Total-Count"],
     )
     app = Starlette(
         routes=[*table.routes(), *REALTIME_ROUTES, *DASHBOARD_ROUTES],
@@ -96,6 +106,8 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
         )
         feed = Feed(database, has_shared_bus=bus.is_shared, is_bus_deaf=lambda: bus.is_deaf)
         progress = Progress(database, hub)
+        replay = Replay(database, feed)
+        event_streams = EventStreams(replay)
         runner = Runner(database)
         cleanup = Cleanup(database, runner.owner, settings.event_retention_hours, settings.event_retention_rows)
         await feed.start()
@@ -121,7 +133,7 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
 
         try:
             yield {
-                "services": Services(database, tokens, passwords, readiness, table.document()),
+                "services": Services(database, tokens, passwords, readiness, table.document(), replay, event_streams),
                 "realtime": Realtime(database, feed, hub, tokens, settings.allowed_origins),
             }
         finally:

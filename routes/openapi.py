@@ -28,6 +28,7 @@ ERRORS: Mapping[int, str] = {
     401: "No access token, or one that is not good",
     403: "Not yours to do",
     404: "There is no such thing",
+    406: "There is no such form of it here",
     408: "The body took too long",
     409: "In conflict with what is stored",
     412: "If-Match names another version",
@@ -42,6 +43,12 @@ HEADERS: Mapping[str, dict[str, Any]] = {
         "description": "Rows in the whole list",
         "required": True,
         "schema": {"type": "integer", "minimum": 0},
+    },
+    "Stream-Position": {
+        "description": "`<epoch>:<seq>`: the number of the event log that the answer shows. Watching from there "
+        "(`since` and `epoch` of the websocket) misses nothing and repeats nothing",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[!-9;-~]+:[0-9]+$"},
     },
     "Link": {"description": "RFC 8288: first, prev, next, last", "schema": {"type": "string"}},
     "Location": {
@@ -243,7 +250,8 @@ def _responses(operation: Operation) -> dict[str, Any]:
         headers = common | {name: HEADERS[name] for name in operation.answer_headers}
         response: dict[str, Any] = {"description": _SUCCESSES.get(status, "As asked"), "headers": headers}
         if answer is not None:
-            response["content"] = {operation.media_type: {"schema": _schema(answer, "serialization")}}
+            content = {operation.media_type: {"schema": _schema(answer, "serialization")}}
+            response["content"] = {**content, **operation.other_content}
         built[str(status)] = response
     if operation.if_none_match:
         built["304"] = {"description": "The client has this one", "headers": common | {"ETag": HEADERS["ETag"]}}
@@ -291,6 +299,8 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
             parameter |= {"style": "form", "explode": False, "example": ["-updated_at", "id"]}
     for field in operation.filters.values():
         parameters.extend(_of_filter(field))
+    for name, words in operation.headers.items():
+        parameters.append({"name": name, "in": "header", "description": words, "schema": {"type": "string"}})
     if operation.if_none_match:
         words = "Answer 304 if the representation has one of these tags"
         parameters.append({"name": "If-None-Match", "in": "header", "description": words, "schema": {"type": "string"}})
@@ -314,6 +324,8 @@ def _of_model(model: type[BaseModel] | None, where: str) -> list[dict[str, Any]]
         parameter: dict[str, Any] = {"name": name, "in": where, "required": where == "path", "schema": each}
         if description:
             parameter["description"] = description
+        if each.get("type") == "array":
+            parameter |= {"style": "form", "explode": False}
         built.append(parameter)
     return built
 

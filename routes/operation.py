@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, TypeAdapter
 from starlette.datastructures import Headers
@@ -12,8 +12,21 @@ from starlette.responses import Response
 
 import filters
 from repository.database import Database
+from repository.event_log import Head
 from routes.passwords import Passwords
 from security import Identity, Tokens
+
+
+class EventPages(Protocol):
+    """The event log in pages (`realtime.replay`). The edges meet here without knowing each other."""
+
+    async def page(self, identity: Identity | None, query: Any) -> tuple[Head, Sequence[bytes], bool]: ...
+
+
+class EventStreams(Protocol):
+    """The event log as responses that go on (`realtime.event_stream`)."""
+
+    def stream(self, identity: Identity | None, query: Any, last_event_id: str | None) -> Response: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +38,8 @@ class Services:
     passwords: Passwords
     readiness: Callable[[], Awaitable[Mapping[str, str]]]
     openapi: bytes
+    event_pages: EventPages
+    event_streams: EventStreams
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,4 +99,6 @@ class Operation:
     idempotent: bool = False  # honours Idempotency-Key
     if_match: bool = False
     if_none_match: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)  # that it reads, with what they mean
     answer_headers: tuple[str, ...] = ()
+    other_content: Mapping[str, Any] = field(default_factory=dict)  # further media types of the success answer

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from errors import FieldProblem, InvalidInput
 from repository.catalog import IfMatch
+from repository.event_log import Head
 from repository.idempotency import Answer, Claim
 from routes.operation import Call
 
@@ -112,7 +113,17 @@ def _links(call: Call, count: int, total: int, last_id: int | None) -> Mapping[s
     return links
 
 
-def _url(call: Call, **changes: int | None) -> str:
+def position(head: Head) -> dict[str, str]:
+    """The header that says which number of the log the answer shows, so that watching can begin there."""
+    return {"Stream-Position": f"{head.epoch}:{head.seq}"}
+
+
+def link(call: Call, rel: str, **changes: int | str | None) -> str:
+    """The value of `Link` that leads to the same path with another query."""
+    return f'<{_url(call, **changes)}>; rel="{rel}"'
+
+
+def _url(call: Call, **changes: int | str | None) -> str:
     kept = [
         (name, value)
         for name, value in parse_qsl(call.query_string, keep_blank_values=True)

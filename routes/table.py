@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
-from routes import accounts, catalog_operations, documentation, health, jobs, openapi
+from routes import accounts, catalog_operations, documentation, events, health, jobs, openapi
 from routes.operation import Operation
 from routes.parsing import parse
 
@@ -17,6 +17,7 @@ OPERATIONS: Sequence[Operation] = [
     *catalog_operations.OPERATIONS,
     *jobs.OPERATIONS,
     *accounts.OPERATIONS,
+    *events.OPERATIONS,
     *health.OPERATIONS,
     *documentation.OPERATIONS,
 ]
