@@ -23,6 +23,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 import account_schemas
 import logs
+import metrics
 import serving
 from dashboard.routes import ROUTES as DASHBOARD_ROUTES
 from errors import Conflict, Problem, SettingsError, Unavailable
@@ -44,8 +45,10 @@ from routes.operation import Services
 from routes.passwords import Passwords
 from security import Group, Tokens, hash_password
 from settings import Settings, load_settings, secret_key
+from stopping import Stopping
 
 SWITCH_SECONDS = 0.0005
+GAUGE_SECONDS = 0.5
 
 log = structlog.get_logger("main")
 
@@ -79,6 +82,7 @@ def build_app(settings: Settings) -> Starlette:
             Middleware(middleware.OnePath),
             Middleware(middleware.RequestLog),
             *([cors] if settings.allowed_origins else []),
+            Middleware(middleware.NoNewSockets),
             Middleware(middleware.Unexpected),
         ],
         exception_handlers={Problem: middleware.on_problem, HTTPException: middleware.on_http_exception},
@@ -94,6 +98,8 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
     tokens = Tokens(secret_key(settings), settings.algorithm, settings.access_token_expire_minutes * 60)
     database = Database(settings.database_url)
     passwords = Passwords()
+    stopping = Stopping()
+    metrics_token = settings.metrics_token.get_secret_value() if settings.metrics_token is not None else None
     try:
         await migrations.migrate(database)
         await create_first_admin(database, settings)
@@ -110,13 +116,21 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
         event_streams = EventStreams(replay)
         runner = Runner(database)
         cleanup = Cleanup(database, runner.owner, settings.event_retention_hours, settings.event_retention_rows)
+        stopping.on_stop.append(runner.stop)
         await feed.start()
         hub.start(feed.head.seq)
         feed.on_events += [hub.publish, progress.see]
         feed.on_reset.append(lambda reason: hub.reset(reason, feed.head.seq))
         database.on_commit += [bus.publish, runner.see]
         life = asyncio.create_task(
-            _live_together(bus.run(lambda: feed.head), feed.run(), progress.run(), runner.run(), cleanup.run()),
+            _live_together(
+                bus.run(lambda: feed.head),
+                feed.run(),
+                progress.run(),
+                runner.run(),
+                cleanup.run(),
+                watch_gauges(feed, bus),
+            ),
             name="background",
         )
         life.add_done_callback(_die_with)
@@ -129,12 +143,14 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
         gc.freeze()
 
         async def readiness() -> Mapping[str, str]:
-            return await check_readiness(database, feed, bus, life)
+            return await check_readiness(database, feed, bus, life, stopping)
 
         try:
             yield {
                 "services": Services(database, tokens, passwords, readiness, table.document(), replay, event_streams),
                 "realtime": Realtime(database, feed, hub, tokens, settings.allowed_origins),
+                "stopping": stopping,
+                "metrics_token": metrics_token,
             }
         finally:
             life.cancel()
@@ -207,10 +223,20 @@ async def create_first_admin(database: Database, settings: Settings) -> None:
         pass  # another worker was first
 
 
-async def check_readiness(database: Database, feed: Feed, bus: Bus, life: asyncio.Task[None]) -> Mapping[str, str]:
+async def watch_gauges(feed: Feed, bus: Bus) -> None:
+    """What is a state and not an occasion to count is looked at now and then."""
+    while True:
+        metrics.FEED_SEQ.set(feed.head.seq)
+        metrics.BUS_DEAF.set(bus.is_deaf)
+        await asyncio.sleep(GAUGE_SECONDS)
+
+
+async def check_readiness(
+    database: Database, feed: Feed, bus: Bus, life: asyncio.Task[None], stopping: Stopping
+) -> Mapping[str, str]:
     """One sentence a check, `ok` when all is well."""
     checks = {"service": "ok", "database": "ok", "bus": "ok", "feed": "ok"}
-    if life.done():
+    if stopping.is_leaving or life.done():
         checks["service"] = "stopping"
     try:
         head = await event_log.head(database)

@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     event_retention_hours: float = Field(default=168.0, gt=0, le=24 * 3650)
     event_retention_rows: int = Field(default=1_000_000, ge=1_000)
 
+    drain_seconds: float = Field(default=0, ge=0, le=300)
+    metrics_token: SecretStr | None = None
+
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

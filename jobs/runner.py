@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+import metrics
 from errors import Unavailable
 from jobs import generation
 from repository import catalog, jobs, movie_picks
@@ -35,13 +36,23 @@ CAST_SIZE = 20  # movies that one chunk of characters plays in
 log = structlog.get_logger("jobs")
 
 
+class HandedOver(Exception):
+    """The service stops: another worker goes on with the job."""
+
+
 class Runner:
-    """One per process. `run` works until cancelled; `see` is a listener of the commits of this process."""
+    """One per process. `run` works until stopped or cancelled; `see` is a listener of the commits of this process."""
 
     def __init__(self, database: Database) -> None:
         self.owner = str(uuid.uuid4())
         self._database = database
         self._wake = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Store the chunks that are on their way, and give the leases back."""
+        self._stopping.set()
+        self._wake.set()
 
     def see(self, events: Sequence[Event]) -> None:
         """A job queued here starts at once; the others are found by looking."""
@@ -54,7 +65,7 @@ class Runner:
                 tasks.create_task(self._work(f"{self.owner}:{number}"), name=f"job-runner-{number}")
 
     async def _work(self, owner: str) -> None:
-        while True:
+        while not self._stopping.is_set():
             try:
                 job = await jobs.claim(self._database, owner)
                 if job is None:
@@ -72,15 +83,20 @@ class Runner:
         try:
             async with asyncio.timeout(POLL_SECONDS):
                 await self._wake.wait()
+            if not self._stopping.is_set():  # a stop wakes everybody
                 self._wake.clear()
         except TimeoutError:
             pass
 
     async def _run_job(self, job: ClaimedJob, owner: str) -> None:
         log.info("job started", job=job.id, kind=job.kind, done=job.done, total=job.total)
+        metrics.JOBS_RUNNING.inc()
         try:
             await self._run_chunks(job, owner)
             log.info("job finished", job=job.id, total=job.total)
+        except HandedOver:
+            await self._give_back(job, owner)
+            log.info("job handed over", job=job.id)
         except LeaseLost:
             log.info("job cancelled or taken over", job=job.id)
         except Unavailable:
@@ -93,6 +109,8 @@ class Runner:
         except Exception as error:
             log.error("job failed", job=job.id, exc_info=error)
             await jobs.fail(self._database, job.id, owner, "internal error; the log has the details")
+        finally:
+            metrics.JOBS_RUNNING.dec()
 
     async def _give_back(self, job: ClaimedJob, owner: str) -> None:
         with suppress(Unavailable):  # then the lease runs out by itself
@@ -111,7 +129,10 @@ class Runner:
                 if job.rate is not None:
                     # A chunk is due when its last row is.
                     await self._sleep_until(job, owner, started + (following - job.done) / job.rate)
+                if self._stopping.is_set():
+                    raise HandedOver
                 await self._store_chunk(job, owner, done, chunk, started)
+                metrics.ROWS_GENERATED.labels(job.kind).inc(len(chunk))
                 done = following
         finally:
             upcoming.cancel()
@@ -123,8 +144,10 @@ class Runner:
 
     async def _sleep_until(self, job: ClaimedJob, owner: str, due: float) -> None:
         """Keeps the lease, and so notices when the job was cancelled."""
-        while (left := due - time.monotonic()) > 0:
-            await asyncio.sleep(min(left, RENEW_SECONDS))
+        while (left := due - time.monotonic()) > 0 and not self._stopping.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left, RENEW_SECONDS)):
+                    await self._stopping.wait()
             if left > RENEW_SECONDS:
                 await jobs.renew(self._database, job.id, owner)
 

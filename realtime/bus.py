@@ -25,6 +25,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+import metrics
 from repository.event_log import Event, Head
 
 CHANNEL = "marquee.events"
@@ -91,6 +92,7 @@ class Bus:
         for event in events:
             if len(self._outbox) >= OUTBOX_EVENTS or self._outbox_bytes + event.size > OUTBOX_BYTES:
                 self.dropped += 1
+                metrics.BUS_DROPPED_UNSENT.inc()
                 continue
             self._outbox.append(event)
             self._outbox_bytes += event.size
@@ -135,6 +137,7 @@ class Bus:
             await self._broadcast.publish(CHANNEL, message)
         except (RedisError, OSError, TimeoutError) as error:
             self.dropped += count
+            metrics.BUS_DROPPED_UNSENT.inc(count)
             log.debug("not published; the log has it", events=count, reason=str(error))
 
     async def _beat(self, current_head: Callable[[], Head]) -> None:
@@ -211,12 +214,16 @@ class RedisBackend(BroadcastBackend):
 
     async def _read(self, channel: str) -> None:
         backoff = MIN_BACKOFF_SECONDS
+        is_first = True
         while True:
             self._again.clear()
             try:
                 async with self._subscriber.pubsub() as pubsub:
                     await asyncio.wait_for(pubsub.subscribe(channel), REDIS_TIMEOUT_SECONDS)
                     self._deliver(channel, Reconnected())
+                    if not is_first:
+                        metrics.BUS_RECONNECTS.inc()
+                    is_first = False
                     while not self._again.is_set():
                         found = await pubsub.get_message(ignore_subscribe_messages=True, timeout=HEARTBEAT_SECONDS)
                         if found is not None and found["type"] == "message":
@@ -235,6 +242,7 @@ class RedisBackend(BroadcastBackend):
 
     def _deliver(self, channel: str, message: Message, size: int = 0) -> None:
         if self._inbox.full() or self._inbox_bytes + size > INBOX_BYTES:
+            metrics.BUS_DROPPED_UNREAD.inc()
             log.debug("bus inbox full; the log has it")
             return
         self._inbox_bytes += size

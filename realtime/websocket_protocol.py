@@ -12,27 +12,50 @@ import asyncio
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.http11 import Request
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
 from websockets.protocol import State
 
+import metrics
 from errors import CLOSE_REASONS, CloseCode
 from realtime.frames import Frames
 from realtime.stream import CLOSE_SECONDS, EXTENSION, HIGH_WATER_BYTES, LOW_WATER_BYTES
 
-SHUTDOWN_SECONDS = 2.0
+SHUTDOWN_SECONDS = 2.0  # a peer that does not answer the close must not hold up the stop
 LINGER_SECONDS = 1.0
+NO_CLOSE = 1006  # RFC 6455, section 7.4.1
 
 
 class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     """For `uvicorn.Config(ws=…)`."""
 
+    _is_counted = False
     _lingering = False
+    _shutdown_timer: asyncio.TimerHandle | None = None
     _written = 0  # bytes of events handed to the transport
     _taken_at_ping = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES, low=LOW_WATER_BYTES)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._is_counted:
+            self._is_counted = False
+            metrics.websocket_closed(self._close_code())
+        super().connection_lost(exc)
+
+    def _close_code(self) -> int:
+        """Of the close frame that came first, ours or the peer's."""
+        sent, received = self.conn.close_sent, self.conn.close_rcvd
+        first = received if self.conn.close_rcvd_then_sent else (sent or received)
+        return first.code if first is not None else NO_CLOSE
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.accept" and self.is_open:
+            self._is_counted = True
+            metrics.websocket_opened()
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -98,9 +121,24 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         self.transport.write(wire)
 
     def shutdown(self) -> None:
-        super().shutdown()
-        # transport.close() waits for unsent data; a peer that reads nothing must not hold up the stop.
-        self.loop.call_later(SHUTDOWN_SECONDS, self.transport.abort)
+        """The service stops. Reading goes on until the peer has answered: closing with input unread resets the
+        connection, and the close frame is lost. Called again: nothing.
+        """
+        if not self.handshake_complete:
+            self._refuse_handshake()
+        elif self.is_open:
+            self.close_now(CloseCode.SERVICE_RESTART, CLOSE_REASONS[CloseCode.SERVICE_RESTART])
+        if self._shutdown_timer is None:
+            self.stop_keepalive()
+            self._shutdown_timer = self.loop.call_later(SHUTDOWN_SECONDS, self.transport.abort)
+
+    def _refuse_handshake(self) -> None:
+        """One that is not through yet: the peer may try elsewhere."""
+        headers = Headers({"Retry-After": "1", "Connection": "close", "Content-Length": "0"})
+        self.conn.send_response(Response(503, "Service Unavailable", headers, b""))
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.handshake_complete = self.close_sent = self.disconnected = True
+        self.transport.close()
 
     @property
     def is_open(self) -> bool:

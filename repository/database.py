@@ -22,6 +22,7 @@ import structlog
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction, create_async_engine
 
+import metrics
 from errors import Unavailable
 from repository import event_log, failures
 from repository.event_log import Event
@@ -163,6 +164,7 @@ class Database:
                     events = await event_log.append(tx) if tx.drafts else []
                     committing = True
                     await transaction.commit()
+                metrics.COMMITS.inc()
                 for listener in self.on_commit:
                     if events:
                         listener(events)
@@ -173,6 +175,7 @@ class Database:
                 if committing or attempt == MAX_ATTEMPTS or not failures.may_run_again(error):
                     raise _unavailable(error) from error
                 reason = failures.first_line(error)
+                metrics.COMMIT_RETRIES.inc()
                 log.info("transaction refused, running it again", attempt=attempt, reason=reason)
                 await asyncio.sleep(RETRY_PAUSE_SECONDS * attempt)
         raise AssertionError("unreachable")

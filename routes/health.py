@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from starlette.responses import Response
+import asyncio
+import hmac
 
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+import metrics
 import schemas
+from errors import Unauthenticated
 from routes import rendering
 from routes.operation import Call, Operation
 
@@ -25,6 +32,19 @@ async def ready(call: Call) -> Response:
     return rendering.JSONResponse({"status": status, "checks": checks}, code, _NO_STORE)
 
 
+async def show_metrics(request: Request) -> Response:
+    """Not an operation: its token is none of ours, and its format is Prometheus's business."""
+    expected: str | None = request.state.metrics_token
+    if expected is not None:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), expected.encode()):
+            raise Unauthenticated("Expected the header Authorization: Bearer <METRICS_TOKEN>")
+    # In a thread: with many workers there are many files to add up.
+    content, media_type = await asyncio.to_thread(metrics.page, request.headers.get("accept", ""))
+    return Response(content, headers={**_NO_STORE, "Content-Type": media_type})
+
+
+PAGES: list[BaseRoute] = [Route("/metrics", show_metrics)]
 OPERATIONS = [
     Operation("GET", "/healthz", alive, "Is the process alive", "health", {200: schemas.Health}),
     Operation(

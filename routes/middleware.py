@@ -15,7 +15,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
+import metrics
 from errors import Problem
 from routes.rendering import JSONResponse
 
@@ -53,29 +55,57 @@ class RequestLog:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _SANE_ID.match(given) else uuid.uuid4().hex
+        is_websocket = scope["type"] == "websocket"
         started = time.perf_counter()
-        status = 0
+        status, is_stream = 0, False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_stream
             if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
                 status = message.get("status", 101)
                 message.setdefault("headers", [])
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                is_stream = headers.get("content-type", "").startswith("text/event-stream")
+                if is_websocket:  # when it is answered, not when it ends
+                    metrics.request_answered("GET", _route_of(scope), status, None)
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self.app(scope, receive, send_with_id)
             finally:
+                seconds = time.perf_counter() - started
+                if not is_websocket:
+                    metrics.request_answered(scope["method"], _route_of(scope), status, None if is_stream else seconds)
                 log.info(
                     "request",
                     method=scope.get("method", "WEBSOCKET"),
                     # As it was sent: decoded, it may hold what a terminal obeys.
                     path=scope.get("raw_path", b"").partition(b"?")[0].decode("latin-1"),
                     status=status,
-                    ms=round((time.perf_counter() - started) * 1000, 1),
+                    ms=round(seconds * 1000, 1),
                 )
+
+
+def _route_of(scope: Scope) -> str:
+    """The template of the path: few, whatever clients ask for."""
+    route = scope.get("route")
+    return getattr(route, "path_format", "") or "unmatched"
+
+
+class NoNewSockets:
+    """While the service stops, a websocket would only be opened to be closed: another worker may take it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" and scope["state"]["stopping"].is_stopping:
+            answer = JSONResponse({"detail": "The service is stopping"}, 503, {"Retry-After": "1"})
+            await WebSocket(scope, receive, send).send_denial_response(answer)
+            return
+        await self.app(scope, receive, send)
 
 
 async def on_problem(request: Request, error: Exception) -> Response:

@@ -12,10 +12,19 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import Request
 
 import filters
-from errors import ContentTooLarge, FieldProblem, InvalidInput, RequestTimeout, Unauthenticated, UnsupportedMediaType
+from errors import (
+    ContentTooLarge,
+    FieldProblem,
+    InvalidInput,
+    RequestTimeout,
+    Unauthenticated,
+    Unavailable,
+    UnsupportedMediaType,
+)
 from repository import users
 from routes.operation import Call, Operation, Services
 from security import Identity
+from stopping import Stopping
 
 BODY_SECONDS = 60.0  # a bulk body over a slow line; who needs longer is holding a connection
 MAX_FORM_BYTES = 16 * 1024
@@ -71,20 +80,23 @@ async def identify(request: Request, services: Services) -> Identity | None:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """Raises ContentTooLarge, as soon as that is known, and RequestTimeout."""
+    """Raises ContentTooLarge, as soon as that is known, RequestTimeout, and Unavailable when the service stops."""
+    stopping: Stopping = request.state.stopping
     too_large = ContentTooLarge(f"Expected a body of at most {limit} bytes")
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise too_large
     chunks, size = [], 0
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with stopping.timeout(BODY_SECONDS):
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > limit:
                     raise too_large
                 chunks.append(chunk)
     except TimeoutError:
+        if stopping.is_stopping:
+            raise Unavailable("The service is stopping; nothing was done: send the request again") from None
         raise RequestTimeout(f"Expected the whole body within {BODY_SECONDS:g} seconds") from None
     return b"".join(chunks)
 

@@ -30,7 +30,7 @@ def routes() -> list[BaseRoute]:
         by_path.setdefault(operation.path, {})[operation.method] = operation
     # The sort is stable: at the same depth a path with a name in an earlier part comes later.
     ordered = sorted(by_path, key=lambda path: [part.startswith("{") for part in path.split("/")])
-    return [*(_route(path, by_path[path]) for path in ordered), *documentation.PAGES]
+    return [*(_route(path, by_path[path]) for path in ordered), *health.PAGES, *documentation.PAGES]
 
 
 def _route(path: str, operations: Mapping[str, Operation]) -> Route:

@@ -27,8 +27,8 @@ LAYERS: Sequence[frozenset[str]] = tuple(
         "filters",
         "security",
         "settings",
-        "errors",
-        "times logs",
+        "errors metrics",
+        "times logs stopping",
     )
 )
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
@@ -45,6 +45,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "passlib": ("security.py",),
     "faker": ("jobs/generation.py",),
     "click": ("cli.py",),
+    "prometheus_client": ("metrics.py",),
     "pydantic_settings": ("settings.py",),
     "aiosqlite": ("repository/",),
     "asyncpg": ("repository/",),
