@@ -21,9 +21,11 @@ from starlette.routing import BaseRoute, Route
 import filters
 from errors import CLOSE_REASONS, CloseCode
 from realtime import messages
+from realtime.connection import AUTH_SECONDS, MAX_REQUESTS_IN_FLIGHT, MAX_SUBSCRIPTIONS
 from realtime.endpoint import HEARTBEAT_SECONDS
 from realtime.frame_models import FRAMES
 from realtime.messages import ACTIONS, REPLIES, ErrorReply
+from realtime.rate import MESSAGES_PER_SECOND
 from realtime.subscription import MAX_UNSENT_BYTES, SLOW_CLIENT_SECONDS
 from repository.transaction import MAX_EVENT_BYTES, MAX_EVENT_ITEMS
 from schemas import MAX_ID, PUBLIC_TOPICS, TOPIC_FIELDS, TOPICS
@@ -326,6 +328,10 @@ def _limits() -> list[dict[str, Any]]:
         {"name": "frame_bytes", "value": 1024 * 1024, "what": "No frame of the service is larger"},
         {"name": "event_bytes", "value": MAX_EVENT_BYTES, "what": "Bytes of rows in one frame; more become several"},
         {"name": "event_items", "value": MAX_EVENT_ITEMS, "what": "Rows in one frame; more become several"},
+        {"name": "subscriptions", "value": MAX_SUBSCRIPTIONS, "what": "Subscriptions of one socket"},
+        {"name": "requests", "value": MAX_REQUESTS_IN_FLIGHT, "what": "Requests of one socket at once"},
+        {"name": "messages_per_second", "value": MESSAGES_PER_SECOND, "what": "Messages of a client in a second"},
+        {"name": "auth_seconds", "value": AUTH_SECONDS, "what": "Seconds to sign in, where everybody must"},
         {"name": "heartbeat_seconds", "value": HEARTBEAT_SECONDS, "what": "Seconds between two pings of the service"},
         {"name": "unsent_bytes", "value": MAX_UNSENT_BYTES, "what": "Unsent bytes before it goes on from the log"},
         {"name": "slow_seconds", "value": SLOW_CLIENT_SECONDS, "what": "Seconds a client may take nothing; then 4008"},

@@ -207,8 +207,8 @@ ENTITIES: Mapping[str, type[BaseModel]] = {
     "users": User,
     "sessions": Session,
 }
-# An edit raises these two itself, so no frame names them.
-_NEVER_CHANGED = frozenset({"version", "updated_at"})
+# The first two stay for good, and each edit raises the others: no frame names them.
+_NEVER_NAMED = frozenset({"id", "created_at", "version", "updated_at"})
 # Parametrised with what is only known here, which mypy does not take in brackets.
 _LITERAL: Any = Literal
 
@@ -223,7 +223,7 @@ def of_topic(topic: str) -> dict[str, type[BaseModel]]:
     entity = ENTITIES[topic]
     name = _LITERAL[topic]
     id_ = entity.model_fields["id"].annotation
-    field = _LITERAL[tuple(each for each in entity.model_fields if each not in _NEVER_CHANGED)]
+    field = _LITERAL[tuple(each for each in entity.model_fields if each not in _NEVER_NAMED)]
     return {
         "add": _made(Add, name, entity),
         "update": _made(Update, name, entity, field),

@@ -143,7 +143,11 @@ class Request(Body):
     path: Annotated[str, Field(min_length=1, max_length=MAX_PATH_LENGTH, pattern=r"^/[!-~]*$")] = Field(
         description="With the query; percent-encoded as in a URL"
     )
-    headers: Annotated[dict[HeaderName, HeaderValue], Field(max_length=MAX_HEADERS)] = Field(default={})
+    headers: Annotated[dict[HeaderName, HeaderValue], Field(max_length=MAX_HEADERS)] = Field(
+        default={},
+        # pydantic writes the pattern of the names, and leaves room for others.
+        json_schema_extra={"additionalProperties": False},
+    )
     body: Any | MISSING = Field(default=MISSING, description="Any JSON; absent: no body")
 
 
@@ -229,7 +233,22 @@ class Reply(Answer, Generic[Data]):
 
 
 class Error(Answer):
-    code: str = Field(pattern="^[a-z]+(_[a-z]+)*$", description="Stable, for programs")
+    code: Literal[
+        "another_user",
+        "binary_frame",
+        "forbidden",
+        "invalid_filter",
+        "invalid_json",
+        "invalid_message",
+        "name_taken",
+        "rate_limited",
+        "too_many_requests",
+        "too_many_subscriptions",
+        "unauthenticated",
+        "unavailable",
+        "unknown_action",
+        "unknown_subscription",
+    ] = Field(description="Stable, for programs")
     detail: str | list[FieldError] = Field(description="A sentence, or every problem as in a 422")
 
 
@@ -241,13 +260,21 @@ class ErrorReply(Answer):
     error: Error
 
 
+class Shortened(Answer):
+    """The request was done, and its answer does not fit into a frame."""
+
+    code: Literal["reply_too_large"]
+    detail: str
+
+
 class Response(Answer):
     """The answer to `request`: what the REST API answered. It may come before or after the frames of the write."""
 
     reply_to: MessageId = Field(description="The `id` of the message")
     status: int = Field(ge=200, le=599)
     headers: dict[str, str]
-    body: Any | MISSING = Field(default=MISSING, description="JSON, as in the body over HTTP")
+    body: Any = Field(description="As over HTTP; a text when it is no JSON, null when there is none")
+    error: Shortened | MISSING = Field(default=MISSING, description="Why there is no body, though there was one")
 
 
 # By the action that is answered. An ErrorReply may come instead of each.

@@ -25,6 +25,8 @@ import httpx
 from jose import jwt
 from websockets.asyncio.client import ClientConnection, connect
 
+from tests.frames_checked import check_frame
+
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE_SECONDS = 30.0
 PASSWORD = "third man 1949"
@@ -226,11 +228,12 @@ class Person:
 
 @dataclass
 class Watcher:
-    """Reads frames and remembers the durable ones."""
+    """Reads frames, holds each against its schema, and remembers the durable ones."""
 
     socket: ClientConnection
     welcome: dict[str, Any] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
+    asked: dict[int | str, Any] = field(default_factory=dict)  # the actions of messages, by id
 
     @property
     def seqs(self) -> list[int]:
@@ -240,6 +243,7 @@ class Watcher:
         """The next frame, whatever it is."""
         async with asyncio.timeout(seconds):
             frame: dict[str, Any] = json.loads(await self.socket.recv())
+        check_frame(frame, self.asked.get(frame.get("reply_to", "")))
         if "seq" in frame:
             self.events.append(frame)
         return frame
@@ -268,6 +272,8 @@ class Watcher:
                 await self.next(seconds)
 
     async def send(self, message: Any) -> None:
+        if isinstance(message, dict) and isinstance(message.get("id"), int | str):
+            self.asked[message["id"]] = message.get("action")
         await self.socket.send(json.dumps(message))
 
     async def ask(self, message: dict[str, Any]) -> dict[str, Any]:

@@ -120,9 +120,10 @@ function members(schema, depth = 0) {
     const full = resolved(each);
     const about = each.description ?? full.description;
     const isDocstring = each.description === undefined && each.$ref;
-    const inner = inside(each).map(([model, object]) =>
+    const objects = inside(each);
+    const inner = objects.map(([model, object]) =>
       make("details", { open: depth === 0 && Object.keys(object.properties).length < 6 },
-        make("summary", {}, model ? ["Members of ", make("span", { class: "model" }, model)] : "Members"),
+        make("summary", {}, objects.length > 1 ? ["Members of ", make("span", { class: "model" }, model)] : "Members"),
         members(object, depth + 1)));
     const fallback = full.default ?? each.default;
     return make("div", { class: "member" },
@@ -140,8 +141,8 @@ function members(schema, depth = 0) {
 
 // --- messages
 
-/** One or several schemas of a payload; several get a tab each, named by their topic. */
-function payload(message, id) {
+/** One or several schemas of a payload; several get a tab each, named by their topic, which examples follow. */
+function payload(message, id, examples) {
   const options = message.payload.oneOf ?? [message.payload];
   const panels = options.map((option) => {
     const schema = resolved(option);
@@ -149,14 +150,16 @@ function payload(message, id) {
   });
   if (options.length === 1) return [panels[0]];
   const names = options.map((option) => resolved(option).properties.topic.const);
-  panels.forEach((panel, index) => (panel.hidden = index > 0));
+  const show = (topic) => {
+    panels.forEach((panel, index) => (panel.hidden = names[index] !== topic));
+    for (const each of examples) each.hidden = each.dataset.topic !== topic;
+  };
+  show(names[0]);
   const tabs = make("fieldset", { class: "tabs" }, make("legend", {}, "Topic"),
     names.map((name, index) => make("label", {},
       make("input", { type: "radio", name: `topic-${id}`, value: name, checked: index === 0, autocomplete: "off" }),
       make("span", {}, name))));
-  tabs.addEventListener("change", (event) => {
-    panels.forEach((panel, index) => (panel.hidden = names[index] !== event.target.value));
-  });
+  tabs.addEventListener("change", (event) => show(event.target.value));
   return [tabs, ...panels];
 }
 
@@ -168,12 +171,13 @@ function section(id, title, badge, ...children) {
 function messageSection(key, message, { kind: badge, reply } = {}) {
   const id = key.replaceAll("_", "-");
   const tag = make("span", { class: "badge", "data-kind": badge }, message.name);
-  const examples = (message.examples ?? []).map((example) => json(example.payload));
+  const examples = message.examples.map((example) =>
+    make("div", { "data-topic": example.payload.topic ?? undefined }, json(example.payload)));
   return section(id, message.title, tag,
     make("p", { class: "lead" }, inline(message.summary)),
     make("div", { class: "pair" },
-      make("div", {}, payload(message, id), reply),
-      make("div", { class: "examples" }, make("h4", {}, examples.length > 1 ? "Examples" : "Example"), examples)));
+      make("div", {}, payload(message, id, examples), reply),
+      make("div", { class: "examples" }, make("h4", {}, "Examples"), examples)));
 }
 
 function replyTo(action, messages) {
