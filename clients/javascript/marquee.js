@@ -1,0 +1,1418 @@
+/**
+ * Watch a Marquee catalog over one websocket.
+ *
+ *     const client = new Client("ws://127.0.0.1:8000/ws");
+ *     for await (const event of client.watch("movies")) console.log(event);
+ *
+ * In this order: errors, values, `Pacer` (when to come back), `Stream` (one subscription), `Session` (one socket after
+ * another), then what the application reads (`Watch`, `View`, `Presence`) and `Client` with the socket itself.
+ * `Pacer`, `Stream` and `Session` are pure: no clock, no timers, no socket.
+ *
+ * @module marquee
+ */
+
+// --- errors
+
+/** The parent of everything that this module throws on purpose. */
+export class MarqueeError extends Error {
+  /** @param {string} message */
+  constructor(message) {
+    super(message);
+    this.name = new.target.name;
+  }
+}
+
+/** The server does not want this client; there will be no other attempt. `code`: the close code. */
+export class Refused extends MarqueeError {
+  /** @param {number} code @param {any} detail */
+  constructor(code, detail) {
+    super(`the server refused the connection (${code}): ${text(detail)}`);
+    this.code = code;
+    this.detail = detail;
+  }
+}
+
+/** Sign in again. A token function may throw it, too, to end the client. */
+export class Unauthorized extends Refused {
+  /** @param {number} [code] @param {any} [detail] */
+  constructor(code = 4501, detail = "there is no token") {
+    super(code, detail);
+  }
+}
+
+/** Not allowed. */
+export class Forbidden extends Refused {}
+
+/** A defect of this client, or of the server. */
+export class ProtocolViolation extends Refused {}
+
+/** The server answered a message with an error, such as `invalid_filter`. `detail`: a text, or a list of problems. */
+export class ServerError extends MarqueeError {
+  /** @param {string} code @param {any} detail */
+  constructor(code, detail) {
+    super(`${code}: ${text(detail)}`);
+    this.code = code;
+    this.detail = detail;
+  }
+}
+
+/** The connection ended before the answer came: it may have been done, or not. */
+export class ConnectionLost extends MarqueeError {}
+
+/** `close` was called. */
+export class ClientClosed extends MarqueeError {}
+
+/** @param {any} detail */
+function text(detail) {
+  return typeof detail === "string" ? detail : JSON.stringify(detail);
+}
+
+/** @param {number} code @param {any} detail */
+function refusal(code, detail) {
+  if (code === TOKEN_EXPIRED) return new Unauthorized(code, detail);
+  if (code === 4503) return new Forbidden(code, detail);
+  if (code === 1007 || code === 1009 || code === PROTOCOL_ERROR) return new ProtocolViolation(code, detail);
+  return new Refused(code, detail);
+}
+
+// --- values
+
+/**
+ * A place in the event log: everything up to and including `seq` is dealt with.
+ * @typedef {{epoch: string | null, seq: number}} Position
+ *
+ * An entity as GET returns it.
+ * @typedef {{id: number | string, [name: string]: any}} Row
+ *
+ * One frame of a subscription. `seq` is null for what is ephemeral (`progress`). `reason` is "filter" for a row that left
+ * the filter and exists still. `more`: another event with the same number follows. `position`: where a watch resumes
+ * that has dealt with this event and no later one; while `more` is set that is the place before the number.
+ * @typedef {{operation: string, topic: string | null, seq: number | null, data: any, position: Position | null,
+ *   changed: string[], reason: string | null, actorId: number | null, ts: string | null, more: boolean}} Event
+ *
+ * In place of events that cannot be had any more: what was built from a watch is no good, start over. The events after
+ * `position` follow.
+ * @typedef {{operation: "resync", reason: string, position: Position}} Resync
+ *
+ * What happened to a view: the row as it is now, and as it was. `reset`: any row may be another than before.
+ * @typedef {{kind: "add" | "update" | "delete" | "reset", id: number | string | null, row: Row | null, old: Row | null}} Change
+ *
+ * @typedef {{user_id: number, username: string | null, connections: number}} User
+ * @typedef {{count: number, users: Map<number, User>}} Audience
+ * @typedef {{topic: string, count: number, joined: User[], left: User[], isReset: boolean}} PresenceChange
+ *
+ * The answer to a request, whatever its status. Names of headers are in lower case.
+ * @typedef {{status: number, headers: Record<string, string>, body: any}} Response
+ *
+ * The n-th attempt in a row waits between 0 and `firstSeconds` * 2^n, at most `longestSeconds`, all of it at random, so
+ * that clients that were cut together do not come back together. A connection that stood for `provenSeconds` starts anew.
+ * @typedef {{firstSeconds: number, longestSeconds: number, provenSeconds: number}} Retry
+ *
+ * @typedef {string | null | (() => Promise<string | null> | string | null)} Token
+ * @typedef {Record<string, any>} Message
+ * @typedef {(reply: Message) => void} Answer
+ * @typedef {{topics: string[], filter?: object, snapshot?: boolean, bulk?: "items" | "summary",
+ *   deliver?: "all" | {latest_every_ms: number}}} Wish
+ *
+ * Who takes what a stream brings.
+ * @typedef {{began(position: Position): void, take(events: Event[], size: number): void, resynced(resync: Resync): void,
+ *   replaced(rows: Row[], position: Position): void, failed(error: MarqueeError): void}} Sink
+ *
+ * @typedef {{message: Message, resolve: (reply: Message) => void, reject: (error: MarqueeError) => void,
+ *   isRepeatable: boolean, attempts: number}} Call
+ *
+ * How a connection, or the attempt at one, ended. `code`: the close code that the server sent, or null.
+ * @typedef {{code: number | null, detail: string, stoodSeconds: number}} Ending
+ *
+ * As much of a WebSocket as is needed here; that of browsers, of Node (22, or 20 with --experimental-websocket) and of the
+ * package `ws` will do.
+ * @typedef {{onopen: any, onmessage: any, onclose: any, onerror: any, send(text: string): void,
+ *   close(code?: number): void}} Socket
+ * @typedef {new (url: string, protocols?: string[]) => Socket} SocketClass
+ */
+
+const PROTOCOL = 1;
+const TOKEN_EXPIRED = 4501;
+const PROTOCOL_ERROR = 4509;
+const TOO_MANY_MESSAGES = 4429;
+const TOO_MANY_MESSAGES_SECONDS = 1; // coming back at once would be more of the same
+
+const MAX_REQUESTS_IN_FLIGHT = 16; // the server refuses the 17th
+const MAX_MESSAGE_BYTES = 256 * 1024; // the server closes with 1009 above
+const MAX_ATTEMPTS = 5; // of one call: an answer that ends the connection each time must not do so for ever
+const DEFAULT_HEARTBEAT_SECONDS = 20;
+const OPEN_SECONDS = 10; // for the handshake
+const WELCOME_SECONDS = 10; // from the handshake to the welcome
+const RETRY_SUBSCRIBE_SECONDS = 1;
+
+// What may wait for a slow reader of a watch. Above, the watch leaves the stream, and comes back to where it left when
+// the reader has taken half: the server's log is the queue, and nothing else on the socket has to wait.
+const QUEUED_EVENTS = 1_000;
+const QUEUED_CHARACTERS = 8 * 1024 * 1024;
+const QUEUED_CHANGES = 10_000; // of one loop over the changes of a view; above, they become one `reset`
+
+const DURABLE = new Set(["add", "update", "delete", "add_bulk", "update_bulk", "delete_bulk"]);
+
+/** @param {Message} frame @param {Position | null} position @returns {Event} */
+function eventOf(frame, position) {
+  return {
+    operation: frame.operation,
+    topic: frame.topic ?? null,
+    seq: frame.seq ?? null,
+    data: frame.data ?? {},
+    position,
+    changed: Array.isArray(frame.changed) ? frame.changed : [],
+    reason: frame.reason ?? null,
+    actorId: frame.actor_id ?? null,
+    ts: frame.ts ?? null,
+    more: frame.more === true,
+  };
+}
+
+/**
+ * From a number, a position, or a text as in the header `Stream-Position` (`<epoch>:<seq>`).
+ * @param {Position | number | string | null | undefined} since
+ * @param {string | null} [epoch]
+ * @returns {Position | null}
+ */
+export function positionOf(since, epoch = null) {
+  if (since === null || since === undefined) return null;
+  if (typeof since === "number") return { epoch, seq: since };
+  if (typeof since === "object") return { epoch: since.epoch, seq: since.seq };
+  const found = /^(.*):([0-9]+)$/.exec(since);
+  if (found === null) throw new TypeError(`expected <epoch>:<seq>, got ${since}`);
+  return { epoch: found[1] || null, seq: Number(found[2]) };
+}
+
+// --- when to come back
+
+/** Counts the attempts of one client. */
+class Pacer {
+  #attempts = 0;
+  #renewed = false;
+
+  /** @param {Retry} retry @param {boolean} canRenew the token comes from a function */
+  constructor(retry, canRenew) {
+    this.retry = retry;
+    this.canRenew = canRenew;
+  }
+
+  /**
+   * How many seconds to wait before the next attempt. Throws Refused when there must be none.
+   * @param {Ending} ending
+   */
+  after({ code, detail, stoodSeconds }) {
+    if (stoodSeconds >= this.retry.provenSeconds) {
+      this.#attempts = 0;
+      this.#renewed = false;
+    }
+    if (code === TOKEN_EXPIRED) {
+      if (!this.canRenew || this.#renewed) throw new Unauthorized(code, detail);
+      this.#renewed = true;
+    } else if (code !== null && (code === 1007 || code === 1009 || (code >= 4500 && code < 5000))) {
+      throw refusal(code, detail);
+    }
+    const longest = Math.min(this.retry.firstSeconds * 2 ** this.#attempts, this.retry.longestSeconds);
+    this.#attempts = Math.min(this.#attempts + 1, 16);
+    return Math.random() * longest + (code === TOO_MANY_MESSAGES ? TOO_MANY_MESSAGES_SECONDS : 0);
+  }
+}
+
+// --- one subscription
+
+/**
+ * One subscription across all its connections.
+ *
+ * - `position` moves only when everything up to it has been handed to the sink. It is what the next connection resumes
+ *   from, so nothing is missed and nothing comes twice.
+ * - The frames of one number (`more`) are handed over together, or, when the connection ends between them, not at all.
+ * - A snapshot is handed over when its last page has come. Until then there is no position: a connection that ends
+ *   before asks for a new snapshot.
+ * - Frames count only between the reply to `subscribe` and the end of the connection, and only under the name of that
+ *   very `subscribe`. Every attempt has a new name, so nothing that is still on its way can be taken for something else.
+ */
+class Stream {
+  isPaused = false; // by the application, which has more than it can take
+  /** @type {Position | null} */ #asked = null;
+  #stands = false;
+  /** @type {Event[]} */ #group = [];
+  #groupSize = 0;
+  /** @type {Row[]} */ #rows = [];
+  /** @type {Position | null} */ #rowsPosition = null;
+  /** @type {Set<string>} */ #done = new Set();
+
+  /** @param {Wish} wish @param {Sink} sink @param {Position | null} [since] */
+  constructor(wish, sink, since = null) {
+    this.wish = wish;
+    this.sink = sink;
+    this.position = since;
+  }
+
+  /** The subscription stands, and no snapshot is under way. */
+  get isLive() {
+    return this.#stands && this.position !== null;
+  }
+
+  /** The message to send, without its id. @param {string} name */
+  subscribe(name) {
+    this.cut();
+    this.#asked = this.position;
+    /** @type {Message} */
+    const message = { action: "subscribe", topics: this.wish.topics, as: name };
+    if (this.wish.filter && Object.keys(this.wish.filter).length > 0) message.filter = this.wish.filter;
+    if (this.wish.snapshot) message.snapshot = true;
+    if (this.wish.bulk !== undefined) message.bulk = this.wish.bulk;
+    if (this.wish.deliver !== undefined) message.deliver = this.wish.deliver;
+    if (this.position !== null) {
+      message.since = this.position.seq;
+      if (this.position.epoch !== null) message.epoch = this.position.epoch;
+    }
+    return message;
+  }
+
+  /** The reply to `subscribe`. @param {number} seq @param {string} epoch */
+  accepted(seq, epoch) {
+    this.#stands = true;
+    if (this.#asked !== null) {
+      // Resumed; if not, `resync` is the next frame.
+      this.position = { epoch: this.#asked.epoch ?? epoch, seq: this.#asked.seq };
+      this.sink.began(this.position);
+    } else if (!this.wish.snapshot) {
+      this.position = { epoch, seq };
+      this.sink.began(this.position);
+    }
+  }
+
+  /** The connection or the subscription ended: what is not whole is dropped, and will come again. */
+  cut() {
+    this.#stands = false;
+    this.#dropGroup();
+    this.#dropPages();
+  }
+
+  /**
+   * A frame of this subscription. Throws ProtocolViolation when the stream cannot be right any more.
+   * @param {Message} frame @param {string} epoch @param {number} size
+   */
+  receive(frame, epoch, size) {
+    if (!this.#stands || this.isPaused) return;
+    if (frame.operation === "resync") {
+      this.#dropGroup();
+      this.#dropPages();
+      const position = { epoch: frame.data.epoch, seq: frame.data.seq };
+      this.position = this.wish.snapshot ? null : position;
+      this.sink.resynced({ operation: "resync", reason: String(frame.data.reason ?? ""), position });
+    } else if (frame.operation === "snapshot") {
+      this.#page(frame, { epoch, seq: frame.seq });
+    } else if (typeof frame.seq === "number") {
+      this.#event(frame, { epoch, seq: frame.seq }, size);
+    } else if (frame.operation === "progress") {
+      this.sink.take([eventOf(frame, this.position)], size);
+    }
+  }
+
+  /** @param {Message} frame @param {Position} position */
+  #page(frame, position) {
+    if (this.#rowsPosition?.seq !== position.seq || this.#rowsPosition.epoch !== position.epoch) {
+      this.#dropPages(); // a new snapshot in place of an unfinished one
+      this.#rowsPosition = position;
+    }
+    for (const row of frame.data.items) this.#rows.push(row);
+    if (frame.data.done) this.#done.add(frame.topic);
+    if (this.wish.topics.every((topic) => this.#done.has(topic))) {
+      const rows = this.#rows;
+      this.#dropGroup();
+      this.#dropPages();
+      this.position = position;
+      this.sink.replaced(rows, position);
+    }
+  }
+
+  /** @param {Message} frame @param {Position} position @param {number} size */
+  #event(frame, position, size) {
+    const before = this.position;
+    if (before === null || this.#rowsPosition !== null) {
+      throw new ProtocolViolation(PROTOCOL_ERROR, `event ${position.seq} before the end of the snapshot`);
+    }
+    if (position.seq <= before.seq) return; // dealt with
+    const begun = this.#group[0]?.seq;
+    if (begun !== undefined && begun !== position.seq) {
+      throw new ProtocolViolation(PROTOCOL_ERROR, `event ${position.seq} before the end of event ${begun}`);
+    }
+    const more = frame.more === true;
+    this.#group.push(eventOf(frame, more ? before : position));
+    this.#groupSize += size;
+    if (more) return;
+    const group = this.#group.filter((event) => DURABLE.has(event.operation));
+    const groupSize = this.#groupSize;
+    this.#dropGroup();
+    this.position = position;
+    if (group.length > 0) this.sink.take(group, groupSize);
+  }
+
+  #dropGroup() {
+    this.#group = [];
+    this.#groupSize = 0;
+  }
+
+  #dropPages() {
+    this.#rows = [];
+    this.#rowsPosition = null;
+    this.#done = new Set();
+  }
+}
+
+// --- one socket after another
+
+/** Nothing was heard for two heartbeats. */
+class Dead extends Error {}
+
+/**
+ * The protocol of one client. The application opens streams, makes calls and asks for presence at any time; the socket's
+ * owner reports `connected`, `receive` and `lost`, sends what `messages` answers, and calls `beat` when it is due. Each
+ * connection starts with the server's welcome; then everything that the application wants is asked for anew, streams from
+ * their positions. All times are in seconds.
+ */
+class Session {
+  /** @type {string | null} */ epoch = null;
+  /** @type {number | null} */ userId = null;
+  isWelcome = false;
+  /** @type {number | null} */ welcomedAt = null; // of the present or the last connection
+  /** @type {MarqueeError | null} */ error = null; // final
+  /** @type {() => void} */ onMessage = () => {}; // there is something to send, or `beat` is due earlier
+  #heartbeatSeconds = DEFAULT_HEARTBEAT_SECONDS;
+  #heardAt = 0;
+  /** @type {number | null} */ #pingedAt = null;
+  /** @type {string | null} */ #token = null; // to be sent as the first message
+  /** @type {Map<Stream, string>} with their names on this connection */ #streams = new Map();
+  /** @type {Map<string, Stream>} */ #byName = new Map();
+  /** @type {Set<Presence>} */ #presences = new Set();
+  /** @type {Set<Presence>} */ #confirmed = new Set();
+  #isPresenceAsked = false;
+  /** @type {Call[]} */ #waiting = [];
+  /** @type {Map<number, Call>} */ #sent = new Map();
+  /** @type {Map<number, Answer>} */ #replies = new Map();
+  /** @type {{at: number, stream: Stream}[]} */ #retries = [];
+  #now = 0;
+  #lastId = 0;
+  #lastName = 0;
+  /** @type {string[]} */ #outbox = [];
+
+  // What the application wants.
+
+  /** @param {Stream} stream */
+  open(stream) {
+    if (this.error !== null) {
+      stream.sink.failed(this.error);
+      return;
+    }
+    this.#streams.set(stream, "");
+    this.#subscribe(stream);
+  }
+
+  /** Nothing more will reach its sink. @param {Stream} stream */
+  close(stream) {
+    this.#unsubscribe(stream);
+    this.#streams.delete(stream);
+  }
+
+  /** Leave the stream for now, remembering the position. The log keeps what comes. @param {Stream} stream */
+  pause(stream) {
+    if (stream.isPaused || !this.#streams.has(stream)) return;
+    stream.isPaused = true;
+    this.#unsubscribe(stream);
+  }
+
+  /** @param {Stream} stream */
+  resume(stream) {
+    if (!stream.isPaused || !this.#streams.has(stream)) return;
+    stream.isPaused = false;
+    this.#subscribe(stream);
+  }
+
+  /** Send a message as soon as there is a connection, and room. @param {Call} call */
+  call(call) {
+    const size = new TextEncoder().encode(JSON.stringify({ ...call.message, id: 2 ** 53 })).length;
+    if (size > MAX_MESSAGE_BYTES) {
+      throw new RangeError(`expected a message of at most ${MAX_MESSAGE_BYTES} bytes, got ${size}`);
+    }
+    if (this.error !== null) {
+      call.reject(this.error);
+      return;
+    }
+    this.#waiting.push(call);
+    this.#sendCalls();
+  }
+
+  /** @param {Presence} presence */
+  gather(presence) {
+    if (this.error !== null) {
+      presence.failed(this.error);
+      return;
+    }
+    this.#presences.add(presence);
+    this.#askPresence();
+  }
+
+  /** @param {Presence} presence */
+  disperse(presence) {
+    this.#confirmed.delete(presence);
+    if (this.#presences.delete(presence)) this.#askPresence();
+  }
+
+  /** There will be no other connection. @param {MarqueeError} error */
+  fail(error) {
+    if (this.error !== null) return;
+    this.error = error;
+    this.#endConnection();
+    const streams = [...this.#streams.keys()];
+    const presences = [...this.#presences];
+    const calls = [...this.#sent.values(), ...this.#waiting];
+    this.#streams.clear();
+    this.#presences.clear();
+    this.#sent.clear();
+    this.#waiting = [];
+    for (const stream of streams) stream.sink.failed(error);
+    for (const presence of presences) presence.failed(error);
+    for (const call of calls) call.reject(error);
+  }
+
+  // What happens to the socket.
+
+  /** @param {number} now @param {string | null} token to be sent as the first message, unless the handshake had it */
+  connected(now, token) {
+    this.#now = this.#heardAt = now;
+    this.#pingedAt = null;
+    this.#token = token;
+    this.#heartbeatSeconds = DEFAULT_HEARTBEAT_SECONDS;
+    this.welcomedAt = null;
+  }
+
+  /**
+   * Throws ProtocolViolation when the connection is no good: leave it and make another one.
+   * @param {string} received @param {number} now
+   */
+  receive(received, now) {
+    this.#now = this.#heardAt = now;
+    this.#pingedAt = null;
+    try {
+      this.#frame(JSON.parse(received), received.length);
+    } catch (error) {
+      if (error instanceof ProtocolViolation) throw error;
+      throw new ProtocolViolation(PROTOCOL_ERROR, `${error} in ${received.slice(0, 200)}`);
+    }
+  }
+
+  /** The connection ended. What may be sent again waits for the next one. */
+  lost() {
+    this.#endConnection();
+    const sent = [...this.#sent.values()];
+    this.#sent.clear();
+    const again = sent.filter((call) => call.isRepeatable && call.attempts < MAX_ATTEMPTS);
+    this.#waiting.unshift(...again);
+    for (const call of sent) {
+      if (!again.includes(call)) {
+        call.reject(new ConnectionLost("the connection ended before the answer came; it may have been done, or not"));
+      }
+    }
+  }
+
+  /** What is to be sent, once. */
+  messages() {
+    const messages = this.#outbox;
+    this.#outbox = [];
+    return messages;
+  }
+
+  /**
+   * Seconds until the next call. A silent server is asked after one heartbeat, and after two throws Dead.
+   * @param {number} now
+   */
+  beat(now) {
+    this.#now = now;
+    const due = this.#retries.filter(({ at }) => at <= now);
+    this.#retries = this.#retries.filter(({ at }) => at > now);
+    for (const { stream } of due) if (this.#streams.get(stream) === "") this.#subscribe(stream);
+    if (!this.isWelcome) {
+      if (now - this.#heardAt >= WELCOME_SECONDS) throw new Dead();
+      return this.#heardAt + WELCOME_SECONDS - now;
+    }
+    let since = this.#pingedAt ?? this.#heardAt;
+    if (now - since >= this.#heartbeatSeconds) {
+      if (this.#pingedAt !== null) throw new Dead();
+      this.#pingedAt = since = now;
+      this.#ask({ action: "ping" }, () => {});
+    }
+    return Math.min(since + this.#heartbeatSeconds, ...this.#retries.map(({ at }) => at)) - now;
+  }
+
+  #endConnection() {
+    this.isWelcome = false;
+    this.#outbox = [];
+    this.#replies.clear();
+    this.#retries = [];
+    this.#confirmed.clear();
+    this.#isPresenceAsked = false;
+    this.#byName.clear();
+    for (const stream of this.#streams.keys()) {
+      this.#streams.set(stream, "");
+      stream.cut();
+    }
+  }
+
+  /** @param {Message} message @param {Answer} answer */
+  #ask(message, answer) {
+    const id = ++this.#lastId;
+    this.#replies.set(id, answer);
+    this.#outbox.push(JSON.stringify({ id, ...message }));
+    this.onMessage();
+    return id;
+  }
+
+  /** @param {Message} frame @param {number} size */
+  #frame(frame, size) {
+    if ("reply_to" in frame) {
+      const answer = this.#replies.get(frame.reply_to);
+      this.#replies.delete(frame.reply_to);
+      answer?.(frame);
+    } else if (frame.operation === "welcome") {
+      this.#welcome(frame.data);
+    } else if (frame.operation === "presence") {
+      for (const presence of [...this.#confirmed]) {
+        if (presence.topics.includes(frame.topic)) presence.changed(frame.topic, frame.data);
+      }
+    } else {
+      if (frame.operation === "resync") this.epoch = frame.data.epoch;
+      const stream = this.#byName.get(frame.subscription);
+      if (stream !== undefined && this.epoch !== null) stream.receive(frame, this.epoch, size);
+    }
+  }
+
+  /** @param {Message} data */
+  #welcome(data) {
+    if (data.protocol !== PROTOCOL) {
+      const detail = `the server speaks version ${data.protocol}, this client ${PROTOCOL}`;
+      this.fail(new ProtocolViolation(PROTOCOL_ERROR, detail));
+      return;
+    }
+    this.epoch = data.epoch;
+    this.userId = data.user_id ?? null;
+    if (data.heartbeat_seconds > 0) this.#heartbeatSeconds = data.heartbeat_seconds;
+    const token = this.#token;
+    if (token === null) {
+      this.#begin();
+      return;
+    }
+    this.#ask({ action: "auth", token }, (reply) => {
+      if (!reply.ok) {
+        // The server closes with 4501 unless it could not even look.
+        if (reply.error.code === "unavailable") throw new ProtocolViolation(PROTOCOL_ERROR, reply.error.detail);
+        return;
+      }
+      this.userId = reply.data.user_id ?? null;
+      this.#begin();
+    });
+  }
+
+  #begin() {
+    this.isWelcome = true;
+    this.welcomedAt = this.#now;
+    this.onMessage(); // `beat` is due at another time now
+    for (const stream of this.#streams.keys()) this.#subscribe(stream);
+    this.#askPresence();
+    this.#sendCalls();
+  }
+
+  /** @param {Stream} stream */
+  #subscribe(stream) {
+    if (!this.isWelcome || stream.isPaused) return;
+    const name = `s${++this.#lastName}`;
+    this.#streams.set(stream, name);
+    this.#byName.set(name, stream);
+    this.#ask(stream.subscribe(name), (reply) => {
+      if (this.#byName.get(name) !== stream) return; // it was closed or paused meanwhile
+      if (reply.ok) {
+        stream.accepted(reply.data.seq, /** @type {string} */ (this.epoch));
+        return;
+      }
+      this.#byName.delete(name);
+      this.#streams.set(stream, "");
+      if (reply.error.code === "unavailable") {
+        this.#retries.push({ at: this.#now + RETRY_SUBSCRIBE_SECONDS, stream });
+        this.onMessage();
+      } else {
+        this.#streams.delete(stream);
+        stream.sink.failed(new ServerError(reply.error.code, reply.error.detail));
+      }
+    });
+  }
+
+  /** @param {Stream} stream */
+  #unsubscribe(stream) {
+    const name = this.#streams.get(stream);
+    if (name === undefined) return;
+    this.#streams.set(stream, "");
+    stream.cut();
+    if (this.#byName.delete(name)) this.#ask({ action: "unsubscribe", subscription: name }, () => {});
+  }
+
+  #sendCalls() {
+    while (this.isWelcome) {
+      // Whatever is no request goes past those that wait.
+      const isFull = [...this.#sent.values()].filter(isRequest).length >= MAX_REQUESTS_IN_FLIGHT;
+      const index = this.#waiting.findIndex((each) => !(isFull && isRequest(each)));
+      const call = this.#waiting[index];
+      if (call === undefined) return;
+      this.#waiting.splice(index, 1);
+      call.attempts += 1;
+      const id = this.#ask(call.message, (reply) => {
+        this.#sent.delete(reply.reply_to);
+        this.#sendCalls();
+        if (reply.ok === false) call.reject(new ServerError(reply.error.code, reply.error.detail));
+        else call.resolve(reply);
+      });
+      this.#sent.set(id, call);
+    }
+  }
+
+  /** One question for all: the answer replaces what the server was asked before. */
+  #askPresence() {
+    if (!this.isWelcome) return;
+    const asking = [...this.#presences];
+    const topics = [...new Set(asking.flatMap((presence) => presence.topics))].sort();
+    if (topics.length === 0 && !this.#isPresenceAsked) return;
+    this.#isPresenceAsked = true;
+    this.#ask({ action: "presence", topics }, (reply) => {
+      const present = asking.filter((presence) => this.#presences.has(presence));
+      if (reply.ok) {
+        for (const presence of present) {
+          this.#confirmed.add(presence);
+          presence.gathered(reply.data);
+        }
+        return;
+      }
+      const refused = present.filter((presence) => !this.#confirmed.has(presence));
+      for (const presence of refused) {
+        this.#presences.delete(presence);
+        presence.failed(new ServerError(reply.error.code, reply.error.detail));
+      }
+      if (refused.length > 0 && this.#presences.size > 0) this.#askPresence();
+    });
+  }
+}
+
+/** @param {Call} call */
+function isRequest(call) {
+  return call.message.action === "request";
+}
+
+// --- what the application reads
+
+/**
+ * Between the socket, which must not wait, and the application, which may. Its owner bounds it.
+ * @template Item
+ */
+class Feed {
+  /** @type {Item[]} */ items = [];
+  /** @type {MarqueeError | null} */ #end = null;
+  /** @type {(() => void)[]} */ #waiting = [];
+
+  /** @param {Iterable<Item>} items */
+  put(items) {
+    for (const item of items) this.items.push(item);
+    this.#wake();
+  }
+
+  /** What comes after the last item. @param {MarqueeError} error */
+  end(error) {
+    this.#end ??= error;
+    this.#wake();
+  }
+
+  /** The next item, or undefined after `close`. Throws what else ended the feed. @returns {Promise<Item | undefined>} */
+  async get() {
+    while (this.items.length === 0) {
+      if (this.#end instanceof ClientClosed) return undefined;
+      if (this.#end !== null) throw this.#end;
+      await new Promise((resolve) => this.#waiting.push(() => resolve(undefined)));
+    }
+    return this.items.shift();
+  }
+
+  #wake() {
+    const waiting = this.#waiting;
+    this.#waiting = [];
+    for (const wake of waiting) wake();
+  }
+}
+
+/** Waits until something is so, or can never be. */
+class Gate {
+  constructor() {
+    /** @type {() => void} */ this.open = () => {};
+    /** @type {(error: MarqueeError) => void} */ this.fail = () => {};
+    /** @type {Promise<void>} */
+    this.passed = new Promise((resolve, reject) => {
+      this.open = resolve;
+      this.fail = reject;
+    });
+    this.passed.catch(() => {}); // nobody need wait here
+  }
+}
+
+/**
+ * The events of some topics: each once, in order, across reconnects. Has one reader.
+ *
+ * It begins when it is first iterated, or with `ready`, and ends when the loop over it does. It yields `Event`, and
+ * `Resync` where events are missing because the server has them no more.
+ * @implements {AsyncIterable<Event | Resync>}
+ */
+export class Watch {
+  #session;
+  #begin;
+  #stream;
+  /** @type {Feed<Event | Resync>} */ #feed = new Feed();
+  /** @type {{events: number, characters: number}[]} of what was queued together */ #sizes = [];
+  #characters = 0;
+  #stands = new Gate();
+  #isOpen = false;
+
+  /** @param {Session} session @param {() => void} begin @param {Wish} wish @param {Position | null} since */
+  constructor(session, begin, wish, since) {
+    this.#session = session;
+    this.#begin = begin;
+    /** The last event that was read, as a place in the log. @type {Position | null} */
+    this.position = since;
+    this.#stream = new Stream(wish, this.#sink(), since);
+  }
+
+  /** Wait until the subscription stands: what is written from now on will come. */
+  async ready() {
+    this.#open();
+    await this.#stands.passed;
+  }
+
+  /** End it. To go on later, open another watch with `{since: watch.position}`. */
+  close() {
+    this.#session.close(this.#stream);
+    this.#fail(new ClientClosed("the watch is closed"));
+  }
+
+  /** @returns {AsyncGenerator<Event | Resync, void, void>} */
+  async *[Symbol.asyncIterator]() {
+    this.#open();
+    try {
+      for (;;) {
+        const item = await this.#feed.get();
+        if (item === undefined) return;
+        this.#taken();
+        this.position = item.position ?? this.position;
+        yield item;
+      }
+    } finally {
+      this.close();
+    }
+  }
+
+  #open() {
+    if (this.#isOpen) return;
+    this.#isOpen = true;
+    this.#begin();
+    this.#session.open(this.#stream);
+  }
+
+  /** @param {MarqueeError} error */
+  #fail(error) {
+    this.#feed.end(error);
+    this.#stands.fail(error);
+  }
+
+  #taken() {
+    const first = this.#sizes[0];
+    if (first !== undefined && --first.events === 0) {
+      this.#sizes.shift();
+      this.#characters -= first.characters;
+    }
+    if (this.#feed.items.length <= QUEUED_EVENTS / 2 && this.#characters <= QUEUED_CHARACTERS / 2) {
+      this.#session.resume(this.#stream);
+    }
+  }
+
+  /** @returns {Sink} */
+  #sink() {
+    return {
+      began: (position) => {
+        if (this.position === null || this.position.epoch === null) this.position = position;
+        this.#stands.open();
+      },
+      take: (events, characters) => {
+        this.#feed.put(events);
+        this.#sizes.push({ events: events.length, characters });
+        this.#characters += characters;
+        if (this.#feed.items.length >= QUEUED_EVENTS || this.#characters >= QUEUED_CHARACTERS) {
+          this.#session.pause(this.#stream);
+        }
+      },
+      resynced: (resync) => {
+        this.#feed.put([resync]);
+        this.#sizes.push({ events: 1, characters: 0 });
+      },
+      replaced: () => {},
+      failed: (error) => this.#fail(error),
+    };
+  }
+}
+
+/**
+ * A topic's rows by id, as of `position`; with a filter those that match it.
+ *
+ * Reading never waits, and never sees half of what was committed together. While the connection is away, or a new
+ * snapshot is on its way, the rows are those of the last position; `isLive` tells. After an error that ends the client or
+ * the view, reading throws it, for the rows would be wrong from then on. The rows belong to the view: do not change them.
+ * @implements {AsyncIterable<Change>}
+ */
+export class View {
+  #session;
+  #begin;
+  #stream;
+  /** @type {Map<number | string, Row>} */ #rows = new Map();
+  #complete = new Gate();
+  /** @type {Set<Feed<Change>>} */ #feeds = new Set();
+  #isOpen = false;
+  /** @type {MarqueeError | null} */ #ended = null;
+
+  /** @param {Session} session @param {() => void} begin @param {Wish} wish */
+  constructor(session, begin, wish) {
+    this.#session = session;
+    this.#begin = begin;
+    this.#stream = new Stream(wish, this.#sink());
+    /** @type {Position | null} */
+    this.position = null;
+  }
+
+  /** Wait for the first snapshot. Throws what ended the view. */
+  async ready() {
+    this.#open();
+    await this.#complete.passed;
+  }
+
+  /** Connected and complete, so that at most what is on its way is missing. */
+  get isLive() {
+    return this.#stream.isLive && this.#ended === null;
+  }
+
+  /** Stop following. The rows can still be read, as of `position`. */
+  close() {
+    this.#session.close(this.#stream);
+    this.#end(new ClientClosed("the view is closed"));
+  }
+
+  get size() {
+    return this.#readable().size;
+  }
+
+  /** @param {number | string} id */
+  get(id) {
+    return this.#readable().get(id);
+  }
+
+  /** @param {number | string} id */
+  has(id) {
+    return this.#readable().has(id);
+  }
+
+  keys() {
+    return this.#readable().keys();
+  }
+
+  values() {
+    return this.#readable().values();
+  }
+
+  entries() {
+    return this.#readable().entries();
+  }
+
+  [Symbol.iterator]() {
+    return this.entries();
+  }
+
+  /**
+   * What happens from the call on. Any number of loops may run; one that is too slow gets a `reset`.
+   * @returns {AsyncGenerator<Change, void, void>}
+   */
+  changes() {
+    this.#open();
+    /** @type {Feed<Change>} */
+    const feed = new Feed();
+    if (this.#ended !== null) feed.end(this.#ended);
+    this.#feeds.add(feed);
+    return this.#read(feed);
+  }
+
+  /** @param {Feed<Change>} feed @returns {AsyncGenerator<Change, void, void>} */
+  async *#read(feed) {
+    try {
+      for (;;) {
+        const change = await feed.get();
+        if (change === undefined) return;
+        yield change;
+      }
+    } finally {
+      this.#feeds.delete(feed);
+    }
+  }
+
+  [Symbol.asyncIterator]() {
+    return this.changes();
+  }
+
+  #readable() {
+    if (this.#ended !== null && !(this.#ended instanceof ClientClosed)) throw this.#ended;
+    return this.#rows;
+  }
+
+  #open() {
+    if (this.#isOpen) return;
+    this.#isOpen = true;
+    this.#begin();
+    this.#session.open(this.#stream);
+  }
+
+  /** @param {MarqueeError} error */
+  #end(error) {
+    this.#ended ??= error;
+    this.#complete.fail(error);
+    for (const feed of this.#feeds) feed.end(error);
+  }
+
+  /** All or nothing: a malformed event throws before any row is touched. @param {Event[]} events */
+  #apply(events) {
+    /** @type {[number | string, Row | null][]} */
+    const steps = [];
+    for (const { operation, data } of events) {
+      if (operation === "add" || operation === "update") steps.push([data.id, data]);
+      else if (operation === "delete") steps.push([data.id, null]);
+      else if (operation === "add_bulk" || operation === "update_bulk") {
+        for (const row of data.items) steps.push([row.id, row]);
+      } else if (operation === "delete_bulk") for (const id of data.ids) steps.push([id, null]);
+    }
+    /** @type {Change[]} */
+    const changes = [];
+    for (const [id, row] of steps) {
+      const old = this.#rows.get(id) ?? null;
+      if (row !== null) {
+        this.#rows.set(id, row);
+        changes.push({ kind: old === null ? "add" : "update", id, row, old });
+      } else if (this.#rows.delete(id)) {
+        changes.push({ kind: "delete", id, row, old });
+      }
+    }
+    return changes;
+  }
+
+  /** @returns {Sink} */
+  #sink() {
+    /** @type {Change} */
+    const reset = { kind: "reset", id: null, row: null, old: null };
+    return {
+      began: () => {}, // resumed: the rows are as they were
+      take: (events) => {
+        const changes = this.#apply(events);
+        const last = events[events.length - 1];
+        if (last !== undefined && last.seq !== null) this.position = last.position;
+        for (const feed of this.#feeds) {
+          if (feed.items.length + changes.length > QUEUED_CHANGES) {
+            feed.items = [];
+            feed.put([reset]);
+          } else feed.put(changes);
+        }
+      },
+      resynced: () => {}, // the rows stay until the snapshot that follows is complete
+      replaced: (rows, position) => {
+        this.#rows = new Map(rows.map((row) => [row.id, row]));
+        this.position = position;
+        this.#complete.open();
+        for (const feed of this.#feeds) {
+          feed.items = [];
+          feed.put([reset]);
+        }
+      },
+      failed: (error) => this.#end(error),
+    };
+  }
+}
+
+/**
+ * Who watches the topics, as last told: the number of people, and those that the server names (none to the anonymous).
+ * @implements {AsyncIterable<PresenceChange>}
+ */
+export class Presence {
+  #session;
+  #begin;
+  /** @type {Map<string, Audience>} */ #audiences = new Map();
+  /** @type {Feed<PresenceChange>} */ #feed = new Feed();
+  #complete = new Gate();
+  #isOpen = false;
+
+  /** @param {Session} session @param {() => void} begin @param {string[]} topics */
+  constructor(session, begin, topics) {
+    this.topics = topics;
+    this.#session = session;
+    this.#begin = begin;
+  }
+
+  /** Wait for the first answer. */
+  async ready() {
+    this.#open();
+    await this.#complete.passed;
+  }
+
+  /** @param {string} topic */
+  get(topic) {
+    return this.#audiences.get(topic);
+  }
+
+  close() {
+    this.#session.disperse(this);
+    this.failed(new ClientClosed("the presence is closed"));
+  }
+
+  /** Joins and leaves as they come. Has one reader. @returns {AsyncGenerator<PresenceChange, void, void>} */
+  async *changes() {
+    this.#open();
+    for (;;) {
+      const change = await this.#feed.get();
+      if (change === undefined) return;
+      yield change;
+    }
+  }
+
+  [Symbol.asyncIterator]() {
+    return this.changes();
+  }
+
+  #open() {
+    if (this.#isOpen) return;
+    this.#isOpen = true;
+    this.#begin();
+    this.#session.gather(this);
+  }
+
+  /** @param {PresenceChange} change */
+  #put(change) {
+    if (this.#feed.items.length >= QUEUED_EVENTS) {
+      this.#feed.items = [];
+      const audiences = [...this.#audiences];
+      this.#feed.put(audiences.map(([topic, { count }]) => ({ topic, count, joined: [], left: [], isReset: true })));
+    } else this.#feed.put([change]);
+  }
+
+  /** For the session. @param {Message} state */
+  gathered(state) {
+    for (const topic of this.topics) {
+      const { count, users } = state[topic];
+      /** @type {Audience} */
+      const audience = { count, users: new Map(users.map((/** @type {User} */ user) => [user.user_id, user])) };
+      const old = this.#audiences.get(topic);
+      this.#audiences.set(topic, audience);
+      if (old !== undefined && !sameAudience(old, audience)) {
+        this.#put({ topic, count, joined: [], left: [], isReset: true });
+      }
+    }
+    this.#complete.open();
+  }
+
+  /** For the session. @param {string} topic @param {Message} data */
+  changed(topic, data) {
+    const users = new Map(this.#audiences.get(topic)?.users);
+    for (const user of data.left ?? []) users.delete(user.user_id);
+    for (const user of data.joined ?? []) users.set(user.user_id, user);
+    this.#audiences.set(topic, { count: data.count, users });
+    this.#put({ topic, count: data.count, joined: data.joined ?? [], left: data.left ?? [], isReset: false });
+  }
+
+  /** For the session. @param {MarqueeError} error */
+  failed(error) {
+    this.#complete.fail(error);
+    this.#feed.end(error);
+  }
+}
+
+/** @param {Audience} one @param {Audience} other */
+function sameAudience(one, other) {
+  return (
+    one.count === other.count &&
+    one.users.size === other.users.size &&
+    [...one.users].every(([id, user]) => other.users.get(id)?.connections === user.connections)
+  );
+}
+
+// --- the socket
+
+/**
+ * One websocket of a Marquee service, shared by any number of watches, views and requests. It connects when something is
+ * first asked of it, and stays connected until `close`. What it has given out throws the error that ended it.
+ */
+export class Client {
+  #url;
+  #token;
+  #SocketClass;
+  #pacer;
+  #session = new Session();
+  #isBegun = false;
+  /** @type {Socket | null} */ #socket = null;
+  #isOpen = false; // the handshake of #socket is done
+  #wasRefused = false; // the last attempt did not get as far as the handshake's end
+  /** @type {ReturnType<typeof setTimeout> | undefined} */ #timer;
+
+  /**
+   * @param {string | URL} url such as `ws://127.0.0.1:8000/ws`
+   * @param {object} [options]
+   * @param {Token} [options.token] an access token, or a function that answers one (or null): it is called before every
+   *   connection. It may throw `Unauthorized` to end the client; after any other error the attempt is repeated later. A
+   *   token that the server refuses is asked for once more, then the client ends with `Unauthorized`.
+   * @param {SocketClass} [options.WebSocket] where there is no global one: `import { WebSocket } from "ws"`
+   * @param {Partial<Retry>} [options.retry]
+   */
+  constructor(url, { token = null, WebSocket = undefined, retry = {} } = {}) {
+    this.#url = withSmallDefault(url);
+    this.#token = token;
+    const found = WebSocket ?? /** @type {SocketClass | undefined} */ (/** @type {any} */ (globalThis).WebSocket);
+    if (found === undefined) {
+      throw new TypeError("expected a WebSocket: pass {WebSocket}, or run node 20 with --experimental-websocket");
+    }
+    this.#SocketClass = found;
+    const paces = { firstSeconds: 0.25, longestSeconds: 15, provenSeconds: 5, ...retry };
+    this.#pacer = new Pacer(paces, typeof token === "function");
+    this.#session.onMessage = () => this.#flush();
+  }
+
+  get isConnected() {
+    return this.#session.isWelcome;
+  }
+
+  /** Whom the server took this client for when it last connected. */
+  get userId() {
+    return this.#session.userId;
+  }
+
+  /**
+   * The events of one topic or several, from now on or after `since`.
+   * @param {string | string[]} topics
+   * @param {{filter?: object, bulk?: "items" | "summary", deliver?: "all" | {latest_every_ms: number},
+   *   since?: Position | number | string | null, epoch?: string}} [options]
+   */
+  watch(topics, { since, epoch, ...wish } = {}) {
+    const list = typeof topics === "string" ? [topics] : topics;
+    return new Watch(this.#session, () => this.#begin(), { topics: list, ...wish }, positionOf(since, epoch));
+  }
+
+  /**
+   * The rows of a topic, kept right.
+   * @param {string} topic
+   * @param {{filter?: object, deliver?: "all" | {latest_every_ms: number}}} [options]
+   */
+  view(topic, { filter, deliver } = {}) {
+    return new View(this.#session, () => this.#begin(), { topics: [topic], snapshot: true, filter, deliver });
+  }
+
+  /** Who watches these topics. @param {string | string[]} topics */
+  presence(topics) {
+    return new Presence(this.#session, () => this.#begin(), typeof topics === "string" ? [topics] : topics);
+  }
+
+  /**
+   * Ask the REST API over the socket, as the socket's user. Waits for a connection and for one of 16 places.
+   *
+   * When the connection ends before the answer, GET, HEAD, PUT and DELETE without `If-Match`, and whatever has an
+   * idempotency key, are asked again (a DELETE may then find nothing left to delete); anything else throws ConnectionLost.
+   * Throws ServerError when the server could not even try, RangeError when the request is too large.
+   * @param {string} method
+   * @param {string} path
+   * @param {{body?: any, headers?: Record<string, string>, idempotencyKey?: string}} [options]
+   * @returns {Promise<Response>}
+   */
+  async request(method, path, { body, headers = {}, idempotencyKey } = {}) {
+    const verb = method.toUpperCase();
+    const sent = { ...headers, ...(idempotencyKey === undefined ? {} : { "Idempotency-Key": idempotencyKey }) };
+    const names = Object.keys(sent).map((name) => name.toLowerCase());
+    const isIdempotent = ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"].includes(verb) && !names.includes("if-match");
+    /** @type {Message} */
+    const message = { action: "request", method: verb, path, headers: sent };
+    if (body !== undefined && body !== null) message.body = body;
+    const reply = await this.#call(message, isIdempotent || names.includes("idempotency-key"));
+    /** @type {Record<string, string>} */
+    const answered = {};
+    for (const [name, value] of Object.entries(reply.headers ?? {})) answered[name.toLowerCase()] = String(value);
+    return { status: reply.status, headers: answered, body: reply.body ?? null };
+  }
+
+  /** Seconds to the server and back. Throws ConnectionLost. */
+  async ping() {
+    const asked = now();
+    await this.#call({ action: "ping" }, false);
+    return now() - asked;
+  }
+
+  /**
+   * Show the server a new token without reconnecting. Unless the token comes from a function, the new one is kept for later
+   * connections. Throws ServerError.
+   * @param {string} token
+   * @returns {Promise<{user_id: number, group: string}>}
+   */
+  async authenticate(token) {
+    const reply = await this.#call({ action: "auth", token }, false);
+    if (typeof this.#token !== "function") this.#token = token;
+    this.#session.userId = reply.data.user_id ?? null;
+    return reply.data;
+  }
+
+  /** End everything. Loops over watches and changes end; requests throw ClientClosed. */
+  close() {
+    this.#fail(new ClientClosed("the client is closed"));
+  }
+
+  /** @param {Message} message @param {boolean} isRepeatable @returns {Promise<Message>} */
+  #call(message, isRepeatable) {
+    this.#begin();
+    return new Promise((resolve, reject) => {
+      this.#session.call({ message, resolve, reject, isRepeatable, attempts: 0 });
+    });
+  }
+
+  #begin() {
+    if (this.#isBegun || this.#session.error !== null) return;
+    this.#isBegun = true;
+    void this.#connect();
+  }
+
+  async #connect() {
+    /** @type {string | null} */
+    let token;
+    try {
+      token = typeof this.#token === "function" ? await this.#token() : this.#token;
+    } catch (error) {
+      // The service that issues tokens may be away as well.
+      if (error instanceof MarqueeError) this.#fail(error);
+      else this.#again({ code: null, detail: `no token: ${error}`, stoodSeconds: 0 });
+      return;
+    }
+    if (this.#session.error !== null) return;
+    // Nobody tells a page why a handshake was refused. So after one that was, the token goes in the first message, whose
+    // reply says whether it is the token.
+    const first = token !== null && this.#wasRefused ? token : null;
+    /** @type {Socket} */
+    let socket;
+    try {
+      socket = new this.#SocketClass(this.#url, token !== null && first === null ? ["bearer", token] : []);
+    } catch (error) {
+      this.#fail(token === null ? new MarqueeError(String(error)) : new Unauthorized(TOKEN_EXPIRED, String(error)));
+      return;
+    }
+    this.#socket = socket;
+    this.#isOpen = false;
+    this.#wasRefused = true;
+    this.#timer = setTimeout(() => this.#ended(socket, null, "no handshake"), OPEN_SECONDS * 1000);
+    socket.onopen = () => {
+      if (this.#socket !== socket) return;
+      this.#isOpen = true;
+      this.#wasRefused = false;
+      this.#session.connected(now(), first);
+      this.#beat(socket);
+    };
+    socket.onmessage = (/** @type {{data: any}} */ { data }) => {
+      if (this.#socket !== socket || typeof data !== "string") return;
+      try {
+        this.#session.receive(data, now());
+      } catch (error) {
+        this.#ended(socket, null, String(error));
+        return;
+      }
+      if (this.#session.error !== null) this.#fail(this.#session.error);
+    };
+    socket.onerror = () => {
+      // Node 20 fires no `close` after a refused handshake; everywhere else it follows and says more.
+      if (!this.#isOpen) this.#ended(socket, null, "no handshake");
+    };
+    socket.onclose = (/** @type {{code: number, reason: any}} */ { code, reason }) => {
+      this.#ended(socket, this.#isOpen ? code : null, String(reason));
+    };
+  }
+
+  /** Send what there is, and be here again when the session wants it. @param {Socket} socket */
+  #beat(socket) {
+    clearTimeout(this.#timer);
+    try {
+      const seconds = this.#session.beat(now());
+      this.#timer = setTimeout(() => this.#beat(socket), Math.max(0, seconds) * 1000);
+    } catch (error) {
+      this.#ended(socket, null, error instanceof Dead ? "silent" : String(error));
+    }
+  }
+
+  #flush() {
+    const socket = this.#socket;
+    if (socket === null || !this.#isOpen) return;
+    for (const message of this.#session.messages()) socket.send(message);
+    queueMicrotask(() => {
+      if (this.#socket === socket) this.#beat(socket);
+    });
+  }
+
+  /** @param {Socket} socket @param {number | null} code @param {string} detail */
+  #ended(socket, code, detail) {
+    if (this.#socket !== socket) return;
+    this.#drop();
+    const welcomed = this.#session.welcomedAt;
+    this.#session.lost();
+    this.#again({ code, detail, stoodSeconds: this.#isOpen && welcomed !== null ? now() - welcomed : 0 });
+  }
+
+  /** @param {Ending} ending */
+  #again(ending) {
+    if (this.#session.error !== null) return;
+    try {
+      this.#timer = setTimeout(() => void this.#connect(), this.#pacer.after(ending) * 1000);
+    } catch (error) {
+      this.#fail(error instanceof MarqueeError ? error : new MarqueeError(String(error)));
+    }
+  }
+
+  /** @param {MarqueeError} error */
+  #fail(error) {
+    this.#session.fail(error);
+    this.#drop();
+  }
+
+  /** Let go of the socket: whatever it still says is about the past. */
+  #drop() {
+    clearTimeout(this.#timer);
+    const socket = this.#socket;
+    this.#socket = null;
+    try {
+      socket?.close();
+    } catch {
+      // It was still connecting, and the package `ws` says so by an exception.
+    }
+  }
+}
+
+function now() {
+  return performance.now() / 1000;
+}
+
+/**
+ * A socket carries events that nobody asked for until its first `subscribe`: let these be few and small.
+ * @param {string | URL} address
+ */
+function withSmallDefault(address) {
+  const url = new URL(address);
+  if (url.protocol !== "ws:" && url.protocol !== "wss:") {
+    throw new TypeError(`expected an address such as ws://127.0.0.1:8000/ws, got ${address}`);
+  }
+  if (!url.searchParams.has("topics")) url.searchParams.set("topics", "jobs");
+  if (!url.searchParams.has("bulk")) url.searchParams.set("bulk", "summary");
+  url.hash = "";
+  return url.href;
+}

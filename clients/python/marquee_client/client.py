@@ -1,0 +1,309 @@
+"""The socket: one at a time, made again whenever it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+
+from .errors import ClientClosed, MarqueeError, ProtocolViolation
+from .events import Position, Response
+from .presence import Presence
+from .retry import Ending, Pacer, Retry
+from .session import Call, Dead, Session
+from .stream import Wish
+from .view import View
+from .watch import Watch, since_of, topics_of
+
+OPEN_SECONDS = 10.0
+CLOSE_SECONDS = 1.0
+SEND_SECONDS = 40.0  # a server that takes nothing for so long is gone
+MAX_FRAME_BYTES = 64 * 1024 * 1024  # events stay below 1 MiB, answers to requests need not
+
+Token = str | Callable[[], Awaitable[str | None]] | None
+log = logging.getLogger("marquee_client")
+
+
+class Client:
+    """One websocket of a Marquee service, shared by any number of watches, views and requests.
+
+    `url`: such as `ws://127.0.0.1:8000/ws`. `token`: an access token, or an async callable that answers one (or None):
+    it is called before every connection. It may raise `Unauthorized` to end the client; after any other error the
+    attempt is repeated later. A token that the server refuses is asked for once more, then the client ends with
+    `Unauthorized`.
+
+    The client connects when it is entered with `async with`, or when something is first asked of it, and stays
+    connected until `close`. It belongs to one event loop. What it has given out raises the error that ended it.
+    """
+
+    def __init__(self, url: str, *, token: Token = None, retry: Retry | None = None) -> None:
+        self._url = _with_small_default(url)
+        self._token = token
+        self._pacer = Pacer(retry or Retry(), can_renew=callable(token))
+        self._session = Session()
+        self._wake = asyncio.Event()
+        self._session.on_message = self._wake.set
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Client:
+        self._begin()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def is_connected(self) -> bool:
+        return self._session.is_welcome
+
+    @property
+    def user_id(self) -> int | None:
+        """Whom the server took this client for when it last connected."""
+        return self._session.user_id
+
+    async def close(self) -> None:
+        """End everything. Loops over watches and changes end; requests raise ClientClosed."""
+        self._session.fail(ClientClosed("the client is closed"))
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    # --- what a client is for
+
+    def watch(
+        self,
+        topics: str | Sequence[str],
+        *,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002 - the word of the protocol
+        bulk: str | None = None,
+        deliver: str | Mapping[str, Any] | None = None,
+        since: Position | int | str | None = None,
+        epoch: str | None = None,
+    ) -> Watch:
+        """The events of one topic or several, from now on or after `since`."""
+        wish = Wish(topics_of(topics), filter, False, bulk, deliver)
+        return Watch(self._session, self._begin, wish, since_of(since, epoch))
+
+    def view(
+        self,
+        topic: str,
+        *,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002
+        deliver: str | Mapping[str, Any] | None = None,
+    ) -> View:
+        """The rows of a topic, kept right."""
+        return View(self._session, self._begin, Wish((topic,), filter, True, None, deliver))
+
+    def presence(self, topics: str | Sequence[str]) -> Presence:
+        """Who watches these topics."""
+        return Presence(self._session, self._begin, topics_of(topics))
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Response:
+        """Ask the REST API over the socket, as the socket's user. Waits for a connection and for one of 16 places.
+
+        When the connection ends before the answer, GET, HEAD, PUT and DELETE without `If-Match`, and whatever has an
+        idempotency key, are asked again (a DELETE may then find nothing left to delete); anything else raises
+        ConnectionLost. Raises ServerError when the server could not even try, ValueError when the request is too large.
+        When it is cancelled, the server may have done it all the same.
+        """
+        method, sent = method.upper(), dict(headers or {})
+        if idempotency_key is not None:
+            sent["Idempotency-Key"] = idempotency_key
+        names = {name.lower() for name in sent}
+        is_repeatable = "idempotency-key" in names or (
+            method in ("GET", "HEAD", "OPTIONS", "PUT", "DELETE") and "if-match" not in names
+        )
+        message: dict[str, Any] = {"action": "request", "method": method, "path": path, "headers": sent}
+        if body is not None:
+            message["body"] = body
+        reply = await self._call(message, is_repeatable)
+        answered = {str(name).lower(): str(value) for name, value in (reply.get("headers") or {}).items()}
+        return Response(reply["status"], answered, reply.get("body"))
+
+    async def ping(self) -> float:
+        """Seconds to the server and back. Raises ConnectionLost."""
+        asked = time.monotonic()
+        await self._call({"action": "ping"}, False)
+        return time.monotonic() - asked
+
+    async def authenticate(self, token: str) -> Mapping[str, Any]:
+        """Show the server a new token without reconnecting; `{"user_id", "group"}`. Raises ServerError.
+
+        Unless the token comes from a callable, the new one is kept for later connections.
+        """
+        reply = await self._call({"action": "auth", "token": token}, False)
+        if not callable(self._token):
+            self._token = token
+        data: Mapping[str, Any] = reply["data"]
+        self._session.user_id = data.get("user_id")
+        return data
+
+    async def _call(self, message: dict[str, Any], is_repeatable: bool) -> Mapping[str, Any]:
+        self._begin()
+        answer: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+
+        def resolve(reply: Mapping[str, Any]) -> None:
+            if not answer.done():
+                answer.set_result(reply)
+
+        def reject(error: MarqueeError) -> None:
+            if not answer.done():
+                answer.set_exception(error)
+
+        call = Call(message, resolve, reject, is_repeatable)
+        self._session.call(call)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._session.forget(call)
+            raise
+
+    # --- the socket
+
+    def _begin(self) -> None:
+        if self._task is None and self._session.error is None:
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="marquee_client")
+
+    async def _run(self) -> None:
+        try:
+            while self._session.error is None:
+                ending = await self._connection()
+                if self._session.error is None:
+                    seconds = self._pacer.after(ending)
+                    log.info("connection ended (%s %s), next attempt in %.2f s", ending.code, ending.detail, seconds)
+                    await asyncio.sleep(seconds)
+        except MarqueeError as error:
+            self._session.fail(error)
+        except Exception as error:
+            # Our own defect: whoever waits must hear of it.
+            failure = MarqueeError(f"the client failed: {error!r}")
+            failure.__cause__ = error
+            self._session.fail(failure)
+            raise
+
+    async def _connection(self) -> Ending:
+        """One connection, from the handshake to the end. Raises MarqueeError of the token callable."""
+        try:
+            token = await self._token() if callable(self._token) else self._token
+        except MarqueeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the service that issues tokens may be away as well
+            log.warning("no token: %r", error)
+            return Ending(detail=f"no token: {error!r}")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            socket = await connect(
+                self._url,
+                additional_headers=headers,
+                compression=None,
+                open_timeout=OPEN_SECONDS,
+                close_timeout=CLOSE_SECONDS,
+                ping_interval=None,  # the session asks a silent server itself
+                max_size=MAX_FRAME_BYTES,
+            )
+        except InvalidStatus as refused:
+            return _refused(refused)
+        except (OSError, EOFError, WebSocketException) as error:
+            return Ending(detail=repr(error))
+        self._session.connected(time.monotonic())
+        try:
+            await self._serve(socket)
+            return self._ending(None, "silent")
+        except ConnectionClosed as closed:
+            if closed.rcvd is None:
+                return self._ending(None, "cut")
+            return self._ending(int(closed.rcvd.code), closed.rcvd.reason)
+        except ProtocolViolation as violation:
+            log.warning("starting over: %s", violation)
+            return self._ending(None, str(violation))
+        finally:
+            self._session.lost()
+            if self._session.error is None:
+                socket.transport.abort()
+            await socket.close()
+
+    async def _serve(self, socket: ClientConnection) -> None:
+        """Until the connection ends, which raises, or has to be given up."""
+        sender = asyncio.create_task(self._send(socket), name="marquee_client sender")
+        receiver = asyncio.create_task(self._receive(socket), name="marquee_client receiver")
+        try:
+            await asyncio.wait((sender, receiver), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sender, receiver):
+                task.cancel()
+            outcomes = await asyncio.gather(receiver, sender, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    async def _receive(self, socket: ClientConnection) -> None:
+        async for text in socket:
+            if isinstance(text, str):
+                self._session.receive(text, time.monotonic())
+            if self._session.error is not None:
+                return
+        await socket.recv()  # a normal close: raises with its code
+
+    async def _send(self, socket: ClientConnection) -> None:
+        while True:
+            try:
+                seconds = self._session.beat(time.monotonic())
+            except Dead:
+                return
+            self._wake.clear()
+            for message in self._session.messages():
+                try:
+                    async with asyncio.timeout(SEND_SECONDS):
+                        await socket.send(message)
+                except TimeoutError:
+                    return
+            try:
+                async with asyncio.timeout(max(0.0, seconds)):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    def _ending(self, code: int | None, detail: str) -> Ending:
+        welcomed = self._session.welcomed_at
+        stood = time.monotonic() - welcomed if welcomed is not None else 0.0
+        return Ending(code, detail, stood)
+
+
+def _refused(refused: InvalidStatus) -> Ending:
+    answer = refused.response
+    try:
+        detail = json.loads(answer.body or b"")["detail"]
+    except (ValueError, TypeError, KeyError):
+        detail = answer.reason_phrase
+    after = answer.headers.get("Retry-After", "")
+    seconds = float(after) if after.isascii() and after.isdigit() else None  # dates are for caches
+    return Ending(answer.status_code, detail, retry_after_seconds=seconds)
+
+
+def _with_small_default(url: str) -> str:
+    """A socket carries events that nobody asked for until its first `subscribe`: let these be few and small."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        raise ValueError(f"expected an address such as ws://127.0.0.1:8000/ws, got {url!r}")
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    names = {name for name, _ in query}
+    query.extend(pair for pair in (("topics", "jobs"), ("bulk", "summary")) if pair[0] not in names)
+    return urlunsplit(parts._replace(query=urlencode(query), fragment=""))

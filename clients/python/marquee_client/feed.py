@@ -1,0 +1,65 @@
+"""Between the socket, which must not wait, and the application, which may: a queue with one reader."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from typing import Generic, TypeVar
+
+from .errors import MarqueeError
+
+Item = TypeVar("Item")
+
+
+class Feed(Generic[Item]):
+    """Its owner bounds it. What ends it comes after the last item."""
+
+    def __init__(self) -> None:
+        self.items: deque[Item] = deque()
+        self._end: MarqueeError | None = None
+        self._arrived = asyncio.Event()
+
+    def put(self, items: Iterable[Item]) -> None:
+        self.items.extend(items)
+        self._arrived.set()
+
+    def replace(self, item: Item) -> None:
+        """Everything that is waiting gives way to this."""
+        self.items.clear()
+        self.put((item,))
+
+    def end(self, error: MarqueeError) -> None:
+        if self._end is None:
+            self._end = error
+            self._arrived.set()
+
+    async def get(self) -> Item:
+        """Wait for the next item. Raises what ended the feed, after the last one. Cancelling is safe."""
+        while not self.items:
+            if self._end is not None:
+                raise self._end
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self.items.popleft()
+
+
+class Gate:
+    """Waits until something is so, or can never be."""
+
+    def __init__(self) -> None:
+        self._opened = asyncio.Event()
+        self.error: MarqueeError | None = None
+
+    def open(self) -> None:
+        self._opened.set()
+
+    def fail(self, error: MarqueeError) -> None:
+        self.error = error
+        self._opened.set()
+
+    async def wait(self) -> None:
+        """Raises the error with which it failed."""
+        await self._opened.wait()
+        if self.error is not None:
+            raise self.error

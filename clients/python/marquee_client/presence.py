@@ -1,0 +1,124 @@
+"""Who watches."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from .errors import ClientClosed, MarqueeError
+from .feed import Feed, Gate
+from .session import Session
+
+QUEUED_CHANGES = 1_000  # above, they become one change with `is_reset`
+
+
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """`count`: people, and all who are anonymous. `users`: those that the server names; none to the anonymous."""
+
+    count: int
+    users: Mapping[int, Mapping[str, Any]]  # by user_id: {"user_id", "username", "connections"}
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceChange:
+    """`is_reset`: after a reconnect, or for a slow reader; read the audience anew."""
+
+    topic: str
+    count: int
+    joined: tuple[Mapping[str, Any], ...] = ()
+    left: tuple[Mapping[str, Any], ...] = ()
+    is_reset: bool = False
+
+
+class Presence(Mapping[str, Audience]):
+    """The audience of each topic, as last told."""
+
+    def __init__(self, session: Session, begin: Callable[[], None], topics: tuple[str, ...]) -> None:
+        self.topics = topics
+        self._session = session
+        self._begin = begin
+        self._audiences: dict[str, Audience] = {}
+        self._feed: Feed[PresenceChange] = Feed()
+        self._complete = Gate()
+        self._is_open = False
+
+    async def __aenter__(self) -> Presence:
+        self._open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def ready(self) -> None:
+        """Wait for the first answer. Raises what ended it."""
+        self._open()
+        await self._complete.wait()
+
+    def close(self) -> None:
+        self._session.disperse(self)
+        self.failed(ClientClosed("the presence is closed"))
+
+    async def changes(self) -> AsyncIterator[PresenceChange]:
+        """Joins and leaves as they come. Has one reader."""
+        self._open()
+        while True:
+            try:
+                change = await self._feed.get()
+            except ClientClosed:
+                return
+            yield change
+
+    def __aiter__(self) -> AsyncIterator[PresenceChange]:
+        return self.changes()
+
+    def __getitem__(self, topic: str) -> Audience:
+        return self._audiences[topic]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._audiences)
+
+    def __len__(self) -> int:
+        return len(self._audiences)
+
+    def _open(self) -> None:
+        if not self._is_open:
+            self._is_open = True
+            self._begin()
+            self._session.gather(self)
+
+    # --- the session
+
+    def gathered(self, state: Mapping[str, Any]) -> None:
+        for topic in self.topics:
+            data = state[topic]
+            audience = Audience(data["count"], {user["user_id"]: user for user in data["users"]})
+            if topic in self._audiences and self._audiences[topic] != audience:
+                self._put(PresenceChange(topic, audience.count, is_reset=True))
+            self._audiences[topic] = audience
+        self._complete.open()
+
+    def changed(self, topic: str, data: Mapping[str, Any]) -> None:
+        users = dict(self._audiences[topic].users)
+        joined, left = tuple(data.get("joined") or ()), tuple(data.get("left") or ())
+        for user in left:
+            users.pop(user["user_id"], None)
+        users.update({user["user_id"]: user for user in joined})
+        self._audiences[topic] = Audience(data["count"], users)
+        self._put(PresenceChange(topic, data["count"], joined, left))
+
+    def failed(self, error: MarqueeError) -> None:
+        self._complete.fail(error)
+        self._feed.end(error)
+
+    def _put(self, change: PresenceChange) -> None:
+        if len(self._feed.items) >= QUEUED_CHANGES:
+            resets = [PresenceChange(topic, each.count, is_reset=True) for topic, each in self._audiences.items()]
+            self._feed.items.clear()
+            self._feed.put(resets)
+        else:
+            self._feed.put((change,))

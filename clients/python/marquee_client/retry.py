@@ -1,0 +1,77 @@
+"""When to connect again, or that there is no point. Pure: the caller tells the time and waits."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import Unauthorized, refusal
+
+MAX_RETRY_AFTER_SECONDS = 60.0  # a server that asks for more is asked again earlier
+TOO_MANY_MESSAGES = 4429
+TOKEN_EXPIRED = 4501
+TOO_MANY_MESSAGES_SECONDS = 1.0  # coming back at once would be more of the same
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The n-th attempt in a row waits between 0 and `first_seconds` * 2^n, at most `longest_seconds`.
+
+    All of it is random ("full jitter"), so that thousands of clients that were cut together do not come back together.
+    A connection that stood for `proven_seconds` starts the row anew.
+    """
+
+    first_seconds: float = 0.25
+    longest_seconds: float = 15.0
+    proven_seconds: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a connection, or the attempt at one, ended.
+
+    `code`: the close code that the server sent, the HTTP status with which it refused, or None when there was neither.
+    """
+
+    code: int | None = None
+    detail: Any = ""
+    stood_seconds: float = 0.0  # from the welcome on
+    retry_after_seconds: float | None = None
+
+
+class Pacer:
+    """Counts the attempts of one client."""
+
+    def __init__(self, retry: Retry, can_renew: bool, chance: Callable[[], float] = random.random) -> None:
+        self._retry = retry
+        self._can_renew = can_renew  # the token comes from a callable
+        self._chance = chance
+        self._attempts = 0
+        self._renewed = False
+
+    def after(self, ending: Ending) -> float:
+        """How many seconds to wait before the next attempt. Raises Refused when there must be none."""
+        if ending.stood_seconds >= self._retry.proven_seconds:
+            self._attempts, self._renewed = 0, False
+        code = ending.code
+        if code in (401, TOKEN_EXPIRED):
+            if not self._can_renew or self._renewed:
+                raise Unauthorized(code, ending.detail)
+            self._renewed = True
+        elif code is not None and _is_final(code):
+            raise refusal(code, ending.detail)
+        seconds = self._chance() * min(self._retry.first_seconds * 2.0**self._attempts, self._retry.longest_seconds)
+        self._attempts = min(self._attempts + 1, 16)
+        if code == TOO_MANY_MESSAGES:
+            seconds += TOO_MANY_MESSAGES_SECONDS
+        if ending.retry_after_seconds is not None:
+            seconds += min(ending.retry_after_seconds, MAX_RETRY_AFTER_SECONDS)
+        return seconds
+
+
+def _is_final(code: int) -> bool:
+    if code < 1000:  # an HTTP status; 408, 425 and 429 pass, and so do the troubles of servers and of proxies
+        return 400 <= code < 500 and code not in (408, 425, 429)
+    return code in (1007, 1009) or 4500 <= code < 5000

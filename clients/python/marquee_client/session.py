@@ -1,0 +1,367 @@
+"""The protocol of one client, over one socket after another. Pure: texts in, texts out, no clock of its own.
+
+The application opens streams, makes calls and asks for presence at any time; the socket's owner reports `connected`,
+`receive` and `lost`, sends what `messages` answers, and calls `beat` when it is due. Each connection starts with the
+server's welcome; then everything that the application wants is asked for anew, streams from their positions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from .errors import ConnectionLost, MarqueeError, ProtocolViolation, ServerError
+from .stream import Stream
+
+MAX_REQUESTS_IN_FLIGHT = 16  # the server refuses the 17th
+MAX_MESSAGE_BYTES = 256 * 1024  # the server closes with 1009 above
+MAX_ATTEMPTS = 5  # of one call: an answer that ends the connection each time must not do so for ever
+PROTOCOL = 1
+DEFAULT_HEARTBEAT_SECONDS = 20.0
+WELCOME_SECONDS = 10.0  # from the handshake to the welcome
+RETRY_SUBSCRIBE_SECONDS = 1.0
+TRY_AGAIN = "unavailable"  # the error code of a server that cannot reach its database
+
+
+class Dead(Exception):
+    """Nothing was heard for two heartbeats."""
+
+
+@dataclass(eq=False)
+class Call:
+    """A message that wants a reply. `is_repeatable`: it may be sent again when nobody knows whether it was done."""
+
+    message: dict[str, Any]
+    resolve: Callable[[Mapping[str, Any]], None]
+    reject: Callable[[MarqueeError], None]
+    is_repeatable: bool = False
+    attempts: int = field(default=0, init=False)
+
+
+class Gathering(Protocol):
+    """Who wants to know who watches the topics."""
+
+    topics: tuple[str, ...]
+
+    def gathered(self, state: Mapping[str, Any]) -> None: ...
+    def changed(self, topic: str, data: Mapping[str, Any]) -> None: ...
+    def failed(self, error: MarqueeError) -> None: ...
+
+
+class Session:
+    def __init__(self) -> None:
+        self.epoch: str | None = None
+        self.user_id: int | None = None
+        self.is_welcome = False
+        self.welcomed_at: float | None = None  # of the present or the last connection
+        self.error: MarqueeError | None = None  # final
+        self.on_message: Callable[[], None] = lambda: None  # there is something to send
+        self._heartbeat_seconds = DEFAULT_HEARTBEAT_SECONDS
+        self._heard_at = self._pinged_at = 0.0
+        self._is_pinged = False
+        self._streams: dict[Stream, str] = {}  # with their names on this connection, in order of opening
+        self._by_name: dict[str, Stream] = {}
+        self._gatherings: list[Gathering] = []
+        self._confirmed: set[int] = set()  # the gatherings that have their state, by id()
+        self._is_presence_asked = False
+        self._waiting: deque[Call] = deque()
+        self._sent: dict[int, Call] = {}
+        self._replies: dict[int, Callable[[Mapping[str, Any]], None]] = {}
+        self._retries: list[tuple[float, Stream]] = []
+        self._now = 0.0
+        self._last_id = 0
+        self._last_name = 0
+        self._outbox: list[str] = []
+
+    # --- the application
+
+    def open(self, stream: Stream) -> None:
+        if self.error is not None:
+            stream.sink.failed(self.error)
+            return
+        self._streams[stream] = ""
+        self._subscribe(stream)
+
+    def close(self, stream: Stream) -> None:
+        """Nothing more will reach its sink."""
+        if stream in self._streams:
+            self._unsubscribe(stream)
+            del self._streams[stream]
+
+    def pause(self, stream: Stream) -> None:
+        """Leave the stream for now, remembering the position. The log keeps what comes."""
+        if not stream.is_paused and stream in self._streams:
+            stream.is_paused = True
+            self._unsubscribe(stream)
+
+    def resume(self, stream: Stream) -> None:
+        if stream.is_paused and stream in self._streams:
+            stream.is_paused = False
+            self._subscribe(stream)
+
+    def call(self, call: Call) -> None:
+        """Send a message as soon as there is a connection, and room. Raises ValueError when it is too large."""
+        size = len(_text({**call.message, "id": 2**53}).encode())
+        if size > MAX_MESSAGE_BYTES:
+            raise ValueError(f"expected a message of at most {MAX_MESSAGE_BYTES} bytes, got {size}")
+        if self.error is not None:
+            call.reject(self.error)
+            return
+        self._waiting.append(call)
+        self._send_calls()
+
+    def forget(self, call: Call) -> None:
+        """Nobody waits for the answer any more. One that was sent keeps its place in flight until its reply."""
+        if call in self._waiting:
+            self._waiting.remove(call)
+        call.resolve, call.reject, call.is_repeatable = _ignore, _ignore, False
+
+    def gather(self, gathering: Gathering) -> None:
+        if self.error is not None:
+            gathering.failed(self.error)
+            return
+        self._gatherings.append(gathering)
+        self._ask_presence()
+
+    def disperse(self, gathering: Gathering) -> None:
+        if gathering in self._gatherings:
+            self._gatherings.remove(gathering)
+            self._confirmed.discard(id(gathering))
+            self._ask_presence()
+
+    def fail(self, error: MarqueeError) -> None:
+        """There will be no other connection."""
+        if self.error is not None:
+            return
+        self.error = error
+        self._end_connection()
+        for stream in list(self._streams):
+            stream.sink.failed(error)
+        for gathering in self._gatherings:
+            gathering.failed(error)
+        calls = [*self._sent.values(), *self._waiting]
+        self._streams.clear()
+        self._gatherings.clear()
+        self._sent.clear()
+        self._waiting.clear()
+        for call in calls:
+            call.reject(error)
+
+    # --- the socket
+
+    def connected(self, now: float) -> None:
+        self._now = self._heard_at = now
+        self._is_pinged = False
+        self._heartbeat_seconds = DEFAULT_HEARTBEAT_SECONDS
+        self.welcomed_at = None
+
+    def receive(self, text: str, now: float) -> None:
+        """Raises ProtocolViolation when the connection is no good: leave it and make another one."""
+        self._now = self._heard_at = now
+        self._is_pinged = False
+        try:
+            frame = json.loads(text)
+            if not isinstance(frame, dict):
+                raise TypeError("expected an object")
+            self._frame(frame, len(text))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ProtocolViolation(4509, f"{error!r} in {text[:200]}") from error
+
+    def lost(self) -> None:
+        """The connection ended. What may be sent again waits for the next one."""
+        self._end_connection()
+        sent, self._sent = self._sent, {}
+        again = []
+        for call in sent.values():
+            if call.is_repeatable and call.attempts < MAX_ATTEMPTS:
+                again.append(call)
+            else:
+                call.reject(
+                    ConnectionLost("the connection ended before the answer came; it may have been done, or not")
+                )
+        self._waiting.extendleft(reversed(again))
+
+    def messages(self) -> list[str]:
+        """What is to be sent, once."""
+        messages, self._outbox = self._outbox, []
+        return messages
+
+    def beat(self, now: float) -> float:
+        """Seconds until the next call. A silent server is asked after one heartbeat, and after two raises Dead."""
+        self._now = now
+        due = [stream for at, stream in self._retries if at <= now]
+        self._retries = [(at, stream) for at, stream in self._retries if at > now]
+        for stream in due:
+            if stream in self._streams and not self._streams[stream]:
+                self._subscribe(stream)
+        if not self.is_welcome:
+            if now - self._heard_at >= WELCOME_SECONDS:
+                raise Dead
+            return self._heard_at + WELCOME_SECONDS - now
+        since = self._pinged_at if self._is_pinged else self._heard_at
+        if now - since >= self._heartbeat_seconds:
+            if self._is_pinged:
+                raise Dead
+            self._is_pinged, self._pinged_at = True, now
+            self._ask({"action": "ping"}, _ignore)
+            since = now
+        return min([since + self._heartbeat_seconds, *(at for at, _ in self._retries)]) - now
+
+    # --- inside
+
+    def _end_connection(self) -> None:
+        self.is_welcome = False
+        self._outbox.clear()
+        self._replies.clear()
+        self._retries.clear()
+        self._confirmed.clear()
+        self._is_presence_asked = False
+        self._by_name.clear()
+        for stream in self._streams:
+            self._streams[stream] = ""
+            stream.cut()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._outbox.append(_text(message))
+        self.on_message()
+
+    def _ask(self, message: Mapping[str, Any], answer: Callable[[Mapping[str, Any]], None]) -> int:
+        self._last_id += 1
+        self._replies[self._last_id] = answer
+        self._send({"id": self._last_id, **message})
+        return self._last_id
+
+    def _frame(self, frame: dict[str, Any], size: int) -> None:
+        if "reply_to" in frame:
+            answer = self._replies.pop(frame["reply_to"], None)
+            if answer is not None:
+                answer(frame)
+            return
+        operation, name = frame.get("operation"), frame.get("subscription")
+        if operation == "welcome":
+            self._welcome(frame["data"])
+        elif operation == "presence":
+            for gathering in [each for each in self._gatherings if id(each) in self._confirmed]:
+                if frame["topic"] in gathering.topics:
+                    gathering.changed(frame["topic"], frame["data"])
+        else:
+            if operation == "resync":
+                self.epoch = frame["data"]["epoch"]
+            stream = self._by_name.get(name) if isinstance(name, str) else None
+            if stream is not None and self.epoch is not None:
+                stream.receive(frame, self.epoch, size)
+
+    def _welcome(self, data: Mapping[str, Any]) -> None:
+        if data["protocol"] != PROTOCOL:
+            self.fail(ProtocolViolation(4509, f"the server speaks version {data['protocol']}, this client {PROTOCOL}"))
+            return
+        self.epoch, self.user_id = data["epoch"], data.get("user_id")
+        heartbeat = data.get("heartbeat_seconds")
+        if isinstance(heartbeat, int | float) and heartbeat > 0:
+            self._heartbeat_seconds = float(heartbeat)
+        self.is_welcome, self.welcomed_at = True, self._now
+        for stream in self._streams:
+            self._subscribe(stream)
+        self._ask_presence()
+        self._send_calls()
+
+    def _subscribe(self, stream: Stream) -> None:
+        if not self.is_welcome or stream.is_paused:
+            return
+        self._last_name += 1
+        name = f"s{self._last_name}"
+        self._streams[stream] = name
+        self._by_name[name] = stream
+
+        def answer(reply: Mapping[str, Any]) -> None:
+            if self._by_name.get(name) is not stream:
+                return  # it was closed or paused meanwhile
+            if reply.get("ok"):
+                assert self.epoch is not None  # the welcome told it
+                stream.accepted(reply["data"]["seq"], self.epoch)
+                return
+            self._streams[stream] = ""
+            del self._by_name[name]
+            error = _error(reply)
+            if error.code == TRY_AGAIN:
+                self._retries.append((self._now + RETRY_SUBSCRIBE_SECONDS, stream))
+                self.on_message()  # `beat` is due earlier now
+            else:
+                del self._streams[stream]
+                stream.sink.failed(error)
+
+        self._ask(stream.subscribe(name), answer)
+
+    def _unsubscribe(self, stream: Stream) -> None:
+        name = self._streams[stream]
+        self._streams[stream] = ""
+        stream.cut()
+        if self._by_name.pop(name, None) is not None:
+            self._ask({"action": "unsubscribe", "subscription": name}, _ignore)
+
+    def _send_calls(self) -> None:
+        while self.is_welcome:
+            is_full = self._requests() >= MAX_REQUESTS_IN_FLIGHT  # whatever is no request goes past those that wait
+            call = next((each for each in self._waiting if not (is_full and _is_request(each))), None)
+            if call is None:
+                return
+            self._waiting.remove(call)
+            call.attempts += 1
+
+            def answer(reply: Mapping[str, Any], call: Call = call) -> None:
+                self._sent.pop(reply["reply_to"], None)
+                self._send_calls()
+                if reply.get("ok") is False:
+                    call.reject(_error(reply))
+                else:
+                    call.resolve(reply)
+
+            self._sent[self._ask(call.message, answer)] = call
+
+    def _requests(self) -> int:
+        return sum(map(_is_request, self._sent.values()))
+
+    def _ask_presence(self) -> None:
+        """One question for all: the answer replaces what the server was asked before."""
+        if not self.is_welcome:
+            return
+        asking: Sequence[Gathering] = tuple(self._gatherings)
+
+        def answer(reply: Mapping[str, Any]) -> None:
+            present = [each for each in asking if each in self._gatherings]
+            if reply.get("ok"):
+                for gathering in present:
+                    self._confirmed.add(id(gathering))
+                    gathering.gathered(reply["data"])
+                return
+            new = [each for each in present if id(each) not in self._confirmed]
+            for gathering in new:
+                self._gatherings.remove(gathering)
+                gathering.failed(_error(reply))
+            if new and self._gatherings:
+                self._ask_presence()  # for the others, whose topics were good before
+
+        topics = sorted({topic for gathering in asking for topic in gathering.topics})
+        if topics or self._is_presence_asked:
+            self._is_presence_asked = True
+            self._ask({"action": "presence", "topics": topics}, answer)
+
+
+def _is_request(call: Call) -> bool:
+    return bool(call.message["action"] == "request")
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    return json.dumps(message, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _error(reply: Mapping[str, Any]) -> ServerError:
+    error = reply["error"]
+    return ServerError(str(error["code"]), error.get("detail"))
+
+
+def _ignore(_: object) -> None:
+    return None

@@ -1,0 +1,165 @@
+"""One subscription across all its connections. Pure.
+
+Rules:
+- `position` moves only when everything up to it has been handed to the sink. It is what the next connection resumes
+  from, so nothing is missed and nothing comes twice.
+- The frames of one number (`more`) are handed over together, or, when the connection ends between them, not at all.
+- A snapshot is handed over when its last page has come. Until then there is no position: a connection that ends before
+  asks for a new snapshot.
+- Frames count only between the reply to `subscribe` and the end of the connection, and only under the name of that
+  very `subscribe`. Every attempt has a new name, so nothing that is still on its way can be taken for something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .errors import MarqueeError, ProtocolViolation
+from .events import Event, Position, Resync, Row, event_of
+
+KNOWN = frozenset(("add", "update", "delete", "add_bulk", "update_bulk", "delete_bulk", "progress"))
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """The members of `subscribe` that stay the same."""
+
+    topics: tuple[str, ...]
+    filter: Mapping[str, Any] | None = None
+    snapshot: bool = False
+    bulk: str | None = None
+    deliver: str | Mapping[str, Any] | None = None
+
+
+class Sink(Protocol):
+    """Who takes what a stream brings. None of these may wait."""
+
+    def began(self, position: Position) -> None:
+        """The subscription stands; what happens after `position` will come."""
+
+    def take(self, events: Sequence[Event], size: int) -> None:
+        """All events of one number, or one ephemeral event. `size`: characters of their frames."""
+
+    def resynced(self, resync: Resync) -> None:
+        """What was built is no good. With a snapshot, `replaced` follows."""
+
+    def replaced(self, rows: Sequence[Row], position: Position) -> None:
+        """The rows as of `position`, all of them."""
+
+    def failed(self, error: MarqueeError) -> None:
+        """Nothing will come any more."""
+
+
+class Stream:
+    def __init__(self, wish: Wish, sink: Sink, since: Position | None = None) -> None:
+        self.wish = wish
+        self.sink = sink
+        self.position = since
+        self.is_paused = False  # by the application, which has more than it can take
+        self._asked: Position | None = None
+        self._stands = False
+        self._group: list[Event] = []
+        self._group_size = 0
+        self._rows: list[Row] = []
+        self._rows_position: Position | None = None
+        self._done: set[str] = set()
+
+    @property
+    def is_live(self) -> bool:
+        """The subscription stands, and no snapshot is under way."""
+        return self._stands and self.position is not None
+
+    def subscribe(self, name: str) -> dict[str, Any]:
+        """The message to send, without its id."""
+        self.cut()
+        wish, self._asked = self.wish, self.position
+        message: dict[str, Any] = {"action": "subscribe", "topics": list(wish.topics), "as": name}
+        if wish.filter:
+            message["filter"] = dict(wish.filter)
+        if wish.snapshot:
+            message["snapshot"] = True
+        if wish.bulk is not None:
+            message["bulk"] = wish.bulk
+        if wish.deliver is not None:
+            message["deliver"] = dict(wish.deliver) if isinstance(wish.deliver, Mapping) else wish.deliver
+        if self.position is not None:
+            message["since"] = self.position.seq
+            if self.position.epoch is not None:
+                message["epoch"] = self.position.epoch
+        return message
+
+    def accepted(self, seq: int, epoch: str) -> None:
+        """The reply to `subscribe`."""
+        self._stands = True
+        if self._asked is not None:
+            # Resumed; if not, `resync` is the next frame.
+            self.position = Position(self._asked.epoch or epoch, self._asked.seq)
+            self.sink.began(self.position)
+        elif not self.wish.snapshot:
+            self.position = Position(epoch, seq)
+            self.sink.began(self.position)
+
+    def cut(self) -> None:
+        """The connection or the subscription ended: what is not whole is dropped, and will come again."""
+        self._stands = False
+        self._group, self._group_size = [], 0
+        self._drop_pages()
+
+    def receive(self, frame: Mapping[str, Any], epoch: str, size: int) -> None:
+        """A frame of this subscription. Raises ProtocolViolation when the stream cannot be right any more."""
+        if not self._stands or self.is_paused:
+            return
+        operation, seq = frame.get("operation"), frame.get("seq")
+        if operation == "resync":
+            self._resync(frame["data"])
+        elif operation == "snapshot":
+            self._page(frame, Position(epoch, frame["seq"]))
+        elif isinstance(seq, int):
+            self._event(frame, Position(epoch, seq), size)
+        elif operation in KNOWN:
+            self.sink.take([event_of(frame, self.position)], size)
+
+    def _resync(self, data: Mapping[str, Any]) -> None:
+        self._group, self._group_size = [], 0
+        self._drop_pages()
+        position = Position(data["epoch"], data["seq"])
+        self.position = None if self.wish.snapshot else position
+        self.sink.resynced(Resync(str(data.get("reason", "")), position))
+
+    def _page(self, frame: Mapping[str, Any], position: Position) -> None:
+        if position != self._rows_position:
+            self._drop_pages()  # a new snapshot in place of an unfinished one
+            self._rows_position = position
+        self._rows.extend(frame["data"]["items"])
+        if frame["data"]["done"]:
+            self._done.add(frame["topic"])
+        if self._done.issuperset(self.wish.topics):
+            rows = self._rows
+            self._drop_pages()
+            self._group, self._group_size = [], 0
+            self.position = position
+            self.sink.replaced(rows, position)
+
+    def _drop_pages(self) -> None:
+        self._rows, self._rows_position, self._done = [], None, set()
+
+    def _event(self, frame: Mapping[str, Any], position: Position, size: int) -> None:
+        before = self.position
+        if before is None or self._rows_position is not None:
+            raise ProtocolViolation(4509, f"event {position.seq} before the end of the snapshot")
+        if position.seq <= before.seq:
+            return  # dealt with
+        if self._group and self._group[0].seq != position.seq:
+            raise ProtocolViolation(4509, f"event {position.seq} before the end of event {self._group[0].seq}")
+        more = frame.get("more") is True
+        self._group.append(event_of(frame, before if more else position))
+        self._group_size += size
+        if more:
+            return
+        group, size = [event for event in self._group if event.operation in KNOWN], self._group_size
+        self._group, self._group_size = [], 0
+        self.position = position
+        if group:
+            self.sink.take(group, size)

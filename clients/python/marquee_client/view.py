@@ -1,0 +1,171 @@
+"""The rows of a topic, kept right."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+
+from .errors import ClientClosed, MarqueeError
+from .events import Change, Event, Key, Position, Resync, Row
+from .feed import Feed, Gate
+from .session import Session
+from .stream import Stream, Wish
+
+QUEUED_CHANGES = 10_000  # of one loop over the changes; above, they become one `reset`
+
+
+class Rows:
+    """What events make of rows. Pure."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[Key, Row] = {}
+
+    def replace(self, rows: Sequence[Row]) -> None:
+        self.by_id = {row["id"]: row for row in rows}
+
+    def apply(self, events: Sequence[Event]) -> list[Change]:
+        """All or nothing: a malformed event raises before any row is touched."""
+        steps: list[tuple[Key, Row | None]] = []
+        for event in events:
+            data = event.data
+            if event.operation in ("add", "update"):
+                steps.append((data["id"], data))
+            elif event.operation == "delete":
+                steps.append((data["id"], None))
+            elif event.operation in ("add_bulk", "update_bulk"):
+                steps.extend((row["id"], row) for row in data["items"])
+            elif event.operation == "delete_bulk":
+                steps.extend((key, None) for key in data["ids"])
+        changes = []
+        for key, row in steps:
+            old = self.by_id.get(key)
+            if row is None:
+                if old is not None:
+                    del self.by_id[key]
+                    changes.append(Change("delete", key, None, old))
+            else:
+                self.by_id[key] = row
+                changes.append(Change("add" if old is None else "update", key, row, old))
+        return changes
+
+
+class View(Mapping[Key, Row]):
+    """A topic's rows by id, as of `position`; with a filter those that match it.
+
+    Reading never waits, and never sees half of what was committed together. While the connection is away, or a new
+    snapshot is on its way, the rows are those of the last position; `is_live` tells. After an error that ends the
+    client or the view, reading raises it, for the rows would be wrong from then on. The rows belong to the view: do not
+    change them.
+    """
+
+    def __init__(self, session: Session, begin: Callable[[], None], wish: Wish) -> None:
+        self._session = session
+        self._begin = begin
+        self._stream = Stream(wish, self)
+        self._rows = Rows()
+        self._complete = Gate()
+        self._feeds: list[Feed[Change]] = []
+        self._is_open = False
+        self._error: MarqueeError | None = None
+        self.position: Position | None = None
+
+    async def __aenter__(self) -> View:
+        self._open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def ready(self) -> None:
+        """Wait for the first snapshot. Raises what ended the view."""
+        self._open()
+        await self._complete.wait()
+
+    @property
+    def is_live(self) -> bool:
+        """Connected and complete, so that at most what is on its way is missing."""
+        return self._stream.is_live and self._error is None
+
+    def close(self) -> None:
+        """Stop following. The rows can still be read, as of `position`."""
+        self._session.close(self._stream)
+        closed = ClientClosed("the view is closed")
+        for feed in self._feeds:
+            feed.end(closed)
+        self._complete.fail(closed)
+
+    async def changes(self) -> AsyncIterator[Change]:
+        """What happens from now on. Any number of loops may run; one that is too slow gets a `reset`."""
+        self._open()
+        feed: Feed[Change] = Feed()
+        if self._error is not None:
+            raise self._error
+        if self._complete.error is not None:
+            return
+        self._feeds.append(feed)
+        try:
+            while True:
+                try:
+                    change = await feed.get()
+                except ClientClosed:
+                    return
+                yield change
+        finally:
+            self._feeds.remove(feed)
+
+    def __aiter__(self) -> AsyncIterator[Change]:
+        return self.changes()
+
+    def __getitem__(self, key: Key) -> Row:
+        return self._readable()[key]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._readable())
+
+    def __len__(self) -> int:
+        return len(self._readable())
+
+    def _readable(self) -> dict[Key, Row]:
+        if self._error is not None:
+            raise self._error
+        return self._rows.by_id
+
+    def _open(self) -> None:
+        if not self._is_open:
+            self._is_open = True
+            self._begin()
+            self._session.open(self._stream)
+
+    # --- the stream
+
+    def began(self, position: Position) -> None:
+        """Resumed: the rows are as they were."""
+
+    def take(self, events: Sequence[Event], size: int) -> None:
+        changes = self._rows.apply(events)
+        if events[-1].seq is not None:
+            self.position = events[-1].position
+        for feed in self._feeds:
+            if len(feed.items) + len(changes) > QUEUED_CHANGES:
+                feed.replace(Change("reset"))
+            else:
+                feed.put(changes)
+
+    def resynced(self, resync: Resync) -> None:
+        """The rows stay until the snapshot that follows is complete."""
+
+    def replaced(self, rows: Sequence[Row], position: Position) -> None:
+        self._rows.replace(rows)
+        self.position = position
+        self._complete.open()
+        for feed in self._feeds:
+            feed.replace(Change("reset"))
+
+    def failed(self, error: MarqueeError) -> None:
+        if not isinstance(error, ClientClosed):
+            self._error = error
+        self._complete.fail(error)
+        for feed in self._feeds:
+            feed.end(error)

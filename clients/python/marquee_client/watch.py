@@ -1,0 +1,123 @@
+"""Events as they come."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from types import TracebackType
+
+from .errors import ClientClosed, MarqueeError
+from .events import Event, Position, Resync, Row
+from .feed import Feed, Gate
+from .session import Session
+from .stream import Stream, Wish
+
+# What may wait for a slow reader. Above, the watch leaves the stream, and comes back to where it left when the reader
+# has taken half: the server's log is the queue, and nothing else on the socket has to wait.
+QUEUED_EVENTS = 1_000
+QUEUED_CHARACTERS = 8 * 1024 * 1024
+
+
+class Watch:
+    """The events of some topics: each once, in order, across reconnects. Has one reader.
+
+    It begins when it is first iterated, or entered with `async with`, and ends when the loop over it does. It yields
+    `Event`, and `Resync` where events are missing because the server has them no more.
+    """
+
+    def __init__(self, session: Session, begin: Callable[[], None], wish: Wish, since: Position | None) -> None:
+        self._session = session
+        self._begin = begin
+        self._stream = Stream(wish, self, since)
+        self._feed: Feed[Event | Resync] = Feed()
+        self._sizes: deque[tuple[int, int]] = deque()  # of what was queued together: events, characters
+        self._characters = 0
+        self._stands = Gate()
+        self._is_open = False
+        self.position: Position | None = since
+
+    async def __aenter__(self) -> Watch:
+        self._open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aiter__(self) -> AsyncIterator[Event | Resync]:
+        self._open()
+        try:
+            while True:
+                try:
+                    item = await self._feed.get()
+                except ClientClosed:
+                    return
+                self._taken()
+                if item.position is not None:
+                    self.position = item.position
+                yield item
+        finally:
+            self.close()
+
+    async def ready(self) -> None:
+        """Wait until the subscription stands: what is written from now on will come. Raises what ended the watch."""
+        self._open()
+        await self._stands.wait()
+
+    def close(self) -> None:
+        """End it. What is still queued can be read; to go on later, open another watch with `since=watch.position`."""
+        self._session.close(self._stream)
+        self.failed(ClientClosed("the watch is closed"))
+
+    def _open(self) -> None:
+        if not self._is_open:
+            self._is_open = True
+            self._begin()
+            self._session.open(self._stream)
+
+    def _taken(self) -> None:
+        """One item has left the queue."""
+        events, characters = self._sizes.popleft()
+        if events > 1:
+            self._sizes.appendleft((events - 1, characters))
+        else:
+            self._characters -= characters
+        if len(self._feed.items) <= QUEUED_EVENTS // 2 and self._characters <= QUEUED_CHARACTERS // 2:
+            self._session.resume(self._stream)
+
+    # --- the stream
+
+    def began(self, position: Position) -> None:
+        if self.position is None or self.position.epoch is None:
+            self.position = position
+        self._stands.open()
+
+    def take(self, events: Sequence[Event], size: int) -> None:
+        self._feed.put(events)
+        self._sizes.append((len(events), size))
+        self._characters += size
+        if len(self._feed.items) >= QUEUED_EVENTS or self._characters >= QUEUED_CHARACTERS:
+            self._session.pause(self._stream)
+
+    def resynced(self, resync: Resync) -> None:
+        self._feed.put((resync,))
+        self._sizes.append((1, 0))
+
+    def replaced(self, rows: Sequence[Row], position: Position) -> None:
+        raise AssertionError("a watch asks for no snapshot")
+
+    def failed(self, error: MarqueeError) -> None:
+        self._feed.end(error)
+        self._stands.fail(error)
+
+
+def topics_of(topics: str | Sequence[str]) -> tuple[str, ...]:
+    return (topics,) if isinstance(topics, str) else tuple(topics)
+
+
+def since_of(since: Position | int | str | None, epoch: str | None = None) -> Position | None:
+    """A position, a number, or a text as in the header `Stream-Position`."""
+    if isinstance(since, str):
+        return Position.parse(since)
+    return Position(epoch, since) if isinstance(since, int) else since
