@@ -151,6 +151,7 @@ class CloseCode(IntEnum):
     MESSAGE_TOO_BIG = 1009
     INVALID_TEXT = 1007
     TOO_SLOW = 4008
+    TOO_MANY_MESSAGES = 4429
     TOKEN_EXPIRED = 4501
     FORBIDDEN = 4503
     PROTOCOL_ERROR = 4509
@@ -161,6 +162,7 @@ CLOSE_REASONS: Mapping[CloseCode, str] = {
     CloseCode.MESSAGE_TOO_BIG: "frame too big",
     CloseCode.INVALID_TEXT: "text frame is not UTF-8",
     CloseCode.TOO_SLOW: "too slow: nothing was read for too long; reconnect and resume",
+    CloseCode.TOO_MANY_MESSAGES: "too many messages: reconnect later and resume",
     CloseCode.TOKEN_EXPIRED: "token expired, revoked or not accepted: sign in again",
     CloseCode.FORBIDDEN: "forbidden",
     CloseCode.PROTOCOL_ERROR: "protocol error",

@@ -100,6 +100,9 @@ class Filter:
         return bool(self.all or self.any)
 
 
+EVERYTHING = Filter()
+
+
 def build(conditions: Iterable[Condition], groups: Iterable[Iterable[Condition]] = ()) -> Filter:
     return Filter(_sorted(conditions), tuple(sorted({_sorted(group) for group in groups}, key=repr)))
 

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import structlog
@@ -29,14 +30,19 @@ from dashboard.routes import ROUTES as DASHBOARD_ROUTES
 from errors import Conflict, Problem, SettingsError, Unavailable
 from jobs.cleanup import Cleanup
 from jobs.runner import Runner
+from realtime.asyncapi import ROUTES as ASYNCAPI_ROUTES
 from realtime.bus import Bus
+from realtime.connection import Surroundings
 from realtime.endpoint import ROUTES as REALTIME_ROUTES
 from realtime.endpoint import Realtime
 from realtime.event_stream import EventStreams
 from realtime.feed import Feed
 from realtime.hub import Hub
 from realtime.progress import Progress
+from realtime.registry import Registry
 from realtime.replay import Replay
+from realtime.snapshot import Snapshots
+from realtime.subscription import Sources
 from repository import event_log, failures, migrations, users
 from repository.database import Database
 from repository.transaction import Transaction
@@ -77,7 +83,7 @@ def build_app(settings: Settings) -> Starlette:
         expose_headers=["ETag", "Link", "Location", "Retry-After", "Stream-Position", "X-Request-ID", "X-Total-Count"],
     )
     app = Starlette(
-        routes=[*table.routes(), *REALTIME_ROUTES, *DASHBOARD_ROUTES],
+        routes=[*table.routes(), *REALTIME_ROUTES, *ASYNCAPI_ROUTES, *DASHBOARD_ROUTES],
         middleware=[
             Middleware(middleware.OnePath),
             Middleware(middleware.RequestLog),
@@ -103,7 +109,12 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
     try:
         await migrations.migrate(database)
         await create_first_admin(database, settings)
-        hub = Hub()
+        hub = Hub(lambda seq: feed.newest_after(seq))
+        registry = Registry(
+            partial(users.recheck, database),
+            max_connections=settings.max_connections,
+            max_per_address=settings.max_connections_per_address if settings.rate_limits == "on" else None,
+        )
         bus = Bus(
             settings.broadcast_url,
             on_events=lambda events: feed.offer(events),
@@ -116,11 +127,20 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
         event_streams = EventStreams(replay)
         runner = Runner(database)
         cleanup = Cleanup(database, runner.owner, settings.event_retention_hours, settings.event_retention_rows)
+        presence = _NoPresence()
+        around = Surroundings(
+            Sources(feed, hub, Snapshots(database, feed)),
+            registry,
+            presence,
+            partial(users.identify, database, tokens),
+            has_limits=settings.rate_limits == "on",
+        )
         stopping.on_stop.append(runner.stop)
         await feed.start()
         hub.start(feed.head.seq)
-        feed.on_events += [hub.publish, progress.see]
-        feed.on_reset.append(lambda reason: hub.reset(reason, feed.head.seq))
+        # Whoever may see no more is told before what comes next goes out.
+        feed.on_events += [registry.see, hub.publish, progress.see]
+        feed.on_reset += [registry.see_reset, lambda reason: hub.reset(reason, feed.head.seq)]
         database.on_commit += [bus.publish, runner.see]
         life = asyncio.create_task(
             _live_together(
@@ -148,7 +168,7 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
         try:
             yield {
                 "services": Services(database, tokens, passwords, readiness, table.document(), replay, event_streams),
-                "realtime": Realtime(database, feed, hub, tokens, settings.allowed_origins),
+                "realtime": Realtime(around, settings.allowed_origins, settings.websocket_auth == "required"),
                 "stopping": stopping,
                 "metrics_token": metrics_token,
             }
@@ -158,6 +178,14 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
     finally:
         passwords.close()
         await database.close()
+
+
+class _NoPresence:
+    def enter(self, *_: Any) -> None: ...
+    def leave(self, *_: Any) -> None: ...
+    def unwatch(self, *_: Any) -> None: ...
+    async def watch(self, *_: Any) -> Mapping[str, Any]:
+        return {}
 
 
 async def _live_together(*lives: Any) -> None:

@@ -327,6 +327,37 @@ CHARACTER_FIELDS: dict[str, filters.Field] = _fields(
     ("id", Kind.INTEGER), ("name", Kind.TEXT), ("description", Kind.TEXT), ("movie_id", Kind.INTEGER)
 )
 
+JOB_STATES = ("queued", "running", "done", "cancelled", "failed")
+JOB_FIELDS: dict[str, filters.Field] = {
+    "id": filters.Field("id", "id", Kind.TEXT),
+    "kind": filters.Field("kind", "kind", Kind.TEXT, ("generate_movies", "generate_characters")),
+    "state": filters.Field("state", "state", Kind.TEXT, JOB_STATES),
+    "total": filters.Field("total", "total", Kind.INTEGER),
+    "user_id": filters.Field("user_id", "user_id", Kind.INTEGER),
+    "created_at": filters.Field("created_at", "created_at", Kind.TIME),
+}
+USER_FIELDS: dict[str, filters.Field] = {
+    "id": filters.Field("id", "id", Kind.INTEGER),
+    "username": filters.Field("username", "username", Kind.TEXT),
+    "email": filters.Field("email", "email", Kind.TEXT),
+    "group": filters.Field("group", "group", Kind.TEXT, ("user", "moderator", "admin")),
+    "created_at": filters.Field("created_at", "created_at", Kind.TIME),
+}
+SESSION_FIELDS: dict[str, filters.Field] = {
+    "id": filters.Field("id", "id", Kind.TEXT),
+    "user_agent": filters.Field("user_agent", "user_agent", Kind.TEXT),
+    "address": filters.Field("address", "address", Kind.TEXT),
+    "created_at": filters.Field("created_at", "created_at", Kind.TIME),
+}
+# What a subscription can filter by.
+TOPIC_FIELDS: dict[str, dict[str, filters.Field]] = {
+    "movies": MOVIE_FIELDS,
+    "characters": CHARACTER_FIELDS,
+    "jobs": JOB_FIELDS,
+    "users": USER_FIELDS,
+    "sessions": SESSION_FIELDS,
+}
+
 # Who may watch: everybody, one group, or (`self`) each who has signed in, of what is theirs.
 TOPICS: dict[str, str] = {
     "movies": "public",

@@ -56,6 +56,11 @@ class Settings(BaseSettings):
     first_admin_email: EmailStr | None = None
     first_admin_password: SecretStr | None = None
 
+    max_connections: int = Field(default=10_000, ge=1, le=1_000_000)
+    max_connections_per_address: int = Field(default=1_000, ge=1, le=1_000_000)
+    rate_limits: Literal["on", "off"] = "on"
+    websocket_auth: Literal["optional", "required"] = "optional"
+
     # NoDecode: a plain comma separated list, not JSON.
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
 
@@ -68,7 +73,7 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    @field_validator("log_level", "log_format", mode="before")
+    @field_validator("log_level", "log_format", "rate_limits", "websocket_auth", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value

@@ -1,7 +1,9 @@
 """One websocket: what it subscribes to, who it is, and what it asks.
 
 Each message gets one reply. The next message is read only when the socket has taken the last reply, so a client that
-asks and does not read fills nothing but its own buffer.
+asks and does not read fills nothing but its own buffer; requests alone are answered when they are done, a bounded
+number at a time. The reply to `subscribe` comes before the first frame of the subscription, and the reply to
+`unsubscribe` after the last.
 """
 
 from __future__ import annotations
@@ -10,45 +12,55 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
+from pydantic import BaseModel, ValidationError
+from starlette.websockets import WebSocket
 
-from errors import CLOSE_REASONS, CloseCode, Forbidden, Problem
-from realtime import frames
-from realtime.frames import Frames
+from errors import CLOSE_REASONS, CloseCode, FieldProblem, Forbidden, Problem
+from filters import Filter, parse_json
+from realtime import frames, messages, requests
+from realtime.frames import Frames, Rendering
+from realtime.rate import MAX_REFUSED_MESSAGES, MESSAGES_PER_SECOND, Bucket
+from realtime.registry import Entry, Registry
 from realtime.stream import Stream
-from realtime.subscription import Subscription, check_topics
-from security import Identity
+from realtime.subscription import Sources, Spec, Subscription, check_topics
+from schemas import PUBLIC_TOPICS, TOPIC_FIELDS, TOPICS
+from security import ANONYMOUS_AUDIENCES, Identity
 
-MAX_TOKEN_LENGTH = 4096
+MAX_SUBSCRIPTIONS = 32
+MAX_REQUESTS_IN_FLIGHT = 16
+AUTH_SECONDS = 10.0  # to sign in, where everybody must
 
 Identify = Callable[[str], Awaitable[Identity]]
+Answer = Mapping[str, Any]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """A message of the client."""
+class Message:
+    """What a client said. `reply_to` is its id."""
 
-    id: int | str | None
+    reply_to: int | str | None
     action: str
-    arguments: Mapping[str, Any]
+    members: Mapping[str, Any]
 
 
 class BadMessage(Exception):
     """Answered with an error reply and, with `close`, the end of the connection."""
 
     def __init__(
-        self, code: str, detail: Any, reply_to: int | str | None = None, close: CloseCode | None = None
+        self, code: str, detail: Any, close: CloseCode | None = None, reply_to: int | str | None = None
     ) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
-        self.reply_to = reply_to
         self.close = close
+        self.reply_to = reply_to
 
 
-def parse_message(text: str) -> Request:
+def parse_message(text: str) -> Message:
     """Raises BadMessage."""
     try:
         message = orjson.loads(text)
@@ -59,97 +71,350 @@ def parse_message(text: str) -> Request:
     reply_to = message.pop("id", None)
     if isinstance(reply_to, bool) or not isinstance(reply_to, int | str | None):
         raise BadMessage("invalid_message", "id: expected an integer or a text")
-    if isinstance(reply_to, str) and len(reply_to) > 255:
-        raise BadMessage("invalid_message", "id: expected at most 255 characters")
+    if isinstance(reply_to, str) and len(reply_to) > messages.MAX_MESSAGE_ID_LENGTH:
+        raise BadMessage("invalid_message", f"id: expected at most {messages.MAX_MESSAGE_ID_LENGTH} characters")
     action = message.pop("action", None)
     if not isinstance(action, str):
-        raise BadMessage("invalid_message", "action: expected a text such as ping", reply_to)
-    return Request(reply_to, action, message)
+        raise BadMessage("invalid_message", "action: expected a text such as ping", reply_to=reply_to)
+    return Message(reply_to, action, message)
+
+
+def parse_members(model: type[Model], members: Mapping[str, Any]) -> Model:
+    """Raises BadMessage with all that is wrong."""
+    try:
+        return model.model_validate(members)
+    except ValidationError as error:
+        raise BadMessage("invalid_message", _listed(messages.problems_of(error))) from error
+
+
+def parse_filters(value: Any, topics: tuple[str, ...]) -> tuple[tuple[str, Filter], ...]:
+    """The filter for each topic, nothing for one that lets everything through. Raises BadMessage."""
+    if value is None or value == {}:
+        return ()
+    found: list[tuple[str, Filter]] = []
+    problems: dict[FieldProblem, None] = {}
+    for topic in sorted(topics):
+        wanted, wrong = parse_json(value, TOPIC_FIELDS[topic])
+        found.append((topic, wanted))
+        problems.update(dict.fromkeys(wrong))
+    if problems:
+        raise BadMessage("invalid_filter", _listed(problems))
+    return tuple(found)
+
+
+def _listed(problems: Any) -> list[dict[str, Any]]:
+    return [problem.as_dict() for problem in problems]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What connections need of the process."""
+
+    sources: Sources
+    registry: Registry
+    presence: Any
+    identify: Identify
+    has_limits: bool
 
 
 class Connection:
-    """Between `open` and `stop` the socket is subscribed."""
+    """Between `open` and `close` the socket is subscribed."""
 
-    def __init__(
-        self, stream: Stream, subscription: Subscription, identity: Identity | None, identify: Identify
-    ) -> None:
+    def __init__(self, websocket: WebSocket, stream: Stream, around: Surroundings) -> None:
         self.stream = stream
-        self.subscription = subscription
-        self.identity = identity
-        self._identify = identify
+        self.identity: Identity | None = None
+        self.subscriptions: dict[str | None, Subscription] = {}
+        self._websocket = websocket
+        self._around = around
+        self._turn = asyncio.Lock()
+        self._entry: Entry | None = None
         self._expiry: asyncio.TimerHandle | None = None
-        self._actions: Mapping[str, Callable[[Request], Awaitable[Mapping[str, Any]]]] = {
-            "ping": self._ping,
+        self._awaiting_auth: tuple[asyncio.TimerHandle, Callable[[], None]] | None = None
+        self._requests: set[asyncio.Task[None]] = set()
+        self._bucket = Bucket(time.monotonic())
+        self._counted: tuple[frozenset[str], Identity | None] = (frozenset(), None)
+        self._is_closed = False
+        self._actions: Mapping[str, Callable[[Message], Awaitable[Answer | None]]] = {
+            "subscribe": self._subscribe,
+            "unsubscribe": self._unsubscribe,
             "auth": self._auth,
+            "request": self._request,
+            "presence": self._presence,
+            "ping": self._ping,
         }
 
-    def open(self, position: int) -> None:
-        self._watch_expiry()
-        self.subscription.start(position)
+    # --- its life
 
-    def stop(self) -> None:
-        self.subscription.stop()
-        if self._expiry is not None:
-            self._expiry.cancel()
+    def open(self, spec: Spec, position: int, identity: Identity | None) -> None:
+        """Begin with the default subscription, after `position`."""
+        if identity is not None:
+            self._sign_in(identity)
+        self._begin_default(spec, position)
 
-    def _watch_expiry(self) -> None:
-        if self._expiry is not None:
-            self._expiry.cancel()
-        if self.identity is not None:
-            seconds = max(0.0, self.identity.expires_at - time.time())
-            self._expiry = asyncio.get_running_loop().call_later(seconds, self._close, CloseCode.TOKEN_EXPIRED)
+    def open_closed_doors(self, spec: Spec, position: int) -> None:
+        """As `open`, but nothing is told before the client has signed in, which it must do soon."""
+        timer = asyncio.get_running_loop().call_later(AUTH_SECONDS, self._end, CloseCode.TOKEN_EXPIRED)
+        self._awaiting_auth = timer, lambda: self._begin_default(spec, position)
 
-    def _close(self, code: CloseCode) -> None:
+    def _begin_default(self, spec: Spec, position: int) -> None:
+        spec = replace(spec, audiences=self._audiences)
+        subscription = Subscription(spec, self.stream, self._around.sources, self._turn)
+        self.subscriptions[None] = subscription
+        subscription.start(position)
+        self._count_in()
+
+    def close(self) -> None:
+        """The socket is gone: nothing is written any more."""
+        self._is_closed = True
+        for subscription in self.subscriptions.values():
+            subscription.stop()
+        self.subscriptions.clear()
+        self._around.presence.unwatch(self)
+        self._count_in()
+        if self._entry is not None:
+            self._around.registry.discard(self._entry)
+        for timer in (self._expiry, self._awaiting_auth and self._awaiting_auth[0]):
+            if timer is not None:
+                timer.cancel()
+
+    async def finish(self) -> None:
+        """Let requests that were begun come to their end, as HTTP does when a client goes away."""
+        if self._requests:
+            try:
+                await asyncio.wait(set(self._requests))
+            finally:
+                for request in self._requests:
+                    request.cancel()
+
+    def _end(self, code: CloseCode) -> None:
         self.stream.close(code, CLOSE_REASONS[code])
+
+    def _count_in(self) -> None:
+        """Tell presence which topics the socket watches, and as whom, when that has changed."""
+        topics = frozenset(topic for each in self.subscriptions.values() for topic in each.spec.topics)
+        counted = (topics, self.identity if topics else None)
+        if _who(counted) == _who(self._counted):
+            return
+        presence = self._around.presence
+        old_topics, old_identity = self._counted
+        self._counted = counted
+        # First in, then out: whoever stays is not seen to leave.
+        if topics:
+            user_id, username = (self.identity.user_id, self.identity.username) if self.identity else (None, None)
+            presence.enter(topics, user_id, username)
+        if old_topics:
+            presence.leave(old_topics, old_identity.user_id if old_identity else None)
+
+    # --- who it is
+
+    @property
+    def _audiences(self) -> frozenset[str]:
+        return self.identity.audiences if self.identity is not None else ANONYMOUS_AUDIENCES
+
+    def _sign_in(self, identity: Identity) -> None:
+        self.identity = identity
+        if self._entry is not None:
+            self._around.registry.discard(self._entry)
+        self._entry = self._around.registry.add(identity, self._identity_changed)
+        if self._expiry is not None:
+            self._expiry.cancel()
+        seconds = max(0.0, identity.expires_at - time.time())
+        self._expiry = asyncio.get_running_loop().call_later(seconds, self._end, CloseCode.TOKEN_EXPIRED)
+
+    async def confirm(self) -> None:
+        """After `open` with an identity: see `Registry.confirm`. Raises Problem."""
+        if self._entry is not None:
+            await self._around.registry.confirm(self._entry)
+
+    def _identity_changed(self, identity: Identity | None) -> None:
+        if identity is None:
+            self._end(CloseCode.TOKEN_EXPIRED)
+            return
+        self.identity = identity
+        try:
+            for subscription in self.subscriptions.values():
+                check_topics(subscription.spec.topics, identity)
+        except Forbidden:
+            self._end(CloseCode.TOKEN_EXPIRED)
+            return
+        self._respec()
+
+    def _respec(self) -> None:
+        for subscription in self.subscriptions.values():
+            if subscription.spec.audiences != self._audiences:
+                subscription.respec(replace(subscription.spec, audiences=self._audiences))
+
+    # --- what it says
 
     async def receive_text(self, text: str) -> None:
         """Answer one text frame."""
-        close = None
+        close, reply_to, answer = None, None, None
         try:
-            request = parse_message(text)
-            action = self._actions.get(request.action)
+            if self._around.has_limits and not self._bucket.take(time.monotonic()):
+                close = CloseCode.TOO_MANY_MESSAGES if self._bucket.refused > MAX_REFUSED_MESSAGES else None
+                detail = f"Expected at most {MESSAGES_PER_SECOND:g} messages a second; this one was not looked at"
+                raise BadMessage("rate_limited", detail, close)
+            message = parse_message(text)
+            reply_to = message.reply_to
+            action = self._actions.get(message.action)
             if action is None:
-                expected = ", ".join(sorted(self._actions))
-                raise BadMessage("unknown_action", f"action: expected one of {expected}", request.id)
-            answer = frames.reply(request.id, await action(request))
+                raise BadMessage("unknown_action", f"action: expected one of {', '.join(sorted(self._actions))}")
+            if self._awaiting_auth is not None and message.action not in ("auth", "ping"):
+                raise BadMessage("unauthenticated", "Sign in first: send auth with a token")
+            found = await action(message)
+            if found is not None:
+                answer = frames.reply(reply_to, found)
         except BadMessage as error:
-            answer = frames.error_reply(error.reply_to, error.code, error.detail)
+            answer = frames.error_reply(reply_to if reply_to is not None else error.reply_to, error.code, error.detail)
             close = error.close
-        self.stream.write(Frames([answer]))
+        except Problem as error:
+            answer = frames.error_reply(reply_to, error.code, error.detail)
+        if answer is not None:
+            self._write(answer)
         if close is not None:
-            self._close(close)
+            self._end(close)
         await self.stream.drained()
 
     def receive_bytes(self) -> None:
         """The protocol has no binary frames: whoever sends one does not speak it."""
         detail = "Expected JSON objects in text frames, got a binary frame"
-        self.stream.write(Frames([frames.error_reply(None, "binary_frame", detail)]))
-        self._close(CloseCode.PROTOCOL_ERROR)
+        self._write(frames.error_reply(None, "binary_frame", detail))
+        self._end(CloseCode.PROTOCOL_ERROR)
 
-    async def _ping(self, request: Request) -> Mapping[str, Any]:
-        _only(request, ())
+    def _write(self, text: bytes) -> None:
+        if not self._is_closed:
+            self.stream.write(Frames([text]))
+
+    async def _ping(self, message: Message) -> Answer:
+        parse_members(messages.Ping, message.members)
         return {}
 
-    async def _auth(self, request: Request) -> Mapping[str, Any]:
-        _only(request, ("token",))
-        token = request.arguments.get("token")
-        if not isinstance(token, str) or not 1 <= len(token) <= MAX_TOKEN_LENGTH:
-            raise BadMessage("invalid_message", "token: expected a text", request.id)
+    async def _auth(self, message: Message) -> Answer | None:
+        token = parse_members(messages.Auth, message.members).token
         try:
-            self.identity = await self._identify(token)
+            identity = await self._around.identify(token)
         except Problem as error:
             close = CloseCode.TOKEN_EXPIRED if error.status == 401 else None
-            raise BadMessage(error.code, error.detail, request.id, close) from error
+            raise BadMessage(error.code, error.detail, close) from error
+        if self.identity is not None and self.identity.user_id != identity.user_id:
+            raise BadMessage("another_user", "This socket is signed in as another user; open another one")
+        for subscription in self.subscriptions.values():
+            try:
+                check_topics(subscription.spec.topics, identity)
+            except Forbidden as error:
+                raise BadMessage(error.code, error.detail, CloseCode.FORBIDDEN) from error
+        self._sign_in(identity)
         try:
-            check_topics(self.subscription.spec.topics, self.identity)
-        except Forbidden as error:
-            raise BadMessage(error.code, error.detail, request.id, CloseCode.FORBIDDEN) from error
-        self._watch_expiry()
-        self.subscription.respec(replace(self.subscription.spec, audiences=self.identity.audiences))
+            await self.confirm()
+        except Problem as error:
+            raise BadMessage(error.code, error.detail, CloseCode.TOKEN_EXPIRED) from error
+        if self._awaiting_auth is not None:
+            timer, begin = self._awaiting_auth
+            self._awaiting_auth = None
+            timer.cancel()
+            self._write(frames.reply(message.reply_to, self._me()))
+            begin()
+            return None
+        self._respec()
+        self._count_in()
+        return self._me()
+
+    def _me(self) -> Answer:
+        assert self.identity is not None
         return {"user_id": self.identity.user_id, "group": self.identity.group}
 
+    async def _subscribe(self, message: Message) -> None:
+        wanted = parse_members(messages.Subscribe, message.members)
+        topics = tuple(wanted.topics if wanted.topics is not None else sorted(PUBLIC_TOPICS))
+        check_topics(frozenset(topics), self.identity)
+        filters = parse_filters(wanted.filter, topics)
+        feed = self._around.sources.feed
+        reason = await feed.find_place(wanted.since, wanted.epoch)
+        # From here nothing is awaited: the number in the reply is the place where the stream begins.
+        name = self._new_name(wanted.name)
+        deliver = wanted.deliver
+        spec = Spec(
+            frozenset(topics),
+            Rendering(wanted.bulk, name),
+            self._audiences,
+            filters,
+            deliver.latest_every_ms if isinstance(deliver, messages.Latest) else None,
+        )
+        subscription = Subscription(
+            spec,
+            self.stream,
+            self._around.sources,
+            self._turn,
+            snapshot_of=topics if wanted.snapshot else (),
+            owner_id=self.identity.user_id if self.identity is not None else None,
+        )
+        default = self.subscriptions.pop(None, None)
+        if default is not None:
+            default.stop()
+        self.subscriptions[name] = subscription
+        resumes = wanted.since is not None and reason is None
+        start = wanted.since if wanted.since is not None and resumes else feed.head.seq
+        self._write(frames.reply(message.reply_to, {"subscription": name, "seq": start}))
+        if reason is not None:
+            subscription.start_over(reason)
+        elif wanted.snapshot and not resumes:
+            subscription.start_with_snapshot()
+        else:
+            subscription.start(start)
+        self._count_in()
 
-def _only(request: Request, known: tuple[str, ...]) -> None:
-    unknown = sorted(set(request.arguments) - set(known))
-    if unknown:
-        raise BadMessage("invalid_message", f"{unknown[0]}: unknown field of {request.action}", request.id)
+    def _new_name(self, given: str | None) -> str:
+        if len(self.subscriptions.keys() - {None}) >= MAX_SUBSCRIPTIONS:
+            raise BadMessage("too_many_subscriptions", f"Expected at most {MAX_SUBSCRIPTIONS} on one socket")
+        if given is not None:
+            if given in self.subscriptions:
+                raise BadMessage("name_taken", f"as: {given} is the name of another subscription of this socket")
+            return given
+        names = (f"s{number}" for number in range(1, MAX_SUBSCRIPTIONS + 2))
+        return next(name for name in names if name not in self.subscriptions)
+
+    async def _unsubscribe(self, message: Message) -> Answer:
+        name = parse_members(messages.Unsubscribe, message.members).subscription
+        subscription = self.subscriptions.pop(name, None)
+        if subscription is None:
+            raise BadMessage("unknown_subscription", f"subscription: there is no {name} on this socket")
+        subscription.stop()
+        self._count_in()
+        return {"subscription": name}
+
+    async def _presence(self, message: Message) -> Answer:
+        topics = frozenset(parse_members(messages.Presence, message.members).topics)
+        check_topics(topics, self.identity)
+        private = sorted(topic for topic in topics if TOPICS[topic] == "self")
+        if private:
+            raise Forbidden(f"Topic {private[0]} is each user's own: nobody sees who watches it")
+        presence = self._around.presence
+        presence.unwatch(self)
+        if not topics:
+            return {}
+        return await presence.watch(self, topics, self.identity is not None, self._write)
+
+    async def _request(self, message: Message) -> None:
+        wanted = parse_members(messages.Request, message.members)
+        refused = sorted({name.lower() for name in wanted.headers} & requests.REFUSED_HEADERS)
+        if refused:
+            raise BadMessage("invalid_message", f"headers: {refused[0]} belongs to the socket, not to a request on it")
+        if len(self._requests) >= MAX_REQUESTS_IN_FLIGHT:
+            detail = f"Expected at most {MAX_REQUESTS_IN_FLIGHT} requests at once; wait for an answer"
+            raise BadMessage("too_many_requests", detail)
+        task = asyncio.create_task(self._answer_request(message.reply_to, wanted), name="request")
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
+
+    async def _answer_request(self, reply_to: int | str | None, wanted: messages.Request) -> None:
+        body = orjson.dumps(wanted.body) if "body" in wanted.model_fields_set else b""
+        scope = requests.scope_of(self._websocket.scope, wanted, self.identity, body)
+        found = await requests.call(self._websocket.app, scope, body)
+        async with self._turn:
+            await self.stream.drained()
+            self._write(requests.reply(reply_to, *found))
+
+
+def _who(counted: tuple[frozenset[str], Identity | None]) -> tuple[frozenset[str], int | None]:
+    topics, identity = counted
+    return topics, identity.user_id if identity is not None else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Coroutine
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,18 +15,14 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from errors import FieldProblem, Forbidden, InvalidInput, Problem
+from errors import CLOSE_REASONS, CloseCode, FieldProblem, Forbidden, InvalidInput, Problem
 from realtime import frames
-from realtime.connection import Connection
-from realtime.feed import Feed
+from realtime.connection import Connection, Surroundings
 from realtime.frames import Frames, Rendering
-from realtime.hub import Hub
 from realtime.stream import EXTENSION, QueuedStream, Stream
-from realtime.subscription import Spec, Subscription, check_topics
-from repository import users
-from repository.database import Database
+from realtime.subscription import Spec, check_topics
 from schemas import MAX_ID, PUBLIC_TOPICS, TOPICS
-from security import ANONYMOUS_AUDIENCES, Identity, Tokens
+from security import Identity
 
 HEARTBEAT_SECONDS = 20  # proxies drop sockets that are idle for 30 to 120 s
 _NUMBER = re.compile(r"[0-9]{1,19}")
@@ -36,11 +33,9 @@ PARAMETERS = ("topics", "since", "epoch", "bulk")
 class Realtime:
     """What the endpoint needs of the process; in the lifespan state as `realtime`."""
 
-    database: Database
-    feed: Feed
-    hub: Hub
-    tokens: Tokens
+    around: Surroundings
     allowed_origins: tuple[str, ...]
+    requires_auth: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,34 +106,29 @@ def token_of(websocket: WebSocket) -> tuple[str | None, str | None]:
 
 async def watch(websocket: WebSocket) -> None:
     realtime: Realtime = websocket.state.realtime
-    try:
-        check_origin(websocket.headers.get("origin"), websocket.headers.get("host"), realtime.allowed_origins)
-        wish = parse_wish(websocket.query_params.multi_items())
-        token, subprotocol = token_of(websocket)
-        identity = await users.identify(realtime.database, realtime.tokens, token) if token is not None else None
-        check_topics(wish.topics, identity)
-        generation = realtime.feed.generation
-        position, resync_reason = await _find_position(realtime.feed, wish)
-    except Problem as problem:
-        await _refuse(websocket, problem)
-        return
-    await websocket.accept(subprotocol=subprotocol)
-    direct: Stream | None = websocket.scope.get("extensions", {}).get(EXTENSION)
-    stream = direct if direct is not None else QueuedStream(websocket)
-    if position is not None and generation != realtime.feed.generation:
-        position, resync_reason = None, "the log was replaced"
-    await _serve(websocket, realtime, stream, wish, identity, position, resync_reason)
-
-
-async def _find_position(feed: Feed, wish: Wish) -> tuple[int | None, str | None]:
-    """Where to begin (None for now), or why it cannot be where the client wants."""
-    if wish.since is None:
-        await feed.reach_head()
-        return None, None
-    if wish.epoch is not None and wish.epoch != feed.head.epoch:
-        return None, "another epoch"
-    reason = await feed.check_position(wish.since)
-    return (None, reason) if reason is not None else (wish.since, None)
+    around = realtime.around
+    feed = around.sources.feed
+    with ExitStack() as stack:
+        try:
+            check_origin(websocket.headers.get("origin"), websocket.headers.get("host"), realtime.allowed_origins)
+            wish = parse_wish(websocket.query_params.multi_items())
+            stack.enter_context(around.registry.place(websocket.client.host if websocket.client else ""))
+            token, subprotocol = token_of(websocket)
+            identity = await around.identify(token) if token is not None else None
+            if identity is not None or not realtime.requires_auth:
+                check_topics(wish.topics, identity)
+            generation = feed.generation
+            resync_reason = await feed.find_place(wish.since, wish.epoch)
+        except Problem as problem:
+            await _refuse(websocket, problem)
+            return
+        await websocket.accept(subprotocol=subprotocol)
+        direct: Stream | None = websocket.scope.get("extensions", {}).get(EXTENSION)
+        stream = direct if direct is not None else QueuedStream(websocket)
+        if wish.since is not None and generation != feed.generation:
+            resync_reason = "the log was replaced"
+        position = wish.since if resync_reason is None else None
+        await _serve(websocket, realtime, stream, wish, identity, position, resync_reason)
 
 
 async def _refuse(websocket: WebSocket, problem: Problem) -> None:
@@ -156,14 +146,9 @@ async def _serve(
     position: int | None,
     resync_reason: str | None,
 ) -> None:
-    async def identify(token: str) -> Identity:
-        return await users.identify(realtime.database, realtime.tokens, token)
-
-    audiences = identity.audiences if identity is not None else ANONYMOUS_AUDIENCES
-    subscription = Subscription(Spec(wish.topics, wish.rendering, audiences), stream, realtime.feed, realtime.hub)
-    connection = Connection(stream, subscription, identity, identify)
+    connection = Connection(websocket, stream, realtime.around)
     # From here to `open` nothing is awaited: the number in the welcome is the place where the stream begins.
-    head = realtime.feed.head
+    head = realtime.around.sources.feed.head
     start = position if position is not None else head.seq
     first = [
         frames.welcome(
@@ -176,14 +161,19 @@ async def _serve(
     if resync_reason is not None:
         first.append(frames.resync(reason=resync_reason, epoch=head.epoch, seq=head.seq))
     stream.write(Frames(first))
-    connection.open(start)
+    spec = Spec(wish.topics, wish.rendering)
+    if realtime.requires_auth and identity is None:
+        connection.open_closed_doors(spec, start)
+    else:
+        connection.open(spec, start, identity)
     try:
         if isinstance(stream, QueuedStream):
             await _until_one_ends(stream.run(), _receive(websocket, connection))
         else:
             await _receive(websocket, connection)
     finally:
-        connection.stop()
+        connection.close()
+    await connection.finish()
 
 
 async def _until_one_ends(*lives: Coroutine[Any, Any, None]) -> None:
@@ -197,6 +187,10 @@ async def _until_one_ends(*lives: Coroutine[Any, Any, None]) -> None:
 
 
 async def _receive(websocket: WebSocket, connection: Connection) -> None:
+    try:
+        await connection.confirm()
+    except Problem:
+        connection.stream.close(CloseCode.TOKEN_EXPIRED, CLOSE_REASONS[CloseCode.TOKEN_EXPIRED])
     while True:
         message: Any = await websocket.receive()
         if message["type"] == "websocket.disconnect":

@@ -276,11 +276,22 @@ class Feed:
             raise PositionTooOld(seq)
         return found
 
+    def newest_after(self, seq: int) -> list[Event] | None:
+        """As `read_after`, from memory alone; None when that does not reach back so far."""
+        if seq >= self.head.seq:
+            return []
+        return self.ring.after(seq, max_events=PAGE_EVENTS, max_bytes=PAGE_BYTES)
+
     async def wait_beyond(self, seq: int) -> None:
         """Wait until the stream has an event after `seq`, or is another log's. However many wait share one event."""
         generation = self.generation
         while self.head.seq <= seq and self.generation == generation:
             await self._moved.wait()
+
+    async def reach(self, seq: int) -> None:
+        """Wait until the stream has the event `seq`, which the log is known to have, or is another log's."""
+        self._aim(seq)
+        await self.wait_beyond(seq - 1)
 
     async def reach_head(self) -> None:
         """Wait until the stream has every event that was committed when this was called, but not for long.
@@ -307,6 +318,22 @@ class Feed:
                 return
             self._aim(found.seq)
             await asyncio.sleep(REACH_POLL_SECONDS)
+
+    async def find_place(self, since: int | None, epoch: str | None) -> str | None:
+        """Get ready to stream after `since`, or from now: why a stream cannot go on there, or None when it can.
+
+        Raises Unavailable.
+        """
+        if since is None:
+            await self.reach_head()
+            return None
+        generation = self.generation
+        if epoch is not None and epoch != self.head.epoch:
+            await self.reach_head()
+            reason = "another epoch" if epoch != self.head.epoch else await self.check_position(since)
+        else:
+            reason = await self.check_position(since)
+        return "the log was replaced" if generation != self.generation else reason
 
     async def check_position(self, seq: int) -> str | None:
         """Why a stream cannot go on after `seq`, or None when it can. Raises Unavailable.

@@ -183,7 +183,11 @@ class PresenceChange(Answer):
 
 class ResyncData(Answer):
     reason: Literal[
-        "another epoch", "position is older than the log", "position is newer than the log", "the log was replaced"
+        "another epoch",
+        "position is older than the log",
+        "position is newer than the log",
+        "the log was replaced",
+        "the snapshot could not be finished",
     ]
     epoch: Epoch
     seq: Seq = Field(description="The stream goes on after it")

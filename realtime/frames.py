@@ -14,6 +14,7 @@ from repository.event_log import Event
 PROTOCOL_VERSION = 1
 # Up to this size a built frame is kept with its event: many resuming clients then share one.
 MAX_KEPT_BYTES = 4 * 1024
+MAX_KEPT_FORMS = 32  # of one event: renderings and filters
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,35 +56,78 @@ def wire_header(length: int) -> bytes:
 
 
 def event_text(event: Event, rendering: Rendering) -> bytes:
-    """The frame of a durable event."""
+    """The frame of a durable event, as it is in the log."""
     built = event.built.get(rendering)
     if built is not None:
-        return built
+        return bytes(built)
     data = event.payload
     if rendering.bulk == "summary" and event.operation.endswith("_bulk"):
         data = _summary(event)
-    named = b'"subscription":' + orjson.dumps(rendering.subscription) + b"," if rendering.subscription else b""
-    changed = b',"changed":' + orjson.dumps(event.changed) if event.changed else b""
-    text = b'{"operation":"%s","topic":"%s",%s"seq":%d,"data":%s%s,"actor_id":%s,"ts":"%s"}' % (
-        event.operation.encode(),
+    text = part_text(event, rendering, event.operation, data)
+    if len(text) <= MAX_KEPT_BYTES:
+        keep(event, rendering, text)
+    return text
+
+
+def part_text(
+    event: Event,
+    rendering: Rendering,
+    operation: str,
+    data: bytes,
+    *,
+    seq: int | None = None,
+    changed: Sequence[str] | None = None,
+    reason: str | None = None,
+    more: bool = False,
+) -> bytes:
+    """A frame about some of what an event holds. `more`: another frame with the same number follows.
+
+    `seq` and `changed` are the event's own when they are left out; only updates have `changed`.
+    """
+    changed = event.changed if changed is None else changed
+    is_update = operation in ("update", "update_bulk")
+    return b'{"operation":"%s","topic":"%s",%s"seq":%d,"data":%s%s%s,"actor_id":%s,"ts":"%s"%s}' % (
+        operation.encode(),
         event.topic.encode(),
-        named,
-        event.seq,
+        _named(rendering.subscription),
+        event.seq if seq is None else seq,
         data,
-        changed,
+        b',"changed":' + orjson.dumps(changed) if changed and is_update else b"",
+        b',"reason":' + orjson.dumps(reason) if reason is not None else b"",
         b"null" if event.actor_id is None else b"%d" % event.actor_id,
         event.created_at.encode(),
+        b',"more":true' if more else b"",
     )
-    if len(text) <= MAX_KEPT_BYTES:
-        event.built[rendering] = text
-    return text
+
+
+def keep(event: Event, key: Any, built: Any) -> None:
+    """Remember what was built of an event while the event is in memory, within a bound."""
+    if len(event.built) < MAX_KEPT_FORMS:
+        event.built[key] = built
+
+
+def _named(subscription: str | None) -> bytes:
+    return b'"subscription":' + orjson.dumps(subscription) + b"," if subscription is not None else b""
 
 
 def _summary(event: Event) -> bytes:
     data = orjson.loads(event.payload)
     ids = data["ids"] if "ids" in data else [item["id"] for item in data["items"]]
-    summary = {"count": data["count"], "first_id": min(ids), "last_id": max(ids), "job_id": data.get("job_id")}
-    return orjson.dumps(summary)
+    return summary(ids, data.get("job_id"))
+
+
+def summary(ids: Sequence[int | str], job_id: str | None) -> bytes:
+    return orjson.dumps({"count": len(ids), "first_id": min(ids), "last_id": max(ids), "job_id": job_id})
+
+
+def snapshot_page(topic: str, rendering: Rendering, seq: int, items: Sequence[bytes], *, done: bool) -> bytes:
+    return b'{"operation":"snapshot","topic":"%s",%s"seq":%d,"data":{"items":[%s],"done":%s}}' % (
+        topic.encode(),
+        _named(rendering.subscription),
+        seq,
+        b",".join(items),
+        b"true" if done else b"false",
+    )
 
 
 def job_of(event: Event) -> str | None:
@@ -104,13 +148,16 @@ def welcome(*, epoch: str, seq: int, user_id: int | None, heartbeat_seconds: int
     return orjson.dumps({"operation": "welcome", "data": data})
 
 
-def resync(*, reason: str, epoch: str, seq: int) -> bytes:
-    return orjson.dumps({"operation": "resync", "topic": None, "data": {"reason": reason, "epoch": epoch, "seq": seq}})
+def resync(*, reason: str, epoch: str, seq: int, subscription: str | None = None) -> bytes:
+    frame: dict[str, Any] = {"operation": "resync", "topic": None}
+    if subscription is not None:
+        frame["subscription"] = subscription
+    return orjson.dumps({**frame, "data": {"reason": reason, "epoch": epoch, "seq": seq}})
 
 
-def progress(job: Mapping[str, Any]) -> bytes:
+def progress(job: Mapping[str, Any], rendering: Rendering) -> bytes:
     data = {name: job[name] for name in ("id", "state", "done", "total", "rows_per_second")}
-    return orjson.dumps({"operation": "progress", "topic": "jobs", "data": data})
+    return b'{"operation":"progress","topic":"jobs",%s"data":%s}' % (_named(rendering.subscription), orjson.dumps(data))
 
 
 def reply(reply_to: int | str | None, data: Mapping[str, Any]) -> bytes:

@@ -5,16 +5,22 @@ Invariants:
   that boundary only, after a flush.
 - The hub never awaits a client: it writes, looks at what is unsent, and lets go of a socket that is full.
 - Events that arrive in one turn of the loop go out in one write; a flush is due at once when they are many bytes.
+- A filter is evaluated once per event, however many subscriptions share it, and only if its group can be concerned.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import structlog
 
-from realtime.frames import Frames
+from filters import Filter
+from realtime.changes import changes_of, compiled, seen_texts
+from realtime.frames import Frames, Rendering
+from realtime.latest import Pulse
+from realtime.matching import FilterIndex
 from realtime.subscription import MAX_UNSENT_BYTES, Spec, Subscription
 from repository.event_log import Event
 
@@ -24,40 +30,91 @@ log = structlog.get_logger("hub")
 
 
 class Hub:
-    """One per process; only used from its event loop."""
+    """One per process; only used from its event loop. `read` answers a page of the newest events after a number."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[int], list[Event] | None]) -> None:
         self.position = 0
-        self._groups: dict[Spec, set[Subscription]] = {}
+        self.written_bytes = 0
+        self.delivered = 0  # frames, times the sockets they went to
+        self._read = read
+        self._plain: dict[Spec, set[Subscription]] = {}
+        self._filtered: dict[Spec, set[Subscription]] = {}
+        self._by_filter: dict[tuple[str, Filter], set[Spec]] = {}
+        self._indexes: dict[str, FilterIndex] = {}
+        self._pulses: dict[int, Pulse] = {}
         self._pending: list[Event] = []
         self._pending_bytes = 0
         self._flush_due: asyncio.Handle | None = None
 
     def __len__(self) -> int:
-        return sum(map(len, self._groups.values()))
+        groups = (*self._plain.values(), *self._filtered.values())
+        return sum(map(len, groups)) + sum(len(pulse.members) for pulse in self._pulses.values())
 
     def start(self, position: int) -> None:
         self.position = position
+
+    # --- who is live
 
     def join(self, subscription: Subscription) -> None:
         """Make it live. Its position must be that of the feed."""
         self.flush()
         assert subscription.position == self.position, (subscription.position, self.position)
         subscription.is_live = True
-        self._groups.setdefault(subscription.spec, set()).add(subscription)
+        spec = subscription.spec
+        if spec.latest_every_ms is not None:
+            if spec.latest_every_ms not in self._pulses:
+                self._pulses[spec.latest_every_ms] = Pulse(spec.latest_every_ms, self._read)
+            self._pulses[spec.latest_every_ms].join(subscription)
+        elif spec.filters:
+            if spec not in self._filtered:
+                self._filtered[spec] = set()
+                self._enter_index(spec)
+            self._filtered[spec].add(subscription)
+        else:
+            self._plain.setdefault(spec, set()).add(subscription)
 
     def leave(self, subscription: Subscription) -> None:
         self.flush()
         if subscription.is_live:
+            if subscription.spec.latest_every_ms is None:
+                subscription.position = self.position
             self._release(subscription)
-            subscription.position = self.position
 
     def _release(self, subscription: Subscription) -> None:
         subscription.is_live = False
-        group = self._groups[subscription.spec]
+        spec = subscription.spec
+        if spec.latest_every_ms is not None:
+            pulse = self._pulses[spec.latest_every_ms]
+            pulse.leave(subscription)
+            if not pulse.members:
+                del self._pulses[spec.latest_every_ms]
+            return
+        groups = self._filtered if spec.filters else self._plain
+        group = groups[spec]
         group.discard(subscription)
         if not group:
-            del self._groups[subscription.spec]
+            del groups[spec]
+            if spec.filters:
+                self._leave_index(spec)
+
+    def _enter_index(self, spec: Spec) -> None:
+        for topic, wanted in spec.filters:
+            specs = self._by_filter.setdefault((topic, wanted), set())
+            if not specs:
+                self._indexes.setdefault(topic, FilterIndex()).add(wanted)
+            specs.add(spec)
+
+    def _leave_index(self, spec: Spec) -> None:
+        for topic, wanted in spec.filters:
+            specs = self._by_filter[topic, wanted]
+            specs.discard(spec)
+            if not specs:
+                del self._by_filter[topic, wanted]
+                self._indexes[topic].discard(wanted)
+                if not self._indexes[topic]:
+                    del self._indexes[topic]
+
+    # --- what they are given
 
     def publish(self, events: Sequence[Event]) -> None:
         """The next events of the feed."""
@@ -77,8 +134,13 @@ class Hub:
             return
         events, self._pending, self._pending_bytes = self._pending, [], 0
         before, self.position = self.position, events[-1].seq
+        self._flush_plain(events, before)
+        if self._filtered:
+            self._flush_filtered(events, before)
+
+    def _flush_plain(self, events: Sequence[Event], before: int) -> None:
         built: dict[object, Frames] = {}
-        for spec, group in list(self._groups.items()):
+        for spec, group in list(self._plain.items()):
             admitted = [event for event in events if spec.admits(event)]
             if not admitted:
                 continue
@@ -88,6 +150,24 @@ class Hub:
             if frames is None:
                 frames = built[key] = Frames(spec.texts(admitted))
             self._write(group, frames, before)
+
+    def _flush_filtered(self, events: Sequence[Event], before: int) -> None:
+        texts: dict[Spec, list[bytes]] = {}
+        for event in events:
+            index = self._indexes.get(event.topic)
+            if index is None:
+                continue
+            changes = changes_of(event)
+            for wanted, seen in index.judge(changes):
+                built: dict[Rendering, Sequence[bytes]] = {}
+                for spec in self._by_filter[event.topic, wanted]:
+                    if event.audience not in spec.audiences:
+                        continue
+                    if spec.rendering not in built:
+                        built[spec.rendering] = seen_texts(event, spec.rendering, seen, len(changes))
+                    texts.setdefault(spec, []).extend(built[spec.rendering])
+        for spec, found in texts.items():
+            self._write(self._filtered[spec], Frames(found), before)
 
     def _write(self, group: set[Subscription], frames: Frames, before: int) -> None:
         """`before` is the place that a subscription keeps when writing to it fails."""
@@ -100,26 +180,42 @@ class Hub:
             except Exception as error:
                 log.error("writing to a socket failed", exc_info=error)
                 behind.append((subscription, before))
+        self.delivered += len(frames.texts) * len(group)
+        self.written_bytes += frames.size * len(group)
         for subscription, position in behind:
-            self._release(subscription)
-            subscription.fall_behind(position)
+            if subscription.is_live:
+                self._release(subscription)
+                subscription.fall_behind(position)
+
+    # --- frames without a number
+
+    def _live(self) -> list[tuple[Spec, list[Subscription]]]:
+        groups = [(spec, list(group)) for spec, group in (*self._plain.items(), *self._filtered.items())]
+        for pulse in self._pulses.values():
+            by_spec: dict[Spec, list[Subscription]] = {}
+            for member in pulse.members:
+                by_spec.setdefault(member.spec, []).append(member)
+            groups += by_spec.items()
+        return groups
 
     def watches(self, topic: str) -> bool:
         """Whether anybody live watches the topic."""
-        return any(topic in spec.topics for spec in self._groups)
+        return any(topic in spec.topics for spec, _ in self._live())
 
-    def send_ephemeral(self, topic: str, text: bytes) -> None:
-        """A frame without a number, to whoever is live; those behind do not get it."""
+    def send_ephemeral(self, topic: str, row: Mapping[str, Any], build: Callable[[Rendering], bytes]) -> None:
+        """A frame about a row, without a number, to whoever is live; those behind do not get it."""
         self.flush()
-        frames = Frames([text])
-        for spec, group in list(self._groups.items()):
-            if topic in spec.topics:
-                self._write(group, frames, self.position)
+        for spec, group in self._live():
+            wanted = dict(spec.filters).get(topic)
+            if topic in spec.topics and (wanted is None or compiled(wanted)(row)):
+                text = Frames([build(spec.rendering)])
+                for subscription in group:
+                    subscription.stream.write(text)
 
     def reset(self, reason: str, position: int) -> None:
         """Another log: everybody live is told to start over from `position`."""
         self.flush()
         self.position = position
-        for group in list(self._groups.values()):
-            for subscription in list(group):
+        for _, group in self._live():
+            for subscription in group:
                 subscription.restart(reason)

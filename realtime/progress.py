@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 import structlog
 
@@ -59,5 +60,5 @@ class Progress:
                     log.error("looking up a job failed", exc_info=error)
                     continue
                 if job is not None:
-                    self._hub.send_ephemeral("jobs", frames.progress(job))
+                    self._hub.send_ephemeral("jobs", job, partial(frames.progress, job))
             await asyncio.sleep(INTERVAL_SECONDS)

@@ -50,7 +50,7 @@ class Event:
     actor_id: int | None
     created_at: str
     # Parts of frames already built for this event, by what they depend on (`realtime.frames`).
-    built: dict[Any, bytes] = field(default_factory=dict, compare=False, repr=False)
+    built: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def size(self) -> int:

@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import and_, func, insert, or_, select, update
+from sqlalchemy import and_, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 import models
 from errors import Conflict, FieldProblem, Forbidden, NotFound, Unauthenticated
 from repository import sessions
 from repository.database import Database
-from repository.lists import entity
+from repository.lists import Listed, entities_of, entity
 from repository.statement import statement
 from repository.transaction import Transaction
 from security import Group, Identity, Tokens, name_key
@@ -120,11 +120,20 @@ async def identify(database: Database, tokens: Tokens, token: str) -> Identity:
     at once, on every worker.
     """
     claims = tokens.read(token)
-    found = await database.fetch(_STANDING, claims.session_id, claims.user_id)
+    return await _standing(database, claims.user_id, claims.session_id, claims.expires_at)
+
+
+async def recheck(database: Database, identity: Identity) -> Identity:
+    """The identity as it is now. Raises Unauthenticated when it is no good any more."""
+    return await _standing(database, identity.user_id, identity.session_id, identity.expires_at)
+
+
+async def _standing(database: Database, user_id: int, session_id: str, expires_at: float) -> Identity:
+    found = await database.fetch(_STANDING, session_id, user_id)
     if not found or not found[0][1]:
         raise Unauthenticated("The access token is not valid or has expired")
     group, _, username = found[0]
-    return Identity(claims.user_id, Group(group), claims.expires_at, claims.session_id, username)
+    return Identity(user_id, Group(group), expires_at, session_id, username)
 
 
 async def change_group(tx: Transaction, actor_id: int, user_id: int, group: Group) -> dict[str, Any]:
@@ -187,10 +196,7 @@ async def _administer(tx: Transaction, actor_id: int, user_id: int, changes: Map
     return user
 
 
-async def list_non_admins(database: Database, *, offset: int, limit: int) -> tuple[list[dict[str, Any]], int]:
+async def list_non_admins(database: Database, *, offset: int, limit: int) -> Listed[dict[str, Any]]:
     table = models.users
     where = table.c.group != Group.ADMIN.value
-    async with database.read() as connection:
-        total = (await connection.execute(select(func.count()).select_from(table).where(where))).scalar_one()
-        rows = await connection.execute(select(table).where(where).order_by(table.c.id).offset(offset).limit(limit))
-        return [public(entity(row)) for row in rows], total
+    return await entities_of(database, table, where, (("id", False),), public, offset=offset, limit=limit)

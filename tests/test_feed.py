@@ -19,7 +19,8 @@ from realtime.feed import Feed, PositionTooOld
 from realtime.frames import Frames, Rendering, event_text
 from realtime.hub import Hub
 from realtime.ring import Ring
-from realtime.subscription import Spec, Subscription
+from realtime.snapshot import Snapshots
+from realtime.subscription import Sources, Spec, Subscription
 from repository import event_log, migrations
 from repository.database import Database
 from repository.event_log import Event, Head
@@ -277,12 +278,13 @@ class FakeSocketThatBreaks:
 
 async def test_one_socket_that_fails_keeps_no_event_from_the_others_or_from_itself(database: Database) -> None:
     async with following(database, runs=False) as (followed, _):
-        hub = Hub()
+        hub = Hub(followed.newest_after)
+        sources = Sources(followed, hub, Snapshots(database, followed))
         hub.start(followed.head.seq)
         followed.on_events.append(hub.publish)
         streams = [FakeSocketThatBreaks() for _ in range(3)]
         for stream in streams:
-            Subscription(Spec(frozenset({"movies"})), stream, followed, hub).start(followed.head.seq)
+            Subscription(Spec(frozenset({"movies"})), stream, sources, asyncio.Lock()).start(followed.head.seq)
         streams[1].breaks = True
         for committed in await write(database, 3):
             followed.offer([committed])

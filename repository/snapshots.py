@@ -1,0 +1,93 @@
+"""Reading a topic page by page, each page with the number of the log that it shows.
+
+A page is one statement, so its rows and its number belong together. The reader of several pages sees a later state with
+each; `realtime.snapshot` turns them into one state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Table, and_, func, select, true
+
+import models
+from filters import Filter
+from repository import filter_sql, jobs, sessions, users
+from repository.database import Database
+from repository.event_log import Head
+from repository.lists import entity
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the rows of a topic are, and which of them there are at all."""
+
+    table: Table
+    public: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    exists: Callable[[], ColumnElement[bool]] = true
+    is_private: bool = False  # each user has their own
+
+
+SOURCES: Mapping[str, Source] = {
+    "movies": Source(models.movies),
+    "characters": Source(models.characters),
+    "jobs": Source(models.jobs, jobs.public),
+    "users": Source(models.users, users.public),
+    "sessions": Source(models.sessions, sessions.public, lambda: models.sessions.c.ended_at.is_(None), is_private=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """`rows` are what matched among the ids after `after`, in order of the id; all of them when `is_last`."""
+
+    head: Head
+    rows: list[dict[str, Any]]
+    is_last: bool
+
+
+async def read_page(
+    database: Database,
+    topic: str,
+    wanted: Filter,
+    *,
+    owner_id: int | None,
+    after: int | str | None,
+    until: int | None,
+    max_rows: int,
+) -> Page:
+    """At most `max_rows` rows with `after < id <= until`. Raises Unavailable."""
+    source = SOURCES[topic]
+    table = source.table
+    where = [source.exists(), filter_sql.where(table, wanted, is_sqlite=database.is_sqlite)]
+    if source.is_private:
+        where.append(table.c.user_id == owner_id)
+    if after is not None:
+        where.append(table.c.id > after)
+    if until is not None:
+        where.append(table.c.id <= until)
+    head = models.event_head
+    page = select(table).where(and_(*where)).order_by(table.c.id).limit(max_rows).subquery()
+    # The head comes even when no row does.
+    query = select(head.c.epoch.label("_epoch"), head.c.seq.label("_seq"), page).select_from(
+        head.outerjoin(page, true())
+    )
+    async with database.read() as connection:
+        found = (await connection.execute(query.order_by(page.c.id))).all()
+    rows = [entity(row) for row in found if row.id is not None]
+    number = Head(found[0]._mapping["_epoch"], found[0]._mapping["_seq"])
+    for row in rows:
+        del row["_epoch"], row["_seq"]
+    return Page(number, [source.public(row) for row in rows], len(rows) < max_rows)
+
+
+async def highest_id(database: Database, topic: str) -> int | None:
+    """The highest id of a topic whose ids are numbers; None for one whose ids are not."""
+    table = SOURCES[topic].table
+    if table.c.id.type.python_type is not int:
+        return None
+    async with database.read() as connection:
+        found: int | None = (await connection.execute(select(func.max(table.c.id)))).scalar()
+        return found or 0
