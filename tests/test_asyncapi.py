@@ -9,6 +9,7 @@ import asyncio
 import copy
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -247,6 +248,35 @@ async def test_the_document_and_its_page_are_served_and_load_nothing_from_elsewh
         for reference in own:
             assert re.match(r"/[^/]|/$", reference)
             assert (await nobody.get(reference)).status_code == 200
+
+
+async def test_the_page_shows_every_message_in_a_browser(service: Service, tmp_path: Path) -> None:
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("chromium is not installed")
+    process = await asyncio.create_subprocess_exec(
+        browser,
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        *(f"--user-data-dir={tmp_path}", "--virtual-time-budget=10000", "--dump-dom"),
+        f"{service.url}/docs/realtime",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(60):
+            shown, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    page = shown.decode()
+    sections = set(re.findall(r'<section id="([^"]+)"', page))
+    told = {name for name in asyncapi.document()["components"]["messages"] if not name.endswith("_reply")}
+    assert {name.replace("_", "-") for name in told} <= sections
+    assert {"handshake", "topics", "close-codes", "limits"} <= sections
+    assert 'role="alert" hidden' in page
+    for code in CloseCode:
+        assert code.name in page
 
 
 # --- the check of every frame
