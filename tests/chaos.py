@@ -11,17 +11,18 @@ import contextlib
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from tests.chaos_faults import Chaos, Fault, Stage, schedule
-from tests.chaos_judge import CATALOG, Log, Wish, broken_promises, differences, read_log
-from tests.chaos_watchers import Manner, Texts, Watcher
-from tests.chaos_writers import Progress, Writer, plan
+from tests.chaos_judge import CATALOG, Log, Row, Wish, broken_promises, differences, read_log
+from tests.chaos_views import wrong_snapshot, wrong_window
+from tests.chaos_watchers import Manner, Segment, Texts, Watcher
+from tests.chaos_writers import STATUSES, Progress, Writer, plan
 from tests.proxies import Proxies
 from tests.servers import PostgresServer, RedisServer
 from tests.service import PASSWORD, eventually
@@ -43,15 +44,51 @@ class Role:
 
 
 PLAIN = Manner("plain")
+RESUMED = Manner("resumed", leaves_after=300, stays_away=3.0)
+SLOW = Manner("slow", pauses_after=150, pauses_for=8.0)
+FILTERS: tuple[tuple[str, dict[str, Any], Callable[[Row], bool]], ...] = (
+    ("dramas", {"genre": "Drama"}, lambda row: "Drama" in row["genres"]),
+    ("fair", {"rating": {"gte": 50, "lt": 90}}, lambda row: row["rating"] is not None and 50 <= row["rating"] < 90),
+    (
+        "groups",
+        {"status": "released", "or": [{"genre": "Noir"}, {"rating": {"gte": 80}}]},
+        lambda row: row["status"] == "released" and ("Noir" in row["genres"] or (row["rating"] or 0) >= 80),
+    ),
+    (
+        "titles",
+        {"title": {"prefix": "THE FILM"}, "rating": {"ne": 1}},
+        lambda row: row["title"].lower().startswith("the film") and row["rating"] != 1,
+    ),
+    ("coming", {"status": {"in": ["announced", "in_production"]}}, lambda row: row["status"] in STATUSES[1:]),
+)
+
+
+def wish(index: int, **more: Any) -> Wish:
+    """One of the filters on movies."""
+    name, written, matches = FILTERS[index % len(FILTERS)]
+    return Wish(("movies",), name=name, filter=written, matches=matches, **more)
+
+
+EVERY_MOVIE = Wish(("movies",), name="all", snapshot=True)
 ROLES = (
-    Role(20, Wish(), PLAIN),
-    Role(6, Wish(("movies",)), PLAIN),
-    Role(3, Wish(("characters",)), PLAIN),
-    Role(3, Wish(("jobs",)), PLAIN),
-    Role(6, Wish(bulk="summary"), PLAIN),
-    Role(24, Wish(), Manner("cut"), through_proxy=True),
-    Role(20, Wish(), Manner("resumed", leaves_after=300, stays_away=3.0)),
-    Role(18, Wish(), Manner("slow", pauses_after=150, pauses_for=8.0)),
+    Role(16, Wish(), PLAIN),
+    Role(3, Wish(("movies",)), PLAIN),
+    Role(2, Wish(("characters",)), PLAIN),
+    Role(2, Wish(("jobs",)), PLAIN),
+    Role(5, Wish(bulk="summary"), PLAIN),
+    Role(18, Wish(), Manner("cut"), through_proxy=True),
+    Role(14, Wish(), RESUMED),
+    Role(12, Wish(), SLOW),
+    *(Role(1, wish(index), PLAIN) for index in range(5)),
+    *(Role(1, wish(index), Manner("cut"), through_proxy=True) for index in range(5)),
+    *(Role(1, wish(index), replace(RESUMED, leaves_after=60)) for index in range(3)),
+    Role(1, wish(0, bulk="summary"), PLAIN),
+    Role(1, wish(1), SLOW),
+    *(Role(1, wish(index, snapshot=True), Manner("snapshots", 120, 2.0, forgets=True)) for index in range(3)),
+    Role(2, EVERY_MOVIE, Manner("snapshots", 400, 2.0, forgets=True)),
+    Role(2, EVERY_MOVIE, Manner("cut"), through_proxy=True),
+    Role(3, wish(0, latest_every_ms=200), Manner("windows"), through_proxy=True),
+    Role(3, Wish(("movies",), name="latest", latest_every_ms=500), Manner("windows")),
 )
 
 
@@ -84,10 +121,10 @@ class Outcome:
         lines += [
             f"{began:8.1f}{ended:8.1f}  {fault.kind:<20} ({fault.at})" for began, ended, fault in sorted(self.faults)
         ]
-        lines += ["", "watchers      how many     events    missing   repeated  reordered    unequal"]
+        lines += ["", "watchers            how many     events  snapshots    missing   repeated  reordered    unequal"]
         for kind, counts in self.kinds.items():
-            names = ("watchers", "events", "missing", "repeated", "reordered", "unequal")
-            lines.append(f"{kind:<12}" + "".join(f"{counts[name]:>10,} " for name in names))
+            names = ("watchers", "events", "snapshots", "missing", "repeated", "reordered", "unequal")
+            lines.append(f"{kind:<18}" + "".join(f"{counts[name]:>10,} " for name in names).rstrip())
         lines += ["", f"longest silence of a plain watcher: {self.longest_silence:.1f} s"]
         shown = self.problems[:10]
         lines += ["", *(shown or ["nothing missing, nothing repeated, nothing reordered"])]
@@ -126,6 +163,7 @@ async def _play(chaos: Chaos, stage: Stage) -> Outcome:
             await asyncio.gather(*faults)
             await _jobs_end(http, stage)
             hurry.set()
+            await writers[0].end()
             log = await _all_caught_up(stage, watchers)
             outcome.problems += await _compare_with_tables(http, stage, log)
         outcome.seconds = time.monotonic() - began
@@ -215,25 +253,44 @@ async def _compare_with_tables(http: httpx.AsyncClient, stage: Stage, log: Log) 
 
 def _judge(outcome: Outcome, stage: Stage, log: Log, watchers: Sequence[Watcher], writers: Sequence[Writer]) -> None:
     for index, watcher in enumerate(watchers):
-        kind = "filtered" if watcher.wish.filter is not None else watcher.manner.kind
-        counts = outcome.kinds.setdefault(kind, Counter())
+        wish, kind = watcher.wish, watcher.manner.kind
+        label = f"watcher {index} ({kind}, {wish.name or ','.join(wish.topics)})"
         outcome.ends.update(watcher.ends)
-        counts["watchers"] += 1
-        label = f"watcher {index} ({kind}, {watcher.wish.key})"
         outcome.problems += [f"{label}: {problem}" for problem in watcher.problems]
-        if watcher.start is None:
+        counts = outcome.kinds.setdefault(f"{kind}, filtered" if wish.filter is not None else kind, Counter())
+        counts["watchers"] += 1
+        if not watcher.segments:
             outcome.problems.append(f"{label}: never got a stream")
-            continue
-        found = differences(log.expected(watcher.wish), watcher.start, watcher.got)
-        counts["events"] += found.events
-        for name in ("missing", "repeated", "reordered", "unequal"):
-            counts[name] += len(getattr(found, name))
-        if found:
-            outcome.problems.append(f"{label}: after {watcher.start}: {found}")
-        if kind == "plain" and watcher.wish == Wish():
+        for segment in watcher.segments:
+            is_last = segment is watcher.segments[-1]
+            outcome.problems += [f"{label}: {problem}" for problem in _wrong(log, wish, segment, is_last, counts)]
+        if watcher.wish == Wish() and kind == "plain":
             outcome.longest_silence = max(outcome.longest_silence, watcher.longest_silence)
     for writer in writers:
         outcome.problems += broken_promises(log, writer.promised)
     outcome.problems += stage.unasked_ends
     outcome.bus_lost = sum(bus.lost for bus in stage.buses)
     outcome.bus_passed = sum(bus.passed for bus in stage.buses)
+
+
+def _wrong(log: Log, wish: Wish, segment: Segment, is_last: bool, counts: Counter[str]) -> Iterator[str]:
+    counts["events"] += len(segment.got)
+    if segment.items is not None and segment.is_whole:
+        counts["snapshots"] += 1
+        problem = wrong_snapshot(log, wish, segment.start, segment.items)
+        if problem is not None:
+            counts["unequal"] += 1
+            yield problem
+    if wish.latest_every_ms:
+        problem = wrong_window(log, wish, segment.start, segment.got)
+        if problem is not None:
+            counts["unequal"] += 1
+            yield problem
+        return
+    # One that begins anew may be cut anywhere: only its last stream must reach the end.
+    end = None if is_last else segment.got[-1]["seq"] if segment.got else segment.start
+    found = differences(log, wish, segment.start, segment.got, end)
+    for name in ("missing", "repeated", "reordered", "unequal"):
+        counts[name] += len(getattr(found, name))
+    if found:
+        yield f"after {segment.start}: {found}"

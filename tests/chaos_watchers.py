@@ -48,11 +48,22 @@ class Manner:
     stays_away: float = 0.0  # up to so many seconds
     pauses_after: int = 0  # stops reading
     pauses_for: float = 0.0  # up to so many seconds
+    forgets: bool = False  # begins anew each time it comes back
+
+
+@dataclass
+class Segment:
+    """What came after number `start`, and the snapshot that came first, if it was asked for."""
+
+    start: int
+    items: list[dict[str, Any]] | None = None
+    is_whole: bool = False  # the snapshot
+    got: list[Frame] = field(default_factory=list)
 
 
 @dataclass
 class Watcher:
-    """`start` is the number after which it must have got everything; `got` what it got."""
+    """`segments` is what it got: one, unless it forgets."""
 
     wish: Wish
     manner: Manner
@@ -60,16 +71,16 @@ class Watcher:
     chance: random.Random
     texts: Texts
     hurry: asyncio.Event  # set: no more pauses
-    start: int | None = None
     position: int = 0
     epoch: str = ""
-    got: list[Frame] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     ends: Counter[str] = field(default_factory=Counter)
     longest_silence: float = 0.0
     silent_until: float = 0.0
     _unfinished: list[Frame] = field(default_factory=list)  # of an event of several frames
     _heard_at: float = 0.0
+    _is_new: bool = True
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -98,13 +109,15 @@ class Watcher:
             except (OSError, WebSocketException, TimeoutError):
                 self.ends["refused"] += 1
             self._unfinished.clear()
+            # Who was cut in the middle of a snapshot has no place to resume from.
+            self._is_new = not self.segments or self.manner.forgets or not self.segments[-1].is_whole
             await asyncio.sleep(self.chance.uniform(0.05, 0.4))
 
     def _query(self) -> str:
         query: dict[str, Any] = {}
         if self.wish.name is None:
             query = {"topics": ",".join(self.wish.topics), "bulk": self.wish.bulk}
-            if self.start is not None:
+            if not self._is_new:
                 query |= {"since": self.position, "epoch": self.epoch}
         return urlencode(query)
 
@@ -139,13 +152,18 @@ class Watcher:
             self.problems.append(f"resync: {frame}")
         elif "reply_to" in frame:
             self._reply(frame)
+        elif operation == "snapshot":
+            self._page(frame)
         elif "seq" in frame and frame.get("subscription") == self.wish.name:
             self._unfinished.append(frame)
             if not frame.get("more"):
                 self._finish(frame["seq"])
 
     def _finish(self, seq: int) -> None:
-        self.got += self._unfinished
+        if not self.segments or not self.segments[-1].is_whole:
+            self.problems.append(f"event {seq} before the stream began or the snapshot was whole")
+            return
+        self.segments[-1].got += self._unfinished
         self._unfinished.clear()
         self.position = seq
         now = time.monotonic()
@@ -159,15 +177,19 @@ class Watcher:
         if self.wish.name is None:
             self._begin(data["epoch"], data["seq"])
             return
-        message = {"id": 1, "action": "subscribe", "topics": self.wish.topics, "as": self.wish.name}
+        message: dict[str, Any] = {"id": 1, "action": "subscribe", "topics": self.wish.topics, "as": self.wish.name}
         if self.wish.filter is not None:
             message["filter"] = self.wish.filter
         if self.wish.bulk != "items":
             message["bulk"] = self.wish.bulk
-        if self.start is not None:
-            message |= {"since": self.position, "epoch": self.epoch}
-        else:
+        if self.wish.snapshot:
+            message["snapshot"] = True
+        if self.wish.latest_every_ms:
+            message["deliver"] = {"latest_every_ms": self.wish.latest_every_ms}
+        if self._is_new:
             self.epoch = data["epoch"]
+        else:
+            message |= {"since": self.position, "epoch": self.epoch}
         await websocket.send(json.dumps(message))
 
     def _reply(self, frame: Frame) -> None:
@@ -177,8 +199,16 @@ class Watcher:
             self.problems.append(f"refused: {frame}")
 
     def _begin(self, epoch: str, seq: int) -> None:
-        if self.start is None:
-            self.start = self.position = seq
-            self.epoch = epoch
+        if self._is_new:
+            self.segments.append(Segment(seq, [] if self.wish.snapshot else None, not self.wish.snapshot))
+            self.position, self.epoch = seq, epoch
         elif (epoch, seq) != (self.epoch, self.position):
             self.problems.append(f"resumed at {self.epoch}:{self.position} and was taken to {epoch}:{seq}")
+
+    def _page(self, frame: Frame) -> None:
+        segment = self.segments[-1] if self.segments else None
+        if segment is None or segment.items is None or segment.is_whole or segment.got or frame["seq"] != segment.start:
+            self.problems.append(f"unexpected page of a snapshot: {str(frame)[:300]}")
+            return
+        segment.items += frame["data"]["items"]
+        segment.is_whole = frame["data"]["done"]

@@ -133,6 +133,12 @@ class Writer:
             await self._do(operation)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
+    async def end(self) -> None:
+        """Add a movie for every filter of the watchers, so that each of them sees the end."""
+        for status in STATUSES:
+            body = {"title": f"The film {status}", "rating": 85, "genres": ["Drama", "Noir"], "status": status}
+            await self._add(Operation(f"the end, {status}", "add", 0.0, 0.0), "movies", body)
+
     async def _do(self, operation: Operation) -> None:
         kind, body = operation.kind, operation.body
         if kind == "add" or (kind not in ("add_many", "generate") and not self._movies):
