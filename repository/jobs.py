@@ -17,7 +17,7 @@ import models
 from errors import Conflict, Forbidden, NotFound, TooManyRequests
 from repository import clock
 from repository.database import Database
-from repository.lists import entity
+from repository.lists import Listed, entities_of, entity
 from repository.transaction import Transaction
 from security import Identity
 from times import utc_now
@@ -116,16 +116,12 @@ async def find(database: Database, job_id: str) -> dict[str, Any] | None:
         return public(entity(row)) if row is not None else None
 
 
-async def newest(database: Database, *, state: str | None, offset: int, limit: int) -> tuple[list[dict[str, Any]], int]:
-    """A page of the jobs, newest first, and how many there are."""
+async def newest(database: Database, *, state: str | None, offset: int, limit: int) -> Listed[dict[str, Any]]:
+    """A page of the jobs, newest first."""
     table = models.jobs
     where = table.c.state == state if state is not None else table.c.id.is_not(None)
-    async with database.read() as connection:
-        total = (await connection.execute(select(func.count()).select_from(table).where(where))).scalar_one()
-        rows = await connection.execute(
-            select(table).where(where).order_by(table.c.created_at.desc(), table.c.id).offset(offset).limit(limit)
-        )
-        return [public(entity(row)) for row in rows], total
+    order = (("created_at", True), ("id", False))
+    return await entities_of(database, table, where, order, public, offset=offset, limit=limit)
 
 
 async def _transition(tx: Transaction, before: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

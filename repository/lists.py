@@ -6,7 +6,7 @@ watches from that number on misses nothing and is told nothing twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
@@ -18,10 +18,12 @@ from sqlalchemy import (
     Row,
     Select,
     Table,
+    TextClause,
     and_,
     bindparam,
     func,
     select,
+    text,
     true,
 )
 
@@ -80,28 +82,34 @@ def _number(name: str) -> ColumnElement[int]:
 
 
 def _select(shape: Shape, where: ColumnElement[bool]) -> Select[Any]:
-    """Epoch, number and total, then the columns of each row of the page; nulls in their place when it is empty."""
+    """Epoch, number and total, then the columns of each row of the page; nulls in their place when it is empty.
+
+    Columns are text here: as objects they would take longer to put together than the databases need for the page.
+    """
     table, head = shape.table, models.event_head
     if shape.by_owner:
         where = and_(where, table.c.user_id == _number("owner"))
     names = dict.fromkeys((*shape.columns, *(name for name, _ in shape.order)))
-    page = select(*(table.c[name] for name in names)).where(where)
+    page = select(_columns(table.name, names)).select_from(table).where(where)
     if shape.after:
         page = page.where(table.c.id > _number("after"))
-    page = page.order_by(*_order(table.c, shape.order)).limit(_number("limit")).offset(_number("offset"))
-    rows_ = page.subquery("page")
+    page = page.order_by(_order(table.name, shape.order)).limit(_number("limit")).offset(_number("offset"))
+    rows_of_page = page.subquery("page")
     total = select(func.count()).select_from(table).where(where).scalar_subquery()
-    columns = (rows_.c[name] for name in shape.columns)
     return (
-        select(head.c.epoch.label("_epoch"), head.c.seq.label("_seq"), total.label("_total"), *columns)
-        .select_from(head.outerjoin(rows_, true()))
-        .order_by(*_order(rows_.c, shape.order))
+        select(head.c.epoch, head.c.seq, total, _columns("page", shape.columns))
+        .select_from(head.outerjoin(rows_of_page, true()))
+        .order_by(_order("page", shape.order))
     )
 
 
-def _order(columns: Any, order: Order) -> list[ColumnElement[Any]]:
+def _columns(of: str, names: Iterable[str]) -> TextClause:
+    return text(", ".join(f'"{of}"."{name}"' for name in names))
+
+
+def _order(of: str, order: Order) -> TextClause:
     # Rows without a value come last either way; the databases disagree by default.
-    return [columns[name].desc().nulls_last() if down else columns[name].asc().nulls_last() for name, down in order]
+    return text(", ".join(f'"{of}"."{name}" {"DESC" if down else "ASC"} NULLS LAST' for name, down in order))
 
 
 @lru_cache(maxsize=MAX_KEPT_STATEMENTS)
@@ -125,14 +133,14 @@ async def read(
         if where is not None:
             found: Sequence[Any] = (await connection.execute(_select(shape, where), dict(values))).all()
         else:
-            text, names = _plain_text(shape, connection.dialect)
+            statement_text, names = _plain_text(shape, connection.dialect)
             driver: Any = (await connection.get_raw_connection()).driver_connection
             given = [values[name] for name in names]
             try:
                 if database.is_sqlite:
-                    found = await driver.execute_fetchall(text, given)
+                    found = await driver.execute_fetchall(statement_text, given)
                 else:
-                    found = await driver.fetch(text, *given)
+                    found = await driver.fetch(statement_text, *given)
             except BaseException as error:
                 # SQLAlchemy has not seen it, and a connection that was interrupted is in no state to be used again.
                 await connection.invalidate(error)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import ColumnElement, Table, bindparam, func, select
+from sqlalchemy import Boolean, ColumnElement, Table, bindparam, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import BigInteger
 
@@ -20,6 +20,7 @@ from times import utc_text
 
 T = TypeVar("T")
 FEW_ROWS = 100
+MAX_KEPT_TABLES = 32
 
 
 async def reserve_ids(tx: Transaction, table: Table, count: int) -> list[int]:
@@ -84,25 +85,47 @@ async def insert(
         await driver.execute(one.postgresql, *records[0])
 
 
+def _of_sqlite_bool(value: Any) -> Any:
+    return value if value is None else bool(value)
+
+
+def _of_json(value: Any) -> Any:
+    return orjson.loads(value) if isinstance(value, str) else value
+
+
+def _of_moment(value: Any) -> Any:
+    return utc_text(value) if isinstance(value, datetime) else value
+
+
+def _of_day(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, date) else value
+
+
+@lru_cache(maxsize=MAX_KEPT_TABLES)
+def _forms(table: Table) -> tuple[list[str], list[tuple[str, Callable[[Any], Any]]]]:
+    """The columns, and those that the drivers answer in another form, with how to get to ours."""
+    names = [str(column.name) for column in table.columns]
+    forms: list[tuple[str, Callable[[Any], Any]]] = []
+    for name in names:
+        kind = table.c[name].type
+        if kind is models.Strings:
+            forms.append((name, _of_json))
+        elif isinstance(kind, models.UtcTime):
+            forms.append((name, _of_moment))
+        elif isinstance(kind, models.IsoDate):
+            forms.append((name, _of_day))
+        elif isinstance(kind, Boolean):
+            forms.append((name, _of_sqlite_bool))
+    return names, forms
+
+
 def from_driver(table: Table, found: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
     """Entities from rows of all columns as the driver answers them, on either database. Pure."""
-    names = [str(column.name) for column in table.columns]
-    lists = [name for name in names if table.c[name].type is models.Strings]
-    moments = [name for name in names if isinstance(table.c[name].type, models.UtcTime)]
-    days = [name for name in names if isinstance(table.c[name].type, models.IsoDate)]
-    entities = []
-    for values in found:
-        row = dict(zip(names, values, strict=True))
-        for name in lists:
-            if isinstance(row[name], str):
-                row[name] = orjson.loads(row[name])
-        for name in moments:
-            if isinstance(row[name], datetime):
-                row[name] = utc_text(row[name])
-        for name in days:
-            if isinstance(row[name], date):
-                row[name] = row[name].isoformat()
-        entities.append(row)
+    names, forms = _forms(table)
+    entities = [dict(zip(names, values, strict=True)) for values in found]
+    for name, form in forms:
+        for row in entities:
+            row[name] = form(row[name])
     return entities
 
 

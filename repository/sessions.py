@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, delete, func, insert, select, update
 import models
 from errors import NotFound, Unauthenticated
 from repository.database import Database
-from repository.lists import entity
+from repository.lists import Listed, entities_of, entity
 from repository.transaction import Transaction
 from security import CLOCK_LEEWAY_SECONDS
 from times import utc_now, utc_text
@@ -140,13 +140,9 @@ async def forget(database: Database, now: datetime) -> int:
     return await database.write(work)
 
 
-async def newest(database: Database, user_id: int, *, offset: int, limit: int) -> tuple[list[dict[str, Any]], int]:
-    """A page of the user's sessions that go on, newest first, and how many there are."""
+async def newest(database: Database, user_id: int, *, offset: int, limit: int) -> Listed[dict[str, Any]]:
+    """A page of the user's sessions that go on, newest first."""
     table = models.sessions
     where = (table.c.user_id == user_id) & table.c.ended_at.is_(None)
-    async with database.read() as connection:
-        total = (await connection.execute(select(func.count()).select_from(table).where(where))).scalar_one()
-        rows = await connection.execute(
-            select(table).where(where).order_by(table.c.created_at.desc(), table.c.id).offset(offset).limit(limit)
-        )
-        return [public(entity(row)) for row in rows], total
+    order = (("created_at", True), ("id", False))
+    return await entities_of(database, table, where, order, public, offset=offset, limit=limit)

@@ -14,7 +14,7 @@ from repository import sessions, users
 from repository.sessions import Device
 from repository.transaction import Transaction
 from routes import queries, rendering
-from routes.operation import Call, Operation
+from routes.operation import LIST_HEADERS, Call, Operation
 from routes.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
 from security import Group
 
@@ -76,8 +76,8 @@ async def logout(call: Call) -> Response:
 
 async def list_sessions(call: Call) -> Response:
     query = call.query
-    found, total = await sessions.newest(call.database, call.me.user_id, offset=query.start, limit=query.limit)
-    return rendering.page(call, found, total)
+    found = await sessions.newest(call.database, call.me.user_id, offset=query.start, limit=query.limit)
+    return rendering.page(call, found)
 
 
 async def end_session(call: Call) -> Response:
@@ -103,8 +103,8 @@ def _require_admin(call: Call) -> None:
 
 async def list_non_admins(call: Call) -> Response:
     _require_admin(call)
-    found, total = await users.list_non_admins(call.database, offset=call.query.start, limit=call.query.limit)
-    return rendering.page(call, found, total)
+    found = await users.list_non_admins(call.database, offset=call.query.start, limit=call.query.limit)
+    return rendering.page(call, found)
 
 
 async def _administer(call: Call, work: Callable[[Transaction], Awaitable[dict[str, Any]]]) -> Response:
@@ -190,7 +190,7 @@ OPERATIONS = [
         {200: list[account_schemas.Session]},
         query_model=queries.PageQuery,
         signed_in=True,
-        answer_headers=("X-Total-Count", "Link"),
+        answer_headers=LIST_HEADERS,
     ),
     Operation(
         "DELETE",
@@ -215,7 +215,7 @@ OPERATIONS = [
         query_model=queries.PageQuery,
         signed_in=True,
         errors=(403,),
-        answer_headers=("X-Total-Count", "Link"),
+        answer_headers=LIST_HEADERS,
     ),
     Operation(
         "POST",

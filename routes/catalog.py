@@ -80,8 +80,8 @@ def _page(kind: Kind, call: Call, user_id: int | None = None) -> Page:
 
 
 async def _list(kind: Kind, call: Call, user_id: int | None = None) -> Response:
-    rows, total = await lists.page_of(call.database, kind.resource, _page(kind, call, user_id))
-    return rendering.page(call, rows, total, last_id=rows[-1]["id"] if rows else None)
+    found = await lists.page_of(call.database, kind.resource, _page(kind, call, user_id))
+    return rendering.page(call, found, last_id=found.rows[-1]["id"] if found.rows else None)
 
 
 async def list_all(kind: Kind, call: Call) -> Response:
@@ -106,14 +106,15 @@ async def list_by_user(kind: Kind, call: Call) -> Response:
 
 
 async def names(kind: Kind, call: Call) -> Response:
-    found, total = await lists.labels_of(call.database, kind.resource, _page(kind, call))
-    last_id = found[-1][0] if found else None
-    return rendering.page(call, [label for _, label in found], total, last_id=last_id)
+    found = await lists.labels_of(call.database, kind.resource, _page(kind, call))
+    last_id = found.rows[-1][0] if found.rows else None
+    return rendering.page(call, found, [label for _, label in found.rows], last_id=last_id)
 
 
 async def count(kind: Kind, call: Call) -> Response:
-    page = Page(filter=call.filter, text=call.query.q)
-    return rendering.JSONResponse({"count": await lists.count_of(call.database, kind.resource, page)})
+    found = await lists.count_of(call.database, kind.resource, Page(filter=call.filter, text=call.query.q))
+    headers = {"Cache-Control": "no-cache", **rendering.position(found.head)}
+    return rendering.JSONResponse({"count": found.total}, headers=headers)
 
 
 async def get_one(kind: Kind, call: Call) -> Response:

@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter
 import schemas
 from repository.resources import CHARACTERS, MOVIES
 from routes import catalog, queries
-from routes.operation import Operation
+from routes.operation import LIST_HEADERS, Operation
 
 
 def operations(kind: catalog.Kind) -> list[Operation]:
@@ -24,7 +24,7 @@ def operations(kind: catalog.Kind) -> list[Operation]:
     def listed(path: str, handler: Any, summary: str, **more: Any) -> Operation:
         more = {"query_model": queries.ListQuery, "filters": resource.fields, **more}
         answers = {200: kind.entities}
-        return of("GET", path, handler, summary, answers, answer_headers=("X-Total-Count", "Link"), **more)
+        return of("GET", path, handler, summary, answers, answer_headers=LIST_HEADERS, **more)
 
     signed = {"signed_in": True}
     many = {"signed_in": True, "max_body_bytes": catalog.MAX_BULK_BODY_BYTES}
@@ -51,6 +51,7 @@ def operations(kind: catalog.Kind) -> list[Operation]:
             {200: schemas.Count},
             query_model=queries.CountQuery,
             filters=resource.fields,
+            answer_headers=("Stream-Position",),
         ),
         of(
             "GET",
@@ -60,7 +61,7 @@ def operations(kind: catalog.Kind) -> list[Operation]:
             {200: kind.labels},
             query_model=queries.ListQuery,
             filters=resource.fields,
-            answer_headers=("X-Total-Count", "Link"),
+            answer_headers=LIST_HEADERS,
         ),
         listed(f"/{name}/user", catalog.list_mine, f"List my {name}", **signed),
         listed(

@@ -11,13 +11,13 @@ from errors import NotFound
 from repository import jobs
 from repository.transaction import Transaction
 from routes import queries, rendering
-from routes.operation import Call, Operation
+from routes.operation import LIST_HEADERS, Call, Operation
 
 
 async def list_jobs(call: Call) -> Response:
     query = call.query
-    found, total = await jobs.newest(call.database, state=query.state, offset=query.start, limit=query.limit)
-    return rendering.page(call, found, total)
+    found = await jobs.newest(call.database, state=query.state, offset=query.start, limit=query.limit)
+    return rendering.page(call, found)
 
 
 async def get_job(call: Call) -> Response:
@@ -43,7 +43,7 @@ OPERATIONS = [
         "jobs",
         {200: list[schemas.Job]},
         query_model=queries.JobsQuery,
-        answer_headers=("X-Total-Count", "Link"),
+        answer_headers=LIST_HEADERS,
     ),
     Operation(
         "GET",

@@ -70,6 +70,7 @@ class Call:
         return self.identity
 
 
+LIST_HEADERS = ("X-Total-Count", "Stream-Position", "Link")
 MAX_BODY_BYTES = 256 * 1024  # an entity with its texts as long as they may be, every character escaped
 
 Handler = Callable[[Call], Awaitable[Response]]

@@ -15,6 +15,7 @@ from errors import FieldProblem, InvalidInput
 from repository.catalog import IfMatch
 from repository.event_log import Head
 from repository.idempotency import Answer, Claim
+from repository.lists import Listed
 from routes.operation import Call
 
 _TAG = re.compile(r'^"([0-9]{1,10})-[0-9a-f]{16}"$')
@@ -86,10 +87,15 @@ def claim(call: Call) -> Claim | None:
 # --- pages
 
 
-def page(call: Call, items: Sequence[Any], total: int, *, last_id: int | None = None) -> Response:
-    """A list with `X-Total-Count` and `Link` (RFC 8288). `last_id` is the page's last id when it walks by key."""
-    headers = {"X-Total-Count": str(total), "Cache-Control": "no-cache"}
-    links = _links(call, len(items), total, last_id)
+def page(
+    call: Call, listed: Listed[Any], items: Sequence[Any] | None = None, *, last_id: int | None = None
+) -> Response:
+    """A list with `X-Total-Count`, `Stream-Position` and `Link` (RFC 8288). `items` stand for the rows when they are
+    shown in another form; `last_id` is the page's last id when it walks by key.
+    """
+    items = listed.rows if items is None else items
+    headers = {"X-Total-Count": str(listed.total), "Cache-Control": "no-cache", **position(listed.head)}
+    links = _links(call, len(items), listed.total, last_id)
     if links:
         headers["Link"] = ", ".join(f'<{url}>; rel="{rel}"' for rel, url in links.items())
     return JSONResponse(orjson.dumps(items), headers=headers)

@@ -262,9 +262,9 @@ async def begin(database: Database, user_id: int, seconds: int = 900) -> dict[st
 
 
 async def going_on(database: Database, user_id: int) -> list[str]:
-    found, total = await sessions.newest(database, user_id, offset=0, limit=1000)
-    assert total == len(found)
-    return [session["id"] for session in found]
+    found = await sessions.newest(database, user_id, offset=0, limit=1000)
+    assert found.total == len(found.rows)
+    return [session["id"] for session in found.rows]
 
 
 async def outcome(work: Any) -> Any:
