@@ -180,6 +180,8 @@ workers = Table(
     metadata,
     Column("id", String(32), primary_key=True),
     Column("until", Float, nullable=False),
+    # Goes up with each change of its rows, so that others read them only when there is something new.
+    Column("version", Integer, nullable=False),
 )
 
 presence = Table(

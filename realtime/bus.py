@@ -57,7 +57,17 @@ class Reconnected:
     """The mark after each (re)subscription: what was published before it may be lost."""
 
 
-Message = Sequence[Event] | Heartbeat | Reconnected
+@dataclass(frozen=True, slots=True)
+class Nudge:
+    """Something that is no event has changed in the database: look now. Whoever misses it looks by the clock."""
+
+    topic: str
+
+
+Message = Sequence[Event] | Heartbeat | Reconnected | Nudge
+
+
+def _ignore(topic: str) -> None: ...
 
 
 class Bus:
@@ -69,6 +79,7 @@ class Bus:
         on_events: Callable[[Sequence[Event]], None],
         on_head: Callable[[Head], None],
         on_reconnect: Callable[[], None],
+        on_nudge: Callable[[str], None] = _ignore,
     ) -> None:
         self.is_shared = not url.startswith("memory")
         self.worker = uuid.uuid4().hex
@@ -76,10 +87,12 @@ class Bus:
         self._on_events = on_events
         self._on_head = on_head
         self._on_reconnect = on_reconnect
+        self._on_nudge = on_nudge
         self._redis = RedisBackend(url) if self.is_shared else None
         self._broadcast = Broadcast(backend=self._redis) if self._redis else Broadcast("memory://")
         self._outbox: deque[Event] = deque()
         self._outbox_bytes = 0
+        self._nudges: dict[str, None] = {}
         self._waiting = asyncio.Event()
         self._heard_at = time.monotonic()
 
@@ -96,6 +109,11 @@ class Bus:
                 continue
             self._outbox.append(event)
             self._outbox_bytes += event.size
+        self._waiting.set()
+
+    def nudge(self, topic: str) -> None:
+        """Tell every process, this one as well, to look at `topic`. Many at once are one."""
+        self._nudges[topic] = None
         self._waiting.set()
 
     async def run(self, current_head: Callable[[], Head]) -> None:
@@ -120,6 +138,8 @@ class Bus:
                     self._on_head(message.head)
                 elif isinstance(message, Reconnected):
                     self._on_reconnect()
+                elif isinstance(message, Nudge):
+                    self._on_nudge(message.topic)
                 else:
                     self._on_events(message)
 
@@ -131,6 +151,9 @@ class Bus:
                 batch = [self._outbox.popleft() for _ in range(min(len(self._outbox), BATCH_EVENTS))]
                 self._outbox_bytes -= sum(event.size for event in batch)
                 await self._publish(batch, len(batch))
+            nudges, self._nudges = self._nudges, {}
+            for topic in nudges:
+                await self._publish(Nudge(topic), 0)
 
     async def _publish(self, message: Message, count: int) -> None:
         try:
@@ -200,6 +223,9 @@ class RedisBackend(BroadcastBackend):
     async def publish(self, channel: str, message: Message) -> None:
         if isinstance(message, Heartbeat):
             await self._publisher.publish(channel, _encode_heartbeat(message))
+            return
+        if isinstance(message, Nudge):
+            await self._publisher.publish(channel, orjson.dumps({"nudge": message.topic}))
             return
         assert not isinstance(message, Reconnected)
         pipeline = self._publisher.pipeline(transaction=False)
@@ -275,6 +301,8 @@ def _decode(data: bytes) -> Message:
     end = data.find(b"\n")
     if end < 0:
         beat = orjson.loads(data)
+        if "nudge" in beat:
+            return Nudge(beat["nudge"])
         return Heartbeat(beat["worker"], Head(beat["epoch"], beat["seq"]))
     header = orjson.loads(data[:end])
     payload_end = end + 1 + header["payload"]

@@ -40,6 +40,7 @@ def upgrade() -> None:
         "workers",
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("until", sa.Float(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_workers")),
     )
     op.create_table(

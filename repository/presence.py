@@ -1,0 +1,133 @@
+"""Who watches what, as each worker stores it for the others: its counts, under a lease.
+
+A worker that dies loses its lease by doing nothing. Whoever looks deletes what it left; if the worker was only asleep,
+`store` finds its row gone and says so. Nothing here is an event: presence is ephemeral.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import delete, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+import models
+from repository import clock
+from repository.database import Database
+from repository.statement import Statement, statement
+from repository.transaction import Transaction
+
+LEASE_SECONDS = 9.0
+ANONYMOUS = 0  # the user id of all who have not signed in
+
+_NOW_ON_SQLITE = str(clock.now(is_sqlite=True))
+_NOW_ON_POSTGRESQL = str(clock.now(is_sqlite=False))
+_WORKERS = Statement(
+    f"SELECT id, version, until >= {_NOW_ON_SQLITE} FROM workers",  # noqa: S608 (our own clock)
+    f"SELECT id, version, until >= {_NOW_ON_POSTGRESQL} FROM workers",  # noqa: S608
+)
+_ROWS = statement("SELECT topic, user_id, username, connections, lingering FROM presence WHERE worker = $1")
+_PUT = statement(
+    "INSERT INTO presence (worker, topic, user_id, username, connections, lingering) VALUES ($1, $2, $3, $4, $5, $6)"
+    " ON CONFLICT (worker, topic, user_id) DO UPDATE SET"
+    " username = excluded.username, connections = excluded.connections, lingering = excluded.lingering"
+)
+_DROP = statement("DELETE FROM presence WHERE worker = $1 AND topic = $2 AND user_id = $3")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One worker's sockets of one user that watch a topic, and those that ended a moment ago."""
+
+    topic: str
+    user_id: int
+    username: str | None
+    connections: int
+    lingering: int
+
+    @property
+    def is_empty(self) -> bool:
+        return self.connections == 0 and self.lingering == 0
+
+
+async def store(database: Database, worker: str, version: int, changed: Sequence[Row], *, is_new: bool) -> bool:
+    """Write the rows that changed, without those that are empty now, and renew the lease, or take it with `is_new`.
+
+    Answers False, and writes nothing, when the lease had run out and somebody cleaned up: no row is left.
+    """
+
+    async def work(tx: Transaction) -> bool:
+        table = models.workers
+        values = {"until": clock.now(is_sqlite=tx.is_sqlite) + LEASE_SECONDS, "version": version}
+        if is_new:
+            insert = sqlite.insert(table) if tx.is_sqlite else postgresql.insert(table)
+            taken = insert.values(id=worker, **values).on_conflict_do_update(index_elements=[table.c.id], set_=values)
+            await tx.connection.execute(taken)
+        else:
+            renewed = update(table).where(table.c.id == worker).values(values).returning(table.c.id)
+            if (await tx.connection.execute(renewed)).one_or_none() is None:
+                return False
+        put = [
+            (worker, row.topic, row.user_id, row.username, row.connections, row.lingering)
+            for row in changed
+            if not row.is_empty
+        ]
+        drop = [(worker, row.topic, row.user_id) for row in changed if row.is_empty]
+        driver = await tx.driver()
+        for one, records in ((_PUT, put), (_DROP, drop)):
+            if records:
+                await driver.executemany(one.sqlite if tx.is_sqlite else one.postgresql, records)
+        return True
+
+    return await database.write(work)
+
+
+async def leave(database: Database, worker: str) -> None:
+    """Delete the worker's lease and rows."""
+
+    async def work(tx: Transaction) -> None:
+        await tx.connection.execute(delete(models.workers).where(models.workers.c.id == worker))
+        await tx.connection.execute(delete(models.presence).where(models.presence.c.worker == worker))
+
+    await database.write(work)
+
+
+async def linger(database: Database, worker: str, version: int, seconds: float) -> None:
+    """The worker stops: its sockets will be somewhere else in a moment. What it had goes after `seconds`."""
+
+    async def work(tx: Transaction) -> None:
+        table, rows = models.workers, models.presence
+        until = clock.now(is_sqlite=tx.is_sqlite) + seconds
+        await tx.connection.execute(update(table).where(table.c.id == worker).values(until=until, version=version))
+        left = {"lingering": rows.c.lingering + rows.c.connections, "connections": 0}
+        await tx.connection.execute(update(rows).where(rows.c.worker == worker).values(left))
+
+    await database.write(work)
+
+
+async def workers(database: Database) -> tuple[dict[str, int], list[str]]:
+    """The versions of the workers that live, and the ghosts."""
+    found = await database.fetch(_WORKERS)
+    return {row[0]: row[1] for row in found if row[2]}, [row[0] for row in found if not row[2]]
+
+
+async def rows_of(database: Database, worker: str) -> list[Row]:
+    return [Row(*row) for row in await database.fetch(_ROWS, worker)]
+
+
+async def sweep(database: Database, ghosts: Sequence[str]) -> None:
+    """Delete what these workers left, unless they have come back to life."""
+
+    async def work(tx: Transaction) -> None:
+        table = models.workers
+        for ghost in sorted(ghosts):  # in one order, so that two who sweep do not wait for each other
+            gone = await tx.connection.execute(
+                delete(table)
+                .where(table.c.id == ghost, table.c.until < clock.now(is_sqlite=tx.is_sqlite))
+                .returning(table.c.id)
+            )
+            if gone.one_or_none() is not None:
+                await tx.connection.execute(delete(models.presence).where(models.presence.c.worker == ghost))
+
+    await database.write(work)
