@@ -11,7 +11,7 @@ import gc
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ import account_schemas
 import logs
 import metrics
 import serving
+import workers
 from dashboard.routes import ROUTES as DASHBOARD_ROUTES
 from errors import Conflict, Problem, SettingsError, Unavailable
 from jobs.cleanup import Cleanup
@@ -55,17 +56,22 @@ from stopping import Stopping
 
 SWITCH_SECONDS = 0.0005
 GAUGE_SECONDS = 0.5
+HAND_OVER_SECONDS = 1.5  # for chunks of jobs that are on their way
 
 log = structlog.get_logger("main")
 
 
-def build_app(settings: Settings) -> Starlette:
-    """The whole service as an ASGI application. Nothing is opened before its lifespan starts."""
+def build_app(settings: Settings, *, hears_signals: bool = False) -> Starlette:
+    """The whole service as an ASGI application. Nothing is opened before its lifespan starts.
+
+    `hears_signals`: for servers that do not say when they begin to stop.
+    """
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         async with serve_in_background(settings) as state:
-            yield state
+            with state["stopping"].hearing_signals() if hears_signals else nullcontext():
+                yield state
 
     cors = Middleware(
         CORSMiddleware,
@@ -135,7 +141,7 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
             partial(users.identify, database, tokens),
             has_limits=settings.rate_limits == "on",
         )
-        stopping.on_stop.append(runner.stop)
+        stopping.on_stop += [event_streams.stop, runner.stop]
         await feed.start()
         hub.start(feed.head.seq)
         # Whoever may see no more is told before what comes next goes out.
@@ -173,6 +179,8 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
                 "metrics_token": metrics_token,
             }
         finally:
+            stopping.begin()
+            await runner.ended(HAND_OVER_SECONDS)
             life.cancel()
             await asyncio.gather(life, return_exceptions=True)
     finally:
@@ -283,7 +291,12 @@ def run(arguments: Sequence[str] = ()) -> int:
         settings = load_settings()
         logs.configure(settings.log_format, settings.log_level)
         secret_key(settings)  # once, before there are workers to race for it
-        serving.serve(settings, prepare, build_app, worker_app="main:app")
+        asyncio.run(prepare(settings))
+        listener = serving.listen(settings)
+        print(serving.banner(settings, listener.getsockname()[1]), flush=True)
+        if settings.workers > 1:
+            return workers.Supervisor(settings, "main:worker", listener).run()
+        serving.serve(settings, build_app(settings), listener)
         return 0
     except SettingsError as error:
         print(f"Marquee cannot start. {error}", file=sys.stderr)
@@ -293,13 +306,15 @@ def run(arguments: Sequence[str] = ()) -> int:
 
 
 def __getattr__(name: str) -> Any:
-    """`main:app`, built when a server asks for it, so that importing this module opens and reads nothing."""
-    if name != "app":
+    """`main:app`, and `main:worker` for our own server: built when asked for, so that importing this module opens and
+    reads nothing.
+    """
+    if name not in ("app", "worker"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         settings = load_settings()
         logs.configure(settings.log_format, settings.log_level)
-        return build_app(settings)
+        return build_app(settings, hears_signals=name == "app")
     except SettingsError as error:
         sys.exit(f"Marquee cannot start. {error}")
 

@@ -71,9 +71,9 @@ FEED_EVENTS = Counter(
 )
 FEED_SEQ = Gauge(
     "marquee_feed_seq",
-    "Number of the newest event in the stream; of several workers the one furthest behind",
+    "Number of the newest event in the stream; of several workers the one furthest ahead",
     registry=REGISTRY,
-    multiprocess_mode="livemin",
+    multiprocess_mode="livemax",
 )
 FEED_LAG = Gauge(
     "marquee_feed_lag_events",

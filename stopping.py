@@ -7,8 +7,12 @@ Serving, then leaving (`/readyz` says so, everything is served as before, for lo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import FrameType
+from typing import Any
 
 import structlog
 
@@ -51,6 +55,28 @@ class Stopping:
     async def wait(self) -> None:
         """Until the stop begins."""
         await self._begun.wait()
+
+    @contextmanager
+    def hearing_signals(self) -> Iterator[None]:
+        """Begin at a signal to stop, beside whoever else handles it, and only where somebody does."""
+        loop = asyncio.get_running_loop()
+        others: dict[int, Any] = {}
+
+        def hear(number: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(self.begin)
+            others[number](number, frame)
+
+        if threading.current_thread() is threading.main_thread():
+            for each in (signal.SIGTERM, signal.SIGINT):
+                if callable(handler := signal.getsignal(each)):
+                    others[each] = handler
+                    signal.signal(each, hear)
+        try:
+            yield
+        finally:
+            for number, handler in others.items():
+                if signal.getsignal(number) is hear:
+                    signal.signal(number, handler)
 
     @asynccontextmanager
     async def timeout(self, seconds: float) -> AsyncIterator[None]:

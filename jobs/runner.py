@@ -48,11 +48,18 @@ class Runner:
         self._database = database
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._ended = asyncio.Event()
 
     def stop(self) -> None:
         """Store the chunks that are on their way, and give the leases back."""
         self._stopping.set()
         self._wake.set()
+
+    async def ended(self, seconds: float) -> None:
+        """Wait until `run` has come to its end after a stop, but not for longer."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ended.wait()
 
     def see(self, events: Sequence[Event]) -> None:
         """A job queued here starts at once; the others are found by looking."""
@@ -60,9 +67,12 @@ class Runner:
             self._wake.set()
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            for number in range(CONCURRENT_JOBS):
-                tasks.create_task(self._work(f"{self.owner}:{number}"), name=f"job-runner-{number}")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(CONCURRENT_JOBS):
+                    tasks.create_task(self._work(f"{self.owner}:{number}"), name=f"job-runner-{number}")
+        finally:
+            self._ended.set()
 
     async def _work(self, owner: str) -> None:
         while not self._stopping.is_set():
@@ -96,7 +106,6 @@ class Runner:
             log.info("job finished", job=job.id, total=job.total)
         except HandedOver:
             await self._give_back(job, owner)
-            log.info("job handed over", job=job.id)
         except LeaseLost:
             log.info("job cancelled or taken over", job=job.id)
         except Unavailable:
@@ -115,6 +124,7 @@ class Runner:
     async def _give_back(self, job: ClaimedJob, owner: str) -> None:
         with suppress(Unavailable):  # then the lease runs out by itself
             await jobs.release(self._database, job.id, owner)
+            log.info("job handed over", job=job.id)
 
     async def _run_chunks(self, job: ClaimedJob, owner: str) -> None:
         """While a chunk is stored, a thread makes the next one."""

@@ -127,6 +127,14 @@ class Unexpected:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            try:
+                await self.app(scope, receive, send)
+            except asyncio.CancelledError:
+                if not scope["state"]["stopping"].is_stopping:
+                    raise
+                # The stop has waited for it as long as it may, and its connection is cut.
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
