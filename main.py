@@ -39,6 +39,7 @@ from realtime.endpoint import Realtime
 from realtime.event_stream import EventStreams
 from realtime.feed import Feed
 from realtime.hub import Hub
+from realtime.presence import Presence
 from realtime.progress import Progress
 from realtime.registry import Registry
 from realtime.replay import Replay
@@ -126,6 +127,7 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
             on_events=lambda events: feed.offer(events),
             on_head=lambda head: feed.hear_head(head),
             on_reconnect=lambda: feed.look(),
+            on_nudge=lambda _: presence.hear(),
         )
         feed = Feed(database, has_shared_bus=bus.is_shared, is_bus_deaf=lambda: bus.is_deaf)
         progress = Progress(database, hub)
@@ -133,7 +135,7 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
         event_streams = EventStreams(replay)
         runner = Runner(database)
         cleanup = Cleanup(database, runner.owner, settings.event_retention_hours, settings.event_retention_rows)
-        presence = _NoPresence()
+        presence = Presence(database, lambda topic: bus.nudge(topic))
         around = Surroundings(
             Sources(feed, hub, Snapshots(database, feed)),
             registry,
@@ -153,6 +155,7 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
                 bus.run(lambda: feed.head),
                 feed.run(),
                 progress.run(),
+                presence.run(),
                 runner.run(),
                 cleanup.run(),
                 watch_gauges(feed, bus),
@@ -186,14 +189,6 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
     finally:
         passwords.close()
         await database.close()
-
-
-class _NoPresence:
-    def enter(self, *_: Any) -> None: ...
-    def leave(self, *_: Any) -> None: ...
-    def unwatch(self, *_: Any) -> None: ...
-    async def watch(self, *_: Any) -> Mapping[str, Any]:
-        return {}
 
 
 async def _live_together(*lives: Any) -> None:
