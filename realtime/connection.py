@@ -12,21 +12,22 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
-from pydantic import BaseModel, ValidationError
 from starlette.websockets import WebSocket
 
-from errors import CLOSE_REASONS, CloseCode, FieldProblem, Forbidden, Problem
-from filters import Filter, parse_json
+import metrics
+from errors import CLOSE_REASONS, CloseCode, Forbidden, Problem
 from realtime import frames, messages, requests
 from realtime.frames import Frames, Rendering
+from realtime.inbound import BadMessage, Message, parse_filters, parse_members, parse_message
+from realtime.presence import Presence
 from realtime.rate import MAX_REFUSED_MESSAGES, MESSAGES_PER_SECOND, Bucket
 from realtime.registry import Entry, Registry
-from realtime.stream import Stream
+from realtime.stream import HIGH_WATER_BYTES, Stream
 from realtime.subscription import Sources, Spec, Subscription, check_topics
-from schemas import PUBLIC_TOPICS, TOPIC_FIELDS, TOPICS
+from schemas import PUBLIC_TOPICS, TOPICS
 from security import ANONYMOUS_AUDIENCES, Identity
 
 MAX_SUBSCRIPTIONS = 32
@@ -35,75 +36,6 @@ AUTH_SECONDS = 10.0  # to sign in, where everybody must
 
 Identify = Callable[[str], Awaitable[Identity]]
 Answer = Mapping[str, Any]
-Model = TypeVar("Model", bound=BaseModel)
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """What a client said. `reply_to` is its id."""
-
-    reply_to: int | str | None
-    action: str
-    members: Mapping[str, Any]
-
-
-class BadMessage(Exception):
-    """Answered with an error reply and, with `close`, the end of the connection."""
-
-    def __init__(
-        self, code: str, detail: Any, close: CloseCode | None = None, reply_to: int | str | None = None
-    ) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.detail = detail
-        self.close = close
-        self.reply_to = reply_to
-
-
-def parse_message(text: str) -> Message:
-    """Raises BadMessage."""
-    try:
-        message = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise BadMessage("invalid_json", f"Expected a JSON object: {error}") from error
-    if not isinstance(message, dict):
-        raise BadMessage("invalid_message", 'Expected a JSON object such as {"id": 1, "action": "ping"}')
-    reply_to = message.pop("id", None)
-    if isinstance(reply_to, bool) or not isinstance(reply_to, int | str | None):
-        raise BadMessage("invalid_message", "id: expected an integer or a text")
-    if isinstance(reply_to, str) and len(reply_to) > messages.MAX_MESSAGE_ID_LENGTH:
-        raise BadMessage("invalid_message", f"id: expected at most {messages.MAX_MESSAGE_ID_LENGTH} characters")
-    action = message.pop("action", None)
-    if not isinstance(action, str):
-        raise BadMessage("invalid_message", "action: expected a text such as ping", reply_to=reply_to)
-    return Message(reply_to, action, message)
-
-
-def parse_members(model: type[Model], members: Mapping[str, Any]) -> Model:
-    """Raises BadMessage with all that is wrong."""
-    try:
-        return model.model_validate(members)
-    except ValidationError as error:
-        raise BadMessage("invalid_message", _listed(messages.problems_of(error))) from error
-
-
-def parse_filters(value: Any, topics: tuple[str, ...]) -> tuple[tuple[str, Filter], ...]:
-    """The filter for each topic, nothing for one that lets everything through. Raises BadMessage."""
-    if value is None or value == {}:
-        return ()
-    found: list[tuple[str, Filter]] = []
-    problems: dict[FieldProblem, None] = {}
-    for topic in sorted(topics):
-        wanted, wrong = parse_json(value, TOPIC_FIELDS[topic])
-        found.append((topic, wanted))
-        problems.update(dict.fromkeys(wrong))
-    if problems:
-        raise BadMessage("invalid_filter", _listed(problems))
-    return tuple(found)
-
-
-def _listed(problems: Any) -> list[dict[str, Any]]:
-    return [problem.as_dict() for problem in problems]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +44,7 @@ class Surroundings:
 
     sources: Sources
     registry: Registry
-    presence: Any
+    presence: Presence
     identify: Identify
     has_limits: bool
 
@@ -159,16 +91,15 @@ class Connection:
     def _begin_default(self, spec: Spec, position: int) -> None:
         spec = replace(spec, audiences=self._audiences)
         subscription = Subscription(spec, self.stream, self._around.sources, self._turn)
-        self.subscriptions[None] = subscription
+        self._add(None, subscription)
         subscription.start(position)
         self._count_in()
 
     def close(self) -> None:
         """The socket is gone: nothing is written any more."""
         self._is_closed = True
-        for subscription in self.subscriptions.values():
-            subscription.stop()
-        self.subscriptions.clear()
+        for name in list(self.subscriptions):
+            self._drop(name)
         self._around.presence.unwatch(self)
         self._count_in()
         if self._entry is not None:
@@ -176,6 +107,19 @@ class Connection:
         for timer in (self._expiry, self._awaiting_auth and self._awaiting_auth[0]):
             if timer is not None:
                 timer.cancel()
+
+    def _add(self, name: str | None, subscription: Subscription) -> None:
+        self.subscriptions[name] = subscription
+        metrics.SUBSCRIPTIONS.inc()
+
+    def _drop(self, name: str | None) -> bool:
+        """End a subscription; False when there is none of this name."""
+        subscription = self.subscriptions.pop(name, None)
+        if subscription is None:
+            return False
+        subscription.stop()
+        metrics.SUBSCRIPTIONS.dec()
+        return True
 
     async def finish(self) -> None:
         """Let requests that were begun come to their end, as HTTP does when a client goes away."""
@@ -190,20 +134,20 @@ class Connection:
         self.stream.close(code, CLOSE_REASONS[code])
 
     def _count_in(self) -> None:
-        """Tell presence which topics the socket watches, and as whom, when that has changed."""
+        """Tell presence which topics the socket watches, and as whom, as far as that has changed."""
         topics = frozenset(topic for each in self.subscriptions.values() for topic in each.spec.topics)
-        counted = (topics, self.identity if topics else None)
-        if _who(counted) == _who(self._counted):
-            return
+        before, was = self._counted
+        is_same = _user_id(was) == _user_id(self.identity)
+        self._counted = topics, self.identity
         presence = self._around.presence
-        old_topics, old_identity = self._counted
-        self._counted = counted
-        # First in, then out: whoever stays is not seen to leave.
-        if topics:
-            user_id, username = (self.identity.user_id, self.identity.username) if self.identity else (None, None)
-            presence.enter(topics, user_id, username)
-        if old_topics:
-            presence.leave(old_topics, old_identity.user_id if old_identity else None)
+        entered = topics - before if is_same else topics
+        left = before - topics if is_same else before
+        if entered:
+            username = self.identity.username if self.identity is not None else None
+            presence.enter(entered, _user_id(self.identity), username)
+        if left:
+            # Who signs in goes on as somebody else: nobody who may come back.
+            presence.leave(left, _user_id(was), lingers=is_same)
 
     # --- who it is
 
@@ -346,12 +290,10 @@ class Connection:
             self._around.sources,
             self._turn,
             snapshot_of=topics if wanted.snapshot else (),
-            owner_id=self.identity.user_id if self.identity is not None else None,
+            owner_id=_user_id(self.identity),
         )
-        default = self.subscriptions.pop(None, None)
-        if default is not None:
-            default.stop()
-        self.subscriptions[name] = subscription
+        self._drop(None)
+        self._add(name, subscription)
         resumes = wanted.since is not None and reason is None
         start = wanted.since if wanted.since is not None and resumes else feed.head.seq
         self._write(frames.reply(message.reply_to, {"subscription": name, "seq": start}))
@@ -375,10 +317,8 @@ class Connection:
 
     async def _unsubscribe(self, message: Message) -> Answer:
         name = parse_members(messages.Unsubscribe, message.members).subscription
-        subscription = self.subscriptions.pop(name, None)
-        if subscription is None:
+        if not self._drop(name):
             raise BadMessage("unknown_subscription", f"subscription: there is no {name} on this socket")
-        subscription.stop()
         self._count_in()
         return {"subscription": name}
 
@@ -392,7 +332,10 @@ class Connection:
         presence.unwatch(self)
         if not topics:
             return {}
-        return await presence.watch(self, topics, self.identity is not None, self._write)
+        return await presence.watch(self, topics, self.identity is not None, self._write, self._is_full)
+
+    def _is_full(self) -> bool:
+        return self.stream.buffered() > HIGH_WATER_BYTES
 
     async def _request(self, message: Message) -> None:
         wanted = parse_members(messages.Request, message.members)
@@ -415,6 +358,5 @@ class Connection:
             self._write(requests.reply(reply_to, *found))
 
 
-def _who(counted: tuple[frozenset[str], Identity | None]) -> tuple[frozenset[str], int | None]:
-    topics, identity = counted
-    return topics, identity.user_id if identity is not None else None
+def _user_id(identity: Identity | None) -> int | None:
+    return identity.user_id if identity is not None else None

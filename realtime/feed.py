@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+import metrics
 from errors import Unavailable
 from realtime.ring import Ring
 from repository import event_log
@@ -88,6 +89,7 @@ class Feed:
                 self._take_pending(ready)
             elif event.seq > self.head.seq:
                 self._keep(event)
+        metrics.FEED_EVENTS_FROM_BUS.inc(len(ready))
         self._tell(ready)
 
     def hear_head(self, head: Head) -> None:
@@ -125,6 +127,7 @@ class Feed:
 
     def _tell(self, ready: Sequence[Event]) -> None:
         if ready:
+            metrics.FEED_SEQ.set(self.head.seq)
             for listener in self.on_events:
                 listener(ready)
             self._wake_waiting()
@@ -165,6 +168,7 @@ class Feed:
                 await self._disown(seen)
             elif found.seq > self.head.seq:
                 self._aim(found.seq)
+            metrics.FEED_LAG.set(max(0, found.seq - self.head.seq))
             await asyncio.sleep(MIN_LOOK_SECONDS)
             try:
                 async with asyncio.timeout(self._poll_seconds()):
@@ -197,6 +201,7 @@ class Feed:
         for event in events:
             if event.epoch == self.head.epoch and event.seq == self.head.seq + 1:
                 self._take(event, ready)
+        metrics.FEED_EVENTS_FROM_LOG.inc(len(ready))
         self._take_pending(ready)
         self._tell(ready)
         if not ready and self.head == start:
@@ -256,6 +261,7 @@ class Feed:
     async def _read_log(self, seq: int, max_events: int, max_bytes: int) -> list[Event]:
         async with self._reading:
             self.log_reads += 1
+            metrics.LOG_READS.inc()
             return await event_log.read_after(self._database, seq, max_rows=max_events, max_bytes=max_bytes)
 
     # --- what goes out to those behind

@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+import metrics
 from filters import Filter
 from realtime.changes import changes_of, compiled, seen_texts
 from realtime.frames import Frames, Rendering
@@ -34,8 +35,6 @@ class Hub:
 
     def __init__(self, read: Callable[[int], list[Event] | None]) -> None:
         self.position = 0
-        self.written_bytes = 0
-        self.delivered = 0  # frames, times the sockets they went to
         self._read = read
         self._plain: dict[Spec, set[Subscription]] = {}
         self._filtered: dict[Spec, set[Subscription]] = {}
@@ -172,6 +171,9 @@ class Hub:
     def _write(self, group: set[Subscription], frames: Frames, before: int) -> None:
         """`before` is the place that a subscription keeps when writing to it fails."""
         behind: list[tuple[Subscription, int]] = []
+        metrics.HUB_FRAMES.inc(len(frames.texts))
+        metrics.HUB_DELIVERIES.inc(len(frames.texts) * len(group))
+        metrics.HUB_BYTES.inc(frames.size * len(group))
         for subscription in group:
             try:
                 subscription.stream.write(frames)
@@ -180,8 +182,6 @@ class Hub:
             except Exception as error:
                 log.error("writing to a socket failed", exc_info=error)
                 behind.append((subscription, before))
-        self.delivered += len(frames.texts) * len(group)
-        self.written_bytes += frames.size * len(group)
         for subscription, position in behind:
             if subscription.is_live:
                 self._release(subscription)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+import metrics
 from filters import Row
 from realtime import frames
 from realtime.changes import BY_FILTER, changes_of, compiled, see
@@ -166,6 +167,8 @@ class Pulse:
             found, subscription.position = window
             if found is not None:
                 subscription.stream.write(found)
+                metrics.HUB_DELIVERIES.inc(len(found.texts))
+                metrics.HUB_BYTES.inc(found.size)
         self._wind()
 
     def _window(self, spec: Spec, start: int) -> tuple[Frames | None, int] | None:

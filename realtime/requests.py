@@ -75,6 +75,8 @@ async def call(app: ASGIApp, scope: Scope, body: bytes) -> tuple[int, dict[str, 
                 text = value.decode("latin-1")
                 headers[key] = f"{headers[key]}, {text}" if key in headers else text
         elif message["type"] == "http.response.body":
+            if scope["method"] == "HEAD":
+                return  # over HTTP the server leaves it out
             size += len(message.get("body", b""))
             if size > MAX_REPLY_BYTES:
                 is_whole = False

@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+import metrics
 from filters import Filter, Row
 from realtime import frames
 from realtime.changes import changes_of, compiled
@@ -56,7 +57,6 @@ class Snapshots:
     def __init__(self, database: Database, feed: Feed) -> None:
         self.database = database
         self.feed = feed
-        self.rows = 0
         self._reading = asyncio.Semaphore(MAX_CONCURRENT_PAGE_READS)
 
     async def read(self, topic: str, wanted: Wanted, after: Id | None, until: int | None) -> snapshots.Page:
@@ -119,7 +119,7 @@ class _TopicSnapshot:
         else:
             self._after = last
             self._undo = {key: row for key, row in self._undo.items() if key > last}
-        self._source.rows += len(rows)
+        metrics.SNAPSHOT_ROWS.inc(len(rows))
         return self._texts(rows)
 
     async def _look_back(self, seq: int) -> None:

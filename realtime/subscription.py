@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+import metrics
 from errors import CLOSE_REASONS, CloseCode, Forbidden, Unavailable
 from filters import Filter
 from realtime import frames
@@ -166,6 +167,7 @@ class Subscription:
         """Its place means nothing any more: say so, and go on from the head."""
         if self.is_live and self._snapshot_of:
             self._hub.leave(self)
+        metrics.RESYNCS.labels(reason).inc()
         head = self._feed.head
         self._generation = self._feed.generation
         text = frames.resync(
@@ -184,6 +186,7 @@ class Subscription:
 
     def _begin_catching_up(self) -> None:
         if self._task is None:
+            metrics.CATCH_UPS.inc()
             self._task = asyncio.create_task(self._catch_up(), name="catch-up")
             self._task.add_done_callback(self._caught_up)
 

@@ -70,6 +70,10 @@ async def parse(request: Request, operation: Operation) -> Call:
 
 async def identify(request: Request, services: Services) -> Identity | None:
     """None without credentials. Raises Unauthenticated for bad ones, also where none are needed."""
+    if "marquee.socket" in request.scope:
+        # A request over a websocket comes with the identity of the socket, which may have become no good a moment ago.
+        known: Identity | None = request.scope["marquee.identity"]
+        return await users.recheck(services.database, known) if known is not None else None
     header = request.headers.get("authorization")
     if header is None:
         return None
