@@ -1,10 +1,297 @@
-"""placeholder"""
+"""A client against the real service: random writes while its connections are cut, then everything must be right."""
 
 from __future__ import annotations
 
-from .runner import Outcome, Runner
-from .scenario import Live
+import asyncio
+import json
+import random
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from websockets.asyncio.client import connect
+
+from .driver import DriverFailed
+from .runner import RETRY, Outcome, Runner
+from .scenario import Live, Step, difference
+
+READY_SECONDS = 20.0
+SETTLE_SECONDS = 20.0
+POLL_SECONDS = 0.05
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+GENRES = ("Drama", "Comedy", "Noir")
+STATES = ("released", "planned", "rumored")
 
 
-async def run_live(runner: Runner, live: Live, service: str, seed: int | None) -> Outcome:
-    raise NotImplementedError
+class CuttingProxy:
+    """Between the client and the service. Cuts each connection after a random number of bytes, unless `is_calm`."""
+
+    def __init__(self, host: str, port: int, chance: random.Random, cut_after_bytes: tuple[int, int]) -> None:
+        self._address = (host, port)
+        self._chance = chance
+        self._range = cut_after_bytes
+        self.is_calm = True  # the first snapshot must have its time: it may be larger than what is let through
+        self.cuts = 0
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[int]:
+        """Answers the port."""
+        tasks: set[asyncio.Task[None]] = set()
+
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            tasks.add(asyncio.ensure_future(self._relay(reader, writer)))
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        left = self._chance.randint(*self._range)
+        upstream: asyncio.StreamWriter | None = None
+        try:
+            answers, upstream = await asyncio.open_connection(*self._address)
+            up = asyncio.create_task(self._copy(reader, upstream))
+            try:
+                while data := await answers.read(4096):
+                    if not self.is_calm:
+                        if len(data) >= left:
+                            writer.write(data[:left])  # the rest of the frame never comes
+                            self.cuts += 1
+                            return
+                        left -= len(data)
+                    writer.write(data)
+                    await writer.drain()
+            finally:
+                up.cancel()
+        except OSError:
+            pass
+        finally:
+            for each in (writer, upstream):
+                if each is not None:
+                    each.transport.abort()
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(4096):
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.transport.abort()
+
+
+class Rest:
+    """The REST API, as one signed-in user."""
+
+    def __init__(self, base: str) -> None:
+        self._base = base
+        self.token = ""
+
+    async def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """The body of the answer. Raises RuntimeError when it is no success."""
+        return await asyncio.to_thread(self._ask, method, path, body)
+
+    def _ask(self, method: str, path: str, body: Any) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._base + path, data, headers, method=method)  # noqa: S310 - from the command line
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+                text = answer.read()
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"{method} {path}: {error.code} {error.read()[:500]!r}") from error
+        return json.loads(text) if text else None
+
+    async def sign_up(self, name: str) -> None:
+        person = {"username": name, "password": "third man 1949"}
+        await self.ask("POST", "/auth/register", person)
+        self.token = (await self.ask("POST", "/auth/login", person))["access_token"]
+
+    async def every(self, topic: str, filter_: Mapping[str, Any]) -> list[Any]:
+        """The whole list, by key."""
+        rows: list[Any] = []
+        while True:
+            after = {"after": rows[-1]["id"]} if rows else {"after": 0}
+            query = urlencode([*after.items(), ("limit", 1000), *query_of(filter_)])
+            page = await self.ask("GET", f"/{topic}?{query}")
+            rows.extend(page)
+            if len(page) < 1000:
+                return rows
+
+
+def query_of(filter_: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """A filter as parameters of a query."""
+    for field, wanted in filter_.items():
+        if field == "or":
+            for index, group in enumerate(wanted):
+                for name, value in query_of(group):
+                    head, bracket, rest = name.partition("[")
+                    yield f"or[{index}][{head}]{bracket}{rest}", value
+        elif isinstance(wanted, Mapping):
+            for operator, value in wanted.items():
+                yield f"{field}[{operator}]", ",".join(map(str, value)) if isinstance(value, list) else value
+        else:
+            yield field, wanted
+
+
+async def run_live(runner: Runner, live: Live, service: str, seed: int | None = None) -> Outcome:
+    """`service`: such as http://127.0.0.1:8000. It signs a new user up there, and adds movies and characters."""
+    seed = random.randrange(10**9) if seed is None else seed
+    chance = random.Random(seed)
+    rest = Rest(service.rstrip("/"))
+    await rest.sign_up(f"conformance-{seed}-{random.SystemRandom().randrange(10**9)}")
+    parts = urlsplit(service)
+    proxy = CuttingProxy(
+        parts.hostname or "", parts.port or 80, chance, (live.cut_after_bytes[0], live.cut_after_bytes[1])
+    )
+    client = runner.new_client()
+    try:
+        async with proxy.listening() as port:
+            url = f"ws://127.0.0.1:{port}/ws"
+            await runner.driver.tell(client, do="open", url=url, token=rest.token, retry=dict(RETRY))
+            try:
+                problem = await _run(runner, live, rest, proxy, chance, client, service)
+            finally:
+                await runner.driver.tell(client, do="close")
+    except (DriverFailed, RuntimeError) as error:
+        problem = repr(error)
+    if problem is None and proxy.cuts == 0:
+        problem = "no connection was cut: this showed nothing"
+    return Outcome(live.name, problem and f"seed {seed}, {proxy.cuts} cuts: {problem}")
+
+
+async def _run(
+    runner: Runner, live: Live, rest: Rest, proxy: CuttingProxy, chance: random.Random, client: str, service: str
+) -> str | None:
+    async def report() -> Mapping[str, Any]:
+        found: Mapping[str, Any] = await runner.driver.tell(client, do="report")
+        return found
+
+    for step in live.start:
+        await runner.driver.tell(client, **step)
+    named = {step["name"]: step for step in live.start}
+    wanted: dict[str, Any] = {"views": {}, "watches": {}}
+    for name, step in named.items():
+        wanted["views" if step["do"] == "view" else "watches"][name] = {"ready": True}
+    if (problem := await _until(report, wanted, READY_SECONDS)) is not None:
+        return f"did not become ready: {problem}"
+    proxy.is_calm = False
+    begun = {name: each["position"] for name, each in (await report())["watches"].items()}
+    for number in range(live.requests):
+        body = {"title": f"request {number}", "rating": chance.randint(1, 100)}
+        await runner.driver.tell(
+            client, do="request", name=f"r{number}", method="POST", path="/movies", body=body,
+            idempotency_key=f"key-{client}-{number}",
+        )  # fmt: skip
+    await _write(rest, chance, live.writes)
+    if live.requests:
+        done = {"requests": {f"r{number}": {"status": 201} for number in range(live.requests)}}
+        if (problem := await _until(report, done, SETTLE_SECONDS)) is not None:
+            return problem
+    proxy.is_calm = True
+    expected: dict[str, Any] = {"views": {}, "watches": {}}
+    for name, step in named.items():
+        if step["do"] == "view":
+            rows = await rest.every(step["topic"], step.get("filter", {}))
+            expected["views"][name] = {"rows": rows, "error": None}
+        else:
+            events = await _events(service, step, begun[name])
+            expected["watches"][name] = {"events": events, "error": None}
+    if (problem := await _until(report, expected, SETTLE_SECONDS)) is not None:
+        return problem
+    if live.requests:
+        titles = [row["title"] for row in await rest.every("movies", {"title": {"prefix": "request "}})]
+        found = await report()
+        ids = {each["body"]["id"] for each in found["requests"].values()}
+        if len(ids) != live.requests or len(titles) % live.requests:
+            return f"expected {live.requests} movies, got {len(ids)} answers and {len(titles)} rows"
+    return None
+
+
+async def _until(report: Any, wanted: Mapping[str, Any], seconds: float) -> str | None:
+    """None as soon as the report is as wanted, else what is different at the end."""
+    end = asyncio.get_running_loop().time() + seconds
+    while True:
+        problem = difference(wanted, await report())
+        if problem is None or asyncio.get_running_loop().time() > end:
+            return problem
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def _events(service: str, step: Step, begun: str) -> list[Mapping[str, Any]]:
+    """What the watch must have seen: the same events on a connection that nobody cuts."""
+    epoch, _, since = begun.rpartition(":")
+    base = service.replace("http", "ws", 1).rstrip("/") + "/ws"
+    topics = ",".join(step["topics"])
+    async with connect(f"{base}?topics={topics}", max_size=MAX_FRAME_BYTES) as now:
+        head = json.loads(await now.recv())["data"]["seq"]
+    events: list[Mapping[str, Any]] = []
+    query = urlencode({"topics": topics, "since": since, "epoch": epoch})
+    async with connect(f"{base}?{query}", max_size=MAX_FRAME_BYTES) as socket:
+        try:
+            async with asyncio.timeout(1.0) as patience:
+                while not events or events[-1]["seq"] < head:
+                    frame = json.loads(await socket.recv())
+                    if "seq" in frame:
+                        events.append(
+                            {name: frame.get(name) for name in ("operation", "topic", "seq", "data", "changed")}
+                        )
+                        patience.reschedule(asyncio.get_running_loop().time() + 1.0)
+        except TimeoutError:
+            pass  # the newest events are for others
+    return [{**event, "changed": event["changed"] or []} for event in events]
+
+
+async def _write(rest: Rest, chance: random.Random, writes: int) -> None:
+    """Single and bulk, so that rows come, change, go, and cross the borders of filters."""
+    movies: list[int] = []
+    characters: list[int] = []
+
+    def movie() -> dict[str, Any]:
+        return {
+            "title": f"Movie {chance.randrange(10**6)}",
+            "description": "x" * chance.randrange(400),
+            "rating": chance.randint(1, 100),
+            "status": chance.choice(STATES),
+            "genres": chance.sample(GENRES, chance.randint(0, 2)),
+        }
+
+    def some() -> Sequence[int]:
+        return chance.sample(movies, min(len(movies), chance.randint(2, 12)))
+
+    for _ in range(writes):
+        kind = chance.choice(
+            ("add", "add", "edit", "edit", "edit", "delete", "add_bulk", "edit_bulk", "delete_bulk", "character")
+        )
+        if kind == "add" or not movies:
+            movies.append((await rest.ask("POST", "/movies", movie()))["id"])
+        elif kind == "edit":
+            field = chance.choice(("rating", "status", "genres"))
+            await rest.ask("PATCH", f"/movies/{chance.choice(movies)}", {field: movie()[field]})
+        elif kind == "delete":
+            await rest.ask("DELETE", f"/movies/{movies.pop(chance.randrange(len(movies)))}")
+        elif kind == "add_bulk":
+            added = await rest.ask("POST", "/movies/bulk", [movie() for _ in range(chance.randint(2, 40))])
+            movies.extend(row["id"] for row in added["added"])
+        elif kind == "edit_bulk":
+            await rest.ask("PATCH", "/movies/bulk", [{"id": key, "rating": chance.randint(1, 100)} for key in some()])
+        elif kind == "delete_bulk":
+            gone = some()
+            await rest.ask("DELETE", "/movies/bulk", {"ids": list(gone)})
+            movies = [key for key in movies if key not in gone]
+        elif characters and chance.random() < 0.3:
+            await rest.ask("DELETE", f"/characters/{characters.pop()}")
+        else:
+            body = {"name": f"Harry {chance.randrange(10**6)}", "movie_id": chance.choice(movies)}
+            characters.append((await rest.ask("POST", "/characters", body))["id"])

@@ -139,7 +139,7 @@ const TOO_MANY_MESSAGES_SECONDS = 1; // coming back at once would be more of the
 
 const MAX_REQUESTS_IN_FLIGHT = 16; // the server refuses the 17th
 const MAX_MESSAGE_BYTES = 256 * 1024; // the server closes with 1009 above
-const MAX_ATTEMPTS = 5; // of one call: an answer that ends the connection each time must not do so for ever
+const MAX_ATTEMPTS = 20; // of one call: an answer that ends the connection each time must not do so for ever
 const DEFAULT_HEARTBEAT_SECONDS = 20;
 const OPEN_SECONDS = 10; // for the handshake
 const WELCOME_SECONDS = 10; // from the handshake to the welcome
@@ -151,6 +151,7 @@ const QUEUED_EVENTS = 1_000;
 const QUEUED_CHARACTERS = 8 * 1024 * 1024;
 const QUEUED_CHANGES = 10_000; // of one loop over the changes of a view; above, they become one `reset`
 
+const TRY_AGAIN = new Set(["unavailable", "rate_limited"]); // error codes of a subscription that may be had later
 const DURABLE = new Set(["add", "update", "delete", "add_bulk", "update_bulk", "delete_bulk"]);
 
 /** @param {Message} frame @param {Position | null} position @returns {Event} */
@@ -295,7 +296,7 @@ class Stream {
    * @param {Message} frame @param {string} epoch @param {number} size
    */
   receive(frame, epoch, size) {
-    if (!this.#stands || this.isPaused) return;
+    if (!this.#stands) return;
     if (frame.operation === "resync") {
       this.#dropGroup();
       this.#dropPages();
@@ -637,7 +638,7 @@ class Session {
       }
       this.#byName.delete(name);
       this.#streams.set(stream, "");
-      if (reply.error.code === "unavailable") {
+      if (TRY_AGAIN.has(reply.error.code)) {
         this.#retries.push({ at: this.#now + RETRY_SUBSCRIBE_SECONDS, stream });
         this.onMessage();
       } else {
@@ -1044,7 +1045,7 @@ export class View {
 }
 
 /**
- * Who watches the topics, as last told: the number of people, and those that the server names (none to the anonymous).
+ * Who watches the topics, as last told: the number of sockets, and those of them who signed in (not told to the anonymous).
  * @implements {AsyncIterable<PresenceChange>}
  */
 export class Presence {
@@ -1237,7 +1238,7 @@ export class Client {
     const verb = method.toUpperCase();
     const sent = { ...headers, ...(idempotencyKey === undefined ? {} : { "Idempotency-Key": idempotencyKey }) };
     const names = Object.keys(sent).map((name) => name.toLowerCase());
-    const isIdempotent = ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"].includes(verb) && !names.includes("if-match");
+    const isIdempotent = ["GET", "HEAD", "PUT", "DELETE"].includes(verb) && !names.includes("if-match");
     /** @type {Message} */
     const message = { action: "request", method: verb, path, headers: sent };
     if (body !== undefined && body !== null) message.body = body;

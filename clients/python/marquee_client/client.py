@@ -129,7 +129,7 @@ class Client:
             sent["Idempotency-Key"] = idempotency_key
         names = {name.lower() for name in sent}
         is_repeatable = "idempotency-key" in names or (
-            method in ("GET", "HEAD", "OPTIONS", "PUT", "DELETE") and "if-match" not in names
+            method in ("GET", "HEAD", "PUT", "DELETE") and "if-match" not in names
         )
         message: dict[str, Any] = {"action": "request", "method": method, "path": path, "headers": sent}
         if body is not None:

@@ -16,7 +16,7 @@ QUEUED_CHANGES = 1_000  # above, they become one change with `is_reset`
 
 @dataclass(frozen=True, slots=True)
 class Audience:
-    """`count`: people, and all who are anonymous. `users`: those that the server names; none to the anonymous."""
+    """`count`: sockets that watch. `users`: those of them who signed in; not told to the anonymous."""
 
     count: int
     users: Mapping[int, Mapping[str, Any]]  # by user_id: {"user_id", "username", "connections"}

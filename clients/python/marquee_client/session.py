@@ -18,12 +18,12 @@ from .stream import Stream
 
 MAX_REQUESTS_IN_FLIGHT = 16  # the server refuses the 17th
 MAX_MESSAGE_BYTES = 256 * 1024  # the server closes with 1009 above
-MAX_ATTEMPTS = 5  # of one call: an answer that ends the connection each time must not do so for ever
+MAX_ATTEMPTS = 20  # of one call: an answer that ends the connection each time must not do so for ever
 PROTOCOL = 1
 DEFAULT_HEARTBEAT_SECONDS = 20.0
 WELCOME_SECONDS = 10.0  # from the handshake to the welcome
 RETRY_SUBSCRIBE_SECONDS = 1.0
-TRY_AGAIN = "unavailable"  # the error code of a server that cannot reach its database
+TRY_AGAIN = frozenset(("unavailable", "rate_limited"))  # error codes of a subscription that may be had later
 
 
 class Dead(Exception):
@@ -286,7 +286,7 @@ class Session:
             self._streams[stream] = ""
             del self._by_name[name]
             error = _error(reply)
-            if error.code == TRY_AGAIN:
+            if error.code in TRY_AGAIN:
                 self._retries.append((self._now + RETRY_SUBSCRIBE_SECONDS, stream))
                 self.on_message()  # `beat` is due earlier now
             else:

@@ -109,7 +109,7 @@ class Stream:
 
     def receive(self, frame: Mapping[str, Any], epoch: str, size: int) -> None:
         """A frame of this subscription. Raises ProtocolViolation when the stream cannot be right any more."""
-        if not self._stands or self.is_paused:
+        if not self._stands:
             return
         operation, seq = frame.get("operation"), frame.get("seq")
         if operation == "resync":

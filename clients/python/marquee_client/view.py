@@ -96,15 +96,16 @@ class View(Mapping[Key, Row]):
             feed.end(closed)
         self._complete.fail(closed)
 
-    async def changes(self) -> AsyncIterator[Change]:
-        """What happens from now on. Any number of loops may run; one that is too slow gets a `reset`."""
+    def changes(self) -> AsyncIterator[Change]:
+        """What happens from the call on. Any number of loops may run; one that is too slow gets a `reset`."""
         self._open()
         feed: Feed[Change] = Feed()
-        if self._error is not None:
-            raise self._error
         if self._complete.error is not None:
-            return
+            feed.end(self._complete.error)
         self._feeds.append(feed)
+        return self._read(feed)
+
+    async def _read(self, feed: Feed[Change]) -> AsyncIterator[Change]:
         try:
             while True:
                 try:
