@@ -14,7 +14,7 @@ from dotenv import dotenv_values
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 
 import errors
-from errors import CloseCode, Problem, Unauthenticated, Unavailable
+from errors import CloseCode, Forbidden, Problem, Unauthenticated, Unavailable
 from main import build_app
 from routes.table import OPERATIONS
 from schemas import TOPICS
@@ -157,6 +157,8 @@ def operations_of_the_code() -> set[str]:
                 for key, value in zip(node.keys, node.values, strict=True):
                     if isinstance(key, ast.Constant) and key.value == "operation" and isinstance(value, ast.Constant):
                         found.add(str(value.value))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, bytes):
+                found.update(re.findall(r'"operation":"([a-z_]+)"', node.value.decode(errors="replace")))
     return found
 
 
@@ -168,7 +170,7 @@ def test_every_frame_is_documented_and_shown() -> None:
 
 
 def codes_of_replies() -> set[str]:
-    found = {Unauthenticated.code, Unavailable.code}  # what `auth` passes on
+    found = {Unauthenticated.code, Unavailable.code, Forbidden.code}  # what `auth` and `subscribe` pass on
     for tree in trees("realtime"):
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
@@ -176,6 +178,10 @@ def codes_of_replies() -> set[str]:
                 position = {"BadMessage": 0, "error_reply": 1}.get(name)
                 if position is not None and isinstance(node.args[position], ast.Constant):
                     found.update(strings_in(node.args[position]))
+            elif isinstance(node, ast.Dict):
+                for key, value in zip(node.keys, node.values, strict=True):
+                    if isinstance(key, ast.Constant) and key.value == "code" and isinstance(value, ast.Constant):
+                        found.update(strings_in(value))
     return found
 
 
