@@ -24,8 +24,9 @@ from repository.database import Database
 from repository.event_log import Head
 from repository.presence import ANONYMOUS, Row
 from tests.conftest import Places
+from tests.resources import sql
 from tests.servers import PostgresServer
-from tests.service import eventually
+from tests.service import Person, Service, Watcher, eventually
 
 MOVIES = frozenset({"movies"})
 BOTH = frozenset({"movies", "characters"})
@@ -597,3 +598,87 @@ async def test_a_nudge_reaches_every_process_and_this_one(new_places: Callable[[
 
         await eventually(has_arrived, "the nudge arrives", 5)
         assert set(here) == {"presence"}
+
+
+# --- on real sockets
+
+
+@asynccontextmanager
+async def asking(service: Service, person: Person | None = None) -> AsyncIterator[tuple[Watcher, Guest]]:
+    """A socket that watches nothing counted here, and asks who watches movies."""
+    headers = {"Authorization": f"Bearer {person.token}"} if person is not None else {}
+    async with service.watch("topics=jobs", additional_headers=headers) as watcher:
+        reply = await watcher.ask({"id": "who", "action": "presence", "topics": ["movies"]})
+        assert reply["ok"], reply
+        guest = Guest()
+        guest.begin(reply["data"]["movies"])
+        yield watcher, guest
+
+
+async def until_it_sees(watcher: Watcher, guest: Guest, count: int, *users: int, seconds: float = 20.0) -> None:
+    async with asyncio.timeout(seconds):
+        while guest.sees != (count, set(users)):
+            frame = await watcher.until(lambda each: each.get("operation") == "presence")
+            guest.take(json.dumps(frame).encode())
+
+
+def sign_of(person: Person) -> dict[str, str]:
+    return {"Authorization": f"Bearer {person.token}"}
+
+
+async def test_sockets_are_counted_while_they_watch(new_service: Callable[..., Service]) -> None:
+    service = new_service().start()
+    async with service.person() as holly, service.person() as anna:
+        async with asking(service, holly) as (watcher, guest), asking(service) as (nobody, outside):
+            assert guest.sees == outside.sees == (0, set())
+            async with service.watch("topics=movies", additional_headers=sign_of(anna)) as first:
+                await until_it_sees(watcher, guest, 1, anna.id)
+                async with service.watch() as second:
+                    await until_it_sees(watcher, guest, 2, anna.id)
+                    await until_it_sees(nobody, outside, 2)
+                    # Signing in: the same socket goes on as somebody.
+                    assert (await second.ask({"id": 1, "action": "auth", "token": holly.token}))["ok"]
+                    await until_it_sees(watcher, guest, 2, anna.id, holly.id)
+                    subscribe = {"id": 2, "action": "subscribe", "topics": ["characters"]}
+                    assert (await first.ask(subscribe))["ok"], "it watches no movies any more"
+            # It and the other that is gone.
+            await until_it_sees(watcher, guest, 0)
+            await until_it_sees(nobody, outside, 0)
+            assert all(not frame["data"]["joined"] and not frame["data"]["left"] for frame in outside.frames)
+            assert (await watcher.ask({"id": 3, "action": "presence", "topics": []}))["data"] == {}
+
+
+async def test_topics_that_one_may_not_watch_are_not_told_of(service: Service) -> None:
+    async with service.person() as alice, service.watch(additional_headers=sign_of(alice)) as watcher:
+        for topics in (["users"], ["movies", "users"], ["sessions"]):
+            reply = await watcher.ask({"id": 1, "action": "presence", "topics": topics})
+            assert (reply["ok"], reply["error"]["code"]) == (False, "forbidden")
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+async def test_the_sockets_of_a_worker_go_with_it_and_those_that_come_back_never_left(
+    new_service: Callable[..., Service], new_places: Callable[[], Places], how: str
+) -> None:
+    places = new_places()
+    first, second = new_service(places).start(), new_service(places).start()
+    async with second.person() as holly, second.person() as anna, asking(second, holly) as (watcher, guest):
+        async with first.watch(additional_headers=sign_of(holly)), first.watch(additional_headers=sign_of(anna)):
+            await until_it_sees(watcher, guest, 2, holly.id, anna.id)
+            guest.frames.clear()
+            if how == "kill":
+                first.kill()
+            else:
+                assert await asyncio.to_thread(first.stop) == 0
+        ended_at = asyncio.get_running_loop().time()
+        async with second.watch(additional_headers=sign_of(holly)):
+            await until_it_sees(watcher, guest, 1, holly.id)
+            assert asyncio.get_running_loop().time() - ended_at < 15
+            left = [user["user_id"] for frame in guest.frames for user in frame["data"]["left"]]
+            joined = [user["user_id"] for frame in guest.frames for user in frame["data"]["joined"]]
+            assert (joined, left) == ([], [anna.id])
+            await eventually(lambda: stored_by(second, 1), "what the other one stored is deleted", 5)
+
+
+async def stored_by(service: Service, workers: int) -> bool:
+    found = await sql(service, "SELECT (SELECT count(*) FROM workers), (SELECT count(DISTINCT worker) FROM presence)")
+    return found == [(workers, workers)]
