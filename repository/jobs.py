@@ -15,7 +15,8 @@ from sqlalchemy import and_, func, insert, or_, select, update
 
 import models
 from errors import Conflict, Forbidden, NotFound, TooManyRequests
-from repository import clock
+from filters import Filter
+from repository import clock, filter_sql
 from repository.database import Database
 from repository.lists import Listed, entities_of, entity
 from repository.transaction import Transaction
@@ -116,10 +117,10 @@ async def find(database: Database, job_id: str) -> dict[str, Any] | None:
         return public(entity(row)) if row is not None else None
 
 
-async def newest(database: Database, *, state: str | None, offset: int, limit: int) -> Listed[dict[str, Any]]:
+async def newest(database: Database, wanted: Filter, *, offset: int, limit: int) -> Listed[dict[str, Any]]:
     """A page of the jobs, newest first."""
     table = models.jobs
-    where = table.c.state == state if state is not None else table.c.id.is_not(None)
+    where = filter_sql.where(table, wanted, is_sqlite=database.is_sqlite)
     order = (("created_at", True), ("id", False))
     return await entities_of(database, table, where, order, public, offset=offset, limit=limit)
 

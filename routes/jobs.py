@@ -16,7 +16,7 @@ from routes.operation import LIST_HEADERS, Call, Operation
 
 async def list_jobs(call: Call) -> Response:
     query = call.query
-    found = await jobs.newest(call.database, state=query.state, offset=query.start, limit=query.limit)
+    found = await jobs.newest(call.database, call.filter, offset=query.start, limit=query.limit)
     return rendering.page(call, found)
 
 
@@ -42,7 +42,8 @@ OPERATIONS = [
         "List jobs, newest first",
         "jobs",
         {200: list[schemas.Job]},
-        query_model=queries.JobsQuery,
+        query_model=queries.PageQuery,
+        filters=schemas.JOB_FIELDS,
         answer_headers=LIST_HEADERS,
     ),
     Operation(

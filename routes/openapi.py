@@ -192,6 +192,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
     }
     conditional = _conditional_parameters(operation)
     words = [f"Honours `{each['name']}` ({each['in']}): {each['description']}." for each in conditional]
+    if operation.filters:
+        words.append("Filters AND together; of groups `or[0][field]`, `or[1][field][operator]`, … one must match.")
     if description := "\n\n".join([*filter(None, [operation.description]), *words]):
         built["description"] = description
     if conditional:
@@ -341,6 +343,8 @@ def _of_filter(field: Field) -> list[dict[str, Any]]:
             "description": f"{field.name} {_OPERATOR_WORDS[op]}",
             "schema": schema,
         }
+        if field.choices and op in (Op.EQ, Op.NE, Op.IN):
+            schema = parameter["schema"] = {"enum": list(field.choices)}
         if op is Op.IN:
             if "pattern" in schema:
                 # A comma parts two values.

@@ -75,10 +75,6 @@ class CountQuery(Query):
     )
 
 
-class JobsQuery(PageQuery):
-    state: Literal["queued", "running", "done", "cancelled", "failed"] | None = None
-
-
 class OnErrorQuery(Query):
     on_error: Literal["fail", "skip"] = Field(
         default="fail", description="skip: store the good rows and list the others"

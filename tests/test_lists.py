@@ -324,3 +324,37 @@ async def test_a_list_is_whole_while_others_write(service: Service, kind: Kind) 
         await asyncio.gather(write(), read())
         count = await sql(service, f"SELECT COUNT(*) FROM {kind.name} WHERE user_id = {alice.id}")
         assert count == [(100,)]
+
+
+async def test_jobs_are_filtered_like_everything_else(service: Service) -> None:
+    async with service.person() as alice:
+        ended = await alice.generate("movies", 1)
+        await alice.job_ended(ended["id"])
+        slow = await alice.generate("characters", 100, "?rate=1")
+        for query, wanted in (
+            ("state=done", [ended["id"]]),
+            ("kind=generate_characters", [slow["id"]]),
+            ("total[gte]=100", [slow["id"]]),
+            ("or[0][total]=1&or[1][id]=" + slow["id"] + "&sort=x", None),
+            ("or[0][total]=1&or[1][id]=" + slow["id"], [slow["id"], ended["id"]]),
+            ("state=lost", None),
+        ):
+            answer = await alice.http.get(f"/jobs?user_id={alice.id}&{query}")
+            if wanted is None:
+                assert answer.status_code == 422
+            else:
+                assert [job["id"] for job in answer.json()] == wanted, query
+        await alice.http.delete(f"/jobs/{slow['id']}")
+
+
+async def test_groups_of_conditions_are_alternatives(service: Service) -> None:
+    async with service.person() as alice:
+        for title, rating in (("A", 10), ("B", 20), ("C", 30), ("D", None)):
+            await alice.add(title=title, rating=rating)
+        query = "or[0][rating][gt]=25&or[1][title]=A&or[1][rating]=10&or[7][title][in]=D,E"
+        answer = await alice.http.get(f"/movies/names?user_id={alice.id}&{query}")
+        assert answer.json() == ["A", "C", "D"]
+        answer = await alice.http.get(f"/movies/count?user_id={alice.id}&rating[ne]=30&{query}")
+        assert answer.json() == {"count": 2}
+        answer = await alice.http.get("/movies?or[0][planet]=1")
+        assert answer.json()["detail"][0]["loc"] == ["query", "or[0][planet]"]
