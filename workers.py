@@ -172,7 +172,7 @@ class Supervisor:
                     continue
                 self._bury(worker)
                 worker.died_at = now
-                if worker.exitcode == STARTUP_FAILURE and not self._has_served:
+                if (worker.exitcode or 0) > 0 and not self._has_served:
                     # Nobody has ever served: it is the application or its surroundings, and trying again is no use.
                     log.error("a worker could not start; stopping", worker=worker.pid)
                     self._status = STARTUP_FAILURE

@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 import serving
 from tests.conftest import Places
 from tests.servers import PostgresServer, RedisServer
-from tests.service import Person, Service, Watcher, eventually
+from tests.service import ROOT, Person, Service, Watcher, eventually
 
 CROWD = 300
 
@@ -86,6 +86,20 @@ async def rest_of(reader: asyncio.StreamReader) -> str:
     return ""
 
 
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Services on SQLite, where what is tested is the process and not the database."""
+    made: list[Service] = []
+
+    def make(**settings: str) -> Service:
+        made.append(Service(f"sqlite:///{tmp_path}/{len(made)}.db", "memory://", tmp_path, **settings))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.kill()
+
+
 async def test_a_stop_tells_everybody_and_waits_for_nobody_who_does_not_listen(
     new_places: Callable[[], Places], new_service: Callable[..., Service]
 ) -> None:
@@ -142,9 +156,9 @@ async def _the_job_went_on_exactly(service: Service, alice: Person, job_id: str,
         assert (await client.get(f"/jobs/{job_id}")).json()["done"] == 30_000
 
 
-async def test_load_balancers_have_time_to_notice(new_service: Callable[..., Service]) -> None:
+async def test_load_balancers_have_time_to_notice(small: Callable[..., Service]) -> None:
     """Not ready, and everything is served as before, for DRAIN_SECONDS."""
-    service = new_service(DRAIN_SECONDS="2").start()
+    service = small(DRAIN_SECONDS="2").start()
     async with service.person() as alice, service.watch() as watcher:
         stopping = asyncio.create_task(stop(service))
         refused = await eventually(lambda: _not_ready(alice.http), "it is not ready", 1.5)
@@ -180,8 +194,8 @@ async def somebody_who_takes_no_answer(service: Service) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_told_twice_it_waits_for_nobody(new_service: Callable[..., Service], workers: str) -> None:
-    service = new_service(WORKERS=workers).start()
+async def test_told_twice_it_waits_for_nobody(small: Callable[..., Service], workers: str) -> None:
+    service = small(WORKERS=workers).start()
     async with somebody_who_takes_no_answer(service):
         assert service.process is not None
         service.process.send_signal(signal.SIGTERM)
@@ -191,11 +205,10 @@ async def test_told_twice_it_waits_for_nobody(new_service: Callable[..., Service
         assert await stop(service) < 3
 
 
-async def test_an_answer_that_nobody_takes_does_not_hold_it_up_for_long(tmp_path: Path) -> None:
-    service = Service(f"sqlite:///{tmp_path}/marquee.db", "memory://", tmp_path)
-    with service.running():
-        async with somebody_who_takes_no_answer(service):
-            assert serving.REQUEST_SECONDS - 1 < await stop(service) < serving.STOP_SECONDS
+async def test_an_answer_that_nobody_takes_does_not_hold_it_up_for_long(small: Callable[..., Service]) -> None:
+    service = small().start()
+    async with somebody_who_takes_no_answer(service):
+        assert serving.REQUEST_SECONDS - 1 < await stop(service) < serving.STOP_SECONDS
 
 
 async def test_a_database_that_hangs_does_not_hold_it_up(
@@ -219,8 +232,8 @@ async def test_a_database_that_hangs_does_not_hold_it_up(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_several_workers_stop_together(new_service: Callable[..., Service], number: int) -> None:
-    service = new_service(WORKERS="2").start()
+async def test_several_workers_stop_together(small: Callable[..., Service], number: int) -> None:
+    service = small(WORKERS="2").start()
     async with AsyncExitStack() as stack:
         crowd = await enter(stack, service, 40)
         alice = await stack.enter_async_context(service.person())
@@ -232,19 +245,42 @@ async def test_several_workers_stop_together(new_service: Callable[..., Service]
     assert '"event": "job handed over"' in service.log()
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-async def test_ctrl_c_prints_no_traceback(tmp_path: Path, workers: str) -> None:
+@pytest.mark.parametrize(
+    ("workers", "moment"), [("1", "Marquee is on air"), ("1", "request"), ("2", "worker started"), ("2", "request")]
+)
+async def test_ctrl_c_prints_no_traceback(small: Callable[..., Service], workers: str, moment: str) -> None:
     """A terminal sends it to the whole group, at whatever moment."""
-    for moment in ("marquee is on air", "worker started" if workers == "2" else "marquee is on air", "request"):
-        service = Service(f"sqlite:///{tmp_path}/marquee.db", "memory://", tmp_path, WORKERS=workers)
-        starting = asyncio.create_task(asyncio.to_thread(service.start))
-        await eventually(lambda: moment in service.log().lower(), moment)  # noqa: B023
-        service.signal(signal.SIGINT)
-        assert service.process is not None
-        assert await asyncio.to_thread(service.process.wait, 10) == 0
-        with suppress(AssertionError):
-            await starting
-        assert errors_in(service.log()) == []
+    service = small(WORKERS=workers)
+    starting = asyncio.create_task(asyncio.to_thread(service.start))
+    await eventually(lambda: moment in service.log(), moment)
+    service.signal(signal.SIGINT)
+    assert service.process is not None
+    assert await asyncio.to_thread(service.process.wait, 10) == 0
+    with suppress(AssertionError):
+        await starting
+    assert errors_in(service.log()) == []
+
+
+async def test_under_another_server_the_signal_begins_the_stop(small: Callable[..., Service]) -> None:
+    """Half a body and an event stream would hold plain uvicorn up for ever."""
+    service = small(PYTHONPATH=str(ROOT))
+    service.command = ("-m", "uvicorn", "main:app", "--port", str(service.port), "--app-dir", str(ROOT))
+    service.start()
+    async with service.person() as alice, service.watch() as watcher:
+        head = f"POST /movies HTTP/1.1\nHost: x\nAuthorization: Bearer {alice.token}\nContent-Type: application/json\n"
+        async with (
+            raw(service, head + 'Content-Length: 500\n\n{"title": "half') as (half, _),
+            raw(service, "GET /events HTTP/1.1\nHost: x\nAccept: text/event-stream\n\n") as (stream, _),
+        ):
+            assert b"200" in await stream.readline()
+            assert service.process is not None
+            service.process.terminate()
+            assert (await rest_of(half)).startswith("HTTP/1.1 503")
+            await rest_of(stream)
+            assert await code_of(watcher) == 1012
+            # uvicorn raises the signal again, after an orderly stop.
+            assert await asyncio.to_thread(service.process.wait, 10) in (0, -signal.SIGTERM)
+    assert errors_in(service.log()) == []
 
 
 class Follower:
@@ -307,8 +343,8 @@ def _is_awake(pid: int) -> bool:
     return False
 
 
-async def test_a_rolling_restart_loses_nothing_and_leaves_nobody_alone(new_service: Callable[..., Service]) -> None:
-    service = new_service(WORKERS="2", DRAIN_SECONDS="30").start()  # nobody needs to notice: it is not waited for
+async def test_a_rolling_restart_loses_nothing_and_leaves_nobody_alone(small: Callable[..., Service]) -> None:
+    service = small(WORKERS="2", DRAIN_SECONDS="30").start()  # nobody needs to notice: it is not waited for
     before = workers_of(service)
     done = asyncio.Event()
     async with service.person() as alice:
@@ -336,11 +372,10 @@ async def test_a_rolling_restart_loses_nothing_and_leaves_nobody_alone(new_servi
         assert set(follower.codes) == {1012}
         assert follower.longest_silence < 3
     assert errors_in(service.log()) == []
-    service.kill()
 
 
-async def test_a_worker_that_dies_is_replaced_and_its_gauges_are_forgotten(new_service: Callable[..., Service]) -> None:
-    service = new_service(WORKERS="2").start()
+async def test_a_worker_that_dies_is_replaced_and_its_gauges_are_forgotten(small: Callable[..., Service]) -> None:
+    service = small(WORKERS="2").start()
     async with AsyncExitStack() as stack:
         crowd = await enter(stack, service, 20)
         async with service.anyone() as client:
@@ -367,8 +402,8 @@ async def _open_websockets(client: httpx.AsyncClient, expected: int) -> bool:
     return False
 
 
-async def test_workers_do_not_outlive_their_supervisor(new_service: Callable[..., Service]) -> None:
-    service = new_service(WORKERS="2").start()
+async def test_workers_do_not_outlive_their_supervisor(small: Callable[..., Service]) -> None:
+    service = small(WORKERS="2").start()
     async with service.watch() as watcher:
         assert service.process is not None
         service.process.kill()
@@ -377,8 +412,28 @@ async def test_workers_do_not_outlive_their_supervisor(new_service: Callable[...
     assert errors_in(service.log()) == []
 
 
-async def test_workers_that_cannot_start_stop_the_service(own_postgres: PostgresServer, tmp_path: Path) -> None:
-    """At the beginning only: once the service works, a worker that cannot start is tried again."""
+NO_SUCH_APP = """
+import sys, logs, serving, settings, workers
+
+found = settings.load_settings()
+logs.configure("json", "info")
+sys.exit(workers.Supervisor(found, "main:no_such_app", serving.listen(found)).run())
+"""
+
+
+async def test_workers_that_cannot_start_stop_the_service(small: Callable[..., Service]) -> None:
+    service = small(WORKERS="2", PYTHONPATH=str(ROOT))
+    service.command = ("-c", NO_SUCH_APP)
+    with pytest.raises(AssertionError, match="did not start"):
+        await asyncio.to_thread(service.start)
+    assert service.process is not None
+    assert service.process.returncode == 3
+    assert "a worker could not start" in service.log()
+
+
+async def test_once_it_has_worked_a_worker_that_cannot_start_is_tried_again(
+    own_postgres: PostgresServer, tmp_path: Path
+) -> None:
     service = Service(own_postgres.create_database(), "memory://", tmp_path, WORKERS="2", LOG_LEVEL="warning")
     with service.running():
         async with service.anyone() as client:
