@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import text
+from websockets.exceptions import InvalidStatus
 
 from errors import Conflict, Forbidden, Problem, Unauthenticated
 from jobs.cleanup import Cleanup
@@ -244,6 +245,37 @@ async def test_the_last_admin_stays(new_service: Callable[..., Service]) -> None
         async with service.anyone() as client:
             answer = await client.post("/auth/login", json={"username": ADMIN[0], "password": ADMIN[1]})
             assert answer.status_code == 401
+
+
+# --- live
+
+
+async def test_everybody_watches_their_own_sessions_and_no_others(service: Service) -> None:
+    async with service.person() as alice, service.person() as bob:
+        mine = {"Authorization": f"Bearer {alice.token}"}
+        theirs = {"Authorization": f"Bearer {bob.token}"}
+        query = "topics=sessions,movies"
+        async with (
+            service.watch(query, additional_headers=mine) as watcher,
+            service.watch(query, additional_headers=theirs) as other,
+        ):
+            async with again(service, alice) as elsewhere:
+                begun = await watcher.expect("add", "sessions")
+                assert begun["data"] == (await listed(alice))[0]
+                assert (await elsewhere.http.post("/auth/logout")).status_code == 204
+                ended = await watcher.expect("delete", "sessions")
+                assert ended["data"] == {"id": begun["data"]["id"]}
+            movie = await alice.add()
+            for each in (watcher, other):
+                assert (await each.expect("add", "movies"))["data"] == movie
+            # Resumed from before it all, the same.
+            since = f"&since={other.welcome['data']['seq']}"
+            async with service.watch(query + since, additional_headers=theirs) as resumed:
+                assert (await resumed.expect("add", "movies"))["data"] == movie
+        with pytest.raises(InvalidStatus) as refused:
+            async with service.watch(query):
+                pass
+        assert refused.value.response.status_code == 403
 
 
 # --- at once, at the database
