@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import os
@@ -99,6 +100,9 @@ class Server(uvicorn.Server):
         """Serve until told to stop. The process has nothing else to do afterwards, and may be ended from in here."""
         self._owns_process = True
         super().run(sockets)
+        # Looking through the remains of thousands of connections once more, as the interpreter does at its end, takes
+        # seconds.
+        gc.freeze()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # The signal is not kept to be raised again afterwards, as uvicorn does: an orderly stop is status 0.
@@ -144,13 +148,18 @@ class Server(uvicorn.Server):
     async def _close_connections(self, until: float) -> None:
         """Tell each connection once, those that are opened meanwhile, too, and wait for all of them."""
         connections, tasks = self.server_state.connections, self.server_state.tasks
-        batch = max(BATCH_SOCKETS, math.ceil(len(connections) * BATCH_SECONDS / SPREAD_SECONDS))
-        told: set[object] = set()
         now = asyncio.get_running_loop().time
+        begun, expected = now(), len(connections)
+        told: set[object] = set()
+        closed = 0
         while (connections or tasks) and now() < until and not self.force_exit:
             untold = [connection for connection in connections if connection not in told]
             websockets = [each for each in untold if isinstance(each, MarqueeWebSocketProtocol)]
+            # A busy machine makes fewer steps: by the time that has passed, not by their number.
+            due = math.ceil(expected * (now() - begun + BATCH_SECONDS) / SPREAD_SECONDS)
+            batch = max(BATCH_SOCKETS, due - closed)
             later = set(websockets[batch:])
+            closed += len(websockets[:batch])
             for connection in untold:
                 if connection not in later:
                     connection.shutdown()
