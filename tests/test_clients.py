@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -46,6 +45,7 @@ from clients.python.marquee_client.session import MAX_ATTEMPTS, Call, Dead, Sess
 from clients.python.marquee_client.stream import Stream, Wish
 from clients.python.marquee_client.view import QUEUED_CHANGES, Rows
 from clients.python.marquee_client.watch import QUEUED_EVENTS
+from tests.node import node_command
 from tests.service import Service, eventually
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -609,17 +609,13 @@ def examples(name: str, language: str) -> list[tuple[str, str]]:
     return re.findall(rf"^```{language}\n(.*?)^```\n\n```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-PROGRAMS = {
-    "python": ("python", "example.py", (sys.executable,), "marquee_client"),
-    "javascript": ("js", "example.mjs", ("node", "--experimental-websocket"), "marquee.js"),
-}
+PROGRAMS = {"python": ("python", "example.py", "marquee_client"), "javascript": ("js", "example.mjs", "marquee.js")}
 
 
 @pytest.mark.parametrize("client", PROGRAMS)
 async def test_the_programs_of_the_readme_print_what_it_says(client: str, service: Service, tmp_path: Path) -> None:
-    language, name, command, library = PROGRAMS[client]
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not installed")
+    language, name, library = PROGRAMS[client]
+    command = (sys.executable,) if client == "python" else node_command()
     (tmp_path / library).symlink_to(ROOT / "clients" / client / library)
     found = examples(client, language)
     assert len(found) == 2
