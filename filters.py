@@ -263,7 +263,7 @@ def without_case(text: str) -> str:
     return text.lower().replace("ς", "σ")
 
 
-def test_of(wanted: Filter) -> Test:
+def matcher_of(wanted: Filter) -> Test:
     """What decides whether an entity (as `GET` returns it) matches: the same answer as the database gives."""
     tests = [_test(condition) for condition in wanted.all]
     groups = [[_test(condition) for condition in group] for group in wanted.any]

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from filters import Filter, Row, Test, test_of
+from filters import Filter, Row, Test, matcher_of
 from realtime import frames
 from realtime.frames import Rendering
 from repository.event_log import Event
@@ -50,7 +50,7 @@ class Seen:
     left: bool = False
 
 
-compiled = lru_cache(maxsize=MAX_COMPILED_FILTERS)(test_of)
+compiled = lru_cache(maxsize=MAX_COMPILED_FILTERS)(matcher_of)
 
 
 def changes_of(event: Event) -> list[Change]:

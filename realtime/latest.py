@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import orjson
+import structlog
 
 import metrics
 from filters import Row
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from realtime.subscription import Spec, Subscription
 
 PAGES_PER_BEAT = 8  # more than this behind, a subscription catches up at its own pace
+
+log = structlog.get_logger("latest")
 
 
 @dataclass(slots=True)
@@ -158,7 +161,12 @@ class Pulse:
                 continue
             key = (subscription.spec, subscription.position)
             if key not in built:
-                built[key] = self._window(*key)
+                try:
+                    built[key] = self._window(*key)
+                except Exception as error:
+                    # The others go on; these meet it again in their own task, which closes what it cannot serve.
+                    log.error("summing up a window failed", exc_info=error)
+                    built[key] = None
             window = built[key]
             if window is None:
                 self.members.discard(subscription)

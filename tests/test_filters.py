@@ -213,7 +213,7 @@ async def test_the_database_and_the_hub_decide_alike(database: Database) -> None
     assert len(found) >= 400
     matched = 0
     for one in found:
-        test = filters.test_of(one)
+        test = filters.matcher_of(one)
         ours = [row["id"] for row in stored if test(row)]
         theirs = (await lists.page_of(database, MOVIES, lists.Page(filter=one, limit=1000))).rows
         assert ours == [row["id"] for row in theirs], one

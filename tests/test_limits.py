@@ -59,7 +59,7 @@ async def test_too_many_messages_are_refused_and_then_the_socket_is_closed(servi
 
         async def flood() -> None:
             try:
-                for number in range(5_000):
+                for number in range(20_000):
                     await watcher.send({"id": number, "action": "ping"})
             except ConnectionClosed:
                 pass
@@ -77,10 +77,9 @@ def test_a_bucket_fills_again() -> None:
     assert all(bucket.take(0.0) for _ in range(MAX_BURST_MESSAGES))
     assert not bucket.take(0.0)
     assert not bucket.take(0.001)
-    assert bucket.refused == 2
-    assert bucket.take(0.025)
-    assert bucket.refused == 0
-    assert not bucket.take(0.026)
+    assert bucket.take(0.0025)
+    assert not bucket.take(0.0026)
+    assert bucket.refused == 3, "one that is let through now and then is no sign of listening"
     assert sum(bucket.take(1_000.0) for _ in range(2 * MAX_BURST_MESSAGES)) == MAX_BURST_MESSAGES
 
 
