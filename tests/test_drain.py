@@ -231,9 +231,14 @@ async def test_a_database_that_hangs_does_not_hold_it_up(
                 assert await code_of(watcher) == 1012
 
 
+def metrics_folders(folder: Path) -> list[Path]:
+    return list(folder.glob("marquee-metrics-*"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_several_workers_stop_together(small: Callable[..., Service], number: int) -> None:
-    service = small(WORKERS="2").start()
+async def test_several_workers_stop_together(small: Callable[..., Service], tmp_path: Path, number: int) -> None:
+    service = small(WORKERS="2", TMPDIR=str(tmp_path)).start()
+    assert metrics_folders(tmp_path)
     async with AsyncExitStack() as stack:
         crowd = await enter(stack, service, 40)
         alice = await stack.enter_async_context(service.person())
@@ -243,6 +248,7 @@ async def test_several_workers_stop_together(small: Callable[..., Service], numb
         assert await stop(service, number) < 6
         assert set(await ends) == {1012}
     assert '"event": "job handed over"' in service.log()
+    assert not metrics_folders(tmp_path), "the folder that the workers counted into is removed"
 
 
 @pytest.mark.parametrize(
