@@ -85,12 +85,21 @@ async def test_the_line_that_generates_movies_makes_them_arrive(new_service: Cal
 
 async def test_the_wscat_lines_name_a_socket_that_answers(service: Service) -> None:
     addresses = [re.search(r"ws://([^/]+)(/ws)\??([^'\s]*)", line) for line in lines("wscat")]
-    assert len(addresses) == 2
+    assert len(addresses) == 3
     for address in addresses:
         assert address is not None
         assert address[1] == ADDRESS
         async with service.watch(address[3]) as watcher:
             assert watcher.welcome["operation"] == "welcome"
+
+
+async def test_the_message_that_wscat_sends_is_a_good_subscription(service: Service) -> None:
+    [message] = [found[1] for line in lines("wscat") if (found := re.search(r"-x '([^']+)'", line))]
+    async with service.watch() as watcher:
+        await watcher.send(json.loads(message))
+        reply = await watcher.next()
+        assert reply["data"]["subscription"] == "s1"
+        assert (await watcher.next())["operation"] == "snapshot"
 
 
 def test_the_make_targets_and_settings_of_the_readme_exist() -> None:
