@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench chaos clean
 
 run: .venv/runtime
 	@exec $(BIN)/python main.py
@@ -17,6 +17,10 @@ lint: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python -m bench.generate
+
+# About six minutes; SEED=7 repeats a run. docs/chaos.md
+chaos: .venv/dev
+	$(BIN)/python -m bench.chaos $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -126,8 +126,11 @@ class Writer:
         self._characters: list[int] = []
         self._chance = random.Random(token)
 
-    async def run(self, operations: Sequence[Operation]) -> None:
+    async def run(self, operations: Sequence[Operation], enough: asyncio.Event | None = None) -> None:
+        """All of them, or until it is enough."""
         for operation in operations:
+            if enough is not None and enough.is_set():
+                return
             due = time.monotonic() + self._pause
             await self._progress.begin_one()
             await self._do(operation)

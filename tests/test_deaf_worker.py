@@ -64,6 +64,12 @@ async def turns(client: httpx.AsyncClient, service: Service, wanted: str, second
     await eventually(has_turned, f"readiness says {wanted}", seconds)
 
 
+async def deaf_workers(client: httpx.AsyncClient, service: Service) -> float:
+    """What the metric says."""
+    lines = (await client.get(f"{service.url}/metrics")).text.splitlines()
+    return float(next(line for line in lines if line.startswith("marquee_bus_deaf ")).split()[1])
+
+
 async def write_and_time(person: Person, written: dict[int, float]) -> None:
     ends_at = time.monotonic() + SILENT_SECONDS
     while time.monotonic() < ends_at:
@@ -102,6 +108,7 @@ async def test_watchers_of_a_deaf_worker_get_everything_within_two_seconds(
         )
         assert "silent" in await status(client, deaf), "it stays deaf, whatever it tries"
         assert await status(client, good) == "ready"
+        assert (await deaf_workers(client, deaf), await deaf_workers(client, good)) == (1, 0)
         assert bus.lost > 0
         last = await alice.add(title=LAST)
         written[last["id"]] = time.monotonic()
@@ -112,6 +119,11 @@ async def test_watchers_of_a_deaf_worker_get_everything_within_two_seconds(
 
         bus.is_silent = False
         await turns(client, deaf, "ready", 10.0)
+
+        async def hears() -> bool:
+            return await deaf_workers(client, deaf) == 0
+
+        await eventually(hears, "the metric says so, too", 3.0)
 
 
 async def test_a_worker_that_was_deaf_from_the_start_serves(
