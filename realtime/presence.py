@@ -51,16 +51,20 @@ View = Mapping[int, tuple[int, str | None]]
 
 def view_of(before: View | None, rows: Iterable[Row]) -> View:
     """The view after `before` (None at the first look), itself when nothing has changed. Pure."""
-    totals: dict[int, tuple[int, int, str | None]] = {}
-    for row in rows:
-        connections, lingering, name = totals.get(row.user_id, (0, 0, None))
-        totals[row.user_id] = connections + row.connections, lingering + row.lingering, name or row.username
     view: dict[int, tuple[int, str | None]] = {}
-    for user_id, (connections, lingering, name) in totals.items():
+    lingering: dict[int, tuple[int, str | None]] = {}
+    for row in rows:
+        if row.connections:
+            known = view.get(row.user_id)
+            view[row.user_id] = (known[0] + row.connections if known else row.connections), row.username
+        if row.lingering:
+            lingering[row.user_id] = lingering.get(row.user_id, (0, None))[0] + row.lingering, row.username
+    for user_id, (more, name) in lingering.items():
+        connections, name = view.get(user_id, (0, name))
         if before is None:
-            number = connections or lingering
+            number = connections or more
         else:
-            number = max(connections, min(connections + lingering, before.get(user_id, (0, None))[0]))
+            number = max(connections, min(connections + more, before.get(user_id, (0, None))[0]))
         if number:
             view[user_id] = number, name
     return before if before == view else view
@@ -127,6 +131,7 @@ class Presence:
         self._must_look = False
         self._looking = asyncio.Lock()
         self._views: dict[str, View] = {}
+        self._is_stale = True  # the views, since somebody's counts have changed
         self._watchers: dict[object, _Watcher] = {}
         self._asking: dict[object, _Watcher] = {}
         self._wake = asyncio.Event()
@@ -137,6 +142,7 @@ class Presence:
         """A socket watches these topics now."""
         for topic in topics:
             self._seats.take(topic, user_id or ANONYMOUS, username)
+        self._is_stale = True
         self._wake.set()
 
     def leave(self, topics: frozenset[str], user_id: int | None, *, lingers: bool = True) -> None:
@@ -144,6 +150,7 @@ class Presence:
         now = asyncio.get_running_loop().time()
         for topic in topics:
             self._seats.give_up(topic, user_id or ANONYMOUS, now, lingers=lingers)
+        self._is_stale = True
         self._wake.set()
 
     # --- those who ask
@@ -229,7 +236,9 @@ class Presence:
 
     async def _round(self) -> None:
         now = asyncio.get_running_loop().time()
-        self._seats.end_lingering(now)
+        if self._seats.next_end <= now:
+            self._seats.end_lingering(now)
+            self._is_stale = True
         self._tell()  # those here need not wait for the database
         await self._store(now)
         if self._watchers and (self._must_look or now - self._looked_at >= LOOK_SECONDS):
@@ -301,19 +310,22 @@ class Presence:
                 for row in await presence.rows_of(self._database, worker):
                     by_topic.setdefault(row.topic, []).append(row)
                 others[worker] = version, by_topic
+        self._is_stale |= others != known
         self._others = others
         self._looked_at = now
         await self._sweep(ghosts)
 
     def _renew_views(self) -> None:
         watched = {topic for watcher in self._watchers.values() for topic in watcher.topics}
-        self._views = {
-            topic: view_of(
-                self._views.get(topic),
-                [*self._seats.rows(topic), *(row for _, rows in self._others.values() for row in rows.get(topic, ()))],
-            )
-            for topic in watched
-        }
+        if not self._is_stale and watched <= self._views.keys():
+            return
+        self._is_stale = False
+        self._views = {topic: view_of(self._views.get(topic), self._rows(topic)) for topic in watched}
+
+    def _rows(self, topic: str) -> Iterable[Row]:
+        yield from self._seats.rows(topic)
+        for _, by_topic in self._others.values():
+            yield from by_topic.get(topic, ())
 
     def _tell(self) -> None:
         """Bring every watcher that takes frames to the present view."""
