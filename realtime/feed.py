@@ -339,6 +339,8 @@ class Feed:
             reason = "another epoch" if epoch != self.head.epoch else await self.check_position(since)
         else:
             reason = await self.check_position(since)
+            if reason is not None:
+                await self.reach_head()  # whoever starts over does not start before its own writes
         return "the log was replaced" if generation != self.generation else reason
 
     async def check_position(self, seq: int) -> str | None:
