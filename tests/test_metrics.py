@@ -106,6 +106,30 @@ async def test_websockets_are_counted_while_open_and_by_the_code_of_their_end(
     assert await value(service, "marquee_websocket_accepted_total") == 3
 
 
+async def test_what_goes_out_is_counted_once_a_group_and_once_a_socket(new_service: Callable[..., Service]) -> None:
+    service = new_service().start()
+    async with service.person() as alice, service.watch() as first, service.watch() as second, service.watch() as third:
+        before = await read(service)
+        await alice.add()
+        for watcher in (first, second, third):
+            await watcher.expect("add")
+        after = await read(service)
+
+        def grown(name: str) -> float:
+            return after[name, ()] - before[name, ()]
+
+        assert grown("marquee_hub_frames_total") == 1
+        assert grown("marquee_hub_deliveries_total") == 3
+        assert grown("marquee_hub_written_bytes_total") > 3 * 100
+        assert after["marquee_subscriptions", ()] == 3
+        sources = [("marquee_feed_events_total", (("source", source),)) for source in ("bus", "log")]
+        assert sum(after[source] - before[source] for source in sources) == 1
+        async with service.watch("since=0") as late:
+            await late.expect("add")
+        assert await value(service, "marquee_catch_ups_total") > before["marquee_catch_ups_total", ()]
+    await eventually(lambda: _is(service, "marquee_subscriptions", 0), "nobody watches")
+
+
 async def _is(service: Service, name: str, expected: float, **labels: str) -> bool:
     return await value(service, name, **labels) == expected
 
