@@ -10,7 +10,7 @@ from tests.servers import PostgresServer, RedisServer
 from tests.service import Service
 
 TIMES = 10
-SECONDS = 20.0  # no more restarts are begun after this: ten need a minute where nothing else runs
+SECONDS = 15.0  # no more restarts are begun after this: ten need a minute where nothing else runs
 
 
 async def test_rolling_restarts_lose_nothing_and_keep_nobody_waiting(
