@@ -132,7 +132,7 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
         feed = Feed(database, has_shared_bus=bus.is_shared, is_bus_deaf=lambda: bus.is_deaf)
         progress = Progress(database, hub)
         replay = Replay(database, feed)
-        event_streams = EventStreams(replay)
+        event_streams = EventStreams(replay, registry)
         runner = Runner(database)
         cleanup = Cleanup(database, runner.owner, settings.event_retention_hours, settings.event_retention_rows)
         presence = Presence(database, lambda topic: bus.nudge(topic))

@@ -17,6 +17,7 @@ import uvicorn
 
 from errors import SettingsError
 from realtime.endpoint import HEARTBEAT_SECONDS
+from realtime.http_protocol import MarqueeHTTPProtocol
 from realtime.subscription import SLOW_CLIENT_SECONDS
 from realtime.websocket_protocol import MarqueeWebSocketProtocol
 from settings import Settings
@@ -68,6 +69,7 @@ def server_config(settings: Settings, app: Any) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        http=MarqueeHTTPProtocol,
         ws=MarqueeWebSocketProtocol,
         ws_max_size=MAX_FRAME_BYTES,
         ws_ping_interval=HEARTBEAT_SECONDS,

@@ -4,7 +4,8 @@ Invariants:
 - Pull only. A stream reads its next page, from the ring or the log, when the client has taken the last one. The
   server's flow control is the back-pressure: no queue stands between, and a slow client costs no more than a page.
 - An event's id is its position. What is sent after an id is exactly what follows it in the log and the client may see.
-- A stream ends when its client goes or takes nothing for too long, when its token does, and when the service stops.
+- A stream ends when its client goes or takes nothing for too long, when its token or session does, when its user may
+  see its topics no more, and when the service stops. From then on it shows nothing, not even what it has read already.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from errors import NotAcceptable, Unavailable
+import metrics
+from errors import Forbidden, NotAcceptable, Unavailable
 from realtime import frames, replay
+from realtime.registry import Registry
 from realtime.replay import Lost, Query, Replay, View, parse_position, position_text
+from realtime.subscription import check_topics
 from repository.event_log import Event, Head
 from security import Identity
 
@@ -56,8 +61,9 @@ class Pace:
 class EventStreams:
     """One per process."""
 
-    def __init__(self, source: Replay, pace: Pace | None = None) -> None:
+    def __init__(self, source: Replay, registry: Registry, pace: Pace | None = None) -> None:
         self.source = source
+        self.registry = registry
         self.pace = pace or Pace()
         self._open: set[EventStream] = set()
         self._is_stopping = False
@@ -68,8 +74,8 @@ class EventStreams:
 
     def stream(self, identity: Identity | None, query: Query, last_event_id: str | None) -> Response:
         """What follows a position, as it happens. `last_event_id` is the header's; it counts more than the query,
-        which a browser repeats when it comes back. Raises Forbidden; as an ASGI application NotAcceptable and
-        Unavailable.
+        which a browser repeats when it comes back. Raises Forbidden; as an ASGI application NotAcceptable,
+        Unauthenticated, TooManyRequests and Unavailable.
         """
         return EventStream(self, replay.view(identity, query), query, last_event_id)
 
@@ -86,9 +92,11 @@ class EventStreams:
         if len(self._open) >= MAX_STREAMS:
             raise Unavailable("There are too many event streams", {"Retry-After": str(FULL_RETRY_SECONDS)})
         self._open.add(stream)
+        metrics.STREAMS.inc()
 
     def leave(self, stream: EventStream) -> None:
-        self._open.discard(stream)
+        self._open.remove(stream)
+        metrics.STREAMS.dec()
 
 
 class EventStream(Response):
@@ -119,8 +127,12 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if SOCKET in scope:
             raise NotAcceptable("A websocket has no room for an event stream: subscribe instead, or ask for JSON")
-        self._streams.enter(self)
-        try:
+        client = scope.get("client")
+        with ExitStack() as stack:
+            stack.enter_context(self._streams.registry.place(client[0] if client else ""))
+            self._streams.enter(self)
+            stack.callback(self._streams.leave, self)
+            await self._sign_in(stack)
             reason = await self._find_start()
             self.init_headers({**_HEADERS, "Stream-Position": position_text(self._head)})
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -128,8 +140,25 @@ class EventStream(Response):
                 await send({"type": "http.response.body"})
             elif await self._serve(reason, receive, send):
                 await _finish(scope, receive, send)
-        finally:
-            self._streams.leave(self)
+
+    async def _sign_in(self, stack: ExitStack) -> None:
+        """Be told, as long as the stream is open, of what happens to its user. Raises Unauthenticated."""
+        if self._view.identity is not None:
+            registry = self._streams.registry
+            entry = registry.add(self._view.identity, self._identity_changed)
+            stack.callback(registry.discard, entry)
+            await registry.confirm(entry)
+
+    def _identity_changed(self, identity: Identity | None) -> None:
+        try:
+            if identity is not None:
+                check_topics(self._view.topics, identity)
+                self._view = replace(self._view, identity=identity)
+                return
+        except Forbidden:
+            pass
+        self._view = replace(self._view, topics=frozenset())
+        self.end()
 
     async def _find_start(self) -> str | None:
         """Take up the place that was asked for, or the head: then this says why, if another one was."""

@@ -114,7 +114,7 @@ OPERATIONS = [
         "where a connection was cut. A position that cannot be gone on from is answered with one `resync` frame.",
         query_model=EventsQuery,
         headers={"Last-Event-ID": "With an event stream: the id after which to go on; it counts more than `after`"},
-        errors=(403, 406),
+        errors=(403, 406, 429),
         answer_headers=("Stream-Position", "Link"),
         other_content={EVENT_STREAM: _STREAM},
     ),

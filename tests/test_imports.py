@@ -40,7 +40,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "redis": ("realtime/bus.py",),
     "sqlalchemy": ("models.py", "repository/", "migrations/"),
     "alembic": ("repository/migrations.py", "migrations/"),
-    "uvicorn": ("serving.py", "workers.py", "realtime/websocket_protocol.py"),
+    "uvicorn": ("serving.py", "workers.py", "realtime/http_protocol.py", "realtime/websocket_protocol.py"),
     "websockets": ("realtime/websocket_protocol.py",),
     "jose": ("security.py",),
     "passlib": ("security.py",),
