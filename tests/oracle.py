@@ -1,0 +1,397 @@
+"""The oracle: random writes and random watchers, and after each quiet point every view equals the database.
+
+`World` is one set of workers with writers and watchers, and knows the truth. A state machine plays with it (see
+`test_oracle`): hypothesis draws what happens, the world does it in an event loop of a thread of its own, so that
+writers write and watchers read while the next step is drawn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+from tests.oracle_client import Client, Watched
+from tests.oracle_filters import Row, Wanted, matches, query, resolved
+from tests.oracle_http import Rest
+from tests.oracle_views import Place, Rows, View
+from tests.oracle_writes import ADMIN, CATALOG, Batch, Known, Write, call
+from tests.resources import sql
+from tests.service import Person, Service
+from times import utc_text
+
+EQUAL_SECONDS = 10.0
+JOBS_SECONDS = 60.0
+PAGE = 1_000
+LANES = 3
+BACKLOG = 3  # writes that wait in a lane before whoever draws the next step waits, too
+# 503 is none of them: no database is ever away here.
+ANSWERS = frozenset({200, 201, 202, 204, 403, 404, 409, 429})
+UNFINISHED = ("queued", "running")
+PUBLIC = frozenset({"movies", "characters", "jobs"})
+
+T = TypeVar("T")
+
+
+def _now(seconds: float = 0.0) -> str:
+    return utc_text(datetime.now(UTC) + timedelta(seconds=seconds))
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A subscription that somebody wants. `begins`: with a snapshot, with a list, or at the base, back in the log."""
+
+    topics: tuple[str, ...]
+    filter: Wanted | None
+    latest_every_ms: int | None
+    begins: str
+    asks_snapshot: bool
+    is_named: bool
+
+
+class World:
+    """Used only from its own loop, but for `do`."""
+
+    def __init__(self, services: Sequence[Service]) -> None:
+        self.services = services
+        self.urls = [service.ws_url for service in services]
+        self.problems: list[str] = []
+        self.clients: list[Client] = []
+        self.base: tuple[Rows, Place] | None = None
+        self.quiets = 0
+        self._stack = AsyncExitStack()
+        self._loop = asyncio.new_event_loop()
+        self._people: list[Person] = []
+        self._rest = [Rest(service.port) for service in services]
+        self._own_sessions: set[str] = set()
+        self._known = Known()
+        self._lanes: list[asyncio.Queue[Write]] = []
+        self._writers: list[asyncio.Task[None]] = []
+        self._labels = itertools.count(1)
+        self._begun = ""
+
+    # --- its life
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[World]:
+        thread = threading.Thread(target=self._loop.run_forever, name="oracle")
+        thread.start()
+        try:
+            self.do(self._open())
+            yield self
+        finally:
+            self.do(self._close())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            thread.join()
+            self._loop.close()
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run in the world's loop, from another thread."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=300)
+
+    async def _open(self) -> None:
+        first = self.services[0]
+        self._people = [await self._stack.enter_async_context(first.person(f"user{number}")) for number in range(2)]
+        self._people.append(await self._stack.enter_async_context(first.admin()))
+        self._known.user_ids = [person.id for person in self._people]
+        self._known.names = [person.name for person in self._people]
+        self._known.sessions = [[], []]
+        for person in self._people:
+            rows = await self._walk("/auth/sessions", person, by_id=False)
+            self._own_sessions |= {row["id"] for row in rows}
+        self._lanes = [asyncio.Queue() for _ in range(LANES)]
+        self._writers = [asyncio.create_task(self._write_all(lane)) for lane in self._lanes]
+
+    async def _close(self) -> None:
+        for writer in self._writers:
+            writer.cancel()
+        await asyncio.gather(*self._writers, return_exceptions=True)
+        for client in self.clients:
+            await client.cut()
+        for rest in self._rest:
+            await rest.close()
+        await self._stack.aclose()
+
+    # --- writing
+
+    async def write(self, lane: int, batch: Batch) -> None:
+        """Returns when few of its writes are left to do."""
+        queue = self._lanes[lane]
+        for write in batch.writes():
+            queue.put_nowait(write)
+        while queue.qsize() > BACKLOG:
+            self.check()
+            await asyncio.sleep(0.005)
+
+    async def _write_all(self, lane: asyncio.Queue[Write]) -> None:
+        while True:
+            write = await lane.get()
+            try:
+                await self._write(write)
+            except (OSError, EOFError, LookupError, ValueError) as error:
+                self.problems.append(f"{write}: {type(error).__name__}: {error}")
+            finally:
+                lane.task_done()
+
+    async def _write(self, write: Write) -> None:
+        wanted = call(write, self._known)
+        if wanted is None:
+            return
+        is_account = wanted.path.startswith("/admin/")
+        who = ADMIN if is_account else write.who
+        client = next((each for each in self.clients if each.user == who and each.is_open and each.is_reading), None)
+        if write.by_socket and client is not None and not wanted.is_anonymous:
+            try:
+                status, body = await client.request(wanted.method, wanted.path, wanted.body)
+            except ConnectionError:
+                return
+        else:
+            rest = self._rest[write.worker % len(self._rest)]
+            token = None if wanted.is_anonymous else self._people[who].token
+            answer = await rest.ask(wanted.method, wanted.path, wanted.body, token, wanted.headers)
+            status, body = answer.status, answer.body
+        if status not in ANSWERS:
+            self.problems.append(f"{write} was answered {status}: {str(body)[:500]}")
+        elif status < 300:
+            self._learn(write, wanted.path, wanted.body, body)
+
+    def _learn(self, write: Write, path: str, sent: Any, body: Any) -> None:
+        known = self._known
+        match write.kind:
+            case "add":
+                known.learn(write.resource, [body])
+            case "add_bulk":
+                known.learn(write.resource, body["added"])
+            case "delete":
+                known.forget(write.resource, [int(path.rpartition("/")[2])])
+            case "delete_bulk" | "delete_range":
+                known.forget(write.resource, body["deleted"])
+            case "generate":
+                known.jobs.append(body["id"])
+            case "register":
+                known.spares.append(body["id"])
+
+    # --- watching
+
+    def _names(self) -> dict[str, Any]:
+        """What `@name` stands for in filters, now."""
+        known = self._known
+        movies = sorted(known.owners["movies"]) or [1]
+        found: dict[str, Any] = {f"movie{number}": movies[min(number, len(movies) - 1)] for number in range(3)}
+        found |= {"user0": known.user_ids[0], "user1": known.user_ids[1], "admin": known.user_ids[ADMIN]}
+        found |= {"middle": movies[len(movies) // 2], "begin": self._begun, "lately": _now(), "later": _now(+1.0)}
+        return found
+
+    async def connect(self, worker: int, user: int | None, topics: Sequence[str] = ()) -> Client:
+        """With `topics` on the default subscription, from the place where all rows were known."""
+        token = self._people[user].token if user is not None else None
+        client = Client(f"client {next(self._labels)}", self.urls, self.problems, token, user)
+        if topics:
+            client.handshake = Watched(View(topics, None, None))
+            self._begin_at_base(client.handshake.view)
+        self.clients.append(client)
+        await client.connect(worker)
+        return client
+
+    async def subscribe(self, client: Client, wish: Wish) -> None:
+        view = View(wish.topics, resolved(wish.filter, self._names()), wish.latest_every_ms)
+        if wish.begins == "base" and set(wish.topics) <= PUBLIC:
+            self._begin_at_base(view)
+        elif wish.begins == "list" and len(wish.topics) == 1 and wish.topics[0] in CATALOG:
+            await self._begin_at_list(view)
+        name = f"view-{next(self._labels)}" if wish.is_named else None
+        watched = Watched(view, name, wish.asks_snapshot)
+        client.watched.append(watched)
+        await client.subscribe(watched)
+
+    async def subscribe_again(self, client: Client, number: int, *, is_bad: bool) -> None:
+        """From the same place, or from a bad one when the next connection is made."""
+        if client.watched:
+            watched = client.watched[number % len(client.watched)]
+            watched.is_bad = is_bad
+            await client.unsubscribe(watched, comes_back=True)
+
+    async def give_up(self, client: Client, number: int) -> None:
+        if len(client.watched) > 1:
+            await client.unsubscribe(client.watched[number % len(client.watched)], comes_back=False)
+
+    async def leave(self, client: Client) -> None:
+        """For good."""
+        await client.cut()
+        self.clients.remove(client)
+
+    def _begin_at_base(self, view: View) -> None:
+        assert self.base is not None
+        rows, place = self.base
+        chosen = {
+            topic: {id_: row for id_, row in rows[topic].items() if matches(view.wanted, row)} for topic in view.topics
+        }
+        view.begin_with(chosen, place)
+
+    async def _begin_at_list(self, view: View) -> None:
+        """List, then watch: the list says which number it shows."""
+        (topic,) = view.topics
+        parameters = [*query(view.wanted), ("limit", str(PAGE))]
+        answer = await self._rest[0].ask("GET", f"/{topic}?{urlencode(parameters)}")
+        assert answer.status == 200, answer
+        rows = answer.body
+        if len(rows) < PAGE and "stream-position" in answer.headers:
+            epoch, _, seq = answer.headers["stream-position"].rpartition(":")
+            view.begin_with({topic: {row["id"]: row for row in rows}}, Place(epoch, int(seq)))
+
+    # --- the truth
+
+    async def fresh(self, seed: int) -> None:
+        """Begin anew: nobody watches, and there are some movies and characters of both users."""
+        for client in self.clients:
+            await client.cut()
+        self.clients.clear()
+        await self._writes_done()
+        admin = self._people[ADMIN]
+        for resource in CATALOG:
+            ids = [row["id"] for row in await self._walk(f"/{resource}", admin)]
+            for start in range(0, len(ids), PAGE):
+                some = {"ids": ids[start : start + PAGE]}
+                answer = await self._rest[0].ask("DELETE", f"/{resource}/bulk", some, admin.token)
+                assert answer.status == 200, answer
+            self._known.owners[resource].clear()
+        self.problems.clear()
+        self._begun = _now()
+        for number, resource in itertools.product(range(2), CATALOG):
+            await self._write(Write("add_bulk", resource, 30, seed, number, number, by_socket=False))
+        await self._keep_base()
+
+    async def _keep_base(self) -> None:
+        """Remember all rows and the number that they are as of; nobody may be writing."""
+        [(epoch, seq)] = await sql(self.services[0], "SELECT epoch, seq FROM event_head")
+        self.base = await self.truth(), Place(epoch, seq)
+
+    async def _writes_done(self) -> None:
+        for lane in self._lanes:
+            await lane.join()
+        deadline = time.monotonic() + JOBS_SECONDS
+        while any([(await self._rest[0].ask("GET", f"/jobs?state={state}&limit=1")).body for state in UNFINISHED]):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"jobs do not end within {JOBS_SECONDS} s")
+            await asyncio.sleep(0.02)
+
+    async def truth(self) -> Rows:
+        """Every row of every topic."""
+        admin = self._people[ADMIN]
+        found = {resource: await self._walk(f"/{resource}", admin) for resource in CATALOG}
+        found["jobs"] = await self._walk("/jobs", admin, by_id=False)
+        found["users"] = [(await self._rest[0].ask("GET", "/auth/me", token=admin.token)).body]
+        found["users"] += await self._walk("/users/nonAdmin", admin, by_id=False)
+        for number, person in enumerate(self._people):
+            found[f"sessions of {number}"] = await self._walk("/auth/sessions", person, by_id=False)
+        return {topic: {row["id"]: row for row in rows} for topic, rows in found.items()}
+
+    async def _walk(
+        self, path: str, person: Person, parameters: Sequence[tuple[str, str]] = (), *, by_id: bool = True
+    ) -> list[Row]:
+        rows: list[Row] = []
+        while True:
+            place = ("after", str(rows[-1]["id"] if rows else 0)) if by_id else ("offset", str(len(rows)))
+            asked = f"{path}?{urlencode([*parameters, place, ('limit', str(PAGE))])}"
+            answer = await self._rest[self.quiets % len(self._rest)].ask("GET", asked, token=person.token)
+            assert answer.status == 200, answer
+            page = answer.body
+            rows += page
+            if len(page) < PAGE:
+                return rows
+
+    async def _expected(self, view: View, user: int | None, truth: Rows, listed: Rows | None) -> Rows:
+        """The rows that a view must hold. What the service lists with a filter is compared with what it means, and is
+        `listed`, unless that is None.
+        """
+        found: Rows = {}
+        for topic in view.topics:
+            every = truth[topic if topic != "sessions" else f"sessions of {user}"]
+            found[topic] = {id_: row for id_, row in every.items() if matches(view.wanted, row)}
+            if topic in CATALOG and view.wanted and listed is not None:
+                key = f"{topic} {query(view.wanted)}"
+                if key not in listed:
+                    rows = await self._walk(f"/{topic}", self._people[ADMIN], query(view.wanted))
+                    listed[key] = {row["id"]: row for row in rows}
+                assert listed[key] == found[topic], f"GET /{topic} with {view.wanted} lists other rows than match it"
+        return found
+
+    # --- quiet points
+
+    async def quiet(self) -> None:
+        """Let everything end, and hold every view against the truth; write once more, and do it again."""
+        self.quiets += 1
+        for client in self.clients:
+            client.go_on()
+            if not client.is_open:
+                await client.connect(self.quiets)
+        await self._writes_done()
+        await self._all_are_right()
+        for write in self._markers():
+            await self._write(write)
+        truth = await self._all_are_right()
+        # What was sent before the answer to this would be one event too many.
+        await asyncio.gather(*(client.ping() for client in self.clients if client.is_open))
+        await self._all_are_right(truth)
+
+    def _markers(self) -> Sequence[Write]:
+        kinds = ("patch_bulk", "add_bulk", "add", "delete", "patch", "delete_bulk")
+        return [
+            Write(kind, resource, 4, self.quiets * 100 + number, ADMIN, number, by_socket=False)
+            for number, (kind, resource) in enumerate(itertools.product(kinds, CATALOG))
+        ]
+
+    async def _all_are_right(self, truth: Rows | None = None) -> Rows:
+        """Answers the truth; what is given is what it was a moment ago."""
+        listed: Rows | None = None if truth is not None else {}
+        if truth is None:
+            truth = await self.truth()
+            self._remember(truth)
+        waiting = [
+            (client, view, await self._expected(view, client.user, truth, listed))
+            for client in self.clients
+            for view in client.views
+        ]
+        deadline = time.monotonic() + EQUAL_SECONDS
+        while True:
+            self.check()
+            for client in self.clients:
+                if not client.is_open:  # closed as too slow
+                    await client.connect(self.quiets)
+            waiting = [each for each in waiting if each[1].difference(each[2]) is not None]
+            if not waiting:
+                return truth
+            if time.monotonic() > deadline:
+                client, view, wanted = waiting[0]
+                told = "\n  ".join(view.told)
+                raise AssertionError(
+                    f"{len(waiting)} views are wrong after {EQUAL_SECONDS} s of quiet, the first is {client.label}'s\n"
+                    f"{view}: {view.difference(wanted)}\n  {told}"
+                )
+            await asyncio.sleep(0.01)
+
+    def _remember(self, truth: Rows) -> None:
+        for resource in CATALOG:
+            self._known.owners[resource] = {id_: row["user_id"] for id_, row in truth[resource].items()}
+        self._known.sessions = [list(truth[f"sessions of {user}"].keys() - self._own_sessions) for user in range(2)]
+
+    async def pause_or_go_on(self, client: Client) -> None:
+        if client.is_reading:
+            client.pause()
+        else:
+            client.go_on()
+
+    def check(self) -> None:
+        for writer in self._writers:
+            if writer.done():
+                writer.result()
+        if self.problems:
+            raise AssertionError("\n".join(self.problems))

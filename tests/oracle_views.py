@@ -1,0 +1,190 @@
+"""What one subscription has been told, applied without mercy. Pure.
+
+A view begins with a snapshot or with rows that are known as of a number, and takes every frame of its subscription.
+Whatever a correct stream could not hold is a `Wrong`: an `add` of a row that is there, an `update` or `delete` of one
+that is not, a number that does not grow, an event inside of a snapshot, a `resync` that nobody asked for.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = dict[str, Any]
+Rows = dict[str, dict[Any, Row]]  # by topic and id
+
+REMEMBERED = 60  # events of a view, for whoever reads a failure
+
+
+class Wrong(AssertionError):
+    """The service told a watcher what cannot be."""
+
+
+@dataclass(frozen=True)
+class Place:
+    epoch: str
+    seq: int
+
+
+class View:
+    """`position` is the last number it has dealt with; None before its rows are complete."""
+
+    def __init__(self, topics: Sequence[str], wanted: Mapping[str, Any] | None, latest_every_ms: int | None) -> None:
+        self.topics = tuple(topics)
+        self.wanted = wanted
+        self.latest_every_ms = latest_every_ms
+        self.rows: Rows = {topic: {} for topic in topics}
+        self.position: Place | None = None
+        self.told: deque[str] = deque(maxlen=REMEMBERED)
+        self._start: Place | None = None
+        self._missing: set[str] = set()  # topics whose snapshot has not ended
+        self._group: list[Row] = []
+        self._is_refused = False  # the position that was sent is bad on purpose
+        self._is_void = False
+
+    def __repr__(self) -> str:
+        return f"View(topics={self.topics}, filter={self.wanted}, latest_every_ms={self.latest_every_ms})"
+
+    def begin_with(self, rows: Rows, place: Place) -> None:
+        """Rows that somebody else knows."""
+        self.rows = {topic: dict(rows[topic]) for topic in self.topics}
+        self.position = place
+        self.told.append(f"begins at {place.seq} with { ({t: len(r) for t, r in self.rows.items()}) }")
+
+    # --- what the connection says
+
+    def subscribed(self, epoch: str, seq: int, *, since: int | None, snapshot: bool, is_bad: bool = False) -> None:
+        """The reply to `subscribe`, or the welcome of a default subscription."""
+        self._group.clear()
+        self._is_void = False
+        self.told.append(f"subscribed at {seq}, since {since}, snapshot {snapshot}, bad position {is_bad}")
+        self._is_refused = is_bad
+        if since is not None and not is_bad:
+            if seq != since:
+                raise Wrong(f"asked for what comes after {since} and was taken to {seq}: {self}")
+        elif snapshot and not is_bad:
+            self._begin_snapshot(Place(epoch, seq))
+
+    def cut(self) -> None:
+        """The connection is gone; half an event, or half a snapshot, is worth nothing."""
+        self.told.append("cut")
+        self._group.clear()
+        if self._missing:
+            self._missing.clear()
+            self.position = None
+
+    def _begin_snapshot(self, place: Place) -> None:
+        self.position, self._start = None, place
+        self._missing = set(self.topics)
+        self._group.clear()
+        self.rows = {topic: {} for topic in self.topics}
+
+    @property
+    def is_whole(self) -> bool:
+        return self.position is not None and not self._group
+
+    # --- what it is told
+
+    def take(self, frame: Row, *, snapshot: bool) -> bool:
+        """False when the view is void and nothing will fill it: it asked for no snapshot."""
+        operation = frame["operation"]
+        if self._is_void:
+            return True
+        if operation == "resync":
+            return self._resync(frame["data"], snapshot=snapshot)
+        if self._is_refused:
+            raise Wrong(f"resync expected, got {_brief(frame)}: {self}")
+        if operation == "snapshot":
+            self._take_rows(frame)
+        elif operation != "progress":
+            self._take_event(frame)
+        return True
+
+    def _resync(self, data: Row, *, snapshot: bool) -> bool:
+        self.told.append(f"resync {data}")
+        if not self._is_refused and not self._missing:
+            raise Wrong(f"a good position was refused with {data}: {self}")
+        self._is_refused = False
+        self._begin_snapshot(Place(data["epoch"], data["seq"]))
+        self._is_void = not snapshot
+        return snapshot
+
+    def _take_rows(self, frame: Row) -> None:
+        topic, data = frame["topic"], frame["data"]
+        self.told.append(f"{topic} snapshot {frame['seq']} of {[row['id'] for row in data['items']]}, {data['done']=}")
+        if topic not in self._missing or self._start is None:
+            raise Wrong(f"no snapshot of {topic} is under way: {self}")
+        if frame["seq"] != self._start.seq:
+            raise Wrong(f"a snapshot as of {self._start.seq} has a page as of {frame['seq']}: {self}")
+        for row in data["items"]:
+            if row["id"] in self.rows[topic]:
+                raise Wrong(f"{topic} {row['id']} is twice in one snapshot: {self}")
+            self.rows[topic][row["id"]] = row
+        if data["done"]:
+            self._missing.discard(topic)
+            if not self._missing:
+                self.position = self._start
+
+    def _take_event(self, frame: Row) -> None:
+        self.told.append(_brief(frame))
+        if self.position is None:
+            raise Wrong(f"an event before the snapshot's end: {_brief(frame)}: {self}")
+        if frame["topic"] not in self.topics:
+            raise Wrong(f"an event of a topic that was not asked for: {_brief(frame)}: {self}")
+        if frame["seq"] <= self.position.seq:
+            raise Wrong(f"after {self.position.seq} came {_brief(frame)}: {self}")
+        if self._group and self._group[0]["seq"] != frame["seq"]:
+            raise Wrong(f"{self._group[0]['seq']} was not over when {_brief(frame)} came: {self}")
+        self._group.append(frame)
+        if not frame.get("more"):
+            for each in self._group:
+                self._apply(each)
+            self._group.clear()
+            self.position = Place(self.position.epoch, frame["seq"])
+
+    def _apply(self, frame: Row) -> None:
+        rows, data = self.rows[frame["topic"]], frame["data"]
+        operation = frame["operation"].removesuffix("_bulk")
+        is_bulk = operation != frame["operation"]
+        if operation == "delete":
+            for id_ in data["ids"] if is_bulk else [data["id"]]:
+                if id_ not in rows:
+                    raise Wrong(f"{id_} leaves and was not there: {_brief(frame)}: {self}")
+                del rows[id_]
+            return
+        for row in data["items"] if is_bulk else [data]:
+            if (row["id"] in rows) != (operation == "update"):
+                there = "was there" if row["id"] in rows else "was not there"
+                raise Wrong(f"{row['id']} {there}: {_brief(frame)}: {self}")
+            rows[row["id"]] = row
+
+    # --- what it should be
+
+    def difference(self, truth: Rows) -> str | None:
+        """Where the view differs from the rows as they are, None when it is right."""
+        if not self.is_whole:
+            return f"not complete: {self._missing or self._group or 'nothing came'}"
+        for topic in self.topics:
+            seen, real = self.rows[topic], truth[topic]
+            if seen == real:
+                continue
+            missing, extra = sorted(real.keys() - seen.keys()), sorted(seen.keys() - real.keys())
+            parts = [f"{topic}: missing {missing[:10]} of {len(real)}, too many {extra[:10]}"]
+            unequal = [id_ for id_ in real.keys() & seen.keys() if real[id_] != seen[id_]]
+            if unequal:
+                id_ = min(unequal)
+                parts.append(
+                    f"{len(unequal)} unequal, first\n  is   {str(real[id_])[:700]}\n  seen {str(seen[id_])[:700]}"
+                )
+            return "; ".join(parts)
+        return None
+
+
+def _brief(frame: Row) -> str:
+    data = frame["data"]
+    ids = data.get("ids") or [row["id"] for row in data.get("items", [data])]
+    more = " more" if frame.get("more") else ""
+    reason = f" by {frame['reason']}" if "reason" in frame else ""
+    return f"{frame['seq']} {frame['operation']} {frame['topic']} {ids}{reason}{more}"
