@@ -143,7 +143,7 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
             partial(users.identify, database, tokens),
             has_limits=settings.rate_limits == "on",
         )
-        stopping.on_stop += [event_streams.stop, runner.stop]
+        stopping.on_stop += [registry.close, event_streams.stop, runner.stop]
         await feed.start()
         hub.start(feed.head.seq)
         # Whoever may see no more is told before what comes next goes out.

@@ -274,6 +274,9 @@ class Connection:
         filters = parse_filters(wanted.filter, topics)
         feed = self._around.sources.feed
         reason = await feed.find_place(wanted.since, wanted.epoch)
+        beginning = None
+        if wanted.snapshot and wanted.since is None:
+            beginning = await self._around.sources.snapshots.begin(topics)
         # From here nothing is awaited: the number in the reply is the place where the stream begins.
         name = self._new_name(wanted.name)
         deliver = wanted.deliver
@@ -296,11 +299,13 @@ class Connection:
         self._add(name, subscription)
         resumes = wanted.since is not None and reason is None
         start = wanted.since if wanted.since is not None and resumes else feed.head.seq
+        if beginning is not None:
+            start = beginning.head.seq
         self._write(frames.reply(message.reply_to, {"subscription": name, "seq": start}))
         if reason is not None:
             subscription.start_over(reason)
-        elif wanted.snapshot and not resumes:
-            subscription.start_with_snapshot()
+        elif beginning is not None:
+            subscription.start_with_snapshot(beginning)
         else:
             subscription.start(start)
         self._count_in()

@@ -15,11 +15,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket
 
+import metrics
 from errors import CLOSE_REASONS, CloseCode, FieldProblem, Forbidden, InvalidInput, Problem
 from realtime import frames
 from realtime.connection import Connection, Surroundings
 from realtime.frames import Frames, Rendering
-from realtime.stream import EXTENSION, QueuedStream, Stream
+from realtime.stream import EXTENSION, NO_CLOSE_FRAME, QueuedStream, Stream
 from realtime.subscription import Spec, check_topics
 from schemas import MAX_ID, PUBLIC_TOPICS, TOPICS
 from security import Identity
@@ -168,7 +169,9 @@ async def _serve(
         connection.open(spec, start, identity)
     try:
         if isinstance(stream, QueuedStream):
-            await _until_one_ends(stream.run(), _receive(websocket, connection))
+            # Under our own server the protocol counts.
+            metrics.websocket_opened()
+            metrics.websocket_closed(await _first_of(stream.run(), _receive(websocket, connection)))
         else:
             await _receive(websocket, connection)
     finally:
@@ -176,17 +179,20 @@ async def _serve(
     await connection.finish()
 
 
-async def _until_one_ends(*lives: Coroutine[Any, Any, None]) -> None:
+async def _first_of(*lives: Coroutine[Any, Any, int]) -> int:
+    """The result of whichever ends first, and the end of the others."""
     tasks = [asyncio.create_task(life) for life in lives]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return done.pop().result()
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _receive(websocket: WebSocket, connection: Connection) -> None:
+async def _receive(websocket: WebSocket, connection: Connection) -> int:
+    """Take what the client says until the end; answers the close code."""
     try:
         await connection.confirm()
     except Problem:
@@ -194,7 +200,7 @@ async def _receive(websocket: WebSocket, connection: Connection) -> None:
     while True:
         message: Any = await websocket.receive()
         if message["type"] == "websocket.disconnect":
-            return
+            return int(message.get("code") or NO_CLOSE_FRAME)
         text = message.get("text")
         if text is not None:
             await connection.receive_text(text)

@@ -31,6 +31,8 @@ PENDING_EVENTS = 1_000
 PENDING_BYTES = 8 * 1024 * 1024
 PAGE_EVENTS = 500
 PAGE_BYTES = 512 * 1024
+REMEMBERED_EVENTS = 2_000  # at the start
+REMEMBERED_BYTES = 4 * 1024 * 1024
 REACH_SECONDS = 0.5
 REACH_POLL_SECONDS = 0.002
 MIN_LOOK_SECONDS = 0.02  # between two looks, however many hints come: strangers on the bus give hints, too
@@ -75,6 +77,20 @@ class Feed:
         """Take up the stream at the log's head. Raises Unavailable."""
         self.head = await event_log.head(self._database)
         self._target = self.head.seq
+        await self._remember()
+
+    async def _remember(self) -> None:
+        """Fill the ring with the newest events: the clients of a worker that was replaced come here, all at once."""
+        seq = await event_log.tail(self._database, max_rows=REMEMBERED_EVENTS, max_bytes=REMEMBERED_BYTES)
+        while seq < self.head.seq:
+            page = await self._read_log(seq, PAGE_EVENTS, PAGE_BYTES)
+            if not page or (page[0].epoch, page[0].seq) != (self.head.epoch, seq + 1):
+                self.ring.clear()  # another log, or one that was pruned meanwhile
+                return
+            for event in page:
+                if event.seq <= self.head.seq:  # what was written meanwhile comes with the stream
+                    self.ring.append(event)
+            seq = page[-1].seq
 
     # --- what comes in
 

@@ -69,16 +69,15 @@ def coalesce(spec: Spec, events: Iterable[Event]) -> list[bytes]:
 
 def _frames(spec: Spec, nets: dict[tuple[str, int | str], _Net]) -> list[bytes]:
     groups: dict[tuple[str, str, bool], list[_Net]] = {}
-    newest: Event | None = None
     for (topic, _), net in nets.items():
         if net.first is None and net.last is None:
             continue  # came and went between two beats
         operation = "delete" if net.last is None else "add" if net.first is None else "update"
         groups.setdefault((topic, operation, net.left and net.last is None), []).append(net)
-        if newest is None or net.event.seq > newest.seq:
-            newest = net.event
-    if newest is None:
+    if not groups:
         return []
+    # Of what came and went, too: a client that resumed between its two events would be told of its end alone.
+    seq = max(net.event.seq for net in nets.values())
     parts = [
         (operation, left, part)
         for (_, operation, left), group in groups.items()
@@ -86,7 +85,7 @@ def _frames(spec: Spec, nets: dict[tuple[str, int | str], _Net]) -> list[bytes]:
     ]
     last = len(parts) - 1
     return [
-        _frame(spec, newest.seq, operation, left, part, more=number < last)
+        _frame(spec, seq, operation, left, part, more=number < last)
         for number, (operation, left, part) in enumerate(parts)
     ]
 

@@ -73,6 +73,10 @@ class Registry:
             if not self._by_address[address]:
                 del self._by_address[address]
 
+    def close(self) -> None:
+        """The service stops: no more."""
+        self.is_closed = True
+
     # --- identities
 
     def add(self, identity: Identity, on_change: OnChange) -> Entry:

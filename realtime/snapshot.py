@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 
 import metrics
+from errors import Unavailable
 from filters import Filter, Row
 from realtime import frames
 from realtime.changes import changes_of, compiled
@@ -26,7 +27,8 @@ from realtime.feed import Feed
 from realtime.frames import Rendering
 from repository import snapshots
 from repository.database import Database
-from repository.event_log import Event, Head
+from repository.event_log import Event
+from repository.snapshots import Beginning
 
 PAGE_ROWS = 500
 MAX_PAGE_BYTES = 512 * 1024
@@ -34,6 +36,10 @@ MAX_UNDO_ROWS = 20_000
 MAX_CONCURRENT_PAGE_READS = 2
 
 Id = int | str
+
+
+BEGIN_ATTEMPTS = 40
+BEGIN_PAUSE_SECONDS = 0.05
 
 
 class SnapshotLost(Exception):
@@ -59,6 +65,19 @@ class Snapshots:
         self.feed = feed
         self._reading = asyncio.Semaphore(MAX_CONCURRENT_PAGE_READS)
 
+    async def begin(self, topics: Sequence[str]) -> Beginning:
+        """Where a snapshot begins; this worker's stream has come as far. Raises Unavailable."""
+        for _ in range(BEGIN_ATTEMPTS):
+            found = await snapshots.beginning(self.database, topics)
+            if found.head.epoch == self.feed.head.epoch:
+                await self.feed.reach(found.head.seq)
+                if found.head.epoch == self.feed.head.epoch:
+                    return found
+            # Another log, which the feed is about to notice.
+            self.feed.look()
+            await asyncio.sleep(BEGIN_PAUSE_SECONDS)
+        raise Unavailable("The log is being replaced")
+
     async def read(self, topic: str, wanted: Wanted, after: Id | None, until: int | None) -> snapshots.Page:
         async with self._reading:
             return await snapshots.read_page(
@@ -73,10 +92,10 @@ class Snapshots:
 
 
 class Snapshot:
-    """The frames of one snapshot as of `start`, of one topic after the other."""
+    """The frames of one snapshot, of one topic after the other."""
 
-    def __init__(self, source: Snapshots, wanted: Wanted, start: Head) -> None:
-        self._topics = [_TopicSnapshot(source, wanted, topic, start) for topic in wanted.topics]
+    def __init__(self, source: Snapshots, wanted: Wanted, beginning: Beginning) -> None:
+        self._topics = [_TopicSnapshot(source, wanted, topic, beginning) for topic in wanted.topics]
 
     @property
     def is_done(self) -> bool:
@@ -92,7 +111,8 @@ class Snapshot:
 
 
 class _TopicSnapshot:
-    def __init__(self, source: Snapshots, wanted: Wanted, topic: str, start: Head) -> None:
+    def __init__(self, source: Snapshots, wanted: Wanted, topic: str, beginning: Beginning) -> None:
+        start = beginning.head
         self.is_done = False
         self._source = source
         self._wanted = wanted
@@ -100,14 +120,12 @@ class _TopicSnapshot:
         self._start = start
         self._seen = start.seq  # the number up to which the log was searched for what to take back
         self._after: Id | None = None
-        self._until: int | None = None
+        self._until = beginning.highest[topic]  # no row above it is part of the snapshot
         self._undo: dict[Id, Row | None] = {}
         test = wanted.filters.get(topic)
         self._test = compiled(test) if test is not None else lambda _: True
 
     async def next_page(self) -> list[bytes]:
-        if self._until is None and self._after is None:
-            self._until = await snapshots.highest_id(self._source.database, self._topic)
         page = await self._source.read(self._topic, self._wanted, self._after, self._until)
         if page.head.epoch != self._start.epoch or page.head.seq < self._start.seq:
             raise SnapshotLost
@@ -146,9 +164,9 @@ class _TopicSnapshot:
             return
         for change in changes_of(event):
             key = change.id
-            # Rows already sent were right; ids above the highest can only be new rows.
+            # Rows already sent were right, and those above the highest came later.
             is_ahead = self._after is None or key > self._after  # type: ignore[operator]
-            is_new = change.before is None and self._until is not None and key > self._until  # type: ignore[operator]
+            is_new = self._until is not None and key > self._until  # type: ignore[operator]
             if is_ahead and not is_new and key not in self._undo:
                 self._undo[key] = change.before
 

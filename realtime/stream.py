@@ -18,6 +18,7 @@ from realtime.frames import Frames
 EXTENSION = "marquee.stream"
 LOW_WATER_BYTES = 16 * 1024
 HIGH_WATER_BYTES = 64 * 1024
+NO_CLOSE_FRAME = 1006  # RFC 6455, section 7.4.1
 CLOSE_SECONDS = 5.0  # from a close to the end of the connection, whatever the peer does
 
 
@@ -80,7 +81,8 @@ class QueuedStream:
                 # A send may be waiting for a peer that reads nothing.
                 asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._task.cancel)
 
-    async def run(self) -> None:
+    async def run(self) -> int:
+        """Answers the close code."""
         self._task = asyncio.current_task()
         try:
             while True:
@@ -95,10 +97,11 @@ class QueuedStream:
                         self._low.set()
                 if self._closing is not None:
                     await self._websocket.close(*self._closing)
-                    return
+                    break
         except (WebSocketDisconnect, OSError, RuntimeError):
             pass  # the peer is gone, or the socket was closed under us
         finally:
             self._queue.clear()
-            self._closing = self._closing or (1006, "")
+            self._closing = self._closing or (NO_CLOSE_FRAME, "")
             self._low.set()
+        return self._closing[0]

@@ -26,7 +26,8 @@ from realtime.frames import Frames, Rendering
 from realtime.latest import coalesce
 from realtime.snapshot import Snapshot, SnapshotLost, Snapshots, Wanted
 from realtime.stream import Stream
-from repository.event_log import Event, Head
+from repository.event_log import Event
+from repository.snapshots import Beginning
 from schemas import TOPICS
 from security import ANONYMOUS_AUDIENCES, Identity
 
@@ -117,6 +118,7 @@ class Subscription:
         self._snapshot_of = snapshot_of
         self._owner_id = owner_id
         self._snapshot: Snapshot | None = None
+        self._owes_snapshot = False
         self._lost_snapshots = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -128,11 +130,9 @@ class Subscription:
         else:
             self._begin_catching_up()
 
-    def start_with_snapshot(self) -> None:
-        """Begin with the rows as of now."""
-        head = self._feed.head
-        self.position = head.seq
-        self._snapshot = self._new_snapshot(head)
+    def start_with_snapshot(self, beginning: Beginning) -> None:
+        """Begin with the rows as of then."""
+        self._begin_snapshot(beginning)
         self._begin_catching_up()
 
     def start_over(self, reason: str) -> None:
@@ -176,13 +176,15 @@ class Subscription:
         self.stream.write(Frames([text]))
         self.position = head.seq
         if self._snapshot_of:
-            self._snapshot = self._new_snapshot(head)
+            self._snapshot, self._owes_snapshot = None, True
             self._begin_catching_up()
 
-    def _new_snapshot(self, head: Head) -> Snapshot:
+    def _begin_snapshot(self, beginning: Beginning) -> None:
         spec = self.spec
         wanted = Wanted(self._snapshot_of, dict(spec.filters), spec.rendering, spec.audiences, self._owner_id)
-        return Snapshot(self._sources.snapshots, wanted, head)
+        self._snapshot = Snapshot(self._sources.snapshots, wanted, beginning)
+        self._owes_snapshot = False
+        self.position = beginning.head.seq
 
     def _begin_catching_up(self) -> None:
         if self._task is None:
@@ -209,6 +211,8 @@ class Subscription:
                         log.info("closed as too slow", position=self.position, head=self._feed.head.seq)
                         self._close(CloseCode.TOO_SLOW)
                         return
+                    if self._owes_snapshot:
+                        self._begin_snapshot(await self._sources.snapshots.begin(self._snapshot_of))
                     is_at_head = not await (self._send_page() if self._snapshot is None else self._send_rows())
                 backoff = 0.05
             except PositionTooOld:

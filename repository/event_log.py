@@ -174,6 +174,22 @@ async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: 
         ]
 
 
+async def tail(database: Database, *, max_rows: int, max_bytes: int) -> int:
+    """The number after which the newest events begin that fit into the bounds."""
+    table = models.events
+    weight = func.length(table.c.payload) + func.coalesce(func.length(table.c.before), 0)
+    async with database.read() as connection:
+        newest = await connection.execute(select(table.c.seq, weight).order_by(table.c.seq.desc()).limit(max_rows))
+        start, total = None, 0
+        for seq, size in newest:
+            total += size
+            start = start if start is not None else seq
+            if total > max_bytes:
+                break
+            start = seq - 1
+        return start or 0
+
+
 async def prune(database: Database, *, keep_rows: int, older_than: Any, max_rows: int) -> int:
     """Delete up to `max_rows` of the oldest events that are beyond `keep_rows` or before `older_than` (aware time)."""
 

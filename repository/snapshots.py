@@ -85,11 +85,20 @@ def _entities(source: Source, found: Sequence[Sequence[Any]]) -> list[dict[str, 
     return [source.public(row) for row in rows.from_driver(source.table, found)]
 
 
-async def highest_id(database: Database, topic: str) -> int | None:
-    """The highest id of a topic whose ids are numbers; None for one whose ids are not."""
-    table = SOURCES[topic].table
-    if table.c.id.type.python_type is not int:
-        return None
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """A number of the log, and the highest id of each topic as of then; None where ids are not in order of time."""
+
+    head: Head
+    highest: Mapping[str, int | None]
+
+
+async def beginning(database: Database, topics: Sequence[str]) -> Beginning:
+    """Where a snapshot of these topics begins. Raises Unavailable."""
+    head = models.event_head
+    numbered = [topic for topic in topics if SOURCES[topic].table.c.id.type.python_type is int]
+    highest = [select(func.max(SOURCES[topic].table.c.id)).scalar_subquery() for topic in numbered]
     async with database.read() as connection:
-        found: int | None = (await connection.execute(select(func.max(table.c.id)))).scalar()
-        return found or 0
+        epoch, seq, *ids = (await connection.execute(select(head.c.epoch, head.c.seq, *highest))).one()
+    found = {topic: number or 0 for topic, number in zip(numbered, ids, strict=True)}
+    return Beginning(Head(epoch, seq), {topic: found.get(topic) for topic in topics})

@@ -190,3 +190,12 @@ def test_a_bulk_event_of_which_all_is_wanted_is_sent_as_it_is() -> None:
     assert "more" not in orjson.loads(text)
     changes = changes_of(bulk)
     assert seen_texts(bulk, Rendering(), see(matcher_of(wanted), changes[:0]), 3) == ()
+
+
+def test_a_window_is_numbered_by_its_last_event_also_when_that_is_not_shown() -> None:
+    """A client that resumed before it would be told of an end of what it never had."""
+    spec = Spec(frozenset({"movies"}), Rendering("items", "s1"), latest_every_ms=100)
+    row, other = {"id": 1, "title": "a"}, {"id": 2, "title": "b"}
+    events = [event(1, "add", row), event(2, "add", other), event(3, "delete", {"id": 1}, row)]
+    [text] = coalesce(spec, events)
+    assert (orjson.loads(text)["data"], orjson.loads(text)["seq"]) == (other, 3)
