@@ -296,6 +296,7 @@ async def test_progress_reaches_named_subscriptions(service: Service) -> None:
         job = await alice.generate("movies", 300, "?rate=600&batch_size=50")
         frame = await watcher.until(lambda frame: frame["operation"] == "progress")
         assert (frame["subscription"], frame["data"]["id"]) == ("s1", job["id"])
+        await alice.job_ended(job["id"])  # other tests watch this service, too
 
 
 @pytest.mark.parametrize(
