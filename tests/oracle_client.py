@@ -13,7 +13,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
@@ -22,7 +22,8 @@ from websockets.exceptions import ConnectionClosed
 from tests.frames_checked import check_frame
 from tests.oracle_views import Row, View, Wrong
 
-RECEIVE_BUFFER_BYTES = 128 * 1024  # smaller than a segment of the loopback, TCP itself would stall
+RECEIVE_BUFFER_BYTES = 16 * 1024  # who does not read is soon seen not to read
+SEGMENT_BYTES = 1_400  # with those of the loopback, 64 KiB, TCP itself would stall
 TOO_SLOW = 4008
 
 
@@ -103,9 +104,8 @@ class Client:
             proxy=None,
             ping_interval=None,
             close_timeout=1,
+            sock=await _slim_socket(url),
         )
-        raw = self.socket.transport.get_extra_info("socket")
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         self._is_explicit = False
         self._reading.set()
         self._reader = asyncio.create_task(self._read(self.socket), name=f"read-{self.label}")
@@ -226,11 +226,18 @@ class Client:
         else:
             watched = self._live.get(frame.get("subscription"))
             if watched is not None:
-                if not watched.view.take(frame, snapshot=watched.asks_snapshot):
-                    watched.asks_snapshot = True
-                    await self.unsubscribe(watched, comes_back=True)
+                await self._take_frame(watched, frame)
             elif self._is_explicit or "subscription" in frame:
                 raise Wrong(f"a frame of no subscription: {str(frame)[:300]}")
+
+    async def _take_frame(self, watched: Watched, frame: Row) -> None:
+        try:
+            is_good = watched.view.take(frame, snapshot=watched.asks_snapshot)
+        except Wrong as wrong:
+            raise Wrong("\n  ".join([str(wrong), *watched.view.told])) from wrong
+        if not is_good:
+            watched.asks_snapshot = True
+            await self.unsubscribe(watched, comes_back=True)
 
     async def _welcome(self, data: Mapping[str, Any]) -> None:
         self._epoch = data["epoch"]
@@ -274,3 +281,13 @@ class Client:
         if watched not in self.watched:  # given up before the reply came
             self.watched.append(watched)
             await self.unsubscribe(watched, comes_back=False)
+
+
+async def _slim_socket(url: str) -> socket.socket:
+    found = socket.socket()
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT_BYTES)
+    found.setblocking(False)
+    address = urlsplit(url)
+    await asyncio.get_running_loop().sock_connect(found, (address.hostname, address.port))
+    return found

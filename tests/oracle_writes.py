@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 CATALOG = ("movies", "characters")
 ADMIN = 2  # beside the users 0 and 1
-LONG = "a long story " * 200  # a few of them fill a socket
+LONG = "a long story " * 500  # some dozens fill a socket that nobody reads
 AGENTS = ("harry/1.0", "Lime 2", "cafe", "")
 
 
@@ -119,8 +119,10 @@ def call(write: Write, known: Known) -> Call | None:
             return Call("POST", f"{many}?on_error=skip", rows)
         case "patch_bulk" if one:
             ids = known.pick(chance, write.resource, write.who, write.size)
+            alike = chance.random() < 0.4
             shared = fields(chance, write.resource, known, part=True)
-            alike = chance.random() < 0.3
+            if chance.random() < 0.5:
+                shared = {"description": LONG + str(write.seed)}
             edits = [shared if alike else fields(chance, write.resource, known, part=True) for _ in ids]
             return Call("PATCH", many, [{"id": id_, **edit} for id_, edit in zip(ids, edits, strict=True)])
         case "delete_bulk" if one:
@@ -199,5 +201,5 @@ def _title(chance: Random) -> str:
 
 def _prose(chance: Random) -> str | None:
     return chance.choice(
-        (None, None, chance.choice(WORDS), chance.choice(WORDS), LONG if chance.random() < 0.2 else "")
+        (None, None, chance.choice(WORDS), chance.choice(WORDS), LONG if chance.random() < 0.1 else "")
     )
