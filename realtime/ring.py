@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from itertools import islice
 
 from repository.event_log import Event
@@ -37,7 +38,13 @@ class Ring:
         start = seq + 1 - self._events[0].seq
         found: list[Event] = []
         size = 0
-        for event in islice(self._events, start, start + max_events):
+        left = len(self._events) - start
+        # A deque is walked from its end; those who are nearly there, most of all, are not to pay for the whole ring.
+        if left < start:
+            events: Iterable[Event] = reversed(list(islice(reversed(self._events), left)))
+        else:
+            events = islice(self._events, start, start + max_events)
+        for event in islice(events, max_events):
             size += len(event.payload)
             if found and size > max_bytes:
                 break
