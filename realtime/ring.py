@@ -38,7 +38,7 @@ class Ring:
         start = seq + 1 - self._events[0].seq
         found: list[Event] = []
         size = 0
-        left = len(self._events) - start
+        left = max(0, len(self._events) - start)
         # A deque is walked from its end; those who are nearly there, most of all, are not to pay for the whole ring.
         if left < start:
             events: Iterable[Event] = reversed(list(islice(reversed(self._events), left)))
