@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from tests.oracle_client import Client, Watched
-from tests.oracle_filters import Row, Wanted, matches, query, resolved
+from tests.oracle_filters import Wanted, matches, query, resolved
 from tests.oracle_http import Rest
+from tests.oracle_truth import PAGE, Truth, walk
 from tests.oracle_views import Place, Rows, View
 from tests.oracle_writes import ADMIN, CATALOG, Batch, Known, Write, call
 from tests.resources import sql
@@ -29,13 +30,12 @@ from tests.service import Person, Service
 from times import utc_text
 
 EQUAL_SECONDS = 10.0
-JOBS_SECONDS = 60.0
-PAGE = 1_000
+WRITES_SECONDS = 60.0  # the backlog and all jobs
+MAX_WAIT_SECONDS = 1.0
 LANES = 3
-BACKLOG = 3  # writes that wait in a lane before whoever draws the next step waits, too
+BACKLOG = 8  # writes that wait in a lane before whoever draws the next step waits, too
 # 503 is none of them: no database is ever away here.
 ANSWERS = frozenset({200, 201, 202, 204, 403, 404, 409, 429})
-UNFINISHED = ("queued", "running")
 PUBLIC = frozenset({"movies", "characters", "jobs"})
 
 T = TypeVar("T")
@@ -105,7 +105,7 @@ class World:
         self._known.names = [person.name for person in self._people]
         self._known.sessions = [[], []]
         for person in self._people:
-            rows = await self._walk("/auth/sessions", person, by_id=False)
+            rows = await walk(self._rest[0], "/auth/sessions", person, by_id=False)
             self._own_sessions |= {row["id"] for row in rows}
         self._lanes = [asyncio.Queue() for _ in range(LANES)]
         self._writers = [asyncio.create_task(self._write_all(lane)) for lane in self._lanes]
@@ -123,11 +123,12 @@ class World:
     # --- writing
 
     async def write(self, lane: int, batch: Batch) -> None:
-        """Returns when few of its writes are left to do."""
+        """Returns when few of its writes are left, or soon: one may wait for its answer on a socket that pauses."""
         queue = self._lanes[lane]
         for write in batch.writes():
             queue.put_nowait(write)
-        while queue.qsize() > BACKLOG:
+        deadline = time.monotonic() + MAX_WAIT_SECONDS
+        while queue.qsize() > BACKLOG and time.monotonic() < deadline:
             self.check()
             await asyncio.sleep(0.005)
 
@@ -254,10 +255,12 @@ class World:
         for client in self.clients:
             await client.cut()
         self.clients.clear()
+        self.problems.clear()
         await self._writes_done()
+        self.problems.clear()
         admin = self._people[ADMIN]
         for resource in CATALOG:
-            ids = [row["id"] for row in await self._walk(f"/{resource}", admin)]
+            ids = [row["id"] for row in await walk(self._rest[0], f"/{resource}", admin)]
             for start in range(0, len(ids), PAGE):
                 some = {"ids": ids[start : start + PAGE]}
                 answer = await self._rest[0].ask("DELETE", f"/{resource}/bulk", some, admin.token)
@@ -272,57 +275,28 @@ class World:
     async def _keep_base(self) -> None:
         """Remember all rows and the number that they are as of; nobody may be writing."""
         [(epoch, seq)] = await sql(self.services[0], "SELECT epoch, seq FROM event_head")
-        self.base = await self.truth(), Place(epoch, seq)
+        self.base = (await self._truth()).rows, Place(epoch, seq)
 
     async def _writes_done(self) -> None:
-        for lane in self._lanes:
-            await lane.join()
-        deadline = time.monotonic() + JOBS_SECONDS
-        while any([(await self._rest[0].ask("GET", f"/jobs?state={state}&limit=1")).body for state in UNFINISHED]):
-            if time.monotonic() > deadline:
-                raise AssertionError(f"jobs do not end within {JOBS_SECONDS} s")
-            await asyncio.sleep(0.02)
+        deadline = time.monotonic() + WRITES_SECONDS
+        joining = asyncio.gather(*(lane.join() for lane in self._lanes))
+        try:
+            while not joining.done() or await self._unfinished_jobs():
+                self.check()
+                if time.monotonic() > deadline:
+                    raise AssertionError(f"writes and jobs do not end within {WRITES_SECONDS} s")
+                await asyncio.sleep(0.01)
+        finally:
+            joining.cancel()
 
-    async def truth(self) -> Rows:
-        """Every row of every topic."""
-        admin = self._people[ADMIN]
-        found = {resource: await self._walk(f"/{resource}", admin) for resource in CATALOG}
-        found["jobs"] = await self._walk("/jobs", admin, by_id=False)
-        found["users"] = [(await self._rest[0].ask("GET", "/auth/me", token=admin.token)).body]
-        found["users"] += await self._walk("/users/nonAdmin", admin, by_id=False)
-        for number, person in enumerate(self._people):
-            found[f"sessions of {number}"] = await self._walk("/auth/sessions", person, by_id=False)
-        return {topic: {row["id"]: row for row in rows} for topic, rows in found.items()}
+    async def _unfinished_jobs(self) -> bool:
+        answers = [await self._rest[0].ask("GET", f"/jobs?state={state}&limit=1") for state in ("queued", "running")]
+        return any(answer.body for answer in answers)
 
-    async def _walk(
-        self, path: str, person: Person, parameters: Sequence[tuple[str, str]] = (), *, by_id: bool = True
-    ) -> list[Row]:
-        rows: list[Row] = []
-        while True:
-            place = ("after", str(rows[-1]["id"] if rows else 0)) if by_id else ("offset", str(len(rows)))
-            asked = f"{path}?{urlencode([*parameters, place, ('limit', str(PAGE))])}"
-            answer = await self._rest[self.quiets % len(self._rest)].ask("GET", asked, token=person.token)
-            assert answer.status == 200, answer
-            page = answer.body
-            rows += page
-            if len(page) < PAGE:
-                return rows
-
-    async def _expected(self, view: View, user: int | None, truth: Rows, listed: Rows | None) -> Rows:
-        """The rows that a view must hold. What the service lists with a filter is compared with what it means, and is
-        `listed`, unless that is None.
-        """
-        found: Rows = {}
-        for topic in view.topics:
-            every = truth[topic if topic != "sessions" else f"sessions of {user}"]
-            found[topic] = {id_: row for id_, row in every.items() if matches(view.wanted, row)}
-            if topic in CATALOG and view.wanted and listed is not None:
-                key = f"{topic} {query(view.wanted)}"
-                if key not in listed:
-                    rows = await self._walk(f"/{topic}", self._people[ADMIN], query(view.wanted))
-                    listed[key] = {row["id"]: row for row in rows}
-                assert listed[key] == found[topic], f"GET /{topic} with {view.wanted} lists other rows than match it"
-        return found
+    async def _truth(self) -> Truth:
+        truth = Truth(self._rest[self.quiets % len(self._rest)], self._people)
+        await truth.read()
+        return truth
 
     # --- quiet points
 
@@ -339,7 +313,7 @@ class World:
             await self._write(write)
         truth = await self._all_are_right()
         # What was sent before the answer to this would be one event too many.
-        await asyncio.gather(*(client.ping() for client in self.clients if client.is_open))
+        await asyncio.gather(*(client.ping() for client in self.clients), return_exceptions=True)
         await self._all_are_right(truth)
 
     def _markers(self) -> Sequence[Write]:
@@ -349,16 +323,13 @@ class World:
             for number, (kind, resource) in enumerate(itertools.product(kinds, CATALOG))
         ]
 
-    async def _all_are_right(self, truth: Rows | None = None) -> Rows:
+    async def _all_are_right(self, truth: Truth | None = None) -> Truth:
         """Answers the truth; what is given is what it was a moment ago."""
-        listed: Rows | None = None if truth is not None else {}
         if truth is None:
-            truth = await self.truth()
-            self._remember(truth)
+            truth = await self._truth()
+            self._remember(truth.rows)
         waiting = [
-            (client, view, await self._expected(view, client.user, truth, listed))
-            for client in self.clients
-            for view in client.views
+            (client, view, await truth.rows_for(view, client.user)) for client in self.clients for view in client.views
         ]
         deadline = time.monotonic() + EQUAL_SECONDS
         while True:

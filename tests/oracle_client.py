@@ -123,14 +123,17 @@ class Client:
                 await reader
         with contextlib.suppress(ConnectionClosed, OSError):
             await closing.wait_closed()
-        for asked in self._asked.values():
-            if asked.answer is not None and not asked.answer.done():
-                asked.answer.cancel()
-        self._asked.clear()
+        self._forget_questions()
         self._live.clear()
         for each in [*self.watched, *([self.handshake] if self.handshake else [])]:
             each.name, each.is_asked = None, False
             each.view.cut()
+
+    def _forget_questions(self) -> None:
+        for asked in self._asked.values():
+            if asked.answer is not None and not asked.answer.done():
+                asked.answer.cancel()
+        self._asked.clear()
 
     def pause(self) -> None:
         self._reading.clear()
@@ -185,21 +188,25 @@ class Client:
 
     async def request(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         """Raises ConnectionError when the socket ends before the answer: nobody knows then."""
-        answer: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
         members = {"body": body} if body is not None else {}
-        await self._say(_Asked("request", answer=answer), method=method, path=path, **members)
+        frame = await self._question("request", method=method, path=path, **members)
+        return frame["status"], frame["body"]
+
+    async def ping(self) -> None:
+        """Raises ConnectionError."""
+        await self._question("ping")
+
+    async def _question(self, action: str, **members: Any) -> Row:
+        if not self.is_open:
+            raise ConnectionError("closed")
+        answer: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
+        await self._say(_Asked(action, answer=answer), **members)
         try:
-            frame = await answer
+            return await answer
         except asyncio.CancelledError:
             if answer.cancelled():
                 raise ConnectionError("cut") from None
             raise
-        return frame["status"], frame["body"]
-
-    async def ping(self) -> None:
-        answer: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
-        await self._say(_Asked("ping", answer=answer))
-        await answer
 
     # --- what it is told
 
@@ -217,6 +224,8 @@ class Client:
                 self.problems.append(f"{self.label} was closed: {error}")
         except (AssertionError, LookupError) as error:
             self.problems.append(f"{self.label}: {type(error).__name__}: {error}")
+        finally:
+            self._forget_questions()
 
     async def _take(self, frame: Row) -> None:
         if "reply_to" in frame:

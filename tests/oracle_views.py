@@ -43,6 +43,7 @@ class View:
         self._group: list[Row] = []
         self._is_refused = False  # the position that was sent is bad on purpose
         self._is_void = False
+        self._begins_later = False  # after a resync the snapshot itself says its number, which may be higher
 
     def __repr__(self) -> str:
         return f"View(topics={self.topics}, filter={self.wanted}, latest_every_ms={self.latest_every_ms})"
@@ -76,7 +77,7 @@ class View:
             self.position = None
 
     def _begin_snapshot(self, place: Place) -> None:
-        self.position, self._start = None, place
+        self.position, self._start, self._begins_later = None, place, False
         self._missing = set(self.topics)
         self._group.clear()
         self.rows = {topic: {} for topic in self.topics}
@@ -109,6 +110,7 @@ class View:
         self._is_refused = False
         self._begin_snapshot(Place(data["epoch"], data["seq"]))
         self._is_void = not snapshot
+        self._begins_later = True
         return snapshot
 
     def _take_rows(self, frame: Row) -> None:
@@ -116,6 +118,9 @@ class View:
         self.told.append(f"{topic} snapshot {frame['seq']} of {[row['id'] for row in data['items']]}, {data['done']=}")
         if topic not in self._missing or self._start is None:
             raise Wrong(f"no snapshot of {topic} is under way: {self}")
+        if self._begins_later and frame["seq"] > self._start.seq:
+            self._start = Place(self._start.epoch, frame["seq"])
+        self._begins_later = False
         if frame["seq"] != self._start.seq:
             raise Wrong(f"a snapshot as of {self._start.seq} has a page as of {frame['seq']}: {self}")
         for row in data["items"]:
@@ -158,7 +163,17 @@ class View:
             if (row["id"] in rows) != (operation == "update"):
                 there = "was there" if row["id"] in rows else "was not there"
                 raise Wrong(f"{row['id']} {there}: {_brief(frame)}: {self}")
+            if operation == "update" and "version" in row:
+                self._compare(rows[row["id"]], row, frame)
             rows[row["id"]] = row
+
+    def _compare(self, old: Row, new: Row, frame: Row) -> None:
+        """An update is of the row as it was: it changes something, what it names, and the version does not go back."""
+        named = set(frame["changed"])
+        changed = {name for name in new if new[name] != old[name]} - {"version", "updated_at"}
+        is_windowed = self.latest_every_ms is not None  # there and back is nothing, and still was a change
+        if new["version"] < old["version"] or not changed <= named or not (changed or is_windowed):
+            raise Wrong(f"{changed or 'nothing'} of {new['id']} changed, {named} are named: {_brief(frame)}: {self}")
 
     # --- what it should be
 
