@@ -92,6 +92,8 @@ class Stopping:
 
 
 def _shorten(limit: asyncio.Timeout) -> None:
+    if limit.expired():  # what it held up is on its way out
+        return
     soon = asyncio.get_running_loop().time() + GRACE_SECONDS
     due = limit.when()
     limit.reschedule(soon if due is None else min(due, soon))

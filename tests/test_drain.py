@@ -20,6 +20,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 import serving
+from stopping import GRACE_SECONDS, Stopping
 from tests.conftest import Places
 from tests.servers import PostgresServer, RedisServer
 from tests.service import ROOT, Person, Service, Watcher, eventually
@@ -347,6 +348,35 @@ def _is_awake(pid: int) -> bool:
     with suppress(OSError):
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     return False
+
+
+async def test_a_stop_that_begins_as_a_timeout_runs_out_tells_everybody() -> None:
+    stopping, on_its_way_out = Stopping(), asyncio.Event()
+    told: list[str] = []
+
+    def fails() -> None:
+        raise RuntimeError("a listener of ours is wrong")
+
+    stopping.on_stop += [lambda: told.append("first"), fails, lambda: told.append("last")]
+    runs_out = asyncio.create_task(_run_out(stopping, 0.01, on_its_way_out))
+    lasts = asyncio.create_task(_run_out(stopping, 60, asyncio.Event()))
+    await on_its_way_out.wait()
+    begun = time.monotonic()
+    stopping.begin()
+    assert told == ["first", "last"]
+    for late in (runs_out, lasts):
+        with pytest.raises(TimeoutError):
+            await late
+    assert time.monotonic() - begun < GRACE_SECONDS + 2
+
+
+async def _run_out(stopping: Stopping, seconds: float, on_its_way_out: asyncio.Event) -> None:
+    async with stopping.timeout(seconds):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            on_its_way_out.set()
+            await asyncio.sleep(0.05)  # it takes a moment to clean up
 
 
 async def test_a_rolling_restart_loses_nothing_and_leaves_nobody_alone(small: Callable[..., Service]) -> None:
