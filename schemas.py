@@ -80,7 +80,8 @@ class Body(BaseModel):
 
 
 class Answer(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    # For the documents; nothing is checked against them while the service runs, so building them can wait until then.
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
 
 # --- movies and characters

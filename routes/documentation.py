@@ -80,7 +80,7 @@ async def file(request: Request) -> Response:
 
 
 async def openapi(call: Call) -> Response:
-    return rendering.JSONResponse(call.services.openapi, headers={"Cache-Control": "no-cache"})
+    return rendering.JSONResponse(await asyncio.to_thread(call.services.openapi), headers={"Cache-Control": "no-cache"})
 
 
 PAGES: list[BaseRoute] = [

@@ -37,7 +37,7 @@ class Services:
     tokens: Tokens
     passwords: Passwords
     readiness: Callable[[], Awaitable[Mapping[str, str]]]
-    openapi: bytes
+    openapi: Callable[[], bytes]
     event_pages: EventPages
     event_streams: EventStreams
 
