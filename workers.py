@@ -26,7 +26,9 @@ from settings import Settings
 
 SILENT_SECONDS = 30.0  # a worker that does not answer for so long hangs
 START_SECONDS = 60.0  # for a replacement
-RETRY_SECONDS = 1.0  # before a worker that could not start is started again
+RETRY_SECONDS = 1.0  # before a worker that could not start, or died young, is started again; each time twice as long
+MAX_RETRY_SECONDS = 10.0
+STEADY_SECONDS = 5.0  # who has lived for so long did not die of its start
 KILL_AFTER_SECONDS = STOP_SECONDS + 2.0
 HURRY_SECONDS = 2.0
 
@@ -72,6 +74,7 @@ class Worker(Process):
         self.has_served = False
         self.since = self.heard_at = time.monotonic()
         self.died_at: float | None = None
+        self.pause = 0.0  # after its death, before there is another in its place
         super().__init__(config, [listener])
 
     # --- in the process
@@ -98,6 +101,12 @@ class Worker(Process):
     @property
     def is_running(self) -> bool:
         return self.process.is_alive()
+
+    def died(self, now: float) -> None:
+        """Its `pause` was that of the one before it."""
+        is_steady = self.has_served and now - self.since >= STEADY_SECONDS
+        self.pause = 0.0 if is_steady else min(max(RETRY_SECONDS, 2 * self.pause), MAX_RETRY_SECONDS)
+        self.died_at = now
 
     def tell(self, number: signal.Signals) -> None:
         if self.process.pid is not None and self.is_running:
@@ -171,7 +180,7 @@ class Supervisor:
                 if worker.is_running and not hangs:
                     continue
                 self._bury(worker)
-                worker.died_at = now
+                worker.died(now)
                 if (worker.exitcode or 0) > 0 and not self._has_served:
                     # Nobody has ever served: it is the application or its surroundings, and trying again is no use.
                     log.error("a worker could not start; stopping", worker=worker.pid)
@@ -179,8 +188,9 @@ class Supervisor:
                     self._stop_signals += 1
                     return
                 log.warning("a worker died; starting another", worker=worker.pid, status=worker.exitcode, hung=hangs)
-            if now >= worker.died_at + (0 if worker.has_served else RETRY_SECONDS):
+            if worker.died_at is not None and now >= worker.died_at + worker.pause:
                 self._workers[index] = self._start()
+                self._workers[index].pause = worker.pause
 
     def _go_on_replacing(self) -> None:
         """One step of a rolling restart: a replacement serves before the old worker is told to make way, and that one

@@ -8,10 +8,13 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 import serving
+import workers
+from settings import Settings
 from stopping import GRACE_SECONDS, Stopping
 from tests.conftest import Places
 from tests.servers import PostgresServer, RedisServer
@@ -428,6 +433,58 @@ async def test_a_worker_that_dies_is_replaced_and_its_gauges_are_forgotten(small
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*ends, return_exceptions=True)
     assert await stop(service) < 6
+
+
+EVERY_WORKER_IS_YOUNG = """
+import sys, logs, serving, settings, workers
+
+workers.STEADY_SECONDS = 3600.0
+found = settings.load_settings()
+logs.configure("json", "info")
+sys.exit(workers.Supervisor(found, "main:worker", serving.listen(found)).run())
+"""
+
+
+async def test_a_worker_that_dies_young_again_and_again_is_started_after_longer_and_longer_pauses(
+    small: Callable[..., Service],
+) -> None:
+    service = small(WORKERS="2", PYTHONPATH=str(ROOT))
+    service.command = ("-c", EVERY_WORKER_IS_YOUNG)
+    service.start()
+    seen = sorted(workers_of(service))
+    for starts in (3, 4):
+        await eventually(lambda: len(workers_of(service)) == 2, "another is started")
+        newest = [pid for pid in workers_of(service) if pid not in seen] or seen[:1]
+        seen += newest
+        os.kill(newest[0], signal.SIGKILL)
+        await eventually(partial(_has_started, service, starts), "another is started")
+    times = [(entry["event"], datetime.fromisoformat(entry["timestamp"])) for entry in _said(service)]
+    died = [at for event, at in times if event.startswith("a worker died")]
+    started = [at for event, at in times if event == "worker started"][2:]
+    pauses = [(after - before).total_seconds() for before, after in zip(died, started, strict=True)]
+    assert 0.9 < pauses[0] < 1.9 < pauses[1]
+    await stop(service)
+
+
+def _has_started(service: Service, number: int) -> bool:
+    return service.log().count('"worker started"') == number
+
+
+def _said(service: Service) -> list[dict[str, Any]]:
+    lines = (json.loads(line) for line in service.log().splitlines() if line.startswith("{"))
+    return [line for line in lines if line.get("logger") == "workers"]
+
+
+def test_pauses_double_up_to_a_bound_and_end_with_a_worker_that_has_lived() -> None:
+    pauses, pause = [], 0.0
+    config = serving.server_config(Settings(), "main:worker")
+    with socket.socket() as listener:
+        for lived in (0.1, 0.1, 0.1, 0.1, 0.1, workers.STEADY_SECONDS, 0.1):
+            worker = workers.Worker(config, listener, 0)
+            worker.pause, worker.has_served = pause, True
+            worker.died(worker.since + lived)
+            pauses.append(pause := worker.pause)
+    assert pauses == [1, 2, 4, 8, 10, 0, 1]
 
 
 async def _open_websockets(client: httpx.AsyncClient, expected: int) -> bool:
