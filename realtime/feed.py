@@ -35,6 +35,7 @@ REMEMBERED_EVENTS = 2_000  # at the start
 REMEMBERED_BYTES = 4 * 1024 * 1024
 REACH_SECONDS = 0.5
 REACH_POLL_SECONDS = 0.002
+REACH_EVENT_SECONDS = 5.0  # for an event that the log is known to have: longer only while the database is away
 MIN_LOOK_SECONDS = 0.02  # between two looks, however many hints come: strangers on the bus give hints, too
 POLL_SECONDS_LOCAL = 0.03  # no shared bus: another process's events are only seen by looking
 POLL_SECONDS_SHARED = 1.0
@@ -311,9 +312,16 @@ class Feed:
             await self._moved.wait()
 
     async def reach(self, seq: int) -> None:
-        """Wait until the stream has the event `seq`, which the log is known to have, or is another log's."""
+        """Wait until the stream has the event `seq`, which the log is known to have, or is another log's.
+
+        Raises Unavailable when that takes too long.
+        """
         self._aim(seq)
-        await self.wait_beyond(seq - 1)
+        try:
+            async with asyncio.timeout(REACH_EVENT_SECONDS):
+                await self.wait_beyond(seq - 1)
+        except TimeoutError as error:
+            raise Unavailable("The log cannot be read at the moment") from error
 
     async def reach_head(self) -> None:
         """Wait until the stream has every event that was committed when this was called, but not for long.

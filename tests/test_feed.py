@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from errors import Unavailable
+from filters import parse_json
 from realtime import bus, feed
 from realtime.bus import Bus
 from realtime.feed import Feed, PositionTooOld
@@ -25,6 +26,7 @@ from repository import event_log, migrations
 from repository.database import Database
 from repository.event_log import Event, Head
 from repository.transaction import Transaction
+from schemas import MOVIE_FIELDS
 from tests.servers import PostgresServer, RedisServer
 from tests.service import eventually
 
@@ -256,6 +258,7 @@ class FakeSocketThatBreaks:
     def __init__(self) -> None:
         self.texts: list[bytes] = []
         self.breaks = False
+        self.closed: int | None = None
 
     def write(self, frames: Frames) -> None:
         if self.breaks:
@@ -273,7 +276,7 @@ class FakeSocketThatBreaks:
         pass
 
     def close(self, code: int, reason: str) -> None:
-        pass
+        self.closed = code
 
 
 async def test_one_socket_that_fails_keeps_no_event_from_the_others_or_from_itself(database: Database) -> None:
@@ -291,6 +294,41 @@ async def test_one_socket_that_fails_keeps_no_event_from_the_others_or_from_itse
             hub.flush()
         await eventually(lambda: all(len(stream.texts) == 3 for stream in streams), "all have all", 5)
         assert streams[0].texts == streams[1].texts == streams[2].texts
+
+
+async def test_an_event_that_cannot_be_shown_is_no_silence(database: Database) -> None:
+    """Whoever it concerns is cut off by their own task; the others, and what came with it, are not."""
+    async with following(database, runs=False) as (followed, _):
+        hub = Hub(followed.newest_after)
+        sources = Sources(followed, hub, Snapshots(database, followed))
+        hub.start(followed.head.seq)
+        followed.on_events.append(hub.publish)
+        wanted, _ = parse_json({"title": {"prefix": "x"}}, MOVIE_FIELDS)
+        plain, filtered = FakeSocketThatBreaks(), FakeSocketThatBreaks()
+        movies = frozenset({"movies"})
+        Subscription(Spec(movies), plain, sources, asyncio.Lock()).start(followed.head.seq)
+        spec = Spec(movies, filters=(("movies", wanted),))
+        Subscription(spec, filtered, sources, asyncio.Lock()).start(followed.head.seq)
+        events = await write(database, 3)
+        strange = replace(events[1], payload=b'{"id":5}')  # of a later version, say: no title
+        followed.offer([events[0], strange, events[2]])
+        hub.flush()
+        assert len(plain.texts) == 3
+        await eventually(lambda: filtered.closed, "the one that it concerns is told to come back", 5)
+        assert len(filtered.texts) <= 2
+
+
+async def test_an_event_that_does_not_come_is_not_waited_for_without_end(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "REACH_EVENT_SECONDS", 0.1)
+    async with following(database, runs=False) as (followed, _):
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(followed.reach(1), 5)
+        events = await write(database, 1)
+        reaching = asyncio.create_task(followed.reach(1))
+        followed.offer(events)
+        await reaching
 
 
 async def test_connections_that_died_leave_the_pool(postgres: PostgresServer) -> None:
