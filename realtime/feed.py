@@ -338,16 +338,23 @@ class Feed:
         if present is not None:
             await asyncio.wait({present})
         self._present_look, self._next_look = self._next_look, None
+        generation = self.generation
         try:
             found = await event_log.head(self._database)
         except Unavailable:
             return
         deadline = asyncio.get_running_loop().time() + REACH_SECONDS
-        while self.head.epoch == found.epoch and self.head.seq < found.seq:
+        while self._is_before(found, generation):
             if asyncio.get_running_loop().time() > deadline:
                 return
-            self._aim(found.seq)
+            self.hear_head(found)
             await asyncio.sleep(REACH_POLL_SECONDS)
+
+    def _is_before(self, found: Head, generation: int) -> bool:
+        if found.epoch == self.head.epoch:
+            return self.head.seq < found.seq
+        # After a reset, what was found may as well be of the log that was replaced.
+        return self.generation == generation
 
     async def find_place(self, since: int | None, epoch: str | None) -> str | None:
         """Get ready to stream after `since`, or from now: why a stream cannot go on there, or None when it can.
@@ -357,14 +364,14 @@ class Feed:
         if since is None:
             await self.reach_head()
             return None
-        generation = self.generation
         if epoch is not None and epoch != self.head.epoch:
-            await self.reach_head()
-            reason = "another epoch" if epoch != self.head.epoch else await self.check_position(since)
-        else:
-            reason = await self.check_position(since)
-            if reason is not None:
-                await self.reach_head()  # whoever starts over does not start before its own writes
+            await self.reach_head()  # this worker may be the last to know of a log that was replaced
+            if epoch != self.head.epoch:
+                return "another epoch"
+        generation = self.generation
+        reason = await self.check_position(since)
+        if reason is not None:
+            await self.reach_head()  # whoever starts over does not start before its own writes
         return "the log was replaced" if generation != self.generation else reason
 
     async def check_position(self, seq: int) -> str | None:

@@ -19,6 +19,7 @@ from realtime.bus import Bus
 from realtime.feed import Feed, PositionTooOld
 from realtime.frames import Frames, Rendering, event_text
 from realtime.hub import Hub
+from realtime.replay import Replay
 from realtime.ring import Ring
 from realtime.snapshot import Snapshots
 from realtime.subscription import Sources, Spec, Subscription
@@ -329,6 +330,26 @@ async def test_an_event_that_does_not_come_is_not_waited_for_without_end(
         reaching = asyncio.create_task(followed.reach(1))
         followed.offer(events)
         await reaching
+
+
+async def test_a_log_that_was_replaced_is_looked_at_before_a_position_in_it_is_judged(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "POLL_SECONDS_SHARED", 60)
+    async with following(database) as (followed, seen):
+        followed.offer(await write(database, 5))
+        assert len(seen) == 5
+        await event_log.renew_epoch(database, followed.head.epoch)
+        new = await event_log.head(database)
+        assert followed.head.epoch != new.epoch, "the worker lags"
+        source = Replay(database, followed)
+        assert await followed.find_place(new.seq, new.epoch) is None
+        assert followed.head == new
+        await event_log.renew_epoch(database, new.epoch)
+        newest = await event_log.head(database)
+        await followed.reach_head()
+        assert await source.start_after(newest.seq, newest.epoch) == newest.seq
+        assert await followed.find_place(newest.seq, "elsewhere") == "another epoch"
 
 
 async def test_connections_that_died_leave_the_pool(postgres: PostgresServer) -> None:
