@@ -14,7 +14,6 @@ Only `run` awaits; `offer` and `hear_head` may be called from anywhere in the lo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -156,9 +155,15 @@ class Feed:
     # --- the log
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch_head(), name="feed-head")
-            tasks.create_task(self._fill_gaps(), name="feed-gaps")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._watch_head(), name="feed-head")
+                tasks.create_task(self._fill_gaps(), name="feed-gaps")
+        finally:
+            looks = [look for look in (self._present_look, self._next_look) if look is not None]
+            for look in looks:
+                look.cancel()
+            await asyncio.gather(*looks, return_exceptions=True)
 
     def _poll_seconds(self) -> float:
         if not self._has_shared_bus:
@@ -330,9 +335,10 @@ class Feed:
         """
         if self._next_look is None:
             self._next_look = asyncio.create_task(self._reach_head(self._present_look), name="feed-reach")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(REACH_SECONDS):
-                await asyncio.shield(self._next_look)
+        done, _ = await asyncio.wait({self._next_look}, timeout=REACH_SECONDS)
+        for look in done:
+            if not look.cancelled():  # as it is when the feed ends
+                look.result()
 
     async def _reach_head(self, present: asyncio.Task[None] | None) -> None:
         if present is not None:

@@ -352,6 +352,24 @@ async def test_a_log_that_was_replaced_is_looked_at_before_a_position_in_it_is_j
         assert await followed.find_place(newest.seq, "elsewhere") == "another epoch"
 
 
+async def test_nothing_of_a_feed_goes_on_after_its_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(database: Database) -> Head:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    def looks() -> list[str]:
+        return [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("feed-")]
+
+    async with following(database) as (followed, _):
+        monkeypatch.setattr(event_log, "head", never)
+        asking = [asyncio.create_task(followed.reach_head())]
+        await eventually(lambda: followed._present_look is not None, "the database is asked")
+        asking.append(asyncio.create_task(followed.reach_head()))
+        await eventually(lambda: looks().count("feed-reach") == 2, "another waits for its turn")
+    assert looks() == []
+    await asyncio.gather(*asking)
+
+
 async def test_connections_that_died_leave_the_pool(postgres: PostgresServer) -> None:
     """The hot reads see errors that the pool does not."""
     url = postgres.create_database()
