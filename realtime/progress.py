@@ -35,6 +35,13 @@ class Progress:
         self._wake = asyncio.Event()
 
     def see(self, events: Sequence[Event]) -> None:
+        """Progress is for show: whatever is wrong with it keeps no event from anybody."""
+        try:
+            self._see(events)
+        except Exception as error:
+            log.error("progress cannot be shown", exc_info=error)
+
+    def _see(self, events: Sequence[Event]) -> None:
         for event in events:
             if event.topic == "jobs" and event.entity_id is not None and event.operation == "update":
                 job_id: str | None = event.entity_id

@@ -19,6 +19,7 @@ from realtime.bus import Bus
 from realtime.feed import Feed, PositionTooOld
 from realtime.frames import Frames, Rendering, event_text
 from realtime.hub import Hub
+from realtime.progress import Progress
 from realtime.replay import Replay
 from realtime.ring import Ring
 from realtime.snapshot import Snapshots
@@ -368,6 +369,15 @@ async def test_nothing_of_a_feed_goes_on_after_its_end(database: Database, monke
         await eventually(lambda: looks().count("feed-reach") == 2, "another waits for its turn")
     assert looks() == []
     await asyncio.gather(*asking)
+
+
+async def test_progress_that_cannot_be_shown_keeps_no_event_from_anybody(database: Database) -> None:
+    async with following(database, runs=False) as (followed, seen):
+        progress = Progress(database, Hub(followed.newest_after))
+        followed.on_events.insert(0, progress.see)
+        first, second = await write(database, 2)
+        followed.offer([replace(first, operation="add_bulk", payload=b'{"job_id":"\xff"}'), second])
+        assert seen == [first.seq, second.seq]
 
 
 async def test_connections_that_died_leave_the_pool(postgres: PostgresServer) -> None:
