@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 import times
@@ -21,6 +22,7 @@ from errors import FieldProblem
 MAX_VALUES_IN_LIST = 100  # of one `in`
 MAX_CONDITIONS = 200  # every field with every operator fits
 MAX_GROUPS = 20
+MAX_PROBLEMS = 100  # of one filter; what is wrong after that is not looked for
 MAX_TEXT_LENGTH = 1_000
 MAX_LISTED_TEXT_LENGTH = 255  # in a list: all of one list fit into a URL, which HTTP parsers cut at 64 KiB
 MAX_INTEGER = 2**63 - 1  # BIGINT
@@ -86,7 +88,7 @@ class Condition:
     value: Scalar | tuple[Scalar, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Filter:
     """Every condition of `all`, and of one of the groups in `any` if there are groups.
 
@@ -95,6 +97,14 @@ class Filter:
 
     all: tuple[Condition, ...] = ()
     any: tuple[tuple[Condition, ...], ...] = ()
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.all, self.any))
+
+    def __hash__(self) -> int:
+        # Once: filters may be large, and they are looked up with every event.
+        return self._hash
 
     def __bool__(self) -> bool:
         return bool(self.all or self.any)
@@ -176,6 +186,8 @@ def _parse_object(
 ) -> list[Condition]:
     conditions: list[Condition] = []
     for name, member in value.items():
+        if len(problems) >= MAX_PROBLEMS:
+            break
         field = fields.get(name)
         if field is None:
             names = ", ".join(sorted(fields))
@@ -255,7 +267,7 @@ def _parse_value(field: Field, op: Op, raw: Any, max_length: int = MAX_TEXT_LENG
 # --- matching
 
 Row = Mapping[str, Any]
-Test = Callable[[Row], bool]
+Matcher = Callable[[Row], bool]
 
 
 def without_case(text: str) -> str:
@@ -263,7 +275,7 @@ def without_case(text: str) -> str:
     return text.lower().replace("ς", "σ")
 
 
-def matcher_of(wanted: Filter) -> Test:
+def matcher_of(wanted: Filter) -> Matcher:
     """What decides whether an entity (as `GET` returns it) matches: the same answer as the database gives."""
     tests = [_test(condition) for condition in wanted.all]
     groups = [[_test(condition) for condition in group] for group in wanted.any]
@@ -277,7 +289,7 @@ def matcher_of(wanted: Filter) -> Test:
     return matches
 
 
-def _test(condition: Condition) -> Test:
+def _test(condition: Condition) -> Matcher:
     name, op, value = condition.field.column, condition.op, condition.value
     if condition.field.kind is Kind.STRINGS:
         wanted = frozenset(value) if isinstance(value, tuple) else frozenset((value,))

@@ -33,7 +33,6 @@ from jobs.cleanup import Cleanup
 from jobs.runner import Runner
 from realtime.asyncapi import ROUTES as ASYNCAPI_ROUTES
 from realtime.bus import Bus
-from realtime.connection import Surroundings
 from realtime.endpoint import ROUTES as REALTIME_ROUTES
 from realtime.endpoint import Realtime
 from realtime.event_stream import EventStreams
@@ -45,6 +44,7 @@ from realtime.registry import Registry
 from realtime.replay import Replay
 from realtime.snapshot import Snapshots
 from realtime.subscription import Sources
+from realtime.surroundings import Surroundings
 from repository import event_log, failures, migrations, users
 from repository.database import Database
 from repository.transaction import Transaction

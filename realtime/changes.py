@@ -13,13 +13,13 @@ from typing import Any
 
 import orjson
 
-from filters import Filter, Row, Test, matcher_of
+from filters import Filter, Matcher, Row, matcher_of
 from realtime import frames
 from realtime.frames import Rendering
 from repository.event_log import Event
 
 BY_FILTER = "filter"
-MAX_COMPILED_FILTERS = 4_096
+MAX_COMPILED_FILTERS = 128  # of those that catch up; a filter may be large
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def changes_of(event: Event) -> list[Change]:
     raise AssertionError(event.operation)
 
 
-def see(test: Test, changes: Iterable[Change]) -> list[Seen]:
+def see(test: Matcher, changes: Iterable[Change]) -> list[Seen]:
     """The changes that a filter has anything to do with."""
     found = []
     for change in changes:
@@ -88,47 +88,58 @@ def see(test: Test, changes: Iterable[Change]) -> list[Seen]:
 
 def filtered_texts(event: Event, rendering: Rendering, wanted: Filter) -> Sequence[bytes]:
     """The frames of an event for a filter, none when it is about none of its rows."""
-    key = (rendering, wanted)
-    built: Sequence[bytes] | None = event.built.get(key)
-    if built is None:
+    verdict = event.built.get(wanted)
+    if verdict is None:
         changes = changes_of(event)
-        built = seen_texts(event, rendering, see(compiled(wanted), changes), len(changes))
-        if sum(map(len, built)) <= frames.MAX_KEPT_BYTES:
-            frames.keep(event, key, built)
-    return built
+        seen = see(compiled(wanted), changes)
+        # What costs next to nothing is kept with the event: that it is wanted as it is, or not at all.
+        verdict = is_whole(event, seen, len(changes)) if seen else False
+        if verdict or not seen:
+            frames.keep(event, wanted, verdict)
+        else:
+            return tuple(frames.named(text, rendering.subscription) for text in _parts(event, rendering.bulk, seen))
+    return (frames.event_text(event, rendering),) if verdict else ()
 
 
-def seen_texts(event: Event, rendering: Rendering, seen: Sequence[Seen], total: int) -> Sequence[bytes]:
-    """The frames of what was seen of an event with `total` changes."""
+def is_whole(event: Event, seen: Sequence[Seen], total: int) -> bool:
+    """Whether all of an event with `total` changes is seen as what it is."""
+    own = event.operation.removesuffix("_bulk")
+    return len(seen) == total and all(one.operation == own and not one.left for one in seen)
+
+
+def seen_texts(event: Event, bulk: str, seen: Sequence[Seen], total: int) -> Sequence[bytes]:
+    """The frames of what was seen of an event with `total` changes, without a name."""
     if not seen:
         return ()
-    is_bulk = event.operation.endswith("_bulk")
+    if is_whole(event, seen, total):
+        return (frames.event_text(event, Rendering("summary" if bulk == "summary" else "items")),)
+    return _parts(event, bulk, seen)
+
+
+def _parts(event: Event, bulk: str, seen: Sequence[Seen]) -> Sequence[bytes]:
     own = event.operation.removesuffix("_bulk")
-    if len(seen) == total and all(one.operation == own and not one.left for one in seen):
-        return (frames.event_text(event, rendering),)
-    if not is_bulk:
+    if own == event.operation:
         (one,) = seen
         data = event.payload if one.operation == "add" else orjson.dumps({"id": one.change.id})
-        return (frames.part_text(event, rendering, one.operation, data, reason=BY_FILTER if one.left else None),)
+        return (frames.part_text(event, one.operation, data, reason=BY_FILTER if one.left else None),)
     job_id = frames.job_of(event)
     parts: list[tuple[str, bytes, str | None]] = []
     for operation in ("add", "update", "delete"):
         group = [one.change for one in seen if one.operation == operation]
         if group:
             left = operation == "delete" and own != "delete"
-            data = bulk_data(operation, group, rendering, job_id)
-            parts.append((f"{operation}_bulk", data, BY_FILTER if left else None))
+            parts.append((f"{operation}_bulk", bulk_data(operation, group, bulk, job_id), BY_FILTER if left else None))
     last = len(parts) - 1
     return tuple(
-        frames.part_text(event, rendering, operation, data, reason=reason, more=number < last)
+        frames.part_text(event, operation, data, reason=reason, more=number < last)
         for number, (operation, data, reason) in enumerate(parts)
     )
 
 
-def bulk_data(operation: str, group: Sequence[Change], rendering: Rendering, job_id: str | None) -> bytes:
+def bulk_data(operation: str, group: Sequence[Change], bulk: str, job_id: str | None) -> bytes:
     """The `data` of a bulk frame about these changes."""
     ids = [change.id for change in group]
-    if rendering.bulk == "summary":
+    if bulk == "summary":
         return frames.summary(ids, job_id)
     data: dict[str, Any] = {"count": len(ids)}
     if operation == "delete":

@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import orjson
+import structlog
 from starlette.websockets import WebSocket
 
 import metrics
@@ -22,11 +24,11 @@ from errors import CLOSE_REASONS, CloseCode, Forbidden, Problem
 from realtime import frames, messages, requests
 from realtime.frames import Frames, Rendering
 from realtime.inbound import BadMessage, Message, parse_filters, parse_members, parse_message
-from realtime.presence import Presence
 from realtime.rate import MAX_REFUSED_MESSAGES, MESSAGES_PER_SECOND, Bucket
-from realtime.registry import Entry, Registry
+from realtime.registry import Entry
 from realtime.stream import HIGH_WATER_BYTES, Stream
-from realtime.subscription import Sources, Spec, Subscription, check_topics
+from realtime.subscription import Spec, Subscription, check_topics
+from realtime.surroundings import Surroundings
 from schemas import PUBLIC_TOPICS, TOPICS
 from security import ANONYMOUS_AUDIENCES, Identity
 
@@ -34,19 +36,9 @@ MAX_SUBSCRIPTIONS = 32
 MAX_REQUESTS_IN_FLIGHT = 16
 AUTH_SECONDS = 10.0  # to sign in, where everybody must
 
-Identify = Callable[[str], Awaitable[Identity]]
+log = structlog.get_logger("connection")
+
 Answer = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What connections need of the process."""
-
-    sources: Sources
-    registry: Registry
-    presence: Presence
-    identify: Identify
-    has_limits: bool
 
 
 class Connection:
@@ -58,10 +50,13 @@ class Connection:
         self.subscriptions: dict[str | None, Subscription] = {}
         self._websocket = websocket
         self._around = around
+        self.is_ending = False
         self._turn = asyncio.Lock()
+        self._answering = asyncio.Lock()
+        self._followed: frozenset[str] = frozenset()  # whose presence it asked for
         self._entry: Entry | None = None
         self._expiry: asyncio.TimerHandle | None = None
-        self._awaiting_auth: tuple[asyncio.TimerHandle, Callable[[], None]] | None = None
+        self._awaiting_auth: tuple[asyncio.TimerHandle, Spec, Callable[[], None]] | None = None
         self._requests: set[asyncio.Task[None]] = set()
         self._bucket = Bucket(time.monotonic())
         self._counted: tuple[frozenset[str], Identity | None] = (frozenset(), None)
@@ -77,22 +72,43 @@ class Connection:
 
     # --- its life
 
-    def open(self, spec: Spec, position: int, identity: Identity | None) -> None:
+    async def sign_in(self, identity: Identity) -> None:
+        """Be this user, unless that has changed since the token was checked. Raises Unauthenticated, Unavailable."""
+        entry = self._around.registry.add(identity, lambda known: self._identity_changed(entry, known))
+        try:
+            await self._around.registry.confirm(entry)
+        except BaseException:
+            self._around.registry.discard(entry)
+            raise
+        if self._entry is not None:
+            self._around.registry.discard(self._entry)
+        self._entry, self.identity = entry, entry.identity
+        if self._is_closed:
+            self._around.registry.discard(entry)
+            return
+        if self._expiry is not None:
+            self._expiry.cancel()
+        seconds = max(0.0, self.identity.expires_at - time.time())
+        self._expiry = asyncio.get_running_loop().call_later(seconds, self._end, CloseCode.TOKEN_EXPIRED)
+
+    def open(self, spec: Spec, position: int) -> None:
         """Begin with the default subscription, after `position`."""
-        if identity is not None:
-            self._sign_in(identity)
-        self._begin_default(spec, position)
+        self._begin_default(spec, position, self._around.sources.feed.generation)
 
     def open_closed_doors(self, spec: Spec, position: int) -> None:
         """As `open`, but nothing is told before the client has signed in, which it must do soon."""
         timer = asyncio.get_running_loop().call_later(AUTH_SECONDS, self._end, CloseCode.TOKEN_EXPIRED)
-        self._awaiting_auth = timer, lambda: self._begin_default(spec, position)
+        generation = self._around.sources.feed.generation
+        self._awaiting_auth = timer, spec, partial(self._begin_default, spec, position, generation)
 
-    def _begin_default(self, spec: Spec, position: int) -> None:
+    def _begin_default(self, spec: Spec, position: int, generation: int) -> None:
         spec = replace(spec, audiences=self._audiences)
         subscription = Subscription(spec, self.stream, self._around.sources, self._turn)
         self._add(None, subscription)
-        subscription.start(position)
+        if generation == self._around.sources.feed.generation:
+            subscription.start(position)
+        else:
+            subscription.start_over("the log was replaced")
         self._count_in()
 
     def close(self) -> None:
@@ -131,6 +147,7 @@ class Connection:
                     request.cancel()
 
     def _end(self, code: CloseCode) -> None:
+        self.is_ending = True
         self.stream.close(code, CLOSE_REASONS[code])
 
     def _count_in(self) -> None:
@@ -155,22 +172,9 @@ class Connection:
     def _audiences(self) -> frozenset[str]:
         return self.identity.audiences if self.identity is not None else ANONYMOUS_AUDIENCES
 
-    def _sign_in(self, identity: Identity) -> None:
-        self.identity = identity
-        if self._entry is not None:
-            self._around.registry.discard(self._entry)
-        self._entry = self._around.registry.add(identity, self._identity_changed)
-        if self._expiry is not None:
-            self._expiry.cancel()
-        seconds = max(0.0, identity.expires_at - time.time())
-        self._expiry = asyncio.get_running_loop().call_later(seconds, self._end, CloseCode.TOKEN_EXPIRED)
-
-    async def confirm(self) -> None:
-        """After `open` with an identity: see `Registry.confirm`. Raises Problem."""
-        if self._entry is not None:
-            await self._around.registry.confirm(self._entry)
-
-    def _identity_changed(self, identity: Identity | None) -> None:
+    def _identity_changed(self, entry: Entry, identity: Identity | None) -> None:
+        if entry is not self._entry:
+            return  # not this user yet, or no longer by this token
         if identity is None:
             self._end(CloseCode.TOKEN_EXPIRED)
             return
@@ -181,6 +185,10 @@ class Connection:
         except Forbidden:
             self._end(CloseCode.TOKEN_EXPIRED)
             return
+        try:
+            check_topics(self._followed, identity)
+        except Forbidden:
+            self._around.presence.unwatch(self)
         self._respec()
 
     def _respec(self) -> None:
@@ -192,14 +200,16 @@ class Connection:
 
     async def receive_text(self, text: str) -> None:
         """Answer one text frame."""
+        if self.is_ending:
+            return  # it came after the end
         close, reply_to, answer = None, None, None
         try:
-            if self._around.has_limits and not self._bucket.take(time.monotonic()):
-                close = CloseCode.TOO_MANY_MESSAGES if self._bucket.refused > MAX_REFUSED_MESSAGES else None
-                detail = f"Expected at most {MESSAGES_PER_SECOND:g} messages a second; this one was not looked at"
-                raise BadMessage("rate_limited", detail, close)
+            is_allowed = self._bucket.take(time.monotonic()) or not self._around.has_limits
             message = parse_message(text)
             reply_to = message.reply_to
+            if not is_allowed:
+                close = CloseCode.TOO_MANY_MESSAGES if self._bucket.refused > MAX_REFUSED_MESSAGES else None
+                raise BadMessage("rate_limited", f"Expected at most {MESSAGES_PER_SECOND:g} messages a second", close)
             action = self._actions.get(message.action)
             if action is None:
                 raise BadMessage("unknown_action", f"action: expected one of {', '.join(sorted(self._actions))}")
@@ -221,6 +231,8 @@ class Connection:
 
     def receive_bytes(self) -> None:
         """The protocol has no binary frames: whoever sends one does not speak it."""
+        if self.is_ending:
+            return
         detail = "Expected JSON objects in text frames, got a binary frame"
         self._write(frames.error_reply(None, "binary_frame", detail))
         self._end(CloseCode.PROTOCOL_ERROR)
@@ -242,22 +254,22 @@ class Connection:
             raise BadMessage(error.code, error.detail, close) from error
         if self.identity is not None and self.identity.user_id != identity.user_id:
             raise BadMessage("another_user", "This socket is signed in as another user; open another one")
-        for subscription in self.subscriptions.values():
-            try:
-                check_topics(subscription.spec.topics, identity)
-            except Forbidden as error:
-                raise BadMessage(error.code, error.detail, CloseCode.FORBIDDEN) from error
-        self._sign_in(identity)
+        awaited = self._awaiting_auth
+        topics = frozenset(topic for each in self.subscriptions.values() for topic in each.spec.topics)
         try:
-            await self.confirm()
+            check_topics(topics | (awaited[1].topics if awaited is not None else frozenset()), identity)
+        except Forbidden as error:
+            raise BadMessage(error.code, error.detail, CloseCode.FORBIDDEN) from error
+        try:
+            await self.sign_in(identity)
         except Problem as error:
-            raise BadMessage(error.code, error.detail, CloseCode.TOKEN_EXPIRED) from error
-        if self._awaiting_auth is not None:
-            timer, begin = self._awaiting_auth
+            close = CloseCode.TOKEN_EXPIRED if error.status == 401 else None
+            raise BadMessage(error.code, error.detail, close) from error
+        if awaited is not None:
             self._awaiting_auth = None
-            timer.cancel()
+            awaited[0].cancel()
             self._write(frames.reply(message.reply_to, self._me()))
-            begin()
+            awaited[2]()
             return None
         self._respec()
         self._count_in()
@@ -275,9 +287,13 @@ class Connection:
         feed = self._around.sources.feed
         reason = await feed.find_place(wanted.since, wanted.epoch)
         beginning = None
-        if wanted.snapshot and wanted.since is None:
+        if wanted.snapshot and (wanted.since is None or reason is not None):
             beginning = await self._around.sources.snapshots.begin(topics)
-        # From here nothing is awaited: the number in the reply is the place where the stream begins.
+        # From here nothing is awaited: the number in the reply is the place where the stream begins. Who it is may have
+        # changed meanwhile.
+        check_topics(frozenset(topics), self.identity)
+        if self._is_closed:
+            return
         name = self._new_name(wanted.name)
         deliver = wanted.deliver
         spec = Spec(
@@ -302,10 +318,10 @@ class Connection:
         if beginning is not None:
             start = beginning.head.seq
         self._write(frames.reply(message.reply_to, {"subscription": name, "seq": start}))
-        if reason is not None:
+        if beginning is not None:
+            subscription.start_with_snapshot(beginning, reason)
+        elif reason is not None:
             subscription.start_over(reason)
-        elif beginning is not None:
-            subscription.start_with_snapshot(beginning)
         else:
             subscription.start(start)
         self._count_in()
@@ -335,9 +351,16 @@ class Connection:
             raise Forbidden(f"Topic {private[0]} is each user's own: nobody sees who watches it")
         presence = self._around.presence
         presence.unwatch(self)
+        self._followed = topics
         if not topics:
             return {}
-        return await presence.watch(self, topics, self.identity is not None, self._write, self._is_full)
+        found = await presence.watch(self, topics, self.identity is not None, self._write, self._is_full)
+        try:
+            check_topics(topics, self.identity)  # who it is may have changed meanwhile
+        except Forbidden:
+            presence.unwatch(self)
+            raise
+        return found
 
     def _is_full(self) -> bool:
         return self.stream.buffered() > HIGH_WATER_BYTES
@@ -357,8 +380,13 @@ class Connection:
     async def _answer_request(self, reply_to: int | str | None, wanted: messages.Request) -> None:
         body = orjson.dumps(wanted.body) if "body" in wanted.model_fields_set else b""
         scope = requests.scope_of(self._websocket.scope, wanted, self.identity, body)
-        found = await requests.call(self._websocket.app, scope, body)
-        async with self._turn:
+        try:
+            found = await requests.call(self._websocket.app, scope, body)
+        except Exception as error:
+            log.error("a request on a socket failed", exc_info=error)
+            found = requests.FAILED
+        # One at a time: an answer waits until the socket has taken the last.
+        async with self._answering:
             await self.stream.drained()
             self._write(requests.reply(reply_to, *found))
 

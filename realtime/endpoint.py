@@ -16,14 +16,14 @@ from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket
 
 import metrics
-from errors import CLOSE_REASONS, CloseCode, FieldProblem, Forbidden, InvalidInput, Problem
+from errors import CLOSE_REASONS, CloseCode, FieldProblem, Forbidden, InvalidInput, Problem, Unauthenticated
 from realtime import frames
-from realtime.connection import Connection, Surroundings
+from realtime.connection import Connection
 from realtime.frames import Frames, Rendering
 from realtime.stream import EXTENSION, NO_CLOSE_FRAME, QueuedStream, Stream
 from realtime.subscription import Spec, check_topics
+from realtime.surroundings import Surroundings
 from schemas import MAX_ID, PUBLIC_TOPICS, TOPICS
-from security import Identity
 
 HEARTBEAT_SECONDS = 20  # proxies drop sockets that are idle for 30 to 120 s
 _NUMBER = re.compile(r"[0-9]{1,19}")
@@ -118,18 +118,31 @@ async def watch(websocket: WebSocket) -> None:
             identity = await around.identify(token) if token is not None else None
             if identity is not None or not realtime.requires_auth:
                 check_topics(wish.topics, identity)
+            direct: Stream | None = websocket.scope.get("extensions", {}).get(EXTENSION)
+            stream = direct if direct is not None else QueuedStream(websocket)
+            connection = Connection(websocket, stream, around)
+            stack.callback(connection.close)
+            if identity is not None:
+                await connection.sign_in(identity)
             generation = feed.generation
             resync_reason = await feed.find_place(wish.since, wish.epoch)
         except Problem as problem:
             await _refuse(websocket, problem)
             return
         await websocket.accept(subprotocol=subprotocol)
-        direct: Stream | None = websocket.scope.get("extensions", {}).get(EXTENSION)
-        stream = direct if direct is not None else QueuedStream(websocket)
         if wish.since is not None and generation != feed.generation:
             resync_reason = "the log was replaced"
-        position = wish.since if resync_reason is None else None
-        await _serve(websocket, realtime, stream, wish, identity, position, resync_reason)
+        _welcome(realtime, connection, wish, resync_reason)
+        try:
+            if isinstance(stream, QueuedStream):
+                # Under our own server the protocol counts.
+                metrics.websocket_opened()
+                metrics.websocket_closed(await _first_of(stream.run(), _receive(websocket, connection)))
+            else:
+                await _receive(websocket, connection)
+        finally:
+            connection.close()
+        await connection.finish()
 
 
 async def _refuse(websocket: WebSocket, problem: Problem) -> None:
@@ -138,19 +151,20 @@ async def _refuse(websocket: WebSocket, problem: Problem) -> None:
     await websocket.send_denial_response(response)
 
 
-async def _serve(
-    websocket: WebSocket,
-    realtime: Realtime,
-    stream: Stream,
-    wish: Wish,
-    identity: Identity | None,
-    position: int | None,
-    resync_reason: str | None,
-) -> None:
-    connection = Connection(websocket, stream, realtime.around)
-    # From here to `open` nothing is awaited: the number in the welcome is the place where the stream begins.
+def _welcome(realtime: Realtime, connection: Connection, wish: Wish, resync_reason: str | None) -> None:
+    """Nothing is awaited here: the number in the welcome is the place where the stream begins."""
+    stream, identity = connection.stream, connection.identity
+    try:
+        # Who it is may have changed since the handshake began.
+        if connection.is_ending:
+            raise Unauthenticated("")
+        if identity is not None or not realtime.requires_auth:
+            check_topics(wish.topics, identity)
+    except Problem:
+        stream.close(CloseCode.TOKEN_EXPIRED, CLOSE_REASONS[CloseCode.TOKEN_EXPIRED])
+        return
     head = realtime.around.sources.feed.head
-    start = position if position is not None else head.seq
+    start = wish.since if wish.since is not None and resync_reason is None else head.seq
     first = [
         frames.welcome(
             epoch=head.epoch,
@@ -166,17 +180,7 @@ async def _serve(
     if realtime.requires_auth and identity is None:
         connection.open_closed_doors(spec, start)
     else:
-        connection.open(spec, start, identity)
-    try:
-        if isinstance(stream, QueuedStream):
-            # Under our own server the protocol counts.
-            metrics.websocket_opened()
-            metrics.websocket_closed(await _first_of(stream.run(), _receive(websocket, connection)))
-        else:
-            await _receive(websocket, connection)
-    finally:
-        connection.close()
-    await connection.finish()
+        connection.open(spec, start)
 
 
 async def _first_of(*lives: Coroutine[Any, Any, int]) -> int:
@@ -193,10 +197,6 @@ async def _first_of(*lives: Coroutine[Any, Any, int]) -> int:
 
 async def _receive(websocket: WebSocket, connection: Connection) -> int:
     """Take what the client says until the end; answers the close code."""
-    try:
-        await connection.confirm()
-    except Problem:
-        connection.stream.close(CloseCode.TOKEN_EXPIRED, CLOSE_REASONS[CloseCode.TOKEN_EXPIRED])
     while True:
         message: Any = await websocket.receive()
         if message["type"] == "websocket.disconnect":

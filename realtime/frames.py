@@ -57,21 +57,28 @@ def wire_header(length: int) -> bytes:
 
 def event_text(event: Event, rendering: Rendering) -> bytes:
     """The frame of a durable event, as it is in the log."""
-    built = event.built.get(rendering)
-    if built is not None:
-        return bytes(built)
-    data = event.payload
-    if rendering.bulk == "summary" and event.operation.endswith("_bulk"):
-        data = _summary(event)
-    text = part_text(event, rendering, event.operation, data)
-    if len(text) <= MAX_KEPT_BYTES:
-        keep(event, rendering, text)
-    return text
+    text: bytes | None = event.built.get(rendering.bulk)
+    if text is None:
+        data = event.payload
+        if rendering.bulk == "summary" and event.operation.endswith("_bulk"):
+            data = _summary(event)
+        text = part_text(event, event.operation, data)
+        if len(text) <= MAX_KEPT_BYTES:
+            keep(event, rendering.bulk, text)
+    return named(text, rendering.subscription)
+
+
+def named(text: bytes, subscription: str | None) -> bytes:
+    """The frame of an event as one of this subscription. Texts are kept without: many names share one."""
+    if subscription is None:
+        return text
+    # Operations and topics are words of ours: the first of these is the member.
+    place = text.index(b'"seq":')
+    return b'%s"subscription":%s,%s' % (text[:place], orjson.dumps(subscription), text[place:])
 
 
 def part_text(
     event: Event,
-    rendering: Rendering,
     operation: str,
     data: bytes,
     *,
@@ -80,16 +87,15 @@ def part_text(
     reason: str | None = None,
     more: bool = False,
 ) -> bytes:
-    """A frame about some of what an event holds. `more`: another frame with the same number follows.
+    """A frame about some of what an event holds, without a name. `more`: another frame with the same number follows.
 
     `seq` and `changed` are the event's own when they are left out; only updates have `changed`.
     """
     changed = event.changed if changed is None else changed
     is_update = operation in ("update", "update_bulk")
-    return b'{"operation":"%s","topic":"%s",%s"seq":%d,"data":%s%s%s,"actor_id":%s,"ts":"%s"%s}' % (
+    return b'{"operation":"%s","topic":"%s","seq":%d,"data":%s%s%s,"actor_id":%s,"ts":"%s"%s}' % (
         operation.encode(),
         event.topic.encode(),
-        _named(rendering.subscription),
         event.seq if seq is None else seq,
         data,
         b',"changed":' + orjson.dumps(changed) if changed and is_update else b"",

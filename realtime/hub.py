@@ -19,9 +19,10 @@ import structlog
 import metrics
 from filters import Filter
 from realtime.changes import changes_of, compiled, seen_texts
-from realtime.frames import Frames, Rendering
+from realtime.frames import Frames, Rendering, named
 from realtime.latest import Pulse
 from realtime.matching import FilterIndex
+from realtime.stream import HIGH_WATER_BYTES
 from realtime.subscription import MAX_UNSENT_BYTES, Spec, Subscription
 from repository.event_log import Event
 
@@ -61,6 +62,8 @@ class Hub:
         subscription.is_live = True
         spec = subscription.spec
         if spec.latest_every_ms is not None:
+            # Those that their last members left by themselves are of no more use.
+            self._pulses = {interval: each for interval, each in self._pulses.items() if each.members}
             if spec.latest_every_ms not in self._pulses:
                 self._pulses[spec.latest_every_ms] = Pulse(spec.latest_every_ms, self._read)
             self._pulses[spec.latest_every_ms].join(subscription)
@@ -83,10 +86,8 @@ class Hub:
         subscription.is_live = False
         spec = subscription.spec
         if spec.latest_every_ms is not None:
-            pulse = self._pulses[spec.latest_every_ms]
-            pulse.leave(subscription)
-            if not pulse.members:
-                del self._pulses[spec.latest_every_ms]
+            self._pulses[spec.latest_every_ms].leave(subscription)
+            self._pulses = {interval: each for interval, each in self._pulses.items() if each.members}
             return
         groups = self._filtered if spec.filters else self._plain
         group = groups[spec]
@@ -147,7 +148,12 @@ class Hub:
             key = (spec.rendering, tuple(event.seq for event in admitted))
             frames = built.get(key)
             if frames is None:
-                frames = built[key] = Frames(spec.texts(admitted))
+                try:
+                    frames = built[key] = Frames(spec.texts(admitted))
+                except Exception as error:
+                    log.error("an event cannot be shown", exc_info=error)
+                    self._let_go([spec], before)
+                    continue
             self._write(group, frames, before)
 
     def _flush_filtered(self, events: Sequence[Event], before: int) -> None:
@@ -156,17 +162,36 @@ class Hub:
             index = self._indexes.get(event.topic)
             if index is None:
                 continue
-            changes = changes_of(event)
-            for wanted, seen in index.judge(changes):
-                built: dict[Rendering, Sequence[bytes]] = {}
-                for spec in self._by_filter[event.topic, wanted]:
-                    if event.audience not in spec.audiences:
-                        continue
-                    if spec.rendering not in built:
-                        built[spec.rendering] = seen_texts(event, spec.rendering, seen, len(changes))
-                    texts.setdefault(spec, []).extend(built[spec.rendering])
+            try:
+                changes = changes_of(event)
+                for wanted, seen in index.judge(changes):
+                    built: dict[str, Sequence[bytes]] = {}
+                    for spec in self._by_filter[event.topic, wanted]:
+                        if event.audience not in spec.audiences:
+                            continue
+                        bulk, name = spec.rendering.bulk, spec.rendering.subscription
+                        if bulk not in built:
+                            built[bulk] = seen_texts(event, bulk, seen, len(changes))
+                        texts.setdefault(spec, []).extend(named(text, name) for text in built[bulk])
+            except Exception as error:
+                log.error("an event cannot be filtered", exc_info=error)
+                failed = [spec for spec in self._filtered if event.topic in spec.topics]
+                self._let_go(failed, before)
+                for spec in failed:
+                    texts.pop(spec, None)
         for spec, found in texts.items():
-            self._write(self._filtered[spec], Frames(found), before)
+            if spec in self._filtered:
+                self._write(self._filtered[spec], Frames(found), before)
+
+    def _let_go(self, specs: Sequence[Spec], before: int) -> None:
+        """They go on from `before` by themselves: nobody misses in silence what cannot be shown. They meet it again in
+        their own tasks, which close what they cannot serve.
+        """
+        for spec in specs:
+            groups = self._filtered if spec.filters else self._plain
+            for subscription in list(groups.get(spec, ())):
+                self._release(subscription)
+                subscription.fall_behind(before)
 
     def _write(self, group: set[Subscription], frames: Frames, before: int) -> None:
         """`before` is the place that a subscription keeps when writing to it fails."""
@@ -200,17 +225,19 @@ class Hub:
 
     def watches(self, topic: str) -> bool:
         """Whether anybody live watches the topic."""
-        return any(topic in spec.topics for spec, _ in self._live())
+        specs = (*self._plain, *self._filtered, *(each.spec for one in self._pulses.values() for each in one.members))
+        return any(topic in spec.topics for spec in specs)
 
     def send_ephemeral(self, topic: str, row: Mapping[str, Any], build: Callable[[Rendering], bytes]) -> None:
-        """A frame about a row, without a number, to whoever is live; those behind do not get it."""
+        """A frame about a row, without a number, to whoever is live; those behind or still full do not get it."""
         self.flush()
         for spec, group in self._live():
             wanted = dict(spec.filters).get(topic)
             if topic in spec.topics and (wanted is None or compiled(wanted)(row)):
                 text = Frames([build(spec.rendering)])
                 for subscription in group:
-                    subscription.stream.write(text)
+                    if subscription.stream.buffered() <= HIGH_WATER_BYTES:
+                        subscription.stream.write(text)
 
     def reset(self, reason: str, position: int) -> None:
         """Another log: everybody live is told to start over from `position`."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
 
 from errors import CloseCode, FieldProblem
-from filters import Filter, parse_json
+from filters import MAX_PROBLEMS, Filter, parse_json
 from realtime import messages
 from schemas import TOPIC_FIELDS
 
@@ -83,4 +84,4 @@ def parse_filters(value: Any, topics: tuple[str, ...]) -> tuple[tuple[str, Filte
 
 
 def _listed(problems: Iterable[FieldProblem]) -> list[dict[str, Any]]:
-    return [problem.as_dict() for problem in problems]
+    return [problem.as_dict() for problem in islice(problems, MAX_PROBLEMS)]

@@ -2,15 +2,15 @@
 
 Such a subscription is never given events one by one. At each beat of its pulse it gets what changed, in sum, since the
 beat before: read from the ring, so nothing is kept per subscription but its place. Every state that it shows is one
-that an event carried, hence one that was committed. A socket that is still full at a beat is passed over; its next
-window is only longer.
+that an event carried, hence one that was committed. A socket that is still full at a beat goes on at its own pace, as
+any that is behind.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import orjson
@@ -19,8 +19,8 @@ import structlog
 import metrics
 from filters import Row
 from realtime import frames
-from realtime.changes import BY_FILTER, changes_of, compiled, see
-from realtime.frames import Frames
+from realtime.changes import BY_FILTER, Change, changes_of, compiled, see
+from realtime.frames import Frames, Rendering
 from realtime.stream import HIGH_WATER_BYTES
 from repository.event_log import Event
 from repository.transaction import MAX_EVENT_BYTES, MAX_EVENT_ITEMS
@@ -28,7 +28,7 @@ from repository.transaction import MAX_EVENT_BYTES, MAX_EVENT_ITEMS
 if TYPE_CHECKING:
     from realtime.subscription import Spec, Subscription
 
-PAGES_PER_BEAT = 8  # more than this behind, a subscription catches up at its own pace
+PAGES_PER_BEAT = 2  # more than this behind, a subscription catches up at its own pace
 
 log = structlog.get_logger("latest")
 
@@ -44,15 +44,15 @@ class _Net:
     changed: dict[str, None] = field(default_factory=dict)
 
 
-def coalesce(spec: Spec, events: Iterable[Event]) -> list[bytes]:
-    """The frames of a window: one `add`, `update` or `delete` at most for each entity."""
+def coalesce(spec: Spec, events: Iterable[Event], decode: Callable[[Event], list[Change]] = changes_of) -> list[bytes]:
+    """The frames of a window, without a name: one `add`, `update` or `delete` at most for each entity."""
     nets: dict[tuple[str, int | str], _Net] = {}
     filters = dict(spec.filters)
     for event in events:
         if not spec.admits(event):
             continue
         wanted = filters.get(event.topic)
-        changes = changes_of(event)
+        changes = decode(event)
         # Without a filter everything matches, before and after.
         seen = see(compiled(wanted), changes) if wanted is not None else see(lambda _: True, changes)
         for one in seen:
@@ -126,7 +126,7 @@ def _frame(
             data = b'{"count":%d,"%s":[%s]}' % (len(items), key, b",".join(items))
         operation = f"{operation}_bulk"
     reason = BY_FILTER if left else None
-    return frames.part_text(event, spec.rendering, operation, data, seq=seq, changed=changed, reason=reason, more=more)
+    return frames.part_text(event, operation, data, seq=seq, changed=changed, reason=reason, more=more)
 
 
 class Pulse:
@@ -154,31 +154,57 @@ class Pulse:
 
     def _beat(self) -> None:
         self._timer = None
-        built: dict[tuple[Spec, int], tuple[Frames | None, int] | None] = {}
-        for subscription in list(self.members):
-            if subscription.stream.buffered() > HIGH_WATER_BYTES:
-                continue
-            key = (subscription.spec, subscription.position)
-            if key not in built:
-                try:
-                    built[key] = self._window(*key)
-                except Exception as error:
-                    # The others go on; these meet it again in their own task, which closes what it cannot serve.
-                    log.error("summing up a window failed", exc_info=error)
-                    built[key] = None
-            window = built[key]
-            if window is None:
-                self.members.discard(subscription)
-                subscription.fall_behind(subscription.position)
-                continue
-            found, subscription.position = window
-            if found is not None:
+        try:
+            self._tell(list(self.members))
+        finally:
+            self._wind()
+
+    def _tell(self, members: Sequence[Subscription]) -> None:
+        decoded: dict[int, list[Change]] = {}
+
+        def decode(event: Event) -> list[Change]:
+            """Once for all who want different things of it."""
+            if event.seq not in decoded:
+                decoded[event.seq] = changes_of(event)
+            return decoded[event.seq]
+
+        windows: dict[tuple[Spec, int], tuple[list[bytes], int] | None] = {}
+        built: dict[tuple[Spec, int, str | None], Frames] = {}
+        for subscription in members:
+            # The name makes no difference to what has changed.
+            spec = replace(subscription.spec, rendering=Rendering(subscription.spec.rendering.bulk))
+            start = subscription.position
+            try:
+                if (spec, start) not in windows:
+                    windows[spec, start] = self._window(spec, start, decode)
+                window = windows[spec, start]
+                if window is None or subscription.stream.buffered() > HIGH_WATER_BYTES:
+                    # Too much at once, or a socket that is still full: it goes on at its own pace.
+                    self._let_go(subscription)
+                    continue
+                texts, subscription.position = window
+                if not texts:
+                    continue
+                name = subscription.spec.rendering.subscription
+                if (spec, start, name) not in built:
+                    built[spec, start, name] = Frames([frames.named(text, name) for text in texts])
+                found = built[spec, start, name]
                 subscription.stream.write(found)
                 metrics.HUB_DELIVERIES.inc(len(found.texts))
                 metrics.HUB_BYTES.inc(found.size)
-        self._wind()
+            except Exception as error:
+                # The others go on; this one meets it again in its own task, which closes what it cannot serve.
+                log.error("telling of a window failed", exc_info=error)
+                subscription.position = start
+                self._let_go(subscription)
 
-    def _window(self, spec: Spec, start: int) -> tuple[Frames | None, int] | None:
+    def _let_go(self, subscription: Subscription) -> None:
+        self.members.discard(subscription)
+        subscription.fall_behind(subscription.position)
+
+    def _window(
+        self, spec: Spec, start: int, decode: Callable[[Event], list[Change]]
+    ) -> tuple[list[bytes], int] | None:
         """The frames since `start` and the new place, or None when there is too much for one beat."""
         events: list[Event] = []
         position = start
@@ -187,8 +213,10 @@ class Pulse:
             if page is None:
                 return None
             if not page:
-                texts = coalesce(spec, events)
-                return (Frames(texts) if texts else None), position
+                break
             events += page
             position = page[-1].seq
-        return None
+        else:
+            if self._read(position) != []:
+                return None
+        return coalesce(spec, events, decode), position

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from filters import Condition, Filter, Kind, Op, Row
-from realtime.changes import Change, Seen, compiled, see
+from filters import Condition, Filter, Kind, Matcher, Op, Row, matcher_of
+from realtime.changes import Change, Seen, see
 
 # The more rows share a value, the less it tells: ids first.
 _TELLING = ("id", "movie_id", "user_id", "title", "name")
@@ -30,43 +30,55 @@ def _values(condition: Condition) -> tuple[Any, ...]:
     return condition.value if isinstance(condition.value, tuple) else (condition.value,)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Known:
+    wanted: Filter
+    matches: Matcher
+
+
 @dataclass(slots=True)
 class FilterIndex:
     """The filters on one topic."""
 
-    _by_value: dict[str, dict[Any, set[Filter]]] = field(default_factory=dict)
+    _known: dict[Filter, _Known] = field(default_factory=dict)
+    _by_value: dict[str, dict[Any, set[_Known]]] = field(default_factory=dict)
     _lists: set[str] = field(default_factory=set)  # of those columns, the ones that hold several values
-    _others: set[Filter] = field(default_factory=set)
+    _others: set[_Known] = field(default_factory=set)
 
     def add(self, wanted: Filter) -> None:
+        if wanted in self._known:
+            return
+        known = self._known[wanted] = _Known(wanted, matcher_of(wanted))
         key = key_of(wanted)
         if key is None:
-            self._others.add(wanted)
+            self._others.add(known)
             return
         if key.field.kind is Kind.STRINGS:
             self._lists.add(key.field.column)
         values = self._by_value.setdefault(key.field.column, {})
         for value in _values(key):
-            values.setdefault(value, set()).add(wanted)
+            values.setdefault(value, set()).add(known)
 
     def discard(self, wanted: Filter) -> None:
+        known = self._known.pop(wanted, None)
+        if known is None:
+            return
         key = key_of(wanted)
         if key is None:
-            self._others.discard(wanted)
+            self._others.discard(known)
             return
-        values = self._by_value.get(key.field.column, {})
+        values = self._by_value[key.field.column]
         for value in _values(key):
-            found = values.get(value, set())
-            found.discard(wanted)
-            if not found:
-                values.pop(value, None)
+            values[value].discard(known)
+            if not values[value]:
+                del values[value]
         if not values:
-            self._by_value.pop(key.field.column, None)
+            del self._by_value[key.field.column]
 
     def __bool__(self) -> bool:
-        return bool(self._others or self._by_value)
+        return bool(self._known)
 
-    def _found_by(self, row: Row) -> Iterator[Filter]:
+    def _found_by(self, row: Row) -> Iterator[_Known]:
         for column, values in self._by_value.items():
             held = row.get(column)
             for value in held if column in self._lists and held is not None else (held,):
@@ -74,12 +86,12 @@ class FilterIndex:
 
     def judge(self, changes: Sequence[Change]) -> Iterator[tuple[Filter, list[Seen]]]:
         """Each filter that the changes are about, with what it sees of them."""
-        candidates: dict[Filter, list[Change]] = {wanted: list(changes) for wanted in self._others}
+        candidates: dict[_Known, list[Change]] = {known: list(changes) for known in self._others}
         if self._by_value:
             for change in changes:
-                for wanted in {wanted for row in change.rows for wanted in self._found_by(row)}:
-                    candidates.setdefault(wanted, []).append(change)
-        for wanted, possible in candidates.items():
-            seen = see(compiled(wanted), possible)
+                for known in {known for row in change.rows for known in self._found_by(row)}:
+                    candidates.setdefault(known, []).append(change)
+        for known, possible in candidates.items():
+            seen = see(known.matches, possible)
             if seen:
-                yield wanted, seen
+                yield known.wanted, seen

@@ -20,6 +20,7 @@ from repository.event_log import Event
 from security import Group, Identity
 
 RETRY_AFTER_SECONDS = 5
+RETRY_SECONDS = 1.0
 
 log = structlog.get_logger("registry")
 
@@ -33,6 +34,8 @@ class Entry:
 
     identity: Identity
     on_change: OnChange
+    revision: int = 0  # counts what was heard of it: an answer to an older question is no news
+    is_good: bool = True
 
 
 class Registry:
@@ -76,6 +79,8 @@ class Registry:
     def close(self) -> None:
         """The service stops: no more."""
         self.is_closed = True
+        if self._rechecking is not None:
+            self._rechecking.cancel()
 
     # --- identities
 
@@ -95,7 +100,14 @@ class Registry:
 
         Raises Unauthenticated and Unavailable.
         """
-        self._change(entry, await self._recheck(entry.identity))
+        while entry.is_good:
+            asked = entry.revision
+            found = await self._recheck(entry.identity)
+            if entry.revision == asked:
+                if entry.is_good:
+                    self._change(entry, found)
+                return
+        raise Unauthenticated("The access token is not valid or has expired")
 
     def see(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -120,9 +132,11 @@ class Registry:
                 self._change(entry, replace(entry.identity, group=group, username=username))
 
     def _change(self, entry: Entry, identity: Identity | None) -> None:
+        entry.revision += 1
         if identity is not None and identity == entry.identity:
             return
         if identity is None:
+            entry.is_good = False
             self.discard(entry)
         else:
             entry.identity = identity
@@ -133,14 +147,17 @@ class Registry:
 
     def see_reset(self, reason: str) -> None:
         """Another log, as after a restored backup: sessions may be gone without an event."""
-        if self._rechecking is None or self._rechecking.done():
-            self._rechecking = asyncio.create_task(self._recheck_all(), name="recheck-identities")
+        if self._rechecking is not None:
+            self._rechecking.cancel()
+        self._rechecking = asyncio.create_task(self._recheck_all(), name="recheck-identities")
 
     async def _recheck_all(self) -> None:
         for entry in [entry for entries in self._by_user.values() for entry in entries]:
-            try:
-                self._change(entry, await self._recheck(entry.identity))
-            except Unauthenticated:
-                self._change(entry, None)
-            except Unavailable:
-                pass  # its token expires soon, at the latest
+            while entry in self._by_user.get(entry.identity.user_id, ()):
+                try:
+                    await self.confirm(entry)
+                    break
+                except Unauthenticated:
+                    self._change(entry, None)
+                except Unavailable:
+                    await asyncio.sleep(RETRY_SECONDS)

@@ -21,6 +21,10 @@ MAX_REPLY_BYTES = 768 * 1024  # of a body: clients with the usual 1 MiB frame li
 REFUSED_HEADERS = frozenset({"authorization", "connection", "content-length", "cookie", "host", "transfer-encoding"})
 
 
+# The status, headers, body, and that it is whole, of a request that our own code failed at.
+FAILED = (500, {"content-type": "application/json"}, b'{"detail":"Internal Server Error"}', True)
+
+
 def scope_of(socket: Mapping[str, Any], wanted: messages.Request, identity: Identity | None, body: bytes) -> Scope:
     """The request as ASGI has it. `socket` is the scope of the websocket."""
     path, _, query = wanted.path.partition("?")

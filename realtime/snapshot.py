@@ -31,8 +31,10 @@ from repository.event_log import Event
 from repository.snapshots import Beginning
 
 PAGE_ROWS = 500
+FIRST_PAGE_ROWS = 100  # until it is known how large rows are
 MAX_PAGE_BYTES = 512 * 1024
 MAX_UNDO_ROWS = 20_000
+MAX_UNDO_BYTES = 16 * 1024 * 1024
 MAX_CONCURRENT_PAGE_READS = 2
 
 Id = int | str
@@ -78,7 +80,9 @@ class Snapshots:
             await asyncio.sleep(BEGIN_PAUSE_SECONDS)
         raise Unavailable("The log is being replaced")
 
-    async def read(self, topic: str, wanted: Wanted, after: Id | None, until: int | None) -> snapshots.Page:
+    async def read(
+        self, topic: str, wanted: Wanted, after: Id | None, until: int | None, max_rows: int
+    ) -> snapshots.Page:
         async with self._reading:
             return await snapshots.read_page(
                 self.database,
@@ -87,7 +91,7 @@ class Snapshots:
                 owner_id=wanted.owner_id,
                 after=after,
                 until=until,
-                max_rows=PAGE_ROWS,
+                max_rows=max_rows,
             )
 
 
@@ -122,11 +126,13 @@ class _TopicSnapshot:
         self._after: Id | None = None
         self._until = beginning.highest[topic]  # no row above it is part of the snapshot
         self._undo: dict[Id, Row | None] = {}
+        self._undo_bytes = 0
+        self._rows = FIRST_PAGE_ROWS
         test = wanted.filters.get(topic)
         self._test = compiled(test) if test is not None else lambda _: True
 
     async def next_page(self) -> list[bytes]:
-        page = await self._source.read(self._topic, self._wanted, self._after, self._until)
+        page = await self._source.read(self._topic, self._wanted, self._after, self._until, self._rows)
         if page.head.epoch != self._start.epoch or page.head.seq < self._start.seq:
             raise SnapshotLost
         await self._look_back(page.head.seq)
@@ -155,23 +161,29 @@ class _TopicSnapshot:
                 if event.seq <= seq:
                     self._take_back(event)
                     self._seen = event.seq
-            if len(self._undo) > MAX_UNDO_ROWS:
+            if len(self._undo) > MAX_UNDO_ROWS or self._undo_bytes > MAX_UNDO_BYTES:
                 raise SnapshotLost
             await asyncio.sleep(0)
 
     def _take_back(self, event: Event) -> None:
         if event.topic != self._topic or event.audience not in self._wanted.audiences:
             return
-        for change in changes_of(event):
+        changes = changes_of(event)
+        for change in changes:
             key = change.id
             # Rows already sent were right, and those above the highest came later.
             is_ahead = self._after is None or key > self._after  # type: ignore[operator]
             is_new = self._until is not None and key > self._until  # type: ignore[operator]
             if is_ahead and not is_new and key not in self._undo:
                 self._undo[key] = change.before
+                self._undo_bytes += len(event.before or b"") // len(changes)
 
     def _texts(self, rows: Sequence[Row]) -> list[bytes]:
-        parts = [[]] if not rows else list(_parts([orjson.dumps(row) for row in rows]))
+        encoded = [orjson.dumps(row) for row in rows]
+        if encoded:
+            mean = sum(map(len, encoded)) // len(encoded)
+            self._rows = max(1, min(PAGE_ROWS, MAX_PAGE_BYTES // mean))
+        parts = _parts(encoded)
         last = len(parts) - 1
         return [
             frames.snapshot_page(

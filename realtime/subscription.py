@@ -26,7 +26,7 @@ from realtime.frames import Frames, Rendering
 from realtime.latest import coalesce
 from realtime.snapshot import Snapshot, SnapshotLost, Snapshots, Wanted
 from realtime.stream import Stream
-from repository.event_log import Event
+from repository.event_log import Event, Head
 from repository.snapshots import Beginning
 from schemas import TOPICS
 from security import ANONYMOUS_AUDIENCES, Identity
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 MAX_UNSENT_BYTES = 1024 * 1024
 SLOW_CLIENT_SECONDS = 45.0  # without taking a single byte
 PROGRESS_CHECK_SECONDS = 1.0
+MIN_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 2.0
 MAX_LOST_SNAPSHOTS = 5  # one after the other, of one subscription
 
@@ -62,7 +63,7 @@ class Spec:
     def texts(self, events: Sequence[Event]) -> list[bytes]:
         """The frames of consecutive events for somebody who catches up."""
         if self.latest_every_ms is not None:
-            return coalesce(self, events)
+            return [frames.named(text, self.rendering.subscription) for text in coalesce(self, events)]
         admitted = [event for event in events if self.admits(event)]
         if not self.filters:
             return [frames.event_text(event, self.rendering) for event in admitted]
@@ -78,6 +79,10 @@ def check_topics(topics: frozenset[str], identity: Identity | None) -> None:
             raise Forbidden(f"Topic {topic} is for those who sign in")
         if reader not in ("public", "self") and (identity is None or identity.group != reader):
             raise Forbidden(f"Topic {topic} is for {reader}s")
+
+
+class TooSlow(Exception):
+    """The socket took nothing for SLOW_CLIENT_SECONDS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +123,7 @@ class Subscription:
         self._snapshot_of = snapshot_of
         self._owner_id = owner_id
         self._snapshot: Snapshot | None = None
-        self._owes_snapshot = False
+        self._owed: str | None = None  # the reason for which a snapshot is still to be begun anew
         self._lost_snapshots = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -130,13 +135,15 @@ class Subscription:
         else:
             self._begin_catching_up()
 
-    def start_with_snapshot(self, beginning: Beginning) -> None:
-        """Begin with the rows as of then."""
+    def start_with_snapshot(self, beginning: Beginning, reason: str | None = None) -> None:
+        """Begin with the rows as of then; with `reason`, say first that the client's place is no good."""
+        if reason is not None:
+            self._say_resync(reason, beginning.head)
         self._begin_snapshot(beginning)
         self._begin_catching_up()
 
     def start_over(self, reason: str) -> None:
-        """Begin, though the client's place is no good."""
+        """Begin at the head, though the client asked for another place."""
         self.restart(reason)
         if not self._snapshot_of:
             self.start(self.position)
@@ -150,12 +157,13 @@ class Subscription:
 
     def respec(self, spec: Spec) -> None:
         """Go on with another spec from the same place."""
-        if self.is_live:
+        was_live = self.is_live
+        if was_live:
             self._hub.leave(self)
-            self.spec = spec
+        self.spec = spec
+        # Leaving writes what was pending, which may have filled the socket: then it is behind already.
+        if was_live and self._task is None:
             self.start(self.position)
-        else:
-            self.spec = spec
 
     def fall_behind(self, position: int) -> None:
         """The hub lets go of it: the socket takes no more for now."""
@@ -164,26 +172,27 @@ class Subscription:
         self._begin_catching_up()
 
     def restart(self, reason: str) -> None:
-        """Its place means nothing any more: say so, and go on from the head."""
-        if self.is_live and self._snapshot_of:
-            self._hub.leave(self)
-        metrics.RESYNCS.labels(reason).inc()
-        head = self._feed.head
+        """Its place means nothing any more: say so, and go on from the head, or from a new snapshot."""
         self._generation = self._feed.generation
-        text = frames.resync(
-            reason=reason, epoch=head.epoch, seq=head.seq, subscription=self.spec.rendering.subscription
-        )
-        self.stream.write(Frames([text]))
-        self.position = head.seq
         if self._snapshot_of:
-            self._snapshot, self._owes_snapshot = None, True
+            if self.is_live:
+                self._hub.leave(self)
+            self._snapshot, self._owed = None, reason
             self._begin_catching_up()
+        else:
+            self.position = self._feed.head.seq
+            self._say_resync(reason, self._feed.head)
+
+    def _say_resync(self, reason: str, head: Head) -> None:
+        metrics.RESYNCS.labels(reason).inc()
+        name = self.spec.rendering.subscription
+        self.stream.write(Frames([frames.resync(reason=reason, epoch=head.epoch, seq=head.seq, subscription=name)]))
 
     def _begin_snapshot(self, beginning: Beginning) -> None:
         spec = self.spec
         wanted = Wanted(self._snapshot_of, dict(spec.filters), spec.rendering, spec.audiences, self._owner_id)
-        self._snapshot = Snapshot(self._sources.snapshots, wanted, beginning)
-        self._owes_snapshot = False
+        self._snapshot, self._owed = Snapshot(self._sources.snapshots, wanted, beginning), None
+        self._generation = self._feed.generation
         self.position = beginning.head.seq
 
     def _begin_catching_up(self) -> None:
@@ -203,45 +212,57 @@ class Subscription:
         self.stream.close(code, CLOSE_REASONS[code])
 
     async def _catch_up(self) -> None:
-        backoff = 0.05
+        backoff = MIN_BACKOFF_SECONDS
         while True:
             try:
-                async with self._turn:
-                    if not await self._wait_until_drained():
-                        log.info("closed as too slow", position=self.position, head=self._feed.head.seq)
-                        self._close(CloseCode.TOO_SLOW)
-                        return
-                    if self._owes_snapshot:
-                        self._begin_snapshot(await self._sources.snapshots.begin(self._snapshot_of))
-                    is_at_head = not await (self._send_page() if self._snapshot is None else self._send_rows())
-                backoff = 0.05
+                # Nothing is read for a socket that has no room.
+                await self._room()
+                is_at_head = not await (self._send_page() if not self._has_rows_to_send else self._send_rows())
+                backoff = MIN_BACKOFF_SECONDS
+            except TooSlow:
+                log.info("closed as too slow", position=self.position, head=self._feed.head.seq)
+                self._close(CloseCode.TOO_SLOW)
+                return
             except PositionTooOld:
                 self._lose_place("position is older than the log")
+                continue
             except SnapshotLost:
                 self._lose_place("the snapshot could not be finished")
+                continue
             except Unavailable:
-                is_at_head = False
                 await asyncio.sleep(backoff)
                 backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
                 continue
-            else:
-                if is_at_head and self.position == self._feed.head.seq:
+            if is_at_head:
+                if self.position == self._feed.head.seq:
                     self._task = None
                     self._hub.join(self)
                     return
-                if is_at_head:
-                    # Ahead of this worker's stream: it is on its way.
-                    await asyncio.sleep(backoff)
-            if self._lost_snapshots > MAX_LOST_SNAPSHOTS:
-                self._close(CloseCode.TOO_SLOW)
-                return
+                # Ahead of this worker's stream: it is on its way.
+                await asyncio.sleep(backoff)
             # The ring answers without waiting: let others run between two pages.
             await asyncio.sleep(0)
+
+    @property
+    def _has_rows_to_send(self) -> bool:
+        return self._snapshot is not None or self._owed is not None
 
     def _lose_place(self, reason: str) -> None:
         if self._snapshot is not None:
             self._lost_snapshots += 1
+        if self._lost_snapshots > MAX_LOST_SNAPSHOTS:
+            self._close(CloseCode.TOO_SLOW)
+            self._lost_snapshots = 0
         self.restart(reason)
+
+    async def _room(self) -> None:
+        """Wait until the socket has taken what was written before. The caller writes before it lets others run.
+
+        Raises TooSlow when it took nothing for too long.
+        """
+        async with self._turn:
+            if not await self._wait_until_drained():
+                raise TooSlow
 
     async def _send_page(self) -> bool:
         """Send the next events; False when there are none."""
@@ -253,20 +274,30 @@ class Subscription:
             return False
         texts = self.spec.texts(page)
         if texts:
+            spec = self.spec
+            await self._room()
+            if spec is not self.spec or self._generation != self._feed.generation:
+                return True  # it may see something else now, or the log is another: read again
             self.stream.write(Frames(texts))
         self.position = page[-1].seq
         return True
 
     async def _send_rows(self) -> bool:
         """Send the next rows of the snapshot; True, for events follow."""
-        assert self._snapshot is not None
-        texts = await self._snapshot.next_page()
-        if self._generation != self._feed.generation:
-            self.restart("the log was replaced")
-            return True
-        if texts:
-            self.stream.write(Frames(texts))
-        if self._snapshot.is_done:
+        if self._owed is not None:
+            beginning = await self._sources.snapshots.begin(self._snapshot_of)
+            self._say_resync(self._owed, beginning.head)
+            self._begin_snapshot(beginning)
+        snapshot = self._snapshot
+        assert snapshot is not None
+        # In parts, each when the one before was taken: a page of large rows is more than a socket may have unsent.
+        for text in await snapshot.next_page():
+            await self._room()
+            if self._generation != self._feed.generation:
+                self.restart("the log was replaced")
+                return True
+            self.stream.write(Frames([text]))
+        if snapshot.is_done:
             self._snapshot = None
             self._lost_snapshots = 0
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
@@ -73,6 +74,8 @@ async def identify(request: Request, services: Services) -> Identity | None:
     if "marquee.socket" in request.scope:
         # A request over a websocket comes with the identity of the socket, which may have become no good a moment ago.
         known: Identity | None = request.scope["marquee.identity"]
+        if known is not None and known.expires_at <= time.time():
+            raise Unauthenticated("The access token is not valid or has expired")
         return await users.recheck(services.database, known) if known is not None else None
     header = request.headers.get("authorization")
     if header is None:

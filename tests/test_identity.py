@@ -270,3 +270,41 @@ async def test_a_watcher_that_signs_in_sees_what_is_theirs_from_then_on(service:
         await database.write(work)
         await database.close()
         assert (await watcher.expect("add"))["data"]["title"] == "P hers"
+
+
+async def test_who_may_no_longer_watch_a_topic_is_not_told_who_does(service: Service) -> None:
+    async with service.person() as alice, service.admin() as admin:
+        path = f"/admin/users/{alice.id}/change-group"
+        assert (await admin.http.post(path, json={"group": "admin"})).status_code == 200
+        async with service.watch(**signed_in(alice)) as hers, service.watch(**signed_in(admin)) as chiefs:
+            await subscribed(hers, topics=["characters"])
+            for watcher in (hers, chiefs):
+                assert (await watcher.ask({"id": 1, "action": "presence", "topics": ["users"]}))["ok"]
+            assert (await admin.http.post(path, json={"group": "user"})).status_code == 200
+
+            async def is_demoted() -> bool:
+                return not (await hers.ask({"id": 3, "action": "subscribe", "topics": ["users"], "as": "x"}))["ok"]
+
+            await eventually(is_demoted, "the socket is a user's", 5)
+            async with service.watch("topics=users", **signed_in(admin)):
+                await chiefs.until(lambda frame: frame["operation"] == "presence", 10)
+                await hers.send({"id": 4, "action": "ping"})
+                assert (await hers.next())["reply_to"] == 4
+
+
+async def test_what_comes_after_the_end_is_not_done(service: Service) -> None:
+    """A binary frame ends the connection; a write that was sent right behind it is not carried out."""
+    async with service.person() as alice, service.watch(**signed_in(alice)) as watcher:
+        write = {"id": 1, "action": "request", "method": "POST", "path": "/movies", "body": {"title": "too late"}}
+        sent = [watcher.socket.send(b"binary"), *(watcher.send(write) for _ in range(5))]
+        await asyncio.gather(*sent, return_exceptions=True)
+        assert (await closing(watcher))[0] == CloseCode.PROTOCOL_ERROR
+        assert (await alice.http.get(f"/movies/count?user_id={alice.id}")).json() == {"count": 0}
+
+
+async def test_behind_closed_doors_a_topic_that_is_not_allowed_is_refused(new_service: Callable[..., Service]) -> None:
+    service = new_service(WEBSOCKET_AUTH="required").start()
+    async with service.person() as alice, service.watch("topics=users") as watcher:
+        reply = await watcher.ask({"id": 1, "action": "auth", "token": alice.token})
+        assert (reply["ok"], reply["error"]["code"]) == (False, "forbidden")
+        assert (await closing(watcher))[0] == CloseCode.FORBIDDEN
