@@ -162,7 +162,7 @@ sessions = Table(
     "sessions",
     metadata,
     # What the claim `sid` of an access token names.
-    Column("id", String(36), primary_key=True),
+    Column("id", _text(36), primary_key=True),
     Column("user_id", Id, ForeignKey("users.id"), nullable=False),
     Column("user_agent", _text(255)),
     Column("address", _text(64)),
@@ -224,9 +224,9 @@ events = Table(
 jobs = Table(
     "jobs",
     metadata,
-    Column("id", String(36), primary_key=True),
-    Column("kind", String(32), nullable=False),
-    Column("state", String(16), nullable=False),
+    Column("id", _text(36), primary_key=True),
+    Column("kind", _text(32), nullable=False),
+    Column("state", _text(16), nullable=False),
     Column("done", Integer, nullable=False),
     Column("total", Integer, nullable=False),
     Column("seed", BigInteger, nullable=False),

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
+import asyncpg
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Table, insert
 
 import filters
+import models
 import times
 from filters import Kind, Op, parse_json, parse_query
-from repository import catalog, lists
+from repository import catalog, lists, migrations
 from repository.database import Database
 from repository.resources import MOVIES
+from repository.snapshots import SOURCES, read_page
 from repository.transaction import Transaction
-from schemas import CHARACTER_FIELDS, MOVIE_FIELDS
+from schemas import CHARACTER_FIELDS, MOVIE_FIELDS, TOPIC_FIELDS
+from tests.conftest import Places
 
 
 def parsed(key: str, value: str) -> Any:
@@ -219,6 +227,65 @@ async def test_the_database_and_the_hub_decide_alike(database: Database) -> None
         assert ours == [row["id"] for row in theirs], one
         matched += bool(ours)
     assert matched > 50, "filters that match nothing show nothing"
+
+
+IN_ORDER = ["", "-b", "10", "9", "A", "B", "Z", "_a", "a", "a-b", "ab", "b", "z", "É", "é", "\uff5e", "\U0001f600"]
+
+
+async def with_the_order_of_a_language(url: str) -> str:
+    """Another database on this server whose text compares as in English, where the server can do that."""
+    connection = await asyncpg.connect(url)
+    with suppress(asyncpg.PostgresSyntaxError):  # before PostgreSQL 15
+        await connection.execute("CREATE DATABASE english TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US'")
+        url = f"{url.rpartition('/')[0]}/english"
+    await connection.close()
+    return url
+
+
+def row_of(table: Table, texts: dict[str, Any], number: int) -> dict[str, Any]:
+    """With something in every column that must not be empty."""
+    values: dict[type, Any] = {int: 1, bool: True}
+    some: dict[str, Any] = {}
+    for column in table.columns:
+        if not column.nullable:
+            is_list = column.type is models.Strings
+            some[column.name] = [] if is_list else values.get(column.type.python_type, times.utc_now())
+    return {**some, "id": number, **texts}
+
+
+async def test_text_compares_by_code_point_whatever_the_locale_of_the_database(
+    new_places: Callable[[], Places],
+) -> None:
+    url = new_places().database_url
+    database = Database(await with_the_order_of_a_language(url) if url.startswith("postgresql") else url)
+    await migrations.migrate(database)
+    assert sorted(IN_ORDER) == IN_ORDER
+
+    async def store(tx: Transaction) -> None:
+        for topic in ("users", "movies", "characters", "jobs", "sessions"):
+            for number, text in enumerate(IN_ORDER, 1):
+                table = SOURCES[topic].table
+                lengths = {field.column: table.c[field.column].type.length for field in texts_of(topic)}  # type: ignore[attr-defined]
+                row = row_of(table, {name: text[:length] for name, length in lengths.items()}, number)
+                await tx.connection.execute(insert(table).values(row))
+
+    await database.write(store)
+    for topic in TOPIC_FIELDS:
+        page = partial(read_page, database, topic, owner_id=1, after=None, until=None, max_rows=100)
+        stored = (await page(filters.EVERYTHING)).rows
+        assert len(stored) == len(IN_ORDER)
+        assert stored == sorted(stored, key=lambda row: row["id"])
+        for field in texts_of(topic):
+            for op in (Op.GT, Op.GTE, Op.LT, Op.LTE):
+                for value in ("A", "a", "b"):
+                    one = filters.build([filters.Condition(field, op, value)])
+                    wanted = [row["id"] for row in stored if filters.matcher_of(one)(row)]
+                    assert [row["id"] for row in (await page(one)).rows] == wanted, one
+    await database.close()
+
+
+def texts_of(topic: str) -> list[filters.Field]:
+    return [field for field in TOPIC_FIELDS[topic].values() if field.kind is Kind.TEXT]
 
 
 def test_every_field_has_operators_and_a_word_for_its_values() -> None:

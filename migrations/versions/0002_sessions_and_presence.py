@@ -13,6 +13,7 @@ branch_labels = None
 depends_on = None
 
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+JOB_TEXTS = {"id": 36, "kind": 32, "state": 16}
 TIME = sa.String(27).with_variant(sa.DateTime(timezone=True), "postgresql")
 
 
@@ -23,7 +24,7 @@ def _text(length: int) -> sa.types.TypeEngine[Any]:
 def upgrade() -> None:
     op.create_table(
         "sessions",
-        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("id", _text(36), nullable=False),
         sa.Column("user_id", ID, nullable=False),
         sa.Column("user_agent", _text(255), nullable=True),
         sa.Column("address", _text(64), nullable=True),
@@ -53,8 +54,15 @@ def upgrade() -> None:
         sa.Column("lingering", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("worker", "topic", "user_id", name=op.f("pk_presence")),
     )
+    # What can be filtered compares by code point, as everywhere. SQLite never did otherwise.
+    if op.get_bind().dialect.name == "postgresql":
+        for column, length in JOB_TEXTS.items():
+            op.alter_column("jobs", column, type_=_text(length))
 
 
 def downgrade() -> None:
+    if op.get_bind().dialect.name == "postgresql":
+        for column, length in JOB_TEXTS.items():
+            op.alter_column("jobs", column, type_=sa.String(length))
     for table in ("presence", "workers", "sessions"):
         op.drop_table(table)
