@@ -116,6 +116,7 @@ class EventStream(Response):
         self._last_event_id = last_event_id
         self._head = Head("", 0)  # where the stream is: everything up to it was sent
         self._generation = 0
+        self._is_judged = True  # whether `_head` is known to be a position that can be gone on from
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wrote_at = 0.0
 
@@ -180,7 +181,7 @@ class EventStream(Response):
         except Unavailable:
             # A browser gives up for good on anything but a stream. Taken on trust, the position is judged when the log
             # can be read again.
-            start = after
+            start, self._is_judged = after, False
         self._head = Head(feed.head.epoch, start if start is not None else feed.head.seq)
         return None
 
@@ -221,7 +222,7 @@ class EventStream(Response):
         while True:
             events: Sequence[Event] = ()
             try:
-                events = await self._source.read_on(self._head.seq, self._generation)
+                events = await self._read_on()
                 pause = 0.0
             except Lost as lost:
                 await self._start_over(str(lost), send)
@@ -239,8 +240,15 @@ class EventStream(Response):
                 # A client that remembers this number need not be sent again what it may not see.
                 await self._write(send, b": heartbeat\nid: %s\n\n" % position_text(self._head).encode())
 
+    async def _read_on(self) -> Sequence[Event]:
+        """Raises Lost and Unavailable."""
+        if not self._is_judged:
+            await self._source.start_after(self._head.seq, self._head.epoch)
+            self._is_judged = True
+        return await self._source.read_on(self._head.seq, self._generation)
+
     async def _start_over(self, reason: str, send: Send) -> None:
-        self._generation, self._head = self._feed.generation, self._feed.head
+        self._generation, self._head, self._is_judged = self._feed.generation, self._feed.head, True
         head = self._head
         await self._write(send, self._block(head.seq, frames.resync(reason=reason, epoch=head.epoch, seq=head.seq)))
 

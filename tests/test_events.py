@@ -7,7 +7,7 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -517,6 +517,30 @@ async def test_a_stream_outlives_the_database(own_postgres: PostgresServer, tmp_
                     movie = await alice.add()
                     assert (await other.expect("add"))["data"] == movie
             assert (await sent.expect("add"))["data"] == movie
+
+
+async def test_a_position_taken_on_trust_is_judged_when_the_database_is_back(
+    own_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    with Service(own_postgres.create_database(), "memory://", tmp_path).running() as service:
+        async with service.person() as alice, service.anyone() as nobody, AsyncExitStack() as stack:
+            await alice.add()
+            here = parse_position((await nobody.get("/movies")).headers["stream-position"])
+            assert here is not None
+            with own_postgres.down():
+                assert (await nobody.get("/movies")).status_code == 503
+                ids = (f"{here.epoch}:{here.seq + 3}", f"{here.epoch}:{here.seq}")
+                never, known = [
+                    await stack.enter_async_context(stream(nobody, **{"Last-Event-ID": last_id})) for last_id in ids
+                ]
+            resync = await never.expect("resync")
+            assert resync["data"] == {
+                "reason": "position is newer than the log", "epoch": here.epoch, "seq": here.seq
+            }  # fmt: skip
+            await eventually(lambda: is_up(nobody), "the database is back")
+            movie = await alice.add()
+            for sent in (never, known):
+                assert (await sent.expect("add", seq=here.seq + 1))["data"] == movie
 
 
 async def is_up(client: httpx.AsyncClient) -> bool:
