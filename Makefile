@@ -8,7 +8,7 @@ run: .venv/runtime
 	@exec $(BIN)/python main.py
 
 test: .venv/dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 lint: .venv/dev
 	$(BIN)/ruff check .

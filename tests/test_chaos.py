@@ -12,7 +12,7 @@ from tests.chaos_writers import plan
 from tests.servers import PostgresServer, RedisServer
 
 SEED = int(os.environ.get("SEED") or random.randrange(10**6))  # a new one each time; a failure prints it
-SHORT = Chaos(SEED, writes=1_500, watchers=100, writes_per_second=100.0, fault_seconds=2.5)
+SHORT = Chaos(SEED, writes=1_000, watchers=60, writes_per_second=80.0, fault_seconds=2.0)
 
 
 async def test_whatever_breaks_no_watcher_is_ever_wrong(
