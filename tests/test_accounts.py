@@ -388,6 +388,7 @@ async def test_create_admin_makes_an_admin_beside_a_running_service(service: Ser
         ("--nonsense",),
     ],
 )
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True, scope="session")  # it does not come as far as a database
 async def test_create_admin_refuses_in_a_sentence(service: Service, arguments: tuple[str, ...]) -> None:
     async with nothing_written(service):
         done = await asyncio.to_thread(cli, service, "create-admin", *arguments)
