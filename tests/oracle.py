@@ -32,6 +32,7 @@ from times import utc_text
 EQUAL_SECONDS = 10.0
 WRITES_SECONDS = 60.0  # the backlog and all jobs
 MAX_WAIT_SECONDS = 1.0
+STUCK_SECONDS = 120.0  # more than anything may take
 LANES = 3
 BACKLOG = 8  # writes that wait in a lane before whoever draws the next step waits, too
 # 503 is none of them: no database is ever away here.
@@ -88,14 +89,24 @@ class World:
             self.do(self._open())
             yield self
         finally:
-            self.do(self._close())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            thread.join()
-            self._loop.close()
+            try:
+                self.do(self._close())
+            finally:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                thread.join()
+                self._loop.close()
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Run in the world's loop, from another thread."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=300)
+        running = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return running.result(timeout=STUCK_SECONDS)
+        except TimeoutError:
+            if running.done():
+                raise
+            running.cancel()
+            waits = "\n".join(f"{task.get_name()}: {task.get_stack()}" for task in asyncio.all_tasks(self._loop))
+            raise AssertionError(f"stuck for {STUCK_SECONDS} s:\n{waits}") from None
 
     async def _open(self) -> None:
         first = self.services[0]

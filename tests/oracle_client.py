@@ -132,7 +132,7 @@ class Client:
     def _forget_questions(self) -> None:
         for asked in self._asked.values():
             if asked.answer is not None and not asked.answer.done():
-                asked.answer.cancel()
+                asked.answer.set_exception(ConnectionError("the socket ended first"))
         self._asked.clear()
 
     def pause(self) -> None:
@@ -201,12 +201,7 @@ class Client:
             raise ConnectionError("closed")
         answer: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
         await self._say(_Asked(action, answer=answer), **members)
-        try:
-            return await answer
-        except asyncio.CancelledError:
-            if answer.cancelled():
-                raise ConnectionError("cut") from None
-            raise
+        return await answer
 
     # --- what it is told
 

@@ -224,6 +224,7 @@ def play(services: Sequence[Service], examples: int) -> None:
                 phases=(Phase.generate,),
                 database=None,
                 print_blob=True,
+                report_multiple_bugs=False,
                 suppress_health_check=list(HealthCheck),
             ),
         )
