@@ -124,8 +124,8 @@ async def watch(websocket: WebSocket) -> None:
             stack.callback(connection.close)
             if identity is not None:
                 await connection.sign_in(identity)
-            generation = feed.generation
             resync_reason = await feed.find_place(wish.since, wish.epoch)
+            generation = feed.generation
         except Problem as problem:
             await _refuse(websocket, problem)
             return

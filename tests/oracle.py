@@ -197,7 +197,7 @@ class World:
         """What `@name` stands for in filters, now."""
         known = self._known
         movies = sorted(known.owners["movies"]) or [1]
-        found: dict[str, Any] = {f"movie{number}": movies[min(number, len(movies) - 1)] for number in range(3)}
+        found: dict[str, Any] = {f"movie{number}": movies[-min(number + 1, len(movies))] for number in range(3)}
         found |= {"user0": known.user_ids[0], "user1": known.user_ids[1], "admin": known.user_ids[ADMIN]}
         found |= {"middle": movies[len(movies) // 2], "begin": self._begun, "lately": _now(), "later": _now(+1.0)}
         return found

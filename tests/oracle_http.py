@@ -44,10 +44,16 @@ class Rest:
             lines.append(f"Authorization: Bearer {token}")
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         reader, writer = await self._connection()
-        writer.write("\r\n".join([*lines, "", ""]).encode() + content)
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").splitlines()
-        told = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
-        found = await reader.readexactly(int(told.get("content-length", 0)))
+        try:
+            writer.write("\r\n".join([*lines, "", ""]).encode() + content)
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").splitlines()
+            told = {
+                name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)
+            }
+            found = await reader.readexactly(int(told.get("content-length", 0)))
+        except BaseException:
+            writer.transport.abort()  # whatever comes on it now answers another question
+            raise
         self._idle.append((time.monotonic(), reader, writer))
         return Answer(int(head[0].split()[1]), told, orjson.loads(found) if found else None)
 

@@ -81,7 +81,7 @@ class Known:
         own = [id_ for id_, owner in owners.items() if who == ADMIN or owner == self.user_ids[who]]
         pool = own if own and chance.random() < 0.95 else list(owners)
         if chance.random() < 0.4:
-            pool = pool[-6:]
+            pool = sorted(pool)[-6:]
         return chance.sample(pool, min(number, len(pool)))
 
     def learn(self, resource: str, rows: Sequence[Row]) -> None:
@@ -160,7 +160,7 @@ def _account_call(write: Write, known: Known, chance: Random) -> Call | None:
 def _crowded(chance: Random, write: Write, known: Known) -> int | None:
     """Often a movie that got characters: deleting it changes them, too."""
     if write.resource == "movies" and write.who == ADMIN and chance.random() < 0.7:
-        return min(known.owners["movies"], default=None)
+        return max(known.owners["movies"], default=None)
     return None
 
 
@@ -181,9 +181,9 @@ def fields(chance: Random, resource: str, known: Known, *, part: bool = False) -
             "genres": chance.sample(GENRES, chance.randrange(4)),
         }
     else:
-        # The lowest ids get most of the characters.
+        # The newest get most of the characters.
         movies = sorted(known.owners["movies"])
-        movie = chance.choice((*movies[:6], *movies[:6], chance.choice(movies))) if movies else None
+        movie = chance.choice((*movies[-6:], *movies[-6:], chance.choice(movies))) if movies else None
         row = {
             "name": _title(chance),
             "description": _prose(chance),

@@ -189,7 +189,7 @@ def test_a_bulk_event_of_which_all_is_wanted_is_sent_as_it_is() -> None:
     assert orjson.loads(text)["data"] == {"count": 3, "items": rows, "job_id": "j"}
     assert "more" not in orjson.loads(text)
     changes = changes_of(bulk)
-    assert seen_texts(bulk, Rendering(), see(matcher_of(wanted), changes[:0]), 3) == ()
+    assert seen_texts(bulk, "items", see(matcher_of(wanted), changes[:0]), 3) == ()
 
 
 def test_a_window_is_numbered_by_its_last_event_also_when_that_is_not_shown() -> None:

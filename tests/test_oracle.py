@@ -103,7 +103,9 @@ class Oracle(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        # Rules may depend on what was drawn, and on nothing else.
         self.steps_since_quiet = 0
+        self.crowd = 0
 
     @initialize(
         seed=SEED,
@@ -143,9 +145,10 @@ class Oracle(RuleBasedStateMachine):
     def client(self, number: int) -> Client:
         return self.world.clients[number % len(self.world.clients)]
 
-    @precondition(lambda self: len(self.world.clients) < MAX_CLIENTS)
+    @precondition(lambda self: self.crowd < MAX_CLIENTS)
     @rule(seat=st.one_of(ANYBODY, USER, CHIEF))
     def joins(self, seat: Seat) -> None:
+        self.crowd += 1
         client = self.world.do(self.world.connect(seat.worker, seat.user))
         for wish in seat.wishes:
             self.world.do(self.world.subscribe(client, wish))
@@ -177,9 +180,10 @@ class Oracle(RuleBasedStateMachine):
     def pauses_or_goes_on(self, number: int) -> None:
         self.world.do(self.world.pause_or_go_on(self.client(number)))
 
-    @precondition(lambda self: len(self.world.clients) > 3)
+    @precondition(lambda self: self.crowd > 3)
     @rule(number=NUMBER)
     def leaves(self, number: int) -> None:
+        self.crowd -= 1
         self.world.do(self.world.leave(self.client(number)))
 
     # --- what must hold
