@@ -358,7 +358,8 @@ def _encoded() -> bytes:
 
 async def asyncapi(request: Request) -> Response:
     # Building it takes a third of a second, once: not in the loop.
-    return Response(await asyncio.to_thread(_encoded), headers={"Cache-Control": "no-cache"}, media_type="application/json")
+    body = await asyncio.to_thread(_encoded)
+    return Response(body, headers={"Cache-Control": "no-cache"}, media_type="application/json")
 
 
 ROUTES: list[BaseRoute] = [Route("/asyncapi.json", asyncapi)]
