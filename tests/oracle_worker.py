@@ -17,7 +17,7 @@ from settings import Settings
 
 KIB = 1024
 SMALL = (
-    (snapshot, "PAGE_ROWS", 12),
+    (snapshot, "PAGE_ROWS", 6),
     (snapshot, "MAX_PAGE_BYTES", 8 * KIB),
     (snapshot, "MAX_UNDO_ROWS", 150),
     (subscription, "MAX_UNSENT_BYTES", 24 * KIB),

@@ -81,7 +81,7 @@ class Known:
         own = [id_ for id_, owner in owners.items() if who == ADMIN or owner == self.user_ids[who]]
         pool = own if own and chance.random() < 0.95 else list(owners)
         if chance.random() < 0.4:
-            pool = sorted(pool)[-6:]
+            pool = sorted(pool)[-3:]
         return chance.sample(pool, min(number, len(pool)))
 
     def learn(self, resource: str, rows: Sequence[Row]) -> None:
