@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,17 @@ def signed_in(person: Person) -> dict[str, Any]:
     return {"additional_headers": {"Authorization": f"Bearer {person.token}"}}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def workers(
-    backend: str, new_places: Callable[[], Places], new_service: Callable[..., Service]
-) -> tuple[Service, Service]:
+    new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Service, Service]]:
     """Two processes on one database; on SQLite without any bus between them."""
     places = new_places()
-    return new_service(places).start(), new_service(places).start()
+    here, there = (
+        Service(places.database_url, places.broadcast_url, tmp_path_factory.mktemp("worker")) for _ in range(2)
+    )
+    with here.running(), there.running():
+        yield here, there
 
 
 async def test_logout_closes_the_sockets_of_the_session_on_every_worker(workers: tuple[Service, Service]) -> None:

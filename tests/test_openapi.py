@@ -17,7 +17,7 @@ from openapi_spec_validator import validate
 from routes import table
 from tests.service import Service
 
-MAX_EXAMPLES = 10
+MAX_EXAMPLES = 6
 CLI = Path(sys.executable).with_name("schemathesis")
 # Lists with the same query as another one: they differ only in what they answer, or for whom.
 TWINS = {

@@ -28,7 +28,7 @@ from tests.oracle_writes import ADMIN, Batch
 from tests.servers import PostgresServer, RedisServer
 from tests.service import ROOT, Service
 
-EXAMPLES = int(os.environ.get("ORACLE_EXAMPLES", "4"))
+EXAMPLES = int(os.environ.get("ORACLE_EXAMPLES", "3"))
 STEPS = 24
 BETWEEN_QUIETS = 6
 MAX_CLIENTS = 6
