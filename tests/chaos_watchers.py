@@ -195,6 +195,8 @@ class Watcher:
     def _reply(self, frame: Frame) -> None:
         if frame.get("ok") and frame["data"].get("subscription") == self.wish.name:
             self._begin(self.epoch, frame["data"]["seq"])
+        elif frame.get("error", {}).get("code") == "unavailable":
+            raise TimeoutError("the database is away: it says to try again")
         else:
             self.problems.append(f"refused: {frame}")
 
