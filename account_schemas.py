@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import MISSING, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-from schemas import BLANK, VISIBLE, Answer, Body, Moment
+from schemas import BLANK, VISIBLE, Answer, Body, IsoDate, Moment
 
 Username = Annotated[str, Field(min_length=3, max_length=50, pattern=rf"^[^@/\\{BLANK}]{{3,50}}$")]
 Password = Annotated[str, Field(min_length=8, max_length=128)]
@@ -101,6 +101,7 @@ class Session(Answer):
     user_agent: str | None = Field(description="What the client called itself when it signed in")
     address: str | None = Field(description="Where it signed in from")
     created_at: Moment
+    last_used_at: Moment = Field(description="When it was last refreshed, or begun")
 
 
 class Token(Answer):
@@ -120,6 +121,24 @@ class User(Answer):
     phone_number: str | None
     group: Literal["user", "moderator", "admin"]
     is_active: bool
+    awaits_activation: bool = Field(description="Nobody has followed the mailed link yet")
+    gender: Literal["female", "male", "other", "undisclosed"] | None
+    date_of_birth: IsoDate | None
+    info: str | None
+    avatar_url: str | None = Field(description="A square picture")
+    avatar_thumbnail_url: str | None
     version: int
     created_at: Moment
     updated_at: Moment
+
+
+class AuditEntry(Answer):
+    """What an admin did to an account."""
+
+    id: int
+    actor_id: int | None = Field(description="Who did it")
+    action: str
+    user_id: int = Field(description="Whose account it is")
+    changes: dict[str, list[Any]] = Field(description="What became different: as it was, and as it is")
+    address: str | None = Field(description="Where the admin was")
+    created_at: Moment

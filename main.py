@@ -120,7 +120,7 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
         registry = Registry(
             partial(users.recheck, database),
             max_connections=settings.max_connections,
-            max_per_address=settings.max_connections_per_address if settings.rate_limits == "on" else None,
+            max_per_address=settings.max_connections_per_address if settings.has_limits else None,
         )
         bus = Bus(
             settings.broadcast_url,
@@ -141,7 +141,7 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
             registry,
             presence,
             partial(users.identify, database, tokens),
-            has_limits=settings.rate_limits == "on",
+            has_limits=settings.has_limits,
         )
         stopping.on_stop += [registry.close, event_streams.stop, runner.stop]
         await feed.start()

@@ -114,6 +114,16 @@ users = Table(
     Column("version", Integer, nullable=False),
     Column("created_at", UtcTime, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
+    Column("gender", _text(20)),
+    Column("date_of_birth", IsoDate),
+    Column("info", _text()),
+    # The folder of the pictures in the storage.
+    Column("avatar", _text(64)),
+    Column("profile_created_at", UtcTime),
+    # Not active because nobody has followed the mailed link yet, rather than because an admin disabled it.
+    Column("awaits_activation", Boolean, nullable=False),
+    # What is left of a deleted account is its number, which its movies still name.
+    Column("deleted_at", UtcTime),
     sqlite_autoincrement=True,
 )
 
@@ -170,8 +180,62 @@ sessions = Table(
     # When the last token of the session is no good any more; the clean-up ends what is past it.
     Column("expires_at", UtcTime, nullable=False),
     Column("ended_at", UtcTime),
+    Column("last_used_at", UtcTime, nullable=False),
+    # The claim `jti` of the one refresh token that is good; the older ones of the session are not.
+    Column("refresh_id", _text(32)),
     Index("ix_sessions_user_id", "user_id", "created_at"),
     Index("ix_sessions_expires_at", "expires_at"),
+)
+
+# What links in mails carry. Only the digest of a token is kept.
+one_time_tokens = Table(
+    "one_time_tokens",
+    metadata,
+    Column("digest", _text(64), primary_key=True),
+    Column("purpose", _text(16), nullable=False),
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False),
+    # The address that the link was mailed to, which following it proves.
+    Column("email", _text(320)),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Index("ix_one_time_tokens_user_id", "user_id", "purpose"),
+    Index("ix_one_time_tokens_expires_at", "expires_at"),
+)
+
+# Mails to be sent. They are written out when they are sent, so that no token lies here.
+mails = Table(
+    "mails",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False),
+    Column("kind", _text(32), nullable=False),
+    Column("recipient", _text(320), nullable=False),
+    Column("details", Strings, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    # Seconds since 1970 by the database's clock: when to try next, or when the lease of who tries now runs out.
+    Column("due_at", Float, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("lease_owner", String(64)),
+    Column("failed_at", UtcTime),
+    Index("ix_mails_due_at", "due_at"),
+    Index("ix_mails_user_id", "user_id", "kind"),
+    sqlite_autoincrement=True,
+)
+
+# What admins did to accounts. No foreign keys: it is kept whatever becomes of them.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("actor_id", Id),
+    Column("action", _text(32), nullable=False),
+    Column("user_id", Id, nullable=False),
+    Column("changes", Strings, nullable=False),
+    Column("address", _text(64)),
+    Column("created_at", UtcTime, nullable=False),
+    Index("ix_audit_user_id", "user_id", "id"),
+    Index("ix_audit_actor_id", "actor_id", "id"),
+    sqlite_autoincrement=True,
 )
 
 # Workers that have rows in `presence`; what is past `until` (the database's clock) is a ghost's.

@@ -344,6 +344,13 @@ USER_FIELDS: dict[str, filters.Field] = {
     "group": filters.Field("group", "group", Kind.TEXT, ("user", "moderator", "admin")),
     "created_at": filters.Field("created_at", "created_at", Kind.TIME),
 }
+AUDIT_FIELDS: dict[str, filters.Field] = {
+    "id": filters.Field("id", "id", Kind.INTEGER),
+    "actor_id": filters.Field("actor_id", "actor_id", Kind.INTEGER),
+    "action": filters.Field("action", "action", Kind.TEXT),
+    "user_id": filters.Field("user_id", "user_id", Kind.INTEGER),
+    "created_at": filters.Field("created_at", "created_at", Kind.TIME),
+}
 SESSION_FIELDS: dict[str, filters.Field] = {
     "id": filters.Field("id", "id", Kind.TEXT),
     "user_agent": filters.Field("user_agent", "user_agent", Kind.TEXT),
@@ -356,7 +363,9 @@ TOPIC_FIELDS: dict[str, dict[str, filters.Field]] = {
     "characters": CHARACTER_FIELDS,
     "jobs": JOB_FIELDS,
     "users": USER_FIELDS,
+    "account": USER_FIELDS,
     "sessions": SESSION_FIELDS,
+    "audit": AUDIT_FIELDS,
 }
 
 # Who may watch: everybody, one group, or (`self`) each who has signed in, of what is theirs.
@@ -365,6 +374,8 @@ TOPICS: dict[str, str] = {
     "characters": "public",
     "jobs": "public",
     "users": "admin",
+    "account": "self",
     "sessions": "self",
+    "audit": "admin",
 }
 PUBLIC_TOPICS: frozenset[str] = frozenset(name for name, reader in TOPICS.items() if reader == "public")

@@ -50,7 +50,28 @@ class Settings(BaseSettings):
 
     secret_key: SecretStr | None = None
     algorithm: Literal["HS256", "HS384", "HS512"] = "HS256"
+    # NoDecode: a plain comma separated list, not JSON.
+    old_secret_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     access_token_expire_minutes: int = Field(default=15, ge=1, le=60 * 24 * 30)
+    refresh_token_expire_days: int = Field(default=7, ge=1, le=365)
+
+    # OWASP's password storage cheat sheet: argon2id with 19 MiB, 2 passes, 1 lane.
+    password_memory_kib: int = Field(default=19 * 1024, ge=8, le=4 * 1024 * 1024)
+    password_time_cost: int = Field(default=2, ge=1, le=100)
+    password_parallelism: int = Field(default=1, ge=1, le=64)
+    password_mix: Literal["on", "off"] = "off"  # noqa: S105 (no password)
+
+    account_activation: Literal["none", "email"] = "none"
+    public_url: str | None = None
+    smtp_url: SecretStr | None = None
+    mail_from: str = Field(default="Marquee <marquee@localhost>", min_length=3, max_length=320)
+    mail_folder: str = Field(default="mail", min_length=1)
+
+    storage_url: str | None = None
+    s3_endpoint_url: str | None = None
+    s3_region: str = "us-east-1"
+    s3_access_key_id: str | None = None
+    s3_secret_access_key: SecretStr | None = None
 
     first_admin_username: str | None = Field(default=None, min_length=3, max_length=50)
     first_admin_email: EmailStr | None = None
@@ -58,10 +79,10 @@ class Settings(BaseSettings):
 
     max_connections: int = Field(default=10_000, ge=1, le=1_000_000)
     max_connections_per_address: int = Field(default=1_000, ge=1, le=1_000_000)
-    rate_limits: Literal["on", "off"] = "on"
+    rate_limits: str = "on"
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
     websocket_auth: Literal["optional", "required"] = "optional"
 
-    # NoDecode: a plain comma separated list, not JSON.
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
 
     event_retention_hours: float = Field(default=168.0, gt=0, le=24 * 3650)
@@ -73,10 +94,15 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    @field_validator("log_level", "log_format", "rate_limits", "websocket_auth", mode="before")
+    @field_validator("log_level", "log_format", "websocket_auth", "password_mix", "account_activation", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("old_secret_keys", "trusted_proxies", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("allowed_origins", mode="before")
     @classmethod
@@ -144,6 +170,11 @@ class Settings(BaseSettings):
         """The database file, or None on PostgreSQL."""
         prefix = "sqlite:///"
         return Path(self.database_url.removeprefix(prefix)) if self.database_url.startswith(prefix) else None
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether there are limits of rate or number per client at all."""
+        return self.rate_limits.strip().lower() != "off"
 
     @property
     def has_shared_bus(self) -> bool:

@@ -24,7 +24,7 @@ from errors import CLOSE_REASONS, CloseCode
 from realtime import messages
 from realtime.connection import AUTH_SECONDS, MAX_REQUESTS_IN_FLIGHT, MAX_SUBSCRIPTIONS
 from realtime.endpoint import HEARTBEAT_SECONDS
-from realtime.frame_models import FRAMES
+from realtime.frame_models import frames
 from realtime.messages import ACTIONS, REPLIES, ErrorReply
 from realtime.rate import MESSAGES_PER_SECOND
 from realtime.subscription import MAX_UNSENT_BYTES, SLOW_CLIENT_SECONDS
@@ -83,7 +83,7 @@ def document() -> dict[str, Any]:
     """The document. Shared: not to be changed."""
     schemas = _schemas()
     received = {action: _received(action, schemas) for action in ACTIONS}
-    sent = {operation: _sent(operation) for operation in FRAMES}
+    sent = {operation: _sent(operation) for operation in frames()}
     replies = {f"{action}_reply": _reply(action, model) for action, model in REPLIES.items()} | {"error": _error()}
     examples: Mapping[str, Sequence[Any]] = orjson.loads(EXAMPLES.read_bytes())
     for name, message in [*sent.items(), *replies.items()]:
@@ -130,7 +130,7 @@ def document() -> dict[str, Any]:
 
 def _schemas() -> dict[str, Any]:
     told: list[type[BaseModel]] = [*ACTIONS.values(), *REPLIES.values(), ErrorReply]
-    for models in FRAMES.values():
+    for models in frames().values():
         told += models
     inputs: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in told]
     _, made = models_json_schema(inputs, ref_template=REF_TEMPLATE, schema_generator=_Schemas)
@@ -185,7 +185,7 @@ def _received(action: str, schemas: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sent(operation: str) -> dict[str, Any]:
-    models = FRAMES[operation]
+    models = frames()[operation]
     references = [_reference(model) for model in models]
     return {
         "name": operation,

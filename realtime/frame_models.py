@@ -8,11 +8,12 @@ what they do not know.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 from pydantic import MISSING, BaseModel, Field
 
-from account_schemas import Session, User
+from account_schemas import AuditEntry, Session, User
 from realtime.messages import Epoch, Name, Person, Topic
 from repository.transaction import MAX_EVENT_ITEMS
 from schemas import Answer, CharacterEntity, Job, Moment, MovieEntity
@@ -209,7 +210,9 @@ ENTITIES: Mapping[str, type[BaseModel]] = {
     "characters": CharacterEntity,
     "jobs": Job,
     "users": User,
+    "account": User,
     "sessions": Session,
+    "audit": AuditEntry,
 }
 # The first two stay for good, and each edit raises the others: no frame names them.
 _NEVER_NAMED = frozenset({"id", "created_at", "version", "updated_at"})
@@ -239,11 +242,17 @@ def of_topic(topic: str) -> dict[str, type[BaseModel]]:
     }
 
 
-# By operation; those of a topic each have their own.
-FRAMES: Mapping[str, Sequence[type[BaseModel]]] = {
-    "welcome": [Welcome],
-    **{operation: [of_topic(topic)[operation] for topic in ENTITIES] for operation in of_topic("movies")},
-    "progress": [Progress],
-    "presence": [PresenceChange],
-    "resync": [Resync],
-}
+@cache
+def frames() -> Mapping[str, Sequence[type[BaseModel]]]:
+    """The models by operation; those of a topic each have their own.
+
+    Made when the document is: a start would be a fifth longer with them, and nothing else needs them.
+    """
+    of_topics = [of_topic(topic) for topic in ENTITIES]
+    return {
+        "welcome": [Welcome],
+        **{operation: [models[operation] for models in of_topics] for operation in of_topics[0]},
+        "progress": [Progress],
+        "presence": [PresenceChange],
+        "resync": [Resync],
+    }

@@ -24,7 +24,7 @@ from times import utc_now, utc_text
 
 MAX_SESSIONS_PER_USER = 1_000
 MAX_USER_AGENT_LENGTH = 255
-_PUBLIC = ("id", "user_id", "user_agent", "address", "created_at")
+_PUBLIC = ("id", "user_id", "user_agent", "address", "created_at", "last_used_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,10 @@ class Device:
 
 def public(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in _PUBLIC}
+
+
+def goes_on() -> ColumnElement[bool]:
+    return models.sessions.c.ended_at.is_(None)
 
 
 def audience(user_id: int) -> str:
@@ -65,6 +69,8 @@ async def begin(tx: Transaction, user_id: int, device: Device, lifetime_seconds:
         "created_at": utc_text(now),
         "expires_at": utc_text(now + timedelta(seconds=lifetime_seconds + CLOCK_LEEWAY_SECONDS)),
         "ended_at": None,
+        "last_used_at": utc_text(now),
+        "refresh_id": None,
     }
     await tx.connection.execute(insert(table).values(values))
     session = public(values)

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Table, and_, func, select, text, true
 
 import models
 from filters import Filter
-from repository import filter_sql, jobs, rows, sessions, users
+from repository import audit, filter_sql, jobs, rows, sessions, users
 from repository.database import Database
 from repository.event_log import Head
 
@@ -26,15 +26,17 @@ class Source:
     table: Table
     public: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     exists: Callable[[], ColumnElement[bool]] = true
-    is_private: bool = False  # each user has their own
+    owner: str | None = None  # the column that says whose it is, where each user has their own
 
 
 SOURCES: Mapping[str, Source] = {
     "movies": Source(models.movies),
     "characters": Source(models.characters),
     "jobs": Source(models.jobs, jobs.public),
-    "users": Source(models.users, users.public),
-    "sessions": Source(models.sessions, sessions.public, lambda: models.sessions.c.ended_at.is_(None), is_private=True),
+    "users": Source(models.users, users.public, users.exists),
+    "account": Source(models.users, users.public, users.exists, owner="id"),
+    "sessions": Source(models.sessions, sessions.public, sessions.goes_on, owner="user_id"),
+    "audit": Source(models.audit, audit.public),
 }
 
 
@@ -61,8 +63,8 @@ async def read_page(
     source = SOURCES[topic]
     table = source.table
     where = [source.exists(), filter_sql.where(table, wanted, is_sqlite=database.is_sqlite)]
-    if source.is_private:
-        where.append(table.c.user_id == owner_id)
+    if source.owner is not None:
+        where.append(table.c[source.owner] == owner_id)
     if after is not None:
         where.append(table.c.id > after)
     if until is not None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import and_, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 import models
@@ -25,7 +25,9 @@ _STANDING = statement(
     'SELECT users."group", users.is_active, users.username FROM sessions JOIN users ON users.id = sessions.user_id'
     " WHERE sessions.id = $1 AND sessions.user_id = $2 AND sessions.ended_at IS NULL"
 )
-_PRIVATE = ("password_hash", "username_key", "email_key")
+_PRIVATE = frozenset({"password_hash", "username_key", "email_key", "avatar", "profile_created_at", "deleted_at"})
+AVATAR_PIXELS = 512
+THUMBNAIL_PIXELS = 128
 MAX_KEY_LENGTH = 200  # of the narrower key column
 
 
@@ -43,11 +45,39 @@ def _key(name: str) -> str:
 
 def public(row: Mapping[str, Any]) -> dict[str, Any]:
     """The account as its owner and admins see it."""
-    return {name: value for name, value in row.items() if name not in _PRIVATE}
+    found = {name: value for name, value in row.items() if name not in _PRIVATE}
+    avatar = row["avatar"]
+    found["avatar_url"] = f"/avatars/{avatar}/{AVATAR_PIXELS}" if avatar else None
+    found["avatar_thumbnail_url"] = f"/avatars/{avatar}/{THUMBNAIL_PIXELS}" if avatar else None
+    return found
+
+
+def exists() -> ColumnElement[bool]:
+    """What is left of a deleted account is only a number."""
+    return models.users.c.deleted_at.is_(None)
+
+
+def announce(
+    tx: Transaction,
+    operation: str,
+    user: dict[str, Any],
+    *,
+    actor_id: int | None,
+    before: dict[str, Any] | None = None,
+    changed: Sequence[str] = (),
+) -> None:
+    """The one event of an account, for admins and for the account's own sockets. `user` and `before` are `public`."""
+    for topic, audience in (("users", USERS_AUDIENCE), ("account", f"user:{user['id']}")):
+        tx.emit(topic, operation, user, actor_id=actor_id, before=before, changed=changed, audience=audience)
 
 
 async def create(
-    tx: Transaction, fields: Mapping[str, Any], password_hash: str, group: Group = Group.USER
+    tx: Transaction,
+    fields: Mapping[str, Any],
+    password_hash: str,
+    group: Group = Group.USER,
+    *,
+    awaits_activation: bool = False,
 ) -> dict[str, Any]:
     """Store an account. Raises Conflict naming the user name or address that is taken."""
     username, email = fields.get("username"), fields.get("email")
@@ -73,7 +103,8 @@ async def create(
         "phone_number": "+" + phone.lstrip("+") if phone else None,
         "password_hash": password_hash,
         "group": group.value,
-        "is_active": True,
+        "is_active": not awaits_activation,
+        "awaits_activation": awaits_activation,
         "version": 1,
         "created_at": now,
         "updated_at": now,
@@ -86,7 +117,7 @@ async def create(
         _refuse(names)
         raise
     user = public(entity(stored.one()))
-    tx.emit("users", "add", user, actor_id=user["id"], audience=USERS_AUDIENCE)
+    announce(tx, "add", user, actor_id=user["id"])
     return user
 
 
@@ -111,7 +142,7 @@ async def find_by_login(database: Database, login: str) -> dict[str, Any] | None
 
 async def _find(database: Database, where: Any) -> dict[str, Any] | None:
     async with database.read() as connection:
-        row = (await connection.execute(select(models.users).where(where))).one_or_none()
+        row = (await connection.execute(select(models.users).where(where, exists()))).one_or_none()
         return entity(row) if row is not None else None
 
 
@@ -143,7 +174,7 @@ async def change_group(tx: Transaction, actor_id: int, user_id: int, group: Grou
 
 async def activate(tx: Transaction, actor_id: int, user_id: int) -> dict[str, Any]:
     """Let an account sign in again. Raises NotFound, Forbidden."""
-    return await _administer(tx, actor_id, user_id, {"is_active": True})
+    return await _administer(tx, actor_id, user_id, {"is_active": True, "awaits_activation": False})
 
 
 async def deactivate(tx: Transaction, actor_id: int, user_id: int) -> dict[str, Any]:
@@ -151,7 +182,7 @@ async def deactivate(tx: Transaction, actor_id: int, user_id: int) -> dict[str, 
 
     Raises NotFound, Conflict for the last admin, Forbidden.
     """
-    user = await _administer(tx, actor_id, user_id, {"is_active": False})
+    user = await _administer(tx, actor_id, user_id, {"is_active": False, "awaits_activation": False})
     await sessions.end_all(tx, user_id, actor_id=actor_id)
     return user
 
@@ -163,7 +194,7 @@ async def _administer(tx: Transaction, actor_id: int, user_id: int, changes: Map
     # and whoever was demoted a moment ago does nothing more.
     found = await tx.connection.execute(
         select(table)
-        .where(or_(table.c.id == user_id, is_acting_admin))
+        .where(or_(table.c.id == user_id, is_acting_admin), exists())
         .order_by(table.c.id)
         .with_for_update(key_share=True)
     )
@@ -184,19 +215,11 @@ async def _administer(tx: Transaction, actor_id: int, user_id: int, changes: Map
     written = {name: after[name] for name in (*changed, "version", "updated_at")}
     await tx.connection.execute(update(table).where(table.c.id == user_id).values(written))
     user = public(after)
-    tx.emit(
-        "users",
-        "update",
-        user,
-        actor_id=actor_id,
-        before=public(before),
-        changed=changed,
-        audience=USERS_AUDIENCE,
-    )
+    announce(tx, "update", user, actor_id=actor_id, before=public(before), changed=changed)
     return user
 
 
 async def list_non_admins(database: Database, *, offset: int, limit: int) -> Listed[dict[str, Any]]:
     table = models.users
-    where = table.c.group != Group.ADMIN.value
+    where = (table.c.group != Group.ADMIN.value) & exists()
     return await entities_of(database, table, where, (("id", False),), public, offset=offset, limit=limit)

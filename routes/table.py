@@ -10,14 +10,28 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
-from routes import accounts, catalog_operations, documentation, events, health, jobs, openapi
+from routes import (
+    admin,
+    catalog_operations,
+    documentation,
+    events,
+    health,
+    jobs,
+    openapi,
+    registration,
+    sign_in,
+    users,
+)
 from routes.operation import Operation
 from routes.parsing import parse
 
 OPERATIONS: Sequence[Operation] = [
     *catalog_operations.OPERATIONS,
     *jobs.OPERATIONS,
-    *accounts.OPERATIONS,
+    *registration.OPERATIONS,
+    *sign_in.OPERATIONS,
+    *users.OPERATIONS,
+    *admin.OPERATIONS,
     *events.OPERATIONS,
     *health.OPERATIONS,
     *documentation.OPERATIONS,

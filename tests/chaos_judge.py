@@ -6,6 +6,7 @@ The log begins with an empty catalog, so replaying it gives every row before and
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections import Counter
@@ -15,6 +16,7 @@ from datetime import UTC
 from typing import Any
 
 import asyncpg
+import orjson
 
 PUBLIC_TOPICS = ("movies", "characters", "jobs")
 CATALOG = ("movies", "characters")
@@ -43,6 +45,12 @@ class Wish:
         return json.dumps([self.topics, self.bulk, self.name, self.filter], sort_keys=True)
 
 
+def mark_of(row: Row) -> int:
+    """Stands for a row: snapshots and windows come again and again, and would not fit into memory as they are."""
+    encoded = orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
+    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest())
+
+
 @dataclass(frozen=True)
 class Entry:
     """One event of the log. `before` and `after` hold the rows it touches, by id."""
@@ -67,6 +75,14 @@ class Log:
         self.problems: list[str] = []
         self._expected: dict[str, list[list[Frame]]] = {}
         self._equal: set[tuple[int, int]] = set()
+        self._marks: dict[int, int] = {}
+
+    def mark_of(self, row: Row) -> int:
+        """`mark_of` a row of this log; worked out once, for the log keeps its rows."""
+        mark = self._marks.get(id(row))
+        if mark is None:
+            mark = self._marks[id(row)] = mark_of(row)
+        return mark
 
     def expected(self, wish: Wish) -> list[list[Frame]]:
         """The frames of each event that a watcher with this wish sees, in order."""

@@ -21,18 +21,23 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from tests.chaos_judge import Frame, Wish
+from tests.chaos_views import Marks, marked
 
 DO_NOT_RECONNECT = range(4500, 5000)
+SNAPSHOT = b'{"operation":"snapshot"'
 SMALL_BUFFER_BYTES = 128 * 1024  # smaller than a segment of the loopback, TCP itself would stall
 
 
 class Texts:
-    """Every distinct frame, parsed once: most watchers get the same bytes."""
+    """Every distinct frame, parsed once: most watchers get the same bytes. Snapshots and windows come only once."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, Frame] = {}
 
-    def parse(self, text: bytes) -> Frame:
+    def parse(self, text: bytes, *, comes_once: bool) -> Frame:
+        if comes_once or text.startswith(SNAPSHOT):
+            once: Frame = json.loads(text)
+            return once
         frame = self._known.get(text)
         if frame is None:
             frame = self._known[text] = json.loads(text)
@@ -56,7 +61,7 @@ class Segment:
     """What came after number `start`, and the snapshot that came first, if it was asked for."""
 
     start: int
-    items: list[dict[str, Any]] | None = None
+    items: Marks | None = None
     is_whole: bool = False  # the snapshot
     got: list[Frame] = field(default_factory=list)
 
@@ -127,7 +132,7 @@ class Watcher:
         leave = self._about(self.manner.leaves_after)
         pause = self._about(self.manner.pauses_after)
         while True:
-            frame = self.texts.parse(await websocket.recv(decode=False))
+            frame = self.texts.parse(await websocket.recv(decode=False), comes_once=self.wish.latest_every_ms > 0)
             await self._take(frame, websocket)
             frames += 1
             if leave and frames >= leave:
@@ -155,7 +160,7 @@ class Watcher:
         elif operation == "snapshot":
             self._page(frame)
         elif "seq" in frame and frame.get("subscription") == self.wish.name:
-            self._unfinished.append(frame)
+            self._unfinished.append(marked(frame) if self.wish.latest_every_ms else frame)
             if not frame.get("more"):
                 self._finish(frame["seq"])
 
@@ -202,7 +207,7 @@ class Watcher:
 
     def _begin(self, epoch: str, seq: int) -> None:
         if self._is_new:
-            self.segments.append(Segment(seq, [] if self.wish.snapshot else None, not self.wish.snapshot))
+            self.segments.append(Segment(seq, Marks() if self.wish.snapshot else None, not self.wish.snapshot))
             self.position, self.epoch = seq, epoch
         elif (epoch, seq) != (self.epoch, self.position):
             self.problems.append(f"resumed at {self.epoch}:{self.position} and was taken to {epoch}:{seq}")
@@ -212,5 +217,5 @@ class Watcher:
         if segment is None or segment.items is None or segment.is_whole or segment.got or frame["seq"] != segment.start:
             self.problems.append(f"unexpected page of a snapshot: {str(frame)[:300]}")
             return
-        segment.items += frame["data"]["items"]
+        segment.items.extend(frame["data"]["items"])
         segment.is_whole = frame["data"]["done"]

@@ -22,8 +22,8 @@ from pydantic import ValidationError
 
 import serving
 from errors import CloseCode
-from realtime import asyncapi, endpoint
-from realtime.frame_models import ENTITIES, FRAMES
+from realtime import asyncapi, endpoint, frame_models
+from realtime.frame_models import ENTITIES
 from realtime.messages import ACTIONS, problems_of
 from schemas import TOPICS
 from tests.frames_checked import Checker, FrameMismatch, check_frame
@@ -121,7 +121,9 @@ def test_every_reference_leads_somewhere_and_no_schema_is_left_over(document: Do
 def test_every_action_and_frame_is_an_operation_with_its_messages(document: Document) -> None:
     operations = document["operations"]
     assert operations.keys() == {"watch", *ACTIONS}
-    assert operations["watch"]["messages"] == [{"$ref": f"#/channels/ws/messages/{name}_frame"} for name in FRAMES]
+    assert operations["watch"]["messages"] == [
+        {"$ref": f"#/channels/ws/messages/{name}_frame"} for name in frame_models.frames()
+    ]
     for action in ACTIONS:
         assert operations[action]["messages"] == [{"$ref": f"#/channels/ws/messages/{action}"}]
         replies = [reference["$ref"].rpartition("/")[2] for reference in operations[action]["reply"]["messages"]]

@@ -125,13 +125,13 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
 
 def test_the_example_of_an_environment_file_names_every_setting() -> None:
-    lines = re.findall(r"^# ([A-Z_]+)=(.*)$", text_of(".env.example"), re.MULTILINE)
+    lines = re.findall(r"^# ([A-Z0-9_]+)=(.*)$", text_of(".env.example"), re.MULTILINE)
     documented = {bare(cells[0]): bare(cells[1]) for cells in rows_of(text_of("docs/settings.md"), "variable")}
     assert {name: value or "none" for name, value in lines} == documented
 
 
 def test_the_example_of_an_environment_file_works_when_uncommented(tmp_path: Path) -> None:
-    text = re.sub(r"^# ([A-Z_]+=.*)$", r"\1", text_of(".env.example"), flags=re.MULTILINE)
+    text = re.sub(r"^# ([A-Z0-9_]+=.*)$", r"\1", text_of(".env.example"), flags=re.MULTILINE)
     (tmp_path / ".env").write_text(text)
     assert dotenv_values(tmp_path / ".env").keys() == {name.upper() for name in Settings.model_fields}
     assert Settings(_env_file=tmp_path / ".env") == Settings(_env_file=None)

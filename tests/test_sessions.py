@@ -26,7 +26,7 @@ from tests.conftest import Places
 from tests.resources import moderator, nothing_written, sql
 from tests.service import ADMIN, PASSWORD, SECRET, Person, Service
 
-SESSION = {"id", "user_id", "user_agent", "address", "created_at"}
+SESSION = {"id", "user_id", "user_agent", "address", "created_at", "last_used_at"}
 SOMEWHERE = Device("a browser", "192.0.2.1")
 
 

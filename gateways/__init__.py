@@ -1,0 +1,1 @@
+"""The outside: mail and the storage of files."""
