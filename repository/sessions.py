@@ -126,6 +126,16 @@ async def end_all(tx: Transaction, user_id: int, *, actor_id: int | None) -> int
     return await _end(tx, models.sessions.c.user_id == user_id, actor_id)
 
 
+async def end_others(tx: Transaction, user_id: int, keep_session_id: str | None, *, actor_id: int | None) -> int:
+    """End all sessions of the user but one, or all. Whoever does it because of a new password writes the password first:
+    a sign-in with the old one then either is among these sessions, or finds the new password (`begin`).
+    """
+    which = models.sessions.c.user_id == user_id
+    if keep_session_id is not None:
+        which &= models.sessions.c.id != keep_session_id
+    return await _end(tx, which, actor_id)
+
+
 async def expire(database: Database, now: datetime, *, max_rows: int) -> int:
     """End up to `max_rows` sessions whose last token was no good any more at `now` (an aware time)."""
 
