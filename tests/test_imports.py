@@ -26,6 +26,7 @@ LAYERS: Sequence[frozenset[str]] = tuple(
         "account_schemas",
         "schemas",
         "filters",
+        "password_rules",
         "security",
         "settings",
         "errors metrics",
