@@ -202,20 +202,23 @@ one_time_tokens = Table(
     Index("ix_one_time_tokens_expires_at", "expires_at"),
 )
 
-# Mails to be sent. They are written out when they are sent, so that no token lies here.
+# Mails to be sent, and for a day those that were. They are written out when they are sent, so that no token lies here.
 mails = Table(
     "mails",
     metadata,
     Column("id", Id, primary_key=True, autoincrement=True),
-    Column("user_id", Id, ForeignKey("users.id"), nullable=False),
+    # Empty while nobody has looked whether the recipient has an account.
+    Column("user_id", Id, ForeignKey("users.id")),
     Column("kind", _text(32), nullable=False),
     Column("recipient", _text(320), nullable=False),
     Column("details", Strings, nullable=False),
     Column("created_at", UtcTime, nullable=False),
-    # Seconds since 1970 by the database's clock: when to try next, or when the lease of who tries now runs out.
-    Column("due_at", Float, nullable=False),
+    # Seconds since 1970 by the database's clock: when to try next, or when the lease of who tries now runs out. Empty
+    # when nobody is to try again.
+    Column("due_at", Float),
     Column("attempts", Integer, nullable=False),
     Column("lease_owner", String(64)),
+    Column("sent_at", UtcTime),
     Column("failed_at", UtcTime),
     Index("ix_mails_due_at", "due_at"),
     Index("ix_mails_user_id", "user_id", "kind"),
