@@ -17,7 +17,7 @@ from tests.test_watching import closing, refusal
 
 
 async def test_connections_from_one_address_have_an_end(new_service: Callable[..., Service]) -> None:
-    service = new_service(MAX_CONNECTIONS_PER_ADDRESS="3").start()
+    service = new_service(MAX_CONNECTIONS_PER_ADDRESS="3", RATE_LIMITS="on").start()
     async with AsyncExitStack() as stack:
         watchers = [await stack.enter_async_context(service.watch()) for _ in range(3)]
         status, body = await refusal(service)
@@ -43,8 +43,8 @@ async def test_limits_of_number_can_be_lifted(new_service: Callable[..., Service
             assert (await watcher.next())["reply_to"] == number
 
 
-async def test_too_many_messages_are_refused_and_then_the_socket_is_closed(service: Service) -> None:
-    async with service.watch() as watcher:
+async def test_too_many_messages_are_refused_and_then_the_socket_is_closed(new_service: Callable[..., Service]) -> None:
+    async with new_service(RATE_LIMITS="on").start().watch() as watcher:
         replies = []
 
         async def read() -> int:
@@ -101,7 +101,7 @@ async def test_where_everybody_must_sign_in(new_service: Callable[..., Service])
 
 
 async def test_a_place_is_given_back_however_a_socket_ends(new_service: Callable[..., Service]) -> None:
-    service = new_service(MAX_CONNECTIONS_PER_ADDRESS="2").start()
+    service = new_service(MAX_CONNECTIONS_PER_ADDRESS="2", RATE_LIMITS="on").start()
     for number in range(6):
         async with connect_when_there_is_room(service) as socket:
             if number % 2:
