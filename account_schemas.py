@@ -127,6 +127,7 @@ class User(Answer):
     info: str | None
     avatar_url: str | None = Field(description="A square picture")
     avatar_thumbnail_url: str | None
+    has_profile: bool
     version: int
     created_at: Moment
     updated_at: Moment

@@ -31,7 +31,7 @@ THUMBNAIL_PIXELS = 128
 MAX_KEY_LENGTH = 200  # of the narrower key column
 
 
-def _key(name: str) -> str:
+def login_key(name: str) -> str:
     """What two spellings of one name are stored and looked for as.
 
     One character may become eighteen when it is normalised, and a name that somebody tries at the door may hold
@@ -49,6 +49,7 @@ def public(row: Mapping[str, Any]) -> dict[str, Any]:
     avatar = row["avatar"]
     found["avatar_url"] = f"/avatars/{avatar}/{AVATAR_PIXELS}" if avatar else None
     found["avatar_thumbnail_url"] = f"/avatars/{avatar}/{THUMBNAIL_PIXELS}" if avatar else None
+    found["has_profile"] = row["profile_created_at"] is not None
     return found
 
 
@@ -71,6 +72,45 @@ def announce(
         tx.emit(topic, operation, user, actor_id=actor_id, before=before, changed=changed, audience=audience)
 
 
+async def lock(tx: Transaction, user_id: int) -> dict[str, Any]:
+    """The row of an account, nobody else's to change until COMMIT. Raises NotFound."""
+    found = await tx.connection.execute(
+        select(models.users).where(models.users.c.id == user_id, exists()).with_for_update()
+    )
+    row = found.one_or_none()
+    if row is None:
+        raise NotFound(f"There is no user {user_id}")
+    return entity(row)
+
+
+async def change(
+    tx: Transaction, before: Mapping[str, Any], values: Mapping[str, Any], *, actor_id: int | None
+) -> dict[str, Any]:
+    """Write columns of a row that is locked, with the event of what shows of it, and answer the row as it is then.
+
+    What nobody sees, such as a password, is written without an event and without a new version.
+    """
+    values = {name: value for name, value in values.items() if before[name] != value}
+    if not values:
+        return dict(before)
+    shown = public(before)
+    after = {**before, **values}
+    changed = changes_between(shown, public(after))
+    if changed:
+        stamp = {"version": before["version"] + 1, "updated_at": utc_now()}
+        values |= stamp
+        after |= stamp
+    await tx.connection.execute(update(models.users).where(models.users.c.id == before["id"]).values(values))
+    if changed:
+        announce(tx, "update", public(after), actor_id=actor_id, before=shown, changed=changed)
+    return after
+
+
+def changes_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The names of what is different."""
+    return [name for name in after if before[name] != after[name]]
+
+
 async def create(
     tx: Transaction,
     fields: Mapping[str, Any],
@@ -82,7 +122,7 @@ async def create(
     """Store an account. Raises Conflict naming the user name or address that is taken."""
     username, email = fields.get("username"), fields.get("email")
     table = models.users
-    keys = {"username": _key(username) if username else None, "email": _key(email) if email else None}
+    keys = {"username": login_key(username) if username else None, "email": login_key(email) if email else None}
     taken = await tx.connection.execute(
         select(table.c.username_key, table.c.email_key).where(
             or_(table.c.username_key == keys["username"], table.c.email_key == keys["email"])
@@ -131,13 +171,13 @@ async def find(database: Database, user_id: int) -> dict[str, Any] | None:
 
 
 async def find_by_username(database: Database, username: str) -> dict[str, Any] | None:
-    return await _find(database, models.users.c.username_key == _key(username))
+    return await _find(database, models.users.c.username_key == login_key(username))
 
 
 async def find_by_login(database: Database, login: str) -> dict[str, Any] | None:
     """By user name or e-mail address; a user name holds no @, so the two never meet."""
     column = models.users.c.email_key if "@" in login else models.users.c.username_key
-    return await _find(database, column == _key(login))
+    return await _find(database, column == login_key(login))
 
 
 async def _find(database: Database, where: Any) -> dict[str, Any] | None:

@@ -33,6 +33,7 @@ USER = {
     "info",
     "avatar_url",
     "avatar_thumbnail_url",
+    "has_profile",
     "version",
     "created_at",
     "updated_at",
