@@ -13,6 +13,7 @@ MarqueeError
     ├── PreconditionFailed   412
     ├── ContentTooLarge      413
     ├── UnsupportedMediaType 415
+    ├── UpgradeRequired      426
     ├── TooManyRequests      429
     └── Unavailable          503
 """
@@ -122,6 +123,12 @@ class ContentTooLarge(Problem):
 class UnsupportedMediaType(Problem):
     status = 415
     code = "unsupported_media_type"
+
+
+class UpgradeRequired(Problem):
+    status = 426
+    code = "upgrade_required"
+    headers = MappingProxyType({"Connection": "Upgrade", "Upgrade": "websocket"})
 
 
 class TooManyRequests(Problem):

@@ -58,11 +58,11 @@ OPERATORS: Mapping[Kind, tuple[Op, ...]] = {
 }
 
 EXPECTED: Mapping[Kind, str] = {
-    Kind.INTEGER: "an integer",
-    Kind.TEXT: "a text",
+    Kind.INTEGER: "an integer of at most 64 bits",
+    Kind.TEXT: f"a text of at most {MAX_TEXT_LENGTH} characters without NUL",
     Kind.DATE: "a date such as 1999-12-31",
     Kind.TIME: "a time such as 1999-12-31T23:59:59Z",
-    Kind.STRINGS: "a text",
+    Kind.STRINGS: f"a text of at most {MAX_TEXT_LENGTH} characters without NUL",
 }
 
 Scalar = int | str
@@ -191,18 +191,28 @@ def _parse_object(
         field = fields.get(name)
         if field is None:
             names = ", ".join(sorted(fields))
-            problems.append(FieldProblem((*loc, name), f"Unknown field; expected one of {names}", "unknown_field"))
+            expected = "A group holds no other groups" if name == OR else f"Unknown field; expected one of {names}"
+            problems.append(FieldProblem((*loc, name), expected, "unknown_field"))
             continue
         if isinstance(member, dict) and not member:
             problems.append(FieldProblem((*loc, name), "Expected at least one operator", "invalid_filter"))
         for op, raw in member.items() if isinstance(member, dict) else [("eq", member)]:
-            found = _condition(field, op, raw)
+            found = _condition(field, op, _as_written(raw) if field.kind is Kind.INTEGER else raw)
             if isinstance(found, _Wrong):
                 place = (*loc, name, op) if isinstance(member, dict) else (*loc, name)
                 problems.append(FieldProblem(place, found.expected, found.type))
             else:
                 conditions.append(found)
     return conditions
+
+
+def _as_written(raw: Any) -> Any:
+    """In JSON a number is no text, and 50.0 is an integer (JSON Schema 2020-12, section 4.2.3)."""
+    if isinstance(raw, list):
+        return [_as_written(item) for item in raw]
+    if isinstance(raw, str):
+        return None
+    return int(raw) if isinstance(raw, float) and raw.is_integer() else raw
 
 
 def _too_many(

@@ -102,6 +102,7 @@ def build_app(settings: Settings, *, hears_signals: bool = False) -> Starlette:
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
+    app.router.default = middleware.not_found
     return app
 
 

@@ -182,13 +182,10 @@ class Connection:
         try:
             for subscription in self.subscriptions.values():
                 check_topics(subscription.spec.topics, identity)
+            check_topics(self._followed, identity)
         except Forbidden:
             self._end(CloseCode.TOKEN_EXPIRED)
             return
-        try:
-            check_topics(self._followed, identity)
-        except Forbidden:
-            self._around.presence.unwatch(self)
         self._respec()
 
     def _respec(self) -> None:
@@ -373,12 +370,15 @@ class Connection:
         if len(self._requests) >= MAX_REQUESTS_IN_FLIGHT:
             detail = f"Expected at most {MAX_REQUESTS_IN_FLIGHT} requests at once; wait for an answer"
             raise BadMessage("too_many_requests", detail)
-        task = asyncio.create_task(self._answer_request(message.reply_to, wanted), name="request")
+        try:
+            body = orjson.dumps(wanted.body) if "body" in wanted.model_fields_set else b""
+        except TypeError:
+            raise BadMessage("invalid_message", "body: expected fewer levels, one in another") from None
+        task = asyncio.create_task(self._answer_request(message.reply_to, wanted, body), name="request")
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
 
-    async def _answer_request(self, reply_to: int | str | None, wanted: messages.Request) -> None:
-        body = orjson.dumps(wanted.body) if "body" in wanted.model_fields_set else b""
+    async def _answer_request(self, reply_to: int | str | None, wanted: messages.Request, body: bytes) -> None:
         scope = requests.scope_of(self._websocket.scope, wanted, self.identity, body)
         try:
             found = await requests.call(self._websocket.app, scope, body)

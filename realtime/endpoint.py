@@ -94,12 +94,17 @@ def check_origin(origin: str | None, host: str | None, allowed: tuple[str, ...])
 
 
 def token_of(websocket: WebSocket) -> tuple[str | None, str | None]:
-    """The token and the subprotocol to accept: from the Authorization header, else `Sec-WebSocket-Protocol`."""
+    """The token and the subprotocol to accept: from the Authorization header, else `Sec-WebSocket-Protocol`.
+
+    Raises Unauthenticated for a header that is no bearer token.
+    """
     scheme, _, token = websocket.headers.get("authorization", "").partition(" ")
     offered = list(websocket.scope.get("subprotocols", []))
     chosen = "bearer" if "bearer" in offered else None
     if scheme.lower() == "bearer":
         return token.strip(), chosen
+    if scheme:
+        raise Unauthenticated("Expected the header Authorization: Bearer <token>")
     if chosen is not None and len(offered) > offered.index("bearer") + 1:
         return offered[offered.index("bearer") + 1], chosen
     return None, chosen

@@ -65,6 +65,21 @@ HeaderName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[!#$%
 HeaderValue = Annotated[str, Field(max_length=MAX_HEADER_LENGTH, pattern=r"^[\t -~]*$")]
 
 
+def _is_path(path: str) -> str:
+    if not (path.startswith("/") and all("!" <= letter <= "~" for letter in path)):
+        raise PydanticCustomError(
+            "invalid_path", "Expected a path that begins with / and is percent-encoded as in a URL"
+        )
+    return path
+
+
+Path = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_PATH_LENGTH, json_schema_extra={"pattern": "^/[!-~]*$"}),
+    AfterValidator(_is_path),
+]
+
+
 class Latest(Body):
     latest_every_ms: Milliseconds = Field(description="At most one state per entity in so many milliseconds")
 
@@ -140,9 +155,7 @@ class Request(Body):
     )
 
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
-    path: Annotated[str, Field(min_length=1, max_length=MAX_PATH_LENGTH, pattern=r"^/[!-~]*$")] = Field(
-        description="With the query; percent-encoded as in a URL"
-    )
+    path: Path = Field(description="With the query; percent-encoded as in a URL")
     headers: Annotated[dict[HeaderName, HeaderValue], Field(max_length=MAX_HEADERS)] = Field(
         default={},
         # pydantic writes the pattern of the names, and leaves room for others.

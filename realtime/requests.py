@@ -30,9 +30,9 @@ def scope_of(socket: Mapping[str, Any], wanted: messages.Request, identity: Iden
     path, _, query = wanted.path.partition("?")
     headers = [(name.lower().encode(), value.encode()) for name, value in wanted.headers.items()]
     names = {name for name, _ in headers}
+    if b"content-type" not in names:
+        headers.append((b"content-type", b"application/json"))
     if body:
-        if b"content-type" not in names:
-            headers.append((b"content-type", b"application/json"))
         headers.append((b"content-length", str(len(body)).encode()))
     headers += [(name, value) for name, value in socket["headers"] if name == b"host"]
     if b"user-agent" not in names:

@@ -53,6 +53,9 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
 
     async def send(self, message: Any) -> None:
         await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            # Refused, as it should be. uvicorn takes every handshake that ends without a websocket for our error.
+            self.handshake_complete = True
         if message["type"] == "websocket.accept" and self.is_open:
             self._is_counted = True
             metrics.websocket_opened()

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 import metrics
-from errors import Problem
+from errors import Problem, UpgradeRequired
 from routes.rendering import JSONResponse
 
 PREFIX = "/api/v1"
@@ -118,6 +118,17 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers: Mapping[str, Any] = error.headers or {}
     return JSONResponse({"detail": error.detail}, error.status_code, headers)
+
+
+async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    """What the router answers where no route is. A websocket that is refused is told why, too."""
+    if scope["type"] == "websocket":
+        answer = JSONResponse({"detail": "Not Found: websockets are at /ws"}, 404)
+        await WebSocket(scope, receive, send).send_denial_response(answer)
+    elif scope["path"] == "/ws":
+        raise UpgradeRequired("Expected a websocket: the header Upgrade is missing")
+    else:
+        raise HTTPException(404)
 
 
 class Unexpected:

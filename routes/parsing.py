@@ -111,7 +111,8 @@ async def read_body(request: Request, limit: int) -> bytes:
 def problems_of(error: ValidationError, prefix: Sequence[str | int]) -> list[FieldProblem]:
     found = []
     for each in error.errors(include_url=False, include_context=False, include_input=False):
-        message = each["msg"].removeprefix("Value error, ")
+        is_object = each["type"] in ("model_type", "model_attributes_type")
+        message = "Expected an object" if is_object else each["msg"].removeprefix("Value error, ")
         found.append(FieldProblem((*prefix, *each["loc"]), message[:1].upper() + message[1:], each["type"]))
     return found
 

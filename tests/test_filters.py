@@ -106,6 +106,7 @@ def test_conditions_have_an_end() -> None:
     [
         ({}, ""),
         ({"rating": 7}, "rating=7"),
+        ({"rating": {"in": [7.0, 8]}}, "rating[in]=7,8"),
         ({"rating": {"gte": 50, "lt": 90}}, "rating[lt]=90&rating[gte]=50"),
         ({"genre": {"in": ["Noir", "Drama", "Noir"]}}, "genre[in]=Drama,Noir"),
         ({"status": "released", "or": [{"genre": "Drama"}, {"rating": {"gte": 90}, "country": "GB"}]},
@@ -131,6 +132,8 @@ def test_json_and_query_say_the_same(in_json: Any, in_query: str) -> None:
         ({"rating": None}, ("rating",), "invalid_filter"),
         ({"rating": True}, ("rating",), "invalid_filter"),
         ({"rating": 1.5}, ("rating",), "invalid_filter"),
+        ({"rating": "50"}, ("rating",), "invalid_filter"),
+        ({"rating": {"in": [1, "2"]}}, ("rating", "in"), "invalid_filter"),
         ({"rating": [1]}, ("rating",), "invalid_filter"),
         ({"rating": {"gte": {"gte": 1}}}, ("rating", "gte"), "invalid_filter"),
         ({"rating": {"like": 1}}, ("rating", "like"), "unknown_operator"),

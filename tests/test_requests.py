@@ -60,11 +60,8 @@ async def test_a_write_over_the_socket_is_answered_and_watched(service: Service)
 async def test_the_answer_is_that_of_http(service: Service, method: str, path: str, members: dict[str, Any]) -> None:
     async with service.person() as alice, service.watch(**signed_in(alice)) as watcher:
         reply = await request(watcher, method, path, **members)
-        headers = dict(members.get("headers", {}))
-        content = None
-        if "body" in members:
-            content = json.dumps(members["body"])
-            headers.setdefault("Content-Type", "application/json")
+        headers = {"Content-Type": "application/json", **members.get("headers", {})}
+        content = json.dumps(members["body"]) if "body" in members else None
         answer = await alice.http.request(method, path, content=content, headers=headers)
         assert reply["status"] == answer.status_code
         assert reply["body"] == (answer.json() if answer.content else None)
@@ -165,6 +162,7 @@ async def test_pages_that_are_no_json_come_as_text_and_streams_are_refused(servi
         {"method": "GET", "path": "/movies", "headers": {f"h{n}": "x" for n in range(30)}},
         {"method": "GET", "path": "/movies", "headers": {"Host": "elsewhere"}},
         {"method": "GET", "path": "/movies", "cookies": {}},
+        {"method": "POST", "path": "/movies", "body": json.loads("[" * 300 + "]" * 300)},
     ],
 )
 async def test_what_is_no_request_is_refused(service: Service, members: dict[str, Any]) -> None:
