@@ -7,7 +7,7 @@ import re
 import secrets
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import structlog
 from dotenv.parser import parse_stream
@@ -142,6 +142,39 @@ class Settings(BaseSettings):
         _require_port(value)
         return value
 
+    @field_validator("storage_url")
+    @classmethod
+    def _known_storage(cls, value: str | None) -> str | None:
+        expected = "expected file:///path/to/folder or s3://bucket, with or without /prefix"
+        parts = urlsplit(value or "file:///folder")
+        if parts.query or parts.fragment or "\x00" in parts.path:
+            raise ValueError(expected)
+        if parts.scheme == "file":
+            if parts.netloc or len(parts.path) < 2:
+                raise ValueError(expected)
+        elif parts.scheme != "s3" or not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc):
+            # Not with what was got, which may hold a secret before an @.
+            raise ValueError(expected)
+        elif ".." in parts.path.split("/"):
+            raise ValueError(expected)
+        return value
+
+    @field_validator("s3_endpoint_url")
+    @classmethod
+    def _known_endpoint(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "https://host")
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
+            raise ValueError("expected https://host:port or http://host:port")
+        if value is not None:
+            _require_port(value)
+        return value.rstrip("/") if value is not None else None
+
+    @model_validator(mode="after")
+    def _whole_s3_key(self) -> Settings:
+        if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
+            raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY: expected both or neither")
+        return self
+
     @field_validator("secret_key")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
@@ -170,6 +203,14 @@ class Settings(BaseSettings):
         """The database file, or None on PostgreSQL."""
         prefix = "sqlite:///"
         return Path(self.database_url.removeprefix(prefix)) if self.database_url.startswith(prefix) else None
+
+    @property
+    def storage_folder(self) -> Path | None:
+        """Where files are kept, or None when it is a bucket."""
+        if self.storage_url is None:
+            return (self.sqlite_path.parent if self.sqlite_path else Path("data")) / "files"
+        parts = urlsplit(self.storage_url)
+        return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
     @property
     def has_limits(self) -> bool:
