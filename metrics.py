@@ -39,6 +39,16 @@ HTTP_SECONDS = Histogram(
     registry=REGISTRY,
 )
 
+LIMITED = Counter(
+    "marquee_rate_limited",
+    "Requests refused with 429 because their client came too often, by limit: a group of routes or one route",
+    ["limit"],
+    registry=REGISTRY,
+)
+LIMITS_UNCHECKED = Counter(
+    "marquee_rate_limits_unchecked", "Requests that passed uncounted because Redis was away", registry=REGISTRY
+)
+
 # --- websockets
 
 WEBSOCKETS = Gauge(
@@ -112,6 +122,9 @@ SNAPSHOT_ROWS = Counter("marquee_snapshot_rows", "Rows sent in snapshots", regis
 
 JOBS_RUNNING = Gauge("marquee_jobs_running", "Jobs at work now", registry=REGISTRY, multiprocess_mode="livesum")
 ROWS_GENERATED = Counter("marquee_rows_generated", "Rows stored by jobs", ["kind"], registry=REGISTRY)
+MAILS = Counter(
+    "marquee_mails", "Mails tried, by what became of them: sent, postponed or failed", ["result"], registry=REGISTRY
+)
 COMMITS = Counter("marquee_commits", "Transactions committed", registry=REGISTRY)
 COMMIT_RETRIES = Counter(
     "marquee_commit_retries", "Transactions that the database refused and that were run again", registry=REGISTRY
