@@ -33,6 +33,7 @@ class Kind(StrEnum):
     TEXT = "text"
     DATE = "date"
     TIME = "time"
+    BOOLEAN = "boolean"
     STRINGS = "strings"  # an array of texts: eq means "holds", ne "does not hold", in "holds one of"
 
 
@@ -54,6 +55,7 @@ OPERATORS: Mapping[Kind, tuple[Op, ...]] = {
     Kind.DATE: _ORDERED,
     Kind.TIME: _ORDERED,
     Kind.TEXT: (*_ORDERED, Op.CONTAINS, Op.PREFIX),
+    Kind.BOOLEAN: (Op.EQ, Op.NE),
     Kind.STRINGS: (Op.EQ, Op.NE, Op.IN),
 }
 
@@ -62,6 +64,7 @@ EXPECTED: Mapping[Kind, str] = {
     Kind.TEXT: f"a text of at most {MAX_TEXT_LENGTH} characters without NUL",
     Kind.DATE: "a date such as 1999-12-31",
     Kind.TIME: "a time such as 1999-12-31T23:59:59Z",
+    Kind.BOOLEAN: "true or false",
     Kind.STRINGS: f"a text of at most {MAX_TEXT_LENGTH} characters without NUL",
 }
 
@@ -127,6 +130,7 @@ def _sorted(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
 OR = "or"
 _KEY = re.compile(r"^(?:or\[([0-9]{1,2})\]\[([a-z_]+)\]|([a-z_]+))(?:\[([a-z]+)\])?\Z")
 _INTEGER = re.compile(r"^-?[0-9]{1,19}\Z")
+_BOOLEANS: Mapping[str, bool] = {"true": True, "false": False}
 
 
 def parse_query(
@@ -197,7 +201,7 @@ def _parse_object(
         if isinstance(member, dict) and not member:
             problems.append(FieldProblem((*loc, name), "Expected at least one operator", "invalid_filter"))
         for op, raw in member.items() if isinstance(member, dict) else [("eq", member)]:
-            found = _condition(field, op, _as_written(raw) if field.kind is Kind.INTEGER else raw)
+            found = _condition(field, op, _as_written(raw) if field.kind in _NO_TEXT else raw)
             if isinstance(found, _Wrong):
                 place = (*loc, name, op) if isinstance(member, dict) else (*loc, name)
                 problems.append(FieldProblem(place, found.expected, found.type))
@@ -206,8 +210,11 @@ def _parse_object(
     return conditions
 
 
+_NO_TEXT = (Kind.INTEGER, Kind.BOOLEAN)
+
+
 def _as_written(raw: Any) -> Any:
-    """In JSON a number is no text, and 50.0 is an integer (JSON Schema 2020-12, section 4.2.3)."""
+    """In JSON a number or a truth value is no text, and 50.0 is an integer (JSON Schema 2020-12, section 4.2.3)."""
     if isinstance(raw, list):
         return [_as_written(item) for item in raw]
     if isinstance(raw, str):
@@ -257,6 +264,8 @@ def _expected(field: Field) -> str:
 
 def _parse_value(field: Field, op: Op, raw: Any, max_length: int = MAX_TEXT_LENGTH) -> Scalar | None:
     kind = field.kind
+    if kind is Kind.BOOLEAN:
+        return raw if isinstance(raw, bool) else _BOOLEANS.get(raw) if isinstance(raw, str) else None
     if kind is Kind.INTEGER:
         if isinstance(raw, str) and _INTEGER.match(raw):
             raw = int(raw)

@@ -341,9 +341,19 @@ USER_FIELDS: dict[str, filters.Field] = {
     "id": filters.Field("id", "id", Kind.INTEGER),
     "username": filters.Field("username", "username", Kind.TEXT),
     "email": filters.Field("email", "email", Kind.TEXT),
+    "name": filters.Field("name", "name", Kind.TEXT),
+    "first_name": filters.Field("first_name", "first_name", Kind.TEXT),
+    "last_name": filters.Field("last_name", "last_name", Kind.TEXT),
+    "phone_number": filters.Field("phone_number", "phone_number", Kind.TEXT),
+    "is_active": filters.Field("is_active", "is_active", Kind.BOOLEAN),
+    "awaits_activation": filters.Field("awaits_activation", "awaits_activation", Kind.BOOLEAN),
     "group": filters.Field("group", "group", Kind.TEXT, ("user", "moderator", "admin")),
+    "version": filters.Field("version", "version", Kind.INTEGER),
     "created_at": filters.Field("created_at", "created_at", Kind.TIME),
+    "updated_at": filters.Field("updated_at", "updated_at", Kind.TIME),
 }
+# By which everybody finds people; the rest of them is for admins.
+OTHER_USER_FIELDS: dict[str, filters.Field] = {name: USER_FIELDS[name] for name in ("id", "username", "name")}
 AUDIT_FIELDS: dict[str, filters.Field] = {
     "id": filters.Field("id", "id", Kind.INTEGER),
     "actor_id": filters.Field("actor_id", "actor_id", Kind.INTEGER),

@@ -151,8 +151,24 @@ async def cancel(tx: Transaction, identity: Identity, job_id: str) -> dict[str, 
         return public(job)
     if job["state"] not in UNFINISHED:
         raise Conflict(f"Job {job_id} is already {job['state']}")
-    values = {"state": "cancelled", "finished_at": utc_now(), "lease_owner": None, "lease_until": None}
-    return await _transition(tx, job, values)
+    return await _transition(tx, job, _cancelled())
+
+
+def _cancelled() -> dict[str, Any]:
+    return {"state": "cancelled", "finished_at": utc_now(), "lease_owner": None, "lease_until": None}
+
+
+async def cancel_all(tx: Transaction, user_id: int) -> None:
+    """Stop every unfinished job of a user, whose row the caller holds: nobody queues another one meanwhile."""
+    table = models.jobs
+    found = await tx.connection.execute(
+        select(table)
+        .where(table.c.user_id == user_id, table.c.state.in_(UNFINISHED))
+        .order_by(table.c.id)
+        .with_for_update()
+    )
+    for row in found.all():
+        await _transition(tx, entity(row), _cancelled())
 
 
 async def claim(database: Database, owner: str) -> ClaimedJob | None:

@@ -162,9 +162,13 @@ def _where(database: Database, resource: Resource, page: Page) -> ColumnElement[
     return and_(*clauses) if clauses else None
 
 
+def total_order(sort: Order) -> Order:
+    """`sort` with the id behind it, so that no two rows are equal."""
+    return sort if any(name == "id" for name, _ in sort) else (*sort, ("id", False))
+
+
 async def _read(database: Database, resource: Resource, page: Page, columns: tuple[str, ...]) -> Listed[Sequence[Any]]:
-    order = page.sort if any(name == "id" for name, _ in page.sort) else (*page.sort, ("id", False))
-    shape = Shape(resource.table, columns, order, page.user_id is not None, page.after is not None)
+    shape = Shape(resource.table, columns, total_order(page.sort), page.user_id is not None, page.after is not None)
     values = {"owner": page.user_id, "after": page.after, "limit": page.limit, "offset": page.offset}
     return await read(database, shape, _where(database, resource, page), values)
 
@@ -195,10 +199,11 @@ async def entities_of(
     *,
     offset: int,
     limit: int,
+    after: int | None = None,
 ) -> Listed[dict[str, Any]]:
     """A page of a table that is no resource; `public` makes what a client sees of a row."""
-    shape = Shape(table, tuple(str(column.name) for column in table.columns), order)
-    found = await read(database, shape, where, {"limit": limit, "offset": offset})
+    shape = Shape(table, tuple(str(column.name) for column in table.columns), order, after=after is not None)
+    found = await read(database, shape, where, {"after": after, "limit": limit, "offset": offset})
     return Listed([public(row) for row in rows.from_driver(table, found.rows)], found.total, found.head)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, insert, or_, select, update
@@ -11,9 +12,9 @@ from sqlalchemy.exc import IntegrityError
 
 import models
 from errors import Conflict, FieldProblem, Forbidden, NotFound, Unauthenticated
-from repository import sessions
+from repository import audit, filter_sql, one_time_tokens, sessions
 from repository.database import Database
-from repository.lists import Listed, entities_of, entity
+from repository.lists import Listed, Page, entities_of, entity, total_order
 from repository.statement import statement
 from repository.transaction import Transaction
 from security import Group, Identity, Tokens, name_key
@@ -28,6 +29,10 @@ _STANDING = statement(
 _PRIVATE = frozenset({"password_hash", "username_key", "email_key", "avatar", "profile_created_at", "deleted_at"})
 AVATAR_PIXELS = 512
 THUMBNAIL_PIXELS = 128
+# What the owner of an account writes.
+EDITABLE = ("username", "email", "name", "first_name", "last_name", "phone_number")
+SEARCHED = ("username", "email", "name", "first_name", "last_name", "phone_number")
+SEARCHED_BY_OTHERS = ("username", "name")
 MAX_KEY_LENGTH = 200  # of the narrower key column
 
 
@@ -51,6 +56,11 @@ def public(row: Mapping[str, Any]) -> dict[str, Any]:
     found["avatar_thumbnail_url"] = f"/avatars/{avatar}/{THUMBNAIL_PIXELS}" if avatar else None
     found["has_profile"] = row["profile_created_at"] is not None
     return found
+
+
+def in_brief(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The account as other users see it."""
+    return {name: row[name] for name in ("id", "username", "name")}
 
 
 def exists() -> ColumnElement[bool]:
@@ -118,29 +128,14 @@ async def create(
     group: Group = Group.USER,
     *,
     awaits_activation: bool = False,
+    actor_id: int | None = None,
 ) -> dict[str, Any]:
-    """Store an account. Raises Conflict naming the user name or address that is taken."""
-    username, email = fields.get("username"), fields.get("email")
-    table = models.users
-    keys = {"username": login_key(username) if username else None, "email": login_key(email) if email else None}
-    taken = await tx.connection.execute(
-        select(table.c.username_key, table.c.email_key).where(
-            or_(table.c.username_key == keys["username"], table.c.email_key == keys["email"])
-        )
-    )
-    for row in taken:
-        _refuse([name for name, key in keys.items() if key is not None and key == getattr(row, f"{name}_key")])
+    """Store an account, for itself when there is no other actor. Raises Conflict naming what is taken."""
+    given = as_stored({name: fields.get(name) for name in EDITABLE})
+    await require_free(tx, given)
     now = utc_now()
-    phone = fields.get("phone_number")
     values = {
-        "username": username,
-        "username_key": keys["username"],
-        "email": email,
-        "email_key": keys["email"],
-        "name": fields.get("name"),
-        "first_name": fields.get("first_name"),
-        "last_name": fields.get("last_name"),
-        "phone_number": "+" + phone.lstrip("+") if phone else None,
+        **given,
         "password_hash": password_hash,
         "group": group.value,
         "is_active": not awaits_activation,
@@ -149,16 +144,49 @@ async def create(
         "created_at": now,
         "updated_at": now,
     }
-    try:
+    table = models.users
+    with naming_what_is_taken():
         stored = await tx.connection.execute(insert(table).values(values).returning(table))
-    except IntegrityError as error:
-        # Somebody registered the same name between our look and our insert.
-        names = [name for name in keys if f"{name}_key" in str(error.orig)]
-        _refuse(names)
-        raise
     user = public(entity(stored.one()))
-    announce(tx, "add", user, actor_id=user["id"])
+    announce(tx, "add", user, actor_id=actor_id if actor_id is not None else user["id"])
     return user
+
+
+def as_stored(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that fields of an account are written to."""
+    values = dict(fields)
+    for name in ("username", "email"):
+        if name in values:
+            values[f"{name}_key"] = login_key(values[name]) if values[name] else None
+    phone = values.get("phone_number")
+    if phone:
+        values["phone_number"] = "+" + phone.lstrip("+")
+    return values
+
+
+async def require_free(tx: Transaction, values: Mapping[str, Any], user_id: int | None = None) -> None:
+    """Raises Conflict naming the user name and the address among `values` that another account than this one has."""
+    table = models.users
+    keys = {name: values[f"{name}_key"] for name in ("username", "email") if values.get(f"{name}_key")}
+    if not keys:
+        return
+    same = [table.c[f"{name}_key"] == key for name, key in keys.items()]
+    found = await tx.connection.execute(
+        select(table.c.username_key, table.c.email_key).where(or_(*same), table.c.id.is_distinct_from(user_id))
+    )
+    rows = found.all()
+    names = [name for name, key in keys.items() if any(getattr(row, f"{name}_key") == key for row in rows)]
+    _refuse(names)
+
+
+@contextmanager
+def naming_what_is_taken() -> Iterator[None]:
+    """Raises Conflict for what somebody else took between our look and our write."""
+    try:
+        yield
+    except IntegrityError as error:
+        _refuse([name for name in ("username", "email") if f"{name}_key" in str(error.orig)])
+        raise
 
 
 def _refuse(names: list[str]) -> None:
@@ -207,56 +235,99 @@ async def _standing(database: Database, user_id: int, session_id: str, expires_a
     return Identity(user_id, Group(group), expires_at, session_id, username)
 
 
-async def change_group(tx: Transaction, actor_id: int, user_id: int, group: Group) -> dict[str, Any]:
+async def change_group(
+    tx: Transaction, actor_id: int, user_id: int, group: Group, *, address: str | None = None
+) -> dict[str, Any]:
     """Put an account into another group. Raises NotFound, Conflict for the last admin, Forbidden."""
-    return await _administer(tx, actor_id, user_id, {"group": group.value})
+    return await _administer(tx, "change_group", actor_id, user_id, {"group": group.value}, address)
 
 
-async def activate(tx: Transaction, actor_id: int, user_id: int) -> dict[str, Any]:
+async def activate(tx: Transaction, actor_id: int, user_id: int, *, address: str | None = None) -> dict[str, Any]:
     """Let an account sign in again. Raises NotFound, Forbidden."""
-    return await _administer(tx, actor_id, user_id, {"is_active": True, "awaits_activation": False})
+    values = {"is_active": True, "awaits_activation": False}
+    return await _administer(tx, "activate", actor_id, user_id, values, address)
 
 
-async def deactivate(tx: Transaction, actor_id: int, user_id: int) -> dict[str, Any]:
-    """Shut an account and end its sessions, which activating brings nobody back to.
+async def deactivate(tx: Transaction, actor_id: int, user_id: int, *, address: str | None = None) -> dict[str, Any]:
+    """Shut an account, end its sessions, which activating brings nobody back to, and take back what was mailed to it.
 
     Raises NotFound, Conflict for the last admin, Forbidden.
     """
-    user = await _administer(tx, actor_id, user_id, {"is_active": False, "awaits_activation": False})
+    values = {"is_active": False, "awaits_activation": False}
+    user = await _administer(tx, "deactivate", actor_id, user_id, values, address)
+    await one_time_tokens.void(tx, user_id)
     await sessions.end_all(tx, user_id, actor_id=actor_id)
     return user
 
 
-async def _administer(tx: Transaction, actor_id: int, user_id: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+async def _administer(
+    tx: Transaction, action: str, actor_id: int, user_id: int, values: Mapping[str, Any], address: str | None
+) -> dict[str, Any]:
+    before, admins = await lock_among_admins(tx, user_id)
+    require_admin(actor_id, admins)
+    if before is None:
+        raise NotFound(f"There is no user {user_id}")
+    after = {**before, **values}
+    if not (after["group"] == Group.ADMIN and after["is_active"]):
+        require_another_admin(user_id, admins)
+    after = await change(tx, before, values, actor_id=actor_id)
+    await audit.record_changes(tx, action, before, after, values, actor_id=actor_id, address=address)
+    return public(after)
+
+
+async def lock_among_admins(tx: Transaction, user_id: int) -> tuple[dict[str, Any] | None, frozenset[int]]:
+    """The account, None when there is none, and the ids of all admins that can act, everything locked until COMMIT.
+
+    They are locked in one order: of two admins who leave at once the second finds itself alone, and whoever was demoted
+    a moment ago does nothing more.
+    """
     table = models.users
     is_acting_admin = and_(table.c.group == Group.ADMIN.value, table.c.is_active)
-    # All admins are locked with the account, in one order: of two who leave at once the second finds itself alone,
-    # and whoever was demoted a moment ago does nothing more.
     found = await tx.connection.execute(
         select(table)
         .where(or_(table.c.id == user_id, is_acting_admin), exists())
         .order_by(table.c.id)
-        .with_for_update(key_share=True)
+        .with_for_update()
     )
     by_id = {row.id: entity(row) for row in found}
-    admins = {each["id"] for each in by_id.values() if each["group"] == Group.ADMIN and each["is_active"]}
+    admins = frozenset(each["id"] for each in by_id.values() if each["group"] == Group.ADMIN and each["is_active"])
+    return by_id.get(user_id), admins
+
+
+def require_admin(actor_id: int, admins: frozenset[int]) -> None:
+    """Raises Forbidden."""
     if actor_id not in admins:
         raise Forbidden("Only admins can do this")
-    if user_id not in by_id:
-        raise NotFound(f"There is no user {user_id}")
-    before = by_id[user_id]
-    changed = [name for name, value in changes.items() if before[name] != value]
-    if not changed:
-        return public(before)
-    after = {**before, **changes}
-    if admins == {user_id} and not (after["group"] == Group.ADMIN and after["is_active"]):
+
+
+def require_another_admin(user_id: int, admins: frozenset[int]) -> None:
+    """Raises Conflict when there would be no admin without this one."""
+    if admins == {user_id}:
         raise Conflict("This is the last admin; make somebody else an admin first")
-    after |= {"version": before["version"] + 1, "updated_at": utc_now()}
-    written = {name: after[name] for name in (*changed, "version", "updated_at")}
-    await tx.connection.execute(update(table).where(table.c.id == user_id).values(written))
-    user = public(after)
-    announce(tx, "update", user, actor_id=actor_id, before=public(before), changed=changed)
-    return user
+
+
+# --- lists
+
+
+async def page_of(database: Database, page: Page, *, sees_everything: bool) -> Listed[dict[str, Any]]:
+    """A page of the accounts: all of them for admins, for others the active ones, as `in_brief`."""
+    table = models.users
+    where = [exists(), filter_sql.where(table, page.filter, is_sqlite=database.is_sqlite)]
+    if not sees_everything:
+        where.append(table.c.is_active)
+    if page.text:
+        searched = SEARCHED if sees_everything else SEARCHED_BY_OTHERS
+        where.append(filter_sql.search(table, searched, page.text, is_sqlite=database.is_sqlite))
+    return await entities_of(
+        database,
+        table,
+        and_(*where),
+        total_order(page.sort),
+        public if sees_everything else in_brief,
+        offset=page.offset,
+        limit=page.limit,
+        after=page.after,
+    )
 
 
 async def list_non_admins(database: Database, *, offset: int, limit: int) -> Listed[dict[str, Any]]:

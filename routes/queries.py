@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 import filters
+from errors import FieldProblem, InvalidInput
 from schemas import DEFAULT_PAGE, MAX_GENERATED_ROWS, MAX_ID, MAX_PAGE, NO_NUL, WRITTEN_INTEGER, PathId
 
 Offset = Annotated[int, Field(ge=0, le=MAX_ID), WRITTEN_INTEGER]
@@ -16,6 +17,21 @@ Offset = Annotated[int, Field(ge=0, le=MAX_ID), WRITTEN_INTEGER]
 def sortable(fields: Mapping[str, filters.Field]) -> list[str]:
     """The columns that a list can be sorted by."""
     return sorted(field.column for field in fields.values() if field.kind is not filters.Kind.STRINGS)
+
+
+def sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tuple[str, bool], ...]:
+    """`-release_date,title` as (column, descending) pairs. Raises InvalidInput."""
+    if not sort:
+        return ()
+    columns = sortable(fields)
+    wanted: dict[tuple[str, bool], None] = {}
+    for part in sort.split(","):
+        each = (part.removeprefix("-"), part.startswith("-"))
+        if each[0] not in columns or each in wanted:
+            message = f"Expected fields, each once, with or without a minus, of {', '.join(columns)}"
+            raise InvalidInput([FieldProblem(("query", "sort"), message, "invalid_sort")])
+        wanted[each] = None
+    return tuple(wanted)
 
 
 class Query(BaseModel):
@@ -63,6 +79,15 @@ class ListQuery(PageQuery):
     q: Annotated[str, Field(max_length=200, pattern=NO_NUL)] = Field(
         default="", description="Free text: rows that hold every word, without case"
     )
+    sort: str | None = Field(default=None, description="Fields, comma separated; a minus sorts from high to low")
+    after: Offset | None = Field(
+        default=None, description="Only rows with a higher id; without sort and offset, Link walks on by id"
+    )
+
+
+class TrailQuery(PageQuery):
+    """Of a list without texts."""
+
     sort: str | None = Field(default=None, description="Fields, comma separated; a minus sorts from high to low")
     after: Offset | None = Field(
         default=None, description="Only rows with a higher id; without sort and offset, Link walks on by id"

@@ -1,0 +1,73 @@
+"""Deleting accounts: what is somebody's own goes, what they listed stays and names a number that nobody has any more.
+
+All of it in one transaction: sessions end, so that sockets close, jobs are cancelled, links and mails are taken back,
+and the row keeps nothing but its number. The user name and the address are free again.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, update
+
+import models
+from errors import NotFound, PreconditionFailed
+from repository import audit, jobs, mails, one_time_tokens, sessions, users
+from repository.account_edits import Editor
+from repository.catalog import IfMatch
+from repository.transaction import Transaction
+from security import Group
+from times import utc_now
+
+# No password has this for its hash.
+NO_PASSWORD = "deleted"  # noqa: S105 (no password)
+_EMPTIED = (
+    "username",
+    "username_key",
+    "email",
+    "email_key",
+    "name",
+    "first_name",
+    "last_name",
+    "phone_number",
+    "gender",
+    "date_of_birth",
+    "info",
+    "avatar",
+    "profile_created_at",
+)
+
+
+async def remove(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatch) -> None:
+    """Delete an account: one's own, or as an admin any.
+
+    Raises Forbidden, NotFound, PreconditionFailed, and Conflict for the last admin.
+    """
+    before, admins = await users.lock_among_admins(tx, user_id)
+    if editor.user_id != user_id:
+        users.require_admin(editor.user_id, admins)
+    if before is None:
+        raise NotFound(f"There is no user {user_id}")
+    if if_match is not None and before["version"] not in if_match:
+        raise PreconditionFailed(f"User {user_id} is at version {before['version']} now")
+    users.require_another_admin(user_id, admins)
+    await jobs.cancel_all(tx, user_id)
+    await sessions.end_all(tx, user_id, actor_id=editor.user_id)
+    await one_time_tokens.void(tx, user_id)
+    await mails.withdraw(tx, user_id)
+    for table in (models.sessions, models.idempotency_keys):
+        await tx.connection.execute(delete(table).where(table.c.user_id == user_id))
+    now = utc_now()
+    kept = {
+        **dict.fromkeys(_EMPTIED),
+        "password_hash": NO_PASSWORD,
+        "group": Group.USER.value,
+        "is_active": False,
+        "awaits_activation": False,
+        "version": before["version"] + 1,
+        "updated_at": now,
+        "deleted_at": now,
+    }
+    await tx.connection.execute(update(models.users).where(models.users.c.id == user_id).values(kept))
+    shown = users.public(before)
+    users.announce(tx, "delete", shown, actor_id=editor.user_id, before=shown)
+    if editor.user_id != user_id:
+        await audit.record(tx, "delete", user_id, actor_id=editor.user_id, address=editor.address, changes={})
