@@ -22,7 +22,6 @@ from times import utc_now, utc_text
 
 LIFETIME = timedelta(hours=24)
 TOKEN_BYTES = 32
-MAX_TOKEN_LENGTH = 128  # ours have 43 characters
 
 
 class Purpose(StrEnum):

@@ -39,7 +39,7 @@ async def _account_of(tx: Transaction, taken: Taken | None) -> dict[str, Any]:
 async def follow(tx: Transaction, token: str) -> dict[str, Any]:
     """Activate the account that the token was mailed to, or make the address that it was mailed to the account's.
 
-    Answers the account as it is then, `public`. Raises NotFound, and Conflict when the address is somebody else's by now.
+    Answers the account as it is then, `public`. Raises NotFound, and Conflict when the address is somebody else's.
     """
     taken = await one_time_tokens.take(tx, token, Purpose.ACTIVATE, Purpose.EMAIL)
     user = await _account_of(tx, taken)
