@@ -1,4 +1,6 @@
-"""The live page at `/`, the reference of the websocket at `/docs/realtime`, and their files under `/static`."""
+"""The live page at `/`, the page for a new password that mails link to, the reference of the websocket at
+`/docs/realtime`, and their files under `/static`.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +53,15 @@ async def realtime(request: Request) -> Response:
     return FileResponse(STATIC / "realtime.html", media_type="text/html", headers=HEADERS)
 
 
+async def reset_password(request: Request) -> Response:
+    # Its address holds what a link in a mail carried, until the script has taken it away.
+    headers = {**HEADERS, "Cache-Control": "no-store"}
+    return FileResponse(STATIC / "reset-password.html", media_type="text/html", headers=headers)
+
+
 ROUTES: list[BaseRoute] = [
     Route("/", page, methods=["GET"], name="dashboard"),
+    Route("/reset-password", reset_password, methods=["GET"], name="reset-password"),
     Route("/docs/realtime", realtime, methods=["GET"], name="realtime"),
     Mount("/static", _PageFiles(directory=STATIC), name="static"),
 ]

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
 from routes import rendering
+from routes.accepting import prefers
 from routes.operation import Call, Operation
 from routes.queries import Offset, Query
 from schemas import PUBLIC_TOPICS, TOPICS, WRITTEN_INTEGER, Answer
@@ -19,7 +20,6 @@ DEFAULT_EVENTS_OF_PAGE = 100
 MAX_EPOCH_LENGTH = 64
 
 EVENT_STREAM = "text/event-stream"
-JSON = "application/json"
 
 
 def _topics(value: Any) -> Any:
@@ -62,25 +62,8 @@ class EventsPage(Answer):
 
 
 def prefers_stream(accept: str) -> bool:
-    """Whether `Accept` (RFC 9110, section 12.5.1) names event streams, and does not like JSON better. Pure."""
-    weights: dict[str, float] = {}
-    for part in accept.split(","):
-        media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        weights[media_range] = _weight(parameters)
-    stream = weights.get(EVENT_STREAM, 0.0)
-    json = next((weights[name] for name in (JSON, "application/*", "*/*") if name in weights), 0.0)
-    return stream > 0 and stream >= json
-
-
-def _weight(parameters: list[str]) -> float:
-    for parameter in parameters:
-        name, _, value = parameter.partition("=")
-        if name.strip() == "q":
-            try:
-                return float(value)
-            except ValueError:
-                return 0.0
-    return 1.0
+    """Whether `Accept` names event streams, and does not like JSON better. Pure."""
+    return prefers(accept, EVENT_STREAM)
 
 
 async def events(call: Call) -> Response:

@@ -1,0 +1,227 @@
+"""Links in mails, and new passwords: activating an account, proving an address, recovering from a lost password.
+
+Whoever asks for a mail is answered the same in each case, and the same is done: the wish is stored, and what becomes of
+it is decided where mails are sent (`repository.mails`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
+from starlette.responses import Response
+
+import account_schemas
+from account_schemas import MAX_ONE_TIME_TOKEN_LENGTH
+from errors import FieldProblem, InvalidInput, NotFound, Problem, Unauthenticated
+from repository import mails, recovery, users
+from repository.mails import Kind
+from repository.transaction import Transaction
+from routes import link_page, queries, rendering
+from routes.accepting import prefers
+from routes.limit_groups import LimitGroup
+from routes.operation import Call, Operation, Services
+
+HTML = "text/html"
+NO_STORE = {"Cache-Control": "no-store"}
+
+# --- links
+
+
+async def _follow(call: Call, token: str) -> dict[str, Any]:
+    return await call.database.write(lambda tx: recovery.follow(tx, token))
+
+
+async def activate(call: Call) -> Response:
+    return rendering.JSONResponse(await _follow(call, call.body.token), headers=NO_STORE)
+
+
+async def follow_link(call: Call) -> Response:
+    if call.method == "HEAD":
+        # Programs that look at links before people do: for them nothing is used up.
+        return Response(headers=NO_STORE)
+    if not prefers(",".join(call.headers.getlist("accept")), HTML):
+        return rendering.JSONResponse(await _follow(call, call.query.token), headers={**NO_STORE, "Vary": "Accept"})
+    try:
+        user = await _follow(call, call.query.token)
+    except NotFound as error:
+        return link_page.page("This link does not work", f"{error.detail}. You can ask for another one.", error.status)
+    except Problem as error:
+        return link_page.page("This did not work", "Try again in a moment, or ask for another link.", error.status)
+    return link_page.page("It worked", f"{user['email']} is confirmed, and the account can be used.", 200)
+
+
+class ByToken(queries.Query):
+    token: Annotated[str, Field(min_length=1, max_length=MAX_ONE_TIME_TOKEN_LENGTH)]
+
+
+# --- asking for mails
+
+PROMISE = "If there is an account with this address that needs it, a mail is on its way"
+
+
+async def _promise_mail(call: Call, kind: Kind) -> Response:
+    async def work(tx: Transaction) -> None:
+        await mails.request(tx, kind, call.body.email)
+
+    await call.database.write(work)
+    call.services.outbox.wake()
+    return rendering.JSONResponse({"detail": PROMISE}, 202, NO_STORE)
+
+
+async def resend_activation(call: Call) -> Response:
+    return await _promise_mail(call, Kind.ACTIVATE)
+
+
+async def forgot_password(call: Call) -> Response:
+    return await _promise_mail(call, Kind.RESET_PASSWORD)
+
+
+# --- new passwords
+
+
+def new_password_problems(services: Services, body: Any) -> Sequence[FieldProblem]:
+    """The rules that a new password breaks whoever's it is to be."""
+    password = body.get("new_password") if isinstance(body, dict) else None
+    if not isinstance(password, str):
+        return ()
+    return services.passwords.problems(password, username=None, email=None, field="new_password")
+
+
+def _problems_for(call: Call, user: dict[str, Any]) -> list[FieldProblem]:
+    names = {"username": user["username"], "email": user["email"]}
+    return call.services.passwords.problems(call.body.new_password, **names, field="new_password")
+
+
+async def change_password(call: Call) -> Response:
+    me, services, body = call.me, call.services, call.body
+    user = await users.find(call.database, me.user_id)
+    if user is None:
+        raise Unauthenticated("The access token is not valid or has expired")
+    await services.lockout.try_old_password(me.user_id, call.address)
+    problems = _problems_for(call, user)
+    if (await services.passwords.verify(body.old_password, user["password_hash"])).is_right:
+        await services.lockout.knew_old_password(me.user_id, call.address)
+    else:
+        problems.insert(0, FieldProblem(("body", "old_password"), "The old password is wrong", "wrong_password"))
+    if problems:
+        raise InvalidInput(problems)
+    password_hash = await services.passwords.hash(body.new_password)
+    checked_hash = user["password_hash"]
+
+    async def work(tx: Transaction) -> None:
+        await recovery.change_password(tx, me.user_id, me.session_id, checked_hash, password_hash)
+
+    await call.database.write(work)
+    services.outbox.wake()
+    return Response(status_code=204)
+
+
+async def reset_password(call: Call) -> Response:
+    services, body = call.services, call.body
+    # Looked at before: hashing is dear, and is not done for whoever guesses links.
+    user = await recovery.account_to_reset(call.database, body.token)
+    if problems := _problems_for(call, user):
+        raise InvalidInput(problems)
+    password_hash = await services.passwords.hash(body.new_password)
+    await call.database.write(lambda tx: recovery.reset_password(tx, body.token, password_hash))
+    for login in (user["username"], user["email"]):
+        if login is not None:
+            # Whoever forgot the password has tried a few.
+            await services.lockout.signed_in(login, call.address)
+    services.outbox.wake()
+    return Response(status_code=204)
+
+
+ABOUT_LINKS = (
+    "A link is good once, and for 24 hours. One that is no good is a 404, whatever is wrong with it. The same is done"
+    " for the link that confirms another address of an account; a 409 says that somebody else has that address by now."
+)
+ABOUT_MAILS = (
+    "The answer is the same whether there is such an account or not. An account gets at most one such mail a minute and"
+    " five a day; what is asked for beyond that is not sent."
+)
+
+OPERATIONS = [
+    Operation(
+        "POST",
+        "/auth/activate",
+        activate,
+        "Activate an account by the link that was mailed",
+        "accounts",
+        {200: account_schemas.User},
+        description=ABOUT_LINKS,
+        body=TypeAdapter(account_schemas.LinkBody),
+        looks_at_token=False,
+        errors=(404, 409),
+        limit_group=LimitGroup.SIGN_IN,
+    ),
+    Operation(
+        "GET",
+        "/auth/activate",
+        follow_link,
+        "Follow the link that was mailed",
+        "accounts",
+        {200: account_schemas.User},
+        description=ABOUT_LINKS + " A browser gets a page that says whether it worked.",
+        query_model=ByToken,
+        looks_at_token=False,
+        errors=(404, 409),
+        other_content={HTML: {"schema": {"type": "string", "description": "A page that says whether it worked"}}},
+        limit_group=LimitGroup.SIGN_IN,
+    ),
+    Operation(
+        "POST",
+        "/auth/activate/resend",
+        resend_activation,
+        "Ask for another link that activates an account",
+        "accounts",
+        {202: account_schemas.MailPromise},
+        description=ABOUT_MAILS,
+        body=TypeAdapter(account_schemas.AddressBody),
+        looks_at_token=False,
+        limit_group=LimitGroup.MAIL,
+    ),
+    Operation(
+        "POST",
+        "/auth/password/change",
+        change_password,
+        "Change my password",
+        "accounts",
+        {204: None},
+        description="All other sessions of the account end. A wrong old password is a 422 that names it.",
+        body=TypeAdapter(account_schemas.ChangePasswordBody),
+        check=new_password_problems,
+        signed_in=True,
+        errors=(409, 429),
+        limit_group=LimitGroup.SIGN_IN,
+    ),
+    Operation(
+        "POST",
+        "/auth/password/forgot",
+        forgot_password,
+        "Ask for a link to choose a new password",
+        "accounts",
+        {202: account_schemas.MailPromise},
+        description=ABOUT_MAILS,
+        body=TypeAdapter(account_schemas.AddressBody),
+        looks_at_token=False,
+        limit_group=LimitGroup.MAIL,
+    ),
+    Operation(
+        "POST",
+        "/auth/password/reset",
+        reset_password,
+        "Choose a new password by the link that was mailed",
+        "accounts",
+        {204: None},
+        description="All sessions of the account end. An account that waited for its activation is active. A link that "
+        "is no good is a 404, whatever is wrong with it.",
+        body=TypeAdapter(account_schemas.ResetPasswordBody),
+        check=new_password_problems,
+        looks_at_token=False,
+        errors=(404, 429),
+        limit_group=LimitGroup.SIGN_IN,
+    ),
+]
