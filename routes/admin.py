@@ -9,33 +9,96 @@ from pydantic import TypeAdapter
 from starlette.responses import Response
 
 import account_schemas
-from repository import users
+import profile_schemas
+import schemas
+from repository import account_edits, audit, users
+from repository.account_edits import Editor
+from repository.lists import Page
 from repository.transaction import Transaction
-from routes import queries, rendering
-from routes.operation import Call, Operation
-from routes.users import require_admin
+from routes import queries, registration, rendering
+from routes.operation import LIST_HEADERS, Call, Operation
+from routes.users import edited, require_admin
 from security import Group
 
 
 async def _administer(call: Call, work: Callable[[Transaction], Awaitable[dict[str, Any]]]) -> Response:
     require_admin(call)
-    return rendering.JSONResponse(await call.database.write(work))
+    found = await call.database.write(work)
+    return edited(found["version"], found)
 
 
 async def change_group(call: Call) -> Response:
     group = Group(call.body.group)
-    return await _administer(call, lambda tx: users.change_group(tx, call.me.user_id, call.path.id, group))
+    return await _administer(
+        call, lambda tx: users.change_group(tx, call.me.user_id, call.path.id, group, address=call.address)
+    )
 
 
 async def activate(call: Call) -> Response:
-    return await _administer(call, lambda tx: users.activate(tx, call.me.user_id, call.path.id))
+    return await _administer(call, lambda tx: users.activate(tx, call.me.user_id, call.path.id, address=call.address))
 
 
 async def deactivate(call: Call) -> Response:
-    return await _administer(call, lambda tx: users.deactivate(tx, call.me.user_id, call.path.id))
+    return await _administer(call, lambda tx: users.deactivate(tx, call.me.user_id, call.path.id, address=call.address))
+
+
+async def create(call: Call) -> Response:
+    require_admin(call)
+    fields = profile_schemas.dumped(call.body)
+    group = Group(call.body.group)
+    password_hash = await call.services.passwords.hash(call.body.password)
+    who = Editor(call.me.user_id, call.address, is_admin=True)
+
+    async def work(tx: Transaction) -> dict[str, Any]:
+        return await account_edits.create_by_admin(tx, who, fields, password_hash, group)
+
+    user = await call.database.write(work)
+    return edited(user["version"], user, 201, Location=f"{call.prefix}/users/{user['id']}")
+
+
+async def list_audit(call: Call) -> Response:
+    require_admin(call)
+    query = call.query
+    page = Page(
+        filter=call.filter,
+        sort=queries.sorting(schemas.AUDIT_FIELDS, query.sort),
+        offset=query.start,
+        limit=query.limit,
+        after=query.after,
+    )
+    found = await audit.page_of(call.database, page)
+    return rendering.page(call, found, last_id=found.rows[-1]["id"] if found.rows else None)
 
 
 OPERATIONS = [
+    Operation(
+        "POST",
+        "/admin/users",
+        create,
+        "Add an account (admins only)",
+        "accounts",
+        {201: account_schemas.User},
+        description="It is active at once, whether accounts are activated by mail or not.",
+        body=TypeAdapter(profile_schemas.NewAccountBody),
+        check=registration.password_problems,
+        signed_in=True,
+        errors=(403, 409, 429),
+        answer_headers=("Location", "ETag"),
+    ),
+    Operation(
+        "GET",
+        "/admin/audit",
+        list_audit,
+        "List what admins did to accounts, newest first (admins only)",
+        "accounts",
+        {200: list[account_schemas.AuditEntry]},
+        description="With `after`, oldest first. It is kept for good, and holds nothing personal.",
+        query_model=queries.TrailQuery,
+        filters=schemas.AUDIT_FIELDS,
+        signed_in=True,
+        errors=(403,),
+        answer_headers=LIST_HEADERS,
+    ),
     Operation(
         "POST",
         "/admin/users/{id}/change-group",
@@ -48,6 +111,7 @@ OPERATIONS = [
         body=TypeAdapter(account_schemas.GroupBody),
         signed_in=True,
         errors=(403, 404, 409),
+        answer_headers=("ETag",),
     ),
     Operation(
         "POST",
@@ -59,6 +123,7 @@ OPERATIONS = [
         path_model=queries.ById,
         signed_in=True,
         errors=(403, 404),
+        answer_headers=("ETag",),
     ),
     Operation(
         "POST",
@@ -71,5 +136,6 @@ OPERATIONS = [
         path_model=queries.ById,
         signed_in=True,
         errors=(403, 404, 409),
+        answer_headers=("ETag",),
     ),
 ]

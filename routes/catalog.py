@@ -48,27 +48,12 @@ class Kind:
     includes: bool
 
 
-def _sorting(kind: Kind, sort: str | None) -> tuple[tuple[str, bool], ...]:
-    """`-release_date,title` as (column, descending) pairs. Raises InvalidInput."""
-    if not sort:
-        return ()
-    columns = queries.sortable(kind.resource.fields)
-    wanted: dict[tuple[str, bool], None] = {}
-    for part in sort.split(","):
-        each = (part.removeprefix("-"), part.startswith("-"))
-        if each[0] not in columns or each in wanted:
-            message = f"Expected fields, each once, with or without a minus, of {', '.join(columns)}"
-            raise InvalidInput([FieldProblem(("query", "sort"), message, "invalid_sort")])
-        wanted[each] = None
-    return tuple(wanted)
-
-
 def _page(kind: Kind, call: Call, user_id: int | None = None) -> Page:
     query = call.query
     return Page(
         filter=call.filter,
         text=query.q,
-        sort=_sorting(kind, query.sort),
+        sort=queries.sorting(kind.resource.fields, query.sort),
         offset=query.start,
         limit=query.limit,
         after=query.after,
