@@ -140,7 +140,7 @@ class TooManyRequests(Problem):
 
 
 class Unavailable(Problem):
-    """The database cannot be reached; nothing was written."""
+    """The database, or the storage of files, cannot be reached; nothing was written."""
 
     status = 503
     code = "unavailable"

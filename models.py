@@ -124,6 +124,7 @@ users = Table(
     Column("awaits_activation", Boolean, nullable=False),
     # What is left of a deleted account is its number, which its movies still name.
     Column("deleted_at", UtcTime),
+    Index("ix_users_avatar", "avatar"),
     sqlite_autoincrement=True,
 )
 

@@ -53,6 +53,15 @@ def entity(call: Call, version: int, body: bytes) -> Response:
     return Response(body, 200, headers, "application/json")
 
 
+def immutable(call: Call, content: bytes, media_type: str, headers: Mapping[str, str]) -> Response:
+    """What never changes under its name, with its tag, or 304 when the client has it."""
+    headers = {**headers, "ETag": tag(1, content)}
+    known = call.headers.get("if-none-match")
+    if known is not None and _is_listed(headers["ETag"], known):
+        return Response(status_code=304, headers=headers)
+    return Response(content, 200, headers, media_type)
+
+
 def _is_listed(etag: str, header: str) -> bool:
     return header.strip() == "*" or etag in (part.strip().removeprefix("W/") for part in header.split(","))
 

@@ -34,6 +34,7 @@ def upgrade() -> None:
     op.add_column("users", sa.Column("date_of_birth", DATE, nullable=True))
     op.add_column("users", sa.Column("info", _text(), nullable=True))
     op.add_column("users", sa.Column("avatar", _text(64), nullable=True))
+    op.create_index("ix_users_avatar", "users", ["avatar"], unique=False)
     op.add_column("users", sa.Column("profile_created_at", TIME, nullable=True))
     op.add_column("users", sa.Column("awaits_activation", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("users", sa.Column("deleted_at", TIME, nullable=True))
@@ -97,5 +98,6 @@ def downgrade() -> None:
         op.drop_table(table)
     for column in ("refresh_id", "last_used_at"):
         op.drop_column("sessions", column)
+    op.drop_index("ix_users_avatar", "users")
     for column in reversed(USER_COLUMNS):
         op.drop_column("users", column)

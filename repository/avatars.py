@@ -1,0 +1,80 @@
+"""The pictures of accounts: which ones they are. The files themselves are in the storage, under names that say whose
+nothing, so that who has not been shown one cannot guess it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+
+import models
+from errors import NotFound, PreconditionFailed
+from repository import audit, users
+from repository.account_edits import Editor
+from repository.catalog import IfMatch
+from repository.database import Database
+from repository.transaction import Transaction
+
+FOLDER = "avatars"
+SIDES = (users.AVATAR_PIXELS, users.THUMBNAIL_PIXELS)
+_FILE = re.compile(rf"^{FOLDER}/([0-9a-f]{{32}})/[0-9]+\.webp$")
+
+
+def file_name(avatar: str, side: int | str) -> str:
+    return f"{FOLDER}/{avatar}/{side}.webp"
+
+
+def avatar_of(name: str) -> str | None:
+    """The avatar that a file of the storage belongs to; None for a file that is not ours."""
+    match = _FILE.match(name)
+    return match[1] if match is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """The account as it is now, as `users.public`, and the avatar whose files nobody needs any more."""
+
+    user: dict[str, Any]
+    former: str | None
+
+
+async def change(tx: Transaction, editor: Editor, user_id: int, avatar: str | None, if_match: IfMatch) -> Changed:
+    """Put another picture, or none, in the place of the account's, whether there is a profile or not.
+
+    Raises Forbidden, NotFound and PreconditionFailed.
+    """
+    if editor.is_admin:
+        found, admins = await users.lock_among_admins(tx, user_id)
+        users.require_admin(editor.user_id, admins)
+        if found is None:
+            raise NotFound(f"There is no user {user_id}")
+        before = found
+    else:
+        before = await users.lock(tx, user_id)
+    if if_match is not None and before["version"] not in if_match:
+        raise PreconditionFailed(f"User {user_id} is at version {before['version']} now")
+    after = await users.change(tx, before, {"avatar": avatar}, actor_id=editor.user_id)
+    if editor.is_admin:
+        await audit.record_changes(
+            tx, "avatar", before, after, ["avatar"], actor_id=editor.user_id, address=editor.address
+        )
+    return Changed(users.public(after), before["avatar"] if before["avatar"] != avatar else None)
+
+
+async def current(tx: Transaction, user_id: int) -> str | None:
+    """The avatar of an account, before the transaction changes it."""
+    column = models.users.c.avatar
+    found = await tx.connection.execute(select(column).where(models.users.c.id == user_id))
+    return found.scalar_one_or_none()
+
+
+async def named(database: Database, avatars: Iterable[str]) -> set[str]:
+    """Those of `avatars` that an account has."""
+    column = models.users.c.avatar
+    async with database.read() as connection:
+        found = await connection.execute(select(column).where(column.in_(sorted(set(avatars)))))
+        return set(found.scalars())
