@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from clients.python.marquee_client import MarqueeError, Refused
+from clients.python.marquee_client import arguments as arguments_module
 from clients.python.marquee_client import session as session_module
 from clients.python.marquee_client import view as view_module
 from clients.python.marquee_client import watch as watch_module
@@ -56,7 +57,7 @@ def test_the_documents_name_the_bounds_and_errors_of_both_clients() -> None:
     module = (ROOT / "clients" / "javascript" / "marquee.js").read_text()
     shown = {"QUEUED_EVENTS": "1,000 events", "QUEUED_CHANGES": "10,000", "MAX_REQUESTS_IN_FLIGHT": "16"}
     shown |= {"MAX_ATTEMPTS": "20", "MAX_MESSAGE_BYTES": "256 KiB", "QUEUED_CHARACTERS": "8 Mi characters"}
-    python = {**vars(watch_module), **vars(view_module), **vars(session_module)}
+    python = {**vars(watch_module), **vars(view_module), **vars(session_module), **vars(arguments_module)}
     for name, text in shown.items():
         assert text in document
         value = re.search(rf"^const {name} = (.*?);", module, re.MULTILINE)

@@ -4,9 +4,9 @@
  *     const client = new Client("ws://127.0.0.1:8000/ws");
  *     for await (const event of client.watch("movies")) console.log(event);
  *
- * In this order: errors, values, `Pacer` (when to come back), `Stream` (one subscription), `Session` (one socket after
- * another), then what the application reads (`Watch`, `View`, `Presence`) and `Client` with the socket itself.
- * `Pacer`, `Stream` and `Session` are pure: no clock, no timers, no socket.
+ * In this order: errors, values, what callers pass, `Pacer` (when to come back), `Stream` (one subscription), `Session`
+ * (one socket after another), then what the application reads (`Watch`, `View`, `Presence`) and `Client` with the socket
+ * itself. `Pacer`, `Stream` and `Session` are pure: no clock, no timers, no socket.
  *
  * @module marquee
  */
@@ -22,7 +22,10 @@ export class MarqueeError extends Error {
   }
 }
 
-/** The server does not want this client; there will be no other attempt. `code`: the close code. */
+/**
+ * The server does not want this client; there will be no other attempt. `code`: the close code, or the HTTP status of the
+ * handshake where it can be seen.
+ */
 export class Refused extends MarqueeError {
   /** @param {number} code @param {any} detail */
   constructor(code, detail) {
@@ -59,6 +62,9 @@ export class ServerError extends MarqueeError {
 /** The connection ended before the answer came: it may have been done, or not. */
 export class ConnectionLost extends MarqueeError {}
 
+/** The answer did not come within `timeoutSeconds`: it may have been done, or not. */
+export class TimedOut extends MarqueeError {}
+
 /** `close` was called. */
 export class ClientClosed extends MarqueeError {}
 
@@ -69,8 +75,8 @@ function text(detail) {
 
 /** @param {number} code @param {any} detail */
 function refusal(code, detail) {
-  if (code === TOKEN_EXPIRED) return new Unauthorized(code, detail);
-  if (code === 4503) return new Forbidden(code, detail);
+  if (code === 401 || code === TOKEN_EXPIRED) return new Unauthorized(code, detail);
+  if (code === 403 || code === 4503) return new Forbidden(code, detail);
   if (code === 1007 || code === 1009 || code === PROTOCOL_ERROR) return new ProtocolViolation(code, detail);
   return new Refused(code, detail);
 }
@@ -108,11 +114,12 @@ function refusal(code, detail) {
  * that clients that were cut together do not come back together. A connection that stood for `provenSeconds` starts anew.
  * @typedef {{firstSeconds: number, longestSeconds: number, provenSeconds: number}} Retry
  *
- * @typedef {string | null | (() => Promise<string | null> | string | null)} Token
+ * @typedef {string | null | undefined} Shown
+ * @typedef {Shown | (() => Promise<Shown> | Shown)} Token
  * @typedef {Record<string, any>} Message
  * @typedef {(reply: Message) => void} Answer
- * @typedef {{topics: string[], filter?: object, snapshot?: boolean, bulk?: "items" | "summary",
- *   deliver?: "all" | {latest_every_ms: number}}} Wish
+ * @typedef {{topics: string[], filter: object | null, snapshot: boolean, bulk: "items" | "summary" | null,
+ *   deliver: "all" | {latest_every_ms: number} | null}} Wish
  *
  * Who takes what a stream brings.
  * @typedef {{began(position: Position): void, take(events: Event[], size: number): void, resynced(resync: Resync): void,
@@ -121,7 +128,8 @@ function refusal(code, detail) {
  * @typedef {{message: Message, resolve: (reply: Message) => void, reject: (error: MarqueeError) => void,
  *   isRepeatable: boolean, attempts: number}} Call
  *
- * How a connection, or the attempt at one, ended. `code`: the close code that the server sent, or null.
+ * How a connection, or the attempt at one, ended. `code`: the close code that the server sent, the HTTP status with which
+ * it refused where that can be seen (the package `ws` tells it), or null.
  * @typedef {{code: number | null, detail: string, stoodSeconds: number}} Ending
  *
  * As much of a WebSocket as is needed here; that of browsers, of Node (22, or 20 with --experimental-websocket) and of the
@@ -144,6 +152,9 @@ const DEFAULT_HEARTBEAT_SECONDS = 20;
 const OPEN_SECONDS = 10; // for the handshake
 const WELCOME_SECONDS = 10; // from the handshake to the welcome
 const RETRY_SUBSCRIBE_SECONDS = 1;
+const LONGEST_TIMER_MS = 2 ** 31 - 1; // a longer one fires at once
+const WARNED_ATTEMPTS = 3; // in a row without a welcome: whoever gave a wrong address should hear of it
+const NO_HANDSHAKE = "no handshake: the server is away, or the address, the origin or the token is not good";
 
 // What may wait for a slow reader of a watch. Above, the watch leaves the stream, and comes back to where it left when
 // the reader has taken half: the server's log is the queue, and nothing else on the socket has to wait.
@@ -151,6 +162,8 @@ const QUEUED_EVENTS = 1_000;
 const QUEUED_CHARACTERS = 8 * 1024 * 1024;
 const QUEUED_CHANGES = 10_000; // of one loop over the changes of a view; above, they become one `reset`
 
+const NO_TOKEN_CHARACTER = /[^A-Za-z0-9._~+/=-]/; // RFC 6750
+const HALF_PAIR = /\p{Surrogate}/u;
 const TRY_AGAIN = new Set(["unavailable", "rate_limited"]); // error codes of a subscription that may be had later
 const DURABLE = new Set(["add", "update", "delete", "add_bulk", "update_bulk", "delete_bulk"]);
 
@@ -170,6 +183,11 @@ function eventOf(frame, position) {
   };
 }
 
+// --- what callers pass
+//
+// It is checked where they pass it. A mistake of theirs that came up later, between the messages of the server, would be
+// taken for one of the server's and tried again for ever. What is kept is a copy, so that it stays what was checked.
+
 /**
  * From a number, a position, or a text as in the header `Stream-Position` (`<epoch>:<seq>`).
  * @param {Position | number | string | null | undefined} since
@@ -178,11 +196,109 @@ function eventOf(frame, position) {
  */
 export function positionOf(since, epoch = null) {
   if (since === null || since === undefined) return null;
-  if (typeof since === "number") return { epoch, seq: since };
-  if (typeof since === "object") return { epoch: since.epoch, seq: since.seq };
-  const found = /^(.*):([0-9]+)$/.exec(since);
-  if (found === null) throw new TypeError(`expected <epoch>:<seq>, got ${since}`);
-  return { epoch: found[1] || null, seq: Number(found[2]) };
+  const found = typeof since === "string" ? /^(.*):([0-9]+)$/.exec(since) : null;
+  /** @type {Position} */
+  let position = { epoch, seq: Number.NaN };
+  if (typeof since === "number") position.seq = since;
+  else if (typeof since === "object") position = { epoch: since.epoch ?? null, seq: since.seq };
+  else if (found !== null) position = { epoch: found[1] || null, seq: Number(found[2]) };
+  if (!Number.isSafeInteger(position.seq) || position.seq < 0) {
+    throw new TypeError(`since: expected a position, a number from 0 on, or a text <epoch>:<seq>, got ${shown(since)}`);
+  }
+  if (position.epoch !== null && typeof position.epoch !== "string") {
+    throw new TypeError(`epoch: expected a text, got ${shown(position.epoch)}`);
+  }
+  checked({ epoch: position.epoch });
+  return position;
+}
+
+/**
+ * A copy of a message that the server will read, still without its id. Throws TypeError for what JSON does not hold and
+ * for half a surrogate pair, which is no Unicode; RangeError for a message that is too large.
+ * @param {Message} message
+ * @returns {Message}
+ */
+function checked(message) {
+  const written = JSON.stringify({ ...message, id: 2 ** 53 });
+  const size = new TextEncoder().encode(written).length;
+  if (size > MAX_MESSAGE_BYTES) {
+    throw new RangeError(`expected a message of at most ${MAX_MESSAGE_BYTES} bytes, got ${size}`);
+  }
+  const { id: _, ...copy } = JSON.parse(written);
+  // JSON.stringify writes half a pair as an escape, which is no JSON to the server. Nothing else looks like this, except
+  // for texts with a backslash, so that few messages have to be looked through.
+  if (/\\ud[89a-f]/.test(written)) refuseHalfPairs(copy, "");
+  return copy;
+}
+
+/** @param {any} value @param {string} place as in `body.titles[2]` */
+function refuseHalfPairs(value, place) {
+  if (typeof value === "string") {
+    if (HALF_PAIR.test(value)) throw new TypeError(`${place}: expected Unicode, got half a surrogate pair`);
+  } else if (Array.isArray(value)) {
+    value.forEach((each, index) => refuseHalfPairs(each, `${place}[${index}]`));
+  } else if (value !== null && typeof value === "object") {
+    for (const [name, each] of Object.entries(value)) {
+      refuseHalfPairs(name, `a name in ${place || "the message"}`);
+      refuseHalfPairs(each, place ? `${place}.${name}` : name);
+    }
+  }
+}
+
+/** @param {string | Iterable<string>} topics @returns {string[]} */
+function topicsOf(topics) {
+  const isMany = topics !== null && typeof topics === "object" && typeof topics[Symbol.iterator] === "function";
+  const found = isMany ? [...topics] : [topics];
+  if (found.length === 0 || !found.every((topic) => typeof topic === "string")) {
+    throw new TypeError(`topics: expected one topic or several, such as "movies", got ${shown(topics)}`);
+  }
+  return checked({ topics: found }).topics;
+}
+
+/**
+ * What the words mean is for the server to say.
+ * @param {{topics: string[], filter?: any, snapshot?: boolean, bulk?: any, deliver?: any}} wish
+ * @returns {Wish}
+ */
+function wishOf({ topics, filter = null, snapshot = false, bulk = null, deliver = null }) {
+  if (filter !== null && !isPlain(filter)) {
+    throw new TypeError(`filter: expected an object such as {genre: "Drama"}, got ${shown(filter)}`);
+  }
+  if (bulk !== null && typeof bulk !== "string") {
+    throw new TypeError(`bulk: expected "items" or "summary", got ${shown(bulk)}`);
+  }
+  if (deliver !== null && typeof deliver !== "string" && !isPlain(deliver)) {
+    throw new TypeError(`deliver: expected "all" or {latest_every_ms: 200}, got ${shown(deliver)}`);
+  }
+  const message = checked({ topics, filter, bulk, deliver });
+  return { topics, snapshot, filter: message.filter, bulk: message.bulk, deliver: message.deliver };
+}
+
+/**
+ * Without the white space around it; null when nothing is left. Throws TypeError, which tells nobody the token.
+ * @param {any} token
+ * @returns {string | null}
+ */
+function tokenOf(token) {
+  if (token === null || token === undefined) return null;
+  if (typeof token !== "string") throw new TypeError(`token: expected a text, got ${typeof token}`);
+  const trimmed = token.trim();
+  const wrong = NO_TOKEN_CHARACTER.exec(trimmed);
+  if (wrong !== null) {
+    const [found, place] = [JSON.stringify(wrong[0]), wrong.index + 1];
+    throw new TypeError(`token: expected letters, digits and -._~+/= only, got ${found} at character ${place}`);
+  }
+  return trimmed || null;
+}
+
+/** No Map, no Date, no list: of these, JSON.stringify would leave nothing or something else. @param {any} value */
+function isPlain(value) {
+  return Object.prototype.toString.call(value) === "[object Object]";
+}
+
+/** @param {any} value */
+function shown(value) {
+  return Array.isArray(value) || isPlain(value) ? JSON.stringify(value) : String(value);
 }
 
 // --- when to come back
@@ -207,16 +323,23 @@ class Pacer {
       this.#attempts = 0;
       this.#renewed = false;
     }
-    if (code === TOKEN_EXPIRED) {
+    if (code === 401 || code === TOKEN_EXPIRED) {
       if (!this.canRenew || this.#renewed) throw new Unauthorized(code, detail);
       this.#renewed = true;
-    } else if (code !== null && (code === 1007 || code === 1009 || (code >= 4500 && code < 5000))) {
+    } else if (code !== null && isFinal(code)) {
       throw refusal(code, detail);
     }
     const longest = Math.min(this.retry.firstSeconds * 2 ** this.#attempts, this.retry.longestSeconds);
     this.#attempts = Math.min(this.#attempts + 1, 16);
     return Math.random() * longest + (code === TOO_MANY_MESSAGES ? TOO_MANY_MESSAGES_SECONDS : 0);
   }
+}
+
+/** @param {number} code */
+function isFinal(code) {
+  // Below 1000, an HTTP status; 408, 425 and 429 pass, and so do the troubles of servers and of proxies.
+  if (code < 1000) return code >= 400 && code < 500 && ![408, 425, 429].includes(code);
+  return code === 1007 || code === 1009 || (code >= 4500 && code < 5000);
 }
 
 // --- one subscription
@@ -260,10 +383,10 @@ class Stream {
     this.#asked = this.position;
     /** @type {Message} */
     const message = { action: "subscribe", topics: this.wish.topics, as: name };
-    if (this.wish.filter && Object.keys(this.wish.filter).length > 0) message.filter = this.wish.filter;
+    if (this.wish.filter !== null && Object.keys(this.wish.filter).length > 0) message.filter = this.wish.filter;
     if (this.wish.snapshot) message.snapshot = true;
-    if (this.wish.bulk !== undefined) message.bulk = this.wish.bulk;
-    if (this.wish.deliver !== undefined) message.deliver = this.wish.deliver;
+    if (this.wish.bulk !== null) message.bulk = this.wish.bulk;
+    if (this.wish.deliver !== null) message.deliver = this.wish.deliver;
     if (this.position !== null) {
       message.since = this.position.seq;
       if (this.position.epoch !== null) message.epoch = this.position.epoch;
@@ -431,18 +554,24 @@ class Session {
     this.#subscribe(stream);
   }
 
-  /** Send a message as soon as there is a connection, and room. @param {Call} call */
+  /** Send a message as soon as there is a connection, and room. Throws what `checked` throws. @param {Call} call */
   call(call) {
-    const size = new TextEncoder().encode(JSON.stringify({ ...call.message, id: 2 ** 53 })).length;
-    if (size > MAX_MESSAGE_BYTES) {
-      throw new RangeError(`expected a message of at most ${MAX_MESSAGE_BYTES} bytes, got ${size}`);
-    }
+    call.message = checked(call.message);
     if (this.error !== null) {
       call.reject(this.error);
       return;
     }
     this.#waiting.push(call);
     this.#sendCalls();
+  }
+
+  /**
+   * Nobody waits for the answer any more. One that was sent keeps its place in flight until its reply.
+   * @param {Call} call
+   */
+  forget(call) {
+    this.#waiting = this.#waiting.filter((each) => each !== call);
+    call.isRepeatable = false;
   }
 
   /** @param {Presence} presence */
@@ -573,6 +702,10 @@ class Session {
   /** @param {Message} frame @param {number} size */
   #frame(frame, size) {
     if ("reply_to" in frame) {
+      if (frame.reply_to === null && frame.ok === false) {
+        // Which of our messages the server could not read is not said: whoever waits for it would for ever.
+        throw new ProtocolViolation(PROTOCOL_ERROR, `a message was not understood: ${text(frame.error)}`);
+      }
       const answer = this.#replies.get(frame.reply_to);
       this.#replies.delete(frame.reply_to);
       answer?.(frame);
@@ -1165,6 +1298,8 @@ export class Client {
   /** @type {Socket | null} */ #socket = null;
   #isOpen = false; // the handshake of #socket is done
   #wasRefused = false; // the last attempt did not get as far as the handshake's end
+  /** @type {string | null} */ #trouble = null;
+  #failures = 0; // attempts in a row that brought no welcome
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #timer;
 
   /**
@@ -1172,13 +1307,16 @@ export class Client {
    * @param {object} [options]
    * @param {Token} [options.token] an access token, or a function that answers one (or null): it is called before every
    *   connection. It may throw `Unauthorized` to end the client; after any other error the attempt is repeated later. A
-   *   token that the server refuses is asked for once more, then the client ends with `Unauthorized`.
+   *   token that the server refuses, or that cannot be one, is asked for once more, then the client ends with
+   *   `Unauthorized`. White space around a token is no part of it; an empty one is none: anonymous.
    * @param {SocketClass} [options.WebSocket] where there is no global one: `import { WebSocket } from "ws"`
    * @param {Partial<Retry>} [options.retry]
+   *
+   * What is passed to the client and its methods is checked at once: TypeError and RangeError come from the call.
    */
   constructor(url, { token = null, WebSocket = undefined, retry = {} } = {}) {
     this.#url = withSmallDefault(url);
-    this.#token = token;
+    this.#token = typeof token === "function" ? token : tokenOf(token);
     const found = WebSocket ?? /** @type {SocketClass | undefined} */ (/** @type {any} */ (globalThis).WebSocket);
     if (found === undefined) {
       throw new TypeError("expected a WebSocket: pass {WebSocket}, or run node 20 with --experimental-websocket");
@@ -1193,6 +1331,11 @@ export class Client {
     return this.#session.isWelcome;
   }
 
+  /** Why the last connection or attempt ended, in words; null while connected, and before anything went wrong. */
+  get trouble() {
+    return this.isConnected ? null : this.#trouble;
+  }
+
   /** Whom the server took this client for when it last connected. */
   get userId() {
     return this.#session.userId;
@@ -1200,13 +1343,13 @@ export class Client {
 
   /**
    * The events of one topic or several, from now on or after `since`.
-   * @param {string | string[]} topics
+   * @param {string | Iterable<string>} topics
    * @param {{filter?: object, bulk?: "items" | "summary", deliver?: "all" | {latest_every_ms: number},
    *   since?: Position | number | string | null, epoch?: string}} [options]
    */
   watch(topics, { since, epoch, ...wish } = {}) {
-    const list = typeof topics === "string" ? [topics] : topics;
-    return new Watch(this.#session, () => this.#begin(), { topics: list, ...wish }, positionOf(since, epoch));
+    const wanted = wishOf({ ...wish, topics: topicsOf(topics), snapshot: false });
+    return new Watch(this.#session, () => this.#begin(), wanted, positionOf(since, epoch));
   }
 
   /**
@@ -1215,12 +1358,14 @@ export class Client {
    * @param {{filter?: object, deliver?: "all" | {latest_every_ms: number}}} [options]
    */
   view(topic, { filter, deliver } = {}) {
-    return new View(this.#session, () => this.#begin(), { topics: [topic], snapshot: true, filter, deliver });
+    if (typeof topic !== "string") throw new TypeError(`topic: expected one, such as "movies", got ${shown(topic)}`);
+    const wanted = wishOf({ topics: topicsOf(topic), snapshot: true, filter, deliver });
+    return new View(this.#session, () => this.#begin(), wanted);
   }
 
-  /** Who watches these topics. @param {string | string[]} topics */
+  /** Who watches these topics. @param {string | Iterable<string>} topics */
   presence(topics) {
-    return new Presence(this.#session, () => this.#begin(), typeof topics === "string" ? [topics] : topics);
+    return new Presence(this.#session, () => this.#begin(), topicsOf(topics));
   }
 
   /**
@@ -1228,13 +1373,16 @@ export class Client {
    *
    * When the connection ends before the answer, GET, HEAD, PUT and DELETE without `If-Match`, and whatever has an
    * idempotency key, are asked again (a DELETE may then find nothing left to delete); anything else throws ConnectionLost.
-   * Throws ServerError when the server could not even try, RangeError when the request is too large.
+   * Throws ServerError when the server could not even try, TypeError when the request is no JSON, RangeError when it is
+   * too large, TimedOut after `timeoutSeconds`, of which the wait for a connection and a place is a part. After that the
+   * server may have done it all the same.
    * @param {string} method
    * @param {string} path
-   * @param {{body?: any, headers?: Record<string, string>, idempotencyKey?: string}} [options]
+   * @param {{body?: any, headers?: Record<string, string>, idempotencyKey?: string,
+   *   timeoutSeconds?: number | null}} [options]
    * @returns {Promise<Response>}
    */
-  async request(method, path, { body, headers = {}, idempotencyKey } = {}) {
+  async request(method, path, { body, headers = {}, idempotencyKey, timeoutSeconds } = {}) {
     const verb = method.toUpperCase();
     const sent = { ...headers, ...(idempotencyKey === undefined ? {} : { "Idempotency-Key": idempotencyKey }) };
     const names = Object.keys(sent).map((name) => name.toLowerCase());
@@ -1242,7 +1390,7 @@ export class Client {
     /** @type {Message} */
     const message = { action: "request", method: verb, path, headers: sent };
     if (body !== undefined && body !== null) message.body = body;
-    const reply = await this.#call(message, isIdempotent || names.includes("idempotency-key"));
+    const reply = await this.#call(message, isIdempotent || names.includes("idempotency-key"), timeoutSeconds);
     /** @type {Record<string, string>} */
     const answered = {};
     for (const [name, value] of Object.entries(reply.headers ?? {})) answered[name.toLowerCase()] = String(value);
@@ -1263,8 +1411,10 @@ export class Client {
    * @returns {Promise<{user_id: number, group: string}>}
    */
   async authenticate(token) {
-    const reply = await this.#call({ action: "auth", token }, false);
-    if (typeof this.#token !== "function") this.#token = token;
+    const wanted = tokenOf(token);
+    if (wanted === null) throw new TypeError("token: expected one, got none");
+    const reply = await this.#call({ action: "auth", token: wanted }, false);
+    if (typeof this.#token !== "function") this.#token = wanted;
     this.#session.userId = reply.data.user_id ?? null;
     return reply.data;
   }
@@ -1274,12 +1424,30 @@ export class Client {
     this.#fail(new ClientClosed("the client is closed"));
   }
 
-  /** @param {Message} message @param {boolean} isRepeatable @returns {Promise<Message>} */
-  #call(message, isRepeatable) {
+  /**
+   * @param {Message} message
+   * @param {boolean} isRepeatable
+   * @param {number | null} [timeoutSeconds]
+   * @returns {Promise<Message>}
+   */
+  async #call(message, isRepeatable, timeoutSeconds) {
     this.#begin();
-    return new Promise((resolve, reject) => {
-      this.#session.call({ message, resolve, reject, isRepeatable, attempts: 0 });
-    });
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    let timer;
+    try {
+      return await new Promise((resolve, reject) => {
+        /** @type {Call} */
+        const call = { message, resolve, reject, isRepeatable, attempts: 0 };
+        this.#session.call(call);
+        if (timeoutSeconds === undefined || timeoutSeconds === null) return;
+        timer = setTimeout(() => {
+          this.#session.forget(call);
+          reject(new TimedOut(`no answer within ${timeoutSeconds} s; it may have been done, or not`));
+        }, Math.min(timeoutSeconds * 1000, LONGEST_TIMER_MS));
+      });
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   #begin() {
@@ -1289,10 +1457,10 @@ export class Client {
   }
 
   async #connect() {
-    /** @type {string | null} */
-    let token;
+    /** @type {Shown} */
+    let found;
     try {
-      token = typeof this.#token === "function" ? await this.#token() : this.#token;
+      found = typeof this.#token === "function" ? await this.#token() : this.#token;
     } catch (error) {
       // The service that issues tokens may be away as well.
       if (error instanceof MarqueeError) this.#fail(error);
@@ -1300,9 +1468,17 @@ export class Client {
       return;
     }
     if (this.#session.error !== null) return;
+    /** @type {string | null} */
+    let token;
+    try {
+      token = tokenOf(found);
+    } catch (error) {
+      this.#again({ code: TOKEN_EXPIRED, detail: String(error), stoodSeconds: 0 });
+      return;
+    }
     // Nobody tells a page why a handshake was refused. So after one that was, the token goes in the first message, whose
-    // reply says whether it is the token.
-    const first = token !== null && this.#wasRefused ? token : null;
+    // reply says whether it is the token. So does one with characters that a subprotocol must not have.
+    const first = token !== null && (this.#wasRefused || /[/=]/.test(token)) ? token : null;
     /** @type {Socket} */
     let socket;
     try {
@@ -1314,7 +1490,7 @@ export class Client {
     this.#socket = socket;
     this.#isOpen = false;
     this.#wasRefused = true;
-    this.#timer = setTimeout(() => this.#ended(socket, null, "no handshake"), OPEN_SECONDS * 1000);
+    this.#timer = setTimeout(() => this.#ended(socket, null, NO_HANDSHAKE), OPEN_SECONDS * 1000);
     socket.onopen = () => {
       if (this.#socket !== socket) return;
       this.#isOpen = true;
@@ -1332,12 +1508,16 @@ export class Client {
       }
       if (this.#session.error !== null) this.#fail(this.#session.error);
     };
-    socket.onerror = () => {
-      // Node 20 fires no `close` after a refused handshake; everywhere else it follows and says more.
-      if (!this.#isOpen) this.#ended(socket, null, "no handshake");
+    socket.onerror = (/** @type {{message?: string}} */ { message }) => {
+      // Node 20 fires no `close` after a refused handshake, and the package `ws` tells the status only here.
+      if (this.#isOpen) return;
+      const status = /^Unexpected server response: ([0-9]{3})$/.exec(message ?? "");
+      if (status === null) this.#ended(socket, null, message ? `${NO_HANDSHAKE} (${message})` : NO_HANDSHAKE);
+      else this.#ended(socket, Number(status[1]), "the handshake was refused");
     };
     socket.onclose = (/** @type {{code: number, reason: any}} */ { code, reason }) => {
-      this.#ended(socket, this.#isOpen ? code : null, String(reason));
+      if (this.#isOpen) this.#ended(socket, code, String(reason));
+      else this.#ended(socket, null, NO_HANDSHAKE);
     };
   }
 
@@ -1375,9 +1555,19 @@ export class Client {
     if (this.#session.error !== null) return;
     try {
       this.#timer = setTimeout(() => void this.#connect(), this.#pacer.after(ending) * 1000);
+      this.#tell(ending);
     } catch (error) {
       this.#fail(error instanceof MarqueeError ? error : new MarqueeError(String(error)));
     }
+  }
+
+  /** @param {Ending} ending */
+  #tell({ code, detail, stoodSeconds }) {
+    this.#trouble = code === null ? detail : `${code}: ${detail}`;
+    this.#failures = stoodSeconds === 0 ? this.#failures + 1 : 0;
+    if (this.#failures !== WARNED_ATTEMPTS) return;
+    const address = this.#url.split("?")[0];
+    console.warn(`marquee: no connection to ${address} in ${this.#failures} attempts, still trying: ${this.#trouble}`);
   }
 
   /** @param {MarqueeError} error */

@@ -5,8 +5,8 @@
             print(event)
 
 Modules, from the pure to the wire: `errors`, `events` (what arrives), `retry` (when to come back), `stream` (one
-subscription), `session` (one socket after another), then `feed`, `watch`, `view`, `presence` (what the application
-reads) and `client` (the socket itself). All but the last four know no asyncio.
+subscription), `arguments` (what callers pass), `session` (one socket after another), then `feed`, `watch`, `view`,
+`presence` (what the application reads) and `client` (the socket itself). All but the last four know no asyncio.
 """
 
 from .client import Client
@@ -18,6 +18,7 @@ from .errors import (
     ProtocolViolation,
     Refused,
     ServerError,
+    TimedOut,
     Unauthorized,
 )
 from .events import Change, Event, Position, Response, Resync, Row
@@ -45,6 +46,7 @@ __all__ = [
     "Retry",
     "Row",
     "ServerError",
+    "TimedOut",
     "Unauthorized",
     "View",
     "Watch",

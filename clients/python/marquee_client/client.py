@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 import time
@@ -14,31 +15,35 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
-from .errors import ClientClosed, MarqueeError, ProtocolViolation
+from .arguments import since_of, token_of, topics_of, wish_of
+from .errors import ClientClosed, MarqueeError, ProtocolViolation, TimedOut
 from .events import Position, Response
 from .presence import Presence
 from .retry import Ending, Pacer, Retry
 from .session import Call, Dead, Session
-from .stream import Wish
 from .view import View
-from .watch import Watch, since_of, topics_of
+from .watch import Watch
 
 OPEN_SECONDS = 10.0
 CLOSE_SECONDS = 1.0
 SEND_SECONDS = 40.0  # a server that takes nothing for so long is gone
 MAX_FRAME_BYTES = 64 * 1024 * 1024  # events stay below 1 MiB, answers to requests need not
 
-Token = str | Callable[[], Awaitable[str | None]] | None
+WARNED_ATTEMPTS = 3  # in a row without a welcome: whoever gave a wrong address should hear of it
+
+Token = str | Callable[[], Awaitable[str | None] | str | None] | None
 log = logging.getLogger("marquee_client")
 
 
 class Client:
     """One websocket of a Marquee service, shared by any number of watches, views and requests.
 
-    `url`: such as `ws://127.0.0.1:8000/ws`. `token`: an access token, or an async callable that answers one (or None):
-    it is called before every connection. It may raise `Unauthorized` to end the client; after any other error the
-    attempt is repeated later. A token that the server refuses is asked for once more, then the client ends with
-    `Unauthorized`.
+    `url`: such as `ws://127.0.0.1:8000/ws`. `token`: an access token, or a callable, async or not, that answers one (or
+    None): it is called before every connection. It may raise `Unauthorized` to end the client; after any other error
+    the attempt is repeated later. A token that the server refuses, or that cannot be one, is asked for once more, then
+    the client ends with `Unauthorized`. White space around a token is no part of it; an empty one is none: anonymous.
+
+    What is passed to the client and its methods is checked at once: TypeError and ValueError come from the call.
 
     The client connects when it is entered with `async with`, or when something is first asked of it, and stays
     connected until `close`. It belongs to one event loop. What it has given out raises the error that ended it.
@@ -46,12 +51,14 @@ class Client:
 
     def __init__(self, url: str, *, token: Token = None, retry: Retry | None = None) -> None:
         self._url = _with_small_default(url)
-        self._token = token
+        self._token = token if callable(token) else token_of(token)
         self._pacer = Pacer(retry or Retry(), can_renew=callable(token))
         self._session = Session()
         self._wake = asyncio.Event()
         self._session.on_message = self._wake.set
         self._task: asyncio.Task[None] | None = None
+        self._trouble: str | None = None
+        self._failures = 0  # attempts in a row that brought no welcome
 
     async def __aenter__(self) -> Client:
         self._begin()
@@ -65,6 +72,11 @@ class Client:
     @property
     def is_connected(self) -> bool:
         return self._session.is_welcome
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the last connection or attempt ended, in words; None while connected, and before anything went wrong."""
+        return None if self.is_connected else self._trouble
 
     @property
     def user_id(self) -> int | None:
@@ -90,8 +102,8 @@ class Client:
         since: Position | int | str | None = None,
         epoch: str | None = None,
     ) -> Watch:
-        """The events of one topic or several, from now on or after `since`."""
-        wish = Wish(topics_of(topics), filter, False, bulk, deliver)
+        """The events of one topic or several, from now on or after `since`. Raises TypeError and ValueError."""
+        wish = wish_of(topics_of(topics), filter, bulk=bulk, deliver=deliver)
         return Watch(self._session, self._begin, wish, since_of(since, epoch))
 
     def view(
@@ -101,11 +113,13 @@ class Client:
         filter: Mapping[str, Any] | None = None,  # noqa: A002
         deliver: str | Mapping[str, Any] | None = None,
     ) -> View:
-        """The rows of a topic, kept right."""
-        return View(self._session, self._begin, Wish((topic,), filter, True, None, deliver))
+        """The rows of a topic, kept right. Raises TypeError and ValueError."""
+        if not isinstance(topic, str):
+            raise TypeError(f"topic: expected one, such as 'movies', got {topic!r}")
+        return View(self._session, self._begin, wish_of(topics_of(topic), filter, snapshot=True, deliver=deliver))
 
     def presence(self, topics: str | Sequence[str]) -> Presence:
-        """Who watches these topics."""
+        """Who watches these topics. Raises TypeError and ValueError."""
         return Presence(self._session, self._begin, topics_of(topics))
 
     async def request(
@@ -116,13 +130,15 @@ class Client:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
+        timeout_seconds: float | None = None,
     ) -> Response:
         """Ask the REST API over the socket, as the socket's user. Waits for a connection and for one of 16 places.
 
         When the connection ends before the answer, GET, HEAD, PUT and DELETE without `If-Match`, and whatever has an
         idempotency key, are asked again (a DELETE may then find nothing left to delete); anything else raises
-        ConnectionLost. Raises ServerError when the server could not even try, ValueError when the request is too large.
-        When it is cancelled, the server may have done it all the same.
+        ConnectionLost. Raises ServerError when the server could not even try, TypeError or ValueError when the request
+        is no JSON or too large, TimedOut after `timeout_seconds`, of which the wait for a connection and a place is a
+        part. When it is cancelled or timed out, the server may have done it all the same.
         """
         method, sent = method.upper(), dict(headers or {})
         if idempotency_key is not None:
@@ -134,7 +150,11 @@ class Client:
         message: dict[str, Any] = {"action": "request", "method": method, "path": path, "headers": sent}
         if body is not None:
             message["body"] = body
-        reply = await self._call(message, is_repeatable)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                reply = await self._call(message, is_repeatable)
+        except TimeoutError as error:
+            raise TimedOut(f"no answer within {timeout_seconds} s; it may have been done, or not") from error
         answered = {str(name).lower(): str(value) for name, value in (reply.get("headers") or {}).items()}
         return Response(reply["status"], answered, reply.get("body"))
 
@@ -149,9 +169,12 @@ class Client:
 
         Unless the token comes from a callable, the new one is kept for later connections.
         """
-        reply = await self._call({"action": "auth", "token": token}, False)
+        shown = token_of(token)
+        if shown is None:
+            raise ValueError("token: expected one, got none")
+        reply = await self._call({"action": "auth", "token": shown}, False)
         if not callable(self._token):
-            self._token = token
+            self._token = shown
         data: Mapping[str, Any] = reply["data"]
         self._session.user_id = data.get("user_id")
         return data
@@ -188,6 +211,7 @@ class Client:
                 ending = await self._connection()
                 if self._session.error is None:
                     seconds = self._pacer.after(ending)
+                    self._tell(ending)
                     log.info("connection ended (%s %s), next attempt in %.2f s", ending.code, ending.detail, seconds)
                     await asyncio.sleep(seconds)
         except MarqueeError as error:
@@ -199,15 +223,28 @@ class Client:
             self._session.fail(failure)
             raise
 
+    def _tell(self, ending: Ending) -> None:
+        self._trouble = str(ending.detail) if ending.code is None else f"{ending.code}: {ending.detail}"
+        self._failures = self._failures + 1 if ending.stood_seconds == 0.0 else 0
+        if self._failures == WARNED_ATTEMPTS:
+            address = self._url.partition("?")[0]
+            log.warning("no connection to %s in %d attempts, still trying: %s", address, self._failures, self._trouble)
+
     async def _connection(self) -> Ending:
         """One connection, from the handshake to the end. Raises MarqueeError of the token callable."""
         try:
-            token = await self._token() if callable(self._token) else self._token
+            found = self._token() if callable(self._token) else self._token
+            if inspect.isawaitable(found):
+                found = await found
         except MarqueeError:
             raise
         except Exception as error:  # noqa: BLE001 - the service that issues tokens may be away as well
             log.warning("no token: %r", error)
             return Ending(detail=f"no token: {error!r}")
+        try:
+            token = token_of(found)
+        except (TypeError, ValueError) as error:
+            return Ending(401, str(error))
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             socket = await connect(

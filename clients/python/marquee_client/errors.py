@@ -7,6 +7,7 @@ MarqueeError
 │   └── ProtocolViolation   one side does not speak the protocol: close codes 4509, 1007, 1009
 ├── ServerError         the server answered a message with an error, such as invalid_filter
 ├── ConnectionLost      the connection ended before the answer came: it may have been done, or not
+├── TimedOut            the answer did not come in time: it may have been done, or not
 └── ClientClosed        `close` was called
 """
 
@@ -54,6 +55,10 @@ class ServerError(MarqueeError):
 
 class ConnectionLost(MarqueeError):
     """Nobody knows whether the server has done what it was asked."""
+
+
+class TimedOut(MarqueeError, TimeoutError):
+    """No answer within `timeout_seconds`. Nobody knows whether the server has done what it was asked."""
 
 
 class ClientClosed(MarqueeError):

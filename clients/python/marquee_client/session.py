@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from .arguments import checked, text_of
 from .errors import ConnectionLost, MarqueeError, ProtocolViolation, ServerError
 from .stream import Stream
 
 MAX_REQUESTS_IN_FLIGHT = 16  # the server refuses the 17th
-MAX_MESSAGE_BYTES = 256 * 1024  # the server closes with 1009 above
 MAX_ATTEMPTS = 20  # of one call: an answer that ends the connection each time must not do so for ever
 PROTOCOL = 1
 DEFAULT_HEARTBEAT_SECONDS = 20.0
@@ -103,10 +103,8 @@ class Session:
             self._subscribe(stream)
 
     def call(self, call: Call) -> None:
-        """Send a message as soon as there is a connection, and room. Raises ValueError when it is too large."""
-        size = len(_text({**call.message, "id": 2**53}).encode())
-        if size > MAX_MESSAGE_BYTES:
-            raise ValueError(f"expected a message of at most {MAX_MESSAGE_BYTES} bytes, got {size}")
+        """Send a message as soon as there is a connection, and room. Raises what `checked` raises."""
+        call.message = checked(call.message)
         if self.error is not None:
             call.reject(self.error)
             return
@@ -225,7 +223,7 @@ class Session:
             stream.cut()
 
     def _send(self, message: dict[str, Any]) -> None:
-        self._outbox.append(_text(message))
+        self._outbox.append(text_of(message))
         self.on_message()
 
     def _ask(self, message: Mapping[str, Any], answer: Callable[[Mapping[str, Any]], None]) -> int:
@@ -236,6 +234,9 @@ class Session:
 
     def _frame(self, frame: dict[str, Any], size: int) -> None:
         if "reply_to" in frame:
+            if frame["reply_to"] is None and frame.get("ok") is False:
+                # Which of our messages the server could not read is not said: whoever waits for it would for ever.
+                raise ProtocolViolation(4509, f"a message was not understood: {_error(frame)}")
             answer = self._replies.pop(frame["reply_to"], None)
             if answer is not None:
                 answer(frame)
@@ -352,10 +353,6 @@ class Session:
 
 def _is_request(call: Call) -> bool:
     return bool(call.message["action"] == "request")
-
-
-def _text(message: Mapping[str, Any]) -> str:
-    return json.dumps(message, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def _error(reply: Mapping[str, Any]) -> ServerError:

@@ -110,14 +110,3 @@ class Watch:
     def failed(self, error: MarqueeError) -> None:
         self._feed.end(error)
         self._stands.fail(error)
-
-
-def topics_of(topics: str | Sequence[str]) -> tuple[str, ...]:
-    return (topics,) if isinstance(topics, str) else tuple(topics)
-
-
-def since_of(since: Position | int | str | None, epoch: str | None = None) -> Position | None:
-    """A position, a number, or a text as in the header `Stream-Position`."""
-    if isinstance(since, str):
-        return Position.parse(since)
-    return Position(epoch, since) if isinstance(since, int) else since

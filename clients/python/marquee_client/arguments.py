@@ -1,0 +1,130 @@
+"""What callers pass, checked where they pass it. Pure.
+
+A mistake of theirs that came up later, between the messages of the server, would be taken for one of the server's and
+tried again for ever. What is kept is a copy, so that it stays what was checked whatever the caller does with his own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from .events import Position
+from .stream import Wish
+
+MAX_MESSAGE_BYTES = 256 * 1024  # the server closes with 1009 above
+NO_TOKEN_CHARACTER = re.compile(r"[^A-Za-z0-9._~+/=-]")  # RFC 6750
+HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    return json.dumps(message, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def checked(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a message that the server will read, still without its id.
+
+    Raises TypeError for what JSON does not hold. Raises ValueError for NaN and the infinities, for half a surrogate
+    pair, which is no Unicode, and for a message that is too large.
+    """
+    text = text_of({**message, "id": 2**53})
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        place = next(_half_pairs(message, ""), "the message")
+        raise ValueError(f"{place}: expected Unicode, got half a surrogate pair") from error
+    if size > MAX_MESSAGE_BYTES:
+        raise ValueError(f"expected a message of at most {MAX_MESSAGE_BYTES} bytes, got {size}")
+    copy: dict[str, Any] = json.loads(text)
+    del copy["id"]
+    return copy
+
+
+def topics_of(topics: str | Iterable[str]) -> tuple[str, ...]:
+    """Raises TypeError and ValueError."""
+    try:
+        found = (topics,) if isinstance(topics, str) else tuple(topics)
+    except TypeError:
+        found = ()
+    if not found or not all(isinstance(topic, str) for topic in found):
+        raise TypeError(f"topics: expected one topic or several, such as 'movies', got {topics!r}")
+    checked({"topics": found})
+    return found
+
+
+def since_of(since: Position | int | str | None, epoch: str | None = None) -> Position | None:
+    """A position, a number, or a text as in the header `Stream-Position`. Raises TypeError and ValueError."""
+    if epoch is not None and not isinstance(epoch, str):
+        raise TypeError(f"epoch: expected a text, got {epoch!r}")
+    if since is None:
+        return None
+    if isinstance(since, str):
+        position = Position.parse(since)
+    else:
+        position = since if isinstance(since, Position) else Position(epoch, since)
+    if isinstance(position.seq, bool) or not isinstance(position.seq, int):
+        raise TypeError(f"since: expected a position, a number, or a text <epoch>:<seq>, got {since!r}")
+    if position.seq < 0:
+        raise ValueError(f"since: expected a number of at least 0, got {position.seq}")
+    checked({"epoch": position.epoch})
+    return position
+
+
+def wish_of(
+    topics: tuple[str, ...],
+    conditions: Mapping[str, Any] | None,
+    *,
+    snapshot: bool = False,
+    bulk: str | None = None,
+    deliver: str | Mapping[str, Any] | None = None,
+) -> Wish:
+    """Raises TypeError and ValueError. What the words mean is for the server to say."""
+    if conditions is not None and not isinstance(conditions, Mapping):
+        raise TypeError(f"filter: expected a mapping such as {{'genre': 'Drama'}}, got {conditions!r}")
+    if bulk is not None and not isinstance(bulk, str):
+        raise TypeError(f"bulk: expected 'items' or 'summary', got {bulk!r}")
+    if deliver is not None and not isinstance(deliver, str | Mapping):
+        raise TypeError(f"deliver: expected 'all' or {{'latest_every_ms': 200}}, got {deliver!r}")
+    message = checked(
+        {
+            "topics": topics,
+            "filter": None if conditions is None else dict(conditions),
+            "bulk": bulk,
+            "deliver": dict(deliver) if isinstance(deliver, Mapping) else deliver,
+        }
+    )
+    return Wish(topics, message["filter"], snapshot, bulk, message["deliver"])
+
+
+def token_of(token: object) -> str | None:
+    """Without the white space around it; None when nothing is left.
+
+    Raises TypeError and ValueError, which tell nobody the token.
+    """
+    if token is None:
+        return None
+    if not isinstance(token, str):
+        raise TypeError(f"token: expected a text, got {type(token).__name__}")
+    token = token.strip()
+    if (wrong := NO_TOKEN_CHARACTER.search(token)) is not None:
+        raise ValueError(
+            f"token: expected letters, digits and -._~+/= only, got {wrong[0]!a} at character {wrong.start() + 1}"
+        )
+    return token or None
+
+
+def _half_pairs(value: Any, place: str) -> Iterator[str]:
+    """Where they are, as in `body.titles[2]`."""
+    if isinstance(value, str):
+        if HALF_PAIR.search(value):
+            yield place
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            if HALF_PAIR.search(str(name)):
+                yield f"a name in {place or 'the message'}"
+            yield from _half_pairs(each, f"{place}.{name}" if place else str(name))
+    elif isinstance(value, list | tuple):
+        for index, each in enumerate(value):
+            yield from _half_pairs(each, f"{place}[{index}]")
