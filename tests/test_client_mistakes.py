@@ -101,8 +101,8 @@ PYTHON_MISTAKES: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = 
     "half a pair in a body": (
         lambda client: client.request("POST", "/movies", body={"title": HALF}), ValueError, "body.title: expected"
     ),
-    "two tokens": (lambda client: type(client)(NOWHERE, token="one\r\ntwo"), ValueError, r"token: .* '\\r' at character 4"),
-    "a token that is a number": (lambda client: type(client)(NOWHERE, token=5), TypeError, "token: expected a text, got int"),
+    "two tokens": (lambda client: type(client)(NOWHERE, token="one\r\ntwo"), ValueError, r" '\\r' at character 4"),
+    "a number for a token": (lambda client: type(client)(NOWHERE, token=5), TypeError, "token: expected a text"),
     "a new token that is none": (lambda client: client.authenticate("\n"), ValueError, "token: expected one"),
 }  # fmt: skip
 JAVASCRIPT_MISTAKES = {
