@@ -4,25 +4,48 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import MISSING, ConfigDict, Field, model_validator
+from email_validator import EmailNotValidError, validate_email
+from pydantic import MISSING, AfterValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
+from password_rules import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH
 from schemas import BLANK, VISIBLE, Answer, Body, IsoDate, Moment
 
+MAX_ONE_TIME_TOKEN_LENGTH = 128  # ours have 43 characters
+
 Username = Annotated[str, Field(min_length=3, max_length=50, pattern=rf"^[^@/\\{BLANK}]{{3,50}}$")]
-Password = Annotated[str, Field(min_length=8, max_length=128)]
-PersonName = Annotated[str, Field(min_length=1, max_length=100, pattern=VISIBLE)]
+# How long it is `password_rules` checks with the other rules, so that every broken one is named at once.
+NewPassword = Annotated[
+    str, Field(json_schema_extra={"minLength": MIN_PASSWORD_LENGTH, "maxLength": MAX_PASSWORD_LENGTH})
+]
+PersonName = Annotated[str, Field(min_length=1, max_length=100, pattern=VISIBLE), AfterValidator(str.strip)]
 Phone = Annotated[str, Field(pattern=r"^\+?[1-9][0-9]{6,14}$", description="E.164; the plus may be left out")]
 # The addresses of HTML's <input type=email> (which every browser checks so), with a domain of two labels at least.
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+# What no mail server takes: a first part that is too long, and labels kept for encodings that there are not (RFC 5891).
+_UNDELIVERABLE: JsonDict = {"anyOf": [{"pattern": "^[^@]{65}"}, {"pattern": "[@.](?![xX][nN])[^.@]{2}--"}]}
+
+
+def _deliverable(address: str) -> str:
+    """The address in the form that mail servers take, its domain in small letters."""
+    try:
+        found = validate_email(address, check_deliverability=False, allow_smtputf8=False, strict=True)
+    except EmailNotValidError as error:
+        raise ValueError(f"expected an address that mails can be sent to: {error}") from None
+    assert found.ascii_email is not None
+    return found.ascii_email
+
+
 Email = Annotated[
     str,
     Field(
         max_length=254,
         pattern=rf"^{_ATOM}(?:\.{_ATOM})*@(?:{_LABEL}\.)+[A-Za-z](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])$",
-        json_schema_extra={"format": "email"},
+        description="Not of a domain that is kept for other uses, such as .local and .test",
+        json_schema_extra={"format": "email", "not": _UNDELIVERABLE},
     ),
+    AfterValidator(_deliverable),
 ]
 
 _NAMED: JsonDict = {"anyOf": [{"required": ["username"]}, {"required": ["email"]}]}
@@ -41,8 +64,8 @@ class RegisterBody(Body):
 
     username: Username | MISSING = MISSING
     email: Email | MISSING = MISSING
-    password: Password | MISSING = MISSING
-    hashedPassword: Password | MISSING = MISSING  # noqa: N815
+    password: NewPassword | MISSING = MISSING
+    hashedPassword: NewPassword | MISSING = MISSING  # noqa: N815
     name: PersonName | None = None
     first_name: PersonName | None = None
     last_name: PersonName | None = None
@@ -55,6 +78,9 @@ class RegisterBody(Body):
         if not self.model_fields_set & {"password", "hashedPassword"}:
             raise ValueError("expected password")
         return self
+
+
+RefreshToken = Annotated[str, Field(min_length=1, max_length=4_096)]
 
 
 class LoginBody(Body):
@@ -76,15 +102,84 @@ class LoginBody(Body):
 
 
 class TokenForm(Body):
-    """The password grant of OAuth2 (RFC 6749, section 4.3); other fields of the form are ignored."""
+    """The grants `password` and `refresh_token` of OAuth2 (RFC 6749, sections 4.3 and 6); other fields are ignored."""
 
     model_config = ConfigDict(
-        extra="ignore", json_schema_extra={"examples": [{"username": "holly", "password": "third man 1949"}]}
+        extra="ignore",
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["username", "password"], "properties": {"grant_type": {"const": "password"}}},
+                {"required": ["grant_type", "refresh_token"], "properties": {"grant_type": {"const": "refresh_token"}}},
+            ],
+            "examples": [
+                {"username": "holly", "password": "third man 1949"},
+                {"grant_type": "refresh_token", "refresh_token": "eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl"},
+            ],
+        },
     )
 
-    grant_type: Literal["password"] = "password"
-    username: Annotated[str, Field(min_length=1, max_length=320)]
-    password: Annotated[str, Field(min_length=1, max_length=128)]
+    grant_type: Literal["password", "refresh_token"] = "password"
+    username: Annotated[str, Field(min_length=1, max_length=320)] | MISSING = MISSING
+    password: Annotated[str, Field(min_length=1, max_length=128)] | MISSING = MISSING
+    refresh_token: RefreshToken | MISSING = MISSING
+
+    @model_validator(mode="after")
+    def _whole(self) -> TokenForm:
+        if self.grant_type == "refresh_token" and "refresh_token" not in self.model_fields_set:
+            raise ValueError("expected refresh_token")
+        if self.grant_type == "password" and not self.model_fields_set >= {"username", "password"}:
+            raise ValueError("expected username and password")
+        return self
+
+
+class RefreshBody(Body):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"refresh_token": "eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl"}]}
+    )
+
+    refresh_token: RefreshToken
+
+
+# --- links in mails, and passwords
+
+OneTimeToken = Annotated[str, Field(min_length=1, max_length=MAX_ONE_TIME_TOKEN_LENGTH)]
+_TOKEN = "pFkTfjOhxL2cF1pUhAu6KyMVzMcCCyTBZb7JbLRNTxA"  # noqa: S105 (an example)
+
+
+class LinkBody(Body):
+    """What the link in a mail carries."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"token": _TOKEN}]})
+
+    token: OneTimeToken
+
+
+class AddressBody(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"email": "holly@example.org"}]})
+
+    email: Email
+
+
+class ChangePasswordBody(Body):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"old_password": "third man 1949", "new_password": "prater wheel 1949"}]}
+    )
+
+    old_password: Annotated[str, Field(min_length=1, max_length=MAX_PASSWORD_LENGTH)]
+    new_password: NewPassword
+
+
+class ResetPasswordBody(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"token": _TOKEN, "new_password": "prater wheel 1949"}]})
+
+    token: OneTimeToken
+    new_password: NewPassword
+
+
+class MailPromise(Answer):
+    """The same for everybody, whether there is such an account or not."""
+
+    detail: str
 
 
 class GroupBody(Body):
@@ -99,16 +194,19 @@ class Session(Answer):
     id: str
     user_id: int
     user_agent: str | None = Field(description="What the client called itself when it signed in")
-    address: str | None = Field(description="Where it signed in from")
+    address: str | None = Field(description="Where it was last refreshed from, or signed in")
     created_at: Moment
     last_used_at: Moment = Field(description="When it was last refreshed, or begun")
 
 
 class Token(Answer):
     access_token: str
+    refresh_token: str = Field(description="Good once, for the next pair of tokens")
     token_type: Literal["bearer"]
-    expires_in: int = Field(description="Seconds")
+    expires_in: int = Field(description="Seconds that the access token is good for")
+    refresh_expires_in: int = Field(description="Seconds that the refresh token is good for")
     user_id: int
+    session_id: str = Field(description="Which of the sessions in /auth/sessions this is")
 
 
 class User(Answer):

@@ -13,11 +13,12 @@ from pydantic import TypeAdapter, ValidationError
 import account_schemas
 import logs
 import main
-from errors import MarqueeError, Problem
+from errors import InvalidInput, MarqueeError, Problem
+from password_rules import check_password
 from repository import event_log, migrations, users
 from repository.database import Database
 from repository.transaction import Transaction
-from security import Group, hash_password
+from security import Group
 from settings import Settings, load_settings
 
 T = TypeVar("T")
@@ -71,10 +72,15 @@ def create_admin(username: str | None, email: str | None, password: str) -> None
     given = {"username": username, "email": email, "password": password}
     body = TypeAdapter(account_schemas.RegisterBody).validate_python({k: v for k, v in given.items() if v is not None})
     fields = body.model_dump(exclude_unset=True, exclude={"password"})
+    settings = _settings()
+    needs_mix = settings.needs_password_mix
+    if problems := check_password(password, username=username, email=email, needs_mix=needs_mix):
+        raise InvalidInput(problems)
+    password_hash = main.password_hasher(settings).hash(password)
 
     async def work(database: Database) -> None:
         async def store(tx: Transaction) -> dict[str, object]:
-            return await users.create(tx, fields, hash_password(password), Group.ADMIN)
+            return await users.create(tx, fields, password_hash, Group.ADMIN)
 
         user = await database.write(store)
         click.echo(f"Created admin {user['username'] or user['email']} with id {user['id']}.")
@@ -113,7 +119,7 @@ def run() -> None:
     except Problem as error:
         detail = error.detail if isinstance(error.detail, str) else "; ".join(each["msg"] for each in error.detail)
         click.echo(f"Error: {detail}", err=True)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, InvalidInput) else 1)
     except MarqueeError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)

@@ -29,8 +29,14 @@ import serving
 import workers
 from dashboard.routes import ROUTES as DASHBOARD_ROUTES
 from errors import Conflict, Problem, SettingsError, Unavailable
+from gateways.mail import gateway_for
+from gateways.storage import check as check_storage
+from gateways.storage import open_storage
 from jobs.cleanup import Cleanup
+from jobs.mails import Mailer
+from jobs.orphans import Orphans
 from jobs.runner import Runner
+from password_rules import check_password
 from realtime.asyncapi import ROUTES as ASYNCAPI_ROUTES
 from realtime.bus import Bus
 from realtime.endpoint import ROUTES as REALTIME_ROUTES
@@ -49,15 +55,20 @@ from repository import event_log, failures, migrations, users
 from repository.database import Database
 from repository.transaction import Transaction
 from routes import middleware, table
+from routes.limits import Limits
+from routes.lockout import Lockout
 from routes.operation import Services
 from routes.passwords import Passwords
-from security import Group, Tokens, hash_password
-from settings import Settings, load_settings, secret_key
+from routes.pictures import MAX_UPLOADS_PER_USER, Pictures
+from routes.proxies import TrustedProxies
+from routes.shared_windows import SharedWindows
+from security import Group, PasswordHasher, Tokens
+from settings import Settings, load_settings, secret_key, signing_keys
 from stopping import Stopping
 
 SWITCH_SECONDS = 0.0005
 GAUGE_SECONDS = 0.5
-HAND_OVER_SECONDS = 1.5  # for chunks of jobs that are on their way
+HAND_OVER_SECONDS = 1.5  # for chunks of jobs and for mails that are on their way
 
 log = structlog.get_logger("main")
 
@@ -87,11 +98,24 @@ def build_app(settings: Settings, *, hears_signals: bool = False) -> Starlette:
             "Last-Event-ID",
             "X-Request-ID",
         ],
-        expose_headers=["ETag", "Link", "Location", "Retry-After", "Stream-Position", "X-Request-ID", "X-Total-Count"],
+        expose_headers=[
+            "ETag",
+            "Link",
+            "Location",
+            "RateLimit-Limit",
+            "RateLimit-Remaining",
+            "RateLimit-Reset",
+            "Retry-After",
+            "Stream-Position",
+            "X-Request-ID",
+            "X-Total-Count",
+        ],
     )
+    proxies = Middleware(TrustedProxies, networks=settings.trusted_proxies)
     app = Starlette(
         routes=[*table.routes(), *REALTIME_ROUTES, *ASYNCAPI_ROUTES, *DASHBOARD_ROUTES],
         middleware=[
+            *([proxies] if settings.trusted_proxies else []),
             Middleware(middleware.OnePath),
             Middleware(middleware.RequestLog),
             *([cors] if settings.allowed_origins else []),
@@ -109,9 +133,16 @@ def build_app(settings: Settings, *, hears_signals: bool = False) -> Starlette:
 @asynccontextmanager
 async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, Any]]:
     """Everything that lives as long as the process: the database, the event's way to the sockets, the jobs."""
-    tokens = Tokens(secret_key(settings), settings.algorithm, settings.access_token_expire_minutes * 60)
+    tokens = Tokens(
+        signing_keys(settings),
+        settings.algorithm,
+        access_seconds=settings.access_token_expire_minutes * 60,
+        refresh_seconds=settings.refresh_token_expire_days * 24 * 3600,
+    )
     database = Database(settings.database_url)
-    passwords = Passwords()
+    passwords = Passwords(password_hasher(settings), needs_mix=settings.needs_password_mix)
+    storage = open_storage(settings)
+    pictures = Pictures(max_uploads_per_user=MAX_UPLOADS_PER_USER if settings.has_limits else None)
     stopping = Stopping()
     metrics_token = settings.metrics_token.get_secret_value() if settings.metrics_token is not None else None
     try:
@@ -135,6 +166,7 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
         replay = Replay(database, feed)
         event_streams = EventStreams(replay, registry)
         runner = Runner(database)
+        mailer = Mailer(database, gateway_for(settings), sender=settings.mail_from, base_url=settings.base_url)
         cleanup = Cleanup(database, runner.owner, settings.event_retention_hours, settings.event_retention_rows)
         presence = Presence(database, lambda topic: bus.nudge(topic))
         around = Surroundings(
@@ -144,8 +176,12 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
             partial(users.identify, database, tokens),
             has_limits=settings.has_limits,
         )
-        stopping.on_stop += [registry.close, event_streams.stop, runner.stop]
+        stopping.on_stop += [registry.close, event_streams.stop, runner.stop, mailer.stop]
         await feed.start()
+        # The epoch names the log, and so all workers of one installation, whatever else uses the same Redis.
+        is_shared = settings.has_limits and settings.has_shared_bus
+        shared = SharedWindows(settings.broadcast_url, f"marquee.limits.{feed.head.epoch}") if is_shared else None
+        limits = Limits(is_on=settings.has_limits, shared=shared)
         hub.start(feed.head.seq)
         # Whoever may see no more is told before what comes next goes out.
         feed.on_events += [registry.see, hub.publish, progress.see]
@@ -158,7 +194,9 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
                 progress.run(),
                 presence.run(),
                 runner.run(),
+                mailer.run(),
                 cleanup.run(),
+                Orphans(database, storage, runner.owner).run(),
                 watch_gauges(feed, bus),
             ),
             name="background",
@@ -177,18 +215,35 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
 
         try:
             yield {
-                "services": Services(database, tokens, passwords, readiness, table.document, replay, event_streams),
+                "services": Services(
+                    database=database,
+                    tokens=tokens,
+                    passwords=passwords,
+                    outbox=mailer,
+                    activates_by_mail=settings.activates_by_mail,
+                    lockout=Lockout(database, limits),
+                    readiness=readiness,
+                    openapi=table.document,
+                    storage=storage,
+                    pictures=pictures,
+                    event_pages=replay,
+                    event_streams=event_streams,
+                    limits=limits,
+                    limit_rules=table.limit_rules(settings),
+                ),
                 "realtime": Realtime(around, settings.allowed_origins, settings.websocket_auth == "required"),
                 "stopping": stopping,
                 "metrics_token": metrics_token,
             }
         finally:
             stopping.begin()
-            await runner.ended(HAND_OVER_SECONDS)
+            await asyncio.gather(runner.ended(HAND_OVER_SECONDS), mailer.ended(HAND_OVER_SECONDS))
             life.cancel()
             await asyncio.gather(life, return_exceptions=True)
+            await limits.close()
     finally:
         passwords.close()
+        pictures.close()
         await database.close()
 
 
@@ -217,6 +272,7 @@ async def prepare(settings: Settings) -> None:
     try:
         await migrations.migrate(database)
         await create_first_admin(database, settings)
+        await check_storage(open_storage(settings))
     except failures.DATABASE_ERRORS as error:
         reason = failures.first_line(error)
         raise SettingsError(f"DATABASE_URL: the database cannot be used: {reason}.") from error
@@ -225,6 +281,10 @@ async def prepare(settings: Settings) -> None:
         raise SettingsError(f"DATABASE_URL: the database cannot be used: {reason}.") from error
     finally:
         await database.close()
+
+
+def password_hasher(settings: Settings) -> PasswordHasher:
+    return PasswordHasher(settings.password_memory_kib, settings.password_time_cost, settings.password_parallelism)
 
 
 async def create_first_admin(database: Database, settings: Settings) -> None:
@@ -243,7 +303,15 @@ async def create_first_admin(database: Database, settings: Settings) -> None:
     for login in named.values():
         if await users.find_by_login(database, login) is not None:
             return
-    password_hash = await asyncio.to_thread(hash_password, password)
+    problems = check_password(
+        password,
+        username=settings.first_admin_username,
+        email=settings.first_admin_email,
+        needs_mix=settings.needs_password_mix,
+    )
+    for problem in problems:
+        raise SettingsError(f"FIRST_ADMIN_PASSWORD: {problem.msg[:1].lower()}{problem.msg[1:]}.")
+    password_hash = await asyncio.to_thread(password_hasher(settings).hash, password)
 
     async def work(tx: Transaction) -> None:
         await users.create(tx, named, password_hash, Group.ADMIN)
@@ -287,6 +355,7 @@ def run(arguments: Sequence[str] = ()) -> int:
         settings = load_settings()
         logs.configure(settings.log_format, settings.log_level)
         secret_key(settings)  # once, before there are workers to race for it
+        table.limit_rules(settings)  # what it says of routes, before anything is opened
         asyncio.run(prepare(settings))
         listener = serving.listen(settings)
         print(serving.banner(settings, listener.getsockname()[1]), flush=True)

@@ -1,11 +1,13 @@
-"""Passwords, access tokens and identities. Pure but for the clock; knows no database."""
+"""Passwords, tokens and identities. Pure but for the clock; knows no database."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import time
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -55,27 +57,38 @@ class Identity:
 PUBLIC_AUDIENCE = "public"
 ANONYMOUS_AUDIENCES = frozenset({PUBLIC_AUDIENCE})
 
-# OWASP's password storage cheat sheet: argon2id with 19 MiB, 2 passes, 1 lane.
-_passwords = CryptContext(
-    schemes=["argon2"],
-    argon2__type="ID",
-    argon2__memory_cost=19 * 1024,
-    argon2__time_cost=2,
-    argon2__parallelism=1,
-)
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Of a password that somebody typed. `new_hash` is set where a right one is stored with other parameters."""
+
+    is_right: bool
+    new_hash: str | None = None
 
 
-def hash_password(password: str) -> str:
-    """Takes tens of milliseconds of CPU: call it in a thread."""
-    return str(_passwords.hash(password))
+class PasswordHasher:
+    """Argon2id. Each call takes tens of milliseconds of CPU: call them in a thread."""
 
+    def __init__(self, memory_kib: int, time_cost: int, parallelism: int) -> None:
+        self._context = CryptContext(
+            schemes=["argon2"],
+            argon2__type="ID",
+            argon2__memory_cost=memory_kib,
+            argon2__time_cost=time_cost,
+            argon2__parallelism=parallelism,
+        )
+        self._nobodys = self.hash(secrets.token_urlsafe())
 
-def verify_password(password: str, password_hash: str | None) -> bool:
-    """The same work whether the user exists (`password_hash` is None) or not. Call it in a thread."""
-    if password_hash is None:
-        _passwords.dummy_verify()
-        return False
-    return bool(_passwords.verify(password, password_hash))
+    def hash(self, password: str) -> str:
+        return str(self._context.hash(password))
+
+    def verify(self, password: str, password_hash: str | None) -> Verdict:
+        """The same work whether the user exists (`password_hash` is None) or not."""
+        if password_hash is None:
+            self._context.verify(password, self._nobodys)
+            return Verdict(False)
+        is_right, new_hash = self._context.verify_and_update(password, password_hash)
+        return Verdict(bool(is_right), new_hash)
 
 
 def name_key(name: str) -> str:
@@ -83,24 +96,47 @@ def name_key(name: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
+class Kind(StrEnum):
+    """The claim `typ`: neither kind of token is good in the place of the other."""
+
+    ACCESS = "access"
+    REFRESH = "refresh"
+
+
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a good access token says; whether the session goes on, only the database knows."""
+    """What a good token says; whether the session goes on, only the database knows."""
 
     user_id: int
     session_id: str
     expires_at: float
+    token_id: str
 
 
-@dataclass(frozen=True, slots=True)
 class Tokens:
-    """Signs and checks access tokens (JWT, RFC 7519, HMAC only)."""
+    """Signs and checks tokens (JWT, RFC 7519, HMAC only).
 
-    key: str
-    algorithm: str
-    lifetime_seconds: int
+    The first key signs. All of them verify: the header's `kid` says which, and a token without one is taken for one of
+    the first key. So a key can be replaced without anybody being signed out.
+    """
+
+    def __init__(self, keys: Sequence[str], algorithm: str, *, access_seconds: int, refresh_seconds: int) -> None:
+        self.access_seconds = access_seconds
+        self.refresh_seconds = refresh_seconds
+        self._key = keys[0]
+        self._key_id = _key_id(self._key)
+        self._keys = {_key_id(key): key for key in keys}
+        self._algorithm = algorithm
 
     def issue(self, user_id: int, session_id: str) -> str:
+        """An access token."""
+        return self._issue(Kind.ACCESS, user_id, session_id, new_token_id(), self.access_seconds)
+
+    def issue_refresh(self, user_id: int, session_id: str, token_id: str) -> str:
+        """A refresh token. Of those of a session only the one whose id the session's row holds is good."""
+        return self._issue(Kind.REFRESH, user_id, session_id, token_id, self.refresh_seconds)
+
+    def _issue(self, kind: Kind, user_id: int, session_id: str, token_id: str, lifetime_seconds: int) -> str:
         now = int(time.time())
         claims = {
             "iss": ISSUER,
@@ -108,35 +144,52 @@ class Tokens:
             "sub": str(user_id),
             "sid": session_id,
             "iat": now,
-            "exp": now + self.lifetime_seconds,
-            "jti": secrets.token_hex(8),
-            "typ": "access",
+            "exp": now + lifetime_seconds,
+            "jti": token_id,
+            "typ": kind.value,
         }
-        return str(jwt.encode(claims, self.key, algorithm=self.algorithm))
+        return str(jwt.encode(claims, self._key, algorithm=self._algorithm, headers={"kid": self._key_id}))
 
     def read(self, token: str) -> Claims:
         """Raises Unauthenticated for anything but a good access token."""
+        return self._read(token, Kind.ACCESS)
+
+    def read_refresh(self, token: str) -> Claims:
+        """Raises Unauthenticated for anything but a good refresh token."""
+        return self._read(token, Kind.REFRESH)
+
+    def _read(self, token: str, kind: Kind) -> Claims:
         try:
+            header = jwt.get_unverified_header(token)
             # jose ignores "crit"; RFC 7515, section 4.1.11: what is not understood must be refused.
-            if "crit" in jwt.get_unverified_header(token):
+            if "crit" in header:
                 raise JWTError("unknown crit")
             claims = jwt.decode(
                 token,
-                self.key,
-                algorithms=[self.algorithm],
+                self._keys[header["kid"]] if "kid" in header else self._key,
+                algorithms=[self._algorithm],
                 audience=AUDIENCE,
                 issuer=ISSUER,
                 options={f"require_{name}": True for name in ("iss", "aud", "sub", "iat", "exp", "jti")}
                 | {"leeway": CLOCK_LEEWAY_SECONDS},
             )
-            if claims.get("typ") != "access":
-                raise JWTError("not an access token")
+            if claims.get("typ") != kind:
+                raise JWTError(f"not a token of the kind {kind}")
             subject = claims["sub"]
             if not (isinstance(subject, str) and _USER_ID.fullmatch(subject) and int(subject) <= MAX_USER_ID):
                 raise JWTError("not the id of a user")
             session_id = claims.get("sid")
             if not (isinstance(session_id, str) and _SESSION_ID.fullmatch(session_id)):
                 raise JWTError("not the id of a session")
-            return Claims(int(subject), session_id, float(claims["exp"]))
+            return Claims(int(subject), session_id, float(claims["exp"]), str(claims["jti"]))
         except (JOSEError, ValueError, TypeError, KeyError) as error:
-            raise Unauthenticated("The access token is not valid or has expired") from error
+            raise Unauthenticated(f"The {kind} token is not valid or has expired") from error
+
+
+def new_token_id() -> str:
+    """The claim `jti`."""
+    return secrets.token_hex(16)
+
+
+def _key_id(key: str) -> str:
+    return hashlib.blake2b(key.encode(), digest_size=8, person=b"marquee kid").hexdigest()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from email.policy import SMTP
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -14,6 +16,7 @@ from dotenv.parser import parse_stream
 from pydantic import EmailStr, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+import rates
 from errors import SettingsError
 
 # RFC 7518, section 3.2: an HMAC key is at least as long as the hash.
@@ -142,6 +145,55 @@ class Settings(BaseSettings):
         _require_port(value)
         return value
 
+    @field_validator("public_url")
+    @classmethod
+    def _known_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or set("@?#") & set(value)
+            or not re.fullmatch(r"[\x21-\x7e]{1,500}", value)
+        ):
+            raise ValueError("expected an address such as https://example.org, without a query")
+        _require_port(value)
+        return value.rstrip("/")
+
+    @field_validator("smtp_url")
+    @classmethod
+    def _known_mail_server(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        # Never with what was got, which may hold a password.
+        expected = "expected smtp://host:port or smtps://host:port, with user:password@ before the host or without"
+        try:
+            parts = urlsplit(value.get_secret_value())
+            user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        except ValueError:
+            raise ValueError(expected) from None
+        if parts.scheme not in ("smtp", "smtps") or not parts.hostname or parts.path.strip("/"):
+            raise ValueError(expected)
+        if parts.query or parts.fragment or bool(user) != bool(password):
+            raise ValueError(expected)
+        if not re.fullmatch(r"[^\x00-\x1f\x7f]*", user + password):
+            raise ValueError("expected a user and a password without control characters")
+        _require_port(value.get_secret_value())
+        return value
+
+    @field_validator("mail_from")
+    @classmethod
+    def _one_mailbox(cls, value: str) -> str:
+        expected = "expected an address, or a name with an address such as Marquee <marquee@example.org>"
+        if not re.fullmatch(r"[^\x00-\x1f\x7f]*", value):
+            raise ValueError(expected)
+        header = SMTP.header_factory("From", value)
+        found = header.addresses
+        if header.defects or len(found) != 1 or not re.fullmatch(r"[\x21-\x7e]+@[\x21-\x7e]+", found[0].addr_spec):
+            raise ValueError(expected)
+        return value
+
     @field_validator("storage_url")
     @classmethod
     def _known_storage(cls, value: str | None) -> str | None:
@@ -175,6 +227,22 @@ class Settings(BaseSettings):
             raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY: expected both or neither")
         return self
 
+    @field_validator("rate_limits")
+    @classmethod
+    def _known_rates(cls, value: str) -> str:
+        rates.parse_rate_limits(value)
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            try:
+                ip_network(each)
+            except ValueError:
+                raise ValueError(f"expected addresses or networks such as 10.0.0.0/8, got {each!r}") from None
+        return value
+
     @field_validator("secret_key")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
@@ -187,6 +255,15 @@ class Settings(BaseSettings):
         needed = HASH_BYTES[self.algorithm]
         if self.secret_key is not None and len(self.secret_key.get_secret_value().encode()) < needed:
             raise ValueError(f"SECRET_KEY: expected at least {needed} bytes for {self.algorithm}")
+        if any(len(key.get_secret_value().encode()) < needed for key in self.old_secret_keys):
+            # An old key that is easily guessed signs as well as a new one.
+            raise ValueError(f"OLD_SECRET_KEYS: expected keys of at least {needed} bytes each for {self.algorithm}")
+        return self
+
+    @model_validator(mode="after")
+    def _memory_for_lanes(self) -> Settings:
+        if self.password_memory_kib < 8 * self.password_parallelism:
+            raise ValueError("PASSWORD_MEMORY_KIB: expected at least 8 for each of PASSWORD_PARALLELISM")
         return self
 
     @model_validator(mode="after")
@@ -213,9 +290,31 @@ class Settings(BaseSettings):
         return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
     @property
+    def base_url(self) -> str:
+        """What links in mails begin with."""
+        if self.public_url is not None:
+            return self.public_url
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def activates_by_mail(self) -> bool:
+        """Whether a new account waits until the link that is mailed to it is followed."""
+        return self.account_activation == "email"
+
+    @property
     def has_limits(self) -> bool:
         """Whether there are limits of rate or number per client at all."""
-        return self.rate_limits.strip().lower() != "off"
+        return rates.parse_rate_limits(self.rate_limits)[0]
+
+    @property
+    def route_rates(self) -> tuple[rates.RouteRate, ...]:
+        """The limits of single routes."""
+        return rates.parse_rate_limits(self.rate_limits)[1]
+
+    @property
+    def needs_password_mix(self) -> bool:
+        return self.password_mix == "on"  # noqa: S105 (no password)
 
     @property
     def has_shared_bus(self) -> bool:
@@ -283,3 +382,8 @@ def secret_key(settings: Settings) -> str:
     if len(key.encode()) < MIN_SECRET_KEY_BYTES:
         raise SettingsError(f"SECRET_KEY: {path} is shorter than {MIN_SECRET_KEY_BYTES} bytes; delete it or set one.")
     return key
+
+
+def signing_keys(settings: Settings) -> tuple[str, ...]:
+    """The key that signs tokens, and after it those that signed before: what they signed is still good."""
+    return secret_key(settings), *(key.get_secret_value() for key in settings.old_secret_keys)

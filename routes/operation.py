@@ -11,9 +11,15 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 
 import filters
+from errors import FieldProblem
+from gateways.storage import Storage
 from repository.database import Database
 from repository.event_log import Head
+from routes.limit_groups import LimitGroup, Rules
+from routes.limits import Limits
+from routes.lockout import Lockout
 from routes.passwords import Passwords
+from routes.pictures import Pictures
 from security import Identity, Tokens
 
 
@@ -29,6 +35,12 @@ class EventStreams(Protocol):
     def stream(self, identity: Identity | None, query: Any, last_event_id: str | None) -> Response: ...
 
 
+class Outbox(Protocol):
+    """Whoever sends what is in `repository.mails` (`jobs.mails`)."""
+
+    def wake(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What handlers need of the process; in the lifespan state as `services`."""
@@ -36,10 +48,17 @@ class Services:
     database: Database
     tokens: Tokens
     passwords: Passwords
+    outbox: Outbox
+    activates_by_mail: bool  # new accounts wait for a link
+    lockout: Lockout
     readiness: Callable[[], Awaitable[Mapping[str, str]]]
     openapi: Callable[[], bytes]
+    storage: Storage
+    pictures: Pictures
     event_pages: EventPages
     event_streams: EventStreams
+    limits: Limits
+    limit_rules: Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +78,7 @@ class Call:
     method: str
     raw_body: bytes
     address: str | None  # of the client
+    is_socket: bool  # asked over a websocket, whose frames are JSON
 
     @property
     def database(self) -> Database:
@@ -91,10 +111,14 @@ class Operation:
     query_model: type[BaseModel] | None = None
     filters: Mapping[str, filters.Field] = field(default_factory=dict)
     body: TypeAdapter[Any] | None = None
+    # What is wrong with the body, as it came, beyond what `body` can know; said at once with what `body` finds.
+    check: Callable[[Services, Any], Sequence[FieldProblem]] | None = None
+    form: TypeAdapter[Any] | None = None  # what a body that brings a file must be: see `routes.uploads`
     body_schema: Any = None  # what the documentation shows when `body` only checks the outside
     max_body_bytes: int = MAX_BODY_BYTES
     body_media_types: tuple[str, ...] = ("application/json",)
     signed_in: bool = False
+    looks_at_token: bool = True  # False: whoever comes here may hold an old one, and is not refused for it
     errors: tuple[int, ...] = ()
     media_type: str = "application/json"
     idempotent: bool = False  # honours Idempotency-Key
@@ -102,4 +126,15 @@ class Operation:
     if_none_match: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)  # that it reads, with what they mean
     answer_headers: tuple[str, ...] = ()
+    limit_group: LimitGroup | None = None  # None: READ or WRITE, by the method
     other_content: Mapping[str, Any] = field(default_factory=dict)  # further media types of the success answer
+
+    @property
+    def counts_as(self) -> LimitGroup:
+        if self.limit_group is not None:
+            return self.limit_group
+        return LimitGroup.READ if self.method == "GET" else LimitGroup.WRITE
+
+    @property
+    def is_limited(self) -> bool:
+        return self.counts_as is not LimitGroup.UNLIMITED

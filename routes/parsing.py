@@ -23,6 +23,7 @@ from errors import (
     UnsupportedMediaType,
 )
 from repository import users
+from routes import limit_groups, uploads
 from routes.operation import Call, Operation, Services
 from security import Identity
 from stopping import Stopping
@@ -38,16 +39,21 @@ FORM_MEDIA_TYPE = "application/x-www-form-urlencoded"
 
 
 async def parse(request: Request, operation: Operation) -> Call:
-    """Raises a Problem: 401 first, then 413 and 415, then 422 with every problem of path, query and body."""
+    """Raises a Problem: 401 and 429 first, then 413 and 415, then 422 with every problem of path, query and body."""
     services: Services = request.state.services
-    identity = await identify(request, services)
+    identity = await _identify_and_count(request, operation, services)
     if operation.signed_in and identity is None:
         raise Unauthenticated("Sign in to do this: send Authorization: Bearer <token>")
     problems: list[FieldProblem] = []
     path = _validated(operation.path_model, request.path_params, "path", problems)
     query, wanted = _query(request, operation, problems)
     raw_body, body = b"", None
-    if operation.body is not None:
+    if operation.form is not None and _media_type(request) in uploads.MEDIA_TYPES:
+        assert identity is not None, "an operation that takes files is marked signed_in"
+        with services.pictures.receiving(identity.user_id):
+            raw_body = await read_body(request, uploads.MAX_UPLOAD_BODY_BYTES)
+        body = await _form_with_file(request, operation.form, raw_body, problems)
+    elif operation.body is not None or operation.form is not None:
         raw_body = await read_body(request, operation.max_body_bytes)
         body = await _body(request, operation, raw_body, problems)
     if problems:
@@ -65,8 +71,21 @@ async def parse(request: Request, operation: Operation) -> Call:
         query_string=request.scope["query_string"].decode("latin-1"),
         method=request.method,
         raw_body=raw_body,
+        is_socket="marquee.socket" in request.scope,
         address=request.client.host if request.client is not None else None,
     )
+
+
+async def _identify_and_count(request: Request, operation: Operation, services: Services) -> Identity | None:
+    """Before the body is read: whoever comes too often costs little. Raises Unauthenticated, TooManyRequests."""
+    rule = services.limit_rules.get((operation.method, operation.path))
+    try:
+        identity = await identify(request, services) if operation.looks_at_token else None
+    except Unauthenticated:
+        await limit_groups.count(request, services.limits, rule, None)
+        raise
+    await limit_groups.count(request, services.limits, rule, identity)
+    return identity
 
 
 async def identify(request: Request, services: Services) -> Identity | None:
@@ -152,11 +171,20 @@ def _query(request: Request, operation: Operation, problems: list[FieldProblem])
     return query, wanted
 
 
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _form_with_file(request: Request, form: TypeAdapter[Any], raw: bytes, problems: list[FieldProblem]) -> Any:
+    values = uploads.values(raw, _media_type(request), request.headers["content-type"], problems)
+    return await validate_body(form, values, problems) if values is not None else None
+
+
 async def _body(request: Request, operation: Operation, raw: bytes, problems: list[FieldProblem]) -> Any:
-    assert operation.body is not None
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type not in operation.body_media_types:
-        expected = " or ".join(operation.body_media_types)
+    media_type = _media_type(request)
+    if operation.body is None or media_type not in operation.body_media_types:
+        own = operation.body_media_types if operation.body is not None else ()
+        expected = " or ".join((*own, *(uploads.MEDIA_TYPES if operation.form is not None else ())))
         raise UnsupportedMediaType(f"Content-Type: expected {expected}")
     if media_type == FORM_MEDIA_TYPE:
         value: Any = _form(raw)
@@ -166,6 +194,8 @@ async def _body(request: Request, operation: Operation, raw: bytes, problems: li
         except orjson.JSONDecodeError as error:
             problems.append(FieldProblem(("body",), f"Expected JSON: {error}", "invalid_json"))
             return None
+    if operation.check is not None:
+        problems.extend(operation.check(request.state.services, value))
     return await validate_body(operation.body, value, problems)
 
 

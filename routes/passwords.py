@@ -11,8 +11,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from errors import TooManyRequests
-from security import hash_password, verify_password
+from errors import FieldProblem, TooManyRequests
+from password_rules import check_password
+from security import PasswordHasher, Verdict
 
 THREADS = 2
 MAX_WAITING = 64  # at about 30 ms each, two seconds
@@ -23,20 +24,26 @@ T = TypeVar("T")
 class Passwords:
     """One per process. `close` when done."""
 
-    def __init__(self) -> None:
+    def __init__(self, hasher: PasswordHasher, *, needs_mix: bool) -> None:
+        self._hasher = hasher
+        self._needs_mix = needs_mix
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="passwords")
         self._waiting = 0
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def problems(self, password: str, *, username: str | None, email: str | None, field: str) -> list[FieldProblem]:
+        """What keeps this from being the new password of such an account; `field` is where the body named it."""
+        return check_password(password, username=username, email=email, needs_mix=self._needs_mix, loc=("body", field))
+
     async def hash(self, password: str) -> str:
         """Raises TooManyRequests."""
-        return await self._run(lambda: hash_password(password))
+        return await self._run(lambda: self._hasher.hash(password))
 
-    async def verify(self, password: str, password_hash: str | None) -> bool:
+    async def verify(self, password: str, password_hash: str | None) -> Verdict:
         """Raises TooManyRequests. The same work whether there is a hash or not."""
-        return await self._run(lambda: verify_password(password, password_hash))
+        return await self._run(lambda: self._hasher.verify(password, password_hash))
 
     async def _run(self, work: Callable[[], T]) -> T:
         if self._waiting >= MAX_WAITING:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from pydantic import TypeAdapter
 from starlette.responses import Response
 
 import account_schemas
-from repository import users
+from errors import FieldProblem
+from repository import mails, users
+from repository.mails import Kind
 from repository.transaction import Transaction
 from routes import rendering
-from routes.operation import Call, Operation
+from routes.limit_groups import LimitGroup
+from routes.operation import Call, Operation, Services
 
 
 async def register(call: Call) -> Response:
@@ -19,11 +25,46 @@ async def register(call: Call) -> Response:
     # Before the transaction: hashing takes tens of milliseconds, and the log has one writer at a time.
     password_hash = await call.services.passwords.hash(password)
 
-    async def work(tx: Transaction) -> dict[str, object]:
-        return await users.create(tx, fields, password_hash)
+    awaits_activation = call.services.activates_by_mail
 
-    return rendering.JSONResponse(await call.database.write(work), 201)
+    async def work(tx: Transaction) -> dict[str, Any]:
+        user = await users.create(tx, fields, password_hash, awaits_activation=awaits_activation)
+        if awaits_activation:
+            await mails.put(tx, user["id"], Kind.ACTIVATE, user["email"])
+        return user
 
+    user = await call.database.write(work)
+    if awaits_activation:
+        call.services.outbox.wake()
+    return rendering.JSONResponse(user, 201)
+
+
+def problems(services: Services, body: Any) -> Sequence[FieldProblem]:
+    """What is wrong with a registration beyond the form of its fields."""
+    if not isinstance(body, dict):
+        return ()
+    found = list(password_problems(services, body))
+    if services.activates_by_mail and "email" not in body:
+        message = "Expected an address: the link that activates the account is mailed to it"
+        found.append(FieldProblem(("body", "email"), message, "missing"))
+    return found
+
+
+def password_problems(services: Services, body: Mapping[str, Any]) -> Sequence[FieldProblem]:
+    """Every rule that the password in the body of a registration breaks; the names are in the body, too."""
+    username, email = (each if isinstance(each := body.get(name), str) else None for name in ("username", "email"))
+    return [
+        problem
+        for field in ("password", "hashedPassword")
+        if isinstance(password := body.get(field), str)
+        for problem in services.passwords.problems(password, username=username, email=email, field=field)
+    ]
+
+
+ABOUT_ACTIVATION = (
+    "Where accounts are activated by mail (`ACCOUNT_ACTIVATION=email`) the address is needed, and nobody signs in"
+    " before the link that is mailed to it was followed."
+)
 
 OPERATIONS = [
     Operation(
@@ -33,8 +74,11 @@ OPERATIONS = [
         "Register",
         "accounts",
         {201: account_schemas.User},
+        description=ABOUT_ACTIVATION,
         body=TypeAdapter(account_schemas.RegisterBody),
+        check=problems,
         errors=(409, 429),
+        limit_group=LimitGroup.REGISTER,
     ),
     Operation(
         "POST",
@@ -43,7 +87,10 @@ OPERATIONS = [
         "Register (the same as /auth/register)",
         "accounts",
         {201: account_schemas.User},
+        description=ABOUT_ACTIVATION,
         body=TypeAdapter(account_schemas.RegisterBody),
+        check=problems,
         errors=(409, 429),
+        limit_group=LimitGroup.REGISTER,
     ),
 ]

@@ -219,17 +219,26 @@ async def test_signing_in_answers_a_token(service: Service) -> None:
             token = answer.json()
             assert token == {
                 "access_token": token["access_token"],
+                "refresh_token": token["refresh_token"],
                 "token_type": "bearer",
                 "expires_in": 900,
+                "refresh_expires_in": 7 * 24 * 3600,
                 "user_id": alice.id,
+                "session_id": token["session_id"],
             }
             headers = {"Authorization": f"bearer {token['access_token']}"}
             assert (await client.get("/auth/me", headers=headers)).json()["id"] == alice.id
 
 
 async def test_a_refusal_does_not_say_who_exists(service: Service) -> None:
-    async with service.person() as alice, service.person() as gone, service.anyone() as client:
+    async with (
+        service.person() as alice,
+        service.person() as gone,
+        service.person() as waiting,
+        service.anyone() as client,
+    ):
         await sql(service, f"UPDATE users SET is_active = false WHERE id = {gone.id}")
+        await sql(service, f"UPDATE users SET is_active = false, awaits_activation = true WHERE id = {waiting.id}")
 
         def told(answer: httpx.Response) -> tuple[Any, ...]:
             headers = {name: value for name, value in answer.headers.items() if name not in ("date", "x-request-id")}
@@ -242,13 +251,34 @@ async def test_a_refusal_does_not_say_who_exists(service: Service) -> None:
                     (alice.name, "wrong password"),
                     ("nobody-at-all", "wrong password"),
                     ("nobody@example.org", "wrong password"),
-                    (gone.name, PASSWORD),
                     (gone.name, "wrong password"),
+                    (waiting.name, "wrong password"),
                 )
             ]
             assert seen[0][0] == 401
             assert seen[0][2]["www-authenticate"] == "Bearer"
             assert all(each == seen[0] for each in seen), seen
+
+
+async def test_whoever_knows_the_password_is_told_why_the_account_is_shut(service: Service) -> None:
+    async with service.person() as gone, service.person() as waiting, service.anyone() as client:
+        await sql(service, f"UPDATE users SET is_active = false WHERE id = {gone.id}")
+        await sql(service, f"UPDATE users SET is_active = false, awaits_activation = true WHERE id = {waiting.id}")
+        async with nothing_written(service):
+            for person, reason in ((gone, "disabled"), (waiting, "POST /auth/activate/resend")):
+                for path in ("/auth/login", "/token"):
+                    answer = await client.post(path, json={"username": person.name, "password": PASSWORD})
+                    assert answer.status_code == 403
+                    assert reason in answer.json()["detail"]
+
+
+async def test_an_old_token_does_not_keep_anybody_from_signing_in(service: Service) -> None:
+    async with service.person() as alice, service.anyone() as client:
+        client.headers["Authorization"] = "Bearer nonsense"
+        answer = await client.post("/auth/login", json={"username": alice.name, "password": PASSWORD})
+        assert answer.status_code == 200
+        refresh_token = answer.json()["refresh_token"]
+        assert (await client.post("/auth/refresh", json={"refresh_token": refresh_token})).status_code == 200
 
 
 @pytest.mark.parametrize("login", ["nul\0nul", "x" * 320, "\ufdfa" * 320, "@", "'; --", " ", "a@b\0"], ids=ascii)
@@ -283,6 +313,22 @@ async def test_a_sign_in_that_lacks_something_is_named(service: Service, body: d
         assert (await client.post("/token", json=body)).status_code == 422
         assert (await client.post("/token", data=body)).status_code == (422 if body else 415)
         assert (await client.post("/auth/login", data=body)).status_code == 415
+
+
+@REGISTERS
+async def test_every_rule_that_a_new_password_breaks_is_named_with_all_else_that_is_wrong(
+    service: Service, path: str
+) -> None:
+    async with service.anyone() as client, nothing_written(service):
+        body = {"username": "password", "password": "Password", "hashedPassword": "short", "phone_number": "1"}
+        answer = await client.post(path, json=body)
+        assert answer.status_code == 422
+        assert sorted((each["loc"], each["type"]) for each in answer.json()["detail"]) == [
+            (["body", "hashedPassword"], "string_too_short"),
+            (["body", "password"], "password_is_common"),
+            (["body", "password"], "password_is_name"),
+            (["body", "phone_number"], "string_pattern_mismatch"),
+        ]
 
 
 async def test_another_grant_is_refused(service: Service) -> None:

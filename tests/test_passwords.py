@@ -9,15 +9,16 @@ import pytest
 from errors import TooManyRequests
 from routes import passwords
 from routes.passwords import Passwords
+from security import PasswordHasher, Verdict
 from tests.service import PASSWORD, Service
 
 
 async def test_those_who_would_wait_too_long_are_told_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passwords, "MAX_WAITING", 3)
-    checks = Passwords()
+    checks = Passwords(PasswordHasher(1024, 1, 1), needs_mix=False)
     answers = await asyncio.gather(*(checks.verify("x", None) for _ in range(5)), return_exceptions=True)
-    assert [type(answer) for answer in answers] == [bool, bool, bool, TooManyRequests, TooManyRequests]
-    assert await checks.verify(PASSWORD, await checks.hash(PASSWORD))
+    assert [type(answer) for answer in answers] == [Verdict, Verdict, Verdict, TooManyRequests, TooManyRequests]
+    assert await checks.verify(PASSWORD, await checks.hash(PASSWORD)) == Verdict(True)
     checks.close()
 
 

@@ -19,14 +19,15 @@ from jobs.cleanup import Cleanup
 from repository import sessions, users
 from repository.database import Database
 from repository.event_log import Event
-from repository.sessions import Device
+from repository.sessions import Checked, Device, Renewal
 from repository.transaction import Transaction
-from security import Group, Tokens
+from security import Group, Tokens, new_token_id
 from tests.conftest import Places
 from tests.resources import moderator, nothing_written, sql
 from tests.service import ADMIN, PASSWORD, SECRET, Person, Service
 
 SESSION = {"id", "user_id", "user_agent", "address", "created_at", "last_used_at"}
+NO_HASH = "no hash"
 SOMEWHERE = Device("a browser", "192.0.2.1")
 
 
@@ -182,7 +183,7 @@ async def test_a_deactivated_user_is_out_for_good(service: Service) -> None:
         assert (await status_of(alice), await status_of(elsewhere)) == (401, 401)
         login = {"username": alice.name, "password": PASSWORD}
         async with service.anyone() as client, nothing_written(service):
-            assert (await client.post("/auth/login", json=login)).status_code == 401
+            assert (await client.post("/auth/login", json=login)).status_code == 403
         ended = [entity_id for operation, entity_id in await told(service, alice.id) if operation == "delete"]
         assert sorted(ended) == sorted(begun)
         answer = await admin.http.post(f"/admin/users/{alice.id}/activate")
@@ -244,7 +245,7 @@ async def test_the_last_admin_stays(new_service: Callable[..., Service]) -> None
         assert (await admin.http.post(f"{path}/deactivate")).is_success
         async with service.anyone() as client:
             answer = await client.post("/auth/login", json={"username": ADMIN[0], "password": ADMIN[1]})
-            assert answer.status_code == 401
+            assert answer.status_code == 403
 
 
 # --- live
@@ -283,14 +284,18 @@ async def test_everybody_watches_their_own_sessions_and_no_others(service: Servi
 
 async def person(database: Database, name: str, group: Group = Group.USER) -> int:
     async def work(tx: Transaction) -> int:
-        user = await users.create(tx, {"username": name}, "no hash", group)
+        user = await users.create(tx, {"username": name}, NO_HASH, group)
         return int(user["id"])
 
     return await database.write(work)
 
 
 async def begin(database: Database, user_id: int, seconds: int = 900) -> dict[str, Any]:
-    return await database.write(lambda tx: sessions.begin(tx, user_id, SOMEWHERE, seconds))
+    """A session whose refresh token is good for so long."""
+    renewal = Renewal(new_token_id(), seconds)
+    session = await database.write(lambda tx: sessions.begin(tx, user_id, SOMEWHERE, Checked(NO_HASH), renewal))
+    assert session is not None
+    return session
 
 
 async def going_on(database: Database, user_id: int) -> list[str]:
@@ -346,7 +351,7 @@ async def test_nobody_slips_in_while_being_shut_out(database: Database) -> None:
         outcomes = await asyncio.gather(*others[:2], out, *others[2:])
         seen |= {each if isinstance(each, type) else "in" for each in outcomes}
         assert await going_on(database, user) == []
-    assert seen == {"in", Unauthenticated}, "both orders happened"
+    assert seen == {"in", Forbidden}, "both orders happened"
 
 
 async def test_one_session_too_many_ends_the_oldest(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +367,7 @@ async def test_one_session_too_many_ends_the_oldest(database: Database, monkeypa
 
 async def test_a_token_is_good_for_its_own_session_only(database: Database) -> None:
     alice, bob = await person(database, "alice"), await person(database, "bob")
-    tokens = Tokens(SECRET, "HS256", 900)
+    tokens = Tokens([SECRET], "HS256", access_seconds=900, refresh_seconds=3600)
     mine, theirs = await begin(database, alice), await begin(database, bob)
     identity = await users.identify(database, tokens, tokens.issue(alice, mine["id"]))
     assert (identity.user_id, identity.session_id, identity.username) == (alice, mine["id"], "alice")
@@ -386,8 +391,10 @@ async def test_what_ran_out_is_ended_with_an_event_and_forgotten_after_it(databa
     )
     async with database.read() as connection:
         kept = (await connection.execute(text("SELECT id FROM sessions"))).scalars().all()
-    # One who has left might still have a token that would be good.
-    assert sorted(kept) == sorted([young, left])
+    assert sorted(kept) == sorted([*old, young, left]), "from where one signed in of late is known"
     later = datetime.now(UTC) + timedelta(days=1)
     assert await sessions.expire(database, later, max_rows=10) == 1
-    assert await sessions.forget(database, later) == 2
+    assert await sessions.forget(database, later) == 0
+    assert await sessions.recent_addresses(database, alice) == {SOMEWHERE.address}
+    assert await sessions.forget(database, later + timedelta(days=sessions.KNOWN_ADDRESS_DAYS)) == 5
+    assert await sessions.recent_addresses(database, alice) == frozenset()
