@@ -69,6 +69,8 @@ def server_config(settings: Settings, app: Any) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        # By default uvicorn believes whatever comes from this machine; who is believed is `TRUSTED_PROXIES`.
+        proxy_headers=False,
         http=MarqueeHTTPProtocol,
         ws=MarqueeWebSocketProtocol,
         ws_max_size=MAX_FRAME_BYTES,

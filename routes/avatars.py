@@ -21,6 +21,7 @@ from repository.account_edits import Editor
 from repository.avatars import Changed
 from repository.transaction import Transaction
 from routes import queries, rendering
+from routes.limit_groups import LimitGroup
 from routes.operation import Call, Operation, Services
 from schemas import Body
 from security import Group
@@ -180,7 +181,14 @@ _GIVEN = (
 _FORM = TypeAdapter(AvatarForm)
 OPERATIONS = [
     _operation(
-        "PUT", "/users/me/avatar", put_mine, "Give myself a picture", description=_GIVEN, form=_FORM, errors=(412, 429)
+        "PUT",
+        "/users/me/avatar",
+        put_mine,
+        "Give myself a picture",
+        description=_GIVEN,
+        form=_FORM,
+        limit_group=LimitGroup.UPLOAD,
+        errors=(412, 429),
     ),
     _operation("DELETE", "/users/me/avatar", delete_mine, "Take my picture away", errors=(412,)),
     _operation(
@@ -190,6 +198,7 @@ OPERATIONS = [
         "Give a user a picture",
         description=_GIVEN,
         form=_FORM,
+        limit_group=LimitGroup.UPLOAD,
         errors=(403, 404, 412, 429),
     ),
     _operation("DELETE", "/users/{id}/avatar", delete, "Take a user's picture away", errors=(403, 404, 412)),

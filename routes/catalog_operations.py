@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter
 import schemas
 from repository.resources import CHARACTERS, MOVIES
 from routes import catalog, queries
+from routes.limit_groups import LimitGroup
 from routes.operation import LIST_HEADERS, Operation
 
 
@@ -27,7 +28,11 @@ def operations(kind: catalog.Kind) -> list[Operation]:
         return of("GET", path, handler, summary, answers, answer_headers=LIST_HEADERS, **more)
 
     signed = {"signed_in": True}
-    many = {"signed_in": True, "max_body_bytes": catalog.MAX_BULK_BODY_BYTES}
+    many = {
+        "signed_in": True,
+        "max_body_bytes": catalog.MAX_BULK_BODY_BYTES,
+        "limit_group": LimitGroup.BULK,
+    }
     editing = {"path_model": queries.ById, "signed_in": True, "if_match": True, "errors": (403, 404, 412)}
     return [
         listed(f"/{name}", catalog.list_all, f"List {name}"),
@@ -137,6 +142,7 @@ def operations(kind: catalog.Kind) -> list[Operation]:
             description=f"Both ends are included; a range of more than {schemas.MAX_BULK_ROWS:,} ids is a 409.",
             path_model=queries.ByRange,
             errors=(403, 409),
+            limit_group=LimitGroup.BULK,
             **signed,
         ),
         of(
@@ -151,6 +157,7 @@ def operations(kind: catalog.Kind) -> list[Operation]:
             idempotent=True,
             errors=(429,),
             answer_headers=("Location",),
+            limit_group=LimitGroup.BULK,
             **signed,
         ),
         of(

@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute, Route
 
 from errors import NotFound
 from routes import rendering
+from routes.limit_groups import LimitGroup
 from routes.operation import Call, Operation
 
 # Swagger UI and ReDoc set styles from scripts and draw with data: images; no script comes from anywhere but here.
@@ -89,5 +90,13 @@ PAGES: list[BaseRoute] = [
     Route("/docs/files/{name}", file),
 ]
 OPERATIONS = [
-    Operation("GET", "/openapi.json", openapi, "This document", "documentation", {200: dict[str, object]}),
+    Operation(
+        "GET",
+        "/openapi.json",
+        openapi,
+        "This document",
+        "documentation",
+        {200: dict[str, object]},
+        limit_group=LimitGroup.UNLIMITED,
+    ),
 ]

@@ -13,6 +13,7 @@ import metrics
 import schemas
 from errors import Unauthenticated
 from routes import rendering
+from routes.limit_groups import LimitGroup
 from routes.operation import Call, Operation
 
 _NO_STORE = {"Cache-Control": "no-store"}
@@ -46,7 +47,15 @@ async def show_metrics(request: Request) -> Response:
 
 PAGES: list[BaseRoute] = [Route("/metrics", show_metrics)]
 OPERATIONS = [
-    Operation("GET", "/healthz", alive, "Is the process alive", "health", {200: schemas.Health}),
+    Operation(
+        "GET",
+        "/healthz",
+        alive,
+        "Is the process alive",
+        "health",
+        {200: schemas.Health},
+        limit_group=LimitGroup.UNLIMITED,
+    ),
     Operation(
         "GET",
         "/readyz",
@@ -55,5 +64,6 @@ OPERATIONS = [
         "health",
         {200: schemas.Readiness, 503: schemas.Readiness},
         description="`degraded` (200): everything is delivered, more slowly. `not_ready` (503): do not send requests.",
+        limit_group=LimitGroup.UNLIMITED,
     ),
 ]

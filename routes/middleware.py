@@ -19,6 +19,7 @@ from starlette.websockets import WebSocket
 
 import metrics
 from errors import Problem, UpgradeRequired
+from routes import limit_groups
 from routes.rendering import JSONResponse
 
 PREFIX = "/api/v1"
@@ -66,6 +67,8 @@ class RequestLog:
                 message.setdefault("headers", [])
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
+                if (outcome := scope.get(limit_groups.SCOPE_KEY)) is not None:
+                    message["headers"] = [*message["headers"], *limit_groups.headers_of(outcome)]
                 is_stream = headers.get("content-type", "").startswith("text/event-stream")
                 if is_websocket:  # when it is answered, not when it ends
                     metrics.request_answered("GET", _route_of(scope), status, None)

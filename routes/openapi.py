@@ -13,7 +13,7 @@ import account_schemas
 import filters
 import schemas
 from filters import OPERATORS, Field, Kind, Op
-from routes import queries
+from routes import queries, uploads
 from routes.operation import Operation
 
 VERSION = "0.1.0"
@@ -36,7 +36,7 @@ ERRORS: Mapping[int, str] = {
     415: "The body is of another media type",
     422: "Something in the request is wrong: every problem at once",
     429: "Too many; Retry-After says when to come back",
-    503: "The database is away; nothing was written",
+    503: "The database or the storage of files is away; nothing was written",
 }
 HEADERS: Mapping[str, dict[str, Any]] = {
     "X-Total-Count": {
@@ -60,6 +60,18 @@ HEADERS: Mapping[str, dict[str, Any]] = {
         "description": '`"<version>-<digest>"`',
         "required": True,
         "schema": {"type": "string", "pattern": '^"[0-9]+-[0-9a-f]{16}"$'},
+    },
+    "RateLimit-Limit": {
+        "description": "How many requests the caller may send in the window; without limits there are no such headers",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "RateLimit-Remaining": {
+        "description": "How many of them are left",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+    "RateLimit-Reset": {
+        "description": "Seconds until there is more room",
+        "schema": {"type": "integer", "minimum": 1},
     },
     "X-Request-ID": {
         "description": "Names the request in the logs",
@@ -101,6 +113,7 @@ _FILTER_SCHEMAS: Mapping[Kind, dict[str, Any]] = {
     Kind.STRINGS: {"type": "string", "maxLength": filters.MAX_TEXT_LENGTH, "pattern": schemas.NO_NUL},
     Kind.DATE: {"type": "string", "format": "date"},
     Kind.TIME: {"type": "string", "format": "date-time"},
+    Kind.BOOLEAN: {"type": "boolean"},
 }
 _OPERATOR_WORDS: Mapping[Op, str] = {
     Op.EQ: "is",
@@ -157,6 +170,8 @@ def _models(operations: Iterable[Operation]) -> tuple[list[type[BaseModel]], lis
     outputs: dict[type[BaseModel], None] = {schemas.ErrorAnswer: None}
     for operation in operations:
         inputs.update(dict.fromkeys(_models_in(_body_type(operation))))
+        if operation.form is not None:
+            inputs.update(dict.fromkeys(_models_in(operation.form._type)))
         for answer in operation.answers.values():
             outputs.update(dict.fromkeys(_models_in(answer)))
     return list(inputs), list(outputs)
@@ -208,9 +223,20 @@ def _operation(operation: Operation) -> dict[str, Any]:
             schema["maxItems"] = schemas.MAX_BULK_ROWS
         content = {media_type: {"schema": schema} for media_type in operation.body_media_types}
         built["requestBody"] = {"required": True, "content": content}
+    if operation.form is not None:
+        content = built.setdefault("requestBody", {"required": True, "content": {}})["content"]
+        content.update(_content_with_file(operation.form))
     if operation.signed_in:
         built["security"] = [{"bearer": []}, {"password": []}]
     return built
+
+
+def _content_with_file(form: TypeAdapter[Any]) -> dict[str, Any]:
+    content: dict[str, Any] = {uploads.MULTIPART_MEDIA_TYPE: {"schema": _schema(form._type, "validation")}}
+    if form._type.model_fields[uploads.FILE_FIELD].is_required():
+        alone = {"schema": {"type": "string", "format": "binary"}}
+        content |= dict.fromkeys(uploads.FILE_MEDIA_TYPES, alone)
+    return content
 
 
 def _conditional_parameters(operation: Operation) -> list[dict[str, Any]]:
@@ -247,6 +273,8 @@ def _operation_id(operation: Operation) -> str:
 
 def _responses(operation: Operation) -> dict[str, Any]:
     common = {"X-Request-ID": HEADERS["X-Request-ID"]}
+    if operation.is_limited:
+        common |= {name: HEADERS[name] for name in ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")}
     built: dict[str, Any] = {}
     for status, answer in operation.answers.items():
         headers = common | {name: HEADERS[name] for name in operation.answer_headers}
@@ -285,7 +313,9 @@ _SUCCESSES = {200: "Done", 201: "Added", 202: "Accepted", 204: "Deleted", 503: "
 def _errors_of(operation: Operation) -> set[int]:
     # A bad token is refused everywhere, and any query can be wrong.
     found = {401, 422, 503, *operation.errors}
-    if operation.body is not None:
+    if operation.is_limited:
+        found.add(429)
+    if operation.body is not None or operation.form is not None:
         found |= {408, 413, 415}
     return found
 

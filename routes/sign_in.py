@@ -174,6 +174,7 @@ OPERATIONS = [
         body=TypeAdapter(account_schemas.RefreshBody),
         looks_at_token=False,
         errors=(401,),
+        limit_group=LimitGroup.SIGN_IN,
     ),
     Operation(
         "POST",

@@ -12,25 +12,33 @@ from starlette.types import Scope
 
 from routes import (
     admin,
+    avatars,
     catalog_operations,
     documentation,
     events,
     health,
     jobs,
+    limit_groups,
     openapi,
+    profiles,
+    recovery,
     registration,
     sign_in,
     users,
 )
 from routes.operation import Operation
 from routes.parsing import parse
+from settings import Settings
 
 OPERATIONS: Sequence[Operation] = [
     *catalog_operations.OPERATIONS,
     *jobs.OPERATIONS,
     *registration.OPERATIONS,
+    *recovery.OPERATIONS,
     *sign_in.OPERATIONS,
     *users.OPERATIONS,
+    *profiles.OPERATIONS,
+    *avatars.OPERATIONS,
     *admin.OPERATIONS,
     *events.OPERATIONS,
     *health.OPERATIONS,
@@ -62,6 +70,12 @@ class _Path(Route):
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, found = super().matches(scope)
         return (Match.FULL if match is Match.PARTIAL else match), found
+
+
+def limit_rules(settings: Settings) -> limit_groups.Rules:
+    """Raises SettingsError when RATE_LIMITS names a route that is not in the table."""
+    groups = {(operation.method, operation.path): operation.counts_as for operation in OPERATIONS}
+    return limit_groups.rules(groups, settings.has_limits, settings.route_rates)
 
 
 @cache

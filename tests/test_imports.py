@@ -23,6 +23,7 @@ LAYERS: Sequence[frozenset[str]] = tuple(
         "migrations",
         "repository gateways",
         "models",
+        "profile_schemas",
         "account_schemas",
         "schemas",
         "filters",
@@ -30,7 +31,7 @@ LAYERS: Sequence[frozenset[str]] = tuple(
         "security pictures",
         "settings",
         "errors metrics",
-        "times logs stopping",
+        "times logs stopping rates",
     )
 )
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
@@ -38,7 +39,8 @@ DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 # Outside packages with one owner each: files, or folders that end in a slash.
 OWNERS: Mapping[str, tuple[str, ...]] = {
     "broadcaster": ("realtime/bus.py",),
-    "redis": ("realtime/bus.py",),
+    "redis": ("realtime/bus.py", "routes/shared_windows.py"),
+    "limits": ("routes/shared_windows.py",),
     "sqlalchemy": ("models.py", "repository/", "migrations/"),
     "alembic": ("repository/migrations.py", "migrations/"),
     "uvicorn": ("serving.py", "workers.py", "realtime/http_protocol.py", "realtime/websocket_protocol.py"),
@@ -47,6 +49,8 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "passlib": ("security.py",),
     "faker": ("jobs/generation.py",),
     "click": ("cli.py",),
+    "aiosmtplib": ("gateways/mail.py",),
+    "email_validator": ("account_schemas.py",),
     "obstore": ("gateways/storage.py",),
     "PIL": ("pictures.py",),
     "prometheus_client": ("metrics.py",),
