@@ -43,6 +43,7 @@ class Mailer:
         sender: str,
         base_url: str,
         first_pause_seconds: float = FIRST_PAUSE_SECONDS,
+        poll_seconds: float = POLL_SECONDS,
     ) -> None:
         """`sender` is who mails are from, `base_url` what their links begin with."""
         self._owner = str(uuid.uuid4())
@@ -51,6 +52,7 @@ class Mailer:
         self._sender = sender
         self._base_url = base_url
         self._first_pause_seconds = first_pause_seconds
+        self._poll_seconds = poll_seconds
         self._places = asyncio.Semaphore(CONCURRENT_MAILS)
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -105,7 +107,7 @@ class Mailer:
             return None
         if mail is None and not self._stopping.is_set():
             with suppress(TimeoutError):
-                async with asyncio.timeout(POLL_SECONDS):
+                async with asyncio.timeout(self._poll_seconds):
                     await self._wake.wait()
         return mail
 
