@@ -7,8 +7,9 @@ BIN := .venv/bin
 run: .venv/runtime
 	@exec $(BIN)/python main.py
 
+# Bytecode is kept, whatever the environment says: pytest rewrites, and each start of the service compiles, only once.
 test: .venv/dev
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist worksteal
 
 lint: .venv/dev
 	$(BIN)/ruff check .
