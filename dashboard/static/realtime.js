@@ -133,8 +133,8 @@ function members(schema, depth = 0) {
         make("div", { class: "kind" }, kind(each),
           fallback !== undefined && fallback !== null && fallback !== ""
             ? [make("span", {}, "; default "), make("code", {}, JSON.stringify(fallback))] : undefined),
-        about && !isDocstring ? make("div", { class: "about" }, inline(about)) : undefined,
-        inner));
+        about && !isDocstring ? make("div", { class: "about" }, inline(about)) : undefined),
+      inner);
   });
   return make("div", { class: "members" }, rows);
 }
@@ -176,8 +176,9 @@ function messageSection(key, message, { kind: badge, reply } = {}) {
   return section(id, message.title, tag,
     make("p", { class: "lead" }, inline(message.summary)),
     make("div", { class: "pair" },
-      make("div", {}, payload(message, id, examples), reply),
-      make("div", { class: "examples" }, make("h4", {}, "Examples"), examples)));
+      make("div", {}, payload(message, id, examples)),
+      make("div", { class: "examples" }, make("h4", {}, "Examples"), examples)),
+    reply);
 }
 
 function replyTo(action, messages) {
@@ -185,8 +186,10 @@ function replyTo(action, messages) {
   return make("details", { class: "reply" },
     make("summary", {}, "Reply"),
     make("p", {}, inline(reply.summary), " Or an ", make("a", { href: "#error" }, "error"), "."),
-    members(resolved(reply.payload)),
-    reply.examples.map((example) => json(example.payload)));
+    make("div", { class: "pair" },
+      members(resolved(reply.payload)),
+      make("div", { class: "examples" }, make("h4", {}, "Examples"),
+        reply.examples.map((example) => make("div", {}, json(example.payload))))));
 }
 
 function table(columns, rows) {
