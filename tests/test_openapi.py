@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from openapi_spec_validator import validate
 
 from routes import table
+from routes.parsing import MAX_PROBLEMS
 from tests.service import Service
 
 MAX_EXAMPLES = 6
@@ -32,6 +33,13 @@ TWINS = {
     "/characters/count": "/characters",
     "/users/{user_id}/characters": "/characters",
 }
+# Allowed by a schema, at both of its ends, and refused by it. Short: all of a list go into one URL.
+ENDS: Mapping[str, tuple[str, str]] = {
+    "date": ("0001-01-01", "9999-12-31"),
+    "date-time": ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"),
+    "text": ("'", "%_\\🎬\U0010ffff"),
+}
+REFUSED: Mapping[str, str] = {"integer": "1.5"}  # anything else refuses NUL
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +107,97 @@ def test_links_lead_to_operations_and_name_their_parameters(document: dict[str, 
         assert set(link["parameters"]) <= taken
 
 
+# --- the queries of lists
+
+
+def query_of(operation: dict[str, Any]) -> dict[str, Any]:
+    """The schemas of its query, by name."""
+    return {each["name"]: each["schema"] for each in operation.get("parameters", []) if each["in"] == "query"}
+
+
+def filters_of(operation: dict[str, Any]) -> dict[str, Any]:
+    """That part of the query which holds conditions on fields, all made by one function from the table of fields."""
+    query = query_of(operation)
+    fields = {name.partition("[")[0] for name in query if "[" in name}
+    return {name: schema for name, schema in query.items() if name.partition("[")[0] in fields}
+
+
+def ends_of(schema: dict[str, Any]) -> tuple[str, str]:
+    """A lowest and a highest value that the schema allows, or two that are as odd."""
+    if "items" in schema:
+        return ends_of(schema["items"])
+    if "enum" in schema:
+        return str(schema["enum"][0]), str(schema["enum"][-1])
+    if schema["type"] == "integer":
+        return str(schema["minimum"]), str(schema["maximum"])
+    return ENDS[schema.get("format", "text")]
+
+
+def lists_in(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {
+        path: operation
+        for method, path, operation in operations_in(document)
+        if method == "GET" and filters_of(operation)
+    }
+
+
+async def test_every_condition_that_is_told_is_taken_and_checked(service: Service, document: dict[str, Any]) -> None:
+    """All of a list at once: a field that the database cannot compare so far up is refused by it, a value that the
+    schema does not allow is named in the answer.
+    """
+    lists = lists_in(document)
+    assert len(lists) > 10
+    async with service.person() as alice:
+        for template, operation in lists.items():
+            path = template.format(user_id=alice.id, username=alice.name)
+            told = filters_of(operation)
+            ends = {name: ends_of(schema) for name, schema in told.items()}
+            for end in (0, 1):
+                answer = await alice.http.get(path, params={name: each[end] for name, each in ends.items()})
+                assert answer.status_code == 200, (template, end, answer.text)
+            names = list(told)
+            for begin in range(0, len(names), MAX_PROBLEMS):
+                some = names[begin : begin + MAX_PROBLEMS]
+                answer = await alice.http.get(
+                    path, params={name: REFUSED.get(told[name].get("type"), "\0") for name in some}
+                )
+                assert answer.status_code == 422, template
+                assert {each["loc"][1] for each in answer.json()["detail"]} == set(some), template
+
+
 def test_twins_take_the_query_of_the_list_that_they_are_twins_of(document: dict[str, Any]) -> None:
     def query(path: str) -> dict[str, Any]:
-        parameters = document["paths"][path]["get"]["parameters"]
-        return {each["name"]: each for each in parameters if each["in"] == "query"}
+        return query_of(document["paths"][path]["get"])
 
     for twin, path in TWINS.items():
         assert query(twin)
         assert query(twin).items() <= query(path).items(), twin
+
+
+# --- all operations
+
+
+def thinned(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with each kind of condition once: another field of the same kind, with the same operator and the
+    same schema, is left out, here or in another list.
+    """
+    found: dict[str, Any] = orjson.loads(orjson.dumps(document))
+    seen: set[bytes] = set()
+    for _, _, operation in operations_in(found):
+        conditions = filters_of(operation)
+        kept = []
+        for parameter in operation.get("parameters", []):
+            if parameter["in"] == "query" and parameter["name"] in conditions:
+                kind = orjson.dumps([parameter["name"].partition("[")[2], parameter["schema"]])
+                if kind in seen:
+                    continue
+                seen.add(kind)
+            kept.append(parameter)
+        if kept:
+            operation["parameters"] = kept
+        else:
+            operation.pop("parameters", None)
+    return found
 
 
 async def test_schemathesis_finds_nothing(
@@ -114,18 +205,23 @@ async def test_schemathesis_finds_nothing(
 ) -> None:
     """All checks against a service of its own: what it queues would slow down others.
 
-    The coverage phase tries every parameter at its edges, a thousand requests a list: that is about the edge, which
-    knows no database, so it is done once, and for one list of those that take the same query. Fuzzing and the stateful
-    phase are about what is stored, so they run on PostgreSQL, which refuses more of it than SQLite does.
+    The coverage phase tries every parameter at its edges, which is about the edge and knows no database, so it is done
+    once, and for one list of those that take the same query. Fuzzing and the stateful phase are about what is stored,
+    so they run on PostgreSQL, which refuses more of it than SQLite does. A list takes a hundred conditions: each kind
+    of them is tried here, each of them in the test above.
     """
-    phases = "examples,coverage" if backend == "sqlite" else "examples,fuzzing,stateful"
     twins = [document["paths"][path]["get"]["operationId"] for path in TWINS] if backend == "sqlite" else []
+    phases = "examples,coverage" if backend == "sqlite" else "examples,fuzzing,stateful"
+    told = tmp_path / "openapi.json"
+    told.write_bytes(orjson.dumps(thinned(document)))
     with new_service(ACCESS_TOKEN_EXPIRE_MINUTES="60").running() as service:
         async with service.person() as alice:
+            assert (await alice.http.get("/openapi.json")).json() == document
             process = await asyncio.create_subprocess_exec(
                 CLI,
                 "run",
-                f"{service.url}/openapi.json",
+                told,
+                *("--url", service.url),
                 *("--header", f"Authorization: Bearer {alice.token}"),
                 *("--checks", "all", "--phases", phases),
                 # They would end the session that all the other requests need.
