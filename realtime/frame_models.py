@@ -246,7 +246,7 @@ def of_topic(topic: str) -> dict[str, type[BaseModel]]:
 def frames() -> Mapping[str, Sequence[type[BaseModel]]]:
     """The models by operation; those of a topic each have their own.
 
-    Made when the document is: a start would be a fifth longer with them, and nothing else needs them.
+    Made when the document is: nothing else needs them, and a start need not wait for them.
     """
     of_topics = [of_topic(topic) for topic in ENTITIES]
     return {
