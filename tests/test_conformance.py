@@ -71,6 +71,12 @@ async def test_a_client_passes_every_scenario(client: str, command: Sequence[str
     assert len(outcomes) == len(SCENARIOS) > 50
 
 
+# One client on both databases: which one it is cannot be told from outside, and the others differ in how they are told.
+@pytest.mark.parametrize(
+    ("backend", "client"),
+    [("sqlite", "python"), ("sqlite", "node"), ("sqlite", "chromium"), ("postgres", "python")],
+    scope="session",
+)
 async def test_a_client_is_right_about_the_real_service(command: Sequence[str], open_service: Service) -> None:
     async with running(command) as runner:
         outcomes = [await run_live(runner, each, open_service.url) for each in LIVE]
