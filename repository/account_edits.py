@@ -99,7 +99,7 @@ async def edit_by_admin(
     values = users.as_stored(fields)
     _require_login(before, values)
     after = await _write(tx, before, values, editor.user_id)
-    await _record(tx, "update", before, after, fields, editor)
+    await record(tx, "update", before, after, editor)
     return after
 
 
@@ -120,11 +120,11 @@ async def create_by_admin(
 
 async def create_profile(tx: Transaction, editor: Editor, user_id: int, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Raises Forbidden, NotFound, and Conflict when there is one already."""
-    before = await _locked_for(tx, editor, user_id, None)
+    before = await locked_for(tx, editor, user_id, None)
     if before["profile_created_at"] is not None:
         raise Conflict(f"User {user_id} has a profile")
     after = await users.change(tx, before, {**fields, "profile_created_at": utc_now()}, actor_id=editor.user_id)
-    await _record(tx, "create_profile", before, after, (*fields, "profile_created_at"), editor)
+    await record(tx, "create_profile", before, after, editor)
     return after
 
 
@@ -132,10 +132,10 @@ async def edit_profile(
     tx: Transaction, editor: Editor, user_id: int, fields: Mapping[str, Any], if_match: IfMatch
 ) -> dict[str, Any]:
     """Raises Forbidden, NotFound also when there is no profile yet, and PreconditionFailed."""
-    before = await _locked_for(tx, editor, user_id, if_match)
+    before = await locked_for(tx, editor, user_id, if_match)
     require_profile(before)
     after = await users.change(tx, before, fields, actor_id=editor.user_id)
-    await _record(tx, "update_profile", before, after, fields, editor)
+    await record(tx, "update_profile", before, after, editor)
     return after
 
 
@@ -148,8 +148,11 @@ def require_profile(row: Mapping[str, Any]) -> None:
 # --- what they share
 
 
-async def _locked_for(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatch) -> dict[str, Any]:
-    """The row, locked; of somebody else's only while the editor is an admin."""
+async def locked_for(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatch) -> dict[str, Any]:
+    """The row, locked; of somebody else's only while the editor is an admin.
+
+    Raises Forbidden, NotFound and PreconditionFailed.
+    """
     if not editor.is_admin:
         return await _locked(tx, user_id, if_match)
     before, admins = await users.lock_among_admins(tx, user_id)
@@ -182,13 +185,10 @@ async def _write(
     return after
 
 
-async def _record(
-    tx: Transaction,
-    action: str,
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    names: Any,
-    editor: Editor,
+async def record(
+    tx: Transaction, action: str, before: Mapping[str, Any], after: Mapping[str, Any], editor: Editor
 ) -> None:
+    """Keep in the audit trail what an admin did; what people do to their own accounts is not kept."""
     if editor.is_admin:
-        await audit.record_changes(tx, action, before, after, names, actor_id=editor.user_id, address=editor.address)
+        shown = users.public(before), users.public(after)
+        await audit.record_changes(tx, action, *shown, actor_id=editor.user_id, address=editor.address)

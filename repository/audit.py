@@ -6,7 +6,7 @@ a date they say that it changed, not what it was and is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import insert
@@ -20,7 +20,8 @@ from security import Group
 from times import utc_now
 
 AUDIENCE = f"group:{Group.ADMIN}"
-_TOLD = frozenset({"group", "is_active", "awaits_activation"})
+_TOLD = frozenset({"group", "is_active", "awaits_activation", "has_profile"})
+_BOOKKEEPING = frozenset({"version", "updated_at"})
 
 
 def public(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,13 +51,12 @@ async def record_changes(
     action: str,
     before: Mapping[str, Any],
     after: Mapping[str, Any],
-    names: Iterable[str],
     *,
     actor_id: int,
     address: str | None,
 ) -> None:
-    """Record what of `names` differs between two rows of an account; nothing when nothing does."""
-    changed = [name for name in names if before[name] != after[name]]
+    """Record what differs of an account, before and after, both as admins see it; nothing when nothing does."""
+    changed = [name for name in after if name not in _BOOKKEEPING and before[name] != after[name]]
     if changed:
         changes = {name: [before[name], after[name]] if name in _TOLD else [] for name in changed}
         await record(tx, action, after["id"], actor_id=actor_id, address=address, changes=changes)

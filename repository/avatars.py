@@ -12,8 +12,7 @@ from typing import Any
 from sqlalchemy import select
 
 import models
-from errors import NotFound, PreconditionFailed
-from repository import audit, users
+from repository import account_edits, users
 from repository.account_edits import Editor
 from repository.catalog import IfMatch
 from repository.database import Database
@@ -47,29 +46,10 @@ async def change(tx: Transaction, editor: Editor, user_id: int, avatar: str | No
 
     Raises Forbidden, NotFound and PreconditionFailed.
     """
-    if editor.is_admin:
-        found, admins = await users.lock_among_admins(tx, user_id)
-        users.require_admin(editor.user_id, admins)
-        if found is None:
-            raise NotFound(f"There is no user {user_id}")
-        before = found
-    else:
-        before = await users.lock(tx, user_id)
-    if if_match is not None and before["version"] not in if_match:
-        raise PreconditionFailed(f"User {user_id} is at version {before['version']} now")
+    before = await account_edits.locked_for(tx, editor, user_id, if_match)
     after = await users.change(tx, before, {"avatar": avatar}, actor_id=editor.user_id)
-    if editor.is_admin:
-        await audit.record_changes(
-            tx, "avatar", before, after, ["avatar"], actor_id=editor.user_id, address=editor.address
-        )
+    await account_edits.record(tx, "avatar", before, after, editor)
     return Changed(users.public(after), before["avatar"] if before["avatar"] != avatar else None)
-
-
-async def current(tx: Transaction, user_id: int) -> str | None:
-    """The avatar of an account, before the transaction changes it."""
-    column = models.users.c.avatar
-    found = await tx.connection.execute(select(column).where(models.users.c.id == user_id))
-    return found.scalar_one_or_none()
 
 
 async def named(database: Database, avatars: Iterable[str]) -> set[str]:

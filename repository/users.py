@@ -270,9 +270,9 @@ async def _administer(
     after = {**before, **values}
     if not (after["group"] == Group.ADMIN and after["is_active"]):
         require_another_admin(user_id, admins)
-    after = await change(tx, before, values, actor_id=actor_id)
-    await audit.record_changes(tx, action, before, after, values, actor_id=actor_id, address=address)
-    return public(after)
+    user = public(await change(tx, before, values, actor_id=actor_id))
+    await audit.record_changes(tx, action, public(before), user, actor_id=actor_id, address=address)
+    return user
 
 
 async def lock_among_admins(tx: Transaction, user_id: int) -> tuple[dict[str, Any] | None, frozenset[int]]:
