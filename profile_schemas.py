@@ -158,6 +158,37 @@ class ProfilePatch(Body):
     info: Prose | None | MISSING = MISSING
 
 
+Picture = Annotated[
+    bytes, Field(description="JPEG, PNG or WebP", json_schema_extra={"type": "string", "format": "binary"})
+]
+# In forms, where a file may come with the fields. What is no text is told as one.
+_PICTURE_EXAMPLE: JsonDict = {"info": "Writes westerns.", "avatar": "(the bytes of a picture)"}
+
+
+class ProfileForm(ProfileBody):
+    """A profile with its picture, which stays as it is when none is sent. An empty text is null."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_PICTURE_EXAMPLE]})
+
+    avatar: Picture | MISSING = MISSING
+
+
+class ProfilePatchForm(ProfilePatch):
+    """Only what is named changes. An empty text is null."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_PICTURE_EXAMPLE]})
+
+    avatar: Picture | MISSING = MISSING
+
+
+class AvatarForm(Body):
+    """A picture; of what it is, only the bytes count."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"avatar": "(the bytes of a picture)"}]})
+
+    avatar: Picture
+
+
 class Profile(Answer):
     """What an account says of its owner."""
 
@@ -177,4 +208,4 @@ class Profile(Answer):
 def dumped(body: Body) -> dict[str, Any]:
     """What a body sets, without what only proves that it may."""
     is_patch = isinstance(body, (AccountPatch, ProfilePatch))
-    return body.model_dump(exclude_unset=is_patch, exclude={"current_password", "password", "group"})
+    return body.model_dump(exclude_unset=is_patch, exclude={"current_password", "password", "group", "avatar"})

@@ -36,8 +36,8 @@ _EMPTIED = (
 )
 
 
-async def remove(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatch) -> None:
-    """Delete an account: one's own, or as an admin any.
+async def remove(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatch) -> str | None:
+    """Delete an account: one's own, or as an admin any. Answers its avatar, whose files nobody needs any more.
 
     Raises Forbidden, NotFound, PreconditionFailed, and Conflict for the last admin.
     """
@@ -71,3 +71,5 @@ async def remove(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatc
     users.announce(tx, "delete", shown, actor_id=editor.user_id, before=shown)
     if editor.user_id != user_id:
         await audit.record(tx, "delete", user_id, actor_id=editor.user_id, address=editor.address, changes={})
+    avatar: str | None = before["avatar"]
+    return avatar

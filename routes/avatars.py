@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
-import orjson
-import structlog
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 from starlette.responses import Response
 
 import account_schemas
 import pictures
-from errors import Forbidden, NotAcceptable, NotFound, Problem, Unavailable
+import profile_schemas
+from errors import NotAcceptable, NotFound
 from repository import avatars
 from repository.account_edits import Editor
 from repository.avatars import Changed
 from repository.transaction import Transaction
-from routes import queries, rendering
+from routes import picture_files, queries, rendering
 from routes.limit_groups import LimitGroup
-from routes.operation import Call, Operation, Services
-from schemas import Body
-from security import Group
+from routes.operation import Call, Operation
+from routes.users import edited, editor
 
-RANDOM_NAME_LENGTH = 16  # bytes
 HEADERS = {
     # The name is that of one picture for ever; another picture has another one.
     "Cache-Control": "public, max-age=31536000, immutable",
@@ -37,97 +30,32 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "cross-origin",  # pages of other origins show it, too
 }
 
-log = structlog.get_logger("avatars")
-
-Picture = Annotated[
-    bytes, Field(description="JPEG, PNG or WebP", json_schema_extra={"type": "string", "format": "binary"})
-]
-
-
-class AvatarForm(Body):
-    """A picture; of what it is, only the bytes count."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"avatar": "(the bytes of a picture)"}]})
-
-    avatar: Picture
-
 
 class ByAvatar(queries.Query):
     avatar: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     side: Literal["512", "128"]
 
 
-# --- storing
-
-
-@asynccontextmanager
-async def stored(services: Services, content: bytes) -> AsyncIterator[str]:
-    """The pictures made of `content`, in the storage under a new name, while an account is given them.
-
-    When that is refused they are deleted. Raises InvalidInput, TooManyRequests and Unavailable.
-    """
-    made = await services.pictures.squares(content, avatars.SIDES)
-    avatar = secrets.token_hex(RANDOM_NAME_LENGTH)
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for side, picture in zip(avatars.SIDES, made, strict=True):
-                tasks.create_task(services.storage.put(avatars.file_name(avatar, side), picture))
-    except* Unavailable as group:
-        await discard(services, avatar)
-        raise group.exceptions[0] from group
-    try:
-        yield avatar
-    except Unavailable:
-        # The account may have got them before its answer was lost. If not, the clean-up finds them.
-        raise
-    except Problem:
-        await discard(services, avatar)
-        raise
-
-
-async def discard(services: Services, avatar: str | None) -> None:
-    """Delete the files of an avatar that no account has any more. What cannot be deleted now the clean-up finds."""
-    if avatar is None:
-        return
-    try:
-        await services.storage.delete([avatars.file_name(avatar, side) for side in avatars.SIDES])
-    except Unavailable:
-        log.info("files are left for the clean-up", avatar=avatar)
-
-
-# --- handlers
-
-
-def require_own(call: Call, user_id: int) -> None:
-    """Raises Forbidden."""
-    if call.me.user_id != user_id and call.me.group is not Group.ADMIN:
-        raise Forbidden("Only the user and admins can do this")
-
-
-async def _change(call: Call, user_id: int, avatar: str | None) -> Changed:
+async def _change(call: Call, who: Editor, user_id: int, avatar: str | None) -> Changed:
     versions = rendering.if_match(call)
-    editor = Editor(call.me.user_id, call.address, is_admin=call.me.user_id != user_id)
 
     async def work(tx: Transaction) -> Changed:
-        return await avatars.change(tx, editor, user_id, avatar, versions)
+        return await avatars.change(tx, who, user_id, avatar, versions)
 
     return await call.database.write(work)
 
 
 async def _put(call: Call, user_id: int) -> Response:
-    require_own(call, user_id)
-    async with stored(call.services, call.body.avatar) as avatar:
-        done = await _change(call, user_id, avatar)
-    await discard(call.services, done.former)
-    body = orjson.dumps(done.user)
-    headers = {"ETag": rendering.tag(done.user["version"], body), "Cache-Control": "no-store"}
-    return Response(body, 200, headers, "application/json")
+    who = editor(call, user_id)
+    async with picture_files.stored(call.services, call.body.avatar) as avatar:
+        done = await _change(call, who, user_id, avatar)
+    await picture_files.discard(call.services, done.former)
+    return edited(done.user["version"], done.user)
 
 
 async def _delete(call: Call, user_id: int) -> Response:
-    require_own(call, user_id)
-    done = await _change(call, user_id, None)
-    await discard(call.services, done.former)
+    done = await _change(call, editor(call, user_id), user_id, None)
+    await picture_files.discard(call.services, done.former)
     return Response(status_code=204)
 
 
@@ -178,7 +106,7 @@ _GIVEN = (
     "The picture is the field `avatar` of a form, or the body itself. The middle of it is kept, upright, as WebP of at "
     "most 512 × 512 and 128 × 128 pixels, and nothing else of the file."
 )
-_FORM = TypeAdapter(AvatarForm)
+_FORM = TypeAdapter(profile_schemas.AvatarForm)
 OPERATIONS = [
     _operation(
         "PUT",

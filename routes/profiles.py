@@ -17,7 +17,7 @@ from errors import NotFound
 from repository import account_edits, idempotency, users
 from repository.idempotency import Answer
 from repository.transaction import Transaction
-from routes import queries, rendering
+from routes import picture_files, queries, rendering
 from routes.operation import Call, Operation
 from routes.users import edited, editor
 
@@ -40,19 +40,21 @@ async def get(is_mine: bool, call: Call) -> Response:
 async def create(is_mine: bool, call: Call) -> Response:
     user_id = _whose(call, is_mine=is_mine)
     who = editor(call, user_id)
-    fields = call.body.model_dump(exclude_unset=True)
+    fields = call.body.model_dump(exclude_unset=True, exclude={"avatar"})
+    key = rendering.claim(call)
 
     async def work(tx: Transaction) -> Answer:
         async def add() -> Answer:
-            after = await account_edits.create_profile(tx, who, user_id, fields)
+            after = await account_edits.create_profile(tx, who, user_id, {**fields, **brought})
             body = orjson.dumps(account_edits.public_profile(after))
             location = f"{call.prefix}/users/{user_id}/profile"
             return Answer(201, body, {"Location": location, "ETag": rendering.tag(after["version"], body)})
 
         return await idempotency.once(tx, key, add)
 
-    key = rendering.claim(call)
-    return rendering.answer(await call.database.write(work))
+    async with picture_files.brought(call, user_id) as brought:
+        answer = await call.database.write(work)
+    return rendering.answer(answer)
 
 
 async def edit(is_mine: bool, call: Call) -> Response:
@@ -62,9 +64,10 @@ async def edit(is_mine: bool, call: Call) -> Response:
     versions = rendering.if_match(call)
 
     async def work(tx: Transaction) -> dict[str, Any]:
-        return await account_edits.edit_profile(tx, who, user_id, fields, versions)
+        return await account_edits.edit_profile(tx, who, user_id, {**fields, **brought}, versions)
 
-    after = await call.database.write(work)
+    async with picture_files.brought(call, user_id) as brought:
+        after = await call.database.write(work)
     return edited(after["version"], account_edits.public_profile(after))
 
 
@@ -95,8 +98,9 @@ def _operations(path: str, whose: str, *, is_mine: bool) -> list[Operation]:
             201,
             description="Once. The names may be there already, from registering.",
             body=TypeAdapter(profile_schemas.ProfileBody),
+            form=TypeAdapter(profile_schemas.ProfileForm),
             idempotent=True,
-            errors=(*forbidden, *(() if is_mine else (404,)), 409),
+            errors=(*forbidden, *(() if is_mine else (404,)), 409, 429),
             answer_headers=("Location", "ETag"),
         ),
         of(
@@ -105,8 +109,9 @@ def _operations(path: str, whose: str, *, is_mine: bool) -> list[Operation]:
             "Replace",
             200,
             body=TypeAdapter(profile_schemas.ProfileBody),
+            form=TypeAdapter(profile_schemas.ProfileForm),
             if_match=True,
-            errors=(*forbidden, 404, 412),
+            errors=(*forbidden, 404, 412, 429),
             answer_headers=("ETag",),
         ),
         of(
@@ -115,8 +120,9 @@ def _operations(path: str, whose: str, *, is_mine: bool) -> list[Operation]:
             "Change",
             200,
             body=TypeAdapter(profile_schemas.ProfilePatch),
+            form=TypeAdapter(profile_schemas.ProfilePatchForm),
             if_match=True,
-            errors=(*forbidden, 404, 412),
+            errors=(*forbidden, 404, 412, 429),
             answer_headers=("ETag",),
         ),
     ]

@@ -19,7 +19,10 @@ MAX_UPLOAD_BODY_BYTES = MAX_AVATAR_BYTES + 64 * 1024  # the rest of the form
 
 
 def values(raw: bytes, media_type: str, content_type: str, problems: list[FieldProblem]) -> dict[str, Any] | None:
-    """The fields of the form, texts and the bytes of the file; None when it cannot be read. Raises ContentTooLarge."""
+    """The fields of the form, texts and the bytes of the file; None when it cannot be read. Raises ContentTooLarge.
+
+    A form has no null: an empty text stands for it.
+    """
     if media_type in FILE_MEDIA_TYPES:
         return {FILE_FIELD: _bounded(raw)}
     try:
@@ -33,10 +36,11 @@ def values(raw: bytes, media_type: str, content_type: str, problems: list[FieldP
         if name in found:
             problems.append(FieldProblem(("body", name), "Expected once", "repeated"))
         elif name == FILE_FIELD:
-            found[name] = _bounded(content)
+            if content:  # browsers send an empty file when none was chosen
+                found[name] = _bounded(content)
         else:
             try:
-                found[name] = content.decode()
+                found[name] = content.decode() or None
             except UnicodeDecodeError:
                 found[name] = ""
                 problems.append(FieldProblem(("body", name), "Expected a text in UTF-8", "invalid_utf8"))

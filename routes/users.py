@@ -17,7 +17,7 @@ from repository import account_deletion, account_edits, users
 from repository.account_edits import Editor
 from repository.lists import Page
 from repository.transaction import Transaction
-from routes import queries, rendering
+from routes import picture_files, queries, rendering
 from routes.operation import LIST_HEADERS, Call, Operation
 from security import Group
 
@@ -102,10 +102,10 @@ async def _delete(call: Call, user_id: int) -> Response:
     who = editor(call, user_id)
     versions = rendering.if_match(call)
 
-    async def work(tx: Transaction) -> None:
-        await account_deletion.remove(tx, who, user_id, versions)
+    async def work(tx: Transaction) -> str | None:
+        return await account_deletion.remove(tx, who, user_id, versions)
 
-    await call.database.write(work)
+    await picture_files.discard(call.services, await call.database.write(work))
     return Response(status_code=204)
 
 
