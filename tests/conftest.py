@@ -107,6 +107,8 @@ def new_service(new_places: Callable[[], Places], tmp_path: Path) -> Iterator[Ca
     yield make
     for each in made:
         each.kill()
+    for each in made:
+        each.check_log()
 
 
 @pytest.fixture

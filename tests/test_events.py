@@ -26,7 +26,7 @@ from routes.events import prefers_stream
 from tests.conftest import Places
 from tests.frames_checked import check_frame
 from tests.servers import PostgresServer
-from tests.service import DEADLINE_SECONDS, Person, Service, Watcher, eventually
+from tests.service import DEADLINE_SECONDS, PASSWORD, Person, Service, Watcher, eventually
 
 STREAM = {"Accept": "text/event-stream"}
 
@@ -431,7 +431,7 @@ async def test_topics_that_are_not_for_everybody_are_refused(service: Service) -
                 assert (await sent.expect("add", topic="users"))["data"]["id"] == carol.id
         async with stream(alice.http, "?topics=sessions") as sent:
             async with service.anyone() as elsewhere:
-                again = await service._signed_in(elsewhere, alice.name, "third man 1949")
+                again = await service._signed_in(elsewhere, alice.name, PASSWORD)
                 assert (await sent.expect("add", topic="sessions"))["data"]["user_id"] == again.id
         for headers in ({}, STREAM):
             answer = await nobody.get("/events", headers={**headers, "Authorization": "Bearer nonsense"})
