@@ -12,19 +12,18 @@ exists or not, so that a refusal says nothing. Three rates hold for signing in:
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 
 from errors import TooManyRequests
 from rates import Rate
 from repository import sessions
 from repository.database import Database
+from routes.limit_groups import network_of
 from routes.limits import Limits
 from security import name_key
 
 PAIR_RATE = Rate(10, 15 * 60)
 ADDRESS_RATE = Rate(100, 15 * 60)
 NAME_RATE = Rate(50, 60 * 60)
-IPV6_PREFIX_LENGTH = 64  # what one customer has at least
 
 
 class Lockout:
@@ -36,23 +35,23 @@ class Lockout:
         """Count an attempt; `user_id` is whose name it is, if it is anybody's. Raises TooManyRequests."""
         if not self._limits.is_on:
             return
-        name, place = _digest(login), _place(address)
+        name, place = _digest(login), network_of(address or "")
         await self._count(f"password pair {name} {place}", PAIR_RATE)
         await self._count(f"password address {place}", ADDRESS_RATE)
         # Asked for nobody, too: a refusal takes the same work for names that do not exist.
         known = await sessions.recent_addresses(self._database, user_id or 0)
-        if place not in {_place(each) for each in known}:
+        if place not in {network_of(each) for each in known}:
             await self._count(f"password name {name}", NAME_RATE)
 
     async def signed_in(self, login: str, address: str | None) -> None:
-        await self._limits.clear(f"password pair {_digest(login)} {_place(address)}", PAIR_RATE)
+        await self._limits.clear(f"password pair {_digest(login)} {network_of(address or '')}", PAIR_RATE)
 
     async def try_old_password(self, user_id: int, address: str | None) -> None:
         """Count an attempt of somebody who is signed in to show the password again. Raises TooManyRequests."""
-        await self._count(f"password user {user_id} {_place(address)}", PAIR_RATE)
+        await self._count(f"password user {user_id} {network_of(address or '')}", PAIR_RATE)
 
     async def knew_old_password(self, user_id: int, address: str | None) -> None:
-        await self._limits.clear(f"password user {user_id} {_place(address)}", PAIR_RATE)
+        await self._limits.clear(f"password user {user_id} {network_of(address or '')}", PAIR_RATE)
 
     async def _count(self, key: str, rate: Rate) -> None:
         outcome = await self._limits.hit(key, rate)
@@ -63,13 +62,3 @@ class Lockout:
 def _digest(login: str) -> str:
     """All spellings of a name are one; no name or address of anybody lies where the counters are."""
     return hashlib.blake2b(name_key(login).strip().encode(), digest_size=16).hexdigest()
-
-
-def _place(address: str | None) -> str:
-    try:
-        found = ipaddress.ip_address(address or "")
-    except ValueError:
-        return address or "nowhere"
-    if isinstance(found, ipaddress.IPv4Address):
-        return str(found)
-    return str(found.ipv4_mapped or ipaddress.ip_network((found, IPV6_PREFIX_LENGTH), strict=False))
