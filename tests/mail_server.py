@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 import ssl
 from collections.abc import Callable, Iterator
@@ -17,8 +19,14 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
 
 from tests.service import eventually, free_port
 
+_numbers = itertools.count(1)
 LINK = re.compile(r"https?://\S+")
 TOKEN = re.compile(r"[?&]token=([A-Za-z0-9_-]+)")
+
+
+def fresh_name() -> str:
+    """A user name, and the first part of an address, that nobody has."""
+    return f"holly{os.getpid()}m{next(_numbers)}"
 
 
 def parsed(content: bytes) -> EmailMessage:
