@@ -7,12 +7,16 @@ import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from errors import SettingsError
+from main import prepare
 from security import Group, Identity
+from settings import Settings
 from tests.resources import locations, nothing_written, sql, watching
 from tests.service import ADMIN, PASSWORD, ROOT, Service
 
@@ -436,6 +440,8 @@ async def test_create_admin_makes_an_admin_beside_a_running_service(service: Ser
     [
         ("--username", "ab", "--password", PASSWORD),
         ("--username", "chieftain", "--password", "hunter2"),
+        ("--username", "chieftain", "--password", "Chieftain"),
+        ("--username", "chieftain", "--password", "iloveyou"),
         ("--email", "nobody", "--password", PASSWORD),
         ("--password", PASSWORD),
         ("--nonsense",),
@@ -449,6 +455,30 @@ async def test_create_admin_refuses_in_a_sentence(service: Service, arguments: t
         assert "Error: " in done.stderr
         assert "Traceback" not in done.stderr
         assert "hunter2" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("password", "mix", "reason"),
+    [
+        ("short", "off", "string should have at least 8 characters"),
+        ("iloveyou", "off", "the password is among the thousand"),
+        ("chieftain", "off", "the password is the name"),
+        ("third man 1949", "on", "the password needs an upper case letter"),
+    ],
+)
+async def test_a_first_admin_needs_a_good_password(tmp_path: Path, password: str, mix: str, reason: str) -> None:
+    url = f"sqlite:///{tmp_path}/marquee.db"
+    settings = Settings(
+        database_url=url,
+        mail_folder=str(tmp_path / "mail"),
+        storage_url=f"file://{tmp_path}/storage",
+        first_admin_username="Chieftain",
+        first_admin_password=password,
+        password_mix=mix,
+        _env_file=None,
+    )
+    with pytest.raises(SettingsError, match=f"^FIRST_ADMIN_PASSWORD: {reason}"):
+        await prepare(settings)
 
 
 async def test_the_first_admin_comes_from_the_settings(service: Service) -> None:

@@ -354,6 +354,32 @@ async def test_nobody_slips_in_while_being_shut_out(database: Database) -> None:
     assert seen == {"in", Forbidden}, "both orders happened"
 
 
+async def test_nobody_slips_in_with_the_password_of_before(database: Database) -> None:
+    """A sign-in that has checked the old password while another one was stored begins no session that stays."""
+    seen = set()
+    for number in range(15):
+        user = await person(database, f"user {number}")
+
+        async def change(user: int = user) -> str:
+            async def work(tx: Transaction) -> None:
+                before = await users.lock(tx, user)
+                await users.change(tx, before, {"password_hash": "another hash"}, actor_id=user)
+                await sessions.end_others(tx, user, None, actor_id=user)
+
+            await database.write(work)
+            return "changed"
+
+        async def sign_in(user: int = user) -> bool:
+            renewal = Renewal(new_token_id(), 900)
+            begun = await database.write(lambda tx: sessions.begin(tx, user, SOMEWHERE, Checked(NO_HASH), renewal))
+            return begun is not None
+
+        outcomes = await asyncio.gather(sign_in(), sign_in(), change(), sign_in(), sign_in())
+        seen |= set(outcomes)
+        assert await going_on(database, user) == []
+    assert seen == {"changed", True, False}, "both orders happened"
+
+
 async def test_one_session_too_many_ends_the_oldest(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "MAX_SESSIONS_PER_USER", 3)
     alice, bob = await person(database, "alice"), await person(database, "bob")

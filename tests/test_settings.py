@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from errors import SettingsError
-from settings import load_settings, secret_key
+from settings import load_settings, secret_key, signing_keys
 from tests.service import ROOT, SECRET
 
 
@@ -47,6 +47,11 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("DATABASE_URL", "postgresql://localhost:99999/marquee"),
         ("SECRET_KEY", "short"),
         ("SECRET_KEY", "x" * 31),
+        ("OLD_SECRET_KEYS", "x" * 31),
+        ("OLD_SECRET_KEYS", f"{'x' * 32},short"),
+        ("PASSWORD_MEMORY_KIB", "7"),
+        ("PASSWORD_TIME_COST", "0"),
+        ("PASSWORD_MIX", "maybe"),
         ("ALGORITHM", "none"),
         ("ALGORITHM", "RS256"),
         ("ACCESS_TOKEN_EXPIRE_MINUTES", "0"),
@@ -69,7 +74,7 @@ def test_a_wrong_value_is_one_sentence_with_its_name(monkeypatch: pytest.MonkeyP
     assert sentence.startswith(f"{name}: ")
     assert sentence.endswith(".")
     assert "\n" not in sentence
-    if name == "SECRET_KEY":
+    if name in ("SECRET_KEY", "OLD_SECRET_KEYS"):
         assert value not in sentence
 
 
@@ -86,6 +91,22 @@ def test_half_an_admin_is_refused(monkeypatch: pytest.MonkeyPatch, given: dict[s
     with pytest.raises(SettingsError, match=missing) as caught:
         load_settings()
     assert "long enough" not in str(caught.value)
+
+
+def test_each_lane_of_a_hash_needs_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PASSWORD_MEMORY_KIB", "64")
+    monkeypatch.setenv("PASSWORD_PARALLELISM", "8")
+    assert load_settings().password_parallelism == 8
+    monkeypatch.setenv("PASSWORD_PARALLELISM", "9")
+    with pytest.raises(SettingsError, match=r"^PASSWORD_MEMORY_KIB: expected at least 8 for each"):
+        load_settings()
+
+
+def test_keys_that_signed_before_come_after_the_one_that_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, before, long_ago = ("a" * 32, "b" * 32, "c" * 32)
+    monkeypatch.setenv("SECRET_KEY", now)
+    monkeypatch.setenv("OLD_SECRET_KEYS", f"{before}, {long_ago},")
+    assert signing_keys(load_settings()) == (now, before, long_ago)
 
 
 def test_without_settings_there_are_defaults() -> None:
