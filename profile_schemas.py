@@ -47,6 +47,10 @@ _NAMED: JsonDict = {
         {"required": ["email"], "properties": {"email": {"type": "string"}}},
     ]
 }
+_NAMELESS: JsonDict = {
+    "required": ["username", "email"],
+    "properties": {"username": {"type": "null"}, "email": {"type": "null"}},
+}
 
 
 # --- accounts
@@ -79,7 +83,9 @@ class AccountBody(Body):
 class AccountPatch(Body):
     """Only what is named changes."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "Holly Martins"}]})
+    model_config = ConfigDict(
+        json_schema_extra={"not": _NAMELESS, "examples": [{"name": "Holly Martins", "phone_number": "+436641234567"}]}
+    )
 
     username: Username | None | MISSING = MISSING
     email: Email | None | MISSING = MISSING
@@ -87,6 +93,12 @@ class AccountPatch(Body):
     first_name: PersonName | None | MISSING = MISSING
     last_name: PersonName | None | MISSING = MISSING
     phone_number: Phone | None | MISSING = MISSING
+
+    @model_validator(mode="after")
+    def _named(self) -> AccountPatch:
+        if self.username is None and self.email is None:
+            raise ValueError("expected username, email or both to stay")
+        return self
 
 
 class OwnAccountBody(AccountBody):

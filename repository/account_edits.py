@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from errors import Conflict, FieldProblem, InvalidInput, NotFound, PreconditionFailed
+from errors import Conflict, FieldProblem, Forbidden, NotFound, PreconditionFailed
 from repository import audit, recovery, users
 from repository.catalog import IfMatch
 from repository.transaction import Transaction
@@ -58,7 +58,7 @@ async def edit_own(
 
     `proven_hash` is what the current password was checked against, None when none was sent; it is needed for what one
     signs in with. With `proves_addresses` a new address is mailed a link, and counts when that is followed. Raises
-    NotFound, PreconditionFailed, InvalidInput and Conflict.
+    NotFound, PreconditionFailed, Forbidden without the password, and Conflict.
     """
     before = await _locked(tx, user_id, if_match)
     values = users.as_stored(fields)
@@ -68,21 +68,25 @@ async def edit_own(
         _require_proof(before, proven_hash, changed)
     if "email" in changed and proves_addresses:
         if values["email"] is None:
-            raise InvalidInput([FieldProblem(("body", "email"), "Expected an address", "email_needed")])
+            message = "An address stays, for accounts are activated by mail here"
+            raise Conflict([FieldProblem(("body", "email"), message, "email_needed")])
         await recovery.ask_for_address(tx, before, values["email"])
         del values["email"], values["email_key"]
     return await _write(tx, before, values, user_id)
 
 
 def _require_login(before: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    if all({**before, **values}[name] is None for name in _SIGNS_IN_WITH):
-        raise InvalidInput([FieldProblem(("body",), "Expected username, email or both to stay", "login_needed")])
+    named = [name for name in _SIGNS_IN_WITH if name in values]
+    if named and all({**before, **values}[name] is None for name in _SIGNS_IN_WITH):
+        # The body is a good one for an account that has the other: so not a 422.
+        message = "The account has nothing else to sign in with"
+        raise Conflict([FieldProblem(("body", name), message, "login_needed") for name in named])
 
 
 def _require_proof(before: Mapping[str, Any], proven_hash: str | None, changed: list[str]) -> None:
     if proven_hash is None:
         message = f"Expected the current password, for {' and '.join(changed)} to change"
-        raise InvalidInput([FieldProblem(("body", "current_password"), message, "missing")])
+        raise Forbidden([FieldProblem(("body", "current_password"), message, "missing").as_dict()])
     if proven_hash != before["password_hash"]:
         raise Conflict("The password was changed by somebody else just now")
 
@@ -90,7 +94,7 @@ def _require_proof(before: Mapping[str, Any], proven_hash: str | None, changed: 
 async def edit_by_admin(
     tx: Transaction, editor: Editor, user_id: int, fields: Mapping[str, Any], if_match: IfMatch
 ) -> dict[str, Any]:
-    """Set fields of any account. Raises Forbidden, NotFound, PreconditionFailed, InvalidInput and Conflict."""
+    """Set fields of any account. Raises Forbidden, NotFound, PreconditionFailed and Conflict."""
     before, admins = await users.lock_among_admins(tx, user_id)
     users.require_admin(editor.user_id, admins)
     if before is None:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 import account_schemas
 import profile_schemas
 import schemas
-from errors import FieldProblem, Forbidden, InvalidInput, NotFound, Unauthenticated
+from errors import FieldProblem, Forbidden, NotFound, Unauthenticated
 from repository import account_deletion, account_edits, users
 from repository.account_edits import Editor
 from repository.lists import Page
@@ -57,7 +57,7 @@ async def me(call: Call) -> Response:
 
 
 async def _proven_hash(call: Call) -> str | None:
-    """What the current password was checked against, None when none was sent. Raises InvalidInput for a wrong one."""
+    """What the current password was checked against, None when none was sent. Raises Forbidden for a wrong one."""
     if "current_password" not in call.body.model_fields_set:
         return None
     await call.services.lockout.try_old_password(call.me.user_id, call.address)
@@ -66,7 +66,7 @@ async def _proven_hash(call: Call) -> str | None:
     verdict = await call.services.passwords.verify(call.body.current_password, known)
     if not verdict.is_right:
         problem = FieldProblem(("body", "current_password"), "The password is wrong", "wrong_password")
-        raise InvalidInput([problem])
+        raise Forbidden([problem.as_dict()])
     await call.services.lockout.knew_old_password(call.me.user_id, call.address)
     return known
 
@@ -166,8 +166,8 @@ async def list_non_admins(call: Call) -> Response:
 
 
 _EDIT_WORDS = (
-    "`current_password` is needed, and checked, when `username` or `email` changes. Where accounts are activated by "
-    "mail, a new address counts when the link that is mailed to it is followed."
+    "`current_password` is needed, and checked, when `username` or `email` changes: else it is a 403 that names it. "
+    "Where accounts are activated by mail, a new address counts when the link that is mailed to it is followed."
 )
 _DELETE_WORDS = (
     "Its sessions end, its jobs are cancelled, and what it says of somebody is gone. What it listed stays, with its "
@@ -208,7 +208,7 @@ OPERATIONS = [
         body=TypeAdapter(profile_schemas.OwnAccountBody),
         signed_in=True,
         if_match=True,
-        errors=(409, 412, 429),
+        errors=(403, 409, 412, 429),
         answer_headers=("ETag",),
     ),
     Operation(
@@ -222,7 +222,7 @@ OPERATIONS = [
         body=TypeAdapter(profile_schemas.OwnAccountPatch),
         signed_in=True,
         if_match=True,
-        errors=(409, 412, 429),
+        errors=(403, 409, 412, 429),
         answer_headers=("ETag",),
     ),
     Operation(

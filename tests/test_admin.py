@@ -92,7 +92,12 @@ async def test_an_admin_changes_any_account_without_its_password(service: Servic
             stale = await admin.http.put(path, json=fields, headers={"If-Match": before.headers["etag"]})
             assert stale.status_code == 412
             assert (await admin.http.patch(path, json=fields)).json() == user, "what changes nothing is not kept either"
-            for body in ({"username": None, "email": None}, {"group": "admin"}, {"current_password": PASSWORD}):
+            for body in (
+                {"username": None, "email": None},
+                {"is_active": False},
+                {"group": "admin"},
+                {"current_password": PASSWORD},
+            ):
                 assert (await admin.http.patch(path, json=body)).status_code == 422, body
             assert (await admin.http.put(path, json={"name": "x"})).status_code == 422
             taken = await admin.http.patch(path, json={"username": admin.name})

@@ -102,8 +102,8 @@ async def test_a_change_is_of_the_version_that_was_seen(service: Service) -> Non
         ({"id": 1}, ["id"]),
         ({"gender": "other"}, ["gender"]),
         ({"password": PASSWORD}, ["password"]),
-        ({"username": None}, []),
-        ({"current_password": "something else"}, ["current_password"]),
+        ({"username": None, "email": None}, []),
+        ({"current_password": 1}, ["current_password"]),
         ({"current_password": ""}, ["current_password"]),
     ],
     ids=repr,
@@ -116,7 +116,6 @@ async def test_a_wrong_change_is_refused(service: Service, change: dict[str, Any
         answer = await alice.http.put("/users/me", json={"username": alice.name, **change})
         assert answer.status_code == 422
         assert locations(answer) == [["body", *where]]
-        assert "something else" not in answer.text
 
 
 async def test_all_that_is_wrong_is_said_at_once(service: Service) -> None:
@@ -132,9 +131,13 @@ async def test_what_one_signs_in_with_changes_with_the_password_only(service: Se
         async with nothing_written(service):
             for body in ({"username": name}, {"email": address}, {"username": name, "email": address}):
                 answer = await alice.http.patch("/users/me", json=body)
-                assert (answer.status_code, locations(answer)) == (422, [["body", "current_password"]])
-            answer = await alice.http.patch("/users/me", json={"username": name, "current_password": PASSWORD + "x"})
-            assert (answer.status_code, locations(answer)) == (422, [["body", "current_password"]])
+                assert (answer.status_code, locations(answer)) == (403, [["body", "current_password"]])
+            for body in (
+                {"username": name, "current_password": PASSWORD + "x"},
+                {"current_password": "not needed, wrong"},
+            ):
+                answer = await alice.http.patch("/users/me", json=body)
+                assert (answer.status_code, locations(answer)) == (403, [["body", "current_password"]])
         answer = await alice.http.patch("/users/me", json={"username": name, "email": address, **proof})
         assert (answer.status_code, answer.json()["username"], answer.json()["email"]) == (200, name, address)
         for login, status in ((alice.name, 401), (name, 200), (address.upper(), 200)):
@@ -144,7 +147,7 @@ async def test_what_one_signs_in_with_changes_with_the_password_only(service: Se
         assert (answer.status_code, answer.json()["username"]) == (200, None)
         async with nothing_written(service):
             answer = await alice.http.patch("/users/me", json={"email": None, **proof})
-            assert (answer.status_code, locations(answer)) == (422, [["body"]])
+            assert (answer.status_code, locations(answer)) == (409, [["body", "email"]])
             answer = await alice.http.put("/users/me", json={"name": "Alice", **proof})
             assert (answer.status_code, locations(answer)) == (422, [["body"]])
 
@@ -488,7 +491,7 @@ async def test_an_address_to_be_proven_counts_later(database: Database) -> None:
     assert (mail.kind, mail.recipient) == (Kind.CONFIRM_EMAIL, "al@example.org")
     with pytest.raises(Problem) as refused:
         await edit(database, user_id, proves_addresses=True, email=None)
-    assert refused.value.status == 422
+    assert refused.value.status == 409
 
 
 async def test_a_password_that_was_changed_meanwhile_proves_nothing(database: Database) -> None:
