@@ -33,7 +33,7 @@ LEASE_SECONDS = 60.0  # twice as long as a conversation with the mail server may
 MAX_ATTEMPTS = 56  # with the pauses of `jobs.mails` about two days
 MAX_WAITING_PER_USER = 20
 MAX_REQUESTED_PER_DAY = 5  # of one kind and account
-REQUEST_PAUSE = timedelta(minutes=1)
+REQUEST_PAUSE_SECONDS = 60.0
 DAY = timedelta(days=1)
 KEPT_WHEN_FAILED = timedelta(days=7)
 
@@ -200,7 +200,7 @@ async def _may_have(tx: Transaction, user: Mapping[str, Any], mail: Mapping[str,
         )
     )
     count, newest = found.one()
-    return count < MAX_REQUESTED_PER_DAY and (newest is None or newest < utc_text(now - REQUEST_PAUSE))
+    return count < MAX_REQUESTED_PER_DAY and (newest is None or newest < utc_text(now - timedelta(seconds=REQUEST_PAUSE_SECONDS)))
 
 
 async def sent(database: Database, mail: ClaimedMail, owner: str) -> None:

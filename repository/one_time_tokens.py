@@ -20,7 +20,7 @@ from repository.database import Database
 from repository.transaction import Transaction
 from times import utc_now, utc_text
 
-LIFETIME = timedelta(hours=24)
+LIFETIME_HOURS = 24
 TOKEN_BYTES = 32
 
 
@@ -60,7 +60,7 @@ async def mint(tx: Transaction, purpose: Purpose, user_id: int, email: str) -> s
         "user_id": user_id,
         "email": email,
         "created_at": utc_text(now),
-        "expires_at": utc_text(now + LIFETIME),
+        "expires_at": utc_text(now + timedelta(hours=LIFETIME_HOURS)),
     }
     await tx.connection.execute(insert(models.one_time_tokens).values(values))
     return token

@@ -57,6 +57,28 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("ACCESS_TOKEN_EXPIRE_MINUTES", "0"),
         ("ACCESS_TOKEN_EXPIRE_MINUTES", "soon"),
         ("FIRST_ADMIN_EMAIL", "nobody"),
+        ("ACCOUNT_ACTIVATION", "phone"),
+        ("PUBLIC_URL", "example.org"),
+        ("PUBLIC_URL", "ftp://example.org"),
+        ("PUBLIC_URL", "https://"),
+        ("PUBLIC_URL", "https://example.org/?a=b"),
+        ("PUBLIC_URL", "https://holly@example.org"),
+        ("PUBLIC_URL", "https://example.org/#a"),
+        ("PUBLIC_URL", "https://example.org/a b"),
+        ("PUBLIC_URL", "https://example.org:99999"),
+        ("SMTP_URL", "example.org"),
+        ("SMTP_URL", "http://example.org"),
+        ("SMTP_URL", "smtp://"),
+        ("SMTP_URL", "smtp://holly@example.org"),
+        ("SMTP_URL", "smtp://:hunter2@example.org"),
+        ("SMTP_URL", "smtp://holly:hunter2@example.org/path"),
+        ("SMTP_URL", "smtp://holly:hunter2@example.org?a=b"),
+        ("SMTP_URL", "smtp://holly:hunter2@[example.org"),
+        ("SMTP_URL", "smtp://holly:hun%0ater2@example.org"),
+        ("SMTP_URL", "smtp://example.org:99999"),
+        ("MAIL_FROM", "nobody"),
+        ("MAIL_FROM", "a@example.org, b@example.org"),
+        ("MAIL_FROM", "Marquee <märquee@example.org>"),
         ("ALLOWED_ORIGINS", "example.org"),
         ("ALLOWED_ORIGINS", "https://example.org/path"),
         ("EVENT_RETENTION_HOURS", "0"),
@@ -76,6 +98,7 @@ def test_a_wrong_value_is_one_sentence_with_its_name(monkeypatch: pytest.MonkeyP
     assert "\n" not in sentence
     if name in ("SECRET_KEY", "OLD_SECRET_KEYS"):
         assert value not in sentence
+    assert "hunter2" not in sentence
 
 
 @pytest.mark.parametrize(
@@ -212,3 +235,35 @@ def test_a_port_that_is_taken_stops_the_start(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("Marquee cannot start. PORT: cannot listen on ")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "base"),
+    [
+        ({"PUBLIC_URL": "https://example.org/movies/"}, "https://example.org/movies"),
+        ({"PUBLIC_URL": "http://[::1]:8000"}, "http://[::1]:8000"),
+        ({"HOST": "0.0.0.0", "PORT": "81"}, "http://127.0.0.1:81"),
+        ({"HOST": "::", "PORT": "81"}, "http://[::1]:81"),
+        ({"HOST": "movies.example.org"}, "http://movies.example.org:8000"),
+    ],
+)
+def test_links_begin_with_the_public_address(monkeypatch: pytest.MonkeyPatch, given: dict[str, str], base: str) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().base_url == base
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SMTP_URL", "smtp://mail.example.org"),
+        ("SMTP_URL", "smtps://holly%40example.org:p%40ss%2Fword@mail.example.org:465/"),
+        ("MAIL_FROM", "marquee@example.org"),
+        ("MAIL_FROM", "Märquee <marquee@example.org>"),
+        ("MAIL_FROM", '"Marquee, Inc." <marquee@example.org>'),
+    ],
+)
+def test_mail_settings_are_taken(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    taken = getattr(load_settings(), name.lower())
+    assert (taken.get_secret_value() if name == "SMTP_URL" else taken) == value
