@@ -16,7 +16,6 @@ from repository.account_edits import Editor
 from repository.avatars import Changed
 from repository.transaction import Transaction
 from routes import picture_files, queries, rendering
-from routes.limit_groups import LimitGroup
 from routes.operation import Call, Operation
 from routes.users import edited, editor
 
@@ -115,7 +114,6 @@ OPERATIONS = [
         "Give myself a picture",
         description=_GIVEN,
         form=_FORM,
-        limit_group=LimitGroup.UPLOAD,
         errors=(412, 429),
     ),
     _operation("DELETE", "/users/me/avatar", delete_mine, "Take my picture away", errors=(412,)),
@@ -126,7 +124,6 @@ OPERATIONS = [
         "Give a user a picture",
         description=_GIVEN,
         form=_FORM,
-        limit_group=LimitGroup.UPLOAD,
         errors=(403, 404, 412, 429),
     ),
     _operation("DELETE", "/users/{id}/avatar", delete, "Take a user's picture away", errors=(403, 404, 412)),

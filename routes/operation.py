@@ -126,13 +126,15 @@ class Operation:
     if_none_match: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)  # that it reads, with what they mean
     answer_headers: tuple[str, ...] = ()
-    limit_group: LimitGroup | None = None  # None: READ or WRITE, by the method
+    limit_group: LimitGroup | None = None  # None: UPLOAD for forms, else READ or WRITE by the method
     other_content: Mapping[str, Any] = field(default_factory=dict)  # further media types of the success answer
 
     @property
     def counts_as(self) -> LimitGroup:
         if self.limit_group is not None:
             return self.limit_group
+        if self.form is not None:
+            return LimitGroup.UPLOAD
         return LimitGroup.READ if self.method == "GET" else LimitGroup.WRITE
 
     @property

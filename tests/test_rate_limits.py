@@ -146,7 +146,8 @@ async def test_requests_over_a_socket_count_as_well(limited: Service) -> None:
         async with limited.watch("topics=jobs", additional_headers=headers) as watcher:
 
             async def ask(number: int) -> dict[str, Any]:
-                return await watcher.ask({"id": number, "action": "request", "method": "GET", "path": NOTHING})
+                await watcher.send({"id": number, "action": "request", "method": "GET", "path": NOTHING})
+                return await watcher.until(lambda frame: frame.get("reply_to") == number)
 
             first, second, third = [await ask(number) for number in range(3)]
         assert [each["status"] for each in (first, second, third)] == [404, 404, 429]
@@ -296,19 +297,17 @@ async def test_without_limits_nobody_is_told_of_any(service: Service) -> None:
 
 async def test_two_workers_count_together(postgres: PostgresServer, redis: RedisServer, tmp_path: Path) -> None:
     url = postgres.create_database()
-    first, second = (Service(url, redis.url, tmp_path, RATE_LIMITS="on; GET /movies/{id}=6/minute") for _ in range(2))
+    own = "GET /movies/{id}=6/minute; GET /movies=120/minute"
+    first, second = (Service(url, redis.url, tmp_path, RATE_LIMITS=own) for _ in range(2))
     with first.running(), second.running():
         async with first.anyone() as here, second.anyone() as there:
             answers = []
             for _ in range(4):
                 answers += await statuses(here, "GET", NOTHING, 1) + await statuses(there, "GET", NOTHING, 1)
             assert answers == [404] * 6 + [429] * 2
-            at_once = await asyncio.gather(*(statuses(each, "GET", "/movies", 1) for each in (here, there) * 20))
-            assert at_once == [[200]] * 40
-            answer = await here.get("/movies")
-            # A worker takes a share of a large limit and hands it out by itself.
-            share = RATES[LimitGroup.READ].amount // STEPS
-            assert int(answer.headers["RateLimit-Remaining"]) in range(6_000 - 41 - share, 6_000 - 40)
+            # A worker takes a share of a larger limit and hands it out by itself; none is lost.
+            found = await asyncio.gather(*(statuses(each, "GET", "/movies", 1) for each in (here, there) * 70))
+            assert sorted(status for each in found for status in each) == [200] * 120 + [429] * 20
 
 
 async def test_without_redis_requests_pass_and_nobody_waits(own_redis: RedisServer, tmp_path: Path) -> None:
