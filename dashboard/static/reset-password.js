@@ -37,7 +37,8 @@ async function post(path, body) {
     });
     if (answer.ok) return { status: answer.status, problem: "" };
     const { detail } = await answer.json();
-    const sentences = Array.isArray(detail) ? detail.map((each) => each.msg) : [detail];
+    // "String" is the word of programs.
+    const sentences = Array.isArray(detail) ? detail.map((each) => each.msg.replace(/^String /, "It ")) : [detail];
     return { status: answer.status, problem: sentences.map((each) => `${each}.`).join("\n") };
   } catch {
     return { status: 0, problem: "The service cannot be reached. Try again in a moment." };
