@@ -174,7 +174,8 @@ OPERATIONS = [
         body=TypeAdapter(account_schemas.RefreshBody),
         looks_at_token=False,
         errors=(401,),
-        limit_group=LimitGroup.SIGN_IN,
+        # Nothing is guessed here, and the people of a whole office refresh from one address.
+        limit_group=LimitGroup.WRITE,
     ),
     Operation(
         "POST",

@@ -259,7 +259,7 @@ async def test_a_refresh_token_that_is_shown_twice_ends_its_session_and_no_other
     async with service.person() as alice, service.anyone() as client:
         first = await login(client, alice)
         second = (await refresh(client, first["refresh_token"])).json()
-        headers = {"additional_headers": {"Authorization": f"Bearer {second['access_token']}"}}
+        headers: dict[str, Any] = {"additional_headers": bearer(second)}
         async with service.watch(**headers) as stolen, service.watch(**signed_in(alice)) as mine:
             answer = await refresh(client, first["refresh_token"])
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")

@@ -1,0 +1,143 @@
+"""Whether the time that an answer takes tells who has an account: signing in, and asking for mails.
+
+python -m bench.sign_in [rounds]
+
+Each round asks every question once, in an order of its own, so that what slows the machine slows all of them alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import httpx
+
+from tests.service import PASSWORD, free_port
+
+ROOT = Path(__file__).resolve().parent.parent
+ADMIN = ("chief", "the chief of bench")
+PAUSE_SECONDS = 0.05  # between questions, so that a mail on its way does not slow the next one
+
+Question = Callable[[int], Awaitable[httpx.Response]]
+
+
+class People:
+    """Accounts that exist, and the questions about them and about nobody. `client` is nobody's."""
+
+    def __init__(self, client: httpx.AsyncClient, rounds: int) -> None:
+        self._client = client
+        self._rounds = rounds
+
+    async def register(self) -> None:
+        """Two for each round: one mail a minute goes to an account, and each round is to send one."""
+        login = await self._login(*ADMIN)
+        admin = {"Authorization": f"Bearer {login.raise_for_status().json()['access_token']}"}
+        actions = {"anna": "activate", "disabled": "deactivate", "waiting": None}
+        for number in range(self._rounds):
+            actions |= {f"forgetful{number}": "activate", f"waiting{number}": None}
+        for name, action in actions.items():
+            body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
+            user = (await self._client.post("/auth/register", json=body)).raise_for_status().json()
+            if action is not None:
+                path = f"/admin/users/{user['id']}/{action}"
+                (await self._client.post(path, headers=admin)).raise_for_status()
+
+    async def _login(self, name: str, password: str) -> httpx.Response:
+        return await self._client.post("/auth/login", json={"username": name, "password": password})
+
+    async def _ask_mail(self, path: str, name: str) -> httpx.Response:
+        return await self._client.post(path, json={"email": f"{name}@example.org"})
+
+    def questions(self) -> dict[str, dict[str, Question]]:
+        """By group; the first of each is what the others are compared with."""
+        wrong = "not the password"
+        forgot, resend = "/auth/password/forgot", "/auth/activate/resend"
+        return {
+            "login, wrong password": {
+                "an account": lambda _: self._login("anna", wrong),
+                "its address": lambda _: self._login("anna@example.org", wrong),
+                "a disabled account": lambda _: self._login("disabled", wrong),
+                "one that waits": lambda _: self._login("waiting", wrong),
+                "nobody's name": lambda n: self._login(f"nobody{n}", wrong),
+                "nobody's address": lambda n: self._login(f"nobody{n}@example.org", wrong),
+            },
+            "forgot": {
+                "an account": lambda n: self._ask_mail(forgot, f"forgetful{n}"),
+                "one that got a mail just now": lambda _: self._ask_mail(forgot, "anna"),
+                "a disabled account": lambda _: self._ask_mail(forgot, "disabled"),
+                "nobody": lambda n: self._ask_mail(forgot, f"nobody{n}"),
+            },
+            "resend": {
+                "one that waits": lambda n: self._ask_mail(resend, f"waiting{n}"),
+                "one that is active": lambda _: self._ask_mail(resend, "anna"),
+                "nobody": lambda n: self._ask_mail(resend, f"nobody{n}"),
+            },
+        }
+
+
+async def measure(port: int, rounds: int) -> None:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        for _ in range(400):
+            try:
+                await client.get("/readyz")
+                break
+            except httpx.HTTPError:
+                await asyncio.sleep(0.05)
+        people = People(client, rounds)
+        await people.register()
+        groups = people.questions()
+        took: dict[tuple[str, str], list[float]] = {(g, q): [] for g, questions in groups.items() for q in questions}
+        answers: dict[str, set[tuple[int, str]]] = {group: set() for group in groups}
+        for number in range(rounds):
+            asked = list(took)
+            random.shuffle(asked)
+            for group, question in asked:
+                await asyncio.sleep(PAUSE_SECONDS)
+                started = time.perf_counter()
+                answer = await groups[group][question](number)
+                took[group, question].append((time.perf_counter() - started) * 1000)
+                answers[group].add((answer.status_code, answer.text))
+    for group, questions in groups.items():
+        assert len(answers[group]) == 1, f"{group}: the answers differ: {answers[group]}"
+        first = statistics.median(took[group, next(iter(questions))])
+        print(f"\n{group}: {rounds} of each, all answered {next(iter(answers[group]))[0]} in the same words")
+        print(f"{'':32}{'median':>8}{'5 %':>8}{'95 %':>8}{'ratio':>8}")
+        for question in questions:
+            times = took[group, question]
+            middle, cuts = statistics.median(times), statistics.quantiles(times, n=20)
+            print(f"{question:32}{middle:8.2f}{cuts[0]:8.2f}{cuts[-1]:8.2f}{middle / first:8.3f}")
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        environment = {"DATABASE_URL": f"sqlite:///{folder}/bench.db"} | os.environ
+        environment |= {
+            "PORT": str(port),
+            "ACCOUNT_ACTIVATION": "email",
+            "MAIL_FOLDER": f"{folder}/mail",
+            "RATE_LIMITS": "off",
+            "FIRST_ADMIN_USERNAME": ADMIN[0],
+            "FIRST_ADMIN_PASSWORD": ADMIN[1],
+            "LOG_LEVEL": "error",
+        }
+        command = [sys.executable, str(ROOT / "main.py")]
+        server = subprocess.Popen(command, env=environment, cwd=folder, stdout=subprocess.DEVNULL)
+        try:
+            asyncio.run(measure(port, rounds))
+        finally:
+            server.terminate()
+            server.wait()
+
+
+if __name__ == "__main__":
+    main()
