@@ -17,7 +17,7 @@ import pytest
 from tests.servers import PostgresServer, RedisServer
 from tests.service import Person, Service, Watcher, eventually
 
-WATCHERS_EACH = 50  # those of a worker share its frames: the order is between the two
+WATCHERS_EACH = 50
 FEW_EACH = 10  # where the trouble is between the processes, and does not know who watches
 WRITES = 2_000
 FEW_WRITES = 500
