@@ -12,7 +12,8 @@ from starlette.responses import Response
 import account_schemas
 import profile_schemas
 import schemas
-from errors import FieldProblem, Forbidden, NotFound, Unauthenticated
+from errors import FieldProblem, Forbidden, NotFound, TooManyRequests, Unauthenticated
+from rates import Rate
 from repository import account_deletion, account_edits, users
 from repository.account_edits import Editor
 from repository.lists import Page
@@ -20,6 +21,8 @@ from repository.transaction import Transaction
 from routes import picture_files, queries, rendering
 from routes.operation import LIST_HEADERS, Call, Operation
 from security import Group
+
+ADDRESS_RATE = Rate(5, 24 * 60 * 60)  # of the address of one account, by its owner
 
 
 def require_admin(call: Call) -> None:
@@ -56,25 +59,37 @@ async def me(call: Call) -> Response:
     return rendering.entity(call, user["version"], orjson.dumps(users.public(user)))
 
 
-async def _proven_hash(call: Call) -> str | None:
-    """What the current password was checked against, None when none was sent. Raises Forbidden for a wrong one."""
+async def _proven(call: Call) -> Mapping[str, Any] | None:
+    """The account whose current password was sent, as it was checked; None when none was. Raises Forbidden for a wrong
+    one.
+    """
     if "current_password" not in call.body.model_fields_set:
         return None
     await call.services.lockout.try_old_password(call.me.user_id, call.address)
     user = await users.find(call.database, call.me.user_id)
-    known: str | None = user["password_hash"] if user is not None else None
+    known = user["password_hash"] if user is not None else None
     verdict = await call.services.passwords.verify(call.body.current_password, known)
-    if not verdict.is_right:
+    if user is None or not verdict.is_right:
         problem = FieldProblem(("body", "current_password"), "The password is wrong", "wrong_password")
         raise Forbidden([problem.as_dict()])
     await call.services.lockout.knew_old_password(call.me.user_id, call.address)
-    return known
+    return user
+
+
+async def _count_address(call: Call, before: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    """Each new address is a mail to somebody, who may have nothing to do with it. Raises TooManyRequests."""
+    if fields.get("email", before["email"]) != before["email"]:
+        outcome = await call.services.limits.hit(f"address of {call.me.user_id}", ADDRESS_RATE)
+        if not outcome.is_allowed:
+            raise TooManyRequests("The address changed too often; try again later", outcome.reset_seconds)
 
 
 async def edit_me(call: Call) -> Response:
     fields = profile_schemas.dumped(call.body)
     versions = rendering.if_match(call)
-    proven_hash = await _proven_hash(call)
+    before = await _proven(call)
+    if before is not None:
+        await _count_address(call, before, fields)
 
     async def work(tx: Transaction) -> dict[str, Any]:
         return await account_edits.edit_own(
@@ -82,7 +97,7 @@ async def edit_me(call: Call) -> Response:
             call.me.user_id,
             fields,
             versions,
-            proven_hash=proven_hash,
+            proven_hash=before["password_hash"] if before is not None else None,
             proves_addresses=call.services.activates_by_mail,
         )
 

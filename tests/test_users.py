@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -195,6 +196,25 @@ async def test_my_account_over_a_socket(service: Service) -> None:
                 {"id": alice.id, "username": alice.name, "name": "Alice"}
             ]
             assert (await ask(6, "GET", "/admin/audit"))[0] == 403
+
+
+async def test_guesses_and_new_addresses_are_counted(new_service: Callable[..., Service]) -> None:
+    service = new_service(RATE_LIMITS="on").start()
+    async with service.person() as alice, service.person() as bob:
+        for number in range(6):
+            body = {"email": f"{alice.name}.{number}@example.org", "current_password": PASSWORD}
+            answer = await alice.http.patch("/users/me", json=body)
+            assert answer.status_code == (200 if number < 5 else 429), number
+        assert int(answer.headers["retry-after"]) > 60
+        assert (await whole(alice))["email"] == f"{alice.name}.4@example.org"
+        again = {"name": "Alice", "current_password": PASSWORD}
+        assert (await alice.http.patch("/users/me", json=again)).status_code == 200, "other changes are not counted"
+        for number in range(11):
+            body = {"username": "spare", "current_password": f"guess {number}"}
+            answer = await bob.http.patch("/users/me", json=body)
+            assert answer.status_code == (403 if number < 10 else 429), number
+        right = {"username": "spare", "current_password": PASSWORD}
+        assert (await bob.http.patch("/users/me", json=right)).status_code == 429
 
 
 # --- other users
