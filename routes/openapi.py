@@ -353,7 +353,12 @@ def _of_model(model: type[BaseModel] | None, where: str) -> list[dict[str, Any]]
             each.pop(key, None)
         if len(choices) == 1:
             each |= choices[0]
-        parameter: dict[str, Any] = {"name": name, "in": where, "required": where == "path", "schema": each}
+        parameter: dict[str, Any] = {
+            "name": name,
+            "in": where,
+            "required": name in schema.get("required", ()),
+            "schema": each,
+        }
         if description:
             parameter["description"] = description
         if each.get("type") == "array":

@@ -249,6 +249,8 @@ async def test_schemathesis_finds_nothing(
                 *("--checks", "all", "--phases", phases),
                 # They would end the session that all the other requests need.
                 *("--exclude-path", "/auth/logout", "--exclude-path", "/auth/sessions/{id}"),
+                # Every other request than one with the right password is refused, whatever the schema says.
+                *("--exclude-path", "/auth/password/change"),
                 *(part for twin in twins for part in ("--exclude-operation-id", twin)),
                 *("--max-examples", str(MAX_EXAMPLES)),
                 *("--seed", "1", "--generation-database", "none", "--workers", "1", "--no-color"),
