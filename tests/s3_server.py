@@ -49,8 +49,7 @@ class S3Server(_Server):
             *("serve", "s3", str(self.folder.parent)),
             *("--config", "", "--addr", f"{HOST}:{port}"),
             *("--auth-key", f"{ACCESS_KEY_ID},{SECRET_ACCESS_KEY}"),
-            # What is deleted behind its back is gone at once.
-            *("--vfs-cache-mode", "off", "--dir-cache-time", "0s"),
+            *("--vfs-cache-mode", "off"),
         ]
 
     def _discard(self) -> None:

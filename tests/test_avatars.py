@@ -6,7 +6,6 @@ They are kept in a folder beside SQLite, and in a bucket of a real S3-compatible
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import socket
@@ -516,8 +515,3 @@ async def test_files_that_no_account_names_are_deleted_when_they_are_old(
         for name in foreign:
             (gallery.folder / avatars.FOLDER / name).unlink()
         shutil.rmtree(gallery.folder / avatars.FOLDER / "0", ignore_errors=True)
-
-
-def test_the_log_names_no_file_of_a_client(gallery: Gallery) -> None:
-    for line in gallery.service.log().splitlines():
-        assert "passwd" not in json.dumps(line)
