@@ -242,18 +242,22 @@ async def test_the_last_admin_is_not_deleted(new_service: Callable[..., Service]
         assert (await alice.http.delete("/users/me")).status_code == 409
 
 
+async def step_down(database: Database, admin: int) -> dict[str, Any]:
+    return await database.write(lambda tx: users.change_group(tx, admin, admin, Group.USER))
+
+
 async def test_of_two_admins_who_go_at_once_one_stays(database: Database) -> None:
     chief = await account(database, "chief", Group.ADMIN)
     for number in range(9):
         other = await account(database, f"other{number}", Group.ADMIN)
         leaving: list[Any]
+        refusal: type[Problem]
         if number % 3 == 0:
             leaving, refusal = [delete(database, chief), delete(database, other)], Conflict
         elif number % 3 == 1:
             leaving, refusal = [delete(database, chief, by=other), delete(database, other, by=chief)], Forbidden
         else:
-            down = database.write(lambda tx, other=other: users.change_group(tx, other, other, Group.USER))
-            leaving, refusal = [delete(database, chief), down], Conflict
+            leaving, refusal = [delete(database, chief), step_down(database, other)], Conflict
         outcomes = await asyncio.gather(*map(outcome, leaving))
         assert [each for each in outcomes if isinstance(each, type)] == [refusal], number
         left = [each for each in (chief, other) if await is_admin(database, each)]
