@@ -51,6 +51,9 @@ ENDS: Mapping[str, tuple[str, str]] = {
 }
 REFUSED: Mapping[str, str] = {"integer": "1.5"}  # anything else refuses NUL
 
+# A body, or a field of a form, that is a file.
+FILE = {"type": "string", "format": "binary"}
+
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
@@ -94,6 +97,8 @@ def test_every_body_has_a_schema_with_an_example(document: dict[str, Any]) -> No
     for method, path, operation in operations_in(document):
         for content in operation.get("requestBody", {}).get("content", {}).values():
             schema = content["schema"]
+            if schema == FILE:
+                continue
             model = models[schema.get("items", schema)["$ref"].rpartition("/")[2]]
             assert model["examples"], (method, path)
 
@@ -197,9 +202,14 @@ def test_twins_take_the_body_of_the_write_that_they_are_twins_of(document: dict[
 
 def thinned(document: dict[str, Any]) -> dict[str, Any]:
     """The document with each kind of condition once: another field of the same kind, with the same operator and the
-    same schema, is left out, here or in another list.
+    same schema, is left out, here or in another list. And without bodies that may bring a picture, where there is
+    another one: bytes that fit the schema are none.
     """
     found: dict[str, Any] = orjson.loads(orjson.dumps(document))
+    for _, _, operation in operations_in(found):
+        if not takes_only_files(operation):
+            content = operation.get("requestBody", {}).get("content", {})
+            content.pop("multipart/form-data", None)
     seen: set[bytes] = set()
     for _, _, operation in operations_in(found):
         conditions = filters_of(operation)
@@ -216,6 +226,11 @@ def thinned(document: dict[str, Any]) -> dict[str, Any]:
         else:
             operation.pop("parameters", None)
     return found
+
+
+def takes_only_files(operation: dict[str, Any]) -> bool:
+    content = operation.get("requestBody", {}).get("content", {})
+    return "multipart/form-data" in content and "application/json" not in content
 
 
 async def test_schemathesis_finds_nothing(
@@ -235,6 +250,7 @@ async def test_schemathesis_finds_nothing(
             document["paths"][path][method]["operationId"]
             for method, path in (*(("get", path) for path in TWINS), *BODY_TWINS)
         ]
+    files = [each["operationId"] for _, _, each in operations_in(document) if takes_only_files(each)]
     told = tmp_path / "openapi.json"
     told.write_bytes(orjson.dumps(thinned(document)))
     with new_service(ACCESS_TOKEN_EXPIRE_MINUTES="60").running() as service:
@@ -251,7 +267,7 @@ async def test_schemathesis_finds_nothing(
                 *("--exclude-path", "/auth/logout", "--exclude-path", "/auth/sessions/{id}"),
                 # Every other request than one with the right password is refused, whatever the schema says.
                 *("--exclude-path", "/auth/password/change"),
-                *(part for twin in twins for part in ("--exclude-operation-id", twin)),
+                *(part for name in [*twins, *files] for part in ("--exclude-operation-id", name)),
                 *("--max-examples", str(MAX_EXAMPLES)),
                 *("--seed", "1", "--generation-database", "none", "--workers", "1", "--no-color"),
                 cwd=tmp_path,
