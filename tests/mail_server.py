@@ -83,10 +83,22 @@ class MailServer:
             authenticator=self._authenticate,
             auth_require_tls=False,
         )
+        conversations: list[SMTP] = []
+        make = controller.factory
+
+        def factory() -> SMTP:
+            conversations.append(made := make())
+            return made
+
+        controller.factory = factory  # type: ignore[method-assign]
         controller.start()
         try:
             yield self
         finally:
+            # The stop closes the door, and leaves those who are inside.
+            for each in conversations:
+                if each.transport is not None:
+                    controller.loop.call_soon_threadsafe(each.transport.abort)
             controller.stop()
 
     def mails_to(self, address: str) -> list[EmailMessage]:
