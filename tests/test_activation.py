@@ -189,6 +189,14 @@ async def test_all_links_that_are_no_good_are_answered_alike(scene: Scene) -> No
             assert (await scene.sign_in(client, user)).status_code == 403
 
 
+async def test_the_link_of_a_former_address_is_good_no_more_when_nobody_took_it_back(scene: Scene) -> None:
+    async with scene.service.anyone() as client:
+        user = await scene.register(client)
+        token = await scene.token_for(user)
+        await sql(scene.service, f"UPDATE users SET email = 'new-{user['email']}' WHERE id = {user['id']}")
+        assert (await client.post("/auth/activate", json={"token": token})).status_code == 404
+
+
 @pytest.mark.parametrize("body", [{}, {"token": ""}, {"token": None}, {"token": 1}, {"token": "x" * 129}])
 async def test_what_cannot_be_a_link_is_a_422(scene: Scene, body: dict[str, Any]) -> None:
     async with scene.service.anyone() as client:
