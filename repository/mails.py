@@ -200,7 +200,8 @@ async def _may_have(tx: Transaction, user: Mapping[str, Any], mail: Mapping[str,
         )
     )
     count, newest = found.one()
-    return count < MAX_REQUESTED_PER_DAY and (newest is None or newest < utc_text(now - timedelta(seconds=REQUEST_PAUSE_SECONDS)))
+    pause = timedelta(seconds=REQUEST_PAUSE_SECONDS)
+    return count < MAX_REQUESTED_PER_DAY and (newest is None or newest < utc_text(now - pause))
 
 
 async def sent(database: Database, mail: ClaimedMail, owner: str) -> None:

@@ -83,12 +83,12 @@ class MailServer:
             authenticator=self._authenticate,
             auth_require_tls=False,
         )
-        conversations: list[SMTP] = []
-        make = controller.factory
+        conversations: list[Any] = []
+        make: Any = controller.factory
 
-        def factory() -> SMTP:
-            conversations.append(made := make())
-            return made
+        def factory() -> Any:
+            conversations.append(make())
+            return conversations[-1]
 
         controller.factory = factory  # type: ignore[method-assign]
         controller.start()
