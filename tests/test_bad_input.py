@@ -451,9 +451,7 @@ async def test_another_scheme_is_refused(service: Service, header: str) -> None:
     ],
     ids=["disabled", "deleted"],
 )
-async def test_the_token_of_a_user_who_is_gone_is_refused(
-    service: Service, changes: list[str], refusal: int
-) -> None:
+async def test_the_token_of_a_user_who_is_gone_is_refused(service: Service, changes: list[str], refusal: int) -> None:
     async with service.person() as alice:
         assert (await alice.http.get("/auth/me")).status_code == 200
         for change in changes:
