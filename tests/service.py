@@ -84,6 +84,9 @@ class Service:
             "LOG_FORMAT": "json",
             # Hundreds of people register from this one address; tests about limits set them.
             "RATE_LIMITS": "off",
+            # Somebody registers and signs in in nearly every test, and what that costs on purpose is not the point.
+            "PASSWORD_MEMORY_KIB": "64",
+            "PASSWORD_TIME_COST": "1",
             **settings,
         }
         self.process: subprocess.Popen[bytes] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -22,7 +23,8 @@ async def test_those_who_would_wait_too_long_are_told_to_come_back(monkeypatch: 
     checks.close()
 
 
-async def test_a_crowd_that_signs_in_does_not_hold_up_writes(service: Service) -> None:
+async def test_a_crowd_that_signs_in_does_not_hold_up_writes(new_service: Callable[..., Service]) -> None:
+    service = new_service(PASSWORD_MEMORY_KIB="19456", PASSWORD_TIME_COST="2").start()
     async with service.person() as alice, service.anyone() as crowd:
         attempts = [
             asyncio.create_task(crowd.post("/auth/login", json={"username": "nobody", "password": "guess"}))
