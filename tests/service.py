@@ -26,6 +26,7 @@ import httpx
 from jose import jwt
 from websockets.asyncio.client import ClientConnection, connect
 
+from tests import nursery
 from tests.frames_checked import check_frame
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,7 +90,7 @@ class Service:
             "PASSWORD_TIME_COST": "1",
             **settings,
         }
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | nursery.Process | None = None
 
     @property
     def url(self) -> str:
@@ -101,15 +102,20 @@ class Service:
 
     def start(self) -> Service:
         environment = {name: value for name, value in os.environ.items() if name not in self.settings}
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *self.command],
-                env={**environment, **self.settings},
-                cwd=self.folder,  # no .env of the developer's, and nothing left in the tree
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        environment |= self.settings
+        # In a folder where there is no .env of the developer's, so that nothing is left in the tree.
+        if self.command == Service.command and "WORKERS" not in self.settings:
+            self.process = nursery.start(environment, self.folder, self.log_path)
+        else:
+            with self.log_path.open("ab") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, *self.command],
+                    env=environment,
+                    cwd=self.folder,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
         deadline = time.monotonic() + DEADLINE_SECONDS
         while True:
             try:
