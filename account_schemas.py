@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from email_validator import EmailNotValidError, validate_email
@@ -13,7 +14,32 @@ from schemas import BLANK, VISIBLE, Answer, Body, IsoDate, Moment
 
 MAX_ONE_TIME_TOKEN_LENGTH = 128  # ours have 43 characters
 
-Username = Annotated[str, Field(min_length=3, max_length=50, pattern=rf"^[^@/\\{BLANK}]{{3,50}}$")]
+# What cannot be seen, or turns what follows: marks of direction, joiners, fillers, private use. And what becomes @, /
+# or a backslash when it is normalised.
+_INVISIBLE = (
+    r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
+    r"\ue000-\uf8ff\ufe00-\ufe0f\uffa0\ufff0-\uffff"
+    "\U000e0000-\U0010ffff"  # as they are: JSON Schema has no other way to write them
+)
+_NORMALISED_AWAY = r"\u2100\u2101\u2105\u2106\ufe68\ufe6b\uff0f\uff20\uff3c"
+_USERNAME = rf"^[^@/\\{BLANK}{_INVISIBLE}{_NORMALISED_AWAY}]{{3,50}}$"
+_USERNAME_WORDS = "expected 3 to 50 characters that can be seen, without blanks, @, / and backslash"
+
+
+def _is_username(name: str) -> str:
+    if not re.fullmatch(_USERNAME, name):
+        raise ValueError(_USERNAME_WORDS)
+    return name
+
+
+Username = Annotated[
+    str,
+    AfterValidator(_is_username),
+    Field(
+        description=_USERNAME_WORDS.capitalize(),
+        json_schema_extra={"minLength": 3, "maxLength": 50, "pattern": _USERNAME},
+    ),
+]
 # How long it is `password_rules` checks with the other rules, so that every broken one is named at once.
 NewPassword = Annotated[
     str, Field(json_schema_extra={"minLength": MIN_PASSWORD_LENGTH, "maxLength": MAX_PASSWORD_LENGTH})
@@ -23,12 +49,15 @@ Phone = Annotated[str, Field(pattern=r"^\+?[1-9][0-9]{6,14}$", description="E.16
 # The addresses of HTML's <input type=email> (which every browser checks so), with a domain of two labels at least.
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_EMAIL = rf"^{_ATOM}(?:\.{_ATOM})*@(?:{_LABEL}\.)+[A-Za-z](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])$"
 # What no mail server takes: a first part that is too long, and labels kept for encodings that there are not (RFC 5891).
 _UNDELIVERABLE: JsonDict = {"anyOf": [{"pattern": "^[^@]{65}"}, {"pattern": "[@.](?![xX][nN])[^.@]{2}--"}]}
 
 
 def _deliverable(address: str) -> str:
     """The address in the form that mail servers take, its domain in small letters."""
+    if not re.fullmatch(_EMAIL, address):
+        raise ValueError("expected an address such as holly@example.org")
     try:
         found = validate_email(address, check_deliverability=False, allow_smtputf8=False, strict=True)
     except EmailNotValidError as error:
@@ -41,9 +70,8 @@ Email = Annotated[
     str,
     Field(
         max_length=254,
-        pattern=rf"^{_ATOM}(?:\.{_ATOM})*@(?:{_LABEL}\.)+[A-Za-z](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])$",
         description="Not of a domain that is kept for other uses, such as .local and .test",
-        json_schema_extra={"format": "email", "not": _UNDELIVERABLE},
+        json_schema_extra={"format": "email", "pattern": _EMAIL, "not": _UNDELIVERABLE},
     ),
     AfterValidator(_deliverable),
 ]

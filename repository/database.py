@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,7 +52,11 @@ class Database:
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
         if self.is_sqlite:
-            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            path = Path(url.removeprefix("sqlite:///"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):  # what is wrong with it, opening it says better
+                # Nobody else on the machine reads what is in it. SQLite gives its other files the same mode.
+                path.touch(mode=0o600)
             async_url = "sqlite+aiosqlite" + url.removeprefix("sqlite")
             self._writer = create_async_engine(
                 async_url,

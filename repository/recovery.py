@@ -133,29 +133,30 @@ async def reset_password(tx: Transaction, token: str, password_hash: str) -> Non
     assert taken is not None
     if not _may_reset(user, taken):
         raise NotFound(BAD_LINK)
-    await one_time_tokens.void(tx, user["id"], Purpose.RESET, Purpose.ACTIVATE)
     values = {"password_hash": password_hash, "is_active": True, "awaits_activation": False}
     await users.change(tx, user, values, actor_id=user["id"])
     await sessions.end_others(tx, user["id"], None, actor_id=user["id"])
-    await _tell_of_password(tx, user)
+    await _password_changed(tx, user)
 
 
 async def change_password(
     tx: Transaction, user_id: int, session_id: str, checked_hash: str, password_hash: str
 ) -> None:
-    """Another password; all sessions but this one end, and links for a new password are good no more.
+    """Another password; all sessions but this one end, and links that were mailed before are good no more.
 
     `checked_hash` is what the old password was checked against. Raises Conflict when it was changed meanwhile.
     """
     user = await users.lock(tx, user_id)
     if user["password_hash"] != checked_hash:
         raise Conflict("The password was changed by somebody else just now")
-    await one_time_tokens.void(tx, user_id, Purpose.RESET)
     await users.change(tx, user, {"password_hash": password_hash}, actor_id=user_id)
     await sessions.end_others(tx, user_id, session_id, actor_id=user_id)
-    await _tell_of_password(tx, user)
+    await _password_changed(tx, user)
 
 
-async def _tell_of_password(tx: Transaction, user: Mapping[str, Any]) -> None:
+async def _password_changed(tx: Transaction, user: Mapping[str, Any]) -> None:
+    """No link outlives the password: whoever knew the old one may have asked for an address of their own."""
+    await one_time_tokens.void(tx, user["id"])
+    await mails.withdraw(tx, user["id"], Kind.ACTIVATE, Kind.RESET_PASSWORD, Kind.CONFIRM_EMAIL)
     if user["email"] is not None:
         await mails.put(tx, user["id"], Kind.PASSWORD_CHANGED, user["email"])

@@ -79,13 +79,15 @@ async def list_mine(kind: Kind, call: Call) -> Response:
 
 async def list_by_username(kind: Kind, call: Call) -> Response:
     user = await users.find_by_username(call.database, call.path.username)
-    if user is None:
+    if user is None or user["awaits_activation"]:
         raise NotFound(f"There is no user {call.path.username}")
     return await _list(kind, call, user["id"])
 
 
 async def list_by_user(kind: Kind, call: Call) -> Response:
-    if await users.find(call.database, call.path.user_id) is None:
+    user = await users.find(call.database, call.path.user_id)
+    # Who has not followed the link yet is shown to nobody, as on /users.
+    if user is None or user["awaits_activation"]:
         raise NotFound(f"There is no user {call.path.user_id}")
     return await _list(kind, call, call.path.user_id)
 

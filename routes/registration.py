@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -41,17 +41,17 @@ async def register(call: Call) -> Response:
 
 def problems(services: Services, body: Any) -> Sequence[FieldProblem]:
     """What is wrong with a registration beyond the form of its fields."""
-    if not isinstance(body, dict):
-        return ()
     found = list(password_problems(services, body))
-    if services.activates_by_mail and "email" not in body:
+    if services.activates_by_mail and isinstance(body, dict) and "email" not in body:
         message = "Expected an address: the link that activates the account is mailed to it"
         found.append(FieldProblem(("body", "email"), message, "missing"))
     return found
 
 
-def password_problems(services: Services, body: Mapping[str, Any]) -> Sequence[FieldProblem]:
+def password_problems(services: Services, body: Any) -> Sequence[FieldProblem]:
     """Every rule that the password in the body of a registration breaks; the names are in the body, too."""
+    if not isinstance(body, dict):
+        return ()
     username, email = (each if isinstance(each := body.get(name), str) else None for name in ("username", "email"))
     return [
         problem

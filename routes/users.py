@@ -164,6 +164,8 @@ async def get_user(call: Call) -> Response:
 async def edit(call: Call) -> Response:
     require_admin(call)
     fields = profile_schemas.dumped(call.body)
+    if call.path.id == call.me.user_id and fields.keys() & {"username", "email"}:
+        raise Forbidden("Change your own user name and address at /users/me, with the current password")
     versions = rendering.if_match(call)
     who = Editor(call.me.user_id, call.address, is_admin=True)
 

@@ -357,6 +357,36 @@ async def test_another_address_counts_when_its_link_is_followed(scene: Scene) ->
         assert (await client.get("/auth/activate", params={"token": token_in(mail)})).status_code == 404
 
 
+@pytest.mark.parametrize("way", ["change", "reset"])
+async def test_a_new_password_takes_the_link_to_another_address_back(scene: Scene, way: str) -> None:
+    """Whoever knew the old password may have asked for an address of their own."""
+    async with signed_in(scene) as (client, user):
+        wanted = f"{fresh_name()}@example.org"
+        asked = await client.patch("/users/me", json={"email": wanted, "current_password": PASSWORD})
+        assert asked.status_code == 200
+        link = {"token": token_in(await scene.mails.mail_to(wanted))}
+        if way == "change":
+            change = {"old_password": PASSWORD, "new_password": "the ferris wheel"}
+            answer = await client.post("/auth/password/change", json=change)
+        else:
+            await client.post("/auth/password/forgot", json={"email": user["email"]})
+            reset = {"token": await scene.token_for(user, 2), "new_password": "the ferris wheel"}
+            answer = await client.post("/auth/password/reset", json=reset)
+        assert answer.status_code == 204
+        followed = await client.post("/auth/activate", json=link)
+        assert (followed.status_code, followed.json()) == (404, BAD_LINK)
+
+
+async def test_who_waits_for_the_link_is_shown_to_nobody(scene: Scene) -> None:
+    async with scene.service.anyone() as client:
+        user = await scene.register(client)
+        for path in (f"/movies/username/{user['username']}", f"/users/{user['id']}/movies"):
+            assert (await client.get(path)).status_code == 404
+        await client.post("/auth/activate", json={"token": await scene.token_for(user)})
+        for path in (f"/movies/username/{user['username']}", f"/users/{user['id']}/movies"):
+            assert (await client.get(path)).json() == []
+
+
 async def test_an_address_that_somebody_took_meanwhile_is_a_409(scene: Scene) -> None:
     async with signed_in(scene) as (client, _):
         wanted = f"{fresh_name()}@example.org"

@@ -72,7 +72,22 @@ async def test_a_wrong_account_is_refused(service: Service, change: dict[str, An
         assert (answer.status_code, locations(answer)) == (422, [["body", *where]])
 
 
+@pytest.mark.parametrize("body", [[], [None], "x", 1])
+async def test_what_is_no_object_is_no_account(service: Service, body: Any) -> None:
+    async with service.admin() as admin:
+        assert (await admin.http.post("/admin/users", json=body)).status_code == 422
+
+
 # --- changing
+
+
+async def test_an_admins_own_name_and_address_take_the_password(service: Service) -> None:
+    async with service.admin() as chief, service.person() as alice:
+        path = f"/admin/users/{alice.id}/change-group"
+        assert (await chief.http.post(path, json={"group": "admin"})).status_code == 200
+        for fields in ({"email": "elsewhere@example.org"}, {"username": "another"}):
+            assert (await alice.http.patch(f"/users/{alice.id}", json=fields)).status_code == 403
+        assert (await alice.http.patch(f"/users/{alice.id}", json={"name": "The Chief"})).status_code == 200
 
 
 async def test_an_admin_changes_any_account_without_its_password(service: Service) -> None:

@@ -20,6 +20,8 @@ EXAMPLES = {
     "start_id": "900000000",
     "end_id": "900000001",
     "number": "0",
+    "avatar": "0123456789abcdef" * 2,
+    "side": "512",
 }
 NAMES = [f"{operation.method} {operation.path}" for operation in OPERATIONS]
 
