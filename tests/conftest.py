@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,27 @@ from tests.servers import MissingServer, PostgresServer, RedisServer
 from tests.service import Service
 
 BACKENDS = ("sqlite", "postgres")
+
+
+@pytest.fixture(autouse=True)
+def its_share_of_the_machine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Tests that hold a time which needs the whole machine are marked `alone`: the other processes of the run wait
+    between two of their tests until it is over.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    shared = tmp_path_factory.getbasetemp().parent
+    is_alone = request.node.get_closest_marker("alone") is not None
+    # Who wants to be alone keeps the door shut while it waits for the others to come out.
+    with (shared / "door").open("w") as door, (shared / "room").open("w") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        if not is_alone:
+            fcntl.flock(door, fcntl.LOCK_UN)
+        fcntl.flock(room, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH)
+        yield
 
 
 Server = TypeVar("Server", PostgresServer, RedisServer)

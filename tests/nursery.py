@@ -12,6 +12,7 @@ import atexit
 import ctypes
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -81,7 +82,8 @@ class Nursery:
 
     def start(self, environment: Mapping[str, str], folder: Path, log: Path) -> Process:
         """`python main.py` with this environment in this folder, in a session of its own."""
-        request = {"environment": dict(environment), "folder": str(folder), "log": str(log)}
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        request = {"environment": dict(environment), "folder": str(folder), "log": str(log), "files": files}
         encoded = json.dumps(request).encode()
         assert len(encoded) <= MAX_REQUEST_BYTES
         self._socket.sendall(encoded)
@@ -127,6 +129,8 @@ def tend(requests: socket.socket) -> None:
 
 def serve(main: Any, request: Mapping[str, Any]) -> int:
     os.setsid()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (request["files"], most))
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)

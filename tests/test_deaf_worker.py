@@ -88,6 +88,7 @@ async def time_arrivals(watcher: Watcher) -> dict[int, float]:
     return arrived
 
 
+@pytest.mark.alone
 async def test_watchers_of_a_deaf_worker_get_everything_within_two_seconds(
     workers: tuple[Service, Service], bus: RedisProxy
 ) -> None:
@@ -126,6 +127,7 @@ async def test_watchers_of_a_deaf_worker_get_everything_within_two_seconds(
         await eventually(hears, "the metric says so, too", 3.0)
 
 
+@pytest.mark.alone
 async def test_a_worker_that_was_deaf_from_the_start_serves(
     postgres: PostgresServer, redis: RedisServer, bus: RedisProxy, tmp_path: Path
 ) -> None:
@@ -141,6 +143,7 @@ async def test_a_worker_that_was_deaf_from_the_start_serves(
                 assert (await watcher.expect("add", seconds=LATEST_SECONDS))["data"] == movie
 
 
+@pytest.mark.alone
 async def test_the_proxy_loses_messages_and_nothing_else(redis: RedisServer, proxies: Proxies) -> None:
     for protocol in (2, 3):
         proxy = proxies.redis(redis.port, seed=7, drop=0.2)

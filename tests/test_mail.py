@@ -173,7 +173,8 @@ async def test_a_mail_server_that_is_away_loses_nothing(database: Database) -> N
             full["holly@example.org"] = 0
             await server.mail_to("holly@example.org")
             [row] = await settled(database)
-    assert row["attempts"] >= 5
+    # Two while it is away, of which the second may meet it already, two while it has no room, and the last.
+    assert row["attempts"] >= 4
     assert (row["sent_at"] is not None, row["failed_at"]) == (True, None)
     assert len(server.mails_to("holly@example.org")) == 1
 

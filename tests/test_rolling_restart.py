@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from tests.rolling import LONGEST_SILENCE_SECONDS, Rolling, run
 from tests.servers import PostgresServer, RedisServer
 from tests.service import Service
@@ -13,6 +15,7 @@ TIMES = 10
 SECONDS = 15.0  # no more restarts are begun after this: ten need a minute where nothing else runs
 
 
+@pytest.mark.alone
 async def test_rolling_restarts_lose_nothing_and_keep_nobody_waiting(
     postgres: PostgresServer, redis: RedisServer, tmp_path: Path
 ) -> None:

@@ -104,6 +104,7 @@ async def log_reads(service: Service) -> float:
     return float(next(line for line in lines if line.startswith("marquee_log_reads_total ")).split()[1])
 
 
+@pytest.mark.alone
 async def test_a_storm_of_resumes_costs_the_database_next_to_nothing(workers: tuple[Service, Service]) -> None:
     async with workers[0].person() as alice, workers[1].person() as bob, crowd(WATCHERS, *workers) as watchers:
         async with being_written(alice, bob):
