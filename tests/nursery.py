@@ -66,8 +66,6 @@ class Nursery:
     """The process that has imported the product. One per process of the tests, begun by the first service."""
 
     def __init__(self) -> None:
-        if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "prctl")
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
         self._process = subprocess.Popen(
@@ -86,8 +84,19 @@ class Nursery:
         request = {"environment": dict(environment), "folder": str(folder), "log": str(log), "files": files}
         encoded = json.dumps(request).encode()
         assert len(encoded) <= MAX_REQUEST_BYTES
-        self._socket.sendall(encoded)
-        return Process(int(self._socket.recv(64)))
+        # Only meanwhile: orphans of services are not ours to wait for.
+        _adopt(1)
+        try:
+            self._socket.sendall(encoded)
+            return Process(int(self._socket.recv(64)))
+        finally:
+            _adopt(0)
+
+
+def _adopt(whether: int) -> None:
+    """Whether orphans among our descendants become our children."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, whether, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
 
 
 _nursery: Nursery | None = None

@@ -241,6 +241,7 @@ def metrics_folders(folder: Path) -> list[Path]:
     return list(folder.glob("marquee-metrics-*"))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_several_workers_stop_together(small: Callable[..., Service], tmp_path: Path, number: int) -> None:
     service = small(WORKERS="2", TMPDIR=str(tmp_path)).start()
