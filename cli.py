@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 import account_schemas
 import logs
 import main
-from errors import InvalidInput, MarqueeError, Problem
+from errors import InvalidInput, MarqueeError, Problem, words_of
 from password_rules import check_password
 from repository import event_log, migrations, users
 from repository.database import Database
@@ -113,7 +113,7 @@ def run() -> None:
     except ValidationError as error:
         for each in error.errors(include_url=False, include_input=False):
             where = ".".join(str(part) for part in each["loc"])
-            message = each["msg"].removeprefix("Value error, ")
+            message = words_of(each)
             click.echo(f"Error: {where + ': ' if where else ''}{message}", err=True)
         sys.exit(2)
     except Problem as error:

@@ -35,6 +35,11 @@ class SettingsError(MarqueeError):
     """A setting that cannot be used; the message is one sentence that names the variable."""
 
 
+def words_of(error: Mapping[str, Any]) -> str:
+    """What one of pydantic's errors says, without the name of the exception that our own validators raise."""
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
 @dataclass(frozen=True, slots=True)
 class FieldProblem:
     """One thing wrong with the input: where, what was expected, and a stable machine-readable kind."""

@@ -28,7 +28,7 @@ import metrics
 import serving
 import workers
 from dashboard.routes import ROUTES as DASHBOARD_ROUTES
-from errors import Conflict, Problem, SettingsError, Unavailable
+from errors import Conflict, Problem, SettingsError, Unavailable, words_of
 from gateways.mail import gateway_for
 from gateways.storage import check as check_storage
 from gateways.storage import open_storage
@@ -299,7 +299,8 @@ async def create_first_admin(database: Database, settings: Settings) -> None:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = f"FIRST_ADMIN_{first['loc'][0]}".upper() if first["loc"] else "FIRST_ADMIN_USERNAME"
-        raise SettingsError(f"{name}: {first['msg'][:1].lower()}{first['msg'][1:]}.") from None
+        words = words_of(first)
+        raise SettingsError(f"{name}: {words[:1].lower()}{words[1:]}.") from None
     for login in named.values():
         if await users.find_by_login(database, login) is not None:
             return

@@ -21,6 +21,7 @@ from errors import (
     Unauthenticated,
     Unavailable,
     UnsupportedMediaType,
+    words_of,
 )
 from repository import users
 from routes import limit_groups, uploads
@@ -131,7 +132,7 @@ def problems_of(error: ValidationError, prefix: Sequence[str | int]) -> list[Fie
     found = []
     for each in error.errors(include_url=False, include_context=False, include_input=False):
         is_object = each["type"] in ("model_type", "model_attributes_type")
-        message = "Expected an object" if is_object else each["msg"].removeprefix("Value error, ")
+        message = "Expected an object" if is_object else words_of(each)
         found.append(FieldProblem((*prefix, *each["loc"]), message[:1].upper() + message[1:], each["type"]))
     return found
 
