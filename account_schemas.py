@@ -10,7 +10,7 @@ from pydantic import MISSING, AfterValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 from password_rules import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH
-from schemas import BLANK, VISIBLE, Answer, Body, IsoDate, Moment
+from schemas import BLANK, Answer, Body, IsoDate, Moment
 
 MAX_ONE_TIME_TOKEN_LENGTH = 128  # ours have 43 characters
 
@@ -22,36 +22,44 @@ _INVISIBLE = (
     "\U000e0000-\U0010ffff"  # as they are: JSON Schema has no other way to write them
 )
 _NORMALISED_AWAY = r"\u2100\u2101\u2105\u2106\ufe68\ufe6b\uff0f\uff20\uff3c"
-_USERNAME = rf"^[^@/\\{BLANK}{_INVISIBLE}{_NORMALISED_AWAY}]{{3,50}}$"
+# What `str.strip` takes off: names and addresses are trimmed.
+_PADDING = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_USERNAME = rf"^[{_PADDING}]*[^@/\\{BLANK}{_INVISIBLE}{_NORMALISED_AWAY}]{{3,50}}[{_PADDING}]*$"
 _USERNAME_WORDS = "expected 3 to 50 characters that can be seen, without blanks, @, / and backslash"
 
 
-def _is_username(name: str) -> str:
+def _username(name: str) -> str:
     if not re.fullmatch(_USERNAME, name):
         raise ValueError(_USERNAME_WORDS)
-    return name
+    return name.strip()
 
 
 Username = Annotated[
     str,
-    AfterValidator(_is_username),
+    AfterValidator(_username),
     Field(
-        description=_USERNAME_WORDS.capitalize(),
-        json_schema_extra={"minLength": 3, "maxLength": 50, "pattern": _USERNAME},
+        description=f"{_USERNAME_WORDS.capitalize()}; blanks around it are taken off",
+        json_schema_extra={"minLength": 3, "pattern": _USERNAME},
     ),
 ]
 # How long it is `password_rules` checks with the other rules, so that every broken one is named at once.
 NewPassword = Annotated[
     str, Field(json_schema_extra={"minLength": MIN_PASSWORD_LENGTH, "maxLength": MAX_PASSWORD_LENGTH})
 ]
-PersonName = Annotated[str, Field(min_length=1, max_length=100, pattern=VISIBLE), AfterValidator(str.strip)]
+# Control characters, ends of lines, and marks that turn the direction of whatever is shown after the name.
+_DISRUPTIVE = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
+_PERSON_NAME = rf"^[^{_DISRUPTIVE}]*[^{_DISRUPTIVE}{BLANK}][^{_DISRUPTIVE}]*$"
+PersonName = Annotated[str, Field(min_length=1, max_length=100, pattern=_PERSON_NAME), AfterValidator(str.strip)]
 Phone = Annotated[str, Field(pattern=r"^\+?[1-9][0-9]{6,14}$", description="E.164; the plus may be left out")]
 # The addresses of HTML's <input type=email> (which every browser checks so), with a domain of two labels at least.
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_EMAIL = rf"^{_ATOM}(?:\.{_ATOM})*@(?:{_LABEL}\.)+[A-Za-z](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])$"
+_ADDRESS = rf"{_ATOM}(?:\.{_ATOM})*@(?:{_LABEL}\.)+[A-Za-z](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])"
+_EMAIL = rf"^[{_PADDING}]*{_ADDRESS}[{_PADDING}]*$"
 # What no mail server takes: a first part that is too long, and labels kept for encodings that there are not (RFC 5891).
-_UNDELIVERABLE: JsonDict = {"anyOf": [{"pattern": "^[^@]{65}"}, {"pattern": "[@.](?![xX][nN])[^.@]{2}--"}]}
+_UNDELIVERABLE: JsonDict = {
+    "anyOf": [{"pattern": rf"[^@{_PADDING}]{{65}}@"}, {"pattern": "[@.](?![xX][nN])[^.@]{2}--"}]
+}
 
 
 def _deliverable(address: str) -> str:
@@ -59,7 +67,7 @@ def _deliverable(address: str) -> str:
     if not re.fullmatch(_EMAIL, address):
         raise ValueError("expected an address such as holly@example.org")
     try:
-        found = validate_email(address, check_deliverability=False, allow_smtputf8=False, strict=True)
+        found = validate_email(address.strip(), check_deliverability=False, allow_smtputf8=False, strict=True)
     except EmailNotValidError as error:
         raise ValueError(f"expected an address that mails can be sent to: {error}") from None
     assert found.ascii_email is not None
@@ -70,8 +78,9 @@ Email = Annotated[
     str,
     Field(
         max_length=254,
-        description="Not of a domain that is kept for other uses, such as .local and .test",
-        json_schema_extra={"format": "email", "pattern": _EMAIL, "not": _UNDELIVERABLE},
+        description="Not of a domain that is kept for other uses, such as .local and .test; blanks around it are taken "
+        "off",
+        json_schema_extra={"pattern": _EMAIL, "not": _UNDELIVERABLE},
     ),
     AfterValidator(_deliverable),
 ]
@@ -105,6 +114,8 @@ class RegisterBody(Body):
             raise ValueError("expected username, email or both")
         if not self.model_fields_set & {"password", "hashedPassword"}:
             raise ValueError("expected password")
+        if {"password", "hashedPassword"} <= self.model_fields_set and self.password != self.hashedPassword:
+            raise ValueError("expected password, or hashedPassword, which is another name for it: they differ")
         return self
 
 
@@ -263,7 +274,7 @@ class AuditEntry(Answer):
     """What an admin did to an account."""
 
     id: int
-    actor_id: int | None = Field(description="Who did it")
+    actor_id: int | None = Field(description="Who did it; null: whoever runs the service, outside of it")
     action: str
     user_id: int = Field(description="Whose account it is")
     changes: dict[str, list[Any]] = Field(description="What became different: as it was, and as it is")

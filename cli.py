@@ -18,7 +18,7 @@ from password_rules import check_password
 from repository import event_log, migrations, users
 from repository.database import Database
 from repository.transaction import Transaction
-from security import Group
+from routes.passwords import hasher_for
 from settings import Settings, load_settings
 
 T = TypeVar("T")
@@ -76,11 +76,11 @@ def create_admin(username: str | None, email: str | None, password: str) -> None
     needs_mix = settings.needs_password_mix
     if problems := check_password(password, username=username, email=email, needs_mix=needs_mix):
         raise InvalidInput(problems)
-    password_hash = main.password_hasher(settings).hash(password)
+    password_hash = hasher_for(settings).hash(password)
 
     async def work(database: Database) -> None:
         async def store(tx: Transaction) -> dict[str, object]:
-            return await users.create(tx, fields, password_hash, Group.ADMIN)
+            return await users.create_admin(tx, fields, password_hash)
 
         user = await database.write(store)
         click.echo(f"Created admin {user['username'] or user['email']} with id {user['id']}.")

@@ -16,19 +16,18 @@ from functools import partial
 from typing import Any
 
 import structlog
-from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-import account_schemas
 import logs
 import metrics
 import serving
 import workers
 from dashboard.routes import ROUTES as DASHBOARD_ROUTES
-from errors import Conflict, Problem, SettingsError, Unavailable, words_of
+from errors import Problem, SettingsError, Unavailable
+from first_admin import create_first_admin
 from gateways.mail import gateway_for
 from gateways.storage import check as check_storage
 from gateways.storage import open_storage
@@ -36,7 +35,6 @@ from jobs.cleanup import Cleanup
 from jobs.mails import Mailer
 from jobs.orphans import Orphans
 from jobs.runner import Runner
-from password_rules import check_password
 from realtime.asyncapi import ROUTES as ASYNCAPI_ROUTES
 from realtime.bus import Bus
 from realtime.endpoint import ROUTES as REALTIME_ROUTES
@@ -53,16 +51,15 @@ from realtime.subscription import Sources
 from realtime.surroundings import Surroundings
 from repository import event_log, failures, migrations, users
 from repository.database import Database
-from repository.transaction import Transaction
 from routes import middleware, table
 from routes.limits import Limits
 from routes.lockout import Lockout
 from routes.operation import Services
-from routes.passwords import Passwords
+from routes.passwords import Passwords, hasher_for
 from routes.pictures import MAX_UPLOADS_PER_USER, Pictures
 from routes.proxies import TrustedProxies
 from routes.shared_windows import SharedWindows
-from security import Group, PasswordHasher, Tokens
+from security import Tokens
 from settings import Settings, load_settings, secret_key, signing_keys
 from stopping import Stopping
 
@@ -140,7 +137,7 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
         refresh_seconds=settings.refresh_token_expire_days * 24 * 3600,
     )
     database = Database(settings.database_url)
-    passwords = Passwords(password_hasher(settings), needs_mix=settings.needs_password_mix)
+    passwords = Passwords(hasher_for(settings), needs_mix=settings.needs_password_mix)
     storage = open_storage(settings)
     pictures = Pictures(max_uploads_per_user=MAX_UPLOADS_PER_USER if settings.has_limits else None)
     stopping = Stopping()
@@ -281,47 +278,6 @@ async def prepare(settings: Settings) -> None:
         raise SettingsError(f"DATABASE_URL: the database cannot be used: {reason}.") from error
     finally:
         await database.close()
-
-
-def password_hasher(settings: Settings) -> PasswordHasher:
-    return PasswordHasher(settings.password_memory_kib, settings.password_time_cost, settings.password_parallelism)
-
-
-async def create_first_admin(database: Database, settings: Settings) -> None:
-    """Once; the account is left alone after that, whatever the settings say."""
-    if settings.first_admin_password is None:
-        return
-    password = settings.first_admin_password.get_secret_value()
-    fields = {"username": settings.first_admin_username, "email": settings.first_admin_email}
-    named = {name: value for name, value in fields.items() if value}
-    try:
-        account_schemas.RegisterBody.model_validate({**named, "password": password})
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = f"FIRST_ADMIN_{first['loc'][0]}".upper() if first["loc"] else "FIRST_ADMIN_USERNAME"
-        words = words_of(first)
-        raise SettingsError(f"{name}: {words[:1].lower()}{words[1:]}.") from None
-    for login in named.values():
-        if await users.find_by_login(database, login) is not None:
-            return
-    problems = check_password(
-        password,
-        username=settings.first_admin_username,
-        email=settings.first_admin_email,
-        needs_mix=settings.needs_password_mix,
-    )
-    for problem in problems:
-        raise SettingsError(f"FIRST_ADMIN_PASSWORD: {problem.msg[:1].lower()}{problem.msg[1:]}.")
-    password_hash = await asyncio.to_thread(password_hasher(settings).hash, password)
-
-    async def work(tx: Transaction) -> None:
-        await users.create(tx, named, password_hash, Group.ADMIN)
-
-    try:
-        await database.write(work)
-        log.info("first admin created", **named)
-    except Conflict:
-        pass  # another worker was first
 
 
 async def watch_gauges(feed: Feed, bus: Bus) -> None:

@@ -28,6 +28,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeEngine
@@ -125,6 +126,12 @@ users = Table(
     # What is left of a deleted account is its number, which its movies still name.
     Column("deleted_at", UtcTime),
     Index("ix_users_avatar", "avatar"),
+    Index(
+        "ix_users_awaiting",
+        "created_at",
+        sqlite_where=text("awaits_activation = 1"),
+        postgresql_where=text("awaits_activation"),
+    ),
     sqlite_autoincrement=True,
 )
 

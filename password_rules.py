@@ -32,6 +32,8 @@ def check_password(
     if len(password) > MAX_PASSWORD_LENGTH:
         broken(f"String should have at most {MAX_PASSWORD_LENGTH} characters", "string_too_long")
         return found  # the rest would say nothing new of what is no password anyway
+    if password and not password.strip():
+        broken("The password needs something besides blanks", "password_is_blank")
     key = name_key(password)
     if key in _names(username, email):
         broken("The password is the name or the address of the account", "password_is_name")

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from errors import Unavailable
-from repository import event_log, idempotency, leases, mails, one_time_tokens, sessions
+from repository import account_deletion, event_log, idempotency, leases, mails, one_time_tokens, sessions
 from repository.database import Database
 
 PERIOD_SECONDS = 60.0
@@ -47,6 +47,7 @@ class Cleanup:
         now = datetime.now(UTC)
         keys = await idempotency.forget(self._database, now - timedelta(hours=IDEMPOTENCY_KEY_HOURS))
         expired = await self._expire_sessions(now - SESSION_GRACE)
+        waiting = await self._forget_waiting(now)
         links = await one_time_tokens.forget(self._database, now)
         forgotten = await mails.forget(self._database, now)
         pruned = 0
@@ -60,8 +61,24 @@ class Cleanup:
             pruned += count
             if count < PRUNE_ROWS_PER_TRANSACTION:
                 break
-        if keys or expired or links or forgotten or pruned:
-            log.info("cleaned up", idempotency_keys=keys, sessions=expired, links=links, mails=forgotten, events=pruned)
+        gone = {
+            "idempotency_keys": keys,
+            "sessions": expired,
+            "accounts": waiting,
+            "links": links,
+            "mails": forgotten,
+            "events": pruned,
+        }
+        if any(gone.values()):
+            log.info("cleaned up", **gone)
+
+    async def _forget_waiting(self, now: datetime) -> int:
+        forgotten = 0
+        while True:
+            count = await account_deletion.forget_waiting(self._database, now, max_rows=EXPIRE_ROWS_PER_TRANSACTION)
+            forgotten += count
+            if count < EXPIRE_ROWS_PER_TRANSACTION:
+                return forgotten
 
     async def _expire_sessions(self, now: datetime) -> int:
         expired = 0

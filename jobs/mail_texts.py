@@ -16,6 +16,7 @@ from email.utils import format_datetime
 from html import escape
 from urllib.parse import urlencode, urlsplit
 
+from repository.account_deletion import DAYS_TO_ACTIVATE
 from repository.mails import ClaimedMail, Kind
 
 LINE_LENGTH = 72
@@ -39,7 +40,11 @@ WORDINGS: Mapping[Kind, Wording] = {
         ("Somebody registered at Marquee with this address. If it was you, follow the link to activate the account.",),
         "/auth/activate",
         "Activate the account",
-        (_ONE_DAY, "If it was not you, do nothing: without the link nobody can use the account."),
+        (
+            _ONE_DAY,
+            "If it was not you, do nothing: without the link nobody can use the account, and it is deleted after "
+            f"{DAYS_TO_ACTIVATE} days.",
+        ),
     ),
     Kind.RESET_PASSWORD: Wording(
         "Choose a new password",
@@ -60,6 +65,16 @@ WORDINGS: Mapping[Kind, Wording] = {
         "/auth/activate",
         "Confirm the address",
         (_ONE_DAY, "If it was not you, do nothing: the account keeps the address that it has."),
+    ),
+    Kind.EMAIL_CHANGE_ASKED: Wording(
+        "Another address for your account",
+        (
+            "Somebody who knows the password of your account at Marquee wants it to have another e-mail address. It "
+            "keeps this one until the link that was mailed to the other one is followed.",
+            "If it was not you, choose a new password at once, and that link is good no more:",
+        ),
+        "/reset-password",
+        "Choose a new password",
     ),
     Kind.PASSWORD_CHANGED: Wording(
         "Your password was changed",
@@ -116,7 +131,8 @@ def _link(base_url: str, path: str, token: str | None) -> str | None:
 def _greeting(username: str | None) -> str:
     # No sign that turns the direction of what follows, and nothing else that cannot be seen.
     seen = "".join(character for character in username or "" if character.isprintable() and character != " ")
-    return f"Hello {seen}," if seen else "Hello,"
+    # Nor what programs that show mails make a link of.
+    return f"Hello {seen}," if seen and not set(seen) & set(".:") else "Hello,"
 
 
 def _text(greeting: str, wording: Wording, link: str | None) -> str:

@@ -29,10 +29,10 @@ def public(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def record(
-    tx: Transaction, action: str, user_id: int, *, actor_id: int, address: str | None, changes: Mapping[str, Any]
+    tx: Transaction, action: str, user_id: int, *, actor_id: int | None, address: str | None, changes: Mapping[str, Any]
 ) -> None:
     """`changes` names what became different, `{"group": ["user", "admin"]}`: as it was and as it is, or an empty list
-    for what is personal.
+    for what is personal. `actor_id` is None for what was done outside of the service, by whoever runs it.
     """
     values = {
         "actor_id": actor_id,

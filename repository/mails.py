@@ -44,6 +44,7 @@ class Kind(StrEnum):
     ACTIVATE = "activate"
     RESET_PASSWORD = "reset_password"  # noqa: S105 (no password)
     CONFIRM_EMAIL = "confirm_email"  # to a new address, which counts when its link is followed
+    EMAIL_CHANGE_ASKED = "email_change_asked"  # to the old address, meanwhile
     PASSWORD_CHANGED = "password_changed"  # noqa: S105 (no password)
     EMAIL_CHANGED = "email_changed"  # to the old address
 

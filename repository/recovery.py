@@ -44,18 +44,34 @@ async def follow(tx: Transaction, token: str) -> dict[str, Any]:
     taken = await one_time_tokens.take(tx, token, Purpose.ACTIVATE, Purpose.EMAIL)
     user = await _account_of(tx, taken)
     assert taken is not None
+    if not _may_follow(user, taken):
+        raise NotFound(BAD_LINK)
     if taken.purpose is Purpose.EMAIL:
         return await _use_address(tx, user, taken.email)
-    if not user["awaits_activation"] or user["email"] != taken.email:
-        raise NotFound(BAD_LINK)
     await one_time_tokens.void(tx, user["id"], Purpose.ACTIVATE)
     after = await users.change(tx, user, {"is_active": True, "awaits_activation": False}, actor_id=user["id"])
     return users.public(after)
 
 
-async def _use_address(tx: Transaction, user: dict[str, Any], address: str) -> dict[str, Any]:
-    if not user["is_active"]:
+async def look_at(database: Database, token: str) -> tuple[Purpose, str, dict[str, Any]]:
+    """What following a token would do: its purpose, the address that it was mailed to and the account, `public`.
+
+    Uses nothing up. Raises NotFound.
+    """
+    taken = await one_time_tokens.find(database, token, Purpose.ACTIVATE, Purpose.EMAIL)
+    user = await users.find(database, taken.user_id) if taken is not None else None
+    if taken is None or user is None or not _may_follow(user, taken):
         raise NotFound(BAD_LINK)
+    return taken.purpose, taken.email, users.public(user)
+
+
+def _may_follow(user: Mapping[str, Any], taken: Taken) -> bool:
+    if taken.purpose is Purpose.EMAIL:
+        return bool(user["is_active"])
+    return bool(user["awaits_activation"]) and user["email"] == taken.email
+
+
+async def _use_address(tx: Transaction, user: dict[str, Any], address: str) -> dict[str, Any]:
     await _require_free(tx, user, address)
     values = {"email": address, "email_key": users.login_key(address)}
     try:
@@ -83,13 +99,16 @@ def _taken() -> Conflict:
 
 
 async def ask_for_address(tx: Transaction, user: Mapping[str, Any], address: str) -> None:
-    """Mail a link to the address that the owner of a locked account wants. The account keeps its own one until the link
-    is followed (`follow`); a wish replaces the one before. Raises Conflict when somebody else has the address.
+    """Mail a link to the address that the owner of a locked account wants, and tell the one that it has. The account
+    keeps that until the link is followed (`follow`); a wish replaces the one before. Raises Conflict when somebody else
+    has the address.
     """
     await _require_free(tx, user, address)
     await one_time_tokens.void(tx, user["id"], Purpose.EMAIL)
-    await mails.withdraw(tx, user["id"], Kind.CONFIRM_EMAIL)
+    await mails.withdraw(tx, user["id"], Kind.CONFIRM_EMAIL, Kind.EMAIL_CHANGE_ASKED)
     await mails.put(tx, user["id"], Kind.CONFIRM_EMAIL, address)
+    if user["email"] is not None:
+        await mails.put(tx, user["id"], Kind.EMAIL_CHANGE_ASKED, user["email"])
 
 
 async def address_changed(tx: Transaction, before: Mapping[str, Any], address: str | None) -> None:

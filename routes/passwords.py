@@ -14,11 +14,16 @@ from typing import TypeVar
 from errors import FieldProblem, TooManyRequests
 from password_rules import check_password
 from security import PasswordHasher, Verdict
+from settings import Settings
 
 THREADS = 2
 MAX_WAITING = 64  # at about 30 ms each, two seconds
 
 T = TypeVar("T")
+
+
+def hasher_for(settings: Settings) -> PasswordHasher:
+    return PasswordHasher(settings.password_memory_kib, settings.password_time_cost, settings.password_parallelism)
 
 
 class Passwords:

@@ -7,9 +7,10 @@ it is decided where mails are sent (`repository.mails`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from starlette.responses import Response
 
 import account_schemas
@@ -17,11 +18,13 @@ from account_schemas import MAX_ONE_TIME_TOKEN_LENGTH
 from errors import FieldProblem, InvalidInput, NotFound, Problem, Unauthenticated
 from repository import mails, recovery, users
 from repository.mails import Kind
+from repository.one_time_tokens import Purpose
 from repository.transaction import Transaction
 from routes import link_page, queries, rendering
 from routes.accepting import prefers
 from routes.limit_groups import LimitGroup
-from routes.operation import Call, Operation, Services
+from routes.operation import Call, Handler, Operation, Services
+from routes.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
 
 HTML = "text/html"
 NO_STORE = {"Cache-Control": "no-store"}
@@ -29,27 +32,54 @@ NO_STORE = {"Cache-Control": "no-store"}
 # --- links
 
 
-async def _follow(call: Call, token: str) -> dict[str, Any]:
-    return await call.database.write(lambda tx: recovery.follow(tx, token))
+async def _follow(call: Call, token: str) -> Response:
+    user = await call.database.write(lambda tx: recovery.follow(tx, token))
+    if _is_for_a_page(call):
+        return link_page.page("It worked", f"{user['email']} is confirmed, and the account can be used.", 200)
+    return rendering.JSONResponse(user, headers={**NO_STORE, "Vary": "Accept"})
 
 
+def _is_for_a_page(call: Call) -> bool:
+    return prefers(",".join(call.headers.getlist("accept")), HTML)
+
+
+def _on_a_page(handler: Handler) -> Handler:
+    """Whoever wants pages is told on one what went wrong."""
+
+    async def answered(call: Call) -> Response:
+        try:
+            return await handler(call)
+        except Problem as error:
+            if not _is_for_a_page(call):
+                raise
+            if isinstance(error, NotFound):
+                why = f"{error.detail}. You can ask for another one."
+                return link_page.page("This link does not work", why, error.status)
+            return link_page.page("This did not work", "Try again in a moment, or ask for another link.", error.status)
+
+    return answered
+
+
+@_on_a_page
 async def activate(call: Call) -> Response:
-    return rendering.JSONResponse(await _follow(call, call.body.token), headers=NO_STORE)
+    return await _follow(call, call.body.token)
 
 
+@_on_a_page
 async def follow_link(call: Call) -> Response:
     if call.method == "HEAD":
         # Programs that look at links before people do: for them nothing is used up.
         return Response(headers=NO_STORE)
-    if not prefers(",".join(call.headers.getlist("accept")), HTML):
-        return rendering.JSONResponse(await _follow(call, call.query.token), headers={**NO_STORE, "Vary": "Accept"})
-    try:
-        user = await _follow(call, call.query.token)
-    except NotFound as error:
-        return link_page.page("This link does not work", f"{error.detail}. You can ask for another one.", error.status)
-    except Problem as error:
-        return link_page.page("This did not work", "Try again in a moment, or ask for another link.", error.status)
-    return link_page.page("It worked", f"{user['email']} is confirmed, and the account can be used.", 200)
+    token = call.query.token
+    if not _is_for_a_page(call):
+        return await _follow(call, token)
+    purpose, address, user = await recovery.look_at(call.database, token)
+    if purpose is Purpose.ACTIVATE:
+        name = user["username"] or address
+        sentences = f"Somebody registered as {name} with the address {address}. Was it you?"
+        return link_page.question("Activate the account", sentences, token, "Activate the account")
+    sentences = f"The account {user['username'] or user['email']} is to have the address {address}."
+    return link_page.question("Confirm the address", sentences, token, "Confirm the address")
 
 
 class ByToken(queries.Query):
@@ -81,12 +111,19 @@ async def forgot_password(call: Call) -> Response:
 # --- new passwords
 
 
-def new_password_problems(services: Services, body: Any) -> Sequence[FieldProblem]:
-    """The rules that a new password breaks whoever's it is to be."""
+def new_password_problems(model: type[BaseModel], services: Services, body: Any) -> Sequence[FieldProblem]:
+    """The rules that a new password breaks whoever's it is to be, to be named with what else is wrong with the body.
+
+    None of a body that is right: then the handler names them, with those that depend on whose password it is.
+    """
     password = body.get("new_password") if isinstance(body, dict) else None
     if not isinstance(password, str):
         return ()
-    return services.passwords.problems(password, username=None, email=None, field="new_password")
+    try:
+        model.model_validate(body)
+    except ValidationError:
+        return services.passwords.problems(password, username=None, email=None, field="new_password")
+    return ()
 
 
 def _problems_for(call: Call, user: dict[str, Any]) -> list[FieldProblem]:
@@ -103,6 +140,8 @@ async def change_password(call: Call) -> Response:
     problems = _problems_for(call, user)
     if (await services.passwords.verify(body.old_password, user["password_hash"])).is_right:
         await services.lockout.knew_old_password(me.user_id, call.address)
+        if body.new_password == body.old_password:
+            problems.append(FieldProblem(("body", "new_password"), "This is the old password", "password_is_old"))
     else:
         problems.insert(0, FieldProblem(("body", "old_password"), "The old password is wrong", "wrong_password"))
     if problems:
@@ -138,6 +177,7 @@ ABOUT_LINKS = (
     "A link is good once, and for 24 hours. One that is no good is a 404, whatever is wrong with it. The same is done"
     " for the link that confirms another address of an account; a 409 says that somebody else has that address by now."
 )
+A_PAGE = {HTML: {"schema": {"type": "string", "description": "A page for browsers"}}}
 ABOUT_MAILS = (
     "The answer is the same whether there is such an account or not. An account gets at most one such mail a minute and"
     " five a day; what is asked for beyond that is not sent."
@@ -153,8 +193,10 @@ OPERATIONS = [
         {200: account_schemas.User},
         description=ABOUT_LINKS,
         body=TypeAdapter(account_schemas.LinkBody),
+        body_media_types=(JSON_MEDIA_TYPE, FORM_MEDIA_TYPE),
         looks_at_token=False,
         errors=(404, 409),
+        other_content=A_PAGE,
         limit_group=LimitGroup.SIGN_IN,
     ),
     Operation(
@@ -164,11 +206,12 @@ OPERATIONS = [
         "Follow the link that was mailed",
         "accounts",
         {200: account_schemas.User},
-        description=ABOUT_LINKS + " A browser gets a page that says whether it worked.",
+        description=ABOUT_LINKS + " A browser (`Accept: text/html`) gets a page with a button that does it, because"
+        " programs that look for dangerous mails visit links, too.",
         query_model=ByToken,
         looks_at_token=False,
         errors=(404, 409),
-        other_content={HTML: {"schema": {"type": "string", "description": "A page that says whether it worked"}}},
+        other_content=A_PAGE,
         limit_group=LimitGroup.SIGN_IN,
     ),
     Operation(
@@ -192,7 +235,7 @@ OPERATIONS = [
         {204: None},
         description="All other sessions of the account end. A wrong old password is a 422 that names it.",
         body=TypeAdapter(account_schemas.ChangePasswordBody),
-        check=new_password_problems,
+        check=partial(new_password_problems, account_schemas.ChangePasswordBody),
         signed_in=True,
         errors=(409, 429),
         limit_group=LimitGroup.SIGN_IN,
@@ -219,7 +262,7 @@ OPERATIONS = [
         description="All sessions of the account end. An account that waited for its activation is active. A link that "
         "is no good is a 404, whatever is wrong with it.",
         body=TypeAdapter(account_schemas.ResetPasswordBody),
-        check=new_password_problems,
+        check=partial(new_password_problems, account_schemas.ResetPasswordBody),
         looks_at_token=False,
         errors=(404, 429),
         limit_group=LimitGroup.SIGN_IN,

@@ -27,7 +27,7 @@ log = structlog.get_logger("sign-in")
 
 
 async def _sign_in(call: Call, login: str, password: str) -> Response:
-    services = call.services
+    services, login = call.services, login.strip()
     for attempt in range(ATTEMPTS):
         user = await users.find_by_login(call.database, login)
         if attempt == 0:

@@ -89,6 +89,39 @@ async def test_an_address_alone_is_enough(service: Service) -> None:
             assert answer.json()["user_id"] == user["id"], login
 
 
+@pytest.mark.parametrize("padding", [" ", "\t\r\n", "\u3000\u2003"], ids=repr)
+async def test_blanks_around_names_and_addresses_are_taken_off(service: Service, padding: str) -> None:
+    async with service.person() as alice, service.anyone() as client:
+        name = fresh()
+        body = {"username": padding + name + padding, "email": f"{padding}{name}@example.org{padding}"}
+        user = (await client.post("/auth/register", json={**body, "password": PASSWORD})).json()
+        assert (user["username"], user["email"]) == (name, f"{name}@example.org")
+        for login in (name, padding + name, f"{name}@example.org{padding}"):
+            answer = await client.post("/auth/login", json={"username": login, "password": PASSWORD})
+            assert answer.json().get("user_id") == user["id"], login
+        taken = await client.post("/auth/register", json={"username": name + padding, "password": PASSWORD})
+        assert taken.status_code == 409
+        renamed = await alice.http.patch(
+            "/users/me", json={"username": f"{padding}{alice.name}-2", "current_password": PASSWORD}
+        )
+        assert renamed.json()["username"] == f"{alice.name}-2"
+
+
+async def test_a_password_is_not_given_twice_with_two_values(service: Service) -> None:
+    async with service.anyone() as client:
+        body = {"username": fresh(), "password": PASSWORD, "hashedPassword": PASSWORD + "!"}
+        assert (await client.post("/users", json=body)).status_code == 422
+        assert (await client.post("/users", json={**body, "hashedPassword": PASSWORD})).status_code == 201
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "a\x1b[31mred", "over\u202eride", "bell\a", "\u2066\u2069"], ids=repr)
+@pytest.mark.parametrize("field", ["name", "first_name", "last_name"])
+async def test_what_disturbs_the_text_around_it_is_no_name(service: Service, field: str, name: str) -> None:
+    async with service.anyone() as client:
+        answer = await client.post("/users", json={"username": fresh(), "password": PASSWORD, field: name})
+        assert (answer.status_code, locations(answer)) == (422, [["body", field]])
+
+
 async def test_hashed_password_is_another_name_for_password(service: Service) -> None:
     async with service.anyone() as client:
         name = fresh()
@@ -119,7 +152,7 @@ async def test_phone_numbers_are_stored_with_their_plus(service: Service, given:
         ({"username": "an@address"}, ["username"]),
         ({"username": "a/path"}, ["username"]),
         ({"username": "nul\0nul"}, ["username"]),
-        ({"username": "line\n"}, ["username"]),
+        ({"username": "li\nne"}, ["username"]),
         ({"username": "h\u200bolly"}, ["username"]),
         ({"username": "rtl\u202eabc"}, ["username"]),
         ({"username": "\u3164\u3164\u3164"}, ["username"]),
@@ -304,7 +337,7 @@ async def test_strange_names_are_nobody(service: Service, login: str) -> None:
 
 async def test_strange_passwords_are_passwords(service: Service) -> None:
     async with service.anyone() as client:
-        for password in ("nul \0 inside", "😀" * 128, " " * 8, "e\u0301" * 8):
+        for password in ("nul \0 inside", "😀" * 128, "e\u0301" * 8):
             name = fresh()
             assert (await client.post("/users", json={"username": name, "password": password})).status_code == 201
             answer = await client.post("/auth/login", json={"username": name, "password": password})
@@ -435,6 +468,9 @@ async def test_create_admin_makes_an_admin_beside_a_running_service(service: Ser
         headers = {"Authorization": f"Bearer {token}"}
         assert (await client.get("/auth/me", headers=headers)).json()["group"] == "admin"
         assert (await client.get("/users/nonAdmin", headers=headers)).status_code == 200
+        kept = (await client.get("/admin/audit?action=create&limit=1", headers=headers)).json()[0]
+        assert (kept["changes"], kept["actor_id"]) == ({"group": [None, "admin"]}, None)
+        assert kept["user_id"] == (await client.get("/auth/me", headers=headers)).json()["id"]
     again = await asyncio.to_thread(cli, service, *arguments)
     assert again.returncode == 1
     assert "taken" in again.stderr

@@ -171,7 +171,10 @@ async def test_what_people_do_to_their_own_accounts_is_not_kept(service: Service
         assert (await admin.http.patch("/users/me", json={"name": "Chief"})).is_success
         assert (await alice.http.delete("/users/me")).is_success
         assert await trail(admin, alice.id) == []
-        assert await trail(admin, admin.id) == []
+        first = (await admin.http.get(f"/admin/audit?user_id={admin.id}")).json()
+        assert [(entry["action"], entry["actor_id"]) for entry in first] == [("create", None)], (
+            "whoever runs the service"
+        )
 
 
 async def test_the_trail_is_listed_newest_first_and_walked_oldest_first(service: Service) -> None:
@@ -254,6 +257,8 @@ async def test_the_last_admin_is_not_deleted(new_service: Callable[..., Service]
                 assert "last admin" in answer.json()["detail"]
         assert (await admin.http.post(f"/admin/users/{alice.id}/change-group", json={"group": "admin"})).is_success
         assert (await admin.http.delete("/users/me")).status_code == 204
+        gone = (await alice.http.get(f"/admin/audit?user_id={admin.id}&action=delete")).json()
+        assert [entry["actor_id"] for entry in gone] == [admin.id], "that an admin is gone is kept, whoever did it"
         assert (await alice.http.delete("/users/me")).status_code == 409
 
 

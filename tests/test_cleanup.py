@@ -10,8 +10,10 @@ import pytest
 from sqlalchemy import text
 
 from jobs.cleanup import IDEMPOTENCY_KEY_HOURS, Cleanup
-from repository import event_log, leases, migrations
+from repository import event_log, leases, mails, migrations, one_time_tokens, users
+from repository.account_deletion import DAYS_TO_ACTIVATE
 from repository.database import Database
+from repository.one_time_tokens import Purpose
 from repository.transaction import Transaction
 from tests.conftest import Places
 from tests.service import eventually
@@ -46,6 +48,41 @@ async def test_different_tasks_have_different_leases(databases: list[Database]) 
     assert await leases.take(databases[0], "one", "worker", 60)
     assert await leases.take(databases[1], "two", "worker", 60)
     assert not await leases.take(databases[2], "one", "other", 60)
+
+
+async def test_accounts_that_nobody_activated_go_and_their_names_are_free(databases: list[Database]) -> None:
+    """Those whose link still works, or is on its way, stay; so does whoever was activated."""
+    database = databases[0]
+    numbers = {}
+    late = utc_text(datetime.now(UTC) - timedelta(days=DAYS_TO_ACTIVATE, minutes=1))
+
+    async def store(tx: Transaction) -> None:
+        for name in ("late", "young", "linked", "mailed", "active"):
+            fields = {"username": name, "email": f"{name}@example.org"}
+            user = await users.create(tx, fields, "x", awaits_activation=name != "active")
+            numbers[name] = user["id"]
+            if name != "young":
+                cast = "" if tx.is_sqlite else "::timestamptz"
+                await tx.connection.execute(
+                    text(f"UPDATE users SET created_at = '{late}'{cast} WHERE id = {user['id']}")
+                )
+        await one_time_tokens.mint(tx, Purpose.ACTIVATE, numbers["linked"], "linked@example.org")
+        await mails.put(tx, numbers["mailed"], mails.Kind.ACTIVATE, "mailed@example.org")
+
+    await database.write(store)
+    before = (await event_log.head(database)).seq
+    await Cleanup(database, "worker", retention_hours=12, retention_rows=1_000).clean()
+    assert await users.find(database, numbers["late"]) is None
+    for name in ("young", "linked", "mailed", "active"):
+        assert await users.find(database, numbers[name]) is not None, name
+    async with database.read() as connection:
+        told = await connection.execute(text(f"SELECT topic, operation FROM events WHERE seq > {before} ORDER BY seq"))
+        assert [tuple(row) for row in told] == [("users", "delete"), ("account", "delete")]
+
+    async def again(tx: Transaction) -> None:
+        await users.create(tx, {"username": "late", "email": "late@example.org"}, "x")
+
+    await database.write(again)
 
 
 async def test_old_events_and_keys_go_and_young_ones_stay(databases: list[Database]) -> None:

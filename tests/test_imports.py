@@ -17,6 +17,7 @@ LAYERS: Sequence[frozenset[str]] = tuple(
     for line in (
         "cli",
         "main",
+        "first_admin",
         "workers",
         "serving",
         "routes realtime jobs dashboard",

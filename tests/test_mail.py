@@ -511,6 +511,13 @@ def test_names_that_cannot_be_seen_are_left_out(username: str | None) -> None:
     assert part(mail, "plain").startswith("Hello,")
 
 
+@pytest.mark.parametrize("username", ["www.evil.example", "evil.example", "http:evil"])
+def test_names_that_look_like_links_are_left_out(username: str) -> None:
+    mail = mail_texts.compose(claimed_mail(username=username), sender=SENDER, base_url=BASE)
+    assert part(mail, "plain").startswith("Hello,")
+    assert username not in part(mail, "html")
+
+
 @pytest.mark.parametrize("recipient", ["holly@example.org\r\nBcc: lime@example.org", "holly@example.org\nX: y"])
 def test_an_address_cannot_add_headers(recipient: str) -> None:
     with pytest.raises(ValueError, match="Header values may not contain linefeed"):

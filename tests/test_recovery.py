@@ -103,6 +103,30 @@ async def test_sockets_of_the_other_sessions_are_closed(service: Service) -> Non
             assert watcher.socket.close_code == 4501
 
 
+async def test_a_new_password_is_another_one(service: Service) -> None:
+    async with owner(service) as holly:
+        answer = await holly.change(old_password=PASSWORD, new_password=PASSWORD)
+        assert answer.status_code == 422
+        problems = [(problem["loc"], problem["type"]) for problem in answer.json()["detail"]]
+        assert problems == [(["body", "new_password"], "password_is_old")]
+
+
+@pytest.mark.parametrize("way", ["change", "reset"])
+async def test_every_broken_rule_is_named_at_once_those_of_the_account_too(service: Service, way: str) -> None:
+    async with owner(service) as holly:
+        await sql(service, f"UPDATE users SET username = 'trustno1' WHERE id = {holly.id}")
+        try:
+            if way == "change":
+                answer = await holly.change(old_password=PASSWORD, new_password="trustno1")
+            else:
+                answer = await reset(service, await holly.forgot(), "trustno1")
+        finally:
+            await sql(service, f"UPDATE users SET username = '{holly.username}' WHERE id = {holly.id}")
+        assert answer.status_code == 422
+        kinds = [problem["type"] for problem in answer.json()["detail"]]
+        assert kinds == ["password_is_name", "password_is_common"]
+
+
 async def test_a_wrong_old_password_is_named_with_what_else_is_wrong(service: Service) -> None:
     async with owner(service) as holly:
         answer = await holly.change(old_password="not the password", new_password=holly.username)

@@ -1,0 +1,57 @@
+"""The account that an installation begins with, as the settings name it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from pydantic import ValidationError
+
+import account_schemas
+from errors import Conflict, SettingsError, words_of
+from password_rules import check_password
+from repository import users
+from repository.database import Database
+from repository.transaction import Transaction
+from routes.passwords import hasher_for
+from settings import Settings
+
+log = structlog.get_logger("first-admin")
+
+
+async def create_first_admin(database: Database, settings: Settings) -> None:
+    """Once; the account is left alone after that, whatever the settings say. Raises SettingsError."""
+    if settings.first_admin_password is None:
+        return
+    password = settings.first_admin_password.get_secret_value()
+    fields = {"username": settings.first_admin_username, "email": settings.first_admin_email}
+    given = {name: value for name, value in fields.items() if value}
+    try:
+        body = account_schemas.RegisterBody.model_validate({**given, "password": password})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = f"FIRST_ADMIN_{first['loc'][0]}".upper() if first["loc"] else "FIRST_ADMIN_USERNAME"
+        words = words_of(first)
+        raise SettingsError(f"{name}: {words[:1].lower()}{words[1:]}.") from None
+    named = body.model_dump(exclude_unset=True, exclude={"password"})
+    for login in named.values():
+        if await users.find_by_login(database, login) is not None:
+            return
+    problems = check_password(
+        password,
+        username=settings.first_admin_username,
+        email=settings.first_admin_email,
+        needs_mix=settings.needs_password_mix,
+    )
+    for problem in problems:
+        raise SettingsError(f"FIRST_ADMIN_PASSWORD: {problem.msg[:1].lower()}{problem.msg[1:]}.")
+    password_hash = await asyncio.to_thread(hasher_for(settings).hash, password)
+
+    async def work(tx: Transaction) -> None:
+        await users.create_admin(tx, named, password_hash)
+
+    try:
+        await database.write(work)
+        log.info("first admin created", **named)
+    except Conflict:
+        pass  # another worker was first
