@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,3 +237,10 @@ def test_a_module_that_opens_something_is_found(tmp_path: Path) -> None:
     )
     found = opened_by_importing(root, modules_of(root), tmp_path / "empty")
     assert found == ["sqlite3.connect (':memory:',)", "open .env"]
+
+
+def test_the_wheel_holds_every_module() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    included = set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"])
+    there = {f"{name}.py" if (ROOT / f"{name}.py").exists() else name for name in DEPTH}
+    assert included - {"common_passwords.txt"} == there
