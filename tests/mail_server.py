@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import re
@@ -68,6 +69,7 @@ class MailServer:
         self.passwords: list[bytes] = []
         self.encrypted: list[bool] = []
         self.tried = 0
+        self.is_silent = False  # then whoever names an address gets no answer
 
     @property
     def url(self) -> str:
@@ -115,6 +117,8 @@ class MailServer:
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         self.tried += 1
+        if self.is_silent:
+            await asyncio.Event().wait()  # until the other side hangs up
         answer = self.reply(address)
         if answer.startswith("250"):
             envelope.rcpt_tos.append(address)

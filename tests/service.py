@@ -124,7 +124,7 @@ class Service:
         while True:
             try:
                 # Making a client costs more than a look at the port.
-                if self._listens() and httpx.get(f"{self.url}/readyz", timeout=2, verify=NO_AUTHORITIES).status_code == 200:
+                if self._listens() and httpx.get(f"{self.url}/readyz", timeout=2, verify=NO_AUTHORITIES).is_success:
                     return self
             except httpx.HTTPError:
                 pass

@@ -312,6 +312,27 @@ async def test_an_address_that_no_mail_reaches_is_refused(scene: Scene, address:
         assert answer.json()["detail"][0]["loc"] == ["body", "email"]
 
 
+async def test_a_service_that_is_killed_while_it_sends_loses_no_mail(
+    new_service: Callable[..., Service],
+) -> None:
+    with MailServer().running() as mails:
+        service = new_service(ACCOUNT_ACTIVATION="email", SMTP_URL=mails.url).start()
+        scene = Scene(service, mails)
+        mails.is_silent = True
+        async with service.anyone() as client:
+            user = await scene.register(client)
+        await eventually(lambda: mails.tried == 1, "a conversation is on its way")
+        service.kill()
+        mails.is_silent = False
+        service.start()
+        # As when the lease of the dead has run out.
+        await sql(service, "UPDATE mails SET due_at = 0")
+        async with service.anyone() as client:
+            answer = await client.post("/auth/activate", json={"token": await scene.token_for(user)})
+            assert answer.status_code == 200
+            assert (await scene.sign_in(client, user)).status_code == 200
+
+
 async def test_a_refused_registration_sends_nothing(scene: Scene) -> None:
     async with scene.service.anyone() as client:
         user = await scene.register(client)

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from sqlalchemy import text
 from gateways import storage as storage_module
 from gateways.storage import open_storage
 from jobs import orphans
+from jobs.orphans import Orphans
 from repository import avatars
 from repository.database import Database
 from routes.pictures import MAX_UPLOADS_PER_USER
@@ -515,3 +517,36 @@ async def test_files_that_no_account_names_are_deleted_when_they_are_old(
         for name in foreign:
             (gallery.folder / avatars.FOLDER / name).unlink()
         shutil.rmtree(gallery.folder / avatars.FOLDER / "0", ignore_errors=True)
+
+
+async def test_they_are_looked_for_now_and_then_whatever_went_wrong_the_last_time(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orphans, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(orphans, "PERIOD_SECONDS", 0.1)
+    folder = tmp_path / "storage"
+    file = folder / avatars.FOLDER / f"{1:032x}" / "512.webp"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    hours_ago = time.time() - 2 * 3600
+    os.utime(file, (hours_ago, hours_ago))
+    storage = open_storage(load_settings(storage_url=f"file://{folder}"))
+    folder.rename(tmp_path / "away")
+    folder.write_bytes(b"in its place")
+    lives = [asyncio.create_task(Orphans(database, storage, f"worker {number}").run()) for number in range(2)]
+    try:
+
+        async def has_looked() -> bool:
+            async with database.read() as connection:
+                found = await connection.execute(text("SELECT COUNT(*) FROM leases WHERE name = 'orphans'"))
+                return bool(found.scalar_one())
+
+        await eventually(has_looked, "somebody has looked, and found no folder")
+        folder.unlink()
+        (tmp_path / "away").rename(folder)
+        await eventually(lambda: not file.exists(), "the next look deletes the file")
+        assert not any(life.done() for life in lives)
+    finally:
+        for life in lives:
+            life.cancel()
+        await asyncio.gather(*lives, return_exceptions=True)
