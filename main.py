@@ -315,10 +315,11 @@ def run(arguments: Sequence[str] = ()) -> int:
         table.limit_rules(settings)  # what it says of routes, before anything is opened
         asyncio.run(prepare(settings))
         listener = serving.listen(settings)
-        print(serving.banner(settings, listener.getsockname()[1]), flush=True)
+        banner = serving.banner(settings, listener.getsockname()[1])
+        announce = partial(print, banner, flush=True)
         if settings.workers > 1:
-            return workers.Supervisor(settings, "main:worker", listener).run()
-        serving.serve(settings, build_app(settings), listener)
+            return workers.Supervisor(settings, "main:worker", listener).run(announce)
+        serving.serve(settings, build_app(settings), listener, announce)
         return 0
     except SettingsError as error:
         print(f"Marquee cannot start. {error}", file=sys.stderr)

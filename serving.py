@@ -7,8 +7,10 @@ import gc
 import logging
 import math
 import os
+import signal
 import socket
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -213,9 +215,15 @@ def _leave_behind(what: str) -> NoReturn:
     os._exit(0)
 
 
-def serve(settings: Settings, app: Any, listener: socket.socket) -> None:
-    """In this process, until told to stop."""
-    Server(server_config(settings, app), settings.drain_seconds).run(sockets=[listener])
+def serve(settings: Settings, app: Any, listener: socket.socket, announce: Callable[[], None]) -> None:
+    """In this process, until told to stop. Whoever has read what `announce` says may tell it so."""
+    server = Server(server_config(settings, app), settings.drain_seconds)
+    # From now on, and not only when uvicorn listens to signals: until then Ctrl-C would be an exception that may come
+    # anywhere, also where Python ignores exceptions, and the signal would be lost.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, server.handle_exit)
+    announce()
+    server.run(sockets=[listener])
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -12,6 +12,7 @@ import signal
 import socket
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing import resource_tracker
 from types import FrameType
 
@@ -131,10 +132,14 @@ class Supervisor:
         self._stop_signals = 0
         self._status = 0
 
-    def run(self) -> int:
-        """Until told to stop, or until it is clear that no worker can start. Answers the exit status."""
+    def run(self, announce: Callable[[], None]) -> int:
+        """Until told to stop, or until it is clear that no worker can start. Answers the exit status.
+
+        Whoever has read what `announce` says may tell it to stop.
+        """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
             signal.signal(number, self._hear)
+        announce()
         with tempfile.TemporaryDirectory(prefix="marquee-metrics-", ignore_cleanup_errors=True) as self._folder:
             os.environ[metrics.FOLDER_VARIABLE] = self._folder
             self._workers = [self._start() for _ in range(self._number)]

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from email import message_from_bytes
 from email.message import EmailMessage
@@ -98,10 +98,14 @@ class MailServer:
             yield self
         finally:
             # The stop closes the door, and leaves those who are inside.
-            for each in conversations:
-                if each.transport is not None:
-                    controller.loop.call_soon_threadsafe(each.transport.abort)
+            asyncio.run_coroutine_threadsafe(self._hang_up(conversations), controller.loop).result()
             controller.stop()
+
+    async def _hang_up(self, conversations: Sequence[SMTP]) -> None:
+        for each in conversations:
+            if isinstance(each.transport, asyncio.WriteTransport):
+                each.transport.abort()
+        await asyncio.sleep(0)  # the loop is to come round to closing them
 
     def mails_to(self, address: str) -> list[EmailMessage]:
         return [parsed(content) for to, content in list(self.received) if to == address]

@@ -107,13 +107,6 @@ async def test_blanks_around_names_and_addresses_are_taken_off(service: Service,
         assert renamed.json()["username"] == f"{alice.name}-2"
 
 
-async def test_a_password_is_not_given_twice_with_two_values(service: Service) -> None:
-    async with service.anyone() as client:
-        body = {"username": fresh(), "password": PASSWORD, "hashedPassword": PASSWORD + "!"}
-        assert (await client.post("/users", json=body)).status_code == 422
-        assert (await client.post("/users", json={**body, "hashedPassword": PASSWORD})).status_code == 201
-
-
 @pytest.mark.parametrize("name", ["two\nlines", "a\x1b[31mred", "over\u202eride", "bell\a", "\u2066\u2069"], ids=repr)
 @pytest.mark.parametrize("field", ["name", "first_name", "last_name"])
 async def test_what_disturbs_the_text_around_it_is_no_name(service: Service, field: str, name: str) -> None:
