@@ -442,7 +442,7 @@ import sys, logs, serving, settings, workers
 workers.STEADY_SECONDS = 3600.0
 found = settings.load_settings()
 logs.configure("json", "info")
-sys.exit(workers.Supervisor(found, "main:worker", serving.listen(found)).run())
+sys.exit(workers.Supervisor(found, "main:worker", serving.listen(found)).run(print))
 """
 
 
@@ -511,7 +511,7 @@ import sys, logs, serving, settings, workers
 
 found = settings.load_settings()
 logs.configure("json", "info")
-sys.exit(workers.Supervisor(found, "main:no_such_app", serving.listen(found)).run())
+sys.exit(workers.Supervisor(found, "main:no_such_app", serving.listen(found)).run(print))
 """
 
 
