@@ -1,0 +1,120 @@
+"""What a write costs the service when many watch: all of them everything, one filter that all share, a filter of each
+watcher's own that never matches, and one of its own that always does.
+
+python -m bench.fanout [watchers] [writes]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+from websockets.asyncio.client import ClientConnection, connect
+
+from tests.service import PASSWORD, free_port
+
+ROOT = Path(__file__).resolve().parent.parent
+WRITERS = 4
+TICKS = os.sysconf("SC_CLK_TCK")
+# What the watcher with this number asks for; every movie that is written is of 1949 and lasts 104 minutes.
+KINDS: dict[str, tuple[Callable[[int], Any], bool]] = {
+    "everything": (lambda number: None, True),
+    "one filter for all": (lambda number: {"duration_minutes": 104}, True),
+    "a filter each, equality, no match": (lambda number: {"duration_minutes": 200 + number}, False),
+    "a filter each, range, no match": (lambda number: {"duration_minutes": {"gte": 200 + number}}, False),
+    "a filter each, all match": (lambda number: {"duration_minutes": {"lte": 200 + number}}, True),
+}
+
+
+async def _watcher(url: str, wanted: Any) -> ClientConnection:
+    socket = await connect(url, max_size=None, max_queue=None, compression=None)
+    await socket.recv()
+    await socket.send(json.dumps({"action": "subscribe", "id": 1, "topics": ["movies"], "filter": wanted}))
+    while b'"reply_to"' not in await socket.recv(decode=False):
+        pass
+    return socket
+
+
+async def _read(socket: ClientConnection, writes: int) -> None:
+    seen = 0
+    while seen < writes:
+        seen += (await socket.recv(decode=False)).startswith(b'{"operation":"add"')
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+async def _write(client: httpx.AsyncClient, writes: int) -> None:
+    for _ in range(writes):
+        body = {"title": "The Third Man", "release_date": "1949-09-02", "duration_minutes": 104}
+        (await client.post("/movies", json=body)).raise_for_status()
+
+
+async def measure(port: int, pid: int, watchers: int, writes: int) -> None:
+    base = f"http://127.0.0.1:{port}"
+    async with httpx.AsyncClient(base_url=base, timeout=60) as client:
+        for _ in range(200):
+            try:
+                await client.get("/readyz")
+                break
+            except httpx.HTTPError:
+                await asyncio.sleep(0.05)
+        await client.post("/auth/register", json={"username": "bench", "password": PASSWORD})
+        token = (await client.post("/token", data={"username": "bench", "password": PASSWORD})).json()["access_token"]
+        client.headers["Authorization"] = f"Bearer {token}"
+        await _write(client, 100)
+        before = _cpu_seconds(pid)
+        await asyncio.gather(*(_write(client, writes // WRITERS) for _ in range(WRITERS)))
+        alone = (_cpu_seconds(pid) - before) * 1000 / writes
+        print(
+            f"{watchers} watchers, {writes} writes by {WRITERS} at once; one that nobody sees: {alone:.2f} ms of CPU\n"
+        )
+        print(f"{'':36}{'writes/s':>10}{'frames/s':>10}{'CPU ms/write':>14}{'µs/watcher':>12}")
+        for kind, (wanted, matches) in KINDS.items():
+            async with AsyncExitStack() as stack:
+                sockets = [await _watcher(f"ws://127.0.0.1:{port}/ws?topics=jobs", wanted(n)) for n in range(watchers)]
+                for socket in sockets:
+                    stack.push_async_callback(socket.close)
+                reading = [asyncio.create_task(_read(socket, writes)) for socket in sockets if matches]
+                before, begun = _cpu_seconds(pid), time.monotonic()
+                await asyncio.gather(*(_write(client, writes // WRITERS) for _ in range(WRITERS)))
+                await asyncio.gather(*reading)
+                seconds, cpu = time.monotonic() - begun, (_cpu_seconds(pid) - before) * 1000 / writes
+            frames = writes * watchers / seconds if matches else 0
+            each = (cpu - alone) * 1000 / watchers
+            print(f"{kind:36}{writes / seconds:>10,.0f}{frames:>10,.0f}{cpu:>14.2f}{each:>12.2f}")
+
+
+def main() -> None:
+    watchers = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    writes = int(sys.argv[2]) if len(sys.argv) > 2 else 400
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        environment = os.environ | {
+            "PORT": str(port),
+            "DATABASE_URL": f"sqlite:///{folder}/bench.db",
+            "RATE_LIMITS": "off",
+        }
+        probe = Path(folder) / "probe.json"
+        server = subprocess.Popen([sys.executable, "-m", "bench.server", str(probe)], env=environment, cwd=ROOT)
+        try:
+            asyncio.run(measure(port, server.pid, watchers, writes))
+        finally:
+            server.terminate()
+            server.wait()
+
+
+if __name__ == "__main__":
+    main()
