@@ -39,9 +39,9 @@ log = structlog.get_logger("workers")
 class WorkerServer(Server):
     """Its supervisor decides: others may send TERM, too, to the whole group, so that a second one says nothing."""
 
-    def __init__(self, config: uvicorn.Config, drain_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, drain_seconds: float, supervisor: int) -> None:
         super().__init__(config, drain_seconds)
-        self._parent = os.getppid()
+        self._supervisor = supervisor
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         signal.signal(signal.SIGQUIT, self._hurry)
@@ -60,7 +60,7 @@ class WorkerServer(Server):
         self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        if os.getppid() != self._parent and not self.should_exit:
+        if os.getppid() != self._supervisor and not self.should_exit:
             log.warning("the supervisor is gone: stopping")
             self.should_exit = True
         return await super().on_tick(counter)
@@ -71,6 +71,7 @@ class Worker(Process):
 
     def __init__(self, config: uvicorn.Config, listener: socket.socket, drain_seconds: float) -> None:
         self._drain_seconds = drain_seconds
+        self._supervisor = os.getpid()  # said here: while the worker starts, it may be gone already
         self._is_asked = False
         self.has_served = False
         self.since = self.heard_at = time.monotonic()
@@ -81,7 +82,8 @@ class Worker(Process):
     # --- in the process
 
     def target(self, sockets: list[socket.socket] | None = None) -> None:
-        self._server = WorkerServer(self.config, self._drain_seconds)  # before the thread that answers asks for it
+        # Before the thread that answers asks for it.
+        self._server = WorkerServer(self.config, self._drain_seconds, self._supervisor)
         super().target(sockets)
 
     # --- in the supervisor

@@ -506,6 +506,17 @@ async def test_workers_do_not_outlive_their_supervisor(small: Callable[..., Serv
     assert errors_in(service.log()) == []
 
 
+async def test_nor_do_those_that_it_had_only_just_started(small: Callable[..., Service]) -> None:
+    service = small(WORKERS="2")
+    starting = asyncio.create_task(asyncio.to_thread(service.start))
+    await eventually(lambda: service.log().count("worker started") == 2, "both are on their way")
+    assert service.process is not None
+    service.process.kill()
+    with suppress(AssertionError):  # it never came to serve, or did for a moment
+        await starting
+    await eventually(lambda: not workers_of(service), "they stop by themselves", 15)
+
+
 NO_SUCH_APP = """
 import sys, logs, serving, settings, workers
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -662,14 +663,18 @@ async def test_the_sockets_of_a_worker_go_with_it_and_those_that_come_back_never
     places = new_places()
     first, second = new_service(places).start(), new_service(places).start()
     async with second.person() as holly, second.person() as anna, asking(second, holly) as (watcher, guest):
-        async with first.watch(additional_headers=sign_of(holly)), first.watch(additional_headers=sign_of(anna)):
+        async with (
+            first.watch(additional_headers=sign_of(holly)) as hollys,
+            first.watch(additional_headers=sign_of(anna)) as annas,
+        ):
             await until_it_sees(watcher, guest, 2, holly.id, anna.id)
             guest.frames.clear()
-            if how == "kill":
-                first.kill()
-            else:
-                assert await asyncio.to_thread(first.stop) == 0
+            assert first.process is not None
+            first.process.send_signal(signal.SIGKILL if how == "kill" else signal.SIGTERM)
+            for each in (hollys, annas):
+                await each.socket.wait_closed()
         ended_at = asyncio.get_running_loop().time()
+        # As every client does: at once.
         async with second.watch(additional_headers=sign_of(holly)):
             await until_it_sees(watcher, guest, 1, holly.id)
             assert asyncio.get_running_loop().time() - ended_at < 15
