@@ -45,6 +45,7 @@ class Hub:
         self._pending: list[Event] = []
         self._pending_bytes = 0
         self._flush_due: asyncio.Handle | None = None
+        self._written: list[tuple[Frames, int]] = []  # in this flush, and to how many sockets
 
     def __len__(self) -> int:
         groups = (*self._plain.values(), *self._filtered.values())
@@ -137,6 +138,7 @@ class Hub:
         self._flush_plain(events, before)
         if self._filtered:
             self._flush_filtered(events, before)
+        self._count()
 
     def _flush_plain(self, events: Sequence[Event], before: int) -> None:
         built: dict[object, Frames] = {}
@@ -179,9 +181,21 @@ class Hub:
                 self._let_go(failed, before)
                 for spec in failed:
                     texts.pop(spec, None)
+        shared: dict[tuple[bytes, ...], Frames] = {}
         for spec, found in texts.items():
-            if spec in self._filtered:
-                self._write(self._filtered[spec], Frames(found), before)
+            if (group := self._filtered.get(spec)) is not None:
+                # Different filters mostly see an event as what it is: join those bytes once.
+                key = tuple(found)
+                frames = shared.get(key)
+                if frames is None:
+                    frames = shared[key] = Frames(key)
+                self._write(group, frames, before)
+
+    def _count(self) -> None:
+        written, self._written = self._written, []
+        metrics.HUB_FRAMES.inc(sum(len(frames.texts) for frames, _ in written))
+        metrics.HUB_DELIVERIES.inc(sum(len(frames.texts) * sockets for frames, sockets in written))
+        metrics.HUB_BYTES.inc(sum(frames.size * sockets for frames, sockets in written))
 
     def _let_go(self, specs: Sequence[Spec], before: int) -> None:
         """They go on from `before` by themselves: nobody misses in silence what cannot be shown. They meet it again in
@@ -196,9 +210,7 @@ class Hub:
     def _write(self, group: set[Subscription], frames: Frames, before: int) -> None:
         """`before` is the place that a subscription keeps when writing to it fails."""
         behind: list[tuple[Subscription, int]] = []
-        metrics.HUB_FRAMES.inc(len(frames.texts))
-        metrics.HUB_DELIVERIES.inc(len(frames.texts) * len(group))
-        metrics.HUB_BYTES.inc(frames.size * len(group))
+        self._written.append((frames, len(group)))
         for subscription in group:
             try:
                 subscription.stream.write(frames)

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import structlog
@@ -44,7 +45,7 @@ MAX_LOST_SNAPSHOTS = 5  # one after the other, of one subscription
 log = structlog.get_logger("subscription")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Spec:
     """Equal specs share one group in the hub, and every byte that is sent.
 
@@ -56,6 +57,14 @@ class Spec:
     audiences: frozenset[str] = ANONYMOUS_AUDIENCES
     filters: tuple[tuple[str, Filter], ...] = ()
     latest_every_ms: int | None = None
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.topics, self.rendering, self.audiences, self.filters, self.latest_every_ms))
+
+    def __hash__(self) -> int:
+        # Once: the hub looks each concerned group up several times with every event.
+        return self._hash
 
     def admits(self, event: Event) -> bool:
         return event.topic in self.topics and event.audience in self.audiences
