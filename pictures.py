@@ -13,7 +13,7 @@ import io
 from collections.abc import Sequence
 
 # Each names a format that `Image.open` may be asked for; without these imports it would look through all it knows.
-from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import Image, ImageCms, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from errors import FieldProblem, InvalidInput
 
@@ -28,6 +28,8 @@ MAX_PIXELS = 12_500_000  # of the others, which are decoded whole, at four bytes
 MAX_SIDE = 8_000
 MAX_JPEG_SCANS = 200  # photos have one, progressive ones about ten; thousands keep a decoder busy for minutes
 QUALITY = 85
+MAX_PROFILE_BYTES = 1024 * 1024  # those of cameras and screens have some hundreds
+RGB_PROFILE = slice(16, 20)  # of a colour profile: what its colours are made of (ICC.1:2022, section 7.2.6)
 START_OF_SCAN = b"\xff\xda"
 """Never within what a scan holds, where a byte ff is followed by 00 or the mark of a restart."""
 
@@ -86,6 +88,7 @@ def _square(image: Image.Image, side: int) -> Image.Image:
     target = min(edge, side)
     if edge > target:
         square = square.resize((target, target), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    square = _in_srgb(square, image.info.get("icc_profile"))
     turned = Image.new(square.mode, square.size)
     turned.paste(square)
     turned.getexif()[0x0112] = orientation
@@ -99,6 +102,23 @@ def _as_colours(image: Image.Image) -> Image.Image:
     is_transparent = "A" in image.mode or "a" in image.mode or "transparency" in image.info
     wanted = "RGBA" if is_transparent else "RGB"
     return image if image.mode == wanted else image.convert(wanted)
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """The same colours for those who take every picture for sRGB, as ours come without a profile. One that cannot be
+    used, or is of other than red, green and blue, is passed over.
+    """
+    if not profile or len(profile) > MAX_PROFILE_BYTES or profile[RGB_PROFILE] != b"RGB ":
+        return image
+    try:
+        given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(image.convert("RGB"), given, ImageCms.createProfile("sRGB"))
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image
+    assert converted is not None, "only a conversion in place answers nothing"
+    if image.mode == "RGBA":
+        converted.putalpha(image.getchannel("A"))
+    return converted
 
 
 def _encoded(image: Image.Image) -> bytes:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 import pictures
 from errors import InvalidInput
@@ -113,6 +113,21 @@ def test_colours_of_all_kinds_are_kept(mode: str, colour: object, kind: str, wan
     content = encoded(Image.new(mode, (600, 600), colour), kind)  # type: ignore[arg-type]
     for each in pictures.squares(content, SIDES):
         assert near(opened(each), (60, 60), wanted)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_colours_of_another_space_are_turned_into_those_that_everybody_takes_them_for(mode: str, kind: str) -> None:
+    """With a profile that says green where red stands, and the other way round."""
+    plain = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = plain.replace(b"rXYZ", b"xxxx").replace(b"gXYZ", b"rXYZ").replace(b"xxxx", b"gXYZ")
+    red = Image.new(mode, (64, 64), (255, 0, 0, 128)[: len(mode)])
+    for profile, wanted in ((plain, (255, 0, 0, 128)), (swapped, (0, 255, 0, 128)), (swapped[:-200], (255, 0, 0, 128))):
+        [made] = pictures.squares(encoded(red, kind, icc_profile=profile), (64,))
+        picture = opened(made)
+        assert near(picture, (32, 32), wanted[: len(picture.mode)]), (profile[:4], picture.getpixel((32, 32)))
+        assert picture.mode == mode
+        assert b"ICCP" not in chunks_of(made)
 
 
 def test_a_palette_and_what_shines_through_it_are_kept() -> None:
