@@ -95,7 +95,9 @@ class Worker(Process):
                 self.parent_conn.send(b"ping")
                 self._is_asked = True
             elif self.parent_conn.poll():
-                self.has_served = self.parent_conn.recv() or self.has_served
+                if self.parent_conn.recv() and not self.has_served:
+                    self.has_served = True
+                    log.info("worker serves", worker=self.pid)
                 self.heard_at = time.monotonic()
                 self._is_asked = False
         except (OSError, EOFError):

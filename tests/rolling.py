@@ -11,6 +11,7 @@ import random
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,8 +70,13 @@ def workers_of(service: Service) -> frozenset[int]:
     pid = service.process.pid
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     # `multiprocessing` keeps a process of its own beside those it spawns.
-    spawned = (child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes())
-    return frozenset(map(int, spawned))
+    return frozenset(int(child) for child in children if _is_spawned(child))
+
+
+def _is_spawned(child: str) -> bool:
+    with suppress(FileNotFoundError):  # it has ended meanwhile
+        return b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+    return False
 
 
 async def run(rolling: Rolling, service: Service) -> Outcome:

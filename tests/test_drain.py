@@ -539,9 +539,10 @@ async def test_workers_that_cannot_start_stop_the_service(small: Callable[..., S
 async def test_once_it_has_worked_a_worker_that_cannot_start_is_tried_again(
     own_postgres: PostgresServer, tmp_path: Path
 ) -> None:
-    service = Service(own_postgres.create_database(), "memory://", tmp_path, WORKERS="2", LOG_LEVEL="warning")
+    service = Service(own_postgres.create_database(), "memory://", tmp_path, WORKERS="2")
     with service.running():
         async with service.anyone() as client:
+            await eventually(lambda: service.log().count("worker serves") == 2, "the supervisor knows that they work")
             own_postgres.kill()
             os.kill(_one_of_the_children(service), signal.SIGKILL)
             await eventually(
