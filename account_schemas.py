@@ -12,25 +12,37 @@ from pydantic.config import JsonDict
 from password_rules import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH
 from schemas import BLANK, Answer, Body, IsoDate, Moment
 
+MAX_EMAIL_LENGTH = 254  # RFC 5321, section 4.5.3.1.3, without the angle brackets
 MAX_ONE_TIME_TOKEN_LENGTH = 128  # ours have 43 characters
 
-# What cannot be seen, or turns what follows: marks of direction, joiners, fillers, private use. And what becomes @, /
-# or a backslash when it is normalised.
+# What cannot be seen, or turns what follows: controls, marks of direction and format, joiners, fillers, private use.
+# And what becomes @, / or a backslash when it is normalised.
 _INVISIBLE = (
-    r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
-    r"\ue000-\uf8ff\ufe00-\ufe0f\uffa0\ufff0-\uffff"
-    "\U000e0000-\U0010ffff"  # as they are: JSON Schema has no other way to write them
+    r"\x80-\x9f\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ue000-\uf8ff\ufe00-\ufe0f\uffa0\ufff0-\uffff"
+    # As they are: JSON Schema has no other way to write them.
+    "\U000110bd\U000110cd\U00013430-\U0001345f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U0010ffff"
 )
 _NORMALISED_AWAY = r"\u2100\u2101\u2105\u2106\ufe68\ufe6b\uff0f\uff20\uff3c"
 # What `str.strip` takes off: names and addresses are trimmed.
 _PADDING = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _USERNAME = rf"^[{_PADDING}]*[^@/\\{BLANK}{_INVISIBLE}{_NORMALISED_AWAY}]{{3,50}}[{_PADDING}]*$"
 _USERNAME_WORDS = "expected 3 to 50 characters that can be seen, without blanks, @, / and backslash"
+# Control characters, ends of lines, and marks that turn the direction of whatever is shown after the name.
+_DISRUPTIVE = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+_PERSON_NAME = rf"^[{_PADDING}]*[^{_DISRUPTIVE}{BLANK}](?:[^{_DISRUPTIVE}]*[^{_DISRUPTIVE}{BLANK}])?[{_PADDING}]*$"
+_PERSON_NAME_WORDS = "expected a name, without control characters, ends of lines and marks of direction"
 
 
 def _username(name: str) -> str:
     if not re.fullmatch(_USERNAME, name):
         raise ValueError(_USERNAME_WORDS)
+    return name.strip()
+
+
+def _person_name(name: str) -> str:
+    if not re.fullmatch(_PERSON_NAME, name):
+        raise ValueError(_PERSON_NAME_WORDS)
     return name.strip()
 
 
@@ -42,14 +54,20 @@ Username = Annotated[
         json_schema_extra={"minLength": 3, "pattern": _USERNAME},
     ),
 ]
+PersonName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=100,
+        description=f"{_PERSON_NAME_WORDS.capitalize()}; blanks around it are taken off",
+        json_schema_extra={"pattern": _PERSON_NAME},
+    ),
+    AfterValidator(_person_name),
+]
 # How long it is `password_rules` checks with the other rules, so that every broken one is named at once.
 NewPassword = Annotated[
     str, Field(json_schema_extra={"minLength": MIN_PASSWORD_LENGTH, "maxLength": MAX_PASSWORD_LENGTH})
 ]
-# Control characters, ends of lines, and marks that turn the direction of whatever is shown after the name.
-_DISRUPTIVE = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
-_PERSON_NAME = rf"^[^{_DISRUPTIVE}]*[^{_DISRUPTIVE}{BLANK}][^{_DISRUPTIVE}]*$"
-PersonName = Annotated[str, Field(min_length=1, max_length=100, pattern=_PERSON_NAME), AfterValidator(str.strip)]
 Phone = Annotated[str, Field(pattern=r"^\+?[1-9][0-9]{6,14}$", description="E.164; the plus may be left out")]
 # The addresses of HTML's <input type=email> (which every browser checks so), with a domain of two labels at least.
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
@@ -58,12 +76,18 @@ _ADDRESS = rf"{_ATOM}(?:\.{_ATOM})*@(?:{_LABEL}\.)+[A-Za-z](?:[A-Za-z0-9-]{{0,61
 _EMAIL = rf"^[{_PADDING}]*{_ADDRESS}[{_PADDING}]*$"
 # What no mail server takes: a first part that is too long, and labels kept for encodings that there are not (RFC 5891).
 _UNDELIVERABLE: JsonDict = {
-    "anyOf": [{"pattern": rf"[^@{_PADDING}]{{65}}@"}, {"pattern": "[@.](?![xX][nN])[^.@]{2}--"}]
+    "anyOf": [
+        {"pattern": rf"[^@{_PADDING}]{{65}}@"},
+        {"pattern": r"@(?:[^@]*\.)?(?![xX][nN])[^.@]{2}--"},
+        {"pattern": rf"[^{_PADDING}]{{{MAX_EMAIL_LENGTH + 1}}}"},
+    ]
 }
 
 
 def _deliverable(address: str) -> str:
     """The address in the form that mail servers take, its domain in small letters."""
+    if len(address.strip()) > MAX_EMAIL_LENGTH:
+        raise ValueError(f"expected at most {MAX_EMAIL_LENGTH} characters")
     if not re.fullmatch(_EMAIL, address):
         raise ValueError("expected an address such as holly@example.org")
     try:
@@ -77,9 +101,8 @@ def _deliverable(address: str) -> str:
 Email = Annotated[
     str,
     Field(
-        max_length=254,
-        description="Not of a domain that is kept for other uses, such as .local and .test; blanks around it are taken "
-        "off",
+        description=f"At most {MAX_EMAIL_LENGTH} characters, not of a domain that is kept for other uses, such as "
+        ".local and .test; blanks around it are taken off",
         json_schema_extra={"pattern": _EMAIL, "not": _UNDELIVERABLE},
     ),
     AfterValidator(_deliverable),

@@ -20,7 +20,9 @@ log = structlog.get_logger("first-admin")
 
 
 async def create_first_admin(database: Database, settings: Settings) -> None:
-    """Once; the account is left alone after that, whatever the settings say. Raises SettingsError."""
+    """Only while there is no admin: the last one cannot be removed, so an installation that had one has one, whatever
+    became of the first. Raises SettingsError.
+    """
     if settings.first_admin_password is None:
         return
     password = settings.first_admin_password.get_secret_value()
@@ -34,9 +36,8 @@ async def create_first_admin(database: Database, settings: Settings) -> None:
         words = words_of(first)
         raise SettingsError(f"{name}: {words[:1].lower()}{words[1:]}.") from None
     named = body.model_dump(exclude_unset=True, exclude={"password"})
-    for login in named.values():
-        if await users.find_by_login(database, login) is not None:
-            return
+    if await users.has_admin(database):
+        return
     problems = check_password(
         password,
         username=settings.first_admin_username,
@@ -54,4 +55,6 @@ async def create_first_admin(database: Database, settings: Settings) -> None:
         await database.write(work)
         log.info("first admin created", **named)
     except Conflict:
-        pass  # another worker was first
+        # Another worker was first, or somebody else has the name.
+        if not await users.has_admin(database):
+            log.warning("there is no admin: the name or the address of the first one is somebody else's", **named)

@@ -32,9 +32,9 @@ def check_password(
     if len(password) > MAX_PASSWORD_LENGTH:
         broken(f"String should have at most {MAX_PASSWORD_LENGTH} characters", "string_too_long")
         return found  # the rest would say nothing new of what is no password anyway
-    if password and not password.strip():
+    if password and not any(character.isprintable() and not character.isspace() for character in password):
         broken("The password needs something besides blanks", "password_is_blank")
-    key = name_key(password)
+    key = name_key(password.strip())  # as names are
     if key in _names(username, email):
         broken("The password is the name or the address of the account", "password_is_name")
     if key in common_passwords():
@@ -52,7 +52,7 @@ def check_password(
 def _names(username: str | None, email: str | None) -> frozenset[str]:
     address = email or ""
     names = (username, address, address.partition("@")[0])
-    return frozenset(name_key(name) for name in names if name)
+    return frozenset(name_key(name.strip()) for name in names if name)
 
 
 def _is_digit_or_sign(character: str) -> bool:

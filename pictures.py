@@ -30,6 +30,7 @@ MAX_JPEG_SCANS = 200  # photos have one, progressive ones about ten; thousands k
 QUALITY = 85
 MAX_PROFILE_BYTES = 1024 * 1024  # those of cameras and screens have some hundreds
 RGB_PROFILE = slice(16, 20)  # of a colour profile: what its colours are made of (ICC.1:2022, section 7.2.6)
+PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 START_OF_SCAN = b"\xff\xda"
 """Never within what a scan holds, where a byte ff is followed by 00 or the mark of a restart."""
 
@@ -46,6 +47,7 @@ def squares(content: bytes, sides: Sequence[int]) -> list[bytes]:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _require_moderate(image, content)
+            _require_whole(image, content)
             square = _square(image, sides[0])
     except InvalidInput:
         raise
@@ -71,6 +73,12 @@ def _require_moderate(image: Image.Image, content: bytes) -> None:
         raise refused(message, "picture_too_large")
     if content.count(START_OF_SCAN) > MAX_JPEG_SCANS:
         raise refused(f"Expected a JPEG picture of at most {MAX_JPEG_SCANS} scans", "picture_too_complex")
+
+
+def _require_whole(image: Image.Image, content: bytes) -> None:
+    # The decoder is content with a PNG whose last bytes are missing.
+    if isinstance(image, PngImagePlugin.PngImageFile) and PNG_END not in content:
+        raise refused("Expected a whole picture: the end is missing", "invalid_picture")
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:

@@ -15,7 +15,9 @@ from repository.database import Database
 PERIOD_SECONDS = 60.0
 IDEMPOTENCY_KEY_HOURS = 24
 PRUNE_ROWS_PER_TRANSACTION = 5_000  # a writer waits for at most this many
-EXPIRE_ROWS_PER_TRANSACTION = 500  # each with an event
+EXPIRE_ROWS_PER_TRANSACTION = 500  # sessions, each with an event
+FORGET_ROWS_PER_TRANSACTION = 25  # accounts, each with about eight statements and two events
+FORGET_PAUSE_SECONDS = 0.1  # between two of these transactions others write
 SESSION_GRACE = timedelta(minutes=1)  # the clock of the worker that issued the token may be behind ours
 
 log = structlog.get_logger("cleanup")
@@ -75,10 +77,11 @@ class Cleanup:
     async def _forget_waiting(self, now: datetime) -> int:
         forgotten = 0
         while True:
-            count = await account_deletion.forget_waiting(self._database, now, max_rows=EXPIRE_ROWS_PER_TRANSACTION)
+            count = await account_deletion.forget_waiting(self._database, now, max_rows=FORGET_ROWS_PER_TRANSACTION)
             forgotten += count
-            if count < EXPIRE_ROWS_PER_TRANSACTION:
+            if not count:
                 return forgotten
+            await asyncio.sleep(FORGET_PAUSE_SECONDS)
 
     async def _expire_sessions(self, now: datetime) -> int:
         expired = 0

@@ -6,6 +6,7 @@ somebody else's address must not be able to write to them.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from email.utils import format_datetime
 from html import escape
 from urllib.parse import urlencode, urlsplit
 
-from repository.account_deletion import DAYS_TO_ACTIVATE
 from repository.mails import ClaimedMail, Kind
+from repository.one_time_tokens import DAYS_TO_ACTIVATE
 
 LINE_LENGTH = 72
 
@@ -129,10 +130,9 @@ def _link(base_url: str, path: str, token: str | None) -> str | None:
 
 
 def _greeting(username: str | None) -> str:
-    # No sign that turns the direction of what follows, and nothing else that cannot be seen.
-    seen = "".join(character for character in username or "" if character.isprintable() and character != " ")
-    # Nor what programs that show mails make a link of.
-    return f"Hello {seen}," if seen and not set(seen) & set(".:") else "Hello,"
+    # Nothing that turns the direction of what follows, that cannot be seen, or that programs make a link of.
+    is_plain = username is not None and re.fullmatch(r"[\w-]+", username) and not username.isdecimal()
+    return f"Hello {username}," if is_plain else "Hello,"
 
 
 def _text(greeting: str, wording: Wording, link: str | None) -> str:

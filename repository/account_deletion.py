@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, exists, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, select, update
+from sqlalchemy import exists as sql_exists
 
 import models
 from errors import NotFound, PreconditionFailed
@@ -19,6 +20,7 @@ from repository.account_edits import Editor
 from repository.catalog import IfMatch
 from repository.database import Database
 from repository.lists import entity
+from repository.one_time_tokens import DAYS_TO_ACTIVATE
 from repository.transaction import Transaction
 from security import Group
 from times import utc_now, utc_text
@@ -42,9 +44,6 @@ _EMPTIED = (
 )
 
 
-DAYS_TO_ACTIVATE = 7  # then an account that waits for its activation goes, and its name and address are free again
-
-
 async def remove(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatch) -> str | None:
     """Delete an account: one's own, or as an admin any. Answers its avatar, whose files nobody needs any more.
 
@@ -66,22 +65,55 @@ async def remove(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatc
 
 
 async def forget_waiting(database: Database, now: datetime, *, max_rows: int) -> int:
-    """Delete accounts that nobody has activated within `DAYS_TO_ACTIVATE` before `now` (an aware time), those whose
-    link is still good or on its way excepted. Answers how many: fewer than `max_rows` when there are no more.
+    """Delete accounts that nobody has activated within `DAYS_TO_ACTIVATE` before `now` (an aware time). Answers how
+    many: 0 when there are no more.
+
+    Those whose link is still good, or waits to be sent, stay until the next time, and so do those whom an admin has put
+    into another group or given a picture: somebody wants them.
     """
-    table, tokens, outbox = models.users, models.one_time_tokens, models.mails
-    link = exists().where(tokens.c.user_id == table.c.id, tokens.c.expires_at > utc_text(now))
-    mail = exists().where(outbox.c.user_id == table.c.id, outbox.c.due_at.is_not(None))
-    is_late = table.c.created_at < utc_text(now - timedelta(days=DAYS_TO_ACTIVATE))
-    late = select(table).where(table.c.awaits_activation, is_late, ~link, ~mail).order_by(table.c.id).limit(max_rows)
+    late = late_accounts(now, max_rows)
+    async with database.read() as connection:
+        # A look without a lock first: nearly always there are none.
+        if (await connection.execute(late)).first() is None:
+            return 0
 
     async def work(tx: Transaction) -> int:
-        rows = (await tx.connection.execute(late.with_for_update(of=table))).all()
+        # Locked first: what is asked of them after that, whoever had them before us has committed.
+        held = (await tx.connection.execute(late.with_for_update(of=models.users))).scalars().all()
+        is_held = models.users.c.id.in_(held)
+        still = select(models.users).where(is_held, models.users.c.awaits_activation, ~_has_a_link(now), ~_HAS_A_MAIL)
+        rows = (await tx.connection.execute(still.order_by(models.users.c.id))).all()
         for row in rows:
             await _empty(tx, entity(row), actor_id=None)
         return len(rows)
 
     return await database.write(work)
+
+
+_HAS_A_MAIL = sql_exists().where(models.mails.c.user_id == models.users.c.id, models.mails.c.due_at.is_not(None))
+
+
+def _has_a_link(now: datetime) -> ColumnElement[bool]:
+    tokens = models.one_time_tokens
+    return sql_exists().where(tokens.c.user_id == models.users.c.id, tokens.c.expires_at > utc_text(now))
+
+
+def late_accounts(now: datetime, max_rows: int) -> Select[tuple[int]]:
+    """The numbers of accounts that `forget_waiting` may delete, in the order of their index."""
+    table = models.users
+    return (
+        select(table.c.id)
+        .where(
+            table.c.awaits_activation,
+            table.c.created_at < utc_text(now - timedelta(days=DAYS_TO_ACTIVATE)),
+            table.c.group == Group.USER.value,
+            func.coalesce(table.c.avatar, "") == "",  # said so, SQLite does not take the index of avatars
+            ~_has_a_link(now),
+            ~_HAS_A_MAIL,
+        )
+        .order_by(table.c.created_at, table.c.id)
+        .limit(max_rows)
+    )
 
 
 async def _empty(tx: Transaction, before: Mapping[str, Any], *, actor_id: int | None) -> None:

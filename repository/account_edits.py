@@ -57,8 +57,9 @@ async def edit_own(
     """Set fields of one's own account.
 
     `proven_hash` is what the current password was checked against, None when none was sent; it is needed for what one
-    signs in with. With `proves_addresses` a new address is mailed a link, and counts when that is followed. Raises
-    NotFound, PreconditionFailed, Forbidden without the password, and Conflict.
+    signs in with. With `proves_addresses` a new address is mailed a link, and counts when that is followed; the address
+    that the account has takes such a wish back, if the password comes with it. Raises NotFound, PreconditionFailed,
+    Forbidden without the password, and Conflict.
     """
     before = await _locked(tx, user_id, if_match)
     values = users.as_stored(fields)
@@ -72,6 +73,8 @@ async def edit_own(
             raise Conflict([FieldProblem(("body", "email"), message, "email_needed")])
         await recovery.ask_for_address(tx, before, values["email"])
         del values["email"], values["email_key"]
+    elif "email" in values and proven_hash is not None:
+        await recovery.keep_address(tx, before)
     return await _write(tx, before, values, user_id)
 
 

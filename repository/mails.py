@@ -24,7 +24,7 @@ import models
 from repository import clock, one_time_tokens
 from repository.database import Database
 from repository.lists import entity
-from repository.one_time_tokens import Purpose
+from repository.one_time_tokens import DAYS_TO_ACTIVATE, Purpose
 from repository.transaction import Transaction
 from repository.users import login_key
 from times import utc_now, utc_text
@@ -182,7 +182,8 @@ def _is_wanted(kind: Kind, user: Mapping[str, Any], mail: Mapping[str, Any]) -> 
     """Whether the account is still one to send this mail to."""
     is_current = mail["user_id"] is None or mail["recipient"] == user["email"]
     if kind is Kind.ACTIVATE:
-        return bool(user["awaits_activation"]) and is_current
+        is_late = user["created_at"] < utc_text(datetime.now(UTC) - timedelta(days=DAYS_TO_ACTIVATE))
+        return bool(user["awaits_activation"]) and is_current and not is_late
     if kind is Kind.RESET_PASSWORD:
         # The link proves the address, so it helps whoever lost the first one, too.
         return bool(user["is_active"] or user["awaits_activation"]) and is_current

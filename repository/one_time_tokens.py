@@ -21,6 +21,7 @@ from repository.transaction import Transaction
 from times import utc_now, utc_text
 
 LIFETIME_HOURS = 24
+DAYS_TO_ACTIVATE = 7  # then nobody gets a link to do it any more, and soon the account goes
 TOKEN_BYTES = 32
 
 

@@ -104,11 +104,16 @@ async def ask_for_address(tx: Transaction, user: Mapping[str, Any], address: str
     has the address.
     """
     await _require_free(tx, user, address)
-    await one_time_tokens.void(tx, user["id"], Purpose.EMAIL)
-    await mails.withdraw(tx, user["id"], Kind.CONFIRM_EMAIL, Kind.EMAIL_CHANGE_ASKED)
+    await keep_address(tx, user)
     await mails.put(tx, user["id"], Kind.CONFIRM_EMAIL, address)
     if user["email"] is not None:
         await mails.put(tx, user["id"], Kind.EMAIL_CHANGE_ASKED, user["email"])
+
+
+async def keep_address(tx: Transaction, user: Mapping[str, Any]) -> None:
+    """Take back the wish for another address, if there is one."""
+    await one_time_tokens.void(tx, user["id"], Purpose.EMAIL)
+    await mails.withdraw(tx, user["id"], Kind.CONFIRM_EMAIL, Kind.EMAIL_CHANGE_ASKED)
 
 
 async def address_changed(tx: Transaction, before: Mapping[str, Any], address: str | None) -> None:

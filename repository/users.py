@@ -206,6 +206,13 @@ async def find(database: Database, user_id: int) -> dict[str, Any] | None:
     return await _find(database, models.users.c.id == user_id)
 
 
+async def has_admin(database: Database) -> bool:
+    table = models.users
+    async with database.read() as connection:
+        found = await connection.execute(select(table.c.id).where(table.c.group == Group.ADMIN.value).limit(1))
+        return found.first() is not None
+
+
 async def find_by_username(database: Database, username: str) -> dict[str, Any] | None:
     return await _find(database, models.users.c.username_key == login_key(username))
 

@@ -1,16 +1,19 @@
 """The pages for browsers that follow a link from a mail: a button to do it, and whether it worked.
 
-Following is a button and not a visit, because programs that look for dangerous mails visit links, too. No script runs,
-and one style is loaded.
+Following is a button and not a visit, because programs that look for dangerous mails visit links as browsers do. No
+script runs, and one style is loaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
+from types import MappingProxyType
 
 from starlette.responses import HTMLResponse
 
+MEDIA_TYPE = "text/html"
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 # The address of the page holds what the link carried, so nothing on it may tell the address to anybody.
 HEADERS: Mapping[str, str] = {
     "Cache-Control": "no-store",
@@ -31,11 +34,11 @@ def question(title: str, sentences: str, token: str, button: str) -> HTMLRespons
     return _page(title, sentences, form, 200)
 
 
-def page(title: str, sentences: str, status: int) -> HTMLResponse:
-    return _page(title, sentences, "", status)
+def page(title: str, sentences: str, status: int, headers: Mapping[str, str] = NO_HEADERS) -> HTMLResponse:
+    return _page(title, sentences, "", status, headers)
 
 
-def _page(title: str, sentences: str, form: str, status: int) -> HTMLResponse:
+def _page(title: str, sentences: str, form: str, status: int, headers: Mapping[str, str] = NO_HEADERS) -> HTMLResponse:
     """Addresses in it are relative, so that it works behind a proxy that serves us under a path."""
     text = f"""<!doctype html>
 <html lang="en">
@@ -57,4 +60,4 @@ def _page(title: str, sentences: str, form: str, status: int) -> HTMLResponse:
 </body>
 </html>
 """
-    return HTMLResponse(text, status, {**HEADERS, "Vary": "Accept"})
+    return HTMLResponse(text, status, {**headers, **HEADERS, "Vary": "Accept"})

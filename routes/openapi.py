@@ -288,6 +288,8 @@ def _responses(operation: Operation) -> dict[str, Any]:
     for status in sorted(_errors_of(operation)):
         if str(status) not in built:
             content = {"application/json": {"schema": _schema(schemas.ErrorAnswer, "serialization")}}
+            if operation.problem_page is not None:
+                content |= operation.other_content
             headers = dict(common)
             if status in (429, 503):
                 headers["Retry-After"] = HEADERS["Retry-After"]

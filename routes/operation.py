@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 
 import filters
-from errors import FieldProblem
+from errors import FieldProblem, Problem
 from gateways.storage import Storage
 from repository.database import Database
 from repository.event_log import Head
@@ -111,8 +111,9 @@ class Operation:
     query_model: type[BaseModel] | None = None
     filters: Mapping[str, filters.Field] = field(default_factory=dict)
     body: TypeAdapter[Any] | None = None
-    # What is wrong with the body, as it came, beyond what `body` can know; said at once with what `body` finds.
-    check: Callable[[Services, Any], Sequence[FieldProblem]] | None = None
+    # What is wrong with the body, as it came, beyond what `body` can know; said at once with what `body` finds. It is
+    # also given the body as `body` made it, None when that found something.
+    check: Callable[[Services, Any, Any], Sequence[FieldProblem]] | None = None
     form: TypeAdapter[Any] | None = None  # what a body that brings a file must be: see `routes.uploads`
     body_schema: Any = None  # what the documentation shows when `body` only checks the outside
     max_body_bytes: int = MAX_BODY_BYTES
@@ -128,6 +129,7 @@ class Operation:
     answer_headers: tuple[str, ...] = ()
     limit_group: LimitGroup | None = None  # None: UPLOAD for forms, else READ or WRITE by the method
     other_content: Mapping[str, Any] = field(default_factory=dict)  # further media types of the success answer
+    problem_page: Callable[[Problem], Response] | None = None  # tells whoever prefers pages what went wrong
 
     @property
     def counts_as(self) -> LimitGroup:

@@ -195,9 +195,12 @@ async def _body(request: Request, operation: Operation, raw: bytes, problems: li
         except orjson.JSONDecodeError as error:
             problems.append(FieldProblem(("body",), f"Expected JSON: {error}", "invalid_json"))
             return None
+    found: list[FieldProblem] = []
+    body = await validate_body(operation.body, value, found)
     if operation.check is not None:
-        problems.extend(operation.check(request.state.services, value))
-    return await validate_body(operation.body, value, problems)
+        problems.extend(operation.check(request.state.services, value, body))
+    problems.extend(found)
+    return body
 
 
 def _form(raw: bytes) -> dict[str, str]:

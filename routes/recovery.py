@@ -7,15 +7,14 @@ it is decided where mails are sent (`repository.mails`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from starlette.responses import Response
 
 import account_schemas
 from account_schemas import MAX_ONE_TIME_TOKEN_LENGTH
-from errors import FieldProblem, InvalidInput, NotFound, Problem, Unauthenticated
+from errors import Conflict, FieldProblem, InvalidInput, NotFound, Problem, Unauthenticated
 from repository import mails, recovery, users
 from repository.mails import Kind
 from repository.one_time_tokens import Purpose
@@ -23,10 +22,9 @@ from repository.transaction import Transaction
 from routes import link_page, queries, rendering
 from routes.accepting import prefers
 from routes.limit_groups import LimitGroup
-from routes.operation import Call, Handler, Operation, Services
+from routes.operation import Call, Operation, Services
 from routes.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
 
-HTML = "text/html"
 NO_STORE = {"Cache-Control": "no-store"}
 
 # --- links
@@ -40,32 +38,27 @@ async def _follow(call: Call, token: str) -> Response:
 
 
 def _is_for_a_page(call: Call) -> bool:
-    return prefers(",".join(call.headers.getlist("accept")), HTML)
+    return prefers(",".join(call.headers.getlist("accept")), link_page.MEDIA_TYPE)
 
 
-def _on_a_page(handler: Handler) -> Handler:
-    """Whoever wants pages is told on one what went wrong."""
-
-    async def answered(call: Call) -> Response:
-        try:
-            return await handler(call)
-        except Problem as error:
-            if not _is_for_a_page(call):
-                raise
-            if isinstance(error, NotFound):
-                why = f"{error.detail}. You can ask for another one."
-                return link_page.page("This link does not work", why, error.status)
-            return link_page.page("This did not work", "Try again in a moment, or ask for another link.", error.status)
-
-    return answered
+def _problem_page(error: Problem) -> Response:
+    match error:
+        case NotFound():
+            why = f"{error.detail}. If the account is active already, sign in; else you can ask for another link."
+            title = "This link does not work"
+        case InvalidInput():
+            title, why = "This link is not whole", "Copy all of it from the mail into the browser."
+        case Conflict():
+            title, why = "This address is taken", "Another account has it by now. Yours keeps the address that it has."
+        case _:
+            title, why = "This did not work", "Try again in a moment."
+    return link_page.page(title, why, error.status, error.headers)
 
 
-@_on_a_page
 async def activate(call: Call) -> Response:
     return await _follow(call, call.body.token)
 
 
-@_on_a_page
 async def follow_link(call: Call) -> Response:
     if call.method == "HEAD":
         # Programs that look at links before people do: for them nothing is used up.
@@ -111,19 +104,15 @@ async def forgot_password(call: Call) -> Response:
 # --- new passwords
 
 
-def new_password_problems(model: type[BaseModel], services: Services, body: Any) -> Sequence[FieldProblem]:
+def new_password_problems(services: Services, body: Any, valid: Any) -> Sequence[FieldProblem]:
     """The rules that a new password breaks whoever's it is to be, to be named with what else is wrong with the body.
 
     None of a body that is right: then the handler names them, with those that depend on whose password it is.
     """
     password = body.get("new_password") if isinstance(body, dict) else None
-    if not isinstance(password, str):
+    if valid is not None or not isinstance(password, str):
         return ()
-    try:
-        model.model_validate(body)
-    except ValidationError:
-        return services.passwords.problems(password, username=None, email=None, field="new_password")
-    return ()
+    return services.passwords.problems(password, username=None, email=None, field="new_password")
 
 
 def _problems_for(call: Call, user: dict[str, Any]) -> list[FieldProblem]:
@@ -177,7 +166,7 @@ ABOUT_LINKS = (
     "A link is good once, and for 24 hours. One that is no good is a 404, whatever is wrong with it. The same is done"
     " for the link that confirms another address of an account; a 409 says that somebody else has that address by now."
 )
-A_PAGE = {HTML: {"schema": {"type": "string", "description": "A page for browsers"}}}
+A_PAGE = {link_page.MEDIA_TYPE: {"schema": {"type": "string", "description": "A page for browsers"}}}
 ABOUT_MAILS = (
     "The answer is the same whether there is such an account or not. An account gets at most one such mail a minute and"
     " five a day; what is asked for beyond that is not sent."
@@ -197,6 +186,7 @@ OPERATIONS = [
         looks_at_token=False,
         errors=(404, 409),
         other_content=A_PAGE,
+        problem_page=_problem_page,
         limit_group=LimitGroup.SIGN_IN,
     ),
     Operation(
@@ -212,6 +202,7 @@ OPERATIONS = [
         looks_at_token=False,
         errors=(404, 409),
         other_content=A_PAGE,
+        problem_page=_problem_page,
         limit_group=LimitGroup.SIGN_IN,
     ),
     Operation(
@@ -235,7 +226,7 @@ OPERATIONS = [
         {204: None},
         description="All other sessions of the account end. A wrong old password is a 422 that names it.",
         body=TypeAdapter(account_schemas.ChangePasswordBody),
-        check=partial(new_password_problems, account_schemas.ChangePasswordBody),
+        check=new_password_problems,
         signed_in=True,
         errors=(409, 429),
         limit_group=LimitGroup.SIGN_IN,
@@ -262,7 +253,7 @@ OPERATIONS = [
         description="All sessions of the account end. An account that waited for its activation is active. A link that "
         "is no good is a 404, whatever is wrong with it.",
         body=TypeAdapter(account_schemas.ResetPasswordBody),
-        check=partial(new_password_problems, account_schemas.ResetPasswordBody),
+        check=new_password_problems,
         looks_at_token=False,
         errors=(404, 429),
         limit_group=LimitGroup.SIGN_IN,

@@ -39,16 +39,16 @@ async def register(call: Call) -> Response:
     return rendering.JSONResponse(user, 201)
 
 
-def problems(services: Services, body: Any) -> Sequence[FieldProblem]:
+def problems(services: Services, body: Any, valid: Any) -> Sequence[FieldProblem]:
     """What is wrong with a registration beyond the form of its fields."""
-    found = list(password_problems(services, body))
+    found = list(password_problems(services, body, valid))
     if services.activates_by_mail and isinstance(body, dict) and "email" not in body:
         message = "Expected an address: the link that activates the account is mailed to it"
         found.append(FieldProblem(("body", "email"), message, "missing"))
     return found
 
 
-def password_problems(services: Services, body: Any) -> Sequence[FieldProblem]:
+def password_problems(services: Services, body: Any, valid: Any) -> Sequence[FieldProblem]:
     """Every rule that the password in the body of a registration breaks; the names are in the body, too."""
     if not isinstance(body, dict):
         return ()

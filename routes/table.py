@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
+from errors import Problem
 from routes import (
     admin,
     avatars,
@@ -19,6 +20,7 @@ from routes import (
     health,
     jobs,
     limit_groups,
+    link_page,
     openapi,
     profiles,
     recovery,
@@ -26,6 +28,7 @@ from routes import (
     sign_in,
     users,
 )
+from routes.accepting import prefers
 from routes.operation import Operation
 from routes.parsing import parse
 from settings import Settings
@@ -59,7 +62,13 @@ def routes() -> list[BaseRoute]:
 def _route(path: str, operations: Mapping[str, Operation]) -> Route:
     async def endpoint(request: Request) -> Response:
         operation = operations["GET" if request.method == "HEAD" else request.method]
-        return await operation.handler(await parse(request, operation))
+        try:
+            return await operation.handler(await parse(request, operation))
+        except Problem as error:
+            accept = ",".join(request.headers.getlist("accept"))
+            if operation.problem_page is None or not prefers(accept, link_page.MEDIA_TYPE):
+                raise
+            return operation.problem_page(error)
 
     return _Path(path, endpoint, methods=list(operations))
 

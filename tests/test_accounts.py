@@ -7,12 +7,16 @@ import itertools
 import os
 import subprocess
 import sys
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
+import account_schemas
 from errors import SettingsError
 from main import prepare
 from security import Group, Identity
@@ -107,7 +111,11 @@ async def test_blanks_around_names_and_addresses_are_taken_off(service: Service,
         assert renamed.json()["username"] == f"{alice.name}-2"
 
 
-@pytest.mark.parametrize("name", ["two\nlines", "a\x1b[31mred", "over\u202eride", "bell\a", "\u2066\u2069"], ids=repr)
+@pytest.mark.parametrize(
+    "name",
+    ["two\nlines", "a\x1b[31mred", "a\x9b31mred", "\u200eleft", "over\u202eride", "bell\a", "\u2066\u2069"],
+    ids=repr,
+)
 @pytest.mark.parametrize("field", ["name", "first_name", "last_name"])
 async def test_what_disturbs_the_text_around_it_is_no_name(service: Service, field: str, name: str) -> None:
     async with service.anyone() as client:
@@ -523,3 +531,44 @@ async def test_the_first_admin_comes_from_the_settings(service: Service) -> None
     async with service.admin() as admin:
         me = (await admin.http.get("/auth/me")).json()
         assert (me["username"], me["group"]) == (ADMIN[0], "admin")
+
+
+@pytest.mark.parametrize("fate", ["renamed", "deleted"])
+async def test_a_first_admin_that_went_does_not_come_back(new_service: Callable[..., Service], fate: str) -> None:
+    """With the password that everybody who set the service up knows."""
+    service = new_service().start()
+    async with service.admin() as admin, service.person() as alice:
+        path = f"/admin/users/{alice.id}/change-group"
+        assert (await admin.http.post(path, json={"group": "admin"})).is_success
+        if fate == "renamed":
+            body = {"username": "retired", "current_password": ADMIN[1]}
+            assert (await admin.http.patch("/users/me", json=body)).is_success
+        else:
+            assert (await admin.http.delete("/users/me")).is_success
+        assert service.stop() == 0
+        service.start()
+        found = (await alice.http.get("/users?group=admin&sort=id")).json()
+        assert [user["id"] for user in found] == ([admin.id, alice.id] if fate == "renamed" else [alice.id])
+    async with service.anyone() as client:
+        login = {"username": ADMIN[0], "password": ADMIN[1]}
+        assert (await client.post("/auth/login", json=login)).status_code == 401
+
+
+async def test_a_first_admin_whose_name_is_somebody_elses_is_told_of(new_service: Callable[..., Service]) -> None:
+    service = new_service(FIRST_ADMIN_USERNAME="", FIRST_ADMIN_PASSWORD="").start()
+    async with service.person(ADMIN[0]):
+        pass
+    assert service.stop() == 0
+    service.settings |= {"FIRST_ADMIN_USERNAME": ADMIN[0], "FIRST_ADMIN_PASSWORD": ADMIN[1]}
+    service.start()
+    assert "there is no admin" in service.log()
+
+
+def test_names_hold_nothing_that_cannot_be_seen() -> None:
+    """Of all that Unicode has; what it calls unassigned may become anything."""
+    names = TypeAdapter(account_schemas.Username)
+    unseen = {"Cc", "Cf", "Co", "Zl", "Zp", "Zs"}
+    for character in map(chr, range(0x110000)):
+        if unicodedata.category(character) in unseen:
+            with pytest.raises(ValidationError):
+                names.validate_python(f"ho{character}lly")

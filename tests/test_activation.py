@@ -150,6 +150,16 @@ async def test_a_browser_that_follows_the_link_gets_a_page(scene: Scene) -> None
         assert (await scene.sign_in(client, user)).status_code == 200
 
 
+async def test_a_browser_is_told_on_a_page_what_is_wrong(scene: Scene) -> None:
+    async with scene.service.anyone() as client:
+        for query in ("", "?token=", "?token=" + "x" * 129, "?token=x&more=1"):
+            page = await client.get("/auth/activate" + query, headers={"Accept": "text/html"})
+            assert page.status_code == 422
+            assert "This link is not whole" in page.text
+            assert page.headers["content-type"].startswith("text/html")
+            assert "detail" in (await client.get("/auth/activate" + query)).json()
+
+
 async def test_a_program_that_follows_the_link_gets_the_account(scene: Scene) -> None:
     async with scene.service.anyone() as client:
         user = await scene.register(client)
@@ -394,6 +404,22 @@ async def test_another_address_counts_when_its_link_is_followed(scene: Scene) ->
         assert (await client.get("/auth/activate", params={"token": token_in(mail)})).status_code == 404
 
 
+async def test_ones_own_address_takes_the_wish_for_another_one_back(scene: Scene) -> None:
+    async with signed_in(scene) as (client, user):
+        wanted = f"{fresh_name()}@example.org"
+        await client.patch("/users/me", json={"email": wanted, "current_password": PASSWORD})
+        token = token_in(await scene.mails.mail_to(wanted))
+        # A form that sends everything, with another field changed, is no such decision.
+        body = {"username": user["username"], "email": user["email"], "name": "Holly"}
+        assert (await client.put("/users/me", json=body)).status_code == 200
+        page = await client.get("/auth/activate", params={"token": token}, headers={"Accept": "text/html"})
+        assert page.status_code == 200
+        back = await client.patch("/users/me", json={"email": user["email"], "current_password": PASSWORD})
+        assert back.status_code == 200
+        followed = await client.post("/auth/activate", json={"token": token})
+        assert (followed.status_code, followed.json()) == (404, BAD_LINK)
+
+
 @pytest.mark.parametrize("way", ["change", "reset"])
 async def test_a_new_password_takes_the_link_to_another_address_back(scene: Scene, way: str) -> None:
     """Whoever knew the old password may have asked for an address of their own."""
@@ -433,6 +459,9 @@ async def test_an_address_that_somebody_took_meanwhile_is_a_409(scene: Scene) ->
         answer = await client.post("/auth/activate", json={"token": token})
         assert answer.status_code == 409
         assert answer.json()["detail"][0]["loc"] == ["body", "email"]
+        page = await client.post("/auth/activate", data={"token": token}, headers={"Accept": "text/html"})
+        assert page.status_code == 409
+        assert "This address is taken" in page.text
 
 
 async def test_what_is_mailed_is_in_no_event_and_in_no_row(scene: Scene) -> None:

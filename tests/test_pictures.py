@@ -130,6 +130,15 @@ def test_colours_of_another_space_are_turned_into_those_that_everybody_takes_the
         assert b"ICCP" not in chunks_of(made)
 
 
+def test_a_picture_without_its_last_bytes_is_not_whole() -> None:
+    noise = Image.effect_noise((200, 200), 90).convert("RGB")
+    for kind in ("JPEG", "PNG", "WEBP"):
+        whole = encoded(noise, kind)
+        assert pictures.squares(whole, SIDES)
+        for missing in (1, 12, 30, len(whole) // 2):
+            assert refusal(whole[:-missing])["type"] == "invalid_picture", (kind, missing)
+
+
 def test_a_palette_and_what_shines_through_it_are_kept() -> None:
     image = Image.new("RGB", (600, 600), "red").quantize()
     for each in pictures.squares(encoded(image, "PNG", transparency=0), SIDES):
