@@ -51,7 +51,8 @@ class EventsQuery(Query):
     ] = Field(default=PUBLIC_TOPICS, description="Comma separated; the public ones by default")
     bulk: Literal["items", "summary"] = Field(default="items", description="Whether bulk events carry their rows")
     limit: Annotated[int, Field(ge=1, le=MAX_EVENTS_OF_PAGE), WRITTEN_INTEGER] = Field(
-        default=DEFAULT_EVENTS_OF_PAGE, description="How many frames a page has at most"
+        default=DEFAULT_EVENTS_OF_PAGE,
+        description="How many frames a page has at most; a stream has no end, and passes over it",
     )
 
 
