@@ -19,7 +19,7 @@ lint: .venv/dev
 bench: .venv/dev
 	$(BIN)/python -m bench.generate
 
-# About six minutes; SEED=7 repeats a run. docs/chaos.md
+# About twelve minutes; SEED=7 repeats a run. docs/chaos.md
 chaos: .venv/dev
 	$(BIN)/python -m bench.chaos $(if $(SEED),--seed $(SEED))
 
