@@ -21,7 +21,8 @@ from typing import Any
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
 
-from tests.service import PASSWORD, free_port
+from bench.client import signed_in
+from tests.service import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITERS = 4
@@ -63,17 +64,7 @@ async def _write(client: httpx.AsyncClient, writes: int) -> None:
 
 
 async def measure(port: int, pid: int, watchers: int, writes: int) -> None:
-    base = f"http://127.0.0.1:{port}"
-    async with httpx.AsyncClient(base_url=base, timeout=60) as client:
-        for _ in range(200):
-            try:
-                await client.get("/readyz")
-                break
-            except httpx.HTTPError:
-                await asyncio.sleep(0.05)
-        await client.post("/auth/register", json={"username": "bench", "password": PASSWORD})
-        token = (await client.post("/token", data={"username": "bench", "password": PASSWORD})).json()["access_token"]
-        client.headers["Authorization"] = f"Bearer {token}"
+    async with signed_in(port) as client:
         await _write(client, 100)
         before = _cpu_seconds(pid)
         await asyncio.gather(*(_write(client, writes // WRITERS) for _ in range(WRITERS)))

@@ -14,10 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import httpx
 from websockets.asyncio.client import connect
 
-from tests.service import PASSWORD, free_port
+from bench.client import signed_in
+from tests.service import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,17 +37,7 @@ async def _watch(url: str, rows: int, ready: asyncio.Event) -> tuple[int, int, f
 
 
 async def measure(port: int, rows: int, probe: Path) -> None:
-    base = f"http://127.0.0.1:{port}"
-    async with httpx.AsyncClient(base_url=base, timeout=60) as client:
-        for _ in range(200):
-            try:
-                await client.get("/readyz")
-                break
-            except httpx.HTTPError:
-                await asyncio.sleep(0.05)
-        await client.post("/auth/register", json={"username": "bench", "password": PASSWORD})
-        token = (await client.post("/token", data={"username": "bench", "password": PASSWORD})).json()["access_token"]
-        client.headers["Authorization"] = f"Bearer {token}"
+    async with signed_in(port) as client:
         # The first job fills the word pools; measure what comes after.
         await client.post("/movies/generate/1000")
         while (await client.get("/jobs?state=done")).json() == []:
