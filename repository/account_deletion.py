@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, func, select, update
-from sqlalchemy import exists as sql_exists
+from sqlalchemy import ColumnElement, Select, delete, exists, func, select, update
 
 import models
 from errors import NotFound, PreconditionFailed
@@ -81,7 +80,7 @@ async def forget_waiting(database: Database, now: datetime, *, max_rows: int) ->
         # Locked first: what is asked of them after that, whoever had them before us has committed.
         held = (await tx.connection.execute(late.with_for_update(of=models.users))).scalars().all()
         is_held = models.users.c.id.in_(held)
-        still = select(models.users).where(is_held, models.users.c.awaits_activation, ~_has_a_link(now), ~_HAS_A_MAIL)
+        still = select(models.users).where(is_held, models.users.c.awaits_activation, ~_has_a_link(now), ~_has_a_mail())
         rows = (await tx.connection.execute(still.order_by(models.users.c.id))).all()
         for row in rows:
             await _empty(tx, entity(row), actor_id=None)
@@ -90,12 +89,13 @@ async def forget_waiting(database: Database, now: datetime, *, max_rows: int) ->
     return await database.write(work)
 
 
-_HAS_A_MAIL = sql_exists().where(models.mails.c.user_id == models.users.c.id, models.mails.c.due_at.is_not(None))
-
-
 def _has_a_link(now: datetime) -> ColumnElement[bool]:
     tokens = models.one_time_tokens
-    return sql_exists().where(tokens.c.user_id == models.users.c.id, tokens.c.expires_at > utc_text(now))
+    return exists().where(tokens.c.user_id == models.users.c.id, tokens.c.expires_at > utc_text(now))
+
+
+def _has_a_mail() -> ColumnElement[bool]:
+    return exists().where(models.mails.c.user_id == models.users.c.id, models.mails.c.due_at.is_not(None))
 
 
 def late_accounts(now: datetime, max_rows: int) -> Select[tuple[int]]:
@@ -109,7 +109,7 @@ def late_accounts(now: datetime, max_rows: int) -> Select[tuple[int]]:
             table.c.group == Group.USER.value,
             func.coalesce(table.c.avatar, "") == "",  # said so, SQLite does not take the index of avatars
             ~_has_a_link(now),
-            ~_HAS_A_MAIL,
+            ~_has_a_mail(),
         )
         .order_by(table.c.created_at, table.c.id)
         .limit(max_rows)

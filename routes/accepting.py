@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from starlette.datastructures import Headers
+
 JSON = "application/json"
+
+
+def client_prefers(headers: Headers, media_type: str) -> bool:
+    """`prefers`, of all the `Accept` headers of a request together."""
+    return prefers(",".join(headers.getlist("accept")), media_type)
 
 
 def prefers(accept: str, media_type: str) -> bool:

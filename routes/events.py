@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
 from routes import rendering
-from routes.accepting import prefers
+from routes.accepting import client_prefers
 from routes.operation import Call, Operation
 from routes.queries import Offset, Query
 from schemas import PUBLIC_TOPICS, TOPICS, WRITTEN_INTEGER, Answer
@@ -62,13 +62,8 @@ class EventsPage(Answer):
     data: list[dict[str, Any]] = Field(description="Frames, as on the websocket; empty at the end of the log")
 
 
-def prefers_stream(accept: str) -> bool:
-    """Whether `Accept` names event streams, and does not like JSON better. Pure."""
-    return prefers(accept, EVENT_STREAM)
-
-
 async def events(call: Call) -> Response:
-    if prefers_stream(",".join(call.headers.getlist("accept"))):
+    if client_prefers(call.headers, EVENT_STREAM):
         return call.services.event_streams.stream(call.identity, call.query, call.headers.get("last-event-id"))
     head, frames, is_end = await call.services.event_pages.page(call.identity, call.query)
     body = b'{"epoch":%s,"seq":%d,"data":[%s]}' % (orjson.dumps(head.epoch), head.seq, b",".join(frames))

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from types import MappingProxyType
 
 from starlette.responses import HTMLResponse
 
 MEDIA_TYPE = "text/html"
-NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 # The address of the page holds what the link carried, so nothing on it may tell the address to anybody.
 HEADERS: Mapping[str, str] = {
     "Cache-Control": "no-store",
@@ -31,14 +29,12 @@ def question(title: str, sentences: str, token: str, button: str) -> HTMLRespons
       <input type="hidden" name="token" value="{escape(token)}">
       <button type="submit">{escape(button)}</button>
     </form>"""
-    return _page(title, sentences, form, 200)
+    return page(title, sentences, 200, form=form)
 
 
-def page(title: str, sentences: str, status: int, headers: Mapping[str, str] = NO_HEADERS) -> HTMLResponse:
-    return _page(title, sentences, "", status, headers)
-
-
-def _page(title: str, sentences: str, form: str, status: int, headers: Mapping[str, str] = NO_HEADERS) -> HTMLResponse:
+def page(
+    title: str, sentences: str, status: int, headers: Mapping[str, str] | None = None, form: str = ""
+) -> HTMLResponse:
     """Addresses in it are relative, so that it works behind a proxy that serves us under a path."""
     text = f"""<!doctype html>
 <html lang="en">
@@ -60,4 +56,4 @@ def _page(title: str, sentences: str, form: str, status: int, headers: Mapping[s
 </body>
 </html>
 """
-    return HTMLResponse(text, status, {**headers, **HEADERS, "Vary": "Accept"})
+    return HTMLResponse(text, status, {**(headers or {}), **HEADERS, "Vary": "Accept"})

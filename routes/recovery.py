@@ -20,7 +20,7 @@ from repository.mails import Kind
 from repository.one_time_tokens import Purpose
 from repository.transaction import Transaction
 from routes import link_page, queries, rendering
-from routes.accepting import prefers
+from routes.accepting import client_prefers
 from routes.limit_groups import LimitGroup
 from routes.operation import Call, Operation, Services
 from routes.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
@@ -38,7 +38,7 @@ async def _follow(call: Call, token: str) -> Response:
 
 
 def _is_for_a_page(call: Call) -> bool:
-    return prefers(",".join(call.headers.getlist("accept")), link_page.MEDIA_TYPE)
+    return client_prefers(call.headers, link_page.MEDIA_TYPE)
 
 
 def _problem_page(error: Problem) -> Response:

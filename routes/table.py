@@ -28,7 +28,7 @@ from routes import (
     sign_in,
     users,
 )
-from routes.accepting import prefers
+from routes.accepting import client_prefers
 from routes.operation import Operation
 from routes.parsing import parse
 from settings import Settings
@@ -65,8 +65,7 @@ def _route(path: str, operations: Mapping[str, Operation]) -> Route:
         try:
             return await operation.handler(await parse(request, operation))
         except Problem as error:
-            accept = ",".join(request.headers.getlist("accept"))
-            if operation.problem_page is None or not prefers(accept, link_page.MEDIA_TYPE):
+            if operation.problem_page is None or not client_prefers(request.headers, link_page.MEDIA_TYPE):
                 raise
             return operation.problem_page(error)
 

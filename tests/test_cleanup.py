@@ -142,10 +142,10 @@ async def test_a_link_that_is_made_meanwhile_counts(databases: list[Database]) -
     assert await users.find(database, late) is not None
 
 
+# PostgreSQL's planner counts rows, and does what it likes with few of them.
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True, scope="session")
 async def test_the_look_for_them_reads_no_other_accounts(databases: list[Database]) -> None:
     database = databases[0]
-    if not database.is_sqlite:
-        return  # a planner that counts rows does what it likes with few of them
     late = account_deletion.late_accounts(datetime.now(UTC), max_rows=1)
     compiled = late.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
     async with database.read() as connection:

@@ -22,7 +22,8 @@ from repository import event_log
 from repository.database import Database
 from repository.event_log import Head
 from repository.transaction import Transaction
-from routes.events import prefers_stream
+from routes.accepting import prefers
+from routes.events import EVENT_STREAM
 from tests.conftest import Places
 from tests.frames_checked import check_frame
 from tests.servers import PostgresServer
@@ -360,7 +361,7 @@ async def test_head_answers_the_headers_alone(service: Service) -> None:
     ],
 )
 def test_json_is_answered_unless_a_stream_is_asked_for(accept: str, expected: bool) -> None:
-    assert prefers_stream(accept) is expected
+    assert prefers(accept, EVENT_STREAM) is expected
 
 
 @pytest.mark.parametrize(
