@@ -24,7 +24,9 @@ async def test_whatever_breaks_no_watcher_is_ever_wrong(
     assert {fault.kind for _, _, fault in outcome.faults} == set(FAULTS)
     assert sum(outcome.statuses.values()) >= SHORT.writes
     assert 0.1 < outcome.bus_lost / (outcome.bus_lost + outcome.bus_passed) < 0.6
-    assert all(counts["events"] > 100 for counts in outcome.kinds.values())
+    for kind, counts in outcome.kinds.items():
+        # What cannot be wrong proves nothing. One that gets the newest state now and then gets fewer frames on purpose.
+        assert counts["events"] > (20 if kind.startswith("windows") else 100), outcome.report()
 
 
 def test_the_same_seed_plans_the_same_faults_and_the_same_writes() -> None:
