@@ -21,7 +21,7 @@ bench: .venv/dev
 
 # About twelve minutes; SEED=7 repeats a run. docs/chaos.md
 chaos: .venv/dev
-	$(BIN)/python -m bench.chaos $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.chaos.__main__ $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

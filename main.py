@@ -1,6 +1,6 @@
 """The composition root: `build_app(settings)` puts the service together; `python main.py` serves it.
 
-`uvicorn main:app` works, too; only here, sockets get the fast path of `realtime.websocket_protocol`, and the stop its
+`uvicorn main:app` works, too; only here, sockets get the fast path of `server.websocket_protocol`, and the stop its
 deadline.
 """
 
@@ -21,47 +21,47 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-import logs
-import metrics
-import serving
-import workers
+from core import logs, metrics
+from core.errors import Problem, SettingsError, Unavailable
+from core.settings import Settings, load_settings, secret_key, signing_keys
+from core.stopping import Stopping
 from dashboard.routes import ROUTES as DASHBOARD_ROUTES
-from errors import Problem, SettingsError, Unavailable
-from first_admin import create_first_admin
 from gateways.mail import gateway_for
 from gateways.storage import check as check_storage
 from gateways.storage import open_storage
 from jobs.cleanup import Cleanup
-from jobs.mails import Mailer
+from jobs.mailer import Mailer
 from jobs.orphans import Orphans
 from jobs.runner import Runner
-from realtime.asyncapi import ROUTES as ASYNCAPI_ROUTES
-from realtime.bus import Bus
-from realtime.endpoint import ROUTES as REALTIME_ROUTES
-from realtime.endpoint import Realtime
-from realtime.event_stream import EventStreams
-from realtime.feed import Feed
-from realtime.hub import Hub
-from realtime.presence import Presence
-from realtime.progress import Progress
-from realtime.registry import Registry
-from realtime.replay import Replay
-from realtime.snapshot import Snapshots
-from realtime.subscription import Sources
-from realtime.surroundings import Surroundings
-from repository import event_log, failures, migrations, users
-from repository.database import Database
-from routes import middleware, table
-from routes.limits import Limits
-from routes.lockout import Lockout
-from routes.operation import Services
-from routes.passwords import Passwords, hasher_for
-from routes.pictures import MAX_UPLOADS_PER_USER, Pictures
-from routes.proxies import TrustedProxies
-from routes.shared_windows import SharedWindows
-from security import Tokens
-from settings import Settings, load_settings, secret_key, signing_keys
-from stopping import Stopping
+from realtime.asyncapi.document import ROUTES as ASYNCAPI_ROUTES
+from realtime.fanout.hub import Hub
+from realtime.fanout.progress import Progress
+from realtime.fanout.snapshot import Snapshots
+from realtime.fanout.subscription import Sources
+from realtime.feed.bus import Bus
+from realtime.feed.feed import Feed
+from realtime.presence.presence import Presence
+from realtime.sockets.context import Surroundings
+from realtime.sockets.endpoint import ROUTES as REALTIME_ROUTES
+from realtime.sockets.endpoint import Realtime
+from realtime.sockets.registry import Registry
+from realtime.sse.event_stream import EventStreams
+from realtime.sse.replay import Replay
+from repository.engine import event_log, failures, migrations
+from repository.engine.database import Database
+from routes import table
+from routes.http import middleware
+from routes.http.operation import Services
+from routes.http.proxies import TrustedProxies
+from server import serving, supervisor
+from services.authentication import identify, recheck
+from services.first_admin import create_first_admin
+from services.limits.limiter import Limits
+from services.limits.lockout import Lockout
+from services.limits.redis import SharedWindows
+from services.passwords import Passwords, hasher_for
+from services.pictures.pool import MAX_UPLOADS_PER_USER, Pictures
+from services.tokens import Tokens
 
 SWITCH_SECONDS = 0.0005
 GAUGE_SECONDS = 0.5
@@ -147,7 +147,7 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
         await create_first_admin(database, settings)
         hub = Hub(lambda seq: feed.newest_after(seq))
         registry = Registry(
-            partial(users.recheck, database),
+            partial(recheck, database),
             max_connections=settings.max_connections,
             max_per_address=settings.max_connections_per_address if settings.has_limits else None,
         )
@@ -170,7 +170,7 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
             Sources(feed, hub, Snapshots(database, feed)),
             registry,
             presence,
-            partial(users.identify, database, tokens),
+            partial(identify, database, tokens),
             has_limits=settings.has_limits,
         )
         stopping.on_stop += [registry.close, event_streams.stop, runner.stop, mailer.stop]
@@ -318,7 +318,7 @@ def run(arguments: Sequence[str] = ()) -> int:
         banner = serving.banner(settings, listener.getsockname()[1])
         announce = partial(print, banner, flush=True)
         if settings.workers > 1:
-            return workers.Supervisor(settings, "main:worker", listener).run(announce)
+            return supervisor.Supervisor(settings, "main:worker", listener).run(announce)
         serving.serve(settings, build_app(settings), listener, announce)
         return 0
     except SettingsError as error:

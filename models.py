@@ -1,6 +1,6 @@
 """The tables, for SQLite and PostgreSQL alike.
 
-In Python times and dates are the texts of `times.py`. Text compares by code point on both databases (collation "C"),
+In Python times and dates are the texts of `core/times.py`. Text compares by code point on both databases (collation "C"),
 never by locale, so that a filter gives one answer everywhere.
 """
 
@@ -33,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeEngine
 
-from times import utc_text
+from core.times import utc_text
 
 metadata = MetaData(
     naming_convention={

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import httpx
 
-from tests.service import PASSWORD
+from tests.support.service import PASSWORD
 
 ATTEMPTS = 200
 PAUSE_SECONDS = 0.05

@@ -22,7 +22,7 @@ import httpx
 from websockets.asyncio.client import ClientConnection, connect
 
 from bench.client import signed_in
-from tests.service import free_port
+from tests.support.service import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITERS = 4

@@ -17,7 +17,7 @@ from pathlib import Path
 from websockets.asyncio.client import connect
 
 from bench.client import signed_in
-from tests.service import free_port
+from tests.support.service import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import uvicorn
 
-import logs
 import main
-import serving
-from settings import load_settings
+from core import logs
+from core.settings import load_settings
+from server import serving
 
 PROBE_SECONDS = 0.001
 

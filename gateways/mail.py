@@ -30,7 +30,7 @@ from aiosmtplib.errors import (
     SMTPResponseException,
 )
 
-from settings import Settings
+from core.settings import Settings
 
 CONVERSATION_SECONDS = 30.0
 GOODBYE_SECONDS = 1.0

@@ -22,8 +22,8 @@ import structlog
 from obstore import exceptions
 from obstore.store import LocalStore, S3Store
 
-from errors import SettingsError, Unavailable
-from settings import Settings
+from core.errors import SettingsError, Unavailable
+from core.settings import Settings
 
 if TYPE_CHECKING:
     from obstore.store import S3Config

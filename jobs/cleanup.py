@@ -8,9 +8,11 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from errors import Unavailable
-from repository import account_deletion, event_log, idempotency, leases, mails, one_time_tokens, sessions
-from repository.database import Database
+from core.errors import Unavailable
+from repository.accounts import deletion, one_time_tokens, outbox, sessions
+from repository.engine import event_log, leases
+from repository.engine.database import Database
+from repository.generic import idempotency
 
 PERIOD_SECONDS = 60.0
 IDEMPOTENCY_KEY_HOURS = 24
@@ -51,7 +53,7 @@ class Cleanup:
         expired = await self._expire_sessions(now - SESSION_GRACE)
         waiting = await self._forget_waiting(now)
         links = await one_time_tokens.forget(self._database, now)
-        forgotten = await mails.forget(self._database, now)
+        forgotten = await outbox.forget(self._database, now)
         pruned = 0
         while True:
             count = await event_log.prune(
@@ -77,7 +79,7 @@ class Cleanup:
     async def _forget_waiting(self, now: datetime) -> int:
         forgotten = 0
         while True:
-            count = await account_deletion.forget_waiting(self._database, now, max_rows=FORGET_ROWS_PER_TRANSACTION)
+            count = await deletion.forget_waiting(self._database, now, max_rows=FORGET_ROWS_PER_TRANSACTION)
             forgotten += count
             if not count:
                 return forgotten

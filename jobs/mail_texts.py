@@ -17,8 +17,8 @@ from email.utils import format_datetime
 from html import escape
 from urllib.parse import urlencode, urlsplit
 
-from repository.mails import ClaimedMail, Kind
-from repository.one_time_tokens import DAYS_TO_ACTIVATE
+from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE
+from repository.accounts.outbox import ClaimedMail, Kind
 
 LINE_LENGTH = 72
 

@@ -11,10 +11,11 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from errors import Unavailable
+from core.errors import Unavailable
 from gateways.storage import Storage, StoredFile
-from repository import avatars, leases
-from repository.database import Database
+from repository.accounts import avatars
+from repository.engine import leases
+from repository.engine.database import Database
 
 PERIOD_SECONDS = 3600.0  # a bucket is paid by the page that is listed
 LOOK_SECONDS = 300.0  # whether a period is over, which workers that are often started again would not live to see

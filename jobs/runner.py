@@ -16,16 +16,19 @@ from typing import Any
 
 import structlog
 
-import metrics
-from errors import Unavailable
+from core import metrics
+from core.errors import Unavailable
 from jobs import generation
-from repository import catalog, jobs, movie_picks
-from repository.catalog import Prepared
-from repository.database import Database
-from repository.event_log import Event
+from repository import jobs
+from repository.catalog import picks
+from repository.engine.database import Database
+from repository.engine.events import Event
+from repository.engine.transaction import Transaction
+from repository.generic import writes
+from repository.generic.writes import Prepared
 from repository.jobs import ClaimedJob, LeaseLost
-from repository.resources import CHARACTERS, MOVIES
-from repository.transaction import Transaction
+from resources.characters import CHARACTERS
+from resources.movies import MOVIES
 
 CONCURRENT_JOBS = 2
 POLL_SECONDS = 1.0
@@ -164,14 +167,14 @@ class Runner:
     async def _store_chunk(self, job: ClaimedJob, owner: str, done: int, chunk: Chunk, started: float) -> None:
         async def work(tx: Transaction) -> None:
             if isinstance(chunk, Prepared):
-                await catalog.store_prepared(tx, chunk, job.user_id, job.id)
+                await writes.store_prepared(tx, chunk, job.user_id, job.id)
             else:
-                movies = await movie_picks.pick(tx, Random(f"{job.seed}:{done}:cast"), CAST_SIZE)
+                movies = await picks.pick(tx, Random(f"{job.seed}:{done}:cast"), CAST_SIZE)
                 rows = [
                     {**row, "movie_id": movies[index * len(movies) // len(chunk)] if movies else None}
                     for index, row in enumerate(chunk)
                 ]
-                await catalog.store(tx, CHARACTERS, rows, job.user_id, job.id)
+                await writes.store(tx, CHARACTERS, rows, job.user_id, job.id)
             rows_per_second = int((done - job.done + len(chunk)) / max(time.monotonic() - started, 1e-3))
             await jobs.advance(tx, job, owner, done, len(chunk), rows_per_second)
 
@@ -186,5 +189,5 @@ def make_chunk(job: ClaimedJob, done: int, *, is_sqlite: bool) -> Chunk:
     count = min(job.batch_size, job.total - done)
     rows = generation.rows(job.kind, job.seed, done, count)
     if job.kind == "generate_movies":
-        return catalog.prepare(MOVIES, rows, job.user_id, is_sqlite=is_sqlite)
+        return writes.prepare(MOVIES, rows, job.user_id, is_sqlite=is_sqlite)
     return rows

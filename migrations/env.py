@@ -1,4 +1,4 @@
-"""Runs the migrations on the connection that `repository.migrations` (or `alembic` itself) provides."""
+"""Runs the migrations on the connection that `repository.engine.migrations` (or `alembic` itself) provides."""
 
 from __future__ import annotations
 

@@ -14,14 +14,15 @@ from typing import Any
 from sqlalchemy import and_, func, insert, or_, select, update
 
 import models
-from errors import Conflict, Forbidden, NotFound, TooManyRequests
-from filters import Filter
-from repository import clock, filter_sql
-from repository.database import Database
-from repository.lists import Listed, entities_of, entity
-from repository.transaction import Transaction
-from security import Identity
-from times import utc_now
+from core.errors import Conflict, Forbidden, NotFound, TooManyRequests
+from core.filters import Filter
+from core.identity import Identity
+from core.times import utc_now
+from repository.engine import clock
+from repository.engine.database import Database
+from repository.engine.transaction import Transaction
+from repository.generic import filter_sql
+from repository.generic.lists import Listed, entities_of, entity
 
 LEASE_SECONDS = 5.0
 MAX_UNFINISHED_PER_USER = 20

@@ -13,10 +13,10 @@ from sqlalchemy import delete, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 import models
-from repository import clock
-from repository.database import Database
-from repository.statement import Statement, statement
-from repository.transaction import Transaction
+from repository.engine import clock
+from repository.engine.database import Database
+from repository.engine.statement import Statement, statement
+from repository.engine.transaction import Transaction
 
 LEASE_SECONDS = 9.0
 ANONYMOUS = 0  # the user id of all who have not signed in

@@ -9,11 +9,12 @@ import orjson
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
-from routes import rendering
-from routes.accepting import client_prefers
-from routes.operation import Call, Operation
-from routes.queries import Offset, Query
-from schemas import PUBLIC_TOPICS, TOPICS, WRITTEN_INTEGER, Answer
+from resources.topics import PUBLIC_TOPICS, TOPICS
+from routes.http import rendering
+from routes.http.negotiation import client_prefers
+from routes.http.operation import Call, Operation
+from routes.http.queries import Offset, Query
+from schemas import WRITTEN_INTEGER, Answer
 
 MAX_EVENTS_OF_PAGE = 1_000
 DEFAULT_EVENTS_OF_PAGE = 100

@@ -9,12 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-import metrics
 import schemas
-from errors import Unauthenticated
-from routes import rendering
-from routes.limit_groups import LimitGroup
-from routes.operation import Call, Operation
+from core import metrics
+from core.errors import Unauthenticated
+from routes.http import rendering
+from routes.http.limit_groups import LimitGroup
+from routes.http.operation import Call, Operation
 
 _NO_STORE = {"Cache-Control": "no-store"}
 

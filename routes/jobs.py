@@ -6,12 +6,12 @@ from typing import Any
 
 from starlette.responses import Response
 
-import schemas
-from errors import NotFound
+from core.errors import NotFound
 from repository import jobs
-from repository.transaction import Transaction
-from routes import queries, rendering
-from routes.operation import LIST_HEADERS, Call, Operation
+from repository.engine.transaction import Transaction
+from resources.jobs import JOB_FIELDS, Job
+from routes.http import queries, rendering
+from routes.http.operation import LIST_HEADERS, Call, Operation
 
 
 async def list_jobs(call: Call) -> Response:
@@ -41,9 +41,9 @@ OPERATIONS = [
         list_jobs,
         "List jobs, newest first",
         "jobs",
-        {200: list[schemas.Job]},
+        {200: list[Job]},
         query_model=queries.PageQuery,
-        filters=schemas.JOB_FIELDS,
+        filters=JOB_FIELDS,
         answer_headers=LIST_HEADERS,
     ),
     Operation(
@@ -52,7 +52,7 @@ OPERATIONS = [
         get_job,
         "Get a job",
         "jobs",
-        {200: schemas.Job},
+        {200: Job},
         path_model=queries.ByJobId,
         errors=(404,),
     ),
@@ -62,7 +62,7 @@ OPERATIONS = [
         cancel,
         "Cancel a job",
         "jobs",
-        {200: schemas.Job},
+        {200: Job},
         description="Takes effect at once: nothing more is stored. What was stored stays.",
         path_model=queries.ByJobId,
         signed_in=True,

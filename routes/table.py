@@ -10,34 +10,21 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
-from errors import Problem
-from routes import (
-    admin,
-    avatars,
-    catalog_operations,
-    documentation,
-    events,
-    health,
-    jobs,
-    limit_groups,
-    link_page,
-    openapi,
-    profiles,
-    recovery,
-    registration,
-    sign_in,
-    users,
-)
-from routes.accepting import client_prefers
-from routes.operation import Operation
-from routes.parsing import parse
-from settings import Settings
+from core.errors import Problem
+from core.settings import Settings
+from routes import events, health, jobs
+from routes.accounts import admin, avatars, confirmations, pages, profiles, registration, sign_in, users
+from routes.generic import operations as catalog_operations
+from routes.http import documentation, limit_groups, openapi
+from routes.http.negotiation import client_prefers
+from routes.http.operation import Operation
+from routes.http.parsing import parse
 
 OPERATIONS: Sequence[Operation] = [
     *catalog_operations.OPERATIONS,
     *jobs.OPERATIONS,
     *registration.OPERATIONS,
-    *recovery.OPERATIONS,
+    *confirmations.OPERATIONS,
     *sign_in.OPERATIONS,
     *users.OPERATIONS,
     *profiles.OPERATIONS,
@@ -65,7 +52,7 @@ def _route(path: str, operations: Mapping[str, Operation]) -> Route:
         try:
             return await operation.handler(await parse(request, operation))
         except Problem as error:
-            if operation.problem_page is None or not client_prefers(request.headers, link_page.MEDIA_TYPE):
+            if operation.problem_page is None or not client_prefers(request.headers, pages.MEDIA_TYPE):
                 raise
             return operation.problem_page(error)
 

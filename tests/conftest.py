@@ -11,10 +11,10 @@ from typing import TypeVar
 
 import pytest
 
-from repository import migrations
-from repository.database import Database
-from tests.servers import MissingServer, PostgresServer, RedisServer
-from tests.service import Service
+from repository.engine import migrations
+from repository.engine.database import Database
+from tests.support.servers import MissingServer, PostgresServer, RedisServer
+from tests.support.service import Service
 
 BACKENDS = ("sqlite", "postgres")
 

@@ -1,0 +1,342 @@
+"""The filter grammar, one parser for REST lists and subscriptions.
+
+A filter is a conjunction of conditions `field operator value` and, beside them, at most one disjunction of groups of
+conditions. In a query it is written `rating[gte]=50&or[0][genre]=Drama&or[1][country]=GB`, in JSON
+`{"rating": {"gte": 50}, "or": [{"genre": "Drama"}, {"country": "GB"}]}`; no operator means `eq`. Text is compared by
+code point; `contains` and `prefix` ignore case. A field without a value matches only `ne`. Pure: values in, values out.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from core import times
+from core.errors import FieldProblem
+
+MAX_VALUES_IN_LIST = 100  # of one `in`
+MAX_CONDITIONS = 200  # every field with every operator fits
+MAX_GROUPS = 20
+MAX_PROBLEMS = 100  # of one filter; what is wrong after that is not looked for
+MAX_TEXT_LENGTH = 1_000
+MAX_LISTED_TEXT_LENGTH = 255  # in a list: all of one list fit into a URL, which HTTP parsers cut at 64 KiB
+MAX_INTEGER = 2**63 - 1  # BIGINT
+
+
+class Kind(StrEnum):
+    INTEGER = "integer"
+    TEXT = "text"
+    DATE = "date"
+    TIME = "time"
+    BOOLEAN = "boolean"
+    STRINGS = "strings"  # an array of texts: eq means "holds", ne "does not hold", in "holds one of"
+
+
+class Op(StrEnum):
+    EQ = "eq"
+    NE = "ne"
+    GT = "gt"
+    GTE = "gte"
+    LT = "lt"
+    LTE = "lte"
+    IN = "in"
+    CONTAINS = "contains"
+    PREFIX = "prefix"
+
+
+_ORDERED = (Op.EQ, Op.NE, Op.GT, Op.GTE, Op.LT, Op.LTE, Op.IN)
+OPERATORS: Mapping[Kind, tuple[Op, ...]] = {
+    Kind.INTEGER: _ORDERED,
+    Kind.DATE: _ORDERED,
+    Kind.TIME: _ORDERED,
+    Kind.TEXT: (*_ORDERED, Op.CONTAINS, Op.PREFIX),
+    Kind.BOOLEAN: (Op.EQ, Op.NE),
+    Kind.STRINGS: (Op.EQ, Op.NE, Op.IN),
+}
+
+EXPECTED: Mapping[Kind, str] = {
+    Kind.INTEGER: "an integer of at most 64 bits",
+    Kind.TEXT: f"a text of at most {MAX_TEXT_LENGTH} characters without NUL",
+    Kind.DATE: "a date such as 1999-12-31",
+    Kind.TIME: "a time such as 1999-12-31T23:59:59Z",
+    Kind.BOOLEAN: "true or false",
+    Kind.STRINGS: f"a text of at most {MAX_TEXT_LENGTH} characters without NUL",
+}
+
+Scalar = int | str
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A filterable field: `column` is its name in the entity, which the query name may differ from.
+
+    With `choices`, what it is compared with as a whole must be one of them.
+    """
+
+    name: str
+    column: str
+    kind: Kind
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    field: Field
+    op: Op
+    value: Scalar | tuple[Scalar, ...]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Every condition of `all`, and of one of the groups in `any` if there are groups.
+
+    Made by `build`, equal filters are equal values however they were written.
+    """
+
+    all: tuple[Condition, ...] = ()
+    any: tuple[tuple[Condition, ...], ...] = ()
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.all, self.any))
+
+    def __hash__(self) -> int:
+        # Once: filters may be large, and they are looked up with every event.
+        return self._hash
+
+    def __bool__(self) -> bool:
+        return bool(self.all or self.any)
+
+
+EVERYTHING = Filter()
+
+
+def build(conditions: Iterable[Condition], groups: Iterable[Iterable[Condition]] = ()) -> Filter:
+    return Filter(_sorted(conditions), tuple(sorted({_sorted(group) for group in groups}, key=repr)))
+
+
+def _sorted(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
+    # The representation orders values of different types, which do not compare.
+    return tuple(sorted(set(conditions), key=repr))
+
+
+# --- parsing
+
+OR = "or"
+_KEY = re.compile(r"^(?:or\[([0-9]{1,2})\]\[([a-z_]+)\]|([a-z_]+))(?:\[([a-z]+)\])?\Z")
+_INTEGER = re.compile(r"^-?[0-9]{1,19}\Z")
+_BOOLEANS: Mapping[str, bool] = {"true": True, "false": False}
+
+
+def parse_query(
+    items: Iterable[tuple[str, str]], fields: Mapping[str, Field], known: frozenset[str] = frozenset()
+) -> tuple[Filter, list[FieldProblem]]:
+    """A filter from query items. Names in `known` belong to others and are passed over."""
+    conditions: list[Condition] = []
+    groups: dict[str, list[Condition]] = {}
+    problems: list[FieldProblem] = []
+    for key, raw in items:
+        if key in known:
+            continue
+        loc = ("query", key)
+        match = _KEY.match(key)
+        name = (match[2] or match[3]) if match else ""
+        if match is None or name not in fields:
+            names = ", ".join(sorted((*known, *fields)))
+            problems.append(FieldProblem(loc, f"Unknown parameter; expected one of {names}", "unknown_parameter"))
+            continue
+        op = match[4] or "eq"
+        found = _condition(fields[name], op, raw.split(",") if op == Op.IN else raw)
+        if isinstance(found, _Wrong):
+            problems.append(FieldProblem(loc, found.expected, found.type))
+        else:
+            (groups.setdefault(match[1], []) if match[1] is not None else conditions).append(found)
+    problems.extend(_too_many(("query",), conditions, groups.values()))
+    return build(conditions, groups.values()), problems
+
+
+def parse_json(
+    value: Any, fields: Mapping[str, Field], loc: tuple[str | int, ...] = ("filter",)
+) -> tuple[Filter, list[FieldProblem]]:
+    """A filter from JSON."""
+    if not isinstance(value, dict):
+        return Filter(), [FieldProblem(loc, 'Expected an object such as {"rating": {"gte": 50}}', "invalid_filter")]
+    problems: list[FieldProblem] = []
+    members = {name: member for name, member in value.items() if name != OR}
+    conditions = _parse_object(members, fields, loc, problems)
+    listed = value.get(OR, [])
+    groups: list[list[Condition]] = []
+    if OR in value and not (isinstance(listed, list) and listed and all(isinstance(one, dict) for one in listed)):
+        problems.append(FieldProblem((*loc, OR), "Expected a list of filters, at least one", "invalid_filter"))
+    else:
+        for number, one in enumerate(listed[: MAX_GROUPS + 1]):
+            if not one:
+                problems.append(FieldProblem((*loc, OR, number), "Expected at least one field", "invalid_filter"))
+            groups.append(_parse_object(one, fields, (*loc, OR, number), problems))
+    problems.extend(_too_many(loc, conditions, groups))
+    return build(conditions, groups), problems
+
+
+def _parse_object(
+    value: Mapping[str, Any],
+    fields: Mapping[str, Field],
+    loc: tuple[str | int, ...],
+    problems: list[FieldProblem],
+) -> list[Condition]:
+    conditions: list[Condition] = []
+    for name, member in value.items():
+        if len(problems) >= MAX_PROBLEMS:
+            break
+        field = fields.get(name)
+        if field is None:
+            names = ", ".join(sorted(fields))
+            expected = "A group holds no other groups" if name == OR else f"Unknown field; expected one of {names}"
+            problems.append(FieldProblem((*loc, name), expected, "unknown_field"))
+            continue
+        if isinstance(member, dict) and not member:
+            problems.append(FieldProblem((*loc, name), "Expected at least one operator", "invalid_filter"))
+        for op, raw in member.items() if isinstance(member, dict) else [("eq", member)]:
+            found = _condition(field, op, _as_written(raw) if field.kind in _NO_TEXT else raw)
+            if isinstance(found, _Wrong):
+                place = (*loc, name, op) if isinstance(member, dict) else (*loc, name)
+                problems.append(FieldProblem(place, found.expected, found.type))
+            else:
+                conditions.append(found)
+    return conditions
+
+
+_NO_TEXT = (Kind.INTEGER, Kind.BOOLEAN)
+
+
+def _as_written(raw: Any) -> Any:
+    """In JSON a number or a truth value is no text, and 50.0 is an integer (JSON Schema 2020-12, section 4.2.3)."""
+    if isinstance(raw, list):
+        return [_as_written(item) for item in raw]
+    if isinstance(raw, str):
+        return None
+    return int(raw) if isinstance(raw, float) and raw.is_integer() else raw
+
+
+def _too_many(
+    loc: tuple[str | int, ...], conditions: Iterable[Condition], groups: Iterable[Iterable[Condition]]
+) -> list[FieldProblem]:
+    problems = []
+    listed = [list(group) for group in groups]
+    if len(list(conditions)) + sum(map(len, listed)) > MAX_CONDITIONS:
+        problems.append(FieldProblem(loc, f"Expected at most {MAX_CONDITIONS} conditions", "too_many_conditions"))
+    if len(listed) > MAX_GROUPS:
+        problems.append(FieldProblem(loc, f"Expected at most {MAX_GROUPS} groups in or", "too_many_groups"))
+    return problems
+
+
+@dataclass(frozen=True, slots=True)
+class _Wrong:
+    expected: str
+    type: str = "invalid_filter"
+
+
+def _condition(field: Field, name: str, raw: Any) -> Condition | _Wrong:
+    """The condition, or what was expected."""
+    allowed = OPERATORS[field.kind]
+    if name not in allowed:
+        return _Wrong(f"Unknown operator; expected one of {', '.join(allowed)}", "unknown_operator")
+    op = Op(name)
+    if op is not Op.IN:
+        value = _parse_value(field, op, raw)
+        return Condition(field, op, value) if value is not None else _Wrong(_expected(field))
+    if not isinstance(raw, list) or not 1 <= len(raw) <= MAX_VALUES_IN_LIST:
+        return _Wrong(f"Expected 1 to {MAX_VALUES_IN_LIST} values")
+    values = [_parse_value(field, op, item, MAX_LISTED_TEXT_LENGTH) for item in raw]
+    if any(value is None for value in values):
+        return _Wrong(f"{_expected(field)}, comma separated in a query, a list in JSON")
+    listed = {value for value in values if value is not None}
+    return Condition(field, op, tuple(sorted(listed, key=lambda value: (str(type(value)), value))))
+
+
+def _expected(field: Field) -> str:
+    return f"Expected one of {', '.join(field.choices)}" if field.choices else f"Expected {EXPECTED[field.kind]}"
+
+
+def _parse_value(field: Field, op: Op, raw: Any, max_length: int = MAX_TEXT_LENGTH) -> Scalar | None:
+    kind = field.kind
+    if kind is Kind.BOOLEAN:
+        return raw if isinstance(raw, bool) else _BOOLEANS.get(raw) if isinstance(raw, str) else None
+    if kind is Kind.INTEGER:
+        if isinstance(raw, str) and _INTEGER.match(raw):
+            raw = int(raw)
+        if isinstance(raw, int) and not isinstance(raw, bool) and abs(raw) <= MAX_INTEGER:
+            return raw
+        return None
+    if not isinstance(raw, str) or "\x00" in raw or len(raw) > max_length:
+        return None
+    if field.choices and op in (Op.EQ, Op.NE, Op.IN) and raw not in field.choices:
+        return None
+    if kind is Kind.DATE:
+        return times.parse_date(raw)
+    if kind is Kind.TIME:
+        return times.parse_time(raw)
+    return raw
+
+
+# --- matching
+
+Row = Mapping[str, Any]
+Matcher = Callable[[Row], bool]
+
+
+def without_case(text: str) -> str:
+    """The form in which `contains`, `prefix` and search compare. A sigma lowers to another letter at a word's end."""
+    return text.lower().replace("ς", "σ")
+
+
+def matcher_of(wanted: Filter) -> Matcher:
+    """What decides whether an entity (as `GET` returns it) matches: the same answer as the database gives."""
+    tests = [_test(condition) for condition in wanted.all]
+    groups = [[_test(condition) for condition in group] for group in wanted.any]
+
+    def matches(row: Row) -> bool:
+        for test in tests:
+            if not test(row):
+                return False
+        return not groups or any(all(test(row) for test in group) for group in groups)
+
+    return matches
+
+
+def _test(condition: Condition) -> Matcher:
+    name, op, value = condition.field.column, condition.op, condition.value
+    if condition.field.kind is Kind.STRINGS:
+        wanted = frozenset(value) if isinstance(value, tuple) else frozenset((value,))
+        if op is Op.NE:
+            return lambda row: wanted.isdisjoint(row[name])
+        return lambda row: not wanted.isdisjoint(row[name])
+    match op:
+        case Op.EQ:
+            return lambda row: bool(row[name] == value)
+        case Op.NE:
+            return lambda row: bool(row[name] != value)
+        case Op.IN:
+            assert isinstance(value, tuple)
+            listed = frozenset(value)
+            return lambda row: row[name] in listed
+        case Op.CONTAINS:
+            part = without_case(str(value))
+            return lambda row: row[name] is not None and part in without_case(row[name])
+        case Op.PREFIX:
+            start = without_case(str(value))
+            return lambda row: row[name] is not None and without_case(row[name]).startswith(start)
+    compare = _COMPARISONS[op]
+    return lambda row: row[name] is not None and compare(row[name], value)
+
+
+_COMPARISONS: Mapping[Op, Callable[[Any, Any], bool]] = {
+    Op.GT: operator.gt,
+    Op.GTE: operator.ge,
+    Op.LT: operator.lt,
+    Op.LTE: operator.le,
+}

@@ -1,0 +1,62 @@
+"""Who a request comes from, and which events that identity may see."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from enum import StrEnum
+
+CLOCK_LEEWAY_SECONDS = 5
+
+
+MAX_USER_ID = 2**63 - 1  # what the database can look for
+
+
+class Group(StrEnum):
+    USER = "user"
+    MODERATOR = "moderator"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who is asking. `expires_at` is the token's end in seconds since 1970."""
+
+    user_id: int
+    group: Group
+    expires_at: float
+    session_id: str
+    username: str | None
+
+    @property
+    def is_staff(self) -> bool:
+        return self.group is not Group.USER
+
+    def may_change(self, owner_id: int | None) -> bool:
+        return self.is_staff or owner_id == self.user_id
+
+    @property
+    def audiences(self) -> frozenset[str]:
+        """Which events it may see (`Event.audience`)."""
+        return frozenset({PUBLIC_AUDIENCE, f"user:{self.user_id}", f"group:{self.group}"})
+
+
+PUBLIC_AUDIENCE = "public"
+
+
+ANONYMOUS_AUDIENCES = frozenset({PUBLIC_AUDIENCE})
+
+
+def name_key(name: str) -> str:
+    """The form in which two spellings of one name are equal (Unicode NFKC, case folded)."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a good token says; whether the session goes on, only the database knows."""
+
+    user_id: int
+    session_id: str
+    expires_at: float
+    token_id: str

@@ -1,0 +1,389 @@
+"""All settings, read once from the environment and `.env` into one frozen object."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from email.policy import SMTP
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
+
+import structlog
+from dotenv.parser import parse_stream
+from pydantic import EmailStr, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from core import rates
+from core.errors import SettingsError, words_of
+
+# RFC 7518, section 3.2: an HMAC key is at least as long as the hash.
+HASH_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
+MIN_SECRET_KEY_BYTES = HASH_BYTES["HS256"]
+
+
+def _require_port(url: str) -> None:
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        # Not in the words of the library, which may repeat a password that holds a stray colon.
+        raise ValueError("expected a port from 0 to 65535 after the host") from None
+
+
+class Settings(BaseSettings):
+    """What the operator decides. Names are the environment variables in lower case."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    port: int = Field(default=8000, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=64)
+
+    database_url: str = "sqlite:///data/marquee.db"
+    broadcast_url: str = "memory://"
+
+    secret_key: SecretStr | None = None
+    algorithm: Literal["HS256", "HS384", "HS512"] = "HS256"
+    # NoDecode: a plain comma separated list, not JSON.
+    old_secret_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    access_token_expire_minutes: int = Field(default=15, ge=1, le=60 * 24 * 30)
+    refresh_token_expire_days: int = Field(default=7, ge=1, le=365)
+
+    # OWASP's password storage cheat sheet: argon2id with 19 MiB, 2 passes, 1 lane.
+    password_memory_kib: int = Field(default=19 * 1024, ge=8, le=4 * 1024 * 1024)
+    password_time_cost: int = Field(default=2, ge=1, le=100)
+    password_parallelism: int = Field(default=1, ge=1, le=64)
+    password_mix: Literal["on", "off"] = "off"  # noqa: S105 (no password)
+
+    account_activation: Literal["none", "email"] = "none"
+    public_url: str | None = None
+    smtp_url: SecretStr | None = None
+    mail_from: str = Field(default="Marquee <marquee@localhost>", min_length=3, max_length=320)
+    mail_folder: str = Field(default="mail", min_length=1)
+
+    storage_url: str | None = None
+    s3_endpoint_url: str | None = None
+    s3_region: str = "us-east-1"
+    s3_access_key_id: str | None = None
+    s3_secret_access_key: SecretStr | None = None
+
+    first_admin_username: str | None = Field(default=None, min_length=3, max_length=50)
+    first_admin_email: EmailStr | None = None
+    first_admin_password: SecretStr | None = None
+
+    max_connections: int = Field(default=10_000, ge=1, le=1_000_000)
+    max_connections_per_address: int = Field(default=1_000, ge=1, le=1_000_000)
+    rate_limits: str = "on"
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
+    websocket_auth: Literal["optional", "required"] = "optional"
+
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
+
+    event_retention_hours: float = Field(default=168.0, gt=0, le=24 * 3650)
+    event_retention_rows: int = Field(default=1_000_000, ge=1_000)
+
+    drain_seconds: float = Field(default=0, ge=0, le=300)
+    metrics_token: SecretStr | None = None
+
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("log_level", "log_format", "websocket_auth", "password_mix", "account_activation", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("old_secret_keys", "trusted_proxies", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("allowed_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        origins = tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
+        for origin in origins:
+            parts = urlsplit(origin)
+            if origin != "*" and (parts.scheme not in ("http", "https") or not parts.netloc or parts.path):
+                raise ValueError(f"expected origins such as https://example.org, comma separated, got {origin!r}")
+        return origins
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str) -> str:
+        scheme = urlsplit(value).scheme
+        if scheme == "sqlite":
+            if not value.startswith("sqlite:///") or value == "sqlite:///" or ":memory:" in value:
+                raise ValueError("expected a file, sqlite:///path/to/file.db")
+        elif scheme not in ("postgresql", "postgres"):
+            raise ValueError("expected sqlite:///path/to/file.db or postgresql://user:password@host/database")
+        elif not urlsplit(value).path.strip("/"):
+            raise ValueError("expected a database name, postgresql://user:password@host/database")
+        _require_port(value)
+        return value
+
+    @field_validator("broadcast_url")
+    @classmethod
+    def _known_bus(cls, value: str) -> str:
+        if urlsplit(value).scheme not in ("memory", "redis", "rediss"):
+            raise ValueError("expected memory:// or redis://host:port/number")
+        if value.startswith("memory") and value != "memory://":
+            raise ValueError("expected memory:// without more, or redis://host:port/number")
+        if not re.fullmatch(r"/?[0-9]*", urlsplit(value).path):
+            raise ValueError("expected the number of a database after the slash, redis://host:port/number")
+        _require_port(value)
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _known_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or set("@?#") & set(value)
+            or not re.fullmatch(r"[\x21-\x7e]{1,500}", value)
+        ):
+            raise ValueError("expected an address such as https://example.org, without a query")
+        _require_port(value)
+        return value.rstrip("/")
+
+    @field_validator("smtp_url")
+    @classmethod
+    def _known_mail_server(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        # Never with what was got, which may hold a password.
+        expected = "expected smtp://host:port or smtps://host:port, with user:password@ before the host or without"
+        try:
+            parts = urlsplit(value.get_secret_value())
+            user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        except ValueError:
+            raise ValueError(expected) from None
+        if parts.scheme not in ("smtp", "smtps") or not parts.hostname or parts.path.strip("/"):
+            raise ValueError(expected)
+        if parts.query or parts.fragment or bool(user) != bool(password):
+            raise ValueError(expected)
+        if not re.fullmatch(r"[^\x00-\x1f\x7f]*", user + password):
+            raise ValueError("expected a user and a password without control characters")
+        _require_port(value.get_secret_value())
+        return value
+
+    @field_validator("mail_from")
+    @classmethod
+    def _one_mailbox(cls, value: str) -> str:
+        expected = "expected an address, or a name with an address such as Marquee <marquee@example.org>"
+        if not re.fullmatch(r"[^\x00-\x1f\x7f]*", value):
+            raise ValueError(expected)
+        header = SMTP.header_factory("From", value)
+        found = header.addresses
+        if header.defects or len(found) != 1 or not re.fullmatch(r"[\x21-\x7e]+@[\x21-\x7e]+", found[0].addr_spec):
+            raise ValueError(expected)
+        return value
+
+    @field_validator("storage_url")
+    @classmethod
+    def _known_storage(cls, value: str | None) -> str | None:
+        expected = "expected file:///path/to/folder or s3://bucket, with or without /prefix"
+        parts = urlsplit(value or "file:///folder")
+        if parts.query or parts.fragment or "\x00" in parts.path:
+            raise ValueError(expected)
+        if parts.scheme == "file":
+            if parts.netloc or len(parts.path) < 2:
+                raise ValueError(expected)
+        elif parts.scheme != "s3" or not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc):
+            # Not with what was got, which may hold a secret before an @.
+            raise ValueError(expected)
+        elif ".." in parts.path.split("/"):
+            raise ValueError(expected)
+        return value
+
+    @field_validator("s3_endpoint_url")
+    @classmethod
+    def _known_endpoint(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "https://host")
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
+            raise ValueError("expected https://host:port or http://host:port")
+        if value is not None:
+            _require_port(value)
+        return value.rstrip("/") if value is not None else None
+
+    @model_validator(mode="after")
+    def _whole_s3_key(self) -> Settings:
+        if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
+            raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY: expected both or neither")
+        return self
+
+    @field_validator("rate_limits")
+    @classmethod
+    def _known_rates(cls, value: str) -> str:
+        rates.parse_rate_limits(value)
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            try:
+                ip_network(each)
+            except ValueError:
+                raise ValueError(f"expected addresses or networks such as 10.0.0.0/8, got {each!r}") from None
+        return value
+
+    @field_validator("secret_key")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value().encode()) < MIN_SECRET_KEY_BYTES:
+            raise ValueError(f"expected at least {MIN_SECRET_KEY_BYTES} bytes")
+        return value
+
+    @model_validator(mode="after")
+    def _key_for_algorithm(self) -> Settings:
+        needed = HASH_BYTES[self.algorithm]
+        if self.secret_key is not None and len(self.secret_key.get_secret_value().encode()) < needed:
+            raise ValueError(f"SECRET_KEY: expected at least {needed} bytes for {self.algorithm}")
+        if any(len(key.get_secret_value().encode()) < needed for key in self.old_secret_keys):
+            # An old key that is easily guessed signs as well as a new one.
+            raise ValueError(f"OLD_SECRET_KEYS: expected keys of at least {needed} bytes each for {self.algorithm}")
+        return self
+
+    @model_validator(mode="after")
+    def _memory_for_lanes(self) -> Settings:
+        if self.password_memory_kib < 8 * self.password_parallelism:
+            raise ValueError("PASSWORD_MEMORY_KIB: expected at least 8 for each of PASSWORD_PARALLELISM")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_admin(self) -> Settings:
+        given = self.first_admin_username or self.first_admin_email
+        if given and self.first_admin_password is None:
+            raise ValueError("FIRST_ADMIN_PASSWORD is missing beside FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL")
+        if self.first_admin_password is not None and not given:
+            raise ValueError("FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL is missing beside FIRST_ADMIN_PASSWORD")
+        return self
+
+    @property
+    def sqlite_path(self) -> Path | None:
+        """The database file, or None on PostgreSQL."""
+        prefix = "sqlite:///"
+        return Path(self.database_url.removeprefix(prefix)) if self.database_url.startswith(prefix) else None
+
+    @property
+    def storage_folder(self) -> Path | None:
+        """Where files are kept, or None when it is a bucket."""
+        if self.storage_url is None:
+            return (self.sqlite_path.parent if self.sqlite_path else Path("data")) / "files"
+        parts = urlsplit(self.storage_url)
+        return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+    @property
+    def base_url(self) -> str:
+        """What links in mails begin with."""
+        if self.public_url is not None:
+            return self.public_url
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def activates_by_mail(self) -> bool:
+        """Whether a new account waits until the link that is mailed to it is followed."""
+        return self.account_activation == "email"
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether there are limits of rate or number per client at all."""
+        return rates.parse_rate_limits(self.rate_limits)[0]
+
+    @property
+    def route_rates(self) -> tuple[rates.RouteRate, ...]:
+        """The limits of single routes."""
+        return rates.parse_rate_limits(self.rate_limits)[1]
+
+    @property
+    def needs_password_mix(self) -> bool:
+        return self.password_mix == "on"  # noqa: S105 (no password)
+
+    @property
+    def has_shared_bus(self) -> bool:
+        """Whether the bus reaches other processes."""
+        return not self.broadcast_url.startswith("memory")
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment and `.env`. Raises SettingsError with one sentence that names the variable."""
+    try:
+        _check_env_file(Path(".env"))
+        return Settings(**overrides)
+    except UnicodeDecodeError as error:
+        raise SettingsError(f".env: expected UTF-8, got something else at byte {error.start}.") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        message = words_of(first)
+        if not first["loc"]:
+            raise SettingsError(f"{message}.") from None
+        raise SettingsError(f"{str(first['loc'][0]).upper()}: {message[:1].lower()}{message[1:]}.") from None
+
+
+def _check_env_file(path: Path) -> None:
+    """A line that cannot be read is not passed over: it may be the key. Raises SettingsError."""
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise SettingsError(".env: expected a file.")
+    with path.open(encoding="utf-8") as stream:
+        for binding in parse_stream(stream):
+            if binding.error:
+                raise SettingsError(f".env: line {binding.original.line} cannot be read; expected NAME=value.")
+
+
+def secret_key(settings: Settings) -> str:
+    """The key that signs tokens: the setting, or one generated once and kept beside the database.
+
+    Several workers may start at once on an empty folder: the first to link its file in wins, the others read it.
+    """
+    if settings.secret_key is not None:
+        return settings.secret_key.get_secret_value()
+    folder = settings.sqlite_path.parent if settings.sqlite_path else Path("data")
+    path = folder / "secret.key"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            draft = folder / f".secret.key.{os.getpid()}.{secrets.token_hex(4)}"
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_urlsafe(48))
+            try:
+                # A link appears whole or not at all, and never replaces the winner's.
+                os.link(draft, path)
+                structlog.get_logger("settings").warning(
+                    "SECRET_KEY is not set: generated one; set it when several machines share a database",
+                    path=str(path),
+                )
+            except FileExistsError:
+                pass
+            finally:
+                draft.unlink()
+        key = path.read_text().strip()
+    except OSError as error:
+        raise SettingsError(f"SECRET_KEY: is not set, and {path} cannot be used: {error.strerror}.") from error
+    if len(key.encode()) < MIN_SECRET_KEY_BYTES:
+        raise SettingsError(f"SECRET_KEY: {path} is shorter than {MIN_SECRET_KEY_BYTES} bytes; delete it or set one.")
+    return key
+
+
+def signing_keys(settings: Settings) -> tuple[str, ...]:
+    """The key that signs tokens, and after it those that signed before: what they signed is still good."""
+    return secret_key(settings), *(key.get_secret_value() for key in settings.old_secret_keys)

@@ -1,0 +1,180 @@
+"""The mailer: takes mails out of the outbox and hands them in, a few at a time in each worker.
+
+A mail server that is away loses nothing and nobody waits for it: what was not handed in is tried again after a pause
+that grows, for about two days. Killed in between, a mail is sent by another worker when its lease has run out, perhaps
+for the second time; a stop lets conversations end that are nearly over and gives the others back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from contextlib import suppress
+
+import structlog
+
+from core import metrics
+from core.errors import Unavailable
+from gateways.mail import Gateway, NotDelivered, Refused
+from jobs import mail_texts
+from repository.accounts import outbox
+from repository.accounts.outbox import ClaimedMail
+from repository.engine.database import Database
+
+CONCURRENT_MAILS = 4
+POLL_SECONDS = 1.0
+FIRST_PAUSE_SECONDS = 10.0  # then twice as long each time
+MAX_PAUSE_SECONDS = 3600.0
+UNAVAILABLE_PAUSE_SECONDS = 0.5
+
+log = structlog.get_logger("mails")
+
+
+class Mailer:
+    """One per process. `run` works until stopped or cancelled."""
+
+    def __init__(
+        self,
+        database: Database,
+        gateway: Gateway,
+        *,
+        sender: str,
+        base_url: str,
+        first_pause_seconds: float = FIRST_PAUSE_SECONDS,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        """`sender` is who mails are from, `base_url` what their links begin with."""
+        self._owner = str(uuid.uuid4())
+        self._database = database
+        self._gateway = gateway
+        self._sender = sender
+        self._base_url = base_url
+        self._first_pause_seconds = first_pause_seconds
+        self._poll_seconds = poll_seconds
+        self._places = asyncio.Semaphore(CONCURRENT_MAILS)
+        self._wake = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._ended = asyncio.Event()
+
+    def wake(self) -> None:
+        """A mail was put into the outbox here: it is sent at once. What other workers put there is found by looking."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        self._stopping.set()
+        self._wake.set()
+
+    async def ended(self, seconds: float) -> None:
+        """Wait until `run` has come to its end after a stop, but not for longer."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ended.wait()
+
+    async def run(self) -> None:
+        log.info("the outbox is open", to=self._gateway.describe())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while not self._stopping.is_set():
+                    await self._places.acquire()
+                    mail = None
+                    try:
+                        mail = await self._next()
+                    finally:
+                        if mail is None:
+                            self._places.release()
+                    if mail is not None:
+                        tasks.create_task(self._send_and_leave(mail), name=f"mail-{mail.id}")
+        finally:
+            self._ended.set()
+
+    async def _next(self) -> ClaimedMail | None:
+        """A mail that is due, or None after a pause."""
+        if self._stopping.is_set():
+            return None
+        self._wake.clear()
+        try:
+            mail = await outbox.claim(self._database, self._owner)
+        except Unavailable:
+            await asyncio.sleep(UNAVAILABLE_PAUSE_SECONDS)
+            return None
+        except Exception as error:
+            # Mails are no reason to end the process and cut its watchers off.
+            log.error("looking for mails failed", exc_info=error)
+            await asyncio.sleep(POLL_SECONDS)
+            return None
+        if mail is None and not self._stopping.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_seconds):
+                    await self._wake.wait()
+        return mail
+
+    async def _send_and_leave(self, mail: ClaimedMail) -> None:
+        try:
+            await self._send(mail)
+        except Unavailable:
+            pass  # the lease runs out by itself
+        except Exception as error:
+            log.error("what became of a mail could not be stored", mail=mail.id, exc_info=error)
+        finally:
+            self._places.release()
+
+    async def _send(self, mail: ClaimedMail) -> None:
+        leased_until = time.monotonic() + outbox.LEASE_SECONDS
+        try:
+            message = mail_texts.compose(mail, sender=self._sender, base_url=self._base_url)
+            await self._gateway.deliver(message, str(mail.id))
+        except asyncio.CancelledError:
+            with suppress(Unavailable):
+                await outbox.release(self._database, mail, self._owner)
+            raise
+        except Refused as error:
+            await self._give_up(mail, str(error))
+        except NotDelivered as error:
+            await self._postpone(mail, str(error))
+        except Exception as error:
+            log.error("a mail could not be written", mail=mail.id, kind=mail.kind.value, exc_info=error)
+            await self._postpone(mail, "a fault of ours")
+        else:
+            await self._note_sent(mail, leased_until)
+
+    async def _note_sent(self, mail: ClaimedMail, leased_until: float) -> None:
+        """As long as there is a chance: who does not know that it was sent sends it again."""
+        metrics.MAILS.labels("sent").inc()
+        log.info("mail sent", mail=mail.id, kind=mail.kind.value, attempts=mail.attempts)
+        while True:
+            try:
+                await outbox.sent(self._database, mail, self._owner)
+                return
+            except Unavailable:
+                if time.monotonic() > leased_until:
+                    raise
+                await asyncio.sleep(UNAVAILABLE_PAUSE_SECONDS)
+
+    async def _postpone(self, mail: ClaimedMail, reason: str) -> None:
+        if mail.attempts >= outbox.MAX_ATTEMPTS:
+            await self._give_up(mail, reason)
+            return
+        pause = pause_seconds(mail.attempts, self._first_pause_seconds)
+        metrics.MAILS.labels("postponed").inc()
+        log.warning(
+            "mail not sent, to be tried again",
+            mail=mail.id,
+            kind=mail.kind.value,
+            attempts=mail.attempts,
+            reason=reason,
+            seconds=round(pause),
+        )
+        await outbox.postpone(self._database, mail, self._owner, pause)
+
+    async def _give_up(self, mail: ClaimedMail, reason: str) -> None:
+        metrics.MAILS.labels("failed").inc()
+        log.error("mail given up", mail=mail.id, kind=mail.kind.value, attempts=mail.attempts, reason=reason)
+        await outbox.failed(self._database, mail, self._owner)
+
+
+def pause_seconds(attempts: int, first: float) -> float:
+    """How long to wait after so many attempts. Jittered, so that what failed together is not tried together."""
+    return min(first * 2.0 ** min(attempts - 1, 30), MAX_PAUSE_SECONDS) * random.uniform(0.8, 1.2)

@@ -1,0 +1,366 @@
+"""The AsyncAPI 3.0 document of the websocket, built from the models of its messages and frames, at `/asyncapi.json`.
+
+The document is the service's own view: it receives what clients send and sends what they receive. `/docs/realtime`
+shows it to people, and the tests hold every frame that they receive against it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from core import filters
+from core.errors import CLOSE_REASONS, CloseCode
+from realtime.asyncapi.frame_models import frames
+from realtime.fanout.subscription import MAX_UNSENT_BYTES, SLOW_CLIENT_SECONDS
+from realtime.sockets import messages
+from realtime.sockets.connection import AUTH_SECONDS, MAX_REQUESTS_IN_FLIGHT, MAX_SUBSCRIPTIONS
+from realtime.sockets.endpoint import HEARTBEAT_SECONDS
+from realtime.sockets.message_rate import MESSAGES_PER_SECOND
+from realtime.sockets.messages import ACTIONS, REPLIES, ErrorReply
+from repository.engine.transaction import MAX_EVENT_BYTES, MAX_EVENT_ITEMS
+from resources.topics import PUBLIC_TOPICS, TOPIC_FIELDS, TOPICS
+from schemas import MAX_ID
+
+VERSION = "0.1.0"
+REF_TEMPLATE = "#/components/schemas/{model}"
+# Frames as they were sent once, by message. A file, since nothing in the code reads them but this.
+EXAMPLES = Path(__file__).with_name("examples.json")
+
+DESCRIPTION = """A real-time movie catalog. Every write is an event in one ordered log, and every watcher gets every \
+event that it may see exactly once and in order, whatever is killed, restarted or slow in between.
+
+Both sides send text frames, each holding one JSON object. A client that sends nothing gets every public topic, live \
+from now: `wscat -c ws://127.0.0.1:8000/ws` just works. The socket also answers at `/api/v1/ws`.
+
+The schemas of what the service sends forbid additional members, so that a test can tell when a frame says more than \
+its schema. **Clients must ignore operations, topics and members that they do not know**: later versions add some."""
+
+SERVER_DESCRIPTION = """Nobody has to sign in to watch public topics. Credentials, in order of preference: the header \
+`Authorization: Bearer <token>`; the subprotocols `bearer, <token>`; a first message `auth`. Never the query."""
+
+TITLES = {
+    "welcome": "Welcome",
+    "add": "Add",
+    "update": "Update",
+    "delete": "Delete",
+    "add_bulk": "Add many",
+    "update_bulk": "Update many",
+    "delete_bulk": "Delete many",
+    "snapshot": "Snapshot",
+    "progress": "Progress of a job",
+    "presence": "Presence",
+    "resync": "Resync",
+}
+REFUSALS: Mapping[int, str] = {
+    401: "The token is no good",
+    403: "The origin, or one of the topics, is not allowed",
+    422: "Something in the query is wrong: every problem at once",
+    429: "Too many connections from this address; Retry-After says when to come back",
+    503: "Too many connections, the service is stopping, or the database is away; Retry-After says when to come back",
+}
+_RECONNECT, _STAY, _MEND = "reconnect and resume", "do not reconnect before something has changed", "mend the client"
+
+
+class _Schemas(GenerateJsonSchema):
+    """Without the titles that repeat the names of members."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The document. Shared: not to be changed."""
+    schemas = _schemas()
+    received = {action: _received(action, schemas) for action in ACTIONS}
+    sent = {operation: _sent(operation) for operation in frames()}
+    replies = {f"{action}_reply": _reply(action, model) for action, model in REPLIES.items()} | {"error": _error()}
+    examples: Mapping[str, Sequence[Any]] = orjson.loads(EXAMPLES.read_bytes())
+    for name, message in [*sent.items(), *replies.items()]:
+        message["examples"] = [{"payload": payload} for payload in examples[name]]
+    everything = received | {f"{name}_frame": each for name, each in sent.items()} | replies
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Marquee",
+            "version": VERSION,
+            "description": DESCRIPTION,
+            "license": {"name": "MIT"},
+        },
+        "defaultContentType": "application/json",
+        "servers": {"plain": _server("ws"), "secure": _server("wss")},
+        "channels": {"ws": _channel(everything)},
+        "operations": _operations(received, sent),
+        "components": {
+            "messages": everything,
+            "schemas": schemas,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                "subprotocol": {
+                    "type": "httpApiKey",
+                    "in": "header",
+                    "name": "Sec-WebSocket-Protocol",
+                    "description": "`bearer, <token>`, for browsers, which cannot set headers: "
+                    '`new WebSocket(url, ["bearer", token])`. The answer selects `bearer`.',
+                },
+            },
+        },
+        "x-close-codes": [
+            {"code": code.value, "name": code.name, "reason": CLOSE_REASONS[code], "then": _after(code)}
+            for code in sorted(CloseCode)
+        ],
+        "x-refusals": [{"status": status, "when": when} for status, when in REFUSALS.items()],
+        "x-limits": _limits(),
+        "x-topics": {topic: _topic(topic) for topic in TOPICS},
+    }
+
+
+# --- schemas
+
+
+def _schemas() -> dict[str, Any]:
+    told: list[type[BaseModel]] = [*ACTIONS.values(), *REPLIES.values(), ErrorReply]
+    for models in frames().values():
+        told += models
+    inputs: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in told]
+    _, made = models_json_schema(inputs, ref_template=REF_TEMPLATE, schema_generator=_Schemas)
+    # pydantic names what is made of a generic model after its parameters: the models' own names are shorter.
+    names = {name: schema["title"] for name, schema in made["$defs"].items()}
+    assert len(set(names.values())) == len(names), "two models share a name"
+    renamed: dict[str, Any] = _with_references(made["$defs"], names)
+    return {names[name]: schema for name, schema in sorted(renamed.items(), key=lambda item: names[item[0]])}
+
+
+def _with_references(schema: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(schema, list):
+        return [_with_references(each, names) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: REF_TEMPLATE.format(model=names[value.rpartition("/")[2]])
+        if key == "$ref"
+        else _with_references(value, names)
+        for key, value in schema.items()
+    }
+
+
+def _reference(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": REF_TEMPLATE.format(model=model.__name__)}
+
+
+# --- messages
+
+
+def _received(action: str, schemas: dict[str, Any]) -> dict[str, Any]:
+    """The message of an action: its body with `id` and `action`, which are read apart from it."""
+    model = ACTIONS[action]
+    body = schemas[model.__name__]
+    del body["examples"]
+    own: Any = model.model_config["json_schema_extra"]  # which pydantic sorts by name
+    examples = [{"id": number, "action": action, **each} for number, each in enumerate(own["examples"], 1)]
+    around = {
+        "id": {**TypeAdapter(messages.MessageId).json_schema(), "description": "The reply repeats it"},
+        "action": {"const": action},
+    }
+    body["properties"] = around | body.get("properties", {})
+    body["required"] = ["action", *body.get("required", [])]
+    return {
+        "name": action,
+        "title": model.__name__,
+        "summary": _text_of(model),
+        "payload": _reference(model),
+        "correlationId": {"location": "$message.payload#/id"},
+        "examples": [{"payload": each} for each in examples],
+    }
+
+
+def _sent(operation: str) -> dict[str, Any]:
+    models = frames()[operation]
+    references = [_reference(model) for model in models]
+    return {
+        "name": operation,
+        "title": TITLES[operation],
+        "summary": _text_of(models[0]),
+        "payload": references[0] if len(references) == 1 else {"oneOf": references},
+    }
+
+
+def _text_of(model: type[BaseModel]) -> str:
+    """The docstring: what is made of a generic model has that of its origin."""
+    origin = model.__pydantic_generic_metadata__["origin"] or model
+    return " ".join((origin.__doc__ or "").split())
+
+
+def _reply(action: str, model: type[BaseModel]) -> dict[str, Any]:
+    parameters = model.__pydantic_generic_metadata__["args"]
+    return {
+        "name": f"{action}_reply",
+        "title": f"Reply to {action}",
+        "summary": _text_of(parameters[0] if parameters else model),
+        "payload": _reference(model),
+        "correlationId": {"location": "$message.payload#/reply_to"},
+    }
+
+
+def _error() -> dict[str, Any]:
+    return {**_reply("error", ErrorReply), "name": "error", "title": "Error"}
+
+
+# --- the channel and what goes over it
+
+
+def _server(protocol: str) -> dict[str, Any]:
+    return {
+        "host": "{host}",
+        "protocol": protocol,
+        "protocolVersion": "13",
+        "description": SERVER_DESCRIPTION,
+        "variables": {"host": {"default": "127.0.0.1:8000", "description": "Where the service listens"}},
+        # Not `security`: that would say that nobody may connect without one of them.
+        "x-optional-security": [
+            {"$ref": "#/components/securitySchemes/bearer"},
+            {"$ref": "#/components/securitySchemes/subprotocol"},
+        ],
+    }
+
+
+def _channel(everything: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "address": "/ws",
+        "title": "The websocket",
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in everything},
+        "bindings": {"ws": {"method": "GET", "query": _query(), "headers": _headers(), "bindingVersion": "0.1.0"}},
+    }
+
+
+def _query() -> dict[str, Any]:
+    names = "|".join(TOPICS)
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "dependencies": {"epoch": ["since"]},
+        "properties": {
+            "topics": {
+                "type": "string",
+                "pattern": f"^({names})(,({names}))*$",
+                "default": ",".join(topic for topic in TOPICS if topic in PUBLIC_TOPICS),
+                "description": f"Comma separated, of {', '.join(f'`{topic}`' for topic in TOPICS)}",
+            },
+            "since": {
+                "type": "integer",
+                "minimum": 0,
+                "maximum": MAX_ID,
+                "description": "Resume: the number of the last event that the client has dealt with",
+            },
+            "epoch": {"type": "string", "description": "With `since`: the log that the number belongs to"},
+            "bulk": {
+                "type": "string",
+                "enum": ["items", "summary"],
+                "default": "items",
+                "description": "Whether bulk events carry their rows, or only how many and which",
+            },
+        },
+    }
+
+
+def _headers() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {
+            "Authorization": {"type": "string", "pattern": "^Bearer .+$"},
+            "Sec-WebSocket-Protocol": {"type": "string", "description": "`bearer, <token>`"},
+            "Origin": {
+                "type": "string",
+                "description": "Browsers send it: our own page's, or one of ALLOWED_ORIGINS. Others send none",
+            },
+        },
+    }
+
+
+def _operations(received: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
+    channel = {"$ref": "#/channels/ws"}
+    asked = {
+        action: {
+            "action": "receive",
+            "channel": channel,
+            "title": message["title"],
+            "summary": message["summary"],
+            "messages": [_in_channel(action)],
+            "reply": {"channel": channel, "messages": [_in_channel(f"{action}_reply"), _in_channel("error")]},
+        }
+        for action, message in received.items()
+    }
+    watch = {
+        "action": "send",
+        "channel": channel,
+        "title": "Watch",
+        "summary": "The frames of the socket's subscriptions, of presence, and the welcome.",
+        "messages": [_in_channel(f"{name}_frame") for name in sent],
+    }
+    return {"watch": watch, **asked}
+
+
+def _in_channel(name: str) -> dict[str, str]:
+    return {"$ref": f"#/channels/ws/messages/{name}"}
+
+
+# --- what AsyncAPI has no place for
+
+
+def _after(code: CloseCode) -> str:
+    if code is CloseCode.SERVICE_RESTART or 4000 <= code < 4500:
+        return _RECONNECT
+    return _MEND if code < 4000 or code is CloseCode.PROTOCOL_ERROR else _STAY
+
+
+def _limits() -> list[dict[str, Any]]:
+    return [
+        {"name": "message_bytes", "value": 256 * 1024, "what": "Bytes of a client's message; more is closed with 1009"},
+        {"name": "frame_bytes", "value": 1024 * 1024, "what": "No frame of the service is larger"},
+        {"name": "event_bytes", "value": MAX_EVENT_BYTES, "what": "Bytes of rows in one frame; more become several"},
+        {"name": "event_items", "value": MAX_EVENT_ITEMS, "what": "Rows in one frame; more become several"},
+        {"name": "subscriptions", "value": MAX_SUBSCRIPTIONS, "what": "Subscriptions of one socket"},
+        {"name": "requests", "value": MAX_REQUESTS_IN_FLIGHT, "what": "Requests of one socket at once"},
+        {"name": "messages_per_second", "value": MESSAGES_PER_SECOND, "what": "Messages of a client in a second"},
+        {"name": "auth_seconds", "value": AUTH_SECONDS, "what": "Seconds to sign in, where everybody must"},
+        {"name": "heartbeat_seconds", "value": HEARTBEAT_SECONDS, "what": "Seconds between two pings of the service"},
+        {"name": "unsent_bytes", "value": MAX_UNSENT_BYTES, "what": "Unsent bytes before it goes on from the log"},
+        {"name": "slow_seconds", "value": SLOW_CLIENT_SECONDS, "what": "Seconds a client may take nothing; then 4008"},
+    ]
+
+
+def _topic(topic: str) -> dict[str, Any]:
+    readers = {"public": "everybody", "self": "each user, their own"}
+    return {
+        "for": readers.get(TOPICS[topic], f"{TOPICS[topic]}s"),
+        "default": topic in PUBLIC_TOPICS,
+        "filters": {
+            name: {"kind": field.kind.value, "operators": [op.value for op in filters.OPERATORS[field.kind]]}
+            for name, field in TOPIC_FIELDS[topic].items()
+        },
+    }
+
+
+@cache
+def _encoded() -> bytes:
+    return orjson.dumps(document())
+
+
+async def asyncapi(request: Request) -> Response:
+    # Building it takes a third of a second, once: not in the loop.
+    body = await asyncio.to_thread(_encoded)
+    return Response(body, headers={"Cache-Control": "no-cache"}, media_type="application/json")
+
+
+ROUTES: list[BaseRoute] = [Route("/asyncapi.json", asyncapi)]

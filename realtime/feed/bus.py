@@ -1,0 +1,141 @@
+"""The bus: how committed events reach every process quickly. It may lose anything; the log is the truth.
+
+One channel, subscribed once per process, through `broadcaster`: `memory://` stays in the process, `redis://` uses the
+backend below. `publish` never waits: events go to a bounded outbox, and what does not fit is dropped and counted, for
+the feed fills every gap from the log. A worker hears its own heartbeats; when it does not, it is deaf and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from broadcaster import Broadcast
+from redis.exceptions import RedisError
+
+from core import metrics
+from realtime.feed.bus_messages import HEARTBEAT_SECONDS, Heartbeat, Message, Nudge, Reconnected, log
+from realtime.feed.redis_backend import RedisBackend
+from repository.engine.events import Event, Head
+
+CHANNEL = "marquee.events"
+OUTBOX_EVENTS = 10_000
+OUTBOX_BYTES = 16 * 1024 * 1024
+BATCH_EVENTS = 256
+DEAF_AFTER_SECONDS = 1.5  # three heartbeats
+RESUBSCRIBE_AFTER_SECONDS = 5.0  # a connection that is silent this long is half open
+
+
+def _ignore(topic: str) -> None: ...
+
+
+class Bus:
+    """One per process. `run` is its life; `publish` may be called at any time."""
+
+    def __init__(
+        self,
+        url: str,
+        on_events: Callable[[Sequence[Event]], None],
+        on_head: Callable[[Head], None],
+        on_reconnect: Callable[[], None],
+        on_nudge: Callable[[str], None] = _ignore,
+    ) -> None:
+        self.is_shared = not url.startswith("memory")
+        self.worker = uuid.uuid4().hex
+        self.dropped = 0
+        self._on_events = on_events
+        self._on_head = on_head
+        self._on_reconnect = on_reconnect
+        self._on_nudge = on_nudge
+        self._redis = RedisBackend(url) if self.is_shared else None
+        self._broadcast = Broadcast(backend=self._redis) if self._redis else Broadcast("memory://")
+        self._outbox: deque[Event] = deque()
+        self._outbox_bytes = 0
+        self._nudges: dict[str, None] = {}
+        self._waiting = asyncio.Event()
+        self._heard_at = time.monotonic()
+
+    @property
+    def is_deaf(self) -> bool:
+        """Whether a shared bus has been silent for longer than it can be when it works."""
+        return self.is_shared and time.monotonic() - self._heard_at > DEAF_AFTER_SECONDS
+
+    def publish(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if len(self._outbox) >= OUTBOX_EVENTS or self._outbox_bytes + event.size > OUTBOX_BYTES:
+                self.dropped += 1
+                metrics.BUS_DROPPED_UNSENT.inc()
+                continue
+            self._outbox.append(event)
+            self._outbox_bytes += event.size
+        self._waiting.set()
+
+    def nudge(self, topic: str) -> None:
+        """Tell every process, this one as well, to look at `topic`. Many at once are one."""
+        self._nudges[topic] = None
+        self._waiting.set()
+
+    async def run(self, current_head: Callable[[], Head]) -> None:
+        """Listen and publish until cancelled."""
+        await self._broadcast.connect()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._listen(), name="bus-listen")
+                tasks.create_task(self._send(), name="bus-send")
+                if self.is_shared:
+                    tasks.create_task(self._beat(current_head), name="bus-beat")
+        finally:
+            await self._broadcast.disconnect()
+
+    async def _listen(self) -> None:
+        async with self._broadcast.subscribe(CHANNEL) as subscriber:
+            while True:
+                message: Any = (await subscriber.get()).message
+                if isinstance(message, Heartbeat):
+                    if message.worker == self.worker:
+                        self._heard_at = time.monotonic()
+                    self._on_head(message.head)
+                elif isinstance(message, Reconnected):
+                    self._on_reconnect()
+                elif isinstance(message, Nudge):
+                    self._on_nudge(message.topic)
+                else:
+                    self._on_events(message)
+
+    async def _send(self) -> None:
+        while True:
+            await self._waiting.wait()
+            self._waiting.clear()
+            while self._outbox:
+                batch = [self._outbox.popleft() for _ in range(min(len(self._outbox), BATCH_EVENTS))]
+                self._outbox_bytes -= sum(event.size for event in batch)
+                await self._publish(batch, len(batch))
+            nudges, self._nudges = self._nudges, {}
+            for topic in nudges:
+                await self._publish(Nudge(topic), 0)
+
+    async def _publish(self, message: Message, count: int) -> None:
+        try:
+            await self._broadcast.publish(CHANNEL, message)
+        except (RedisError, OSError, TimeoutError) as error:
+            self.dropped += count
+            metrics.BUS_DROPPED_UNSENT.inc(count)
+            log.debug("not published; the log has it", events=count, reason=str(error))
+
+    async def _beat(self, current_head: Callable[[], Head]) -> None:
+        was_deaf = False
+        while True:
+            await self._publish(Heartbeat(self.worker, current_head()), 0)
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            if self.is_deaf != was_deaf:
+                was_deaf = not was_deaf
+                if was_deaf:
+                    log.warning("bus silent; reading the log instead")
+                else:
+                    log.info("bus heard again")
+            if time.monotonic() - self._heard_at > RESUBSCRIBE_AFTER_SECONDS and self._redis is not None:
+                self._redis.resubscribe()

@@ -1,0 +1,178 @@
+"""Redis pub/sub behind `broadcaster`: reconnects by itself, leaves a mark where messages may be lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import orjson
+from broadcaster import BroadcastBackend
+from broadcaster import Event as Published
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from core import metrics
+from realtime.feed.bus_messages import HEARTBEAT_SECONDS, Heartbeat, Message, Nudge, Reconnected, log
+from repository.engine.events import Event, Head
+
+INBOX_MESSAGES = 10_000
+
+
+INBOX_BYTES = 16 * 1024 * 1024
+
+
+REDIS_TIMEOUT_SECONDS = 1.0
+
+
+MIN_BACKOFF_SECONDS = 0.05
+
+
+MAX_BACKOFF_SECONDS = 1.0
+
+
+class RedisBackend(BroadcastBackend):
+    """Redis pub/sub for `broadcaster`: its own reader with back-off and resubscription, and pipelined publishes.
+
+    The stock backend delivers nothing with redis-py 8 and stays deaf after an outage. Messages are the ones of this
+    module; they are encoded here.
+    """
+
+    def __init__(self, url: str) -> None:
+        retry: Any = Retry(NoBackoff(), 0)  # errors come to us at once: we know better what to do with them
+        self._publisher: Redis = Redis.from_url(
+            url, socket_timeout=REDIS_TIMEOUT_SECONDS, socket_connect_timeout=REDIS_TIMEOUT_SECONDS, retry=retry
+        )
+        self._subscriber: Redis = Redis.from_url(
+            url, socket_connect_timeout=REDIS_TIMEOUT_SECONDS, socket_timeout=None, retry=retry
+        )
+        # What arrives faster than it is read is dropped here; the log has it.
+        self._inbox: asyncio.Queue[tuple[int, Published]] = asyncio.Queue(INBOX_MESSAGES)
+        self._inbox_bytes = 0
+        self._reader: asyncio.Task[None] | None = None
+        self._again = asyncio.Event()
+
+    async def connect(self) -> None:
+        """Connecting is the reader's business: the service starts without Redis, too."""
+
+    async def disconnect(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        await self._publisher.aclose()
+        await self._subscriber.aclose()
+
+    async def subscribe(self, group: str) -> None:
+        self._reader = asyncio.create_task(self._read(group), name="bus-redis-reader")
+
+    async def unsubscribe(self, group: str) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def resubscribe(self) -> None:
+        """Give up the present connection."""
+        self._again.set()
+
+    async def publish(self, channel: str, message: Message) -> None:
+        if isinstance(message, Heartbeat):
+            await self._publisher.publish(channel, _encode_heartbeat(message))
+            return
+        if isinstance(message, Nudge):
+            await self._publisher.publish(channel, orjson.dumps({"nudge": message.topic}))
+            return
+        assert not isinstance(message, Reconnected)
+        pipeline = self._publisher.pipeline(transaction=False)
+        for event in message:
+            pipeline.publish(channel, _encode_event(event))
+        await pipeline.execute()
+
+    async def next_published(self) -> Published:
+        size, message = await self._inbox.get()
+        self._inbox_bytes -= size
+        return message
+
+    async def _read(self, channel: str) -> None:
+        backoff = MIN_BACKOFF_SECONDS
+        is_first = True
+        while True:
+            self._again.clear()
+            try:
+                async with self._subscriber.pubsub() as pubsub:
+                    await asyncio.wait_for(pubsub.subscribe(channel), REDIS_TIMEOUT_SECONDS)
+                    self._deliver(channel, Reconnected())
+                    if not is_first:
+                        metrics.BUS_RECONNECTS.inc()
+                    is_first = False
+                    while not self._again.is_set():
+                        found = await pubsub.get_message(ignore_subscribe_messages=True, timeout=HEARTBEAT_SECONDS)
+                        if found is not None and found["type"] == "message":
+                            self._deliver(channel, _decode(found["data"]), len(found["data"]))
+                            backoff = MIN_BACKOFF_SECONDS
+            except (RedisError, OSError, TimeoutError) as error:
+                log.debug("bus connection lost", reason=str(error))
+            except (ValueError, KeyError, TypeError) as error:
+                log.warning("not a message of ours on the bus", reason=str(error))
+            except Exception as error:
+                # Whatever it is: a reader that ended would leave the worker deaf for ever.
+                log.error("reading the bus failed", exc_info=error)
+            # Jittered, so that many workers do not come back in one instant.
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+            backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
+
+    def _deliver(self, channel: str, message: Message, size: int = 0) -> None:
+        if self._inbox.full() or self._inbox_bytes + size > INBOX_BYTES:
+            metrics.BUS_DROPPED_UNREAD.inc()
+            log.debug("bus inbox full; the log has it")
+            return
+        self._inbox_bytes += size
+        self._inbox.put_nowait((size, Published(channel, message)))  # type: ignore[arg-type]
+
+
+def _encode_heartbeat(beat: Heartbeat) -> bytes:
+    return orjson.dumps({"worker": beat.worker, "epoch": beat.head.epoch, "seq": beat.head.seq})
+
+
+def _encode_event(event: Event) -> bytes:
+    """A line of JSON, then the payload, then what was before, as they are."""
+    header = {
+        "epoch": event.epoch,
+        "seq": event.seq,
+        "topic": event.topic,
+        "operation": event.operation,
+        "entity_id": event.entity_id,
+        "audience": event.audience,
+        "changed": event.changed,
+        "actor_id": event.actor_id,
+        "created_at": event.created_at,
+        "payload": len(event.payload),
+        "before": event.before is not None,
+    }
+    return b"".join((orjson.dumps(header), b"\n", event.payload, event.before or b""))
+
+
+def _decode(data: bytes) -> Message:
+    end = data.find(b"\n")
+    if end < 0:
+        beat = orjson.loads(data)
+        if "nudge" in beat:
+            return Nudge(beat["nudge"])
+        return Heartbeat(beat["worker"], Head(beat["epoch"], beat["seq"]))
+    header = orjson.loads(data[:end])
+    payload_end = end + 1 + header["payload"]
+    return (
+        Event(
+            header["epoch"],
+            header["seq"],
+            header["topic"],
+            header["operation"],
+            header["entity_id"],
+            header["audience"],
+            data[end + 1 : payload_end],
+            data[payload_end:] if header["before"] else None,
+            tuple(header["changed"]),
+            header["actor_id"],
+            header["created_at"],
+        ),
+    )

@@ -1,0 +1,52 @@
+"""The newest events in memory, so that clients that come back cost the database nothing."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from itertools import islice
+
+from repository.engine.events import Event
+
+RING_BYTES = 16 * 1024 * 1024
+RING_EVENTS = 20_000
+
+
+class Ring:
+    """Contiguous events, oldest out first when either bound is passed."""
+
+    def __init__(self, max_bytes: int = RING_BYTES, max_events: int = RING_EVENTS) -> None:
+        self._events: deque[Event] = deque()
+        self._bytes = 0
+        self._max_bytes = max_bytes
+        self._max_events = max_events
+
+    def append(self, event: Event) -> None:
+        self._events.append(event)
+        self._bytes += event.size
+        while len(self._events) > 1 and (self._bytes > self._max_bytes or len(self._events) > self._max_events):
+            self._bytes -= self._events.popleft().size
+
+    def clear(self) -> None:
+        self._events.clear()
+        self._bytes = 0
+
+    def after(self, seq: int, *, max_events: int, max_bytes: int) -> list[Event] | None:
+        """The next events after `seq`, within the bounds but at least one; None when it does not reach back so far."""
+        if not self._events or seq + 1 < self._events[0].seq:
+            return None
+        start = seq + 1 - self._events[0].seq
+        found: list[Event] = []
+        size = 0
+        left = max(0, len(self._events) - start)
+        # A deque is walked from its end; those who are nearly there, most of all, are not to pay for the whole ring.
+        if left < start:
+            events: Iterable[Event] = reversed(list(islice(reversed(self._events), left)))
+        else:
+            events = islice(self._events, start, start + max_events)
+        for event in islice(events, max_events):
+            size += len(event.payload)
+            if found and size > max_bytes:
+                break
+            found.append(event)
+        return found

@@ -1,0 +1,163 @@
+"""Who is connected to this process: how many in all and from each address, and as whom.
+
+An access token is checked when a connection begins. What happens to its session and its account after that comes as
+events of the log, like everything else, so it reaches every worker within the second that any event takes at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import orjson
+import structlog
+
+from core.errors import TooManyRequests, Unauthenticated, Unavailable
+from core.identity import Group, Identity
+from repository.engine.events import Event
+
+RETRY_AFTER_SECONDS = 5
+RETRY_SECONDS = 1.0
+
+log = structlog.get_logger("registry")
+
+# Told with the identity as it is now, or None when it is no good any more.
+OnChange = Callable[[Identity | None], None]
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """A connection that has signed in."""
+
+    identity: Identity
+    on_change: OnChange
+    revision: int = 0  # counts what was heard of it: an answer to an older question is no news
+    is_good: bool = True
+
+
+class Registry:
+    """One per process. `see` is a listener of the feed, before those that send."""
+
+    def __init__(
+        self,
+        recheck: Callable[[Identity], Awaitable[Identity]],
+        *,
+        max_connections: int,
+        max_per_address: int | None,
+    ) -> None:
+        self.is_closed = False
+        self._recheck = recheck
+        self._max_connections = max_connections
+        self._max_per_address = max_per_address
+        self._by_address: Counter[str] = Counter()
+        self._by_user: dict[int, set[Entry]] = {}
+        self._rechecking: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        return self._by_address.total()
+
+    @contextmanager
+    def place(self, address: str) -> Iterator[None]:
+        """Room for one more connection. Raises Unavailable or TooManyRequests when there is none."""
+        if self.is_closed:
+            raise Unavailable("The service is stopping")
+        if len(self) >= self._max_connections:
+            raise Unavailable("Too many connections")
+        if self._max_per_address is not None and self._by_address[address] >= self._max_per_address:
+            raise TooManyRequests(f"Too many connections from {address}", RETRY_AFTER_SECONDS)
+        self._by_address[address] += 1
+        try:
+            yield
+        finally:
+            self._by_address[address] -= 1
+            if not self._by_address[address]:
+                del self._by_address[address]
+
+    def close(self) -> None:
+        """The service stops: no more."""
+        self.is_closed = True
+        if self._rechecking is not None:
+            self._rechecking.cancel()
+
+    # --- identities
+
+    def add(self, identity: Identity, on_change: OnChange) -> Entry:
+        entry = Entry(identity, on_change)
+        self._by_user.setdefault(identity.user_id, set()).add(entry)
+        return entry
+
+    def discard(self, entry: Entry) -> None:
+        entries = self._by_user.get(entry.identity.user_id, set())
+        entries.discard(entry)
+        if not entries:
+            self._by_user.pop(entry.identity.user_id, None)
+
+    async def confirm(self, entry: Entry) -> None:
+        """Look once more, after `add`: what happened between the first look and `add` passed unseen.
+
+        Raises Unauthenticated and Unavailable.
+        """
+        while entry.is_good:
+            asked = entry.revision
+            found = await self._recheck(entry.identity)
+            if entry.revision == asked:
+                if entry.is_good:
+                    self._change(entry, found)
+                return
+        raise Unauthenticated("The access token is not valid or has expired")
+
+    def see(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if event.topic == "sessions" and event.operation == "delete":
+                self._session_ended(event)
+            elif event.topic == "users" and event.operation in ("update", "delete"):
+                self._account_changed(event)
+
+    def _session_ended(self, event: Event) -> None:
+        user_id = int(event.audience.removeprefix("user:"))
+        for entry in list(self._by_user.get(user_id, ())):
+            if entry.identity.session_id == event.entity_id:
+                self._change(entry, None)
+
+    def _account_changed(self, event: Event) -> None:
+        account = orjson.loads(event.payload)
+        for entry in list(self._by_user.get(account["id"], ())):
+            if event.operation == "delete" or not account["is_active"]:
+                self._change(entry, None)
+            else:
+                group, username = Group(account["group"]), account["username"]
+                self._change(entry, replace(entry.identity, group=group, username=username))
+
+    def _change(self, entry: Entry, identity: Identity | None) -> None:
+        entry.revision += 1
+        if identity is not None and identity == entry.identity:
+            return
+        if identity is None:
+            entry.is_good = False
+            self.discard(entry)
+        else:
+            entry.identity = identity
+        try:
+            entry.on_change(identity)
+        except Exception as error:
+            log.error("telling a connection of its identity failed", exc_info=error)
+
+    def see_reset(self, reason: str) -> None:
+        """Another log, as after a restored backup: sessions may be gone without an event."""
+        if self._rechecking is not None:
+            self._rechecking.cancel()
+        self._rechecking = asyncio.create_task(self._recheck_all(), name="recheck-identities")
+
+    async def _recheck_all(self) -> None:
+        for entry in [entry for entries in self._by_user.values() for entry in entries]:
+            while entry in self._by_user.get(entry.identity.user_id, ()):
+                try:
+                    await self.confirm(entry)
+                    break
+                except Unauthenticated:
+                    self._change(entry, None)
+                except Unavailable:
+                    await asyncio.sleep(RETRY_SECONDS)

@@ -1,0 +1,307 @@
+"""The log as server-sent events (WHATWG HTML, section 9.2): `GET /events` for whoever has no websocket.
+
+Invariants:
+- Pull only. A stream reads its next page, from the ring or the log, when the client has taken the last one. The
+  server's flow control is the back-pressure: no queue stands between, and a slow client costs no more than a page.
+- An event's id is its position. What is sent after an id is exactly what follows it in the log and the client may see.
+- A stream ends when its client goes or takes nothing for too long, when its token or session does, when its user may
+  see its topics no more, and when the service stops. From then on it shows nothing, not even what it has read already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from core import metrics
+from core.errors import Forbidden, NotAcceptable, Unavailable
+from core.identity import Identity
+from realtime.fanout.spec import check_topics
+from realtime.sockets.registry import Registry
+from realtime.sse import replay
+from realtime.sse.replay import Lost, Query, Replay, View, parse_position, position_text
+from realtime.wire import frames
+from repository.engine.events import Event, Head
+
+MAX_STREAMS = 1_000  # of one worker
+FULL_RETRY_SECONDS = 5
+MIN_RETRY_MS = 1_000  # what a browser waits before it comes back: not all of them in one instant
+MAX_RETRY_MS = 3_000
+PIECE_BYTES = 32 * 1024  # of one write: what a client must take a part of within `Pace.write_seconds`
+MIN_BACKOFF_SECONDS = 0.05  # while the database is away
+MAX_BACKOFF_SECONDS = 2.0
+FINISH_SECONDS = 1.0
+# A server that offers this in the `extensions` of the scope can be told to cut a connection that takes nothing.
+ABORT = "marquee.abort"
+SOCKET = "marquee.socket"  # in the scope of a request that came over a websocket
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",  # nginx would hold events back until its buffer is full
+    "Vary": "Accept",
+}
+
+log = structlog.get_logger("event_stream")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    heartbeat_seconds: float = 15.0  # proxies drop connections that are idle for 30 to 120 s
+    write_seconds: float = 45.0  # as long as a websocket may take nothing
+
+
+class EventStreams:
+    """One per process."""
+
+    def __init__(self, source: Replay, registry: Registry, pace: Pace | None = None) -> None:
+        self.source = source
+        self.registry = registry
+        self.pace = pace or Pace()
+        self._open: set[EventStream] = set()
+        self._is_stopping = False
+
+    def __len__(self) -> int:
+        """Streams that are open."""
+        return len(self._open)
+
+    def stream(self, identity: Identity | None, query: Query, last_event_id: str | None) -> Response:
+        """What follows a position, as it happens. `last_event_id` is the header's; it counts more than the query,
+        which a browser repeats when it comes back. Raises Forbidden; as an ASGI application NotAcceptable,
+        Unauthenticated, TooManyRequests and Unavailable.
+        """
+        return EventStream(self, replay.view(identity, query), query, last_event_id)
+
+    def stop(self) -> None:
+        """End every stream at once, and open no more."""
+        self._is_stopping = True
+        for stream in list(self._open):
+            stream.end()
+
+    def enter(self, stream: EventStream) -> None:
+        """Raises Unavailable when there is no room for it."""
+        if self._is_stopping:
+            raise Unavailable("The service is stopping")
+        if len(self._open) >= MAX_STREAMS:
+            raise Unavailable("There are too many event streams", {"Retry-After": str(FULL_RETRY_SECONDS)})
+        self._open.add(stream)
+        metrics.STREAMS.inc()
+
+    def leave(self, stream: EventStream) -> None:
+        self._open.remove(stream)
+        metrics.STREAMS.dec()
+
+
+class EventStream(Response):
+    """A response that goes on until somebody ends it."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, streams: EventStreams, view: View, query: Query, last_event_id: str | None) -> None:
+        self.status_code = 200
+        self.background = None
+        self._streams = streams
+        self._source = streams.source
+        self._feed = streams.source.feed
+        self._pace = streams.pace
+        self._view = view
+        self._query = query
+        self._last_event_id = last_event_id
+        self._head = Head("", 0)  # where the stream is: everything up to it was sent
+        self._generation = 0
+        self._is_judged = True  # whether `_head` is known to be a position that can be gone on from
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._wrote_at = 0.0
+
+    def end(self) -> None:
+        """From anywhere in the loop; what is half sent is not finished."""
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if SOCKET in scope:
+            raise NotAcceptable("A websocket has no room for an event stream: subscribe instead, or ask for JSON")
+        client = scope.get("client")
+        with ExitStack() as stack:
+            stack.enter_context(self._streams.registry.place(client[0] if client else ""))
+            self._streams.enter(self)
+            stack.callback(self._streams.leave, self)
+            await self._sign_in(stack)
+            reason = await self._find_start()
+            self.init_headers({**_HEADERS, "Stream-Position": position_text(self._head)})
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            if scope["method"] == "HEAD":
+                await send({"type": "http.response.body"})
+            elif await self._serve(reason, receive, send):
+                await _finish(scope, receive, send)
+
+    async def _sign_in(self, stack: ExitStack) -> None:
+        """Be told, as long as the stream is open, of what happens to its user. Raises Unauthenticated."""
+        if self._view.identity is not None:
+            registry = self._streams.registry
+            entry = registry.add(self._view.identity, self._identity_changed)
+            stack.callback(registry.discard, entry)
+            await registry.confirm(entry)
+
+    def _identity_changed(self, identity: Identity | None) -> None:
+        try:
+            if identity is not None:
+                check_topics(self._view.topics, identity)
+                self._view = replace(self._view, identity=identity)
+                return
+        except Forbidden:
+            pass
+        self._view = replace(self._view, topics=frozenset())
+        self.end()
+
+    async def _find_start(self) -> str | None:
+        """Take up the place that was asked for, or the head: then this says why, if another one was."""
+        feed, query = self._feed, self._query
+        await feed.reach_head()
+        self._generation = feed.generation
+        after, epoch = query.after, query.epoch
+        if self._last_event_id:
+            known = parse_position(self._last_event_id)
+            # Anything else came from another service. An error would be repeated by the browser for ever.
+            after, epoch = (known.seq, known.epoch) if known is not None else (None, "")
+        try:
+            start = await self._source.start_after(after, epoch)
+            if self._generation != feed.generation:
+                raise Lost("the log was replaced")
+        except Lost as lost:
+            self._generation, self._head = feed.generation, feed.head
+            return str(lost)
+        except Unavailable:
+            # A browser gives up for good on anything but a stream. Taken on trust, the position is judged when the log
+            # can be read again.
+            start, self._is_judged = after, False
+        self._head = Head(feed.head.epoch, start if start is not None else feed.head.seq)
+        return None
+
+    async def _serve(self, reason: str | None, receive: Receive, send: Send) -> bool:
+        """False when the client went by itself."""
+        following = asyncio.create_task(self._follow(reason, send), name="event-stream")
+        leaving = asyncio.create_task(_until_gone(receive), name="event-stream-client")
+        identity = self._view.identity
+        seconds = max(0.0, identity.expires_at - time.time()) if identity is not None else None
+        try:
+            waiting: set[asyncio.Future[Any]] = {following, leaving, self._ended}
+            await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            is_gone = leaving.done()
+            following.cancel()
+            leaving.cancel()
+            results = await asyncio.gather(following, leaving, return_exceptions=True)
+        if isinstance(results[0], TimeoutError):
+            log.info("event stream ended as too slow", position=self._head.seq)
+        elif isinstance(results[0], Exception) and not is_gone:
+            log.error("event stream failed", exc_info=results[0])
+        return not is_gone
+
+    async def _follow(self, reason: str | None, send: Send) -> None:
+        """Send until cancelled. Raises TimeoutError when the client takes nothing for too long."""
+        identity = self._view.identity
+        welcome = frames.welcome(
+            epoch=self._head.epoch,
+            seq=self._head.seq,
+            user_id=identity.user_id if identity is not None else None,
+            heartbeat_seconds=int(self._pace.heartbeat_seconds),
+        )
+        retry = b"retry: %d\n" % random.randint(MIN_RETRY_MS, MAX_RETRY_MS)
+        await self._write(send, retry + self._block(self._head.seq, welcome))
+        if reason is not None:
+            await self._start_over(reason, send)
+        pause = 0.0
+        while True:
+            events: Sequence[Event] = ()
+            try:
+                events = await self._read_on()
+                pause = 0.0
+            except Lost as lost:
+                await self._start_over(str(lost), send)
+            except Unavailable:
+                pause = min(max(2 * pause, MIN_BACKOFF_SECONDS), MAX_BACKOFF_SECONDS)
+            if events:
+                await self._send_events(events, send)
+                # The ring answers without waiting: let others run between two pages.
+                await asyncio.sleep(0)
+            elif pause:
+                await asyncio.sleep(pause)
+            else:
+                await self._wait_for_more()
+            if self._next_heartbeat() <= asyncio.get_running_loop().time():
+                # A client that remembers this number need not be sent again what it may not see.
+                await self._write(send, b": heartbeat\nid: %s\n\n" % position_text(self._head).encode())
+
+    async def _read_on(self) -> Sequence[Event]:
+        """Raises Lost and Unavailable."""
+        if not self._is_judged:
+            await self._source.start_after(self._head.seq, self._head.epoch)
+            self._is_judged = True
+        return await self._source.read_on(self._head.seq, self._generation)
+
+    async def _start_over(self, reason: str, send: Send) -> None:
+        self._generation, self._head, self._is_judged = self._feed.generation, self._feed.head, True
+        head = self._head
+        await self._write(send, self._block(head.seq, frames.resync(reason=reason, epoch=head.epoch, seq=head.seq)))
+
+    def _next_heartbeat(self) -> float:
+        return self._wrote_at + self._pace.heartbeat_seconds
+
+    async def _wait_for_more(self) -> None:
+        try:
+            async with asyncio.timeout_at(self._next_heartbeat()):
+                await self._feed.wait_beyond(self._head.seq)
+        except TimeoutError:
+            pass
+
+    async def _send_events(self, events: Sequence[Event], send: Send) -> None:
+        blocks: list[bytes] = []
+        size = 0
+        for event in events:
+            text = self._view.text(event)
+            if text is not None:
+                blocks.append(self._block(event.seq, text))
+                size += len(text)
+                if size >= PIECE_BYTES:
+                    await self._write(send, b"".join(blocks))
+                    blocks, size = [], 0
+        if blocks:
+            await self._write(send, b"".join(blocks))
+        self._head = Head(self._head.epoch, events[-1].seq)
+
+    def _block(self, seq: int, frame: bytes) -> bytes:
+        # Encoded JSON has no line breaks.
+        return b"id: %s:%d\ndata: %s\n\n" % (self._head.epoch.encode(), seq, frame)
+
+    async def _write(self, send: Send, text: bytes) -> None:
+        for start in range(0, len(text), PIECE_BYTES):
+            async with asyncio.timeout(self._pace.write_seconds):
+                piece = text[start : start + PIECE_BYTES]
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        self._wrote_at = asyncio.get_running_loop().time()
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _finish(scope: Scope, receive: Receive, send: Send) -> None:
+    """End the response in order; a client that does not take even that is cut off, where the server can."""
+    try:
+        async with asyncio.timeout(FINISH_SECONDS):
+            await send({"type": "http.response.body"})
+    except TimeoutError:
+        abort = (scope.get("extensions") or {}).get(ABORT)
+        if abort is not None:
+            abort()
+            await _until_gone(receive)

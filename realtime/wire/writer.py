@@ -1,0 +1,107 @@
+"""Writing to one socket without waiting for it.
+
+`DirectStream` (in `websocket_protocol`) writes to the transport of our uvicorn protocol and knows what is unsent.
+`QueuedStream` does the same over plain ASGI, for other servers and test clients: a queue and a task that sends.
+Neither blocks the caller, and neither bounds what it is given: whoever writes looks at `buffered` and stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Protocol
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from realtime.wire.frames import Frames
+
+EXTENSION = "marquee.stream"
+LOW_WATER_BYTES = 16 * 1024
+HIGH_WATER_BYTES = 64 * 1024
+NO_CLOSE_FRAME = 1006  # RFC 6455, section 7.4.1
+CLOSE_SECONDS = 5.0  # from a close to the end of the connection, whatever the peer does
+
+
+class Stream(Protocol):
+    """What a subscription needs of a socket."""
+
+    def write(self, frames: Frames) -> None:
+        """Send whole frames; nothing happens on a socket that is closing."""
+
+    def buffered(self) -> int:
+        """Bytes written and not yet taken by the network."""
+
+    def taken(self) -> int:
+        """Bytes that the network has taken so far, about: it grows when the peer reads."""
+
+    async def drained(self) -> None:
+        """Wait until little is unsent, or the socket is gone."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Close with a code. Does not wait for a peer that reads nothing."""
+
+
+class QueuedStream:
+    """The fall-back. `run` sends until the socket is closed or gone; then the connection is over."""
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self._websocket = websocket
+        self._queue: deque[bytes] = deque()
+        self._size = 0
+        self._sent = 0
+        self._filled = asyncio.Event()
+        self._low = asyncio.Event()
+        self._low.set()
+        self._closing: tuple[int, str] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def write(self, frames: Frames) -> None:
+        if self._closing is None:
+            self._queue.extend(frames.texts)
+            self._size += frames.size
+            self._filled.set()
+            if self._size > HIGH_WATER_BYTES:
+                self._low.clear()
+
+    def buffered(self) -> int:
+        return self._size
+
+    def taken(self) -> int:
+        return self._sent
+
+    async def drained(self) -> None:
+        await self._low.wait()
+
+    def close(self, code: int, reason: str) -> None:
+        if self._closing is None:
+            self._closing = (code, reason)
+            self._queue.clear()
+            self._filled.set()
+            if self._task is not None:
+                # A send may be waiting for a peer that reads nothing.
+                asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._task.cancel)
+
+    async def run(self) -> int:
+        """Answers the close code."""
+        self._task = asyncio.current_task()
+        try:
+            while True:
+                await self._filled.wait()
+                self._filled.clear()
+                while self._queue:
+                    text = self._queue.popleft()
+                    await self._websocket.send_text(text.decode())
+                    self._size -= len(text)
+                    self._sent += len(text)
+                    if self._size <= LOW_WATER_BYTES:
+                        self._low.set()
+                if self._closing is not None:
+                    await self._websocket.close(*self._closing)
+                    break
+        except (WebSocketDisconnect, OSError, RuntimeError):
+            pass  # the peer is gone, or the socket was closed under us
+        finally:
+            self._queue.clear()
+            self._closing = self._closing or (NO_CLOSE_FRAME, "")
+            self._low.set()
+        return self._closing[0]

@@ -1,0 +1,256 @@
+"""The outbox: mails are rows, written in the same transaction as their cause and sent later by `jobs.mailer`.
+
+- A row holds no token. Whoever sends the mail mints one when the row is claimed, so the digest is stored before the
+  mail is on its way, and neither the outbox nor a backup of it opens any account.
+- A claim is a lease by the database's clock: a mail whose sender died is sent by another one when it has run out. So
+  each mail is sent at least once; a second copy has the `Message-ID` of the first.
+- Whoever asks for a mail without being signed in only leaves the address here (`request`). Whether there is an account
+  is looked at when the row is claimed: the answer, and the time that it takes, cannot tell.
+- What was sent stays for a day: that is how it is known how many mails somebody had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+import structlog
+from sqlalchemy import ColumnElement, delete, func, insert, or_, select, update
+
+import models
+from core.times import utc_now, utc_text
+from repository.accounts import one_time_tokens
+from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE, Purpose
+from repository.accounts.users import login_key
+from repository.engine import clock
+from repository.engine.database import Database
+from repository.engine.transaction import Transaction
+from repository.generic.lists import entity
+
+LEASE_SECONDS = 60.0  # twice as long as a conversation with the mail server may take
+MAX_ATTEMPTS = 56  # with the pauses of `jobs.mailer` about two days
+MAX_WAITING_PER_USER = 20
+MAX_REQUESTED_PER_DAY = 5  # of one kind and account
+REQUEST_PAUSE_SECONDS = 60.0
+DAY = timedelta(days=1)
+KEPT_WHEN_FAILED = timedelta(days=7)
+
+log = structlog.get_logger("mails")
+
+
+class Kind(StrEnum):
+    ACTIVATE = "activate"
+    RESET_PASSWORD = "reset_password"  # noqa: S105 (no password)
+    CONFIRM_EMAIL = "confirm_email"  # to a new address, which counts when its link is followed
+    EMAIL_CHANGE_ASKED = "email_change_asked"  # to the old address, meanwhile
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105 (no password)
+    EMAIL_CHANGED = "email_changed"  # to the old address
+
+
+# Whose text holds a link.
+PURPOSES: Mapping[Kind, Purpose] = {
+    Kind.ACTIVATE: Purpose.ACTIVATE,
+    Kind.RESET_PASSWORD: Purpose.RESET,
+    Kind.CONFIRM_EMAIL: Purpose.EMAIL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedMail:
+    """A mail that this worker is to send. `attempts` counts this one; `token` is for the link, where there is one."""
+
+    id: int
+    kind: Kind
+    recipient: str
+    username: str | None
+    details: Mapping[str, Any]
+    created_at: str
+    attempts: int
+    token: str | None
+
+
+# --- putting mails into the outbox
+
+
+async def put(
+    tx: Transaction, user_id: int, kind: Kind, recipient: str, details: Mapping[str, Any] | None = None
+) -> bool:
+    """Leave a mail to be sent. False when too many of this account's wait already: then it is not sent, and logged.
+
+    `details` must hold nothing secret.
+    """
+    table = models.mails
+    waiting = select(func.count()).select_from(table).where(table.c.user_id == user_id, table.c.due_at.is_not(None))
+    if (await tx.connection.execute(waiting)).scalar_one() >= MAX_WAITING_PER_USER:
+        log.warning("too many mails wait for one account: this one is not sent", user_id=user_id, kind=kind.value)
+        return False
+    await _insert(tx, user_id, kind, recipient, details or {})
+    return True
+
+
+async def request(tx: Transaction, kind: Kind, address: str) -> None:
+    """Leave a wish for a mail to whoever has this address. The same work whether anybody has."""
+    await _insert(tx, None, kind, address, {})
+
+
+async def _insert(tx: Transaction, user_id: int | None, kind: Kind, recipient: str, details: Mapping[str, Any]) -> None:
+    values = {
+        "user_id": user_id,
+        "kind": kind.value,
+        "recipient": recipient,
+        "details": dict(details),
+        "created_at": utc_now(),
+        "due_at": clock.now(is_sqlite=tx.is_sqlite),
+        "attempts": 0,
+    }
+    await tx.connection.execute(insert(models.mails).values(values))
+
+
+async def withdraw(tx: Transaction, user_id: int, *kinds: Kind) -> None:
+    """Delete the account's mails of these kinds that wait, or every trace of its mails when none is named."""
+    table = models.mails
+    which = table.c.user_id == user_id
+    if kinds:
+        which &= table.c.kind.in_(kinds) & table.c.due_at.is_not(None)
+    await tx.connection.execute(delete(table).where(which))
+
+
+# --- sending them
+
+
+async def claim(database: Database, owner: str) -> ClaimedMail | None:
+    """Take the lease of the mail that is due first, with a new token where it needs one.
+
+    What nobody is to get any more is deleted on the way. None when nothing is due.
+    """
+    table = models.mails
+    while True:
+        async with database.read() as connection:
+            due = select(table.c.id).where(table.c.due_at <= clock.now(is_sqlite=database.is_sqlite)).limit(1)
+            # A look without a lock first: an idle worker must not take SQLite's write lock once a second.
+            if (await connection.execute(due)).first() is None:
+                return None
+        is_done, mail = await database.write(lambda tx: _claim_one(tx, owner))
+        if is_done:
+            return mail
+
+
+async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | None]:
+    """Whether to stop looking, and what was found."""
+    table = models.mails
+    now = clock.now(is_sqlite=tx.is_sqlite)
+    first = select(table).where(table.c.due_at <= now).order_by(table.c.due_at, table.c.id).limit(1)
+    row = (await tx.connection.execute(first.with_for_update(skip_locked=True))).one_or_none()
+    if row is None:
+        return True, None
+    mail = entity(row)
+    if mail["attempts"] >= MAX_ATTEMPTS:
+        log.error("mail given up: its senders stopped before they knew", mail=mail["id"], kind=mail["kind"])
+        await _write(tx, table.c.id == mail["id"], {"due_at": None, "lease_owner": None, "failed_at": utc_now()})
+        return False, None
+    kind = Kind(mail["kind"])
+    user = await _account_of(tx, mail)
+    if user is None or not _is_wanted(kind, user, mail) or not await _may_have(tx, user, mail):
+        await tx.connection.execute(delete(table).where(table.c.id == mail["id"]))
+        return False, None
+    # As the account spells it: an address that only compares equal may be somebody else's mailbox.
+    recipient = mail["recipient"] if mail["user_id"] is not None else user["email"]
+    purpose = PURPOSES.get(kind)
+    token = await one_time_tokens.mint(tx, purpose, user["id"], recipient) if purpose is not None else None
+    attempts = mail["attempts"] + 1
+    values = {"user_id": user["id"], "recipient": recipient, "attempts": attempts, "lease_owner": owner}
+    await _write(tx, table.c.id == mail["id"], {**values, "due_at": now + LEASE_SECONDS})
+    username, details, created_at = user["username"], mail["details"], mail["created_at"]
+    return True, ClaimedMail(mail["id"], kind, recipient, username, details, created_at, attempts, token)
+
+
+async def _account_of(tx: Transaction, mail: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Locked, so that of two wishes for one account the second sees the first."""
+    table = models.users
+    known = mail["user_id"] is not None
+    which = table.c.id == mail["user_id"] if known else table.c.email_key == login_key(mail["recipient"])
+    found = await tx.connection.execute(
+        select(table).where(which, table.c.deleted_at.is_(None)).with_for_update(key_share=True)
+    )
+    row = found.one_or_none()
+    return entity(row) if row is not None else None
+
+
+def _is_wanted(kind: Kind, user: Mapping[str, Any], mail: Mapping[str, Any]) -> bool:
+    """Whether the account is still one to send this mail to."""
+    is_current = mail["user_id"] is None or mail["recipient"] == user["email"]
+    if kind is Kind.ACTIVATE:
+        is_late = user["created_at"] < utc_text(datetime.now(UTC) - timedelta(days=DAYS_TO_ACTIVATE))
+        return bool(user["awaits_activation"]) and is_current and not is_late
+    if kind is Kind.RESET_PASSWORD:
+        # The link proves the address, so it helps whoever lost the first one, too.
+        return bool(user["is_active"] or user["awaits_activation"]) and is_current
+    return bool(user["is_active"])
+
+
+async def _may_have(tx: Transaction, user: Mapping[str, Any], mail: Mapping[str, Any]) -> bool:
+    """Whether a wish is granted: so many mails a day and account, with a pause between two."""
+    if mail["user_id"] is not None:
+        return True
+    table = models.mails
+    now = datetime.now(UTC)
+    found = await tx.connection.execute(
+        select(func.count(), func.max(table.c.created_at)).where(
+            table.c.user_id == user["id"], table.c.kind == mail["kind"], table.c.created_at > utc_text(now - DAY)
+        )
+    )
+    count, newest = found.one()
+    pause = timedelta(seconds=REQUEST_PAUSE_SECONDS)
+    return count < MAX_REQUESTED_PER_DAY and (newest is None or newest < utc_text(now - pause))
+
+
+async def sent(database: Database, mail: ClaimedMail, owner: str) -> None:
+    await _settle(database, mail, owner, {"due_at": None, "sent_at": utc_now()})
+
+
+async def failed(database: Database, mail: ClaimedMail, owner: str) -> None:
+    """Never try again."""
+    await _settle(database, mail, owner, {"due_at": None, "failed_at": utc_now()})
+
+
+async def postpone(database: Database, mail: ClaimedMail, owner: str, seconds: float) -> None:
+    """Try again after a pause."""
+    await _settle(database, mail, owner, {"due_at": clock.now(is_sqlite=database.is_sqlite) + seconds})
+
+
+async def release(database: Database, mail: ClaimedMail, owner: str) -> None:
+    """Give a mail back that was not tried to the end, so that another worker takes it at once."""
+    now = clock.now(is_sqlite=database.is_sqlite)
+    await _settle(database, mail, owner, {"due_at": now, "attempts": mail.attempts - 1})
+
+
+async def _settle(database: Database, mail: ClaimedMail, owner: str, values: Mapping[str, Any]) -> None:
+    """End a lease. Nothing happens when it had run out and somebody else took the mail."""
+    table = models.mails
+    is_ours = (table.c.id == mail.id) & (table.c.lease_owner == owner) & (table.c.attempts == mail.attempts)
+
+    async def work(tx: Transaction) -> None:
+        await _write(tx, is_ours, {**values, "lease_owner": None})
+
+    await database.write(work)
+
+
+async def _write(tx: Transaction, which: ColumnElement[bool], values: Mapping[str, Any]) -> None:
+    await tx.connection.execute(update(models.mails).where(which).values(dict(values)))
+
+
+# --- clean-up
+
+
+async def forget(database: Database, now: datetime) -> int:
+    """Delete what was sent a day before `now` (an aware time), and what failed a week before. Answers how many."""
+    table = models.mails
+    is_old = or_(table.c.sent_at < utc_text(now - DAY), table.c.failed_at < utc_text(now - KEPT_WHEN_FAILED))
+
+    async def work(tx: Transaction) -> int:
+        return int((await tx.connection.execute(delete(table).where(is_old))).rowcount)
+
+    return await database.write(work)

@@ -1,0 +1,225 @@
+"""Engines and transactions on SQLite and PostgreSQL.
+
+Rules:
+- A write goes through `Database.write(work)`: rows and events commit together, the events are appended by the last
+  statements before COMMIT, and only what committed is handed to the `on_commit` listeners.
+- SQLite has one writer connection per process, and every transaction begins with BEGIN IMMEDIATE: a deferred one
+  that reads first and writes later loses updates or fails when somebody wrote in between. Readers are apart and
+  cannot write. `synchronous=FULL`: a number that a watcher has seen must survive a power cut.
+- A transaction that the database refused (deadlock, lost connection) before COMMIT was sent is run again, a bounded
+  number of times; after COMMIT was sent the outcome is unknown and the caller gets the error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction, create_async_engine
+
+from core import metrics
+from core.errors import Unavailable
+from repository.engine import failures
+from repository.engine.append import append
+from repository.engine.events import Event
+from repository.engine.statement import Statement
+from repository.engine.transaction import Transaction
+
+BEGIN = "BEGIN IMMEDIATE"
+MAX_ATTEMPTS = 5
+RETRY_PAUSE_SECONDS = 0.05
+BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
+POOL_TIMEOUT_SECONDS = 30
+FETCH_SECONDS = 5.0  # a read by key that takes longer waits for a network that is gone
+SQLITE_READERS = 4
+HOT_READERS = 2  # besides them; more threads would only wait for each other
+POSTGRESQL_CONNECTIONS = 10  # per worker and engine; 4 workers fit PostgreSQL's default of 100
+SQLITE_CACHE_KIB = 16 * 1024
+SQLITE_CHECKPOINT_PAGES = 4_000  # 16 MB of log between checkpoints: fewer of them during bulk writes
+
+T = TypeVar("T")
+log = structlog.get_logger("database")
+
+
+class Database:
+    """One per process. `close()` when done."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.is_sqlite = url.startswith("sqlite")
+        if self.is_sqlite:
+            path = Path(url.removeprefix("sqlite:///"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):  # what is wrong with it, opening it says better
+                # Nobody else on the machine reads what is in it. SQLite gives its other files the same mode.
+                path.touch(mode=0o600)
+            async_url = "sqlite+aiosqlite" + url.removeprefix("sqlite")
+            self._writer = create_async_engine(
+                async_url,
+                pool_size=1,
+                max_overflow=0,
+                pool_timeout=POOL_TIMEOUT_SECONDS,
+                connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
+            )
+            self._reader = create_async_engine(
+                async_url,
+                pool_size=SQLITE_READERS + HOT_READERS,
+                max_overflow=0,
+                pool_timeout=POOL_TIMEOUT_SECONDS,
+                connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
+            )
+            event.listen(self._writer.sync_engine, "connect", _prepare_sqlite_writer)
+            event.listen(self._reader.sync_engine, "connect", _prepare_sqlite_reader)
+        else:
+            async_url = "postgresql+asyncpg" + url[url.index("://") :]
+            options: dict[str, Any] = {
+                "pool_size": POSTGRESQL_CONNECTIONS,
+                "max_overflow": 0,
+                "pool_timeout": POOL_TIMEOUT_SECONDS,
+                # jit: planning cost without gain for statements this short.
+                "connect_args": {"timeout": 5, "server_settings": {"application_name": "marquee", "jit": "off"}},
+            }
+            self._writer = create_async_engine(async_url, **options)
+            # One round trip a statement: a read of one statement needs no BEGIN and ROLLBACK round it.
+            self._reader = create_async_engine(async_url, isolation_level="AUTOCOMMIT", **options)
+        # Connections that `fetch` keeps: taking one from the pool and giving it back costs more than a read by key.
+        self._hot = asyncio.Semaphore(HOT_READERS)
+        self._hot_idle: list[tuple[AsyncConnection, Any]] = []
+        self.on_commit: list[Callable[[list[Event]], None]] = []
+
+    async def close(self) -> None:
+        for connection, _ in self._hot_idle:
+            await connection.close()
+        self._hot_idle.clear()
+        await self._writer.dispose()
+        await self._reader.dispose()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for reading; each statement sees what is committed when it starts.
+
+        Raises Unavailable when the database cannot be reached.
+        """
+        try:
+            async with self._reader.connect() as connection:
+                yield connection
+        except failures.DATABASE_ERRORS as error:
+            if not failures.is_foreign(error):
+                raise
+            raise _unavailable(error) from error
+
+    async def fetch(self, statement: Statement, *values: Any) -> list[Any]:
+        """The rows of one statement, through the driver itself: for reads so frequent and small that the layers above
+        would cost several times the read.
+
+        Raises Unavailable when the database cannot be reached.
+        """
+        async with self._hot:
+            try:
+                connection, driver = self._hot_idle.pop() if self._hot_idle else await self._connect_hot()
+                try:
+                    async with asyncio.timeout(FETCH_SECONDS):
+                        if self.is_sqlite:
+                            found = await driver.execute_fetchall(statement.sqlite, values)
+                        else:
+                            found = await driver.fetch(statement.postgresql, *values)
+                except BaseException as error:
+                    # SQLAlchemy has not seen it, and a connection that was interrupted is in no state to be used again.
+                    await connection.invalidate(error)
+                    await connection.close()
+                    raise
+            except failures.DATABASE_ERRORS as error:
+                if not failures.is_foreign(error):
+                    raise
+                raise _unavailable(error) from error
+            self._hot_idle.append((connection, driver))
+            return list(found)
+
+    async def _connect_hot(self) -> tuple[AsyncConnection, Any]:
+        connection = await self._reader.connect()
+        return connection, (await connection.get_raw_connection()).driver_connection
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[tuple[AsyncConnection, AsyncTransaction]]:
+        """A transaction without events: for `write`, and for migrations."""
+        async with self._writer.connect() as connection, connection.begin() as transaction:
+            if self.is_sqlite:
+                driver: Any = (await connection.get_raw_connection()).driver_connection
+                await driver.execute_fetchall(BEGIN)
+            yield connection, transaction
+
+    async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Run `work` in one transaction with the events it emits, and tell the listeners after COMMIT.
+
+        `work` may be run again from the start when the database refused its first run, so it must not touch anything
+        but the transaction. Any exception from it rolls back, numbers included. Raises Unavailable when the database
+        cannot be reached or stays refusing.
+        """
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            committing = False
+            try:
+                async with self.begin() as (connection, transaction):
+                    tx = Transaction(connection)
+                    result = await work(tx)
+                    events = await append(tx) if tx.drafts else []
+                    committing = True
+                    await transaction.commit()
+                metrics.COMMITS.inc()
+                for listener in self.on_commit:
+                    if events:
+                        listener(events)
+                return result
+            except failures.DATABASE_ERRORS as error:
+                if not failures.is_foreign(error):
+                    raise
+                if committing or attempt == MAX_ATTEMPTS or not failures.may_run_again(error):
+                    raise _unavailable(error) from error
+                reason = failures.first_line(error)
+                metrics.COMMIT_RETRIES.inc()
+                log.info("transaction refused, running it again", attempt=attempt, reason=reason)
+                await asyncio.sleep(RETRY_PAUSE_SECONDS * attempt)
+        raise AssertionError("unreachable")
+
+
+def _pragmas(dbapi_connection: Any, *pragmas: str) -> None:
+    cursor = dbapi_connection.cursor()
+    for pragma in pragmas:
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _lower(text: str | None) -> str | None:
+    return text.lower() if text is not None else None
+
+
+def _prepare_sqlite_writer(dbapi_connection: Any, _: Any) -> None:
+    _pragmas(
+        dbapi_connection,
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        f"cache_size=-{SQLITE_CACHE_KIB}",
+        f"wal_autocheckpoint={SQLITE_CHECKPOINT_PAGES}",
+        f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
+    )
+    dbapi_connection.create_function("unicode_lower", 1, _lower, deterministic=True)
+
+
+def _prepare_sqlite_reader(dbapi_connection: Any, _: Any) -> None:
+    _pragmas(
+        dbapi_connection,
+        "query_only=ON",
+        f"cache_size=-{SQLITE_CACHE_KIB // SQLITE_READERS}",
+        f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
+    )
+    dbapi_connection.create_function("unicode_lower", 1, _lower, deterministic=True)
+
+
+def _unavailable(error: BaseException) -> Unavailable:
+    log.warning("database unavailable", reason=failures.first_line(error))
+    return Unavailable("The database is not available; whether anything was written is not known")

@@ -1,0 +1,144 @@
+"""The event log: contiguous numbers, in commit order, on both databases.
+
+`append` is the last thing a transaction does before COMMIT. It takes n numbers by updating the one `event_head` row,
+whose lock is held until COMMIT: whoever comes second gets higher numbers and commits later, and a rollback gives the
+numbers back. A reader that sees number k therefore sees every number below it, and can find a loss by arithmetic.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+import models
+from core.times import utc_text
+from repository.engine.events import Event, Head
+from repository.engine.statement import statement
+
+if TYPE_CHECKING:
+    from repository.engine.database import Database
+    from repository.engine.transaction import Transaction
+
+HEAD_ID = 1
+
+HEAD = statement("SELECT epoch, seq FROM event_head WHERE id = 1")
+
+
+async def head(database: Database) -> Head:
+    (row,) = await database.fetch(HEAD)
+    return Head(row[0], row[1])
+
+
+async def _head(connection: AsyncConnection) -> Head:
+    row = (await connection.execute(select(models.event_head.c.epoch, models.event_head.c.seq))).one()
+    return Head(row.epoch, row.seq)
+
+
+async def oldest(database: Database) -> int | None:
+    """The lowest number still kept, or None when no event is."""
+    async with database.read() as connection:
+        lowest: int | None = (await connection.execute(select(func.min(models.events.c.seq)))).scalar()
+        return lowest
+
+
+async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: int) -> list[Event]:
+    """The next events after `seq`, in order: at most `max_rows`, and at most `max_bytes` unless one alone is larger.
+
+    The caller checks that the first is `seq + 1`: when it is not, the log no longer reaches back to there.
+    """
+    table = models.events
+    async with database.read() as connection:
+        weight = func.length(table.c.payload) + func.coalesce(func.length(table.c.before), 0)
+        sizes = await connection.execute(
+            select(table.c.seq, weight).where(table.c.seq > seq).order_by(table.c.seq).limit(max_rows)
+        )
+        last, total = seq, 0
+        for number, size in sizes:
+            total += size
+            if total > max_bytes and last != seq:
+                break
+            last = number
+        if last == seq:
+            return []
+        current = await _head(connection)
+        rows = await connection.execute(
+            select(table).where(table.c.seq > seq, table.c.seq <= last).order_by(table.c.seq)
+        )
+        return [
+            Event(
+                current.epoch,
+                row.seq,
+                row.topic,
+                row.operation,
+                row.entity_id,
+                row.audience,
+                row.payload,
+                row.before,
+                tuple(orjson.loads(row.changed)) if row.changed else (),
+                row.actor_id,
+                row.created_at,
+            )
+            for row in rows
+        ]
+
+
+async def tail(database: Database, *, max_rows: int, max_bytes: int) -> int:
+    """The number after which the newest events begin that fit into the bounds."""
+    table = models.events
+    weight = func.length(table.c.payload) + func.coalesce(func.length(table.c.before), 0)
+    async with database.read() as connection:
+        newest = await connection.execute(select(table.c.seq, weight).order_by(table.c.seq.desc()).limit(max_rows))
+        start, total = None, 0
+        for seq, size in newest:
+            total += size
+            start = start if start is not None else seq
+            if total > max_bytes:
+                break
+            start = seq - 1
+        return start or 0
+
+
+async def prune(database: Database, *, keep_rows: int, older_than: Any, max_rows: int) -> int:
+    """Delete up to `max_rows` of the oldest events that are beyond `keep_rows` or before `older_than` (aware time)."""
+
+    async def work(tx: Transaction) -> int:
+        table = models.events
+        current = await _head(tx.connection)
+        first_young = await tx.connection.execute(
+            select(func.min(table.c.seq)).where(table.c.created_at >= utc_text(older_than))
+        )
+        young = first_young.scalar()
+        floor = max(current.seq - keep_rows, (young - 1) if young is not None else current.seq)
+        lowest = (await tx.connection.execute(select(func.min(table.c.seq)))).scalar()
+        if lowest is None or lowest > floor:
+            return 0
+        until = min(floor, lowest + max_rows - 1)
+        await tx.connection.execute(delete(table).where(table.c.seq <= until))
+        return int(until - lowest + 1)
+
+    return await database.write(work)
+
+
+async def renew_epoch(database: Database, present: str | None = None) -> str:
+    """Give the log a new identity, as after restoring a backup: every watcher's position becomes void.
+
+    With `present`, only if that is still its identity: of many who see the same reason one acts.
+    """
+    epoch = new_epoch()
+
+    async def work(tx: Transaction) -> None:
+        change = update(models.event_head).values(epoch=epoch)
+        if present is not None:
+            change = change.where(models.event_head.c.epoch == present)
+        await tx.connection.execute(change)
+
+    await database.write(work)
+    return epoch
+
+
+def new_epoch() -> str:
+    return secrets.token_hex(8)

@@ -1,0 +1,65 @@
+"""Bringing a database to the newest schema, with Alembic."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import insert, inspect, select, text
+
+import models
+from repository.engine import failures
+from repository.engine.database import Database
+from repository.engine.event_log import HEAD_ID, new_epoch
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+# Workers that start at once migrate one after the other. The number means nothing, it is only ours.
+POSTGRESQL_LOCK = 7_243_001
+MAX_ATTEMPTS = 20
+RETRY_PAUSE_SECONDS = 0.1
+
+
+def _config(connection: Any = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "migrations"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def newest_revision() -> str | None:
+    return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+async def migrate(database: Database) -> None:
+    """Apply what is missing, and give a new log its identity. Safe to run from many workers at once."""
+    for _ in range(MAX_ATTEMPTS):
+        try:
+            return await _migrate(database)
+        except failures.DATABASE_ERRORS as error:
+            # A new SQLite file that several processes turn to WAL at once does not let them wait.
+            if not failures.is_refused(error):
+                raise
+            await asyncio.sleep(RETRY_PAUSE_SECONDS)
+    return await _migrate(database)
+
+
+async def _migrate(database: Database) -> None:
+    async with database.begin() as (connection, _):  # on SQLite others wait here
+        if not database.is_sqlite:
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": POSTGRESQL_LOCK})
+        await connection.run_sync(_upgrade)
+        known = await connection.execute(select(models.event_head.c.epoch))
+        if known.one_or_none() is None:
+            await connection.execute(insert(models.event_head).values(id=HEAD_ID, epoch=new_epoch(), seq=0))
+
+
+def _upgrade(connection: Any) -> None:
+    if inspect(connection).has_table("alembic_version"):
+        current = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        if current == newest_revision():
+            return
+    command.upgrade(_config(connection), "head")

@@ -1,0 +1,114 @@
+"""A write in progress: its connection, and the events it will append just before COMMIT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from core.identity import PUBLIC_AUDIENCE
+
+# A frame that a client with the usual 1 MiB limit can always read, with room for what surrounds the rows.
+MAX_EVENT_BYTES = 768 * 1024
+MAX_EVENT_ITEMS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An event without its number."""
+
+    topic: str
+    operation: str
+    payload: bytes
+    entity_id: str | None
+    changed: tuple[str, ...]
+    before: bytes | None
+    audience: str
+    actor_id: int | None
+
+
+@dataclass(slots=True)
+class Transaction:
+    """What `Database.write` hands to its work. `emit` is the one way to tell watchers anything."""
+
+    connection: AsyncConnection
+    drafts: list[Draft] = field(default_factory=list)
+    _driver: Any = None
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.connection.dialect.name == "sqlite"
+
+    async def driver(self) -> Any:
+        """The driver's own connection (aiosqlite or asyncpg), inside this transaction, for the bulk paths.
+
+        SQLAlchemy begins on asyncpg with its first statement: outside of a transaction raw statements would commit
+        one by one.
+        """
+        if self._driver is None:
+            raw: Any = (await self.connection.get_raw_connection()).driver_connection
+            if not self.is_sqlite and not raw.is_in_transaction():
+                await self.connection.exec_driver_sql("SELECT 1")
+                assert raw.is_in_transaction()
+            self._driver = raw
+        return self._driver
+
+    def emit(
+        self,
+        topic: str,
+        operation: str,
+        entity: dict[str, Any],
+        *,
+        actor_id: int | None,
+        before: dict[str, Any] | None = None,
+        changed: Sequence[str] = (),
+        audience: str = PUBLIC_AUDIENCE,
+    ) -> bytes:
+        """Append an event about one entity; a delete sends nothing but the id. Returns the encoded entity."""
+        payload = orjson.dumps({"id": entity["id"]} if operation == "delete" else entity)
+        encoded_before = orjson.dumps(before) if before is not None else None
+        self.drafts.append(
+            Draft(topic, operation, payload, str(entity["id"]), tuple(changed), encoded_before, audience, actor_id)
+        )
+        return payload
+
+    def emit_encoded(self, topic: str, operation: str, entity_id: str, payload: bytes, *, actor_id: int | None) -> None:
+        """As `emit`, for a public entity that is encoded already."""
+        self.drafts.append(Draft(topic, operation, payload, entity_id, (), None, PUBLIC_AUDIENCE, actor_id))
+
+    def emit_bulk(
+        self,
+        topic: str,
+        operation: str,
+        items: Sequence[bytes],
+        *,
+        actor_id: int | None,
+        before: Sequence[bytes] | None = None,
+        changed: Sequence[str] = (),
+        job_id: str | None = None,
+    ) -> None:
+        """Append `add_bulk` or `update_bulk` with encoded entities, or `delete_bulk` with encoded ids.
+
+        One call becomes several events when the rows do not fit into MAX_EVENT_BYTES and MAX_EVENT_ITEMS.
+        """
+        key = b"ids" if operation == "delete_bulk" else b"items"
+        tail = b',"job_id":' + orjson.dumps(job_id) if job_id is not None else b""
+        start = 0
+        while start < len(items):
+            end = _end_of_slice(items, before, start)
+            payload = b'{"count":%d,"%s":[%s]%s}' % (end - start, key, b",".join(items[start:end]), tail)
+            old = b"[" + b",".join(before[start:end]) + b"]" if before is not None else None
+            self.drafts.append(Draft(topic, operation, payload, None, tuple(changed), old, PUBLIC_AUDIENCE, actor_id))
+            start = end
+
+
+def _end_of_slice(items: Sequence[bytes], before: Sequence[bytes] | None, start: int) -> int:
+    size = 0
+    for index in range(start, min(len(items), start + MAX_EVENT_ITEMS)):
+        size += len(items[index]) + 1 + (len(before[index]) + 1 if before is not None else 0)
+        if size > MAX_EVENT_BYTES and index > start:
+            return index
+    return min(len(items), start + MAX_EVENT_ITEMS)

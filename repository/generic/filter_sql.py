@@ -1,0 +1,76 @@
+"""Filters as SQL. The meaning is that of `core/filters.py`, on both databases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import BigInteger, ColumnElement, String, Table, and_, collate, func, literal, or_, select, type_coerce
+from sqlalchemy.dialects.postgresql import JSONB
+
+from core.filters import Condition, Filter, Kind, Op, without_case
+
+
+def where(table: Table, wanted: Filter, *, is_sqlite: bool) -> ColumnElement[bool]:
+    clauses = [_clause(table, condition, is_sqlite) for condition in wanted.all]
+    if wanted.any:
+        groups = (and_(*(_clause(table, condition, is_sqlite) for condition in group)) for group in wanted.any)
+        clauses.append(or_(*groups))
+    return and_(literal(True), *clauses)
+
+
+def search(table: Table, columns: Iterable[str], text: str, *, is_sqlite: bool) -> ColumnElement[bool]:
+    """Rows that hold every word of `text` in one of the columns, without case."""
+    words = without_case(text).split()
+    return and_(
+        literal(True),
+        *(
+            or_(*(_lower(table.c[name], is_sqlite).contains(word, autoescape=True) for name in columns))
+            for word in words
+        ),
+    )
+
+
+def _lower(column: ColumnElement[str], is_sqlite: bool) -> ColumnElement[str]:
+    # Both lower the whole of Unicode, as Python does; the databases' own defaults lower ASCII or follow a locale.
+    lower = func.unicode_lower(column) if is_sqlite else func.lower(collate(column, "und-x-icu"))
+    return func.replace(lower, "ς", "σ", type_=String)
+
+
+def _clause(table: Table, condition: Condition, is_sqlite: bool) -> ColumnElement[bool]:
+    column: ColumnElement[Any] = table.c[condition.field.column]
+    if condition.field.kind is Kind.INTEGER:
+        # Numbers go to the database in its widest integer: one past a narrow column matches nothing, and is no error.
+        column = type_coerce(column, BigInteger)
+    value = condition.value
+    if condition.field.kind is Kind.STRINGS:
+        wanted = value if isinstance(value, tuple) else (value,)
+        holds = or_(*(_holds(column, str(item), is_sqlite) for item in wanted))
+        return ~holds if condition.op is Op.NE else holds
+    match condition.op:
+        case Op.EQ:
+            return column == value
+        case Op.NE:
+            return column.is_distinct_from(value)
+        case Op.GT:
+            return column > value
+        case Op.GTE:
+            return column >= value
+        case Op.LT:
+            return column < value
+        case Op.LTE:
+            return column <= value
+        case Op.IN:
+            assert isinstance(value, tuple)
+            return column.in_(value)
+        case Op.CONTAINS:
+            return _lower(column, is_sqlite).contains(without_case(str(value)), autoescape=True)
+        case Op.PREFIX:
+            return _lower(column, is_sqlite).startswith(without_case(str(value)), autoescape=True)
+
+
+def _holds(column: ColumnElement[list[str]], item: str, is_sqlite: bool) -> ColumnElement[bool]:
+    if is_sqlite:
+        each = func.json_each(column).table_valued("value")
+        return select(literal(1)).select_from(each).where(each.c.value == item).exists()
+    return type_coerce(column, JSONB).contains([item])

@@ -1,0 +1,85 @@
+"""A POST that is repeated with the same `Idempotency-Key` gets the first one's answer.
+
+The answer is stored in the transaction of the write it answers: either both exist or neither does, and of two requests
+at once the second waits for the first one's COMMIT.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import orjson
+from sqlalchemy import delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+import models
+from core.errors import FieldProblem, InvalidInput
+from core.times import utc_now, utc_text
+from repository.engine.database import Database
+from repository.engine.transaction import Transaction
+from repository.generic import rows
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One user's key, and a digest of what it was sent with."""
+
+    user_id: int
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response as it is sent, and as it is stored."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+async def once(tx: Transaction, claim: Claim | None, work: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Run `work`, or answer what it answered before. Raises InvalidInput when the key came with another request."""
+    if claim is None:
+        return await work()
+    table = models.idempotency_keys
+    new = sqlite.insert(table) if tx.is_sqlite else postgresql.insert(table)
+    taken = await tx.connection.execute(
+        new.values(user_id=claim.user_id, key=claim.key, fingerprint=claim.fingerprint, created_at=utc_now())
+        .on_conflict_do_nothing()
+        .returning(table.c.key)
+    )
+    mine = (table.c.user_id == claim.user_id) & (table.c.key == claim.key)
+    if taken.one_or_none() is None:
+        row = (await tx.connection.execute(select(table).where(mine))).one()
+        if row.fingerprint != claim.fingerprint:
+            message = "This key was used with another request; expected a new key"
+            raise InvalidInput([FieldProblem(("header", "Idempotency-Key"), message, "idempotency_key_reused")])
+        body = await rows.off_the_loop(len(row.body) // 100, zlib.decompress, row.body)
+        return Answer(row.status, body, orjson.loads(row.headers))
+    answer = await work()
+    stored = await rows.off_the_loop(len(answer.body) // 1_000, zlib.compress, answer.body, 1)
+    await tx.connection.execute(
+        update(table)
+        .where(mine)
+        .values(
+            status=answer.status,
+            body=stored,
+            headers=orjson.dumps(dict(answer.headers)).decode(),
+        )
+    )
+    return answer
+
+
+async def forget(database: Database, older_than: datetime) -> int:
+    """Delete the keys from before `older_than` (an aware time)."""
+
+    async def work(tx: Transaction) -> int:
+        table = models.idempotency_keys
+        gone = await tx.connection.execute(delete(table).where(table.c.created_at < utc_text(older_than)))
+        return int(gone.rowcount)
+
+    return await database.write(work)

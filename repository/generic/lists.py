@@ -1,0 +1,231 @@
+"""Reading lists: filters, search, sorting and paging, the same for every resource.
+
+A list is one statement, so its rows, its total and its number of the log are of one moment on both databases: whoever
+watches from that number on misses nothing and is told nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Dialect,
+    Row,
+    Select,
+    Table,
+    TextClause,
+    and_,
+    bindparam,
+    func,
+    select,
+    text,
+    true,
+)
+
+import models
+from core.filters import EVERYTHING, Filter
+from repository.engine.database import Database
+from repository.engine.events import Head
+from repository.engine.statement import statement
+from repository.generic import filter_sql, rows
+from resources.resource import Resource
+
+T = TypeVar("T")
+Order = tuple[tuple[str, bool], ...]  # (column, descending)
+MAX_KEPT_STATEMENTS = 256  # without conditions there are about as many shapes as there are ways to sort
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What part of a list is wanted. `sort` holds (column, descending); `after` is the id before the page."""
+
+    filter: Filter = EVERYTHING
+    text: str = ""
+    sort: Order = ()
+    offset: int = 0
+    limit: int = 50
+    after: int | None = None
+    user_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listed(Generic[T]):
+    """A page, how many the whole list has, and the number of the log that both show."""
+
+    rows: list[T]
+    total: int
+    head: Head
+
+
+# --- the statement
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the text of a statement depends on besides its conditions. The first of `columns` is never null."""
+
+    table: Table
+    columns: tuple[str, ...]
+    order: Order
+    by_owner: bool = False
+    after: bool = False
+
+
+def _number(name: str) -> ColumnElement[int]:
+    # The widest type: an offset past any table is no error.
+    return bindparam(name, type_=BigInteger)
+
+
+def _select(shape: Shape, where: ColumnElement[bool]) -> Select[Any]:
+    """Epoch, number and total, then the columns of each row of the page; nulls in their place when it is empty.
+
+    Columns are text here: as objects they would take longer to put together than the databases need for the page.
+    """
+    table, head = shape.table, models.event_head
+    if shape.by_owner:
+        where = and_(where, table.c.user_id == _number("owner"))
+    names = dict.fromkeys((*shape.columns, *(name for name, _ in shape.order)))
+    page = select(_columns(table.name, names)).select_from(table).where(where)
+    if shape.after:
+        page = page.where(table.c.id > _number("after"))
+    page = page.order_by(_order(table.name, shape.order)).limit(_number("limit")).offset(_number("offset"))
+    rows_of_page = page.subquery("page")
+    total = select(func.count()).select_from(table).where(where).scalar_subquery()
+    return (
+        select(head.c.epoch, head.c.seq, total, _columns("page", shape.columns))
+        .select_from(head.outerjoin(rows_of_page, true()))
+        .order_by(_order("page", shape.order))
+    )
+
+
+def _columns(of: str, names: Iterable[str]) -> TextClause:
+    return text(", ".join(f'"{of}"."{name}"' for name in names))
+
+
+def _order(of: str, order: Order) -> TextClause:
+    # Rows without a value come last either way; the databases disagree by default.
+    return text(", ".join(f'"{of}"."{name}" {"DESC" if down else "ASC"} NULLS LAST' for name, down in order))
+
+
+@lru_cache(maxsize=MAX_KEPT_STATEMENTS)
+def _plain_text(shape: Shape, dialect: Dialect) -> tuple[str, tuple[str, ...]]:
+    """The statement without conditions as the driver takes it, and the names of its values."""
+    compiled = _select(shape, true()).compile(dialect=dialect)
+    names = compiled.positiontup
+    assert names is not None, "both drivers take values by position"
+    return str(compiled), tuple(names)
+
+
+async def read(
+    database: Database, shape: Shape, where: ColumnElement[bool] | None, values: Mapping[str, int | None]
+) -> Listed[Sequence[Any]]:
+    """The rows as tuples, in the forms of `rows.from_driver`. Raises Unavailable.
+
+    Without conditions, which is what most ask for, it goes past SQLAlchemy: that costs several times what the databases
+    need for a page.
+    """
+    async with database.read() as connection:
+        if where is not None:
+            found: Sequence[Any] = (await connection.execute(_select(shape, where), dict(values))).all()
+        else:
+            statement_text, names = _plain_text(shape, connection.dialect)
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            given = [values[name] for name in names]
+            try:
+                if database.is_sqlite:
+                    found = await driver.execute_fetchall(statement_text, given)
+                else:
+                    found = await driver.fetch(statement_text, *given)
+            except BaseException as error:
+                # SQLAlchemy has not seen it, and a connection that was interrupted is in no state to be used again.
+                await connection.invalidate(error)
+                raise
+    found = list(found)
+    epoch, seq, total, first, *_ = found[0]
+    return Listed([row[3:] for row in found] if first is not None else [], total, Head(epoch, seq))
+
+
+# --- the lists
+
+
+def _where(database: Database, resource: Resource, page: Page) -> ColumnElement[bool] | None:
+    clauses = []
+    if page.filter:
+        clauses.append(filter_sql.where(resource.table, page.filter, is_sqlite=database.is_sqlite))
+    if page.text:
+        clauses.append(filter_sql.search(resource.table, resource.searched, page.text, is_sqlite=database.is_sqlite))
+    return and_(*clauses) if clauses else None
+
+
+def total_order(sort: Order) -> Order:
+    """`sort` with the id behind it, so that no two rows are equal."""
+    return sort if any(name == "id" for name, _ in sort) else (*sort, ("id", False))
+
+
+async def _read(database: Database, resource: Resource, page: Page, columns: tuple[str, ...]) -> Listed[Sequence[Any]]:
+    shape = Shape(resource.table, columns, total_order(page.sort), page.user_id is not None, page.after is not None)
+    values = {"owner": page.user_id, "after": page.after, "limit": page.limit, "offset": page.offset}
+    return await read(database, shape, _where(database, resource, page), values)
+
+
+async def page_of(database: Database, resource: Resource, page: Page) -> Listed[dict[str, Any]]:
+    """The entities of one page."""
+    found = await _read(database, resource, page, resource.columns)
+    return Listed(rows.from_driver(resource.table, found.rows), found.total, found.head)
+
+
+async def labels_of(database: Database, resource: Resource, page: Page) -> Listed[tuple[int, str]]:
+    """The ids and the titles or names of one page."""
+    found = await _read(database, resource, page, ("id", resource.label))
+    return Listed([(row[0], row[1]) for row in found.rows], found.total, found.head)
+
+
+async def count_of(database: Database, resource: Resource, page: Page) -> Listed[Any]:
+    """How many there are, and nothing else."""
+    return await _read(database, resource, Page(page.filter, page.text, limit=0), ("id",))
+
+
+async def entities_of(
+    database: Database,
+    table: Table,
+    where: ColumnElement[bool],
+    order: Order,
+    public: Callable[[dict[str, Any]], dict[str, Any]],
+    *,
+    offset: int,
+    limit: int,
+    after: int | None = None,
+) -> Listed[dict[str, Any]]:
+    """A page of a table that is no resource; `public` makes what a client sees of a row."""
+    shape = Shape(table, tuple(str(column.name) for column in table.columns), order, after=after is not None)
+    found = await read(database, shape, where, {"after": after, "limit": limit, "offset": offset})
+    return Listed([public(row) for row in rows.from_driver(table, found.rows)], found.total, found.head)
+
+
+# --- single rows
+
+
+def entity(row: Row[Any]) -> dict[str, Any]:
+    # Names that SQL reserves are a subclass of str, which the JSON encoder refuses as keys.
+    return {str(name): value for name, value in row._mapping.items()}
+
+
+async def find(database: Database, resource: Resource, entity_id: int) -> dict[str, Any] | None:
+    columns = ", ".join(f'"{name}"' for name in resource.columns)
+    found = await database.fetch(statement(f'SELECT {columns} FROM "{resource.table.name}" WHERE id = $1'), entity_id)  # noqa: S608 (names of our own tables)
+    return rows.from_driver(resource.table, found)[0] if found else None
+
+
+async def find_by(database: Database, resource: Resource, column: str, value: int, limit: int) -> list[dict[str, Any]]:
+    """The first rows by id whose `column` holds `value`."""
+    table = resource.table
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(table).where(table.c[column] == value).order_by(table.c.id).limit(limit)
+        )
+        return [entity(row) for row in found]

@@ -1,0 +1,166 @@
+"""Rows in and out in bulk, through the drivers' fast paths, with ids reserved up front."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date, datetime
+from functools import lru_cache, partial
+from typing import Any, TypeVar
+
+import orjson
+from sqlalchemy import Boolean, ColumnElement, Table, bindparam, func, select
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.types import BigInteger
+
+import models
+from core.times import utc_text
+from repository.engine.statement import statement
+from repository.engine.transaction import Transaction
+
+T = TypeVar("T")
+FEW_ROWS = 100
+MAX_KEPT_TABLES = 32
+
+
+async def reserve_ids(tx: Transaction, table: Table, count: int) -> list[int]:
+    """`count` ids that nobody else gets. On SQLite the transaction already excludes every other writer."""
+    driver = await tx.driver()
+    if tx.is_sqlite:
+        found = list(await driver.execute_fetchall("SELECT seq FROM sqlite_sequence WHERE name = ?", (table.name,)))
+        last = found[0][0] if found else 0
+        return list(range(last + 1, last + count + 1))
+    taken = await driver.fetch(
+        "SELECT nextval(pg_get_serial_sequence($1, 'id')) FROM generate_series(1, $2::bigint)", str(table.name), count
+    )
+    return sorted(row[0] for row in taken)
+
+
+def _converters(table: Table, names: Sequence[str], *, is_sqlite: bool) -> list[tuple[int, Callable[[Any], Any]]]:
+    """Which columns the driver takes in another form, by position, and how to get there."""
+    found: list[tuple[int, Callable[[Any], Any]]] = []
+    for index, name in enumerate(names):
+        kind = table.c[name].type
+        if kind is models.Strings:
+            found.append((index, lambda value: orjson.dumps(value).decode()))
+        elif isinstance(kind, models.IsoDate) and not is_sqlite:
+            found.append((index, date.fromisoformat))
+        elif isinstance(kind, models.UtcTime) and not is_sqlite:
+            found.append((index, datetime.fromisoformat))
+    return found
+
+
+def driver_values(
+    table: Table, names: Sequence[str], made: Iterable[Iterable[Any]], *, is_sqlite: bool
+) -> list[tuple[Any, ...]]:
+    """Rows of the columns `names` as the driver takes them. Pure."""
+    converters = _converters(table, names, is_sqlite=is_sqlite)
+    values = []
+    for row in made:
+        record = list(row)
+        for index, convert in converters:
+            if record[index] is not None:
+                record[index] = convert(record[index])
+        values.append(tuple(record))
+    return values
+
+
+async def insert(
+    tx: Transaction, table: Table, ids: Sequence[int], values: Sequence[tuple[Any, ...]], now: str
+) -> None:
+    """Insert rows of `id`, then `driver_values` of the columns between, then `created_at` and `updated_at`."""
+    driver = await tx.driver()
+    columns = [str(column.name) for column in table.columns]
+    moment: Any = now if tx.is_sqlite else datetime.fromisoformat(now)
+    records = [(entity_id, *middle, moment, moment) for entity_id, middle in zip(ids, values, strict=True)]
+    if not tx.is_sqlite and len(records) > 1:
+        await driver.copy_records_to_table(table.name, records=records, columns=columns)
+        return
+    names = ", ".join(f'"{name}"' for name in columns)
+    marks = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
+    one = statement(f'INSERT INTO "{table.name}" ({names}) VALUES ({marks})')  # noqa: S608 (names of our own tables)
+    if tx.is_sqlite:
+        await driver.executemany(one.sqlite, records)
+    else:
+        await driver.execute(one.postgresql, *records[0])
+
+
+def _of_sqlite_bool(value: Any) -> Any:
+    return value if value is None else bool(value)
+
+
+def _of_json(value: Any) -> Any:
+    return orjson.loads(value) if isinstance(value, str) else value
+
+
+def _of_moment(value: Any) -> Any:
+    return utc_text(value) if isinstance(value, datetime) else value
+
+
+def _of_day(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, date) else value
+
+
+@lru_cache(maxsize=MAX_KEPT_TABLES)
+def _forms(table: Table) -> tuple[list[str], list[tuple[str, Callable[[Any], Any]]]]:
+    """The columns, and those that the drivers answer in another form, with how to get to ours."""
+    names = [str(column.name) for column in table.columns]
+    forms: list[tuple[str, Callable[[Any], Any]]] = []
+    for name in names:
+        kind = table.c[name].type
+        if kind is models.Strings:
+            forms.append((name, _of_json))
+        elif isinstance(kind, models.UtcTime):
+            forms.append((name, _of_moment))
+        elif isinstance(kind, models.IsoDate):
+            forms.append((name, _of_day))
+        elif isinstance(kind, Boolean):
+            forms.append((name, _of_sqlite_bool))
+    return names, forms
+
+
+def from_driver(table: Table, found: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    """Entities from rows of all columns as the driver answers them, on either database. Pure."""
+    names, forms = _forms(table)
+    entities = [dict(zip(names, values, strict=True)) for values in found]
+    for name, form in forms:
+        for row in entities:
+            row[name] = form(row[name])
+    return entities
+
+
+async def fetch_locked(tx: Transaction, table: Table, ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The entities with these ids, in the order of their ids, locked until COMMIT."""
+    driver = await tx.driver()
+    columns = ", ".join(f'"{column.name}"' for column in table.columns)
+    if tx.is_sqlite:
+        query = f'SELECT {columns} FROM "{table.name}" WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id'  # noqa: S608 (names of our own tables)
+        found = await driver.execute_fetchall(query, (orjson.dumps(list(ids)).decode(),))
+    else:
+        query = f'SELECT {columns} FROM "{table.name}" WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE'  # noqa: S608 (names of our own tables)
+        found = await driver.fetch(query, list(ids))
+    return await off_the_loop(len(found), from_driver, table, found)
+
+
+async def write_back(tx: Transaction, table: Table, after: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write these columns of the rows, found by their ids."""
+    driver = await tx.driver()
+    names = [*columns, "id"]
+    places = ", ".join(f'"{name}" = ${number}' for number, name in enumerate(columns, 1))
+    one = statement(f'UPDATE "{table.name}" SET {places} WHERE id = ${len(names)}')  # noqa: S608 (names of our own tables)
+    made = [[row[name] for name in names] for row in after]
+    values = await off_the_loop(len(made), partial(driver_values, table, names, made, is_sqlite=tx.is_sqlite))
+    await driver.executemany(one.sqlite if tx.is_sqlite else one.postgresql, values)
+
+
+async def off_the_loop(size: int, work: Callable[..., T], *arguments: Any) -> T:
+    """Run `work`, in a thread when there is so much of it that the sockets would feel it."""
+    return work(*arguments) if size < FEW_ROWS else await asyncio.to_thread(work, *arguments)
+
+
+def one_of(tx_is_sqlite: bool, column: ColumnElement[int], ids: Sequence[int]) -> ColumnElement[bool]:
+    """`column` is among `ids`, as one parameter however many there are."""
+    if tx_is_sqlite:
+        listed = func.json_each(orjson.dumps(list(ids)).decode()).table_valued("value")
+        return column.in_(select(listed.c.value))
+    return column == func.any(bindparam(None, list(ids), type_=ARRAY(BigInteger)))

@@ -1,0 +1,108 @@
+"""Reading a topic page by page, each page with the number of the log that it shows.
+
+A page is one statement, so its rows and its number belong together. The reader of several pages sees a later state with
+each; `realtime.fanout.snapshot` turns them into one state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Table, and_, func, select, text, true
+
+import models
+from core.filters import Filter
+from repository import jobs
+from repository.accounts import audit, sessions, users
+from repository.engine.database import Database
+from repository.engine.events import Head
+from repository.generic import filter_sql, rows
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the rows of a topic are, and which of them there are at all."""
+
+    table: Table
+    public: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    exists: Callable[[], ColumnElement[bool]] = true
+    owner: str | None = None  # the column that says whose it is, where each user has their own
+
+
+SOURCES: Mapping[str, Source] = {
+    "movies": Source(models.movies),
+    "characters": Source(models.characters),
+    "jobs": Source(models.jobs, jobs.public),
+    "users": Source(models.users, users.public, users.exists),
+    "account": Source(models.users, users.public, users.exists, owner="id"),
+    "sessions": Source(models.sessions, sessions.public, sessions.goes_on, owner="user_id"),
+    "audit": Source(models.audit, audit.public),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """`rows` are what matched among the ids after `after`, in order of the id; all of them when `is_last`."""
+
+    head: Head
+    rows: list[dict[str, Any]]
+    is_last: bool
+
+
+async def read_page(
+    database: Database,
+    topic: str,
+    wanted: Filter,
+    *,
+    owner_id: int | None,
+    after: int | str | None,
+    until: int | None,
+    max_rows: int,
+) -> Page:
+    """At most `max_rows` rows with `after < id <= until`. Raises Unavailable."""
+    source = SOURCES[topic]
+    table = source.table
+    where = [source.exists(), filter_sql.where(table, wanted, is_sqlite=database.is_sqlite)]
+    if source.owner is not None:
+        where.append(table.c[source.owner] == owner_id)
+    if after is not None:
+        where.append(table.c.id > after)
+    if until is not None:
+        where.append(table.c.id <= until)
+    head = models.event_head
+    page = select(table).where(and_(*where)).order_by(table.c.id).limit(max_rows).subquery("page")
+    # As text the columns come as the driver has them: turning them into objects costs more than reading them. The head
+    # comes even when no row does.
+    columns = text(", ".join(f'"page"."{column.name}"' for column in table.columns))
+    query = select(head.c.epoch, head.c.seq, columns).select_from(head.outerjoin(page, true()))
+    async with database.read() as connection:
+        found = (await connection.execute(query.order_by(page.c.id))).all()
+    epoch, seq, first = found[0][:3]
+    listed = [row[2:] for row in found] if first is not None else []
+    made = await rows.off_the_loop(len(listed), _entities, source, listed)
+    return Page(Head(epoch, seq), made, len(listed) < max_rows)
+
+
+def _entities(source: Source, found: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    return [source.public(row) for row in rows.from_driver(source.table, found)]
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """A number of the log, and the highest id of each topic as of then; None where ids are not in order of time."""
+
+    head: Head
+    highest: Mapping[str, int | None]
+
+
+async def beginning(database: Database, topics: Sequence[str]) -> Beginning:
+    """Where a snapshot of these topics begins. Raises Unavailable."""
+    head = models.event_head
+    numbered = [topic for topic in topics if SOURCES[topic].table.c.id.type.python_type is int]
+    highest = [select(func.max(SOURCES[topic].table.c.id)).scalar_subquery() for topic in numbered]
+    async with database.read() as connection:
+        epoch, seq, *ids = (await connection.execute(select(head.c.epoch, head.c.seq, *highest))).one()
+    found = {topic: number or 0 for topic, number in zip(numbered, ids, strict=True)}
+    return Beginning(Head(epoch, seq), {topic: found.get(topic) for topic in topics})

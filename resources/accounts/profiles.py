@@ -1,0 +1,223 @@
+"""What comes in and goes out of accounts once they are there: their owners and admins change them, others look at them.
+
+Signing up and signing in are in `account_schemas`.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import MISSING, AfterValidator, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
+
+from resources.accounts.credentials import Email, NewPassword, PersonName, Phone, Username
+from schemas import Answer, Body, IsoDate, Moment, Prose
+
+EARLIEST_BIRTH = "1900-01-01"
+MIN_AGE_YEARS = 13  # below it many countries ask for the consent of parents, which this service cannot
+CURRENT_PASSWORD = "Needed, and checked, when the user name or the address changes"  # noqa: S105 (no password)
+
+
+def latest_birth(today: date) -> str:
+    """The birthday of who is just old enough. Pure."""
+    # Who was born on the 29th of February has a birthday on the 1st of March in other years.
+    day = 28 if (today.month, today.day) == (2, 29) else today.day
+    return date(today.year - MIN_AGE_YEARS, today.month, day).isoformat()
+
+
+def _old_enough(value: str) -> str:
+    latest = latest_birth(datetime.now(UTC).date())
+    if not EARLIEST_BIRTH <= value <= latest:
+        raise ValueError(f"expected a date from {EARLIEST_BIRTH} to {latest}, {MIN_AGE_YEARS} years ago")
+    return value
+
+
+Gender = Literal["female", "male", "other", "undisclosed"]
+Birthday = Annotated[
+    IsoDate,
+    AfterValidator(_old_enough),
+    Field(description=f"From {EARLIEST_BIRTH} on, and at least {MIN_AGE_YEARS} years ago"),
+]
+CurrentPassword = Annotated[str, Field(min_length=1, max_length=128, description=CURRENT_PASSWORD)]
+# PUT leaves the account with what is in the body, so one of the two must be.
+_NAMED: JsonDict = {
+    "anyOf": [
+        {"required": ["username"], "properties": {"username": {"type": "string"}}},
+        {"required": ["email"], "properties": {"email": {"type": "string"}}},
+    ]
+}
+_NAMELESS: JsonDict = {
+    "required": ["username", "email"],
+    "properties": {"username": {"type": "null"}, "email": {"type": "null"}},
+}
+
+
+# --- accounts
+
+
+class AccountBody(Body):
+    """An account as its owner writes it. PUT replaces all of it: what is left out takes its default."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [_NAMED],
+            "examples": [{"username": "holly", "name": "Holly Martins", "phone_number": "+436641234567"}],
+        }
+    )
+
+    username: Username | None = None
+    email: Email | None = None
+    name: PersonName | None = None
+    first_name: PersonName | None = None
+    last_name: PersonName | None = None
+    phone_number: Phone | None = None
+
+    @model_validator(mode="after")
+    def _named(self) -> AccountBody:
+        if self.username is None and self.email is None:
+            raise ValueError("expected username, email or both")
+        return self
+
+
+class AccountPatch(Body):
+    """Only what is named changes."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"not": _NAMELESS, "examples": [{"name": "Holly Martins", "phone_number": "+436641234567"}]}
+    )
+
+    username: Username | None | MISSING = MISSING
+    email: Email | None | MISSING = MISSING
+    name: PersonName | None | MISSING = MISSING
+    first_name: PersonName | None | MISSING = MISSING
+    last_name: PersonName | None | MISSING = MISSING
+    phone_number: Phone | None | MISSING = MISSING
+
+    @model_validator(mode="after")
+    def _named(self) -> AccountPatch:
+        if self.username is None and self.email is None:
+            raise ValueError("expected username, email or both to stay")
+        return self
+
+
+class OwnAccountBody(AccountBody):
+    current_password: CurrentPassword | MISSING = MISSING
+
+
+class OwnAccountPatch(AccountPatch):
+    current_password: CurrentPassword | MISSING = MISSING
+
+
+class NewAccountBody(AccountBody):
+    """An account that an admin makes; it is active at once."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [_NAMED],
+            "examples": [{"username": "calloway", "password": "sewers of 1949", "group": "moderator"}],
+        }
+    )
+
+    password: NewPassword
+    group: Literal["user", "moderator", "admin"] = "user"
+
+
+class OtherUser(Answer):
+    """An account as other users see it."""
+
+    id: int
+    username: str | None
+    name: str | None
+
+
+# --- profiles
+
+
+class ProfileBody(Body):
+    """A profile as its owner writes it. PUT replaces all of it: what is left out takes its default."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "first_name": "Holly",
+                    "last_name": "Martins",
+                    "gender": "male",
+                    "date_of_birth": "1905-05-15",
+                    "info": "Writes westerns.",
+                }
+            ]
+        }
+    )
+
+    first_name: PersonName | None = None
+    last_name: PersonName | None = None
+    gender: Gender | None = None
+    date_of_birth: Birthday | None = None
+    info: Prose | None = None
+
+
+class ProfilePatch(Body):
+    """Only what is named changes."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"info": "Wrote westerns."}]})
+
+    first_name: PersonName | None | MISSING = MISSING
+    last_name: PersonName | None | MISSING = MISSING
+    gender: Gender | None | MISSING = MISSING
+    date_of_birth: Birthday | None | MISSING = MISSING
+    info: Prose | None | MISSING = MISSING
+
+
+Picture = Annotated[
+    bytes, Field(description="JPEG, PNG or WebP", json_schema_extra={"type": "string", "format": "binary"})
+]
+# In forms, where a file may come with the fields. What is no text is told as one.
+_PICTURE_EXAMPLE: JsonDict = {"info": "Writes westerns.", "avatar": "(the bytes of a picture)"}
+
+
+class ProfileForm(ProfileBody):
+    """A profile with its picture, which stays as it is when none is sent. An empty text is null."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_PICTURE_EXAMPLE]})
+
+    avatar: Picture | MISSING = MISSING
+
+
+class ProfilePatchForm(ProfilePatch):
+    """Only what is named changes. An empty text is null."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_PICTURE_EXAMPLE]})
+
+    avatar: Picture | MISSING = MISSING
+
+
+class AvatarForm(Body):
+    """A picture; of what it is, only the bytes count."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"avatar": "(the bytes of a picture)"}]})
+
+    avatar: Picture
+
+
+class Profile(Answer):
+    """What an account says of its owner."""
+
+    user_id: int
+    first_name: str | None
+    last_name: str | None
+    gender: Gender | None
+    date_of_birth: IsoDate | None
+    info: str | None
+    avatar_url: str | None = Field(description="A square picture")
+    avatar_thumbnail_url: str | None
+    version: int = Field(description="Of the account, which the profile is a part of")
+    created_at: Moment
+    updated_at: Moment
+
+
+def dumped(body: Body) -> dict[str, Any]:
+    """What a body sets, without what only proves that it may."""
+    is_patch = isinstance(body, (AccountPatch, ProfilePatch))
+    return body.model_dump(exclude_unset=is_patch, exclude={"current_password", "password", "group", "avatar"})

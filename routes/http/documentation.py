@@ -1,0 +1,102 @@
+"""The OpenAPI document, and pages to read and try it: Swagger UI and ReDoc, served from here, without a CDN."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.util import find_spec
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from core.errors import NotFound
+from routes.http import rendering
+from routes.http.limit_groups import LimitGroup
+from routes.http.operation import Call, Operation
+
+# Swagger UI and ReDoc set styles from scripts and draw with data: images; no script comes from anywhere but here.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "font-src 'self' data:; "
+    "connect-src 'self'; worker-src 'self' blob:; base-uri 'none'; frame-ancestors 'none'; form-action 'self'"
+)
+FILES = {
+    "swagger.js": ("swagger_bundle.js", "text/javascript"),
+    "swagger.css": ("swagger_style.css", "text/css"),
+    "redoc.js": ("redoc.js", "text/javascript"),
+}
+# ReDoc shows its maker's logo from a server of theirs: an empty image instead, so that the page asks nobody.
+FOREIGN_LOGO = (
+    b"https://cdn.redoc.ly/redoc/logo-mini-full.svg",
+    b"data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=",
+)
+OWN = Path(__file__).parent / "documentation_files"
+
+
+def _folder() -> Path:
+    # Found, not imported: the package's files are all that is used of it.
+    spec = find_spec("offapi")
+    assert spec is not None, "offapi is in requirements.txt"
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def _page(title: str, body: str) -> HTMLResponse:
+    page = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><link rel="icon" href="data:,">{body}</html>
+"""
+    return HTMLResponse(page, headers={"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"})
+
+
+async def swagger(request: Request) -> Response:
+    return _page(
+        "Marquee API",
+        '<link rel="stylesheet" href="/docs/files/swagger.css"></head><body><div id="swagger-ui"></div>'
+        '<script src="/docs/files/swagger.js"></script><script src="/docs/files/start.js"></script></body>',
+    )
+
+
+async def redoc(request: Request) -> Response:
+    return _page(
+        "Marquee API reference",
+        '</head><body><redoc spec-url="/openapi.json" disable-telemetry="true"></redoc>'
+        '<script type="module" src="/docs/files/redoc.js"></script></body>',
+    )
+
+
+async def file(request: Request) -> Response:
+    name = request.path_params["name"]
+    if name == "start.js":
+        return FileResponse(OWN / "start.js", media_type="text/javascript")
+    if name not in FILES:
+        raise NotFound(f"There is no file {name}")
+    source, media_type = FILES[name]
+    headers = {"Cache-Control": "max-age=86400"}
+    if name == "redoc.js":
+        script = await asyncio.to_thread((_folder() / source).read_bytes)
+        return Response(script.replace(*FOREIGN_LOGO), headers=headers, media_type=media_type)
+    return FileResponse(_folder() / source, media_type=media_type, headers=headers)
+
+
+async def openapi(call: Call) -> Response:
+    return rendering.JSONResponse(await asyncio.to_thread(call.services.openapi), headers={"Cache-Control": "no-cache"})
+
+
+PAGES: list[BaseRoute] = [
+    Route("/docs", swagger),
+    Route("/redoc", redoc),
+    Route("/docs/files/{name}", file),
+]
+OPERATIONS = [
+    Operation(
+        "GET",
+        "/openapi.json",
+        openapi,
+        "This document",
+        "documentation",
+        {200: dict[str, object]},
+        limit_group=LimitGroup.UNLIMITED,
+    ),
+]

@@ -1,0 +1,99 @@
+"""How often a client may do what: the groups of routes, and the rule that each route falls under."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from starlette.requests import Request
+
+from core import metrics
+from core.errors import SettingsError, TooManyRequests
+from core.identity import Identity
+from core.rates import Rate, RouteRate, nameless
+from services.limits.clients import network_of
+from services.limits.limiter import Limits, Outcome
+
+SCOPE_KEY = "marquee.limit"  # where the outcome is for whoever writes the headers
+
+
+class LimitGroup(StrEnum):
+    """Routes that one limit counts together."""
+
+    READ = "read"
+    WRITE = "write"
+    BULK = "bulk"
+    UPLOAD = "upload"
+    SIGN_IN = "sign_in"
+    REGISTER = "register"
+    MAIL = "mail"
+    UNLIMITED = "unlimited"  # what machines ask all the time, and what belongs to the page
+
+
+MINUTE = 60
+RATES: Mapping[LimitGroup, Rate] = {
+    LimitGroup.READ: Rate(6_000, MINUTE),
+    LimitGroup.WRITE: Rate(1_200, MINUTE),
+    LimitGroup.BULK: Rate(120, MINUTE),
+    LimitGroup.UPLOAD: Rate(30, MINUTE),
+    LimitGroup.SIGN_IN: Rate(60, MINUTE),
+    LimitGroup.REGISTER: Rate(20, MINUTE),
+    LimitGroup.MAIL: Rate(10, MINUTE),
+}
+# Done by those who are nobody yet: one who has made many accounts is still one client.
+BY_ADDRESS = frozenset({LimitGroup.SIGN_IN, LimitGroup.REGISTER, LimitGroup.MAIL})
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`name` is a group, or one route that has a limit of its own."""
+
+    name: str
+    rate: Rate
+    by_address: bool
+
+
+Rules = Mapping[tuple[str, str], Rule]
+
+
+def rules(groups: Mapping[tuple[str, str], LimitGroup], has_limits: bool, own: Sequence[RouteRate]) -> Rules:
+    """The rule of each (method, path) of `groups` that has one. Raises SettingsError for routes there are not."""
+    if not has_limits:
+        return {}
+    known = {(method, nameless(path)) for method, path in groups}
+    for each in own:
+        if each.route not in known:
+            raise SettingsError(f"RATE_LIMITS: there is no route {each.method} {each.path}.")
+    rates = {each.route: each.rate for each in own}
+    found = {}
+    for (method, path), group in groups.items():
+        by_address = group in BY_ADDRESS
+        if (rate := rates.get((method, nameless(path)))) is not None:
+            found[method, path] = Rule(f"{method} {path}", rate, by_address)
+        elif group in RATES:
+            found[method, path] = Rule(group.value, RATES[group], by_address)
+    return found
+
+
+async def count(request: Request, limits: Limits, rule: Rule | None, identity: Identity | None) -> None:
+    """Raises TooManyRequests. Without an identity, the request counts for the address it came from."""
+    if rule is None:
+        return
+    if identity is None or rule.by_address:
+        client = f"{rule.name}:address:{network_of(request.client.host if request.client is not None else '')}"
+    else:
+        client = f"{rule.name}:user:{identity.user_id}"
+    outcome = await limits.hit(client, rule.rate)
+    request.scope[SCOPE_KEY] = outcome
+    if not outcome.is_allowed:
+        metrics.LIMITED.labels(rule.name).inc()
+        raise TooManyRequests(f"Expected at most {rule.rate}; come back later", outcome.reset_seconds)
+
+
+def headers_of(outcome: Outcome) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"ratelimit-limit", b"%d" % outcome.limit),
+        (b"ratelimit-remaining", b"%d" % outcome.remaining),
+        (b"ratelimit-reset", b"%d" % outcome.reset_seconds),
+    ]

@@ -1,0 +1,175 @@
+"""What happens to every request: one form of the path, a request id, a log line, and errors in one shape."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from core import metrics
+from core.errors import Problem, UpgradeRequired
+from routes.http import limit_groups
+from routes.http.rendering import JSONResponse
+
+PREFIX = "/api/v1"
+_SANE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
+log = structlog.get_logger("http")
+
+
+class OnePath:
+    """`/api/v1/movies/` is `/movies`: routes are written once and nothing is redirected."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            path: str = scope["path"]
+            prefix = PREFIX if path == PREFIX or path.startswith(PREFIX + "/") else ""
+            rest = path[len(prefix) :]
+            if len(rest) > 1 and rest.endswith("/"):
+                rest = rest[:-1]
+            scope = {**scope, "path": rest or "/", "marquee.prefix": prefix}
+        await self.app(scope, receive, send)
+
+
+class RequestLog:
+    """Gives each request an id, answers it in `X-Request-ID`, and logs one line with it. Queries are not logged."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _SANE_ID.match(given) else uuid.uuid4().hex
+        is_websocket = scope["type"] == "websocket"
+        started = time.perf_counter()
+        status, is_stream = 0, False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status, is_stream
+            if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
+                status = message.get("status", 101)
+                message.setdefault("headers", [])
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                if (outcome := scope.get(limit_groups.SCOPE_KEY)) is not None:
+                    message["headers"] = [*message["headers"], *limit_groups.headers_of(outcome)]
+                is_stream = headers.get("content-type", "").startswith("text/event-stream")
+                if is_websocket:  # when it is answered, not when it ends
+                    metrics.request_answered("GET", _route_of(scope), status, None)
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self.app(scope, receive, send_with_id)
+            finally:
+                seconds = time.perf_counter() - started
+                if not is_websocket:
+                    metrics.request_answered(scope["method"], _route_of(scope), status, None if is_stream else seconds)
+                log.info(
+                    "request",
+                    method=scope.get("method", "WEBSOCKET"),
+                    # As it was sent: decoded, it may hold what a terminal obeys.
+                    path=scope.get("raw_path", b"").partition(b"?")[0].decode("latin-1"),
+                    status=status,
+                    ms=round(seconds * 1000, 1),
+                )
+
+
+def _route_of(scope: Scope) -> str:
+    """The template of the path: few, whatever clients ask for."""
+    route = scope.get("route")
+    return getattr(route, "path_format", "") or "unmatched"
+
+
+class NoNewSockets:
+    """While the service stops, a websocket would only be opened to be closed: another worker may take it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" and scope["state"]["stopping"].is_stopping:
+            answer = JSONResponse({"detail": "The service is stopping"}, 503, {"Retry-After": "1"})
+            await WebSocket(scope, receive, send).send_denial_response(answer)
+            return
+        await self.app(scope, receive, send)
+
+
+async def on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return JSONResponse({"detail": error.detail}, error.status, error.headers)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """What the framework itself refuses: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    headers: Mapping[str, Any] = error.headers or {}
+    return JSONResponse({"detail": error.detail}, error.status_code, headers)
+
+
+async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    """What the router answers where no route is. A websocket that is refused is told why, too."""
+    if scope["type"] == "websocket":
+        answer = JSONResponse({"detail": "Not Found: websockets are at /ws"}, 404)
+        await WebSocket(scope, receive, send).send_denial_response(answer)
+    elif scope["path"] == "/ws":
+        raise UpgradeRequired("Expected a websocket: the header Upgrade is missing")
+    else:
+        raise HTTPException(404)
+
+
+class Unexpected:
+    """Turns any other exception into a 500 that says nothing of the inside, and logs it with the request's id."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            try:
+                await self.app(scope, receive, send)
+            except asyncio.CancelledError:
+                if not scope["state"]["stopping"].is_stopping:
+                    raise
+                # The stop has waited for it as long as it may, and its connection is cut.
+            return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_noting)
+        except ClientDisconnect:
+            log.info("the client went away", path=scope.get("raw_path", b"").decode("latin-1").partition("?")[0])
+        except asyncio.CancelledError:
+            # The stop has waited for this request as long as it may.
+            if not started:
+                answer = JSONResponse({"detail": "The service is stopping"}, 503, {"Retry-After": "1"})
+                await answer(scope, receive, send)
+        except Exception as error:
+            log.error("unexpected error", exc_info=error)
+            if started:
+                raise
+            await JSONResponse({"detail": "Internal Server Error"}, 500)(scope, receive, send)

@@ -1,0 +1,234 @@
+"""From a request to a `Call`: who asks, and every part of it validated, with all that is wrong said at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qsl
+
+import orjson
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.requests import Request
+
+from core import filters
+from core.errors import (
+    ContentTooLarge,
+    FieldProblem,
+    InvalidInput,
+    RequestTimeout,
+    Unauthenticated,
+    Unavailable,
+    UnsupportedMediaType,
+    words_of,
+)
+from core.identity import Identity
+from core.stopping import Stopping
+from routes.http import limit_groups, uploads
+from routes.http.operation import Call, Operation, Services
+from services import authentication
+
+BODY_SECONDS = 60.0  # a bulk body over a slow line; who needs longer is holding a connection
+MAX_FORM_BYTES = 16 * 1024
+MAX_PARAMETERS = 300
+MAX_PROBLEMS = 100  # a body of ten thousand bad rows is answered with the first hundred
+ROWS_PER_SLICE = 250  # validating this many takes about a millisecond; between slices others run
+
+JSON_MEDIA_TYPE = "application/json"
+FORM_MEDIA_TYPE = "application/x-www-form-urlencoded"
+
+
+async def parse(request: Request, operation: Operation) -> Call:
+    """Raises a Problem: 401 and 429 first, then 413 and 415, then 422 with every problem of path, query and body."""
+    services: Services = request.state.services
+    identity = await _identify_and_count(request, operation, services)
+    if operation.signed_in and identity is None:
+        raise Unauthenticated("Sign in to do this: send Authorization: Bearer <token>")
+    problems: list[FieldProblem] = []
+    path = _validated(operation.path_model, request.path_params, "path", problems)
+    query, wanted = _query(request, operation, problems)
+    raw_body, body = b"", None
+    if operation.form is not None and _media_type(request) in uploads.MEDIA_TYPES:
+        assert identity is not None, "an operation that takes files is marked signed_in"
+        with services.pictures.receiving(identity.user_id):
+            raw_body = await read_body(request, uploads.MAX_UPLOAD_BODY_BYTES)
+        body = await _form_with_file(request, operation.form, raw_body, problems)
+    elif operation.body is not None or operation.form is not None:
+        raw_body = await read_body(request, operation.max_body_bytes)
+        body = await _body(request, operation, raw_body, problems)
+    if problems:
+        raise InvalidInput(problems[:MAX_PROBLEMS])
+    return Call(
+        services=services,
+        identity=identity,
+        path=path,
+        query=query,
+        filter=wanted,
+        body=body,
+        headers=request.headers,
+        prefix=request.scope.get("marquee.prefix", ""),
+        url_path=request.scope["path"],
+        query_string=request.scope["query_string"].decode("latin-1"),
+        method=request.method,
+        raw_body=raw_body,
+        is_socket="marquee.socket" in request.scope,
+        address=request.client.host if request.client is not None else None,
+    )
+
+
+async def _identify_and_count(request: Request, operation: Operation, services: Services) -> Identity | None:
+    """Before the body is read: whoever comes too often costs little. Raises Unauthenticated, TooManyRequests."""
+    rule = services.limit_rules.get((operation.method, operation.path))
+    try:
+        identity = await identify(request, services) if operation.looks_at_token else None
+    except Unauthenticated:
+        await limit_groups.count(request, services.limits, rule, None)
+        raise
+    await limit_groups.count(request, services.limits, rule, identity)
+    return identity
+
+
+async def identify(request: Request, services: Services) -> Identity | None:
+    """None without credentials. Raises Unauthenticated for bad ones, also where none are needed."""
+    if "marquee.socket" in request.scope:
+        # A request over a websocket comes with the identity of the socket, which may have become no good a moment ago.
+        known: Identity | None = request.scope["marquee.identity"]
+        if known is not None and known.expires_at <= time.time():
+            raise Unauthenticated("The access token is not valid or has expired")
+        return await authentication.recheck(services.database, known) if known is not None else None
+    header = request.headers.get("authorization")
+    if header is None:
+        return None
+    scheme, _, token = header.partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Unauthenticated("Expected the header Authorization: Bearer <token>")
+    return await authentication.identify(services.database, services.tokens, token.strip())
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Raises ContentTooLarge, as soon as that is known, RequestTimeout, and Unavailable when the service stops."""
+    stopping: Stopping = request.state.stopping
+    too_large = ContentTooLarge(f"Expected a body of at most {limit} bytes")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large
+    chunks, size = [], 0
+    try:
+        async with stopping.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise too_large
+                chunks.append(chunk)
+    except TimeoutError:
+        if stopping.is_stopping:
+            raise Unavailable("The service is stopping; nothing was done: send the request again") from None
+        raise RequestTimeout(f"Expected the whole body within {BODY_SECONDS:g} seconds") from None
+    return b"".join(chunks)
+
+
+def problems_of(error: ValidationError, prefix: Sequence[str | int]) -> list[FieldProblem]:
+    found = []
+    for each in error.errors(include_url=False, include_context=False, include_input=False):
+        is_object = each["type"] in ("model_type", "model_attributes_type")
+        message = "Expected an object" if is_object else words_of(each)
+        found.append(FieldProblem((*prefix, *each["loc"]), message[:1].upper() + message[1:], each["type"]))
+    return found
+
+
+def _validated(
+    model: type[BaseModel] | None, values: Mapping[str, Any], where: str, problems: list[FieldProblem]
+) -> Any:
+    if model is None:
+        return None
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        problems.extend(problems_of(error, (where,)))
+        return None
+
+
+def _query(request: Request, operation: Operation, problems: list[FieldProblem]) -> tuple[Any, filters.Filter]:
+    model = operation.query_model
+    known = frozenset(model.model_fields) if model is not None else frozenset()
+    try:
+        raw = request.scope["query_string"].decode("ascii")
+        items = parse_qsl(raw, keep_blank_values=True, max_num_fields=MAX_PARAMETERS, errors="strict")
+    except ValueError:
+        problems.append(
+            FieldProblem(("query",), f"Expected at most {MAX_PARAMETERS} parameters, percent-encoded UTF-8", "query")
+        )
+        return None, filters.Filter()
+    values: dict[str, str] = {}
+    for name, value in items:
+        if name in known:
+            if name in values:
+                problems.append(FieldProblem(("query", name), "Expected once", "repeated"))
+            values[name] = value
+    query = _validated(model, values, "query", problems)
+    wanted, wrong = filters.parse_query(items, operation.filters, known)
+    problems.extend(wrong)
+    return query, wanted
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _form_with_file(request: Request, form: TypeAdapter[Any], raw: bytes, problems: list[FieldProblem]) -> Any:
+    values = uploads.values(raw, _media_type(request), request.headers["content-type"], problems)
+    return await validate_body(form, values, problems) if values is not None else None
+
+
+async def _body(request: Request, operation: Operation, raw: bytes, problems: list[FieldProblem]) -> Any:
+    media_type = _media_type(request)
+    if operation.body is None or media_type not in operation.body_media_types:
+        own = operation.body_media_types if operation.body is not None else ()
+        expected = " or ".join((*own, *(uploads.MEDIA_TYPES if operation.form is not None else ())))
+        raise UnsupportedMediaType(f"Content-Type: expected {expected}")
+    if media_type == FORM_MEDIA_TYPE:
+        value: Any = _form(raw)
+    else:
+        try:
+            value = orjson.loads(raw)
+        except orjson.JSONDecodeError as error:
+            problems.append(FieldProblem(("body",), f"Expected JSON: {error}", "invalid_json"))
+            return None
+    found: list[FieldProblem] = []
+    body = await validate_body(operation.body, value, found)
+    if operation.check is not None:
+        problems.extend(operation.check(request.state.services, value, body))
+    problems.extend(found)
+    return body
+
+
+def _form(raw: bytes) -> dict[str, str]:
+    try:
+        return dict(parse_qsl(raw[:MAX_FORM_BYTES].decode(), keep_blank_values=True, max_num_fields=20))
+    except ValueError:
+        return {}
+
+
+async def validate_body(adapter: TypeAdapter[Any], value: Any, problems: list[FieldProblem]) -> Any:
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        problems.extend(problems_of(error, ("body",)))
+        return None
+
+
+async def validate_rows(
+    adapter: TypeAdapter[Any], rows: Sequence[Any], *, exclude_unset: bool = False
+) -> tuple[list[tuple[int, dict[str, Any]]], list[tuple[int, list[FieldProblem]]]]:
+    """The good rows, dumped, and what is wrong with the others, with their positions; lets others run in between."""
+    good: list[tuple[int, dict[str, Any]]] = []
+    bad: list[tuple[int, list[FieldProblem]]] = []
+    for index, row in enumerate(rows):
+        if index % ROWS_PER_SLICE == ROWS_PER_SLICE - 1:
+            await asyncio.sleep(0)
+        try:
+            good.append((index, adapter.validate_python(row).model_dump(exclude_unset=exclude_unset)))
+        except ValidationError as error:
+            bad.append((index, problems_of(error, ("body", index))))
+    return good, bad

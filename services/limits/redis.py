@@ -1,0 +1,158 @@
+"""Moving windows in Redis, for all workers together, through `limits`.
+
+A round trip for each request would cost as much as a small request itself. So a worker takes a STEPS-th of a large
+limit at once and hands it out by itself: over all workers, a client gets at most that much a worker more than it may,
+and small limits are exact. A refusal is remembered for a moment, so that a flood does not reach Redis either.
+
+Fails open: while Redis is away, everybody passes, nobody waits for it, and the log says so once a minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import structlog
+from limits import RateLimitItemPerSecond
+from limits.aio.storage import RedisStorage
+from limits.aio.strategies import MovingWindowRateLimiter
+from redis.asyncio import BlockingConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from core import metrics
+from core.rates import Rate
+from services.limits.memory import MAX_CLIENTS, STEPS
+
+REDIS_TIMEOUT_SECONDS = 0.25
+MAX_REDIS_CONNECTIONS = 8
+AWAY_SECONDS = 2.0  # without asking again, after it did not answer
+MAX_REFUSED_SECONDS = 1.0
+SECONDS_BETWEEN_LOG_LINES = 60.0
+
+Answer = TypeVar("Answer")
+log = structlog.get_logger("limits")
+
+
+class _Share:
+    """What this worker may still hand out to a client without asking."""
+
+    __slots__ = ("beyond", "left", "lock", "reset_at", "until")
+
+    def __init__(self) -> None:
+        self.left = 0
+        self.beyond = 0  # that is still in Redis
+        self.until = 0.0
+        self.reset_at = 0.0
+        self.lock = asyncio.Lock()
+
+
+class SharedWindows:
+    """`prefix` is what workers that share their windows have in common, and others have not."""
+
+    def __init__(self, url: str, prefix: str) -> None:
+        self._pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=MAX_REDIS_CONNECTIONS,
+            timeout=REDIS_TIMEOUT_SECONDS,
+            socket_timeout=REDIS_TIMEOUT_SECONDS,
+            socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+        )
+        pool: Any = self._pool  # taken, though not so annotated
+        storage = RedisStorage("redis://", implementation="redispy", key_prefix=prefix, connection_pool=pool)
+        self._windows = MovingWindowRateLimiter(storage)
+        # Those who came longest ago first.
+        self._shares: OrderedDict[tuple[str, Rate], _Share] = OrderedDict()
+        self._away_until = 0.0
+        self._is_away = False
+        self._silent_until = 0.0
+
+    async def close(self) -> None:
+        await self._pool.aclose()
+
+    async def hit(self, key: str, rate: Rate) -> tuple[bool, int, float]:
+        """As `Windows.hit`. Cancelling is safe: at worst a share is taken and not used."""
+        share = self._share_of(key, rate)
+        now = time.monotonic()
+        if now >= share.until:
+            async with share.lock:  # so that many at once take one share
+                now = time.monotonic()
+                if now >= share.until and not await self._take(share, key, rate):
+                    metrics.LIMITS_UNCHECKED.inc()
+                    return True, rate.amount, 0.0
+        is_allowed = share.left > 0
+        if is_allowed:
+            share.left -= 1
+            if share.left == 0:
+                share.until = 0.0
+        return is_allowed, share.beyond + share.left, share.reset_at - now
+
+    async def clear(self, key: str, rate: Rate) -> None:
+        """Forget the client. Other workers may refuse it for MAX_REFUSED_SECONDS more."""
+        self._shares.pop((key, rate), None)
+        await self._ask(lambda: self._windows.clear(_item(rate), key))
+
+    def _share_of(self, key: str, rate: Rate) -> _Share:
+        share = self._shares.get((key, rate))
+        if share is not None:
+            self._shares.move_to_end((key, rate))
+            return share
+        if len(self._shares) >= MAX_CLIENTS:
+            self._shares.popitem(last=False)
+        share = self._shares[(key, rate)] = _Share()
+        return share
+
+    async def _take(self, share: _Share, key: str, rate: Rate) -> bool:
+        """Fill the share, or find that there is nothing to have. False while Redis is away."""
+        item, portion = _item(rate), max(1, rate.amount // STEPS)
+
+        async def work() -> tuple[int, int, float]:
+            taken = portion if await self._windows.hit(item, key, cost=portion) else 0
+            if not taken and portion > 1:
+                taken = int(await self._windows.hit(item, key))
+            window = await self._windows.get_window_stats(item, key)
+            return taken, window.remaining, max(0.0, window.reset_time - time.time())
+
+        found = await self._ask(work)
+        if found is None:
+            return False
+        share.left, share.beyond, seconds = found
+        now = time.monotonic()
+        share.reset_at = now + seconds
+        share.until = now + (rate.seconds if share.left else min(seconds, MAX_REFUSED_SECONDS))
+        return True
+
+    async def _ask(self, work: Callable[[], Awaitable[Answer]]) -> Answer | None:
+        """What Redis says to it; None when Redis is away."""
+        now = time.monotonic()
+        if now < self._away_until:
+            return None
+        if self._is_away:
+            self._away_until = now + AWAY_SECONDS  # one finds out whether it is back; the others do not wait
+        try:
+            async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
+                answer = await work()
+        except (RedisError, OSError, TimeoutError) as error:
+            self._miss(error)
+            return None
+        if self._is_away:
+            self._is_away, self._away_until = False, 0.0
+            log.info("Redis is back: limits of rate count again")
+        return answer
+
+    def _miss(self, error: Exception) -> None:
+        now = time.monotonic()
+        self._is_away, self._away_until = True, now + AWAY_SECONDS
+        if now >= self._silent_until:
+            self._silent_until = now + SECONDS_BETWEEN_LOG_LINES
+            reason = str(error) or type(error).__name__
+            log.warning("Redis does not answer: requests pass without limits of rate", reason=reason)
+
+
+def _item(rate: Rate) -> RateLimitItemPerSecond:
+    return RateLimitItemPerSecond(rate.amount, rate.seconds, namespace="window")

@@ -1,0 +1,182 @@
+"""Guessing passwords is slowed down, whoever guesses and whatever exists, and nobody is shut out of home by it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from core.errors import TooManyRequests
+from repository.accounts import sessions, users
+from repository.accounts.sessions import Checked, Device, Renewal
+from repository.engine.database import Database
+from repository.engine.transaction import Transaction
+from services.limits.limiter import Limits
+from services.limits.lockout import ADDRESS_RATE, NAME_RATE, PAIR_RATE, Lockout
+from services.tokens import new_token_id
+from tests.conftest import Places
+from tests.support.service import PASSWORD, Service
+
+HOME = "192.0.2.1"
+
+
+def stranger(number: int) -> str:
+    return f"198.51.100.{number}" if number < 256 else f"203.0.113.{number - 256}"
+
+
+async def person(database: Database, name: str, *addresses: str) -> int:
+    """An account that is signed in at these addresses."""
+
+    async def work(tx: Transaction) -> int:
+        user_id = int((await users.create(tx, {"username": name}, "no hash"))["id"])
+        for address in addresses:
+            renewal = Renewal(new_token_id(), 900)
+            await sessions.begin(tx, user_id, Device(None, address), Checked("no hash"), renewal)
+        return user_id
+
+    return await database.write(work)
+
+
+async def until_refused(lockout: Lockout, name: str, user_id: int | None, addresses: Callable[[int], str]) -> int:
+    """How many attempts there were before one was refused."""
+    for count in range(1_000):
+        try:
+            await lockout.try_to_sign_in(name, user_id, addresses(count))
+        except TooManyRequests as refused:
+            assert 1 <= int(refused.headers["Retry-After"]) <= NAME_RATE.seconds
+            return count
+    raise AssertionError("never refused")
+
+
+async def test_a_name_from_one_address_has_ten_attempts_until_one_succeeds(database: Database) -> None:
+    lockout = Lockout(database, Limits())
+    alice = await person(database, "alice", HOME)
+    assert await until_refused(lockout, "alice", alice, lambda _: HOME) == PAIR_RATE.amount
+    await lockout.try_to_sign_in("bob", None, HOME)
+    await lockout.try_to_sign_in("alice", alice, stranger(1))
+    await lockout.signed_in("alice", HOME)
+    assert await until_refused(lockout, "alice", alice, lambda _: HOME) == PAIR_RATE.amount
+
+
+async def test_other_spellings_of_a_name_are_no_other_names(database: Database) -> None:
+    lockout = Lockout(database, Limits())
+    spellings = ("Émile", "émile", "E\u0301mile", " Émile ", "\uff25\u0301mile")
+    for count in range(PAIR_RATE.amount):
+        await lockout.try_to_sign_in(spellings[count % len(spellings)], None, HOME)
+    for spelling in spellings:
+        with pytest.raises(TooManyRequests):
+            await lockout.try_to_sign_in(spelling, None, HOME)
+
+
+async def test_an_address_has_a_hundred_attempts_whatever_the_names(database: Database) -> None:
+    lockout = Lockout(database, Limits())
+    for count in range(ADDRESS_RATE.amount):
+        await lockout.try_to_sign_in(f"name {count}", None, f"2001:db8::{count:x}")
+        await lockout.signed_in(f"name {count}", f"2001:db8::{count:x}")
+    with pytest.raises(TooManyRequests):
+        await lockout.try_to_sign_in("another", None, "2001:db8::ffff:1")
+    await lockout.try_to_sign_in("another", None, "2001:db8:0:1::1")
+
+
+@pytest.mark.parametrize("exists", [True, False])
+async def test_many_strangers_shut_out_strangers_and_not_the_owner(database: Database, exists: bool) -> None:
+    lockout = Lockout(database, Limits())
+    alice = await person(database, "alice", HOME) if exists else None
+    assert await until_refused(lockout, "alice", alice, stranger) == NAME_RATE.amount, (
+        "whether there is an alice or not"
+    )
+    with pytest.raises(TooManyRequests):
+        await lockout.try_to_sign_in("alice", alice, "10.0.0.1")
+    if alice is not None:
+        assert await until_refused(lockout, "alice", alice, lambda _: HOME) == PAIR_RATE.amount
+    await lockout.try_to_sign_in("bob", None, "10.0.0.1")
+
+
+async def test_home_is_where_a_session_was_used_of_late_even_if_it_has_ended(database: Database) -> None:
+    lockout = Lockout(database, Limits())
+    alice = await person(database, "alice", HOME, "2001:db8::1")
+    await person(database, "bob", "192.0.2.2")
+    await database.write(lambda tx: sessions.end_all(tx, alice, actor_id=alice))
+    await until_refused(lockout, "alice", alice, stranger)
+    for address in (HOME, "2001:db8::2"):
+        await lockout.try_to_sign_in("alice", alice, address)
+    with pytest.raises(TooManyRequests):
+        await lockout.try_to_sign_in("alice", alice, "192.0.2.2")
+
+
+async def test_showing_the_old_password_is_counted_apart(database: Database) -> None:
+    lockout = Lockout(database, Limits())
+    for _ in range(PAIR_RATE.amount):
+        await lockout.try_old_password(1, HOME)
+    with pytest.raises(TooManyRequests):
+        await lockout.try_old_password(1, HOME)
+    await lockout.try_old_password(1, stranger(1))
+    await lockout.try_old_password(2, HOME)
+    await lockout.knew_old_password(1, HOME)
+    await lockout.try_old_password(1, HOME)
+
+
+async def test_without_limits_everybody_may_guess(database: Database) -> None:
+    lockout = Lockout(database, Limits(is_on=False))
+    for _ in range(2 * NAME_RATE.amount):
+        await lockout.try_to_sign_in("alice", None, HOME)
+        await lockout.try_old_password(1, HOME)
+
+
+# --- at the door
+
+
+@pytest.fixture(scope="module")
+def guarded(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that slows guesses down, and believes where people say that they are."""
+    places = new_places()
+    many = "; ".join(f"POST {path}=100000/minute" for path in ("/auth/login", "/token", "/auth/register"))
+    settings = {"RATE_LIMITS": many, "TRUSTED_PROXIES": "127.0.0.1"}
+    folder = tmp_path_factory.mktemp("guarded")
+    with Service(places.database_url, places.broadcast_url, folder, **settings).running() as running:
+        yield running
+
+
+@asynccontextmanager
+async def at(service: Service, address: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with service.anyone() as client:
+        client.headers["X-Forwarded-For"] = address
+        yield client
+
+
+async def guess(client: httpx.AsyncClient, name: str, password: str = "a wrong guess") -> httpx.Response:
+    return await client.post("/auth/login", json={"username": name, "password": password})
+
+
+async def test_a_crowd_of_guesses_at_once_counts(guarded: Service) -> None:
+    async with guarded.person() as alice, at(guarded, "192.0.2.10") as client:
+        answers = await asyncio.gather(*(guess(client, alice.name) for _ in range(3 * PAIR_RATE.amount)))
+        assert sorted(answer.status_code for answer in answers) == [401] * 10 + [429] * 20
+        assert (await guess(client, alice.name, PASSWORD)).status_code == 429, "a right guess is not told, either"
+        form = {"username": alice.name, "password": PASSWORD}
+        assert (await client.post("/token", data=form)).status_code == 429, "nor at the other door"
+    async with at(guarded, "192.0.2.11") as elsewhere:
+        assert (await guess(elsewhere, alice.name, PASSWORD)).status_code == 200
+
+
+async def test_a_refusal_does_not_say_who_exists(guarded: Service) -> None:
+    async with guarded.person() as alice, at(guarded, "192.0.2.20") as client:
+        seen: list[list[Any]] = []
+        for name in (alice.name, "nobody-at-all"):
+            answers = [await guess(client, name) for _ in range(PAIR_RATE.amount + 1)]
+            seen.append([(answer.status_code, answer.json()) for answer in answers])
+            assert 890 <= int(answers[-1].headers["retry-after"]) <= 900
+        assert seen[0] == seen[1]
+        assert [status for status, _ in seen[0]] == [401] * 10 + [429]
+
+
+async def test_a_success_sets_the_attempts_back(guarded: Service) -> None:
+    async with guarded.person() as alice, at(guarded, "192.0.2.30") as client:
+        for _ in range(3):
+            for _ in range(PAIR_RATE.amount - 1):
+                assert (await guess(client, alice.name)).status_code == 401
+            assert (await guess(client, alice.name, PASSWORD)).status_code == 200

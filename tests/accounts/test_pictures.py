@@ -1,0 +1,190 @@
+"""From the bytes that somebody sent to squares of ours: what is kept, what is refused, and what it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageCms
+
+from core.errors import InvalidInput
+from services.pictures import images
+from tests.support.pictures import EVIL, SECRET_TEXT, encoded, opened, photo, polyglot, with_metadata, with_texts
+from tests.support.service import ROOT
+
+SIDES = (512, 128)
+# What a WebP file may be made of, when it is only a picture.
+PICTURE_CHUNKS = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH"}
+MORE_MEMORY_MB = 350
+MEASURE = """
+import pathlib, resource, sys
+import pictures
+from errors import InvalidInput
+
+content = pathlib.Path(sys.argv[1]).read_bytes()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    pictures.squares(content, (512, 128))
+except InvalidInput:
+    pass
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def chunks_of(webp: bytes) -> set[bytes]:
+    found, at = set(), 12
+    while at < len(webp):
+        size = int.from_bytes(webp[at + 4 : at + 8], "little")
+        found.add(webp[at : at + 4])
+        at += 8 + size + size % 2
+    return found
+
+
+def refusal(content: bytes) -> dict[str, object]:
+    with pytest.raises(InvalidInput) as caught:
+        images.squares(content, SIDES)
+    (problem,) = caught.value.problems
+    return problem.as_dict()
+
+
+def near(image: Image.Image, at: tuple[int, int], colour: tuple[int, ...]) -> bool:
+    pixel = image.getpixel(at)
+    assert isinstance(pixel, tuple)
+    return all(abs(got - wanted) < 12 for got, wanted in zip(pixel, colour, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("width", "height", "sides"),
+    [(640, 480, (480, 128)), (700, 1500, (512, 128)), (1200, 600, (512, 128)), (100, 90, (90, 90)), (1, 1, (1, 1))],
+)
+def test_the_middle_is_kept_as_squares_that_are_not_enlarged(
+    kind: str, width: int, height: int, sides: tuple[int, int]
+) -> None:
+    image = Image.new("RGB", (width, height), "white")
+    edge = min(width, height)
+    image.paste("green", ((width - edge) // 2, (height - edge) // 2, (width + edge) // 2, (height + edge) // 2))
+    made = [opened(each) for each in images.squares(encoded(image, kind), SIDES)]
+    assert [each.size for each in made] == [(side, side) for side in sides]
+    assert {each.format for each in made} == {"WEBP"}
+    for each in made:
+        last = each.width - 1
+        for corner in ((0, 0), (last, 0), (0, last), (last, last)):
+            if edge > 4:
+                pixel = each.convert("RGB").getpixel(corner)
+                assert isinstance(pixel, tuple)
+                assert pixel[0] < 90, "the white of the sides was cut away"
+
+
+def test_a_picture_that_lies_on_its_side_is_turned() -> None:
+    for content in images.squares(with_metadata(), SIDES):
+        image = opened(content)
+        middle = image.width // 2
+        assert near(image, (middle, 5), (254, 0, 0))
+        assert near(image, (middle, image.height - 6), (0, 0, 254))
+
+
+@pytest.mark.parametrize("make", [with_metadata, with_texts, polyglot])
+def test_nothing_but_the_picture_is_kept(make: object) -> None:
+    assert callable(make)
+    content = make()
+    assert SECRET_TEXT in content or b"<script>" in content
+    for each in images.squares(content, SIDES):
+        assert chunks_of(each) <= PICTURE_CHUNKS
+        assert SECRET_TEXT not in each
+        assert b"<script>" not in each
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "kind", "wanted"),
+    [
+        ("CMYK", (0, 255, 255, 0), "JPEG", (254, 0, 0)),
+        ("L", 100, "PNG", (100, 100, 100)),
+        ("1", 1, "PNG", (255, 255, 255)),
+        ("I;16", 100 * 256, "PNG", (100, 100, 100)),
+        ("LA", (100, 128), "PNG", (100, 100, 100, 128)),
+        ("RGBA", (200, 30, 40, 128), "WEBP", (200, 30, 40, 128)),
+    ],
+)
+def test_colours_of_all_kinds_are_kept(mode: str, colour: object, kind: str, wanted: tuple[int, ...]) -> None:
+    content = encoded(Image.new(mode, (600, 600), colour), kind)  # type: ignore[arg-type]
+    for each in images.squares(content, SIDES):
+        assert near(opened(each), (60, 60), wanted)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_colours_of_another_space_are_turned_into_those_that_everybody_takes_them_for(mode: str, kind: str) -> None:
+    """With a profile that says green where red stands, and the other way round."""
+    plain = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = plain.replace(b"rXYZ", b"xxxx").replace(b"gXYZ", b"rXYZ").replace(b"xxxx", b"gXYZ")
+    red = Image.new(mode, (64, 64), (255, 0, 0, 128)[: len(mode)])
+    for profile, wanted in ((plain, (255, 0, 0, 128)), (swapped, (0, 255, 0, 128)), (swapped[:-200], (255, 0, 0, 128))):
+        [made] = images.squares(encoded(red, kind, icc_profile=profile), (64,))
+        picture = opened(made)
+        assert near(picture, (32, 32), wanted[: len(picture.mode)]), (profile[:4], picture.getpixel((32, 32)))
+        assert picture.mode == mode
+        assert b"ICCP" not in chunks_of(made)
+
+
+def test_a_picture_without_its_last_bytes_is_not_whole() -> None:
+    noise = Image.effect_noise((200, 200), 90).convert("RGB")
+    for kind in ("JPEG", "PNG", "WEBP"):
+        whole = encoded(noise, kind)
+        assert images.squares(whole, SIDES)
+        for missing in (1, 12, 30, len(whole) // 2):
+            assert refusal(whole[:-missing])["type"] == "invalid_picture", (kind, missing)
+
+
+def test_a_palette_and_what_shines_through_it_are_kept() -> None:
+    image = Image.new("RGB", (600, 600), "red").quantize()
+    for each in images.squares(encoded(image, "PNG", transparency=0), SIDES):
+        assert near(opened(each), (60, 60), (0, 0, 0, 0)) or near(opened(each), (60, 60), (255, 0, 0, 0))
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "PNG", "MPO"])
+def test_of_several_frames_the_first_is_kept(kind: str) -> None:
+    frames = [Image.new("RGB", (600, 600), colour) for colour in ("red", "blue")]
+    for each in images.squares(encoded(frames[0], kind, save_all=True, append_images=frames[1:]), SIDES):
+        image = opened(each)
+        assert getattr(image, "n_frames", 1) == 1
+        assert near(image, (60, 60), (254, 0, 0))
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_what_only_pretends_to_be_a_picture_is_refused(name: str) -> None:
+    content = EVIL[name]()
+    started = time.monotonic()
+    problem = refusal(content)
+    assert problem["loc"] == ["body", "avatar"]
+    assert str(problem["msg"]).startswith("Expected ")
+    assert time.monotonic() - started < 5
+
+
+def test_a_refusal_of_a_size_says_what_may_be_and_what_was() -> None:
+    message = refusal(EVIL["10,000 pixels"]())["msg"]
+    assert message == "Expected at most 8,000 pixels a side and 12,500,000 in all, got 10,000 × 10,000"
+
+
+def test_formats_that_are_not_asked_for_are_not_even_tried() -> None:
+    assert images.FORMATS == ("JPEG", "PNG", "WEBP")
+    assert opened(photo(kind="GIF")).format == "GIF", "it could be read"
+    assert refusal(photo(kind="GIF"))["type"] == "invalid_picture"
+
+
+@pytest.mark.parametrize("name", ["the largest WebP", "the largest JPEG", "10,000 pixels"])
+def test_memory_is_bounded(name: str, tmp_path: Path) -> None:
+    """Measured in a process of its own. The largest WebP takes the most: four copies of its pixels."""
+    largest = {
+        "the largest WebP": lambda: encoded(Image.new("RGBA", (3535, 3535), (1, 2, 3, 100)), "WEBP", method=0),
+        "the largest JPEG": lambda: encoded(Image.new("RGB", (6250, 4000), (1, 2, 3)), "JPEG", progressive=True),
+    }
+    path = tmp_path / "picture"
+    path.write_bytes((largest | dict(EVIL))[name]())
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(path)], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert int(done.stdout) < MORE_MEMORY_MB

@@ -1,0 +1,282 @@
+"""Who may do what: every operation, asked for by everybody, against the table in docs/rights.md."""
+
+from __future__ import annotations
+
+import itertools
+import string
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from routes.table import OPERATIONS
+from tests.support.pictures import photo
+from tests.support.service import PASSWORD, ROOT, Person, Service
+
+ROLES = ("anonymous", "user", "owner", "moderator", "admin", "disabled", "expired", "refresh")
+BAD_TOKENS = frozenset({"disabled", "expired", "refresh"})
+NO_LINK = "x" * 43
+PICTURE: Mapping[str, Any] = {"content": photo(32, 32), "headers": {"Content-Type": "image/jpeg"}}
+_numbers = itertools.count()
+
+
+def name() -> str:
+    return f"right{next(_numbers)}-{time.time_ns() % 10**9}"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How to ask for an operation so that nothing but rights can stand in the way.
+
+    `{names}` of the path are things of the owner's, each made when a path or a body needs it. `is_own`: it is about the
+    account of whoever asks, which may be no good afterwards. `is_final`: it uses the owner's account up.
+    """
+
+    path: str
+    body: Any = None  # as JSON; called with the things that `needs` names
+    needs: tuple[str, ...] = ()
+    content: Mapping[str, Any] = field(default_factory=dict)
+    is_own: bool = False
+    is_final: bool = False
+
+
+def new_password() -> dict[str, str]:
+    return {"old_password": PASSWORD, "new_password": "the fourth man 1950"}
+
+
+def asks_of_resource(resource: str) -> dict[str, Ask]:
+    one, entity = ("movie", {"title": "M"}) if resource == "movies" else ("character", {"name": "M"})
+    row = f"/{resource}/{{{one}}}"
+    return {
+        f"GET /{resource}": Ask(f"/{resource}"),
+        f"POST /{resource}": Ask(f"/{resource}", entity),
+        f"GET /{resource}/count": Ask(f"/{resource}/count"),
+        f"GET /{resource}/names": Ask(f"/{resource}/names"),
+        f"GET /{resource}/user": Ask(f"/{resource}/user"),
+        f"GET /{resource}/username/{{username}}": Ask(f"/{resource}/username/{{username}}"),
+        f"GET /users/{{user_id}}/{resource}": Ask(f"/users/{{account}}/{resource}"),
+        f"POST /users/{{user_id}}/{resource}": Ask(f"/users/{{account}}/{resource}", entity),
+        f"POST /{resource}/bulk": Ask(f"/{resource}/bulk", [entity]),
+        f"PATCH /{resource}/bulk": Ask(
+            f"/{resource}/bulk", lambda things: [{"id": things[one], "description": "x"}], (one,)
+        ),
+        f"DELETE /{resource}/bulk": Ask(f"/{resource}/bulk", lambda things: {"ids": [things[one]]}, (one,)),
+        f"DELETE /{resource}/bulk/{{start_id}}/{{end_id}}": Ask(f"/{resource}/bulk/{{{one}}}/{{{one}}}"),
+        f"POST /{resource}/generate/{{number}}": Ask(f"/{resource}/generate/1"),
+        f"GET /{resource}/{{id}}": Ask(row),
+        f"PUT /{resource}/{{id}}": Ask(row, entity),
+        f"PATCH /{resource}/{{id}}": Ask(row, {"description": "x"}),
+        f"DELETE /{resource}/{{id}}": Ask(row),
+    }
+
+
+ASKS: Mapping[str, Ask] = {
+    **asks_of_resource("movies"),
+    **asks_of_resource("characters"),
+    "GET /jobs": Ask("/jobs"),
+    "GET /jobs/{id}": Ask("/jobs/{job}"),
+    "DELETE /jobs/{id}": Ask("/jobs/{job}"),
+    # --- coming and going
+    "POST /auth/register": Ask("/auth/register", lambda _: {"username": name(), "password": PASSWORD}),
+    "POST /users": Ask("/users", lambda _: {"username": name(), "password": PASSWORD}),
+    "POST /auth/activate": Ask("/auth/activate", {"token": NO_LINK}),
+    "GET /auth/activate": Ask(f"/auth/activate?token={NO_LINK}"),
+    "POST /auth/activate/resend": Ask("/auth/activate/resend", {"email": "nobody@example.org"}),
+    "POST /auth/password/change": Ask("/auth/password/change", lambda _: new_password(), is_own=True),
+    "POST /auth/password/forgot": Ask("/auth/password/forgot", {"email": "nobody@example.org"}),
+    "POST /auth/password/reset": Ask("/auth/password/reset", {"token": NO_LINK, "new_password": PASSWORD}),
+    "POST /auth/login": Ask(
+        "/auth/login", lambda things: {"username": things["username"], "password": PASSWORD}, ("username",)
+    ),
+    "POST /token": Ask("/token", lambda things: {"username": things["username"], "password": PASSWORD}, ("username",)),
+    "POST /auth/refresh": Ask(
+        "/auth/refresh", lambda things: {"refresh_token": things["refresh_token"]}, ("refresh_token",)
+    ),
+    "POST /auth/logout": Ask("/auth/logout", is_own=True),
+    "GET /auth/sessions": Ask("/auth/sessions"),
+    "DELETE /auth/sessions": Ask("/auth/sessions", is_own=True),
+    "DELETE /auth/sessions/{id}": Ask("/auth/sessions/{session}"),
+    # --- accounts
+    "GET /auth/me": Ask("/auth/me"),
+    "GET /users/me": Ask("/users/me"),
+    "PUT /users/me": Ask("/users/me", lambda things: {"username": things["my_name"], "name": "M"}, is_own=True),
+    "PATCH /users/me": Ask("/users/me", {"name": "M"}),
+    "DELETE /users/me": Ask("/users/me", is_own=True),
+    "GET /users": Ask("/users"),
+    "GET /users/nonAdmin": Ask("/users/nonAdmin"),
+    "GET /users/{id}": Ask("/users/{account}"),
+    "PUT /users/{id}": Ask("/users/{account}", lambda things: {"username": things["username"]}, ("username",)),
+    "PATCH /users/{id}": Ask("/users/{account}", {"name": "M"}),
+    "DELETE /users/{id}": Ask("/users/{account}", is_final=True),
+    "GET /users/me/profile": Ask("/users/me/profile"),
+    "POST /users/me/profile": Ask("/users/me/profile", {"info": "x"}, is_own=True),
+    "PUT /users/me/profile": Ask("/users/me/profile", {"info": "x"}),
+    "PATCH /users/me/profile": Ask("/users/me/profile", {"info": "x"}),
+    "GET /users/{id}/profile": Ask("/users/{account}/profile"),
+    "POST /users/{id}/profile": Ask("/users/{account}/profile", {"info": "x"}, is_final=True),
+    "PUT /users/{id}/profile": Ask("/users/{account}/profile", {"info": "x"}),
+    "PATCH /users/{id}/profile": Ask("/users/{account}/profile", {"info": "x"}),
+    "PUT /users/me/avatar": Ask("/users/me/avatar", content=PICTURE),
+    "DELETE /users/me/avatar": Ask("/users/me/avatar"),
+    "PUT /users/{id}/avatar": Ask("/users/{account}/avatar", content=PICTURE),
+    "DELETE /users/{id}/avatar": Ask("/users/{account}/avatar"),
+    "GET /avatars/{avatar}/{side}": Ask("{avatar_url}"),
+    # --- administration
+    "POST /admin/users": Ask("/admin/users", lambda _: {"username": name(), "password": PASSWORD}),
+    "GET /admin/audit": Ask("/admin/audit"),
+    "POST /admin/users/{id}/change-group": Ask(
+        "/admin/users/{account}/change-group", {"group": "moderator"}, is_final=True
+    ),
+    "POST /admin/users/{id}/activate": Ask("/admin/users/{account}/activate"),
+    "POST /admin/users/{id}/deactivate": Ask("/admin/users/{account}/deactivate", is_final=True),
+    # --- the rest
+    "GET /events": Ask("/events"),
+    "GET /healthz": Ask("/healthz"),
+    "GET /readyz": Ask("/readyz"),
+    "GET /openapi.json": Ask("/openapi.json"),
+}
+
+
+def rights() -> dict[str, dict[str, str]]:
+    """The table: what each role is answered, by operation."""
+    found = {}
+    for line in (ROOT / "docs" / "rights.md").read_text().splitlines():
+        cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+        if len(cells) == len(ROLES) + 2 and cells[1].startswith("/"):
+            found[f"{cells[0]} {cells[1]}"] = dict(zip(ROLES, cells[2:], strict=True))
+    return found
+
+
+def test_the_table_and_the_requests_are_those_of_the_operations() -> None:
+    served = {f"{operation.method} {operation.path}" for operation in OPERATIONS}
+    assert rights().keys() == served, "docs/rights.md says of each operation who may do it"
+    assert ASKS.keys() == served, "each operation is asked for here"
+
+
+@dataclass
+class Account:
+    """Somebody with tokens."""
+
+    person: Person
+    refresh_token: str
+
+
+class Cast:
+    """The people of the play, on one running service."""
+
+    def __init__(self, service: Service, stack: AsyncExitStack, admin: Person) -> None:
+        self.anyone = httpx.AsyncClient(base_url=service.url, timeout=60, verify=False)
+        self._service = service
+        self._stack = stack
+        self._admin = admin
+        self._accounts: dict[str, Account] = {}
+
+    async def account(self, role: str) -> Account:
+        """The one who has the role throughout."""
+        if role not in self._accounts:
+            self._accounts[role] = await self.new(role)
+        return self._accounts[role]
+
+    async def new(self, role: str) -> Account:
+        # Without the certificates, which take longer to load than all that is asked here.
+        client = httpx.AsyncClient(base_url=self._service.url, timeout=60, verify=False)
+        await self._stack.enter_async_context(client)
+        called = name()
+        made = await client.post("/auth/register", json={"username": called, "password": PASSWORD})
+        assert made.status_code == 201, made.text
+        tokens = (await client.post("/auth/login", json={"username": called, "password": PASSWORD})).json()
+        client.headers["Authorization"] = f"Bearer {tokens['access_token']}"
+        person = Person(client, tokens["user_id"], called, tokens["access_token"])
+        if role in ("moderator", "admin"):
+            await self._administer(person, "change-group", json={"group": role})
+        if role == "disabled":
+            await self._administer(person, "deactivate")
+        return Account(person, tokens["refresh_token"])
+
+    async def _administer(self, person: Person, action: str, **options: Any) -> None:
+        answer = await self._admin.http.post(f"/admin/users/{person.id}/{action}", **options)
+        assert answer.status_code == 200, answer.text
+
+    async def token(self, role: str, owner: Account, asker: Account | None) -> str | None:
+        if role == "expired":
+            return owner.person.forged(iat=int(time.time()) - 7_200, exp=int(time.time()) - 3_600)
+        if role == "refresh":
+            return owner.refresh_token
+        return asker.person.token if asker is not None else None
+
+
+async def thing(wanted: str, owner: Account) -> Any:
+    """Something of the owner's, as new as it needs to be."""
+    person = owner.person
+    if wanted in ("movie", "character"):
+        return (await person.add(f"{wanted}s"))["id"]
+    if wanted == "job":
+        return (await person.generate("movies", 1_000, "?rate=1"))["id"]
+    if wanted in ("session", "refresh_token"):
+        signed_in = await person.http.post("/auth/login", json={"username": person.name, "password": PASSWORD})
+        return signed_in.json()["session_id" if wanted == "session" else wanted]
+    if wanted == "avatar_url":
+        return (await person.http.put("/users/me/avatar", **PICTURE)).json()["avatar_url"]
+    assert wanted in ("username", "account"), wanted
+    return person.name if wanted == "username" else person.id
+
+
+async def tidied(things: Mapping[str, Any], owner: Account) -> None:
+    """A user may have so many unfinished jobs."""
+    if "job" in things:
+        await owner.person.http.delete(f"/jobs/{things['job']}")
+
+
+async def answer_to(cast: Cast, operation: str, role: str) -> int:
+    ask = ASKS[operation]
+    uses_up = role not in BAD_TOKENS
+    owner = await (cast.new("owner") if (ask.is_final or ask.is_own) and uses_up else cast.account("owner"))
+    asker: Account | None = owner
+    if role == "anonymous":
+        asker = None
+    elif role != "owner":
+        asker = await (cast.new(role) if ask.is_own and uses_up else cast.account(role))
+    token = await cast.token(role, owner, asker)
+    needed = {each for _, each, _, _ in string.Formatter().parse(ask.path) if each} | set(ask.needs)
+    things = {each: await thing(each, owner) for each in needed}
+    body = ask.body({**things, "my_name": (asker or owner).person.name}) if callable(ask.body) else ask.body
+    headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
+    content = {**ask.content, "headers": {**ask.content.get("headers", {}), **headers}}
+    if body is not None:
+        content["json"] = body
+    answer = await cast.anyone.request(operation.partition(" ")[0], ask.path.format_map(things), **content)
+    await tidied(things, owner)
+    return answer.status_code
+
+
+@asynccontextmanager
+async def cast_of(service: Service) -> AsyncIterator[Cast]:
+    async with AsyncExitStack() as stack, service.admin() as chief:
+        cast = Cast(service, stack, chief)
+        await stack.enter_async_context(cast.anyone)
+        for role in ("user", "owner", "moderator", "admin"):
+            made = await cast.account(role)
+            answer = await made.person.http.post("/users/me/profile", json={"info": "has one"})
+            assert answer.status_code == 201, answer.text
+        yield cast
+
+
+def as_class(status: int) -> str:
+    return "2xx" if 200 <= status < 300 else str(status)
+
+
+async def test_everybody_may_do_what_the_table_says(new_service: Callable[..., Service]) -> None:
+    # Hundreds of people sign in here; how hard passwords are to guess is not looked at.
+    service = new_service(PASSWORD_MEMORY_KIB="64", PASSWORD_TIME_COST="1", LOG_LEVEL="warning")
+    wrong: list[str] = []
+    with service.running():
+        async with cast_of(service) as cast:
+            for operation, expected in rights().items():
+                for role in ROLES:
+                    found = as_class(await answer_to(cast, operation, role))
+                    if found != expected[role]:
+                        wrong.append(f"{operation} by {role}: {found}, where the table says {expected[role]}")
+    assert wrong == []

@@ -1,0 +1,150 @@
+"""What holds for every route: its addresses, request ids, methods, media types and the shape of errors."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+import httpx
+import pytest
+
+from routes.http.operation import Operation
+from routes.table import OPERATIONS
+from tests.support.resources import nothing_written
+from tests.support.service import Service, eventually
+
+EXAMPLES = {
+    "id": "1",
+    "user_id": "1",
+    "username": "chief",
+    "start_id": "900000000",
+    "end_id": "900000001",
+    "number": "0",
+    "avatar": "0123456789abcdef" * 2,
+    "side": "512",
+}
+NAMES = [f"{operation.method} {operation.path}" for operation in OPERATIONS]
+
+
+def example(operation: Operation) -> str:
+    return re.sub(r"\{(\w+)\}", lambda match: EXAMPLES[match[1]], operation.path)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=NAMES)
+async def test_every_route_has_four_addresses_and_no_redirect(service: Service, operation: Operation) -> None:
+    path = example(operation)
+    async with service.anyone() as client:
+        seen = []
+        for form in (path, f"{path}/", f"/api/v1{path}", f"/api/v1{path}/"):
+            answer = await client.request(operation.method, form, json={})
+            seen.append((answer.status_code, answer.headers["content-type"]))
+            assert not answer.is_redirect
+            if answer.status_code == 404:
+                assert answer.json()["detail"] != "Not Found"  # an entity is missing, not the route
+            assert answer.status_code < 500
+            assert answer.status_code != 405
+        assert len(set(seen)) == 1, seen
+
+
+@pytest.mark.parametrize("operation", [each for each in OPERATIONS if each.signed_in], ids=lambda each: each.path)
+async def test_who_must_be_signed_in_is_told_so_first(service: Service, operation: Operation) -> None:
+    async with service.anyone() as nobody, nothing_written(service):
+        answer = await nobody.request(operation.method, example(operation) + "?oops=1", content=b"{")
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def allowed() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for operation in OPERATIONS:
+        found[operation.path] |= {operation.method} | ({"HEAD"} if operation.method == "GET" else set())
+    return found
+
+
+@pytest.mark.parametrize(("path", "methods"), allowed().items(), ids=list(allowed()))
+async def test_a_wrong_method_is_answered_with_the_right_ones(service: Service, path: str, methods: set[str]) -> None:
+    url = re.sub(r"\{(\w+)\}", lambda match: EXAMPLES[match[1]], path)
+    async with service.anyone() as client, nothing_written(service):
+        for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE", "OPTIONS"} - methods:
+            answer = await client.request(method, url)
+            assert answer.status_code == 405, method
+            assert {each.strip() for each in answer.headers["allow"].split(",")} == methods, method
+            if method != "HEAD":
+                assert answer.json() == {"detail": "Method Not Allowed"}
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/movies/1/2", "/api/v2/movies", "/api/v1/nothing/", "/movies//"])
+async def test_an_unknown_path_is_not_found(service: Service, path: str) -> None:
+    async with service.anyone() as client:
+        answer = await client.get(path)
+        assert answer.status_code == 404
+        assert answer.json() == {"detail": "Not Found"}
+        assert answer.headers["x-request-id"]
+
+
+async def test_a_sane_request_id_is_kept_and_another_is_replaced(service: Service) -> None:
+    async with service.anyone() as client:
+        for sane in ("abc", "A-b_c.9", "x" * 128):
+            answer = await client.get("/movies?limit=1", headers={"X-Request-ID": sane})
+            assert answer.headers["x-request-id"] == sane
+        made = set()
+        for wild in ("", "two words", "x" * 129, "a;b", '{"a":1}'):
+            answer = await client.get("/movies?limit=1", headers={"X-Request-ID": wild})
+            made.add(answer.headers["x-request-id"])
+        assert all(re.fullmatch(r"[0-9a-f]{32}", each) for each in made)
+        assert len(made) == 5
+
+
+async def test_every_answer_has_a_request_id_and_the_log_has_it_too(service: Service) -> None:
+    async with service.person() as alice:
+        movie = await alice.add()
+        one = f"/movies/{movie['id']}"
+        etag = (await alice.http.get(one)).headers["etag"]
+        for answer in (
+            await alice.http.get(one, headers={"If-None-Match": etag}),
+            await alice.http.get("/movies/x"),
+            await alice.http.put("/movies"),
+            await alice.http.post("/movies", content=b"x"),
+            await alice.http.get("/auth/me", headers={"Authorization": "x"}),
+            await alice.http.delete(one),
+            await alice.http.get("/healthz"),
+        ):
+            await in_the_log(service, answer)
+
+
+async def in_the_log(service: Service, answer: httpx.Response) -> None:
+    """The line is written once the answer is sent."""
+    request_id = answer.headers["x-request-id"]
+    await eventually(lambda: f'"{request_id}"' in service.log(), f"the log has {request_id}", 5)
+
+
+async def test_secrets_are_not_logged(service: Service) -> None:
+    async with service.anyone() as client:
+        await client.post("/auth/login", json={"username": "nobody", "password": "a password of mine"})
+        await client.get("/movies?q=a+secret+search", headers={"Authorization": "Bearer a-token-of-mine"})
+        last = await client.get("/healthz")
+        await in_the_log(service, last)
+        for secret in ("a password of mine", "secret+search", "a-token-of-mine"):
+            assert secret not in service.log()
+
+
+async def test_head_is_get_without_the_body(service: Service) -> None:
+    async with service.person() as alice:
+        movie = await alice.add()
+        for path in ("/movies?limit=1", f"/movies/{movie['id']}", "/movies/count", "/readyz"):
+            got, headed = await alice.http.get(path), await alice.http.head(path)
+            assert headed.status_code == got.status_code
+            assert headed.content == b""
+            for name in ("content-type", "content-length", "etag", "x-total-count", "link"):
+                assert headed.headers.get(name) == got.headers.get(name), (path, name)
+
+
+async def test_it_is_alive_and_ready(service: Service) -> None:
+    async with service.anyone() as client:
+        assert (await client.get("/healthz")).json() == {"status": "ok"}
+        ready = await client.get("/readyz")
+        assert ready.json() == {
+            "status": "ready",
+            "checks": {"service": "ok", "database": "ok", "bus": "ok", "feed": "ok"},
+        }
+        assert ready.headers["cache-control"] == "no-store"

@@ -1,0 +1,137 @@
+"""A POST that is sent again with its `Idempotency-Key` happened once."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.resources import BOTH, Kind, head, locations, nothing_written, sql
+from tests.support.service import Person, Service
+
+_keys = itertools.count(1)
+
+
+def key() -> dict[str, str]:
+    return {"Idempotency-Key": f"key-{next(_keys)}"}
+
+
+def posts(kind: Kind, person: Person) -> list[tuple[str, Any]]:
+    return [
+        (kind.path, kind.full),
+        (f"/users/{person.id}{kind.path}", kind.full),
+        (f"{kind.path}/bulk", [kind.full, kind.fields("second")]),
+        (f"{kind.path}/bulk?on_error=skip", [kind.full, {}]),
+    ]
+
+
+def as_sent(answer: httpx.Response) -> tuple[int, bytes, dict[str, str]]:
+    headers = {name: value for name, value in answer.headers.items() if name not in ("date", "x-request-id")}
+    return answer.status_code, answer.content, headers
+
+
+@BOTH
+async def test_a_repeated_post_is_answered_the_same_and_done_once(service: Service, kind: Kind) -> None:
+    async with service.person() as alice:
+        for path, body in posts(kind, alice):
+            headers = key()
+            first = await alice.http.post(path, json=body, headers=headers)
+            assert first.status_code == 201, first.text
+            async with nothing_written(service):
+                for _ in range(2):
+                    again = await alice.http.post(path, json=body, headers=headers)
+                    assert as_sent(again) == as_sent(first), path
+
+
+@BOTH
+async def test_a_repeated_generate_is_one_job(service: Service, kind: Kind) -> None:
+    async with service.person() as alice:
+        path, headers = f"{kind.path}/generate/3", key()
+        first = await alice.http.post(path, headers=headers)
+        again = await alice.http.post(path, headers=headers)
+        assert first.status_code == 202
+        assert as_sent(again) == as_sent(first)
+        await alice.job_ended(first.json()["id"])
+        assert as_sent(await alice.http.post(path, headers=headers)) == as_sent(first)
+        assert (await alice.http.get(f"{kind.path}/count?user_id={alice.id}")).json() == {"count": 3}
+
+
+@BOTH
+async def test_the_answer_is_the_first_one_whatever_came_after(service: Service, kind: Kind) -> None:
+    async with service.person() as alice:
+        headers = key()
+        first = await alice.http.post(kind.path, json=kind.full, headers=headers)
+        await alice.http.delete(first.headers["location"])
+        again = await alice.http.post(kind.path, json=kind.full, headers=headers)
+        assert as_sent(again) == as_sent(first)
+        assert (await alice.http.get(first.headers["location"])).status_code == 404
+
+
+@BOTH
+async def test_a_key_belongs_to_its_request(service: Service, kind: Kind) -> None:
+    async with service.person() as alice:
+        headers = key()
+        assert (await alice.http.post(kind.path, json=kind.full, headers=headers)).status_code == 201
+        async with nothing_written(service):
+            for path, body in (
+                (kind.path, kind.fields("another")),
+                (f"{kind.path}/bulk", [kind.full]),
+                (f"/users/{alice.id}{kind.path}", kind.full),
+            ):
+                answer = await alice.http.post(path, json=body, headers=headers)
+                assert answer.status_code == 422, path
+                assert locations(answer) == [["header", "Idempotency-Key"]]
+
+
+@BOTH
+async def test_a_refused_request_does_not_use_up_its_key(service: Service, kind: Kind) -> None:
+    async with service.person() as alice:
+        headers = key()
+        async with nothing_written(service):
+            assert (await alice.http.post(kind.path, json={}, headers=headers)).status_code == 422
+            unknown = {"name": "Harry", "movie_id": 10**9}
+            assert (await alice.http.post("/characters", json=unknown, headers=headers)).status_code == 409
+        assert (await alice.http.post(kind.path, json=kind.full, headers=headers)).status_code == 201
+
+
+@BOTH
+async def test_of_repeats_at_once_one_is_done(service: Service, kind: Kind) -> None:
+    async with service.person() as alice:
+        headers, before = key(), await head(service)
+        answers = await asyncio.gather(
+            *(alice.http.post(kind.path, json=kind.full, headers=headers) for _ in range(8)),
+        )
+        assert {as_sent(answer)[:2] for answer in answers} == {as_sent(answers[0])[:2]}
+        assert answers[0].status_code == 201
+        assert await head(service) == before + 1
+        assert await sql(service, f"SELECT COUNT(*) FROM {kind.name} WHERE user_id = {alice.id}") == [(1,)]
+
+
+@BOTH
+async def test_a_key_is_one_users(service: Service, kind: Kind) -> None:
+    async with service.person() as alice, service.person() as bob:
+        headers = key()
+        hers = await alice.http.post(kind.path, json=kind.full, headers=headers)
+        his = await bob.http.post(kind.path, json=kind.full, headers=headers)
+        assert his.status_code == 201
+        assert his.json()["id"] != hers.json()["id"]
+        assert his.json()["user_id"] == bob.id
+
+
+@BOTH
+async def test_without_a_key_every_post_counts(service: Service, kind: Kind) -> None:
+    async with service.person() as alice:
+        first, second = await alice.add(kind.name), await alice.add(kind.name)
+        assert first["id"] != second["id"]
+
+
+@BOTH
+@pytest.mark.parametrize("wrong", [b"", b"two words", b"x" * 256, b"\xe9"])
+async def test_what_is_no_key_is_refused(service: Service, kind: Kind, wrong: bytes) -> None:
+    async with service.person() as alice, nothing_written(service):
+        answer = await alice.http.post(kind.path, json=kind.full, headers={b"Idempotency-Key": wrong})
+        assert answer.status_code == 422
+        assert locations(answer) == [["header", "Idempotency-Key"]]

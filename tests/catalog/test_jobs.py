@@ -1,0 +1,304 @@
+"""Background generation: every row once, whatever is killed; cancelled at once; paced, seeded and told as it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from jobs import generation
+from repository import jobs
+from tests.conftest import Places
+from tests.support.service import Person, Service, Watcher, eventually
+
+
+def rows_of(event: dict[str, Any]) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = event["data"]["items"]
+    assert event["data"]["count"] == len(items)
+    return items
+
+
+async def read_rows(watcher: Watcher, total: int, topic: str = "movies", seconds: float = 120.0) -> list[int]:
+    """The ids of the rows of `add_bulk` events on a topic, until there are `total`."""
+    ids: list[int] = []
+    async with asyncio.timeout(seconds):
+        while len(ids) < total:
+            frame = await watcher.next(seconds)
+            if frame.get("operation") == "add_bulk" and frame["topic"] == topic:
+                ids += [row["id"] for row in rows_of(frame)]
+    return ids
+
+
+@pytest.mark.parametrize("resource", ["movies", "characters"])
+async def test_generated_rows_stream_in_and_are_stored(service: Service, resource: str) -> None:
+    async with service.person() as alice, service.watch() as watcher:
+        answer = await alice.http.post(f"/{resource}/generate/2500?seed=7")
+        assert answer.status_code == 202
+        job = answer.json()
+        assert answer.headers["Location"] == f"/jobs/{job['id']}"
+        assert set(job) == {
+            "id", "kind", "state", "done", "total", "rows_per_second", "seed", "user_id", "created_at", "started_at",
+            "finished_at", "error",
+        }  # fmt: skip
+        assert (job["kind"], job["state"], job["done"], job["total"]) == (f"generate_{resource}", "queued", 0, 2500)
+        assert (job["seed"], job["user_id"]) == (7, alice.id)
+        assert (await watcher.expect("add", "jobs"))["data"] == job
+        running = await watcher.expect("update", "jobs")
+        assert (running["data"]["state"], running["changed"]) == ("running", ["state", "started_at"])
+        ids = await read_rows(watcher, 2500, resource)
+        done = await watcher.until(lambda frame: frame["operation"] == "update" and frame["topic"] == "jobs")
+        assert set(done["changed"]) == {"state", "done", "rows_per_second", "finished_at"}
+        assert (done["data"]["state"], done["data"]["done"]) == ("done", 2500)
+        assert done["data"] == (await alice.http.get(f"/jobs/{job['id']}")).json()
+        assert watcher.seqs == list(range(watcher.seqs[0], watcher.seqs[0] + len(watcher.seqs)))
+        assert len(set(ids)) == 2500
+        mine = await alice.http.get(f"/{resource}/user?limit=1000&after={ids[0] - 1}")
+        assert [row["id"] for row in mine.json()] == ids[:1000]
+        assert mine.headers["X-Total-Count"] == "2500"
+        first = next(event for event in watcher.events if event["operation"] == "add_bulk")
+        assert first["data"]["job_id"] == job["id"]
+        assert (await alice.http.get(f"/{resource}/{ids[0]}")).json()["id"] == rows_of(first)[0]["id"]
+
+
+async def test_what_is_sent_of_a_generated_row_is_what_a_reader_gets(service: Service) -> None:
+    async with service.person() as alice, service.watch("topics=movies") as watcher:
+        await alice.generate("movies", 3)
+        for row in rows_of(await watcher.expect("add_bulk")):
+            assert (await alice.http.get(f"/movies/{row['id']}")).json() == row
+
+
+async def test_generated_characters_play_in_movies_that_exist(service: Service) -> None:
+    async with service.person() as alice, service.watch() as watcher:
+        await alice.http.post("/movies/bulk", json=[{"title": f"m{n}"} for n in range(30)])
+        job = await alice.generate("characters", 200)
+        await alice.job_ended(job["id"])
+        await watcher.until(lambda frame: frame.get("data", {}).get("state") == "done" and "seq" in frame)
+        added = next(e for e in watcher.events if (e["topic"], e["operation"]) == ("characters", "add_bulk"))
+        told = next(e for e in watcher.events if (e["topic"], e["operation"]) == ("movies", "update_bulk"))
+        assert told["changed"] == ["characters_count"]
+        assert {row["movie_id"] for row in rows_of(added)} == {movie["id"] for movie in rows_of(told)}
+        for movie in rows_of(told)[:3]:
+            assert (await alice.http.get(f"/movies/{movie['id']}")).json() == movie
+
+
+def without_identity(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in row.items() if k not in ("id", "user_id", "created_at", "updated_at")}
+
+
+async def test_a_seed_repeats_the_rows_whatever_the_batches(service: Service) -> None:
+    async with service.person() as alice:
+        made = []
+        for query in ("?seed=42", "?seed=42&batch_size=77", "?seed=43"):
+            async with service.watch("topics=movies") as watcher:
+                await alice.generate("movies", 250, query)
+                rows: list[dict[str, Any]] = []
+                while len(rows) < 250:
+                    rows += rows_of(await watcher.expect("add_bulk"))
+                made.append([without_identity(row) for row in rows])
+        assert made[0] == made[1]
+        assert made[0] != made[2]
+
+
+def test_any_slice_of_the_generated_rows_can_be_made_by_itself() -> None:
+    whole = generation.rows("generate_movies", 5, 0, 350)
+    assert generation.rows("generate_movies", 5, 95, 210) == whole[95:305]
+    assert generation.rows("generate_movies", 5, 349, 1) == whole[349:]
+    assert len({row["title"] for row in whole}) > 250
+
+
+async def test_a_rate_paces_the_rows(service: Service) -> None:
+    async with service.person() as alice, service.watch("topics=movies") as watcher:
+        started = time.monotonic()
+        job = await alice.generate("movies", 60, "?rate=30")
+        counts: list[int] = []
+        while sum(counts) < 60:
+            counts.append((await watcher.expect("add_bulk"))["data"]["count"])
+        assert 1.8 <= time.monotonic() - started < 6
+        assert len(counts) == 10, "five chunks a second"
+        assert 20 <= (await alice.job_ended(job["id"]))["rows_per_second"] <= 31
+
+
+async def test_progress_is_told_at_most_five_times_a_second_and_to_the_end(service: Service) -> None:
+    async with service.person() as alice, service.watch("topics=jobs") as watcher:
+        job = await alice.generate("movies", 150, "?batch_size=1&rate=50")
+        frames: list[tuple[float, dict[str, Any]]] = []
+        while not frames or frames[-1][1]["state"] != "done":
+            frame = await watcher.next()
+            if frame["operation"] == "progress":
+                assert set(frame) == {"operation", "topic", "data"}
+                assert set(frame["data"]) == {"id", "state", "done", "total", "rows_per_second"}
+                assert frame["data"]["id"] == job["id"]
+                frames.append((time.monotonic(), frame["data"]))
+        done = [data["done"] for _, data in frames]
+        assert done == sorted(done)
+        assert done[-1] == 150
+        elapsed = frames[-1][0] - frames[0][0]
+        assert 5 < len(frames) <= elapsed * 5 + 2
+
+
+async def count(person: Person, resource: str = "movies") -> int:
+    answer = await person.http.get(f"/{resource}/user?limit=0")
+    return int(answer.headers["X-Total-Count"])
+
+
+@pytest.mark.parametrize("query", ["", "?rate=2", "?rate=0.01"])
+async def test_cancelling_takes_effect_at_once(service: Service, query: str) -> None:
+    async with service.person() as alice, service.watch() as watcher:
+        job = await alice.generate("movies", 1_000_000, query)
+        await watcher.until(lambda frame: frame.get("data", {}).get("state") == "running")
+        answer = await alice.http.delete(f"/jobs/{job['id']}")
+        assert (answer.status_code, answer.json()["state"]) == (200, "cancelled")
+        assert answer.json()["finished_at"] is not None
+        stored = await count(alice)
+        assert answer.json()["done"] == stored
+        last = await watcher.until(lambda frame: frame.get("data", {}).get("state") == "cancelled" and "seq" in frame)
+        marker = await alice.add(title="after the cancel")
+        after = await watcher.expect("add", "movies")
+        assert after["data"] == marker
+        assert after["seq"] == last["seq"] + 1, "nothing came between"
+        assert await count(alice) == stored + 1
+        again = await alice.http.delete(f"/jobs/{job['id']}")
+        assert (again.status_code, again.json()) == (200, answer.json())
+
+
+async def test_only_owners_and_staff_cancel(service: Service) -> None:
+    async with service.person() as alice, service.person() as bob, service.admin() as admin, service.anyone() as nobody:
+        job = await alice.generate("movies", 100_000, "?rate=1")
+        assert (await bob.http.delete(f"/jobs/{job['id']}")).status_code == 403
+        assert (await nobody.delete(f"/jobs/{job['id']}")).status_code == 401
+        assert (await nobody.get(f"/jobs/{job['id']}")).status_code == 200
+        assert (await admin.http.delete(f"/jobs/{job['id']}")).status_code == 200
+        finished = await alice.generate("movies", 1)
+        await alice.job_ended(finished["id"])
+        assert (await alice.http.delete(f"/jobs/{finished['id']}")).status_code == 409
+        unknown = "00000000-0000-0000-0000-000000000000"
+        assert (await alice.http.delete(f"/jobs/{unknown}")).status_code == 404
+        assert (await alice.http.get(f"/jobs/{unknown}")).status_code == 404
+        assert (await alice.http.get("/jobs/7")).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/movies/generate/0",
+        "/movies/generate/1000001",
+        "/movies/generate/many",
+        "/movies/generate/10?rate=0",
+        "/movies/generate/10?rate=nan",
+        "/movies/generate/10?rate=inf",
+        "/movies/generate/10?batch_size=0",
+        "/movies/generate/10?batch_size=10001",
+        "/movies/generate/10?seed=-1",
+        "/movies/generate/10?seed=x",
+        "/movies/generate/10?speed=9",
+    ],
+)
+async def test_orders_that_make_no_sense_are_refused(service: Service, path: str) -> None:
+    async with service.person() as alice:
+        answer = await alice.http.post(path)
+        assert answer.status_code == 422
+        assert answer.json()["detail"][0]["loc"][0] in ("path", "query")
+
+
+async def test_a_user_has_a_bounded_number_of_unfinished_jobs(service: Service) -> None:
+    async with service.person() as alice, service.person() as bob:
+        ordered = [await alice.generate("movies", 1000, "?rate=1") for _ in range(jobs.MAX_UNFINISHED_PER_USER)]
+        refused = await alice.http.post("/movies/generate/1")
+        assert refused.status_code == 429
+        assert int(refused.headers["Retry-After"]) > 0
+        listed = await bob.http.get("/jobs?state=queued&limit=2")
+        assert len(listed.json()) == 2
+        assert int(listed.headers["X-Total-Count"]) >= jobs.MAX_UNFINISHED_PER_USER - 2
+        for job in ordered:
+            assert (await alice.http.delete(f"/jobs/{job['id']}")).status_code == 200
+        finished = await bob.generate("movies", 1)
+        await bob.job_ended(finished["id"])
+
+
+async def test_orders_at_once_do_not_pass_the_bound(service: Service) -> None:
+    async with service.person() as alice:
+        orders = [alice.http.post("/movies/generate/1000?rate=1") for _ in range(2 * jobs.MAX_UNFINISHED_PER_USER)]
+        answers = await asyncio.gather(*orders)
+        accepted = [answer.json()["id"] for answer in answers if answer.status_code == 202]
+        assert len(accepted) == jobs.MAX_UNFINISHED_PER_USER
+        assert {answer.status_code for answer in answers} == {202, 429}
+        for job_id in accepted:
+            await alice.http.delete(f"/jobs/{job_id}")
+
+
+async def test_a_killed_server_finishes_its_job_without_a_hole_or_a_repetition(
+    new_service: Callable[..., Service],
+) -> None:
+    total = 60_000
+    service = new_service().start()
+    ids: list[int] = []
+    seqs: list[int] = []
+    async with service.person() as alice:
+        async with service.watch() as watcher:
+            epoch = watcher.welcome["data"]["epoch"]
+            seqs.append(watcher.welcome["data"]["seq"])
+            job = await alice.generate("movies", total)
+            await _read_until(watcher, ids, seqs, total // 6)
+            await asyncio.to_thread(service.kill)
+        for until in (total // 3, total):
+            await asyncio.to_thread(service.kill)
+            await asyncio.to_thread(service.start)
+            async with service.watch(f"since={seqs[-1]}&epoch={epoch}") as watcher:
+                await _read_until(watcher, ids, seqs, until)
+        ended = await alice.job_ended(job["id"])
+        assert (ended["state"], ended["done"]) == ("done", total)
+        assert await count(alice) == total
+    assert len(ids) == len(set(ids)) == total
+    assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
+
+
+async def _read_until(watcher: Watcher, ids: list[int], seqs: list[int], total: int) -> None:
+    while len(ids) < total:
+        frame = await watcher.next(60)
+        assert frame["operation"] != "resync"
+        if "seq" in frame:
+            seqs.append(frame["seq"])
+        if frame.get("operation") == "add_bulk":
+            ids += [row["id"] for row in rows_of(frame)]
+
+
+async def test_another_worker_takes_over_from_a_killed_one(
+    new_places: Callable[[], Places], new_service: Callable[..., Service]
+) -> None:
+    places = new_places()
+    first, second = new_service(places).start(), new_service(places).start()
+    async with first.person() as alice, second.watch("topics=movies") as watcher:
+        job = await alice.generate("movies", 30_000, "?rate=10000")
+        ids = await read_rows(watcher, 3_000)
+        await asyncio.to_thread(first.kill)
+        ids += await read_rows(watcher, 30_000 - len(ids))
+        assert len(set(ids)) == len(ids) == 30_000
+        async with httpx.AsyncClient(base_url=second.url) as client:
+            ended = await eventually(lambda: _job_if_ended(client, job["id"]), "the job ends")
+            assert ended["state"] == "done"
+
+
+async def _job_if_ended(client: httpx.AsyncClient, job_id: str) -> dict[str, Any] | None:
+    job: dict[str, Any] = (await client.get(f"/jobs/{job_id}")).json()
+    return job if job["state"] == "done" else None
+
+
+async def test_a_stopped_server_hands_its_job_over_at_once(
+    new_places: Callable[[], Places], new_service: Callable[..., Service]
+) -> None:
+    places = new_places()
+    service = new_service(places).start()
+    async with service.person() as alice, service.watch("topics=movies") as watcher:
+        await alice.generate("movies", 5_000, "?rate=1000")
+        await read_rows(watcher, 500)
+        assert await asyncio.to_thread(service.stop) == 0
+    service.start()
+    started = time.monotonic()
+    async with service.watch("since=0&topics=movies") as watcher:
+        ids = await read_rows(watcher, 5_000)
+        assert len(set(ids)) == len(ids) == 5_000
+    assert time.monotonic() - started < jobs.LEASE_SECONDS + 4.5, "it did not wait for the lease to run out"

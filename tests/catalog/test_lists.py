@@ -1,0 +1,360 @@
+"""Lists: paging, sorting, filters and search, the same on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.support.resources import BOTH, CHARACTERS, MOVIES, Kind, links, sql
+from tests.support.service import Person, Service
+
+SHELF: dict[str, list[dict[str, Any]]] = {
+    "movies": [
+        {"title": "Été", "rating": 50, "release_date": "1990-01-01", "genres": ["Drama"], "languages": ["French"]},
+        {"title": "été indien", "rating": 70, "release_date": "1999-12-31", "genres": ["Drama", "Comedy"]},
+        {"title": "Zorro", "rating": None, "description": "Masked, and a fox", "languages": ["Spanish", "English"]},
+        {"title": "amélie", "rating": 50, "release_date": None, "genres": ["Comedy"], "status": "released"},
+        {"title": "ΟΔΥΣΣΕΥΣ", "rating": 90, "release_date": "2001-02-03", "country": "GR", "genres": ["drama"]},
+        {"title": "Amélie 2", "rating": None, "release_date": "2001-02-03", "budget": 10, "genres": ["a,b"]},
+    ],
+    "characters": [
+        {"name": "Été"},
+        {"name": "été indien"},
+        {"name": "Zorro", "description": "Masked, and a fox"},
+        {"name": "amélie"},
+        {"name": "ΟΔΥΣΣΕΥΣ"},
+        {"name": "Amélie 2"},
+    ],
+}
+
+
+class Shelf:
+    """The rows of one person; asks for lists of only these, by number of the row."""
+
+    def __init__(self, person: Person, kind: Kind, rows: list[dict[str, Any]]) -> None:
+        self.person, self.kind, self.rows = person, kind, rows
+        self.numbers = {row["id"]: n for n, row in enumerate(rows)}
+
+    async def get(self, query: str = "") -> list[int]:
+        answer = await self.person.http.get(f"{self.kind.path}?user_id={self.person.id}&{query}")
+        assert answer.status_code == 200, answer.text
+        found = [self.numbers[row["id"]] for row in answer.json()]
+        # The other ways to the same rows agree.
+        counted = await self.person.http.get(f"{self.kind.path}/count?user_id={self.person.id}&{without_page(query)}")
+        assert counted.json() == {"count": int(answer.headers["x-total-count"])}, query
+        return found
+
+
+def without_page(query: str) -> str:
+    kept = (part for part in query.split("&") if part.split("=")[0] not in ("limit", "offset", "skip", "after", "sort"))
+    return "&".join(kept)
+
+
+@pytest.fixture(params=[MOVIES, CHARACTERS], ids=lambda kind: kind.name)
+async def shelf(request: pytest.FixtureRequest, service: Service) -> AsyncIterator[Shelf]:
+    kind: Kind = request.param
+    async with service.person() as alice:
+        answer = await alice.http.post(f"{kind.path}/bulk", json=SHELF[kind.name])
+        yield Shelf(alice, kind, answer.json()["added"])
+
+
+@pytest.fixture
+async def movies(service: Service) -> AsyncIterator[Shelf]:
+    async with service.person() as alice:
+        answer = await alice.http.post("/movies/bulk", json=SHELF["movies"])
+        yield Shelf(alice, MOVIES, answer.json()["added"])
+
+
+# --- pages
+
+
+async def test_a_list_is_in_the_order_of_ids(shelf: Shelf) -> None:
+    assert await shelf.get() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("query", "wanted"),
+    [
+        ("limit=2", [0, 1]),
+        ("limit=2&offset=3", [3, 4]),
+        ("limit=2&skip=3", [3, 4]),
+        ("limit=2&skip=3&offset=1", [1, 2]),
+        ("limit=0", []),
+        ("limit=1000", [0, 1, 2, 3, 4, 5]),
+        ("offset=6", []),
+        (f"offset={2**63 - 1}", []),
+        ("offset=0&limit=1", [0]),
+    ],
+)
+async def test_a_page_is_a_part(shelf: Shelf, query: str, wanted: list[int]) -> None:
+    answer = await shelf.person.http.get(f"{shelf.kind.path}/user?{query}")
+    assert answer.json() == [shelf.rows[n] for n in wanted]
+    assert answer.headers["x-total-count"] == "6"
+    names = await shelf.person.http.get(f"{shelf.kind.path}/names?user_id={shelf.person.id}&{query}")
+    assert names.json() == [shelf.rows[n][shelf.kind.label] for n in wanted]
+    assert names.headers["x-total-count"] == "6"
+
+
+@pytest.mark.parametrize("prefix", ["", "/api/v1"])
+@pytest.mark.parametrize("start", ["limit=2", "limit=4&sort=-id", "limit=1&after=0", "limit=2&after=0", "limit=6"])
+async def test_following_next_shows_every_row_once(shelf: Shelf, prefix: str, start: str) -> None:
+    url: str | None = f"{prefix}{shelf.kind.path}?user_id[in]={shelf.person.id}&{start}"
+    seen: list[int] = []
+    for _ in range(20):
+        assert url is not None
+        assert url.startswith(f"{prefix}{shelf.kind.path}?")
+        answer = await shelf.person.http.get(url)
+        seen += [shelf.numbers[row["id"]] for row in answer.json()]
+        url = links(answer).get("next")
+        if url is None:
+            break
+    assert seen == ([5, 4, 3, 2, 1, 0] if "sort" in start else [0, 1, 2, 3, 4, 5])
+
+
+async def test_links_lead_to_the_ends(shelf: Shelf) -> None:
+    base = f"{shelf.kind.path}?user_id={shelf.person.id}&limit=2"
+    found = links(await shelf.person.http.get(f"{base}&offset=2"))
+    assert set(found) == {"first", "prev", "next", "last"}
+    for relation, wanted in (("first", [0, 1]), ("prev", [0, 1]), ("next", [4, 5]), ("last", [4, 5])):
+        answer = await shelf.person.http.get(found[relation])
+        assert [shelf.numbers[row["id"]] for row in answer.json()] == wanted, relation
+    assert "prev" not in links(await shelf.person.http.get(base))
+    assert "next" not in links(await shelf.person.http.get(f"{base}&offset=4"))
+    assert links(await shelf.person.http.get(f"{shelf.kind.path}?limit=0")) == {}
+
+
+async def test_a_walk_by_key_sees_what_stays_while_rows_go(shelf: Shelf) -> None:
+    first = await shelf.person.http.get(f"{shelf.kind.path}?user_id={shelf.person.id}&limit=2&after=0")
+    for n in (0, 1):
+        await shelf.person.http.delete(f"{shelf.kind.path}/{shelf.rows[n]['id']}")
+    second = await shelf.person.http.get(links(first)["next"])
+    assert [shelf.numbers[row["id"]] for row in second.json()] == [2, 3]
+
+
+# --- order
+
+
+@pytest.mark.parametrize(
+    ("sort", "wanted"),
+    [
+        ("title", [5, 2, 3, 0, 1, 4]),
+        ("-title", [4, 1, 0, 3, 2, 5]),
+        ("rating", [0, 3, 1, 4, 2, 5]),
+        ("-rating", [4, 1, 0, 3, 2, 5]),
+        ("-rating,-id", [4, 1, 3, 0, 5, 2]),
+        ("rating,-title", [0, 3, 1, 4, 2, 5]),
+        ("release_date,-rating", [0, 1, 4, 5, 3, 2]),
+        ("-release_date,id", [4, 5, 1, 0, 2, 3]),
+        ("budget", [5, 0, 1, 2, 3, 4]),
+        ("-id", [5, 4, 3, 2, 1, 0]),
+        ("created_at,-id", [5, 4, 3, 2, 1, 0]),
+        ("user_id,version,characters_count", [0, 1, 2, 3, 4, 5]),
+    ],
+)
+async def test_rows_are_sorted_and_what_has_no_value_comes_last(movies: Shelf, sort: str, wanted: list[int]) -> None:
+    assert await movies.get(f"sort={sort}") == wanted
+
+
+async def test_pages_of_equal_rows_do_not_overlap(shelf: Shelf) -> None:
+    assert await shelf.get("sort=user_id&limit=3") == [0, 1, 2]
+    assert await shelf.get("sort=user_id&limit=3&offset=3") == [3, 4, 5]
+
+
+# --- filters
+
+
+@pytest.mark.parametrize(
+    ("query", "wanted"),
+    [
+        ("rating=50", [0, 3]),
+        ("rating[eq]=50", [0, 3]),
+        ("rating[ne]=50", [1, 2, 4, 5]),  # what has no value is not 50
+        ("rating[gt]=50", [1, 4]),
+        ("rating[gte]=70", [1, 4]),
+        ("rating[lt]=70", [0, 3]),
+        ("rating[lte]=70", [0, 1, 3]),
+        ("rating[gt]=50&rating[lt]=90", [1]),
+        ("rating[in]=70,90", [1, 4]),
+        ("rating[in]=1", []),
+        ("rating[gte]=-5", [0, 1, 3, 4]),
+        ("release_date=2001-02-03", [4, 5]),
+        ("release_date[gte]=1999-12-31", [1, 4, 5]),
+        ("release_date[lt]=1999-12-31", [0]),
+        ("release_date[ne]=2001-02-03", [0, 1, 2, 3]),
+        ("release_date[in]=1990-01-01,1999-12-31", [0, 1]),
+        ("genre=Drama", [0, 1]),
+        ("genre=Dram", []),
+        ("genre[ne]=Drama", [2, 3, 4, 5]),
+        ("genre[in]=Comedy,drama", [1, 3, 4]),
+        ("genre=a,b", [5]),
+        ("genre=Drama&genre=Comedy", [1]),
+        ("language=French", [0]),
+        ("language[in]=French,English", [0, 2]),
+        ("country=GR", [4]),
+        ("country[ne]=GR", [0, 1, 2, 3, 5]),
+        ("status=released", [3]),
+        ("budget[lte]=10", [5]),
+        ("duration_minutes[gt]=0", []),
+        ("characters_count=0&version=1", [0, 1, 2, 3, 4, 5]),
+    ],
+)
+async def test_movies_are_filtered(movies: Shelf, query: str, wanted: list[int]) -> None:
+    assert await movies.get(query) == wanted
+
+
+@pytest.mark.parametrize(
+    ("query", "wanted"),
+    [
+        ("{}=Zorro", [2]),
+        ("{}=zorro", []),
+        ("{}[in]=Zorro,Été", [0, 2]),
+        ("{}[ne]=Zorro", [0, 1, 3, 4, 5]),
+        ("{}[gt]=Zorro", [0, 1, 3, 4]),  # by code point: capitals, small letters, accents, Greek
+        ("{}[lt]=a", [2, 5]),
+        ("{}[prefix]=été", [0, 1]),
+        ("{}[prefix]=ÉTÉ", [0, 1]),
+        ("{}[prefix]=tÉ", []),
+        ("{}[contains]=TÉ", [0, 1]),
+        ("{}[contains]=MÉLI", [3, 5]),
+        ("{}[contains]=e", [1, 3, 5]),  # an accent is not nothing
+        ("{}[contains]=οδυσσευς", [4]),
+        ("{}[prefix]=ΟΔΥΣ", [4]),
+        ("{}[contains]=ΥΣ", [4]),
+        ("description[contains]=FOX", [2]),
+        ("description[ne]=x", [0, 1, 2, 3, 4, 5]),
+        ("q=amélie", [3, 5]),
+        ("q=2 AMÉLIE", [5]),
+        ("q=zorro fox", [2]),
+        ("q=zorro wolf", []),
+        ("q=%20", [0, 1, 2, 3, 4, 5]),
+        ("q=ΟΔΥΣ", [4]),
+        ("{}=", []),
+    ],
+)
+async def test_text_is_compared_without_case_where_that_is_asked(shelf: Shelf, query: str, wanted: list[int]) -> None:
+    name, _, value = query.format(shelf.kind.label).partition("=")
+    assert await shelf.get(f"{name}={quote(value, safe='%,')}") == wanted
+
+
+async def test_times_are_compared_as_times(shelf: Shelf) -> None:
+    moment = shelf.rows[0]["created_at"]
+    everything = [0, 1, 2, 3, 4, 5]
+    assert await shelf.get(f"created_at={moment}") == everything
+    assert await shelf.get(f"created_at[gt]={moment}") == []
+    assert await shelf.get(f"created_at[gte]={moment.replace('Z', '%2B00:00')}") == everything
+    assert await shelf.get(f"created_at[lt]={moment.replace('Z', '-01:00')}") == everything
+    assert await shelf.get("updated_at[gt]=0001-01-01T00:00:00Z&updated_at[lt]=9999-12-31T23:59:59Z") == everything
+    assert await shelf.get(f"created_at[in]={moment},2000-01-01T00:00:00Z") == everything
+
+
+async def test_ids_are_filtered(shelf: Shelf) -> None:
+    ids = [row["id"] for row in shelf.rows]
+    assert await shelf.get(f"id={ids[2]}") == [2]
+    assert await shelf.get(f"id[in]={ids[4]},{ids[1]},{10**9}") == [1, 4]
+    assert await shelf.get(f"id[gt]={ids[3]}") == [4, 5]
+
+
+async def test_characters_are_filtered_by_their_movie(service: Service) -> None:
+    async with service.person() as alice:
+        movie = await alice.add()
+        harry = await alice.add("characters", movie_id=movie["id"])
+        await alice.add("characters")
+        found = (await alice.http.get(f"/characters?movie_id={movie['id']}")).json()
+        assert found == [harry]
+        assert (await alice.http.get(f"/characters/count?user_id={alice.id}&movie_id[ne]={movie['id']}")).json() == {
+            "count": 1
+        }
+
+
+# --- whose
+
+
+@BOTH
+async def test_lists_by_owner(service: Service, kind: Kind) -> None:
+    async with service.person() as alice, service.person() as bob, service.anyone() as nobody:
+        mine = [await alice.add(kind.name) for _ in range(2)]
+        await bob.add(kind.name)
+        for client, path in (
+            (alice.http, f"{kind.path}/user"),
+            (nobody, f"{kind.path}/username/{alice.name}"),
+            (nobody, f"{kind.path}/username/{alice.name.upper()}"),
+            (nobody, f"/users/{alice.id}{kind.path}"),
+            (nobody, f"/api/v1/users/{alice.id}{kind.path}/"),
+        ):
+            answer = await client.get(path)
+            assert answer.json() == mine, path
+            assert answer.headers["x-total-count"] == "2"
+            assert (await client.get(f"{path}?sort=-id&limit=1")).json() == mine[1:]
+        assert (await nobody.get(f"{kind.path}/user")).status_code == 401
+        for path in (f"{kind.path}/username/nobody-of-this-name", f"/users/{10**9}{kind.path}"):
+            answer = await nobody.get(path)
+            assert answer.status_code == 404
+            assert isinstance(answer.json()["detail"], str)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["日本語の人", "Renée", 'a">;b=<c', "100%25", "semi;colon?#"])
+async def test_links_hold_any_user_name(service: Service, kind: Kind, name: str) -> None:
+    async with service.person(f"{name}{kind.name}{service.port}") as person:
+        mine = [await person.add(kind.name) for _ in range(2)]
+        answer = await person.http.get(f"{kind.path}/username/{quote(person.name)}?limit=1")
+        assert answer.json() == mine[:1]
+        assert (await person.http.get(links(answer)["next"])).json() == mine[1:]
+
+
+@BOTH
+async def test_a_list_is_whole_while_others_write(service: Service, kind: Kind) -> None:
+    async with service.person() as alice:
+
+        async def write() -> None:
+            for _ in range(20):
+                answer = await alice.http.post(f"{kind.path}/bulk", json=[kind.fields("x")] * 5)
+                assert answer.status_code == 201
+
+        async def read() -> None:
+            for _ in range(40):
+                answer = await alice.http.get(f"{kind.path}/user?limit=1000")
+                # Bulks are there whole or not at all.
+                assert len(answer.json()) % 5 == 0
+
+        await asyncio.gather(write(), read())
+        count = await sql(service, f"SELECT COUNT(*) FROM {kind.name} WHERE user_id = {alice.id}")
+        assert count == [(100,)]
+
+
+async def test_jobs_are_filtered_like_everything_else(service: Service) -> None:
+    async with service.person() as alice:
+        ended = await alice.generate("movies", 1)
+        await alice.job_ended(ended["id"])
+        slow = await alice.generate("characters", 100, "?rate=1")
+        for query, wanted in (
+            ("state=done", [ended["id"]]),
+            ("kind=generate_characters", [slow["id"]]),
+            ("total[gte]=100", [slow["id"]]),
+            ("or[0][total]=1&or[1][id]=" + slow["id"] + "&sort=x", None),
+            ("or[0][total]=1&or[1][id]=" + slow["id"], [slow["id"], ended["id"]]),
+            ("state=lost", None),
+        ):
+            answer = await alice.http.get(f"/jobs?user_id={alice.id}&{query}")
+            if wanted is None:
+                assert answer.status_code == 422
+            else:
+                assert [job["id"] for job in answer.json()] == wanted, query
+        await alice.http.delete(f"/jobs/{slow['id']}")
+
+
+async def test_groups_of_conditions_are_alternatives(service: Service) -> None:
+    async with service.person() as alice:
+        for title, rating in (("A", 10), ("B", 20), ("C", 30), ("D", None)):
+            await alice.add(title=title, rating=rating)
+        query = "or[0][rating][gt]=25&or[1][title]=A&or[1][rating]=10&or[7][title][in]=D,E"
+        answer = await alice.http.get(f"/movies/names?user_id={alice.id}&{query}")
+        assert answer.json() == ["A", "C", "D"]
+        answer = await alice.http.get(f"/movies/count?user_id={alice.id}&rating[ne]=30&{query}")
+        assert answer.json() == {"count": 2}
+        answer = await alice.http.get("/movies?or[0][planet]=1")
+        assert answer.json()["detail"][0]["loc"] == ["query", "or[0][planet]"]

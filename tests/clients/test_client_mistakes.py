@@ -1,0 +1,262 @@
+"""A mistake of the caller is an error of the very call, in both clients, and never an attempt without an end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
+
+from clients.conformance.server import refusal, token_of
+from clients.python.marquee_client import Client, Refused, Retry, TimedOut, Unauthorized
+from tests.support.node import node_command
+from tests.support.service import eventually
+
+MODULE = Path(__file__).resolve().parent.parent.parent / "clients" / "javascript" / "marquee.js"
+NOWHERE = "ws://127.0.0.1:1/ws"
+HALF = "\ud83d"  # of an emoji
+
+
+@dataclass
+class Deaf:
+    """A server that welcomes everybody, or refuses them with a status. It answers bodies with themselves, no more."""
+
+    status: int | None = None
+    port: int = 0
+    tokens: list[str | None] = field(default_factory=list)  # of the handshakes
+    said: list[Mapping[str, Any]] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/ws"
+
+    def decide(self, _: ServerConnection, request: Request) -> Response | None:
+        self.tokens.append(token_of(request))
+        return None if self.status is None else refusal(self.status, {}, "nothing here")
+
+    async def welcome(self, socket: ServerConnection) -> None:
+        data = {"protocol": 1, "epoch": "e1", "seq": 0, "user_id": None, "heartbeat_seconds": 20}
+        await socket.send(json.dumps({"operation": "welcome", "data": data}))
+        async for text in socket:
+            message = json.loads(text)
+            self.said.append(message)
+            if "body" in message:
+                await socket.send(json.dumps({"reply_to": message["id"], "status": 200, "body": message["body"]}))
+
+
+@asynccontextmanager
+async def deaf(status: int | None = None) -> AsyncIterator[Deaf]:
+    server = Deaf(status)
+    async with serve(
+        server.welcome, "127.0.0.1", 0, process_request=server.decide,
+        select_subprotocol=lambda _, offered: "bearer" if offered else None,  # type: ignore[arg-type, return-value]
+    ) as listening:  # fmt: skip
+        server.port = next(iter(listening.sockets)).getsockname()[1]
+        yield server
+
+
+async def in_node(program: str, *modules: str) -> Any:
+    """What the program, in which `Client` and `url` are known, says by `tell`."""
+    text = (
+        f"import {{ Client }} from {json.dumps(MODULE.as_uri())};\n"
+        f"const tell = (value) => console.log(JSON.stringify(value));\n{program}"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *node_command(), "--input-type=module", "--eval", text, stdout=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(30):
+        shown, _ = await process.communicate()
+    assert process.returncode == 0
+    return json.loads(shown)
+
+
+# --- what is passed
+
+PYTHON_MISTAKES: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
+    "a filter that is a text": (lambda client: client.view("movies", filter="x"), TypeError, "filter: expected"),
+    "a filter that is no JSON": (lambda client: client.watch("movies", filter={"a": b""}), TypeError, "JSON"),
+    "a filter with NaN": (lambda client: client.watch("movies", filter={"a": float("nan")}), ValueError, "JSON"),
+    "half a pair": (lambda client: client.view("movies", filter={"or": [{"title": HALF}]}), ValueError, "or.0..title:"),
+    "half a pair in a name": (lambda client: client.view("movies", filter={HALF: 1}), ValueError, "a name in filter"),
+    "a filter that is too large": (
+        lambda client: client.view("movies", filter={"title": "x" * 2**18}), ValueError, "at most 262144 bytes"
+    ),
+    "topics that are a number": (lambda client: client.watch(5), TypeError, "topics: expected"),
+    "no topic": (lambda client: client.presence([]), TypeError, "topics: expected"),
+    "a view of two": (lambda client: client.view(["movies", "characters"]), TypeError, "topic: expected one"),
+    "before the log": (lambda client: client.watch("movies", since=-1), ValueError, "since: expected"),
+    "since yes": (lambda client: client.watch("movies", since=True), TypeError, "since: expected"),
+    "since a time": (lambda client: client.watch("movies", since=1.5), TypeError, "since: expected"),
+    "an epoch of numbers": (lambda client: client.watch("movies", since=1, epoch=7), TypeError, "epoch: expected"),
+    "bulk yes": (lambda client: client.watch("movies", bulk=True), TypeError, "bulk: expected"),
+    "deliver a number": (lambda client: client.watch("movies", deliver=200), TypeError, "deliver: expected"),
+    "half a pair in a body": (
+        lambda client: client.request("POST", "/movies", body={"title": HALF}), ValueError, "body.title: expected"
+    ),
+    "two tokens": (lambda client: type(client)(NOWHERE, token="one\r\ntwo"), ValueError, r" '\\r' at character 4"),
+    "a number for a token": (lambda client: type(client)(NOWHERE, token=5), TypeError, "token: expected a text"),
+    "a new token that is none": (lambda client: client.authenticate("\n"), ValueError, "token: expected one"),
+}  # fmt: skip
+JAVASCRIPT_MISTAKES = {
+    'client.view("movies", { filter: "x" })': "TypeError: filter: expected",
+    'client.view("movies", { filter: ["x"] })': "TypeError: filter: expected",
+    'client.view("movies", { filter: new Map() })': "TypeError: filter: expected",
+    'client.watch("movies", { filter: { a: 1n } })': "TypeError: ",
+    'client.view("movies", { filter: { or: [{ title: half }] } })': "TypeError: filter.or[0].title: expected Unicode",
+    'client.view("movies", { filter: { [half]: 1 } })': "TypeError: a name in filter: expected Unicode",
+    'client.view("movies", { filter: { title: "x".repeat(2 ** 18) } })': "RangeError: expected a message of at most",
+    "client.watch(5)": "TypeError: topics: expected",
+    "client.presence([])": "TypeError: topics: expected",
+    'client.view(["movies", "characters"])': "TypeError: topic: expected one",
+    'client.watch("movies", { since: -1 })': "TypeError: since: expected",
+    'client.watch("movies", { since: NaN })': "TypeError: since: expected",
+    'client.watch("movies", { since: {} })': "TypeError: since: expected",
+    'client.watch("movies", { since: 1, epoch: 7 })': "TypeError: epoch: expected",
+    'client.watch("movies", { bulk: true })': "TypeError: bulk: expected",
+    'client.watch("movies", { deliver: 200 })': "TypeError: deliver: expected",
+    'client.request("POST", "/movies", { body: { title: half } })': "TypeError: body.title: expected Unicode",
+    'client.request("POST", "/" + half)': "TypeError: path: expected Unicode",
+    'new Client(url, { token: "one\\r\\ntwo" })': 'TypeError: token: expected letters, digits and -._~+/= only, got "',
+    "new Client(url, { token: 5 })": "TypeError: token: expected a text, got number",
+    'client.authenticate("\\n")': "TypeError: token: expected one",
+}
+
+
+@pytest.mark.parametrize("mistake", PYTHON_MISTAKES)
+async def test_a_mistake_is_an_error_of_the_call_in_python(mistake: str) -> None:
+    call, error, message = PYTHON_MISTAKES[mistake]
+    async with Client(NOWHERE) as client:
+        with pytest.raises(error, match=message):
+            async with asyncio.timeout(5):
+                await call(client)
+
+
+async def test_a_mistake_is_an_error_of_the_call_in_javascript() -> None:
+    calls = ", ".join(f"{json.dumps(call)}: () => {call}" for call in JAVASCRIPT_MISTAKES)
+    told = await in_node(f"""
+        const url = {json.dumps(NOWHERE)}, client = new Client(url), half = "\\u{{1f600}}".slice(0, 1), errors = {{}};
+        for (const [name, call] of Object.entries({{ {calls} }})) {{
+          try {{ await call(); errors[name] = "nothing"; }} catch (error) {{ errors[name] = String(error); }}
+        }}
+        client.close();
+        tell(errors);
+    """)
+    assert {call: error for call, error in told.items() if not error.startswith(JAVASCRIPT_MISTAKES[call])} == {}
+
+
+async def test_what_looks_like_half_a_pair_and_is_none_is_sent() -> None:
+    texts = ["\U0001f600", "\\ud83d", "\\\\ud83d"]
+    async with deaf() as server:
+        told = await in_node(f"""
+            const client = new Client({json.dumps(server.url)});
+            const answers = {json.dumps(texts)}.map((body) => client.request("POST", "/", {{ body }}));
+            tell((await Promise.all(answers)).map((answer) => answer.body));
+            client.close();
+        """)
+        assert told == [message["body"] for message in server.said] == texts
+
+
+async def test_what_was_checked_is_what_is_sent() -> None:
+    async with deaf() as server, Client(server.url) as client:
+        condition: dict[str, Any] = {"title": "M"}
+        watch = client.watch("movies", filter=condition)
+        condition["title"] = b"no JSON"
+        async with watch:
+            message = await eventually(lambda: next(iter(server.said), None), "the subscription is asked for")
+        assert message["filter"] == {"title": "M"}
+
+
+# --- tokens
+
+
+async def shown_by_python(url: str, token: Any) -> None:
+    async with Client(url, token=token) as client:
+        await eventually(lambda: client.is_connected, "connected")
+
+
+async def shown_by_javascript(url: str, token: Any) -> None:
+    await in_node(f"""
+        const client = new Client({json.dumps(url)}, {{ token: {json.dumps(token)} }});
+        client.ping().catch(() => {{}});
+        while (!client.isConnected) await new Promise((resolve) => setTimeout(resolve, 5));
+        client.close();
+        tell(null);
+    """)
+
+
+@pytest.mark.parametrize("show", [shown_by_python, shown_by_javascript])
+@pytest.mark.parametrize(("token", "shown"), [(" a.b-c_d\r\n", "a.b-c_d"), ("", None), (" \n", None), (None, None)])
+async def test_white_space_is_no_part_of_a_token(
+    show: Callable[[str, Any], Awaitable[None]], token: str | None, shown: str | None
+) -> None:
+    async with deaf() as server:
+        await show(server.url, token)
+        assert server.tokens == [shown]
+
+
+@pytest.mark.parametrize("found", ["no token", 5])
+async def test_a_function_that_answers_no_token_is_asked_once_more(found: Any) -> None:
+    answers = iter([found, found])
+    async with Client(NOWHERE, token=lambda: next(answers)) as client:
+        with pytest.raises(Unauthorized, match="token: expected"):
+            await client.ping()
+    assert next(answers, None) is None
+    told = await in_node(f"""
+        let asked = 0;
+        const token = () => {{ asked += 1; return {json.dumps(found)}; }};
+        const client = new Client({json.dumps(NOWHERE)}, {{ token }});
+        await client.ping().catch((error) => tell([error.name, asked]));
+    """)
+    assert told == ["Unauthorized", 2]
+
+
+# --- attempts without an end
+
+
+async def test_a_request_has_the_end_that_was_asked_for() -> None:
+    async with deaf() as server:
+        async with Client(server.url) as client:
+            with pytest.raises(TimedOut, match=r"within 0\.1 s"):
+                await client.request("GET", "/movies", timeout_seconds=0.1)
+        told = await in_node(f"""
+            const client = new Client({json.dumps(server.url)});
+            await client.request("GET", "/movies", {{ timeoutSeconds: 0.1 }}).catch((error) => tell(error.name));
+            client.close();
+        """)
+        assert told == "TimedOut"
+
+
+async def test_an_address_that_is_not_there_ends_the_client_that_can_see_it() -> None:
+    async with deaf(404) as server, Client(server.url) as client:
+        with pytest.raises(Refused, match=r"\(404\): nothing here"):
+            await client.ping()
+
+
+async def test_attempts_in_vain_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A page is not told the status: it tries again, but not without a word."""
+    async with deaf(503) as server:
+        with caplog.at_level(logging.WARNING, "marquee_client"):
+            async with Client(server.url, retry=Retry(0.01, 0.01)) as client:
+                await eventually(lambda: len(server.tokens) > 5, "six attempts")
+                assert client.trouble == "503: nothing here"
+        assert [f"no connection to {server.url} in 3 attempts" in each for each in caplog.messages] == [True]
+    async with deaf(404) as server:
+        warnings, trouble = await in_node(f"""
+            const warnings = [], retry = {{ firstSeconds: 0.01, longestSeconds: 0.01 }};
+            console.warn = (text) => warnings.push(text);
+            const client = new Client({json.dumps(server.url)}, {{ retry }});
+            client.ping().catch(() => {{}});
+            while (warnings.length === 0) await new Promise((resolve) => setTimeout(resolve, 5));
+            tell([warnings, client.trouble]);
+            client.close();
+        """)
+    assert f"no connection to {server.url} in 3 attempts" in warnings[0]
+    assert "no handshake" in trouble

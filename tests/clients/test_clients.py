@@ -1,0 +1,377 @@
+"""The pure cores of the Python client. tests/clients/test_conformance.py has the clients as a whole."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clients.python.marquee_client import (
+    Change,
+    Client,
+    ClientClosed,
+    ConnectionLost,
+    Event,
+    Forbidden,
+    MarqueeError,
+    Position,
+    ProtocolViolation,
+    Refused,
+    Resync,
+    Retry,
+    Unauthorized,
+    View,
+    Watch,
+)
+from clients.python.marquee_client.client import _with_small_default
+from clients.python.marquee_client.feed import Feed
+from clients.python.marquee_client.retry import Ending, Pacer
+from clients.python.marquee_client.session import MAX_ATTEMPTS, Call, Dead, Session
+from clients.python.marquee_client.stream import Stream, Wish
+from clients.python.marquee_client.view import QUEUED_CHANGES, Rows
+from tests.support.service import eventually
+
+# --- when to come back
+
+
+def pacer(*, can_renew: bool = False, chance: float = 1.0, **retry: float) -> Pacer:
+    return Pacer(Retry(**retry), can_renew, lambda: chance)
+
+
+def test_pauses_double_up_to_the_longest() -> None:
+    pace = pacer()
+    assert [pace.after(Ending()) for _ in range(8)] == [0.25, 0.5, 1, 2, 4, 8, 15, 15]
+
+
+def test_every_pause_is_random_from_zero_on() -> None:
+    pace = pacer(chance=0.0)
+    assert [pace.after(Ending()) for _ in range(5)] == [0, 0, 0, 0, 0]
+
+
+def test_a_connection_that_stood_starts_the_pauses_anew() -> None:
+    pace = pacer()
+    assert [pace.after(Ending()) for _ in range(3)] == [0.25, 0.5, 1]
+    assert pace.after(Ending(1012, stood_seconds=4.9)) == 2
+    assert pace.after(Ending(1012, stood_seconds=5.0)) == 0.25
+
+
+def test_a_million_attempts_overflow_nothing() -> None:
+    pace = pacer()
+    assert {pace.after(Ending()) for _ in range(100_000)} >= {0.25, 15}
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1006, 1011, 1012, 4000, 4008, 4429, 4499, 408, 429, 500, 502, 503, None])
+def test_these_endings_are_tried_again(code: int | None) -> None:
+    assert pacer().after(Ending(code)) < 5
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (403, Forbidden), (4503, Forbidden), (401, Unauthorized), (4501, Unauthorized), (4509, ProtocolViolation),
+        (1007, ProtocolViolation), (1009, ProtocolViolation), (4500, Refused), (4999, Refused), (404, Refused),
+        (422, Refused),
+    ],
+)  # fmt: skip
+def test_these_endings_are_final(code: int, error: type[Refused]) -> None:
+    with pytest.raises(error) as raised:
+        pacer().after(Ending(code, "why"))
+    assert (raised.value.code, raised.value.detail) == (code, "why")
+
+
+def test_a_token_is_renewed_once_in_a_row() -> None:
+    pace = pacer(can_renew=True)
+    pace.after(Ending(4501, stood_seconds=900))
+    pace.after(Ending(1012, stood_seconds=1))
+    with pytest.raises(Unauthorized):
+        pace.after(Ending(401))
+    pace = pacer(can_renew=True)
+    for _ in range(3):
+        pace.after(Ending(4501, stood_seconds=900))
+
+
+def test_retry_after_is_respected_within_reason() -> None:
+    assert pacer(chance=0.0).after(Ending(503, retry_after_seconds=7)) == 7
+    assert pacer(chance=0.0).after(Ending(503, retry_after_seconds=86_400)) == 60
+
+
+# --- positions, addresses, rows
+
+
+@given(st.none() | st.text(st.characters(codec="ascii", exclude_characters=":"), min_size=1), st.integers(0, 2**63))
+def test_a_position_survives_its_text(epoch: str | None, seq: int) -> None:
+    assert Position.parse(str(Position(epoch, seq))) == Position(epoch, seq)
+
+
+@pytest.mark.parametrize("text", ["", "12", "e1:", "e1:-1", "e1:1.5", "e1:²"])
+def test_what_is_no_position_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        Position.parse(text)
+
+
+def test_the_default_subscription_is_kept_small_unless_the_address_says_otherwise() -> None:
+    assert _with_small_default("ws://h/ws") == "ws://h/ws?topics=jobs&bulk=summary"
+    assert _with_small_default("wss://h/ws?topics=movies&x=1") == "wss://h/ws?topics=movies&x=1&bulk=summary"
+    for address in ("http://h/ws", "h/ws", ""):
+        with pytest.raises(ValueError, match="expected an address"):
+            Client(address)
+
+
+def event(operation: str, **data: Any) -> Event:
+    return Event(operation, "movies", 1, data)
+
+
+def test_rows_tell_what_events_made_of_them() -> None:
+    rows = Rows()
+    rows.replace([{"id": 1, "a": 0}, {"id": 2}])
+    one, two = {"id": 1, "a": 1}, {"id": 3}
+    events = [event("update_bulk", items=[one, two]), event("delete_bulk", ids=[2, 77])]
+    assert rows.apply(events) == [
+        Change("update", 1, one, {"id": 1, "a": 0}),
+        Change("add", 3, two, None),
+        Change("delete", 2, None, {"id": 2}),
+    ]
+    assert rows.by_id == {1: one, 3: two}
+
+
+def test_a_malformed_event_changes_no_row() -> None:
+    rows = Rows()
+    rows.replace([{"id": 1}])
+    with pytest.raises(KeyError):
+        rows.apply([event("delete", id=1), event("add", title="no id")])
+    assert rows.by_id == {1: {"id": 1}}
+
+
+# --- the session, without a socket
+
+
+def welcome(seq: int = 0, epoch: str = "e1", **more: Any) -> str:
+    data = {"protocol": 1, "epoch": epoch, "seq": seq, "user_id": None, "heartbeat_seconds": 20, **more}
+    return json.dumps({"operation": "welcome", "data": data})
+
+
+def ok(message: dict[str, Any], **data: Any) -> str:
+    return json.dumps({"reply_to": message["id"], "ok": True, "data": data})
+
+
+def sent(session: Session) -> list[dict[str, Any]]:
+    return [json.loads(message) for message in session.messages()]
+
+
+def connected(session: Session, **hello: Any) -> list[dict[str, Any]]:
+    session.connected(0.0)
+    session.receive(welcome(**hello), 0.0)
+    return sent(session)
+
+
+@dataclass
+class Answers:
+    """Who made a call."""
+
+    reply: Any = None
+    error: MarqueeError | None = None
+
+    def call(self, is_repeatable: bool = False, **message: Any) -> Call:
+        return Call(
+            {"action": "ping", **message}, lambda reply: setattr(self, "reply", reply), self._fail, is_repeatable
+        )
+
+    def _fail(self, error: MarqueeError) -> None:
+        self.error = error
+
+
+def test_a_silent_server_is_asked_after_one_heartbeat_and_given_up_after_two() -> None:
+    session = Session()
+    connected(session)
+    assert session.beat(19.9) == pytest.approx(0.1)
+    assert session.beat(20.0) == pytest.approx(20.0)
+    assert [message["action"] for message in sent(session)] == ["ping"]
+    assert session.beat(39.9) == pytest.approx(0.1)
+    with pytest.raises(Dead):
+        session.beat(40.0)
+
+
+def test_whatever_is_heard_is_a_sign_of_life() -> None:
+    session = Session()
+    connected(session)
+    session.beat(20.0)
+    session.receive('{"operation": "progress", "topic": "jobs", "data": {}}', 39.0)
+    assert session.beat(40.0) == pytest.approx(19.0)
+
+
+def test_a_process_that_slept_asks_before_it_gives_up() -> None:
+    session = Session()
+    connected(session)
+    assert session.beat(3600.0) == pytest.approx(20.0)
+
+
+def test_a_server_without_a_welcome_is_given_up() -> None:
+    session = Session()
+    session.connected(0.0)
+    session.beat(9.0)
+    with pytest.raises(Dead):
+        session.beat(10.0)
+
+
+def test_an_answer_that_ends_the_connection_each_time_is_not_asked_for_for_ever() -> None:
+    session, caller = Session(), Answers()
+    session.call(caller.call(is_repeatable=True))
+    for _ in range(MAX_ATTEMPTS - 1):
+        assert len(connected(session)) == 1
+        session.lost()
+        assert caller.error is None
+    connected(session)
+    session.lost()
+    assert isinstance(caller.error, ConnectionLost)
+    assert connected(session) == []
+
+
+def test_a_call_that_nobody_waits_for_keeps_its_place_until_its_reply() -> None:
+    session, callers = Session(), [Answers() for _ in range(17)]
+    calls = [caller.call(action="request", path=f"/{number}") for number, caller in enumerate(callers)]
+    for call in calls:
+        session.call(call)
+    first = connected(session)
+    assert len(first) == 16
+    session.forget(calls[0])
+    assert sent(session) == []
+    session.receive(json.dumps({"reply_to": first[0]["id"], "status": 200}), 1.0)
+    assert [message["path"] for message in sent(session)] == ["/16"]
+    assert callers[0] == Answers()
+
+
+def test_a_message_that_the_server_would_not_read_is_not_sent() -> None:
+    session = Session()
+    with pytest.raises(ValueError, match="at most 262144 bytes"):
+        session.call(Answers().call(body="é" * 131_072))
+    session.call(Answers().call(body="é" * 131_000))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "null", "[]", "{", '{"operation": "welcome"}', '{"operation": "resync", "data": 1}']
+)
+def test_nonsense_ends_the_connection_and_not_the_client(text: str) -> None:
+    session = Session()
+    connected(session)
+    with pytest.raises(ProtocolViolation):
+        session.receive(text, 1.0)
+    assert session.error is None
+
+
+class Taken:
+    """A sink that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.events: list[int | None] = []
+        self.rows: list[Any] = []
+
+    def began(self, position: Position) -> None: ...
+
+    def take(self, events: Sequence[Event], size: int) -> None:
+        self.events.extend(event.seq for event in events)
+
+    def resynced(self, resync: Resync) -> None: ...
+
+    def replaced(self, rows: Sequence[Any], position: Position) -> None:
+        self.rows.append((list(rows), position.seq))
+
+    def failed(self, error: MarqueeError) -> None: ...
+
+
+def test_a_number_that_was_dealt_with_is_not_dealt_with_again() -> None:
+    stream = Stream(Wish(("movies",)), taken := Taken())
+    stream.subscribe("s1")
+    stream.accepted(10, "e1")
+    for seq in (10, 11, 11, 12, 9):
+        stream.receive({"operation": "add", "topic": "movies", "seq": seq, "data": {"id": seq}}, "e1", 1)
+    assert taken.events == [11, 12]
+
+
+def test_a_snapshot_that_begins_anew_forgets_the_pages_before() -> None:
+    stream = Stream(Wish(("movies",), snapshot=True), taken := Taken())
+    stream.subscribe("s1")
+    stream.accepted(10, "e1")
+    for seq, key, done in ((10, 1, False), (12, 2, False), (12, 3, True)):
+        page = {"items": [{"id": key}], "done": done}
+        stream.receive({"operation": "snapshot", "topic": "movies", "seq": seq, "data": page}, "e1", 1)
+    assert taken.rows == [([{"id": 2}, {"id": 3}], 12)]
+
+
+async def test_everything_hears_of_the_end() -> None:
+    session, caller = Session(), Answers()
+    watch, view = Watch(session, lambda: None, Wish(("movies",)), None), View(session, lambda: None, Wish(("movies",)))
+    session.call(caller.call())
+    ready = [asyncio.ensure_future(each.ready()) for each in (watch, view)]
+    await asyncio.sleep(0)
+    session.fail(Forbidden(4503, "no"))
+    assert [type(error) for error in await asyncio.gather(*ready, return_exceptions=True)] == [Forbidden, Forbidden]
+    assert isinstance(caller.error, Forbidden)
+    with pytest.raises(Forbidden):
+        len(view)
+    late = View(session, lambda: None, Wish(("movies",)))
+    with pytest.raises(Forbidden):
+        await late.ready()
+
+
+async def test_rows_of_a_closed_view_can_be_read() -> None:
+    session = Session()
+    view = View(session, lambda: None, Wish(("movies",), snapshot=True))
+    async with view:
+        [subscribe] = connected(session)
+        session.receive(ok(subscribe, subscription=subscribe["as"], seq=1), 0.0)
+        page = {"operation": "snapshot", "topic": "movies", "subscription": subscribe["as"], "seq": 1}
+        session.receive(json.dumps({**page, "data": {"items": [{"id": 5}], "done": True}}), 0.0)
+    assert dict(view) == {5: {"id": 5}}
+    assert [change async for change in view.changes()] == []
+    with pytest.raises(ClientClosed):
+        await view.ready()
+
+
+async def test_changes_that_nobody_reads_become_one_reset() -> None:
+    view = View(Session(), lambda: None, Wish(("movies",), snapshot=True))
+    changes = view.changes()
+    items = [{"id": number} for number in range(QUEUED_CHANGES + 1)]
+    view.take([Event("add_bulk", "movies", 1, {"items": items}, Position("e1", 1))], 1)
+    view.take([Event("add", "movies", 2, {"id": -1}, Position("e1", 2))], 1)
+    assert [(await anext(changes)).kind for _ in range(2)] == ["reset", "add"]
+    assert len(view) == QUEUED_CHANGES + 2
+
+
+async def test_a_feed_gives_everything_before_its_end() -> None:
+    feed: Feed[int] = Feed()
+    feed.put([1, 2])
+    feed.end(ConnectionLost("cut"))
+    assert [await feed.get(), await feed.get()] == [1, 2]
+    with pytest.raises(ConnectionLost):
+        await feed.get()
+
+
+async def test_a_loop_that_is_left_ends_its_subscription() -> None:
+    session = Session()
+    watch = Watch(session, lambda: None, Wish(("movies",)), Position("e1", 0))
+
+    async def first() -> int | None:
+        async for item in watch:
+            assert isinstance(item, Event)
+            return item.seq
+        return None
+
+    reading = asyncio.ensure_future(first())
+    await asyncio.sleep(0)
+    [subscribe] = connected(session)
+    session.receive(ok(subscribe, subscription=subscribe["as"], seq=0), 0.0)
+    add = {"operation": "add", "topic": "movies", "subscription": subscribe["as"], "seq": 1, "data": {"id": 1}}
+    session.receive(json.dumps(add), 0.0)
+    assert await reading == 1
+
+    async def messages() -> list[dict[str, Any]]:
+        return sent(session)
+
+    assert [message["action"] for message in await eventually(messages, "the loop is cleared away")] == ["unsubscribe"]
+    assert watch.position == Position("e1", 1)

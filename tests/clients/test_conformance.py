@@ -1,0 +1,197 @@
+"""Every client passes the one run of scenarios, on its own and against the real service; and the run can fail.
+
+`python -m clients.conformance` is the same by hand.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from clients.conformance.live import run_live
+from clients.conformance.runner import Outcome, run_all, running
+from clients.conformance.scenario import Scenario, difference, load
+from tests.conftest import Places
+from tests.support.node import node_command
+from tests.support.service import Service
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DRIVER = ROOT / "clients" / "javascript" / "conformance_driver.mjs"
+CHROMIUM = (
+    "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+    "--user-data-dir={folder}", "{page}",
+)  # fmt: skip
+# What a client may leave out because it cannot know: a page does not see the status of a refused handshake.
+LEFT_OUT = {"python": set[str](), "node": {"handshake_status"}, "chromium": {"handshake_status"}}
+SCENARIOS, LIVE = load()
+
+
+@pytest.fixture(params=LEFT_OUT)
+def client(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def command(client: str) -> Sequence[str]:
+    """Starts the driver."""
+    if client == "python":
+        return (sys.executable, "-m", "clients.python.conformance_driver")
+    if client == "node":
+        return (*node_command(), str(DRIVER))
+    if shutil.which(CHROMIUM[0]) is None:
+        pytest.skip("chromium is not installed")
+    return CHROMIUM
+
+
+@pytest.fixture(scope="module")
+def open_service(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that pages of other origins may watch: the runner's page is one."""
+    places, folder = new_places(), tmp_path_factory.mktemp("service")
+    with Service(places.database_url, places.broadcast_url, folder, ALLOWED_ORIGINS="*").running() as service:
+        yield service
+
+
+def problems(outcomes: Sequence[Outcome]) -> list[str]:
+    return [f"{outcome.name}: {outcome.problem}" for outcome in outcomes if outcome.problem is not None]
+
+
+async def test_a_client_passes_every_scenario(client: str, command: Sequence[str]) -> None:
+    async with running(command) as runner:
+        outcomes = await run_all(runner, SCENARIOS)
+    assert problems(outcomes) == []
+    left_out = {outcome.name for outcome in outcomes if outcome.is_left_out}
+    assert left_out == {each.name for each in SCENARIOS if each.needs in LEFT_OUT[client]}
+    assert len(outcomes) == len(SCENARIOS) > 50
+
+
+# One client on both databases: which one it is cannot be told from outside, and the others differ in how they are told.
+@pytest.mark.parametrize(
+    ("backend", "client"),
+    [("sqlite", "python"), ("sqlite", "node"), ("sqlite", "chromium"), ("postgres", "python")],
+    scope="session",
+)
+async def test_a_client_is_right_about_the_real_service(command: Sequence[str], open_service: Service) -> None:
+    async with running(command) as runner:
+        outcomes = [await run_live(runner, each, open_service.url) for each in LIVE]
+    assert problems(outcomes) == []
+
+
+# --- the run can fail
+
+BROKEN = """
+import asyncio, sys
+from clients.python import conformance_driver
+from clients.python.marquee_client import retry, session, stream, view
+
+{change}
+asyncio.run(conformance_driver.main(sys.argv[1]))
+"""
+DEFECTS = {
+    "it forgets where it was": (
+        "stream.Stream.position = property(lambda self: None, lambda self, value: None)",
+        "a cut between events",
+    ),
+    "it takes a group for whole too early": (
+        "receive = stream.Stream.receive\n"
+        "stream.Stream.receive = lambda self, frame, *rest: receive(self, {**frame, 'more': False}, *rest)",
+        "a group comes whole",
+    ),
+    "it shows half a snapshot": (
+        "receive = stream.Stream.receive\n"
+        "def early(self, frame, epoch, size):\n"
+        "    receive(self, frame, epoch, size)\n"
+        "    if frame.get('operation') == 'snapshot':\n"
+        "        self.sink.replaced(self._rows, stream.Position(epoch, frame['seq']))\n"
+        "stream.Stream.receive = early",
+        "a snapshot in pages",
+    ),
+    "it resumes although its position is void": (
+        "resync = stream.Stream._resync\n"
+        "def stubborn(self, data):\n"
+        "    before = self.position\n"
+        "    resync(self, data)\n"
+        "    self.position = before\n"
+        "stream.Stream._resync = stubborn",
+        "the new snapshot is cut as well",
+    ),
+    "it ignores rows that leave": (
+        "apply = view.Rows.apply\n"
+        "view.Rows.apply = lambda self, events: apply(self, [each for each in events if each.reason is None])",
+        "enter and leave",
+    ),
+    "it comes back where it is not wanted": ("retry._is_final = lambda code: False", "final: 4503"),
+    "it asks for more than sixteen": ("session.MAX_REQUESTS_IN_FLIGHT = 17", "sixteen requests at a time"),
+    "it repeats what may be done already": (
+        "lost = session.Session.lost\n"
+        "def repeat(self):\n"
+        "    for call in self._sent.values():\n"
+        "        call.is_repeatable = True\n"
+        "    lost(self)\n"
+        "session.Session.lost = repeat",
+        "requests are cut",
+    ),
+    "it never notices that the server is gone": (
+        "session.Session.beat = lambda self, now: 3600.0",
+        "the server falls silent",
+    ),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+async def test_a_client_with_a_defect_fails(defect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change, name = DEFECTS[defect]
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr("clients.conformance.runner.SCENARIO_SECONDS", 2.0)
+    monkeypatch.setattr("clients.conformance.runner.SETTLE_SECONDS", 1.0)
+    program = tmp_path / "driver.py"
+    program.write_text(BROKEN.format(change=change))
+    async with running([sys.executable, str(program)]) as runner:
+        [outcome] = await run_all(runner, [each for each in SCENARIOS if each.name == name])
+    assert outcome.problem is not None
+    assert "driver failed" not in outcome.problem
+
+
+# --- the file
+
+
+def test_scenarios_have_names_of_their_own_and_say_what_they_show() -> None:
+    assert len({each.name for each in SCENARIOS}) == len(SCENARIOS)
+    assert all(about.endswith(".") for about in [each.about for each in SCENARIOS] + [each.about for each in LIVE])
+
+
+def test_every_part_of_a_scenario_is_one_that_the_readme_explains() -> None:
+    """So that somebody who writes a driver or another runner needs nothing but the README."""
+    readme = (ROOT / "clients" / "conformance" / "README.md").read_text()
+
+    def steps(scenario: Scenario) -> Iterator[str]:
+        for step in chain(scenario.start, scenario.otherwise or (), *scenario.connections):
+            yield f"`{next(iter(step))}`"
+            if "do" in step:
+                yield f"`{step['do']}`"
+
+    told = {part for scenario in SCENARIOS for part in steps(scenario)}
+    assert {part for part in told if part not in readme} == set()
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "problem"),
+    [
+        ({"a": 1}, {"a": 1, "b": 2}, None),
+        ({"a": None}, {}, None),
+        ([{"a": 1}], [{"a": 1}, {}], "report: expected 1 items, got 2: "),
+        ([1, 2], [1], "report: expected 2 items, got 1: "),
+        ({"a": [1]}, {"a": [2]}, "report.a[0]: expected 1, got 2"),
+        (1, True, "report: expected 1, got true"),
+        ({"a": {}}, {"a": None}, "report.a: expected an object, got null"),
+    ],
+)
+def test_a_difference_is_named(expected: object, actual: object, problem: str | None) -> None:
+    found = difference(expected, actual)
+    assert (found is None) if problem is None else (found is not None and found.startswith(problem))

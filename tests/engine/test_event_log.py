@@ -1,0 +1,240 @@
+"""The log: numbers without a hole, in commit order, whoever writes and whatever is rolled back."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select, text, update
+
+import models
+from repository.engine import event_log, migrations
+from repository.engine.append import append
+from repository.engine.database import Database
+from repository.engine.events import Event
+from repository.engine.transaction import MAX_EVENT_BYTES, MAX_EVENT_ITEMS, Transaction
+from tests.conftest import Places
+
+WRITERS = 32
+WRITES_EACH = 8
+
+
+class RolledBack(Exception):
+    pass
+
+
+def note(number: int) -> dict[str, Any]:
+    return {"id": number, "name": f"note {number}"}
+
+
+async def write(database: Database, number: int, events: int = 1, *, fails: bool = False) -> None:
+    async def work(tx: Transaction) -> None:
+        await asyncio.sleep(random.uniform(0, 0.003))
+        await tx.connection.execute(select(models.event_head.c.epoch))
+        for _ in range(events):
+            tx.emit("movies", "add", note(number), actor_id=None)
+        if fails:
+            raise RolledBack
+
+    await database.write(work)
+
+
+async def fail_after_append(database: Database) -> None:
+    """Roll back when the numbers are already taken, as a failing COMMIT does."""
+
+    async def work(tx: Transaction) -> None:
+        tx.emit("movies", "add", note(0), actor_id=None)
+        await append(tx)
+        raise RolledBack
+
+    await database.write(work)
+
+
+class Reader:
+    """Reads the log again and again while it is written, as the feed does, and notes every number it meets."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.seen: list[int] = []
+        self.stopped = False
+
+    async def run(self) -> None:
+        while True:
+            last_round = self.stopped
+            page = await event_log.read_after(
+                self.database, self.seen[-1] if self.seen else 0, max_rows=1000, max_bytes=10**9
+            )
+            self.seen += [event.seq for event in page]
+            if last_round and not page:
+                return
+            await asyncio.sleep(0)
+
+
+async def storm(database: Database) -> tuple[list[int], list[BaseException]]:
+    """32 writers at once with random roll-backs: what a reader saw meanwhile, and errors that are not roll-backs."""
+    reader = Reader(database)
+    reading = asyncio.create_task(reader.run())
+    errors: list[BaseException] = []
+
+    async def writer(number: int) -> None:
+        dice = random.Random(number)
+        for _ in range(WRITES_EACH):
+            try:
+                if dice.random() < 0.15:
+                    await fail_after_append(database)
+                else:
+                    await write(database, number, events=dice.choice((1, 1, 1, 3)), fails=dice.random() < 0.3)
+            except RolledBack:
+                pass
+            except Exception as error:  # noqa: BLE001 (what else goes wrong is what the test looks at)
+                errors.append(error)
+
+    await asyncio.gather(*(writer(number) for number in range(WRITERS)))
+    reader.stopped = True
+    await reading
+    return reader.seen, errors
+
+
+def is_contiguous(seen: list[int]) -> bool:
+    return seen == list(range(1, len(seen) + 1))
+
+
+async def test_concurrent_writers_with_rollbacks_leave_no_hole_and_no_late_number(database: Database) -> None:
+    committed: list[int] = []
+    database.on_commit.append(lambda events: committed.extend(event.seq for event in events))
+    other = Database(database.url)  # another process, as far as the database can tell
+    other.on_commit.append(lambda events: committed.extend(event.seq for event in events))
+    (seen, errors), (seen_too, errors_too) = await asyncio.gather(storm(database), storm(other))
+    await other.close()
+    assert errors == errors_too == []
+    assert len(seen) > WRITERS
+    assert is_contiguous(seen), "a reader met a hole, or a number after a higher one"
+    assert is_contiguous(seen_too), "a reader met a hole, or a number after a higher one"
+    head = await event_log.head(database)
+    assert sorted(committed) == list(range(1, head.seq + 1)), "exactly what committed was announced"
+
+
+async def test_without_the_lock_on_the_head_the_same_storm_goes_wrong(
+    new_places: Callable[[], Places], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above can fail: take the lock away, and it does."""
+    monkeypatch.setattr(event_log, "append", _unlocked_append)
+    # On SQLite the lock is BEGIN IMMEDIATE: without it a transaction reads the head before it may write.
+    monkeypatch.setattr("repository.engine.database.BEGIN", "BEGIN DEFERRED")
+    places = new_places()
+    databases = [Database(places.database_url) for _ in range(2)]
+    await migrations.migrate(databases[0])
+    if not databases[0].is_sqlite:
+        # So that two events may have one number, and only what readers see can show it.
+        async with databases[0].begin() as (connection, transaction):
+            await connection.execute(text("ALTER TABLE events DROP CONSTRAINT pk_events"))
+            await transaction.commit()
+    storms = await asyncio.gather(*(storm(database) for database in databases))
+    for database in databases:
+        await database.close()
+    if databases[0].is_sqlite:
+        assert any(errors or not is_contiguous(seen) for seen, errors in storms)
+    else:
+        assert not any(errors for _, errors in storms)
+        assert not all(is_contiguous(seen) for seen, _ in storms)
+
+
+async def _unlocked_append(tx: Transaction) -> list[Event]:
+    """`append` without the lock: looks at the head, then writes what it thinks comes next."""
+    head = (await tx.connection.execute(select(models.event_head))).one()
+    await asyncio.sleep(0.001)
+    await tx.connection.execute(update(models.event_head).values(seq=head.seq + len(tx.drafts)))
+    for index, draft in enumerate(tx.drafts):
+        await tx.connection.execute(
+            insert(models.events).values(
+                seq=head.seq + 1 + index,
+                topic=draft.topic,
+                operation=draft.operation,
+                audience=draft.audience,
+                payload=draft.payload,
+                created_at="2026-01-01T00:00:00.000000Z",
+            )
+        )
+    return []
+
+
+async def test_a_rolled_back_transaction_gives_its_numbers_back(database: Database) -> None:
+    await write(database, 1)
+    with pytest.raises(RolledBack):
+        await fail_after_append(database)
+    await write(database, 2, events=2)
+    page = await event_log.read_after(database, 0, max_rows=10, max_bytes=10**6)
+    assert [event.seq for event in page] == [1, 2, 3]
+
+
+async def test_what_is_read_is_what_was_written(database: Database) -> None:
+    committed: list[Event] = []
+    database.on_commit.append(committed.extend)
+
+    async def work(tx: Transaction) -> None:
+        before, after = {"id": 7, "title": "É"}, {"id": 7, "title": "Ω"}
+        tx.emit("movies", "update", after, actor_id=3, before=before, changed=["title"], audience="user:3")
+
+    await database.write(work)
+    assert await event_log.read_after(database, 0, max_rows=10, max_bytes=10**6) == committed
+    assert committed[0].payload == '{"id":7,"title":"Ω"}'.encode()
+    assert committed[0].before == '{"id":7,"title":"É"}'.encode()
+
+
+async def test_a_page_keeps_to_its_bounds_but_always_moves_on(database: Database) -> None:
+    async def work(tx: Transaction) -> None:
+        for number in range(10):
+            tx.emit("movies", "add", note(number) | {"description": "x" * 10_000}, actor_id=None)
+
+    await database.write(work)
+    assert len(await event_log.read_after(database, 0, max_rows=4, max_bytes=10**9)) == 4
+    assert len(await event_log.read_after(database, 0, max_rows=100, max_bytes=35_000)) == 3
+    assert len(await event_log.read_after(database, 0, max_rows=100, max_bytes=1)) == 1
+    assert await event_log.read_after(database, 10, max_rows=100, max_bytes=1) == []
+
+
+async def test_bulk_events_are_split_at_their_bounds(database: Database) -> None:
+    committed: list[Event] = []
+    database.on_commit.append(committed.extend)
+
+    async def work(tx: Transaction) -> None:
+        tx.emit_bulk("movies", "delete_bulk", [b"%d" % n for n in range(MAX_EVENT_ITEMS + 1)], actor_id=None)
+        tx.emit_bulk("movies", "add_bulk", [b'"' + b"x" * 200_000 + b'"'] * 5, actor_id=None, job_id="j")
+
+    await database.write(work)
+    assert [event.operation for event in committed] == ["delete_bulk"] * 2 + ["add_bulk"] * 2
+    assert all(len(event.payload) < MAX_EVENT_BYTES + 1_000 for event in committed)
+    assert committed[2].payload.endswith(b'],"job_id":"j"}')
+
+
+async def test_pruning_takes_the_oldest_and_keeps_the_numbers(database: Database) -> None:
+    for number in range(10):
+        await write(database, number)
+    ancient = datetime.now(UTC) - timedelta(days=1)
+    assert await event_log.prune(database, keep_rows=100, older_than=ancient, max_rows=100) == 0
+    assert await event_log.prune(database, keep_rows=6, older_than=ancient, max_rows=3) == 3
+    assert await event_log.prune(database, keep_rows=6, older_than=ancient, max_rows=3) == 1
+    assert await event_log.oldest(database) == 5
+    assert await event_log.prune(database, keep_rows=6, older_than=datetime.now(UTC), max_rows=100) == 6
+    assert await event_log.oldest(database) is None
+    await write(database, 11)
+    page = await event_log.read_after(database, 10, max_rows=10, max_bytes=10**6)
+    assert [event.seq for event in page] == [11]
+
+
+async def test_migrating_twice_and_at_once_keeps_one_epoch(new_places: Callable[[], Places]) -> None:
+    places = new_places()
+    databases = [Database(places.database_url) for _ in range(3)]
+    await asyncio.gather(*(migrations.migrate(database) for database in databases))
+    heads = {await event_log.head(database) for database in databases}
+    assert len(heads) == 1
+    await event_log.renew_epoch(databases[0])
+    assert await event_log.head(databases[1]) not in heads
+    for database in databases:
+        async with database.read() as connection:
+            assert (await connection.execute(text("SELECT count(*) FROM event_head"))).scalar() == 1
+        await database.close()

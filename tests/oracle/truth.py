@@ -1,0 +1,66 @@
+"""What is so: every row as REST lists it, and which of them a view must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlencode
+
+from tests.oracle.filters import Row, matches, query
+from tests.oracle.http import Rest
+from tests.oracle.views import Rows, View
+from tests.oracle.writes import ADMIN, CATALOG
+from tests.support.service import Person
+
+PAGE = 1_000
+
+
+async def walk(
+    rest: Rest, path: str, person: Person, parameters: Sequence[tuple[str, str]] = (), *, by_id: bool = True
+) -> list[Row]:
+    """All rows of a list, page by page."""
+    rows: list[Row] = []
+    while True:
+        place = ("after", str(rows[-1]["id"] if rows else 0)) if by_id else ("offset", str(len(rows)))
+        asked = f"{path}?{urlencode([*parameters, place, ('limit', str(PAGE))])}"
+        answer = await rest.ask("GET", asked, token=person.token)
+        assert answer.status == 200, answer
+        page = answer.body
+        rows += page
+        if len(page) < PAGE:
+            return rows
+
+
+@dataclass
+class Truth:
+    """As of a moment at which nobody writes. The sessions of each user stand under `sessions of 0` and so on."""
+
+    rest: Rest
+    people: Sequence[Person]
+    rows: Rows = field(default_factory=dict)
+    _listed: Rows = field(default_factory=dict)
+
+    async def read(self) -> None:
+        admin = self.people[ADMIN]
+        found = {resource: await walk(self.rest, f"/{resource}", admin) for resource in CATALOG}
+        found["jobs"] = await walk(self.rest, "/jobs", admin, by_id=False)
+        found["users"] = [(await self.rest.ask("GET", "/auth/me", token=admin.token)).body]
+        found["users"] += await walk(self.rest, "/users/nonAdmin", admin, by_id=False)
+        for number, person in enumerate(self.people):
+            found[f"sessions of {number}"] = await walk(self.rest, "/auth/sessions", person, by_id=False)
+        self.rows = {topic: {row["id"]: row for row in rows} for topic, rows in found.items()}
+
+    async def rows_for(self, view: View, user: int | None) -> Rows:
+        """What the view must hold: the rows that match its filter, which must be those that REST lists with it."""
+        found: Rows = {}
+        for topic in view.topics:
+            every = self.rows[topic if topic != "sessions" else f"sessions of {user}"]
+            found[topic] = {id_: row for id_, row in every.items() if matches(view.wanted, row)}
+            if topic in CATALOG and view.wanted:
+                parameters = query(view.wanted)
+                key = f"{topic} {parameters}"
+                if key not in self._listed:
+                    rows = await walk(self.rest, f"/{topic}", self.people[ADMIN], parameters)
+                    self._listed[key] = {row["id"]: row for row in rows}
+                assert self._listed[key] == found[topic], f"GET /{topic} with {view.wanted} lists other rows"
+        return found

@@ -1,0 +1,60 @@
+"""The service with small bounds: what else takes megabytes to reach, a few rows reach here.
+
+Pages, the ring, the parts of an event and what a socket may leave unsent are small, so that every path between them is
+taken all the time: snapshots of many pages, catching up from the ring and from the log, windows of several frames.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import main
+from core.settings import Settings
+from realtime.fanout import hub, pulse, snapshot, subscription
+from realtime.feed import feed, ring
+from repository.engine import transaction
+from repository.generic import relations
+from server import serving
+
+KIB = 1024
+SMALL = (
+    (snapshot, "PAGE_ROWS", 6),
+    (snapshot, "MAX_PAGE_BYTES", 8 * KIB),
+    (snapshot, "MAX_UNDO_ROWS", 150),
+    (subscription, "MAX_UNSENT_BYTES", 24 * KIB),
+    (hub, "MAX_UNSENT_BYTES", 24 * KIB),
+    (hub, "FLUSH_BYTES", 8 * KIB),
+    (feed, "PAGE_EVENTS", 5),
+    (feed, "PAGE_BYTES", 16 * KIB),
+    (pulse, "PAGES_PER_BEAT", 3),
+    (pulse, "MAX_EVENT_ITEMS", 8),
+    (pulse, "MAX_EVENT_BYTES", 8 * KIB),
+    (transaction, "MAX_EVENT_ITEMS", 20),
+    (relations, "MAX_EVENT_ITEMS", 20),
+)
+RING_BYTES, RING_EVENTS = 64 * KIB, 60
+KERNEL_BYTES = 16 * KIB  # of what a socket has not sent; else the kernel takes megabytes off our hands
+
+
+def shrink() -> None:
+    for module, name, value in SMALL:
+        if not isinstance(getattr(module, name), int):
+            raise TypeError(f"{module.__name__}.{name}: expected a number")
+        setattr(module, name, value)
+    if ring.Ring.__init__.__defaults__ != (ring.RING_BYTES, ring.RING_EVENTS):
+        raise TypeError("Ring: expected its bounds as defaults")
+    ring.Ring.__init__.__defaults__ = RING_BYTES, RING_EVENTS
+    listen = serving.listen
+
+    def listen_with_small_buffers(settings: Settings) -> socket.socket:
+        listener = listen(settings)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)  # accepted sockets inherit it
+        return listener
+
+    serving.listen = listen_with_small_buffers
+
+
+if __name__ == "__main__":
+    shrink()
+    sys.exit(main.run())

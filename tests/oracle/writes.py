@@ -1,0 +1,205 @@
+"""What the oracle's writers do: every kind of write that REST offers, made from a seed so that it prints short."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from tests.oracle.filters import COUNTRIES, DATES, GENRES, LANGUAGES, NUMBERS, STATUSES, WORDS
+from tests.support.service import PASSWORD
+
+Row = dict[str, Any]
+
+CATALOG = ("movies", "characters")
+ADMIN = 2  # beside the users 0 and 1
+LONG = "a long story " * 500  # some dozens fill a socket that nobody reads
+AGENTS = ("harry/1.0", "Lime 2", "cafe", "")
+
+
+@dataclass(frozen=True)
+class Write:
+    """`seed` decides whatever else there is to decide. `by_socket`: as a request on a watcher's own socket."""
+
+    kind: str
+    resource: str
+    size: int
+    seed: int
+    who: int
+    worker: int
+    by_socket: bool
+
+
+MIXES = {
+    "single": ("add", "put", "patch", "patch", "patch", "delete"),
+    "many": ("add_bulk", "patch_bulk", "patch_bulk", "patch", "delete_bulk", "delete_range"),
+    "others": ("generate", "generate", "cancel", "patch", "register", "regroup", "shut", "sign_in", "end_session"),
+}
+MAX_ROWS = 40
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Writes one after the other, all from one seed."""
+
+    mix: str
+    count: int
+    seed: int
+
+    def writes(self) -> list[Write]:
+        chance = Random(repr(self))
+        return [
+            Write(
+                chance.choice(MIXES[self.mix]),
+                chance.choice(CATALOG),
+                chance.choice((2, 5, 12, MAX_ROWS)),
+                chance.randrange(2**16),
+                chance.randint(0, ADMIN),
+                chance.randrange(2),
+                chance.random() < 0.3,
+            )
+            for _ in range(self.count)
+        ]
+
+
+@dataclass
+class Known:
+    """What writers have seen so far: the owner of each row, and what accounts there are to try things on."""
+
+    owners: dict[str, dict[int, int | None]] = field(default_factory=lambda: {name: {} for name in CATALOG})
+    jobs: list[str] = field(default_factory=list)
+    spares: list[int] = field(default_factory=list)
+    user_ids: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    sessions: list[list[str]] = field(default_factory=list)  # of each user, those that may be ended
+    registered: int = 0
+
+    def pick(self, chance: Random, resource: str, who: int, number: int) -> list[int]:
+        """Rows that this one may change, for the most part; often the newest, which somebody may just be reading."""
+        owners = self.owners[resource]
+        own = [id_ for id_, owner in owners.items() if who == ADMIN or owner == self.user_ids[who]]
+        pool = own if own and chance.random() < 0.95 else list(owners)
+        if chance.random() < 0.4:
+            pool = sorted(pool)[-3:]
+        return chance.sample(pool, min(number, len(pool)))
+
+    def learn(self, resource: str, rows: Sequence[Row]) -> None:
+        self.owners[resource] |= {row["id"]: row["user_id"] for row in rows}
+
+    def forget(self, resource: str, ids: Sequence[int]) -> None:
+        for id_ in ids:
+            self.owners[resource].pop(id_, None)
+
+
+@dataclass(frozen=True)
+class Call:
+    method: str
+    path: str
+    body: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+    is_anonymous: bool = False
+
+
+def call(write: Write, known: Known) -> Call | None:
+    """The request; None when there is nothing to do it on."""
+    chance = Random(repr((write.seed, write.kind)))
+    path, many = f"/{write.resource}", f"/{write.resource}/bulk"
+    one = known.pick(chance, write.resource, write.who, 1)
+    match write.kind:
+        case "add":
+            return Call("POST", path, fields(chance, write.resource, known))
+        case "put" | "patch" if one:
+            body = fields(chance, write.resource, known, part=write.kind == "patch")
+            return Call(write.kind.upper(), f"{path}/{one[0]}", body)
+        case "delete" if one:
+            return Call("DELETE", f"{path}/{_crowded(chance, write, known) or one[0]}")
+        case "add_bulk":
+            rows = [fields(chance, write.resource, known) for _ in range(write.size)]
+            return Call("POST", f"{many}?on_error=skip", rows)
+        case "patch_bulk" if one:
+            ids = known.pick(chance, write.resource, write.who, write.size)
+            alike = chance.random() < 0.4
+            shared = fields(chance, write.resource, known, part=True)
+            if chance.random() < 0.5:
+                shared = {"description": LONG + str(write.seed)}
+            edits = [shared if alike else fields(chance, write.resource, known, part=True) for _ in ids]
+            return Call("PATCH", many, [{"id": id_, **edit} for id_, edit in zip(ids, edits, strict=True)])
+        case "delete_bulk" if one:
+            return Call("DELETE", many, {"ids": known.pick(chance, write.resource, write.who, write.size)})
+        case "delete_range" if one:
+            return Call("DELETE", f"{many}/{one[0]}/{one[0] + write.size}")
+        case "generate":
+            number, batch = 20 + write.seed % 180, chance.choice((7, 30, 100, 1_000))
+            rate = chance.choice(("", f"&rate={number * 4}"))
+            return Call("POST", f"{path}/generate/{number}?seed={write.seed}&batch_size={batch}{rate}")
+        case "cancel" if known.jobs:
+            return Call("DELETE", f"/jobs/{chance.choice(known.jobs[-3:])}")
+    return _account_call(write, known, chance)
+
+
+def _account_call(write: Write, known: Known, chance: Random) -> Call | None:
+    spare = chance.choice(known.spares[-4:]) if known.spares else None
+    match write.kind:
+        case "register":
+            known.registered += 1
+            name = f"{chance.choice(('spare', 'Spare', 'space'))}-{known.registered}"
+            return Call("POST", "/auth/register", {"username": name, "password": PASSWORD}, is_anonymous=True)
+        case "regroup" if spare is not None:
+            return Call("POST", f"/admin/users/{spare}/change-group", {"group": chance.choice(("user", "moderator"))})
+        case "shut" if spare is not None:
+            return Call("POST", f"/admin/users/{spare}/{chance.choice(('activate', 'deactivate'))}")
+        case "sign_in":
+            body = {"username": known.names[write.who % 2], "password": PASSWORD}
+            return Call("POST", "/auth/login", body, {"User-Agent": chance.choice(AGENTS)}, is_anonymous=True)
+        case "end_session" if write.who != ADMIN and known.sessions[write.who]:
+            return Call("DELETE", f"/auth/sessions/{known.sessions[write.who].pop()}")
+    return None
+
+
+def _crowded(chance: Random, write: Write, known: Known) -> int | None:
+    """Often a movie that got characters: deleting it changes them, too."""
+    if write.resource == "movies" and write.who == ADMIN and chance.random() < 0.7:
+        return max(known.owners["movies"], default=None)
+    return None
+
+
+def fields(chance: Random, resource: str, known: Known, *, part: bool = False) -> Row:
+    """All that an editor writes, or a part of it. What filters ask for comes often."""
+    row: Row
+    if resource == "movies":
+        row = {
+            "title": _title(chance),
+            "description": _prose(chance),
+            "release_date": chance.choice((*DATES, None)),
+            "rating": chance.choice((*range(1, 101), *NUMBERS[1:], None)),
+            "duration_minutes": chance.choice((*NUMBERS[1:], None)),
+            "status": chance.choice((*STATUSES, None)),
+            "budget": chance.choice((*NUMBERS, 2**53 - 1, None)),
+            "country": chance.choice((*COUNTRIES, None)),
+            "languages": chance.sample(LANGUAGES, chance.randrange(3)),
+            "genres": chance.sample(GENRES, chance.randrange(4)),
+        }
+    else:
+        # The newest get most of the characters.
+        movies = sorted(known.owners["movies"])
+        movie = chance.choice((*movies[-6:], *movies[-6:], chance.choice(movies))) if movies else None
+        row = {
+            "name": _title(chance),
+            "description": _prose(chance),
+            "movie_id": movie if chance.random() < 0.8 else None,
+        }
+    if part:
+        names = chance.sample(sorted(row), chance.randint(1, 3))
+        row = {name: row[name] for name in names}
+    return row
+
+
+def _title(chance: Random) -> str:
+    return " ".join(chance.sample(WORDS, chance.randint(1, 2)))
+
+
+def _prose(chance: Random) -> str | None:
+    return chance.choice(
+        (None, None, chance.choice(WORDS), chance.choice(WORDS), LONG if chance.random() < 0.1 else "")
+    )

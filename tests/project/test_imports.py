@@ -1,0 +1,246 @@
+"""Imports point down, edges meet nowhere but in the event log, and importing opens nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+# From top to bottom. What stands in one line does not know its neighbours.
+LAYERS: Sequence[frozenset[str]] = tuple(
+    frozenset(line.split())
+    for line in (
+        "cli",
+        "main",
+        "first_admin",
+        "workers",
+        "serving",
+        "routes realtime jobs dashboard",
+        "migrations",
+        "repository gateways",
+        "models",
+        "profile_schemas",
+        "account_schemas",
+        "schemas",
+        "filters",
+        "password_rules",
+        "security pictures",
+        "settings",
+        "errors metrics",
+        "times logs stopping rates",
+    )
+)
+DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
+
+# Outside packages with one owner each: files, or folders that end in a slash.
+OWNERS: Mapping[str, tuple[str, ...]] = {
+    "broadcaster": ("realtime/feed/bus.py",),
+    "redis": ("realtime/feed/bus.py", "services/limits/redis.py"),
+    "limits": ("services/limits/redis.py",),
+    "sqlalchemy": ("models.py", "repository/", "migrations/"),
+    "alembic": ("repository/engine/migrations.py", "migrations/"),
+    "uvicorn": ("server/serving.py", "server/supervisor.py", "server/http_protocol.py", "server/websocket_protocol.py"),
+    "websockets": ("server/websocket_protocol.py",),
+    "jose": ("services/tokens.py",),
+    "passlib": ("services/tokens.py",),
+    "faker": ("jobs/generation.py",),
+    "click": ("cli.py",),
+    "aiosmtplib": ("gateways/mail.py",),
+    "email_validator": ("resources/accounts/credentials.py",),
+    "obstore": ("gateways/storage.py",),
+    "PIL": ("services/pictures/images.py",),
+    "prometheus_client": ("core/metrics.py",),
+    "pydantic_settings": ("core/settings.py",),
+    "aiosqlite": ("repository/",),
+    "asyncpg": ("repository/",),
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    path: str  # of the file, from the root
+    line: int
+    package: str  # the first part of what is imported
+    is_nested: bool  # in a function
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line} imports {self.package}"
+
+
+def product_files(root: Path) -> Iterator[Path]:
+    """Every module and package of the layers that exists."""
+    for name in DEPTH:
+        if (root / f"{name}.py").exists():
+            yield root / f"{name}.py"
+        yield from sorted((root / name).rglob("*.py"))
+
+
+def imports_of(root: Path) -> Iterator[Import]:
+    for path in product_files(root):
+        tree = ast.parse(path.read_text())
+        nested = {
+            id(inner)
+            for outer in ast.walk(tree)
+            if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            for inner in ast.walk(outer)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module is not None, f"{path}: a relative import"
+                names = [node.module]
+            else:
+                continue
+            for name in names:
+                yield Import(path.relative_to(root).as_posix(), node.lineno, name.partition(".")[0], id(node) in nested)
+
+
+def owner_of(path: str) -> str:
+    return path.partition("/")[0].removesuffix(".py")
+
+
+def violations(root: Path) -> list[str]:
+    found = []
+    for each in imports_of(root):
+        importer = owner_of(each.path)
+        if each.is_nested:
+            found.append(f"{each} in a function")
+        if each.package in DEPTH and each.package != importer and DEPTH[each.package] <= DEPTH[importer]:
+            found.append(f"{each}, which is not below it")
+        owners = OWNERS.get(each.package, (each.path,))
+        if not any(each.path == owner or (owner.endswith("/") and each.path.startswith(owner)) for owner in owners):
+            found.append(f"{each}, which belongs to {', '.join(owners)}")
+    return found
+
+
+def test_imports_point_down() -> None:
+    assert violations(ROOT) == []
+
+
+def test_every_module_has_a_layer() -> None:
+    """A new module at the top must be given its place."""
+    apart = {"tests", "bench", "clients", "docs"}
+    modules = {path.stem for path in ROOT.glob("*.py")}
+    packages = {path.parent.name for path in ROOT.glob("[!.]*/__init__.py")}
+    assert modules | packages <= DEPTH.keys() | apart
+
+
+def test_every_owner_uses_what_it_owns() -> None:
+    used = {(each.package, each.path) for each in imports_of(ROOT)}
+    for package in OWNERS.keys() - {"aiosqlite", "asyncpg"}:  # named in URLs, not imported
+        for owner in OWNERS[package]:
+            assert any(name == package and path.startswith(owner) for name, path in used), f"{owner}: {package}"
+
+
+def made_up(root: Path, files: Mapping[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_each_kind_of_violation_is_found(tmp_path: Path) -> None:
+    root = made_up(
+        tmp_path,
+        {
+            "models.py": "import errors\nimport repository.generic.writes\n",
+            "core/errors.py": "",
+            "repository/generic/writes.py": "import models\nfrom sqlalchemy.ext.asyncio import AsyncConnection\n",
+            "routes/movies.py": "from repository import catalog\nfrom realtime.feed.bus import Bus\nimport routes.table\n",
+            "routes/table.py": "def late():\n    import errors\n",
+            "realtime/feed/bus.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import main\n",
+            "jobs/runner.py": "import broadcaster\n",
+        },
+    )
+    assert sorted(violations(root)) == [
+        "jobs/runner.py:1 imports broadcaster, which belongs to realtime/feed/bus.py",
+        "models.py:2 imports repository, which is not below it",
+        "realtime/feed/bus.py:3 imports main, which is not below it",
+        "routes/movies.py:2 imports realtime, which is not below it",
+        "routes/table.py:2 imports errors in a function",
+    ]
+
+
+# --- importing opens nothing
+
+IMPORT_ALL = """
+import importlib, os, sys, threading
+
+sys.dont_write_bytecode = True
+root = sys.argv[1]
+sys.path.insert(0, root)
+opened = []
+
+def watch(event, arguments):
+    if event.startswith(("socket.", "sqlite3.connect", "subprocess.", "os.mkdir", "os.remove", "os.rename", "os.link")):
+        # Creating a socket object connects to nothing; some libraries try whether IPv6 is there.
+        if event not in ("socket.__new__", "socket.gethostname", "sqlite3.connect/handle"):
+            opened.append(f"{event} {arguments}")
+    elif event == "open":
+        path, mode, flags = arguments
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) or str(path).endswith((".env", ".db", "secret.key")):
+            opened.append(f"open {path}")
+
+sys.addaudithook(watch)
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+assert threading.active_count() == 1, threading.enumerate()
+print(*opened, sep="\\n", end="")
+"""
+
+
+def opened_by_importing(root: Path, modules: Sequence[str], folder: Path) -> list[str]:
+    """What importing the modules of `root` opens, in `folder`."""
+    folder.mkdir()
+    (folder / ".env").write_text("PORT=not a number\n")
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, str(root), *modules],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in folder.iterdir()] == [".env"]
+    return done.stdout.splitlines()
+
+
+def modules_of(root: Path) -> list[str]:
+    names = []
+    for path in product_files(root):
+        parts = path.relative_to(root).with_suffix("").parts
+        if parts[0] != "migrations":  # scripts of Alembic, run by it
+            names.append(".".join(parts).removesuffix(".__init__"))
+    return names
+
+
+def test_importing_opens_nothing_and_reads_no_settings(tmp_path: Path) -> None:
+    modules = modules_of(ROOT)
+    assert {"main", "cli", "realtime.feed.bus", "repository.engine.database"} <= set(modules)
+    assert opened_by_importing(ROOT, modules, tmp_path / "empty") == []
+
+
+def test_a_module_that_opens_something_is_found(tmp_path: Path) -> None:
+    root = made_up(
+        tmp_path / "tree",
+        {
+            "models.py": "import sqlite3\nconnection = sqlite3.connect(':memory:')\n",
+            "core/settings.py": "text = open('.env').read()\n",
+        },
+    )
+    found = opened_by_importing(root, modules_of(root), tmp_path / "empty")
+    assert found == ["sqlite3.connect (':memory:',)", "open .env"]
+
+
+def test_the_wheel_holds_every_module() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    included = set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"])
+    there = {f"{name}.py" if (ROOT / f"{name}.py").exists() else name for name in DEPTH}
+    assert included == there | {"common_passwords.txt"}

@@ -1,0 +1,401 @@
+"""The AsyncAPI document: valid, whole, true to the code, readable at /docs/realtime; and the check of every frame.
+
+The schema of AsyncAPI 3.0.0 beside this file is that of the npm package @asyncapi/specs 6.11.1, under its own licence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import orjson
+import pytest
+from pydantic import ValidationError
+
+from core.errors import CloseCode
+from realtime.asyncapi import document as asyncapi
+from realtime.asyncapi import frame_models
+from realtime.asyncapi.frame_models import ENTITIES
+from realtime.sockets import endpoint
+from realtime.sockets.messages import ACTIONS, problems_of
+from resources.topics import TOPICS
+from server import serving
+from tests.project.test_docs import bare, rows_of, text_of
+from tests.support.frames_checked import Checker, FrameMismatch, check_frame
+from tests.support.service import Service, Watcher
+
+OFFICIAL = Path(__file__).with_name("asyncapi_schema") / "3.0.0.json"
+Document = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def official() -> jsonschema_rs.Draft7Validator:
+    return jsonschema_rs.Draft7Validator(json.loads(OFFICIAL.read_text()))
+
+
+@pytest.fixture
+def document() -> Document:
+    """A copy of its own: it may be changed."""
+    return copy.deepcopy(asyncapi.document())
+
+
+@pytest.fixture(scope="module")
+def examples() -> dict[str, list[Document]]:
+    found: dict[str, list[Document]] = orjson.loads(asyncapi.EXAMPLES.read_bytes())
+    return found
+
+
+# --- the document
+
+
+def test_it_is_valid_asyncapi_3_0(document: Document, official: jsonschema_rs.Draft7Validator) -> None:
+    assert document["asyncapi"] == "3.0.0"
+    official.validate(document)
+
+
+def without_version(document: Document) -> None:
+    del document["info"]["version"]
+
+
+def with_an_unknown_action(document: Document) -> None:
+    document["operations"]["watch"]["action"] = "publish"
+
+
+def with_an_unknown_member(document: Document) -> None:
+    document["components"]["messages"]["add_frame"]["paylaod"] = {}
+
+
+def with_a_schema_of_no_type(document: Document) -> None:
+    document["components"]["schemas"]["Job"]["type"] = "objekt"
+
+
+def with_a_binding_that_does_not_exist(document: Document) -> None:
+    document["channels"]["ws"]["bindings"]["ws"]["method"] = "FETCH"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        without_version,
+        with_an_unknown_action,
+        with_an_unknown_member,
+        with_a_schema_of_no_type,
+        with_a_binding_that_does_not_exist,
+    ],
+)
+def test_a_document_that_is_not_valid_is_refused(
+    document: Document, official: jsonschema_rs.Draft7Validator, change: Callable[[Document], None]
+) -> None:
+    change(document)
+    assert not official.is_valid(document)
+
+
+def references_in(part: Any) -> Iterator[str]:
+    if isinstance(part, dict):
+        for key, value in part.items():
+            if key == "$ref":
+                yield value
+            elif key != "examples":
+                yield from references_in(value)
+    elif isinstance(part, list):
+        for each in part:
+            yield from references_in(each)
+
+
+def test_every_reference_leads_somewhere_and_no_schema_is_left_over(document: Document) -> None:
+    references = set(references_in(document))
+    for reference in references:
+        part: Any = document
+        for name in reference.removeprefix("#/").split("/"):
+            part = part[name]
+    assert {f"#/components/schemas/{name}" for name in document["components"]["schemas"]} <= references
+    assert {f"#/components/messages/{name}" for name in document["components"]["messages"]} <= references
+
+
+def test_every_action_and_frame_is_an_operation_with_its_messages(document: Document) -> None:
+    operations = document["operations"]
+    assert operations.keys() == {"watch", *ACTIONS}
+    assert operations["watch"]["messages"] == [
+        {"$ref": f"#/channels/ws/messages/{name}_frame"} for name in frame_models.frames()
+    ]
+    for action in ACTIONS:
+        assert operations[action]["messages"] == [{"$ref": f"#/channels/ws/messages/{action}"}]
+        replies = [reference["$ref"].rpartition("/")[2] for reference in operations[action]["reply"]["messages"]]
+        assert replies == [f"{action}_reply", "error"]
+
+
+def test_every_topic_has_its_frames(document: Document) -> None:
+    assert ENTITIES.keys() == TOPICS.keys() == document["x-topics"].keys()
+    for name in ("add", "update", "delete", "add_bulk", "update_bulk", "delete_bulk", "snapshot"):
+        payload = document["components"]["messages"][f"{name}_frame"]["payload"]
+        schemas = [document["components"]["schemas"][each["$ref"].rpartition("/")[2]] for each in payload["oneOf"]]
+        assert [schema["properties"]["topic"]["const"] for schema in schemas] == list(TOPICS)
+
+
+def test_every_object_that_the_service_sends_forbids_other_members(document: Document) -> None:
+    for name, schema in document["components"]["schemas"].items():
+        if "properties" in schema:
+            assert schema["additionalProperties"] is False, name
+            assert "must ignore" in document["info"]["description"]
+
+
+def test_every_message_has_examples_that_fit_its_schema(document: Document) -> None:
+    components = {"components": {"schemas": document["components"]["schemas"]}}
+    for name, message in document["components"]["messages"].items():
+        validator = jsonschema_rs.Draft7Validator(message["payload"] | components, validate_formats=True)
+        assert message["examples"], name
+        for example in message["examples"]:
+            validator.validate(example["payload"])
+
+
+def test_examples_of_clients_are_what_the_code_takes(document: Document) -> None:
+    for action, model in ACTIONS.items():
+        for example in document["components"]["messages"][action]["examples"]:
+            members = {name: each for name, each in example["payload"].items() if name not in ("id", "action")}
+            model.model_validate(members)
+
+
+BAD_MESSAGES: list[tuple[str, Document, list[str]]] = [
+    ("subscribe", {"topics": []}, ["topics"]),
+    ("subscribe", {"topics": ["movies", "movies"]}, ["topics"]),
+    ("subscribe", {"topics": ["movies", "films"]}, ["topics.1"]),
+    ("subscribe", {"as": "a b"}, ["as"]),
+    ("subscribe", {"as": "x" * 65}, ["as"]),
+    ("subscribe", {"since": -1}, ["since"]),
+    ("subscribe", {"since": 2**63}, ["since"]),
+    ("subscribe", {"since": True}, ["since"]),
+    ("subscribe", {"epoch": "229344c6ffb9e111"}, ["epoch"]),
+    ("subscribe", {"since": 1, "epoch": "x" * 65}, ["epoch"]),
+    ("subscribe", {"filter": []}, ["filter"]),
+    ("subscribe", {"snapshot": 1, "bulk": "all"}, ["snapshot", "bulk"]),
+    ("subscribe", {"deliver": "latest"}, ["deliver"]),
+    ("subscribe", {"deliver": {"latest_every_ms": 49}}, ["deliver.latest_every_ms"]),
+    ("subscribe", {"deliver": {"latest_every_ms": 60_001}}, ["deliver.latest_every_ms"]),
+    ("subscribe", {"deliver": {"latest_every_ms": 200, "latest": 1}}, ["deliver.latest"]),
+    ("subscribe", {"topic": "movies"}, ["topic"]),
+    ("unsubscribe", {}, ["subscription"]),
+    ("auth", {"token": ""}, ["token"]),
+    ("auth", {"token": "x" * 4097}, ["token"]),
+    ("request", {"method": "TRACE", "path": "/movies"}, ["method"]),
+    ("request", {"method": "GET", "path": "movies"}, ["path"]),
+    ("request", {"method": "GET", "path": "/mo vies"}, ["path"]),
+    ("request", {"method": "GET", "path": "/" * 8193}, ["path"]),
+    ("request", {"method": "GET", "path": "/", "headers": {"a b": "1"}}, ["headers.a b"]),
+    ("request", {"method": "GET", "path": "/", "headers": {"a": "1\r\nb: 2"}}, ["headers.a"]),
+    ("request", {"method": "GET", "path": "/", "headers": {f"h{n}": "" for n in range(21)}}, ["headers"]),
+    ("presence", {}, ["topics"]),
+    ("ping", {"pong": 1}, ["pong"]),
+]
+
+
+@pytest.mark.parametrize(("action", "members", "places"), BAD_MESSAGES)
+def test_what_the_document_forbids_the_code_refuses_and_says_where(
+    document: Document, action: str, members: Document, places: list[str]
+) -> None:
+    schemas = document["components"]["schemas"]
+    schema = document["components"]["messages"][action]["payload"] | {"components": {"schemas": schemas}}
+    assert not jsonschema_rs.Draft7Validator(schema).is_valid({"action": action, **members})
+    with pytest.raises(ValidationError) as caught:
+        ACTIONS[action].model_validate(members)
+    assert [".".join(map(str, problem.loc)) for problem in problems_of(caught.value)] == places
+
+
+def test_the_handshake_is_that_of_the_endpoint(document: Document) -> None:
+    assert tuple(document["channels"]["ws"]["bindings"]["ws"]["query"]["properties"]) == endpoint.PARAMETERS
+    assert document["channels"]["ws"]["address"] in {getattr(route, "path", None) for route in endpoint.ROUTES}
+
+
+def test_close_codes_and_limits_are_those_of_the_code(document: Document) -> None:
+    assert {(each["code"], each["name"]) for each in document["x-close-codes"]} == {
+        (code.value, code.name) for code in CloseCode
+    }
+    for each in document["x-close-codes"]:
+        if 4000 <= each["code"] < 4500 or each["code"] == 1012:
+            assert each["then"].startswith("reconnect")
+        else:
+            assert not each["then"].startswith("reconnect")
+    limits = {each["name"]: each["value"] for each in document["x-limits"]}
+    assert limits["message_bytes"] == serving.MAX_FRAME_BYTES
+
+
+def test_every_error_code_in_the_documentation_is_in_the_document(document: Document) -> None:
+    documented = {bare(cells[0]) for cells in rows_of(text_of("docs/protocol.md"), "error code")}
+    codes = set(document["components"]["schemas"]["Error"]["properties"]["code"]["enum"])
+    assert documented <= codes | {document["components"]["schemas"]["Shortened"]["properties"]["code"]["const"]}
+
+
+# --- where it is read
+
+
+async def test_the_document_and_its_page_are_served_and_load_nothing_from_elsewhere(service: Service) -> None:
+    async with service.anyone() as nobody:
+        found = await nobody.get("/asyncapi.json")
+        assert found.status_code == 200
+        assert found.headers["content-type"] == "application/json"
+        assert found.json() == orjson.loads(orjson.dumps(asyncapi.document()))
+        page = await nobody.get("/docs/realtime")
+        assert page.status_code == 200
+        policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
+        assert policy["default-src"] == "'none'"
+        assert policy["script-src"] == policy["style-src"] == "'self'"
+        assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\son\w+=|\sstyle=", page.text)
+        own = [each for each in re.findall(r'(?:src|href)="([^"#]+)"', page.text) if not each.startswith("data:")]
+        assert {"/asyncapi.json", "/static/realtime.css", "/static/realtime.js"} <= set(own)
+        for reference in own:
+            assert re.match(r"/[^/]|/$", reference)
+            assert (await nobody.get(reference)).status_code == 200
+
+
+async def test_the_page_shows_every_message_in_a_browser(service: Service, tmp_path: Path) -> None:
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("chromium is not installed")
+    process = await asyncio.create_subprocess_exec(
+        browser,
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        *(f"--user-data-dir={tmp_path}", "--virtual-time-budget=10000", "--dump-dom"),
+        f"{service.url}/docs/realtime",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(60):
+            shown, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    page = shown.decode()
+    sections = set(re.findall(r'<section id="([^"]+)"', page))
+    told = {name for name in asyncapi.document()["components"]["messages"] if not name.endswith("_reply")}
+    assert {name.replace("_", "-") for name in told} <= sections
+    assert {"handshake", "topics", "close-codes", "limits"} <= sections
+    assert 'role="alert" hidden' in page
+    for code in CloseCode:
+        assert code.name in page
+
+
+# --- the check of every frame
+
+
+def action_of(name: str) -> str | None:
+    return name.removesuffix("_reply") if name.endswith("_reply") else None
+
+
+def test_every_example_passes_the_check(examples: Mapping[str, list[Document]]) -> None:
+    for name, frames in examples.items():
+        for frame in frames:
+            check_frame(frame, action_of(name))
+            check_frame(frame)
+
+
+def test_a_member_more_or_less_fails_the_check(examples: Mapping[str, list[Document]]) -> None:
+    optional = {"subscription", "more", "reason", "job_id"}
+    tried = 0
+    for name, frames in examples.items():
+        for frame in frames:
+            with pytest.raises(FrameMismatch):
+                check_frame(frame | {"beside": 1})
+            for part in [frame, *(each for each in frame.values() if isinstance(each, dict))]:
+                for member in list(part):
+                    if member in optional or part is frame.get("headers") or part is frame.get("body"):
+                        continue
+                    if "movies" in part:
+                        continue  # of who watches which topics any may be missing
+                    changed = copy.deepcopy(frame)
+                    inner = changed if part is frame else next(changed[k] for k, v in frame.items() if v is part)
+                    del inner[member]
+                    with pytest.raises(FrameMismatch):
+                        check_frame(changed, action_of(name))
+                    tried += 1
+    assert tried > 200
+
+
+@pytest.mark.parametrize("schema", ["MoviesAdd", "MovieEntity", "MoviesItems", "Progress", "ErrorReply", "Welcome"])
+def test_a_field_taken_out_of_a_schema_fails_the_check_of_good_frames(
+    document: Document, examples: Mapping[str, list[Document]], schema: str
+) -> None:
+    frames = [frame for each in examples.values() for frame in each]
+    for member in list(document["components"]["schemas"][schema]["properties"]):
+        if member in ("topic", "job_id", "subscription", "more"):
+            continue  # the schema is found by its topic; the others are not in every frame
+        changed = copy.deepcopy(document)
+        del changed["components"]["schemas"][schema]["properties"][member]
+        checker = Checker(changed)
+        failed = 0
+        for frame in frames:
+            try:
+                checker.check(frame)
+            except FrameMismatch as mismatch:
+                assert member in str(mismatch)
+                failed += 1
+        assert failed > 0, member
+
+
+def test_the_failure_names_the_frame_and_the_first_problem(examples: Mapping[str, list[Document]]) -> None:
+    frame = copy.deepcopy(examples["add_bulk"][0])
+    frame["data"]["items"][0]["rating"] = "high"
+    with pytest.raises(FrameMismatch, match=r"MoviesAddBulk: data\.items\.0\.rating: \"high\" is not of type"):
+        check_frame(frame)
+    with pytest.raises(FrameMismatch, match="no schema for"):
+        check_frame({"operation": "rename", "topic": "movies"})
+    with pytest.raises(FrameMismatch, match="no schema for"):
+        check_frame({"operation": "add", "topic": "films"})
+
+
+def test_a_reply_is_held_against_the_action_that_it_answers(examples: Mapping[str, list[Document]]) -> None:
+    for action in ACTIONS:
+        # The reply to ping is empty, and so is that to presence when nothing is asked for.
+        for other in set(ACTIONS) - {action} - ({"presence"} if action == "ping" else set()):
+            with pytest.raises(FrameMismatch):
+                check_frame(examples[f"{action}_reply"][0], other)
+
+
+def test_a_time_that_is_none_fails_the_check(examples: Mapping[str, list[Document]]) -> None:
+    with pytest.raises(FrameMismatch, match="ts"):
+        check_frame(examples["delete"][0] | {"ts": "yesterday"})
+
+
+def test_the_check_of_a_thousand_rows_is_cheaper_than_reading_them(examples: Mapping[str, list[Document]]) -> None:
+    """So nothing has to be sampled. The best of several, as others use this machine."""
+    [movie] = examples["add_bulk"][0]["data"]["items"]
+    frame = examples["add_bulk"][0] | {"data": {"count": 1000, "items": [dict(movie) for _ in range(1000)]}}
+    text = json.dumps(frame)
+    checking, reading = [], []
+    for _ in range(10):
+        started = time.perf_counter()
+        check_frame(frame)
+        checked = time.perf_counter()
+        json.loads(text)
+        checking.append(checked - started)
+        reading.append(time.perf_counter() - checked)
+    assert min(checking) < min(reading)
+    frame["data"]["items"][999] = dict(movie) | {"rating": "high"}
+    with pytest.raises(FrameMismatch, match=r"data\.items\.999\.rating"):
+        check_frame(frame)
+
+
+class Scripted:
+    """A socket that says one thing."""
+
+    def __init__(self, frame: Document) -> None:
+        self.text = json.dumps(frame)
+
+    async def recv(self) -> str:
+        await asyncio.sleep(0)
+        return self.text
+
+
+async def test_a_watcher_checks_what_it_receives(examples: Mapping[str, list[Document]]) -> None:
+    good = examples["update"][0]
+    assert await Watcher(Scripted(good)).next() == good  # type: ignore[arg-type]
+    with pytest.raises(FrameMismatch, match="beside"):
+        await Watcher(Scripted(good | {"beside": 1})).next()  # type: ignore[arg-type]

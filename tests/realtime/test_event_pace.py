@@ -1,0 +1,234 @@
+"""Event streams against the clock: heartbeats, clients that stop, how many there may be. The test is the server."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+import uvicorn
+
+from core.errors import Unavailable
+from core.identity import Identity
+from realtime.feed.feed import Feed
+from realtime.sockets.registry import Registry
+from realtime.sse.event_stream import ABORT, MAX_STREAMS, EventStreams, Pace
+from realtime.sse.replay import Replay
+from repository.engine import event_log
+from repository.engine.database import Database
+from repository.engine.transaction import Transaction
+from resources.topics import PUBLIC_TOPICS
+from server.http_protocol import MarqueeHTTPProtocol
+from tests.support.service import eventually
+
+
+class Client:
+    """The other end of an ASGI response. It takes everything until `stops`, and goes when it is told."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.status: int | None = None
+        self.is_over = False
+        self.was_cut = False
+        self.stops = False
+        self._gone = asyncio.Event()
+
+    @property
+    def scope(self) -> dict[str, Any]:
+        return {"type": "http", "method": "GET", "client": ("test", 1), "extensions": {ABORT: self._cut}}
+
+    def leave(self) -> None:
+        self._gone.set()
+
+    def _cut(self) -> None:
+        self.was_cut = True
+        self.leave()
+
+    async def receive(self) -> Any:
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        if self.stops:
+            await asyncio.Event().wait()
+        self.status = message.get("status", self.status)
+        self.text += message.get("body", b"").decode()
+        self.is_over = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+
+@dataclass(frozen=True)
+class Everything:
+    topics: frozenset[str] = PUBLIC_TOPICS
+    after: int | None = None
+    epoch: str | None = None
+    bulk: Literal["items", "summary"] = "items"
+    limit: int = 100
+
+
+class Streams:
+    """Event streams over a feed that runs, without a service around."""
+
+    def __init__(self, database: Database, feed: Feed, pace: Pace) -> None:
+        async def recheck(identity: Identity) -> Identity:
+            return identity
+
+        registry = Registry(recheck, max_connections=10_000, max_per_address=None)
+        self.database = database
+        self.feed = feed
+        self.all = EventStreams(Replay(database, feed), registry, pace)
+        self.running: set[asyncio.Task[None]] = set()
+
+    def open(self, client: Client) -> asyncio.Task[None]:
+        running = asyncio.create_task(
+            self.all.stream(None, Everything(), None)(client.scope, client.receive, client.send)
+        )
+        self.running.add(running)
+        return running
+
+    async def write(self, audience: str, title: str = "a movie") -> None:
+        async def work(tx: Transaction) -> None:
+            tx.emit("movies", "add", {"id": 1, "title": title}, actor_id=None, audience=audience)
+
+        await self.database.write(work)
+
+
+@asynccontextmanager
+async def streams(database: Database, **pace: float) -> AsyncIterator[Streams]:
+    feed = Feed(database, has_shared_bus=False, is_bus_deaf=lambda: False)
+    await feed.start()
+    running = asyncio.create_task(feed.run())
+    found = Streams(database, feed, Pace(**pace))
+    try:
+        yield found
+    finally:
+        found.all.stop()
+        running.cancel()
+        await asyncio.gather(running, *found.running, return_exceptions=True)
+
+
+async def test_a_silent_stream_sends_heartbeats_that_carry_its_place(database: Database) -> None:
+    async with streams(database, heartbeat_seconds=0.05) as found:
+        client = Client()
+        found.open(client)
+        epoch = found.feed.head.epoch
+        await eventually(lambda: client.text.count(f": heartbeat\nid: {epoch}:0\n\n") >= 3, "heartbeats")
+        await found.write("user:7")
+        await eventually(lambda: f": heartbeat\nid: {epoch}:1\n\n" in client.text, "the place moves on")
+        await found.write("public")
+        await eventually(lambda: f"\nid: {epoch}:2\ndata: " in client.text, "the event")
+        assert "user:7" not in client.text
+        assert client.text.count("data: ") == 2
+
+
+async def test_a_busy_stream_needs_no_heartbeats(database: Database) -> None:
+    async with streams(database, heartbeat_seconds=0.5) as found:
+        client = Client()
+        found.open(client)
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            await found.write("public")
+        assert ": heartbeat" not in client.text
+
+
+async def test_a_client_that_takes_nothing_is_cut_off(database: Database) -> None:
+    async with streams(database, heartbeat_seconds=0.05, write_seconds=0.3) as found:
+        slow, good = Client(), Client()
+        serving = found.open(slow)
+        found.open(good)
+        await eventually(lambda: "welcome" in slow.text and "welcome" in good.text, "both are served")
+        slow.stops = True
+        await asyncio.wait_for(serving, 10)
+        assert slow.was_cut
+        assert not slow.is_over
+        assert len(found.all) == 1
+        await found.write("public")
+        await eventually(lambda: '"operation":"add"' in good.text, "the other one goes on")
+
+
+async def test_a_connection_that_reads_nothing_is_dropped_by_our_server(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with streams(database, write_seconds=0.3) as found:
+
+        async def events(scope: Any, receive: Any, send: Any) -> None:
+            await found.all.stream(None, Everything(), None)(scope, receive, send)
+
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(events, http=MarqueeHTTPProtocol, lifespan="off", log_config=None))
+        serving = asyncio.create_task(server._serve([listener]))
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        try:
+            await eventually(lambda: server.started, "the server listens")
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, listener.getsockname())
+            await loop.sock_sendall(client, b"GET /events HTTP/1.1\r\nHost: here\r\n\r\n")
+            await eventually(lambda: len(found.all) == 1, "it is served")
+            connections = server.server_state.connections
+            for _ in range(40):
+                await found.write("public", "x" * 500_000)
+                if not connections:
+                    break
+            await eventually(lambda: not connections, "the connection is dropped", 10)
+            await eventually(lambda: not server.server_state.tasks, "its request has ended", 5)
+            assert len(found.all) == 0
+            assert not [record for record in caplog.records if record.levelname == "ERROR"], caplog.text
+        finally:
+            client.close()
+            server.should_exit = True
+            await serving
+
+
+async def test_a_client_that_goes_leaves_nothing_behind(database: Database) -> None:
+    async with streams(database) as found:
+        client = Client()
+        serving = found.open(client)
+        await eventually(lambda: "welcome" in client.text, "it is served")
+        assert len(found.all) == 1
+        client.leave()
+        await asyncio.wait_for(serving, 5)
+        assert len(found.all) == 0
+        assert not client.was_cut
+
+
+async def test_there_is_an_end_to_streams_and_room_again_when_some_have_gone(database: Database) -> None:
+    async with streams(database) as found:
+        clients = [Client() for _ in range(MAX_STREAMS)]
+        serving = [found.open(client) for client in clients]
+        await eventually(lambda: all(client.text for client in clients), "all are served")
+        with pytest.raises(Unavailable) as refused:
+            await found.open(Client())
+        assert refused.value.status == 503
+        assert refused.value.headers["Retry-After"] == "5"
+        await found.write("public")
+        await eventually(lambda: all('"operation":"add"' in client.text for client in clients), "all see the event")
+        clients[0].leave()
+        await serving[0]
+        another = Client()
+        found.open(another)
+        await eventually(lambda: "welcome" in another.text, "there is room")
+        found.all.stop()
+        await asyncio.gather(*serving)
+        assert all(client.is_over for client in clients[1:])
+        with pytest.raises(Unavailable):
+            await found.open(Client())
+
+
+async def test_another_log_gets_a_resync_in_the_middle_of_a_stream(database: Database) -> None:
+    async with streams(database) as found:
+        client = Client()
+        found.open(client)
+        await eventually(lambda: "welcome" in client.text, "it is served")
+        await found.write("public")
+        await eventually(lambda: '"operation":"add"' in client.text, "the event")
+        epoch = await event_log.renew_epoch(database)
+        await eventually(lambda: "the log was replaced" in client.text, "the resync")
+        assert f"id: {epoch}:1\n" in client.text
+        await found.write("public")
+        await eventually(lambda: f"id: {epoch}:2\n" in client.text, "it goes on")

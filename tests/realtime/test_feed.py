@@ -1,0 +1,406 @@
+"""The feed, the ring and the bus: whatever is lost, doubled or late, listeners get every event once and in order."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from core.errors import Unavailable
+from core.filters import parse_json
+from realtime.fanout.hub import Hub
+from realtime.fanout.progress import Progress
+from realtime.fanout.snapshot import Snapshots
+from realtime.fanout.spec import Spec
+from realtime.fanout.subscription import Sources, Subscription
+from realtime.feed import bus, feed
+from realtime.feed.bus import Bus
+from realtime.feed.bus_messages import Heartbeat
+from realtime.feed.feed import Feed, PositionTooOld
+from realtime.feed.redis_backend import _decode, _encode_event, _encode_heartbeat
+from realtime.feed.ring import Ring
+from realtime.sse.replay import Replay
+from realtime.wire.frames import Frames, Rendering, event_text
+from repository.engine import event_log, migrations
+from repository.engine.database import Database
+from repository.engine.events import Event, Head
+from repository.engine.transaction import Transaction
+from resources.movies import MOVIE_FIELDS
+from tests.support.servers import PostgresServer, RedisServer
+from tests.support.service import eventually
+
+
+async def write(database: Database, count: int, size: int = 10) -> list[Event]:
+    """Commit `count` events, one transaction each."""
+    committed: list[Event] = []
+    database.on_commit.append(committed.extend)
+
+    async def work(tx: Transaction) -> None:
+        tx.emit("movies", "add", {"id": 1, "title": "x" * size}, actor_id=None)
+
+    for _ in range(count):
+        await database.write(work)
+    database.on_commit.remove(committed.extend)
+    return committed
+
+
+@asynccontextmanager
+async def following(database: Database, *, runs: bool = True) -> AsyncIterator[tuple[Feed, list[int]]]:
+    """A feed and the numbers its listener was given. It has a good bus, so that it hardly looks by itself."""
+    followed = Feed(database, has_shared_bus=True, is_bus_deaf=lambda: False)
+    seen: list[int] = []
+    followed.on_events.append(lambda events: seen.extend(event.seq for event in events))
+    await followed.start()
+    running = asyncio.create_task(followed.run()) if runs else None
+    yield followed, seen
+    if running is not None:
+        assert not running.done(), running
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_losses_repetitions_and_disorder_on_the_bus_do_not_reach_the_listeners(
+    database: Database, seed: int
+) -> None:
+    dice = random.Random(seed)
+    async with following(database) as (followed, seen):
+        events = await write(database, 60)
+        heard = [event for event in events if dice.random() > 0.25]
+        heard += [event for event in events if dice.random() < 0.2]
+        for index in range(len(heard)):
+            other = min(len(heard) - 1, index + dice.randrange(5))
+            heard[index], heard[other] = heard[other], heard[index]
+        while heard:
+            batch = [heard.pop(0) for _ in range(min(len(heard), dice.randrange(1, 6)))]
+            followed.offer(batch)
+            await asyncio.sleep(dice.choice((0, 0, 0.001)))
+        followed.hear_head(Head(events[-1].epoch, events[-1].seq))
+        await eventually(lambda: len(seen) >= len(events), "all events are seen", 5)
+        assert seen == [event.seq for event in events]
+
+
+async def test_events_in_order_cost_no_look_at_the_log(database: Database) -> None:
+    async with following(database, runs=False) as (followed, seen):
+        events = await write(database, 20)
+        followed.offer([events[1], events[0], *events[2:]])
+        assert seen == [event.seq for event in events]
+        assert followed.log_reads == 0
+
+
+async def test_the_log_is_read_when_nothing_is_heard(database: Database) -> None:
+    async with following(database) as (_, seen):
+        events = await write(database, 5)
+        await eventually(lambda: seen, "the feed looks by itself", feed.POLL_SECONDS_SHARED + 2)
+        assert seen == [event.seq for event in events]
+
+
+async def test_early_events_are_kept_up_to_a_bound_and_then_read_from_the_log(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "PENDING_EVENTS", 3)
+    async with following(database) as (followed, seen):
+        events = await write(database, 30)
+        followed.offer(events[1:])
+        assert len(followed._pending) == 3
+        await eventually(lambda: len(seen) == 30, "the rest comes from the log", 5)
+        assert seen == [event.seq for event in events]
+        assert followed._pending == {}
+        assert followed._pending_bytes == 0
+
+
+async def test_a_crowd_that_connects_at_once_shares_a_look_at_the_head(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    real = event_log.head
+
+    async def counted(database: Database) -> Head:
+        nonlocal looks
+        looks += 1
+        return await real(database)
+
+    async with following(database) as (followed, seen):
+        await write(database, 3)
+        monkeypatch.setattr(event_log, "head", counted)
+        await asyncio.gather(*(followed.reach_head() for _ in range(500)))
+        assert seen == [1, 2, 3]
+        assert looks <= 4, "one or two for the crowd, and the feed's own"
+
+
+async def test_events_of_another_log_are_not_taken(database: Database) -> None:
+    async with following(database) as (followed, seen):
+        (event,) = await write(database, 1)
+        followed.offer([replace(event, epoch="another")])
+        await eventually(lambda: seen, "the log's own event is found", 5)
+        assert followed.head == Head(event.epoch, event.seq)
+
+
+async def test_a_page_comes_from_the_ring_or_the_log_and_never_skips(database: Database) -> None:
+    async with following(database, runs=False) as (followed, _):
+        events = await write(database, 10)
+        followed.ring = Ring(max_events=4)
+        followed.offer(events)
+        assert [event.seq for event in await followed.read_after(6)] == [7, 8, 9, 10]
+        assert followed.log_reads == 0
+        assert [event.seq for event in await followed.read_after(2)] == [3, 4, 5, 6, 7, 8, 9, 10]
+        assert followed.log_reads == 1
+        assert await followed.read_after(10) == []
+        await event_log.prune(database, keep_rows=5, older_than=datetime(2000, 1, 1, tzinfo=UTC), max_rows=3)
+        with pytest.raises(PositionTooOld):
+            await followed.read_after(2)
+        assert await followed.check_position(2) == "position is older than the log"
+        assert await followed.check_position(3) is None
+        assert await followed.check_position(10) is None
+        assert await followed.check_position(11) == "position is newer than the log"
+
+
+def event(seq: int, size: int = 100) -> Event:
+    payload = b'{"id":1,"title":"' + b"x" * size + b'"}'
+    return Event("e", seq, "movies", "add", "1", "public", payload, None, (), None, "2026-01-01T00:00:00.000000Z")
+
+
+def test_the_ring_keeps_to_both_bounds() -> None:
+    ring = Ring(max_bytes=10**9, max_events=3)
+    for seq in range(1, 6):
+        ring.append(event(seq))
+    assert ring.after(1, max_events=10, max_bytes=10**9) is None
+    assert [each.seq for each in ring.after(2, max_events=10, max_bytes=10**9) or []] == [3, 4, 5]
+    ring = Ring(max_bytes=event(1, 1000).size * 2, max_events=100)
+    for seq in range(1, 6):
+        ring.append(event(seq, 1000))
+    assert ring.after(2, max_events=10, max_bytes=10**9) is None
+    assert [each.seq for each in ring.after(3, max_events=10, max_bytes=10**9) or []] == [4, 5]
+    ring.append(event(6, 100_000))  # larger than the ring: kept alone
+    assert [each.seq for each in ring.after(5, max_events=10, max_bytes=1) or []] == [6]
+
+
+@pytest.mark.parametrize("changed", [(), ("title", "rating")])
+@pytest.mark.parametrize("before", [None, b'{"id":1}'])
+def test_an_event_survives_the_bus_byte_for_byte(changed: tuple[str, ...], before: bytes | None) -> None:
+    whole = replace(event(7), changed=changed, before=before, payload=b'{"a":"\n"}', entity_id=None, actor_id=3)
+    assert _decode(_encode_event(whole)) == (whole,)
+    beat = Heartbeat("worker", Head("e", 5))
+    assert _decode(_encode_heartbeat(beat)) == beat
+
+
+def test_an_outbox_that_is_full_drops_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bus, "OUTBOX_EVENTS", 5)
+    full = Bus("memory://", lambda events: None, lambda head: None, lambda: None)
+    full.publish([event(seq) for seq in range(1, 9)])
+    assert full.dropped == 3
+    monkeypatch.setattr(bus, "OUTBOX_BYTES", 10)
+    full.publish([event(9)])
+    assert full.dropped == 4
+
+
+async def test_strangers_on_the_channel_do_no_harm(redis: RedisServer) -> None:
+    """Whatever somebody else publishes there: our own messages still come."""
+    heard: list[Sequence[Event]] = []
+    heads: list[Head] = []
+    listening = Bus(redis.url, heard.append, heads.append, lambda: None)
+    running = asyncio.create_task(listening.run(lambda: Head("e", 1)))
+    await eventually(lambda: heads, "the bus is heard")
+    reader, writer = await asyncio.open_connection("127.0.0.1", redis.port)
+    for junk in (b"junk", b"{}", b"[]", b"{}\nx", b'{"worker":1}', b"\n", b"\xff"):
+        writer.write(b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%s\r\n" % (len(bus.CHANNEL), bus.CHANNEL.encode()))
+        writer.write(b"$%d\r\n%s\r\n" % (len(junk), junk))
+        await reader.readline()
+
+    async def published() -> bool:
+        listening.publish([event(1)])
+        await asyncio.sleep(0.05)
+        return bool(heard)
+
+    await eventually(published, "our own message comes")
+    assert not running.done()
+    running.cancel()
+    writer.close()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+def test_a_summary_needs_ids_only() -> None:
+    bulk = replace(event(3), operation="delete_bulk", payload=b'{"count":2,"ids":[9,4]}')
+    text: Any = event_text(bulk, Rendering("summary"))
+    assert b'"data":{"count":2,"first_id":4,"last_id":9,"job_id":null}' in text
+
+
+async def test_a_gap_that_was_pruned_as_a_whole_is_told_and_not_looked_for_again_and_again(database: Database) -> None:
+    resets: list[str] = []
+    async with following(database) as (followed, seen):
+        followed.on_reset.append(resets.append)
+        events = await write(database, 10)
+        await event_log.prune(database, keep_rows=0, older_than=datetime.now(UTC), max_rows=100)
+        assert await event_log.oldest(database) is None
+        followed.hear_head(Head(events[-1].epoch, events[-1].seq))
+        await eventually(lambda: resets, "the feed starts over", 5)
+        assert followed.head == Head(events[-1].epoch, events[-1].seq)
+        assert seen == []
+        assert followed.log_reads < 10
+        more = await write(database, 2)
+        followed.offer(more)
+        assert seen == [event.seq for event in more]
+
+
+async def test_of_many_workers_that_see_a_loss_one_gives_the_log_a_new_epoch(database: Database) -> None:
+    before = await event_log.head(database)
+    await asyncio.gather(*(event_log.renew_epoch(database, before.epoch) for _ in range(5)))
+    after = await event_log.head(database)
+    assert after.epoch != before.epoch
+    await event_log.renew_epoch(database, before.epoch)
+    assert await event_log.head(database) == after
+
+
+class FakeSocketThatBreaks:
+    """A stream whose next write raises: what a transport may do when it is closed under us."""
+
+    def __init__(self) -> None:
+        self.texts: list[bytes] = []
+        self.breaks = False
+        self.closed: int | None = None
+
+    def write(self, frames: Frames) -> None:
+        if self.breaks:
+            self.breaks = False
+            raise RuntimeError("closed under us")
+        self.texts += frames.texts
+
+    def buffered(self) -> int:
+        return 0
+
+    def taken(self) -> int:
+        return 0
+
+    async def drained(self) -> None:
+        pass
+
+    def close(self, code: int, reason: str) -> None:
+        self.closed = code
+
+
+async def test_one_socket_that_fails_keeps_no_event_from_the_others_or_from_itself(database: Database) -> None:
+    async with following(database, runs=False) as (followed, _):
+        hub = Hub(followed.newest_after)
+        sources = Sources(followed, hub, Snapshots(database, followed))
+        hub.start(followed.head.seq)
+        followed.on_events.append(hub.publish)
+        streams = [FakeSocketThatBreaks() for _ in range(3)]
+        for stream in streams:
+            Subscription(Spec(frozenset({"movies"})), stream, sources, asyncio.Lock()).start(followed.head.seq)
+        streams[1].breaks = True
+        for committed in await write(database, 3):
+            followed.offer([committed])
+            hub.flush()
+        await eventually(lambda: all(len(stream.texts) == 3 for stream in streams), "all have all", 5)
+        assert streams[0].texts == streams[1].texts == streams[2].texts
+
+
+async def test_an_event_that_cannot_be_shown_is_no_silence(database: Database) -> None:
+    """Whoever it concerns is cut off by their own task; the others, and what came with it, are not."""
+    async with following(database, runs=False) as (followed, _):
+        hub = Hub(followed.newest_after)
+        sources = Sources(followed, hub, Snapshots(database, followed))
+        hub.start(followed.head.seq)
+        followed.on_events.append(hub.publish)
+        wanted, _ = parse_json({"title": {"prefix": "x"}}, MOVIE_FIELDS)
+        plain, filtered = FakeSocketThatBreaks(), FakeSocketThatBreaks()
+        movies = frozenset({"movies"})
+        Subscription(Spec(movies), plain, sources, asyncio.Lock()).start(followed.head.seq)
+        spec = Spec(movies, filters=(("movies", wanted),))
+        Subscription(spec, filtered, sources, asyncio.Lock()).start(followed.head.seq)
+        events = await write(database, 3)
+        strange = replace(events[1], payload=b'{"id":5}')  # of a later version, say: no title
+        followed.offer([events[0], strange, events[2]])
+        hub.flush()
+        assert len(plain.texts) == 3
+        await eventually(lambda: filtered.closed, "the one that it concerns is told to come back", 5)
+        assert len(filtered.texts) <= 2
+
+
+async def test_an_event_that_does_not_come_is_not_waited_for_without_end(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "REACH_EVENT_SECONDS", 0.1)
+    async with following(database, runs=False) as (followed, _):
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(followed.reach(1), 5)
+        events = await write(database, 1)
+        reaching = asyncio.create_task(followed.reach(1))
+        followed.offer(events)
+        await reaching
+
+
+async def test_a_log_that_was_replaced_is_looked_at_before_a_position_in_it_is_judged(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "POLL_SECONDS_SHARED", 60)
+    async with following(database) as (followed, seen):
+        followed.offer(await write(database, 5))
+        assert len(seen) == 5
+        await event_log.renew_epoch(database, followed.head.epoch)
+        new = await event_log.head(database)
+        assert followed.head.epoch != new.epoch, "the worker lags"
+        source = Replay(database, followed)
+        assert await followed.find_place(new.seq, new.epoch) is None
+        assert followed.head == new
+        await event_log.renew_epoch(database, new.epoch)
+        newest = await event_log.head(database)
+        await followed.reach_head()
+        assert await source.start_after(newest.seq, newest.epoch) == newest.seq
+        assert await followed.find_place(newest.seq, "elsewhere") == "another epoch"
+
+
+async def test_nothing_of_a_feed_goes_on_after_its_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(database: Database) -> Head:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    def looks() -> list[str]:
+        return [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("feed-")]
+
+    async with following(database) as (followed, _):
+        monkeypatch.setattr(event_log, "head", never)
+        asking = [asyncio.create_task(followed.reach_head())]
+        await eventually(lambda: followed._present_look is not None, "the database is asked")
+        asking.append(asyncio.create_task(followed.reach_head()))
+        await eventually(lambda: looks().count("feed-reach") == 2, "another waits for its turn")
+    assert looks() == []
+    await asyncio.gather(*asking)
+
+
+async def test_progress_that_cannot_be_shown_keeps_no_event_from_anybody(database: Database) -> None:
+    async with following(database, runs=False) as (followed, seen):
+        progress = Progress(database, Hub(followed.newest_after))
+        followed.on_events.insert(0, progress.see)
+        first, second = await write(database, 2)
+        followed.offer([replace(first, operation="add_bulk", payload=b'{"job_id":"\xff"}'), second])
+        assert seen == [first.seq, second.seq]
+
+
+async def test_connections_that_died_leave_the_pool(postgres: PostgresServer) -> None:
+    """The hot reads see errors that the pool does not."""
+    url = postgres.create_database()
+    database, other = Database(url), Database(url)
+    await migrations.migrate(database)
+    await asyncio.gather(*(event_log.head(database) for _ in range(10)))
+    async with other.read() as connection:
+        await connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    await other.close()
+    failed = 0
+    for _ in range(20):
+        try:
+            await event_log.head(database)
+        except Unavailable:
+            failed += 1
+    assert failed <= 10, "each dead connection is met once"
+    assert (await event_log.head(database)).seq == 0
+    await database.close()

@@ -1,0 +1,427 @@
+"""Explicit subscriptions: several on a socket, with filters, snapshots, resume and coalescing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from repository.engine import event_log
+from repository.engine.database import Database
+from tests.support.service import Person, Service, Watcher
+
+
+async def subscribed(watcher: Watcher, **members: Any) -> dict[str, Any]:
+    """Subscribe, and answer the reply's data."""
+    reply = await watcher.ask({"id": "sub", "action": "subscribe", **members})
+    assert reply["ok"], reply
+    data: dict[str, Any] = reply["data"]
+    return data
+
+
+async def rows_of(watcher: Watcher, topic: str = "movies") -> list[dict[str, Any]]:
+    """The rows of the snapshot that comes now."""
+    rows: list[dict[str, Any]] = []
+    while True:
+        frame = await watcher.next()
+        assert (frame["operation"], frame["topic"]) == ("snapshot", topic), frame
+        rows += frame["data"]["items"]
+        if frame["data"]["done"]:
+            return rows
+
+
+async def silent(watcher: Watcher) -> None:
+    """Nothing is on its way: a new subscription begins after everything that was committed, wherever it came from."""
+    await watcher.send({"id": "reach", "action": "subscribe", "topics": ["jobs"], "as": "silence"})
+    await watcher.send({"id": "leave", "action": "unsubscribe", "subscription": "silence"})
+    await watcher.send({"id": "silent", "action": "ping"})
+    for name in ("reach", "leave", "silent"):
+        assert (await watcher.next()).get("reply_to") == name
+
+
+async def test_a_subscription_is_named_and_replaces_the_default_one(service: Service) -> None:
+    async with service.person() as alice, service.watch() as watcher:
+        first = await subscribed(watcher, topics=["movies"])
+        assert first == {"subscription": "s1", "seq": watcher.welcome["data"]["seq"]}
+        second = await subscribed(watcher, topics=["characters"], **{"as": "cast"})
+        assert second["subscription"] == "cast"
+        movie = await alice.add()
+        event = await watcher.expect("add", "movies")
+        assert (event["subscription"], event["data"]) == ("s1", movie)
+        lime = await alice.add("characters")
+        event = await watcher.expect("add", "characters")
+        assert (event["subscription"], event["data"]) == ("cast", lime)
+        await silent(watcher)
+
+
+async def test_two_subscriptions_of_a_socket_each_get_an_event(service: Service) -> None:
+    async with service.person() as alice, service.watch() as watcher:
+        await subscribed(watcher, topics=["movies"])
+        await subscribed(watcher, topics=["movies"], filter={"rating": {"gte": 50}})
+        await alice.add(rating=70)
+        events = [await watcher.expect("add"), await watcher.expect("add")]
+        assert {event["subscription"] for event in events} == {"s1", "s2"}
+        assert events[0]["seq"] == events[1]["seq"]
+
+
+async def test_an_unsubscribed_one_is_silent(service: Service) -> None:
+    async with service.person() as alice, service.watch() as watcher:
+        await subscribed(watcher, topics=["movies"])
+        reply = await watcher.ask({"id": 1, "action": "unsubscribe", "subscription": "s1"})
+        assert reply == {"reply_to": 1, "ok": True, "data": {"subscription": "s1"}}
+        await alice.add()
+        await silent(watcher)
+        assert (await subscribed(watcher, topics=["movies"]))["subscription"] == "s1", "the name is free again"
+
+
+async def test_a_filtered_row_enters_changes_and_leaves(service: Service) -> None:
+    async with service.person() as alice, service.watch() as watcher:
+        await subscribed(
+            watcher, topics=["movies"], filter={"genre": "Noir", "rating": {"gte": 50}, "user_id": alice.id}
+        )
+        movie = await alice.add(genres=["Noir"], rating=10)
+        await alice.http.patch(f"/movies/{movie['id']}", json={"title": "still out"})
+        answer = await alice.http.patch(f"/movies/{movie['id']}", json={"rating": 60})
+        entered = await watcher.expect("add")
+        assert entered["data"] == answer.json()
+        assert "changed" not in entered
+        await alice.http.patch(f"/movies/{movie['id']}", json={"title": "in"})
+        assert (await watcher.expect("update"))["changed"] == ["title"]
+        await alice.http.patch(f"/movies/{movie['id']}", json={"genres": ["Western"]})
+        left = await watcher.expect("delete")
+        assert (left["data"], left["reason"]) == ({"id": movie["id"]}, "filter")
+        await alice.http.delete(f"/movies/{movie['id']}")
+        other = await alice.add(genres=["Drama", "Noir"], rating=99)
+        await watcher.expect("add")
+        await alice.http.delete(f"/movies/{other['id']}")
+        gone = await watcher.expect("delete")
+        assert gone["data"] == {"id": other["id"]}
+        assert "reason" not in gone
+        await silent(watcher)
+
+
+async def test_a_bulk_event_is_filtered_row_by_row(service: Service) -> None:
+    async with service.person() as alice, service.watch() as watcher:
+        await subscribed(watcher, topics=["movies"], filter={"rating": {"gte": 50}, "user_id": alice.id})
+        answer = await alice.http.post(
+            "/movies/bulk", json=[{"title": f"m{n}", "rating": n * 10 + 5} for n in range(10)]
+        )
+        movies = answer.json()["added"]
+        event = await watcher.expect("add_bulk")
+        assert event["data"] == {"count": 5, "items": movies[5:]}
+        ids = [movie["id"] for movie in movies]
+        edits = [
+            {"id": ids[0], "rating": 90},  # enters
+            {"id": ids[1], "rating": 11},  # stays out
+            {"id": ids[7], "rating": 99},  # stays in
+            {"id": ids[8], "rating": 1},  # leaves
+        ]
+        updated = (await alice.http.patch("/movies/bulk", json=edits)).json()["updated"]
+        parts = [await watcher.next() for _ in range(3)]
+        assert [part["operation"] for part in parts] == ["add_bulk", "update_bulk", "delete_bulk"]
+        assert [part.get("more", False) for part in parts] == [True, True, False]
+        assert len({part["seq"] for part in parts}) == 1
+        assert [part.get("reason") for part in parts] == [None, None, "filter"]
+        assert parts[0]["data"] == {"count": 1, "items": [updated[0]]}
+        assert parts[1]["data"] == {"count": 1, "items": [updated[2]]}
+        assert parts[2]["data"] == {"count": 1, "ids": [ids[8]]}
+        await alice.http.request("DELETE", "/movies/bulk", json={"ids": ids})
+        event = await watcher.expect("delete_bulk")
+        assert event["data"] == {"count": 5, "ids": [ids[0], ids[5], ids[6], ids[7], ids[9]]}
+        assert "reason" not in event
+        await silent(watcher)
+
+
+async def test_groups_of_conditions_are_alternatives(service: Service) -> None:
+    async with service.person() as alice, service.watch() as watcher:
+        wanted = {"user_id": alice.id, "or": [{"title": {"prefix": "the "}}, {"rating": {"in": [1, 2]}}]}
+        await subscribed(watcher, topics=["movies"], filter=wanted)
+        await alice.add(title="A", rating=3)
+        third = await alice.add(title="The Third Man")
+        assert (await watcher.expect("add"))["data"] == third
+        second = await alice.add(title="B", rating=2)
+        assert (await watcher.expect("add"))["data"] == second
+
+
+async def test_a_snapshot_and_the_events_after_it_are_exact_while_writers_write(service: Service) -> None:
+    async with service.person() as alice:
+        ids = [movie["id"] for movie in (await alice.http.post(
+            "/movies/bulk", json=[{"title": f"m{n}", "rating": n % 100 + 1} for n in range(1_500)]
+        )).json()["added"]]  # fmt: skip
+        wanted = {"user_id": alice.id, "rating": {"gte": 40}}
+        busy = True
+
+        async def write(number: int) -> None:
+            step = 0
+            while busy:
+                step += 1
+                row = ids[(step * 37 + number * 501) % len(ids)]
+                await alice.http.patch(f"/movies/{row}", json={"rating": (step * 13 + number) % 100 + 1})
+                if step % 5 == 0:
+                    added = await alice.add(title="new", rating=step % 100 + 1)
+                    if step % 2:
+                        await alice.http.delete(f"/movies/{added['id']}")
+
+        writers = [asyncio.create_task(write(number)) for number in range(3)]
+        for _ in range(5):
+            async with service.watch() as watcher:
+                seq = (await subscribed(watcher, topics=["movies"], filter=wanted, snapshot=True))["seq"]
+                view: dict[int, Any] = {}
+                for row in await rows_of(watcher):
+                    assert row["id"] not in view
+                    view[row["id"]] = row
+                for _ in range(20):
+                    event = await watcher.next()
+                    assert event["seq"] > seq
+                    apply_strictly(view, event)
+        busy = False
+        await asyncio.gather(*writers)
+        async with service.watch() as watcher:
+            await subscribed(watcher, topics=["movies"], filter=wanted, snapshot=True)
+            rows = await rows_of(watcher)
+            assert rows == await listed(alice, f"user_id={alice.id}&rating[gte]=40")
+
+
+def apply_strictly(view: dict[int, Any], event: dict[str, Any]) -> None:
+    """An `add` of what is there, or an `update` or `delete` of what is not, would be a wrong snapshot."""
+    operation, data = event["operation"], event["data"]
+    if operation == "add":
+        assert data["id"] not in view, event
+        view[data["id"]] = data
+    elif operation == "update":
+        assert data["id"] in view, event
+        view[data["id"]] = data
+    else:
+        assert operation == "delete", event
+        del view[data["id"]]
+
+
+async def listed(person: Person, query: str, resource: str = "movies") -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    while True:
+        after = rows[-1]["id"] if rows else 0
+        page = (await person.http.get(f"/{resource}?{query}&limit=1000&after={after}")).json()
+        rows += page
+        if len(page) < 1000:
+            return rows
+
+
+async def test_a_snapshot_of_several_topics_has_an_end_for_each(service: Service) -> None:
+    async with service.person() as alice, service.watch() as watcher:
+        movie = await alice.add()
+        lime = await alice.add("characters", movie_id=movie["id"])
+        await subscribed(watcher, topics=["characters", "movies"], filter={"user_id": alice.id}, snapshot=True)
+        assert await rows_of(watcher, "characters") == [lime]
+        [found] = await rows_of(watcher, "movies")
+        assert found == movie | {"characters_count": 1}
+        await silent(watcher)
+
+
+async def test_an_empty_snapshot_says_that_it_is_done(service: Service) -> None:
+    async with service.watch() as watcher:
+        await subscribed(watcher, topics=["movies"], filter={"id": 2**60}, snapshot=True)
+        assert await rows_of(watcher) == []
+
+
+async def test_a_good_position_resumes_instead_of_a_snapshot(service: Service) -> None:
+    async with service.person() as alice, service.watch() as watcher:
+        welcome = watcher.welcome["data"]
+        missed = await alice.add()
+        await subscribed(watcher, topics=["movies"], snapshot=True, since=welcome["seq"], epoch=welcome["epoch"])
+        assert (await watcher.expect("add"))["data"] == missed
+
+
+@pytest.mark.parametrize("position", [{"since": 1, "epoch": "another"}, {"since": 2**40}])
+@pytest.mark.parametrize("snapshot", [True, False])
+async def test_a_bad_position_gets_a_resync(service: Service, position: dict[str, Any], snapshot: bool) -> None:
+    async with service.person() as alice, service.watch() as watcher:
+        movie = await alice.add()
+        data = await subscribed(watcher, topics=["movies"], filter={"id": movie["id"]}, snapshot=snapshot, **position)
+        resync = await watcher.next()
+        assert (resync["operation"], resync["subscription"]) == ("resync", data["subscription"])
+        assert resync["data"]["seq"] == data["seq"]
+        if snapshot:
+            assert await rows_of(watcher) == [movie]
+        await alice.http.delete(f"/movies/{movie['id']}")
+        assert (await watcher.expect("delete"))["data"] == {"id": movie["id"]}
+
+
+async def test_the_newest_state_at_most_so_often(service: Service) -> None:
+    async with service.person() as alice, service.watch() as watcher:
+        wanted = {"user_id": alice.id}
+        await subscribed(watcher, topics=["movies"], filter=wanted, snapshot=True, deliver={"latest_every_ms": 300})
+        assert await rows_of(watcher) == []
+        movie = await alice.add()
+        for rating in range(1, 30):
+            last = (await alice.http.patch(f"/movies/{movie['id']}", json={"rating": rating})).json()
+        view: dict[int, Any] = {}
+        count = 0
+        while view.get(movie["id"]) != last:
+            apply_strictly(view, await watcher.next())
+            count += 1
+        assert count < 10, "coalesced"
+        short = await alice.add(title="came and went")
+        await alice.http.delete(f"/movies/{short['id']}")
+        rows = (await alice.http.post("/movies/bulk", json=[{"title": f"m{n}"} for n in range(3)])).json()["added"]
+        event = await watcher.until(lambda frame: frame["operation"] == "add_bulk")
+        assert event["data"] == {"count": 3, "items": rows}
+
+
+async def test_equal_windows_of_a_coalesced_view_equal_the_list(service: Service) -> None:
+    async with service.person() as alice, service.watch() as watcher:
+        await subscribed(
+            watcher,
+            topics=["movies"],
+            filter={"user_id": alice.id, "rating": {"gte": 50}},
+            snapshot=True,
+            deliver={"latest_every_ms": 50},
+        )
+        view: dict[int, Any] = {row["id"]: row for row in await rows_of(watcher)}
+        movies = (await alice.http.post("/movies/bulk", json=[{"title": "m", "rating": 50}] * 20)).json()["added"]
+        for step in range(60):
+            movie = movies[step % 20]
+            await alice.http.patch(f"/movies/{movie['id']}", json={"rating": (step * 29) % 100 + 1})
+        wanted = {row["id"]: row for row in await listed(alice, f"user_id={alice.id}&rating[gte]=50")}
+        while view != wanted:
+            frame = await watcher.next()
+            data = frame["data"]
+            for row in data.get("items", [data] if frame["operation"] in ("add", "update") else []):
+                view[row["id"]] = row
+            for gone in data.get("ids", [data["id"]] if frame["operation"] == "delete" else []):
+                del view[gone]
+
+
+async def test_progress_reaches_named_subscriptions(service: Service) -> None:
+    async with service.person() as alice, service.watch() as watcher:
+        await subscribed(watcher, topics=["jobs"], filter={"user_id": alice.id})
+        job = await alice.generate("movies", 300, "?rate=600&batch_size=50")
+        frame = await watcher.until(lambda frame: frame["operation"] == "progress")
+        assert (frame["subscription"], frame["data"]["id"]) == ("s1", job["id"])
+        await alice.job_ended(job["id"])  # other tests watch this service, too
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "loc"),
+    [
+        ({"topics": []}, "invalid_message", ["topics"]),
+        ({"topics": "movies"}, "invalid_message", ["topics"]),
+        ({"topics": ["planets"]}, "invalid_message", ["topics", 0]),
+        ({"topics": ["movies", "movies"]}, "invalid_message", ["topics"]),
+        ({"filter": []}, "invalid_message", ["filter"]),
+        ({"topics": ["movies"], "filter": {"planet": 1}}, "invalid_filter", ["filter", "planet"]),
+        ({"topics": ["movies"], "filter": {"rating": {"gte": "x"}}}, "invalid_filter", ["filter", "rating", "gte"]),
+        ({"topics": ["movies", "characters"], "filter": {"genre": "x"}}, "invalid_filter", ["filter", "genre"]),
+        ({"since": -1}, "invalid_message", ["since"]),
+        ({"epoch": "x"}, "invalid_message", ["epoch"]),
+        ({"snapshot": "yes"}, "invalid_message", ["snapshot"]),
+        ({"bulk": "none"}, "invalid_message", ["bulk"]),
+        ({"deliver": "some"}, "invalid_message", ["deliver"]),
+        ({"deliver": {"latest_every_ms": 1}}, "invalid_message", ["deliver", "latest_every_ms"]),
+        ({"as": "a b"}, "invalid_message", ["as"]),
+        ({"color": "red"}, "invalid_message", ["color"]),
+    ],
+)
+async def test_a_wrong_subscription_is_refused_and_the_stream_goes_on(
+    service: Service, message: dict[str, Any], code: str, loc: list[Any]
+) -> None:
+    async with service.person() as alice, service.watch() as watcher:
+        reply = await watcher.ask({"id": 1, "action": "subscribe", **message})
+        assert (reply["ok"], reply["error"]["code"]) == (False, code)
+        assert loc in [problem["loc"] for problem in reply["error"]["detail"]]
+        movie = await alice.add()
+        assert (await watcher.expect("add"))["data"] == movie, "the default subscription goes on"
+
+
+async def test_names_and_numbers_of_subscriptions_have_an_end(service: Service) -> None:
+    async with service.watch() as watcher:
+        await subscribed(watcher, **{"as": "mine"})
+        reply = await watcher.ask({"id": 1, "action": "subscribe", "as": "mine"})
+        assert reply["error"]["code"] == "name_taken"
+        for _ in range(31):
+            await subscribed(watcher)
+        reply = await watcher.ask({"id": 2, "action": "subscribe"})
+        assert reply["error"]["code"] == "too_many_subscriptions"
+        reply = await watcher.ask({"id": 3, "action": "unsubscribe", "subscription": "nobody"})
+        assert reply["error"]["code"] == "unknown_subscription"
+
+
+async def test_topics_that_are_not_for_everybody(service: Service) -> None:
+    async with service.person() as alice, service.admin() as admin, service.watch() as watcher:
+        for topic in ("users", "sessions"):
+            reply = await watcher.ask({"id": 1, "action": "subscribe", "topics": [topic]})
+            assert reply["error"]["code"] == "forbidden"
+        assert (await watcher.ask({"id": 2, "action": "auth", "token": alice.token}))["ok"]
+        reply = await watcher.ask({"id": 3, "action": "subscribe", "topics": ["users"]})
+        assert reply["error"]["code"] == "forbidden"
+        await subscribed(watcher, topics=["sessions"], snapshot=True)
+        [session] = await rows_of(watcher, "sessions")
+        assert session["user_id"] == alice.id
+        async with service.watch(additional_headers={"Authorization": f"Bearer {admin.token}"}) as theirs:
+            await subscribed(theirs, topics=["users"], snapshot=True)
+            users = await rows_of(theirs, "users")
+            assert alice.id in {user["id"] for user in users}
+            assert not {"password_hash", "username_key", "email_key"} & users[0].keys()
+
+
+async def test_a_large_snapshot_holds_up_nobody(new_service: Callable[..., Service]) -> None:
+    service = new_service().start()
+    async with service.person() as alice, service.watch() as live, service.watch(max_queue=1) as slow:
+        job = await alice.generate("movies", 30_000)
+        await alice.job_ended(job["id"])
+        await subscribed(slow, topics=["movies"], snapshot=True)
+        first = await slow.next()  # and reads no further for now
+        movie = await alice.add(title="while the snapshot waits")
+        await live.until(lambda frame: frame.get("data") == movie, 2.0)
+        await alice.http.request("DELETE", "/movies/bulk/1/10000")
+        rows = len(first["data"]["items"])
+        while True:
+            frame = await slow.next()
+            if frame["operation"] != "snapshot":
+                break
+            rows += len(frame["data"]["items"])
+        assert rows == 30_000, "as of the number in the reply, whatever happened since"
+        assert frame["data"] == movie
+        gone = 0
+        while gone < 10_000:
+            gone += (await slow.expect("delete_bulk"))["data"]["count"]
+
+
+async def test_a_reset_log_sends_the_snapshot_again(new_service: Callable[..., Service]) -> None:
+    service = new_service().start()
+    async with service.person() as alice, service.watch() as watcher:
+        movie = await alice.add()
+        await subscribed(watcher, topics=["movies"], snapshot=True)
+        assert await rows_of(watcher) == [movie]
+        database = Database(service.database_url)
+        epoch = await event_log.renew_epoch(database)
+        await database.close()
+        resync = await watcher.next()
+        assert (resync["operation"], resync["data"]["epoch"], resync["subscription"]) == ("resync", epoch, "s1")
+        assert await rows_of(watcher) == [movie]
+        another = await alice.add()
+        assert (await watcher.expect("add"))["data"] == another
+
+
+async def test_a_subscription_survives_its_worker_falling_behind(service: Service) -> None:
+    """A filtered reader that is slow continues from the log with the same frames."""
+    async with service.person() as alice, service.watch(max_queue=1) as watcher:
+        await subscribed(watcher, topics=["movies"], filter={"user_id": alice.id, "rating": {"gte": 50}})
+        rows = [{"title": "x", "description": "y" * 2_000, "rating": n % 100 + 1} for n in range(1_000)]
+        for _ in range(6):
+            assert (await alice.http.post("/movies/bulk", json=rows)).status_code == 201
+        wanted = await listed(alice, f"user_id={alice.id}&rating[gte]=50")
+        seen: list[dict[str, Any]] = []
+        while len(seen) < len(wanted):
+            seen += (await watcher.expect("add_bulk"))["data"]["items"]
+        assert seen == wanted
+        await silent(watcher)
+
+
+async def test_a_filter_that_is_wrong_everywhere_gets_a_short_answer(service: Service) -> None:
+    async with service.watch() as watcher:
+        wrong = {"or": [{f"field{n}": 1 for n in range(400)} for _ in range(20)]}
+        reply = await watcher.ask({"id": 1, "action": "subscribe", "topics": ["movies"], "filter": wrong})
+        assert reply["error"]["code"] == "invalid_filter"
+        assert 1 <= len(reply["error"]["detail"]) <= 100

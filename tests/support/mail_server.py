@@ -1,0 +1,159 @@
+"""A mail server of the tests' own, and what arrived there; and mails that landed in a folder."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import re
+import ssl
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
+from pathlib import Path
+from typing import Any
+
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
+
+from tests.support.service import eventually, free_port
+
+_numbers = itertools.count(1)
+LINK = re.compile(r"https?://\S+")
+TOKEN = re.compile(r"[?&]token=([A-Za-z0-9_-]+)")
+
+
+def fresh_name() -> str:
+    """A user name, and the first part of an address, that nobody has."""
+    return f"holly{os.getpid()}m{next(_numbers)}"
+
+
+def parsed(content: bytes) -> EmailMessage:
+    message = message_from_bytes(content, policy=default)
+    assert isinstance(message, EmailMessage)
+    return message
+
+
+def part(message: EmailMessage, kind: str) -> str:
+    """Its text, as `plain` or `html`."""
+    found = message.get_body((kind,))
+    assert found is not None, f"no {kind}"
+    return str(found.get_content())
+
+
+def link_in(message: EmailMessage) -> str:
+    """The one link of a mail; its HTML must lead to the same place."""
+    found = set(LINK.findall(part(message, "plain")))
+    assert len(found) == 1, found
+    link = str(found.pop())
+    assert f'href="{link.replace("&", "&amp;")}"' in part(message, "html")
+    return link
+
+
+def token_in(message: EmailMessage) -> str:
+    found = TOKEN.search(link_in(message))
+    assert found is not None
+    return found[1]
+
+
+class MailServer:
+    """Answers `reply` to each mail for an address, which says what the server does with it: `250` takes it."""
+
+    def __init__(self, *, tls: ssl.SSLContext | None = None, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.tls = tls
+        self.reply: Callable[[str], str] = lambda address: "250 OK"
+        self.received: list[tuple[str, bytes]] = []  # address and content, in the order in which they came
+        self.passwords: list[bytes] = []
+        self.encrypted: list[bool] = []
+        self.tried = 0
+        self.is_silent = False  # then whoever names an address gets no answer
+
+    @property
+    def url(self) -> str:
+        return f"smtp://127.0.0.1:{self.port}"
+
+    @contextmanager
+    def running(self) -> Iterator[MailServer]:
+        controller = Controller(
+            self,
+            hostname="127.0.0.1",
+            port=self.port,
+            tls_context=self.tls,
+            authenticator=self._authenticate,
+            auth_require_tls=False,
+        )
+        conversations: list[Any] = []
+        make: Any = controller.factory
+
+        def factory() -> Any:
+            conversations.append(make())
+            return conversations[-1]
+
+        controller.factory = factory  # type: ignore[method-assign]
+        controller.start()
+        try:
+            yield self
+        finally:
+            # The stop closes the door, and leaves those who are inside.
+            asyncio.run_coroutine_threadsafe(self._hang_up(conversations), controller.loop).result()
+            controller.stop()
+
+    async def _hang_up(self, conversations: Sequence[SMTP]) -> None:
+        for each in conversations:
+            if isinstance(each.transport, asyncio.WriteTransport):
+                each.transport.abort()
+        await asyncio.sleep(0)  # the loop is to come round to closing them
+
+    def mails_to(self, address: str) -> list[EmailMessage]:
+        return [parsed(content) for to, content in list(self.received) if to == address]
+
+    async def mail_to(self, address: str, number: int = 1) -> EmailMessage:
+        """The `number`-th mail to this address, when it is there."""
+        await eventually(lambda: len(self.mails_to(address)) >= number, f"mail {number} to {address}")
+        return self.mails_to(address)[number - 1]
+
+    # --- what the protocol asks
+
+    async def handle_RCPT(  # noqa: N802
+        self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        self.tried += 1
+        if self.is_silent:
+            await asyncio.Event().wait()  # until the other side hangs up
+        answer = self.reply(address)
+        if answer.startswith("250"):
+            envelope.rcpt_tos.append(address)
+        return answer
+
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
+        content = envelope.content
+        assert isinstance(content, bytes)
+        self.encrypted.append(session.ssl is not None)
+        self.received += [(address, content) for address in envelope.rcpt_tos]
+        return "250 OK"
+
+    def _authenticate(self, server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
+        self.passwords.append(data.password)
+        return AuthResult(success=True)
+
+
+# --- a folder
+
+
+def mails_in(folder: Path) -> list[EmailMessage]:
+    """In the order in which they were asked for."""
+    paths = sorted(folder.glob("*.eml"), key=lambda path: int(path.stem))
+    return [parsed(path.read_bytes()) for path in paths]
+
+
+async def mail_in(folder: Path, address: str, number: int = 1, subject: str = "") -> EmailMessage:
+    """The `number`-th mail to this address whose subject holds these words, when it is there."""
+
+    def found() -> list[EmailMessage]:
+        return [each for each in mails_in(folder) if each["To"] == address and subject in each["Subject"]]
+
+    await eventually(lambda: len(found()) >= number, f"mail {number} to {address} in {folder}")
+    return found()[number - 1]

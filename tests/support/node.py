@@ -1,0 +1,24 @@
+"""How to run a JavaScript program that needs a WebSocket on this machine's Node."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PRELOAD = Path(__file__).resolve().parent.parent.parent / "clients" / "javascript" / "websocket_of_ws.cjs"
+
+
+@functools.cache
+def node_command() -> tuple[str, ...]:
+    """Node 22 has a WebSocket, 20 hides one behind a flag, 18 takes that of the package ws. Skips without any."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    for options in ((), ("--experimental-websocket",), ("--require", str(PRELOAD))):
+        check = ["node", *options, "--eval", "process.exit(typeof WebSocket === 'function' ? 0 : 1)"]
+        if subprocess.run(check, capture_output=True, check=False).returncode == 0:
+            return ("node", *options)
+    pytest.skip("this node has no WebSocket, and the package ws (Debian: node-ws) is not installed")

@@ -1,0 +1,165 @@
+"""Services of tests are forked from a process that has imported the product: starting Python and importing is most of
+what a start costs, and the same each time.
+
+Importing the product opens nothing and begins nothing, so a fork of it is what `python main.py` is a moment after its
+imports. Each child is our own grandchild that becomes our child (the process between them ends), so it can be waited
+for like any other.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PR_SET_CHILD_SUBREAPER = 36
+MAX_REQUEST_BYTES = 256 * 1024
+POLL_SECONDS = 0.005
+
+
+class Process:
+    """As much of `subprocess.Popen` as services need."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        deadline = time.monotonic() + timeout if timeout is not None else None
+        while (status := self.poll()) is None:
+            if deadline is not None and time.monotonic() > deadline:
+                assert timeout is not None
+                raise subprocess.TimeoutExpired("main.py", timeout)
+            time.sleep(POLL_SECONDS)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class Nursery:
+    """The process that has imported the product. One per process of the tests, begun by the first service."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__)), str(theirs.fileno())], pass_fds=[theirs.fileno()], env=environment
+        )
+        theirs.close()
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        self._socket.close()
+        self._process.wait()
+
+    def start(self, environment: Mapping[str, str], folder: Path, log: Path) -> Process:
+        """`python main.py` with this environment in this folder, in a session of its own."""
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        request = {"environment": dict(environment), "folder": str(folder), "log": str(log), "files": files}
+        encoded = json.dumps(request).encode()
+        assert len(encoded) <= MAX_REQUEST_BYTES
+        # Only meanwhile: orphans of services are not ours to wait for.
+        _adopt(1)
+        try:
+            self._socket.sendall(encoded)
+            return Process(int(self._socket.recv(64)))
+        finally:
+            _adopt(0)
+
+
+def _adopt(whether: int) -> None:
+    """Whether orphans among our descendants become our children."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, whether, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+_nursery: Nursery | None = None
+
+
+def start(environment: Mapping[str, str], folder: Path, log: Path) -> Process:
+    global _nursery
+    if _nursery is None:
+        _nursery = Nursery()
+    return _nursery.start(environment, folder, log)
+
+
+# --- in the process of its own
+
+
+def tend(requests: socket.socket) -> None:
+    sys.path.insert(0, str(ROOT))
+    import main  # the imports are the point of this process
+
+    while encoded := requests.recv(MAX_REQUEST_BYTES):
+        reading, writing = os.pipe()
+        middle = os.fork()
+        if middle:
+            # Once the process between has ended, the service is a child of the tests.
+            os.close(writing)
+            os.waitpid(middle, 0)
+            requests.send(os.read(reading, 64))
+            os.close(reading)
+            continue
+        service = os.fork()
+        if service:
+            os.write(writing, str(service).encode())
+            os._exit(0)
+        for each in (reading, writing):
+            os.close(each)
+        requests.close()
+        os._exit(serve(main, json.loads(encoded)))
+
+
+def serve(main: Any, request: Mapping[str, Any]) -> int:
+    os.setsid()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (request["files"], most))
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.argv = [str(ROOT / "main.py")]
+    status = 1
+    try:
+        status = main.run()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except Exception as error:  # noqa: BLE001 (as the interpreter does with what nobody catches)
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return status
+
+
+if __name__ == "__main__":
+    tend(socket.socket(fileno=int(sys.argv[1])))

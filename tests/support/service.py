@@ -1,0 +1,317 @@
+"""The service under test as a real process on a real port, and people and watchers who use it.
+
+Tests read as scenes: `async with service.person() as alice, service.watch() as watcher:`, then
+`await watcher.expect("add", "movies")`. Nothing here sleeps and hopes: all waiting is for a condition.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from jose import jwt
+from websockets.asyncio.client import ClientConnection, connect
+
+from tests.support import nursery
+from tests.support.frames_checked import check_frame
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DEADLINE_SECONDS = 30.0
+PASSWORD = "sewers of Vienna"  # not the one of the examples, which the banner shows
+SECRET = "a secret for tests only, long enough"
+ADMIN = ("chief", "the chief of tests")
+
+# What must never stand in a log: tokens, links of mails, hashes, and the passwords and keys of the tests.
+SECRETS = re.compile(
+    r"eyJ[A-Za-z0-9_-]{8,}|[?&]token=[^\s&\"']{8,}|\$argon2|Bearer [A-Za-z0-9._-]{8,}|"
+    + "|".join(re.escape(secret) for secret in (PASSWORD, SECRET, ADMIN[1]))
+)
+
+# Reading the authorities of the world takes longer than most tests, and each client would do it; nothing here is https.
+NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+_names = itertools.count(1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def eventually(check: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
+    """Wait until `check()`, or what it awaits, is true; answers it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = check()
+        if asyncio.iscoroutine(found):
+            found = await found
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        await asyncio.sleep(0.02)
+
+
+class Service:
+    """`python main.py` with the given settings. `start` returns when it is ready."""
+
+    command: Sequence[str] = (str(ROOT / "main.py"),)
+
+    def __init__(self, database_url: str, broadcast_url: str, folder: Path, **settings: str) -> None:
+        self.database_url = database_url
+        self.port = free_port()
+        self.folder = folder
+        self.log_path = folder / f"service-{self.port}.log"
+        self.settings = {
+            "HOST": "127.0.0.1",
+            "PORT": str(self.port),
+            "DATABASE_URL": database_url,
+            "BROADCAST_URL": broadcast_url,
+            "SECRET_KEY": SECRET,
+            "FIRST_ADMIN_USERNAME": ADMIN[0],
+            "FIRST_ADMIN_PASSWORD": ADMIN[1],
+            "LOG_FORMAT": "json",
+            # Hundreds of people register from this one address; tests about limits set them.
+            "RATE_LIMITS": "off",
+            # Somebody registers and signs in in nearly every test, and what that costs on purpose is not the point.
+            "PASSWORD_MEMORY_KIB": "64",
+            "PASSWORD_TIME_COST": "1",
+            **settings,
+        }
+        self.process: subprocess.Popen[bytes] | nursery.Process | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def ws_url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/ws"
+
+    def start(self) -> Service:
+        environment = {name: value for name, value in os.environ.items() if name not in self.settings}
+        environment |= self.settings
+        # In a folder where there is no .env of the developer's, so that nothing is left in the tree.
+        if self.command == Service.command and "WORKERS" not in self.settings:
+            self.process = nursery.start(environment, self.folder, self.log_path)
+        else:
+            with self.log_path.open("ab") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, *self.command],
+                    env=environment,
+                    cwd=self.folder,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while True:
+            try:
+                # Making a client costs more than a look at the port.
+                if self._listens() and httpx.get(f"{self.url}/readyz", timeout=2, verify=NO_AUTHORITIES).is_success:
+                    return self
+            except httpx.HTTPError:
+                pass
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"the service did not start:\n{self.log()[-4000:]}")
+            time.sleep(0.02)
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, number)
+
+    def kill(self) -> None:
+        """As kill -9, workers included."""
+        if self.process is not None:
+            if self.process.poll() is None:
+                self.signal(signal.SIGKILL)
+            self.process.wait()
+
+    def stop(self, seconds: float = 20.0) -> int:
+        """As an orchestrator does. Answers the exit status."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"the service did not stop:\n{self.log()[-4000:]}") from None
+
+    @contextmanager
+    def running(self) -> Iterator[Service]:
+        try:
+            yield self.start()
+        finally:
+            self.kill()
+            self.check_log()
+
+    def check_log(self) -> None:
+        """Nothing secret has been logged. So every test of the suite is a test of that."""
+        for line in self.log().splitlines():
+            found = SECRETS.search(line)
+            assert found is None, f"a secret in the log, {found[0][:12]}…: {line[:400]}"
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def memory_bytes(self) -> int:
+        """Resident memory of the process."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) * 1024
+
+    # --- people
+
+    @asynccontextmanager
+    async def anyone(self) -> AsyncIterator[httpx.AsyncClient]:
+        async with httpx.AsyncClient(base_url=self.url, timeout=60, verify=NO_AUTHORITIES) as client:
+            yield client
+
+    @asynccontextmanager
+    async def person(self, name: str | None = None) -> AsyncIterator[Person]:
+        """A newly registered user, signed in."""
+        name = name or f"user{next(_names)}-{os.getpid()}-{time.time_ns() % 10**9}"
+        async with self.anyone() as client:
+            answer = await client.post("/auth/register", json={"username": name, "password": PASSWORD})
+            assert answer.status_code == 201, answer.text
+            yield await self._signed_in(client, name, PASSWORD)
+
+    @asynccontextmanager
+    async def admin(self) -> AsyncIterator[Person]:
+        async with self.anyone() as client:
+            yield await self._signed_in(client, *ADMIN)
+
+    async def _signed_in(self, client: httpx.AsyncClient, name: str, password: str) -> Person:
+        answer = await client.post("/auth/login", json={"username": name, "password": password})
+        assert answer.status_code == 200, answer.text
+        token = answer.json()["access_token"]
+        client.headers["Authorization"] = f"Bearer {token}"
+        return Person(client, answer.json()["user_id"], name, token)
+
+    # --- watchers
+
+    @asynccontextmanager
+    async def watch(self, query: str = "", **options: Any) -> AsyncIterator[Watcher]:
+        """A websocket that has its welcome. `options` go to `websockets.connect`."""
+        options = {"max_size": None, "max_queue": None, **options}
+        async with connect(self.ws_url + (f"?{query}" if query else ""), **options) as socket_:
+            watcher = Watcher(socket_)
+            watcher.welcome = await watcher.next()
+            assert watcher.welcome["operation"] == "welcome"
+            yield watcher
+
+
+@dataclass
+class Person:
+    """Somebody with a token; `http` sends it."""
+
+    http: httpx.AsyncClient
+    id: int
+    name: str
+    token: str
+
+    def forged(self, key: str = SECRET, algorithm: str = "HS256", headers: Any = None, **changes: Any) -> str:
+        """The person's token with other claims, without those that are None, signed anew."""
+        claims = jwt.get_unverified_claims(self.token) | changes
+        return str(jwt.encode({k: v for k, v in claims.items() if v is not None}, key, algorithm, headers=headers))
+
+    async def add(self, resource: str = "movies", **fields: Any) -> dict[str, Any]:
+        body = {"title": "The Third Man"} if resource == "movies" else {"name": "Harry Lime"}
+        answer = await self.http.post(f"/{resource}", json=body | fields)
+        assert answer.status_code == 201, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    async def generate(self, resource: str, number: int, query: str = "") -> dict[str, Any]:
+        answer = await self.http.post(f"/{resource}/generate/{number}{query}")
+        assert answer.status_code == 202, answer.text
+        job: dict[str, Any] = answer.json()
+        return job
+
+    async def job_ended(self, job_id: str, seconds: float = 60.0) -> dict[str, Any]:
+        async def ended() -> dict[str, Any] | None:
+            job: dict[str, Any] = (await self.http.get(f"/jobs/{job_id}")).json()
+            return job if job["state"] in ("done", "failed", "cancelled") else None
+
+        found: dict[str, Any] = await eventually(ended, f"job {job_id} ends", seconds)
+        return found
+
+
+@dataclass
+class Watcher:
+    """Reads frames, holds each against its schema, and remembers the durable ones."""
+
+    socket: ClientConnection
+    welcome: dict[str, Any] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    asked: dict[int | str, Any] = field(default_factory=dict)  # the actions of messages, by id
+
+    @property
+    def seqs(self) -> list[int]:
+        return [event["seq"] for event in self.events]
+
+    async def next(self, seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
+        """The next frame, whatever it is."""
+        async with asyncio.timeout(seconds):
+            frame: dict[str, Any] = json.loads(await self.socket.recv())
+        check_frame(frame, self.asked.get(frame.get("reply_to", "")))
+        if "seq" in frame:
+            self.events.append(frame)
+        return frame
+
+    async def expect(
+        self, operation: str, topic: str | None = None, seconds: float = DEADLINE_SECONDS
+    ) -> dict[str, Any]:
+        """The next durable event, which must be this one."""
+        while True:
+            frame = await self.next(seconds)
+            if "seq" in frame or frame.get("operation") == operation:
+                assert (frame["operation"], frame["topic"]) == (operation, topic or frame["topic"]), frame
+                return frame
+
+    async def until(self, wanted: Callable[[dict[str, Any]], Any], seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
+        """Read on until a frame is what is wanted."""
+        async with asyncio.timeout(seconds):
+            while True:
+                frame = await self.next(seconds)
+                if wanted(frame):
+                    return frame
+
+    async def until_seq(self, seq: int, seconds: float = DEADLINE_SECONDS) -> None:
+        async with asyncio.timeout(seconds):
+            while not self.events or self.events[-1]["seq"] < seq:
+                await self.next(seconds)
+
+    async def send(self, message: Any) -> None:
+        if isinstance(message, dict) and isinstance(message.get("id"), int | str):
+            self.asked[message["id"]] = message.get("action")
+        await self.socket.send(json.dumps(message))
+
+    async def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Send a message and answer its reply."""
+        await self.send(message)
+        return await self.until(lambda frame: frame.get("reply_to") == message.get("id") and "ok" in frame)
