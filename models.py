@@ -1,7 +1,7 @@
 """The tables, for SQLite and PostgreSQL alike.
 
-In Python times and dates are the texts of `core/times.py`. Text compares by code point on both databases (collation "C"),
-never by locale, so that a filter gives one answer everywhere.
+In Python times and dates are the texts of `core/times.py`. Text compares by code point on both databases (collation
+"C"), never by locale, so that a filter gives one answer everywhere.
 """
 
 from __future__ import annotations

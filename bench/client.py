@@ -1,17 +1,23 @@
-"""Somebody who has signed in at a service that is just starting."""
+"""A port for a service, and a client that is signed in at one that is just starting."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
 
-from tests.support.service import PASSWORD
-
+PASSWORD = "sewers of Vienna"
 ATTEMPTS = 200
 PAUSE_SECONDS = 0.05
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @asynccontextmanager

@@ -21,8 +21,7 @@ from typing import Any
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
 
-from bench.client import signed_in
-from tests.support.service import free_port
+from bench.client import free_port, signed_in
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITERS = 4

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from websockets.asyncio.client import connect
 
-from bench.client import signed_in
-from tests.support.service import free_port
+from bench.client import free_port, signed_in
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.support.service import PASSWORD, free_port
+from bench.client import PASSWORD, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 ADMIN = ("chief", "the chief of bench")

@@ -124,7 +124,3 @@ def run() -> None:
     except MarqueeError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    run()

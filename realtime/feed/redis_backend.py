@@ -114,7 +114,7 @@ class RedisBackend(BroadcastBackend):
                 log.debug("bus connection lost", reason=str(error))
             except (ValueError, KeyError, TypeError) as error:
                 log.warning("not a message of ours on the bus", reason=str(error))
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (logged with its traceback)
                 # Whatever it is: a reader that ended would leave the worker deaf for ever.
                 log.error("reading the bus failed", exc_info=error)
             # Jittered, so that many workers do not come back in one instant.

@@ -16,7 +16,7 @@ from repository.accounts import deletion, edits, one_time_tokens, users
 from repository.accounts.edits import Editor
 from repository.accounts.one_time_tokens import Purpose
 from repository.engine.database import Database
-from tests.accounts.test_users import account, delete, outcome
+from tests.support.accounts import account, delete, outcome
 from tests.support.resources import head, links, locations, moderator, nothing_written, sql
 from tests.support.service import PASSWORD, Person, Service
 

@@ -17,15 +17,8 @@ from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from tests.conftest import Places
-from tests.realtime.test_subscriptions import rows_of, subscribed
-from tests.realtime.test_watching import closing
 from tests.support.service import PASSWORD, Person, Service, eventually
-
-REVOKED_SECONDS = 2.0  # a second by promise; the rest is for a busy machine
-
-
-def signed_in(person: Person) -> dict[str, Any]:
-    return {"additional_headers": {"Authorization": f"Bearer {person.token}"}}
+from tests.support.sockets import REVOKED_SECONDS, closing, rows_of, signed_in, subscribed
 
 
 @pytest.fixture(scope="module")

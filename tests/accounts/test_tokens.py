@@ -14,11 +14,10 @@ from jose import jwt
 
 from core.errors import CloseCode, Unauthenticated
 from services.tokens import AUDIENCE, ISSUER, Tokens
-from tests.accounts.test_identity import REVOKED_SECONDS, signed_in
 from tests.conftest import Places
-from tests.realtime.test_watching import closing
 from tests.support.resources import locations, nothing_written, sql
 from tests.support.service import PASSWORD, SECRET, Person, Service
+from tests.support.sockets import REVOKED_SECONDS, closing, signed_in
 
 OLD_KEY = "the key of last year which was long enough"
 SESSION = str(uuid.uuid4())

@@ -11,14 +11,13 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from core.errors import NotFound, Problem, Unauthenticated
-from core.identity import Group
-from repository.accounts import deletion, edits, one_time_tokens, outbox, sessions, users
-from repository.accounts.edits import Editor
+from repository.accounts import edits, one_time_tokens, outbox, sessions, users
 from repository.accounts.one_time_tokens import Purpose
 from repository.accounts.outbox import Kind
 from repository.accounts.sessions import Checked, Device, Renewal
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
+from tests.support.accounts import account, delete, outcome
 from tests.support.resources import links, locations, moderator, nothing_written, sql
 from tests.support.service import PASSWORD, Person, Service
 
@@ -416,30 +415,6 @@ async def test_the_sockets_of_a_deleted_account_are_closed(service: Service) -> 
 
 
 # --- at once, at the database
-
-
-async def account(database: Database, name: str, group: Group = Group.USER) -> int:
-    async def work(tx: Transaction) -> int:
-        user = await users.create(tx, {"username": name, "email": f"{name}@example.org"}, "no hash", group)
-        return int(user["id"])
-
-    return await database.write(work)
-
-
-def oneself(user_id: int) -> Editor:
-    return Editor(user_id, None, is_admin=False)
-
-
-async def delete(database: Database, user_id: int, by: int | None = None) -> Any:
-    editor = Editor(by, None, is_admin=True) if by is not None else oneself(user_id)
-    return await database.write(lambda tx: deletion.remove(tx, editor, user_id, None))
-
-
-async def outcome(work: Any) -> Any:
-    try:
-        return await work
-    except Problem as problem:
-        return type(problem)
 
 
 async def test_whoever_signs_in_while_being_deleted_is_out(database: Database) -> None:

@@ -16,7 +16,7 @@ from clients.python.marquee_client import Event, Position, Resync, View, Watch
 from clients.python.marquee_client.session import Session
 from clients.python.marquee_client.stream import Wish
 from clients.python.marquee_client.watch import QUEUED_EVENTS
-from tests.clients.test_clients import sent, welcome
+from tests.support.client_sessions import sent, welcome
 
 
 @dataclass

@@ -35,6 +35,7 @@ from clients.python.marquee_client.retry import Ending, Pacer
 from clients.python.marquee_client.session import MAX_ATTEMPTS, Call, Dead, Session
 from clients.python.marquee_client.stream import Stream, Wish
 from clients.python.marquee_client.view import QUEUED_CHANGES, Rows
+from tests.support.client_sessions import connected, ok, sent
 from tests.support.service import eventually
 
 # --- when to come back
@@ -149,25 +150,6 @@ def test_a_malformed_event_changes_no_row() -> None:
 
 
 # --- the session, without a socket
-
-
-def welcome(seq: int = 0, epoch: str = "e1", **more: Any) -> str:
-    data = {"protocol": 1, "epoch": epoch, "seq": seq, "user_id": None, "heartbeat_seconds": 20, **more}
-    return json.dumps({"operation": "welcome", "data": data})
-
-
-def ok(message: dict[str, Any], **data: Any) -> str:
-    return json.dumps({"reply_to": message["id"], "ok": True, "data": data})
-
-
-def sent(session: Session) -> list[dict[str, Any]]:
-    return [json.loads(message) for message in session.messages()]
-
-
-def connected(session: Session, **hello: Any) -> list[dict[str, Any]]:
-    session.connected(0.0)
-    session.receive(welcome(**hello), 0.0)
-    return sent(session)
 
 
 @dataclass

@@ -6,7 +6,6 @@ import ast
 import importlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,54 +18,16 @@ from core.settings import Settings
 from main import build_app
 from resources.topics import TOPICS
 from routes.table import OPERATIONS
+from tests.support.documents import DOCUMENTS, ROOT, bare, rows_of, strings_in, text_of, trees
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 OPERATION_NAME = re.compile(r'"operation":\s*"([a-z_]+)"')
 BOUND_NAME = re.compile(r"^MAX_\w+$|^\w+_(BYTES|EVENTS|MESSAGES|ITEMS)$")
 # Starting points and water marks: where something begins or eases, not where it ends.
 NOT_BOUNDS = {
-    "realtime.feed.bus.MIN_BACKOFF_SECONDS",
+    "realtime.feed.redis_backend.MIN_BACKOFF_SECONDS",
     "realtime.wire.writer.LOW_WATER_BYTES",
     "realtime.wire.writer.HIGH_WATER_BYTES",
 }
-
-
-def text_of(name: str) -> str:
-    return (ROOT / name).read_text()
-
-
-def rows_of(text: str, *first_columns: str) -> list[list[str]]:
-    """The cells of the table whose header begins with these columns."""
-    found: list[list[str]] = []
-    inside = False
-    for line in text.splitlines():
-        if not line.startswith("|"):
-            inside = False
-            continue
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if tuple(cells[: len(first_columns)]) == first_columns:
-            inside = True
-        elif inside and not set(line) <= set("|- "):
-            found.append(cells)
-    assert found, f"no table with the columns {first_columns}"
-    return found
-
-
-def bare(cell: str) -> str:
-    return cell.strip("`")
-
-
-def trees(*folders: str) -> Iterator[ast.Module]:
-    for folder in folders:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            yield ast.parse(path.read_text())
-
-
-def strings_in(node: ast.AST) -> Iterator[str]:
-    for each in ast.walk(node):
-        if isinstance(each, ast.Constant) and isinstance(each.value, str):
-            yield each.value
 
 
 # --- REST
@@ -244,10 +205,11 @@ def test_every_bound_of_the_code_is_in_the_table() -> None:
     documented = {bare(cells[1]) for cells in rows_of(text_of("docs/architecture.md"), "what", "where", "bound")}
     missing = []
     for folder in ("realtime", "repository", "jobs", "routes"):
-        for path in sorted((ROOT / folder).glob("*.py")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             for node in ast.parse(path.read_text()).body:
                 if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                    name = f"{folder}.{path.stem}.{node.targets[0].id}"
+                    name = f"{module}.{node.targets[0].id}"
                     if BOUND_NAME.match(node.targets[0].id) and name not in documented | NOT_BOUNDS:
                         missing.append(name)
     assert not missing, "not in the table of docs/architecture.md"

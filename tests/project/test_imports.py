@@ -3,54 +3,36 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-# From top to bottom. What stands in one line does not know its neighbours.
-LAYERS: Sequence[frozenset[str]] = tuple(
-    frozenset(line.split())
-    for line in (
-        "cli",
-        "main",
-        "first_admin",
-        "workers",
-        "serving",
-        "routes realtime jobs dashboard",
-        "migrations",
-        "repository gateways",
-        "models",
-        "profile_schemas",
-        "account_schemas",
-        "schemas",
-        "filters",
-        "password_rules",
-        "security pictures",
-        "settings",
-        "errors metrics",
-        "times logs stopping rates",
-    )
-)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LAYERS: Sequence[frozenset[str]] = tuple(frozenset(line.split()) for line in PROJECT["tool"]["marquee"]["layers"])
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
+MAX_LINES = 400
+MAX_MODULES_OF_A_FOLDER = 14
 
 # Outside packages with one owner each: files, or folders that end in a slash.
 OWNERS: Mapping[str, tuple[str, ...]] = {
-    "broadcaster": ("realtime/feed/bus.py",),
-    "redis": ("realtime/feed/bus.py", "services/limits/redis.py"),
+    "broadcaster": ("realtime/feed/",),
+    "redis": ("realtime/feed/", "services/limits/redis.py"),
     "limits": ("services/limits/redis.py",),
-    "sqlalchemy": ("models.py", "repository/", "migrations/"),
+    "sqlalchemy": ("models.py", "resources/", "repository/", "migrations/"),
     "alembic": ("repository/engine/migrations.py", "migrations/"),
-    "uvicorn": ("server/serving.py", "server/supervisor.py", "server/http_protocol.py", "server/websocket_protocol.py"),
+    "uvicorn": ("server/",),
     "websockets": ("server/websocket_protocol.py",),
     "jose": ("services/tokens.py",),
-    "passlib": ("services/tokens.py",),
-    "faker": ("jobs/generation.py",),
-    "click": ("cli.py",),
+    "passlib": ("services/password_hasher.py",),
+    "faker": ("jobs/",),
+    "click": ("commands/",),
     "aiosmtplib": ("gateways/mail.py",),
     "email_validator": ("resources/accounts/credentials.py",),
     "obstore": ("gateways/storage.py",),
@@ -66,8 +48,13 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
 class Import:
     path: str  # of the file, from the root
     line: int
-    package: str  # the first part of what is imported
+    module: str  # what is imported
     is_nested: bool  # in a function
+
+    @property
+    def package(self) -> str:
+        """The first part of what is imported."""
+        return self.module.partition(".")[0]
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line} imports {self.package}"
@@ -95,11 +82,11 @@ def imports_of(root: Path) -> Iterator[Import]:
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
                 assert node.module is not None, f"{path}: a relative import"
-                names = [node.module]
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
             else:
                 continue
             for name in names:
-                yield Import(path.relative_to(root).as_posix(), node.lineno, name.partition(".")[0], id(node) in nested)
+                yield Import(path.relative_to(root).as_posix(), node.lineno, name, id(node) in nested)
 
 
 def owner_of(path: str) -> str:
@@ -124,12 +111,70 @@ def test_imports_point_down() -> None:
     assert violations(ROOT) == []
 
 
-def test_every_module_has_a_layer() -> None:
-    """A new module at the top must be given its place."""
+def test_the_root_holds_the_fixed_names_and_the_layers() -> None:
+    """A new module belongs into a folder, and a new folder needs its line in the table."""
     apart = {"tests", "bench", "clients", "docs"}
-    modules = {path.stem for path in ROOT.glob("*.py")}
+    assert {path.stem for path in ROOT.glob("*.py")} == {"main", "models", "schemas", "cli"}
     packages = {path.parent.name for path in ROOT.glob("[!.]*/__init__.py")}
-    assert modules | packages <= DEPTH.keys() | apart
+    assert packages | {"main", "models", "schemas", "migrations"} == DEPTH.keys() | (packages & apart)
+    assert (ROOT / "cli.py").read_text() == "from commands.main import run\n\nrun()\n"
+
+
+def modules_by_name(root: Path) -> dict[str, Path]:
+    return {name_of(path, root): path for path in product_files(root)}
+
+
+def name_of(path: Path, root: Path) -> str:
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def circles(root: Path) -> list[list[str]]:
+    """The groups of modules that import one another, directly or through others; imports for types count."""
+    known = modules_by_name(root)
+    graph: dict[str, set[str]] = {name: set() for name in known}
+    for each in imports_of(root):
+        importer = name_of(root / each.path, root)
+        # `from package import name` imports a module, or a definition of the package.
+        imported = each.module if each.module in known else each.module.rpartition(".")[0]
+        if imported in known and imported != importer:
+            graph[importer].add(imported)
+    reached: dict[str, set[str]] = {}
+    for start in graph:
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for imported in graph[waiting.pop()] - seen:
+                seen.add(imported)
+                waiting.append(imported)
+        reached[start] = seen
+    groups = {
+        tuple(sorted(other for other in reached[name] if name in reached[other]))
+        for name in graph
+        if name in reached[name]
+    }
+    return sorted(map(list, groups))
+
+
+def test_no_modules_import_one_another() -> None:
+    assert circles(ROOT) == []
+
+
+def test_no_module_is_long_and_no_folder_is_full() -> None:
+    files = list(product_files(ROOT))
+    assert {path: lines for path in files if (lines := path.read_text().count("\n")) > MAX_LINES} == {}
+    counts = Counter(path.parent for path in files if path.name != "__init__.py" and path.parent.name != "versions")
+    assert {folder: count for folder, count in counts.items() if count > MAX_MODULES_OF_A_FOLDER} == {}
+
+
+def test_tests_share_only_what_is_no_test_and_bench_shares_nothing_with_them() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for folder in ("tests", "bench")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for name in re.findall(r"^(?:from|import) (tests[\w.]*)", path.read_text(), re.MULTILINE)
+        if folder == "bench" or ".test_" in name
+    ]
+    assert wrong == []
 
 
 def test_every_owner_uses_what_it_owns() -> None:
@@ -150,22 +195,35 @@ def test_each_kind_of_violation_is_found(tmp_path: Path) -> None:
     root = made_up(
         tmp_path,
         {
-            "models.py": "import errors\nimport repository.generic.writes\n",
+            "models.py": "from core import errors\nimport repository.rows\n",
             "core/errors.py": "",
-            "repository/generic/writes.py": "import models\nfrom sqlalchemy.ext.asyncio import AsyncConnection\n",
-            "routes/movies.py": "from repository import catalog\nfrom realtime.feed.bus import Bus\nimport routes.table\n",
-            "routes/table.py": "def late():\n    import errors\n",
-            "realtime/feed/bus.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import main\n",
+            "repository/rows.py": "import models\nfrom sqlalchemy.ext.asyncio import AsyncConnection\n",
+            "routes/movies.py": "from repository import rows\nfrom realtime.bus import Bus\nimport routes.table\n",
+            "routes/table.py": "def late():\n    from core import errors\n",
+            "realtime/bus.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import main\n",
             "jobs/runner.py": "import broadcaster\n",
         },
     )
     assert sorted(violations(root)) == [
-        "jobs/runner.py:1 imports broadcaster, which belongs to realtime/feed/bus.py",
+        "jobs/runner.py:1 imports broadcaster, which belongs to realtime/feed/",
         "models.py:2 imports repository, which is not below it",
-        "realtime/feed/bus.py:3 imports main, which is not below it",
+        "realtime/bus.py:3 imports main, which is not below it",
         "routes/movies.py:2 imports realtime, which is not below it",
-        "routes/table.py:2 imports errors in a function",
+        "routes/table.py:2 imports core in a function",
     ]
+
+
+def test_a_circle_is_found(tmp_path: Path) -> None:
+    root = made_up(
+        tmp_path,
+        {
+            "core/first.py": "from core.second import name\n",
+            "core/second.py": "from core import third\n",
+            "core/third.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from core.first import name\n",
+            "core/fourth.py": "from core import first\n",
+        },
+    )
+    assert circles(root) == [["core.first", "core.second", "core.third"]]
 
 
 # --- importing opens nothing
@@ -223,7 +281,7 @@ def modules_of(root: Path) -> list[str]:
 
 def test_importing_opens_nothing_and_reads_no_settings(tmp_path: Path) -> None:
     modules = modules_of(ROOT)
-    assert {"main", "cli", "realtime.feed.bus", "repository.engine.database"} <= set(modules)
+    assert {"main", "commands.main", "realtime.feed.bus", "repository.engine.database"} <= set(modules)
     assert opened_by_importing(ROOT, modules, tmp_path / "empty") == []
 
 
@@ -240,7 +298,5 @@ def test_a_module_that_opens_something_is_found(tmp_path: Path) -> None:
 
 
 def test_the_wheel_holds_every_module() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    included = set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"])
-    there = {f"{name}.py" if (ROOT / f"{name}.py").exists() else name for name in DEPTH}
-    assert included == there | {"common_passwords.txt"}
+    included = set(PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"])
+    assert included == {f"{name}.py" if (ROOT / f"{name}.py").exists() else name for name in DEPTH}

@@ -28,7 +28,7 @@ from realtime.sockets import endpoint
 from realtime.sockets.messages import ACTIONS, problems_of
 from resources.topics import TOPICS
 from server import serving
-from tests.project.test_docs import bare, rows_of, text_of
+from tests.support.documents import bare, rows_of, text_of
 from tests.support.frames_checked import Checker, FrameMismatch, check_frame
 from tests.support.service import Service, Watcher
 

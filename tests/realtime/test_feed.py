@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -22,7 +21,7 @@ from realtime.fanout.subscription import Sources, Subscription
 from realtime.feed import bus, feed
 from realtime.feed.bus import Bus
 from realtime.feed.bus_messages import Heartbeat
-from realtime.feed.feed import Feed, PositionTooOld
+from realtime.feed.feed import PositionTooOld
 from realtime.feed.redis_backend import _decode, _encode_event, _encode_heartbeat
 from realtime.feed.ring import Ring
 from realtime.sse.replay import Replay
@@ -32,6 +31,7 @@ from repository.engine.database import Database
 from repository.engine.events import Event, Head
 from repository.engine.transaction import Transaction
 from resources.movies import MOVIE_FIELDS
+from tests.support.feeds import following
 from tests.support.servers import PostgresServer, RedisServer
 from tests.support.service import eventually
 
@@ -48,21 +48,6 @@ async def write(database: Database, count: int, size: int = 10) -> list[Event]:
         await database.write(work)
     database.on_commit.remove(committed.extend)
     return committed
-
-
-@asynccontextmanager
-async def following(database: Database, *, runs: bool = True) -> AsyncIterator[tuple[Feed, list[int]]]:
-    """A feed and the numbers its listener was given. It has a good bus, so that it hardly looks by itself."""
-    followed = Feed(database, has_shared_bus=True, is_bus_deaf=lambda: False)
-    seen: list[int] = []
-    followed.on_events.append(lambda events: seen.extend(event.seq for event in events))
-    await followed.start()
-    running = asyncio.create_task(followed.run()) if runs else None
-    yield followed, seen
-    if running is not None:
-        assert not running.done(), running
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
 
 
 @pytest.mark.parametrize("seed", range(8))

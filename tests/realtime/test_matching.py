@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from core.filters import Filter, matcher_of, parse_json
 from realtime.fanout.changes import Change, changes_of, filtered_texts, see, seen_texts
-from realtime.fanout.encode import coalesce
+from realtime.fanout.encode import coalesce, texts
 from realtime.fanout.matching import FilterIndex
 from realtime.fanout.spec import Spec
 from realtime.wire.frames import Rendering
@@ -139,10 +139,10 @@ def test_a_window_leads_to_the_same_view_as_its_events(
             operation = "update" if old is not None else "add"
             events.append(event(seq, operation, new, old, ("rating",) if old is not None else ()))
     before, after = events[:start], events[start:]
-    view = applied({}, plain.texts(before))
-    one_by_one = applied(dict(view), plain.texts(after))
-    frames = [orjson.loads(text) for text in spec.texts(after)]
-    assert applied(dict(view), spec.texts(after)) == one_by_one
+    view = applied({}, texts(plain, before))
+    one_by_one = applied(dict(view), texts(plain, after))
+    frames = [orjson.loads(text) for text in texts(spec, after)]
+    assert applied(dict(view), texts(spec, after)) == one_by_one
     touched = [key for frame in frames for key in keys_of(frame)]
     assert len(touched) == len(set(touched)), "at most once for each row"
     assert [frame.get("more", False) for frame in frames] == [True] * (len(frames) - 1) + [False] * bool(frames)

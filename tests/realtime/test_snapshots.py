@@ -18,7 +18,7 @@ from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import lists, writes
 from resources.movies import MOVIE_FIELDS, MOVIES
-from tests.realtime.test_feed import following
+from tests.support.feeds import following
 
 ADMIN = Identity(1, Group.ADMIN, 2**40, "session", "chief")
 

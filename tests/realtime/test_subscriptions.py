@@ -11,25 +11,7 @@ import pytest
 from repository.engine import event_log
 from repository.engine.database import Database
 from tests.support.service import Person, Service, Watcher
-
-
-async def subscribed(watcher: Watcher, **members: Any) -> dict[str, Any]:
-    """Subscribe, and answer the reply's data."""
-    reply = await watcher.ask({"id": "sub", "action": "subscribe", **members})
-    assert reply["ok"], reply
-    data: dict[str, Any] = reply["data"]
-    return data
-
-
-async def rows_of(watcher: Watcher, topic: str = "movies") -> list[dict[str, Any]]:
-    """The rows of the snapshot that comes now."""
-    rows: list[dict[str, Any]] = []
-    while True:
-        frame = await watcher.next()
-        assert (frame["operation"], frame["topic"]) == ("snapshot", topic), frame
-        rows += frame["data"]["items"]
-        if frame["data"]["done"]:
-            return rows
+from tests.support.sockets import rows_of, subscribed
 
 
 async def silent(watcher: Watcher) -> None:

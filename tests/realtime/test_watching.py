@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
 from core.errors import CloseCode
@@ -21,27 +20,7 @@ from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from tests.support.service import Service, Watcher, eventually
-
-
-async def refusal(service: Service, query: str = "", **options: Any) -> tuple[int, Any]:
-    """The status and the body of a handshake that is refused."""
-    with pytest.raises(InvalidStatus) as refused:
-        async with connect(service.ws_url + query, **options):
-            pass
-    response = refused.value.response
-    assert response.headers["Content-Type"] == "application/json"
-    return response.status_code, json.loads(response.body)
-
-
-async def closing(watcher: Watcher, seconds: float = 20.0) -> tuple[int, str]:
-    """The code and reason that end the connection."""
-    try:
-        async with asyncio.timeout(seconds):
-            while True:
-                await watcher.next(seconds)
-    except ConnectionClosed as closed:
-        assert closed.rcvd is not None, "the connection broke without a close frame"
-        return closed.rcvd.code, closed.rcvd.reason
+from tests.support.sockets import closing, refusal
 
 
 async def test_the_welcome_says_where_the_stream_begins(service: Service) -> None:

@@ -12,8 +12,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from core.errors import CloseCode
 from realtime.sockets.message_rate import MAX_BURST_MESSAGES, Bucket
-from tests.realtime.test_watching import closing, refusal
 from tests.support.service import Service, eventually
+from tests.support.sockets import closing, refusal
 
 
 async def test_connections_from_one_address_have_an_end(new_service: Callable[..., Service]) -> None:

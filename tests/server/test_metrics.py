@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from core import metrics
-from tests.project.test_docs import bare, rows_of, text_of
+from tests.support.documents import bare, rows_of, text_of
 from tests.support.servers import PostgresServer, RedisServer
 from tests.support.service import Service, eventually
 

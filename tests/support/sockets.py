@@ -1,0 +1,60 @@
+"""Websocket handshakes, subscriptions and closes, as scenes use them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from tests.support.service import Person, Service, Watcher
+
+
+async def refusal(service: Service, query: str = "", **options: Any) -> tuple[int, Any]:
+    """The status and the body of a handshake that is refused."""
+    with pytest.raises(InvalidStatus) as refused:
+        async with connect(service.ws_url + query, **options):
+            pass
+    response = refused.value.response
+    assert response.headers["Content-Type"] == "application/json"
+    return response.status_code, json.loads(response.body)
+
+
+async def closing(watcher: Watcher, seconds: float = 20.0) -> tuple[int, str]:
+    """The code and reason that end the connection."""
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                await watcher.next(seconds)
+    except ConnectionClosed as closed:
+        assert closed.rcvd is not None, "the connection broke without a close frame"
+        return closed.rcvd.code, closed.rcvd.reason
+
+
+async def subscribed(watcher: Watcher, **members: Any) -> dict[str, Any]:
+    """Subscribe, and answer the reply's data."""
+    reply = await watcher.ask({"id": "sub", "action": "subscribe", **members})
+    assert reply["ok"], reply
+    data: dict[str, Any] = reply["data"]
+    return data
+
+
+async def rows_of(watcher: Watcher, topic: str = "movies") -> list[dict[str, Any]]:
+    """The rows of the snapshot that comes now."""
+    rows: list[dict[str, Any]] = []
+    while True:
+        frame = await watcher.next()
+        assert (frame["operation"], frame["topic"]) == ("snapshot", topic), frame
+        rows += frame["data"]["items"]
+        if frame["data"]["done"]:
+            return rows
+
+
+REVOKED_SECONDS = 2.0  # a second by promise; the rest is for a busy machine
+
+
+def signed_in(person: Person) -> dict[str, Any]:
+    return {"additional_headers": {"Authorization": f"Bearer {person.token}"}}
