@@ -28,7 +28,7 @@ MAX_LISTED_TEXT_LENGTH = 255  # in a list: all of one list fit into a URL, which
 MAX_INTEGER = 2**63 - 1  # BIGINT
 
 
-class Kind(StrEnum):
+class FieldType(StrEnum):
     INTEGER = "integer"
     TEXT = "text"
     DATE = "date"
@@ -50,22 +50,22 @@ class Op(StrEnum):
 
 
 _ORDERED = (Op.EQ, Op.NE, Op.GT, Op.GTE, Op.LT, Op.LTE, Op.IN)
-OPERATORS: Mapping[Kind, tuple[Op, ...]] = {
-    Kind.INTEGER: _ORDERED,
-    Kind.DATE: _ORDERED,
-    Kind.TIME: _ORDERED,
-    Kind.TEXT: (*_ORDERED, Op.CONTAINS, Op.PREFIX),
-    Kind.BOOLEAN: (Op.EQ, Op.NE),
-    Kind.STRINGS: (Op.EQ, Op.NE, Op.IN),
+OPERATORS: Mapping[FieldType, tuple[Op, ...]] = {
+    FieldType.INTEGER: _ORDERED,
+    FieldType.DATE: _ORDERED,
+    FieldType.TIME: _ORDERED,
+    FieldType.TEXT: (*_ORDERED, Op.CONTAINS, Op.PREFIX),
+    FieldType.BOOLEAN: (Op.EQ, Op.NE),
+    FieldType.STRINGS: (Op.EQ, Op.NE, Op.IN),
 }
 
-EXPECTED: Mapping[Kind, str] = {
-    Kind.INTEGER: "an integer of at most 64 bits",
-    Kind.TEXT: f"a text of at most {MAX_TEXT_LENGTH} characters without NUL",
-    Kind.DATE: "a date such as 1999-12-31",
-    Kind.TIME: "a time such as 1999-12-31T23:59:59Z",
-    Kind.BOOLEAN: "true or false",
-    Kind.STRINGS: f"a text of at most {MAX_TEXT_LENGTH} characters without NUL",
+EXPECTED: Mapping[FieldType, str] = {
+    FieldType.INTEGER: "an integer of at most 64 bits",
+    FieldType.TEXT: f"a text of at most {MAX_TEXT_LENGTH} characters without NUL",
+    FieldType.DATE: "a date such as 1999-12-31",
+    FieldType.TIME: "a time such as 1999-12-31T23:59:59Z",
+    FieldType.BOOLEAN: "true or false",
+    FieldType.STRINGS: f"a text of at most {MAX_TEXT_LENGTH} characters without NUL",
 }
 
 Scalar = int | str
@@ -80,7 +80,7 @@ class Field:
 
     name: str
     column: str
-    kind: Kind
+    kind: FieldType
     choices: tuple[str, ...] = ()
 
 
@@ -210,7 +210,7 @@ def _parse_object(
     return conditions
 
 
-_NO_TEXT = (Kind.INTEGER, Kind.BOOLEAN)
+_NO_TEXT = (FieldType.INTEGER, FieldType.BOOLEAN)
 
 
 def _as_written(raw: Any) -> Any:
@@ -264,9 +264,9 @@ def _expected(field: Field) -> str:
 
 def _parse_value(field: Field, op: Op, raw: Any, max_length: int = MAX_TEXT_LENGTH) -> Scalar | None:
     kind = field.kind
-    if kind is Kind.BOOLEAN:
+    if kind is FieldType.BOOLEAN:
         return raw if isinstance(raw, bool) else _BOOLEANS.get(raw) if isinstance(raw, str) else None
-    if kind is Kind.INTEGER:
+    if kind is FieldType.INTEGER:
         if isinstance(raw, str) and _INTEGER.match(raw):
             raw = int(raw)
         if isinstance(raw, int) and not isinstance(raw, bool) and abs(raw) <= MAX_INTEGER:
@@ -276,9 +276,9 @@ def _parse_value(field: Field, op: Op, raw: Any, max_length: int = MAX_TEXT_LENG
         return None
     if field.choices and op in (Op.EQ, Op.NE, Op.IN) and raw not in field.choices:
         return None
-    if kind is Kind.DATE:
+    if kind is FieldType.DATE:
         return times.parse_date(raw)
-    if kind is Kind.TIME:
+    if kind is FieldType.TIME:
         return times.parse_time(raw)
     return raw
 
@@ -310,7 +310,7 @@ def matcher_of(wanted: Filter) -> Matcher:
 
 def _test(condition: Condition) -> Matcher:
     name, op, value = condition.field.column, condition.op, condition.value
-    if condition.field.kind is Kind.STRINGS:
+    if condition.field.kind is FieldType.STRINGS:
         wanted = frozenset(value) if isinstance(value, tuple) else frozenset((value,))
         if op is Op.NE:
             return lambda row: wanted.isdisjoint(row[name])

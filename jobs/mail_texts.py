@@ -18,7 +18,7 @@ from html import escape
 from urllib.parse import urlencode, urlsplit
 
 from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE
-from repository.accounts.outbox import ClaimedMail, Kind
+from repository.accounts.outbox import ClaimedMail, MailType
 
 LINE_LENGTH = 72
 
@@ -35,8 +35,8 @@ class Wording:
 
 
 _ONE_DAY = "The link works once, and for one day."
-WORDINGS: Mapping[Kind, Wording] = {
-    Kind.ACTIVATE: Wording(
+WORDINGS: Mapping[MailType, Wording] = {
+    MailType.ACTIVATE: Wording(
         "Activate your account",
         ("Somebody registered at Marquee with this address. If it was you, follow the link to activate the account.",),
         "/auth/activate",
@@ -47,7 +47,7 @@ WORDINGS: Mapping[Kind, Wording] = {
             f"{DAYS_TO_ACTIVATE} days.",
         ),
     ),
-    Kind.RESET_PASSWORD: Wording(
+    MailType.RESET_PASSWORD: Wording(
         "Choose a new password",
         (
             "Somebody asked for a new password for your account at Marquee. If it was you, follow the link to choose "
@@ -57,7 +57,7 @@ WORDINGS: Mapping[Kind, Wording] = {
         "Choose a new password",
         (_ONE_DAY, "If it was not you, do nothing: your password stays as it is."),
     ),
-    Kind.CONFIRM_EMAIL: Wording(
+    MailType.CONFIRM_EMAIL: Wording(
         "Confirm your new address",
         (
             "Somebody wants to use this address for an account at Marquee. If it was you, follow the link to confirm "
@@ -67,7 +67,7 @@ WORDINGS: Mapping[Kind, Wording] = {
         "Confirm the address",
         (_ONE_DAY, "If it was not you, do nothing: the account keeps the address that it has."),
     ),
-    Kind.EMAIL_CHANGE_ASKED: Wording(
+    MailType.EMAIL_CHANGE_ASKED: Wording(
         "Another address for your account",
         (
             "Somebody who knows the password of your account at Marquee wants it to have another e-mail address. It "
@@ -77,7 +77,7 @@ WORDINGS: Mapping[Kind, Wording] = {
         "/reset-password",
         "Choose a new password",
     ),
-    Kind.PASSWORD_CHANGED: Wording(
+    MailType.PASSWORD_CHANGED: Wording(
         "Your password was changed",
         (
             "The password of your account at Marquee was changed just now, and the account was signed out everywhere "
@@ -87,7 +87,7 @@ WORDINGS: Mapping[Kind, Wording] = {
         "/reset-password",
         "Choose a new password",
     ),
-    Kind.EMAIL_CHANGED: Wording(
+    MailType.EMAIL_CHANGED: Wording(
         "Your address was changed",
         (
             "Your account at Marquee has another e-mail address now. Mails about it do not come to this one any more.",

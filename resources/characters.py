@@ -6,7 +6,7 @@ from pydantic import MISSING, ConfigDict, Field, RootModel
 
 import models
 from core import filters
-from core.filters import Kind
+from core.filters import FieldType
 from resources.fields import _fields
 from resources.resource import Resource
 from schemas import Answer, Body, Id, Line, Moment, Prose, Skipped
@@ -66,7 +66,10 @@ class CharacterName(RootModel[str]):
 
 
 CHARACTER_FIELDS: dict[str, filters.Field] = _fields(
-    ("id", Kind.INTEGER), ("name", Kind.TEXT), ("description", Kind.TEXT), ("movie_id", Kind.INTEGER)
+    ("id", FieldType.INTEGER),
+    ("name", FieldType.TEXT),
+    ("description", FieldType.TEXT),
+    ("movie_id", FieldType.INTEGER),
 )
 
 

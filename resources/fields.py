@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from core import filters
-from core.filters import Kind
+from core.filters import FieldType
 
-_COMMON = (("user_id", Kind.INTEGER), ("version", Kind.INTEGER), ("created_at", Kind.TIME), ("updated_at", Kind.TIME))
+_COMMON = (
+    ("user_id", FieldType.INTEGER),
+    ("version", FieldType.INTEGER),
+    ("created_at", FieldType.TIME),
+    ("updated_at", FieldType.TIME),
+)
 
 
-def _fields(*pairs: tuple[str, Kind]) -> dict[str, filters.Field]:
+def _fields(*pairs: tuple[str, FieldType]) -> dict[str, filters.Field]:
     return {name: filters.Field(name, name, kind) for name, kind in (*pairs, *_COMMON)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from core import filters
-from core.filters import Kind
+from core.filters import FieldType
 from schemas import Answer, Moment
 
 
@@ -28,10 +28,10 @@ JOB_STATES = ("queued", "running", "done", "cancelled", "failed")
 
 
 JOB_FIELDS: dict[str, filters.Field] = {
-    "id": filters.Field("id", "id", Kind.TEXT),
-    "kind": filters.Field("kind", "kind", Kind.TEXT, ("generate_movies", "generate_characters")),
-    "state": filters.Field("state", "state", Kind.TEXT, JOB_STATES),
-    "total": filters.Field("total", "total", Kind.INTEGER),
-    "user_id": filters.Field("user_id", "user_id", Kind.INTEGER),
-    "created_at": filters.Field("created_at", "created_at", Kind.TIME),
+    "id": filters.Field("id", "id", FieldType.TEXT),
+    "kind": filters.Field("kind", "kind", FieldType.TEXT, ("generate_movies", "generate_characters")),
+    "state": filters.Field("state", "state", FieldType.TEXT, JOB_STATES),
+    "total": filters.Field("total", "total", FieldType.INTEGER),
+    "user_id": filters.Field("user_id", "user_id", FieldType.INTEGER),
+    "created_at": filters.Field("created_at", "created_at", FieldType.TIME),
 }

@@ -6,7 +6,7 @@ from pydantic import MISSING, ConfigDict, Field, RootModel
 
 import models
 from core import filters
-from core.filters import Kind
+from core.filters import FieldType
 from resources.characters import CharacterEntity
 from resources.fields import _fields
 from resources.resource import Resource
@@ -128,20 +128,20 @@ class MovieTitle(RootModel[str]):
 
 MOVIE_FIELDS: dict[str, filters.Field] = {
     **_fields(
-        ("id", Kind.INTEGER),
-        ("title", Kind.TEXT),
-        ("description", Kind.TEXT),
-        ("release_date", Kind.DATE),
-        ("rating", Kind.INTEGER),
-        ("duration_minutes", Kind.INTEGER),
-        ("status", Kind.TEXT),
-        ("budget", Kind.INTEGER),
-        ("revenue", Kind.INTEGER),
-        ("country", Kind.TEXT),
-        ("characters_count", Kind.INTEGER),
+        ("id", FieldType.INTEGER),
+        ("title", FieldType.TEXT),
+        ("description", FieldType.TEXT),
+        ("release_date", FieldType.DATE),
+        ("rating", FieldType.INTEGER),
+        ("duration_minutes", FieldType.INTEGER),
+        ("status", FieldType.TEXT),
+        ("budget", FieldType.INTEGER),
+        ("revenue", FieldType.INTEGER),
+        ("country", FieldType.TEXT),
+        ("characters_count", FieldType.INTEGER),
     ),
-    "genre": filters.Field("genre", "genres", Kind.STRINGS),
-    "language": filters.Field("language", "languages", Kind.STRINGS),
+    "genre": filters.Field("genre", "genres", FieldType.STRINGS),
+    "language": filters.Field("language", "languages", FieldType.STRINGS),
 }
 
 

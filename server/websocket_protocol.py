@@ -1,6 +1,6 @@
 """uvicorn's sans-I/O websocket protocol with a way to write past ASGI.
 
-The ASGI extension `marquee.stream` hands the application a `DirectStream`. Writing whole frames to the transport is
+The ASGI extension `marquee.stream` hands the application a `DirectWriter`. Writing whole frames to the transport is
 safe beside uvicorn's own writes, which are whole frames, too: frames never interleave. Also here, because only the
 protocol can: a close that does not wait for a peer that reads nothing, a close frame that survives unread input, and a
 keepalive that takes a slow reader's progress as a sign of life.
@@ -64,7 +64,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         if not self.close_sent:
             extensions: Any = self.scope["extensions"]
-            extensions[EXTENSION] = DirectStream(self)
+            extensions[EXTENSION] = DirectWriter(self)
 
     def data_received(self, data: bytes) -> None:
         if not self._lingering:
@@ -164,7 +164,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         self.close_timer = self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
 
 
-class DirectStream:
+class DirectWriter:
     """See `realtime.wire.writer.Stream`."""
 
     __slots__ = ("_protocol",)

@@ -21,7 +21,7 @@ _USER_ID = re.compile(r"[1-9][0-9]{0,18}")
 _SESSION_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-class Kind(StrEnum):
+class TokenType(StrEnum):
     """The claim `typ`: neither kind of token is good in the place of the other."""
 
     ACCESS = "access"
@@ -45,13 +45,13 @@ class Tokens:
 
     def issue(self, user_id: int, session_id: str) -> str:
         """An access token."""
-        return self._issue(Kind.ACCESS, user_id, session_id, new_token_id(), self.access_seconds)
+        return self._issue(TokenType.ACCESS, user_id, session_id, new_token_id(), self.access_seconds)
 
     def issue_refresh(self, user_id: int, session_id: str, token_id: str) -> str:
         """A refresh token. Of those of a session only the one whose id the session's row holds is good."""
-        return self._issue(Kind.REFRESH, user_id, session_id, token_id, self.refresh_seconds)
+        return self._issue(TokenType.REFRESH, user_id, session_id, token_id, self.refresh_seconds)
 
-    def _issue(self, kind: Kind, user_id: int, session_id: str, token_id: str, lifetime_seconds: int) -> str:
+    def _issue(self, kind: TokenType, user_id: int, session_id: str, token_id: str, lifetime_seconds: int) -> str:
         now = int(time.time())
         claims = {
             "iss": ISSUER,
@@ -67,13 +67,13 @@ class Tokens:
 
     def read(self, token: str) -> Claims:
         """Raises Unauthenticated for anything but a good access token."""
-        return self._read(token, Kind.ACCESS)
+        return self._read(token, TokenType.ACCESS)
 
     def read_refresh(self, token: str) -> Claims:
         """Raises Unauthenticated for anything but a good refresh token."""
-        return self._read(token, Kind.REFRESH)
+        return self._read(token, TokenType.REFRESH)
 
-    def _read(self, token: str, kind: Kind) -> Claims:
+    def _read(self, token: str, kind: TokenType) -> Claims:
         try:
             header = jwt.get_unverified_header(token)
             # jose ignores "crit"; RFC 7515, section 4.1.11: what is not understood must be refused.

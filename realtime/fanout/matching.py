@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.filters import Condition, Filter, Kind, Matcher, Op, Row, matcher_of
+from core.filters import Condition, FieldType, Filter, Matcher, Op, Row, matcher_of
 from realtime.fanout.changes import Change, Seen, see
 
 # The more rows share a value, the less it tells: ids first.
@@ -53,7 +53,7 @@ class FilterIndex:
         if key is None:
             self._others.add(known)
             return
-        if key.field.kind is Kind.STRINGS:
+        if key.field.kind is FieldType.STRINGS:
             self._lists.add(key.field.column)
         values = self._by_value.setdefault(key.field.column, {})
         for value in _values(key):

@@ -82,7 +82,7 @@ class Snapshots:
 
     async def read(
         self, topic: str, wanted: Wanted, after: Id | None, until: int | None, max_rows: int
-    ) -> snapshots.Page:
+    ) -> snapshots.SnapshotPage:
         async with self._reading:
             return await snapshots.read_page(
                 self.database,

@@ -23,7 +23,7 @@ from realtime.fanout.spec import Spec
 from realtime.feed.feed import Feed, PositionTooOld
 from realtime.wire import frames
 from realtime.wire.frames import Frames
-from realtime.wire.writer import Stream
+from realtime.wire.writer import Writer
 from repository.engine.events import Head
 from repository.generic.snapshots import Beginning
 
@@ -70,7 +70,7 @@ class Subscription:
     def __init__(
         self,
         spec: Spec,
-        stream: Stream,
+        stream: Writer,
         sources: Sources,
         turn: asyncio.Lock,
         *,

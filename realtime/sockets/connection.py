@@ -31,7 +31,7 @@ from realtime.sockets.message_rate import MAX_REFUSED_MESSAGES, MESSAGES_PER_SEC
 from realtime.sockets.registry import Entry
 from realtime.wire import frames
 from realtime.wire.frames import Frames, Rendering
-from realtime.wire.writer import HIGH_WATER_BYTES, Stream
+from realtime.wire.writer import HIGH_WATER_BYTES, Writer
 from resources.topics import PUBLIC_TOPICS, TOPICS
 
 MAX_SUBSCRIPTIONS = 32
@@ -40,13 +40,13 @@ AUTH_SECONDS = 10.0  # to sign in, where everybody must
 
 log = structlog.get_logger("connection")
 
-Answer = Mapping[str, Any]
+ReplyData = Mapping[str, Any]
 
 
 class Connection:
     """Between `open` and `close` the socket is subscribed."""
 
-    def __init__(self, websocket: WebSocket, stream: Stream, around: Surroundings) -> None:
+    def __init__(self, websocket: WebSocket, stream: Writer, around: Surroundings) -> None:
         self.stream = stream
         self.identity: Identity | None = None
         self.subscriptions: dict[str | None, Subscription] = {}
@@ -63,7 +63,7 @@ class Connection:
         self._bucket = Bucket(time.monotonic())
         self._counted: tuple[frozenset[str], Identity | None] = (frozenset(), None)
         self._is_closed = False
-        self._actions: Mapping[str, Callable[[Message], Awaitable[Answer | None]]] = {
+        self._actions: Mapping[str, Callable[[Message], Awaitable[ReplyData | None]]] = {
             "subscribe": self._subscribe,
             "unsubscribe": self._unsubscribe,
             "auth": self._auth,
@@ -240,11 +240,11 @@ class Connection:
         if not self._is_closed:
             self.stream.write(Frames([text]))
 
-    async def _ping(self, message: Message) -> Answer:
+    async def _ping(self, message: Message) -> ReplyData:
         parse_members(messages.Ping, message.members)
         return {}
 
-    async def _auth(self, message: Message) -> Answer | None:
+    async def _auth(self, message: Message) -> ReplyData | None:
         token = parse_members(messages.Auth, message.members).token
         try:
             identity = await self._around.identify(token)
@@ -274,7 +274,7 @@ class Connection:
         self._count_in()
         return self._me()
 
-    def _me(self) -> Answer:
+    def _me(self) -> ReplyData:
         assert self.identity is not None
         return {"user_id": self.identity.user_id, "group": self.identity.group}
 
@@ -335,14 +335,14 @@ class Connection:
         names = (f"s{number}" for number in range(1, MAX_SUBSCRIPTIONS + 2))
         return next(name for name in names if name not in self.subscriptions)
 
-    async def _unsubscribe(self, message: Message) -> Answer:
+    async def _unsubscribe(self, message: Message) -> ReplyData:
         name = parse_members(messages.Unsubscribe, message.members).subscription
         if not self._drop(name):
             raise BadMessage("unknown_subscription", f"subscription: there is no {name} on this socket")
         self._count_in()
         return {"subscription": name}
 
-    async def _presence(self, message: Message) -> Answer:
+    async def _presence(self, message: Message) -> ReplyData:
         topics = frozenset(parse_members(messages.Presence, message.members).topics)
         check_topics(topics, self.identity)
         private = sorted(topic for topic in topics if TOPICS[topic] == "self")

@@ -22,7 +22,7 @@ from realtime.sockets.connection import Connection
 from realtime.sockets.context import Surroundings
 from realtime.wire import frames
 from realtime.wire.frames import Frames, Rendering
-from realtime.wire.writer import EXTENSION, NO_CLOSE_FRAME, QueuedStream, Stream
+from realtime.wire.writer import EXTENSION, NO_CLOSE_FRAME, QueuedWriter, Writer
 from resources.topics import PUBLIC_TOPICS, TOPICS
 from schemas import MAX_ID
 
@@ -124,8 +124,8 @@ async def watch(websocket: WebSocket) -> None:
             identity = await around.identify(token) if token is not None else None
             if identity is not None or not realtime.requires_auth:
                 check_topics(wish.topics, identity)
-            direct: Stream | None = websocket.scope.get("extensions", {}).get(EXTENSION)
-            stream = direct if direct is not None else QueuedStream(websocket)
+            direct: Writer | None = websocket.scope.get("extensions", {}).get(EXTENSION)
+            stream = direct if direct is not None else QueuedWriter(websocket)
             connection = Connection(websocket, stream, around)
             stack.callback(connection.close)
             if identity is not None:
@@ -140,7 +140,7 @@ async def watch(websocket: WebSocket) -> None:
             resync_reason = "the log was replaced"
         _welcome(realtime, connection, wish, resync_reason)
         try:
-            if isinstance(stream, QueuedStream):
+            if isinstance(stream, QueuedWriter):
                 # Under our own server the protocol counts.
                 metrics.websocket_opened()
                 metrics.websocket_closed(await _first_of(stream.run(), _receive(websocket, connection)))

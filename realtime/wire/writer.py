@@ -1,7 +1,7 @@
 """Writing to one socket without waiting for it.
 
-`DirectStream` (in `websocket_protocol`) writes to the transport of our uvicorn protocol and knows what is unsent.
-`QueuedStream` does the same over plain ASGI, for other servers and test clients: a queue and a task that sends.
+`DirectWriter` (in `websocket_protocol`) writes to the transport of our uvicorn protocol and knows what is unsent.
+`QueuedWriter` does the same over plain ASGI, for other servers and test clients: a queue and a task that sends.
 Neither blocks the caller, and neither bounds what it is given: whoever writes looks at `buffered` and stops.
 """
 
@@ -22,7 +22,7 @@ NO_CLOSE_FRAME = 1006  # RFC 6455, section 7.4.1
 CLOSE_SECONDS = 5.0  # from a close to the end of the connection, whatever the peer does
 
 
-class Stream(Protocol):
+class Writer(Protocol):
     """What a subscription needs of a socket."""
 
     def write(self, frames: Frames) -> None:
@@ -41,7 +41,7 @@ class Stream(Protocol):
         """Close with a code. Does not wait for a peer that reads nothing."""
 
 
-class QueuedStream:
+class QueuedWriter:
     """The fall-back. `run` sends until the socket is closed or gone; then the connection is over."""
 
     def __init__(self, websocket: WebSocket) -> None:

@@ -17,7 +17,7 @@ from core.times import utc_now
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
-from repository.generic.lists import Listed, Page, entities_of, entity, total_order
+from repository.generic.lists import Listed, ListRequest, entities_of, entity, total_order
 
 AUDIENCE = f"group:{Group.ADMIN}"
 _TOLD = frozenset({"group", "is_active", "awaits_activation", "has_profile"})
@@ -62,7 +62,7 @@ async def record_changes(
         await record(tx, action, after["id"], actor_id=actor_id, address=address, changes=changes)
 
 
-async def page_of(database: Database, page: Page) -> Listed[dict[str, Any]]:
+async def page_of(database: Database, page: ListRequest) -> Listed[dict[str, Any]]:
     """A page of the trail: the newest first, unless it is sorted or walked by key."""
     where = filter_sql.where(models.audit, page.filter, is_sqlite=database.is_sqlite)
     order = page.sort or ((("id", page.after is None),))

@@ -16,7 +16,7 @@ import models
 from core.errors import Conflict, FieldProblem, NotFound
 from repository.accounts import one_time_tokens, outbox, sessions, users
 from repository.accounts.one_time_tokens import Purpose, Taken
-from repository.accounts.outbox import Kind
+from repository.accounts.outbox import MailType
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 
@@ -105,15 +105,15 @@ async def ask_for_address(tx: Transaction, user: Mapping[str, Any], address: str
     """
     await _require_free(tx, user, address)
     await keep_address(tx, user)
-    await outbox.put(tx, user["id"], Kind.CONFIRM_EMAIL, address)
+    await outbox.put(tx, user["id"], MailType.CONFIRM_EMAIL, address)
     if user["email"] is not None:
-        await outbox.put(tx, user["id"], Kind.EMAIL_CHANGE_ASKED, user["email"])
+        await outbox.put(tx, user["id"], MailType.EMAIL_CHANGE_ASKED, user["email"])
 
 
 async def keep_address(tx: Transaction, user: Mapping[str, Any]) -> None:
     """Take back the wish for another address, if there is one."""
     await one_time_tokens.void(tx, user["id"], Purpose.EMAIL)
-    await outbox.withdraw(tx, user["id"], Kind.CONFIRM_EMAIL, Kind.EMAIL_CHANGE_ASKED)
+    await outbox.withdraw(tx, user["id"], MailType.CONFIRM_EMAIL, MailType.EMAIL_CHANGE_ASKED)
 
 
 async def address_changed(tx: Transaction, before: Mapping[str, Any], address: str | None) -> None:
@@ -124,12 +124,12 @@ async def address_changed(tx: Transaction, before: Mapping[str, Any], address: s
     if before["email"] == address:
         return
     await one_time_tokens.void(tx, before["id"])
-    await outbox.withdraw(tx, before["id"], Kind.ACTIVATE, Kind.RESET_PASSWORD, Kind.CONFIRM_EMAIL)
+    await outbox.withdraw(tx, before["id"], MailType.ACTIVATE, MailType.RESET_PASSWORD, MailType.CONFIRM_EMAIL)
     if before["awaits_activation"]:
         if address is not None:
-            await outbox.put(tx, before["id"], Kind.ACTIVATE, address)
+            await outbox.put(tx, before["id"], MailType.ACTIVATE, address)
     elif before["email"] is not None:
-        await outbox.put(tx, before["id"], Kind.EMAIL_CHANGED, before["email"])
+        await outbox.put(tx, before["id"], MailType.EMAIL_CHANGED, before["email"])
 
 
 # --- passwords
@@ -181,6 +181,6 @@ async def change_password(
 async def _password_changed(tx: Transaction, user: Mapping[str, Any]) -> None:
     """No link outlives the password: whoever knew the old one may have asked for an address of their own."""
     await one_time_tokens.void(tx, user["id"])
-    await outbox.withdraw(tx, user["id"], Kind.ACTIVATE, Kind.RESET_PASSWORD, Kind.CONFIRM_EMAIL)
+    await outbox.withdraw(tx, user["id"], MailType.ACTIVATE, MailType.RESET_PASSWORD, MailType.CONFIRM_EMAIL)
     if user["email"] is not None:
-        await outbox.put(tx, user["id"], Kind.PASSWORD_CHANGED, user["email"])
+        await outbox.put(tx, user["id"], MailType.PASSWORD_CHANGED, user["email"])

@@ -41,7 +41,7 @@ KEPT_WHEN_FAILED = timedelta(days=7)
 log = structlog.get_logger("mails")
 
 
-class Kind(StrEnum):
+class MailType(StrEnum):
     ACTIVATE = "activate"
     RESET_PASSWORD = "reset_password"  # noqa: S105 (no password)
     CONFIRM_EMAIL = "confirm_email"  # to a new address, which counts when its link is followed
@@ -51,10 +51,10 @@ class Kind(StrEnum):
 
 
 # Whose text holds a link.
-PURPOSES: Mapping[Kind, Purpose] = {
-    Kind.ACTIVATE: Purpose.ACTIVATE,
-    Kind.RESET_PASSWORD: Purpose.RESET,
-    Kind.CONFIRM_EMAIL: Purpose.EMAIL,
+PURPOSES: Mapping[MailType, Purpose] = {
+    MailType.ACTIVATE: Purpose.ACTIVATE,
+    MailType.RESET_PASSWORD: Purpose.RESET,
+    MailType.CONFIRM_EMAIL: Purpose.EMAIL,
 }
 
 
@@ -63,7 +63,7 @@ class ClaimedMail:
     """A mail that this worker is to send. `attempts` counts this one; `token` is for the link, where there is one."""
 
     id: int
-    kind: Kind
+    kind: MailType
     recipient: str
     username: str | None
     details: Mapping[str, Any]
@@ -76,7 +76,7 @@ class ClaimedMail:
 
 
 async def put(
-    tx: Transaction, user_id: int, kind: Kind, recipient: str, details: Mapping[str, Any] | None = None
+    tx: Transaction, user_id: int, kind: MailType, recipient: str, details: Mapping[str, Any] | None = None
 ) -> bool:
     """Leave a mail to be sent. False when too many of this account's wait already: then it is not sent, and logged.
 
@@ -91,12 +91,14 @@ async def put(
     return True
 
 
-async def request(tx: Transaction, kind: Kind, address: str) -> None:
+async def request(tx: Transaction, kind: MailType, address: str) -> None:
     """Leave a wish for a mail to whoever has this address. The same work whether anybody has."""
     await _insert(tx, None, kind, address, {})
 
 
-async def _insert(tx: Transaction, user_id: int | None, kind: Kind, recipient: str, details: Mapping[str, Any]) -> None:
+async def _insert(
+    tx: Transaction, user_id: int | None, kind: MailType, recipient: str, details: Mapping[str, Any]
+) -> None:
     values = {
         "user_id": user_id,
         "kind": kind.value,
@@ -109,7 +111,7 @@ async def _insert(tx: Transaction, user_id: int | None, kind: Kind, recipient: s
     await tx.connection.execute(insert(models.mails).values(values))
 
 
-async def withdraw(tx: Transaction, user_id: int, *kinds: Kind) -> None:
+async def withdraw(tx: Transaction, user_id: int, *kinds: MailType) -> None:
     """Delete the account's mails of these kinds that wait, or every trace of its mails when none is named."""
     table = models.mails
     which = table.c.user_id == user_id
@@ -151,7 +153,7 @@ async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | N
         log.error("mail given up: its senders stopped before they knew", mail=mail["id"], kind=mail["kind"])
         await _write(tx, table.c.id == mail["id"], {"due_at": None, "lease_owner": None, "failed_at": utc_now()})
         return False, None
-    kind = Kind(mail["kind"])
+    kind = MailType(mail["kind"])
     user = await _account_of(tx, mail)
     if user is None or not _is_wanted(kind, user, mail) or not await _may_have(tx, user, mail):
         await tx.connection.execute(delete(table).where(table.c.id == mail["id"]))
@@ -179,13 +181,13 @@ async def _account_of(tx: Transaction, mail: Mapping[str, Any]) -> dict[str, Any
     return entity(row) if row is not None else None
 
 
-def _is_wanted(kind: Kind, user: Mapping[str, Any], mail: Mapping[str, Any]) -> bool:
+def _is_wanted(kind: MailType, user: Mapping[str, Any], mail: Mapping[str, Any]) -> bool:
     """Whether the account is still one to send this mail to."""
     is_current = mail["user_id"] is None or mail["recipient"] == user["email"]
-    if kind is Kind.ACTIVATE:
+    if kind is MailType.ACTIVATE:
         is_late = user["created_at"] < utc_text(datetime.now(UTC) - timedelta(days=DAYS_TO_ACTIVATE))
         return bool(user["awaits_activation"]) and is_current and not is_late
-    if kind is Kind.RESET_PASSWORD:
+    if kind is MailType.RESET_PASSWORD:
         # The link proves the address, so it helps whoever lost the first one, too.
         return bool(user["is_active"] or user["awaits_activation"]) and is_current
     return bool(user["is_active"])

@@ -18,7 +18,7 @@ from repository.accounts import audit, one_time_tokens, sessions
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
-from repository.generic.lists import Listed, Page, entities_of, entity, total_order
+from repository.generic.lists import Listed, ListRequest, entities_of, entity, total_order
 
 USERS_AUDIENCE = f"group:{Group.ADMIN}"
 _PRIVATE = frozenset({"password_hash", "username_key", "email_key", "avatar", "profile_created_at", "deleted_at"})
@@ -298,7 +298,7 @@ def require_another_admin(user_id: int, admins: frozenset[int]) -> None:
 # --- lists
 
 
-async def page_of(database: Database, page: Page, *, sees_everything: bool) -> Listed[dict[str, Any]]:
+async def page_of(database: Database, page: ListRequest, *, sees_everything: bool) -> Listed[dict[str, Any]]:
     """A page of the accounts: all of them for admins, for others the active ones, as `in_brief`."""
     table = models.users
     where = [exists(), filter_sql.where(table, page.filter, is_sqlite=database.is_sqlite)]

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ColumnElement, String, Table, and_, collate, func, literal, or_, select, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 
-from core.filters import Condition, Filter, Kind, Op, without_case
+from core.filters import Condition, FieldType, Filter, Op, without_case
 
 
 def where(table: Table, wanted: Filter, *, is_sqlite: bool) -> ColumnElement[bool]:
@@ -39,11 +39,11 @@ def _lower(column: ColumnElement[str], is_sqlite: bool) -> ColumnElement[str]:
 
 def _clause(table: Table, condition: Condition, is_sqlite: bool) -> ColumnElement[bool]:
     column: ColumnElement[Any] = table.c[condition.field.column]
-    if condition.field.kind is Kind.INTEGER:
+    if condition.field.kind is FieldType.INTEGER:
         # Numbers go to the database in its widest integer: one past a narrow column matches nothing, and is no error.
         column = type_coerce(column, BigInteger)
     value = condition.value
-    if condition.field.kind is Kind.STRINGS:
+    if condition.field.kind is FieldType.STRINGS:
         wanted = value if isinstance(value, tuple) else (value,)
         holds = or_(*(_holds(column, str(item), is_sqlite) for item in wanted))
         return ~holds if condition.op is Op.NE else holds

@@ -33,7 +33,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StoredResponse:
     """A response as it is sent, and as it is stored."""
 
     status: int
@@ -41,7 +41,7 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-async def once(tx: Transaction, claim: Claim | None, work: Callable[[], Awaitable[Answer]]) -> Answer:
+async def once(tx: Transaction, claim: Claim | None, work: Callable[[], Awaitable[StoredResponse]]) -> StoredResponse:
     """Run `work`, or answer what it answered before. Raises InvalidInput when the key came with another request."""
     if claim is None:
         return await work()
@@ -59,7 +59,7 @@ async def once(tx: Transaction, claim: Claim | None, work: Callable[[], Awaitabl
             message = "This key was used with another request; expected a new key"
             raise InvalidInput([FieldProblem(("header", "Idempotency-Key"), message, "idempotency_key_reused")])
         body = await rows.off_the_loop(len(row.body) // 100, zlib.decompress, row.body)
-        return Answer(row.status, body, orjson.loads(row.headers))
+        return StoredResponse(row.status, body, orjson.loads(row.headers))
     answer = await work()
     stored = await rows.off_the_loop(len(answer.body) // 1_000, zlib.compress, answer.body, 1)
     await tx.connection.execute(

@@ -41,7 +41,7 @@ MAX_KEPT_STATEMENTS = 256  # without conditions there are about as many shapes a
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class ListRequest:
     """What part of a list is wanted. `sort` holds (column, descending); `after` is the id before the page."""
 
     filter: Filter = EVERYTHING
@@ -153,7 +153,7 @@ async def read(
 # --- the lists
 
 
-def _where(database: Database, resource: Resource, page: Page) -> ColumnElement[bool] | None:
+def _where(database: Database, resource: Resource, page: ListRequest) -> ColumnElement[bool] | None:
     clauses = []
     if page.filter:
         clauses.append(filter_sql.where(resource.table, page.filter, is_sqlite=database.is_sqlite))
@@ -167,27 +167,29 @@ def total_order(sort: Order) -> Order:
     return sort if any(name == "id" for name, _ in sort) else (*sort, ("id", False))
 
 
-async def _read(database: Database, resource: Resource, page: Page, columns: tuple[str, ...]) -> Listed[Sequence[Any]]:
+async def _read(
+    database: Database, resource: Resource, page: ListRequest, columns: tuple[str, ...]
+) -> Listed[Sequence[Any]]:
     shape = Shape(resource.table, columns, total_order(page.sort), page.user_id is not None, page.after is not None)
     values = {"owner": page.user_id, "after": page.after, "limit": page.limit, "offset": page.offset}
     return await read(database, shape, _where(database, resource, page), values)
 
 
-async def page_of(database: Database, resource: Resource, page: Page) -> Listed[dict[str, Any]]:
+async def page_of(database: Database, resource: Resource, page: ListRequest) -> Listed[dict[str, Any]]:
     """The entities of one page."""
     found = await _read(database, resource, page, resource.columns)
     return Listed(rows.from_driver(resource.table, found.rows), found.total, found.head)
 
 
-async def labels_of(database: Database, resource: Resource, page: Page) -> Listed[tuple[int, str]]:
+async def labels_of(database: Database, resource: Resource, page: ListRequest) -> Listed[tuple[int, str]]:
     """The ids and the titles or names of one page."""
     found = await _read(database, resource, page, ("id", resource.label))
     return Listed([(row[0], row[1]) for row in found.rows], found.total, found.head)
 
 
-async def count_of(database: Database, resource: Resource, page: Page) -> Listed[Any]:
+async def count_of(database: Database, resource: Resource, page: ListRequest) -> Listed[Any]:
     """How many there are, and nothing else."""
-    return await _read(database, resource, Page(page.filter, page.text, limit=0), ("id",))
+    return await _read(database, resource, ListRequest(page.filter, page.text, limit=0), ("id",))
 
 
 async def entities_of(

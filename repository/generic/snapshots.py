@@ -43,7 +43,7 @@ SOURCES: Mapping[str, Source] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class SnapshotPage:
     """`rows` are what matched among the ids after `after`, in order of the id; all of them when `is_last`."""
 
     head: Head
@@ -60,7 +60,7 @@ async def read_page(
     after: int | str | None,
     until: int | None,
     max_rows: int,
-) -> Page:
+) -> SnapshotPage:
     """At most `max_rows` rows with `after < id <= until`. Raises Unavailable."""
     source = SOURCES[topic]
     table = source.table
@@ -82,7 +82,7 @@ async def read_page(
     epoch, seq, first = found[0][:3]
     listed = [row[2:] for row in found] if first is not None else []
     made = await rows.off_the_loop(len(listed), _entities, source, listed)
-    return Page(Head(epoch, seq), made, len(listed) < max_rows)
+    return SnapshotPage(Head(epoch, seq), made, len(listed) < max_rows)
 
 
 def _entities(source: Source, found: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:

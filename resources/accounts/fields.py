@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from core import filters
-from core.filters import Kind
+from core.filters import FieldType
 
 USER_FIELDS: dict[str, filters.Field] = {
-    "id": filters.Field("id", "id", Kind.INTEGER),
-    "username": filters.Field("username", "username", Kind.TEXT),
-    "email": filters.Field("email", "email", Kind.TEXT),
-    "name": filters.Field("name", "name", Kind.TEXT),
-    "first_name": filters.Field("first_name", "first_name", Kind.TEXT),
-    "last_name": filters.Field("last_name", "last_name", Kind.TEXT),
-    "phone_number": filters.Field("phone_number", "phone_number", Kind.TEXT),
-    "is_active": filters.Field("is_active", "is_active", Kind.BOOLEAN),
-    "awaits_activation": filters.Field("awaits_activation", "awaits_activation", Kind.BOOLEAN),
-    "group": filters.Field("group", "group", Kind.TEXT, ("user", "moderator", "admin")),
-    "version": filters.Field("version", "version", Kind.INTEGER),
-    "created_at": filters.Field("created_at", "created_at", Kind.TIME),
-    "updated_at": filters.Field("updated_at", "updated_at", Kind.TIME),
+    "id": filters.Field("id", "id", FieldType.INTEGER),
+    "username": filters.Field("username", "username", FieldType.TEXT),
+    "email": filters.Field("email", "email", FieldType.TEXT),
+    "name": filters.Field("name", "name", FieldType.TEXT),
+    "first_name": filters.Field("first_name", "first_name", FieldType.TEXT),
+    "last_name": filters.Field("last_name", "last_name", FieldType.TEXT),
+    "phone_number": filters.Field("phone_number", "phone_number", FieldType.TEXT),
+    "is_active": filters.Field("is_active", "is_active", FieldType.BOOLEAN),
+    "awaits_activation": filters.Field("awaits_activation", "awaits_activation", FieldType.BOOLEAN),
+    "group": filters.Field("group", "group", FieldType.TEXT, ("user", "moderator", "admin")),
+    "version": filters.Field("version", "version", FieldType.INTEGER),
+    "created_at": filters.Field("created_at", "created_at", FieldType.TIME),
+    "updated_at": filters.Field("updated_at", "updated_at", FieldType.TIME),
 }
 
 
@@ -27,17 +27,17 @@ OTHER_USER_FIELDS: dict[str, filters.Field] = {name: USER_FIELDS[name] for name 
 
 
 AUDIT_FIELDS: dict[str, filters.Field] = {
-    "id": filters.Field("id", "id", Kind.INTEGER),
-    "actor_id": filters.Field("actor_id", "actor_id", Kind.INTEGER),
-    "action": filters.Field("action", "action", Kind.TEXT),
-    "user_id": filters.Field("user_id", "user_id", Kind.INTEGER),
-    "created_at": filters.Field("created_at", "created_at", Kind.TIME),
+    "id": filters.Field("id", "id", FieldType.INTEGER),
+    "actor_id": filters.Field("actor_id", "actor_id", FieldType.INTEGER),
+    "action": filters.Field("action", "action", FieldType.TEXT),
+    "user_id": filters.Field("user_id", "user_id", FieldType.INTEGER),
+    "created_at": filters.Field("created_at", "created_at", FieldType.TIME),
 }
 
 
 SESSION_FIELDS: dict[str, filters.Field] = {
-    "id": filters.Field("id", "id", Kind.TEXT),
-    "user_agent": filters.Field("user_agent", "user_agent", Kind.TEXT),
-    "address": filters.Field("address", "address", Kind.TEXT),
-    "created_at": filters.Field("created_at", "created_at", Kind.TIME),
+    "id": filters.Field("id", "id", FieldType.TEXT),
+    "user_agent": filters.Field("user_agent", "user_agent", FieldType.TEXT),
+    "address": filters.Field("address", "address", FieldType.TEXT),
+    "created_at": filters.Field("created_at", "created_at", FieldType.TIME),
 }

@@ -12,7 +12,7 @@ from core.identity import Group
 from repository.accounts import audit, edits, users
 from repository.accounts.edits import Editor
 from repository.engine.transaction import Transaction
-from repository.generic.lists import Page
+from repository.generic.lists import ListRequest
 from resources.accounts import credentials, profiles
 from resources.accounts.fields import AUDIT_FIELDS
 from routes.accounts import registration
@@ -59,7 +59,7 @@ async def create(call: Call) -> Response:
 async def list_audit(call: Call) -> Response:
     require_admin(call)
     query = call.query
-    page = Page(
+    page = ListRequest(
         filter=call.filter,
         sort=queries.sorting(AUDIT_FIELDS, query.sort),
         offset=query.start,

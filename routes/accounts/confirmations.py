@@ -15,7 +15,7 @@ from starlette.responses import Response
 from core.errors import Conflict, FieldProblem, InvalidInput, NotFound, Problem, Unauthenticated
 from repository.accounts import confirmations, outbox, users
 from repository.accounts.one_time_tokens import Purpose
-from repository.accounts.outbox import Kind
+from repository.accounts.outbox import MailType
 from repository.engine.transaction import Transaction
 from resources.accounts import credentials
 from resources.accounts.credentials import MAX_ONE_TIME_TOKEN_LENGTH
@@ -85,7 +85,7 @@ class ByToken(queries.Query):
 PROMISE = "If there is an account with this address that needs it, a mail is on its way"
 
 
-async def _promise_mail(call: Call, kind: Kind) -> Response:
+async def _promise_mail(call: Call, kind: MailType) -> Response:
     async def work(tx: Transaction) -> None:
         await outbox.request(tx, kind, call.body.email)
 
@@ -95,11 +95,11 @@ async def _promise_mail(call: Call, kind: Kind) -> Response:
 
 
 async def resend_activation(call: Call) -> Response:
-    return await _promise_mail(call, Kind.ACTIVATE)
+    return await _promise_mail(call, MailType.ACTIVATE)
 
 
 async def forgot_password(call: Call) -> Response:
-    return await _promise_mail(call, Kind.RESET_PASSWORD)
+    return await _promise_mail(call, MailType.RESET_PASSWORD)
 
 
 # --- new passwords

@@ -16,7 +16,7 @@ from core.errors import NotFound
 from repository.accounts import edits, users
 from repository.engine.transaction import Transaction
 from repository.generic import idempotency
-from repository.generic.idempotency import Answer
+from repository.generic.idempotency import StoredResponse
 from resources.accounts import profiles
 from routes.accounts import avatar_files
 from routes.accounts.users import edited, editor
@@ -45,12 +45,12 @@ async def create(is_mine: bool, call: Call) -> Response:
     fields = call.body.model_dump(exclude_unset=True, exclude={"avatar"})
     key = rendering.claim(call)
 
-    async def work(tx: Transaction) -> Answer:
-        async def add() -> Answer:
+    async def work(tx: Transaction) -> StoredResponse:
+        async def add() -> StoredResponse:
             after = await edits.create_profile(tx, who, user_id, {**fields, **brought})
             body = orjson.dumps(edits.public_profile(after))
             location = f"{call.prefix}/users/{user_id}/profile"
-            return Answer(201, body, {"Location": location, "ETag": rendering.tag(after["version"], body)})
+            return StoredResponse(201, body, {"Location": location, "ETag": rendering.tag(after["version"], body)})
 
         return await idempotency.once(tx, key, add)
 

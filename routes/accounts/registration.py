@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from core.errors import FieldProblem
 from repository.accounts import outbox, users
-from repository.accounts.outbox import Kind
+from repository.accounts.outbox import MailType
 from repository.engine.transaction import Transaction
 from resources.accounts import credentials
 from routes.http import rendering
@@ -30,7 +30,7 @@ async def register(call: Call) -> Response:
     async def work(tx: Transaction) -> dict[str, Any]:
         user = await users.create(tx, fields, password_hash, awaits_activation=awaits_activation)
         if awaits_activation:
-            await outbox.put(tx, user["id"], Kind.ACTIVATE, user["email"])
+            await outbox.put(tx, user["id"], MailType.ACTIVATE, user["email"])
         return user
 
     user = await call.database.write(work)

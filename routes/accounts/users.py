@@ -15,7 +15,7 @@ from core.rates import Rate
 from repository.accounts import deletion, edits, users
 from repository.accounts.edits import Editor
 from repository.engine.transaction import Transaction
-from repository.generic.lists import Page
+from repository.generic.lists import ListRequest
 from resources.accounts import credentials, profiles
 from resources.accounts.fields import OTHER_USER_FIELDS, USER_FIELDS
 from routes.accounts import avatar_files
@@ -129,7 +129,7 @@ async def _delete(call: Call, user_id: int) -> Response:
 
 async def list_users(call: Call) -> Response:
     query = call.query
-    page = Page(
+    page = ListRequest(
         filter=call.filter,
         text=query.q,
         sort=queries.sorting(USER_FIELDS, query.sort),
@@ -143,7 +143,7 @@ async def list_users(call: Call) -> Response:
     return rendering.page(call, found, last_id=found.rows[-1]["id"] if found.rows else None)
 
 
-def _require_fields_of_others(page: Page) -> None:
+def _require_fields_of_others(page: ListRequest) -> None:
     """What somebody may not see, they do not find out by asking for it. Raises Forbidden naming it."""
     conditions = [*page.filter.all, *(condition for group in page.filter.any for condition in group)]
     asked = {condition.field.name for condition in conditions} | {name for name, _ in page.sort}

@@ -17,8 +17,8 @@ from repository import jobs
 from repository.accounts import users
 from repository.engine.transaction import Transaction
 from repository.generic import idempotency, lists, relations, writes
-from repository.generic.idempotency import Answer
-from repository.generic.lists import Page
+from repository.generic.idempotency import StoredResponse
+from repository.generic.lists import ListRequest
 from repository.jobs import JobOrder
 from resources.characters import CHARACTERS
 from resources.resource import Resource
@@ -51,9 +51,9 @@ class Kind:
     includes: bool
 
 
-def _page(kind: Kind, call: Call, user_id: int | None = None) -> Page:
+def _page(kind: Kind, call: Call, user_id: int | None = None) -> ListRequest:
     query = call.query
-    return Page(
+    return ListRequest(
         filter=call.filter,
         text=query.q,
         sort=queries.sorting(kind.resource.fields, query.sort),
@@ -102,7 +102,7 @@ async def names(kind: Kind, call: Call) -> Response:
 
 
 async def count(kind: Kind, call: Call) -> Response:
-    found = await lists.count_of(call.database, kind.resource, Page(filter=call.filter, text=call.query.q))
+    found = await lists.count_of(call.database, kind.resource, ListRequest(filter=call.filter, text=call.query.q))
     headers = {"Cache-Control": "no-cache", **rendering.position(found.head)}
     return rendering.JSONResponse({"count": found.total}, headers=headers)
 
@@ -123,11 +123,11 @@ async def _create(kind: Kind, call: Call) -> Response:
     resource = kind.resource
     fields = call.body.model_dump()
 
-    async def work(tx: Transaction) -> Answer:
-        async def add() -> Answer:
+    async def work(tx: Transaction) -> StoredResponse:
+        async def add() -> StoredResponse:
             body = await writes.add(tx, resource, call.me, fields)
             location = f"{call.prefix}/{resource.name}/{orjson.loads(body)['id']}"
-            return Answer(201, body, {"Location": location, "ETag": rendering.tag(1, body)})
+            return StoredResponse(201, body, {"Location": location, "ETag": rendering.tag(1, body)})
 
         return await idempotency.once(tx, key, add)
 
@@ -185,8 +185,8 @@ async def add_bulk(kind: Kind, call: Call) -> Response:
     items = [fields for _, fields in good]
     key = rendering.claim(call)
 
-    async def work(tx: Transaction) -> Answer:
-        async def add() -> Answer:
+    async def work(tx: Transaction) -> StoredResponse:
+        async def add() -> StoredResponse:
             added, unknown = await writes.add_bulk(tx, kind.resource, call.me, items, skip_unknown=skips)
             skipped = list(bad)
             for position in unknown:
@@ -194,7 +194,7 @@ async def add_bulk(kind: Kind, call: Call) -> Response:
                 skipped.append((index, [relations.problem(index, items[position]["movie_id"], bulk=True)]))
             skipped.sort(key=lambda each: each[0])
             told = [{"index": index, "detail": [each.as_dict() for each in found]} for index, found in skipped]
-            return Answer(201, b'{"added":[%s],"skipped":%s}' % (b",".join(added), orjson.dumps(told)))
+            return StoredResponse(201, b'{"added":[%s],"skipped":%s}' % (b",".join(added), orjson.dumps(told)))
 
         return await idempotency.once(tx, key, add)
 
@@ -250,10 +250,10 @@ async def generate(kind: Kind, call: Call) -> Response:
     )
     key = rendering.claim(call)
 
-    async def work(tx: Transaction) -> Answer:
-        async def queue() -> Answer:
+    async def work(tx: Transaction) -> StoredResponse:
+        async def queue() -> StoredResponse:
             job = await jobs.create(tx, call.me, order)
-            return Answer(202, orjson.dumps(job), {"Location": f"{call.prefix}/jobs/{job['id']}"})
+            return StoredResponse(202, orjson.dumps(job), {"Location": f"{call.prefix}/jobs/{job['id']}"})
 
         return await idempotency.once(tx, key, queue)
 

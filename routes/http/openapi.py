@@ -11,7 +11,7 @@ from pydantic.json_schema import JsonSchemaMode, JsonSchemaValue, models_json_sc
 
 import schemas
 from core import filters
-from core.filters import OPERATORS, Field, Kind, Op
+from core.filters import OPERATORS, Field, FieldType, Op
 from resources.accounts import credentials
 from resources.characters import CharacterEntity, CharactersAdded
 from resources.jobs import Job
@@ -110,13 +110,13 @@ CONDITIONAL_PARAMETERS: Mapping[str, dict[str, Any]] = {
         "schema": {"enum": ["fail", "skip"], "default": "fail"},
     },
 }
-_FILTER_SCHEMAS: Mapping[Kind, dict[str, Any]] = {
-    Kind.INTEGER: {"type": "integer", "minimum": -(2**63) + 1, "maximum": 2**63 - 1},
-    Kind.TEXT: {"type": "string", "maxLength": filters.MAX_TEXT_LENGTH, "pattern": schemas.NO_NUL},
-    Kind.STRINGS: {"type": "string", "maxLength": filters.MAX_TEXT_LENGTH, "pattern": schemas.NO_NUL},
-    Kind.DATE: {"type": "string", "format": "date"},
-    Kind.TIME: {"type": "string", "format": "date-time"},
-    Kind.BOOLEAN: {"type": "boolean"},
+_FILTER_SCHEMAS: Mapping[FieldType, dict[str, Any]] = {
+    FieldType.INTEGER: {"type": "integer", "minimum": -(2**63) + 1, "maximum": 2**63 - 1},
+    FieldType.TEXT: {"type": "string", "maxLength": filters.MAX_TEXT_LENGTH, "pattern": schemas.NO_NUL},
+    FieldType.STRINGS: {"type": "string", "maxLength": filters.MAX_TEXT_LENGTH, "pattern": schemas.NO_NUL},
+    FieldType.DATE: {"type": "string", "format": "date"},
+    FieldType.TIME: {"type": "string", "format": "date-time"},
+    FieldType.BOOLEAN: {"type": "boolean"},
 }
 _OPERATOR_WORDS: Mapping[Op, str] = {
     Op.EQ: "is",

@@ -16,7 +16,7 @@ Offset = Annotated[int, Field(ge=0, le=MAX_ID), WRITTEN_INTEGER]
 
 def sortable(fields: Mapping[str, filters.Field]) -> list[str]:
     """The columns that a list can be sorted by."""
-    return sorted(field.column for field in fields.values() if field.kind is not filters.Kind.STRINGS)
+    return sorted(field.column for field in fields.values() if field.kind is not filters.FieldType.STRINGS)
 
 
 def sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tuple[str, bool], ...]:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from core.errors import FieldProblem, InvalidInput
 from repository.engine.events import Head
-from repository.generic.idempotency import Answer, Claim
+from repository.generic.idempotency import Claim, StoredResponse
 from repository.generic.lists import Listed
 from repository.generic.versions import IfMatch
 from routes.http.operation import Call
@@ -31,7 +31,7 @@ class JSONResponse(Response):
         return content if isinstance(content, bytes) else orjson.dumps(content)
 
 
-def answer(stored: Answer) -> Response:
+def answer(stored: StoredResponse) -> Response:
     headers = dict(stored.headers)
     return Response(stored.body, stored.status, headers, headers.get("content-type", "application/json"))
 

@@ -34,7 +34,7 @@ AWAY_SECONDS = 2.0  # without asking again, after it did not answer
 MAX_REFUSED_SECONDS = 1.0
 SECONDS_BETWEEN_LOG_LINES = 60.0
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Answer")
 log = structlog.get_logger("limits")
 
 
@@ -127,7 +127,7 @@ class SharedWindows:
         share.until = now + (rate.seconds if share.left else min(seconds, MAX_REFUSED_SECONDS))
         return True
 
-    async def _ask(self, work: Callable[[], Awaitable[Answer]]) -> Answer | None:
+    async def _ask(self, work: Callable[[], Awaitable[Result]]) -> Result | None:
         """What Redis says to it; None when Redis is away."""
         now = time.monotonic()
         if now < self._away_until:

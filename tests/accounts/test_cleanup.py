@@ -70,7 +70,7 @@ async def test_accounts_that_nobody_activated_go_and_their_names_are_free(databa
         await tx.connection.execute(text(f"""UPDATE users SET "group" = 'moderator' WHERE id = {numbers["wanted"]}"""))
         await tx.connection.execute(text(f"UPDATE users SET avatar = 'x' WHERE id = {numbers['pictured']}"))
         await one_time_tokens.mint(tx, Purpose.ACTIVATE, numbers["linked"], "linked@example.org")
-        await outbox.put(tx, numbers["mailed"], outbox.Kind.ACTIVATE, "mailed@example.org")
+        await outbox.put(tx, numbers["mailed"], outbox.MailType.ACTIVATE, "mailed@example.org")
 
     await database.write(store)
     before = (await event_log.head(database)).seq

@@ -21,7 +21,7 @@ from jobs.mailer import FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS, Mailer, pause_se
 from repository.accounts import confirmations, one_time_tokens, users
 from repository.accounts import outbox as mails
 from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE, Purpose
-from repository.accounts.outbox import ClaimedMail, Kind
+from repository.accounts.outbox import ClaimedMail, MailType
 from repository.engine import migrations
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
@@ -88,11 +88,11 @@ async def account(database: Database, name: str = "holly", **more: Any) -> dict[
     return await database.write(lambda tx: users.create(tx, fields, "no hash", awaits_activation=waits))
 
 
-async def put(database: Database, user: dict[str, Any], kind: Kind, recipient: str | None = None) -> bool:
+async def put(database: Database, user: dict[str, Any], kind: MailType, recipient: str | None = None) -> bool:
     return await database.write(lambda tx: mails.put(tx, user["id"], kind, recipient or user["email"]))
 
 
-async def request(database: Database, kind: Kind, address: str) -> None:
+async def request(database: Database, kind: MailType, address: str) -> None:
     await database.write(lambda tx: mails.request(tx, kind, address))
 
 
@@ -128,7 +128,7 @@ async def test_a_mail_arrives_in_text_and_html_with_a_link_that_is_good_once(
     database: Database, server: MailServer
 ) -> None:
     holly = await account(database, waits=True)
-    await put(database, holly, Kind.ACTIVATE)
+    await put(database, holly, MailType.ACTIVATE)
     async with mailing(database, server):
         mail = await server.mail_to("holly@example.org")
         [row] = await settled(database)
@@ -147,7 +147,7 @@ async def test_a_mail_arrives_in_text_and_html_with_a_link_that_is_good_once(
 async def test_neither_the_outbox_nor_the_tokens_hold_what_the_mail_carries(
     database: Database, server: MailServer
 ) -> None:
-    await put(database, await account(database), Kind.RESET_PASSWORD)
+    await put(database, await account(database), MailType.RESET_PASSWORD)
     async with mailing(database, server):
         token = token_in(await server.mail_to("holly@example.org"))
         rows = await settled(database)
@@ -160,7 +160,7 @@ async def test_neither_the_outbox_nor_the_tokens_hold_what_the_mail_carries(
 async def test_a_mail_server_that_is_away_loses_nothing(database: Database) -> None:
     """Nor does one that takes connections and says nothing sensible, or that has no room just now."""
     server = MailServer()
-    await put(database, await account(database), Kind.PASSWORD_CHANGED)
+    await put(database, await account(database), MailType.PASSWORD_CHANGED)
     async with mailing(database, server):
 
         async def tried_twice() -> bool:
@@ -186,7 +186,7 @@ async def test_an_address_that_the_server_refuses_for_good_is_not_tried_again(
     database: Database, server: MailServer
 ) -> None:
     server.reply = lambda address: "550 no such user"
-    await put(database, await account(database), Kind.PASSWORD_CHANGED)
+    await put(database, await account(database), MailType.PASSWORD_CHANGED)
     async with mailing(database, server):
         [row] = await settled(database)
     assert (row["attempts"], row["sent_at"]) == (1, None)
@@ -195,7 +195,7 @@ async def test_an_address_that_the_server_refuses_for_good_is_not_tried_again(
 
 
 async def test_a_mail_is_given_up_after_two_days(database: Database) -> None:
-    await put(database, await account(database), Kind.PASSWORD_CHANGED)
+    await put(database, await account(database), MailType.PASSWORD_CHANGED)
     await change(database, models.mails, attempts=mails.MAX_ATTEMPTS - 1)
     async with mailing(database, server_of(f"smtp://127.0.0.1:{free_port()}")):
         [row] = await settled(database)
@@ -207,7 +207,7 @@ async def test_a_mail_is_given_up_after_two_days(database: Database) -> None:
 
 
 async def test_a_mail_that_ends_its_senders_is_given_up_too(database: Database, server: MailServer) -> None:
-    await put(database, await account(database), Kind.PASSWORD_CHANGED)
+    await put(database, await account(database), MailType.PASSWORD_CHANGED)
     await change(database, models.mails, attempts=mails.MAX_ATTEMPTS)
     async with mailing(database, server):
         [row] = await settled(database)
@@ -218,7 +218,7 @@ async def test_a_mail_that_ends_its_senders_is_given_up_too(database: Database, 
 async def test_two_workers_send_each_mail_once(database: Database, server: MailServer) -> None:
     holly = await account(database)
     for _ in range(12):
-        await put(database, holly, Kind.PASSWORD_CHANGED)
+        await put(database, holly, MailType.PASSWORD_CHANGED)
     other = Database(database.url)
     try:
         async with mailing(database, server), mailing(other, server):
@@ -232,7 +232,7 @@ async def test_two_workers_send_each_mail_once(database: Database, server: MailS
 async def test_what_a_dead_worker_had_in_hand_is_sent_by_another_when_the_lease_is_over(
     database: Database, server: MailServer
 ) -> None:
-    await put(database, await account(database), Kind.PASSWORD_CHANGED)
+    await put(database, await account(database), MailType.PASSWORD_CHANGED)
     claimed = await mails.claim(database, "a worker that is killed")
     assert claimed is not None
     first = mail_texts.compose(claimed, sender=SENDER, base_url=BASE)
@@ -263,7 +263,7 @@ class Stuck:
 
 
 async def test_a_worker_that_stops_gives_back_what_it_could_not_finish(database: Database, server: MailServer) -> None:
-    await put(database, await account(database), Kind.PASSWORD_CHANGED)
+    await put(database, await account(database), MailType.PASSWORD_CHANGED)
     stuck = Stuck()
     mailer = Mailer(database, stuck, sender=SENDER, base_url=BASE)
     task = asyncio.create_task(mailer.run())
@@ -282,7 +282,7 @@ async def test_a_worker_that_stops_gives_back_what_it_could_not_finish(database:
 async def test_no_more_than_a_few_conversations_at_once(database: Database) -> None:
     holly = await account(database)
     for _ in range(8):
-        await put(database, holly, Kind.PASSWORD_CHANGED)
+        await put(database, holly, MailType.PASSWORD_CHANGED)
     stuck = Stuck()
     mailer = Mailer(database, stuck, sender=SENDER, base_url=BASE)
     task = asyncio.create_task(mailer.run())
@@ -307,7 +307,7 @@ async def nobody_gets(database: Database, server: MailServer) -> None:
     assert server.tried == 0
 
 
-@pytest.mark.parametrize("kind", [Kind.ACTIVATE, Kind.RESET_PASSWORD, Kind.PASSWORD_CHANGED], ids=str)
+@pytest.mark.parametrize("kind", [MailType.ACTIVATE, MailType.RESET_PASSWORD, MailType.PASSWORD_CHANGED], ids=str)
 @pytest.mark.parametrize(
     "values",
     [
@@ -317,16 +317,16 @@ async def nobody_gets(database: Database, server: MailServer) -> None:
     ids=["disabled", "deleted"],
 )
 async def test_accounts_that_are_disabled_or_deleted_get_no_mail(
-    database: Database, server: MailServer, kind: Kind, values: dict[str, Any]
+    database: Database, server: MailServer, kind: MailType, values: dict[str, Any]
 ) -> None:
-    await put(database, await account(database, waits=kind is Kind.ACTIVATE), kind)
+    await put(database, await account(database, waits=kind is MailType.ACTIVATE), kind)
     await change(database, models.users, **values)
     await nobody_gets(database, server)
     assert await outbox(database) == []
 
 
 async def test_an_account_that_is_active_needs_no_link(database: Database, server: MailServer) -> None:
-    await put(database, await account(database), Kind.ACTIVATE)
+    await put(database, await account(database), MailType.ACTIVATE)
     await nobody_gets(database, server)
 
 
@@ -337,21 +337,21 @@ async def test_who_has_waited_for_a_week_gets_no_more_links(database: Database, 
         created_at = datetime.now(UTC) - timedelta(days=days)
         await change(database, models.users, created_at=utc_text(created_at))
         await change(database, models.mails, created_at=utc_text(created_at))
-        await request(database, Kind.ACTIVATE, "holly@example.org")
+        await request(database, MailType.ACTIVATE, "holly@example.org")
         async with mailing(database, server):
             await settled(database)
         assert len(server.received) == mailed, days
 
 
 async def test_a_link_is_not_mailed_to_an_address_that_was_given_up(database: Database, server: MailServer) -> None:
-    await put(database, await account(database), Kind.RESET_PASSWORD, "former@example.org")
+    await put(database, await account(database), MailType.RESET_PASSWORD, "former@example.org")
     await nobody_gets(database, server)
 
 
 async def test_a_wish_is_sent_to_the_address_as_the_account_spells_it(database: Database, server: MailServer) -> None:
     """The long s is an s when addresses are compared, but another mailbox."""
     await account(database, "harrys", email="harrys@example.org")
-    await request(database, Kind.RESET_PASSWORD, "harry\u017f@example.org")
+    await request(database, MailType.RESET_PASSWORD, "harry\u017f@example.org")
     async with mailing(database, server):
         await server.mail_to("harrys@example.org")
     assert [to for to, _ in server.received] == ["harrys@example.org"]
@@ -359,8 +359,8 @@ async def test_a_wish_is_sent_to_the_address_as_the_account_spells_it(database: 
 
 async def test_a_wish_of_a_stranger_goes_nowhere(database: Database, server: MailServer) -> None:
     await account(database)
-    await request(database, Kind.RESET_PASSWORD, "lime@example.org")
-    await request(database, Kind.ACTIVATE, "lime@example.org")
+    await request(database, MailType.RESET_PASSWORD, "lime@example.org")
+    await request(database, MailType.ACTIVATE, "lime@example.org")
     await nobody_gets(database, server)
     assert await outbox(database) == []
 
@@ -371,7 +371,7 @@ async def test_one_mail_a_minute_and_five_a_day(database: Database, server: Mail
     sent = 0
     for _ in range(7):
         for _ in range(2):
-            await request(database, Kind.RESET_PASSWORD, "holly@example.org")
+            await request(database, MailType.RESET_PASSWORD, "holly@example.org")
         async with mailing(database, gateway):
             await settled(database)
         assert len(server.received) - sent <= 1, "two within a minute"
@@ -381,7 +381,7 @@ async def test_one_mail_a_minute_and_five_a_day(database: Database, server: Mail
     assert sent == mails.MAX_REQUESTED_PER_DAY
     # The next day.
     await database.write(lambda tx: tx.connection.execute(delete(models.mails)))
-    await request(database, Kind.RESET_PASSWORD, "holly@example.org")
+    await request(database, MailType.RESET_PASSWORD, "holly@example.org")
     async with mailing(database, gateway):
         await server.mail_to("holly@example.org", sent + 1)
 
@@ -389,7 +389,7 @@ async def test_one_mail_a_minute_and_five_a_day(database: Database, server: Mail
 async def test_wishes_at_once_on_two_workers_are_one_mail(database: Database, server: MailServer) -> None:
     await account(database)
     for _ in range(6):
-        await request(database, Kind.RESET_PASSWORD, "holly@example.org")
+        await request(database, MailType.RESET_PASSWORD, "holly@example.org")
     other = Database(database.url)
     try:
         async with mailing(database, server), mailing(other, server):
@@ -402,9 +402,9 @@ async def test_wishes_at_once_on_two_workers_are_one_mail(database: Database, se
 async def test_so_many_mails_of_one_account_wait_and_no_more(database: Database) -> None:
     holly, lime = await account(database), await account(database, "lime")
     for _ in range(mails.MAX_WAITING_PER_USER):
-        assert await put(database, holly, Kind.PASSWORD_CHANGED)
-    assert not await put(database, holly, Kind.PASSWORD_CHANGED)
-    assert await put(database, lime, Kind.PASSWORD_CHANGED), "others are not concerned"
+        assert await put(database, holly, MailType.PASSWORD_CHANGED)
+    assert not await put(database, holly, MailType.PASSWORD_CHANGED)
+    assert await put(database, lime, MailType.PASSWORD_CHANGED), "others are not concerned"
     assert len(await outbox(database)) == mails.MAX_WAITING_PER_USER + 1
 
 
@@ -416,7 +416,7 @@ async def deliver(url: str, text: ClaimedMail | None = None) -> None:
     await server_of(url).deliver(mail, "1")
 
 
-def claimed_mail(kind: Kind = Kind.RESET_PASSWORD, **changes: Any) -> ClaimedMail:
+def claimed_mail(kind: MailType = MailType.RESET_PASSWORD, **changes: Any) -> ClaimedMail:
     values: dict[str, Any] = {
         "id": 1,
         "kind": kind,
@@ -474,7 +474,7 @@ async def test_what_is_said_of_a_failure_names_no_address(server: MailServer) ->
 
 async def test_without_a_server_mails_land_in_a_folder_for_our_eyes_only(database: Database, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "mail"
-    await put(database, await account(database, "Hölly", email="holly@example.org"), Kind.RESET_PASSWORD)
+    await put(database, await account(database, "Hölly", email="holly@example.org"), MailType.RESET_PASSWORD)
     async with mailing(database, Folder(folder)):
         [row] = await settled(database)
     path = folder / f"{row['id']}.eml"
@@ -487,7 +487,7 @@ async def test_without_a_server_mails_land_in_a_folder_for_our_eyes_only(databas
 
 async def test_a_folder_that_cannot_be_written_loses_nothing(database: Database, tmp_path: Path) -> None:
     (tmp_path / "mail").write_text("in the way")
-    await put(database, await account(database), Kind.PASSWORD_CHANGED)
+    await put(database, await account(database), MailType.PASSWORD_CHANGED)
     async with mailing(database, Folder(tmp_path / "mail")):
 
         async def tried() -> bool:
@@ -502,10 +502,10 @@ async def test_a_folder_that_cannot_be_written_loses_nothing(database: Database,
 # --- texts
 
 
-@pytest.mark.parametrize("kind", list(Kind), ids=str)
-def test_every_kind_of_mail_says_the_same_in_text_and_html(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", list(MailType), ids=str)
+def test_every_kind_of_mail_says_the_same_in_text_and_html(kind: MailType) -> None:
     mail = mail_texts.compose(claimed_mail(kind), sender=SENDER, base_url=BASE)
-    assert set(mails.Kind) == set(mail_texts.WORDINGS)
+    assert set(mails.MailType) == set(mail_texts.WORDINGS)
     text, html = part(mail, "plain"), part(mail, "html")
     assert all(len(line) <= 80 for line in text.splitlines())
     for paragraph in mail_texts.WORDINGS[kind].paragraphs:
@@ -561,7 +561,7 @@ async def test_what_is_past_is_forgotten(database: Database) -> None:
     now = datetime.now(UTC)
     holly = await account(database)
     for _ in range(4):
-        await put(database, holly, Kind.PASSWORD_CHANGED)
+        await put(database, holly, MailType.PASSWORD_CHANGED)
     first = (await outbox(database))[0]["id"]
 
     async def settle(number: int, **values: Any) -> None:

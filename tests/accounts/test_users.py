@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from core.errors import NotFound, Problem, Unauthenticated
 from repository.accounts import edits, one_time_tokens, outbox, sessions, users
 from repository.accounts.one_time_tokens import Purpose
-from repository.accounts.outbox import Kind
+from repository.accounts.outbox import MailType
 from repository.accounts.sessions import Checked, Device, Renewal
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
@@ -447,7 +447,7 @@ async def test_links_and_mails_go_with_the_account(database: Database) -> None:
     user_id = await account(database, "alice")
 
     async def mail(tx: Transaction) -> str:
-        await outbox.put(tx, user_id, Kind.PASSWORD_CHANGED, "alice@example.org")
+        await outbox.put(tx, user_id, MailType.PASSWORD_CHANGED, "alice@example.org")
         return await one_time_tokens.mint(tx, Purpose.RESET, user_id, "alice@example.org")
 
     token = await database.write(mail)
@@ -472,7 +472,7 @@ async def test_a_new_address_takes_back_the_links_to_the_old_one_and_tells_it(da
     assert await one_time_tokens.find(database, token, Purpose.RESET) is None
     notice = await outbox.claim(database, "a worker")
     assert notice is not None
-    assert (notice.kind, notice.recipient) == (Kind.EMAIL_CHANGED, "alice@example.org")
+    assert (notice.kind, notice.recipient) == (MailType.EMAIL_CHANGED, "alice@example.org")
 
 
 async def test_an_address_to_be_proven_counts_later(database: Database) -> None:
@@ -481,7 +481,7 @@ async def test_an_address_to_be_proven_counts_later(database: Database) -> None:
     assert (after["email"], after["name"], after["version"]) == ("alice@example.org", "Al", 2)
     mail = await outbox.claim(database, "a worker")
     assert mail is not None
-    assert (mail.kind, mail.recipient) == (Kind.CONFIRM_EMAIL, "al@example.org")
+    assert (mail.kind, mail.recipient) == (MailType.CONFIRM_EMAIL, "al@example.org")
     with pytest.raises(Problem) as refused:
         await edit(database, user_id, proves_addresses=True, email=None)
     assert refused.value.status == 409

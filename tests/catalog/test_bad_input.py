@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from tests.support.resources import BOTH, CHARACTERS, MOVIES, Kind, locations, nothing_written, sql
+from tests.support.resources import BOTH, CHARACTERS, MOVIES, ResourceCase, locations, nothing_written, sql
 from tests.support.service import PASSWORD, Person, Service, eventually
 
 HUGE = 20 * 1024 * 1024
@@ -51,7 +51,7 @@ def assert_problem(answer: httpx.Response, status: int, *wanted: list[Any]) -> N
     ],
     ids=lambda raw: repr(raw[:16]),
 )
-async def test_what_is_not_json_is_refused_as_such(service: Service, kind: Kind, raw: bytes) -> None:
+async def test_what_is_not_json_is_refused_as_such(service: Service, kind: ResourceCase, raw: bytes) -> None:
     async with service.person() as alice, nothing_written(service):
         for method, path in (("POST", kind.path), ("POST", f"{kind.path}/bulk"), ("PATCH", f"{kind.path}/1")):
             answer = await alice.http.request(method, path, content=raw, headers=JSON)
@@ -60,7 +60,7 @@ async def test_what_is_not_json_is_refused_as_such(service: Service, kind: Kind,
 
 @BOTH
 @pytest.mark.parametrize("value", [None, [], "text", 1, 1.5, True, [{}]], ids=repr)
-async def test_a_body_of_another_kind_is_refused(service: Service, kind: Kind, value: Any) -> None:
+async def test_a_body_of_another_kind_is_refused(service: Service, kind: ResourceCase, value: Any) -> None:
     async with service.person() as alice, nothing_written(service):
         for method, path in (
             ("POST", kind.path),
@@ -141,9 +141,9 @@ CHARACTER_FAULTS: list[tuple[str, Any]] = [
 @pytest.mark.parametrize(
     ("kind", "field", "value"),
     [(MOVIES, *fault) for fault in MOVIE_FAULTS] + [(CHARACTERS, *fault) for fault in CHARACTER_FAULTS],
-    ids=lambda each: each.name if isinstance(each, Kind) else repr(each)[:24],
+    ids=lambda each: each.name if isinstance(each, ResourceCase) else repr(each)[:24],
 )
-async def test_a_wrong_field_is_named(service: Service, kind: Kind, field: str, value: Any) -> None:
+async def test_a_wrong_field_is_named(service: Service, kind: ResourceCase, field: str, value: Any) -> None:
     async with service.person() as alice:
         mine = await alice.add(kind.name)
         good = kind.fields("good")
@@ -190,7 +190,7 @@ async def test_an_unknown_movie_of_a_character_is_a_conflict(service: Service) -
 
 
 @BOTH
-async def test_a_body_of_20_mb_is_too_large(service: Service, kind: Kind) -> None:
+async def test_a_body_of_20_mb_is_too_large(service: Service, kind: ResourceCase) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(HUGE // 65_536):
             yield b"x" * 65_536
@@ -205,7 +205,7 @@ async def test_a_body_of_20_mb_is_too_large(service: Service, kind: Kind) -> Non
 
 
 @BOTH
-async def test_10_001_rows_are_refused(service: Service, kind: Kind) -> None:
+async def test_10_001_rows_are_refused(service: Service, kind: ResourceCase) -> None:
     rows = [kind.fields("x")] * 10_001
     async with service.person() as alice, nothing_written(service):
         assert_problem(await alice.http.post(f"{kind.path}/bulk", json=rows), 422, ["body"])
@@ -220,14 +220,14 @@ async def test_10_001_rows_are_refused(service: Service, kind: Kind) -> None:
 
 @BOTH
 @pytest.mark.parametrize("body", [{}, {"ids": []}, {"ids": ["1"]}, {"ids": [0]}, {"ids": [1], "x": 1}, {"ids": None}])
-async def test_wrong_ids_are_refused(service: Service, kind: Kind, body: Any) -> None:
+async def test_wrong_ids_are_refused(service: Service, kind: ResourceCase, body: Any) -> None:
     async with service.person() as alice, nothing_written(service):
         assert_problem(await alice.http.request("DELETE", f"{kind.path}/bulk", json=body), 422)
 
 
 @BOTH
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/xml", "application/jsonx", "text/json"])
-async def test_another_media_type_is_refused(service: Service, kind: Kind, content_type: str | None) -> None:
+async def test_another_media_type_is_refused(service: Service, kind: ResourceCase, content_type: str | None) -> None:
     headers = {"Content-Type": content_type} if content_type else {}
     async with service.person() as alice, nothing_written(service):
         raw = json.dumps(kind.fields("x")).encode()
@@ -236,7 +236,7 @@ async def test_another_media_type_is_refused(service: Service, kind: Kind, conte
 
 
 @BOTH
-async def test_a_charset_does_not_make_json_another_type(service: Service, kind: Kind) -> None:
+async def test_a_charset_does_not_make_json_another_type(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         headers = {"Content-Type": "Application/JSON; charset=utf-8"}
         raw = json.dumps(kind.fields("Anna Schmidt")).encode()
@@ -248,7 +248,7 @@ async def test_a_charset_does_not_make_json_another_type(service: Service, kind:
 
 @BOTH
 @pytest.mark.parametrize("wrong", ["0", "-1", "x", "1.5", str(2**63), "9" * 400, "1%00", "%FF", "١x"])
-async def test_an_id_that_is_none_is_refused(service: Service, kind: Kind, wrong: str) -> None:
+async def test_an_id_that_is_none_is_refused(service: Service, kind: ResourceCase, wrong: str) -> None:
     async with service.person() as alice, nothing_written(service):
         one = f"{kind.path}/{wrong}"
         assert_problem(await alice.http.get(one), 422, ["path", "id"])
@@ -261,7 +261,7 @@ async def test_an_id_that_is_none_is_refused(service: Service, kind: Kind, wrong
 
 @BOTH
 @pytest.mark.parametrize("unknown", [10**9, 2**31, 2**63 - 1])
-async def test_an_id_that_nobody_has_is_not_found(service: Service, kind: Kind, unknown: int) -> None:
+async def test_an_id_that_nobody_has_is_not_found(service: Service, kind: ResourceCase, unknown: int) -> None:
     async with service.person() as alice, nothing_written(service):
         one = f"{kind.path}/{unknown}"
         for answer in (
@@ -316,14 +316,14 @@ async def test_an_id_that_nobody_has_is_not_found(service: Service, kind: Kind, 
     ],
     ids=lambda text: text[:24],
 )
-async def test_a_wrong_query_is_named(service: Service, kind: Kind, query: str, field: str) -> None:
+async def test_a_wrong_query_is_named(service: Service, kind: ResourceCase, query: str, field: str) -> None:
     async with service.person() as alice, nothing_written(service):
         for path in (kind.path, f"{kind.path}/names", f"{kind.path}/user", f"/users/{alice.id}{kind.path}"):
             assert_problem(await alice.http.get(f"{path}?{query}"), 422, ["query", field])
 
 
 @BOTH
-async def test_a_query_that_is_no_text_is_refused(service: Service, kind: Kind) -> None:
+async def test_a_query_that_is_no_text_is_refused(service: Service, kind: ResourceCase) -> None:
     async with service.anyone() as nobody, nothing_written(service):
         for query in ("q=%ff", "q=%ed%a0%80", "&".join(f"x{n}=1" for n in range(301))):
             assert_problem(await nobody.get(f"{kind.path}?{query}"), 422, ["query"])
@@ -332,7 +332,7 @@ async def test_a_query_that_is_no_text_is_refused(service: Service, kind: Kind) 
 
 
 @BOTH
-async def test_numbers_past_the_column_match_nothing(service: Service, kind: Kind) -> None:
+async def test_numbers_past_the_column_match_nothing(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         await alice.add(kind.name)
         columns = ["id", "user_id", "version"]
@@ -347,7 +347,7 @@ async def test_numbers_past_the_column_match_nothing(service: Service, kind: Kin
 
 
 @BOTH
-async def test_signs_that_patterns_use_are_only_signs(service: Service, kind: Kind) -> None:
+async def test_signs_that_patterns_use_are_only_signs(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         for label in ("100% wool", "under_score", "back\\slash", 'quote\'s "double"', "semi;colon -- drop"):
             await alice.add(kind.name, **{kind.label: label})
@@ -361,7 +361,7 @@ async def test_signs_that_patterns_use_are_only_signs(service: Service, kind: Ki
 
 
 @BOTH
-async def test_an_entity_tag_of_absurd_length_matches_nothing(service: Service, kind: Kind) -> None:
+async def test_an_entity_tag_of_absurd_length_matches_nothing(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         one = f"{kind.path}/{(await alice.add(kind.name))['id']}"
         async with nothing_written(service):

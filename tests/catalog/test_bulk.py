@@ -10,7 +10,7 @@ from tests.support.resources import (
     BOTH,
     CHARACTERS,
     MOVIES,
-    Kind,
+    ResourceCase,
     derived,
     head,
     locations,
@@ -21,7 +21,7 @@ from tests.support.resources import (
 from tests.support.service import Person, Service, Watcher
 
 
-async def add_many(person: Person, kind: Kind, count: int, **fields: Any) -> list[dict[str, Any]]:
+async def add_many(person: Person, kind: ResourceCase, count: int, **fields: Any) -> list[dict[str, Any]]:
     rows = [kind.fields(f"n{n}", **fields) for n in range(count)]
     answer = await person.http.post(f"{kind.path}/bulk", json=rows)
     assert answer.status_code == 201, answer.text
@@ -30,14 +30,14 @@ async def add_many(person: Person, kind: Kind, count: int, **fields: Any) -> lis
     return added
 
 
-async def fetch(person: Person, kind: Kind, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+async def fetch(person: Person, kind: ResourceCase, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     answer = await person.http.get(f"{kind.path}?id[in]={','.join(str(row['id']) for row in rows)}&sort=id&limit=1000")
     found: list[dict[str, Any]] = answer.json()
     return found
 
 
 async def told(
-    watcher: Watcher, operation: str, kind: Kind, data: Any, actor: Person, changed: list[str] | None = None
+    watcher: Watcher, operation: str, kind: ResourceCase, data: Any, actor: Person, changed: list[str] | None = None
 ) -> None:
     last = watcher.events[-1]["seq"] if watcher.events else watcher.welcome["data"]["seq"]
     event = await watcher.next()
@@ -58,7 +58,7 @@ async def told(
 
 
 @BOTH
-async def test_many_are_added_in_the_order_of_the_request(service: Service, kind: Kind) -> None:
+async def test_many_are_added_in_the_order_of_the_request(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice, watching(service) as watcher:
         rows = [kind.full | kind.fields("first"), kind.fields("second"), kind.full | kind.fields("third")]
         answer = await alice.http.post(f"{kind.path}/bulk", json=rows)
@@ -83,7 +83,7 @@ async def test_many_are_added_in_the_order_of_the_request(service: Service, kind
 
 
 @BOTH
-async def test_ten_thousand_rows_are_one_request(service: Service, kind: Kind) -> None:
+async def test_ten_thousand_rows_are_one_request(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice, watching(service) as watcher:
         added = await add_many(alice, kind, 10_000)
         assert len(added) == 10_000
@@ -103,7 +103,7 @@ async def test_ten_thousand_rows_are_one_request(service: Service, kind: Kind) -
 
 
 @BOTH
-async def test_one_bad_row_spoils_all(service: Service, kind: Kind) -> None:
+async def test_one_bad_row_spoils_all(service: Service, kind: ResourceCase) -> None:
     rows: list[Any] = [kind.fields(f"n{n}") for n in range(5)]
     rows[1] = {kind.label: ""}
     rows[3] = {"description": "no label"}
@@ -115,7 +115,7 @@ async def test_one_bad_row_spoils_all(service: Service, kind: Kind) -> None:
 
 
 @BOTH
-async def test_with_skip_the_good_rows_are_stored(service: Service, kind: Kind) -> None:
+async def test_with_skip_the_good_rows_are_stored(service: Service, kind: ResourceCase) -> None:
     rows: list[Any] = [kind.fields(f"n{n}") for n in range(5)]
     rows[1] = {kind.label: "", "oops": 1}
     rows[4] = None
@@ -132,7 +132,7 @@ async def test_with_skip_the_good_rows_are_stored(service: Service, kind: Kind) 
 
 
 @BOTH
-async def test_nothing_good_is_nothing_stored(service: Service, kind: Kind) -> None:
+async def test_nothing_good_is_nothing_stored(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice, nothing_written(service):
         answer = await alice.http.post(f"{kind.path}/bulk?on_error=skip", json=[1, {}])
         assert answer.status_code == 201
@@ -144,7 +144,7 @@ async def test_nothing_good_is_nothing_stored(service: Service, kind: Kind) -> N
 
 
 @BOTH
-async def test_only_the_signed_in_write_in_bulk(service: Service, kind: Kind) -> None:
+async def test_only_the_signed_in_write_in_bulk(service: Service, kind: ResourceCase) -> None:
     async with service.anyone() as nobody, nothing_written(service):
         for method, body in (("POST", [kind.full]), ("PATCH", []), ("DELETE", {"ids": [1]})):
             assert (await nobody.request(method, f"{kind.path}/bulk", json=body)).status_code == 401
@@ -176,7 +176,7 @@ async def test_characters_of_unknown_movies_are_skipped_or_refused(service: Serv
 
 
 @BOTH
-async def test_many_are_changed_in_one_event(service: Service, kind: Kind) -> None:
+async def test_many_are_changed_in_one_event(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         rows = await add_many(alice, kind, 4, description="old")
         async with watching(service) as watcher:
@@ -202,7 +202,7 @@ async def test_many_are_changed_in_one_event(service: Service, kind: Kind) -> No
 
 
 @BOTH
-async def test_an_id_named_twice_gets_both_changes(service: Service, kind: Kind) -> None:
+async def test_an_id_named_twice_gets_both_changes(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         mine = await alice.add(kind.name)
         changes = [
@@ -215,7 +215,7 @@ async def test_an_id_named_twice_gets_both_changes(service: Service, kind: Kind)
 
 
 @BOTH
-async def test_every_field_can_be_changed_in_bulk(service: Service, kind: Kind) -> None:
+async def test_every_field_can_be_changed_in_bulk(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         rows = await add_many(alice, kind, 3)
         changes = [{"id": row["id"]} | kind.full for row in rows]
@@ -225,7 +225,7 @@ async def test_every_field_can_be_changed_in_bulk(service: Service, kind: Kind) 
 
 
 @BOTH
-async def test_a_bulk_change_needs_ids_and_good_fields(service: Service, kind: Kind) -> None:
+async def test_a_bulk_change_needs_ids_and_good_fields(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         mine = await alice.add(kind.name)
         async with nothing_written(service):
@@ -240,7 +240,7 @@ async def test_a_bulk_change_needs_ids_and_good_fields(service: Service, kind: K
 
 
 @BOTH
-async def test_many_are_deleted_in_one_event(service: Service, kind: Kind) -> None:
+async def test_many_are_deleted_in_one_event(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         rows = await add_many(alice, kind, 4)
         ids = [row["id"] for row in rows]
@@ -254,7 +254,7 @@ async def test_many_are_deleted_in_one_event(service: Service, kind: Kind) -> No
 
 
 @BOTH
-async def test_a_range_is_deleted_with_both_ends(service: Service, kind: Kind) -> None:
+async def test_a_range_is_deleted_with_both_ends(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         ids = [row["id"] for row in await add_many(alice, kind, 5)]
         await alice.http.delete(f"{kind.path}/{ids[2]}")
@@ -274,7 +274,7 @@ async def test_a_range_is_deleted_with_both_ends(service: Service, kind: Kind) -
 
 
 @BOTH
-async def test_one_foreign_row_and_nothing_changes(service: Service, kind: Kind) -> None:
+async def test_one_foreign_row_and_nothing_changes(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice, service.person() as bob:
         first, foreign, last = await alice.add(kind.name), await bob.add(kind.name), await alice.add(kind.name)
         ids = [first["id"], foreign["id"], last["id"]]
@@ -291,7 +291,7 @@ async def test_one_foreign_row_and_nothing_changes(service: Service, kind: Kind)
 
 
 @BOTH
-async def test_moderators_and_admins_change_anybodys_rows(service: Service, kind: Kind) -> None:
+async def test_moderators_and_admins_change_anybodys_rows(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice, moderator(service) as mod, service.admin() as chief:
         rows = await add_many(alice, kind, 3)
         changes = [{"id": row["id"], kind.label: "theirs"} for row in rows]

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.resources import BOTH, Kind, head, locations, nothing_written, sql
+from tests.support.resources import BOTH, ResourceCase, head, locations, nothing_written, sql
 from tests.support.service import Person, Service
 
 _keys = itertools.count(1)
@@ -19,7 +19,7 @@ def key() -> dict[str, str]:
     return {"Idempotency-Key": f"key-{next(_keys)}"}
 
 
-def posts(kind: Kind, person: Person) -> list[tuple[str, Any]]:
+def posts(kind: ResourceCase, person: Person) -> list[tuple[str, Any]]:
     return [
         (kind.path, kind.full),
         (f"/users/{person.id}{kind.path}", kind.full),
@@ -34,7 +34,7 @@ def as_sent(answer: httpx.Response) -> tuple[int, bytes, dict[str, str]]:
 
 
 @BOTH
-async def test_a_repeated_post_is_answered_the_same_and_done_once(service: Service, kind: Kind) -> None:
+async def test_a_repeated_post_is_answered_the_same_and_done_once(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         for path, body in posts(kind, alice):
             headers = key()
@@ -47,7 +47,7 @@ async def test_a_repeated_post_is_answered_the_same_and_done_once(service: Servi
 
 
 @BOTH
-async def test_a_repeated_generate_is_one_job(service: Service, kind: Kind) -> None:
+async def test_a_repeated_generate_is_one_job(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         path, headers = f"{kind.path}/generate/3", key()
         first = await alice.http.post(path, headers=headers)
@@ -60,7 +60,7 @@ async def test_a_repeated_generate_is_one_job(service: Service, kind: Kind) -> N
 
 
 @BOTH
-async def test_the_answer_is_the_first_one_whatever_came_after(service: Service, kind: Kind) -> None:
+async def test_the_answer_is_the_first_one_whatever_came_after(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         headers = key()
         first = await alice.http.post(kind.path, json=kind.full, headers=headers)
@@ -71,7 +71,7 @@ async def test_the_answer_is_the_first_one_whatever_came_after(service: Service,
 
 
 @BOTH
-async def test_a_key_belongs_to_its_request(service: Service, kind: Kind) -> None:
+async def test_a_key_belongs_to_its_request(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         headers = key()
         assert (await alice.http.post(kind.path, json=kind.full, headers=headers)).status_code == 201
@@ -87,7 +87,7 @@ async def test_a_key_belongs_to_its_request(service: Service, kind: Kind) -> Non
 
 
 @BOTH
-async def test_a_refused_request_does_not_use_up_its_key(service: Service, kind: Kind) -> None:
+async def test_a_refused_request_does_not_use_up_its_key(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         headers = key()
         async with nothing_written(service):
@@ -98,7 +98,7 @@ async def test_a_refused_request_does_not_use_up_its_key(service: Service, kind:
 
 
 @BOTH
-async def test_of_repeats_at_once_one_is_done(service: Service, kind: Kind) -> None:
+async def test_of_repeats_at_once_one_is_done(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         headers, before = key(), await head(service)
         answers = await asyncio.gather(
@@ -111,7 +111,7 @@ async def test_of_repeats_at_once_one_is_done(service: Service, kind: Kind) -> N
 
 
 @BOTH
-async def test_a_key_is_one_users(service: Service, kind: Kind) -> None:
+async def test_a_key_is_one_users(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice, service.person() as bob:
         headers = key()
         hers = await alice.http.post(kind.path, json=kind.full, headers=headers)
@@ -122,7 +122,7 @@ async def test_a_key_is_one_users(service: Service, kind: Kind) -> None:
 
 
 @BOTH
-async def test_without_a_key_every_post_counts(service: Service, kind: Kind) -> None:
+async def test_without_a_key_every_post_counts(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         first, second = await alice.add(kind.name), await alice.add(kind.name)
         assert first["id"] != second["id"]
@@ -130,7 +130,7 @@ async def test_without_a_key_every_post_counts(service: Service, kind: Kind) -> 
 
 @BOTH
 @pytest.mark.parametrize("wrong", [b"", b"two words", b"x" * 256, b"\xe9"])
-async def test_what_is_no_key_is_refused(service: Service, kind: Kind, wrong: bytes) -> None:
+async def test_what_is_no_key_is_refused(service: Service, kind: ResourceCase, wrong: bytes) -> None:
     async with service.person() as alice, nothing_written(service):
         answer = await alice.http.post(kind.path, json=kind.full, headers={b"Idempotency-Key": wrong})
         assert answer.status_code == 422

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.resources import BOTH, CHARACTERS, MOVIES, Kind, links, sql
+from tests.support.resources import BOTH, CHARACTERS, MOVIES, ResourceCase, links, sql
 from tests.support.service import Person, Service
 
 SHELF: dict[str, list[dict[str, Any]]] = {
@@ -35,7 +35,7 @@ SHELF: dict[str, list[dict[str, Any]]] = {
 class Shelf:
     """The rows of one person; asks for lists of only these, by number of the row."""
 
-    def __init__(self, person: Person, kind: Kind, rows: list[dict[str, Any]]) -> None:
+    def __init__(self, person: Person, kind: ResourceCase, rows: list[dict[str, Any]]) -> None:
         self.person, self.kind, self.rows = person, kind, rows
         self.numbers = {row["id"]: n for n, row in enumerate(rows)}
 
@@ -56,7 +56,7 @@ def without_page(query: str) -> str:
 
 @pytest.fixture(params=[MOVIES, CHARACTERS], ids=lambda kind: kind.name)
 async def shelf(request: pytest.FixtureRequest, service: Service) -> AsyncIterator[Shelf]:
-    kind: Kind = request.param
+    kind: ResourceCase = request.param
     async with service.person() as alice:
         answer = await alice.http.post(f"{kind.path}/bulk", json=SHELF[kind.name])
         yield Shelf(alice, kind, answer.json()["added"])
@@ -274,7 +274,7 @@ async def test_characters_are_filtered_by_their_movie(service: Service) -> None:
 
 
 @BOTH
-async def test_lists_by_owner(service: Service, kind: Kind) -> None:
+async def test_lists_by_owner(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice, service.person() as bob, service.anyone() as nobody:
         mine = [await alice.add(kind.name) for _ in range(2)]
         await bob.add(kind.name)
@@ -298,7 +298,7 @@ async def test_lists_by_owner(service: Service, kind: Kind) -> None:
 
 @BOTH
 @pytest.mark.parametrize("name", ["日本語の人", "Renée", 'a">;b=<c', "100%25", "semi;colon?#"])
-async def test_links_hold_any_user_name(service: Service, kind: Kind, name: str) -> None:
+async def test_links_hold_any_user_name(service: Service, kind: ResourceCase, name: str) -> None:
     async with service.person(f"{name}{kind.name}{service.port}") as person:
         mine = [await person.add(kind.name) for _ in range(2)]
         answer = await person.http.get(f"{kind.path}/username/{quote(person.name)}?limit=1")
@@ -307,7 +307,7 @@ async def test_links_hold_any_user_name(service: Service, kind: Kind, name: str)
 
 
 @BOTH
-async def test_a_list_is_whole_while_others_write(service: Service, kind: Kind) -> None:
+async def test_a_list_is_whole_while_others_write(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
 
         async def write() -> None:

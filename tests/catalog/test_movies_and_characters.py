@@ -9,7 +9,17 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.resources import BOTH, CHARACTERS, MOVIES, Kind, derived, head, moderator, nothing_written, watching
+from tests.support.resources import (
+    BOTH,
+    CHARACTERS,
+    MOVIES,
+    ResourceCase,
+    derived,
+    head,
+    moderator,
+    nothing_written,
+    watching,
+)
 from tests.support.service import Person, Service, Watcher
 
 TIME = re.compile(r"^20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$")
@@ -17,7 +27,7 @@ ETAG = re.compile(r'^"(\d+)-[0-9a-f]{16}"$')
 
 
 async def told(
-    watcher: Watcher, operation: str, kind: Kind, data: Any, actor: Person, changed: list[str] | None = None
+    watcher: Watcher, operation: str, kind: ResourceCase, data: Any, actor: Person, changed: list[str] | None = None
 ) -> None:
     """The next event is this one, whole: exactly these keys, and the number after the last."""
     last = watcher.events[-1]["seq"] if watcher.events else watcher.welcome["data"]["seq"]
@@ -36,7 +46,7 @@ async def told(
     assert TIME.match(event["ts"])
 
 
-async def get(client: httpx.AsyncClient, kind: Kind, entity_id: int) -> dict[str, Any]:
+async def get(client: httpx.AsyncClient, kind: ResourceCase, entity_id: int) -> dict[str, Any]:
     answer = await client.get(f"{kind.path}/{entity_id}")
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
@@ -47,7 +57,7 @@ async def get(client: httpx.AsyncClient, kind: Kind, entity_id: int) -> dict[str
 
 
 @BOTH
-async def test_what_is_added_is_answered_whole_and_told(service: Service, kind: Kind) -> None:
+async def test_what_is_added_is_answered_whole_and_told(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice, service.anyone() as nobody, watching(service) as watcher:
         answer = await alice.http.post(kind.path, json=kind.full)
         assert answer.status_code == 201
@@ -71,14 +81,14 @@ async def test_what_is_added_is_answered_whole_and_told(service: Service, kind: 
 
 
 @BOTH
-async def test_what_is_left_out_takes_its_default(service: Service, kind: Kind) -> None:
+async def test_what_is_left_out_takes_its_default(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         added = (await alice.http.post(kind.path, json=kind.fields("Ω"))).json()
         assert added | kind.defaults | kind.fields("Ω") == added
 
 
 @BOTH
-async def test_the_location_keeps_the_prefix(service: Service, kind: Kind) -> None:
+async def test_the_location_keeps_the_prefix(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         answer = await alice.http.post(f"/api/v1{kind.path}/", json=kind.fields("x"))
         assert answer.headers["location"] == f"/api/v1{kind.path}/{answer.json()['id']}"
@@ -86,7 +96,7 @@ async def test_the_location_keeps_the_prefix(service: Service, kind: Kind) -> No
 
 
 @BOTH
-async def test_text_comes_back_as_it_went_in(service: Service, kind: Kind) -> None:
+async def test_text_comes_back_as_it_went_in(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         for text in ("É\u0301 日本語 😀 \u202e \u00a0", " spaces kept ", "\x01\x7f\ufffe\uffff", "x" * 255, "😀" * 255):
             added = (await alice.http.post(kind.path, json=kind.fields(text, description=text))).json()
@@ -95,7 +105,7 @@ async def test_text_comes_back_as_it_went_in(service: Service, kind: Kind) -> No
 
 
 @BOTH
-async def test_only_the_signed_in_add(service: Service, kind: Kind) -> None:
+async def test_only_the_signed_in_add(service: Service, kind: ResourceCase) -> None:
     async with service.anyone() as nobody, nothing_written(service):
         answer = await nobody.post(kind.path, json=kind.full)
         assert answer.status_code == 401
@@ -104,7 +114,7 @@ async def test_only_the_signed_in_add(service: Service, kind: Kind) -> None:
 
 
 @BOTH
-async def test_a_user_adds_under_the_own_address_only(service: Service, kind: Kind) -> None:
+async def test_a_user_adds_under_the_own_address_only(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice, service.person() as bob, service.admin() as chief, service.anyone() as nobody:
         answer = await alice.http.post(f"/users/{alice.id}{kind.path}", json=kind.full)
         assert answer.status_code == 201
@@ -120,7 +130,7 @@ async def test_a_user_adds_under_the_own_address_only(service: Service, kind: Ki
 
 
 @BOTH
-async def test_put_replaces_everything(service: Service, kind: Kind) -> None:
+async def test_put_replaces_everything(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice, service.anyone() as nobody:
         added = (await alice.http.post(kind.path, json=kind.full)).json()
         async with watching(service) as watcher:
@@ -144,7 +154,7 @@ async def test_put_replaces_everything(service: Service, kind: Kind) -> None:
 
 
 @BOTH
-async def test_patch_changes_what_it_names(service: Service, kind: Kind) -> None:
+async def test_patch_changes_what_it_names(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         added = (await alice.http.post(kind.path, json=kind.full)).json()
         one = f"{kind.path}/{added['id']}"
@@ -169,7 +179,7 @@ async def test_null_clears_each_field_of_a_movie(service: Service, field: str) -
 
 
 @BOTH
-async def test_an_edit_that_changes_nothing_is_no_edit(service: Service, kind: Kind) -> None:
+async def test_an_edit_that_changes_nothing_is_no_edit(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         added = (await alice.http.post(kind.path, json=kind.full)).json()
         one = f"{kind.path}/{added['id']}"
@@ -188,7 +198,7 @@ async def test_an_edit_that_changes_nothing_is_no_edit(service: Service, kind: K
 
 
 @BOTH
-async def test_a_delete_is_told_by_its_id(service: Service, kind: Kind) -> None:
+async def test_a_delete_is_told_by_its_id(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice, watching(service) as watcher:
         added = await alice.add(kind.name)
         await told(watcher, "add", kind, added, alice)
@@ -201,7 +211,7 @@ async def test_a_delete_is_told_by_its_id(service: Service, kind: Kind) -> None:
 
 
 @BOTH
-async def test_an_id_is_never_given_again(service: Service, kind: Kind) -> None:
+async def test_an_id_is_never_given_again(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         first = await alice.add(kind.name)
         await alice.http.delete(f"{kind.path}/{first['id']}")
@@ -217,7 +227,7 @@ async def test_an_id_is_never_given_again(service: Service, kind: Kind) -> None:
 # --- whose it is
 
 
-def writes(kind: Kind, entity_id: int) -> list[tuple[str, str, Any]]:
+def writes(kind: ResourceCase, entity_id: int) -> list[tuple[str, str, Any]]:
     return [
         ("PUT", f"{kind.path}/{entity_id}", kind.fields("theirs")),
         ("PATCH", f"{kind.path}/{entity_id}", kind.fields("theirs again")),
@@ -229,7 +239,7 @@ def writes(kind: Kind, entity_id: int) -> list[tuple[str, str, Any]]:
 
 
 @BOTH
-async def test_others_change_nothing(service: Service, kind: Kind) -> None:
+async def test_others_change_nothing(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice, service.person() as bob, service.anyone() as nobody:
         mine = await alice.add(kind.name)
         async with nothing_written(service):
@@ -242,7 +252,7 @@ async def test_others_change_nothing(service: Service, kind: Kind) -> None:
 
 
 @BOTH
-async def test_a_stranger_with_a_stale_tag_is_still_a_stranger(service: Service, kind: Kind) -> None:
+async def test_a_stranger_with_a_stale_tag_is_still_a_stranger(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice, service.person() as bob:
         mine = await alice.add(kind.name)
         answer = await bob.http.delete(f"{kind.path}/{mine['id']}", headers={"If-Match": '"9-0123456789abcdef"'})
@@ -251,7 +261,7 @@ async def test_a_stranger_with_a_stale_tag_is_still_a_stranger(service: Service,
 
 @BOTH
 @pytest.mark.parametrize("who", ["owner", "moderator", "admin"])
-async def test_owners_moderators_and_admins_change(service: Service, kind: Kind, who: str) -> None:
+async def test_owners_moderators_and_admins_change(service: Service, kind: ResourceCase, who: str) -> None:
     async with service.person() as alice, service.admin() as chief, moderator(service) as mod:
         actor = {"owner": alice, "moderator": mod, "admin": chief}[who]
         for position, (method, path, body) in enumerate(writes(kind, 0)):
@@ -271,7 +281,7 @@ async def test_owners_moderators_and_admins_change(service: Service, kind: Kind,
 
 
 @BOTH
-async def test_who_has_it_is_not_sent_it_again(service: Service, kind: Kind) -> None:
+async def test_who_has_it_is_not_sent_it_again(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         one = f"{kind.path}/{(await alice.add(kind.name))['id']}"
         etag = (await alice.http.get(one)).headers["etag"]
@@ -286,7 +296,7 @@ async def test_who_has_it_is_not_sent_it_again(service: Service, kind: Kind) -> 
 
 
 @BOTH
-async def test_a_stale_tag_changes_nothing(service: Service, kind: Kind) -> None:
+async def test_a_stale_tag_changes_nothing(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         one = f"{kind.path}/{(await alice.add(kind.name))['id']}"
         first = (await alice.http.get(one)).headers["etag"]
@@ -300,7 +310,7 @@ async def test_a_stale_tag_changes_nothing(service: Service, kind: Kind) -> None
 
 
 @BOTH
-async def test_a_fresh_tag_lets_the_change_through(service: Service, kind: Kind) -> None:
+async def test_a_fresh_tag_lets_the_change_through(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         one = f"{kind.path}/{(await alice.add(kind.name))['id']}"
         tag = (await alice.http.get(one)).headers["etag"]
@@ -316,7 +326,7 @@ async def test_a_fresh_tag_lets_the_change_through(service: Service, kind: Kind)
 
 
 @BOTH
-async def test_of_two_edits_at_once_one_loses(service: Service, kind: Kind) -> None:
+async def test_of_two_edits_at_once_one_loses(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         one = f"{kind.path}/{(await alice.add(kind.name))['id']}"
         tag = (await alice.http.get(one)).headers["etag"]
@@ -330,7 +340,7 @@ async def test_of_two_edits_at_once_one_loses(service: Service, kind: Kind) -> N
 
 
 @BOTH
-async def test_edits_at_once_are_all_counted(service: Service, kind: Kind) -> None:
+async def test_edits_at_once_are_all_counted(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:
         one = f"{kind.path}/{(await alice.add(kind.name))['id']}"
         await asyncio.gather(*(alice.http.patch(one, json=kind.fields(f"n{n}")) for n in range(20)))

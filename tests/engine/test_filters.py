@@ -17,7 +17,7 @@ from sqlalchemy import Table, insert
 
 import models
 from core import filters, times
-from core.filters import Kind, Op, parse_json, parse_query
+from core.filters import FieldType, Op, parse_json, parse_query
 from repository.engine import migrations
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
@@ -230,7 +230,7 @@ async def test_the_database_and_the_hub_decide_alike(database: Database) -> None
         await writes.store(tx, MOVIES, rows, None)
 
     await database.write(store)
-    stored = (await lists.page_of(database, MOVIES, lists.Page(limit=1000))).rows
+    stored = (await lists.page_of(database, MOVIES, lists.ListRequest(limit=1000))).rows
     found: list[filters.Filter] = []
 
     @settings(max_examples=400, phases=[Phase.generate], deadline=None, derandomize=True)
@@ -246,7 +246,7 @@ async def test_the_database_and_the_hub_decide_alike(database: Database) -> None
     for one in found:
         test = filters.matcher_of(one)
         ours = [row["id"] for row in stored if test(row)]
-        theirs = (await lists.page_of(database, MOVIES, lists.Page(filter=one, limit=1000))).rows
+        theirs = (await lists.page_of(database, MOVIES, lists.ListRequest(filter=one, limit=1000))).rows
         assert ours == [row["id"] for row in theirs], one
         matched += bool(ours)
     assert matched > 50, "filters that match nothing show nothing"
@@ -331,11 +331,11 @@ async def test_what_is_true_or_false_is_found_alike(database: Database) -> None:
 
 
 def texts_of(topic: str) -> list[filters.Field]:
-    return [field for field in TOPIC_FIELDS[topic].values() if field.kind is Kind.TEXT]
+    return [field for field in TOPIC_FIELDS[topic].values() if field.kind is FieldType.TEXT]
 
 
 def test_every_field_has_operators_and_a_word_for_its_values() -> None:
-    for kind in Kind:
+    for kind in FieldType:
         assert Op.EQ in filters.OPERATORS[kind]
         assert filters.EXPECTED[kind]
 

@@ -47,7 +47,7 @@ async def remove(database: Database, ids: list[int]) -> None:
 async def listed(database: Database, wanted: Filter) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     while True:
-        page = lists.Page(filter=wanted, limit=1000, after=rows[-1]["id"] if rows else 0)
+        page = lists.ListRequest(filter=wanted, limit=1000, after=rows[-1]["id"] if rows else 0)
         found = (await lists.page_of(database, MOVIES, page)).rows
         rows += found
         if len(found) < 1000:

@@ -18,7 +18,7 @@ from tests.support.service import DEADLINE_SECONDS, Person, Service, Watcher
 
 
 @dataclass(frozen=True)
-class Kind:
+class ResourceCase:
     """`label` is the field that must be there; `full` names every field an editor writes."""
 
     name: str
@@ -35,7 +35,7 @@ class Kind:
         return {self.label: label, **more}
 
 
-MOVIES = Kind(
+MOVIES = ResourceCase(
     "movies",
     "movie",
     "title",
@@ -65,7 +65,7 @@ MOVIES = Kind(
         "genres": [],
     },
 )
-CHARACTERS = Kind(
+CHARACTERS = ResourceCase(
     "characters",
     "character",
     "name",
@@ -75,7 +75,7 @@ CHARACTERS = Kind(
 BOTH = pytest.mark.parametrize("kind", [MOVIES, CHARACTERS], ids=lambda kind: kind.name)
 
 
-def derived(kind: Kind) -> dict[str, Any]:
+def derived(kind: ResourceCase) -> dict[str, Any]:
     return {"characters_count": 0} if kind is MOVIES else {}
 
 
