@@ -34,7 +34,7 @@ AWAY_SECONDS = 2.0  # without asking again, after it did not answer
 MAX_REFUSED_SECONDS = 1.0
 SECONDS_BETWEEN_LOG_LINES = 60.0
 
-Result = TypeVar("Answer")
+Result = TypeVar("Result")
 log = structlog.get_logger("limits")
 
 
