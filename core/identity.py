@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from dataclasses import dataclass
 from enum import StrEnum
@@ -45,6 +46,21 @@ PUBLIC_AUDIENCE = "public"
 
 
 ANONYMOUS_AUDIENCES = frozenset({PUBLIC_AUDIENCE})
+
+
+MAX_KEY_LENGTH = 200  # of the narrowest column that holds one
+
+
+def unique_key(name: str) -> str:
+    """Return the form in which a name is stored and looked up where it must be unique.
+
+    One character may become eighteen when it is normalised, and a name may hold anything: a key that its column cannot
+    hold is replaced by its digest.
+    """
+    key = name_key(name)
+    if len(key) <= MAX_KEY_LENGTH and "\x00" not in key:
+        return key
+    return hashlib.blake2b(key.encode(), digest_size=32).hexdigest()
 
 
 def name_key(name: str) -> str:

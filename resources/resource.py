@@ -1,31 +1,146 @@
-"""What movies and characters have in common, and where they differ, as data."""
+"""What a resource is: a kind of entity that clients create, read, change, delete and watch, declared once.
+
+A declaration names the table, the body that clients write, and what SQL cannot say. Models, filter fields, operations,
+snapshots, frames and both documents are derived from it (`resources.derived`, `repository/generic`, `routes/generic`).
+What a column is to clients follows from its name and place in the body:
+
+- `id`, `version`, `created_at` and `updated_at` are kept by the service; `user_id` is the user who created the row.
+- Columns of the body are written by clients.
+- A column with `info={"key_of": name}` holds the form in which values of the column `name` must be unique. Clients
+  never see it.
+- All others are derived from other tables, and start at zero, or empty where they are nullable.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
+from pydantic import BaseModel
 from sqlalchemy import Table
 
-from core import filters
+from core.filters import Field
+from core.identity import Identity
+from resources import derived
+from schemas import Body
+
+_KEPT = frozenset({"id", "user_id", "version", "created_at", "updated_at"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
+class Parent:
+    """A relation to at most one row of another resource, named by `column`. The row outlives its parent.
+
+    The parent shows how many rows name it in its column `count`, and the rows themselves with `?include=`.
+    """
+
+    column: str
+    resource: Resource
+    count: str
+
+
+@dataclass(frozen=True, eq=False)
 class Resource:
-    """A kind of entity. `name` is its topic, its path and its table; `label` the column of `/names`."""
+    """A declaration. `label` is the column of `/names`; `searched` are the columns of `?q=`.
 
-    name: str
-    singular: str
+    `changed_by`: `owner` lets every user create rows, and owners and staff change them; `staff` are moderators and
+    admins. `filter_names` renames columns in filters. `generated`: `POST /…/generate/{number}` fills in rows.
+    """
+
     table: Table
+    body: type[Body]
+    singular: str
     label: str
     searched: tuple[str, ...]
-    fields: Mapping[str, filters.Field]
-    # The columns an editor writes, with what they hold when left out, in the order of the table.
-    defaults: Mapping[str, Any]
-    # The columns that follow from other tables, with what they begin with.
-    derived: Mapping[str, Any]
+    example_change: Mapping[str, Any]
+    changed_by: Literal["owner", "staff"] = "owner"
+    audience: Literal["public"] = "public"
+    parents: tuple[Parent, ...] = ()
+    filter_names: Mapping[str, str] = field(default_factory=dict)
+    created_word: str = "added"
+    generated: bool = False
+
+    # --- what follows
+
+    @cached_property
+    def name(self) -> str:
+        """The topic, the path and the table."""
+        return str(self.table.name)
+
+    @cached_property
+    def a_singular(self) -> str:
+        return f"{'an' if self.singular[0] in 'aeiou' else 'a'} {self.singular}"
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that clients see, in the order of the table."""
+        return derived.visible_columns(self.table)
+
+    @cached_property
+    def keys(self) -> Mapping[str, str]:
+        """The columns that hold unique keys, each with the column that its key is made from."""
+        return derived.keys_of(self.table)
+
+    @cached_property
+    def defaults(self) -> Mapping[str, Any]:
+        """What the columns of the body hold when they are left out, in the order of the table; None if required."""
+        fields = self.body.model_fields
+        return {
+            name: None if fields[name].is_required() else fields[name].get_default()
+            for name in self.columns
+            if name in fields
+        }
+
+    @cached_property
+    def initial(self) -> Mapping[str, Any]:
+        """What derived columns begin with."""
+        others = (name for name in self.columns if name not in self.defaults and name not in _KEPT)
+        return {name: None if self.table.c[name].nullable else 0 for name in others}
+
+    @cached_property
+    def fields(self) -> Mapping[str, Field]:
+        """What lists and subscriptions can be filtered by, by the name in the filter."""
+        return derived.filter_fields(self.table, self.filter_names)
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(str(column.name) for column in self.table.columns)
+    def has_owner(self) -> bool:
+        return "user_id" in self.columns
+
+    def may_create(self, identity: Identity) -> bool:
+        return self.changed_by == "owner" or identity.is_staff
+
+    def may_change(self, identity: Identity, row: Mapping[str, Any]) -> bool:
+        return identity.is_staff or (self.changed_by == "owner" and row["user_id"] == identity.user_id)
+
+    @property
+    def changers(self) -> str:
+        """Who may change a row, for messages."""
+        return "its owner, moderators and admins" if self.changed_by == "owner" else "moderators and admins"
+
+    # --- models
+
+    @cached_property
+    def patch(self) -> type[BaseModel]:
+        return derived.patch_model(self.body, self.singular, self.example_change)
+
+    @cached_property
+    def bulk_patch(self) -> type[BaseModel]:
+        return derived.bulk_patch_model(self.patch, self.singular, self.example_change)
+
+    @cached_property
+    def entity(self) -> type[BaseModel]:
+        return derived.entity_model(self.table, self.singular, self.created_word)
+
+    @cached_property
+    def added(self) -> type[BaseModel]:
+        return derived.added_model(self.entity, self.name)
+
+    @cached_property
+    def updated(self) -> type[BaseModel]:
+        return derived.updated_model(self.entity, self.name)
+
+    @cached_property
+    def label_model(self) -> type[BaseModel]:
+        return derived.label_model(self.singular, self.label)

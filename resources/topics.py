@@ -1,35 +1,38 @@
-"""The topics of the websocket: what each can be filtered by, and who may watch it."""
+"""The topics of the websocket: what their rows are, what they can be filtered by, and who may watch them."""
 
 from __future__ import annotations
 
-from core import filters
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from core.filters import Field
+from resources.accounts.credentials import AuditEntry, Session, User
 from resources.accounts.fields import AUDIT_FIELDS, SESSION_FIELDS, USER_FIELDS
-from resources.characters import CHARACTER_FIELDS
-from resources.jobs import JOB_FIELDS
-from resources.movies import MOVIE_FIELDS
+from resources.jobs import JOB_FIELDS, Job
+from resources.registry import RESOURCES
 
-# What a subscription can filter by.
-TOPIC_FIELDS: dict[str, dict[str, filters.Field]] = {
-    "movies": MOVIE_FIELDS,
-    "characters": CHARACTER_FIELDS,
-    "jobs": JOB_FIELDS,
-    "users": USER_FIELDS,
-    "account": USER_FIELDS,
-    "sessions": SESSION_FIELDS,
-    "audit": AUDIT_FIELDS,
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """`audience`: everybody (`public`), the members of a group, or (`self`) each user, of the rows that are theirs."""
+
+    entity: type[BaseModel]
+    fields: Mapping[str, Field]
+    audience: str
+
+
+_TOPICS: Mapping[str, Topic] = {
+    **{each.name: Topic(each.entity, each.fields, each.audience) for each in RESOURCES},
+    "jobs": Topic(Job, JOB_FIELDS, "public"),
+    "users": Topic(User, USER_FIELDS, "admin"),
+    "account": Topic(User, USER_FIELDS, "self"),
+    "sessions": Topic(Session, SESSION_FIELDS, "self"),
+    "audit": Topic(AuditEntry, AUDIT_FIELDS, "admin"),
 }
 
-
-# Who may watch: everybody, one group, or (`self`) each who has signed in, of what is theirs.
-TOPICS: dict[str, str] = {
-    "movies": "public",
-    "characters": "public",
-    "jobs": "public",
-    "users": "admin",
-    "account": "self",
-    "sessions": "self",
-    "audit": "admin",
-}
-
-
-PUBLIC_TOPICS: frozenset[str] = frozenset(name for name, reader in TOPICS.items() if reader == "public")
+TOPIC_FIELDS: Mapping[str, Mapping[str, Field]] = {name: topic.fields for name, topic in _TOPICS.items()}
+TOPIC_ENTITIES: Mapping[str, type[BaseModel]] = {name: topic.entity for name, topic in _TOPICS.items()}
+TOPICS: Mapping[str, str] = {name: topic.audience for name, topic in _TOPICS.items()}
+PUBLIC_TOPICS: frozenset[str] = frozenset(name for name, audience in TOPICS.items() if audience == "public")

@@ -15,10 +15,7 @@ from pydantic import MISSING, BaseModel, Field
 
 from realtime.sockets.messages import Epoch, Name, Person, Topic
 from repository.engine.transaction import MAX_EVENT_ITEMS
-from resources.accounts.credentials import AuditEntry, Session, User
-from resources.characters import CharacterEntity
-from resources.jobs import Job
-from resources.movies import MovieEntity
+from resources.topics import TOPIC_ENTITIES
 from schemas import Answer, Moment
 
 SubscriptionName = Annotated[Name | MISSING, Field(description="Of the explicit subscription it belongs to")]
@@ -208,15 +205,6 @@ class Resync(Answer):
 
 # --- for each topic
 
-ENTITIES: Mapping[str, type[BaseModel]] = {
-    "movies": MovieEntity,
-    "characters": CharacterEntity,
-    "jobs": Job,
-    "users": User,
-    "account": User,
-    "sessions": Session,
-    "audit": AuditEntry,
-}
 # The first two stay for good, and each edit raises the others: no frame names them.
 _NEVER_NAMED = frozenset({"id", "created_at", "version", "updated_at"})
 # Parametrised with what is only known here, which mypy does not take in brackets.
@@ -230,7 +218,7 @@ def _made(model: Any, *parameters: Any) -> type[BaseModel]:
 
 def of_topic(topic: str) -> dict[str, type[BaseModel]]:
     """The models of a topic's frames, by operation."""
-    entity = ENTITIES[topic]
+    entity = TOPIC_ENTITIES[topic]
     name = _LITERAL[topic]
     id_ = entity.model_fields["id"].annotation
     field = _LITERAL[tuple(each for each in entity.model_fields if each not in _NEVER_NAMED)]
@@ -251,7 +239,7 @@ def frames() -> Mapping[str, Sequence[type[BaseModel]]]:
 
     Made when the document is: nothing else needs them, and a start need not wait for them.
     """
-    of_topics = [of_topic(topic) for topic in ENTITIES]
+    of_topics = [of_topic(topic) for topic in TOPIC_ENTITIES]
     return {
         "welcome": [Welcome],
         **{operation: [models[operation] for models in of_topics] for operation in of_topics[0]},

@@ -1,7 +1,7 @@
-"""What a change of one entity means for others, in the same transaction and with its own events.
+"""What a change of one row means for the rows of its parents and children, in the same transaction, with their events.
 
-A movie counts its characters (`characters_count`, derived: it does not raise `version`). A character outlives its
-movie: deleting the movie clears `movie_id`, so that nobody loses what somebody else wrote.
+A parent counts its children in a derived column, which does not raise its `version`. A child outlives its parent: a
+deleted parent clears the child's column, an edit like any other, so that no user loses what another one wrote.
 """
 
 from __future__ import annotations
@@ -13,137 +13,93 @@ from typing import Any
 import orjson
 from sqlalchemy import bindparam, select, update
 
-import models
-from core.errors import Conflict, FieldProblem
 from core.times import utc_now
 from repository.engine.transaction import MAX_EVENT_ITEMS, Transaction
 from repository.generic import rows
-from repository.generic.lists import entity
-from resources.characters import CHARACTERS
-from resources.movies import MOVIES
-from resources.resource import Resource
+from resources.registry import children_of
+from resources.resource import Parent, Resource
 
-
-async def require(tx: Transaction, resource: Resource, items: Sequence[Mapping[str, Any]], *, bulk: bool) -> None:
-    """Every movie that a character names must exist; it is locked so that it stays. Raises Conflict naming the rows."""
-    missing = await missing_links(tx, resource, items)
-    if missing:
-        raise Conflict([problem(index, items[index]["movie_id"], bulk=bulk) for index in missing])
-
-
-def problem(index: int, movie_id: int, *, bulk: bool) -> FieldProblem:
-    loc: tuple[str | int, ...] = ("body", index, "movie_id") if bulk else ("body", "movie_id")
-    return FieldProblem(loc, f"There is no movie {movie_id}", "unknown_movie")
-
-
-async def missing_links(tx: Transaction, resource: Resource, items: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The positions of the items that name a movie which does not exist; the movies that do are locked."""
-    if resource is not CHARACTERS:
-        return []
-    named = sorted({item["movie_id"] for item in items if item.get("movie_id") is not None})
-    if not named:
-        return []
-    table = models.movies
-    known = await tx.connection.execute(
-        select(table.c.id).where(rows.one_of(tx.is_sqlite, table.c.id, named)).order_by(table.c.id).with_for_update()
-    )
-    found = set(known.scalars())
-    return [
-        index for index, item in enumerate(items) if item.get("movie_id") is not None and item["movie_id"] not in found
-    ]
+Rows = Sequence[dict[str, Any]]
 
 
 async def added(tx: Transaction, resource: Resource, items: Iterable[Mapping[str, Any]], actor_id: int | None) -> None:
-    if resource is CHARACTERS:
-        await _recount(tx, Counter(item["movie_id"] for item in items if item["movie_id"]), actor_id)
+    """Count new rows in their parents."""
+    items = list(items) if resource.parents else []
+    for parent in resource.parents:
+        await _recount(tx, parent, Counter(item[parent.column] for item in items if item[parent.column]), actor_id)
 
 
-async def edited(
-    tx: Transaction,
-    resource: Resource,
-    before: Sequence[Mapping[str, Any]],
-    after: Sequence[Mapping[str, Any]],
-    actor_id: int | None,
-) -> None:
-    if resource is CHARACTERS:
+async def edited(tx: Transaction, resource: Resource, before: Rows, after: Rows, actor_id: int | None) -> None:
+    """Count rows that moved from one parent to another."""
+    for parent in resource.parents:
         moved: Counter[int] = Counter()
         for old, new in zip(before, after, strict=True):
-            if old["movie_id"] != new["movie_id"]:
-                if old["movie_id"]:
-                    moved[old["movie_id"]] -= 1
-                if new["movie_id"]:
-                    moved[new["movie_id"]] += 1
-        await _recount(tx, moved, actor_id)
+            if old[parent.column] != new[parent.column]:
+                if old[parent.column]:
+                    moved[old[parent.column]] -= 1
+                if new[parent.column]:
+                    moved[new[parent.column]] += 1
+        await _recount(tx, parent, moved, actor_id)
 
 
-async def removing(
-    tx: Transaction, resource: Resource, gone: Sequence[Mapping[str, Any]], actor_id: int | None
-) -> None:
-    """Before the rows go: characters of a movie that goes lose their `movie_id`, an edit like any other."""
-    if resource is not MOVIES:
-        return
-    with_characters = [row["id"] for row in gone if row["characters_count"]]
-    if not with_characters:
-        return
-    table = models.characters
-    chosen = rows.one_of(tx.is_sqlite, table.c.movie_id, with_characters)
+async def removing(tx: Transaction, resource: Resource, gone: Rows, actor_id: int | None) -> None:
+    """Clear the columns of children that name rows about to be deleted."""
+    for child, parent in children_of(resource):
+        ids = [row["id"] for row in gone if row[parent.count]]
+        if ids:
+            await _orphan(tx, child, parent.column, ids, actor_id)
+
+
+async def removed(tx: Transaction, resource: Resource, gone: Rows, actor_id: int | None) -> None:
+    """Subtract deleted rows from their parents' counts."""
+    for parent in resource.parents:
+        counts = Counter(item[parent.column] for item in gone if item[parent.column])
+        await _recount(tx, parent, Counter({id_: -count for id_, count in counts.items()}), actor_id)
+
+
+async def _orphan(tx: Transaction, child: Resource, column: str, ids: Sequence[int], actor_id: int | None) -> None:
+    table = child.table
+    chosen = rows.one_of(tx.is_sqlite, table.c[column], ids)
     last = 0
-    # In slices: a movie may have more characters than one event holds.
+    # In slices: a parent may have more children than one event holds.
     while True:
-        found = await tx.connection.execute(
-            select(table).where(chosen, table.c.id > last).order_by(table.c.id).limit(MAX_EVENT_ITEMS).with_for_update()
-        )
-        before = [entity(row) for row in found]
-        if not before:
+        page = select(table.c.id).where(chosen, table.c.id > last).order_by(table.c.id).limit(MAX_EVENT_ITEMS)
+        found = list((await tx.connection.execute(page)).scalars())
+        if not found:
             return
-        last = before[-1]["id"]
+        last = found[-1]
+        before = await rows.fetch_locked(tx, table, found)
         now = utc_now()
-        after = [{**row, "movie_id": None, "version": row["version"] + 1, "updated_at": now} for row in before]
+        after = [{**row, column: None, "version": row["version"] + 1, "updated_at": now} for row in before]
         await tx.connection.execute(
             update(table)
             .where(rows.one_of(tx.is_sqlite, table.c.id, [row["id"] for row in before]))
-            .values(movie_id=None, version=table.c.version + 1, updated_at=now)
+            .values({column: None, "version": table.c.version + 1, "updated_at": now})
         )
-        emit_updates(tx, CHARACTERS, before, after, ["movie_id"], actor_id)
+        emit_updates(tx, child, before, after, [column], actor_id)
 
 
-async def removed(tx: Transaction, resource: Resource, gone: Sequence[Mapping[str, Any]], actor_id: int | None) -> None:
-    if resource is CHARACTERS:
-        counts = Counter(item["movie_id"] for item in gone if item["movie_id"])
-        await _recount(tx, Counter({movie_id: -count for movie_id, count in counts.items()}), actor_id)
-
-
-async def _recount(tx: Transaction, changes: Counter[int], actor_id: int | None) -> None:
-    """Add to the movies' `characters_count` and tell their watchers."""
-    ids = sorted(movie_id for movie_id, change in changes.items() if change)
+async def _recount(tx: Transaction, parent: Parent, changes: Counter[int], actor_id: int | None) -> None:
+    """Add to the parents' counts, with their events."""
+    ids = sorted(parent_id for parent_id, change in changes.items() if change)
     if not ids:
         return
-    table = models.movies
-    found = await tx.connection.execute(
-        select(table).where(rows.one_of(tx.is_sqlite, table.c.id, ids)).order_by(table.c.id).with_for_update()
-    )
-    before = [entity(row) for row in found]
+    table, count = parent.resource.table, parent.count
+    before = await rows.fetch_locked(tx, table, ids)
     if not before:
         return
     await tx.connection.execute(
-        update(table)
-        .where(table.c.id == bindparam("_id"))
-        .values(characters_count=table.c.characters_count + bindparam("_change")),
+        update(table).where(table.c.id == bindparam("_id")).values({count: table.c[count] + bindparam("_change")}),
         [{"_id": row["id"], "_change": changes[row["id"]]} for row in before],
     )
-    after = [{**row, "characters_count": row["characters_count"] + changes[row["id"]]} for row in before]
-    emit_updates(tx, MOVIES, before, after, ["characters_count"], actor_id)
+    after = [{**row, count: row[count] + changes[row["id"]]} for row in before]
+    emit_updates(tx, parent.resource, before, after, [count], actor_id)
 
 
 def emit_updates(
-    tx: Transaction,
-    resource: Resource,
-    before: Sequence[dict[str, Any]],
-    after: Sequence[dict[str, Any]],
-    changed: list[str],
-    actor_id: int | None,
+    tx: Transaction, resource: Resource, before: Rows, after: Rows, changed: list[str], actor_id: int | None
 ) -> None:
-    """One `update` for one row, `update_bulk` for several."""
+    """Emit `update` for one row, `update_bulk` for several."""
     if len(after) == 1:
         tx.emit(resource.name, "update", after[0], actor_id=actor_id, before=before[0], changed=changed)
         return

@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 import orjson
 from sqlalchemy import Boolean, ColumnElement, Table, bindparam, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.types import BigInteger
+from sqlalchemy.types import BigInteger, Text
 
 import models
+from core.identity import unique_key
 from core.times import utc_text
 from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
+from resources.derived import keys_of, visible_columns
 
 T = TypeVar("T")
 FEW_ROWS = 100
@@ -66,19 +68,24 @@ def driver_values(
 
 
 async def insert(
-    tx: Transaction, table: Table, ids: Sequence[int], values: Sequence[tuple[Any, ...]], now: str
+    tx: Transaction,
+    table: Table,
+    names: Sequence[str],
+    ids: Sequence[int],
+    values: Sequence[tuple[Any, ...]],
+    now: str,
 ) -> None:
-    """Insert rows of `id`, then `driver_values` of the columns between, then `created_at` and `updated_at`."""
+    """Insert rows of `id`, then `driver_values` of the columns `names`, then `created_at` and `updated_at`."""
     driver = await tx.driver()
-    columns = [str(column.name) for column in table.columns]
+    columns = ["id", *names, "created_at", "updated_at"]
     moment: Any = now if tx.is_sqlite else datetime.fromisoformat(now)
     records = [(entity_id, *middle, moment, moment) for entity_id, middle in zip(ids, values, strict=True)]
     if not tx.is_sqlite and len(records) > 1:
         await driver.copy_records_to_table(table.name, records=records, columns=columns)
         return
-    names = ", ".join(f'"{name}"' for name in columns)
+    listed = ", ".join(f'"{name}"' for name in columns)
     marks = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
-    one = statement(f'INSERT INTO "{table.name}" ({names}) VALUES ({marks})')  # noqa: S608 (names of our own tables)
+    one = statement(f'INSERT INTO "{table.name}" ({listed}) VALUES ({marks})')  # noqa: S608 (names of our own tables)
     if tx.is_sqlite:
         await driver.executemany(one.sqlite, records)
     else:
@@ -103,8 +110,8 @@ def _of_day(value: Any) -> Any:
 
 @lru_cache(maxsize=MAX_KEPT_TABLES)
 def _forms(table: Table) -> tuple[list[str], list[tuple[str, Callable[[Any], Any]]]]:
-    """The columns, and those that the drivers answer in another form, with how to get to ours."""
-    names = [str(column.name) for column in table.columns]
+    """Return the columns that clients see, and how to convert those that the drivers return in another form."""
+    names = list(visible_columns(table))
     forms: list[tuple[str, Callable[[Any], Any]]] = []
     for name in names:
         kind = table.c[name].type
@@ -120,7 +127,7 @@ def _forms(table: Table) -> tuple[list[str], list[tuple[str, Callable[[Any], Any
 
 
 def from_driver(table: Table, found: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-    """Entities from rows of all columns as the driver answers them, on either database. Pure."""
+    """Return entities from rows of all visible columns as the driver returns them, on either database. Pure."""
     names, forms = _forms(table)
     entities = [dict(zip(names, values, strict=True)) for values in found]
     for name, form in forms:
@@ -132,7 +139,7 @@ def from_driver(table: Table, found: Sequence[Sequence[Any]]) -> list[dict[str, 
 async def fetch_locked(tx: Transaction, table: Table, ids: Sequence[int]) -> list[dict[str, Any]]:
     """The entities with these ids, in the order of their ids, locked until COMMIT."""
     driver = await tx.driver()
-    columns = ", ".join(f'"{column.name}"' for column in table.columns)
+    columns = ", ".join(f'"{name}"' for name in visible_columns(table))
     if tx.is_sqlite:
         query = f'SELECT {columns} FROM "{table.name}" WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id'  # noqa: S608 (names of our own tables)
         found = await driver.execute_fetchall(query, (orjson.dumps(list(ids)).decode(),))
@@ -143,12 +150,19 @@ async def fetch_locked(tx: Transaction, table: Table, ids: Sequence[int]) -> lis
 
 
 async def write_back(tx: Transaction, table: Table, after: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write these columns of the rows, found by their ids."""
+    """Write these columns of the rows, found by their ids, and the keys that follow from them."""
     driver = await tx.driver()
-    names = [*columns, "id"]
-    places = ", ".join(f'"{name}" = ${number}' for number, name in enumerate(columns, 1))
+    sources = {key: source for key, source in keys_of(table).items() if source in columns}
+    if sources and len(after) > 1:
+        # Values may change hands between the rows. No value has such a key: case folding leaves no capitals.
+        for key in sources:
+            moved = [(f"MOVED {row['id']}", row["id"]) for row in after]
+            move = statement(f'UPDATE "{table.name}" SET "{key}" = $1 WHERE id = $2')  # noqa: S608 (names of our own tables)
+            await driver.executemany(move.sqlite if tx.is_sqlite else move.postgresql, moved)
+    names = [*columns, *sources, "id"]
+    places = ", ".join(f'"{name}" = ${number}' for number, name in enumerate(names[:-1], 1))
     one = statement(f'UPDATE "{table.name}" SET {places} WHERE id = ${len(names)}')  # noqa: S608 (names of our own tables)
-    made = [[row[name] for name in names] for row in after]
+    made = [[unique_key(row[sources[name]]) if name in sources else row[name] for name in names] for row in after]
     values = await off_the_loop(len(made), partial(driver_values, table, names, made, is_sqlite=tx.is_sqlite))
     await driver.executemany(one.sqlite if tx.is_sqlite else one.postgresql, values)
 
@@ -158,9 +172,10 @@ async def off_the_loop(size: int, work: Callable[..., T], *arguments: Any) -> T:
     return work(*arguments) if size < FEW_ROWS else await asyncio.to_thread(work, *arguments)
 
 
-def one_of(tx_is_sqlite: bool, column: ColumnElement[int], ids: Sequence[int]) -> ColumnElement[bool]:
-    """`column` is among `ids`, as one parameter however many there are."""
+def one_of(tx_is_sqlite: bool, column: ColumnElement[Any], values: Sequence[int | str]) -> ColumnElement[bool]:
+    """Return the condition that `column` is among `values`, with one parameter however many there are."""
     if tx_is_sqlite:
-        listed = func.json_each(orjson.dumps(list(ids)).decode()).table_valued("value")
+        listed = func.json_each(orjson.dumps(list(values)).decode()).table_valued("value")
         return column.in_(select(listed.c.value))
-    return column == func.any(bindparam(None, list(ids), type_=ARRAY(BigInteger)))
+    items = Text() if values and isinstance(values[0], str) else BigInteger()
+    return column == func.any(bindparam(None, list(values), type_=ARRAY(items)))

@@ -19,6 +19,8 @@ from repository.accounts import audit, sessions, users
 from repository.engine.database import Database
 from repository.engine.events import Head
 from repository.generic import filter_sql, rows
+from resources.derived import visible_columns
+from resources.registry import RESOURCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +34,7 @@ class Source:
 
 
 SOURCES: Mapping[str, Source] = {
-    "movies": Source(models.movies),
-    "characters": Source(models.characters),
+    **{resource.name: Source(resource.table) for resource in RESOURCES},
     "jobs": Source(models.jobs, jobs.public),
     "users": Source(models.users, users.public, users.exists),
     "account": Source(models.users, users.public, users.exists, owner="id"),
@@ -75,7 +76,7 @@ async def read_page(
     page = select(table).where(and_(*where)).order_by(table.c.id).limit(max_rows).subquery("page")
     # As text the columns come as the driver has them: turning them into objects costs more than reading them. The head
     # comes even when no row does.
-    columns = text(", ".join(f'"page"."{column.name}"' for column in table.columns))
+    columns = text(", ".join(f'"page"."{name}"' for name in visible_columns(table)))
     query = select(head.c.epoch, head.c.seq, columns).select_from(head.outerjoin(page, true()))
     async with database.read() as connection:
         found = (await connection.execute(query.order_by(page.c.id))).all()

@@ -1,13 +1,13 @@
-"""Writing movies and characters: one by one and in bulk, each write with its events.
+"""Writing rows of a resource, one by one and in bulk, each write with its events.
 
-Every function takes the transaction of `Database.write`. Rows of one table are locked in the order of their ids. A
-movie and its characters can still be locked from both ends at once; then PostgreSQL refuses one of the two, and
-`Database.write` runs it again.
+Every function takes the transaction of `Database.write`, and checks the rights of `identity` in it. Rows of one table
+are locked in the order of their ids. A parent and its children can still be locked from both ends at once; PostgreSQL
+then refuses one of the two transactions, and `Database.write` runs it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,11 +15,12 @@ from typing import Any
 import orjson
 from sqlalchemy import delete
 
-from core.errors import Forbidden, NotFound, PreconditionFailed
-from core.identity import Identity
+from core.errors import Conflict, Forbidden, NotFound, PreconditionFailed
+from core.identity import Identity, unique_key
 from core.times import utc_now
 from repository.engine.transaction import Transaction
-from repository.generic import relations, rows
+from repository.generic import conflicts, relations, rows
+from repository.generic.conflicts import Refusal
 from repository.generic.versions import IfMatch
 from resources.resource import Resource
 
@@ -29,13 +30,14 @@ _BOOKKEEPING = frozenset({"version", "updated_at"})
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Rows to insert, as far as they can be made ready before their ids and times are known.
+    """Rows to insert, as far as they can be prepared before their ids and times are known.
 
-    `values` holds the columns between `id` and `created_at`, ready for the driver; `encoded` the JSON of the same.
+    `values` holds the columns `names`, ready for the driver; `encoded` the JSON of what clients see of them.
     """
 
     resource: Resource
     rows: Sequence[dict[str, Any]]
+    names: Sequence[str]
     values: Sequence[tuple[Any, ...]]
     encoded: Sequence[bytes]
 
@@ -46,20 +48,34 @@ class Prepared:
 def prepare(
     resource: Resource, items: Sequence[Mapping[str, Any]], user_id: int | None, *, is_sqlite: bool
 ) -> Prepared:
-    """The part of a bulk insert that is pure computation: a thread may do it while another chunk is stored."""
+    """Return the rows as far as pure computation gets: a thread may do it while another chunk is stored."""
     names = resource.columns
     assert (names[0], *names[-2:]) == ("id", "created_at", "updated_at")
     middle = names[1:-2]
-    rest = {"user_id": user_id, **resource.derived, "version": 1}
+    owner = {"user_id": user_id} if resource.has_owner else {}
+    rest = {**owner, **resource.initial, "version": 1}
     made = [{**resource.defaults, **item, **rest} for item in items]
     assert all(tuple(row) == middle for row in made[:1]), "the columns of a row are in the order of the table"
-    values = rows.driver_values(resource.table, middle, (row.values() for row in made), is_sqlite=is_sqlite)
-    return Prepared(resource, made, values, [orjson.dumps(row) for row in made])
+    stored: Iterable[Iterable[Any]] = (row.values() for row in made)
+    if resource.keys:
+        stored = ((*row.values(), *(unique_key(row[source]) for source in resource.keys.values())) for row in made)
+        middle = (*middle, *resource.keys)
+    values = rows.driver_values(resource.table, middle, stored, is_sqlite=is_sqlite)
+    return Prepared(resource, made, middle, values, [orjson.dumps(row) for row in made])
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """The entities that were stored, encoded, and why others were not, by position in the request."""
+
+    encoded: list[bytes]
+    refused: Mapping[int, Refusal]
 
 
 async def add(tx: Transaction, resource: Resource, identity: Identity, fields: Mapping[str, Any]) -> bytes:
-    """Store one entity and answer it, encoded. Raises Conflict when it names a movie that does not exist."""
-    await relations.require(tx, resource, [fields], bulk=False)
+    """Store one entity and return it, encoded. Raises Forbidden and Conflict."""
+    _require_creator(resource, identity)
+    await conflicts.require_none(tx, resource, [fields], bulk=False)
     prepared = prepare(resource, [fields], identity.user_id, is_sqlite=tx.is_sqlite)
     ((entity_id, payload),) = await _insert(tx, prepared)
     tx.emit_encoded(resource.name, "add", str(entity_id), payload, actor_id=identity.user_id)
@@ -73,19 +89,18 @@ async def add_bulk(
     identity: Identity,
     items: Sequence[Mapping[str, Any]],
     *,
-    skip_unknown: bool,
-) -> tuple[list[bytes], list[int]]:
-    """Store many: the entities, encoded, and the positions of those left out because their movie does not exist.
+    skip_conflicts: bool,
+) -> Added:
+    """Store many. Without `skip_conflicts` a row that cannot be stored raises Conflict, and nothing is stored.
 
-    Without `skip_unknown` none is left out: Conflict names the rows, and nothing is stored.
+    Raises Forbidden.
     """
-    if not skip_unknown:
-        await relations.require(tx, resource, items, bulk=True)
-        return await store(tx, resource, items, identity.user_id), []
-    unknown = await relations.missing_links(tx, resource, items)
-    left_out = set(unknown)
-    good = [item for index, item in enumerate(items) if index not in left_out]
-    return await store(tx, resource, good, identity.user_id), unknown
+    _require_creator(resource, identity)
+    refused = await conflicts.find(tx, resource, items)
+    if refused and not skip_conflicts:
+        raise Conflict([refused[index].problem(index) for index in sorted(refused)])
+    good = [item for index, item in enumerate(items) if index not in refused]
+    return Added(await store(tx, resource, good, identity.user_id), refused)
 
 
 async def store(
@@ -95,7 +110,7 @@ async def store(
     user_id: int | None,
     job_id: str | None = None,
 ) -> list[bytes]:
-    """Insert rows whose links are known to be good, with their event. Answers the entities, encoded."""
+    """Insert rows that have no conflicts, with their event, and return the entities, encoded."""
     make = partial(prepare, resource, items, user_id, is_sqlite=tx.is_sqlite)
     prepared = await rows.off_the_loop(len(items), make)
     return await store_prepared(tx, prepared, user_id, job_id)
@@ -113,11 +128,11 @@ async def store_prepared(
 
 
 async def _insert(tx: Transaction, prepared: Prepared) -> list[tuple[int, bytes]]:
-    """Insert the rows; answers their ids and their JSON."""
+    """Insert the rows, and return their ids with their JSON."""
     now = utc_now()
     table = prepared.resource.table
     ids = await rows.reserve_ids(tx, table, len(prepared.rows))
-    await rows.insert(tx, table, ids, prepared.values, now)
+    await rows.insert(tx, table, prepared.names, ids, prepared.values, now)
     tail = orjson.dumps({"created_at": now, "updated_at": now})[1:]
     return [
         (entity_id, b'{"id":%d,%s,%s' % (entity_id, middle[1:-1], tail))
@@ -132,8 +147,8 @@ async def _one(
     if not found:
         raise NotFound(f"There is no {resource.singular} {entity_id}")
     row = found[0]
-    if not identity.may_change(row["user_id"]):
-        raise Forbidden(f"Only its owner, moderators and admins may change {resource.singular} {entity_id}")
+    if not resource.may_change(identity, row):
+        raise Forbidden(f"Only {resource.changers} may change {resource.singular} {entity_id}")
     if if_match is not None and row["version"] not in if_match:
         raise PreconditionFailed(f"{resource.singular.capitalize()} {entity_id} is at version {row['version']} now")
     return row
@@ -154,12 +169,12 @@ async def edit(
     fields: Mapping[str, Any],
     if_match: IfMatch,
 ) -> bytes:
-    """Set `fields` and answer the whole entity, encoded. An edit that changes nothing is no edit: no event.
+    """Set `fields` and return the whole entity, encoded. An edit that changes nothing is no edit: no event.
 
     Raises NotFound, Forbidden, PreconditionFailed and Conflict.
     """
     before = await _one(tx, resource, identity, entity_id, if_match)
-    await relations.require(tx, resource, [fields], bulk=False)
+    await conflicts.require_none(tx, resource, [fields], edits=[before], bulk=False)
     after, changed = _edited(before, fields, utc_now())
     if not changed:
         return orjson.dumps(before)
@@ -183,8 +198,11 @@ async def edit_bulk(
     if not merged:
         return [], []
     found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted(merged))}
-    _require_all_own(resource, identity, found)
-    await relations.require(tx, resource, [fields for _, fields in edits], bulk=True)
+    _require_rights(resource, identity, found)
+    named = [fields for _, fields in edits]
+    await conflicts.require_none(
+        tx, resource, named, edits=[found.get(id_, {"id": id_}) for id_, _ in edits], bulk=True
+    )
     done = await rows.off_the_loop(len(found), _edit_all, found, merged, utc_now())
     if done.after:
         await rows.write_back(tx, resource.table, done.after, (*done.changed, *_BOOKKEEPING))
@@ -234,11 +252,17 @@ def _edit_all(found: Mapping[int, dict[str, Any]], edits: Mapping[int, Mapping[s
     )
 
 
-def _require_all_own(resource: Resource, identity: Identity, found: Mapping[int, dict[str, Any]]) -> None:
-    foreign = [entity_id for entity_id, row in found.items() if not identity.may_change(row["user_id"])]
+def _require_creator(resource: Resource, identity: Identity) -> None:
+    if not resource.may_create(identity):
+        raise Forbidden(f"Only {resource.changers} may add {resource.name}")
+
+
+def _require_rights(resource: Resource, identity: Identity, found: Mapping[int, dict[str, Any]]) -> None:
+    foreign = [entity_id for entity_id, row in found.items() if not resource.may_change(identity, row)]
     if foreign:
         shown = ", ".join(str(entity_id) for entity_id in foreign[:10]) + (", …" if len(foreign) > 10 else "")
-        raise Forbidden(f"Only their owners, moderators and admins may change {resource.name} {shown}")
+        changers = resource.changers.replace("its owner", "their owners")
+        raise Forbidden(f"Only {changers} may change {resource.name} {shown}")
 
 
 async def remove(tx: Transaction, resource: Resource, identity: Identity, entity_id: int, if_match: IfMatch) -> None:
@@ -258,7 +282,7 @@ async def remove_bulk(
     found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted(wanted))}
     if not found:
         return [], wanted
-    _require_all_own(resource, identity, found)
+    _require_rights(resource, identity, found)
     gone = list(found.values())
     await relations.removing(tx, resource, gone, identity.user_id)
     await tx.connection.execute(

@@ -16,7 +16,7 @@ from core.errors import Conflict, FieldProblem, Forbidden, InvalidInput, NotFoun
 from repository import jobs
 from repository.accounts import users
 from repository.engine.transaction import Transaction
-from repository.generic import idempotency, lists, relations, writes
+from repository.generic import idempotency, lists, writes
 from repository.generic.idempotency import StoredResponse
 from repository.generic.lists import ListRequest
 from repository.jobs import JobOrder
@@ -187,14 +187,14 @@ async def add_bulk(kind: Kind, call: Call) -> Response:
 
     async def work(tx: Transaction) -> StoredResponse:
         async def add() -> StoredResponse:
-            added, unknown = await writes.add_bulk(tx, kind.resource, call.me, items, skip_unknown=skips)
+            added = await writes.add_bulk(tx, kind.resource, call.me, items, skip_conflicts=skips)
             skipped = list(bad)
-            for position in unknown:
+            for position, refusal in added.refused.items():
                 index = good[position][0]
-                skipped.append((index, [relations.problem(index, items[position]["movie_id"], bulk=True)]))
+                skipped.append((index, [refusal.problem(index)]))
             skipped.sort(key=lambda each: each[0])
             told = [{"index": index, "detail": [each.as_dict() for each in found]} for index, found in skipped]
-            return StoredResponse(201, b'{"added":[%s],"skipped":%s}' % (b",".join(added), orjson.dumps(told)))
+            return StoredResponse(201, b'{"added":[%s],"skipped":%s}' % (b",".join(added.encoded), orjson.dumps(told)))
 
         return await idempotency.once(tx, key, add)
 

@@ -8,28 +8,9 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 import schemas
-from resources.characters import (
-    CHARACTERS,
-    CharacterBody,
-    CharacterBulkPatch,
-    CharacterEntity,
-    CharacterName,
-    CharacterPatch,
-    CharactersAdded,
-    CharactersUpdated,
-)
 from resources.jobs import Job
-from resources.movies import (
-    MOVIES,
-    MovieBody,
-    MovieBulkPatch,
-    MovieEntity,
-    MoviePatch,
-    MoviesAdded,
-    MoviesUpdated,
-    MovieTitle,
-    MovieWithCharacters,
-)
+from resources.registry import RESOURCES, found_model
+from resources.resource import Resource
 from routes.generic import handlers
 from routes.http import queries
 from routes.http.limit_groups import LimitGroup
@@ -218,34 +199,23 @@ def operations(kind: handlers.Kind) -> list[Operation]:
     ]
 
 
-MOVIE_KIND = handlers.Kind(
-    MOVIES,
-    MovieBody,
-    MoviePatch,
-    MovieBulkPatch,
-    list[MovieBody],
-    list[MovieBulkPatch],
-    MovieEntity,
-    list[MovieEntity],
-    MovieWithCharacters,
-    MoviesAdded,
-    MoviesUpdated,
-    list[MovieTitle],
-    includes=True,
-)
-CHARACTER_KIND = handlers.Kind(
-    CHARACTERS,
-    CharacterBody,
-    CharacterPatch,
-    CharacterBulkPatch,
-    list[CharacterBody],
-    list[CharacterBulkPatch],
-    CharacterEntity,
-    list[CharacterEntity],
-    CharacterEntity,
-    CharactersAdded,
-    CharactersUpdated,
-    list[CharacterName],
-    includes=False,
-)
-OPERATIONS = [*operations(MOVIE_KIND), *operations(CHARACTER_KIND)]
+def _kind(resource: Resource) -> handlers.Kind:
+    found = found_model(resource)
+    return handlers.Kind(
+        resource,
+        resource.body,
+        resource.patch,
+        resource.bulk_patch,
+        list[resource.body],  # type: ignore[name-defined]
+        list[resource.bulk_patch],  # type: ignore[name-defined]
+        resource.entity,
+        list[resource.entity],  # type: ignore[name-defined]
+        found,
+        resource.added,
+        resource.updated,
+        list[resource.label_model],  # type: ignore[name-defined]
+        includes=found is not resource.entity,
+    )
+
+
+OPERATIONS = [operation for resource in RESOURCES for operation in operations(_kind(resource))]

@@ -13,9 +13,8 @@ import schemas
 from core import filters
 from core.filters import OPERATORS, Field, FieldType, Op
 from resources.accounts import credentials
-from resources.characters import CharacterEntity, CharactersAdded
 from resources.jobs import Job
-from resources.movies import MovieEntity, MoviesAdded
+from resources.registry import RESOURCES
 from routes.http import queries, uploads
 from routes.http.operation import Operation
 
@@ -304,10 +303,8 @@ def _responses(operation: Operation) -> dict[str, Any]:
 
 # What a POST answers: its id's parameter, where the id is, and the path that takes it.
 _LINKS: Mapping[type, tuple[str, str, str]] = {
-    MovieEntity: ("id", "id", "/movies/{id}"),
-    MoviesAdded: ("id", "added/0/id", "/movies/{id}"),
-    CharacterEntity: ("id", "id", "/characters/{id}"),
-    CharactersAdded: ("id", "added/0/id", "/characters/{id}"),
+    **{each.entity: ("id", "id", f"/{each.name}/{{id}}") for each in RESOURCES},
+    **{each.added: ("id", "added/0/id", f"/{each.name}/{{id}}") for each in RESOURCES},
     Job: ("id", "id", "/jobs/{id}"),
     credentials.User: ("user_id", "id", "/users/{user_id}/movies"),
     credentials.Token: ("user_id", "user_id", "/users/{user_id}/movies"),

@@ -24,14 +24,14 @@ from repository.engine.transaction import Transaction
 from repository.generic import lists, writes
 from repository.generic.snapshots import SOURCES, read_page
 from resources.accounts.fields import USER_FIELDS
-from resources.characters import CHARACTER_FIELDS
-from resources.movies import MOVIE_FIELDS, MOVIES
+from resources.characters import CHARACTERS
+from resources.movies import MOVIES
 from resources.topics import TOPIC_FIELDS
 from tests.conftest import Places
 
 
 def parsed(key: str, value: str) -> Any:
-    found, problems = parse_query([(key, value)], MOVIE_FIELDS)
+    found, problems = parse_query([(key, value)], MOVIES.fields)
     if problems:
         assert not found
         return problems[0].type
@@ -79,13 +79,13 @@ def test_a_condition_is_read_or_refused(key: str, value: str, wanted: Any) -> No
 
 
 def test_names_of_others_are_passed_over() -> None:
-    found, problems = parse_query([("limit", "x"), ("id", "1")], CHARACTER_FIELDS, frozenset({"limit"}))
+    found, problems = parse_query([("limit", "x"), ("id", "1")], CHARACTERS.fields, frozenset({"limit"}))
     assert [condition.field.name for condition in found.all] == ["id"]
     assert problems == []
 
 
 def test_all_that_is_wrong_is_said_with_its_place() -> None:
-    _, problems = parse_query([("rating", "x"), ("oops", "1"), ("id", "1"), ("id[like]", "1")], MOVIE_FIELDS)
+    _, problems = parse_query([("rating", "x"), ("oops", "1"), ("id", "1"), ("id[like]", "1")], MOVIES.fields)
     assert [problem.loc for problem in problems] == [("query", "rating"), ("query", "oops"), ("query", "id[like]")]
 
 
@@ -95,11 +95,11 @@ def test_a_list_of_values_has_an_end() -> None:
 
 
 def test_conditions_have_an_end() -> None:
-    _, problems = parse_query([("id", "1")] * (filters.MAX_CONDITIONS + 1), MOVIE_FIELDS)
+    _, problems = parse_query([("id", "1")] * (filters.MAX_CONDITIONS + 1), MOVIES.fields)
     assert [problem.type for problem in problems] == ["too_many_conditions"]
-    _, problems = parse_query([(f"or[{n}][id]", "1") for n in range(filters.MAX_GROUPS + 1)], MOVIE_FIELDS)
+    _, problems = parse_query([(f"or[{n}][id]", "1") for n in range(filters.MAX_GROUPS + 1)], MOVIES.fields)
     assert [problem.type for problem in problems] == ["too_many_groups"]
-    _, problems = parse_json({"or": [{"id": 1}] * (filters.MAX_GROUPS + 1)}, MOVIE_FIELDS)
+    _, problems = parse_json({"or": [{"id": 1}] * (filters.MAX_GROUPS + 1)}, MOVIES.fields)
     assert [problem.type for problem in problems] == ["too_many_groups"]
 
 
@@ -117,10 +117,10 @@ def test_conditions_have_an_end() -> None:
     ],
 )  # fmt: skip
 def test_json_and_query_say_the_same(in_json: Any, in_query: str) -> None:
-    found, problems = parse_json(in_json, MOVIE_FIELDS)
+    found, problems = parse_json(in_json, MOVIES.fields)
     assert problems == []
-    assert (found, []) == parse_query(parse_qsl(in_query), MOVIE_FIELDS)
-    assert hash(found) == hash(parse_query(parse_qsl(in_query), MOVIE_FIELDS)[0])
+    assert (found, []) == parse_query(parse_qsl(in_query), MOVIES.fields)
+    assert hash(found) == hash(parse_query(parse_qsl(in_query), MOVIES.fields)[0])
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_json_and_query_say_the_same(in_json: Any, in_query: str) -> None:
     ],
 )
 def test_what_is_wrong_in_json_is_said_with_its_place(value: Any, loc: tuple[Any, ...], kind: str) -> None:
-    _, problems = parse_json(value, MOVIE_FIELDS)
+    _, problems = parse_json(value, MOVIES.fields)
     assert [(problem.loc, problem.type) for problem in problems] == [(("filter", *loc), kind)]
 
 
@@ -194,7 +194,7 @@ VALUES = {
 def conditions(draw: st.DrawFn) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=3, unique=True)):
-        op = draw(st.sampled_from(filters.OPERATORS[MOVIE_FIELDS[name].kind]))
+        op = draw(st.sampled_from(filters.OPERATORS[MOVIES.fields[name].kind]))
         value = VALUES[name]
         found[name] = {op.value: draw(st.lists(value, min_size=1, max_size=3) if op is Op.IN else value)}
     return found
@@ -236,7 +236,7 @@ async def test_the_database_and_the_hub_decide_alike(database: Database) -> None
     @settings(max_examples=400, phases=[Phase.generate], deadline=None, derandomize=True)
     @given(wanted())
     def collect(value: dict[str, Any]) -> None:
-        one, problems = parse_json(value, MOVIE_FIELDS)
+        one, problems = parse_json(value, MOVIES.fields)
         assert problems == []
         found.append(one)
 

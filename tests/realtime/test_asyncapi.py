@@ -23,10 +23,9 @@ from pydantic import ValidationError
 from core.errors import CloseCode
 from realtime.asyncapi import document as asyncapi
 from realtime.asyncapi import frame_models
-from realtime.asyncapi.frame_models import ENTITIES
 from realtime.sockets import endpoint
 from realtime.sockets.messages import ACTIONS, problems_of
-from resources.topics import TOPICS
+from resources.topics import TOPIC_ENTITIES, TOPICS
 from server import serving
 from tests.support.documents import bare, rows_of, text_of
 from tests.support.frames_checked import Checker, FrameMismatch, check_frame
@@ -133,7 +132,7 @@ def test_every_action_and_frame_is_an_operation_with_its_messages(document: Docu
 
 
 def test_every_topic_has_its_frames(document: Document) -> None:
-    assert ENTITIES.keys() == TOPICS.keys() == document["x-topics"].keys()
+    assert TOPIC_ENTITIES.keys() == TOPICS.keys() == document["x-topics"].keys()
     for name in ("add", "update", "delete", "add_bulk", "update_bulk", "delete_bulk", "snapshot"):
         payload = document["components"]["messages"][f"{name}_frame"]["payload"]
         schemas = [document["components"]["schemas"][each["$ref"].rpartition("/")[2]] for each in payload["oneOf"]]

@@ -30,7 +30,7 @@ from repository.engine import event_log, migrations
 from repository.engine.database import Database
 from repository.engine.events import Event, Head
 from repository.engine.transaction import Transaction
-from resources.movies import MOVIE_FIELDS
+from resources.movies import MOVIES
 from tests.support.feeds import following
 from tests.support.servers import PostgresServer, RedisServer
 from tests.support.service import eventually
@@ -293,7 +293,7 @@ async def test_an_event_that_cannot_be_shown_is_no_silence(database: Database) -
         sources = Sources(followed, hub, Snapshots(database, followed))
         hub.start(followed.head.seq)
         followed.on_events.append(hub.publish)
-        wanted, _ = parse_json({"title": {"prefix": "x"}}, MOVIE_FIELDS)
+        wanted, _ = parse_json({"title": {"prefix": "x"}}, MOVIES.fields)
         plain, filtered = FakeSocketThatBreaks(), FakeSocketThatBreaks()
         movies = frozenset({"movies"})
         Subscription(Spec(movies), plain, sources, asyncio.Lock()).start(followed.head.seq)

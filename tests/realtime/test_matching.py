@@ -16,8 +16,8 @@ from realtime.fanout.matching import FilterIndex
 from realtime.fanout.spec import Spec
 from realtime.wire.frames import Rendering
 from repository.engine.events import Event
-from resources.characters import CHARACTER_FIELDS
-from resources.movies import MOVIE_FIELDS
+from resources.characters import CHARACTERS
+from resources.movies import MOVIES
 
 ROWS = st.fixed_dictionaries(
     {
@@ -53,7 +53,7 @@ def filter_values(draw: st.DrawFn) -> Filter:
         value.update(part)
     if draw(st.booleans()):
         value["or"] = draw(st.lists(PARTS, min_size=1, max_size=2))
-    found, problems = parse_json(value, MOVIE_FIELDS)
+    found, problems = parse_json(value, MOVIES.fields)
     assert not problems
     return found
 
@@ -90,7 +90,7 @@ class CountingRow(dict[str, Any]):
 def test_an_event_is_held_against_the_filters_that_can_be_concerned_alone() -> None:
     index = FilterIndex()
     for movie_id in range(1, 1_001):
-        wanted, _ = parse_json({"movie_id": movie_id, "name": {"contains": "a"}}, CHARACTER_FIELDS)
+        wanted, _ = parse_json({"movie_id": movie_id, "name": {"contains": "a"}}, CHARACTERS.fields)
         index.add(wanted)
     row = CountingRow(id=1, movie_id=500, name="Anna")
     CountingRow.looks.clear()
@@ -183,7 +183,7 @@ def test_a_large_window_is_cut_into_frames_that_belong_together() -> None:
 
 
 def test_a_bulk_event_of_which_all_is_wanted_is_sent_as_it_is() -> None:
-    wanted, _ = parse_json({"rating": {"gt": 0}}, MOVIE_FIELDS)
+    wanted, _ = parse_json({"rating": {"gt": 0}}, MOVIES.fields)
     rows = [{"id": number, "rating": 1} for number in range(3)]
     bulk = event(1, "add_bulk", {"count": 3, "items": rows, "job_id": "j"})
     [text] = filtered_texts(bulk, Rendering(), wanted)

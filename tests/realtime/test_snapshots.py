@@ -17,7 +17,7 @@ from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import lists, writes
-from resources.movies import MOVIE_FIELDS, MOVIES
+from resources.movies import MOVIES
 from tests.support.feeds import following
 
 ADMIN = Identity(1, Group.ADMIN, 2**40, "session", "chief")
@@ -72,7 +72,7 @@ async def test_pages_read_late_show_the_moment_the_snapshot_began(
 ) -> None:
     """Rows change, go and come on both sides of the place that was read, new ones above all, and change again."""
     dice = random.Random(seed)
-    wanted = parse_json(value, MOVIE_FIELDS)[0] if value else EVERYTHING
+    wanted = parse_json(value, MOVIES.fields)[0] if value else EVERYTHING
     ids: list[int] = []
     for _ in range(6):
         ids += await add(database, 300, rating=dice.randint(1, 100))

@@ -1,0 +1,97 @@
+"""What keeps rows from being stored: a parent that does not exist, or a value that must be unique and is taken.
+
+The parents that exist are locked so that they stay. Writers of unique values take turns, so that what is free when it
+is looked up is still free when it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select, text
+
+from core.errors import Conflict, FieldProblem
+from core.identity import unique_key
+from repository.engine.transaction import Transaction
+from repository.generic import rows
+from resources.resource import Parent, Resource
+
+Items = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a row cannot be stored."""
+
+    column: str
+    message: str
+    type: str
+
+    def problem(self, index: int | None = None) -> FieldProblem:
+        """Return the problem as clients see it; `index` is the position in a bulk request."""
+        loc: tuple[str | int, ...] = ("body", self.column) if index is None else ("body", index, self.column)
+        return FieldProblem(loc, self.message, self.type)
+
+
+async def require_none(tx: Transaction, resource: Resource, items: Items, *, edits: Items = (), bulk: bool) -> None:
+    """Raise Conflict naming every item that cannot be stored. Arguments as of `find`."""
+    found = await find(tx, resource, items, edits=edits)
+    if found:
+        raise Conflict([found[index].problem(index if bulk else None) for index in sorted(found)])
+
+
+async def find(tx: Transaction, resource: Resource, items: Items, *, edits: Items = ()) -> dict[int, Refusal]:
+    """Return the items that cannot be stored, by position. Of several that want one value, the first may have it.
+
+    `edits` are the rows as stored that the items edit, one for each item; new rows have none.
+    """
+    refused: dict[int, Refusal] = {}
+    for key, column in resource.keys.items():
+        refused |= await _taken(tx, resource, key, column, items, edits)
+    for parent in resource.parents:
+        refused |= await _without_parent(tx, parent, items)
+    return refused
+
+
+async def _without_parent(tx: Transaction, parent: Parent, items: Items) -> dict[int, Refusal]:
+    named = sorted({item[parent.column] for item in items if item.get(parent.column) is not None})
+    if not named:
+        return {}
+    table, singular = parent.resource.table, parent.resource.singular
+    known = await tx.connection.execute(
+        select(table.c.id).where(rows.one_of(tx.is_sqlite, table.c.id, named)).order_by(table.c.id).with_for_update()
+    )
+    found = set(known.scalars())
+    return {
+        index: Refusal(parent.column, f"There is no {singular} {item[parent.column]}", f"unknown_{singular}")
+        for index, item in enumerate(items)
+        if item.get(parent.column) is not None and item[parent.column] not in found
+    }
+
+
+async def _taken(
+    tx: Transaction, resource: Resource, key: str, column: str, items: Items, edits: Items
+) -> dict[int, Refusal]:
+    wanted = {index: unique_key(item[column]) for index, item in enumerate(items) if column in item}
+    if edits:  # of a row that is named twice, the last edit counts
+        last = {row["id"]: index for index, row in enumerate(edits) if index in wanted}
+        wanted = {index: wanted[index] for index in sorted(last.values())}
+    if not wanted:
+        return {}
+    table = resource.table
+    if not tx.is_sqlite:  # where only one transaction writes at a time
+        await tx.connection.execute(text(f'LOCK TABLE "{table.name}" IN SHARE ROW EXCLUSIVE MODE'))
+    named = rows.one_of(tx.is_sqlite, table.c[key], sorted(set(wanted.values())))
+    found = await tx.connection.execute(select(table.c.id, table.c[key]).where(named))
+    # Rows that are edited give their values up, unless the edit leaves the column alone.
+    leaving = {row["id"] for row, item in zip(edits, items, strict=False) if column in item}
+    taken = {row[1] for row in found if row[0] not in leaving}
+    refused = {}
+    for index, value in wanted.items():
+        if value in taken:
+            message = f"There is {resource.a_singular} of this {column} already"
+            refused[index] = Refusal(column, message, "taken")
+        taken.add(value)
+    return refused

@@ -1,0 +1,113 @@
+"""The models and filter fields that follow from a resource's table and body. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+from pydantic import MISSING, BaseModel, RootModel, create_model
+from pydantic import Field as ModelField
+from sqlalchemy import Boolean, Column, Integer, Table
+
+import models
+from core.filters import Field, FieldType
+from schemas import Answer, Body, Id, IsoDate, Moment, Skipped
+
+
+def visible_columns(table: Table) -> tuple[str, ...]:
+    """Return the columns that clients see, in the order of the table."""
+    return tuple(str(column.name) for column in table.columns if "key_of" not in column.info)
+
+
+def keys_of(table: Table) -> Mapping[str, str]:
+    """Return the columns that hold unique keys, each with the column that its key is made from."""
+    return {str(column.name): column.info["key_of"] for column in table.columns if "key_of" in column.info}
+
+
+def _field_type(column: Column[Any]) -> FieldType:
+    kind = column.type
+    if kind is models.Strings:
+        return FieldType.STRINGS
+    if isinstance(kind, models.IsoDate):
+        return FieldType.DATE
+    if isinstance(kind, models.UtcTime):
+        return FieldType.TIME
+    if isinstance(kind, Boolean):
+        return FieldType.BOOLEAN
+    return FieldType.INTEGER if isinstance(kind, Integer) else FieldType.TEXT
+
+
+_SHOWN: Mapping[FieldType, Any] = {
+    FieldType.STRINGS: list[str],
+    FieldType.DATE: IsoDate,
+    FieldType.TIME: Moment,
+    FieldType.BOOLEAN: bool,
+    FieldType.INTEGER: int,
+    FieldType.TEXT: str,
+}
+
+
+def filter_fields(table: Table, names: Mapping[str, str]) -> Mapping[str, Field]:
+    """Return a filter field for each visible column; `names` renames some of them."""
+    fields = (
+        Field(names.get(column, column), column, _field_type(table.c[column])) for column in visible_columns(table)
+    )
+    return {each.name: each for each in fields}
+
+
+def entity_model(table: Table, singular: str, created_word: str) -> type[BaseModel]:
+    """Return the model of an entity as GET shows it."""
+    descriptions = {
+        "user_id": f"Who {created_word} it",
+        "version": "Counts edits; derived fields do not raise it",
+    }
+    members: dict[str, Any] = {}
+    for name in visible_columns(table):
+        column = table.c[name]
+        shown = _SHOWN[_field_type(column)]
+        members[name] = (shown | None if column.nullable else shown, ModelField(description=descriptions.get(name)))
+    return create_model(f"{singular.title()}Entity", __base__=Answer, **members)
+
+
+def patch_model(body: type[Body], singular: str, example: Mapping[str, Any]) -> type[BaseModel]:
+    """Return the model of a PATCH: the body with every member optional, without defaults."""
+    members: dict[str, Any] = {
+        name: (annotation | MISSING, MISSING)
+        for name, annotation in get_type_hints(body, include_extras=True).items()
+        if name in body.model_fields
+    }
+    return create_model(
+        f"{singular.title()}Patch",
+        __base__=Body,
+        __doc__="Only what is named changes.",
+        __cls_kwargs__=_example(example),
+        **members,
+    )
+
+
+def bulk_patch_model(patch: type[BaseModel], singular: str, example: Mapping[str, Any]) -> type[BaseModel]:
+    """Return the model of one row of a bulk PATCH."""
+    name = f"{singular.title()}BulkPatch"
+    return create_model(name, __base__=patch, __cls_kwargs__=_example({"id": 7, **example}), id=(Id, ...))
+
+
+def _example(example: Mapping[str, Any]) -> dict[str, Any]:
+    return {"json_schema_extra": {"examples": [dict(example)]}}
+
+
+def added_model(entity: type[BaseModel], plural: str) -> type[BaseModel]:
+    """Return the model of the response to a bulk POST."""
+    members: dict[str, Any] = {"added": (list[entity], ...), "skipped": (list[Skipped], ...)}  # type: ignore[valid-type]
+    return create_model(f"{plural.title()}Added", __base__=Answer, **members)
+
+
+def updated_model(entity: type[BaseModel], plural: str) -> type[BaseModel]:
+    """Return the model of the response to a bulk PATCH."""
+    members: dict[str, Any] = {"updated": (list[entity], ...), "not_found": (list[int], ...)}  # type: ignore[valid-type]
+    return create_model(f"{plural.title()}Updated", __base__=Answer, **members)
+
+
+def label_model(singular: str, label: str) -> type[BaseModel]:
+    """Return the model of one text of `/names`."""
+    name = f"{singular.title()}{label.title()}"
+    return create_model(name, __base__=RootModel[str], __doc__=f"The {label} of a {singular}.")

@@ -1,0 +1,48 @@
+"""Every declared resource, in the order of its table in `models.py`.
+
+`resources/<table>.py` declares the resource of that table, under the table's name in capitals. So a new resource needs
+no line here: a table and a file of the same name are found.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import MISSING, BaseModel, Field, create_model
+
+import models
+import resources
+from resources.resource import Parent, Resource
+
+MAX_INCLUDED = 1_000
+
+
+def _declared() -> tuple[Resource, ...]:
+    files = {each.name for each in pkgutil.iter_modules(resources.__path__)}
+    names = [name for name in models.metadata.tables if name in files]
+    found = (getattr(importlib.import_module(f"resources.{name}"), name.upper(), None) for name in names)
+    return tuple(each for each in found if isinstance(each, Resource))
+
+
+RESOURCES: Sequence[Resource] = _declared()
+
+
+def children_of(resource: Resource) -> list[tuple[Resource, Parent]]:
+    """Return the resources whose rows name a row of this one, each with its relation."""
+    return [(child, parent) for child in RESOURCES for parent in child.parents if parent.resource is resource]
+
+
+def found_model(resource: Resource) -> type[BaseModel]:
+    """Return the model of GET of one entity: the entity, and what `?include=` adds to it."""
+    children = [child for child, _ in children_of(resource)]
+    if not children:
+        return resource.entity
+    name = f"{resource.singular.title()}With{''.join(child.name.title() for child in children)}"
+    members: dict[str, Any] = {}
+    for child in children:
+        description = f"With `include={child.name}`: the first {MAX_INCLUDED:,} by id"
+        members[child.name] = (list[child.entity] | MISSING, Field(default=MISSING, description=description))  # type: ignore[name-defined]
+    return create_model(name, __base__=resource.entity, **members)
