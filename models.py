@@ -176,6 +176,20 @@ characters = Table(
     sqlite_autoincrement=True,
 )
 
+genres = Table(
+    "genres",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("name", _text(100), nullable=False),
+    # Decides whether two genres would have the same name.
+    Column("name_key", _text(200), nullable=False, unique=True, info={"key_of": "name"}),
+    Column("description", _text()),
+    Column("version", Integer, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+    sqlite_autoincrement=True,
+)
+
 sessions = Table(
     "sessions",
     metadata,

@@ -30,6 +30,8 @@ def operations(kind: handlers.Kind) -> list[Operation]:
         answers = {200: kind.entities}
         return of("GET", path, handler, summary, answers, answer_headers=LIST_HEADERS, **more)
 
+    owned = resource.has_owner
+    refused = () if resource.changed_by == "owner" else (403,)
     signed = {"signed_in": True}
     many = {
         "signed_in": True,
@@ -37,7 +39,7 @@ def operations(kind: handlers.Kind) -> list[Operation]:
         "limit_group": LimitGroup.BULK,
     }
     editing = {"path_model": queries.ById, "signed_in": True, "if_match": True, "errors": (403, 404, 412)}
-    return [
+    found = [
         listed(f"/{name}", handlers.list_all, f"List {name}"),
         of(
             "POST",
@@ -47,7 +49,7 @@ def operations(kind: handlers.Kind) -> list[Operation]:
             {201: kind.entity},
             body=TypeAdapter(kind.body),
             idempotent=True,
-            errors=(409,),
+            errors=(*refused, 409),
             answer_headers=("Location", "ETag"),
             **signed,
         ),
@@ -110,7 +112,7 @@ def operations(kind: handlers.Kind) -> list[Operation]:
             body=rows,
             body_schema=kind.bodies,
             idempotent=True,
-            errors=(409,),
+            errors=(*refused, 409),
             **many,
         ),
         of(
@@ -197,6 +199,9 @@ def operations(kind: handlers.Kind) -> list[Operation]:
         ),
         of("DELETE", f"/{name}/{{id}}", handlers.delete, f"Delete a {one}", {204: None}, **editing),
     ]
+    # Rows without an owner are nobody's list, and what has no generator cannot be generated.
+    left_out = (*(() if owned else ("/user",)), *(() if resource.generated else ("/generate/",)))
+    return [each for each in found if not any(part in each.path for part in left_out)]
 
 
 def _kind(resource: Resource) -> handlers.Kind:
