@@ -1,0 +1,1 @@
+"""Accounts: users, sessions, one-time tokens, queued mails and the audit trail."""
