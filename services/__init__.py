@@ -1,0 +1,1 @@
+"""Services that several edges share: authentication, tokens, passwords, rate limits and pictures."""

@@ -1,0 +1,1 @@
+"""Rate limits for requests, and the lock-out that slows down password guessing."""

@@ -1,4 +1,4 @@
-"""Which client an address stands for."""
+"""Mapping a client's address to the key that its requests are counted under."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 @lru_cache(maxsize=10_000)
 def network_of(host: str) -> str:
-    """What one client has of addresses: with IPv6 that is a network of them, never less than a /64."""
+    """Return the address itself for IPv4 and its /64 network for IPv6, which one client controls as a whole."""
     try:
         address = ip_address(host.partition("%")[0])
     except ValueError:

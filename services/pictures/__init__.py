@@ -1,0 +1,1 @@
+"""Turning uploaded images into square WebP pictures."""
