@@ -21,13 +21,13 @@ PICTURE_CHUNKS = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH"}
 MORE_MEMORY_MB = 350
 MEASURE = """
 import pathlib, resource, sys
-import pictures
-from errors import InvalidInput
+from core.errors import InvalidInput
+from services.pictures import images
 
 content = pathlib.Path(sys.argv[1]).read_bytes()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    pictures.squares(content, (512, 128))
+    images.squares(content, (512, 128))
 except InvalidInput:
     pass
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
