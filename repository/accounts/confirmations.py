@@ -22,7 +22,7 @@ BAD_TOKEN = "The URL is invalid, was already used, or has expired"  # noqa: S105
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """What a token confirms: an account's activation, or `email` as its new address. `user` is in the `public` form."""
+    """The pending activation of `user`, or the pending change of its address to `email`. `user` is in `public` form."""
 
     purpose: Purpose
     email: str
@@ -83,7 +83,7 @@ async def confirm(tx: Transaction, token: str) -> dict[str, Any]:
 
 
 async def preview(database: Database, token: str) -> Confirmation:
-    """Return what `confirm` would do, without using up the token. Raises NotFound."""
+    """Return the change that `confirm` would make, without using up the token. Raises NotFound."""
     found, user = await _find(database, token, Purpose.ACTIVATE, Purpose.EMAIL)
     return Confirmation(found.purpose, found.email, users.public(user))
 

@@ -215,7 +215,7 @@ async def sent(database: Database, mail: ClaimedMail, owner: str) -> None:
 
 
 async def failed(database: Database, mail: ClaimedMail, owner: str) -> None:
-    """Mark a mail as failed for good."""
+    """Mark a mail as failed; it is not sent again."""
     await _settle(database, mail, owner, {"due_at": None, "failed_at": utc_now()})
 
 

@@ -30,7 +30,7 @@ from repository.generic.versions import changed_names
 MAX_SESSIONS_PER_USER = 1_000
 MAX_USER_AGENT_LENGTH = 255
 KNOWN_ADDRESS_DAYS = 30
-WRONG_PASSWORD = "The name or the password is wrong"  # noqa: S105 (no password)
+WRONG_PASSWORD = "Incorrect user name, email or password"  # noqa: S105 (no password)
 AWAITS_ACTIVATION = (
     "The account is not activated yet: open the activation URL in the email, or request a new one"
     " (POST /auth/activate/resend)"

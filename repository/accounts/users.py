@@ -31,7 +31,7 @@ _PRIVATE = frozenset({"password_hash", "username_key", "email_key", "avatar", "p
 AVATAR_PIXELS = 512
 THUMBNAIL_PIXELS = 128
 LOGINS = ("username", "email")  # unique; an account signs in with either
-# What the owner of an account writes.
+# The columns that the owner of an account can edit.
 EDITABLE = (*LOGINS, "name", "first_name", "last_name", "phone_number")
 SEARCHED = EDITABLE  # by admins
 SEARCHED_BY_OTHERS = ("username", "name")
@@ -39,7 +39,7 @@ MAX_KEY_LENGTH = 200  # of the narrower key column
 
 
 def login_key(name: str) -> str:
-    """Return the key under which a user name or an email address is stored and looked up; spellings share one key.
+    """Return the key of a user name or an email address. Spellings that count as equal have the same key.
 
     Normalising can turn one character into eighteen, and a name that a client tries to sign in with can hold anything.
     A key that the column cannot hold is replaced by its digest.
@@ -160,7 +160,7 @@ async def change(
         stamp = {"version": before["version"] + 1, "updated_at": utc_now()}
         values |= stamp
         after |= stamp
-    with _taken_logins_refused():
+    with _conflict_when_taken():
         await tx.connection.execute(update(models.users).where(models.users.c.id == before["id"]).values(values))
     if changed:
         announce(tx, "update", public(after), actor_id=actor_id, before=shown, changed=changed)
@@ -194,7 +194,7 @@ async def create(
         "updated_at": now,
     }
     table = models.users
-    with _taken_logins_refused():
+    with _conflict_when_taken():
         stored = await tx.connection.execute(insert(table).values(values).returning(table))
     user = public(entity(stored.one()))
     announce(tx, "add", user, actor_id=actor_id if actor_id is not None else user["id"])
@@ -233,25 +233,26 @@ async def require_free(tx: Transaction, values: Mapping[str, Any], user_id: int 
     )
     rows = found.all()
     names = [name for name, key in keys.items() if any(getattr(row, f"{name}_key") == key for row in rows)]
-    _refuse(names)
+    _raise_taken(names)
 
 
 @contextmanager
-def _taken_logins_refused() -> Iterator[None]:
+def _conflict_when_taken() -> Iterator[None]:
     """Raise Conflict for a login that another transaction stored after `require_free`."""
     try:
         yield
     except IntegrityError as error:
-        _refuse([name for name in LOGINS if f"{name}_key" in str(error.orig)])
+        _raise_taken([name for name in LOGINS if f"{name}_key" in str(error.orig)])
         raise
 
 
-def _refuse(names: list[str]) -> None:
+def _raise_taken(names: list[str]) -> None:
     if names:
         raise Conflict([FieldProblem(("body", name), f"This {name} is taken", "taken") for name in names])
 
 
 async def find(database: Database, user_id: int) -> dict[str, Any] | None:
+    """Return the row of an account, or None when there is none."""
     return await _find(database, models.users.c.id == user_id)
 
 
@@ -341,6 +342,7 @@ async def page_of(database: Database, page: ListRequest, *, sees_everything: boo
 
 
 async def list_non_admins(database: Database, *, offset: int, limit: int) -> Listed[dict[str, Any]]:
+    """Return a page of the accounts outside the group admin, in the order of their ids."""
     table = models.users
     where = (table.c.group != Group.ADMIN.value) & exists()
     return await entities_of(database, table, where, (("id", False),), public, offset=offset, limit=limit)

@@ -18,8 +18,7 @@ from core.identity import name_key
 from core.rates import Rate
 from repository.accounts import sessions
 from repository.engine.database import Database
-from services.limits.clients import network_of
-from services.limits.limiter import Limits
+from services.limits.limiter import Limits, network_of
 
 PAIR_RATE = Rate(10, 15 * 60)
 ADDRESS_RATE = Rate(100, 15 * 60)

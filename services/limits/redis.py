@@ -139,14 +139,14 @@ class SharedWindows:
             self._away_until = now + AWAY_SECONDS  # this call tests the connection; the others do not wait
         try:
             async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
-                answer = await work()
+                result = await work()
         except (RedisError, OSError, TimeoutError) as error:
             self._note_failure(error)
             return None
         if self._is_away:
             self._is_away, self._away_until = False, 0.0
             log.info("redis is back: rate limits apply again")
-        return answer
+        return result
 
     def _note_failure(self, error: Exception) -> None:
         now = time.monotonic()

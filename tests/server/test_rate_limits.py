@@ -24,7 +24,7 @@ from routes import table
 from routes.http import limit_groups
 from routes.http.limit_groups import RATES, LimitGroup
 from routes.http.proxies import TrustedProxies
-from services.limits.clients import network_of
+from services.limits.limiter import network_of
 from services.limits.memory import MAX_CLIENTS, STEPS, Hit, Windows
 from services.limits.redis import AWAY_SECONDS
 from tests.conftest import Places
