@@ -22,9 +22,8 @@ from sqlalchemy import ColumnElement, delete, func, insert, or_, select, update
 
 import models
 from core.times import utc_now, utc_text
-from repository.accounts import one_time_tokens
+from repository.accounts import one_time_tokens, users
 from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE, Purpose
-from repository.accounts.users import login_key
 from repository.engine import clock
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
@@ -66,7 +65,6 @@ class ClaimedMail:
     kind: MailType
     recipient: str
     username: str | None
-    details: Mapping[str, Any]
     created_at: str
     attempts: int
     token: str | None
@@ -75,35 +73,28 @@ class ClaimedMail:
 # --- queueing
 
 
-async def put(
-    tx: Transaction, user_id: int, kind: MailType, recipient: str, details: Mapping[str, Any] | None = None
-) -> bool:
-    """Queue a mail. Return False, and log, when the account already has MAX_WAITING_PER_USER queued.
-
-    `details` must not contain secrets.
-    """
+async def put(tx: Transaction, user_id: int, kind: MailType, recipient: str) -> bool:
+    """Queue a mail. Return False, and log, when the account already has MAX_WAITING_PER_USER queued."""
     table = models.mails
     waiting = select(func.count()).select_from(table).where(table.c.user_id == user_id, table.c.due_at.is_not(None))
     if (await tx.connection.execute(waiting)).scalar_one() >= MAX_WAITING_PER_USER:
         log.warning("mail not queued: too many queued for the account", user_id=user_id, kind=kind.value)
         return False
-    await _insert(tx, user_id, kind, recipient, details or {})
+    await _insert(tx, user_id, kind, recipient)
     return True
 
 
 async def request(tx: Transaction, kind: MailType, address: str) -> None:
     """Queue a mail to the account with this address. The work is the same when there is none."""
-    await _insert(tx, None, kind, address, {})
+    await _insert(tx, None, kind, address)
 
 
-async def _insert(
-    tx: Transaction, user_id: int | None, kind: MailType, recipient: str, details: Mapping[str, Any]
-) -> None:
-    values = {
+async def _insert(tx: Transaction, user_id: int | None, kind: MailType, recipient: str) -> None:
+    values: dict[str, Any] = {
         "user_id": user_id,
         "kind": kind.value,
         "recipient": recipient,
-        "details": dict(details),
+        "details": {},  # no mail needs any so far
         "created_at": utc_now(),
         "due_at": clock.now(is_sqlite=tx.is_sqlite),
         "attempts": 0,
@@ -165,18 +156,15 @@ async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | N
     attempts = mail["attempts"] + 1
     values = {"user_id": user["id"], "recipient": recipient, "attempts": attempts, "lease_owner": owner}
     await _write(tx, table.c.id == mail["id"], {**values, "due_at": now + LEASE_SECONDS})
-    username, details, created_at = user["username"], mail["details"], mail["created_at"]
-    return True, ClaimedMail(mail["id"], kind, recipient, username, details, created_at, attempts, token)
+    return True, ClaimedMail(mail["id"], kind, recipient, user["username"], mail["created_at"], attempts, token)
 
 
 async def _account_of(tx: Transaction, mail: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the account's row, locked, so that the second of two requests for one account sees the first."""
     table = models.users
     known = mail["user_id"] is not None
-    which = table.c.id == mail["user_id"] if known else table.c.email_key == login_key(mail["recipient"])
-    found = await tx.connection.execute(
-        select(table).where(which, table.c.deleted_at.is_(None)).with_for_update(key_share=True)
-    )
+    which = table.c.id == mail["user_id"] if known else table.c.email_key == users.login_key(mail["recipient"])
+    found = await tx.connection.execute(select(table).where(which, users.exists()).with_for_update(key_share=True))
     row = found.one_or_none()
     return entity(row) if row is not None else None
 

@@ -422,7 +422,6 @@ def claimed_mail(kind: MailType = MailType.RESET_PASSWORD, **changes: Any) -> Cl
         "kind": kind,
         "recipient": "holly@example.org",
         "username": "holly",
-        "details": {},
         "created_at": "2026-11-20T14:30:08.746357Z",
         "attempts": 1,
         "token": "secret" if kind in mails.PURPOSES else None,
