@@ -1,1 +1,1 @@
-"""Services that several edges share: authentication, tokens, passwords, rate limits and pictures."""
+"""What several edges share: authentication, tokens, passwords, the first admin."""

@@ -1,1 +1,1 @@
-"""Accounts: users, sessions, one-time tokens, queued mails and the audit trail."""
+"""Users, sessions, one-time tokens, the outbox of emails, the audit."""

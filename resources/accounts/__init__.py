@@ -1,1 +1,1 @@
-"""Request and response models for accounts, and the fields that their lists can be filtered by."""
+"""The bodies and fields of users, profiles, credentials and sessions."""

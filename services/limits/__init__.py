@@ -1,1 +1,1 @@
-"""Rate limits for requests, and the lock-out that slows down password guessing."""
+"""Rate limits and lockout, in memory or shared through Redis."""

@@ -1,1 +1,1 @@
-"""Turning uploaded images into square WebP pictures."""
+"""Uploaded pictures decoded and encoded anew, in a pool of bounded size."""
