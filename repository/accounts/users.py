@@ -84,8 +84,9 @@ def announce(
         tx.emit(topic, operation, user, actor_id=actor_id, before=before, changed=changed, audience=audience)
 
 
-def not_found(user_id: int) -> NotFound:
-    return NotFound(f"There is no user {user_id}")
+def not_found(key: int | str) -> NotFound:
+    """Return the error for an account that does not exist. `key` is its id or user name."""
+    return NotFound(f"There is no user {key}")
 
 
 def _require(row: dict[str, Any] | None, user_id: int, if_match: IfMatch) -> dict[str, Any]:
