@@ -84,6 +84,11 @@ class Unauthenticated(Problem):
     headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
 
+def invalid_token(token_type: str) -> Unauthenticated:
+    """Return the error for an unusable token, the same whatever the reason. `token_type` is "access" or "refresh"."""
+    return Unauthenticated(f"The {token_type} token is not valid or has expired")
+
+
 class Forbidden(Problem):
     status = 403
     code = "forbidden"

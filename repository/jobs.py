@@ -1,7 +1,7 @@
 """Background jobs as rows: queued, claimed under a lease, advanced chunk by chunk, finished or cancelled.
 
-A chunk's rows, its event and the job's `done` commit together, and `advance` refuses a worker whose lease somebody else
-took: whatever is killed when, each row is stored exactly once.
+The rows of a chunk, its event and the job's `done` commit together, and `advance` rejects a worker that has lost the
+lease. So each row is stored exactly once, even when a worker is killed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
 from repository.generic.lists import Listed, entities_of, entity
+from repository.generic.versions import changed_names
 
 LEASE_SECONDS = 5.0
 MAX_UNFINISHED_PER_USER = 20
@@ -47,7 +48,7 @@ _PUBLIC = (
 
 @dataclass(frozen=True, slots=True)
 class JobOrder:
-    """What to generate. `rate` is rows per second, None for as fast as it goes."""
+    """The data to generate. `rate` is in rows per second; None is as fast as possible."""
 
     kind: str
     total: int
@@ -71,17 +72,18 @@ class ClaimedJob:
 
 
 class LeaseLost(Exception):
-    """The job was cancelled or taken over: stop working on it, nothing of this chunk is stored."""
+    """The job was cancelled or taken over: the worker must stop, and the chunk is not stored."""
 
 
 def public(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the job as clients see it."""
     return {name: row[name] for name in _PUBLIC}
 
 
 async def create(tx: Transaction, identity: Identity, order: JobOrder) -> dict[str, Any]:
     """Queue a job. Raises TooManyRequests when the user has as many unfinished ones as allowed."""
     table = models.jobs
-    # Two orders at once must not both be the last that is allowed.
+    # Lock the user, so that two concurrent orders cannot both take the last place.
     await tx.connection.execute(
         select(models.users.c.id).where(models.users.c.id == identity.user_id).with_for_update()
     )
@@ -90,7 +92,9 @@ async def create(tx: Transaction, identity: Identity, order: JobOrder) -> dict[s
         unfinished.where(table.c.user_id == identity.user_id, table.c.state.in_(UNFINISHED))
     )
     if waiting.scalar_one() >= MAX_UNFINISHED_PER_USER:
-        raise TooManyRequests(f"You have {MAX_UNFINISHED_PER_USER} unfinished jobs; wait for one or cancel it", 10)
+        raise TooManyRequests(
+            f"You have {MAX_UNFINISHED_PER_USER} unfinished jobs; wait for one to finish, or cancel one", 10
+        )
     values = {
         "id": str(uuid.uuid4()),
         "kind": order.kind,
@@ -119,7 +123,7 @@ async def find(database: Database, job_id: str) -> dict[str, Any] | None:
 
 
 async def newest(database: Database, wanted: Filter, *, offset: int, limit: int) -> Listed[dict[str, Any]]:
-    """A page of the jobs, newest first."""
+    """Return a page of the jobs, newest first."""
     table = models.jobs
     where = filter_sql.where(table, wanted, is_sqlite=database.is_sqlite)
     order = (("created_at", True), ("id", False))
@@ -127,19 +131,22 @@ async def newest(database: Database, wanted: Filter, *, offset: int, limit: int)
 
 
 async def _transition(tx: Transaction, before: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Write `values` and, when that changes what a client sees, the event."""
+    """Write `values`, and emit an event when the public form changes. Return the public form."""
     table = models.jobs
     await tx.connection.execute(update(table).where(table.c.id == before["id"]).values(values))
     old = public(before)
     new = public({**before, **values})
-    changed = [name for name in _PUBLIC if old[name] != new[name]]
+    changed = changed_names(old, new)
     if changed:
         tx.emit("jobs", "update", new, actor_id=before["user_id"], before=old, changed=changed)
     return new
 
 
 async def cancel(tx: Transaction, identity: Identity, job_id: str) -> dict[str, Any]:
-    """Stop a job at its last chunk; nothing is stored after this commits. Cancelling twice is no error."""
+    """Cancel a job and return it; no chunk is stored after this commits. Cancelling twice is no error.
+
+    Raises NotFound, Forbidden, and Conflict when the job has finished.
+    """
     table = models.jobs
     found = await tx.connection.execute(select(table).where(table.c.id == job_id).with_for_update())
     row = found.one_or_none()
@@ -160,7 +167,7 @@ def _cancelled() -> dict[str, Any]:
 
 
 async def cancel_all(tx: Transaction, user_id: int) -> None:
-    """Stop every unfinished job of a user, whose row the caller holds: nobody queues another one meanwhile."""
+    """Cancel every unfinished job of a user. The caller holds the user's lock, so no other job is queued meanwhile."""
     table = models.jobs
     found = await tx.connection.execute(
         select(table)
@@ -173,12 +180,12 @@ async def cancel_all(tx: Transaction, user_id: int) -> None:
 
 
 async def claim(database: Database, owner: str) -> ClaimedJob | None:
-    """Take the lease of the oldest job that is queued, or that a worker left behind."""
+    """Lease the oldest job that is queued or whose lease has expired, and return it; None when there is none."""
     table = models.jobs
     async with database.read() as connection:
         now = clock.now(is_sqlite=database.is_sqlite)
         free = or_(table.c.state == "queued", and_(table.c.state == "running", table.c.lease_until < now))
-        # A look without a lock first: an idle worker must not take SQLite's write lock once a second.
+        # Check without a lock first: an idle worker must not take SQLite's write lock once a second.
         if (await connection.execute(select(table.c.id).where(free).limit(1))).first() is None:
             return None
 
@@ -191,7 +198,7 @@ async def claim(database: Database, owner: str) -> ClaimedJob | None:
             return None
         job = entity(row)
         if job["attempts"] >= MAX_CLAIMS_WITHOUT_PROGRESS:
-            error = f"given up: {job['attempts']} workers stopped before its next chunk was stored"
+            error = f"abandoned: {job['attempts']} workers stopped before they stored the next chunk"
             await _transition(tx, job, {"state": "failed", "error": error, "finished_at": utc_now()})
             return None
         values = {
@@ -210,7 +217,7 @@ async def claim(database: Database, owner: str) -> ClaimedJob | None:
 
 
 async def renew(database: Database, job_id: str, owner: str) -> None:
-    """Hold the lease a little longer. Raises LeaseLost."""
+    """Extend the lease. Raises LeaseLost."""
 
     async def work(tx: Transaction) -> None:
         table = models.jobs
@@ -226,7 +233,7 @@ async def renew(database: Database, job_id: str, owner: str) -> None:
 
 
 async def advance(tx: Transaction, job: ClaimedJob, owner: str, done: int, count: int, rows_per_second: int) -> None:
-    """Count `count` rows after the first `done` as stored, and finish the job with its last. Raises LeaseLost."""
+    """Record `count` stored rows after the first `done`, and finish the job with the last one. Raises LeaseLost."""
     table = models.jobs
     found = await tx.connection.execute(select(table).where(table.c.id == job.id).with_for_update())
     row = found.one_or_none()
@@ -237,14 +244,14 @@ async def advance(tx: Transaction, job: ClaimedJob, owner: str, done: int, count
         ended = {"state": "done", "finished_at": utc_now(), "lease_owner": None, "lease_until": None}
         await _transition(tx, entity(row), {**moved, **ended})
         return
-    # What changes here is told by the chunk's own event, which names the job and counts its rows.
+    # No event here: the chunk's own event names the job and counts the rows.
     lease_until = clock.now(is_sqlite=tx.is_sqlite) + LEASE_SECONDS
     values = {**moved, "attempts": 0, "lease_until": lease_until}
     await tx.connection.execute(update(table).where(table.c.id == job.id).values(values))
 
 
 async def fail(database: Database, job_id: str, owner: str, error: str) -> None:
-    """End a job that cannot go on, if this worker still holds it."""
+    """Mark a job as failed, if this worker still holds its lease."""
 
     async def work(tx: Transaction) -> None:
         table = models.jobs
@@ -260,7 +267,7 @@ async def fail(database: Database, job_id: str, owner: str, error: str) -> None:
 
 
 async def release(database: Database, job_id: str, owner: str) -> None:
-    """Give a running job back, so that another worker takes it at once."""
+    """Give back a running job, so that another worker can claim it at once."""
 
     async def work(tx: Transaction) -> None:
         table = models.jobs

@@ -1,7 +1,7 @@
-"""Who watches what, as each worker stores it for the others: its counts, under a lease.
+"""Presence rows: each worker stores its counts of watchers for the other workers, under a lease.
 
-A worker that dies loses its lease by doing nothing. Whoever looks deletes what it left; if the worker was only asleep,
-`store` finds its row gone and says so. Nothing here is an event: presence is ephemeral.
+The lease of a dead worker expires, and another worker deletes its rows. A worker that was only paused learns of that
+from `store`. Presence is ephemeral, so nothing here emits an event.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from repository.engine.statement import Statement, statement
 from repository.engine.transaction import Transaction
 
 LEASE_SECONDS = 9.0
-ANONYMOUS = 0  # the user id of all who have not signed in
+ANONYMOUS = 0  # the user id of every anonymous connection
 
 _NOW_ON_SQLITE = str(clock.now(is_sqlite=True))
 _NOW_ON_POSTGRESQL = str(clock.now(is_sqlite=False))
@@ -38,7 +38,7 @@ _DROP = statement("DELETE FROM presence WHERE worker = $1 AND topic = $2 AND use
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One worker's sockets of one user that watch a topic, and those that ended a moment ago."""
+    """The number of one user's sockets on one worker that watch a topic, and of those that have just closed."""
 
     topic: str
     user_id: int
@@ -52,9 +52,9 @@ class Row:
 
 
 async def store(database: Database, worker: str, version: int, changed: Sequence[Row], *, is_new: bool) -> bool:
-    """Write the rows that changed, without those that are empty now, and renew the lease, or take it with `is_new`.
+    """Write the changed rows, delete the empty ones, and renew the lease, or take it with `is_new`.
 
-    Answers False, and writes nothing, when the lease had run out and somebody cleaned up: no row is left.
+    Return False, and write nothing, when another worker has deleted this worker's rows after its lease expired.
     """
 
     async def work(tx: Transaction) -> bool:
@@ -94,7 +94,10 @@ async def leave(database: Database, worker: str) -> None:
 
 
 async def linger(database: Database, worker: str, version: int, seconds: float) -> None:
-    """The worker stops: its sockets will be somewhere else in a moment. What it had goes after `seconds`."""
+    """Turn the connections of a stopping worker into lingering ones, which expire after `seconds`.
+
+    Its clients reconnect to other workers meanwhile.
+    """
 
     async def work(tx: Transaction) -> None:
         table, rows = models.workers, models.presence
@@ -106,28 +109,36 @@ async def linger(database: Database, worker: str, version: int, seconds: float) 
     await database.write(work)
 
 
-async def workers(database: Database) -> tuple[dict[str, int], list[str]]:
-    """The versions of the workers that live, and the ghosts."""
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The version of each live worker by its id, and the ids of the workers whose lease has expired."""
+
+    live: dict[str, int]
+    expired: list[str]
+
+
+async def workers(database: Database) -> Workers:
     found = await database.fetch(_WORKERS)
-    return {row[0]: row[1] for row in found if row[2]}, [row[0] for row in found if not row[2]]
+    return Workers({row[0]: row[1] for row in found if row[2]}, [row[0] for row in found if not row[2]])
 
 
 async def rows_of(database: Database, worker: str) -> list[Row]:
+    """Return the rows that a worker has stored."""
     return [Row(*row) for row in await database.fetch(_ROWS, worker)]
 
 
-async def sweep(database: Database, ghosts: Sequence[str]) -> None:
-    """Delete what these workers left, unless they have come back to life."""
+async def sweep(database: Database, expired: Sequence[str]) -> None:
+    """Delete the rows of workers whose lease has expired, unless they have renewed it meanwhile."""
 
     async def work(tx: Transaction) -> None:
         table = models.workers
-        for ghost in sorted(ghosts):  # in one order, so that two who sweep do not wait for each other
+        for worker in sorted(expired):  # in one order, so that two transactions cannot deadlock
             gone = await tx.connection.execute(
                 delete(table)
-                .where(table.c.id == ghost, table.c.until < clock.now(is_sqlite=tx.is_sqlite))
+                .where(table.c.id == worker, table.c.until < clock.now(is_sqlite=tx.is_sqlite))
                 .returning(table.c.id)
             )
             if gone.one_or_none() is not None:
-                await tx.connection.execute(delete(models.presence).where(models.presence.c.worker == ghost))
+                await tx.connection.execute(delete(models.presence).where(models.presence.c.worker == worker))
 
     await database.write(work)

@@ -1,36 +1,45 @@
-"""Who an access token belongs to, and whether the account and its session still permit it."""
+"""Identifying users: the one place that decides whether an access token is valid.
+
+A token is valid while its signature and times are, its session has not ended and its account is active.
+"""
 
 from __future__ import annotations
 
-from core.errors import Unauthenticated
+from core.errors import Unauthenticated, invalid_token
 from core.identity import Group, Identity
 from repository.engine.database import Database
 from repository.engine.statement import statement
 from services.tokens import Tokens
 
-# Asked for with every request that has a token: of the account and of the session in one.
-_STANDING = statement(
+# Every request with a token runs this, so it reads the account and the session in one statement.
+_ACCOUNT_OF_SESSION = statement(
     'SELECT users."group", users.is_active, users.username FROM sessions JOIN users ON users.id = sessions.user_id'
     " WHERE sessions.id = $1 AND sessions.user_id = $2 AND sessions.ended_at IS NULL"
 )
 
 
+def invalid_access_token() -> Unauthenticated:
+    return invalid_token("access")
+
+
 async def identify(database: Database, tokens: Tokens, token: str) -> Identity:
-    """Whose token it is. Raises Unauthenticated; a session that ended, and an account that is gone or disabled, count
-    at once, on every worker.
+    """Return the identity that an access token belongs to.
+
+    The end of a session and the deletion or deactivation of an account take effect immediately, on every worker. Raises
+    Unauthenticated.
     """
     claims = tokens.read(token)
-    return await _standing(database, claims.user_id, claims.session_id, claims.expires_at)
+    return await _current(database, claims.user_id, claims.session_id, claims.expires_at)
 
 
 async def recheck(database: Database, identity: Identity) -> Identity:
-    """The identity as it is now. Raises Unauthenticated when it is no good any more."""
-    return await _standing(database, identity.user_id, identity.session_id, identity.expires_at)
+    """Return the current state of an identity. Raises Unauthenticated when it is no longer valid."""
+    return await _current(database, identity.user_id, identity.session_id, identity.expires_at)
 
 
-async def _standing(database: Database, user_id: int, session_id: str, expires_at: float) -> Identity:
-    found = await database.fetch(_STANDING, session_id, user_id)
+async def _current(database: Database, user_id: int, session_id: str, expires_at: float) -> Identity:
+    found = await database.fetch(_ACCOUNT_OF_SESSION, session_id, user_id)
     if not found or not found[0][1]:
-        raise Unauthenticated("The access token is not valid or has expired")
+        raise invalid_access_token()
     group, _, username = found[0]
     return Identity(user_id, Group(group), expires_at, session_id, username)

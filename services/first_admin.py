@@ -1,4 +1,4 @@
-"""The account that an installation begins with, as the settings name it."""
+"""Creating the first admin account, which the settings FIRST_ADMIN_* describe."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ log = structlog.get_logger("first-admin")
 
 
 async def create_first_admin(database: Database, settings: Settings) -> None:
-    """Only while there is no admin: the last one cannot be removed, so an installation that had one has one, whatever
-    became of the first. Raises SettingsError.
+    """Create the first admin when no admin exists. Raises SettingsError.
+
+    The last admin cannot be removed, so this never replaces an admin who was deleted on purpose.
     """
     if settings.first_admin_password is None:
         return
@@ -55,6 +56,6 @@ async def create_first_admin(database: Database, settings: Settings) -> None:
         await database.write(work)
         log.info("first admin created", **named)
     except Conflict:
-        # Another worker was first, or somebody else has the name.
+        # Another worker has created the admin, or another account has the user name or the email.
         if not await users.has_admin(database):
-            log.warning("there is no admin: the name or the address of the first one is somebody else's", **named)
+            log.warning("first admin not created: username or email taken", **named)

@@ -1,20 +1,23 @@
-"""Hashing and checking passwords in threads of their own, with a bound on those who wait.
+"""Hashing and checking passwords with Argon2id, in a bounded pool of threads.
 
-Argon2 takes tens of milliseconds of a core on purpose. In the threads that everything else uses, a crowd that signs in
-would hold up writes; without a bound it would wait for ever.
+One hash takes tens of milliseconds of CPU on purpose. A pool of its own keeps many sign-ins at once from delaying
+writes, and the bound on queued work keeps their latency low.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
+
+from passlib.context import CryptContext
 
 from core.errors import FieldProblem, TooManyRequests
 from core.password_rules import check_password
 from core.settings import Settings
-from services.password_hasher import PasswordHasher, Verdict
 
 THREADS = 2
 MAX_WAITING = 64  # at about 30 ms each, two seconds
@@ -22,12 +25,45 @@ MAX_WAITING = 64  # at about 30 ms each, two seconds
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The result of checking a password. `new_hash` is set when a correct one has a hash with outdated parameters."""
+
+    is_right: bool
+    new_hash: str | None = None
+
+
+class PasswordHasher:
+    """Argon2id. Each call takes tens of milliseconds of CPU, so call it in a thread."""
+
+    def __init__(self, memory_kib: int, time_cost: int, parallelism: int) -> None:
+        self._context = CryptContext(
+            schemes=["argon2"],
+            argon2__type="ID",
+            argon2__memory_cost=memory_kib,
+            argon2__time_cost=time_cost,
+            argon2__parallelism=parallelism,
+        )
+        self._dummy_hash = self.hash(secrets.token_urlsafe())
+
+    def hash(self, password: str) -> str:
+        return str(self._context.hash(password))
+
+    def verify(self, password: str, password_hash: str | None) -> Verdict:
+        """Check a password. The work is the same for a user who does not exist (`password_hash` is None)."""
+        if password_hash is None:
+            self._context.verify(password, self._dummy_hash)
+            return Verdict(False)
+        is_right, new_hash = self._context.verify_and_update(password, password_hash)
+        return Verdict(bool(is_right), new_hash)
+
+
 def hasher_for(settings: Settings) -> PasswordHasher:
     return PasswordHasher(settings.password_memory_kib, settings.password_time_cost, settings.password_parallelism)
 
 
 class Passwords:
-    """One per process. `close` when done."""
+    """One per process. `close` it at the end."""
 
     def __init__(self, hasher: PasswordHasher, *, needs_mix: bool) -> None:
         self._hasher = hasher
@@ -39,7 +75,7 @@ class Passwords:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def problems(self, password: str, *, username: str | None, email: str | None, field: str) -> list[FieldProblem]:
-        """What keeps this from being the new password of such an account; `field` is where the body named it."""
+        """Return the rules that a new password of this account breaks. `field` is the password's field in the body."""
         return check_password(password, username=username, email=email, needs_mix=self._needs_mix, loc=("body", field))
 
     async def hash(self, password: str) -> str:
@@ -47,7 +83,7 @@ class Passwords:
         return await self._run(lambda: self._hasher.hash(password))
 
     async def verify(self, password: str, password_hash: str | None) -> Verdict:
-        """Raises TooManyRequests. The same work whether there is a hash or not."""
+        """Check a password as `PasswordHasher.verify` does. Raises TooManyRequests."""
         return await self._run(lambda: self._hasher.verify(password, password_hash))
 
     async def _run(self, work: Callable[[], T]) -> T:

@@ -1,4 +1,4 @@
-"""Passwords, tokens and identities. Pure but for the clock; knows no database."""
+"""Issuing and verifying access and refresh tokens (JWT). Pure except for the clock and random token ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from enum import StrEnum
 from jose import JWTError, jwt
 from jose.exceptions import JOSEError
 
-from core.errors import Unauthenticated
+from core.errors import invalid_token
 from core.identity import CLOCK_LEEWAY_SECONDS, MAX_USER_ID, Claims
 
 ISSUER = "marquee"
@@ -22,17 +22,17 @@ _SESSION_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class TokenType(StrEnum):
-    """The claim `typ`: neither kind of token is good in the place of the other."""
+    """The claim `typ`: neither type of token is accepted in place of the other."""
 
     ACCESS = "access"
     REFRESH = "refresh"
 
 
 class Tokens:
-    """Signs and checks tokens (JWT, RFC 7519, HMAC only).
+    """Signs and verifies tokens (JWT, RFC 7519, HMAC only).
 
-    The first key signs. All of them verify: the header's `kid` says which, and a token without one is taken for one of
-    the first key. So a key can be replaced without anybody being signed out.
+    The first key signs. Every key verifies: the header's `kid` selects one, and a token without `kid` is verified with
+    the first. So a key can be replaced without signing users out.
     """
 
     def __init__(self, keys: Sequence[str], algorithm: str, *, access_seconds: int, refresh_seconds: int) -> None:
@@ -44,14 +44,14 @@ class Tokens:
         self._algorithm = algorithm
 
     def issue(self, user_id: int, session_id: str) -> str:
-        """An access token."""
+        """Return a new access token."""
         return self._issue(TokenType.ACCESS, user_id, session_id, new_token_id(), self.access_seconds)
 
     def issue_refresh(self, user_id: int, session_id: str, token_id: str) -> str:
-        """A refresh token. Of those of a session only the one whose id the session's row holds is good."""
+        """Return a new refresh token. It is valid only while the session's row holds its id."""
         return self._issue(TokenType.REFRESH, user_id, session_id, token_id, self.refresh_seconds)
 
-    def _issue(self, kind: TokenType, user_id: int, session_id: str, token_id: str, lifetime_seconds: int) -> str:
+    def _issue(self, token_type: TokenType, user_id: int, session_id: str, token_id: str, lifetime_seconds: int) -> str:
         now = int(time.time())
         claims = {
             "iss": ISSUER,
@@ -61,22 +61,22 @@ class Tokens:
             "iat": now,
             "exp": now + lifetime_seconds,
             "jti": token_id,
-            "typ": kind.value,
+            "typ": token_type.value,
         }
         return str(jwt.encode(claims, self._key, algorithm=self._algorithm, headers={"kid": self._key_id}))
 
     def read(self, token: str) -> Claims:
-        """Raises Unauthenticated for anything but a good access token."""
+        """Return the claims of an access token. Raises Unauthenticated for any other text."""
         return self._read(token, TokenType.ACCESS)
 
     def read_refresh(self, token: str) -> Claims:
-        """Raises Unauthenticated for anything but a good refresh token."""
+        """Return the claims of a refresh token. Raises Unauthenticated for any other text."""
         return self._read(token, TokenType.REFRESH)
 
-    def _read(self, token: str, kind: TokenType) -> Claims:
+    def _read(self, token: str, token_type: TokenType) -> Claims:
         try:
             header = jwt.get_unverified_header(token)
-            # jose ignores "crit"; RFC 7515, section 4.1.11: what is not understood must be refused.
+            # jose ignores "crit"; RFC 7515, section 4.1.11: unknown critical headers must be rejected.
             if "crit" in header:
                 raise JWTError("unknown crit")
             claims = jwt.decode(
@@ -88,21 +88,21 @@ class Tokens:
                 options={f"require_{name}": True for name in ("iss", "aud", "sub", "iat", "exp", "jti")}
                 | {"leeway": CLOCK_LEEWAY_SECONDS},
             )
-            if claims.get("typ") != kind:
-                raise JWTError(f"not a token of the kind {kind}")
+            if claims.get("typ") != token_type:
+                raise JWTError(f"not a token of the type {token_type}")
             subject = claims["sub"]
             if not (isinstance(subject, str) and _USER_ID.fullmatch(subject) and int(subject) <= MAX_USER_ID):
-                raise JWTError("not the id of a user")
+                raise JWTError("not a user id")
             session_id = claims.get("sid")
             if not (isinstance(session_id, str) and _SESSION_ID.fullmatch(session_id)):
-                raise JWTError("not the id of a session")
+                raise JWTError("not a session id")
             return Claims(int(subject), session_id, float(claims["exp"]), str(claims["jti"]))
         except (JOSEError, ValueError, TypeError, KeyError) as error:
-            raise Unauthenticated(f"The {kind} token is not valid or has expired") from error
+            raise invalid_token(token_type) from error
 
 
 def new_token_id() -> str:
-    """The claim `jti`."""
+    """Return a random value for the claim `jti`."""
     return secrets.token_hex(16)
 
 

@@ -269,7 +269,7 @@ class Presence:
             return
         if not self._has_lease:
             # When nobody looks, this is when what the last run left behind goes.
-            await self._sweep((await presence.workers(self._database))[1])
+            await self._sweep((await presence.workers(self._database)).expired)
         rows = seats.begin_storing(batch)
         if not rows and not self._has_lease:
             return
@@ -300,10 +300,11 @@ class Presence:
 
     async def _look(self) -> None:
         now, self._must_look = asyncio.get_running_loop().time(), False
-        living, ghosts = await presence.workers(self._database)
-        living.pop(self._worker, None)
+        workers = await presence.workers(self._database)
         known, others = self._others, {}
-        for worker, version in living.items():
+        for worker, version in workers.live.items():
+            if worker == self._worker:
+                continue
             others[worker] = known.get(worker, (-1, {}))
             if others[worker][0] != version:
                 by_topic: dict[str, list[Row]] = {}
@@ -313,7 +314,7 @@ class Presence:
         self._is_stale |= others != known
         self._others = others
         self._looked_at = now
-        await self._sweep(ghosts)
+        await self._sweep(workers.expired)
 
     def _renew_views(self) -> None:
         watched = {topic for watcher in self._watchers.values() for topic in watcher.topics}

@@ -18,6 +18,7 @@ import structlog
 from core.errors import TooManyRequests, Unauthenticated, Unavailable
 from core.identity import Group, Identity
 from repository.engine.events import Event
+from services.authentication import invalid_access_token
 
 RETRY_AFTER_SECONDS = 5
 RETRY_SECONDS = 1.0
@@ -107,7 +108,7 @@ class Registry:
                 if entry.is_good:
                     self._change(entry, found)
                 return
-        raise Unauthenticated("The access token is not valid or has expired")
+        raise invalid_access_token()
 
     def see(self, events: Sequence[Event]) -> None:
         for event in events:

@@ -1,7 +1,7 @@
-"""What admins did to accounts: a row in the same transaction as what was done, and an event for admins.
+"""The audit trail: one row for each admin action on an account, stored with the action and sent to admins as an event.
 
-The rows are kept for good, also when the account is deleted. So they hold nothing personal: of a name, an address or
-a date they say that it changed, not what it was and is.
+Entries are kept forever, even after the account is deleted. So they hold no personal data: for a name, an address or a
+date of birth an entry says that the value changed, not what it was or is.
 """
 
 from __future__ import annotations
@@ -18,21 +18,24 @@ from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
 from repository.generic.lists import Listed, ListRequest, entities_of, entity, total_order
+from repository.generic.versions import BOOKKEEPING, changed_names
 
 AUDIENCE = f"group:{Group.ADMIN}"
-_TOLD = frozenset({"group", "is_active", "awaits_activation", "has_profile"})
-_BOOKKEEPING = frozenset({"version", "updated_at"})
+_NOT_PERSONAL = frozenset({"group", "is_active", "awaits_activation", "has_profile"})
 
 
 def public(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entry as admins see it: every column."""
     return dict(row)
 
 
 async def record(
     tx: Transaction, action: str, user_id: int, *, actor_id: int | None, address: str | None, changes: Mapping[str, Any]
 ) -> None:
-    """`changes` names what became different, `{"group": ["user", "admin"]}`: as it was and as it is, or an empty list
-    for what is personal. `actor_id` is None for what was done outside of the service, by whoever runs it.
+    """Store an entry and emit its event.
+
+    `changes` maps each changed field to its old and new value, `{"group": ["user", "admin"]}`, or to an empty list for
+    personal data. `actor_id` is None for an action on the command line or at the start of the service.
     """
     values = {
         "actor_id": actor_id,
@@ -55,15 +58,15 @@ async def record_changes(
     actor_id: int,
     address: str | None,
 ) -> None:
-    """Record what differs of an account, before and after, both as admins see it; nothing when nothing does."""
-    changed = [name for name in after if name not in _BOOKKEEPING and before[name] != after[name]]
+    """Record the difference between two public forms of an account; do nothing when there is none."""
+    changed = [name for name in changed_names(before, after) if name not in BOOKKEEPING]
     if changed:
-        changes = {name: [before[name], after[name]] if name in _TOLD else [] for name in changed}
+        changes = {name: [before[name], after[name]] if name in _NOT_PERSONAL else [] for name in changed}
         await record(tx, action, after["id"], actor_id=actor_id, address=address, changes=changes)
 
 
 async def page_of(database: Database, page: ListRequest) -> Listed[dict[str, Any]]:
-    """A page of the trail: the newest first, unless it is sorted or walked by key."""
+    """Return a page of the audit trail, newest first unless the request sorts it or pages by key."""
     where = filter_sql.where(models.audit, page.filter, is_sqlite=database.is_sqlite)
     order = page.sort or ((("id", page.after is None),))
     return await entities_of(

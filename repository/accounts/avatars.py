@@ -1,5 +1,5 @@
-"""The pictures of accounts: which ones they are. The files themselves are in the storage, under names that say whose
-nothing, so that who has not been shown one cannot guess it.
+"""Avatars: which picture an account has. The files are in the object storage, under random names that do not reveal
+their owner and cannot be guessed.
 """
 
 from __future__ import annotations
@@ -24,36 +24,37 @@ _FILE = re.compile(rf"^{FOLDER}/([0-9a-f]{{32}})/[0-9]+\.webp$")
 
 
 def file_name(avatar: str, side: int | str) -> str:
+    """Return the name of the file that holds the avatar at `side` × `side` pixels."""
     return f"{FOLDER}/{avatar}/{side}.webp"
 
 
 def avatar_of(name: str) -> str | None:
-    """The avatar that a file of the storage belongs to; None for a file that is not ours."""
+    """Return the avatar that a stored file belongs to, or None for a file that is not an avatar's."""
     match = _FILE.match(name)
     return match[1] if match is not None else None
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
-    """The account as it is now, as `users.public`, and the avatar whose files nobody needs any more."""
+class AvatarChange:
+    """The account after the change, in its `public` form, and its former avatar, whose files can go."""
 
     user: dict[str, Any]
     former: str | None
 
 
-async def change(tx: Transaction, editor: Editor, user_id: int, avatar: str | None, if_match: IfMatch) -> Changed:
-    """Put another picture, or none, in the place of the account's, whether there is a profile or not.
+async def change(tx: Transaction, editor: Editor, user_id: int, avatar: str | None, if_match: IfMatch) -> AvatarChange:
+    """Replace or remove the avatar of an account, which needs no profile.
 
     Raises Forbidden, NotFound and PreconditionFailed.
     """
-    before = await edits.locked_for(tx, editor, user_id, if_match)
+    before = await edits.lock_for(tx, editor, user_id, if_match)
     after = await users.change(tx, before, {"avatar": avatar}, actor_id=editor.user_id)
     await edits.record(tx, "avatar", before, after, editor)
-    return Changed(users.public(after), before["avatar"] if before["avatar"] != avatar else None)
+    return AvatarChange(users.public(after), before["avatar"] if before["avatar"] != avatar else None)
 
 
 async def named(database: Database, avatars: Iterable[str]) -> set[str]:
-    """Those of `avatars` that an account has."""
+    """Return those of `avatars` that belong to an account."""
     column = models.users.c.avatar
     async with database.read() as connection:
         found = await connection.execute(select(column).where(column.in_(sorted(set(avatars)))))

@@ -1,130 +1,124 @@
-"""What becomes of an account by a link in a mail or by a new password: activated, another address, another password.
+"""Activating accounts, confirming email addresses and replacing passwords.
 
-All of it inside the caller's transaction, which holds the account's row. A link that is no good says so in one
-sentence, whatever is wrong with it.
+Each write runs in the caller's transaction and locks the account's row. A one-time token that cannot be used raises
+NotFound with the same message whatever the reason, so the response reveals nothing about accounts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
-
-import models
-from core.errors import Conflict, FieldProblem, NotFound
+from core.errors import Conflict, NotFound
 from repository.accounts import one_time_tokens, outbox, sessions, users
-from repository.accounts.one_time_tokens import Purpose, Taken
+from repository.accounts.one_time_tokens import OneTimeToken, Purpose
 from repository.accounts.outbox import MailType
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 
-BAD_LINK = "The link is not valid, or was used or has expired"
+BAD_TOKEN = "The URL is invalid, was already used, or has expired"  # noqa: S105 (no password)
 
 
-async def _account_of(tx: Transaction, taken: Taken | None) -> dict[str, Any]:
-    """The account that a token is of, locked. Raises NotFound with the one sentence."""
-    if taken is None:
-        raise NotFound(BAD_LINK)
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """The pending activation of `user`, or the pending change of its address to `email`. `user` is in `public` form."""
+
+    purpose: Purpose
+    email: str
+    user: dict[str, Any]
+
+
+async def _use(tx: Transaction, token: str, *purposes: Purpose) -> tuple[OneTimeToken, dict[str, Any]]:
+    """Use up a token and return it with its account's row, locked. Raises NotFound."""
+    used = await one_time_tokens.take(tx, token, *purposes)
+    if used is None:
+        raise NotFound(BAD_TOKEN)
     try:
-        return await users.lock(tx, taken.user_id)
+        user = await users.lock(tx, used.user_id)
     except NotFound:
-        raise NotFound(BAD_LINK) from None
+        raise NotFound(BAD_TOKEN) from None
+    _require_usable(user, used)
+    return used, user
 
 
-# --- links
+async def _find(database: Database, token: str, *purposes: Purpose) -> tuple[OneTimeToken, dict[str, Any]]:
+    """Return a token and its account's row without using up the token. Raises NotFound."""
+    found = await one_time_tokens.find(database, token, *purposes)
+    user = await users.find(database, found.user_id) if found is not None else None
+    if found is None or user is None:
+        raise NotFound(BAD_TOKEN)
+    _require_usable(user, found)
+    return found, user
 
 
-async def follow(tx: Transaction, token: str) -> dict[str, Any]:
-    """Activate the account that the token was mailed to, or make the address that it was mailed to the account's.
+def _require_usable(user: Mapping[str, Any], token: OneTimeToken) -> None:
+    match token.purpose:
+        case Purpose.EMAIL:
+            is_usable = user["is_active"]
+        case Purpose.ACTIVATE:
+            is_usable = user["awaits_activation"] and user["email"] == token.email
+        case Purpose.RESET:
+            is_usable = (user["is_active"] or user["awaits_activation"]) and user["email"] == token.email
+    if not is_usable:
+        raise NotFound(BAD_TOKEN)
 
-    Answers the account as it is then, `public`. Raises NotFound, and Conflict when the address is somebody else's.
+
+# --- activation and confirmation
+
+
+async def confirm(tx: Transaction, token: str) -> dict[str, Any]:
+    """Activate the account that the token was mailed to, or give the account its new email.
+
+    Return the account in its `public` form. Raises NotFound, and Conflict when another account has the email.
     """
-    taken = await one_time_tokens.take(tx, token, Purpose.ACTIVATE, Purpose.EMAIL)
-    user = await _account_of(tx, taken)
-    assert taken is not None
-    if not _may_follow(user, taken):
-        raise NotFound(BAD_LINK)
-    if taken.purpose is Purpose.EMAIL:
-        return await _use_address(tx, user, taken.email)
-    await one_time_tokens.void(tx, user["id"], Purpose.ACTIVATE)
-    after = await users.change(tx, user, {"is_active": True, "awaits_activation": False}, actor_id=user["id"])
+    used, user = await _use(tx, token, Purpose.ACTIVATE, Purpose.EMAIL)
+    if used.purpose is Purpose.EMAIL:
+        after = await users.change(tx, user, users.as_stored({"email": used.email}), actor_id=user["id"])
+        await address_changed(tx, user, used.email)
+    else:
+        await one_time_tokens.void(tx, user["id"], Purpose.ACTIVATE)
+        after = await users.change(tx, user, {"is_active": True, "awaits_activation": False}, actor_id=user["id"])
     return users.public(after)
 
 
-async def look_at(database: Database, token: str) -> tuple[Purpose, str, dict[str, Any]]:
-    """What following a token would do: its purpose, the address that it was mailed to and the account, `public`.
+async def preview(database: Database, token: str) -> Confirmation:
+    """Return the change that `confirm` would make, without using up the token. Raises NotFound."""
+    found, user = await _find(database, token, Purpose.ACTIVATE, Purpose.EMAIL)
+    return Confirmation(found.purpose, found.email, users.public(user))
 
-    Uses nothing up. Raises NotFound.
+
+# --- email addresses
+
+
+async def request_address_change(tx: Transaction, user: Mapping[str, Any], address: str) -> None:
+    """Mail a confirmation URL to the new email of a locked account and a notice to the current one.
+
+    The account keeps its email until the URL is used (`confirm`). A second request replaces the first. Raises Conflict
+    when another account has the new email.
     """
-    taken = await one_time_tokens.find(database, token, Purpose.ACTIVATE, Purpose.EMAIL)
-    user = await users.find(database, taken.user_id) if taken is not None else None
-    if taken is None or user is None or not _may_follow(user, taken):
-        raise NotFound(BAD_LINK)
-    return taken.purpose, taken.email, users.public(user)
-
-
-def _may_follow(user: Mapping[str, Any], taken: Taken) -> bool:
-    if taken.purpose is Purpose.EMAIL:
-        return bool(user["is_active"])
-    return bool(user["awaits_activation"]) and user["email"] == taken.email
-
-
-async def _use_address(tx: Transaction, user: dict[str, Any], address: str) -> dict[str, Any]:
-    await _require_free(tx, user, address)
-    values = {"email": address, "email_key": users.login_key(address)}
-    try:
-        after = await users.change(tx, user, values, actor_id=user["id"])
-    except IntegrityError:
-        raise _taken() from None
-    await address_changed(tx, user, address)
-    return users.public(after)
-
-
-async def _require_free(tx: Transaction, user: Mapping[str, Any], address: str) -> None:
-    """Raises Conflict."""
-    table = models.users
-    key = users.login_key(address)
-    found = await tx.connection.execute(select(table.c.id).where(table.c.email_key == key, table.c.id != user["id"]))
-    if found.first() is not None:
-        raise _taken()
-
-
-def _taken() -> Conflict:
-    return Conflict([FieldProblem(("body", "email"), "This email is taken", "taken")])
-
-
-# --- addresses
-
-
-async def ask_for_address(tx: Transaction, user: Mapping[str, Any], address: str) -> None:
-    """Mail a link to the address that the owner of a locked account wants, and tell the one that it has. The account
-    keeps that until the link is followed (`follow`); a wish replaces the one before. Raises Conflict when somebody else
-    has the address.
-    """
-    await _require_free(tx, user, address)
-    await keep_address(tx, user)
+    await users.require_free(tx, users.as_stored({"email": address}), user["id"])
+    await cancel_address_change(tx, user)
     await outbox.put(tx, user["id"], MailType.CONFIRM_EMAIL, address)
     if user["email"] is not None:
         await outbox.put(tx, user["id"], MailType.EMAIL_CHANGE_ASKED, user["email"])
 
 
-async def keep_address(tx: Transaction, user: Mapping[str, Any]) -> None:
-    """Take back the wish for another address, if there is one."""
+async def cancel_address_change(tx: Transaction, user: Mapping[str, Any]) -> None:
+    """Cancel a pending change of the email, if there is one."""
     await one_time_tokens.void(tx, user["id"], Purpose.EMAIL)
     await outbox.withdraw(tx, user["id"], MailType.CONFIRM_EMAIL, MailType.EMAIL_CHANGE_ASKED)
 
 
 async def address_changed(tx: Transaction, before: Mapping[str, Any], address: str | None) -> None:
-    """What a new address means, to be called by whoever writes it: links that were mailed before are good no more, and
-    the old address is told. `before` is the row as it was; of an account that waits to be activated the new address is
-    asked, and the old one, which nobody has proven, is left alone.
+    """Revoke the account's tokens and notify the old email; call this after each write of an email.
+
+    `before` is the row before the write. An account that awaits activation gets an activation URL at the new email
+    instead: its old email was never confirmed, so it receives no notice.
     """
     if before["email"] == address:
         return
-    await one_time_tokens.void(tx, before["id"])
-    await outbox.withdraw(tx, before["id"], MailType.ACTIVATE, MailType.RESET_PASSWORD, MailType.CONFIRM_EMAIL)
+    await _revoke_mailed_urls(tx, before)
     if before["awaits_activation"]:
         if address is not None:
             await outbox.put(tx, before["id"], MailType.ACTIVATE, address)
@@ -132,55 +126,54 @@ async def address_changed(tx: Transaction, before: Mapping[str, Any], address: s
         await outbox.put(tx, before["id"], MailType.EMAIL_CHANGED, before["email"])
 
 
+async def _revoke_mailed_urls(tx: Transaction, user: Mapping[str, Any]) -> None:
+    await one_time_tokens.void(tx, user["id"])
+    await outbox.withdraw(tx, user["id"], MailType.ACTIVATE, MailType.RESET_PASSWORD, MailType.CONFIRM_EMAIL)
+
+
 # --- passwords
 
 
 async def account_to_reset(database: Database, token: str) -> dict[str, Any]:
-    """The account that a link for a new password is of, without using it up. Raises NotFound."""
-    taken = await one_time_tokens.find(database, token, Purpose.RESET)
-    user = await users.find(database, taken.user_id) if taken is not None else None
-    if taken is None or user is None or not _may_reset(user, taken):
-        raise NotFound(BAD_LINK)
+    """Return the row of the account that a password reset token belongs to, without using it up. Raises NotFound."""
+    _, user = await _find(database, token, Purpose.RESET)
     return user
 
 
-def _may_reset(user: Mapping[str, Any], taken: Taken) -> bool:
-    return bool(user["is_active"] or user["awaits_activation"]) and user["email"] == taken.email
-
-
 async def reset_password(tx: Transaction, token: str, password_hash: str) -> None:
-    """Use the token up: the password is another one, all sessions end, and the account is active, for its address is
-    proven. Raises NotFound.
+    """Use up a token: set the password and end all sessions.
+
+    The account becomes active, because the token proves its email. Raises NotFound.
     """
-    taken = await one_time_tokens.take(tx, token, Purpose.RESET)
-    user = await _account_of(tx, taken)
-    assert taken is not None
-    if not _may_reset(user, taken):
-        raise NotFound(BAD_LINK)
+    _, user = await _use(tx, token, Purpose.RESET)
     values = {"password_hash": password_hash, "is_active": True, "awaits_activation": False}
-    await users.change(tx, user, values, actor_id=user["id"])
-    await sessions.end_others(tx, user["id"], None, actor_id=user["id"])
-    await _password_changed(tx, user)
+    await _change_password(tx, user, values, keep_session_id=None)
 
 
 async def change_password(
     tx: Transaction, user_id: int, session_id: str, checked_hash: str, password_hash: str
 ) -> None:
-    """Another password; all sessions but this one end, and links that were mailed before are good no more.
+    """Set the password, end every other session and revoke the URLs that were mailed before.
 
-    `checked_hash` is what the old password was checked against. Raises Conflict when it was changed meanwhile.
+    `checked_hash` is the hash that the old password was checked against. Raises Conflict when it changed meanwhile.
     """
     user = await users.lock(tx, user_id)
     if user["password_hash"] != checked_hash:
-        raise Conflict("The password was changed by somebody else just now")
-    await users.change(tx, user, {"password_hash": password_hash}, actor_id=user_id)
-    await sessions.end_others(tx, user_id, session_id, actor_id=user_id)
-    await _password_changed(tx, user)
+        raise password_changed_meanwhile()
+    await _change_password(tx, user, {"password_hash": password_hash}, keep_session_id=session_id)
 
 
-async def _password_changed(tx: Transaction, user: Mapping[str, Any]) -> None:
-    """No link outlives the password: whoever knew the old one may have asked for an address of their own."""
-    await one_time_tokens.void(tx, user["id"])
-    await outbox.withdraw(tx, user["id"], MailType.ACTIVATE, MailType.RESET_PASSWORD, MailType.CONFIRM_EMAIL)
+def password_changed_meanwhile() -> Conflict:
+    return Conflict("The password was changed by another request; try again with the new one")
+
+
+async def _change_password(
+    tx: Transaction, user: Mapping[str, Any], values: Mapping[str, Any], *, keep_session_id: str | None
+) -> None:
+    # The password comes first: see `sessions.end_others`.
+    await users.change(tx, user, values, actor_id=user["id"])
+    await sessions.end_others(tx, user["id"], keep_session_id, actor_id=user["id"])
+    # An intruder who knew the old password may have requested a URL to an address of their own.
+    await _revoke_mailed_urls(tx, user)
     if user["email"] is not None:
         await outbox.put(tx, user["id"], MailType.PASSWORD_CHANGED, user["email"])

@@ -1,7 +1,7 @@
-"""Deleting accounts: what is somebody's own goes, what they listed stays and names a number that nobody has any more.
+"""Deleting accounts: personal data goes, and the movies and characters that the user listed stay under the old user id.
 
-All of it in one transaction: sessions end, so that sockets close, jobs are cancelled, links and mails are taken back,
-and the row keeps nothing but its number. The user name and the address are free again.
+One transaction ends the sessions, so that sockets close, cancels the jobs, revokes tokens, withdraws mails and empties
+the row but for its id. The user name and the email become free again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, delete, exists, func, select, update
 
 import models
-from core.errors import NotFound, PreconditionFailed
 from core.identity import Group
 from core.times import utc_now, utc_text
 from repository import jobs
@@ -25,7 +24,7 @@ from repository.engine.transaction import Transaction
 from repository.generic.lists import entity
 from repository.generic.versions import IfMatch
 
-# No password has this for its hash.
+# No password hashes to this.
 NO_PASSWORD = "deleted"  # noqa: S105 (no password)
 _EMPTIED = (
     "username",
@@ -45,43 +44,39 @@ _EMPTIED = (
 
 
 async def remove(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatch) -> str | None:
-    """Delete an account: one's own, or as an admin any. Answers its avatar, whose files nobody needs any more.
+    """Delete an account: the editor's own, or any account for an admin. Return its avatar, whose files can go.
 
     Raises Forbidden, NotFound, PreconditionFailed, and Conflict for the last admin.
     """
-    before, admins = await users.lock_among_admins(tx, user_id)
-    if editor.user_id != user_id:
-        users.require_admin(editor.user_id, admins)
-    if before is None:
-        raise NotFound(f"There is no user {user_id}")
-    if if_match is not None and before["version"] not in if_match:
-        raise PreconditionFailed(f"User {user_id} is at version {before['version']} now")
-    users.require_another_admin(user_id, admins)
-    await _empty(tx, before, actor_id=editor.user_id)
-    if editor.user_id != user_id or user_id in admins:
+    is_own = editor.user_id == user_id
+    locked = await users.lock_with_admins(tx, user_id, if_match, admin_id=None if is_own else editor.user_id)
+    locked.require_another_admin()
+    await _empty(tx, locked.row, actor_id=editor.user_id)
+    if not is_own or user_id in locked.admins:
         await audit.record(tx, "delete", user_id, actor_id=editor.user_id, address=editor.address, changes={})
-    avatar: str | None = before["avatar"]
+    avatar: str | None = locked.row["avatar"]
     return avatar
 
 
 async def forget_waiting(database: Database, now: datetime, *, max_rows: int) -> int:
-    """Delete accounts that nobody has activated within `DAYS_TO_ACTIVATE` before `now` (an aware time). Answers how
-    many: 0 when there are no more.
+    """Delete up to `max_rows` accounts that were not activated within `DAYS_TO_ACTIVATE` before `now` (an aware time).
 
-    Those whose link is still good, or waits to be sent, stay until the next time, and so do those whom an admin has put
-    into another group or given a picture: somebody wants them.
+    Return how many were deleted. Accounts with a valid or queued activation URL stay until a later clean-up. Accounts
+    that an admin has moved to another group or given a picture stay too, because they are wanted.
     """
     late = late_accounts(now, max_rows)
     async with database.read() as connection:
-        # A look without a lock first: nearly always there are none.
+        # Check without a lock first, because there is nearly always nothing to delete.
         if (await connection.execute(late)).first() is None:
             return 0
 
     async def work(tx: Transaction) -> int:
-        # Locked first: what is asked of them after that, whoever had them before us has committed.
+        # Lock first: the conditions below then see what the previous holders of the locks have committed.
         held = (await tx.connection.execute(late.with_for_update(of=models.users))).scalars().all()
         is_held = models.users.c.id.in_(held)
-        still = select(models.users).where(is_held, models.users.c.awaits_activation, ~_has_a_link(now), ~_has_a_mail())
+        still = select(models.users).where(
+            is_held, models.users.c.awaits_activation, ~_has_token(now), ~_has_queued_mail()
+        )
         rows = (await tx.connection.execute(still.order_by(models.users.c.id))).all()
         for row in rows:
             await _empty(tx, entity(row), actor_id=None)
@@ -90,17 +85,17 @@ async def forget_waiting(database: Database, now: datetime, *, max_rows: int) ->
     return await database.write(work)
 
 
-def _has_a_link(now: datetime) -> ColumnElement[bool]:
+def _has_token(now: datetime) -> ColumnElement[bool]:
     tokens = models.one_time_tokens
     return exists().where(tokens.c.user_id == models.users.c.id, tokens.c.expires_at > utc_text(now))
 
 
-def _has_a_mail() -> ColumnElement[bool]:
+def _has_queued_mail() -> ColumnElement[bool]:
     return exists().where(models.mails.c.user_id == models.users.c.id, models.mails.c.due_at.is_not(None))
 
 
 def late_accounts(now: datetime, max_rows: int) -> Select[tuple[int]]:
-    """The numbers of accounts that `forget_waiting` may delete, in the order of their index."""
+    """Return the query for the ids that `forget_waiting` may delete, in the order of their index."""
     table = models.users
     return (
         select(table.c.id)
@@ -108,9 +103,10 @@ def late_accounts(now: datetime, max_rows: int) -> Select[tuple[int]]:
             table.c.awaits_activation,
             table.c.created_at < utc_text(now - timedelta(days=DAYS_TO_ACTIVATE)),
             table.c.group == Group.USER.value,
-            func.coalesce(table.c.avatar, "") == "",  # said so, SQLite does not take the index of avatars
-            ~_has_a_link(now),
-            ~_has_a_mail(),
+            func.coalesce(table.c.avatar, "")
+            == "",  # written this way, so that SQLite does not choose the avatars index
+            ~_has_token(now),
+            ~_has_queued_mail(),
         )
         .order_by(table.c.created_at, table.c.id)
         .limit(max_rows)
@@ -118,7 +114,7 @@ def late_accounts(now: datetime, max_rows: int) -> Select[tuple[int]]:
 
 
 async def _empty(tx: Transaction, before: Mapping[str, Any], *, actor_id: int | None) -> None:
-    """Leave nothing of an account, whose row is locked, but its number."""
+    """Erase everything about an account, whose row is locked, but its id, and emit the delete event."""
     user_id = before["id"]
     await jobs.cancel_all(tx, user_id)
     await sessions.end_all(tx, user_id, actor_id=actor_id)

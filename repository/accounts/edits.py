@@ -1,8 +1,8 @@
 """Editing accounts and profiles, by their owners and by admins.
 
-A profile is a part of its account: one row, one version. Every function takes the transaction of `Database.write` and
-answers the account's row as it is then. Whoever edits holds the row, and an edit that changes nothing is no edit: no
-event, and nothing in the audit trail.
+A profile is part of its account: one row, one version. Each function runs inside the transaction of `Database.write`
+and returns the account's new row. The row is locked first. An edit that changes nothing emits no event and leaves no
+entry in the audit trail.
 """
 
 from __future__ import annotations
@@ -11,20 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from core.errors import Conflict, FieldProblem, Forbidden, NotFound, PreconditionFailed
+from core.errors import Conflict, FieldProblem, Forbidden, NotFound
 from core.identity import Group
 from core.times import utc_now
 from repository.accounts import audit, confirmations, users
 from repository.engine.transaction import Transaction
-from repository.generic.versions import IfMatch
+from repository.generic.versions import IfMatch, changed_names
 
 PROFILE = ("first_name", "last_name", "gender", "date_of_birth", "info")
-_SIGNS_IN_WITH = ("username", "email")
 
 
 @dataclass(frozen=True, slots=True)
 class Editor:
-    """Who edits, and from where. As an admin only where that is what gives the right to."""
+    """The user who edits, and their address. `is_admin` is set only when admin rights permit the edit."""
 
     user_id: int
     address: str | None
@@ -32,6 +31,7 @@ class Editor:
 
 
 def public_profile(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the profile as its owner and admins see it."""
     account = users.public(row)
     shown = (*PROFILE, "avatar_url", "avatar_thumbnail_url", "version")
     return {
@@ -54,55 +54,51 @@ async def edit_own(
     proven_hash: str | None,
     proves_addresses: bool,
 ) -> dict[str, Any]:
-    """Set fields of one's own account.
+    """Set fields of the caller's own account.
 
-    `proven_hash` is what the current password was checked against, None when none was sent; it is needed for what one
-    signs in with. With `proves_addresses` a new address is mailed a link, and counts when that is followed; the address
-    that the account has takes such a wish back, if the password comes with it. Raises NotFound, PreconditionFailed,
+    `proven_hash` is the hash that the current password was checked against, or None when no password was sent; changing
+    the user name or the email needs it. With `proves_addresses` a new email takes effect when its confirmation URL is
+    used, and sending the current email with the password cancels a pending change. Raises NotFound, PreconditionFailed,
     Forbidden without the password, and Conflict.
     """
-    before = await _locked(tx, user_id, if_match)
+    before = await users.lock(tx, user_id, if_match)
     values = users.as_stored(fields)
     _require_login(before, values)
-    changed = [name for name in _SIGNS_IN_WITH if name in values and values[name] != before[name]]
+    changed = [name for name in changed_names(before, values) if name in users.LOGINS]
     if changed:
         _require_proof(before, proven_hash, changed)
     if "email" in changed and proves_addresses:
         if values["email"] is None:
-            message = "An address stays, for accounts are activated by mail here"
+            message = "The email cannot be removed, because accounts are activated by email here"
             raise Conflict([FieldProblem(("body", "email"), message, "email_needed")])
-        await confirmations.ask_for_address(tx, before, values["email"])
+        await confirmations.request_address_change(tx, before, values["email"])
         del values["email"], values["email_key"]
     elif "email" in values and proven_hash is not None:
-        await confirmations.keep_address(tx, before)
+        await confirmations.cancel_address_change(tx, before)
     return await _write(tx, before, values, user_id)
 
 
 def _require_login(before: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    named = [name for name in _SIGNS_IN_WITH if name in values]
-    if named and all({**before, **values}[name] is None for name in _SIGNS_IN_WITH):
-        # The body is a good one for an account that has the other: so not a 422.
-        message = "The account has nothing else to sign in with"
+    named = [name for name in users.LOGINS if name in values]
+    if named and all({**before, **values}[name] is None for name in users.LOGINS):
+        # The same body is valid for an account that has the other login, so this is not a 422.
+        message = "The account would have no user name and no email to sign in with"
         raise Conflict([FieldProblem(("body", name), message, "login_needed") for name in named])
 
 
 def _require_proof(before: Mapping[str, Any], proven_hash: str | None, changed: list[str]) -> None:
     if proven_hash is None:
-        message = f"Expected the current password, for {' and '.join(changed)} to change"
+        message = f"Expected the current password to change {' and '.join(changed)}"
         raise Forbidden([FieldProblem(("body", "current_password"), message, "missing").as_dict()])
     if proven_hash != before["password_hash"]:
-        raise Conflict("The password was changed by somebody else just now")
+        raise confirmations.password_changed_meanwhile()
 
 
 async def edit_by_admin(
     tx: Transaction, editor: Editor, user_id: int, fields: Mapping[str, Any], if_match: IfMatch
 ) -> dict[str, Any]:
     """Set fields of any account. Raises Forbidden, NotFound, PreconditionFailed and Conflict."""
-    before, admins = await users.lock_among_admins(tx, user_id)
-    users.require_admin(editor.user_id, admins)
-    if before is None:
-        raise NotFound(f"There is no user {user_id}")
-    _require_version(before, if_match)
+    before = (await users.lock_with_admins(tx, user_id, if_match, admin_id=editor.user_id)).row
     values = users.as_stored(fields)
     _require_login(before, values)
     after = await _write(tx, before, values, editor.user_id)
@@ -113,23 +109,30 @@ async def edit_by_admin(
 async def create_by_admin(
     tx: Transaction, editor: Editor, fields: Mapping[str, Any], password_hash: str, group: Group
 ) -> dict[str, Any]:
-    """Store an account that is active at once; answers it `public`. Raises Forbidden and Conflict."""
-    _, admins = await users.lock_among_admins(tx, editor.user_id)
-    users.require_admin(editor.user_id, admins)
+    """Store an account that is active at once and return its `public` form. Raises Forbidden and Conflict."""
+    await users.lock_with_admins(tx, editor.user_id, admin_id=editor.user_id)
     user = await users.create(tx, fields, password_hash, group, actor_id=editor.user_id)
     changes = {"group": [None, group.value]}
     await audit.record(tx, "create", user["id"], actor_id=editor.user_id, address=editor.address, changes=changes)
     return user
 
 
+async def _write(
+    tx: Transaction, before: Mapping[str, Any], values: Mapping[str, Any], actor_id: int
+) -> dict[str, Any]:
+    after = await users.change(tx, before, values, actor_id=actor_id)
+    await confirmations.address_changed(tx, before, after["email"])
+    return after
+
+
 # --- profiles
 
 
 async def create_profile(tx: Transaction, editor: Editor, user_id: int, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Raises Forbidden, NotFound, and Conflict when there is one already."""
-    before = await locked_for(tx, editor, user_id, None)
+    """Add a profile to an account. Raises Forbidden, NotFound, and Conflict when it already has one."""
+    before = await lock_for(tx, editor, user_id, None)
     if before["profile_created_at"] is not None:
-        raise Conflict(f"User {user_id} has a profile")
+        raise Conflict(f"User {user_id} already has a profile")
     after = await users.change(tx, before, {**fields, "profile_created_at": utc_now()}, actor_id=editor.user_id)
     await record(tx, "create_profile", before, after, editor)
     return after
@@ -138,8 +141,8 @@ async def create_profile(tx: Transaction, editor: Editor, user_id: int, fields: 
 async def edit_profile(
     tx: Transaction, editor: Editor, user_id: int, fields: Mapping[str, Any], if_match: IfMatch
 ) -> dict[str, Any]:
-    """Raises Forbidden, NotFound also when there is no profile yet, and PreconditionFailed."""
-    before = await locked_for(tx, editor, user_id, if_match)
+    """Set fields of a profile. Raises Forbidden, NotFound also without a profile, and PreconditionFailed."""
+    before = await lock_for(tx, editor, user_id, if_match)
     require_profile(before)
     after = await users.change(tx, before, fields, actor_id=editor.user_id)
     await record(tx, "update_profile", before, after, editor)
@@ -147,55 +150,28 @@ async def edit_profile(
 
 
 def require_profile(row: Mapping[str, Any]) -> None:
-    """Raises NotFound."""
+    """Raise NotFound when the account has no profile."""
     if row["profile_created_at"] is None:
         raise NotFound(f"User {row['id']} has no profile yet")
 
 
-# --- what they share
+# --- shared with the other edits of accounts
 
 
-async def locked_for(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatch) -> dict[str, Any]:
-    """The row, locked; of somebody else's only while the editor is an admin.
+async def lock_for(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatch) -> dict[str, Any]:
+    """Return the locked row of the account; of another user's account only while the editor is an active admin.
 
     Raises Forbidden, NotFound and PreconditionFailed.
     """
-    if not editor.is_admin:
-        return await _locked(tx, user_id, if_match)
-    before, admins = await users.lock_among_admins(tx, user_id)
-    users.require_admin(editor.user_id, admins)
-    if before is None:
-        raise NotFound(f"There is no user {user_id}")
-    _require_version(before, if_match)
-    return before
-
-
-async def _locked(tx: Transaction, user_id: int, if_match: IfMatch) -> dict[str, Any]:
-    before = await users.lock(tx, user_id)
-    _require_version(before, if_match)
-    return before
-
-
-def _require_version(before: Mapping[str, Any], if_match: IfMatch) -> None:
-    if if_match is not None and before["version"] not in if_match:
-        raise PreconditionFailed(f"User {before['id']} is at version {before['version']} now")
-
-
-async def _write(
-    tx: Transaction, before: Mapping[str, Any], values: Mapping[str, Any], actor_id: int
-) -> dict[str, Any]:
-    """Write what one may sign in with, too. Raises Conflict naming what is taken."""
-    await users.require_free(tx, values, before["id"])
-    with users.naming_what_is_taken():
-        after = await users.change(tx, before, values, actor_id=actor_id)
-    await confirmations.address_changed(tx, before, after["email"])
-    return after
+    if editor.is_admin or editor.user_id != user_id:
+        return (await users.lock_with_admins(tx, user_id, if_match, admin_id=editor.user_id)).row
+    return await users.lock(tx, user_id, if_match)
 
 
 async def record(
     tx: Transaction, action: str, before: Mapping[str, Any], after: Mapping[str, Any], editor: Editor
 ) -> None:
-    """Keep in the audit trail what an admin did; what people do to their own accounts is not kept."""
+    """Record an admin's edit in the audit trail; edits by the owner are not recorded."""
     if editor.is_admin:
         shown = users.public(before), users.public(after)
         await audit.record_changes(tx, action, *shown, actor_id=editor.user_id, address=editor.address)

@@ -1,8 +1,8 @@
-"""What links in mails carry: random, good once and for a day, and kept only as digests.
+"""One-time tokens, which mailed URLs carry: random, valid once and for a day, stored only as digests.
 
-Each purpose has its own tokens; one for resetting a password activates nothing. A token proves that somebody reads the
-mails of the address it was sent to (`Taken.email`), and is worth nothing for an account that has another address by
-then. Whoever changes or deletes an account takes its tokens back with `void`, in the same transaction.
+A token serves one purpose: a password reset token activates nothing. It proves that its holder reads the mail of the
+address it was sent to (`OneTimeToken.email`); callers reject it when the account has another address by then. Code that
+changes or deletes an account revokes its tokens with `void`, in the same transaction.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 
 LIFETIME_HOURS = 24
-DAYS_TO_ACTIVATE = 7  # then nobody gets a link to do it any more, and soon the account goes
+DAYS_TO_ACTIVATE = 7  # after this no new activation URL is mailed, and the clean-up deletes the account
 TOKEN_BYTES = 32
 
 
 class Purpose(StrEnum):
     ACTIVATE = "activate"
     RESET = "reset"
-    EMAIL = "email"  # make the address that it was mailed to the account's
+    EMAIL = "email"  # give the account the address that the token was mailed to
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """Whose token it was, and the address that it was mailed to."""
+class OneTimeToken:
+    """The account that a token belongs to, and the address that it was mailed to."""
 
     purpose: Purpose
     user_id: int
@@ -41,18 +41,18 @@ class Taken:
 
 
 def _digest(token: str) -> str:
-    # No salt and no slow hash: nobody guesses 32 random bytes.
+    # 32 random bytes cannot be guessed, so the digest needs no salt and no slow hash.
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def _is(token: str, purposes: tuple[Purpose, ...]) -> ColumnElement[bool]:
+def _is_valid(token: str, purposes: tuple[Purpose, ...]) -> ColumnElement[bool]:
     table = models.one_time_tokens
-    # Looked for by its digest, a guess learns nothing from how long the comparison took.
+    # Comparing digests makes the duration of the look-up useless to an attacker.
     return (table.c.digest == _digest(token)) & table.c.purpose.in_(purposes) & (table.c.expires_at > utc_now())
 
 
 async def mint(tx: Transaction, purpose: Purpose, user_id: int, email: str) -> str:
-    """A new token for a mail to `email`. The text is nowhere but in the answer."""
+    """Store a new token for a mail to `email` and return it; the database keeps only its digest."""
     token = secrets.token_urlsafe(TOKEN_BYTES)
     now = datetime.now(UTC)
     values = {
@@ -67,29 +67,29 @@ async def mint(tx: Transaction, purpose: Purpose, user_id: int, email: str) -> s
     return token
 
 
-async def find(database: Database, token: str, *purposes: Purpose) -> Taken | None:
-    """Whose token it is, without using it up: for what is checked before the transaction that takes it."""
+async def find(database: Database, token: str, *purposes: Purpose) -> OneTimeToken | None:
+    """Return a valid token without using it up, for checks before the transaction that takes it."""
     table = models.one_time_tokens
     async with database.read() as connection:
         found = await connection.execute(
-            select(table.c.purpose, table.c.user_id, table.c.email).where(_is(token, purposes))
+            select(table.c.purpose, table.c.user_id, table.c.email).where(_is_valid(token, purposes))
         )
         row = found.one_or_none()
-        return Taken(Purpose(row[0]), row[1], row[2]) if row is not None else None
+        return OneTimeToken(Purpose(row[0]), row[1], row[2]) if row is not None else None
 
 
-async def take(tx: Transaction, token: str, *purposes: Purpose) -> Taken | None:
-    """Use a token up. Of two who take it at once, one gets None, as everybody does for what is no good."""
+async def take(tx: Transaction, token: str, *purposes: Purpose) -> OneTimeToken | None:
+    """Use up a token; None when it is not valid. Of two concurrent calls with one token, one gets None."""
     table = models.one_time_tokens
     found = await tx.connection.execute(
-        delete(table).where(_is(token, purposes)).returning(table.c.purpose, table.c.user_id, table.c.email)
+        delete(table).where(_is_valid(token, purposes)).returning(table.c.purpose, table.c.user_id, table.c.email)
     )
     row = found.one_or_none()
-    return Taken(Purpose(row[0]), row[1], row[2]) if row is not None else None
+    return OneTimeToken(Purpose(row[0]), row[1], row[2]) if row is not None else None
 
 
 async def void(tx: Transaction, user_id: int, *purposes: Purpose) -> None:
-    """Take the account's tokens of these purposes back, or all of them when none is named."""
+    """Revoke the account's tokens of these purposes, or all of them when none is named."""
     table = models.one_time_tokens
     which = table.c.user_id == user_id
     if purposes:
@@ -98,7 +98,7 @@ async def void(tx: Transaction, user_id: int, *purposes: Purpose) -> None:
 
 
 async def forget(database: Database, now: datetime) -> int:
-    """Delete what has expired at `now` (an aware time). Answers how many."""
+    """Delete tokens that have expired at `now` (an aware time). Return how many were deleted."""
     table = models.one_time_tokens
 
     async def work(tx: Transaction) -> int:

@@ -1,12 +1,12 @@
-"""The outbox: mails are rows, written in the same transaction as their cause and sent later by `jobs.mailer`.
+"""The outbox: mails are rows, stored in the same transaction as their cause and sent later by `jobs.mailer`.
 
-- A row holds no token. Whoever sends the mail mints one when the row is claimed, so the digest is stored before the
-  mail is on its way, and neither the outbox nor a backup of it opens any account.
-- A claim is a lease by the database's clock: a mail whose sender died is sent by another one when it has run out. So
+- A row holds no token. The token is minted when a worker claims the row. So its digest is stored before the mail is
+  sent, and neither the outbox nor a backup of it gives access to an account.
+- A claim is a lease by the database's clock. When a worker dies, another one sends the mail once the lease expires. So
   each mail is sent at least once; a second copy has the `Message-ID` of the first.
-- Whoever asks for a mail without being signed in only leaves the address here (`request`). Whether there is an account
-  is looked at when the row is claimed: the answer, and the time that it takes, cannot tell.
-- What was sent stays for a day: that is how it is known how many mails somebody had.
+- A request from an anonymous client stores only the address (`request`). The account is looked up when the row is
+  claimed, so neither the response nor its duration reveals whether an account exists.
+- Sent mails are kept for a day, to count how many an account has received.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from sqlalchemy import ColumnElement, delete, func, insert, or_, select, update
 
 import models
 from core.times import utc_now, utc_text
-from repository.accounts import one_time_tokens
+from repository.accounts import one_time_tokens, users
 from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE, Purpose
-from repository.accounts.users import login_key
 from repository.engine import clock
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
@@ -33,7 +32,7 @@ from repository.generic.lists import entity
 LEASE_SECONDS = 60.0  # twice as long as a conversation with the mail server may take
 MAX_ATTEMPTS = 56  # with the pauses of `jobs.mailer` about two days
 MAX_WAITING_PER_USER = 20
-MAX_REQUESTED_PER_DAY = 5  # of one kind and account
+MAX_REQUESTED_PER_DAY = 5  # of one type and account
 REQUEST_PAUSE_SECONDS = 60.0
 DAY = timedelta(days=1)
 KEPT_WHEN_FAILED = timedelta(days=7)
@@ -44,13 +43,13 @@ log = structlog.get_logger("mails")
 class MailType(StrEnum):
     ACTIVATE = "activate"
     RESET_PASSWORD = "reset_password"  # noqa: S105 (no password)
-    CONFIRM_EMAIL = "confirm_email"  # to a new address, which counts when its link is followed
-    EMAIL_CHANGE_ASKED = "email_change_asked"  # to the old address, meanwhile
+    CONFIRM_EMAIL = "confirm_email"  # to a new address, which takes effect when its confirmation URL is used
+    EMAIL_CHANGE_ASKED = "email_change_asked"  # to the old address, at the same time
     PASSWORD_CHANGED = "password_changed"  # noqa: S105 (no password)
     EMAIL_CHANGED = "email_changed"  # to the old address
 
 
-# Whose text holds a link.
+# The mails that carry a one-time token.
 PURPOSES: Mapping[MailType, Purpose] = {
     MailType.ACTIVATE: Purpose.ACTIVATE,
     MailType.RESET_PASSWORD: Purpose.RESET,
@@ -60,50 +59,42 @@ PURPOSES: Mapping[MailType, Purpose] = {
 
 @dataclass(frozen=True, slots=True)
 class ClaimedMail:
-    """A mail that this worker is to send. `attempts` counts this one; `token` is for the link, where there is one."""
+    """A mail that this worker must send. `attempts` includes this one; `token` is set for the types in PURPOSES."""
 
     id: int
     kind: MailType
     recipient: str
     username: str | None
-    details: Mapping[str, Any]
     created_at: str
     attempts: int
     token: str | None
 
 
-# --- putting mails into the outbox
+# --- queueing
 
 
-async def put(
-    tx: Transaction, user_id: int, kind: MailType, recipient: str, details: Mapping[str, Any] | None = None
-) -> bool:
-    """Leave a mail to be sent. False when too many of this account's wait already: then it is not sent, and logged.
-
-    `details` must hold nothing secret.
-    """
+async def put(tx: Transaction, user_id: int, kind: MailType, recipient: str) -> bool:
+    """Queue a mail. Return False, and log, when the account already has MAX_WAITING_PER_USER queued."""
     table = models.mails
     waiting = select(func.count()).select_from(table).where(table.c.user_id == user_id, table.c.due_at.is_not(None))
     if (await tx.connection.execute(waiting)).scalar_one() >= MAX_WAITING_PER_USER:
-        log.warning("too many mails wait for one account: this one is not sent", user_id=user_id, kind=kind.value)
+        log.warning("mail not queued: too many queued for the account", user_id=user_id, kind=kind.value)
         return False
-    await _insert(tx, user_id, kind, recipient, details or {})
+    await _insert(tx, user_id, kind, recipient)
     return True
 
 
 async def request(tx: Transaction, kind: MailType, address: str) -> None:
-    """Leave a wish for a mail to whoever has this address. The same work whether anybody has."""
-    await _insert(tx, None, kind, address, {})
+    """Queue a mail to the account with this address. The work is the same when there is none."""
+    await _insert(tx, None, kind, address)
 
 
-async def _insert(
-    tx: Transaction, user_id: int | None, kind: MailType, recipient: str, details: Mapping[str, Any]
-) -> None:
-    values = {
+async def _insert(tx: Transaction, user_id: int | None, kind: MailType, recipient: str) -> None:
+    values: dict[str, Any] = {
         "user_id": user_id,
         "kind": kind.value,
         "recipient": recipient,
-        "details": dict(details),
+        "details": {},  # no mail needs any so far
         "created_at": utc_now(),
         "due_at": clock.now(is_sqlite=tx.is_sqlite),
         "attempts": 0,
@@ -112,7 +103,7 @@ async def _insert(
 
 
 async def withdraw(tx: Transaction, user_id: int, *kinds: MailType) -> None:
-    """Delete the account's mails of these kinds that wait, or every trace of its mails when none is named."""
+    """Delete the account's queued mails of these types, or all of its mails, sent ones included, when none is named."""
     table = models.mails
     which = table.c.user_id == user_id
     if kinds:
@@ -120,19 +111,19 @@ async def withdraw(tx: Transaction, user_id: int, *kinds: MailType) -> None:
     await tx.connection.execute(delete(table).where(which))
 
 
-# --- sending them
+# --- sending
 
 
 async def claim(database: Database, owner: str) -> ClaimedMail | None:
-    """Take the lease of the mail that is due first, with a new token where it needs one.
+    """Lease the mail that is due first, with a new token where it needs one, and return it; None when none is due.
 
-    What nobody is to get any more is deleted on the way. None when nothing is due.
+    Mails that must no longer be sent are deleted.
     """
     table = models.mails
     while True:
         async with database.read() as connection:
             due = select(table.c.id).where(table.c.due_at <= clock.now(is_sqlite=database.is_sqlite)).limit(1)
-            # A look without a lock first: an idle worker must not take SQLite's write lock once a second.
+            # Check without a lock first: an idle worker must not take SQLite's write lock once a second.
             if (await connection.execute(due)).first() is None:
                 return None
         is_done, mail = await database.write(lambda tx: _claim_one(tx, owner))
@@ -141,7 +132,7 @@ async def claim(database: Database, owner: str) -> ClaimedMail | None:
 
 
 async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | None]:
-    """Whether to stop looking, and what was found."""
+    """Return whether to stop searching, and the mail that was leased."""
     table = models.mails
     now = clock.now(is_sqlite=tx.is_sqlite)
     first = select(table).where(table.c.due_at <= now).order_by(table.c.due_at, table.c.id).limit(1)
@@ -150,7 +141,7 @@ async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | N
         return True, None
     mail = entity(row)
     if mail["attempts"] >= MAX_ATTEMPTS:
-        log.error("mail given up: its senders stopped before they knew", mail=mail["id"], kind=mail["kind"])
+        log.error("mail abandoned: every attempt was interrupted", mail=mail["id"], kind=mail["kind"])
         await _write(tx, table.c.id == mail["id"], {"due_at": None, "lease_owner": None, "failed_at": utc_now()})
         return False, None
     kind = MailType(mail["kind"])
@@ -158,43 +149,40 @@ async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | N
     if user is None or not _is_wanted(kind, user, mail) or not await _may_have(tx, user, mail):
         await tx.connection.execute(delete(table).where(table.c.id == mail["id"]))
         return False, None
-    # As the account spells it: an address that only compares equal may be somebody else's mailbox.
+    # The account's own spelling: an address that only has the same key may be another person's mailbox.
     recipient = mail["recipient"] if mail["user_id"] is not None else user["email"]
     purpose = PURPOSES.get(kind)
     token = await one_time_tokens.mint(tx, purpose, user["id"], recipient) if purpose is not None else None
     attempts = mail["attempts"] + 1
     values = {"user_id": user["id"], "recipient": recipient, "attempts": attempts, "lease_owner": owner}
     await _write(tx, table.c.id == mail["id"], {**values, "due_at": now + LEASE_SECONDS})
-    username, details, created_at = user["username"], mail["details"], mail["created_at"]
-    return True, ClaimedMail(mail["id"], kind, recipient, username, details, created_at, attempts, token)
+    return True, ClaimedMail(mail["id"], kind, recipient, user["username"], mail["created_at"], attempts, token)
 
 
 async def _account_of(tx: Transaction, mail: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Locked, so that of two wishes for one account the second sees the first."""
+    """Return the account's row, locked, so that the second of two requests for one account sees the first."""
     table = models.users
     known = mail["user_id"] is not None
-    which = table.c.id == mail["user_id"] if known else table.c.email_key == login_key(mail["recipient"])
-    found = await tx.connection.execute(
-        select(table).where(which, table.c.deleted_at.is_(None)).with_for_update(key_share=True)
-    )
+    which = table.c.id == mail["user_id"] if known else table.c.email_key == users.login_key(mail["recipient"])
+    found = await tx.connection.execute(select(table).where(which, users.exists()).with_for_update(key_share=True))
     row = found.one_or_none()
     return entity(row) if row is not None else None
 
 
 def _is_wanted(kind: MailType, user: Mapping[str, Any], mail: Mapping[str, Any]) -> bool:
-    """Whether the account is still one to send this mail to."""
+    """Return whether the account must still receive this mail."""
     is_current = mail["user_id"] is None or mail["recipient"] == user["email"]
     if kind is MailType.ACTIVATE:
         is_late = user["created_at"] < utc_text(datetime.now(UTC) - timedelta(days=DAYS_TO_ACTIVATE))
         return bool(user["awaits_activation"]) and is_current and not is_late
     if kind is MailType.RESET_PASSWORD:
-        # The link proves the address, so it helps whoever lost the first one, too.
+        # The URL proves the address, so it also helps an owner who lost the activation mail.
         return bool(user["is_active"] or user["awaits_activation"]) and is_current
     return bool(user["is_active"])
 
 
 async def _may_have(tx: Transaction, user: Mapping[str, Any], mail: Mapping[str, Any]) -> bool:
-    """Whether a wish is granted: so many mails a day and account, with a pause between two."""
+    """Return whether the limits for requested mails permit this one: a number a day, and a pause between two."""
     if mail["user_id"] is not None:
         return True
     table = models.mails
@@ -210,27 +198,28 @@ async def _may_have(tx: Transaction, user: Mapping[str, Any], mail: Mapping[str,
 
 
 async def sent(database: Database, mail: ClaimedMail, owner: str) -> None:
+    """Mark a mail as sent."""
     await _settle(database, mail, owner, {"due_at": None, "sent_at": utc_now()})
 
 
 async def failed(database: Database, mail: ClaimedMail, owner: str) -> None:
-    """Never try again."""
+    """Mark a mail as failed; it is not sent again."""
     await _settle(database, mail, owner, {"due_at": None, "failed_at": utc_now()})
 
 
 async def postpone(database: Database, mail: ClaimedMail, owner: str, seconds: float) -> None:
-    """Try again after a pause."""
+    """Make a mail due again after `seconds`."""
     await _settle(database, mail, owner, {"due_at": clock.now(is_sqlite=database.is_sqlite) + seconds})
 
 
 async def release(database: Database, mail: ClaimedMail, owner: str) -> None:
-    """Give a mail back that was not tried to the end, so that another worker takes it at once."""
+    """Give back a mail whose attempt was interrupted, so that another worker can claim it at once."""
     now = clock.now(is_sqlite=database.is_sqlite)
     await _settle(database, mail, owner, {"due_at": now, "attempts": mail.attempts - 1})
 
 
 async def _settle(database: Database, mail: ClaimedMail, owner: str, values: Mapping[str, Any]) -> None:
-    """End a lease. Nothing happens when it had run out and somebody else took the mail."""
+    """Write `values` and end the lease; do nothing when it has expired and another worker has claimed the mail."""
     table = models.mails
     is_ours = (table.c.id == mail.id) & (table.c.lease_owner == owner) & (table.c.attempts == mail.attempts)
 
@@ -248,7 +237,7 @@ async def _write(tx: Transaction, which: ColumnElement[bool], values: Mapping[st
 
 
 async def forget(database: Database, now: datetime) -> int:
-    """Delete what was sent a day before `now` (an aware time), and what failed a week before. Answers how many."""
+    """Delete mails sent a day before `now` (an aware time) or failed a week before. Return how many were deleted."""
     table = models.mails
     is_old = or_(table.c.sent_at < utc_text(now - DAY), table.c.failed_at < utc_text(now - KEPT_WHEN_FAILED))
 

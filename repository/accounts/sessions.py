@@ -1,10 +1,10 @@
-"""Sign-in sessions: a row from signing in until leaving. Its id is the claim `sid` of the tokens.
+"""Sessions: one row per sign-in, until sign-out. A session's id is the claim `sid` of its tokens.
 
-Of the refresh tokens of a session one is good, the last one that was given out. Whoever shows an older one is not the
-only one who has it: the session ends, and with it every token that came of that sign-in.
+A session has one valid refresh token, the last one issued. An older one is treated as stolen: presenting it ends the
+session, and with it every token issued from that sign-in.
 
-What its owner can list has no end yet (`ended_at`), and every beginning and end is an event for the owner alone. A
-session that merely runs out is still listed until the clean-up ends it, for a clock can send no event.
+The owner can list sessions that have not ended (`ended_at` is null), and each start and end is an event for the owner
+alone. An expired session stays listed until the clean-up ends it, because expiry alone sends no event.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from typing import Any
 from sqlalchemy import ColumnElement, delete, func, insert, select, update
 
 import models
-from core.errors import Forbidden, NotFound, Unauthenticated
+from core.errors import Forbidden, NotFound, Unauthenticated, invalid_token
 from core.identity import CLOCK_LEEWAY_SECONDS, Claims
 from core.times import utc_now, utc_text
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic.lists import Listed, entities_of, entity
+from repository.generic.versions import changed_names
 
 MAX_SESSIONS_PER_USER = 1_000
 MAX_USER_AGENT_LENGTH = 255
 KNOWN_ADDRESS_DAYS = 30
-WRONG_PASSWORD = "The name or the password is wrong"  # noqa: S105 (no password)
-BAD_REFRESH_TOKEN = "The refresh token is not valid or has expired"  # noqa: S105
+WRONG_PASSWORD = "Incorrect user name, email or password"  # noqa: S105 (no password)
 AWAITS_ACTIVATION = (
-    "The account waits for its activation: follow the link in the mail, or ask for another one"
+    "The account is not activated yet: open the activation URL in the email, or request a new one"
     " (POST /auth/activate/resend)"
 )
 DISABLED = "This account is disabled"
@@ -41,7 +41,7 @@ _PUBLIC = ("id", "user_id", "user_agent", "address", "created_at", "last_used_at
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A password that was right: the hash that it was checked against, and a new one if that has other parameters."""
+    """A correct password: the hash it was checked against, and a new hash when that one has outdated parameters."""
 
     password_hash: str
     new_hash: str | None = None
@@ -49,7 +49,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """The refresh token that is the good one from now on."""
+    """The refresh token that becomes the session's valid one."""
 
     refresh_id: str
     lifetime_seconds: int
@@ -57,17 +57,19 @@ class Renewal:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where somebody signs in from, as far as one can tell."""
+    """The client that signs in, as far as known."""
 
     user_agent: str | None
     address: str | None
 
 
 def public(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the session as its owner sees it."""
     return {name: row[name] for name in _PUBLIC}
 
 
 def goes_on() -> ColumnElement[bool]:
+    """Return the condition for sessions that have not ended."""
     return models.sessions.c.ended_at.is_(None)
 
 
@@ -78,18 +80,18 @@ def audience(user_id: int) -> str:
 async def begin(
     tx: Transaction, user_id: int, device: Device, checked: Checked, renewal: Renewal
 ) -> dict[str, Any] | None:
-    """Store a session. With MAX_SESSIONS_PER_USER of them the oldest ends.
+    """Store a session and return its `public` form. The oldest session ends when the user has MAX_SESSIONS_PER_USER.
 
-    None when there is another password than the one that was checked: check again. Raises Unauthenticated when the
-    account is gone, Forbidden when it waits for its activation or is disabled.
+    Return None when the password has changed since it was checked; the caller checks again. Raises Unauthenticated
+    when the account is gone, and Forbidden when it awaits activation or is disabled.
     """
     table = models.sessions
-    people = models.users.c
-    # Whoever disables the account or changes its password takes the same lock: it finds this session and ends it, or
-    # we find what it did.
+    accounts = models.users.c
+    # Disabling the account and changing its password take the same lock: either they end this session, or we see
+    # their result.
     found = await tx.connection.execute(
-        select(people.is_active, people.awaits_activation, people.deleted_at, people.password_hash)
-        .where(people.id == user_id)
+        select(accounts.is_active, accounts.awaits_activation, accounts.deleted_at, accounts.password_hash)
+        .where(accounts.id == user_id)
         .with_for_update(key_share=True)
     )
     standing = found.one_or_none()
@@ -100,9 +102,9 @@ async def begin(
     if not standing.is_active:
         raise Forbidden(AWAITS_ACTIVATION if standing.awaits_activation else DISABLED)
     if checked.new_hash is not None:
-        # Nothing that shows has changed: no event, and the version stays.
+        # The new hash is not visible to clients, so there is no event and the version stays.
         await tx.connection.execute(
-            update(models.users).where(people.id == user_id).values(password_hash=checked.new_hash)
+            update(models.users).where(accounts.id == user_id).values(password_hash=checked.new_hash)
         )
     await _make_room(tx, user_id)
     now = datetime.now(UTC)
@@ -129,22 +131,22 @@ def _end_of(renewal: Renewal, now: datetime) -> str:
 
 
 async def refresh(tx: Transaction, claims: Claims, address: str | None, renewal: Renewal) -> dict[str, Any] | None:
-    """Put `renewal` in the place of the session's refresh token, which `claims` are of.
+    """Replace the session's refresh token, given by `claims`, with `renewal` and return the session.
 
-    None when they are of an older one: the session has been ended, which only COMMIT makes true. Raises Unauthenticated
-    when the session is over or the account is not in use.
+    Return None when `claims` are those of an older token: the session has been ended, so the caller must commit. Raises
+    Unauthenticated when the session has ended or the account is not active.
     """
-    table, people = models.sessions, models.users.c
-    # The row is locked: of two who come with the same token the second finds the first one's.
+    table, accounts = models.sessions, models.users.c
+    # The row is locked: the second of two requests with one token finds the token of the first.
     found = await tx.connection.execute(
         select(table)
-        .join(models.users, people.id == table.c.user_id)
-        .where(_of(claims.user_id, claims.session_id), goes_on(), people.is_active, people.deleted_at.is_(None))
+        .join(models.users, accounts.id == table.c.user_id)
+        .where(_of(claims.user_id, claims.session_id), goes_on(), accounts.is_active, accounts.deleted_at.is_(None))
         .with_for_update(of=table)
     )
     row = found.one_or_none()
     if row is None:
-        raise Unauthenticated(BAD_REFRESH_TOKEN)
+        raise invalid_token("refresh")
     before = entity(row)
     if not hmac.compare_digest((before["refresh_id"] or "").encode(), claims.token_id.encode()):
         await _end(tx, _of(claims.user_id, claims.session_id), actor_id=claims.user_id)
@@ -158,7 +160,7 @@ async def refresh(tx: Transaction, claims: Claims, address: str | None, renewal:
     }
     await tx.connection.execute(update(table).where(table.c.id == claims.session_id).values(values))
     was, session = public(before), public(before | values)
-    changed = [name for name, value in session.items() if was[name] != value]
+    changed = changed_names(was, session)
     to = audience(claims.user_id)
     tx.emit("sessions", "update", session, actor_id=claims.user_id, before=was, changed=changed, audience=to)
     return session
@@ -166,7 +168,7 @@ async def refresh(tx: Transaction, claims: Claims, address: str | None, renewal:
 
 async def _make_room(tx: Transaction, user_id: int) -> None:
     table = models.sessions
-    going_on = (table.c.user_id == user_id) & table.c.ended_at.is_(None)
+    going_on = (table.c.user_id == user_id) & goes_on()
     count = (await tx.connection.execute(select(func.count()).select_from(table).where(going_on))).scalar_one()
     if count >= MAX_SESSIONS_PER_USER:
         oldest = select(table.c.id).where(going_on).order_by(table.c.created_at, table.c.id)
@@ -175,11 +177,11 @@ async def _make_room(tx: Transaction, user_id: int) -> None:
 
 
 async def _end(tx: Transaction, which: ColumnElement[bool], actor_id: int | None, limit: int | None = None) -> int:
-    """End those that go on, each with its event. Answers how many."""
+    """End the sessions that have not ended, each with its event. Return how many were ended."""
     table = models.sessions
     found = await tx.connection.execute(
-        # In one order, so that two who end the same ones do not wait for each other.
-        select(table).where(which, table.c.ended_at.is_(None)).order_by(table.c.id).limit(limit).with_for_update()
+        # In the order of their ids, so that two transactions cannot deadlock.
+        select(table).where(which, goes_on()).order_by(table.c.id).limit(limit).with_for_update()
     )
     ended = [entity(row) for row in found]
     if ended:
@@ -194,12 +196,12 @@ async def _end(tx: Transaction, which: ColumnElement[bool], actor_id: int | None
 
 
 async def leave(tx: Transaction, user_id: int, session_id: str) -> None:
-    """End one's session; leaving twice is no error."""
+    """End the session at sign-out; do nothing when it has ended already."""
     await _end(tx, _of(user_id, session_id), actor_id=user_id)
 
 
 async def end(tx: Transaction, user_id: int, session_id: str) -> None:
-    """End a session of this user. Raises NotFound, also for somebody else's and for one that has ended."""
+    """End a session of this user. Raises NotFound, also for another user's session and for one that has ended."""
     if not await _end(tx, _of(user_id, session_id), actor_id=user_id):
         raise NotFound(f"You have no session {session_id}")
 
@@ -209,14 +211,15 @@ def _of(user_id: int, session_id: str) -> ColumnElement[bool]:
 
 
 async def end_all(tx: Transaction, user_id: int, *, actor_id: int | None) -> int:
+    """End all sessions of the user. Return how many were ended."""
     return await _end(tx, models.sessions.c.user_id == user_id, actor_id)
 
 
 async def end_others(tx: Transaction, user_id: int, keep_session_id: str | None, *, actor_id: int | None) -> int:
-    """End all sessions of the user but one, or all.
+    """End all sessions of the user except `keep_session_id`. Return how many were ended.
 
-    Whoever does it because of a new password writes the password first: a sign-in with the old one then either is among
-    these sessions, or finds the new password (`begin`).
+    A change of the password must write the password first. A concurrent sign-in with the old password then either is
+    among these sessions or finds the new password (`begin`).
     """
     which = models.sessions.c.user_id == user_id
     if keep_session_id is not None:
@@ -225,7 +228,7 @@ async def end_others(tx: Transaction, user_id: int, keep_session_id: str | None,
 
 
 async def expire(database: Database, now: datetime, *, max_rows: int) -> int:
-    """End up to `max_rows` sessions whose last token was no good any more at `now` (an aware time)."""
+    """End up to `max_rows` sessions that have expired at `now` (an aware time). Return how many were ended."""
 
     async def work(tx: Transaction) -> int:
         return await _end(tx, models.sessions.c.expires_at < utc_text(now), actor_id=None, limit=max_rows)
@@ -234,7 +237,7 @@ async def expire(database: Database, now: datetime, *, max_rows: int) -> int:
 
 
 async def forget(database: Database, now: datetime) -> int:
-    """Delete sessions that have ended, whose last token is no good any more, and whose address is known no longer."""
+    """Delete sessions that have ended, have expired and are too old for `recent_addresses`. Return how many."""
     table = models.sessions
 
     async def work(tx: Transaction) -> int:
@@ -246,27 +249,25 @@ async def forget(database: Database, now: datetime) -> int:
 
 
 async def recent_addresses(database: Database, user_id: int) -> frozenset[str]:
-    """From where the user's newest MAX_SESSIONS_PER_USER sessions were begun or last refreshed, if that was in the last
-    KNOWN_ADDRESS_DAYS.
-    """
+    """Return the addresses that started or last refreshed the user's newest sessions within KNOWN_ADDRESS_DAYS."""
     table = models.sessions
     since = utc_text(datetime.now(UTC) - timedelta(days=KNOWN_ADDRESS_DAYS))
-    # Asked for at each attempt to sign in: somebody with a great many sessions must not make that slow.
-    newest_ones = (
+    # Each attempt to sign in runs this query, so the number of rows is bounded.
+    recent = (
         select(table.c.address, table.c.last_used_at)
         .where(table.c.user_id == user_id)
         .order_by(table.c.created_at.desc())
         .limit(MAX_SESSIONS_PER_USER)
         .subquery()
     )
-    found = select(newest_ones.c.address).where(newest_ones.c.last_used_at >= since).distinct()
+    found = select(recent.c.address).where(recent.c.last_used_at >= since).distinct()
     async with database.read() as connection:
         return frozenset(each for each in (await connection.execute(found)).scalars() if each is not None)
 
 
 async def newest(database: Database, user_id: int, *, offset: int, limit: int) -> Listed[dict[str, Any]]:
-    """A page of the user's sessions that go on, newest first."""
+    """Return a page of the user's sessions that have not ended, newest first."""
     table = models.sessions
-    where = (table.c.user_id == user_id) & table.c.ended_at.is_(None)
+    where = (table.c.user_id == user_id) & goes_on()
     order = (("created_at", True), ("id", False))
     return await entities_of(database, table, where, order, public, offset=offset, limit=limit)

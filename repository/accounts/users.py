@@ -1,10 +1,15 @@
-"""Accounts: storing, finding and recognising people."""
+"""Accounts: creating, finding, locking, changing and listing them.
+
+A write locks the account with `lock` or `lock_with_admins` and writes columns with `change`, which emits the event.
+Each function that takes a transaction runs inside `Database.write`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, insert, or_, select, update
@@ -19,23 +24,25 @@ from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
 from repository.generic.lists import Listed, ListRequest, entities_of, entity, total_order
+from repository.generic.versions import IfMatch, changed_names, require_version
 
 USERS_AUDIENCE = f"group:{Group.ADMIN}"
 _PRIVATE = frozenset({"password_hash", "username_key", "email_key", "avatar", "profile_created_at", "deleted_at"})
 AVATAR_PIXELS = 512
 THUMBNAIL_PIXELS = 128
-# What the owner of an account writes.
-EDITABLE = ("username", "email", "name", "first_name", "last_name", "phone_number")
-SEARCHED = ("username", "email", "name", "first_name", "last_name", "phone_number")
+LOGINS = ("username", "email")  # unique; an account signs in with either
+# The columns that the owner of an account can edit.
+EDITABLE = (*LOGINS, "name", "first_name", "last_name", "phone_number")
+SEARCHED = EDITABLE  # by admins
 SEARCHED_BY_OTHERS = ("username", "name")
 MAX_KEY_LENGTH = 200  # of the narrower key column
 
 
 def login_key(name: str) -> str:
-    """What two spellings of one name are stored and looked for as.
+    """Return the key of a user name or an email address. Spellings that count as equal have the same key.
 
-    One character may become eighteen when it is normalised, and a name that somebody tries at the door may hold
-    anything: what the column cannot hold goes by its digest.
+    Normalising can turn one character into eighteen, and a name that a client tries to sign in with can hold anything.
+    A key that the column cannot hold is replaced by its digest.
     """
     key = name_key(name)
     if len(key) <= MAX_KEY_LENGTH and "\x00" not in key:
@@ -44,7 +51,7 @@ def login_key(name: str) -> str:
 
 
 def public(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The account as its owner and admins see it."""
+    """Return the account as its owner and admins see it."""
     found = {name: value for name, value in row.items() if name not in _PRIVATE}
     avatar = row["avatar"]
     found["avatar_url"] = f"/avatars/{avatar}/{AVATAR_PIXELS}" if avatar else None
@@ -54,12 +61,12 @@ def public(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def in_brief(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The account as other users see it."""
+    """Return the account as other users see it."""
     return {name: row[name] for name in ("id", "username", "name")}
 
 
 def exists() -> ColumnElement[bool]:
-    """What is left of a deleted account is only a number."""
+    """Return the condition that excludes deleted accounts, whose rows keep only the id."""
     return models.users.c.deleted_at.is_(None)
 
 
@@ -72,48 +79,93 @@ def announce(
     before: dict[str, Any] | None = None,
     changed: Sequence[str] = (),
 ) -> None:
-    """The one event of an account, for admins and for the account's own sockets. `user` and `before` are `public`."""
+    """Emit an event to admins and to the account's own sockets. `user` and `before` are in the `public` form."""
     for topic, audience in (("users", USERS_AUDIENCE), ("account", f"user:{user['id']}")):
         tx.emit(topic, operation, user, actor_id=actor_id, before=before, changed=changed, audience=audience)
 
 
-async def lock(tx: Transaction, user_id: int) -> dict[str, Any]:
-    """The row of an account, nobody else's to change until COMMIT. Raises NotFound."""
+def not_found(key: int | str) -> NotFound:
+    """Return the error for an account that does not exist. `key` is its id or user name."""
+    return NotFound(f"There is no user {key}")
+
+
+def _require(row: dict[str, Any] | None, user_id: int, if_match: IfMatch) -> dict[str, Any]:
+    if row is None:
+        raise not_found(user_id)
+    require_version("User", row, if_match)
+    return row
+
+
+async def lock(tx: Transaction, user_id: int, if_match: IfMatch = None) -> dict[str, Any]:
+    """Return the row of an account, locked until COMMIT. Raises NotFound and PreconditionFailed."""
     found = await tx.connection.execute(
         select(models.users).where(models.users.c.id == user_id, exists()).with_for_update()
     )
     row = found.one_or_none()
-    if row is None:
-        raise NotFound(f"There is no user {user_id}")
-    return entity(row)
+    return _require(entity(row) if row is not None else None, user_id, if_match)
+
+
+@dataclass(frozen=True, slots=True)
+class LockedWithAdmins:
+    """The row of an account and the ids of all active admins, all of them locked until COMMIT."""
+
+    row: dict[str, Any]
+    admins: frozenset[int]
+
+    def require_another_admin(self) -> None:
+        """Raise Conflict when this account is the only active admin."""
+        if self.admins == {self.row["id"]}:
+            raise Conflict("This is the last admin; add another admin first")
+
+
+async def lock_with_admins(
+    tx: Transaction, user_id: int, if_match: IfMatch = None, *, admin_id: int | None
+) -> LockedWithAdmins:
+    """Lock an account together with every active admin.
+
+    Rows are locked in the order of their ids. So when two admins leave at once the second finds itself the last one,
+    and an admin who has just been demoted is rejected. Raises Forbidden when `admin_id` is given and is not an active
+    admin, then NotFound and PreconditionFailed.
+    """
+    table = models.users
+    is_active_admin = and_(table.c.group == Group.ADMIN.value, table.c.is_active)
+    found = await tx.connection.execute(
+        select(table)
+        .where(or_(table.c.id == user_id, is_active_admin), exists())
+        .order_by(table.c.id)
+        .with_for_update()
+    )
+    by_id = {row.id: entity(row) for row in found}
+    admins = frozenset(each["id"] for each in by_id.values() if each["group"] == Group.ADMIN and each["is_active"])
+    if admin_id is not None and admin_id not in admins:
+        raise Forbidden("Only admins can do this")
+    return LockedWithAdmins(_require(by_id.get(user_id), user_id, if_match), admins)
 
 
 async def change(
     tx: Transaction, before: Mapping[str, Any], values: Mapping[str, Any], *, actor_id: int | None
 ) -> dict[str, Any]:
-    """Write columns of a row that is locked, with the event of what shows of it, and answer the row as it is then.
+    """Write columns of a locked row, emit the event, and return the new row.
 
-    What nobody sees, such as a password, is written without an event and without a new version.
+    A change that `public` does not show, such as a new password, has no event and keeps the version. Raises Conflict
+    naming the user name or the email that another account has.
     """
-    values = {name: value for name, value in values.items() if before[name] != value}
+    values = {name: values[name] for name in changed_names(before, values)}
     if not values:
         return dict(before)
+    await require_free(tx, values, before["id"])
     shown = public(before)
     after = {**before, **values}
-    changed = changes_between(shown, public(after))
+    changed = changed_names(shown, public(after))
     if changed:
         stamp = {"version": before["version"] + 1, "updated_at": utc_now()}
         values |= stamp
         after |= stamp
-    await tx.connection.execute(update(models.users).where(models.users.c.id == before["id"]).values(values))
+    with _conflict_when_taken():
+        await tx.connection.execute(update(models.users).where(models.users.c.id == before["id"]).values(values))
     if changed:
         announce(tx, "update", public(after), actor_id=actor_id, before=shown, changed=changed)
     return after
-
-
-def changes_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """The names of what is different."""
-    return [name for name in after if before[name] != after[name]]
 
 
 async def create(
@@ -125,7 +177,10 @@ async def create(
     awaits_activation: bool = False,
     actor_id: int | None = None,
 ) -> dict[str, Any]:
-    """Store an account, for itself when there is no other actor. Raises Conflict naming what is taken."""
+    """Store an account and return its `public` form. Without `actor_id` the account itself is the actor.
+
+    Raises Conflict naming the user name or the email that another account has.
+    """
     given = as_stored({name: fields.get(name) for name in EDITABLE})
     await require_free(tx, given)
     now = utc_now()
@@ -140,7 +195,7 @@ async def create(
         "updated_at": now,
     }
     table = models.users
-    with naming_what_is_taken():
+    with _conflict_when_taken():
         stored = await tx.connection.execute(insert(table).values(values).returning(table))
     user = public(entity(stored.one()))
     announce(tx, "add", user, actor_id=actor_id if actor_id is not None else user["id"])
@@ -148,7 +203,7 @@ async def create(
 
 
 async def create_admin(tx: Transaction, fields: Mapping[str, Any], password_hash: str) -> dict[str, Any]:
-    """As whoever runs the service does, from outside of it. Raises Conflict naming what is taken."""
+    """Store an admin account on behalf of the operator, who has no account. Raises Conflict as `create` does."""
     user = await create(tx, fields, password_hash, Group.ADMIN)
     changes = {"group": [None, Group.ADMIN.value]}
     await audit.record(tx, "create", user["id"], actor_id=None, address=None, changes=changes)
@@ -156,9 +211,9 @@ async def create_admin(tx: Transaction, fields: Mapping[str, Any], password_hash
 
 
 def as_stored(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns that fields of an account are written to."""
+    """Return the columns and values that store these fields."""
     values = dict(fields)
-    for name in ("username", "email"):
+    for name in LOGINS:
         if name in values:
             values[f"{name}_key"] = login_key(values[name]) if values[name] else None
     phone = values.get("phone_number")
@@ -168,9 +223,9 @@ def as_stored(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def require_free(tx: Transaction, values: Mapping[str, Any], user_id: int | None = None) -> None:
-    """Raises Conflict naming the user name and the address among `values` that another account than this one has."""
+    """Raise Conflict naming the user name or the email among `values` that an account other than `user_id` has."""
     table = models.users
-    keys = {name: values[f"{name}_key"] for name in ("username", "email") if values.get(f"{name}_key")}
+    keys = {name: values[f"{name}_key"] for name in LOGINS if values.get(f"{name}_key")}
     if not keys:
         return
     same = [table.c[f"{name}_key"] == key for name, key in keys.items()]
@@ -179,25 +234,26 @@ async def require_free(tx: Transaction, values: Mapping[str, Any], user_id: int 
     )
     rows = found.all()
     names = [name for name, key in keys.items() if any(getattr(row, f"{name}_key") == key for row in rows)]
-    _refuse(names)
+    _raise_taken(names)
 
 
 @contextmanager
-def naming_what_is_taken() -> Iterator[None]:
-    """Raises Conflict for what somebody else took between our look and our write."""
+def _conflict_when_taken() -> Iterator[None]:
+    """Raise Conflict for a login that another transaction stored after `require_free`."""
     try:
         yield
     except IntegrityError as error:
-        _refuse([name for name in ("username", "email") if f"{name}_key" in str(error.orig)])
+        _raise_taken([name for name in LOGINS if f"{name}_key" in str(error.orig)])
         raise
 
 
-def _refuse(names: list[str]) -> None:
+def _raise_taken(names: list[str]) -> None:
     if names:
         raise Conflict([FieldProblem(("body", name), f"This {name} is taken", "taken") for name in names])
 
 
 async def find(database: Database, user_id: int) -> dict[str, Any] | None:
+    """Return the row of an account, or None when there is none."""
     return await _find(database, models.users.c.id == user_id)
 
 
@@ -213,7 +269,7 @@ async def find_by_username(database: Database, username: str) -> dict[str, Any] 
 
 
 async def find_by_login(database: Database, login: str) -> dict[str, Any] | None:
-    """By user name or e-mail address; a user name holds no @, so the two never meet."""
+    """Find an account by its user name or its email address; a user name cannot contain @."""
     column = models.users.c.email_key if "@" in login else models.users.c.username_key
     return await _find(database, column == login_key(login))
 
@@ -227,20 +283,20 @@ async def _find(database: Database, where: Any) -> dict[str, Any] | None:
 async def change_group(
     tx: Transaction, actor_id: int, user_id: int, group: Group, *, address: str | None = None
 ) -> dict[str, Any]:
-    """Put an account into another group. Raises NotFound, Conflict for the last admin, Forbidden."""
+    """Move an account to another group. Raises Forbidden, NotFound, and Conflict for the last admin."""
     return await _administer(tx, "change_group", actor_id, user_id, {"group": group.value}, address)
 
 
 async def activate(tx: Transaction, actor_id: int, user_id: int, *, address: str | None = None) -> dict[str, Any]:
-    """Let an account sign in again. Raises NotFound, Forbidden."""
+    """Enable an account, including one that is awaiting activation. Raises Forbidden and NotFound."""
     values = {"is_active": True, "awaits_activation": False}
     return await _administer(tx, "activate", actor_id, user_id, values, address)
 
 
 async def deactivate(tx: Transaction, actor_id: int, user_id: int, *, address: str | None = None) -> dict[str, Any]:
-    """Shut an account, end its sessions, which activating brings nobody back to, and take back what was mailed to it.
+    """Disable an account, end its sessions and revoke its one-time tokens; activating it restores none of them.
 
-    Raises NotFound, Conflict for the last admin, Forbidden.
+    Raises Forbidden, NotFound, and Conflict for the last admin.
     """
     values = {"is_active": False, "awaits_activation": False}
     user = await _administer(tx, "deactivate", actor_id, user_id, values, address)
@@ -252,54 +308,21 @@ async def deactivate(tx: Transaction, actor_id: int, user_id: int, *, address: s
 async def _administer(
     tx: Transaction, action: str, actor_id: int, user_id: int, values: Mapping[str, Any], address: str | None
 ) -> dict[str, Any]:
-    before, admins = await lock_among_admins(tx, user_id)
-    require_admin(actor_id, admins)
-    if before is None:
-        raise NotFound(f"There is no user {user_id}")
+    locked = await lock_with_admins(tx, user_id, admin_id=actor_id)
+    before = locked.row
     after = {**before, **values}
     if not (after["group"] == Group.ADMIN and after["is_active"]):
-        require_another_admin(user_id, admins)
+        locked.require_another_admin()
     user = public(await change(tx, before, values, actor_id=actor_id))
     await audit.record_changes(tx, action, public(before), user, actor_id=actor_id, address=address)
     return user
-
-
-async def lock_among_admins(tx: Transaction, user_id: int) -> tuple[dict[str, Any] | None, frozenset[int]]:
-    """The account, None when there is none, and the ids of all admins that can act, everything locked until COMMIT.
-
-    They are locked in one order: of two admins who leave at once the second finds itself alone, and whoever was demoted
-    a moment ago does nothing more.
-    """
-    table = models.users
-    is_acting_admin = and_(table.c.group == Group.ADMIN.value, table.c.is_active)
-    found = await tx.connection.execute(
-        select(table)
-        .where(or_(table.c.id == user_id, is_acting_admin), exists())
-        .order_by(table.c.id)
-        .with_for_update()
-    )
-    by_id = {row.id: entity(row) for row in found}
-    admins = frozenset(each["id"] for each in by_id.values() if each["group"] == Group.ADMIN and each["is_active"])
-    return by_id.get(user_id), admins
-
-
-def require_admin(actor_id: int, admins: frozenset[int]) -> None:
-    """Raises Forbidden."""
-    if actor_id not in admins:
-        raise Forbidden("Only admins can do this")
-
-
-def require_another_admin(user_id: int, admins: frozenset[int]) -> None:
-    """Raises Conflict when there would be no admin without this one."""
-    if admins == {user_id}:
-        raise Conflict("This is the last admin; make somebody else an admin first")
 
 
 # --- lists
 
 
 async def page_of(database: Database, page: ListRequest, *, sees_everything: bool) -> Listed[dict[str, Any]]:
-    """A page of the accounts: all of them for admins, for others the active ones, as `in_brief`."""
+    """Return a page of accounts: all of them with `sees_everything`, otherwise the active ones as `in_brief`."""
     table = models.users
     where = [exists(), filter_sql.where(table, page.filter, is_sqlite=database.is_sqlite)]
     if not sees_everything:
@@ -320,6 +343,7 @@ async def page_of(database: Database, page: ListRequest, *, sees_everything: boo
 
 
 async def list_non_admins(database: Database, *, offset: int, limit: int) -> Listed[dict[str, Any]]:
+    """Return a page of the accounts outside the group admin, in the order of their ids."""
     table = models.users
     where = (table.c.group != Group.ADMIN.value) & exists()
     return await entities_of(database, table, where, (("id", False),), public, offset=offset, limit=limit)

@@ -1,4 +1,4 @@
-"""What comes in and goes out of accounts: signing up, signing in, and the account itself. The rest is in `schemas`."""
+"""Request and response models for registration, sign-in, passwords and sessions, and the account itself."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from schemas import BLANK, Answer, Body, IsoDate, Moment
 MAX_EMAIL_LENGTH = 254  # RFC 5321, section 4.5.3.1.3, without the angle brackets
 MAX_ONE_TIME_TOKEN_LENGTH = 128  # ours have 43 characters
 
-# What cannot be seen, or turns what follows: controls, marks of direction and format, joiners, fillers, private use.
-# And what becomes @, / or a backslash when it is normalised.
+# Characters that are invisible or change the direction of the text after them: controls, direction and format marks,
+# joiners, fillers and private use.
 _INVISIBLE = (
     r"\x80-\x9f\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f"
     r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ue000-\uf8ff\ufe00-\ufe0f\uffa0\ufff0-\uffff"
-    # As they are: JSON Schema has no other way to write them.
+    # Literal characters, because JSON Schema patterns have no portable escape for them.
     "\U000110bd\U000110cd\U00013430-\U0001345f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U0010ffff"
 )
+# Characters that normalise to @, / or a backslash.
 _NORMALISED_AWAY = r"\u2100\u2101\u2105\u2106\ufe68\ufe6b\uff0f\uff20\uff3c"
-# What `str.strip` takes off: names and addresses are trimmed.
+# The characters that `str.strip` removes: names and addresses are trimmed.
 _PADDING = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _USERNAME = rf"^[{_PADDING}]*[^@/\\{BLANK}{_INVISIBLE}{_NORMALISED_AWAY}]{{3,50}}[{_PADDING}]*$"
-_USERNAME_WORDS = "expected 3 to 50 characters that can be seen, without blanks, @, / and backslash"
-# Control characters, ends of lines, and marks that turn the direction of whatever is shown after the name.
+_USERNAME_WORDS = "expected 3 to 50 printable characters, without spaces, @, / and backslash"
+# Control characters, line breaks, and direction marks, which would affect the text shown after the name.
 _DISRUPTIVE = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 _PERSON_NAME = rf"^[{_PADDING}]*[^{_DISRUPTIVE}{BLANK}](?:[^{_DISRUPTIVE}]*[^{_DISRUPTIVE}{BLANK}])?[{_PADDING}]*$"
-_PERSON_NAME_WORDS = "expected a name, without control characters, ends of lines and marks of direction"
+_PERSON_NAME_WORDS = "expected a name without control characters, line breaks and direction marks"
 
 
 def _username(name: str) -> str:
@@ -50,7 +51,7 @@ Username = Annotated[
     str,
     AfterValidator(_username),
     Field(
-        description=f"{_USERNAME_WORDS.capitalize()}; blanks around it are taken off",
+        description=f"{_USERNAME_WORDS.capitalize()}; leading and trailing spaces are removed",
         json_schema_extra={"minLength": 3, "pattern": _USERNAME},
     ),
 ]
@@ -59,22 +60,22 @@ PersonName = Annotated[
     Field(
         min_length=1,
         max_length=100,
-        description=f"{_PERSON_NAME_WORDS.capitalize()}; blanks around it are taken off",
+        description=f"{_PERSON_NAME_WORDS.capitalize()}; leading and trailing spaces are removed",
         json_schema_extra={"pattern": _PERSON_NAME},
     ),
     AfterValidator(_person_name),
 ]
-# How long it is `password_rules` checks with the other rules, so that every broken one is named at once.
+# `core.password_rules` checks the length with the other rules, so that one response names every broken rule.
 NewPassword = Annotated[
     str, Field(json_schema_extra={"minLength": MIN_PASSWORD_LENGTH, "maxLength": MAX_PASSWORD_LENGTH})
 ]
-Phone = Annotated[str, Field(pattern=r"^\+?[1-9][0-9]{6,14}$", description="E.164; the plus may be left out")]
-# The addresses of HTML's <input type=email> (which every browser checks so), with a domain of two labels at least.
+Phone = Annotated[str, Field(pattern=r"^\+?[1-9][0-9]{6,14}$", description="E.164; the plus sign is optional")]
+# The addresses that HTML's <input type=email> accepts, with at least two labels in the domain.
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _ADDRESS = rf"{_ATOM}(?:\.{_ATOM})*@(?:{_LABEL}\.)+[A-Za-z](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])"
 _EMAIL = rf"^[{_PADDING}]*{_ADDRESS}[{_PADDING}]*$"
-# What no mail server takes: a first part that is too long, and labels kept for encodings that there are not (RFC 5891).
+# Addresses that no mail server accepts: a local part that is too long, and labels reserved by RFC 5891.
 _UNDELIVERABLE: JsonDict = {
     "anyOf": [
         {"pattern": rf"[^@{_PADDING}]{{65}}@"},
@@ -85,7 +86,7 @@ _UNDELIVERABLE: JsonDict = {
 
 
 def _deliverable(address: str) -> str:
-    """The address in the form that mail servers take, its domain in small letters."""
+    """Return the address in the form that mail servers accept, with its domain in lowercase."""
     if len(address.strip()) > MAX_EMAIL_LENGTH:
         raise ValueError(f"expected at most {MAX_EMAIL_LENGTH} characters")
     if not re.fullmatch(_EMAIL, address):
@@ -93,7 +94,7 @@ def _deliverable(address: str) -> str:
     try:
         found = validate_email(address.strip(), check_deliverability=False, allow_smtputf8=False, strict=True)
     except EmailNotValidError as error:
-        raise ValueError(f"expected an address that mails can be sent to: {error}") from None
+        raise ValueError(f"expected an address that can receive email: {error}") from None
     assert found.ascii_email is not None
     return found.ascii_email
 
@@ -101,8 +102,8 @@ def _deliverable(address: str) -> str:
 Email = Annotated[
     str,
     Field(
-        description=f"At most {MAX_EMAIL_LENGTH} characters, not of a domain that is kept for other uses, such as "
-        ".local and .test; blanks around it are taken off",
+        description=f"At most {MAX_EMAIL_LENGTH} characters, not in a reserved domain such as .local or .test; "
+        "leading and trailing spaces are removed",
         json_schema_extra={"pattern": _EMAIL, "not": _UNDELIVERABLE},
     ),
     AfterValidator(_deliverable),
@@ -113,7 +114,7 @@ _WITH_PASSWORD: JsonDict = {"anyOf": [{"required": ["password"]}, {"required": [
 
 
 class RegisterBody(Body):
-    """`username`, `email` or both; `hashedPassword` is another name for `password`, which counts if both are there."""
+    """`username`, `email` or both. `hashedPassword` is an alias of `password`, which wins when both are sent."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -144,7 +145,7 @@ RefreshToken = Annotated[str, Field(min_length=1, max_length=4_096)]
 
 
 class LoginBody(Body):
-    """By `username` (which may hold an e-mail address) or `email`."""
+    """Either `username`, which can also be an email address, or `email`."""
 
     model_config = ConfigDict(
         json_schema_extra={"allOf": [_NAMED], "examples": [{"username": "holly", "password": "third man 1949"}]}
@@ -200,14 +201,14 @@ class RefreshBody(Body):
     refresh_token: RefreshToken
 
 
-# --- links in mails, and passwords
+# --- one-time tokens and passwords
 
 OneTimeToken = Annotated[str, Field(min_length=1, max_length=MAX_ONE_TIME_TOKEN_LENGTH)]
 _TOKEN = "pFkTfjOhxL2cF1pUhAu6KyMVzMcCCyTBZb7JbLRNTxA"  # noqa: S105 (an example)
 
 
 class LinkBody(Body):
-    """What the link in a mail carries."""
+    """The token in an activation or confirmation URL."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"token": _TOKEN}]})
 
@@ -237,7 +238,7 @@ class ResetPasswordBody(Body):
 
 
 class MailPromise(Answer):
-    """The same for everybody, whether there is such an account or not."""
+    """The same response whether or not the account exists."""
 
     detail: str
 
@@ -249,24 +250,24 @@ class GroupBody(Body):
 
 
 class Session(Answer):
-    """Somebody who is signed in somewhere."""
+    """A sign-in that has not ended."""
 
     id: str
     user_id: int
-    user_agent: str | None = Field(description="What the client called itself when it signed in")
-    address: str | None = Field(description="Where it was last refreshed from, or signed in")
+    user_agent: str | None = Field(description="User-Agent header of the sign-in")
+    address: str | None = Field(description="IP address of the last refresh, or of the sign-in")
     created_at: Moment
-    last_used_at: Moment = Field(description="When it was last refreshed, or begun")
+    last_used_at: Moment = Field(description="Time of the last refresh, or of the sign-in")
 
 
 class Token(Answer):
     access_token: str
-    refresh_token: str = Field(description="Good once, for the next pair of tokens")
+    refresh_token: str = Field(description="Valid once, for the next pair of tokens")
     token_type: Literal["bearer"]
-    expires_in: int = Field(description="Seconds that the access token is good for")
-    refresh_expires_in: int = Field(description="Seconds that the refresh token is good for")
+    expires_in: int = Field(description="Lifetime of the access token in seconds")
+    refresh_expires_in: int = Field(description="Lifetime of the refresh token in seconds")
     user_id: int
-    session_id: str = Field(description="Which of the sessions in /auth/sessions this is")
+    session_id: str = Field(description="ID of this session in /auth/sessions")
 
 
 class User(Answer):
@@ -279,11 +280,11 @@ class User(Answer):
     phone_number: str | None
     group: Literal["user", "moderator", "admin"]
     is_active: bool
-    awaits_activation: bool = Field(description="Nobody has followed the mailed link yet")
+    awaits_activation: bool = Field(description="The activation URL has not been used yet")
     gender: Literal["female", "male", "other", "undisclosed"] | None
     date_of_birth: IsoDate | None
     info: str | None
-    avatar_url: str | None = Field(description="A square picture")
+    avatar_url: str | None = Field(description="URL of a square picture")
     avatar_thumbnail_url: str | None
     has_profile: bool
     version: int
@@ -292,12 +293,14 @@ class User(Answer):
 
 
 class AuditEntry(Answer):
-    """What an admin did to an account."""
+    """An admin's action on an account."""
 
     id: int
-    actor_id: int | None = Field(description="Who did it; null: whoever runs the service, outside of it")
+    actor_id: int | None = Field(description="The admin; null for the command line and the start of the service")
     action: str
-    user_id: int = Field(description="Whose account it is")
-    changes: dict[str, list[Any]] = Field(description="What became different: as it was, and as it is")
-    address: str | None = Field(description="Where the admin was")
+    user_id: int = Field(description="The account that was changed")
+    changes: dict[str, list[Any]] = Field(
+        description="Old and new value of each changed field; empty for personal data"
+    )
+    address: str | None = Field(description="IP address of the admin")
     created_at: Moment

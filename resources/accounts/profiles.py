@@ -1,7 +1,4 @@
-"""What comes in and goes out of accounts once they are there: their owners and admins change them, others look at them.
-
-Signing up and signing in are in `account_schemas`.
-"""
+"""Request and response models for existing accounts and their profiles."""
 
 from __future__ import annotations
 
@@ -15,13 +12,13 @@ from resources.accounts.credentials import Email, NewPassword, PersonName, Phone
 from schemas import Answer, Body, IsoDate, Moment, Prose
 
 EARLIEST_BIRTH = "1900-01-01"
-MIN_AGE_YEARS = 13  # below it many countries ask for the consent of parents, which this service cannot
-CURRENT_PASSWORD = "Needed, and checked, when the user name or the address changes"  # noqa: S105 (no password)
+MIN_AGE_YEARS = 13  # below it many countries require parental consent, which this service cannot obtain
+CURRENT_PASSWORD = "Required to change the user name or the email"  # noqa: S105 (no password)
 
 
 def latest_birth(today: date) -> str:
-    """The birthday of who is just old enough. Pure."""
-    # Who was born on the 29th of February has a birthday on the 1st of March in other years.
+    """Return the latest date of birth that is old enough on the day `today`. Pure."""
+    # In other years the birthday after a 29 February is 1 March.
     day = 28 if (today.month, today.day) == (2, 29) else today.day
     return date(today.year - MIN_AGE_YEARS, today.month, day).isoformat()
 
@@ -40,7 +37,7 @@ Birthday = Annotated[
     Field(description=f"From {EARLIEST_BIRTH} on, and at least {MIN_AGE_YEARS} years ago"),
 ]
 CurrentPassword = Annotated[str, Field(min_length=1, max_length=128, description=CURRENT_PASSWORD)]
-# PUT leaves the account with what is in the body, so one of the two must be.
+# PUT replaces the whole account, so the body must name one of the two.
 _NAMED: JsonDict = {
     "anyOf": [
         {"required": ["username"], "properties": {"username": {"type": "string"}}},
@@ -57,7 +54,7 @@ _NAMELESS: JsonDict = {
 
 
 class AccountBody(Body):
-    """An account as its owner writes it. PUT replaces all of it: what is left out takes its default."""
+    """An account as its owner edits it. PUT replaces all of it: a missing field takes its default."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -81,7 +78,7 @@ class AccountBody(Body):
 
 
 class AccountPatch(Body):
-    """Only what is named changes."""
+    """Only the fields in the body change."""
 
     model_config = ConfigDict(
         json_schema_extra={"not": _NAMELESS, "examples": [{"name": "Holly Martins", "phone_number": "+436641234567"}]}
@@ -97,7 +94,7 @@ class AccountPatch(Body):
     @model_validator(mode="after")
     def _named(self) -> AccountPatch:
         if self.username is None and self.email is None:
-            raise ValueError("expected username, email or both to stay")
+            raise ValueError("expected username, email or both to remain")
         return self
 
 
@@ -110,7 +107,7 @@ class OwnAccountPatch(AccountPatch):
 
 
 class NewAccountBody(AccountBody):
-    """An account that an admin makes; it is active at once."""
+    """An account that an admin creates; it is active at once."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -135,7 +132,7 @@ class OtherUser(Answer):
 
 
 class ProfileBody(Body):
-    """A profile as its owner writes it. PUT replaces all of it: what is left out takes its default."""
+    """A profile as its owner edits it. PUT replaces all of it: a missing field takes its default."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -159,7 +156,7 @@ class ProfileBody(Body):
 
 
 class ProfilePatch(Body):
-    """Only what is named changes."""
+    """Only the fields in the body change."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"info": "Wrote westerns."}]})
 
@@ -173,12 +170,12 @@ class ProfilePatch(Body):
 Picture = Annotated[
     bytes, Field(description="JPEG, PNG or WebP", json_schema_extra={"type": "string", "format": "binary"})
 ]
-# In forms, where a file may come with the fields. What is no text is told as one.
+# In forms, where a file can come with the fields. Binary fields are shown as text in examples.
 _PICTURE_EXAMPLE: JsonDict = {"info": "Writes westerns.", "avatar": "(the bytes of a picture)"}
 
 
 class ProfileForm(ProfileBody):
-    """A profile with its picture, which stays as it is when none is sent. An empty text is null."""
+    """A profile with its picture, which is kept when none is sent. An empty text is null."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_PICTURE_EXAMPLE]})
 
@@ -186,7 +183,7 @@ class ProfileForm(ProfileBody):
 
 
 class ProfilePatchForm(ProfilePatch):
-    """Only what is named changes. An empty text is null."""
+    """Only the fields in the body change. An empty text is null."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_PICTURE_EXAMPLE]})
 
@@ -194,7 +191,7 @@ class ProfilePatchForm(ProfilePatch):
 
 
 class AvatarForm(Body):
-    """A picture; of what it is, only the bytes count."""
+    """A picture. Its format is detected from the bytes, not from the file name or the media type."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"avatar": "(the bytes of a picture)"}]})
 
@@ -202,7 +199,7 @@ class AvatarForm(Body):
 
 
 class Profile(Answer):
-    """What an account says of its owner."""
+    """The personal data of an account's owner."""
 
     user_id: int
     first_name: str | None
@@ -210,14 +207,14 @@ class Profile(Answer):
     gender: Gender | None
     date_of_birth: IsoDate | None
     info: str | None
-    avatar_url: str | None = Field(description="A square picture")
+    avatar_url: str | None = Field(description="URL of a square picture")
     avatar_thumbnail_url: str | None
-    version: int = Field(description="Of the account, which the profile is a part of")
+    version: int = Field(description="Version of the account, which includes the profile")
     created_at: Moment
     updated_at: Moment
 
 
 def dumped(body: Body) -> dict[str, Any]:
-    """What a body sets, without what only proves that it may."""
+    """Return the fields that a body sets, without passwords, group and picture."""
     is_patch = isinstance(body, (AccountPatch, ProfilePatch))
     return body.model_dump(exclude_unset=is_patch, exclude={"current_password", "password", "group", "avatar"})

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from core.errors import NotAcceptable, NotFound
 from repository.accounts import avatars
-from repository.accounts.avatars import Changed
+from repository.accounts.avatars import AvatarChange
 from repository.accounts.edits import Editor
 from repository.engine.transaction import Transaction
 from resources.accounts import credentials, profiles
@@ -35,10 +35,10 @@ class ByAvatar(queries.Query):
     side: Literal["512", "128"]
 
 
-async def _change(call: Call, who: Editor, user_id: int, avatar: str | None) -> Changed:
+async def _change(call: Call, who: Editor, user_id: int, avatar: str | None) -> AvatarChange:
     versions = rendering.if_match(call)
 
-    async def work(tx: Transaction) -> Changed:
+    async def work(tx: Transaction) -> AvatarChange:
         return await avatars.change(tx, who, user_id, avatar, versions)
 
     return await call.database.write(work)

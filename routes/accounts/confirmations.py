@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 from starlette.responses import Response
 
-from core.errors import Conflict, FieldProblem, InvalidInput, NotFound, Problem, Unauthenticated
+from core.errors import Conflict, FieldProblem, InvalidInput, NotFound, Problem
 from repository.accounts import confirmations, outbox, users
 from repository.accounts.one_time_tokens import Purpose
 from repository.accounts.outbox import MailType
@@ -25,6 +25,7 @@ from routes.http.limit_groups import LimitGroup
 from routes.http.negotiation import client_prefers
 from routes.http.operation import Call, Operation, Services
 from routes.http.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
+from services.authentication import invalid_access_token
 
 NO_STORE = {"Cache-Control": "no-store"}
 
@@ -32,7 +33,7 @@ NO_STORE = {"Cache-Control": "no-store"}
 
 
 async def _follow(call: Call, token: str) -> Response:
-    user = await call.database.write(lambda tx: confirmations.follow(tx, token))
+    user = await call.database.write(lambda tx: confirmations.confirm(tx, token))
     if _is_for_a_page(call):
         return pages.page("It worked", f"{user['email']} is confirmed, and the account can be used.", 200)
     return rendering.JSONResponse(user, headers={**NO_STORE, "Vary": "Accept"})
@@ -67,8 +68,9 @@ async def follow_link(call: Call) -> Response:
     token = call.query.token
     if not _is_for_a_page(call):
         return await _follow(call, token)
-    purpose, address, user = await confirmations.look_at(call.database, token)
-    if purpose is Purpose.ACTIVATE:
+    pending = await confirmations.preview(call.database, token)
+    user, address = pending.user, pending.email
+    if pending.purpose is Purpose.ACTIVATE:
         name = user["username"] or address
         sentences = f"Somebody registered as {name} with the address {address}. Was it you?"
         return pages.question("Activate the account", sentences, token, "Activate the account")
@@ -125,7 +127,7 @@ async def change_password(call: Call) -> Response:
     me, services, body = call.me, call.services, call.body
     user = await users.find(call.database, me.user_id)
     if user is None:
-        raise Unauthenticated("The access token is not valid or has expired")
+        raise invalid_access_token()
     await services.lockout.try_old_password(me.user_id, call.address)
     problems = _problems_for(call, user)
     if (await services.passwords.verify(body.old_password, user["password_hash"])).is_right:

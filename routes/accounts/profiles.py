@@ -12,7 +12,6 @@ import orjson
 from pydantic import TypeAdapter
 from starlette.responses import Response
 
-from core.errors import NotFound
 from repository.accounts import edits, users
 from repository.engine.transaction import Transaction
 from repository.generic import idempotency
@@ -34,7 +33,7 @@ async def get(is_mine: bool, call: Call) -> Response:
     editor(call, user_id)
     user = await users.find(call.database, user_id)
     if user is None:
-        raise NotFound(f"There is no user {user_id}")
+        raise users.not_found(user_id)
     edits.require_profile(user)
     return rendering.entity(call, user["version"], orjson.dumps(edits.public_profile(user)))
 

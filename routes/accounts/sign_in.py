@@ -8,7 +8,7 @@ import structlog
 from pydantic import Field, TypeAdapter
 from starlette.responses import Response
 
-from core.errors import Unauthenticated
+from core.errors import Unauthenticated, invalid_token
 from repository.accounts import sessions, users
 from repository.accounts.sessions import Checked, Device, Renewal
 from repository.engine.transaction import Transaction
@@ -89,7 +89,7 @@ async def refresh(call: Call) -> Response:
     session = await call.database.write(work)
     if session is None:
         log.warning("an old refresh token was shown: its session ends", user_id=claims.user_id, address=call.address)
-        raise Unauthenticated(sessions.BAD_REFRESH_TOKEN)
+        raise invalid_token("refresh")
     return _tokens(call, session, renewal)
 
 

@@ -9,7 +9,7 @@ import orjson
 from pydantic import TypeAdapter
 from starlette.responses import Response
 
-from core.errors import FieldProblem, Forbidden, NotFound, TooManyRequests, Unauthenticated
+from core.errors import FieldProblem, Forbidden, TooManyRequests
 from core.identity import Group
 from core.rates import Rate
 from repository.accounts import deletion, edits, users
@@ -21,6 +21,7 @@ from resources.accounts.fields import OTHER_USER_FIELDS, USER_FIELDS
 from routes.accounts import avatar_files
 from routes.http import queries, rendering
 from routes.http.operation import LIST_HEADERS, Call, Operation
+from services.authentication import invalid_access_token
 
 ADDRESS_RATE = Rate(5, 24 * 60 * 60)  # of the address of one account, by its owner
 
@@ -55,7 +56,7 @@ def edited(version: int, found: Mapping[str, Any], status: int = 200, **headers:
 async def me(call: Call) -> Response:
     user = await users.find(call.database, call.me.user_id)
     if user is None:
-        raise Unauthenticated("The access token is not valid or has expired")
+        raise invalid_access_token()
     return rendering.entity(call, user["version"], orjson.dumps(users.public(user)))
 
 
@@ -154,7 +155,7 @@ def _require_fields_of_others(page: ListRequest) -> None:
 async def get_user(call: Call) -> Response:
     user = await users.find(call.database, call.path.id)
     if user is None or not (user["is_active"] or is_admin(call)):
-        raise NotFound(f"There is no user {call.path.id}")
+        raise users.not_found(call.path.id)
     if is_admin(call):
         return rendering.entity(call, user["version"], orjson.dumps(users.public(user)))
     # How often somebody edits the rest is nobody else's to know: the tag of this form has no version.

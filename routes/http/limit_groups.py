@@ -12,8 +12,7 @@ from core import metrics
 from core.errors import SettingsError, TooManyRequests
 from core.identity import Identity
 from core.rates import Rate, RouteRate, nameless
-from services.limits.clients import network_of
-from services.limits.limiter import Limits, Outcome
+from services.limits.limiter import Limits, Outcome, network_of
 
 SCOPE_KEY = "marquee.limit"  # where the outcome is for whoever writes the headers
 

@@ -95,7 +95,7 @@ async def identify(request: Request, services: Services) -> Identity | None:
         # A request over a websocket comes with the identity of the socket, which may have become no good a moment ago.
         known: Identity | None = request.scope["marquee.identity"]
         if known is not None and known.expires_at <= time.time():
-            raise Unauthenticated("The access token is not valid or has expired")
+            raise authentication.invalid_access_token()
         return await authentication.recheck(services.database, known) if known is not None else None
     header = request.headers.get("authorization")
     if header is None:

@@ -1,8 +1,7 @@
-"""How often a client may do a thing: one object for requests and for whatever else is counted, such as guesses of
-passwords.
+"""The rate limiter for requests, password attempts and changes of the email.
 
-A client is a key that the caller makes up, and each (key, rate) has its own moving window: in Redis when there is one,
-so that all workers count together, else in memory.
+A client is a key that the caller chooses. Each pair of key and rate has its own moving window: in Redis when it is
+configured, so that all workers count together, otherwise in memory.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from core.rates import Rate
 from services.limits.memory import Windows
@@ -18,7 +19,7 @@ from services.limits.redis import SharedWindows
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`reset_seconds`: until there is more room than now, at least 1."""
+    """The state of a window after a hit. `remaining` grows again in `reset_seconds`, at least 1."""
 
     is_allowed: bool
     limit: int
@@ -27,7 +28,7 @@ class Outcome:
 
 
 class Limits:
-    """One per process. When it is off, everything is allowed and nothing is counted."""
+    """One per process. With `is_on` false, every hit is allowed and none is counted."""
 
     def __init__(self, *, is_on: bool = True, shared: SharedWindows | None = None) -> None:
         self.is_on = is_on
@@ -39,25 +40,39 @@ class Limits:
             await self._shared.close()
 
     async def hit(self, key: str, rate: Rate) -> Outcome:
-        """Count this one if there is room for it. Never raises, and never waits long: see `SharedWindows`."""
+        """Count a hit if the window has room for it. Never raises; waits at most as long as `SharedWindows.hit`."""
         if not self.is_on:
             return Outcome(True, rate.amount, rate.amount, 1)
         if self._shared is not None:
-            is_allowed, remaining, seconds = await self._shared.hit(key, rate)
+            hit = await self._shared.hit(key, rate)
         else:
-            is_allowed, remaining, seconds = self._windows_of(rate).hit(key, time.monotonic())
-        return Outcome(is_allowed, rate.amount, remaining, max(1, math.ceil(seconds)))
+            hit = self._windows_of(rate).hit(key, time.monotonic())
+        return Outcome(hit.is_allowed, rate.amount, hit.remaining, max(1, math.ceil(hit.reset_seconds)))
 
     async def clear(self, key: str, rate: Rate) -> None:
-        """Forget what was counted."""
+        """Forget the hits of a client."""
         if self._shared is not None:
             await self._shared.clear(key, rate)
         else:
             self._windows_of(rate).clear(key)
 
     def _windows_of(self, rate: Rate) -> Windows:
-        """Rates are those of the settings and of the code: few."""
+        # Rates come from the settings and the code, so there are few.
         windows = self._own.get(rate)
         if windows is None:
             windows = self._own[rate] = Windows(rate)
         return windows
+
+
+@lru_cache(maxsize=10_000)
+def network_of(host: str) -> str:
+    """Return the address itself for IPv4 and its /64 network for IPv6, which one client controls as a whole."""
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ip_network((address, 64), strict=False))

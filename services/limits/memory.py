@@ -1,19 +1,29 @@
-"""Moving windows in memory: how often each client has come in the last so many seconds.
+"""Moving windows in memory.
 
-The first hits in a window are remembered one by one. From STEPS of them on, hits share steps of a STEPS-th of the
-window, and a step leaves when its last moment does: so a client costs at most about 2 × STEPS numbers however many hits
-it may make, and never gets more than it may in any window. Clients that stay away are forgotten as others come.
+A window stores its first STEPS hits one by one. Further hits share steps of a STEPS-th of the window, and a step leaves
+the window when its end does. So a client costs at most about 2 × STEPS numbers, whatever its limit, and never exceeds
+its limit in any window. Idle clients are forgotten as new ones arrive.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
+from dataclasses import dataclass
 
 from core.rates import Rate
 
 STEPS = 60
-MAX_CLIENTS = 50_000  # of one rate; with more at once, those that came longest ago begin anew
+MAX_CLIENTS = 50_000  # per rate; beyond it the least recently seen client is forgotten
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """The state of a window after a hit, which was counted if it `is_allowed`. `remaining` grows in `reset_seconds`."""
+
+    is_allowed: bool
+    remaining: int
+    reset_seconds: float
 
 
 class _Step:
@@ -33,19 +43,19 @@ class _Window:
 
 
 class Windows:
-    """The windows of all clients of one rate. `now` is in seconds, on any clock that does not go back."""
+    """The windows of all clients for one rate. `now` is in seconds, on any monotonic clock."""
 
     def __init__(self, rate: Rate) -> None:
         self._rate = rate
         self._grain = rate.seconds / STEPS
-        # Those who came longest ago first.
+        # The least recently seen client comes first.
         self._clients: OrderedDict[str, _Window] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._clients)
 
-    def hit(self, key: str, now: float) -> tuple[bool, int, float]:
-        """Whether there was room, how much is left, and in how many seconds there will be more."""
+    def hit(self, key: str, now: float) -> Hit:
+        """Count a hit if the client's window has room for it."""
         clients, rate = self._clients, self._rate
         window = clients.get(key)
         if window is None:
@@ -64,13 +74,13 @@ class Windows:
                 steps.append(_Step(moment))
             steps[-1].count += 1
             window.total += 1
-        return is_allowed, rate.amount - window.total, steps[0].moment - begin
+        return Hit(is_allowed, rate.amount - window.total, steps[0].moment - begin)
 
     def clear(self, key: str) -> None:
         self._clients.pop(key, None)
 
     def _forget(self, now: float) -> None:
-        """Two for each that comes: so those whose windows are empty go faster than others come."""
+        # Up to two for each new client, so that clients with empty windows go faster than new ones arrive.
         for _ in range(2):
             oldest = next(iter(self._clients.values()), None)
             if oldest is None:

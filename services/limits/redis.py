@@ -1,10 +1,10 @@
-"""Moving windows in Redis, for all workers together, through `limits`.
+"""Moving windows in Redis, shared by all workers, through the package `limits`.
 
-A round trip for each request would cost as much as a small request itself. So a worker takes a STEPS-th of a large
-limit at once and hands it out by itself: over all workers, a client gets at most that much a worker more than it may,
-and small limits are exact. A refusal is remembered for a moment, so that a flood does not reach Redis either.
+A round trip per request would cost as much as a small request itself. So a worker leases a share, a STEPS-th of a large
+limit, and serves hits from it. A client can exceed a large limit by at most one share per worker; small limits are
+exact. Rejections are cached for a moment, so that a flood does not reach Redis.
 
-Fails open: while Redis is away, everybody passes, nobody waits for it, and the log says so once a minute.
+The limits fail open: while Redis is unavailable, requests pass without waiting, and a warning is logged once a minute.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from redis.exceptions import RedisError
 
 from core import metrics
 from core.rates import Rate
-from services.limits.memory import MAX_CLIENTS, STEPS
+from services.limits.memory import MAX_CLIENTS, STEPS, Hit
 
 REDIS_TIMEOUT_SECONDS = 0.25
 MAX_REDIS_CONNECTIONS = 8
-AWAY_SECONDS = 2.0  # without asking again, after it did not answer
+AWAY_SECONDS = 2.0  # between attempts to reach Redis after a failure
 MAX_REFUSED_SECONDS = 1.0
 SECONDS_BETWEEN_LOG_LINES = 60.0
 
@@ -39,20 +39,20 @@ log = structlog.get_logger("limits")
 
 
 class _Share:
-    """What this worker may still hand out to a client without asking."""
+    """The hits that this worker can still allow a client without asking Redis."""
 
     __slots__ = ("beyond", "left", "lock", "reset_at", "until")
 
     def __init__(self) -> None:
         self.left = 0
-        self.beyond = 0  # that is still in Redis
+        self.beyond = 0  # hits left in Redis beside this share
         self.until = 0.0
         self.reset_at = 0.0
         self.lock = asyncio.Lock()
 
 
 class SharedWindows:
-    """`prefix` is what workers that share their windows have in common, and others have not."""
+    """Workers with the same `prefix` share their windows."""
 
     def __init__(self, url: str, prefix: str) -> None:
         self._pool = BlockingConnectionPool.from_url(
@@ -63,10 +63,10 @@ class SharedWindows:
             socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
             retry=Retry(NoBackoff(), 0),
         )
-        pool: Any = self._pool  # taken, though not so annotated
+        pool: Any = self._pool  # accepted by RedisStorage, though its annotation says otherwise
         storage = RedisStorage("redis://", implementation="redispy", key_prefix=prefix, connection_pool=pool)
         self._windows = MovingWindowRateLimiter(storage)
-        # Those who came longest ago first.
+        # The least recently seen client comes first.
         self._shares: OrderedDict[tuple[str, Rate], _Share] = OrderedDict()
         self._away_until = 0.0
         self._is_away = False
@@ -75,25 +75,28 @@ class SharedWindows:
     async def close(self) -> None:
         await self._pool.aclose()
 
-    async def hit(self, key: str, rate: Rate) -> tuple[bool, int, float]:
-        """As `Windows.hit`. Cancelling is safe: at worst a share is taken and not used."""
+    async def hit(self, key: str, rate: Rate) -> Hit:
+        """Count a hit as `Windows.hit` does. Waits for Redis at most REDIS_TIMEOUT_SECONDS at a time.
+
+        Cancelling is safe: at worst a share is leased and not used.
+        """
         share = self._share_of(key, rate)
         now = time.monotonic()
         if now >= share.until:
-            async with share.lock:  # so that many at once take one share
+            async with share.lock:  # so that concurrent hits lease one share
                 now = time.monotonic()
                 if now >= share.until and not await self._take(share, key, rate):
                     metrics.LIMITS_UNCHECKED.inc()
-                    return True, rate.amount, 0.0
+                    return Hit(True, rate.amount, 0.0)
         is_allowed = share.left > 0
         if is_allowed:
             share.left -= 1
             if share.left == 0:
                 share.until = 0.0
-        return is_allowed, share.beyond + share.left, share.reset_at - now
+        return Hit(is_allowed, share.beyond + share.left, share.reset_at - now)
 
     async def clear(self, key: str, rate: Rate) -> None:
-        """Forget the client. Other workers may refuse it for MAX_REFUSED_SECONDS more."""
+        """Forget the hits of a client. Other workers can still reject it for MAX_REFUSED_SECONDS."""
         self._shares.pop((key, rate), None)
         await self._ask(lambda: self._windows.clear(_item(rate), key))
 
@@ -108,7 +111,7 @@ class SharedWindows:
         return share
 
     async def _take(self, share: _Share, key: str, rate: Rate) -> bool:
-        """Fill the share, or find that there is nothing to have. False while Redis is away."""
+        """Fill the share, with nothing when the limit is exhausted. Return False while Redis is unavailable."""
         item, portion = _item(rate), max(1, rate.amount // STEPS)
 
         async def work() -> tuple[int, int, float]:
@@ -128,30 +131,30 @@ class SharedWindows:
         return True
 
     async def _ask(self, work: Callable[[], Awaitable[Result]]) -> Result | None:
-        """What Redis says to it; None when Redis is away."""
+        """Return the result of `work`, or None while Redis is unavailable."""
         now = time.monotonic()
         if now < self._away_until:
             return None
         if self._is_away:
-            self._away_until = now + AWAY_SECONDS  # one finds out whether it is back; the others do not wait
+            self._away_until = now + AWAY_SECONDS  # this call tests the connection; the others do not wait
         try:
             async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
-                answer = await work()
+                result = await work()
         except (RedisError, OSError, TimeoutError) as error:
-            self._miss(error)
+            self._note_failure(error)
             return None
         if self._is_away:
             self._is_away, self._away_until = False, 0.0
-            log.info("Redis is back: limits of rate count again")
-        return answer
+            log.info("redis is back: rate limits apply again")
+        return result
 
-    def _miss(self, error: Exception) -> None:
+    def _note_failure(self, error: Exception) -> None:
         now = time.monotonic()
         self._is_away, self._away_until = True, now + AWAY_SECONDS
         if now >= self._silent_until:
             self._silent_until = now + SECONDS_BETWEEN_LOG_LINES
             reason = str(error) or type(error).__name__
-            log.warning("Redis does not answer: requests pass without limits of rate", reason=reason)
+            log.warning("redis unavailable: requests pass without rate limits", reason=reason)
 
 
 def _item(rate: Rate) -> RateLimitItemPerSecond:

@@ -1,10 +1,10 @@
-"""From the bytes that somebody sent to square pictures of ours: pure, in the thread of whoever calls.
+"""Turns an uploaded image into square WebP pictures. Pure and synchronous: call it in a thread.
 
 Rules:
-- The bytes alone say what they are; names and media types of the sender count for nothing.
-- Sizes are read from the header and judged before a pixel is decoded.
-- What is kept is encoded anew from pixels, so nothing else of the file survives: no position of a camera, no comment,
-  no script, no second format hidden behind the first.
+- The format is detected from the bytes; the client's file name and media type are ignored.
+- Dimensions are read from the header and checked before any pixel is decoded.
+- Pictures are encoded anew from pixels, so nothing else of the file survives: no camera position, comment, script or
+  second format hidden behind the first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-# Each names a format that `Image.open` may be asked for; without these imports it would look through all it knows.
+# Registers these formats with `Image.open`, which otherwise loads every plugin that Pillow has.
 from PIL import Image, ImageCms, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from core.errors import FieldProblem, InvalidInput
@@ -23,37 +23,37 @@ FORMATS = (
     WebPImagePlugin.WebPImageFile.format,
 )
 MEDIA_TYPE = "image/webp"
-MAX_JPEG_PIXELS = 25_000_000  # a photo of a good camera; it is decoded at a part of its size
-MAX_PIXELS = 12_500_000  # of the others, which are decoded whole, at four bytes a pixel, and WebP more than once
+MAX_JPEG_PIXELS = 25_000_000  # a photo of a good camera; JPEG is decoded at a fraction of its size
+MAX_PIXELS = 12_500_000  # PNG and WebP are decoded whole, at four bytes a pixel, and WebP more than once
 MAX_SIDE = 8_000
-MAX_JPEG_SCANS = 200  # photos have one, progressive ones about ten; thousands keep a decoder busy for minutes
+MAX_JPEG_SCANS = 200  # a photo has one, a progressive one about ten; thousands take minutes to decode
 QUALITY = 85
-MAX_PROFILE_BYTES = 1024 * 1024  # those of cameras and screens have some hundreds
-RGB_PROFILE = slice(16, 20)  # of a colour profile: what its colours are made of (ICC.1:2022, section 7.2.6)
+MAX_PROFILE_BYTES = 1024 * 1024  # profiles of cameras and screens have some hundred bytes
+RGB_PROFILE = slice(16, 20)  # the field "data colour space" of a colour profile (ICC.1:2022, section 7.2.6)
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+# Never occurs inside scan data, where a byte ff is followed by 00 or a restart marker.
 START_OF_SCAN = b"\xff\xda"
-"""Never within what a scan holds, where a byte ff is followed by 00 or the mark of a restart."""
 
-# Judged by us, before anything is decoded, and with an answer that says what was expected.
+# `_require_moderate` checks sizes instead, before decoding and with a message that states the limit.
 Image.MAX_IMAGE_PIXELS = None
 
 
 def squares(content: bytes, sides: Sequence[int]) -> list[bytes]:
-    """The middle of the picture as WebP, once for each side in pixels; what is smaller is not enlarged.
+    """Return the middle of the picture as WebP, once for each of `sides` in pixels, the largest first.
 
-    The largest side comes first. Raises InvalidInput for whatever is not a JPEG, PNG or WebP picture of a size that
-    can be taken. Of several frames it is the first.
+    A smaller picture is not enlarged. Of an animation the first frame is used. Raises InvalidInput unless `content` is
+    a JPEG, PNG or WebP picture within the limits.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _require_moderate(image, content)
-            _require_whole(image, content)
+            _require_complete(image, content)
             square = _square(image, sides[0])
     except InvalidInput:
         raise
     except Exception as error:
-        # A decoder that is fed with rubbish may raise anything.
-        raise refused("Expected a whole JPEG, PNG or WebP picture", "invalid_picture") from error
+        # Decoders raise all kinds of exceptions for malformed input.
+        raise refused("Expected a complete JPEG, PNG or WebP picture", "invalid_picture") from error
     made = []
     for side in sides:
         square = square if square.width <= side else square.resize((side, side), Image.Resampling.LANCZOS)
@@ -69,21 +69,21 @@ def _require_moderate(image: Image.Image, content: bytes) -> None:
     width, height = image.size
     most = MAX_JPEG_PIXELS if isinstance(image, JpegImagePlugin.JpegImageFile) else MAX_PIXELS
     if width > MAX_SIDE or height > MAX_SIDE or width * height > most:
-        message = f"Expected at most {MAX_SIDE:,} pixels a side and {most:,} in all, got {width:,} × {height:,}"
+        message = f"Expected at most {MAX_SIDE:,} pixels a side and {most:,} in total, got {width:,} × {height:,}"
         raise refused(message, "picture_too_large")
     if content.count(START_OF_SCAN) > MAX_JPEG_SCANS:
-        raise refused(f"Expected a JPEG picture of at most {MAX_JPEG_SCANS} scans", "picture_too_complex")
+        raise refused(f"Expected a JPEG picture with at most {MAX_JPEG_SCANS} scans", "picture_too_complex")
 
 
-def _require_whole(image: Image.Image, content: bytes) -> None:
-    # The decoder is content with a PNG whose last bytes are missing.
+def _require_complete(image: Image.Image, content: bytes) -> None:
+    # The decoder accepts a PNG whose last bytes are missing.
     if isinstance(image, PngImagePlugin.PngImageFile) and PNG_END not in content:
-        raise refused("Expected a whole picture: the end is missing", "invalid_picture")
+        raise refused("Expected a complete picture: the end is missing", "invalid_picture")
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:
-    """The middle of the picture, upright, `side` pixels wide or less, as RGB or RGBA."""
-    # A JPEG can be decoded at an eighth, a quarter or half of its size; twice what is needed keeps it sharp.
+    """Return the middle of the picture, upright, at most `side` pixels wide, as RGB or RGBA."""
+    # A JPEG can be decoded at an eighth, a quarter or half of its size; twice the target keeps it sharp.
     image.draft(image.mode, (side * 2, side * 2))
     orientation = image.getexif().get(0x0112, 1)
     width, height = image.size
@@ -91,7 +91,7 @@ def _square(image: Image.Image, side: int) -> Image.Image:
     left, top = (width - edge) // 2, (height - edge) // 2
     box = (left, top, left + edge, top + edge)
     image.load()
-    # Cut out first: what is converted is a copy, and this one is never larger than the picture.
+    # Crop first: converting makes a copy, which is then never larger than the picture.
     square = _as_colours(image if width == height else image.crop(box))
     target = min(edge, side)
     if edge > target:
@@ -105,7 +105,7 @@ def _square(image: Image.Image, side: int) -> Image.Image:
 
 def _as_colours(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        # Sixteen bits of grey; the conversion itself would cut off what is above the eighth.
+        # Sixteen bits of grey: scale to eight, because the conversion itself would clip the values.
         image = image.point(lambda value: value * (1 / 256)).convert("L")
     is_transparent = "A" in image.mode or "a" in image.mode or "transparency" in image.info
     wanted = "RGBA" if is_transparent else "RGB"
@@ -113,8 +113,9 @@ def _as_colours(image: Image.Image) -> Image.Image:
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """The same colours for those who take every picture for sRGB, as ours come without a profile. One that cannot be
-    used, or is of other than red, green and blue, is passed over.
+    """Convert to sRGB, which viewers assume for pictures without a profile.
+
+    A profile that is not RGB or cannot be used is ignored.
     """
     if not profile or len(profile) > MAX_PROFILE_BYTES or profile[RGB_PROFILE] != b"RGB ":
         return image
@@ -123,14 +124,14 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         converted = ImageCms.profileToProfile(image.convert("RGB"), given, ImageCms.createProfile("sRGB"))
     except (ImageCms.PyCMSError, OSError, ValueError):
         return image
-    assert converted is not None, "only a conversion in place answers nothing"
+    assert converted is not None, "only a conversion in place returns nothing"
     if image.mode == "RGBA":
         converted.putalpha(image.getchannel("A"))
     return converted
 
 
 def _encoded(image: Image.Image) -> bytes:
-    image.info.clear()  # the encoder would take colour profiles and texts from there
+    image.info.clear()  # the encoder would copy colour profiles and texts from it
     written = io.BytesIO()
     image.save(written, "WEBP", quality=QUALITY, method=4)
     return written.getvalue()

@@ -561,7 +561,7 @@ async def test_a_first_admin_whose_name_is_somebody_elses_is_told_of(new_service
     assert service.stop() == 0
     service.settings |= {"FIRST_ADMIN_USERNAME": ADMIN[0], "FIRST_ADMIN_PASSWORD": ADMIN[1]}
     service.start()
-    assert "there is no admin" in service.log()
+    assert "first admin not created" in service.log()
 
 
 def test_names_hold_nothing_that_cannot_be_seen() -> None:

@@ -18,7 +18,7 @@ from tests.support.resources import sql
 from tests.support.service import PASSWORD, Service, Watcher, eventually
 
 BASE = "https://movies.example.org"
-BAD_LINK = {"detail": "The link is not valid, or was used or has expired"}
+BAD_LINK = {"detail": "The URL is invalid, was already used, or has expired"}
 
 
 @dataclass

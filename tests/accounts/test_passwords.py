@@ -9,8 +9,7 @@ import pytest
 
 from core.errors import TooManyRequests
 from services import passwords
-from services.password_hasher import PasswordHasher, Verdict
-from services.passwords import Passwords
+from services.passwords import PasswordHasher, Passwords, Verdict
 from tests.support.service import PASSWORD, Service
 
 

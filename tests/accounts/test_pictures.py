@@ -166,7 +166,7 @@ def test_what_only_pretends_to_be_a_picture_is_refused(name: str) -> None:
 
 def test_a_refusal_of_a_size_says_what_may_be_and_what_was() -> None:
     message = refusal(EVIL["10,000 pixels"]())["msg"]
-    assert message == "Expected at most 8,000 pixels a side and 12,500,000 in all, got 10,000 × 10,000"
+    assert message == "Expected at most 8,000 pixels a side and 12,500,000 in total, got 10,000 × 10,000"
 
 
 def test_formats_that_are_not_asked_for_are_not_even_tried() -> None:

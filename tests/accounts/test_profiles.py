@@ -55,7 +55,7 @@ async def test_a_profile_is_created_once(service: Service, mine: bool) -> None:
         assert (account["has_profile"], account["version"]) == (True, 2)
         async with nothing_written(service):
             again = await alice.http.post(path, json=FULL)
-            assert (again.status_code, again.json()) == (409, {"detail": f"User {alice.id} has a profile"})
+            assert (again.status_code, again.json()) == (409, {"detail": f"User {alice.id} already has a profile"})
 
 
 async def test_an_empty_profile_is_one(service: Service) -> None:

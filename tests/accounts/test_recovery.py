@@ -16,7 +16,7 @@ from tests.support.resources import sql
 from tests.support.service import PASSWORD, Service, eventually
 
 NEW = "prater wheel 1949"
-BAD_LINK = {"detail": "The link is not valid, or was used or has expired"}
+BAD_LINK = {"detail": "The URL is invalid, was already used, or has expired"}
 
 
 @dataclass

@@ -30,7 +30,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "uvicorn": ("server/",),
     "websockets": ("server/websocket_protocol.py",),
     "jose": ("services/tokens.py",),
-    "passlib": ("services/password_hasher.py",),
+    "passlib": ("services/passwords.py",),
     "faker": ("jobs/",),
     "click": ("commands/",),
     "aiosmtplib": ("gateways/mail.py",),

@@ -403,11 +403,11 @@ async def test_ghosts_go_when_the_next_worker_begins(new_worker: NewWorker) -> N
     assert await tables(worker.database) == (1, 1)
     worker.enter(HOLLY)
     await eventually(lambda: has_tables(worker.database, (1, 1)), "only the living", 5)
-    assert list((await stored.workers(worker.database))[0]) != ["ghost"]
+    assert list((await stored.workers(worker.database)).live) != ["ghost"]
 
 
 async def is_a_ghost(database: Database) -> bool:
-    return (await stored.workers(database))[1] == ["ghost"]
+    return (await stored.workers(database)).expired == ["ghost"]
 
 
 async def test_a_worker_that_was_taken_for_dead_comes_back(new_worker: NewWorker) -> None:

@@ -24,8 +24,8 @@ from routes import table
 from routes.http import limit_groups
 from routes.http.limit_groups import RATES, LimitGroup
 from routes.http.proxies import TrustedProxies
-from services.limits.clients import network_of
-from services.limits.memory import MAX_CLIENTS, STEPS, Windows
+from services.limits.limiter import network_of
+from services.limits.memory import MAX_CLIENTS, STEPS, Hit, Windows
 from services.limits.redis import AWAY_SECONDS
 from tests.conftest import Places
 from tests.support.servers import PostgresServer, RedisServer
@@ -328,7 +328,7 @@ async def test_without_redis_requests_pass_and_nobody_waits(own_redis: RedisServ
                 assert time.monotonic() - begun < 5, "not a quarter of a second each"
                 answer = await client.get(NOTHING)
                 assert answer.headers["RateLimit-Remaining"] == "2"
-            lines = [line for line in service.log().splitlines() if "without limits of rate" in line]
+            lines = [line for line in service.log().splitlines() if "without rate limits" in line]
             assert len(lines) == 1
 
             async def counts() -> bool:
@@ -344,14 +344,15 @@ async def test_without_redis_requests_pass_and_nobody_waits(own_redis: RedisServ
 
 def test_a_window_moves() -> None:
     windows = Windows(Rate(3, 60))
-    assert [windows.hit("a", now) for now in (100.0, 110.0, 120.0)] == [(True, 2, 60.0), (True, 1, 50.0), (True, 0, 40)]
-    is_allowed, left, seconds = windows.hit("a", 159.9)
-    assert (is_allowed, left, round(seconds, 3)) == (False, 0, 0.1)
-    assert windows.hit("a", 160.0) == (True, 0, 10.0), "the first has left"
-    assert windows.hit("a", 169.9)[0] is False
-    assert windows.hit("b", 169.9)[0] is True
+    hits = [windows.hit("a", now) for now in (100.0, 110.0, 120.0)]
+    assert hits == [Hit(True, 2, 60), Hit(True, 1, 50), Hit(True, 0, 40)]
+    refused = windows.hit("a", 159.9)
+    assert (refused.is_allowed, refused.remaining, round(refused.reset_seconds, 3)) == (False, 0, 0.1)
+    assert windows.hit("a", 160.0) == Hit(True, 0, 10.0), "the first has left"
+    assert windows.hit("a", 169.9).is_allowed is False
+    assert windows.hit("b", 169.9).is_allowed is True
     windows.clear("a")
-    assert windows.hit("a", 169.9)[1] == 2
+    assert windows.hit("a", 169.9).remaining == 2
 
 
 @pytest.mark.parametrize("gap", [0.001, 0.013, 0.1, 0.7])
@@ -361,7 +362,7 @@ def test_no_window_holds_more_than_it_may_and_not_much_less(gap: float) -> None:
     allowed: list[float] = []
     for number in range(int(200 / gap)):
         now = 1_000 + number * gap
-        if windows.hit("a", now)[0]:
+        if windows.hit("a", now).is_allowed:
             allowed.append(now)
         assert len(windows._clients["a"].steps) <= 2 * STEPS + 1
     for early, late in zip(allowed, allowed[rate.amount :], strict=False):
