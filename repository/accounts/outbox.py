@@ -21,6 +21,7 @@ import structlog
 from sqlalchemy import ColumnElement, delete, func, insert, or_, select, update
 
 import models
+from core.identity import unique_key
 from core.times import utc_now, utc_text
 from repository.accounts import one_time_tokens, users
 from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE, Purpose
@@ -163,7 +164,7 @@ async def _account_of(tx: Transaction, mail: Mapping[str, Any]) -> dict[str, Any
     """Return the account's row, locked, so that the second of two requests for one account sees the first."""
     table = models.users
     known = mail["user_id"] is not None
-    which = table.c.id == mail["user_id"] if known else table.c.email_key == users.login_key(mail["recipient"])
+    which = table.c.id == mail["user_id"] if known else table.c.email_key == unique_key(mail["recipient"])
     found = await tx.connection.execute(select(table).where(which, users.exists()).with_for_update(key_share=True))
     row = found.one_or_none()
     return entity(row) if row is not None else None

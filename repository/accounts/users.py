@@ -6,7 +6,6 @@ Each function that takes a transaction runs inside `Database.write`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 import models
 from core.errors import Conflict, FieldProblem, Forbidden, NotFound
-from core.identity import Group, name_key
+from core.identity import Group, unique_key
 from core.times import utc_now
 from repository.accounts import audit, one_time_tokens, sessions
 from repository.engine.database import Database
@@ -35,19 +34,6 @@ LOGINS = ("username", "email")  # unique; an account signs in with either
 EDITABLE = (*LOGINS, "name", "first_name", "last_name", "phone_number")
 SEARCHED = EDITABLE  # by admins
 SEARCHED_BY_OTHERS = ("username", "name")
-MAX_KEY_LENGTH = 200  # of the narrower key column
-
-
-def login_key(name: str) -> str:
-    """Return the key of a user name or an email address. Spellings that count as equal have the same key.
-
-    Normalising can turn one character into eighteen, and a name that a client tries to sign in with can hold anything.
-    A key that the column cannot hold is replaced by its digest.
-    """
-    key = name_key(name)
-    if len(key) <= MAX_KEY_LENGTH and "\x00" not in key:
-        return key
-    return hashlib.blake2b(key.encode(), digest_size=32).hexdigest()
 
 
 def public(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,7 +201,7 @@ def as_stored(fields: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(fields)
     for name in LOGINS:
         if name in values:
-            values[f"{name}_key"] = login_key(values[name]) if values[name] else None
+            values[f"{name}_key"] = unique_key(values[name]) if values[name] else None
     phone = values.get("phone_number")
     if phone:
         values["phone_number"] = "+" + phone.lstrip("+")
@@ -265,13 +251,13 @@ async def has_admin(database: Database) -> bool:
 
 
 async def find_by_username(database: Database, username: str) -> dict[str, Any] | None:
-    return await _find(database, models.users.c.username_key == login_key(username))
+    return await _find(database, models.users.c.username_key == unique_key(username))
 
 
 async def find_by_login(database: Database, login: str) -> dict[str, Any] | None:
     """Find an account by its user name or its email address; a user name cannot contain @."""
     column = models.users.c.email_key if "@" in login else models.users.c.username_key
-    return await _find(database, column == login_key(login))
+    return await _find(database, column == unique_key(login))
 
 
 async def _find(database: Database, where: Any) -> dict[str, Any] | None:

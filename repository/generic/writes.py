@@ -15,17 +15,14 @@ from typing import Any
 import orjson
 from sqlalchemy import delete
 
-from core.errors import Conflict, Forbidden, NotFound, PreconditionFailed
+from core.errors import Conflict, Forbidden, NotFound
 from core.identity import Identity, unique_key
 from core.times import utc_now
 from repository.engine.transaction import Transaction
 from repository.generic import conflicts, relations, rows
 from repository.generic.conflicts import Refusal
-from repository.generic.versions import IfMatch
+from repository.generic.versions import BOOKKEEPING, IfMatch, changed_names, require_version
 from resources.resource import Resource
-
-# What a no-op edit leaves alone, and `changed` does not name.
-_BOOKKEEPING = frozenset({"version", "updated_at"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +146,12 @@ async def _one(
     row = found[0]
     if not resource.may_change(identity, row):
         raise Forbidden(f"Only {resource.changers} may change {resource.singular} {entity_id}")
-    if if_match is not None and row["version"] not in if_match:
-        raise PreconditionFailed(f"{resource.singular.capitalize()} {entity_id} is at version {row['version']} now")
+    require_version(resource.singular.capitalize(), row, if_match)
     return row
 
 
 def _edited(row: dict[str, Any], fields: Mapping[str, Any], now: str) -> tuple[dict[str, Any], list[str]]:
-    changed = [name for name, value in fields.items() if row[name] != value]
+    changed = changed_names(row, fields)
     if not changed:
         return row, []
     return {**row, **fields, "version": row["version"] + 1, "updated_at": now}, changed
@@ -178,7 +174,7 @@ async def edit(
     after, changed = _edited(before, fields, utc_now())
     if not changed:
         return orjson.dumps(before)
-    await rows.write_back(tx, resource.table, [after], (*changed, *_BOOKKEEPING))
+    await rows.write_back(tx, resource.table, [after], (*changed, *BOOKKEEPING))
     payload = tx.emit(resource.name, "update", after, actor_id=identity.user_id, before=before, changed=changed)
     await relations.edited(tx, resource, [before], [after], identity.user_id)
     return payload
@@ -205,7 +201,7 @@ async def edit_bulk(
     )
     done = await rows.off_the_loop(len(found), _edit_all, found, merged, utc_now())
     if done.after:
-        await rows.write_back(tx, resource.table, done.after, (*done.changed, *_BOOKKEEPING))
+        await rows.write_back(tx, resource.table, done.after, (*done.changed, *BOOKKEEPING))
         tx.emit_bulk(
             resource.name,
             "update_bulk",
