@@ -47,25 +47,19 @@ def new_password() -> dict[str, str]:
     return {"old_password": PASSWORD, "new_password": "the fourth man 1950"}
 
 
-def asks_of_resource(resource: str) -> dict[str, Ask]:
-    one, entity = ("movie", {"title": "M"}) if resource == "movies" else ("character", {"name": "M"})
+def asks_of_resource(resource: str, one: str, entity: Any, bulk: Any) -> dict[str, Ask]:
     row = f"/{resource}/{{{one}}}"
     return {
         f"GET /{resource}": Ask(f"/{resource}"),
         f"POST /{resource}": Ask(f"/{resource}", entity),
         f"GET /{resource}/count": Ask(f"/{resource}/count"),
         f"GET /{resource}/names": Ask(f"/{resource}/names"),
-        f"GET /{resource}/user": Ask(f"/{resource}/user"),
-        f"GET /{resource}/username/{{username}}": Ask(f"/{resource}/username/{{username}}"),
-        f"GET /users/{{user_id}}/{resource}": Ask(f"/users/{{account}}/{resource}"),
-        f"POST /users/{{user_id}}/{resource}": Ask(f"/users/{{account}}/{resource}", entity),
-        f"POST /{resource}/bulk": Ask(f"/{resource}/bulk", [entity]),
+        f"POST /{resource}/bulk": Ask(f"/{resource}/bulk", bulk),
         f"PATCH /{resource}/bulk": Ask(
             f"/{resource}/bulk", lambda things: [{"id": things[one], "description": "x"}], (one,)
         ),
         f"DELETE /{resource}/bulk": Ask(f"/{resource}/bulk", lambda things: {"ids": [things[one]]}, (one,)),
         f"DELETE /{resource}/bulk/{{start_id}}/{{end_id}}": Ask(f"/{resource}/bulk/{{{one}}}/{{{one}}}"),
-        f"POST /{resource}/generate/{{number}}": Ask(f"/{resource}/generate/1"),
         f"GET /{resource}/{{id}}": Ask(row),
         f"PUT /{resource}/{{id}}": Ask(row, entity),
         f"PATCH /{resource}/{{id}}": Ask(row, {"description": "x"}),
@@ -73,9 +67,22 @@ def asks_of_resource(resource: str) -> dict[str, Ask]:
     }
 
 
+def asks_of_listed_resource(resource: str, one: str, entity: dict[str, str]) -> dict[str, Ask]:
+    """As `asks_of_resource`, for one whose rows belong to users and can be generated."""
+    return {
+        **asks_of_resource(resource, one, entity, [entity]),
+        f"GET /{resource}/user": Ask(f"/{resource}/user"),
+        f"GET /{resource}/username/{{username}}": Ask(f"/{resource}/username/{{username}}"),
+        f"GET /users/{{user_id}}/{resource}": Ask(f"/users/{{account}}/{resource}"),
+        f"POST /users/{{user_id}}/{resource}": Ask(f"/users/{{account}}/{resource}", entity),
+        f"POST /{resource}/generate/{{number}}": Ask(f"/{resource}/generate/1"),
+    }
+
+
 ASKS: Mapping[str, Ask] = {
-    **asks_of_resource("movies"),
-    **asks_of_resource("characters"),
+    **asks_of_listed_resource("movies", "movie", {"title": "M"}),
+    **asks_of_listed_resource("characters", "character", {"name": "M"}),
+    **asks_of_resource("genres", "genre", lambda _: {"name": name()}, lambda _: [{"name": name()}]),
     "GET /jobs": Ask("/jobs"),
     "GET /jobs/{id}": Ask("/jobs/{job}"),
     "DELETE /jobs/{id}": Ask("/jobs/{job}"),
@@ -200,6 +207,11 @@ class Cast:
         answer = await self._admin.http.post(f"/admin/users/{person.id}/{action}", **options)
         assert answer.status_code == 200, answer.text
 
+    async def genre(self) -> int:
+        """The id of a new genre, which belongs to no user."""
+        answer = await self._admin.http.post("/genres", json={"name": name()})
+        return int(answer.json()["id"])
+
     async def token(self, role: str, owner: Account, asker: Account | None) -> str | None:
         if role == "expired":
             return owner.person.forged(iat=int(time.time()) - 7_200, exp=int(time.time()) - 3_600)
@@ -241,7 +253,7 @@ async def answer_to(cast: Cast, operation: str, role: str) -> int:
         asker = await (cast.new(role) if ask.is_own and uses_up else cast.account(role))
     token = await cast.token(role, owner, asker)
     needed = {each for _, each, _, _ in string.Formatter().parse(ask.path) if each} | set(ask.needs)
-    things = {each: await thing(each, owner) for each in needed}
+    things = {each: await cast.genre() if each == "genre" else await thing(each, owner) for each in needed}
     body = ask.body({**things, "my_name": (asker or owner).person.name}) if callable(ask.body) else ask.body
     headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
     content = {**ask.content, "headers": {**ask.content.get("headers", {}), **headers}}
