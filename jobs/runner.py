@@ -20,10 +20,10 @@ from core import metrics
 from core.errors import Unavailable
 from jobs import generation
 from repository import jobs
-from repository.catalog import picks
 from repository.engine.database import Database
 from repository.engine.events import Event
 from repository.engine.transaction import Transaction
+from repository.generic import rows as table_rows
 from repository.generic import writes
 from repository.generic.writes import Prepared
 from repository.jobs import ClaimedJob, LeaseLost
@@ -169,7 +169,7 @@ class Runner:
             if isinstance(chunk, Prepared):
                 await writes.store_prepared(tx, chunk, job.user_id, job.id)
             else:
-                movies = await picks.pick(tx, Random(f"{job.seed}:{done}:cast"), CAST_SIZE)
+                movies = await table_rows.pick_locked(tx, MOVIES.table, Random(f"{job.seed}:{done}:cast"), CAST_SIZE)
                 rows = [
                     {**row, "movie_id": movies[index * len(movies) // len(chunk)] if movies else None}
                     for index, row in enumerate(chunk)

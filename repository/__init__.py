@@ -1,1 +1,1 @@
-"""The only place with SQL. Each write appends its event in the same transaction."""
+"""The only package with SQL. Each write appends its events in the same transaction."""

@@ -18,8 +18,8 @@ from core.errors import Conflict, Forbidden, NotFound, TooManyRequests
 from core.filters import Filter
 from core.identity import Identity
 from core.times import utc_now
-from repository.engine import clock
 from repository.engine.database import Database
+from repository.engine.leases import now_in_seconds
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
 from repository.generic.lists import Listed, entities_of, entity
@@ -183,14 +183,14 @@ async def claim(database: Database, owner: str) -> ClaimedJob | None:
     """Lease the oldest job that is queued or whose lease has expired, and return it; None when there is none."""
     table = models.jobs
     async with database.read() as connection:
-        now = clock.now(is_sqlite=database.is_sqlite)
+        now = now_in_seconds(is_sqlite=database.is_sqlite)
         free = or_(table.c.state == "queued", and_(table.c.state == "running", table.c.lease_until < now))
         # Check without a lock first: an idle worker must not take SQLite's write lock once a second.
         if (await connection.execute(select(table.c.id).where(free).limit(1))).first() is None:
             return None
 
     async def work(tx: Transaction) -> ClaimedJob | None:
-        now = clock.now(is_sqlite=tx.is_sqlite)
+        now = now_in_seconds(is_sqlite=tx.is_sqlite)
         free = or_(table.c.state == "queued", and_(table.c.state == "running", table.c.lease_until < now))
         oldest = select(table).where(free).order_by(table.c.created_at).limit(1).with_for_update(skip_locked=True)
         row = (await tx.connection.execute(oldest)).one_or_none()
@@ -224,7 +224,7 @@ async def renew(database: Database, job_id: str, owner: str) -> None:
         held = await tx.connection.execute(
             update(table)
             .where(table.c.id == job_id, table.c.lease_owner == owner, table.c.state == "running")
-            .values(lease_until=clock.now(is_sqlite=tx.is_sqlite) + LEASE_SECONDS)
+            .values(lease_until=now_in_seconds(is_sqlite=tx.is_sqlite) + LEASE_SECONDS)
         )
         if held.rowcount != 1:
             raise LeaseLost(job_id)
@@ -245,7 +245,7 @@ async def advance(tx: Transaction, job: ClaimedJob, owner: str, done: int, count
         await _transition(tx, entity(row), {**moved, **ended})
         return
     # No event here: the chunk's own event names the job and counts the rows.
-    lease_until = clock.now(is_sqlite=tx.is_sqlite) + LEASE_SECONDS
+    lease_until = now_in_seconds(is_sqlite=tx.is_sqlite) + LEASE_SECONDS
     values = {**moved, "attempts": 0, "lease_until": lease_until}
     await tx.connection.execute(update(table).where(table.c.id == job.id).values(values))
 

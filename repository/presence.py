@@ -13,16 +13,16 @@ from sqlalchemy import delete, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 import models
-from repository.engine import clock
 from repository.engine.database import Database
+from repository.engine.leases import now_in_seconds
 from repository.engine.statement import Statement, statement
 from repository.engine.transaction import Transaction
 
 LEASE_SECONDS = 9.0
 ANONYMOUS = 0  # the user id of every anonymous connection
 
-_NOW_ON_SQLITE = str(clock.now(is_sqlite=True))
-_NOW_ON_POSTGRESQL = str(clock.now(is_sqlite=False))
+_NOW_ON_SQLITE = str(now_in_seconds(is_sqlite=True))
+_NOW_ON_POSTGRESQL = str(now_in_seconds(is_sqlite=False))
 _WORKERS = Statement(
     f"SELECT id, version, until >= {_NOW_ON_SQLITE} FROM workers",  # noqa: S608 (our own clock)
     f"SELECT id, version, until >= {_NOW_ON_POSTGRESQL} FROM workers",  # noqa: S608
@@ -59,7 +59,7 @@ async def store(database: Database, worker: str, version: int, changed: Sequence
 
     async def work(tx: Transaction) -> bool:
         table = models.workers
-        values = {"until": clock.now(is_sqlite=tx.is_sqlite) + LEASE_SECONDS, "version": version}
+        values = {"until": now_in_seconds(is_sqlite=tx.is_sqlite) + LEASE_SECONDS, "version": version}
         if is_new:
             insert = sqlite.insert(table) if tx.is_sqlite else postgresql.insert(table)
             taken = insert.values(id=worker, **values).on_conflict_do_update(index_elements=[table.c.id], set_=values)
@@ -101,7 +101,7 @@ async def linger(database: Database, worker: str, version: int, seconds: float) 
 
     async def work(tx: Transaction) -> None:
         table, rows = models.workers, models.presence
-        until = clock.now(is_sqlite=tx.is_sqlite) + seconds
+        until = now_in_seconds(is_sqlite=tx.is_sqlite) + seconds
         await tx.connection.execute(update(table).where(table.c.id == worker).values(until=until, version=version))
         left = {"lingering": rows.c.lingering + rows.c.connections, "connections": 0}
         await tx.connection.execute(update(rows).where(rows.c.worker == worker).values(left))
@@ -135,7 +135,7 @@ async def sweep(database: Database, expired: Sequence[str]) -> None:
         for worker in sorted(expired):  # in one order, so that two transactions cannot deadlock
             gone = await tx.connection.execute(
                 delete(table)
-                .where(table.c.id == worker, table.c.until < clock.now(is_sqlite=tx.is_sqlite))
+                .where(table.c.id == worker, table.c.until < now_in_seconds(is_sqlite=tx.is_sqlite))
                 .returning(table.c.id)
             )
             if gone.one_or_none() is not None:

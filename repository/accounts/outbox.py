@@ -25,8 +25,8 @@ from core.identity import unique_key
 from core.times import utc_now, utc_text
 from repository.accounts import one_time_tokens, users
 from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE, Purpose
-from repository.engine import clock
 from repository.engine.database import Database
+from repository.engine.leases import now_in_seconds
 from repository.engine.transaction import Transaction
 from repository.generic.lists import entity
 
@@ -97,7 +97,7 @@ async def _insert(tx: Transaction, user_id: int | None, kind: MailType, recipien
         "recipient": recipient,
         "details": {},  # no mail needs any so far
         "created_at": utc_now(),
-        "due_at": clock.now(is_sqlite=tx.is_sqlite),
+        "due_at": now_in_seconds(is_sqlite=tx.is_sqlite),
         "attempts": 0,
     }
     await tx.connection.execute(insert(models.mails).values(values))
@@ -123,7 +123,7 @@ async def claim(database: Database, owner: str) -> ClaimedMail | None:
     table = models.mails
     while True:
         async with database.read() as connection:
-            due = select(table.c.id).where(table.c.due_at <= clock.now(is_sqlite=database.is_sqlite)).limit(1)
+            due = select(table.c.id).where(table.c.due_at <= now_in_seconds(is_sqlite=database.is_sqlite)).limit(1)
             # Check without a lock first: an idle worker must not take SQLite's write lock once a second.
             if (await connection.execute(due)).first() is None:
                 return None
@@ -135,7 +135,7 @@ async def claim(database: Database, owner: str) -> ClaimedMail | None:
 async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | None]:
     """Return whether to stop searching, and the mail that was leased."""
     table = models.mails
-    now = clock.now(is_sqlite=tx.is_sqlite)
+    now = now_in_seconds(is_sqlite=tx.is_sqlite)
     first = select(table).where(table.c.due_at <= now).order_by(table.c.due_at, table.c.id).limit(1)
     row = (await tx.connection.execute(first.with_for_update(skip_locked=True))).one_or_none()
     if row is None:
@@ -210,12 +210,12 @@ async def failed(database: Database, mail: ClaimedMail, owner: str) -> None:
 
 async def postpone(database: Database, mail: ClaimedMail, owner: str, seconds: float) -> None:
     """Make a mail due again after `seconds`."""
-    await _settle(database, mail, owner, {"due_at": clock.now(is_sqlite=database.is_sqlite) + seconds})
+    await _settle(database, mail, owner, {"due_at": now_in_seconds(is_sqlite=database.is_sqlite) + seconds})
 
 
 async def release(database: Database, mail: ClaimedMail, owner: str) -> None:
     """Give back a mail whose attempt was interrupted, so that another worker can claim it at once."""
-    now = clock.now(is_sqlite=database.is_sqlite)
+    now = now_in_seconds(is_sqlite=database.is_sqlite)
     await _settle(database, mail, owner, {"due_at": now, "attempts": mail.attempts - 1})
 
 

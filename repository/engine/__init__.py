@@ -1,0 +1,1 @@
+"""The database: transactions, the event log, leases, migrations."""

@@ -9,7 +9,7 @@ from repository.engine.events import Event
 from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
 
-# Every write pays for the first two, and every worker asks for the head many times a second.
+# In the drivers' own form, because every write runs both.
 TAKE = statement("UPDATE event_head SET seq = seq + $1 WHERE id = 1 RETURNING epoch, seq")
 
 
@@ -20,7 +20,10 @@ INSERT = statement(
 
 
 async def append(tx: Transaction) -> list[Event]:
-    """Number and insert the transaction's drafts. Nothing may be written in the transaction after this."""
+    """Number and insert the transaction's drafts, and return them as events.
+
+    Nothing may be written in the transaction after this: the lock on the head is held until COMMIT.
+    """
     created_at = utc_now()
     driver = await tx.driver()
     count = len(tx.drafts)

@@ -1,13 +1,13 @@
 """Engines and transactions on SQLite and PostgreSQL.
 
 Rules:
-- A write goes through `Database.write(work)`: rows and events commit together, the events are appended by the last
-  statements before COMMIT, and only what committed is handed to the `on_commit` listeners.
-- SQLite has one writer connection per process, and every transaction begins with BEGIN IMMEDIATE: a deferred one
-  that reads first and writes later loses updates or fails when somebody wrote in between. Readers are apart and
-  cannot write. `synchronous=FULL`: a number that a watcher has seen must survive a power cut.
-- A transaction that the database refused (deadlock, lost connection) before COMMIT was sent is run again, a bounded
-  number of times; after COMMIT was sent the outcome is unknown and the caller gets the error.
+- A write goes through `Database.write(work)`: rows and events commit together, the last statements before COMMIT append
+  the events, and the `on_commit` listeners receive only events that committed.
+- SQLite has one writer connection per process, and every transaction begins with BEGIN IMMEDIATE: a deferred one that
+  reads first and writes later loses updates, or fails when another process has written in between. Readers have their
+  own connections and cannot write. `synchronous=FULL`: a number that a client has seen must survive a power cut.
+- A transaction that the database refuses (deadlock, lost connection) before COMMIT was sent is run again, a bounded
+  number of times. Once COMMIT was sent, the outcome is unknown and the caller gets the error.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ MAX_ATTEMPTS = 5
 RETRY_PAUSE_SECONDS = 0.05
 BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
 POOL_TIMEOUT_SECONDS = 30
-FETCH_SECONDS = 5.0  # a read by key that takes longer waits for a network that is gone
+FETCH_SECONDS = 5.0  # a read by key that takes longer is waiting for a lost network
 SQLITE_READERS = 4
-HOT_READERS = 2  # besides them; more threads would only wait for each other
+HOT_READERS = 2  # besides those; more threads would only wait for one another
 POSTGRESQL_CONNECTIONS = 10  # per worker and engine; 4 workers fit PostgreSQL's default of 100
 SQLITE_CACHE_KIB = 16 * 1024
 SQLITE_CHECKPOINT_PAGES = 4_000  # 16 MB of log between checkpoints: fewer of them during bulk writes
@@ -55,8 +55,8 @@ class Database:
         if self.is_sqlite:
             path = Path(url.removeprefix("sqlite:///"))
             path.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(OSError):  # what is wrong with it, opening it says better
-                # Nobody else on the machine reads what is in it. SQLite gives its other files the same mode.
+            with suppress(OSError):  # opening the file reports the problem better
+                # Other users of the machine cannot read it. SQLite gives its other files the same mode.
                 path.touch(mode=0o600)
             async_url = "sqlite+aiosqlite" + url.removeprefix("sqlite")
             self._writer = create_async_engine(
@@ -81,13 +81,13 @@ class Database:
                 "pool_size": POSTGRESQL_CONNECTIONS,
                 "max_overflow": 0,
                 "pool_timeout": POOL_TIMEOUT_SECONDS,
-                # jit: planning cost without gain for statements this short.
+                # jit costs planning time and gains nothing for statements this short.
                 "connect_args": {"timeout": 5, "server_settings": {"application_name": "marquee", "jit": "off"}},
             }
             self._writer = create_async_engine(async_url, **options)
-            # One round trip a statement: a read of one statement needs no BEGIN and ROLLBACK round it.
+            # One round trip for each statement: a read of one statement needs no BEGIN and ROLLBACK around it.
             self._reader = create_async_engine(async_url, isolation_level="AUTOCOMMIT", **options)
-        # Connections that `fetch` keeps: taking one from the pool and giving it back costs more than a read by key.
+        # Connections that `fetch` keeps: checking one out of the pool costs more than a read by key.
         self._hot = asyncio.Semaphore(HOT_READERS)
         self._hot_idle: list[tuple[AsyncConnection, Any]] = []
         self.on_commit: list[Callable[[list[Event]], None]] = []
@@ -101,7 +101,7 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for reading; each statement sees what is committed when it starts.
+        """Open a connection for reading; each statement sees what is committed when it starts.
 
         Raises Unavailable when the database cannot be reached.
         """
@@ -114,8 +114,8 @@ class Database:
             raise _unavailable(error) from error
 
     async def fetch(self, statement: Statement, *values: Any) -> list[Any]:
-        """The rows of one statement, through the driver itself: for reads so frequent and small that the layers above
-        would cost several times the read.
+        """Return the rows of one statement, through the driver itself, for reads so small and frequent that SQLAlchemy
+        would cost several times as much as the read.
 
         Raises Unavailable when the database cannot be reached.
         """
@@ -129,7 +129,7 @@ class Database:
                         else:
                             found = await driver.fetch(statement.postgresql, *values)
                 except BaseException as error:
-                    # SQLAlchemy has not seen it, and a connection that was interrupted is in no state to be used again.
+                    # SQLAlchemy has not seen the error, and an interrupted connection cannot be used again.
                     await connection.invalidate(error)
                     await connection.close()
                     raise
@@ -146,7 +146,7 @@ class Database:
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[tuple[AsyncConnection, AsyncTransaction]]:
-        """A transaction without events: for `write`, and for migrations."""
+        """Open a transaction without events, for `write` and for migrations."""
         async with self._writer.connect() as connection, connection.begin() as transaction:
             if self.is_sqlite:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
@@ -154,11 +154,11 @@ class Database:
             yield connection, transaction
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Run `work` in one transaction with the events it emits, and tell the listeners after COMMIT.
+        """Run `work` in one transaction with the events it emits, and return its result. Listeners run after COMMIT.
 
-        `work` may be run again from the start when the database refused its first run, so it must not touch anything
-        but the transaction. Any exception from it rolls back, numbers included. Raises Unavailable when the database
-        cannot be reached or stays refusing.
+        `work` may run again from the start when the database refuses the transaction, so it must touch nothing but the
+        transaction. Any exception from it rolls back, numbers included. Raises Unavailable when the database cannot be
+        reached or keeps refusing.
         """
         for attempt in range(1, MAX_ATTEMPTS + 1):
             committing = False

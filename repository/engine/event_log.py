@@ -1,14 +1,15 @@
 """The event log: contiguous numbers, in commit order, on both databases.
 
-`append` is the last thing a transaction does before COMMIT. It takes n numbers by updating the one `event_head` row,
-whose lock is held until COMMIT: whoever comes second gets higher numbers and commits later, and a rollback gives the
-numbers back. A reader that sees number k therefore sees every number below it, and can find a loss by arithmetic.
+A transaction appends its events with its last statements before COMMIT (`repository.engine.append`). It takes n
+numbers by updating the one `event_head` row, whose lock is held until COMMIT: the second of two transactions gets
+higher numbers and commits later, and a rollback returns the numbers. So a reader that sees number k sees every number
+below it, and finds a loss by arithmetic.
 """
 
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 from sqlalchemy import delete, func, select, update
@@ -16,12 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 import models
 from core.times import utc_text
+from repository.engine.database import Database
 from repository.engine.events import Event, Head
 from repository.engine.statement import statement
-
-if TYPE_CHECKING:
-    from repository.engine.database import Database
-    from repository.engine.transaction import Transaction
+from repository.engine.transaction import Transaction
 
 HEAD_ID = 1
 
@@ -29,6 +28,7 @@ HEAD = statement("SELECT epoch, seq FROM event_head WHERE id = 1")
 
 
 async def head(database: Database) -> Head:
+    """Return the log's identity and newest number. Raises Unavailable."""
     (row,) = await database.fetch(HEAD)
     return Head(row[0], row[1])
 
@@ -39,16 +39,16 @@ async def _head(connection: AsyncConnection) -> Head:
 
 
 async def oldest(database: Database) -> int | None:
-    """The lowest number still kept, or None when no event is."""
+    """Return the lowest number still kept, or None when the log is empty. Raises Unavailable."""
     async with database.read() as connection:
         lowest: int | None = (await connection.execute(select(func.min(models.events.c.seq)))).scalar()
         return lowest
 
 
 async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: int) -> list[Event]:
-    """The next events after `seq`, in order: at most `max_rows`, and at most `max_bytes` unless one alone is larger.
+    """Return the next events after `seq`, in order: at most `max_rows`, and `max_bytes` unless one alone is larger.
 
-    The caller checks that the first is `seq + 1`: when it is not, the log no longer reaches back to there.
+    The caller checks that the first is `seq + 1`; otherwise the log no longer reaches back to `seq`.
     """
     table = models.events
     async with database.read() as connection:
@@ -87,7 +87,7 @@ async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: 
 
 
 async def tail(database: Database, *, max_rows: int, max_bytes: int) -> int:
-    """The number after which the newest events begin that fit into the bounds."""
+    """Return the number before the oldest of the newest events that fit into both bounds."""
     table = models.events
     weight = func.length(table.c.payload) + func.coalesce(func.length(table.c.before), 0)
     async with database.read() as connection:
@@ -103,7 +103,10 @@ async def tail(database: Database, *, max_rows: int, max_bytes: int) -> int:
 
 
 async def prune(database: Database, *, keep_rows: int, older_than: Any, max_rows: int) -> int:
-    """Delete up to `max_rows` of the oldest events that are beyond `keep_rows` or before `older_than` (aware time)."""
+    """Delete up to `max_rows` of the oldest events beyond `keep_rows` or before `older_than` (an aware time).
+
+    Return how many were deleted.
+    """
 
     async def work(tx: Transaction) -> int:
         table = models.events
@@ -124,9 +127,10 @@ async def prune(database: Database, *, keep_rows: int, older_than: Any, max_rows
 
 
 async def renew_epoch(database: Database, present: str | None = None) -> str:
-    """Give the log a new identity, as after restoring a backup: every watcher's position becomes void.
+    """Give the log a new identity, as after restoring a backup: every position that a client holds becomes void.
 
-    With `present`, only if that is still its identity: of many who see the same reason one acts.
+    With `present`, change it only if that is still the identity, so that one of several workers does. Return the new
+    epoch.
     """
     epoch = new_epoch()
 
@@ -141,4 +145,5 @@ async def renew_epoch(database: Database, present: str | None = None) -> str:
 
 
 def new_epoch() -> str:
+    """Return a random epoch."""
     return secrets.token_hex(8)

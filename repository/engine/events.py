@@ -21,12 +21,12 @@ class Event:
     changed: tuple[str, ...]
     actor_id: int | None
     created_at: str
-    # Parts of frames already built for this event, by what they depend on (`realtime.wire.frames`).
+    # Parts of frames built for this event, by what they depend on (`realtime.wire.frames`).
     built: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def size(self) -> int:
-        """Bytes, about: what it costs to keep."""
+        """The approximate size in memory, in bytes."""
         return len(self.payload) + (len(self.before) if self.before else 0) + 512
 
 

@@ -1,6 +1,6 @@
-"""What a database error means: refused (run it again), lost (the database is away), or a mistake of ours.
+"""What a database error means: a refused transaction, a lost database, or a bug of ours.
 
-The bulk and hot paths use the drivers directly, so errors arrive in SQLAlchemy's wrapping and bare.
+The bulk and hot paths use the drivers directly, so errors arrive both wrapped by SQLAlchemy and bare.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def _state(error: BaseException) -> str:
 
 
 def is_refused(error: BaseException) -> bool:
-    """The database undid the transaction because of others: it may succeed when it is run again."""
+    """Return whether the database rolled back because of other transactions, so that running again may succeed."""
     return _state(error).startswith(_REFUSED_STATES) or any(text in str(error) for text in _REFUSED_ON_SQLITE)
 
 
 def is_lost(error: BaseException) -> bool:
-    """The database cannot be reached, or cannot write at all."""
+    """Return whether the database cannot be reached or cannot write."""
     if isinstance(error, OSError | PoolTimeout | asyncpg.InterfaceError | asyncpg.InternalClientError):
         return True
     if isinstance(error, DBAPIError) and error.connection_invalidated:
@@ -48,14 +48,15 @@ def is_lost(error: BaseException) -> bool:
 
 
 def is_foreign(error: BaseException) -> bool:
-    """Not a mistake of ours in SQL or types."""
+    """Return whether the error comes from the database's surroundings rather than from our SQL or types."""
     return is_refused(error) or is_lost(error)
 
 
 def may_run_again(error: BaseException) -> bool:
-    # Whoever waited in vain for a connection would only wait again.
+    """Return whether the transaction may be run again. Without a free connection it would only wait again."""
     return is_refused(error) or (is_lost(error) and not isinstance(error, PoolTimeout))
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of the driver's message, for logs and messages at start."""
     return str(getattr(error, "orig", None) or error).split("\n", 1)[0]

@@ -1,21 +1,30 @@
-"""Named leases: of all workers, one does a periodic task per period."""
+"""Leases: of all workers, one does a task at a time, timed by the database's clock, which all of them share."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from sqlalchemy import ColumnElement, Float, literal_column
 from sqlalchemy.dialects import postgresql, sqlite
 
 import models
-from repository.engine import clock
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 
 
+def now_in_seconds(*, is_sqlite: bool) -> ColumnElement[Any]:
+    """Return the database's time as an SQL expression, in seconds since 1970."""
+    if is_sqlite:
+        return literal_column("((julianday('now') - 2440587.5) * 86400.0)", Float)
+    return literal_column("extract(epoch from clock_timestamp())::double precision", Float)
+
+
 async def take(database: Database, name: str, owner: str, seconds: float) -> bool:
-    """Take the lease if it is free or has run out; it stays taken for `seconds`, done or not."""
+    """Take the lease for `seconds`, whether the task ends sooner or not. Return False while another worker holds it."""
 
     async def work(tx: Transaction) -> bool:
         table = models.leases
-        now = clock.now(is_sqlite=tx.is_sqlite)
+        now = now_in_seconds(is_sqlite=tx.is_sqlite)
         new = sqlite.insert(table) if tx.is_sqlite else postgresql.insert(table)
         taken = await tx.connection.execute(
             new.values(name=name, owner=owner, until=now + seconds)

@@ -1,4 +1,4 @@
-"""Bringing a database to the newest schema, with Alembic."""
+"""Migrates a database to the newest schema, with Alembic."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from repository.engine.database import Database
 from repository.engine.event_log import HEAD_ID, new_epoch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# Workers that start at once migrate one after the other. The number means nothing, it is only ours.
+# Workers that start at the same time migrate one after another. The number is arbitrary.
 POSTGRESQL_LOCK = 7_243_001
 MAX_ATTEMPTS = 20
 RETRY_PAUSE_SECONDS = 0.1
@@ -35,12 +35,12 @@ def newest_revision() -> str | None:
 
 
 async def migrate(database: Database) -> None:
-    """Apply what is missing, and give a new log its identity. Safe to run from many workers at once."""
+    """Apply the missing migrations, and give a new log its epoch. Safe to run in several workers at once."""
     for _ in range(MAX_ATTEMPTS):
         try:
             return await _migrate(database)
         except failures.DATABASE_ERRORS as error:
-            # A new SQLite file that several processes turn to WAL at once does not let them wait.
+            # SQLite does not wait for a lock while several processes switch a new file to WAL.
             if not failures.is_refused(error):
                 raise
             await asyncio.sleep(RETRY_PAUSE_SECONDS)

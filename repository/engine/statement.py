@@ -1,4 +1,4 @@
-"""A statement in the drivers' own words, for the hot paths."""
+"""SQL text for both drivers, for the hot paths that bypass SQLAlchemy."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ class Statement:
 
 
 def statement(text: str) -> Statement:
-    """From a text with `$1`, `$2`, … each once and in order, and the casts that PostgreSQL wants (`$1::bigint`)."""
+    """Return a statement from a text with `$1`, `$2`, … in order, each once, cast where PostgreSQL needs it."""
     return Statement(re.sub(r"\$[0-9]+(::[a-z]+)*", "?", text), text)

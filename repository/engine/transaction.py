@@ -1,4 +1,4 @@
-"""A write in progress: its connection, and the events it will append just before COMMIT."""
+"""A write in progress: its connection, and the events that it appends just before COMMIT."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.identity import PUBLIC_AUDIENCE
 
-# A frame that a client with the usual 1 MiB limit can always read, with room for what surrounds the rows.
+# Clients usually limit frames to 1 MiB; the rest is room for what surrounds the rows.
 MAX_EVENT_BYTES = 768 * 1024
 MAX_EVENT_ITEMS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """An event without its number."""
+    """An event that has no number yet."""
 
     topic: str
     operation: str
@@ -32,7 +32,7 @@ class Draft:
 
 @dataclass(slots=True)
 class Transaction:
-    """What `Database.write` hands to its work. `emit` is the one way to tell watchers anything."""
+    """The argument of `Database.write`'s work. Its `emit` methods are the only way to send watchers an event."""
 
     connection: AsyncConnection
     drafts: list[Draft] = field(default_factory=list)
@@ -43,10 +43,10 @@ class Transaction:
         return self.connection.dialect.name == "sqlite"
 
     async def driver(self) -> Any:
-        """The driver's own connection (aiosqlite or asyncpg), inside this transaction, for the bulk paths.
+        """Return the driver's connection (aiosqlite or asyncpg), inside this transaction, for the bulk paths.
 
-        SQLAlchemy begins on asyncpg with its first statement: outside of a transaction raw statements would commit
-        one by one.
+        On asyncpg, SQLAlchemy begins the transaction with its first statement; without it, each raw statement would
+        commit on its own.
         """
         if self._driver is None:
             raw: Any = (await self.connection.get_raw_connection()).driver_connection
@@ -67,7 +67,7 @@ class Transaction:
         changed: Sequence[str] = (),
         audience: str = PUBLIC_AUDIENCE,
     ) -> bytes:
-        """Append an event about one entity; a delete sends nothing but the id. Returns the encoded entity."""
+        """Append an event about one entity and return the entity, encoded. A delete sends only the id."""
         payload = orjson.dumps({"id": entity["id"]} if operation == "delete" else entity)
         encoded_before = orjson.dumps(before) if before is not None else None
         self.drafts.append(
@@ -76,7 +76,7 @@ class Transaction:
         return payload
 
     def emit_encoded(self, topic: str, operation: str, entity_id: str, payload: bytes, *, actor_id: int | None) -> None:
-        """As `emit`, for a public entity that is encoded already."""
+        """Append an event about one public entity that is encoded already."""
         self.drafts.append(Draft(topic, operation, payload, entity_id, (), None, PUBLIC_AUDIENCE, actor_id))
 
     def emit_bulk(
@@ -92,7 +92,7 @@ class Transaction:
     ) -> None:
         """Append `add_bulk` or `update_bulk` with encoded entities, or `delete_bulk` with encoded ids.
 
-        One call becomes several events when the rows do not fit into MAX_EVENT_BYTES and MAX_EVENT_ITEMS.
+        Rows that do not fit into MAX_EVENT_BYTES and MAX_EVENT_ITEMS become several events.
         """
         key = b"ids" if operation == "delete_bulk" else b"items"
         tail = b',"job_id":' + orjson.dumps(job_id) if job_id is not None else b""

@@ -1,0 +1,1 @@
+"""What every resource shares: lists, writes, relations, conflicts, snapshots, idempotency."""

@@ -1,4 +1,4 @@
-"""Filters as SQL. The meaning is that of `core/filters.py`, on both databases."""
+"""Filters as SQL, with the meaning of `core/filters.py` on both databases."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from core.filters import Condition, FieldType, Filter, Op, without_case
 
 
 def where(table: Table, wanted: Filter, *, is_sqlite: bool) -> ColumnElement[bool]:
+    """Return the condition that a row matches the filter."""
     clauses = [_clause(table, condition, is_sqlite) for condition in wanted.all]
     if wanted.any:
         groups = (and_(*(_clause(table, condition, is_sqlite) for condition in group)) for group in wanted.any)
@@ -20,7 +21,7 @@ def where(table: Table, wanted: Filter, *, is_sqlite: bool) -> ColumnElement[boo
 
 
 def search(table: Table, columns: Iterable[str], text: str, *, is_sqlite: bool) -> ColumnElement[bool]:
-    """Rows that hold every word of `text` in one of the columns, without case."""
+    """Return the condition that each word of `text` is in one of the columns, ignoring case."""
     words = without_case(text).split()
     return and_(
         literal(True),
@@ -32,7 +33,7 @@ def search(table: Table, columns: Iterable[str], text: str, *, is_sqlite: bool) 
 
 
 def _lower(column: ColumnElement[str], is_sqlite: bool) -> ColumnElement[str]:
-    # Both lower the whole of Unicode, as Python does; the databases' own defaults lower ASCII or follow a locale.
+    # Both lowercase all of Unicode, as Python does; the databases' defaults lowercase only ASCII or follow a locale.
     lower = func.unicode_lower(column) if is_sqlite else func.lower(collate(column, "und-x-icu"))
     return func.replace(lower, "ς", "σ", type_=String)
 
@@ -40,7 +41,7 @@ def _lower(column: ColumnElement[str], is_sqlite: bool) -> ColumnElement[str]:
 def _clause(table: Table, condition: Condition, is_sqlite: bool) -> ColumnElement[bool]:
     column: ColumnElement[Any] = table.c[condition.field.column]
     if condition.field.kind is FieldType.INTEGER:
-        # Numbers go to the database in its widest integer: one past a narrow column matches nothing, and is no error.
+        # Numbers are sent as the widest integer: one beyond the column's range matches nothing instead of failing.
         column = type_coerce(column, BigInteger)
     value = condition.value
     if condition.field.kind is FieldType.STRINGS:

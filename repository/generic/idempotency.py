@@ -1,7 +1,7 @@
-"""A POST that is repeated with the same `Idempotency-Key` gets the first one's answer.
+"""A POST that is repeated with the same `Idempotency-Key` gets the first one's response.
 
-The answer is stored in the transaction of the write it answers: either both exist or neither does, and of two requests
-at once the second waits for the first one's COMMIT.
+The response is stored in the transaction of its write: either both exist or neither does, and of two requests at once,
+the second waits for the COMMIT of the first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from repository.generic import rows
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One user's key, and a digest of what it was sent with."""
+    """One user's key, and a digest of the request that it came with."""
 
     user_id: int
     key: str
@@ -42,7 +42,7 @@ class StoredResponse:
 
 
 async def once(tx: Transaction, claim: Claim | None, work: Callable[[], Awaitable[StoredResponse]]) -> StoredResponse:
-    """Run `work`, or answer what it answered before. Raises InvalidInput when the key came with another request."""
+    """Run `work`, or return the stored response. Raises InvalidInput when the key was used with another request."""
     if claim is None:
         return await work()
     table = models.idempotency_keys
@@ -75,7 +75,7 @@ async def once(tx: Transaction, claim: Claim | None, work: Callable[[], Awaitabl
 
 
 async def forget(database: Database, older_than: datetime) -> int:
-    """Delete the keys from before `older_than` (an aware time)."""
+    """Delete the keys from before `older_than` (an aware time), and return how many there were."""
 
     async def work(tx: Transaction) -> int:
         table = models.idempotency_keys

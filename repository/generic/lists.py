@@ -1,7 +1,7 @@
 """Reading lists: filters, search, sorting and paging, the same for every resource.
 
-A list is one statement, so its rows, its total and its number of the log are of one moment on both databases: whoever
-watches from that number on misses nothing and is told nothing twice.
+A list is one statement, so its rows, its total and its number of the log belong to one moment on both databases: a
+client that watches from that number misses nothing and receives nothing twice.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from resources.resource import Resource
 
 T = TypeVar("T")
 Order = tuple[tuple[str, bool], ...]  # (column, descending)
-MAX_KEPT_STATEMENTS = 256  # without conditions there are about as many shapes as there are ways to sort
+MAX_KEPT_STATEMENTS = 256  # without conditions there are about as many shapes as sort orders
 
 
 @dataclass(frozen=True, slots=True)
 class ListRequest:
-    """What part of a list is wanted. `sort` holds (column, descending); `after` is the id before the page."""
+    """The requested part of a list. `sort` holds (column, descending); `after` is the id before the page."""
 
     filter: Filter = EVERYTHING
     text: str = ""
@@ -55,7 +55,7 @@ class ListRequest:
 
 @dataclass(frozen=True, slots=True)
 class Listed(Generic[T]):
-    """A page, how many the whole list has, and the number of the log that both show."""
+    """The rows of a page, the number of rows in the whole list, and the head of the log that both show."""
 
     rows: list[T]
     total: int
@@ -67,7 +67,7 @@ class Listed(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the text of a statement depends on besides its conditions. The first of `columns` is never null."""
+    """What a statement's text depends on besides its conditions. The first of `columns` is never null."""
 
     table: Table
     columns: tuple[str, ...]
@@ -77,14 +77,14 @@ class Shape:
 
 
 def _number(name: str) -> ColumnElement[int]:
-    # The widest type: an offset past any table is no error.
+    # The widest type, so that an offset past any table is not an error.
     return bindparam(name, type_=BigInteger)
 
 
 def _select(shape: Shape, where: ColumnElement[bool]) -> Select[Any]:
-    """Epoch, number and total, then the columns of each row of the page; nulls in their place when it is empty.
+    """Return a query for epoch, seq and total, then the columns of each row of the page; nulls when it is empty.
 
-    Columns are text here: as objects they would take longer to put together than the databases need for the page.
+    Columns are text here: compiling them as objects would take longer than the databases need for the page.
     """
     table, head = shape.table, models.event_head
     if shape.by_owner:
@@ -108,13 +108,13 @@ def _columns(of: str, names: Iterable[str]) -> TextClause:
 
 
 def _order(of: str, order: Order) -> TextClause:
-    # Rows without a value come last either way; the databases disagree by default.
+    # Rows without a value come last in both directions; the databases disagree by default.
     return text(", ".join(f'"{of}"."{name}" {"DESC" if down else "ASC"} NULLS LAST' for name, down in order))
 
 
 @lru_cache(maxsize=MAX_KEPT_STATEMENTS)
 def _plain_text(shape: Shape, dialect: Dialect) -> tuple[str, tuple[str, ...]]:
-    """The statement without conditions as the driver takes it, and the names of its values."""
+    """Return the statement without conditions in the driver's form, and the names of its values."""
     compiled = _select(shape, true()).compile(dialect=dialect)
     names = compiled.positiontup
     assert names is not None, "both drivers take values by position"
@@ -124,10 +124,10 @@ def _plain_text(shape: Shape, dialect: Dialect) -> tuple[str, tuple[str, ...]]:
 async def read(
     database: Database, shape: Shape, where: ColumnElement[bool] | None, values: Mapping[str, int | None]
 ) -> Listed[Sequence[Any]]:
-    """The rows as tuples, in the forms of `rows.from_driver`. Raises Unavailable.
+    """Return the rows as tuples, in the forms of `rows.from_driver`. Raises Unavailable.
 
-    Without conditions, which is what most ask for, it goes past SQLAlchemy: that costs several times what the databases
-    need for a page.
+    Without conditions, the most frequent case, the statement bypasses SQLAlchemy, which costs several times what the
+    databases need for a page.
     """
     async with database.read() as connection:
         if where is not None:
@@ -142,7 +142,7 @@ async def read(
                 else:
                     found = await driver.fetch(statement_text, *given)
             except BaseException as error:
-                # SQLAlchemy has not seen it, and a connection that was interrupted is in no state to be used again.
+                # SQLAlchemy has not seen the error, and an interrupted connection cannot be used again.
                 await connection.invalidate(error)
                 raise
     found = list(found)
@@ -163,7 +163,7 @@ def _where(database: Database, resource: Resource, page: ListRequest) -> ColumnE
 
 
 def total_order(sort: Order) -> Order:
-    """`sort` with the id behind it, so that no two rows are equal."""
+    """Return `sort` with the id appended, so that no two rows compare equal."""
     return sort if any(name == "id" for name, _ in sort) else (*sort, ("id", False))
 
 
@@ -176,19 +176,19 @@ async def _read(
 
 
 async def page_of(database: Database, resource: Resource, page: ListRequest) -> Listed[dict[str, Any]]:
-    """The entities of one page."""
+    """Return the entities of one page. Raises Unavailable."""
     found = await _read(database, resource, page, resource.columns)
     return Listed(rows.from_driver(resource.table, found.rows), found.total, found.head)
 
 
 async def labels_of(database: Database, resource: Resource, page: ListRequest) -> Listed[tuple[int, str]]:
-    """The ids and the titles or names of one page."""
+    """Return the ids and labels of one page. Raises Unavailable."""
     found = await _read(database, resource, page, ("id", resource.label))
     return Listed([(row[0], row[1]) for row in found.rows], found.total, found.head)
 
 
 async def count_of(database: Database, resource: Resource, page: ListRequest) -> Listed[Any]:
-    """How many there are, and nothing else."""
+    """Return the total without rows. Raises Unavailable."""
     return await _read(database, resource, ListRequest(page.filter, page.text, limit=0), ("id",))
 
 
@@ -203,7 +203,7 @@ async def entities_of(
     limit: int,
     after: int | None = None,
 ) -> Listed[dict[str, Any]]:
-    """A page of a table that is no resource; `public` makes what a client sees of a row."""
+    """Return a page of a table that is not a resource; `public` turns a row into what clients see. Raises Unavailable."""
     shape = Shape(table, tuple(str(column.name) for column in table.columns), order, after=after is not None)
     found = await read(database, shape, where, {"after": after, "limit": limit, "offset": offset})
     return Listed([public(row) for row in rows.from_driver(table, found.rows)], found.total, found.head)
@@ -213,21 +213,24 @@ async def entities_of(
 
 
 def entity(row: Row[Any]) -> dict[str, Any]:
-    # Names that SQL reserves are a subclass of str, which the JSON encoder refuses as keys.
+    """Return a row of SQLAlchemy as a plain dict."""
+    # Names that SQL reserves are a subclass of str, which the JSON encoder rejects as keys.
     return {str(name): value for name, value in row._mapping.items()}
 
 
 async def find(database: Database, resource: Resource, entity_id: int) -> dict[str, Any] | None:
+    """Return the entity, or None. Raises Unavailable."""
     columns = ", ".join(f'"{name}"' for name in resource.columns)
     found = await database.fetch(statement(f'SELECT {columns} FROM "{resource.table.name}" WHERE id = $1'), entity_id)  # noqa: S608 (names of our own tables)
     return rows.from_driver(resource.table, found)[0] if found else None
 
 
 async def find_by(database: Database, resource: Resource, column: str, value: int, limit: int) -> list[dict[str, Any]]:
-    """The first rows by id whose `column` holds `value`."""
+    """Return the first rows by id whose `column` holds `value`. Raises Unavailable."""
     table = resource.table
+    shown = [table.c[name] for name in resource.columns]
     async with database.read() as connection:
         found = await connection.execute(
-            select(table).where(table.c[column] == value).order_by(table.c.id).limit(limit)
+            select(*shown).where(table.c[column] == value).order_by(table.c.id).limit(limit)
         )
         return [entity(row) for row in found]

@@ -1,4 +1,4 @@
-"""Rows in and out in bulk, through the drivers' fast paths, with ids reserved up front."""
+"""Reads and writes rows in bulk, through the drivers' fast paths, with ids reserved up front."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from functools import lru_cache, partial
+from random import Random
 from typing import Any, TypeVar
 
 import orjson
@@ -26,7 +27,7 @@ MAX_KEPT_TABLES = 32
 
 
 async def reserve_ids(tx: Transaction, table: Table, count: int) -> list[int]:
-    """`count` ids that nobody else gets. On SQLite the transaction already excludes every other writer."""
+    """Reserve `count` ids and return them. On SQLite the transaction already excludes every other writer."""
     driver = await tx.driver()
     if tx.is_sqlite:
         found = list(await driver.execute_fetchall("SELECT seq FROM sqlite_sequence WHERE name = ?", (table.name,)))
@@ -39,7 +40,7 @@ async def reserve_ids(tx: Transaction, table: Table, count: int) -> list[int]:
 
 
 def _converters(table: Table, names: Sequence[str], *, is_sqlite: bool) -> list[tuple[int, Callable[[Any], Any]]]:
-    """Which columns the driver takes in another form, by position, and how to get there."""
+    """Return the positions of columns that the driver takes in another form, each with its conversion."""
     found: list[tuple[int, Callable[[Any], Any]]] = []
     for index, name in enumerate(names):
         kind = table.c[name].type
@@ -55,7 +56,7 @@ def _converters(table: Table, names: Sequence[str], *, is_sqlite: bool) -> list[
 def driver_values(
     table: Table, names: Sequence[str], made: Iterable[Iterable[Any]], *, is_sqlite: bool
 ) -> list[tuple[Any, ...]]:
-    """Rows of the columns `names` as the driver takes them. Pure."""
+    """Return rows of the columns `names` in the driver's form. Pure."""
     converters = _converters(table, names, is_sqlite=is_sqlite)
     values = []
     for row in made:
@@ -137,7 +138,7 @@ def from_driver(table: Table, found: Sequence[Sequence[Any]]) -> list[dict[str, 
 
 
 async def fetch_locked(tx: Transaction, table: Table, ids: Sequence[int]) -> list[dict[str, Any]]:
-    """The entities with these ids, in the order of their ids, locked until COMMIT."""
+    """Return the entities with these ids, in order of id, locked until COMMIT."""
     driver = await tx.driver()
     columns = ", ".join(f'"{name}"' for name in visible_columns(table))
     if tx.is_sqlite:
@@ -147,6 +148,18 @@ async def fetch_locked(tx: Transaction, table: Table, ids: Sequence[int]) -> lis
         query = f'SELECT {columns} FROM "{table.name}" WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE'  # noqa: S608 (names of our own tables)
         found = await driver.fetch(query, list(ids))
     return await off_the_loop(len(found), from_driver, table, found)
+
+
+async def pick_locked(tx: Transaction, table: Table, random: Random, count: int) -> list[int]:
+    """Return up to `count` ids of existing rows, from a random place on, locked until COMMIT. May be empty."""
+    lowest, highest = (await tx.connection.execute(select(func.min(table.c.id), func.max(table.c.id)))).one()
+    if lowest is None:
+        return []
+    start = random.randint(lowest, highest)
+    found = await tx.connection.execute(
+        select(table.c.id).where(table.c.id >= start).order_by(table.c.id).limit(count).with_for_update()
+    )
+    return list(found.scalars())
 
 
 async def write_back(tx: Transaction, table: Table, after: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
@@ -168,7 +181,7 @@ async def write_back(tx: Transaction, table: Table, after: Sequence[Mapping[str,
 
 
 async def off_the_loop(size: int, work: Callable[..., T], *arguments: Any) -> T:
-    """Run `work`, in a thread when there is so much of it that the sockets would feel it."""
+    """Run `work` and return its result, in a thread when `size` is so large that it would delay the sockets."""
     return work(*arguments) if size < FEW_ROWS else await asyncio.to_thread(work, *arguments)
 
 

@@ -1,7 +1,7 @@
-"""Reading a topic page by page, each page with the number of the log that it shows.
+"""Reads a topic page by page, each page with the number of the log that it shows.
 
-A page is one statement, so its rows and its number belong together. The reader of several pages sees a later state with
-each; `realtime.fanout.snapshot` turns them into one state.
+A page is one statement, so its rows and its number belong together. Later pages show later states;
+`realtime.fanout.snapshot` turns them into one state.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from resources.registry import RESOURCES
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the rows of a topic are, and which of them there are at all."""
+    """The table of a topic's rows, and which rows of the table count."""
 
     table: Table
     public: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     exists: Callable[[], ColumnElement[bool]] = true
-    owner: str | None = None  # the column that says whose it is, where each user has their own
+    owner: str | None = None  # the column that names the user, where each user sees only their own rows
 
 
 SOURCES: Mapping[str, Source] = {
@@ -45,7 +45,7 @@ SOURCES: Mapping[str, Source] = {
 
 @dataclass(frozen=True, slots=True)
 class SnapshotPage:
-    """`rows` are what matched among the ids after `after`, in order of the id; all of them when `is_last`."""
+    """`rows` match the filter and follow the previous page by id; `is_last` says that no others follow."""
 
     head: Head
     rows: list[dict[str, Any]]
@@ -74,8 +74,8 @@ async def read_page(
         where.append(table.c.id <= until)
     head = models.event_head
     page = select(table).where(and_(*where)).order_by(table.c.id).limit(max_rows).subquery("page")
-    # As text the columns come as the driver has them: turning them into objects costs more than reading them. The head
-    # comes even when no row does.
+    # As text the columns come in the driver's form: converting them to objects costs more than reading them. The outer
+    # join returns the head even without rows.
     columns = text(", ".join(f'"page"."{name}"' for name in visible_columns(table)))
     query = select(head.c.epoch, head.c.seq, columns).select_from(head.outerjoin(page, true()))
     async with database.read() as connection:
@@ -92,14 +92,14 @@ def _entities(source: Source, found: Sequence[Sequence[Any]]) -> list[dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """A number of the log, and the highest id of each topic as of then; None where ids are not in order of time."""
+    """A head of the log, and each topic's highest id at that number; None where ids do not follow time."""
 
     head: Head
     highest: Mapping[str, int | None]
 
 
 async def beginning(database: Database, topics: Sequence[str]) -> Beginning:
-    """Where a snapshot of these topics begins. Raises Unavailable."""
+    """Return where a snapshot of these topics begins. Raises Unavailable."""
     head = models.event_head
     numbered = [topic for topic in topics if SOURCES[topic].table.c.id.type.python_type is int]
     highest = [select(func.max(SOURCES[topic].table.c.id)).scalar_subquery() for topic in numbered]

@@ -116,6 +116,7 @@ async def store(
 async def store_prepared(
     tx: Transaction, prepared: Prepared, user_id: int | None, job_id: str | None = None
 ) -> list[bytes]:
+    """Insert rows that `prepare` made, with their event, and return the entities, encoded."""
     if not prepared.rows:
         return []
     encoded = [payload for _, payload in await _insert(tx, prepared)]
@@ -165,7 +166,7 @@ async def edit(
     fields: Mapping[str, Any],
     if_match: IfMatch,
 ) -> bytes:
-    """Set `fields` and return the whole entity, encoded. An edit that changes nothing is no edit: no event.
+    """Set `fields` and return the whole entity, encoded. An edit that changes nothing has no event.
 
     Raises NotFound, Forbidden, PreconditionFailed and Conflict.
     """
@@ -183,10 +184,9 @@ async def edit(
 async def edit_bulk(
     tx: Transaction, resource: Resource, identity: Identity, edits: Sequence[tuple[int, Mapping[str, Any]]]
 ) -> tuple[list[bytes], list[int]]:
-    """Edit many in one transaction: the entities, encoded, in the order of the request, and the ids not found.
+    """Edit many, and return the entities, encoded, in the order of the request, and the ids not found.
 
-    An id that is named twice gets both edits, the later one last. Raises Forbidden, with nothing changed, when any
-    row is not the caller's.
+    An id that is named twice gets both edits, the later one last. Raises Forbidden and Conflict.
     """
     merged: dict[int, dict[str, Any]] = {}
     for entity_id, fields in edits:
@@ -216,7 +216,7 @@ async def edit_bulk(
 
 @dataclass(frozen=True, slots=True)
 class _Edited:
-    """The rows that an edit changes, before and after; `encoded` are all it names, in the order of the request."""
+    """The rows that a bulk edit changes, before and after; `encoded` holds all rows it names, in request order."""
 
     before: list[dict[str, Any]]
     after: list[dict[str, Any]]
@@ -262,7 +262,7 @@ def _require_rights(resource: Resource, identity: Identity, found: Mapping[int, 
 
 
 async def remove(tx: Transaction, resource: Resource, identity: Identity, entity_id: int, if_match: IfMatch) -> None:
-    """Raises NotFound, Forbidden and PreconditionFailed."""
+    """Delete one entity. Raises NotFound, Forbidden and PreconditionFailed."""
     row = await _one(tx, resource, identity, entity_id, if_match)
     await relations.removing(tx, resource, [row], identity.user_id)
     await tx.connection.execute(delete(resource.table).where(resource.table.c.id == entity_id))
@@ -273,7 +273,7 @@ async def remove(tx: Transaction, resource: Resource, identity: Identity, entity
 async def remove_bulk(
     tx: Transaction, resource: Resource, identity: Identity, ids: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """Delete many in one transaction: the ids deleted and those not found, in the order of the request."""
+    """Delete many, and return the ids deleted and those not found, in the order of the request. Raises Forbidden."""
     wanted = list(dict.fromkeys(ids))
     found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted(wanted))}
     if not found:
