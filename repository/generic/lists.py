@@ -203,7 +203,7 @@ async def entities_of(
     limit: int,
     after: int | None = None,
 ) -> Listed[dict[str, Any]]:
-    """Return a page of a table that is not a resource; `public` turns a row into what clients see. Raises Unavailable."""
+    """Return a page of a table that is not a resource; `public` makes what clients see. Raises Unavailable."""
     shape = Shape(table, tuple(str(column.name) for column in table.columns), order, after=after is not None)
     found = await read(database, shape, where, {"after": after, "limit": limit, "offset": offset})
     return Listed([public(row) for row in rows.from_driver(table, found.rows)], found.total, found.head)
