@@ -28,6 +28,15 @@ _BOOKKEEPING = frozenset({"version", "updated_at"})
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """An entity as it is stored; `body` is its JSON."""
+
+    id: int
+    version: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """Rows to insert, as far as they can be made ready before their ids and times are known.
 
@@ -57,14 +66,14 @@ def prepare(
     return Prepared(resource, made, values, [orjson.dumps(row) for row in made])
 
 
-async def add(tx: Transaction, resource: Resource, identity: Identity, fields: Mapping[str, Any]) -> bytes:
-    """Store one entity and answer it, encoded. Raises Conflict when it names a movie that does not exist."""
+async def add(tx: Transaction, resource: Resource, identity: Identity, fields: Mapping[str, Any]) -> Stored:
+    """Store one entity and return it. Raises Conflict when it names a movie that does not exist."""
     await relations.require(tx, resource, [fields], bulk=False)
     prepared = prepare(resource, [fields], identity.user_id, is_sqlite=tx.is_sqlite)
     ((entity_id, payload),) = await _insert(tx, prepared)
     tx.emit_encoded(resource.name, "add", str(entity_id), payload, actor_id=identity.user_id)
     await relations.added(tx, resource, prepared.rows, identity.user_id)
-    return payload
+    return Stored(entity_id, prepared.rows[0]["version"], payload)
 
 
 async def add_bulk(
@@ -153,8 +162,8 @@ async def edit(
     entity_id: int,
     fields: Mapping[str, Any],
     if_match: IfMatch,
-) -> bytes:
-    """Set `fields` and answer the whole entity, encoded. An edit that changes nothing is no edit: no event.
+) -> Stored:
+    """Set `fields` and return the whole entity. An edit that changes nothing is no edit: no event.
 
     Raises NotFound, Forbidden, PreconditionFailed and Conflict.
     """
@@ -162,11 +171,11 @@ async def edit(
     await relations.require(tx, resource, [fields], bulk=False)
     after, changed = _edited(before, fields, utc_now())
     if not changed:
-        return orjson.dumps(before)
+        return Stored(entity_id, before["version"], orjson.dumps(before))
     await rows.write_back(tx, resource.table, [after], (*changed, *_BOOKKEEPING))
     payload = tx.emit(resource.name, "update", after, actor_id=identity.user_id, before=before, changed=changed)
     await relations.edited(tx, resource, [before], [after], identity.user_id)
-    return payload
+    return Stored(entity_id, after["version"], payload)
 
 
 async def edit_bulk(

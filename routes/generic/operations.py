@@ -1,11 +1,9 @@
-"""The operations on movies and characters: every one once, for both."""
+"""The operations of every generic resource: each one declared once."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any
-
-from pydantic import Field, TypeAdapter
+from typing import TypedDict
 
 import schemas
 from resources.characters import (
@@ -31,191 +29,145 @@ from resources.movies import (
     MovieWithCharacters,
 )
 from routes.generic import handlers
-from routes.http import queries
 from routes.http.limit_groups import LimitGroup
-from routes.http.operation import LIST_HEADERS, Operation
+from routes.http.operation import Operations
+
+ALL_OR_NONE = "One transaction. If the caller may not change every row, the response is a 403 and nothing changes."
 
 
-def operations(kind: handlers.Kind) -> list[Operation]:
+class _Bulk(TypedDict):
+    signed_in: bool
+    max_body_bytes: int
+    limit_group: LimitGroup
+
+
+def operations_of(kind: handlers.Kind) -> Operations:
+    """Return the operations of a resource, tagged with its name."""
     resource = kind.resource
     name, one = resource.name, resource.singular
-    rows: Any = TypeAdapter(Annotated[list[Any], Field(max_length=schemas.MAX_BULK_ROWS)])
+    made = Operations(name)
+    bulk = _Bulk(signed_in=True, max_body_bytes=handlers.MAX_BULK_BODY_BYTES, limit_group=LimitGroup.BULK)
 
-    def of(method: str, path: str, handler: Any, summary: str, answers: dict[int, Any], **more: Any) -> Operation:
-        return Operation(method, path, partial(handler, kind), summary, name, answers, **more)
-
-    def listed(path: str, handler: Any, summary: str, **more: Any) -> Operation:
-        more = {"query_model": queries.ListQuery, "filters": resource.fields, **more}
-        answers = {200: kind.entities}
-        return of("GET", path, handler, summary, answers, answer_headers=LIST_HEADERS, **more)
-
-    signed = {"signed_in": True}
-    many = {
-        "signed_in": True,
-        "max_body_bytes": handlers.MAX_BULK_BODY_BYTES,
-        "limit_group": LimitGroup.BULK,
-    }
-    editing = {"path_model": queries.ById, "signed_in": True, "if_match": True, "errors": (403, 404, 412)}
-    return [
-        listed(f"/{name}", handlers.list_all, f"List {name}"),
-        of(
-            "POST",
-            f"/{name}",
-            handlers.create,
-            f"Add a {one}",
-            {201: kind.entity},
-            body=TypeAdapter(kind.body),
-            idempotent=True,
-            errors=(409,),
-            answer_headers=("Location", "ETag"),
-            **signed,
-        ),
-        of(
-            "GET",
-            f"/{name}/count",
-            handlers.count,
-            f"Count {name}",
-            {200: schemas.Count},
-            query_model=queries.CountQuery,
-            filters=resource.fields,
-            answer_headers=("Stream-Position",),
-        ),
-        of(
-            "GET",
-            f"/{name}/names",
-            handlers.names,
-            f"List the {resource.label}s of {name}",
-            {200: kind.labels},
-            query_model=queries.ListQuery,
-            filters=resource.fields,
-            answer_headers=LIST_HEADERS,
-        ),
-        listed(f"/{name}/user", handlers.list_mine, f"List my {name}", **signed),
-        listed(
-            f"/{name}/username/{{username}}",
-            handlers.list_by_username,
-            f"List a user's {name}, by user name",
-            path_model=queries.ByUsername,
-            errors=(404,),
-        ),
-        listed(
-            f"/users/{{user_id}}/{name}",
-            handlers.list_by_user,
-            f"List a user's {name}",
-            path_model=queries.ByUserId,
-            errors=(404,),
-        ),
-        of(
-            "POST",
-            f"/users/{{user_id}}/{name}",
-            handlers.create_for_user,
-            f"Add a {one} as this user",
-            {201: kind.entity},
-            path_model=queries.ByUserId,
-            body=TypeAdapter(kind.body),
-            idempotent=True,
-            errors=(403, 409),
-            answer_headers=("Location", "ETag"),
-            **signed,
-        ),
-        of(
-            "POST",
-            f"/{name}/bulk",
-            handlers.add_bulk,
-            f"Add many {name}",
-            {201: kind.added},
-            description="One transaction: all rows or none, unless `on_error=skip`. Watchers get `add_bulk`.",
-            query_model=queries.OnErrorQuery,
-            body=rows,
-            body_schema=kind.bodies,
-            idempotent=True,
-            errors=(409,),
-            **many,
-        ),
-        of(
-            "PATCH",
-            f"/{name}/bulk",
-            handlers.edit_bulk,
-            f"Change many {name}",
-            {200: kind.updated},
-            description="One transaction; rows that are not the caller's are a 403 and nothing changes.",
-            body=rows,
-            body_schema=kind.bulk_patches,
-            errors=(403, 409),
-            **many,
-        ),
-        of(
-            "DELETE",
-            f"/{name}/bulk",
-            handlers.delete_bulk,
-            f"Delete many {name}",
-            {200: schemas.Deleted},
-            description="One transaction; rows that are not the caller's are a 403 and nothing changes.",
-            body=TypeAdapter(schemas.BulkIds),
-            errors=(403,),
-            **many,
-        ),
-        of(
-            "DELETE",
-            f"/{name}/bulk/{{start_id}}/{{end_id}}",
-            handlers.delete_range,
-            f"Delete a range of {name}",
-            {200: schemas.Deleted},
-            description=f"Both ends are included; a range of more than {schemas.MAX_BULK_ROWS:,} ids is a 409.",
-            path_model=queries.ByRange,
-            errors=(403, 409),
-            limit_group=LimitGroup.BULK,
-            **signed,
-        ),
-        of(
-            "POST",
-            f"/{name}/generate/{{number}}",
-            handlers.generate,
-            f"Generate {name}",
-            {202: Job},
-            description="Queues a job that fills in believable rows; watchers see them as they are stored.",
-            path_model=queries.ByNumber,
-            query_model=queries.GenerateQuery,
-            idempotent=True,
-            errors=(429,),
-            answer_headers=("Location",),
-            limit_group=LimitGroup.BULK,
-            **signed,
-        ),
-        of(
-            "GET",
-            f"/{name}/{{id}}",
-            handlers.get_one,
-            f"Get a {one}",
-            {200: kind.found},
-            path_model=queries.ById,
-            query_model=queries.IncludeQuery if kind.includes else None,
-            if_none_match=True,
-            errors=(404,),
-            answer_headers=("ETag",),
-        ),
-        of(
-            "PUT",
-            f"/{name}/{{id}}",
-            handlers.replace,
-            f"Replace a {one}",
-            {200: kind.entity},
-            body=TypeAdapter(kind.body),
-            answer_headers=("ETag",),
-            **{**editing, "errors": (403, 404, 409, 412)},
-        ),
-        of(
-            "PATCH",
-            f"/{name}/{{id}}",
-            handlers.patch,
-            f"Change a {one}",
-            {200: kind.entity},
-            body=TypeAdapter(kind.patch),
-            answer_headers=("ETag",),
-            **{**editing, "errors": (403, 404, 409, 412)},
-        ),
-        of("DELETE", f"/{name}/{{id}}", handlers.delete, f"Delete a {one}", {204: None}, **editing),
-    ]
+    made.listing(f"/{name}", f"List {name}", kind.entities, filters=resource.fields)(partial(handlers.list_all, kind))
+    made.post(
+        f"/{name}",
+        f"Add a {one}",
+        {201: kind.entity},
+        body=kind.body,
+        idempotent=True,
+        errors=(409,),
+        answer_headers=("Location", "ETag"),
+        signed_in=True,
+    )(partial(handlers.create, kind))
+    made.get(
+        f"/{name}/count",
+        f"Count {name}",
+        {200: schemas.Count},
+        filters=resource.fields,
+        answer_headers=("Stream-Position",),
+    )(partial(handlers.count, kind))
+    made.listing(f"/{name}/names", f"List the {resource.label}s of {name}", kind.labels, filters=resource.fields)(
+        partial(handlers.names, kind)
+    )
+    made.listing(f"/{name}/user", f"List my {name}", kind.entities, filters=resource.fields, signed_in=True)(
+        partial(handlers.list_mine, kind)
+    )
+    made.listing(
+        f"/{name}/username/{{username}}",
+        f"List a user's {name}, by user name",
+        kind.entities,
+        filters=resource.fields,
+        errors=(404,),
+    )(partial(handlers.list_by_username, kind))
+    made.listing(
+        f"/users/{{user_id}}/{name}", f"List a user's {name}", kind.entities, filters=resource.fields, errors=(404,)
+    )(partial(handlers.list_by_user, kind))
+    made.post(
+        f"/users/{{user_id}}/{name}",
+        f"Add a {one} as this user",
+        {201: kind.entity},
+        body=kind.body,
+        idempotent=True,
+        errors=(403, 409),
+        answer_headers=("Location", "ETag"),
+        signed_in=True,
+    )(partial(handlers.create, kind))
+    made.post(
+        f"/{name}/bulk",
+        f"Add many {name}",
+        {201: kind.added},
+        description="One transaction: all rows or none, unless `on_error=skip`. Subscribers get one `add_bulk` event.",
+        body_schema=kind.bodies,
+        idempotent=True,
+        errors=(409,),
+        **bulk,
+    )(partial(handlers.add_bulk, kind))
+    made.patch(
+        f"/{name}/bulk",
+        f"Change many {name}",
+        {200: kind.updated},
+        description=ALL_OR_NONE,
+        body_schema=kind.bulk_patches,
+        errors=(403, 409),
+        **bulk,
+    )(partial(handlers.edit_bulk, kind))
+    made.delete(
+        f"/{name}/bulk",
+        f"Delete many {name}",
+        {200: schemas.Deleted},
+        description=ALL_OR_NONE,
+        errors=(403,),
+        **bulk,
+    )(partial(handlers.delete_bulk, kind))
+    made.delete(
+        f"/{name}/bulk/{{start_id}}/{{end_id}}",
+        f"Delete a range of {name}",
+        {200: schemas.Deleted},
+        description=f"Both ends are included; a range of more than {schemas.MAX_BULK_ROWS:,} ids is a 409.",
+        errors=(403, 409),
+        limit_group=LimitGroup.BULK,
+        signed_in=True,
+    )(partial(handlers.delete_range, kind))
+    made.post(
+        f"/{name}/generate/{{number}}",
+        f"Generate {name}",
+        {202: Job},
+        description="Queues a job that adds realistic rows; subscribers see each batch when it is stored.",
+        idempotent=True,
+        errors=(429,),
+        answer_headers=("Location",),
+        limit_group=LimitGroup.BULK,
+        signed_in=True,
+    )(partial(handlers.generate, kind))
+    get = made.get(f"/{name}/{{id}}", f"Get a {one}", {200: kind.found}, if_none_match=True, errors=(404,))
+    if kind.includes:
+        get(partial(handlers.get_including, kind))
+    else:
+        get(partial(handlers.get_one, kind))
+    made.put(
+        f"/{name}/{{id}}",
+        f"Replace a {one}",
+        {200: kind.entity},
+        body=kind.body,
+        answer_headers=("ETag",),
+        signed_in=True,
+        if_match=True,
+        errors=(403, 404, 409, 412),
+    )(partial(handlers.replace, kind))
+    made.patch(
+        f"/{name}/{{id}}",
+        f"Change a {one}",
+        {200: kind.entity},
+        body=kind.patch,
+        answer_headers=("ETag",),
+        signed_in=True,
+        if_match=True,
+        errors=(403, 404, 409, 412),
+    )(partial(handlers.patch, kind))
+    made.delete(f"/{name}/{{id}}", f"Delete a {one}", signed_in=True, if_match=True, errors=(403, 404, 412))(
+        partial(handlers.delete, kind)
+    )
+    return made
 
 
 MOVIE_KIND = handlers.Kind(
@@ -248,4 +200,5 @@ CHARACTER_KIND = handlers.Kind(
     list[CharacterName],
     includes=False,
 )
-OPERATIONS = [*operations(MOVIE_KIND), *operations(CHARACTER_KIND)]
+movies = operations_of(MOVIE_KIND)
+characters = operations_of(CHARACTER_KIND)

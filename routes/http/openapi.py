@@ -174,7 +174,7 @@ def _models(operations: Iterable[Operation]) -> tuple[list[type[BaseModel]], lis
     for operation in operations:
         inputs.update(dict.fromkeys(_models_in(_body_type(operation))))
         if operation.form is not None:
-            inputs.update(dict.fromkeys(_models_in(operation.form._type)))
+            inputs.update(dict.fromkeys(_models_in(operation.form)))
         for answer in operation.answers.values():
             outputs.update(dict.fromkeys(_models_in(answer)))
     return list(inputs), list(outputs)
@@ -187,9 +187,7 @@ def _models_in(kind: Any) -> list[type[BaseModel]]:
 
 
 def _body_type(operation: Operation) -> Any:
-    if operation.body_schema is not None:
-        return operation.body_schema
-    return operation.body._type if operation.body is not None else None
+    return operation.body if operation.body_schema is None else operation.body_schema
 
 
 def _schema(kind: Any, mode: JsonSchemaMode) -> JsonSchemaValue:
@@ -234,9 +232,9 @@ def _operation(operation: Operation) -> dict[str, Any]:
     return built
 
 
-def _content_with_file(form: TypeAdapter[Any]) -> dict[str, Any]:
-    content: dict[str, Any] = {uploads.MULTIPART_MEDIA_TYPE: {"schema": _schema(form._type, "validation")}}
-    if form._type.model_fields[uploads.FILE_FIELD].is_required():
+def _content_with_file(form: type[BaseModel]) -> dict[str, Any]:
+    content: dict[str, Any] = {uploads.MULTIPART_MEDIA_TYPE: {"schema": _schema(form, "validation")}}
+    if form.model_fields[uploads.FILE_FIELD].is_required():
         alone = {"schema": {"type": "string", "format": "binary"}}
         content |= dict.fromkeys(uploads.FILE_MEDIA_TYPES, alone)
     return content

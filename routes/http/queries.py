@@ -1,26 +1,28 @@
-"""The paths and queries that operations share, as models."""
+"""Path, query and body models that several operations share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from core import filters
 from core.errors import FieldProblem, InvalidInput
-from schemas import DEFAULT_PAGE, MAX_GENERATED_ROWS, MAX_ID, MAX_PAGE, NO_NUL, WRITTEN_INTEGER, PathId
+from repository.generic.lists import ListRequest
+from routes.http.operation import Call
+from schemas import DEFAULT_PAGE, MAX_BULK_ROWS, MAX_GENERATED_ROWS, MAX_ID, MAX_PAGE, NO_NUL, WRITTEN_INTEGER, PathId
 
 Offset = Annotated[int, Field(ge=0, le=MAX_ID), WRITTEN_INTEGER]
 
 
 def sortable(fields: Mapping[str, filters.Field]) -> list[str]:
-    """The columns that a list can be sorted by."""
+    """Return the columns that a list can be sorted by."""
     return sorted(field.column for field in fields.values() if field.kind is not filters.FieldType.STRINGS)
 
 
 def sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tuple[str, bool], ...]:
-    """`-release_date,title` as (column, descending) pairs. Raises InvalidInput."""
+    """Parse `-release_date,title` into (column, descending) pairs. Raises InvalidInput."""
     if not sort:
         return ()
     columns = sortable(fields)
@@ -36,6 +38,9 @@ def sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tupl
 
 class Query(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+# --- paths
 
 
 class ById(Query):
@@ -59,15 +64,27 @@ class ByNumber(Query):
     number: Annotated[int, Field(ge=1, le=MAX_GENERATED_ROWS), WRITTEN_INTEGER]
 
 
-class ByJobId(Query):
+class ByUuid(Query):
     id: Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 
 
-class PageQuery(Query):
-    """`skip` is another name for `offset`."""
+# --- queries
 
-    offset: Offset | None = Field(default=None, description="How many to pass over; 0 by default")
-    skip: Offset | None = Field(default=None, description="Another name for offset")
+Search = Annotated[
+    str, Field(max_length=200, pattern=NO_NUL, description="Free text: rows that contain every word, ignoring case")
+]
+Sort = Annotated[str | None, Field(description="Comma-separated fields; a leading minus sorts in descending order")]
+After = Annotated[
+    Offset | None,
+    Field(description="Only rows with a higher id. Without `sort` and `offset`, `Link` continues by id"),
+]
+
+
+class PageQuery(Query):
+    """`skip` is an alias of `offset`."""
+
+    offset: Offset | None = Field(default=None, description="Rows to skip; 0 by default")
+    skip: Offset | None = Field(default=None, description="Alias of `offset`")
     limit: Annotated[int, Field(ge=0, le=MAX_PAGE), WRITTEN_INTEGER] = DEFAULT_PAGE
 
     @property
@@ -75,48 +92,63 @@ class PageQuery(Query):
         return self.offset if self.offset is not None else self.skip or 0
 
 
-class ListQuery(PageQuery):
-    q: Annotated[str, Field(max_length=200, pattern=NO_NUL)] = Field(
-        default="", description="Free text: rows that hold every word, without case"
-    )
-    sort: str | None = Field(default=None, description="Fields, comma separated; a minus sorts from high to low")
-    after: Offset | None = Field(
-        default=None, description="Only rows with a higher id; without sort and offset, Link walks on by id"
-    )
-
-
 class TrailQuery(PageQuery):
-    """Of a list without texts."""
+    """Of a list without free-text search."""
 
-    sort: str | None = Field(default=None, description="Fields, comma separated; a minus sorts from high to low")
-    after: Offset | None = Field(
-        default=None, description="Only rows with a higher id; without sort and offset, Link walks on by id"
+    sort: Sort = None
+    after: After = None
+
+
+class ListQuery(PageQuery):
+    q: Search = ""
+    sort: Sort = None
+    after: After = None
+
+
+def list_request(
+    call: Call[object, ListQuery | TrailQuery, object], fields: Mapping[str, filters.Field], user_id: int | None = None
+) -> ListRequest:
+    """Return the part of a list that the call asks for; with `user_id`, of that user's rows. Raises InvalidInput."""
+    query = call.query
+    return ListRequest(
+        filter=call.filter,
+        text=query.q if isinstance(query, ListQuery) else "",
+        sort=sorting(fields, query.sort),
+        offset=query.start,
+        limit=query.limit,
+        after=query.after,
+        user_id=user_id,
     )
 
 
 class CountQuery(Query):
-    q: Annotated[str, Field(max_length=200, pattern=NO_NUL)] = Field(
-        default="", description="Free text: rows that hold every word, without case"
-    )
+    q: Search = ""
 
 
 class OnErrorQuery(Query):
     on_error: Literal["fail", "skip"] = Field(
-        default="fail", description="skip: store the good rows and list the others"
+        default="fail", description="`skip`: store the valid rows and list the others"
     )
 
 
 class GenerateQuery(Query):
     seed: Annotated[int, Field(ge=0, le=2**53 - 1), WRITTEN_INTEGER] | None = Field(
-        default=None, description="The same seed makes the same rows; random when left out"
+        default=None, description="The same seed generates the same rows; random when omitted"
     )
     rate: Annotated[float, Field(ge=0.01, le=1_000_000, allow_inf_nan=False)] | None = Field(
-        default=None, description="Rows per second at most; as fast as it goes when left out"
+        default=None, description="Maximum rows per second; unlimited when omitted"
     )
     batch_size: Annotated[int, Field(ge=1, le=10_000), WRITTEN_INTEGER] | None = Field(
-        default=None, description="Rows per transaction; 1,000 when left out, fewer at a low rate"
+        default=None, description="Rows per transaction; 1,000 when omitted, fewer at a low rate"
     )
 
 
 class IncludeQuery(Query):
     include: Literal["characters"] | None = Field(default=None, description="Adds the movie's characters")
+
+
+# --- bodies
+
+
+class Rows(RootModel[Annotated[list[Any], Field(max_length=MAX_BULK_ROWS)]]):
+    """The rows of a bulk body, not validated yet: see `parsing.check_rows`."""
