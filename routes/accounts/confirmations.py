@@ -34,8 +34,8 @@ from routes.http.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
 
 NO_STORE = {"Cache-Control": "no-store"}
 ABOUT_URLS = (
-    "The URL in the email is valid once, for 24 hours. An invalid token is a 404, without a reason. The same operation "
-    "confirms a new address of an account; it is a 409 when another account has taken that address."
+    "An activation or confirmation URL is valid once, for 24 hours. An invalid token is a 404, without a reason. A new "
+    "address that another account has taken meanwhile is a 409."
 )
 ABOUT_EMAILS = (
     "The response is the same whether the account exists or not. An account gets at most one such email a minute and "
@@ -66,7 +66,7 @@ def _problem_page(error: Problem) -> Response:
 
 @operations.post(
     "/auth/activate",
-    "Activate an account with the token from its activation URL",
+    "Activate an account, or confirm its new address, with an emailed token",
     {200: User},
     description=ABOUT_URLS,
     body_media_types=(JSON_MEDIA_TYPE, FORM_MEDIA_TYPE),
@@ -86,7 +86,7 @@ class ByToken(queries.Query):
 
 @operations.get(
     "/auth/activate",
-    "Open an activation URL",
+    "Open an activation or confirmation URL",
     {200: User},
     description=ABOUT_URLS + " A browser (`Accept: text/html`) gets a page with a button that activates the account, "
     "because mail scanners open URLs, too.",

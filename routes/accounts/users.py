@@ -25,8 +25,8 @@ from routes.http.queries import ById, ListQuery, PageQuery
 
 ADDRESS_RATE = Rate(5, 24 * 60 * 60)  # changes of one account's email address by its owner
 ABOUT_EDITING = (
-    "Changing `username` or `email` requires `current_password`; without it the response is a 403 that names it. Where "
-    "accounts are activated by email, a new address takes effect when its confirmation URL is opened."
+    "Changing `username` or `email` requires `current_password`; if it is missing or wrong, the response is a 403 that "
+    "names it. Where accounts are activated by email, a new address takes effect when its confirmation URL is opened."
 )
 ABOUT_DELETING = (
     "Ends the user's sessions, cancels the user's jobs and erases personal data. Movies and characters stay and keep "

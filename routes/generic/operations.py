@@ -36,6 +36,8 @@ ALL_OR_NONE = "One transaction. If the caller may not change every row, the resp
 
 
 class _Bulk(TypedDict):
+    """What the operations on many rows declare alike."""
+
     signed_in: bool
     max_body_bytes: int
     limit_group: LimitGroup

@@ -28,7 +28,7 @@ CONDITIONAL: Mapping[str, dict[str, Any]] = {
     "If-Match": {
         "name": "If-Match",
         "in": "header",
-        "description": "Proceed only if the entity is at a version that these tags (or `*`) name; otherwise it is a 412",
+        "description": "Proceed only if these tags (or `*`) match the entity's current version; otherwise it is a 412",
         "schema": {"type": "string"},
         "example": '"3-0f1e2d3c4b5a6978"',
     },
