@@ -29,7 +29,7 @@ def account_id(call: Call[ById | None, object, object]) -> int:
     return call.path.id if call.path is not None else call.me.user_id
 
 
-def editor(call: AnyCall, user_id: int) -> Editor:
+def as_editor(call: AnyCall, user_id: int) -> Editor:
     """Return the caller as an editor of the account: its owner or an admin. Raises Forbidden.
 
     The account is not looked up, so the error does not reveal whether it exists.

@@ -13,7 +13,7 @@ from repository.accounts import avatars
 from resources.accounts.credentials import User
 from resources.accounts.profiles import AvatarForm
 from routes.accounts import avatar_files
-from routes.accounts.access import account_id, editor
+from routes.accounts.access import account_id, as_editor
 from routes.http import queries, rendering
 from routes.http.operation import Call, Operations
 from routes.http.queries import ById
@@ -58,10 +58,10 @@ operations = Operations("accounts")
 )
 async def put(call: Call[ById | None, None, AvatarForm]) -> Response:
     user_id = account_id(call)
-    who = editor(call, user_id)
+    editor = as_editor(call, user_id)
     versions = rendering.if_match(call)
     async with avatar_files.stored(call.services, call.body.avatar) as avatar:
-        done = await call.database.write(lambda tx: avatars.change(tx, who, user_id, avatar, versions))
+        done = await call.database.write(lambda tx: avatars.change(tx, editor, user_id, avatar, versions))
     await avatar_files.discard(call.services, done.former)
     return rendering.tagged(done.user["version"], orjson.dumps(done.user))
 
@@ -76,9 +76,9 @@ async def put(call: Call[ById | None, None, AvatarForm]) -> Response:
 )
 async def delete(call: Call[ById | None, None, None]) -> Response:
     user_id = account_id(call)
-    who = editor(call, user_id)
+    editor = as_editor(call, user_id)
     versions = rendering.if_match(call)
-    done = await call.database.write(lambda tx: avatars.change(tx, who, user_id, None, versions))
+    done = await call.database.write(lambda tx: avatars.change(tx, editor, user_id, None, versions))
     await avatar_files.discard(call.services, done.former)
     return Response(status_code=204)
 

@@ -13,7 +13,7 @@ from repository.engine.transaction import Transaction
 from repository.generic.idempotency import StoredResponse
 from resources.accounts.profiles import Profile, ProfileBody, ProfileForm, ProfilePatch, ProfilePatchForm, dumped
 from routes.accounts import avatar_files
-from routes.accounts.access import account, account_id, editor
+from routes.accounts.access import account, account_id, as_editor
 from routes.http import rendering
 from routes.http.operation import Call, Operations
 from routes.http.queries import ById
@@ -36,7 +36,7 @@ operations = Operations("accounts")
 )
 async def get(call: Call[ById | None, None, None]) -> Response:
     user_id = account_id(call)
-    editor(call, user_id)
+    as_editor(call, user_id)
     user = await account(call.database, user_id)
     edits.require_profile(user)
     return rendering.entity(call, user["version"], orjson.dumps(edits.public_profile(user)))
@@ -66,11 +66,11 @@ async def get(call: Call[ById | None, None, None]) -> Response:
 )
 async def create(call: Call[ById | None, None, ProfileBody]) -> Response:
     user_id = account_id(call)
-    who = editor(call, user_id)
+    editor = as_editor(call, user_id)
     fields = call.body.model_dump(exclude_unset=True, exclude={"avatar"})
 
     async def work(tx: Transaction) -> StoredResponse:
-        after = await edits.create_profile(tx, who, user_id, {**fields, **avatar})
+        after = await edits.create_profile(tx, editor, user_id, {**fields, **avatar})
         body = orjson.dumps(edits.public_profile(after))
         location = f"{call.prefix}/users/{user_id}/profile"
         return StoredResponse(201, body, {"Location": location, "ETag": rendering.tag(after["version"], body)})
@@ -125,11 +125,11 @@ async def create(call: Call[ById | None, None, ProfileBody]) -> Response:
 )
 async def edit(call: Call[ById | None, None, ProfileBody | ProfilePatch]) -> Response:
     user_id = account_id(call)
-    who = editor(call, user_id)
+    editor = as_editor(call, user_id)
     fields = dumped(call.body)
     versions = rendering.if_match(call)
     async with avatar_files.uploaded(call, user_id) as avatar:
         after = await call.database.write(
-            lambda tx: edits.edit_profile(tx, who, user_id, {**fields, **avatar}, versions)
+            lambda tx: edits.edit_profile(tx, editor, user_id, {**fields, **avatar}, versions)
         )
     return rendering.tagged(after["version"], orjson.dumps(edits.public_profile(after)))

@@ -18,7 +18,7 @@ from resources.accounts.credentials import User
 from resources.accounts.fields import OTHER_USER_FIELDS, USER_FIELDS
 from resources.accounts.profiles import AccountBody, AccountPatch, OtherUser, OwnAccountBody, OwnAccountPatch
 from routes.accounts import avatar_files
-from routes.accounts.access import account, account_id, as_admin, editor, is_admin, own_account
+from routes.accounts.access import account, account_id, as_admin, as_editor, is_admin, own_account
 from routes.http import queries, rendering
 from routes.http.operation import Call, Operations
 from routes.http.queries import ById, ListQuery, PageQuery
@@ -128,9 +128,9 @@ async def _count_address(call: Call[None, None, object], before: Mapping[str, An
 )
 async def delete(call: Call[ById | None, None, None]) -> Response:
     user_id = account_id(call)
-    who = editor(call, user_id)
+    editor = as_editor(call, user_id)
     versions = rendering.if_match(call)
-    avatar = await call.database.write(lambda tx: deletion.remove(tx, who, user_id, versions))
+    avatar = await call.database.write(lambda tx: deletion.remove(tx, editor, user_id, versions))
     await avatar_files.discard(call.services, avatar)
     return Response(status_code=204)
 
@@ -216,10 +216,10 @@ async def get_user(call: Call[ById, None, None]) -> Response:
     answer_headers=("ETag",),
 )
 async def edit(call: Call[ById, None, AccountBody | AccountPatch]) -> Response:
-    who = as_admin(call)
+    editor = as_admin(call)
     fields = profiles.dumped(call.body)
     if call.path.id == call.me.user_id and fields.keys() & {"username", "email"}:
         raise Forbidden("Change your own user name and address at /users/me, with the current password")
     versions = rendering.if_match(call)
-    after = await call.database.write(lambda tx: edits.edit_by_admin(tx, who, call.path.id, fields, versions))
+    after = await call.database.write(lambda tx: edits.edit_by_admin(tx, editor, call.path.id, fields, versions))
     return rendering.tagged(after["version"], orjson.dumps(users.public(after)))

@@ -215,7 +215,7 @@ class Operations:
 
     def get(self, path: str, summary: str, answers: Mapping[int, Any], **details: Unpack[Details]) -> Declare:
         if details.get("if_none_match"):
-            details["answer_headers"] = ("ETag",)
+            details["answer_headers"] = (*details.get("answer_headers", ()), "ETag")
         return self._declare("GET", path, summary, answers, details)
 
     def listing(self, path: str, summary: str, rows: Any, **details: Unpack[Details]) -> Declare:
