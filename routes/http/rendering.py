@@ -51,25 +51,19 @@ def tagged(version: int, body: bytes, status: int = 200, **headers: str) -> Resp
 
 def entity(call: AnyCall, version: int, body: bytes) -> Response:
     """Return the representation with its tag, or 304 when the client has it."""
-    etag = tag(version, body)
-    headers = {"ETag": etag, "Cache-Control": "no-cache"}
-    known = call.headers.get("if-none-match")
-    if known is not None and _is_listed(etag, known):
-        return Response(status_code=304, headers=headers)
-    return Response(body, 200, headers, JSON)
+    return _unless_known(call, body, JSON, {"ETag": tag(version, body), "Cache-Control": "no-cache"})
 
 
 def immutable(call: AnyCall, content: bytes, media_type: str, headers: Mapping[str, str]) -> Response:
-    """Return content whose URL never changes its meaning, with its tag, or 304 when the client has it."""
-    headers = {**headers, "ETag": tag(1, content)}
-    known = call.headers.get("if-none-match")
-    if known is not None and _is_listed(headers["ETag"], known):
+    """Return content that its URL shows forever, with its tag, or 304 when the client has it."""
+    return _unless_known(call, content, media_type, {**headers, "ETag": tag(1, content)})
+
+
+def _unless_known(call: AnyCall, content: bytes, media_type: str, headers: Mapping[str, str]) -> Response:
+    known = call.headers.get("if-none-match", "")
+    if known.strip() == "*" or headers["ETag"] in (part.strip().removeprefix("W/") for part in known.split(",")):
         return Response(status_code=304, headers=headers)
     return Response(content, 200, headers, media_type)
-
-
-def _is_listed(etag: str, header: str) -> bool:
-    return header.strip() == "*" or etag in (part.strip().removeprefix("W/") for part in header.split(","))
 
 
 def if_match(call: AnyCall) -> IfMatch:
