@@ -12,7 +12,7 @@ from starlette.responses import Response
 from resources.topics import PUBLIC_TOPICS, TOPICS
 from routes.http import rendering
 from routes.http.operation import Call, Operations
-from routes.http.queries import Offset, Query
+from routes.http.queries import Offset, Parameters
 from schemas import WRITTEN_INTEGER, Answer
 
 MAX_EVENTS_OF_PAGE = 1_000
@@ -33,7 +33,7 @@ def _topics(value: Any) -> Any:
     return topics
 
 
-class EventsQuery(Query):
+class EventsQuery(Parameters):
     after: Offset | None = Field(
         default=None,
         description="Only events after this number. By default a page begins with the oldest event, a stream now",

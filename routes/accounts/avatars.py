@@ -83,7 +83,7 @@ async def delete(call: Call[ById | None, None, None]) -> Response:
     return Response(status_code=204)
 
 
-class ByAvatar(queries.Query):
+class ByAvatar(queries.Parameters):
     avatar: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     side: Literal["512", "128"]
 

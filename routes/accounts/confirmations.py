@@ -80,7 +80,7 @@ async def activate(call: Call[None, None, LinkBody]) -> Response:
     return await _use(call, call.body.token)
 
 
-class ByToken(queries.Query):
+class ByToken(queries.Parameters):
     token: Annotated[str, Field(min_length=1, max_length=MAX_ONE_TIME_TOKEN_LENGTH)]
 
 

@@ -20,7 +20,7 @@ from resources.accounts.profiles import AccountBody, AccountPatch, OtherUser, Ow
 from routes.accounts import avatar_files
 from routes.accounts.access import account, account_id, as_admin, as_editor, is_admin, own_account
 from routes.http import queries, rendering
-from routes.http.operation import Call, Operations
+from routes.http.operation import AnyCall, Call, Operations
 from routes.http.queries import ById, ListQuery, PageQuery
 
 ADDRESS_RATE = Rate(5, 24 * 60 * 60)  # changes of one account's email address by its owner
@@ -107,7 +107,7 @@ async def _prove(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> Ma
     return user
 
 
-async def _count_address(call: Call[None, None, object], before: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+async def _count_address(call: AnyCall, before: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
     """Count a change of address, because each one sends an email to a possible stranger. Raises TooManyRequests."""
     if fields.get("email", before["email"]) != before["email"]:
         outcome = await call.services.limits.hit(f"address of {call.me.user_id}", ADDRESS_RATE)

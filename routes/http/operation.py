@@ -90,8 +90,8 @@ class Call(Generic[PathT_co, QueryT_co, BodyT_co]):
     filter: filters.Filter
     body: BodyT_co
     headers: Headers
-    prefix: str
-    url_path: str
+    prefix: str  # `/api/v1`, or empty
+    url_path: str  # without the prefix
     query_string: str
     method: str
     raw_body: bytes

@@ -16,55 +16,37 @@ from schemas import DEFAULT_PAGE, MAX_BULK_ROWS, MAX_GENERATED_ROWS, MAX_ID, MAX
 Offset = Annotated[int, Field(ge=0, le=MAX_ID), WRITTEN_INTEGER]
 
 
-def sortable(fields: Mapping[str, filters.Field]) -> list[str]:
-    """Return the columns that a list can be sorted by."""
-    return sorted(field.column for field in fields.values() if field.kind is not filters.FieldType.STRINGS)
+class Parameters(BaseModel):
+    """Parameters of a path or a query; unknown ones are rejected."""
 
-
-def sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tuple[str, bool], ...]:
-    """Parse `-release_date,title` into (column, descending) pairs. Raises InvalidInput."""
-    if not sort:
-        return ()
-    columns = sortable(fields)
-    wanted: dict[tuple[str, bool], None] = {}
-    for part in sort.split(","):
-        each = (part.removeprefix("-"), part.startswith("-"))
-        if each[0] not in columns or each in wanted:
-            message = f"Expected fields, each once, with or without a minus, of {', '.join(columns)}"
-            raise InvalidInput([FieldProblem(("query", "sort"), message, "invalid_sort")])
-        wanted[each] = None
-    return tuple(wanted)
-
-
-class Query(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
 # --- paths
 
 
-class ById(Query):
+class ById(Parameters):
     id: PathId
 
 
-class ByUserId(Query):
+class ByUserId(Parameters):
     user_id: PathId
 
 
-class ByUsername(Query):
+class ByUsername(Parameters):
     username: Annotated[str, Field(min_length=1, max_length=50, pattern=r"^[^/\x00]+$")]
 
 
-class ByRange(Query):
+class ByRange(Parameters):
     start_id: PathId
     end_id: PathId
 
 
-class ByNumber(Query):
+class ByNumber(Parameters):
     number: Annotated[int, Field(ge=1, le=MAX_GENERATED_ROWS), WRITTEN_INTEGER]
 
 
-class ByUuid(Query):
+class ByUuid(Parameters):
     id: Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 
 
@@ -80,7 +62,7 @@ After = Annotated[
 ]
 
 
-class PageQuery(Query):
+class PageQuery(Parameters):
     """`skip` is an alias of `offset`."""
 
     offset: Offset | None = Field(default=None, description="Rows to skip; 0 by default")
@@ -93,7 +75,7 @@ class PageQuery(Query):
 
 
 class TrailQuery(PageQuery):
-    """Of a list without free-text search."""
+    """The query of a list without free-text search."""
 
     sort: Sort = None
     after: After = None
@@ -105,6 +87,26 @@ class ListQuery(PageQuery):
     after: After = None
 
 
+def sortable(fields: Mapping[str, filters.Field]) -> list[str]:
+    """Return the columns that a list can be sorted by."""
+    return sorted(field.column for field in fields.values() if field.kind is not filters.FieldType.STRINGS)
+
+
+def _sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tuple[str, bool], ...]:
+    """Parse `-release_date,title` into (column, descending) pairs. Raises InvalidInput."""
+    if not sort:
+        return ()
+    columns = sortable(fields)
+    wanted: dict[tuple[str, bool], None] = {}
+    for part in sort.split(","):
+        each = (part.removeprefix("-"), part.startswith("-"))
+        if each[0] not in columns or each in wanted:
+            message = f"Expected fields, each once, with or without a minus, of {', '.join(columns)}"
+            raise InvalidInput([FieldProblem(("query", "sort"), message, "invalid_sort")])
+        wanted[each] = None
+    return tuple(wanted)
+
+
 def list_request(
     call: Call[object, ListQuery | TrailQuery, object], fields: Mapping[str, filters.Field], user_id: int | None = None
 ) -> ListRequest:
@@ -113,7 +115,7 @@ def list_request(
     return ListRequest(
         filter=call.filter,
         text=query.q if isinstance(query, ListQuery) else "",
-        sort=sorting(fields, query.sort),
+        sort=_sorting(fields, query.sort),
         offset=query.start,
         limit=query.limit,
         after=query.after,
@@ -121,17 +123,17 @@ def list_request(
     )
 
 
-class CountQuery(Query):
+class CountQuery(Parameters):
     q: Search = ""
 
 
-class OnErrorQuery(Query):
+class OnErrorQuery(Parameters):
     on_error: Literal["fail", "skip"] = Field(
         default="fail", description="`skip`: store the valid rows and list the others"
     )
 
 
-class GenerateQuery(Query):
+class GenerateQuery(Parameters):
     seed: Annotated[int, Field(ge=0, le=2**53 - 1), WRITTEN_INTEGER] | None = Field(
         default=None, description="The same seed generates the same rows; random when omitted"
     )
@@ -143,7 +145,7 @@ class GenerateQuery(Query):
     )
 
 
-class IncludeQuery(Query):
+class IncludeQuery(Parameters):
     include: Literal["characters"] | None = Field(default=None, description="Adds the movie's characters")
 
 
