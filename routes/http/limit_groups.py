@@ -28,7 +28,7 @@ class LimitGroup(StrEnum):
     SIGN_IN = "sign_in"
     REGISTER = "register"
     MAIL = "mail"
-    UNLIMITED = "unlimited"  # polled by machines, and the files of pages
+    UNLIMITED = "unlimited"  # polled by machines, or loaded by pages
 
 
 MINUTE = 60
