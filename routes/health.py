@@ -1,4 +1,4 @@
-"""Is it alive, is it ready: for people, load balancers and orchestrators."""
+"""Liveness, readiness and metrics, for load balancers, orchestrators and Prometheus."""
 
 from __future__ import annotations
 
@@ -14,17 +14,27 @@ from core import metrics
 from core.errors import Unauthenticated
 from routes.http import rendering
 from routes.http.limit_groups import LimitGroup
-from routes.http.operation import Call, Operation
+from routes.http.operation import Call, Operations
 
 _NO_STORE = {"Cache-Control": "no-store"}
 
+operations = Operations("health")
 
-async def alive(call: Call) -> Response:
+
+@operations.get("/healthz", "Check that the process is alive", {200: schemas.Health}, limit_group=LimitGroup.UNLIMITED)
+async def alive(call: Call[None, None, None]) -> Response:
     return rendering.JSONResponse({"status": "ok"}, headers=_NO_STORE)
 
 
-async def ready(call: Call) -> Response:
-    """Degraded is still ready: without its bus the service is slower, not wrong, and all workers share one bus."""
+@operations.get(
+    "/readyz",
+    "Check that the process can serve",
+    {200: schemas.Readiness, 503: schemas.Readiness},
+    description="`degraded` (200): everything is delivered, but more slowly. `not_ready` (503): send no requests.",
+    limit_group=LimitGroup.UNLIMITED,
+)
+async def ready(call: Call[None, None, None]) -> Response:
+    """Respond 200 when degraded: without its bus the service is only slower, and all workers share one bus."""
     checks = dict(await call.services.readiness())
     if checks["database"] != "ok" or checks["service"] != "ok":
         status, code = "not_ready", 503
@@ -34,36 +44,15 @@ async def ready(call: Call) -> Response:
 
 
 async def show_metrics(request: Request) -> Response:
-    """Not an operation: its token is none of ours, and its format is Prometheus's business."""
+    """Respond with the metrics. Not an operation: it has its own token, and Prometheus's format."""
     expected: str | None = request.state.metrics_token
     if expected is not None:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), expected.encode()):
             raise Unauthenticated("Expected the header Authorization: Bearer <METRICS_TOKEN>")
-    # In a thread: with many workers there are many files to add up.
+    # In a thread, because with many workers there are many files to add up.
     content, media_type = await asyncio.to_thread(metrics.page, request.headers.get("accept", ""))
     return Response(content, headers={**_NO_STORE, "Content-Type": media_type})
 
 
 PAGES: list[BaseRoute] = [Route("/metrics", show_metrics)]
-OPERATIONS = [
-    Operation(
-        "GET",
-        "/healthz",
-        alive,
-        "Is the process alive",
-        "health",
-        {200: schemas.Health},
-        limit_group=LimitGroup.UNLIMITED,
-    ),
-    Operation(
-        "GET",
-        "/readyz",
-        ready,
-        "Can it serve",
-        "health",
-        {200: schemas.Readiness, 503: schemas.Readiness},
-        description="`degraded` (200): everything is delivered, more slowly. `not_ready` (503): do not send requests.",
-        limit_group=LimitGroup.UNLIMITED,
-    ),
-]

@@ -14,34 +14,36 @@ from core.errors import Problem
 from core.settings import Settings
 from routes import events, health, jobs
 from routes.accounts import admin, avatars, confirmations, pages, profiles, registration, sign_in, users
-from routes.generic import operations as catalog_operations
-from routes.http import documentation, limit_groups, openapi
-from routes.http.negotiation import client_prefers
+from routes.generic.operations import RESOURCE_OPERATIONS
+from routes.http import documentation, limit_groups, openapi, rendering
 from routes.http.operation import Operation
 from routes.http.parsing import parse
 
 OPERATIONS: Sequence[Operation] = [
-    *catalog_operations.OPERATIONS,
-    *jobs.OPERATIONS,
-    *registration.OPERATIONS,
-    *confirmations.OPERATIONS,
-    *sign_in.OPERATIONS,
-    *users.OPERATIONS,
-    *profiles.OPERATIONS,
-    *avatars.OPERATIONS,
-    *admin.OPERATIONS,
-    *events.OPERATIONS,
-    *health.OPERATIONS,
-    *documentation.OPERATIONS,
+    *(each for operations in RESOURCE_OPERATIONS for each in operations),
+    *jobs.operations,
+    *registration.operations,
+    *confirmations.operations,
+    *sign_in.operations,
+    *users.operations,
+    *profiles.operations,
+    *avatars.operations,
+    *admin.operations,
+    *events.operations,
+    *health.operations,
+    *documentation.operations,
 ]
 
 
 def routes() -> list[BaseRoute]:
-    """One route a path, so that a wrong method is answered with all the right ones; fixed paths before `{names}`."""
+    """Return one route for each path, so that a wrong method gets all the right ones in `Allow`.
+
+    Fixed paths come before paths with `{names}`.
+    """
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in OPERATIONS:
         by_path.setdefault(operation.path, {})[operation.method] = operation
-    # The sort is stable: at the same depth a path with a name in an earlier part comes later.
+    # At the same depth, a path with a name in an earlier part comes later.
     ordered = sorted(by_path, key=lambda path: [part.startswith("{") for part in path.split("/")])
     return [*(_route(path, by_path[path]) for path in ordered), *health.PAGES, *documentation.PAGES]
 
@@ -52,7 +54,7 @@ def _route(path: str, operations: Mapping[str, Operation]) -> Route:
         try:
             return await operation.handler(await parse(request, operation))
         except Problem as error:
-            if operation.problem_page is None or not client_prefers(request.headers, pages.MEDIA_TYPE):
+            if operation.problem_page is None or not rendering.client_prefers(request.headers, pages.MEDIA_TYPE):
                 raise
             return operation.problem_page(error)
 
@@ -60,7 +62,7 @@ def _route(path: str, operations: Mapping[str, Operation]) -> Route:
 
 
 class _Path(Route):
-    """A path that answers a wrong method itself, where the router would try `/movies/{id}` for PUT /movies/bulk."""
+    """A path that rejects a wrong method itself; the router would go on and try `/movies/{id}` for PUT /movies/bulk."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, found = super().matches(scope)
@@ -68,12 +70,12 @@ class _Path(Route):
 
 
 def limit_rules(settings: Settings) -> limit_groups.Rules:
-    """Raises SettingsError when RATE_LIMITS names a route that is not in the table."""
+    """Return the rate limit of each route. Raises SettingsError when RATE_LIMITS names an unknown route."""
     groups = {(operation.method, operation.path): operation.counts_as for operation in OPERATIONS}
     return limit_groups.rules(groups, settings.has_limits, settings.route_rates)
 
 
 @cache
 def document() -> bytes:
-    """The OpenAPI document; it takes a third of a second to build."""
+    """Return the OpenAPI document, which takes a third of a second to build."""
     return openapi.document(OPERATIONS)

@@ -26,6 +26,15 @@ from resources.resource import Resource
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """An entity as it is stored; `body` is its JSON."""
+
+    id: int
+    version: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """Rows to insert, as far as they can be prepared before their ids and times are known.
 
@@ -69,15 +78,15 @@ class Added:
     refused: Mapping[int, Refusal]
 
 
-async def add(tx: Transaction, resource: Resource, identity: Identity, fields: Mapping[str, Any]) -> bytes:
-    """Store one entity and return it, encoded. Raises Forbidden and Conflict."""
+async def add(tx: Transaction, resource: Resource, identity: Identity, fields: Mapping[str, Any]) -> Stored:
+    """Store one entity and return it. Raises Forbidden and Conflict."""
     _require_creator(resource, identity)
     await conflicts.require_none(tx, resource, [fields], bulk=False)
     prepared = prepare(resource, [fields], identity.user_id, is_sqlite=tx.is_sqlite)
     ((entity_id, payload),) = await _insert(tx, prepared)
     tx.emit_encoded(resource.name, "add", str(entity_id), payload, actor_id=identity.user_id)
     await relations.added(tx, resource, prepared.rows, identity.user_id)
-    return payload
+    return Stored(entity_id, prepared.rows[0]["version"], payload)
 
 
 async def add_bulk(
@@ -165,8 +174,8 @@ async def edit(
     entity_id: int,
     fields: Mapping[str, Any],
     if_match: IfMatch,
-) -> bytes:
-    """Set `fields` and return the whole entity, encoded. An edit that changes nothing has no event.
+) -> Stored:
+    """Set `fields` and return the whole entity. An edit that changes nothing has no event.
 
     Raises NotFound, Forbidden, PreconditionFailed and Conflict.
     """
@@ -174,11 +183,11 @@ async def edit(
     await conflicts.require_none(tx, resource, [fields], edits=[before], bulk=False)
     after, changed = _edited(before, fields, utc_now())
     if not changed:
-        return orjson.dumps(before)
+        return Stored(entity_id, before["version"], orjson.dumps(before))
     await rows.write_back(tx, resource.table, [after], (*changed, *BOOKKEEPING))
     payload = tx.emit(resource.name, "update", after, actor_id=identity.user_id, before=before, changed=changed)
     await relations.edited(tx, resource, [before], [after], identity.user_id)
-    return payload
+    return Stored(entity_id, after["version"], payload)
 
 
 async def edit_bulk(

@@ -1,141 +1,102 @@
-"""What admins do to accounts."""
+"""Operations on accounts that only admins may use."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
-
-from pydantic import TypeAdapter
+import orjson
 from starlette.responses import Response
 
 from core.identity import Group
 from repository.accounts import audit, edits, users
-from repository.accounts.edits import Editor
-from repository.engine.transaction import Transaction
-from repository.generic.lists import ListRequest
 from resources.accounts import credentials, profiles
 from resources.accounts.fields import AUDIT_FIELDS
 from routes.accounts import registration
-from routes.accounts.users import edited, require_admin
+from routes.accounts.access import as_admin
 from routes.http import queries, rendering
-from routes.http.operation import LIST_HEADERS, Call, Operation
+from routes.http.operation import Call, Operations
+from routes.http.queries import ById, TrailQuery
+
+operations = Operations("accounts")
 
 
-async def _administer(call: Call, work: Callable[[Transaction], Awaitable[dict[str, Any]]]) -> Response:
-    require_admin(call)
-    found = await call.database.write(work)
-    return edited(found["version"], found)
-
-
-async def change_group(call: Call) -> Response:
-    group = Group(call.body.group)
-    return await _administer(
-        call, lambda tx: users.change_group(tx, call.me.user_id, call.path.id, group, address=call.address)
-    )
-
-
-async def activate(call: Call) -> Response:
-    return await _administer(call, lambda tx: users.activate(tx, call.me.user_id, call.path.id, address=call.address))
-
-
-async def deactivate(call: Call) -> Response:
-    return await _administer(call, lambda tx: users.deactivate(tx, call.me.user_id, call.path.id, address=call.address))
-
-
-async def create(call: Call) -> Response:
-    require_admin(call)
+@operations.post(
+    "/admin/users",
+    "Add an account (admins only)",
+    {201: credentials.User},
+    description="The account is active at once, even where accounts are activated by email.",
+    check=registration.password_problems,
+    signed_in=True,
+    errors=(403, 409, 429),
+    answer_headers=("Location", "ETag"),
+)
+async def create(call: Call[None, None, profiles.NewAccountBody]) -> Response:
+    editor = as_admin(call)
     fields = profiles.dumped(call.body)
     group = Group(call.body.group)
     password_hash = await call.services.passwords.hash(call.body.password)
-    who = Editor(call.me.user_id, call.address, is_admin=True)
-
-    async def work(tx: Transaction) -> dict[str, Any]:
-        return await edits.create_by_admin(tx, who, fields, password_hash, group)
-
-    user = await call.database.write(work)
-    return edited(user["version"], user, 201, Location=f"{call.prefix}/users/{user['id']}")
+    user = await call.database.write(lambda tx: edits.create_by_admin(tx, editor, fields, password_hash, group))
+    location = f"{call.prefix}/users/{user['id']}"
+    return rendering.tagged(user["version"], orjson.dumps(user), 201, Location=location)
 
 
-async def list_audit(call: Call) -> Response:
-    require_admin(call)
-    query = call.query
-    page = ListRequest(
-        filter=call.filter,
-        sort=queries.sorting(AUDIT_FIELDS, query.sort),
-        offset=query.start,
-        limit=query.limit,
-        after=query.after,
+@operations.listing(
+    "/admin/audit",
+    "List what admins did to accounts, newest first (admins only)",
+    list[credentials.AuditEntry],
+    description="With `after`, oldest first. Entries are kept forever and hold no personal data.",
+    filters=AUDIT_FIELDS,
+    signed_in=True,
+    errors=(403,),
+)
+async def list_audit(call: Call[None, TrailQuery, None]) -> Response:
+    as_admin(call)
+    return rendering.page(call, await audit.page_of(call.database, queries.list_request(call, AUDIT_FIELDS)))
+
+
+@operations.post(
+    "/admin/users/{id}/change-group",
+    "Move a user to another group (admins only)",
+    {200: credentials.User},
+    description="The last admin cannot leave the group `admin`.",
+    signed_in=True,
+    errors=(403, 404, 409),
+    answer_headers=("ETag",),
+)
+async def change_group(call: Call[ById, None, credentials.GroupBody]) -> Response:
+    editor = as_admin(call)
+    group = Group(call.body.group)
+    user = await call.database.write(
+        lambda tx: users.change_group(tx, editor.user_id, call.path.id, group, address=call.address)
     )
-    found = await audit.page_of(call.database, page)
-    return rendering.page(call, found, last_id=found.rows[-1]["id"] if found.rows else None)
+    return rendering.tagged(user["version"], orjson.dumps(user))
 
 
-OPERATIONS = [
-    Operation(
-        "POST",
-        "/admin/users",
-        create,
-        "Add an account (admins only)",
-        "accounts",
-        {201: credentials.User},
-        description="It is active at once, whether accounts are activated by mail or not.",
-        body=TypeAdapter(profiles.NewAccountBody),
-        check=registration.password_problems,
-        signed_in=True,
-        errors=(403, 409, 429),
-        answer_headers=("Location", "ETag"),
-    ),
-    Operation(
-        "GET",
-        "/admin/audit",
-        list_audit,
-        "List what admins did to accounts, newest first (admins only)",
-        "accounts",
-        {200: list[credentials.AuditEntry]},
-        description="With `after`, oldest first. It is kept for good, and holds nothing personal.",
-        query_model=queries.TrailQuery,
-        filters=AUDIT_FIELDS,
-        signed_in=True,
-        errors=(403,),
-        answer_headers=LIST_HEADERS,
-    ),
-    Operation(
-        "POST",
-        "/admin/users/{id}/change-group",
-        change_group,
-        "Put a user into another group (admins only)",
-        "accounts",
-        {200: credentials.User},
-        description="The last admin stays one.",
-        path_model=queries.ById,
-        body=TypeAdapter(credentials.GroupBody),
-        signed_in=True,
-        errors=(403, 404, 409),
-        answer_headers=("ETag",),
-    ),
-    Operation(
-        "POST",
-        "/admin/users/{id}/activate",
-        activate,
-        "Let a user sign in again (admins only)",
-        "accounts",
-        {200: credentials.User},
-        path_model=queries.ById,
-        signed_in=True,
-        errors=(403, 404),
-        answer_headers=("ETag",),
-    ),
-    Operation(
-        "POST",
-        "/admin/users/{id}/deactivate",
-        deactivate,
-        "Shut a user out (admins only)",
-        "accounts",
-        {200: credentials.User},
-        description="All sessions of the user end, and nobody signs in to the account before it is activated.",
-        path_model=queries.ById,
-        signed_in=True,
-        errors=(403, 404, 409),
-        answer_headers=("ETag",),
-    ),
-]
+@operations.post(
+    "/admin/users/{id}/activate",
+    "Enable a user's account (admins only)",
+    {200: credentials.User},
+    description="The user can sign in again.",
+    signed_in=True,
+    errors=(403, 404),
+    answer_headers=("ETag",),
+)
+async def activate(call: Call[ById, None, None]) -> Response:
+    editor = as_admin(call)
+    user = await call.database.write(lambda tx: users.activate(tx, editor.user_id, call.path.id, address=call.address))
+    return rendering.tagged(user["version"], orjson.dumps(user))
+
+
+@operations.post(
+    "/admin/users/{id}/deactivate",
+    "Disable a user's account (admins only)",
+    {200: credentials.User},
+    description="Ends all of the user's sessions; the user cannot sign in until the account is activated again.",
+    signed_in=True,
+    errors=(403, 404, 409),
+    answer_headers=("ETag",),
+)
+async def deactivate(call: Call[ById, None, None]) -> Response:
+    editor = as_admin(call)
+    user = await call.database.write(
+        lambda tx: users.deactivate(tx, editor.user_id, call.path.id, address=call.address)
+    )
+    return rendering.tagged(user["version"], orjson.dumps(user))

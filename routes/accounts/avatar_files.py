@@ -1,7 +1,8 @@
-"""The files of pictures and the accounts that name them, kept together.
+"""Keeps the files of avatars and the accounts that name them consistent.
 
-Files come first, then the account names them, then those that it named before go. A name that no account has any more
-never comes back, so its files can be deleted at any time; what cannot be deleted now the clean-up finds.
+New files are stored first, then the account names them, then the files it named before are deleted. The name of an
+avatar is never used again, so its files can be deleted at any time after the account has dropped it; files that cannot
+be deleted now are found by the clean-up.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import structlog
 
 from core.errors import Problem, Unavailable
 from repository.accounts import avatars, users
-from routes.http.operation import Call, Services
+from routes.http.operation import AnyCall, Services
 from routes.http.uploads import FILE_FIELD
 
 RANDOM_NAME_LENGTH = 16  # bytes
@@ -25,9 +26,9 @@ log = structlog.get_logger("pictures")
 
 @asynccontextmanager
 async def stored(services: Services, content: bytes) -> AsyncIterator[str]:
-    """The pictures made of `content`, in the storage under a new name, while an account is given them.
+    """Store the pictures made from `content` and yield their new name, while an account is given them.
 
-    When that is refused they are deleted. Raises InvalidInput, TooManyRequests and Unavailable.
+    The files are deleted when the account rejects them. Raises InvalidInput, TooManyRequests and Unavailable.
     """
     made = await services.pictures.squares(content, avatars.SIDES)
     avatar = secrets.token_hex(RANDOM_NAME_LENGTH)
@@ -40,7 +41,7 @@ async def stored(services: Services, content: bytes) -> AsyncIterator[str]:
     try:
         yield avatar
     except Unavailable:
-        # The account may have got them before its answer was lost. If not, the clean-up finds them.
+        # The account may name the files although the database's response was lost. If not, the clean-up finds them.
         raise
     except Problem:
         await discard(services, avatar)
@@ -48,8 +49,11 @@ async def stored(services: Services, content: bytes) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def brought(call: Call, user_id: int) -> AsyncIterator[dict[str, str]]:
-    """The column that the file of a form sets, if it brought one, while an account is given it with the rest."""
+async def uploaded(call: AnyCall, user_id: int) -> AsyncIterator[dict[str, str]]:
+    """Store the file of a form and yield the column it sets; nothing when the form has no file.
+
+    The caller writes the account inside; afterwards the files that the account does not name are deleted.
+    """
     content = getattr(call.body, FILE_FIELD, None)
     if not isinstance(content, bytes):
         yield {}
@@ -57,22 +61,22 @@ async def brought(call: Call, user_id: int) -> AsyncIterator[dict[str, str]]:
     former = await _current(call, user_id)
     async with stored(call.services, content) as avatar:
         yield {"avatar": avatar}
-    # An answer that was repeated by its Idempotency-Key, too, has left the account as it was.
+    # A response repeated for its Idempotency-Key has left the account unchanged, so both names are compared.
     current = await _current(call, user_id)
     for each in {former, avatar} - {current}:
         await discard(call.services, each)
 
 
-async def _current(call: Call, user_id: int) -> str | None:
+async def _current(call: AnyCall, user_id: int) -> str | None:
     user = await users.find(call.database, user_id)
     return user["avatar"] if user is not None else None
 
 
 async def discard(services: Services, avatar: str | None) -> None:
-    """Delete the files of an avatar that no account has any more."""
+    """Delete the files of an avatar that no account names any longer."""
     if avatar is None:
         return
     try:
         await services.storage.delete([avatars.file_name(avatar, side) for side in avatars.SIDES])
     except Unavailable:
-        log.info("files are left for the clean-up", avatar=avatar)
+        log.info("avatar files left for the clean-up", avatar=avatar)

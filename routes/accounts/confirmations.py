@@ -1,7 +1,7 @@
-"""Links in mails, and new passwords: activating an account, proving an address, recovering from a lost password.
+"""Activation and confirmation URLs, and new passwords.
 
-Whoever asks for a mail is answered the same in each case, and the same is done: the wish is stored, and what becomes of
-it is decided where mails are sent (`repository.accounts.outbox`).
+A request for an email gets the same response and does the same work whether the account exists or not: it only stores
+the request, and the sender of emails decides what becomes of it (`repository.accounts.outbox`).
 """
 
 from __future__ import annotations
@@ -9,108 +9,161 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 from starlette.responses import Response
 
 from core.errors import Conflict, FieldProblem, InvalidInput, NotFound, Problem
-from repository.accounts import confirmations, outbox, users
+from repository.accounts import confirmations, outbox
 from repository.accounts.one_time_tokens import Purpose
 from repository.accounts.outbox import MailType
-from repository.engine.transaction import Transaction
-from resources.accounts import credentials
-from resources.accounts.credentials import MAX_ONE_TIME_TOKEN_LENGTH
+from resources.accounts.credentials import (
+    MAX_ONE_TIME_TOKEN_LENGTH,
+    AddressBody,
+    ChangePasswordBody,
+    LinkBody,
+    MailPromise,
+    ResetPasswordBody,
+    User,
+)
 from routes.accounts import pages
+from routes.accounts.access import own_account
 from routes.http import queries, rendering
 from routes.http.limit_groups import LimitGroup
-from routes.http.negotiation import client_prefers
-from routes.http.operation import Call, Operation, Services
+from routes.http.operation import AnyCall, Call, Operations, Services
 from routes.http.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
-from services.authentication import invalid_access_token
 
 NO_STORE = {"Cache-Control": "no-store"}
+ABOUT_URLS = (
+    "An activation or confirmation URL is valid once, for 24 hours. An invalid token is a 404, without a reason. A new "
+    "address that another account has taken meanwhile is a 409."
+)
+ABOUT_EMAILS = (
+    "The response is the same whether the account exists or not. An account gets at most one such email a minute and "
+    "five a day; further requests are dropped."
+)
+HTML = {pages.MEDIA_TYPE: {"schema": {"type": "string", "description": "A page for browsers"}}}
+PROMISE = "If there is an account with this address that needs it, an email is on its way"
 
-# --- links
+operations = Operations("accounts")
 
 
-async def _follow(call: Call, token: str) -> Response:
-    user = await call.database.write(lambda tx: confirmations.confirm(tx, token))
-    if _is_for_a_page(call):
-        return pages.page("It worked", f"{user['email']} is confirmed, and the account can be used.", 200)
-    return rendering.JSONResponse(user, headers={**NO_STORE, "Vary": "Accept"})
-
-
-def _is_for_a_page(call: Call) -> bool:
-    return client_prefers(call.headers, pages.MEDIA_TYPE)
+# --- activation and confirmation URLs
 
 
 def _problem_page(error: Problem) -> Response:
     match error:
         case NotFound():
-            why = f"{error.detail}. If the account is active already, sign in; else you can ask for another link."
             title = "This link does not work"
+            why = f"{error.detail}. If the account is already active, sign in; otherwise request another link."
         case InvalidInput():
-            title, why = "This link is not whole", "Copy all of it from the mail into the browser."
+            title, why = "This link is incomplete", "Copy the whole link from the email into the browser."
         case Conflict():
-            title, why = "This address is taken", "Another account has it by now. Yours keeps the address that it has."
+            title, why = "This address is taken", "Another account now has this address. Yours keeps its current one."
         case _:
             title, why = "This did not work", "Try again in a moment."
     return pages.page(title, why, error.status, error.headers)
 
 
-async def activate(call: Call) -> Response:
-    return await _follow(call, call.body.token)
+@operations.post(
+    "/auth/activate",
+    "Activate an account, or confirm its new address, with an emailed token",
+    {200: User},
+    description=ABOUT_URLS,
+    body_media_types=(JSON_MEDIA_TYPE, FORM_MEDIA_TYPE),
+    ignores_credentials=True,
+    errors=(404, 409),
+    other_content=HTML,
+    problem_page=_problem_page,
+    limit_group=LimitGroup.SIGN_IN,
+)
+async def activate(call: Call[None, None, LinkBody]) -> Response:
+    return await _use(call, call.body.token)
 
 
-async def follow_link(call: Call) -> Response:
+class ByToken(queries.Parameters):
+    token: Annotated[str, Field(min_length=1, max_length=MAX_ONE_TIME_TOKEN_LENGTH)]
+
+
+@operations.get(
+    "/auth/activate",
+    "Open an activation or confirmation URL",
+    {200: User},
+    description=ABOUT_URLS + " A browser (`Accept: text/html`) gets a page with a button that activates the account, "
+    "because mail scanners open URLs, too.",
+    ignores_credentials=True,
+    errors=(404, 409),
+    other_content=HTML,
+    problem_page=_problem_page,
+    limit_group=LimitGroup.SIGN_IN,
+)
+async def open_url(call: Call[None, ByToken, None]) -> Response:
     if call.method == "HEAD":
-        # Programs that look at links before people do: for them nothing is used up.
+        # Mail scanners check URLs this way; it must not use up the token.
         return Response(headers=NO_STORE)
     token = call.query.token
-    if not _is_for_a_page(call):
-        return await _follow(call, token)
+    if not _wants_page(call):
+        return await _use(call, token)
     pending = await confirmations.preview(call.database, token)
     user, address = pending.user, pending.email
     if pending.purpose is Purpose.ACTIVATE:
         name = user["username"] or address
-        sentences = f"Somebody registered as {name} with the address {address}. Was it you?"
-        return pages.question("Activate the account", sentences, token, "Activate the account")
-    sentences = f"The account {user['username'] or user['email']} is to have the address {address}."
-    return pages.question("Confirm the address", sentences, token, "Confirm the address")
+        text = f"Someone registered as {name} with the address {address}. Was it you?"
+        return pages.question("Activate the account", text, token, "Activate the account")
+    text = f"This changes the address of the account {user['username'] or user['email']} to {address}."
+    return pages.question("Confirm the address", text, token, "Confirm the address")
 
 
-class ByToken(queries.Query):
-    token: Annotated[str, Field(min_length=1, max_length=MAX_ONE_TIME_TOKEN_LENGTH)]
+async def _use(call: AnyCall, token: str) -> Response:
+    user = await call.database.write(lambda tx: confirmations.confirm(tx, token))
+    if _wants_page(call):
+        return pages.page("It worked", f"{user['email']} is confirmed, and the account is ready to use.", 200)
+    return rendering.JSONResponse(user, headers={**NO_STORE, "Vary": "Accept"})
 
 
-# --- asking for mails
+def _wants_page(call: AnyCall) -> bool:
+    return rendering.client_prefers(call.headers, pages.MEDIA_TYPE)
 
-PROMISE = "If there is an account with this address that needs it, a mail is on its way"
+
+# --- requests for emails
 
 
-async def _promise_mail(call: Call, kind: MailType) -> Response:
-    async def work(tx: Transaction) -> None:
-        await outbox.request(tx, kind, call.body.email)
+@operations.post(
+    "/auth/activate/resend",
+    "Request another activation URL",
+    {202: MailPromise},
+    description=ABOUT_EMAILS,
+    ignores_credentials=True,
+    limit_group=LimitGroup.MAIL,
+)
+async def resend_activation(call: Call[None, None, AddressBody]) -> Response:
+    return await _promise_email(call, MailType.ACTIVATE)
 
-    await call.database.write(work)
+
+@operations.post(
+    "/auth/password/forgot",
+    "Request a URL to choose a new password",
+    {202: MailPromise},
+    description=ABOUT_EMAILS,
+    ignores_credentials=True,
+    limit_group=LimitGroup.MAIL,
+)
+async def forgot_password(call: Call[None, None, AddressBody]) -> Response:
+    return await _promise_email(call, MailType.RESET_PASSWORD)
+
+
+async def _promise_email(call: Call[None, None, AddressBody], kind: MailType) -> Response:
+    await call.database.write(lambda tx: outbox.request(tx, kind, call.body.email))
     call.services.outbox.wake()
     return rendering.JSONResponse({"detail": PROMISE}, 202, NO_STORE)
-
-
-async def resend_activation(call: Call) -> Response:
-    return await _promise_mail(call, MailType.ACTIVATE)
-
-
-async def forgot_password(call: Call) -> Response:
-    return await _promise_mail(call, MailType.RESET_PASSWORD)
 
 
 # --- new passwords
 
 
 def new_password_problems(services: Services, body: Any, valid: Any) -> Sequence[FieldProblem]:
-    """The rules that a new password breaks whoever's it is to be, to be named with what else is wrong with the body.
+    """Return the rules that the new password of an invalid body breaks, whoever the user is.
 
-    None of a body that is right: then the handler names them, with those that depend on whose password it is.
+    For a valid body the handler checks the password, because some rules depend on the user's names.
     """
     password = body.get("new_password") if isinstance(body, dict) else None
     if valid is not None or not isinstance(password, str):
@@ -118,16 +171,26 @@ def new_password_problems(services: Services, body: Any, valid: Any) -> Sequence
     return services.passwords.problems(password, username=None, email=None, field="new_password")
 
 
-def _problems_for(call: Call, user: dict[str, Any]) -> list[FieldProblem]:
+def _problems_for(
+    call: Call[None, None, ChangePasswordBody | ResetPasswordBody], user: dict[str, Any]
+) -> list[FieldProblem]:
     names = {"username": user["username"], "email": user["email"]}
     return call.services.passwords.problems(call.body.new_password, **names, field="new_password")
 
 
-async def change_password(call: Call) -> Response:
+@operations.post(
+    "/auth/password/change",
+    "Change my password",
+    {204: None},
+    description="Ends all other sessions of the account. A wrong old password is a 422 that names it.",
+    check=new_password_problems,
+    signed_in=True,
+    errors=(409, 429),
+    limit_group=LimitGroup.SIGN_IN,
+)
+async def change_password(call: Call[None, None, ChangePasswordBody]) -> Response:
     me, services, body = call.me, call.services, call.body
-    user = await users.find(call.database, me.user_id)
-    if user is None:
-        raise invalid_access_token()
+    user = await own_account(call)
     await services.lockout.try_old_password(me.user_id, call.address)
     problems = _problems_for(call, user)
     if (await services.passwords.verify(body.old_password, user["password_hash"])).is_right:
@@ -140,18 +203,27 @@ async def change_password(call: Call) -> Response:
         raise InvalidInput(problems)
     password_hash = await services.passwords.hash(body.new_password)
     checked_hash = user["password_hash"]
-
-    async def work(tx: Transaction) -> None:
-        await confirmations.change_password(tx, me.user_id, me.session_id, checked_hash, password_hash)
-
-    await call.database.write(work)
+    await call.database.write(
+        lambda tx: confirmations.change_password(tx, me.user_id, me.session_id, checked_hash, password_hash)
+    )
     services.outbox.wake()
     return Response(status_code=204)
 
 
-async def reset_password(call: Call) -> Response:
+@operations.post(
+    "/auth/password/reset",
+    "Choose a new password with the token from the emailed URL",
+    {204: None},
+    description="Ends all sessions of the account, and activates an account that awaits its activation. An invalid "
+    "token is a 404, without a reason.",
+    check=new_password_problems,
+    ignores_credentials=True,
+    errors=(404, 429),
+    limit_group=LimitGroup.SIGN_IN,
+)
+async def reset_password(call: Call[None, None, ResetPasswordBody]) -> Response:
     services, body = call.services, call.body
-    # Looked at before: hashing is dear, and is not done for whoever guesses links.
+    # Check the token first: hashing is expensive, and must not be triggered by guessed tokens.
     user = await confirmations.account_to_reset(call.database, body.token)
     if problems := _problems_for(call, user):
         raise InvalidInput(problems)
@@ -159,106 +231,7 @@ async def reset_password(call: Call) -> Response:
     await call.database.write(lambda tx: confirmations.reset_password(tx, body.token, password_hash))
     for login in (user["username"], user["email"]):
         if login is not None:
-            # Whoever forgot the password has tried a few.
+            # Forget the failed attempts: a user who forgot the password has usually made some.
             await services.lockout.signed_in(login, call.address)
     services.outbox.wake()
     return Response(status_code=204)
-
-
-ABOUT_LINKS = (
-    "A link is good once, and for 24 hours. One that is no good is a 404, whatever is wrong with it. The same is done"
-    " for the link that confirms another address of an account; a 409 says that somebody else has that address by now."
-)
-A_PAGE = {pages.MEDIA_TYPE: {"schema": {"type": "string", "description": "A page for browsers"}}}
-ABOUT_MAILS = (
-    "The answer is the same whether there is such an account or not. An account gets at most one such mail a minute and"
-    " five a day; what is asked for beyond that is not sent."
-)
-
-OPERATIONS = [
-    Operation(
-        "POST",
-        "/auth/activate",
-        activate,
-        "Activate an account by the link that was mailed",
-        "accounts",
-        {200: credentials.User},
-        description=ABOUT_LINKS,
-        body=TypeAdapter(credentials.LinkBody),
-        body_media_types=(JSON_MEDIA_TYPE, FORM_MEDIA_TYPE),
-        looks_at_token=False,
-        errors=(404, 409),
-        other_content=A_PAGE,
-        problem_page=_problem_page,
-        limit_group=LimitGroup.SIGN_IN,
-    ),
-    Operation(
-        "GET",
-        "/auth/activate",
-        follow_link,
-        "Follow the link that was mailed",
-        "accounts",
-        {200: credentials.User},
-        description=ABOUT_LINKS + " A browser (`Accept: text/html`) gets a page with a button that does it, because"
-        " programs that look for dangerous mails visit links, too.",
-        query_model=ByToken,
-        looks_at_token=False,
-        errors=(404, 409),
-        other_content=A_PAGE,
-        problem_page=_problem_page,
-        limit_group=LimitGroup.SIGN_IN,
-    ),
-    Operation(
-        "POST",
-        "/auth/activate/resend",
-        resend_activation,
-        "Ask for another link that activates an account",
-        "accounts",
-        {202: credentials.MailPromise},
-        description=ABOUT_MAILS,
-        body=TypeAdapter(credentials.AddressBody),
-        looks_at_token=False,
-        limit_group=LimitGroup.MAIL,
-    ),
-    Operation(
-        "POST",
-        "/auth/password/change",
-        change_password,
-        "Change my password",
-        "accounts",
-        {204: None},
-        description="All other sessions of the account end. A wrong old password is a 422 that names it.",
-        body=TypeAdapter(credentials.ChangePasswordBody),
-        check=new_password_problems,
-        signed_in=True,
-        errors=(409, 429),
-        limit_group=LimitGroup.SIGN_IN,
-    ),
-    Operation(
-        "POST",
-        "/auth/password/forgot",
-        forgot_password,
-        "Ask for a link to choose a new password",
-        "accounts",
-        {202: credentials.MailPromise},
-        description=ABOUT_MAILS,
-        body=TypeAdapter(credentials.AddressBody),
-        looks_at_token=False,
-        limit_group=LimitGroup.MAIL,
-    ),
-    Operation(
-        "POST",
-        "/auth/password/reset",
-        reset_password,
-        "Choose a new password by the link that was mailed",
-        "accounts",
-        {204: None},
-        description="All sessions of the account end. An account that waited for its activation is active. A link that "
-        "is no good is a 404, whatever is wrong with it.",
-        body=TypeAdapter(credentials.ResetPasswordBody),
-        check=new_password_problems,
-        looks_at_token=False,
-        errors=(404, 429),
-        limit_group=LimitGroup.SIGN_IN,
-    ),
-]

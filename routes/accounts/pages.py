@@ -1,7 +1,7 @@
-"""The pages for browsers that follow a link from a mail: a button to do it, and whether it worked.
+"""HTML pages for activation and confirmation URLs opened in a browser: a button, and the result.
 
-Following is a button and not a visit, because programs that look for dangerous mails visit links as browsers do. No
-script runs, and one style is loaded.
+A button, because mail scanners open URLs the way browsers do and must not activate an account. The pages run no script
+and load one style sheet.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from html import escape
 from starlette.responses import HTMLResponse
 
 MEDIA_TYPE = "text/html"
-# The address of the page holds what the link carried, so nothing on it may tell the address to anybody.
+# The URL of the page contains the token, so the page must not leak its URL.
 HEADERS: Mapping[str, str] = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; "
@@ -22,21 +22,19 @@ HEADERS: Mapping[str, str] = {
 }
 
 
-def question(title: str, sentences: str, token: str, button: str) -> HTMLResponse:
-    """Whether to follow the link: the button sends the token to `POST /auth/activate`, which answers with a page."""
+def question(title: str, text: str, token: str, button: str) -> HTMLResponse:
+    """Return a page whose button sends the token to `POST /auth/activate`, which responds with a page."""
     form = f"""
     <form method="post" action="activate">
       <input type="hidden" name="token" value="{escape(token)}">
       <button type="submit">{escape(button)}</button>
     </form>"""
-    return page(title, sentences, 200, form=form)
+    return page(title, text, 200, form=form)
 
 
-def page(
-    title: str, sentences: str, status: int, headers: Mapping[str, str] | None = None, form: str = ""
-) -> HTMLResponse:
-    """Addresses in it are relative, so that it works behind a proxy that serves us under a path."""
-    text = f"""<!doctype html>
+def page(title: str, text: str, status: int, headers: Mapping[str, str] | None = None, form: str = "") -> HTMLResponse:
+    """Return a page. Its URLs are relative, so that it works behind a proxy that serves Marquee under a path."""
+    html = f"""<!doctype html>
 <html lang="en">
 <head>
   <meta charset="utf-8">
@@ -51,9 +49,9 @@ def page(
   <main>
     <p class="name">Marquee</p>
     <h1>{escape(title)}</h1>
-    <p>{escape(sentences)}</p>{form}
+    <p>{escape(text)}</p>{form}
   </main>
 </body>
 </html>
 """
-    return HTMLResponse(text, status, {**(headers or {}), **HEADERS, "Vary": "Accept"})
+    return HTMLResponse(html, status, {**(headers or {}), **HEADERS, "Vary": "Accept"})

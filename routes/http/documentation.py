@@ -1,4 +1,4 @@
-"""The OpenAPI document, and pages to read and try it: Swagger UI and ReDoc, served from here, without a CDN."""
+"""The OpenAPI document, and Swagger UI and ReDoc to read and try it, served without a CDN."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from starlette.routing import BaseRoute, Route
 from core.errors import NotFound
 from routes.http import rendering
 from routes.http.limit_groups import LimitGroup
-from routes.http.operation import Call, Operation
+from routes.http.operation import Call, Operations
 
-# Swagger UI and ReDoc set styles from scripts and draw with data: images; no script comes from anywhere but here.
+# Swagger UI and ReDoc set styles from scripts and use data: images. Scripts are loaded from this server only.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "font-src 'self' data:; "
@@ -26,16 +26,18 @@ FILES = {
     "swagger.css": ("swagger_style.css", "text/css"),
     "redoc.js": ("redoc.js", "text/javascript"),
 }
-# ReDoc shows its maker's logo from a server of theirs: an empty image instead, so that the page asks nobody.
+# ReDoc loads its logo from the vendor's server; an empty image replaces it, so that the page makes no foreign request.
 FOREIGN_LOGO = (
     b"https://cdn.redoc.ly/redoc/logo-mini-full.svg",
     b"data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=",
 )
 OWN = Path(__file__).parent / "documentation_files"
 
+operations = Operations("documentation")
+
 
 def _folder() -> Path:
-    # Found, not imported: the package's files are all that is used of it.
+    # Found without importing it: only the package's files are needed.
     spec = find_spec("offapi")
     assert spec is not None, "offapi is in requirements.txt"
     assert spec.origin is not None
@@ -80,7 +82,8 @@ async def file(request: Request) -> Response:
     return FileResponse(_folder() / source, media_type=media_type, headers=headers)
 
 
-async def openapi(call: Call) -> Response:
+@operations.get("/openapi.json", "Get this document", {200: dict[str, object]}, limit_group=LimitGroup.UNLIMITED)
+async def openapi(call: Call[None, None, None]) -> Response:
     return rendering.JSONResponse(await asyncio.to_thread(call.services.openapi), headers={"Cache-Control": "no-cache"})
 
 
@@ -88,15 +91,4 @@ PAGES: list[BaseRoute] = [
     Route("/docs", swagger),
     Route("/redoc", redoc),
     Route("/docs/files/{name}", file),
-]
-OPERATIONS = [
-    Operation(
-        "GET",
-        "/openapi.json",
-        openapi,
-        "This document",
-        "documentation",
-        {200: dict[str, object]},
-        limit_group=LimitGroup.UNLIMITED,
-    ),
 ]

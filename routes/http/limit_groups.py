@@ -1,4 +1,4 @@
-"""How often a client may do what: the groups of routes, and the rule that each route falls under."""
+"""Rate limits of routes: the groups that are counted together, and the rule of each route."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from core.identity import Identity
 from core.rates import Rate, RouteRate, nameless
 from services.limits.limiter import Limits, Outcome, network_of
 
-SCOPE_KEY = "marquee.limit"  # where the outcome is for whoever writes the headers
+SCOPE_KEY = "marquee.limit"  # in the scope: the outcome, for the response headers
 
 
 class LimitGroup(StrEnum):
-    """Routes that one limit counts together."""
+    """Routes that share one limit."""
 
     READ = "read"
     WRITE = "write"
@@ -27,7 +27,7 @@ class LimitGroup(StrEnum):
     SIGN_IN = "sign_in"
     REGISTER = "register"
     MAIL = "mail"
-    UNLIMITED = "unlimited"  # what machines ask all the time, and what belongs to the page
+    UNLIMITED = "unlimited"  # polled by machines, or loaded by pages
 
 
 MINUTE = 60
@@ -40,13 +40,13 @@ RATES: Mapping[LimitGroup, Rate] = {
     LimitGroup.REGISTER: Rate(20, MINUTE),
     LimitGroup.MAIL: Rate(10, MINUTE),
 }
-# Done by those who are nobody yet: one who has made many accounts is still one client.
+# Counted by address even with a token: a client with many accounts is still one client.
 BY_ADDRESS = frozenset({LimitGroup.SIGN_IN, LimitGroup.REGISTER, LimitGroup.MAIL})
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`name` is a group, or one route that has a limit of its own."""
+    """`name` is a group, or a route with its own limit."""
 
     name: str
     rate: Rate
@@ -57,7 +57,7 @@ Rules = Mapping[tuple[str, str], Rule]
 
 
 def rules(groups: Mapping[tuple[str, str], LimitGroup], has_limits: bool, own: Sequence[RouteRate]) -> Rules:
-    """The rule of each (method, path) of `groups` that has one. Raises SettingsError for routes there are not."""
+    """Return the rule of each (method, path) that has one. Raises SettingsError for unknown routes in `own`."""
     if not has_limits:
         return {}
     known = {(method, nameless(path)) for method, path in groups}
@@ -76,7 +76,7 @@ def rules(groups: Mapping[tuple[str, str], LimitGroup], has_limits: bool, own: S
 
 
 async def count(request: Request, limits: Limits, rule: Rule | None, identity: Identity | None) -> None:
-    """Raises TooManyRequests. Without an identity, the request counts for the address it came from."""
+    """Count a request, for its address when there is no identity. Raises TooManyRequests."""
     if rule is None:
         return
     if identity is None or rule.by_address:
@@ -91,6 +91,7 @@ async def count(request: Request, limits: Limits, rule: Rule | None, identity: I
 
 
 def headers_of(outcome: Outcome) -> list[tuple[bytes, bytes]]:
+    """Return the RateLimit headers, as ASGI sends them."""
     return [
         (b"ratelimit-limit", b"%d" % outcome.limit),
         (b"ratelimit-remaining", b"%d" % outcome.remaining),

@@ -1,4 +1,4 @@
-"""What happens to every request: one form of the path, a request id, a log line, and errors in one shape."""
+"""Middleware for every request: path normalisation, request ids, the access log, and errors in one shape."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = structlog.get_logger("http")
 
 
 class OnePath:
-    """`/api/v1/movies/` is `/movies`: routes are written once and nothing is redirected."""
+    """Serves `/api/v1/movies/` as `/movies`, so that each route is declared once and no request is redirected."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -45,7 +45,7 @@ class OnePath:
 
 
 class RequestLog:
-    """Gives each request an id, answers it in `X-Request-ID`, and logs one line with it. Queries are not logged."""
+    """Gives each request an id, returns it in `X-Request-ID` and logs one line with it. Queries are not logged."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -70,7 +70,7 @@ class RequestLog:
                 if (outcome := scope.get(limit_groups.SCOPE_KEY)) is not None:
                     message["headers"] = [*message["headers"], *limit_groups.headers_of(outcome)]
                 is_stream = headers.get("content-type", "").startswith("text/event-stream")
-                if is_websocket:  # when it is answered, not when it ends
+                if is_websocket:  # now, not when the websocket closes
                     metrics.request_answered("GET", _route_of(scope), status, None)
             await send(message)
 
@@ -84,7 +84,7 @@ class RequestLog:
                 log.info(
                     "request",
                     method=scope.get("method", "WEBSOCKET"),
-                    # As it was sent: decoded, it may hold what a terminal obeys.
+                    # Not decoded: it might contain terminal control sequences.
                     path=scope.get("raw_path", b"").partition(b"?")[0].decode("latin-1"),
                     status=status,
                     ms=round(seconds * 1000, 1),
@@ -92,13 +92,13 @@ class RequestLog:
 
 
 def _route_of(scope: Scope) -> str:
-    """The template of the path: few, whatever clients ask for."""
+    """Return the template of the path: a bounded set, whatever clients request."""
     route = scope.get("route")
     return getattr(route, "path_format", "") or "unmatched"
 
 
 class NoNewSockets:
-    """While the service stops, a websocket would only be opened to be closed: another worker may take it."""
+    """Rejects websockets on shutdown, so that the client connects to another worker instead."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -112,19 +112,20 @@ class NoNewSockets:
 
 
 async def on_problem(request: Request, error: Exception) -> Response:
+    """Return the one error shape."""
     assert isinstance(error, Problem)
     return JSONResponse({"detail": error.detail}, error.status, error.headers)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """What the framework itself refuses: unknown paths and methods."""
+    """Return the error shape for what Starlette itself rejects: unknown paths and methods."""
     assert isinstance(error, HTTPException)
     headers: Mapping[str, Any] = error.headers or {}
     return JSONResponse({"detail": error.detail}, error.status_code, headers)
 
 
 async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    """What the router answers where no route is. A websocket that is refused is told why, too."""
+    """Respond where no route matches; a rejected websocket gets a reason, too."""
     if scope["type"] == "websocket":
         answer = JSONResponse({"detail": "Not Found: websockets are at /ws"}, 404)
         await WebSocket(scope, receive, send).send_denial_response(answer)
@@ -135,7 +136,7 @@ async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Unexpected:
-    """Turns any other exception into a 500 that says nothing of the inside, and logs it with the request's id."""
+    """Turns any other exception into a 500 without internals, and logs it with the request id."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -147,7 +148,7 @@ class Unexpected:
             except asyncio.CancelledError:
                 if not scope["state"]["stopping"].is_stopping:
                     raise
-                # The stop has waited for it as long as it may, and its connection is cut.
+                # The shutdown deadline has passed and the connection is aborted.
             return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
@@ -162,9 +163,9 @@ class Unexpected:
         try:
             await self.app(scope, receive, send_noting)
         except ClientDisconnect:
-            log.info("the client went away", path=scope.get("raw_path", b"").decode("latin-1").partition("?")[0])
+            log.info("client disconnected", path=scope.get("raw_path", b"").decode("latin-1").partition("?")[0])
         except asyncio.CancelledError:
-            # The stop has waited for this request as long as it may.
+            # The shutdown deadline has passed.
             if not started:
                 answer = JSONResponse({"detail": "The service is stopping"}, 503, {"Retry-After": "1"})
                 await answer(scope, receive, send)

@@ -1,6 +1,8 @@
-"""multipart/form-data (RFC 7578) that is there as a whole: pure, and as fast as a search for its boundary."""
+"""Parses a complete multipart/form-data body (RFC 7578), as fast as a search for its boundary. Pure."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from python_multipart.multipart import parse_options_header
 
@@ -10,16 +12,19 @@ MAX_PART_HEADER_BYTES = 4 * 1024
 LINE = b"\r\n"
 
 
-def parts(body: bytes, content_type: str) -> list[tuple[str, bytes]]:
-    """The name and the content of each part, in order; names of files and their types are left out.
+@dataclass(frozen=True, slots=True)
+class Part:
+    name: str
+    content: bytes
 
-    Raises ValueError saying what was expected.
-    """
+
+def parts(body: bytes, content_type: str) -> list[Part]:
+    """Return the parts in order, without file names and media types. Raises ValueError saying what was expected."""
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if not 1 <= len(boundary) <= MAX_BOUNDARY_LENGTH:
         raise ValueError(f"expected a boundary of 1 to {MAX_BOUNDARY_LENGTH} characters in Content-Type")
-    # The first delimiter may stand at the very beginning, where no line ends before it.
+    # The first delimiter may be at the very beginning, without a line end before it.
     _, *pieces = (LINE + body).split(LINE + b"--" + boundary, MAX_PARTS + 2)
     if not pieces or len(pieces) > MAX_PARTS + 1 or not pieces[-1].startswith(b"--"):
         raise ValueError(
@@ -28,7 +33,7 @@ def parts(body: bytes, content_type: str) -> list[tuple[str, bytes]]:
     return [_part(piece) for piece in pieces[:-1]]
 
 
-def _part(piece: bytes) -> tuple[str, bytes]:
+def _part(piece: bytes) -> Part:
     header, divider, content = piece.partition(LINE * 2)
     if not divider or len(header) > MAX_PART_HEADER_BYTES:
         raise ValueError(f"expected a part to have at most {MAX_PART_HEADER_BYTES} bytes of headers and an empty line")
@@ -37,5 +42,5 @@ def _part(piece: bytes) -> tuple[str, bytes]:
         if name.strip().lower() == b"content-disposition":
             kind, options = parse_options_header(value.decode("latin-1").strip())
             if kind == b"form-data" and b"name" in options:
-                return options[b"name"].decode("utf-8", errors="replace"), content
+                return Part(options[b"name"].decode("utf-8", errors="replace"), content)
     raise ValueError("expected each part to have the header Content-Disposition: form-data; name=…")

@@ -1,12 +1,24 @@
-"""An operation: one method on one path, with all that the router, the parser and the documentation know of it."""
+"""Operations: a method on a path, with everything the router, the parser and the documentation need to know of it.
+
+An operation is declared on its handler, and `routes.table` lists the collections:
+
+    operations = Operations("accounts")
+
+    @operations.patch("/users/{id}", "Change an account", answers={200: User}, signed_in=True)
+    async def edit(call: Call[ById, None, AccountPatch]) -> Response: ...
+
+The annotation of `call` is the only place that names the models of the path, the query and the body.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Generic, Protocol, TypedDict, TypeVar, Unpack, get_args, get_type_hints
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
@@ -25,32 +37,32 @@ from services.tokens import Tokens
 
 
 class EventPages(Protocol):
-    """The event log in pages (`realtime.sse.replay`). The edges meet here without knowing each other."""
+    """Reads pages of the event log (`realtime.sse.replay`). A protocol, because edges do not import each other."""
 
     async def page(self, identity: Identity | None, query: Any) -> tuple[Head, Sequence[bytes], bool]: ...
 
 
 class EventStreams(Protocol):
-    """The event log as responses that go on (`realtime.sse.event_stream`)."""
+    """Responds with server-sent events (`realtime.sse.event_stream`)."""
 
     def stream(self, identity: Identity | None, query: Any, last_event_id: str | None) -> Response: ...
 
 
 class Outbox(Protocol):
-    """Whoever sends what is in `repository.accounts.outbox` (`jobs.mailer`)."""
+    """Sends the emails queued in `repository.accounts.outbox` (`jobs.mailer`)."""
 
     def wake(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What handlers need of the process; in the lifespan state as `services`."""
+    """Process-wide services that handlers use; in the lifespan state as `services`."""
 
     database: Database
     tokens: Tokens
     passwords: Passwords
     outbox: Outbox
-    activates_by_mail: bool  # new accounts wait for a link
+    activates_by_mail: bool  # a new account stays inactive until its activation URL is opened
     lockout: Lockout
     readiness: Callable[[], Awaitable[Mapping[str, str]]]
     openapi: Callable[[], bytes]
@@ -62,24 +74,29 @@ class Services:
     limit_rules: Rules
 
 
+PathT_co = TypeVar("PathT_co", covariant=True)
+QueryT_co = TypeVar("QueryT_co", covariant=True)
+BodyT_co = TypeVar("BodyT_co", covariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Call:
-    """A request after parsing: everything in it is valid. `identity` is set where the operation asks for one."""
+class Call(Generic[PathT_co, QueryT_co, BodyT_co]):
+    """A parsed request: its path, query and body are valid. `identity` is None when no access token was sent."""
 
     services: Services
     identity: Identity | None
-    path: Any
-    query: Any
+    path: PathT_co
+    query: QueryT_co
     filter: filters.Filter
-    body: Any
+    body: BodyT_co
     headers: Headers
-    prefix: str
-    url_path: str
+    prefix: str  # `/api/v1`, or empty
+    url_path: str  # without the prefix
     query_string: str
     method: str
     raw_body: bytes
     address: str | None  # of the client
-    is_socket: bool  # asked over a websocket, whose frames are JSON
+    is_socket: bool  # sent over a websocket, whose frames carry only JSON
 
     @property
     def database(self) -> Database:
@@ -91,46 +108,58 @@ class Call:
         return self.identity
 
 
+AnyCall = Call[object, object, object]
+Handler = Callable[[Call[Any, Any, Any]], Awaitable[Response]]
+HandlerT = TypeVar("HandlerT", bound=Handler)
+
+
+class Declare(Protocol):
+    """A decorator that declares an operation on a handler and returns the handler unchanged."""
+
+    def __call__(self, handler: HandlerT) -> HandlerT: ...
+
+
+# Return the problems that the body's model cannot know. Called with the body as sent, and with the validated body, or
+# None when that is invalid; the problems are reported together with the model's.
+BodyCheck = Callable[[Services, Any, Any], Sequence[FieldProblem]]
+
+DELETED: Mapping[int, Any] = {204: None}
 LIST_HEADERS = ("X-Total-Count", "Stream-Position", "Link")
-MAX_BODY_BYTES = 256 * 1024  # an entity with its texts as long as they may be, every character escaped
-
-Handler = Callable[[Call], Awaitable[Response]]
+MAX_BODY_BYTES = 256 * 1024  # an entity with every text at its longest and every character escaped
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """`path` holds `{names}`; `answers` maps each success status to its model, None for an empty body."""
+    """`path` holds `{names}`; `answers` maps each success status to its model, or to None for an empty body."""
 
     method: str
     path: str
     handler: Handler
     summary: str
     tag: str
+    path_model: type[BaseModel] | None
+    query_model: type[BaseModel] | None
     answers: Mapping[int, Any]
     description: str = ""
-    path_model: type[BaseModel] | None = None
-    query_model: type[BaseModel] | None = None
     filters: Mapping[str, filters.Field] = field(default_factory=dict)
-    body: TypeAdapter[Any] | None = None
-    # What is wrong with the body, as it came, beyond what `body` can know; said at once with what `body` finds. It is
-    # also given the body as `body` made it, None when that found something.
-    check: Callable[[Services, Any, Any], Sequence[FieldProblem]] | None = None
-    form: TypeAdapter[Any] | None = None  # what a body that brings a file must be: see `routes.http.uploads`
-    body_schema: Any = None  # what the documentation shows when `body` only checks the outside
+    body: type[BaseModel] | None = None
+    check: BodyCheck | None = None
+    form: type[BaseModel] | None = None  # the model of a body that carries a file: see `routes.http.uploads`
+    body_schema: Any = None  # the documented body, when `body` validates only the outermost list
     max_body_bytes: int = MAX_BODY_BYTES
     body_media_types: tuple[str, ...] = ("application/json",)
     signed_in: bool = False
-    looks_at_token: bool = True  # False: whoever comes here may hold an old one, and is not refused for it
+    ignores_credentials: bool = False  # so that a client with a stale token can get a new one
     errors: tuple[int, ...] = ()
     media_type: str = "application/json"
     idempotent: bool = False  # honours Idempotency-Key
     if_match: bool = False
     if_none_match: bool = False
-    headers: Mapping[str, str] = field(default_factory=dict)  # that it reads, with what they mean
+    headers: Mapping[str, str] = field(default_factory=dict)  # request headers it reads, with their descriptions
     answer_headers: tuple[str, ...] = ()
     limit_group: LimitGroup | None = None  # None: UPLOAD for forms, else READ or WRITE by the method
-    other_content: Mapping[str, Any] = field(default_factory=dict)  # further media types of the success answer
-    problem_page: Callable[[Problem], Response] | None = None  # tells whoever prefers pages what went wrong
+    other_content: Mapping[str, Any] = field(default_factory=dict)  # further media types of the success response
+    problem_page: Callable[[Problem], Response] | None = None  # for clients that prefer HTML
 
     @property
     def counts_as(self) -> LimitGroup:
@@ -143,3 +172,124 @@ class Operation:
     @property
     def is_limited(self) -> bool:
         return self.counts_as is not LimitGroup.UNLIMITED
+
+
+class Details(TypedDict, total=False):
+    """What a declaration may say beyond path, summary and answers: fields of `Operation`, which explains them.
+
+    `body` is only needed where the handler's annotation is a union or a base class: it is the model that this operation
+    validates with. A handler whose annotated body is the `form` takes nothing else.
+    """
+
+    description: str
+    filters: Mapping[str, filters.Field]
+    body: type[BaseModel] | None
+    check: BodyCheck
+    form: type[BaseModel]
+    body_schema: Any
+    max_body_bytes: int
+    body_media_types: tuple[str, ...]
+    signed_in: bool
+    ignores_credentials: bool
+    errors: tuple[int, ...]
+    media_type: str
+    idempotent: bool
+    if_match: bool
+    if_none_match: bool
+    headers: Mapping[str, str]
+    answer_headers: tuple[str, ...]
+    limit_group: LimitGroup
+    other_content: Mapping[str, Any]
+    problem_page: Callable[[Problem], Response]
+
+
+class Operations:
+    """The operations of one module, in the order of their declarations, under one tag of the documentation."""
+
+    def __init__(self, tag: str) -> None:
+        self._tag = tag
+        self._declared: list[Operation] = []
+
+    def __iter__(self) -> Iterator[Operation]:
+        return iter(self._declared)
+
+    def get(
+        self,
+        path: str,
+        summary: str,
+        answers: Mapping[int, Any],
+        query: type[BaseModel] | None = None,
+        **details: Unpack[Details],
+    ) -> Declare:
+        """Declare a GET. `query` is the model to validate with where the annotated one is its base class."""
+        if details.get("if_none_match"):
+            details["answer_headers"] = (*details.get("answer_headers", ()), "ETag")
+        return self._declare("GET", path, summary, answers, details, query)
+
+    def listing(self, path: str, summary: str, rows: Any, **details: Unpack[Details]) -> Declare:
+        """Declare a GET that responds with `rendering.page`; `rows` is the type of the list."""
+        details["answer_headers"] = LIST_HEADERS
+        return self._declare("GET", path, summary, {200: rows}, details)
+
+    def post(self, path: str, summary: str, answers: Mapping[int, Any], **details: Unpack[Details]) -> Declare:
+        return self._declare("POST", path, summary, answers, details)
+
+    def put(self, path: str, summary: str, answers: Mapping[int, Any], **details: Unpack[Details]) -> Declare:
+        return self._declare("PUT", path, summary, answers, details)
+
+    def patch(self, path: str, summary: str, answers: Mapping[int, Any], **details: Unpack[Details]) -> Declare:
+        return self._declare("PATCH", path, summary, answers, details)
+
+    def delete(
+        self, path: str, summary: str, answers: Mapping[int, Any] = DELETED, **details: Unpack[Details]
+    ) -> Declare:
+        return self._declare("DELETE", path, summary, answers, details)
+
+    def _declare(
+        self,
+        method: str,
+        path: str,
+        summary: str,
+        answers: Mapping[int, Any],
+        details: Details,
+        query: type[BaseModel] | None = None,
+    ) -> Declare:
+        def declare(handler: HandlerT) -> HandlerT:
+            function = handler.func if isinstance(handler, partial) else handler
+            path_type, query_type, body_type = get_args(get_type_hints(function)["call"])
+            has_own_body = body_type is not details.get("form")
+            details["body"] = _model(body_type, details.get("body")) if has_own_body else None
+            operation = Operation(
+                method=method,
+                path=path,
+                handler=handler,
+                summary=summary,
+                tag=self._tag,
+                path_model=_path_model(path, path_type),
+                query_model=_model(query_type, query),
+                answers=answers,
+                **details,
+            )
+            self._declared.append(operation)
+            return handler
+
+        return declare
+
+
+def _path_model(path: str, annotated: Any) -> type[BaseModel] | None:
+    """Return the model of the path. One that is `Model | None` is None where the path has no names."""
+    names = set(re.findall(r"\{(\w+)\}", path))
+    model = next((each for each in get_args(annotated) or (annotated,) if each is not type(None)), None)
+    found: type[BaseModel] | None = model if names else None
+    assert names == (set(found.model_fields) if found is not None else set()), f"{path} does not fit {annotated}"
+    return found
+
+
+def _model(annotated: Any, chosen: type[BaseModel] | None) -> type[BaseModel] | None:
+    """Return the annotated model, or `chosen`, which must be one of the annotated or derived from one."""
+    members = get_args(annotated) or (annotated,)
+    if chosen is None:
+        assert len(members) == 1, f"which of {annotated}?"
+        return members[0] if members[0] is not type(None) else None
+    assert issubclass(chosen, members), f"expected {chosen} to be {annotated}"
+    return chosen

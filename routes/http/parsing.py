@@ -1,15 +1,16 @@
-"""From a request to a `Call`: who asks, and every part of it validated, with all that is wrong said at once."""
+"""Turn a request into a `Call`: identify the client, validate every part, and report all problems at once."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
 import orjson
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from core import filters
@@ -29,18 +30,18 @@ from routes.http import limit_groups, uploads
 from routes.http.operation import Call, Operation, Services
 from services import authentication
 
-BODY_SECONDS = 60.0  # a bulk body over a slow line; who needs longer is holding a connection
+BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; longer only holds a connection
 MAX_FORM_BYTES = 16 * 1024
 MAX_PARAMETERS = 300
-MAX_PROBLEMS = 100  # a body of ten thousand bad rows is answered with the first hundred
-ROWS_PER_SLICE = 250  # validating this many takes about a millisecond; between slices others run
+MAX_PROBLEMS = 100  # of ten thousand invalid rows, the response names the first hundred
+ROWS_PER_SLICE = 250  # about a millisecond of validation; other tasks run between slices
 
 JSON_MEDIA_TYPE = "application/json"
 FORM_MEDIA_TYPE = "application/x-www-form-urlencoded"
 
 
-async def parse(request: Request, operation: Operation) -> Call:
-    """Raises a Problem: 401 and 429 first, then 413 and 415, then 422 with every problem of path, query and body."""
+async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
+    """Return the call. Raises a Problem: 401 or 429 first, then 413 or 415, then a 422 that names every problem."""
     services: Services = request.state.services
     identity = await _identify_and_count(request, operation, services)
     if operation.signed_in and identity is None:
@@ -50,13 +51,13 @@ async def parse(request: Request, operation: Operation) -> Call:
     query, wanted = _query(request, operation, problems)
     raw_body, body = b"", None
     if operation.form is not None and _media_type(request) in uploads.MEDIA_TYPES:
-        assert identity is not None, "an operation that takes files is marked signed_in"
+        assert identity is not None, "an operation with a form is marked signed_in"
         with services.pictures.receiving(identity.user_id):
             raw_body = await read_body(request, uploads.MAX_UPLOAD_BODY_BYTES)
-        body = await _form_with_file(request, operation.form, raw_body, problems)
+        body = _form_with_file(request, operation.form, raw_body, problems)
     elif operation.body is not None or operation.form is not None:
         raw_body = await read_body(request, operation.max_body_bytes)
-        body = await _body(request, operation, raw_body, problems)
+        body = _body(request, operation, raw_body, problems)
     if problems:
         raise InvalidInput(problems[:MAX_PROBLEMS])
     return Call(
@@ -78,10 +79,13 @@ async def parse(request: Request, operation: Operation) -> Call:
 
 
 async def _identify_and_count(request: Request, operation: Operation, services: Services) -> Identity | None:
-    """Before the body is read: whoever comes too often costs little. Raises Unauthenticated, TooManyRequests."""
+    """Return the client's identity and count the request, before the body is read, so that rejecting it costs little.
+
+    Raises Unauthenticated and TooManyRequests.
+    """
     rule = services.limit_rules.get((operation.method, operation.path))
     try:
-        identity = await identify(request, services) if operation.looks_at_token else None
+        identity = None if operation.ignores_credentials else await identify(request, services)
     except Unauthenticated:
         await limit_groups.count(request, services.limits, rule, None)
         raise
@@ -90,9 +94,9 @@ async def _identify_and_count(request: Request, operation: Operation, services: 
 
 
 async def identify(request: Request, services: Services) -> Identity | None:
-    """None without credentials. Raises Unauthenticated for bad ones, also where none are needed."""
+    """Return None without credentials. Raises Unauthenticated for invalid ones, even where none are needed."""
     if "marquee.socket" in request.scope:
-        # A request over a websocket comes with the identity of the socket, which may have become no good a moment ago.
+        # A request over a websocket carries the identity of the socket, which may have just expired or been revoked.
         known: Identity | None = request.scope["marquee.identity"]
         if known is not None and known.expires_at <= time.time():
             raise authentication.invalid_access_token()
@@ -107,7 +111,7 @@ async def identify(request: Request, services: Services) -> Identity | None:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """Raises ContentTooLarge, as soon as that is known, RequestTimeout, and Unavailable when the service stops."""
+    """Return the body. Raises ContentTooLarge (as early as possible), RequestTimeout, and Unavailable on shutdown."""
     stopping: Stopping = request.state.stopping
     too_large = ContentTooLarge(f"Expected a body of at most {limit} bytes")
     declared = request.headers.get("content-length", "0")
@@ -129,6 +133,7 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 def problems_of(error: ValidationError, prefix: Sequence[str | int]) -> list[FieldProblem]:
+    """Return one problem for each error, located under `prefix`."""
     found = []
     for each in error.errors(include_url=False, include_context=False, include_input=False):
         is_object = each["type"] in ("model_type", "model_attributes_type")
@@ -137,13 +142,12 @@ def problems_of(error: ValidationError, prefix: Sequence[str | int]) -> list[Fie
     return found
 
 
-def _validated(
-    model: type[BaseModel] | None, values: Mapping[str, Any], where: str, problems: list[FieldProblem]
-) -> Any:
+def _validated(model: type[BaseModel] | None, value: Any, where: str, problems: list[FieldProblem]) -> Any:
+    """Return the validated model; None without one, and when `value` is invalid, which is added to `problems`."""
     if model is None:
         return None
     try:
-        return model.model_validate(dict(values))
+        return model.model_validate(value)
     except ValidationError as error:
         problems.extend(problems_of(error, (where,)))
         return None
@@ -176,12 +180,12 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _form_with_file(request: Request, form: TypeAdapter[Any], raw: bytes, problems: list[FieldProblem]) -> Any:
+def _form_with_file(request: Request, form: type[BaseModel], raw: bytes, problems: list[FieldProblem]) -> Any:
     values = uploads.values(raw, _media_type(request), request.headers["content-type"], problems)
-    return await validate_body(form, values, problems) if values is not None else None
+    return _validated(form, values, "body", problems) if values is not None else None
 
 
-async def _body(request: Request, operation: Operation, raw: bytes, problems: list[FieldProblem]) -> Any:
+def _body(request: Request, operation: Operation, raw: bytes, problems: list[FieldProblem]) -> Any:
     media_type = _media_type(request)
     if operation.body is None or media_type not in operation.body_media_types:
         own = operation.body_media_types if operation.body is not None else ()
@@ -196,7 +200,7 @@ async def _body(request: Request, operation: Operation, raw: bytes, problems: li
             problems.append(FieldProblem(("body",), f"Expected JSON: {error}", "invalid_json"))
             return None
     found: list[FieldProblem] = []
-    body = await validate_body(operation.body, value, found)
+    body = _validated(operation.body, value, "body", found)
     if operation.check is not None:
         problems.extend(operation.check(request.state.services, value, body))
     problems.extend(found)
@@ -210,25 +214,28 @@ def _form(raw: bytes) -> dict[str, str]:
         return {}
 
 
-async def validate_body(adapter: TypeAdapter[Any], value: Any, problems: list[FieldProblem]) -> Any:
-    try:
-        return adapter.validate_python(value)
-    except ValidationError as error:
-        problems.extend(problems_of(error, ("body",)))
-        return None
+@dataclass(frozen=True, slots=True)
+class CheckedRows:
+    """The rows of a bulk body by their position in it: the fields of the valid ones, the problems of the others."""
+
+    valid: dict[int, dict[str, Any]] = field(default_factory=dict)
+    invalid: dict[int, list[FieldProblem]] = field(default_factory=dict)
+
+    def require_all(self) -> None:
+        """Raise InvalidInput when any row is invalid."""
+        if self.invalid:
+            problems = [problem for found in self.invalid.values() for problem in found]
+            raise InvalidInput(problems[:MAX_PROBLEMS])
 
 
-async def validate_rows(
-    adapter: TypeAdapter[Any], rows: Sequence[Any], *, exclude_unset: bool = False
-) -> tuple[list[tuple[int, dict[str, Any]]], list[tuple[int, list[FieldProblem]]]]:
-    """The good rows, dumped, and what is wrong with the others, with their positions; lets others run in between."""
-    good: list[tuple[int, dict[str, Any]]] = []
-    bad: list[tuple[int, list[FieldProblem]]] = []
+async def check_rows(model: type[BaseModel], rows: Sequence[Any], *, exclude_unset: bool = False) -> CheckedRows:
+    """Validate each row of a bulk body; other tasks run in between."""
+    checked = CheckedRows()
     for index, row in enumerate(rows):
         if index % ROWS_PER_SLICE == ROWS_PER_SLICE - 1:
             await asyncio.sleep(0)
         try:
-            good.append((index, adapter.validate_python(row).model_dump(exclude_unset=exclude_unset)))
+            checked.valid[index] = model.model_validate(row).model_dump(exclude_unset=exclude_unset)
         except ValidationError as error:
-            bad.append((index, problems_of(error, ("body", index))))
-    return good, bad
+            checked.invalid[index] = problems_of(error, ("body", index))
+    return checked

@@ -1,4 +1,4 @@
-"""Who the client is behind proxies: only what a proxy of ours says of it is believed."""
+"""The client's address behind trusted proxies."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _SCHEMES = {"http": {"http": "http", "https": "https"}, "websocket": {"http": "w
 
 
 class TrustedProxies:
-    """Makes the address before our proxies the client of the scope, and the scheme that it used the scope's.
+    """Replaces the client and the scheme of the scope with the ones that the outermost trusted proxy received.
 
-    Each proxy appends to `X-Forwarded-For` who it heard from. So it is read from the right, for as long as those named
-    are ours: what stands further left anybody may have written.
+    Each proxy appends its peer's address to `X-Forwarded-For`. The header is therefore read from the right, up to the
+    first address that is not a trusted proxy: everything further left can be forged.
     """
 
     def __init__(self, app: ASGIApp, networks: Sequence[str]) -> None:
         self.app = app
         self._networks = [ip_network(each) for each in networks]
-        self._trusts = lru_cache(maxsize=4_096)(self._is_ours)
+        self._trusts = lru_cache(maxsize=4_096)(self._is_trusted)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket") and scope.get("client") is not None:
@@ -35,7 +35,7 @@ class TrustedProxies:
         for text in reversed(_values(scope["headers"], b"x-forwarded-for")):
             address = _address(_without_port(text))
             if address is None:
-                break  # "unknown", or nonsense: the last one that is known counts
+                break  # "unknown" or malformed: use the last known address
             client = address
             if not self._trusts(address):
                 break
@@ -45,7 +45,7 @@ class TrustedProxies:
             found["scheme"] = scheme
         return found
 
-    def _is_ours(self, address: IPv4Address | IPv6Address) -> bool:
+    def _is_trusted(self, address: IPv4Address | IPv6Address) -> bool:
         return any(address in network for network in self._networks)
 
 
@@ -55,14 +55,14 @@ def _values(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> list[str]:
 
 
 def _without_port(text: str) -> str:
-    """Of `1.2.3.4:5678` and `[::1]:5678`; an IPv6 address without brackets has no port."""
+    """Remove the port of `1.2.3.4:5678` and `[::1]:5678`; an IPv6 address without brackets has none."""
     if text.startswith("["):
         return text[1:].partition("]")[0]
     return text.partition(":")[0] if text.count(":") == 1 else text
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """None for what is no address. IPv4 that came over an IPv6 socket is IPv4."""
+    """Return the address, None for an invalid one. An IPv4-mapped IPv6 address is returned as IPv4."""
     try:
         address = ip_address(text)
     except ValueError:

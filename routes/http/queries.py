@@ -1,26 +1,99 @@
-"""The paths and queries that operations share, as models."""
+"""Path, query and body models that several operations share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel, create_model
 
 from core import filters
 from core.errors import FieldProblem, InvalidInput
-from schemas import DEFAULT_PAGE, MAX_GENERATED_ROWS, MAX_ID, MAX_PAGE, NO_NUL, WRITTEN_INTEGER, PathId
+from repository.generic.lists import ListRequest
+from routes.http.operation import Call
+from schemas import DEFAULT_PAGE, MAX_BULK_ROWS, MAX_GENERATED_ROWS, MAX_ID, MAX_PAGE, NO_NUL, WRITTEN_INTEGER, PathId
 
 Offset = Annotated[int, Field(ge=0, le=MAX_ID), WRITTEN_INTEGER]
 
 
+class Parameters(BaseModel):
+    """Parameters of a path or a query; unknown ones are rejected."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+# --- paths
+
+
+class ById(Parameters):
+    id: PathId
+
+
+class ByUserId(Parameters):
+    user_id: PathId
+
+
+class ByUsername(Parameters):
+    username: Annotated[str, Field(min_length=1, max_length=50, pattern=r"^[^/\x00]+$")]
+
+
+class ByRange(Parameters):
+    start_id: PathId
+    end_id: PathId
+
+
+class ByNumber(Parameters):
+    number: Annotated[int, Field(ge=1, le=MAX_GENERATED_ROWS), WRITTEN_INTEGER]
+
+
+class ByUuid(Parameters):
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+
+
+# --- queries
+
+Search = Annotated[
+    str, Field(max_length=200, pattern=NO_NUL, description="Free text: rows that contain every word, ignoring case")
+]
+Sort = Annotated[str | None, Field(description="Comma-separated fields; a leading minus sorts in descending order")]
+After = Annotated[
+    Offset | None,
+    Field(description="Only rows with a higher id. Without `sort` and `offset`, `Link` continues by id"),
+]
+
+
+class PageQuery(Parameters):
+    """`skip` is an alias of `offset`."""
+
+    offset: Offset | None = Field(default=None, description="Rows to skip; 0 by default")
+    skip: Offset | None = Field(default=None, description="Alias of `offset`")
+    limit: Annotated[int, Field(ge=0, le=MAX_PAGE), WRITTEN_INTEGER] = DEFAULT_PAGE
+
+    @property
+    def start(self) -> int:
+        return self.offset if self.offset is not None else self.skip or 0
+
+
+class TrailQuery(PageQuery):
+    """The query of a list without free-text search."""
+
+    sort: Sort = None
+    after: After = None
+
+
+class ListQuery(PageQuery):
+    q: Search = ""
+    sort: Sort = None
+    after: After = None
+
+
 def sortable(fields: Mapping[str, filters.Field]) -> list[str]:
-    """The columns that a list can be sorted by."""
+    """Return the columns that a list can be sorted by."""
     return sorted(field.column for field in fields.values() if field.kind is not filters.FieldType.STRINGS)
 
 
-def sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tuple[str, bool], ...]:
-    """`-release_date,title` as (column, descending) pairs. Raises InvalidInput."""
+def _sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tuple[str, bool], ...]:
+    """Parse `-release_date,title` into (column, descending) pairs. Raises InvalidInput."""
     if not sort:
         return ()
     columns = sortable(fields)
@@ -34,89 +107,59 @@ def sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tupl
     return tuple(wanted)
 
 
-class Query(BaseModel):
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
-
-
-class ById(Query):
-    id: PathId
-
-
-class ByUserId(Query):
-    user_id: PathId
-
-
-class ByUsername(Query):
-    username: Annotated[str, Field(min_length=1, max_length=50, pattern=r"^[^/\x00]+$")]
-
-
-class ByRange(Query):
-    start_id: PathId
-    end_id: PathId
-
-
-class ByNumber(Query):
-    number: Annotated[int, Field(ge=1, le=MAX_GENERATED_ROWS), WRITTEN_INTEGER]
-
-
-class ByJobId(Query):
-    id: Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
-
-
-class PageQuery(Query):
-    """`skip` is another name for `offset`."""
-
-    offset: Offset | None = Field(default=None, description="How many to pass over; 0 by default")
-    skip: Offset | None = Field(default=None, description="Another name for offset")
-    limit: Annotated[int, Field(ge=0, le=MAX_PAGE), WRITTEN_INTEGER] = DEFAULT_PAGE
-
-    @property
-    def start(self) -> int:
-        return self.offset if self.offset is not None else self.skip or 0
-
-
-class ListQuery(PageQuery):
-    q: Annotated[str, Field(max_length=200, pattern=NO_NUL)] = Field(
-        default="", description="Free text: rows that hold every word, without case"
-    )
-    sort: str | None = Field(default=None, description="Fields, comma separated; a minus sorts from high to low")
-    after: Offset | None = Field(
-        default=None, description="Only rows with a higher id; without sort and offset, Link walks on by id"
+def list_request(
+    call: Call[object, ListQuery | TrailQuery, object], fields: Mapping[str, filters.Field], user_id: int | None = None
+) -> ListRequest:
+    """Return the part of a list that the call asks for; with `user_id`, of that user's rows. Raises InvalidInput."""
+    query = call.query
+    return ListRequest(
+        filter=call.filter,
+        text=query.q if isinstance(query, ListQuery) else "",
+        sort=_sorting(fields, query.sort),
+        offset=query.start,
+        limit=query.limit,
+        after=query.after,
+        user_id=user_id,
     )
 
 
-class TrailQuery(PageQuery):
-    """Of a list without texts."""
-
-    sort: str | None = Field(default=None, description="Fields, comma separated; a minus sorts from high to low")
-    after: Offset | None = Field(
-        default=None, description="Only rows with a higher id; without sort and offset, Link walks on by id"
-    )
+class CountQuery(Parameters):
+    q: Search = ""
 
 
-class CountQuery(Query):
-    q: Annotated[str, Field(max_length=200, pattern=NO_NUL)] = Field(
-        default="", description="Free text: rows that hold every word, without case"
-    )
-
-
-class OnErrorQuery(Query):
+class OnErrorQuery(Parameters):
     on_error: Literal["fail", "skip"] = Field(
-        default="fail", description="skip: store the good rows and list the others"
+        default="fail", description="`skip`: store the valid rows and list the others"
     )
 
 
-class GenerateQuery(Query):
+class GenerateQuery(Parameters):
     seed: Annotated[int, Field(ge=0, le=2**53 - 1), WRITTEN_INTEGER] | None = Field(
-        default=None, description="The same seed makes the same rows; random when left out"
+        default=None, description="The same seed generates the same rows; random when omitted"
     )
     rate: Annotated[float, Field(ge=0.01, le=1_000_000, allow_inf_nan=False)] | None = Field(
-        default=None, description="Rows per second at most; as fast as it goes when left out"
+        default=None, description="Maximum rows per second; unlimited when omitted"
     )
     batch_size: Annotated[int, Field(ge=1, le=10_000), WRITTEN_INTEGER] | None = Field(
-        default=None, description="Rows per transaction; 1,000 when left out, fewer at a low rate"
+        default=None, description="Rows per transaction; 1,000 when omitted, fewer at a low rate"
     )
 
 
-class IncludeQuery(Query):
-    include: Literal["characters"] | None = Field(default=None, description="Adds the movie's characters")
+class IncludeQuery(Parameters):
+    """What a GET of one entity may add to it; `include_query` says which."""
+
+    include: str | None = None
+
+
+def include_query(singular: str, names: Sequence[str]) -> type[IncludeQuery]:
+    """Return the query of an entity whose related rows can be included."""
+    choice: Any = Literal[tuple(names)]
+    described = Field(default=None, description=f"Adds the {singular}'s {' or '.join(names)}")
+    return create_model(f"{singular.title()}IncludeQuery", __base__=IncludeQuery, include=(choice | None, described))
+
+
+# --- bodies
+
+
+class Rows(RootModel[Annotated[list[Any], Field(max_length=MAX_BULK_ROWS)]]):
+    """The rows of a bulk body, not validated yet: see `parsing.check_rows`."""

@@ -1,39 +1,40 @@
-"""From entities to responses: JSON, entity tags, preconditions and the headers of a page."""
+"""Build responses: JSON, entity tags, preconditions, idempotent writes, the headers of a page, content negotiation."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 import orjson
+from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from core.errors import FieldProblem, InvalidInput
 from repository.engine.events import Head
+from repository.engine.transaction import Transaction
+from repository.generic import idempotency
 from repository.generic.idempotency import Claim, StoredResponse
 from repository.generic.lists import Listed
 from repository.generic.versions import IfMatch
-from routes.http.operation import Call
+from routes.http.operation import AnyCall, Call
+from routes.http.queries import PageQuery
 
+JSON = "application/json"
 _TAG = re.compile(r'^"([0-9]{1,10})-[0-9a-f]{16}"$')
 _KEY = re.compile(r"^[\x21-\x7e]{1,255}$")
 
 
 class JSONResponse(Response):
-    """Encoded by orjson; bytes are taken as encoded already."""
+    """Encodes its content with orjson; bytes are taken as encoded already."""
 
-    media_type = "application/json"
+    media_type = JSON
 
     def render(self, content: Any) -> bytes:
         return content if isinstance(content, bytes) else orjson.dumps(content)
-
-
-def answer(stored: StoredResponse) -> Response:
-    headers = dict(stored.headers)
-    return Response(stored.body, stored.status, headers, headers.get("content-type", "application/json"))
 
 
 # --- entity tags (RFC 9110, section 8.8.3): `"<version>-<digest of the representation>"`
@@ -43,31 +44,30 @@ def tag(version: int, body: bytes) -> str:
     return f'"{version}-{hashlib.blake2b(body, digest_size=8).hexdigest()}"'
 
 
-def entity(call: Call, version: int, body: bytes) -> Response:
-    """The representation with its tag, or 304 when the client has it."""
-    etag = tag(version, body)
-    headers = {"ETag": etag, "Cache-Control": "no-cache"}
-    known = call.headers.get("if-none-match")
-    if known is not None and _is_listed(etag, known):
-        return Response(status_code=304, headers=headers)
-    return Response(body, 200, headers, "application/json")
+def tagged(version: int, body: bytes, status: int = 200, **headers: str) -> Response:
+    """Return the representation that a write has left, with its tag."""
+    return Response(body, status, {"ETag": tag(version, body), **headers}, JSON)
 
 
-def immutable(call: Call, content: bytes, media_type: str, headers: Mapping[str, str]) -> Response:
-    """What never changes under its name, with its tag, or 304 when the client has it."""
-    headers = {**headers, "ETag": tag(1, content)}
-    known = call.headers.get("if-none-match")
-    if known is not None and _is_listed(headers["ETag"], known):
+def entity(call: AnyCall, version: int, body: bytes) -> Response:
+    """Return the representation with its tag, or 304 when the client has it."""
+    return _unless_known(call, body, JSON, {"ETag": tag(version, body), "Cache-Control": "no-cache"})
+
+
+def immutable(call: AnyCall, content: bytes, media_type: str, headers: Mapping[str, str]) -> Response:
+    """Return content that its URL shows forever, with its tag, or 304 when the client has it."""
+    return _unless_known(call, content, media_type, {**headers, "ETag": tag(1, content)})
+
+
+def _unless_known(call: AnyCall, content: bytes, media_type: str, headers: Mapping[str, str]) -> Response:
+    known = call.headers.get("if-none-match", "")
+    if known.strip() == "*" or headers["ETag"] in (part.strip().removeprefix("W/") for part in known.split(",")):
         return Response(status_code=304, headers=headers)
     return Response(content, 200, headers, media_type)
 
 
-def _is_listed(etag: str, header: str) -> bool:
-    return header.strip() == "*" or etag in (part.strip().removeprefix("W/") for part in header.split(","))
-
-
-def if_match(call: Call) -> IfMatch:
-    """The versions that `If-Match` names; None without the header or with `*`. A tag not of ours matches nothing."""
+def if_match(call: AnyCall) -> IfMatch:
+    """Return the versions that `If-Match` names, None without the header or with `*`. Foreign tags match nothing."""
     header = call.headers.get("if-match")
     if header is None or header.strip() == "*":
         return None
@@ -78,8 +78,20 @@ def if_match(call: Call) -> IfMatch:
 # --- idempotency
 
 
-def claim(call: Call) -> Claim | None:
-    """The caller's `Idempotency-Key` with a digest of the request. Raises InvalidInput for one that is no key."""
+async def write_once(call: AnyCall, work: Callable[[Transaction], Awaitable[StoredResponse]]) -> Response:
+    """Run `work` in one transaction and return its response.
+
+    A request that repeats an earlier one with the same `Idempotency-Key` gets that one's response instead. Raises
+    InvalidInput for an invalid key, and for a key that came with another request.
+    """
+    claim = _claim(call)
+    stored = await call.database.write(lambda tx: idempotency.once(tx, claim, partial(work, tx)))
+    headers = dict(stored.headers)
+    return Response(stored.body, stored.status, headers, headers.get("content-type", JSON))
+
+
+def _claim(call: AnyCall) -> Claim | None:
+    """Return the `Idempotency-Key` with a digest of the request, None without a key or an identity."""
     key = call.headers.get("idempotency-key")
     if key is None or call.identity is None:
         return None
@@ -95,54 +107,91 @@ def claim(call: Call) -> Claim | None:
 
 # --- pages
 
+PageCall = Call[object, PageQuery, object]
 
-def page(
-    call: Call, listed: Listed[Any], items: Sequence[Any] | None = None, *, last_id: int | None = None
-) -> Response:
-    """A list with `X-Total-Count`, `Stream-Position` and `Link` (RFC 8288). `items` stand for the rows when they are
-    shown in another form; `last_id` is the page's last id when it walks by key.
-    """
-    items = listed.rows if items is None else items
+
+def page(call: PageCall, listed: Listed[dict[str, Any]]) -> Response:
+    """Return one page of a list, with `X-Total-Count`, `Stream-Position` and `Link` (RFC 8288)."""
+    return _page(call, listed, listed.rows, listed.rows[-1]["id"] if listed.rows else None)
+
+
+def labels_page(call: PageCall, listed: Listed[tuple[int, str]]) -> Response:
+    """Return one page of labels; of each row, an id and a label, the client sees the label."""
+    return _page(call, listed, [label for _, label in listed.rows], listed.rows[-1][0] if listed.rows else None)
+
+
+def _page(call: PageCall, listed: Listed[Any], items: Sequence[Any], last_id: Any) -> Response:
     headers = {"X-Total-Count": str(listed.total), "Cache-Control": "no-cache", **position(listed.head)}
-    links = _links(call, len(items), listed.total, last_id)
-    if links:
-        headers["Link"] = ", ".join(f'<{url}>; rel="{rel}"' for rel, url in links.items())
+    pages = _other_pages(call, len(items), listed.total, last_id)
+    if pages:
+        headers["Link"] = ", ".join(f'<{url}>; rel="{rel}"' for rel, url in pages.items())
     return JSONResponse(orjson.dumps(items), headers=headers)
 
 
-def _links(call: Call, count: int, total: int, last_id: int | None) -> Mapping[str, str]:
+def _other_pages(call: PageCall, count: int, total: int, last_id: Any) -> Mapping[str, str]:
+    """Return the URLs of the `Link` header by relation."""
     limit = call.query.limit
     if limit == 0:
         return {}
     offset = call.query.start
     after = getattr(call.query, "after", None)
-    if after is not None and not offset and not call.query.sort:
+    if after is not None and not offset and not getattr(call.query, "sort", None):
         return {"next": _url(call, after=last_id)} if count == limit and last_id is not None else {}
-    links = {"first": _url(call, offset=0)}
+    pages = {"first": _url(call, offset=0)}
     if offset > 0:
-        links["prev"] = _url(call, offset=max(0, offset - limit))
+        pages["prev"] = _url(call, offset=max(0, offset - limit))
     if count == limit if after is not None else offset + limit < total:
-        links["next"] = _url(call, offset=offset + limit)
-    if after is None:  # else `total` counts the rows before it, too
-        links["last"] = _url(call, offset=max(0, (total - 1) // limit * limit))
-    return links
+        pages["next"] = _url(call, offset=offset + limit)
+    if after is None:  # otherwise `total` includes the rows up to `after`
+        pages["last"] = _url(call, offset=max(0, (total - 1) // limit * limit))
+    return pages
 
 
 def position(head: Head) -> dict[str, str]:
-    """The header that says which number of the log the answer shows, so that watching can begin there."""
+    """Return the header that names the log position a response shows, from which a client can watch without a gap."""
     return {"Stream-Position": f"{head.epoch}:{head.seq}"}
 
 
-def link(call: Call, rel: str, **changes: int | str | None) -> str:
-    """The value of `Link` that leads to the same path with another query."""
-    return f'<{_url(call, **changes)}>; rel="{rel}"'
+def next_page(call: AnyCall, **changes: int | str | None) -> str:
+    """Return a `Link` header that leads to the same path with another query."""
+    return f'<{_url(call, **changes)}>; rel="next"'
 
 
-def _url(call: Call, **changes: int | str | None) -> str:
+def _url(call: AnyCall, **changes: int | str | None) -> str:
     kept = [
         (name, value)
         for name, value in parse_qsl(call.query_string, keep_blank_values=True)
         if name not in ("offset", "skip", *changes)
     ]
-    # The path arrives decoded; user names in it may hold anything.
+    # The path arrives decoded; user names in it may contain any character.
     return f"{call.prefix}{quote(call.url_path)}?{urlencode([*kept, *changes.items()], safe='[],:')}"
+
+
+# --- content negotiation (RFC 9110, section 12.5.1)
+
+
+def client_prefers(headers: Headers, media_type: str) -> bool:
+    """Return whether the `Accept` headers of a request, together, prefer the media type to JSON."""
+    return prefers(",".join(headers.getlist("accept")), media_type)
+
+
+def prefers(accept: str, media_type: str) -> bool:
+    """Return whether `accept` names the media type and does not weigh JSON higher."""
+    weights: dict[str, float] = {}
+    for part in accept.split(","):
+        media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        weights[media_range] = _weight(parameters)
+    wanted = weights.get(media_type, 0.0)
+    json = next((weights[name] for name in (JSON, "application/*", "*/*") if name in weights), 0.0)
+    return wanted > 0 and wanted >= json
+
+
+def _weight(parameters: list[str]) -> float:
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            try:
+                return float(value)
+            except ValueError:
+                return 0.0
+    return 1.0

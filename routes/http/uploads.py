@@ -1,6 +1,6 @@
-"""Bodies that bring a picture: a form with the file in it, or the file alone.
+"""Bodies that carry a picture: a form with the file in it, or the file alone.
 
-What a client calls the file, and which type it gives it, counts for nothing.
+The file's name and declared media type are ignored.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ MAX_UPLOAD_BODY_BYTES = MAX_AVATAR_BYTES + 64 * 1024  # the rest of the form
 
 
 def values(raw: bytes, media_type: str, content_type: str, problems: list[FieldProblem]) -> dict[str, Any] | None:
-    """The fields of the form, texts and the bytes of the file; None when it cannot be read. Raises ContentTooLarge.
+    """Return the form's texts and the bytes of its file, or None when it is malformed. Raises ContentTooLarge.
 
-    A form has no null: an empty text stands for it.
+    Forms have no null: an empty text stands for it.
     """
     if media_type in FILE_MEDIA_TYPES:
         return {FILE_FIELD: _bounded(raw)}
@@ -32,7 +32,8 @@ def values(raw: bytes, media_type: str, content_type: str, problems: list[FieldP
         problems.append(FieldProblem(("body",), message[:1].upper() + message[1:], "invalid_multipart"))
         return None
     found: dict[str, Any] = {}
-    for name, content in parts:
+    for part in parts:
+        name, content = part.name, part.content
         if name in found:
             problems.append(FieldProblem(("body", name), "Expected once", "repeated"))
         elif name == FILE_FIELD:

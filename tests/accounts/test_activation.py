@@ -155,7 +155,7 @@ async def test_a_browser_is_told_on_a_page_what_is_wrong(scene: Scene) -> None:
         for query in ("", "?token=", "?token=" + "x" * 129, "?token=x&more=1"):
             page = await client.get("/auth/activate" + query, headers={"Accept": "text/html"})
             assert page.status_code == 422
-            assert "This link is not whole" in page.text
+            assert "This link is incomplete" in page.text
             assert page.headers["content-type"].startswith("text/html")
             assert "detail" in (await client.get("/auth/activate" + query)).json()
 
@@ -396,7 +396,7 @@ async def test_another_address_counts_when_its_link_is_followed(scene: Scene) ->
         assert warning["Subject"] == "Another address for your account"
         assert wanted not in str(warning)
         asked = await client.get("/auth/activate", params={"token": token_in(mail)}, headers={"Accept": "text/html"})
-        assert f"{user['username']} is to have the address {wanted}" in asked.text
+        assert f"the address of the account {user['username']} to {wanted}" in asked.text
         confirmed = await client.get("/auth/activate", params={"token": token_in(mail)})
         assert (confirmed.status_code, confirmed.json()["email"]) == (200, wanted)
         notice = await scene.mails.mail_to(user["email"], 3)

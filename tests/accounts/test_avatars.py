@@ -420,12 +420,12 @@ async def test_an_upload_that_breaks_off_leaves_nothing(gallery: Gallery, share:
     async with gallery.service.person() as alice:
         account = await given(alice)
         files = gallery.files()
-        logged = gallery.service.log().count("the client went away")
+        logged = gallery.service.log().count("client disconnected")
         connection = uploading(gallery.service, alice.token, share)
         # Without a farewell, as when a cable is pulled.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
-        await eventually(lambda: gallery.service.log().count("the client went away") > logged, "it is noticed")
+        await eventually(lambda: gallery.service.log().count("client disconnected") > logged, "it is noticed")
         assert gallery.files() == files
         assert await me(alice) == account
         assert (await give(alice, photo())).status_code == 200, "its place is free again"

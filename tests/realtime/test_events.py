@@ -23,7 +23,7 @@ from repository.engine.database import Database
 from repository.engine.events import Head
 from repository.engine.transaction import Transaction
 from routes.events import EVENT_STREAM
-from routes.http.negotiation import prefers
+from routes.http.rendering import prefers
 from tests.conftest import Places
 from tests.support.frames_checked import check_frame
 from tests.support.servers import PostgresServer

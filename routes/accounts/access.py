@@ -1,0 +1,68 @@
+"""Which account a call is about, and whether the caller has a right to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.errors import Forbidden
+from core.identity import Group
+from repository.accounts import users
+from repository.accounts.edits import Editor
+from repository.engine.database import Database
+from routes.http.operation import AnyCall, Call
+from routes.http.queries import ById
+from services.authentication import invalid_access_token
+
+
+def is_admin(call: AnyCall) -> bool:
+    return call.me.group is Group.ADMIN
+
+
+def as_admin(call: AnyCall) -> Editor:
+    """Return the caller as an admin. Raises Forbidden."""
+    if not is_admin(call):
+        raise Forbidden("Only admins can do this")
+    return Editor(call.me.user_id, call.address, is_admin=True)
+
+
+def account_id(call: Call[ById | None, object, object]) -> int:
+    """Return the id in the path, or the caller's own where the path has none (`/users/me/…`)."""
+    return call.path.id if call.path is not None else call.me.user_id
+
+
+def as_editor(call: AnyCall, user_id: int) -> Editor:
+    """Return the caller as an editor of the account: its owner or an admin. Raises Forbidden.
+
+    The account is not looked up, so the error does not reveal whether it exists.
+    """
+    if user_id != call.me.user_id and not is_admin(call):
+        raise Forbidden("Only the owner of the account and admins can do this")
+    return Editor(call.me.user_id, call.address, is_admin=user_id != call.me.user_id)
+
+
+async def own_account(call: AnyCall) -> dict[str, Any]:
+    """Return the caller's account. Raises Unauthenticated when it was deleted a moment ago."""
+    user = await users.find(call.database, call.me.user_id)
+    if user is None:
+        raise invalid_access_token()
+    return user
+
+
+async def account(database: Database, user_id: int) -> dict[str, Any]:
+    """Return the account. Raises NotFound."""
+    return _found(await users.find(database, user_id), user_id)
+
+
+async def listed_account(database: Database, key: int | str) -> dict[str, Any]:
+    """Return the account with this id or user name.
+
+    Raises NotFound, also for an account that awaits its activation: `GET /users` does not show it either.
+    """
+    user = await (users.find(database, key) if isinstance(key, int) else users.find_by_username(database, key))
+    return _found(user if user is not None and not user["awaits_activation"] else None, key)
+
+
+def _found(user: dict[str, Any] | None, key: int | str) -> dict[str, Any]:
+    if user is None:
+        raise users.not_found(key)
+    return user

@@ -1,0 +1,148 @@
+"""The parameters of an operation, as OpenAPI describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+import schemas
+from core import filters
+from core.filters import OPERATORS, Field, FieldType, Op
+from routes.http import queries
+from routes.http.operation import Operation
+
+# No schema can express these three: the effect of the headers depends on what was sent and stored before, and
+# `on_error=skip` accepts rows that the body's schema rejects. Plain parameters promise that whatever fits the schemas
+# is accepted, so operations list these under `x-conditional-parameters` and in their descriptions instead.
+CONDITIONAL: Mapping[str, dict[str, Any]] = {
+    "Idempotency-Key": {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "Repeating the same request with the same key returns the first response, for a day; with "
+        "another request it is a 422",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]{1,255}$"},
+        "example": "5f8b3a52-0a3d-4b8e-9f6e-6c1d2a7b9e10",
+    },
+    "If-Match": {
+        "name": "If-Match",
+        "in": "header",
+        "description": "Proceed only if these tags (or `*`) match the entity's current version; otherwise it is a 412",
+        "schema": {"type": "string"},
+        "example": '"3-0f1e2d3c4b5a6978"',
+    },
+    "on_error": {
+        "name": "on_error",
+        "in": "query",
+        "description": "`skip` stores the valid rows and lists the others; `fail` stores nothing and is a 422",
+        "schema": {"enum": ["fail", "skip"], "default": "fail"},
+    },
+}
+_FILTER_SCHEMAS: Mapping[FieldType, dict[str, Any]] = {
+    FieldType.INTEGER: {"type": "integer", "minimum": -(2**63) + 1, "maximum": 2**63 - 1},
+    FieldType.TEXT: {"type": "string", "maxLength": filters.MAX_TEXT_LENGTH, "pattern": schemas.NO_NUL},
+    FieldType.STRINGS: {"type": "string", "maxLength": filters.MAX_TEXT_LENGTH, "pattern": schemas.NO_NUL},
+    FieldType.DATE: {"type": "string", "format": "date"},
+    FieldType.TIME: {"type": "string", "format": "date-time"},
+    FieldType.BOOLEAN: {"type": "boolean"},
+}
+_OPERATOR_TEXTS: Mapping[Op, str] = {
+    Op.EQ: "is",
+    Op.NE: "is not",
+    Op.GT: "is greater than",
+    Op.GTE: "is at least",
+    Op.LT: "is less than",
+    Op.LTE: "is at most",
+    Op.IN: "is one of",
+    Op.CONTAINS: "contains, ignoring case",
+    Op.PREFIX: "begins with, ignoring case",
+}
+
+
+def conditional(operation: Operation) -> list[dict[str, Any]]:
+    """Return the parameters of `CONDITIONAL` that the operation honours."""
+    named = {
+        "Idempotency-Key": operation.idempotent,
+        "If-Match": operation.if_match,
+        "on_error": operation.query_model is queries.OnErrorQuery,
+    }
+    return [CONDITIONAL[name] for name, is_taken in named.items() if is_taken]
+
+
+def plain(operation: Operation) -> list[dict[str, Any]]:
+    """Return all other parameters, of the path, the query and the headers."""
+    parameters = [*_of_model(operation.path_model, "path"), *_of_model(operation.query_model, "query")]
+    parameters = [each for each in parameters if each["name"] not in CONDITIONAL]
+    for parameter in parameters:
+        if parameter["name"] == "sort":
+            columns = queries.sortable(operation.filters)
+            names = [*columns, *(f"-{name}" for name in columns)]
+            parameter["schema"] = {"type": "array", "items": {"enum": names}, "uniqueItems": True}
+            parameter |= {"style": "form", "explode": False, "example": ["-updated_at", "id"]}
+    for field in operation.filters.values():
+        parameters.extend(_of_filter(field))
+    parameters.extend(_header(name, description) for name, description in operation.headers.items())
+    if operation.if_none_match:
+        description = "Respond 304 if the representation has one of these tags"
+        parameters.append(_header("If-None-Match", description))
+    return parameters
+
+
+def _header(name: str, description: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "description": description, "schema": {"type": "string"}}
+
+
+def _of_model(model: type[BaseModel] | None, where: str) -> list[dict[str, Any]]:
+    if model is None:
+        return []
+    schema = model.model_json_schema()
+    built = []
+    for name, each in schema["properties"].items():
+        choices = [choice for choice in each.pop("anyOf", []) if choice != {"type": "null"}]
+        description = each.pop("description", None)
+        if each.get("default", 0) is None:
+            del each["default"]
+        each.pop("title", None)
+        if len(choices) == 1:
+            each |= choices[0]
+        parameter: dict[str, Any] = {
+            "name": name,
+            "in": where,
+            "required": name in schema.get("required", ()),
+            "schema": each,
+        }
+        if description:
+            parameter["description"] = description
+        if each.get("type") == "array":
+            parameter |= {"style": "form", "explode": False}
+        built.append(parameter)
+    return built
+
+
+def _of_filter(field: Field) -> list[dict[str, Any]]:
+    built = []
+    for op in OPERATORS[field.kind]:
+        schema = dict(_FILTER_SCHEMAS[field.kind])
+        parameter: dict[str, Any] = {
+            "name": field.name if op is Op.EQ else f"{field.name}[{op}]",
+            "in": "query",
+            "required": False,
+            "description": f"{field.name} {_OPERATOR_TEXTS[op]}",
+            "schema": schema,
+        }
+        if field.choices and op in (Op.EQ, Op.NE, Op.IN):
+            schema = parameter["schema"] = {"enum": list(field.choices)}
+        if op is Op.IN:
+            if "pattern" in schema:
+                # A comma separates values.
+                schema |= {"pattern": r"^[^\x00,]*$", "maxLength": filters.MAX_LISTED_TEXT_LENGTH}
+            parameter |= {"style": "form", "explode": False}
+            parameter["schema"] = {
+                "type": "array",
+                "items": schema,
+                "minItems": 1,
+                "maxItems": filters.MAX_VALUES_IN_LIST,
+            }
+        built.append(parameter)
+    return built
