@@ -18,6 +18,8 @@ MAX_BULK_ROWS = 10_000
 MAX_GENERATED_ROWS = 1_000_000
 MAX_PAGE = 1_000
 DEFAULT_PAGE = 50
+# One entity with every text at its maximum length and every character escaped; also the largest websocket message.
+MAX_BODY_BYTES = 256 * 1024
 MAX_AMOUNT = 2**53 - 1  # the largest integer that every JSON reader holds exactly (RFC 8259, section 6)
 
 # PostgreSQL cannot store NUL in text. The second form asks for something to read besides. Blanks are written out:
@@ -25,6 +27,7 @@ MAX_AMOUNT = 2**53 - 1  # the largest integer that every JSON reader holds exact
 BLANK = r"\x00-\x20\x7f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 NO_NUL = r"^[^\x00]*$"
 VISIBLE = rf"^[^\x00]*[^{BLANK}][^\x00]*$"
+UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
 _INTEGER = re.compile(r"-?[0-9]{1,19}", re.ASCII)
@@ -61,6 +64,7 @@ WHOLE = BeforeValidator(_whole)
 Id = Annotated[int, Field(strict=True, ge=1, le=MAX_ID), WHOLE]
 WRITTEN_INTEGER = BeforeValidator(_written_integer)  # after the bounds, which else are lost to the JSON Schema
 PathId = Annotated[int, Field(ge=1, le=MAX_ID), WRITTEN_INTEGER]
+Uuid = Annotated[str, Field(pattern=f"^{UUID}$")]
 Line = Annotated[str, Field(min_length=1, max_length=255, pattern=VISIBLE)]
 Prose = Annotated[str, Field(max_length=10_000, pattern=NO_NUL)]
 Word = Annotated[str, Field(min_length=1, max_length=50, pattern=VISIBLE)]

@@ -169,6 +169,9 @@ class CloseCode(IntEnum):
     PROTOCOL_ERROR = 4509
 
 
+# What one side reports when the connection ended without a close frame (RFC 6455, section 7.4.1). Never sent.
+NO_CLOSE_FRAME = 1006
+
 CLOSE_REASONS: Mapping[CloseCode, str] = {
     CloseCode.SERVICE_RESTART: "service restart: reconnect and resume",
     CloseCode.MESSAGE_TOO_BIG: "frame too big",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import structlog
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 from starlette.responses import Response
 
 from core.errors import Unauthenticated
@@ -17,6 +17,7 @@ from routes.http import queries, rendering
 from routes.http.limit_groups import LimitGroup
 from routes.http.operation import LIST_HEADERS, Call, Operation
 from routes.http.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
+from schemas import Uuid
 from services.tokens import new_token_id
 
 # Between the check of a password and the beginning of a session another sign-in may have stored the same password with
@@ -126,7 +127,7 @@ async def end_all_sessions(call: Call) -> Response:
 
 
 class BySessionId(queries.Query):
-    id: Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+    id: Uuid
 
 
 ABOUT_TOKENS = (

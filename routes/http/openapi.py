@@ -12,6 +12,7 @@ from pydantic.json_schema import JsonSchemaMode, JsonSchemaValue, models_json_sc
 import schemas
 from core import filters
 from core.filters import OPERATORS, Field, FieldType, Op
+from core.version import VERSION
 from resources.accounts import credentials
 from resources.characters import CharacterEntity, CharactersAdded
 from resources.jobs import Job
@@ -19,7 +20,6 @@ from resources.movies import MovieEntity, MoviesAdded
 from routes.http import queries, uploads
 from routes.http.operation import Operation
 
-VERSION = "0.1.0"
 REF_TEMPLATE = "#/components/schemas/{model}"
 
 DESCRIPTION = """A real-time movie catalog: every write below reaches every watcher of `/ws`, in order, exactly once.

@@ -17,6 +17,7 @@ from gateways.storage import Storage
 from repository.engine.database import Database
 from repository.engine.events import Head
 from routes.http.limit_groups import LimitGroup, Rules
+from schemas import MAX_BODY_BYTES
 from services.limits.limiter import Limits
 from services.limits.lockout import Lockout
 from services.passwords import Passwords
@@ -92,7 +93,6 @@ class Call:
 
 
 LIST_HEADERS = ("X-Total-Count", "Stream-Position", "Link")
-MAX_BODY_BYTES = 256 * 1024  # an entity with its texts as long as they may be, every character escaped
 
 Handler = Callable[[Call], Awaitable[Response]]
 

@@ -12,7 +12,7 @@ import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import Request
 
-from core import filters
+from core import filters, scope_keys
 from core.errors import (
     ContentTooLarge,
     FieldProblem,
@@ -67,12 +67,12 @@ async def parse(request: Request, operation: Operation) -> Call:
         filter=wanted,
         body=body,
         headers=request.headers,
-        prefix=request.scope.get("marquee.prefix", ""),
+        prefix=request.scope.get(scope_keys.PREFIX, ""),
         url_path=request.scope["path"],
         query_string=request.scope["query_string"].decode("latin-1"),
         method=request.method,
         raw_body=raw_body,
-        is_socket="marquee.socket" in request.scope,
+        is_socket=scope_keys.SOCKET in request.scope,
         address=request.client.host if request.client is not None else None,
     )
 
@@ -91,9 +91,9 @@ async def _identify_and_count(request: Request, operation: Operation, services: 
 
 async def identify(request: Request, services: Services) -> Identity | None:
     """None without credentials. Raises Unauthenticated for bad ones, also where none are needed."""
-    if "marquee.socket" in request.scope:
+    if scope_keys.SOCKET in request.scope:
         # A request over a websocket comes with the identity of the socket, which may have become no good a moment ago.
-        known: Identity | None = request.scope["marquee.identity"]
+        known: Identity | None = request.scope[scope_keys.IDENTITY]
         if known is not None and known.expires_at <= time.time():
             raise Unauthenticated("The access token is not valid or has expired")
         return await authentication.recheck(services.database, known) if known is not None else None

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from core import filters
 from core.errors import FieldProblem, InvalidInput
-from schemas import DEFAULT_PAGE, MAX_GENERATED_ROWS, MAX_ID, MAX_PAGE, NO_NUL, WRITTEN_INTEGER, PathId
+from schemas import DEFAULT_PAGE, MAX_GENERATED_ROWS, MAX_ID, MAX_PAGE, NO_NUL, WRITTEN_INTEGER, PathId, Uuid
 
 Offset = Annotated[int, Field(ge=0, le=MAX_ID), WRITTEN_INTEGER]
 
@@ -60,7 +60,7 @@ class ByNumber(Query):
 
 
 class ByJobId(Query):
-    id: Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+    id: Uuid
 
 
 class PageQuery(Query):
