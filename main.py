@@ -183,7 +183,7 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
         # Whoever may see no more is told before what comes next goes out.
         feed.on_events += [registry.see, hub.publish, progress.see]
         feed.on_reset += [registry.see_reset, lambda reason: hub.reset(reason, feed.head.seq)]
-        database.on_commit += [bus.publish, runner.see]
+        database.on_commit += [bus.publish, runner.on_events]
         life = asyncio.create_task(
             _live_together(
                 bus.run(lambda: feed.head),

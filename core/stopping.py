@@ -1,7 +1,8 @@
-"""The stop of this process: whether it has begun, and who is told.
+"""The shutdown of this process: its state and its listeners.
 
-Serving, then leaving (`/readyz` says so, everything is served as before, for load balancers to notice), then stopping
-(what is open is brought to its end). There is no way back. Only used from the event loop.
+A process serves, then drains (`/readyz` reports not ready while requests are still served, so that load balancers
+notice), then stops (open connections and jobs are brought to an end). The state never goes back. Not thread-safe: use it
+from the event loop only.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from typing import Any
 
 import structlog
 
-GRACE_SECONDS = 1.0  # what is already on its way may still arrive
+GRACE_SECONDS = 1.0  # for request bodies that are still arriving
 
 log = structlog.get_logger("stopping")
 
 
 class Stopping:
-    """One per process. Each of `on_stop` is called once, when the stop begins, and must not wait."""
+    """One per process. Each listener in `on_stop` is called once, when the stop begins, and must not block."""
 
     def __init__(self) -> None:
         self.is_leaving = False
@@ -35,11 +36,11 @@ class Stopping:
         return self._begun.is_set()
 
     def leave(self) -> None:
-        """Be ready no more."""
+        """Stop reporting ready. Requests are still served."""
         self.is_leaving = True
 
     def begin(self) -> None:
-        """Bring what is open to its end. Again: nothing."""
+        """Begin the stop: call the listeners and shorten the open timeouts. Further calls do nothing."""
         if self.is_stopping:
             return
         self.leave()
@@ -50,15 +51,18 @@ class Stopping:
             try:
                 listener()
             except Exception as error:
-                log.error("a listener of the stop failed", exc_info=error)
+                log.error("stop listener failed", exc_info=error)
 
     async def wait(self) -> None:
-        """Until the stop begins."""
+        """Wait until the stop begins."""
         await self._begun.wait()
 
     @contextmanager
     def hearing_signals(self) -> Iterator[None]:
-        """Begin at a signal to stop, beside whoever else handles it, and only where somebody does."""
+        """Begin the stop on SIGTERM and SIGINT, then call the handler that was installed before.
+
+        Signals without a Python handler are left alone, as is everything outside the main thread.
+        """
         loop = asyncio.get_running_loop()
         others: dict[int, Any] = {}
 
@@ -80,7 +84,7 @@ class Stopping:
 
     @asynccontextmanager
     async def timeout(self, seconds: float) -> AsyncIterator[None]:
-        """As `asyncio.timeout`, and over soon after the stop has begun. Raises TimeoutError."""
+        """Like `asyncio.timeout`, but at most GRACE_SECONDS once the stop has begun. Raises TimeoutError."""
         async with asyncio.timeout(seconds) as limit:
             self._limits.add(limit)
             if self.is_stopping:
@@ -92,7 +96,7 @@ class Stopping:
 
 
 def _shorten(limit: asyncio.Timeout) -> None:
-    if limit.expired():  # what it held up is on its way out
+    if limit.expired():  # the block is already being cancelled
         return
     soon = asyncio.get_running_loop().time() + GRACE_SECONDS
     due = limit.when()

@@ -144,7 +144,7 @@ class ScriptedConnection:
         else:
             error = {"code": "unauthenticated", "detail": "this token is no good"}
             await self._send({"reply_to": message["id"], "ok": False, "error": error})
-            await self._socket.close(4501, "token expired, revoked or not accepted: sign in again")
+            await self._socket.close(4501, "token expired, revoked or invalid: sign in again")
 
     async def run(self, steps: Sequence[Step]) -> None:
         for step in steps:
