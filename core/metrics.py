@@ -51,9 +51,7 @@ LIMITS_UNCHECKED = Counter(
 
 # --- websockets
 
-WEBSOCKETS = Gauge(
-    "marquee_websocket_connections", "Open websockets", registry=REGISTRY, multiprocess_mode="livesum"
-)
+WEBSOCKETS = Gauge("marquee_websocket_connections", "Open websockets", registry=REGISTRY, multiprocess_mode="livesum")
 WEBSOCKETS_ACCEPTED = Counter("marquee_websocket_accepted", "Websockets accepted", registry=REGISTRY)
 WEBSOCKETS_CLOSED = Counter(
     "marquee_websocket_closed",
@@ -67,9 +65,7 @@ SUBSCRIPTIONS = Gauge(
     registry=REGISTRY,
     multiprocess_mode="livesum",
 )
-STREAMS = Gauge(
-    "marquee_sse_streams", "Open server-sent event streams", registry=REGISTRY, multiprocess_mode="livesum"
-)
+STREAMS = Gauge("marquee_sse_streams", "Open server-sent event streams", registry=REGISTRY, multiprocess_mode="livesum")
 
 # --- from the bus and the log to the sockets
 
@@ -126,9 +122,7 @@ MAILS = Counter(
     "marquee_mails", "Attempts to send an email, by result: sent, postponed or failed", ["result"], registry=REGISTRY
 )
 COMMITS = Counter("marquee_commits", "Transactions committed", registry=REGISTRY)
-COMMIT_RETRIES = Counter(
-    "marquee_commit_retries", "Transactions run again after a conflict", registry=REGISTRY
-)
+COMMIT_RETRIES = Counter("marquee_commit_retries", "Transactions run again after a conflict", registry=REGISTRY)
 
 
 # Create these labels at import, so that rate() starts at zero.

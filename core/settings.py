@@ -370,8 +370,7 @@ def secret_key(settings: Settings) -> str:
                 # A hard link appears complete or not at all, and never replaces an existing file.
                 os.link(draft, path)
                 structlog.get_logger("settings").warning(
-                    "secret key generated; set SECRET_KEY when several machines share a database",
-                    path=str(path),
+                    "secret key generated", path=str(path), hint="set SECRET_KEY if several machines share a database"
                 )
             except FileExistsError:
                 pass
@@ -381,7 +380,7 @@ def secret_key(settings: Settings) -> str:
     except OSError as error:
         raise SettingsError(f"SECRET_KEY: is not set, and {path} cannot be used: {error.strerror}.") from error
     if len(key.encode()) < MIN_SECRET_KEY_BYTES:
-        raise SettingsError(f"SECRET_KEY: {path} is shorter than {MIN_SECRET_KEY_BYTES} bytes; delete it or set SECRET_KEY.")
+        raise SettingsError(f"SECRET_KEY: {path} is shorter than {MIN_SECRET_KEY_BYTES} bytes; delete it or set a key.")
     return key
 
 

@@ -1,8 +1,8 @@
 """The shutdown of this process: its state and its listeners.
 
 A process serves, then drains (`/readyz` reports not ready while requests are still served, so that load balancers
-notice), then stops (open connections and jobs are brought to an end). The state never goes back. Not thread-safe: use it
-from the event loop only.
+notice), then stops (open connections and jobs are brought to an end). The state never goes back. Not thread-safe: to be
+used from the event loop only.
 """
 
 from __future__ import annotations

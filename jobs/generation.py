@@ -1,8 +1,8 @@
 """Realistic rows from a seed. Pure: the same seed and position give the same row on any machine.
 
 Rows come in blocks: block n of a job is made from Random(f"{seed}:{n}"), so any slice can be made without the rows
-before it, whatever the batch size. Faker fills pools of words once per process; composing rows from these pools is about
-thirty times faster than calling Faker for each row.
+before it, whatever the batch size. Faker fills pools of words once per process; composing rows from these pools is
+about thirty times faster than calling Faker for each row.
 """
 
 from __future__ import annotations

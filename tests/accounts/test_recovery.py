@@ -54,7 +54,7 @@ class Owner:
         async with self.service.anyone() as client:
             answer = await client.post("/auth/password/forgot", json={"email": self.email})
             assert answer.status_code == 202, answer.text
-        return token_in(await self.mail(number, "Choose a new password"))
+        return token_in(await self.mail(number, "Reset your password"))
 
     async def a_minute_passes(self) -> None:
         moment = "2026-01-01T00:00:00.000000Z"
