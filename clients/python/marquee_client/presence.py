@@ -1,4 +1,4 @@
-"""Who watches."""
+"""Presence: who watches a topic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUEUED_CHANGES = 1_000  # above, they become one change with `is_reset`
 
 @dataclass(frozen=True, slots=True)
 class Audience:
-    """`count`: sockets that watch. `users`: those of them who signed in; not told to the anonymous."""
+    """The watchers of a topic. `count`: all sockets. `users`: the signed-in ones; empty for an anonymous client."""
 
     count: int
     users: Mapping[int, Mapping[str, Any]]  # by user_id: {"user_id", "username", "connections"}
@@ -24,7 +24,7 @@ class Audience:
 
 @dataclass(frozen=True, slots=True)
 class PresenceChange:
-    """`is_reset`: after a reconnect, or for a slow reader; read the audience anew."""
+    """A change of presence. `is_reset`: changes were skipped (reconnect, slow reader), so read the audience again."""
 
     topic: str
     count: int
@@ -34,7 +34,7 @@ class PresenceChange:
 
 
 class Presence(Mapping[str, Audience]):
-    """The audience of each topic, as last told."""
+    """The audience of each topic, as the server last reported it."""
 
     def __init__(self, session: Session, begin: Callable[[], None], topics: tuple[str, ...]) -> None:
         self.topics = topics
@@ -55,7 +55,7 @@ class Presence(Mapping[str, Audience]):
         self.close()
 
     async def ready(self) -> None:
-        """Wait for the first answer. Raises what ended it."""
+        """Wait for the first state. Raises the error that ended the presence."""
         self._open()
         await self._complete.wait()
 
@@ -64,7 +64,7 @@ class Presence(Mapping[str, Audience]):
         self.failed(ClientClosed("the presence is closed"))
 
     async def changes(self) -> AsyncIterator[PresenceChange]:
-        """Joins and leaves as they come. Has one reader."""
+        """Yield joins and leaves as they happen. For one reader only."""
         self._open()
         while True:
             try:

@@ -1,8 +1,8 @@
-"""The protocol of one client, over one socket after another. Pure: texts in, texts out, no clock of its own.
+"""The protocol of one client across its connections. Pure: texts in, texts out; the caller passes the time.
 
-The application opens streams, makes calls and asks for presence at any time; the socket's owner reports `connected`,
-`receive` and `lost`, sends what `messages` answers, and calls `beat` when it is due. Each connection starts with the
-server's welcome; then everything that the application wants is asked for anew, streams from their positions.
+The application opens streams, makes calls and asks for presence at any time. The owner of the socket calls `connected`,
+`receive` and `lost`, sends what `messages` returns, and calls `beat` when it is due. Each connection starts with the
+server's welcome; then everything the application has open is requested again, streams from their positions.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from .arguments import checked, text_of
 from .errors import ConnectionLost, MarqueeError, ProtocolViolation, ServerError
 from .stream import Stream
 
-MAX_REQUESTS_IN_FLIGHT = 16  # the server refuses the 17th
-MAX_ATTEMPTS = 20  # of one call: an answer that ends the connection each time must not do so for ever
+MAX_REQUESTS_IN_FLIGHT = 16  # the server rejects the 17th
+MAX_ATTEMPTS = 20  # of one call, because a reply that always breaks the connection must not be requested forever
 PROTOCOL = 1
 DEFAULT_HEARTBEAT_SECONDS = 20.0
 WELCOME_SECONDS = 10.0  # from the handshake to the welcome
 RETRY_SUBSCRIBE_SECONDS = 1.0
-TRY_AGAIN = frozenset(("unavailable", "rate_limited"))  # error codes of a subscription that may be had later
+TRY_AGAIN = frozenset(("unavailable", "rate_limited"))  # temporary errors of a subscription
 
 
 class Dead(Exception):
-    """Nothing was heard for two heartbeats."""
+    """The server was silent for two heartbeats."""
 
 
 @dataclass(eq=False)
 class Call:
-    """A message that wants a reply. `is_repeatable`: it may be sent again when nobody knows whether it was done."""
+    """A message that needs a reply. `is_repeatable`: it may be sent again if it is unknown whether it was handled."""
 
     message: dict[str, Any]
     resolve: Callable[[Mapping[str, Any]], None]
@@ -42,7 +42,7 @@ class Call:
 
 
 class Gathering(Protocol):
-    """Who wants to know who watches the topics."""
+    """A receiver of the presence of some topics."""
 
     topics: tuple[str, ...]
 
@@ -86,13 +86,13 @@ class Session:
         self._subscribe(stream)
 
     def close(self, stream: Stream) -> None:
-        """Nothing more will reach its sink."""
+        """End a stream. Its sink receives nothing further."""
         if stream in self._streams:
             self._unsubscribe(stream)
             del self._streams[stream]
 
     def pause(self, stream: Stream) -> None:
-        """Leave the stream for now, remembering the position. The log keeps what comes."""
+        """Unsubscribe for now and keep the position. Meanwhile the log of the server holds the events."""
         if not stream.is_paused and stream in self._streams:
             stream.is_paused = True
             self._unsubscribe(stream)
@@ -103,7 +103,7 @@ class Session:
             self._subscribe(stream)
 
     def call(self, call: Call) -> None:
-        """Send a message as soon as there is a connection, and room. Raises what `checked` raises."""
+        """Send a message as soon as there is a connection and a free place. Raises what `checked` raises."""
         call.message = checked(call.message)
         if self.error is not None:
             call.reject(self.error)
@@ -112,7 +112,7 @@ class Session:
         self._send_calls()
 
     def forget(self, call: Call) -> None:
-        """Nobody waits for the answer any more. One that was sent keeps its place in flight until its reply."""
+        """Stop waiting for the reply to a call. A call already sent occupies its place until the reply."""
         if call in self._waiting:
             self._waiting.remove(call)
         call.resolve, call.reject, call.is_repeatable = _ignore, _ignore, False
@@ -131,7 +131,7 @@ class Session:
             self._ask_presence()
 
     def fail(self, error: MarqueeError) -> None:
-        """There will be no other connection."""
+        """End the session with a final error, which all streams, presences and calls receive."""
         if self.error is not None:
             return
         self.error = error
@@ -157,7 +157,7 @@ class Session:
         self.welcomed_at = None
 
     def receive(self, text: str, now: float) -> None:
-        """Raises ProtocolViolation when the connection is no good: leave it and make another one."""
+        """Handle a frame. Raises ProtocolViolation when the connection is unusable and must be replaced."""
         self._now = self._heard_at = now
         self._is_pinged = False
         try:
@@ -169,7 +169,7 @@ class Session:
             raise ProtocolViolation(4509, f"{error!r} in {text[:200]}") from error
 
     def lost(self) -> None:
-        """The connection ended. What may be sent again waits for the next one."""
+        """Handle the end of the connection. Repeatable calls wait for the next one, the others fail."""
         self._end_connection()
         sent, self._sent = self._sent, {}
         again = []
@@ -177,18 +177,19 @@ class Session:
             if call.is_repeatable and call.attempts < MAX_ATTEMPTS:
                 again.append(call)
             else:
-                call.reject(
-                    ConnectionLost("the connection ended before the answer came; it may have been done, or not")
-                )
+                call.reject(ConnectionLost("the connection ended before the reply; the server may have acted on it"))
         self._waiting.extendleft(reversed(again))
 
     def messages(self) -> list[str]:
-        """What is to be sent, once."""
+        """Return the messages to send, and forget them."""
         messages, self._outbox = self._outbox, []
         return messages
 
     def beat(self, now: float) -> float:
-        """Seconds until the next call. A silent server is asked after one heartbeat, and after two raises Dead."""
+        """Do what is due and return the seconds until the next call.
+
+        A server that is silent for one heartbeat gets a ping. Raises Dead after two.
+        """
         self._now = now
         due = [stream for at, stream in self._retries if at <= now]
         self._retries = [(at, stream) for at, stream in self._retries if at > now]
@@ -235,7 +236,7 @@ class Session:
     def _frame(self, frame: dict[str, Any], size: int) -> None:
         if "reply_to" in frame:
             if frame["reply_to"] is None and frame.get("ok") is False:
-                # Which of our messages the server could not read is not said: whoever waits for it would for ever.
+                # The server does not say which message it could not read, so its caller would wait forever.
                 raise ProtocolViolation(4509, f"a message was not understood: {_error(frame)}")
             answer = self._replies.pop(frame["reply_to"], None)
             if answer is not None:
@@ -279,9 +280,9 @@ class Session:
 
         def answer(reply: Mapping[str, Any]) -> None:
             if self._by_name.get(name) is not stream:
-                return  # it was closed or paused meanwhile
+                return  # closed or paused meanwhile
             if reply.get("ok"):
-                assert self.epoch is not None  # the welcome told it
+                assert self.epoch is not None, "the welcome has set it"
                 stream.accepted(reply["data"]["seq"], self.epoch)
                 return
             self._streams[stream] = ""
@@ -289,7 +290,7 @@ class Session:
             error = _error(reply)
             if error.code in TRY_AGAIN:
                 self._retries.append((self._now + RETRY_SUBSCRIBE_SECONDS, stream))
-                self.on_message()  # `beat` is due earlier now
+                self.on_message()  # `beat` is now due earlier
             else:
                 del self._streams[stream]
                 stream.sink.failed(error)
@@ -305,7 +306,7 @@ class Session:
 
     def _send_calls(self) -> None:
         while self.is_welcome:
-            is_full = self._requests() >= MAX_REQUESTS_IN_FLIGHT  # whatever is no request goes past those that wait
+            is_full = self._requests() >= MAX_REQUESTS_IN_FLIGHT  # other messages overtake waiting requests
             call = next((each for each in self._waiting if not (is_full and _is_request(each))), None)
             if call is None:
                 return
@@ -326,7 +327,7 @@ class Session:
         return sum(map(_is_request, self._sent.values()))
 
     def _ask_presence(self) -> None:
-        """One question for all: the answer replaces what the server was asked before."""
+        """Request the presence of all topics in one message, which replaces the previous one on the server."""
         if not self.is_welcome:
             return
         asking: Sequence[Gathering] = tuple(self._gatherings)
@@ -343,7 +344,7 @@ class Session:
                 self._gatherings.remove(gathering)
                 gathering.failed(_error(reply))
             if new and self._gatherings:
-                self._ask_presence()  # for the others, whose topics were good before
+                self._ask_presence()  # for the others, whose topics the server has accepted before
 
         topics = sorted({topic for gathering in asking for topic in gathering.topics})
         if topics or self._is_presence_asked:

@@ -1,13 +1,13 @@
 """One subscription across all its connections. Pure.
 
-Rules:
-- `position` moves only when everything up to it has been handed to the sink. It is what the next connection resumes
-  from, so nothing is missed and nothing comes twice.
-- The frames of one number (`more`) are handed over together, or, when the connection ends between them, not at all.
-- A snapshot is handed over when its last page has come. Until then there is no position: a connection that ends before
-  asks for a new snapshot.
-- Frames count only between the reply to `subscribe` and the end of the connection, and only under the name of that
-  very `subscribe`. Every attempt has a new name, so nothing that is still on its way can be taken for something else.
+Invariants:
+- Everything up to `position` has been handed to the sink. The next connection resumes from there, so nothing is missed
+  and nothing arrives twice.
+- The frames of one number (`more`) are handed over together or, if the connection ends between them, not at all.
+- A snapshot is handed over after its last page. Until then there is no position, and the next connection requests a new
+  snapshot.
+- Frames count only between the reply to `subscribe` and the end of the connection, and only under the name given in
+  that `subscribe`. Every attempt uses a new name, so late frames of an earlier attempt are ignored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KNOWN = frozenset(("add", "update", "delete", "add_bulk", "update_bulk", "delete
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """The members of `subscribe` that stay the same."""
+    """The members of `subscribe` that are the same on every connection."""
 
     topics: tuple[str, ...]
     filter: Mapping[str, Any] | None = None
@@ -34,22 +34,22 @@ class Wish:
 
 
 class Sink(Protocol):
-    """Who takes what a stream brings. None of these may wait."""
+    """The receiver of a stream. None of these methods may block."""
 
     def began(self, position: Position) -> None:
-        """The subscription stands; what happens after `position` will come."""
+        """The server has accepted the subscription; the events after `position` will arrive."""
 
     def take(self, events: Sequence[Event], size: int) -> None:
-        """All events of one number, or one ephemeral event. `size`: characters of their frames."""
+        """Take all events of one number, or one ephemeral event. `size`: the characters of their frames."""
 
     def resynced(self, resync: Resync) -> None:
-        """What was built is no good. With a snapshot, `replaced` follows."""
+        """Events are missing: discard what was built. With a snapshot, `replaced` follows."""
 
     def replaced(self, rows: Sequence[Row], position: Position) -> None:
-        """The rows as of `position`, all of them."""
+        """Take the complete rows as of `position`."""
 
     def failed(self, error: MarqueeError) -> None:
-        """Nothing will come any more."""
+        """The stream has ended with an error."""
 
 
 class Stream:
@@ -57,7 +57,7 @@ class Stream:
         self.wish = wish
         self.sink = sink
         self.position = since
-        self.is_paused = False  # by the application, which has more than it can take
+        self.is_paused = False  # by a reader that is too slow
         self._asked: Position | None = None
         self._stands = False
         self._group: list[Event] = []
@@ -68,11 +68,11 @@ class Stream:
 
     @property
     def is_live(self) -> bool:
-        """The subscription stands, and no snapshot is under way."""
+        """Whether the server has accepted the subscription and no snapshot is under way."""
         return self._stands and self.position is not None
 
     def subscribe(self, name: str) -> dict[str, Any]:
-        """The message to send, without its id."""
+        """Return the message to send, without its id."""
         self.cut()
         wish, self._asked = self.wish, self.position
         message: dict[str, Any] = {"action": "subscribe", "topics": list(wish.topics), "as": name}
@@ -91,10 +91,10 @@ class Stream:
         return message
 
     def accepted(self, seq: int, epoch: str) -> None:
-        """The reply to `subscribe`."""
+        """Handle the reply to `subscribe`."""
         self._stands = True
         if self._asked is not None:
-            # Resumed; if not, `resync` is the next frame.
+            # Resumed. If the server cannot resume there, its next frame is `resync`.
             self.position = Position(self._asked.epoch or epoch, self._asked.seq)
             self.sink.began(self.position)
         elif not self.wish.snapshot:
@@ -102,13 +102,13 @@ class Stream:
             self.sink.began(self.position)
 
     def cut(self) -> None:
-        """The connection or the subscription ended: what is not whole is dropped, and will come again."""
+        """Handle the end of the connection or subscription: drop incomplete groups and snapshots, to be sent again."""
         self._stands = False
         self._group, self._group_size = [], 0
         self._drop_pages()
 
     def receive(self, frame: Mapping[str, Any], epoch: str, size: int) -> None:
-        """A frame of this subscription. Raises ProtocolViolation when the stream cannot be right any more."""
+        """Handle a frame of this subscription. Raises ProtocolViolation when the frames contradict each other."""
         if not self._stands:
             return
         operation, seq = frame.get("operation"), frame.get("seq")
@@ -130,7 +130,7 @@ class Stream:
 
     def _page(self, frame: Mapping[str, Any], position: Position) -> None:
         if position != self._rows_position:
-            self._drop_pages()  # a new snapshot in place of an unfinished one
+            self._drop_pages()  # a new snapshot replaces an unfinished one
             self._rows_position = position
         self._rows.extend(frame["data"]["items"])
         if frame["data"]["done"]:
@@ -150,7 +150,7 @@ class Stream:
         if before is None or self._rows_position is not None:
             raise ProtocolViolation(4509, f"event {position.seq} before the end of the snapshot")
         if position.seq <= before.seq:
-            return  # dealt with
+            return  # already handed over
         if self._group and self._group[0].seq != position.seq:
             raise ProtocolViolation(4509, f"event {position.seq} before the end of event {self._group[0].seq}")
         more = frame.get("more") is True

@@ -1,4 +1,4 @@
-"""The rows of a topic, kept right."""
+"""The rows of a topic, kept up to date."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .feed import Feed, Gate
 from .session import Session
 from .stream import Stream, Wish
 
-QUEUED_CHANGES = 10_000  # of one loop over the changes; above, they become one `reset`
+QUEUED_CHANGES = 10_000  # for one loop over the changes; above that they become one `reset`
 
 
 class Rows:
-    """What events make of rows. Pure."""
+    """Rows by id, and how events change them. Pure."""
 
     def __init__(self) -> None:
         self.by_id: dict[Key, Row] = {}
@@ -24,7 +24,7 @@ class Rows:
         self.by_id = {row["id"]: row for row in rows}
 
     def apply(self, events: Sequence[Event]) -> list[Change]:
-        """All or nothing: a malformed event raises before any row is touched."""
+        """Apply events and return the changes. All or nothing: a malformed event raises before any row is changed."""
         steps: list[tuple[Key, Row | None]] = []
         for event in events:
             data = event.data
@@ -50,12 +50,12 @@ class Rows:
 
 
 class View(Mapping[Key, Row]):
-    """A topic's rows by id, as of `position`; with a filter those that match it.
+    """The rows of a topic by id, as of `position`; with a filter, those that match it.
 
-    Reading never waits, and never sees half of what was committed together. While the connection is away, or a new
-    snapshot is on its way, the rows are those of the last position; `is_live` tells. After an error that ends the
-    client or the view, reading raises it, for the rows would be wrong from then on. The rows belong to the view: do not
-    change them.
+    Reading never waits and never shows part of a transaction. While the client is disconnected or a new snapshot is
+    arriving, the rows are those of the last position, and `is_live` is False. After an error that ends the client or
+    the view, reading raises that error, because the rows would be outdated. Do not modify the rows: they belong to the
+    view.
     """
 
     def __init__(self, session: Session, begin: Callable[[], None], wish: Wish) -> None:
@@ -79,17 +79,17 @@ class View(Mapping[Key, Row]):
         self.close()
 
     async def ready(self) -> None:
-        """Wait for the first snapshot. Raises what ended the view."""
+        """Wait for the first snapshot. Raises the error that ended the view."""
         self._open()
         await self._complete.wait()
 
     @property
     def is_live(self) -> bool:
-        """Connected and complete, so that at most what is on its way is missing."""
+        """Whether the view is connected and complete, so that at most events in transit are missing."""
         return self._stream.is_live and self._error is None
 
     def close(self) -> None:
-        """Stop following. The rows can still be read, as of `position`."""
+        """Stop updating the view. Its rows can still be read, as of `position`."""
         self._session.close(self._stream)
         closed = ClientClosed("the view is closed")
         for feed in self._feeds:
@@ -97,7 +97,7 @@ class View(Mapping[Key, Row]):
         self._complete.fail(closed)
 
     def changes(self) -> AsyncIterator[Change]:
-        """What happens from the call on. Any number of loops may run; one that is too slow gets a `reset`."""
+        """Iterate over the changes from this call on. Several loops may run; one that is too slow gets a `reset`."""
         self._open()
         feed: Feed[Change] = Feed()
         if self._complete.error is not None:
@@ -142,7 +142,7 @@ class View(Mapping[Key, Row]):
     # --- the stream
 
     def began(self, position: Position) -> None:
-        """Resumed: the rows are as they were."""
+        """Do nothing: after a resume, the rows are still correct."""
 
     def take(self, events: Sequence[Event], size: int) -> None:
         changes = self._rows.apply(events)
@@ -155,7 +155,7 @@ class View(Mapping[Key, Row]):
                 feed.put(changes)
 
     def resynced(self, resync: Resync) -> None:
-        """The rows stay until the snapshot that follows is complete."""
+        """Do nothing: the rows stay until the snapshot that follows is complete."""
 
     def replaced(self, rows: Sequence[Row], position: Position) -> None:
         self._rows.replace(rows)

@@ -1,4 +1,4 @@
-"""Events as they come."""
+"""The events of some topics, in order."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from .feed import Feed, Gate
 from .session import Session
 from .stream import Stream, Wish
 
-# What may wait for a slow reader. Above, the watch leaves the stream, and comes back to where it left when the reader
-# has taken half: the server's log is the queue, and nothing else on the socket has to wait.
+# Events waiting for a slow reader. Above these bounds the watch pauses its stream, and resumes at the same position
+# when the reader has consumed half: the log of the server is the queue, and the rest of the socket is not held up.
 QUEUED_EVENTS = 1_000
 QUEUED_CHARACTERS = 8 * 1024 * 1024
 
 
 class Watch:
-    """The events of some topics: each once, in order, across reconnects. Has one reader.
+    """The events of some topics: each once, in order, across reconnects. For one reader only.
 
-    It begins when it is first iterated, or entered with `async with`, and ends when the loop over it does. It yields
-    `Event`, and `Resync` where events are missing because the server has them no more.
+    A watch begins when it is iterated or entered with `async with`, and ends with the loop over it. It yields `Event`,
+    and `Resync` where events are missing because the server no longer has them.
     """
 
     def __init__(self, session: Session, begin: Callable[[], None], wish: Wish, since: Position | None) -> None:
@@ -30,7 +30,7 @@ class Watch:
         self._begin = begin
         self._stream = Stream(wish, self, since)
         self._feed: Feed[Event | Resync] = Feed()
-        self._sizes: deque[tuple[int, int]] = deque()  # of what was queued together: events, characters
+        self._sizes: deque[tuple[int, int]] = deque()  # of each batch in the queue: events, characters
         self._characters = 0
         self._stands = Gate()
         self._is_open = False
@@ -61,12 +61,15 @@ class Watch:
             self.close()
 
     async def ready(self) -> None:
-        """Wait until the subscription stands: what is written from now on will come. Raises what ended the watch."""
+        """Wait until the server has accepted the subscription, so that all later events arrive.
+
+        Raises the error that ended the watch.
+        """
         self._open()
         await self._stands.wait()
 
     def close(self) -> None:
-        """End it. What is still queued can be read; to go on later, open another watch with `since=watch.position`."""
+        """End the watch. Queued events can still be read. To continue later, open a watch `since=watch.position`."""
         self._session.close(self._stream)
         self.failed(ClientClosed("the watch is closed"))
 
@@ -77,7 +80,7 @@ class Watch:
             self._session.open(self._stream)
 
     def _taken(self) -> None:
-        """One item has left the queue."""
+        """Account for an item that left the queue, and resume the stream when half is consumed."""
         events, characters = self._sizes.popleft()
         if events > 1:
             self._sizes.appendleft((events - 1, characters))
