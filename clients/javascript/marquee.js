@@ -4,9 +4,9 @@
  *     const client = new Client("ws://127.0.0.1:8000/ws");
  *     for await (const event of client.watch("movies")) console.log(event);
  *
- * In this order: errors, values, validation of arguments, `Pacer` (when to reconnect), `Stream` (one subscription),
- * `Session` (the protocol across connections), then what the application reads (`Watch`, `View`, `Presence`) and `Client`
- * with the socket. `Pacer`, `Stream` and `Session` are pure: no clock, no timers, no socket.
+ * In this order: errors, values, validation of arguments, `Pacer` (when to reconnect), `Subscription` (one across all
+ * connections), `Session` (the protocol across connections), then what the application reads (`Watch`, `View`,
+ * `Presence`) and `Client` with the socket. `Pacer`, `Subscription` and `Session` are pure: no clock, timers or sockets.
  *
  * @module marquee
  */
@@ -23,8 +23,8 @@ export class MarqueeError extends Error {
 }
 
 /**
- * The server rejected this client, which does not reconnect. `code`: the close code, or the HTTP status of the handshake
- * where it is visible. `detail`: the server's reason.
+ * The server rejected this client, which does not reconnect. `code`: the close code, or the HTTP status of the
+ * handshake where it is visible. `detail`: the server's reason.
  */
 export class Refused extends MarqueeError {
   /** @param {number} code @param {any} detail */
@@ -110,9 +110,9 @@ function refusal(code, detail) {
  * The response to a request, whatever its status. Header names are in lowercase.
  * @typedef {{status: number, headers: Record<string, string>, body: any}} Response
  *
- * The pauses between attempts: the n-th in a row is between 0 and `firstSeconds` * 2^n, at most `longestSeconds`. The whole
- * pause is random, so that clients that lost their connections together do not reconnect together. A connection that lasted
- * `provenSeconds` resets the count.
+ * The pauses between attempts: the n-th in a row is between 0 and `firstSeconds` * 2^n, at most `longestSeconds`. The
+ * whole pause is random, so that clients that lost their connections together do not reconnect together. A connection
+ * that lasted `provenSeconds` resets the count.
  * @typedef {{firstSeconds: number, longestSeconds: number, provenSeconds: number}} Retry
  *
  * @typedef {string | null | undefined} Shown
@@ -120,9 +120,9 @@ function refusal(code, detail) {
  * @typedef {Record<string, any>} Message
  * @typedef {(reply: Message) => void} Answer
  * @typedef {{topics: string[], filter: object | null, snapshot: boolean, bulk: "items" | "summary" | null,
- *   deliver: "all" | {latest_every_ms: number} | null}} Wish
+ *   deliver: "all" | {latest_every_ms: number} | null}} SubscribeOptions
  *
- * The receiver of a stream. None of these methods may block.
+ * The receiver of a subscription. None of these methods may block.
  * @typedef {{began(position: Position): void, take(events: Event[], size: number): void, resynced(resync: Resync): void,
  *   replaced(rows: Row[], position: Position): void, failed(error: MarqueeError): void}} Sink
  *
@@ -157,8 +157,8 @@ const LONGEST_TIMER_MS = 2 ** 31 - 1; // setTimeout fires at once for longer del
 const WARNED_ATTEMPTS = 3; // failures in a row before a warning, so that a wrong URL is noticed
 const NO_HANDSHAKE = "handshake failed: the server is unreachable, or the URL, the origin or the token is wrong";
 
-// Events waiting for a slow reader of a watch. Above these bounds the watch pauses its stream, and resumes at the same
-// position when the reader has consumed half: the log of the server is the queue, and the rest of the socket is not held up.
+// Bounds of the events that wait for a slow reader. Above them the watch pauses its subscription, and it resumes at the
+// same position when the reader has consumed half: the server's log is the queue, and the socket is not held up.
 const QUEUED_EVENTS = 1_000;
 const QUEUED_CHARACTERS = 8 * 1024 * 1024;
 const QUEUED_CHANGES = 10_000; // for one loop over the changes of a view; above that they become one `reset`
@@ -186,9 +186,9 @@ function eventOf(frame, position) {
 
 // --- validation of arguments
 //
-// Arguments are validated in the call that receives them. An invalid one that failed later, while messages are sent, would
-// look like an error of the server and be retried forever. The validated value is a copy, so that later changes by the
-// caller have no effect.
+// Arguments are validated in the call that receives them. An invalid one that failed later, while messages are sent,
+// would look like an error of the server and be retried forever. The validated value is a copy, so that later changes by
+// the caller have no effect.
 
 /**
  * Returns the position given as a number, as a position, or as text in the form of the header `Stream-Position`
@@ -216,8 +216,8 @@ export function positionOf(since, epoch = null) {
 }
 
 /**
- * Returns a copy of a message that the server can read, still without its id. Throws TypeError for values that JSON cannot
- * represent and for a lone surrogate, which is not valid Unicode; RangeError for a message that is too large.
+ * Returns a copy of a message that the server can read, still without its id. Throws TypeError for values that JSON
+ * cannot represent and for a lone surrogate, which is not valid Unicode; RangeError for a message that is too large.
  * @param {Message} message
  * @returns {Message}
  */
@@ -260,10 +260,10 @@ function topicsOf(topics) {
 
 /**
  * Returns the options of a subscription. Only types are checked; the server validates the values. Throws TypeError.
- * @param {{topics: string[], filter?: any, snapshot?: boolean, bulk?: any, deliver?: any}} wish
- * @returns {Wish}
+ * @param {{topics: string[], filter?: any, snapshot?: boolean, bulk?: any, deliver?: any}} options
+ * @returns {SubscribeOptions}
  */
-function wishOf({ topics, filter = null, snapshot = false, bulk = null, deliver = null }) {
+function optionsOf({ topics, filter = null, snapshot = false, bulk = null, deliver = null }) {
   if (filter !== null && !isPlain(filter)) {
     throw new TypeError(`filter: expected an object such as {genre: "Drama"}, got ${shown(filter)}`);
   }
@@ -278,8 +278,8 @@ function wishOf({ topics, filter = null, snapshot = false, bulk = null, deliver 
 }
 
 /**
- * Returns the token without surrounding white space, or null if nothing is left. Throws TypeError, whose message does not
- * reveal the token.
+ * Returns the token without surrounding white space, or null if nothing is left. Throws TypeError, whose message does
+ * not reveal the token.
  * @param {any} token
  * @returns {string | null}
  */
@@ -295,7 +295,7 @@ function tokenOf(token) {
   return trimmed || null;
 }
 
-/** Whether a value is a plain object: JSON.stringify would lose or change a Map, a Date or a list. @param {any} value */
+/** Whether a value is a plain object; JSON.stringify would lose or change a Map, Date or list. @param {any} value */
 function isPlain(value) {
   return Object.prototype.toString.call(value) === "[object Object]";
 }
@@ -351,15 +351,15 @@ function isFinal(code) {
 /**
  * One subscription across all its connections.
  *
- * - Everything up to `position` has been handed to the sink. The next connection resumes from there, so nothing is missed
- *   and nothing arrives twice.
+ * - Everything up to `position` has been handed to the sink. The next connection resumes from there, so nothing is
+ *   missed and nothing arrives twice.
  * - The frames of one number (`more`) are handed over together or, if the connection ends between them, not at all.
  * - A snapshot is handed over after its last page. Until then there is no position, and the next connection requests a
  *   new snapshot.
  * - Frames count only between the reply to `subscribe` and the end of the connection, and only under the name given in
  *   that `subscribe`. Every attempt uses a new name, so late frames of an earlier attempt are ignored.
  */
-class Stream {
+class Subscription {
   isPaused = false; // by a reader that is too slow
   /** @type {Position | null} */ #asked = null;
   #stands = false;
@@ -369,9 +369,9 @@ class Stream {
   /** @type {Position | null} */ #rowsPosition = null;
   /** @type {Set<string>} */ #done = new Set();
 
-  /** @param {Wish} wish @param {Sink} sink @param {Position | null} [since] */
-  constructor(wish, sink, since = null) {
-    this.wish = wish;
+  /** @param {SubscribeOptions} options @param {Sink} sink @param {Position | null} [since] */
+  constructor(options, sink, since = null) {
+    this.options = options;
     this.sink = sink;
     this.position = since;
   }
@@ -386,11 +386,12 @@ class Stream {
     this.cut();
     this.#asked = this.position;
     /** @type {Message} */
-    const message = { action: "subscribe", topics: this.wish.topics, as: name };
-    if (this.wish.filter !== null && Object.keys(this.wish.filter).length > 0) message.filter = this.wish.filter;
-    if (this.wish.snapshot) message.snapshot = true;
-    if (this.wish.bulk !== null) message.bulk = this.wish.bulk;
-    if (this.wish.deliver !== null) message.deliver = this.wish.deliver;
+    const message = { action: "subscribe", topics: this.options.topics, as: name };
+    const { filter, snapshot, bulk, deliver } = this.options;
+    if (filter !== null && Object.keys(filter).length > 0) message.filter = filter;
+    if (snapshot) message.snapshot = true;
+    if (bulk !== null) message.bulk = bulk;
+    if (deliver !== null) message.deliver = deliver;
     if (this.position !== null) {
       message.since = this.position.seq;
       if (this.position.epoch !== null) message.epoch = this.position.epoch;
@@ -405,7 +406,7 @@ class Stream {
       // Resumed. If the server cannot resume there, its next frame is `resync`.
       this.position = { epoch: this.#asked.epoch ?? epoch, seq: this.#asked.seq };
       this.sink.began(this.position);
-    } else if (!this.wish.snapshot) {
+    } else if (!this.options.snapshot) {
       this.position = { epoch, seq };
       this.sink.began(this.position);
     }
@@ -428,7 +429,7 @@ class Stream {
       this.#dropGroup();
       this.#dropPages();
       const position = { epoch: frame.data.epoch, seq: frame.data.seq };
-      this.position = this.wish.snapshot ? null : position;
+      this.position = this.options.snapshot ? null : position;
       this.sink.resynced({ operation: "resync", reason: String(frame.data.reason ?? ""), position });
     } else if (frame.operation === "snapshot") {
       this.#page(frame, { epoch, seq: frame.seq });
@@ -447,7 +448,7 @@ class Stream {
     }
     for (const row of frame.data.items) this.#rows.push(row);
     if (frame.data.done) this.#done.add(frame.topic);
-    if (this.wish.topics.every((topic) => this.#done.has(topic))) {
+    if (this.options.topics.every((topic) => this.#done.has(topic))) {
       const rows = this.#rows;
       this.#dropGroup();
       this.#dropPages();
@@ -493,13 +494,13 @@ class Stream {
 // --- the protocol across connections
 
 /** The server was silent for two heartbeats. */
-class Dead extends Error {}
+class ServerSilent extends Error {}
 
 /**
- * The protocol of one client. The application opens streams, makes calls and asks for presence at any time. The owner of
- * the socket calls `connected`, `receive` and `lost`, sends what `messages` returns, and calls `beat` when it is due. Each
- * connection starts with the server's welcome; then everything the application has open is requested again, streams from
- * their positions. All times are in seconds.
+ * The protocol of one client. The application opens subscriptions, makes calls and asks for presence at any time. The
+ * owner of the socket calls `connected`, `receive` and `lost`, sends what `messages` returns, and calls `beat` when it is
+ * due. Each connection starts with the server's welcome; then everything the application has open is requested again,
+ * subscriptions from their positions. All times are in seconds.
  */
 class Session {
   /** @type {string | null} */ epoch = null;
@@ -507,20 +508,20 @@ class Session {
   isWelcome = false;
   /** @type {number | null} */ welcomedAt = null; // of the present or the last connection
   /** @type {MarqueeError | null} */ error = null; // final
-  /** @type {() => void} */ onMessage = () => {}; // called when there is something to send, or `beat` is due earlier
+  /** @type {() => void} */ onMessage = () => {}; // called when there is something to send or `beat` is due earlier
   #heartbeatSeconds = DEFAULT_HEARTBEAT_SECONDS;
   #heardAt = 0;
   /** @type {number | null} */ #pingedAt = null;
   /** @type {string | null} */ #token = null; // to be sent as the first message
-  /** @type {Map<Stream, string>} with their names on this connection */ #streams = new Map();
-  /** @type {Map<string, Stream>} */ #byName = new Map();
+  /** @type {Map<Subscription, string>} with their names on this connection */ #subscriptions = new Map();
+  /** @type {Map<string, Subscription>} */ #byName = new Map();
   /** @type {Set<Presence>} */ #presences = new Set();
   /** @type {Set<Presence>} */ #confirmed = new Set();
   #isPresenceAsked = false;
   /** @type {Call[]} */ #waiting = [];
   /** @type {Map<number, Call>} */ #sent = new Map();
   /** @type {Map<number, Answer>} */ #replies = new Map();
-  /** @type {{at: number, stream: Stream}[]} */ #retries = [];
+  /** @type {{at: number, subscription: Subscription}[]} */ #retries = [];
   #now = 0;
   #lastId = 0;
   #lastName = 0;
@@ -528,34 +529,34 @@ class Session {
 
   // Calls of the application.
 
-  /** @param {Stream} stream */
-  open(stream) {
+  /** @param {Subscription} subscription */
+  open(subscription) {
     if (this.error !== null) {
-      stream.sink.failed(this.error);
+      subscription.sink.failed(this.error);
       return;
     }
-    this.#streams.set(stream, "");
-    this.#subscribe(stream);
+    this.#subscriptions.set(subscription, "");
+    this.#subscribe(subscription);
   }
 
-  /** Ends a stream. Its sink receives nothing further. @param {Stream} stream */
-  close(stream) {
-    this.#unsubscribe(stream);
-    this.#streams.delete(stream);
+  /** Ends a subscription. Its sink receives nothing further. @param {Subscription} subscription */
+  close(subscription) {
+    this.#unsubscribe(subscription);
+    this.#subscriptions.delete(subscription);
   }
 
-  /** Unsubscribes for now and keeps the position; the log of the server holds the events. @param {Stream} stream */
-  pause(stream) {
-    if (stream.isPaused || !this.#streams.has(stream)) return;
-    stream.isPaused = true;
-    this.#unsubscribe(stream);
+  /** Unsubscribes for now, keeping the position in the server's log. @param {Subscription} subscription */
+  pause(subscription) {
+    if (subscription.isPaused || !this.#subscriptions.has(subscription)) return;
+    subscription.isPaused = true;
+    this.#unsubscribe(subscription);
   }
 
-  /** @param {Stream} stream */
-  resume(stream) {
-    if (!stream.isPaused || !this.#streams.has(stream)) return;
-    stream.isPaused = false;
-    this.#subscribe(stream);
+  /** @param {Subscription} subscription */
+  resume(subscription) {
+    if (!subscription.isPaused || !this.#subscriptions.has(subscription)) return;
+    subscription.isPaused = false;
+    this.#subscribe(subscription);
   }
 
   /** Sends a message once there is a connection and a free place. Throws what `checked` throws. @param {Call} call */
@@ -579,7 +580,7 @@ class Session {
   }
 
   /** @param {Presence} presence */
-  gather(presence) {
+  addPresence(presence) {
     if (this.error !== null) {
       presence.failed(this.error);
       return;
@@ -589,24 +590,24 @@ class Session {
   }
 
   /** @param {Presence} presence */
-  disperse(presence) {
+  removePresence(presence) {
     this.#confirmed.delete(presence);
     if (this.#presences.delete(presence)) this.#askPresence();
   }
 
-  /** Ends the session with a final error, which all streams, presences and calls receive. @param {MarqueeError} error */
+  /** Ends the session; all subscriptions, presences and calls receive the error. @param {MarqueeError} error */
   fail(error) {
     if (this.error !== null) return;
     this.error = error;
     this.#endConnection();
-    const streams = [...this.#streams.keys()];
+    const subscriptions = [...this.#subscriptions.keys()];
     const presences = [...this.#presences];
     const calls = [...this.#sent.values(), ...this.#waiting];
-    this.#streams.clear();
+    this.#subscriptions.clear();
     this.#presences.clear();
     this.#sent.clear();
     this.#waiting = [];
-    for (const stream of streams) stream.sink.failed(error);
+    for (const subscription of subscriptions) subscription.sink.failed(error);
     for (const presence of presences) presence.failed(error);
     for (const call of calls) call.reject(error);
   }
@@ -659,22 +660,22 @@ class Session {
   }
 
   /**
-   * Does what is due and returns the seconds until the next call. A server that is silent for one heartbeat gets a ping.
-   * Throws Dead after two.
+   * Does what is due and returns the seconds until the next call. A server that is silent for one heartbeat gets a
+   * ping. Throws ServerSilent after two.
    * @param {number} now
    */
   beat(now) {
     this.#now = now;
     const due = this.#retries.filter(({ at }) => at <= now);
     this.#retries = this.#retries.filter(({ at }) => at > now);
-    for (const { stream } of due) if (this.#streams.get(stream) === "") this.#subscribe(stream);
+    for (const { subscription } of due) if (this.#subscriptions.get(subscription) === "") this.#subscribe(subscription);
     if (!this.isWelcome) {
-      if (now - this.#heardAt >= WELCOME_SECONDS) throw new Dead();
+      if (now - this.#heardAt >= WELCOME_SECONDS) throw new ServerSilent();
       return this.#heardAt + WELCOME_SECONDS - now;
     }
     let since = this.#pingedAt ?? this.#heardAt;
     if (now - since >= this.#heartbeatSeconds) {
-      if (this.#pingedAt !== null) throw new Dead();
+      if (this.#pingedAt !== null) throw new ServerSilent();
       this.#pingedAt = since = now;
       this.#ask({ action: "ping" }, () => {});
     }
@@ -689,9 +690,9 @@ class Session {
     this.#confirmed.clear();
     this.#isPresenceAsked = false;
     this.#byName.clear();
-    for (const stream of this.#streams.keys()) {
-      this.#streams.set(stream, "");
-      stream.cut();
+    for (const subscription of this.#subscriptions.keys()) {
+      this.#subscriptions.set(subscription, "");
+      subscription.cut();
     }
   }
 
@@ -722,8 +723,8 @@ class Session {
       }
     } else {
       if (frame.operation === "resync") this.epoch = frame.data.epoch;
-      const stream = this.#byName.get(frame.subscription);
-      if (stream !== undefined && this.epoch !== null) stream.receive(frame, this.epoch, size);
+      const subscription = this.#byName.get(frame.subscription);
+      if (subscription !== undefined && this.epoch !== null) subscription.receive(frame, this.epoch, size);
     }
   }
 
@@ -757,41 +758,41 @@ class Session {
     this.isWelcome = true;
     this.welcomedAt = this.#now;
     this.onMessage(); // the time at which `beat` is due has changed
-    for (const stream of this.#streams.keys()) this.#subscribe(stream);
+    for (const subscription of this.#subscriptions.keys()) this.#subscribe(subscription);
     this.#askPresence();
     this.#sendCalls();
   }
 
-  /** @param {Stream} stream */
-  #subscribe(stream) {
-    if (!this.isWelcome || stream.isPaused) return;
+  /** @param {Subscription} subscription */
+  #subscribe(subscription) {
+    if (!this.isWelcome || subscription.isPaused) return;
     const name = `s${++this.#lastName}`;
-    this.#streams.set(stream, name);
-    this.#byName.set(name, stream);
-    this.#ask(stream.subscribe(name), (reply) => {
-      if (this.#byName.get(name) !== stream) return; // closed or paused meanwhile
+    this.#subscriptions.set(subscription, name);
+    this.#byName.set(name, subscription);
+    this.#ask(subscription.subscribe(name), (reply) => {
+      if (this.#byName.get(name) !== subscription) return; // closed or paused meanwhile
       if (reply.ok) {
-        stream.accepted(reply.data.seq, /** @type {string} */ (this.epoch));
+        subscription.accepted(reply.data.seq, /** @type {string} */ (this.epoch));
         return;
       }
       this.#byName.delete(name);
-      this.#streams.set(stream, "");
+      this.#subscriptions.set(subscription, "");
       if (TRY_AGAIN.has(reply.error.code)) {
-        this.#retries.push({ at: this.#now + RETRY_SUBSCRIBE_SECONDS, stream });
+        this.#retries.push({ at: this.#now + RETRY_SUBSCRIBE_SECONDS, subscription });
         this.onMessage();
       } else {
-        this.#streams.delete(stream);
-        stream.sink.failed(new ServerError(reply.error.code, reply.error.detail));
+        this.#subscriptions.delete(subscription);
+        subscription.sink.failed(new ServerError(reply.error.code, reply.error.detail));
       }
     });
   }
 
-  /** @param {Stream} stream */
-  #unsubscribe(stream) {
-    const name = this.#streams.get(stream);
+  /** @param {Subscription} subscription */
+  #unsubscribe(subscription) {
+    const name = this.#subscriptions.get(subscription);
     if (name === undefined) return;
-    this.#streams.set(stream, "");
-    stream.cut();
+    this.#subscriptions.set(subscription, "");
+    subscription.cut();
     if (this.#byName.delete(name)) this.#ask({ action: "unsubscribe", subscription: name }, () => {});
   }
 
@@ -826,7 +827,7 @@ class Session {
       if (reply.ok) {
         for (const presence of present) {
           this.#confirmed.add(presence);
-          presence.gathered(reply.data);
+          presence.loaded(reply.data);
         }
         return;
       }
@@ -851,7 +852,7 @@ function isRequest(call) {
  * Items between the socket, which must never wait, and the application, which may. The owner bounds it.
  * @template Item
  */
-class Feed {
+class Queue {
   /** @type {Item[]} */ items = [];
   /** @type {MarqueeError | null} */ #end = null;
   /** @type {(() => void)[]} */ #waiting = [];
@@ -868,7 +869,10 @@ class Feed {
     this.#wake();
   }
 
-  /** Returns the next item, or undefined after `close`. Throws any other error that ended the feed. @returns {Promise<Item | undefined>} */
+  /**
+   * Returns the next item, or undefined after `close`. Throws any other error that ended the queue.
+   * @returns {Promise<Item | undefined>}
+   */
   async get() {
     while (this.items.length === 0) {
       if (this.#end instanceof ClientClosed) return undefined;
@@ -902,27 +906,27 @@ class Gate {
 /**
  * The events of some topics: each once, in order, across reconnects. For one reader only.
  *
- * A watch begins when it is iterated or with `ready`, and ends with the loop over it. It yields `Event`, and `Resync` where
- * events are missing because the server no longer has them.
+ * A watch begins when it is iterated or with `ready`, and ends with the loop over it. It yields `Event`, and `Resync`
+ * where events are missing because the server no longer has them.
  * @implements {AsyncIterable<Event | Resync>}
  */
 export class Watch {
   #session;
   #begin;
-  #stream;
-  /** @type {Feed<Event | Resync>} */ #feed = new Feed();
+  #subscription;
+  /** @type {Queue<Event | Resync>} */ #queue = new Queue();
   /** @type {{events: number, characters: number}[]} of each batch in the queue */ #sizes = [];
   #characters = 0;
   #stands = new Gate();
   #isOpen = false;
 
-  /** @param {Session} session @param {() => void} begin @param {Wish} wish @param {Position | null} since */
-  constructor(session, begin, wish, since) {
+  /** @param {Session} session @param {() => void} begin @param {SubscribeOptions} options @param {Position | null} since */
+  constructor(session, begin, options, since) {
     this.#session = session;
     this.#begin = begin;
     /** The position of the last event that was read. @type {Position | null} */
     this.position = since;
-    this.#stream = new Stream(wish, this.#sink(), since);
+    this.#subscription = new Subscription(options, this.#sink(), since);
   }
 
   /** Waits until the server has accepted the subscription, so that all later events arrive. */
@@ -933,7 +937,7 @@ export class Watch {
 
   /** Ends the watch. To continue later, open a watch with `{since: watch.position}`. */
   close() {
-    this.#session.close(this.#stream);
+    this.#session.close(this.#subscription);
     this.#fail(new ClientClosed("the watch is closed"));
   }
 
@@ -942,7 +946,7 @@ export class Watch {
     this.#open();
     try {
       for (;;) {
-        const item = await this.#feed.get();
+        const item = await this.#queue.get();
         if (item === undefined) return;
         this.#taken();
         this.position = item.position ?? this.position;
@@ -957,12 +961,12 @@ export class Watch {
     if (this.#isOpen) return;
     this.#isOpen = true;
     this.#begin();
-    this.#session.open(this.#stream);
+    this.#session.open(this.#subscription);
   }
 
   /** @param {MarqueeError} error */
   #fail(error) {
-    this.#feed.end(error);
+    this.#queue.end(error);
     this.#stands.fail(error);
   }
 
@@ -972,8 +976,8 @@ export class Watch {
       this.#sizes.shift();
       this.#characters -= first.characters;
     }
-    if (this.#feed.items.length <= QUEUED_EVENTS / 2 && this.#characters <= QUEUED_CHARACTERS / 2) {
-      this.#session.resume(this.#stream);
+    if (this.#queue.items.length <= QUEUED_EVENTS / 2 && this.#characters <= QUEUED_CHARACTERS / 2) {
+      this.#session.resume(this.#subscription);
     }
   }
 
@@ -985,15 +989,15 @@ export class Watch {
         this.#stands.open();
       },
       take: (events, characters) => {
-        this.#feed.put(events);
+        this.#queue.put(events);
         this.#sizes.push({ events: events.length, characters });
         this.#characters += characters;
-        if (this.#feed.items.length >= QUEUED_EVENTS || this.#characters >= QUEUED_CHARACTERS) {
-          this.#session.pause(this.#stream);
+        if (this.#queue.items.length >= QUEUED_EVENTS || this.#characters >= QUEUED_CHARACTERS) {
+          this.#session.pause(this.#subscription);
         }
       },
       resynced: (resync) => {
-        this.#feed.put([resync]);
+        this.#queue.put([resync]);
         this.#sizes.push({ events: 1, characters: 0 });
       },
       replaced: () => {},
@@ -1006,25 +1010,25 @@ export class Watch {
  * The rows of a topic by id, as of `position`; with a filter, those that match it.
  *
  * Reading never waits and never shows part of a transaction. While the client is disconnected or a new snapshot is
- * arriving, the rows are those of the last position, and `isLive` is false. After an error that ends the client or the view,
- * reading throws that error, because the rows would be outdated. Do not modify the rows: they belong to the view.
+ * arriving, the rows are those of the last position, and `isLive` is false. After an error that ends the client or the
+ * view, reading throws that error, because the rows would be outdated. Do not modify the rows: they belong to the view.
  * @implements {AsyncIterable<Change>}
  */
 export class View {
   #session;
   #begin;
-  #stream;
+  #subscription;
   /** @type {Map<number | string, Row>} */ #rows = new Map();
   #complete = new Gate();
-  /** @type {Set<Feed<Change>>} */ #feeds = new Set();
+  /** @type {Set<Queue<Change>>} */ #queues = new Set();
   #isOpen = false;
   /** @type {MarqueeError | null} */ #ended = null;
 
-  /** @param {Session} session @param {() => void} begin @param {Wish} wish */
-  constructor(session, begin, wish) {
+  /** @param {Session} session @param {() => void} begin @param {SubscribeOptions} options */
+  constructor(session, begin, options) {
     this.#session = session;
     this.#begin = begin;
-    this.#stream = new Stream(wish, this.#sink());
+    this.#subscription = new Subscription(options, this.#sink());
     /** @type {Position | null} */
     this.position = null;
   }
@@ -1037,12 +1041,12 @@ export class View {
 
   /** Whether the view is connected and complete, so that at most events in transit are missing. */
   get isLive() {
-    return this.#stream.isLive && this.#ended === null;
+    return this.#subscription.isLive && this.#ended === null;
   }
 
   /** Stops updating the view. Its rows can still be read, as of `position`. */
   close() {
-    this.#session.close(this.#stream);
+    this.#session.close(this.#subscription);
     this.#end(new ClientClosed("the view is closed"));
   }
 
@@ -1082,23 +1086,23 @@ export class View {
    */
   changes() {
     this.#open();
-    /** @type {Feed<Change>} */
-    const feed = new Feed();
-    if (this.#ended !== null) feed.end(this.#ended);
-    this.#feeds.add(feed);
-    return this.#read(feed);
+    /** @type {Queue<Change>} */
+    const queue = new Queue();
+    if (this.#ended !== null) queue.end(this.#ended);
+    this.#queues.add(queue);
+    return this.#read(queue);
   }
 
-  /** @param {Feed<Change>} feed @returns {AsyncGenerator<Change, void, void>} */
-  async *#read(feed) {
+  /** @param {Queue<Change>} queue @returns {AsyncGenerator<Change, void, void>} */
+  async *#read(queue) {
     try {
       for (;;) {
-        const change = await feed.get();
+        const change = await queue.get();
         if (change === undefined) return;
         yield change;
       }
     } finally {
-      this.#feeds.delete(feed);
+      this.#queues.delete(queue);
     }
   }
 
@@ -1115,14 +1119,14 @@ export class View {
     if (this.#isOpen) return;
     this.#isOpen = true;
     this.#begin();
-    this.#session.open(this.#stream);
+    this.#session.open(this.#subscription);
   }
 
   /** @param {MarqueeError} error */
   #end(error) {
     this.#ended ??= error;
     this.#complete.fail(error);
-    for (const feed of this.#feeds) feed.end(error);
+    for (const queue of this.#queues) queue.end(error);
   }
 
   /** Applies events, all or nothing: a malformed one throws before any row is changed. @param {Event[]} events */
@@ -1160,11 +1164,11 @@ export class View {
         const changes = this.#apply(events);
         const last = events[events.length - 1];
         if (last !== undefined && last.seq !== null) this.position = last.position;
-        for (const feed of this.#feeds) {
-          if (feed.items.length + changes.length > QUEUED_CHANGES) {
-            feed.items = [];
-            feed.put([reset]);
-          } else feed.put(changes);
+        for (const queue of this.#queues) {
+          if (queue.items.length + changes.length > QUEUED_CHANGES) {
+            queue.items = [];
+            queue.put([reset]);
+          } else queue.put(changes);
         }
       },
       resynced: () => {}, // the rows stay until the snapshot that follows is complete
@@ -1172,9 +1176,9 @@ export class View {
         this.#rows = new Map(rows.map((row) => [row.id, row]));
         this.position = position;
         this.#complete.open();
-        for (const feed of this.#feeds) {
-          feed.items = [];
-          feed.put([reset]);
+        for (const queue of this.#queues) {
+          queue.items = [];
+          queue.put([reset]);
         }
       },
       failed: (error) => this.#end(error),
@@ -1191,7 +1195,7 @@ export class Presence {
   #session;
   #begin;
   /** @type {Map<string, Audience>} */ #audiences = new Map();
-  /** @type {Feed<PresenceChange>} */ #feed = new Feed();
+  /** @type {Queue<PresenceChange>} */ #queue = new Queue();
   #complete = new Gate();
   #isOpen = false;
 
@@ -1214,7 +1218,7 @@ export class Presence {
   }
 
   close() {
-    this.#session.disperse(this);
+    this.#session.removePresence(this);
     this.failed(new ClientClosed("the presence is closed"));
   }
 
@@ -1222,7 +1226,7 @@ export class Presence {
   async *changes() {
     this.#open();
     for (;;) {
-      const change = await this.#feed.get();
+      const change = await this.#queue.get();
       if (change === undefined) return;
       yield change;
     }
@@ -1236,20 +1240,20 @@ export class Presence {
     if (this.#isOpen) return;
     this.#isOpen = true;
     this.#begin();
-    this.#session.gather(this);
+    this.#session.addPresence(this);
   }
 
   /** @param {PresenceChange} change */
   #put(change) {
-    if (this.#feed.items.length >= QUEUED_EVENTS) {
-      this.#feed.items = [];
+    if (this.#queue.items.length >= QUEUED_EVENTS) {
+      this.#queue.items = [];
       const audiences = [...this.#audiences];
-      this.#feed.put(audiences.map(([topic, { count }]) => ({ topic, count, joined: [], left: [], isReset: true })));
-    } else this.#feed.put([change]);
+      this.#queue.put(audiences.map(([topic, { count }]) => ({ topic, count, joined: [], left: [], isReset: true })));
+    } else this.#queue.put([change]);
   }
 
   /** For the session. @param {Message} state */
-  gathered(state) {
+  loaded(state) {
     for (const topic of this.topics) {
       const { count, users } = state[topic];
       /** @type {Audience} */
@@ -1275,7 +1279,7 @@ export class Presence {
   /** For the session. @param {MarqueeError} error */
   failed(error) {
     this.#complete.fail(error);
-    this.#feed.end(error);
+    this.#queue.end(error);
   }
 }
 
@@ -1291,8 +1295,9 @@ function sameAudience(one, other) {
 // --- the socket
 
 /**
- * A connection to a Marquee service, shared by any number of watches, views and requests. It connects when it is first used,
- * and stays connected until `close`. When it ends with an error, its watches, views, presences and requests throw that error.
+ * A connection to a Marquee service, shared by any number of watches, views and requests. It connects when it is first
+ * used, and stays connected until `close`. When it ends with an error, its watches, views, presences and requests throw
+ * that error.
  */
 export class Client {
   #url;
@@ -1311,10 +1316,10 @@ export class Client {
   /**
    * @param {string | URL} url such as `ws://127.0.0.1:8000/ws`
    * @param {object} [options]
-   * @param {Token} [options.token] an access token, or a function, async or not, that returns one or null. The function is
-   *   called before every connection. It may throw `Unauthorized` to end the client; after any other error the client tries
-   *   again later. If the server rejects the token, or it is malformed, the function is called once more, then the client
-   *   ends with `Unauthorized`. White space around a token is removed; an empty token means anonymous.
+   * @param {Token} [options.token] an access token, or a function, async or not, that returns one or null. The function
+   *   is called before every connection. It may throw `Unauthorized` to end the client; after any other error the client
+   *   tries again later. If the server rejects the token, or it is malformed, the function is called once more, then the
+   *   client ends with `Unauthorized`. White space around a token is removed; an empty token means anonymous.
    * @param {SocketClass} [options.WebSocket] where there is no global one: `import { WebSocket } from "ws"`
    * @param {Partial<Retry>} [options.retry]
    *
@@ -1353,8 +1358,8 @@ export class Client {
    * @param {{filter?: object, bulk?: "items" | "summary", deliver?: "all" | {latest_every_ms: number},
    *   since?: Position | number | string | null, epoch?: string}} [options]
    */
-  watch(topics, { since, epoch, ...wish } = {}) {
-    const wanted = wishOf({ ...wish, topics: topicsOf(topics), snapshot: false });
+  watch(topics, { since, epoch, ...options } = {}) {
+    const wanted = optionsOf({ ...options, topics: topicsOf(topics), snapshot: false });
     return new Watch(this.#session, () => this.#begin(), wanted, positionOf(since, epoch));
   }
 
@@ -1365,7 +1370,7 @@ export class Client {
    */
   view(topic, { filter, deliver } = {}) {
     if (typeof topic !== "string") throw new TypeError(`topic: expected one, such as "movies", got ${shown(topic)}`);
-    const wanted = wishOf({ topics: topicsOf(topic), snapshot: true, filter, deliver });
+    const wanted = optionsOf({ topics: topicsOf(topic), snapshot: true, filter, deliver });
     return new View(this.#session, () => this.#begin(), wanted);
   }
 
@@ -1377,13 +1382,13 @@ export class Client {
   /**
    * Sends a REST request over the socket, as the socket's user, and returns the response, whatever its status.
    *
-   * Waits for a connection, and while 16 requests are in flight. If the connection ends before the response, the request is
-   * sent again if that is safe: GET, HEAD, PUT and DELETE without `If-Match`, and every request with an idempotency key (a
-   * repeated DELETE may find nothing left to delete). Otherwise throws ConnectionLost.
+   * Waits for a connection, and while 16 requests are in flight. If the connection ends before the response, the request
+   * is sent again if that is safe: GET, HEAD, PUT and DELETE without `If-Match`, and every request with an idempotency
+   * key (a repeated DELETE may find nothing left to delete). Otherwise throws ConnectionLost.
    *
-   * Throws ServerError when the server could not handle the message, TypeError when the request is not JSON, RangeError when
-   * it is too large, and TimedOut after `timeoutSeconds`, including the time spent waiting to send. After a timeout, the
-   * server may still have carried out the request.
+   * Throws ServerError when the server could not handle the message, TypeError when the request is not JSON, RangeError
+   * when it is too large, and TimedOut after `timeoutSeconds`, including the time spent waiting to send. After a
+   * timeout, the server may still have carried out the request.
    * @param {string} method
    * @param {string} path
    * @param {{body?: any, headers?: Record<string, string>, idempotencyKey?: string,
@@ -1413,8 +1418,8 @@ export class Client {
   }
 
   /**
-   * Sends a new token without reconnecting. Unless the token comes from a function, later connections use the new one, too.
-   * Throws ServerError.
+   * Sends a new token without reconnecting. Unless the token comes from a function, later connections use the new one,
+   * too. Throws ServerError.
    * @param {string} token
    * @returns {Promise<{user_id: number, group: string}>}
    */
@@ -1484,8 +1489,8 @@ export class Client {
       this.#again({ code: TOKEN_EXPIRED, detail: String(error), stoodSeconds: 0 });
       return;
     }
-    // Browsers do not reveal why a handshake was refused. So after a refusal, the token is sent in the first message, whose
-    // reply says whether the token was the reason. The same applies to tokens with characters that a subprotocol forbids.
+    // Browsers do not reveal why a handshake was refused. So after a refusal, the token is sent in the first message,
+    // whose reply says whether the token was the reason. The same applies to tokens that a subprotocol cannot carry.
     const first = token !== null && (this.#wasRefused || /[/=]/.test(token)) ? token : null;
     /** @type {Socket} */
     let socket;
@@ -1536,7 +1541,7 @@ export class Client {
       const seconds = this.#session.beat(now());
       this.#timer = setTimeout(() => this.#beat(socket), Math.max(0, seconds) * 1000);
     } catch (error) {
-      this.#ended(socket, null, error instanceof Dead ? "silent" : String(error));
+      this.#ended(socket, null, error instanceof ServerSilent ? "silent" : String(error));
     }
   }
 

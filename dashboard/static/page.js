@@ -125,8 +125,8 @@ function welcome(frame) {
   link.state = "live";
   link.liveAt = performance.now();
   if (data.epoch === position.epoch) {
-    // data.seq may be the head of the log while missed events are still to come. The position advances with the events,
-    // so that nothing is lost if the connection ends meanwhile.
+    // data.seq may be the head of the log while missed events are still to come. The position advances with the
+    // events, so that nothing is lost if the connection ends meanwhile.
     keep(frame, `Resumed after seq ${position.seq}`);
     return;
   }
@@ -445,8 +445,8 @@ function jsonOf(entry) {
   return box;
 }
 
-// An open row is being read, so it must neither move nor be dropped from the end of the list. A list that was paused only
-// for this reason resumes when the last row is closed.
+// An open row is being read, so it must neither move nor be dropped from the end of the list. A list that was paused
+// only for this reason resumes when the last row is closed.
 function holdForReading() {
   if (shown.paused) return;
   shown.paused = true;

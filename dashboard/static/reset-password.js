@@ -1,5 +1,5 @@
-// The page for a new password. The emailed URL carries a one-time token in its query. The script first removes the token
-// from the address bar and the history; from then on it is kept only in this variable.
+// The page for a new password. The emailed URL carries a one-time token in its query. The script first removes the
+// token from the address bar and the history; from then on it is kept only in this variable.
 
 const token = new URLSearchParams(location.search).get("token");
 history.replaceState(null, "", location.pathname);

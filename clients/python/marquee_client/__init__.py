@@ -4,8 +4,8 @@
         async for event in client.watch("movies"):
             print(event)
 
-Modules, from pure code to I/O: `errors`, `events` (values), `retry` (when to reconnect), `stream` (one subscription),
-`arguments` (validation), `session` (the protocol across connections); then, with asyncio, `feed` (bounded queues),
+Modules, from pure code to I/O: `errors`, `events` (values), `retry` (when to reconnect), `subscription` (one across all
+connections), `arguments` (validation), `session` (the protocol across connections); then, with asyncio, `queues`,
 `watch`, `view`, `presence` (what the application reads) and `client` (the socket).
 """
 

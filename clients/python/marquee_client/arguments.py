@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .events import Position
-from .stream import Wish
+from .subscription import SubscribeOptions
 
 MAX_MESSAGE_BYTES = 256 * 1024  # the server closes the socket with 1009 above this
 NO_TOKEN_CHARACTER = re.compile(r"[^A-Za-z0-9._~+/=-]")  # RFC 6750
@@ -75,14 +75,14 @@ def since_of(since: Position | int | str | None, epoch: str | None = None) -> Po
     return position
 
 
-def wish_of(
+def options_of(
     topics: tuple[str, ...],
     conditions: Mapping[str, Any] | None,
     *,
     snapshot: bool = False,
     bulk: str | None = None,
     deliver: str | Mapping[str, Any] | None = None,
-) -> Wish:
+) -> SubscribeOptions:
     """Return the options of a subscription. Raises TypeError and ValueError.
 
     Only types are checked; the server validates the values.
@@ -101,7 +101,7 @@ def wish_of(
             "deliver": dict(deliver) if isinstance(deliver, Mapping) else deliver,
         }
     )
-    return Wish(topics, message["filter"], snapshot, bulk, message["deliver"])
+    return SubscribeOptions(topics, message["filter"], snapshot, bulk, message["deliver"])
 
 
 def token_of(token: object) -> str | None:

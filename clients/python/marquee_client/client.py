@@ -15,12 +15,12 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
-from .arguments import since_of, token_of, topics_of, wish_of
+from .arguments import options_of, since_of, token_of, topics_of
 from .errors import ClientClosed, MarqueeError, ProtocolViolation, TimedOut
 from .events import Position, Response
 from .presence import Presence
 from .retry import Ending, Pacer, Retry
-from .session import Call, Dead, Session
+from .session import Call, ServerSilent, Session
 from .view import View
 from .watch import Watch
 
@@ -104,8 +104,8 @@ class Client:
         epoch: str | None = None,
     ) -> Watch:
         """Return a watch: the events of some topics, from now on or after `since`. Raises TypeError and ValueError."""
-        wish = wish_of(topics_of(topics), filter, bulk=bulk, deliver=deliver)
-        return Watch(self._session, self._begin, wish, since_of(since, epoch))
+        options = options_of(topics_of(topics), filter, bulk=bulk, deliver=deliver)
+        return Watch(self._session, self._begin, options, since_of(since, epoch))
 
     def view(
         self,
@@ -117,7 +117,7 @@ class Client:
         """Return a view: the rows of a topic, kept up to date. Raises TypeError and ValueError."""
         if not isinstance(topic, str):
             raise TypeError(f"topic: expected one, such as 'movies', got {topic!r}")
-        return View(self._session, self._begin, wish_of(topics_of(topic), filter, snapshot=True, deliver=deliver))
+        return View(self._session, self._begin, options_of(topics_of(topic), filter, snapshot=True, deliver=deliver))
 
     def presence(self, topics: str | Sequence[str]) -> Presence:
         """Return the presence of some topics: who watches them. Raises TypeError and ValueError."""
@@ -306,7 +306,7 @@ class Client:
         while True:
             try:
                 seconds = self._session.beat(time.monotonic())
-            except Dead:
+            except ServerSilent:
                 return
             self._wake.clear()
             for message in self._session.messages():

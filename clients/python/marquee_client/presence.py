@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from .errors import ClientClosed, MarqueeError
-from .feed import Feed, Gate
+from .queues import Gate, Queue
 from .session import Session
 
 QUEUED_CHANGES = 1_000  # above, they become one change with `is_reset`
@@ -41,7 +41,7 @@ class Presence(Mapping[str, Audience]):
         self._session = session
         self._begin = begin
         self._audiences: dict[str, Audience] = {}
-        self._feed: Feed[PresenceChange] = Feed()
+        self._queue: Queue[PresenceChange] = Queue()
         self._complete = Gate()
         self._is_open = False
 
@@ -60,7 +60,7 @@ class Presence(Mapping[str, Audience]):
         await self._complete.wait()
 
     def close(self) -> None:
-        self._session.disperse(self)
+        self._session.remove_presence(self)
         self.failed(ClientClosed("the presence is closed"))
 
     async def changes(self) -> AsyncIterator[PresenceChange]:
@@ -68,7 +68,7 @@ class Presence(Mapping[str, Audience]):
         self._open()
         while True:
             try:
-                change = await self._feed.get()
+                change = await self._queue.get()
             except ClientClosed:
                 return
             yield change
@@ -89,11 +89,11 @@ class Presence(Mapping[str, Audience]):
         if not self._is_open:
             self._is_open = True
             self._begin()
-            self._session.gather(self)
+            self._session.add_presence(self)
 
     # --- the session
 
-    def gathered(self, state: Mapping[str, Any]) -> None:
+    def loaded(self, state: Mapping[str, Any]) -> None:
         for topic in self.topics:
             data = state[topic]
             audience = Audience(data["count"], {user["user_id"]: user for user in data["users"]})
@@ -113,12 +113,12 @@ class Presence(Mapping[str, Audience]):
 
     def failed(self, error: MarqueeError) -> None:
         self._complete.fail(error)
-        self._feed.end(error)
+        self._queue.end(error)
 
     def _put(self, change: PresenceChange) -> None:
-        if len(self._feed.items) >= QUEUED_CHANGES:
+        if len(self._queue.items) >= QUEUED_CHANGES:
             resets = [PresenceChange(topic, each.count, is_reset=True) for topic, each in self._audiences.items()]
-            self._feed.items.clear()
-            self._feed.put(resets)
+            self._queue.items.clear()
+            self._queue.put(resets)
         else:
-            self._feed.put((change,))
+            self._queue.put((change,))

@@ -1,8 +1,9 @@
 """The protocol of one client across its connections. Pure: texts in, texts out; the caller passes the time.
 
-The application opens streams, makes calls and asks for presence at any time. The owner of the socket calls `connected`,
-`receive` and `lost`, sends what `messages` returns, and calls `beat` when it is due. Each connection starts with the
-server's welcome; then everything the application has open is requested again, streams from their positions.
+The application opens subscriptions, makes calls and asks for presence at any time. The owner of the socket calls
+`connected`, `receive` and `lost`, sends what `messages` returns, and calls `beat` when it is due. Each connection
+starts with the server's welcome; then everything the application has open is requested again, subscriptions from their
+positions.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 
 from .arguments import checked, text_of
 from .errors import ConnectionLost, MarqueeError, ProtocolViolation, ServerError
-from .stream import Stream
+from .subscription import Subscription
 
 MAX_REQUESTS_IN_FLIGHT = 16  # the server rejects the 17th
 MAX_ATTEMPTS = 20  # of one call, because a reply that always breaks the connection must not be requested forever
@@ -26,7 +27,7 @@ RETRY_SUBSCRIBE_SECONDS = 1.0
 TRY_AGAIN = frozenset(("unavailable", "rate_limited"))  # temporary errors of a subscription
 
 
-class Dead(Exception):
+class ServerSilent(Exception):
     """The server was silent for two heartbeats."""
 
 
@@ -41,12 +42,12 @@ class Call:
     attempts: int = field(default=0, init=False)
 
 
-class Gathering(Protocol):
+class PresenceSink(Protocol):
     """A receiver of the presence of some topics."""
 
     topics: tuple[str, ...]
 
-    def gathered(self, state: Mapping[str, Any]) -> None: ...
+    def loaded(self, state: Mapping[str, Any]) -> None: ...
     def changed(self, topic: str, data: Mapping[str, Any]) -> None: ...
     def failed(self, error: MarqueeError) -> None: ...
 
@@ -62,15 +63,15 @@ class Session:
         self._heartbeat_seconds = DEFAULT_HEARTBEAT_SECONDS
         self._heard_at = self._pinged_at = 0.0
         self._is_pinged = False
-        self._streams: dict[Stream, str] = {}  # with their names on this connection, in order of opening
-        self._by_name: dict[str, Stream] = {}
-        self._gatherings: list[Gathering] = []
-        self._confirmed: set[int] = set()  # the gatherings that have their state, by id()
+        self._subscriptions: dict[Subscription, str] = {}  # with their names on this connection, in order of opening
+        self._by_name: dict[str, Subscription] = {}
+        self._presences: list[PresenceSink] = []
+        self._confirmed: set[int] = set()  # the presences that have their state, by id()
         self._is_presence_asked = False
         self._waiting: deque[Call] = deque()
         self._sent: dict[int, Call] = {}
         self._replies: dict[int, Callable[[Mapping[str, Any]], None]] = {}
-        self._retries: list[tuple[float, Stream]] = []
+        self._retries: list[tuple[float, Subscription]] = []
         self._now = 0.0
         self._last_id = 0
         self._last_name = 0
@@ -78,29 +79,29 @@ class Session:
 
     # --- the application
 
-    def open(self, stream: Stream) -> None:
+    def open(self, subscription: Subscription) -> None:
         if self.error is not None:
-            stream.sink.failed(self.error)
+            subscription.sink.failed(self.error)
             return
-        self._streams[stream] = ""
-        self._subscribe(stream)
+        self._subscriptions[subscription] = ""
+        self._subscribe(subscription)
 
-    def close(self, stream: Stream) -> None:
-        """End a stream. Its sink receives nothing further."""
-        if stream in self._streams:
-            self._unsubscribe(stream)
-            del self._streams[stream]
+    def close(self, subscription: Subscription) -> None:
+        """End a subscription. Its sink receives nothing further."""
+        if subscription in self._subscriptions:
+            self._unsubscribe(subscription)
+            del self._subscriptions[subscription]
 
-    def pause(self, stream: Stream) -> None:
+    def pause(self, subscription: Subscription) -> None:
         """Unsubscribe for now and keep the position. Meanwhile the log of the server holds the events."""
-        if not stream.is_paused and stream in self._streams:
-            stream.is_paused = True
-            self._unsubscribe(stream)
+        if not subscription.is_paused and subscription in self._subscriptions:
+            subscription.is_paused = True
+            self._unsubscribe(subscription)
 
-    def resume(self, stream: Stream) -> None:
-        if stream.is_paused and stream in self._streams:
-            stream.is_paused = False
-            self._subscribe(stream)
+    def resume(self, subscription: Subscription) -> None:
+        if subscription.is_paused and subscription in self._subscriptions:
+            subscription.is_paused = False
+            self._subscribe(subscription)
 
     def call(self, call: Call) -> None:
         """Send a message as soon as there is a connection and a free place. Raises what `checked` raises."""
@@ -117,32 +118,32 @@ class Session:
             self._waiting.remove(call)
         call.resolve, call.reject, call.is_repeatable = _ignore, _ignore, False
 
-    def gather(self, gathering: Gathering) -> None:
+    def add_presence(self, presence: PresenceSink) -> None:
         if self.error is not None:
-            gathering.failed(self.error)
+            presence.failed(self.error)
             return
-        self._gatherings.append(gathering)
+        self._presences.append(presence)
         self._ask_presence()
 
-    def disperse(self, gathering: Gathering) -> None:
-        if gathering in self._gatherings:
-            self._gatherings.remove(gathering)
-            self._confirmed.discard(id(gathering))
+    def remove_presence(self, presence: PresenceSink) -> None:
+        if presence in self._presences:
+            self._presences.remove(presence)
+            self._confirmed.discard(id(presence))
             self._ask_presence()
 
     def fail(self, error: MarqueeError) -> None:
-        """End the session with a final error, which all streams, presences and calls receive."""
+        """End the session with a final error, which all subscriptions, presences and calls receive."""
         if self.error is not None:
             return
         self.error = error
         self._end_connection()
-        for stream in list(self._streams):
-            stream.sink.failed(error)
-        for gathering in self._gatherings:
-            gathering.failed(error)
+        for subscription in list(self._subscriptions):
+            subscription.sink.failed(error)
+        for presence in self._presences:
+            presence.failed(error)
         calls = [*self._sent.values(), *self._waiting]
-        self._streams.clear()
-        self._gatherings.clear()
+        self._subscriptions.clear()
+        self._presences.clear()
         self._sent.clear()
         self._waiting.clear()
         for call in calls:
@@ -188,22 +189,22 @@ class Session:
     def beat(self, now: float) -> float:
         """Do what is due and return the seconds until the next call.
 
-        A server that is silent for one heartbeat gets a ping. Raises Dead after two.
+        A server that is silent for one heartbeat gets a ping. Raises ServerSilent after two.
         """
         self._now = now
-        due = [stream for at, stream in self._retries if at <= now]
-        self._retries = [(at, stream) for at, stream in self._retries if at > now]
-        for stream in due:
-            if stream in self._streams and not self._streams[stream]:
-                self._subscribe(stream)
+        due = [subscription for at, subscription in self._retries if at <= now]
+        self._retries = [(at, subscription) for at, subscription in self._retries if at > now]
+        for subscription in due:
+            if subscription in self._subscriptions and not self._subscriptions[subscription]:
+                self._subscribe(subscription)
         if not self.is_welcome:
             if now - self._heard_at >= WELCOME_SECONDS:
-                raise Dead
+                raise ServerSilent
             return self._heard_at + WELCOME_SECONDS - now
         since = self._pinged_at if self._is_pinged else self._heard_at
         if now - since >= self._heartbeat_seconds:
             if self._is_pinged:
-                raise Dead
+                raise ServerSilent
             self._is_pinged, self._pinged_at = True, now
             self._ask({"action": "ping"}, _ignore)
             since = now
@@ -219,9 +220,9 @@ class Session:
         self._confirmed.clear()
         self._is_presence_asked = False
         self._by_name.clear()
-        for stream in self._streams:
-            self._streams[stream] = ""
-            stream.cut()
+        for subscription in self._subscriptions:
+            self._subscriptions[subscription] = ""
+            subscription.cut()
 
     def _send(self, message: dict[str, Any]) -> None:
         self._outbox.append(text_of(message))
@@ -246,15 +247,15 @@ class Session:
         if operation == "welcome":
             self._welcome(frame["data"])
         elif operation == "presence":
-            for gathering in [each for each in self._gatherings if id(each) in self._confirmed]:
-                if frame["topic"] in gathering.topics:
-                    gathering.changed(frame["topic"], frame["data"])
+            for presence in [each for each in self._presences if id(each) in self._confirmed]:
+                if frame["topic"] in presence.topics:
+                    presence.changed(frame["topic"], frame["data"])
         else:
             if operation == "resync":
                 self.epoch = frame["data"]["epoch"]
-            stream = self._by_name.get(name) if isinstance(name, str) else None
-            if stream is not None and self.epoch is not None:
-                stream.receive(frame, self.epoch, size)
+            subscription = self._by_name.get(name) if isinstance(name, str) else None
+            if subscription is not None and self.epoch is not None:
+                subscription.receive(frame, self.epoch, size)
 
     def _welcome(self, data: Mapping[str, Any]) -> None:
         if data["protocol"] != PROTOCOL:
@@ -265,42 +266,42 @@ class Session:
         if isinstance(heartbeat, int | float) and heartbeat > 0:
             self._heartbeat_seconds = float(heartbeat)
         self.is_welcome, self.welcomed_at = True, self._now
-        for stream in self._streams:
-            self._subscribe(stream)
+        for subscription in self._subscriptions:
+            self._subscribe(subscription)
         self._ask_presence()
         self._send_calls()
 
-    def _subscribe(self, stream: Stream) -> None:
-        if not self.is_welcome or stream.is_paused:
+    def _subscribe(self, subscription: Subscription) -> None:
+        if not self.is_welcome or subscription.is_paused:
             return
         self._last_name += 1
         name = f"s{self._last_name}"
-        self._streams[stream] = name
-        self._by_name[name] = stream
+        self._subscriptions[subscription] = name
+        self._by_name[name] = subscription
 
         def answer(reply: Mapping[str, Any]) -> None:
-            if self._by_name.get(name) is not stream:
+            if self._by_name.get(name) is not subscription:
                 return  # closed or paused meanwhile
             if reply.get("ok"):
                 assert self.epoch is not None, "the welcome has set it"
-                stream.accepted(reply["data"]["seq"], self.epoch)
+                subscription.accepted(reply["data"]["seq"], self.epoch)
                 return
-            self._streams[stream] = ""
+            self._subscriptions[subscription] = ""
             del self._by_name[name]
             error = _error(reply)
             if error.code in TRY_AGAIN:
-                self._retries.append((self._now + RETRY_SUBSCRIBE_SECONDS, stream))
+                self._retries.append((self._now + RETRY_SUBSCRIBE_SECONDS, subscription))
                 self.on_message()  # `beat` is now due earlier
             else:
-                del self._streams[stream]
-                stream.sink.failed(error)
+                del self._subscriptions[subscription]
+                subscription.sink.failed(error)
 
-        self._ask(stream.subscribe(name), answer)
+        self._ask(subscription.subscribe(name), answer)
 
-    def _unsubscribe(self, stream: Stream) -> None:
-        name = self._streams[stream]
-        self._streams[stream] = ""
-        stream.cut()
+    def _unsubscribe(self, subscription: Subscription) -> None:
+        name = self._subscriptions[subscription]
+        self._subscriptions[subscription] = ""
+        subscription.cut()
         if self._by_name.pop(name, None) is not None:
             self._ask({"action": "unsubscribe", "subscription": name}, _ignore)
 
@@ -330,23 +331,23 @@ class Session:
         """Request the presence of all topics in one message, which replaces the previous one on the server."""
         if not self.is_welcome:
             return
-        asking: Sequence[Gathering] = tuple(self._gatherings)
+        asking: Sequence[PresenceSink] = tuple(self._presences)
 
         def answer(reply: Mapping[str, Any]) -> None:
-            present = [each for each in asking if each in self._gatherings]
+            present = [each for each in asking if each in self._presences]
             if reply.get("ok"):
-                for gathering in present:
-                    self._confirmed.add(id(gathering))
-                    gathering.gathered(reply["data"])
+                for presence in present:
+                    self._confirmed.add(id(presence))
+                    presence.loaded(reply["data"])
                 return
             new = [each for each in present if id(each) not in self._confirmed]
-            for gathering in new:
-                self._gatherings.remove(gathering)
-                gathering.failed(_error(reply))
-            if new and self._gatherings:
+            for presence in new:
+                self._presences.remove(presence)
+                presence.failed(_error(reply))
+            if new and self._presences:
                 self._ask_presence()  # for the others, whose topics the server has accepted before
 
-        topics = sorted({topic for gathering in asking for topic in gathering.topics})
+        topics = sorted({topic for presence in asking for topic in presence.topics})
         if topics or self._is_presence_asked:
             self._is_presence_asked = True
             self._ask({"action": "presence", "topics": topics}, answer)

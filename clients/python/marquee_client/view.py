@@ -7,9 +7,9 @@ from types import TracebackType
 
 from .errors import ClientClosed, MarqueeError
 from .events import Change, Event, Key, Position, Resync, Row
-from .feed import Feed, Gate
+from .queues import Gate, Queue
 from .session import Session
-from .stream import Stream, Wish
+from .subscription import SubscribeOptions, Subscription
 
 QUEUED_CHANGES = 10_000  # for one loop over the changes; above that they become one `reset`
 
@@ -58,13 +58,13 @@ class View(Mapping[Key, Row]):
     view.
     """
 
-    def __init__(self, session: Session, begin: Callable[[], None], wish: Wish) -> None:
+    def __init__(self, session: Session, begin: Callable[[], None], options: SubscribeOptions) -> None:
         self._session = session
         self._begin = begin
-        self._stream = Stream(wish, self)
+        self._subscription = Subscription(options, self)
         self._rows = Rows()
         self._complete = Gate()
-        self._feeds: list[Feed[Change]] = []
+        self._queues: list[Queue[Change]] = []
         self._is_open = False
         self._error: MarqueeError | None = None
         self.position: Position | None = None
@@ -86,35 +86,35 @@ class View(Mapping[Key, Row]):
     @property
     def is_live(self) -> bool:
         """Whether the view is connected and complete, so that at most events in transit are missing."""
-        return self._stream.is_live and self._error is None
+        return self._subscription.is_live and self._error is None
 
     def close(self) -> None:
         """Stop updating the view. Its rows can still be read, as of `position`."""
-        self._session.close(self._stream)
+        self._session.close(self._subscription)
         closed = ClientClosed("the view is closed")
-        for feed in self._feeds:
-            feed.end(closed)
+        for queue in self._queues:
+            queue.end(closed)
         self._complete.fail(closed)
 
     def changes(self) -> AsyncIterator[Change]:
         """Iterate over the changes from this call on. Several loops may run; one that is too slow gets a `reset`."""
         self._open()
-        feed: Feed[Change] = Feed()
+        queue: Queue[Change] = Queue()
         if self._complete.error is not None:
-            feed.end(self._complete.error)
-        self._feeds.append(feed)
-        return self._read(feed)
+            queue.end(self._complete.error)
+        self._queues.append(queue)
+        return self._read(queue)
 
-    async def _read(self, feed: Feed[Change]) -> AsyncIterator[Change]:
+    async def _read(self, queue: Queue[Change]) -> AsyncIterator[Change]:
         try:
             while True:
                 try:
-                    change = await feed.get()
+                    change = await queue.get()
                 except ClientClosed:
                     return
                 yield change
         finally:
-            self._feeds.remove(feed)
+            self._queues.remove(queue)
 
     def __aiter__(self) -> AsyncIterator[Change]:
         return self.changes()
@@ -137,9 +137,9 @@ class View(Mapping[Key, Row]):
         if not self._is_open:
             self._is_open = True
             self._begin()
-            self._session.open(self._stream)
+            self._session.open(self._subscription)
 
-    # --- the stream
+    # --- the subscription
 
     def began(self, position: Position) -> None:
         """Do nothing: after a resume, the rows are still correct."""
@@ -148,11 +148,11 @@ class View(Mapping[Key, Row]):
         changes = self._rows.apply(events)
         if events[-1].seq is not None:
             self.position = events[-1].position
-        for feed in self._feeds:
-            if len(feed.items) + len(changes) > QUEUED_CHANGES:
-                feed.replace(Change("reset"))
+        for queue in self._queues:
+            if len(queue.items) + len(changes) > QUEUED_CHANGES:
+                queue.replace(Change("reset"))
             else:
-                feed.put(changes)
+                queue.put(changes)
 
     def resynced(self, resync: Resync) -> None:
         """Do nothing: the rows stay until the snapshot that follows is complete."""
@@ -161,12 +161,12 @@ class View(Mapping[Key, Row]):
         self._rows.replace(rows)
         self.position = position
         self._complete.open()
-        for feed in self._feeds:
-            feed.replace(Change("reset"))
+        for queue in self._queues:
+            queue.replace(Change("reset"))
 
     def failed(self, error: MarqueeError) -> None:
         if not isinstance(error, ClientClosed):
             self._error = error
         self._complete.fail(error)
-        for feed in self._feeds:
-            feed.end(error)
+        for queue in self._queues:
+            queue.end(error)

@@ -23,7 +23,7 @@ KNOWN = frozenset(("add", "update", "delete", "add_bulk", "update_bulk", "delete
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class SubscribeOptions:
     """The members of `subscribe` that are the same on every connection."""
 
     topics: tuple[str, ...]
@@ -34,7 +34,7 @@ class Wish:
 
 
 class Sink(Protocol):
-    """The receiver of a stream. None of these methods may block."""
+    """The receiver of a subscription. None of these methods may block."""
 
     def began(self, position: Position) -> None:
         """The server has accepted the subscription; the events after `position` will arrive."""
@@ -49,12 +49,12 @@ class Sink(Protocol):
         """Take the complete rows as of `position`."""
 
     def failed(self, error: MarqueeError) -> None:
-        """The stream has ended with an error."""
+        """The subscription has ended with an error."""
 
 
-class Stream:
-    def __init__(self, wish: Wish, sink: Sink, since: Position | None = None) -> None:
-        self.wish = wish
+class Subscription:
+    def __init__(self, options: SubscribeOptions, sink: Sink, since: Position | None = None) -> None:
+        self.options = options
         self.sink = sink
         self.position = since
         self.is_paused = False  # by a reader that is too slow
@@ -74,16 +74,16 @@ class Stream:
     def subscribe(self, name: str) -> dict[str, Any]:
         """Return the message to send, without its id."""
         self.cut()
-        wish, self._asked = self.wish, self.position
-        message: dict[str, Any] = {"action": "subscribe", "topics": list(wish.topics), "as": name}
-        if wish.filter:
-            message["filter"] = dict(wish.filter)
-        if wish.snapshot:
+        options, self._asked = self.options, self.position
+        message: dict[str, Any] = {"action": "subscribe", "topics": list(options.topics), "as": name}
+        if options.filter:
+            message["filter"] = dict(options.filter)
+        if options.snapshot:
             message["snapshot"] = True
-        if wish.bulk is not None:
-            message["bulk"] = wish.bulk
-        if wish.deliver is not None:
-            message["deliver"] = dict(wish.deliver) if isinstance(wish.deliver, Mapping) else wish.deliver
+        if options.bulk is not None:
+            message["bulk"] = options.bulk
+        if options.deliver is not None:
+            message["deliver"] = dict(options.deliver) if isinstance(options.deliver, Mapping) else options.deliver
         if self.position is not None:
             message["since"] = self.position.seq
             if self.position.epoch is not None:
@@ -97,7 +97,7 @@ class Stream:
             # Resumed. If the server cannot resume there, its next frame is `resync`.
             self.position = Position(self._asked.epoch or epoch, self._asked.seq)
             self.sink.began(self.position)
-        elif not self.wish.snapshot:
+        elif not self.options.snapshot:
             self.position = Position(epoch, seq)
             self.sink.began(self.position)
 
@@ -125,7 +125,7 @@ class Stream:
         self._group, self._group_size = [], 0
         self._drop_pages()
         position = Position(data["epoch"], data["seq"])
-        self.position = None if self.wish.snapshot else position
+        self.position = None if self.options.snapshot else position
         self.sink.resynced(Resync(str(data.get("reason", "")), position))
 
     def _page(self, frame: Mapping[str, Any], position: Position) -> None:
@@ -135,7 +135,7 @@ class Stream:
         self._rows.extend(frame["data"]["items"])
         if frame["data"]["done"]:
             self._done.add(frame["topic"])
-        if self._done.issuperset(self.wish.topics):
+        if self._done.issuperset(self.options.topics):
             rows = self._rows
             self._drop_pages()
             self._group, self._group_size = [], 0

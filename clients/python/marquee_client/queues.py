@@ -12,7 +12,7 @@ from .errors import MarqueeError
 Item = TypeVar("Item")
 
 
-class Feed(Generic[Item]):
+class Queue(Generic[Item]):
     """Items for one reader. The owner bounds it. The error that ends it is raised after the last item."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Feed(Generic[Item]):
             self._arrived.set()
 
     async def get(self) -> Item:
-        """Wait for the next item and return it. Raises the error that ended the feed. Cancelling is safe."""
+        """Wait for the next item and return it. Raises the error that ended the queue. Cancelling is safe."""
         while not self.items:
             if self._end is not None:
                 raise self._end
