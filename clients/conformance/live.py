@@ -254,7 +254,7 @@ async def _events(service: str, step: Step, begun: str) -> list[Mapping[str, Any
 
 
 async def _write(rest: Rest, chance: random.Random, writes: int) -> None:
-    """Write single rows and bulks at random, so that rows are added, changed and deleted, and enter and leave filters."""
+    """Write single rows and bulks at random, so that rows come, change and go, and enter and leave filters."""
     movies: list[int] = []
     characters: list[int] = []
 

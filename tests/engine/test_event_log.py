@@ -122,7 +122,7 @@ async def test_without_the_lock_on_the_head_the_same_storm_goes_wrong(
     new_places: Callable[[], Places], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test above can fail: take the lock away, and it does."""
-    monkeypatch.setattr(event_log, "append", _unlocked_append)
+    monkeypatch.setattr("repository.engine.database.append", _unlocked_append)
     # On SQLite the lock is BEGIN IMMEDIATE: without it a transaction reads the head before it may write.
     monkeypatch.setattr("repository.engine.database.BEGIN", "BEGIN DEFERRED")
     places = new_places()
