@@ -1,4 +1,4 @@
-"""The Prometheus metrics, and the page that shows them.
+"""The Prometheus metrics and their exposition.
 
 Counting costs a microsecond: count once per flush, page or request, not once per socket. With several workers, each
 one counts into files in PROMETHEUS_MULTIPROC_DIR and the one that is scraped adds them up; the folder must exist before
@@ -8,6 +8,7 @@ this module is imported. The mode of a gauge says how the values of several work
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
@@ -154,14 +155,22 @@ def websocket_closed(code: int) -> None:
     WEBSOCKETS_CLOSED.labels(str(code) if code in KNOWN_CODES else OTHER_CODE).inc()
 
 
-def page(accept: str) -> tuple[bytes, str]:
-    """Return the metrics of all workers and their media type: text or OpenMetrics, as `accept` asks for."""
+@dataclass(frozen=True, slots=True)
+class Exposition:
+    """The metrics as a scrape receives them."""
+
+    content: bytes
+    media_type: str
+
+
+def exposition(accept: str) -> Exposition:
+    """Return the metrics of all workers, as text or as OpenMetrics, as the header `accept` asks for."""
     registry = REGISTRY
     if FOLDER_VARIABLE in os.environ:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     encode, media_type = choose_encoder(accept)
-    return encode(registry), media_type
+    return Exposition(encode(registry), media_type)
 
 
 def forget_worker(pid: int, folder: str) -> None:

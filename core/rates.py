@@ -39,6 +39,14 @@ class RouteRate:
         return self.method, nameless(self.path)
 
 
+@dataclass(frozen=True, slots=True)
+class RateLimits:
+    """The setting RATE_LIMITS: whether clients are limited at all, and the limits set for single routes."""
+
+    is_on: bool
+    routes: tuple[RouteRate, ...]
+
+
 def nameless(path: str) -> str:
     """Return a path template without the names of its parameters, which do not distinguish routes."""
     return _PARAMETER.sub("{}", path)
@@ -53,7 +61,7 @@ def parse_rate(text: str) -> Rate:
     return Rate(int(match[1]), UNIT_SECONDS["minute" if unit == "min" else unit])
 
 
-def parse_rate_limits(text: str) -> tuple[bool, tuple[RouteRate, ...]]:
+def parse_rate_limits(text: str) -> RateLimits:
     """Parse the setting RATE_LIMITS. Raises ValueError, whose message says what was expected.
 
     Whether the routes exist is checked against the route table, at the start.
@@ -65,7 +73,7 @@ def parse_rate_limits(text: str) -> tuple[bool, tuple[RouteRate, ...]]:
         raise ValueError("expected either off or limits, not both")
     if len({each.route for each in found}) < len(found):
         raise ValueError("expected each route at most once")
-    return "off" not in switches, found
+    return RateLimits("off" not in switches, found)
 
 
 def _entry(text: str) -> RouteRate:

@@ -305,12 +305,12 @@ class Settings(BaseSettings):
     @property
     def has_limits(self) -> bool:
         """Whether clients are limited at all, in rate or in number of connections."""
-        return rates.parse_rate_limits(self.rate_limits)[0]
+        return rates.parse_rate_limits(self.rate_limits).is_on
 
     @property
     def route_rates(self) -> tuple[rates.RouteRate, ...]:
         """The rate limits set for single routes."""
-        return rates.parse_rate_limits(self.rate_limits)[1]
+        return rates.parse_rate_limits(self.rate_limits).routes
 
     @property
     def needs_password_mix(self) -> bool:

@@ -26,7 +26,7 @@ class Stopping:
     """One per process. Each listener in `on_stop` is called once, when the stop begins, and must not block."""
 
     def __init__(self) -> None:
-        self.is_leaving = False
+        self.is_draining = False
         self.on_stop: list[Callable[[], None]] = []
         self._begun = asyncio.Event()
         self._limits: set[asyncio.Timeout] = set()
@@ -35,15 +35,15 @@ class Stopping:
     def is_stopping(self) -> bool:
         return self._begun.is_set()
 
-    def leave(self) -> None:
+    def drain(self) -> None:
         """Stop reporting ready. Requests are still served."""
-        self.is_leaving = True
+        self.is_draining = True
 
     def begin(self) -> None:
         """Begin the stop: call the listeners and shorten the open timeouts. Further calls do nothing."""
         if self.is_stopping:
             return
-        self.leave()
+        self.drain()
         self._begun.set()
         for limit in self._limits:
             _shorten(limit)
@@ -58,7 +58,7 @@ class Stopping:
         await self._begun.wait()
 
     @contextmanager
-    def hearing_signals(self) -> Iterator[None]:
+    def begin_on_signals(self) -> Iterator[None]:
         """Begin the stop on SIGTERM and SIGINT, then call the handler that was installed before.
 
         Signals without a Python handler are left alone, as is everything outside the main thread.
@@ -66,7 +66,7 @@ class Stopping:
         loop = asyncio.get_running_loop()
         others: dict[int, Any] = {}
 
-        def hear(number: int, frame: FrameType | None) -> None:
+        def on_signal(number: int, frame: FrameType | None) -> None:
             loop.call_soon_threadsafe(self.begin)
             others[number](number, frame)
 
@@ -74,12 +74,12 @@ class Stopping:
             for each in (signal.SIGTERM, signal.SIGINT):
                 if callable(handler := signal.getsignal(each)):
                     others[each] = handler
-                    signal.signal(each, hear)
+                    signal.signal(each, on_signal)
         try:
             yield
         finally:
             for number, handler in others.items():
-                if signal.getsignal(number) is hear:
+                if signal.getsignal(number) is on_signal:
                     signal.signal(number, handler)
 
     @asynccontextmanager

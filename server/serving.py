@@ -118,7 +118,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         stopping: Stopping = self.lifespan.state["stopping"]
-        stopping.leave()
+        stopping.drain()
         await self._serve_on()
         now = asyncio.get_running_loop().time
         begun = now()
