@@ -153,7 +153,7 @@ def parse_query(
             continue
         op = match[4] or "eq"
         found = _condition(fields[name], op, raw.split(",") if op == Op.IN else raw)
-        if isinstance(found, _Wrong):
+        if isinstance(found, _Invalid):
             problems.append(FieldProblem(loc, found.expected, found.type))
         else:
             (groups.setdefault(match[1], []) if match[1] is not None else conditions).append(found)
@@ -202,8 +202,8 @@ def _parse_object(
         if isinstance(member, dict) and not member:
             problems.append(FieldProblem((*loc, name), "Expected at least one operator", "invalid_filter"))
         for op, raw in member.items() if isinstance(member, dict) else [("eq", member)]:
-            found = _condition(field, op, _as_written(raw) if field.kind in _NO_TEXT else raw)
-            if isinstance(found, _Wrong):
+            found = _condition(field, op, _json_value(raw) if field.kind in _NO_TEXT else raw)
+            if isinstance(found, _Invalid):
                 place = (*loc, name, op) if isinstance(member, dict) else (*loc, name)
                 problems.append(FieldProblem(place, found.expected, found.type))
             else:
@@ -214,13 +214,13 @@ def _parse_object(
 _NO_TEXT = (FieldType.INTEGER, FieldType.BOOLEAN)
 
 
-def _as_written(raw: Any) -> Any:
+def _json_value(raw: Any) -> Any:
     """Return a JSON value as a number or boolean field accepts it: no strings, and 50.0 as an integer.
 
     A string becomes None, which is invalid. 50.0 is an integer by JSON Schema 2020-12, section 4.2.3.
     """
     if isinstance(raw, list):
-        return [_as_written(item) for item in raw]
+        return [_json_value(item) for item in raw]
     if isinstance(raw, str):
         return None
     return int(raw) if isinstance(raw, float) and raw.is_integer() else raw
@@ -239,25 +239,25 @@ def _too_many(
 
 
 @dataclass(frozen=True, slots=True)
-class _Wrong:
+class _Invalid:
     expected: str
     type: str = "invalid_filter"
 
 
-def _condition(field: Field, name: str, raw: Any) -> Condition | _Wrong:
+def _condition(field: Field, name: str, raw: Any) -> Condition | _Invalid:
     """Return the condition, or what was expected instead."""
     allowed = OPERATORS[field.kind]
     if name not in allowed:
-        return _Wrong(f"Unknown operator; expected one of {', '.join(allowed)}", "unknown_operator")
+        return _Invalid(f"Unknown operator; expected one of {', '.join(allowed)}", "unknown_operator")
     op = Op(name)
     if op is not Op.IN:
         value = _parse_value(field, op, raw)
-        return Condition(field, op, value) if value is not None else _Wrong(_expected(field))
+        return Condition(field, op, value) if value is not None else _Invalid(_expected(field))
     if not isinstance(raw, list) or not 1 <= len(raw) <= MAX_VALUES_IN_LIST:
-        return _Wrong(f"Expected 1 to {MAX_VALUES_IN_LIST} values")
+        return _Invalid(f"Expected 1 to {MAX_VALUES_IN_LIST} values")
     values = [_parse_value(field, op, item, MAX_LISTED_TEXT_LENGTH) for item in raw]
     if any(value is None for value in values):
-        return _Wrong(f"{_expected(field)} in each value: comma-separated in a query, a list in JSON")
+        return _Invalid(f"{_expected(field)} in each value: comma-separated in a query, a list in JSON")
     listed = {value for value in values if value is not None}
     return Condition(field, op, tuple(sorted(listed, key=lambda value: (str(type(value)), value))))
 

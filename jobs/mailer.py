@@ -29,7 +29,7 @@ FIRST_PAUSE_SECONDS = 10.0  # then twice as long each time
 MAX_PAUSE_SECONDS = 3600.0
 UNAVAILABLE_PAUSE_SECONDS = 0.5
 
-log = structlog.get_logger("mails")
+log = structlog.get_logger("mailer")
 
 
 class Mailer:
@@ -81,16 +81,16 @@ class Mailer:
                     await self._places.acquire()
                     mail = None
                     try:
-                        mail = await self._next()
+                        mail = await self._claim_due()
                     finally:
                         if mail is None:
                             self._places.release()
                     if mail is not None:
-                        tasks.create_task(self._send_and_leave(mail), name=f"mail-{mail.id}")
+                        tasks.create_task(self._send_in_task(mail), name=f"mail-{mail.id}")
         finally:
             self._ended.set()
 
-    async def _next(self) -> ClaimedMail | None:
+    async def _claim_due(self) -> ClaimedMail | None:
         """Return an email that is due, or None after a pause."""
         if self._stopping.is_set():
             return None
@@ -111,7 +111,7 @@ class Mailer:
                     await self._wake.wait()
         return mail
 
-    async def _send_and_leave(self, mail: ClaimedMail) -> None:
+    async def _send_in_task(self, mail: ClaimedMail) -> None:
         try:
             await self._send(mail)
         except Unavailable:
@@ -138,9 +138,9 @@ class Mailer:
             log.error("email not composed or delivered", mail=mail.id, kind=mail.kind.value, exc_info=error)
             await self._postpone(mail, "internal error")
         else:
-            await self._note_sent(mail, leased_until)
+            await self._store_sent(mail, leased_until)
 
-    async def _note_sent(self, mail: ClaimedMail, leased_until: float) -> None:
+    async def _store_sent(self, mail: ClaimedMail, leased_until: float) -> None:
         """Retry until the lease ends; otherwise another worker sends the email again. Raises Unavailable."""
         metrics.MAILS.labels("sent").inc()
         log.info("email sent", mail=mail.id, kind=mail.kind.value, attempts=mail.attempts)

@@ -131,7 +131,7 @@ function refusal(code, detail) {
  *
  * How a connection or an attempt ended. `code`: the close code from the server, the HTTP status of a refused handshake
  * where it is visible (the package `ws` reports it), or null.
- * @typedef {{code: number | null, detail: string, stoodSeconds: number}} Ending
+ * @typedef {{code: number | null, detail: string, lastedSeconds: number}} Ending
  *
  * The part of a WebSocket that is used here; those of browsers, Node (22, or 20 with --experimental-websocket) and the
  * package `ws` work.
@@ -322,8 +322,8 @@ class Pacer {
    * Returns the seconds to wait before the next attempt. Throws Refused when the client must give up.
    * @param {Ending} ending
    */
-  after({ code, detail, stoodSeconds }) {
-    if (stoodSeconds >= this.retry.provenSeconds) {
+  after({ code, detail, lastedSeconds }) {
+    if (lastedSeconds >= this.retry.provenSeconds) {
       this.#attempts = 0;
       this.#renewed = false;
     }
@@ -362,7 +362,7 @@ function isFinal(code) {
 class Subscription {
   isPaused = false; // by a reader that is too slow
   /** @type {Position | null} */ #asked = null;
-  #stands = false;
+  #isAccepted = false;
   /** @type {Event[]} */ #group = [];
   #groupSize = 0;
   /** @type {Row[]} */ #rows = [];
@@ -378,7 +378,7 @@ class Subscription {
 
   /** Whether the server has accepted the subscription and no snapshot is under way. */
   get isLive() {
-    return this.#stands && this.position !== null;
+    return this.#isAccepted && this.position !== null;
   }
 
   /** Returns the message to send, without its id. @param {string} name */
@@ -401,7 +401,7 @@ class Subscription {
 
   /** Handles the reply to `subscribe`. @param {number} seq @param {string} epoch */
   accepted(seq, epoch) {
-    this.#stands = true;
+    this.#isAccepted = true;
     if (this.#asked !== null) {
       // Resumed. If the server cannot resume there, its next frame is `resync`.
       this.position = { epoch: this.#asked.epoch ?? epoch, seq: this.#asked.seq };
@@ -414,7 +414,7 @@ class Subscription {
 
   /** Handles the end of the connection or subscription: drops incomplete groups and snapshots, to be sent again. */
   cut() {
-    this.#stands = false;
+    this.#isAccepted = false;
     this.#dropGroup();
     this.#dropPages();
   }
@@ -424,7 +424,7 @@ class Subscription {
    * @param {Message} frame @param {string} epoch @param {number} size
    */
   receive(frame, epoch, size) {
-    if (!this.#stands) return;
+    if (!this.#isAccepted) return;
     if (frame.operation === "resync") {
       this.#dropGroup();
       this.#dropPages();
@@ -917,7 +917,7 @@ export class Watch {
   /** @type {Queue<Event | Resync>} */ #queue = new Queue();
   /** @type {{events: number, characters: number}[]} of each batch in the queue */ #sizes = [];
   #characters = 0;
-  #stands = new Gate();
+  #accepted = new Gate();
   #isOpen = false;
 
   /** @param {Session} session @param {() => void} begin @param {SubscribeOptions} options @param {Position | null} since */
@@ -932,7 +932,7 @@ export class Watch {
   /** Waits until the server has accepted the subscription, so that all later events arrive. */
   async ready() {
     this.#open();
-    await this.#stands.passed;
+    await this.#accepted.passed;
   }
 
   /** Ends the watch. To continue later, open a watch with `{since: watch.position}`. */
@@ -948,7 +948,7 @@ export class Watch {
       for (;;) {
         const item = await this.#queue.get();
         if (item === undefined) return;
-        this.#taken();
+        this.#accountForRead();
         this.position = item.position ?? this.position;
         yield item;
       }
@@ -967,10 +967,10 @@ export class Watch {
   /** @param {MarqueeError} error */
   #fail(error) {
     this.#queue.end(error);
-    this.#stands.fail(error);
+    this.#accepted.fail(error);
   }
 
-  #taken() {
+  #accountForRead() {
     const first = this.#sizes[0];
     if (first !== undefined && --first.events === 0) {
       this.#sizes.shift();
@@ -986,7 +986,7 @@ export class Watch {
     return {
       began: (position) => {
         if (this.position === null || this.position.epoch === null) this.position = position;
-        this.#stands.open();
+        this.#accepted.open();
       },
       take: (events, characters) => {
         this.#queue.put(events);
@@ -1477,7 +1477,7 @@ export class Client {
     } catch (error) {
       // The service that issues tokens may be down as well, so this is temporary.
       if (error instanceof MarqueeError) this.#fail(error);
-      else this.#again({ code: null, detail: `no token: ${error}`, stoodSeconds: 0 });
+      else this.#again({ code: null, detail: `no token: ${error}`, lastedSeconds: 0 });
       return;
     }
     if (this.#session.error !== null) return;
@@ -1486,7 +1486,7 @@ export class Client {
     try {
       token = tokenOf(found);
     } catch (error) {
-      this.#again({ code: TOKEN_EXPIRED, detail: String(error), stoodSeconds: 0 });
+      this.#again({ code: TOKEN_EXPIRED, detail: String(error), lastedSeconds: 0 });
       return;
     }
     // Browsers do not reveal why a handshake was refused. So after a refusal, the token is sent in the first message,
@@ -1560,7 +1560,7 @@ export class Client {
     this.#drop();
     const welcomed = this.#session.welcomedAt;
     this.#session.lost();
-    this.#again({ code, detail, stoodSeconds: this.#isOpen && welcomed !== null ? now() - welcomed : 0 });
+    this.#again({ code, detail, lastedSeconds: this.#isOpen && welcomed !== null ? now() - welcomed : 0 });
   }
 
   /** @param {Ending} ending */
@@ -1575,9 +1575,9 @@ export class Client {
   }
 
   /** @param {Ending} ending */
-  #record({ code, detail, stoodSeconds }) {
+  #record({ code, detail, lastedSeconds }) {
     this.#trouble = code === null ? detail : `${code}: ${detail}`;
-    this.#failures = stoodSeconds === 0 ? this.#failures + 1 : 0;
+    this.#failures = lastedSeconds === 0 ? this.#failures + 1 : 0;
     if (this.#failures !== WARNED_ATTEMPTS) return;
     const address = this.#url.split("?")[0];
     console.warn(`marquee: no connection to ${address} in ${this.#failures} attempts, still trying: ${this.#trouble}`);

@@ -32,7 +32,7 @@ const numbers = new Intl.NumberFormat("en");
 // --- the connection
 
 const position = { epoch: null, seq: null };
-const link = { socket: null, state: "connecting", why: "", attempt: 0, liveAt: null, retryAt: 0, timer: 0 };
+const connection = { socket: null, state: "connecting", why: "", attempt: 0, liveAt: null, retryAt: 0, timer: 0 };
 
 function socketUrl() {
   const url = new URL("/ws", location.href);
@@ -50,58 +50,58 @@ function resumingUrl() {
 }
 
 function connect() {
-  clearTimeout(link.timer);
+  clearTimeout(connection.timer);
   const socket = new WebSocket(resumingUrl());
   socket.onmessage = (event) => {
-    if (socket === link.socket) receive(event.data);
+    if (socket === connection.socket) onMessage(event.data);
   };
-  socket.onclose = (event) => lost(socket, event.code, event.reason);
-  link.socket = socket;
-  link.state = "connecting";
-  link.timer = setTimeout(() => {
-    lost(socket, null, "no welcome");
+  socket.onclose = (event) => onClose(socket, event.code, event.reason);
+  connection.socket = socket;
+  connection.state = "connecting";
+  connection.timer = setTimeout(() => {
+    onClose(socket, null, "no welcome");
     socket.close();
   }, WELCOME_MS);
   requestDraw();
 }
 
-function lost(socket, code, reason) {
-  if (socket !== link.socket) return; // closed earlier and replaced by another
-  clearTimeout(link.timer);
-  link.socket = null;
-  link.why = [code, reason].filter(Boolean).join(" ");
+function onClose(socket, code, reason) {
+  if (socket !== connection.socket) return; // closed earlier and replaced by another
+  clearTimeout(connection.timer);
+  connection.socket = null;
+  connection.why = [code, reason].filter(Boolean).join(" ");
   if (code >= FIRST_FINAL_CODE && code <= LAST_FINAL_CODE) {
-    link.state = "stopped";
+    connection.state = "stopped";
   } else {
-    link.state = "waiting";
+    connection.state = "waiting";
     retryLater();
   }
-  link.liveAt = null;
+  connection.liveAt = null;
   requestDraw();
 }
 
 function retryLater() {
-  if (link.liveAt !== null && performance.now() - link.liveAt > STEADY_MS) link.attempt = 0;
-  const longest = Math.min(LAST_DELAY_MS, FIRST_DELAY_MS * 2 ** link.attempt);
+  if (connection.liveAt !== null && performance.now() - connection.liveAt > STEADY_MS) connection.attempt = 0;
+  const longest = Math.min(LAST_DELAY_MS, FIRST_DELAY_MS * 2 ** connection.attempt);
   // Random, so that the clients of a restarted service do not all reconnect at once.
   const delay = longest * (0.5 + Math.random() / 2);
-  link.attempt += 1;
-  link.retryAt = performance.now() + delay;
-  link.timer = setTimeout(connect, delay);
+  connection.attempt += 1;
+  connection.retryAt = performance.now() + delay;
+  connection.timer = setTimeout(connect, delay);
 }
 
 // --- frames
 
-function receive(text) {
+function onMessage(text) {
   const frame = parsed(text);
   if (frame === null) {
     keep({ operation: "unreadable" }, `${numbers.format(text.length)} characters, not a frame`);
   } else if (frame.operation === "welcome") {
-    welcome(frame);
+    onWelcome(frame);
   } else if (frame.operation === "resync") {
-    resync(frame);
+    onResync(frame);
   } else {
-    happened(frame);
+    onEvent(frame);
   }
   requestDraw();
 }
@@ -119,11 +119,11 @@ function isObject(value) {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
-function welcome(frame) {
+function onWelcome(frame) {
   const data = dataOf(frame);
-  clearTimeout(link.timer);
-  link.state = "live";
-  link.liveAt = performance.now();
+  clearTimeout(connection.timer);
+  connection.state = "live";
+  connection.liveAt = performance.now();
   if (data.epoch === position.epoch) {
     // data.seq may be the head of the log while missed events are still to come. The position advances with the
     // events, so that nothing is lost if the connection ends meanwhile.
@@ -135,14 +135,14 @@ function welcome(frame) {
   keep(frame, `Connected at seq ${data.seq}`);
 }
 
-function resync(frame) {
+function onResync(frame) {
   const data = dataOf(frame);
   position.epoch = data.epoch;
   position.seq = data.seq;
   keep(frame, `Some events are missing (${plain(data.reason)}); continues after seq ${data.seq}`);
 }
 
-function happened(frame) {
+function onEvent(frame) {
   if (Number.isInteger(frame.seq)) {
     if (position.seq !== null && frame.seq <= position.seq) return; // received before the connection was lost
     position.seq = frame.seq;
@@ -313,14 +313,14 @@ function put(node, text) {
 
 function drawHeader() {
   const words = { connecting: "Connecting", live: "Live", waiting: "Reconnecting", stopped: "Stopped" };
-  const seconds = Math.max(1, Math.ceil((link.retryAt - performance.now()) / 1000));
-  page["state-box"].dataset.state = link.state;
-  put(page.state, words[link.state]);
-  put(page["state-more"], link.state === "waiting" ? `in ${seconds} s` : "");
-  page["state-more"].title = link.state === "waiting" ? `Closed: ${link.why}` : "";
-  page.connect.hidden = link.state !== "waiting" && link.state !== "stopped";
-  page.stopped.hidden = link.state !== "stopped";
-  put(page.stopped, page.stopped.hidden ? "" : `The service closed the connection: ${link.why}. Not reconnecting.`);
+  const seconds = Math.max(1, Math.ceil((connection.retryAt - performance.now()) / 1000));
+  page["state-box"].dataset.state = connection.state;
+  put(page.state, words[connection.state]);
+  put(page["state-more"], connection.state === "waiting" ? `in ${seconds} s` : "");
+  page["state-more"].title = connection.state === "waiting" ? `Closed: ${connection.why}` : "";
+  page.connect.hidden = connection.state !== "waiting" && connection.state !== "stopped";
+  page.stopped.hidden = connection.state !== "stopped";
+  put(page.stopped, page.stopped.hidden ? "" : `The service closed the connection: ${connection.why}. Not reconnecting.`);
   put(page.epoch, position.epoch === null ? "–" : String(position.epoch).slice(0, 8));
   page.epoch.title = position.epoch ?? "";
   put(page.seq, position.seq === null ? "–" : numbers.format(position.seq));
@@ -416,7 +416,7 @@ function barOf(share) {
 
 // --- expanding
 
-function toggled(details) {
+function onToggle(details) {
   details.querySelector(".json")?.remove();
   if (details.open) {
     details.append(jsonOf(entries.get(details.parentElement)));
@@ -427,7 +427,7 @@ function toggled(details) {
 }
 
 // Needed because "toggle" fires later, and rows may be drawn before it.
-function clicked(event) {
+function onClick(event) {
   const details = event.target.closest("summary")?.parentElement;
   if (details && !details.open) holdForReading();
 }
@@ -489,14 +489,14 @@ function start() {
   page.pause.addEventListener("click", () => setPaused(!shown.paused));
   page.clear.addEventListener("click", clear);
   page.connect.addEventListener("click", connect);
-  page.frames.addEventListener("click", clicked);
+  page.frames.addEventListener("click", onClick);
   // "toggle" does not bubble.
-  page.frames.addEventListener("toggle", (event) => toggled(event.target), { capture: true });
+  page.frames.addEventListener("toggle", (event) => onToggle(event.target), { capture: true });
   page.frames.addEventListener("pointerdown", () => setPressed(true));
   addEventListener("pointerup", () => setPressed(false));
   addEventListener("pointercancel", () => setPressed(false));
   addEventListener("online", () => {
-    if (link.state === "waiting") connect();
+    if (connection.state === "waiting") connect();
   });
   setInterval(requestDraw, 1000); // updates the rate and the countdown when nothing arrives
   connect();

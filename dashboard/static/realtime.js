@@ -101,16 +101,16 @@ function list(parts, between) {
 /** Returns the objects inside a schema whose members are shown below it. */
 function inside(given) {
   const found = [];
-  const look = (schema) => {
+  const visit = (schema) => {
     const full = resolved(schema);
-    for (const each of full.anyOf ?? full.oneOf ?? []) look(each);
-    if (full.type === "array" && full.items) look(full.items);
+    for (const each of full.anyOf ?? full.oneOf ?? []) visit(each);
+    if (full.type === "array" && full.items) visit(full.items);
     if (isObject(full)) {
       if (full.properties && Object.keys(full.properties).length) found.push([schema.$ref && nameOf(schema.$ref), full]);
-      else if (full.additionalProperties?.$ref) look(full.additionalProperties);
+      else if (full.additionalProperties?.$ref) visit(full.additionalProperties);
     }
   };
-  look(given);
+  visit(given);
   return found;
 }
 
@@ -274,9 +274,9 @@ function follow() {
 }
 
 try {
-  const answer = await fetch(DOCUMENT);
-  if (!answer.ok) throw new Error(`${DOCUMENT} returned ${answer.status}`);
-  page(await answer.json());
+  const response = await fetch(DOCUMENT);
+  if (!response.ok) throw new Error(`${DOCUMENT} returned ${response.status}`);
+  page(await response.json());
   follow();
   if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
 } catch (error) {

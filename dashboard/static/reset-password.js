@@ -28,18 +28,18 @@ function askAgain() {
 // Returns the status of the response, and its problems as sentences.
 async function post(path, body) {
   try {
-    const answer = await fetch(path, {
+    const response = await fetch(path, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(body),
       credentials: "omit",
       cache: "no-store",
     });
-    if (answer.ok) return { status: answer.status, problem: "" };
-    const { detail } = await answer.json();
+    if (response.ok) return { status: response.status, problem: "" };
+    const { detail } = await response.json();
     // "String should have at least …" is a message for programmers.
     const sentences = Array.isArray(detail) ? detail.map((each) => each.msg.replace(/^String /, "It ")) : [detail];
-    return { status: answer.status, problem: sentences.map((each) => `${each}.`).join("\n") };
+    return { status: response.status, problem: sentences.map((each) => `${each}.`).join("\n") };
   } catch {
     return { status: 0, problem: "The service cannot be reached. Try again in a moment." };
   }

@@ -58,8 +58,8 @@ def test_every_pause_is_random_from_zero_on() -> None:
 def test_a_connection_that_stood_starts_the_pauses_anew() -> None:
     pace = pacer()
     assert [pace.after(Ending()) for _ in range(3)] == [0.25, 0.5, 1]
-    assert pace.after(Ending(1012, stood_seconds=4.9)) == 2
-    assert pace.after(Ending(1012, stood_seconds=5.0)) == 0.25
+    assert pace.after(Ending(1012, lasted_seconds=4.9)) == 2
+    assert pace.after(Ending(1012, lasted_seconds=5.0)) == 0.25
 
 
 def test_a_million_attempts_overflow_nothing() -> None:
@@ -88,13 +88,13 @@ def test_these_endings_are_final(code: int, error: type[Refused]) -> None:
 
 def test_a_token_is_renewed_once_in_a_row() -> None:
     pace = pacer(can_renew=True)
-    pace.after(Ending(4501, stood_seconds=900))
-    pace.after(Ending(1012, stood_seconds=1))
+    pace.after(Ending(4501, lasted_seconds=900))
+    pace.after(Ending(1012, lasted_seconds=1))
     with pytest.raises(Unauthorized):
         pace.after(Ending(401))
     pace = pacer(can_renew=True)
     for _ in range(3):
-        pace.after(Ending(4501, stood_seconds=900))
+        pace.after(Ending(4501, lasted_seconds=900))
 
 
 def test_retry_after_is_respected_within_reason() -> None:

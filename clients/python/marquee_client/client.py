@@ -228,7 +228,7 @@ class Client:
 
     def _record(self, ending: Ending) -> None:
         self._trouble = str(ending.detail) if ending.code is None else f"{ending.code}: {ending.detail}"
-        self._failures = self._failures + 1 if ending.stood_seconds == 0.0 else 0
+        self._failures = self._failures + 1 if ending.lasted_seconds == 0.0 else 0
         if self._failures == WARNED_ATTEMPTS:
             address = self._url.partition("?")[0]
             log.warning("no connection to %s in %d attempts, still trying: %s", address, self._failures, self._trouble)

@@ -37,7 +37,7 @@ class Ending:
 
     code: int | None = None
     detail: Any = ""
-    stood_seconds: float = 0.0  # from the welcome on
+    lasted_seconds: float = 0.0  # from the welcome on
     retry_after_seconds: float | None = None
 
 
@@ -53,7 +53,7 @@ class Pacer:
 
     def after(self, ending: Ending) -> float:
         """Return the seconds to wait before the next attempt. Raises Refused when the client must give up."""
-        if ending.stood_seconds >= self._retry.proven_seconds:
+        if ending.lasted_seconds >= self._retry.proven_seconds:
             self._attempts, self._renewed = 0, False
         code = ending.code
         if code in (401, TOKEN_EXPIRED):

@@ -59,7 +59,7 @@ class Subscription:
         self.position = since
         self.is_paused = False  # by a reader that is too slow
         self._asked: Position | None = None
-        self._stands = False
+        self._is_accepted = False
         self._group: list[Event] = []
         self._group_size = 0
         self._rows: list[Row] = []
@@ -69,7 +69,7 @@ class Subscription:
     @property
     def is_live(self) -> bool:
         """Whether the server has accepted the subscription and no snapshot is under way."""
-        return self._stands and self.position is not None
+        return self._is_accepted and self.position is not None
 
     def subscribe(self, name: str) -> dict[str, Any]:
         """Return the message to send, without its id."""
@@ -92,7 +92,7 @@ class Subscription:
 
     def accepted(self, seq: int, epoch: str) -> None:
         """Handle the reply to `subscribe`."""
-        self._stands = True
+        self._is_accepted = True
         if self._asked is not None:
             # Resumed. If the server cannot resume there, its next frame is `resync`.
             self.position = Position(self._asked.epoch or epoch, self._asked.seq)
@@ -103,13 +103,13 @@ class Subscription:
 
     def cut(self) -> None:
         """Handle the end of the connection or subscription: drop incomplete groups and snapshots, to be sent again."""
-        self._stands = False
+        self._is_accepted = False
         self._group, self._group_size = [], 0
         self._drop_pages()
 
     def receive(self, frame: Mapping[str, Any], epoch: str, size: int) -> None:
         """Handle a frame of this subscription. Raises ProtocolViolation when the frames contradict each other."""
-        if not self._stands:
+        if not self._is_accepted:
             return
         operation, seq = frame.get("operation"), frame.get("seq")
         if operation == "resync":

@@ -34,7 +34,7 @@ class Watch:
         self._queue: Queue[Event | Resync] = Queue()
         self._sizes: deque[tuple[int, int]] = deque()  # of each batch in the queue: events, characters
         self._characters = 0
-        self._stands = Gate()
+        self._accepted = Gate()
         self._is_open = False
         self.position: Position | None = since
 
@@ -55,7 +55,7 @@ class Watch:
                     item = await self._queue.get()
                 except ClientClosed:
                     return
-                self._taken()
+                self._account_for_read()
                 if item.position is not None:
                     self.position = item.position
                 yield item
@@ -68,7 +68,7 @@ class Watch:
         Raises the error that ended the watch.
         """
         self._open()
-        await self._stands.wait()
+        await self._accepted.wait()
 
     def close(self) -> None:
         """End the watch. Queued events can still be read. To continue later, open a watch `since=watch.position`."""
@@ -81,7 +81,7 @@ class Watch:
             self._begin()
             self._session.open(self._subscription)
 
-    def _taken(self) -> None:
+    def _account_for_read(self) -> None:
         """Account for an item that left the queue, and resume the subscription when half is consumed."""
         events, characters = self._sizes.popleft()
         if events > 1:
@@ -96,7 +96,7 @@ class Watch:
     def began(self, position: Position) -> None:
         if self.position is None or self.position.epoch is None:
             self.position = position
-        self._stands.open()
+        self._accepted.open()
 
     def take(self, events: Sequence[Event], size: int) -> None:
         self._queue.put(events)
@@ -114,4 +114,4 @@ class Watch:
 
     def failed(self, error: MarqueeError) -> None:
         self._queue.end(error)
-        self._stands.fail(error)
+        self._accepted.fail(error)
