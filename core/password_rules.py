@@ -31,7 +31,7 @@ def check_password(
         broken(f"String should have at least {MIN_PASSWORD_LENGTH} characters", "string_too_short")
     if len(password) > MAX_PASSWORD_LENGTH:
         broken(f"String should have at most {MAX_PASSWORD_LENGTH} characters", "string_too_long")
-        return found  # checking a text of any length further costs time and helps no one
+        return found  # the other checks would take time on a long text and add nothing useful
     if password and not any(character.isprintable() and not character.isspace() for character in password):
         broken("The password needs at least one visible character", "password_is_blank")
     key = name_key(password.strip())  # names are compared in this form

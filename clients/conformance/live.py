@@ -57,10 +57,10 @@ class CuttingProxy:
         left = self._chance.randint(*self._range)
         upstream: asyncio.StreamWriter | None = None
         try:
-            answers, upstream = await asyncio.open_connection(*self._address)
+            replies, upstream = await asyncio.open_connection(*self._address)
             up = asyncio.create_task(self._copy(reader, upstream))
             try:
-                while data := await answers.read(4096):
+                while data := await replies.read(4096):
                     if not self.is_calm:
                         if len(data) >= left:
                             writer.write(data[:left])  # the rest of the frame is dropped
@@ -215,7 +215,7 @@ async def _run(
         found = await report()
         ids = {each["body"]["id"] for each in found["requests"].values()}
         if len(ids) != live.requests or len(titles) % live.requests:
-            return f"expected {live.requests} movies, got {len(ids)} answers and {len(titles)} rows"
+            return f"expected {live.requests} movies, got {len(ids)} responses and {len(titles)} rows"
     return None
 
 

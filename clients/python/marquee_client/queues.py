@@ -1,4 +1,4 @@
-"""What stands between the socket, which must never wait, and the application, which may."""
+"""A queue and a gate between the socket, which must never wait, and the application, which may."""
 
 from __future__ import annotations
 

@@ -53,20 +53,22 @@ class PresenceSink(Protocol):
 
 
 class Session:
+    """One per client. Not thread-safe."""
+
     def __init__(self) -> None:
         self.epoch: str | None = None
         self.user_id: int | None = None
         self.is_welcome = False
-        self.welcomed_at: float | None = None  # of the present or the last connection
+        self.welcomed_at: float | None = None  # on the present or the last connection
         self.error: MarqueeError | None = None  # final
-        self.on_message: Callable[[], None] = lambda: None  # there is something to send
+        self.on_message: Callable[[], None] = lambda: None  # called when there is something to send
         self._heartbeat_seconds = DEFAULT_HEARTBEAT_SECONDS
         self._heard_at = self._pinged_at = 0.0
         self._is_pinged = False
         self._subscriptions: dict[Subscription, str] = {}  # with their names on this connection, in order of opening
         self._by_name: dict[str, Subscription] = {}
         self._presences: list[PresenceSink] = []
-        self._confirmed: set[int] = set()  # the presences that have their state, by id()
+        self._confirmed: set[int] = set()  # the presences that have received their state, by id()
         self._is_presence_asked = False
         self._waiting: deque[Call] = deque()
         self._sent: dict[int, Call] = {}
