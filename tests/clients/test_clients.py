@@ -120,7 +120,7 @@ def test_the_default_subscription_is_kept_small_unless_the_address_says_otherwis
     assert _with_small_default("ws://h/ws") == "ws://h/ws?topics=jobs&bulk=summary"
     assert _with_small_default("wss://h/ws?topics=movies&x=1") == "wss://h/ws?topics=movies&x=1&bulk=summary"
     for address in ("http://h/ws", "h/ws", ""):
-        with pytest.raises(ValueError, match="expected an address"):
+        with pytest.raises(ValueError, match="expected a URL"):
             Client(address)
 
 
