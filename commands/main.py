@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import main
 from core import logs
-from core.errors import InvalidInput, MarqueeError, Problem, message_of
+from core.errors import InvalidInput, MarqueeError, Problem, words_of
 from core.password_rules import check_password
 from core.settings import Settings, load_settings
 from repository.accounts import users
@@ -114,7 +114,7 @@ def run() -> None:
     except ValidationError as error:
         for each in error.errors(include_url=False, include_input=False):
             where = ".".join(str(part) for part in each["loc"])
-            message = message_of(each)
+            message = words_of(each)
             click.echo(f"Error: {where + ': ' if where else ''}{message}", err=True)
         sys.exit(2)
     except Problem as error:

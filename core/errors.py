@@ -35,7 +35,7 @@ class SettingsError(MarqueeError):
     """An invalid setting. The message is one sentence that names the variable."""
 
 
-def message_of(error: Mapping[str, Any]) -> str:
+def words_of(error: Mapping[str, Any]) -> str:
     """Return the message of a pydantic error, without the prefix that pydantic adds to our own ValueErrors."""
     return str(error["msg"]).removeprefix("Value error, ")
 

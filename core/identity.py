@@ -8,8 +8,6 @@ from enum import StrEnum
 
 CLOCK_LEEWAY_SECONDS = 5
 MAX_USER_ID = 2**63 - 1  # BIGINT
-PUBLIC_AUDIENCE = "public"
-ANONYMOUS_AUDIENCES = frozenset({PUBLIC_AUDIENCE})
 
 
 class Group(StrEnum):
@@ -39,6 +37,12 @@ class Identity:
     def audiences(self) -> frozenset[str]:
         """The values of `Event.audience` that this identity may see."""
         return frozenset({PUBLIC_AUDIENCE, f"user:{self.user_id}", f"group:{self.group}"})
+
+
+PUBLIC_AUDIENCE = "public"
+
+
+ANONYMOUS_AUDIENCES = frozenset({PUBLIC_AUDIENCE})
 
 
 def name_key(name: str) -> str:

@@ -17,7 +17,7 @@ from pydantic import EmailStr, Field, SecretStr, ValidationError, field_validato
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from core import rates
-from core.errors import SettingsError, message_of
+from core.errors import SettingsError, words_of
 
 # RFC 7518, section 3.2: an HMAC key must be at least as long as the hash.
 HASH_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
@@ -331,7 +331,7 @@ def load_settings(**overrides: Any) -> Settings:
         raise SettingsError(f".env: expected UTF-8, got something else at byte {error.start}.") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        message = message_of(first)
+        message = words_of(first)
         if not first["loc"]:
             raise SettingsError(f"{message}.") from None
         raise SettingsError(f"{str(first['loc'][0]).upper()}: {message[:1].lower()}{message[1:]}.") from None

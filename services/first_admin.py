@@ -7,7 +7,7 @@ import asyncio
 import structlog
 from pydantic import ValidationError
 
-from core.errors import Conflict, SettingsError, message_of
+from core.errors import Conflict, SettingsError, words_of
 from core.password_rules import check_password
 from core.settings import Settings
 from repository.accounts import users
@@ -33,7 +33,7 @@ async def create_first_admin(database: Database, settings: Settings) -> None:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = f"FIRST_ADMIN_{first['loc'][0]}".upper() if first["loc"] else "FIRST_ADMIN_USERNAME"
-        words = message_of(first)
+        words = words_of(first)
         raise SettingsError(f"{name}: {words[:1].lower()}{words[1:]}.") from None
     named = body.model_dump(exclude_unset=True, exclude={"password"})
     if await users.has_admin(database):

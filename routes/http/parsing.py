@@ -21,7 +21,7 @@ from core.errors import (
     Unauthenticated,
     Unavailable,
     UnsupportedMediaType,
-    message_of,
+    words_of,
 )
 from core.identity import Identity
 from core.stopping import Stopping
@@ -132,7 +132,7 @@ def problems_of(error: ValidationError, prefix: Sequence[str | int]) -> list[Fie
     found = []
     for each in error.errors(include_url=False, include_context=False, include_input=False):
         is_object = each["type"] in ("model_type", "model_attributes_type")
-        message = "Expected an object" if is_object else message_of(each)
+        message = "Expected an object" if is_object else words_of(each)
         found.append(FieldProblem((*prefix, *each["loc"]), message[:1].upper() + message[1:], each["type"]))
     return found
 

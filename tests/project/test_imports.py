@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.version import VERSION
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -302,7 +300,3 @@ def test_a_module_that_opens_something_is_found(tmp_path: Path) -> None:
 def test_the_wheel_holds_every_module() -> None:
     included = set(PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"])
     assert included == {f"{name}.py" if (ROOT / f"{name}.py").exists() else name for name in DEPTH}
-
-
-def test_the_version_is_that_of_the_package() -> None:
-    assert PROJECT["project"]["version"] == VERSION
