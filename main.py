@@ -79,7 +79,7 @@ def build_app(settings: Settings, *, hears_signals: bool = False) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         async with serve_in_background(settings) as state:
-            with state["stopping"].hearing_signals() if hears_signals else nullcontext():
+            with state["stopping"].begin_on_signals() if hears_signals else nullcontext():
                 yield state
 
     cors = Middleware(
@@ -183,7 +183,7 @@ async def serve_in_background(settings: Settings) -> AsyncIterator[Mapping[str, 
         # Whoever may see no more is told before what comes next goes out.
         feed.on_events += [registry.see, hub.publish, progress.see]
         feed.on_reset += [registry.see_reset, lambda reason: hub.reset(reason, feed.head.seq)]
-        database.on_commit += [bus.publish, runner.see]
+        database.on_commit += [bus.publish, runner.on_events]
         life = asyncio.create_task(
             _live_together(
                 bus.run(lambda: feed.head),
@@ -293,7 +293,7 @@ async def check_readiness(
 ) -> Mapping[str, str]:
     """One sentence a check, `ok` when all is well."""
     checks = {"service": "ok", "database": "ok", "bus": "ok", "feed": "ok"}
-    if stopping.is_leaving or life.done():
+    if stopping.is_draining or life.done():
         checks["service"] = "stopping"
     try:
         head = await event_log.head(database)

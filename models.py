@@ -1,7 +1,7 @@
 """The tables, for SQLite and PostgreSQL alike.
 
-In Python times and dates are the texts of `core/times.py`. Text compares by code point on both databases (collation
-"C"), never by locale, so that a filter gives one answer everywhere.
+Python code sees times and dates as the texts of `core/times.py`. Text compares by code point on both databases
+(collation "C"), never by locale, so that a filter matches the same rows everywhere.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class IsoDate(TypeDecorator[str]):
         return value.isoformat() if isinstance(value, date) else value
 
 
-# SQLite only counts a primary key up by itself when it is spelled INTEGER.
+# SQLite assigns a primary key by itself only if its type is spelled INTEGER.
 Id = BigInteger().with_variant(Integer(), "sqlite")
 Strings = JSON().with_variant(JSONB(), "postgresql")
 
@@ -101,7 +101,7 @@ users = Table(
     metadata,
     Column("id", Id, primary_key=True, autoincrement=True),
     Column("username", _text(50)),
-    # The normalised forms decide whether two people would have the same name.
+    # The normalised form, which makes names unique.
     Column("username_key", _text(200), unique=True),
     Column("email", _text(320)),
     Column("email_key", _text(320), unique=True),
@@ -118,12 +118,12 @@ users = Table(
     Column("gender", _text(20)),
     Column("date_of_birth", IsoDate),
     Column("info", _text()),
-    # The folder of the pictures in the storage.
+    # The folder of the account's pictures in the file storage.
     Column("avatar", _text(64)),
     Column("profile_created_at", UtcTime),
-    # Not active because nobody has followed the mailed link yet, rather than because an admin disabled it.
+    # The account is inactive because it has not been activated yet, not because an admin disabled it.
     Column("awaits_activation", Boolean, nullable=False),
-    # What is left of a deleted account is its number, which its movies still name.
+    # A deleted account keeps only its id, because its movies still refer to it.
     Column("deleted_at", UtcTime),
     Index("ix_users_avatar", "avatar"),
     Index(
@@ -156,7 +156,7 @@ movies = Table(
     Column("created_at", UtcTime, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
     Index("ix_movies_user_id", "user_id", "id"),
-    # An id is never given twice: a watcher must not take a new movie for a deleted one.
+    # Ids are never reused, so that no client mistakes a new movie for a deleted one.
     sqlite_autoincrement=True,
 )
 
@@ -193,30 +193,30 @@ genres = Table(
 sessions = Table(
     "sessions",
     metadata,
-    # What the claim `sid` of an access token names.
+    # The claim `sid` of access tokens.
     Column("id", _text(36), primary_key=True),
     Column("user_id", Id, ForeignKey("users.id"), nullable=False),
     Column("user_agent", _text(255)),
     Column("address", _text(64)),
     Column("created_at", UtcTime, nullable=False),
-    # When the last token of the session is no good any more; the clean-up ends what is past it.
+    # When the last token of the session expires; the clean-up then ends the session.
     Column("expires_at", UtcTime, nullable=False),
     Column("ended_at", UtcTime),
     Column("last_used_at", UtcTime, nullable=False),
-    # The claim `jti` of the one refresh token that is good; the older ones of the session are not.
+    # The claim `jti` of the only valid refresh token; older ones of the session are rejected.
     Column("refresh_id", _text(32)),
     Index("ix_sessions_user_id", "user_id", "created_at"),
     Index("ix_sessions_expires_at", "expires_at"),
 )
 
-# What links in mails carry. Only the digest of a token is kept.
+# The tokens of activation and password URLs in emails. Only the digest of a token is stored.
 one_time_tokens = Table(
     "one_time_tokens",
     metadata,
     Column("digest", _text(64), primary_key=True),
     Column("purpose", _text(16), nullable=False),
     Column("user_id", Id, ForeignKey("users.id"), nullable=False),
-    # The address that the link was mailed to, which following it proves.
+    # The address that received the URL; using the token proves that its owner reads that address.
     Column("email", _text(320)),
     Column("created_at", UtcTime, nullable=False),
     Column("expires_at", UtcTime, nullable=False),
@@ -224,19 +224,20 @@ one_time_tokens = Table(
     Index("ix_one_time_tokens_expires_at", "expires_at"),
 )
 
-# Mails to be sent, and for a day those that were. They are written out when they are sent, so that no token lies here.
+# The outbox: emails to be sent, and for a day those that were sent. The text is composed on delivery, so that the table
+# holds no tokens.
 mails = Table(
     "mails",
     metadata,
     Column("id", Id, primary_key=True, autoincrement=True),
-    # Empty while nobody has looked whether the recipient has an account.
+    # Null until the recipient's account has been looked up.
     Column("user_id", Id, ForeignKey("users.id")),
     Column("kind", _text(32), nullable=False),
     Column("recipient", _text(320), nullable=False),
     Column("details", Strings, nullable=False),
     Column("created_at", UtcTime, nullable=False),
-    # Seconds since 1970 by the database's clock: when to try next, or when the lease of who tries now runs out. Empty
-    # when nobody is to try again.
+    # Seconds since 1970 by the database's clock: when the next attempt is due, or when the lease of the present attempt
+    # expires. Null when no further attempt is made.
     Column("due_at", Float),
     Column("attempts", Integer, nullable=False),
     Column("lease_owner", String(64)),
@@ -247,7 +248,7 @@ mails = Table(
     sqlite_autoincrement=True,
 )
 
-# What admins did to accounts. No foreign keys: it is kept whatever becomes of them.
+# What admins did to accounts. No foreign keys, because entries outlive the accounts.
 audit = Table(
     "audit",
     metadata,
@@ -263,13 +264,13 @@ audit = Table(
     sqlite_autoincrement=True,
 )
 
-# Workers that have rows in `presence`; what is past `until` (the database's clock) is a ghost's.
+# Workers that have rows in `presence`. A worker past `until` (by the database's clock) is dead, and so are its rows.
 workers = Table(
     "workers",
     metadata,
     Column("id", String(32), primary_key=True),
     Column("until", Float, nullable=False),
-    # Goes up with each change of its rows, so that others read them only when there is something new.
+    # Incremented with each change of the worker's rows, so that other workers read them only after a change.
     Column("version", Integer, nullable=False),
 )
 
@@ -278,11 +279,11 @@ presence = Table(
     metadata,
     Column("worker", String(32), primary_key=True),
     Column("topic", String(32), primary_key=True),
-    # 0 stands for everybody who has not signed in, so there is no foreign key.
+    # 0 stands for all anonymous clients, so there is no foreign key.
     Column("user_id", Id, primary_key=True, autoincrement=False),
     Column("username", _text(50)),
     Column("connections", Integer, nullable=False),
-    # Connections that ended a moment ago.
+    # Connections that ended so recently that they still count as present.
     Column("lingering", Integer, nullable=False),
 )
 
@@ -302,7 +303,7 @@ events = Table(
     Column("operation", String(16), nullable=False),
     Column("entity_id", String(36)),
     Column("audience", String(64), nullable=False),
-    # Encoded JSON: what the frame's "data" holds, and what the rows were before.
+    # Encoded JSON: the member "data" of the frame, and the rows before the change.
     Column("payload", LargeBinary, nullable=False),
     Column("before", LargeBinary),
     Column("changed", Text),
@@ -329,7 +330,7 @@ jobs = Table(
     Column("error", Text),
     Column("attempts", Integer, nullable=False),
     Column("lease_owner", String(64)),
-    # Seconds since 1970 by the database's clock, so that workers need not agree on the time.
+    # Seconds since 1970 by the database's clock, so that the clocks of workers do not matter.
     Column("lease_until", Float),
     Index("ix_jobs_state", "state", "lease_until"),
     Index("ix_jobs_user_id", "user_id"),

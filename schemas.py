@@ -1,7 +1,7 @@
-"""What comes in and what goes out, as pydantic models: the source of validation, OpenAPI and the docs.
+"""The vocabulary of request and response bodies, as pydantic types: the source of validation and of OpenAPI.
 
-Input models refuse unknown fields. A constraint that the code enforces is also in the model's JSON Schema, so that
-whatever a client can validate for itself, it can.
+Request models reject unknown fields. Every constraint that a type enforces is also in its JSON Schema, so that clients
+can validate before they send.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ MAX_BULK_ROWS = 10_000
 MAX_GENERATED_ROWS = 1_000_000
 MAX_PAGE = 1_000
 DEFAULT_PAGE = 50
-MAX_AMOUNT = 2**53 - 1  # the largest integer that every JSON reader holds exactly (RFC 8259, section 6)
+# One entity with every text at its maximum length and every character escaped; also the largest websocket message.
+MAX_BODY_BYTES = 256 * 1024
+MAX_AMOUNT = 2**53 - 1  # the largest integer that every JSON parser represents exactly (RFC 8259, section 6)
 
-# PostgreSQL cannot store NUL in text. The second form asks for something to read besides. Blanks are written out:
-# `\s` is another set in Python, in Rust (which checks here) and in ECMAScript (which JSON Schema means).
+# PostgreSQL cannot store NUL in text. VISIBLE also requires one visible character. White space is listed explicitly,
+# because `\s` differs between Python, Rust (used by pydantic) and ECMAScript (used by JSON Schema).
 BLANK = r"\x00-\x20\x7f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 NO_NUL = r"^[^\x00]*$"
 VISIBLE = rf"^[^\x00]*[^{BLANK}][^\x00]*$"
+UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
 _INTEGER = re.compile(r"-?[0-9]{1,19}", re.ASCII)
@@ -39,14 +42,14 @@ def _iso_date(value: Any) -> Any:
 
 
 def _written_integer(value: Any) -> Any:
-    """Paths and queries are text: one way to write a number, where pydantic takes `1_000`, ` 1 ` and `1.0`, too."""
+    """Accept plain decimal digits only; pydantic would also accept `1_000`, ` 1 ` and `1.0`."""
     if not isinstance(value, str) or not _INTEGER.fullmatch(value):
         raise ValueError("expected an integer")
     return value
 
 
 def _whole(value: Any) -> Any:
-    # In JSON Schema 7.0 is an integer (2020-12, section 4.2.3). Beyond 2**53 a float is not what somebody wrote.
+    # In JSON Schema, 7.0 is an integer (2020-12, section 4.2.3). Beyond 2**53, a float is no longer exact.
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_AMOUNT else value
 
 
@@ -59,8 +62,9 @@ def _unique(values: list[str]) -> list[str]:
 Whole = Annotated[int, Field(strict=True)]
 WHOLE = BeforeValidator(_whole)
 Id = Annotated[int, Field(strict=True, ge=1, le=MAX_ID), WHOLE]
-WRITTEN_INTEGER = BeforeValidator(_written_integer)  # after the bounds, which else are lost to the JSON Schema
+WRITTEN_INTEGER = BeforeValidator(_written_integer)  # after the bounds, or they are lost from the JSON Schema
 PathId = Annotated[int, Field(ge=1, le=MAX_ID), WRITTEN_INTEGER]
+Uuid = Annotated[str, Field(pattern=f"^{UUID}$")]
 Line = Annotated[str, Field(min_length=1, max_length=255, pattern=VISIBLE)]
 Prose = Annotated[str, Field(max_length=10_000, pattern=NO_NUL)]
 Word = Annotated[str, Field(min_length=1, max_length=50, pattern=VISIBLE)]
@@ -78,7 +82,7 @@ class Body(BaseModel):
 
 
 class Answer(BaseModel):
-    # For the documents; nothing is checked against them while the service runs, so building them can wait until then.
+    # Response models only describe, they validate nothing at run time, so their building is deferred.
     model_config = ConfigDict(extra="forbid", defer_build=True)
 
 
@@ -127,7 +131,7 @@ class Health(Answer):
 
 class Readiness(Answer):
     status: Literal["ready", "degraded", "not_ready"]
-    checks: dict[str, str] = Field(description="One sentence a check; ok when all is well")
+    checks: dict[str, str] = Field(description="One sentence per check; ok if it passed")
 
 
 # --- what can be filtered, sorted and searched

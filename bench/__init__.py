@@ -1,1 +1,1 @@
-"""Measurements. Each module is run by itself and prints what it measured, with the command that repeats it."""
+"""Benchmarks. Each module is a program that prints its measurements."""

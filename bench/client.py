@@ -1,4 +1,4 @@
-"""A port for a service, and a client that is signed in at one that is just starting."""
+"""A free port for a service, and a signed-in client for a service that is starting."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def signed_in(port: int) -> AsyncIterator[httpx.AsyncClient]:
-    """A client with a token, when the service on this port is ready."""
+    """Wait until the service on this port is ready, register, and yield a client with a token."""
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         for _ in range(ATTEMPTS):
             try:

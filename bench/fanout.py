@@ -1,5 +1,4 @@
-"""What a write costs the service when many watch: all of them everything, one filter that all share, a filter of each
-watcher's own that never matches, and one of its own that always does.
+"""The cost of a write with many watchers: without a filter, with one shared filter, and with a different filter each.
 
 python -m bench.fanout [watchers] [writes]
 """
@@ -26,7 +25,7 @@ from bench.client import free_port, signed_in
 ROOT = Path(__file__).resolve().parent.parent
 WRITERS = 4
 TICKS = os.sysconf("SC_CLK_TCK")
-# What the watcher with this number asks for; every movie that is written is of 1949 and lasts 104 minutes.
+# The filter of the watcher with a number, and whether it matches the movies written, which last 104 minutes.
 KINDS: dict[str, tuple[Callable[[int], Any], bool]] = {
     "everything": (lambda number: None, True),
     "one filter for all": (lambda number: {"duration_minutes": 104}, True),
@@ -69,7 +68,7 @@ async def measure(port: int, pid: int, watchers: int, writes: int) -> None:
         await asyncio.gather(*(_write(client, writes // WRITERS) for _ in range(WRITERS)))
         alone = (_cpu_seconds(pid) - before) * 1000 / writes
         print(
-            f"{watchers} watchers, {writes} writes by {WRITERS} at once; one that nobody sees: {alone:.2f} ms of CPU\n"
+            f"{watchers} watchers, {writes} writes by {WRITERS} at once; a write without watchers: {alone:.2f} ms CPU\n"
         )
         print(f"{'':36}{'writes/s':>10}{'frames/s':>10}{'CPU ms/write':>14}{'µs/watcher':>12}")
         for kind, (wanted, matches) in KINDS.items():

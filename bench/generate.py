@@ -1,4 +1,4 @@
-"""Rows per second of the bulk generator on SQLite with one watcher; pauses of the event loop; memory.
+"""The bulk generator on SQLite with one watcher: rows per second, pauses of the event loop, memory.
 
 python -m bench.generate [rows]
 """
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 async def _watch(url: str, rows: int, ready: asyncio.Event) -> tuple[int, int, float]:
-    """Count rows and look for gaps, as cheaply as a client can. Answers rows, frames and the time of the last."""
+    """Count rows as cheaply as possible. Return the rows, the frames and the time of the last frame."""
     seen = frames = 0
     async with connect(url, max_size=None) as socket:
         await socket.recv()
@@ -37,7 +37,7 @@ async def _watch(url: str, rows: int, ready: asyncio.Event) -> tuple[int, int, f
 
 async def measure(port: int, rows: int, probe: Path) -> None:
     async with signed_in(port) as client:
-        # The first job fills the word pools; measure what comes after.
+        # The first job fills the word pools and is not measured.
         await client.post("/movies/generate/1000")
         while (await client.get("/jobs?state=done")).json() == []:
             await asyncio.sleep(0.05)

@@ -1,7 +1,7 @@
-"""The service with a probe in its event loop: serves as `python main.py` does and writes what it saw to a file.
+"""The service with a probe in its event loop. Serves as `python main.py` does, and writes measurements to a file.
 
-The probe sleeps for a millisecond at a time; how much later than that it wakes is how long something else held the loop
-(or how long the machine gave the processor to another process: measure on a quiet one).
+The probe sleeps for a millisecond at a time. How much later it wakes is how long the loop was blocked, or how long the
+machine ran other processes: measure on a quiet machine.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Whether the time that an answer takes tells who has an account: signing in, and asking for mails.
+"""Whether response times of sign-in and of emailed-link requests reveal which accounts exist.
 
 python -m bench.sign_in [rounds]
 
-Each round asks every question once, in an order of its own, so that what slows the machine slows all of them alike.
+Each round sends every request once, in random order, so that load on the machine affects all of them equally.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from bench.client import PASSWORD, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 ADMIN = ("chief", "the chief of bench")
-PAUSE_SECONDS = 0.05  # between questions, so that a mail on its way does not slow the next one
+PAUSE_SECONDS = 0.05  # between requests, so that sending an email does not slow the next one
 
 Question = Callable[[int], Awaitable[httpx.Response]]
 
 
 class People:
-    """Accounts that exist, and the questions about them and about nobody. `client` is nobody's."""
+    """The accounts, and the requests about existing and missing ones. `client` is not signed in."""
 
     def __init__(self, client: httpx.AsyncClient, rounds: int) -> None:
         self._client = client
         self._rounds = rounds
 
     async def register(self) -> None:
-        """Two for each round: one mail a minute goes to an account, and each round is to send one."""
+        """Register two accounts per round: an account gets one email a minute, and each round must send one."""
         login = await self._login(*ADMIN)
         admin = {"Authorization": f"Bearer {login.raise_for_status().json()['access_token']}"}
         actions = {"anna": "activate", "disabled": "deactivate", "waiting": None}
@@ -57,7 +57,7 @@ class People:
         return await self._client.post(path, json={"email": f"{name}@example.org"})
 
     def questions(self) -> dict[str, dict[str, Question]]:
-        """By group; the first of each is what the others are compared with."""
+        """Return the requests by group. The first of each group is the one that the others are compared with."""
         wrong = "not the password"
         forgot, resend = "/auth/password/forgot", "/auth/activate/resend"
         return {
@@ -65,20 +65,20 @@ class People:
                 "an account": lambda _: self._login("anna", wrong),
                 "its address": lambda _: self._login("anna@example.org", wrong),
                 "a disabled account": lambda _: self._login("disabled", wrong),
-                "one that waits": lambda _: self._login("waiting", wrong),
-                "nobody's name": lambda n: self._login(f"nobody{n}", wrong),
-                "nobody's address": lambda n: self._login(f"nobody{n}@example.org", wrong),
+                "an account not activated": lambda _: self._login("waiting", wrong),
+                "an unknown name": lambda n: self._login(f"nobody{n}", wrong),
+                "an unknown address": lambda n: self._login(f"nobody{n}@example.org", wrong),
             },
             "forgot": {
                 "an account": lambda n: self._ask_mail(forgot, f"forgetful{n}"),
-                "one that got a mail just now": lambda _: self._ask_mail(forgot, "anna"),
+                "one that just got an email": lambda _: self._ask_mail(forgot, "anna"),
                 "a disabled account": lambda _: self._ask_mail(forgot, "disabled"),
-                "nobody": lambda n: self._ask_mail(forgot, f"nobody{n}"),
+                "an unknown address": lambda n: self._ask_mail(forgot, f"nobody{n}"),
             },
             "resend": {
-                "one that waits": lambda n: self._ask_mail(resend, f"waiting{n}"),
-                "one that is active": lambda _: self._ask_mail(resend, "anna"),
-                "nobody": lambda n: self._ask_mail(resend, f"nobody{n}"),
+                "an account not activated": lambda n: self._ask_mail(resend, f"waiting{n}"),
+                "an active account": lambda _: self._ask_mail(resend, "anna"),
+                "an unknown address": lambda n: self._ask_mail(resend, f"nobody{n}"),
             },
         }
 

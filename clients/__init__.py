@@ -1,1 +1,1 @@
-"""Clients of the service, each usable on its own, and the run of scenarios that every client has to pass."""
+"""Clients of the service, each usable on its own, and the conformance scenarios that every client must pass."""

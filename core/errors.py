@@ -1,9 +1,9 @@
-"""Every error the service raises on purpose, in one tree, and every code it closes a websocket with.
+"""Every error that the service raises on purpose, in one tree, and every code it closes a websocket with.
 
 MarqueeError
-├── SettingsError            a wrong setting: stops the start with one sentence
-└── Problem                  answered to the caller: an HTTP status, or an error reply on the socket
-    ├── InvalidInput         422, every problem at once
+├── SettingsError            an invalid setting: the service does not start
+└── Problem                  reported to the client: an HTTP status, or an error reply on the socket
+    ├── InvalidInput         422, lists every problem
     ├── Unauthenticated      401
     ├── Forbidden            403
     ├── NotFound             404
@@ -32,17 +32,17 @@ class MarqueeError(Exception):
 
 
 class SettingsError(MarqueeError):
-    """A setting that cannot be used; the message is one sentence that names the variable."""
+    """An invalid setting. The message is one sentence that names the variable."""
 
 
 def words_of(error: Mapping[str, Any]) -> str:
-    """What one of pydantic's errors says, without the name of the exception that our own validators raise."""
+    """Return the message of a pydantic error, without the prefix that pydantic adds to our own ValueErrors."""
     return str(error["msg"]).removeprefix("Value error, ")
 
 
 @dataclass(frozen=True, slots=True)
 class FieldProblem:
-    """One thing wrong with the input: where, what was expected, and a stable machine-readable kind."""
+    """One problem of the input: its place, what was expected, and a stable machine-readable type."""
 
     loc: tuple[str | int, ...]
     msg: str
@@ -53,9 +53,9 @@ class FieldProblem:
 
 
 class Problem(MarqueeError):
-    """An error that is the caller's to read.
+    """An error that is reported to the client.
 
-    `detail` is what the body's "detail" holds: a sentence, or a list of field problems.
+    `detail` becomes the member "detail" of the body: a sentence, or a list of field problems.
     """
 
     status = 500
@@ -111,7 +111,7 @@ class RequestTimeout(Problem):
 
 
 class Conflict(Problem):
-    """Also a body that names something that does not exist: the input is well formed, the state forbids it."""
+    """Also raised for a body that refers to a row that does not exist: the input is valid, the state forbids it."""
 
     status = 409
     code = "conflict"
@@ -150,7 +150,7 @@ class TooManyRequests(Problem):
 
 
 class Unavailable(Problem):
-    """The database, or the storage of files, cannot be reached; nothing was written."""
+    """The database or the file storage cannot be reached; nothing was written."""
 
     status = 503
     code = "unavailable"
@@ -160,8 +160,8 @@ class Unavailable(Problem):
 class CloseCode(IntEnum):
     """Why the service closes a websocket.
 
-    4000–4499: reconnect and resume. 4500–4999: do not reconnect before something has changed.
-    The standard ones (RFC 6455, section 7.4.1) are listed because clients meet them here.
+    4000–4499: reconnect and resume. 4500–4999: do not reconnect until the cause is resolved.
+    The standard codes that the service sends (RFC 6455, section 7.4.1) are listed as well.
     """
 
     SERVICE_RESTART = 1012
@@ -174,13 +174,16 @@ class CloseCode(IntEnum):
     PROTOCOL_ERROR = 4509
 
 
+# What one side reports when the connection ended without a close frame (RFC 6455, section 7.4.1). Never sent.
+NO_CLOSE_FRAME = 1006
+
 CLOSE_REASONS: Mapping[CloseCode, str] = {
     CloseCode.SERVICE_RESTART: "service restart: reconnect and resume",
     CloseCode.MESSAGE_TOO_BIG: "frame too big",
     CloseCode.INVALID_TEXT: "text frame is not UTF-8",
-    CloseCode.TOO_SLOW: "too slow: nothing was read for too long; reconnect and resume",
+    CloseCode.TOO_SLOW: "client too slow: reconnect and resume",
     CloseCode.TOO_MANY_MESSAGES: "too many messages: reconnect later and resume",
-    CloseCode.TOKEN_EXPIRED: "token expired, revoked or not accepted: sign in again",
+    CloseCode.TOKEN_EXPIRED: "token expired, revoked or invalid: sign in again",
     CloseCode.FORBIDDEN: "forbidden",
     CloseCode.PROTOCOL_ERROR: "protocol error",
 }

@@ -1,9 +1,9 @@
-"""The filter grammar, one parser for REST lists and subscriptions.
+"""The filter grammar: one parser for REST lists and subscriptions.
 
-A filter is a conjunction of conditions `field operator value` and, beside them, at most one disjunction of groups of
-conditions. In a query it is written `rating[gte]=50&or[0][genre]=Drama&or[1][country]=GB`, in JSON
+A filter is a conjunction of conditions `field operator value` and, optionally, one disjunction of groups of conditions.
+A query writes it as `rating[gte]=50&or[0][genre]=Drama&or[1][country]=GB`, JSON as
 `{"rating": {"gte": 50}, "or": [{"genre": "Drama"}, {"country": "GB"}]}`; no operator means `eq`. Text is compared by
-code point; `contains` and `prefix` ignore case. A field without a value matches only `ne`. Pure: values in, values out.
+code point; `contains` and `prefix` ignore case. A null field matches only `ne`. This module is pure: it does no I/O.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from core import times
 from core.errors import FieldProblem
 
 MAX_VALUES_IN_LIST = 100  # of one `in`
-MAX_CONDITIONS = 200  # every field with every operator fits
+MAX_CONDITIONS = 200  # enough for every field with every operator
 MAX_GROUPS = 20
-MAX_PROBLEMS = 100  # of one filter; what is wrong after that is not looked for
+MAX_PROBLEMS = 100  # reported for one filter; checking stops there
 MAX_TEXT_LENGTH = 1_000
-MAX_LISTED_TEXT_LENGTH = 255  # in a list: all of one list fit into a URL, which HTTP parsers cut at 64 KiB
+MAX_LISTED_TEXT_LENGTH = 255  # of one value of `in`, so that a full list fits into a URL of 64 KiB
 MAX_INTEGER = 2**63 - 1  # BIGINT
 
 
@@ -34,7 +34,7 @@ class FieldType(StrEnum):
     DATE = "date"
     TIME = "time"
     BOOLEAN = "boolean"
-    STRINGS = "strings"  # an array of texts: eq means "holds", ne "does not hold", in "holds one of"
+    STRINGS = "strings"  # an array of strings: eq means "contains", ne "does not contain", in "contains one of"
 
 
 class Op(StrEnum):
@@ -61,11 +61,11 @@ OPERATORS: Mapping[FieldType, tuple[Op, ...]] = {
 
 EXPECTED: Mapping[FieldType, str] = {
     FieldType.INTEGER: "an integer of at most 64 bits",
-    FieldType.TEXT: f"a text of at most {MAX_TEXT_LENGTH} characters without NUL",
+    FieldType.TEXT: f"a string of at most {MAX_TEXT_LENGTH} characters without NUL",
     FieldType.DATE: "a date such as 1999-12-31",
     FieldType.TIME: "a time such as 1999-12-31T23:59:59Z",
     FieldType.BOOLEAN: "true or false",
-    FieldType.STRINGS: f"a text of at most {MAX_TEXT_LENGTH} characters without NUL",
+    FieldType.STRINGS: f"a string of at most {MAX_TEXT_LENGTH} characters without NUL",
 }
 
 Scalar = int | str
@@ -73,9 +73,9 @@ Scalar = int | str
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A filterable field: `column` is its name in the entity, which the query name may differ from.
+    """A filterable field. `name` is its name in filters, `column` its name in the entity.
 
-    With `choices`, what it is compared with as a whole must be one of them.
+    With `choices`, a value compared by `eq`, `ne` or `in` must be one of them.
     """
 
     name: str
@@ -93,9 +93,9 @@ class Condition:
 
 @dataclass(frozen=True)
 class Filter:
-    """Every condition of `all`, and of one of the groups in `any` if there are groups.
+    """A row matches when it meets every condition of `all` and, if there are groups, every condition of one of `any`.
 
-    Made by `build`, equal filters are equal values however they were written.
+    Filters made by `build` are normalised: equivalent spellings compare equal.
     """
 
     all: tuple[Condition, ...] = ()
@@ -106,7 +106,7 @@ class Filter:
         return hash((self.all, self.any))
 
     def __hash__(self) -> int:
-        # Once: filters may be large, and they are looked up with every event.
+        # Cached: filters may be large, and each event looks them up.
         return self._hash
 
     def __bool__(self) -> bool:
@@ -117,11 +117,12 @@ EVERYTHING = Filter()
 
 
 def build(conditions: Iterable[Condition], groups: Iterable[Iterable[Condition]] = ()) -> Filter:
+    """Return the normalised filter: conditions and groups sorted, each once."""
     return Filter(_sorted(conditions), tuple(sorted({_sorted(group) for group in groups}, key=repr)))
 
 
 def _sorted(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
-    # The representation orders values of different types, which do not compare.
+    # By representation, because values of different types do not compare.
     return tuple(sorted(set(conditions), key=repr))
 
 
@@ -136,7 +137,7 @@ _BOOLEANS: Mapping[str, bool] = {"true": True, "false": False}
 def parse_query(
     items: Iterable[tuple[str, str]], fields: Mapping[str, Field], known: frozenset[str] = frozenset()
 ) -> tuple[Filter, list[FieldProblem]]:
-    """A filter from query items. Names in `known` belong to others and are passed over."""
+    """Parse query items. Return the filter and every problem found; parameters named in `known` are skipped."""
     conditions: list[Condition] = []
     groups: dict[str, list[Condition]] = {}
     problems: list[FieldProblem] = []
@@ -152,7 +153,7 @@ def parse_query(
             continue
         op = match[4] or "eq"
         found = _condition(fields[name], op, raw.split(",") if op == Op.IN else raw)
-        if isinstance(found, _Wrong):
+        if isinstance(found, _Invalid):
             problems.append(FieldProblem(loc, found.expected, found.type))
         else:
             (groups.setdefault(match[1], []) if match[1] is not None else conditions).append(found)
@@ -163,7 +164,7 @@ def parse_query(
 def parse_json(
     value: Any, fields: Mapping[str, Field], loc: tuple[str | int, ...] = ("filter",)
 ) -> tuple[Filter, list[FieldProblem]]:
-    """A filter from JSON."""
+    """Parse the JSON form. Return the filter and every problem found, each with its place below `loc`."""
     if not isinstance(value, dict):
         return Filter(), [FieldProblem(loc, 'Expected an object such as {"rating": {"gte": 50}}', "invalid_filter")]
     problems: list[FieldProblem] = []
@@ -172,7 +173,7 @@ def parse_json(
     listed = value.get(OR, [])
     groups: list[list[Condition]] = []
     if OR in value and not (isinstance(listed, list) and listed and all(isinstance(one, dict) for one in listed)):
-        problems.append(FieldProblem((*loc, OR), "Expected a list of filters, at least one", "invalid_filter"))
+        problems.append(FieldProblem((*loc, OR), "Expected a list of one or more filters", "invalid_filter"))
     else:
         for number, one in enumerate(listed[: MAX_GROUPS + 1]):
             if not one:
@@ -195,14 +196,14 @@ def _parse_object(
         field = fields.get(name)
         if field is None:
             names = ", ".join(sorted(fields))
-            expected = "A group holds no other groups" if name == OR else f"Unknown field; expected one of {names}"
+            expected = "Groups cannot be nested" if name == OR else f"Unknown field; expected one of {names}"
             problems.append(FieldProblem((*loc, name), expected, "unknown_field"))
             continue
         if isinstance(member, dict) and not member:
             problems.append(FieldProblem((*loc, name), "Expected at least one operator", "invalid_filter"))
         for op, raw in member.items() if isinstance(member, dict) else [("eq", member)]:
-            found = _condition(field, op, _as_written(raw) if field.kind in _NO_TEXT else raw)
-            if isinstance(found, _Wrong):
+            found = _condition(field, op, _json_value(raw) if field.kind in _NO_TEXT else raw)
+            if isinstance(found, _Invalid):
                 place = (*loc, name, op) if isinstance(member, dict) else (*loc, name)
                 problems.append(FieldProblem(place, found.expected, found.type))
             else:
@@ -213,10 +214,13 @@ def _parse_object(
 _NO_TEXT = (FieldType.INTEGER, FieldType.BOOLEAN)
 
 
-def _as_written(raw: Any) -> Any:
-    """In JSON a number or a truth value is no text, and 50.0 is an integer (JSON Schema 2020-12, section 4.2.3)."""
+def _json_value(raw: Any) -> Any:
+    """Return a JSON value as a number or boolean field accepts it: no strings, and 50.0 as an integer.
+
+    A string becomes None, which is invalid. 50.0 is an integer by JSON Schema 2020-12, section 4.2.3.
+    """
     if isinstance(raw, list):
-        return [_as_written(item) for item in raw]
+        return [_json_value(item) for item in raw]
     if isinstance(raw, str):
         return None
     return int(raw) if isinstance(raw, float) and raw.is_integer() else raw
@@ -235,25 +239,25 @@ def _too_many(
 
 
 @dataclass(frozen=True, slots=True)
-class _Wrong:
+class _Invalid:
     expected: str
     type: str = "invalid_filter"
 
 
-def _condition(field: Field, name: str, raw: Any) -> Condition | _Wrong:
-    """The condition, or what was expected."""
+def _condition(field: Field, name: str, raw: Any) -> Condition | _Invalid:
+    """Return the condition, or what was expected instead."""
     allowed = OPERATORS[field.kind]
     if name not in allowed:
-        return _Wrong(f"Unknown operator; expected one of {', '.join(allowed)}", "unknown_operator")
+        return _Invalid(f"Unknown operator; expected one of {', '.join(allowed)}", "unknown_operator")
     op = Op(name)
     if op is not Op.IN:
         value = _parse_value(field, op, raw)
-        return Condition(field, op, value) if value is not None else _Wrong(_expected(field))
+        return Condition(field, op, value) if value is not None else _Invalid(_expected(field))
     if not isinstance(raw, list) or not 1 <= len(raw) <= MAX_VALUES_IN_LIST:
-        return _Wrong(f"Expected 1 to {MAX_VALUES_IN_LIST} values")
+        return _Invalid(f"Expected 1 to {MAX_VALUES_IN_LIST} values")
     values = [_parse_value(field, op, item, MAX_LISTED_TEXT_LENGTH) for item in raw]
     if any(value is None for value in values):
-        return _Wrong(f"{_expected(field)}, comma separated in a query, a list in JSON")
+        return _Invalid(f"{_expected(field)} in each value: comma-separated in a query, a list in JSON")
     listed = {value for value in values if value is not None}
     return Condition(field, op, tuple(sorted(listed, key=lambda value: (str(type(value)), value))))
 
@@ -290,12 +294,15 @@ Matcher = Callable[[Row], bool]
 
 
 def without_case(text: str) -> str:
-    """The form in which `contains`, `prefix` and search compare. A sigma lowers to another letter at a word's end."""
+    """Return the form in which `contains`, `prefix` and search compare text.
+
+    Python lowercases a sigma to another letter at the end of a word, so both forms become one.
+    """
     return text.lower().replace("ς", "σ")
 
 
 def matcher_of(wanted: Filter) -> Matcher:
-    """What decides whether an entity (as `GET` returns it) matches: the same answer as the database gives."""
+    """Return a predicate on entities as `GET` returns them. It agrees with the SQL of the same filter."""
     tests = [_test(condition) for condition in wanted.all]
     groups = [[_test(condition) for condition in group] for group in wanted.any]
 

@@ -1,4 +1,4 @@
-"""Who a request comes from, and which events that identity may see."""
+"""The identity of a client, and which events it may see."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 CLOCK_LEEWAY_SECONDS = 5
-
-
-MAX_USER_ID = 2**63 - 1  # what the database can look for
+MAX_USER_ID = 2**63 - 1  # BIGINT
 
 
 class Group(StrEnum):
@@ -21,7 +19,7 @@ class Group(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who is asking. `expires_at` is the token's end in seconds since 1970."""
+    """A signed-in user. `expires_at` is when the access token expires, in seconds since 1970."""
 
     user_id: int
     group: Group
@@ -38,7 +36,7 @@ class Identity:
 
     @property
     def audiences(self) -> frozenset[str]:
-        """Which events it may see (`Event.audience`)."""
+        """The values of `Event.audience` that this identity may see."""
         return frozenset({PUBLIC_AUDIENCE, f"user:{self.user_id}", f"group:{self.group}"})
 
 
@@ -64,13 +62,13 @@ def unique_key(name: str) -> str:
 
 
 def name_key(name: str) -> str:
-    """The form in which two spellings of one name are equal (Unicode NFKC, case folded)."""
+    """Return the form in which equivalent spellings of a name are equal (Unicode NFKC, case folded)."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a good token says; whether the session goes on, only the database knows."""
+    """The claims of a valid token. Whether its session is still open, only the database knows."""
 
     user_id: int
     session_id: str

@@ -1,4 +1,4 @@
-"""One stream of structured log lines, console or JSON, for our loggers and the libraries' alike."""
+"""Structured log lines on stderr, as console text or JSON, from our loggers and from those of the libraries."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from structlog.typing import Processor
 
 
 def configure(log_format: str, log_level: str) -> None:
+    """Set up logging for the process. `log_format` and `log_level` are the settings LOG_FORMAT and LOG_LEVEL."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -20,7 +21,7 @@ def configure(log_format: str, log_level: str) -> None:
     if log_format == "json":
         last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        # Plain tracebacks: the pretty ones print local variables, passwords and tokens among them.
+        # Plain tracebacks: the rich ones print local variables, including passwords and tokens.
         plain = structlog.dev.plain_traceback
         last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     handler = logging.StreamHandler(sys.stderr)
@@ -37,7 +38,7 @@ def configure(log_format: str, log_level: str) -> None:
         logger = logging.getLogger(noisy)
         logger.handlers = []
         logger.propagate = True
-        # They tell at info what our own lines tell, and uvicorn's tell the query strings of sockets.
+        # At info they repeat our own lines, and uvicorn logs the query strings of sockets.
         logger.setLevel(max(logging.WARNING, root.level))
     structlog.configure(
         processors=[

@@ -1,4 +1,4 @@
-"""What a new password must be. Passwords that are in use already are not held to it: nobody is locked out by a rule."""
+"""Rules for new passwords. Existing passwords are not checked, so that a new rule locks out no account."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from core.errors import FieldProblem
 from core.identity import name_key
 
 MIN_PASSWORD_LENGTH = 8
-MAX_PASSWORD_LENGTH = 128  # argon2 takes any length; this bounds what has to be hashed
+MAX_PASSWORD_LENGTH = 128  # bounds the work of hashing; argon2 itself takes any length
 _COMMON = Path(__file__).with_name("common_passwords.txt")
 
 
@@ -21,7 +21,7 @@ def check_password(
     needs_mix: bool,
     loc: tuple[str | int, ...] = ("body", "password"),
 ) -> list[FieldProblem]:
-    """Every rule that the password breaks, at once. `needs_mix` is the setting PASSWORD_MIX."""
+    """Return one problem for each rule that the password breaks. `needs_mix` is the setting PASSWORD_MIX."""
     found = []
 
     def broken(message: str, kind: str) -> None:
@@ -31,21 +31,21 @@ def check_password(
         broken(f"String should have at least {MIN_PASSWORD_LENGTH} characters", "string_too_short")
     if len(password) > MAX_PASSWORD_LENGTH:
         broken(f"String should have at most {MAX_PASSWORD_LENGTH} characters", "string_too_long")
-        return found  # the rest would say nothing new of what is no password anyway
+        return found  # the other checks would take time on a long text and add nothing useful
     if password and not any(character.isprintable() and not character.isspace() for character in password):
-        broken("The password needs something besides blanks", "password_is_blank")
-    key = name_key(password.strip())  # as names are
+        broken("The password needs at least one visible character", "password_is_blank")
+    key = name_key(password.strip())  # names are compared in this form
     if key in _names(username, email):
-        broken("The password is the name or the address of the account", "password_is_name")
+        broken("The password must differ from the username and the email address", "password_is_name")
     if key in common_passwords():
-        broken("The password is among the thousand that are tried first", "password_is_common")
+        broken("The password is too common", "password_is_common")
     if needs_mix:
         if not any(character.islower() for character in password):
-            broken("The password needs a lower case letter", "password_needs_lower")
+            broken("The password needs a lowercase letter", "password_needs_lower")
         if not any(character.isupper() for character in password):
-            broken("The password needs an upper case letter", "password_needs_upper")
+            broken("The password needs an uppercase letter", "password_needs_upper")
         if not any(_is_digit_or_sign(character) for character in password):
-            broken("The password needs a digit or a sign", "password_needs_digit_or_sign")
+            broken("The password needs a digit or a symbol", "password_needs_digit_or_sign")
     return found
 
 
@@ -61,6 +61,6 @@ def _is_digit_or_sign(character: str) -> bool:
 
 @cache
 def common_passwords() -> frozenset[str]:
-    """Read when first asked for: importing opens nothing."""
+    """Return the common passwords, lowercase. The file is read at the first call, because importing opens nothing."""
     lines = _COMMON.read_text(encoding="utf-8").splitlines()
     return frozenset(line for line in lines if not line.startswith("#"))

@@ -1,4 +1,4 @@
-"""Limits of rate as an operator writes them: `3/minute`, and what RATE_LIMITS says."""
+"""Rate limits as an operator writes them: `3/minute`, and the setting RATE_LIMITS."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _PARAMETER = re.compile(r"\{[^}]*\}")
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """At most `amount` in any `seconds` in a row."""
+    """At most `amount` requests in any interval of `seconds`."""
 
     amount: int
     seconds: int
 
     def __str__(self) -> str:
-        """In words: `3 requests per minute`."""
+        """Return the rate in words, such as `3 requests per minute`."""
         unit = next((name for name, seconds in UNIT_SECONDS.items() if seconds == self.seconds), None)
         return f"{self.amount} request{'s' * (self.amount != 1)} per {unit or f'{self.seconds} seconds'}"
 
 
 @dataclass(frozen=True, slots=True)
 class RouteRate:
-    """One entry of RATE_LIMITS, as it was written."""
+    """One entry of RATE_LIMITS. `path` is as written."""
 
     method: str
     path: str
@@ -39,13 +39,21 @@ class RouteRate:
         return self.method, nameless(self.path)
 
 
+@dataclass(frozen=True, slots=True)
+class RateLimits:
+    """The setting RATE_LIMITS: whether clients are limited at all, and the limits set for single routes."""
+
+    is_on: bool
+    routes: tuple[RouteRate, ...]
+
+
 def nameless(path: str) -> str:
-    """A template without the names of its parameters, which do not tell two routes apart."""
+    """Return a path template without the names of its parameters, which do not distinguish routes."""
     return _PARAMETER.sub("{}", path)
 
 
 def parse_rate(text: str) -> Rate:
-    """Raises ValueError with what was expected."""
+    """Return the rate that `text` writes. Raises ValueError, whose message says what was expected."""
     match = _RATE.fullmatch(text.strip())
     if match is None or not 1 <= int(match[1]) <= MAX_AMOUNT:
         raise ValueError(f"expected a rate such as 3/minute (second, minute, hour or day), got {text.strip()!r}")
@@ -53,19 +61,19 @@ def parse_rate(text: str) -> Rate:
     return Rate(int(match[1]), UNIT_SECONDS["minute" if unit == "min" else unit])
 
 
-def parse_rate_limits(text: str) -> tuple[bool, tuple[RouteRate, ...]]:
-    """Whether there are limits at all, and those of single routes. Raises ValueError with what was expected.
+def parse_rate_limits(text: str) -> RateLimits:
+    """Parse the setting RATE_LIMITS. Raises ValueError, whose message says what was expected.
 
-    Whether the routes exist, only the table of routes knows.
+    Whether the routes exist is checked against the route table, at the start.
     """
     parts = [part.strip() for part in text.split(";") if part.strip()]
     switches = [part.lower() for part in parts if part.lower() in ("on", "off")]
     found = tuple(_entry(part) for part in parts if part.lower() not in ("on", "off"))
     if "off" in switches and len(parts) > 1:
-        raise ValueError("expected off alone, or limits without it")
+        raise ValueError("expected either off or limits, not both")
     if len({each.route for each in found}) < len(found):
-        raise ValueError("expected each route once")
-    return "off" not in switches, found
+        raise ValueError("expected each route at most once")
+    return RateLimits("off" not in switches, found)
 
 
 def _entry(text: str) -> RouteRate:
@@ -73,6 +81,6 @@ def _entry(text: str) -> RouteRate:
     match = _ROUTE.fullmatch(route.strip())
     if not equals or match is None:
         raise ValueError(
-            f"expected on, off, or entries such as POST /users=3/minute parted by semicolons, got {text!r}"
+            f"expected on, off, or entries such as POST /users=3/minute separated by semicolons, got {text!r}"
         )
     return RouteRate(match[1].upper(), match[2], parse_rate(rate))

@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from core import rates
 from core.errors import SettingsError, words_of
 
-# RFC 7518, section 3.2: an HMAC key is at least as long as the hash.
+# RFC 7518, section 3.2: an HMAC key must be at least as long as the hash.
 HASH_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 MIN_SECRET_KEY_BYTES = HASH_BYTES["HS256"]
 
@@ -28,12 +28,12 @@ def _require_port(url: str) -> None:
     try:
         _ = urlsplit(url).port
     except ValueError:
-        # Not in the words of the library, which may repeat a password that holds a stray colon.
+        # The message of the library is not repeated: it may contain part of a password.
         raise ValueError("expected a port from 0 to 65535 after the host") from None
 
 
 class Settings(BaseSettings):
-    """What the operator decides. Names are the environment variables in lower case."""
+    """The settings. Each field is named after its environment variable, in lowercase."""
 
     model_config = SettingsConfigDict(
         env_file=".env",
@@ -53,7 +53,7 @@ class Settings(BaseSettings):
 
     secret_key: SecretStr | None = None
     algorithm: Literal["HS256", "HS384", "HS512"] = "HS256"
-    # NoDecode: a plain comma separated list, not JSON.
+    # NoDecode: a plain comma-separated list, not JSON.
     old_secret_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     access_token_expire_minutes: int = Field(default=15, ge=1, le=60 * 24 * 30)
     refresh_token_expire_days: int = Field(default=7, ge=1, le=365)
@@ -116,7 +116,7 @@ class Settings(BaseSettings):
         for origin in origins:
             parts = urlsplit(origin)
             if origin != "*" and (parts.scheme not in ("http", "https") or not parts.netloc or parts.path):
-                raise ValueError(f"expected origins such as https://example.org, comma separated, got {origin!r}")
+                raise ValueError(f"expected comma-separated origins such as https://example.org, got {origin!r}")
         return origins
 
     @field_validator("database_url")
@@ -139,9 +139,9 @@ class Settings(BaseSettings):
         if urlsplit(value).scheme not in ("memory", "redis", "rediss"):
             raise ValueError("expected memory:// or redis://host:port/number")
         if value.startswith("memory") and value != "memory://":
-            raise ValueError("expected memory:// without more, or redis://host:port/number")
+            raise ValueError("expected memory:// alone, or redis://host:port/number")
         if not re.fullmatch(r"/?[0-9]*", urlsplit(value).path):
-            raise ValueError("expected the number of a database after the slash, redis://host:port/number")
+            raise ValueError("expected a database number after the slash, redis://host:port/number")
         _require_port(value)
         return value
 
@@ -157,7 +157,7 @@ class Settings(BaseSettings):
             or set("@?#") & set(value)
             or not re.fullmatch(r"[\x21-\x7e]{1,500}", value)
         ):
-            raise ValueError("expected an address such as https://example.org, without a query")
+            raise ValueError("expected a URL such as https://example.org, without a query")
         _require_port(value)
         return value.rstrip("/")
 
@@ -166,8 +166,8 @@ class Settings(BaseSettings):
     def _known_mail_server(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None:
             return None
-        # Never with what was got, which may hold a password.
-        expected = "expected smtp://host:port or smtps://host:port, with user:password@ before the host or without"
+        # The value is not repeated: it may contain a password.
+        expected = "expected smtp://host:port or smtps://host:port, optionally with user:password@ before the host"
         try:
             parts = urlsplit(value.get_secret_value())
             user, password = unquote(parts.username or ""), unquote(parts.password or "")
@@ -185,7 +185,7 @@ class Settings(BaseSettings):
     @field_validator("mail_from")
     @classmethod
     def _one_mailbox(cls, value: str) -> str:
-        expected = "expected an address, or a name with an address such as Marquee <marquee@example.org>"
+        expected = "expected an email address, or a name and an address such as Marquee <marquee@example.org>"
         if not re.fullmatch(r"[^\x00-\x1f\x7f]*", value):
             raise ValueError(expected)
         header = SMTP.header_factory("From", value)
@@ -197,7 +197,7 @@ class Settings(BaseSettings):
     @field_validator("storage_url")
     @classmethod
     def _known_storage(cls, value: str | None) -> str | None:
-        expected = "expected file:///path/to/folder or s3://bucket, with or without /prefix"
+        expected = "expected file:///path/to/folder, s3://bucket or s3://bucket/prefix"
         parts = urlsplit(value or "file:///folder")
         if parts.query or parts.fragment or "\x00" in parts.path:
             raise ValueError(expected)
@@ -205,7 +205,7 @@ class Settings(BaseSettings):
             if parts.netloc or len(parts.path) < 2:
                 raise ValueError(expected)
         elif parts.scheme != "s3" or not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc):
-            # Not with what was got, which may hold a secret before an @.
+            # The value is not repeated: it may contain a secret before an @.
             raise ValueError(expected)
         elif ".." in parts.path.split("/"):
             raise ValueError(expected)
@@ -256,7 +256,7 @@ class Settings(BaseSettings):
         if self.secret_key is not None and len(self.secret_key.get_secret_value().encode()) < needed:
             raise ValueError(f"SECRET_KEY: expected at least {needed} bytes for {self.algorithm}")
         if any(len(key.get_secret_value().encode()) < needed for key in self.old_secret_keys):
-            # An old key that is easily guessed signs as well as a new one.
+            # A weak old key lets an attacker forge tokens just as a weak current one does.
             raise ValueError(f"OLD_SECRET_KEYS: expected keys of at least {needed} bytes each for {self.algorithm}")
         return self
 
@@ -277,13 +277,13 @@ class Settings(BaseSettings):
 
     @property
     def sqlite_path(self) -> Path | None:
-        """The database file, or None on PostgreSQL."""
+        """The SQLite file, or None on PostgreSQL."""
         prefix = "sqlite:///"
         return Path(self.database_url.removeprefix(prefix)) if self.database_url.startswith(prefix) else None
 
     @property
     def storage_folder(self) -> Path | None:
-        """Where files are kept, or None when it is a bucket."""
+        """The folder that stores files, or None when they are in a bucket."""
         if self.storage_url is None:
             return (self.sqlite_path.parent if self.sqlite_path else Path("data")) / "files"
         parts = urlsplit(self.storage_url)
@@ -291,7 +291,7 @@ class Settings(BaseSettings):
 
     @property
     def base_url(self) -> str:
-        """What links in mails begin with."""
+        """The prefix of URLs in emails, without a trailing slash."""
         if self.public_url is not None:
             return self.public_url
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
@@ -299,18 +299,18 @@ class Settings(BaseSettings):
 
     @property
     def activates_by_mail(self) -> bool:
-        """Whether a new account waits until the link that is mailed to it is followed."""
+        """Whether a new account must be activated through an emailed URL."""
         return self.account_activation == "email"
 
     @property
     def has_limits(self) -> bool:
-        """Whether there are limits of rate or number per client at all."""
-        return rates.parse_rate_limits(self.rate_limits)[0]
+        """Whether clients are limited at all, in rate or in number of connections."""
+        return rates.parse_rate_limits(self.rate_limits).is_on
 
     @property
     def route_rates(self) -> tuple[rates.RouteRate, ...]:
-        """The limits of single routes."""
-        return rates.parse_rate_limits(self.rate_limits)[1]
+        """The rate limits set for single routes."""
+        return rates.parse_rate_limits(self.rate_limits).routes
 
     @property
     def needs_password_mix(self) -> bool:
@@ -318,12 +318,12 @@ class Settings(BaseSettings):
 
     @property
     def has_shared_bus(self) -> bool:
-        """Whether the bus reaches other processes."""
+        """Whether the bus connects several processes."""
         return not self.broadcast_url.startswith("memory")
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the environment and `.env`. Raises SettingsError with one sentence that names the variable."""
+    """Return the settings from the environment and `.env`. Raises SettingsError, which names the variable."""
     try:
         _check_env_file(Path(".env"))
         return Settings(**overrides)
@@ -338,7 +338,7 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def _check_env_file(path: Path) -> None:
-    """A line that cannot be read is not passed over: it may be the key. Raises SettingsError."""
+    """Raise SettingsError for a line that cannot be parsed. It is not skipped, because it may set the secret key."""
     if not path.exists():
         return
     if not path.is_file():
@@ -346,13 +346,14 @@ def _check_env_file(path: Path) -> None:
     with path.open(encoding="utf-8") as stream:
         for binding in parse_stream(stream):
             if binding.error:
-                raise SettingsError(f".env: line {binding.original.line} cannot be read; expected NAME=value.")
+                raise SettingsError(f".env: line {binding.original.line} cannot be parsed; expected NAME=value.")
 
 
 def secret_key(settings: Settings) -> str:
-    """The key that signs tokens: the setting, or one generated once and kept beside the database.
+    """Return the key that signs tokens: SECRET_KEY, or a key generated once and stored beside the database.
 
-    Several workers may start at once on an empty folder: the first to link its file in wins, the others read it.
+    Several workers may start at once on an empty folder: the first to hard-link its file into place wins, and the
+    others read that file. Raises SettingsError when the file cannot be used.
     """
     if settings.secret_key is not None:
         return settings.secret_key.get_secret_value()
@@ -366,11 +367,10 @@ def secret_key(settings: Settings) -> str:
             with os.fdopen(descriptor, "w") as file:
                 file.write(secrets.token_urlsafe(48))
             try:
-                # A link appears whole or not at all, and never replaces the winner's.
+                # A hard link appears complete or not at all, and never replaces an existing file.
                 os.link(draft, path)
                 structlog.get_logger("settings").warning(
-                    "SECRET_KEY is not set: generated one; set it when several machines share a database",
-                    path=str(path),
+                    "secret key generated", path=str(path), hint="set SECRET_KEY if several machines share a database"
                 )
             except FileExistsError:
                 pass
@@ -380,10 +380,10 @@ def secret_key(settings: Settings) -> str:
     except OSError as error:
         raise SettingsError(f"SECRET_KEY: is not set, and {path} cannot be used: {error.strerror}.") from error
     if len(key.encode()) < MIN_SECRET_KEY_BYTES:
-        raise SettingsError(f"SECRET_KEY: {path} is shorter than {MIN_SECRET_KEY_BYTES} bytes; delete it or set one.")
+        raise SettingsError(f"SECRET_KEY: {path} is shorter than {MIN_SECRET_KEY_BYTES} bytes; delete it or set a key.")
     return key
 
 
 def signing_keys(settings: Settings) -> tuple[str, ...]:
-    """The key that signs tokens, and after it those that signed before: what they signed is still good."""
+    """Return the key that signs new tokens, followed by the old keys, whose tokens are still accepted."""
     return secret_key(settings), *(key.get_secret_value() for key in settings.old_secret_keys)

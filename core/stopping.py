@@ -1,7 +1,8 @@
-"""The stop of this process: whether it has begun, and who is told.
+"""The shutdown of this process: its state and its listeners.
 
-Serving, then leaving (`/readyz` says so, everything is served as before, for load balancers to notice), then stopping
-(what is open is brought to its end). There is no way back. Only used from the event loop.
+A process serves, then drains (`/readyz` reports not ready while requests are still served, so that load balancers
+notice), then stops (open connections and jobs are brought to an end). The state never goes back. Not thread-safe: to be
+used from the event loop only.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from typing import Any
 
 import structlog
 
-GRACE_SECONDS = 1.0  # what is already on its way may still arrive
+GRACE_SECONDS = 1.0  # for request bodies that are still arriving
 
 log = structlog.get_logger("stopping")
 
 
 class Stopping:
-    """One per process. Each of `on_stop` is called once, when the stop begins, and must not wait."""
+    """One per process. Each listener in `on_stop` is called once, when the stop begins, and must not block."""
 
     def __init__(self) -> None:
-        self.is_leaving = False
+        self.is_draining = False
         self.on_stop: list[Callable[[], None]] = []
         self._begun = asyncio.Event()
         self._limits: set[asyncio.Timeout] = set()
@@ -34,15 +35,15 @@ class Stopping:
     def is_stopping(self) -> bool:
         return self._begun.is_set()
 
-    def leave(self) -> None:
-        """Be ready no more."""
-        self.is_leaving = True
+    def drain(self) -> None:
+        """Stop reporting ready. Requests are still served."""
+        self.is_draining = True
 
     def begin(self) -> None:
-        """Bring what is open to its end. Again: nothing."""
+        """Begin the stop: call the listeners and shorten the open timeouts. Further calls do nothing."""
         if self.is_stopping:
             return
-        self.leave()
+        self.drain()
         self._begun.set()
         for limit in self._limits:
             _shorten(limit)
@@ -50,19 +51,22 @@ class Stopping:
             try:
                 listener()
             except Exception as error:
-                log.error("a listener of the stop failed", exc_info=error)
+                log.error("stop listener failed", exc_info=error)
 
     async def wait(self) -> None:
-        """Until the stop begins."""
+        """Wait until the stop begins."""
         await self._begun.wait()
 
     @contextmanager
-    def hearing_signals(self) -> Iterator[None]:
-        """Begin at a signal to stop, beside whoever else handles it, and only where somebody does."""
+    def begin_on_signals(self) -> Iterator[None]:
+        """Begin the stop on SIGTERM and SIGINT, then call the handler that was installed before.
+
+        Signals without a Python handler are left alone, as is everything outside the main thread.
+        """
         loop = asyncio.get_running_loop()
         others: dict[int, Any] = {}
 
-        def hear(number: int, frame: FrameType | None) -> None:
+        def on_signal(number: int, frame: FrameType | None) -> None:
             loop.call_soon_threadsafe(self.begin)
             others[number](number, frame)
 
@@ -70,17 +74,17 @@ class Stopping:
             for each in (signal.SIGTERM, signal.SIGINT):
                 if callable(handler := signal.getsignal(each)):
                     others[each] = handler
-                    signal.signal(each, hear)
+                    signal.signal(each, on_signal)
         try:
             yield
         finally:
             for number, handler in others.items():
-                if signal.getsignal(number) is hear:
+                if signal.getsignal(number) is on_signal:
                     signal.signal(number, handler)
 
     @asynccontextmanager
     async def timeout(self, seconds: float) -> AsyncIterator[None]:
-        """As `asyncio.timeout`, and over soon after the stop has begun. Raises TimeoutError."""
+        """Like `asyncio.timeout`, but at most GRACE_SECONDS once the stop has begun. Raises TimeoutError."""
         async with asyncio.timeout(seconds) as limit:
             self._limits.add(limit)
             if self.is_stopping:
@@ -92,7 +96,7 @@ class Stopping:
 
 
 def _shorten(limit: asyncio.Timeout) -> None:
-    if limit.expired():  # what it held up is on its way out
+    if limit.expired():  # the block is already being cancelled
         return
     soon = asyncio.get_running_loop().time() + GRACE_SECONDS
     due = limit.when()

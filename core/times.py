@@ -1,4 +1,4 @@
-"""Times and dates as text of fixed width, so that they sort and compare alike in Python, SQL and JSON.
+"""Times and dates as text of fixed width, so that they sort and compare the same way in Python, SQL and JSON.
 
 A time is RFC 3339 in UTC with microseconds, `YYYY-MM-DDTHH:MM:SS.ffffffZ`; a date is `YYYY-MM-DD`.
 """
@@ -15,7 +15,7 @@ _TIME = re.compile(
 
 
 def utc_text(moment: datetime) -> str:
-    """An aware time as text."""
+    """Return an aware datetime as text."""
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
@@ -24,7 +24,7 @@ def utc_now() -> str:
 
 
 def parse_date(text: str) -> str | None:
-    """The text itself if it is a day of the calendar written `YYYY-MM-DD`, else None."""
+    """Return the text itself if it is a calendar date written `YYYY-MM-DD`, else None."""
     try:
         return text if _DATE.match(text) and date.fromisoformat(text) else None
     except ValueError:
@@ -32,7 +32,10 @@ def parse_date(text: str) -> str | None:
 
 
 def parse_time(text: str) -> str | None:
-    """An RFC 3339 time as `utc_text`, or None. A space for the plus is a query string nobody quoted."""
+    """Return an RFC 3339 time in the form of `utc_text`, or None if it is invalid.
+
+    A space in place of the plus sign is accepted: an unquoted `+` in a query string decodes to a space.
+    """
     match = _TIME.match(text)
     if not match:
         return None

@@ -1,1 +1,1 @@
-"""The page at `/`: shows what the websocket sends, as it comes."""
+"""The web pages: websocket and REST clients like any other."""

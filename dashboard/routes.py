@@ -1,6 +1,4 @@
-"""The live page at `/`, the page for a new password that mails link to, the reference of the websocket at
-`/docs/realtime`, and their files under `/static`.
-"""
+"""The pages: live frames at `/`, the websocket reference at `/docs/realtime`, `/reset-password`, and `/static`."""
 
 from __future__ import annotations
 
@@ -15,14 +13,14 @@ from starlette.types import Scope
 
 STATIC = Path(__file__).resolve().parent / "static"
 
-# The pages need their own scripts and styles, this service and its websocket, and nothing else.
+# The pages load only their own scripts and styles, and connect only to this service.
 # "ws: wss:" stands beside 'self' because not every browser lets 'self' cover websockets.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' ws: wss:; "
     "img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'; form-action 'none'"
 )
 HEADERS = {
-    # Asks each time, so that after an upgrade no old script meets a new page.
+    # Browsers revalidate each time, so that after an upgrade no old script runs in a new page.
     "Cache-Control": "no-cache",
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -31,7 +29,7 @@ HEADERS = {
 
 
 class _PageFiles(StaticFiles):
-    """Sends the page's headers with every file: index.html can be reached here too."""
+    """Static files with the headers of the pages, because the HTML files can be reached here, too."""
 
     def file_response(
         self,
@@ -54,7 +52,7 @@ async def realtime(request: Request) -> Response:
 
 
 async def reset_password(request: Request) -> Response:
-    # Its address holds what a link in a mail carried, until the script has taken it away.
+    # The URL contains the one-time token until the script removes it.
     headers = {**HEADERS, "Cache-Control": "no-store"}
     return FileResponse(STATIC / "reset-password.html", media_type="text/html", headers=headers)
 

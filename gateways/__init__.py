@@ -1,1 +1,1 @@
-"""The outside: mail and the storage of files."""
+"""Gateways to external systems: email and file storage."""

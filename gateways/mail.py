@@ -1,9 +1,9 @@
-"""Handing mails in: to a mail server, or to a folder where there is none.
+"""Delivery of emails to a mail server or, without one, to a folder.
 
-Encryption: `smtps://` is encrypted from the first byte, and the server proves who it is. `smtp://` with a password is
-encrypted by STARTTLS before the password is sent, and proven, too, or nothing is sent. `smtp://` without a password is
-encrypted when the server offers it, whatever its certificate says, as mail servers do among themselves (RFC 7435):
-whoever could pretend to be the server could as well keep the offer back.
+Encryption: `smtps://` uses TLS from the first byte and verifies the server's certificate. `smtp://` with a password
+requires STARTTLS and a valid certificate before it sends anything. `smtp://` without a password uses STARTTLS when the
+server offers it, and accepts any certificate, as mail servers do among themselves (RFC 7435): an attacker who could
+impersonate the server could also suppress the offer.
 """
 
 from __future__ import annotations
@@ -40,25 +40,26 @@ log = structlog.get_logger("mail")
 
 
 class NotDelivered(Exception):
-    """The mail was not handed in; trying again may help. The message is for the log: it names no address."""
+    """The email was not delivered; another attempt may succeed. The message is for the log and contains no address."""
 
 
 class Refused(NotDelivered):
-    """The server does not take this mail, now or later."""
+    """The server rejected this email permanently."""
 
 
 class Gateway(Protocol):
     async def deliver(self, message: EmailMessage, name: str) -> None:
-        """Hand a mail in; `name` is the same for each copy of it. Raises NotDelivered, Refused. Cancelling leaves open
-        whether it was taken.
+        """Deliver an email; `name` is the same for every attempt at it. Raises NotDelivered and Refused.
+
+        When cancelled, the email may have been delivered or not.
         """
 
     def describe(self) -> str:
-        """Where mails go, in a sentence for the log."""
+        """Return where emails go, in a sentence for the log."""
 
 
 def gateway_for(settings: Settings) -> Gateway:
-    """Opens nothing yet."""
+    """Return the gateway that the settings choose. No connection or file is opened yet."""
     if settings.smtp_url is None:
         return Folder(Path(settings.mail_folder))
     return server_of(settings.smtp_url.get_secret_value())
@@ -68,7 +69,7 @@ def gateway_for(settings: Settings) -> Gateway:
 
 
 class Server:
-    """A mail server (RFC 5321); one connection for each mail."""
+    """A mail server (RFC 5321). Each email uses a connection of its own."""
 
     def __init__(self, host: str, port: int, *, is_encrypted: bool, username: str | None, password: str | None) -> None:
         self._host = host
@@ -76,14 +77,14 @@ class Server:
         self._is_encrypted = is_encrypted
         self._username = username
         self._password = password
-        self._must_be_proven = is_encrypted or username is not None
+        self._is_verified = is_encrypted or username is not None
         self._tls = ssl.create_default_context()
-        if not self._must_be_proven:
+        if not self._is_verified:
             self._tls.check_hostname = False
             self._tls.verify_mode = ssl.CERT_NONE
 
     def describe(self) -> str:
-        return f"mails are handed in at {self._host}:{self._port}"
+        return f"emails are sent through {self._host}:{self._port}"
 
     async def deliver(self, message: EmailMessage, name: str) -> None:
         sender = message["From"].addresses[0]
@@ -92,12 +93,12 @@ class Server:
             port=self._port,
             username=self._username,
             password=self._password,
-            # Without a name the library asks the network for ours, and everything waits.
+            # Without a name the library looks up our own host name, which blocks the event loop.
             local_hostname=sender.domain,
             timeout=CONVERSATION_SECONDS,
             use_tls=self._is_encrypted,
-            # None: when the server offers it.
-            start_tls=not self._is_encrypted if self._must_be_proven else None,
+            # None: use STARTTLS if the server offers it.
+            start_tls=not self._is_encrypted if self._is_verified else None,
             tls_context=self._tls,
         )
         recipients = [address.addr_spec for address in message["To"].addresses]
@@ -105,7 +106,7 @@ class Server:
             async with asyncio.timeout(CONVERSATION_SECONDS):
                 await client.connect()
                 await client.send_message(message, sender=sender.addr_spec, recipients=recipients)
-            # The mail is the server's now, however it says goodbye.
+            # The server has accepted the email, so errors of QUIT do not matter.
             with suppress(Exception):
                 async with asyncio.timeout(GOODBYE_SECONDS):
                     await client.quit()
@@ -115,7 +116,7 @@ class Server:
             raise _refusal(error.recipients) from error
         except SMTPDataError as error:
             kind = Refused if error.code >= 500 else NotDelivered
-            raise kind(f"the mail server does not take the mail: {error.code}") from error
+            raise kind(f"the mail server rejected the email: {error.code}") from error
         except (SMTPException, OSError, ValueError) as error:
             raise NotDelivered(f"the mail server cannot be used: {_reason(error)}") from error
         finally:
@@ -123,7 +124,7 @@ class Server:
 
 
 def server_of(url: str) -> Server:
-    """From an address that the settings have checked."""
+    """Return the server at a URL that the settings have validated."""
     parts = urlsplit(url)
     return Server(
         parts.hostname or "localhost",
@@ -135,14 +136,14 @@ def server_of(url: str) -> Server:
 
 
 def _refusal(refused: Sequence[SMTPRecipientRefused]) -> NotDelivered:
-    """Servers repeat the address in what they say, so only the number is kept."""
+    """Return the error for rejected recipients. It holds only the codes, because servers repeat addresses in texts."""
     codes = sorted({each.code for each in refused})
     kind = Refused if all(code >= 500 for code in codes) else NotDelivered
-    return kind(f"the mail server does not take mails for this address: {', '.join(map(str, codes))}")
+    return kind(f"the mail server rejected the recipient: {', '.join(map(str, codes))}")
 
 
 def _reason(error: Exception) -> str:
-    """What the network says, or the number that the server says, whose words may repeat addresses."""
+    """Return the network error or the SMTP code. The text of a server is left out, because it may contain addresses."""
     if isinstance(error, SMTPResponseException):
         return f"{type(error).__name__} {error.code}"
     cause = error.__cause__ or error
@@ -154,22 +155,22 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """Mails as files that mail programs open, for development and for trying things out."""
+    """Writes emails as files that mail programs can open, for development."""
 
     path: Path
 
     def describe(self) -> str:
-        return f"SMTP_URL is not set: mails are written to the folder {self.path}"
+        return f"SMTP_URL is not set: emails are written to the folder {self.path}"
 
     async def deliver(self, message: EmailMessage, name: str) -> None:
         try:
             path = await asyncio.to_thread(self._write, message.as_bytes(), name)
         except OSError as error:
             raise NotDelivered(f"the folder {self.path} cannot be used: {error.strerror}") from error
-        log.info("mail written", path=str(path))
+        log.info("email written", path=str(path))
 
     def _write(self, content: bytes, name: str) -> Path:
-        """Whole or not at all, and for our own eyes only: the links in it open accounts."""
+        """Write the file atomically, readable only by our own user: the URLs in it give access to accounts."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self.path / f"{name}.eml"
         draft = self.path / f".{name}.{os.getpid()}.{secrets.token_hex(4)}"

@@ -1,9 +1,9 @@
-"""Where files are kept: a folder, or a bucket of an S3-compatible server. One form for both.
+"""File storage: a folder, or a bucket of an S3-compatible server, behind one interface.
 
-Rules:
-- Names are made by us, never by clients: letters, digits, dashes, dots and slashes.
-- A file is whole or not there; it is never changed, only replaced by one with another name.
-- Every call ends within CALL_SECONDS; what goes wrong is `Unavailable`, and the log says why.
+Invariants:
+- File names are chosen by the service, never by clients: letters, digits, dashes, dots and slashes.
+- A file is either complete or absent. It is never modified: a new version is a file with a new name.
+- Every call ends within CALL_SECONDS. Every failure is raised as `Unavailable` and logged with its reason.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from obstore.store import S3Config
 
 CONNECT_SECONDS = 3.0
-REQUEST_SECONDS = 10.0  # a picture over a slow line to a bucket
+REQUEST_SECONDS = 10.0  # enough for a picture over a slow connection to a bucket
 RETRIES = 2
-CALL_SECONDS = 15.0  # of one call with all its attempts
-MAX_FILE_BYTES = 8 * 1024 * 1024  # read into memory as a whole
+CALL_SECONDS = 15.0  # for one call including its retries
+MAX_FILE_BYTES = 8 * 1024 * 1024  # files are read into memory whole
 FILES_OF_PAGE = 500
 
-# What obstore raises that is not its own: the errors of Python for missing files and for what is refused.
+# Besides its own errors, obstore raises Python's errors for missing files and denied access.
 _ERRORS = (exceptions.BaseError, OSError, TimeoutError)
 _REFUSALS = (
     exceptions.PermissionDeniedError,
@@ -54,7 +54,7 @@ class StoredFile:
 
 
 class Storage:
-    """One per process. Safe to cancel: a file that was on its way may be there or not."""
+    """One per process. Calls are safe to cancel: a file being written is then stored or not."""
 
     def __init__(self, store: LocalStore | S3Store) -> None:
         self._store = store
@@ -64,13 +64,13 @@ class Storage:
         return isinstance(self._store, LocalStore)
 
     async def put(self, name: str, content: bytes) -> None:
-        """Raises Unavailable."""
+        """Store a file. Raises Unavailable."""
         with _unavailable("put", name):
             async with asyncio.timeout(CALL_SECONDS):
                 await self._store.put_async(name, content)
 
     async def get(self, name: str) -> bytes | None:
-        """None when there is no such file. Raises Unavailable."""
+        """Return the content of a file, or None if there is no such file. Raises Unavailable."""
         with _unavailable("get", name):
             async with asyncio.timeout(CALL_SECONDS):
                 try:
@@ -78,12 +78,12 @@ class Storage:
                 except (FileNotFoundError, exceptions.NotFoundError):
                     return None
                 if found.meta["size"] > MAX_FILE_BYTES:
-                    log.error("a file of the storage is too large to be ours", name=name, size=found.meta["size"])
+                    log.error("stored file too large, ignored", name=name, size=found.meta["size"])
                     return None
                 return bytes(await found.bytes_async())
 
     async def delete(self, names: Sequence[str]) -> None:
-        """What is not there is no error. Raises Unavailable."""
+        """Delete files; names that do not exist are ignored. Raises Unavailable."""
         for name in names:
             with _unavailable("delete", name):
                 async with asyncio.timeout(CALL_SECONDS):
@@ -91,13 +91,13 @@ class Storage:
                         await self._store.delete_async(name)
 
     async def pages(self, folder: str) -> AsyncIterator[Sequence[StoredFile]]:
-        """All files below `folder`, at most FILES_OF_PAGE at a time. Raises Unavailable."""
-        stream = aiter(self._store.list(f"{folder}/", chunk_size=FILES_OF_PAGE))
+        """Yield all files below `folder`, at most FILES_OF_PAGE at a time. Raises Unavailable."""
+        listing = aiter(self._store.list(f"{folder}/", chunk_size=FILES_OF_PAGE))
         while True:
             with _unavailable("list", folder):
                 async with asyncio.timeout(CALL_SECONDS):
                     try:
-                        page = await anext(stream)
+                        page = await anext(listing)
                     except StopAsyncIteration:
                         return
             yield [StoredFile(each["path"], each["last_modified"]) for each in page]
@@ -108,21 +108,21 @@ def _unavailable(call: str, name: str) -> Iterator[None]:
     try:
         yield
     except _ERRORS as error:
-        log.warning("the storage does not answer as it should", call=call, name=name, reason=_reason(error))
-        raise Unavailable("The storage of files is not available; nothing was changed") from error
+        log.warning("storage call failed", call=call, name=name, reason=_reason(error))
+        raise Unavailable("The file storage is not available; nothing was changed") from error
 
 
 def _reason(error: BaseException | None) -> str:
-    """One line: what follows it in obstore's errors is the inside of its client."""
+    """Return the first line of an error; the lines that obstore adds after it describe its own client."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def open_storage(settings: Settings) -> Storage:
-    """The storage that the settings name; a folder is made. Raises SettingsError."""
+    """Return the storage that the settings choose, creating its folder. Raises SettingsError."""
     folder = settings.storage_folder
     if folder is not None:
         return Storage(_open_folder(folder))
-    assert settings.storage_url is not None, "without it there is a folder"
+    assert settings.storage_url is not None, "without a URL the storage is a folder"
     parts = urlsplit(settings.storage_url)
     config: S3Config = {"region": settings.s3_region}
     if settings.s3_access_key_id is not None and settings.s3_secret_access_key is not None:
@@ -136,7 +136,7 @@ def open_storage(settings: Settings) -> Storage:
             prefix=parts.path.strip("/") or None,
             config=config,
             client_options={
-                "allow_http": True,  # whoever writes http:// in the setting means it
+                "allow_http": True,  # for a setting that says http:// explicitly
                 "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
                 "timeout": timedelta(seconds=REQUEST_SECONDS),
             },
@@ -154,8 +154,9 @@ def _open_folder(folder: Path) -> LocalStore:
 
 
 async def check(storage: Storage) -> None:
-    """Write a file and delete it. Raises SettingsError when that is refused; a server that is only away does not keep
-    the service from starting.
+    """Write a file and delete it. Raises SettingsError when the storage denies that.
+
+    A bucket that is only unreachable raises nothing, because the service can start without it.
     """
     name = f"checks/{secrets.token_hex(16)}"
     try:

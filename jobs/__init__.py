@@ -1,1 +1,1 @@
-"""The background edge: running jobs under leases, generating rows, and the periodic clean-up."""
+"""The background edge: jobs run under leases, emails, and periodic clean-up."""

@@ -1,4 +1,4 @@
-"""Periodic clean-up under leases: of all workers, one does each task once a period."""
+"""Periodic clean-up under a lease: one of all workers runs it once per period."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from repository.generic import idempotency
 
 PERIOD_SECONDS = 60.0
 IDEMPOTENCY_KEY_HOURS = 24
-PRUNE_ROWS_PER_TRANSACTION = 5_000  # a writer waits for at most this many
+PRUNE_ROWS_PER_TRANSACTION = 5_000  # bounds how long a concurrent write waits
 EXPIRE_ROWS_PER_TRANSACTION = 500  # sessions, each with an event
 FORGET_ROWS_PER_TRANSACTION = 25  # accounts, each with about eight statements and two events
-FORGET_PAUSE_SECONDS = 0.1  # between two of these transactions others write
+FORGET_PAUSE_SECONDS = 0.1  # between two such transactions, so that other writes get their turn
 SESSION_GRACE = timedelta(minutes=1)  # the clock of the worker that issued the token may be behind ours
 
 log = structlog.get_logger("cleanup")
@@ -36,7 +36,7 @@ class Cleanup:
 
     async def run(self) -> None:
         while True:
-            # Jittered, so that workers that started together do not ask together.
+            # Jittered, so that workers that started together do not compete for the lease.
             await asyncio.sleep(PERIOD_SECONDS * random.uniform(0.8, 1.2))
             try:
                 if await leases.take(self._database, "cleanup", self._owner, PERIOD_SECONDS * 0.9):
@@ -44,15 +44,16 @@ class Cleanup:
             except Unavailable:
                 pass  # the next period tries again
             except Exception as error:
-                # Nor is this a reason to end the process.
+                # An error here must not end the process, which also serves clients.
                 log.error("clean-up failed", exc_info=error)
 
     async def clean(self) -> None:
+        """Delete everything that is past its time. Raises Unavailable."""
         now = datetime.now(UTC)
         keys = await idempotency.forget(self._database, now - timedelta(hours=IDEMPOTENCY_KEY_HOURS))
         expired = await self._expire_sessions(now - SESSION_GRACE)
         waiting = await self._forget_waiting(now)
-        links = await one_time_tokens.forget(self._database, now)
+        tokens = await one_time_tokens.forget(self._database, now)
         forgotten = await outbox.forget(self._database, now)
         pruned = 0
         while True:
@@ -69,12 +70,12 @@ class Cleanup:
             "idempotency_keys": keys,
             "sessions": expired,
             "accounts": waiting,
-            "links": links,
-            "mails": forgotten,
+            "one_time_tokens": tokens,
+            "emails": forgotten,
             "events": pruned,
         }
         if any(gone.values()):
-            log.info("cleaned up", **gone)
+            log.info("clean-up finished", **gone)
 
     async def _forget_waiting(self, now: datetime) -> int:
         forgotten = 0

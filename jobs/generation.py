@@ -1,8 +1,8 @@
-"""Believable rows from a seed. Pure: the same (seed, position) is the same row, on any machine.
+"""Realistic rows from a seed. Pure: the same seed and position give the same row on any machine.
 
-Rows come in blocks: block n of a job is made from Random(f"{seed}:{n}"), so any slice can be made without those before
-it, whatever the batch size. Faker fills pools of words once per process; rows are composed from them, which is about
-thirty times faster than asking Faker for each row.
+Rows come in blocks: block n of a job is made from Random(f"{seed}:{n}"), so any slice can be made without the rows
+before it, whatever the batch size. Faker fills pools of words once per process; composing rows from these pools is
+about thirty times faster than calling Faker for each row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from faker import Faker
 
 BLOCK_ROWS = 100
 POOL_SIZE = 400
-POOL_SEED = 1888  # the year of the oldest film that survives; any constant does
+POOL_SEED = 1888  # any constant works; this is the year of the oldest surviving film
 
 GENRES = (
     "Action", "Adventure", "Animation", "Comedy", "Crime", "Documentary", "Drama", "Family", "Fantasy", "History",
@@ -65,6 +65,7 @@ class Pools:
 
 @lru_cache(maxsize=1)
 def pools() -> Pools:
+    """Return the pools of words, made at the first call."""
     fake = Faker("en_US")
     fake.seed_instance(POOL_SEED)
     people = tuple(fake.name() for _ in range(POOL_SIZE))
@@ -75,7 +76,7 @@ def pools() -> Pools:
     return Pools(
         people=people,
         cities=cities,
-        # The plain ones are fewer and, repeated, about as frequent.
+        # The plain titles are fewer; repeated, both forms are about equally frequent.
         titles=(*tuple(plain) * 18, *placed),
         roles=tuple(f"{role} {trait}" for role in ROLES for trait in TRAITS),
         dates=tuple(day.isoformat() for day in days),
@@ -84,7 +85,7 @@ def pools() -> Pools:
 
 
 def _movies(random: Random, pool: Pools, count: int) -> list[Row]:
-    # One call a column: the calls, not the choices, are what costs.
+    # One call per column, because the cost is in the calls, not in the choices.
     choices, uniform = random.choices, random.random
     columns = zip(
         choices(pool.titles, k=count),
@@ -135,7 +136,7 @@ MAKERS: dict[str, Callable[[Random, Pools, int], list[Row]]] = {
 
 
 def rows(kind: str, seed: int, start: int, count: int) -> Sequence[Row]:
-    """The rows at positions `start` to `start + count - 1` of the endless list that `seed` stands for."""
+    """Return the rows at positions `start` to `start + count - 1` of the endless list that `seed` defines."""
     make, pool = MAKERS[kind], pools()
     made: list[Row] = []
     for block in range(start // BLOCK_ROWS, (start + count - 1) // BLOCK_ROWS + 1):

@@ -1,7 +1,7 @@
-"""What mails say, as text and as HTML. Pure.
+"""The texts of emails, as plain text and as HTML. Pure.
 
-Nothing that a stranger can choose is repeated but the user name, and that only as one word: whoever registers with
-somebody else's address must not be able to write to them.
+Security: an email repeats nothing that an attacker can choose, except the username, and that only as a single word.
+Otherwise registering with another person's address would be a way to send that person messages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LINE_LENGTH = 72
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """One kind of mail. `path` is where its link leads and `button` what is written on it, if there is one."""
+    """The text of one type of email. With a `path` it has a link to that path, labelled `button`."""
 
     subject: str
     paragraphs: Sequence[str]
@@ -34,45 +34,48 @@ class Wording:
     after: Sequence[str] = ()
 
 
-_ONE_DAY = "The link works once, and for one day."
+_ONE_DAY = "The link works once and expires after one day."
 WORDINGS: Mapping[MailType, Wording] = {
     MailType.ACTIVATE: Wording(
         "Activate your account",
-        ("Somebody registered at Marquee with this address. If it was you, follow the link to activate the account.",),
+        (
+            "An account at Marquee was registered with this email address. If that was you, follow the link to "
+            "activate it.",
+        ),
         "/auth/activate",
-        "Activate the account",
+        "Activate account",
         (
             _ONE_DAY,
-            "If it was not you, do nothing: without the link nobody can use the account, and it is deleted after "
-            f"{DAYS_TO_ACTIVATE} days.",
+            "If that was not you, ignore this email: the account cannot be used without the link, and it is deleted "
+            f"after {DAYS_TO_ACTIVATE} days.",
         ),
     ),
     MailType.RESET_PASSWORD: Wording(
-        "Choose a new password",
+        "Reset your password",
         (
-            "Somebody asked for a new password for your account at Marquee. If it was you, follow the link to choose "
-            "one.",
+            "We received a request to reset the password of your account at Marquee. If that was you, follow the link "
+            "to choose a new one.",
         ),
         "/reset-password",
         "Choose a new password",
-        (_ONE_DAY, "If it was not you, do nothing: your password stays as it is."),
+        (_ONE_DAY, "If that was not you, ignore this email: your password stays the same."),
     ),
     MailType.CONFIRM_EMAIL: Wording(
-        "Confirm your new address",
+        "Confirm your new email address",
         (
-            "Somebody wants to use this address for an account at Marquee. If it was you, follow the link to confirm "
-            "it.",
+            "We received a request to use this email address for an account at Marquee. If that was you, follow the "
+            "link to confirm it.",
         ),
         "/auth/activate",
-        "Confirm the address",
-        (_ONE_DAY, "If it was not you, do nothing: the account keeps the address that it has."),
+        "Confirm email address",
+        (_ONE_DAY, "If that was not you, ignore this email: the account keeps its current address."),
     ),
     MailType.EMAIL_CHANGE_ASKED: Wording(
-        "Another address for your account",
+        "Request to change your email address",
         (
-            "Somebody who knows the password of your account at Marquee wants it to have another e-mail address. It "
-            "keeps this one until the link that was mailed to the other one is followed.",
-            "If it was not you, choose a new password at once, and that link is good no more:",
+            "A request was made, with your password, to change the email address of your account at Marquee. The "
+            "account keeps this address until the new one is confirmed.",
+            "If that was not you, choose a new password now. This also cancels the change:",
         ),
         "/reset-password",
         "Choose a new password",
@@ -80,28 +83,28 @@ WORDINGS: Mapping[MailType, Wording] = {
     MailType.PASSWORD_CHANGED: Wording(
         "Your password was changed",
         (
-            "The password of your account at Marquee was changed just now, and the account was signed out everywhere "
-            "else.",
-            "If it was not you, choose a new password at once:",
+            "The password of your account at Marquee was just changed, and all other sessions were signed out.",
+            "If that was not you, choose a new password now:",
         ),
         "/reset-password",
         "Choose a new password",
     ),
     MailType.EMAIL_CHANGED: Wording(
-        "Your address was changed",
+        "Your email address was changed",
         (
-            "Your account at Marquee has another e-mail address now. Mails about it do not come to this one any more.",
-            "If it was not you, somebody else is using your account: change its password, if you still can, and write "
-            "to whoever runs this service.",
+            "The email address of your account at Marquee was changed. This address no longer receives emails about "
+            "the account.",
+            "If that was not you, someone else has access to your account: change its password if you still can, and "
+            "contact the operator of this service.",
         ),
     ),
 }
 
 
 def compose(mail: ClaimedMail, *, sender: str, base_url: str) -> EmailMessage:
-    """The whole message. Its `Message-ID` and `Date` are the same each time that one mail is tried."""
+    """Return the complete message. `Message-ID` and `Date` are the same for every attempt at one email."""
     wording = WORDINGS[mail.kind]
-    link = _link(base_url, wording.path, mail.token)
+    url = _url(base_url, wording.path, mail.token)
     greeting = _greeting(mail.username)
     message = EmailMessage(policy=SMTP)
     message["From"] = sender
@@ -109,49 +112,49 @@ def compose(mail: ClaimedMail, *, sender: str, base_url: str) -> EmailMessage:
     message["Subject"] = wording.subject
     created_at = datetime.fromisoformat(mail.created_at)
     message["Date"] = format_datetime(created_at.astimezone(UTC))
-    # An id is never given twice, and with its time not by another database either.
+    # Ids are never reused; the time tells apart equal ids of different databases.
     message["Message-ID"] = f"<mail-{mail.id}-{created_at.timestamp():.6f}@{urlsplit(base_url).hostname}>"
-    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: nobody's holiday answers it
-    text, html = _text(greeting, wording, link), _html(greeting, wording, link)
+    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: suppresses automatic replies
+    text, html = _text(greeting, wording, url), _html(greeting, wording, url)
     message.set_content(text, cte=_encoding(text))
     message.add_alternative(html, subtype="html", cte=_encoding(html))
     return message
 
 
 def _encoding(text: str) -> str:
-    # As it is wherever that is possible: a link that is looked up in a file must not be broken in two.
+    # Unencoded if possible, because developers copy URLs from the files, and encoding would break them into lines.
     return "7bit" if text.isascii() else "quoted-printable"
 
 
-def _link(base_url: str, path: str, token: str | None) -> str | None:
+def _url(base_url: str, path: str, token: str | None) -> str | None:
     if not path:
         return None
     return f"{base_url}{path}" + (f"?{urlencode({'token': token})}" if token is not None else "")
 
 
 def _greeting(username: str | None) -> str:
-    # Nothing that turns the direction of what follows, that cannot be seen, or that programs make a link of.
+    # No characters that change the text direction or are invisible, and nothing that mail programs turn into a link.
     is_plain = username is not None and re.fullmatch(r"[\w-]+", username) and not username.isdecimal()
     return f"Hello {username}," if is_plain else "Hello,"
 
 
-def _text(greeting: str, wording: Wording, link: str | None) -> str:
+def _text(greeting: str, wording: Wording, url: str | None) -> str:
     blocks = [greeting, *(textwrap.fill(each, LINE_LENGTH) for each in wording.paragraphs)]
-    if link is not None:
-        blocks.append(link)
+    if url is not None:
+        blocks.append(url)
     blocks += [textwrap.fill(each, LINE_LENGTH) for each in wording.after]
     return "\n\n".join(blocks) + "\n"
 
 
-def _html(greeting: str, wording: Wording, link: str | None) -> str:
-    """Nothing in it is loaded from anywhere, so reading it tells nobody."""
+def _html(greeting: str, wording: Wording, url: str | None) -> str:
+    """Return the HTML part. It loads nothing, so opening the email discloses nothing."""
     blocks = [f"<p>{escape(each)}</p>" for each in (greeting, *wording.paragraphs)]
-    if link is not None:
+    if url is not None:
         style = "background:#b45309;border-radius:6px;color:#fff;display:inline-block;padding:10px 16px"
         blocks.append(
-            f'<p><a href="{escape(link)}" style="{style};text-decoration:none">{escape(wording.button)}</a></p>'
+            f'<p><a href="{escape(url)}" style="{style};text-decoration:none">{escape(wording.button)}</a></p>'
         )
-        blocks.append(f"<p>Or copy this into your browser:<br>{escape(link)}</p>")
+        blocks.append(f"<p>Or copy this address into your browser:<br>{escape(url)}</p>")
     blocks += [f"<p>{escape(each)}</p>" for each in wording.after]
     body = "\n".join(blocks)
     return (

@@ -1,8 +1,8 @@
-"""The mailer: takes mails out of the outbox and hands them in, a few at a time in each worker.
+"""The mailer: takes emails from the outbox and delivers them, a few at a time in each worker.
 
-A mail server that is away loses nothing and nobody waits for it: what was not handed in is tried again after a pause
-that grows, for about two days. Killed in between, a mail is sent by another worker when its lease has run out, perhaps
-for the second time; a stop lets conversations end that are nearly over and gives the others back.
+No email is lost while the mail server is down, and no request waits for it: a failed delivery is repeated after growing
+pauses, for about two days. When a worker is killed during a delivery, another worker sends the email once the lease has
+expired, possibly a second time. On shutdown, deliveries that finish in time are completed and the rest are released.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FIRST_PAUSE_SECONDS = 10.0  # then twice as long each time
 MAX_PAUSE_SECONDS = 3600.0
 UNAVAILABLE_PAUSE_SECONDS = 0.5
 
-log = structlog.get_logger("mails")
+log = structlog.get_logger("mailer")
 
 
 class Mailer:
@@ -45,7 +45,7 @@ class Mailer:
         first_pause_seconds: float = FIRST_PAUSE_SECONDS,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
-        """`sender` is who mails are from, `base_url` what their links begin with."""
+        """`sender` is the From address of emails, `base_url` the prefix of the URLs in them."""
         self._owner = str(uuid.uuid4())
         self._database = database
         self._gateway = gateway
@@ -59,39 +59,39 @@ class Mailer:
         self._ended = asyncio.Event()
 
     def wake(self) -> None:
-        """A mail was put into the outbox here: it is sent at once. What other workers put there is found by looking."""
+        """Send new emails at once. Emails queued by other workers are found by polling."""
         self._wake.set()
 
     def stop(self) -> None:
-        """Begin nothing more."""
+        """Start no new deliveries."""
         self._stopping.set()
         self._wake.set()
 
     async def ended(self, seconds: float) -> None:
-        """Wait until `run` has come to its end after a stop, but not for longer."""
+        """Wait until `run` has ended after a stop, for at most `seconds`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._ended.wait()
 
     async def run(self) -> None:
-        log.info("the outbox is open", to=self._gateway.describe())
+        log.info("mailer started", gateway=self._gateway.describe())
         try:
             async with asyncio.TaskGroup() as tasks:
                 while not self._stopping.is_set():
                     await self._places.acquire()
                     mail = None
                     try:
-                        mail = await self._next()
+                        mail = await self._claim_due()
                     finally:
                         if mail is None:
                             self._places.release()
                     if mail is not None:
-                        tasks.create_task(self._send_and_leave(mail), name=f"mail-{mail.id}")
+                        tasks.create_task(self._send_in_task(mail), name=f"mail-{mail.id}")
         finally:
             self._ended.set()
 
-    async def _next(self) -> ClaimedMail | None:
-        """A mail that is due, or None after a pause."""
+    async def _claim_due(self) -> ClaimedMail | None:
+        """Return an email that is due, or None after a pause."""
         if self._stopping.is_set():
             return None
         self._wake.clear()
@@ -101,8 +101,8 @@ class Mailer:
             await asyncio.sleep(UNAVAILABLE_PAUSE_SECONDS)
             return None
         except Exception as error:
-            # Mails are no reason to end the process and cut its watchers off.
-            log.error("looking for mails failed", exc_info=error)
+            # An error here must not end the process, which also serves clients.
+            log.error("outbox poll failed", exc_info=error)
             await asyncio.sleep(POLL_SECONDS)
             return None
         if mail is None and not self._stopping.is_set():
@@ -111,13 +111,13 @@ class Mailer:
                     await self._wake.wait()
         return mail
 
-    async def _send_and_leave(self, mail: ClaimedMail) -> None:
+    async def _send_in_task(self, mail: ClaimedMail) -> None:
         try:
             await self._send(mail)
         except Unavailable:
-            pass  # the lease runs out by itself
+            pass  # the lease expires by itself
         except Exception as error:
-            log.error("what became of a mail could not be stored", mail=mail.id, exc_info=error)
+            log.error("delivery result not stored", mail=mail.id, exc_info=error)
         finally:
             self._places.release()
 
@@ -135,15 +135,15 @@ class Mailer:
         except NotDelivered as error:
             await self._postpone(mail, str(error))
         except Exception as error:
-            log.error("a mail could not be written", mail=mail.id, kind=mail.kind.value, exc_info=error)
-            await self._postpone(mail, "a fault of ours")
+            log.error("email not composed or delivered", mail=mail.id, kind=mail.kind.value, exc_info=error)
+            await self._postpone(mail, "internal error")
         else:
-            await self._note_sent(mail, leased_until)
+            await self._store_sent(mail, leased_until)
 
-    async def _note_sent(self, mail: ClaimedMail, leased_until: float) -> None:
-        """As long as there is a chance: who does not know that it was sent sends it again."""
+    async def _store_sent(self, mail: ClaimedMail, leased_until: float) -> None:
+        """Retry until the lease ends; otherwise another worker sends the email again. Raises Unavailable."""
         metrics.MAILS.labels("sent").inc()
-        log.info("mail sent", mail=mail.id, kind=mail.kind.value, attempts=mail.attempts)
+        log.info("email sent", mail=mail.id, kind=mail.kind.value, attempts=mail.attempts)
         while True:
             try:
                 await outbox.sent(self._database, mail, self._owner)
@@ -160,7 +160,7 @@ class Mailer:
         pause = pause_seconds(mail.attempts, self._first_pause_seconds)
         metrics.MAILS.labels("postponed").inc()
         log.warning(
-            "mail not sent, to be tried again",
+            "email postponed",
             mail=mail.id,
             kind=mail.kind.value,
             attempts=mail.attempts,
@@ -171,10 +171,10 @@ class Mailer:
 
     async def _give_up(self, mail: ClaimedMail, reason: str) -> None:
         metrics.MAILS.labels("failed").inc()
-        log.error("mail given up", mail=mail.id, kind=mail.kind.value, attempts=mail.attempts, reason=reason)
+        log.error("email given up", mail=mail.id, kind=mail.kind.value, attempts=mail.attempts, reason=reason)
         await outbox.failed(self._database, mail, self._owner)
 
 
 def pause_seconds(attempts: int, first: float) -> float:
-    """How long to wait after so many attempts. Jittered, so that what failed together is not tried together."""
+    """Return the pause after a number of attempts. Jittered, so that emails that failed together are spread out."""
     return min(first * 2.0 ** min(attempts - 1, 30), MAX_PAUSE_SECONDS) * random.uniform(0.8, 1.2)

@@ -1,5 +1,7 @@
-"""Files of the storage that no account names: left by a process that died between a file and its row, or by a storage
-that was away when they should have been deleted. Under a lease: of all workers, one looks once a period.
+"""Deletion of orphans: stored pictures that no account refers to.
+
+An orphan remains when a process dies after it has written a file and before it has stored the row, or when the storage
+is down at the moment a file should be deleted. One of all workers, the holder of a lease, scans once per period.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from repository.accounts import avatars
 from repository.engine import leases
 from repository.engine.database import Database
 
-PERIOD_SECONDS = 3600.0  # a bucket is paid by the page that is listed
-LOOK_SECONDS = 300.0  # whether a period is over, which workers that are often started again would not live to see
-MIN_AGE = timedelta(hours=1)  # a picture is in the storage for a moment before its account names it
+PERIOD_SECONDS = 3600.0  # buckets charge for each page listed
+CHECK_SECONDS = 300.0  # shorter than the period, so that workers that restart often still reach a scan
+MIN_AGE = timedelta(hours=1)  # a new picture is stored shortly before its account refers to it
 
 log = structlog.get_logger("orphans")
 
@@ -34,21 +36,21 @@ class Orphans:
 
     async def run(self) -> None:
         while True:
-            # Jittered, so that workers that started together do not ask together.
-            await asyncio.sleep(LOOK_SECONDS * random.uniform(0.8, 1.2))
+            # Jittered, so that workers that started together do not compete for the lease.
+            await asyncio.sleep(CHECK_SECONDS * random.uniform(0.8, 1.2))
             try:
                 if await leases.take(self._database, "orphans", self._owner, PERIOD_SECONDS):
                     removed = await remove(self._database, self._storage)
-                    log.info("files that no account names were looked for", deleted=removed)
+                    log.info("orphan scan finished", deleted=removed)
             except Unavailable:
                 pass  # the next period tries again
             except Exception as error:
-                # Nor is this a reason to end the process.
-                log.error("looking for orphans failed", exc_info=error)
+                # An error here must not end the process, which also serves clients.
+                log.error("orphan scan failed", exc_info=error)
 
 
 async def remove(database: Database, storage: Storage, now: datetime | None = None) -> int:
-    """Delete them, page by page. Answers how many files. Raises Unavailable."""
+    """Delete all orphans older than MIN_AGE, page by page. Return the number of files. Raises Unavailable."""
     before = (now or datetime.now(UTC)) - MIN_AGE
     removed = 0
     async for page in storage.pages(avatars.FOLDER):
@@ -59,7 +61,7 @@ async def remove(database: Database, storage: Storage, now: datetime | None = No
 
 
 async def _orphans(database: Database, files: Sequence[StoredFile]) -> list[str]:
-    # What does not bear a name of ours is not ours to delete.
+    # Files with other names were not written by the service and are left alone.
     avatar_of = {file.name: avatar for file in files if (avatar := avatars.avatar_of(file.name)) is not None}
     named = await avatars.named(database, avatar_of.values()) if avatar_of else set()
     return [name for name, avatar in avatar_of.items() if avatar not in named]

@@ -1,7 +1,8 @@
 """The runner: claims jobs and works on them chunk by chunk, a few at a time in each worker.
 
-A chunk is one transaction: its rows, its event and the job's `done`. Killed at any point, the job goes on after its
-last stored chunk as soon as its lease has run out, in whichever worker is first. A stop gives the leases back.
+A chunk is one transaction: its rows, its event and the job's `done`. When a worker is killed at any point, the job
+continues after its last stored chunk in the first worker that claims it once the lease has expired. On shutdown, the
+leases are released at once.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ CONCURRENT_JOBS = 2
 POLL_SECONDS = 1.0
 RENEW_SECONDS = jobs.LEASE_SECONDS / 3
 UNAVAILABLE_PAUSE_SECONDS = 0.5
-CAST_SIZE = 20  # movies that one chunk of characters plays in
+CAST_SIZE = 20  # movies to which one chunk of characters is distributed
 
 log = structlog.get_logger("jobs")
 
 
 class HandedOver(Exception):
-    """The service stops: another worker goes on with the job."""
+    """The service stops: another worker continues the job."""
 
 
 class Runner:
-    """One per process. `run` works until stopped or cancelled; `see` is a listener of the commits of this process."""
+    """One per process. `run` works until stopped or cancelled; `on_events` listens to the commits of this process."""
 
     def __init__(self, database: Database) -> None:
         self.owner = str(uuid.uuid4())
@@ -54,18 +55,18 @@ class Runner:
         self._ended = asyncio.Event()
 
     def stop(self) -> None:
-        """Store the chunks that are on their way, and give the leases back."""
+        """Store the chunks in progress, then release the leases."""
         self._stopping.set()
         self._wake.set()
 
     async def ended(self, seconds: float) -> None:
-        """Wait until `run` has come to its end after a stop, but not for longer."""
+        """Wait until `run` has ended after a stop, for at most `seconds`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._ended.wait()
 
-    def see(self, events: Sequence[Event]) -> None:
-        """A job queued here starts at once; the others are found by looking."""
+    def on_events(self, events: Sequence[Event]) -> None:
+        """Start jobs queued by this process at once. Jobs of other workers are found by polling."""
         if any(event.topic == "jobs" and event.operation == "add" for event in events):
             self._wake.set()
 
@@ -88,15 +89,15 @@ class Runner:
             except Unavailable:
                 await asyncio.sleep(UNAVAILABLE_PAUSE_SECONDS)
             except Exception as error:
-                # Jobs are no reason to end the process and cut its watchers off.
-                log.error("looking for jobs failed", exc_info=error)
+                # An error here must not end the process, which also serves clients.
+                log.error("job poll failed", exc_info=error)
                 await asyncio.sleep(POLL_SECONDS)
 
     async def _wait(self) -> None:
         try:
             async with asyncio.timeout(POLL_SECONDS):
                 await self._wake.wait()
-            if not self._stopping.is_set():  # a stop wakes everybody
+            if not self._stopping.is_set():  # a stop wakes all tasks and must stay set
                 self._wake.clear()
         except TimeoutError:
             pass
@@ -112,7 +113,7 @@ class Runner:
         except LeaseLost:
             log.info("job cancelled or taken over", job=job.id)
         except Unavailable:
-            # The job goes on after its last chunk; that it could not be stored says nothing against the job.
+            # The database failed, not the job, so another attempt continues after the last stored chunk.
             await self._give_back(job, owner)
             raise
         except asyncio.CancelledError:
@@ -125,12 +126,12 @@ class Runner:
             metrics.JOBS_RUNNING.dec()
 
     async def _give_back(self, job: ClaimedJob, owner: str) -> None:
-        with suppress(Unavailable):  # then the lease runs out by itself
+        with suppress(Unavailable):  # then the lease expires by itself
             await jobs.release(self._database, job.id, owner)
-            log.info("job handed over", job=job.id)
+            log.info("job released", job=job.id)
 
     async def _run_chunks(self, job: ClaimedJob, owner: str) -> None:
-        """While a chunk is stored, a thread makes the next one."""
+        """Store chunk after chunk; a thread makes the next one meanwhile. Raises HandedOver, LeaseLost, Unavailable."""
         done, started = job.done, time.monotonic()
         upcoming = asyncio.create_task(self._make_chunk(job, done))
         try:
@@ -140,7 +141,7 @@ class Runner:
                 if following < job.total:
                     upcoming = asyncio.create_task(self._make_chunk(job, following))
                 if job.rate is not None:
-                    # A chunk is due when its last row is.
+                    # A chunk is due when its last row is due.
                     await self._sleep_until(job, owner, started + (following - job.done) / job.rate)
                 if self._stopping.is_set():
                     raise HandedOver
@@ -152,11 +153,11 @@ class Runner:
             await asyncio.gather(upcoming, return_exceptions=True)
 
     async def _make_chunk(self, job: ClaimedJob, done: int) -> Chunk:
-        """In a thread, so that a large chunk does not hold up the sockets."""
+        """Make a chunk in a thread, so that a large one does not block the event loop."""
         return await asyncio.to_thread(make_chunk, job, done, is_sqlite=self._database.is_sqlite)
 
     async def _sleep_until(self, job: ClaimedJob, owner: str, due: float) -> None:
-        """Keeps the lease, and so notices when the job was cancelled."""
+        """Wait until `due` or a stop, renewing the lease. Raises LeaseLost when the job was cancelled."""
         while (left := due - time.monotonic()) > 0 and not self._stopping.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(left, RENEW_SECONDS)):
@@ -181,11 +182,12 @@ class Runner:
         await self._database.write(work)
 
 
-# Movies are ready to be stored; characters first look, in the transaction, for movies to play in.
+# Movies are prepared outside the transaction; characters need movies to refer to, which are picked inside it.
 Chunk = Prepared | Sequence[dict[str, Any]]
 
 
 def make_chunk(job: ClaimedJob, done: int, *, is_sqlite: bool) -> Chunk:
+    """Return the rows that follow the first `done` rows of a job, at most `batch_size`."""
     count = min(job.batch_size, job.total - done)
     rows = generation.rows(job.kind, job.seed, done, count)
     if job.kind == "generate_movies":

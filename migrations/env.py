@@ -1,4 +1,4 @@
-"""Runs the migrations on the connection that `repository.engine.migrations` (or `alembic` itself) provides."""
+"""Run the migrations on the connection that `repository.engine.migrations` provides."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import models
 
 connection = context.config.attributes.get("connection")
 if connection is None:
-    raise SystemExit("Run migrations with: python cli.py migrate")
+    raise SystemExit("Run migrations with: marquee migrate")
 
 context.configure(
     connection=connection,

@@ -51,8 +51,8 @@ async def show_metrics(request: Request) -> Response:
         if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), expected.encode()):
             raise Unauthenticated("Expected the header Authorization: Bearer <METRICS_TOKEN>")
     # In a thread, because with many workers there are many files to add up.
-    content, media_type = await asyncio.to_thread(metrics.page, request.headers.get("accept", ""))
-    return Response(content, headers={**_NO_STORE, "Content-Type": media_type})
+    found = await asyncio.to_thread(metrics.exposition, request.headers.get("accept", ""))
+    return Response(found.content, headers={**_NO_STORE, "Content-Type": found.media_type})
 
 
 PAGES: list[BaseRoute] = [Route("/metrics", show_metrics)]

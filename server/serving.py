@@ -22,10 +22,11 @@ from core.settings import Settings
 from core.stopping import Stopping
 from realtime.fanout.subscription import SLOW_CLIENT_SECONDS
 from realtime.sockets.endpoint import HEARTBEAT_SECONDS
+from schemas import MAX_BODY_BYTES
 from server.http_protocol import MarqueeHTTPProtocol
 from server.websocket_protocol import MarqueeWebSocketProtocol
 
-MAX_FRAME_BYTES = 256 * 1024  # of a client's message
+MAX_FRAME_BYTES = MAX_BODY_BYTES  # of a client's message
 PING_TIMEOUT_SECONDS = SLOW_CLIENT_SECONDS + 15  # a slow reader is first told so by its own close code
 STOP_SECONDS = 10.0
 REQUEST_SECONDS = 7.0  # of them: for open requests
@@ -117,7 +118,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         stopping: Stopping = self.lifespan.state["stopping"]
-        stopping.leave()
+        stopping.drain()
         await self._serve_on()
         now = asyncio.get_running_loop().time
         begun = now()

@@ -17,13 +17,12 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 
 from core import metrics
-from core.errors import CLOSE_REASONS, CloseCode
+from core.errors import CLOSE_REASONS, NO_CLOSE_FRAME, CloseCode
 from realtime.wire.frames import Frames
 from realtime.wire.writer import CLOSE_SECONDS, EXTENSION, HIGH_WATER_BYTES, LOW_WATER_BYTES
 
 SHUTDOWN_SECONDS = 2.0  # a peer that does not answer the close must not hold up the stop
 LINGER_SECONDS = 1.0
-NO_CLOSE = 1006  # RFC 6455, section 7.4.1
 
 
 class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
@@ -49,7 +48,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         """Of the close frame that came first, ours or the peer's."""
         sent, received = self.conn.close_sent, self.conn.close_rcvd
         first = received if self.conn.close_rcvd_then_sent else (sent or received)
-        return first.code if first is not None else NO_CLOSE
+        return first.code if first is not None else NO_CLOSE_FRAME
 
     async def send(self, message: Any) -> None:
         await super().send(message)

@@ -14,11 +14,12 @@ from jose.exceptions import JOSEError
 
 from core.errors import invalid_token
 from core.identity import CLOCK_LEEWAY_SECONDS, MAX_USER_ID, Claims
+from schemas import UUID
 
 ISSUER = "marquee"
 AUDIENCE = "marquee"
 _USER_ID = re.compile(r"[1-9][0-9]{0,18}")
-_SESSION_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_SESSION_ID = re.compile(UUID)
 
 
 class TokenType(StrEnum):

@@ -1,5 +1,5 @@
-"""Does a client do what docs/protocol.md asks of it? `python -m clients.conformance --help`; README.md tells the rest.
+"""The conformance suite: checks that a client follows docs/protocol.md. README.md describes it.
 
-`scenario.py` reads scenarios.json and compares; `server.py` serves them on real sockets; `driver.py` starts the client
-under test and tells it what to do; `live.py` tries it on the real service; `runner.py` puts these together.
+`scenario.py` reads scenarios.json and compares reports; `server.py` plays the server on real sockets; `driver.py`
+starts the client under test and sends commands; `live.py` tests it against the real service; `runner.py` runs all.
 """

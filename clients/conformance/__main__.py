@@ -1,4 +1,4 @@
-"""`python -m clients.conformance [options] -- <driver command>`: run the scenarios and say what does not hold."""
+"""`python -m clients.conformance [options] -- <driver command>`: run the scenarios and report the failures."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ async def main(arguments: argparse.Namespace) -> int:
 def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m clients.conformance", description=__doc__)
     parser.add_argument("--service", metavar="URL", help="also run the live scenarios against this service (http://…)")
-    parser.add_argument("--only", metavar="TEXT", help="scenarios whose name holds this")
-    parser.add_argument("--seed", type=int, default=None, help="of the live scenarios")
-    parser.add_argument("command", nargs="+", help="the driver; {control}, {page}, {folder} are filled in")
+    parser.add_argument("--only", metavar="TEXT", help="run the scenarios whose name contains this")
+    parser.add_argument("--seed", type=int, default=None, help="seed of the live scenarios")
+    parser.add_argument("command", nargs="+", help="the driver; {control}, {page} and {folder} are replaced")
     return parser.parse_args(words)
 
 

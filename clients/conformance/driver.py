@@ -1,4 +1,4 @@
-"""The client under test: a program that connects to the runner's control socket, does what it is told and reports."""
+"""The runner's side of a driver: the program around the client under test, which receives commands and reports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ANSWER_SECONDS = 30.0
 
 
 class DriverFailed(Exception):
-    """The driver could not do what it was told, or is gone: a defect of the driver."""
+    """The driver could not carry out a command, or has exited: a bug of the driver."""
 
 
 class Driver:
@@ -40,7 +40,7 @@ class Driver:
         await self._here.wait()
 
     async def serve(self, socket: ServerConnection) -> None:
-        """Until it is gone. The first message is `{"hello": {"capabilities": […]}}`."""
+        """Receive replies until the driver disconnects. Its first message is `{"hello": {"capabilities": […]}}`."""
         hello = json.loads(await socket.recv())
         self.capabilities = frozenset(hello["hello"]["capabilities"])
         self._socket = socket
@@ -52,7 +52,7 @@ class Driver:
             pass
         for answer in self._answers.values():
             if not answer.done():
-                answer.set_exception(DriverFailed("the driver is gone"))
+                answer.set_exception(DriverFailed("the driver disconnected"))
 
     def _answer(self, message: Mapping[str, Any]) -> None:
         answer = self._answers.pop(message["reply_to"], None)
@@ -64,7 +64,7 @@ class Driver:
             answer.set_result(message.get("result"))
 
     async def tell(self, client: str, **command: Any) -> Any:
-        """Do something with a client and answer the result. Raises DriverFailed."""
+        """Send a command for a client and return its result. Raises DriverFailed."""
         assert self._socket is not None
         number = next(self._ids)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -79,8 +79,10 @@ class Driver:
 
 @asynccontextmanager
 async def started(command: Sequence[str], driver: Driver, *, control: str, page: str) -> AsyncIterator[None]:
-    """The driver's process. In `command`, {control} is the control socket, {page} the page for browsers, {folder} an
-    empty folder; without the first two the control socket is the last argument.
+    """Run the driver's process. Raises DriverFailed when it does not connect.
+
+    In `command`, {control} is replaced by the URL of the control socket, {page} by that of the page for browsers and
+    {folder} by an empty folder; without the first two, the control socket is appended as the last argument.
     """
     folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="conformance-")
     words = [word.format(control=control, page=page, folder=folder) for word in command]
@@ -110,6 +112,6 @@ async def started(command: Sequence[str], driver: Driver, *, control: str, page:
 
 
 def _kill(group: int) -> None:
-    """The whole group: a browser has many processes."""
+    """Kill the whole process group, because a browser has many processes."""
     with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A client against the real service: random writes while its connections are cut, then everything must be right."""
+"""The live scenarios: random writes to the real service while the client's connections are cut, then a comparison."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class CuttingProxy:
         self._address = (host, port)
         self._chance = chance
         self._range = cut_after_bytes
-        self.is_calm = True  # the first snapshot must have its time: it may be larger than what is let through
+        self.is_calm = True  # cuts start after the first snapshot, which may be larger than the bytes let through
         self.cuts = 0
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[int]:
-        """Answers the port."""
+        """Listen, and return the port."""
         tasks: set[asyncio.Task[None]] = set()
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -57,13 +57,13 @@ class CuttingProxy:
         left = self._chance.randint(*self._range)
         upstream: asyncio.StreamWriter | None = None
         try:
-            answers, upstream = await asyncio.open_connection(*self._address)
+            replies, upstream = await asyncio.open_connection(*self._address)
             up = asyncio.create_task(self._copy(reader, upstream))
             try:
-                while data := await answers.read(4096):
+                while data := await replies.read(4096):
                     if not self.is_calm:
                         if len(data) >= left:
-                            writer.write(data[:left])  # the rest of the frame never comes
+                            writer.write(data[:left])  # the rest of the frame is dropped
                             self.cuts += 1
                             return
                         left -= len(data)
@@ -97,7 +97,7 @@ class Rest:
         self.token = ""
 
     async def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """The body of the answer. Raises RuntimeError when it is no success."""
+        """Send a request and return the body of the response. Raises RuntimeError unless it succeeds."""
         return await asyncio.to_thread(self._ask, method, path, body)
 
     def _ask(self, method: str, path: str, body: Any) -> Any:
@@ -119,7 +119,7 @@ class Rest:
         self.token = (await self.ask("POST", "/auth/login", person))["access_token"]
 
     async def every(self, topic: str, filter_: Mapping[str, Any]) -> list[Any]:
-        """The whole list, by key."""
+        """Return the whole list, by key."""
         rows: list[Any] = []
         while True:
             after = {"after": rows[-1]["id"]} if rows else {"after": 0}
@@ -131,7 +131,7 @@ class Rest:
 
 
 def query_of(filter_: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """A filter as parameters of a query."""
+    """Return a filter as query parameters."""
     for field, wanted in filter_.items():
         if field == "or":
             for index, group in enumerate(wanted):
@@ -146,7 +146,7 @@ def query_of(filter_: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 async def run_live(runner: Runner, live: Live, service: str, seed: int | None = None) -> Outcome:
-    """`service`: such as http://127.0.0.1:8000. It signs a new user up there, and adds movies and characters."""
+    """Run a live scenario. It registers a new user at `service` (a URL) and adds movies and characters."""
     seed = random.randrange(10**9) if seed is None else seed
     chance = random.Random(seed)
     rest = Rest(service.rstrip("/"))
@@ -215,12 +215,12 @@ async def _run(
         found = await report()
         ids = {each["body"]["id"] for each in found["requests"].values()}
         if len(ids) != live.requests or len(titles) % live.requests:
-            return f"expected {live.requests} movies, got {len(ids)} answers and {len(titles)} rows"
+            return f"expected {live.requests} movies, got {len(ids)} responses and {len(titles)} rows"
     return None
 
 
 async def _until(report: Any, wanted: Mapping[str, Any], seconds: float) -> str | None:
-    """None as soon as the report is as wanted, else what is different at the end."""
+    """Return None as soon as the report is as expected, or the difference that remains at the end."""
     end = asyncio.get_running_loop().time() + seconds
     while True:
         problem = difference(wanted, await report())
@@ -230,7 +230,7 @@ async def _until(report: Any, wanted: Mapping[str, Any], seconds: float) -> str 
 
 
 async def _events(service: str, step: Step, begun: str) -> list[Mapping[str, Any]]:
-    """What the watch must have seen: the same events on a connection that nobody cuts."""
+    """Return the events that the watch must have seen, read over a connection that is not cut."""
     epoch, _, since = begun.rpartition(":")
     base = service.replace("http", "ws", 1).rstrip("/") + "/ws"
     topics = ",".join(step["topics"])
@@ -254,7 +254,7 @@ async def _events(service: str, step: Step, begun: str) -> list[Mapping[str, Any
 
 
 async def _write(rest: Rest, chance: random.Random, writes: int) -> None:
-    """Single and bulk, so that rows come, change, go, and cross the borders of filters."""
+    """Write single rows and bulks at random, so that rows come, change and go, and enter and leave filters."""
     movies: list[int] = []
     characters: list[int] = []
 

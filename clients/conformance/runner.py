@@ -1,4 +1,4 @@
-"""Every scenario against one client."""
+"""Runs every scenario against one client."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Runner:
         return f"c{next(self._clients)}"
 
     async def run(self, scenario: Scenario) -> str | None:
-        """What went wrong, or None. Raises DriverFailed."""
+        """Run a scenario and return its violation, or None. Raises DriverFailed."""
         client = self.new_client()
 
         async def act(step: Step) -> None:
@@ -81,7 +81,7 @@ class Runner:
         return script.violation
 
     async def _settle(self, client: str, scenario: Scenario) -> None:
-        """The report is as expected, and stays so once everything that was sent has arrived."""
+        """Wait until the report is as expected, and still is once everything sent has arrived. Raises TimeoutError."""
         async with asyncio.timeout(SETTLE_SECONDS):
             await self._until(client, scenario.expect)
             if (await self.driver.tell(client, do="ping")) is not None:
@@ -97,7 +97,7 @@ class Runner:
 
 @asynccontextmanager
 async def running(command: Sequence[str]) -> AsyncIterator[Runner]:
-    """A runner with its driver. Raises DriverFailed when that does not start."""
+    """Run a server and a driver. Raises DriverFailed when the driver does not start."""
     driver = Driver()
     scripts: dict[str, ScriptedServer] = {}
 
@@ -141,13 +141,13 @@ async def running(command: Sequence[str]) -> AsyncIterator[Runner]:
 class Outcome:
     name: str
     problem: str | None
-    is_left_out: bool = False  # it needs what this client cannot know
+    is_left_out: bool = False  # it needs a capability that the client lacks
 
 
 async def run_all(
     runner: Runner, scenarios: Sequence[Scenario], tell: Callable[[Outcome], None] = lambda _: None
 ) -> list[Outcome]:
-    """Several at a time: they are mostly about waiting."""
+    """Run all scenarios, AT_ONCE at a time because they mostly wait, and return their outcomes in order."""
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(scenario: Scenario) -> Outcome:
@@ -166,7 +166,7 @@ async def run_all(
 
 
 def _file(path: str) -> Response:
-    """The page and the module, for browsers."""
+    """Return a file of the JavaScript client, for browsers."""
     found = FILES / path.lstrip("/")
     if found.parent != FILES or not found.is_file():
         return refusal(404, {}, f"no {path}")

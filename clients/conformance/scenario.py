@@ -1,4 +1,4 @@
-"""The scenarios as values, and what it means that a report is as expected. Pure."""
+"""The scenarios as values, and the comparison of reports. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Step = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`connections`: what the server does on the first, the second … connection. `otherwise`: on any further one."""
+    """`connections`: the server's steps on the first, the second … connection. `otherwise`: on any further one."""
 
     name: str
     about: str
@@ -30,7 +30,7 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """Random writes on the real service while connections are cut."""
+    """A scenario of random writes to the real service while connections are cut."""
 
     name: str
     about: str
@@ -41,7 +41,7 @@ class Live:
 
 
 def load(path: Path = FILE) -> tuple[list[Scenario], list[Live]]:
-    """Raises ValueError when a member is unknown or missing."""
+    """Read the scenarios and the live scenarios. Raises ValueError when a member is unknown or missing."""
     document = json.loads(path.read_text())
     try:
         return [Scenario(**each) for each in document["scenarios"]], [Live(**each) for each in document["live"]]
@@ -50,9 +50,9 @@ def load(path: Path = FILE) -> tuple[list[Scenario], list[Live]]:
 
 
 def difference(expected: Any, actual: Any, path: str = "report") -> str | None:
-    """The first place where `actual` is not what is expected, or None.
+    """Return the first difference of `actual` from what is expected, with its place, or None.
 
-    Objects may have more members than expected; arrays must be of the same length; `null` also means absent.
+    Objects may have additional members; arrays must have the same length; an expected `null` may be absent.
     """
     if isinstance(expected, Mapping):
         if not isinstance(actual, Mapping):

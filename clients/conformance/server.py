@@ -1,4 +1,4 @@
-"""A websocket server that does what a scenario says, on a real socket."""
+"""A websocket server that follows the script of a scenario, on a real socket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .scenario import Scenario, Step, difference
 
 EPOCH = "e1"
 CLOSE_SECONDS = 5.0  # from the client's close to the end of its connections
-LOG_BATCH = 50  # frames between two looks at what the client said
+LOG_BATCH = 50  # frames sent before messages of the client are handled
 
 
 class Violated(Exception):
@@ -25,14 +25,14 @@ class Violated(Exception):
 
 
 class ScriptedServer:
-    """All connections of one scenario. `act` carries out the steps that are the runner's: `do` and `await`."""
+    """All connections of one scenario. `act` carries out the steps `do` and `await`, which concern the driver."""
 
     def __init__(self, scenario: Scenario, act: Callable[[Step], Awaitable[None]]) -> None:
         self.scenario = scenario
         self.act = act
         self.violation: str | None = None
         self.at: Step | None = None  # the latest step
-        self.done = asyncio.Event()  # every script has come to its end, or one is violated
+        self.done = asyncio.Event()  # every script has ended, or one was violated
         self._serving: set[asyncio.Task[None]] = set()
         self._next = 0
         self._ended = 0
@@ -40,9 +40,9 @@ class ScriptedServer:
             self.done.set()
 
     def refuse(self, token: str | None) -> Response | None:
-        """Decides on a handshake: the token first, then the script."""
+        """Return a rejection of the handshake, for a wrong token or by the script, or None to accept it."""
         if token is not None and self.scenario.tokens is not None and token not in self.scenario.tokens:
-            return refusal(401, {"WWW-Authenticate": "Bearer"}, "this token is no good")
+            return refusal(401, {"WWW-Authenticate": "Bearer"}, "invalid token")
         first = self._script()[0]
         if "refuse" not in first:
             return None
@@ -51,7 +51,7 @@ class ScriptedServer:
         return refusal(first["refuse"], first.get("headers", {}), first.get("detail", "not now"))
 
     async def closed(self) -> None:
-        """The client is closed: its connections have to end, and nothing unexpected may be left in them."""
+        """Wait for the connections of a closed client to end. Connections that stay open are a violation."""
         if self._serving:
             _, open_still = await asyncio.wait(self._serving, timeout=CLOSE_SECONDS)
             if open_still:
@@ -79,13 +79,13 @@ class ScriptedServer:
             reader.cancel()
             await asyncio.gather(reader, connection.stop(), return_exceptions=True)
         if connection.inbox and self.violation is None:
-            self._violate(f"nobody expected {json.dumps(connection.inbox[0])}")
+            self._violate(f"unexpected message {json.dumps(connection.inbox[0])}")
 
     def _script(self) -> Sequence[Step]:
         if self._next < len(self.scenario.connections):
             return self.scenario.connections[self._next]
         if self.scenario.otherwise is None:
-            self._violate(f"nobody expected connection {self._next + 1}")
+            self._violate(f"unexpected connection {self._next + 1}")
         return self.scenario.otherwise or [{"close": 1000}]
 
     def _take(self) -> None:
@@ -107,7 +107,7 @@ class ScriptedConnection:
         self._server = server
         self._socket = socket
         self._token = token
-        self._bound: dict[str, Mapping[str, Any]] = {}  # messages by the names of the script
+        self._bound: dict[str, Mapping[str, Any]] = {}  # messages by their names in the script
         self._arrived = asyncio.Event()
         self._answers_pings = True
         self._pings = 0
@@ -142,9 +142,9 @@ class ScriptedConnection:
             data = {"user_id": 1, "group": "user"}
             await self._send({"reply_to": message["id"], "ok": True, "data": data})
         else:
-            error = {"code": "unauthenticated", "detail": "this token is no good"}
+            error = {"code": "unauthenticated", "detail": "invalid token"}
             await self._send({"reply_to": message["id"], "ok": False, "error": error})
-            await self._socket.close(4501, "token expired, revoked or not accepted: sign in again")
+            await self._socket.close(4501, "token expired, revoked or invalid: sign in again")
 
     async def run(self, steps: Sequence[Step]) -> None:
         for step in steps:
@@ -174,7 +174,7 @@ class ScriptedConnection:
         await self._send({"operation": "welcome", "data": data})
 
     async def _step_token(self, step: Step) -> None:
-        """Wait until the client has shown this token, in the handshake or in a message."""
+        """Wait until the client has sent this token, in the handshake or in a message."""
         await self._until(lambda: self._token == step["token"], f"the token {step['token']}")
 
     async def _step_expect(self, step: Step) -> None:
@@ -197,7 +197,7 @@ class ScriptedConnection:
             raise Violated(f"expected nothing, got {json.dumps(self.inbox[0])}")
 
     async def _step_reply(self, step: Step) -> None:
-        """Answer a message; to `subscribe` with the name of the subscription as well."""
+        """Reply to a message; to `subscribe` with the name of the subscription as well."""
         message = self._bound[step["to"]]
         data = dict(step["reply"])
         if message["action"] == "subscribe":
@@ -214,7 +214,7 @@ class ScriptedConnection:
         await self._send(self._frame(step["send"], step))
 
     async def _step_send_half(self, step: Step) -> None:
-        """The first half of a websocket frame, and nothing after it."""
+        """Send the first half of a websocket frame."""
         payload = json.dumps(self._frame(step["send_half"], step)).encode()
         assert 126 <= len(payload) < 65536
         self._socket.transport.write(
@@ -225,7 +225,7 @@ class ScriptedConnection:
         await self._socket.close(step["close"], step.get("reason", ""))
 
     async def _step_cut(self, step: Step) -> None:
-        """No close frame, no goodbye."""
+        """Abort the connection without a close frame."""
         await self._sent()
         self._socket.transport.abort()
 
@@ -236,7 +236,7 @@ class ScriptedConnection:
         await self._until(lambda: self._pings >= step["pings"], f"{step['pings']} pings")
 
     async def _step_wait_end(self, step: Step) -> None:
-        """The client must end the connection."""
+        """Wait until the client ends the connection."""
         await self._socket.wait_closed()
 
     async def _step_do(self, step: Step) -> None:
@@ -246,7 +246,7 @@ class ScriptedConnection:
         await self._server.act(step)
 
     async def _step_log(self, step: Step) -> None:
-        """From here on a small honest server: a log of `add` events 1 to n, and subscriptions that follow it."""
+        """Serve subscriptions to a log of `add` events 1 to n from here on."""
         self._background = asyncio.create_task(self._follow_log(step["log"]))
 
     async def _follow_log(self, last: int) -> None:
@@ -272,13 +272,13 @@ class ScriptedConnection:
             if all(place == last for place in places.values()):
                 await self._arrived.wait()
             else:
-                await asyncio.sleep(0)  # the reader must have its turn
+                await asyncio.sleep(0)  # let the reader run
 
     def _frame(self, frame: Mapping[str, Any], step: Step) -> Mapping[str, Any]:
         return {**frame, "subscription": self._name(step["to"])} if "to" in step else frame
 
     def _name(self, bound: str) -> str:
-        """The client's name for its subscription, or one of ours."""
+        """Return the client's name for its subscription, or a generated one."""
         message = dict(self._bound[bound])
         if "as" not in message:
             self._made_names += 1
@@ -287,8 +287,8 @@ class ScriptedConnection:
         return str(message["as"])
 
     async def _sent(self) -> None:
-        """The kernel has what was written: an abort must not eat the frames before it."""
-        while self._socket.transport.get_write_buffer_size() > 0:  # noqa: ASYNC110 - the transport tells nobody
+        """Wait until the kernel has all written bytes, because an abort would discard them."""
+        while self._socket.transport.get_write_buffer_size() > 0:  # noqa: ASYNC110 - the transport offers no event
             await asyncio.sleep(0.001)
 
 
@@ -299,7 +299,7 @@ def refusal(status: int, headers: Mapping[str, str], detail: Any) -> Response:
 
 
 def token_of(request: Request) -> str | None:
-    """From the Authorization header, or the subprotocols `bearer, <token>`."""
+    """Return the token of the Authorization header or of the subprotocols `bearer, <token>`, if any."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return token

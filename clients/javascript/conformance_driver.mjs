@@ -1,4 +1,4 @@
-// The JavaScript client under the conformance run, in Node and in browsers.
+// The driver of the JavaScript client for the conformance suite, in Node and in browsers.
 //
 //     python -m clients.conformance -- node --experimental-websocket clients/javascript/conformance_driver.mjs
 //
@@ -16,7 +16,7 @@ import {
   Unauthorized,
 } from "./marquee.js";
 
-const CAPABILITIES = []; // nobody tells a page why a handshake was refused
+const CAPABILITIES = []; // browsers do not reveal why a handshake was refused
 const KINDS = [
   [Unauthorized, "unauthorized"],
   [Forbidden, "forbidden"],
@@ -136,7 +136,7 @@ class Attending {
 
 const reports = (map) => Object.fromEntries([...map].map(([name, each]) => [name, each.report()]));
 
-/** One client and what it was told to open. */
+/** One client and everything opened with it. */
 class Subject {
   tokensAsked = 0;
   watches = new Map();
@@ -174,7 +174,7 @@ class Subject {
     );
   }
 
-  /** Null when the client has ended, or is cut off. */
+  /** Returns null when the client has ended or the connection was lost. */
   async ping() {
     try {
       return await this.client.ping();

@@ -4,16 +4,16 @@
  *     const client = new Client("ws://127.0.0.1:8000/ws");
  *     for await (const event of client.watch("movies")) console.log(event);
  *
- * In this order: errors, values, what callers pass, `Pacer` (when to come back), `Stream` (one subscription), `Session`
- * (one socket after another), then what the application reads (`Watch`, `View`, `Presence`) and `Client` with the socket
- * itself. `Pacer`, `Stream` and `Session` are pure: no clock, no timers, no socket.
+ * In this order: errors, values, validation of arguments, `Pacer` (when to reconnect), `Subscription` (one across all
+ * connections), `Session` (the protocol across connections), then what the application reads (`Watch`, `View`,
+ * `Presence`) and `Client` with the socket. `Pacer`, `Subscription` and `Session` are pure: no clock, timers or sockets.
  *
  * @module marquee
  */
 
 // --- errors
 
-/** The parent of everything that this module throws on purpose. */
+/** The base class of all errors that this module throws on purpose. */
 export class MarqueeError extends Error {
   /** @param {string} message */
   constructor(message) {
@@ -23,8 +23,8 @@ export class MarqueeError extends Error {
 }
 
 /**
- * The server does not want this client; there will be no other attempt. `code`: the close code, or the HTTP status of the
- * handshake where it can be seen.
+ * The server rejected this client, which does not reconnect. `code`: the close code, or the HTTP status of the
+ * handshake where it is visible. `detail`: the server's reason.
  */
 export class Refused extends MarqueeError {
   /** @param {number} code @param {any} detail */
@@ -35,7 +35,7 @@ export class Refused extends MarqueeError {
   }
 }
 
-/** Sign in again. A token function may throw it, too, to end the client. */
+/** The token is missing, invalid or expired: sign in again. A token function may throw it to end the client. */
 export class Unauthorized extends Refused {
   /** @param {number} [code] @param {any} [detail] */
   constructor(code = 4501, detail = "there is no token") {
@@ -43,13 +43,13 @@ export class Unauthorized extends Refused {
   }
 }
 
-/** Not allowed. */
+/** The client is not allowed to connect. */
 export class Forbidden extends Refused {}
 
-/** A defect of this client, or of the server. */
+/** The client or the server violated the protocol, which is a bug in one of them. */
 export class ProtocolViolation extends Refused {}
 
-/** The server answered a message with an error, such as `invalid_filter`. `detail`: a text, or a list of problems. */
+/** An error reply, such as `invalid_filter`. `detail`: a text, or a list of problems. */
 export class ServerError extends MarqueeError {
   /** @param {string} code @param {any} detail */
   constructor(code, detail) {
@@ -59,13 +59,13 @@ export class ServerError extends MarqueeError {
   }
 }
 
-/** The connection ended before the answer came: it may have been done, or not. */
+/** The connection ended before the reply: the server may have carried out the request or not. */
 export class ConnectionLost extends MarqueeError {}
 
-/** The answer did not come within `timeoutSeconds`: it may have been done, or not. */
+/** No reply within `timeoutSeconds`: the server may have carried out the request or not. */
 export class TimedOut extends MarqueeError {}
 
-/** `close` was called. */
+/** `close` was called on the client, or on the watch, view or presence. */
 export class ClientClosed extends MarqueeError {}
 
 /** @param {any} detail */
@@ -84,34 +84,35 @@ function refusal(code, detail) {
 // --- values
 
 /**
- * A place in the event log: everything up to and including `seq` is dealt with.
+ * A position in the event log: every event up to and including `seq` has been processed.
  * @typedef {{epoch: string | null, seq: number}} Position
  *
  * An entity as GET returns it.
  * @typedef {{id: number | string, [name: string]: any}} Row
  *
- * One frame of a subscription. `seq` is null for what is ephemeral (`progress`). `reason` is "filter" for a row that left
- * the filter and exists still. `more`: another event with the same number follows. `position`: where a watch resumes
- * that has dealt with this event and no later one; while `more` is set that is the place before the number.
+ * One event of a subscription. `seq` is null for ephemeral events (`progress`). `reason` is "filter" when a row no longer
+ * matches the filter but still exists. `more`: another event with the same number follows. `position`: where to resume
+ * after this event; while `more` is set, that is the position before the number.
  * @typedef {{operation: string, topic: string | null, seq: number | null, data: any, position: Position | null,
  *   changed: string[], reason: string | null, actorId: number | null, ts: string | null, more: boolean}} Event
  *
- * In place of events that cannot be had any more: what was built from a watch is no good, start over. The events after
+ * Events are missing because the server no longer has them: discard what was built from the watch. The events after
  * `position` follow.
  * @typedef {{operation: "resync", reason: string, position: Position}} Resync
  *
- * What happened to a view: the row as it is now, and as it was. `reset`: any row may be another than before.
+ * A change of a view: the row after and before it. `reset`: any row may have changed, so read the view again.
  * @typedef {{kind: "add" | "update" | "delete" | "reset", id: number | string | null, row: Row | null, old: Row | null}} Change
  *
  * @typedef {{user_id: number, username: string | null, connections: number}} User
  * @typedef {{count: number, users: Map<number, User>}} Audience
  * @typedef {{topic: string, count: number, joined: User[], left: User[], isReset: boolean}} PresenceChange
  *
- * The answer to a request, whatever its status. Names of headers are in lower case.
+ * The response to a request, whatever its status. Header names are in lowercase.
  * @typedef {{status: number, headers: Record<string, string>, body: any}} Response
  *
- * The n-th attempt in a row waits between 0 and `firstSeconds` * 2^n, at most `longestSeconds`, all of it at random, so
- * that clients that were cut together do not come back together. A connection that stood for `provenSeconds` starts anew.
+ * The pauses between attempts: the n-th in a row is between 0 and `firstSeconds` * 2^n, at most `longestSeconds`. The
+ * whole pause is random, so that clients that lost their connections together do not reconnect together. A connection
+ * that lasted `provenSeconds` resets the count.
  * @typedef {{firstSeconds: number, longestSeconds: number, provenSeconds: number}} Retry
  *
  * @typedef {string | null | undefined} Shown
@@ -119,21 +120,21 @@ function refusal(code, detail) {
  * @typedef {Record<string, any>} Message
  * @typedef {(reply: Message) => void} Answer
  * @typedef {{topics: string[], filter: object | null, snapshot: boolean, bulk: "items" | "summary" | null,
- *   deliver: "all" | {latest_every_ms: number} | null}} Wish
+ *   deliver: "all" | {latest_every_ms: number} | null}} SubscribeOptions
  *
- * Who takes what a stream brings.
+ * The receiver of a subscription. None of these methods may block.
  * @typedef {{began(position: Position): void, take(events: Event[], size: number): void, resynced(resync: Resync): void,
  *   replaced(rows: Row[], position: Position): void, failed(error: MarqueeError): void}} Sink
  *
  * @typedef {{message: Message, resolve: (reply: Message) => void, reject: (error: MarqueeError) => void,
  *   isRepeatable: boolean, attempts: number}} Call
  *
- * How a connection, or the attempt at one, ended. `code`: the close code that the server sent, the HTTP status with which
- * it refused where that can be seen (the package `ws` tells it), or null.
- * @typedef {{code: number | null, detail: string, stoodSeconds: number}} Ending
+ * How a connection or an attempt ended. `code`: the close code from the server, the HTTP status of a refused handshake
+ * where it is visible (the package `ws` reports it), or null.
+ * @typedef {{code: number | null, detail: string, lastedSeconds: number}} Ending
  *
- * As much of a WebSocket as is needed here; that of browsers, of Node (22, or 20 with --experimental-websocket) and of the
- * package `ws` will do.
+ * The part of a WebSocket that is used here; those of browsers, Node (22, or 20 with --experimental-websocket) and the
+ * package `ws` work.
  * @typedef {{onopen: any, onmessage: any, onclose: any, onerror: any, send(text: string): void,
  *   close(code?: number): void}} Socket
  * @typedef {new (url: string, protocols?: string[]) => Socket} SocketClass
@@ -143,28 +144,28 @@ const PROTOCOL = 1;
 const TOKEN_EXPIRED = 4501;
 const PROTOCOL_ERROR = 4509;
 const TOO_MANY_MESSAGES = 4429;
-const TOO_MANY_MESSAGES_SECONDS = 1; // coming back at once would be more of the same
+const TOO_MANY_MESSAGES_SECONDS = 1; // reconnecting at once would exceed the limit again
 
-const MAX_REQUESTS_IN_FLIGHT = 16; // the server refuses the 17th
-const MAX_MESSAGE_BYTES = 256 * 1024; // the server closes with 1009 above
-const MAX_ATTEMPTS = 20; // of one call: an answer that ends the connection each time must not do so for ever
+const MAX_REQUESTS_IN_FLIGHT = 16; // the server rejects the 17th
+const MAX_MESSAGE_BYTES = 256 * 1024; // the server closes the socket with 1009 above this
+const MAX_ATTEMPTS = 20; // of one call, because a reply that always breaks the connection must not be requested forever
 const DEFAULT_HEARTBEAT_SECONDS = 20;
 const OPEN_SECONDS = 10; // for the handshake
 const WELCOME_SECONDS = 10; // from the handshake to the welcome
 const RETRY_SUBSCRIBE_SECONDS = 1;
-const LONGEST_TIMER_MS = 2 ** 31 - 1; // a longer one fires at once
-const WARNED_ATTEMPTS = 3; // in a row without a welcome: whoever gave a wrong address should hear of it
-const NO_HANDSHAKE = "no handshake: the server is away, or the address, the origin or the token is not good";
+const LONGEST_TIMER_MS = 2 ** 31 - 1; // setTimeout fires at once for longer delays
+const WARNED_ATTEMPTS = 3; // failures in a row before a warning, so that a wrong URL is noticed
+const NO_HANDSHAKE = "handshake failed: the server is unreachable, or the URL, the origin or the token is wrong";
 
-// What may wait for a slow reader of a watch. Above, the watch leaves the stream, and comes back to where it left when
-// the reader has taken half: the server's log is the queue, and nothing else on the socket has to wait.
+// Bounds of the events that wait for a slow reader. Above them the watch pauses its subscription, and it resumes at the
+// same position when the reader has consumed half: the server's log is the queue, and the socket is not held up.
 const QUEUED_EVENTS = 1_000;
 const QUEUED_CHARACTERS = 8 * 1024 * 1024;
-const QUEUED_CHANGES = 10_000; // of one loop over the changes of a view; above, they become one `reset`
+const QUEUED_CHANGES = 10_000; // for one loop over the changes of a view; above that they become one `reset`
 
 const NO_TOKEN_CHARACTER = /[^A-Za-z0-9._~+/=-]/; // RFC 6750
 const HALF_PAIR = /\p{Surrogate}/u;
-const TRY_AGAIN = new Set(["unavailable", "rate_limited"]); // error codes of a subscription that may be had later
+const TRY_AGAIN = new Set(["unavailable", "rate_limited"]); // temporary errors of a subscription
 const DURABLE = new Set(["add", "update", "delete", "add_bulk", "update_bulk", "delete_bulk"]);
 
 /** @param {Message} frame @param {Position | null} position @returns {Event} */
@@ -183,13 +184,15 @@ function eventOf(frame, position) {
   };
 }
 
-// --- what callers pass
+// --- validation of arguments
 //
-// It is checked where they pass it. A mistake of theirs that came up later, between the messages of the server, would be
-// taken for one of the server's and tried again for ever. What is kept is a copy, so that it stays what was checked.
+// Arguments are validated in the call that receives them. An invalid one that failed later, while messages are sent,
+// would look like an error of the server and be retried forever. The validated value is a copy, so that later changes by
+// the caller have no effect.
 
 /**
- * From a number, a position, or a text as in the header `Stream-Position` (`<epoch>:<seq>`).
+ * Returns the position given as a number, as a position, or as text in the form of the header `Stream-Position`
+ * (`<epoch>:<seq>`). Throws TypeError.
  * @param {Position | number | string | null | undefined} since
  * @param {string | null} [epoch]
  * @returns {Position | null}
@@ -213,8 +216,8 @@ export function positionOf(since, epoch = null) {
 }
 
 /**
- * A copy of a message that the server will read, still without its id. Throws TypeError for what JSON does not hold and
- * for half a surrogate pair, which is no Unicode; RangeError for a message that is too large.
+ * Returns a copy of a message that the server can read, still without its id. Throws TypeError for values that JSON
+ * cannot represent and for a lone surrogate, which is not valid Unicode; RangeError for a message that is too large.
  * @param {Message} message
  * @returns {Message}
  */
@@ -225,8 +228,8 @@ function checked(message) {
     throw new RangeError(`expected a message of at most ${MAX_MESSAGE_BYTES} bytes, got ${size}`);
   }
   const { id: _, ...copy } = JSON.parse(written);
-  // JSON.stringify writes half a pair as an escape, which is no JSON to the server. Nothing else looks like this, except
-  // for texts with a backslash, so that few messages have to be looked through.
+  // JSON.stringify writes a lone surrogate as an escape, which the server rejects. Only texts with a backslash look the
+  // same, so few messages need the full check.
   if (/\\ud[89a-f]/.test(written)) refuseHalfPairs(copy, "");
   return copy;
 }
@@ -256,11 +259,11 @@ function topicsOf(topics) {
 }
 
 /**
- * What the words mean is for the server to say.
- * @param {{topics: string[], filter?: any, snapshot?: boolean, bulk?: any, deliver?: any}} wish
- * @returns {Wish}
+ * Returns the options of a subscription. Only types are checked; the server validates the values. Throws TypeError.
+ * @param {{topics: string[], filter?: any, snapshot?: boolean, bulk?: any, deliver?: any}} options
+ * @returns {SubscribeOptions}
  */
-function wishOf({ topics, filter = null, snapshot = false, bulk = null, deliver = null }) {
+function optionsOf({ topics, filter = null, snapshot = false, bulk = null, deliver = null }) {
   if (filter !== null && !isPlain(filter)) {
     throw new TypeError(`filter: expected an object such as {genre: "Drama"}, got ${shown(filter)}`);
   }
@@ -275,7 +278,8 @@ function wishOf({ topics, filter = null, snapshot = false, bulk = null, deliver 
 }
 
 /**
- * Without the white space around it; null when nothing is left. Throws TypeError, which tells nobody the token.
+ * Returns the token without surrounding white space, or null if nothing is left. Throws TypeError, whose message does
+ * not reveal the token.
  * @param {any} token
  * @returns {string | null}
  */
@@ -291,7 +295,7 @@ function tokenOf(token) {
   return trimmed || null;
 }
 
-/** No Map, no Date, no list: of these, JSON.stringify would leave nothing or something else. @param {any} value */
+/** Whether a value is a plain object; JSON.stringify would lose or change a Map, Date or list. @param {any} value */
 function isPlain(value) {
   return Object.prototype.toString.call(value) === "[object Object]";
 }
@@ -301,9 +305,9 @@ function shown(value) {
   return Array.isArray(value) || isPlain(value) ? JSON.stringify(value) : String(value);
 }
 
-// --- when to come back
+// --- when to reconnect
 
-/** Counts the attempts of one client. */
+/** Decides when one client reconnects. */
 class Pacer {
   #attempts = 0;
   #renewed = false;
@@ -315,11 +319,11 @@ class Pacer {
   }
 
   /**
-   * How many seconds to wait before the next attempt. Throws Refused when there must be none.
+   * Returns the seconds to wait before the next attempt. Throws Refused when the client must give up.
    * @param {Ending} ending
    */
-  after({ code, detail, stoodSeconds }) {
-    if (stoodSeconds >= this.retry.provenSeconds) {
+  after({ code, detail, lastedSeconds }) {
+    if (lastedSeconds >= this.retry.provenSeconds) {
       this.#attempts = 0;
       this.#renewed = false;
     }
@@ -337,7 +341,7 @@ class Pacer {
 
 /** @param {number} code */
 function isFinal(code) {
-  // Below 1000, an HTTP status; 408, 425 and 429 pass, and so do the troubles of servers and of proxies.
+  // Below 1000, an HTTP status; 408, 425, 429 and errors of servers and proxies are temporary.
   if (code < 1000) return code >= 400 && code < 500 && ![408, 425, 429].includes(code);
   return code === 1007 || code === 1009 || (code >= 4500 && code < 5000);
 }
@@ -347,46 +351,47 @@ function isFinal(code) {
 /**
  * One subscription across all its connections.
  *
- * - `position` moves only when everything up to it has been handed to the sink. It is what the next connection resumes
- *   from, so nothing is missed and nothing comes twice.
- * - The frames of one number (`more`) are handed over together, or, when the connection ends between them, not at all.
- * - A snapshot is handed over when its last page has come. Until then there is no position: a connection that ends
- *   before asks for a new snapshot.
- * - Frames count only between the reply to `subscribe` and the end of the connection, and only under the name of that
- *   very `subscribe`. Every attempt has a new name, so nothing that is still on its way can be taken for something else.
+ * - Everything up to `position` has been handed to the sink. The next connection resumes from there, so nothing is
+ *   missed and nothing arrives twice.
+ * - The frames of one number (`more`) are handed over together or, if the connection ends between them, not at all.
+ * - A snapshot is handed over after its last page. Until then there is no position, and the next connection requests a
+ *   new snapshot.
+ * - Frames count only between the reply to `subscribe` and the end of the connection, and only under the name given in
+ *   that `subscribe`. Every attempt uses a new name, so late frames of an earlier attempt are ignored.
  */
-class Stream {
-  isPaused = false; // by the application, which has more than it can take
+class Subscription {
+  isPaused = false; // by a reader that is too slow
   /** @type {Position | null} */ #asked = null;
-  #stands = false;
+  #isAccepted = false;
   /** @type {Event[]} */ #group = [];
   #groupSize = 0;
   /** @type {Row[]} */ #rows = [];
   /** @type {Position | null} */ #rowsPosition = null;
   /** @type {Set<string>} */ #done = new Set();
 
-  /** @param {Wish} wish @param {Sink} sink @param {Position | null} [since] */
-  constructor(wish, sink, since = null) {
-    this.wish = wish;
+  /** @param {SubscribeOptions} options @param {Sink} sink @param {Position | null} [since] */
+  constructor(options, sink, since = null) {
+    this.options = options;
     this.sink = sink;
     this.position = since;
   }
 
-  /** The subscription stands, and no snapshot is under way. */
+  /** Whether the server has accepted the subscription and no snapshot is under way. */
   get isLive() {
-    return this.#stands && this.position !== null;
+    return this.#isAccepted && this.position !== null;
   }
 
-  /** The message to send, without its id. @param {string} name */
+  /** Returns the message to send, without its id. @param {string} name */
   subscribe(name) {
     this.cut();
     this.#asked = this.position;
     /** @type {Message} */
-    const message = { action: "subscribe", topics: this.wish.topics, as: name };
-    if (this.wish.filter !== null && Object.keys(this.wish.filter).length > 0) message.filter = this.wish.filter;
-    if (this.wish.snapshot) message.snapshot = true;
-    if (this.wish.bulk !== null) message.bulk = this.wish.bulk;
-    if (this.wish.deliver !== null) message.deliver = this.wish.deliver;
+    const message = { action: "subscribe", topics: this.options.topics, as: name };
+    const { filter, snapshot, bulk, deliver } = this.options;
+    if (filter !== null && Object.keys(filter).length > 0) message.filter = filter;
+    if (snapshot) message.snapshot = true;
+    if (bulk !== null) message.bulk = bulk;
+    if (deliver !== null) message.deliver = deliver;
     if (this.position !== null) {
       message.since = this.position.seq;
       if (this.position.epoch !== null) message.epoch = this.position.epoch;
@@ -394,37 +399,37 @@ class Stream {
     return message;
   }
 
-  /** The reply to `subscribe`. @param {number} seq @param {string} epoch */
+  /** Handles the reply to `subscribe`. @param {number} seq @param {string} epoch */
   accepted(seq, epoch) {
-    this.#stands = true;
+    this.#isAccepted = true;
     if (this.#asked !== null) {
-      // Resumed; if not, `resync` is the next frame.
+      // Resumed. If the server cannot resume there, its next frame is `resync`.
       this.position = { epoch: this.#asked.epoch ?? epoch, seq: this.#asked.seq };
       this.sink.began(this.position);
-    } else if (!this.wish.snapshot) {
+    } else if (!this.options.snapshot) {
       this.position = { epoch, seq };
       this.sink.began(this.position);
     }
   }
 
-  /** The connection or the subscription ended: what is not whole is dropped, and will come again. */
+  /** Handles the end of the connection or subscription: drops incomplete groups and snapshots, to be sent again. */
   cut() {
-    this.#stands = false;
+    this.#isAccepted = false;
     this.#dropGroup();
     this.#dropPages();
   }
 
   /**
-   * A frame of this subscription. Throws ProtocolViolation when the stream cannot be right any more.
+   * Handles a frame of this subscription. Throws ProtocolViolation when the frames contradict each other.
    * @param {Message} frame @param {string} epoch @param {number} size
    */
   receive(frame, epoch, size) {
-    if (!this.#stands) return;
+    if (!this.#isAccepted) return;
     if (frame.operation === "resync") {
       this.#dropGroup();
       this.#dropPages();
       const position = { epoch: frame.data.epoch, seq: frame.data.seq };
-      this.position = this.wish.snapshot ? null : position;
+      this.position = this.options.snapshot ? null : position;
       this.sink.resynced({ operation: "resync", reason: String(frame.data.reason ?? ""), position });
     } else if (frame.operation === "snapshot") {
       this.#page(frame, { epoch, seq: frame.seq });
@@ -438,12 +443,12 @@ class Stream {
   /** @param {Message} frame @param {Position} position */
   #page(frame, position) {
     if (this.#rowsPosition?.seq !== position.seq || this.#rowsPosition.epoch !== position.epoch) {
-      this.#dropPages(); // a new snapshot in place of an unfinished one
+      this.#dropPages(); // a new snapshot replaces an unfinished one
       this.#rowsPosition = position;
     }
     for (const row of frame.data.items) this.#rows.push(row);
     if (frame.data.done) this.#done.add(frame.topic);
-    if (this.wish.topics.every((topic) => this.#done.has(topic))) {
+    if (this.options.topics.every((topic) => this.#done.has(topic))) {
       const rows = this.#rows;
       this.#dropGroup();
       this.#dropPages();
@@ -458,7 +463,7 @@ class Stream {
     if (before === null || this.#rowsPosition !== null) {
       throw new ProtocolViolation(PROTOCOL_ERROR, `event ${position.seq} before the end of the snapshot`);
     }
-    if (position.seq <= before.seq) return; // dealt with
+    if (position.seq <= before.seq) return; // already handed over
     const begun = this.#group[0]?.seq;
     if (begun !== undefined && begun !== position.seq) {
       throw new ProtocolViolation(PROTOCOL_ERROR, `event ${position.seq} before the end of event ${begun}`);
@@ -486,16 +491,16 @@ class Stream {
   }
 }
 
-// --- one socket after another
+// --- the protocol across connections
 
-/** Nothing was heard for two heartbeats. */
-class Dead extends Error {}
+/** The server was silent for two heartbeats. */
+class ServerSilent extends Error {}
 
 /**
- * The protocol of one client. The application opens streams, makes calls and asks for presence at any time; the socket's
- * owner reports `connected`, `receive` and `lost`, sends what `messages` answers, and calls `beat` when it is due. Each
- * connection starts with the server's welcome; then everything that the application wants is asked for anew, streams from
- * their positions. All times are in seconds.
+ * The protocol of one client. The application opens subscriptions, makes calls and asks for presence at any time. The
+ * owner of the socket calls `connected`, `receive` and `lost`, sends what `messages` returns, and calls `beat` when it is
+ * due. Each connection starts with the server's welcome; then everything the application has open is requested again,
+ * subscriptions from their positions. All times are in seconds.
  */
 class Session {
   /** @type {string | null} */ epoch = null;
@@ -503,58 +508,58 @@ class Session {
   isWelcome = false;
   /** @type {number | null} */ welcomedAt = null; // of the present or the last connection
   /** @type {MarqueeError | null} */ error = null; // final
-  /** @type {() => void} */ onMessage = () => {}; // there is something to send, or `beat` is due earlier
+  /** @type {() => void} */ onMessage = () => {}; // called when there is something to send or `beat` is due earlier
   #heartbeatSeconds = DEFAULT_HEARTBEAT_SECONDS;
   #heardAt = 0;
   /** @type {number | null} */ #pingedAt = null;
   /** @type {string | null} */ #token = null; // to be sent as the first message
-  /** @type {Map<Stream, string>} with their names on this connection */ #streams = new Map();
-  /** @type {Map<string, Stream>} */ #byName = new Map();
+  /** @type {Map<Subscription, string>} with their names on this connection */ #subscriptions = new Map();
+  /** @type {Map<string, Subscription>} */ #byName = new Map();
   /** @type {Set<Presence>} */ #presences = new Set();
   /** @type {Set<Presence>} */ #confirmed = new Set();
   #isPresenceAsked = false;
   /** @type {Call[]} */ #waiting = [];
   /** @type {Map<number, Call>} */ #sent = new Map();
   /** @type {Map<number, Answer>} */ #replies = new Map();
-  /** @type {{at: number, stream: Stream}[]} */ #retries = [];
+  /** @type {{at: number, subscription: Subscription}[]} */ #retries = [];
   #now = 0;
   #lastId = 0;
   #lastName = 0;
   /** @type {string[]} */ #outbox = [];
 
-  // What the application wants.
+  // Calls of the application.
 
-  /** @param {Stream} stream */
-  open(stream) {
+  /** @param {Subscription} subscription */
+  open(subscription) {
     if (this.error !== null) {
-      stream.sink.failed(this.error);
+      subscription.sink.failed(this.error);
       return;
     }
-    this.#streams.set(stream, "");
-    this.#subscribe(stream);
+    this.#subscriptions.set(subscription, "");
+    this.#subscribe(subscription);
   }
 
-  /** Nothing more will reach its sink. @param {Stream} stream */
-  close(stream) {
-    this.#unsubscribe(stream);
-    this.#streams.delete(stream);
+  /** Ends a subscription. Its sink receives nothing further. @param {Subscription} subscription */
+  close(subscription) {
+    this.#unsubscribe(subscription);
+    this.#subscriptions.delete(subscription);
   }
 
-  /** Leave the stream for now, remembering the position. The log keeps what comes. @param {Stream} stream */
-  pause(stream) {
-    if (stream.isPaused || !this.#streams.has(stream)) return;
-    stream.isPaused = true;
-    this.#unsubscribe(stream);
+  /** Unsubscribes for now, keeping the position in the server's log. @param {Subscription} subscription */
+  pause(subscription) {
+    if (subscription.isPaused || !this.#subscriptions.has(subscription)) return;
+    subscription.isPaused = true;
+    this.#unsubscribe(subscription);
   }
 
-  /** @param {Stream} stream */
-  resume(stream) {
-    if (!stream.isPaused || !this.#streams.has(stream)) return;
-    stream.isPaused = false;
-    this.#subscribe(stream);
+  /** @param {Subscription} subscription */
+  resume(subscription) {
+    if (!subscription.isPaused || !this.#subscriptions.has(subscription)) return;
+    subscription.isPaused = false;
+    this.#subscribe(subscription);
   }
 
-  /** Send a message as soon as there is a connection, and room. Throws what `checked` throws. @param {Call} call */
+  /** Sends a message once there is a connection and a free place. Throws what `checked` throws. @param {Call} call */
   call(call) {
     call.message = checked(call.message);
     if (this.error !== null) {
@@ -566,7 +571,7 @@ class Session {
   }
 
   /**
-   * Nobody waits for the answer any more. One that was sent keeps its place in flight until its reply.
+   * Stops waiting for the reply to a call. A call already sent occupies its place until the reply.
    * @param {Call} call
    */
   forget(call) {
@@ -575,7 +580,7 @@ class Session {
   }
 
   /** @param {Presence} presence */
-  gather(presence) {
+  addPresence(presence) {
     if (this.error !== null) {
       presence.failed(this.error);
       return;
@@ -585,29 +590,29 @@ class Session {
   }
 
   /** @param {Presence} presence */
-  disperse(presence) {
+  removePresence(presence) {
     this.#confirmed.delete(presence);
     if (this.#presences.delete(presence)) this.#askPresence();
   }
 
-  /** There will be no other connection. @param {MarqueeError} error */
+  /** Ends the session; all subscriptions, presences and calls receive the error. @param {MarqueeError} error */
   fail(error) {
     if (this.error !== null) return;
     this.error = error;
     this.#endConnection();
-    const streams = [...this.#streams.keys()];
+    const subscriptions = [...this.#subscriptions.keys()];
     const presences = [...this.#presences];
     const calls = [...this.#sent.values(), ...this.#waiting];
-    this.#streams.clear();
+    this.#subscriptions.clear();
     this.#presences.clear();
     this.#sent.clear();
     this.#waiting = [];
-    for (const stream of streams) stream.sink.failed(error);
+    for (const subscription of subscriptions) subscription.sink.failed(error);
     for (const presence of presences) presence.failed(error);
     for (const call of calls) call.reject(error);
   }
 
-  // What happens to the socket.
+  // Calls of the owner of the socket.
 
   /** @param {number} now @param {string | null} token to be sent as the first message, unless the handshake had it */
   connected(now, token) {
@@ -619,7 +624,7 @@ class Session {
   }
 
   /**
-   * Throws ProtocolViolation when the connection is no good: leave it and make another one.
+   * Handles a frame. Throws ProtocolViolation when the connection is unusable and must be replaced.
    * @param {string} received @param {number} now
    */
   receive(received, now) {
@@ -633,7 +638,7 @@ class Session {
     }
   }
 
-  /** The connection ended. What may be sent again waits for the next one. */
+  /** Handles the end of the connection. Repeatable calls wait for the next one, the others fail. */
   lost() {
     this.#endConnection();
     const sent = [...this.#sent.values()];
@@ -642,12 +647,12 @@ class Session {
     this.#waiting.unshift(...again);
     for (const call of sent) {
       if (!again.includes(call)) {
-        call.reject(new ConnectionLost("the connection ended before the answer came; it may have been done, or not"));
+        call.reject(new ConnectionLost("the connection ended before the reply; the server may have acted on it"));
       }
     }
   }
 
-  /** What is to be sent, once. */
+  /** Returns the messages to send, and forgets them. */
   messages() {
     const messages = this.#outbox;
     this.#outbox = [];
@@ -655,21 +660,22 @@ class Session {
   }
 
   /**
-   * Seconds until the next call. A silent server is asked after one heartbeat, and after two throws Dead.
+   * Does what is due and returns the seconds until the next call. A server that is silent for one heartbeat gets a
+   * ping. Throws ServerSilent after two.
    * @param {number} now
    */
   beat(now) {
     this.#now = now;
     const due = this.#retries.filter(({ at }) => at <= now);
     this.#retries = this.#retries.filter(({ at }) => at > now);
-    for (const { stream } of due) if (this.#streams.get(stream) === "") this.#subscribe(stream);
+    for (const { subscription } of due) if (this.#subscriptions.get(subscription) === "") this.#subscribe(subscription);
     if (!this.isWelcome) {
-      if (now - this.#heardAt >= WELCOME_SECONDS) throw new Dead();
+      if (now - this.#heardAt >= WELCOME_SECONDS) throw new ServerSilent();
       return this.#heardAt + WELCOME_SECONDS - now;
     }
     let since = this.#pingedAt ?? this.#heardAt;
     if (now - since >= this.#heartbeatSeconds) {
-      if (this.#pingedAt !== null) throw new Dead();
+      if (this.#pingedAt !== null) throw new ServerSilent();
       this.#pingedAt = since = now;
       this.#ask({ action: "ping" }, () => {});
     }
@@ -684,9 +690,9 @@ class Session {
     this.#confirmed.clear();
     this.#isPresenceAsked = false;
     this.#byName.clear();
-    for (const stream of this.#streams.keys()) {
-      this.#streams.set(stream, "");
-      stream.cut();
+    for (const subscription of this.#subscriptions.keys()) {
+      this.#subscriptions.set(subscription, "");
+      subscription.cut();
     }
   }
 
@@ -703,7 +709,7 @@ class Session {
   #frame(frame, size) {
     if ("reply_to" in frame) {
       if (frame.reply_to === null && frame.ok === false) {
-        // Which of our messages the server could not read is not said: whoever waits for it would for ever.
+        // The server does not say which message it could not read, so its caller would wait forever.
         throw new ProtocolViolation(PROTOCOL_ERROR, `a message was not understood: ${text(frame.error)}`);
       }
       const answer = this.#replies.get(frame.reply_to);
@@ -717,8 +723,8 @@ class Session {
       }
     } else {
       if (frame.operation === "resync") this.epoch = frame.data.epoch;
-      const stream = this.#byName.get(frame.subscription);
-      if (stream !== undefined && this.epoch !== null) stream.receive(frame, this.epoch, size);
+      const subscription = this.#byName.get(frame.subscription);
+      if (subscription !== undefined && this.epoch !== null) subscription.receive(frame, this.epoch, size);
     }
   }
 
@@ -739,7 +745,7 @@ class Session {
     }
     this.#ask({ action: "auth", token }, (reply) => {
       if (!reply.ok) {
-        // The server closes with 4501 unless it could not even look.
+        // The server closes the socket with 4501, unless it could not check the token.
         if (reply.error.code === "unavailable") throw new ProtocolViolation(PROTOCOL_ERROR, reply.error.detail);
         return;
       }
@@ -751,48 +757,48 @@ class Session {
   #begin() {
     this.isWelcome = true;
     this.welcomedAt = this.#now;
-    this.onMessage(); // `beat` is due at another time now
-    for (const stream of this.#streams.keys()) this.#subscribe(stream);
+    this.onMessage(); // the time at which `beat` is due has changed
+    for (const subscription of this.#subscriptions.keys()) this.#subscribe(subscription);
     this.#askPresence();
     this.#sendCalls();
   }
 
-  /** @param {Stream} stream */
-  #subscribe(stream) {
-    if (!this.isWelcome || stream.isPaused) return;
+  /** @param {Subscription} subscription */
+  #subscribe(subscription) {
+    if (!this.isWelcome || subscription.isPaused) return;
     const name = `s${++this.#lastName}`;
-    this.#streams.set(stream, name);
-    this.#byName.set(name, stream);
-    this.#ask(stream.subscribe(name), (reply) => {
-      if (this.#byName.get(name) !== stream) return; // it was closed or paused meanwhile
+    this.#subscriptions.set(subscription, name);
+    this.#byName.set(name, subscription);
+    this.#ask(subscription.subscribe(name), (reply) => {
+      if (this.#byName.get(name) !== subscription) return; // closed or paused meanwhile
       if (reply.ok) {
-        stream.accepted(reply.data.seq, /** @type {string} */ (this.epoch));
+        subscription.accepted(reply.data.seq, /** @type {string} */ (this.epoch));
         return;
       }
       this.#byName.delete(name);
-      this.#streams.set(stream, "");
+      this.#subscriptions.set(subscription, "");
       if (TRY_AGAIN.has(reply.error.code)) {
-        this.#retries.push({ at: this.#now + RETRY_SUBSCRIBE_SECONDS, stream });
+        this.#retries.push({ at: this.#now + RETRY_SUBSCRIBE_SECONDS, subscription });
         this.onMessage();
       } else {
-        this.#streams.delete(stream);
-        stream.sink.failed(new ServerError(reply.error.code, reply.error.detail));
+        this.#subscriptions.delete(subscription);
+        subscription.sink.failed(new ServerError(reply.error.code, reply.error.detail));
       }
     });
   }
 
-  /** @param {Stream} stream */
-  #unsubscribe(stream) {
-    const name = this.#streams.get(stream);
+  /** @param {Subscription} subscription */
+  #unsubscribe(subscription) {
+    const name = this.#subscriptions.get(subscription);
     if (name === undefined) return;
-    this.#streams.set(stream, "");
-    stream.cut();
+    this.#subscriptions.set(subscription, "");
+    subscription.cut();
     if (this.#byName.delete(name)) this.#ask({ action: "unsubscribe", subscription: name }, () => {});
   }
 
   #sendCalls() {
     while (this.isWelcome) {
-      // Whatever is no request goes past those that wait.
+      // Other messages overtake waiting requests.
       const isFull = [...this.#sent.values()].filter(isRequest).length >= MAX_REQUESTS_IN_FLIGHT;
       const index = this.#waiting.findIndex((each) => !(isFull && isRequest(each)));
       const call = this.#waiting[index];
@@ -809,7 +815,7 @@ class Session {
     }
   }
 
-  /** One question for all: the answer replaces what the server was asked before. */
+  /** Requests the presence of all topics in one message, which replaces the previous one on the server. */
   #askPresence() {
     if (!this.isWelcome) return;
     const asking = [...this.#presences];
@@ -821,7 +827,7 @@ class Session {
       if (reply.ok) {
         for (const presence of present) {
           this.#confirmed.add(presence);
-          presence.gathered(reply.data);
+          presence.loaded(reply.data);
         }
         return;
       }
@@ -843,10 +849,10 @@ function isRequest(call) {
 // --- what the application reads
 
 /**
- * Between the socket, which must not wait, and the application, which may. Its owner bounds it.
+ * Items between the socket, which must never wait, and the application, which may. The owner bounds it.
  * @template Item
  */
-class Feed {
+class Queue {
   /** @type {Item[]} */ items = [];
   /** @type {MarqueeError | null} */ #end = null;
   /** @type {(() => void)[]} */ #waiting = [];
@@ -857,13 +863,16 @@ class Feed {
     this.#wake();
   }
 
-  /** What comes after the last item. @param {MarqueeError} error */
+  /** Sets the error that is thrown after the last item. @param {MarqueeError} error */
   end(error) {
     this.#end ??= error;
     this.#wake();
   }
 
-  /** The next item, or undefined after `close`. Throws what else ended the feed. @returns {Promise<Item | undefined>} */
+  /**
+   * Returns the next item, or undefined after `close`. Throws any other error that ended the queue.
+   * @returns {Promise<Item | undefined>}
+   */
   async get() {
     while (this.items.length === 0) {
       if (this.#end instanceof ClientClosed) return undefined;
@@ -880,7 +889,7 @@ class Feed {
   }
 }
 
-/** Waits until something is so, or can never be. */
+/** An event that may also fail: those who wait then get the error. */
 class Gate {
   constructor() {
     /** @type {() => void} */ this.open = () => {};
@@ -890,45 +899,45 @@ class Gate {
       this.open = resolve;
       this.fail = reject;
     });
-    this.passed.catch(() => {}); // nobody need wait here
+    this.passed.catch(() => {}); // not an unhandled rejection when no caller waits
   }
 }
 
 /**
- * The events of some topics: each once, in order, across reconnects. Has one reader.
+ * The events of some topics: each once, in order, across reconnects. For one reader only.
  *
- * It begins when it is first iterated, or with `ready`, and ends when the loop over it does. It yields `Event`, and
- * `Resync` where events are missing because the server has them no more.
+ * A watch begins when it is iterated or with `ready`, and ends with the loop over it. It yields `Event`, and `Resync`
+ * where events are missing because the server no longer has them.
  * @implements {AsyncIterable<Event | Resync>}
  */
 export class Watch {
   #session;
   #begin;
-  #stream;
-  /** @type {Feed<Event | Resync>} */ #feed = new Feed();
-  /** @type {{events: number, characters: number}[]} of what was queued together */ #sizes = [];
+  #subscription;
+  /** @type {Queue<Event | Resync>} */ #queue = new Queue();
+  /** @type {{events: number, characters: number}[]} of each batch in the queue */ #sizes = [];
   #characters = 0;
-  #stands = new Gate();
+  #accepted = new Gate();
   #isOpen = false;
 
-  /** @param {Session} session @param {() => void} begin @param {Wish} wish @param {Position | null} since */
-  constructor(session, begin, wish, since) {
+  /** @param {Session} session @param {() => void} begin @param {SubscribeOptions} options @param {Position | null} since */
+  constructor(session, begin, options, since) {
     this.#session = session;
     this.#begin = begin;
-    /** The last event that was read, as a place in the log. @type {Position | null} */
+    /** The position of the last event that was read. @type {Position | null} */
     this.position = since;
-    this.#stream = new Stream(wish, this.#sink(), since);
+    this.#subscription = new Subscription(options, this.#sink(), since);
   }
 
-  /** Wait until the subscription stands: what is written from now on will come. */
+  /** Waits until the server has accepted the subscription, so that all later events arrive. */
   async ready() {
     this.#open();
-    await this.#stands.passed;
+    await this.#accepted.passed;
   }
 
-  /** End it. To go on later, open another watch with `{since: watch.position}`. */
+  /** Ends the watch. To continue later, open a watch with `{since: watch.position}`. */
   close() {
-    this.#session.close(this.#stream);
+    this.#session.close(this.#subscription);
     this.#fail(new ClientClosed("the watch is closed"));
   }
 
@@ -937,9 +946,9 @@ export class Watch {
     this.#open();
     try {
       for (;;) {
-        const item = await this.#feed.get();
+        const item = await this.#queue.get();
         if (item === undefined) return;
-        this.#taken();
+        this.#accountForRead();
         this.position = item.position ?? this.position;
         yield item;
       }
@@ -952,23 +961,23 @@ export class Watch {
     if (this.#isOpen) return;
     this.#isOpen = true;
     this.#begin();
-    this.#session.open(this.#stream);
+    this.#session.open(this.#subscription);
   }
 
   /** @param {MarqueeError} error */
   #fail(error) {
-    this.#feed.end(error);
-    this.#stands.fail(error);
+    this.#queue.end(error);
+    this.#accepted.fail(error);
   }
 
-  #taken() {
+  #accountForRead() {
     const first = this.#sizes[0];
     if (first !== undefined && --first.events === 0) {
       this.#sizes.shift();
       this.#characters -= first.characters;
     }
-    if (this.#feed.items.length <= QUEUED_EVENTS / 2 && this.#characters <= QUEUED_CHARACTERS / 2) {
-      this.#session.resume(this.#stream);
+    if (this.#queue.items.length <= QUEUED_EVENTS / 2 && this.#characters <= QUEUED_CHARACTERS / 2) {
+      this.#session.resume(this.#subscription);
     }
   }
 
@@ -977,18 +986,18 @@ export class Watch {
     return {
       began: (position) => {
         if (this.position === null || this.position.epoch === null) this.position = position;
-        this.#stands.open();
+        this.#accepted.open();
       },
       take: (events, characters) => {
-        this.#feed.put(events);
+        this.#queue.put(events);
         this.#sizes.push({ events: events.length, characters });
         this.#characters += characters;
-        if (this.#feed.items.length >= QUEUED_EVENTS || this.#characters >= QUEUED_CHARACTERS) {
-          this.#session.pause(this.#stream);
+        if (this.#queue.items.length >= QUEUED_EVENTS || this.#characters >= QUEUED_CHARACTERS) {
+          this.#session.pause(this.#subscription);
         }
       },
       resynced: (resync) => {
-        this.#feed.put([resync]);
+        this.#queue.put([resync]);
         this.#sizes.push({ events: 1, characters: 0 });
       },
       replaced: () => {},
@@ -998,46 +1007,46 @@ export class Watch {
 }
 
 /**
- * A topic's rows by id, as of `position`; with a filter those that match it.
+ * The rows of a topic by id, as of `position`; with a filter, those that match it.
  *
- * Reading never waits, and never sees half of what was committed together. While the connection is away, or a new
- * snapshot is on its way, the rows are those of the last position; `isLive` tells. After an error that ends the client or
- * the view, reading throws it, for the rows would be wrong from then on. The rows belong to the view: do not change them.
+ * Reading never waits and never shows part of a transaction. While the client is disconnected or a new snapshot is
+ * arriving, the rows are those of the last position, and `isLive` is false. After an error that ends the client or the
+ * view, reading throws that error, because the rows would be outdated. Do not modify the rows: they belong to the view.
  * @implements {AsyncIterable<Change>}
  */
 export class View {
   #session;
   #begin;
-  #stream;
+  #subscription;
   /** @type {Map<number | string, Row>} */ #rows = new Map();
   #complete = new Gate();
-  /** @type {Set<Feed<Change>>} */ #feeds = new Set();
+  /** @type {Set<Queue<Change>>} */ #queues = new Set();
   #isOpen = false;
   /** @type {MarqueeError | null} */ #ended = null;
 
-  /** @param {Session} session @param {() => void} begin @param {Wish} wish */
-  constructor(session, begin, wish) {
+  /** @param {Session} session @param {() => void} begin @param {SubscribeOptions} options */
+  constructor(session, begin, options) {
     this.#session = session;
     this.#begin = begin;
-    this.#stream = new Stream(wish, this.#sink());
+    this.#subscription = new Subscription(options, this.#sink());
     /** @type {Position | null} */
     this.position = null;
   }
 
-  /** Wait for the first snapshot. Throws what ended the view. */
+  /** Waits for the first snapshot. Throws the error that ended the view. */
   async ready() {
     this.#open();
     await this.#complete.passed;
   }
 
-  /** Connected and complete, so that at most what is on its way is missing. */
+  /** Whether the view is connected and complete, so that at most events in transit are missing. */
   get isLive() {
-    return this.#stream.isLive && this.#ended === null;
+    return this.#subscription.isLive && this.#ended === null;
   }
 
-  /** Stop following. The rows can still be read, as of `position`. */
+  /** Stops updating the view. Its rows can still be read, as of `position`. */
   close() {
-    this.#session.close(this.#stream);
+    this.#session.close(this.#subscription);
     this.#end(new ClientClosed("the view is closed"));
   }
 
@@ -1072,28 +1081,28 @@ export class View {
   }
 
   /**
-   * What happens from the call on. Any number of loops may run; one that is too slow gets a `reset`.
+   * Iterates over the changes from this call on. Several loops may run; one that is too slow gets a `reset`.
    * @returns {AsyncGenerator<Change, void, void>}
    */
   changes() {
     this.#open();
-    /** @type {Feed<Change>} */
-    const feed = new Feed();
-    if (this.#ended !== null) feed.end(this.#ended);
-    this.#feeds.add(feed);
-    return this.#read(feed);
+    /** @type {Queue<Change>} */
+    const queue = new Queue();
+    if (this.#ended !== null) queue.end(this.#ended);
+    this.#queues.add(queue);
+    return this.#read(queue);
   }
 
-  /** @param {Feed<Change>} feed @returns {AsyncGenerator<Change, void, void>} */
-  async *#read(feed) {
+  /** @param {Queue<Change>} queue @returns {AsyncGenerator<Change, void, void>} */
+  async *#read(queue) {
     try {
       for (;;) {
-        const change = await feed.get();
+        const change = await queue.get();
         if (change === undefined) return;
         yield change;
       }
     } finally {
-      this.#feeds.delete(feed);
+      this.#queues.delete(queue);
     }
   }
 
@@ -1110,17 +1119,17 @@ export class View {
     if (this.#isOpen) return;
     this.#isOpen = true;
     this.#begin();
-    this.#session.open(this.#stream);
+    this.#session.open(this.#subscription);
   }
 
   /** @param {MarqueeError} error */
   #end(error) {
     this.#ended ??= error;
     this.#complete.fail(error);
-    for (const feed of this.#feeds) feed.end(error);
+    for (const queue of this.#queues) queue.end(error);
   }
 
-  /** All or nothing: a malformed event throws before any row is touched. @param {Event[]} events */
+  /** Applies events, all or nothing: a malformed one throws before any row is changed. @param {Event[]} events */
   #apply(events) {
     /** @type {[number | string, Row | null][]} */
     const steps = [];
@@ -1150,16 +1159,16 @@ export class View {
     /** @type {Change} */
     const reset = { kind: "reset", id: null, row: null, old: null };
     return {
-      began: () => {}, // resumed: the rows are as they were
+      began: () => {}, // after a resume, the rows are still correct
       take: (events) => {
         const changes = this.#apply(events);
         const last = events[events.length - 1];
         if (last !== undefined && last.seq !== null) this.position = last.position;
-        for (const feed of this.#feeds) {
-          if (feed.items.length + changes.length > QUEUED_CHANGES) {
-            feed.items = [];
-            feed.put([reset]);
-          } else feed.put(changes);
+        for (const queue of this.#queues) {
+          if (queue.items.length + changes.length > QUEUED_CHANGES) {
+            queue.items = [];
+            queue.put([reset]);
+          } else queue.put(changes);
         }
       },
       resynced: () => {}, // the rows stay until the snapshot that follows is complete
@@ -1167,9 +1176,9 @@ export class View {
         this.#rows = new Map(rows.map((row) => [row.id, row]));
         this.position = position;
         this.#complete.open();
-        for (const feed of this.#feeds) {
-          feed.items = [];
-          feed.put([reset]);
+        for (const queue of this.#queues) {
+          queue.items = [];
+          queue.put([reset]);
         }
       },
       failed: (error) => this.#end(error),
@@ -1178,14 +1187,15 @@ export class View {
 }
 
 /**
- * Who watches the topics, as last told: the number of sockets, and those of them who signed in (not told to the anonymous).
+ * Who watches the topics, as the server last reported it: the number of sockets, and the users signed in on them (empty
+ * for an anonymous client).
  * @implements {AsyncIterable<PresenceChange>}
  */
 export class Presence {
   #session;
   #begin;
   /** @type {Map<string, Audience>} */ #audiences = new Map();
-  /** @type {Feed<PresenceChange>} */ #feed = new Feed();
+  /** @type {Queue<PresenceChange>} */ #queue = new Queue();
   #complete = new Gate();
   #isOpen = false;
 
@@ -1196,7 +1206,7 @@ export class Presence {
     this.#begin = begin;
   }
 
-  /** Wait for the first answer. */
+  /** Waits for the first state. Throws the error that ended the presence. */
   async ready() {
     this.#open();
     await this.#complete.passed;
@@ -1208,15 +1218,15 @@ export class Presence {
   }
 
   close() {
-    this.#session.disperse(this);
+    this.#session.removePresence(this);
     this.failed(new ClientClosed("the presence is closed"));
   }
 
-  /** Joins and leaves as they come. Has one reader. @returns {AsyncGenerator<PresenceChange, void, void>} */
+  /** Yields joins and leaves as they happen. For one reader only. @returns {AsyncGenerator<PresenceChange, void, void>} */
   async *changes() {
     this.#open();
     for (;;) {
-      const change = await this.#feed.get();
+      const change = await this.#queue.get();
       if (change === undefined) return;
       yield change;
     }
@@ -1230,20 +1240,20 @@ export class Presence {
     if (this.#isOpen) return;
     this.#isOpen = true;
     this.#begin();
-    this.#session.gather(this);
+    this.#session.addPresence(this);
   }
 
   /** @param {PresenceChange} change */
   #put(change) {
-    if (this.#feed.items.length >= QUEUED_EVENTS) {
-      this.#feed.items = [];
+    if (this.#queue.items.length >= QUEUED_EVENTS) {
+      this.#queue.items = [];
       const audiences = [...this.#audiences];
-      this.#feed.put(audiences.map(([topic, { count }]) => ({ topic, count, joined: [], left: [], isReset: true })));
-    } else this.#feed.put([change]);
+      this.#queue.put(audiences.map(([topic, { count }]) => ({ topic, count, joined: [], left: [], isReset: true })));
+    } else this.#queue.put([change]);
   }
 
   /** For the session. @param {Message} state */
-  gathered(state) {
+  loaded(state) {
     for (const topic of this.topics) {
       const { count, users } = state[topic];
       /** @type {Audience} */
@@ -1269,7 +1279,7 @@ export class Presence {
   /** For the session. @param {MarqueeError} error */
   failed(error) {
     this.#complete.fail(error);
-    this.#feed.end(error);
+    this.#queue.end(error);
   }
 }
 
@@ -1285,8 +1295,9 @@ function sameAudience(one, other) {
 // --- the socket
 
 /**
- * One websocket of a Marquee service, shared by any number of watches, views and requests. It connects when something is
- * first asked of it, and stays connected until `close`. What it has given out throws the error that ended it.
+ * A connection to a Marquee service, shared by any number of watches, views and requests. It connects when it is first
+ * used, and stays connected until `close`. When it ends with an error, its watches, views, presences and requests throw
+ * that error.
  */
 export class Client {
   #url;
@@ -1296,23 +1307,23 @@ export class Client {
   #session = new Session();
   #isBegun = false;
   /** @type {Socket | null} */ #socket = null;
-  #isOpen = false; // the handshake of #socket is done
-  #wasRefused = false; // the last attempt did not get as far as the handshake's end
+  #isOpen = false; // the handshake of #socket is complete
+  #wasRefused = false; // the last attempt failed before the end of the handshake
   /** @type {string | null} */ #trouble = null;
-  #failures = 0; // attempts in a row that brought no welcome
+  #failures = 0; // attempts in a row without a welcome
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #timer;
 
   /**
    * @param {string | URL} url such as `ws://127.0.0.1:8000/ws`
    * @param {object} [options]
-   * @param {Token} [options.token] an access token, or a function that answers one (or null): it is called before every
-   *   connection. It may throw `Unauthorized` to end the client; after any other error the attempt is repeated later. A
-   *   token that the server refuses, or that cannot be one, is asked for once more, then the client ends with
-   *   `Unauthorized`. White space around a token is no part of it; an empty one is none: anonymous.
+   * @param {Token} [options.token] an access token, or a function, async or not, that returns one or null. The function
+   *   is called before every connection. It may throw `Unauthorized` to end the client; after any other error the client
+   *   tries again later. If the server rejects the token, or it is malformed, the function is called once more, then the
+   *   client ends with `Unauthorized`. White space around a token is removed; an empty token means anonymous.
    * @param {SocketClass} [options.WebSocket] where there is no global one: `import { WebSocket } from "ws"`
    * @param {Partial<Retry>} [options.retry]
    *
-   * What is passed to the client and its methods is checked at once: TypeError and RangeError come from the call.
+   * Arguments of the client and its methods are validated immediately, with TypeError and RangeError.
    */
   constructor(url, { token = null, WebSocket = undefined, retry = {} } = {}) {
     this.#url = withSmallDefault(url);
@@ -1331,51 +1342,53 @@ export class Client {
     return this.#session.isWelcome;
   }
 
-  /** Why the last connection or attempt ended, in words; null while connected, and before anything went wrong. */
+  /** Why the last connection or attempt failed, in words; null while connected and before the first failure. */
   get trouble() {
     return this.isConnected ? null : this.#trouble;
   }
 
-  /** Whom the server took this client for when it last connected. */
+  /** The user as whom the server authenticated the last connection; null if anonymous. */
   get userId() {
     return this.#session.userId;
   }
 
   /**
-   * The events of one topic or several, from now on or after `since`.
+   * Returns a watch: the events of some topics, from now on or after `since`.
    * @param {string | Iterable<string>} topics
    * @param {{filter?: object, bulk?: "items" | "summary", deliver?: "all" | {latest_every_ms: number},
    *   since?: Position | number | string | null, epoch?: string}} [options]
    */
-  watch(topics, { since, epoch, ...wish } = {}) {
-    const wanted = wishOf({ ...wish, topics: topicsOf(topics), snapshot: false });
+  watch(topics, { since, epoch, ...options } = {}) {
+    const wanted = optionsOf({ ...options, topics: topicsOf(topics), snapshot: false });
     return new Watch(this.#session, () => this.#begin(), wanted, positionOf(since, epoch));
   }
 
   /**
-   * The rows of a topic, kept right.
+   * Returns a view: the rows of a topic, kept up to date.
    * @param {string} topic
    * @param {{filter?: object, deliver?: "all" | {latest_every_ms: number}}} [options]
    */
   view(topic, { filter, deliver } = {}) {
     if (typeof topic !== "string") throw new TypeError(`topic: expected one, such as "movies", got ${shown(topic)}`);
-    const wanted = wishOf({ topics: topicsOf(topic), snapshot: true, filter, deliver });
+    const wanted = optionsOf({ topics: topicsOf(topic), snapshot: true, filter, deliver });
     return new View(this.#session, () => this.#begin(), wanted);
   }
 
-  /** Who watches these topics. @param {string | Iterable<string>} topics */
+  /** Returns the presence of some topics: who watches them. @param {string | Iterable<string>} topics */
   presence(topics) {
     return new Presence(this.#session, () => this.#begin(), topicsOf(topics));
   }
 
   /**
-   * Ask the REST API over the socket, as the socket's user. Waits for a connection and for one of 16 places.
+   * Sends a REST request over the socket, as the socket's user, and returns the response, whatever its status.
    *
-   * When the connection ends before the answer, GET, HEAD, PUT and DELETE without `If-Match`, and whatever has an
-   * idempotency key, are asked again (a DELETE may then find nothing left to delete); anything else throws ConnectionLost.
-   * Throws ServerError when the server could not even try, TypeError when the request is no JSON, RangeError when it is
-   * too large, TimedOut after `timeoutSeconds`, of which the wait for a connection and a place is a part. After that the
-   * server may have done it all the same.
+   * Waits for a connection, and while 16 requests are in flight. If the connection ends before the response, the request
+   * is sent again if that is safe: GET, HEAD, PUT and DELETE without `If-Match`, and every request with an idempotency
+   * key (a repeated DELETE may find nothing left to delete). Otherwise throws ConnectionLost.
+   *
+   * Throws ServerError when the server could not handle the message, TypeError when the request is not JSON, RangeError
+   * when it is too large, and TimedOut after `timeoutSeconds`, including the time spent waiting to send. After a
+   * timeout, the server may still have carried out the request.
    * @param {string} method
    * @param {string} path
    * @param {{body?: any, headers?: Record<string, string>, idempotencyKey?: string,
@@ -1392,12 +1405,12 @@ export class Client {
     if (body !== undefined && body !== null) message.body = body;
     const reply = await this.#call(message, isIdempotent || names.includes("idempotency-key"), timeoutSeconds);
     /** @type {Record<string, string>} */
-    const answered = {};
-    for (const [name, value] of Object.entries(reply.headers ?? {})) answered[name.toLowerCase()] = String(value);
-    return { status: reply.status, headers: answered, body: reply.body ?? null };
+    const received = {};
+    for (const [name, value] of Object.entries(reply.headers ?? {})) received[name.toLowerCase()] = String(value);
+    return { status: reply.status, headers: received, body: reply.body ?? null };
   }
 
-  /** Seconds to the server and back. Throws ConnectionLost. */
+  /** Returns the round-trip time to the server in seconds. Throws ConnectionLost. */
   async ping() {
     const asked = now();
     await this.#call({ action: "ping" }, false);
@@ -1405,8 +1418,8 @@ export class Client {
   }
 
   /**
-   * Show the server a new token without reconnecting. Unless the token comes from a function, the new one is kept for later
-   * connections. Throws ServerError.
+   * Sends a new token without reconnecting. Unless the token comes from a function, later connections use the new one,
+   * too. Throws ServerError.
    * @param {string} token
    * @returns {Promise<{user_id: number, group: string}>}
    */
@@ -1419,7 +1432,7 @@ export class Client {
     return reply.data;
   }
 
-  /** End everything. Loops over watches and changes end; requests throw ClientClosed. */
+  /** Closes the client. Loops over watches and changes end; requests throw ClientClosed. */
   close() {
     this.#fail(new ClientClosed("the client is closed"));
   }
@@ -1442,7 +1455,7 @@ export class Client {
         if (timeoutSeconds === undefined || timeoutSeconds === null) return;
         timer = setTimeout(() => {
           this.#session.forget(call);
-          reject(new TimedOut(`no answer within ${timeoutSeconds} s; it may have been done, or not`));
+          reject(new TimedOut(`no reply within ${timeoutSeconds} s; the server may have acted on the request`));
         }, Math.min(timeoutSeconds * 1000, LONGEST_TIMER_MS));
       });
     } finally {
@@ -1462,9 +1475,9 @@ export class Client {
     try {
       found = typeof this.#token === "function" ? await this.#token() : this.#token;
     } catch (error) {
-      // The service that issues tokens may be away as well.
+      // The service that issues tokens may be down as well, so this is temporary.
       if (error instanceof MarqueeError) this.#fail(error);
-      else this.#again({ code: null, detail: `no token: ${error}`, stoodSeconds: 0 });
+      else this.#again({ code: null, detail: `no token: ${error}`, lastedSeconds: 0 });
       return;
     }
     if (this.#session.error !== null) return;
@@ -1473,11 +1486,11 @@ export class Client {
     try {
       token = tokenOf(found);
     } catch (error) {
-      this.#again({ code: TOKEN_EXPIRED, detail: String(error), stoodSeconds: 0 });
+      this.#again({ code: TOKEN_EXPIRED, detail: String(error), lastedSeconds: 0 });
       return;
     }
-    // Nobody tells a page why a handshake was refused. So after one that was, the token goes in the first message, whose
-    // reply says whether it is the token. So does one with characters that a subprotocol must not have.
+    // Browsers do not reveal why a handshake was refused. So after a refusal, the token is sent in the first message,
+    // whose reply says whether the token was the reason. The same applies to tokens that a subprotocol cannot carry.
     const first = token !== null && (this.#wasRefused || /[/=]/.test(token)) ? token : null;
     /** @type {Socket} */
     let socket;
@@ -1509,7 +1522,7 @@ export class Client {
       if (this.#session.error !== null) this.#fail(this.#session.error);
     };
     socket.onerror = (/** @type {{message?: string}} */ { message }) => {
-      // Node 20 fires no `close` after a refused handshake, and the package `ws` tells the status only here.
+      // Node 20 fires no `close` after a refused handshake, and the package `ws` reports the status only here.
       if (this.#isOpen) return;
       const status = /^Unexpected server response: ([0-9]{3})$/.exec(message ?? "");
       if (status === null) this.#ended(socket, null, message ? `${NO_HANDSHAKE} (${message})` : NO_HANDSHAKE);
@@ -1521,14 +1534,14 @@ export class Client {
     };
   }
 
-  /** Send what there is, and be here again when the session wants it. @param {Socket} socket */
+  /** Runs `Session.beat`, and schedules its next run. @param {Socket} socket */
   #beat(socket) {
     clearTimeout(this.#timer);
     try {
       const seconds = this.#session.beat(now());
       this.#timer = setTimeout(() => this.#beat(socket), Math.max(0, seconds) * 1000);
     } catch (error) {
-      this.#ended(socket, null, error instanceof Dead ? "silent" : String(error));
+      this.#ended(socket, null, error instanceof ServerSilent ? "silent" : String(error));
     }
   }
 
@@ -1547,7 +1560,7 @@ export class Client {
     this.#drop();
     const welcomed = this.#session.welcomedAt;
     this.#session.lost();
-    this.#again({ code, detail, stoodSeconds: this.#isOpen && welcomed !== null ? now() - welcomed : 0 });
+    this.#again({ code, detail, lastedSeconds: this.#isOpen && welcomed !== null ? now() - welcomed : 0 });
   }
 
   /** @param {Ending} ending */
@@ -1555,16 +1568,16 @@ export class Client {
     if (this.#session.error !== null) return;
     try {
       this.#timer = setTimeout(() => void this.#connect(), this.#pacer.after(ending) * 1000);
-      this.#tell(ending);
+      this.#record(ending);
     } catch (error) {
       this.#fail(error instanceof MarqueeError ? error : new MarqueeError(String(error)));
     }
   }
 
   /** @param {Ending} ending */
-  #tell({ code, detail, stoodSeconds }) {
+  #record({ code, detail, lastedSeconds }) {
     this.#trouble = code === null ? detail : `${code}: ${detail}`;
-    this.#failures = stoodSeconds === 0 ? this.#failures + 1 : 0;
+    this.#failures = lastedSeconds === 0 ? this.#failures + 1 : 0;
     if (this.#failures !== WARNED_ATTEMPTS) return;
     const address = this.#url.split("?")[0];
     console.warn(`marquee: no connection to ${address} in ${this.#failures} attempts, still trying: ${this.#trouble}`);
@@ -1576,7 +1589,7 @@ export class Client {
     this.#drop();
   }
 
-  /** Let go of the socket: whatever it still says is about the past. */
+  /** Closes the socket and ignores its later events. */
   #drop() {
     clearTimeout(this.#timer);
     const socket = this.#socket;
@@ -1584,7 +1597,7 @@ export class Client {
     try {
       socket?.close();
     } catch {
-      // It was still connecting, and the package `ws` says so by an exception.
+      // The package `ws` throws when the socket was still connecting.
     }
   }
 }
@@ -1594,13 +1607,13 @@ function now() {
 }
 
 /**
- * A socket carries events that nobody asked for until its first `subscribe`: let these be few and small.
+ * Returns the URL with parameters that keep the default subscription, which the client ignores, small.
  * @param {string | URL} address
  */
 function withSmallDefault(address) {
   const url = new URL(address);
   if (url.protocol !== "ws:" && url.protocol !== "wss:") {
-    throw new TypeError(`expected an address such as ws://127.0.0.1:8000/ws, got ${address}`);
+    throw new TypeError(`expected a URL such as ws://127.0.0.1:8000/ws, got ${address}`);
   }
   if (!url.searchParams.has("topics")) url.searchParams.set("topics", "jobs");
   if (!url.searchParams.has("bulk")) url.searchParams.set("bulk", "summary");

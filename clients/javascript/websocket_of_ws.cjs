@@ -1,2 +1,2 @@
-// For Node without a WebSocket of its own: `node --require ./websocket_of_ws.cjs program.mjs` takes that of the package ws.
+// Gives Node the WebSocket of the package ws: `node --require ./websocket_of_ws.cjs program.mjs`.
 globalThis.WebSocket ??= require("ws").WebSocket;

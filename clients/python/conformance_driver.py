@@ -1,4 +1,4 @@
-"""The Python client under the conformance run.
+"""The driver of the Python client for the conformance suite.
 
     python -m clients.conformance -- python -m clients.python.conformance_driver
 
@@ -149,7 +149,7 @@ class Attending:
 
 
 class Subject:
-    """One client and what it was told to open."""
+    """One client and everything opened with it."""
 
     def __init__(self, command: Mapping[str, Any]) -> None:
         self.tokens_asked = 0
@@ -204,7 +204,7 @@ class Subject:
         self._start(ask())
 
     async def do_ping(self, command: Mapping[str, Any]) -> float | None:
-        """None when the client has ended, or is cut off."""
+        """Return None when the client has ended or the connection was lost."""
         try:
             return await self.client.ping()
         except MarqueeError:
@@ -257,7 +257,7 @@ async def main(control: str) -> None:
                     answer["result"] = await act(message)
                     if message["do"] == "close":
                         del subjects[message["client"]]
-            except Exception as error:  # noqa: BLE001 - the runner wants to know
+            except Exception as error:  # noqa: BLE001 - reported to the runner
                 answer["error"] = repr(error)
             await socket.send(json.dumps(answer))
 

@@ -1,8 +1,7 @@
 // Lists what the websocket sends, newest first.
 //
-// Frames may come much faster than a screen can show them, and some are large. So a frame is parsed, reduced
-// to what a row needs and put into a bounded list when it arrives; the page itself is only touched on
-// animation frames.
+// Frames may arrive much faster than a screen can show them, and some are large. So each frame is parsed, reduced to
+// what a row needs and put into a bounded list when it arrives; the DOM changes only on animation frames.
 
 const MAX_ROWS = 200;
 const KEPT_ITEMS = 20; // of a bulk frame
@@ -12,8 +11,8 @@ const RATE_SECONDS = 5;
 
 const FIRST_DELAY_MS = 500;
 const LAST_DELAY_MS = 10_000;
-const STEADY_MS = 5_000; // after a connection that lived this long, back-off starts anew
-const WELCOME_MS = 10_000; // a connection without a welcome by then is given up
+const STEADY_MS = 5_000; // a connection that lasted this long resets the back-off
+const WELCOME_MS = 10_000; // a connection without a welcome by then is closed
 const FIRST_FINAL_CODE = 4500;
 const LAST_FINAL_CODE = 4999;
 
@@ -33,7 +32,7 @@ const numbers = new Intl.NumberFormat("en");
 // --- the connection
 
 const position = { epoch: null, seq: null };
-const link = { socket: null, state: "connecting", why: "", attempt: 0, liveAt: null, retryAt: 0, timer: 0 };
+const connection = { socket: null, state: "connecting", why: "", attempt: 0, liveAt: null, retryAt: 0, timer: 0 };
 
 function socketUrl() {
   const url = new URL("/ws", location.href);
@@ -51,58 +50,58 @@ function resumingUrl() {
 }
 
 function connect() {
-  clearTimeout(link.timer);
+  clearTimeout(connection.timer);
   const socket = new WebSocket(resumingUrl());
   socket.onmessage = (event) => {
-    if (socket === link.socket) receive(event.data);
+    if (socket === connection.socket) onMessage(event.data);
   };
-  socket.onclose = (event) => lost(socket, event.code, event.reason);
-  link.socket = socket;
-  link.state = "connecting";
-  link.timer = setTimeout(() => {
-    lost(socket, null, "no answer");
+  socket.onclose = (event) => onClose(socket, event.code, event.reason);
+  connection.socket = socket;
+  connection.state = "connecting";
+  connection.timer = setTimeout(() => {
+    onClose(socket, null, "no welcome");
     socket.close();
   }, WELCOME_MS);
   requestDraw();
 }
 
-function lost(socket, code, reason) {
-  if (socket !== link.socket) return; // given up before, and another one took its place
-  clearTimeout(link.timer);
-  link.socket = null;
-  link.why = [code, reason].filter(Boolean).join(" ");
+function onClose(socket, code, reason) {
+  if (socket !== connection.socket) return; // closed earlier and replaced by another
+  clearTimeout(connection.timer);
+  connection.socket = null;
+  connection.why = [code, reason].filter(Boolean).join(" ");
   if (code >= FIRST_FINAL_CODE && code <= LAST_FINAL_CODE) {
-    link.state = "stopped";
+    connection.state = "stopped";
   } else {
-    link.state = "waiting";
+    connection.state = "waiting";
     retryLater();
   }
-  link.liveAt = null;
+  connection.liveAt = null;
   requestDraw();
 }
 
 function retryLater() {
-  if (link.liveAt !== null && performance.now() - link.liveAt > STEADY_MS) link.attempt = 0;
-  const longest = Math.min(LAST_DELAY_MS, FIRST_DELAY_MS * 2 ** link.attempt);
-  // Random, so that not all watchers of a restarted service return at once.
+  if (connection.liveAt !== null && performance.now() - connection.liveAt > STEADY_MS) connection.attempt = 0;
+  const longest = Math.min(LAST_DELAY_MS, FIRST_DELAY_MS * 2 ** connection.attempt);
+  // Random, so that the clients of a restarted service do not all reconnect at once.
   const delay = longest * (0.5 + Math.random() / 2);
-  link.attempt += 1;
-  link.retryAt = performance.now() + delay;
-  link.timer = setTimeout(connect, delay);
+  connection.attempt += 1;
+  connection.retryAt = performance.now() + delay;
+  connection.timer = setTimeout(connect, delay);
 }
 
 // --- frames
 
-function receive(text) {
+function onMessage(text) {
   const frame = parsed(text);
   if (frame === null) {
     keep({ operation: "unreadable" }, `${numbers.format(text.length)} characters, not a frame`);
   } else if (frame.operation === "welcome") {
-    welcome(frame);
+    onWelcome(frame);
   } else if (frame.operation === "resync") {
-    resync(frame);
+    onResync(frame);
   } else {
-    happened(frame);
+    onEvent(frame);
   }
   requestDraw();
 }
@@ -120,14 +119,14 @@ function isObject(value) {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
-function welcome(frame) {
+function onWelcome(frame) {
   const data = dataOf(frame);
-  clearTimeout(link.timer);
-  link.state = "live";
-  link.liveAt = performance.now();
+  clearTimeout(connection.timer);
+  connection.state = "live";
+  connection.liveAt = performance.now();
   if (data.epoch === position.epoch) {
-    // data.seq may be the log's head while what was missed is still to come. The position moves with what
-    // comes, so that losing the connection meanwhile loses nothing.
+    // data.seq may be the head of the log while missed events are still to come. The position advances with the
+    // events, so that nothing is lost if the connection ends meanwhile.
     keep(frame, `Resumed after seq ${position.seq}`);
     return;
   }
@@ -136,16 +135,16 @@ function welcome(frame) {
   keep(frame, `Connected at seq ${data.seq}`);
 }
 
-function resync(frame) {
+function onResync(frame) {
   const data = dataOf(frame);
   position.epoch = data.epoch;
   position.seq = data.seq;
-  keep(frame, `Some events were not sent (${plain(data.reason)}); continues after seq ${data.seq}`);
+  keep(frame, `Some events are missing (${plain(data.reason)}); continues after seq ${data.seq}`);
 }
 
-function happened(frame) {
+function onEvent(frame) {
   if (Number.isInteger(frame.seq)) {
-    if (position.seq !== null && frame.seq <= position.seq) return; // seen before the connection was lost
+    if (position.seq !== null && frame.seq <= position.seq) return; // received before the connection was lost
     position.seq = frame.seq;
   }
   countEvent();
@@ -213,7 +212,7 @@ function shareOf(data) {
   return data.total > 0 && data.done >= 0 ? Math.min(1, data.done / data.total) : null;
 }
 
-// --- what is kept of them
+// --- the rows kept
 
 const views = new Map(["all", "movies", "characters", "jobs"].map((name) => [name, []]));
 let lastOrder = 0;
@@ -228,7 +227,7 @@ function keep(frame, summary, changed = "") {
     share: frame.operation === "progress" ? shareOf(dataOf(frame)) : null,
     ...reduced(frame),
   };
-  // Each view has rows of its own: a flood in one topic does not push out the few rows of another.
+  // Each view has its own rows, so that a busy topic does not push out the rows of a quiet one.
   for (const [name, rows] of views) {
     if (name !== "all" && name !== frame.topic && frame.topic) continue;
     rows.push(entry);
@@ -241,7 +240,7 @@ function timeOf(frame) {
   return Number.isNaN(time.getTime()) ? new Date() : time;
 }
 
-// The frame with its long lists cut, and a sentence that says so.
+// Returns the frame with its long lists cut, and a sentence that says so.
 function reduced(frame) {
   const long = Object.entries(dataOf(frame)).filter(([, value]) => listOf(value).length > KEPT_ITEMS);
   if (!long.length) return { frame, note: "" };
@@ -280,7 +279,7 @@ function countEvent() {
   events += 1;
 }
 
-// Over whole seconds only: the one that is running would make the number flicker.
+// Counts complete seconds only, because the current one would make the number flicker.
 function eventsPerSecond() {
   const now = thisSecond();
   const whole = slots.filter((slot) => slot.second < now && slot.second >= now - RATE_SECONDS);
@@ -301,27 +300,27 @@ function requestDraw() {
   requestAnimationFrame(() => {
     drawRequested = false;
     drawHeader();
-    // A row that moved between press and release would not be the one that is clicked.
+    // If rows moved between press and release, the wrong row would be clicked.
     if (!shown.paused && !shown.pressed) drawRows();
     drawPause();
   });
 }
 
 function put(node, text) {
-  // An untouched node costs no layout and is not announced again.
+  // An unchanged node costs no layout and is not announced again.
   if (node.textContent !== text) node.textContent = text;
 }
 
 function drawHeader() {
   const words = { connecting: "Connecting", live: "Live", waiting: "Reconnecting", stopped: "Stopped" };
-  const seconds = Math.max(1, Math.ceil((link.retryAt - performance.now()) / 1000));
-  page["state-box"].dataset.state = link.state;
-  put(page.state, words[link.state]);
-  put(page["state-more"], link.state === "waiting" ? `in ${seconds} s` : "");
-  page["state-more"].title = link.state === "waiting" ? `Closed: ${link.why}` : "";
-  page.connect.hidden = link.state !== "waiting" && link.state !== "stopped";
-  page.stopped.hidden = link.state !== "stopped";
-  put(page.stopped, page.stopped.hidden ? "" : `The service closed the connection for good: ${link.why}`);
+  const seconds = Math.max(1, Math.ceil((connection.retryAt - performance.now()) / 1000));
+  page["state-box"].dataset.state = connection.state;
+  put(page.state, words[connection.state]);
+  put(page["state-more"], connection.state === "waiting" ? `in ${seconds} s` : "");
+  page["state-more"].title = connection.state === "waiting" ? `Closed: ${connection.why}` : "";
+  page.connect.hidden = connection.state !== "waiting" && connection.state !== "stopped";
+  page.stopped.hidden = connection.state !== "stopped";
+  put(page.stopped, page.stopped.hidden ? "" : `The service closed the connection: ${connection.why}. Not reconnecting.`);
   put(page.epoch, position.epoch === null ? "–" : String(position.epoch).slice(0, 8));
   page.epoch.title = position.epoch ?? "";
   put(page.seq, position.seq === null ? "–" : numbers.format(position.seq));
@@ -347,7 +346,7 @@ function dropLastRow() {
   const before = row.previousElementSibling;
   const hadFocus = row.contains(document.activeElement);
   row.remove();
-  // Otherwise the keyboard would start again at the top of the page.
+  // Otherwise keyboard focus would return to the top of the page.
   if (hadFocus) before.querySelector("summary").focus({ preventScroll: true });
 }
 
@@ -417,7 +416,7 @@ function barOf(share) {
 
 // --- expanding
 
-function toggled(details) {
+function onToggle(details) {
   details.querySelector(".json")?.remove();
   if (details.open) {
     details.append(jsonOf(entries.get(details.parentElement)));
@@ -427,8 +426,8 @@ function toggled(details) {
   }
 }
 
-// "toggle" comes later, and rows may be drawn before it.
-function clicked(event) {
+// Needed because "toggle" fires later, and rows may be drawn before it.
+function onClick(event) {
   const details = event.target.closest("summary")?.parentElement;
   if (details && !details.open) holdForReading();
 }
@@ -438,7 +437,7 @@ function jsonOf(entry) {
   const notes = [entry.note];
   if (whole.length > MAX_JSON) notes.push("Cut at 20 kB.");
   const pre = make("pre", "", whole.slice(0, MAX_JSON));
-  pre.tabIndex = 0; // it scrolls, so the keyboard must reach it
+  pre.tabIndex = 0; // it scrolls, so it must be reachable by keyboard
   const box = make("div", "json");
   const note = notes.filter(Boolean).join(" ");
   if (note) box.append(make("p", "note", note));
@@ -446,8 +445,8 @@ function jsonOf(entry) {
   return box;
 }
 
-// An open row is being read: it should neither wander nor be dropped from the end of the list. When the list
-// was paused for that alone, it goes on when the last one is closed.
+// An open row is being read, so it must neither move nor be dropped from the end of the list. A list that was paused
+// only for this reason resumes when the last row is closed.
 function holdForReading() {
   if (shown.paused) return;
   shown.paused = true;
@@ -490,16 +489,16 @@ function start() {
   page.pause.addEventListener("click", () => setPaused(!shown.paused));
   page.clear.addEventListener("click", clear);
   page.connect.addEventListener("click", connect);
-  page.frames.addEventListener("click", clicked);
+  page.frames.addEventListener("click", onClick);
   // "toggle" does not bubble.
-  page.frames.addEventListener("toggle", (event) => toggled(event.target), { capture: true });
+  page.frames.addEventListener("toggle", (event) => onToggle(event.target), { capture: true });
   page.frames.addEventListener("pointerdown", () => setPressed(true));
   addEventListener("pointerup", () => setPressed(false));
   addEventListener("pointercancel", () => setPressed(false));
   addEventListener("online", () => {
-    if (link.state === "waiting") connect();
+    if (connection.state === "waiting") connect();
   });
-  setInterval(requestDraw, 1000); // the rate falls and the countdown runs when nothing arrives
+  setInterval(requestDraw, 1000); // updates the rate and the countdown when nothing arrives
   connect();
 }
 

@@ -1,10 +1,10 @@
-// Shows /asyncapi.json to people. Everything is made of text nodes: nothing of the document is taken for markup.
+// Renders /asyncapi.json as a page. All content becomes text nodes, so that nothing in the document is parsed as HTML.
 
 const DOCUMENT = "/asyncapi.json";
 const content = document.getElementById("content");
 const contents = document.getElementById("contents");
 
-/** An element with attributes and children; a text child is a text. */
+/** Returns an element with attributes and children; a string child becomes a text node. */
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -15,7 +15,7 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** Text with `code` and **strong words**. */
+/** Returns nodes for text with `code` and **strong** markup. */
 function inline(text) {
   return text.split(/(`[^`]+`|\*\*[^*]+\*\*)/).map((part) => {
     if (part.startsWith("`") && part.length > 2) return make("code", {}, part.slice(1, -1));
@@ -26,7 +26,7 @@ function inline(text) {
 
 const paragraphs = (text) => text.split("\n\n").map((part) => make("p", {}, inline(part)));
 
-/** JSON on several lines, short objects and arrays on one, with its parts marked for colour. */
+/** Returns formatted JSON, short objects and arrays on one line, with spans for syntax colours. */
 function json(value) {
   const pre = make("pre", { tabindex: 0 });
   write(pre, value, "", 0);
@@ -63,7 +63,7 @@ const resolved = (schema) => (schema.$ref ? schemas[nameOf(schema.$ref)] : schem
 const number = (value) => value.toLocaleString("en-US");
 const isObject = (schema) => schema.type === "object" && (schema.properties || schema.additionalProperties?.$ref);
 
-/** How many, how long, how large: the bounds of a schema in words. */
+/** Returns the bounds of a schema (items, length or value) in words. */
 function bounds(low, high, unit) {
   if (low === undefined && high === undefined) return "";
   if (high === undefined) return low > 0 ? `at least ${number(low)}${unit}` : "";
@@ -71,7 +71,7 @@ function bounds(low, high, unit) {
   return low === undefined ? `at most ${number(high)}${unit}` : `${number(low)} to ${number(high)}${unit}`;
 }
 
-/** What a value may be, in words and code. */
+/** Returns the type of a value, in words and code. */
 function kind(given) {
   const schema = resolved(given);
   const name = given.$ref ? nameOf(given.$ref) : undefined;
@@ -98,19 +98,19 @@ function list(parts, between) {
   return parts.flatMap((part, index) => (index ? [between, part] : [part]));
 }
 
-/** The object inside a schema whose members are worth showing below it, if there is one. */
+/** Returns the objects inside a schema whose members are shown below it. */
 function inside(given) {
   const found = [];
-  const look = (schema) => {
+  const visit = (schema) => {
     const full = resolved(schema);
-    for (const each of full.anyOf ?? full.oneOf ?? []) look(each);
-    if (full.type === "array" && full.items) look(full.items);
+    for (const each of full.anyOf ?? full.oneOf ?? []) visit(each);
+    if (full.type === "array" && full.items) visit(full.items);
     if (isObject(full)) {
       if (full.properties && Object.keys(full.properties).length) found.push([schema.$ref && nameOf(schema.$ref), full]);
-      else if (full.additionalProperties?.$ref) look(full.additionalProperties);
+      else if (full.additionalProperties?.$ref) visit(full.additionalProperties);
     }
   };
-  look(given);
+  visit(given);
   return found;
 }
 
@@ -141,7 +141,7 @@ function members(schema, depth = 0) {
 
 // --- messages
 
-/** One or several schemas of a payload; several get a tab each, named by their topic, which examples follow. */
+/** Returns the schemas of a payload. Several get one tab each, named by topic, which also selects the examples. */
 function payload(message, id, examples) {
   const options = message.payload.oneOf ?? [message.payload];
   const panels = options.map((option) => {
@@ -220,14 +220,14 @@ function page(spec) {
     ["Start", [
       section("introduction", "Introduction", undefined, paragraphs(spec.info.description)),
       section("handshake", "Handshake", code(`GET ${socket.address}`),
-        make("p", {}, "Parameters of the query:"), members(query),
+        make("p", {}, "Query parameters:"), members(query),
         make("p", {}, inline(spec.servers.plain.description)),
         make("p", {}, inline(security.subprotocol.description)),
-        make("p", {}, "A handshake that cannot be is refused over HTTP, with ", code('{"detail": …}'), ":"),
+        make("p", {}, "A handshake that fails is rejected over HTTP, with ", code('{"detail": …}'), ":"),
         table(["Status", "When"], spec["x-refusals"].map((each) => [code(each.status), inline(each.when)]))),
       section("topics", "Topics and filters", undefined,
-        make("p", {}, "A filter of ", make("a", { href: "#subscribe" }, "subscribe"),
-          " names fields of its topics. Fields AND together, ", code("or"), " holds a list of groups."),
+        make("p", {}, "The filter of ", make("a", { href: "#subscribe" }, "subscribe"),
+          " refers to fields of its topics. All fields must match; ", code("or"), " holds a list of alternatives."),
         Object.entries(spec["x-topics"]).map(([topic, each]) => make("details", {},
           make("summary", {}, code(topic), ` for ${each.for}${each.default ? "; part of the default" : ""}`),
           table(["Field", "Kind", "Operators"], Object.entries(each.filters).map(([name, field]) =>
@@ -237,9 +237,9 @@ function page(spec) {
     ["You receive", [
       ...frames.map((key) => messageSection(key, messages[key], { kind: kindOf(key) })),
       messageSection("error", messages.error, { kind: "resync" })]],
-    ["The rest", [
+    ["Reference", [
       section("close-codes", "Close codes", undefined,
-        make("p", {}, "4000 to 4499: reconnect and resume. 4500 to 4999: do not, before something has changed."),
+        make("p", {}, "4000 to 4499: reconnect and resume. 4500 to 4999: do not reconnect until the cause is resolved."),
         table(["Code", "Name", "Reason", "Then"], spec["x-close-codes"].map((each) =>
           [code(each.code), each.name, each.reason, each.then]))),
       section("limits", "Limits", undefined,
@@ -255,7 +255,7 @@ function page(spec) {
   }
 }
 
-/** Mark in the contents what is being read. */
+/** Highlights the section being read in the table of contents. */
 function follow() {
   const links = new Map([...contents.querySelectorAll("a")].map((link) => [link.hash.slice(1), link]));
   const seen = new Set();
@@ -274,9 +274,9 @@ function follow() {
 }
 
 try {
-  const answer = await fetch(DOCUMENT);
-  if (!answer.ok) throw new Error(`${DOCUMENT} answered ${answer.status}`);
-  page(await answer.json());
+  const response = await fetch(DOCUMENT);
+  if (!response.ok) throw new Error(`${DOCUMENT} returned ${response.status}`);
+  page(await response.json());
   follow();
   if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
 } catch (error) {

@@ -1,5 +1,5 @@
-// The page for a new password. The link in the mail carries a token in the query: it is taken out of the address bar and
-// the history before anything else happens, and kept nowhere but here.
+// The page for a new password. The emailed URL carries a one-time token in its query. The script first removes the
+// token from the address bar and the history; from then on it is kept only in this variable.
 
 const token = new URLSearchParams(location.search).get("token");
 history.replaceState(null, "", location.pathname);
@@ -18,34 +18,34 @@ function finish(title, text) {
 }
 
 function askAgain() {
-  byId("ask-title").textContent = "This link does not work";
+  byId("ask-title").textContent = "This link is no longer valid";
   byId("ask-why").textContent =
-    "It was used before, or is older than a day. Say which address your account has, and you get another one.";
+    "It has been used or has expired. Enter your email address and we'll send you a new one.";
   show("ask");
   byId("email").focus();
 }
 
-// The status of the answer, and what is wrong in sentences.
+// Returns the status of the response, and its problems as sentences.
 async function post(path, body) {
   try {
-    const answer = await fetch(path, {
+    const response = await fetch(path, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(body),
       credentials: "omit",
       cache: "no-store",
     });
-    if (answer.ok) return { status: answer.status, problem: "" };
-    const { detail } = await answer.json();
-    // "String" is the word of programs.
+    if (response.ok) return { status: response.status, problem: "" };
+    const { detail } = await response.json();
+    // "String should have at least …" is a message for programmers.
     const sentences = Array.isArray(detail) ? detail.map((each) => each.msg.replace(/^String /, "It ")) : [detail];
-    return { status: answer.status, problem: sentences.map((each) => `${each}.`).join("\n") };
+    return { status: response.status, problem: sentences.map((each) => `${each}.`).join("\n") };
   } catch {
     return { status: 0, problem: "The service cannot be reached. Try again in a moment." };
   }
 }
 
-// One form: what `act` answers is shown as its problem, and nothing is sent twice.
+// Handles one form: shows the problem that `act` returns, and ignores a second click while it runs.
 function onSubmit(formId, problemId, inputs, act) {
   byId(formId).addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -63,19 +63,19 @@ function onSubmit(formId, problemId, inputs, act) {
 
 onSubmit("choose-form", "password-problem", ["password", "again"], async () => {
   const password = byId("password").value;
-  if (password !== byId("again").value) return "The two are not the same.";
+  if (password !== byId("again").value) return "The passwords do not match.";
   const { status, problem } = await post("auth/password/reset", { token, new_password: password });
   if (status === 404) askAgain();
   else if (problem) return problem;
-  else finish("Your password was changed", "You can sign in with it now.");
+  else finish("Your password was changed", "You can now sign in with it.");
   return "";
 });
 
 onSubmit("ask-form", "email-problem", ["email"], async () => {
   const { status, problem } = await post("auth/password/forgot", { email: byId("email").value.trim() });
-  if (status === 422) return "This is no e-mail address that mails can be sent to.";
+  if (status === 422) return "Enter a valid email address.";
   if (problem) return problem;
-  finish("Look into your mailbox", "If there is an account with this address, a mail with a link is on its way.");
+  finish("Check your inbox", "If there is an account with this address, we have sent it an email with a link.");
   return "";
 });
 

@@ -1,4 +1,4 @@
-"""sign-in sessions, and who watches what"""
+"""sign-in sessions and presence"""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def upgrade() -> None:
         sa.Column("lingering", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("worker", "topic", "user_id", name=op.f("pk_presence")),
     )
-    # What can be filtered compares by code point, as everywhere. SQLite never did otherwise.
+    # Columns that can be filtered compare by code point. SQLite always does.
     if op.get_bind().dialect.name == "postgresql":
         for column, length in JOB_TEXTS.items():
             op.alter_column("jobs", column, type_=_text(length))

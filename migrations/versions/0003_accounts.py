@@ -1,4 +1,4 @@
-"""profiles, sessions that are refreshed, mails, one-time tokens, and what admins did"""
+"""profiles, refresh tokens, the outbox, one-time tokens and the audit log"""
 
 from __future__ import annotations
 

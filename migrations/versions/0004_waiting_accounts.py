@@ -1,4 +1,4 @@
-"""an index of the accounts that wait for their activation, which are forgotten when it does not come"""
+"""an index of the accounts that await activation, which are deleted when it does not come"""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from starlette.routing import BaseRoute, Route
 
 from core import filters
 from core.errors import CLOSE_REASONS, CloseCode
+from core.version import VERSION
 from realtime.asyncapi.frame_models import frames
 from realtime.fanout.subscription import MAX_UNSENT_BYTES, SLOW_CLIENT_SECONDS
 from realtime.sockets import messages
@@ -30,9 +31,8 @@ from realtime.sockets.message_rate import MESSAGES_PER_SECOND
 from realtime.sockets.messages import ACTIONS, REPLIES, ErrorReply
 from repository.engine.transaction import MAX_EVENT_BYTES, MAX_EVENT_ITEMS
 from resources.topics import PUBLIC_TOPICS, TOPIC_FIELDS, TOPICS
-from schemas import MAX_ID
+from schemas import MAX_BODY_BYTES, MAX_ID
 
-VERSION = "0.1.0"
 REF_TEMPLATE = "#/components/schemas/{model}"
 # Frames as they were sent once, by message. A file, since nothing in the code reads them but this.
 EXAMPLES = Path(__file__).with_name("examples.json")
@@ -326,7 +326,7 @@ def _after(code: CloseCode) -> str:
 
 def _limits() -> list[dict[str, Any]]:
     return [
-        {"name": "message_bytes", "value": 256 * 1024, "what": "Bytes of a client's message; more is closed with 1009"},
+        {"name": "message_bytes", "value": MAX_BODY_BYTES, "what": "Bytes of a client message; above it, close 1009"},
         {"name": "frame_bytes", "value": 1024 * 1024, "what": "No frame of the service is larger"},
         {"name": "event_bytes", "value": MAX_EVENT_BYTES, "what": "Bytes of rows in one frame; more become several"},
         {"name": "event_items", "value": MAX_EVENT_ITEMS, "what": "Rows in one frame; more become several"},

@@ -16,13 +16,22 @@ from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from core import metrics
-from core.errors import CLOSE_REASONS, CloseCode, FieldProblem, Forbidden, InvalidInput, Problem, Unauthenticated
+from core.errors import (
+    CLOSE_REASONS,
+    NO_CLOSE_FRAME,
+    CloseCode,
+    FieldProblem,
+    Forbidden,
+    InvalidInput,
+    Problem,
+    Unauthenticated,
+)
 from realtime.fanout.spec import Spec, check_topics
 from realtime.sockets.connection import Connection
 from realtime.sockets.context import Surroundings
 from realtime.wire import frames
 from realtime.wire.frames import Frames, Rendering
-from realtime.wire.writer import EXTENSION, NO_CLOSE_FRAME, QueuedWriter, Writer
+from realtime.wire.writer import EXTENSION, QueuedWriter, Writer
 from resources.topics import PUBLIC_TOPICS, TOPICS
 from schemas import MAX_ID
 

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import orjson
 from starlette.types import ASGIApp, Message, Scope
 
+from core import scope_keys
 from core.identity import Identity
 from realtime.sockets import messages
 
@@ -51,8 +52,8 @@ def scope_of(socket: Mapping[str, Any], wanted: messages.Request, identity: Iden
         "client": socket.get("client"),
         "server": socket.get("server"),
         "state": dict(socket["state"]),
-        "marquee.identity": identity,
-        "marquee.socket": True,
+        scope_keys.IDENTITY: identity,
+        scope_keys.SOCKET: True,
     }
 
 

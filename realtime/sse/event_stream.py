@@ -25,6 +25,7 @@ from starlette.types import Receive, Scope, Send
 from core import metrics
 from core.errors import Forbidden, NotAcceptable, Unavailable
 from core.identity import Identity
+from core.scope_keys import SOCKET
 from realtime.fanout.spec import check_topics
 from realtime.sockets.registry import Registry
 from realtime.sse import replay
@@ -42,7 +43,6 @@ MAX_BACKOFF_SECONDS = 2.0
 FINISH_SECONDS = 1.0
 # A server that offers this in the `extensions` of the scope can be told to cut a connection that takes nothing.
 ABORT = "marquee.abort"
-SOCKET = "marquee.socket"  # in the scope of a request that came over a websocket
 
 _HEADERS = {
     "Cache-Control": "no-store",

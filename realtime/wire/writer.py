@@ -13,12 +13,12 @@ from typing import Protocol
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from core.errors import NO_CLOSE_FRAME
 from realtime.wire.frames import Frames
 
 EXTENSION = "marquee.stream"
 LOW_WATER_BYTES = 16 * 1024
 HIGH_WATER_BYTES = 64 * 1024
-NO_CLOSE_FRAME = 1006  # RFC 6455, section 7.4.1
 CLOSE_SECONDS = 5.0  # from a close to the end of the connection, whatever the peer does
 
 

@@ -8,13 +8,11 @@ from enum import StrEnum
 
 from starlette.requests import Request
 
-from core import metrics
+from core import metrics, scope_keys
 from core.errors import SettingsError, TooManyRequests
 from core.identity import Identity
 from core.rates import Rate, RouteRate, nameless
 from services.limits.limiter import Limits, Outcome, network_of
-
-SCOPE_KEY = "marquee.limit"  # in the scope: the outcome, for the response headers
 
 
 class LimitGroup(StrEnum):
@@ -84,7 +82,7 @@ async def count(request: Request, limits: Limits, rule: Rule | None, identity: I
     else:
         client = f"{rule.name}:user:{identity.user_id}"
     outcome = await limits.hit(client, rule.rate)
-    request.scope[SCOPE_KEY] = outcome
+    request.scope[scope_keys.LIMIT] = outcome
     if not outcome.is_allowed:
         metrics.LIMITED.labels(rule.name).inc()
         raise TooManyRequests(f"Expected at most {rule.rate}; come back later", outcome.reset_seconds)

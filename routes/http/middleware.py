@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from core import metrics
+from core import metrics, scope_keys
 from core.errors import Problem, UpgradeRequired
 from routes.http import limit_groups
 from routes.http.rendering import JSONResponse
@@ -40,7 +40,7 @@ class OnePath:
             rest = path[len(prefix) :]
             if len(rest) > 1 and rest.endswith("/"):
                 rest = rest[:-1]
-            scope = {**scope, "path": rest or "/", "marquee.prefix": prefix}
+            scope = {**scope, "path": rest or "/", scope_keys.PREFIX: prefix}
         await self.app(scope, receive, send)
 
 
@@ -67,7 +67,7 @@ class RequestLog:
                 message.setdefault("headers", [])
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
-                if (outcome := scope.get(limit_groups.SCOPE_KEY)) is not None:
+                if (outcome := scope.get(scope_keys.LIMIT)) is not None:
                     message["headers"] = [*message["headers"], *limit_groups.headers_of(outcome)]
                 is_stream = headers.get("content-type", "").startswith("text/event-stream")
                 if is_websocket:  # now, not when the websocket closes

@@ -11,13 +11,13 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode, JsonSchemaValue, models_json_schema
 
 import schemas
+from core.version import VERSION
 from resources.accounts import credentials
 from resources.jobs import Job
 from resources.registry import RESOURCES
 from routes.http import parameters, uploads
 from routes.http.operation import Operation
 
-VERSION = "0.1.0"
 REF_TEMPLATE = "#/components/schemas/{model}"
 
 DESCRIPTION = """A real-time movie catalog: every write reaches every subscriber of `/ws`, in order, exactly once.

@@ -29,6 +29,7 @@ from gateways.storage import Storage
 from repository.engine.database import Database
 from repository.engine.events import Head
 from routes.http.limit_groups import LimitGroup, Rules
+from schemas import MAX_BODY_BYTES
 from services.limits.limiter import Limits
 from services.limits.lockout import Lockout
 from services.passwords import Passwords
@@ -125,7 +126,6 @@ BodyCheck = Callable[[Services, Any, Any], Sequence[FieldProblem]]
 
 DELETED: Mapping[int, Any] = {204: None}
 LIST_HEADERS = ("X-Total-Count", "Stream-Position", "Link")
-MAX_BODY_BYTES = 256 * 1024  # an entity with every text at its longest and every character escaped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

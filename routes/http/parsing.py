@@ -13,7 +13,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from core import filters
+from core import filters, scope_keys
 from core.errors import (
     ContentTooLarge,
     FieldProblem,
@@ -68,12 +68,12 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
         filter=wanted,
         body=body,
         headers=request.headers,
-        prefix=request.scope.get("marquee.prefix", ""),
+        prefix=request.scope.get(scope_keys.PREFIX, ""),
         url_path=request.scope["path"],
         query_string=request.scope["query_string"].decode("latin-1"),
         method=request.method,
         raw_body=raw_body,
-        is_socket="marquee.socket" in request.scope,
+        is_socket=scope_keys.SOCKET in request.scope,
         address=request.client.host if request.client is not None else None,
     )
 
@@ -95,9 +95,9 @@ async def _identify_and_count(request: Request, operation: Operation, services: 
 
 async def identify(request: Request, services: Services) -> Identity | None:
     """Return None without credentials. Raises Unauthenticated for invalid ones, even where none are needed."""
-    if "marquee.socket" in request.scope:
+    if scope_keys.SOCKET in request.scope:
         # A request over a websocket carries the identity of the socket, which may have just expired or been revoked.
-        known: Identity | None = request.scope["marquee.identity"]
+        known: Identity | None = request.scope[scope_keys.IDENTITY]
         if known is not None and known.expires_at <= time.time():
             raise authentication.invalid_access_token()
         return await authentication.recheck(services.database, known) if known is not None else None

@@ -11,7 +11,17 @@ from core import filters
 from core.errors import FieldProblem, InvalidInput
 from repository.generic.lists import ListRequest
 from routes.http.operation import Call
-from schemas import DEFAULT_PAGE, MAX_BULK_ROWS, MAX_GENERATED_ROWS, MAX_ID, MAX_PAGE, NO_NUL, WRITTEN_INTEGER, PathId
+from schemas import (
+    DEFAULT_PAGE,
+    MAX_BULK_ROWS,
+    MAX_GENERATED_ROWS,
+    MAX_ID,
+    MAX_PAGE,
+    NO_NUL,
+    WRITTEN_INTEGER,
+    PathId,
+    Uuid,
+)
 
 Offset = Annotated[int, Field(ge=0, le=MAX_ID), WRITTEN_INTEGER]
 
@@ -47,7 +57,7 @@ class ByNumber(Parameters):
 
 
 class ByUuid(Parameters):
-    id: Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+    id: Uuid
 
 
 # --- queries

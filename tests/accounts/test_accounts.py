@@ -507,9 +507,9 @@ async def test_create_admin_refuses_in_a_sentence(service: Service, arguments: t
     ("password", "mix", "reason"),
     [
         ("short", "off", "string should have at least 8 characters"),
-        ("iloveyou", "off", "the password is among the thousand"),
-        ("chieftain", "off", "the password is the name"),
-        ("third man 1949", "on", "the password needs an upper case letter"),
+        ("iloveyou", "off", "the password is too common"),
+        ("chieftain", "off", "the password must differ from the username"),
+        ("third man 1949", "on", "the password needs an uppercase letter"),
     ],
 )
 async def test_a_first_admin_needs_a_good_password(tmp_path: Path, password: str, mix: str, reason: str) -> None:

@@ -391,16 +391,16 @@ async def test_another_address_counts_when_its_link_is_followed(scene: Scene) ->
         assert answer.status_code == 200, answer.text
         assert answer.json()["email"] == user["email"], "not before it is proven"
         mail = await scene.mails.mail_to(wanted)
-        assert mail["Subject"] == "Confirm your new address"
+        assert mail["Subject"] == "Confirm your new email address"
         warning = await scene.mails.mail_to(user["email"], 2)
-        assert warning["Subject"] == "Another address for your account"
+        assert warning["Subject"] == "Request to change your email address"
         assert wanted not in str(warning)
         asked = await client.get("/auth/activate", params={"token": token_in(mail)}, headers={"Accept": "text/html"})
         assert f"the address of the account {user['username']} to {wanted}" in asked.text
         confirmed = await client.get("/auth/activate", params={"token": token_in(mail)})
         assert (confirmed.status_code, confirmed.json()["email"]) == (200, wanted)
         notice = await scene.mails.mail_to(user["email"], 3)
-        assert notice["Subject"] == "Your address was changed"
+        assert notice["Subject"] == "Your email address was changed"
         assert (await client.get("/auth/activate", params={"token": token_in(mail)})).status_code == 404
 
 

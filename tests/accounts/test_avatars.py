@@ -522,7 +522,7 @@ async def test_files_that_no_account_names_are_deleted_when_they_are_old(
 async def test_they_are_looked_for_now_and_then_whatever_went_wrong_the_last_time(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orphans, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(orphans, "CHECK_SECONDS", 0.02)
     monkeypatch.setattr(orphans, "PERIOD_SECONDS", 0.1)
     folder = tmp_path / "storage"
     file = folder / avatars.FOLDER / f"{1:032x}" / "512.webp"

@@ -54,7 +54,7 @@ class Owner:
         async with self.service.anyone() as client:
             answer = await client.post("/auth/password/forgot", json={"email": self.email})
             assert answer.status_code == 202, answer.text
-        return token_in(await self.mail(number, "Choose a new password"))
+        return token_in(await self.mail(number, "Reset your password"))
 
     async def a_minute_passes(self) -> None:
         moment = "2026-01-01T00:00:00.000000Z"
@@ -317,4 +317,4 @@ async def test_the_page_loads_nothing_from_elsewhere_and_keeps_its_address_to_it
 
 
 def test_mails_of_a_service_without_a_server_are_announced_in_its_log(service: Service) -> None:
-    assert "SMTP_URL is not set: mails are written to the folder mail" in service.log()
+    assert "SMTP_URL is not set: emails are written to the folder mail" in service.log()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from clients.python.marquee_client import Event, Position, Resync, View, Watch
 from clients.python.marquee_client.session import Session
-from clients.python.marquee_client.stream import Wish
+from clients.python.marquee_client.subscription import SubscribeOptions
 from clients.python.marquee_client.watch import QUEUED_EVENTS
 from tests.support.client_sessions import sent, welcome
 
@@ -141,8 +141,8 @@ def test_whatever_is_cut_a_view_is_right_and_a_watch_misses_nothing(seed: int, s
 async def _any_server(chance: random.Random, steps: list[str]) -> None:
     log, session = Log(), Session()
     server = ModelServer(log, session, chance)
-    view = View(session, lambda: None, Wish(("movies",), snapshot=True))
-    watch = Watch(session, lambda: None, Wish(("movies",)), Position("e1", 0))
+    view = View(session, lambda: None, SubscribeOptions(("movies",), snapshot=True))
+    watch = Watch(session, lambda: None, SubscribeOptions(("movies",)), Position("e1", 0))
     seen: list[Event | Resync] = []
 
     async def read() -> None:
@@ -162,15 +162,17 @@ async def _any_server(chance: random.Random, steps: list[str]) -> None:
             elif step == "p":
                 log.pruned = log.head
             elif step == "r" and server.is_connected:
-                server.session.pause(watch._stream)
+                server.session.pause(watch._subscription)
             elif step == "s":
-                server.session.resume(watch._stream)
+                server.session.resume(watch._subscription)
             elif step == "l" and chance.random() < 0.3:
                 server.listen()
-                streams = session._by_name if server.is_connected else {}
-                server.replace_log([name for name, stream in streams.items() if stream.wish.snapshot])
+                subscriptions = session._by_name if server.is_connected else {}
+                server.replace_log(
+                    [name for name, subscription in subscriptions.items() if subscription.options.snapshot]
+                )
             await asyncio.sleep(0)
-        server.session.resume(watch._stream)
+        server.session.resume(watch._subscription)
         if not server.is_connected:
             server.connect()
         server.deliver(10**6)
@@ -209,13 +211,13 @@ async def test_a_reader_that_stands_still_holds_a_bounded_number_of_events() -> 
     log, session = Log(), Session()
     chance = random.Random(1)
     server = ModelServer(log, session, chance)
-    watch = Watch(session, lambda: None, Wish(("movies",)), Position("e1", 0))
+    watch = Watch(session, lambda: None, SubscribeOptions(("movies",)), Position("e1", 0))
     for _ in range(3 * QUEUED_EVENTS):
         log.write(chance)
     async with asyncio.timeout(30), watch:
         server.connect()
         server.deliver(10**6)
-        assert QUEUED_EVENTS <= len(watch._feed.items) < QUEUED_EVENTS + 3
+        assert QUEUED_EVENTS <= len(watch._queue.items) < QUEUED_EVENTS + 3
         assert server.places == {}
         seen: list[Event | Resync] = []
         async for item in watch:

@@ -30,10 +30,10 @@ from clients.python.marquee_client import (
     Watch,
 )
 from clients.python.marquee_client.client import _with_small_default
-from clients.python.marquee_client.feed import Feed
+from clients.python.marquee_client.queues import Queue
 from clients.python.marquee_client.retry import Ending, Pacer
-from clients.python.marquee_client.session import MAX_ATTEMPTS, Call, Dead, Session
-from clients.python.marquee_client.stream import Stream, Wish
+from clients.python.marquee_client.session import MAX_ATTEMPTS, Call, ServerSilent, Session
+from clients.python.marquee_client.subscription import SubscribeOptions, Subscription
 from clients.python.marquee_client.view import QUEUED_CHANGES, Rows
 from tests.support.client_sessions import connected, ok, sent
 from tests.support.service import eventually
@@ -58,8 +58,8 @@ def test_every_pause_is_random_from_zero_on() -> None:
 def test_a_connection_that_stood_starts_the_pauses_anew() -> None:
     pace = pacer()
     assert [pace.after(Ending()) for _ in range(3)] == [0.25, 0.5, 1]
-    assert pace.after(Ending(1012, stood_seconds=4.9)) == 2
-    assert pace.after(Ending(1012, stood_seconds=5.0)) == 0.25
+    assert pace.after(Ending(1012, lasted_seconds=4.9)) == 2
+    assert pace.after(Ending(1012, lasted_seconds=5.0)) == 0.25
 
 
 def test_a_million_attempts_overflow_nothing() -> None:
@@ -88,13 +88,13 @@ def test_these_endings_are_final(code: int, error: type[Refused]) -> None:
 
 def test_a_token_is_renewed_once_in_a_row() -> None:
     pace = pacer(can_renew=True)
-    pace.after(Ending(4501, stood_seconds=900))
-    pace.after(Ending(1012, stood_seconds=1))
+    pace.after(Ending(4501, lasted_seconds=900))
+    pace.after(Ending(1012, lasted_seconds=1))
     with pytest.raises(Unauthorized):
         pace.after(Ending(401))
     pace = pacer(can_renew=True)
     for _ in range(3):
-        pace.after(Ending(4501, stood_seconds=900))
+        pace.after(Ending(4501, lasted_seconds=900))
 
 
 def test_retry_after_is_respected_within_reason() -> None:
@@ -120,7 +120,7 @@ def test_the_default_subscription_is_kept_small_unless_the_address_says_otherwis
     assert _with_small_default("ws://h/ws") == "ws://h/ws?topics=jobs&bulk=summary"
     assert _with_small_default("wss://h/ws?topics=movies&x=1") == "wss://h/ws?topics=movies&x=1&bulk=summary"
     for address in ("http://h/ws", "h/ws", ""):
-        with pytest.raises(ValueError, match="expected an address"):
+        with pytest.raises(ValueError, match="expected a URL"):
             Client(address)
 
 
@@ -175,7 +175,7 @@ def test_a_silent_server_is_asked_after_one_heartbeat_and_given_up_after_two() -
     assert session.beat(20.0) == pytest.approx(20.0)
     assert [message["action"] for message in sent(session)] == ["ping"]
     assert session.beat(39.9) == pytest.approx(0.1)
-    with pytest.raises(Dead):
+    with pytest.raises(ServerSilent):
         session.beat(40.0)
 
 
@@ -197,7 +197,7 @@ def test_a_server_without_a_welcome_is_given_up() -> None:
     session = Session()
     session.connected(0.0)
     session.beat(9.0)
-    with pytest.raises(Dead):
+    with pytest.raises(ServerSilent):
         session.beat(10.0)
 
 
@@ -267,27 +267,30 @@ class Taken:
 
 
 def test_a_number_that_was_dealt_with_is_not_dealt_with_again() -> None:
-    stream = Stream(Wish(("movies",)), taken := Taken())
-    stream.subscribe("s1")
-    stream.accepted(10, "e1")
+    subscription = Subscription(SubscribeOptions(("movies",)), taken := Taken())
+    subscription.subscribe("s1")
+    subscription.accepted(10, "e1")
     for seq in (10, 11, 11, 12, 9):
-        stream.receive({"operation": "add", "topic": "movies", "seq": seq, "data": {"id": seq}}, "e1", 1)
+        subscription.receive({"operation": "add", "topic": "movies", "seq": seq, "data": {"id": seq}}, "e1", 1)
     assert taken.events == [11, 12]
 
 
 def test_a_snapshot_that_begins_anew_forgets_the_pages_before() -> None:
-    stream = Stream(Wish(("movies",), snapshot=True), taken := Taken())
-    stream.subscribe("s1")
-    stream.accepted(10, "e1")
+    subscription = Subscription(SubscribeOptions(("movies",), snapshot=True), taken := Taken())
+    subscription.subscribe("s1")
+    subscription.accepted(10, "e1")
     for seq, key, done in ((10, 1, False), (12, 2, False), (12, 3, True)):
         page = {"items": [{"id": key}], "done": done}
-        stream.receive({"operation": "snapshot", "topic": "movies", "seq": seq, "data": page}, "e1", 1)
+        subscription.receive({"operation": "snapshot", "topic": "movies", "seq": seq, "data": page}, "e1", 1)
     assert taken.rows == [([{"id": 2}, {"id": 3}], 12)]
 
 
 async def test_everything_hears_of_the_end() -> None:
     session, caller = Session(), Answers()
-    watch, view = Watch(session, lambda: None, Wish(("movies",)), None), View(session, lambda: None, Wish(("movies",)))
+    watch, view = (
+        Watch(session, lambda: None, SubscribeOptions(("movies",)), None),
+        View(session, lambda: None, SubscribeOptions(("movies",))),
+    )
     session.call(caller.call())
     ready = [asyncio.ensure_future(each.ready()) for each in (watch, view)]
     await asyncio.sleep(0)
@@ -296,14 +299,14 @@ async def test_everything_hears_of_the_end() -> None:
     assert isinstance(caller.error, Forbidden)
     with pytest.raises(Forbidden):
         len(view)
-    late = View(session, lambda: None, Wish(("movies",)))
+    late = View(session, lambda: None, SubscribeOptions(("movies",)))
     with pytest.raises(Forbidden):
         await late.ready()
 
 
 async def test_rows_of_a_closed_view_can_be_read() -> None:
     session = Session()
-    view = View(session, lambda: None, Wish(("movies",), snapshot=True))
+    view = View(session, lambda: None, SubscribeOptions(("movies",), snapshot=True))
     async with view:
         [subscribe] = connected(session)
         session.receive(ok(subscribe, subscription=subscribe["as"], seq=1), 0.0)
@@ -316,7 +319,7 @@ async def test_rows_of_a_closed_view_can_be_read() -> None:
 
 
 async def test_changes_that_nobody_reads_become_one_reset() -> None:
-    view = View(Session(), lambda: None, Wish(("movies",), snapshot=True))
+    view = View(Session(), lambda: None, SubscribeOptions(("movies",), snapshot=True))
     changes = view.changes()
     items = [{"id": number} for number in range(QUEUED_CHANGES + 1)]
     view.take([Event("add_bulk", "movies", 1, {"items": items}, Position("e1", 1))], 1)
@@ -326,17 +329,17 @@ async def test_changes_that_nobody_reads_become_one_reset() -> None:
 
 
 async def test_a_feed_gives_everything_before_its_end() -> None:
-    feed: Feed[int] = Feed()
-    feed.put([1, 2])
-    feed.end(ConnectionLost("cut"))
-    assert [await feed.get(), await feed.get()] == [1, 2]
+    queue: Queue[int] = Queue()
+    queue.put([1, 2])
+    queue.end(ConnectionLost("cut"))
+    assert [await queue.get(), await queue.get()] == [1, 2]
     with pytest.raises(ConnectionLost):
-        await feed.get()
+        await queue.get()
 
 
 async def test_a_loop_that_is_left_ends_its_subscription() -> None:
     session = Session()
-    watch = Watch(session, lambda: None, Wish(("movies",)), Position("e1", 0))
+    watch = Watch(session, lambda: None, SubscribeOptions(("movies",)), Position("e1", 0))
 
     async def first() -> int | None:
         async for item in watch:

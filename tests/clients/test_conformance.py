@@ -88,37 +88,37 @@ async def test_a_client_is_right_about_the_real_service(command: Sequence[str], 
 BROKEN = """
 import asyncio, sys
 from clients.python import conformance_driver
-from clients.python.marquee_client import retry, session, stream, view
+from clients.python.marquee_client import retry, session, subscription, view
 
 {change}
 asyncio.run(conformance_driver.main(sys.argv[1]))
 """
 DEFECTS = {
     "it forgets where it was": (
-        "stream.Stream.position = property(lambda self: None, lambda self, value: None)",
+        "subscription.Subscription.position = property(lambda self: None, lambda self, value: None)",
         "a cut between events",
     ),
     "it takes a group for whole too early": (
-        "receive = stream.Stream.receive\n"
-        "stream.Stream.receive = lambda self, frame, *rest: receive(self, {**frame, 'more': False}, *rest)",
+        "receive = subscription.Subscription.receive\n"
+        "subscription.Subscription.receive = lambda self, frame, *rest: receive(self, {**frame, 'more': False}, *rest)",
         "a group comes whole",
     ),
     "it shows half a snapshot": (
-        "receive = stream.Stream.receive\n"
+        "receive = subscription.Subscription.receive\n"
         "def early(self, frame, epoch, size):\n"
         "    receive(self, frame, epoch, size)\n"
         "    if frame.get('operation') == 'snapshot':\n"
-        "        self.sink.replaced(self._rows, stream.Position(epoch, frame['seq']))\n"
-        "stream.Stream.receive = early",
+        "        self.sink.replaced(self._rows, subscription.Position(epoch, frame['seq']))\n"
+        "subscription.Subscription.receive = early",
         "a snapshot in pages",
     ),
     "it resumes although its position is void": (
-        "resync = stream.Stream._resync\n"
+        "resync = subscription.Subscription._resync\n"
         "def stubborn(self, data):\n"
         "    before = self.position\n"
         "    resync(self, data)\n"
         "    self.position = before\n"
-        "stream.Stream._resync = stubborn",
+        "subscription.Subscription._resync = stubborn",
         "the new snapshot is cut as well",
     ),
     "it ignores rows that leave": (

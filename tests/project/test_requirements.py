@@ -1,4 +1,4 @@
-"""The pins are exact, fit the ranges, are all needed, and say nothing of where packages come from."""
+"""The pins are exact, fit the ranges, are all needed, and name no sources; the version is stated once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from core.version import VERSION
+
 ROOT = Path(__file__).resolve().parent.parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PIN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+$")
 # A pin that only another Python needs is needed, too.
 PYTHONS = ("3.11", "3.12", "3.13")
@@ -31,9 +34,8 @@ def pins_of(name: str) -> dict[str, str]:
 
 
 def ranges(*extras: str) -> list[Requirement]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    optional = project["optional-dependencies"]
-    return [Requirement(line) for line in [*project["dependencies"], *(r for extra in extras for r in optional[extra])]]
+    optional = PROJECT["optional-dependencies"]
+    return [Requirement(line) for line in [*PROJECT["dependencies"], *(r for extra in extras for r in optional[extra])]]
 
 
 def applies(requirement: Requirement, extra: str, python: str) -> bool:
@@ -104,3 +106,7 @@ def test_what_is_asked_for_by_name_is_there() -> None:
     asked = "starlette uvicorn websockets sqlalchemy aiosqlite asyncpg python-jose passlib broadcaster redis"
     assert set(asked.split()) <= {canonicalize_name(requirement.name) for requirement in ranges()}
     assert {"pytest", "pytest-asyncio"} <= {canonicalize_name(requirement.name) for requirement in ranges("dev")}
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert PROJECT["version"] == VERSION

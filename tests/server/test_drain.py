@@ -254,7 +254,7 @@ async def test_several_workers_stop_together(small: Callable[..., Service], tmp_
         ends = asyncio.gather(*(code_of(watcher) for watcher in crowd))
         assert await stop(service, number) < 6
         assert set(await ends) == {1012}
-    assert '"event": "job handed over"' in service.log()
+    assert '"event": "job released"' in service.log()
     assert not metrics_folders(tmp_path), "the folder that the workers counted into is removed"
 
 

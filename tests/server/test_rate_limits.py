@@ -18,7 +18,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from core.errors import SettingsError
-from core.rates import MAX_AMOUNT, Rate, parse_rate, parse_rate_limits
+from core.rates import MAX_AMOUNT, Rate, RateLimits, parse_rate, parse_rate_limits
 from core.settings import Settings
 from routes import table
 from routes.http import limit_groups
@@ -394,11 +394,14 @@ def test_rates_and_limits_are_read() -> None:
         "3 requests per minute",
         "5 requests per 900 seconds",
     ]
-    assert parse_rate_limits("on") == (True, ())
-    assert parse_rate_limits("OFF") == (False, ())
-    is_on, found = parse_rate_limits("on; post /users=3/minute; GET /users/{id}=2/minute;")
-    assert is_on
-    assert [(each.route, each.rate.amount) for each in found] == [(("POST", "/users"), 3), (("GET", "/users/{}"), 2)]
+    assert parse_rate_limits("on") == RateLimits(True, ())
+    assert parse_rate_limits("OFF") == RateLimits(False, ())
+    limits = parse_rate_limits("on; post /users=3/minute; GET /users/{id}=2/minute;")
+    assert limits.is_on
+    assert [(each.route, each.rate.amount) for each in limits.routes] == [
+        (("POST", "/users"), 3),
+        (("GET", "/users/{}"), 2),
+    ]
 
 
 @pytest.mark.parametrize(

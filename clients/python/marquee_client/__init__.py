@@ -4,9 +4,9 @@
         async for event in client.watch("movies"):
             print(event)
 
-Modules, from the pure to the wire: `errors`, `events` (what arrives), `retry` (when to come back), `stream` (one
-subscription), `arguments` (what callers pass), `session` (one socket after another), then `feed`, `watch`, `view`,
-`presence` (what the application reads) and `client` (the socket itself). All but the last four know no asyncio.
+Modules, from pure code to I/O: `errors`, `events` (values), `retry` (when to reconnect), `subscription` (one across all
+connections), `arguments` (validation), `session` (the protocol across connections); then, with asyncio, `queues`,
+`watch`, `view`, `presence` (what the application reads) and `client` (the socket).
 """
 
 from .client import Client

@@ -1,7 +1,7 @@
-"""What callers pass, checked where they pass it. Pure.
+"""Validation of arguments, in the call that receives them. Pure.
 
-A mistake of theirs that came up later, between the messages of the server, would be taken for one of the server's and
-tried again for ever. What is kept is a copy, so that it stays what was checked whatever the caller does with his own.
+An invalid argument that failed later, while messages are sent, would look like an error of the server and be retried
+forever. The validated value is a copy, so that later changes by the caller have no effect.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .events import Position
-from .stream import Wish
+from .subscription import SubscribeOptions
 
-MAX_MESSAGE_BYTES = 256 * 1024  # the server closes with 1009 above
+MAX_MESSAGE_BYTES = 256 * 1024  # the server closes the socket with 1009 above this
 NO_TOKEN_CHARACTER = re.compile(r"[^A-Za-z0-9._~+/=-]")  # RFC 6750
 HALF_PAIR = re.compile("[\ud800-\udfff]")
 
@@ -24,10 +24,10 @@ def text_of(message: Mapping[str, Any]) -> str:
 
 
 def checked(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a message that the server will read, still without its id.
+    """Return a copy of a message that the server can read, still without its id.
 
-    Raises TypeError for what JSON does not hold. Raises ValueError for NaN and the infinities, for half a surrogate
-    pair, which is no Unicode, and for a message that is too large.
+    Raises TypeError for values that JSON cannot represent. Raises ValueError for NaN and infinity, for a lone
+    surrogate, which is not valid Unicode, and for a message that is too large.
     """
     text = text_of({**message, "id": 2**53})
     try:
@@ -43,7 +43,7 @@ def checked(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def topics_of(topics: str | Iterable[str]) -> tuple[str, ...]:
-    """Raises TypeError and ValueError."""
+    """Return the topics as a tuple. Raises TypeError and ValueError."""
     try:
         found = (topics,) if isinstance(topics, str) else tuple(topics)
     except TypeError:
@@ -55,7 +55,10 @@ def topics_of(topics: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def since_of(since: Position | int | str | None, epoch: str | None = None) -> Position | None:
-    """A position, a number, or a text as in the header `Stream-Position`. Raises TypeError and ValueError."""
+    """Return the position given as such, as a number, or as text in the form of the header `Stream-Position`.
+
+    Raises TypeError and ValueError.
+    """
     if epoch is not None and not isinstance(epoch, str):
         raise TypeError(f"epoch: expected a text, got {epoch!r}")
     if since is None:
@@ -72,15 +75,18 @@ def since_of(since: Position | int | str | None, epoch: str | None = None) -> Po
     return position
 
 
-def wish_of(
+def options_of(
     topics: tuple[str, ...],
     conditions: Mapping[str, Any] | None,
     *,
     snapshot: bool = False,
     bulk: str | None = None,
     deliver: str | Mapping[str, Any] | None = None,
-) -> Wish:
-    """Raises TypeError and ValueError. What the words mean is for the server to say."""
+) -> SubscribeOptions:
+    """Return the options of a subscription. Raises TypeError and ValueError.
+
+    Only types are checked; the server validates the values.
+    """
     if conditions is not None and not isinstance(conditions, Mapping):
         raise TypeError(f"filter: expected a mapping such as {{'genre': 'Drama'}}, got {conditions!r}")
     if bulk is not None and not isinstance(bulk, str):
@@ -95,13 +101,13 @@ def wish_of(
             "deliver": dict(deliver) if isinstance(deliver, Mapping) else deliver,
         }
     )
-    return Wish(topics, message["filter"], snapshot, bulk, message["deliver"])
+    return SubscribeOptions(topics, message["filter"], snapshot, bulk, message["deliver"])
 
 
 def token_of(token: object) -> str | None:
-    """Without the white space around it; None when nothing is left.
+    """Return the token without surrounding white space, or None if nothing is left.
 
-    Raises TypeError and ValueError, which tell nobody the token.
+    Raises TypeError and ValueError, whose messages do not reveal the token.
     """
     if token is None:
         return None
@@ -116,7 +122,7 @@ def token_of(token: object) -> str | None:
 
 
 def _half_pairs(value: Any, place: str) -> Iterator[str]:
-    """Where they are, as in `body.titles[2]`."""
+    """Yield the places of lone surrogates, such as `body.titles[2]`."""
     if isinstance(value, str):
         if HALF_PAIR.search(value):
             yield place

@@ -1,4 +1,4 @@
-"""The socket: one at a time, made again whenever it ends."""
+"""The client and its socket, which is replaced whenever it ends."""
 
 from __future__ import annotations
 
@@ -15,38 +15,39 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
-from .arguments import since_of, token_of, topics_of, wish_of
+from .arguments import options_of, since_of, token_of, topics_of
 from .errors import ClientClosed, MarqueeError, ProtocolViolation, TimedOut
 from .events import Position, Response
 from .presence import Presence
 from .retry import Ending, Pacer, Retry
-from .session import Call, Dead, Session
+from .session import Call, ServerSilent, Session
 from .view import View
 from .watch import Watch
 
 OPEN_SECONDS = 10.0
 CLOSE_SECONDS = 1.0
-SEND_SECONDS = 40.0  # a server that takes nothing for so long is gone
-MAX_FRAME_BYTES = 64 * 1024 * 1024  # events stay below 1 MiB, answers to requests need not
+SEND_SECONDS = 40.0  # a server that reads nothing for so long is considered dead
+MAX_FRAME_BYTES = 64 * 1024 * 1024  # events stay below 1 MiB, responses to requests may be larger
 
-WARNED_ATTEMPTS = 3  # in a row without a welcome: whoever gave a wrong address should hear of it
+WARNED_ATTEMPTS = 3  # failures in a row before a warning, so that a wrong URL is noticed
 
 Token = str | Callable[[], Awaitable[str | None] | str | None] | None
 log = logging.getLogger("marquee_client")
 
 
 class Client:
-    """One websocket of a Marquee service, shared by any number of watches, views and requests.
+    """A connection to a Marquee service, shared by any number of watches, views and requests.
 
-    `url`: such as `ws://127.0.0.1:8000/ws`. `token`: an access token, or a callable, async or not, that answers one (or
-    None): it is called before every connection. It may raise `Unauthorized` to end the client; after any other error
-    the attempt is repeated later. A token that the server refuses, or that cannot be one, is asked for once more, then
-    the client ends with `Unauthorized`. White space around a token is no part of it; an empty one is none: anonymous.
+    `url`: such as `ws://127.0.0.1:8000/ws`. `token`: an access token, or a callable, async or not, that returns one or
+    None. The callable is called before every connection. It may raise `Unauthorized` to end the client; after any other
+    error the client tries again later. If the server rejects the token, or it is malformed, the callable is called once
+    more, then the client ends with `Unauthorized`. White space around a token is removed; an empty token means
+    anonymous.
 
-    What is passed to the client and its methods is checked at once: TypeError and ValueError come from the call.
+    Arguments of the client and its methods are validated immediately, with TypeError and ValueError.
 
-    The client connects when it is entered with `async with`, or when something is first asked of it, and stays
-    connected until `close`. It belongs to one event loop. What it has given out raises the error that ended it.
+    The client connects when it is entered with `async with` or first used, and stays connected until `close`. It
+    belongs to one event loop. When it ends with an error, its watches, views, presences and requests raise that error.
     """
 
     def __init__(self, url: str, *, token: Token = None, retry: Retry | None = None) -> None:
@@ -58,7 +59,7 @@ class Client:
         self._session.on_message = self._wake.set
         self._task: asyncio.Task[None] | None = None
         self._trouble: str | None = None
-        self._failures = 0  # attempts in a row that brought no welcome
+        self._failures = 0  # attempts in a row without a welcome
 
     async def __aenter__(self) -> Client:
         self._begin()
@@ -75,22 +76,22 @@ class Client:
 
     @property
     def trouble(self) -> str | None:
-        """Why the last connection or attempt ended, in words; None while connected, and before anything went wrong."""
+        """Why the last connection or attempt failed, in words; None while connected and before the first failure."""
         return None if self.is_connected else self._trouble
 
     @property
     def user_id(self) -> int | None:
-        """Whom the server took this client for when it last connected."""
+        """The user as whom the server authenticated the last connection; None if anonymous."""
         return self._session.user_id
 
     async def close(self) -> None:
-        """End everything. Loops over watches and changes end; requests raise ClientClosed."""
+        """Close the client. Loops over watches and changes end; requests raise ClientClosed."""
         self._session.fail(ClientClosed("the client is closed"))
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    # --- what a client is for
+    # --- the API
 
     def watch(
         self,
@@ -102,9 +103,9 @@ class Client:
         since: Position | int | str | None = None,
         epoch: str | None = None,
     ) -> Watch:
-        """The events of one topic or several, from now on or after `since`. Raises TypeError and ValueError."""
-        wish = wish_of(topics_of(topics), filter, bulk=bulk, deliver=deliver)
-        return Watch(self._session, self._begin, wish, since_of(since, epoch))
+        """Return a watch: the events of some topics, from now on or after `since`. Raises TypeError and ValueError."""
+        options = options_of(topics_of(topics), filter, bulk=bulk, deliver=deliver)
+        return Watch(self._session, self._begin, options, since_of(since, epoch))
 
     def view(
         self,
@@ -113,13 +114,13 @@ class Client:
         filter: Mapping[str, Any] | None = None,  # noqa: A002
         deliver: str | Mapping[str, Any] | None = None,
     ) -> View:
-        """The rows of a topic, kept right. Raises TypeError and ValueError."""
+        """Return a view: the rows of a topic, kept up to date. Raises TypeError and ValueError."""
         if not isinstance(topic, str):
             raise TypeError(f"topic: expected one, such as 'movies', got {topic!r}")
-        return View(self._session, self._begin, wish_of(topics_of(topic), filter, snapshot=True, deliver=deliver))
+        return View(self._session, self._begin, options_of(topics_of(topic), filter, snapshot=True, deliver=deliver))
 
     def presence(self, topics: str | Sequence[str]) -> Presence:
-        """Who watches these topics. Raises TypeError and ValueError."""
+        """Return the presence of some topics: who watches them. Raises TypeError and ValueError."""
         return Presence(self._session, self._begin, topics_of(topics))
 
     async def request(
@@ -132,13 +133,15 @@ class Client:
         idempotency_key: str | None = None,
         timeout_seconds: float | None = None,
     ) -> Response:
-        """Ask the REST API over the socket, as the socket's user. Waits for a connection and for one of 16 places.
+        """Send a REST request over the socket, as the socket's user, and return the response, whatever its status.
 
-        When the connection ends before the answer, GET, HEAD, PUT and DELETE without `If-Match`, and whatever has an
-        idempotency key, are asked again (a DELETE may then find nothing left to delete); anything else raises
-        ConnectionLost. Raises ServerError when the server could not even try, TypeError or ValueError when the request
-        is no JSON or too large, TimedOut after `timeout_seconds`, of which the wait for a connection and a place is a
-        part. When it is cancelled or timed out, the server may have done it all the same.
+        Waits for a connection, and while 16 requests are in flight. If the connection ends before the response, the
+        request is sent again if that is safe: GET, HEAD, PUT and DELETE without `If-Match`, and every request with an
+        idempotency key (a repeated DELETE may find nothing left to delete). Otherwise raises ConnectionLost.
+
+        Raises ServerError when the server could not handle the message, TypeError or ValueError when the request is not
+        JSON or too large, and TimedOut after `timeout_seconds`, including the time spent waiting to send. After a
+        timeout or a cancellation, the server may still have carried out the request.
         """
         method, sent = method.upper(), dict(headers or {})
         if idempotency_key is not None:
@@ -154,20 +157,20 @@ class Client:
             async with asyncio.timeout(timeout_seconds):
                 reply = await self._call(message, is_repeatable)
         except TimeoutError as error:
-            raise TimedOut(f"no answer within {timeout_seconds} s; it may have been done, or not") from error
-        answered = {str(name).lower(): str(value) for name, value in (reply.get("headers") or {}).items()}
-        return Response(reply["status"], answered, reply.get("body"))
+            raise TimedOut(f"no reply within {timeout_seconds} s; the server may have acted on the request") from error
+        received = {str(name).lower(): str(value) for name, value in (reply.get("headers") or {}).items()}
+        return Response(reply["status"], received, reply.get("body"))
 
     async def ping(self) -> float:
-        """Seconds to the server and back. Raises ConnectionLost."""
+        """Return the round-trip time to the server in seconds. Raises ConnectionLost."""
         asked = time.monotonic()
         await self._call({"action": "ping"}, False)
         return time.monotonic() - asked
 
     async def authenticate(self, token: str) -> Mapping[str, Any]:
-        """Show the server a new token without reconnecting; `{"user_id", "group"}`. Raises ServerError.
+        """Send a new token without reconnecting. Return `{"user_id", "group"}`. Raises ServerError.
 
-        Unless the token comes from a callable, the new one is kept for later connections.
+        Unless the token comes from a callable, later connections use the new one, too.
         """
         shown = token_of(token)
         if shown is None:
@@ -211,27 +214,27 @@ class Client:
                 ending = await self._connection()
                 if self._session.error is None:
                     seconds = self._pacer.after(ending)
-                    self._tell(ending)
+                    self._record(ending)
                     log.info("connection ended (%s %s), next attempt in %.2f s", ending.code, ending.detail, seconds)
                     await asyncio.sleep(seconds)
         except MarqueeError as error:
             self._session.fail(error)
         except Exception as error:
-            # Our own defect: whoever waits must hear of it.
+            # A bug of ours: callers that wait must get an error.
             failure = MarqueeError(f"the client failed: {error!r}")
             failure.__cause__ = error
             self._session.fail(failure)
             raise
 
-    def _tell(self, ending: Ending) -> None:
+    def _record(self, ending: Ending) -> None:
         self._trouble = str(ending.detail) if ending.code is None else f"{ending.code}: {ending.detail}"
-        self._failures = self._failures + 1 if ending.stood_seconds == 0.0 else 0
+        self._failures = self._failures + 1 if ending.lasted_seconds == 0.0 else 0
         if self._failures == WARNED_ATTEMPTS:
             address = self._url.partition("?")[0]
             log.warning("no connection to %s in %d attempts, still trying: %s", address, self._failures, self._trouble)
 
     async def _connection(self) -> Ending:
-        """One connection, from the handshake to the end. Raises MarqueeError of the token callable."""
+        """Serve one connection and return how it ended. Raises a MarqueeError of the token callable."""
         try:
             found = self._token() if callable(self._token) else self._token
             if inspect.isawaitable(found):
@@ -253,7 +256,7 @@ class Client:
                 compression=None,
                 open_timeout=OPEN_SECONDS,
                 close_timeout=CLOSE_SECONDS,
-                ping_interval=None,  # the session asks a silent server itself
+                ping_interval=None,  # the session pings a silent server itself
                 max_size=MAX_FRAME_BYTES,
             )
         except InvalidStatus as refused:
@@ -278,7 +281,7 @@ class Client:
             await socket.close()
 
     async def _serve(self, socket: ClientConnection) -> None:
-        """Until the connection ends, which raises, or has to be given up."""
+        """Send and receive until the connection ends, which raises, or until it must be closed."""
         sender = asyncio.create_task(self._send(socket), name="marquee_client sender")
         receiver = asyncio.create_task(self._receive(socket), name="marquee_client receiver")
         try:
@@ -303,7 +306,7 @@ class Client:
         while True:
             try:
                 seconds = self._session.beat(time.monotonic())
-            except Dead:
+            except ServerSilent:
                 return
             self._wake.clear()
             for message in self._session.messages():
@@ -331,15 +334,18 @@ def _refused(refused: InvalidStatus) -> Ending:
     except (ValueError, TypeError, KeyError):
         detail = answer.reason_phrase
     after = answer.headers.get("Retry-After", "")
-    seconds = float(after) if after.isascii() and after.isdigit() else None  # dates are for caches
+    seconds = float(after) if after.isascii() and after.isdigit() else None  # HTTP dates are ignored
     return Ending(answer.status_code, detail, retry_after_seconds=seconds)
 
 
 def _with_small_default(url: str) -> str:
-    """A socket carries events that nobody asked for until its first `subscribe`: let these be few and small."""
+    """Return the URL with parameters that keep the default subscription, which the client ignores, small.
+
+    Raises ValueError when `url` is not a websocket URL.
+    """
     parts = urlsplit(url)
     if parts.scheme not in ("ws", "wss") or not parts.hostname:
-        raise ValueError(f"expected an address such as ws://127.0.0.1:8000/ws, got {url!r}")
+        raise ValueError(f"expected a URL such as ws://127.0.0.1:8000/ws, got {url!r}")
     query = parse_qsl(parts.query, keep_blank_values=True)
     names = {name for name, _ in query}
     query.extend(pair for pair in (("topics", "jobs"), ("bulk", "summary")) if pair[0] not in names)

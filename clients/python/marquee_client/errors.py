@@ -1,13 +1,13 @@
-"""Everything that this package raises on purpose.
+"""Every error that this package raises on purpose.
 
 MarqueeError
-├── Refused             the server does not want this client; there will be no other attempt
-│   ├── Unauthorized    no token, or one that is not good (any more): HTTP 401, close code 4501
+├── Refused             the server rejected this client; the client does not reconnect
+│   ├── Unauthorized    no token, or an invalid or expired one: HTTP 401, close code 4501
 │   ├── Forbidden       HTTP 403, close code 4503
-│   └── ProtocolViolation   one side does not speak the protocol: close codes 4509, 1007, 1009
-├── ServerError         the server answered a message with an error, such as invalid_filter
-├── ConnectionLost      the connection ended before the answer came: it may have been done, or not
-├── TimedOut            the answer did not come in time: it may have been done, or not
+│   └── ProtocolViolation   client or server violated the protocol: close codes 4509, 1007, 1009
+├── ServerError         the server replied to a message with an error, such as invalid_filter
+├── ConnectionLost      the connection ended before the reply: the request may have been carried out or not
+├── TimedOut            no reply in time: the request may have been carried out or not
 └── ClientClosed        `close` was called
 """
 
@@ -17,11 +17,11 @@ from typing import Any
 
 
 class MarqueeError(Exception):
-    """The parent of the others."""
+    """The base class of all errors of this package."""
 
 
 class Refused(MarqueeError):
-    """`code`: the HTTP status of the handshake, or the close code. `detail`: what the server said."""
+    """The server rejected this client. `code`: the HTTP status or the close code. `detail`: the server's reason."""
 
     def __init__(self, code: int, detail: Any) -> None:
         super().__init__(f"the server refused the connection ({code}): {detail}")
@@ -30,22 +30,22 @@ class Refused(MarqueeError):
 
 
 class Unauthorized(Refused):
-    """Sign in again. A token callable may raise it, too, to end the client."""
+    """The token is missing, invalid or expired: sign in again. A token callable may raise it to end the client."""
 
     def __init__(self, code: int = 401, detail: Any = "there is no token") -> None:
         super().__init__(code, detail)
 
 
 class Forbidden(Refused):
-    """Not allowed."""
+    """The client is not allowed to connect."""
 
 
 class ProtocolViolation(Refused):
-    """A defect of this client, or of the server."""
+    """The client or the server violated the protocol, which is a bug in one of them."""
 
 
 class ServerError(MarqueeError):
-    """`code`: such as `invalid_filter`. `detail`: a text, or a list of problems as in a 422."""
+    """An error reply. `code`: such as `invalid_filter`. `detail`: a text, or a list of problems as in a 422."""
 
     def __init__(self, code: str, detail: Any) -> None:
         super().__init__(f"{code}: {detail}")
@@ -54,19 +54,19 @@ class ServerError(MarqueeError):
 
 
 class ConnectionLost(MarqueeError):
-    """Nobody knows whether the server has done what it was asked."""
+    """The connection ended before the reply: the server may have carried out the request or not."""
 
 
 class TimedOut(MarqueeError, TimeoutError):
-    """No answer within `timeout_seconds`. Nobody knows whether the server has done what it was asked."""
+    """No reply within `timeout_seconds`: the server may have carried out the request or not."""
 
 
 class ClientClosed(MarqueeError):
-    """Of our own accord."""
+    """`close` was called on the client, or on the watch, view or presence."""
 
 
 def refusal(code: int, detail: Any) -> Refused:
-    """The error for an HTTP status or a close code."""
+    """Return the error for an HTTP status or a close code."""
     if code in (401, 4501):
         return Unauthorized(code, detail)
     if code in (403, 4503):

@@ -1,4 +1,4 @@
-"""What arrives: values only."""
+"""The values that the client hands to the application."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Key: TypeAlias = int | str  # its id
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in the event log: everything up to and including `seq` is dealt with.
+    """A position in the event log: every event up to and including `seq` has been processed.
 
     `str()` and `parse` use the form of the header `Stream-Position`, `<epoch>:<seq>`.
     """
@@ -25,7 +25,7 @@ class Position:
 
     @classmethod
     def parse(cls, text: str) -> Position:
-        """Raises ValueError."""
+        """Return the position that `text` writes. Raises ValueError."""
         epoch, colon, seq = text.rpartition(":")
         if not colon or not (seq.isascii() and seq.isdigit()):
             raise ValueError(f"expected <epoch>:<seq>, got {text!r}")
@@ -34,11 +34,11 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One frame of a subscription.
+    """One event of a subscription.
 
-    `seq` is None for what is ephemeral (`progress`). `reason` is "filter" for a row that left the filter and exists
-    still. `more`: another event with the same number follows. `position`: where a watch resumes that has dealt with
-    this event and no later one; while `more` is set that is the place before the number.
+    `seq` is None for ephemeral events (`progress`). `reason` is "filter" when a row no longer matches the filter but
+    still exists. `more`: another event with the same number follows. `position`: where to resume after this event;
+    while `more` is set, that is the position before the number.
     """
 
     operation: str
@@ -55,7 +55,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Resync:
-    """In place of events that cannot be had any more: what was built from a watch is no good, start over.
+    """Events are missing because the server no longer has them: discard what was built from the watch.
 
     The events after `position` follow.
     """
@@ -67,20 +67,20 @@ class Resync:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happened to a view. `reset`: any row may be another than before; read the view anew."""
+    """A change of a view. `reset`: any row may have changed, so read the view again."""
 
     kind: Literal["add", "update", "delete", "reset"]
     id: Key | None = None
-    row: Row | None = None  # as it is now
-    old: Row | None = None  # as it was
+    row: Row | None = None  # after the change
+    old: Row | None = None  # before the change
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """The answer to a request, whatever its status."""
+    """The response to a request, whatever its status."""
 
     status: int
-    headers: Mapping[str, str] = field(default_factory=dict)  # names in lower case
+    headers: Mapping[str, str] = field(default_factory=dict)  # names in lowercase
     body: Any = None
 
 

@@ -1,4 +1,4 @@
-"""Who watches."""
+"""Presence: who watches a topic."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from .errors import ClientClosed, MarqueeError
-from .feed import Feed, Gate
+from .queues import Gate, Queue
 from .session import Session
 
 QUEUED_CHANGES = 1_000  # above, they become one change with `is_reset`
@@ -16,7 +16,7 @@ QUEUED_CHANGES = 1_000  # above, they become one change with `is_reset`
 
 @dataclass(frozen=True, slots=True)
 class Audience:
-    """`count`: sockets that watch. `users`: those of them who signed in; not told to the anonymous."""
+    """The watchers of a topic. `count`: all sockets. `users`: the signed-in ones; empty for an anonymous client."""
 
     count: int
     users: Mapping[int, Mapping[str, Any]]  # by user_id: {"user_id", "username", "connections"}
@@ -24,7 +24,7 @@ class Audience:
 
 @dataclass(frozen=True, slots=True)
 class PresenceChange:
-    """`is_reset`: after a reconnect, or for a slow reader; read the audience anew."""
+    """A change of presence. `is_reset`: changes were skipped (reconnect, slow reader), so read the audience again."""
 
     topic: str
     count: int
@@ -34,14 +34,14 @@ class PresenceChange:
 
 
 class Presence(Mapping[str, Audience]):
-    """The audience of each topic, as last told."""
+    """The audience of each topic, as the server last reported it."""
 
     def __init__(self, session: Session, begin: Callable[[], None], topics: tuple[str, ...]) -> None:
         self.topics = topics
         self._session = session
         self._begin = begin
         self._audiences: dict[str, Audience] = {}
-        self._feed: Feed[PresenceChange] = Feed()
+        self._queue: Queue[PresenceChange] = Queue()
         self._complete = Gate()
         self._is_open = False
 
@@ -55,20 +55,20 @@ class Presence(Mapping[str, Audience]):
         self.close()
 
     async def ready(self) -> None:
-        """Wait for the first answer. Raises what ended it."""
+        """Wait for the first state. Raises the error that ended the presence."""
         self._open()
         await self._complete.wait()
 
     def close(self) -> None:
-        self._session.disperse(self)
+        self._session.remove_presence(self)
         self.failed(ClientClosed("the presence is closed"))
 
     async def changes(self) -> AsyncIterator[PresenceChange]:
-        """Joins and leaves as they come. Has one reader."""
+        """Yield joins and leaves as they happen. For one reader only."""
         self._open()
         while True:
             try:
-                change = await self._feed.get()
+                change = await self._queue.get()
             except ClientClosed:
                 return
             yield change
@@ -89,11 +89,11 @@ class Presence(Mapping[str, Audience]):
         if not self._is_open:
             self._is_open = True
             self._begin()
-            self._session.gather(self)
+            self._session.add_presence(self)
 
     # --- the session
 
-    def gathered(self, state: Mapping[str, Any]) -> None:
+    def loaded(self, state: Mapping[str, Any]) -> None:
         for topic in self.topics:
             data = state[topic]
             audience = Audience(data["count"], {user["user_id"]: user for user in data["users"]})
@@ -113,12 +113,12 @@ class Presence(Mapping[str, Audience]):
 
     def failed(self, error: MarqueeError) -> None:
         self._complete.fail(error)
-        self._feed.end(error)
+        self._queue.end(error)
 
     def _put(self, change: PresenceChange) -> None:
-        if len(self._feed.items) >= QUEUED_CHANGES:
+        if len(self._queue.items) >= QUEUED_CHANGES:
             resets = [PresenceChange(topic, each.count, is_reset=True) for topic, each in self._audiences.items()]
-            self._feed.items.clear()
-            self._feed.put(resets)
+            self._queue.items.clear()
+            self._queue.put(resets)
         else:
-            self._feed.put((change,))
+            self._queue.put((change,))

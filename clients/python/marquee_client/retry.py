@@ -1,4 +1,4 @@
-"""When to connect again, or that there is no point. Pure: the caller tells the time and waits."""
+"""When to reconnect, and when to give up. Pure: the caller does the waiting."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 from .errors import Unauthorized, refusal
 
-MAX_RETRY_AFTER_SECONDS = 60.0  # a server that asks for more is asked again earlier
+MAX_RETRY_AFTER_SECONDS = 60.0  # longer values of Retry-After are cut to this
 TOO_MANY_MESSAGES = 4429
 TOKEN_EXPIRED = 4501
-TOO_MANY_MESSAGES_SECONDS = 1.0  # coming back at once would be more of the same
+TOO_MANY_MESSAGES_SECONDS = 1.0  # reconnecting at once would exceed the limit again
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The n-th attempt in a row waits between 0 and `first_seconds` * 2^n, at most `longest_seconds`.
+    """The pauses between attempts: the n-th in a row is between 0 and `first_seconds` * 2^n, at most `longest_seconds`.
 
-    All of it is random ("full jitter"), so that thousands of clients that were cut together do not come back together.
-    A connection that stood for `proven_seconds` starts the row anew.
+    The whole pause is random ("full jitter"), so that clients that lost their connections together do not reconnect
+    together. A connection that lasted `proven_seconds` resets the count.
     """
 
     first_seconds: float = 0.25
@@ -30,19 +30,19 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a connection, or the attempt at one, ended.
+    """How a connection or an attempt ended.
 
-    `code`: the close code that the server sent, the HTTP status with which it refused, or None when there was neither.
+    `code`: the close code from the server, the HTTP status of a refused handshake, or None if there was neither.
     """
 
     code: int | None = None
     detail: Any = ""
-    stood_seconds: float = 0.0  # from the welcome on
+    lasted_seconds: float = 0.0  # from the welcome on
     retry_after_seconds: float | None = None
 
 
 class Pacer:
-    """Counts the attempts of one client."""
+    """Decides when one client reconnects."""
 
     def __init__(self, retry: Retry, can_renew: bool, chance: Callable[[], float] = random.random) -> None:
         self._retry = retry
@@ -52,8 +52,8 @@ class Pacer:
         self._renewed = False
 
     def after(self, ending: Ending) -> float:
-        """How many seconds to wait before the next attempt. Raises Refused when there must be none."""
-        if ending.stood_seconds >= self._retry.proven_seconds:
+        """Return the seconds to wait before the next attempt. Raises Refused when the client must give up."""
+        if ending.lasted_seconds >= self._retry.proven_seconds:
             self._attempts, self._renewed = 0, False
         code = ending.code
         if code in (401, TOKEN_EXPIRED):
@@ -72,6 +72,6 @@ class Pacer:
 
 
 def _is_final(code: int) -> bool:
-    if code < 1000:  # an HTTP status; 408, 425 and 429 pass, and so do the troubles of servers and of proxies
+    if code < 1000:  # an HTTP status; 408, 425, 429 and errors of servers and proxies are temporary
         return 400 <= code < 500 and code not in (408, 425, 429)
     return code in (1007, 1009) or 4500 <= code < 5000

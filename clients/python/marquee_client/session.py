@@ -1,8 +1,9 @@
-"""The protocol of one client, over one socket after another. Pure: texts in, texts out, no clock of its own.
+"""The protocol of one client across its connections. Pure: texts in, texts out; the caller passes the time.
 
-The application opens streams, makes calls and asks for presence at any time; the socket's owner reports `connected`,
-`receive` and `lost`, sends what `messages` answers, and calls `beat` when it is due. Each connection starts with the
-server's welcome; then everything that the application wants is asked for anew, streams from their positions.
+The application opens subscriptions, makes calls and asks for presence at any time. The owner of the socket calls
+`connected`, `receive` and `lost`, sends what `messages` returns, and calls `beat` when it is due. Each connection
+starts with the server's welcome; then everything the application has open is requested again, subscriptions from their
+positions.
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ from typing import Any, Protocol
 
 from .arguments import checked, text_of
 from .errors import ConnectionLost, MarqueeError, ProtocolViolation, ServerError
-from .stream import Stream
+from .subscription import Subscription
 
-MAX_REQUESTS_IN_FLIGHT = 16  # the server refuses the 17th
-MAX_ATTEMPTS = 20  # of one call: an answer that ends the connection each time must not do so for ever
+MAX_REQUESTS_IN_FLIGHT = 16  # the server rejects the 17th
+MAX_ATTEMPTS = 20  # of one call, because a reply that always breaks the connection must not be requested forever
 PROTOCOL = 1
 DEFAULT_HEARTBEAT_SECONDS = 20.0
 WELCOME_SECONDS = 10.0  # from the handshake to the welcome
 RETRY_SUBSCRIBE_SECONDS = 1.0
-TRY_AGAIN = frozenset(("unavailable", "rate_limited"))  # error codes of a subscription that may be had later
+TRY_AGAIN = frozenset(("unavailable", "rate_limited"))  # temporary errors of a subscription
 
 
-class Dead(Exception):
-    """Nothing was heard for two heartbeats."""
+class ServerSilent(Exception):
+    """The server was silent for two heartbeats."""
 
 
 @dataclass(eq=False)
 class Call:
-    """A message that wants a reply. `is_repeatable`: it may be sent again when nobody knows whether it was done."""
+    """A message that needs a reply. `is_repeatable`: it may be sent again if it is unknown whether it was handled."""
 
     message: dict[str, Any]
     resolve: Callable[[Mapping[str, Any]], None]
@@ -41,36 +42,38 @@ class Call:
     attempts: int = field(default=0, init=False)
 
 
-class Gathering(Protocol):
-    """Who wants to know who watches the topics."""
+class PresenceSink(Protocol):
+    """A receiver of the presence of some topics."""
 
     topics: tuple[str, ...]
 
-    def gathered(self, state: Mapping[str, Any]) -> None: ...
+    def loaded(self, state: Mapping[str, Any]) -> None: ...
     def changed(self, topic: str, data: Mapping[str, Any]) -> None: ...
     def failed(self, error: MarqueeError) -> None: ...
 
 
 class Session:
+    """One per client. Not thread-safe."""
+
     def __init__(self) -> None:
         self.epoch: str | None = None
         self.user_id: int | None = None
         self.is_welcome = False
-        self.welcomed_at: float | None = None  # of the present or the last connection
+        self.welcomed_at: float | None = None  # on the present or the last connection
         self.error: MarqueeError | None = None  # final
-        self.on_message: Callable[[], None] = lambda: None  # there is something to send
+        self.on_message: Callable[[], None] = lambda: None  # called when there is something to send
         self._heartbeat_seconds = DEFAULT_HEARTBEAT_SECONDS
         self._heard_at = self._pinged_at = 0.0
         self._is_pinged = False
-        self._streams: dict[Stream, str] = {}  # with their names on this connection, in order of opening
-        self._by_name: dict[str, Stream] = {}
-        self._gatherings: list[Gathering] = []
-        self._confirmed: set[int] = set()  # the gatherings that have their state, by id()
+        self._subscriptions: dict[Subscription, str] = {}  # with their names on this connection, in order of opening
+        self._by_name: dict[str, Subscription] = {}
+        self._presences: list[PresenceSink] = []
+        self._confirmed: set[int] = set()  # the presences that have received their state, by id()
         self._is_presence_asked = False
         self._waiting: deque[Call] = deque()
         self._sent: dict[int, Call] = {}
         self._replies: dict[int, Callable[[Mapping[str, Any]], None]] = {}
-        self._retries: list[tuple[float, Stream]] = []
+        self._retries: list[tuple[float, Subscription]] = []
         self._now = 0.0
         self._last_id = 0
         self._last_name = 0
@@ -78,32 +81,32 @@ class Session:
 
     # --- the application
 
-    def open(self, stream: Stream) -> None:
+    def open(self, subscription: Subscription) -> None:
         if self.error is not None:
-            stream.sink.failed(self.error)
+            subscription.sink.failed(self.error)
             return
-        self._streams[stream] = ""
-        self._subscribe(stream)
+        self._subscriptions[subscription] = ""
+        self._subscribe(subscription)
 
-    def close(self, stream: Stream) -> None:
-        """Nothing more will reach its sink."""
-        if stream in self._streams:
-            self._unsubscribe(stream)
-            del self._streams[stream]
+    def close(self, subscription: Subscription) -> None:
+        """End a subscription. Its sink receives nothing further."""
+        if subscription in self._subscriptions:
+            self._unsubscribe(subscription)
+            del self._subscriptions[subscription]
 
-    def pause(self, stream: Stream) -> None:
-        """Leave the stream for now, remembering the position. The log keeps what comes."""
-        if not stream.is_paused and stream in self._streams:
-            stream.is_paused = True
-            self._unsubscribe(stream)
+    def pause(self, subscription: Subscription) -> None:
+        """Unsubscribe for now and keep the position. Meanwhile the log of the server holds the events."""
+        if not subscription.is_paused and subscription in self._subscriptions:
+            subscription.is_paused = True
+            self._unsubscribe(subscription)
 
-    def resume(self, stream: Stream) -> None:
-        if stream.is_paused and stream in self._streams:
-            stream.is_paused = False
-            self._subscribe(stream)
+    def resume(self, subscription: Subscription) -> None:
+        if subscription.is_paused and subscription in self._subscriptions:
+            subscription.is_paused = False
+            self._subscribe(subscription)
 
     def call(self, call: Call) -> None:
-        """Send a message as soon as there is a connection, and room. Raises what `checked` raises."""
+        """Send a message as soon as there is a connection and a free place. Raises what `checked` raises."""
         call.message = checked(call.message)
         if self.error is not None:
             call.reject(self.error)
@@ -112,37 +115,37 @@ class Session:
         self._send_calls()
 
     def forget(self, call: Call) -> None:
-        """Nobody waits for the answer any more. One that was sent keeps its place in flight until its reply."""
+        """Stop waiting for the reply to a call. A call already sent occupies its place until the reply."""
         if call in self._waiting:
             self._waiting.remove(call)
         call.resolve, call.reject, call.is_repeatable = _ignore, _ignore, False
 
-    def gather(self, gathering: Gathering) -> None:
+    def add_presence(self, presence: PresenceSink) -> None:
         if self.error is not None:
-            gathering.failed(self.error)
+            presence.failed(self.error)
             return
-        self._gatherings.append(gathering)
+        self._presences.append(presence)
         self._ask_presence()
 
-    def disperse(self, gathering: Gathering) -> None:
-        if gathering in self._gatherings:
-            self._gatherings.remove(gathering)
-            self._confirmed.discard(id(gathering))
+    def remove_presence(self, presence: PresenceSink) -> None:
+        if presence in self._presences:
+            self._presences.remove(presence)
+            self._confirmed.discard(id(presence))
             self._ask_presence()
 
     def fail(self, error: MarqueeError) -> None:
-        """There will be no other connection."""
+        """End the session with a final error, which all subscriptions, presences and calls receive."""
         if self.error is not None:
             return
         self.error = error
         self._end_connection()
-        for stream in list(self._streams):
-            stream.sink.failed(error)
-        for gathering in self._gatherings:
-            gathering.failed(error)
+        for subscription in list(self._subscriptions):
+            subscription.sink.failed(error)
+        for presence in self._presences:
+            presence.failed(error)
         calls = [*self._sent.values(), *self._waiting]
-        self._streams.clear()
-        self._gatherings.clear()
+        self._subscriptions.clear()
+        self._presences.clear()
         self._sent.clear()
         self._waiting.clear()
         for call in calls:
@@ -157,7 +160,7 @@ class Session:
         self.welcomed_at = None
 
     def receive(self, text: str, now: float) -> None:
-        """Raises ProtocolViolation when the connection is no good: leave it and make another one."""
+        """Handle a frame. Raises ProtocolViolation when the connection is unusable and must be replaced."""
         self._now = self._heard_at = now
         self._is_pinged = False
         try:
@@ -169,7 +172,7 @@ class Session:
             raise ProtocolViolation(4509, f"{error!r} in {text[:200]}") from error
 
     def lost(self) -> None:
-        """The connection ended. What may be sent again waits for the next one."""
+        """Handle the end of the connection. Repeatable calls wait for the next one, the others fail."""
         self._end_connection()
         sent, self._sent = self._sent, {}
         again = []
@@ -177,32 +180,33 @@ class Session:
             if call.is_repeatable and call.attempts < MAX_ATTEMPTS:
                 again.append(call)
             else:
-                call.reject(
-                    ConnectionLost("the connection ended before the answer came; it may have been done, or not")
-                )
+                call.reject(ConnectionLost("the connection ended before the reply; the server may have acted on it"))
         self._waiting.extendleft(reversed(again))
 
     def messages(self) -> list[str]:
-        """What is to be sent, once."""
+        """Return the messages to send, and forget them."""
         messages, self._outbox = self._outbox, []
         return messages
 
     def beat(self, now: float) -> float:
-        """Seconds until the next call. A silent server is asked after one heartbeat, and after two raises Dead."""
+        """Do what is due and return the seconds until the next call.
+
+        A server that is silent for one heartbeat gets a ping. Raises ServerSilent after two.
+        """
         self._now = now
-        due = [stream for at, stream in self._retries if at <= now]
-        self._retries = [(at, stream) for at, stream in self._retries if at > now]
-        for stream in due:
-            if stream in self._streams and not self._streams[stream]:
-                self._subscribe(stream)
+        due = [subscription for at, subscription in self._retries if at <= now]
+        self._retries = [(at, subscription) for at, subscription in self._retries if at > now]
+        for subscription in due:
+            if subscription in self._subscriptions and not self._subscriptions[subscription]:
+                self._subscribe(subscription)
         if not self.is_welcome:
             if now - self._heard_at >= WELCOME_SECONDS:
-                raise Dead
+                raise ServerSilent
             return self._heard_at + WELCOME_SECONDS - now
         since = self._pinged_at if self._is_pinged else self._heard_at
         if now - since >= self._heartbeat_seconds:
             if self._is_pinged:
-                raise Dead
+                raise ServerSilent
             self._is_pinged, self._pinged_at = True, now
             self._ask({"action": "ping"}, _ignore)
             since = now
@@ -218,9 +222,9 @@ class Session:
         self._confirmed.clear()
         self._is_presence_asked = False
         self._by_name.clear()
-        for stream in self._streams:
-            self._streams[stream] = ""
-            stream.cut()
+        for subscription in self._subscriptions:
+            self._subscriptions[subscription] = ""
+            subscription.cut()
 
     def _send(self, message: dict[str, Any]) -> None:
         self._outbox.append(text_of(message))
@@ -235,7 +239,7 @@ class Session:
     def _frame(self, frame: dict[str, Any], size: int) -> None:
         if "reply_to" in frame:
             if frame["reply_to"] is None and frame.get("ok") is False:
-                # Which of our messages the server could not read is not said: whoever waits for it would for ever.
+                # The server does not say which message it could not read, so its caller would wait forever.
                 raise ProtocolViolation(4509, f"a message was not understood: {_error(frame)}")
             answer = self._replies.pop(frame["reply_to"], None)
             if answer is not None:
@@ -245,15 +249,15 @@ class Session:
         if operation == "welcome":
             self._welcome(frame["data"])
         elif operation == "presence":
-            for gathering in [each for each in self._gatherings if id(each) in self._confirmed]:
-                if frame["topic"] in gathering.topics:
-                    gathering.changed(frame["topic"], frame["data"])
+            for presence in [each for each in self._presences if id(each) in self._confirmed]:
+                if frame["topic"] in presence.topics:
+                    presence.changed(frame["topic"], frame["data"])
         else:
             if operation == "resync":
                 self.epoch = frame["data"]["epoch"]
-            stream = self._by_name.get(name) if isinstance(name, str) else None
-            if stream is not None and self.epoch is not None:
-                stream.receive(frame, self.epoch, size)
+            subscription = self._by_name.get(name) if isinstance(name, str) else None
+            if subscription is not None and self.epoch is not None:
+                subscription.receive(frame, self.epoch, size)
 
     def _welcome(self, data: Mapping[str, Any]) -> None:
         if data["protocol"] != PROTOCOL:
@@ -264,48 +268,48 @@ class Session:
         if isinstance(heartbeat, int | float) and heartbeat > 0:
             self._heartbeat_seconds = float(heartbeat)
         self.is_welcome, self.welcomed_at = True, self._now
-        for stream in self._streams:
-            self._subscribe(stream)
+        for subscription in self._subscriptions:
+            self._subscribe(subscription)
         self._ask_presence()
         self._send_calls()
 
-    def _subscribe(self, stream: Stream) -> None:
-        if not self.is_welcome or stream.is_paused:
+    def _subscribe(self, subscription: Subscription) -> None:
+        if not self.is_welcome or subscription.is_paused:
             return
         self._last_name += 1
         name = f"s{self._last_name}"
-        self._streams[stream] = name
-        self._by_name[name] = stream
+        self._subscriptions[subscription] = name
+        self._by_name[name] = subscription
 
         def answer(reply: Mapping[str, Any]) -> None:
-            if self._by_name.get(name) is not stream:
-                return  # it was closed or paused meanwhile
+            if self._by_name.get(name) is not subscription:
+                return  # closed or paused meanwhile
             if reply.get("ok"):
-                assert self.epoch is not None  # the welcome told it
-                stream.accepted(reply["data"]["seq"], self.epoch)
+                assert self.epoch is not None, "the welcome has set it"
+                subscription.accepted(reply["data"]["seq"], self.epoch)
                 return
-            self._streams[stream] = ""
+            self._subscriptions[subscription] = ""
             del self._by_name[name]
             error = _error(reply)
             if error.code in TRY_AGAIN:
-                self._retries.append((self._now + RETRY_SUBSCRIBE_SECONDS, stream))
-                self.on_message()  # `beat` is due earlier now
+                self._retries.append((self._now + RETRY_SUBSCRIBE_SECONDS, subscription))
+                self.on_message()  # `beat` is now due earlier
             else:
-                del self._streams[stream]
-                stream.sink.failed(error)
+                del self._subscriptions[subscription]
+                subscription.sink.failed(error)
 
-        self._ask(stream.subscribe(name), answer)
+        self._ask(subscription.subscribe(name), answer)
 
-    def _unsubscribe(self, stream: Stream) -> None:
-        name = self._streams[stream]
-        self._streams[stream] = ""
-        stream.cut()
+    def _unsubscribe(self, subscription: Subscription) -> None:
+        name = self._subscriptions[subscription]
+        self._subscriptions[subscription] = ""
+        subscription.cut()
         if self._by_name.pop(name, None) is not None:
             self._ask({"action": "unsubscribe", "subscription": name}, _ignore)
 
     def _send_calls(self) -> None:
         while self.is_welcome:
-            is_full = self._requests() >= MAX_REQUESTS_IN_FLIGHT  # whatever is no request goes past those that wait
+            is_full = self._requests() >= MAX_REQUESTS_IN_FLIGHT  # other messages overtake waiting requests
             call = next((each for each in self._waiting if not (is_full and _is_request(each))), None)
             if call is None:
                 return
@@ -326,26 +330,26 @@ class Session:
         return sum(map(_is_request, self._sent.values()))
 
     def _ask_presence(self) -> None:
-        """One question for all: the answer replaces what the server was asked before."""
+        """Request the presence of all topics in one message, which replaces the previous one on the server."""
         if not self.is_welcome:
             return
-        asking: Sequence[Gathering] = tuple(self._gatherings)
+        asking: Sequence[PresenceSink] = tuple(self._presences)
 
         def answer(reply: Mapping[str, Any]) -> None:
-            present = [each for each in asking if each in self._gatherings]
+            present = [each for each in asking if each in self._presences]
             if reply.get("ok"):
-                for gathering in present:
-                    self._confirmed.add(id(gathering))
-                    gathering.gathered(reply["data"])
+                for presence in present:
+                    self._confirmed.add(id(presence))
+                    presence.loaded(reply["data"])
                 return
             new = [each for each in present if id(each) not in self._confirmed]
-            for gathering in new:
-                self._gatherings.remove(gathering)
-                gathering.failed(_error(reply))
-            if new and self._gatherings:
-                self._ask_presence()  # for the others, whose topics were good before
+            for presence in new:
+                self._presences.remove(presence)
+                presence.failed(_error(reply))
+            if new and self._presences:
+                self._ask_presence()  # for the others, whose topics the server has accepted before
 
-        topics = sorted({topic for gathering in asking for topic in gathering.topics})
+        topics = sorted({topic for presence in asking for topic in presence.topics})
         if topics or self._is_presence_asked:
             self._is_presence_asked = True
             self._ask({"action": "presence", "topics": topics}, answer)

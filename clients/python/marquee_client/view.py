@@ -1,4 +1,4 @@
-"""The rows of a topic, kept right."""
+"""The rows of a topic, kept up to date."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from types import TracebackType
 
 from .errors import ClientClosed, MarqueeError
 from .events import Change, Event, Key, Position, Resync, Row
-from .feed import Feed, Gate
+from .queues import Gate, Queue
 from .session import Session
-from .stream import Stream, Wish
+from .subscription import SubscribeOptions, Subscription
 
-QUEUED_CHANGES = 10_000  # of one loop over the changes; above, they become one `reset`
+QUEUED_CHANGES = 10_000  # for one loop over the changes; above that they become one `reset`
 
 
 class Rows:
-    """What events make of rows. Pure."""
+    """Rows by id, and how events change them. Pure."""
 
     def __init__(self) -> None:
         self.by_id: dict[Key, Row] = {}
@@ -24,7 +24,7 @@ class Rows:
         self.by_id = {row["id"]: row for row in rows}
 
     def apply(self, events: Sequence[Event]) -> list[Change]:
-        """All or nothing: a malformed event raises before any row is touched."""
+        """Apply events and return the changes. All or nothing: a malformed event raises before any row is changed."""
         steps: list[tuple[Key, Row | None]] = []
         for event in events:
             data = event.data
@@ -50,21 +50,21 @@ class Rows:
 
 
 class View(Mapping[Key, Row]):
-    """A topic's rows by id, as of `position`; with a filter those that match it.
+    """The rows of a topic by id, as of `position`; with a filter, those that match it.
 
-    Reading never waits, and never sees half of what was committed together. While the connection is away, or a new
-    snapshot is on its way, the rows are those of the last position; `is_live` tells. After an error that ends the
-    client or the view, reading raises it, for the rows would be wrong from then on. The rows belong to the view: do not
-    change them.
+    Reading never waits and never shows part of a transaction. While the client is disconnected or a new snapshot is
+    arriving, the rows are those of the last position, and `is_live` is False. After an error that ends the client or
+    the view, reading raises that error, because the rows would be outdated. Do not modify the rows: they belong to the
+    view.
     """
 
-    def __init__(self, session: Session, begin: Callable[[], None], wish: Wish) -> None:
+    def __init__(self, session: Session, begin: Callable[[], None], options: SubscribeOptions) -> None:
         self._session = session
         self._begin = begin
-        self._stream = Stream(wish, self)
+        self._subscription = Subscription(options, self)
         self._rows = Rows()
         self._complete = Gate()
-        self._feeds: list[Feed[Change]] = []
+        self._queues: list[Queue[Change]] = []
         self._is_open = False
         self._error: MarqueeError | None = None
         self.position: Position | None = None
@@ -79,42 +79,42 @@ class View(Mapping[Key, Row]):
         self.close()
 
     async def ready(self) -> None:
-        """Wait for the first snapshot. Raises what ended the view."""
+        """Wait for the first snapshot. Raises the error that ended the view."""
         self._open()
         await self._complete.wait()
 
     @property
     def is_live(self) -> bool:
-        """Connected and complete, so that at most what is on its way is missing."""
-        return self._stream.is_live and self._error is None
+        """Whether the view is connected and complete, so that at most events in transit are missing."""
+        return self._subscription.is_live and self._error is None
 
     def close(self) -> None:
-        """Stop following. The rows can still be read, as of `position`."""
-        self._session.close(self._stream)
+        """Stop updating the view. Its rows can still be read, as of `position`."""
+        self._session.close(self._subscription)
         closed = ClientClosed("the view is closed")
-        for feed in self._feeds:
-            feed.end(closed)
+        for queue in self._queues:
+            queue.end(closed)
         self._complete.fail(closed)
 
     def changes(self) -> AsyncIterator[Change]:
-        """What happens from the call on. Any number of loops may run; one that is too slow gets a `reset`."""
+        """Iterate over the changes from this call on. Several loops may run; one that is too slow gets a `reset`."""
         self._open()
-        feed: Feed[Change] = Feed()
+        queue: Queue[Change] = Queue()
         if self._complete.error is not None:
-            feed.end(self._complete.error)
-        self._feeds.append(feed)
-        return self._read(feed)
+            queue.end(self._complete.error)
+        self._queues.append(queue)
+        return self._read(queue)
 
-    async def _read(self, feed: Feed[Change]) -> AsyncIterator[Change]:
+    async def _read(self, queue: Queue[Change]) -> AsyncIterator[Change]:
         try:
             while True:
                 try:
-                    change = await feed.get()
+                    change = await queue.get()
                 except ClientClosed:
                     return
                 yield change
         finally:
-            self._feeds.remove(feed)
+            self._queues.remove(queue)
 
     def __aiter__(self) -> AsyncIterator[Change]:
         return self.changes()
@@ -137,36 +137,36 @@ class View(Mapping[Key, Row]):
         if not self._is_open:
             self._is_open = True
             self._begin()
-            self._session.open(self._stream)
+            self._session.open(self._subscription)
 
-    # --- the stream
+    # --- the subscription
 
     def began(self, position: Position) -> None:
-        """Resumed: the rows are as they were."""
+        """Do nothing: after a resume, the rows are still correct."""
 
     def take(self, events: Sequence[Event], size: int) -> None:
         changes = self._rows.apply(events)
         if events[-1].seq is not None:
             self.position = events[-1].position
-        for feed in self._feeds:
-            if len(feed.items) + len(changes) > QUEUED_CHANGES:
-                feed.replace(Change("reset"))
+        for queue in self._queues:
+            if len(queue.items) + len(changes) > QUEUED_CHANGES:
+                queue.replace(Change("reset"))
             else:
-                feed.put(changes)
+                queue.put(changes)
 
     def resynced(self, resync: Resync) -> None:
-        """The rows stay until the snapshot that follows is complete."""
+        """Do nothing: the rows stay until the snapshot that follows is complete."""
 
     def replaced(self, rows: Sequence[Row], position: Position) -> None:
         self._rows.replace(rows)
         self.position = position
         self._complete.open()
-        for feed in self._feeds:
-            feed.replace(Change("reset"))
+        for queue in self._queues:
+            queue.replace(Change("reset"))
 
     def failed(self, error: MarqueeError) -> None:
         if not isinstance(error, ClientClosed):
             self._error = error
         self._complete.fail(error)
-        for feed in self._feeds:
-            feed.end(error)
+        for queue in self._queues:
+            queue.end(error)

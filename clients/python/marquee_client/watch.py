@@ -1,4 +1,4 @@
-"""Events as they come."""
+"""The events of some topics, in order."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ from types import TracebackType
 
 from .errors import ClientClosed, MarqueeError
 from .events import Event, Position, Resync, Row
-from .feed import Feed, Gate
+from .queues import Gate, Queue
 from .session import Session
-from .stream import Stream, Wish
+from .subscription import SubscribeOptions, Subscription
 
-# What may wait for a slow reader. Above, the watch leaves the stream, and comes back to where it left when the reader
-# has taken half: the server's log is the queue, and nothing else on the socket has to wait.
+# Bounds of the events that wait for a slow reader. Above them the watch pauses its subscription, and it resumes at the
+# same position when the reader has consumed half: the server's log is the queue, and the socket is not held up.
 QUEUED_EVENTS = 1_000
 QUEUED_CHARACTERS = 8 * 1024 * 1024
 
 
 class Watch:
-    """The events of some topics: each once, in order, across reconnects. Has one reader.
+    """The events of some topics: each once, in order, across reconnects. For one reader only.
 
-    It begins when it is first iterated, or entered with `async with`, and ends when the loop over it does. It yields
-    `Event`, and `Resync` where events are missing because the server has them no more.
+    A watch begins when it is iterated or entered with `async with`, and ends with the loop over it. It yields `Event`,
+    and `Resync` where events are missing because the server no longer has them.
     """
 
-    def __init__(self, session: Session, begin: Callable[[], None], wish: Wish, since: Position | None) -> None:
+    def __init__(
+        self, session: Session, begin: Callable[[], None], options: SubscribeOptions, since: Position | None
+    ) -> None:
         self._session = session
         self._begin = begin
-        self._stream = Stream(wish, self, since)
-        self._feed: Feed[Event | Resync] = Feed()
-        self._sizes: deque[tuple[int, int]] = deque()  # of what was queued together: events, characters
+        self._subscription = Subscription(options, self, since)
+        self._queue: Queue[Event | Resync] = Queue()
+        self._sizes: deque[tuple[int, int]] = deque()  # of each batch in the queue: events, characters
         self._characters = 0
-        self._stands = Gate()
+        self._accepted = Gate()
         self._is_open = False
         self.position: Position | None = since
 
@@ -50,10 +52,10 @@ class Watch:
         try:
             while True:
                 try:
-                    item = await self._feed.get()
+                    item = await self._queue.get()
                 except ClientClosed:
                     return
-                self._taken()
+                self._account_for_read()
                 if item.position is not None:
                     self.position = item.position
                 yield item
@@ -61,52 +63,55 @@ class Watch:
             self.close()
 
     async def ready(self) -> None:
-        """Wait until the subscription stands: what is written from now on will come. Raises what ended the watch."""
+        """Wait until the server has accepted the subscription, so that all later events arrive.
+
+        Raises the error that ended the watch.
+        """
         self._open()
-        await self._stands.wait()
+        await self._accepted.wait()
 
     def close(self) -> None:
-        """End it. What is still queued can be read; to go on later, open another watch with `since=watch.position`."""
-        self._session.close(self._stream)
+        """End the watch. Queued events can still be read. To continue later, open a watch `since=watch.position`."""
+        self._session.close(self._subscription)
         self.failed(ClientClosed("the watch is closed"))
 
     def _open(self) -> None:
         if not self._is_open:
             self._is_open = True
             self._begin()
-            self._session.open(self._stream)
+            self._session.open(self._subscription)
 
-    def _taken(self) -> None:
-        """One item has left the queue."""
+    def _account_for_read(self) -> None:
+        """Account for an item that left the queue, and resume the subscription when half is consumed."""
         events, characters = self._sizes.popleft()
         if events > 1:
             self._sizes.appendleft((events - 1, characters))
         else:
             self._characters -= characters
-        if len(self._feed.items) <= QUEUED_EVENTS // 2 and self._characters <= QUEUED_CHARACTERS // 2:
-            self._session.resume(self._stream)
+        if len(self._queue.items) <= QUEUED_EVENTS // 2 and self._characters <= QUEUED_CHARACTERS // 2:
+            self._session.resume(self._subscription)
 
-    # --- the stream
+    # --- the subscription
 
     def began(self, position: Position) -> None:
         if self.position is None or self.position.epoch is None:
             self.position = position
-        self._stands.open()
+        self._accepted.open()
 
     def take(self, events: Sequence[Event], size: int) -> None:
-        self._feed.put(events)
+        self._queue.put(events)
         self._sizes.append((len(events), size))
         self._characters += size
-        if len(self._feed.items) >= QUEUED_EVENTS or self._characters >= QUEUED_CHARACTERS:
-            self._session.pause(self._stream)
+        if len(self._queue.items) >= QUEUED_EVENTS or self._characters >= QUEUED_CHARACTERS:
+            self._session.pause(self._subscription)
 
     def resynced(self, resync: Resync) -> None:
-        self._feed.put((resync,))
+        self._queue.put((resync,))
         self._sizes.append((1, 0))
 
     def replaced(self, rows: Sequence[Row], position: Position) -> None:
         raise AssertionError("a watch asks for no snapshot")
 
     def failed(self, error: MarqueeError) -> None:
-        self._feed.end(error)
-        self._stands.fail(error)
+        self._queue.end(error)
+        self._accepted.fail(error)

@@ -1,13 +1,13 @@
 """One subscription across all its connections. Pure.
 
-Rules:
-- `position` moves only when everything up to it has been handed to the sink. It is what the next connection resumes
-  from, so nothing is missed and nothing comes twice.
-- The frames of one number (`more`) are handed over together, or, when the connection ends between them, not at all.
-- A snapshot is handed over when its last page has come. Until then there is no position: a connection that ends before
-  asks for a new snapshot.
-- Frames count only between the reply to `subscribe` and the end of the connection, and only under the name of that
-  very `subscribe`. Every attempt has a new name, so nothing that is still on its way can be taken for something else.
+Invariants:
+- Everything up to `position` has been handed to the sink. The next connection resumes from there, so nothing is missed
+  and nothing arrives twice.
+- The frames of one number (`more`) are handed over together or, if the connection ends between them, not at all.
+- A snapshot is handed over after its last page. Until then there is no position, and the next connection requests a new
+  snapshot.
+- Frames count only between the reply to `subscribe` and the end of the connection, and only under the name given in
+  that `subscribe`. Every attempt uses a new name, so late frames of an earlier attempt are ignored.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ KNOWN = frozenset(("add", "update", "delete", "add_bulk", "update_bulk", "delete
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """The members of `subscribe` that stay the same."""
+class SubscribeOptions:
+    """The members of `subscribe` that are the same on every connection."""
 
     topics: tuple[str, ...]
     filter: Mapping[str, Any] | None = None
@@ -34,32 +34,32 @@ class Wish:
 
 
 class Sink(Protocol):
-    """Who takes what a stream brings. None of these may wait."""
+    """The receiver of a subscription. None of these methods may block."""
 
     def began(self, position: Position) -> None:
-        """The subscription stands; what happens after `position` will come."""
+        """The server has accepted the subscription; the events after `position` will arrive."""
 
     def take(self, events: Sequence[Event], size: int) -> None:
-        """All events of one number, or one ephemeral event. `size`: characters of their frames."""
+        """Take all events of one number, or one ephemeral event. `size`: the characters of their frames."""
 
     def resynced(self, resync: Resync) -> None:
-        """What was built is no good. With a snapshot, `replaced` follows."""
+        """Events are missing: discard what was built. With a snapshot, `replaced` follows."""
 
     def replaced(self, rows: Sequence[Row], position: Position) -> None:
-        """The rows as of `position`, all of them."""
+        """Take the complete rows as of `position`."""
 
     def failed(self, error: MarqueeError) -> None:
-        """Nothing will come any more."""
+        """The subscription has ended with an error."""
 
 
-class Stream:
-    def __init__(self, wish: Wish, sink: Sink, since: Position | None = None) -> None:
-        self.wish = wish
+class Subscription:
+    def __init__(self, options: SubscribeOptions, sink: Sink, since: Position | None = None) -> None:
+        self.options = options
         self.sink = sink
         self.position = since
-        self.is_paused = False  # by the application, which has more than it can take
+        self.is_paused = False  # by a reader that is too slow
         self._asked: Position | None = None
-        self._stands = False
+        self._is_accepted = False
         self._group: list[Event] = []
         self._group_size = 0
         self._rows: list[Row] = []
@@ -68,22 +68,22 @@ class Stream:
 
     @property
     def is_live(self) -> bool:
-        """The subscription stands, and no snapshot is under way."""
-        return self._stands and self.position is not None
+        """Whether the server has accepted the subscription and no snapshot is under way."""
+        return self._is_accepted and self.position is not None
 
     def subscribe(self, name: str) -> dict[str, Any]:
-        """The message to send, without its id."""
+        """Return the message to send, without its id."""
         self.cut()
-        wish, self._asked = self.wish, self.position
-        message: dict[str, Any] = {"action": "subscribe", "topics": list(wish.topics), "as": name}
-        if wish.filter:
-            message["filter"] = dict(wish.filter)
-        if wish.snapshot:
+        options, self._asked = self.options, self.position
+        message: dict[str, Any] = {"action": "subscribe", "topics": list(options.topics), "as": name}
+        if options.filter:
+            message["filter"] = dict(options.filter)
+        if options.snapshot:
             message["snapshot"] = True
-        if wish.bulk is not None:
-            message["bulk"] = wish.bulk
-        if wish.deliver is not None:
-            message["deliver"] = dict(wish.deliver) if isinstance(wish.deliver, Mapping) else wish.deliver
+        if options.bulk is not None:
+            message["bulk"] = options.bulk
+        if options.deliver is not None:
+            message["deliver"] = dict(options.deliver) if isinstance(options.deliver, Mapping) else options.deliver
         if self.position is not None:
             message["since"] = self.position.seq
             if self.position.epoch is not None:
@@ -91,25 +91,25 @@ class Stream:
         return message
 
     def accepted(self, seq: int, epoch: str) -> None:
-        """The reply to `subscribe`."""
-        self._stands = True
+        """Handle the reply to `subscribe`."""
+        self._is_accepted = True
         if self._asked is not None:
-            # Resumed; if not, `resync` is the next frame.
+            # Resumed. If the server cannot resume there, its next frame is `resync`.
             self.position = Position(self._asked.epoch or epoch, self._asked.seq)
             self.sink.began(self.position)
-        elif not self.wish.snapshot:
+        elif not self.options.snapshot:
             self.position = Position(epoch, seq)
             self.sink.began(self.position)
 
     def cut(self) -> None:
-        """The connection or the subscription ended: what is not whole is dropped, and will come again."""
-        self._stands = False
+        """Handle the end of the connection or subscription: drop incomplete groups and snapshots, to be sent again."""
+        self._is_accepted = False
         self._group, self._group_size = [], 0
         self._drop_pages()
 
     def receive(self, frame: Mapping[str, Any], epoch: str, size: int) -> None:
-        """A frame of this subscription. Raises ProtocolViolation when the stream cannot be right any more."""
-        if not self._stands:
+        """Handle a frame of this subscription. Raises ProtocolViolation when the frames contradict each other."""
+        if not self._is_accepted:
             return
         operation, seq = frame.get("operation"), frame.get("seq")
         if operation == "resync":
@@ -125,17 +125,17 @@ class Stream:
         self._group, self._group_size = [], 0
         self._drop_pages()
         position = Position(data["epoch"], data["seq"])
-        self.position = None if self.wish.snapshot else position
+        self.position = None if self.options.snapshot else position
         self.sink.resynced(Resync(str(data.get("reason", "")), position))
 
     def _page(self, frame: Mapping[str, Any], position: Position) -> None:
         if position != self._rows_position:
-            self._drop_pages()  # a new snapshot in place of an unfinished one
+            self._drop_pages()  # a new snapshot replaces an unfinished one
             self._rows_position = position
         self._rows.extend(frame["data"]["items"])
         if frame["data"]["done"]:
             self._done.add(frame["topic"])
-        if self._done.issuperset(self.wish.topics):
+        if self._done.issuperset(self.options.topics):
             rows = self._rows
             self._drop_pages()
             self._group, self._group_size = [], 0
@@ -150,7 +150,7 @@ class Stream:
         if before is None or self._rows_position is not None:
             raise ProtocolViolation(4509, f"event {position.seq} before the end of the snapshot")
         if position.seq <= before.seq:
-            return  # dealt with
+            return  # already handed over
         if self._group and self._group[0].seq != position.seq:
             raise ProtocolViolation(4509, f"event {position.seq} before the end of event {self._group[0].seq}")
         more = frame.get("more") is True

@@ -1,4 +1,4 @@
-"""Between the socket, which must not wait, and the application, which may: a queue with one reader."""
+"""A queue and a gate between the socket, which must never wait, and the application, which may."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .errors import MarqueeError
 Item = TypeVar("Item")
 
 
-class Feed(Generic[Item]):
-    """Its owner bounds it. What ends it comes after the last item."""
+class Queue(Generic[Item]):
+    """Items for one reader. The owner bounds it. The error that ends it is raised after the last item."""
 
     def __init__(self) -> None:
         self.items: deque[Item] = deque()
@@ -25,7 +25,7 @@ class Feed(Generic[Item]):
         self._arrived.set()
 
     def replace(self, item: Item) -> None:
-        """Everything that is waiting gives way to this."""
+        """Replace all waiting items by this one."""
         self.items.clear()
         self.put((item,))
 
@@ -35,7 +35,7 @@ class Feed(Generic[Item]):
             self._arrived.set()
 
     async def get(self) -> Item:
-        """Wait for the next item. Raises what ended the feed, after the last one. Cancelling is safe."""
+        """Wait for the next item and return it. Raises the error that ended the queue. Cancelling is safe."""
         while not self.items:
             if self._end is not None:
                 raise self._end
@@ -45,7 +45,7 @@ class Feed(Generic[Item]):
 
 
 class Gate:
-    """Waits until something is so, or can never be."""
+    """An event that may also fail: those who wait then get the error."""
 
     def __init__(self) -> None:
         self._opened = asyncio.Event()
@@ -59,7 +59,7 @@ class Gate:
         self._opened.set()
 
     async def wait(self) -> None:
-        """Raises the error with which it failed."""
+        """Wait until the gate is open. Raises the error with which it failed."""
         await self._opened.wait()
         if self.error is not None:
             raise self.error
