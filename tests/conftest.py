@@ -13,10 +13,13 @@ import pytest
 
 from repository.engine import migrations
 from repository.engine.database import Database
+from tests.support import reaper
 from tests.support.servers import MissingServer, PostgresServer, RedisServer
 from tests.support.service import Service
 
 BACKENDS = ("sqlite", "postgres")
+
+reaper.start()
 
 
 @pytest.fixture(autouse=True)

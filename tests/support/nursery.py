@@ -22,6 +22,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support import reaper
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PR_SET_CHILD_SUBREAPER = 36
 MAX_REQUEST_BYTES = 256 * 1024
@@ -66,10 +68,14 @@ class Nursery:
     """The process that has imported the product. One per process of the tests, begun by the first service."""
 
     def __init__(self) -> None:
+        reaper.start()  # before: the environment of this process marks the services, too
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), str(theirs.fileno())], pass_fds=[theirs.fileno()], env=environment
+            [sys.executable, "-m", "tests.support.nursery", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            cwd=ROOT,
         )
         theirs.close()
         atexit.register(self._end)
@@ -113,7 +119,6 @@ def start(environment: Mapping[str, str], folder: Path, log: Path) -> Process:
 
 
 def tend(requests: socket.socket) -> None:
-    sys.path.insert(0, str(ROOT))
     import main  # the imports are the point of this process
 
     while encoded := requests.recv(MAX_REQUEST_BYTES):

@@ -92,6 +92,8 @@ class Service:
             # Somebody registers and signs in in nearly every test, and what that costs on purpose is not the point.
             "PASSWORD_MEMORY_KIB": "64",
             "PASSWORD_TIME_COST": "1",
+            # Here a killed supervisor may leave its folder of metrics.
+            "TMPDIR": str(folder),
             **settings,
         }
         self.process: subprocess.Popen[bytes] | nursery.Process | None = None
