@@ -1,0 +1,1 @@
+"""What a resource is, declared once: its table, its body, its fields, its topic."""

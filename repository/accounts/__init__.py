@@ -1,0 +1,1 @@
+"""Users, sessions, one-time tokens, the outbox of emails, the audit."""

@@ -1,0 +1,1 @@
+"""SQL that only movies and characters need."""

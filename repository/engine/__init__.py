@@ -1,0 +1,1 @@
+"""Databases, transactions with `emit`, the event log, leases, migrations."""

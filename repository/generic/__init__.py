@@ -1,0 +1,1 @@
+"""SQL that every resource shares: rows, lists, filters, relations, snapshots, idempotency keys."""

@@ -1,0 +1,1 @@
+"""The bodies and fields of users, profiles, credentials and sessions."""

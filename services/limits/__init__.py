@@ -1,0 +1,1 @@
+"""Rate limits and lockout, in memory or shared through Redis."""

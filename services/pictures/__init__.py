@@ -1,0 +1,1 @@
+"""Uploaded pictures decoded and encoded anew, in a pool of bounded size."""

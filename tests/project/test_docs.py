@@ -21,13 +21,6 @@ from routes.table import OPERATIONS
 from tests.support.documents import DOCUMENTS, ROOT, bare, rows_of, strings_in, text_of, trees
 
 OPERATION_NAME = re.compile(r'"operation":\s*"([a-z_]+)"')
-BOUND_NAME = re.compile(r"^MAX_\w+$|^\w+_(BYTES|EVENTS|MESSAGES|ITEMS)$")
-# Starting points and water marks: where something begins or eases, not where it ends.
-NOT_BOUNDS = {
-    "realtime.feed.redis_backend.MIN_BACKOFF_SECONDS",
-    "realtime.wire.writer.LOW_WATER_BYTES",
-    "realtime.wire.writer.HIGH_WATER_BYTES",
-}
 
 
 # --- REST
@@ -184,35 +177,6 @@ def test_every_reason_of_a_resync_is_documented() -> None:
     assert documented <= said
     # The reasons come from where a position is judged; each of these sentences must stand in the table.
     assert {text for text in said if re.match(r"(position is|another epoch|the log was) ?\w*", text)} <= documented
-
-
-# --- bounds
-
-
-def number_of(cell: str) -> float:
-    match = re.match(r"^([\d,.]+)(?: (KiB|MiB|s|h))?$", cell)
-    assert match is not None, f"not a number: {cell}"
-    return float(match[1].replace(",", "")) * {"KiB": 1024, "MiB": 1024 * 1024}.get(match[2] or "", 1)
-
-
-def test_the_table_of_bounds_holds_the_numbers_of_the_code() -> None:
-    for cells in rows_of(text_of("docs/architecture.md"), "what", "where", "bound"):
-        module, _, name = bare(cells[1]).rpartition(".")
-        assert getattr(importlib.import_module(module), name) == number_of(cells[2]), cells
-
-
-def test_every_bound_of_the_code_is_in_the_table() -> None:
-    documented = {bare(cells[1]) for cells in rows_of(text_of("docs/architecture.md"), "what", "where", "bound")}
-    missing = []
-    for folder in ("realtime", "repository", "jobs", "routes"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            for node in ast.parse(path.read_text()).body:
-                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                    name = f"{module}.{node.targets[0].id}"
-                    if BOUND_NAME.match(node.targets[0].id) and name not in documented | NOT_BOUNDS:
-                        missing.append(name)
-    assert not missing, "not in the table of docs/architecture.md"
 
 
 # --- all documents
