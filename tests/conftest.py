@@ -19,7 +19,16 @@ from tests.support.service import Service
 
 BACKENDS = ("sqlite", "postgres")
 
+# What starts a server. The tests that use none of these are marked `fast`, and `make check` runs only them.
+SERVERS = {"backend", "own_postgres", "own_redis", "postgres", "redis"}
+
 reaper.start()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and SERVERS.isdisjoint(item.fixturenames):
+            item.add_marker(pytest.mark.fast)
 
 
 @pytest.fixture(autouse=True)
