@@ -100,7 +100,7 @@ def shown(name: str, value: float) -> str:
 
 
 def bounds(text: str) -> tuple[str, list[str]]:
-    """Return the table made anew, and what a person has to mend."""
+    """Return the table made from the code, and the problems that a person has to mend."""
     known = list(constants())
     rows: dict[str, tuple[str, str]] = {}
     problems = []

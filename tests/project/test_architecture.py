@@ -1,4 +1,4 @@
-"""docs/architecture.md says what the code does: its tree, its layers, its owners and its bounds are made from it."""
+"""docs/architecture.md matches the code: its tree, layers, owners and bounds are made from it."""
 
 from __future__ import annotations
 

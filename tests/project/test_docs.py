@@ -1,4 +1,4 @@
-"""The documents say what the code does: everything is documented, and nothing that does not exist is."""
+"""The documents match the code: all of it is documented, and nothing else is."""
 
 from __future__ import annotations
 

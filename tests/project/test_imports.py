@@ -28,7 +28,7 @@ class Import:
 
     @property
     def package(self) -> str:
-        """The first part of what is imported."""
+        """Return the first part of the imported name."""
         return self.module.partition(".")[0]
 
     def __str__(self) -> str:

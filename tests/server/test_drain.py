@@ -455,12 +455,14 @@ async def test_a_worker_that_dies_is_replaced_and_its_gauges_are_forgotten(small
 
 
 EVERY_WORKER_IS_YOUNG = """
-import sys, logs, serving, settings, workers
+import sys
+from core import logs, settings
+from server import serving, supervisor
 
-workers.STEADY_SECONDS = 3600.0
+supervisor.STEADY_SECONDS = 3600.0
 found = settings.load_settings()
 logs.configure("json", "info")
-sys.exit(workers.Supervisor(found, "main:worker", serving.listen(found)).run(print))
+sys.exit(supervisor.Supervisor(found, "main:worker", serving.listen(found)).run(print))
 """
 
 
@@ -498,7 +500,7 @@ def test_pauses_double_up_to_a_bound_and_end_with_a_worker_that_has_lived() -> N
     pauses, pause = [], 0.0
     config = serving.server_config(Settings(), "main:worker")
     with socket.socket() as listener:
-        for lived in (0.1, 0.1, 0.1, 0.1, 0.1, workers.STEADY_SECONDS, 0.1):
+        for lived in (0.1, 0.1, 0.1, 0.1, 0.1, supervisor.STEADY_SECONDS, 0.1):
             worker = workers.Worker(config, listener, 0)
             worker.pause, worker.has_served = pause, True
             worker.died(worker.since + lived)
@@ -536,11 +538,13 @@ async def test_nor_do_those_that_it_had_only_just_started(small: Callable[..., S
 
 
 NO_SUCH_APP = """
-import sys, logs, serving, settings, workers
+import sys
+from core import logs, settings
+from server import serving, supervisor
 
 found = settings.load_settings()
 logs.configure("json", "info")
-sys.exit(workers.Supervisor(found, "main:no_such_app", serving.listen(found)).run(print))
+sys.exit(supervisor.Supervisor(found, "main:no_such_app", serving.listen(found)).run(print))
 """
 
 

@@ -83,7 +83,7 @@ class _Server(ABC):
 
     @abstractmethod
     def _ready(self, port: int, pid: int) -> bool:
-        """Whether the process `pid`, and not a stranger on the same port, accepts clients."""
+        """Return whether the process `pid`, and not another one on the same port, accepts clients."""
 
     @abstractmethod
     def _prepare(self) -> None:
@@ -120,12 +120,12 @@ class _Server(ABC):
 
     @property
     def running(self) -> bool:
-        """Whether the process exists; true of a frozen one too."""
+        """Return whether the process exists, frozen or not."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def log(self) -> str:
-        """What the server wrote since it was last started."""
+        """Return what the server wrote since its last start."""
         try:
             with self._log.open("rb") as file:
                 file.seek(self._log_start)
@@ -344,7 +344,7 @@ class RedisServer(_Server):
         """Nothing of a Redis outlives its process."""
 
     def _ready(self, port: int, pid: int) -> bool:
-        # A stranger that took the port would answer PING just as well, hence the look at its pid.
+        # Another Redis that took the port would answer PING just as well, so its pid is compared.
         try:
             with socket.create_connection((HOST, port), timeout=1) as client:
                 client.sendall(b"PING\r\n")
@@ -375,7 +375,7 @@ class PostgresServer(_Server):
     def create_database(self) -> str:
         """Create an empty database and return its URL."""
         name = f"{DATABASE_PREFIX}{next(self._numbers)}"
-        # template0, because nobody can be connected to it, which would make CREATE DATABASE fail.
+        # template0 accepts no connections; a connection to the template would make CREATE DATABASE fail.
         self._execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
         return f"postgresql://postgres@{HOST}:{self.port}/{name}"
 
