@@ -146,7 +146,7 @@ def made_anew(text: str) -> tuple[str, list[str]]:
     text = replaced(text, "## The tree\n\n```\n", "```\n", tree())
     text = replaced(text, "Imports point down only:\n\n```\n", "```\n", layers())
     text = replaced(text, "Outside packages have one owner each:\n\n", "\n\n", owners()[:-1])
-    return replaced(text, "has an end.\n\n", "\n\n", table[:-1]), problems
+    return replaced(text, "frame and retry is bounded.\n\n", "\n\n", table[:-1]), problems
 
 
 def main() -> None:

@@ -500,7 +500,7 @@ def test_pauses_double_up_to_a_bound_and_end_with_a_worker_that_has_lived() -> N
     pauses, pause = [], 0.0
     config = serving.server_config(Settings(), "main:worker")
     with socket.socket() as listener:
-        for lived in (0.1, 0.1, 0.1, 0.1, 0.1, supervisor.STEADY_SECONDS, 0.1):
+        for lived in (0.1, 0.1, 0.1, 0.1, 0.1, workers.STEADY_SECONDS, 0.1):
             worker = workers.Worker(config, listener, 0)
             worker.pause, worker.has_served = pause, True
             worker.died(worker.since + lived)
