@@ -229,6 +229,7 @@ async def test_pages_of_other_origins_are_refused(service: Service) -> None:
         pass
 
 
+@SQLITE_ONLY
 async def test_allowed_origins_may_connect(new_service: Callable[..., Service]) -> None:
     service = new_service(ALLOWED_ORIGINS="https://app.example, https://other.example/").start()
     async with service.watch(origin="https://app.example"), service.watch(origin="https://other.example"):
