@@ -19,8 +19,8 @@ from tests.support.service import Service
 
 BACKENDS = ("sqlite", "postgres")
 
-# What starts a server. The tests that use none of these are marked `fast`, and `make check` runs only them.
-SERVERS = {"backend", "own_postgres", "own_redis", "postgres", "redis"}
+# Fixtures that start a server. The tests that use none of these are marked `fast`, and `make check` runs only them.
+SERVERS = {"backend", "own_postgres", "own_redis", "postgres", "redis", "small"}
 
 reaper.start()
 

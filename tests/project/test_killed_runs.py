@@ -49,6 +49,7 @@ def left(mark: str, token: str, pids: list[int]) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["the run is killed", "its worker is killed", "Ctrl-C"])
 async def test_nothing_is_left_of_a_run(way: str, tmp_path: Path) -> None:
     mark = f"{VARIABLE}={secrets.token_hex(8)}"
