@@ -25,12 +25,14 @@ SERVERS = {"backend", "own_postgres", "own_redis", "postgres", "redis", "small"}
 reaper.start()
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if isinstance(item, pytest.Function) and SERVERS.isdisjoint(item.fixturenames):
+        item.add_marker(pytest.mark.fast)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start no server, and put those that must be alone last: then no other test waits for them."""
-    for item in items:
-        if isinstance(item, pytest.Function) and SERVERS.isdisjoint(item.fixturenames):
-            item.add_marker(pytest.mark.fast)
+    """Put the tests that must be alone last: then no other test waits for them."""
     items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
 
 
