@@ -179,6 +179,19 @@ def test_every_reason_of_a_resync_is_documented() -> None:
     assert {text for text in said if re.match(r"(position is|another epoch|the log was) ?\w*", text)} <= documented
 
 
+# --- make
+
+
+def test_the_targets_of_make_are_explained_and_those_that_are_named_exist() -> None:
+    makefile = text_of("Makefile")
+    explained = set(re.findall(r"^([a-z]+):.* ## \S", makefile, re.MULTILINE))
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert phony is not None
+    assert set(phony[1].split()) == explained
+    for path in DOCUMENTS:
+        assert set(re.findall(r"(?:^|`)make ([a-z]+)", path.read_text(), re.MULTILINE)) <= explained, path
+
+
 # --- all documents
 
 

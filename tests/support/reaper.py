@@ -87,7 +87,7 @@ def reap(token: str) -> None:
         folders = list(TMP.glob(f"marquee-{token}-*"))
         pids = list(left_by(token, folders))
         for pid in pids:
-            with suppress(ProcessLookupError):
+            with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         if not pids or time.monotonic() > deadline:
             break
