@@ -1,29 +1,42 @@
-# run: install, migrate and serve.  test: install what the tests need and run all of them.
+# `make run` installs, migrates and serves. `make` alone lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint bench chaos clean
+.DEFAULT_GOAL := help
+.PHONY: help run test check lint format tables bench chaos clean
 
-run: .venv/runtime
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+run: .venv/runtime ## install what is needed and serve, on http://127.0.0.1:8000
 	@exec $(BIN)/python main.py
 
 # Bytecode is kept, whatever the environment says: pytest rewrites, and each start of the service compiles, only once.
-test: .venv/dev
+test: .venv/dev ## run all tests, on SQLite and on PostgreSQL with Redis
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist worksteal
 
-lint: .venv/dev
+check: lint ## lint, and the tests that start no server: before every commit
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "fast and not slow"
+
+lint: .venv/dev ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
 
-bench: .venv/dev
+format: .venv/dev ## format the code, and mend what the linter can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tables: .venv/dev ## write the tree, the owners and the bounds of docs/architecture.md anew
+	$(BIN)/python -m tests.project.architecture --write
+
+bench: .venv/dev ## measure the bulk generator (docs/benchmarks.md)
 	$(BIN)/python -m bench.generate
 
-# About twelve minutes; SEED=7 repeats a run. docs/chaos.md
-chaos: .venv/dev
-	$(BIN)/python -m tests.chaos.__main__ $(if $(SEED),--seed $(SEED))
+chaos: .venv/dev ## the promise under faults: about twelve minutes; SEED=7 repeats a run (docs/chaos.md)
+	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED))
 
-clean:
+clean: ## remove the virtual environment and all caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/python:

@@ -1,0 +1,1 @@
+"""The command `marquee`: serve, migrate, create-admin, new-epoch; one file for each group."""

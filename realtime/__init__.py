@@ -1,1 +1,1 @@
-"""The socket edge, in the order an event travels: bus, feed and ring, hub, subscription, connection, endpoint."""
+"""The socket edge. An event travels feed, fanout, wire, sockets; sse, presence and asyncapi stand beside them."""

@@ -1,1 +1,1 @@
-"""What resources, topics and accounts are, declared once: tables, bodies, entities, filter fields, who may write."""
+"""What a resource is, declared once: its table, its body, its fields, its topic, who may write."""

@@ -13,25 +13,43 @@ import pytest
 
 from repository.engine import migrations
 from repository.engine.database import Database
+from tests.support import reaper
 from tests.support.servers import MissingServer, PostgresServer, RedisServer
 from tests.support.service import Service
 
 BACKENDS = ("sqlite", "postgres")
+
+# Fixtures that start a server. The tests that use none of these are marked `fast`, and `make check` runs only them.
+SERVERS = {"backend", "own_postgres", "own_redis", "postgres", "redis", "small"}
+
+reaper.start()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if isinstance(item, pytest.Function) and SERVERS.isdisjoint(item.fixturenames):
+        item.add_marker(pytest.mark.fast)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that must be alone last: then no other test waits for them."""
+    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
 
 
 @pytest.fixture(autouse=True)
 def its_share_of_the_machine(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
-    """Tests that hold a time which needs the whole machine are marked `alone`: the other processes of the run wait
-    between two of their tests until it is over.
+    """Let a test marked `alone` run alone, because it measures a time that needs the whole machine.
+
+    The other processes of the run wait between two of their tests until it is over.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         yield
         return
     shared = tmp_path_factory.getbasetemp().parent
     is_alone = request.node.get_closest_marker("alone") is not None
-    # Who wants to be alone keeps the door shut while it waits for the others to come out.
+    # A test that wants to be alone keeps the door shut while it waits for the others to leave the room.
     with (shared / "door").open("w") as door, (shared / "room").open("w") as room:
         fcntl.flock(door, fcntl.LOCK_EX)
         if not is_alone:
@@ -44,7 +62,7 @@ Server = TypeVar("Server", PostgresServer, RedisServer)
 
 
 def private(kind: type[Server]) -> Iterator[Server]:
-    """A server of our own, never the machine's."""
+    """Start a private server, never the one of the machine."""
     try:
         server = kind()
     except MissingServer as missing:
@@ -55,25 +73,25 @@ def private(kind: type[Server]) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL shared by the tests that do not hurt it."""
+    """A PostgreSQL shared by the tests that do not disturb it."""
     yield from private(PostgresServer)
 
 
 @pytest.fixture(scope="session")
 def redis() -> Iterator[RedisServer]:
-    """A Redis shared by the tests that do not hurt it."""
+    """A Redis shared by the tests that do not disturb it."""
     yield from private(RedisServer)
 
 
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL that the test may hurt."""
+    """A PostgreSQL that the test may kill, freeze or restart."""
     yield from private(PostgresServer)
 
 
 @pytest.fixture
 def own_redis() -> Iterator[RedisServer]:
-    """A Redis that the test may hurt."""
+    """A Redis that the test may kill, freeze or restart."""
     yield from private(RedisServer)
 
 
@@ -95,7 +113,7 @@ class Places:
 def new_places(
     backend: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[], Places]:
-    """Makes an empty database, and says which bus goes with it."""
+    """Return a function that makes an empty database and names the bus that goes with it."""
 
     def make() -> Places:
         if backend == "sqlite":
@@ -103,7 +121,7 @@ def new_places(
         postgres: PostgresServer = request.getfixturevalue("postgres")
         redis: RedisServer = request.getfixturevalue("redis")
         url = postgres.create_database()
-        # Redis channels are shared by all its databases: services of two tests hear each other, and tell by the epoch.
+        # All databases of a Redis share its channels: services of two tests hear each other and tell by the epoch.
         return Places(url, redis.url)
 
     return make
@@ -111,7 +129,7 @@ def new_places(
 
 @pytest.fixture(scope="session")
 def service(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One running service a backend, shared by tests that only use it as its users do."""
+    """One running service for each backend, shared by tests that only use it as clients do."""
     places = new_places()
     with Service(places.database_url, places.broadcast_url, tmp_path_factory.mktemp("service")).running() as running:
         yield running
@@ -119,7 +137,7 @@ def service(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def new_service(new_places: Callable[[], Places], tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Makes services of the test's own, not yet started; with `places`, on a database that another one uses."""
+    """Return a function that makes services, not yet started; with `places`, on a database that exists."""
     made: list[Service] = []
 
     def make(places: Places | None = None, **settings: str) -> Service:

@@ -1,0 +1,1 @@
+"""From one event to every subscription: the hub, matching filters, snapshots, coalescing."""

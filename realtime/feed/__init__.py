@@ -1,0 +1,1 @@
+"""The ordered stream of events of this process: bus, feed, ring."""

@@ -1,0 +1,1 @@
+"""One websocket: handshake, messages, replies, the registry of all connections."""

@@ -1,0 +1,1 @@
+"""The bytes of a frame, and writing them without waiting for the client."""

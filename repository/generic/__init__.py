@@ -1,1 +1,1 @@
-"""What every resource shares: lists, writes, relations, conflicts, snapshots, idempotency."""
+"""SQL that every resource shares: rows, lists, filters, writes, relations, conflicts, snapshots, idempotency keys."""

@@ -1,0 +1,1 @@
+"""What an operation is, and everything around it: parsing, rendering, middleware, OpenAPI."""

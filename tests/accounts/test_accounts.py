@@ -21,6 +21,7 @@ from core.identity import Group, Identity
 from core.settings import Settings
 from main import prepare
 from resources.accounts import credentials
+from tests.support.backends import SQLITE_ONLY
 from tests.support.resources import locations, nothing_written, sql, watching
 from tests.support.service import ADMIN, PASSWORD, ROOT, Service
 
@@ -117,6 +118,7 @@ async def test_blanks_around_names_and_addresses_are_taken_off(service: Service,
     ids=repr,
 )
 @pytest.mark.parametrize("field", ["name", "first_name", "last_name"])
+@SQLITE_ONLY
 async def test_what_disturbs_the_text_around_it_is_no_name(service: Service, field: str, name: str) -> None:
     async with service.anyone() as client:
         answer = await client.post("/users", json={"username": fresh(), "password": PASSWORD, field: name})
@@ -181,6 +183,7 @@ async def test_phone_numbers_are_stored_with_their_plus(service: Service, given:
     ],
     ids=repr,
 )
+@SQLITE_ONLY
 async def test_a_wrong_registration_is_refused(
     service: Service, path: str, change: dict[str, Any], field: list[str]
 ) -> None:
@@ -192,6 +195,7 @@ async def test_a_wrong_registration_is_refused(
 
 
 @pytest.mark.parametrize("body", [{}, {"username": "holly"}, {"password": PASSWORD}, {"name": "x"}])
+@SQLITE_ONLY
 async def test_a_registration_needs_a_name_and_a_password(service: Service, body: dict[str, str]) -> None:
     async with service.anyone() as client, nothing_written(service):
         answer = await client.post("/users", json=body)
@@ -493,7 +497,7 @@ async def test_create_admin_makes_an_admin_beside_a_running_service(service: Ser
         ("--nonsense",),
     ],
 )
-@pytest.mark.parametrize("backend", ["sqlite"], indirect=True, scope="session")  # it does not come as far as a database
+@SQLITE_ONLY  # it does not come as far as a database
 async def test_create_admin_refuses_in_a_sentence(service: Service, arguments: tuple[str, ...]) -> None:
     async with nothing_written(service):
         done = await asyncio.to_thread(cli, service, "create-admin", *arguments)

@@ -17,6 +17,7 @@ from repository.accounts.edits import Editor
 from repository.accounts.one_time_tokens import Purpose
 from repository.engine.database import Database
 from tests.support.accounts import account, delete, outcome
+from tests.support.backends import SQLITE_ONLY
 from tests.support.resources import head, links, locations, moderator, nothing_written, sql
 from tests.support.service import PASSWORD, Person, Service
 
@@ -66,6 +67,7 @@ async def test_an_admin_adds_an_account_that_is_active_at_once(service: Service)
     ],
     ids=repr,
 )
+@SQLITE_ONLY
 async def test_a_wrong_account_is_refused(service: Service, change: dict[str, Any], where: list[str]) -> None:
     async with service.admin() as admin, nothing_written(service):
         answer = await admin.http.post("/admin/users", json={"username": "some.body", "password": PASSWORD} | change)
@@ -73,6 +75,7 @@ async def test_a_wrong_account_is_refused(service: Service, change: dict[str, An
 
 
 @pytest.mark.parametrize("body", [[], [None], "x", 1])
+@SQLITE_ONLY
 async def test_what_is_no_object_is_no_account(service: Service, body: Any) -> None:
     async with service.admin() as admin:
         assert (await admin.http.post("/admin/users", json=body)).status_code == 422

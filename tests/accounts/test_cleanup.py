@@ -18,6 +18,7 @@ from repository.engine import event_log, leases, migrations
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from tests.conftest import Places
+from tests.support.backends import SQLITE_ONLY
 from tests.support.service import eventually
 
 
@@ -144,7 +145,7 @@ async def test_a_link_that_is_made_meanwhile_counts(databases: list[Database]) -
 
 
 # PostgreSQL's planner counts rows, and does what it likes with few of them.
-@pytest.mark.parametrize("backend", ["sqlite"], indirect=True, scope="session")
+@SQLITE_ONLY
 async def test_the_look_for_them_reads_no_other_accounts(databases: list[Database]) -> None:
     database = databases[0]
     late = deletion.late_accounts(datetime.now(UTC), max_rows=1)

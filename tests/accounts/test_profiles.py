@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from resources.accounts import profiles
+from tests.support.backends import SQLITE_ONLY
 from tests.support.resources import locations, moderator, nothing_written, sql
 from tests.support.service import Service
 
@@ -134,6 +135,7 @@ async def test_a_profile_is_changed_and_replaced(service: Service, mine: bool) -
     ],
     ids=lambda each: repr(each)[:40],
 )
+@SQLITE_ONLY
 async def test_a_wrong_profile_is_refused(service: Service, change: dict[str, Any], where: list[str]) -> None:
     async with service.person() as alice:
         async with nothing_written(service):

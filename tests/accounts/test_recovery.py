@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.backends import SQLITE_ONLY
 from tests.support.mail_server import fresh_name, link_in, mail_in, mails_in, token_in
 from tests.support.resources import sql
 from tests.support.service import PASSWORD, Service, eventually
@@ -152,6 +153,7 @@ async def test_a_wrong_old_password_is_named_with_what_else_is_wrong(service: Se
     ],
     ids=repr,
 )
+@SQLITE_ONLY
 async def test_a_change_that_is_wrong_names_its_field(service: Service, change: dict[str, Any], field: str) -> None:
     async with service.person() as alice:
         body = {"old_password": PASSWORD, "new_password": NEW, **change}

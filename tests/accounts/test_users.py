@@ -18,6 +18,7 @@ from repository.accounts.sessions import Checked, Device, Renewal
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from tests.support.accounts import account, delete, outcome
+from tests.support.backends import SQLITE_ONLY
 from tests.support.resources import links, locations, moderator, nothing_written, sql
 from tests.support.service import PASSWORD, Person, Service
 
@@ -108,6 +109,7 @@ async def test_a_change_is_of_the_version_that_was_seen(service: Service) -> Non
     ],
     ids=repr,
 )
+@SQLITE_ONLY
 async def test_a_wrong_change_is_refused(service: Service, change: dict[str, Any], where: list[str]) -> None:
     async with service.person() as alice, nothing_written(service):
         answer = await alice.http.patch("/users/me", json=change)
@@ -313,6 +315,7 @@ async def test_nobody_asks_for_what_they_may_not_see(service: Service, query: st
         ("after=-1", "after"),
     ],
 )
+@SQLITE_ONLY
 async def test_a_wrong_question_is_refused(service: Service, query: str, where: str) -> None:
     async with service.admin() as admin:
         answer = await admin.http.get(f"/users?{query}")

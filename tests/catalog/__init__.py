@@ -1,0 +1,1 @@
+"""Movies, characters, jobs, and the conventions of the REST API."""

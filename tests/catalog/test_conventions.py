@@ -10,6 +10,7 @@ import pytest
 
 from routes.http.operation import Operation
 from routes.table import OPERATIONS
+from tests.support.backends import SQLITE_ONLY
 from tests.support.resources import nothing_written
 from tests.support.service import Service, eventually
 
@@ -47,6 +48,7 @@ async def test_every_route_has_four_addresses_and_no_redirect(service: Service, 
 
 
 @pytest.mark.parametrize("operation", [each for each in OPERATIONS if each.signed_in], ids=lambda each: each.path)
+@SQLITE_ONLY
 async def test_who_must_be_signed_in_is_told_so_first(service: Service, operation: Operation) -> None:
     async with service.anyone() as nobody, nothing_written(service):
         answer = await nobody.request(operation.method, example(operation) + "?oops=1", content=b"{")
@@ -62,6 +64,7 @@ def allowed() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize(("path", "methods"), allowed().items(), ids=list(allowed()))
+@SQLITE_ONLY
 async def test_a_wrong_method_is_answered_with_the_right_ones(service: Service, path: str, methods: set[str]) -> None:
     url = re.sub(r"\{(\w+)\}", lambda match: EXAMPLES[match[1]], path)
     async with service.anyone() as client, nothing_written(service):
@@ -74,6 +77,7 @@ async def test_a_wrong_method_is_answered_with_the_right_ones(service: Service, 
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/movies/1/2", "/api/v2/movies", "/api/v1/nothing/", "/movies//"])
+@SQLITE_ONLY
 async def test_an_unknown_path_is_not_found(service: Service, path: str) -> None:
     async with service.anyone() as client:
         answer = await client.get(path)
@@ -82,6 +86,7 @@ async def test_an_unknown_path_is_not_found(service: Service, path: str) -> None
         assert answer.headers["x-request-id"]
 
 
+@SQLITE_ONLY
 async def test_a_sane_request_id_is_kept_and_another_is_replaced(service: Service) -> None:
     async with service.anyone() as client:
         for sane in ("abc", "A-b_c.9", "x" * 128):

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.backends import SQLITE_ONLY
 from tests.support.resources import BOTH, ResourceCase, head, locations, nothing_written, sql
 from tests.support.service import Person, Service
 
@@ -130,6 +131,7 @@ async def test_without_a_key_every_post_counts(service: Service, kind: ResourceC
 
 @BOTH
 @pytest.mark.parametrize("wrong", [b"", b"two words", b"x" * 256, b"\xe9"])
+@SQLITE_ONLY
 async def test_what_is_no_key_is_refused(service: Service, kind: ResourceCase, wrong: bytes) -> None:
     async with service.person() as alice, nothing_written(service):
         answer = await alice.http.post(kind.path, json=kind.full, headers={b"Idempotency-Key": wrong})

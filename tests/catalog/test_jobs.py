@@ -13,6 +13,7 @@ import pytest
 from jobs import generation
 from repository import jobs
 from tests.conftest import Places
+from tests.support.backends import SQLITE_ONLY
 from tests.support.service import Person, Service, Watcher, eventually
 
 
@@ -197,6 +198,7 @@ async def test_only_owners_and_staff_cancel(service: Service) -> None:
         "/movies/generate/10?speed=9",
     ],
 )
+@SQLITE_ONLY
 async def test_orders_that_make_no_sense_are_refused(service: Service, path: str) -> None:
     async with service.person() as alice:
         answer = await alice.http.post(path)

@@ -15,6 +15,7 @@ from tests.chaos.chaos import run as run_chaos
 from tests.chaos.faults import Chaos
 from tests.chaos.rolling import LONGEST_SILENCE_SECONDS, Rolling
 from tests.chaos.rolling import run as run_rolling
+from tests.support import reaper
 from tests.support.servers import PostgresServer, RedisServer
 from tests.support.service import Service
 
@@ -31,7 +32,9 @@ def main() -> int:
     given = parser.parse_args()
     print(f"seed {given.seed}; the same run again: make chaos SEED={given.seed}\n", flush=True)
     is_right = True
-    with tempfile.TemporaryDirectory(prefix="marquee-chaos-") as folder, PostgresServer() as postgres:
+    reaper.start()
+    place = tempfile.TemporaryDirectory(prefix=reaper.folder_prefix("chaos"), dir=reaper.TMP)
+    with place as folder, PostgresServer() as postgres:
         with RedisServer() as redis:
             if given.part != "rolling":
                 size = {"watchers": given.watchers, "rounds": given.rounds, "writes_per_second": given.per_second}

@@ -220,7 +220,7 @@ async def _jobs_end(http: httpx.AsyncClient, stage: Stage) -> None:
 
 
 async def _all_caught_up(stage: Stage, watchers: Sequence[Watcher]) -> Log:
-    """The log, which nobody writes to any more, once every watcher has seen the end of it or time is up."""
+    """Return the log, which no longer grows, once every watcher has seen its end or time is up."""
     log = await read_log(stage.url)
 
     def behind() -> list[Watcher]:

@@ -69,7 +69,7 @@ def schedule(chaos: Chaos) -> list[Fault]:
 
 
 class Stage:
-    """The servers, the workers and what stands between them."""
+    """The servers, the workers, and the proxies between them."""
 
     def __init__(
         self, chaos: Chaos, postgres: PostgresServer, redis: RedisServer, proxies: Proxies, folder: Path
@@ -105,7 +105,7 @@ class Stage:
             await asyncio.to_thread(service.start)
 
     async def revive(self, index: int) -> None:
-        """As a supervisor does: start it until it stays, for the database may be away."""
+        """Start a worker again until it stays, as a supervisor does: the database may be away."""
         while True:
             try:
                 await asyncio.to_thread(self.services[index].start)

@@ -207,7 +207,7 @@ def _filtered(entry: Entry, wish: Wish) -> list[Frame]:
 
 
 def differences(log: Log, wish: Wish, start: int, got: Sequence[Frame], end: int | None = None) -> Differences:
-    """Compare what came with what must come after number `start`, up to `end`."""
+    """Compare the received frames with those that the log has after number `start`, up to `end`."""
     events = log.expected(wish)
     frames = [
         frame for event in events for frame in event if start < frame["seq"] <= (log.head if end is None else end)

@@ -1,4 +1,4 @@
-"""Workers restarted one after another under load: nothing is lost, and nobody waits long. `make chaos` does all ten."""
+"""Workers restarted one after another under load: nothing is lost, and no client waits long. `make chaos` does ten."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from tests.chaos.judge import Entry, Frame, Log, Row, Wish, mark_of
 
 @dataclass(frozen=True)
 class Marks:
-    """The rows of a snapshot: their ids, and beside them what stands for each."""
+    """The rows of a snapshot: their ids, and a digest of each."""
 
     ids: array[int] = field(default_factory=lambda: array("q"))
     marks: array[int] = field(default_factory=lambda: array("Q"))
@@ -22,7 +22,7 @@ class Marks:
 
 
 def marked(frame: Frame) -> Frame:
-    """An event of a window whose rows are replaced by what stands for them."""
+    """An event of a window, with a digest in place of each row."""
     kept = {name: frame[name] for name in ("operation", "seq", "more") if name in frame}
     data = frame["data"]
     if frame["operation"].startswith("delete"):
@@ -31,7 +31,7 @@ def marked(frame: Frame) -> Frame:
 
 
 class Replay:
-    """The rows of a wish at ever higher numbers, each as what stands for it."""
+    """The rows of a subscription at ever higher numbers, each as a digest."""
 
     def __init__(self, log: Log, wish: Wish) -> None:
         (topic,) = wish.topics
@@ -42,7 +42,7 @@ class Replay:
         self._next = 0
 
     def advance(self, seq: int) -> set[int]:
-        """Go on to `seq`. Answers which ids were touched."""
+        """Go on to `seq`, and return the ids that were touched."""
         touched: set[int] = set()
         for entry in self._until(seq):
             for id_ in entry.before.keys() | entry.after.keys():

@@ -68,7 +68,7 @@ class Segment:
 
 @dataclass
 class Watcher:
-    """`segments` is what it got: one, unless it forgets."""
+    """A watcher; `segments` holds what it received: one segment, unless it forgets its position."""
 
     wish: Wish
     manner: Manner
@@ -114,7 +114,7 @@ class Watcher:
             except (OSError, WebSocketException, TimeoutError):
                 self.ends["refused"] += 1
             self._unfinished.clear()
-            # Who was cut in the middle of a snapshot has no place to resume from.
+            # A watcher that was cut in the middle of a snapshot has no position to resume from.
             self._is_new = not self.segments or self.manner.forgets or not self.segments[-1].is_whole
             await asyncio.sleep(self.chance.uniform(0.05, 0.4))
 

@@ -1,0 +1,1 @@
+"""The Python and the JavaScript client."""

@@ -17,6 +17,7 @@ from clients.python.marquee_client import arguments as arguments_module
 from clients.python.marquee_client import session as session_module
 from clients.python.marquee_client import view as view_module
 from clients.python.marquee_client import watch as watch_module
+from tests.support.backends import SQLITE_ONLY
 from tests.support.node import node_command
 from tests.support.service import PASSWORD, Service
 
@@ -127,7 +128,7 @@ SESSIONS = {"python": SIGNED_IN_FROM_PYTHON, "javascript": SIGNED_IN_FROM_JAVASC
 
 
 @pytest.mark.parametrize("client", PROGRAMS)
-@pytest.mark.parametrize("backend", ["sqlite"], indirect=True, scope="session")  # it is about the document
+@SQLITE_ONLY  # it is about the document
 async def test_the_sessions_of_the_document_are_refreshed(
     client: str, new_service: Callable[..., Service], tmp_path: Path
 ) -> None:

@@ -1,0 +1,1 @@
+"""Random writes against every kind of watcher: snapshot and events equal a fresh snapshot."""

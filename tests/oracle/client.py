@@ -86,7 +86,7 @@ class Client:
     # --- connecting
 
     async def connect(self, worker: int) -> None:
-        """Returns when the socket is open; the welcome and what follows are the reader's."""
+        """Return when the socket is open; the reader takes the welcome and all later frames."""
         await self.cut()
         query: dict[str, Any] = {}
         if self.handshake is not None:
@@ -187,7 +187,7 @@ class Client:
             await self._say(_Asked("unsubscribe", watched), subscription=watched.name)
 
     async def request(self, method: str, path: str, body: Any) -> tuple[int, Any]:
-        """Raises ConnectionError when the socket ends before the answer: nobody knows then."""
+        """Raise ConnectionError when the socket ends before the reply: the outcome is unknown then."""
         members = {"body": body} if body is not None else {}
         frame = await self._question("request", method=method, path=path, **members)
         return frame["status"], frame["body"]

@@ -1,4 +1,4 @@
-"""REST for the oracle, which asks thousands of small questions: HTTP/1.1 on connections that are kept, and no more."""
+"""REST for the oracle, which sends thousands of small requests: plain HTTP/1.1 on kept connections."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def _now(seconds: float = 0.0) -> str:
 
 @dataclass(frozen=True)
 class Wish:
-    """A subscription that somebody wants. `begins`: with a snapshot, with a list, or at the base, back in the log."""
+    """A subscription that a client wants. `begins`: with a snapshot, with a list, or at the base, back in the log."""
 
     topics: tuple[str, ...]
     filter: Wanted | None
@@ -262,7 +262,7 @@ class World:
     # --- the truth
 
     async def fresh(self, seed: int) -> None:
-        """Begin anew: nobody watches, and there are some movies and characters of both users."""
+        """Begin anew: without watchers, and with some movies and characters of both users."""
         for client in self.clients:
             await client.cut()
         self.clients.clear()
@@ -284,7 +284,7 @@ class World:
         await self._keep_base()
 
     async def _keep_base(self) -> None:
-        """Remember all rows and the number that they are as of; nobody may be writing."""
+        """Remember all rows and their number in the log; there must be no writes meanwhile."""
         [(epoch, seq)] = await sql(self.services[0], "SELECT epoch, seq FROM event_head")
         self.base = (await self._truth()).rows, Place(epoch, seq)
 
@@ -335,7 +335,7 @@ class World:
         ]
 
     async def _all_are_right(self, truth: Truth | None = None) -> Truth:
-        """Answers the truth; what is given is what it was a moment ago."""
+        """Return the truth now; the argument is the truth a moment ago."""
         if truth is None:
             truth = await self._truth()
             self._remember(truth.rows)

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -249,10 +250,12 @@ def test_two_workers_on_postgresql_and_redis(postgres: PostgresServer, redis: Re
     play([Service(url, redis.url, tmp_path, **SETTINGS), Small(url, redis.url, tmp_path, **SETTINGS)], EXAMPLES)
 
 
+@pytest.mark.slow
 def test_one_worker_on_sqlite(tmp_path: Path) -> None:
     play([Small(f"sqlite:///{tmp_path}/marquee.db", "memory://", tmp_path, **SETTINGS)], EXAMPLES)
 
 
+@pytest.mark.slow
 def test_two_workers_on_one_sqlite_file(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/marquee.db"
     play([kind(url, "memory://", tmp_path, **SETTINGS) for kind in (Service, Small)], EXAMPLES)

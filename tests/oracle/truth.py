@@ -33,7 +33,7 @@ async def walk(
 
 @dataclass
 class Truth:
-    """As of a moment at which nobody writes. The sessions of each user stand under `sessions of 0` and so on."""
+    """Return all rows at a moment without writes. The sessions of each user stand under `sessions of 0` and so on."""
 
     rest: Rest
     people: Sequence[Person]

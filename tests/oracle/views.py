@@ -19,7 +19,7 @@ REMEMBERED = 60  # events of a view, for whoever reads a failure
 
 
 class Wrong(AssertionError):
-    """The service told a watcher what cannot be."""
+    """The service sent a watcher something impossible."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class View:
         return f"View(topics={self.topics}, filter={self.wanted}, latest_every_ms={self.latest_every_ms})"
 
     def begin_with(self, rows: Rows, place: Place) -> None:
-        """Rows that somebody else knows."""
+        """Rows that another client knows."""
         self.rows = {topic: dict(rows[topic]) for topic in self.topics}
         self.position = place
         self.told.append(f"begins at {place.seq} with { ({t: len(r) for t, r in self.rows.items()}) }")
@@ -168,7 +168,7 @@ class View:
             rows[row["id"]] = row
 
     def _compare(self, old: Row, new: Row, frame: Row) -> None:
-        """An update is of the row as it was: it changes something, what it names, and the version does not go back."""
+        """Assert that an update changes exactly the fields that it names, and that the version does not go back."""
         named = set(frame["changed"])
         changed = {name for name in new if new[name] != old[name]} - {"version", "updated_at"}
         is_windowed = self.latest_every_ms is not None  # there and back is nothing, and still was a change

@@ -76,7 +76,7 @@ class Known:
     registered: int = 0
 
     def pick(self, chance: Random, resource: str, who: int, number: int) -> list[int]:
-        """Rows that this one may change, for the most part; often the newest, which somebody may just be reading."""
+        """Return rows that this writer may mostly change; often the newest, which another client may be reading."""
         owners = self.owners[resource]
         own = [id_ for id_, owner in owners.items() if who == ADMIN or owner == self.user_ids[who]]
         pool = own if own and chance.random() < 0.95 else list(owners)

@@ -1,0 +1,1 @@
+"""The project itself: imports, documents, requirements, and what a killed run leaves."""

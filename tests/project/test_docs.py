@@ -1,4 +1,4 @@
-"""The documents say what the code does: everything is documented, and nothing that does not exist is."""
+"""The documents match the code: all of it is documented, and nothing else is."""
 
 from __future__ import annotations
 
@@ -21,13 +21,6 @@ from routes.table import OPERATIONS
 from tests.support.documents import DOCUMENTS, ROOT, bare, rows_of, strings_in, text_of, trees
 
 OPERATION_NAME = re.compile(r'"operation":\s*"([a-z_]+)"')
-BOUND_NAME = re.compile(r"^MAX_\w+$|^\w+_(BYTES|EVENTS|MESSAGES|ITEMS)$")
-# Starting points and water marks: where something begins or eases, not where it ends.
-NOT_BOUNDS = {
-    "realtime.feed.redis_backend.MIN_BACKOFF_SECONDS",
-    "realtime.wire.writer.LOW_WATER_BYTES",
-    "realtime.wire.writer.HIGH_WATER_BYTES",
-}
 
 
 # --- REST
@@ -186,33 +179,17 @@ def test_every_reason_of_a_resync_is_documented() -> None:
     assert {text for text in said if re.match(r"(position is|another epoch|the log was) ?\w*", text)} <= documented
 
 
-# --- bounds
+# --- make
 
 
-def number_of(cell: str) -> float:
-    match = re.match(r"^([\d,.]+)(?: (KiB|MiB|s|h))?$", cell)
-    assert match is not None, f"not a number: {cell}"
-    return float(match[1].replace(",", "")) * {"KiB": 1024, "MiB": 1024 * 1024}.get(match[2] or "", 1)
-
-
-def test_the_table_of_bounds_holds_the_numbers_of_the_code() -> None:
-    for cells in rows_of(text_of("docs/architecture.md"), "what", "where", "bound"):
-        module, _, name = bare(cells[1]).rpartition(".")
-        assert getattr(importlib.import_module(module), name) == number_of(cells[2]), cells
-
-
-def test_every_bound_of_the_code_is_in_the_table() -> None:
-    documented = {bare(cells[1]) for cells in rows_of(text_of("docs/architecture.md"), "what", "where", "bound")}
-    missing = []
-    for folder in ("realtime", "repository", "jobs", "routes"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            for node in ast.parse(path.read_text()).body:
-                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                    name = f"{module}.{node.targets[0].id}"
-                    if BOUND_NAME.match(node.targets[0].id) and name not in documented | NOT_BOUNDS:
-                        missing.append(name)
-    assert not missing, "not in the table of docs/architecture.md"
+def test_the_targets_of_make_are_explained_and_those_that_are_named_exist() -> None:
+    makefile = text_of("Makefile")
+    explained = set(re.findall(r"^([a-z]+):.* ## \S", makefile, re.MULTILINE))
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert phony is not None
+    assert set(phony[1].split()) == explained
+    for path in DOCUMENTS:
+        assert set(re.findall(r"(?:^|`)make ([a-z]+)", path.read_text(), re.MULTILINE)) <= explained, path
 
 
 # --- all documents

@@ -6,42 +6,17 @@ import ast
 import re
 import subprocess
 import sys
-import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.project.architecture import LAYERS, OWNERS, PROJECT
+from tests.support.documents import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LAYERS: Sequence[frozenset[str]] = tuple(frozenset(line.split()) for line in PROJECT["tool"]["marquee"]["layers"])
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 MAX_LINES = 400
 MAX_MODULES_OF_A_FOLDER = 14
-
-# Outside packages with one owner each: files, or folders that end in a slash.
-OWNERS: Mapping[str, tuple[str, ...]] = {
-    "broadcaster": ("realtime/feed/",),
-    "redis": ("realtime/feed/", "services/limits/redis.py"),
-    "limits": ("services/limits/redis.py",),
-    "sqlalchemy": ("models.py", "resources/", "repository/", "migrations/"),
-    "alembic": ("repository/engine/migrations.py", "migrations/"),
-    "uvicorn": ("server/",),
-    "websockets": ("server/websocket_protocol.py",),
-    "jose": ("services/tokens.py",),
-    "passlib": ("services/passwords.py",),
-    "faker": ("jobs/",),
-    "click": ("commands/",),
-    "aiosmtplib": ("gateways/mail.py",),
-    "email_validator": ("resources/accounts/credentials.py",),
-    "obstore": ("gateways/storage.py",),
-    "PIL": ("services/pictures/images.py",),
-    "prometheus_client": ("core/metrics.py",),
-    "pydantic_settings": ("core/settings.py",),
-    "aiosqlite": ("repository/",),
-    "asyncpg": ("repository/",),
-}
 
 
 @dataclass(frozen=True)
@@ -53,7 +28,7 @@ class Import:
 
     @property
     def package(self) -> str:
-        """The first part of what is imported."""
+        """Return the first part of the imported name."""
         return self.module.partition(".")[0]
 
     def __str__(self) -> str:
@@ -101,7 +76,7 @@ def violations(root: Path) -> list[str]:
             found.append(f"{each} in a function")
         if each.package in DEPTH and each.package != importer and DEPTH[each.package] <= DEPTH[importer]:
             found.append(f"{each}, which is not below it")
-        owners = OWNERS.get(each.package, (each.path,))
+        owners = OWNERS.get(each.package, [each.path])
         if not any(each.path == owner or (owner.endswith("/") and each.path.startswith(owner)) for owner in owners):
             found.append(f"{each}, which belongs to {', '.join(owners)}")
     return found

@@ -1,4 +1,4 @@
-"""What the README tells a newcomer to paste is pasted into a shell, and answers as the README says."""
+"""The commands of the README run in a shell, and print what the README says."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lines(start: str) -> list[str]:
 
 
 def shape(frame: Any) -> Any:
-    """A frame without what differs from run to run: times and the epoch."""
+    """Return a frame without the times and the epoch, which differ from run to run."""
     if isinstance(frame, dict):
         return {
             name: "…" if name in ("ts", "created_at", "updated_at", "epoch") else shape(frame[name]) for name in frame
@@ -36,7 +36,7 @@ def shape(frame: Any) -> Any:
 
 
 async def pasted(script: str, service: Service) -> list[dict[str, Any]]:
-    """Run the lines in one shell, as somebody who pastes them does, and answer the JSON bodies printed."""
+    """Run the lines in one shell, as if they were pasted, and return the JSON bodies printed."""
     text = script.replace(ADDRESS, f"127.0.0.1:{service.port}").replace("curl ", "curl -sS --fail-with-body ")
     done = await asyncio.to_thread(
         subprocess.run, ["bash", "-euc", text], capture_output=True, text=True, timeout=60, check=False

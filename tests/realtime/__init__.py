@@ -1,0 +1,1 @@
+"""The websocket, its subscriptions, the feed, presence and server-sent events."""

@@ -9,6 +9,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from tests.support.backends import SQLITE_ONLY
 from tests.support.service import Service
 
 
@@ -32,6 +33,7 @@ async def refusal(service: Service, path: str, headers: dict[str, str]) -> tuple
         ("/movies", {}, 404, "/ws"),
     ],
 )
+@SQLITE_ONLY
 async def test_a_refusal_says_why_and_is_no_error_of_ours(
     service: Service, path: str, headers: dict[str, str], status: int, detail: str
 ) -> None:
@@ -43,6 +45,7 @@ async def test_a_refusal_says_why_and_is_no_error_of_ours(
     assert "without completing handshake" not in service.log()
 
 
+@SQLITE_ONLY
 async def test_a_request_that_is_no_websocket_is_told_what_is_missing(service: Service) -> None:
     async with service.anyone() as client:
         answer = await client.get("/ws")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.backends import SQLITE_ONLY
 from tests.support.service import Person, Service, Watcher
 
 
@@ -165,6 +166,7 @@ async def test_pages_that_are_no_json_come_as_text_and_streams_are_refused(servi
         {"method": "POST", "path": "/movies", "body": json.loads("[" * 300 + "]" * 300)},
     ],
 )
+@SQLITE_ONLY
 async def test_what_is_no_request_is_refused(service: Service, members: dict[str, Any]) -> None:
     async with service.watch() as watcher:
         reply = await watcher.ask({"id": 1, "action": "request", **members})

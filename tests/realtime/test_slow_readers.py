@@ -20,6 +20,7 @@ from core.settings import load_settings
 from realtime.fanout import subscription
 from server import serving, websocket_protocol
 from server.websocket_protocol import MarqueeWebSocketProtocol
+from tests.support.backends import SQLITE_ONLY
 from tests.support.service import Person, Service, Watcher, eventually
 
 ROWS = 260_000  # a little over 100 MB of events
@@ -134,6 +135,7 @@ async def test_a_reader_that_never_reads_is_closed_as_too_slow(
             assert (await watcher.expect("add"))["data"] == movie
 
 
+@SQLITE_ONLY
 async def test_a_peer_that_answers_no_ping_is_dropped_though_events_go_on(new_service: Callable[..., Service]) -> None:
     """In this process, with short pings. What the service writes to a dead peer is no sign that it lives."""
     service = new_service()
@@ -155,6 +157,7 @@ async def test_a_peer_that_answers_no_ping_is_dropped_though_events_go_on(new_se
         assert reader is not None
 
 
+@SQLITE_ONLY
 async def test_a_peer_that_answers_pings_is_kept(new_service: Callable[..., Service]) -> None:
     service = new_service()
     async with served_here(service, ws_ping_interval=0.2, ws_ping_timeout=0.5), service.person() as alice:

@@ -10,6 +10,7 @@ import pytest
 
 from repository.engine import event_log
 from repository.engine.database import Database
+from tests.support.backends import SQLITE_ONLY
 from tests.support.service import Person, Service, Watcher
 from tests.support.sockets import rows_of, subscribed
 
@@ -305,6 +306,7 @@ async def test_progress_reaches_named_subscriptions(service: Service) -> None:
         ({"color": "red"}, "invalid_message", ["color"]),
     ],
 )
+@SQLITE_ONLY
 async def test_a_wrong_subscription_is_refused_and_the_stream_goes_on(
     service: Service, message: dict[str, Any], code: str, loc: list[Any]
 ) -> None:

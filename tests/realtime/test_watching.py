@@ -19,6 +19,7 @@ from realtime.wire.frames import Frames
 from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
+from tests.support.backends import SQLITE_ONLY
 from tests.support.service import Service, Watcher, eventually
 from tests.support.sockets import closing, refusal
 
@@ -192,6 +193,7 @@ async def test_a_backup_restored_under_a_running_service_is_told_to_everybody(
         ("?bulk=items&bulk=items", "bulk"),
     ],
 )
+@SQLITE_ONLY
 async def test_a_wrong_query_is_refused_before_the_upgrade(service: Service, query: str, field: str) -> None:
     status, body = await refusal(service, query)
     assert status == 422
@@ -227,6 +229,7 @@ async def test_pages_of_other_origins_are_refused(service: Service) -> None:
         pass
 
 
+@SQLITE_ONLY
 async def test_allowed_origins_may_connect(new_service: Callable[..., Service]) -> None:
     service = new_service(ALLOWED_ORIGINS="https://app.example, https://other.example/").start()
     async with service.watch(origin="https://app.example"), service.watch(origin="https://other.example"):
@@ -313,6 +316,7 @@ async def test_a_fresh_token_keeps_the_connection(service: Service) -> None:
         ('{"id": 1, "action": "auth", "token": 5}', 1, "invalid_message"),
     ],
 )
+@SQLITE_ONLY
 async def test_a_bad_message_gets_an_error_and_the_stream_goes_on(
     service: Service, message: str, reply_to: Any, code: str
 ) -> None:

@@ -1,0 +1,1 @@
+"""The process: settings, workers, the stop, limits, metrics, OpenAPI."""

@@ -12,10 +12,12 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from core.errors import CloseCode
 from realtime.sockets.message_rate import MAX_BURST_MESSAGES, Bucket
+from tests.support.backends import SQLITE_ONLY
 from tests.support.service import Service, eventually
 from tests.support.sockets import closing, refusal
 
 
+@SQLITE_ONLY
 async def test_connections_from_one_address_have_an_end(new_service: Callable[..., Service]) -> None:
     service = new_service(MAX_CONNECTIONS_PER_ADDRESS="3", RATE_LIMITS="on").start()
     async with AsyncExitStack() as stack:
@@ -27,6 +29,7 @@ async def test_connections_from_one_address_have_an_end(new_service: Callable[..
             assert (await refusal(service))[0] == 429
 
 
+@SQLITE_ONLY
 async def test_connections_have_an_end(new_service: Callable[..., Service]) -> None:
     service = new_service(MAX_CONNECTIONS="2").start()
     async with service.watch(), service.watch():
@@ -34,6 +37,7 @@ async def test_connections_have_an_end(new_service: Callable[..., Service]) -> N
         assert (status, body["detail"]) == (503, "Too many connections")
 
 
+@SQLITE_ONLY
 async def test_limits_of_number_can_be_lifted(new_service: Callable[..., Service]) -> None:
     service = new_service(MAX_CONNECTIONS_PER_ADDRESS="1", RATE_LIMITS="off").start()
     async with service.watch(), service.watch() as watcher:
@@ -43,6 +47,7 @@ async def test_limits_of_number_can_be_lifted(new_service: Callable[..., Service
             assert (await watcher.next())["reply_to"] == number
 
 
+@SQLITE_ONLY
 async def test_too_many_messages_are_refused_and_then_the_socket_is_closed(new_service: Callable[..., Service]) -> None:
     async with new_service(RATE_LIMITS="on").start().watch() as watcher:
         replies = []
@@ -83,6 +88,7 @@ def test_a_bucket_fills_again() -> None:
     assert sum(bucket.take(1_000.0) for _ in range(2 * MAX_BURST_MESSAGES)) == MAX_BURST_MESSAGES
 
 
+@SQLITE_ONLY
 async def test_where_everybody_must_sign_in(new_service: Callable[..., Service]) -> None:
     service = new_service(WEBSOCKET_AUTH="required").start()
     async with service.person() as alice, service.watch() as late, service.watch() as never:
@@ -100,6 +106,7 @@ async def test_where_everybody_must_sign_in(new_service: Callable[..., Service])
         assert never.events == []
 
 
+@SQLITE_ONLY
 async def test_a_place_is_given_back_however_a_socket_ends(new_service: Callable[..., Service]) -> None:
     service = new_service(MAX_CONNECTIONS_PER_ADDRESS="2", RATE_LIMITS="on").start()
     for number in range(6):

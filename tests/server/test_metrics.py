@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from core import metrics
+from tests.support.backends import SQLITE_ONLY
 from tests.support.documents import bare, rows_of, text_of
 from tests.support.servers import PostgresServer, RedisServer
 from tests.support.service import Service, eventually
@@ -52,6 +53,7 @@ def test_names_say_whose_they_are_and_in_which_unit() -> None:
             assert metric.name.endswith("_seconds")
 
 
+@SQLITE_ONLY
 async def test_requests_are_counted_by_the_template_of_their_path(new_service: Callable[..., Service]) -> None:
     service = new_service().start()
     async with service.person() as alice:
@@ -76,6 +78,7 @@ async def test_requests_are_counted_by_the_template_of_their_path(new_service: C
     assert found["marquee_commits_total", ()] > 0
 
 
+@SQLITE_ONLY
 async def test_websockets_are_counted_while_open_and_by_the_code_of_their_end(
     new_service: Callable[..., Service],
 ) -> None:
@@ -106,6 +109,7 @@ async def test_websockets_are_counted_while_open_and_by_the_code_of_their_end(
     assert await value(service, "marquee_websocket_accepted_total") == 3
 
 
+@SQLITE_ONLY
 async def test_what_goes_out_is_counted_once_a_group_and_once_a_socket(new_service: Callable[..., Service]) -> None:
     service = new_service().start()
     async with service.person() as alice, service.watch() as first, service.watch() as second, service.watch() as third:
@@ -167,6 +171,7 @@ async def _has(service: Service, name: str, **labels: str) -> bool:
     return await value(service, name, **labels) > 0
 
 
+@SQLITE_ONLY
 async def test_with_a_token_only_who_sends_it_may_read(new_service: Callable[..., Service]) -> None:
     service = new_service(METRICS_TOKEN="geheim").start()
     async with service.anyone() as client:
@@ -185,6 +190,7 @@ async def test_with_a_token_only_who_sends_it_may_read(new_service: Callable[...
         ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text"),
     ],
 )
+@SQLITE_ONLY
 async def test_the_format_is_the_one_that_is_asked_for(service: Service, accept: str, media_type: str) -> None:
     async with service.anyone() as client:
         answer = await client.get("/metrics", headers={"Accept": accept})

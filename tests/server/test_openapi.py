@@ -16,6 +16,7 @@ from openapi_spec_validator import validate
 
 from routes import table
 from routes.http.parsing import MAX_PROBLEMS
+from tests.support.backends import SQLITE_ONLY
 from tests.support.service import Service
 
 MAX_EXAMPLES = 6
@@ -303,6 +304,7 @@ async def test_schemathesis_finds_nothing(
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
+@SQLITE_ONLY
 async def test_the_pages_load_nothing_from_elsewhere(service: Service, path: str) -> None:
     async with service.anyone() as nobody:
         page = await nobody.get(path)

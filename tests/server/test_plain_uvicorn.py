@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.support.backends import SQLITE_ONLY
 from tests.support.service import ROOT, Service
+
+pytestmark = SQLITE_ONLY
 
 
 @pytest.fixture

@@ -182,6 +182,7 @@ async def test_the_service_starts_and_works_while_redis_is_away(
             assert (await watcher.expect("add"))["data"] == movie
 
 
+@pytest.mark.slow
 async def test_two_servers_on_sqlite_need_no_redis(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/shared.db"
     services = [Service(url, "memory://", tmp_path, LOG_LEVEL="warning") for _ in range(2)]

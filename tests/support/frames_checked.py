@@ -20,7 +20,7 @@ class FrameMismatch(AssertionError):
 
 
 class Checker:
-    """Checks frames against one document; what is compiled is compiled once."""
+    """Check frames against one document, and compile each schema once."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._components = document["components"]
@@ -77,7 +77,7 @@ class Checker:
 
 
 def _deepest(error: jsonschema_rs.ValidationError) -> jsonschema_rs.ValidationError:
-    """Of the branches of an `anyOf` the one that came furthest says best what is wrong."""
+    """Return the error of the branch of an `anyOf` that matched furthest: it explains the mismatch best."""
     branches = getattr(error.kind, "context", None)
     if not branches:
         return error

@@ -1,4 +1,4 @@
-"""A mail server of the tests' own, and what arrived there; and mails that landed in a folder."""
+"""A private mail server and the emails it received, and emails written to a folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOKEN = re.compile(r"[?&]token=([A-Za-z0-9_-]+)")
 
 
 def fresh_name() -> str:
-    """A user name, and the first part of an address, that nobody has."""
+    """Return an unused user name, which is also the first part of an address."""
     return f"holly{os.getpid()}m{next(_numbers)}"
 
 
@@ -37,14 +37,14 @@ def parsed(content: bytes) -> EmailMessage:
 
 
 def part(message: EmailMessage, kind: str) -> str:
-    """Its text, as `plain` or `html`."""
+    """Return the text of an email, as `plain` or `html`."""
     found = message.get_body((kind,))
     assert found is not None, f"no {kind}"
     return str(found.get_content())
 
 
 def link_in(message: EmailMessage) -> str:
-    """The one link of a mail; its HTML must lead to the same place."""
+    """Return the one URL of an email; its HTML part must lead to the same place."""
     found = set(LINK.findall(part(message, "plain")))
     assert len(found) == 1, found
     link = str(found.pop())
@@ -59,7 +59,7 @@ def token_in(message: EmailMessage) -> str:
 
 
 class MailServer:
-    """Answers `reply` to each mail for an address, which says what the server does with it: `250` takes it."""
+    """A mail server that replies to each email with `reply(address)`: `250` accepts it."""
 
     def __init__(self, *, tls: ssl.SSLContext | None = None, port: int | None = None) -> None:
         self.port = port or free_port()
@@ -69,7 +69,7 @@ class MailServer:
         self.passwords: list[bytes] = []
         self.encrypted: list[bool] = []
         self.tried = 0
-        self.is_silent = False  # then whoever names an address gets no answer
+        self.is_silent = False  # then a client that names an address gets no reply
 
     @property
     def url(self) -> str:

@@ -1,4 +1,4 @@
-"""How to run a JavaScript program that needs a WebSocket on this machine's Node."""
+"""Find out how to run a JavaScript program that needs a WebSocket on this machine's Node."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PRELOAD = Path(__file__).resolve().parent.parent.parent / "clients" / "javascrip
 
 @functools.cache
 def node_command() -> tuple[str, ...]:
-    """Node 22 has a WebSocket, 20 hides one behind a flag, 18 takes that of the package ws. Skips without any."""
+    """Return it: Node 22 has a WebSocket, 20 hides one behind a flag, 18 needs the package ws. Skip without one."""
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
     for options in ((), ("--experimental-websocket",), ("--require", str(PRELOAD))):

@@ -22,6 +22,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support import reaper
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PR_SET_CHILD_SUBREAPER = 36
 MAX_REQUEST_BYTES = 256 * 1024
@@ -29,7 +31,7 @@ POLL_SECONDS = 0.005
 
 
 class Process:
-    """As much of `subprocess.Popen` as services need."""
+    """The part of `subprocess.Popen` that services need."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -63,13 +65,17 @@ class Process:
 
 
 class Nursery:
-    """The process that has imported the product. One per process of the tests, begun by the first service."""
+    """The process that has imported the product: one for each test process, started by the first service."""
 
     def __init__(self) -> None:
+        reaper.start()  # before: the environment of this process marks the services, too
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), str(theirs.fileno())], pass_fds=[theirs.fileno()], env=environment
+            [sys.executable, "-m", "tests.support.nursery", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            cwd=ROOT,
         )
         theirs.close()
         atexit.register(self._end)
@@ -79,12 +85,12 @@ class Nursery:
         self._process.wait()
 
     def start(self, environment: Mapping[str, str], folder: Path, log: Path) -> Process:
-        """`python main.py` with this environment in this folder, in a session of its own."""
+        """Start `python main.py` with this environment in this folder, in a session of its own."""
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         request = {"environment": dict(environment), "folder": str(folder), "log": str(log), "files": files}
         encoded = json.dumps(request).encode()
         assert len(encoded) <= MAX_REQUEST_BYTES
-        # Only meanwhile: orphans of services are not ours to wait for.
+        # Only for this moment: orphans of services are not ours to wait for.
         _adopt(1)
         try:
             self._socket.sendall(encoded)
@@ -94,7 +100,7 @@ class Nursery:
 
 
 def _adopt(whether: int) -> None:
-    """Whether orphans among our descendants become our children."""
+    """Say whether orphaned descendants become children of this process."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, whether, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
 
@@ -113,7 +119,6 @@ def start(environment: Mapping[str, str], folder: Path, log: Path) -> Process:
 
 
 def tend(requests: socket.socket) -> None:
-    sys.path.insert(0, str(ROOT))
     import main  # the imports are the point of this process
 
     while encoded := requests.recv(MAX_REQUEST_BYTES):
@@ -153,7 +158,7 @@ def serve(main: Any, request: Mapping[str, Any]) -> int:
         status = main.run()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
-    except Exception as error:  # noqa: BLE001 (as the interpreter does with what nobody catches)
+    except Exception as error:  # noqa: BLE001 (as the interpreter does with an uncaught exception)
         sys.excepthook(type(error), error, error.__traceback__)
     finally:
         sys.stdout.flush()

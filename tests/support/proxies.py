@@ -28,7 +28,7 @@ AnyProxy = TypeVar("AnyProxy", bound="Proxy")
 
 
 class Proxies:
-    """The thread; makes proxies, and ends them all when its block ends."""
+    """The thread of the proxies: makes them, and ends all of them when its block ends."""
 
     def __init__(self) -> None:
         self._loop = uvloop.new_event_loop()
@@ -53,11 +53,11 @@ class Proxies:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(CALL_SECONDS)
 
     def cutting(self, port: int) -> Proxy:
-        """In front of whatever listens on `port`."""
+        """Return a proxy in front of the server on `port`."""
         return self._begin(Proxy(self, port))
 
     def redis(self, port: int, seed: int = 0, drop: float = 0.0) -> RedisProxy:
-        """In front of a Redis; loses the given fraction of pub/sub messages."""
+        """Return a proxy in front of a Redis that loses the given fraction of pub/sub messages."""
         return self._begin(RedisProxy(self, port, seed, drop))
 
     def _begin(self, proxy: AnyProxy) -> AnyProxy:
@@ -90,7 +90,7 @@ class Proxy:
         self._owner.call(end())
 
     def cut(self, fraction: float = 1.0, seed: int = 0) -> int:
-        """Reset about `fraction` of the connections at both ends, unsent bytes lost. Answers how many."""
+        """Reset about `fraction` of the connections at both ends, losing unsent bytes; return their number."""
 
         async def work() -> int:
             return self._cut(fraction, random.Random(seed))
@@ -234,14 +234,14 @@ class Link(asyncio.Protocol):
         _resume(self._client)
 
     def end(self) -> None:
-        """In good order: what was read is still sent."""
+        """Close both sides in good order: bytes that were read are still sent."""
         self._proxy.links.discard(self)
         for transport in (self._client, self._upstream):
             if transport is not None:
                 transport.close()
 
     def cut(self) -> None:
-        """As a network that breaks, with a reset to both."""
+        """Reset both sides, as a broken network does."""
         self._proxy.links.discard(self)
         for transport in (self._client, self._upstream):
             if transport is None:

@@ -1,4 +1,4 @@
-"""Movies and characters as the tests see them, so that every scene is played with both; and a look at the database."""
+"""Movies and characters as the tests see them, so that every scene runs with both; and direct SQL."""
 
 from __future__ import annotations
 

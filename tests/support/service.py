@@ -1,4 +1,4 @@
-"""The service under test as a real process on a real port, and people and watchers who use it.
+"""The service under test as a real process on a real port, with people and watchers who use it.
 
 Tests read as scenes: `async with service.person() as alice, service.watch() as watcher:`, then
 `await watcher.expect("add", "movies")`. Nothing here sleeps and hopes: all waiting is for a condition.
@@ -36,13 +36,13 @@ PASSWORD = "sewers of Vienna"  # not the one of the examples, which the banner s
 SECRET = "a secret for tests only, long enough"
 ADMIN = ("chief", "the chief of tests")
 
-# What must never stand in a log: tokens, links of mails, hashes, and the passwords and keys of the tests.
+# What must never appear in a log: tokens, emailed URLs, hashes, and the passwords and keys of the tests.
 SECRETS = re.compile(
     r"eyJ[A-Za-z0-9_-]{8,}|[?&]token=[^\s&\"']{8,}|\$argon2|Bearer [A-Za-z0-9._-]{8,}|"
     + "|".join(re.escape(secret) for secret in (PASSWORD, SECRET, ADMIN[1]))
 )
 
-# Reading the authorities of the world takes longer than most tests, and each client would do it; nothing here is https.
+# Loading the certificate authorities takes longer than most tests, for each client; nothing here is https.
 NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 _names = itertools.count(1)
@@ -55,7 +55,7 @@ def free_port() -> int:
 
 
 async def eventually(check: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
-    """Wait until `check()`, or what it awaits, is true; answers it."""
+    """Wait until `check()`, or the result of awaiting it, is true, and return that result."""
     deadline = time.monotonic() + seconds
     while True:
         found = check()
@@ -89,9 +89,11 @@ class Service:
             "LOG_FORMAT": "json",
             # Hundreds of people register from this one address; tests about limits set them.
             "RATE_LIMITS": "off",
-            # Somebody registers and signs in in nearly every test, and what that costs on purpose is not the point.
+            # Nearly every test registers a user and signs in; the deliberate cost of hashing is not what it tests.
             "PASSWORD_MEMORY_KIB": "64",
             "PASSWORD_TIME_COST": "1",
+            # Here a killed supervisor may leave its folder of metrics.
+            "TMPDIR": str(folder),
             **settings,
         }
         self.process: subprocess.Popen[bytes] | nursery.Process | None = None
@@ -107,7 +109,7 @@ class Service:
     def start(self) -> Service:
         environment = {name: value for name, value in os.environ.items() if name not in self.settings}
         environment |= self.settings
-        # In a folder where there is no .env of the developer's, so that nothing is left in the tree.
+        # In a folder without the developer's .env, and so that no file is left in the tree.
         if self.command == Service.command and "WORKERS" not in self.settings:
             self.process = nursery.start(environment, self.folder, self.log_path)
         else:
@@ -143,14 +145,14 @@ class Service:
         os.killpg(self.process.pid, number)
 
     def kill(self) -> None:
-        """As kill -9, workers included."""
+        """Kill the process and its workers with SIGKILL."""
         if self.process is not None:
             if self.process.poll() is None:
                 self.signal(signal.SIGKILL)
             self.process.wait()
 
     def stop(self, seconds: float = 20.0) -> int:
-        """As an orchestrator does. Answers the exit status."""
+        """Stop the process with SIGTERM, as an orchestrator does, and return its exit status."""
         assert self.process is not None
         if self.process.poll() is None:
             self.process.terminate()
@@ -169,7 +171,7 @@ class Service:
             self.check_log()
 
     def check_log(self) -> None:
-        """Nothing secret has been logged. So every test of the suite is a test of that."""
+        """Assert that the log holds no secret. Every test that starts a service is a test of that."""
         for line in self.log().splitlines():
             found = SECRETS.search(line)
             assert found is None, f"a secret in the log, {found[0][:12]}…: {line[:400]}"
@@ -178,7 +180,7 @@ class Service:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     def memory_bytes(self) -> int:
-        """Resident memory of the process."""
+        """Return the resident memory of the process."""
         assert self.process is not None
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
@@ -193,7 +195,7 @@ class Service:
 
     @asynccontextmanager
     async def person(self, name: str | None = None) -> AsyncIterator[Person]:
-        """A newly registered user, signed in."""
+        """Register a user and sign in."""
         name = name or f"user{next(_names)}-{os.getpid()}-{time.time_ns() % 10**9}"
         async with self.anyone() as client:
             answer = await client.post("/auth/register", json={"username": name, "password": PASSWORD})
@@ -216,7 +218,7 @@ class Service:
 
     @asynccontextmanager
     async def watch(self, query: str = "", **options: Any) -> AsyncIterator[Watcher]:
-        """A websocket that has its welcome. `options` go to `websockets.connect`."""
+        """Open a websocket and read its welcome. `options` go to `websockets.connect`."""
         options = {"max_size": None, "max_queue": None, **options}
         async with connect(self.ws_url + (f"?{query}" if query else ""), **options) as socket_:
             watcher = Watcher(socket_)
@@ -227,7 +229,7 @@ class Service:
 
 @dataclass
 class Person:
-    """Somebody with a token; `http` sends it."""
+    """A signed-in user; `http` sends the access token."""
 
     http: httpx.AsyncClient
     id: int
@@ -235,7 +237,7 @@ class Person:
     token: str
 
     def forged(self, key: str = SECRET, algorithm: str = "HS256", headers: Any = None, **changes: Any) -> str:
-        """The person's token with other claims, without those that are None, signed anew."""
+        """Return the person's token with other claims, without those that are None, signed again."""
         claims = jwt.get_unverified_claims(self.token) | changes
         return str(jwt.encode({k: v for k, v in claims.items() if v is not None}, key, algorithm, headers=headers))
 
@@ -263,7 +265,7 @@ class Person:
 
 @dataclass
 class Watcher:
-    """Reads frames, holds each against its schema, and remembers the durable ones."""
+    """A websocket that checks each frame against its schema and remembers the durable ones."""
 
     socket: ClientConnection
     welcome: dict[str, Any] = field(default_factory=dict)
@@ -275,7 +277,7 @@ class Watcher:
         return [event["seq"] for event in self.events]
 
     async def next(self, seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
-        """The next frame, whatever it is."""
+        """Return the next frame, of any kind."""
         async with asyncio.timeout(seconds):
             frame: dict[str, Any] = json.loads(await self.socket.recv())
         check_frame(frame, self.asked.get(frame.get("reply_to", "")))
@@ -286,7 +288,7 @@ class Watcher:
     async def expect(
         self, operation: str, topic: str | None = None, seconds: float = DEADLINE_SECONDS
     ) -> dict[str, Any]:
-        """The next durable event, which must be this one."""
+        """Return the next durable event, which must be of this operation and topic."""
         while True:
             frame = await self.next(seconds)
             if "seq" in frame or frame.get("operation") == operation:
@@ -294,7 +296,7 @@ class Watcher:
                 return frame
 
     async def until(self, wanted: Callable[[dict[str, Any]], Any], seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
-        """Read on until a frame is what is wanted."""
+        """Read on until `wanted(frame)` is true, and return that frame."""
         async with asyncio.timeout(seconds):
             while True:
                 frame = await self.next(seconds)
@@ -312,6 +314,6 @@ class Watcher:
         await self.socket.send(json.dumps(message))
 
     async def ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Send a message and answer its reply."""
+        """Send a message and return its reply."""
         await self.send(message)
         return await self.until(lambda frame: frame.get("reply_to") == message.get("id") and "ok" in frame)

@@ -1,0 +1,102 @@
+"""Nothing of a test run outlives it, however the run ends: also after SIGKILL, when no clean-up of its own runs.
+
+Each process of the tests (the one of `pytest`, each worker of it) has a reaper: a process in a session of its own that
+waits for the end of that process, kills what the process left running, and removes its folders under /tmp. What belongs
+to a process is told by an environment variable, which every descendant inherits, or by a working directory in one of
+the folders: some servers overwrite their environment with their title.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+VARIABLE = "MARQUEE_TEST_PROCESSES"  # the tokens of the process and of the test processes above it
+TMP = Path("/tmp")  # not $TMPDIR: other users must be able to reach it, and the paths of Unix sockets must be short
+KILL_SECONDS = 10.0
+PAUSE_SECONDS = 0.05
+
+TOKEN = secrets.token_hex(4)
+
+
+def start() -> None:
+    """Start the reaper of this process; do nothing if it has one, or where there is no /proc."""
+    tokens = os.environ.get(VARIABLE, "").split()
+    if TOKEN in tokens or sys.platform != "linux":
+        return
+    os.environ[VARIABLE] = " ".join([*tokens, TOKEN])
+    # Without the variable: the reapers of the processes above must not kill it before its work is done.
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    subprocess.Popen(
+        [sys.executable, "-I", "-S", str(Path(__file__)), str(os.getpid()), TOKEN],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,  # out of reach of Ctrl-C and of signals to the group
+    ).returncode = 0  # nobody waits for it, and Popen shall not warn of that
+
+
+def folder_prefix(label: str) -> str:
+    """Return the start of the names of this process's folders in TMP, for `tempfile.mkdtemp`."""
+    return f"marquee-{TOKEN}-{label}-"
+
+
+def release_shared_memory(postgres_folder: Path) -> None:
+    """Remove the System V segment that a killed PostgreSQL leaves behind; its pid file names the segment."""
+    with suppress(OSError, IndexError):
+        segment = (postgres_folder / "postmaster.pid").read_text(errors="replace").splitlines()[6].split()[1]
+        if ipcrm := shutil.which("ipcrm", path=os.defpath):
+            subprocess.run([ipcrm, "-m", segment], capture_output=True, check=False, timeout=KILL_SECONDS)
+
+
+# --- in the process of its own
+
+
+def wait_for_end_of(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        process = os.pidfd_open(pid)
+        # A parent that ended before the line above may have given its number to another process.
+        if os.getppid() == pid:
+            select.select([process], [], [])
+
+
+def left_by(token: str, folders: list[Path]) -> Iterator[int]:
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            variables = (entry / "environ").read_bytes().split(b"\0")
+            owners = next((each for each in variables if each.startswith(f"{VARIABLE}=".encode())), b"")
+            works_in = (entry / "cwd").readlink()
+            if token.encode() in owners or any(works_in.is_relative_to(folder) for folder in folders):
+                yield int(entry.name)
+
+
+def reap(token: str) -> None:
+    deadline = time.monotonic() + KILL_SECONDS
+    while True:
+        folders = list(TMP.glob(f"marquee-{token}-*"))
+        pids = list(left_by(token, folders))
+        for pid in pids:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        if not pids or time.monotonic() > deadline:
+            break
+        time.sleep(PAUSE_SECONDS)
+    for folder in folders:
+        release_shared_memory(folder / "data")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    wait_for_end_of(int(sys.argv[1]))
+    reap(sys.argv[2])
