@@ -1,1 +1,3 @@
-"""The socket edge, in the order an event travels: bus, feed and ring, hub, subscription, connection, endpoint."""
+"""The socket edge. An event passes the folders in this order: feed, fanout, wire, sockets; sse, presence and asyncapi
+stand beside them.
+"""

@@ -1,0 +1,1 @@
+"""Who watches which topic, counted over all workers."""

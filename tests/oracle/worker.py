@@ -11,7 +11,7 @@ import sys
 
 import main
 from core.settings import Settings
-from realtime.fanout import hub, pulse, snapshot, subscription
+from realtime.fanout import encode, hub, pulse, snapshot, subscription
 from realtime.feed import feed, ring
 from repository.engine import transaction
 from repository.generic import relations
@@ -28,8 +28,8 @@ SMALL = (
     (feed, "PAGE_EVENTS", 5),
     (feed, "PAGE_BYTES", 16 * KIB),
     (pulse, "PAGES_PER_BEAT", 3),
-    (pulse, "MAX_EVENT_ITEMS", 8),
-    (pulse, "MAX_EVENT_BYTES", 8 * KIB),
+    (encode, "MAX_EVENT_ITEMS", 8),
+    (encode, "MAX_EVENT_BYTES", 8 * KIB),
     (transaction, "MAX_EVENT_ITEMS", 20),
     (relations, "MAX_EVENT_ITEMS", 20),
 )

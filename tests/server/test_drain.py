@@ -205,7 +205,7 @@ async def test_told_twice_it_waits_for_nobody(small: Callable[..., Service], wor
     async with somebody_who_takes_no_answer(service):
         assert service.process is not None
         service.process.send_signal(signal.SIGTERM)
-        await eventually(lambda: '"event": "stopping"' in service.log(), "the stop has begun")
+        await eventually(lambda: '"event": "shutdown started"' in service.log(), "the stop has begun")
         with pytest.raises(subprocess.TimeoutExpired):
             await asyncio.to_thread(service.process.wait, 1.0)
         assert await stop(service) < 3
@@ -437,7 +437,9 @@ async def test_a_worker_that_dies_is_replaced_and_its_gauges_are_forgotten(small
 
 
 EVERY_WORKER_IS_YOUNG = """
-import sys, logs, serving, settings, workers
+import sys
+from core import logs, settings
+from server import serving, supervisor as workers
 
 workers.STEADY_SECONDS = 3600.0
 found = settings.load_settings()
@@ -460,7 +462,7 @@ async def test_a_worker_that_dies_young_again_and_again_is_started_after_longer_
         os.kill(newest[0], signal.SIGKILL)
         await eventually(partial(_has_started, service, starts), "another is started")
     times = [(entry["event"], datetime.fromisoformat(entry["timestamp"])) for entry in _said(service)]
-    died = [at for event, at in times if event.startswith("a worker died")]
+    died = [at for event, at in times if event.startswith("worker died")]
     started = [at for event, at in times if event == "worker started"][2:]
     pauses = [(after - before).total_seconds() for before, after in zip(died, started, strict=True)]
     assert 0.9 < pauses[0] < 1.9 < pauses[1]
@@ -518,7 +520,9 @@ async def test_nor_do_those_that_it_had_only_just_started(small: Callable[..., S
 
 
 NO_SUCH_APP = """
-import sys, logs, serving, settings, workers
+import sys
+from core import logs, settings
+from server import serving, supervisor as workers
 
 found = settings.load_settings()
 logs.configure("json", "info")
@@ -533,7 +537,7 @@ async def test_workers_that_cannot_start_stop_the_service(small: Callable[..., S
         await asyncio.to_thread(service.start)
     assert service.process is not None
     assert service.process.returncode == 3
-    assert "a worker could not start" in service.log()
+    assert "worker start failed" in service.log()
 
 
 async def test_once_it_has_worked_a_worker_that_cannot_start_is_tried_again(
@@ -542,7 +546,7 @@ async def test_once_it_has_worked_a_worker_that_cannot_start_is_tried_again(
     service = Service(own_postgres.create_database(), "memory://", tmp_path, WORKERS="2")
     with service.running():
         async with service.anyone() as client:
-            await eventually(lambda: service.log().count("worker serves") == 2, "the supervisor knows that they work")
+            await eventually(lambda: service.log().count("worker ready") == 2, "the supervisor knows that they work")
             own_postgres.kill()
             os.kill(_one_of_the_children(service), signal.SIGKILL)
             await eventually(
