@@ -49,7 +49,7 @@ class WorkerServer(Server):
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         signal.signal(signal.SIGQUIT, self._skip_waiting)
-        signal.signal(signal.SIGUSR1, self._stop_undrained)
+        signal.signal(signal.SIGUSR1, self._stop_without_drain)
         super().run(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -58,7 +58,7 @@ class WorkerServer(Server):
     def _skip_waiting(self, sig: int, frame: FrameType | None) -> None:
         self.should_exit = self.force_exit = True
 
-    def _stop_undrained(self, sig: int, frame: FrameType | None) -> None:
+    def _stop_without_drain(self, sig: int, frame: FrameType | None) -> None:
         """Stop at once: a replacement serves at the same address, so load balancers need not notice."""
         self._drain_seconds = 0.0
         self.should_exit = True

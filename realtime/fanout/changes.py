@@ -146,8 +146,7 @@ def _parts(event: Event, bulk: str, filtered: Sequence[FilteredChange]) -> Seque
 
 def bulk_data(operation: str, group: Sequence[Change], bulk: str, job_id: str | None) -> bytes:
     """Return the `data` of a bulk frame about these changes."""
+    ids = [change.id for change in group]
     if bulk == "summary":
-        return data.summary([change.id for change in group], job_id)
-    if operation == "delete":
-        return data.bulk_ids([change.id for change in group], job_id)
-    return data.bulk_rows([change.after for change in group], job_id)
+        return data.summary(ids, job_id)
+    return data.bulk(operation, ids if operation == "delete" else [change.after for change in group], job_id)

@@ -8,7 +8,7 @@ Invariants:
   misses no event.
 - Another epoch, or a head that went backwards, means that the log was replaced: the `on_reset` listeners start over.
 
-Only `run` awaits; `offer`, `offer_head` and `poll_now` may be called from anywhere in the event loop. Cancelling `run`
+`offer`, `offer_head` and `poll_now` never wait and may be called from anywhere in the event loop. Cancelling `run`
 stops the feed.
 """
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import orjson
 
-from core.filters import Row
-
 
 def encode(value: Any) -> bytes:
     return orjson.dumps(value)
@@ -27,25 +25,16 @@ def summary(ids: Sequence[int | str], job_id: str | None) -> bytes:
     return orjson.dumps({"count": len(ids), "first_id": min(ids), "last_id": max(ids), "job_id": job_id})
 
 
-def bulk_rows(rows: Sequence[Row | None], job_id: str | None) -> bytes:
-    """Return the data of an `add_bulk` or `update_bulk` frame."""
-    return _bulk("items", rows, job_id)
-
-
-def bulk_ids(ids: Sequence[int | str], job_id: str | None) -> bytes:
-    """Return the data of a `delete_bulk` frame."""
-    return _bulk("ids", ids, job_id)
-
-
-def _bulk(member: str, values: Sequence[Any], job_id: str | None) -> bytes:
-    data: dict[str, Any] = {"count": len(values), member: values}
+def bulk(operation: str, values: Sequence[Any], job_id: str | None) -> bytes:
+    """Return the data of a bulk frame. `values` are the ids of deleted rows, or the added or updated rows."""
+    data: dict[str, Any] = {"count": len(values), "ids" if operation == "delete" else "items": values}
     if job_id is not None:
         data["job_id"] = job_id
     return orjson.dumps(data)
 
 
 def bulk_encoded(operation: str, encoded: Sequence[bytes]) -> bytes:
-    """Return the data of a bulk frame about rows that are encoded already: their ids when `operation` is delete."""
+    """Return the same, without a job, for values that are encoded already."""
     member = b"ids" if operation == "delete" else b"items"
     return b'{"count":%d,"%s":[%s]}' % (len(encoded), member, b",".join(encoded))
 
