@@ -82,7 +82,7 @@ class Parts:
         self.passwords = Passwords(hasher_for(settings), needs_mix=settings.needs_password_mix)
         self.storage = open_storage(settings)
         self.pictures = Pictures(max_uploads_per_user=MAX_UPLOADS_PER_USER if settings.has_limits else None)
-        # The way of an event to the clients.
+        # From a committed event to the clients.
         self.bus = Bus(settings.broadcast_url)
         self.feed = Feed(self.database, has_shared_bus=self.bus.is_shared, is_bus_deaf=self.bus.is_deaf)
         self.hub = Hub(self.feed.newest_after)

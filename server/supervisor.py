@@ -33,7 +33,7 @@ SILENT_SECONDS = 30.0  # a worker that does not answer for so long is killed
 START_SECONDS = 60.0  # for a replacement
 RETRY_SECONDS = 1.0  # before a worker that died young is started again; doubled each time
 MAX_RETRY_SECONDS = 10.0
-STEADY_SECONDS = 5.0  # a worker that dies before this has died young
+STEADY_SECONDS = 5.0  # a worker that lived for less than this died young
 KILL_AFTER_SECONDS = STOP_SECONDS + 2.0
 SKIP_WAITING_SECONDS = 2.0
 

@@ -1,4 +1,4 @@
-"""From a run of events to the frames of one spec, for subscriptions that are not written to event by event. Pure.
+"""The frames of a run of events for one spec, for subscriptions that are not written to event by event. Pure.
 
 `texts` serves a subscription that catches up. `coalesce` serves one that wants the latest state at an interval: it
 sums up what the run did to each row, so that a row that came and went within the run is not sent at all.

@@ -22,8 +22,8 @@ from core.errors import CLOSE_REASONS, CloseCode, Unavailable
 from realtime.fanout import encode
 from realtime.fanout.snapshot import Snapshot, SnapshotLost, Snapshots, Wanted
 from realtime.fanout.spec import Spec
-from realtime.feed.feed import Feed
-from realtime.feed.positions import LOG_REPLACED, TOO_OLD, PositionTooOld
+from realtime.feed.feed import Feed, PositionTooOld
+from realtime.feed.positions import LOG_REPLACED, TOO_OLD
 from realtime.wire import frames
 from realtime.wire.frames import Frames
 from realtime.wire.writer import Writer

@@ -21,7 +21,6 @@ import structlog
 
 from core import metrics
 from core.errors import Unavailable
-from realtime.feed.positions import ANOTHER_EPOCH, LOG_REPLACED, TOO_NEW, TOO_OLD, PositionTooOld
 from realtime.feed.ring import Ring
 from repository.engine import event_log
 from repository.engine.database import Database
@@ -47,6 +46,10 @@ MAX_BACKOFF_SECONDS = 2.0
 log = structlog.get_logger("feed")
 
 
+class PositionTooOld(Exception):
+    """The log no longer holds the event after this position."""
+
+
 class Feed:
     """One per process. `on_events` listeners take the next events; `on_reset` listeners take the new log's head."""
 
@@ -58,7 +61,7 @@ class Feed:
         self.log_reads = 0
         self.on_events: list[Callable[[Sequence[Event]], None]] = []
         self.on_reset: list[Callable[[Head], None]] = []
-        self._database = database
+        self.database = database
         self._has_shared_bus = has_shared_bus
         self._is_bus_deaf = is_bus_deaf
         self._pending: dict[int, Event] = {}
@@ -73,13 +76,13 @@ class Feed:
 
     async def start(self) -> None:
         """Begin at the log's head. Raises Unavailable."""
-        self.head = await event_log.head(self._database)
+        self.head = await event_log.head(self.database)
         self._target = self.head.seq
         await self._load_ring()
 
     async def _load_ring(self) -> None:
         """Load the newest events: the clients of the worker that this one replaces reconnect all at once."""
-        seq = await event_log.tail(self._database, max_rows=REMEMBERED_EVENTS, max_bytes=REMEMBERED_BYTES)
+        seq = await event_log.tail(self.database, max_rows=REMEMBERED_EVENTS, max_bytes=REMEMBERED_BYTES)
         while seq < self.head.seq:
             page = await self._read_log(seq, PAGE_EVENTS, PAGE_BYTES)
             if not page or (page[0].epoch, page[0].seq) != (self.head.epoch, seq + 1):
@@ -175,7 +178,7 @@ class Feed:
             self._poll_due.clear()
             seen = self.head
             try:
-                found = await event_log.head(self._database)
+                found = await event_log.head(self.database)
             except Unavailable:
                 self._note_database_down()
                 await asyncio.sleep(backoff)
@@ -230,8 +233,8 @@ class Feed:
 
     async def _resolve_gap(self, start: Head) -> None:
         """Find out why the log has no event after `start`: pruned beyond it, replaced, or not committed yet."""
-        oldest = await event_log.oldest(self._database)
-        found = await event_log.head(self._database)
+        oldest = await event_log.oldest(self.database)
+        found = await event_log.head(self.database)
         if self.head != start:
             return  # the bus has delivered the event meanwhile
         if found.epoch != start.epoch:
@@ -240,7 +243,7 @@ class Feed:
             await self._renew_epoch(start)
         elif oldest is not None and oldest > start.seq + 1:
             self._reset(found)
-        elif oldest is None and found.seq > start.seq and await event_log.oldest(self._database) is None:
+        elif oldest is None and found.seq > start.seq and await event_log.oldest(self.database) is None:
             # Read again: the log's first event may have been committed between the two reads above.
             self._reset(found)
         else:
@@ -252,7 +255,7 @@ class Feed:
         will be used again, and a position from before must not pass for a position in this log.
         """
         try:
-            await event_log.renew_epoch(self._database, seen.epoch)
+            await event_log.renew_epoch(self.database, seen.epoch)
         except Unavailable:
             return
         self.poll_now()
@@ -284,7 +287,7 @@ class Feed:
         async with self._reading:
             self.log_reads += 1
             metrics.LOG_READS.inc()
-            return await event_log.read_after(self._database, seq, max_rows=max_events, max_bytes=max_bytes)
+            return await event_log.read_after(self.database, seq, max_rows=max_events, max_bytes=max_bytes)
 
     # --- readers that are behind
 
@@ -298,7 +301,7 @@ class Feed:
         found = self.ring.after(seq, max_events=PAGE_EVENTS, max_bytes=PAGE_BYTES)
         if found is None:
             found = await self._read_log(seq, PAGE_EVENTS, PAGE_BYTES)
-            # Later events are committed, but this feed has not passed them on yet: listeners get them first.
+            # Later events are committed, but the listeners have not been given them yet.
             found = [event for event in found if event.seq <= self.head.seq]
         if not found or found[0].seq != seq + 1:
             raise PositionTooOld(seq)
@@ -347,7 +350,7 @@ class Feed:
         self._current_head_read, self._next_head_read = self._next_head_read, None
         generation = self.generation
         try:
-            found = await event_log.head(self._database)
+            found = await event_log.head(self.database)
         except Unavailable:
             return
         deadline = asyncio.get_running_loop().time() + REACH_SECONDS
@@ -362,37 +365,3 @@ class Feed:
             return self.head.seq < found.seq
         # After a reset, `found` may belong to the replaced log.
         return self.generation == generation
-
-    async def find_place(self, since: int | None, epoch: str | None) -> str | None:
-        """Prepare to stream after `since`, or from now when it is None. Return why a stream cannot continue there, or
-        None when it can. Raises Unavailable.
-        """
-        if since is None:
-            await self.reach_head()
-            return None
-        if epoch is not None and epoch != self.head.epoch:
-            await self.reach_head()  # this worker may not have noticed yet that the log was replaced
-            if epoch != self.head.epoch:
-                return ANOTHER_EPOCH
-        generation = self.generation
-        reason = await self.check_position(since)
-        if reason is not None:
-            await self.reach_head()  # a client that starts over must not start before its own writes
-        return LOG_REPLACED if generation != self.generation else reason
-
-    async def check_position(self, seq: int) -> str | None:
-        """Return why a stream cannot continue after `seq`, or None when it can. Raises Unavailable.
-
-        A client that comes from another worker may be a little ahead of this one: its position is valid once the log
-        has reached it.
-        """
-        if seq > self.head.seq:
-            found = await event_log.head(self._database)
-            if seq > found.seq:
-                return TOO_NEW
-            self._raise_target(found.seq)
-            return None
-        if seq == self.head.seq or self.ring.after(seq, max_events=1, max_bytes=1) is not None:
-            return None
-        oldest = await event_log.oldest(self._database)
-        return TOO_OLD if oldest is None or oldest > seq + 1 else None

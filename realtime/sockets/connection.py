@@ -24,7 +24,7 @@ from core.errors import CLOSE_REASONS, CloseCode, Forbidden, Problem
 from core.identity import ANONYMOUS_AUDIENCES, Identity
 from realtime.fanout.spec import Spec, check_topics
 from realtime.fanout.subscription import Subscription
-from realtime.feed.positions import LOG_REPLACED
+from realtime.feed.positions import LOG_REPLACED, find_start
 from realtime.sockets import messages
 from realtime.sockets.context import SocketContext
 from realtime.sockets.inbound import (
@@ -310,7 +310,7 @@ class Connection:
         check_topics(frozenset(topics), self.identity)
         filters = parse_filters(wanted.filter, topics)
         feed = self._context.feed
-        reason = await feed.find_place(wanted.since, wanted.epoch)
+        reason = await find_start(feed, wanted.since, wanted.epoch)
         beginning = None
         if wanted.snapshot and (wanted.since is None or reason is not None):
             beginning = await self._context.snapshots.begin(topics)

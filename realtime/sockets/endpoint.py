@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket
 from core import metrics
 from core.errors import CLOSE_REASONS, CloseCode, FieldProblem, Forbidden, InvalidInput, Problem, Unauthenticated
 from realtime.fanout.spec import Spec, check_topics
-from realtime.feed.positions import LOG_REPLACED
+from realtime.feed.positions import LOG_REPLACED, find_start
 from realtime.sockets.connection import Connection
 from realtime.sockets.context import SocketContext
 from realtime.wire import frames
@@ -130,7 +130,7 @@ async def watch(websocket: WebSocket) -> None:
             stack.callback(connection.close)
             if identity is not None:
                 await connection.sign_in(identity)
-            resync_reason = await feed.find_place(query.since, query.epoch)
+            resync_reason = await find_start(feed, query.since, query.epoch)
             generation = feed.generation
         except Problem as problem:
             await _refuse(websocket, problem)

@@ -1,4 +1,4 @@
-"""Messages from the client: how many it may send, and from a text frame to validated members. Pure.
+"""Messages from the client: how many are accepted, and how a text frame becomes validated members. Pure.
 
 Every problem of a message is reported at once. The clock is a parameter of `Bucket.take`.
 """
@@ -19,7 +19,7 @@ from realtime.sockets import messages
 from resources.topics import TOPIC_FIELDS
 
 MAX_BURST_MESSAGES = 1_000
-MESSAGES_PER_SECOND = 500.0  # more requests than one socket can have answered
+MESSAGES_PER_SECOND = 500.0  # higher than the rate at which requests on one socket can be answered
 MAX_REFUSED_MESSAGES = 1_000  # a client that ignores this many errors is disconnected
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple, Protocol
 
 from core.identity import ANONYMOUS_AUDIENCES, Identity
 from realtime.fanout.spec import check_topics
-from realtime.feed.feed import Feed
-from realtime.feed.positions import ANOTHER_EPOCH, LOG_REPLACED, TOO_OLD, PositionTooOld
+from realtime.feed.feed import Feed, PositionTooOld
+from realtime.feed.positions import ANOTHER_EPOCH, LOG_REPLACED, TOO_OLD, check_position
 from realtime.wire import frames
 from realtime.wire.frames import Rendering
 from repository.engine import event_log
@@ -108,7 +108,7 @@ class Replay:
             raise PositionLost(ANOTHER_EPOCH)
         if after is None:
             return None
-        reason = await self.feed.check_position(after)
+        reason = await check_position(self.feed, after)
         if reason is not None:
             raise PositionLost(reason)
         return after

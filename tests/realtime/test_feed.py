@@ -21,8 +21,8 @@ from realtime.fanout.subscription import Subscription
 from realtime.feed import bus, feed
 from realtime.feed.bus import Bus
 from realtime.feed.bus_messages import Heartbeat
-from realtime.feed.feed import Feed
-from realtime.feed.positions import PositionTooOld
+from realtime.feed.feed import Feed, PositionTooOld
+from realtime.feed.positions import check_position, find_start
 from realtime.feed.redis_backend import _decode, _encode_event, _encode_heartbeat
 from realtime.feed.ring import Ring
 from realtime.sse.replay import Replay
@@ -141,10 +141,10 @@ async def test_a_page_comes_from_the_ring_or_the_log_and_never_skips(database: D
         await event_log.prune(database, keep_rows=5, older_than=datetime(2000, 1, 1, tzinfo=UTC), max_rows=3)
         with pytest.raises(PositionTooOld):
             await followed.read_after(2)
-        assert await followed.check_position(2) == "position is older than the log"
-        assert await followed.check_position(3) is None
-        assert await followed.check_position(10) is None
-        assert await followed.check_position(11) == "position is newer than the log"
+        assert await check_position(followed, 2) == "position is older than the log"
+        assert await check_position(followed, 3) is None
+        assert await check_position(followed, 10) is None
+        assert await check_position(followed, 11) == "position is newer than the log"
 
 
 def event(seq: int, size: int = 100) -> Event:
@@ -273,7 +273,7 @@ class FakeSocketThatBreaks:
 
 
 def subscribe(spec: Spec, writer: FakeSocketThatBreaks, feed: Feed, hub: Hub) -> None:
-    snapshots = Snapshots(feed._database, feed)
+    snapshots = Snapshots(feed.database, feed)
     subscription = Subscription(spec, writer, asyncio.Lock(), feed=feed, live=hub, snapshots=snapshots)
     subscription.start(feed.head.seq)
 
@@ -339,13 +339,13 @@ async def test_a_log_that_was_replaced_is_looked_at_before_a_position_in_it_is_j
         new = await event_log.head(database)
         assert followed.head.epoch != new.epoch, "the worker lags"
         source = Replay(database, followed)
-        assert await followed.find_place(new.seq, new.epoch) is None
+        assert await find_start(followed, new.seq, new.epoch) is None
         assert followed.head == new
         await event_log.renew_epoch(database, new.epoch)
         newest = await event_log.head(database)
         await followed.reach_head()
         assert await source.start_after(newest.seq, newest.epoch) == newest.seq
-        assert await followed.find_place(newest.seq, "elsewhere") == "another epoch"
+        assert await find_start(followed, newest.seq, "elsewhere") == "another epoch"
 
 
 async def test_nothing_of_a_feed_goes_on_after_its_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
