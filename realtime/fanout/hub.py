@@ -58,7 +58,7 @@ class Hub:
         return sum(map(len, groups)) + sum(len(pulse.members) for pulse in self._pulses.values())
 
     def start(self, position: int) -> None:
-        """Take up the stream after `position`, before anything joins."""
+        """Begin after `position`, before any subscription joins."""
         self.position = position
 
     # --- membership
