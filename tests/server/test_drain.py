@@ -549,9 +549,7 @@ async def test_once_it_has_worked_a_worker_that_cannot_start_is_tried_again(
             await eventually(lambda: service.log().count("worker ready") == 2, "the supervisor knows that they work")
             own_postgres.kill()
             os.kill(_one_of_the_children(service), signal.SIGKILL)
-            await eventually(
-                lambda: service.log().count("worker died") >= 2, "it cannot start without a database", 90
-            )
+            await eventually(lambda: service.log().count("worker died") >= 2, "it cannot start without a database", 90)
             own_postgres.start()
 
             async def is_ready() -> bool:
