@@ -1,1 +1,3 @@
-"""The socket edge. An event travels feed, fanout, wire, sockets; sse, presence and asyncapi stand beside them."""
+"""The socket edge. An event passes the folders in this order: feed, fanout, wire, sockets; sse, presence and asyncapi
+stand beside them.
+"""

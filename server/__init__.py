@@ -1,1 +1,1 @@
-"""Between the operating system and the application: listening, the stop, several workers, the protocols."""
+"""Between the operating system and the application: processes, sockets, and the parts of one process."""

@@ -1,4 +1,4 @@
-"""Listening and serving with uvicorn: what stands between the operating system and the application."""
+"""Listening and serving with uvicorn, and the orderly stop of a process."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from typing import Any, NoReturn
 
 import structlog
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from core.errors import SettingsError
 from core.settings import Settings
 from core.stopping import Stopping
 from realtime.fanout.subscription import SLOW_CLIENT_SECONDS
 from realtime.sockets.endpoint import HEARTBEAT_SECONDS
+from realtime.sse.event_stream import ABORT
 from schemas import MAX_BODY_BYTES
-from server.http_protocol import MarqueeHTTPProtocol
 from server.websocket_protocol import MarqueeWebSocketProtocol
 
 MAX_FRAME_BYTES = MAX_BODY_BYTES  # of a client's message
-PING_TIMEOUT_SECONDS = SLOW_CLIENT_SECONDS + 15  # a slow reader is first told so by its own close code
+PING_TIMEOUT_SECONDS = SLOW_CLIENT_SECONDS + 15  # longer, so that a slow reader is closed with its own code first
 STOP_SECONDS = 10.0
-REQUEST_SECONDS = 7.0  # of them: for open requests
-BATCH_SOCKETS = 100  # closed at once
+REQUEST_SECONDS = 7.0  # of STOP_SECONDS, for open requests
+BATCH_SOCKETS = 100  # closed at a time, at least
 BATCH_SECONDS = 0.05
-SPREAD_SECONDS = 2.5  # over which all sockets are closed, however many: the batches grow
+SPREAD_SECONDS = 2.5  # over which all sockets are closed, in larger batches when there are many
 TICK_SECONDS = 0.1
 
 log = structlog.get_logger("serving")
@@ -63,6 +64,18 @@ def banner(settings: Settings, port: int) -> str:
 """
 
 
+class MarqueeHTTPProtocol(HttpToolsProtocol):
+    """Offers `ABORT` in the `extensions` of each request's scope: a function that aborts the connection.
+
+    Over plain ASGI a response can only end in order, which a client that does not read never lets happen.
+    """
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        scope: Any = self.scope
+        scope["extensions"] = {ABORT: self.transport.abort}
+
+
 def server_config(settings: Settings, app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
@@ -72,14 +85,14 @@ def server_config(settings: Settings, app: Any) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        # By default uvicorn believes whatever comes from this machine; who is believed is `TRUSTED_PROXIES`.
+        # uvicorn would trust the headers of every local client; the setting TRUSTED_PROXIES decides instead.
         proxy_headers=False,
         http=MarqueeHTTPProtocol,
         ws=MarqueeWebSocketProtocol,
         ws_max_size=MAX_FRAME_BYTES,
         ws_ping_interval=HEARTBEAT_SECONDS,
         ws_ping_timeout=PING_TIMEOUT_SECONDS,
-        # Compressing each frame for each socket would cost more than everything else together.
+        # Compressing each frame for each socket would cost more CPU time than all other work together.
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=int(STOP_SECONDS),
         lifespan="on",
@@ -87,15 +100,15 @@ def server_config(settings: Settings, app: Any) -> uvicorn.Config:
 
 
 class Server(uvicorn.Server):
-    """Stops in this order, and ends with status 0:
+    """Stops in this order, and exits with status 0:
 
-    1. For `drain_seconds`, everything is served as before, while `/readyz` tells load balancers to go elsewhere.
-    2. No more connections are taken. Websockets are closed with 1012, some at a time, so that their clients do not all
-       come back in one instant; idle connections are closed, event streams end, jobs are handed over.
-    3. Open requests have until `REQUEST_SECONDS`, then they are answered with 503, or cut when the answer had begun.
-    4. What works in the background ends. Whatever hangs then is left behind: the process ends within `STOP_SECONDS`.
+    1. For `drain_seconds`, everything is served as before, while `/readyz` tells load balancers to use other servers.
+    2. No more connections are accepted. Websockets are closed with 1012, in batches, so that their clients do not all
+       reconnect at the same moment. Idle connections are closed, event streams end, jobs are handed over.
+    3. Open requests have REQUEST_SECONDS; then they are answered with 503, or aborted when the response has begun.
+    4. Background work ends. The process exits within STOP_SECONDS, even when something hangs.
 
-    Told again, it does not wait for anybody.
+    A second signal skips the waiting.
     """
 
     def __init__(self, config: uvicorn.Config, drain_seconds: float = 0.0) -> None:
@@ -104,26 +117,25 @@ class Server(uvicorn.Server):
         self._owns_process = False
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until told to stop. The process has nothing else to do afterwards, and may be ended from in here."""
+        """Serve until stopped. The process has nothing else to do afterwards, and may exit from within this call."""
         self._owns_process = True
         super().run(sockets)
-        # Looking through the remains of thousands of connections once more, as the interpreter does at its end, takes
-        # seconds.
+        # At exit, the interpreter would collect the remains of thousands of connections once more, which takes seconds.
         gc.freeze()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # The signal is not kept to be raised again afterwards, as uvicorn does: an orderly stop is status 0.
+        # uvicorn would raise the signal again after the stop, and an orderly stop exits with status 0.
         self.force_exit = self.should_exit
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         stopping: Stopping = self.lifespan.state["stopping"]
         stopping.drain()
-        await self._serve_on()
+        await self._drain()
         now = asyncio.get_running_loop().time
         begun = now()
-        log.info("stopping", connections=len(self.server_state.connections))
-        last_resort = threading.Timer(STOP_SECONDS, _leave_behind, ["a thread"])
+        log.info("shutdown started", connections=len(self.server_state.connections))
+        last_resort = threading.Timer(STOP_SECONDS, _exit_now, ["a thread"])
         last_resort.daemon = True
         if self._owns_process:
             last_resort.start()
@@ -133,94 +145,94 @@ class Server(uvicorn.Server):
         for listener in sockets or []:
             listener.close()
         await self._close_connections(begun + REQUEST_SECONDS)
-        await self._cut_connections()
-        left = 1.0 if self.force_exit else begun + STOP_SECONDS - 0.5 - now()
+        await self._abort_connections()
+        seconds = 1.0 if self.force_exit else begun + STOP_SECONDS - 0.5 - now()
         try:
-            await asyncio.wait_for(self.lifespan.shutdown(), left)
+            await asyncio.wait_for(self.lifespan.shutdown(), seconds)
         except TimeoutError:
             if self._owns_process:
-                _leave_behind("background work")
-        log.info("stopped", seconds=round(now() - begun, 1))
+                _exit_now("background work")
+        log.info("shutdown finished", seconds=round(now() - begun, 1))
 
-    async def _serve_on(self) -> None:
+    async def _drain(self) -> None:
         ticks = math.ceil(self._drain_seconds / TICK_SECONDS)
         if ticks:
-            log.info("not ready any more; serving on", seconds=self._drain_seconds)
+            log.info("draining: not ready, still serving", seconds=self._drain_seconds)
         for tick in range(ticks):
             if self.force_exit:
                 return
-            await self.on_tick(tick)  # the Date header
+            await self.on_tick(tick)  # keeps the Date header up to date
             await asyncio.sleep(TICK_SECONDS)
 
     async def _close_connections(self, until: float) -> None:
-        """Tell each connection once, those that are opened meanwhile, too, and wait for all of them."""
+        """Shut down each connection once, including those opened meanwhile, and wait until all are closed."""
         connections, tasks = self.server_state.connections, self.server_state.tasks
         now = asyncio.get_running_loop().time
         begun, expected = now(), len(connections)
-        told: set[object] = set()
+        shut_down: set[object] = set()
         closed = 0
         while (connections or tasks) and now() < until and not self.force_exit:
-            untold = [connection for connection in connections if connection not in told]
-            websockets = [each for each in untold if isinstance(each, MarqueeWebSocketProtocol)]
-            # A busy machine makes fewer steps: by the time that has passed, not by their number.
+            remaining = [connection for connection in connections if connection not in shut_down]
+            websockets = [each for each in remaining if isinstance(each, MarqueeWebSocketProtocol)]
+            # By the time that has passed, not by the number of steps: a busy machine makes fewer of them.
             due = math.ceil(expected * (now() - begun + BATCH_SECONDS) / SPREAD_SECONDS)
             batch = max(BATCH_SOCKETS, due - closed)
             later = set(websockets[batch:])
             closed += len(websockets[:batch])
-            for connection in untold:
+            for connection in remaining:
                 if connection not in later:
                     connection.shutdown()
-                    told.add(connection)
+                    shut_down.add(connection)
             await asyncio.sleep(BATCH_SECONDS)
 
-    async def _cut_connections(self) -> None:
-        """What is left at the end. Cutting first: an answer that has begun cannot become another one."""
+    async def _abort_connections(self) -> None:
+        """Abort what is left. Connections first: a response that has begun cannot become a 503."""
         connections: set[Any] = set(self.server_state.connections)
         if not connections and not self.server_state.tasks:
             return
-        log.warning("cutting what is open", connections=len(connections), tasks=len(self.server_state.tasks))
-        # What uvicorn has to say of answers without an end is known, and no error.
+        log.warning("open connections aborted", connections=len(connections), tasks=len(self.server_state.tasks))
+        # uvicorn logs each response that is aborted here as an error; that is expected.
         uvicorn_log = logging.getLogger("uvicorn.error")
-        uvicorn_log.addFilter(_nothing)
+        uvicorn_log.addFilter(_reject)
         try:
             for connection in connections:
                 cycle = getattr(connection, "cycle", None)
                 if cycle is None or cycle.response_started:
                     connection.transport.abort()
-            await self._all_gone(0.1)
+            await self._wait_until_empty(0.1)
             for task in list(self.server_state.tasks):
                 task.cancel()
-            await self._all_gone(0.5)
+            await self._wait_until_empty(0.5)
             connections = set(self.server_state.connections)
             for connection in connections:
                 connection.transport.abort()
-            await self._all_gone(0.1)
+            await self._wait_until_empty(0.1)
         finally:
-            uvicorn_log.removeFilter(_nothing)
+            uvicorn_log.removeFilter(_reject)
 
-    async def _all_gone(self, seconds: float) -> None:
+    async def _wait_until_empty(self, seconds: float) -> None:
         for _ in range(math.ceil(seconds / 0.01)):
             if not self.server_state.connections and not self.server_state.tasks:
                 return
             await asyncio.sleep(0.01)
 
 
-def _nothing(record: logging.LogRecord) -> bool:
+def _reject(record: logging.LogRecord) -> bool:
     return False
 
 
-def _leave_behind(what: str) -> NoReturn:
-    """Nothing is lost by it: what was answered is in the database, and leases run out by themselves."""
-    log.warning("the stop has taken its time; the process ends without waiting longer", waiting_for=what)
+def _exit_now(waiting_for: str) -> NoReturn:
+    """Exit without waiting. Nothing is lost: every write that was confirmed is in the database, and leases expire."""
+    log.warning("shutdown deadline passed; exiting", waiting_for=waiting_for)
     logging.shutdown()
     os._exit(0)
 
 
 def serve(settings: Settings, app: Any, listener: socket.socket, announce: Callable[[], None]) -> None:
-    """In this process, until told to stop. Whoever has read what `announce` says may tell it so."""
+    """Serve in this process until a signal stops it. `announce` is called once signals are handled."""
     server = Server(server_config(settings, app), settings.drain_seconds)
-    # From now on, and not only when uvicorn listens to signals: until then Ctrl-C would be an exception that may come
-    # anywhere, also where Python ignores exceptions, and the signal would be lost.
+    # uvicorn installs its handlers later. Until then, Ctrl-C would raise an exception at any point, possibly where
+    # Python ignores exceptions, and the signal would be lost.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
     announce()
@@ -228,6 +240,7 @@ def serve(settings: Settings, app: Any, listener: socket.socket, announce: Calla
 
 
 def listen(settings: Settings) -> socket.socket:
+    """Open the listening socket. Raises SettingsError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -1,9 +1,12 @@
-"""uvicorn's sans-I/O websocket protocol with a way to write past ASGI.
+"""uvicorn's sans-I/O websocket protocol, with a way to write past ASGI.
 
-The ASGI extension `marquee.stream` hands the application a `DirectWriter`. Writing whole frames to the transport is
-safe beside uvicorn's own writes, which are whole frames, too: frames never interleave. Also here, because only the
-protocol can: a close that does not wait for a peer that reads nothing, a close frame that survives unread input, and a
-keepalive that takes a slow reader's progress as a sign of life.
+Rules:
+- The ASGI extension `marquee.writer` hands the application a `DirectWriter`. Both it and uvicorn write whole frames to
+  the transport, so frames never interleave.
+- A close does not wait for a peer that does not read.
+- Reading goes on for a moment after a close frame: closing with unread input would reset the connection, and the peer
+  would never receive the frame.
+- A peer that still takes data is alive, even when its pong is late.
 """
 
 from __future__ import annotations
@@ -21,17 +24,17 @@ from core.errors import CLOSE_REASONS, NO_CLOSE_FRAME, CloseCode
 from realtime.wire.frames import Frames
 from realtime.wire.writer import CLOSE_SECONDS, EXTENSION, HIGH_WATER_BYTES, LOW_WATER_BYTES
 
-SHUTDOWN_SECONDS = 2.0  # a peer that does not answer the close must not hold up the stop
+SHUTDOWN_SECONDS = 2.0  # a peer that does not answer the close must not delay the stop
 LINGER_SECONDS = 1.0
 
 
 class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
-    """For `uvicorn.Config(ws=…)`."""
+    """The value of `uvicorn.Config(ws=…)`."""
 
     _is_counted = False
     _lingering = False
     _shutdown_timer: asyncio.TimerHandle | None = None
-    _written = 0  # bytes of events handed to the transport
+    _written = 0  # bytes of frames handed to the transport
     _taken_at_ping = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -45,7 +48,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
     def _close_code(self) -> int:
-        """Of the close frame that came first, ours or the peer's."""
+        """Return the code of the first close frame, ours or the peer's."""
         sent, received = self.conn.close_sent, self.conn.close_rcvd
         first = received if self.conn.close_rcvd_then_sent else (sent or received)
         return first.code if first is not None else NO_CLOSE_FRAME
@@ -53,7 +56,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     async def send(self, message: Any) -> None:
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
-            # Refused, as it should be. uvicorn takes every handshake that ends without a websocket for our error.
+            # A handshake that was refused. uvicorn would log it as an error of the application.
             self.handshake_complete = True
         if message["type"] == "websocket.accept" and self.is_open:
             self._is_counted = True
@@ -73,7 +76,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         if self.curr_msg_data_type == "text" and not self.close_sent:
             try:
                 b"".join(self.frames).decode()
-            except UnicodeDecodeError:  # the client's fault: nothing for the error log
+            except UnicodeDecodeError:  # the client's fault, so not logged as an error
                 self.frames = []
                 self.conn.send_close(CloseCode.INVALID_TEXT, CLOSE_REASONS[CloseCode.INVALID_TEXT])
                 self.handle_parser_exception()
@@ -81,7 +84,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         super().send_receive_event_to_app()
 
     def handle_parser_exception(self) -> None:
-        """As uvicorn's, but lingering: closing with input unread resets the connection, and the close frame is lost."""
+        """Close as uvicorn does, but keep reading for LINGER_SECONDS, so that the close frame arrives."""
         assert self.conn.close_sent is not None
         code, reason = self.conn.close_sent.code, self.conn.close_sent.reason
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
@@ -95,7 +98,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         self.close_timer = self.loop.call_later(LINGER_SECONDS, self._close_or_abort)
 
     def _close_or_abort(self) -> None:
-        # transport.close() waits for unsent data, for ever if the peer takes none.
+        # transport.close() waits for unsent data, which a peer that does not read never takes.
         self.transport.close()
         self.close_timer = self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
 
@@ -105,7 +108,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def keepalive_timeout(self) -> None:
         if self.taken > self._taken_at_ping and self.transport.get_write_buffer_size() and self.ping_timeout:
-            # The pong waits behind data that is moving.
+            # The pong may wait behind the data that the peer is taking.
             self._taken_at_ping = self.taken
             self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
             return
@@ -115,7 +118,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
 
     @property
     def taken(self) -> int:
-        """Bytes that the network has taken, about: what shows that a peer is reading."""
+        """About how many bytes the network has taken: the number grows while the peer reads."""
         return self._written - self.transport.get_write_buffer_size()
 
     def write_frames(self, wire: bytes) -> None:
@@ -123,9 +126,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         self.transport.write(wire)
 
     def shutdown(self) -> None:
-        """The service stops. Reading goes on until the peer has answered: closing with input unread resets the
-        connection, and the close frame is lost. Called again: nothing.
-        """
+        """Close because the service stops, and abort the connection after SHUTDOWN_SECONDS. Idempotent."""
         if not self.handshake_complete:
             self._refuse_handshake()
         elif self.is_open:
@@ -135,7 +136,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
             self._shutdown_timer = self.loop.call_later(SHUTDOWN_SECONDS, self.transport.abort)
 
     def _refuse_handshake(self) -> None:
-        """One that is not through yet: the peer may try elsewhere."""
+        """Answer 503, so that the client tries another server."""
         headers = Headers({"Retry-After": "1", "Connection": "close", "Content-Length": "0"})
         self.conn.send_response(Response(503, "Service Unavailable", headers, b""))
         self.transport.write(b"".join(self.conn.data_to_send()))
@@ -152,6 +153,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         )
 
     def close_now(self, code: int, reason: str) -> None:
+        """Send a close frame, and abort the connection when the peer does not answer it within CLOSE_SECONDS."""
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
         self.conn.send_close(code, reason)
         self.transport.write(b"".join(self.conn.data_to_send()))
@@ -164,7 +166,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
 
 
 class DirectWriter:
-    """See `realtime.wire.writer.Stream`."""
+    """Writes to the transport of one websocket; see `realtime.wire.writer.Writer`."""
 
     __slots__ = ("_protocol",)
 

@@ -1,1 +1,1 @@
-"""The AsyncAPI document and the models of every frame."""
+"""The AsyncAPI document and the models of the frames in it."""

@@ -1,7 +1,7 @@
-"""The AsyncAPI 3.0 document of the websocket, built from the models of its messages and frames, at `/asyncapi.json`.
+"""The AsyncAPI 3.0 document of the websocket at `/asyncapi.json`, built from the models of its messages and frames.
 
-The document is the service's own view: it receives what clients send and sends what they receive. `/docs/realtime`
-shows it to people, and the tests hold every frame that they receive against it.
+The document takes the service's view: it receives what clients send, and sends what they receive. `/docs/realtime`
+renders it, and the tests validate every frame they receive against it.
 """
 
 from __future__ import annotations
@@ -25,29 +25,30 @@ from core.version import VERSION
 from realtime.asyncapi.frame_models import frames
 from realtime.fanout.subscription import MAX_UNSENT_BYTES, SLOW_CLIENT_SECONDS
 from realtime.sockets import messages
-from realtime.sockets.connection import AUTH_SECONDS, MAX_REQUESTS_IN_FLIGHT, MAX_SUBSCRIPTIONS
+from realtime.sockets.connection import AUTH_SECONDS, MAX_SUBSCRIPTIONS
 from realtime.sockets.endpoint import HEARTBEAT_SECONDS
-from realtime.sockets.message_rate import MESSAGES_PER_SECOND
+from realtime.sockets.inbound import MESSAGES_PER_SECOND
 from realtime.sockets.messages import ACTIONS, REPLIES, ErrorReply
+from realtime.sockets.rest_calls import MAX_REQUESTS_IN_FLIGHT
 from repository.engine.transaction import MAX_EVENT_BYTES, MAX_EVENT_ITEMS
 from resources.topics import PUBLIC_TOPICS, TOPIC_FIELDS, TOPICS
 from schemas import MAX_BODY_BYTES, MAX_ID
 
 REF_TEMPLATE = "#/components/schemas/{model}"
-# Frames as they were sent once, by message. A file, since nothing in the code reads them but this.
+# Recorded frames, by message.
 EXAMPLES = Path(__file__).with_name("examples.json")
 
-DESCRIPTION = """A real-time movie catalog. Every write is an event in one ordered log, and every watcher gets every \
-event that it may see exactly once and in order, whatever is killed, restarted or slow in between.
+DESCRIPTION = """A real-time movie catalog. Every write is an event in one ordered log, and every client receives each \
+event that it may see exactly once and in order, across reconnects, crashes and restarts.
 
-Both sides send text frames, each holding one JSON object. A client that sends nothing gets every public topic, live \
-from now: `wscat -c ws://127.0.0.1:8000/ws` just works. The socket also answers at `/api/v1/ws`.
+Both sides send text frames that hold one JSON object each. A client that sends nothing receives every public topic, \
+live from now on: try `wscat -c ws://127.0.0.1:8000/ws`. The socket is also available at `/api/v1/ws`.
 
-The schemas of what the service sends forbid additional members, so that a test can tell when a frame says more than \
-its schema. **Clients must ignore operations, topics and members that they do not know**: later versions add some."""
+The schemas of the service's frames forbid additional members, so that a test finds a member that its schema lacks. \
+**Clients must ignore operations, topics and members that they do not know**: later versions add some."""
 
-SERVER_DESCRIPTION = """Nobody has to sign in to watch public topics. Credentials, in order of preference: the header \
-`Authorization: Bearer <token>`; the subprotocols `bearer, <token>`; a first message `auth`. Never the query."""
+SERVER_DESCRIPTION = """Public topics require no credentials. Credentials, in order of preference: the header \
+`Authorization: Bearer <token>`; the subprotocols `bearer, <token>`; a first message `auth`. Never in the query."""
 
 TITLES = {
     "welcome": "Welcome",
@@ -63,17 +64,17 @@ TITLES = {
     "resync": "Resync",
 }
 REFUSALS: Mapping[int, str] = {
-    401: "The token is no good",
-    403: "The origin, or one of the topics, is not allowed",
-    422: "Something in the query is wrong: every problem at once",
-    429: "Too many connections from this address; Retry-After says when to come back",
-    503: "Too many connections, the service is stopping, or the database is away; Retry-After says when to come back",
+    401: "Invalid token",
+    403: "The origin or one of the topics is not allowed",
+    422: "Invalid query; the body lists every problem",
+    429: "Too many connections from this address; Retry-After says when to try again",
+    503: "Too many connections, stopping, or the database is unavailable; Retry-After says when to try again",
 }
-_RECONNECT, _STAY, _MEND = "reconnect and resume", "do not reconnect before something has changed", "mend the client"
+_RECONNECT, _WAIT, _FIX = "reconnect and resume", "do not reconnect until the cause is resolved", "fix the client"
 
 
 class _Schemas(GenerateJsonSchema):
-    """Without the titles that repeat the names of members."""
+    """Leaves out the titles that repeat the names of members."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -81,7 +82,7 @@ class _Schemas(GenerateJsonSchema):
 
 @cache
 def document() -> dict[str, Any]:
-    """The document. Shared: not to be changed."""
+    """Return the document, which callers share and must not change."""
     schemas = _schemas()
     received = {action: _received(action, schemas) for action in ACTIONS}
     sent = {operation: _sent(operation) for operation in frames()}
@@ -112,7 +113,7 @@ def document() -> dict[str, Any]:
                     "in": "header",
                     "name": "Sec-WebSocket-Protocol",
                     "description": "`bearer, <token>`, for browsers, which cannot set headers: "
-                    '`new WebSocket(url, ["bearer", token])`. The answer selects `bearer`.',
+                    '`new WebSocket(url, ["bearer", token])`. The response selects `bearer`.',
                 },
             },
         },
@@ -130,12 +131,12 @@ def document() -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    told: list[type[BaseModel]] = [*ACTIONS.values(), *REPLIES.values(), ErrorReply]
+    published: list[type[BaseModel]] = [*ACTIONS.values(), *REPLIES.values(), ErrorReply]
     for models in frames().values():
-        told += models
-    inputs: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in told]
+        published += models
+    inputs: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in published]
     _, made = models_json_schema(inputs, ref_template=REF_TEMPLATE, schema_generator=_Schemas)
-    # pydantic names what is made of a generic model after its parameters: the models' own names are shorter.
+    # pydantic names a parametrised model after all its parameters; the models' titles are shorter.
     names = {name: schema["title"] for name, schema in made["$defs"].items()}
     assert len(set(names.values())) == len(names), "two models share a name"
     renamed: dict[str, Any] = _with_references(made["$defs"], names)
@@ -163,7 +164,7 @@ def _reference(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _received(action: str, schemas: dict[str, Any]) -> dict[str, Any]:
-    """The message of an action: its body with `id` and `action`, which are read apart from it."""
+    """Return the message of an action: its model, with `id` and `action` added to the model's schema."""
     model = ACTIONS[action]
     body = schemas[model.__name__]
     del body["examples"]
@@ -197,7 +198,7 @@ def _sent(operation: str) -> dict[str, Any]:
 
 
 def _text_of(model: type[BaseModel]) -> str:
-    """The docstring: what is made of a generic model has that of its origin."""
+    """Return the docstring of the model, or of the generic model that it parametrises."""
     origin = model.__pydantic_generic_metadata__["origin"] or model
     return " ".join((origin.__doc__ or "").split())
 
@@ -217,7 +218,7 @@ def _error() -> dict[str, Any]:
     return {**_reply("error", ErrorReply), "name": "error", "title": "Error"}
 
 
-# --- the channel and what goes over it
+# --- the channel and its operations
 
 
 def _server(protocol: str) -> dict[str, Any]:
@@ -226,8 +227,8 @@ def _server(protocol: str) -> dict[str, Any]:
         "protocol": protocol,
         "protocolVersion": "13",
         "description": SERVER_DESCRIPTION,
-        "variables": {"host": {"default": "127.0.0.1:8000", "description": "Where the service listens"}},
-        # Not `security`: that would say that nobody may connect without one of them.
+        "variables": {"host": {"default": "127.0.0.1:8000", "description": "The address of the service"}},
+        # Not `security`, which would make one of them required.
         "x-optional-security": [
             {"$ref": "#/components/securitySchemes/bearer"},
             {"$ref": "#/components/securitySchemes/subprotocol"},
@@ -261,14 +262,14 @@ def _query() -> dict[str, Any]:
                 "type": "integer",
                 "minimum": 0,
                 "maximum": MAX_ID,
-                "description": "Resume: the number of the last event that the client has dealt with",
+                "description": "Resume: the number of the last event that the client has processed",
             },
-            "epoch": {"type": "string", "description": "With `since`: the log that the number belongs to"},
+            "epoch": {"type": "string", "description": "With `since`: the epoch of the log that the number belongs to"},
             "bulk": {
                 "type": "string",
                 "enum": ["items", "summary"],
                 "default": "items",
-                "description": "Whether bulk events carry their rows, or only how many and which",
+                "description": "Whether bulk events carry their rows, or only their number and their first and last id",
             },
         },
     }
@@ -282,7 +283,7 @@ def _headers() -> dict[str, Any]:
             "Sec-WebSocket-Protocol": {"type": "string", "description": "`bearer, <token>`"},
             "Origin": {
                 "type": "string",
-                "description": "Browsers send it: our own page's, or one of ALLOWED_ORIGINS. Others send none",
+                "description": "Sent by browsers: our own origin, or one of ALLOWED_ORIGINS. Other clients send none",
             },
         },
     }
@@ -305,7 +306,7 @@ def _operations(received: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[st
         "action": "send",
         "channel": channel,
         "title": "Watch",
-        "summary": "The frames of the socket's subscriptions, of presence, and the welcome.",
+        "summary": "The welcome, the frames of the socket's subscriptions, and presence.",
         "messages": [_in_channel(f"{name}_frame") for name in sent],
     }
     return {"watch": watch, **asked}
@@ -321,27 +322,39 @@ def _in_channel(name: str) -> dict[str, str]:
 def _after(code: CloseCode) -> str:
     if code is CloseCode.SERVICE_RESTART or 4000 <= code < 4500:
         return _RECONNECT
-    return _MEND if code < 4000 or code is CloseCode.PROTOCOL_ERROR else _STAY
+    return _FIX if code < 4000 or code is CloseCode.PROTOCOL_ERROR else _WAIT
 
 
 def _limits() -> list[dict[str, Any]]:
     return [
-        {"name": "message_bytes", "value": MAX_BODY_BYTES, "what": "Bytes of a client message; above it, close 1009"},
-        {"name": "frame_bytes", "value": 1024 * 1024, "what": "No frame of the service is larger"},
-        {"name": "event_bytes", "value": MAX_EVENT_BYTES, "what": "Bytes of rows in one frame; more become several"},
-        {"name": "event_items", "value": MAX_EVENT_ITEMS, "what": "Rows in one frame; more become several"},
+        {
+            "name": "message_bytes",
+            "value": MAX_BODY_BYTES,
+            "what": "Bytes of a client's message; more are closed with 1009",
+        },
+        {"name": "frame_bytes", "value": 1024 * 1024, "what": "Bytes of the largest frame that the service sends"},
+        {"name": "event_bytes", "value": MAX_EVENT_BYTES, "what": "Bytes of rows in one frame; more are split"},
+        {"name": "event_items", "value": MAX_EVENT_ITEMS, "what": "Rows in one frame; more are split"},
         {"name": "subscriptions", "value": MAX_SUBSCRIPTIONS, "what": "Subscriptions of one socket"},
-        {"name": "requests", "value": MAX_REQUESTS_IN_FLIGHT, "what": "Requests of one socket at once"},
-        {"name": "messages_per_second", "value": MESSAGES_PER_SECOND, "what": "Messages of a client in a second"},
-        {"name": "auth_seconds", "value": AUTH_SECONDS, "what": "Seconds to sign in, where everybody must"},
+        {"name": "requests", "value": MAX_REQUESTS_IN_FLIGHT, "what": "Requests of one socket at a time"},
+        {"name": "messages_per_second", "value": MESSAGES_PER_SECOND, "what": "Messages of a client per second"},
+        {"name": "auth_seconds", "value": AUTH_SECONDS, "what": "Seconds to sign in, where that is required"},
         {"name": "heartbeat_seconds", "value": HEARTBEAT_SECONDS, "what": "Seconds between two pings of the service"},
-        {"name": "unsent_bytes", "value": MAX_UNSENT_BYTES, "what": "Unsent bytes before it goes on from the log"},
-        {"name": "slow_seconds", "value": SLOW_CLIENT_SECONDS, "what": "Seconds a client may take nothing; then 4008"},
+        {
+            "name": "unsent_bytes",
+            "value": MAX_UNSENT_BYTES,
+            "what": "Unsent bytes before a socket catches up from the log",
+        },
+        {
+            "name": "slow_seconds",
+            "value": SLOW_CLIENT_SECONDS,
+            "what": "Seconds without reading before a close with 4008",
+        },
     ]
 
 
 def _topic(topic: str) -> dict[str, Any]:
-    readers = {"public": "everybody", "self": "each user, their own"}
+    readers = {"public": "everyone", "self": "each user, about their own account"}
     return {
         "for": readers.get(TOPICS[topic], f"{TOPICS[topic]}s"),
         "default": topic in PUBLIC_TOPICS,
@@ -358,7 +371,7 @@ def _encoded() -> bytes:
 
 
 async def asyncapi(request: Request) -> Response:
-    # Building it takes a third of a second, once: not in the loop.
+    # Building it takes a third of a second, once: too long for the event loop.
     body = await asyncio.to_thread(_encoded)
     return Response(body, headers={"Cache-Control": "no-cache"}, media_type="application/json")
 

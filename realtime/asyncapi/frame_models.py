@@ -1,8 +1,8 @@
-"""What the service says of its own accord, as pydantic models: the truth that `/asyncapi.json` shows.
+"""The frames that the service sends besides replies, as pydantic models: what `/asyncapi.json` publishes.
 
-`frames.py` writes the bytes, by hand, because it must be fast; the tests hold every frame that they receive against
-these models. No frame may have a member that its model does not: `extra` is forbidden here, though clients must ignore
-what they do not know.
+`realtime.wire.frames` builds the bytes by hand, because that has to be fast; the tests validate every frame they
+receive against these models. A frame must not have a member that its model lacks, so `extra` is forbidden here,
+although clients must ignore members they do not know.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from repository.engine.transaction import MAX_EVENT_ITEMS
 from resources.topics import TOPIC_ENTITIES
 from schemas import Answer, Moment
 
-SubscriptionName = Annotated[Name | MISSING, Field(description="Of the explicit subscription it belongs to")]
+SubscriptionName = Annotated[Name | MISSING, Field(description="The explicit subscription that the frame belongs to")]
 Seq = Annotated[int, Field(ge=0, description="The event's number in the log")]
 Count = Annotated[int, Field(ge=0)]
 
 
 class WelcomeData(Answer):
     protocol: Literal[1]
-    epoch: Epoch = Field(description="The log's identity: keep it beside your position")
-    seq: Seq = Field(description="The stream begins after it")
+    epoch: Epoch = Field(description="The log's identity: keep it with your position")
+    seq: Seq = Field(description="The stream begins after this number")
     user_id: int | None
-    heartbeat_seconds: int = Field(description="The service pings so often")
+    heartbeat_seconds: int = Field(description="Seconds between two pings of the service")
 
 
 class Welcome(Answer):
-    """The first frame: who you are and where the stream begins."""
+    """The first frame: the socket's user, and where the stream begins."""
 
     operation: Literal["welcome"]
     data: WelcomeData
@@ -45,11 +45,11 @@ FieldName = TypeVar("FieldName")
 
 
 class TopicFrame(Answer):
-    """A frame of one topic, or a part of one. What is made of it for a topic is named after it: MoviesAdd."""
+    """A frame, or a part of one, that is parametrised by topic. The model for a topic is named after it: MoviesAdd."""
 
     @classmethod
     def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
-        names = get_args(params[0])  # none while another generic model is being defined
+        names = get_args(params[0])  # empty while another generic model is being defined
         return f"{names[0].title() if names else ''}{cls.__name__}"
 
 
@@ -60,7 +60,7 @@ class Gone(TopicFrame, Generic[TopicName, Id]):
 class Items(TopicFrame, Generic[TopicName, Entity]):
     count: Count
     items: Annotated[list[Entity], Field(min_length=1, max_length=MAX_EVENT_ITEMS)]
-    job_id: str | MISSING = Field(default=MISSING, description="The job that made them")
+    job_id: str | MISSING = Field(default=MISSING, description="The job that created the rows")
 
 
 class Ids(TopicFrame, Generic[TopicName, Id]):
@@ -72,7 +72,7 @@ class Summary(TopicFrame, Generic[TopicName, Id]):
     """With `bulk=summary`."""
 
     count: Count
-    first_id: Id = Field(description="The lowest; not every id up to the last need be part of it")
+    first_id: Id = Field(description="The lowest id; not every id between the two belongs to the event")
     last_id: Id
     job_id: str | None
 
@@ -83,22 +83,22 @@ class Event(TopicFrame, Generic[TopicName]):
     subscription: SubscriptionName = MISSING
     seq: Seq
     data: Any
-    actor_id: int | None = Field(description="The user who did it")
-    ts: Moment = Field(description="When")
+    actor_id: int | None = Field(description="The user who made the change")
+    ts: Moment = Field(description="When the change was committed")
     more: Literal[True] | MISSING = Field(
-        default=MISSING, description="Another frame with the same number follows: this one alone is not all of it"
+        default=MISSING, description="Another frame with the same `seq` follows: only together are they the whole event"
     )
 
 
 class Add(Event[TopicName], Generic[TopicName, Entity]):
-    """Something is new, or matches the filter from now on."""
+    """A row was created, or matches the filter now."""
 
     operation: Literal["add"]
     data: Entity
 
 
 class Update(Event[TopicName], Generic[TopicName, Entity, FieldName]):
-    """Something changed."""
+    """A row changed."""
 
     operation: Literal["update"]
     data: Entity
@@ -106,7 +106,7 @@ class Update(Event[TopicName], Generic[TopicName, Entity, FieldName]):
 
 
 class Delete(Event[TopicName], Generic[TopicName, Id]):
-    """Something is gone or, for the reason `filter`, matches the filter no more."""
+    """A row was deleted or, with the reason `filter`, no longer matches the filter."""
 
     operation: Literal["delete"]
     data: Gone[TopicName, Id]
@@ -114,14 +114,14 @@ class Delete(Event[TopicName], Generic[TopicName, Id]):
 
 
 class AddBulk(Event[TopicName], Generic[TopicName, Entity, Id]):
-    """Many at once are new, or match the filter from now on."""
+    """Several rows were created, or match the filter now."""
 
     operation: Literal["add_bulk"]
     data: Items[TopicName, Entity] | Summary[TopicName, Id]
 
 
 class UpdateBulk(Event[TopicName], Generic[TopicName, Entity, Id, FieldName]):
-    """Many at once changed; `changed` names what did in any of them."""
+    """Several rows changed. `changed` names the fields that changed in any of them."""
 
     operation: Literal["update_bulk"]
     data: Items[TopicName, Entity] | Summary[TopicName, Id]
@@ -129,7 +129,7 @@ class UpdateBulk(Event[TopicName], Generic[TopicName, Entity, Id, FieldName]):
 
 
 class DeleteBulk(Event[TopicName], Generic[TopicName, Id]):
-    """Many at once are gone or, for the reason `filter`, match the filter no more."""
+    """Several rows were deleted or, with the reason `filter`, no longer match the filter."""
 
     operation: Literal["delete_bulk"]
     data: Ids[TopicName, Id] | Summary[TopicName, Id]
@@ -138,11 +138,11 @@ class DeleteBulk(Event[TopicName], Generic[TopicName, Id]):
 
 class Page(TopicFrame, Generic[TopicName, Entity]):
     items: Annotated[list[Entity], Field(max_length=MAX_EVENT_ITEMS)]
-    done: bool = Field(description="The last page of this topic")
+    done: bool = Field(description="Whether this is the last page of the topic")
 
 
 class Snapshot(TopicFrame, Generic[TopicName, Entity]):
-    """Rows as of `seq`. What was kept of the topic before the first page is of no use any more."""
+    """A page of rows as of `seq`. The first page replaces everything the client holds of the topic."""
 
     operation: Literal["snapshot"]
     topic: TopicName
@@ -154,13 +154,13 @@ class Snapshot(TopicFrame, Generic[TopicName, Entity]):
 class JobProgress(Answer):
     id: str
     state: Literal["queued", "running", "done", "cancelled", "failed"]
-    done: Count = Field(description="Stored rows; their frames came before this one")
+    done: Count = Field(description="Rows that are stored; their frames came before this one")
     total: Count
     rows_per_second: Count
 
 
 class Progress(Answer):
-    """How far a job is, at most five times a second. Ephemeral: sent to whoever is live, never repeated."""
+    """The progress of a job, at most five times a second. Ephemeral: not repeated after a reconnect."""
 
     operation: Literal["progress"]
     topic: Literal["jobs"]
@@ -169,13 +169,13 @@ class Progress(Answer):
 
 
 class PresenceData(Answer):
-    count: Count = Field(description="Sockets that watch the topic, with those of nobody signed in")
-    joined: list[Person] = Field(description="Empty for a socket that has not signed in")
+    count: Count = Field(description="Sockets that watch the topic, including anonymous ones")
+    joined: list[Person] = Field(description="Empty for a socket that is not signed in")
     left: list[Person]
 
 
 class PresenceChange(Answer):
-    """Who watches a topic has changed. Ephemeral; only after the action `presence`."""
+    """The watchers of a topic changed. Ephemeral; sent only after the action `presence`."""
 
     operation: Literal["presence"]
     topic: Topic
@@ -191,11 +191,11 @@ class ResyncData(Answer):
         "the snapshot could not be finished",
     ]
     epoch: Epoch
-    seq: Seq = Field(description="The stream goes on after it")
+    seq: Seq = Field(description="The stream continues after this number")
 
 
 class Resync(Answer):
-    """What the client has built is no good any more: throw it away and take everything anew."""
+    """The client's state is void: discard it and load everything again."""
 
     operation: Literal["resync"]
     topic: None
@@ -205,39 +205,39 @@ class Resync(Answer):
 
 # --- for each topic
 
-# The first two stay for good, and each edit raises the others: no frame names them.
+# The first two never change and every edit changes the others, so `changed` names none of them.
 _NEVER_NAMED = frozenset({"id", "created_at", "version", "updated_at"})
-# Parametrised with what is only known here, which mypy does not take in brackets.
+# Parametrised at run time, which mypy does not accept in brackets.
 _LITERAL: Any = Literal
 
 
-def _made(model: Any, *parameters: Any) -> type[BaseModel]:
-    made: type[BaseModel] = model[parameters]
-    return made
+def _parametrised(model: Any, *parameters: Any) -> type[BaseModel]:
+    found: type[BaseModel] = model[parameters]
+    return found
 
 
 def of_topic(topic: str) -> dict[str, type[BaseModel]]:
-    """The models of a topic's frames, by operation."""
+    """Return the models of a topic's frames, by operation."""
     entity = TOPIC_ENTITIES[topic]
     name = _LITERAL[topic]
     id_ = entity.model_fields["id"].annotation
     field = _LITERAL[tuple(each for each in entity.model_fields if each not in _NEVER_NAMED)]
     return {
-        "add": _made(Add, name, entity),
-        "update": _made(Update, name, entity, field),
-        "delete": _made(Delete, name, id_),
-        "add_bulk": _made(AddBulk, name, entity, id_),
-        "update_bulk": _made(UpdateBulk, name, entity, id_, field),
-        "delete_bulk": _made(DeleteBulk, name, id_),
-        "snapshot": _made(Snapshot, name, entity),
+        "add": _parametrised(Add, name, entity),
+        "update": _parametrised(Update, name, entity, field),
+        "delete": _parametrised(Delete, name, id_),
+        "add_bulk": _parametrised(AddBulk, name, entity, id_),
+        "update_bulk": _parametrised(UpdateBulk, name, entity, id_, field),
+        "delete_bulk": _parametrised(DeleteBulk, name, id_),
+        "snapshot": _parametrised(Snapshot, name, entity),
     }
 
 
 @cache
 def frames() -> Mapping[str, Sequence[type[BaseModel]]]:
-    """The models by operation; those of a topic each have their own.
+    """Return the models by operation, one for each topic where the frame depends on it.
 
-    Made when the document is: nothing else needs them, and a start need not wait for them.
+    Built with the document, so that the start of the service does not wait for them.
     """
     of_topics = [of_topic(topic) for topic in TOPIC_ENTITIES]
     return {

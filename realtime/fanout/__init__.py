@@ -1,1 +1,1 @@
-"""From one event to every subscription: the hub, matching filters, snapshots, coalescing."""
+"""Which subscription gets what: hub, then matching and changes for filters, encode and pulse for what is sent."""

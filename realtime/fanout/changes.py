@@ -1,7 +1,10 @@
 """What an event means for one filter: which rows enter, change, and leave. Pure.
 
-An event holds what the rows are and what they were. A row that matched neither before nor after is nobody's business;
-one that starts to match is an `add`, one that stops matching a `delete` for the reason "filter".
+Rules:
+- An event holds its rows as they are and as they were before.
+- A row that matched neither before nor after is left out. A row that starts to match is an `add`; a row that stops
+  matching is a `delete` with the reason "filter".
+- An event whose rows all match, before and after, is sent as it is.
 """
 
 from __future__ import annotations
@@ -9,22 +12,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import orjson
 
 from core.filters import Filter, Matcher, Row, matcher_of
-from realtime.wire import frames
+from realtime.wire import data, frames
 from realtime.wire.frames import Rendering
 from repository.engine.events import Event
 
 BY_FILTER = "filter"
-MAX_COMPILED_FILTERS = 128  # of those that catch up; a filter may be large
+MAX_COMPILED_FILTERS = 128  # of subscriptions that catch up; a filter may be large
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One row of an event: what it was and what it is, None where it is not."""
+    """One row of an event: `before` is None for a new row, `after` for a deleted one."""
 
     before: Row | None
     after: Row | None
@@ -42,8 +44,8 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A change as one filter sees it. `left` means that the row still is, but matches no more."""
+class FilteredChange:
+    """A change as one filter sees it. `left`: the row still exists, but no longer matches."""
 
     operation: str  # add, update or delete
     change: Change
@@ -53,7 +55,13 @@ class Seen:
 compiled = lru_cache(maxsize=MAX_COMPILED_FILTERS)(matcher_of)
 
 
+def matches_all(row: Row) -> bool:
+    """Return True: the matcher of a subscription without a filter."""
+    return True
+
+
 def changes_of(event: Event) -> list[Change]:
+    """Decode the rows of an event."""
     payload = orjson.loads(event.payload)
     before = orjson.loads(event.before) if event.before is not None else None
     match event.operation:
@@ -66,86 +74,79 @@ def changes_of(event: Event) -> list[Change]:
         case "add_bulk":
             return [Change(None, row) for row in payload["items"]]
         case "update_bulk":
-            assert before is not None, "an update is stored with what was before"
+            assert before is not None, "an update is stored with the rows before it"
             return [Change(old, new) for old, new in zip(before, payload["items"], strict=True)]
         case "delete_bulk":
-            assert before is not None, "a delete is stored with what was before"
+            assert before is not None, "a delete is stored with the rows before it"
             return [Change(old, None) for old in before]
     raise AssertionError(event.operation)
 
 
-def see(test: Matcher, changes: Iterable[Change]) -> list[Seen]:
-    """The changes that a filter has anything to do with."""
+def filter_changes(matches: Matcher, changes: Iterable[Change]) -> list[FilteredChange]:
+    """Return the changes whose row matches before or after."""
     found = []
     for change in changes:
-        was = change.before is not None and test(change.before)
-        if change.after is not None and test(change.after):
-            found.append(Seen("update" if was else "add", change))
+        was = change.before is not None and matches(change.before)
+        if change.after is not None and matches(change.after):
+            found.append(FilteredChange("update" if was else "add", change))
         elif was:
-            found.append(Seen("delete", change, left=change.after is not None))
+            found.append(FilteredChange("delete", change, left=change.after is not None))
     return found
 
 
 def filtered_texts(event: Event, rendering: Rendering, wanted: Filter) -> Sequence[bytes]:
-    """The frames of an event for a filter, none when it is about none of its rows."""
-    verdict = event.built.get(wanted)
-    if verdict is None:
+    """Return the frames of one event under one filter: none when no row matches before or after."""
+    is_sent_whole = event.built.get(wanted)
+    if is_sent_whole is None:
         changes = changes_of(event)
-        seen = see(compiled(wanted), changes)
-        # What costs next to nothing is kept with the event: that it is wanted as it is, or not at all.
-        verdict = is_whole(event, seen, len(changes)) if seen else False
-        if verdict or not seen:
-            frames.keep(event, wanted, verdict)
-        else:
-            return tuple(frames.named(text, rendering.subscription) for text in _parts(event, rendering.bulk, seen))
-    return (frames.event_text(event, rendering),) if verdict else ()
+        filtered = filter_changes(compiled(wanted), changes)
+        is_sent_whole = is_whole(event, filtered, len(changes)) if filtered else False
+        if filtered and not is_sent_whole:
+            return tuple(frames.named(text, rendering.subscription) for text in _parts(event, rendering.bulk, filtered))
+        # Only this much is kept with the event, since it costs next to nothing: sent whole, or not at all.
+        frames.keep(event, wanted, is_sent_whole)
+    return (frames.event_text(event, rendering),) if is_sent_whole else ()
 
 
-def is_whole(event: Event, seen: Sequence[Seen], total: int) -> bool:
-    """Whether all of an event with `total` changes is seen as what it is."""
+def is_whole(event: Event, filtered: Sequence[FilteredChange], total: int) -> bool:
+    """Return whether the filter sees all `total` changes of the event, each as the event's own operation."""
     own = event.operation.removesuffix("_bulk")
-    return len(seen) == total and all(one.operation == own and not one.left for one in seen)
+    return len(filtered) == total and all(one.operation == own and not one.left for one in filtered)
 
 
-def seen_texts(event: Event, bulk: str, seen: Sequence[Seen], total: int) -> Sequence[bytes]:
-    """The frames of what was seen of an event with `total` changes, without a name."""
-    if not seen:
+def change_texts(event: Event, bulk: str, filtered: Sequence[FilteredChange], total: int) -> Sequence[bytes]:
+    """Return the frames, without a name, of the filtered changes of an event that has `total` changes."""
+    if not filtered:
         return ()
-    if is_whole(event, seen, total):
+    if is_whole(event, filtered, total):
         return (frames.event_text(event, Rendering("summary" if bulk == "summary" else "items")),)
-    return _parts(event, bulk, seen)
+    return _parts(event, bulk, filtered)
 
 
-def _parts(event: Event, bulk: str, seen: Sequence[Seen]) -> Sequence[bytes]:
+def _parts(event: Event, bulk: str, filtered: Sequence[FilteredChange]) -> Sequence[bytes]:
     own = event.operation.removesuffix("_bulk")
     if own == event.operation:
-        (one,) = seen
-        data = event.payload if one.operation == "add" else orjson.dumps({"id": one.change.id})
-        return (frames.part_text(event, one.operation, data, reason=BY_FILTER if one.left else None),)
+        (one,) = filtered
+        content = event.payload if one.operation == "add" else data.deleted(data.encode(one.change.id))
+        return (frames.part_text(event, one.operation, content, reason=BY_FILTER if one.left else None),)
     job_id = frames.job_of(event)
     parts: list[tuple[str, bytes, str | None]] = []
     for operation in ("add", "update", "delete"):
-        group = [one.change for one in seen if one.operation == operation]
+        group = [one.change for one in filtered if one.operation == operation]
         if group:
             left = operation == "delete" and own != "delete"
-            parts.append((f"{operation}_bulk", bulk_data(operation, group, bulk, job_id), BY_FILTER if left else None))
+            content = bulk_data(operation, group, bulk, job_id)
+            parts.append((f"{operation}_bulk", content, BY_FILTER if left else None))
     last = len(parts) - 1
     return tuple(
-        frames.part_text(event, operation, data, reason=reason, more=number < last)
-        for number, (operation, data, reason) in enumerate(parts)
+        frames.part_text(event, operation, content, reason=reason, more=number < last)
+        for number, (operation, content, reason) in enumerate(parts)
     )
 
 
 def bulk_data(operation: str, group: Sequence[Change], bulk: str, job_id: str | None) -> bytes:
-    """The `data` of a bulk frame about these changes."""
+    """Return the `data` of a bulk frame about these changes."""
     ids = [change.id for change in group]
     if bulk == "summary":
-        return frames.summary(ids, job_id)
-    data: dict[str, Any] = {"count": len(ids)}
-    if operation == "delete":
-        data["ids"] = ids
-    else:
-        data["items"] = [change.after for change in group]
-    if job_id is not None:
-        data["job_id"] = job_id
-    return orjson.dumps(data)
+        return data.summary(ids, job_id)
+    return data.bulk(operation, ids if operation == "delete" else [change.after for change in group], job_id)

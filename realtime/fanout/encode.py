@@ -1,22 +1,32 @@
-"""The frames of a subscription that catches up or sends intervals: events in, encoded frames out. Pure."""
+"""The frames of a run of events for one spec, for subscriptions that are not written to event by event. Pure.
+
+`texts` serves a subscription that catches up. `coalesce` serves one that wants the latest state at an interval: it
+sums up what the run did to each row, so that a row that came and went within the run is not sent at all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-import orjson
-
 from core.filters import Row
-from realtime.fanout.changes import BY_FILTER, Change, changes_of, compiled, filtered_texts, see
+from realtime.fanout.changes import (
+    BY_FILTER,
+    Change,
+    changes_of,
+    compiled,
+    filter_changes,
+    filtered_texts,
+    matches_all,
+)
 from realtime.fanout.spec import Spec
-from realtime.wire import frames
+from realtime.wire import data, frames
 from repository.engine.events import Event
 from repository.engine.transaction import MAX_EVENT_BYTES, MAX_EVENT_ITEMS
 
 
 def texts(spec: Spec, events: Sequence[Event]) -> list[bytes]:
-    """Return the frames of consecutive events, as a subscription that is not live writes them."""
+    """Return the frames of consecutive events, with the subscription's name."""
     if spec.latest_every_ms is not None:
         return [frames.named(text, spec.rendering.subscription) for text in coalesce(spec, events)]
     admitted = [event for event in events if spec.admits(event)]
@@ -28,17 +38,25 @@ def texts(spec: Spec, events: Sequence[Event]) -> list[bytes]:
 
 @dataclass(slots=True)
 class _Net:
-    """What a window did to one entity."""
+    """What a run of events did to one row, in sum."""
 
-    first: Row | None  # what it was when the window began, None when it was not in view
-    last: Row | None
-    left: bool
-    event: Event
+    first: Row | None  # the row before the run, None when it did not match
+    last: Row | None  # the row after the run, None when it does not match
+    left: bool  # the row still exists, but no longer matches
+    event: Event  # the newest one about the row
     changed: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def encoded(self) -> bytes:
+        """The row, or the id of a deleted one."""
+        if self.last is not None:
+            return data.encode(self.last)
+        assert self.first is not None
+        return data.encode(self.first["id"])
 
 
 def coalesce(spec: Spec, events: Iterable[Event], decode: Callable[[Event], list[Change]] = changes_of) -> list[bytes]:
-    """The frames of a window, without a name: one `add`, `update` or `delete` at most for each entity."""
+    """Return the frames of a run, without a name: at most one `add`, `update` or `delete` for each row."""
     nets: dict[tuple[str, int | str], _Net] = {}
     filters = dict(spec.filters)
     for event in events:
@@ -46,9 +64,7 @@ def coalesce(spec: Spec, events: Iterable[Event], decode: Callable[[Event], list
             continue
         wanted = filters.get(event.topic)
         changes = decode(event)
-        # Without a filter everything matches, before and after.
-        seen = see(compiled(wanted), changes) if wanted is not None else see(lambda _: True, changes)
-        for one in seen:
+        for one in filter_changes(compiled(wanted) if wanted is not None else matches_all, changes):
             key = (event.topic, one.change.id)
             net = nets.get(key)
             if net is None:
@@ -64,59 +80,40 @@ def _frames(spec: Spec, nets: dict[tuple[str, int | str], _Net]) -> list[bytes]:
     groups: dict[tuple[str, str, bool], list[_Net]] = {}
     for (topic, _), net in nets.items():
         if net.first is None and net.last is None:
-            continue  # came and went between two beats
+            continue  # came and went within the run
         operation = "delete" if net.last is None else "add" if net.first is None else "update"
         groups.setdefault((topic, operation, net.left and net.last is None), []).append(net)
     if not groups:
         return []
-    # Of what came and went, too: a client that resumed between its two events would be told of its end alone.
+    # Rows that came and went count, too: a client that resumed between the two events of such a row would be sent a
+    # delete without an add.
     seq = max(net.event.seq for net in nets.values())
-    parts = [
-        (operation, left, part)
-        for (_, operation, left), group in groups.items()
-        for part in _parts([(net, _encoded(net)) for net in group])
-    ]
+    parts: list[tuple[str, bool, list[_Net], list[bytes]]] = []
+    for (_, operation, left), group in groups.items():
+        encoded = [net.encoded for net in group]
+        slices = data.frame_slices(encoded, max_bytes=MAX_EVENT_BYTES, max_items=MAX_EVENT_ITEMS)
+        parts += [(operation, left, group[part], encoded[part]) for part in slices]
     last = len(parts) - 1
     return [
-        _frame(spec, seq, operation, left, part, more=number < last)
-        for number, (operation, left, part) in enumerate(parts)
+        _frame(spec, seq, operation, left, group, encoded, more=number < last)
+        for number, (operation, left, group, encoded) in enumerate(parts)
     ]
-
-
-def _encoded(net: _Net) -> bytes:
-    """The row, or the id of one that is gone."""
-    if net.last is not None:
-        return orjson.dumps(net.last)
-    assert net.first is not None
-    return orjson.dumps(net.first["id"])
-
-
-def _parts(group: Sequence[tuple[_Net, bytes]]) -> Iterator[Sequence[tuple[_Net, bytes]]]:
-    """Within the bounds of one frame."""
-    start, size = 0, 0
-    for index, (_, encoded) in enumerate(group):
-        if index > start and (size + len(encoded) > MAX_EVENT_BYTES or index - start >= MAX_EVENT_ITEMS):
-            yield group[start:index]
-            start, size = index, 0
-        size += len(encoded) + 1
-    yield group[start:]
 
 
 def _frame(
-    spec: Spec, seq: int, operation: str, left: bool, part: Sequence[tuple[_Net, bytes]], *, more: bool
+    spec: Spec, seq: int, operation: str, left: bool, group: Sequence[_Net], encoded: Sequence[bytes], *, more: bool
 ) -> bytes:
-    changed = list(dict.fromkeys(name for net, _ in part for name in net.changed))
-    event = max((net.event for net, _ in part), key=lambda event: event.seq)
-    items = [encoded for _, encoded in part]
-    if len(part) == 1:
-        data = items[0] if operation != "delete" else b'{"id":%s}' % items[0]
+    if len(group) == 1:
+        content = encoded[0] if operation != "delete" else data.deleted(encoded[0])
     else:
         if spec.rendering.bulk == "summary":
-            rows = (net.last if net.last is not None else net.first for net, _ in part)
-            data = frames.summary([row["id"] for row in rows if row is not None], None)
+            shown = (net.last if net.last is not None else net.first for net in group)
+            content = data.summary([row["id"] for row in shown if row is not None], None)
         else:
-            key = b"ids" if operation == "delete" else b"items"
-            data = b'{"count":%d,"%s":[%s]}' % (len(items), key, b",".join(items))
+            content = data.bulk_encoded(operation, encoded)
         operation = f"{operation}_bulk"
-    reason = BY_FILTER if left else None
-    return frames.part_text(event, operation, data, seq=seq, changed=changed, reason=reason, more=more)
+    event = max((net.event for net in group), key=lambda event: event.seq)
+    changed = list(dict.fromkeys(name for net in group for name in net.changed))
+    return frames.part_text(
+        event, operation, content, seq=seq, changed=changed, reason=BY_FILTER if left else None, more=more
+    )

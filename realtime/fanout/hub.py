@@ -1,11 +1,11 @@
-"""The hub writes each event to every live subscription, once per group of equal ones.
+"""The hub writes each event to every live subscription, once per group of equal specs.
 
 Invariants:
-- Every live subscription has been given every event up to `position` and none beyond; joining and leaving happen at
+- A live subscription has been written every event up to `position` and none beyond it. Subscriptions join and leave at
   that boundary only, after a flush.
-- The hub never awaits a client: it writes, looks at what is unsent, and lets go of a socket that is full.
-- Events that arrive in one turn of the loop go out in one write; a flush is due at once when they are many bytes.
-- A filter is evaluated once per event, however many subscriptions share it, and only if its group can be concerned.
+- The hub never awaits a client: it writes, checks how much is unsent, and detaches a socket that is full.
+- Events that arrive in one turn of the event loop go out in one write, or at once when they exceed FLUSH_BYTES.
+- A filter is evaluated once per event, however many subscriptions share it, and only if the event can affect it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ import structlog
 from core import metrics
 from core.filters import Filter
 from realtime.fanout import encode
-from realtime.fanout.changes import changes_of, compiled, seen_texts
+from realtime.fanout.changes import change_texts, changes_of, compiled
 from realtime.fanout.matching import FilterIndex
 from realtime.fanout.pulse import Pulse
 from realtime.fanout.spec import Spec
 from realtime.fanout.subscription import MAX_UNSENT_BYTES, Subscription
+from realtime.feed.positions import LOG_REPLACED
 from realtime.wire.frames import Frames, Rendering, named
 from realtime.wire.writer import HIGH_WATER_BYTES
-from repository.engine.events import Event
+from repository.engine.events import Event, Head
 
 FLUSH_BYTES = 256 * 1024
 
@@ -34,7 +35,10 @@ log = structlog.get_logger("hub")
 
 
 class Hub:
-    """One per process; only used from its event loop. `read` answers a page of the newest events after a number."""
+    """One per process; only used from its event loop.
+
+    `read` returns a page of the newest events after a position, or None when memory does not reach back that far.
+    """
 
     def __init__(self, read: Callable[[int], list[Event] | None]) -> None:
         self.position = 0
@@ -47,25 +51,26 @@ class Hub:
         self._pending: list[Event] = []
         self._pending_bytes = 0
         self._flush_due: asyncio.Handle | None = None
-        self._written: list[tuple[Frames, int]] = []  # in this flush, and to how many sockets
+        self._written: list[tuple[Frames, int]] = []  # of this flush, with the number of sockets
 
     def __len__(self) -> int:
         groups = (*self._plain.values(), *self._filtered.values())
         return sum(map(len, groups)) + sum(len(pulse.members) for pulse in self._pulses.values())
 
     def start(self, position: int) -> None:
+        """Begin after `position`, before any subscription joins."""
         self.position = position
 
-    # --- who is live
+    # --- membership
 
     def join(self, subscription: Subscription) -> None:
-        """Make it live. Its position must be that of the feed."""
+        """Make the subscription live. Its position must be the feed's head."""
         self.flush()
         assert subscription.position == self.position, (subscription.position, self.position)
         subscription.is_live = True
         spec = subscription.spec
         if spec.latest_every_ms is not None:
-            # Those that their last members left by themselves are of no more use.
+            # A pulse whose last members fell behind was not removed then.
             self._pulses = {interval: each for interval, each in self._pulses.items() if each.members}
             if spec.latest_every_ms not in self._pulses:
                 self._pulses[spec.latest_every_ms] = Pulse(spec.latest_every_ms, self._read)
@@ -73,12 +78,13 @@ class Hub:
         elif spec.filters:
             if spec not in self._filtered:
                 self._filtered[spec] = set()
-                self._enter_index(spec)
+                self._index_filters(spec)
             self._filtered[spec].add(subscription)
         else:
             self._plain.setdefault(spec, set()).add(subscription)
 
     def leave(self, subscription: Subscription) -> None:
+        """Write what is pending and release the subscription, whose position is then up to date."""
         self.flush()
         if subscription.is_live:
             if subscription.spec.latest_every_ms is None:
@@ -98,16 +104,16 @@ class Hub:
         if not group:
             del groups[spec]
             if spec.filters:
-                self._leave_index(spec)
+                self._unindex_filters(spec)
 
-    def _enter_index(self, spec: Spec) -> None:
+    def _index_filters(self, spec: Spec) -> None:
         for topic, wanted in spec.filters:
             specs = self._by_filter.setdefault((topic, wanted), set())
             if not specs:
                 self._indexes.setdefault(topic, FilterIndex()).add(wanted)
             specs.add(spec)
 
-    def _leave_index(self, spec: Spec) -> None:
+    def _unindex_filters(self, spec: Spec) -> None:
         for topic, wanted in spec.filters:
             specs = self._by_filter[topic, wanted]
             specs.discard(spec)
@@ -117,10 +123,10 @@ class Hub:
                 if not self._indexes[topic]:
                     del self._indexes[topic]
 
-    # --- what they are given
+    # --- events
 
     def publish(self, events: Sequence[Event]) -> None:
-        """The next events of the feed."""
+        """Take the next events of the feed, and write them with the next flush."""
         for event in events:
             self._pending.append(event)
             self._pending_bytes += len(event.payload)
@@ -130,6 +136,7 @@ class Hub:
             self._flush_due = asyncio.get_running_loop().call_soon(self.flush)
 
     def flush(self) -> None:
+        """Write the pending events to every live subscription that they are for."""
         if self._flush_due is not None:
             self._flush_due.cancel()
             self._flush_due = None
@@ -148,15 +155,15 @@ class Hub:
             admitted = [event for event in events if spec.admits(event)]
             if not admitted:
                 continue
-            # Groups that differ in whom they admit mostly see the same events: build those bytes once.
+            # Groups with different audiences mostly get the same events: build those bytes once.
             key = (spec.rendering, tuple(event.seq for event in admitted))
             frames = built.get(key)
             if frames is None:
                 try:
                     frames = built[key] = Frames(encode.texts(spec, admitted))
                 except Exception as error:
-                    log.error("an event cannot be shown", exc_info=error)
-                    self._let_go([spec], before)
+                    log.error("event not encoded", exc_info=error)
+                    self._detach([spec], before)
                     continue
             self._write(group, frames, before)
 
@@ -168,25 +175,25 @@ class Hub:
                 continue
             try:
                 changes = changes_of(event)
-                for wanted, seen in index.judge(changes):
+                for wanted, filtered in index.affected_filters(changes):
                     built: dict[str, Sequence[bytes]] = {}
                     for spec in self._by_filter[event.topic, wanted]:
                         if event.audience not in spec.audiences:
                             continue
                         bulk, name = spec.rendering.bulk, spec.rendering.subscription
                         if bulk not in built:
-                            built[bulk] = seen_texts(event, bulk, seen, len(changes))
+                            built[bulk] = change_texts(event, bulk, filtered, len(changes))
                         texts.setdefault(spec, []).extend(named(text, name) for text in built[bulk])
             except Exception as error:
-                log.error("an event cannot be filtered", exc_info=error)
+                log.error("event not filtered", exc_info=error)
                 failed = [spec for spec in self._filtered if event.topic in spec.topics]
-                self._let_go(failed, before)
+                self._detach(failed, before)
                 for spec in failed:
                     texts.pop(spec, None)
         shared: dict[tuple[bytes, ...], Frames] = {}
         for spec, found in texts.items():
             if (group := self._filtered.get(spec)) is not None:
-                # Different filters mostly see an event as what it is: join those bytes once.
+                # Most filters that see an event at all see it whole: join those bytes once.
                 key = tuple(found)
                 frames = shared.get(key)
                 if frames is None:
@@ -199,9 +206,9 @@ class Hub:
         metrics.HUB_DELIVERIES.inc(sum(len(frames.texts) * sockets for frames, sockets in written))
         metrics.HUB_BYTES.inc(sum(frames.size * sockets for frames, sockets in written))
 
-    def _let_go(self, specs: Sequence[Spec], before: int) -> None:
-        """They go on from `before` by themselves: nobody misses in silence what cannot be shown. They meet it again in
-        their own tasks, which close what they cannot serve.
+    def _detach(self, specs: Sequence[Spec], before: int) -> None:
+        """Detach these groups at `before`. Each subscription tries again in its own task, which closes the socket when
+        the event cannot be encoded, so that no client misses an event silently.
         """
         for spec in specs:
             groups = self._filtered if spec.filters else self._plain
@@ -210,25 +217,25 @@ class Hub:
                 subscription.fall_behind(before)
 
     def _write(self, group: set[Subscription], frames: Frames, before: int) -> None:
-        """`before` is the place that a subscription keeps when writing to it fails."""
+        """Write to every member. A member whose write fails is detached at `before`, a full one after this flush."""
         behind: list[tuple[Subscription, int]] = []
         self._written.append((frames, len(group)))
         for subscription in group:
             try:
-                subscription.stream.write(frames)
-                if subscription.stream.buffered() > MAX_UNSENT_BYTES:
+                subscription.writer.write(frames)
+                if subscription.writer.buffered() > MAX_UNSENT_BYTES:
                     behind.append((subscription, self.position))
             except Exception as error:
-                log.error("writing to a socket failed", exc_info=error)
+                log.error("socket write failed", exc_info=error)
                 behind.append((subscription, before))
         for subscription, position in behind:
             if subscription.is_live:
                 self._release(subscription)
                 subscription.fall_behind(position)
 
-    # --- frames without a number
+    # --- ephemeral frames
 
-    def _live(self) -> list[tuple[Spec, list[Subscription]]]:
+    def _members(self) -> list[tuple[Spec, list[Subscription]]]:
         groups = [(spec, list(group)) for spec, group in (*self._plain.items(), *self._filtered.items())]
         for pulse in self._pulses.values():
             by_spec: dict[Spec, list[Subscription]] = {}
@@ -237,26 +244,26 @@ class Hub:
             groups += by_spec.items()
         return groups
 
-    def watches(self, topic: str) -> bool:
-        """Whether anybody live watches the topic."""
+    def has_subscribers(self, topic: str) -> bool:
+        """Return whether any live subscription is for the topic."""
         specs = (*self._plain, *self._filtered, *(each.spec for one in self._pulses.values() for each in one.members))
         return any(topic in spec.topics for spec in specs)
 
     def send_ephemeral(self, topic: str, row: Mapping[str, Any], build: Callable[[Rendering], bytes]) -> None:
-        """A frame about a row, without a number, to whoever is live; those behind or still full do not get it."""
+        """Write a frame about a row, without a number, to live subscriptions. Full sockets do not get it."""
         self.flush()
-        for spec, group in self._live():
+        for spec, group in self._members():
             wanted = dict(spec.filters).get(topic)
             if topic in spec.topics and (wanted is None or compiled(wanted)(row)):
                 text = Frames([build(spec.rendering)])
                 for subscription in group:
-                    if subscription.stream.buffered() <= HIGH_WATER_BYTES:
-                        subscription.stream.write(text)
+                    if subscription.writer.buffered() <= HIGH_WATER_BYTES:
+                        subscription.writer.write(text)
 
-    def reset(self, reason: str, position: int) -> None:
-        """Another log: everybody live is told to start over from `position`."""
+    def on_reset(self, head: Head) -> None:
+        """Restart every live subscription at the head of the log that replaced the last one."""
         self.flush()
-        self.position = position
-        for _, group in self._live():
+        self.position = head.seq
+        for _, group in self._members():
             for subscription in group:
-                subscription.restart(reason)
+                subscription.restart(LOG_REPLACED)

@@ -1,8 +1,8 @@
-"""Progress of jobs as ephemeral frames, made in each worker from the log itself.
+"""Progress of jobs as ephemeral frames, which each worker builds from the log.
 
-A bulk event names its job; seeing one pass, the worker looks the job up and tells its watchers. So progress never runs
-ahead of the rows, costs the bus nothing and works without one. At most five frames a second and job, the last of which
-shows the job's end.
+A bulk event names its job. When one passes, the worker reads the job's row and sends it to the topic's subscriptions.
+So progress never runs ahead of the rows, adds nothing to the bus and works without one. A job gets at most five frames
+a second, and the last one shows its end.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ log = structlog.get_logger("progress")
 
 
 class Progress:
-    """`see` is a listener of the feed; `run` sends until cancelled."""
+    """One per process. `on_events` is a listener of the feed; `run` sends until cancelled."""
 
     def __init__(self, database: Database, hub: Hub) -> None:
         self._database = database
         self._hub = hub
-        self._moved: set[str] = set()
+        self._changed_jobs: set[str] = set()
         self._wake = asyncio.Event()
 
-    def see(self, events: Sequence[Event]) -> None:
-        """Progress is for show: whatever is wrong with it keeps no event from anybody."""
+    def on_events(self, events: Sequence[Event]) -> None:
+        """Note which jobs have changed. Never raises: a failure here must not keep events from other listeners."""
         try:
-            self._see(events)
+            self._note_jobs(events)
         except Exception as error:
-            log.error("progress cannot be shown", exc_info=error)
+            log.error("job progress not noted", exc_info=error)
 
-    def _see(self, events: Sequence[Event]) -> None:
+    def _note_jobs(self, events: Sequence[Event]) -> None:
         for event in events:
             if event.topic == "jobs" and event.entity_id is not None and event.operation == "update":
                 job_id: str | None = event.entity_id
@@ -49,22 +49,22 @@ class Progress:
                 job_id = frames.job_of(event)
             else:
                 continue
-            if job_id is not None and self._hub.watches("jobs"):
-                self._moved.add(job_id)
+            if job_id is not None and self._hub.has_subscribers("jobs"):
+                self._changed_jobs.add(job_id)
                 self._wake.set()
 
     async def run(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            moved, self._moved = self._moved, set()
-            for job_id in moved:
+            changed, self._changed_jobs = self._changed_jobs, set()
+            for job_id in changed:
                 try:
                     job = await jobs.find(self._database, job_id)
                 except Unavailable:
-                    continue  # the next chunk tries again
+                    continue  # the job's next chunk tries again
                 except Exception as error:
-                    log.error("looking up a job failed", exc_info=error)
+                    log.error("job not read", exc_info=error)
                     continue
                 if job is not None:
                     self._hub.send_ephemeral("jobs", job, partial(frames.progress, job))

@@ -1,16 +1,18 @@
-"""The newest state of each entity, at most so often, for dashboards (`deliver: {"latest_every_ms": n}`).
+"""The latest state of each row, at an interval, for dashboards (`deliver: {"latest_every_ms": n}`).
 
-Such a subscription is never given events one by one. At each beat of its pulse it gets what changed, in sum, since the
-beat before: read from the ring, so nothing is kept per subscription but its place. Every state that it shows is one
-that an event carried, hence one that was committed. A socket that is still full at a beat goes on at its own pace, as
-any that is behind.
+Rules:
+- Such a subscription is not written to event by event. At each beat of its pulse it is sent, in sum, what changed since
+  the beat before.
+- Only the position is kept per subscription: the events are read again from the ring.
+- Every state that is sent is one that an event carried, hence one that was committed.
+- A socket that is still full at a beat leaves the pulse and catches up at its own pace, like any slow reader.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -24,23 +26,31 @@ from realtime.wire.frames import Frames, Rendering
 from realtime.wire.writer import HIGH_WATER_BYTES
 from repository.engine.events import Event
 
-PAGES_PER_BEAT = 2  # more than this behind, a subscription catches up at its own pace
+PAGES_PER_BEAT = 2  # a subscription that is further behind catches up at its own pace
 
 log = structlog.get_logger("latest")
 
 
+@dataclass(frozen=True, slots=True)
+class _Interval:
+    """What happened between two beats: the frames without a name, and the position after them."""
+
+    texts: list[bytes]
+    position: int
+
+
 class Pulse:
-    """All subscriptions that want the newest state every so many milliseconds."""
+    """The subscriptions of one interval. `read` returns a page of the newest events after a position, from memory."""
 
     def __init__(self, interval_ms: int, read: Callable[[int], list[Event] | None]) -> None:
         self.members: set[Subscription] = set()
-        self._interval = interval_ms / 1000
+        self._interval_seconds = interval_ms / 1000
         self._read = read
         self._timer: asyncio.TimerHandle | None = None
 
     def join(self, subscription: Subscription) -> None:
         self.members.add(subscription)
-        self._wind()
+        self._schedule()
 
     def leave(self, subscription: Subscription) -> None:
         self.members.discard(subscription)
@@ -48,64 +58,62 @@ class Pulse:
             self._timer.cancel()
             self._timer = None
 
-    def _wind(self) -> None:
+    def _schedule(self) -> None:
         if self._timer is None and self.members:
-            self._timer = asyncio.get_running_loop().call_later(self._interval, self._beat)
+            self._timer = asyncio.get_running_loop().call_later(self._interval_seconds, self._beat)
 
     def _beat(self) -> None:
         self._timer = None
         try:
-            self._tell(list(self.members))
+            self._flush(list(self.members))
         finally:
-            self._wind()
+            self._schedule()
 
-    def _tell(self, members: Sequence[Subscription]) -> None:
+    def _flush(self, members: Sequence[Subscription]) -> None:
         decoded: dict[int, list[Change]] = {}
 
         def decode(event: Event) -> list[Change]:
-            """Once for all who want different things of it."""
+            """Decode an event once for all specs."""
             if event.seq not in decoded:
                 decoded[event.seq] = changes_of(event)
             return decoded[event.seq]
 
-        windows: dict[tuple[Spec, int], tuple[list[bytes], int] | None] = {}
+        intervals: dict[tuple[Spec, int], _Interval | None] = {}
         built: dict[tuple[Spec, int, str | None], Frames] = {}
         for subscription in members:
-            # The name makes no difference to what has changed.
+            # What has changed does not depend on the subscription's name.
             spec = replace(subscription.spec, rendering=Rendering(subscription.spec.rendering.bulk))
             start = subscription.position
             try:
-                if (spec, start) not in windows:
-                    windows[spec, start] = self._window(spec, start, decode)
-                window = windows[spec, start]
-                if window is None or subscription.stream.buffered() > HIGH_WATER_BYTES:
-                    # Too much at once, or a socket that is still full: it goes on at its own pace.
-                    self._let_go(subscription)
+                if (spec, start) not in intervals:
+                    intervals[spec, start] = self._interval_after(start, spec, decode)
+                interval = intervals[spec, start]
+                if interval is None or subscription.writer.buffered() > HIGH_WATER_BYTES:
+                    self._detach(subscription)
                     continue
-                texts, subscription.position = window
-                if not texts:
+                subscription.position = interval.position
+                if not interval.texts:
                     continue
                 name = subscription.spec.rendering.subscription
                 if (spec, start, name) not in built:
-                    built[spec, start, name] = Frames([frames.named(text, name) for text in texts])
+                    built[spec, start, name] = Frames([frames.named(text, name) for text in interval.texts])
                 found = built[spec, start, name]
-                subscription.stream.write(found)
+                subscription.writer.write(found)
                 metrics.HUB_DELIVERIES.inc(len(found.texts))
                 metrics.HUB_BYTES.inc(found.size)
             except Exception as error:
-                # The others go on; this one meets it again in its own task, which closes what it cannot serve.
-                log.error("telling of a window failed", exc_info=error)
+                # The others continue. This one tries again in its own task, which closes the socket if that fails.
+                log.error("interval flush failed", exc_info=error)
                 subscription.position = start
-                self._let_go(subscription)
+                self._detach(subscription)
 
-    def _let_go(self, subscription: Subscription) -> None:
+    def _detach(self, subscription: Subscription) -> None:
+        """Let the subscription catch up at its own pace."""
         self.members.discard(subscription)
         subscription.fall_behind(subscription.position)
 
-    def _window(
-        self, spec: Spec, start: int, decode: Callable[[Event], list[Change]]
-    ) -> tuple[list[bytes], int] | None:
-        """The frames since `start` and the new place, or None when there is too much for one beat."""
+    def _interval_after(self, start: int, spec: Spec, decode: Callable[[Event], list[Change]]) -> _Interval | None:
+        """Sum up what happened after `start`. Return None when that is too much for one beat."""
         events: list[Event] = []
         position = start
         for _ in range(PAGES_PER_BEAT):
@@ -119,4 +127,4 @@ class Pulse:
         else:
             if self._read(position) != []:
                 return None
-        return coalesce(spec, events, decode), position
+        return _Interval(coalesce(spec, events, decode), position)

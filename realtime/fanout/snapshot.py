@@ -1,12 +1,12 @@
-"""A topic's rows as of one number of the log, page by page, however long the client takes to read them.
+"""The rows of a topic as of one number of the log, page by page, however long the client takes to read them.
 
-No transaction stays open: a client that reads slowly would hold up the database's clean-up for everybody. Each page is
-read as the table is then, with the number that it shows, and what happened since the snapshot's own number is taken
-back with the help of the log, which holds what every row was before. So all pages show one state, and the events
-after it follow exactly.
-
-The rows are walked in order of their ids. `_undo` says what rows not yet sent were as of the snapshot; it grows only
-with what changes while the snapshot is read, and has a bound.
+Rules:
+- All pages show one state: the rows as of the snapshot's number. The events after that number follow exactly.
+- No transaction stays open between pages: a client that reads slowly would block the database's clean-up for everyone.
+  A page is read from the table as it is then, together with the log's number, and the changes since the snapshot's own
+  number are undone with the help of the log, which holds every row as it was before.
+- Rows are read in order of their ids. `_undo` holds the changed rows that are not sent yet, as they were. It is bounded
+  and grows only with what changes while the snapshot is read.
 """
 
 from __future__ import annotations
@@ -14,43 +14,39 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import orjson
 
 from core import metrics
 from core.errors import Unavailable
-from core.filters import Filter, Row
-from realtime.fanout.changes import changes_of, compiled
+from core.filters import Filter, Matcher, Row
+from realtime.fanout.changes import changes_of, compiled, matches_all
 from realtime.feed.feed import Feed
-from realtime.wire import frames
+from realtime.wire import data, frames
 from realtime.wire.frames import Rendering
 from repository.engine.database import Database
 from repository.engine.events import Event
+from repository.engine.transaction import MAX_EVENT_ITEMS
 from repository.generic import snapshots
 from repository.generic.snapshots import Beginning
 
 PAGE_ROWS = 500
-FIRST_PAGE_ROWS = 100  # until it is known how large rows are
+FIRST_PAGE_ROWS = 100  # until the size of the rows is known
 MAX_PAGE_BYTES = 512 * 1024
 MAX_UNDO_ROWS = 20_000
 MAX_UNDO_BYTES = 16 * 1024 * 1024
 MAX_CONCURRENT_PAGE_READS = 2
+BEGIN_ATTEMPTS = 40
+BEGIN_PAUSE_SECONDS = 0.05
 
 Id = int | str
 
 
-BEGIN_ATTEMPTS = 40
-BEGIN_PAUSE_SECONDS = 0.05
-
-
 class SnapshotLost(Exception):
-    """The log was replaced, or too much changed while the snapshot was read: start over."""
+    """The log was replaced, or too much changed while the snapshot was read: the client has to start over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What of a topic a snapshot shows. `owner_id` is whose rows of a private topic."""
+    """What a snapshot shows. `owner_id` selects whose rows of a private topic."""
 
     topics: tuple[str, ...]
     filters: Mapping[str, Filter]
@@ -60,7 +56,7 @@ class Wanted:
 
 
 class Snapshots:
-    """One per process: what reading snapshots needs, and how many read at once."""
+    """One per process: where snapshots begin, and how many pages are read at once."""
 
     def __init__(self, database: Database, feed: Feed) -> None:
         self.database = database
@@ -68,15 +64,15 @@ class Snapshots:
         self._reading = asyncio.Semaphore(MAX_CONCURRENT_PAGE_READS)
 
     async def begin(self, topics: Sequence[str]) -> Beginning:
-        """Where a snapshot begins; this worker's stream has come as far. Raises Unavailable."""
+        """Return where a snapshot begins now. The feed has reached that number. Raises Unavailable."""
         for _ in range(BEGIN_ATTEMPTS):
             found = await snapshots.beginning(self.database, topics)
             if found.head.epoch == self.feed.head.epoch:
                 await self.feed.reach(found.head.seq)
                 if found.head.epoch == self.feed.head.epoch:
                     return found
-            # Another log, which the feed is about to notice.
-            self.feed.look()
+            # The log was replaced, which the feed has not noticed yet.
+            self.feed.poll_now()
             await asyncio.sleep(BEGIN_PAUSE_SECONDS)
         raise Unavailable("The log is being replaced")
 
@@ -96,7 +92,7 @@ class Snapshots:
 
 
 class Snapshot:
-    """The frames of one snapshot, of one topic after the other."""
+    """The frames of one snapshot, one topic after the other."""
 
     def __init__(self, source: Snapshots, wanted: Wanted, beginning: Beginning) -> None:
         self._topics = [_TopicSnapshot(source, wanted, topic, beginning) for topic in wanted.topics]
@@ -106,7 +102,9 @@ class Snapshot:
         return not self._topics
 
     async def next_page(self) -> list[bytes]:
-        """Raises SnapshotLost and PositionTooOld: all that was sent is void. Raises Unavailable: ask again."""
+        """Return the next frames. Raises Unavailable: try again; SnapshotLost or PositionTooOld: all that was sent is
+        void.
+        """
         topic = self._topics[0]
         texts = await topic.next_page()
         if topic.is_done:
@@ -122,22 +120,22 @@ class _TopicSnapshot:
         self._wanted = wanted
         self._topic = topic
         self._start = start
-        self._seen = start.seq  # the number up to which the log was searched for what to take back
+        self._searched = start.seq  # the number up to which the log was searched for changes to undo
         self._after: Id | None = None
-        self._until = beginning.highest[topic]  # no row above it is part of the snapshot
+        self._until = beginning.highest[topic]  # no row with a higher id is part of the snapshot
         self._undo: dict[Id, Row | None] = {}
         self._undo_bytes = 0
         self._rows = FIRST_PAGE_ROWS
-        test = wanted.filters.get(topic)
-        self._test = compiled(test) if test is not None else lambda _: True
+        wanted_rows = wanted.filters.get(topic)
+        self._matches = compiled(wanted_rows) if wanted_rows is not None else matches_all
 
     async def next_page(self) -> list[bytes]:
         page = await self._source.read(self._topic, self._wanted, self._after, self._until, self._rows)
         if page.head.epoch != self._start.epoch or page.head.seq < self._start.seq:
             raise SnapshotLost
-        await self._look_back(page.head.seq)
+        await self._collect_undo(page.head.seq)
         last = None if page.is_last else page.rows[-1]["id"]
-        rows = as_of(page.rows, self._undo, last, self._test)
+        rows = as_of(page.rows, self._undo, last, self._matches)
         if last is None:
             self.is_done = True
         else:
@@ -146,32 +144,32 @@ class _TopicSnapshot:
         metrics.SNAPSHOT_ROWS.inc(len(rows))
         return self._texts(rows)
 
-    async def _look_back(self, seq: int) -> None:
+    async def _collect_undo(self, seq: int) -> None:
         """Learn from the log what changed up to `seq`."""
         feed = self._source.feed
         await feed.reach(seq)
-        while self._seen < seq:
+        while self._searched < seq:
             if feed.head.epoch != self._start.epoch:
                 raise SnapshotLost
-            events = await feed.read_after(self._seen)
+            events = await feed.read_after(self._searched)
             if not events:
                 await feed.reach(seq)
                 continue
             for event in events:
                 if event.seq <= seq:
-                    self._take_back(event)
-                    self._seen = event.seq
+                    self._undo_event(event)
+                    self._searched = event.seq
             if len(self._undo) > MAX_UNDO_ROWS or self._undo_bytes > MAX_UNDO_BYTES:
                 raise SnapshotLost
             await asyncio.sleep(0)
 
-    def _take_back(self, event: Event) -> None:
+    def _undo_event(self, event: Event) -> None:
         if event.topic != self._topic or event.audience not in self._wanted.audiences:
             return
         changes = changes_of(event)
         for change in changes:
             key = change.id
-            # Rows already sent were right, and those above the highest came later.
+            # Rows already sent were right, and rows above the highest id were created later.
             is_ahead = self._after is None or key > self._after  # type: ignore[operator]
             is_new = self._until is not None and key > self._until  # type: ignore[operator]
             if is_ahead and not is_new and key not in self._undo:
@@ -179,43 +177,35 @@ class _TopicSnapshot:
                 self._undo_bytes += len(event.before or b"") // len(changes)
 
     def _texts(self, rows: Sequence[Row]) -> list[bytes]:
-        encoded = [orjson.dumps(row) for row in rows]
+        encoded = [data.encode(row) for row in rows]
         if encoded:
             mean = sum(map(len, encoded)) // len(encoded)
             self._rows = max(1, min(PAGE_ROWS, MAX_PAGE_BYTES // mean))
-        parts = _parts(encoded)
-        last = len(parts) - 1
+        elif not self.is_done:
+            return []
+        parts = list(data.frame_slices(encoded, max_bytes=MAX_PAGE_BYTES, max_items=MAX_EVENT_ITEMS))
         return [
             frames.snapshot_page(
-                self._topic, self._wanted.rendering, self._start.seq, part, done=self.is_done and number == last
+                self._topic,
+                self._wanted.rendering,
+                self._start.seq,
+                encoded[part],
+                done=self.is_done and part is parts[-1],
             )
-            for number, part in enumerate(parts)
-            if part or self.is_done
+            for part in parts
         ]
 
 
-def as_of(found: Sequence[Row], undo: Mapping[Id, Row | None], last: Id | None, test: Any) -> list[Row]:
-    """The rows of a page as they were before what `undo` takes back. The page ends with the id `last`, None when
-    nothing comes after it. Pure.
+def as_of(found: Sequence[Row], undo: Mapping[Id, Row | None], last: Id | None, matches: Matcher) -> list[Row]:
+    """Return the rows of a page as they were before the changes in `undo`. The page ends with the id `last`; None means
+    that no row follows it. Pure.
     """
     rows: dict[Id, Row] = {row["id"]: row for row in found}
     for key, row in undo.items():
         if last is not None and key > last:  # type: ignore[operator]
             continue
-        if row is not None and test(row):
+        if row is not None and matches(row):
             rows[key] = row
         else:
             rows.pop(key, None)
     return [rows[key] for key in sorted(rows)]
-
-
-def _parts(items: Sequence[bytes]) -> list[list[bytes]]:
-    parts: list[list[bytes]] = [[]]
-    size = 0
-    for item in items:
-        if parts[-1] and size + len(item) > MAX_PAGE_BYTES:
-            parts.append([])
-            size = 0
-        parts[-1].append(item)
-        size += len(item) + 1
-    return parts

@@ -1,4 +1,4 @@
-"""A subscription as a value: topics, filters and how its frames are written."""
+"""What a subscription asks for, as a value (`Spec`), and which topics an identity may ask for."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from resources.topics import TOPICS
 
 @dataclass(frozen=True)
 class Spec:
-    """Equal specs share one group in the hub, and every byte that is sent.
+    """Topics, filters, and how frames are rendered. Subscriptions with equal specs are sent the same bytes.
 
-    `filters` holds one for each topic, or nothing when everything is wanted.
+    `filters` holds one filter for each topic, or is empty when nothing is filtered. `audiences` are those of the
+    socket's identity.
     """
 
     topics: frozenset[str]
@@ -31,18 +32,19 @@ class Spec:
         return hash((self.topics, self.rendering, self.audiences, self.filters, self.latest_every_ms))
 
     def __hash__(self) -> int:
-        # Once: the hub looks each concerned group up several times with every event.
+        # Computed once: the hub looks up each affected group several times per event.
         return self._hash
 
     def admits(self, event: Event) -> bool:
+        """Return whether the event is of these topics and for these audiences; filters are not applied."""
         return event.topic in self.topics and event.audience in self.audiences
 
 
 def check_topics(topics: frozenset[str], identity: Identity | None) -> None:
-    """Raises Forbidden when one of them is not for this identity."""
+    """Raise Forbidden when the identity may not watch one of the topics."""
     for topic in sorted(topics):
         reader = TOPICS[topic]
         if reader == "self" and identity is None:
-            raise Forbidden(f"Topic {topic} is for those who sign in")
+            raise Forbidden(f"Topic {topic} requires signing in")
         if reader not in ("public", "self") and (identity is None or identity.group != reader):
-            raise Forbidden(f"Topic {topic} is for {reader}s")
+            raise Forbidden(f"Topic {topic} is only for {reader}s")

@@ -1,16 +1,18 @@
-"""What a watcher wants (`Spec`), and where it is in the stream (`Subscription`).
+"""One subscription of one socket: where it is in the stream, and how it gets from there to the present.
 
-A subscription is live or catching up. Live ones are written to by the hub, all that are equal at once. When a socket's
-unsent bytes pass the limit, its subscriptions fall behind: they leave the hub, remember their place, and read on from
-the ring or the log at the socket's own pace until they reach the head and go live again. The log is the buffer. One
-that begins with a snapshot sends that first, in the same way, and then catches up from the snapshot's number.
+Rules:
+- A subscription is live or catching up. A live one has been written every event up to the hub's position.
+- When a socket has more than MAX_UNSENT_BYTES unsent, its subscriptions fall behind: they leave the hub, remember their
+  position, and read from the ring or the log at the socket's own pace until they reach the head and go live again. The
+  log is the buffer, so a slow reader costs no memory and loses nothing.
+- A subscription that begins with a snapshot sends it first, in the same way, and then catches up from its number.
+- A socket that takes nothing for SLOW_CLIENT_SECONDS is closed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -21,6 +23,7 @@ from realtime.fanout import encode
 from realtime.fanout.snapshot import Snapshot, SnapshotLost, Snapshots, Wanted
 from realtime.fanout.spec import Spec
 from realtime.feed.feed import Feed, PositionTooOld
+from realtime.feed.positions import LOG_REPLACED, TOO_OLD
 from realtime.wire import frames
 from realtime.wire.frames import Frames
 from realtime.wire.writer import Writer
@@ -32,7 +35,7 @@ SLOW_CLIENT_SECONDS = 45.0  # without taking a single byte
 PROGRESS_CHECK_SECONDS = 1.0
 MIN_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 2.0
-MAX_LOST_SNAPSHOTS = 5  # one after the other, of one subscription
+MAX_LOST_SNAPSHOTS = 5  # in a row, of one subscription
 
 log = structlog.get_logger("subscription")
 
@@ -48,53 +51,48 @@ class LiveSubscriptions(Protocol):
         """Make the subscription live. Its position must be the feed's head."""
 
     def leave(self, subscription: Subscription) -> None:
-        """Write what is pending and let go of the subscription, whose position is then up to date."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """Where subscriptions get their events and rows from; one per process."""
-
-    feed: Feed
-    live: LiveSubscriptions
-    snapshots: Snapshots
+        """Write what is pending and release the subscription, whose position is then up to date."""
 
 
 class Subscription:
-    """One spec on one socket. `position` is the last number it has dealt with; while live, the hub knows better.
+    """One spec on one socket.
 
-    `turn` is shared by all that write to the socket at its own pace: one at a time looks whether it has room and fills
-    it. With `topics`, it begins with a snapshot of them, in that order, and begins anew when its place is lost.
+    `position` is the last number that the subscription has dealt with; while it is live, the hub's position counts.
+    `turn` serialises the catch-up writers of one socket: the holder checks for room and writes before it yields. With
+    `snapshot_of`, the subscription begins with a snapshot of these topics, in this order, and with a new one whenever
+    its position is lost.
     """
 
     def __init__(
         self,
         spec: Spec,
-        stream: Writer,
-        sources: Sources,
+        writer: Writer,
         turn: asyncio.Lock,
         *,
+        feed: Feed,
+        live: LiveSubscriptions,
+        snapshots: Snapshots,
         snapshot_of: tuple[str, ...] = (),
         owner_id: int | None = None,
     ) -> None:
         self.spec = spec
-        self.stream = stream
+        self.writer = writer
         self.position = 0
         self.is_live = False
-        self._sources = sources
-        self._feed = sources.feed
-        self._live = sources.live
         self._turn = turn
-        self._generation = sources.feed.generation
+        self._feed = feed
+        self._live = live
+        self._snapshots = snapshots
+        self._generation = feed.generation
         self._snapshot_of = snapshot_of
         self._owner_id = owner_id
         self._snapshot: Snapshot | None = None
-        self._owed: str | None = None  # the reason for which a snapshot is still to be begun anew
+        self._restart_reason: str | None = None  # set until a new snapshot begins
         self._lost_snapshots = 0
         self._task: asyncio.Task[None] | None = None
 
     def start(self, position: int) -> None:
-        """Begin after `position`, which the client has."""
+        """Begin after `position`: the client has everything up to it."""
         self.position = position
         if position == self._feed.head.seq:
             self._live.join(self)
@@ -102,118 +100,120 @@ class Subscription:
             self._begin_catching_up()
 
     def start_with_snapshot(self, beginning: Beginning, reason: str | None = None) -> None:
-        """Begin with the rows as of then; with `reason`, say first that the client's place is no good."""
+        """Begin with the rows as of `beginning`. `reason`: say first why the client cannot continue where it was."""
         if reason is not None:
-            self._say_resync(reason, beginning.head)
+            self._send_resync(reason, beginning.head)
         self._begin_snapshot(beginning)
         self._begin_catching_up()
 
     def start_over(self, reason: str) -> None:
-        """Begin at the head, though the client asked for another place."""
+        """Begin at the head, or with a snapshot, because the client cannot continue where it asked to."""
         self.restart(reason)
         if not self._snapshot_of:
             self.start(self.position)
 
     def stop(self) -> None:
+        """Write no more frames."""
         if self.is_live:
             self._live.leave(self)
         if self._task is not None:
             self._task.cancel()
             self._task = None
 
-    def respec(self, spec: Spec) -> None:
-        """Go on with another spec from the same place."""
+    def change_spec(self, spec: Spec) -> None:
+        """Continue with another spec from the same position."""
         was_live = self.is_live
         if was_live:
             self._live.leave(self)
         self.spec = spec
-        # Leaving writes what was pending, which may have filled the socket: then it is behind already.
+        # Leaving writes what was pending, which may have filled the socket: then the subscription is behind already.
         if was_live and self._task is None:
             self.start(self.position)
 
     def fall_behind(self, position: int) -> None:
-        """The hub lets go of it: the socket takes no more for now."""
+        """Continue from `position` at the socket's pace. The hub has released the subscription."""
         self.is_live = False
         self.position = position
         self._begin_catching_up()
 
     def restart(self, reason: str) -> None:
-        """Its place means nothing any more: say so, and go on from the head, or from a new snapshot."""
+        """Send `resync`, since the position is void, and continue from the head or from a new snapshot."""
         self._generation = self._feed.generation
         if self._snapshot_of:
             if self.is_live:
                 self._live.leave(self)
-            self._snapshot, self._owed = None, reason
+            self._snapshot, self._restart_reason = None, reason
             self._begin_catching_up()
         else:
             self.position = self._feed.head.seq
-            self._say_resync(reason, self._feed.head)
+            self._send_resync(reason, self._feed.head)
 
-    def _say_resync(self, reason: str, head: Head) -> None:
+    def _send_resync(self, reason: str, head: Head) -> None:
         metrics.RESYNCS.labels(reason).inc()
-        name = self.spec.rendering.subscription
-        self.stream.write(Frames([frames.resync(reason=reason, epoch=head.epoch, seq=head.seq, subscription=name)]))
+        self.writer.write(Frames([frames.resync(reason, head, self.spec.rendering.subscription)]))
 
     def _begin_snapshot(self, beginning: Beginning) -> None:
         spec = self.spec
         wanted = Wanted(self._snapshot_of, dict(spec.filters), spec.rendering, spec.audiences, self._owner_id)
-        self._snapshot, self._owed = Snapshot(self._sources.snapshots, wanted, beginning), None
+        self._snapshot, self._restart_reason = Snapshot(self._snapshots, wanted, beginning), None
         self._generation = self._feed.generation
         self.position = beginning.head.seq
+
+    # --- catching up
 
     def _begin_catching_up(self) -> None:
         if self._task is None:
             metrics.CATCH_UPS.inc()
             self._task = asyncio.create_task(self._catch_up(), name="catch-up")
-            self._task.add_done_callback(self._caught_up)
+            self._task.add_done_callback(self._on_caught_up)
 
-    def _caught_up(self, task: asyncio.Task[None]) -> None:
+    def _on_caught_up(self, task: asyncio.Task[None]) -> None:
         if self._task is task:
             self._task = None
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("catching up failed", exc_info=error)
+            log.error("catch-up failed", exc_info=error)
             self._close(CloseCode.SERVICE_RESTART)
 
     def _close(self, code: CloseCode) -> None:
-        self.stream.close(code, CLOSE_REASONS[code])
+        self.writer.close(code, CLOSE_REASONS[code])
 
     async def _catch_up(self) -> None:
         backoff = MIN_BACKOFF_SECONDS
         while True:
             try:
                 # Nothing is read for a socket that has no room.
-                await self._room()
-                is_at_head = not await (self._send_page() if not self._has_rows_to_send else self._send_rows())
+                await self._wait_for_room()
+                has_sent = await (self._send_rows() if self._has_rows_to_send else self._send_page())
                 backoff = MIN_BACKOFF_SECONDS
             except TooSlow:
-                log.info("closed as too slow", position=self.position, head=self._feed.head.seq)
+                log.info("slow client closed", position=self.position, head=self._feed.head.seq)
                 self._close(CloseCode.TOO_SLOW)
                 return
             except PositionTooOld:
-                self._lose_place("position is older than the log")
+                self._lose_position(TOO_OLD)
                 continue
             except SnapshotLost:
-                self._lose_place("the snapshot could not be finished")
+                self._lose_position("the snapshot could not be finished")
                 continue
             except Unavailable:
                 await asyncio.sleep(backoff)
                 backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
                 continue
-            if is_at_head:
+            if not has_sent:
                 if self.position == self._feed.head.seq:
                     self._task = None
                     self._live.join(self)
                     return
-                # Ahead of this worker's stream: it is on its way.
+                # The position is ahead of this worker's feed, which will reach it.
                 await asyncio.sleep(backoff)
-            # The ring answers without waiting: let others run between two pages.
+            # Reading from the ring does not yield: let other tasks run between two pages.
             await asyncio.sleep(0)
 
     @property
     def _has_rows_to_send(self) -> bool:
-        return self._snapshot is not None or self._owed is not None
+        return self._snapshot is not None or self._restart_reason is not None
 
-    def _lose_place(self, reason: str) -> None:
+    def _lose_position(self, reason: str) -> None:
         if self._snapshot is not None:
             self._lost_snapshots += 1
         if self._lost_snapshots > MAX_LOST_SNAPSHOTS:
@@ -221,63 +221,63 @@ class Subscription:
             self._lost_snapshots = 0
         self.restart(reason)
 
-    async def _room(self) -> None:
-        """Wait until the socket has taken what was written before. The caller writes before it lets others run.
+    async def _wait_for_room(self) -> None:
+        """Wait until the socket has taken what was written before. The caller writes before it yields.
 
-        Raises TooSlow when it took nothing for too long.
+        Raises TooSlow when the socket took nothing for too long.
         """
         async with self._turn:
-            if not await self._wait_until_drained():
+            if not await self._is_drained_in_time():
                 raise TooSlow
 
     async def _send_page(self) -> bool:
-        """Send the next events; False when there are none."""
+        """Send the next events. Return False when there are none."""
         page = await self._feed.read_after(self.position)
         if self._generation != self._feed.generation:
-            self.restart("the log was replaced")
+            self.restart(LOG_REPLACED)
             return True
         if not page:
             return False
         texts = encode.texts(self.spec, page)
         if texts:
             spec = self.spec
-            await self._room()
+            await self._wait_for_room()
             if spec is not self.spec or self._generation != self._feed.generation:
-                return True  # it may see something else now, or the log is another: read again
-            self.stream.write(Frames(texts))
+                return True  # the identity or the log has changed: read the page again
+            self.writer.write(Frames(texts))
         self.position = page[-1].seq
         return True
 
     async def _send_rows(self) -> bool:
-        """Send the next rows of the snapshot; True, for events follow."""
-        if self._owed is not None:
-            beginning = await self._sources.snapshots.begin(self._snapshot_of)
-            self._say_resync(self._owed, beginning.head)
+        """Send the next rows of the snapshot. Return True: at least events follow."""
+        if self._restart_reason is not None:
+            beginning = await self._snapshots.begin(self._snapshot_of)
+            self._send_resync(self._restart_reason, beginning.head)
             self._begin_snapshot(beginning)
         snapshot = self._snapshot
         assert snapshot is not None
-        # In parts, each when the one before was taken: a page of large rows is more than a socket may have unsent.
+        # Frame by frame, each when the one before was taken: a page may be larger than a socket may have unsent.
         for text in await snapshot.next_page():
-            await self._room()
+            await self._wait_for_room()
             if self._generation != self._feed.generation:
-                self.restart("the log was replaced")
+                self.restart(LOG_REPLACED)
                 return True
-            self.stream.write(Frames([text]))
+            self.writer.write(Frames([text]))
         if snapshot.is_done:
             self._snapshot = None
             self._lost_snapshots = 0
         return True
 
-    async def _wait_until_drained(self) -> bool:
-        """False when the peer took nothing for too long."""
-        taken, since = self.stream.taken(), time.monotonic()
+    async def _is_drained_in_time(self) -> bool:
+        """Wait for the socket to drain. Return False when it took nothing for SLOW_CLIENT_SECONDS."""
+        taken, since = self.writer.taken(), time.monotonic()
         while True:
             try:
                 async with asyncio.timeout(PROGRESS_CHECK_SECONDS):
-                    await self.stream.drained()
+                    await self.writer.drained()
                 return True
             except TimeoutError:
-                if self.stream.taken() > taken:
-                    taken, since = self.stream.taken(), time.monotonic()
+                if self.writer.taken() > taken:
+                    taken, since = self.writer.taken(), time.monotonic()
                 elif time.monotonic() - since > SLOW_CLIENT_SECONDS:
                     return False

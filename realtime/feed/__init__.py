@@ -1,1 +1,1 @@
-"""The ordered stream of events of this process: bus, feed, ring."""
+"""How committed events reach this process: bus (fast, may lose messages), feed (complete, in order), ring (newest)."""

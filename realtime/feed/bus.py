@@ -1,8 +1,11 @@
-"""The bus: how committed events reach every process quickly. It may lose anything; the log is the truth.
+"""The bus: how committed events reach every process quickly. It may lose messages; the log has every event.
 
-One channel, subscribed once per process, through `broadcaster`: `memory://` stays in the process, `redis://` uses the
-backend below. `publish` never waits: events go to a bounded outbox, and what does not fit is dropped and counted, for
-the feed fills every gap from the log. A worker hears its own heartbeats; when it does not, it is deaf and says so.
+Rules:
+- One channel, subscribed once per process, through `broadcaster`: `memory://` stays in the process, `redis://` uses
+  `realtime.feed.redis_backend`.
+- `publish` never waits. Events go to a bounded outbox; those that do not fit are dropped and counted, since the feed
+  fills every gap from the log.
+- A worker hears its own heartbeats. One that does not is deaf: it reads the log instead, and says so.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import structlog
 from broadcaster import Broadcast
 from redis.exceptions import RedisError
 
 from core import metrics
-from realtime.feed.bus_messages import HEARTBEAT_SECONDS, Heartbeat, Message, Nudge, Reconnected, log
+from realtime.feed.bus_messages import HEARTBEAT_SECONDS, Heartbeat, Message, Nudge, Reconnected
 from realtime.feed.redis_backend import RedisBackend
 from repository.engine.events import Event, Head
 
@@ -29,39 +33,34 @@ BATCH_EVENTS = 256
 DEAF_AFTER_SECONDS = 1.5  # three heartbeats
 RESUBSCRIBE_AFTER_SECONDS = 5.0  # a connection that is silent this long is half open
 
-
-def _ignore(topic: str) -> None: ...
+log = structlog.get_logger("bus")
 
 
 class Bus:
-    """One per process. `run` is its life; `publish` may be called at any time."""
+    """One per process. `run` listens and publishes; `publish` and `nudge` may be called at any time.
 
-    def __init__(
-        self,
-        url: str,
-        on_events: Callable[[Sequence[Event]], None],
-        on_head: Callable[[Head], None],
-        on_reconnect: Callable[[], None],
-        on_nudge: Callable[[str], None] = _ignore,
-    ) -> None:
+    Listeners are added before `run`: `on_events` for events in any order, `on_head` for another worker's position,
+    `on_reconnect` for when messages may be lost, `on_nudge` for a topic to read again.
+    """
+
+    def __init__(self, url: str) -> None:
         self.is_shared = not url.startswith("memory")
         self.worker = uuid.uuid4().hex
         self.dropped = 0
-        self._on_events = on_events
-        self._on_head = on_head
-        self._on_reconnect = on_reconnect
-        self._on_nudge = on_nudge
+        self.on_events: list[Callable[[Sequence[Event]], None]] = []
+        self.on_head: list[Callable[[Head], None]] = []
+        self.on_reconnect: list[Callable[[], None]] = []
+        self.on_nudge: list[Callable[[str], None]] = []
         self._redis = RedisBackend(url) if self.is_shared else None
         self._broadcast = Broadcast(backend=self._redis) if self._redis else Broadcast("memory://")
         self._outbox: deque[Event] = deque()
         self._outbox_bytes = 0
         self._nudges: dict[str, None] = {}
-        self._waiting = asyncio.Event()
+        self._has_messages = asyncio.Event()
         self._heard_at = time.monotonic()
 
-    @property
     def is_deaf(self) -> bool:
-        """Whether a shared bus has been silent for longer than it can be when it works."""
+        """Return whether a shared bus has been silent for longer than it can be when it works."""
         return self.is_shared and time.monotonic() - self._heard_at > DEAF_AFTER_SECONDS
 
     def publish(self, events: Sequence[Event]) -> None:
@@ -72,12 +71,12 @@ class Bus:
                 continue
             self._outbox.append(event)
             self._outbox_bytes += event.size
-        self._waiting.set()
+        self._has_messages.set()
 
     def nudge(self, topic: str) -> None:
-        """Tell every process, this one as well, to look at `topic`. Many at once are one."""
+        """Tell every process, including this one, to read `topic` again. Nudges that wait together are sent once."""
         self._nudges[topic] = None
-        self._waiting.set()
+        self._has_messages.set()
 
     async def run(self, current_head: Callable[[], Head]) -> None:
         """Listen and publish until cancelled."""
@@ -98,18 +97,22 @@ class Bus:
                 if isinstance(message, Heartbeat):
                     if message.worker == self.worker:
                         self._heard_at = time.monotonic()
-                    self._on_head(message.head)
+                    for on_head in self.on_head:
+                        on_head(message.head)
                 elif isinstance(message, Reconnected):
-                    self._on_reconnect()
+                    for on_reconnect in self.on_reconnect:
+                        on_reconnect()
                 elif isinstance(message, Nudge):
-                    self._on_nudge(message.topic)
+                    for on_nudge in self.on_nudge:
+                        on_nudge(message.topic)
                 else:
-                    self._on_events(message)
+                    for on_events in self.on_events:
+                        on_events(message)
 
     async def _send(self) -> None:
         while True:
-            await self._waiting.wait()
-            self._waiting.clear()
+            await self._has_messages.wait()
+            self._has_messages.clear()
             while self._outbox:
                 batch = [self._outbox.popleft() for _ in range(min(len(self._outbox), BATCH_EVENTS))]
                 self._outbox_bytes -= sum(event.size for event in batch)
@@ -124,18 +127,18 @@ class Bus:
         except (RedisError, OSError, TimeoutError) as error:
             self.dropped += count
             metrics.BUS_DROPPED_UNSENT.inc(count)
-            log.debug("not published; the log has it", events=count, reason=str(error))
+            log.debug("bus publish failed", events=count, reason=str(error))
 
     async def _beat(self, current_head: Callable[[], Head]) -> None:
         was_deaf = False
         while True:
             await self._publish(Heartbeat(self.worker, current_head()), 0)
             await asyncio.sleep(HEARTBEAT_SECONDS)
-            if self.is_deaf != was_deaf:
+            if self.is_deaf() != was_deaf:
                 was_deaf = not was_deaf
                 if was_deaf:
-                    log.warning("bus silent; reading the log instead")
+                    log.warning("bus heartbeats lost; reading the log instead")
                 else:
-                    log.info("bus heard again")
+                    log.info("bus heartbeats received again")
             if time.monotonic() - self._heard_at > RESUBSCRIBE_AFTER_SECONDS and self._redis is not None:
                 self._redis.resubscribe()

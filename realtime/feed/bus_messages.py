@@ -1,23 +1,18 @@
-"""What travels on the bus besides events."""
+"""The messages of the bus: committed events, and what keeps workers in step without being events."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import structlog
-
 from repository.engine.events import Event, Head
 
 HEARTBEAT_SECONDS = 0.5
 
 
-log = structlog.get_logger("bus")
-
-
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A worker's place in the log."""
+    """A worker's position in the log. Workers recognise their own, and learn from the others when they are behind."""
 
     worker: str
     head: Head
@@ -25,12 +20,15 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Reconnected:
-    """The mark after each (re)subscription: what was published before it may be lost."""
+    """The mark after each subscription to Redis: messages published before it may be lost. Stays in the process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Nudge:
-    """Something that is no event has changed in the database: look now. Whoever misses it looks by the clock."""
+    """Something that is not an event has changed in the database; `topic` says what.
+
+    A nudge may be lost: its receivers also poll.
+    """
 
     topic: str
 

@@ -1,14 +1,15 @@
-"""This process's stream of events: every event once, in order, from wherever it can be had.
+"""The events of the log in this process: every event once, in order, from the bus or from the log.
 
 Invariants:
-- `head` only moves to the next number; listeners see each number exactly once and in order.
-- The bus is an accelerator. An event that is not the next waits a moment for those before it; when they do not come, or
-  when the log's head is seen to be ahead, the missing ones are read from the log.
-- The log's head is read from the database at an interval that depends on how good the bus is, so that a process without
-  a bus, or with a deaf one, lags and never loses.
-- Another epoch, or a head that went backwards, means another log: listeners are told to start over.
+- `head` only moves to the next number. Listeners get each number exactly once and in order.
+- The bus only makes the feed faster. An event that is not the next one waits a moment for those before it; when they do
+  not arrive, or when the log's head turns out to be ahead, the missing events are read from the log.
+- The log's head is polled, more often where the bus is missing or deaf. So a process without a working bus lags, but
+  misses no event.
+- Another epoch, or a head that went backwards, means that the log was replaced: the `on_reset` listeners start over.
 
-Only `run` awaits; `offer` and `hear_head` may be called from anywhere in the loop. Cancelling `run` stops it.
+`offer`, `offer_head` and `poll_now` never wait and may be called from anywhere in the event loop. Cancelling `run`
+stops the feed.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.events import Event, Head
 
-GAP_GRACE_SECONDS = 0.02  # commits of several writers reach the bus out of order by about this much at most
+GAP_GRACE_SECONDS = 0.02  # concurrent commits reach the bus out of order by about this much at most
 PENDING_EVENTS = 1_000
 PENDING_BYTES = 8 * 1024 * 1024
 PAGE_EVENTS = 500
 PAGE_BYTES = 512 * 1024
-REMEMBERED_EVENTS = 2_000  # at the start
+REMEMBERED_EVENTS = 2_000  # loaded into the ring at the start
 REMEMBERED_BYTES = 4 * 1024 * 1024
 REACH_SECONDS = 0.5
 REACH_POLL_SECONDS = 0.002
-REACH_EVENT_SECONDS = 5.0  # for an event that the log is known to have: longer only while the database is away
-MIN_LOOK_SECONDS = 0.02  # between two looks, however many hints come: strangers on the bus give hints, too
-POLL_SECONDS_LOCAL = 0.03  # no shared bus: another process's events are only seen by looking
+REACH_EVENT_SECONDS = 5.0  # for an event that the log is known to have: longer only during a database outage
+MIN_POLL_SECONDS = 0.02  # between two polls, however many hints arrive: foreign bus messages are hints, too
+POLL_SECONDS_LOCAL = 0.03  # without a shared bus, another process's events are found only by polling
 POLL_SECONDS_SHARED = 1.0
 POLL_SECONDS_DEAF = 0.1
 MAX_CONCURRENT_LOG_READS = 4
@@ -50,120 +51,121 @@ class PositionTooOld(Exception):
 
 
 class Feed:
-    """One per process."""
+    """One per process. `on_events` listeners take the next events; `on_reset` listeners take the new log's head."""
 
     def __init__(self, database: Database, *, has_shared_bus: bool, is_bus_deaf: Callable[[], bool]) -> None:
         self.head = Head("", 0)
-        self.generation = 0  # counts logs: a position of one means nothing in the next
+        self.generation = 0  # counts logs: a position in one is void in the next
         self.ring = Ring()
         self.is_database_up = True
         self.log_reads = 0
         self.on_events: list[Callable[[Sequence[Event]], None]] = []
-        self.on_reset: list[Callable[[str], None]] = []
-        self._database = database
+        self.on_reset: list[Callable[[Head], None]] = []
+        self.database = database
         self._has_shared_bus = has_shared_bus
         self._is_bus_deaf = is_bus_deaf
         self._pending: dict[int, Event] = {}
         self._pending_bytes = 0
-        self._target = 0
-        self._look = asyncio.Event()
+        self._target = 0  # the highest number that is known to be in the log
+        self._poll_due = asyncio.Event()
         self._moved = asyncio.Event()  # replaced each time it is set
-        self._present_look: asyncio.Task[None] | None = None
-        self._next_look: asyncio.Task[None] | None = None
+        self._current_head_read: asyncio.Task[None] | None = None
+        self._next_head_read: asyncio.Task[None] | None = None
         self._behind = asyncio.Event()
         self._reading = asyncio.Semaphore(MAX_CONCURRENT_LOG_READS)
 
     async def start(self) -> None:
-        """Take up the stream at the log's head. Raises Unavailable."""
-        self.head = await event_log.head(self._database)
+        """Begin at the log's head. Raises Unavailable."""
+        self.head = await event_log.head(self.database)
         self._target = self.head.seq
-        await self._remember()
+        await self._load_ring()
 
-    async def _remember(self) -> None:
-        """Fill the ring with the newest events: the clients of a worker that was replaced come here, all at once."""
-        seq = await event_log.tail(self._database, max_rows=REMEMBERED_EVENTS, max_bytes=REMEMBERED_BYTES)
+    async def _load_ring(self) -> None:
+        """Load the newest events: the clients of the worker that this one replaces reconnect all at once."""
+        seq = await event_log.tail(self.database, max_rows=REMEMBERED_EVENTS, max_bytes=REMEMBERED_BYTES)
         while seq < self.head.seq:
             page = await self._read_log(seq, PAGE_EVENTS, PAGE_BYTES)
             if not page or (page[0].epoch, page[0].seq) != (self.head.epoch, seq + 1):
-                self.ring.clear()  # another log, or one that was pruned meanwhile
+                self.ring.clear()  # the log was replaced or pruned meanwhile
                 return
             for event in page:
-                if event.seq <= self.head.seq:  # what was written meanwhile comes with the stream
+                if event.seq <= self.head.seq:  # later ones come through the feed
                     self.ring.append(event)
             seq = page[-1].seq
 
-    # --- what comes in
+    # --- input
 
     def offer(self, events: Sequence[Event]) -> None:
-        """Events heard on the bus, in any order."""
+        """Take events from the bus, in any order."""
         ready: list[Event] = []
         for event in events:
             if event.epoch != self.head.epoch:
-                self.look()
+                self.poll_now()
             elif event.seq == self.head.seq + 1:
-                self._take(event, ready)
-                self._take_pending(ready)
+                self._accept(event, ready)
+                self._accept_pending(ready)
             elif event.seq > self.head.seq:
-                self._keep(event)
+                self._hold(event)
         metrics.FEED_EVENTS_FROM_BUS.inc(len(ready))
-        self._tell(ready)
+        self._notify(ready)
 
-    def hear_head(self, head: Head) -> None:
-        """Somebody's place in the log."""
+    def offer_head(self, head: Head) -> None:
+        """Take a position that the log has reached, as another worker or the database tells it."""
         if head.epoch != self.head.epoch:
-            self.look()
+            self.poll_now()
         elif head.seq > self.head.seq:
-            self._aim(head.seq)
+            self._raise_target(head.seq)
 
-    def look(self) -> None:
-        """Read the log's head now: something may have been missed."""
-        self._look.set()
+    def poll_now(self) -> None:
+        """Read the log's head now: events may have been missed."""
+        self._poll_due.set()
 
-    def _take(self, event: Event, ready: list[Event]) -> None:
-        if self._pending and (kept := self._pending.pop(event.seq, None)) is not None:
-            self._pending_bytes -= kept.size
+    def _accept(self, event: Event, ready: list[Event]) -> None:
+        if self._pending and (held := self._pending.pop(event.seq, None)) is not None:
+            self._pending_bytes -= held.size
         self.head = Head(event.epoch, event.seq)
         self.ring.append(event)
         ready.append(event)
 
-    def _take_pending(self, ready: list[Event]) -> None:
+    def _accept_pending(self, ready: list[Event]) -> None:
         while (event := self._pending.get(self.head.seq + 1)) is not None:
-            self._take(event, ready)
+            self._accept(event, ready)
 
-    def _keep(self, event: Event) -> None:
-        self._aim(event.seq)
+    def _hold(self, event: Event) -> None:
+        self._raise_target(event.seq)
         has_room = len(self._pending) < PENDING_EVENTS and self._pending_bytes + event.size <= PENDING_BYTES
         if has_room and event.seq not in self._pending:
             self._pending[event.seq] = event
             self._pending_bytes += event.size
 
-    def _aim(self, seq: int) -> None:
+    def _raise_target(self, seq: int) -> None:
         self._target = max(self._target, seq)
         self._behind.set()
 
-    def _tell(self, ready: Sequence[Event]) -> None:
+    def _notify(self, ready: Sequence[Event]) -> None:
         if ready:
             metrics.FEED_SEQ.set(self.head.seq)
             for listener in self.on_events:
                 listener(ready)
-            self._wake_waiting()
+            self._wake_waiters()
 
-    def _wake_waiting(self) -> None:
+    def _wake_waiters(self) -> None:
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
 
     # --- the log
 
     async def run(self) -> None:
+        """Poll the log's head and fill gaps until cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._watch_head(), name="feed-head")
                 tasks.create_task(self._fill_gaps(), name="feed-gaps")
         finally:
-            looks = [look for look in (self._present_look, self._next_look) if look is not None]
-            for look in looks:
-                look.cancel()
-            await asyncio.gather(*looks, return_exceptions=True)
+            reads = [read for read in (self._current_head_read, self._next_head_read) if read is not None]
+            for read in reads:
+                read.cancel()
+            await asyncio.gather(*reads, return_exceptions=True)
 
     def _poll_seconds(self) -> float:
         if not self._has_shared_bus:
@@ -173,28 +175,28 @@ class Feed:
     async def _watch_head(self) -> None:
         backoff = POLL_SECONDS_DEAF
         while True:
-            self._look.clear()
+            self._poll_due.clear()
             seen = self.head
             try:
-                found = await event_log.head(self._database)
+                found = await event_log.head(self.database)
             except Unavailable:
-                self._database_went_away()
+                self._note_database_down()
                 await asyncio.sleep(backoff)
                 backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
                 continue
             backoff = POLL_SECONDS_DEAF
-            self._database_came_back()
+            self._note_database_up()
             if found.epoch != self.head.epoch:
                 self._reset(found)
             elif found.epoch == seen.epoch and found.seq < seen.seq:
-                await self._disown(seen)
+                await self._renew_epoch(seen)
             elif found.seq > self.head.seq:
-                self._aim(found.seq)
+                self._raise_target(found.seq)
             metrics.FEED_LAG.set(max(0, found.seq - self.head.seq))
-            await asyncio.sleep(MIN_LOOK_SECONDS)
+            await asyncio.sleep(MIN_POLL_SECONDS)
             try:
                 async with asyncio.timeout(self._poll_seconds()):
-                    await self._look.wait()
+                    await self._poll_due.wait()
             except TimeoutError:
                 pass
 
@@ -210,7 +212,7 @@ class Feed:
                     await self._fill()
                     backoff = POLL_SECONDS_DEAF
                 except Unavailable:
-                    self._database_went_away()
+                    self._note_database_down()
                     await asyncio.sleep(backoff)
                     backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
 
@@ -222,44 +224,45 @@ class Feed:
         ready: list[Event] = []
         for event in events:
             if event.epoch == self.head.epoch and event.seq == self.head.seq + 1:
-                self._take(event, ready)
+                self._accept(event, ready)
         metrics.FEED_EVENTS_FROM_LOG.inc(len(ready))
-        self._take_pending(ready)
-        self._tell(ready)
+        self._accept_pending(ready)
+        self._notify(ready)
         if not ready and self.head == start:
-            await self._look_into_a_gap(start)
+            await self._resolve_gap(start)
 
-    async def _look_into_a_gap(self, start: Head) -> None:
-        """Nothing follows where something must: late, pruned beyond us, or another log under the same name."""
-        oldest = await event_log.oldest(self._database)
-        found = await event_log.head(self._database)
+    async def _resolve_gap(self, start: Head) -> None:
+        """Find out why the log has no event after `start`: pruned beyond it, replaced, or not committed yet."""
+        oldest = await event_log.oldest(self.database)
+        found = await event_log.head(self.database)
         if self.head != start:
-            return  # the bus was quicker
+            return  # the bus has delivered the event meanwhile
         if found.epoch != start.epoch:
             self._reset(found)
         elif found.seq < start.seq:
-            await self._disown(start)
+            await self._renew_epoch(start)
         elif oldest is not None and oldest > start.seq + 1:
             self._reset(found)
-        elif oldest is None and found.seq > start.seq and await event_log.oldest(self._database) is None:
-            # Read twice: between the first look and the head the log's first event may have been committed.
+        elif oldest is None and found.seq > start.seq and await event_log.oldest(self.database) is None:
+            # Read again: the log's first event may have been committed between the two reads above.
             self._reset(found)
         else:
             self._target = found.seq
             await asyncio.sleep(GAP_GRACE_SECONDS)
 
-    async def _disown(self, seen: Head) -> None:
-        """The log lost events that were seen: a backup was restored under a running service. Its numbers are given
-        again, so positions from before it must not be taken for positions in it: it gets a new epoch.
+    async def _renew_epoch(self, seen: Head) -> None:
+        """Give the log a new epoch, since it lost events: a backup was restored under a running service. Their numbers
+        will be used again, and a position from before must not pass for a position in this log.
         """
         try:
-            await event_log.renew_epoch(self._database, seen.epoch)
+            await event_log.renew_epoch(self.database, seen.epoch)
         except Unavailable:
             return
-        self.look()
+        self.poll_now()
 
     def _reset(self, found: Head) -> None:
-        log.warning("another log", was=self.head.epoch, was_seq=self.head.seq, now=found.epoch, now_seq=found.seq)
+        was = self.head
+        log.warning("event log replaced", was=was.epoch, was_seq=was.seq, now=found.epoch, now_seq=found.seq)
         self.generation += 1
         self.head = found
         self._target = found.seq
@@ -267,61 +270,61 @@ class Feed:
         self._pending_bytes = 0
         self.ring.clear()
         for listener in self.on_reset:
-            listener("the log was replaced")
-        self._wake_waiting()
+            listener(found)
+        self._wake_waiters()
 
-    def _database_went_away(self) -> None:
+    def _note_database_down(self) -> None:
         if self.is_database_up:
             self.is_database_up = False
-            log.warning("database unreachable; trying again")
+            log.warning("database connection lost; retrying")
 
-    def _database_came_back(self) -> None:
+    def _note_database_up(self) -> None:
         if not self.is_database_up:
             self.is_database_up = True
-            log.info("database reachable again")
+            log.info("database connection restored")
 
     async def _read_log(self, seq: int, max_events: int, max_bytes: int) -> list[Event]:
         async with self._reading:
             self.log_reads += 1
             metrics.LOG_READS.inc()
-            return await event_log.read_after(self._database, seq, max_rows=max_events, max_bytes=max_bytes)
+            return await event_log.read_after(self.database, seq, max_rows=max_events, max_bytes=max_bytes)
 
-    # --- what goes out to those behind
+    # --- readers that are behind
 
     async def read_after(self, seq: int) -> list[Event]:
-        """The next page after `seq`, from the ring or the log; empty at the head.
+        """Return the next page after `seq`, from the ring or the log; it is empty at the head.
 
-        Raises PositionTooOld when the log no longer reaches back to there, Unavailable when it cannot be read.
+        Raises PositionTooOld when the log no longer reaches back that far, Unavailable when it cannot be read.
         """
         if seq >= self.head.seq:
             return []
         found = self.ring.after(seq, max_events=PAGE_EVENTS, max_bytes=PAGE_BYTES)
         if found is None:
             found = await self._read_log(seq, PAGE_EVENTS, PAGE_BYTES)
-            # What is committed but not yet in this process's stream comes again with the stream.
+            # Later events are committed, but the listeners have not been given them yet.
             found = [event for event in found if event.seq <= self.head.seq]
         if not found or found[0].seq != seq + 1:
             raise PositionTooOld(seq)
         return found
 
     def newest_after(self, seq: int) -> list[Event] | None:
-        """As `read_after`, from memory alone; None when that does not reach back so far."""
+        """Return the same from memory alone, or None when memory does not reach back that far."""
         if seq >= self.head.seq:
             return []
         return self.ring.after(seq, max_events=PAGE_EVENTS, max_bytes=PAGE_BYTES)
 
     async def wait_beyond(self, seq: int) -> None:
-        """Wait until the stream has an event after `seq`, or is another log's. However many wait share one event."""
+        """Wait until the feed has an event after `seq`, or the log was replaced. All callers share one waiter."""
         generation = self.generation
         while self.head.seq <= seq and self.generation == generation:
             await self._moved.wait()
 
     async def reach(self, seq: int) -> None:
-        """Wait until the stream has the event `seq`, which the log is known to have, or is another log's.
+        """Wait until the feed has the event `seq`, which the log is known to have, or until the log was replaced.
 
         Raises Unavailable when that takes too long.
         """
-        self._aim(seq)
+        self._raise_target(seq)
         try:
             async with asyncio.timeout(REACH_EVENT_SECONDS):
                 await self.wait_beyond(seq - 1)
@@ -329,70 +332,36 @@ class Feed:
             raise Unavailable("The log cannot be read at the moment") from error
 
     async def reach_head(self) -> None:
-        """Wait until the stream has every event that was committed when this was called, but not for long.
+        """Wait, at most REACH_SECONDS, until the feed has every event that was committed when this was called.
 
-        So whoever writes and then connects does not find itself before its own write. All who ask at once share a look.
+        So a client that writes and then connects does not start before its own write. Concurrent callers share one read
+        of the log's head.
         """
-        if self._next_look is None:
-            self._next_look = asyncio.create_task(self._reach_head(self._present_look), name="feed-reach")
-        done, _ = await asyncio.wait({self._next_look}, timeout=REACH_SECONDS)
-        for look in done:
-            if not look.cancelled():  # as it is when the feed ends
-                look.result()
+        if self._next_head_read is None:
+            self._next_head_read = asyncio.create_task(self._reach_head(self._current_head_read), name="feed-reach")
+        done, _ = await asyncio.wait({self._next_head_read}, timeout=REACH_SECONDS)
+        for read in done:
+            if not read.cancelled():  # as it is when the feed stops
+                read.result()
 
-    async def _reach_head(self, present: asyncio.Task[None] | None) -> None:
-        if present is not None:
-            await asyncio.wait({present})
-        self._present_look, self._next_look = self._next_look, None
+    async def _reach_head(self, current: asyncio.Task[None] | None) -> None:
+        if current is not None:
+            await asyncio.wait({current})
+        self._current_head_read, self._next_head_read = self._next_head_read, None
         generation = self.generation
         try:
-            found = await event_log.head(self._database)
+            found = await event_log.head(self.database)
         except Unavailable:
             return
         deadline = asyncio.get_running_loop().time() + REACH_SECONDS
         while self._is_before(found, generation):
             if asyncio.get_running_loop().time() > deadline:
                 return
-            self.hear_head(found)
+            self.offer_head(found)
             await asyncio.sleep(REACH_POLL_SECONDS)
 
     def _is_before(self, found: Head, generation: int) -> bool:
         if found.epoch == self.head.epoch:
             return self.head.seq < found.seq
-        # After a reset, what was found may as well be of the log that was replaced.
+        # After a reset, `found` may belong to the replaced log.
         return self.generation == generation
-
-    async def find_place(self, since: int | None, epoch: str | None) -> str | None:
-        """Get ready to stream after `since`, or from now: why a stream cannot go on there, or None when it can.
-
-        Raises Unavailable.
-        """
-        if since is None:
-            await self.reach_head()
-            return None
-        if epoch is not None and epoch != self.head.epoch:
-            await self.reach_head()  # this worker may be the last to know of a log that was replaced
-            if epoch != self.head.epoch:
-                return "another epoch"
-        generation = self.generation
-        reason = await self.check_position(since)
-        if reason is not None:
-            await self.reach_head()  # whoever starts over does not start before its own writes
-        return "the log was replaced" if generation != self.generation else reason
-
-    async def check_position(self, seq: int) -> str | None:
-        """Why a stream cannot go on after `seq`, or None when it can. Raises Unavailable.
-
-        A client that comes from another worker may be a little ahead of this one: its number counts as good once the
-        log knows it.
-        """
-        if seq > self.head.seq:
-            found = await event_log.head(self._database)
-            if seq > found.seq:
-                return "position is newer than the log"
-            self._aim(found.seq)
-            return None
-        if seq == self.head.seq or self.ring.after(seq, max_events=1, max_bytes=1) is not None:
-            return None
-        oldest = await event_log.oldest(self._database)
-        return "position is older than the log" if oldest is None or oldest > seq + 1 else None

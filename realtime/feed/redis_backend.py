@@ -1,4 +1,10 @@
-"""Redis pub/sub behind `broadcaster`: reconnects by itself, leaves a mark where messages may be lost."""
+"""Redis pub/sub behind `broadcaster`.
+
+Rules:
+- The backend reconnects by itself, and delivers `Reconnected` after each subscription: messages before it may be lost.
+- A message arrives whole or not at all. Messages that are not ours are logged and skipped.
+- Both directions are bounded: INBOX_MESSAGES and INBOX_BYTES here, the outbox in `realtime.feed.bus`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,7 @@ import random
 from typing import Any
 
 import orjson
+import structlog
 from broadcaster import BroadcastBackend
 from broadcaster import Event as Published
 from redis.asyncio import Redis
@@ -15,47 +22,40 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from core import metrics
-from realtime.feed.bus_messages import HEARTBEAT_SECONDS, Heartbeat, Message, Nudge, Reconnected, log
+from realtime.feed.bus_messages import HEARTBEAT_SECONDS, Heartbeat, Message, Nudge, Reconnected
 from repository.engine.events import Event, Head
 
 INBOX_MESSAGES = 10_000
-
-
 INBOX_BYTES = 16 * 1024 * 1024
-
-
 REDIS_TIMEOUT_SECONDS = 1.0
-
-
 MIN_BACKOFF_SECONDS = 0.05
-
-
 MAX_BACKOFF_SECONDS = 1.0
+
+log = structlog.get_logger("bus")
 
 
 class RedisBackend(BroadcastBackend):
-    """Redis pub/sub for `broadcaster`: its own reader with back-off and resubscription, and pipelined publishes.
+    """Its own reader task with back-off and resubscription, and pipelined publishes.
 
-    The stock backend delivers nothing with redis-py 8 and stays deaf after an outage. Messages are the ones of this
-    module; they are encoded here.
+    The stock backend delivers nothing with redis-py 8 and stays deaf after an outage.
     """
 
     def __init__(self, url: str) -> None:
-        retry: Any = Retry(NoBackoff(), 0)  # errors come to us at once: we know better what to do with them
+        retry: Any = Retry(NoBackoff(), 0)  # errors surface at once: the reader has its own back-off
         self._publisher: Redis = Redis.from_url(
             url, socket_timeout=REDIS_TIMEOUT_SECONDS, socket_connect_timeout=REDIS_TIMEOUT_SECONDS, retry=retry
         )
         self._subscriber: Redis = Redis.from_url(
             url, socket_connect_timeout=REDIS_TIMEOUT_SECONDS, socket_timeout=None, retry=retry
         )
-        # What arrives faster than it is read is dropped here; the log has it.
+        # Messages that arrive faster than they are read are dropped; the log has the events.
         self._inbox: asyncio.Queue[tuple[int, Published]] = asyncio.Queue(INBOX_MESSAGES)
         self._inbox_bytes = 0
         self._reader: asyncio.Task[None] | None = None
         self._again = asyncio.Event()
 
     async def connect(self) -> None:
-        """Connecting is the reader's business: the service starts without Redis, too."""
+        """Do nothing: the reader connects, so that the service also starts without Redis."""
 
     async def disconnect(self) -> None:
         if self._reader is not None:
@@ -72,7 +72,7 @@ class RedisBackend(BroadcastBackend):
             self._reader.cancel()
 
     def resubscribe(self) -> None:
-        """Give up the present connection."""
+        """Drop the present connection and subscribe again."""
         self._again.set()
 
     async def publish(self, channel: str, message: Message) -> None:
@@ -113,18 +113,18 @@ class RedisBackend(BroadcastBackend):
             except (RedisError, OSError, TimeoutError) as error:
                 log.debug("bus connection lost", reason=str(error))
             except (ValueError, KeyError, TypeError) as error:
-                log.warning("not a message of ours on the bus", reason=str(error))
-            except Exception as error:  # noqa: BLE001 (logged with its traceback)
-                # Whatever it is: a reader that ended would leave the worker deaf for ever.
-                log.error("reading the bus failed", exc_info=error)
-            # Jittered, so that many workers do not come back in one instant.
+                log.warning("foreign bus message skipped", reason=str(error))
+            except Exception as error:
+                # Without its reader the worker would stay deaf.
+                log.error("bus reader failed", exc_info=error)
+            # Jittered, so that workers do not all reconnect at the same moment.
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
             backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
 
     def _deliver(self, channel: str, message: Message, size: int = 0) -> None:
         if self._inbox.full() or self._inbox_bytes + size > INBOX_BYTES:
             metrics.BUS_DROPPED_UNREAD.inc()
-            log.debug("bus inbox full; the log has it")
+            log.debug("bus message dropped: inbox full")
             return
         self._inbox_bytes += size
         self._inbox.put_nowait((size, Published(channel, message)))  # type: ignore[arg-type]
@@ -135,7 +135,7 @@ def _encode_heartbeat(beat: Heartbeat) -> bytes:
 
 
 def _encode_event(event: Event) -> bytes:
-    """A line of JSON, then the payload, then what was before, as they are."""
+    """Return a line of JSON, then `payload` and `before` as they are."""
     header = {
         "epoch": event.epoch,
         "seq": event.seq,

@@ -1,4 +1,4 @@
-"""The newest events in memory, so that clients that come back cost the database nothing."""
+"""The newest events in memory, so that reconnecting clients cost the database nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RING_EVENTS = 20_000
 
 
 class Ring:
-    """Contiguous events, oldest out first when either bound is passed."""
+    """Contiguous events. The oldest are dropped when either bound is exceeded; the newest one is always kept."""
 
     def __init__(self, max_bytes: int = RING_BYTES, max_events: int = RING_EVENTS) -> None:
         self._events: deque[Event] = deque()
@@ -32,16 +32,16 @@ class Ring:
         self._bytes = 0
 
     def after(self, seq: int, *, max_events: int, max_bytes: int) -> list[Event] | None:
-        """The next events after `seq`, within the bounds but at least one; None when it does not reach back so far."""
+        """Return the next events after `seq`, at least one, within the bounds. None: the ring begins later."""
         if not self._events or seq + 1 < self._events[0].seq:
             return None
         start = seq + 1 - self._events[0].seq
         found: list[Event] = []
         size = 0
-        left = max(0, len(self._events) - start)
-        # A deque is walked from its end; those who are nearly there, most of all, are not to pay for the whole ring.
-        if left < start:
-            events: Iterable[Event] = reversed(list(islice(reversed(self._events), left)))
+        remaining = max(0, len(self._events) - start)
+        # A deque is walked from its ends: a reader that is nearly at the head must not walk the whole ring.
+        if remaining < start:
+            events: Iterable[Event] = reversed(list(islice(reversed(self._events), remaining)))
         else:
             events = islice(self._events, start, start + max_events)
         for event in islice(events, max_events):

@@ -1,1 +1,1 @@
-"""Who watches which topic, over all workers."""
+"""Who watches which topic, counted over all workers."""

@@ -1,4 +1,8 @@
-"""This worker's own counts of presence: how many sockets of whom watch what, and what the others know of it. Pure."""
+"""The presence counts of this worker, and which of them are stored for the other workers. Pure.
+
+A count is of one user (or of all anonymous clients) on one topic: the sockets that are open, and those that ended a
+moment ago and linger, since their client may reconnect.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +13,27 @@ from dataclasses import dataclass, field
 
 from repository.presence import Row
 
-STEP_SECONDS = 0.25  # what ends within one step is remembered as one
+STEP_SECONDS = 0.25  # sockets that stop lingering within one step are remembered together
 
-Place = tuple[str, int]
+Place = tuple[str, int]  # topic and user id
 
 
 @dataclass(slots=True)
-class _Seat:
+class _Count:
     username: str | None
     connections: int = 0
     lingering: int = 0
-    # When they cease to linger, and how many.
+    # When lingering sockets end, and how many.
     ends: deque[tuple[float, int]] = field(default_factory=deque)
 
 
-class Seats:
-    """`changed` are the places whose stored row may differ, in the order in which they changed."""
+class LocalCounts:
+    """`changed` holds the places whose stored row may be out of date, in the order in which they changed."""
 
     def __init__(self, linger_seconds: float) -> None:
         self.changed: dict[Place, None] = {}
         self._linger_seconds = linger_seconds
-        self._by_topic: dict[str, dict[int, _Seat]] = {}
+        self._by_topic: dict[str, dict[int, _Count]] = {}
         self._ends: deque[tuple[float, Place]] = deque()
         self._stored: set[Place] = set()
 
@@ -40,56 +44,57 @@ class Seats:
 
     @property
     def next_end(self) -> float:
-        """When something ceases to linger; infinity when nothing lingers."""
+        """When the next lingering socket ends; infinity when none lingers."""
         return self._ends[0][0] if self._ends else math.inf
 
-    def take(self, topic: str, user_id: int, username: str | None) -> None:
-        seat = self._by_topic.setdefault(topic, {}).setdefault(user_id, _Seat(username))
-        seat.connections += 1
-        seat.username = username
+    def enter(self, topic: str, user_id: int, username: str | None) -> None:
+        count = self._by_topic.setdefault(topic, {}).setdefault(user_id, _Count(username))
+        count.connections += 1
+        count.username = username
         self.changed[topic, user_id] = None
 
-    def give_up(self, topic: str, user_id: int, now: float, *, lingers: bool) -> None:
-        seat = self._by_topic[topic][user_id]
-        assert seat.connections > 0, (topic, user_id)
-        seat.connections -= 1
+    def leave(self, topic: str, user_id: int, now: float, *, lingers: bool) -> None:
+        count = self._by_topic[topic][user_id]
+        assert count.connections > 0, (topic, user_id)
+        count.connections -= 1
         if lingers:
-            seat.lingering += 1
+            count.lingering += 1
             end = math.ceil((now + self._linger_seconds) / STEP_SECONDS) * STEP_SECONDS
-            if seat.ends and seat.ends[-1][0] == end:
-                seat.ends[-1] = end, seat.ends[-1][1] + 1
+            if count.ends and count.ends[-1][0] == end:
+                count.ends[-1] = end, count.ends[-1][1] + 1
             else:
-                seat.ends.append((end, 1))
+                count.ends.append((end, 1))
                 self._ends.append((end, (topic, user_id)))
-        self._moved(topic, user_id, seat)
+        self._note_change(topic, user_id, count)
 
     def end_lingering(self, now: float) -> None:
+        """Forget the sockets whose lingering is over."""
         while self._ends and self._ends[0][0] <= now:
             _, (topic, user_id) = self._ends.popleft()
-            seat = self._by_topic[topic][user_id]
-            seat.lingering -= seat.ends.popleft()[1]
-            self._moved(topic, user_id, seat)
+            count = self._by_topic[topic][user_id]
+            count.lingering -= count.ends.popleft()[1]
+            self._note_change(topic, user_id, count)
 
-    def _moved(self, topic: str, user_id: int, seat: _Seat) -> None:
+    def _note_change(self, topic: str, user_id: int, count: _Count) -> None:
         self.changed[topic, user_id] = None
-        if not seat.connections and not seat.lingering:
+        if not count.connections and not count.lingering:
             del self._by_topic[topic][user_id]
 
     def rows(self, topic: str) -> Iterable[Row]:
-        for user_id, seat in self._by_topic.get(topic, {}).items():
-            yield Row(topic, user_id, seat.username, seat.connections, seat.lingering)
+        for user_id, count in self._by_topic.get(topic, {}).items():
+            yield Row(topic, user_id, count.username, count.connections, count.lingering)
 
     def _row(self, place: Place) -> Row:
         topic, user_id = place
-        seat = self._by_topic.get(topic, {}).get(user_id)
-        if seat is None:
+        count = self._by_topic.get(topic, {}).get(user_id)
+        if count is None:
             return Row(topic, user_id, None, 0, 0)
-        return Row(topic, user_id, seat.username, seat.connections, seat.lingering)
+        return Row(topic, user_id, count.username, count.connections, count.lingering)
 
-    # --- storing: `begin_storing`, then `end_storing` when it is certain, or `doubt`
+    # --- storing: `begin_storing`, then `end_storing`, or `mark_all_changed` when the write may have failed
 
     def begin_storing(self, places: Sequence[Place]) -> list[Row]:
-        """The rows to write for these places; they have changed no more."""
+        """Return the rows to write for these places, and take the places out of `changed`."""
         rows = []
         for place in places:
             del self.changed[place]
@@ -97,15 +102,15 @@ class Seats:
             if not row.is_empty:
                 self._stored.add(place)
             elif place not in self._stored:
-                continue  # came and went unseen
+                continue  # entered and left since the last write
             rows.append(row)
         return rows
 
     def end_storing(self, rows: Iterable[Row]) -> None:
         self._stored.difference_update((row.topic, row.user_id) for row in rows if row.is_empty)
 
-    def doubt(self) -> None:
-        """What is stored is not known: everything has changed."""
+    def mark_all_changed(self) -> None:
+        """Store everything again: what is stored is not known."""
         self.changed |= dict.fromkeys(self._stored)
-        places = ((topic, user_id) for topic, seats in self._by_topic.items() for user_id in seats)
+        places = ((topic, user_id) for topic, counts in self._by_topic.items() for user_id in counts)
         self.changed |= dict.fromkeys(places)

@@ -1,14 +1,16 @@
-"""Who watches which topic, over all workers, for those who ask.
+"""Who watches which topic, over all workers, for the clients that ask.
 
-Each worker counts its own sockets in memory (`enter`, `leave`) and stores the counts for the others, at most four times
-a second and under a lease, so that what a killed worker leaves behind goes by itself. It reads the others' counts only
-while somebody here asks: when the bus nudges it, and once a second, so it works without Redis too.
+Each worker counts its own sockets in memory (`enter`, `leave`) and stores the counts for the other workers, at most
+four times a second and under a lease, so that the counts of a killed worker expire. It reads the other workers' counts
+only while one of its clients follows presence: when the bus nudges it and once a second, so presence also works without
+Redis.
 
 Rules:
-- A socket that ended lingers for some seconds, for it may come back, here or elsewhere. What lingers keeps a number
-  from falling and never makes it rise, so whoever reconnects is neither seen to leave nor counted twice.
-- Each topic that is asked for has one view here. A view is replaced, never changed, and a watcher remembers the one
-  it was told last: what it is sent is the difference. So state and frames always add up to the view, also for a
+- A socket that ended lingers for some seconds, since its client may reconnect, here or at another worker. A lingering
+  socket keeps a count from falling and never makes one rise, so a client that reconnects is neither reported as gone
+  nor counted twice.
+- Each followed topic has one view in a worker. A view is replaced, never changed, and a follower remembers the view it
+  was sent last: the next frames are the difference. So reply and frames always add up to the present view, also for a
   socket that was full for a while.
 """
 
@@ -20,13 +22,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
-import orjson
 import structlog
 
 from core.errors import Unavailable
-from realtime.presence.local_counts import Seats
+from realtime.presence.local_counts import LocalCounts
+from realtime.wire import frames
 from repository import presence
 from repository.engine.database import Database
 from repository.presence import ANONYMOUS, Row
@@ -34,8 +36,8 @@ from repository.presence import ANONYMOUS, Row
 NUDGE = "presence"
 INTERVAL_SECONDS = 0.25  # between two writes, and between two frames to one socket
 RENEW_SECONDS = 3.0  # a third of the lease
-LOOK_SECONDS = 1.0
-FRESH_SECONDS = 0.25  # a crowd that asks at once shares a look
+POLL_SECONDS = 1.0
+FRESH_SECONDS = 0.25  # clients that ask at the same time share one read
 RETRY_SECONDS = 1.0
 STOP_SECONDS = 2.0
 LINGER_SECONDS = 5.0
@@ -45,20 +47,31 @@ MAX_USERS_PER_FRAME = 1_000
 
 log = structlog.get_logger("presence")
 
-# By user (ANONYMOUS for all who have not signed in): how many sockets, and the user's name. None is zero.
-View = Mapping[int, tuple[int, str | None]]
+
+class Watching(NamedTuple):
+    """The sockets of one user on one topic, and the user's name."""
+
+    connections: int
+    username: str | None
+
+
+# By user id; ANONYMOUS stands for all clients that have not signed in. A missing user has no socket.
+View = Mapping[int, Watching]
 
 
 def view_of(before: View | None, rows: Iterable[Row]) -> View:
-    """The view after `before` (None at the first look), itself when nothing has changed. Pure."""
-    view: dict[int, tuple[int, str | None]] = {}
-    lingering: dict[int, tuple[int, str | None]] = {}
+    """Return the view after `before` (None for the first one), or `before` itself when nothing has changed. Pure."""
+    view: dict[int, Watching] = {}
+    lingering: dict[int, Watching] = {}
     for row in rows:
         if row.connections:
             known = view.get(row.user_id)
-            view[row.user_id] = (known[0] + row.connections if known else row.connections), row.username
+            count = known.connections + row.connections if known else row.connections
+            view[row.user_id] = Watching(count, row.username)
         if row.lingering:
-            lingering[row.user_id] = lingering.get(row.user_id, (0, None))[0] + row.lingering, row.username
+            known = lingering.get(row.user_id)
+            count = known.connections + row.lingering if known else row.lingering
+            lingering[row.user_id] = Watching(count, row.username)
     for user_id, (more, name) in lingering.items():
         connections, name = view.get(user_id, (0, name))
         if before is None:
@@ -66,7 +79,7 @@ def view_of(before: View | None, rows: Iterable[Row]) -> View:
         else:
             number = max(connections, min(connections + more, before.get(user_id, (0, None))[0]))
         if number:
-            view[user_id] = number, name
+            view[user_id] = Watching(number, name)
     return before if before == view else view
 
 
@@ -79,13 +92,13 @@ def _person(user_id: int, connections: int, username: str | None) -> dict[str, A
 
 
 def state_of(view: View, *, sees_users: bool) -> dict[str, Any]:
-    """What the reply says of a topic: the true count, and the first MAX_USERS_LISTED users by id."""
+    """Return the reply about a topic: the count of all sockets, and the first MAX_USERS_LISTED users by id."""
     listed = sorted(user_id for user_id in view if user_id != ANONYMOUS)[:MAX_USERS_LISTED] if sees_users else []
     return {"count": count_of(view), "users": [_person(user_id, *view[user_id]) for user_id in listed]}
 
 
 def changes(topic: str, before: View, after: View, *, sees_users: bool) -> list[bytes]:
-    """The frames from one view to another: none when nobody came or went, several when very many did."""
+    """Return the frames from one view to the next: none when nothing visible has changed, several for many users."""
     joined, left = [], []
     if sees_users:
         joined = [_person(user_id, *after[user_id]) for user_id in sorted(after.keys() - before.keys() - {ANONYMOUS})]
@@ -94,21 +107,20 @@ def changes(topic: str, before: View, after: View, *, sees_users: bool) -> list[
     count = count_of(after)
     if not joined and not left and count == count_of(before):
         return []
-    frames = []
-    for start in range(0, max(len(joined), len(left), 1), MAX_USERS_PER_FRAME):
-        part = slice(start, start + MAX_USERS_PER_FRAME)
-        data = {"count": count, "joined": joined[part], "left": left[part]}
-        frames.append(orjson.dumps({"operation": "presence", "topic": topic, "data": data}))
-    return frames
+    parts = [
+        slice(start, start + MAX_USERS_PER_FRAME)
+        for start in range(0, max(len(joined), len(left), 1), MAX_USERS_PER_FRAME)
+    ]
+    return [frames.presence(topic, count, joined[part], left[part]) for part in parts]
 
 
 @dataclass(slots=True, eq=False)
-class _Watcher:
+class _Follower:
     topics: frozenset[str]
     sees_users: bool
     write: Callable[[bytes], None]
     is_full: Callable[[], bool]
-    told: dict[str, View] = field(default_factory=dict)
+    sent: dict[str, View] = field(default_factory=dict)
 
 
 def _never() -> bool:
@@ -116,7 +128,7 @@ def _never() -> bool:
 
 
 class Presence:
-    """One per process; `run` is its life. `nudge` tells all processes to look."""
+    """One per process. `nudge` tells all processes that stored counts have changed; `on_nudge` hears it from them."""
 
     def __init__(self, database: Database, nudge: Callable[[str], None]) -> None:
         self._database = database
@@ -125,35 +137,35 @@ class Presence:
         self._version = 0
         self._has_lease = False
         self._stored_at = -inf
-        self._seats = Seats(LINGER_SECONDS)
-        self._others: dict[str, tuple[int, dict[str, list[Row]]]] = {}
-        self._looked_at = -inf
-        self._must_look = False
-        self._looking = asyncio.Lock()
+        self._counts = LocalCounts(LINGER_SECONDS)
+        self._others: dict[str, tuple[int, dict[str, list[Row]]]] = {}  # version and rows, by worker
+        self._polled_at = -inf
+        self._must_poll = False
+        self._polling = asyncio.Lock()
         self._views: dict[str, View] = {}
-        self._is_stale = True  # the views, since somebody's counts have changed
-        self._watchers: dict[object, _Watcher] = {}
-        self._asking: dict[object, _Watcher] = {}
+        self._is_stale = True  # whether counts have changed since the views were built
+        self._followers: dict[object, _Follower] = {}
+        self._joining: dict[object, _Follower] = {}
         self._wake = asyncio.Event()
 
     # --- sockets
 
     def enter(self, topics: frozenset[str], user_id: int | None, username: str | None) -> None:
-        """A socket watches these topics now."""
+        """Count a socket that watches these topics from now on."""
         for topic in topics:
-            self._seats.take(topic, user_id or ANONYMOUS, username)
+            self._counts.enter(topic, user_id or ANONYMOUS, username)
         self._is_stale = True
         self._wake.set()
 
     def leave(self, topics: frozenset[str], user_id: int | None, *, lingers: bool = True) -> None:
-        """It does so no more, as the user it entered as. It does not linger when it goes on as somebody else."""
+        """Stop counting a socket, for the user it entered as. One that continues as another user does not linger."""
         now = asyncio.get_running_loop().time()
         for topic in topics:
-            self._seats.give_up(topic, user_id or ANONYMOUS, now, lingers=lingers)
+            self._counts.leave(topic, user_id or ANONYMOUS, now, lingers=lingers)
         self._is_stale = True
         self._wake.set()
 
-    # --- those who ask
+    # --- clients that follow presence
 
     async def watch(
         self,
@@ -163,48 +175,48 @@ class Presence:
         write: Callable[[bytes], None],
         is_full: Callable[[], bool] = _never,
     ) -> Mapping[str, Any]:
-        """Who is there, by topic; `write` is given a frame for each change from then on, until `unwatch(key)`.
+        """Return who watches each topic now. From then on, `write` gets a frame for each change, until `unwatch(key)`.
 
-        The caller writes the reply before it lets others run. While `is_full()`, nothing is written; what was missed
-        comes in one frame after that. Raises Unavailable. Cancelling is safe.
+        The caller writes the reply before it yields. While `is_full()`, nothing is written; the changes come in one
+        frame after that. Raises Unavailable. Cancelling is safe.
         """
         self.unwatch(key)
-        watcher = self._asking[key] = _Watcher(topics, sees_users, write, is_full)
+        follower = self._joining[key] = _Follower(topics, sees_users, write, is_full)
         try:
-            async with self._looking:
-                if asyncio.get_running_loop().time() - self._looked_at > FRESH_SECONDS:
-                    await self._look()
-            if self._asking.get(key) is not watcher:
-                return {}  # the socket went away meanwhile
+            async with self._polling:
+                if asyncio.get_running_loop().time() - self._polled_at > FRESH_SECONDS:
+                    await self._poll()
+            if self._joining.get(key) is not follower:
+                return {}  # the socket was closed meanwhile
         finally:
-            if self._asking.get(key) is watcher:
-                del self._asking[key]
-        self._watchers[key] = watcher
+            if self._joining.get(key) is follower:
+                del self._joining[key]
+        self._followers[key] = follower
         self._renew_views()
-        watcher.told = {topic: self._views[topic] for topic in topics}
+        follower.sent = {topic: self._views[topic] for topic in topics}
         self._wake.set()
-        return {topic: state_of(view, sees_users=sees_users) for topic, view in watcher.told.items()}
+        return {topic: state_of(view, sees_users=sees_users) for topic, view in follower.sent.items()}
 
     def unwatch(self, key: object) -> None:
-        """Nothing happens when nobody of this key asks."""
-        self._asking.pop(key, None)
-        if self._watchers.pop(key, None) is not None and not self._watchers:
+        """Stop writing to `key`. Does nothing when it does not follow presence."""
+        self._joining.pop(key, None)
+        if self._followers.pop(key, None) is not None and not self._followers:
             self._views, self._others = {}, {}
-            self._looked_at = -inf
+            self._polled_at = -inf
 
-    def hear(self) -> None:
-        """Some worker's counts have changed."""
-        if self._watchers:
-            self._must_look = True
+    def on_nudge(self, topic: str) -> None:
+        """Read the other workers' counts soon: some have changed."""
+        if self._followers:
+            self._must_poll = True
             self._wake.set()
 
-    # --- its life
+    # --- the task
 
     async def run(self) -> None:
-        """Store, look and tell until cancelled; then what is stored is left to linger."""
+        """Store, read and send until cancelled. What is stored then lingers."""
         try:
             while True:
-                await self._wait()
+                await self._wait_until_due()
                 self._wake.clear()
                 pause = INTERVAL_SECONDS
                 try:
@@ -212,21 +224,20 @@ class Presence:
                 except Unavailable:
                     pause = RETRY_SECONDS
                 except Exception as error:
-                    log.error("presence failed", exc_info=error)
+                    log.error("presence round failed", exc_info=error)
                     pause = RETRY_SECONDS
                 await asyncio.sleep(pause)
         finally:
             await self._stop()
 
-    async def _wait(self) -> None:
-        """Until something is due."""
-        due = [self._seats.next_end]
-        if self._seats.changed:
+    async def _wait_until_due(self) -> None:
+        due = [self._counts.next_end]
+        if self._counts.changed:
             return
         if self._has_lease:
             due.append(self._stored_at + RENEW_SECONDS)
-        if self._watchers:
-            due.append(self._looked_at + LOOK_SECONDS)
+        if self._followers:
+            due.append(self._polled_at + POLL_SECONDS)
         when = min(due)
         try:
             async with asyncio.timeout_at(when if when < inf else None):
@@ -236,41 +247,41 @@ class Presence:
 
     async def _round(self) -> None:
         now = asyncio.get_running_loop().time()
-        if self._seats.next_end <= now:
-            self._seats.end_lingering(now)
+        if self._counts.next_end <= now:
+            self._counts.end_lingering(now)
             self._is_stale = True
-        self._tell()  # those here need not wait for the database
+        self._send_changes()  # this worker's own changes need not wait for the database
         await self._store(now)
-        if self._watchers and (self._must_look or now - self._looked_at >= LOOK_SECONDS):
-            async with self._looking:
-                await self._look()
-            self._tell()
+        if self._followers and (self._must_poll or now - self._polled_at >= POLL_SECONDS):
+            async with self._polling:
+                await self._poll()
+            self._send_changes()
 
     async def _stop(self) -> None:
         if not self._has_lease:
             return
         try:
             async with asyncio.timeout(STOP_SECONDS):
-                # Not deleted: its sockets will be back, somewhere, in a moment.
+                # Not deleted: the clients of these sockets will reconnect in a moment.
                 await presence.linger(self._database, self._worker, self._version + 1, LINGER_SECONDS)
         except (Unavailable, TimeoutError):
-            pass  # the lease runs out by itself
+            pass  # the lease expires
 
     # --- this worker's counts, for the others
 
     async def _store(self, now: float) -> None:
-        seats = self._seats
-        if self._has_lease and not seats.is_stored and not seats.changed:
+        counts = self._counts
+        if self._has_lease and not counts.is_stored and not counts.changed:
             await presence.leave(self._database, self._worker)
             self._has_lease = False
             return
-        batch = list(islice(seats.changed, MAX_ROWS_PER_WRITE))
+        batch = list(islice(counts.changed, MAX_ROWS_PER_WRITE))
         if not batch and (not self._has_lease or now - self._stored_at < RENEW_SECONDS):
             return
         if not self._has_lease:
-            # When nobody looks, this is when what the last run left behind goes.
-            await self._sweep((await presence.workers(self._database)).expired)
-        rows = seats.begin_storing(batch)
+            # Without followers nobody polls, so this is when the rows of dead workers are deleted.
+            await self._delete_expired((await presence.workers(self._database)).expired)
+        rows = counts.begin_storing(batch)
         if not rows and not self._has_lease:
             return
         self._version += bool(rows)
@@ -278,28 +289,28 @@ class Presence:
         try:
             is_held = await presence.store(self._database, self._worker, self._version, rows, is_new=is_new)
         except BaseException:
-            seats.doubt()  # it may have been written, or not
+            counts.mark_all_changed()  # the rows may have been written, or not
             self._has_lease = not is_new
             raise
         if not is_held:
-            log.info("presence lease lost; storing everything again")
-            seats.doubt()
+            log.info("presence lease lost; storing all counts again")
+            counts.mark_all_changed()
             self._has_lease = False
             return
-        seats.end_storing(rows)
+        counts.end_storing(rows)
         self._stored_at = now
         if rows:
             self._nudge(NUDGE)
 
-    async def _sweep(self, ghosts: list[str]) -> None:
-        others = [ghost for ghost in ghosts if ghost != self._worker]
+    async def _delete_expired(self, workers: list[str]) -> None:
+        others = [worker for worker in workers if worker != self._worker]
         if others:
             await presence.sweep(self._database, others)
 
-    # --- all workers' counts, for those who ask here
+    # --- all workers' counts, for the followers here
 
-    async def _look(self) -> None:
-        now, self._must_look = asyncio.get_running_loop().time(), False
+    async def _poll(self) -> None:
+        now, self._must_poll = asyncio.get_running_loop().time(), False
         workers = await presence.workers(self._database)
         known, others = self._others, {}
         for worker, version in workers.live.items():
@@ -313,38 +324,38 @@ class Presence:
                 others[worker] = version, by_topic
         self._is_stale |= others != known
         self._others = others
-        self._looked_at = now
-        await self._sweep(workers.expired)
+        self._polled_at = now
+        await self._delete_expired(workers.expired)
 
     def _renew_views(self) -> None:
-        watched = {topic for watcher in self._watchers.values() for topic in watcher.topics}
-        if not self._is_stale and watched <= self._views.keys():
+        followed = {topic for follower in self._followers.values() for topic in follower.topics}
+        if not self._is_stale and followed <= self._views.keys():
             return
         self._is_stale = False
-        self._views = {topic: view_of(self._views.get(topic), self._rows(topic)) for topic in watched}
+        self._views = {topic: view_of(self._views.get(topic), self._rows(topic)) for topic in followed}
 
     def _rows(self, topic: str) -> Iterable[Row]:
-        yield from self._seats.rows(topic)
+        yield from self._counts.rows(topic)
         for _, by_topic in self._others.values():
             yield from by_topic.get(topic, ())
 
-    def _tell(self) -> None:
-        """Bring every watcher that takes frames to the present view."""
+    def _send_changes(self) -> None:
+        """Bring every follower whose socket is not full to the present view."""
         self._renew_views()
         views = self._views
         built: dict[tuple[str, int, bool], list[bytes]] = {}
-        for key, watcher in list(self._watchers.items()):
-            for topic, before in watcher.told.items():
+        for key, follower in list(self._followers.items()):
+            for topic, before in follower.sent.items():
                 after = views[topic]
-                if before is after or self._watchers.get(key) is not watcher or watcher.is_full():
+                if before is after or self._followers.get(key) is not follower or follower.is_full():
                     continue
-                same = topic, id(before), watcher.sees_users
+                same = topic, id(before), follower.sees_users
                 if same not in built:
-                    built[same] = changes(topic, before, after, sees_users=watcher.sees_users)
-                watcher.told[topic] = after
+                    built[same] = changes(topic, before, after, sees_users=follower.sees_users)
+                follower.sent[topic] = after
                 try:
                     for frame in built[same]:
-                        watcher.write(frame)
+                        follower.write(frame)
                 except Exception as error:
-                    log.error("telling a socket of presence failed", exc_info=error)
-                    self._watchers.pop(key, None)
+                    log.error("presence frame not written", exc_info=error)
+                    self._followers.pop(key, None)

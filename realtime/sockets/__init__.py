@@ -1,1 +1,1 @@
-"""One websocket: handshake, messages, replies, the registry of all connections."""
+"""One websocket from handshake to close: endpoint, connection, and per process the context and the registry."""

@@ -1,9 +1,11 @@
-"""One websocket: what it subscribes to, who it is, and what it asks.
+"""One websocket: its identity, its subscriptions, and the messages of its client.
 
-Each message gets one reply. The next message is read only when the socket has taken the last reply, so a client that
-asks and does not read fills nothing but its own buffer; requests alone are answered when they are done, a bounded
-number at a time. The reply to `subscribe` comes before the first frame of the subscription, and the reply to
-`unsubscribe` after the last.
+Rules:
+- Each message gets one reply. The next message is read only when the socket has taken the reply before, so a client
+  that asks and does not read fills only its own buffer. Replies to `request` come when the calls are done.
+- The reply to `subscribe` comes before the first frame of the subscription, the reply to `unsubscribe` after the last.
+- The identity may change whenever something is awaited, and with it what the socket may see: it is checked again before
+  frames are sent on the strength of it.
 """
 
 from __future__ import annotations
@@ -11,12 +13,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import orjson
-import structlog
 from starlette.websockets import WebSocket
 
 from core import metrics
@@ -24,44 +24,59 @@ from core.errors import CLOSE_REASONS, CloseCode, Forbidden, Problem
 from core.identity import ANONYMOUS_AUDIENCES, Identity
 from realtime.fanout.spec import Spec, check_topics
 from realtime.fanout.subscription import Subscription
-from realtime.sockets import messages, rest_calls
-from realtime.sockets.context import Surroundings
-from realtime.sockets.inbound import BadMessage, Message, parse_filters, parse_members, parse_message
-from realtime.sockets.message_rate import MAX_REFUSED_MESSAGES, MESSAGES_PER_SECOND, Bucket
+from realtime.feed.positions import LOG_REPLACED, find_start
+from realtime.sockets import messages
+from realtime.sockets.context import SocketContext
+from realtime.sockets.inbound import (
+    MAX_REFUSED_MESSAGES,
+    MESSAGES_PER_SECOND,
+    BadMessage,
+    Bucket,
+    Message,
+    parse_filters,
+    parse_members,
+    parse_message,
+)
 from realtime.sockets.registry import Entry
+from realtime.sockets.rest_calls import RestCalls
 from realtime.wire import frames
 from realtime.wire.frames import Frames, Rendering
 from realtime.wire.writer import HIGH_WATER_BYTES, Writer
 from resources.topics import PUBLIC_TOPICS, TOPICS
 
 MAX_SUBSCRIPTIONS = 32
-MAX_REQUESTS_IN_FLIGHT = 16
-AUTH_SECONDS = 10.0  # to sign in, where everybody must
-
-log = structlog.get_logger("connection")
+AUTH_SECONDS = 10.0  # to authenticate, where everyone has to
 
 ReplyData = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _AwaitedAuth:
+    """The default subscription that `open` begins once the client authenticates, which it has to do before `timer`."""
+
+    timer: asyncio.TimerHandle
+    topics: frozenset[str]
+    open: Callable[[], None]
 
 
 class Connection:
     """Between `open` and `close` the socket is subscribed."""
 
-    def __init__(self, websocket: WebSocket, stream: Writer, around: Surroundings) -> None:
-        self.stream = stream
+    def __init__(self, websocket: WebSocket, writer: Writer, context: SocketContext) -> None:
+        self.writer = writer
         self.identity: Identity | None = None
-        self.subscriptions: dict[str | None, Subscription] = {}
-        self._websocket = websocket
-        self._around = around
+        self.subscriptions: dict[str | None, Subscription] = {}  # by name; None is the default subscription
         self.is_ending = False
+        self._context = context
         self._turn = asyncio.Lock()
-        self._answering = asyncio.Lock()
-        self._followed: frozenset[str] = frozenset()  # whose presence it asked for
+        self._rest_calls = RestCalls(websocket, writer, self._write)
+        self._presence_topics: frozenset[str] = frozenset()  # the topics whose presence the client follows
         self._entry: Entry | None = None
         self._expiry: asyncio.TimerHandle | None = None
-        self._awaiting_auth: tuple[asyncio.TimerHandle, Spec, Callable[[], None]] | None = None
-        self._requests: set[asyncio.Task[None]] = set()
+        self._awaited_auth: _AwaitedAuth | None = None
         self._bucket = Bucket(time.monotonic())
-        self._counted: tuple[frozenset[str], Identity | None] = (frozenset(), None)
+        self._counted_topics: frozenset[str] = frozenset()  # what presence counts the socket for, and as whom
+        self._counted_identity: Identity | None = None
         self._is_closed = False
         self._actions: Mapping[str, Callable[[Message], Awaitable[ReplyData | None]]] = {
             "subscribe": self._subscribe,
@@ -72,21 +87,25 @@ class Connection:
             "ping": self._ping,
         }
 
-    # --- its life
+    # --- opening and closing
 
     async def sign_in(self, identity: Identity) -> None:
-        """Be this user, unless that has changed since the token was checked. Raises Unauthenticated, Unavailable."""
-        entry = self._around.registry.add(identity, lambda known: self._identity_changed(entry, known))
+        """Take this identity, unless it has become invalid since the token was checked.
+
+        Raises Unauthenticated and Unavailable.
+        """
+        registry = self._context.registry
+        entry = registry.add(identity, lambda current: self._identity_changed(entry, current))
         try:
-            await self._around.registry.confirm(entry)
+            await registry.confirm(entry)
         except BaseException:
-            self._around.registry.discard(entry)
+            registry.discard(entry)
             raise
         if self._entry is not None:
-            self._around.registry.discard(self._entry)
+            registry.discard(self._entry)
         self._entry, self.identity = entry, entry.identity
         if self._is_closed:
-            self._around.registry.discard(entry)
+            registry.discard(entry)
             return
         if self._expiry is not None:
             self._expiry.cancel()
@@ -94,44 +113,60 @@ class Connection:
         self._expiry = asyncio.get_running_loop().call_later(seconds, self._end, CloseCode.TOKEN_EXPIRED)
 
     def open(self, spec: Spec, position: int) -> None:
-        """Begin with the default subscription, after `position`."""
-        self._begin_default(spec, position, self._around.sources.feed.generation)
+        """Begin the default subscription after `position`."""
+        self._begin_default(spec, position, self._context.feed.generation)
 
-    def open_closed_doors(self, spec: Spec, position: int) -> None:
-        """As `open`, but nothing is told before the client has signed in, which it must do soon."""
+    def open_after_auth(self, spec: Spec, position: int) -> None:
+        """Begin it once the client has authenticated; send nothing before, and close after AUTH_SECONDS without it."""
         timer = asyncio.get_running_loop().call_later(AUTH_SECONDS, self._end, CloseCode.TOKEN_EXPIRED)
-        generation = self._around.sources.feed.generation
-        self._awaiting_auth = timer, spec, partial(self._begin_default, spec, position, generation)
+        begin = partial(self._begin_default, spec, position, self._context.feed.generation)
+        self._awaited_auth = _AwaitedAuth(timer, spec.topics, begin)
 
     def _begin_default(self, spec: Spec, position: int, generation: int) -> None:
-        spec = replace(spec, audiences=self._audiences)
-        subscription = Subscription(spec, self.stream, self._around.sources, self._turn)
+        subscription = self._new_subscription(replace(spec, audiences=self._audiences))
         self._add(None, subscription)
-        if generation == self._around.sources.feed.generation:
+        if generation == self._context.feed.generation:
             subscription.start(position)
         else:
-            subscription.start_over("the log was replaced")
-        self._count_in()
+            subscription.start_over(LOG_REPLACED)
+        self._update_presence()
 
     def close(self) -> None:
-        """The socket is gone: nothing is written any more."""
+        """End everything that writes: the socket is gone."""
         self._is_closed = True
         for name in list(self.subscriptions):
             self._drop(name)
-        self._around.presence.unwatch(self)
-        self._count_in()
+        self._context.presence.unwatch(self)
+        self._update_presence()
         if self._entry is not None:
-            self._around.registry.discard(self._entry)
-        for timer in (self._expiry, self._awaiting_auth and self._awaiting_auth[0]):
-            if timer is not None:
-                timer.cancel()
+            self._context.registry.discard(self._entry)
+        if self._expiry is not None:
+            self._expiry.cancel()
+        if self._awaited_auth is not None:
+            self._awaited_auth.timer.cancel()
+
+    async def finish(self) -> None:
+        """Wait for the requests that have begun, as HTTP does when a client goes away."""
+        await self._rest_calls.finish()
+
+    def _new_subscription(self, spec: Spec, snapshot_of: tuple[str, ...] = ()) -> Subscription:
+        return Subscription(
+            spec,
+            self.writer,
+            self._turn,
+            feed=self._context.feed,
+            live=self._context.live,
+            snapshots=self._context.snapshots,
+            snapshot_of=snapshot_of,
+            owner_id=_user_id(self.identity),
+        )
 
     def _add(self, name: str | None, subscription: Subscription) -> None:
         self.subscriptions[name] = subscription
         metrics.SUBSCRIPTIONS.inc()
 
     def _drop(self, name: str | None) -> bool:
-        """End a subscription; False when there is none of this name."""
+        """End a subscription. Return False when there is none of this name."""
         subscription = self.subscriptions.pop(name, None)
         if subscription is None:
             return False
@@ -139,36 +174,30 @@ class Connection:
         metrics.SUBSCRIPTIONS.dec()
         return True
 
-    async def finish(self) -> None:
-        """Let requests that were begun come to their end, as HTTP does when a client goes away."""
-        if self._requests:
-            try:
-                await asyncio.wait(set(self._requests))
-            finally:
-                for request in self._requests:
-                    request.cancel()
-
     def _end(self, code: CloseCode) -> None:
         self.is_ending = True
-        self.stream.close(code, CLOSE_REASONS[code])
+        self.writer.close(code, CLOSE_REASONS[code])
 
-    def _count_in(self) -> None:
-        """Tell presence which topics the socket watches, and as whom, as far as that has changed."""
-        topics = frozenset(topic for each in self.subscriptions.values() for topic in each.spec.topics)
-        before, was = self._counted
+    @property
+    def _topics(self) -> frozenset[str]:
+        return frozenset(topic for each in self.subscriptions.values() for topic in each.spec.topics)
+
+    def _update_presence(self) -> None:
+        """Tell presence which topics the socket watches now, and as which user."""
+        topics, before, was = self._topics, self._counted_topics, self._counted_identity
         is_same = _user_id(was) == _user_id(self.identity)
-        self._counted = topics, self.identity
-        presence = self._around.presence
+        self._counted_topics, self._counted_identity = topics, self.identity
+        presence = self._context.presence
         entered = topics - before if is_same else topics
         left = before - topics if is_same else before
         if entered:
             username = self.identity.username if self.identity is not None else None
             presence.enter(entered, _user_id(self.identity), username)
         if left:
-            # Who signs in goes on as somebody else: nobody who may come back.
+            # A socket that signs in continues as another user: the former one will not come back, so does not linger.
             presence.leave(left, _user_id(was), lingers=is_same)
 
-    # --- who it is
+    # --- identity
 
     @property
     def _audiences(self) -> frozenset[str]:
@@ -176,34 +205,32 @@ class Connection:
 
     def _identity_changed(self, entry: Entry, identity: Identity | None) -> None:
         if entry is not self._entry:
-            return  # not this user yet, or no longer by this token
+            return  # an identity that is not in use yet, or no longer
         if identity is None:
             self._end(CloseCode.TOKEN_EXPIRED)
             return
         self.identity = identity
         try:
-            for subscription in self.subscriptions.values():
-                check_topics(subscription.spec.topics, identity)
-            check_topics(self._followed, identity)
+            check_topics(self._topics | self._presence_topics, identity)
         except Forbidden:
             self._end(CloseCode.TOKEN_EXPIRED)
             return
-        self._respec()
+        self._update_audiences()
 
-    def _respec(self) -> None:
+    def _update_audiences(self) -> None:
         for subscription in self.subscriptions.values():
             if subscription.spec.audiences != self._audiences:
-                subscription.respec(replace(subscription.spec, audiences=self._audiences))
+                subscription.change_spec(replace(subscription.spec, audiences=self._audiences))
 
-    # --- what it says
+    # --- messages
 
     async def receive_text(self, text: str) -> None:
-        """Answer one text frame."""
+        """Handle one text frame and write the reply."""
         if self.is_ending:
-            return  # it came after the end
-        close, reply_to, answer = None, None, None
+            return
+        close, reply_to, reply = None, None, None
         try:
-            is_allowed = self._bucket.take(time.monotonic()) or not self._around.has_limits
+            is_allowed = self._bucket.take(time.monotonic()) or not self._context.limits_messages
             message = parse_message(text)
             reply_to = message.reply_to
             if not is_allowed:
@@ -212,24 +239,24 @@ class Connection:
             action = self._actions.get(message.action)
             if action is None:
                 raise BadMessage("unknown_action", f"action: expected one of {', '.join(sorted(self._actions))}")
-            if self._awaiting_auth is not None and message.action not in ("auth", "ping"):
+            if self._awaited_auth is not None and message.action not in ("auth", "ping"):
                 raise BadMessage("unauthenticated", "Sign in first: send auth with a token")
             found = await action(message)
             if found is not None:
-                answer = frames.reply(reply_to, found)
+                reply = frames.reply(reply_to, found)
         except BadMessage as error:
-            answer = frames.error_reply(reply_to if reply_to is not None else error.reply_to, error.code, error.detail)
+            reply = frames.error_reply(reply_to if reply_to is not None else error.reply_to, error.code, error.detail)
             close = error.close
         except Problem as error:
-            answer = frames.error_reply(reply_to, error.code, error.detail)
-        if answer is not None:
-            self._write(answer)
+            reply = frames.error_reply(reply_to, error.code, error.detail)
+        if reply is not None:
+            self._write(reply)
         if close is not None:
             self._end(close)
-        await self.stream.drained()
+        await self.writer.drained()
 
     def receive_bytes(self) -> None:
-        """The protocol has no binary frames: whoever sends one does not speak it."""
+        """Close the socket: the protocol has no binary frames."""
         if self.is_ending:
             return
         detail = "Expected JSON objects in text frames, got a binary frame"
@@ -238,7 +265,7 @@ class Connection:
 
     def _write(self, text: bytes) -> None:
         if not self._is_closed:
-            self.stream.write(Frames([text]))
+            self.writer.write(Frames([text]))
 
     async def _ping(self, message: Message) -> ReplyData:
         parse_members(messages.Ping, message.members)
@@ -247,16 +274,15 @@ class Connection:
     async def _auth(self, message: Message) -> ReplyData | None:
         token = parse_members(messages.Auth, message.members).token
         try:
-            identity = await self._around.identify(token)
+            identity = await self._context.identify(token)
         except Problem as error:
             close = CloseCode.TOKEN_EXPIRED if error.status == 401 else None
             raise BadMessage(error.code, error.detail, close) from error
         if self.identity is not None and self.identity.user_id != identity.user_id:
-            raise BadMessage("another_user", "This socket is signed in as another user; open another one")
-        awaited = self._awaiting_auth
-        topics = frozenset(topic for each in self.subscriptions.values() for topic in each.spec.topics)
+            raise BadMessage("another_user", "This socket is signed in as another user; open another socket")
+        awaited = self._awaited_auth
         try:
-            check_topics(topics | (awaited[1].topics if awaited is not None else frozenset()), identity)
+            check_topics(self._topics | (awaited.topics if awaited is not None else frozenset()), identity)
         except Forbidden as error:
             raise BadMessage(error.code, error.detail, CloseCode.FORBIDDEN) from error
         try:
@@ -265,16 +291,16 @@ class Connection:
             close = CloseCode.TOKEN_EXPIRED if error.status == 401 else None
             raise BadMessage(error.code, error.detail, close) from error
         if awaited is not None:
-            self._awaiting_auth = None
-            awaited[0].cancel()
-            self._write(frames.reply(message.reply_to, self._me()))
-            awaited[2]()
+            self._awaited_auth = None
+            awaited.timer.cancel()
+            self._write(frames.reply(message.reply_to, self._signed_in()))
+            awaited.open()
             return None
-        self._respec()
-        self._count_in()
-        return self._me()
+        self._update_audiences()
+        self._update_presence()
+        return self._signed_in()
 
-    def _me(self) -> ReplyData:
+    def _signed_in(self) -> ReplyData:
         assert self.identity is not None
         return {"user_id": self.identity.user_id, "group": self.identity.group}
 
@@ -283,13 +309,12 @@ class Connection:
         topics = tuple(wanted.topics if wanted.topics is not None else sorted(PUBLIC_TOPICS))
         check_topics(frozenset(topics), self.identity)
         filters = parse_filters(wanted.filter, topics)
-        feed = self._around.sources.feed
-        reason = await feed.find_place(wanted.since, wanted.epoch)
+        feed = self._context.feed
+        reason = await find_start(feed, wanted.since, wanted.epoch)
         beginning = None
         if wanted.snapshot and (wanted.since is None or reason is not None):
-            beginning = await self._around.sources.snapshots.begin(topics)
-        # From here nothing is awaited: the number in the reply is the place where the stream begins. Who it is may have
-        # changed meanwhile.
+            beginning = await self._context.snapshots.begin(topics)
+        # Nothing is awaited from here on, so that the stream begins exactly at the number in the reply.
         check_topics(frozenset(topics), self.identity)
         if self._is_closed:
             return
@@ -302,14 +327,7 @@ class Connection:
             filters,
             deliver.latest_every_ms if isinstance(deliver, messages.Latest) else None,
         )
-        subscription = Subscription(
-            spec,
-            self.stream,
-            self._around.sources,
-            self._turn,
-            snapshot_of=topics if wanted.snapshot else (),
-            owner_id=_user_id(self.identity),
-        )
+        subscription = self._new_subscription(spec, snapshot_of=topics if wanted.snapshot else ())
         self._drop(None)
         self._add(name, subscription)
         resumes = wanted.since is not None and reason is None
@@ -323,7 +341,7 @@ class Connection:
             subscription.start_over(reason)
         else:
             subscription.start(start)
-        self._count_in()
+        self._update_presence()
 
     def _new_name(self, given: str | None) -> str:
         if len(self.subscriptions.keys() - {None}) >= MAX_SUBSCRIPTIONS:
@@ -339,7 +357,7 @@ class Connection:
         name = parse_members(messages.Unsubscribe, message.members).subscription
         if not self._drop(name):
             raise BadMessage("unknown_subscription", f"subscription: there is no {name} on this socket")
-        self._count_in()
+        self._update_presence()
         return {"subscription": name}
 
     async def _presence(self, message: Message) -> ReplyData:
@@ -347,50 +365,26 @@ class Connection:
         check_topics(topics, self.identity)
         private = sorted(topic for topic in topics if TOPICS[topic] == "self")
         if private:
-            raise Forbidden(f"Topic {private[0]} is each user's own: nobody sees who watches it")
-        presence = self._around.presence
+            raise Forbidden(f"Topic {private[0]} is private to each user: it has no presence")
+        presence = self._context.presence
         presence.unwatch(self)
-        self._followed = topics
+        self._presence_topics = topics
         if not topics:
             return {}
         found = await presence.watch(self, topics, self.identity is not None, self._write, self._is_full)
         try:
-            check_topics(topics, self.identity)  # who it is may have changed meanwhile
+            check_topics(topics, self.identity)
         except Forbidden:
             presence.unwatch(self)
             raise
         return found
 
     def _is_full(self) -> bool:
-        return self.stream.buffered() > HIGH_WATER_BYTES
+        return self.writer.buffered() > HIGH_WATER_BYTES
 
     async def _request(self, message: Message) -> None:
         wanted = parse_members(messages.Request, message.members)
-        refused = sorted({name.lower() for name in wanted.headers} & rest_calls.REFUSED_HEADERS)
-        if refused:
-            raise BadMessage("invalid_message", f"headers: {refused[0]} belongs to the socket, not to a request on it")
-        if len(self._requests) >= MAX_REQUESTS_IN_FLIGHT:
-            detail = f"Expected at most {MAX_REQUESTS_IN_FLIGHT} requests at once; wait for an answer"
-            raise BadMessage("too_many_requests", detail)
-        try:
-            body = orjson.dumps(wanted.body) if "body" in wanted.model_fields_set else b""
-        except TypeError:
-            raise BadMessage("invalid_message", "body: expected fewer levels, one in another") from None
-        task = asyncio.create_task(self._answer_request(message.reply_to, wanted, body), name="request")
-        self._requests.add(task)
-        task.add_done_callback(self._requests.discard)
-
-    async def _answer_request(self, reply_to: int | str | None, wanted: messages.Request, body: bytes) -> None:
-        scope = rest_calls.scope_of(self._websocket.scope, wanted, self.identity, body)
-        try:
-            found = await rest_calls.call(self._websocket.app, scope, body)
-        except Exception as error:
-            log.error("a request on a socket failed", exc_info=error)
-            found = rest_calls.FAILED
-        # One at a time: an answer waits until the socket has taken the last.
-        async with self._answering:
-            await self.stream.drained()
-            self._write(rest_calls.reply(reply_to, *found))
+        self._rest_calls.start(message.reply_to, wanted, self.identity)
 
 
 def _user_id(identity: Identity | None) -> int | None:

@@ -1,4 +1,4 @@
-"""What connections need of the process."""
+"""The process-wide services that every websocket connection uses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from core.identity import Identity
-from realtime.fanout.subscription import Sources
+from realtime.fanout.snapshot import Snapshots
+from realtime.fanout.subscription import LiveSubscriptions
+from realtime.feed.feed import Feed
 from realtime.presence.presence import Presence
 from realtime.sockets.registry import Registry
 
@@ -14,11 +16,18 @@ Identify = Callable[[str], Awaitable[Identity]]
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """One per process; `has_limits` is off where the operator lifts the limits of rate."""
+class SocketContext:
+    """One per process; in the lifespan state as `realtime`.
 
-    sources: Sources
+    `identify` returns the identity of an access token; it raises Unauthenticated and Unavailable.
+    """
+
+    feed: Feed
+    live: LiveSubscriptions
+    snapshots: Snapshots
     registry: Registry
     presence: Presence
     identify: Identify
-    has_limits: bool
+    allowed_origins: tuple[str, ...]  # besides the service's own
+    requires_auth: bool
+    limits_messages: bool  # off where the operator has switched rate limits off

@@ -1,4 +1,7 @@
-"""`GET /ws`: from the handshake to the last frame of one websocket."""
+"""`GET /ws`: one websocket, from the handshake to the last frame.
+
+The handshake is refused over HTTP: origin, query, room, token and topics are checked before the socket is accepted.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,9 @@ from core.errors import (
     Unauthenticated,
 )
 from realtime.fanout.spec import Spec, check_topics
+from realtime.feed.positions import LOG_REPLACED, find_start
 from realtime.sockets.connection import Connection
-from realtime.sockets.context import Surroundings
+from realtime.sockets.context import SocketContext
 from realtime.wire import frames
 from realtime.wire.frames import Frames, Rendering
 from realtime.wire.writer import EXTENSION, QueuedWriter, Writer
@@ -36,31 +40,28 @@ from resources.topics import PUBLIC_TOPICS, TOPICS
 from schemas import MAX_ID
 
 HEARTBEAT_SECONDS = 20  # proxies drop sockets that are idle for 30 to 120 s
-_NUMBER = re.compile(r"[0-9]{1,19}")
 PARAMETERS = ("topics", "since", "epoch", "bulk")
+_NUMBER = re.compile(r"[0-9]{1,19}")
 
 
 @dataclass(frozen=True, slots=True)
-class Realtime:
-    """What the endpoint needs of the process; in the lifespan state as `realtime`."""
-
-    around: Surroundings
-    allowed_origins: tuple[str, ...]
-    requires_auth: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """The query of the handshake."""
-
+class HandshakeQuery:
     topics: frozenset[str]
     since: int | None
     epoch: str | None
     rendering: Rendering
 
 
-def parse_wish(items: list[tuple[str, str]]) -> Wish:
-    """Raises InvalidInput with everything that is wrong."""
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """`subprotocol` is the one to accept: browsers close a socket that does not select one of those they offered."""
+
+    token: str | None
+    subprotocol: str | None
+
+
+def parse_query(items: list[tuple[str, str]]) -> HandshakeQuery:
+    """Parse the query of the handshake. Raises InvalidInput with every problem."""
     problems: list[FieldProblem] = []
     given: dict[str, str] = {}
     for name, value in items:
@@ -83,7 +84,7 @@ def parse_wish(items: list[tuple[str, str]]) -> Wish:
         problems.append(FieldProblem(("query", "epoch"), "Expected since beside epoch", "missing_since"))
     if problems:
         raise InvalidInput(problems)
-    return Wish(
+    return HandshakeQuery(
         topics,
         int(since) if since is not None else None,
         given.get("epoch"),
@@ -92,67 +93,66 @@ def parse_wish(items: list[tuple[str, str]]) -> Wish:
 
 
 def check_origin(origin: str | None, host: str | None, allowed: tuple[str, ...]) -> None:
-    """Browsers send Origin and let any page connect: only our own page and those allowed may. Raises Forbidden."""
+    """Raise Forbidden unless the origin is our own or allowed: browsers let any page connect, and send its origin."""
     if origin is None or "*" in allowed or origin.rstrip("/") in allowed:
         return
     try:
-        own = host is not None and urlsplit(origin).netloc.lower() == host.lower()
+        is_own = host is not None and urlsplit(origin).netloc.lower() == host.lower()
     except ValueError:
-        own = False
-    if not own:
-        raise Forbidden("This origin is not allowed; the service lists it in ALLOWED_ORIGINS")
+        is_own = False
+    if not is_own:
+        raise Forbidden("This origin is not allowed: the setting ALLOWED_ORIGINS does not list it")
 
 
-def token_of(websocket: WebSocket) -> tuple[str | None, str | None]:
-    """The token and the subprotocol to accept: from the Authorization header, else `Sec-WebSocket-Protocol`.
+def credentials_of(websocket: WebSocket) -> Credentials:
+    """Return the token of the Authorization header, else that of `Sec-WebSocket-Protocol: bearer, <token>`.
 
-    Raises Unauthenticated for a header that is no bearer token.
+    Raises Unauthenticated when the header holds no bearer token.
     """
     scheme, _, token = websocket.headers.get("authorization", "").partition(" ")
     offered = list(websocket.scope.get("subprotocols", []))
     chosen = "bearer" if "bearer" in offered else None
     if scheme.lower() == "bearer":
-        return token.strip(), chosen
+        return Credentials(token.strip(), chosen)
     if scheme:
         raise Unauthenticated("Expected the header Authorization: Bearer <token>")
     if chosen is not None and len(offered) > offered.index("bearer") + 1:
-        return offered[offered.index("bearer") + 1], chosen
-    return None, chosen
+        return Credentials(offered[offered.index("bearer") + 1], chosen)
+    return Credentials(None, chosen)
 
 
 async def watch(websocket: WebSocket) -> None:
-    realtime: Realtime = websocket.state.realtime
-    around = realtime.around
-    feed = around.sources.feed
+    context: SocketContext = websocket.state.realtime
+    feed = context.feed
     with ExitStack() as stack:
         try:
-            check_origin(websocket.headers.get("origin"), websocket.headers.get("host"), realtime.allowed_origins)
-            wish = parse_wish(websocket.query_params.multi_items())
-            stack.enter_context(around.registry.place(websocket.client.host if websocket.client else ""))
-            token, subprotocol = token_of(websocket)
-            identity = await around.identify(token) if token is not None else None
-            if identity is not None or not realtime.requires_auth:
-                check_topics(wish.topics, identity)
+            check_origin(websocket.headers.get("origin"), websocket.headers.get("host"), context.allowed_origins)
+            query = parse_query(websocket.query_params.multi_items())
+            stack.enter_context(context.registry.place(websocket.client.host if websocket.client else ""))
+            credentials = credentials_of(websocket)
+            identity = await context.identify(credentials.token) if credentials.token is not None else None
+            if identity is not None or not context.requires_auth:
+                check_topics(query.topics, identity)
             direct: Writer | None = websocket.scope.get("extensions", {}).get(EXTENSION)
-            stream = direct if direct is not None else QueuedWriter(websocket)
-            connection = Connection(websocket, stream, around)
+            writer = direct if direct is not None else QueuedWriter(websocket)
+            connection = Connection(websocket, writer, context)
             stack.callback(connection.close)
             if identity is not None:
                 await connection.sign_in(identity)
-            resync_reason = await feed.find_place(wish.since, wish.epoch)
+            resync_reason = await find_start(feed, query.since, query.epoch)
             generation = feed.generation
         except Problem as problem:
             await _refuse(websocket, problem)
             return
-        await websocket.accept(subprotocol=subprotocol)
-        if wish.since is not None and generation != feed.generation:
-            resync_reason = "the log was replaced"
-        _welcome(realtime, connection, wish, resync_reason)
+        await websocket.accept(subprotocol=credentials.subprotocol)
+        if query.since is not None and generation != feed.generation:
+            resync_reason = LOG_REPLACED
+        _welcome(context, connection, query, resync_reason)
         try:
-            if isinstance(stream, QueuedWriter):
-                # Under our own server the protocol counts.
+            if isinstance(writer, QueuedWriter):
+                # Under our own server, the protocol counts connections.
                 metrics.websocket_opened()
-                metrics.websocket_closed(await _first_of(stream.run(), _receive(websocket, connection)))
+                metrics.websocket_closed(await _first_of(writer.run(), _receive(websocket, connection)))
             else:
                 await _receive(websocket, connection)
         finally:
@@ -166,20 +166,20 @@ async def _refuse(websocket: WebSocket, problem: Problem) -> None:
     await websocket.send_denial_response(response)
 
 
-def _welcome(realtime: Realtime, connection: Connection, wish: Wish, resync_reason: str | None) -> None:
-    """Nothing is awaited here: the number in the welcome is the place where the stream begins."""
-    stream, identity = connection.stream, connection.identity
+def _welcome(context: SocketContext, connection: Connection, query: HandshakeQuery, resync_reason: str | None) -> None:
+    """Send the first frames and subscribe. Nothing is awaited here: the stream begins at the number in the welcome."""
+    writer, identity = connection.writer, connection.identity
     try:
-        # Who it is may have changed since the handshake began.
+        # The identity may have changed since the handshake began.
         if connection.is_ending:
             raise Unauthenticated("")
-        if identity is not None or not realtime.requires_auth:
-            check_topics(wish.topics, identity)
+        if identity is not None or not context.requires_auth:
+            check_topics(query.topics, identity)
     except Problem:
-        stream.close(CloseCode.TOKEN_EXPIRED, CLOSE_REASONS[CloseCode.TOKEN_EXPIRED])
+        writer.close(CloseCode.TOKEN_EXPIRED, CLOSE_REASONS[CloseCode.TOKEN_EXPIRED])
         return
-    head = realtime.around.sources.feed.head
-    start = wish.since if wish.since is not None and resync_reason is None else head.seq
+    head = context.feed.head
+    start = query.since if query.since is not None and resync_reason is None else head.seq
     first = [
         frames.welcome(
             epoch=head.epoch,
@@ -189,18 +189,18 @@ def _welcome(realtime: Realtime, connection: Connection, wish: Wish, resync_reas
         )
     ]
     if resync_reason is not None:
-        first.append(frames.resync(reason=resync_reason, epoch=head.epoch, seq=head.seq))
-    stream.write(Frames(first))
-    spec = Spec(wish.topics, wish.rendering)
-    if realtime.requires_auth and identity is None:
-        connection.open_closed_doors(spec, start)
+        first.append(frames.resync(resync_reason, head))
+    writer.write(Frames(first))
+    spec = Spec(query.topics, query.rendering)
+    if context.requires_auth and identity is None:
+        connection.open_after_auth(spec, start)
     else:
         connection.open(spec, start)
 
 
-async def _first_of(*lives: Coroutine[Any, Any, int]) -> int:
-    """The result of whichever ends first, and the end of the others."""
-    tasks = [asyncio.create_task(life) for life in lives]
+async def _first_of(*coroutines: Coroutine[Any, Any, int]) -> int:
+    """Return the result of the first to end, and cancel the others."""
+    tasks = [asyncio.create_task(each) for each in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         return done.pop().result()
@@ -211,7 +211,7 @@ async def _first_of(*lives: Coroutine[Any, Any, int]) -> int:
 
 
 async def _receive(websocket: WebSocket, connection: Connection) -> int:
-    """Take what the client says until the end; answers the close code."""
+    """Pass the client's messages to the connection until it ends. Return the close code."""
     while True:
         message: Any = await websocket.receive()
         if message["type"] == "websocket.disconnect":

@@ -1,4 +1,7 @@
-"""From a text frame to a message: everything in it validated, with all that is wrong said at once. Pure."""
+"""Messages from the client: how many are accepted, and how a text frame becomes validated members. Pure.
+
+Every problem of a message is reported at once. The clock is a parameter of `Bucket.take`.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,37 @@ from core.filters import MAX_PROBLEMS, Filter, parse_json
 from realtime.sockets import messages
 from resources.topics import TOPIC_FIELDS
 
+MAX_BURST_MESSAGES = 1_000
+MESSAGES_PER_SECOND = 500.0  # higher than the rate at which requests on one socket can be answered
+MAX_REFUSED_MESSAGES = 1_000  # a client that ignores this many errors is disconnected
+
 Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(slots=True)
+class Bucket:
+    """A token bucket, full at first. `refused` counts the messages that were refused since it was half full."""
+
+    updated_at: float
+    tokens: float = float(MAX_BURST_MESSAGES)
+    refused: int = 0
+
+    def take(self, now: float) -> bool:
+        """Take one message out of the bucket. Return False when it is empty."""
+        self.tokens = min(MAX_BURST_MESSAGES, self.tokens + (now - self.updated_at) * MESSAGES_PER_SECOND)
+        self.updated_at = now
+        if self.tokens >= MAX_BURST_MESSAGES / 2:
+            self.refused = 0
+        if self.tokens < 1:
+            self.refused += 1
+            return False
+        self.tokens -= 1
+        return True
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a client said. `reply_to` is its id."""
+    """A message before its members are validated. `reply_to` is its `id`."""
 
     reply_to: int | str | None
     action: str
@@ -28,7 +56,7 @@ class Message:
 
 
 class BadMessage(Exception):
-    """Answered with an error reply and, with `close`, the end of the connection."""
+    """A message that gets an error reply; with `close`, the connection ends after it."""
 
     def __init__(
         self, code: str, detail: Any, close: CloseCode | None = None, reply_to: int | str | None = None
@@ -41,7 +69,7 @@ class BadMessage(Exception):
 
 
 def parse_message(text: str) -> Message:
-    """Raises BadMessage."""
+    """Read the members that every message has. Raises BadMessage."""
     try:
         message = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -50,17 +78,17 @@ def parse_message(text: str) -> Message:
         raise BadMessage("invalid_message", 'Expected a JSON object such as {"id": 1, "action": "ping"}')
     reply_to = message.pop("id", None)
     if isinstance(reply_to, bool) or not isinstance(reply_to, int | str | None):
-        raise BadMessage("invalid_message", "id: expected an integer or a text")
+        raise BadMessage("invalid_message", "id: expected an integer or a string")
     if isinstance(reply_to, str) and len(reply_to) > messages.MAX_MESSAGE_ID_LENGTH:
         raise BadMessage("invalid_message", f"id: expected at most {messages.MAX_MESSAGE_ID_LENGTH} characters")
     action = message.pop("action", None)
     if not isinstance(action, str):
-        raise BadMessage("invalid_message", "action: expected a text such as ping", reply_to=reply_to)
+        raise BadMessage("invalid_message", "action: expected a string such as ping", reply_to=reply_to)
     return Message(reply_to, action, message)
 
 
 def parse_members(model: type[Model], members: Mapping[str, Any]) -> Model:
-    """Raises BadMessage with all that is wrong."""
+    """Validate the members of one action. Raises BadMessage with every problem."""
     try:
         return model.model_validate(members)
     except ValidationError as error:
@@ -68,7 +96,7 @@ def parse_members(model: type[Model], members: Mapping[str, Any]) -> Model:
 
 
 def parse_filters(value: Any, topics: tuple[str, ...]) -> tuple[tuple[str, Filter], ...]:
-    """The filter for each topic, nothing for one that lets everything through. Raises BadMessage."""
+    """Return the filter for each topic, or nothing when everything matches. Raises BadMessage with every problem."""
     if value is None or value == {}:
         return ()
     found: list[tuple[str, Filter]] = []
@@ -77,7 +105,7 @@ def parse_filters(value: Any, topics: tuple[str, ...]) -> tuple[tuple[str, Filte
         wanted, wrong = parse_json(value, TOPIC_FIELDS[topic])
         found.append((topic, wanted))
         for problem in wrong:
-            problems.setdefault(problem.loc, problem)  # the same field is wrong once, however many topics
+            problems.setdefault(problem.loc, problem)  # once per field, however many topics
     if problems:
         raise BadMessage("invalid_filter", _listed(problems.values()))
     return tuple(found)

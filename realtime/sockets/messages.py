@@ -1,7 +1,7 @@
-"""What a client says and what it is answered: the body of each action and the replies, as pydantic models.
+"""The messages of clients and the replies to them, as pydantic models.
 
-`connection.py` validates with them and `/asyncapi.json` shows them, so neither can say what the other does not. `id`
-and `action` stand beside a body and are read before it is known which body it is.
+`connection.py` validates with these models and `/asyncapi.json` publishes them, so the two cannot differ. `id` and
+`action` are not part of a model: they are read before the action, and so the model, is known.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"
 Position = Annotated[int, Field(strict=True, ge=0, le=MAX_ID), WHOLE]
 Epoch = Annotated[str, Field(min_length=1, max_length=MAX_EPOCH_LENGTH)]
 Milliseconds = Annotated[int, Field(strict=True, ge=MIN_LATEST_MS, le=MAX_LATEST_MS), WHOLE]
-# What HTTP allows: tokens as names, visible ASCII and blanks as values; anything else is percent-encoded or refused.
+# As in HTTP: a name is a token, a value is visible ASCII, spaces and tabs.
 HeaderName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
 HeaderValue = Annotated[str, Field(max_length=MAX_HEADER_LENGTH, pattern=r"^[\t -~]*$")]
 
@@ -82,25 +82,25 @@ Path = Annotated[
 
 
 class Latest(Body):
-    latest_every_ms: Milliseconds = Field(description="At most one state per entity in so many milliseconds")
+    latest_every_ms: Milliseconds = Field(description="At most one state of each row in so many milliseconds")
 
 
-def _kind_of_delivery(value: Any) -> str:
+def _deliver_tag(value: Any) -> str:
     return "latest" if isinstance(value, Mapping | Latest) else "all"
 
 
 _DELIVER_TAGS = frozenset({"all", "latest"})
 Deliver = Annotated[
-    Annotated[Literal["all"], Tag("all")] | Annotated[Latest, Tag("latest")], Discriminator(_kind_of_delivery)
+    Annotated[Literal["all"], Tag("all")] | Annotated[Latest, Tag("latest")], Discriminator(_deliver_tag)
 ]
 
 
 class Subscribe(Body):
-    """Begin a subscription. The first one of a socket ends its default subscription."""
+    """Begin a subscription. The first one replaces the socket's default subscription."""
 
     model_config = ConfigDict(
         json_schema_extra={
-            # JSON Schema draft 7, which AsyncAPI 3.0 means.
+            # The keyword of JSON Schema draft 7, which AsyncAPI 3.0 uses.
             "dependencies": {"epoch": ["since"]},
             "examples": [
                 {"topics": ["movies"], "filter": {"genre": "Drama", "rating": {"gte": 50}}, "snapshot": True},
@@ -110,30 +110,32 @@ class Subscribe(Body):
         }
     )
 
-    topics: Annotated[Topics, Field(min_length=1)] | None = Field(default=None, description="The public ones if absent")
+    topics: Annotated[Topics, Field(min_length=1)] | None = Field(
+        default=None, description="The public ones by default"
+    )
     filter: dict[str, Any] | None = Field(
         default=None,
-        description="Fields AND together; `or` holds a list of groups, one of which must match: "
+        description="All fields must match. `or` holds a list of groups, of which at least one must match: "
         '`{"status": "released", "or": [{"genre": "Drama"}, {"rating": {"gte": 90}}]}`',
     )
     snapshot: Annotated[bool, Field(strict=True)] = Field(default=False, description="The rows first, then the events")
-    since: Position | None = Field(default=None, description="Resume: the last number that the client has dealt with")
-    epoch: Epoch | None = Field(default=None, description="With `since`: the log that the number belongs to")
+    since: Position | None = Field(default=None, description="Resume: the last `seq` that the client has processed")
+    epoch: Epoch | None = Field(default=None, description="With `since`: the epoch that the number belongs to")
     bulk: Literal["items", "summary"] = "items"
     deliver: Deliver = "all"
-    name: Name | None = Field(default=None, alias="as", description="Names the subscription; else s1, s2, …")
+    name: Name | None = Field(default=None, alias="as", description="Names the subscription; `s1`, `s2`, … by default")
 
     @field_validator("epoch")
     @classmethod
-    def _belongs_to_a_number(cls, epoch: str | None, info: ValidationInfo) -> str | None:
-        # A wrong `since` is not in the data, and is told already.
+    def _requires_since(cls, epoch: str | None, info: ValidationInfo) -> str | None:
+        # An invalid `since` is missing from the data, and reported already.
         if epoch is not None and info.data.get("since", 0) is None:
             raise PydanticCustomError("missing_since", "Expected since beside epoch")
         return epoch
 
 
 class Unsubscribe(Body):
-    """End a subscription: after the reply no frame of it comes."""
+    """End a subscription. None of its frames comes after the reply."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"subscription": "s1"}]})
 
@@ -141,7 +143,7 @@ class Unsubscribe(Body):
 
 
 class Auth(Body):
-    """Sign in, or refresh the access token of a socket that has signed in."""
+    """Sign in, or replace the access token of a signed-in socket."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"token": "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.…"}]})
 
@@ -149,24 +151,24 @@ class Auth(Body):
 
 
 class Request(Body):
-    """Call the REST API with the socket's identity. `/openapi.json` says what there is to call."""
+    """Call the REST API with the socket's identity. `/openapi.json` describes the operations."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"method": "POST", "path": "/movies", "body": {"title": "The Third Man"}}]}
     )
 
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
-    path: Path = Field(description="With the query; percent-encoded as in a URL")
+    path: Path = Field(description="Path and query, percent-encoded as in a URL")
     headers: Annotated[dict[HeaderName, HeaderValue], Field(max_length=MAX_HEADERS)] = Field(
         default={},
-        # pydantic writes the pattern of the names, and leaves room for others.
+        # pydantic writes the names' pattern as `patternProperties`, which alone would allow other names.
         json_schema_extra={"additionalProperties": False},
     )
-    body: Any | MISSING = Field(default=MISSING, description="Any JSON; absent: no body")
+    body: Any | MISSING = Field(default=MISSING, description="Any JSON value; without it, the request has no body")
 
 
 class Presence(Body):
-    """Follow who watches these topics, instead of those asked for before. An empty list ends it."""
+    """Follow who watches these topics, instead of those named before. An empty list ends following."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"topics": ["movies"]}]})
 
@@ -174,7 +176,7 @@ class Presence(Body):
 
 
 class Ping(Body):
-    """Ask whether somebody is there."""
+    """Check that the connection is alive."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{}]})
 
@@ -193,20 +195,20 @@ ACTIONS: Mapping[str, type[BaseModel]] = {
 
 
 class Subscribed(Answer):
-    """To `subscribe`, always before the first frame of the subscription."""
+    """The subscription has begun. Sent before its first frame."""
 
     subscription: Name
-    seq: int = Field(ge=0, description="Where the stream begins: the snapshot's number, or `since` when it resumes")
+    seq: int = Field(ge=0, description="The stream begins after it: the snapshot's number, or `since` when it resumes")
 
 
 class Unsubscribed(Answer):
-    """To `unsubscribe`: no frame of it comes any more."""
+    """The subscription has ended. None of its frames comes after this reply."""
 
     subscription: Name
 
 
 class SignedIn(Answer):
-    """To `auth`: the socket is this user's from now on."""
+    """The socket is signed in as this user."""
 
     user_id: int
     group: Literal["user", "moderator", "admin"]
@@ -215,27 +217,27 @@ class SignedIn(Answer):
 class Person(Answer):
     user_id: int
     username: str | None
-    connections: int = Field(ge=0, description="Sockets of theirs that watch the topic")
+    connections: int = Field(ge=0, description="The user's sockets that watch the topic")
 
 
 class Watchers(Answer):
-    count: int = Field(ge=0, description="Sockets that watch the topic, those that did not sign in included")
-    users: list[Person] = Field(description="Empty for a socket that did not sign in")
+    count: int = Field(ge=0, description="Sockets that watch the topic, including anonymous ones")
+    users: list[Person] = Field(description="Empty for a socket that is not signed in")
 
 
 class Present(RootModel[dict[Topic, Watchers]]):
-    """To `presence`: who watches each topic; `presence` frames tell the changes."""
+    """Who watches each topic now. `presence` frames carry the changes."""
 
 
 class Pong(Answer):
-    """To `ping`."""
+    """The connection is alive."""
 
 
 Data = TypeVar("Data")
 
 
 class Reply(Answer, Generic[Data]):
-    """The answer to a message that could be done."""
+    """The reply to a message that succeeded."""
 
     reply_to: MessageId = Field(description="The `id` of the message")
     ok: Literal[True]
@@ -262,36 +264,36 @@ class Error(Answer):
         "unavailable",
         "unknown_action",
         "unknown_subscription",
-    ] = Field(description="Stable, for programs")
-    detail: str | list[FieldError] = Field(description="A sentence, or every problem as in a 422")
+    ] = Field(description="A stable code for programs")
+    detail: str | list[FieldError] = Field(description="A sentence, or a list of every problem, as in a 422")
 
 
 class ErrorReply(Answer):
-    """The answer to a message that could not be done."""
+    """The reply to a message that failed."""
 
-    reply_to: MessageId = Field(description="The `id` of the message; null when none could be read")
+    reply_to: MessageId = Field(description="The `id` of the message; null when it has none or could not be read")
     ok: Literal[False]
     error: Error
 
 
 class Shortened(Answer):
-    """The request was done, and its answer does not fit into a frame."""
+    """The request was done, but its response does not fit into a frame."""
 
     code: Literal["reply_too_large"]
     detail: str
 
 
 class Response(Answer):
-    """The answer to `request`: what the REST API answered. It may come before or after the frames of the write."""
+    """The response of the REST API. It may come before or after the frames that the request causes."""
 
     reply_to: MessageId = Field(description="The `id` of the message")
     status: int = Field(ge=200, le=599)
     headers: dict[str, str]
-    body: Any = Field(description="As over HTTP; a text when it is no JSON, null when there is none")
-    error: Shortened | MISSING = Field(default=MISSING, description="Why there is no body, though there was one")
+    body: Any = Field(description="The body as over HTTP: a string when it is not JSON, null when there is none")
+    error: Shortened | MISSING = Field(default=MISSING, description="Why the body was left out")
 
 
-# By the action that is answered. An ErrorReply may come instead of each.
+# By action. An ErrorReply may come instead of each.
 REPLIES: Mapping[str, type[BaseModel]] = {
     "subscribe": Reply[Subscribed],
     "unsubscribe": Reply[Unsubscribed],
@@ -303,7 +305,7 @@ REPLIES: Mapping[str, type[BaseModel]] = {
 
 
 def problems_of(error: ValidationError) -> list[FieldProblem]:
-    """Everything that is wrong with a body, as a 422 would list it."""
+    """Return every problem of a message, in the form of a 422."""
     return [
         FieldProblem(_place(each["loc"]), each["msg"], each["type"])
         for each in error.errors(include_url=False, include_input=False, include_context=False)
@@ -311,7 +313,7 @@ def problems_of(error: ValidationError) -> list[FieldProblem]:
 
 
 def _place(loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    # pydantic puts the chosen branch of `deliver` and the word [key] of a mapping into the path; the message has none.
+    # pydantic adds the tag of `deliver` and the word [key] of a mapping to the path; the message has neither.
     if loc[:1] == ("deliver",) and len(loc) > 1 and loc[1] in _DELIVER_TAGS:
         loc = (loc[0], *loc[2:])
     return tuple(part for part in loc if part != "[key]")

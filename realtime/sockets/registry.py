@@ -1,7 +1,11 @@
-"""Who is connected to this process: how many in all and from each address, and as whom.
+"""The connections of this process: how many in total and per address, and with which identities.
 
-An access token is checked when a connection begins. What happens to its session and its account after that comes as
-events of the log, like everything else, so it reaches every worker within the second that any event takes at most.
+Rules:
+- An access token is checked when a connection begins. Later changes to its session or account arrive as events of the
+  log, so they reach every worker within the second that any event takes at most.
+- `on_events` runs before the hub's listener: a connection that loses its rights is closed before the next event is
+  written.
+- After the log was replaced, every identity is checked again, since sessions may be gone without an event.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import structlog
 
 from core.errors import TooManyRequests, Unauthenticated, Unavailable
 from core.identity import Group, Identity
-from repository.engine.events import Event
+from repository.engine.events import Event, Head
 from services.authentication import invalid_access_token
 
 RETRY_AFTER_SECONDS = 5
@@ -25,22 +29,22 @@ RETRY_SECONDS = 1.0
 
 log = structlog.get_logger("registry")
 
-# Told with the identity as it is now, or None when it is no good any more.
+# Called with the identity as it is now, or None when it is no longer valid.
 OnChange = Callable[[Identity | None], None]
 
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """A connection that has signed in."""
+    """The identity of one signed-in connection."""
 
     identity: Identity
     on_change: OnChange
-    revision: int = 0  # counts what was heard of it: an answer to an older question is no news
-    is_good: bool = True
+    revision: int = 0  # counts changes: a check that began before the latest change is out of date
+    is_valid: bool = True
 
 
 class Registry:
-    """One per process. `see` is a listener of the feed, before those that send."""
+    """One per process. `on_events` and `on_reset` are listeners of the feed."""
 
     def __init__(
         self,
@@ -62,7 +66,7 @@ class Registry:
 
     @contextmanager
     def place(self, address: str) -> Iterator[None]:
-        """Room for one more connection. Raises Unavailable or TooManyRequests when there is none."""
+        """Count one more connection. Raises Unavailable or TooManyRequests when there is no room for it."""
         if self.is_closed:
             raise Unavailable("The service is stopping")
         if len(self) >= self._max_connections:
@@ -78,7 +82,7 @@ class Registry:
                 del self._by_address[address]
 
     def close(self) -> None:
-        """The service stops: no more."""
+        """Accept no more connections."""
         self.is_closed = True
         if self._rechecking is not None:
             self._rechecking.cancel()
@@ -86,6 +90,7 @@ class Registry:
     # --- identities
 
     def add(self, identity: Identity, on_change: OnChange) -> Entry:
+        """Watch an identity until `discard`. `on_change` is called when it changes; it must not wait."""
         entry = Entry(identity, on_change)
         self._by_user.setdefault(identity.user_id, set()).add(entry)
         return entry
@@ -97,20 +102,20 @@ class Registry:
             self._by_user.pop(entry.identity.user_id, None)
 
     async def confirm(self, entry: Entry) -> None:
-        """Look once more, after `add`: what happened between the first look and `add` passed unseen.
+        """Check the identity once more, after `add`: a change between the token's check and `add` went unnoticed.
 
         Raises Unauthenticated and Unavailable.
         """
-        while entry.is_good:
-            asked = entry.revision
+        while entry.is_valid:
+            revision = entry.revision
             found = await self._recheck(entry.identity)
-            if entry.revision == asked:
-                if entry.is_good:
+            if entry.revision == revision:
+                if entry.is_valid:
                     self._change(entry, found)
                 return
         raise invalid_access_token()
 
-    def see(self, events: Sequence[Event]) -> None:
+    def on_events(self, events: Sequence[Event]) -> None:
         for event in events:
             if event.topic == "sessions" and event.operation == "delete":
                 self._session_ended(event)
@@ -137,17 +142,17 @@ class Registry:
         if identity is not None and identity == entry.identity:
             return
         if identity is None:
-            entry.is_good = False
+            entry.is_valid = False
             self.discard(entry)
         else:
             entry.identity = identity
         try:
             entry.on_change(identity)
         except Exception as error:
-            log.error("telling a connection of its identity failed", exc_info=error)
+            log.error("identity change not applied", exc_info=error)
 
-    def see_reset(self, reason: str) -> None:
-        """Another log, as after a restored backup: sessions may be gone without an event."""
+    def on_reset(self, head: Head) -> None:
+        """Check every identity again: the log was replaced, as after a restored backup."""
         if self._rechecking is not None:
             self._rechecking.cancel()
         self._rechecking = asyncio.create_task(self._recheck_all(), name="recheck-identities")

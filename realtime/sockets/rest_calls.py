@@ -1,33 +1,102 @@
-"""The REST API over a socket: a request runs through the whole application, in process, as the socket's user.
+"""The action `request`: a REST call that runs through the whole application, in process, with the socket's identity.
 
-So validation, rights, limits and idempotency are those of HTTP, because they are the same code.
+Rules:
+- Validation, permissions, rate limits and idempotency are those of HTTP, because the call takes the same code path.
+- A reply is sent when its call is done, at most MAX_REQUESTS_IN_FLIGHT calls run at a time, and a reply waits until the
+  socket has taken the one before.
+- A call that has begun is finished, even when the client goes away meanwhile, as it is over HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
 import orjson
+import structlog
 from starlette.types import ASGIApp, Message, Scope
+from starlette.websockets import WebSocket
 
 from core import scope_keys
 from core.identity import Identity
 from realtime.sockets import messages
+from realtime.sockets.inbound import BadMessage
+from realtime.wire import frames
+from realtime.wire.writer import Writer
 
+MAX_REQUESTS_IN_FLIGHT = 16
 MAX_REPLY_BYTES = 768 * 1024  # of a body: clients with the usual 1 MiB frame limit can read the reply
-# What HTTP says about the connection, and what the socket has said already.
+# Headers about the connection, and those that the handshake has settled.
 REFUSED_HEADERS = frozenset({"authorization", "connection", "content-length", "cookie", "host", "transfer-encoding"})
 
+log = structlog.get_logger("connection")
 
-# The status, headers, body, and that it is whole, of a request that our own code failed at.
-FAILED = (500, {"content-type": "application/json"}, b'{"detail":"Internal Server Error"}', True)
+
+@dataclass(frozen=True, slots=True)
+class RestResponse:
+    """`body` is empty when the response was larger than MAX_REPLY_BYTES; `is_whole` is then False."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    is_whole: bool = True
+
+
+FAILED = RestResponse(500, {"content-type": "application/json"}, b'{"detail":"Internal Server Error"}')
+
+
+class RestCalls:
+    """The REST calls of one socket. `write` sends a frame unless the socket is closed."""
+
+    def __init__(self, websocket: WebSocket, writer: Writer, write: Callable[[bytes], None]) -> None:
+        self._websocket = websocket
+        self._writer = writer
+        self._write = write
+        self._reply_turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, reply_to: int | str | None, wanted: messages.Request, identity: Identity | None) -> None:
+        """Begin a call, whose reply is written when it is done. Raises BadMessage."""
+        refused = sorted({name.lower() for name in wanted.headers} & REFUSED_HEADERS)
+        if refused:
+            raise BadMessage("invalid_message", f"headers: {refused[0]} belongs to the socket, not to a request on it")
+        if len(self._tasks) >= MAX_REQUESTS_IN_FLIGHT:
+            detail = f"Expected at most {MAX_REQUESTS_IN_FLIGHT} requests at a time; wait for a reply"
+            raise BadMessage("too_many_requests", detail)
+        try:
+            body = orjson.dumps(wanted.body) if "body" in wanted.model_fields_set else b""
+        except TypeError:
+            raise BadMessage("invalid_message", "body: expected fewer nested levels") from None
+        scope = scope_of(self._websocket.scope, wanted, identity, body)
+        task = asyncio.create_task(self._call(reply_to, scope, body), name="request")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def finish(self) -> None:
+        """Wait for the calls that have begun. Cancelling this cancels them."""
+        if self._tasks:
+            try:
+                await asyncio.wait(set(self._tasks))
+            finally:
+                for task in self._tasks:
+                    task.cancel()
+
+    async def _call(self, reply_to: int | str | None, scope: Scope, body: bytes) -> None:
+        try:
+            response = await call(self._websocket.app, scope, body)
+        except Exception as error:
+            log.error("socket request failed", exc_info=error)
+            response = FAILED
+        async with self._reply_turn:
+            await self._writer.drained()
+            self._write(reply(reply_to, response))
 
 
 def scope_of(socket: Mapping[str, Any], wanted: messages.Request, identity: Identity | None, body: bytes) -> Scope:
-    """The request as ASGI has it. `socket` is the scope of the websocket."""
+    """Return the ASGI scope of a call. `socket` is the scope of the websocket."""
     path, _, query = wanted.path.partition("?")
     headers = [(name.lower().encode(), value.encode()) for name, value in wanted.headers.items()]
     names = {name for name, _ in headers}
@@ -57,8 +126,8 @@ def scope_of(socket: Mapping[str, Any], wanted: messages.Request, identity: Iden
     }
 
 
-async def call(app: ASGIApp, scope: Scope, body: bytes) -> tuple[int, dict[str, str], bytes, bool]:
-    """The status, the headers, the body, and whether the body is whole: it is cut off at MAX_REPLY_BYTES."""
+async def call(app: ASGIApp, scope: Scope, body: bytes) -> RestResponse:
+    """Run one call through the application and collect its response."""
     status, size, is_whole = 500, 0, True
     headers: dict[str, str] = {}
     chunks: list[bytes] = []
@@ -68,7 +137,7 @@ async def call(app: ASGIApp, scope: Scope, body: bytes) -> tuple[int, dict[str, 
     async def receive() -> Message:
         if requested:
             return requested.pop()
-        await gone.wait()  # never: the request lives as long as the handler
+        await gone.wait()  # never set: the call outlives the client
         return {"type": "http.disconnect"}
 
     async def send(message: MutableMapping[str, Any]) -> None:
@@ -81,7 +150,7 @@ async def call(app: ASGIApp, scope: Scope, body: bytes) -> tuple[int, dict[str, 
                 headers[key] = f"{headers[key]}, {text}" if key in headers else text
         elif message["type"] == "http.response.body":
             if scope["method"] == "HEAD":
-                return  # over HTTP the server leaves it out
+                return  # over HTTP, the server leaves the body out
             size += len(message.get("body", b""))
             if size > MAX_REPLY_BYTES:
                 is_whole = False
@@ -90,26 +159,13 @@ async def call(app: ASGIApp, scope: Scope, body: bytes) -> tuple[int, dict[str, 
 
     await app(scope, receive, send)
     headers.pop("content-length", None)
-    return status, headers, b"".join(chunks) if is_whole else b"", is_whole
+    return RestResponse(status, headers, b"".join(chunks) if is_whole else b"", is_whole)
 
 
-def reply(reply_to: int | str | None, status: int, headers: Mapping[str, str], body: bytes, is_whole: bool) -> bytes:
-    """The frame. A body that is no JSON is a text; one that is too large is left out, and `error` says so."""
-    media_type = headers.get("content-type", "").partition(";")[0].strip()
-    if not body:
-        encoded = b"null"
-    elif media_type == "application/json" or media_type.endswith("+json"):
-        encoded = body
-    else:
-        encoded = orjson.dumps(body.decode(errors="replace"))
-    error = b""
-    if not is_whole:
+def reply(reply_to: int | str | None, response: RestResponse) -> bytes:
+    """Return the reply frame. `error` says so when the body was left out."""
+    error = None
+    if not response.is_whole:
         detail = f"The body is larger than {MAX_REPLY_BYTES} bytes; the request was done. Ask for a smaller page."
-        error = b',"error":' + orjson.dumps({"code": "reply_too_large", "detail": detail})
-    return b'{"reply_to":%s,"status":%d,"headers":%s,"body":%s%s}' % (
-        orjson.dumps(reply_to),
-        status,
-        orjson.dumps(dict(headers)),
-        encoded,
-        error,
-    )
+        error = {"code": "reply_too_large", "detail": detail}
+    return frames.rest_reply(reply_to, response.status, response.headers, response.body, error)

@@ -1,1 +1,1 @@
-"""The event log over HTTP: pages and server-sent events."""
+"""The event log over HTTP: pages of frames, and server-sent events that continue."""

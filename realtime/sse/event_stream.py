@@ -1,11 +1,12 @@
-"""The log as server-sent events (WHATWG HTML, section 9.2): `GET /events` for whoever has no websocket.
+"""The log as server-sent events (WHATWG HTML, section 9.2): `GET /events` for clients without a websocket.
 
 Invariants:
 - Pull only. A stream reads its next page, from the ring or the log, when the client has taken the last one. The
-  server's flow control is the back-pressure: no queue stands between, and a slow client costs no more than a page.
-- An event's id is its position. What is sent after an id is exactly what follows it in the log and the client may see.
-- A stream ends when its client goes or takes nothing for too long, when its token or session does, when its user may
-  see its topics no more, and when the service stops. From then on it shows nothing, not even what it has read already.
+  server's flow control is the back-pressure: there is no queue, and a slow client costs no more than a page.
+- An event's id is its position. The events sent after an id are exactly those that follow it in the log and that the
+  client may see.
+- A stream ends when its client disconnects or takes nothing for too long, when its token or session ends, when its user
+  may no longer see its topics, and when the service stops. From then on nothing is sent, not even events already read.
 """
 
 from __future__ import annotations
@@ -27,21 +28,22 @@ from core.errors import Forbidden, NotAcceptable, Unavailable
 from core.identity import Identity
 from core.scope_keys import SOCKET
 from realtime.fanout.spec import check_topics
+from realtime.feed.positions import LOG_REPLACED
 from realtime.sockets.registry import Registry
 from realtime.sse import replay
-from realtime.sse.replay import Lost, Query, Replay, View, parse_position, position_text
-from realtime.wire import frames
+from realtime.sse.replay import PositionLost, Query, Replay, View, parse_position
+from realtime.wire import frames, sse
 from repository.engine.events import Event, Head
 
 MAX_STREAMS = 1_000  # of one worker
 FULL_RETRY_SECONDS = 5
-MIN_RETRY_MS = 1_000  # what a browser waits before it comes back: not all of them in one instant
+MIN_RETRY_MS = 1_000  # how long a browser waits before it reconnects: random, so that not all return at once
 MAX_RETRY_MS = 3_000
-PIECE_BYTES = 32 * 1024  # of one write: what a client must take a part of within `Pace.write_seconds`
-MIN_BACKOFF_SECONDS = 0.05  # while the database is away
+PIECE_BYTES = 32 * 1024  # of one write, of which a client must take a part within `Pace.write_seconds`
+MIN_BACKOFF_SECONDS = 0.05  # during a database outage
 MAX_BACKOFF_SECONDS = 2.0
 FINISH_SECONDS = 1.0
-# A server that offers this in the `extensions` of the scope can be told to cut a connection that takes nothing.
+# Our server offers this in the `extensions` of the scope: a function that aborts the connection.
 ABORT = "marquee.abort"
 
 _HEADERS = {
@@ -56,7 +58,7 @@ log = structlog.get_logger("event_stream")
 @dataclass(frozen=True, slots=True)
 class Pace:
     heartbeat_seconds: float = 15.0  # proxies drop connections that are idle for 30 to 120 s
-    write_seconds: float = 45.0  # as long as a websocket may take nothing
+    write_seconds: float = 45.0  # a client that takes nothing for so long is disconnected, as on the websocket
 
 
 class EventStreams:
@@ -70,28 +72,30 @@ class EventStreams:
         self._is_stopping = False
 
     def __len__(self) -> int:
-        """Streams that are open."""
+        """Return the number of open streams."""
         return len(self._open)
 
     def stream(self, identity: Identity | None, query: Query, last_event_id: str | None) -> Response:
-        """What follows a position, as it happens. `last_event_id` is the header's; it counts more than the query,
-        which a browser repeats when it comes back. Raises Forbidden; as an ASGI application NotAcceptable,
-        Unauthenticated, TooManyRequests and Unavailable.
+        """Return a response that sends the events after a position as they happen.
+
+        `last_event_id` is the header. It takes precedence over the query, which a browser repeats when it reconnects.
+        Raises Forbidden. The response, called as an ASGI application, raises NotAcceptable, Unauthenticated,
+        TooManyRequests and Unavailable.
         """
         return EventStream(self, replay.view(identity, query), query, last_event_id)
 
     def stop(self) -> None:
-        """End every stream at once, and open no more."""
+        """End every stream, and open no more."""
         self._is_stopping = True
         for stream in list(self._open):
             stream.end()
 
     def enter(self, stream: EventStream) -> None:
-        """Raises Unavailable when there is no room for it."""
+        """Count an open stream. Raises Unavailable when there is no room for it."""
         if self._is_stopping:
             raise Unavailable("The service is stopping")
         if len(self._open) >= MAX_STREAMS:
-            raise Unavailable("There are too many event streams", {"Retry-After": str(FULL_RETRY_SECONDS)})
+            raise Unavailable("Too many event streams", {"Retry-After": str(FULL_RETRY_SECONDS)})
         self._open.add(stream)
         metrics.STREAMS.inc()
 
@@ -101,7 +105,7 @@ class EventStreams:
 
 
 class EventStream(Response):
-    """A response that goes on until somebody ends it."""
+    """A response that does not end by itself."""
 
     media_type = "text/event-stream"
 
@@ -115,20 +119,20 @@ class EventStream(Response):
         self._view = view
         self._query = query
         self._last_event_id = last_event_id
-        self._head = Head("", 0)  # where the stream is: everything up to it was sent
+        self._head = Head("", 0)  # every event up to it was sent
         self._generation = 0
-        self._is_judged = True  # whether `_head` is known to be a position that can be gone on from
+        self._is_position_checked = True  # False while the log could not be read
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wrote_at = 0.0
 
     def end(self) -> None:
-        """From anywhere in the loop; what is half sent is not finished."""
+        """End the stream; a write that has begun is not finished. May be called from anywhere in the event loop."""
         if not self._ended.done():
             self._ended.set_result(None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if SOCKET in scope:
-            raise NotAcceptable("A websocket has no room for an event stream: subscribe instead, or ask for JSON")
+            raise NotAcceptable("Event streams are not available over a websocket: subscribe instead, or ask for JSON")
         client = scope.get("client")
         with ExitStack() as stack:
             stack.enter_context(self._streams.registry.place(client[0] if client else ""))
@@ -136,7 +140,7 @@ class EventStream(Response):
             stack.callback(self._streams.leave, self)
             await self._sign_in(stack)
             reason = await self._find_start()
-            self.init_headers({**_HEADERS, "Stream-Position": position_text(self._head)})
+            self.init_headers({**_HEADERS, "Stream-Position": sse.position_text(self._head)})
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if scope["method"] == "HEAD":
                 await send({"type": "http.response.body"})
@@ -144,7 +148,7 @@ class EventStream(Response):
                 await _finish(scope, receive, send)
 
     async def _sign_in(self, stack: ExitStack) -> None:
-        """Be told, as long as the stream is open, of what happens to its user. Raises Unauthenticated."""
+        """Watch the identity for as long as the stream is open. Raises Unauthenticated."""
         if self._view.identity is not None:
             registry = self._streams.registry
             entry = registry.add(self._view.identity, self._identity_changed)
@@ -163,31 +167,31 @@ class EventStream(Response):
         self.end()
 
     async def _find_start(self) -> str | None:
-        """Take up the place that was asked for, or the head: then this says why, if another one was."""
+        """Find the position to begin at. Return why it is the head when the client asked for another position."""
         feed, query = self._feed, self._query
         await feed.reach_head()
         self._generation = feed.generation
         after, epoch = query.after, query.epoch
         if self._last_event_id:
             known = parse_position(self._last_event_id)
-            # Anything else came from another service. An error would be repeated by the browser for ever.
+            # Anything else came from another service. A browser would repeat an error forever.
             after, epoch = (known.seq, known.epoch) if known is not None else (None, "")
         try:
             start = await self._source.start_after(after, epoch)
             if self._generation != feed.generation:
-                raise Lost("the log was replaced")
-        except Lost as lost:
+                raise PositionLost(LOG_REPLACED)
+        except PositionLost as lost:
             self._generation, self._head = feed.generation, feed.head
             return str(lost)
         except Unavailable:
-            # A browser gives up for good on anything but a stream. Taken on trust, the position is judged when the log
-            # can be read again.
-            start, self._is_judged = after, False
+            # Browsers stop reconnecting after an error response, so accept the position now and check it once the log
+            # is readable.
+            start, self._is_position_checked = after, False
         self._head = Head(feed.head.epoch, start if start is not None else feed.head.seq)
         return None
 
     async def _serve(self, reason: str | None, receive: Receive, send: Send) -> bool:
-        """False when the client went by itself."""
+        """Send until something ends the stream. Return False when that was the client."""
         following = asyncio.create_task(self._follow(reason, send), name="event-stream")
         leaving = asyncio.create_task(_until_gone(receive), name="event-stream-client")
         identity = self._view.identity
@@ -201,7 +205,7 @@ class EventStream(Response):
             leaving.cancel()
             results = await asyncio.gather(following, leaving, return_exceptions=True)
         if isinstance(results[0], TimeoutError):
-            log.info("event stream ended as too slow", position=self._head.seq)
+            log.info("slow event stream closed", position=self._head.seq)
         elif isinstance(results[0], Exception) and not is_gone:
             log.error("event stream failed", exc_info=results[0])
         return not is_gone
@@ -215,8 +219,8 @@ class EventStream(Response):
             user_id=identity.user_id if identity is not None else None,
             heartbeat_seconds=int(self._pace.heartbeat_seconds),
         )
-        retry = b"retry: %d\n" % random.randint(MIN_RETRY_MS, MAX_RETRY_MS)
-        await self._write(send, retry + self._block(self._head.seq, welcome))
+        retry = sse.retry(random.randint(MIN_RETRY_MS, MAX_RETRY_MS))
+        await self._write(send, retry + sse.frame_block(self._head.epoch, self._head.seq, welcome))
         if reason is not None:
             await self._start_over(reason, send)
         pause = 0.0
@@ -225,33 +229,32 @@ class EventStream(Response):
             try:
                 events = await self._read_on()
                 pause = 0.0
-            except Lost as lost:
+            except PositionLost as lost:
                 await self._start_over(str(lost), send)
             except Unavailable:
                 pause = min(max(2 * pause, MIN_BACKOFF_SECONDS), MAX_BACKOFF_SECONDS)
             if events:
                 await self._send_events(events, send)
-                # The ring answers without waiting: let others run between two pages.
+                # Reading from the ring does not yield: let other tasks run between two pages.
                 await asyncio.sleep(0)
             elif pause:
                 await asyncio.sleep(pause)
             else:
                 await self._wait_for_more()
             if self._next_heartbeat() <= asyncio.get_running_loop().time():
-                # A client that remembers this number need not be sent again what it may not see.
-                await self._write(send, b": heartbeat\nid: %s\n\n" % position_text(self._head).encode())
+                await self._write(send, sse.heartbeat(self._head))
 
     async def _read_on(self) -> Sequence[Event]:
-        """Raises Lost and Unavailable."""
-        if not self._is_judged:
+        """Return the next events. Raises PositionLost and Unavailable."""
+        if not self._is_position_checked:
             await self._source.start_after(self._head.seq, self._head.epoch)
-            self._is_judged = True
+            self._is_position_checked = True
         return await self._source.read_on(self._head.seq, self._generation)
 
     async def _start_over(self, reason: str, send: Send) -> None:
-        self._generation, self._head, self._is_judged = self._feed.generation, self._feed.head, True
-        head = self._head
-        await self._write(send, self._block(head.seq, frames.resync(reason=reason, epoch=head.epoch, seq=head.seq)))
+        self._generation, self._head, self._is_position_checked = self._feed.generation, self._feed.head, True
+        frame = frames.resync(reason, self._head)
+        await self._write(send, sse.frame_block(self._head.epoch, self._head.seq, frame))
 
     def _next_heartbeat(self) -> float:
         return self._wrote_at + self._pace.heartbeat_seconds
@@ -269,7 +272,7 @@ class EventStream(Response):
         for event in events:
             text = self._view.text(event)
             if text is not None:
-                blocks.append(self._block(event.seq, text))
+                blocks.append(sse.frame_block(self._head.epoch, event.seq, text))
                 size += len(text)
                 if size >= PIECE_BYTES:
                     await self._write(send, b"".join(blocks))
@@ -277,10 +280,6 @@ class EventStream(Response):
         if blocks:
             await self._write(send, b"".join(blocks))
         self._head = Head(self._head.epoch, events[-1].seq)
-
-    def _block(self, seq: int, frame: bytes) -> bytes:
-        # Encoded JSON has no line breaks.
-        return b"id: %s:%d\ndata: %s\n\n" % (self._head.epoch.encode(), seq, frame)
 
     async def _write(self, send: Send, text: bytes) -> None:
         for start in range(0, len(text), PIECE_BYTES):
@@ -296,7 +295,7 @@ async def _until_gone(receive: Receive) -> None:
 
 
 async def _finish(scope: Scope, receive: Receive, send: Send) -> None:
-    """End the response in order; a client that does not take even that is cut off, where the server can."""
+    """End the response. Abort the connection of a client that does not take even that, where the server can."""
     try:
         async with asyncio.timeout(FINISH_SECONDS):
             await send({"type": "http.response.body"})

@@ -1,6 +1,6 @@
-"""Reading the log from a position for somebody: the pages of `GET /events`, and what its streams read with.
+"""Reading the log from a position as one identity: the pages of `GET /events`, and the reads of its streams.
 
-A position that cannot be gone on from gets a `resync` frame, never silence.
+A position from which the log cannot be continued gets a `resync` frame, never silence.
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from core.identity import ANONYMOUS_AUDIENCES, Identity
 from realtime.fanout.spec import check_topics
 from realtime.feed.feed import Feed, PositionTooOld
+from realtime.feed.positions import ANOTHER_EPOCH, LOG_REPLACED, TOO_OLD, check_position
 from realtime.wire import frames
 from realtime.wire.frames import Rendering
 from repository.engine import event_log
@@ -21,13 +22,13 @@ from repository.engine.events import Event, Head
 from schemas import MAX_ID
 
 PAGE_BYTES = 1024 * 1024
-MAX_READS_PER_PAGE = 20  # of the log: a page for a quiet topic does not walk through all of the others
+MAX_READS_PER_PAGE = 20  # of the log: a page of a quiet topic must not walk through all events of the others
 
 _EVENT_ID = re.compile(r"([!-9;-~]{1,64}):([0-9]{1,19})")
 
 
 class Query(Protocol):
-    """The parsed query of `GET /events`. Without `after` a page begins with the oldest event, a stream now."""
+    """The parsed query of `GET /events`. Without `after`, a page begins with the oldest event and a stream with now."""
 
     @property
     def topics(self) -> frozenset[str]: ...
@@ -43,13 +44,14 @@ class Query(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What of the log somebody may see and wants to, and how."""
+    """Which events of the log one client is shown, and how they are rendered."""
 
     identity: Identity | None
     topics: frozenset[str]
     rendering: Rendering
 
     def text(self, event: Event) -> bytes | None:
+        """Return the frame of an event, or None when the client asked for other topics or may not see it."""
         audiences = self.identity.audiences if self.identity is not None else ANONYMOUS_AUDIENCES
         if event.topic not in self.topics or event.audience not in audiences:
             return None
@@ -57,24 +59,25 @@ class View:
 
 
 def view(identity: Identity | None, query: Query) -> View:
-    """Raises Forbidden."""
+    """Return the view of an identity. Raises Forbidden when it may not see one of the topics."""
     check_topics(query.topics, identity)
     return View(identity, query.topics, Rendering(query.bulk))
 
 
-def position_text(head: Head) -> str:
-    """`<epoch>:<seq>`, as in `Stream-Position` and the ids of a stream."""
-    return f"{head.epoch}:{head.seq}"
-
-
 def parse_position(text: str) -> Head | None:
-    """None for anything but a position. Pure."""
+    """Parse `<epoch>:<seq>`. Return None for anything else. Pure."""
     match = _EVENT_ID.fullmatch(text)
     return Head(match[1], int(match[2])) if match is not None and int(match[2]) <= MAX_ID else None
 
 
-class Lost(Exception):
-    """A position that the log cannot be read on from; the text is the reason in `resync`."""
+class PositionLost(Exception):
+    """The log cannot be continued from a position; the message is the reason in `resync`."""
+
+
+class LogPage(NamedTuple):
+    head: Head  # the log, and the number up to which it was searched: the next `after`
+    frames: Sequence[bytes]
+    is_end: bool
 
 
 class Replay:
@@ -84,8 +87,8 @@ class Replay:
         self.feed = feed
         self._database = database
 
-    async def page(self, identity: Identity | None, query: Query) -> tuple[Head, Sequence[bytes], bool]:
-        """The number up to which was looked, the frames, and whether that is the end. Raises Forbidden, Unavailable."""
+    async def page(self, identity: Identity | None, query: Query) -> LogPage:
+        """Return one page. Raises Forbidden and Unavailable."""
         wanted = view(identity, query)
         await self.feed.reach_head()
         generation, epoch = self.feed.generation, self.feed.head.epoch
@@ -94,32 +97,32 @@ class Replay:
             if start is None:
                 start = await self._before_the_oldest()
             seq, texts = await self._read_page(wanted, start, query.limit, generation)
-        except Lost as lost:
+        except PositionLost as lost:
             head = self.feed.head
-            return head, [frames.resync(reason=str(lost), epoch=head.epoch, seq=head.seq)], True
-        return Head(epoch, seq), texts, seq >= self.feed.head.seq
+            return LogPage(head, [frames.resync(str(lost), head)], is_end=True)
+        return LogPage(Head(epoch, seq), texts, is_end=seq >= self.feed.head.seq)
 
     async def start_after(self, after: int | None, epoch: str | None) -> int | None:
-        """The position, once it is known to be good; None when none was given. Raises Lost and Unavailable."""
+        """Check a position and return it; None when none was given. Raises PositionLost and Unavailable."""
         if epoch is not None and epoch != self.feed.head.epoch:
-            raise Lost("another epoch")
+            raise PositionLost(ANOTHER_EPOCH)
         if after is None:
             return None
-        reason = await self.feed.check_position(after)
+        reason = await check_position(self.feed, after)
         if reason is not None:
-            raise Lost(reason)
+            raise PositionLost(reason)
         return after
 
     async def read_on(self, seq: int, generation: int) -> list[Event]:
-        """The next page after `seq` of the log that had this generation. Raises Lost and Unavailable."""
+        """Return the events after `seq` of the log that had this generation. Raises PositionLost and Unavailable."""
         try:
             found = await self.feed.read_after(seq)
         except PositionTooOld:
             found = []
             if generation == self.feed.generation:
-                raise Lost("position is older than the log") from None
+                raise PositionLost(TOO_OLD) from None
         if generation != self.feed.generation:
-            raise Lost("the log was replaced")
+            raise PositionLost(LOG_REPLACED)
         return found
 
     async def _before_the_oldest(self) -> int:

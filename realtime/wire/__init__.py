@@ -1,1 +1,1 @@
-"""The bytes of a frame, and writing them without waiting for the client."""
+"""The bytes that leave the service: JSON frames, their websocket and SSE framing, and the writer of a socket."""

@@ -1,4 +1,12 @@
-"""Frames as bytes: the JSON texts of the protocol and their websocket framing. Pure."""
+"""Frames as bytes: the JSON texts of the protocol and their websocket framing. Pure.
+
+Every frame is built here, by hand where it is built often; `realtime.asyncapi.frame_models` describes the same frames.
+
+Rules:
+- The frame of an event is built once per form (`Rendering.bulk`) and kept with the event while it is small, without a
+  subscription's name; `named` inserts the name.
+- `Frames` joins the texts of one write once, however many sockets it is written to.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +17,25 @@ from typing import Any, Literal
 
 import orjson
 
-from repository.engine.events import Event
+from realtime.wire import data
+from repository.engine.events import Event, Head
 
 PROTOCOL_VERSION = 1
-# Up to this size a built frame is kept with its event: many resuming clients then share one.
+# A built frame up to this size is kept with its event, so that many resuming clients share it.
 MAX_KEPT_BYTES = 4 * 1024
 MAX_KEPT_FORMS = 32  # of one event: renderings and filters
 
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """What the text of an event depends on besides the event."""
+    """What the text of an event's frame depends on besides the event."""
 
     bulk: Literal["items", "summary"] = "items"
     subscription: str | None = None
 
 
 class Frames:
-    """Texts to send together; `wire` is the same as websocket frames, joined once for however many sockets."""
+    """The texts of one write; `wire` holds them as websocket frames, joined once for any number of sockets."""
 
     __slots__ = ("_wire", "size", "texts")
 
@@ -47,7 +56,7 @@ class Frames:
 
 
 def wire_header(length: int) -> bytes:
-    """The header of an unmasked, final text frame (RFC 6455, section 5.2)."""
+    """Return the header of an unmasked, final text frame (RFC 6455, section 5.2)."""
     if length < 126:
         return bytes((0x81, length))
     if length < 65536:
@@ -55,24 +64,27 @@ def wire_header(length: int) -> bytes:
     return struct.pack("!BBQ", 0x81, 127, length)
 
 
+# --- events
+
+
 def event_text(event: Event, rendering: Rendering) -> bytes:
-    """The frame of a durable event, as it is in the log."""
+    """Return the frame of a whole event."""
     text: bytes | None = event.built.get(rendering.bulk)
     if text is None:
-        data = event.payload
+        payload = event.payload
         if rendering.bulk == "summary" and event.operation.endswith("_bulk"):
-            data = _summary(event)
-        text = part_text(event, event.operation, data)
+            payload = _summary_of(event)
+        text = part_text(event, event.operation, payload)
         if len(text) <= MAX_KEPT_BYTES:
             keep(event, rendering.bulk, text)
     return named(text, rendering.subscription)
 
 
 def named(text: bytes, subscription: str | None) -> bytes:
-    """The frame of an event as one of this subscription. Texts are kept without: many names share one."""
+    """Return the frame of an event as a frame of this subscription. `text` carries no name yet."""
     if subscription is None:
         return text
-    # Operations and topics are words of ours: the first of these is the member.
+    # Operations and topics never contain this text, so its first occurrence is the member.
     place = text.index(b'"seq":')
     return b'%s"subscription":%s,%s' % (text[:place], orjson.dumps(subscription), text[place:])
 
@@ -80,16 +92,17 @@ def named(text: bytes, subscription: str | None) -> bytes:
 def part_text(
     event: Event,
     operation: str,
-    data: bytes,
+    encoded_data: bytes,
     *,
     seq: int | None = None,
     changed: Sequence[str] | None = None,
     reason: str | None = None,
     more: bool = False,
 ) -> bytes:
-    """A frame about some of what an event holds, without a name. `more`: another frame with the same number follows.
+    """Return a frame, without a name, about some of the rows of an event.
 
-    `seq` and `changed` are the event's own when they are left out; only updates have `changed`.
+    `seq` and `changed` default to the event's own; only updates carry `changed`. `more` announces another frame with
+    the same number.
     """
     changed = event.changed if changed is None else changed
     is_update = operation in ("update", "update_bulk")
@@ -97,7 +110,7 @@ def part_text(
         operation.encode(),
         event.topic.encode(),
         event.seq if seq is None else seq,
-        data,
+        encoded_data,
         b',"changed":' + orjson.dumps(changed) if changed and is_update else b"",
         b',"reason":' + orjson.dumps(reason) if reason is not None else b"",
         b"null" if event.actor_id is None else b"%d" % event.actor_id,
@@ -107,68 +120,100 @@ def part_text(
 
 
 def keep(event: Event, key: Any, built: Any) -> None:
-    """Remember what was built of an event while the event is in memory, within a bound."""
+    """Store what was built from an event with the event, unless MAX_KEPT_FORMS are stored already."""
     if len(event.built) < MAX_KEPT_FORMS:
         event.built[key] = built
 
 
-def _named(subscription: str | None) -> bytes:
+def _summary_of(event: Event) -> bytes:
+    payload = orjson.loads(event.payload)
+    ids = payload["ids"] if "ids" in payload else [item["id"] for item in payload["items"]]
+    return data.summary(ids, payload.get("job_id"))
+
+
+def job_of(event: Event) -> str | None:
+    """Return the job that a bulk event belongs to. `job_id` is the last member of the payload."""
+    marker = b'"job_id":"'
+    start = event.payload.rfind(marker, max(0, len(event.payload) - 64))
+    return event.payload[start + len(marker) : -2].decode() if start >= 0 else None
+
+
+# --- frames of a subscription or a topic that are not events
+
+
+def _name_member(subscription: str | None) -> bytes:
     return b'"subscription":' + orjson.dumps(subscription) + b"," if subscription is not None else b""
-
-
-def _summary(event: Event) -> bytes:
-    data = orjson.loads(event.payload)
-    ids = data["ids"] if "ids" in data else [item["id"] for item in data["items"]]
-    return summary(ids, data.get("job_id"))
-
-
-def summary(ids: Sequence[int | str], job_id: str | None) -> bytes:
-    return orjson.dumps({"count": len(ids), "first_id": min(ids), "last_id": max(ids), "job_id": job_id})
 
 
 def snapshot_page(topic: str, rendering: Rendering, seq: int, items: Sequence[bytes], *, done: bool) -> bytes:
     return b'{"operation":"snapshot","topic":"%s",%s"seq":%d,"data":{"items":[%s],"done":%s}}' % (
         topic.encode(),
-        _named(rendering.subscription),
+        _name_member(rendering.subscription),
         seq,
         b",".join(items),
         b"true" if done else b"false",
     )
 
 
-def job_of(event: Event) -> str | None:
-    """The job that a bulk event belongs to; it is the last member of the payload."""
-    marker = b'"job_id":"'
-    start = event.payload.rfind(marker, max(0, len(event.payload) - 64))
-    return event.payload[start + len(marker) : -2].decode() if start >= 0 else None
+def progress(job: Mapping[str, Any], rendering: Rendering) -> bytes:
+    shown = {name: job[name] for name in ("id", "state", "done", "total", "rows_per_second")}
+    name = _name_member(rendering.subscription)
+    return b'{"operation":"progress","topic":"jobs",%s"data":%s}' % (name, orjson.dumps(shown))
+
+
+def presence(topic: str, count: int, joined: Sequence[Mapping[str, Any]], left: Sequence[Mapping[str, Any]]) -> bytes:
+    change = {"count": count, "joined": joined, "left": left}
+    return orjson.dumps({"operation": "presence", "topic": topic, "data": change})
+
+
+# --- frames of the connection
 
 
 def welcome(*, epoch: str, seq: int, user_id: int | None, heartbeat_seconds: int) -> bytes:
-    data = {
+    facts = {
         "protocol": PROTOCOL_VERSION,
         "epoch": epoch,
         "seq": seq,
         "user_id": user_id,
         "heartbeat_seconds": heartbeat_seconds,
     }
-    return orjson.dumps({"operation": "welcome", "data": data})
+    return orjson.dumps({"operation": "welcome", "data": facts})
 
 
-def resync(*, reason: str, epoch: str, seq: int, subscription: str | None = None) -> bytes:
+def resync(reason: str, head: Head, subscription: str | None = None) -> bytes:
     frame: dict[str, Any] = {"operation": "resync", "topic": None}
     if subscription is not None:
         frame["subscription"] = subscription
-    return orjson.dumps({**frame, "data": {"reason": reason, "epoch": epoch, "seq": seq}})
+    return orjson.dumps({**frame, "data": {"reason": reason, "epoch": head.epoch, "seq": head.seq}})
 
 
-def progress(job: Mapping[str, Any], rendering: Rendering) -> bytes:
-    data = {name: job[name] for name in ("id", "state", "done", "total", "rows_per_second")}
-    return b'{"operation":"progress","topic":"jobs",%s"data":%s}' % (_named(rendering.subscription), orjson.dumps(data))
-
-
-def reply(reply_to: int | str | None, data: Mapping[str, Any]) -> bytes:
-    return orjson.dumps({"reply_to": reply_to, "ok": True, "data": data})
+def reply(reply_to: int | str | None, result: Mapping[str, Any]) -> bytes:
+    return orjson.dumps({"reply_to": reply_to, "ok": True, "data": result})
 
 
 def error_reply(reply_to: int | str | None, code: str, detail: Any) -> bytes:
     return orjson.dumps({"reply_to": reply_to, "ok": False, "error": {"code": code, "detail": detail}})
+
+
+def rest_reply(
+    reply_to: int | str | None,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    error: Mapping[str, str] | None = None,
+) -> bytes:
+    """Return the reply to `request`. A body that is not JSON becomes a string, an empty one null."""
+    media_type = headers.get("content-type", "").partition(";")[0].strip()
+    if not body:
+        encoded = b"null"
+    elif media_type == "application/json" or media_type.endswith("+json"):
+        encoded = body
+    else:
+        encoded = orjson.dumps(body.decode(errors="replace"))
+    return b'{"reply_to":%s,"status":%d,"headers":%s,"body":%s%s}' % (
+        orjson.dumps(reply_to),
+        status,
+        orjson.dumps(dict(headers)),
+        encoded,
+        b',"error":' + orjson.dumps(error) if error is not None else b"",
+    )

@@ -1,8 +1,11 @@
 """Writing to one socket without waiting for it.
 
-`DirectWriter` (in `websocket_protocol`) writes to the transport of our uvicorn protocol and knows what is unsent.
+`DirectWriter` (`server.websocket_protocol`) writes to the transport of our own server and knows how much is unsent.
 `QueuedWriter` does the same over plain ASGI, for other servers and test clients: a queue and a task that sends.
-Neither blocks the caller, and neither bounds what it is given: whoever writes looks at `buffered` and stops.
+
+Rules:
+- `write` never blocks, and a writer does not bound its buffer: the caller checks `buffered` and stops writing.
+- After `close`, and once the peer is gone, `write` does nothing.
 """
 
 from __future__ import annotations
@@ -16,33 +19,33 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from core.errors import NO_CLOSE_FRAME
 from realtime.wire.frames import Frames
 
-EXTENSION = "marquee.stream"
+EXTENSION = "marquee.writer"
 LOW_WATER_BYTES = 16 * 1024
 HIGH_WATER_BYTES = 64 * 1024
-CLOSE_SECONDS = 5.0  # from a close to the end of the connection, whatever the peer does
+CLOSE_SECONDS = 5.0  # from our close to the end of the connection, whatever the peer does
 
 
 class Writer(Protocol):
-    """What a subscription needs of a socket."""
+    """The writing side of one socket."""
 
     def write(self, frames: Frames) -> None:
-        """Send whole frames; nothing happens on a socket that is closing."""
+        """Send whole frames. Does nothing on a socket that is closing."""
 
     def buffered(self) -> int:
-        """Bytes written and not yet taken by the network."""
+        """Return the bytes that were written and that the network has not taken yet."""
 
     def taken(self) -> int:
-        """Bytes that the network has taken so far, about: it grows when the peer reads."""
+        """Return about how many bytes the network has taken so far: the number grows while the peer reads."""
 
     async def drained(self) -> None:
-        """Wait until little is unsent, or the socket is gone."""
+        """Wait until a socket that was filled past HIGH_WATER_BYTES is down to LOW_WATER_BYTES, or gone."""
 
     def close(self, code: int, reason: str) -> None:
-        """Close with a code. Does not wait for a peer that reads nothing."""
+        """Close the socket with a code, without waiting for a peer that does not read."""
 
 
 class QueuedWriter:
-    """The fall-back. `run` sends until the socket is closed or gone; then the connection is over."""
+    """The fallback. `run` sends until the socket is closed or gone; the connection ends with it."""
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
@@ -78,11 +81,11 @@ class QueuedWriter:
             self._queue.clear()
             self._filled.set()
             if self._task is not None:
-                # A send may be waiting for a peer that reads nothing.
+                # A send may be waiting for a peer that does not read.
                 asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._task.cancel)
 
     async def run(self) -> int:
-        """Answers the close code."""
+        """Send what is written until the socket is closed or gone. Return the close code."""
         self._task = asyncio.current_task()
         try:
             while True:
@@ -99,7 +102,7 @@ class QueuedWriter:
                     await self._websocket.close(*self._closing)
                     break
         except (WebSocketDisconnect, OSError, RuntimeError):
-            pass  # the peer is gone, or the socket was closed under us
+            pass  # the peer is gone, or the server has closed the socket
         finally:
             self._queue.clear()
             self._closing = self._closing or (NO_CLOSE_FRAME, "")

@@ -23,7 +23,7 @@ from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from resources.topics import PUBLIC_TOPICS
-from server.http_protocol import MarqueeHTTPProtocol
+from server.serving import MarqueeHTTPProtocol
 from tests.support.service import eventually
 
 

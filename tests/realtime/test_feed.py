@@ -17,11 +17,12 @@ from realtime.fanout.hub import Hub
 from realtime.fanout.progress import Progress
 from realtime.fanout.snapshot import Snapshots
 from realtime.fanout.spec import Spec
-from realtime.fanout.subscription import Sources, Subscription
+from realtime.fanout.subscription import Subscription
 from realtime.feed import bus, feed
 from realtime.feed.bus import Bus
 from realtime.feed.bus_messages import Heartbeat
-from realtime.feed.feed import PositionTooOld
+from realtime.feed.feed import Feed, PositionTooOld
+from realtime.feed.positions import check_position, find_start
 from realtime.feed.redis_backend import _decode, _encode_event, _encode_heartbeat
 from realtime.feed.ring import Ring
 from realtime.sse.replay import Replay
@@ -66,7 +67,7 @@ async def test_losses_repetitions_and_disorder_on_the_bus_do_not_reach_the_liste
             batch = [heard.pop(0) for _ in range(min(len(heard), dice.randrange(1, 6)))]
             followed.offer(batch)
             await asyncio.sleep(dice.choice((0, 0, 0.001)))
-        followed.hear_head(Head(events[-1].epoch, events[-1].seq))
+        followed.offer_head(Head(events[-1].epoch, events[-1].seq))
         await eventually(lambda: len(seen) >= len(events), "all events are seen", 5)
         assert seen == [event.seq for event in events]
 
@@ -140,10 +141,10 @@ async def test_a_page_comes_from_the_ring_or_the_log_and_never_skips(database: D
         await event_log.prune(database, keep_rows=5, older_than=datetime(2000, 1, 1, tzinfo=UTC), max_rows=3)
         with pytest.raises(PositionTooOld):
             await followed.read_after(2)
-        assert await followed.check_position(2) == "position is older than the log"
-        assert await followed.check_position(3) is None
-        assert await followed.check_position(10) is None
-        assert await followed.check_position(11) == "position is newer than the log"
+        assert await check_position(followed, 2) == "position is older than the log"
+        assert await check_position(followed, 3) is None
+        assert await check_position(followed, 10) is None
+        assert await check_position(followed, 11) == "position is newer than the log"
 
 
 def event(seq: int, size: int = 100) -> Event:
@@ -177,7 +178,7 @@ def test_an_event_survives_the_bus_byte_for_byte(changed: tuple[str, ...], befor
 
 def test_an_outbox_that_is_full_drops_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bus, "OUTBOX_EVENTS", 5)
-    full = Bus("memory://", lambda events: None, lambda head: None, lambda: None)
+    full = Bus("memory://")
     full.publish([event(seq) for seq in range(1, 9)])
     assert full.dropped == 3
     monkeypatch.setattr(bus, "OUTBOX_BYTES", 10)
@@ -189,7 +190,9 @@ async def test_strangers_on_the_channel_do_no_harm(redis: RedisServer) -> None:
     """Whatever somebody else publishes there: our own messages still come."""
     heard: list[Sequence[Event]] = []
     heads: list[Head] = []
-    listening = Bus(redis.url, heard.append, heads.append, lambda: None)
+    listening = Bus(redis.url)
+    listening.on_events.append(heard.append)
+    listening.on_head.append(heads.append)
     running = asyncio.create_task(listening.run(lambda: Head("e", 1)))
     await eventually(lambda: heads, "the bus is heard")
     reader, writer = await asyncio.open_connection("127.0.0.1", redis.port)
@@ -217,13 +220,13 @@ def test_a_summary_needs_ids_only() -> None:
 
 
 async def test_a_gap_that_was_pruned_as_a_whole_is_told_and_not_looked_for_again_and_again(database: Database) -> None:
-    resets: list[str] = []
+    resets: list[Head] = []
     async with following(database) as (followed, seen):
         followed.on_reset.append(resets.append)
         events = await write(database, 10)
         await event_log.prune(database, keep_rows=0, older_than=datetime.now(UTC), max_rows=100)
         assert await event_log.oldest(database) is None
-        followed.hear_head(Head(events[-1].epoch, events[-1].seq))
+        followed.offer_head(Head(events[-1].epoch, events[-1].seq))
         await eventually(lambda: resets, "the feed starts over", 5)
         assert followed.head == Head(events[-1].epoch, events[-1].seq)
         assert seen == []
@@ -243,7 +246,7 @@ async def test_of_many_workers_that_see_a_loss_one_gives_the_log_a_new_epoch(dat
 
 
 class FakeSocketThatBreaks:
-    """A stream whose next write raises: what a transport may do when it is closed under us."""
+    """A writer whose next write raises: what a transport may do when it is closed under us."""
 
     def __init__(self) -> None:
         self.texts: list[bytes] = []
@@ -269,36 +272,40 @@ class FakeSocketThatBreaks:
         self.closed = code
 
 
+def subscribe(spec: Spec, writer: FakeSocketThatBreaks, feed: Feed, hub: Hub) -> None:
+    snapshots = Snapshots(feed.database, feed)
+    subscription = Subscription(spec, writer, asyncio.Lock(), feed=feed, live=hub, snapshots=snapshots)
+    subscription.start(feed.head.seq)
+
+
 async def test_one_socket_that_fails_keeps_no_event_from_the_others_or_from_itself(database: Database) -> None:
     async with following(database, runs=False) as (followed, _):
         hub = Hub(followed.newest_after)
-        sources = Sources(followed, hub, Snapshots(database, followed))
         hub.start(followed.head.seq)
         followed.on_events.append(hub.publish)
-        streams = [FakeSocketThatBreaks() for _ in range(3)]
-        for stream in streams:
-            Subscription(Spec(frozenset({"movies"})), stream, sources, asyncio.Lock()).start(followed.head.seq)
-        streams[1].breaks = True
+        writers = [FakeSocketThatBreaks() for _ in range(3)]
+        for writer in writers:
+            subscribe(Spec(frozenset({"movies"})), writer, followed, hub)
+        writers[1].breaks = True
         for committed in await write(database, 3):
             followed.offer([committed])
             hub.flush()
-        await eventually(lambda: all(len(stream.texts) == 3 for stream in streams), "all have all", 5)
-        assert streams[0].texts == streams[1].texts == streams[2].texts
+        await eventually(lambda: all(len(writer.texts) == 3 for writer in writers), "all have all", 5)
+        assert writers[0].texts == writers[1].texts == writers[2].texts
 
 
 async def test_an_event_that_cannot_be_shown_is_no_silence(database: Database) -> None:
     """Whoever it concerns is cut off by their own task; the others, and what came with it, are not."""
     async with following(database, runs=False) as (followed, _):
         hub = Hub(followed.newest_after)
-        sources = Sources(followed, hub, Snapshots(database, followed))
         hub.start(followed.head.seq)
         followed.on_events.append(hub.publish)
         wanted, _ = parse_json({"title": {"prefix": "x"}}, MOVIES.fields)
         plain, filtered = FakeSocketThatBreaks(), FakeSocketThatBreaks()
         movies = frozenset({"movies"})
-        Subscription(Spec(movies), plain, sources, asyncio.Lock()).start(followed.head.seq)
+        subscribe(Spec(movies), plain, followed, hub)
         spec = Spec(movies, filters=(("movies", wanted),))
-        Subscription(spec, filtered, sources, asyncio.Lock()).start(followed.head.seq)
+        subscribe(spec, filtered, followed, hub)
         events = await write(database, 3)
         strange = replace(events[1], payload=b'{"id":5}')  # of a later version, say: no title
         followed.offer([events[0], strange, events[2]])
@@ -332,13 +339,13 @@ async def test_a_log_that_was_replaced_is_looked_at_before_a_position_in_it_is_j
         new = await event_log.head(database)
         assert followed.head.epoch != new.epoch, "the worker lags"
         source = Replay(database, followed)
-        assert await followed.find_place(new.seq, new.epoch) is None
+        assert await find_start(followed, new.seq, new.epoch) is None
         assert followed.head == new
         await event_log.renew_epoch(database, new.epoch)
         newest = await event_log.head(database)
         await followed.reach_head()
         assert await source.start_after(newest.seq, newest.epoch) == newest.seq
-        assert await followed.find_place(newest.seq, "elsewhere") == "another epoch"
+        assert await find_start(followed, newest.seq, "elsewhere") == "another epoch"
 
 
 async def test_nothing_of_a_feed_goes_on_after_its_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +359,7 @@ async def test_nothing_of_a_feed_goes_on_after_its_end(database: Database, monke
     async with following(database) as (followed, _):
         monkeypatch.setattr(event_log, "head", never)
         asking = [asyncio.create_task(followed.reach_head())]
-        await eventually(lambda: followed._present_look is not None, "the database is asked")
+        await eventually(lambda: followed._current_head_read is not None, "the database is asked")
         asking.append(asyncio.create_task(followed.reach_head()))
         await eventually(lambda: looks().count("feed-reach") == 2, "another waits for its turn")
     assert looks() == []
@@ -362,7 +369,7 @@ async def test_nothing_of_a_feed_goes_on_after_its_end(database: Database, monke
 async def test_progress_that_cannot_be_shown_keeps_no_event_from_anybody(database: Database) -> None:
     async with following(database, runs=False) as (followed, seen):
         progress = Progress(database, Hub(followed.newest_after))
-        followed.on_events.insert(0, progress.see)
+        followed.on_events.insert(0, progress.on_events)
         first, second = await write(database, 2)
         followed.offer([replace(first, operation="add_bulk", payload=b'{"job_id":"\xff"}'), second])
         assert seen == [first.seq, second.seq]

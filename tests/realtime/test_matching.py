@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.filters import Filter, matcher_of, parse_json
-from realtime.fanout.changes import Change, changes_of, filtered_texts, see, seen_texts
+from realtime.fanout.changes import Change, change_texts, changes_of, filter_changes, filtered_texts
 from realtime.fanout.encode import coalesce, texts
 from realtime.fanout.matching import FilterIndex
 from realtime.fanout.spec import Spec
@@ -68,13 +68,13 @@ def test_the_index_finds_what_asking_everybody_finds(wanted: list[Filter], pairs
     index = FilterIndex()
     for each in wanted:
         index.add(each)
-    found = dict(index.judge(changes))
-    expected = {each: seen for each in wanted if (seen := see(matcher_of(each), changes))}
+    found = dict(index.affected_filters(changes))
+    expected = {each: seen for each in wanted if (seen := filter_changes(matcher_of(each), changes))}
     assert found == expected
     for each in wanted:
         index.discard(each)
     assert not index
-    assert not list(index.judge(changes))
+    assert not list(index.affected_filters(changes))
 
 
 class CountingRow(dict[str, Any]):
@@ -94,7 +94,7 @@ def test_an_event_is_held_against_the_filters_that_can_be_concerned_alone() -> N
         index.add(wanted)
     row = CountingRow(id=1, movie_id=500, name="Anna")
     CountingRow.looks.clear()
-    [(found, seen)] = index.judge([Change(None, row)])
+    [(found, seen)] = index.affected_filters([Change(None, row)])
     assert found.all[0].value == 500
     assert [one.operation for one in seen] == ["add"]
     assert CountingRow.looks["name"] <= 2, "one filter of a thousand was evaluated"
@@ -190,7 +190,7 @@ def test_a_bulk_event_of_which_all_is_wanted_is_sent_as_it_is() -> None:
     assert orjson.loads(text)["data"] == {"count": 3, "items": rows, "job_id": "j"}
     assert "more" not in orjson.loads(text)
     changes = changes_of(bulk)
-    assert seen_texts(bulk, "items", see(matcher_of(wanted), changes[:0]), 3) == ()
+    assert change_texts(bulk, "items", filter_changes(matcher_of(wanted), changes[:0]), 3) == ()
 
 
 def test_a_window_is_numbered_by_its_last_event_also_when_that_is_not_shown() -> None:

@@ -7,7 +7,7 @@ import json
 import random
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ import repository.presence as stored
 from core.errors import Unavailable
 from realtime.feed.bus import Bus
 from realtime.presence import presence
-from realtime.presence.presence import Presence, View, changes, state_of, view_of
+from realtime.presence.presence import Presence, View, Watching, changes, state_of, view_of
 from repository.engine import migrations
 from repository.engine.database import Database
 from repository.engine.events import Head
@@ -40,7 +40,7 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same in a fraction of the time."""
     monkeypatch.setattr(presence, "LINGER_SECONDS", 0.6)
     monkeypatch.setattr(presence, "RENEW_SECONDS", 0.4)
-    monkeypatch.setattr(presence, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(presence, "POLL_SECONDS", 0.2)
     monkeypatch.setattr(presence, "INTERVAL_SECONDS", 0.05)
     monkeypatch.setattr(stored, "LEASE_SECONDS", 1.6)
 
@@ -136,7 +136,7 @@ async def workers_on(url: str, *, is_nudged: bool) -> AsyncIterator[NewWorker]:
             nudges.append(topic)
             if is_nudged:
                 for each in made:
-                    each.presence.hear()
+                    each.presence.on_nudge(topic)
 
         attendance = Presence(database, nudge)
         made.append(Worker(attendance, database, asyncio.create_task(attendance.run()), nudges))
@@ -261,7 +261,7 @@ async def test_who_is_dismissed_is_told_no_more(new_worker: NewWorker) -> None:
 async def test_whoever_goes_while_asking_is_not_kept(new_worker: NewWorker) -> None:
     worker = new_worker()
     guest = Guest()
-    async with worker.presence._looking:  # the look takes its time
+    async with worker.presence._polling:  # the read takes its time
         asking = asyncio.create_task(worker.presence.watch("it", MOVIES, True, guest.take))
         await asyncio.sleep(0)
         worker.presence.unwatch("it")
@@ -338,7 +338,7 @@ async def test_a_worker_that_stops_leaves_its_sockets_time_to_come_back(new_work
     guest.frames.clear()
     await first.stop()
     stopped_at = asyncio.get_running_loop().time()
-    await eventually(lambda: second.presence._looked_at > stopped_at, "the other one has looked", 5)
+    await eventually(lambda: second.presence._polled_at > stopped_at, "the other one has looked", 5)
     second.enter(HOLLY)
     await sees(guest, 1, HOLLY)
     left = [user["user_id"] for frame in guest.frames for user in frame["data"]["left"]]
@@ -373,7 +373,7 @@ async def has_tables(database: Database, expected: tuple[int, int]) -> bool:
 def test_what_lingers_keeps_a_number_from_falling_and_adds_nothing(
     before: int | None, connections: int, lingering: int, number: int
 ) -> None:
-    seen: View | None = {HOLLY: (before, "holly")} if before else None if before is None else {}
+    seen: View | None = {HOLLY: Watching(before, "holly")} if before else None if before is None else {}
     # Split over two workers.
     rows = [
         Row("movies", HOLLY, "holly", connections, 0),
@@ -489,8 +489,8 @@ async def test_a_long_list_is_cut_and_its_count_is_true(new_worker: NewWorker, m
 
 def test_a_great_change_is_several_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "MAX_USERS_PER_FRAME", 10)
-    before: View = dict.fromkeys(range(1, 26), (1, None))
-    after: View = dict.fromkeys(range(20, 61), (2, None))
+    before: View = dict.fromkeys(range(1, 26), Watching(1, None))
+    after: View = dict.fromkeys(range(20, 61), Watching(2, None))
     guest = Guest()
     guest.begin(state_of(before, sees_users=True))
     frames = changes("movies", before, after, sees_users=True)
@@ -505,7 +505,7 @@ def test_state_and_changes_add_up() -> None:
 
     def some() -> View:
         users = chance.sample(range(ANONYMOUS, 8), chance.randint(0, 8))
-        return {user_id: (chance.randint(1, 3), f"user {user_id}") for user_id in users}
+        return {user_id: Watching(chance.randint(1, 3), f"user {user_id}") for user_id in users}
 
     for _ in range(300):
         before, after = some(), some()
@@ -516,10 +516,8 @@ def test_state_and_changes_add_up() -> None:
                 guest.take(frame)
             expected = set(after) - {ANONYMOUS} if sees_users else set()
             assert guest.sees == (sum(number for number, _ in after.values()), expected)
-    assert (
-        changes("movies", {HOLLY: (1, None), ANNA: (2, None)}, {HOLLY: (2, None), ANNA: (1, None)}, sees_users=True)
-        == []
-    )
+    one, two = Watching(1, None), Watching(2, None)
+    assert changes("movies", {HOLLY: one, ANNA: two}, {HOLLY: two, ANNA: one}, sees_users=True) == []
 
 
 # --- all of it at once
@@ -573,14 +571,12 @@ async def buses(url: str, number: int) -> AsyncIterator[list[tuple[Bus, list[str
         made = []
         for _ in range(number):
             heard: list[str] = []
-            bus = Bus(url, _nothing, _nothing, lambda: None, on_nudge=heard.append)
+            bus = Bus(url)
+            bus.on_nudge.append(heard.append)
             task = asyncio.create_task(bus.run(lambda: Head("epoch", 0)))
             stack.push_async_callback(_end, task)
             made.append((bus, heard))
         yield made
-
-
-def _nothing(_: Sequence[Any] | Head) -> None: ...
 
 
 async def _end(task: asyncio.Task[None]) -> None:

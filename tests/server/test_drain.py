@@ -212,7 +212,7 @@ async def test_told_twice_it_waits_for_nobody(small: Callable[..., Service], wor
     async with somebody_who_takes_no_answer(service):
         assert service.process is not None
         service.process.send_signal(signal.SIGTERM)
-        await eventually(lambda: '"event": "stopping"' in service.log(), "the stop has begun")
+        await eventually(lambda: '"event": "shutdown started"' in service.log(), "the stop has begun")
         with pytest.raises(subprocess.TimeoutExpired):
             await asyncio.to_thread(service.process.wait, 1.0)
         assert await stop(service) < 3
@@ -480,7 +480,7 @@ async def test_a_worker_that_dies_young_again_and_again_is_started_after_longer_
         os.kill(newest[0], signal.SIGKILL)
         await eventually(partial(_has_started, service, starts), "another is started")
     times = [(entry["event"], datetime.fromisoformat(entry["timestamp"])) for entry in _said(service)]
-    died = [at for event, at in times if event.startswith("a worker died")]
+    died = [at for event, at in times if event.startswith("worker died")]
     started = [at for event, at in times if event == "worker started"][2:]
     pauses = [(after - before).total_seconds() for before, after in zip(died, started, strict=True)]
     assert 0.9 < pauses[0] < 1.9 < pauses[1]
@@ -555,7 +555,7 @@ async def test_workers_that_cannot_start_stop_the_service(small: Callable[..., S
         await asyncio.to_thread(service.start)
     assert service.process is not None
     assert service.process.returncode == 3
-    assert "a worker could not start" in service.log()
+    assert "worker start failed" in service.log()
 
 
 async def test_once_it_has_worked_a_worker_that_cannot_start_is_tried_again(
@@ -564,12 +564,10 @@ async def test_once_it_has_worked_a_worker_that_cannot_start_is_tried_again(
     service = Service(own_postgres.create_database(), "memory://", tmp_path, WORKERS="2")
     with service.running():
         async with service.anyone() as client:
-            await eventually(lambda: service.log().count("worker serves") == 2, "the supervisor knows that they work")
+            await eventually(lambda: service.log().count("worker ready") == 2, "the supervisor knows that they work")
             own_postgres.kill()
             os.kill(_one_of_the_children(service), signal.SIGKILL)
-            await eventually(
-                lambda: service.log().count("a worker died") >= 2, "it cannot start without a database", 90
-            )
+            await eventually(lambda: service.log().count("worker died") >= 2, "it cannot start without a database", 90)
             own_postgres.start()
 
             async def is_ready() -> bool:

@@ -1,0 +1,49 @@
+"""Whether a stream can continue after a client's position, and why not: the reasons that `resync` frames carry."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from realtime.feed.feed import Feed
+from repository.engine import event_log
+
+ANOTHER_EPOCH: Final = "another epoch"
+TOO_OLD: Final = "position is older than the log"
+TOO_NEW: Final = "position is newer than the log"
+LOG_REPLACED: Final = "the log was replaced"
+
+
+async def find_start(feed: Feed, since: int | None, epoch: str | None) -> str | None:
+    """Prepare to stream after `since`, or from now when it is None. Return why a stream cannot continue there, or None
+    when it can. Raises Unavailable.
+    """
+    if since is None:
+        await feed.reach_head()
+        return None
+    if epoch is not None and epoch != feed.head.epoch:
+        await feed.reach_head()  # this worker may not have noticed yet that the log was replaced
+        if epoch != feed.head.epoch:
+            return ANOTHER_EPOCH
+    generation = feed.generation
+    reason = await check_position(feed, since)
+    if reason is not None:
+        await feed.reach_head()  # a client that starts over must not start before its own writes
+    return LOG_REPLACED if generation != feed.generation else reason
+
+
+async def check_position(feed: Feed, seq: int) -> str | None:
+    """Return why a stream cannot continue after `seq`, or None when it can. Raises Unavailable.
+
+    A client that comes from another worker may be a little ahead of this one: its position is valid once the log has
+    reached it.
+    """
+    if seq > feed.head.seq:
+        found = await event_log.head(feed.database)
+        if seq > found.seq:
+            return TOO_NEW
+        feed.offer_head(found)
+        return None
+    if seq == feed.head.seq or feed.ring.after(seq, max_events=1, max_bytes=1) is not None:
+        return None
+    oldest = await event_log.oldest(feed.database)
+    return TOO_OLD if oldest is None or oldest > seq + 1 else None
