@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import click
 
 from commands.main import COMMANDS, cli
+from tests.support.backends import SQLITE_ONLY
 from tests.support.documents import ROOT
+from tests.support.service import Service
 
 SHOW_HELP = """
-import sys
+import runpy, sys
 sys.argv = ["marquee", "--help"]
 try:
-    import cli
+    runpy.run_path("cli.py", run_name="__main__")
 finally:
     print(*sys.modules, file=sys.stderr)
 """
@@ -32,3 +35,12 @@ def test_the_list_of_commands_does_not_import_the_product() -> None:
     done = subprocess.run([sys.executable, "-c", SHOW_HELP], cwd=ROOT, capture_output=True, text=True, check=True)
     assert all(f"  {name} " in done.stdout for name in COMMANDS)
     assert not {"main", "starlette", "sqlalchemy"} & set(done.stderr.split())
+
+
+@SQLITE_ONLY
+def test_several_workers_serve_through_the_command(new_service: Callable[..., Service]) -> None:
+    """Workers import the program's main module again, which must not run the command line a second time."""
+    service = new_service(WORKERS="2")
+    service.command = (str(ROOT / "cli.py"), "serve")
+    with service.running():
+        assert "is on air" in service.log()
