@@ -23,7 +23,7 @@ const BADGES = new Map([
   ["update_bulk", "update"],
   ["delete", "delete"],
   ["delete_bulk", "delete"],
-  ["progress", "progress"],
+  ["progress", "ephemeral"],
   ["resync", "resync"],
 ]);
 
