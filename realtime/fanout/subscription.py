@@ -18,7 +18,7 @@ from typing import Protocol
 import structlog
 
 from core import metrics
-from core.errors import CLOSE_REASONS, CloseCode, Unavailable
+from core.errors import CloseCode, Unavailable
 from realtime.fanout import encode
 from realtime.fanout.snapshot import Snapshot, SnapshotLost, Snapshots, Wanted
 from realtime.fanout.spec import Spec
@@ -172,10 +172,7 @@ class Subscription:
             self._task = None
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("catch-up failed", exc_info=error)
-            self._close(CloseCode.SERVICE_RESTART)
-
-    def _close(self, code: CloseCode) -> None:
-        self.writer.close(code, CLOSE_REASONS[code])
+            self.writer.close(CloseCode.SERVICE_RESTART)
 
     async def _catch_up(self) -> None:
         backoff = MIN_BACKOFF_SECONDS
@@ -187,7 +184,7 @@ class Subscription:
                 backoff = MIN_BACKOFF_SECONDS
             except TooSlow:
                 log.info("slow client closed", position=self.position, head=self._feed.head.seq)
-                self._close(CloseCode.TOO_SLOW)
+                self.writer.close(CloseCode.TOO_SLOW)
                 return
             except PositionTooOld:
                 self._lose_position(TOO_OLD)
@@ -217,7 +214,7 @@ class Subscription:
         if self._snapshot is not None:
             self._lost_snapshots += 1
         if self._lost_snapshots > MAX_LOST_SNAPSHOTS:
-            self._close(CloseCode.TOO_SLOW)
+            self.writer.close(CloseCode.TOO_SLOW)
             self._lost_snapshots = 0
         self.restart(reason)
 

@@ -15,7 +15,7 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from core import metrics
 from core.errors import Forbidden, NotAcceptable, Unavailable
 from core.identity import Identity
 from core.scope_keys import SOCKET
-from realtime.fanout.spec import check_topics
+from realtime.fanout.spec import check_topics, user_id_of
 from realtime.feed.positions import LOG_REPLACED
 from realtime.sockets.registry import Registry
 from realtime.sse import replay
@@ -156,13 +156,11 @@ class EventStream(Response):
             await registry.confirm(entry)
 
     def _identity_changed(self, identity: Identity | None) -> None:
-        try:
+        with suppress(Forbidden):
             if identity is not None:
                 check_topics(self._view.topics, identity)
                 self._view = replace(self._view, identity=identity)
                 return
-        except Forbidden:
-            pass
         self._view = replace(self._view, topics=frozenset())
         self.end()
 
@@ -212,13 +210,8 @@ class EventStream(Response):
 
     async def _follow(self, reason: str | None, send: Send) -> None:
         """Send until cancelled. Raises TimeoutError when the client takes nothing for too long."""
-        identity = self._view.identity
-        welcome = frames.welcome(
-            epoch=self._head.epoch,
-            seq=self._head.seq,
-            user_id=identity.user_id if identity is not None else None,
-            heartbeat_seconds=int(self._pace.heartbeat_seconds),
-        )
+        user_id = user_id_of(self._view.identity)
+        welcome = frames.welcome(self._head, user_id, int(self._pace.heartbeat_seconds))
         retry = sse.retry(random.randint(MIN_RETRY_MS, MAX_RETRY_MS))
         await self._write(send, retry + sse.frame_block(self._head.epoch, self._head.seq, welcome))
         if reason is not None:
@@ -260,11 +253,9 @@ class EventStream(Response):
         return self._wrote_at + self._pace.heartbeat_seconds
 
     async def _wait_for_more(self) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout_at(self._next_heartbeat()):
                 await self._feed.wait_beyond(self._head.seq)
-        except TimeoutError:
-            pass
 
     async def _send_events(self, events: Sequence[Event], send: Send) -> None:
         blocks: list[bytes] = []

@@ -268,7 +268,7 @@ class FakeSocketThatBreaks:
     async def drained(self) -> None:
         pass
 
-    def close(self, code: int, reason: str) -> None:
+    def close(self, code: int) -> None:
         self.closed = code
 
 
