@@ -93,12 +93,7 @@ def document() -> dict[str, Any]:
     everything = received | {f"{name}_frame": each for name, each in sent.items()} | replies
     return {
         "asyncapi": "3.0.0",
-        "info": {
-            "title": "Marquee",
-            "version": VERSION,
-            "description": DESCRIPTION,
-            "license": {"name": "MIT"},
-        },
+        "info": {"title": "Marquee", "version": VERSION, "description": DESCRIPTION, "license": {"name": "MIT"}},
         "defaultContentType": "application/json",
         "servers": {"plain": _server("ws"), "secure": _server("wss")},
         "channels": {"ws": _channel(everything)},
@@ -326,31 +321,20 @@ def _after(code: CloseCode) -> str:
 
 
 def _limits() -> list[dict[str, Any]]:
-    return [
-        {
-            "name": "message_bytes",
-            "value": MAX_BODY_BYTES,
-            "what": "Bytes of a client's message; more are closed with 1009",
-        },
-        {"name": "frame_bytes", "value": 1024 * 1024, "what": "Bytes of the largest frame that the service sends"},
-        {"name": "event_bytes", "value": MAX_EVENT_BYTES, "what": "Bytes of rows in one frame; more are split"},
-        {"name": "event_items", "value": MAX_EVENT_ITEMS, "what": "Rows in one frame; more are split"},
-        {"name": "subscriptions", "value": MAX_SUBSCRIPTIONS, "what": "Subscriptions of one socket"},
-        {"name": "requests", "value": MAX_REQUESTS_IN_FLIGHT, "what": "Requests of one socket at a time"},
-        {"name": "messages_per_second", "value": MESSAGES_PER_SECOND, "what": "Messages of a client per second"},
-        {"name": "auth_seconds", "value": AUTH_SECONDS, "what": "Seconds to sign in, where that is required"},
-        {"name": "heartbeat_seconds", "value": HEARTBEAT_SECONDS, "what": "Seconds between two pings of the service"},
-        {
-            "name": "unsent_bytes",
-            "value": MAX_UNSENT_BYTES,
-            "what": "Unsent bytes before a socket catches up from the log",
-        },
-        {
-            "name": "slow_seconds",
-            "value": SLOW_CLIENT_SECONDS,
-            "what": "Seconds without reading before a close with 4008",
-        },
-    ]
+    numbers = (
+        ("message_bytes", MAX_BODY_BYTES, "Bytes of a client's message; more are closed with 1009"),
+        ("frame_bytes", 1024 * 1024, "Bytes of the largest frame that the service sends"),
+        ("event_bytes", MAX_EVENT_BYTES, "Bytes of rows in one frame; more are split"),
+        ("event_items", MAX_EVENT_ITEMS, "Rows in one frame; more are split"),
+        ("subscriptions", MAX_SUBSCRIPTIONS, "Subscriptions of one socket"),
+        ("requests", MAX_REQUESTS_IN_FLIGHT, "Requests of one socket at a time"),
+        ("messages_per_second", MESSAGES_PER_SECOND, "Messages of a client per second"),
+        ("auth_seconds", AUTH_SECONDS, "Seconds to sign in, where that is required"),
+        ("heartbeat_seconds", HEARTBEAT_SECONDS, "Seconds between two pings of the service"),
+        ("unsent_bytes", MAX_UNSENT_BYTES, "Unsent bytes before a socket catches up from the log"),
+        ("slow_seconds", SLOW_CLIENT_SECONDS, "Seconds without reading before a close with 4008"),
+    )
+    return [{"name": name, "value": value, "what": what} for name, value, what in numbers]
 
 
 def _topic(topic: str) -> dict[str, Any]:

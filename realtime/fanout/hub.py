@@ -75,13 +75,10 @@ class Hub:
             if spec.latest_every_ms not in self._pulses:
                 self._pulses[spec.latest_every_ms] = Pulse(spec.latest_every_ms, self._read)
             self._pulses[spec.latest_every_ms].join(subscription)
-        elif spec.filters:
-            if spec not in self._filtered:
-                self._filtered[spec] = set()
-                self._index_filters(spec)
-            self._filtered[spec].add(subscription)
         else:
-            self._plain.setdefault(spec, set()).add(subscription)
+            if spec not in self._groups_for(spec):
+                self._index_filters(spec)
+            self._groups_for(spec).setdefault(spec, set()).add(subscription)
 
     def leave(self, subscription: Subscription) -> None:
         """Write what is pending and release the subscription, whose position is then up to date."""
@@ -98,13 +95,15 @@ class Hub:
             self._pulses[spec.latest_every_ms].leave(subscription)
             self._pulses = {interval: each for interval, each in self._pulses.items() if each.members}
             return
-        groups = self._filtered if spec.filters else self._plain
+        groups = self._groups_for(spec)
         group = groups[spec]
         group.discard(subscription)
         if not group:
             del groups[spec]
-            if spec.filters:
-                self._unindex_filters(spec)
+            self._unindex_filters(spec)
+
+    def _groups_for(self, spec: Spec) -> dict[Spec, set[Subscription]]:
+        return self._filtered if spec.filters else self._plain
 
     def _index_filters(self, spec: Spec) -> None:
         for topic, wanted in spec.filters:
@@ -211,8 +210,7 @@ class Hub:
         the event cannot be encoded, so that no client misses an event silently.
         """
         for spec in specs:
-            groups = self._filtered if spec.filters else self._plain
-            for subscription in list(groups.get(spec, ())):
+            for subscription in list(self._groups_for(spec).get(spec, ())):
                 self._release(subscription)
                 subscription.fall_behind(before)
 
