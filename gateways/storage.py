@@ -33,7 +33,7 @@ REQUEST_SECONDS = 10.0  # enough for a picture over a slow connection to a bucke
 RETRIES = 2
 CALL_SECONDS = 15.0  # for one call including its retries
 MAX_FILE_BYTES = 8 * 1024 * 1024  # files are read into memory whole
-FILES_OF_PAGE = 500
+FILES_PER_PAGE = 500
 
 # Besides its own errors, obstore raises Python's errors for missing files and denied access.
 _ERRORS = (exceptions.BaseError, OSError, TimeoutError)
@@ -91,8 +91,8 @@ class Storage:
                         await self._store.delete_async(name)
 
     async def pages(self, folder: str) -> AsyncIterator[Sequence[StoredFile]]:
-        """Yield all files below `folder`, at most FILES_OF_PAGE at a time. Raises Unavailable."""
-        listing = aiter(self._store.list(f"{folder}/", chunk_size=FILES_OF_PAGE))
+        """Yield all files below `folder`, at most FILES_PER_PAGE at a time. Raises Unavailable."""
+        listing = aiter(self._store.list(f"{folder}/", chunk_size=FILES_PER_PAGE))
         while True:
             with _unavailable("list", folder):
                 async with asyncio.timeout(CALL_SECONDS):

@@ -1,7 +1,7 @@
 """The frames of a run of events for one spec, for subscriptions that are not written to event by event. Pure.
 
 `texts` serves a subscription that catches up. `coalesce` serves one that wants the latest state at an interval: it
-sums up what the run did to each row, so that a row that came and went within the run is not sent at all.
+keeps the net effect on each row, so that a row that came and went within the run is not sent at all.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def texts(spec: Spec, events: Sequence[Event]) -> list[bytes]:
 
 @dataclass(slots=True)
 class _Net:
-    """What a run of events did to one row, in sum."""
+    """The net effect of a run of events on one row."""
 
     first: Row | None  # the row before the run, None when it did not match
     last: Row | None  # the row after the run, None when it does not match

@@ -46,7 +46,7 @@ class SnapshotLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a snapshot shows. `owner_id` selects whose rows of a private topic."""
+    """What a snapshot shows. `owner_id` is the user whose rows of a private topic are shown."""
 
     topics: tuple[str, ...]
     filters: Mapping[str, Filter]
@@ -145,7 +145,7 @@ class _TopicSnapshot:
         return self._texts(rows)
 
     async def _collect_undo(self, seq: int) -> None:
-        """Learn from the log what changed up to `seq`."""
+        """Read from the log what changed up to `seq`."""
         feed = self._source.feed
         await feed.reach(seq)
         while self._searched < seq:
@@ -169,7 +169,7 @@ class _TopicSnapshot:
         changes = changes_of(event)
         for change in changes:
             key = change.id
-            # Rows already sent were right, and rows above the highest id were created later.
+            # Rows already sent were correct, and rows above the highest id were created later.
             is_ahead = self._after is None or key > self._after  # type: ignore[operator]
             is_new = self._until is not None and key > self._until  # type: ignore[operator]
             if is_ahead and not is_new and key not in self._undo:

@@ -57,10 +57,10 @@ class LiveSubscriptions(Protocol):
 class Subscription:
     """One spec on one socket.
 
-    `position` is the last number that the subscription has dealt with; while it is live, the hub's position counts.
-    `turn` serialises the catch-up writers of one socket: the holder checks for room and writes before it yields. With
-    `snapshot_of`, the subscription begins with a snapshot of these topics, in this order, and with a new one whenever
-    its position is lost.
+    `position` is the number of the last event handled; while the subscription is live, the hub's position counts
+    instead. `turn` serialises the subscriptions of one socket that catch up: its holder checks for room and writes
+    before it yields. With `snapshot_of`, the subscription begins with a snapshot of these topics, in this order, and
+    with a new one whenever its position is lost.
     """
 
     def __init__(
@@ -246,14 +246,14 @@ class Subscription:
         return True
 
     async def _send_rows(self) -> bool:
-        """Send the next rows of the snapshot. Return True: at least events follow."""
+        """Send the next rows of the snapshot. Always return True, because events follow."""
         if self._restart_reason is not None:
             beginning = await self._snapshots.begin(self._snapshot_of)
             self._send_resync(self._restart_reason, beginning.head)
             self._begin_snapshot(beginning)
         snapshot = self._snapshot
         assert snapshot is not None
-        # Frame by frame, each when the one before was taken: a page may be larger than a socket may have unsent.
+        # One frame at a time, because a whole page may exceed what a socket may have unsent.
         for text in await snapshot.next_page():
             await self._wait_for_room()
             if self._generation != self._feed.generation:

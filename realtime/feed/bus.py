@@ -74,7 +74,7 @@ class Bus:
         self._has_messages.set()
 
     def nudge(self, topic: str) -> None:
-        """Tell every process, including this one, to read `topic` again. Nudges that wait together are sent once."""
+        """Tell every process, including this one, to read `topic` again. Equal nudges that wait are sent once."""
         self._nudges[topic] = None
         self._has_messages.set()
 

@@ -111,7 +111,7 @@ class Feed:
         self._notify(ready)
 
     def offer_head(self, head: Head) -> None:
-        """Take a position that the log has reached, as another worker or the database tells it."""
+        """Take a position that the log has reached, as reported by another worker or by the database."""
         if head.epoch != self.head.epoch:
             self.poll_now()
         elif head.seq > self.head.seq:
@@ -334,7 +334,7 @@ class Feed:
             self._next_head_read = asyncio.create_task(self._reach_head(self._current_head_read), name="feed-reach")
         done, _ = await asyncio.wait({self._next_head_read}, timeout=REACH_SECONDS)
         for read in done:
-            if not read.cancelled():  # as it is when the feed stops
+            if not read.cancelled():  # it is when the feed stops
                 read.result()
 
     async def _reach_head(self, current: asyncio.Task[None] | None) -> None:

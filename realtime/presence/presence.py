@@ -121,7 +121,7 @@ class _Follower:
 
 
 class Presence:
-    """One per process. `nudge` tells all processes that stored counts have changed; `on_nudge` hears it from them."""
+    """One per process. `nudge` tells all processes that stored counts have changed; `on_nudge` receives such nudges."""
 
     def __init__(self, database: Database, nudge: Callable[[str], None]) -> None:
         self._database = database

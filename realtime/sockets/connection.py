@@ -4,8 +4,8 @@ Rules:
 - Each message gets one reply. The next message is read only when the socket has taken the reply before, so a client
   that asks and does not read fills only its own buffer. Replies to `request` come when the calls are done.
 - The reply to `subscribe` comes before the first frame of the subscription, the reply to `unsubscribe` after the last.
-- The identity may change whenever something is awaited, and with it what the socket may see: it is checked again before
-  frames are sent on the strength of it.
+- The identity, and with it what the socket may see, can change during every `await`: it is checked again before frames
+  that depend on it are sent.
 """
 
 from __future__ import annotations

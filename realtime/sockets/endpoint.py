@@ -1,6 +1,6 @@
 """`GET /ws`: one websocket, from the handshake to the last frame.
 
-The handshake is refused over HTTP: origin, query, room, token and topics are checked before the socket is accepted.
+Origin, query, limits, token and topics are checked before the socket is accepted, so a handshake is refused over HTTP.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,23 +85,25 @@ class EventStreams:
         return EventStream(self, replay.view(identity, query), query, last_event_id)
 
     def stop(self) -> None:
-        """End every stream, and open no more."""
+        """End every stream, and accept no further ones."""
         self._is_stopping = True
         for stream in list(self._open):
             stream.end()
 
-    def enter(self, stream: EventStream) -> None:
-        """Count an open stream. Raises Unavailable when there is no room for it."""
+    @contextmanager
+    def place(self, stream: EventStream) -> Iterator[None]:
+        """Count an open stream. Raises Unavailable when there are too many."""
         if self._is_stopping:
             raise Unavailable("The service is stopping")
         if len(self._open) >= MAX_STREAMS:
             raise Unavailable("Too many event streams", {"Retry-After": str(FULL_RETRY_SECONDS)})
         self._open.add(stream)
         metrics.STREAMS.inc()
-
-    def leave(self, stream: EventStream) -> None:
-        self._open.remove(stream)
-        metrics.STREAMS.dec()
+        try:
+            yield
+        finally:
+            self._open.remove(stream)
+            metrics.STREAMS.dec()
 
 
 class EventStream(Response):
@@ -136,8 +138,7 @@ class EventStream(Response):
         client = scope.get("client")
         with ExitStack() as stack:
             stack.enter_context(self._streams.registry.place(client[0] if client else ""))
-            self._streams.enter(self)
-            stack.callback(self._streams.leave, self)
+            stack.enter_context(self._streams.place(self))
             await self._sign_in(stack)
             reason = await self._find_start()
             self.init_headers({**_HEADERS, "Stream-Position": sse.position_text(self._head)})
