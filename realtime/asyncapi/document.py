@@ -50,19 +50,6 @@ The schemas of the service's frames forbid additional members, so that a test fi
 SERVER_DESCRIPTION = """Public topics require no credentials. Credentials, in order of preference: the header \
 `Authorization: Bearer <token>`; the subprotocols `bearer, <token>`; a first message `auth`. Never in the query."""
 
-TITLES = {
-    "welcome": "Welcome",
-    "add": "Add",
-    "update": "Update",
-    "delete": "Delete",
-    "add_bulk": "Add many",
-    "update_bulk": "Update many",
-    "delete_bulk": "Delete many",
-    "snapshot": "Snapshot",
-    "progress": "Progress of a job",
-    "presence": "Presence",
-    "resync": "Resync",
-}
 REFUSALS: Mapping[int, str] = {
     401: "Invalid token",
     403: "The origin or one of the topics is not allowed",
@@ -186,7 +173,7 @@ def _sent(operation: str) -> dict[str, Any]:
     references = [_reference(model) for model in models]
     return {
         "name": operation,
-        "title": TITLES[operation],
+        "title": "Progress of a job" if operation == "progress" else operation.replace("_bulk", " many").capitalize(),
         "summary": _text_of(models[0]),
         "payload": references[0] if len(references) == 1 else {"oneOf": references},
     }

@@ -55,9 +55,9 @@ class FilteredChange:
 compiled = lru_cache(maxsize=MAX_COMPILED_FILTERS)(matcher_of)
 
 
-def matches_all(row: Row) -> bool:
-    """Return True: the matcher of a subscription without a filter."""
-    return True
+def matcher_for(wanted: Filter | None) -> Matcher:
+    """Return the matcher of a filter. Without one, every row matches."""
+    return compiled(wanted) if wanted is not None else lambda row: True
 
 
 def changes_of(event: Event) -> list[Change]:

@@ -10,15 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from core.filters import Row
-from realtime.fanout.changes import (
-    BY_FILTER,
-    Change,
-    changes_of,
-    compiled,
-    filter_changes,
-    filtered_texts,
-    matches_all,
-)
+from realtime.fanout.changes import BY_FILTER, Change, changes_of, filter_changes, filtered_texts, matcher_for
 from realtime.fanout.spec import Spec
 from realtime.wire import data, frames
 from repository.engine.events import Event
@@ -62,9 +54,7 @@ def coalesce(spec: Spec, events: Iterable[Event], decode: Callable[[Event], list
     for event in events:
         if not spec.admits(event):
             continue
-        wanted = filters.get(event.topic)
-        changes = decode(event)
-        for one in filter_changes(compiled(wanted) if wanted is not None else matches_all, changes):
+        for one in filter_changes(matcher_for(filters.get(event.topic)), decode(event)):
             key = (event.topic, one.change.id)
             net = nets.get(key)
             if net is None:

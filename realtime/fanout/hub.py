@@ -19,7 +19,7 @@ import structlog
 from core import metrics
 from core.filters import Filter
 from realtime.fanout import encode
-from realtime.fanout.changes import change_texts, changes_of, compiled
+from realtime.fanout.changes import change_texts, changes_of, matcher_for
 from realtime.fanout.matching import FilterIndex
 from realtime.fanout.pulse import Pulse
 from realtime.fanout.spec import Spec
@@ -251,8 +251,7 @@ class Hub:
         """Write a frame about a row, without a number, to live subscriptions. Full sockets do not get it."""
         self.flush()
         for spec, group in self._members():
-            wanted = dict(spec.filters).get(topic)
-            if topic in spec.topics and (wanted is None or compiled(wanted)(row)):
+            if topic in spec.topics and matcher_for(dict(spec.filters).get(topic))(row):
                 text = Frames([build(spec.rendering)])
                 for subscription in group:
                     if subscription.writer.buffered() <= HIGH_WATER_BYTES:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Protocol
 
 import structlog
@@ -221,11 +222,19 @@ class Subscription:
     async def _wait_for_room(self) -> None:
         """Wait until the socket has taken what was written before. The caller writes before it yields.
 
-        Raises TooSlow when the socket took nothing for too long.
+        Raises TooSlow when the socket took nothing for SLOW_CLIENT_SECONDS.
         """
         async with self._turn:
-            if not await self._is_drained_in_time():
-                raise TooSlow
+            taken, since = self.writer.taken(), time.monotonic()
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(PROGRESS_CHECK_SECONDS):
+                        await self.writer.drained()
+                        return
+                if self.writer.taken() > taken:
+                    taken, since = self.writer.taken(), time.monotonic()
+                elif time.monotonic() - since > SLOW_CLIENT_SECONDS:
+                    raise TooSlow
 
     async def _send_page(self) -> bool:
         """Send the next events. Return False when there are none."""
@@ -264,17 +273,3 @@ class Subscription:
             self._snapshot = None
             self._lost_snapshots = 0
         return True
-
-    async def _is_drained_in_time(self) -> bool:
-        """Wait for the socket to drain. Return False when it took nothing for SLOW_CLIENT_SECONDS."""
-        taken, since = self.writer.taken(), time.monotonic()
-        while True:
-            try:
-                async with asyncio.timeout(PROGRESS_CHECK_SECONDS):
-                    await self.writer.drained()
-                return True
-            except TimeoutError:
-                if self.writer.taken() > taken:
-                    taken, since = self.writer.taken(), time.monotonic()
-                elif time.monotonic() - since > SLOW_CLIENT_SECONDS:
-                    return False

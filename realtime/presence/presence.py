@@ -104,11 +104,9 @@ def changes(topic: str, before: View, after: View, *, sees_users: bool) -> list[
     count = count_of(after)
     if not joined and not left and count == count_of(before):
         return []
-    parts = [
-        slice(start, start + MAX_USERS_PER_FRAME)
-        for start in range(0, max(len(joined), len(left), 1), MAX_USERS_PER_FRAME)
-    ]
-    return [frames.presence(topic, count, joined[part], left[part]) for part in parts]
+    size = MAX_USERS_PER_FRAME
+    starts = range(0, max(len(joined), len(left), 1), size)
+    return [frames.presence(topic, count, joined[at : at + size], left[at : at + size]) for at in starts]
 
 
 @dataclass(slots=True, eq=False)
