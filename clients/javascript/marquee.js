@@ -782,7 +782,7 @@ class Session {
         this.onMessage();
       } else {
         this.#subscriptions.delete(subscription);
-        subscription.sink.failed(new ServerError(reply.error.code, reply.error.detail));
+        subscription.sink.failed(errorIn(reply));
       }
     });
   }
@@ -808,7 +808,7 @@ class Session {
       const id = this.#ask(call.message, (reply) => {
         this.#sent.delete(reply.reply_to);
         this.#sendCalls();
-        if (reply.ok === false) call.reject(new ServerError(reply.error.code, reply.error.detail));
+        if (reply.ok === false) call.reject(errorIn(reply));
         else call.resolve(reply);
       });
       this.#sent.set(id, call);
@@ -834,7 +834,7 @@ class Session {
       const refused = present.filter((presence) => !this.#confirmed.has(presence));
       for (const presence of refused) {
         this.#presences.delete(presence);
-        presence.failed(new ServerError(reply.error.code, reply.error.detail));
+        presence.failed(errorIn(reply));
       }
       if (refused.length > 0 && this.#presences.size > 0) this.#askPresence();
     });
@@ -842,9 +842,10 @@ class Session {
 }
 
 /** @param {Call} call */
-function isRequest(call) {
-  return call.message.action === "request";
-}
+const isRequest = (call) => call.message.action === "request";
+
+/** @param {Message} reply */
+const errorIn = ({ error }) => new ServerError(error.code, error.detail);
 
 // --- what the application reads
 
