@@ -70,7 +70,7 @@ class Hub:
         subscription.is_live = True
         spec = subscription.spec
         if spec.latest_every_ms is not None:
-            # A pulse whose last members fell behind was not removed then.
+            # Idle pulses are removed here, since members that fall behind leave their pulse without the hub.
             self._pulses = {interval: each for interval, each in self._pulses.items() if each.members}
             if spec.latest_every_ms not in self._pulses:
                 self._pulses[spec.latest_every_ms] = Pulse(spec.latest_every_ms, self._read)
@@ -93,7 +93,6 @@ class Hub:
         spec = subscription.spec
         if spec.latest_every_ms is not None:
             self._pulses[spec.latest_every_ms].leave(subscription)
-            self._pulses = {interval: each for interval, each in self._pulses.items() if each.members}
             return
         groups = self._groups_for(spec)
         group = groups[spec]
