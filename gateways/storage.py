@@ -51,7 +51,7 @@ class StoredFile:
 
 
 class Storage:
-    """One per process. Calls are safe to cancel: a file being written is then stored or not."""
+    """One per process. Calls are safe to cancel: a file being written is then either stored whole or not at all."""
 
     def __init__(self, store: LocalStore | S3Store) -> None:
         self._store = store

@@ -109,7 +109,7 @@ class Runner:
         except LeaseLost:
             log.info("job cancelled or taken over", job=job.id)
         except (HandedOver, Unavailable, asyncio.CancelledError) as reason:
-            # The service or the database stops, not the job: another attempt continues after the last stored chunk.
+            # The job itself has not failed: another attempt continues after the last stored chunk.
             await self._give_back(job, owner)
             if not isinstance(reason, HandedOver):
                 raise

@@ -229,7 +229,7 @@ function timeOf(frame) {
   return Number.isNaN(time.getTime()) ? new Date() : time;
 }
 
-// Returns the frame with its long lists cut, and a sentence that says so.
+// Returns the frame with its long lists cut, and a note about that.
 function reduced(frame) {
   const long = Object.entries(dataOf(frame)).filter(([, value]) => listOf(value).length > KEPT_ITEMS);
   if (!long.length) return { frame, note: "" };
@@ -339,7 +339,7 @@ function dropLastRow() {
   if (hadFocus) before.querySelector("summary").focus({ preventScroll: true });
 }
 
-function drawAnew() {
+function redrawRows() {
   nodes.frames.replaceChildren();
   drawRows();
   resumeIfAllClosed();
@@ -458,12 +458,12 @@ function setPaused(paused) {
 function showView(name) {
   shown.view = name;
   shown.order = 0;
-  drawAnew();
+  redrawRows();
 }
 
 function clear() {
   for (const rows of views.values()) rows.length = 0;
-  drawAnew();
+  redrawRows();
 }
 
 function setPressed(pressed) {

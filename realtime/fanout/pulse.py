@@ -3,7 +3,7 @@
 Rules:
 - Such a subscription is not written to event by event. At each beat it is sent the net changes since the last beat.
 - Only the position is kept per subscription: the events are read again from the ring.
-- Every state that is sent is one that an event carried, hence one that was committed.
+- Every state that is sent was carried by an event, so it was committed.
 - A socket that is still full at a beat leaves the pulse and catches up at its own pace, like any slow reader.
 """
 

@@ -1,4 +1,4 @@
-"""One subscription of one socket: where it is in the stream, and how it gets from there to the present.
+"""One subscription of one socket: its position in the log, and how it catches up with the head.
 
 Rules:
 - A subscription is live or catching up. A live one has been written every event up to the hub's position.
@@ -114,7 +114,7 @@ class Subscription:
             self.start(self.position)
 
     def stop(self) -> None:
-        """Write no more frames."""
+        """End the subscription. No frame is written after this."""
         if self.is_live:
             self._live.leave(self)
         if self._task is not None:

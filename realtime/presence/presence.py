@@ -266,7 +266,7 @@ class Presence:
         if not batch and (not self._has_lease or now - self._stored_at < RENEW_SECONDS):
             return
         if not self._has_lease:
-            # Without followers nobody polls, so this is when the rows of dead workers are deleted.
+            # Without followers no worker polls, so the rows of dead workers are deleted here.
             await self._delete_expired((await presence.workers(self._database)).expired)
         rows = counts.begin_storing(batch)
         if not rows and not self._has_lease:

@@ -138,7 +138,7 @@ class Connection:
             self._awaited_auth.timer.cancel()
 
     async def finish(self) -> None:
-        """Wait for the requests that have begun, as HTTP does when a client goes away."""
+        """Wait for the requests that have begun, as HTTP does when a client disconnects."""
         await self._rest_calls.finish()
 
     def _new_subscription(self, spec: Spec, snapshot_of: tuple[str, ...] = ()) -> Subscription:
@@ -298,7 +298,7 @@ class Connection:
         beginning = None
         if wanted.snapshot and (wanted.since is None or reason is not None):
             beginning = await self._context.snapshots.begin(topics)
-        # Nothing is awaited from here on, so that the stream begins exactly at the number in the reply.
+        # Nothing is awaited from here on, so that the events begin exactly after the number in the reply.
         check_topics(frozenset(topics), self.identity)
         if self._is_closed:
             return

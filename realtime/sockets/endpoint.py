@@ -160,7 +160,7 @@ async def _refuse(websocket: WebSocket, problem: Problem) -> None:
 
 
 def _welcome(context: SocketContext, connection: Connection, query: HandshakeQuery, resync_reason: str | None) -> None:
-    """Send the first frames and subscribe. Nothing is awaited here: the stream begins at the number in the welcome."""
+    """Send the first frames and subscribe. Nothing is awaited, so the events begin after the number in the welcome."""
     writer, identity = connection.writer, connection.identity
     try:
         # The identity may have changed since the handshake began.

@@ -4,7 +4,7 @@ Rules:
 - Validation, permissions, rate limits and idempotency are those of HTTP, because the call takes the same code path.
 - A reply is sent when its call is done, at most MAX_REQUESTS_IN_FLIGHT calls run at a time, and a reply waits until the
   socket has taken the one before.
-- A call that has begun is finished, even when the client goes away meanwhile, as it is over HTTP.
+- A call that has begun is finished even if the client disconnects meanwhile, as over HTTP.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Invariants:
 - Pull only. A stream reads its next page, from the ring or the log, when the client has taken the last one. The
-  server's flow control is the back-pressure: there is no queue, and a slow client costs no more than a page.
+  server's flow control is the back-pressure: there is no queue, and a slow client costs at most one page of memory.
 - An event's id is its position. The events sent after an id are exactly those that follow it in the log and that the
   client may see.
 - A stream ends when its client disconnects or takes nothing for too long, when its token or session ends, when its user

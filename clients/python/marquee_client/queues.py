@@ -1,4 +1,4 @@
-"""What lies between the socket, which must never wait, and the application, which may."""
+"""What stands between the socket, which must never wait, and the application, which may."""
 
 from __future__ import annotations
 
