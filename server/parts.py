@@ -33,7 +33,7 @@ from jobs.mailer import Mailer
 from jobs.orphans import Orphans
 from jobs.runner import Runner
 from realtime.fanout.hub import Hub
-from realtime.fanout.progress import Progress
+from realtime.fanout.job_progress import Progress
 from realtime.fanout.snapshot import Snapshots
 from realtime.feed.bus import Bus
 from realtime.feed.feed import Feed
@@ -118,7 +118,7 @@ class Parts:
         self.feed.on_reset += [self.registry.on_reset, self.hub.on_reset]
         self.stopping.on_stop += [self.registry.close, self.event_streams.stop, self.runner.stop, self.mailer.stop]
 
-    # --- life
+    # --- lifecycle
 
     async def start(self) -> None:
         """Migrate the database, take up the log at its head and start the background tasks. Raises Unavailable."""
@@ -166,7 +166,7 @@ class Parts:
         self.pictures.close()
         await self.database.close()
 
-    # --- what the edges get
+    # --- handed to the edges
 
     def state(self) -> Mapping[str, Any]:
         """Return the lifespan state of the application."""

@@ -24,7 +24,7 @@ from core.errors import CloseCode
 from realtime.asyncapi import document as asyncapi
 from realtime.asyncapi import frame_models
 from realtime.sockets import endpoint
-from realtime.sockets.messages import ACTIONS, problems_of
+from realtime.sockets.actions import ACTIONS, problems_of
 from resources.topics import TOPIC_ENTITIES, TOPICS
 from server import serving
 from tests.support.documents import bare, rows_of, text_of
