@@ -51,9 +51,9 @@ def _page(path: str, file: str, name: str, headers: dict[str, str] = HEADERS) ->
 
 
 ROUTES: list[BaseRoute] = [
-    _page("/", "index.html", "dashboard"),
+    _page("/", "live.html", "dashboard"),
     # The URL contains the one-time token until the script removes it, so the page must not be stored.
     _page("/reset-password", "reset-password.html", "reset-password", HEADERS | {"Cache-Control": "no-store"}),
-    _page("/docs/realtime", "realtime.html", "realtime"),
+    _page("/docs/realtime", "websocket-reference.html", "realtime"),
     Mount("/static", _PageFiles(directory=STATIC), name="static"),
 ]

@@ -1,7 +1,7 @@
 """The parts of one process, by name: what `build_app` serves with, from the database to the sockets.
 
 Rules:
-- `Parts(settings)` creates the parts and opens nothing. `start` opens them, `stop` ends the background tasks, `close`
+- `Parts(settings)` creates the parts and connects to nothing. `start` opens them, `stop` ends the background tasks, `close`
   releases what is left; `running` does all of that in order.
 - Parts know one another by constructor where the dependency points one way, and by listener lists (`on_events`,
   `on_reset`, `on_commit`, …) where it would be a circle. All listeners are connected in `_connect`.

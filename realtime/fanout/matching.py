@@ -12,9 +12,11 @@ from typing import Any
 
 from core.filters import Condition, FieldType, Filter, Matcher, Op, Row, matcher_of
 from realtime.fanout.changes import Change, FilteredChange, filter_changes
+from resources.registry import RESOURCES
 
 # The most selective fields first: the fewer rows share a value, the better the index.
-_MOST_SELECTIVE = ("id", "movie_id", "user_id", "title", "name")
+_PARENTS = (parent.column for each in RESOURCES for parent in each.parents)
+_MOST_SELECTIVE = tuple(dict.fromkeys(("id", *_PARENTS, "user_id", *(each.label for each in RESOURCES))))
 
 
 def key_of(wanted: Filter) -> Condition | None:

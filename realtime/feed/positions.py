@@ -1,4 +1,4 @@
-"""Whether a client can continue after its position, and why not: the reasons that `resync` frames carry."""
+"""Whether a client can continue after its position, and why not: reasons that `resync` frames carry."""
 
 from __future__ import annotations
 

@@ -203,10 +203,31 @@ function shareOf(data) {
 
 // --- the rows kept
 
-const views = new Map(["all", "movies", "characters", "jobs"].map((name) => [name, []]));
+const views = new Map([["all", []]]);
 let lastOrder = 0;
 
+// Adds a view of a topic and its radio button, unless they exist.
+function addTopic(name) {
+  if (views.has(name)) return;
+  views.set(name, views.get("all").filter(({ frame }) => frame.topic === name));
+  const input = Object.assign(make("input", ""), { type: "radio", name: "topic", value: name, autocomplete: "off" });
+  const label = make("label", "");
+  label.append(input, make("span", "", name[0].toUpperCase() + name.slice(1)));
+  nodes.topics.append(label);
+}
+
+// The service says which topics are public. Without its answer, a topic is added with its first frame.
+async function addPublicTopics() {
+  try {
+    const { "x-topics": topics } = await (await fetch("/asyncapi.json")).json();
+    for (const [name, topic] of Object.entries(topics)) if (topic.default) addTopic(name);
+  } catch (error) {
+    console.warn("topics not loaded", error);
+  }
+}
+
 function keep(frame, summary, changed = "") {
+  if (frame.topic) addTopic(frame.topic);
   lastOrder += 1;
   const entry = {
     order: lastOrder,
@@ -488,6 +509,7 @@ function start() {
     if (connection.state === "waiting") connect();
   });
   setInterval(requestDraw, 1000); // updates the rate and the countdown when nothing arrives
+  addPublicTopics();
   connect();
 }
 
