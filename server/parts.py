@@ -1,8 +1,8 @@
 """The parts of one process, by name: what `build_app` serves with, from the database to the sockets.
 
 Rules:
-- `Parts(settings)` creates the parts and connects to nothing. `start` opens them, `stop` ends the background tasks, `close`
-  releases what is left; `running` does all of that in order.
+- `Parts(settings)` creates the parts and connects to nothing. `start` opens them, `stop` ends the background tasks,
+  `close` releases what is left; `running` does all of that in order.
 - Parts know one another by constructor where the dependency points one way, and by listener lists (`on_events`,
   `on_reset`, `on_commit`, …) where it would be a circle. All listeners are connected in `_connect`.
 - Every background task lives in one group. When one of them dies the process exits, since without its feed or bus it
