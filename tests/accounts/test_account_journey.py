@@ -55,7 +55,7 @@ async def test_the_life_of_an_account(place: tuple[Service, Letters]) -> None:
     async with service.anyone() as holly, service.anyone() as stranger:
 
         async def sign_in(password: str) -> int:
-            answer = await holly.post("/auth/login", json={"username": name, "password": password})
+            answer = await sign_in(holly, name, password)
             if answer.status_code == 200:
                 holly.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
             return answer.status_code

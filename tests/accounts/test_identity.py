@@ -54,7 +54,7 @@ async def test_logout_closes_the_sockets_of_the_session_on_every_worker(workers:
 async def there_too(service: Service, person: Person) -> Person:
     """The same user in another session."""
     async with service.anyone() as client:
-        answer = await client.post("/auth/login", json={"username": person.name, "password": PASSWORD})
+        answer = await sign_in(client, person.name)
         return Person(client, person.id, person.name, answer.json()["access_token"])
 
 

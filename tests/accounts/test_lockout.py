@@ -149,7 +149,7 @@ async def at(service: Service, address: str) -> AsyncIterator[httpx.AsyncClient]
 
 
 async def guess(client: httpx.AsyncClient, name: str, password: str = "a wrong guess") -> httpx.Response:
-    return await client.post("/auth/login", json={"username": name, "password": password})
+    return await sign_in(client, name, password)
 
 
 async def test_a_crowd_of_guesses_at_once_counts(guarded: Service) -> None:

@@ -26,7 +26,7 @@ async def test_a_crowd_that_signs_in_does_not_hold_up_writes(new_service: Callab
     service = new_service(PASSWORD_MEMORY_KIB="19456", PASSWORD_TIME_COST="2").start()
     async with service.person() as alice, service.anyone() as crowd:
         attempts = [
-            asyncio.create_task(crowd.post("/auth/login", json={"username": "nobody", "password": "guess"}))
+            asyncio.create_task(sign_in(crowd, "nobody", "guess"))
             for _ in range(100)
         ]
         rows = [{"title": f"m{number}"} for number in range(500)]

@@ -32,13 +32,13 @@ class Owner:
 
     async def signs_in(self, password: str) -> int:
         async with self.service.anyone() as other:
-            answer = await other.post("/auth/login", json={"username": self.username, "password": password})
+            answer = await sign_in(other, self.username, password)
             return answer.status_code
 
     async def another_session(self) -> dict[str, str]:
         """The header of somebody who is signed in to the account elsewhere."""
         async with self.service.anyone() as other:
-            answer = await other.post("/auth/login", json={"username": self.username, "password": PASSWORD})
+            answer = await sign_in(other, self.username)
             return {"Authorization": f"Bearer {answer.json()['access_token']}"}
 
     async def is_good(self, headers: dict[str, str] | None = None) -> bool:
@@ -53,8 +53,7 @@ class Owner:
     async def forgot(self, number: int = 1) -> str:
         """The token of the `number`-th link."""
         async with self.service.anyone() as client:
-            answer = await client.post("/auth/password/forgot", json={"email": self.email})
-            assert answer.status_code == 202, answer.text
+            assert (await client.post("/auth/password/forgot", json={"email": self.email})).status_code == 202
         return token_in(await self.mail(number, "Reset your password"))
 
     async def a_minute_passes(self) -> None:
@@ -70,7 +69,7 @@ async def owner(service: Service) -> AsyncIterator[Owner]:
         body = {"username": name, "email": email, "password": PASSWORD}
         answer = await client.post("/auth/register", json=body)
         assert answer.status_code == 201, answer.text
-        token = (await client.post("/auth/login", json={"username": name, "password": PASSWORD})).json()
+        token = (await sign_in(client, name)).json()
         client.headers["Authorization"] = f"Bearer {token['access_token']}"
         yield Owner(service, client, answer.json()["id"], name, email)
 
@@ -163,8 +162,8 @@ async def test_a_change_that_is_wrong_names_its_field(service: Service, change: 
 
 
 async def test_only_who_is_signed_in_changes_a_password(service: Service) -> None:
-    async with service.anyone() as nobody:
-        answer = await nobody.post("/auth/password/change", json={"old_password": PASSWORD, "new_password": NEW})
+    async with service.anyone() as anonymous:
+        answer = await anonymous.post("/auth/password/change", json={"old_password": PASSWORD, "new_password": NEW})
         assert answer.status_code == 401
 
 

@@ -192,9 +192,8 @@ class Cast:
         client = httpx.AsyncClient(base_url=self._service.url, timeout=60, verify=False)
         await self._stack.enter_async_context(client)
         called = name()
-        made = await client.post("/auth/register", json={"username": called, "password": PASSWORD})
-        assert made.status_code == 201, made.text
-        tokens = (await client.post("/auth/login", json={"username": called, "password": PASSWORD})).json()
+        assert (await client.post("/auth/register", json={"username": called, "password": PASSWORD})).status_code == 201
+        tokens = (await sign_in(client, called)).json()
         client.headers["Authorization"] = f"Bearer {tokens['access_token']}"
         person = Person(client, tokens["user_id"], called, tokens["access_token"])
         if role in ("moderator", "admin"):
@@ -204,8 +203,7 @@ class Cast:
         return Account(person, tokens["refresh_token"])
 
     async def _administer(self, person: Person, action: str, **options: Any) -> None:
-        answer = await self._admin.http.post(f"/admin/users/{person.id}/{action}", **options)
-        assert answer.status_code == 200, answer.text
+        assert (await self._admin.http.post(f"/admin/users/{person.id}/{action}", **options)).status_code == 200
 
     async def genre(self) -> int:
         """The id of a new genre, which belongs to no user."""
@@ -228,7 +226,7 @@ async def thing(wanted: str, owner: Account) -> Any:
     if wanted == "job":
         return (await person.generate("movies", 1_000, "?rate=1"))["id"]
     if wanted in ("session", "refresh_token"):
-        signed_in = await person.http.post("/auth/login", json={"username": person.name, "password": PASSWORD})
+        signed_in = await sign_in(person.http, person.name)
         return signed_in.json()["session_id" if wanted == "session" else wanted]
     if wanted == "avatar_url":
         return (await person.http.put("/users/me/avatar", **PICTURE)).json()["avatar_url"]
@@ -271,8 +269,7 @@ async def cast_of(service: Service) -> AsyncIterator[Cast]:
         await stack.enter_async_context(cast.anyone)
         for role in ("user", "owner", "moderator", "admin"):
             made = await cast.account(role)
-            answer = await made.person.http.post("/users/me/profile", json={"info": "has one"})
-            assert answer.status_code == 201, answer.text
+            assert (await made.person.http.post("/users/me/profile", json={"info": "has one"})).status_code == 201
         yield cast
 
 

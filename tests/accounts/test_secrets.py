@@ -31,7 +31,7 @@ async def test_requests_with_secrets_in_them_are_logged_without(service: Service
     async with service.person() as alice:
         await alice.http.get(f"/movies?token={alice.token}")
         await alice.http.get(f"/nowhere/{alice.id}?token=0123456789abcdef")
-        await alice.http.post("/auth/login", json={"username": alice.name, "password": [PASSWORD]})
+        await sign_in(alice.http, alice.name, [PASSWORD])
         await alice.http.post("/auth/login", content=f'{{"password": "{PASSWORD}"'.encode())
         assert f"/nowhere/{alice.id}" in service.log()
     service.check_log()

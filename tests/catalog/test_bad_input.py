@@ -206,9 +206,9 @@ async def test_a_body_of_20_mb_is_too_large(service: Service, kind: ResourceCase
         for path in (kind.path, f"{kind.path}/bulk"):
             assert_problem(await alice.http.post(path, content=b"x" * HUGE, headers=JSON), 413)
             assert_problem(await alice.http.post(path, content=chunks(), headers=JSON), 413)
-        async with service.anyone() as nobody:
-            assert_problem(await nobody.post("/auth/register", content=b"x" * HUGE, headers=JSON), 413)
-            assert_problem(await nobody.post(kind.path, content=b"x" * HUGE, headers=JSON), 401)
+        async with service.anyone() as anonymous:
+            assert_problem(await anonymous.post("/auth/register", content=b"x" * HUGE, headers=JSON), 413)
+            assert_problem(await anonymous.post(kind.path, content=b"x" * HUGE, headers=JSON), 401)
 
 
 @BOTH
@@ -337,11 +337,11 @@ async def test_a_wrong_query_is_named(service: Service, kind: ResourceCase, quer
 @BOTH
 @SQLITE_ONLY
 async def test_a_query_that_is_no_text_is_refused(service: Service, kind: ResourceCase) -> None:
-    async with service.anyone() as nobody, nothing_written(service):
+    async with service.anyone() as anonymous, nothing_written(service):
         for query in ("q=%ff", "q=%ed%a0%80", "&".join(f"x{n}=1" for n in range(301))):
-            assert_problem(await nobody.get(f"{kind.path}?{query}"), 422, ["query"])
+            assert_problem(await anonymous.get(f"{kind.path}?{query}"), 422, ["query"])
         many = "&".join("user_id=1" for _ in range(201))
-        assert_problem(await nobody.get(f"{kind.path}?{many}"), 422, ["query"])
+        assert_problem(await anonymous.get(f"{kind.path}?{many}"), 422, ["query"])
 
 
 @BOTH
@@ -472,7 +472,7 @@ async def test_the_token_of_a_user_who_is_gone_is_refused(service: Service, chan
             await sql(service, change.format(alice.id))
         for method, path in (("GET", "/auth/me"), ("POST", "/movies"), ("GET", "/characters")):
             assert_problem(await alice.http.request(method, path, json={"title": "x"}), 401)
-        answer = await alice.http.post("/auth/login", json={"username": alice.name, "password": PASSWORD})
+        answer = await sign_in(alice.http, alice.name)
         assert_problem(answer, refusal)
 
 
@@ -530,7 +530,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(servic
 
 
 async def test_a_file_of_the_documentation_that_is_not_there_is_an_error_like_any_other(service: Service) -> None:
-    async with service.anyone() as nobody:
-        answer = await nobody.get("/docs/files/%00")
+    async with service.anyone() as anonymous:
+        answer = await anonymous.get("/docs/files/%00")
         assert answer.status_code == 404
         assert list(answer.json()) == ["detail"]

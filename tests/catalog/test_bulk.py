@@ -110,8 +110,7 @@ async def test_one_bad_row_spoils_all(service: Service, kind: ResourceCase) -> N
     rows[4] = "no object"
     async with service.person() as alice, nothing_written(service):
         answer = await alice.http.post(f"{kind.path}/bulk", json=rows)
-        assert answer.status_code == 422
-        assert locations(answer) == [["body", 1, kind.label], ["body", 3, kind.label], ["body", 4]]
+        assert_problem(answer, 422, ["body", 1, kind.label], ["body", 3, kind.label], ["body", 4])
 
 
 @BOTH
@@ -145,10 +144,10 @@ async def test_nothing_good_is_nothing_stored(service: Service, kind: ResourceCa
 
 @BOTH
 async def test_only_the_signed_in_write_in_bulk(service: Service, kind: ResourceCase) -> None:
-    async with service.anyone() as nobody, nothing_written(service):
+    async with service.anyone() as anonymous, nothing_written(service):
         for method, body in (("POST", [kind.full]), ("PATCH", []), ("DELETE", {"ids": [1]})):
-            assert (await nobody.request(method, f"{kind.path}/bulk", json=body)).status_code == 401
-        assert (await nobody.delete(f"{kind.path}/bulk/1/2")).status_code == 401
+            assert (await anonymous.request(method, f"{kind.path}/bulk", json=body)).status_code == 401
+        assert (await anonymous.delete(f"{kind.path}/bulk/1/2")).status_code == 401
 
 
 async def test_characters_of_unknown_movies_are_skipped_or_refused(service: Service) -> None:
@@ -157,8 +156,7 @@ async def test_characters_of_unknown_movies_are_skipped_or_refused(service: Serv
         rows = [{"name": "a", "movie_id": movie["id"]}, {"name": "b", "movie_id": 10**9}, {"name": ""}, {"name": "d"}]
         async with nothing_written(service):
             answer = await alice.http.post("/characters/bulk", json=[rows[0], rows[1]])
-            assert answer.status_code == 409
-            assert locations(answer) == [["body", 1, "movie_id"]]
+            assert_problem(answer, 409, ["body", 1, "movie_id"])
         async with watching(service) as watcher:
             answer = await alice.http.post("/characters/bulk?on_error=skip", json=rows)
             added, skipped = answer.json()["added"], answer.json()["skipped"]
@@ -231,8 +229,7 @@ async def test_a_bulk_change_needs_ids_and_good_fields(service: Service, kind: R
         async with nothing_written(service):
             changes = [{"id": mine["id"], kind.label: "new"}, {kind.label: "x"}, {"id": mine["id"], kind.label: None}]
             answer = await alice.http.patch(f"{kind.path}/bulk", json=changes)
-            assert answer.status_code == 422
-            assert locations(answer) == [["body", 1, "id"], ["body", 2, kind.label]]
+            assert_problem(answer, 422, ["body", 1, "id"], ["body", 2, kind.label])
             assert (await alice.http.patch(f"{kind.path}/bulk", json=[])).json() == {"updated": [], "not_found": []}
 
 
@@ -263,9 +260,7 @@ async def test_a_range_is_deleted_with_both_ends(service: Service, kind: Resourc
             assert answer.json() == {"deleted": [ids[1], ids[3]], "not_found": [ids[2]]}
             await told(watcher, "delete_bulk", kind, {"count": 2, "ids": [ids[1], ids[3]]}, alice)
         async with nothing_written(service):
-            answer = await alice.http.delete(f"{kind.path}/bulk/{ids[3]}/{ids[1]}")
-            assert answer.status_code == 409
-            assert locations(answer) == [["path", "end_id"]]
+            assert_problem(await alice.http.delete(f"{kind.path}/bulk/{ids[3]}/{ids[1]}"), 409, ["path", "end_id"])
             answer = await alice.http.delete(f"{kind.path}/bulk/{10**9}/{10**9 + 1}")
             assert answer.json() == {"deleted": [], "not_found": [10**9, 10**9 + 1]}
 
@@ -344,9 +339,7 @@ async def test_a_bulk_change_to_an_unknown_movie_changes_nothing(service: Servic
         cast = await add_many(alice, CHARACTERS, 2, movie_id=movie["id"])
         async with nothing_written(service):
             changes = [{"id": cast[0]["id"], "movie_id": None}, {"id": cast[1]["id"], "movie_id": 10**9}]
-            answer = await alice.http.patch("/characters/bulk", json=changes)
-            assert answer.status_code == 409
-            assert locations(answer) == [["body", 1, "movie_id"]]
+            assert_problem(await alice.http.patch("/characters/bulk", json=changes), 409, ["body", 1, "movie_id"])
 
 
 @pytest.mark.parametrize("big", [True, False])

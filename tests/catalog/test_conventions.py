@@ -50,8 +50,8 @@ async def test_every_route_has_four_addresses_and_no_redirect(service: Service, 
 @pytest.mark.parametrize("operation", [each for each in OPERATIONS if each.signed_in], ids=lambda each: each.path)
 @SQLITE_ONLY
 async def test_who_must_be_signed_in_is_told_so_first(service: Service, operation: Operation) -> None:
-    async with service.anyone() as nobody, nothing_written(service):
-        answer = await nobody.request(operation.method, example(operation) + "?oops=1", content=b"{")
+    async with service.anyone() as anonymous, nothing_written(service):
+        answer = await anonymous.request(operation.method, example(operation) + "?oops=1", content=b"{")
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"] == "Bearer"
 
@@ -125,7 +125,7 @@ async def in_the_log(service: Service, answer: httpx.Response) -> None:
 
 async def test_secrets_are_not_logged(service: Service) -> None:
     async with service.anyone() as client:
-        await client.post("/auth/login", json={"username": "nobody", "password": "a password of mine"})
+        await sign_in(client, "nobody", "a password of mine")
         await client.get("/movies?q=a+secret+search", headers={"Authorization": "Bearer a-token-of-mine"})
         last = await client.get("/healthz")
         await in_the_log(service, last)

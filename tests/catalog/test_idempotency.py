@@ -135,5 +135,4 @@ async def test_without_a_key_every_post_counts(service: Service, kind: ResourceC
 async def test_what_is_no_key_is_refused(service: Service, kind: ResourceCase, wrong: bytes) -> None:
     async with service.person() as alice, nothing_written(service):
         answer = await alice.http.post(kind.path, json=kind.full, headers={b"Idempotency-Key": wrong})
-        assert answer.status_code == 422
-        assert locations(answer) == [["header", "Idempotency-Key"]]
+        assert_problem(answer, 422, ["header", "Idempotency-Key"])

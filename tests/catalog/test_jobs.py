@@ -167,11 +167,11 @@ async def test_cancelling_takes_effect_at_once(service: Service, query: str) -> 
 
 
 async def test_only_owners_and_staff_cancel(service: Service) -> None:
-    async with service.person() as alice, service.person() as bob, service.admin() as admin, service.anyone() as nobody:
+    async with service.person() as alice, service.person() as bob, service.admin() as admin, service.anyone() as anonymous:
         job = await alice.generate("movies", 100_000, "?rate=1")
         assert (await bob.http.delete(f"/jobs/{job['id']}")).status_code == 403
-        assert (await nobody.delete(f"/jobs/{job['id']}")).status_code == 401
-        assert (await nobody.get(f"/jobs/{job['id']}")).status_code == 200
+        assert (await anonymous.delete(f"/jobs/{job['id']}")).status_code == 401
+        assert (await anonymous.get(f"/jobs/{job['id']}")).status_code == 200
         assert (await admin.http.delete(f"/jobs/{job['id']}")).status_code == 200
         finished = await alice.generate("movies", 1)
         await alice.job_ended(finished["id"])

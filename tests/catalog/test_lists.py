@@ -275,23 +275,23 @@ async def test_characters_are_filtered_by_their_movie(service: Service) -> None:
 
 @BOTH
 async def test_lists_by_owner(service: Service, kind: ResourceCase) -> None:
-    async with service.person() as alice, service.person() as bob, service.anyone() as nobody:
+    async with service.person() as alice, service.person() as bob, service.anyone() as anonymous:
         mine = [await alice.add(kind.name) for _ in range(2)]
         await bob.add(kind.name)
         for client, path in (
             (alice.http, f"{kind.path}/user"),
-            (nobody, f"{kind.path}/username/{alice.name}"),
-            (nobody, f"{kind.path}/username/{alice.name.upper()}"),
-            (nobody, f"/users/{alice.id}{kind.path}"),
-            (nobody, f"/api/v1/users/{alice.id}{kind.path}/"),
+            (anonymous, f"{kind.path}/username/{alice.name}"),
+            (anonymous, f"{kind.path}/username/{alice.name.upper()}"),
+            (anonymous, f"/users/{alice.id}{kind.path}"),
+            (anonymous, f"/api/v1/users/{alice.id}{kind.path}/"),
         ):
             answer = await client.get(path)
             assert answer.json() == mine, path
             assert answer.headers["x-total-count"] == "2"
             assert (await client.get(f"{path}?sort=-id&limit=1")).json() == mine[1:]
-        assert (await nobody.get(f"{kind.path}/user")).status_code == 401
+        assert (await anonymous.get(f"{kind.path}/user")).status_code == 401
         for path in (f"{kind.path}/username/nobody-of-this-name", f"/users/{10**9}{kind.path}"):
-            answer = await nobody.get(path)
+            answer = await anonymous.get(path)
             assert answer.status_code == 404
             assert isinstance(answer.json()["detail"], str)
 
@@ -312,8 +312,7 @@ async def test_a_list_is_whole_while_others_write(service: Service, kind: Resour
 
         async def write() -> None:
             for _ in range(20):
-                answer = await alice.http.post(f"{kind.path}/bulk", json=[kind.fields("x")] * 5)
-                assert answer.status_code == 201
+                assert (await alice.http.post(f"{kind.path}/bulk", json=[kind.fields("x")] * 5)).status_code == 201
 
         async def read() -> None:
             for _ in range(40):
