@@ -425,9 +425,9 @@ async def test_create_admin_rejects_invalid_arguments_in_one_sentence(
     ],
 )
 async def test_the_first_admin_needs_a_valid_password(tmp_path: Path, password: str, mix: str, reason: str) -> None:
-    places = {"database_url": f"sqlite:///{tmp_path}/marquee.db", "storage_url": f"file://{tmp_path}/storage"}
+    places: dict[str, Any] = {"mail_folder": str(tmp_path / "mail"), "storage_url": f"file://{tmp_path}/storage"}
     admin = {"first_admin_username": "Chieftain", "first_admin_password": password, "password_mix": mix}
-    settings = Settings(**places, **admin, mail_folder=str(tmp_path / "mail"), _env_file=None)
+    settings = Settings(database_url=f"sqlite:///{tmp_path}/marquee.db", _env_file=None, **places | admin)
     with pytest.raises(SettingsError, match=f"^FIRST_ADMIN_PASSWORD: {reason}"):
         await prepare(settings)
 

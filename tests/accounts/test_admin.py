@@ -53,7 +53,7 @@ async def test_an_account_added_by_an_admin_is_active_immediately(service: Servi
             assert_problem(await admin.http.post("/admin/users", json=body), 409, ["body", "username"])
 
 
-INVALID = {
+INVALID: dict[str, list[Any]] = {
     "password": ["short", "password1", "some.body"],
     "group": ["owner"],
     "is_active": [False],
