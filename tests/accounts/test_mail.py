@@ -403,7 +403,7 @@ async def test_the_password_is_sent_only_to_a_server_with_a_trusted_certificate(
         with MailServer(tls=tls).running() as server:
             with pytest.raises(NotDelivered):
                 await deliver(f"smtp://holly:secret@127.0.0.1:{server.port}")
-            assert server.passwords == server.received == []
+            assert (server.passwords, server.received) == ([], [])
 
 
 async def test_the_password_is_sent_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

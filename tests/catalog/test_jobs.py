@@ -167,7 +167,12 @@ async def test_cancelling_takes_effect_at_once(service: Service, query: str) -> 
 
 
 async def test_only_owners_and_staff_cancel(service: Service) -> None:
-    async with service.person() as alice, service.person() as bob, service.admin() as admin, service.anyone() as anonymous:
+    async with (
+        service.person() as alice,
+        service.person() as bob,
+        service.admin() as admin,
+        service.anyone() as anonymous,
+    ):
         job = await alice.generate("movies", 100_000, "?rate=1")
         assert (await bob.http.delete(f"/jobs/{job['id']}")).status_code == 403
         assert (await anonymous.delete(f"/jobs/{job['id']}")).status_code == 401

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -72,11 +73,29 @@ CHARACTERS = ResourceCase(
     {"name": "Harry Lime", "description": "Sells penicillin.", "movie_id": None},
     {"description": None, "movie_id": None},
 )
+TIME = re.compile(r"^20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$")
 BOTH = pytest.mark.parametrize("kind", [MOVIES, CHARACTERS], ids=lambda kind: kind.name)
 
 
 def derived(kind: ResourceCase) -> dict[str, Any]:
     return {"characters_count": 0} if kind is MOVIES else {}
+
+
+def as_added(kind: ResourceCase, given: dict[str, Any], row: dict[str, Any], owner: Person) -> dict[str, Any]:
+    """Return the row that these fields must have become; the id and the time come from `row` itself."""
+    times = dict.fromkeys(("created_at", "updated_at"), row["created_at"])
+    return {**kind.defaults, **given, **derived(kind), "id": row["id"], "user_id": owner.id, "version": 1, **times}
+
+
+async def expect_event(
+    watcher: Watcher, operation: str, kind: ResourceCase, data: Any, actor: Person, changed: list[str] | None = None
+) -> None:
+    """Assert that the next frame is exactly this event, with the number after the last one."""
+    last = watcher.events[-1]["seq"] if watcher.events else watcher.welcome["data"]["seq"]
+    event = await watcher.next()
+    wanted = {"operation": operation, "topic": kind.name, "seq": last + 1, "data": data, "actor_id": actor.id}
+    assert event == {**wanted, "ts": event["ts"]} | ({"changed": changed} if changed is not None else {})
+    assert TIME.match(event["ts"])
 
 
 async def sql(service: Service, statement: str) -> list[tuple[Any, ...]]:
