@@ -74,7 +74,7 @@ async def activated(scene: Scene) -> AsyncIterator[tuple[httpx.AsyncClient, dict
         yield client, user
 
 
-async def wish(client: httpx.AsyncClient, address: str) -> dict[str, Any]:
+async def request_address(client: httpx.AsyncClient, address: str) -> dict[str, Any]:
     """Ask for another address, which must be confirmed."""
     account: dict[str, Any] = await ok(client.patch("/users/me", json={"email": address, "current_password": PASSWORD}))
     return account
@@ -190,8 +190,8 @@ async def test_all_invalid_tokens_get_the_same_response(scene: Scene) -> None:
         await ok(activate(client, used))
         late, expired = await scene.registered(client)
         await sql(scene.service, f"UPDATE one_time_tokens SET expires_at = created_at WHERE user_id = {late['id']}")
-        shut, disabled = await scene.registered(client)
-        await ok(chief.http.post(f"/admin/users/{shut['id']}/deactivate"))
+        closed, disabled = await scene.registered(client)
+        await ok(chief.http.post(f"/admin/users/{closed['id']}/deactivate"))
         gone, deleted = await scene.registered(client)
         assert (await chief.http.delete(f"/users/{gone['id']}")).status_code == 204
         moved, former = await scene.registered(client)
@@ -215,7 +215,7 @@ async def test_all_invalid_tokens_get_the_same_response(scene: Scene) -> None:
                 await client.get("/auth/activate", params={"token": token}),
             ):
                 assert (answer.status_code, answer.json()) == (404, INVALID_URL), token
-        for user in (late, shut):
+        for user in (late, closed):
             assert await scene.sign_in(client, user) == 403
 
 
@@ -323,7 +323,7 @@ async def test_resetting_the_password_activates_too_because_it_proves_the_addres
 async def test_a_new_address_counts_once_it_is_confirmed(scene: Scene) -> None:
     async with activated(scene) as (client, user):
         wanted = f"{fresh_name()}@example.org"
-        assert (await wish(client, wanted))["email"] == user["email"], "not before it is confirmed"
+        assert (await request_address(client, wanted))["email"] == user["email"], "not before it is confirmed"
         mail = await scene.mails.mail_to(wanted)
         assert mail["Subject"] == "Confirm your new email address"
         warning = await scene.mails.mail_to(user["email"], 2)
@@ -340,13 +340,13 @@ async def test_a_new_address_counts_once_it_is_confirmed(scene: Scene) -> None:
 async def test_sending_the_current_address_cancels_a_pending_change(scene: Scene) -> None:
     async with activated(scene) as (client, user):
         wanted = f"{fresh_name()}@example.org"
-        await wish(client, wanted)
+        await request_address(client, wanted)
         token = token_in(await scene.mails.mail_to(wanted))
         # A form that sends all fields, with another one changed, does not cancel it.
         await ok(client.put("/users/me", json={"username": user["username"], "email": user["email"], "name": "Holly"}))
         page = await client.get("/auth/activate", params={"token": token}, headers={"Accept": "text/html"})
         assert page.status_code == 200
-        await wish(client, user["email"])
+        await request_address(client, user["email"])
         followed = await activate(client, token)
         assert (followed.status_code, followed.json()) == (404, INVALID_URL)
 
@@ -356,7 +356,7 @@ async def test_a_new_password_cancels_a_pending_change_of_address(scene: Scene, 
     """Someone who knew the old password may have asked for an address of their own."""
     async with activated(scene) as (client, user):
         wanted = f"{fresh_name()}@example.org"
-        await wish(client, wanted)
+        await request_address(client, wanted)
         token = token_in(await scene.mails.mail_to(wanted))
         body = {"new_password": "the ferris wheel"}
         if way == "change":
@@ -381,7 +381,7 @@ async def test_a_user_is_hidden_until_the_account_is_activated(scene: Scene) -> 
 async def test_a_new_address_that_was_taken_meanwhile_is_a_409(scene: Scene) -> None:
     async with activated(scene) as (client, _):
         wanted = f"{fresh_name()}@example.org"
-        await wish(client, wanted)
+        await request_address(client, wanted)
         token = token_in(await scene.mails.mail_to(wanted))
         await scene.register(client, email=wanted)
         assert_problem(await activate(client, token), 409, ["body", "email"])

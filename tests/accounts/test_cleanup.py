@@ -100,7 +100,7 @@ async def test_late_accounts_are_deleted_in_several_transactions(databases: list
 
 
 async def test_a_token_that_is_created_meanwhile_keeps_the_account(databases: list[Database]) -> None:
-    """Its transaction locks the row of the account, as the outbox does; on SQLite there is one writer anyway."""
+    """The transaction locks the row of the account, as the outbox does. SQLite has only one writer anyway."""
     database, other = databases[0], databases[1]
     late = await database.write(lambda tx: create(tx, "late0"))
     made, go_on = asyncio.Event(), asyncio.Event()

@@ -207,33 +207,33 @@ async def test_an_invalid_password_does_not_use_up_the_token(service: Service) -
 async def test_all_invalid_tokens_get_the_same_response(service: Service) -> None:
     """Expired, of a former address, superseded, revoked by a change, or of a disabled or deleted account."""
     async with AsyncExitStack() as stack:
-        names = ("late", "moved", "former", "shut", "gone", "twice", "changed")
+        names = ("late", "moved", "former", "disabled", "gone", "twice", "changed")
         owners = {name: await stack.enter_async_context(owner(service)) for name in names}
         tokens = [await each.forgot() for each in owners.values()]
-        late, moved, former, shut, gone, twice, changed = owners.values()
+        late, moved, former, disabled, gone, twice, changed = owners.values()
         await sql(service, f"UPDATE one_time_tokens SET expires_at = created_at WHERE user_id = {late.id}")
         body = {"email": f"{fresh_name()}@example.org", "current_password": PASSWORD}
         await ok(moved.client.patch("/users/me", json=body))
         # Even when the change of the address did not revoke the token.
         await sql(service, f"UPDATE users SET email = 'new-{former.email}' WHERE id = {former.id}")
         chief = await stack.enter_async_context(service.admin())
-        await ok(chief.http.post(f"/admin/users/{shut.id}/deactivate"))
+        await ok(chief.http.post(f"/admin/users/{disabled.id}/deactivate"))
         assert (await chief.http.delete(f"/users/{gone.id}")).status_code == 204
         await twice.a_minute_passes()
         assert (await reset(service, await twice.forgot(2))).status_code == 204
         assert (await changed.change()).status_code == 204
         for token in (*tokens, "never mailed"):
-            answer = await reset(service, token, "somebody else's 1")
+            answer = await reset(service, token, "another person's 1")
             assert (answer.status_code, answer.json()) == (404, INVALID_URL)
         assert [await late.signs_in(PASSWORD), await changed.signs_in(NEW)] == [200, 200]
 
 
 async def test_asking_for_a_reset_does_not_reveal_which_accounts_exist(service: Service) -> None:
-    async with owner(service) as holly, owner(service) as shut, service.anyone() as client:
+    async with owner(service) as holly, owner(service) as disabled, service.anyone() as client:
         async with service.admin() as chief:
-            await chief.http.post(f"/admin/users/{shut.id}/deactivate")
+            await chief.http.post(f"/admin/users/{disabled.id}/deactivate")
         stranger = f"{fresh_name()}@example.org"
-        addresses = [holly.email, holly.email, shut.email, stranger]
+        addresses = [holly.email, holly.email, disabled.email, stranger]
         answers = [await client.post("/auth/password/forgot", json={"email": each}) for each in addresses]
         assert {(answer.status_code, answer.text) for answer in answers} == {(202, answers[0].text)}
         assert len({tuple(sorted(set(answer.headers) - {"x-request-id"})) for answer in answers}) == 1
@@ -244,7 +244,7 @@ async def test_asking_for_a_reset_does_not_reveal_which_accounts_exist(service: 
 
         await eventually(is_done, "an empty outbox")
         mailed = [each["To"] for each in mails_in(service.folder / "mail")]
-        assert [mailed.count(each) for each in (holly.email, shut.email, stranger)] == [1, 0, 0]
+        assert [mailed.count(each) for each in (holly.email, disabled.email, stranger)] == [1, 0, 0]
 
 
 # --- the page

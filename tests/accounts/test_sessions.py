@@ -243,7 +243,7 @@ async def test_users_watch_only_their_own_sessions(service: Service) -> None:
         assert (await refusal(service, f"?{query}"))[0] == 403
 
 
-# --- at once, at the database
+# --- concurrency, without a service
 
 
 async def begin(database: Database, user_id: int, seconds: int = 900) -> dict[str, Any]:

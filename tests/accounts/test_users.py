@@ -368,7 +368,7 @@ async def test_the_sockets_of_a_deleted_account_are_closed(service: Service) -> 
             assert (await closing(watcher))[0] == CloseCode.TOKEN_EXPIRED
 
 
-# --- at once, at the database
+# --- concurrency, without a service
 
 
 async def test_no_session_survives_a_concurrent_deletion(database: Database) -> None:
