@@ -95,8 +95,7 @@ async def test_spaces_around_names_and_addresses_are_stripped(service: Service, 
         user = (await client.post("/auth/register", json={**body, "password": PASSWORD})).json()
         assert (user["username"], user["email"]) == (name, f"{name}@example.org")
         for login in (name, padding + name, f"{name}@example.org{padding}"):
-            answer = await sign_in(client, login)
-            assert answer.json().get("user_id") == user["id"], login
+            assert (await sign_in(client, login)).json().get("user_id") == user["id"], login
         taken = await client.post("/auth/register", json={"username": name + padding, "password": PASSWORD})
         assert taken.status_code == 409
         body = {"username": f"{padding}{alice.name}-2", "current_password": PASSWORD}
@@ -273,8 +272,7 @@ async def test_passwords_may_hold_any_character(service: Service) -> None:
             name = fresh()
             assert (await client.post("/users", json={"username": name, "password": password})).status_code == 201
             assert (await sign_in(client, name, password)).status_code == 200
-            answer = await sign_in(client, name, password[:-1] + "x")
-            assert answer.status_code == 401
+            assert (await sign_in(client, name, password[:-1] + "x")).status_code == 401
 
 
 @pytest.mark.parametrize(

@@ -269,8 +269,7 @@ async def test_a_profile_form_may_contain_the_avatar(gallery: Gallery) -> None:
             assert gallery.files_of(profile) <= gallery.files()
         # Without a file, or with the empty file of a browser's form, the avatar stays.
         for files in ({"avatar": ("", b"", "application/octet-stream")}, {"info": (None, b"Acts.")}):
-            answer = await alice.http.put(path, files=files)
-            assert answer.json()["avatar_url"] == profile["avatar_url"]
+            assert (await alice.http.put(path, files=files)).json()["avatar_url"] == profile["avatar_url"]
         wrong = await alice.http.patch(path, data={"gender": "x", "colour": "y"}, files=brought)
         assert {each["loc"][1] for each in wrong.json()["detail"]} == {"gender", "colour"}
         assert (await me(alice))["avatar_url"] == profile["avatar_url"]

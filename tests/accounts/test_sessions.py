@@ -99,8 +99,7 @@ async def test_the_oauth_token_form_starts_a_session(service: Service) -> None:
 
 async def test_a_failed_sign_in_starts_no_session(service: Service) -> None:
     async with service.person() as alice, service.anyone() as client, nothing_written(service):
-        answer = await sign_in(client, alice.name, "something else")
-        assert answer.status_code == 401
+        assert (await sign_in(client, alice.name, "something else")).status_code == 401
 
 
 async def test_logout_ends_only_this_session(service: Service) -> None:

@@ -127,8 +127,7 @@ async def test_a_new_name_or_address_requires_the_current_password(service: Serv
         answer = await alice.http.patch("/users/me", json={"username": name, "email": address, **proof})
         assert (answer.status_code, answer.json()["username"], answer.json()["email"]) == (200, name, address)
         for login, status in ((alice.name, 401), (name, 200), (address.upper(), 200)):
-            answer = await sign_in(client, login)
-            assert answer.status_code == status, login
+            assert (await sign_in(client, login)).status_code == status, login
         answer = await alice.http.put("/users/me", json={"email": address, **proof})
         assert (answer.status_code, answer.json()["username"]) == (200, None)
         async with nothing_written(service):
@@ -209,8 +208,7 @@ async def test_other_users_are_shown_in_brief_and_to_admins_in_full(service: Ser
             assert brief in listed.json()
             assert all(set(user) == BRIEF for user in listed.json())
             assert int(listed.headers["x-total-count"]) >= 4
-        one = await admin.http.get(f"/users/{bob.id}")
-        assert one.json() == account
+        assert (await admin.http.get(f"/users/{bob.id}")).json() == account
         assert (await admin.http.get(f"/users?id={bob.id}")).json() == [account]
         async with service.anyone() as anonymous:
             assert (await anonymous.get("/users")).status_code == 401

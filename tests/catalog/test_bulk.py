@@ -112,8 +112,7 @@ async def test_without_valid_rows_nothing_is_stored(service: Service, kind: Reso
         assert answer.status_code == 201
         assert answer.json()["added"] == []
         assert len(answer.json()["skipped"]) == 2
-        answer = await alice.http.post(f"{kind.path}/bulk", json=[])
-        assert answer.json() == {"added": [], "skipped": []}
+        assert (await alice.http.post(f"{kind.path}/bulk", json=[])).json() == {"added": [], "skipped": []}
         assert (await alice.http.post(f"{kind.path}/bulk?on_error=maybe", json=[])).status_code == 422
 
 
