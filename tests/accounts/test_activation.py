@@ -210,10 +210,7 @@ async def test_all_invalid_tokens_get_the_same_response(scene: Scene) -> None:
         never_mailed = ("x", "\0", "é" * 128, used[:-1])
         mailed = (used, expired, disabled, deleted, former, for_a_password, unneeded, superseded)
         for token in (*mailed, *never_mailed):
-            for answer in (
-                await activate(client, token),
-                await client.get("/auth/activate", params={"token": token}),
-            ):
+            for answer in (await activate(client, token), await client.get("/auth/activate", params={"token": token})):
                 assert (answer.status_code, answer.json()) == (404, INVALID_URL), token
         for user in (late, closed):
             assert await scene.sign_in(client, user) == 403

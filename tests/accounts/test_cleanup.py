@@ -167,4 +167,4 @@ async def test_only_old_events_and_idempotency_keys_are_deleted(databases: list[
         keys = await connection.execute(text("SELECT key FROM idempotency_keys"))
         assert list(keys.scalars()) == ["young"]
     await Cleanup(database, "worker", retention_hours=12, retention_rows=1).clean()
-    assert await event_log.oldest(database) == 6
+    assert await event_log.oldest(database) == (await event_log.head(database)).seq

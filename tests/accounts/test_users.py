@@ -100,6 +100,7 @@ INVALID: dict[str, list[Any]] = {
 }
 
 
+@SQLITE_ONLY
 async def test_an_invalid_edit_is_rejected(service: Service) -> None:
     async with service.person() as alice, nothing_written(service):
         faults: list[tuple[dict[str, Any], list[str]]] = [({"username": None, "email": None}, [])]

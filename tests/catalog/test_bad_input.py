@@ -118,7 +118,7 @@ async def test_every_problem_of_a_request_is_reported_at_once(service: Service) 
 
 async def test_an_unknown_movie_of_a_character_is_a_conflict(service: Service) -> None:
     async with service.person() as alice:
-        harry = await alice.add("characters")
+        harry, anna = await alice.add("characters"), await alice.add("characters", movie_id=(await alice.add())["id"])
         async with nothing_written(service):
             for unknown in (2**63 - 1, 10**9):
                 body = {"name": "Harry", "movie_id": unknown}
@@ -126,9 +126,10 @@ async def test_an_unknown_movie_of_a_character_is_a_conflict(service: Service) -
                 one = f"/characters/{harry['id']}"
                 assert_problem(await alice.http.put(one, json=body), 409, ["body", "movie_id"])
                 assert_problem(await alice.http.patch(one, json={"movie_id": unknown}), 409, ["body", "movie_id"])
-                added, edited = [{"name": "Anna"}, body], [{"id": harry["id"], "movie_id": unknown}]
-                assert_problem(await alice.http.post("/characters/bulk", json=added), 409, ["body", 1, "movie_id"])
-                assert_problem(await alice.http.patch("/characters/bulk", json=edited), 409, ["body", 0, "movie_id"])
+                edits = [{"id": anna["id"], "movie_id": None}, {"id": harry["id"], "movie_id": unknown}]
+                for method, rows in (("POST", [{"name": "Anna"}, body]), ("PATCH", edits)):
+                    answer = await alice.http.request(method, "/characters/bulk", json=rows)
+                    assert_problem(answer, 409, ["body", 1, "movie_id"])
 
 
 # --- sizes

@@ -285,15 +285,6 @@ async def test_bulk_writes_update_the_characters_count(service: Service) -> None
             await expect_event(watcher, "delete_bulk", MOVIES, {"count": 2, "ids": [one["id"], two["id"]]}, alice)
 
 
-async def test_a_bulk_edit_with_an_unknown_movie_changes_nothing(service: Service) -> None:
-    async with service.person() as alice:
-        movie = await alice.add()
-        cast = await add_many(alice, CHARACTERS, 2, movie_id=movie["id"])
-        async with nothing_written(service):
-            changes = [{"id": cast[0]["id"], "movie_id": None}, {"id": cast[1]["id"], "movie_id": 10**9}]
-            assert_problem(await alice.http.patch("/characters/bulk", json=changes), 409, ["body", 1, "movie_id"])
-
-
 @pytest.mark.parametrize("big", [True, False])
 async def test_large_bulks_are_split_into_events_below_one_mebibyte(service: Service, big: bool) -> None:
     """Most websocket clients reject frames above 1 MiB."""
