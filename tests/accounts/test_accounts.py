@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from commands.main import run
 from core.errors import SettingsError
 from core.identity import Group, Identity
-from core.settings import Settings
+from core.settings import Settings, load_settings
 from main import prepare
 from resources.accounts import credentials
 from tests.support.backends import SQLITE_ONLY
@@ -401,6 +401,7 @@ def test_create_admin_rejects_invalid_arguments(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/marquee.db")
     monkeypatch.setenv("SECRET_KEY", SECRET)
+    monkeypatch.setattr("commands.accounts.configured", load_settings)  # keeps the logging of the test run
     monkeypatch.setattr(sys, "argv", ["marquee", "create-admin", *arguments])
     with pytest.raises(SystemExit) as ended:
         run()
