@@ -305,8 +305,7 @@ async def test_an_entity_tag_of_absurd_length_matches_nothing(service: Service, 
                 assert_problem(await alice.http.request("DELETE", one, headers=headers), 412)
 
 
-# Each is good but for what it is named for.
-# One for each place that rejects tokens; tests/accounts/test_tokens.py has every fault of the token itself.
+# One for each place that rejects tokens, valid but for what it is named for; tests/accounts/test_tokens.py has more.
 INVALID_TOKENS: dict[str, Callable[[Person], str]] = {
     "garbage": lambda _: "garbage",
     "not ascii": lambda _: "é.é.é",
