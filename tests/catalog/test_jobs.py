@@ -256,11 +256,11 @@ async def test_another_worker_takes_over_from_a_killed_one(
     places = new_places()
     first, second = new_service(places).start(), new_service(places).start()
     async with first.person() as alice, second.watch("topics=movies") as watcher:
-        job = await alice.generate("movies", 30_000, "?rate=10000")
+        job = await alice.generate("movies", 15_000, "?rate=10000")
         ids = await read_rows(watcher, 3_000)
         await asyncio.to_thread(first.kill)
-        ids += await read_rows(watcher, 30_000 - len(ids))
-        assert len(set(ids)) == len(ids) == 30_000
+        ids += await read_rows(watcher, 15_000 - len(ids))
+        assert len(set(ids)) == len(ids) == 15_000
         async with second.anyone() as client:
 
             async def is_done() -> bool:
