@@ -1,12 +1,12 @@
-"""Who a socket is, while it lives: tokens that are refreshed, expire and are revoked, on whichever worker."""
+"""The identity of a live socket: tokens that are refreshed, expire and are revoked, on any worker."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +17,10 @@ from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from tests.conftest import Places
-from tests.support.service import PASSWORD, Person, Service, eventually
+from tests.support.backends import SQLITE_ONLY
+from tests.support.requests import change_group, ok, sign_in
+from tests.support.resources import MOVIES
+from tests.support.service import Person, Service, eventually
 from tests.support.sockets import REVOKED_SECONDS, closing, rows_of, signed_in, subscribed
 
 
@@ -25,11 +28,10 @@ from tests.support.sockets import REVOKED_SECONDS, closing, rows_of, signed_in, 
 def workers(
     new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Service, Service]]:
-    """Two processes on one database; on SQLite without any bus between them."""
+    """Two processes on one database; with SQLite there is no bus between them."""
     places = new_places()
-    here, there = (
-        Service(places.database_url, places.broadcast_url, tmp_path_factory.mktemp("worker")) for _ in range(2)
-    )
+    folders = [tmp_path_factory.mktemp("worker") for _ in range(2)]
+    here, there = (Service(places.database_url, places.broadcast_url, folder) for folder in folders)
     with here.running(), there.running():
         yield here, there
 
@@ -42,20 +44,19 @@ async def test_logout_closes_the_sockets_of_the_session_on_every_worker(workers:
             here.watch(**signed_in(alice)) as local,
             there.watch(**signed_in(alice)) as remote,
             there.watch(**signed_in(second)) as other_session,
-            there.watch(**signed_in(bob)) as somebody,
+            there.watch(**signed_in(bob)) as other_user,
         ):
             assert (await alice.http.post("/auth/logout")).status_code == 204
             for watcher in (local, remote):
                 assert (await closing(watcher, REVOKED_SECONDS))[0] == CloseCode.TOKEN_EXPIRED
-            for watcher in (other_session, somebody):
+            for watcher in (other_session, other_user):
                 assert (await watcher.ask({"id": 1, "action": "ping"}))["ok"]
 
 
 async def there_too(service: Service, person: Person) -> Person:
-    """The same user in another session."""
+    """Sign in as the same user in another session."""
     async with service.anyone() as client:
-        answer = await client.post("/auth/login", json={"username": person.name, "password": PASSWORD})
-        return Person(client, person.id, person.name, answer.json()["access_token"])
+        return Person(client, person.id, person.name, (await ok(sign_in(client, person.name)))["access_token"])
 
 
 async def test_a_deactivated_account_loses_its_sockets_at_once(workers: tuple[Service, Service]) -> None:
@@ -65,25 +66,20 @@ async def test_a_deactivated_account_loses_its_sockets_at_once(workers: tuple[Se
         assert (await closing(remote, REVOKED_SECONDS))[0] == CloseCode.TOKEN_EXPIRED
 
 
-async def test_a_group_change_closes_only_what_is_no_longer_allowed(workers: tuple[Service, Service]) -> None:
+async def test_a_group_change_closes_only_sockets_that_lost_a_right(workers: tuple[Service, Service]) -> None:
     here, there = workers
     async with here.person() as alice, here.admin() as admin:
-
-        async def move(group: str) -> None:
-            answer = await admin.http.post(f"/admin/users/{alice.id}/change-group", json={"group": group})
-            assert answer.status_code == 200, answer.text
-
-        await move("admin")
+        await change_group(admin, alice, "admin")
         async with there.watch(**signed_in(alice)) as users, there.watch(**signed_in(alice)) as movies:
             await subscribed(users, topics=["users"])
             await subscribed(movies, topics=["movies"])
-            await move("moderator")
+            await change_group(admin, alice, "moderator")
             assert (await closing(users, REVOKED_SECONDS))[0] == CloseCode.TOKEN_EXPIRED
             reply = await movies.ask({"id": 1, "action": "subscribe", "topics": ["users"]})
             assert reply["error"]["code"] == "forbidden"
             movie = await alice.add()
             assert (await movies.expect("add"))["data"] == movie
-            await move("admin")
+            await change_group(admin, alice, "admin")
 
             async def is_admin() -> bool:
                 reply = await movies.ask({"id": 2, "action": "subscribe", "topics": ["users"]})
@@ -92,10 +88,10 @@ async def test_a_group_change_closes_only_what_is_no_longer_allowed(workers: tup
             await eventually(is_admin, "the socket has the rights of the new group", 5)
 
 
-async def test_a_token_that_is_refreshed_in_place_outlives_the_first(service: Service) -> None:
+async def test_a_socket_with_a_refreshed_token_outlives_the_first_token(service: Service) -> None:
     async with service.person() as alice:
         short = alice.forged(exp=int(time.time()) + 2)
-        options: dict[str, Any] = {"additional_headers": {"Authorization": f"Bearer {short}"}}
+        options = signed_in(dataclasses.replace(alice, token=short))
         async with service.watch(**options) as refreshed, service.watch(**options) as expired:
             reply = await refreshed.ask({"id": 1, "action": "auth", "token": alice.token})
             assert reply["data"] == {"user_id": alice.id, "group": "user"}
@@ -104,12 +100,12 @@ async def test_a_token_that_is_refreshed_in_place_outlives_the_first(service: Se
             assert (await refreshed.expect("add"))["data"] == movie
 
 
-async def test_a_request_after_the_end_of_the_session_is_refused(workers: tuple[Service, Service]) -> None:
-    """Whatever happens first, the close or the request: nothing is written in the name of who left."""
+async def test_a_request_after_the_end_of_the_session_is_rejected(workers: tuple[Service, Service]) -> None:
+    """Whichever comes first, the close or the request: nothing is written in the name of the signed-out user."""
     here, there = workers
     async with here.person() as alice, here.person() as bob, there.watch(**signed_in(alice)) as remote:
         await alice.http.post("/auth/logout")
-        body = {"title": "in the name of who left"}
+        body = {"title": "written after the logout"}
         try:
             await remote.send({"id": 1, "action": "request", "method": "POST", "path": "/movies", "body": body})
             reply = await remote.until(lambda frame: "reply_to" in frame)
@@ -139,29 +135,28 @@ async def test_a_session_is_private_in_snapshot_event_and_replay(service: Servic
             assert {event["data"].get("user_id", alice.id) for event in again.events} == {alice.id}
 
 
-async def test_nothing_private_is_shown_to_anybody_else_whatever_they_ask(service: Service, tmp_path: Path) -> None:
-    """Events of every audience, and people who try every way to see them."""
+async def test_no_subscription_reveals_events_of_another_audience(service: Service) -> None:
+    """Write events for every audience, and read them in every way as several people."""
     dice = random.Random(20_260)
     async with service.person() as alice, service.person() as bob, service.admin() as admin:
-        people: dict[str, Person | None] = {"alice": alice, "bob": bob, "admin": admin, "nobody": None}
+        people: dict[str, Person | None] = {"alice": alice, "bob": bob, "admin": admin, "anonymous": None}
         allowed = {
             "alice": {"public", f"user:{alice.id}", "group:user"},
             "bob": {"public", f"user:{bob.id}", "group:user"},
             "admin": {"public", f"user:{admin.id}", "group:admin"},
-            "nobody": {"public"},
+            "anonymous": {"public"},
         }
         audiences = sorted(set().union(*allowed.values()) | {"group:moderator", "user:0"})
         database = Database(service.database_url)
         start = await event_log.head(database)
 
-        async def tell(number: int) -> None:
-            audience = dice.choice(audiences)
+        async def emit(number: int) -> None:
+            audience, operation = dice.choice(audiences), dice.choice(["add", "update", "delete"])
+            row = movie_row(number, audience)
+            before = None if operation == "add" else row
+            changed = ["title"] if operation == "update" else []
 
             async def work(tx: Transaction) -> None:
-                row = movie_row(number, audience)
-                operation = dice.choice(["add", "update", "delete"])
-                before = None if operation == "add" else row
-                changed = ["title"] if operation == "update" else []
                 tx.emit("movies", operation, row, actor_id=None, before=before, changed=changed, audience=audience)
 
             await database.write(work)
@@ -194,7 +189,7 @@ async def test_nothing_private_is_shown_to_anybody_else_whatever_they_ask(servic
             watching.append(asyncio.create_task(watch(name, seen[key], ready)))
         await asyncio.gather(*(ready.wait() for ready in waiting))
         for number in range(1, 120):
-            await tell(number)
+            await emit(number)
         movie = movie_row(2**40, "public the end")
 
         async def end(tx: Transaction) -> None:
@@ -205,9 +200,9 @@ async def test_nothing_private_is_shown_to_anybody_else_whatever_they_ask(servic
         for key, frames in seen.items():
             name = key.partition("/")[0]
             found = titles(frames)
-            assert found, "a watcher that saw nothing shows nothing"
-            strange = {title for title in found if title.split(" ")[1] not in allowed[name]}
-            assert not strange, (key, strange)
+            assert found, "a watcher that saw no event proves nothing"
+            leaked = {title for title in found if title.split(" ")[1] not in allowed[name]}
+            assert not leaked, (key, leaked)
         for name, person in people.items():
             async with service.anyone() as client:
                 if person is not None:
@@ -234,28 +229,12 @@ def titles(frames: list[dict[str, Any]]) -> set[str]:
 
 
 def movie_row(number: int, audience: str) -> dict[str, Any]:
-    return {
-        "id": number,
-        "title": f"P {audience}",
-        "description": None,
-        "release_date": None,
-        "rating": None,
-        "duration_minutes": None,
-        "status": None,
-        "budget": None,
-        "revenue": None,
-        "country": None,
-        "languages": [],
-        "genres": [],
-        "user_id": 0,
-        "characters_count": 0,
-        "version": 1,
-        "created_at": "2026-01-01T00:00:00.000000Z",
-        "updated_at": "2026-01-01T00:00:00.000000Z",
-    }
+    moment = "2026-01-01T00:00:00.000000Z"
+    fields = {"id": number, "title": f"P {audience}", "user_id": 0, "characters_count": 0, "version": 1}
+    return {**MOVIES.defaults, **fields, "created_at": moment, "updated_at": moment}
 
 
-async def test_a_watcher_that_signs_in_sees_what_is_theirs_from_then_on(service: Service) -> None:
+async def test_a_watcher_that_signs_in_receives_private_events_from_then_on(service: Service) -> None:
     async with service.person() as alice, service.watch() as watcher:
         await subscribed(watcher, topics=["movies"])
         assert (await watcher.ask({"id": 1, "action": "auth", "token": alice.token}))["ok"]
@@ -269,19 +248,18 @@ async def test_a_watcher_that_signs_in_sees_what_is_theirs_from_then_on(service:
         assert (await watcher.expect("add"))["data"]["title"] == "P hers"
 
 
-async def test_who_may_no_longer_follow_the_presence_of_a_topic_is_closed(service: Service) -> None:
+async def test_losing_the_right_to_follow_presence_closes_the_socket(service: Service) -> None:
     async with service.person() as alice, service.admin() as admin:
-        path = f"/admin/users/{alice.id}/change-group"
-        assert (await admin.http.post(path, json={"group": "admin"})).status_code == 200
+        await change_group(admin, alice, "admin")
         async with service.watch(**signed_in(alice)) as hers:
             await subscribed(hers, topics=["characters"])
             assert (await hers.ask({"id": 1, "action": "presence", "topics": ["users", "movies"]}))["ok"]
-            assert (await admin.http.post(path, json={"group": "user"})).status_code == 200
+            await change_group(admin, alice, "user")
             assert (await closing(hers))[0] == CloseCode.TOKEN_EXPIRED
 
 
-async def test_what_comes_after_the_end_is_not_done(service: Service) -> None:
-    """A binary frame ends the connection; a write that was sent right behind it is not carried out."""
+async def test_messages_after_the_end_of_a_connection_are_ignored(service: Service) -> None:
+    """A binary frame ends the connection; a write that follows it is not carried out."""
     async with service.person() as alice, service.watch(**signed_in(alice)) as watcher:
         write = {"id": 1, "action": "request", "method": "POST", "path": "/movies", "body": {"title": "too late"}}
         sent = [watcher.socket.send(b"binary"), *(watcher.send(write) for _ in range(5))]
@@ -290,7 +268,8 @@ async def test_what_comes_after_the_end_is_not_done(service: Service) -> None:
         assert (await alice.http.get(f"/movies/count?user_id={alice.id}")).json() == {"count": 0}
 
 
-async def test_behind_closed_doors_a_topic_that_is_not_allowed_is_refused(new_service: Callable[..., Service]) -> None:
+@SQLITE_ONLY
+async def test_with_required_authentication_a_forbidden_topic_is_rejected(new_service: Callable[..., Service]) -> None:
     service = new_service(WEBSOCKET_AUTH="required").start()
     async with service.person() as alice, service.watch("topics=users") as watcher:
         reply = await watcher.ask({"id": 1, "action": "auth", "token": alice.token})

@@ -1,4 +1,4 @@
-"""Guessing passwords is slowed down, whoever guesses and whatever exists, and nobody is shut out of home by it."""
+"""Password guessing is slowed down, for existing and unknown names alike, and never locks an owner out."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from services.limits.limiter import Limits
 from services.limits.lockout import ADDRESS_RATE, NAME_RATE, PAIR_RATE, Lockout
 from services.tokens import new_token_id
 from tests.conftest import Places
+from tests.support.requests import sign_in
 from tests.support.service import PASSWORD, Service
 
 HOME = "192.0.2.1"
@@ -29,7 +30,7 @@ def stranger(number: int) -> str:
 
 
 async def person(database: Database, name: str, *addresses: str) -> int:
-    """An account that is signed in at these addresses."""
+    """Create an account that is signed in at these addresses."""
 
     async def work(tx: Transaction) -> int:
         user_id = int((await users.create(tx, {"username": name}, "no hash"))["id"])
@@ -41,28 +42,28 @@ async def person(database: Database, name: str, *addresses: str) -> int:
     return await database.write(work)
 
 
-async def until_refused(lockout: Lockout, name: str, user_id: int | None, addresses: Callable[[int], str]) -> int:
-    """How many attempts there were before one was refused."""
+async def attempts(lockout: Lockout, name: str, user_id: int | None, addresses: Callable[[int], str]) -> int:
+    """Return how many attempts were allowed before one was rejected."""
     for count in range(1_000):
         try:
             await lockout.try_to_sign_in(name, user_id, addresses(count))
         except TooManyRequests as refused:
             assert 1 <= int(refused.headers["Retry-After"]) <= NAME_RATE.seconds
             return count
-    raise AssertionError("never refused")
+    raise AssertionError("never rejected")
 
 
-async def test_a_name_from_one_address_has_ten_attempts_until_one_succeeds(database: Database) -> None:
+async def test_a_success_resets_the_ten_attempts_of_a_name_at_an_address(database: Database) -> None:
     lockout = Lockout(database, Limits())
     alice = await person(database, "alice", HOME)
-    assert await until_refused(lockout, "alice", alice, lambda _: HOME) == PAIR_RATE.amount
+    assert await attempts(lockout, "alice", alice, lambda _: HOME) == PAIR_RATE.amount
     await lockout.try_to_sign_in("bob", None, HOME)
     await lockout.try_to_sign_in("alice", alice, stranger(1))
     await lockout.signed_in("alice", HOME)
-    assert await until_refused(lockout, "alice", alice, lambda _: HOME) == PAIR_RATE.amount
+    assert await attempts(lockout, "alice", alice, lambda _: HOME) == PAIR_RATE.amount
 
 
-async def test_other_spellings_of_a_name_are_no_other_names(database: Database) -> None:
+async def test_all_spellings_of_a_name_share_the_attempts(database: Database) -> None:
     lockout = Lockout(database, Limits())
     spellings = ("Émile", "émile", "E\u0301mile", " Émile ", "\uff25\u0301mile")
     for count in range(PAIR_RATE.amount):
@@ -72,7 +73,7 @@ async def test_other_spellings_of_a_name_are_no_other_names(database: Database) 
             await lockout.try_to_sign_in(spelling, None, HOME)
 
 
-async def test_an_address_has_a_hundred_attempts_whatever_the_names(database: Database) -> None:
+async def test_an_address_has_a_hundred_attempts_for_all_names(database: Database) -> None:
     lockout = Lockout(database, Limits())
     for count in range(ADDRESS_RATE.amount):
         await lockout.try_to_sign_in(f"name {count}", None, f"2001:db8::{count:x}")
@@ -83,32 +84,30 @@ async def test_an_address_has_a_hundred_attempts_whatever_the_names(database: Da
 
 
 @pytest.mark.parametrize("exists", [True, False])
-async def test_many_strangers_shut_out_strangers_and_not_the_owner(database: Database, exists: bool) -> None:
+async def test_distributed_guessing_locks_out_strangers_but_not_the_owner(database: Database, exists: bool) -> None:
     lockout = Lockout(database, Limits())
     alice = await person(database, "alice", HOME) if exists else None
-    assert await until_refused(lockout, "alice", alice, stranger) == NAME_RATE.amount, (
-        "whether there is an alice or not"
-    )
+    assert await attempts(lockout, "alice", alice, stranger) == NAME_RATE.amount
     with pytest.raises(TooManyRequests):
         await lockout.try_to_sign_in("alice", alice, "10.0.0.1")
     if alice is not None:
-        assert await until_refused(lockout, "alice", alice, lambda _: HOME) == PAIR_RATE.amount
+        assert await attempts(lockout, "alice", alice, lambda _: HOME) == PAIR_RATE.amount
     await lockout.try_to_sign_in("bob", None, "10.0.0.1")
 
 
-async def test_home_is_where_a_session_was_used_of_late_even_if_it_has_ended(database: Database) -> None:
+async def test_addresses_of_recent_sessions_are_known_even_if_the_sessions_ended(database: Database) -> None:
     lockout = Lockout(database, Limits())
     alice = await person(database, "alice", HOME, "2001:db8::1")
     await person(database, "bob", "192.0.2.2")
     await database.write(lambda tx: sessions.end_all(tx, alice, actor_id=alice))
-    await until_refused(lockout, "alice", alice, stranger)
+    await attempts(lockout, "alice", alice, stranger)
     for address in (HOME, "2001:db8::2"):
         await lockout.try_to_sign_in("alice", alice, address)
     with pytest.raises(TooManyRequests):
         await lockout.try_to_sign_in("alice", alice, "192.0.2.2")
 
 
-async def test_showing_the_old_password_is_counted_apart(database: Database) -> None:
+async def test_checks_of_the_old_password_are_counted_separately(database: Database) -> None:
     lockout = Lockout(database, Limits())
     for _ in range(PAIR_RATE.amount):
         await lockout.try_old_password(1, HOME)
@@ -120,19 +119,19 @@ async def test_showing_the_old_password_is_counted_apart(database: Database) -> 
     await lockout.try_old_password(1, HOME)
 
 
-async def test_without_limits_everybody_may_guess(database: Database) -> None:
+async def test_without_rate_limits_attempts_are_unlimited(database: Database) -> None:
     lockout = Lockout(database, Limits(is_on=False))
     for _ in range(2 * NAME_RATE.amount):
         await lockout.try_to_sign_in("alice", None, HOME)
         await lockout.try_old_password(1, HOME)
 
 
-# --- at the door
+# --- over HTTP
 
 
 @pytest.fixture(scope="module")
 def guarded(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that slows guesses down, and believes where people say that they are."""
+    """A service that limits guesses, and trusts the addresses that clients claim to have."""
     places = new_places()
     many = "; ".join(f"POST {path}=100000/minute" for path in ("/auth/login", "/token", "/auth/register"))
     settings = {"RATE_LIMITS": many, "TRUSTED_PROXIES": "127.0.0.1"}
@@ -149,21 +148,21 @@ async def at(service: Service, address: str) -> AsyncIterator[httpx.AsyncClient]
 
 
 async def guess(client: httpx.AsyncClient, name: str, password: str = "a wrong guess") -> httpx.Response:
-    return await client.post("/auth/login", json={"username": name, "password": password})
+    return await sign_in(client, name, password)
 
 
-async def test_a_crowd_of_guesses_at_once_counts(guarded: Service) -> None:
+async def test_concurrent_guesses_are_counted(guarded: Service) -> None:
     async with guarded.person() as alice, at(guarded, "192.0.2.10") as client:
         answers = await asyncio.gather(*(guess(client, alice.name) for _ in range(3 * PAIR_RATE.amount)))
         assert sorted(answer.status_code for answer in answers) == [401] * 10 + [429] * 20
-        assert (await guess(client, alice.name, PASSWORD)).status_code == 429, "a right guess is not told, either"
+        assert (await guess(client, alice.name, PASSWORD)).status_code == 429, "even with the right password"
         form = {"username": alice.name, "password": PASSWORD}
-        assert (await client.post("/token", data=form)).status_code == 429, "nor at the other door"
+        assert (await client.post("/token", data=form)).status_code == 429, "on the other route, too"
     async with at(guarded, "192.0.2.11") as elsewhere:
         assert (await guess(elsewhere, alice.name, PASSWORD)).status_code == 200
 
 
-async def test_a_refusal_does_not_say_who_exists(guarded: Service) -> None:
+async def test_rate_limits_do_not_reveal_which_accounts_exist(guarded: Service) -> None:
     async with guarded.person() as alice, at(guarded, "192.0.2.20") as client:
         seen: list[list[Any]] = []
         for name in (alice.name, "nobody-at-all"):
@@ -174,9 +173,7 @@ async def test_a_refusal_does_not_say_who_exists(guarded: Service) -> None:
         assert [status for status, _ in seen[0]] == [401] * 10 + [429]
 
 
-async def test_a_success_sets_the_attempts_back(guarded: Service) -> None:
+async def test_a_successful_sign_in_resets_the_attempts(guarded: Service) -> None:
     async with guarded.person() as alice, at(guarded, "192.0.2.30") as client:
-        for _ in range(3):
-            for _ in range(PAIR_RATE.amount - 1):
-                assert (await guess(client, alice.name)).status_code == 401
-            assert (await guess(client, alice.name, PASSWORD)).status_code == 200
+        for password, status in 3 * [*[("a wrong guess", 401)] * (PAIR_RATE.amount - 1), (PASSWORD, 200)]:
+            assert (await guess(client, alice.name, password)).status_code == status

@@ -1,4 +1,4 @@
-"""What a new password must be: every broken rule is named at once."""
+"""The rules for new passwords: every broken rule is reported at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def kinds(password: str, username: str | None = None, email: str | None = None, 
 
 
 @pytest.mark.parametrize("password", [GOOD, "x7" * 4, "x7" * 64, "😀" * 8, "nul \0 inside", "holly martins"])
-def test_what_breaks_no_rule_is_a_password(password: str) -> None:
+def test_valid_passwords_break_no_rule(password: str) -> None:
     assert kinds(password, "holly", "martins@example.org") == []
 
 
@@ -43,7 +43,9 @@ def test_what_breaks_no_rule_is_a_password(password: str) -> None:
         ("trustno1", "trustno1", None, ["password_is_name", "password_is_common"]),
     ],
 )
-def test_each_broken_rule_is_named(password: str, username: str | None, email: str | None, broken: list[str]) -> None:
+def test_each_broken_rule_is_reported(
+    password: str, username: str | None, email: str | None, broken: list[str]
+) -> None:
     assert kinds(password, username, email) == broken
 
 
@@ -64,17 +66,17 @@ def test_each_broken_rule_is_named(password: str, username: str | None, email: s
         ),
     ],
 )
-def test_a_mix_is_asked_for_where_the_setting_says_so(password: str, broken: list[str]) -> None:
+def test_the_setting_requires_a_mix_of_characters(password: str, broken: list[str]) -> None:
     assert kinds(password, "abc", mix=True) == broken
 
 
-def test_a_problem_is_named_where_the_password_was() -> None:
+def test_a_problem_is_reported_at_the_given_location() -> None:
     (problem,) = check_password("short", username=None, email=None, needs_mix=False, loc=("body", "new_password"))
     assert problem.loc == ("body", "new_password")
     assert "short" not in problem.msg
 
 
-def test_the_common_ones_are_a_thousand_that_would_be_long_enough() -> None:
+def test_the_common_passwords_are_a_thousand_valid_ones() -> None:
     found = common_passwords()
     assert len(found) == 1_000
     assert {"12345678", "football", "iloveyou"} <= found

@@ -1,4 +1,4 @@
-"""From the bytes that somebody sent to squares of ours: what is kept, what is refused, and what it costs."""
+"""Turning an uploaded image into square WebP pictures: what is kept, what is rejected, and what it costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.pictures import EVIL, SECRET_TEXT, encoded, opened, photo, po
 from tests.support.service import ROOT
 
 SIDES = (512, 128)
-# What a WebP file may be made of, when it is only a picture.
+# The chunks of a WebP file that holds only a picture.
 PICTURE_CHUNKS = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH"}
 MORE_MEMORY_MB = 350
 MEASURE = """
@@ -43,7 +43,7 @@ def chunks_of(webp: bytes) -> set[bytes]:
     return found
 
 
-def refusal(content: bytes) -> dict[str, object]:
+def rejection(content: bytes) -> dict[str, object]:
     with pytest.raises(InvalidInput) as caught:
         images.squares(content, SIDES)
     (problem,) = caught.value.problems
@@ -61,7 +61,7 @@ def near(image: Image.Image, at: tuple[int, int], colour: tuple[int, ...]) -> bo
     ("width", "height", "sides"),
     [(640, 480, (480, 128)), (700, 1500, (512, 128)), (1200, 600, (512, 128)), (100, 90, (90, 90)), (1, 1, (1, 1))],
 )
-def test_the_middle_is_kept_as_squares_that_are_not_enlarged(
+def test_the_middle_is_cropped_to_squares_and_never_enlarged(
     kind: str, width: int, height: int, sides: tuple[int, int]
 ) -> None:
     image = Image.new("RGB", (width, height), "white")
@@ -76,10 +76,10 @@ def test_the_middle_is_kept_as_squares_that_are_not_enlarged(
             if edge > 4:
                 pixel = each.convert("RGB").getpixel(corner)
                 assert isinstance(pixel, tuple)
-                assert pixel[0] < 90, "the white of the sides was cut away"
+                assert pixel[0] < 90, "the white sides are cropped"
 
 
-def test_a_picture_that_lies_on_its_side_is_turned() -> None:
+def test_the_orientation_of_a_photo_is_applied() -> None:
     for content in images.squares(with_metadata(), SIDES):
         image = opened(content)
         middle = image.width // 2
@@ -88,7 +88,7 @@ def test_a_picture_that_lies_on_its_side_is_turned() -> None:
 
 
 @pytest.mark.parametrize("make", [with_metadata, with_texts, polyglot])
-def test_nothing_but_the_picture_is_kept(make: object) -> None:
+def test_metadata_and_appended_data_are_removed(make: object) -> None:
     assert callable(make)
     content = make()
     assert SECRET_TEXT in content or b"<script>" in content
@@ -109,7 +109,7 @@ def test_nothing_but_the_picture_is_kept(make: object) -> None:
         ("RGBA", (200, 30, 40, 128), "WEBP", (200, 30, 40, 128)),
     ],
 )
-def test_colours_of_all_kinds_are_kept(mode: str, colour: object, kind: str, wanted: tuple[int, ...]) -> None:
+def test_every_colour_mode_is_kept(mode: str, colour: object, kind: str, wanted: tuple[int, ...]) -> None:
     content = encoded(Image.new(mode, (600, 600), colour), kind)  # type: ignore[arg-type]
     for each in images.squares(content, SIDES):
         assert near(opened(each), (60, 60), wanted)
@@ -117,8 +117,8 @@ def test_colours_of_all_kinds_are_kept(mode: str, colour: object, kind: str, wan
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_colours_of_another_space_are_turned_into_those_that_everybody_takes_them_for(mode: str, kind: str) -> None:
-    """With a profile that says green where red stands, and the other way round."""
+def test_colour_profiles_are_applied(mode: str, kind: str) -> None:
+    """Use a profile that swaps red and green."""
     plain = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     swapped = plain.replace(b"rXYZ", b"xxxx").replace(b"gXYZ", b"rXYZ").replace(b"xxxx", b"gXYZ")
     red = Image.new(mode, (64, 64), (255, 0, 0, 128)[: len(mode)])
@@ -130,16 +130,16 @@ def test_colours_of_another_space_are_turned_into_those_that_everybody_takes_the
         assert b"ICCP" not in chunks_of(made)
 
 
-def test_a_picture_without_its_last_bytes_is_not_whole() -> None:
+def test_a_truncated_picture_is_rejected() -> None:
     noise = Image.effect_noise((200, 200), 90).convert("RGB")
     for kind in ("JPEG", "PNG", "WEBP"):
         whole = encoded(noise, kind)
         assert images.squares(whole, SIDES)
         for missing in (1, 12, 30, len(whole) // 2):
-            assert refusal(whole[:-missing])["type"] == "invalid_picture", (kind, missing)
+            assert rejection(whole[:-missing])["type"] == "invalid_picture", (kind, missing)
 
 
-def test_a_palette_and_what_shines_through_it_are_kept() -> None:
+def test_a_palette_with_transparency_is_kept() -> None:
     image = Image.new("RGB", (600, 600), "red").quantize()
     for each in images.squares(encoded(image, "PNG", transparency=0), SIDES):
         assert near(opened(each), (60, 60), (0, 0, 0, 0)) or near(opened(each), (60, 60), (255, 0, 0, 0))
@@ -155,29 +155,29 @@ def test_of_several_frames_the_first_is_kept(kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVIL)
-def test_what_only_pretends_to_be_a_picture_is_refused(name: str) -> None:
+def test_files_that_are_no_picture_are_rejected_quickly(name: str) -> None:
     content = EVIL[name]()
     started = time.monotonic()
-    problem = refusal(content)
+    problem = rejection(content)
     assert problem["loc"] == ["body", "avatar"]
     assert str(problem["msg"]).startswith("Expected ")
     assert time.monotonic() - started < 5
 
 
-def test_a_refusal_of_a_size_says_what_may_be_and_what_was() -> None:
-    message = refusal(EVIL["10,000 pixels"]())["msg"]
+def test_the_error_names_the_allowed_and_the_actual_size() -> None:
+    message = rejection(EVIL["10,000 pixels"]())["msg"]
     assert message == "Expected at most 8,000 pixels a side and 12,500,000 in total, got 10,000 × 10,000"
 
 
-def test_formats_that_are_not_asked_for_are_not_even_tried() -> None:
+def test_unsupported_formats_are_not_decoded() -> None:
     assert images.FORMATS == ("JPEG", "PNG", "WEBP")
     assert opened(photo(kind="GIF")).format == "GIF", "it could be read"
-    assert refusal(photo(kind="GIF"))["type"] == "invalid_picture"
+    assert rejection(photo(kind="GIF"))["type"] == "invalid_picture"
 
 
 @pytest.mark.parametrize("name", ["the largest WebP", "the largest JPEG", "10,000 pixels"])
 def test_memory_is_bounded(name: str, tmp_path: Path) -> None:
-    """Measured in a process of its own. The largest WebP takes the most: four copies of its pixels."""
+    """Measure in another process. The largest WebP takes the most: four copies of its pixels."""
     largest = {
         "the largest WebP": lambda: encoded(Image.new("RGBA", (3535, 3535), (1, 2, 3, 100)), "WEBP", method=0),
         "the largest JPEG": lambda: encoded(Image.new("RGB", (6250, 4000), (1, 2, 3)), "JPEG", progressive=True),

@@ -10,7 +10,8 @@ import pytest
 
 from resources.accounts import profiles
 from tests.support.backends import SQLITE_ONLY
-from tests.support.resources import locations, moderator, nothing_written, sql
+from tests.support.requests import assert_problem, ok, values_by_field
+from tests.support.resources import moderator, nothing_written, sql
 from tests.support.service import Service
 
 FULL = {
@@ -40,15 +41,9 @@ async def test_a_profile_is_created_once(service: Service, mine: bool) -> None:
         assert answer.status_code == 201
         assert answer.headers["location"] == f"/api/v1/users/{alice.id}/profile"
         profile = answer.json()
-        assert profile == {
-            "user_id": alice.id,
-            **FULL,
-            "avatar_url": None,
-            "avatar_thumbnail_url": None,
-            "version": 2,
-            "created_at": profile["created_at"],
-            "updated_at": profile["updated_at"],
-        }
+        times = {name: profile[name] for name in ("created_at", "updated_at")}
+        avatar = {"avatar_url": None, "avatar_thumbnail_url": None}
+        assert profile == {"user_id": alice.id, **FULL, **avatar, "version": 2, **times}
         found = await alice.http.get(path)
         assert (found.json(), found.headers["etag"]) == (profile, answer.headers["etag"])
         account = (await alice.http.get("/users/me")).json()
@@ -59,14 +54,13 @@ async def test_a_profile_is_created_once(service: Service, mine: bool) -> None:
             assert (again.status_code, again.json()) == (409, {"detail": f"User {alice.id} already has a profile"})
 
 
-async def test_an_empty_profile_is_one(service: Service) -> None:
+async def test_a_profile_may_be_empty(service: Service) -> None:
     async with service.person() as alice:
-        answer = await alice.http.post("/users/me/profile", json={})
-        assert answer.status_code == 201
-        assert answer.json() | NOTHING == answer.json()
+        profile = await ok(alice.http.post("/users/me/profile", json={}), 201)
+        assert profile | NOTHING == profile
 
 
-async def test_the_names_of_the_account_are_those_of_the_profile(service: Service) -> None:
+async def test_the_profile_and_the_account_share_the_names(service: Service) -> None:
     async with service.person() as alice:
         assert (await alice.http.patch("/users/me", json={"first_name": "Alice", "last_name": "L"})).is_success
         profile = (await alice.http.post("/users/me/profile", json={"last_name": "Kingsleigh"})).json()
@@ -74,15 +68,15 @@ async def test_the_names_of_the_account_are_those_of_the_profile(service: Servic
         assert (await alice.http.get("/users/me")).json()["last_name"] == "Kingsleigh"
 
 
-async def test_of_two_creations_at_once_one_is_done(service: Service) -> None:
+async def test_only_one_of_several_concurrent_creations_succeeds(service: Service) -> None:
     async with service.person() as alice:
         answers = await asyncio.gather(*(alice.http.post("/users/me/profile", json=FULL) for _ in range(4)))
         assert sorted(answer.status_code for answer in answers) == [201, 409, 409, 409]
-        told = f"SELECT COUNT(*) FROM events WHERE topic = 'account' AND audience = 'user:{alice.id}'"
-        assert await sql(service, f"{told} AND operation = 'update'") == [(1,)]
+        events = f"SELECT COUNT(*) FROM events WHERE topic = 'account' AND audience = 'user:{alice.id}'"
+        assert await sql(service, f"{events} AND operation = 'update'") == [(1,)]
 
 
-async def test_a_repeated_creation_is_answered_the_same(service: Service) -> None:
+async def test_a_repeated_creation_gets_the_same_response(service: Service) -> None:
     async with service.person() as alice:
         key = {"Idempotency-Key": "one-profile"}
         first = await alice.http.post("/users/me/profile", json=FULL, headers=key)
@@ -97,58 +91,50 @@ async def test_a_profile_is_changed_and_replaced(service: Service, mine: bool) -
     async with service.person() as alice:
         path = path_of(alice.id, mine=mine)
         created = await alice.http.post(path, json=FULL)
-        answer = await alice.http.patch(path, json={"info": None, "gender": "other"})
-        assert answer.status_code == 200
-        profile = answer.json()
+        profile = await ok(alice.http.patch(path, json={"info": None, "gender": "other"}))
         changed = {"info": None, "gender": "other", "version": 3, "updated_at": profile["updated_at"]}
         assert profile == {**created.json(), **changed}
         async with nothing_written(service):
             for method in ("PATCH", "PUT"):
                 stale = {"If-Match": created.headers["etag"]}
-                answer = await alice.http.request(method, path, json={"info": "x"}, headers=stale)
-                assert answer.status_code == 412
+                assert (await alice.http.request(method, path, json={"info": "x"}, headers=stale)).status_code == 412
             assert (await alice.http.patch(path, json={"gender": "other"})).json() == profile
         answer = await alice.http.put(path, json={"info": "Wrote westerns."})
         assert answer.json() | NOTHING | {"info": "Wrote westerns."} == answer.json()
         tag = answer.headers["etag"]
         assert (await alice.http.get(path, headers={"If-None-Match": tag})).status_code == 304
-        assert (await alice.http.get("/users/me")).json()["username"] == alice.name, "the account stays what it was"
+        assert (await alice.http.get("/users/me")).json()["username"] == alice.name, "the account is unchanged"
 
 
-@pytest.mark.parametrize(
-    ("change", "where"),
-    [
-        ({"first_name": ""}, ["first_name"]),
-        ({"last_name": "x" * 101}, ["last_name"]),
-        ({"gender": "unknown"}, ["gender"]),
-        ({"gender": 1}, ["gender"]),
-        ({"date_of_birth": "1905-02-30"}, ["date_of_birth"]),
-        ({"date_of_birth": "15.5.1905"}, ["date_of_birth"]),
-        ({"date_of_birth": "1899-12-31"}, ["date_of_birth"]),
-        ({"date_of_birth": "9999-01-01"}, ["date_of_birth"]),
-        ({"date_of_birth": 19050515}, ["date_of_birth"]),
-        ({"info": "x" * 10_001}, ["info"]),
-        ({"info": "nul \0"}, ["info"]),
-        ({"avatar_url": "/x"}, ["avatar_url"]),
-        ({"username": "xyz"}, ["username"]),
-        ({"user_id": 1}, ["user_id"]),
-    ],
-    ids=lambda each: repr(each)[:40],
-)
+INVALID: dict[str, list[Any]] = {
+    "first_name": [""],
+    "last_name": ["x" * 101],
+    "gender": ["unknown", 1],
+    "info": ["x" * 10_001, "nul \0"],
+    "date_of_birth": ["1905-02-30", "15.5.1905", "1899-12-31", "9999-01-01", 19050515],
+    "avatar_url": ["/x"],
+    "username": ["xyz"],
+    "user_id": [1],
+}
+
+
 @SQLITE_ONLY
-async def test_a_wrong_profile_is_refused(service: Service, change: dict[str, Any], where: list[str]) -> None:
+async def test_an_invalid_profile_is_rejected(service: Service) -> None:
     async with service.person() as alice:
         async with nothing_written(service):
-            answer = await alice.http.post("/users/me/profile", json={**FULL, **change})
-            assert (answer.status_code, locations(answer)) == (422, [["body", *where]])
-        assert (await alice.http.post("/users/me/profile", json={})).is_success
+            for field, value in values_by_field(INVALID):
+                answer = await alice.http.post("/users/me/profile", json={**FULL, field: value})
+                assert_problem(answer, 422, ["body", field])
+        await ok(alice.http.post("/users/me/profile", json={}), 201)
         async with nothing_written(service):
-            for method in ("PUT", "PATCH"):
-                answer = await alice.http.request(method, "/users/me/profile", json=change)
-                assert (answer.status_code, locations(answer)) == (422, [["body", *where]]), method
+            for field, value in values_by_field(INVALID):
+                for method in ("PUT", "PATCH"):
+                    answer = await alice.http.request(method, "/users/me/profile", json={field: value})
+                    assert_problem(answer, 422, ["body", field])
 
 
-async def test_who_is_not_old_enough_has_no_birthday_here(service: Service) -> None:
+@SQLITE_ONLY
+async def test_users_must_be_at_least_thirteen(service: Service) -> None:
     async with service.person() as alice:
         assert (await alice.http.post("/users/me/profile", json={})).is_success
         today = datetime.now(UTC).date()
@@ -172,34 +158,31 @@ async def test_who_is_not_old_enough_has_no_birthday_here(service: Service) -> N
         (date(2025, 3, 1), "2012-03-01"),
     ],
 )
-def test_one_is_old_enough_from_ones_birthday_on(today: date, latest: str) -> None:
+def test_the_latest_date_of_birth_is_the_thirteenth_birthday(today: date, latest: str) -> None:
     assert profiles.latest_birth(today) == latest
 
 
-@pytest.mark.parametrize("info", ["", "\u202e😀\n" * 100, "<script>alert(1)</script>", "x" * 10_000])
-async def test_text_comes_back_as_it_went_in(service: Service, info: str) -> None:
+async def test_text_comes_back_unchanged(service: Service) -> None:
     async with service.person() as alice:
-        assert (await alice.http.post("/users/me/profile", json={"info": info})).json()["info"] == info
-        assert (await alice.http.get(f"/users/{alice.id}/profile")).json()["info"] == info
+        await ok(alice.http.post("/users/me/profile", json={}), 201)
+        for info in ("", "\u202e😀\n" * 100, "<script>alert(1)</script>", "x" * 10_000):
+            assert (await alice.http.patch("/users/me/profile", json={"info": info})).json()["info"] == info
+            assert (await alice.http.get(f"/users/{alice.id}/profile")).json()["info"] == info
 
 
-async def test_a_profile_is_its_owners_and_the_admins(service: Service) -> None:
+async def test_only_the_owner_and_admins_see_and_change_a_profile(service: Service) -> None:
+    requests = (("GET", None), *((method, {"info": "x"}) for method in ("POST", "PUT", "PATCH")))
     async with service.person() as alice, service.person() as bob, moderator(service) as mod, service.admin() as admin:
         path = f"/users/{alice.id}/profile"
-        assert (await alice.http.post(path, json=FULL)).is_success
-        async with nothing_written(service), service.anyone() as nobody:
-            for client, status in ((bob.http, 403), (mod.http, 403), (nobody, 401)):
-                for user_id in (alice.id, admin.id, 999_999_999):
-                    for method in ("GET", "POST", "PUT", "PATCH"):
-                        body = None if method == "GET" else {"info": "x"}
+        await ok(alice.http.post(path, json=FULL), 201)
+        async with nothing_written(service):
+            for method, body in requests:
+                for client in (bob.http, mod.http):
+                    for user_id in (alice.id, admin.id, 999_999_999):
                         answer = await client.request(method, f"/users/{user_id}/profile", json=body)
-                        assert answer.status_code == status, (method, user_id)
-            for method in ("GET", "POST", "PUT", "PATCH"):
-                body = None if method == "GET" else {"info": "x"}
-                answer = await admin.http.request(method, "/users/999999999/profile", json=body)
-                assert answer.status_code == 404, method
+                        assert answer.status_code == 403, (method, user_id)
+                assert (await admin.http.request(method, "/users/999999999/profile", json=body)).status_code == 404
         assert (await admin.http.get(path)).json()["info"] == FULL["info"]
-        answer = await admin.http.put(path, json={"info": "Known to us."})
-        assert (answer.status_code, answer.json()["info"]) == (200, "Known to us.")
-        assert (await admin.http.post(f"/users/{bob.id}/profile", json={})).status_code == 201
-        assert (await bob.http.get("/users/me/profile")).status_code == 200
+        assert (await ok(admin.http.put(path, json={"info": "Known to us."})))["info"] == "Known to us."
+        await ok(admin.http.post(f"/users/{bob.id}/profile", json={}), 201)
+        await ok(bob.http.get("/users/me/profile"))

@@ -1,4 +1,4 @@
-"""The storage of files: a folder and a bucket do the same, and what is wrong with them is said at the start."""
+"""The storage of files: a folder and a bucket behave alike, and invalid settings are reported at the start."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from core.errors import SettingsError, Unavailable
 from core.settings import Settings, load_settings
 from gateways import storage as storage_module
 from gateways.storage import Storage, check, open_storage
+from tests.support.requests import values_by_field
 from tests.support.s3_server import S3Server
 from tests.support.servers import MissingServer
 
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Neither the developer's environment nor a `.env` reaches these tests."""
+    """Keep the developer's environment and `.env` out of these tests."""
     monkeypatch.chdir(tmp_path)
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
@@ -51,7 +52,7 @@ async def names(storage: Storage, folder: str = "some") -> list[str]:
     return sorted([file.name async for page in storage.pages(folder) for file in page])
 
 
-async def test_files_come_stay_and_go(storage: Storage) -> None:
+async def test_files_are_stored_listed_and_deleted(storage: Storage) -> None:
     await check(storage)
     assert await names(storage) == []
     for name in ("some/a/1.webp", "some/a/2.webp", "some/b/1.webp", "other/1.webp"):
@@ -65,7 +66,7 @@ async def test_files_come_stay_and_go(storage: Storage) -> None:
     assert await names(storage) == []
 
 
-async def test_a_list_comes_in_pages(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_files_are_listed_in_pages(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_module, "FILES_PER_PAGE", 3)
     wanted = [f"some/{number}/1.webp" for number in range(8)]
     for name in wanted:
@@ -77,44 +78,33 @@ async def test_a_list_comes_in_pages(storage: Storage, monkeypatch: pytest.Monke
     await storage.delete(wanted)
 
 
-async def test_a_file_that_is_too_large_to_be_ours_is_not_read(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_file_over_the_size_limit_is_not_read(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_module, "MAX_FILE_BYTES", 10)
     await storage.put("some/large", b"x" * 11)
     assert await storage.get("some/large") is None
     await storage.delete(["some/large"])
 
 
-def test_without_a_setting_files_are_kept_beside_the_database(tmp_path: Path) -> None:
+def test_by_default_files_are_kept_beside_the_database(tmp_path: Path) -> None:
     assert load_settings(database_url=f"sqlite:///{tmp_path}/x/marquee.db").storage_folder == tmp_path / "x" / "files"
     assert load_settings(database_url="postgresql://localhost/marquee").storage_folder == Path("data/files")
     assert load_settings(storage_url="file:///srv/a%20folder").storage_folder == Path("/srv/a folder")
     assert load_settings(storage_url="s3://pictures").storage_folder is None
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("STORAGE_URL", "files"),
-        ("STORAGE_URL", "file://files"),
-        ("STORAGE_URL", "file://host/files"),
-        ("STORAGE_URL", "file:///"),
-        ("STORAGE_URL", "ftp://host/files"),
-        ("STORAGE_URL", "s3://"),
-        ("STORAGE_URL", "s3://key:secret@bucket"),
-        ("STORAGE_URL", "s3://UPPER"),
-        ("STORAGE_URL", "s3://bucket/../other"),
-        ("STORAGE_URL", "s3://bucket?region=eu"),
-        ("S3_ENDPOINT_URL", "localhost:9000"),
-        ("S3_ENDPOINT_URL", "https://key:secret@host"),
-        ("S3_ENDPOINT_URL", "http://host:99999"),
-        ("S3_ENDPOINT_URL", "http://"),
-        ("S3_ACCESS_KEY_ID", "alone"),
-        ("S3_SECRET_ACCESS_KEY", "secret"),
+INVALID = {
+    "STORAGE_URL": [
+        *("files", "file://files", "file://host/files", "file:///", "ftp://host/files", "s3://", "s3://UPPER"),
+        *("s3://key:secret@bucket", "s3://bucket/../other", "s3://bucket?region=eu"),
     ],
-)
-def test_a_wrong_setting_is_one_sentence_with_its_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    "S3_ENDPOINT_URL": ["localhost:9000", "https://key:secret@host", "http://host:99999", "http://"],
+    "S3_ACCESS_KEY_ID": ["alone"],
+    "S3_SECRET_ACCESS_KEY": ["secret"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), values_by_field(INVALID))
+def test_an_invalid_setting_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError) as caught:
         load_settings()
@@ -138,29 +128,28 @@ async def test_a_folder_that_cannot_be_used_stops_the_start(tmp_path: Path) -> N
         {"storage_url": "s3://no-such-bucket"},
     ],
 )
-async def test_a_bucket_that_refuses_stops_the_start(s3: S3Server, changes: dict[str, str], tmp_path: Path) -> None:
+async def test_a_bucket_that_rejects_requests_stops_the_start(
+    s3: S3Server, changes: dict[str, str], tmp_path: Path
+) -> None:
     settings = {name.lower(): value for name, value in s3.settings("files").items()} | changes
     with pytest.raises(SettingsError, match=r"^STORAGE_URL: the storage cannot be used: .*\.$") as caught:
         await main.prepare(load_settings(database_url=f"sqlite:///{tmp_path}/marquee.db", **settings))
     assert settings["s3_secret_access_key"] not in str(caught.value)
 
 
-async def test_a_bucket_that_is_away_does_not_stop_the_start(tmp_path: Path) -> None:
+async def test_an_unreachable_bucket_does_not_stop_the_start(tmp_path: Path) -> None:
     with S3Server() as own:
         storage = bucket(own)
         with own.down():
             await check(storage)
-            with pytest.raises(Unavailable):
-                await storage.put("some/1.webp", b"x")
-            with pytest.raises(Unavailable):
-                await storage.get("some/1.webp")
-            with pytest.raises(Unavailable):
-                await names(storage)
+            for call in (storage.put("some/1.webp", b"x"), storage.get("some/1.webp"), names(storage)):
+                with pytest.raises(Unavailable):
+                    await call
         await storage.put("some/1.webp", b"x")
         assert await storage.get("some/1.webp") == b"x"
 
 
-async def test_a_bucket_that_hangs_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_to_a_hanging_bucket_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_module, "CALL_SECONDS", 0.3)
     with S3Server() as own:
         storage = bucket(own)

@@ -1,4 +1,4 @@
-"""The log: numbers without a hole, in commit order, whoever writes and whatever is rolled back."""
+"""The event log: numbers without gaps, in commit order, with concurrent writers and roll-backs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def write(database: Database, number: int, events: int = 1, *, fails: bool
 
 
 async def fail_after_append(database: Database) -> None:
-    """Roll back when the numbers are already taken, as a failing COMMIT does."""
+    """Roll back after the numbers were assigned, as a failing COMMIT does."""
 
     async def work(tx: Transaction) -> None:
         tx.emit("movies", "add", note(0), actor_id=None)
@@ -55,7 +55,7 @@ async def fail_after_append(database: Database) -> None:
 
 
 class Reader:
-    """Reads the log again and again while it is written, as the feed does, and notes every number it meets."""
+    """Read the log repeatedly while it is written, as the feed does, and record every number."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -75,7 +75,7 @@ class Reader:
 
 
 async def storm(database: Database) -> tuple[list[int], list[BaseException]]:
-    """32 writers at once with random roll-backs: what a reader saw meanwhile, and errors that are not roll-backs."""
+    """Run 32 concurrent writers with random roll-backs. Return the numbers that a reader saw, and other errors."""
     reader = Reader(database)
     reading = asyncio.create_task(reader.run())
     errors: list[BaseException] = []
@@ -90,7 +90,7 @@ async def storm(database: Database) -> tuple[list[int], list[BaseException]]:
                     await write(database, number, events=dice.choice((1, 1, 1, 3)), fails=dice.random() < 0.3)
             except RolledBack:
                 pass
-            except Exception as error:  # noqa: BLE001 (what else goes wrong is what the test looks at)
+            except Exception as error:  # noqa: BLE001 (any other error is a result of the test)
                 errors.append(error)
 
     await asyncio.gather(*(writer(number) for number in range(WRITERS)))
@@ -103,7 +103,7 @@ def is_contiguous(seen: list[int]) -> bool:
     return seen == list(range(1, len(seen) + 1))
 
 
-async def test_concurrent_writers_with_rollbacks_leave_no_hole_and_no_late_number(database: Database) -> None:
+async def test_concurrent_writers_and_rollbacks_leave_no_gap_and_no_late_number(database: Database) -> None:
     committed: list[int] = []
     database.on_commit.append(lambda events: committed.extend(event.seq for event in events))
     other = Database(database.url)  # another process, as far as the database can tell
@@ -112,16 +112,16 @@ async def test_concurrent_writers_with_rollbacks_leave_no_hole_and_no_late_numbe
     await other.close()
     assert errors == errors_too == []
     assert len(seen) > WRITERS
-    assert is_contiguous(seen), "a reader met a hole, or a number after a higher one"
-    assert is_contiguous(seen_too), "a reader met a hole, or a number after a higher one"
+    for numbers in (seen, seen_too):
+        assert is_contiguous(numbers), "a reader saw a gap, or a number after a higher one"
     head = await event_log.head(database)
-    assert sorted(committed) == list(range(1, head.seq + 1)), "exactly what committed was announced"
+    assert sorted(committed) == list(range(1, head.seq + 1)), "exactly the committed events were announced"
 
 
-async def test_without_the_lock_on_the_head_the_same_storm_goes_wrong(
+async def test_without_the_lock_on_the_head_the_same_writers_leave_gaps(
     new_places: Callable[[], Places], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The test above can fail: take the lock away, and it does."""
+    """Prove that the test above can fail: without the lock it does."""
     monkeypatch.setattr("repository.engine.database.append", _unlocked_append)
     # On SQLite the lock is BEGIN IMMEDIATE: without it a transaction reads the head before it may write.
     monkeypatch.setattr("repository.engine.database.BEGIN", "BEGIN DEFERRED")
@@ -129,7 +129,7 @@ async def test_without_the_lock_on_the_head_the_same_storm_goes_wrong(
     databases = [Database(places.database_url) for _ in range(2)]
     await migrations.migrate(databases[0])
     if not databases[0].is_sqlite:
-        # So that two events may have one number, and only what readers see can show it.
+        # Allow two events with one number, so that only the reader can find the error.
         async with databases[0].begin() as (connection, transaction):
             await connection.execute(text("ALTER TABLE events DROP CONSTRAINT pk_events"))
             await transaction.commit()
@@ -144,25 +144,18 @@ async def test_without_the_lock_on_the_head_the_same_storm_goes_wrong(
 
 
 async def _unlocked_append(tx: Transaction) -> list[Event]:
-    """`append` without the lock: looks at the head, then writes what it thinks comes next."""
+    """Append like `append`, but read the head without a lock."""
     head = (await tx.connection.execute(select(models.event_head))).one()
     await asyncio.sleep(0.001)
     await tx.connection.execute(update(models.event_head).values(seq=head.seq + len(tx.drafts)))
-    for index, draft in enumerate(tx.drafts):
-        await tx.connection.execute(
-            insert(models.events).values(
-                seq=head.seq + 1 + index,
-                topic=draft.topic,
-                operation=draft.operation,
-                audience=draft.audience,
-                payload=draft.payload,
-                created_at="2026-01-01T00:00:00.000000Z",
-            )
-        )
+    for seq, draft in enumerate(tx.drafts, head.seq + 1):
+        row = {name: getattr(draft, name) for name in ("topic", "operation", "audience", "payload")}
+        row |= {"seq": seq, "created_at": "2026-01-01T00:00:00.000000Z"}
+        await tx.connection.execute(insert(models.events).values(row))
     return []
 
 
-async def test_a_rolled_back_transaction_gives_its_numbers_back(database: Database) -> None:
+async def test_a_rollback_releases_the_numbers(database: Database) -> None:
     await write(database, 1)
     with pytest.raises(RolledBack):
         await fail_after_append(database)
@@ -171,7 +164,7 @@ async def test_a_rolled_back_transaction_gives_its_numbers_back(database: Databa
     assert [event.seq for event in page] == [1, 2, 3]
 
 
-async def test_what_is_read_is_what_was_written(database: Database) -> None:
+async def test_events_are_read_as_they_were_written(database: Database) -> None:
     committed: list[Event] = []
     database.on_commit.append(committed.extend)
 
@@ -185,7 +178,7 @@ async def test_what_is_read_is_what_was_written(database: Database) -> None:
     assert committed[0].before == '{"id":7,"title":"É"}'.encode()
 
 
-async def test_a_page_keeps_to_its_bounds_but_always_moves_on(database: Database) -> None:
+async def test_a_page_is_bounded_but_never_empty_before_the_end(database: Database) -> None:
     async def work(tx: Transaction) -> None:
         for number in range(10):
             tx.emit("movies", "add", note(number) | {"description": "x" * 10_000}, actor_id=None)
@@ -197,7 +190,7 @@ async def test_a_page_keeps_to_its_bounds_but_always_moves_on(database: Database
     assert await event_log.read_after(database, 10, max_rows=100, max_bytes=1) == []
 
 
-async def test_bulk_events_are_split_at_their_bounds(database: Database) -> None:
+async def test_bulk_events_are_split_at_the_limits(database: Database) -> None:
     committed: list[Event] = []
     database.on_commit.append(committed.extend)
 
@@ -211,7 +204,7 @@ async def test_bulk_events_are_split_at_their_bounds(database: Database) -> None
     assert committed[2].payload.endswith(b'],"job_id":"j"}')
 
 
-async def test_pruning_takes_the_oldest_and_keeps_the_numbers(database: Database) -> None:
+async def test_pruning_deletes_the_oldest_events_and_keeps_the_numbers(database: Database) -> None:
     for number in range(10):
         await write(database, number)
     ancient = datetime.now(UTC) - timedelta(days=1)
@@ -226,7 +219,7 @@ async def test_pruning_takes_the_oldest_and_keeps_the_numbers(database: Database
     assert [event.seq for event in page] == [11]
 
 
-async def test_migrating_twice_and_at_once_keeps_one_epoch(new_places: Callable[[], Places]) -> None:
+async def test_concurrent_migrations_create_one_epoch(new_places: Callable[[], Places]) -> None:
     places = new_places()
     databases = [Database(places.database_url) for _ in range(3)]
     await asyncio.gather(*(migrations.migrate(database) for database in databases))

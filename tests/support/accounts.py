@@ -1,4 +1,4 @@
-"""Accounts made and deleted without a service."""
+"""Accounts created and deleted without a service."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class MailServer:
         try:
             yield self
         finally:
-            # The stop closes the door, and leaves those who are inside.
+            # Stopping closes the listener, but not the open connections.
             asyncio.run_coroutine_threadsafe(self._hang_up(conversations), controller.loop).result()
             controller.stop()
 
@@ -105,17 +105,17 @@ class MailServer:
         for each in conversations:
             if isinstance(each.transport, asyncio.WriteTransport):
                 each.transport.abort()
-        await asyncio.sleep(0)  # the loop is to come round to closing them
+        await asyncio.sleep(0)  # let the loop close them
 
     def mails_to(self, address: str) -> list[EmailMessage]:
         return [parsed(content) for to, content in list(self.received) if to == address]
 
     async def mail_to(self, address: str, number: int = 1) -> EmailMessage:
-        """The `number`-th mail to this address, when it is there."""
+        """Return the `number`-th email to this address once it has arrived."""
         await eventually(lambda: len(self.mails_to(address)) >= number, f"mail {number} to {address}")
         return self.mails_to(address)[number - 1]
 
-    # --- what the protocol asks
+    # --- handlers of the SMTP protocol
 
     async def handle_RCPT(  # noqa: N802
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
@@ -144,13 +144,13 @@ class MailServer:
 
 
 def mails_in(folder: Path) -> list[EmailMessage]:
-    """In the order in which they were asked for."""
+    """Return the emails in a folder, in the order in which they were queued."""
     paths = sorted(folder.glob("*.eml"), key=lambda path: int(path.stem))
     return [parsed(path.read_bytes()) for path in paths]
 
 
 async def mail_in(folder: Path, address: str, number: int = 1, subject: str = "") -> EmailMessage:
-    """The `number`-th mail to this address whose subject holds these words, when it is there."""
+    """Return the `number`-th email to this address whose subject contains `subject`, once it has arrived."""
 
     def found() -> list[EmailMessage]:
         return [each for each in mails_in(folder) if each["To"] == address and subject in each["Subject"]]

@@ -1,4 +1,4 @@
-"""Pictures as people send them, and files that only pretend to be some."""
+"""Uploaded pictures, and files that only pretend to be pictures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def opened(content: bytes) -> Image.Image:
 
 
 def with_metadata() -> bytes:
-    """A JPEG that lies on its side, red above blue when upright, and tells where it was taken."""
+    """Return a JPEG that is rotated by its EXIF data, red above blue when upright, and that holds a location."""
     image = Image.new("RGB", (600, 300), "blue")
     image.paste("red", (0, 0, 300, 300))
     exif = Image.Exif()
@@ -50,13 +50,13 @@ def with_texts() -> bytes:
 
 
 def polyglot() -> bytes:
-    """A picture that some would take for a page."""
+    """Return a picture that a browser might take for a page."""
     return photo(comment=b"<script>alert(1)</script>") + b"<html><script>alert(1)</script></html>"
 
 
 @cache
 def png_of_size(width: int, height: int, rows: int = 0) -> bytes:
-    """A PNG whose header promises a size, with some rows of zeros, packed a thousand to one."""
+    """Return a PNG whose header claims this size, with some rows of zeros, compressed a thousand to one."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -69,7 +69,7 @@ def png_of_size(width: int, height: int, rows: int = 0) -> bytes:
 
 @cache
 def text_bomb() -> bytes:
-    """A PNG whose comment unpacks to far more than the picture."""
+    """Return a PNG whose comment unpacks to far more than the picture."""
     whole = photo(kind="PNG")
     packed = b"Comment\0\0" + zlib.compress(bytes(8_000_000), 9)
     chunk = struct.pack(">I", len(packed)) + b"zTXt" + packed + struct.pack(">I", zlib.crc32(b"zTXt" + packed))
@@ -77,7 +77,7 @@ def text_bomb() -> bytes:
 
 
 def many_scans(scans: int) -> bytes:
-    """A progressive JPEG whose last scan is there again and again."""
+    """Return a progressive JPEG that repeats its last scan."""
     whole = photo(64, 64, progressive=True)
     last = whole.rindex(b"\xff\xda")
     return whole[:last] + whole[last:-2] * scans + whole[-2:]
@@ -85,7 +85,7 @@ def many_scans(scans: int) -> bytes:
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>alert(1)</script></svg>'
 
-# What must be refused, by what it is.
+# Files that must be rejected, by description.
 EVIL: Mapping[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
     "a text": lambda: b"I am a picture, trust me",
@@ -105,7 +105,7 @@ EVIL: Mapping[str, Callable[[], bytes]] = {
     "a PNG with no pixels": lambda: png_of_size(0, 0),
     "10,000 pixels": lambda: png_of_size(10_000, 10_000, 10_000),
     "a long line": lambda: png_of_size(8_001, 1, 1),
-    "a header that promises the world": lambda: png_of_size(2**31 - 1, 2**31 - 1),
+    "a header that claims the largest size": lambda: png_of_size(2**31 - 1, 2**31 - 1),
     "a comment that unpacks to 8 MB": text_bomb,
     "a JPEG of a thousand scans": lambda: many_scans(1_000),
     "a PNG a little too large": lambda: png_of_size(4_000, 3_126, 3_126),

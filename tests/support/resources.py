@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ from tests.support.service import DEADLINE_SECONDS, Person, Service, Watcher
 
 @dataclass(frozen=True)
 class ResourceCase:
-    """`label` is the field that must be there; `full` names every field an editor writes."""
+    """A resource under test. `label` is its required field; `full` has every field that clients write."""
 
     name: str
     singular: str
@@ -72,6 +73,7 @@ CHARACTERS = ResourceCase(
     {"name": "Harry Lime", "description": "Sells penicillin.", "movie_id": None},
     {"description": None, "movie_id": None},
 )
+TIME = re.compile(r"^20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$")
 BOTH = pytest.mark.parametrize("kind", [MOVIES, CHARACTERS], ids=lambda kind: kind.name)
 
 
@@ -79,8 +81,25 @@ def derived(kind: ResourceCase) -> dict[str, Any]:
     return {"characters_count": 0} if kind is MOVIES else {}
 
 
+def as_added(kind: ResourceCase, given: dict[str, Any], row: dict[str, Any], owner: Person) -> dict[str, Any]:
+    """Return the row that these fields must have become; the id and the time come from `row` itself."""
+    times = dict.fromkeys(("created_at", "updated_at"), row["created_at"])
+    return {**kind.defaults, **given, **derived(kind), "id": row["id"], "user_id": owner.id, "version": 1, **times}
+
+
+async def expect_event(
+    watcher: Watcher, operation: str, kind: ResourceCase, data: Any, actor: Person, changed: list[str] | None = None
+) -> None:
+    """Assert that the next frame is exactly this event, with the number after the last one."""
+    last = watcher.events[-1]["seq"] if watcher.events else watcher.welcome["data"]["seq"]
+    event = await watcher.next()
+    wanted = {"operation": operation, "topic": kind.name, "seq": last + 1, "data": data, "actor_id": actor.id}
+    assert event == {**wanted, "ts": event["ts"]} | ({"changed": changed} if changed is not None else {})
+    assert TIME.match(event["ts"])
+
+
 async def sql(service: Service, statement: str) -> list[tuple[Any, ...]]:
-    """Run one statement on the service's database, behind its back."""
+    """Run one statement on the service's database, without the service."""
     if service.database_url.startswith("sqlite"):
         with contextlib.closing(sqlite3.connect(service.database_url.removeprefix("sqlite:///"), timeout=30)) as file:
             with file:
@@ -93,13 +112,13 @@ async def sql(service: Service, statement: str) -> list[tuple[Any, ...]]:
 
 
 async def head(service: Service) -> int:
-    """The number of the last event in the log: it stands still exactly when nothing was told."""
+    """Return the number of the last event in the log."""
     found: int = (await sql(service, "SELECT seq FROM event_head"))[0][0]
     return found
 
 
 async def contents(service: Service) -> tuple[Any, ...]:
-    """What must not move when nothing is written: the log's head, and every row of the tables as a sum."""
+    """Return what stays equal when nothing is written: the head of the log and a sum over the rows of each table."""
     counts = [
         f"(SELECT COALESCE(SUM({expression}), 0) FROM {table})"
         for table, expression in (
@@ -115,7 +134,7 @@ async def contents(service: Service) -> tuple[Any, ...]:
 
 @asynccontextmanager
 async def nothing_written(service: Service) -> AsyncIterator[None]:
-    """What happens in the block leaves no trace, and the service answers after it."""
+    """Assert that the block writes nothing, and that the service is ready after it."""
     before = await contents(service)
     yield
     assert await contents(service) == before
@@ -126,7 +145,7 @@ async def nothing_written(service: Service) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def watching(service: Service, query: str = "") -> AsyncIterator[Watcher]:
-    """A watcher whose next event is the next one written: the service has passed on all that is in the log."""
+    """Open a watcher once the service has delivered the whole log, so that its next event is the next one written."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while time.monotonic() < deadline:
         async with service.watch(query) as watcher:
@@ -144,7 +163,7 @@ async def moderator(service: Service) -> AsyncIterator[Person]:
 
 
 def locations(answer: httpx.Response) -> list[list[Any]]:
-    """Where a 422 or a 409 finds fault. Checks the error's shape on the way."""
+    """Return the locations of the problems of a response, and check their shape."""
     problems = answer.json()["detail"]
     assert isinstance(problems, list), problems
     for problem in problems:
@@ -155,5 +174,5 @@ def locations(answer: httpx.Response) -> list[list[Any]]:
 
 
 def links(answer: httpx.Response) -> dict[str, str]:
-    """The `Link` header as relation: address."""
+    """Return the `Link` header as addresses by relation."""
     return {name: link["url"] for name, link in answer.links.items() if name}
