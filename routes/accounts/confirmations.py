@@ -29,7 +29,7 @@ from routes.accounts import pages
 from routes.accounts.access import own_account
 from routes.http import queries, rendering
 from routes.http.limit_groups import LimitGroup
-from routes.http.operation import AnyCall, Call, Operations, Services
+from routes.http.operation import AnyCall, Call, Details, Operations, Services
 from routes.http.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
 
 NO_STORE = {"Cache-Control": "no-store"}
@@ -37,11 +37,12 @@ ABOUT_URLS = (
     "An activation or confirmation URL is valid once, for 24 hours. An invalid token is a 404, without a reason. A new "
     "address that another account has taken meanwhile is a 409."
 )
-ABOUT_EMAILS = (
-    "The response is the same whether the account exists or not. An account gets at most one such email a minute and "
-    "five a day; further requests are dropped."
+REQUEST_EMAIL = Details(
+    description="The response is the same whether the account exists or not. An account gets at most one such email a "
+    "minute and five a day; further requests are dropped.",
+    ignores_credentials=True,
+    limit_group=LimitGroup.MAIL,
 )
-HTML = {pages.MEDIA_TYPE: {"schema": {"type": "string", "description": "A page for browsers"}}}
 PROMISE = "If there is an account with this address that needs it, an email is on its way"
 
 operations = Operations("accounts")
@@ -64,17 +65,22 @@ def _problem_page(error: Problem) -> Response:
     return pages.page(title, why, error.status, error.headers)
 
 
+USE_TOKEN = Details(
+    ignores_credentials=True,
+    errors=(404, 409),
+    other_content={pages.MEDIA_TYPE: {"schema": {"type": "string", "description": "A page for browsers"}}},
+    problem_page=_problem_page,
+    limit_group=LimitGroup.SIGN_IN,
+)
+
+
 @operations.post(
     "/auth/activate",
     "Activate an account, or confirm its new address, with an emailed token",
     {200: User},
     description=ABOUT_URLS,
     body_media_types=(JSON_MEDIA_TYPE, FORM_MEDIA_TYPE),
-    ignores_credentials=True,
-    errors=(404, 409),
-    other_content=HTML,
-    problem_page=_problem_page,
-    limit_group=LimitGroup.SIGN_IN,
+    like=USE_TOKEN,
 )
 async def activate(call: Call[None, None, LinkBody]) -> Response:
     return await _use(call, call.body.token)
@@ -90,11 +96,7 @@ class ByToken(queries.Parameters):
     {200: User},
     description=ABOUT_URLS + " A browser (`Accept: text/html`) gets a page with a button that activates the account, "
     "because mail scanners open URLs, too.",
-    ignores_credentials=True,
-    errors=(404, 409),
-    other_content=HTML,
-    problem_page=_problem_page,
-    limit_group=LimitGroup.SIGN_IN,
+    like=USE_TOKEN,
 )
 async def open_url(call: Call[None, ByToken, None]) -> Response:
     if call.method == "HEAD":
@@ -127,26 +129,12 @@ def _wants_page(call: AnyCall) -> bool:
 # --- requests for emails
 
 
-@operations.post(
-    "/auth/activate/resend",
-    "Request another activation URL",
-    {202: MailPromise},
-    description=ABOUT_EMAILS,
-    ignores_credentials=True,
-    limit_group=LimitGroup.MAIL,
-)
+@operations.post("/auth/activate/resend", "Request another activation URL", {202: MailPromise}, REQUEST_EMAIL)
 async def resend_activation(call: Call[None, None, AddressBody]) -> Response:
     return await _promise_email(call, MailType.ACTIVATE)
 
 
-@operations.post(
-    "/auth/password/forgot",
-    "Request a URL to choose a new password",
-    {202: MailPromise},
-    description=ABOUT_EMAILS,
-    ignores_credentials=True,
-    limit_group=LimitGroup.MAIL,
-)
+@operations.post("/auth/password/forgot", "Request a URL to choose a new password", {202: MailPromise}, REQUEST_EMAIL)
 async def forgot_password(call: Call[None, None, AddressBody]) -> Response:
     return await _promise_email(call, MailType.RESET_PASSWORD)
 
@@ -185,7 +173,7 @@ def _problems_for(
     description="Ends all other sessions of the account. A wrong old password is a 422 that names it.",
     check=new_password_problems,
     signed_in=True,
-    errors=(409, 429),
+    errors=(409,),
     limit_group=LimitGroup.SIGN_IN,
 )
 async def change_password(call: Call[None, None, ChangePasswordBody]) -> Response:
@@ -218,7 +206,7 @@ async def change_password(call: Call[None, None, ChangePasswordBody]) -> Respons
     "token is a 404, without a reason.",
     check=new_password_problems,
     ignores_credentials=True,
-    errors=(404, 429),
+    errors=(404,),
     limit_group=LimitGroup.SIGN_IN,
 )
 async def reset_password(call: Call[None, None, ResetPasswordBody]) -> Response:

@@ -271,6 +271,8 @@ def _errors_of(operation: Operation) -> set[int]:
     found = {401, 422, 503, *operation.errors}
     if operation.is_limited:
         found.add(429)
+    if operation.if_match:
+        found.add(412)
     if operation.body is not None or operation.form is not None:
         found |= {408, 413, 415}
     return found
