@@ -68,14 +68,5 @@ async def record_changes(
 async def page_of(database: Database, page: ListRequest) -> Listed[dict[str, Any]]:
     """Return a page of the audit trail, newest first unless the request sorts it or pages by key."""
     where = filter_sql.where(models.audit, page.filter, is_sqlite=database.is_sqlite)
-    order = page.sort or ((("id", page.after is None),))
-    return await entities_of(
-        database,
-        models.audit,
-        where,
-        total_order(order),
-        public,
-        offset=page.offset,
-        limit=page.limit,
-        after=page.after,
-    )
+    order = total_order(page.sort or (("id", page.after is None),))
+    return await entities_of(database, models.audit, where, order, public, page)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import orjson
-from sqlalchemy import delete, select, update
+from sqlalchemy import select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 import models
@@ -65,21 +65,12 @@ async def once(tx: Transaction, claim: Claim | None, work: Callable[[], Awaitabl
     await tx.connection.execute(
         update(table)
         .where(mine)
-        .values(
-            status=answer.status,
-            body=stored,
-            headers=orjson.dumps(dict(answer.headers)).decode(),
-        )
+        .values(status=answer.status, body=stored, headers=orjson.dumps(dict(answer.headers)).decode())
     )
     return answer
 
 
 async def forget(database: Database, older_than: datetime) -> int:
     """Delete the keys from before `older_than` (an aware time), and return how many there were."""
-
-    async def work(tx: Transaction) -> int:
-        table = models.idempotency_keys
-        gone = await tx.connection.execute(delete(table).where(table.c.created_at < utc_text(older_than)))
-        return int(gone.rowcount)
-
-    return await database.write(work)
+    table = models.idempotency_keys
+    return await database.delete_without_events(table, table.c.created_at < utc_text(older_than))
