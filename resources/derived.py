@@ -55,6 +55,11 @@ def filter_fields(table: Table, names: Mapping[str, str]) -> Mapping[str, Field]
     return {each.name: each for each in fields}
 
 
+def chosen_fields(table: Table, *columns: str, **choices: tuple[str, ...]) -> Mapping[str, Field]:
+    """Return a filter field for each of the columns; `choices` holds the possible values of some of them."""
+    return {name: Field(name, name, _field_type(table.c[name]), choices.get(name, ())) for name in columns}
+
+
 def entity_model(table: Table, singular: str, created_word: str) -> type[BaseModel]:
     """Return the model of an entity as GET shows it."""
     descriptions = {
