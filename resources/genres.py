@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 import models
 from resources.resource import Resource
-from schemas import VISIBLE, Body, Prose
+from schemas import VISIBLE, Body, Prose, examples
 
 GenreName = Annotated[str, Field(min_length=1, max_length=100, pattern=VISIBLE, description="Unique, ignoring case")]
 
@@ -16,9 +16,7 @@ GenreName = Annotated[str, Field(min_length=1, max_length=100, pattern=VISIBLE, 
 class GenreBody(Body):
     """A genre. PUT replaces all of it: what is left out takes its default."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"name": "Noir", "description": "Crime, told in shadows."}]}
-    )
+    model_config = examples({"name": "Noir", "description": "Crime, told in shadows."})
 
     name: GenreName
     description: Prose | None = None

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 import models
 from resources.resource import Resource
-from schemas import Amount, Body, Country, IsoDate, Line, Minutes, Prose, Rating, Word, Words
+from schemas import Amount, Body, Country, IsoDate, Line, Minutes, Prose, Rating, Word, Words, examples
 
 
 class MovieBody(Body):
     """A movie as its lister writes it. PUT replaces all of it: what is left out takes its default."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "title": "The Third Man",
-                    "description": "A writer looks for a friend in post-war Vienna.",
-                    "release_date": "1949-09-01",
-                    "rating": 93,
-                    "duration_minutes": 104,
-                    "status": "released",
-                    "country": "GB",
-                    "languages": ["English", "German"],
-                    "genres": ["Noir", "Thriller"],
-                }
-            ]
+    model_config = examples(
+        {
+            "title": "The Third Man",
+            "description": "A writer looks for a friend in post-war Vienna.",
+            "release_date": "1949-09-01",
+            "rating": 93,
+            "duration_minutes": 104,
+            "status": "released",
+            "country": "GB",
+            "languages": ["English", "German"],
+            "genres": ["Noir", "Thriller"],
         }
     )
 
