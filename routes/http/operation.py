@@ -218,36 +218,20 @@ class Operations:
     def __init__(self, tag: str) -> None:
         self._tag = tag
         self._declared: list[Operation] = []
+        self.get = partial(self._declare, "GET")
+        self.post = partial(self._declare, "POST")
+        self.put = partial(self._declare, "PUT")
+        self.patch = partial(self._declare, "PATCH")
 
     def __iter__(self) -> Iterator[Operation]:
         return iter(self._declared)
-
-    def get(
-        self, path: str, summary: str, answers: Answers, like: Details = NO_DETAILS, **details: Unpack[Details]
-    ) -> Declare:
-        return self._declare("GET", path, summary, answers, like | details)
 
     def listing(
         self, path: str, summary: str, rows: Any, like: Details = NO_DETAILS, **details: Unpack[Details]
     ) -> Declare:
         """Declare a GET that responds with `rendering.page`; `rows` is the type of the list."""
         details["answer_headers"] = LIST_HEADERS
-        return self._declare("GET", path, summary, {200: rows}, like | details)
-
-    def post(
-        self, path: str, summary: str, answers: Answers, like: Details = NO_DETAILS, **details: Unpack[Details]
-    ) -> Declare:
-        return self._declare("POST", path, summary, answers, like | details)
-
-    def put(
-        self, path: str, summary: str, answers: Answers, like: Details = NO_DETAILS, **details: Unpack[Details]
-    ) -> Declare:
-        return self._declare("PUT", path, summary, answers, like | details)
-
-    def patch(
-        self, path: str, summary: str, answers: Answers, like: Details = NO_DETAILS, **details: Unpack[Details]
-    ) -> Declare:
-        return self._declare("PATCH", path, summary, answers, like | details)
+        return self._declare("GET", path, summary, {200: rows}, like, **details)
 
     def delete(
         self,
@@ -257,9 +241,12 @@ class Operations:
         like: Details = NO_DETAILS,
         **details: Unpack[Details],
     ) -> Declare:
-        return self._declare("DELETE", path, summary, answers, like | details)
+        return self._declare("DELETE", path, summary, answers, like, **details)
 
-    def _declare(self, method: str, path: str, summary: str, answers: Answers, details: Details) -> Declare:
+    def _declare(
+        self, method: str, path: str, summary: str, answers: Answers, like: Details = NO_DETAILS, **own: Unpack[Details]
+    ) -> Declare:
+        details = like | own
         if details.get("if_none_match"):
             details["answer_headers"] = (*details.get("answer_headers", ()), "ETag")
 
