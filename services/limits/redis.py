@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import structlog
@@ -38,17 +39,15 @@ Result = TypeVar("Result")
 log = structlog.get_logger("limits")
 
 
+@dataclass(slots=True)
 class _Share:
     """The hits that this worker can still allow a client without asking Redis."""
 
-    __slots__ = ("beyond", "left", "lock", "reset_at", "until")
-
-    def __init__(self) -> None:
-        self.left = 0
-        self.beyond = 0  # hits left in Redis beside this share
-        self.until = 0.0
-        self.reset_at = 0.0
-        self.lock = asyncio.Lock()
+    left: int = 0
+    beyond: int = 0  # hits left in Redis beside this share
+    until: float = 0.0
+    reset_at: float = 0.0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class SharedWindows:
