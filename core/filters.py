@@ -184,10 +184,7 @@ def parse_json(
 
 
 def _parse_object(
-    value: Mapping[str, Any],
-    fields: Mapping[str, Field],
-    loc: tuple[str | int, ...],
-    problems: list[FieldProblem],
+    value: Mapping[str, Any], fields: Mapping[str, Field], loc: tuple[str | int, ...], problems: list[FieldProblem]
 ) -> list[Condition]:
     conditions: list[Condition] = []
     for name, member in value.items():

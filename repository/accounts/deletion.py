@@ -6,9 +6,7 @@ the row but for its id. The user name and the email become free again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
 
 from sqlalchemy import ColumnElement, Select, delete, exists, func, select, update
 
@@ -22,7 +20,7 @@ from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic.lists import entity
-from repository.generic.versions import IfMatch
+from repository.generic.versions import IfMatch, Row
 
 # No password hashes to this.
 NO_PASSWORD = "deleted"  # noqa: S105 (no password)
@@ -113,7 +111,7 @@ def late_accounts(now: datetime, max_rows: int) -> Select[tuple[int]]:
     )
 
 
-async def _empty(tx: Transaction, before: Mapping[str, Any], *, actor_id: int | None) -> None:
+async def _empty(tx: Transaction, before: Row, *, actor_id: int | None) -> None:
     """Erase everything about an account, whose row is locked, but its id, and emit the delete event."""
     user_id = before["id"]
     await jobs.cancel_all(tx, user_id)

@@ -29,6 +29,7 @@ from repository.engine.database import Database
 from repository.engine.leases import now_in_seconds
 from repository.engine.transaction import Transaction
 from repository.generic.lists import one
+from repository.generic.versions import Row
 
 LEASE_SECONDS = 60.0  # twice as long as a conversation with the mail server may take
 MAX_ATTEMPTS = 56  # with the pauses of `jobs.mailer` about two days
@@ -155,7 +156,7 @@ async def _claim_one(tx: Transaction, owner: str) -> ClaimedMail | None:
     return ClaimedMail(mail["id"], kind, recipient, user["username"], mail["created_at"], attempts, token)
 
 
-async def _account_of(tx: Transaction, mail: Mapping[str, Any]) -> dict[str, Any] | None:
+async def _account_of(tx: Transaction, mail: Row) -> dict[str, Any] | None:
     """Return the account's row, locked, so that the second of two requests for one account sees the first."""
     table = models.users
     known = mail["user_id"] is not None
@@ -163,7 +164,7 @@ async def _account_of(tx: Transaction, mail: Mapping[str, Any]) -> dict[str, Any
     return await one(tx.connection, select(table).where(which, users.exists()).with_for_update(key_share=True))
 
 
-def _is_wanted(kind: MailType, user: Mapping[str, Any], mail: Mapping[str, Any]) -> bool:
+def _is_wanted(kind: MailType, user: Row, mail: Row) -> bool:
     """Return whether the account must still receive this mail."""
     is_current = mail["user_id"] is None or mail["recipient"] == user["email"]
     if kind is MailType.ACTIVATE:
@@ -175,7 +176,7 @@ def _is_wanted(kind: MailType, user: Mapping[str, Any], mail: Mapping[str, Any])
     return bool(user["is_active"])
 
 
-async def _may_have(tx: Transaction, user: Mapping[str, Any], mail: Mapping[str, Any]) -> bool:
+async def _may_have(tx: Transaction, user: Row, mail: Row) -> bool:
     """Return whether the limits for requested mails permit this one: a number a day, and a pause between two."""
     if mail["user_id"] is not None:
         return True
@@ -211,13 +212,13 @@ async def release(database: Database, mail: ClaimedMail, owner: str) -> None:
     await _settle(database, mail, owner, {"due_at": now, "attempts": mail.attempts - 1})
 
 
-async def _settle(database: Database, mail: ClaimedMail, owner: str, values: Mapping[str, Any]) -> None:
+async def _settle(database: Database, mail: ClaimedMail, owner: str, values: Row) -> None:
     """Write `values` and end the lease; do nothing when it has expired and another worker has claimed the mail."""
     is_ours = (TABLE.c.id == mail.id) & (TABLE.c.lease_owner == owner) & (TABLE.c.attempts == mail.attempts)
     await database.write(lambda tx: _write(tx, is_ours, {**values, "lease_owner": None}))
 
 
-async def _write(tx: Transaction, which: ColumnElement[bool], values: Mapping[str, Any]) -> None:
+async def _write(tx: Transaction, which: ColumnElement[bool], values: Row) -> None:
     await tx.connection.execute(update(TABLE).where(which).values(dict(values)))
 
 

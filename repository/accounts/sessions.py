@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hmac
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,7 +24,7 @@ from core.times import utc_now, utc_text
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic.lists import Listed, ListRequest, entities_of, entity, one
-from repository.generic.versions import changed_names
+from repository.generic.versions import Row, changed_names
 from resources.accounts.credentials import Session
 
 MAX_SESSIONS_PER_USER = 1_000
@@ -64,7 +63,7 @@ class Device:
     address: str | None
 
 
-def public(row: Mapping[str, Any]) -> dict[str, Any]:
+def public(row: Row) -> dict[str, Any]:
     """Return the session as its owner sees it."""
     return {name: row[name] for name in Session.model_fields}
 

@@ -6,7 +6,7 @@ Each function that takes a transaction runs inside `Database.write`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
 from repository.generic.lists import Listed, ListRequest, entities_of, entity, one, total_order
-from repository.generic.versions import IfMatch, changed_names, require_version
+from repository.generic.versions import IfMatch, Row, changed_names, require_version
 
 TABLE = models.users
 USERS_AUDIENCE = f"group:{Group.ADMIN}"
@@ -37,7 +37,7 @@ SEARCHED = EDITABLE  # by admins
 SEARCHED_BY_OTHERS = ("username", "name")
 
 
-def public(row: Mapping[str, Any]) -> dict[str, Any]:
+def public(row: Row) -> dict[str, Any]:
     """Return the account as its owner and admins see it."""
     found = {name: value for name, value in row.items() if name not in _PRIVATE}
     avatar = row["avatar"]
@@ -47,7 +47,7 @@ def public(row: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def in_brief(row: Mapping[str, Any]) -> dict[str, Any]:
+def in_brief(row: Row) -> dict[str, Any]:
     """Return the account as other users see it."""
     return {name: row[name] for name in ("id", "username", "name")}
 
@@ -125,9 +125,7 @@ async def lock_with_admins(
     return LockedWithAdmins(_require(by_id.get(user_id), user_id, if_match), admins)
 
 
-async def change(
-    tx: Transaction, before: Mapping[str, Any], values: Mapping[str, Any], *, actor_id: int | None
-) -> dict[str, Any]:
+async def change(tx: Transaction, before: Row, values: Row, *, actor_id: int | None) -> dict[str, Any]:
     """Write columns of a locked row, emit the event, and return the new row.
 
     A change that `public` does not show, such as a new password, has no event and keeps the version. Raises Conflict
@@ -153,7 +151,7 @@ async def change(
 
 async def create(
     tx: Transaction,
-    fields: Mapping[str, Any],
+    fields: Row,
     password_hash: str,
     group: Group = Group.USER,
     *,
@@ -184,7 +182,7 @@ async def create(
     return user
 
 
-async def create_admin(tx: Transaction, fields: Mapping[str, Any], password_hash: str) -> dict[str, Any]:
+async def create_admin(tx: Transaction, fields: Row, password_hash: str) -> dict[str, Any]:
     """Store an admin account on behalf of the operator, who has no account. Raises Conflict as `create` does."""
     user = await create(tx, fields, password_hash, Group.ADMIN)
     changes = {"group": [None, Group.ADMIN.value]}
@@ -192,7 +190,7 @@ async def create_admin(tx: Transaction, fields: Mapping[str, Any], password_hash
     return user
 
 
-def as_stored(fields: Mapping[str, Any]) -> dict[str, Any]:
+def as_stored(fields: Row) -> dict[str, Any]:
     """Return the columns and values that store these fields."""
     values = dict(fields)
     for name in LOGINS:
@@ -204,7 +202,7 @@ def as_stored(fields: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-async def require_free(tx: Transaction, values: Mapping[str, Any], user_id: int | None = None) -> None:
+async def require_free(tx: Transaction, values: Row, user_id: int | None = None) -> None:
     """Raise Conflict naming the user name or the email among `values` that an account other than `user_id` has."""
     keys = {name: values[f"{name}_key"] for name in LOGINS if values.get(f"{name}_key")}
     if not keys:
@@ -284,7 +282,7 @@ async def deactivate(tx: Transaction, actor_id: int, user_id: int, *, address: s
 
 
 async def _administer(
-    tx: Transaction, action: str, actor_id: int, user_id: int, values: Mapping[str, Any], address: str | None
+    tx: Transaction, action: str, actor_id: int, user_id: int, values: Row, address: str | None
 ) -> dict[str, Any]:
     locked = await lock_with_admins(tx, user_id, admin_id=actor_id)
     before = locked.row

@@ -69,12 +69,7 @@ def driver_values(
 
 
 async def insert(
-    tx: Transaction,
-    table: Table,
-    names: Sequence[str],
-    ids: Sequence[int],
-    values: Sequence[tuple[Any, ...]],
-    now: str,
+    tx: Transaction, table: Table, names: Sequence[str], ids: Sequence[int], values: Sequence[tuple[Any, ...]], now: str
 ) -> None:
     """Insert rows of `id`, then `driver_values` of the columns `names`, then `created_at` and `updated_at`."""
     driver = await tx.driver()

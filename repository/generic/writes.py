@@ -90,12 +90,7 @@ async def add(tx: Transaction, resource: Resource, identity: Identity, fields: M
 
 
 async def add_bulk(
-    tx: Transaction,
-    resource: Resource,
-    identity: Identity,
-    items: Sequence[Mapping[str, Any]],
-    *,
-    skip_conflicts: bool,
+    tx: Transaction, resource: Resource, identity: Identity, items: Sequence[Mapping[str, Any]], *, skip_conflicts: bool
 ) -> Added:
     """Store many. Without `skip_conflicts` a row that cannot be stored raises Conflict, and nothing is stored.
 
