@@ -62,10 +62,7 @@ def chosen_fields(table: Table, *columns: str, **choices: tuple[str, ...]) -> Ma
 
 def entity_model(table: Table, singular: str, created_word: str) -> type[BaseModel]:
     """Return the model of an entity as GET shows it."""
-    descriptions = {
-        "user_id": f"Who {created_word} it",
-        "version": "Counts edits; derived fields do not raise it",
-    }
+    descriptions = {"user_id": f"Who {created_word} it", "version": "Counts edits; derived fields do not raise it"}
     members: dict[str, Any] = {}
     for name in visible_columns(table):
         column = table.c[name]

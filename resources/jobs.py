@@ -30,8 +30,5 @@ class Job(Answer):
 
 
 JOB_FIELDS: Mapping[str, Field] = chosen_fields(
-    models.jobs,
-    *("id", "kind", "state", "total", "user_id", "created_at"),
-    kind=get_args(Kind),
-    state=get_args(State),
+    models.jobs, *("id", "kind", "state", "total", "user_id", "created_at"), kind=get_args(Kind), state=get_args(State)
 )

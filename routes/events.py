@@ -44,18 +44,11 @@ class EventsQuery(Parameters):
     topics: Annotated[
         frozenset[str],
         BeforeValidator(_topics),
-        Field(
-            json_schema_extra={
-                "items": {"enum": list(TOPICS)},
-                "minItems": 1,
-                "default": sorted(PUBLIC_TOPICS),
-            }
-        ),
+        Field(json_schema_extra={"items": {"enum": list(TOPICS)}, "minItems": 1, "default": sorted(PUBLIC_TOPICS)}),
     ] = Field(default=PUBLIC_TOPICS, description="Comma-separated; all public topics by default")
     bulk: Literal["items", "summary"] = Field(default="items", description="Whether bulk events include their rows")
     limit: Annotated[int, Field(ge=1, le=MAX_EVENTS_OF_PAGE), WRITTEN_INTEGER] = Field(
-        default=DEFAULT_EVENTS_OF_PAGE,
-        description="Maximum frames of a page; ignored by event streams",
+        default=DEFAULT_EVENTS_OF_PAGE, description="Maximum frames of a page; ignored by event streams"
     )
 
 

@@ -67,8 +67,7 @@ Search = Annotated[
 ]
 Sort = Annotated[str | None, Field(description="Comma-separated fields; a leading minus sorts in descending order")]
 After = Annotated[
-    Offset | None,
-    Field(description="Only rows with a higher id. Without `sort` and `offset`, `Link` continues by id"),
+    Offset | None, Field(description="Only rows with a higher id. Without `sort` and `offset`, `Link` continues by id")
 ]
 
 
