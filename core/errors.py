@@ -40,11 +40,14 @@ def words_of(error: Mapping[str, Any]) -> str:
     return str(error["msg"]).removeprefix("Value error, ")
 
 
+Loc = tuple[str | int, ...]  # such as ("body", 3, "title")
+
+
 @dataclass(frozen=True, slots=True)
 class FieldProblem:
     """One problem of the input: its place, what was expected, and a stable machine-readable type."""
 
-    loc: tuple[str | int, ...]
+    loc: Loc
     msg: str
     type: str
 

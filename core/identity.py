@@ -41,11 +41,7 @@ class Identity:
 
 
 PUBLIC_AUDIENCE = "public"
-
-
 ANONYMOUS_AUDIENCES = frozenset({PUBLIC_AUDIENCE})
-
-
 MAX_KEY_LENGTH = 200  # of the narrowest column that holds one
 
 

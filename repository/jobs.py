@@ -232,8 +232,4 @@ async def fail(database: Database, job_id: str, owner: str, error: str) -> None:
 
 async def release(database: Database, job_id: str, owner: str) -> None:
     """Give back a running job, so that another worker can claim it at once."""
-
-    async def work(tx: Transaction) -> None:
-        await _write(tx, _is_held(job_id, owner), {"lease_until": 0.0, "attempts": 0})
-
-    await database.write(work)
+    await database.write(lambda tx: _write(tx, _is_held(job_id, owner), {"lease_until": 0.0, "attempts": 0}))

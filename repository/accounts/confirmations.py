@@ -32,27 +32,21 @@ class Confirmation:
 async def _use(tx: Transaction, token: str, *purposes: Purpose) -> tuple[OneTimeToken, dict[str, Any]]:
     """Use up a token and return it with its account's row, locked. Raises NotFound."""
     used = await one_time_tokens.take(tx, token, *purposes)
-    if used is None:
-        raise NotFound(BAD_TOKEN)
     try:
-        user = await users.lock(tx, used.user_id)
+        return _usable(used, await users.lock(tx, used.user_id) if used is not None else None)
     except NotFound:
         raise NotFound(BAD_TOKEN) from None
-    _require_usable(user, used)
-    return used, user
 
 
 async def _find(database: Database, token: str, *purposes: Purpose) -> tuple[OneTimeToken, dict[str, Any]]:
     """Return a token and its account's row without using up the token. Raises NotFound."""
     found = await one_time_tokens.find(database, token, *purposes)
-    user = await users.find(database, found.user_id) if found is not None else None
-    if found is None or user is None:
+    return _usable(found, await users.find(database, found.user_id) if found is not None else None)
+
+
+def _usable(token: OneTimeToken | None, user: dict[str, Any] | None) -> tuple[OneTimeToken, dict[str, Any]]:
+    if token is None or user is None:
         raise NotFound(BAD_TOKEN)
-    _require_usable(user, found)
-    return found, user
-
-
-def _require_usable(user: Row, token: OneTimeToken) -> None:
     match token.purpose:
         case Purpose.EMAIL:
             is_usable = user["is_active"]
@@ -62,6 +56,7 @@ def _require_usable(user: Row, token: OneTimeToken) -> None:
             is_usable = (user["is_active"] or user["awaits_activation"]) and user["email"] == token.email
     if not is_usable:
         raise NotFound(BAD_TOKEN)
+    return token, user
 
 
 # --- activation and confirmation

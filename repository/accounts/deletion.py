@@ -24,21 +24,8 @@ from repository.generic.versions import IfMatch, Row
 
 # No password hashes to this.
 NO_PASSWORD = "deleted"  # noqa: S105 (no password)
-_EMPTIED = (
-    "username",
-    "username_key",
-    "email",
-    "email_key",
-    "name",
-    "first_name",
-    "last_name",
-    "phone_number",
-    "gender",
-    "date_of_birth",
-    "info",
-    "avatar",
-    "profile_created_at",
-)
+# Everything that can be empty, so that no personal data is overlooked.
+_EMPTIED = [str(column.name) for column in models.users.columns if column.nullable]
 
 
 async def remove(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatch) -> str | None:
@@ -71,11 +58,10 @@ async def forget_waiting(database: Database, now: datetime, *, max_rows: int) ->
     async def work(tx: Transaction) -> int:
         # Lock first: the conditions below then see what the previous holders of the locks have committed.
         held = (await tx.connection.execute(late.with_for_update(of=models.users))).scalars().all()
-        is_held = models.users.c.id.in_(held)
-        still = select(models.users).where(
-            is_held, models.users.c.awaits_activation, ~_has_token(now), ~_has_queued_mail()
-        )
-        rows = (await tx.connection.execute(still.order_by(models.users.c.id))).all()
+        table = models.users
+        is_still_late = table.c.awaits_activation & ~_has_token(now) & ~_has_queued_mail()
+        still = select(table).where(table.c.id.in_(held), is_still_late).order_by(table.c.id)
+        rows = (await tx.connection.execute(still)).all()
         for row in rows:
             await _empty(tx, entity(row), actor_id=None)
         return len(rows)
@@ -101,8 +87,8 @@ def late_accounts(now: datetime, max_rows: int) -> Select[tuple[int]]:
             table.c.awaits_activation,
             table.c.created_at < utc_text(now - timedelta(days=DAYS_TO_ACTIVATE)),
             table.c.group == Group.USER.value,
-            func.coalesce(table.c.avatar, "")
-            == "",  # written this way, so that SQLite does not choose the avatars index
+            # Written this way, so that SQLite does not choose the index of the avatars.
+            func.coalesce(table.c.avatar, "") == "",
             ~_has_token(now),
             ~_has_queued_mail(),
         )

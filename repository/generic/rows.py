@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import Boolean, ColumnElement, Table, bindparam, func, select
+from sqlalchemy import JSON, Boolean, ColumnElement, Table, bindparam, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import BigInteger, Text
 
@@ -24,6 +24,17 @@ from resources.derived import keys_of, visible_columns
 T = TypeVar("T")
 FEW_ROWS = 100
 MAX_KEPT_TABLES = 32
+Convert = Callable[[Any], Any]
+
+# By the type of the column: what the drivers take, and what they return, in another form than clients see.
+_TO_SQLITE: Mapping[type, Convert] = {JSON: lambda value: orjson.dumps(value).decode()}
+_TO_POSTGRESQL = {**_TO_SQLITE, models.IsoDate: date.fromisoformat, models.UtcTime: datetime.fromisoformat}
+_FROM_DRIVER: Mapping[type, Convert] = {
+    JSON: lambda value: orjson.loads(value) if isinstance(value, str) else value,
+    models.UtcTime: lambda value: utc_text(value) if isinstance(value, datetime) else value,
+    models.IsoDate: lambda value: value.isoformat() if isinstance(value, date) else value,
+    Boolean: lambda value: value if value is None else bool(value),
+}
 
 
 async def reserve_ids(tx: Transaction, table: Table, count: int) -> list[int]:
@@ -39,25 +50,13 @@ async def reserve_ids(tx: Transaction, table: Table, count: int) -> list[int]:
     return sorted(row[0] for row in taken)
 
 
-def _converters(table: Table, names: Sequence[str], *, is_sqlite: bool) -> list[tuple[int, Callable[[Any], Any]]]:
-    """Return the positions of columns that the driver takes in another form, each with its conversion."""
-    found: list[tuple[int, Callable[[Any], Any]]] = []
-    for index, name in enumerate(names):
-        kind = table.c[name].type
-        if kind is models.Strings:
-            found.append((index, lambda value: orjson.dumps(value).decode()))
-        elif isinstance(kind, models.IsoDate) and not is_sqlite:
-            found.append((index, date.fromisoformat))
-        elif isinstance(kind, models.UtcTime) and not is_sqlite:
-            found.append((index, datetime.fromisoformat))
-    return found
-
-
 def driver_values(
     table: Table, names: Sequence[str], made: Iterable[Iterable[Any]], *, is_sqlite: bool
 ) -> list[tuple[Any, ...]]:
     """Return rows of the columns `names` in the driver's form. Pure."""
-    converters = _converters(table, names, is_sqlite=is_sqlite)
+    forms = _TO_SQLITE if is_sqlite else _TO_POSTGRESQL
+    kinds = enumerate(type(table.c[name].type) for name in names)
+    converters = [(index, forms[kind]) for index, kind in kinds if kind in forms]
     values = []
     for row in made:
         record = list(row)
@@ -88,38 +87,12 @@ async def insert(
         await driver.execute(one.postgresql, *records[0])
 
 
-def _of_sqlite_bool(value: Any) -> Any:
-    return value if value is None else bool(value)
-
-
-def _of_json(value: Any) -> Any:
-    return orjson.loads(value) if isinstance(value, str) else value
-
-
-def _of_moment(value: Any) -> Any:
-    return utc_text(value) if isinstance(value, datetime) else value
-
-
-def _of_day(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, date) else value
-
-
 @lru_cache(maxsize=MAX_KEPT_TABLES)
-def _forms(table: Table) -> tuple[list[str], list[tuple[str, Callable[[Any], Any]]]]:
+def _forms(table: Table) -> tuple[list[str], list[tuple[str, Convert]]]:
     """Return the columns that clients see, and how to convert those that the drivers return in another form."""
     names = list(visible_columns(table))
-    forms: list[tuple[str, Callable[[Any], Any]]] = []
-    for name in names:
-        kind = table.c[name].type
-        if kind is models.Strings:
-            forms.append((name, _of_json))
-        elif isinstance(kind, models.UtcTime):
-            forms.append((name, _of_moment))
-        elif isinstance(kind, models.IsoDate):
-            forms.append((name, _of_day))
-        elif isinstance(kind, Boolean):
-            forms.append((name, _of_sqlite_bool))
-    return names, forms
+    kinds = {name: type(table.c[name].type) for name in names}
+    return names, [(name, _FROM_DRIVER[kind]) for name, kind in kinds.items() if kind in _FROM_DRIVER]
 
 
 def from_driver(table: Table, found: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:

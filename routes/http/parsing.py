@@ -171,9 +171,9 @@ def _query(request: Request, operation: Operation, problems: list[FieldProblem])
                 problems.append(FieldProblem(("query", name), "Expected once", "repeated"))
             values[name] = value
     query = _validated(model, values, "query", problems)
-    wanted, wrong = filters.parse_query(items, operation.filters, known)
-    problems.extend(wrong)
-    return query, wanted
+    parsed = filters.parse_query(items, operation.filters, known)
+    problems.extend(parsed.problems)
+    return query, parsed.filter
 
 
 def _media_type(request: Request) -> str:
