@@ -88,7 +88,7 @@ users = Table(
     metadata,
     Column("id", Id, primary_key=True, autoincrement=True),
     Column("username", _text(50)),
-    # The normalised form, which makes names unique.
+    # The normalised form, in which user names must be unique.
     Column("username_key", _text(200), unique=True),
     Column("email", _text(320)),
     Column("email_key", _text(320), unique=True),
@@ -162,7 +162,7 @@ genres = Table(
     metadata,
     Column("id", Id, primary_key=True, autoincrement=True),
     Column("name", _text(100), nullable=False),
-    # Decides whether two genres would have the same name.
+    # The normalised form, in which names must be unique.
     Column("name_key", _text(200), nullable=False, unique=True, info={"key_of": "name"}),
     Column("description", _text()),
     *_kept(),

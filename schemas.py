@@ -86,7 +86,7 @@ class Body(BaseModel):
 
 
 class Answer(BaseModel):
-    # Response models only describe, they validate nothing at run time, so their building is deferred.
+    # Response models describe but never validate, so building them is deferred.
     model_config = ConfigDict(extra="forbid", defer_build=True)
 
 

@@ -163,7 +163,7 @@ class CloseCode(IntEnum):
     PROTOCOL_ERROR = 4509
 
 
-# What one side reports when the connection ended without a close frame (RFC 6455, section 7.4.1). Never sent.
+# Reported for a connection that ended without a close frame (RFC 6455, section 7.4.1); never sent.
 NO_CLOSE_FRAME = 1006
 
 CLOSE_REASONS: Mapping[CloseCode, str] = {

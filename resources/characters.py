@@ -9,7 +9,7 @@ from schemas import Body, Id, Line, Prose, examples
 
 
 class CharacterBody(Body):
-    """A character as its author writes it. PUT replaces all of it: what is left out takes its default."""
+    """A character as clients write it. PUT replaces all of it: a missing field takes its default."""
 
     model_config = examples({"name": "Harry Lime", "description": "Sells penicillin.", "movie_id": 7})
 

@@ -62,7 +62,7 @@ def chosen_fields(table: Table, *columns: str, **choices: tuple[str, ...]) -> Ma
 
 def entity_model(table: Table, singular: str, created_word: str) -> type[BaseModel]:
     """Return the model of an entity as GET shows it."""
-    descriptions = {"user_id": f"Who {created_word} it", "version": "Counts edits; derived fields do not raise it"}
+    descriptions = {"user_id": f"User who {created_word} it", "version": "Counts edits; derived fields do not raise it"}
     members: dict[str, Any] = {}
     for name in visible_columns(table):
         column = table.c[name]
@@ -81,7 +81,7 @@ def patch_model(body: type[Body], singular: str, example: Mapping[str, Any]) -> 
     return create_model(
         f"{singular.title()}Patch",
         __base__=Body,
-        __doc__="Only what is named changes.",
+        __doc__="Only the fields in the body change.",
         __cls_kwargs__=_example(example),
         **members,
     )

@@ -1,4 +1,4 @@
-"""Genres: a vocabulary that moderators and admins keep."""
+"""Genres: a vocabulary that moderators and admins maintain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GenreName = Annotated[str, Field(min_length=1, max_length=100, pattern=VISIBLE, 
 
 
 class GenreBody(Body):
-    """A genre. PUT replaces all of it: what is left out takes its default."""
+    """A genre. PUT replaces all of it: a missing field takes its default."""
 
     model_config = examples({"name": "Noir", "description": "Crime, told in shadows."})
 

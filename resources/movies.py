@@ -10,7 +10,7 @@ from schemas import Amount, Body, Country, IsoDate, Line, Minutes, Prose, Rating
 
 
 class MovieBody(Body):
-    """A movie as its lister writes it. PUT replaces all of it: what is left out takes its default."""
+    """A movie as clients write it. PUT replaces all of it: a missing field takes its default."""
 
     model_config = examples(
         {
@@ -29,7 +29,7 @@ class MovieBody(Body):
     title: Line
     description: Prose | None = None
     release_date: IsoDate | None = None
-    rating: Rating | None = Field(default=None, description="The lister's own score")
+    rating: Rating | None = Field(default=None, description="Score given by the user who listed it")
     duration_minutes: Minutes | None = None
     status: Word | None = Field(default=None, description="Such as released or in_production")
     budget: Amount | None = None

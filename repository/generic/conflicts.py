@@ -1,7 +1,7 @@
-"""What keeps rows from being stored: a parent that does not exist, or a value that must be unique and is taken.
+"""Conflicts that keep rows from being stored: a parent that does not exist, or a unique value that is taken.
 
-The parents that exist are locked so that they stay. Writers of unique values take turns, so that what is free when it
-is looked up is still free when it is written.
+Existing parents are locked until COMMIT. Writers of unique values are serialised per table, so that a value found free
+is still free when it is written.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ async def _taken(
     if not wanted:
         return {}
     table = resource.table
-    if not tx.is_sqlite:  # where only one transaction writes at a time
+    if not tx.is_sqlite:  # SQLite has one writer at a time
         await tx.connection.execute(text(f'LOCK TABLE "{table.name}" IN SHARE ROW EXCLUSIVE MODE'))
     named = rows.one_of(tx.is_sqlite, table.c[key], sorted(set(wanted.values())))
     found = await tx.connection.execute(select(table.c.id, table.c[key]).where(named))

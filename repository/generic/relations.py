@@ -1,4 +1,4 @@
-"""What a change of one row means for the rows of its parents and children, in the same transaction, with their events.
+"""Updates the parents and children of a changed row, in the same transaction, with their events.
 
 A parent counts its children in a derived column, which does not raise its `version`. A child outlives its parent: a
 deleted parent clears the child's column, an edit like any other, so that no user loses what another one wrote.

@@ -135,7 +135,7 @@ async def write_back(tx: Transaction, table: Table, after: Sequence[Mapping[str,
     driver = await tx.driver()
     sources = {key: source for key, source in keys_of(table).items() if source in columns}
     if sources and len(after) > 1:
-        # Values may change hands between the rows. No value has such a key: case folding leaves no capitals.
+        # Rows may swap values. First give each row a key that no value has: case-folded keys contain no capitals.
         for key in sources:
             moved = [(f"MOVED {row['id']}", row["id"]) for row in after]
             move = statement(f'UPDATE "{table.name}" SET "{key}" = $1 WHERE id = $2')  # noqa: S608 (names of our own tables)

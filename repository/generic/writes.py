@@ -54,7 +54,7 @@ class Prepared:
 def prepare(
     resource: Resource, items: Sequence[Mapping[str, Any]], user_id: int | None, *, is_sqlite: bool
 ) -> Prepared:
-    """Return the rows as far as pure computation gets: a thread may do it while another chunk is stored."""
+    """Prepare rows for insertion. Pure, so a thread can prepare one chunk while another is stored."""
     names = resource.columns
     assert (names[0], *names[-2:]) == ("id", "created_at", "updated_at")
     middle = names[1:-2]

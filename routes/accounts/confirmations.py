@@ -1,7 +1,7 @@
 """Activation and confirmation URLs, and new passwords.
 
-A request for an email gets the same response and does the same work whether the account exists or not: it only stores
-the request, and the sender of emails decides what becomes of it (`repository.accounts.outbox`).
+A request for an email gets the same response and does the same work whether the account exists or not: the request is
+only stored, and the mailer decides later whether an email is sent (`repository.accounts.outbox`).
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ async def _promise_email(call: Call[None, None, AddressBody], kind: MailType) ->
 
 
 def new_password_problems(services: Services, body: Any, valid: Any) -> Sequence[FieldProblem]:
-    """Return the rules that the new password of an invalid body breaks, whoever the user is.
+    """Return the rules that the new password of an invalid body breaks, regardless of the user.
 
     For a valid body the handler checks the password, because some rules depend on the user's names.
     """

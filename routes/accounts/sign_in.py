@@ -18,8 +18,8 @@ from routes.http.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
 from routes.http.queries import ByUuid, PageQuery
 from services.tokens import new_token_id
 
-# Between checking a password and beginning a session, another sign-in may have stored the same password with other
-# parameters, or its owner a new password. Then it is checked again.
+# While a password is checked, another sign-in may store it with other hash parameters, or its owner may change it. Then
+# it is checked again.
 ATTEMPTS = 3
 SIGN_IN = Details(
     description="Send the access token in the header Authorization; it is valid for minutes. The refresh token gets "

@@ -1,4 +1,4 @@
-"""Operations: a method on a path, with everything the router, the parser and the documentation need to know of it.
+"""Operations: a method on a path, with everything the router, the parser and the documentation need to know about it.
 
 An operation is declared on its handler, and `routes.table` lists the collections:
 
