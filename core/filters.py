@@ -339,11 +339,12 @@ def _test(condition: Condition) -> Matcher:
         case Op.PREFIX:
             start = without_case(str(value))
             return lambda row: row[name] is not None and without_case(row[name]).startswith(start)
-    compare = _COMPARISONS[op]
-    return lambda row: row[name] is not None and compare(row[name], value)
+    compare = COMPARISONS[op]
+    return lambda row: row[name] is not None and bool(compare(row[name], value))
 
 
-_COMPARISONS: Mapping[Op, Callable[[Any, Any], bool]] = {
+COMPARISONS: Mapping[Op, Callable[[Any, Any], Any]] = {
+    Op.EQ: operator.eq,
     Op.GT: operator.gt,
     Op.GTE: operator.ge,
     Op.LT: operator.lt,

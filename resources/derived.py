@@ -11,7 +11,7 @@ from sqlalchemy import Boolean, Column, Integer, Table
 
 import models
 from core.filters import Field, FieldType
-from schemas import Answer, Body, Id, IsoDate, Moment, Skipped
+from schemas import Answer, Body, Id, IsoDate, Moment
 
 
 def visible_columns(table: Table) -> tuple[str, ...]:
@@ -97,16 +97,10 @@ def _example(example: Mapping[str, Any]) -> dict[str, Any]:
     return {"json_schema_extra": {"examples": [dict(example)]}}
 
 
-def added_model(entity: type[BaseModel], plural: str) -> type[BaseModel]:
-    """Return the model of the response to a bulk POST."""
-    members: dict[str, Any] = {"added": (list[entity], ...), "skipped": (list[Skipped], ...)}  # type: ignore[valid-type]
-    return create_model(f"{plural.title()}Added", __base__=Answer, **members)
-
-
-def updated_model(entity: type[BaseModel], plural: str) -> type[BaseModel]:
-    """Return the model of the response to a bulk PATCH."""
-    members: dict[str, Any] = {"updated": (list[entity], ...), "not_found": (list[int], ...)}  # type: ignore[valid-type]
-    return create_model(f"{plural.title()}Updated", __base__=Answer, **members)
+def bulk_answer(name: str, **members: Any) -> type[BaseModel]:
+    """Return the model of the response to a bulk write; `members` are types, all of them required."""
+    required: dict[str, Any] = {each: (kind, ...) for each, kind in members.items()}
+    return create_model(name, __base__=Answer, **required)
 
 
 def label_model(singular: str, label: str) -> type[BaseModel]:

@@ -24,7 +24,7 @@ from sqlalchemy import Table
 from core.filters import Field
 from core.identity import Identity
 from resources import derived
-from schemas import Body
+from schemas import Body, Skipped
 
 _KEPT = frozenset({"id", "user_id", "version", "created_at", "updated_at"})
 
@@ -135,11 +135,13 @@ class Resource:
 
     @cached_property
     def added(self) -> type[BaseModel]:
-        return derived.added_model(self.entity, self.name)
+        rows: Any = list[self.entity]  # type: ignore[name-defined]
+        return derived.bulk_answer(f"{self.name.title()}Added", added=rows, skipped=list[Skipped])
 
     @cached_property
     def updated(self) -> type[BaseModel]:
-        return derived.updated_model(self.entity, self.name)
+        rows: Any = list[self.entity]  # type: ignore[name-defined]
+        return derived.bulk_answer(f"{self.name.title()}Updated", updated=rows, not_found=list[int])
 
     @cached_property
     def label_model(self) -> type[BaseModel]:

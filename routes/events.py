@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -58,12 +57,7 @@ class EventsPage(Answer):
     data: list[dict[str, Any]] = Field(description="Frames, as on the websocket; empty at the end of the log")
 
 
-_STREAM: Mapping[str, Any] = {
-    "schema": {
-        "type": "string",
-        "description": "Server-sent events: `id` is `<epoch>:<seq>`, `data` is a frame as on the websocket",
-    }
-}
+ABOUT_STREAM = "Server-sent events: `id` is `<epoch>:<seq>`, `data` is a frame as on the websocket"
 
 
 @operations.get(
@@ -76,7 +70,7 @@ _STREAM: Mapping[str, Any] = {
     headers={"Last-Event-ID": "For event streams: the id to resume after; it takes precedence over `after`"},
     errors=(403, 406, 429),
     answer_headers=("Stream-Position", "Link"),
-    other_content={EVENT_STREAM: _STREAM},
+    other_content={EVENT_STREAM: {"schema": {"type": "string", "description": ABOUT_STREAM}}},
 )
 async def events(call: Call[None, EventsQuery, None]) -> Response:
     if rendering.client_prefers(call.headers, EVENT_STREAM):

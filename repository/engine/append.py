@@ -37,12 +37,7 @@ async def append(tx: Transaction) -> list[Event]:
         (event.seq, *draft[:-2], _encoded(event.changed), event.actor_id, created_at)
         for event, draft in zip(events, tx.drafts, strict=True)
     ]
-    if tx.is_sqlite:
-        await driver.executemany(INSERT.sqlite, rows)
-    elif count == 1:
-        await driver.execute(INSERT.postgresql, *rows[0])
-    else:
-        await driver.executemany(INSERT.postgresql, rows)
+    await tx.execute_many(INSERT, rows)
     return events
 
 

@@ -10,6 +10,7 @@ import orjson
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.identity import PUBLIC_AUDIENCE
+from repository.engine.statement import Statement
 
 # Clients usually limit frames to 1 MiB; the rest is room for what surrounds the rows.
 MAX_EVENT_BYTES = 768 * 1024
@@ -54,6 +55,16 @@ class Transaction:
                 assert raw.is_in_transaction()
             self._driver = raw
         return self._driver
+
+    async def execute_many(self, statement: Statement, rows: Sequence[Sequence[Any]]) -> None:
+        """Run the statement once for each row, through the driver itself."""
+        driver = await self.driver()
+        if self.is_sqlite:
+            await driver.executemany(statement.sqlite, rows)
+        elif len(rows) == 1:  # cheaper than a batch of one
+            await driver.execute(statement.postgresql, *rows[0])
+        else:
+            await driver.executemany(statement.postgresql, rows)
 
     def emit(
         self,

@@ -81,10 +81,7 @@ async def insert(
     listed = ", ".join(f'"{name}"' for name in columns)
     marks = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
     one = statement(f'INSERT INTO "{table.name}" ({listed}) VALUES ({marks})')  # noqa: S608 (names of our own tables)
-    if tx.is_sqlite:
-        await driver.executemany(one.sqlite, records)
-    else:
-        await driver.execute(one.postgresql, *records[0])
+    await tx.execute_many(one, records)
 
 
 @lru_cache(maxsize=MAX_KEPT_TABLES)
@@ -132,20 +129,19 @@ async def pick_locked(tx: Transaction, table: Table, random: Random, count: int)
 
 async def write_back(tx: Transaction, table: Table, after: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Write these columns of the rows, found by their ids, and the keys that follow from them."""
-    driver = await tx.driver()
     sources = {key: source for key, source in keys_of(table).items() if source in columns}
     if sources and len(after) > 1:
         # Rows may swap values. First give each row a key that no value has: case-folded keys contain no capitals.
         for key in sources:
             moved = [(f"MOVED {row['id']}", row["id"]) for row in after]
             move = statement(f'UPDATE "{table.name}" SET "{key}" = $1 WHERE id = $2')  # noqa: S608 (names of our own tables)
-            await driver.executemany(move.sqlite if tx.is_sqlite else move.postgresql, moved)
+            await tx.execute_many(move, moved)
     names = [*columns, *sources, "id"]
     places = ", ".join(f'"{name}" = ${number}' for number, name in enumerate(names[:-1], 1))
     one = statement(f'UPDATE "{table.name}" SET {places} WHERE id = ${len(names)}')  # noqa: S608 (names of our own tables)
     made = [[unique_key(row[sources[name]]) if name in sources else row[name] for name in names] for row in after]
     values = await off_the_loop(len(made), partial(driver_values, table, names, made, is_sqlite=tx.is_sqlite))
-    await driver.executemany(one.sqlite if tx.is_sqlite else one.postgresql, values)
+    await tx.execute_many(one, values)
 
 
 async def off_the_loop(size: int, work: Callable[..., T], *arguments: Any) -> T:

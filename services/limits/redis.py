@@ -100,8 +100,7 @@ class SharedWindows:
         await self._ask(lambda: self._windows.clear(_item(rate), key))
 
     def _share_of(self, key: str, rate: Rate) -> _Share:
-        share = self._shares.get((key, rate))
-        if share is not None:
+        if (share := self._shares.get((key, rate))) is not None:
             self._shares.move_to_end((key, rate))
             return share
         if len(self._shares) >= MAX_CLIENTS:
@@ -140,20 +139,17 @@ class SharedWindows:
             async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
                 result = await work()
         except (RedisError, OSError, TimeoutError) as error:
-            self._note_failure(error)
+            now = time.monotonic()
+            self._is_away, self._away_until = True, now + AWAY_SECONDS
+            if now >= self._silent_until:
+                self._silent_until = now + SECONDS_BETWEEN_LOG_LINES
+                reason = str(error) or type(error).__name__
+                log.warning("redis unavailable: requests pass without rate limits", reason=reason)
             return None
         if self._is_away:
             self._is_away, self._away_until = False, 0.0
             log.info("redis is back: rate limits apply again")
         return result
-
-    def _note_failure(self, error: Exception) -> None:
-        now = time.monotonic()
-        self._is_away, self._away_until = True, now + AWAY_SECONDS
-        if now >= self._silent_until:
-            self._silent_until = now + SECONDS_BETWEEN_LOG_LINES
-            reason = str(error) or type(error).__name__
-            log.warning("redis unavailable: requests pass without rate limits", reason=reason)
 
 
 def _item(rate: Rate) -> RateLimitItemPerSecond:
