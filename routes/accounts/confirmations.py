@@ -16,15 +16,7 @@ from core.errors import Conflict, FieldProblem, InvalidInput, NotFound, Problem
 from repository.accounts import confirmations, outbox
 from repository.accounts.one_time_tokens import Purpose
 from repository.accounts.outbox import MailType
-from resources.accounts.credentials import (
-    MAX_ONE_TIME_TOKEN_LENGTH,
-    AddressBody,
-    ChangePasswordBody,
-    LinkBody,
-    MailPromise,
-    ResetPasswordBody,
-    User,
-)
+from resources.accounts import credentials
 from routes.accounts import pages
 from routes.accounts.access import own_account
 from routes.http import queries, rendering
@@ -77,23 +69,23 @@ USE_TOKEN = Details(
 @operations.post(
     "/auth/activate",
     "Activate an account, or confirm its new address, with an emailed token",
-    {200: User},
+    {200: credentials.User},
     description=ABOUT_URLS,
     body_media_types=(JSON_MEDIA_TYPE, FORM_MEDIA_TYPE),
     like=USE_TOKEN,
 )
-async def activate(call: Call[None, None, LinkBody]) -> Response:
+async def activate(call: Call[None, None, credentials.LinkBody]) -> Response:
     return await _use(call, call.body.token)
 
 
 class ByToken(queries.Parameters):
-    token: Annotated[str, Field(min_length=1, max_length=MAX_ONE_TIME_TOKEN_LENGTH)]
+    token: Annotated[str, Field(min_length=1, max_length=credentials.MAX_ONE_TIME_TOKEN_LENGTH)]
 
 
 @operations.get(
     "/auth/activate",
     "Open an activation or confirmation URL",
-    {200: User},
+    {200: credentials.User},
     description=ABOUT_URLS + " A browser (`Accept: text/html`) gets a page with a button that activates the account, "
     "because mail scanners open URLs, too.",
     like=USE_TOKEN,
@@ -129,17 +121,21 @@ def _wants_page(call: AnyCall) -> bool:
 # --- requests for emails
 
 
-@operations.post("/auth/activate/resend", "Request another activation URL", {202: MailPromise}, REQUEST_EMAIL)
-async def resend_activation(call: Call[None, None, AddressBody]) -> Response:
+@operations.post(
+    "/auth/activate/resend", "Request another activation URL", {202: credentials.MailPromise}, REQUEST_EMAIL
+)
+async def resend_activation(call: Call[None, None, credentials.AddressBody]) -> Response:
     return await _promise_email(call, MailType.ACTIVATE)
 
 
-@operations.post("/auth/password/forgot", "Request a URL to choose a new password", {202: MailPromise}, REQUEST_EMAIL)
-async def forgot_password(call: Call[None, None, AddressBody]) -> Response:
+@operations.post(
+    "/auth/password/forgot", "Request a URL to choose a new password", {202: credentials.MailPromise}, REQUEST_EMAIL
+)
+async def forgot_password(call: Call[None, None, credentials.AddressBody]) -> Response:
     return await _promise_email(call, MailType.RESET_PASSWORD)
 
 
-async def _promise_email(call: Call[None, None, AddressBody], kind: MailType) -> Response:
+async def _promise_email(call: Call[None, None, credentials.AddressBody], kind: MailType) -> Response:
     await call.database.write(lambda tx: outbox.request(tx, kind, call.body.email))
     call.services.outbox.wake()
     return rendering.JSONResponse({"detail": PROMISE}, 202, NO_STORE)
@@ -160,7 +156,7 @@ def new_password_problems(services: Services, body: Any, valid: Any) -> Sequence
 
 
 def _problems_for(
-    call: Call[None, None, ChangePasswordBody | ResetPasswordBody], user: dict[str, Any]
+    call: Call[None, None, credentials.ChangePasswordBody | credentials.ResetPasswordBody], user: dict[str, Any]
 ) -> list[FieldProblem]:
     names = {"username": user["username"], "email": user["email"]}
     return call.services.passwords.problems(call.body.new_password, **names, field="new_password")
@@ -176,7 +172,7 @@ def _problems_for(
     errors=(409,),
     limit_group=LimitGroup.SIGN_IN,
 )
-async def change_password(call: Call[None, None, ChangePasswordBody]) -> Response:
+async def change_password(call: Call[None, None, credentials.ChangePasswordBody]) -> Response:
     me, services, body = call.me, call.services, call.body
     user = await own_account(call)
     await services.lockout.try_old_password(me.user_id, call.address)
@@ -209,7 +205,7 @@ async def change_password(call: Call[None, None, ChangePasswordBody]) -> Respons
     errors=(404,),
     limit_group=LimitGroup.SIGN_IN,
 )
-async def reset_password(call: Call[None, None, ResetPasswordBody]) -> Response:
+async def reset_password(call: Call[None, None, credentials.ResetPasswordBody]) -> Response:
     services, body = call.services, call.body
     # Check the token first: hashing is expensive, and must not be triggered by guessed tokens.
     user = await confirmations.account_to_reset(call.database, body.token)
