@@ -16,8 +16,7 @@ from core.times import utc_now
 from repository.accounts import audit, confirmations, users
 from repository.engine.transaction import Transaction
 from repository.generic.versions import IfMatch, Row, changed_names
-
-PROFILE = ("first_name", "last_name", "gender", "date_of_birth", "info")
+from resources.accounts.profiles import Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +30,8 @@ class Editor:
 
 def public_profile(row: Row) -> dict[str, Any]:
     """Return the profile as its owner and admins see it."""
-    account = users.public(row)
-    shown = (*PROFILE, "avatar_url", "avatar_thumbnail_url", "version")
-    return {
-        "user_id": row["id"],
-        **{name: account[name] for name in shown},
-        "created_at": row["profile_created_at"],
-        "updated_at": row["updated_at"],
-    }
+    account = {**users.public(row), "user_id": row["id"], "created_at": row["profile_created_at"]}
+    return {name: account[name] for name in Profile.model_fields}
 
 
 # --- accounts
@@ -68,7 +61,9 @@ async def edit_own(
         del values["email"], values["email_key"]
     elif "email" in values and proven_hash is not None:
         await confirmations.cancel_address_change(tx, before)
-    return await _write(tx, before, values, user_id)
+    after = await users.change(tx, before, values, actor_id=user_id)
+    await confirmations.address_changed(tx, before, after["email"])
+    return after
 
 
 def _require_login(before: Row, values: Row) -> None:
@@ -94,8 +89,8 @@ async def edit_by_admin(
     before = (await users.lock_with_admins(tx, user_id, if_match, admin_id=editor.user_id)).row
     values = users.as_stored(fields)
     _require_login(before, values)
-    after = await _write(tx, before, values, editor.user_id)
-    await record(tx, "update", before, after, editor)
+    after = await change(tx, editor, "update", before, values)
+    await confirmations.address_changed(tx, before, after["email"])
     return after
 
 
@@ -110,12 +105,6 @@ async def create_by_admin(
     return user
 
 
-async def _write(tx: Transaction, before: Row, values: Row, actor_id: int) -> dict[str, Any]:
-    after = await users.change(tx, before, values, actor_id=actor_id)
-    await confirmations.address_changed(tx, before, after["email"])
-    return after
-
-
 # --- profiles
 
 
@@ -124,18 +113,14 @@ async def create_profile(tx: Transaction, editor: Editor, user_id: int, fields: 
     before = await lock_for(tx, editor, user_id, None)
     if before["profile_created_at"] is not None:
         raise Conflict(f"User {user_id} already has a profile")
-    after = await users.change(tx, before, {**fields, "profile_created_at": utc_now()}, actor_id=editor.user_id)
-    await record(tx, "create_profile", before, after, editor)
-    return after
+    return await change(tx, editor, "create_profile", before, {**fields, "profile_created_at": utc_now()})
 
 
 async def edit_profile(tx: Transaction, editor: Editor, user_id: int, fields: Row, if_match: IfMatch) -> dict[str, Any]:
     """Set fields of a profile. Raises Forbidden, NotFound also without a profile, and PreconditionFailed."""
     before = await lock_for(tx, editor, user_id, if_match)
     require_profile(before)
-    after = await users.change(tx, before, fields, actor_id=editor.user_id)
-    await record(tx, "update_profile", before, after, editor)
-    return after
+    return await change(tx, editor, "update_profile", before, fields)
 
 
 def require_profile(row: Row) -> None:
@@ -157,8 +142,10 @@ async def lock_for(tx: Transaction, editor: Editor, user_id: int, if_match: IfMa
     return await users.lock(tx, user_id, if_match)
 
 
-async def record(tx: Transaction, action: str, before: Row, after: Row, editor: Editor) -> None:
-    """Record an admin's edit in the audit trail; edits by the owner are not recorded."""
+async def change(tx: Transaction, editor: Editor, action: str, before: Row, values: Row) -> dict[str, Any]:
+    """Write columns of a locked row and return the new row; an admin's edit is recorded in the audit trail."""
+    after = await users.change(tx, before, values, actor_id=editor.user_id)
     if editor.is_admin:
         shown = users.public(before), users.public(after)
         await audit.record_changes(tx, action, *shown, actor_id=editor.user_id, address=editor.address)
+    return after

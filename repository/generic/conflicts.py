@@ -31,15 +31,19 @@ class Refusal:
 
     def problem(self, index: int | None = None) -> FieldProblem:
         """Return the problem as clients see it; `index` is the position in a bulk request."""
-        loc: tuple[str | int, ...] = ("body", self.column) if index is None else ("body", index, self.column)
-        return FieldProblem(loc, self.message, self.type)
+        place = () if index is None else (index,)
+        return FieldProblem(("body", *place, self.column), self.message, self.type)
 
 
 async def require_none(tx: Transaction, resource: Resource, items: Items, *, edits: Items = (), bulk: bool) -> None:
     """Raise Conflict naming every item that cannot be stored. Arguments as of `find`."""
-    found = await find(tx, resource, items, edits=edits)
-    if found:
-        raise Conflict([found[index].problem(index if bulk else None) for index in sorted(found)])
+    raise_for(await find(tx, resource, items, edits=edits), bulk=bulk)
+
+
+def raise_for(refused: Mapping[int, Refusal], *, bulk: bool) -> None:
+    """Raise Conflict when any item is refused."""
+    if refused:
+        raise Conflict([refused[index].problem(index if bulk else None) for index in sorted(refused)])
 
 
 async def find(tx: Transaction, resource: Resource, items: Items, *, edits: Items = ()) -> dict[int, Refusal]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import orjson
 from sqlalchemy import delete
 
-from core.errors import Conflict, Forbidden, NotFound
+from core.errors import Forbidden, NotFound
 from core.identity import Identity, unique_key
 from core.times import utc_now
 from repository.engine.transaction import Transaction
@@ -23,6 +23,8 @@ from repository.generic import conflicts, relations, rows
 from repository.generic.conflicts import Refusal
 from repository.generic.versions import BOOKKEEPING, IfMatch, changed_names, require_version
 from resources.resource import Resource
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,14 @@ def prepare(
 
 
 @dataclass(frozen=True, slots=True)
+class BulkResult(Generic[T]):
+    """The rows that a bulk write changed, and the ids that it did not find, both in the order of the request."""
+
+    done: list[T]
+    not_found: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Added:
     """The entities that were stored, encoded, and why others were not, by position in the request."""
 
@@ -98,8 +108,8 @@ async def add_bulk(
     """
     _require_creator(resource, identity)
     refused = await conflicts.find(tx, resource, items)
-    if refused and not skip_conflicts:
-        raise Conflict([refused[index].problem(index) for index in sorted(refused)])
+    if not skip_conflicts:
+        conflicts.raise_for(refused, bulk=True)
     good = [item for index, item in enumerate(items) if index not in refused]
     return Added(await store(tx, resource, good, identity.user_id), refused)
 
@@ -187,22 +197,20 @@ async def edit(
 
 async def edit_bulk(
     tx: Transaction, resource: Resource, identity: Identity, edits: Sequence[tuple[int, Mapping[str, Any]]]
-) -> tuple[list[bytes], list[int]]:
-    """Edit many, and return the entities, encoded, in the order of the request, and the ids not found.
+) -> BulkResult[bytes]:
+    """Edit many, and return the entities, encoded. Raises Forbidden and Conflict.
 
-    An id that is named twice gets both edits, the later one last. Raises Forbidden and Conflict.
+    An id that is named twice gets both edits, the later one last.
     """
     merged: dict[int, dict[str, Any]] = {}
     for entity_id, fields in edits:
         merged.setdefault(entity_id, {}).update(fields)
     if not merged:
-        return [], []
+        return BulkResult([], [])
     found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted(merged))}
     _require_rights(resource, identity, found)
-    named = [fields for _, fields in edits]
-    await conflicts.require_none(
-        tx, resource, named, edits=[found.get(id_, {"id": id_}) for id_, _ in edits], bulk=True
-    )
+    named, rows_before = [fields for _, fields in edits], [found.get(id_, {"id": id_}) for id_, _ in edits]
+    await conflicts.require_none(tx, resource, named, edits=rows_before, bulk=True)
     done = await rows.off_the_loop(len(found), _edit_all, found, merged, utc_now())
     if done.after:
         await rows.write_back(tx, resource.table, done.after, (*done.changed, *BOOKKEEPING))
@@ -215,7 +223,7 @@ async def edit_bulk(
             changed=done.changed,
         )
         await relations.edited(tx, resource, done.before, done.after, identity.user_id)
-    return done.encoded, [entity_id for entity_id in merged if entity_id not in found]
+    return BulkResult(done.encoded, [entity_id for entity_id in merged if entity_id not in found])
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,23 +239,16 @@ class _Edited:
 
 
 def _edit_all(found: Mapping[int, dict[str, Any]], edits: Mapping[int, Mapping[str, Any]], now: str) -> _Edited:
-    before: list[dict[str, Any]] = []
-    after: list[dict[str, Any]] = []
-    changed: dict[str, None] = {}
-    encoded: dict[int, bytes] = {}
-    for entity_id, row in found.items():
-        edited, names = _edited(row, edits[entity_id], now)
-        encoded[entity_id] = orjson.dumps(edited)
-        if names:
-            before.append(row)
-            after.append(edited)
-            changed.update(dict.fromkeys(names))
+    edited = [_edited(row, edits[entity_id], now) for entity_id, row in found.items()]
+    encoded = {row["id"]: orjson.dumps(row) for row, _ in edited}
+    after = [row for row, changed in edited if changed]
+    before = [found[row["id"]] for row in after]
     return _Edited(
         before,
         after,
         [orjson.dumps(row) for row in before],
         [encoded[row["id"]] for row in after],
-        list(changed),
+        list(dict.fromkeys(name for _, changed in edited for name in changed)),
         [encoded[entity_id] for entity_id in edits if entity_id in encoded],
     )
 
@@ -274,20 +275,17 @@ async def remove(tx: Transaction, resource: Resource, identity: Identity, entity
     await relations.removed(tx, resource, [row], identity.user_id)
 
 
-async def remove_bulk(
-    tx: Transaction, resource: Resource, identity: Identity, ids: Sequence[int]
-) -> tuple[list[int], list[int]]:
-    """Delete many, and return the ids deleted and those not found, in the order of the request. Raises Forbidden."""
+async def remove_bulk(tx: Transaction, resource: Resource, identity: Identity, ids: Sequence[int]) -> BulkResult[int]:
+    """Delete many, and return their ids. Raises Forbidden."""
     wanted = list(dict.fromkeys(ids))
     found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted(wanted))}
     if not found:
-        return [], wanted
+        return BulkResult([], wanted)
     _require_rights(resource, identity, found)
     gone = list(found.values())
     await relations.removing(tx, resource, gone, identity.user_id)
-    await tx.connection.execute(
-        delete(resource.table).where(rows.one_of(tx.is_sqlite, resource.table.c.id, list(found)))
-    )
+    named = rows.one_of(tx.is_sqlite, resource.table.c.id, list(found))
+    await tx.connection.execute(delete(resource.table).where(named))
     tx.emit_bulk(
         resource.name,
         "delete_bulk",
@@ -296,4 +294,4 @@ async def remove_bulk(
         before=await rows.off_the_loop(len(gone), lambda: [orjson.dumps(row) for row in gone]),
     )
     await relations.removed(tx, resource, gone, identity.user_id)
-    return [each for each in wanted if each in found], [each for each in wanted if each not in found]
+    return BulkResult([each for each in wanted if each in found], [each for each in wanted if each not in found])

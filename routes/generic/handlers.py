@@ -49,13 +49,11 @@ async def list_mine(resource: Resource, call: Call[None, queries.ListQuery, None
 
 
 async def list_by_username(resource: Resource, call: Call[queries.ByUsername, queries.ListQuery, None]) -> Response:
-    user = await listed_account(call.database, call.path.username)
-    return await _list(resource, call, user["id"])
+    return await _list(resource, call, (await listed_account(call.database, call.path.username))["id"])
 
 
 async def list_by_user(resource: Resource, call: Call[queries.ByUserId, queries.ListQuery, None]) -> Response:
-    user = await listed_account(call.database, call.path.user_id)
-    return await _list(resource, call, user["id"])
+    return await _list(resource, call, (await listed_account(call.database, call.path.user_id))["id"])
 
 
 async def names(resource: Resource, call: Call[None, queries.ListQuery, None]) -> Response:
@@ -154,13 +152,14 @@ async def edit_bulk(resource: Resource, call: Call[None, None, queries.Rows]) ->
     rows = await parsing.check_rows(resource.bulk_patch, call.body.root, exclude_unset=True)
     rows.require_all()
     edits = [(fields.pop("id"), fields) for fields in rows.valid.values()]
-    updated, missing = await call.database.write(lambda tx: writes.edit_bulk(tx, resource, call.me, edits))
-    return rendering.JSONResponse(b'{"updated":[%s],"not_found":%s}' % (b",".join(updated), orjson.dumps(missing)))
+    result = await call.database.write(lambda tx: writes.edit_bulk(tx, resource, call.me, edits))
+    parts = b",".join(result.done), orjson.dumps(result.not_found)
+    return rendering.JSONResponse(b'{"updated":[%s],"not_found":%s}' % parts)
 
 
 async def _delete_many(resource: Resource, call: Call[object, None, object], ids: Sequence[int]) -> Response:
-    deleted, missing = await call.database.write(lambda tx: writes.remove_bulk(tx, resource, call.me, ids))
-    return rendering.JSONResponse({"deleted": deleted, "not_found": missing})
+    result = await call.database.write(lambda tx: writes.remove_bulk(tx, resource, call.me, ids))
+    return rendering.JSONResponse({"deleted": result.done, "not_found": result.not_found})
 
 
 async def delete_bulk(resource: Resource, call: Call[None, None, schemas.BulkIds]) -> Response:
