@@ -117,13 +117,17 @@ async def begin(
     }
     await tx.connection.execute(insert(TABLE).values(values))
     session = public(values)
-    _announce(tx, "add", session, actor_id=user_id)
+    _announce(tx, "add", session, user_id)
     return session
 
 
-def _announce(tx: Transaction, operation: str, session: dict[str, Any], **details: Any) -> None:
+def _announce(
+    tx: Transaction, operation: str, session: dict[str, Any], actor_id: int | None, before: dict[str, Any] | None = None
+) -> None:
     """Emit an event to the session's owner alone."""
-    tx.emit("sessions", operation, session, audience=f"user:{session['user_id']}", **details)
+    changed = changed_names(before, session) if before is not None else ()
+    audience = f"user:{session['user_id']}"
+    tx.emit("sessions", operation, session, actor_id=actor_id, before=before, changed=changed, audience=audience)
 
 
 def _end_of(renewal: Renewal, now: datetime) -> str:
@@ -159,7 +163,7 @@ async def refresh(tx: Transaction, claims: Claims, address: str | None, renewal:
     }
     await tx.connection.execute(update(TABLE).where(TABLE.c.id == claims.session_id).values(values))
     was, session = public(before), public(before | values)
-    _announce(tx, "update", session, actor_id=claims.user_id, before=was, changed=changed_names(was, session))
+    _announce(tx, "update", session, claims.user_id, before=was)
     return session
 
 
@@ -184,7 +188,7 @@ async def _end(tx: Transaction, which: ColumnElement[bool], actor_id: int | None
             update(TABLE).where(TABLE.c.id.in_([row["id"] for row in ended])).values(ended_at=utc_now())
         )
     for row in ended:
-        _announce(tx, "delete", public(row), actor_id=actor_id, before=public(row))
+        _announce(tx, "delete", public(row), actor_id, before=public(row))
     return len(ended)
 
 

@@ -95,7 +95,7 @@ async def add(tx: Transaction, resource: Resource, identity: Identity, fields: M
     prepared = prepare(resource, [fields], identity.user_id, is_sqlite=tx.is_sqlite)
     ((entity_id, payload),) = await _insert(tx, prepared)
     tx.emit_encoded(resource.name, "add", str(entity_id), payload, actor_id=identity.user_id)
-    await relations.added(tx, resource, prepared.rows, identity.user_id)
+    await relations.recount(tx, resource, (), prepared.rows, identity.user_id)
     return Stored(entity_id, prepared.rows[0]["version"], payload)
 
 
@@ -135,7 +135,7 @@ async def store_prepared(
         return []
     encoded = [payload for _, payload in await _insert(tx, prepared)]
     tx.emit_bulk(prepared.resource.name, "add_bulk", encoded, actor_id=user_id, job_id=job_id)
-    await relations.added(tx, prepared.resource, prepared.rows, user_id)
+    await relations.recount(tx, prepared.resource, (), prepared.rows, user_id)
     return encoded
 
 
@@ -191,7 +191,7 @@ async def edit(
         return Stored(entity_id, before["version"], orjson.dumps(before))
     await rows.write_back(tx, resource.table, [after], (*changed, *BOOKKEEPING))
     payload = tx.emit(resource.name, "update", after, actor_id=identity.user_id, before=before, changed=changed)
-    await relations.edited(tx, resource, [before], [after], identity.user_id)
+    await relations.recount(tx, resource, [before], [after], identity.user_id)
     return Stored(entity_id, after["version"], payload)
 
 
@@ -222,7 +222,7 @@ async def edit_bulk(
             before=done.encoded_before,
             changed=done.changed,
         )
-        await relations.edited(tx, resource, done.before, done.after, identity.user_id)
+        await relations.recount(tx, resource, done.before, done.after, identity.user_id)
     return BulkResult(done.encoded, [entity_id for entity_id in merged if entity_id not in found])
 
 
@@ -269,10 +269,10 @@ def _require_rights(resource: Resource, identity: Identity, found: Mapping[int, 
 async def remove(tx: Transaction, resource: Resource, identity: Identity, entity_id: int, if_match: IfMatch) -> None:
     """Delete one entity. Raises NotFound, Forbidden and PreconditionFailed."""
     row = await _one(tx, resource, identity, entity_id, if_match)
-    await relations.removing(tx, resource, [row], identity.user_id)
+    await relations.release_children(tx, resource, [row], identity.user_id)
     await tx.connection.execute(delete(resource.table).where(resource.table.c.id == entity_id))
     tx.emit(resource.name, "delete", row, actor_id=identity.user_id, before=row)
-    await relations.removed(tx, resource, [row], identity.user_id)
+    await relations.recount(tx, resource, [row], (), identity.user_id)
 
 
 async def remove_bulk(tx: Transaction, resource: Resource, identity: Identity, ids: Sequence[int]) -> BulkResult[int]:
@@ -283,7 +283,7 @@ async def remove_bulk(tx: Transaction, resource: Resource, identity: Identity, i
         return BulkResult([], wanted)
     _require_rights(resource, identity, found)
     gone = list(found.values())
-    await relations.removing(tx, resource, gone, identity.user_id)
+    await relations.release_children(tx, resource, gone, identity.user_id)
     named = rows.one_of(tx.is_sqlite, resource.table.c.id, list(found))
     await tx.connection.execute(delete(resource.table).where(named))
     tx.emit_bulk(
@@ -293,5 +293,5 @@ async def remove_bulk(tx: Transaction, resource: Resource, identity: Identity, i
         actor_id=identity.user_id,
         before=await rows.off_the_loop(len(gone), lambda: [orjson.dumps(row) for row in gone]),
     )
-    await relations.removed(tx, resource, gone, identity.user_id)
+    await relations.recount(tx, resource, gone, (), identity.user_id)
     return BulkResult([each for each in wanted if each in found], [each for each in wanted if each not in found])

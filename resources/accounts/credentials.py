@@ -35,21 +35,20 @@ _PERSON_NAME = rf"^[{_PADDING}]*[^{_DISRUPTIVE}{BLANK}](?:[^{_DISRUPTIVE}]*[^{_D
 _PERSON_NAME_WORDS = "expected a name without control characters, line breaks and direction marks"
 
 
-def _username(name: str) -> str:
-    if not re.fullmatch(_USERNAME, name):
-        raise ValueError(_USERNAME_WORDS)
-    return name.strip()
+def _trimmed(pattern: str, expected: str) -> AfterValidator:
+    """Return a validator that matches a text with `pattern` and removes the spaces around it."""
 
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(expected)
+        return text.strip()
 
-def _person_name(name: str) -> str:
-    if not re.fullmatch(_PERSON_NAME, name):
-        raise ValueError(_PERSON_NAME_WORDS)
-    return name.strip()
+    return AfterValidator(check)
 
 
 Username = Annotated[
     str,
-    AfterValidator(_username),
+    _trimmed(_USERNAME, _USERNAME_WORDS),
     Field(
         description=f"{_USERNAME_WORDS.capitalize()}; leading and trailing spaces are removed",
         json_schema_extra={"minLength": 3, "pattern": _USERNAME},
@@ -63,7 +62,7 @@ PersonName = Annotated[
         description=f"{_PERSON_NAME_WORDS.capitalize()}; leading and trailing spaces are removed",
         json_schema_extra={"pattern": _PERSON_NAME},
     ),
-    AfterValidator(_person_name),
+    _trimmed(_PERSON_NAME, _PERSON_NAME_WORDS),
 ]
 # `core.password_rules` checks the length with the other rules, so that one response names every broken rule.
 NewPassword = Annotated[

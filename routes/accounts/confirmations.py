@@ -18,7 +18,7 @@ from repository.accounts.one_time_tokens import Purpose
 from repository.accounts.outbox import MailType
 from resources.accounts import credentials
 from routes.accounts import pages
-from routes.accounts.access import own_account
+from routes.accounts.access import knows_password, own_account
 from routes.http import queries, rendering
 from routes.http.limit_groups import LimitGroup
 from routes.http.operation import AnyCall, Call, Details, Operations, Services
@@ -175,14 +175,11 @@ def _problems_for(
 async def change_password(call: Call[None, None, credentials.ChangePasswordBody]) -> Response:
     me, services, body = call.me, call.services, call.body
     user = await own_account(call)
-    await services.lockout.try_old_password(me.user_id, call.address)
     problems = _problems_for(call, user)
-    if (await services.passwords.verify(body.old_password, user["password_hash"])).is_right:
-        await services.lockout.knew_old_password(me.user_id, call.address)
-        if body.new_password == body.old_password:
-            problems.append(FieldProblem(("body", "new_password"), "This is the old password", "password_is_old"))
-    else:
+    if not await knows_password(call, user, body.old_password):
         problems.insert(0, FieldProblem(("body", "old_password"), "The old password is wrong", "wrong_password"))
+    elif body.new_password == body.old_password:
+        problems.append(FieldProblem(("body", "new_password"), "This is the old password", "password_is_old"))
     if problems:
         raise InvalidInput(problems)
     password_hash = await services.passwords.hash(body.new_password)

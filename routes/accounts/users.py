@@ -18,7 +18,7 @@ from resources.accounts.credentials import User
 from resources.accounts.fields import OTHER_USER_FIELDS, USER_FIELDS
 from resources.accounts.profiles import AccountBody, AccountPatch, OtherUser, OwnAccountBody, OwnAccountPatch
 from routes.accounts import avatar_files
-from routes.accounts.access import account, account_id, as_admin, as_editor, is_admin, own_account
+from routes.accounts.access import account, account_id, as_admin, as_editor, is_admin, knows_password, own_account
 from routes.http import queries, rendering
 from routes.http.operation import AnyCall, Call, Details, Operations
 from routes.http.queries import ById, ListQuery, PageQuery
@@ -82,14 +82,10 @@ async def _prove(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> Ma
     """
     if "current_password" not in call.body.model_fields_set:
         return None
-    await call.services.lockout.try_old_password(call.me.user_id, call.address)
     user = await users.find(call.database, call.me.user_id)
-    known = user["password_hash"] if user is not None else None
-    verdict = await call.services.passwords.verify(str(call.body.current_password), known)
-    if user is None or not verdict.is_right:
+    if not await knows_password(call, user, str(call.body.current_password)):
         problem = FieldProblem(("body", "current_password"), "The password is wrong", "wrong_password")
         raise Forbidden([problem.as_dict()])
-    await call.services.lockout.knew_old_password(call.me.user_id, call.address)
     return user
 
 
