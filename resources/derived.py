@@ -7,7 +7,8 @@ from typing import Any, get_type_hints
 
 from pydantic import MISSING, BaseModel, RootModel, create_model
 from pydantic import Field as ModelField
-from sqlalchemy import Boolean, Column, Integer, Table
+from sqlalchemy import JSON, Boolean, Column, Integer, Table
+from sqlalchemy.types import TypeEngine
 
 import models
 from core.filters import Field, FieldType
@@ -25,18 +26,16 @@ def keys_of(table: Table) -> Mapping[str, str]:
 
 
 def _field_type(column: Column[Any]) -> FieldType:
-    kind = column.type
-    if kind is models.Strings:
-        return FieldType.STRINGS
-    if isinstance(kind, models.IsoDate):
-        return FieldType.DATE
-    if isinstance(kind, models.UtcTime):
-        return FieldType.TIME
-    if isinstance(kind, Boolean):
-        return FieldType.BOOLEAN
-    return FieldType.INTEGER if isinstance(kind, Integer) else FieldType.TEXT
+    return next((kind for sql, kind in _FIELD_TYPES.items() if isinstance(column.type, sql)), FieldType.TEXT)
 
 
+_FIELD_TYPES: Mapping[type[TypeEngine[Any]], FieldType] = {
+    JSON: FieldType.STRINGS,
+    models.IsoDate: FieldType.DATE,
+    models.UtcTime: FieldType.TIME,
+    Boolean: FieldType.BOOLEAN,
+    Integer: FieldType.INTEGER,
+}
 _SHOWN: Mapping[FieldType, Any] = {
     FieldType.STRINGS: list[str],
     FieldType.DATE: IsoDate,
@@ -49,10 +48,8 @@ _SHOWN: Mapping[FieldType, Any] = {
 
 def filter_fields(table: Table, names: Mapping[str, str]) -> Mapping[str, Field]:
     """Return a filter field for each visible column; `names` renames some of them."""
-    fields = (
-        Field(names.get(column, column), column, _field_type(table.c[column])) for column in visible_columns(table)
-    )
-    return {each.name: each for each in fields}
+    columns = {names.get(column, column): column for column in visible_columns(table)}
+    return {name: Field(name, column, _field_type(table.c[column])) for name, column in columns.items()}
 
 
 def chosen_fields(table: Table, *columns: str, **choices: tuple[str, ...]) -> Mapping[str, Field]:

@@ -119,4 +119,4 @@ async def _empty(tx: Transaction, before: Row, *, actor_id: int | None) -> None:
     }
     await tx.connection.execute(update(models.users).where(models.users.c.id == user_id).values(kept))
     shown = users.public(before)
-    users.announce(tx, "delete", shown, actor_id=actor_id, before=shown)
+    users.announce(tx, "delete", shown, actor_id, before=shown)

@@ -181,12 +181,9 @@ async def _may_have(tx: Transaction, user: Row, mail: Row) -> bool:
     if mail["user_id"] is not None:
         return True
     now = datetime.now(UTC)
-    found = await tx.connection.execute(
-        select(func.count(), func.max(TABLE.c.created_at)).where(
-            TABLE.c.user_id == user["id"], TABLE.c.kind == mail["kind"], TABLE.c.created_at > utc_text(now - DAY)
-        )
-    )
-    count, newest = found.one()
+    is_recent = (TABLE.c.kind == mail["kind"]) & (TABLE.c.created_at > utc_text(now - DAY))
+    recent = select(func.count(), func.max(TABLE.c.created_at)).where(TABLE.c.user_id == user["id"], is_recent)
+    count, newest = (await tx.connection.execute(recent)).one()
     pause = timedelta(seconds=REQUEST_PAUSE_SECONDS)
     return count < MAX_REQUESTED_PER_DAY and (newest is None or newest < utc_text(now - pause))
 

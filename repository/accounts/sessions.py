@@ -98,9 +98,8 @@ async def begin(
         raise Forbidden(AWAITS_ACTIVATION if standing.awaits_activation else DISABLED)
     if checked.new_hash is not None:
         # The new hash is not visible to clients, so there is no event and the version stays.
-        await tx.connection.execute(
-            update(models.users).where(accounts.id == user_id).values(password_hash=checked.new_hash)
-        )
+        renewed = update(models.users).where(accounts.id == user_id).values(password_hash=checked.new_hash)
+        await tx.connection.execute(renewed)
     await _make_room(tx, user_id)
     now = datetime.now(UTC)
     user_agent = (device.user_agent or "").replace("\x00", "")[:MAX_USER_AGENT_LENGTH]
@@ -178,15 +177,12 @@ async def _make_room(tx: Transaction, user_id: int) -> None:
 
 async def _end(tx: Transaction, which: ColumnElement[bool], actor_id: int | None, limit: int | None = None) -> int:
     """End the sessions that have not ended, each with its event. Return how many were ended."""
-    found = await tx.connection.execute(
-        # In the order of their ids, so that two transactions cannot deadlock.
-        select(TABLE).where(which, goes_on()).order_by(TABLE.c.id).limit(limit).with_for_update()
-    )
-    ended = [entity(row) for row in found]
+    # In the order of their ids, so that two transactions cannot deadlock.
+    open_ones = select(TABLE).where(which, goes_on()).order_by(TABLE.c.id).limit(limit).with_for_update()
+    ended = [entity(row) for row in await tx.connection.execute(open_ones)]
     if ended:
-        await tx.connection.execute(
-            update(TABLE).where(TABLE.c.id.in_([row["id"] for row in ended])).values(ended_at=utc_now())
-        )
+        ids = [row["id"] for row in ended]
+        await tx.connection.execute(update(TABLE).where(TABLE.c.id.in_(ids)).values(ended_at=utc_now()))
     for row in ended:
         _announce(tx, "delete", public(row), actor_id, before=public(row))
     return len(ended)

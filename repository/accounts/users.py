@@ -6,7 +6,7 @@ Each function that takes a transaction runs inside `Database.write`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +61,6 @@ def announce(
     tx: Transaction,
     operation: str,
     user: dict[str, Any],
-    *,
     actor_id: int | None,
     before: dict[str, Any] | None = None,
     changed: Sequence[str] = (),
@@ -112,13 +111,8 @@ async def lock_with_admins(
     admin, then NotFound and PreconditionFailed.
     """
     is_active_admin = and_(TABLE.c.group == Group.ADMIN.value, TABLE.c.is_active)
-    found = await tx.connection.execute(
-        select(TABLE)
-        .where(or_(TABLE.c.id == user_id, is_active_admin), exists())
-        .order_by(TABLE.c.id)
-        .with_for_update()
-    )
-    by_id = {row.id: entity(row) for row in found}
+    wanted = select(TABLE).where(or_(TABLE.c.id == user_id, is_active_admin), exists()).order_by(TABLE.c.id)
+    by_id = {row.id: entity(row) for row in await tx.connection.execute(wanted.with_for_update())}
     admins = frozenset(each["id"] for each in by_id.values() if each["group"] == Group.ADMIN and each["is_active"])
     if admin_id is not None and admin_id not in admins:
         raise Forbidden("Only admins can do this")
@@ -145,7 +139,7 @@ async def change(tx: Transaction, before: Row, values: Row, *, actor_id: int | N
     with _conflict_when_taken():
         await tx.connection.execute(update(TABLE).where(TABLE.c.id == before["id"]).values(values))
     if changed:
-        announce(tx, "update", public(after), actor_id=actor_id, before=shown, changed=changed)
+        announce(tx, "update", public(after), actor_id, before=shown, changed=changed)
     return after
 
 
@@ -178,7 +172,7 @@ async def create(
     with _conflict_when_taken():
         stored = await tx.connection.execute(insert(TABLE).values(values).returning(TABLE))
     user = public(entity(stored.one()))
-    announce(tx, "add", user, actor_id=actor_id if actor_id is not None else user["id"])
+    announce(tx, "add", user, actor_id if actor_id is not None else user["id"])
     return user
 
 
@@ -208,10 +202,8 @@ async def require_free(tx: Transaction, values: Row, user_id: int | None = None)
     if not keys:
         return
     same = [TABLE.c[f"{name}_key"] == key for name, key in keys.items()]
-    found = await tx.connection.execute(
-        select(TABLE.c.username_key, TABLE.c.email_key).where(or_(*same), TABLE.c.id.is_distinct_from(user_id))
-    )
-    rows = found.all()
+    others = select(TABLE.c.username_key, TABLE.c.email_key).where(or_(*same), TABLE.c.id.is_distinct_from(user_id))
+    rows = (await tx.connection.execute(others)).all()
     names = [name for name, key in keys.items() if any(getattr(row, f"{name}_key") == key for row in rows)]
     _raise_taken(names)
 

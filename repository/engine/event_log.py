@@ -64,10 +64,8 @@ async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: 
         if last == seq:
             return []
         current = await _head(connection)
-        rows = await connection.execute(
-            select(table).where(table.c.seq > seq, table.c.seq <= last).order_by(table.c.seq)
-        )
-        return [_event(current.epoch, row) for row in rows]
+        chosen = select(table).where(table.c.seq > seq, table.c.seq <= last).order_by(table.c.seq)
+        return [_event(current.epoch, row) for row in await connection.execute(chosen)]
 
 
 def _event(epoch: str, row: Sequence[Any]) -> Event:

@@ -219,9 +219,6 @@ async def find(database: Database, resource: Resource, entity_id: int) -> dict[s
 async def find_by(database: Database, resource: Resource, column: str, value: int, limit: int) -> list[dict[str, Any]]:
     """Return the first rows by id whose `column` holds `value`. Raises Unavailable."""
     table = resource.table
-    shown = [table.c[name] for name in resource.columns]
+    named = select(*(table.c[name] for name in resource.columns)).where(table.c[column] == value)
     async with database.read() as connection:
-        found = await connection.execute(
-            select(*shown).where(table.c[column] == value).order_by(table.c.id).limit(limit)
-        )
-        return [entity(row) for row in found]
+        return [entity(row) for row in await connection.execute(named.order_by(table.c.id).limit(limit))]

@@ -121,10 +121,8 @@ async def pick_locked(tx: Transaction, table: Table, random: Random, count: int)
     if lowest is None:
         return []
     start = random.randint(lowest, highest)
-    found = await tx.connection.execute(
-        select(table.c.id).where(table.c.id >= start).order_by(table.c.id).limit(count).with_for_update()
-    )
-    return list(found.scalars())
+    chosen = select(table.c.id).where(table.c.id >= start).order_by(table.c.id).limit(count).with_for_update()
+    return list((await tx.connection.execute(chosen)).scalars())
 
 
 async def write_back(tx: Transaction, table: Table, after: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
