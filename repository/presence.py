@@ -74,10 +74,9 @@ async def store(database: Database, worker: str, version: int, changed: Sequence
             if not row.is_empty
         ]
         drop = [(worker, row.topic, row.user_id) for row in changed if row.is_empty]
-        driver = await tx.driver()
         for one, records in ((_PUT, put), (_DROP, drop)):
             if records:
-                await driver.executemany(one.sqlite if tx.is_sqlite else one.postgresql, records)
+                await tx.execute_many(one, records)
         return True
 
     return await database.write(work)

@@ -24,7 +24,7 @@ from sqlalchemy import Table
 from core.filters import Field
 from core.identity import Identity
 from resources import derived
-from schemas import Body
+from schemas import Body, Skipped
 
 _KEPT = frozenset({"id", "user_id", "version", "created_at", "updated_at"})
 
@@ -62,7 +62,7 @@ class Resource:
     created_word: str = "added"
     generated: bool = False
 
-    # --- what follows
+    # --- derived
 
     @cached_property
     def name(self) -> str:
@@ -85,7 +85,7 @@ class Resource:
 
     @cached_property
     def defaults(self) -> Mapping[str, Any]:
-        """What the columns of the body hold when they are left out, in the order of the table; None if required."""
+        """The default values of the body's columns, in the order of the table; None where a value is required."""
         fields = self.body.model_fields
         return {
             name: None if fields[name].is_required() else fields[name].get_default()
@@ -95,13 +95,13 @@ class Resource:
 
     @cached_property
     def initial(self) -> Mapping[str, Any]:
-        """What derived columns begin with."""
+        """The initial values of derived columns."""
         others = (name for name in self.columns if name not in self.defaults and name not in _KEPT)
         return {name: None if self.table.c[name].nullable else 0 for name in others}
 
     @cached_property
     def fields(self) -> Mapping[str, Field]:
-        """What lists and subscriptions can be filtered by, by the name in the filter."""
+        """The fields that lists and subscriptions can be filtered by, under their names in filters."""
         return derived.filter_fields(self.table, self.filter_names)
 
     @property
@@ -116,7 +116,7 @@ class Resource:
 
     @property
     def changers(self) -> str:
-        """Who may change a row, for messages."""
+        """The users who may change a row, for messages."""
         return "its owner, moderators and admins" if self.changed_by == "owner" else "moderators and admins"
 
     # --- models
@@ -135,11 +135,13 @@ class Resource:
 
     @cached_property
     def added(self) -> type[BaseModel]:
-        return derived.added_model(self.entity, self.name)
+        rows: Any = list[self.entity]  # type: ignore[name-defined]
+        return derived.bulk_answer(f"{self.name.title()}Added", added=rows, skipped=list[Skipped])
 
     @cached_property
     def updated(self) -> type[BaseModel]:
-        return derived.updated_model(self.entity, self.name)
+        rows: Any = list[self.entity]  # type: ignore[name-defined]
+        return derived.bulk_answer(f"{self.name.title()}Updated", updated=rows, not_found=list[int])
 
     @cached_property
     def label_model(self) -> type[BaseModel]:

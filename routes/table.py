@@ -43,7 +43,7 @@ def routes() -> list[BaseRoute]:
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in OPERATIONS:
         by_path.setdefault(operation.path, {})[operation.method] = operation
-    # At the same depth, a path with a name in an earlier part comes later.
+    # Of two paths, the one with a parameter in an earlier part comes later.
     ordered = sorted(by_path, key=lambda path: [part.startswith("{") for part in path.split("/")])
     return [*(_route(path, by_path[path]) for path in ordered), *health.PAGES, *documentation.PAGES]
 

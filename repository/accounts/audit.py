@@ -6,7 +6,6 @@ date of birth an entry says that the value changed, not what it was or is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import insert
@@ -18,19 +17,19 @@ from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
 from repository.generic.lists import Listed, ListRequest, entities_of, entity, total_order
-from repository.generic.versions import BOOKKEEPING, changed_names
+from repository.generic.versions import BOOKKEEPING, Row, changed_names
 
 AUDIENCE = f"group:{Group.ADMIN}"
 _NOT_PERSONAL = frozenset({"group", "is_active", "awaits_activation", "has_profile"})
 
 
-def public(row: Mapping[str, Any]) -> dict[str, Any]:
+def public(row: Row) -> dict[str, Any]:
     """Return the entry as admins see it: every column."""
     return dict(row)
 
 
 async def record(
-    tx: Transaction, action: str, user_id: int, *, actor_id: int | None, address: str | None, changes: Mapping[str, Any]
+    tx: Transaction, action: str, user_id: int, *, actor_id: int | None, address: str | None, changes: Row
 ) -> None:
     """Store an entry and emit its event.
 
@@ -50,13 +49,7 @@ async def record(
 
 
 async def record_changes(
-    tx: Transaction,
-    action: str,
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    *,
-    actor_id: int,
-    address: str | None,
+    tx: Transaction, action: str, before: Row, after: Row, *, actor_id: int, address: str | None
 ) -> None:
     """Record the difference between two public forms of an account; do nothing when there is none."""
     changed = [name for name in changed_names(before, after) if name not in BOOKKEEPING]
@@ -68,14 +61,5 @@ async def record_changes(
 async def page_of(database: Database, page: ListRequest) -> Listed[dict[str, Any]]:
     """Return a page of the audit trail, newest first unless the request sorts it or pages by key."""
     where = filter_sql.where(models.audit, page.filter, is_sqlite=database.is_sqlite)
-    order = page.sort or ((("id", page.after is None),))
-    return await entities_of(
-        database,
-        models.audit,
-        where,
-        total_order(order),
-        public,
-        offset=page.offset,
-        limit=page.limit,
-        after=page.after,
-    )
+    order = total_order(page.sort or (("id", page.after is None),))
+    return await entities_of(database, models.audit, where, order, public, page)

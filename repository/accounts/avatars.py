@@ -48,8 +48,7 @@ async def change(tx: Transaction, editor: Editor, user_id: int, avatar: str | No
     Raises Forbidden, NotFound and PreconditionFailed.
     """
     before = await edits.lock_for(tx, editor, user_id, if_match)
-    after = await users.change(tx, before, {"avatar": avatar}, actor_id=editor.user_id)
-    await edits.record(tx, "avatar", before, after, editor)
+    after = await edits.change(tx, editor, "avatar", before, {"avatar": avatar})
     return AvatarChange(users.public(after), before["avatar"] if before["avatar"] != avatar else None)
 
 

@@ -1,7 +1,7 @@
-"""What keeps rows from being stored: a parent that does not exist, or a value that must be unique and is taken.
+"""Conflicts that keep rows from being stored: a parent that does not exist, or a unique value that is taken.
 
-The parents that exist are locked so that they stay. Writers of unique values take turns, so that what is free when it
-is looked up is still free when it is written.
+Existing parents are locked until COMMIT. Writers of unique values are serialised per table, so that a value found free
+is still free when it is written.
 """
 
 from __future__ import annotations
@@ -31,15 +31,19 @@ class Refusal:
 
     def problem(self, index: int | None = None) -> FieldProblem:
         """Return the problem as clients see it; `index` is the position in a bulk request."""
-        loc: tuple[str | int, ...] = ("body", self.column) if index is None else ("body", index, self.column)
-        return FieldProblem(loc, self.message, self.type)
+        place = () if index is None else (index,)
+        return FieldProblem(("body", *place, self.column), self.message, self.type)
 
 
 async def require_none(tx: Transaction, resource: Resource, items: Items, *, edits: Items = (), bulk: bool) -> None:
     """Raise Conflict naming every item that cannot be stored. Arguments as of `find`."""
-    found = await find(tx, resource, items, edits=edits)
-    if found:
-        raise Conflict([found[index].problem(index if bulk else None) for index in sorted(found)])
+    raise_for(await find(tx, resource, items, edits=edits), bulk=bulk)
+
+
+def raise_for(refused: Mapping[int, Refusal], *, bulk: bool) -> None:
+    """Raise Conflict when any item is refused."""
+    if refused:
+        raise Conflict([refused[index].problem(index if bulk else None) for index in sorted(refused)])
 
 
 async def find(tx: Transaction, resource: Resource, items: Items, *, edits: Items = ()) -> dict[int, Refusal]:
@@ -81,7 +85,7 @@ async def _taken(
     if not wanted:
         return {}
     table = resource.table
-    if not tx.is_sqlite:  # where only one transaction writes at a time
+    if not tx.is_sqlite:  # SQLite has one writer at a time
         await tx.connection.execute(text(f'LOCK TABLE "{table.name}" IN SHARE ROW EXCLUSIVE MODE'))
     named = rows.one_of(tx.is_sqlite, table.c[key], sorted(set(wanted.values())))
     found = await tx.connection.execute(select(table.c.id, table.c[key]).where(named))

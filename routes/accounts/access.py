@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from core.errors import Forbidden
@@ -46,6 +47,19 @@ async def own_account(call: AnyCall) -> dict[str, Any]:
     if user is None:
         raise invalid_access_token()
     return user
+
+
+async def knows_password(call: AnyCall, user: Mapping[str, Any] | None, password: str) -> bool:
+    """Return whether this is the current password of the caller's account, and count the attempt.
+
+    Raises TooManyRequests.
+    """
+    lockout, me = call.services.lockout, call.me
+    await lockout.try_old_password(me.user_id, call.address)
+    verdict = await call.services.passwords.verify(password, user["password_hash"] if user is not None else None)
+    if user is not None and verdict.is_right:
+        await lockout.knew_old_password(me.user_id, call.address)
+    return user is not None and verdict.is_right
 
 
 async def account(database: Database, user_id: int) -> dict[str, Any]:

@@ -512,7 +512,7 @@ async def test_create_admin_refuses_in_a_sentence(service: Service, arguments: t
     [
         ("short", "off", "string should have at least 8 characters"),
         ("iloveyou", "off", "the password is too common"),
-        ("chieftain", "off", "the password must differ from the username"),
+        ("chieftain", "off", "the password must differ from the user name"),
         ("third man 1949", "on", "the password needs an uppercase letter"),
     ],
 )
