@@ -90,7 +90,7 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid", defer_build=True)
 
 
-# --- movies and characters
+# --- bulk operations and counts
 
 
 class BulkIds(Body):

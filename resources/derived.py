@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 
 from pydantic import MISSING, BaseModel, RootModel, create_model
 from pydantic import Field as ModelField
-from sqlalchemy import JSON, Boolean, Column, Integer, Table
+from sqlalchemy import JSON, Boolean, Column, Integer, String, Table
 from sqlalchemy.types import TypeEngine
 
 import models
@@ -26,7 +26,9 @@ def keys_of(table: Table) -> Mapping[str, str]:
 
 
 def _field_type(column: Column[Any]) -> FieldType:
-    return next((kind for sql, kind in _FIELD_TYPES.items() if isinstance(column.type, sql)), FieldType.TEXT)
+    found = next((kind for sql, kind in _FIELD_TYPES.items() if isinstance(column.type, sql)), None)
+    assert found is not None, f"{column}: clients cannot filter by {column.type!r}"
+    return found
 
 
 _FIELD_TYPES: Mapping[type[TypeEngine[Any]], FieldType] = {
@@ -35,6 +37,7 @@ _FIELD_TYPES: Mapping[type[TypeEngine[Any]], FieldType] = {
     models.UtcTime: FieldType.TIME,
     Boolean: FieldType.BOOLEAN,
     Integer: FieldType.INTEGER,
+    String: FieldType.TEXT,
 }
 _SHOWN: Mapping[FieldType, Any] = {
     FieldType.STRINGS: list[str],

@@ -46,7 +46,8 @@ async def _orphan(tx: Transaction, child: Resource, column: str, ids: Sequence[i
     # In slices: a parent may have more children than one event holds.
     while True:
         page = select(table.c.id).where(chosen, table.c.id > last).order_by(table.c.id).limit(MAX_EVENT_ITEMS)
-        found = list((await tx.connection.execute(page)).scalars())
+        # Locked here, so that a child that left its parent meanwhile is not among them.
+        found = list((await tx.connection.execute(page.with_for_update())).scalars())
         if not found:
             return
         last = found[-1]

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import orjson
 from sqlalchemy import delete
 
-from core.errors import Forbidden, NotFound
+from core.errors import NotFound
 from core.identity import Identity, unique_key
 from core.times import utc_now
 from repository.engine.transaction import Transaction
@@ -57,19 +57,16 @@ def prepare(
     resource: Resource, items: Sequence[Mapping[str, Any]], user_id: int | None, *, is_sqlite: bool
 ) -> Prepared:
     """Prepare rows for insertion. Pure, so a thread can prepare one chunk while another is stored."""
-    names = resource.columns
-    assert (names[0], *names[-2:]) == ("id", "created_at", "updated_at")
-    middle = names[1:-2]
+    names = resource.written
     owner = {"user_id": user_id} if resource.has_owner else {}
     rest = {**owner, **resource.initial, "version": 1}
     made = [{**resource.defaults, **item, **rest} for item in items]
-    assert all(tuple(row) == middle for row in made[:1]), "the columns of a row are in the order of the table"
     stored: Iterable[Iterable[Any]] = (row.values() for row in made)
     if resource.keys:
         stored = ((*row.values(), *(unique_key(row[source]) for source in resource.keys.values())) for row in made)
-        middle = (*middle, *resource.keys)
-    values = rows.driver_values(resource.table, middle, stored, is_sqlite=is_sqlite)
-    return Prepared(resource, made, middle, values, [orjson.dumps(row) for row in made])
+        names = (*names, *resource.keys)
+    values = rows.driver_values(resource.table, names, stored, is_sqlite=is_sqlite)
+    return Prepared(resource, made, names, values, [orjson.dumps(row) for row in made])
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +87,7 @@ class Added:
 
 async def add(tx: Transaction, resource: Resource, identity: Identity, fields: Mapping[str, Any]) -> Stored:
     """Store one entity and return it. Raises Forbidden and Conflict."""
-    _require_creator(resource, identity)
+    resource.require_may_create(identity)
     await conflicts.require_none(tx, resource, [fields], bulk=False)
     prepared = prepare(resource, [fields], identity.user_id, is_sqlite=tx.is_sqlite)
     ((entity_id, payload),) = await _insert(tx, prepared)
@@ -106,7 +103,7 @@ async def add_bulk(
 
     Raises Forbidden.
     """
-    _require_creator(resource, identity)
+    resource.require_may_create(identity)
     refused = await conflicts.find(tx, resource, items)
     if not skip_conflicts:
         conflicts.raise_for(refused, bulk=True)
@@ -159,8 +156,7 @@ async def _one(
     if not found:
         raise NotFound(f"There is no {resource.singular} {entity_id}")
     row = found[0]
-    if not resource.may_change(identity, row):
-        raise Forbidden(f"Only {resource.changers} may change {resource.singular} {entity_id}")
+    resource.require_may_change(identity, found)
     require_version(resource.singular.capitalize(), row, if_match)
     return row
 
@@ -208,8 +204,8 @@ async def edit_bulk(
     if not merged:
         return BulkResult([], [])
     found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted(merged))}
-    _require_rights(resource, identity, found)
-    named, rows_before = [fields for _, fields in edits], [found.get(id_, {"id": id_}) for id_, _ in edits]
+    resource.require_may_change(identity, found.values())
+    named, rows_before = [fields for _, fields in edits], [found.get(id_) for id_, _ in edits]
     await conflicts.require_none(tx, resource, named, edits=rows_before, bulk=True)
     done = await rows.off_the_loop(len(found), _edit_all, found, merged, utc_now())
     if done.after:
@@ -253,19 +249,6 @@ def _edit_all(found: Mapping[int, dict[str, Any]], edits: Mapping[int, Mapping[s
     )
 
 
-def _require_creator(resource: Resource, identity: Identity) -> None:
-    if not resource.may_create(identity):
-        raise Forbidden(f"Only {resource.changers} may add {resource.name}")
-
-
-def _require_rights(resource: Resource, identity: Identity, found: Mapping[int, dict[str, Any]]) -> None:
-    foreign = [entity_id for entity_id, row in found.items() if not resource.may_change(identity, row)]
-    if foreign:
-        shown = ", ".join(str(entity_id) for entity_id in foreign[:10]) + (", …" if len(foreign) > 10 else "")
-        changers = resource.changers.replace("its owner", "their owners")
-        raise Forbidden(f"Only {changers} may change {resource.name} {shown}")
-
-
 async def remove(tx: Transaction, resource: Resource, identity: Identity, entity_id: int, if_match: IfMatch) -> None:
     """Delete one entity. Raises NotFound, Forbidden and PreconditionFailed."""
     row = await _one(tx, resource, identity, entity_id, if_match)
@@ -281,7 +264,7 @@ async def remove_bulk(tx: Transaction, resource: Resource, identity: Identity, i
     found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted(wanted))}
     if not found:
         return BulkResult([], wanted)
-    _require_rights(resource, identity, found)
+    resource.require_may_change(identity, found.values())
     gone = list(found.values())
     await relations.release_children(tx, resource, gone, identity.user_id)
     named = rows.one_of(tx.is_sqlite, resource.table.c.id, list(found))

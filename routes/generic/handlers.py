@@ -93,6 +93,7 @@ async def get_including(resource: Resource, call: Call[queries.ById, queries.Inc
 async def create(resource: Resource, call: Call[queries.ByUserId | None, None, BaseModel]) -> Response:
     if call.path is not None and call.path.user_id != call.me.user_id:
         raise Forbidden("Only the user can do this")
+    resource.require_may_create(call.me)  # before the transaction begins, where it is checked again
     fields = call.body.model_dump()
 
     async def work(tx: Transaction) -> StoredResponse:
@@ -128,6 +129,7 @@ async def delete(resource: Resource, call: Call[queries.ById, None, None]) -> Re
 
 
 async def add_bulk(resource: Resource, call: Call[None, queries.OnErrorQuery, queries.Rows]) -> Response:
+    resource.require_may_create(call.me)  # before ten thousand rows are validated; checked again when they are stored
     rows = await parsing.check_rows(resource.body, call.body.root)
     skips = call.query.on_error == "skip"
     if not skips:
