@@ -1,4 +1,4 @@
-from commands.main import run
+from commands.cli import run
 
 if __name__ == "__main__":
     run()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -34,6 +34,15 @@ from routes.http.proxies import TrustedProxies
 from server import parts, serving, supervisor
 from services.first_admin import create_first_admin
 
+CORS_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+CORS_REQUEST_HEADERS = (
+    "Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Last-Event-ID", "X-Request-ID",
+)  # fmt: skip
+CORS_RESPONSE_HEADERS = (
+    "ETag", "Link", "Location", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset", "Retry-After",
+    "Stream-Position", "X-Request-ID", "X-Total-Count",
+)  # fmt: skip
+
 
 def build_app(settings: Settings, *, hears_signals: bool = False) -> Starlette:
     """Return the service as an ASGI application. Nothing is opened before its lifespan starts.
@@ -49,29 +58,10 @@ def build_app(settings: Settings, *, hears_signals: bool = False) -> Starlette:
 
     cors = Middleware(
         CORSMiddleware,
-        allow_origins=list(settings.allowed_origins),
-        allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
-        allow_headers=[
-            "Authorization",
-            "Content-Type",
-            "Idempotency-Key",
-            "If-Match",
-            "If-None-Match",
-            "Last-Event-ID",
-            "X-Request-ID",
-        ],
-        expose_headers=[
-            "ETag",
-            "Link",
-            "Location",
-            "RateLimit-Limit",
-            "RateLimit-Remaining",
-            "RateLimit-Reset",
-            "Retry-After",
-            "Stream-Position",
-            "X-Request-ID",
-            "X-Total-Count",
-        ],
+        allow_origins=settings.allowed_origins,
+        allow_methods=CORS_METHODS,
+        allow_headers=CORS_REQUEST_HEADERS,
+        expose_headers=CORS_RESPONSE_HEADERS,
     )
     proxies = Middleware(TrustedProxies, networks=settings.trusted_proxies)
     app = Starlette(
@@ -115,7 +105,7 @@ async def prepare(settings: Settings) -> None:
         await database.close()
 
 
-def run(arguments: Sequence[str] = ()) -> int:
+def run() -> int:
     """Run `python main.py`. Return the exit status."""
     try:
         settings = load_settings()

@@ -8,9 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -20,9 +17,8 @@ from typing import Any
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
 
-from bench.client import free_port, signed_in
+from bench.service import Service, argument, running, signed_in
 
-ROOT = Path(__file__).resolve().parent.parent
 WRITERS = 4
 TICKS = os.sysconf("SC_CLK_TCK")
 # The filter of the watcher with a number, and whether it matches the movies written, which last 104 minutes.
@@ -61,8 +57,9 @@ async def _write(client: httpx.AsyncClient, writes: int) -> None:
         (await client.post("/movies", json=body)).raise_for_status()
 
 
-async def measure(port: int, pid: int, watchers: int, writes: int) -> None:
-    async with signed_in(port) as client:
+async def measure(service: Service, watchers: int, writes: int) -> None:
+    url, pid = f"ws://127.0.0.1:{service.port}/ws?topics=jobs", service.pid
+    async with signed_in(service) as client:
         await _write(client, 100)
         before = _cpu_seconds(pid)
         await asyncio.gather(*(_write(client, writes // WRITERS) for _ in range(WRITERS)))
@@ -73,7 +70,7 @@ async def measure(port: int, pid: int, watchers: int, writes: int) -> None:
         print(f"{'':36}{'writes/s':>10}{'frames/s':>10}{'CPU ms/write':>14}{'µs/watcher':>12}")
         for kind, (wanted, matches) in KINDS.items():
             async with AsyncExitStack() as stack:
-                sockets = [await _watcher(f"ws://127.0.0.1:{port}/ws?topics=jobs", wanted(n)) for n in range(watchers)]
+                sockets = [await _watcher(url, wanted(number)) for number in range(watchers)]
                 for socket in sockets:
                     stack.push_async_callback(socket.close)
                 reading = [asyncio.create_task(_read(socket, writes)) for socket in sockets if matches]
@@ -86,24 +83,6 @@ async def measure(port: int, pid: int, watchers: int, writes: int) -> None:
             print(f"{kind:36}{writes / seconds:>10,.0f}{frames:>10,.0f}{cpu:>14.2f}{each:>12.2f}")
 
 
-def main() -> None:
-    watchers = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    writes = int(sys.argv[2]) if len(sys.argv) > 2 else 400
-    with tempfile.TemporaryDirectory() as folder:
-        port = free_port()
-        environment = os.environ | {
-            "PORT": str(port),
-            "DATABASE_URL": f"sqlite:///{folder}/bench.db",
-            "RATE_LIMITS": "off",
-        }
-        probe = Path(folder) / "probe.json"
-        server = subprocess.Popen([sys.executable, "-m", "bench.server", str(probe)], env=environment, cwd=ROOT)
-        try:
-            asyncio.run(measure(port, server.pid, watchers, writes))
-        finally:
-            server.terminate()
-            server.wait()
-
-
 if __name__ == "__main__":
-    main()
+    with running(RATE_LIMITS="off") as service:
+        asyncio.run(measure(service, argument(1, 200), argument(2, 400)))

@@ -7,18 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
 
 from websockets.asyncio.client import connect
 
-from bench.client import free_port, signed_in
-
-ROOT = Path(__file__).resolve().parent.parent
+from bench.service import Service, argument, running, signed_in
 
 
 async def _watch(url: str, rows: int, ready: asyncio.Event) -> tuple[int, int, float]:
@@ -35,14 +28,15 @@ async def _watch(url: str, rows: int, ready: asyncio.Event) -> tuple[int, int, f
     return seen, frames, time.monotonic()
 
 
-async def measure(port: int, rows: int, probe: Path) -> None:
-    async with signed_in(port) as client:
+async def measure(service: Service, rows: int) -> None:
+    probe = service.probe
+    async with signed_in(service) as client:
         # The first job fills the word pools and is not measured.
         await client.post("/movies/generate/1000")
         while (await client.get("/jobs?state=done")).json() == []:
             await asyncio.sleep(0.05)
         ready = asyncio.Event()
-        watching = asyncio.create_task(_watch(f"ws://127.0.0.1:{port}/ws?topics=movies", rows, ready))
+        watching = asyncio.create_task(_watch(f"ws://127.0.0.1:{service.port}/ws?topics=movies", rows, ready))
         await ready.wait()
         probe.unlink(missing_ok=True)
         started = time.monotonic()
@@ -65,18 +59,6 @@ async def measure(port: int, rows: int, probe: Path) -> None:
         )
 
 
-def main() -> None:
-    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 200_000
-    with tempfile.TemporaryDirectory() as folder:
-        port, probe = free_port(), Path(folder) / "probe.json"
-        environment = os.environ | {"PORT": str(port), "DATABASE_URL": f"sqlite:///{folder}/bench.db"}
-        server = subprocess.Popen([sys.executable, "-m", "bench.server", str(probe)], env=environment, cwd=ROOT)
-        try:
-            asyncio.run(measure(port, rows, probe))
-        finally:
-            server.terminate()
-            server.wait()
-
-
 if __name__ == "__main__":
-    main()
+    with running() as service:
+        asyncio.run(measure(service, argument(1, 200_000)))

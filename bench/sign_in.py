@@ -11,18 +11,13 @@ import asyncio
 import os
 import random
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import httpx
 
-from bench.client import PASSWORD, free_port
+from bench.service import PASSWORD, Service, argument, client_of, running
 
-ROOT = Path(__file__).resolve().parent.parent
 ADMIN = ("chief", "the chief of bench")
 PAUSE_SECONDS = 0.05  # between requests, so that sending an email does not slow the next one
 
@@ -83,14 +78,8 @@ class People:
         }
 
 
-async def measure(port: int, rounds: int) -> None:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-        for _ in range(400):
-            try:
-                await client.get("/readyz")
-                break
-            except httpx.HTTPError:
-                await asyncio.sleep(0.05)
+async def measure(service: Service, rounds: int) -> None:
+    async with client_of(service) as client:
         people = People(client, rounds)
         await people.register()
         groups = people.questions()
@@ -116,28 +105,15 @@ async def measure(port: int, rounds: int) -> None:
             print(f"{question:32}{middle:8.2f}{cuts[0]:8.2f}{cuts[-1]:8.2f}{middle / first:8.3f}")
 
 
-def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    with tempfile.TemporaryDirectory() as folder:
-        port = free_port()
-        environment = {"DATABASE_URL": f"sqlite:///{folder}/bench.db"} | os.environ
-        environment |= {
-            "PORT": str(port),
-            "ACCOUNT_ACTIVATION": "email",
-            "MAIL_FOLDER": f"{folder}/mail",
-            "RATE_LIMITS": "off",
-            "FIRST_ADMIN_USERNAME": ADMIN[0],
-            "FIRST_ADMIN_PASSWORD": ADMIN[1],
-            "LOG_LEVEL": "error",
-        }
-        command = [sys.executable, str(ROOT / "main.py")]
-        server = subprocess.Popen(command, env=environment, cwd=folder, stdout=subprocess.DEVNULL)
-        try:
-            asyncio.run(measure(port, rounds))
-        finally:
-            server.terminate()
-            server.wait()
-
-
 if __name__ == "__main__":
-    main()
+    settings = {
+        "ACCOUNT_ACTIVATION": "email",
+        "RATE_LIMITS": "off",
+        "FIRST_ADMIN_USERNAME": ADMIN[0],
+        "FIRST_ADMIN_PASSWORD": ADMIN[1],
+        "LOG_LEVEL": "error",
+    }
+    if "DATABASE_URL" in os.environ:
+        settings["DATABASE_URL"] = os.environ["DATABASE_URL"]
+    with running("main", **settings) as service:
+        asyncio.run(measure(service, argument(1, 200)))

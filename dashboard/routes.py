@@ -43,23 +43,17 @@ class _PageFiles(StaticFiles):
         return response
 
 
-async def page(request: Request) -> Response:
-    return FileResponse(STATIC / "index.html", media_type="text/html", headers=HEADERS)
+def _page(path: str, file: str, name: str, headers: dict[str, str] = HEADERS) -> Route:
+    async def page(request: Request) -> Response:
+        return FileResponse(STATIC / file, media_type="text/html", headers=headers)
 
-
-async def realtime(request: Request) -> Response:
-    return FileResponse(STATIC / "realtime.html", media_type="text/html", headers=HEADERS)
-
-
-async def reset_password(request: Request) -> Response:
-    # The URL contains the one-time token until the script removes it.
-    headers = {**HEADERS, "Cache-Control": "no-store"}
-    return FileResponse(STATIC / "reset-password.html", media_type="text/html", headers=headers)
+    return Route(path, page, methods=["GET"], name=name)
 
 
 ROUTES: list[BaseRoute] = [
-    Route("/", page, methods=["GET"], name="dashboard"),
-    Route("/reset-password", reset_password, methods=["GET"], name="reset-password"),
-    Route("/docs/realtime", realtime, methods=["GET"], name="realtime"),
+    _page("/", "live.html", "dashboard"),
+    # The URL contains the one-time token until the script removes it, so the page must not be stored.
+    _page("/reset-password", "reset-password.html", "reset-password", HEADERS | {"Cache-Control": "no-store"}),
+    _page("/docs/realtime", "websocket-reference.html", "realtime"),
     Mount("/static", _PageFiles(directory=STATIC), name="static"),
 ]

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -33,16 +33,13 @@ REQUEST_SECONDS = 10.0  # enough for a picture over a slow connection to a bucke
 RETRIES = 2
 CALL_SECONDS = 15.0  # for one call including its retries
 MAX_FILE_BYTES = 8 * 1024 * 1024  # files are read into memory whole
-FILES_OF_PAGE = 500
+FILES_PER_PAGE = 500
 
 # Besides its own errors, obstore raises Python's errors for missing files and denied access.
 _ERRORS = (exceptions.BaseError, OSError, TimeoutError)
-_REFUSALS = (
-    exceptions.PermissionDeniedError,
-    exceptions.UnauthenticatedError,
-    exceptions.NotFoundError,
-    FileNotFoundError,  # no such bucket
-)
+_MISSING = (exceptions.NotFoundError, FileNotFoundError)
+# When a file is written, only its bucket can be missing.
+_REFUSALS = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, *_MISSING)
 
 log = structlog.get_logger("storage")
 
@@ -54,7 +51,7 @@ class StoredFile:
 
 
 class Storage:
-    """One per process. Calls are safe to cancel: a file being written is then stored or not."""
+    """One per process. Calls are safe to cancel: a file being written is then either stored whole or not at all."""
 
     def __init__(self, store: LocalStore | S3Store) -> None:
         self._store = store
@@ -65,48 +62,46 @@ class Storage:
 
     async def put(self, name: str, content: bytes) -> None:
         """Store a file. Raises Unavailable."""
-        with _unavailable("put", name):
-            async with asyncio.timeout(CALL_SECONDS):
-                await self._store.put_async(name, content)
+        async with _call("put", name):
+            await self._store.put_async(name, content)
 
     async def get(self, name: str) -> bytes | None:
         """Return the content of a file, or None if there is no such file. Raises Unavailable."""
-        with _unavailable("get", name):
-            async with asyncio.timeout(CALL_SECONDS):
-                try:
-                    found = await self._store.get_async(name)
-                except (FileNotFoundError, exceptions.NotFoundError):
-                    return None
-                if found.meta["size"] > MAX_FILE_BYTES:
-                    log.error("stored file too large, ignored", name=name, size=found.meta["size"])
-                    return None
-                return bytes(await found.bytes_async())
+        async with _call("get", name):
+            try:
+                found = await self._store.get_async(name)
+            except _MISSING:
+                return None
+            if found.meta["size"] > MAX_FILE_BYTES:
+                log.error("stored file too large, ignored", name=name, size=found.meta["size"])
+                return None
+            return bytes(await found.bytes_async())
 
     async def delete(self, names: Sequence[str]) -> None:
         """Delete files; names that do not exist are ignored. Raises Unavailable."""
         for name in names:
-            with _unavailable("delete", name):
-                async with asyncio.timeout(CALL_SECONDS):
-                    with suppress(FileNotFoundError, exceptions.NotFoundError):
-                        await self._store.delete_async(name)
+            async with _call("delete", name):
+                with suppress(*_MISSING):
+                    await self._store.delete_async(name)
 
     async def pages(self, folder: str) -> AsyncIterator[Sequence[StoredFile]]:
-        """Yield all files below `folder`, at most FILES_OF_PAGE at a time. Raises Unavailable."""
-        listing = aiter(self._store.list(f"{folder}/", chunk_size=FILES_OF_PAGE))
+        """Yield all files below `folder`, at most FILES_PER_PAGE at a time. Raises Unavailable."""
+        listing = aiter(self._store.list(f"{folder}/", chunk_size=FILES_PER_PAGE))
         while True:
-            with _unavailable("list", folder):
-                async with asyncio.timeout(CALL_SECONDS):
-                    try:
-                        page = await anext(listing)
-                    except StopAsyncIteration:
-                        return
+            async with _call("list", folder):
+                try:
+                    page = await anext(listing)
+                except StopAsyncIteration:
+                    return
             yield [StoredFile(each["path"], each["last_modified"]) for each in page]
 
 
-@contextmanager
-def _unavailable(call: str, name: str) -> Iterator[None]:
+@asynccontextmanager
+async def _call(call: str, name: str) -> AsyncIterator[None]:
+    """Limit a call to CALL_SECONDS, and log its failure. Raises Unavailable."""
     try:
-        yield
+        async with asyncio.timeout(CALL_SECONDS):
+            yield
     except _ERRORS as error:
         log.warning("storage call failed", call=call, name=name, reason=_reason(error))
         raise Unavailable("The file storage is not available; nothing was changed") from error

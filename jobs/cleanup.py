@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -49,49 +50,42 @@ class Cleanup:
 
     async def clean(self) -> None:
         """Delete everything that is past its time. Raises Unavailable."""
-        now = datetime.now(UTC)
-        keys = await idempotency.forget(self._database, now - timedelta(hours=IDEMPOTENCY_KEY_HOURS))
-        expired = await self._expire_sessions(now - SESSION_GRACE)
-        waiting = await self._forget_waiting(now)
-        tokens = await one_time_tokens.forget(self._database, now)
-        forgotten = await outbox.forget(self._database, now)
-        pruned = 0
-        while True:
-            count = await event_log.prune(
-                self._database,
+        database, now = self._database, datetime.now(UTC)
+        sessions_before, events_before = now - SESSION_GRACE, now - self._retention
+
+        def expire_sessions() -> Awaitable[int]:
+            return sessions.expire(database, sessions_before, max_rows=EXPIRE_ROWS_PER_TRANSACTION)
+
+        def forget_accounts() -> Awaitable[int]:
+            return deletion.forget_waiting(database, now, max_rows=FORGET_ROWS_PER_TRANSACTION)
+
+        def prune_events() -> Awaitable[int]:
+            return event_log.prune(
+                database,
                 keep_rows=self._retention_rows,
-                older_than=now - self._retention,
+                older_than=events_before,
                 max_rows=PRUNE_ROWS_PER_TRANSACTION,
             )
-            pruned += count
-            if count < PRUNE_ROWS_PER_TRANSACTION:
-                break
-        gone = {
-            "idempotency_keys": keys,
-            "sessions": expired,
-            "accounts": waiting,
-            "one_time_tokens": tokens,
-            "emails": forgotten,
-            "events": pruned,
+
+        deleted = {
+            "idempotency_keys": await idempotency.forget(database, now - timedelta(hours=IDEMPOTENCY_KEY_HOURS)),
+            "sessions": await _repeat(expire_sessions, EXPIRE_ROWS_PER_TRANSACTION),
+            "accounts": await _repeat(forget_accounts, 1, FORGET_PAUSE_SECONDS),
+            "one_time_tokens": await one_time_tokens.forget(database, now),
+            "emails": await outbox.forget(database, now),
+            "events": await _repeat(prune_events, PRUNE_ROWS_PER_TRANSACTION),
         }
-        if any(gone.values()):
-            log.info("clean-up finished", **gone)
+        await sessions.forget(database, sessions_before)
+        if any(deleted.values()):
+            log.info("clean-up finished", **deleted)
 
-    async def _forget_waiting(self, now: datetime) -> int:
-        forgotten = 0
-        while True:
-            count = await deletion.forget_waiting(self._database, now, max_rows=FORGET_ROWS_PER_TRANSACTION)
-            forgotten += count
-            if not count:
-                return forgotten
-            await asyncio.sleep(FORGET_PAUSE_SECONDS)
 
-    async def _expire_sessions(self, now: datetime) -> int:
-        expired = 0
-        while True:
-            count = await sessions.expire(self._database, now, max_rows=EXPIRE_ROWS_PER_TRANSACTION)
-            expired += count
-            if count < EXPIRE_ROWS_PER_TRANSACTION:
-                break
-        await sessions.forget(self._database, now)
-        return expired
+async def _repeat(work: Callable[[], Awaitable[int]], at_least: int, pause_seconds: float = 0.0) -> int:
+    """Repeat a transaction for as long as it deletes at least so many rows. Return how many were deleted in all."""
+    total = 0
+    while True:
+        count = await work()
+        total += count
+        if count < at_least:
+            return total
+        await asyncio.sleep(pause_seconds)

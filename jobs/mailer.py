@@ -12,6 +12,7 @@ import random
 import time
 import uuid
 from contextlib import suppress
+from typing import Any
 
 import structlog
 
@@ -127,7 +128,7 @@ class Mailer:
             message = mail_texts.compose(mail, sender=self._sender, base_url=self._base_url)
             await self._gateway.deliver(message, str(mail.id))
         except asyncio.CancelledError:
-            with suppress(Unavailable):
+            with suppress(Unavailable):  # then the lease expires by itself
                 await outbox.release(self._database, mail, self._owner)
             raise
         except Refused as error:
@@ -143,7 +144,7 @@ class Mailer:
     async def _store_sent(self, mail: ClaimedMail, leased_until: float) -> None:
         """Retry until the lease ends; otherwise another worker sends the email again. Raises Unavailable."""
         metrics.MAILS.labels("sent").inc()
-        log.info("email sent", mail=mail.id, kind=mail.kind.value, attempts=mail.attempts)
+        _log_of(mail).info("email sent")
         while True:
             try:
                 await outbox.sent(self._database, mail, self._owner)
@@ -159,20 +160,17 @@ class Mailer:
             return
         pause = pause_seconds(mail.attempts, self._first_pause_seconds)
         metrics.MAILS.labels("postponed").inc()
-        log.warning(
-            "email postponed",
-            mail=mail.id,
-            kind=mail.kind.value,
-            attempts=mail.attempts,
-            reason=reason,
-            seconds=round(pause),
-        )
+        _log_of(mail).warning("email postponed", reason=reason, seconds=round(pause))
         await outbox.postpone(self._database, mail, self._owner, pause)
 
     async def _give_up(self, mail: ClaimedMail, reason: str) -> None:
         metrics.MAILS.labels("failed").inc()
-        log.error("email given up", mail=mail.id, kind=mail.kind.value, attempts=mail.attempts, reason=reason)
+        _log_of(mail).error("email given up", reason=reason)
         await outbox.failed(self._database, mail, self._owner)
+
+
+def _log_of(mail: ClaimedMail) -> Any:
+    return log.bind(mail=mail.id, kind=mail.kind.value, attempts=mail.attempts)
 
 
 def pause_seconds(attempts: int, first: float) -> float:

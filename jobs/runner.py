@@ -94,13 +94,11 @@ class Runner:
                 await asyncio.sleep(POLL_SECONDS)
 
     async def _wait(self) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(POLL_SECONDS):
                 await self._wake.wait()
             if not self._stopping.is_set():  # a stop wakes all tasks and must stay set
                 self._wake.clear()
-        except TimeoutError:
-            pass
 
     async def _run_job(self, job: ClaimedJob, owner: str) -> None:
         log.info("job started", job=job.id, kind=job.kind, done=job.done, total=job.total)
@@ -108,17 +106,13 @@ class Runner:
         try:
             await self._run_chunks(job, owner)
             log.info("job finished", job=job.id, total=job.total)
-        except HandedOver:
-            await self._give_back(job, owner)
         except LeaseLost:
             log.info("job cancelled or taken over", job=job.id)
-        except Unavailable:
-            # The database failed, not the job, so another attempt continues after the last stored chunk.
+        except (HandedOver, Unavailable, asyncio.CancelledError) as reason:
+            # The job itself has not failed: another attempt continues after the last stored chunk.
             await self._give_back(job, owner)
-            raise
-        except asyncio.CancelledError:
-            await self._give_back(job, owner)
-            raise
+            if not isinstance(reason, HandedOver):
+                raise
         except Exception as error:
             log.error("job failed", job=job.id, exc_info=error)
             await jobs.fail(self._database, job.id, owner, "internal error; the log has the details")

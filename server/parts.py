@@ -1,8 +1,8 @@
 """The parts of one process, by name: what `build_app` serves with, from the database to the sockets.
 
 Rules:
-- `Parts(settings)` creates the parts and opens nothing. `start` opens them, `stop` ends the background tasks, `close`
-  releases what is left; `running` does all of that in order.
+- `Parts(settings)` creates the parts and connects to nothing. `start` opens them, `stop` ends the background tasks,
+  `close` releases what is left; `running` does all of that in order.
 - Parts know one another by constructor where the dependency points one way, and by listener lists (`on_events`,
   `on_reset`, `on_commit`, …) where it would be a circle. All listeners are connected in `_connect`.
 - Every background task lives in one group. When one of them dies the process exits, since without its feed or bus it
@@ -33,7 +33,7 @@ from jobs.mailer import Mailer
 from jobs.orphans import Orphans
 from jobs.runner import Runner
 from realtime.fanout.hub import Hub
-from realtime.fanout.progress import Progress
+from realtime.fanout.job_progress import Progress
 from realtime.fanout.snapshot import Snapshots
 from realtime.feed.bus import Bus
 from realtime.feed.feed import Feed
@@ -118,7 +118,7 @@ class Parts:
         self.feed.on_reset += [self.registry.on_reset, self.hub.on_reset]
         self.stopping.on_stop += [self.registry.close, self.event_streams.stop, self.runner.stop, self.mailer.stop]
 
-    # --- life
+    # --- lifecycle
 
     async def start(self) -> None:
         """Migrate the database, take up the log at its head and start the background tasks. Raises Unavailable."""
@@ -166,7 +166,7 @@ class Parts:
         self.pictures.close()
         await self.database.close()
 
-    # --- what the edges get
+    # --- handed to the edges
 
     def state(self) -> Mapping[str, Any]:
         """Return the lifespan state of the application."""

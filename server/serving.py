@@ -103,7 +103,7 @@ class Server(uvicorn.Server):
     """Stops in this order, and exits with status 0:
 
     1. For `drain_seconds`, everything is served as before, while `/readyz` tells load balancers to use other servers.
-    2. No more connections are accepted. Websockets are closed with 1012, in batches, so that their clients do not all
+    2. New connections are refused. Websockets are closed with 1012, in batches, so that their clients do not all
        reconnect at the same moment. Idle connections are closed, event streams end, jobs are handed over.
     3. Open requests have REQUEST_SECONDS; then they are answered with 503, or aborted when the response has begun.
     4. Background work ends. The process exits within STOP_SECONDS, even when something hangs.
@@ -120,7 +120,7 @@ class Server(uvicorn.Server):
         """Serve until stopped. The process has nothing else to do afterwards, and may exit from within this call."""
         self._owns_process = True
         super().run(sockets)
-        # At exit, the interpreter would collect the remains of thousands of connections once more, which takes seconds.
+        # At exit, the interpreter would collect the remains of thousands of connections, which takes seconds.
         gc.freeze()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -59,7 +59,7 @@ class WorkerServer(Server):
         self.should_exit = self.force_exit = True
 
     def _stop_without_drain(self, sig: int, frame: FrameType | None) -> None:
-        """Stop at once: a replacement serves at the same address, so load balancers need not notice."""
+        """Stop without draining: a replacement serves at the same address, so load balancers need not notice."""
         self._drain_seconds = 0.0
         self.should_exit = True
 

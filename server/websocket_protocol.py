@@ -86,15 +86,8 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     def handle_parser_exception(self) -> None:
         """Close as uvicorn does, but keep reading for LINGER_SECONDS, so that the close frame arrives."""
         assert self.conn.close_sent is not None
-        code, reason = self.conn.close_sent.code, self.conn.close_sent.reason
-        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
-        self.transport.write(b"".join(self.conn.data_to_send()))
-        self.close_sent = True
-        self.stop_keepalive()
+        self._disconnect(self.conn.close_sent.code, self.conn.close_sent.reason)
         self._lingering = True
-        if self.read_paused:
-            self.read_paused = False
-            self.transport.resume_reading()
         self.close_timer = self.loop.call_later(LINGER_SECONDS, self._close_or_abort)
 
     def _close_or_abort(self) -> None:
@@ -130,7 +123,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         if not self.handshake_complete:
             self._refuse_handshake()
         elif self.is_open:
-            self.close_now(CloseCode.SERVICE_RESTART, CLOSE_REASONS[CloseCode.SERVICE_RESTART])
+            self.close_now(CloseCode.SERVICE_RESTART)
         if self._shutdown_timer is None:
             self.stop_keepalive()
             self._shutdown_timer = self.loop.call_later(SHUTDOWN_SECONDS, self.transport.abort)
@@ -152,17 +145,21 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
             and not self.transport.is_closing()
         )
 
-    def close_now(self, code: int, reason: str) -> None:
+    def close_now(self, code: CloseCode) -> None:
         """Send a close frame, and abort the connection when the peer does not answer it within CLOSE_SECONDS."""
+        self.conn.send_close(code, CLOSE_REASONS[code])
+        self._disconnect(code, CLOSE_REASONS[code])
+        self.close_timer = self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
+
+    def _disconnect(self, code: int, reason: str) -> None:
+        """Write the close frame, tell the application, and keep reading for the peer's answer."""
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
-        self.conn.send_close(code, reason)
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
         self.stop_keepalive()
         if self.read_paused:
             self.read_paused = False
             self.transport.resume_reading()
-        self.close_timer = self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
 
 
 class DirectWriter:
@@ -186,6 +183,6 @@ class DirectWriter:
     async def drained(self) -> None:
         await self._protocol.writable.wait()
 
-    def close(self, code: int, reason: str) -> None:
+    def close(self, code: CloseCode) -> None:
         if self._protocol.is_open:
-            self._protocol.close_now(code, reason)
+            self._protocol.close_now(code)

@@ -122,8 +122,8 @@ class Rest:
         """Return the whole list, by key."""
         rows: list[Any] = []
         while True:
-            after = {"after": rows[-1]["id"]} if rows else {"after": 0}
-            query = urlencode([*after.items(), ("limit", 1000), *query_of(filter_)])
+            after = rows[-1]["id"] if rows else 0
+            query = urlencode([("after", after), ("limit", 1000), *query_of(filter_)])
             page = await self.ask("GET", f"/{topic}?{query}")
             rows.extend(page)
             if len(page) < 1000:
@@ -152,9 +152,7 @@ async def run_live(runner: Runner, live: Live, service: str, seed: int | None = 
     rest = Rest(service.rstrip("/"))
     await rest.sign_up(f"conformance-{seed}-{random.SystemRandom().randrange(10**9)}")
     parts = urlsplit(service)
-    proxy = CuttingProxy(
-        parts.hostname or "", parts.port or 80, chance, (live.cut_after_bytes[0], live.cut_after_bytes[1])
-    )
+    proxy = CuttingProxy(parts.hostname or "", parts.port or 80, chance, live.cut_after_bytes)
     client = runner.new_client()
     try:
         async with proxy.listening() as port:
@@ -180,10 +178,10 @@ async def _run(
 
     for step in live.start:
         await runner.driver.tell(client, **step)
-    named = {step["name"]: step for step in live.start}
-    wanted: dict[str, Any] = {"views": {}, "watches": {}}
-    for name, step in named.items():
-        wanted["views" if step["do"] == "view" else "watches"][name] = {"ready": True}
+    views = {step["name"]: step for step in live.start if step["do"] == "view"}
+    watches = {step["name"]: step for step in live.start if step["do"] == "watch"}
+    is_ready = {"ready": True}
+    wanted: dict[str, Any] = {"views": dict.fromkeys(views, is_ready), "watches": dict.fromkeys(watches, is_ready)}
     if (problem := await _until(report, wanted, READY_SECONDS)) is not None:
         return f"did not become ready: {problem}"
     proxy.is_calm = False
@@ -201,13 +199,11 @@ async def _run(
             return problem
     proxy.is_calm = True
     expected: dict[str, Any] = {"views": {}, "watches": {}}
-    for name, step in named.items():
-        if step["do"] == "view":
-            rows = await rest.every(step["topic"], step.get("filter", {}))
-            expected["views"][name] = {"rows": rows, "error": None}
-        else:
-            events = await _events(service, step, begun[name])
-            expected["watches"][name] = {"events": events, "error": None}
+    for name, step in views.items():
+        rows = await rest.every(step["topic"], step.get("filter", {}))
+        expected["views"][name] = {"rows": rows, "error": None}
+    for name, step in watches.items():
+        expected["watches"][name] = {"events": await _events(service, step, begun[name]), "error": None}
     if (problem := await _until(report, expected, SETTLE_SECONDS)) is not None:
         return problem
     if live.requests:

@@ -152,7 +152,7 @@ async def run_all(
 
     async def one(scenario: Scenario) -> Outcome:
         if scenario.needs is not None and scenario.needs not in runner.driver.capabilities:
-            outcome = Outcome(scenario.name, None, True)
+            outcome = Outcome(scenario.name, None, is_left_out=True)
         else:
             async with places:
                 try:
@@ -170,12 +170,6 @@ def _file(path: str) -> Response:
     found = FILES / path.lstrip("/")
     if found.parent != FILES or not found.is_file():
         return refusal(404, {}, f"no {path}")
-    kind = mimetypes.guess_type(found.name)[0] or "text/javascript"
-    body = found.read_bytes()
-    fields = {
-        "Content-Type": kind,
-        "Content-Length": str(len(body)),
-        "Cache-Control": "no-store",
-        "Connection": "close",
-    }
-    return Response(200, "OK", Headers(fields), body)
+    kind, body = mimetypes.guess_type(found.name)[0] or "text/javascript", found.read_bytes()
+    fields = {"Content-Type": kind, "Content-Length": str(len(body)), "Connection": "close"}
+    return Response(200, "OK", Headers({**fields, "Cache-Control": "no-store"}), body)

@@ -46,7 +46,7 @@ class ScriptedServer:
         first = self._script()[0]
         if "refuse" not in first:
             return None
-        self._take()
+        self._next += 1
         self._end()
         return refusal(first["refuse"], first.get("headers", {}), first.get("detail", "not now"))
 
@@ -62,7 +62,7 @@ class ScriptedServer:
         assert task is not None
         self._serving.add(task)
         steps, is_counted = self._script(), self._next < len(self.scenario.connections)
-        self._take()
+        self._next += 1
         connection = ScriptedConnection(self, socket, token)
         reader = asyncio.create_task(connection.read())
         try:
@@ -87,9 +87,6 @@ class ScriptedServer:
         if self.scenario.otherwise is None:
             self._violate(f"unexpected connection {self._next + 1}")
         return self.scenario.otherwise or [{"close": 1000}]
-
-    def _take(self) -> None:
-        self._next += 1
 
     def _end(self) -> None:
         self._ended += 1
@@ -129,7 +126,7 @@ class ScriptedConnection:
         if message.get("action") == "ping":
             self._pings += 1
             if self._answers_pings:
-                await self._send({"reply_to": message.get("id"), "ok": True, "data": {}})
+                await self._reply(message, {})
         elif message.get("action") == "auth" and self._server.scenario.tokens is not None:
             await self._auth(message)
         else:
@@ -139,11 +136,9 @@ class ScriptedConnection:
     async def _auth(self, message: Mapping[str, Any]) -> None:
         if message["token"] in (self._server.scenario.tokens or ()):
             self._token = message["token"]
-            data = {"user_id": 1, "group": "user"}
-            await self._send({"reply_to": message["id"], "ok": True, "data": data})
+            await self._reply(message, {"user_id": 1, "group": "user"})
         else:
-            error = {"code": "unauthenticated", "detail": "invalid token"}
-            await self._send({"reply_to": message["id"], "ok": False, "error": error})
+            await self._refuse(message, {"code": "unauthenticated", "detail": "invalid token"})
             await self._socket.close(4501, "token expired, revoked or invalid: sign in again")
 
     async def run(self, steps: Sequence[Step]) -> None:
@@ -159,6 +154,12 @@ class ScriptedConnection:
 
     async def _send(self, frame: Mapping[str, Any]) -> None:
         await self._socket.send(json.dumps(frame))
+
+    async def _reply(self, message: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        await self._send({"reply_to": message.get("id"), "ok": True, "data": data})
+
+    async def _refuse(self, message: Mapping[str, Any], error: Mapping[str, Any]) -> None:
+        await self._send({"reply_to": message.get("id"), "ok": False, "error": error})
 
     async def _until(self, holds: Callable[[], object], what: str) -> None:
         while not holds():
@@ -202,10 +203,10 @@ class ScriptedConnection:
         data = dict(step["reply"])
         if message["action"] == "subscribe":
             data["subscription"] = self._name(step["to"])
-        await self._send({"reply_to": message["id"], "ok": True, "data": data})
+        await self._reply(message, data)
 
     async def _step_reply_error(self, step: Step) -> None:
-        await self._send({"reply_to": self._bound[step["to"]]["id"], "ok": False, "error": step["reply_error"]})
+        await self._refuse(self._bound[step["to"]], step["reply_error"])
 
     async def _step_answer(self, step: Step) -> None:
         await self._send({"reply_to": self._bound[step["to"]]["id"], **step["answer"]})
@@ -242,8 +243,7 @@ class ScriptedConnection:
     async def _step_do(self, step: Step) -> None:
         await self._server.act(step)
 
-    async def _step_await(self, step: Step) -> None:
-        await self._server.act(step)
+    _step_await = _step_do
 
     async def _step_log(self, step: Step) -> None:
         """Serve subscriptions to a log of `add` events 1 to n from here on."""
@@ -261,7 +261,7 @@ class ScriptedConnection:
                     places[name] = data["seq"] = message.get("since", 0)
                 else:
                     places.pop(name, None)
-                await self._send({"reply_to": message["id"], "ok": True, "data": data})
+                await self._reply(message, data)
             for name, place in places.items():
                 places[name] = min(place + LOG_BATCH, last)
                 for seq in range(place + 1, places[name] + 1):

@@ -35,28 +35,40 @@ function described(error) {
 
 const written = (position) => (position === null ? null : `${position.epoch ?? ""}:${position.seq}`);
 
-class Watching {
-  events = [];
+/** Reads a watch, a view or a presence to its end. */
+class Reading {
   error = null;
   isReady = false;
 
-  constructor(watch, isSlow) {
-    this.watch = watch;
-    this.mayRead = new Promise((resolve) => (this.goOn = resolve));
-    if (!isSlow) this.goOn();
-    watch.ready().then(() => (this.isReady = true), () => {});
-    void this.run();
+  constructor(opened) {
+    this.opened = opened;
+    opened.ready().then(() => (this.isReady = true), () => {});
   }
 
   async run() {
     try {
-      await this.mayRead;
-      for await (const { actorId, ...item } of this.watch) {
-        this.events.push({ ...item, actor_id: actorId, position: written(item.position) });
-      }
+      await this.read();
       this.error = { kind: "closed", code: null };
     } catch (error) {
       this.error = described(error);
+    }
+  }
+}
+
+class WatchReading extends Reading {
+  events = [];
+
+  constructor(watch, isSlow) {
+    super(watch);
+    this.mayRead = new Promise((resolve) => (this.goOn = resolve));
+    if (!isSlow) this.goOn();
+    void this.run();
+  }
+
+  async read() {
+    await this.mayRead;
+    for await (const { actorId, ...item } of this.opened) {
+      this.events.push({ ...item, actor_id: actorId, position: written(item.position) });
     }
   }
 
@@ -67,67 +79,53 @@ class Watching {
       count: this.events.length,
       in_order: seqs.every((seq, index) => index === 0 || seqs[index - 1] < seq),
       ready: this.isReady,
-      position: written(this.watch.position),
+      position: written(this.opened.position),
       error: this.error,
     };
   }
 }
 
-class Viewing {
+class ViewReading extends Reading {
   changes = [];
-  error = null;
-  isReady = false;
 
   constructor(view) {
-    this.view = view;
-    view.ready().then(() => (this.isReady = true), () => {});
+    super(view);
     void this.run();
   }
 
-  async run() {
-    try {
-      for await (const change of this.view.changes()) this.changes.push([change.kind, change.id]);
-      this.error = { kind: "closed", code: null };
-    } catch (error) {
-      this.error = described(error);
-    }
+  async read() {
+    for await (const change of this.opened.changes()) this.changes.push([change.kind, change.id]);
   }
 
   report() {
     let rows = [];
     try {
-      rows = [...this.view.values()].sort((one, other) => (one.id < other.id ? -1 : 1));
+      rows = [...this.opened.values()].sort((one, other) => (one.id < other.id ? -1 : 1));
     } catch {
       // The view ended with an error, which `changes` reports.
     }
-    const { isLive: live, position } = this.view;
+    const { isLive: live, position } = this.opened;
     const { isReady: ready, changes, error } = this;
     return { rows, ready, live, position: written(position), changes, error };
   }
 }
 
-class Attending {
+class PresenceReading extends Reading {
   changes = [];
-  error = null;
 
   constructor(presence) {
-    this.presence = presence;
+    super(presence);
     void this.run();
   }
 
-  async run() {
-    try {
-      for await (const { isReset, ...change } of this.presence) this.changes.push({ ...change, is_reset: isReset });
-      this.error = { kind: "closed", code: null };
-    } catch (error) {
-      this.error = described(error);
-    }
+  async read() {
+    for await (const { isReset, ...change } of this.opened) this.changes.push({ ...change, is_reset: isReset });
   }
 
   report() {
     const state = {};
-    for (const topic of this.presence.topics) {
-      const audience = this.presence.get(topic);
+    for (const topic of this.opened.topics) {
+      const audience = this.opened.get(topic);
       if (audience !== undefined) state[topic] = { count: audience.count, users: [...audience.users.values()] };
     }
     return { state, changes: this.changes, error: this.error };
@@ -155,15 +153,15 @@ class Subject {
 
   watch({ name, topics, slow = false, filter, bulk, deliver, since, epoch }) {
     const watch = this.client.watch(topics, { filter, bulk, deliver, since, epoch });
-    this.watches.set(name, new Watching(watch, slow));
+    this.watches.set(name, new WatchReading(watch, slow));
   }
 
   view({ name, topic, filter, deliver }) {
-    this.views.set(name, new Viewing(this.client.view(topic, { filter, deliver })));
+    this.views.set(name, new ViewReading(this.client.view(topic, { filter, deliver })));
   }
 
   presence_({ name, topics }) {
-    this.presence.set(name, new Attending(this.client.presence(topics)));
+    this.presence.set(name, new PresenceReading(this.client.presence(topics)));
   }
 
   request({ name, method, path, body, headers, idempotency_key: idempotencyKey }) {
@@ -192,7 +190,7 @@ class Subject {
   }
 
   end({ name }) {
-    (this.watches.get(name)?.watch ?? this.views.get(name)?.view ?? this.presence.get(name)?.presence).close();
+    (this.watches.get(name) ?? this.views.get(name) ?? this.presence.get(name)).opened.close();
   }
 
   report() {

@@ -782,7 +782,7 @@ class Session {
         this.onMessage();
       } else {
         this.#subscriptions.delete(subscription);
-        subscription.sink.failed(new ServerError(reply.error.code, reply.error.detail));
+        subscription.sink.failed(errorIn(reply));
       }
     });
   }
@@ -808,7 +808,7 @@ class Session {
       const id = this.#ask(call.message, (reply) => {
         this.#sent.delete(reply.reply_to);
         this.#sendCalls();
-        if (reply.ok === false) call.reject(new ServerError(reply.error.code, reply.error.detail));
+        if (reply.ok === false) call.reject(errorIn(reply));
         else call.resolve(reply);
       });
       this.#sent.set(id, call);
@@ -834,7 +834,7 @@ class Session {
       const refused = present.filter((presence) => !this.#confirmed.has(presence));
       for (const presence of refused) {
         this.#presences.delete(presence);
-        presence.failed(new ServerError(reply.error.code, reply.error.detail));
+        presence.failed(errorIn(reply));
       }
       if (refused.length > 0 && this.#presences.size > 0) this.#askPresence();
     });
@@ -842,9 +842,10 @@ class Session {
 }
 
 /** @param {Call} call */
-function isRequest(call) {
-  return call.message.action === "request";
-}
+const isRequest = (call) => call.message.action === "request";
+
+/** @param {Message} reply */
+const errorIn = ({ error }) => new ServerError(error.code, error.detail);
 
 // --- what the application reads
 
@@ -863,6 +864,12 @@ class Queue {
     this.#wake();
   }
 
+  /** Replaces all waiting items. @param {Iterable<Item>} items */
+  replace(items) {
+    this.items = [];
+    this.put(items);
+  }
+
   /** Sets the error that is thrown after the last item. @param {MarqueeError} error */
   end(error) {
     this.#end ??= error;
@@ -870,16 +877,16 @@ class Queue {
   }
 
   /**
-   * Returns the next item, or undefined after `close`. Throws any other error that ended the queue.
-   * @returns {Promise<Item | undefined>}
+   * Yields the items, and ends after a `close`. Throws any other error that ended the queue.
+   * @returns {AsyncGenerator<Item, void, void>}
    */
-  async get() {
-    while (this.items.length === 0) {
-      if (this.#end instanceof ClientClosed) return undefined;
-      if (this.#end !== null) throw this.#end;
-      await new Promise((resolve) => this.#waiting.push(() => resolve(undefined)));
+  async *[Symbol.asyncIterator]() {
+    for (;;) {
+      if (this.items.length > 0) yield /** @type {Item} */ (this.items.shift());
+      else if (this.#end instanceof ClientClosed) return;
+      else if (this.#end !== null) throw this.#end;
+      else await new Promise((resolve) => this.#waiting.push(() => resolve(undefined)));
     }
-    return this.items.shift();
   }
 
   #wake() {
@@ -889,9 +896,17 @@ class Queue {
   }
 }
 
-/** An event that may also fail: those who wait then get the error. */
+/**
+ * Opens a watch, a view or a presence when it is first used. `passed` waits until the server has accepted or filled it,
+ * and throws the error that ended it.
+ */
 class Gate {
-  constructor() {
+  #enter;
+  #isEntered = false;
+
+  /** @param {() => void} enter */
+  constructor(enter) {
+    this.#enter = enter;
     /** @type {() => void} */ this.open = () => {};
     /** @type {(error: MarqueeError) => void} */ this.fail = () => {};
     /** @type {Promise<void>} */
@@ -900,6 +915,12 @@ class Gate {
       this.fail = reject;
     });
     this.passed.catch(() => {}); // not an unhandled rejection when no caller waits
+  }
+
+  enter() {
+    if (this.#isEntered) return;
+    this.#isEntered = true;
+    this.#enter();
   }
 }
 
@@ -912,27 +933,29 @@ class Gate {
  */
 export class Watch {
   #session;
-  #begin;
   #subscription;
+  #gate;
   /** @type {Queue<Event | Resync>} */ #queue = new Queue();
   /** @type {{events: number, characters: number}[]} of each batch in the queue */ #sizes = [];
   #characters = 0;
-  #accepted = new Gate();
-  #isOpen = false;
 
   /** @param {Session} session @param {() => void} begin @param {SubscribeOptions} options @param {Position | null} since */
   constructor(session, begin, options, since) {
     this.#session = session;
-    this.#begin = begin;
     /** The position of the last event that was read. @type {Position | null} */
     this.position = since;
-    this.#subscription = new Subscription(options, this.#sink(), since);
+    const subscription = new Subscription(options, this.#sink(), since);
+    this.#subscription = subscription;
+    this.#gate = new Gate(() => {
+      begin();
+      session.open(subscription);
+    });
   }
 
   /** Waits until the server has accepted the subscription, so that all later events arrive. */
   async ready() {
-    this.#open();
-    await this.#accepted.passed;
+    this.#gate.enter();
+    await this.#gate.passed;
   }
 
   /** Ends the watch. To continue later, open a watch with `{since: watch.position}`. */
@@ -943,11 +966,9 @@ export class Watch {
 
   /** @returns {AsyncGenerator<Event | Resync, void, void>} */
   async *[Symbol.asyncIterator]() {
-    this.#open();
+    this.#gate.enter();
     try {
-      for (;;) {
-        const item = await this.#queue.get();
-        if (item === undefined) return;
+      for await (const item of this.#queue) {
         this.#accountForRead();
         this.position = item.position ?? this.position;
         yield item;
@@ -957,17 +978,10 @@ export class Watch {
     }
   }
 
-  #open() {
-    if (this.#isOpen) return;
-    this.#isOpen = true;
-    this.#begin();
-    this.#session.open(this.#subscription);
-  }
-
   /** @param {MarqueeError} error */
   #fail(error) {
     this.#queue.end(error);
-    this.#accepted.fail(error);
+    this.#gate.fail(error);
   }
 
   #accountForRead() {
@@ -986,7 +1000,7 @@ export class Watch {
     return {
       began: (position) => {
         if (this.position === null || this.position.epoch === null) this.position = position;
-        this.#accepted.open();
+        this.#gate.open();
       },
       take: (events, characters) => {
         this.#queue.put(events);
@@ -1016,27 +1030,29 @@ export class Watch {
  */
 export class View {
   #session;
-  #begin;
   #subscription;
+  #gate;
   /** @type {Map<number | string, Row>} */ #rows = new Map();
-  #complete = new Gate();
   /** @type {Set<Queue<Change>>} */ #queues = new Set();
-  #isOpen = false;
   /** @type {MarqueeError | null} */ #ended = null;
 
   /** @param {Session} session @param {() => void} begin @param {SubscribeOptions} options */
   constructor(session, begin, options) {
     this.#session = session;
-    this.#begin = begin;
-    this.#subscription = new Subscription(options, this.#sink());
+    const subscription = new Subscription(options, this.#sink());
+    this.#subscription = subscription;
+    this.#gate = new Gate(() => {
+      begin();
+      session.open(subscription);
+    });
     /** @type {Position | null} */
     this.position = null;
   }
 
   /** Waits for the first snapshot. Throws the error that ended the view. */
   async ready() {
-    this.#open();
-    await this.#complete.passed;
+    this.#gate.enter();
+    await this.#gate.passed;
   }
 
   /** Whether the view is connected and complete, so that at most events in transit are missing. */
@@ -1085,7 +1101,7 @@ export class View {
    * @returns {AsyncGenerator<Change, void, void>}
    */
   changes() {
-    this.#open();
+    this.#gate.enter();
     /** @type {Queue<Change>} */
     const queue = new Queue();
     if (this.#ended !== null) queue.end(this.#ended);
@@ -1096,11 +1112,7 @@ export class View {
   /** @param {Queue<Change>} queue @returns {AsyncGenerator<Change, void, void>} */
   async *#read(queue) {
     try {
-      for (;;) {
-        const change = await queue.get();
-        if (change === undefined) return;
-        yield change;
-      }
+      yield* queue;
     } finally {
       this.#queues.delete(queue);
     }
@@ -1115,17 +1127,10 @@ export class View {
     return this.#rows;
   }
 
-  #open() {
-    if (this.#isOpen) return;
-    this.#isOpen = true;
-    this.#begin();
-    this.#session.open(this.#subscription);
-  }
-
   /** @param {MarqueeError} error */
   #end(error) {
     this.#ended ??= error;
-    this.#complete.fail(error);
+    this.#gate.fail(error);
     for (const queue of this.#queues) queue.end(error);
   }
 
@@ -1165,21 +1170,16 @@ export class View {
         const last = events[events.length - 1];
         if (last !== undefined && last.seq !== null) this.position = last.position;
         for (const queue of this.#queues) {
-          if (queue.items.length + changes.length > QUEUED_CHANGES) {
-            queue.items = [];
-            queue.put([reset]);
-          } else queue.put(changes);
+          if (queue.items.length + changes.length > QUEUED_CHANGES) queue.replace([reset]);
+          else queue.put(changes);
         }
       },
       resynced: () => {}, // the rows stay until the snapshot that follows is complete
       replaced: (rows, position) => {
         this.#rows = new Map(rows.map((row) => [row.id, row]));
         this.position = position;
-        this.#complete.open();
-        for (const queue of this.#queues) {
-          queue.items = [];
-          queue.put([reset]);
-        }
+        this.#gate.open();
+        for (const queue of this.#queues) queue.replace([reset]);
       },
       failed: (error) => this.#end(error),
     };
@@ -1193,23 +1193,24 @@ export class View {
  */
 export class Presence {
   #session;
-  #begin;
+  #gate;
   /** @type {Map<string, Audience>} */ #audiences = new Map();
   /** @type {Queue<PresenceChange>} */ #queue = new Queue();
-  #complete = new Gate();
-  #isOpen = false;
 
   /** @param {Session} session @param {() => void} begin @param {string[]} topics */
   constructor(session, begin, topics) {
     this.topics = topics;
     this.#session = session;
-    this.#begin = begin;
+    this.#gate = new Gate(() => {
+      begin();
+      session.addPresence(this);
+    });
   }
 
   /** Waits for the first state. Throws the error that ended the presence. */
   async ready() {
-    this.#open();
-    await this.#complete.passed;
+    this.#gate.enter();
+    await this.#gate.passed;
   }
 
   /** @param {string} topic */
@@ -1224,31 +1225,19 @@ export class Presence {
 
   /** Yields joins and leaves as they happen. For one reader only. @returns {AsyncGenerator<PresenceChange, void, void>} */
   async *changes() {
-    this.#open();
-    for (;;) {
-      const change = await this.#queue.get();
-      if (change === undefined) return;
-      yield change;
-    }
+    this.#gate.enter();
+    yield* this.#queue;
   }
 
   [Symbol.asyncIterator]() {
     return this.changes();
   }
 
-  #open() {
-    if (this.#isOpen) return;
-    this.#isOpen = true;
-    this.#begin();
-    this.#session.addPresence(this);
-  }
-
   /** @param {PresenceChange} change */
   #put(change) {
     if (this.#queue.items.length >= QUEUED_EVENTS) {
-      this.#queue.items = [];
       const audiences = [...this.#audiences];
-      this.#queue.put(audiences.map(([topic, { count }]) => ({ topic, count, joined: [], left: [], isReset: true })));
+      this.#queue.replace(audiences.map(([topic, { count }]) => ({ topic, count, joined: [], left: [], isReset: true })));
     } else this.#queue.put([change]);
   }
 
@@ -1264,7 +1253,7 @@ export class Presence {
         this.#put({ topic, count, joined: [], left: [], isReset: true });
       }
     }
-    this.#complete.open();
+    this.#gate.open();
   }
 
   /** For the session. @param {string} topic @param {Message} data */
@@ -1278,7 +1267,7 @@ export class Presence {
 
   /** For the session. @param {MarqueeError} error */
   failed(error) {
-    this.#complete.fail(error);
+    this.#gate.fail(error);
     this.#queue.end(error);
   }
 }

@@ -11,7 +11,8 @@ import asyncio
 import itertools
 import json
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -50,32 +51,47 @@ def described(error: MarqueeError) -> Mapping[str, Any]:
     return {"kind": kind, "code": getattr(error, "code", None), "message": str(error)}
 
 
-class Watching:
-    def __init__(self, watch: Watch, is_slow: bool) -> None:
-        self.watch = watch
-        self.events: list[Mapping[str, Any]] = []
+class Reading:
+    """Reads a watch, a view or a presence to its end."""
+
+    def __init__(self, opened: Watch | View | Presence) -> None:
+        self.opened = opened
         self.error: Mapping[str, Any] | None = None
         self.is_ready = False
+
+    async def wait(self) -> None:
+        with suppress(MarqueeError):
+            await self.opened.ready()
+            self.is_ready = True
+
+    async def run(self) -> None:
+        try:
+            await self.read()
+            self.error = described(ClientClosed())
+        except MarqueeError as error:
+            self.error = described(error)
+
+    async def read(self) -> None:
+        raise NotImplementedError
+
+    def report(self) -> Mapping[str, Any]:
+        raise NotImplementedError
+
+
+class WatchReading(Reading):
+    def __init__(self, watch: Watch, is_slow: bool) -> None:
+        super().__init__(watch)
+        self.watch = watch
+        self.events: list[Mapping[str, Any]] = []
         self.may_read = asyncio.Event()
         if not is_slow:
             self.may_read.set()
 
-    async def wait(self) -> None:
-        try:
-            await self.watch.ready()
-            self.is_ready = True
-        except MarqueeError:
-            pass
-
-    async def run(self) -> None:
-        try:
-            async with self.watch:
-                await self.may_read.wait()
-                async for item in self.watch:
-                    self.events.append({**asdict(item), "operation": item.operation, "position": str(item.position)})
-            self.error = described(ClientClosed())
-        except MarqueeError as error:
-            self.error = described(error)
+    async def read(self) -> None:
+        async with self.watch:
+            await self.may_read.wait()
+            async for item in self.watch:
+                self.events.append({**asdict(item), "operation": item.operation, "position": str(item.position)})
 
     def report(self) -> Mapping[str, Any]:
         seqs = [event["seq"] for event in self.events if event.get("seq") is not None]
@@ -89,27 +105,15 @@ class Watching:
         }
 
 
-class Viewing:
+class ViewReading(Reading):
     def __init__(self, view: View) -> None:
+        super().__init__(view)
         self.view = view
         self.changes: list[Any] = []
-        self.error: Mapping[str, Any] | None = None
-        self.is_ready = False
 
-    async def wait(self) -> None:
-        try:
-            await self.view.ready()
-            self.is_ready = True
-        except MarqueeError:
-            pass
-
-    async def run(self) -> None:
-        try:
-            async for change in self.view.changes():
-                self.changes.append([change.kind, change.id])
-            self.error = described(ClientClosed())
-        except MarqueeError as error:
-            self.error = described(error)
+    async def read(self) -> None:
+        async for change in self.view.changes():
+            self.changes.append([change.kind, change.id])
 
     def report(self) -> Mapping[str, Any]:
         try:
@@ -126,19 +130,15 @@ class Viewing:
         }
 
 
-class Attending:
+class PresenceReading(Reading):
     def __init__(self, presence: Presence) -> None:
+        super().__init__(presence)
         self.presence = presence
         self.changes: list[Any] = []
-        self.error: Mapping[str, Any] | None = None
 
-    async def run(self) -> None:
-        try:
-            async for change in self.presence.changes():
-                self.changes.append(asdict(change))
-            self.error = described(ClientClosed())
-        except MarqueeError as error:
-            self.error = described(error)
+    async def read(self) -> None:
+        async for change in self.presence.changes():
+            self.changes.append(asdict(change))
 
     def report(self) -> Mapping[str, Any]:
         state = {
@@ -156,9 +156,7 @@ class Subject:
         self._tokens = command.get("token")
         token = self._next_token if isinstance(self._tokens, list) else self._tokens
         self.client = Client(command["url"], token=token, retry=Retry(**command.get("retry", {})))
-        self.watches: dict[str, Watching] = {}
-        self.views: dict[str, Viewing] = {}
-        self.presence: dict[str, Attending] = {}
+        self.readings: dict[str, dict[str, Reading]] = {"watches": {}, "views": {}, "presence": {}}
         self.requests: dict[str, Mapping[str, Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -168,27 +166,24 @@ class Subject:
         self.tokens_asked += 1
         return token
 
-    def _start(self, work: Awaitable[None]) -> None:
-        self._tasks.add(asyncio.ensure_future(work))
+    def _start(self, *works: Coroutine[Any, Any, None]) -> None:
+        self._tasks.update(map(asyncio.create_task, works))
+
+    def _read(self, group: str, name: str, reading: Reading) -> None:
+        self.readings[group][name] = reading
+        self._start(reading.run(), reading.wait())
 
     async def do_watch(self, command: Mapping[str, Any]) -> None:
         options = {name: command[name] for name in ("filter", "bulk", "deliver", "since", "epoch") if name in command}
-        watching = Watching(self.client.watch(command["topics"], **options), command.get("slow", False))
-        self.watches[command["name"]] = watching
-        self._start(watching.run())
-        self._start(watching.wait())
+        watch = self.client.watch(command["topics"], **options)
+        self._read("watches", command["name"], WatchReading(watch, command.get("slow", False)))
 
     async def do_view(self, command: Mapping[str, Any]) -> None:
         options = {name: command[name] for name in ("filter", "deliver") if name in command}
-        viewing = Viewing(self.client.view(command["topic"], **options))
-        self.views[command["name"]] = viewing
-        self._start(viewing.run())
-        self._start(viewing.wait())
+        self._read("views", command["name"], ViewReading(self.client.view(command["topic"], **options)))
 
     async def do_presence(self, command: Mapping[str, Any]) -> None:
-        attending = Attending(self.client.presence(command["topics"]))
-        self.presence[command["name"]] = attending
-        self._start(attending.run())
+        self._read("presence", command["name"], PresenceReading(self.client.presence(command["topics"])))
 
     async def do_request(self, command: Mapping[str, Any]) -> None:
         self.requests[command["name"]] = {"pending": True}
@@ -214,25 +209,18 @@ class Subject:
         return await self.client.authenticate(command["token"])
 
     async def do_go_on(self, command: Mapping[str, Any]) -> None:
-        self.watches[command["name"]].may_read.set()
+        reading = self.readings["watches"][command["name"]]
+        assert isinstance(reading, WatchReading)
+        reading.may_read.set()
 
     async def do_end(self, command: Mapping[str, Any]) -> None:
-        name = command["name"]
-        if name in self.watches:
-            self.watches[name].watch.close()
-        elif name in self.views:
-            self.views[name].view.close()
-        else:
-            self.presence[name].presence.close()
+        next(group[command["name"]] for group in self.readings.values() if command["name"] in group).opened.close()
 
     async def do_report(self, command: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {
-            "watches": {name: each.report() for name, each in self.watches.items()},
-            "views": {name: each.report() for name, each in self.views.items()},
-            "presence": {name: each.report() for name, each in self.presence.items()},
-            "requests": self.requests,
-            "tokens_asked": self.tokens_asked,
+        reports = {
+            group: {name: each.report() for name, each in readings.items()} for group, readings in self.readings.items()
         }
+        return {**reports, "requests": self.requests, "tokens_asked": self.tokens_asked}
 
     async def do_close(self, command: Mapping[str, Any]) -> None:
         await self.client.close()

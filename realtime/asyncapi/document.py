@@ -24,11 +24,11 @@ from core.errors import CLOSE_REASONS, CloseCode
 from core.version import VERSION
 from realtime.asyncapi.frame_models import frames
 from realtime.fanout.subscription import MAX_UNSENT_BYTES, SLOW_CLIENT_SECONDS
-from realtime.sockets import messages
+from realtime.sockets import actions
+from realtime.sockets.actions import ACTIONS, REPLIES, ErrorReply
 from realtime.sockets.connection import AUTH_SECONDS, MAX_SUBSCRIPTIONS
 from realtime.sockets.endpoint import HEARTBEAT_SECONDS
-from realtime.sockets.inbound import MESSAGES_PER_SECOND
-from realtime.sockets.messages import ACTIONS, REPLIES, ErrorReply
+from realtime.sockets.parsing import MESSAGES_PER_SECOND
 from realtime.sockets.rest_calls import MAX_REQUESTS_IN_FLIGHT
 from repository.engine.transaction import MAX_EVENT_BYTES, MAX_EVENT_ITEMS
 from resources.topics import PUBLIC_TOPICS, TOPIC_FIELDS, TOPICS
@@ -50,19 +50,6 @@ The schemas of the service's frames forbid additional members, so that a test fi
 SERVER_DESCRIPTION = """Public topics require no credentials. Credentials, in order of preference: the header \
 `Authorization: Bearer <token>`; the subprotocols `bearer, <token>`; a first message `auth`. Never in the query."""
 
-TITLES = {
-    "welcome": "Welcome",
-    "add": "Add",
-    "update": "Update",
-    "delete": "Delete",
-    "add_bulk": "Add many",
-    "update_bulk": "Update many",
-    "delete_bulk": "Delete many",
-    "snapshot": "Snapshot",
-    "progress": "Progress of a job",
-    "presence": "Presence",
-    "resync": "Resync",
-}
 REFUSALS: Mapping[int, str] = {
     401: "Invalid token",
     403: "The origin or one of the topics is not allowed",
@@ -93,12 +80,7 @@ def document() -> dict[str, Any]:
     everything = received | {f"{name}_frame": each for name, each in sent.items()} | replies
     return {
         "asyncapi": "3.0.0",
-        "info": {
-            "title": "Marquee",
-            "version": VERSION,
-            "description": DESCRIPTION,
-            "license": {"name": "MIT"},
-        },
+        "info": {"title": "Marquee", "version": VERSION, "description": DESCRIPTION, "license": {"name": "MIT"}},
         "defaultContentType": "application/json",
         "servers": {"plain": _server("ws"), "secure": _server("wss")},
         "channels": {"ws": _channel(everything)},
@@ -171,7 +153,7 @@ def _received(action: str, schemas: dict[str, Any]) -> dict[str, Any]:
     own: Any = model.model_config["json_schema_extra"]  # which pydantic sorts by name
     examples = [{"id": number, "action": action, **each} for number, each in enumerate(own["examples"], 1)]
     around = {
-        "id": {**TypeAdapter(messages.MessageId).json_schema(), "description": "The reply repeats it"},
+        "id": {**TypeAdapter(actions.MessageId).json_schema(), "description": "The reply repeats it"},
         "action": {"const": action},
     }
     body["properties"] = around | body.get("properties", {})
@@ -191,7 +173,7 @@ def _sent(operation: str) -> dict[str, Any]:
     references = [_reference(model) for model in models]
     return {
         "name": operation,
-        "title": TITLES[operation],
+        "title": "Progress of a job" if operation == "progress" else operation.replace("_bulk", " many").capitalize(),
         "summary": _text_of(models[0]),
         "payload": references[0] if len(references) == 1 else {"oneOf": references},
     }
@@ -326,31 +308,20 @@ def _after(code: CloseCode) -> str:
 
 
 def _limits() -> list[dict[str, Any]]:
-    return [
-        {
-            "name": "message_bytes",
-            "value": MAX_BODY_BYTES,
-            "what": "Bytes of a client's message; more are closed with 1009",
-        },
-        {"name": "frame_bytes", "value": 1024 * 1024, "what": "Bytes of the largest frame that the service sends"},
-        {"name": "event_bytes", "value": MAX_EVENT_BYTES, "what": "Bytes of rows in one frame; more are split"},
-        {"name": "event_items", "value": MAX_EVENT_ITEMS, "what": "Rows in one frame; more are split"},
-        {"name": "subscriptions", "value": MAX_SUBSCRIPTIONS, "what": "Subscriptions of one socket"},
-        {"name": "requests", "value": MAX_REQUESTS_IN_FLIGHT, "what": "Requests of one socket at a time"},
-        {"name": "messages_per_second", "value": MESSAGES_PER_SECOND, "what": "Messages of a client per second"},
-        {"name": "auth_seconds", "value": AUTH_SECONDS, "what": "Seconds to sign in, where that is required"},
-        {"name": "heartbeat_seconds", "value": HEARTBEAT_SECONDS, "what": "Seconds between two pings of the service"},
-        {
-            "name": "unsent_bytes",
-            "value": MAX_UNSENT_BYTES,
-            "what": "Unsent bytes before a socket catches up from the log",
-        },
-        {
-            "name": "slow_seconds",
-            "value": SLOW_CLIENT_SECONDS,
-            "what": "Seconds without reading before a close with 4008",
-        },
-    ]
+    numbers = (
+        ("message_bytes", MAX_BODY_BYTES, "Bytes of a client's message; more are closed with 1009"),
+        ("frame_bytes", 1024 * 1024, "Bytes of the largest frame that the service sends"),
+        ("event_bytes", MAX_EVENT_BYTES, "Bytes of rows in one frame; more are split"),
+        ("event_items", MAX_EVENT_ITEMS, "Rows in one frame; more are split"),
+        ("subscriptions", MAX_SUBSCRIPTIONS, "Subscriptions of one socket"),
+        ("requests", MAX_REQUESTS_IN_FLIGHT, "Requests of one socket at a time"),
+        ("messages_per_second", MESSAGES_PER_SECOND, "Messages of a client per second"),
+        ("auth_seconds", AUTH_SECONDS, "Seconds to sign in, where that is required"),
+        ("heartbeat_seconds", HEARTBEAT_SECONDS, "Seconds between two pings of the service"),
+        ("unsent_bytes", MAX_UNSENT_BYTES, "Unsent bytes before a socket catches up from the log"),
+        ("slow_seconds", SLOW_CLIENT_SECONDS, "Seconds without reading before a close with 4008"),
+    )
+    return [{"name": name, "value": value, "what": what} for name, value, what in numbers]
 
 
 def _topic(topic: str) -> dict[str, Any]:

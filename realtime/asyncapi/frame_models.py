@@ -13,7 +13,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 from pydantic import MISSING, BaseModel, Field
 
-from realtime.sockets.messages import Epoch, Name, Person, Topic
+from realtime.sockets.actions import Epoch, Name, Person, Topic
 from repository.engine.transaction import MAX_EVENT_ITEMS
 from resources.topics import TOPIC_ENTITIES
 from schemas import Answer, Moment

@@ -55,9 +55,9 @@ class FilteredChange:
 compiled = lru_cache(maxsize=MAX_COMPILED_FILTERS)(matcher_of)
 
 
-def matches_all(row: Row) -> bool:
-    """Return True: the matcher of a subscription without a filter."""
-    return True
+def matcher_for(wanted: Filter | None) -> Matcher:
+    """Return the matcher of a filter. Without one, every row matches."""
+    return compiled(wanted) if wanted is not None else lambda row: True
 
 
 def changes_of(event: Event) -> list[Change]:
@@ -103,7 +103,7 @@ def filtered_texts(event: Event, rendering: Rendering, wanted: Filter) -> Sequen
         is_sent_whole = is_whole(event, filtered, len(changes)) if filtered else False
         if filtered and not is_sent_whole:
             return tuple(frames.named(text, rendering.subscription) for text in _parts(event, rendering.bulk, filtered))
-        # Only this much is kept with the event, since it costs next to nothing: sent whole, or not at all.
+        # Only the outcome is kept with the event, because it is small: sent whole, or not at all.
         frames.keep(event, wanted, is_sent_whole)
     return (frames.event_text(event, rendering),) if is_sent_whole else ()
 

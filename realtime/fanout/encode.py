@@ -1,7 +1,7 @@
 """The frames of a run of events for one spec, for subscriptions that are not written to event by event. Pure.
 
 `texts` serves a subscription that catches up. `coalesce` serves one that wants the latest state at an interval: it
-sums up what the run did to each row, so that a row that came and went within the run is not sent at all.
+keeps the net effect on each row, so that a row that came and went within the run is not sent at all.
 """
 
 from __future__ import annotations
@@ -10,15 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from core.filters import Row
-from realtime.fanout.changes import (
-    BY_FILTER,
-    Change,
-    changes_of,
-    compiled,
-    filter_changes,
-    filtered_texts,
-    matches_all,
-)
+from realtime.fanout.changes import BY_FILTER, Change, changes_of, filter_changes, filtered_texts, matcher_for
 from realtime.fanout.spec import Spec
 from realtime.wire import data, frames
 from repository.engine.events import Event
@@ -38,7 +30,7 @@ def texts(spec: Spec, events: Sequence[Event]) -> list[bytes]:
 
 @dataclass(slots=True)
 class _Net:
-    """What a run of events did to one row, in sum."""
+    """The net effect of a run of events on one row."""
 
     first: Row | None  # the row before the run, None when it did not match
     last: Row | None  # the row after the run, None when it does not match
@@ -62,9 +54,7 @@ def coalesce(spec: Spec, events: Iterable[Event], decode: Callable[[Event], list
     for event in events:
         if not spec.admits(event):
             continue
-        wanted = filters.get(event.topic)
-        changes = decode(event)
-        for one in filter_changes(compiled(wanted) if wanted is not None else matches_all, changes):
+        for one in filter_changes(matcher_for(filters.get(event.topic)), decode(event)):
             key = (event.topic, one.change.id)
             net = nets.get(key)
             if net is None:

@@ -19,7 +19,7 @@ import structlog
 from core import metrics
 from core.filters import Filter
 from realtime.fanout import encode
-from realtime.fanout.changes import change_texts, changes_of, compiled
+from realtime.fanout.changes import change_texts, changes_of, matcher_for
 from realtime.fanout.matching import FilterIndex
 from realtime.fanout.pulse import Pulse
 from realtime.fanout.spec import Spec
@@ -70,18 +70,15 @@ class Hub:
         subscription.is_live = True
         spec = subscription.spec
         if spec.latest_every_ms is not None:
-            # A pulse whose last members fell behind was not removed then.
+            # Idle pulses are removed here, since members that fall behind leave their pulse without the hub.
             self._pulses = {interval: each for interval, each in self._pulses.items() if each.members}
             if spec.latest_every_ms not in self._pulses:
                 self._pulses[spec.latest_every_ms] = Pulse(spec.latest_every_ms, self._read)
             self._pulses[spec.latest_every_ms].join(subscription)
-        elif spec.filters:
-            if spec not in self._filtered:
-                self._filtered[spec] = set()
-                self._index_filters(spec)
-            self._filtered[spec].add(subscription)
         else:
-            self._plain.setdefault(spec, set()).add(subscription)
+            if spec not in self._groups_for(spec):
+                self._index_filters(spec)
+            self._groups_for(spec).setdefault(spec, set()).add(subscription)
 
     def leave(self, subscription: Subscription) -> None:
         """Write what is pending and release the subscription, whose position is then up to date."""
@@ -96,15 +93,16 @@ class Hub:
         spec = subscription.spec
         if spec.latest_every_ms is not None:
             self._pulses[spec.latest_every_ms].leave(subscription)
-            self._pulses = {interval: each for interval, each in self._pulses.items() if each.members}
             return
-        groups = self._filtered if spec.filters else self._plain
+        groups = self._groups_for(spec)
         group = groups[spec]
         group.discard(subscription)
         if not group:
             del groups[spec]
-            if spec.filters:
-                self._unindex_filters(spec)
+            self._unindex_filters(spec)
+
+    def _groups_for(self, spec: Spec) -> dict[Spec, set[Subscription]]:
+        return self._filtered if spec.filters else self._plain
 
     def _index_filters(self, spec: Spec) -> None:
         for topic, wanted in spec.filters:
@@ -211,8 +209,7 @@ class Hub:
         the event cannot be encoded, so that no client misses an event silently.
         """
         for spec in specs:
-            groups = self._filtered if spec.filters else self._plain
-            for subscription in list(groups.get(spec, ())):
+            for subscription in list(self._groups_for(spec).get(spec, ())):
                 self._release(subscription)
                 subscription.fall_behind(before)
 
@@ -253,8 +250,7 @@ class Hub:
         """Write a frame about a row, without a number, to live subscriptions. Full sockets do not get it."""
         self.flush()
         for spec, group in self._members():
-            wanted = dict(spec.filters).get(topic)
-            if topic in spec.topics and (wanted is None or compiled(wanted)(row)):
+            if topic in spec.topics and matcher_for(dict(spec.filters).get(topic))(row):
                 text = Frames([build(spec.rendering)])
                 for subscription in group:
                     if subscription.writer.buffered() <= HIGH_WATER_BYTES:

@@ -1,7 +1,7 @@
 """Which filters an event affects, without evaluating all of them. Pure.
 
 A filter with an equality condition is found by the value that the row holds in that field; only filters without one
-are evaluated one by one. So a thousand dashboards, each with its own `movie_id`, cost an event as much as one.
+are evaluated one by one. So a thousand dashboards, each with its own `movie_id`, make an event no more expensive.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import Any
 
 from core.filters import Condition, FieldType, Filter, Matcher, Op, Row, matcher_of
 from realtime.fanout.changes import Change, FilteredChange, filter_changes
+from resources.registry import RESOURCES
 
 # The most selective fields first: the fewer rows share a value, the better the index.
-_MOST_SELECTIVE = ("id", "movie_id", "user_id", "title", "name")
+_PARENTS = (parent.column for each in RESOURCES for parent in each.parents)
+_MOST_SELECTIVE = tuple(dict.fromkeys(("id", *_PARENTS, "user_id", *(each.label for each in RESOURCES))))
 
 
 def key_of(wanted: Filter) -> Condition | None:

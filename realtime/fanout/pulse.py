@@ -1,10 +1,9 @@
 """The latest state of each row, at an interval, for dashboards (`deliver: {"latest_every_ms": n}`).
 
 Rules:
-- Such a subscription is not written to event by event. At each beat of its pulse it is sent, in sum, what changed since
-  the beat before.
+- Such a subscription is not written to event by event. At each beat it is sent the net changes since the last beat.
 - Only the position is kept per subscription: the events are read again from the ring.
-- Every state that is sent is one that an event carried, hence one that was committed.
+- Every state that is sent was carried by an event, so it was committed.
 - A socket that is still full at a beat leaves the pulse and catches up at its own pace, like any slow reader.
 """
 
@@ -113,7 +112,7 @@ class Pulse:
         subscription.fall_behind(subscription.position)
 
     def _interval_after(self, start: int, spec: Spec, decode: Callable[[Event], list[Change]]) -> _Interval | None:
-        """Sum up what happened after `start`. Return None when that is too much for one beat."""
+        """Return the net changes after `start`, or None when they are too many for one beat."""
         events: list[Event] = []
         position = start
         for _ in range(PAGES_PER_BEAT):

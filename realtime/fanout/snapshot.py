@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from core import metrics
 from core.errors import Unavailable
 from core.filters import Filter, Matcher, Row
-from realtime.fanout.changes import changes_of, compiled, matches_all
+from realtime.fanout.changes import changes_of, matcher_for
 from realtime.feed.feed import Feed
 from realtime.wire import data, frames
 from realtime.wire.frames import Rendering
@@ -46,7 +46,7 @@ class SnapshotLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a snapshot shows. `owner_id` selects whose rows of a private topic."""
+    """What a snapshot shows. `owner_id` is the user whose rows of a private topic are shown."""
 
     topics: tuple[str, ...]
     filters: Mapping[str, Filter]
@@ -114,20 +114,18 @@ class Snapshot:
 
 class _TopicSnapshot:
     def __init__(self, source: Snapshots, wanted: Wanted, topic: str, beginning: Beginning) -> None:
-        start = beginning.head
         self.is_done = False
         self._source = source
         self._wanted = wanted
         self._topic = topic
-        self._start = start
-        self._searched = start.seq  # the number up to which the log was searched for changes to undo
+        self._start = beginning.head
+        self._searched = beginning.head.seq  # the number up to which the log was searched for changes to undo
         self._after: Id | None = None
         self._until = beginning.highest[topic]  # no row with a higher id is part of the snapshot
         self._undo: dict[Id, Row | None] = {}
         self._undo_bytes = 0
         self._rows = FIRST_PAGE_ROWS
-        wanted_rows = wanted.filters.get(topic)
-        self._matches = compiled(wanted_rows) if wanted_rows is not None else matches_all
+        self._matches = matcher_for(wanted.filters.get(topic))
 
     async def next_page(self) -> list[bytes]:
         page = await self._source.read(self._topic, self._wanted, self._after, self._until, self._rows)
@@ -145,7 +143,7 @@ class _TopicSnapshot:
         return self._texts(rows)
 
     async def _collect_undo(self, seq: int) -> None:
-        """Learn from the log what changed up to `seq`."""
+        """Read from the log what changed up to `seq`."""
         feed = self._source.feed
         await feed.reach(seq)
         while self._searched < seq:
@@ -169,7 +167,7 @@ class _TopicSnapshot:
         changes = changes_of(event)
         for change in changes:
             key = change.id
-            # Rows already sent were right, and rows above the highest id were created later.
+            # Rows already sent were correct, and rows above the highest id were created later.
             is_ahead = self._after is None or key > self._after  # type: ignore[operator]
             is_new = self._until is not None and key > self._until  # type: ignore[operator]
             if is_ahead and not is_new and key not in self._undo:
@@ -184,15 +182,10 @@ class _TopicSnapshot:
         elif not self.is_done:
             return []
         parts = list(data.frame_slices(encoded, max_bytes=MAX_PAGE_BYTES, max_items=MAX_EVENT_ITEMS))
+        topic, rendering, seq, last = self._topic, self._wanted.rendering, self._start.seq, len(parts) - 1
         return [
-            frames.snapshot_page(
-                self._topic,
-                self._wanted.rendering,
-                self._start.seq,
-                encoded[part],
-                done=self.is_done and part is parts[-1],
-            )
-            for part in parts
+            frames.snapshot_page(topic, rendering, seq, encoded[part], done=self.is_done and number == last)
+            for number, part in enumerate(parts)
         ]
 
 

@@ -40,6 +40,15 @@ class Spec:
         return event.topic in self.topics and event.audience in self.audiences
 
 
+def audiences_of(identity: Identity | None) -> frozenset[str]:
+    """Return the audiences whose events this client may see."""
+    return identity.audiences if identity is not None else ANONYMOUS_AUDIENCES
+
+
+def user_id_of(identity: Identity | None) -> int | None:
+    return identity.user_id if identity is not None else None
+
+
 def check_topics(topics: frozenset[str], identity: Identity | None) -> None:
     """Raise Forbidden when the identity may not watch one of the topics."""
     for topic in sorted(topics):

@@ -1,4 +1,4 @@
-"""One subscription of one socket: where it is in the stream, and how it gets from there to the present.
+"""One subscription of one socket: its position in the log, and how it catches up with the head.
 
 Rules:
 - A subscription is live or catching up. A live one has been written every event up to the hub's position.
@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Protocol
 
 import structlog
 
 from core import metrics
-from core.errors import CLOSE_REASONS, CloseCode, Unavailable
+from core.errors import CloseCode, Unavailable
 from realtime.fanout import encode
 from realtime.fanout.snapshot import Snapshot, SnapshotLost, Snapshots, Wanted
 from realtime.fanout.spec import Spec
@@ -57,10 +58,10 @@ class LiveSubscriptions(Protocol):
 class Subscription:
     """One spec on one socket.
 
-    `position` is the last number that the subscription has dealt with; while it is live, the hub's position counts.
-    `turn` serialises the catch-up writers of one socket: the holder checks for room and writes before it yields. With
-    `snapshot_of`, the subscription begins with a snapshot of these topics, in this order, and with a new one whenever
-    its position is lost.
+    `position` is the number of the last event handled; while the subscription is live, the hub's position counts
+    instead. `turn` serialises the subscriptions of one socket that catch up: its holder checks for room and writes
+    before it yields. With `snapshot_of`, the subscription begins with a snapshot of these topics, in this order, and
+    with a new one whenever its position is lost.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Subscription:
             self.start(self.position)
 
     def stop(self) -> None:
-        """Write no more frames."""
+        """End the subscription. No frame is written after this."""
         if self.is_live:
             self._live.leave(self)
         if self._task is not None:
@@ -172,10 +173,7 @@ class Subscription:
             self._task = None
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("catch-up failed", exc_info=error)
-            self._close(CloseCode.SERVICE_RESTART)
-
-    def _close(self, code: CloseCode) -> None:
-        self.writer.close(code, CLOSE_REASONS[code])
+            self.writer.close(CloseCode.SERVICE_RESTART)
 
     async def _catch_up(self) -> None:
         backoff = MIN_BACKOFF_SECONDS
@@ -187,7 +185,7 @@ class Subscription:
                 backoff = MIN_BACKOFF_SECONDS
             except TooSlow:
                 log.info("slow client closed", position=self.position, head=self._feed.head.seq)
-                self._close(CloseCode.TOO_SLOW)
+                self.writer.close(CloseCode.TOO_SLOW)
                 return
             except PositionTooOld:
                 self._lose_position(TOO_OLD)
@@ -217,18 +215,26 @@ class Subscription:
         if self._snapshot is not None:
             self._lost_snapshots += 1
         if self._lost_snapshots > MAX_LOST_SNAPSHOTS:
-            self._close(CloseCode.TOO_SLOW)
+            self.writer.close(CloseCode.TOO_SLOW)
             self._lost_snapshots = 0
         self.restart(reason)
 
     async def _wait_for_room(self) -> None:
         """Wait until the socket has taken what was written before. The caller writes before it yields.
 
-        Raises TooSlow when the socket took nothing for too long.
+        Raises TooSlow when the socket took nothing for SLOW_CLIENT_SECONDS.
         """
         async with self._turn:
-            if not await self._is_drained_in_time():
-                raise TooSlow
+            taken, since = self.writer.taken(), time.monotonic()
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(PROGRESS_CHECK_SECONDS):
+                        await self.writer.drained()
+                        return
+                if self.writer.taken() > taken:
+                    taken, since = self.writer.taken(), time.monotonic()
+                elif time.monotonic() - since > SLOW_CLIENT_SECONDS:
+                    raise TooSlow
 
     async def _send_page(self) -> bool:
         """Send the next events. Return False when there are none."""
@@ -249,14 +255,14 @@ class Subscription:
         return True
 
     async def _send_rows(self) -> bool:
-        """Send the next rows of the snapshot. Return True: at least events follow."""
+        """Send the next rows of the snapshot. Always return True, because events follow."""
         if self._restart_reason is not None:
             beginning = await self._snapshots.begin(self._snapshot_of)
             self._send_resync(self._restart_reason, beginning.head)
             self._begin_snapshot(beginning)
         snapshot = self._snapshot
         assert snapshot is not None
-        # Frame by frame, each when the one before was taken: a page may be larger than a socket may have unsent.
+        # One frame at a time, because a whole page may exceed what a socket may have unsent.
         for text in await snapshot.next_page():
             await self._wait_for_room()
             if self._generation != self._feed.generation:
@@ -267,17 +273,3 @@ class Subscription:
             self._snapshot = None
             self._lost_snapshots = 0
         return True
-
-    async def _is_drained_in_time(self) -> bool:
-        """Wait for the socket to drain. Return False when it took nothing for SLOW_CLIENT_SECONDS."""
-        taken, since = self.writer.taken(), time.monotonic()
-        while True:
-            try:
-                async with asyncio.timeout(PROGRESS_CHECK_SECONDS):
-                    await self.writer.drained()
-                return True
-            except TimeoutError:
-                if self.writer.taken() > taken:
-                    taken, since = self.writer.taken(), time.monotonic()
-                elif time.monotonic() - since > SLOW_CLIENT_SECONDS:
-                    return False

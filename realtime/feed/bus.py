@@ -5,7 +5,7 @@ Rules:
   `realtime.feed.redis_backend`.
 - `publish` never waits. Events go to a bounded outbox; those that do not fit are dropped and counted, since the feed
   fills every gap from the log.
-- A worker hears its own heartbeats. One that does not is deaf: it reads the log instead, and says so.
+- A worker hears its own heartbeats. One that does not is deaf: it reads the log instead, and reports that.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Bus:
         self._has_messages.set()
 
     def nudge(self, topic: str) -> None:
-        """Tell every process, including this one, to read `topic` again. Nudges that wait together are sent once."""
+        """Tell every process, including this one, to read `topic` again. Equal nudges that wait are sent once."""
         self._nudges[topic] = None
         self._has_messages.set()
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import structlog
 
@@ -57,13 +58,13 @@ class Feed:
         self.head = Head("", 0)
         self.generation = 0  # counts logs: a position in one is void in the next
         self.ring = Ring()
-        self.is_database_up = True
         self.log_reads = 0
         self.on_events: list[Callable[[Sequence[Event]], None]] = []
         self.on_reset: list[Callable[[Head], None]] = []
         self.database = database
         self._has_shared_bus = has_shared_bus
         self._is_bus_deaf = is_bus_deaf
+        self._is_database_up = True
         self._pending: dict[int, Event] = {}
         self._pending_bytes = 0
         self._target = 0  # the highest number that is known to be in the log
@@ -84,7 +85,7 @@ class Feed:
         """Load the newest events: the clients of the worker that this one replaces reconnect all at once."""
         seq = await event_log.tail(self.database, max_rows=REMEMBERED_EVENTS, max_bytes=REMEMBERED_BYTES)
         while seq < self.head.seq:
-            page = await self._read_log(seq, PAGE_EVENTS, PAGE_BYTES)
+            page = await self._read_log(seq)
             if not page or (page[0].epoch, page[0].seq) != (self.head.epoch, seq + 1):
                 self.ring.clear()  # the log was replaced or pruned meanwhile
                 return
@@ -110,7 +111,7 @@ class Feed:
         self._notify(ready)
 
     def offer_head(self, head: Head) -> None:
-        """Take a position that the log has reached, as another worker or the database tells it."""
+        """Take a position that the log has reached, as reported by another worker or by the database."""
         if head.epoch != self.head.epoch:
             self.poll_now()
         elif head.seq > self.head.seq:
@@ -121,7 +122,7 @@ class Feed:
         self._poll_due.set()
 
     def _accept(self, event: Event, ready: list[Event]) -> None:
-        if self._pending and (held := self._pending.pop(event.seq, None)) is not None:
+        if (held := self._pending.pop(event.seq, None)) is not None:
             self._pending_bytes -= held.size
         self.head = Head(event.epoch, event.seq)
         self.ring.append(event)
@@ -180,12 +181,12 @@ class Feed:
             try:
                 found = await event_log.head(self.database)
             except Unavailable:
-                self._note_database_down()
+                self._note_database(is_up=False)
                 await asyncio.sleep(backoff)
                 backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
                 continue
             backoff = POLL_SECONDS_DEAF
-            self._note_database_up()
+            self._note_database(is_up=True)
             if found.epoch != self.head.epoch:
                 self._reset(found)
             elif found.epoch == seen.epoch and found.seq < seen.seq:
@@ -194,11 +195,9 @@ class Feed:
                 self._raise_target(found.seq)
             metrics.FEED_LAG.set(max(0, found.seq - self.head.seq))
             await asyncio.sleep(MIN_POLL_SECONDS)
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_seconds()):
                     await self._poll_due.wait()
-            except TimeoutError:
-                pass
 
     async def _fill_gaps(self) -> None:
         backoff = POLL_SECONDS_DEAF
@@ -212,13 +211,13 @@ class Feed:
                     await self._fill()
                     backoff = POLL_SECONDS_DEAF
                 except Unavailable:
-                    self._note_database_down()
+                    self._note_database(is_up=False)
                     await asyncio.sleep(backoff)
                     backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
 
     async def _fill(self) -> None:
         start = self.head
-        events = await self._read_log(start.seq, PAGE_EVENTS, PAGE_BYTES)
+        events = await self._read_log(start.seq)
         if self.head.epoch != start.epoch:
             return
         ready: list[Event] = []
@@ -273,21 +272,18 @@ class Feed:
             listener(found)
         self._wake_waiters()
 
-    def _note_database_down(self) -> None:
-        if self.is_database_up:
-            self.is_database_up = False
-            log.warning("database connection lost; retrying")
-
-    def _note_database_up(self) -> None:
-        if not self.is_database_up:
-            self.is_database_up = True
+    def _note_database(self, *, is_up: bool) -> None:
+        if is_up and not self._is_database_up:
             log.info("database connection restored")
+        elif self._is_database_up and not is_up:
+            log.warning("database connection lost; retrying")
+        self._is_database_up = is_up
 
-    async def _read_log(self, seq: int, max_events: int, max_bytes: int) -> list[Event]:
+    async def _read_log(self, seq: int) -> list[Event]:
         async with self._reading:
             self.log_reads += 1
             metrics.LOG_READS.inc()
-            return await event_log.read_after(self.database, seq, max_rows=max_events, max_bytes=max_bytes)
+            return await event_log.read_after(self.database, seq, max_rows=PAGE_EVENTS, max_bytes=PAGE_BYTES)
 
     # --- readers that are behind
 
@@ -296,15 +292,12 @@ class Feed:
 
         Raises PositionTooOld when the log no longer reaches back that far, Unavailable when it cannot be read.
         """
-        if seq >= self.head.seq:
-            return []
-        found = self.ring.after(seq, max_events=PAGE_EVENTS, max_bytes=PAGE_BYTES)
+        found = self.newest_after(seq)
         if found is None:
-            found = await self._read_log(seq, PAGE_EVENTS, PAGE_BYTES)
             # Later events are committed, but the listeners have not been given them yet.
-            found = [event for event in found if event.seq <= self.head.seq]
-        if not found or found[0].seq != seq + 1:
-            raise PositionTooOld(seq)
+            found = [event for event in await self._read_log(seq) if event.seq <= self.head.seq]
+            if not found or found[0].seq != seq + 1:
+                raise PositionTooOld(seq)
         return found
 
     def newest_after(self, seq: int) -> list[Event] | None:
@@ -341,7 +334,7 @@ class Feed:
             self._next_head_read = asyncio.create_task(self._reach_head(self._current_head_read), name="feed-reach")
         done, _ = await asyncio.wait({self._next_head_read}, timeout=REACH_SECONDS)
         for read in done:
-            if not read.cancelled():  # as it is when the feed stops
+            if not read.cancelled():  # it is when the feed stops
                 read.result()
 
     async def _reach_head(self, current: asyncio.Task[None] | None) -> None:

@@ -1,7 +1,7 @@
 """The presence counts of this worker, and which of them are stored for the other workers. Pure.
 
-A count is of one user (or of all anonymous clients) on one topic: the sockets that are open, and those that ended a
-moment ago and linger, since their client may reconnect.
+There is one count for each topic and user; all anonymous clients together count as one user. A count holds the sockets
+that are open, and those that ended a moment ago and linger, since their client may reconnect.
 """
 
 from __future__ import annotations

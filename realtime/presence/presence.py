@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from math import inf
@@ -64,14 +65,10 @@ def view_of(before: View | None, rows: Iterable[Row]) -> View:
     view: dict[int, Watching] = {}
     lingering: dict[int, Watching] = {}
     for row in rows:
-        if row.connections:
-            known = view.get(row.user_id)
-            count = known.connections + row.connections if known else row.connections
-            view[row.user_id] = Watching(count, row.username)
-        if row.lingering:
-            known = lingering.get(row.user_id)
-            count = known.connections + row.lingering if known else row.lingering
-            lingering[row.user_id] = Watching(count, row.username)
+        for counted, number in ((view, row.connections), (lingering, row.lingering)):
+            if number:
+                known = counted.get(row.user_id)
+                counted[row.user_id] = Watching(known.connections + number if known else number, row.username)
     for user_id, (more, name) in lingering.items():
         connections, name = view.get(user_id, (0, name))
         if before is None:
@@ -107,11 +104,9 @@ def changes(topic: str, before: View, after: View, *, sees_users: bool) -> list[
     count = count_of(after)
     if not joined and not left and count == count_of(before):
         return []
-    parts = [
-        slice(start, start + MAX_USERS_PER_FRAME)
-        for start in range(0, max(len(joined), len(left), 1), MAX_USERS_PER_FRAME)
-    ]
-    return [frames.presence(topic, count, joined[part], left[part]) for part in parts]
+    size = MAX_USERS_PER_FRAME
+    starts = range(0, max(len(joined), len(left), 1), size)
+    return [frames.presence(topic, count, joined[at : at + size], left[at : at + size]) for at in starts]
 
 
 @dataclass(slots=True, eq=False)
@@ -123,12 +118,8 @@ class _Follower:
     sent: dict[str, View] = field(default_factory=dict)
 
 
-def _never() -> bool:
-    return False
-
-
 class Presence:
-    """One per process. `nudge` tells all processes that stored counts have changed; `on_nudge` hears it from them."""
+    """One per process. `nudge` tells all processes that stored counts have changed; `on_nudge` receives such nudges."""
 
     def __init__(self, database: Database, nudge: Callable[[str], None]) -> None:
         self._database = database
@@ -173,7 +164,7 @@ class Presence:
         topics: frozenset[str],
         sees_users: bool,
         write: Callable[[bytes], None],
-        is_full: Callable[[], bool] = _never,
+        is_full: Callable[[], bool] = lambda: False,
     ) -> Mapping[str, Any]:
         """Return who watches each topic now. From then on, `write` gets a frame for each change, until `unwatch(key)`.
 
@@ -218,14 +209,14 @@ class Presence:
             while True:
                 await self._wait_until_due()
                 self._wake.clear()
-                pause = INTERVAL_SECONDS
+                pause = RETRY_SECONDS
                 try:
                     await self._round()
+                    pause = INTERVAL_SECONDS
                 except Unavailable:
-                    pause = RETRY_SECONDS
+                    pass
                 except Exception as error:
                     log.error("presence round failed", exc_info=error)
-                    pause = RETRY_SECONDS
                 await asyncio.sleep(pause)
         finally:
             await self._stop()
@@ -239,11 +230,9 @@ class Presence:
         if self._followers:
             due.append(self._polled_at + POLL_SECONDS)
         when = min(due)
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout_at(when if when < inf else None):
                 await self._wake.wait()
-        except TimeoutError:
-            pass
 
     async def _round(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -260,12 +249,10 @@ class Presence:
     async def _stop(self) -> None:
         if not self._has_lease:
             return
-        try:
+        with suppress(Unavailable, TimeoutError):  # then the lease expires by itself
             async with asyncio.timeout(STOP_SECONDS):
                 # Not deleted: the clients of these sockets will reconnect in a moment.
                 await presence.linger(self._database, self._worker, self._version + 1, LINGER_SECONDS)
-        except (Unavailable, TimeoutError):
-            pass  # the lease expires
 
     # --- this worker's counts, for the others
 
@@ -279,7 +266,7 @@ class Presence:
         if not batch and (not self._has_lease or now - self._stored_at < RENEW_SECONDS):
             return
         if not self._has_lease:
-            # Without followers nobody polls, so this is when the rows of dead workers are deleted.
+            # Without followers no worker polls, so the rows of dead workers are deleted here.
             await self._delete_expired((await presence.workers(self._database)).expired)
         rows = counts.begin_storing(batch)
         if not rows and not self._has_lease:

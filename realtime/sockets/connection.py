@@ -4,8 +4,8 @@ Rules:
 - Each message gets one reply. The next message is read only when the socket has taken the reply before, so a client
   that asks and does not read fills only its own buffer. Replies to `request` come when the calls are done.
 - The reply to `subscribe` comes before the first frame of the subscription, the reply to `unsubscribe` after the last.
-- The identity may change whenever something is awaited, and with it what the socket may see: it is checked again before
-  frames are sent on the strength of it.
+- The identity, and with it what the socket may see, can change during every `await`: it is checked again before frames
+  that depend on it are sent.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,23 +21,14 @@ from typing import Any
 from starlette.websockets import WebSocket
 
 from core import metrics
-from core.errors import CLOSE_REASONS, CloseCode, Forbidden, Problem
-from core.identity import ANONYMOUS_AUDIENCES, Identity
-from realtime.fanout.spec import Spec, check_topics
+from core.errors import CloseCode, Forbidden, Problem
+from core.identity import Identity
+from realtime.fanout.spec import Spec, audiences_of, check_topics, user_id_of
 from realtime.fanout.subscription import Subscription
 from realtime.feed.positions import LOG_REPLACED, find_start
-from realtime.sockets import messages
+from realtime.sockets import actions, parsing
 from realtime.sockets.context import SocketContext
-from realtime.sockets.inbound import (
-    MAX_REFUSED_MESSAGES,
-    MESSAGES_PER_SECOND,
-    BadMessage,
-    Bucket,
-    Message,
-    parse_filters,
-    parse_members,
-    parse_message,
-)
+from realtime.sockets.parsing import BadMessage, Bucket, Message, parse_filters, parse_members, parse_message
 from realtime.sockets.registry import Entry
 from realtime.sockets.rest_calls import RestCalls
 from realtime.wire import frames
@@ -117,7 +109,7 @@ class Connection:
         self._begin_default(spec, position, self._context.feed.generation)
 
     def open_after_auth(self, spec: Spec, position: int) -> None:
-        """Begin it once the client has authenticated; send nothing before, and close after AUTH_SECONDS without it."""
+        """Begin the default subscription once the client has authenticated, which it must do within AUTH_SECONDS."""
         timer = asyncio.get_running_loop().call_later(AUTH_SECONDS, self._end, CloseCode.TOKEN_EXPIRED)
         begin = partial(self._begin_default, spec, position, self._context.feed.generation)
         self._awaited_auth = _AwaitedAuth(timer, spec.topics, begin)
@@ -146,7 +138,7 @@ class Connection:
             self._awaited_auth.timer.cancel()
 
     async def finish(self) -> None:
-        """Wait for the requests that have begun, as HTTP does when a client goes away."""
+        """Wait for the requests that have begun, as HTTP does when a client disconnects."""
         await self._rest_calls.finish()
 
     def _new_subscription(self, spec: Spec, snapshot_of: tuple[str, ...] = ()) -> Subscription:
@@ -158,7 +150,7 @@ class Connection:
             live=self._context.live,
             snapshots=self._context.snapshots,
             snapshot_of=snapshot_of,
-            owner_id=_user_id(self.identity),
+            owner_id=user_id_of(self.identity),
         )
 
     def _add(self, name: str | None, subscription: Subscription) -> None:
@@ -176,7 +168,7 @@ class Connection:
 
     def _end(self, code: CloseCode) -> None:
         self.is_ending = True
-        self.writer.close(code, CLOSE_REASONS[code])
+        self.writer.close(code)
 
     @property
     def _topics(self) -> frozenset[str]:
@@ -185,37 +177,35 @@ class Connection:
     def _update_presence(self) -> None:
         """Tell presence which topics the socket watches now, and as which user."""
         topics, before, was = self._topics, self._counted_topics, self._counted_identity
-        is_same = _user_id(was) == _user_id(self.identity)
+        user_id = user_id_of(self.identity)
+        is_same = user_id_of(was) == user_id
         self._counted_topics, self._counted_identity = topics, self.identity
         presence = self._context.presence
         entered = topics - before if is_same else topics
         left = before - topics if is_same else before
         if entered:
             username = self.identity.username if self.identity is not None else None
-            presence.enter(entered, _user_id(self.identity), username)
+            presence.enter(entered, user_id, username)
         if left:
             # A socket that signs in continues as another user: the former one will not come back, so does not linger.
-            presence.leave(left, _user_id(was), lingers=is_same)
+            presence.leave(left, user_id_of(was), lingers=is_same)
 
     # --- identity
 
     @property
     def _audiences(self) -> frozenset[str]:
-        return self.identity.audiences if self.identity is not None else ANONYMOUS_AUDIENCES
+        return audiences_of(self.identity)
 
     def _identity_changed(self, entry: Entry, identity: Identity | None) -> None:
         if entry is not self._entry:
             return  # an identity that is not in use yet, or no longer
-        if identity is None:
-            self._end(CloseCode.TOKEN_EXPIRED)
-            return
-        self.identity = identity
-        try:
-            check_topics(self._topics | self._presence_topics, identity)
-        except Forbidden:
-            self._end(CloseCode.TOKEN_EXPIRED)
-            return
-        self._update_audiences()
+        with suppress(Forbidden):
+            if identity is not None:
+                self.identity = identity
+                check_topics(self._topics | self._presence_topics, identity)
+                self._update_audiences()
+                return
+        self._end(CloseCode.TOKEN_EXPIRED)
 
     def _update_audiences(self) -> None:
         for subscription in self.subscriptions.values():
@@ -234,8 +224,9 @@ class Connection:
             message = parse_message(text)
             reply_to = message.reply_to
             if not is_allowed:
-                close = CloseCode.TOO_MANY_MESSAGES if self._bucket.refused > MAX_REFUSED_MESSAGES else None
-                raise BadMessage("rate_limited", f"Expected at most {MESSAGES_PER_SECOND:g} messages a second", close)
+                close = CloseCode.TOO_MANY_MESSAGES if self._bucket.refused > parsing.MAX_REFUSED_MESSAGES else None
+                expected = f"Expected at most {parsing.MESSAGES_PER_SECOND:g} messages a second"
+                raise BadMessage("rate_limited", expected, close)
             action = self._actions.get(message.action)
             if action is None:
                 raise BadMessage("unknown_action", f"action: expected one of {', '.join(sorted(self._actions))}")
@@ -268,28 +259,21 @@ class Connection:
             self.writer.write(Frames([text]))
 
     async def _ping(self, message: Message) -> ReplyData:
-        parse_members(messages.Ping, message.members)
+        parse_members(actions.Ping, message.members)
         return {}
 
     async def _auth(self, message: Message) -> ReplyData | None:
-        token = parse_members(messages.Auth, message.members).token
+        token = parse_members(actions.Auth, message.members).token
         try:
             identity = await self._context.identify(token)
-        except Problem as error:
-            close = CloseCode.TOKEN_EXPIRED if error.status == 401 else None
-            raise BadMessage(error.code, error.detail, close) from error
-        if self.identity is not None and self.identity.user_id != identity.user_id:
-            raise BadMessage("another_user", "This socket is signed in as another user; open another socket")
-        awaited = self._awaited_auth
-        try:
+            if self.identity is not None and self.identity.user_id != identity.user_id:
+                raise BadMessage("another_user", "This socket is signed in as another user; open another socket")
+            awaited = self._awaited_auth
             check_topics(self._topics | (awaited.topics if awaited is not None else frozenset()), identity)
-        except Forbidden as error:
-            raise BadMessage(error.code, error.detail, CloseCode.FORBIDDEN) from error
-        try:
             await self.sign_in(identity)
         except Problem as error:
-            close = CloseCode.TOKEN_EXPIRED if error.status == 401 else None
-            raise BadMessage(error.code, error.detail, close) from error
+            closes = {401: CloseCode.TOKEN_EXPIRED, 403: CloseCode.FORBIDDEN}
+            raise BadMessage(error.code, error.detail, closes.get(error.status)) from error
         if awaited is not None:
             self._awaited_auth = None
             awaited.timer.cancel()
@@ -305,7 +289,7 @@ class Connection:
         return {"user_id": self.identity.user_id, "group": self.identity.group}
 
     async def _subscribe(self, message: Message) -> None:
-        wanted = parse_members(messages.Subscribe, message.members)
+        wanted = parse_members(actions.Subscribe, message.members)
         topics = tuple(wanted.topics if wanted.topics is not None else sorted(PUBLIC_TOPICS))
         check_topics(frozenset(topics), self.identity)
         filters = parse_filters(wanted.filter, topics)
@@ -314,24 +298,18 @@ class Connection:
         beginning = None
         if wanted.snapshot and (wanted.since is None or reason is not None):
             beginning = await self._context.snapshots.begin(topics)
-        # Nothing is awaited from here on, so that the stream begins exactly at the number in the reply.
+        # Nothing is awaited from here on, so that the events begin exactly after the number in the reply.
         check_topics(frozenset(topics), self.identity)
         if self._is_closed:
             return
         name = self._new_name(wanted.name)
         deliver = wanted.deliver
-        spec = Spec(
-            frozenset(topics),
-            Rendering(wanted.bulk, name),
-            self._audiences,
-            filters,
-            deliver.latest_every_ms if isinstance(deliver, messages.Latest) else None,
-        )
+        latest_every_ms = deliver.latest_every_ms if isinstance(deliver, actions.Latest) else None
+        spec = Spec(frozenset(topics), Rendering(wanted.bulk, name), self._audiences, filters, latest_every_ms)
         subscription = self._new_subscription(spec, snapshot_of=topics if wanted.snapshot else ())
         self._drop(None)
         self._add(name, subscription)
-        resumes = wanted.since is not None and reason is None
-        start = wanted.since if wanted.since is not None and resumes else feed.head.seq
+        start = wanted.since if wanted.since is not None and reason is None else feed.head.seq
         if beginning is not None:
             start = beginning.head.seq
         self._write(frames.reply(message.reply_to, {"subscription": name, "seq": start}))
@@ -354,14 +332,14 @@ class Connection:
         return next(name for name in names if name not in self.subscriptions)
 
     async def _unsubscribe(self, message: Message) -> ReplyData:
-        name = parse_members(messages.Unsubscribe, message.members).subscription
+        name = parse_members(actions.Unsubscribe, message.members).subscription
         if not self._drop(name):
             raise BadMessage("unknown_subscription", f"subscription: there is no {name} on this socket")
         self._update_presence()
         return {"subscription": name}
 
     async def _presence(self, message: Message) -> ReplyData:
-        topics = frozenset(parse_members(messages.Presence, message.members).topics)
+        topics = frozenset(parse_members(actions.Presence, message.members).topics)
         check_topics(topics, self.identity)
         private = sorted(topic for topic in topics if TOPICS[topic] == "self")
         if private:
@@ -383,9 +361,5 @@ class Connection:
         return self.writer.buffered() > HIGH_WATER_BYTES
 
     async def _request(self, message: Message) -> None:
-        wanted = parse_members(messages.Request, message.members)
+        wanted = parse_members(actions.Request, message.members)
         self._rest_calls.start(message.reply_to, wanted, self.identity)
-
-
-def _user_id(identity: Identity | None) -> int | None:
-    return identity.user_id if identity is not None else None

@@ -12,8 +12,6 @@ from realtime.feed.feed import Feed
 from realtime.presence.presence import Presence
 from realtime.sockets.registry import Registry
 
-Identify = Callable[[str], Awaitable[Identity]]
-
 
 @dataclass(frozen=True, slots=True)
 class SocketContext:
@@ -27,7 +25,7 @@ class SocketContext:
     snapshots: Snapshots
     registry: Registry
     presence: Presence
-    identify: Identify
+    identify: Callable[[str], Awaitable[Identity]]
     allowed_origins: tuple[str, ...]  # besides the service's own
     requires_auth: bool
     limits_messages: bool  # off where the operator has switched rate limits off

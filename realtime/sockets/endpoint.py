@@ -1,6 +1,6 @@
 """`GET /ws`: one websocket, from the handshake to the last frame.
 
-The handshake is refused over HTTP: origin, query, room, token and topics are checked before the socket is accepted.
+Origin, query, limits, token and topics are checked before the socket is accepted, so a handshake is refused over HTTP.
 """
 
 from __future__ import annotations
@@ -19,23 +19,15 @@ from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from core import metrics
-from core.errors import (
-    CLOSE_REASONS,
-    NO_CLOSE_FRAME,
-    CloseCode,
-    FieldProblem,
-    Forbidden,
-    InvalidInput,
-    Problem,
-    Unauthenticated,
-)
-from realtime.fanout.spec import Spec, check_topics
+from core.errors import NO_CLOSE_FRAME, CloseCode, FieldProblem, Forbidden, InvalidInput, Problem, Unauthenticated
+from realtime.fanout.spec import Spec, check_topics, user_id_of
 from realtime.feed.positions import LOG_REPLACED, find_start
 from realtime.sockets.connection import Connection
 from realtime.sockets.context import SocketContext
 from realtime.wire import frames
 from realtime.wire.frames import Frames, Rendering
 from realtime.wire.writer import EXTENSION, QueuedWriter, Writer
+from repository.engine.events import Head
 from resources.topics import PUBLIC_TOPICS, TOPICS
 from schemas import MAX_ID
 
@@ -64,24 +56,26 @@ def parse_query(items: list[tuple[str, str]]) -> HandshakeQuery:
     """Parse the query of the handshake. Raises InvalidInput with every problem."""
     problems: list[FieldProblem] = []
     given: dict[str, str] = {}
+
+    def refuse(name: str, expected: str, kind: str) -> None:
+        problems.append(FieldProblem(("query", name), expected, kind))
+
     for name, value in items:
         if name not in PARAMETERS:
-            expected = ", ".join(PARAMETERS)
-            problems.append(FieldProblem(("query", name), f"Unknown parameter; expected one of {expected}", "unknown"))
+            refuse(name, f"Unknown parameter; expected one of {', '.join(PARAMETERS)}", "unknown")
         elif name in given:
-            problems.append(FieldProblem(("query", name), "Expected once", "repeated"))
+            refuse(name, "Expected once", "repeated")
         given[name] = value
     topics = frozenset(name for name in given["topics"].split(",") if name) if "topics" in given else PUBLIC_TOPICS
     if not topics or not topics <= TOPICS.keys():
-        expected = ", ".join(TOPICS)
-        problems.append(FieldProblem(("query", "topics"), f"Expected one or more of {expected}", "unknown_topic"))
+        refuse("topics", f"Expected one or more of {', '.join(TOPICS)}", "unknown_topic")
     since = given.get("since")
     if since is not None and not (_NUMBER.fullmatch(since) and int(since) <= MAX_ID):
-        problems.append(FieldProblem(("query", "since"), "Expected the number of an event, 0 or more", "invalid_since"))
+        refuse("since", "Expected the number of an event, 0 or more", "invalid_since")
     if given.get("bulk", "items") not in ("items", "summary"):
-        problems.append(FieldProblem(("query", "bulk"), "Expected items or summary", "invalid_bulk"))
+        refuse("bulk", "Expected items or summary", "invalid_bulk")
     if "epoch" in given and since is None:
-        problems.append(FieldProblem(("query", "epoch"), "Expected since beside epoch", "missing_since"))
+        refuse("epoch", "Expected since beside epoch", "missing_since")
     if problems:
         raise InvalidInput(problems)
     return HandshakeQuery(
@@ -162,12 +156,11 @@ async def watch(websocket: WebSocket) -> None:
 
 async def _refuse(websocket: WebSocket, problem: Problem) -> None:
     body = orjson.dumps({"detail": problem.detail})
-    response = Response(body, problem.status, dict(problem.headers), "application/json")
-    await websocket.send_denial_response(response)
+    await websocket.send_denial_response(Response(body, problem.status, problem.headers, "application/json"))
 
 
 def _welcome(context: SocketContext, connection: Connection, query: HandshakeQuery, resync_reason: str | None) -> None:
-    """Send the first frames and subscribe. Nothing is awaited here: the stream begins at the number in the welcome."""
+    """Send the first frames and subscribe. Nothing is awaited, so the events begin after the number in the welcome."""
     writer, identity = connection.writer, connection.identity
     try:
         # The identity may have changed since the handshake began.
@@ -176,18 +169,11 @@ def _welcome(context: SocketContext, connection: Connection, query: HandshakeQue
         if identity is not None or not context.requires_auth:
             check_topics(query.topics, identity)
     except Problem:
-        writer.close(CloseCode.TOKEN_EXPIRED, CLOSE_REASONS[CloseCode.TOKEN_EXPIRED])
+        writer.close(CloseCode.TOKEN_EXPIRED)
         return
     head = context.feed.head
     start = query.since if query.since is not None and resync_reason is None else head.seq
-    first = [
-        frames.welcome(
-            epoch=head.epoch,
-            seq=start,
-            user_id=identity.user_id if identity is not None else None,
-            heartbeat_seconds=HEARTBEAT_SECONDS,
-        )
-    ]
+    first = [frames.welcome(Head(head.epoch, start), user_id_of(identity), HEARTBEAT_SECONDS)]
     if resync_reason is not None:
         first.append(frames.resync(resync_reason, head))
     writer.write(Frames(first))

@@ -2,7 +2,7 @@
 
 Rules:
 - An access token is checked when a connection begins. Later changes to its session or account arrive as events of the
-  log, so they reach every worker within the second that any event takes at most.
+  log, so they reach every worker as fast as any event.
 - `on_events` runs before the hub's listener: a connection that loses its rights is closed before the next event is
   written.
 - After the log was replaced, every identity is checked again, since sessions may be gone without an event.
@@ -66,7 +66,7 @@ class Registry:
 
     @contextmanager
     def place(self, address: str) -> Iterator[None]:
-        """Count one more connection. Raises Unavailable or TooManyRequests when there is no room for it."""
+        """Count one more connection. Raises Unavailable or TooManyRequests when there are too many."""
         if self.is_closed:
             raise Unavailable("The service is stopping")
         if len(self) >= self._max_connections:
@@ -82,7 +82,7 @@ class Registry:
                 del self._by_address[address]
 
     def close(self) -> None:
-        """Accept no more connections."""
+        """Accept no further connections."""
         self.is_closed = True
         if self._rechecking is not None:
             self._rechecking.cancel()

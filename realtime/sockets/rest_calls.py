@@ -4,7 +4,7 @@ Rules:
 - Validation, permissions, rate limits and idempotency are those of HTTP, because the call takes the same code path.
 - A reply is sent when its call is done, at most MAX_REQUESTS_IN_FLIGHT calls run at a time, and a reply waits until the
   socket has taken the one before.
-- A call that has begun is finished, even when the client goes away meanwhile, as it is over HTTP.
+- A call that has begun is finished even if the client disconnects meanwhile, as over HTTP.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from starlette.websockets import WebSocket
 
 from core import scope_keys
 from core.identity import Identity
-from realtime.sockets import messages
-from realtime.sockets.inbound import BadMessage
+from realtime.sockets import actions
+from realtime.sockets.parsing import BadMessage
 from realtime.wire import frames
 from realtime.wire.writer import Writer
 
@@ -37,14 +37,18 @@ log = structlog.get_logger("connection")
 
 @dataclass(frozen=True, slots=True)
 class RestResponse:
-    """`body` is empty when the response was larger than MAX_REPLY_BYTES; `is_whole` is then False."""
+    """`error` says why the body was left out."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
-    is_whole: bool = True
+    error: Mapping[str, str] | None = None
 
 
+TOO_LARGE: Mapping[str, str] = {
+    "code": "reply_too_large",
+    "detail": f"The body is larger than {MAX_REPLY_BYTES} bytes; the request was done. Ask for a smaller page.",
+}
 FAILED = RestResponse(500, {"content-type": "application/json"}, b'{"detail":"Internal Server Error"}')
 
 
@@ -58,7 +62,7 @@ class RestCalls:
         self._reply_turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, reply_to: int | str | None, wanted: messages.Request, identity: Identity | None) -> None:
+    def start(self, reply_to: int | str | None, wanted: actions.Request, identity: Identity | None) -> None:
         """Begin a call, whose reply is written when it is done. Raises BadMessage."""
         refused = sorted({name.lower() for name in wanted.headers} & REFUSED_HEADERS)
         if refused:
@@ -92,10 +96,10 @@ class RestCalls:
             response = FAILED
         async with self._reply_turn:
             await self._writer.drained()
-            self._write(reply(reply_to, response))
+            self._write(frames.rest_reply(reply_to, response.status, response.headers, response.body, response.error))
 
 
-def scope_of(socket: Mapping[str, Any], wanted: messages.Request, identity: Identity | None, body: bytes) -> Scope:
+def scope_of(socket: Mapping[str, Any], wanted: actions.Request, identity: Identity | None, body: bytes) -> Scope:
     """Return the ASGI scope of a call. `socket` is the scope of the websocket."""
     path, _, query = wanted.path.partition("?")
     headers = [(name.lower().encode(), value.encode()) for name, value in wanted.headers.items()]
@@ -128,7 +132,7 @@ def scope_of(socket: Mapping[str, Any], wanted: messages.Request, identity: Iden
 
 async def call(app: ASGIApp, scope: Scope, body: bytes) -> RestResponse:
     """Run one call through the application and collect its response."""
-    status, size, is_whole = 500, 0, True
+    status, size = 500, 0
     headers: dict[str, str] = {}
     chunks: list[bytes] = []
     requested = [{"type": "http.request", "body": body, "more_body": False}]
@@ -141,7 +145,7 @@ async def call(app: ASGIApp, scope: Scope, body: bytes) -> RestResponse:
         return {"type": "http.disconnect"}
 
     async def send(message: MutableMapping[str, Any]) -> None:
-        nonlocal status, size, is_whole
+        nonlocal status, size
         if message["type"] == "http.response.start":
             status = message["status"]
             for name, value in message.get("headers", []):
@@ -151,21 +155,13 @@ async def call(app: ASGIApp, scope: Scope, body: bytes) -> RestResponse:
         elif message["type"] == "http.response.body":
             if scope["method"] == "HEAD":
                 return  # over HTTP, the server leaves the body out
-            size += len(message.get("body", b""))
-            if size > MAX_REPLY_BYTES:
-                is_whole = False
-            elif message.get("body"):
-                chunks.append(message["body"])
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size <= MAX_REPLY_BYTES:
+                chunks.append(chunk)
 
     await app(scope, receive, send)
     headers.pop("content-length", None)
-    return RestResponse(status, headers, b"".join(chunks) if is_whole else b"", is_whole)
-
-
-def reply(reply_to: int | str | None, response: RestResponse) -> bytes:
-    """Return the reply frame. `error` says so when the body was left out."""
-    error = None
-    if not response.is_whole:
-        detail = f"The body is larger than {MAX_REPLY_BYTES} bytes; the request was done. Ask for a smaller page."
-        error = {"code": "reply_too_large", "detail": detail}
-    return frames.rest_reply(reply_to, response.status, response.headers, response.body, error)
+    if size > MAX_REPLY_BYTES:
+        return RestResponse(status, headers, b"", TOO_LARGE)
+    return RestResponse(status, headers, b"".join(chunks))

@@ -2,7 +2,7 @@
 
 Invariants:
 - Pull only. A stream reads its next page, from the ring or the log, when the client has taken the last one. The
-  server's flow control is the back-pressure: there is no queue, and a slow client costs no more than a page.
+  server's flow control is the back-pressure: there is no queue, and a slow client costs at most one page of memory.
 - An event's id is its position. The events sent after an id are exactly those that follow it in the log and that the
   client may see.
 - A stream ends when its client disconnects or takes nothing for too long, when its token or session ends, when its user
@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from core import metrics
 from core.errors import Forbidden, NotAcceptable, Unavailable
 from core.identity import Identity
 from core.scope_keys import SOCKET
-from realtime.fanout.spec import check_topics
+from realtime.fanout.spec import check_topics, user_id_of
 from realtime.feed.positions import LOG_REPLACED
 from realtime.sockets.registry import Registry
 from realtime.sse import replay
@@ -85,23 +85,25 @@ class EventStreams:
         return EventStream(self, replay.view(identity, query), query, last_event_id)
 
     def stop(self) -> None:
-        """End every stream, and open no more."""
+        """End every stream, and accept no further ones."""
         self._is_stopping = True
         for stream in list(self._open):
             stream.end()
 
-    def enter(self, stream: EventStream) -> None:
-        """Count an open stream. Raises Unavailable when there is no room for it."""
+    @contextmanager
+    def place(self, stream: EventStream) -> Iterator[None]:
+        """Count an open stream. Raises Unavailable when there are too many."""
         if self._is_stopping:
             raise Unavailable("The service is stopping")
         if len(self._open) >= MAX_STREAMS:
             raise Unavailable("Too many event streams", {"Retry-After": str(FULL_RETRY_SECONDS)})
         self._open.add(stream)
         metrics.STREAMS.inc()
-
-    def leave(self, stream: EventStream) -> None:
-        self._open.remove(stream)
-        metrics.STREAMS.dec()
+        try:
+            yield
+        finally:
+            self._open.remove(stream)
+            metrics.STREAMS.dec()
 
 
 class EventStream(Response):
@@ -136,8 +138,7 @@ class EventStream(Response):
         client = scope.get("client")
         with ExitStack() as stack:
             stack.enter_context(self._streams.registry.place(client[0] if client else ""))
-            self._streams.enter(self)
-            stack.callback(self._streams.leave, self)
+            stack.enter_context(self._streams.place(self))
             await self._sign_in(stack)
             reason = await self._find_start()
             self.init_headers({**_HEADERS, "Stream-Position": sse.position_text(self._head)})
@@ -156,13 +157,11 @@ class EventStream(Response):
             await registry.confirm(entry)
 
     def _identity_changed(self, identity: Identity | None) -> None:
-        try:
+        with suppress(Forbidden):
             if identity is not None:
                 check_topics(self._view.topics, identity)
                 self._view = replace(self._view, identity=identity)
                 return
-        except Forbidden:
-            pass
         self._view = replace(self._view, topics=frozenset())
         self.end()
 
@@ -212,13 +211,8 @@ class EventStream(Response):
 
     async def _follow(self, reason: str | None, send: Send) -> None:
         """Send until cancelled. Raises TimeoutError when the client takes nothing for too long."""
-        identity = self._view.identity
-        welcome = frames.welcome(
-            epoch=self._head.epoch,
-            seq=self._head.seq,
-            user_id=identity.user_id if identity is not None else None,
-            heartbeat_seconds=int(self._pace.heartbeat_seconds),
-        )
+        user_id = user_id_of(self._view.identity)
+        welcome = frames.welcome(self._head, user_id, int(self._pace.heartbeat_seconds))
         retry = sse.retry(random.randint(MIN_RETRY_MS, MAX_RETRY_MS))
         await self._write(send, retry + sse.frame_block(self._head.epoch, self._head.seq, welcome))
         if reason is not None:
@@ -260,11 +254,9 @@ class EventStream(Response):
         return self._wrote_at + self._pace.heartbeat_seconds
 
     async def _wait_for_more(self) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout_at(self._next_heartbeat()):
                 await self._feed.wait_beyond(self._head.seq)
-        except TimeoutError:
-            pass
 
     async def _send_events(self, events: Sequence[Event], send: Send) -> None:
         blocks: list[bytes] = []

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from core.identity import ANONYMOUS_AUDIENCES, Identity
-from realtime.fanout.spec import check_topics
+from core.identity import Identity
+from realtime.fanout.spec import audiences_of, check_topics
 from realtime.feed.feed import Feed, PositionTooOld
 from realtime.feed.positions import ANOTHER_EPOCH, LOG_REPLACED, TOO_OLD, check_position
 from realtime.wire import frames
@@ -52,8 +52,7 @@ class View:
 
     def text(self, event: Event) -> bytes | None:
         """Return the frame of an event, or None when the client asked for other topics or may not see it."""
-        audiences = self.identity.audiences if self.identity is not None else ANONYMOUS_AUDIENCES
-        if event.topic not in self.topics or event.audience not in audiences:
+        if event.topic not in self.topics or event.audience not in audiences_of(self.identity):
             return None
         return frames.event_text(event, self.rendering)
 

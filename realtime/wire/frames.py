@@ -169,15 +169,9 @@ def presence(topic: str, count: int, joined: Sequence[Mapping[str, Any]], left: 
 # --- frames of the connection
 
 
-def welcome(*, epoch: str, seq: int, user_id: int | None, heartbeat_seconds: int) -> bytes:
-    facts = {
-        "protocol": PROTOCOL_VERSION,
-        "epoch": epoch,
-        "seq": seq,
-        "user_id": user_id,
-        "heartbeat_seconds": heartbeat_seconds,
-    }
-    return orjson.dumps({"operation": "welcome", "data": facts})
+def welcome(start: Head, user_id: int | None, heartbeat_seconds: int) -> bytes:
+    facts = {"protocol": PROTOCOL_VERSION, "epoch": start.epoch, "seq": start.seq, "user_id": user_id}
+    return orjson.dumps({"operation": "welcome", "data": {**facts, "heartbeat_seconds": heartbeat_seconds}})
 
 
 def resync(reason: str, head: Head, subscription: str | None = None) -> bytes:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from core.errors import NO_CLOSE_FRAME
+from core.errors import CLOSE_REASONS, NO_CLOSE_FRAME, CloseCode
 from realtime.wire.frames import Frames
 
 EXTENSION = "marquee.writer"
@@ -40,8 +40,8 @@ class Writer(Protocol):
     async def drained(self) -> None:
         """Wait until a socket that was filled past HIGH_WATER_BYTES is down to LOW_WATER_BYTES, or gone."""
 
-    def close(self, code: int, reason: str) -> None:
-        """Close the socket with a code, without waiting for a peer that does not read."""
+    def close(self, code: CloseCode) -> None:
+        """Close the socket, without waiting for a peer that does not read."""
 
 
 class QueuedWriter:
@@ -55,7 +55,7 @@ class QueuedWriter:
         self._filled = asyncio.Event()
         self._low = asyncio.Event()
         self._low.set()
-        self._closing: tuple[int, str] | None = None
+        self._closing: int | None = None
         self._task: asyncio.Task[None] | None = None
 
     def write(self, frames: Frames) -> None:
@@ -75,9 +75,9 @@ class QueuedWriter:
     async def drained(self) -> None:
         await self._low.wait()
 
-    def close(self, code: int, reason: str) -> None:
+    def close(self, code: CloseCode) -> None:
         if self._closing is None:
-            self._closing = (code, reason)
+            self._closing = code
             self._queue.clear()
             self._filled.set()
             if self._task is not None:
@@ -99,12 +99,12 @@ class QueuedWriter:
                     if self._size <= LOW_WATER_BYTES:
                         self._low.set()
                 if self._closing is not None:
-                    await self._websocket.close(*self._closing)
+                    await self._websocket.close(self._closing, CLOSE_REASONS[CloseCode(self._closing)])
                     break
         except (WebSocketDisconnect, OSError, RuntimeError):
             pass  # the peer is gone, or the server has closed the socket
         finally:
             self._queue.clear()
-            self._closing = self._closing or (NO_CLOSE_FRAME, "")
+            self._closing = self._closing or NO_CLOSE_FRAME
             self._low.set()
-        return self._closing[0]
+        return self._closing

@@ -487,7 +487,7 @@ async def test_a_storage_that_is_away_is_a_503_and_changes_nothing(gallery: Gall
 async def test_files_that_no_account_names_are_deleted_when_they_are_old(
     gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage_module, "FILES_OF_PAGE", 3)
+    monkeypatch.setattr(storage_module, "FILES_PER_PAGE", 3)
     for name in list(os.environ):
         if name.startswith(("STORAGE_", "S3_")):
             monkeypatch.delenv(name)

@@ -66,7 +66,7 @@ async def test_files_come_stay_and_go(storage: Storage) -> None:
 
 
 async def test_a_list_comes_in_pages(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "FILES_OF_PAGE", 3)
+    monkeypatch.setattr(storage_module, "FILES_PER_PAGE", 3)
     wanted = [f"some/{number}/1.webp" for number in range(8)]
     for name in wanted:
         await storage.put(name, b"x")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import click
 
-from commands.main import COMMANDS, cli
+from commands.cli import COMMANDS, cli
 from tests.support.backends import SQLITE_ONLY
 from tests.support.documents import ROOT
 from tests.support.service import Service

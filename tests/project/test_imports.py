@@ -257,7 +257,7 @@ def modules_of(root: Path) -> list[str]:
 
 def test_importing_opens_nothing_and_reads_no_settings(tmp_path: Path) -> None:
     modules = modules_of(ROOT)
-    assert {"main", "commands.main", "realtime.feed.bus", "repository.engine.database"} <= set(modules)
+    assert {"main", "commands.cli", "realtime.feed.bus", "repository.engine.database"} <= set(modules)
     assert opened_by_importing(ROOT, modules, tmp_path / "empty") == []
 
 

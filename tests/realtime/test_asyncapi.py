@@ -24,7 +24,7 @@ from core.errors import CloseCode
 from realtime.asyncapi import document as asyncapi
 from realtime.asyncapi import frame_models
 from realtime.sockets import endpoint
-from realtime.sockets.messages import ACTIONS, problems_of
+from realtime.sockets.actions import ACTIONS, problems_of
 from resources.topics import TOPIC_ENTITIES, TOPICS
 from server import serving
 from tests.support.documents import bare, rows_of, text_of
@@ -247,7 +247,7 @@ async def test_the_document_and_its_page_are_served_and_load_nothing_from_elsewh
         assert policy["script-src"] == policy["style-src"] == "'self'"
         assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\son\w+=|\sstyle=", page.text)
         own = [each for each in re.findall(r'(?:src|href)="([^"#]+)"', page.text) if not each.startswith("data:")]
-        assert {"/asyncapi.json", "/static/realtime.css", "/static/realtime.js"} <= set(own)
+        assert {"/asyncapi.json", "/static/websocket-reference.css", "/static/websocket-reference.js"} <= set(own)
         for reference in own:
             assert re.match(r"/[^/]|/$", reference)
             assert (await nobody.get(reference)).status_code == 200

@@ -14,7 +14,7 @@ import pytest
 from core.errors import Unavailable
 from core.filters import parse_json
 from realtime.fanout.hub import Hub
-from realtime.fanout.progress import Progress
+from realtime.fanout.job_progress import Progress
 from realtime.fanout.snapshot import Snapshots
 from realtime.fanout.spec import Spec
 from realtime.fanout.subscription import Subscription
@@ -268,7 +268,7 @@ class FakeSocketThatBreaks:
     async def drained(self) -> None:
         pass
 
-    def close(self, code: int, reason: str) -> None:
+    def close(self, code: int) -> None:
         self.closed = code
 
 

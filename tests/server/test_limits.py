@@ -11,7 +11,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from core.errors import CloseCode
-from realtime.sockets.inbound import MAX_BURST_MESSAGES, Bucket
+from realtime.sockets.parsing import MAX_BURST_MESSAGES, Bucket
 from tests.support.backends import SQLITE_ONLY
 from tests.support.service import Service, eventually
 from tests.support.sockets import closing, refusal

@@ -220,7 +220,7 @@ class Client:
         except MarqueeError as error:
             self._session.fail(error)
         except Exception as error:
-            # A bug of ours: callers that wait must get an error.
+            # A bug in this package: callers that wait must get an error.
             failure = MarqueeError(f"the client failed: {error!r}")
             failure.__cause__ = error
             self._session.fail(failure)
@@ -241,7 +241,7 @@ class Client:
                 found = await found
         except MarqueeError:
             raise
-        except Exception as error:  # noqa: BLE001 - the service that issues tokens may be away as well
+        except Exception as error:  # noqa: BLE001 - the service that issues tokens may be down as well
             log.warning("no token: %r", error)
             return Ending(detail=f"no token: {error!r}")
         try:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from .errors import ClientClosed, MarqueeError
-from .queues import Gate, Queue
+from .queues import Opened, Queue
 from .session import Session
 
 QUEUED_CHANGES = 1_000  # above, they become one change with `is_reset`
@@ -33,31 +32,15 @@ class PresenceChange:
     is_reset: bool = False
 
 
-class Presence(Mapping[str, Audience]):
+class Presence(Opened, Mapping[str, Audience]):
     """The audience of each topic, as the server last reported it."""
 
     def __init__(self, session: Session, begin: Callable[[], None], topics: tuple[str, ...]) -> None:
+        super().__init__(begin)
         self.topics = topics
         self._session = session
-        self._begin = begin
         self._audiences: dict[str, Audience] = {}
         self._queue: Queue[PresenceChange] = Queue()
-        self._complete = Gate()
-        self._is_open = False
-
-    async def __aenter__(self) -> Presence:
-        self._open()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def ready(self) -> None:
-        """Wait for the first state. Raises the error that ended the presence."""
-        self._open()
-        await self._complete.wait()
 
     def close(self) -> None:
         self._session.remove_presence(self)
@@ -66,11 +49,7 @@ class Presence(Mapping[str, Audience]):
     async def changes(self) -> AsyncIterator[PresenceChange]:
         """Yield joins and leaves as they happen. For one reader only."""
         self._open()
-        while True:
-            try:
-                change = await self._queue.get()
-            except ClientClosed:
-                return
+        while (change := await self._queue.get()) is not None:
             yield change
 
     def __aiter__(self) -> AsyncIterator[PresenceChange]:
@@ -85,11 +64,8 @@ class Presence(Mapping[str, Audience]):
     def __len__(self) -> int:
         return len(self._audiences)
 
-    def _open(self) -> None:
-        if not self._is_open:
-            self._is_open = True
-            self._begin()
-            self._session.add_presence(self)
+    def _start(self) -> None:
+        self._session.add_presence(self)
 
     # --- the session
 
@@ -100,7 +76,7 @@ class Presence(Mapping[str, Audience]):
             if topic in self._audiences and self._audiences[topic] != audience:
                 self._put(PresenceChange(topic, audience.count, is_reset=True))
             self._audiences[topic] = audience
-        self._complete.open()
+        self._ready.open()
 
     def changed(self, topic: str, data: Mapping[str, Any]) -> None:
         users = dict(self._audiences[topic].users)
@@ -112,7 +88,7 @@ class Presence(Mapping[str, Audience]):
         self._put(PresenceChange(topic, data["count"], joined, left))
 
     def failed(self, error: MarqueeError) -> None:
-        self._complete.fail(error)
+        self._ready.fail(error)
         self._queue.end(error)
 
     def _put(self, change: PresenceChange) -> None:

@@ -1,13 +1,14 @@
-"""A queue and a gate between the socket, which must never wait, and the application, which may."""
+"""What stands between the socket, which must never wait, and the application, which may."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Generic, Self, TypeVar
 
-from .errors import MarqueeError
+from .errors import ClientClosed, MarqueeError
 
 Item = TypeVar("Item")
 
@@ -34,9 +35,14 @@ class Queue(Generic[Item]):
             self._end = error
             self._arrived.set()
 
-    async def get(self) -> Item:
-        """Wait for the next item and return it. Raises the error that ended the queue. Cancelling is safe."""
+    async def get(self) -> Item | None:
+        """Wait for the next item and return it, or None after a `close`. Raises any other error that ended the queue.
+
+        Cancelling is safe.
+        """
         while not self.items:
+            if isinstance(self._end, ClientClosed):
+                return None
             if self._end is not None:
                 raise self._end
             self._arrived.clear()
@@ -63,3 +69,44 @@ class Gate:
         await self._opened.wait()
         if self.error is not None:
             raise self.error
+
+
+class Opened:
+    """Something that the application opens on a client: a watch, a view or a presence.
+
+    It begins when it is first used or entered with `async with`.
+    """
+
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self._begin = begin  # connects the client
+        self._ready = Gate()
+        self._is_open = False
+
+    async def __aenter__(self) -> Self:
+        self._open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def ready(self) -> None:
+        """Wait until the server has accepted a watch, so that all later events arrive, or sent the first rows of a view
+        or the first state of a presence. Raises the error that ended it.
+        """
+        self._open()
+        await self._ready.wait()
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def _start(self) -> None:
+        """Hand over to the session."""
+        raise NotImplementedError
+
+    def _open(self) -> None:
+        if not self._is_open:
+            self._is_open = True
+            self._begin()
+            self._start()

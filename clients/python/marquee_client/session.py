@@ -226,14 +226,11 @@ class Session:
             self._subscriptions[subscription] = ""
             subscription.cut()
 
-    def _send(self, message: dict[str, Any]) -> None:
-        self._outbox.append(text_of(message))
-        self.on_message()
-
     def _ask(self, message: Mapping[str, Any], answer: Callable[[Mapping[str, Any]], None]) -> int:
         self._last_id += 1
         self._replies[self._last_id] = answer
-        self._send({"id": self._last_id, **message})
+        self._outbox.append(text_of({"id": self._last_id, **message}))
+        self.on_message()
         return self._last_id
 
     def _frame(self, frame: dict[str, Any], size: int) -> None:
@@ -309,7 +306,8 @@ class Session:
 
     def _send_calls(self) -> None:
         while self.is_welcome:
-            is_full = self._requests() >= MAX_REQUESTS_IN_FLIGHT  # other messages overtake waiting requests
+            # Other messages overtake waiting requests.
+            is_full = sum(map(_is_request, self._sent.values())) >= MAX_REQUESTS_IN_FLIGHT
             call = next((each for each in self._waiting if not (is_full and _is_request(each))), None)
             if call is None:
                 return
@@ -325,9 +323,6 @@ class Session:
                     call.resolve(reply)
 
             self._sent[self._ask(call.message, answer)] = call
-
-    def _requests(self) -> int:
-        return sum(map(_is_request, self._sent.values()))
 
     def _ask_presence(self) -> None:
         """Request the presence of all topics in one message, which replaces the previous one on the server."""

@@ -104,8 +104,7 @@ class Subscription:
     def cut(self) -> None:
         """Handle the end of the connection or subscription: drop incomplete groups and snapshots, to be sent again."""
         self._is_accepted = False
-        self._group, self._group_size = [], 0
-        self._drop_pages()
+        self._drop_parts()
 
     def receive(self, frame: Mapping[str, Any], epoch: str, size: int) -> None:
         """Handle a frame of this subscription. Raises ProtocolViolation when the frames contradict each other."""
@@ -122,8 +121,7 @@ class Subscription:
             self.sink.take([event_of(frame, self.position)], size)
 
     def _resync(self, data: Mapping[str, Any]) -> None:
-        self._group, self._group_size = [], 0
-        self._drop_pages()
+        self._drop_parts()
         position = Position(data["epoch"], data["seq"])
         self.position = None if self.options.snapshot else position
         self.sink.resynced(Resync(str(data.get("reason", "")), position))
@@ -137,10 +135,13 @@ class Subscription:
             self._done.add(frame["topic"])
         if self._done.issuperset(self.options.topics):
             rows = self._rows
-            self._drop_pages()
-            self._group, self._group_size = [], 0
+            self._drop_parts()
             self.position = position
             self.sink.replaced(rows, position)
+
+    def _drop_parts(self) -> None:
+        self._group, self._group_size = [], 0
+        self._drop_pages()
 
     def _drop_pages(self) -> None:
         self._rows, self._rows_position, self._done = [], None, set()

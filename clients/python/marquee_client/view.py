@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from types import TracebackType
 
 from .errors import ClientClosed, MarqueeError
 from .events import Change, Event, Key, Position, Resync, Row
-from .queues import Gate, Queue
+from .queues import Opened, Queue
 from .session import Session
 from .subscription import SubscribeOptions, Subscription
 
@@ -49,7 +48,7 @@ class Rows:
         return changes
 
 
-class View(Mapping[Key, Row]):
+class View(Opened, Mapping[Key, Row]):
     """The rows of a topic by id, as of `position`; with a filter, those that match it.
 
     Reading never waits and never shows part of a transaction. While the client is disconnected or a new snapshot is
@@ -59,29 +58,13 @@ class View(Mapping[Key, Row]):
     """
 
     def __init__(self, session: Session, begin: Callable[[], None], options: SubscribeOptions) -> None:
+        super().__init__(begin)
         self._session = session
-        self._begin = begin
         self._subscription = Subscription(options, self)
         self._rows = Rows()
-        self._complete = Gate()
         self._queues: list[Queue[Change]] = []
-        self._is_open = False
         self._error: MarqueeError | None = None
         self.position: Position | None = None
-
-    async def __aenter__(self) -> View:
-        self._open()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def ready(self) -> None:
-        """Wait for the first snapshot. Raises the error that ended the view."""
-        self._open()
-        await self._complete.wait()
 
     @property
     def is_live(self) -> bool:
@@ -91,27 +74,20 @@ class View(Mapping[Key, Row]):
     def close(self) -> None:
         """Stop updating the view. Its rows can still be read, as of `position`."""
         self._session.close(self._subscription)
-        closed = ClientClosed("the view is closed")
-        for queue in self._queues:
-            queue.end(closed)
-        self._complete.fail(closed)
+        self.failed(ClientClosed("the view is closed"))
 
     def changes(self) -> AsyncIterator[Change]:
         """Iterate over the changes from this call on. Several loops may run; one that is too slow gets a `reset`."""
         self._open()
         queue: Queue[Change] = Queue()
-        if self._complete.error is not None:
-            queue.end(self._complete.error)
+        if self._ready.error is not None:
+            queue.end(self._ready.error)
         self._queues.append(queue)
         return self._read(queue)
 
     async def _read(self, queue: Queue[Change]) -> AsyncIterator[Change]:
         try:
-            while True:
-                try:
-                    change = await queue.get()
-                except ClientClosed:
-                    return
+            while (change := await queue.get()) is not None:
                 yield change
         finally:
             self._queues.remove(queue)
@@ -133,11 +109,8 @@ class View(Mapping[Key, Row]):
             raise self._error
         return self._rows.by_id
 
-    def _open(self) -> None:
-        if not self._is_open:
-            self._is_open = True
-            self._begin()
-            self._session.open(self._subscription)
+    def _start(self) -> None:
+        self._session.open(self._subscription)
 
     # --- the subscription
 
@@ -160,13 +133,13 @@ class View(Mapping[Key, Row]):
     def replaced(self, rows: Sequence[Row], position: Position) -> None:
         self._rows.replace(rows)
         self.position = position
-        self._complete.open()
+        self._ready.open()
         for queue in self._queues:
             queue.replace(Change("reset"))
 
     def failed(self, error: MarqueeError) -> None:
         if not isinstance(error, ClientClosed):
             self._error = error
-        self._complete.fail(error)
+        self._ready.fail(error)
         for queue in self._queues:
             queue.end(error)

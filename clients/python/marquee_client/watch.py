@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from types import TracebackType
 
 from .errors import ClientClosed, MarqueeError
 from .events import Event, Position, Resync, Row
-from .queues import Gate, Queue
+from .queues import Opened, Queue
 from .session import Session
 from .subscription import SubscribeOptions, Subscription
 
@@ -18,7 +17,7 @@ QUEUED_EVENTS = 1_000
 QUEUED_CHARACTERS = 8 * 1024 * 1024
 
 
-class Watch:
+class Watch(Opened):
     """The events of some topics: each once, in order, across reconnects. For one reader only.
 
     A watch begins when it is iterated or entered with `async with`, and ends with the loop over it. It yields `Event`,
@@ -28,33 +27,18 @@ class Watch:
     def __init__(
         self, session: Session, begin: Callable[[], None], options: SubscribeOptions, since: Position | None
     ) -> None:
+        super().__init__(begin)
         self._session = session
-        self._begin = begin
         self._subscription = Subscription(options, self, since)
         self._queue: Queue[Event | Resync] = Queue()
         self._sizes: deque[tuple[int, int]] = deque()  # of each batch in the queue: events, characters
         self._characters = 0
-        self._accepted = Gate()
-        self._is_open = False
         self.position: Position | None = since
-
-    async def __aenter__(self) -> Watch:
-        self._open()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     async def __aiter__(self) -> AsyncIterator[Event | Resync]:
         self._open()
         try:
-            while True:
-                try:
-                    item = await self._queue.get()
-                except ClientClosed:
-                    return
+            while (item := await self._queue.get()) is not None:
                 self._account_for_read()
                 if item.position is not None:
                     self.position = item.position
@@ -62,24 +46,13 @@ class Watch:
         finally:
             self.close()
 
-    async def ready(self) -> None:
-        """Wait until the server has accepted the subscription, so that all later events arrive.
-
-        Raises the error that ended the watch.
-        """
-        self._open()
-        await self._accepted.wait()
-
     def close(self) -> None:
         """End the watch. Queued events can still be read. To continue later, open a watch `since=watch.position`."""
         self._session.close(self._subscription)
         self.failed(ClientClosed("the watch is closed"))
 
-    def _open(self) -> None:
-        if not self._is_open:
-            self._is_open = True
-            self._begin()
-            self._session.open(self._subscription)
+    def _start(self) -> None:
+        self._session.open(self._subscription)
 
     def _account_for_read(self) -> None:
         """Account for an item that left the queue, and resume the subscription when half is consumed."""
@@ -96,7 +69,7 @@ class Watch:
     def began(self, position: Position) -> None:
         if self.position is None or self.position.epoch is None:
             self.position = position
-        self._accepted.open()
+        self._ready.open()
 
     def take(self, events: Sequence[Event], size: int) -> None:
         self._queue.put(events)
@@ -114,4 +87,4 @@ class Watch:
 
     def failed(self, error: MarqueeError) -> None:
         self._queue.end(error)
-        self._accepted.fail(error)
+        self._ready.fail(error)

@@ -28,7 +28,7 @@ from core.errors import FieldProblem
 from resources.topics import TOPICS
 from schemas import MAX_ID, WHOLE, Answer, Body, FieldError
 
-MAX_TOPICS = 10
+MAX_TOPICS = max(10, len(TOPICS))
 MAX_TOKEN_LENGTH = 4096
 MAX_PATH_LENGTH = 8192
 MAX_HEADERS = 20

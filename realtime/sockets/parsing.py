@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from core.errors import CloseCode, FieldProblem
 from core.filters import MAX_PROBLEMS, Filter, parse_json
-from realtime.sockets import messages
+from realtime.sockets import actions
 from resources.topics import TOPIC_FIELDS
 
 MAX_BURST_MESSAGES = 1_000
@@ -79,8 +79,8 @@ def parse_message(text: str) -> Message:
     reply_to = message.pop("id", None)
     if isinstance(reply_to, bool) or not isinstance(reply_to, int | str | None):
         raise BadMessage("invalid_message", "id: expected an integer or a string")
-    if isinstance(reply_to, str) and len(reply_to) > messages.MAX_MESSAGE_ID_LENGTH:
-        raise BadMessage("invalid_message", f"id: expected at most {messages.MAX_MESSAGE_ID_LENGTH} characters")
+    if isinstance(reply_to, str) and len(reply_to) > actions.MAX_MESSAGE_ID_LENGTH:
+        raise BadMessage("invalid_message", f"id: expected at most {actions.MAX_MESSAGE_ID_LENGTH} characters")
     action = message.pop("action", None)
     if not isinstance(action, str):
         raise BadMessage("invalid_message", "action: expected a string such as ping", reply_to=reply_to)
@@ -92,7 +92,7 @@ def parse_members(model: type[Model], members: Mapping[str, Any]) -> Model:
     try:
         return model.model_validate(members)
     except ValidationError as error:
-        raise BadMessage("invalid_message", _listed(messages.problems_of(error))) from error
+        raise BadMessage("invalid_message", _listed(actions.problems_of(error))) from error
 
 
 def parse_filters(value: Any, topics: tuple[str, ...]) -> tuple[tuple[str, Filter], ...]:

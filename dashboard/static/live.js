@@ -16,17 +16,6 @@ const WELCOME_MS = 10_000; // a connection without a welcome by then is closed
 const FIRST_FINAL_CODE = 4500;
 const LAST_FINAL_CODE = 4999;
 
-const BADGES = new Map([
-  ["add", "add"],
-  ["add_bulk", "add"],
-  ["update", "update"],
-  ["update_bulk", "update"],
-  ["delete", "delete"],
-  ["delete_bulk", "delete"],
-  ["progress", "progress"],
-  ["resync", "resync"],
-]);
-
 const numbers = new Intl.NumberFormat("en");
 
 // --- the connection
@@ -214,10 +203,31 @@ function shareOf(data) {
 
 // --- the rows kept
 
-const views = new Map(["all", "movies", "characters", "jobs"].map((name) => [name, []]));
+const views = new Map([["all", []]]);
 let lastOrder = 0;
 
+// Adds a view of a topic and its radio button, unless they exist.
+function addTopic(name) {
+  if (views.has(name)) return;
+  views.set(name, views.get("all").filter(({ frame }) => frame.topic === name));
+  const input = Object.assign(make("input", ""), { type: "radio", name: "topic", value: name, autocomplete: "off" });
+  const label = make("label", "");
+  label.append(input, make("span", "", name[0].toUpperCase() + name.slice(1)));
+  nodes.topics.append(label);
+}
+
+// The service says which topics are public. Without its answer, a topic is added with its first frame.
+async function addPublicTopics() {
+  try {
+    const { "x-topics": topics } = await (await fetch("/asyncapi.json")).json();
+    for (const [name, topic] of Object.entries(topics)) if (topic.default) addTopic(name);
+  } catch (error) {
+    console.warn("topics not loaded", error);
+  }
+}
+
 function keep(frame, summary, changed = "") {
+  if (frame.topic) addTopic(frame.topic);
   lastOrder += 1;
   const entry = {
     order: lastOrder,
@@ -240,7 +250,7 @@ function timeOf(frame) {
   return Number.isNaN(time.getTime()) ? new Date() : time;
 }
 
-// Returns the frame with its long lists cut, and a sentence that says so.
+// Returns the frame with its long lists cut, and a note about that.
 function reduced(frame) {
   const long = Object.entries(dataOf(frame)).filter(([, value]) => listOf(value).length > KEPT_ITEMS);
   if (!long.length) return { frame, note: "" };
@@ -289,7 +299,7 @@ function eventsPerSecond() {
 
 // --- drawing
 
-const page = Object.fromEntries(Array.from(document.querySelectorAll("[id]"), (node) => [node.id, node]));
+const nodes = Object.fromEntries(Array.from(document.querySelectorAll("[id]"), (node) => [node.id, node]));
 const shown = { view: "all", order: 0, paused: false, pausedByRow: false, pressed: false };
 const entries = new WeakMap(); // by row
 let drawRequested = false;
@@ -314,19 +324,19 @@ function put(node, text) {
 function drawHeader() {
   const words = { connecting: "Connecting", live: "Live", waiting: "Reconnecting", stopped: "Stopped" };
   const seconds = Math.max(1, Math.ceil((connection.retryAt - performance.now()) / 1000));
-  page["state-box"].dataset.state = connection.state;
-  put(page.state, words[connection.state]);
-  put(page["state-more"], connection.state === "waiting" ? `in ${seconds} s` : "");
-  page["state-more"].title = connection.state === "waiting" ? `Closed: ${connection.why}` : "";
-  page.connect.hidden = connection.state !== "waiting" && connection.state !== "stopped";
-  page.stopped.hidden = connection.state !== "stopped";
-  put(page.stopped, page.stopped.hidden ? "" : `The service closed the connection: ${connection.why}. Not reconnecting.`);
-  put(page.epoch, position.epoch === null ? "–" : String(position.epoch).slice(0, 8));
-  page.epoch.title = position.epoch ?? "";
-  put(page.seq, position.seq === null ? "–" : numbers.format(position.seq));
-  put(page.events, numbers.format(events));
+  nodes["state-box"].dataset.state = connection.state;
+  put(nodes.state, words[connection.state]);
+  put(nodes["state-more"], connection.state === "waiting" ? `in ${seconds} s` : "");
+  nodes["state-more"].title = connection.state === "waiting" ? `Closed: ${connection.why}` : "";
+  nodes.connect.hidden = connection.state !== "waiting" && connection.state !== "stopped";
+  nodes.stopped.hidden = connection.state !== "stopped";
+  put(nodes.stopped, nodes.stopped.hidden ? "" : `The service closed the connection: ${connection.why}. Not reconnecting.`);
+  put(nodes.epoch, position.epoch === null ? "–" : String(position.epoch).slice(0, 8));
+  nodes.epoch.title = position.epoch ?? "";
+  put(nodes.seq, position.seq === null ? "–" : numbers.format(position.seq));
+  put(nodes.events, numbers.format(events));
   const rate = eventsPerSecond();
-  put(page.rate, rate < 10 ? String(Math.round(rate * 10) / 10) : numbers.format(Math.round(rate)));
+  put(nodes.rate, rate < 10 ? String(Math.round(rate * 10) / 10) : numbers.format(Math.round(rate)));
 }
 
 function newRows() {
@@ -337,21 +347,21 @@ function drawRows() {
   const fresh = newRows();
   if (!fresh.length) return;
   shown.order = fresh.at(-1).order;
-  page.frames.prepend(...fresh.reverse().map(rowOf));
-  while (page.frames.childElementCount > MAX_ROWS) dropLastRow();
+  nodes.frames.prepend(...fresh.reverse().map(rowOf));
+  while (nodes.frames.childElementCount > MAX_ROWS) dropLastRow();
 }
 
 function dropLastRow() {
-  const row = page.frames.lastElementChild;
+  const row = nodes.frames.lastElementChild;
   const before = row.previousElementSibling;
   const hadFocus = row.contains(document.activeElement);
   row.remove();
-  // Otherwise keyboard focus would return to the top of the page.
+  // Otherwise keyboard focus would return to the top of the nodes.
   if (hadFocus) before.querySelector("summary").focus({ preventScroll: true });
 }
 
-function drawAnew() {
-  page.frames.replaceChildren();
+function redrawRows() {
+  nodes.frames.replaceChildren();
   drawRows();
   resumeIfAllClosed();
   requestDraw();
@@ -360,7 +370,7 @@ function drawAnew() {
 function drawPause() {
   const count = shown.paused ? newRows().length : 0;
   const some = count === MAX_ROWS ? `${MAX_ROWS}+` : String(count);
-  put(page.pause, shown.paused ? (count ? `Resume (${some} new)` : "Resume") : "Pause");
+  put(nodes.pause, shown.paused ? (count ? `Resume (${some} new)` : "Resume") : "Pause");
 }
 
 function make(tag, className, text = "") {
@@ -374,7 +384,7 @@ function rowOf(entry) {
   const { operation, topic, seq } = entry.frame;
   const summary = document.createElement("summary");
   const badge = make("span", "badge", operation);
-  badge.dataset.kind = BADGES.get(operation) ?? "other";
+  badge.dataset.kind = operation === "progress" ? "ephemeral" : operation.replace("_bulk", "");
   summary.append(
     make("span", "seq", Number.isInteger(seq) ? String(seq) : ""),
     timeNode(entry.when),
@@ -455,7 +465,7 @@ function holdForReading() {
 }
 
 function resumeIfAllClosed() {
-  if (shown.pausedByRow && !page.frames.querySelector("details[open]")) setPaused(false);
+  if (shown.pausedByRow && !nodes.frames.querySelector("details[open]")) setPaused(false);
 }
 
 function setPaused(paused) {
@@ -469,12 +479,12 @@ function setPaused(paused) {
 function showView(name) {
   shown.view = name;
   shown.order = 0;
-  drawAnew();
+  redrawRows();
 }
 
 function clear() {
   for (const rows of views.values()) rows.length = 0;
-  drawAnew();
+  redrawRows();
 }
 
 function setPressed(pressed) {
@@ -483,22 +493,23 @@ function setPressed(pressed) {
 }
 
 function start() {
-  page.wscat.textContent = `wscat -c ${socketUrl()}`;
-  page.curl.textContent = `curl ${location.origin}/movies`;
-  page.topics.addEventListener("change", (event) => showView(event.target.value));
-  page.pause.addEventListener("click", () => setPaused(!shown.paused));
-  page.clear.addEventListener("click", clear);
-  page.connect.addEventListener("click", connect);
-  page.frames.addEventListener("click", onClick);
+  nodes.wscat.textContent = `wscat -c ${socketUrl()}`;
+  nodes.curl.textContent = `curl ${location.origin}/movies`;
+  nodes.topics.addEventListener("change", (event) => showView(event.target.value));
+  nodes.pause.addEventListener("click", () => setPaused(!shown.paused));
+  nodes.clear.addEventListener("click", clear);
+  nodes.connect.addEventListener("click", connect);
+  nodes.frames.addEventListener("click", onClick);
   // "toggle" does not bubble.
-  page.frames.addEventListener("toggle", (event) => onToggle(event.target), { capture: true });
-  page.frames.addEventListener("pointerdown", () => setPressed(true));
+  nodes.frames.addEventListener("toggle", (event) => onToggle(event.target), { capture: true });
+  nodes.frames.addEventListener("pointerdown", () => setPressed(true));
   addEventListener("pointerup", () => setPressed(false));
   addEventListener("pointercancel", () => setPressed(false));
   addEventListener("online", () => {
     if (connection.state === "waiting") connect();
   });
   setInterval(requestDraw, 1000); // updates the rate and the countdown when nothing arrives
+  addPublicTopics();
   connect();
 }
 

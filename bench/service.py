@@ -1,0 +1,79 @@
+"""A service to measure, in a process of its own, and clients for it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).resolve().parent.parent
+PASSWORD = "sewers of Vienna"
+START_ATTEMPTS = 400
+PAUSE_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    port: int
+    pid: int
+    probe: Path  # written by `bench.server`
+
+
+def argument(place: int, default: int) -> int:
+    """Return a number from the command line."""
+    return int(sys.argv[place]) if len(sys.argv) > place else default
+
+
+@contextmanager
+def running(module: str = "bench.server", **settings: str) -> Iterator[Service]:
+    """Run a service on an empty SQLite database. Its folder is new, so that no `.env` changes what is measured."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    with tempfile.TemporaryDirectory() as folder:
+        probe = Path(folder) / "probe.json"
+        own = {
+            "PYTHONPATH": str(ROOT),
+            "PORT": str(port),
+            "DATABASE_URL": f"sqlite:///{folder}/bench.db",
+            "MAIL_FOLDER": f"{folder}/mail",
+        }
+        command = [sys.executable, "-m", module, str(probe)]
+        server = subprocess.Popen(command, env=os.environ | own | settings, cwd=folder, stdout=subprocess.DEVNULL)
+        try:
+            yield Service(port, server.pid, probe)
+        finally:
+            server.terminate()
+            server.wait()
+
+
+@asynccontextmanager
+async def client_of(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    """Wait until the service is ready, and yield a client for it."""
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", timeout=60) as client:
+        for _ in range(START_ATTEMPTS):
+            try:
+                await client.get("/readyz")
+                break
+            except httpx.HTTPError:
+                await asyncio.sleep(PAUSE_SECONDS)
+        yield client
+
+
+@asynccontextmanager
+async def signed_in(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    """Register, and yield a client with a token."""
+    async with client_of(service) as client:
+        await client.post("/auth/register", json={"username": "bench", "password": PASSWORD})
+        token = (await client.post("/token", data={"username": "bench", "password": PASSWORD})).json()["access_token"]
+        client.headers["Authorization"] = f"Bearer {token}"
+        yield client
