@@ -6,7 +6,7 @@ Each function that takes a transaction runs inside `Database.write`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
