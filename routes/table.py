@@ -36,10 +36,7 @@ OPERATIONS: Sequence[Operation] = [
 
 
 def routes() -> list[BaseRoute]:
-    """Return one route for each path, so that a wrong method gets all the right ones in `Allow`.
-
-    Fixed paths come before paths with `{names}`.
-    """
+    """Return one route for each path, fixed paths first, so that a wrong method gets a complete `Allow`."""
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in OPERATIONS:
         by_path.setdefault(operation.path, {})[operation.method] = operation

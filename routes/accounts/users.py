@@ -76,10 +76,7 @@ async def edit_me(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> R
 
 
 async def _prove(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> Mapping[str, Any] | None:
-    """Check the current password and return the account it was checked against; None when no password was sent.
-
-    Raises Forbidden for a wrong password.
-    """
+    """Return the account that the current password proves; None when none was sent. Raises Forbidden."""
     if "current_password" not in call.body.model_fields_set:
         return None
     user = await users.find(call.database, call.me.user_id)
