@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 import models
 from repository.accounts import edits, users
-from repository.accounts.edits import Editor
+from repository.accounts.audit import Editor
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic.versions import IfMatch

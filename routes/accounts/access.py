@@ -8,7 +8,7 @@ from typing import Any
 from core.errors import Forbidden
 from core.identity import Group
 from repository.accounts import users
-from repository.accounts.edits import Editor
+from repository.accounts.audit import Editor
 from repository.engine.database import Database
 from routes.http.operation import AnyCall, Call
 from routes.http.queries import ById

@@ -18,8 +18,6 @@ from routes.http.limit_groups import LimitGroup
 from routes.http.operation import Details, Handler, Operations
 
 ALL_OR_NONE = "One transaction. If the caller may not change every row, the response is a 403 and nothing changes."
-
-
 CREATE = Details(idempotent=True, answer_headers=("Location", "ETag"), signed_in=True)
 EDIT = Details(answer_headers=("ETag",), signed_in=True, if_match=True, errors=(403, 404, 409))
 BULK = Details(signed_in=True, max_body_bytes=handlers.MAX_BULK_BODY_BYTES, limit_group=LimitGroup.BULK)
