@@ -7,6 +7,7 @@ Python code sees times and dates as the texts of `core/times.py`. Text compares 
 from __future__ import annotations
 
 from datetime import date, datetime
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -72,9 +73,8 @@ Strings = sa.JSON().with_variant(JSONB(), "postgresql")
 
 
 def _text(length: int | None = None) -> TypeEngine[Any]:
-    plain: TypeEngine[Any] = String(length) if length else Text()
-    by_code_point: TypeEngine[Any] = String(length, collation="C") if length else Text(collation="C")
-    return plain.with_variant(by_code_point, "postgresql")
+    kind = partial(String, length) if length else Text
+    return kind().with_variant(kind(collation="C"), "postgresql")
 
 
 def _numbered(name: str, *columns: Column[Any] | Index) -> Table:
