@@ -68,7 +68,7 @@ def _require_login(before: Row, values: Row) -> None:
 def _require_proof(before: Row, proven_hash: str | None, changed: list[str]) -> None:
     if proven_hash is None:
         message = f"Expected the current password to change {' and '.join(changed)}"
-        raise Forbidden([FieldProblem(("body", "current_password"), message, "missing").as_dict()])
+        raise Forbidden([FieldProblem(("body", "current_password"), message, "missing")])
     if proven_hash != before["password_hash"]:
         raise confirmations.password_changed_meanwhile()
 

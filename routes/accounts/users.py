@@ -81,8 +81,7 @@ async def _prove(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> Ma
         return None
     user = await users.find(call.database, call.me.user_id)
     if not await knows_password(call, user, str(call.body.current_password)):
-        problem = FieldProblem(("body", "current_password"), "The password is wrong", "wrong_password")
-        raise Forbidden([problem.as_dict()])
+        raise Forbidden([FieldProblem(("body", "current_password"), "The password is wrong", "wrong_password")])
     return user
 
 
