@@ -7,6 +7,7 @@ Python code sees times and dates as the texts of `core/times.py`. Text compares 
 from __future__ import annotations
 
 from datetime import date, datetime
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -72,9 +73,14 @@ Strings = sa.JSON().with_variant(JSONB(), "postgresql")
 
 
 def _text(length: int | None = None) -> TypeEngine[Any]:
-    plain: TypeEngine[Any] = String(length) if length else Text()
-    by_code_point: TypeEngine[Any] = String(length, collation="C") if length else Text(collation="C")
-    return plain.with_variant(by_code_point, "postgresql")
+    kind = partial(String, length) if length else Text
+    return kind().with_variant(kind(collation="C"), "postgresql")
+
+
+def _numbered(name: str, *columns: Column[Any] | Index) -> Table:
+    """Return a table with an `id` that is never reused, so that no client mistakes a new row for a deleted one."""
+    key = Column("id", Id, primary_key=True, autoincrement=True)
+    return Table(name, metadata, key, *columns, sqlite_autoincrement=True)
 
 
 def _kept() -> tuple[Column[Any], ...]:
@@ -83,10 +89,8 @@ def _kept() -> tuple[Column[Any], ...]:
     return version, Column("created_at", UtcTime, nullable=False), Column("updated_at", UtcTime, nullable=False)
 
 
-users = Table(
+users = _numbered(
     "users",
-    metadata,
-    Column("id", Id, primary_key=True, autoincrement=True),
     Column("username", _text(50)),
     # The normalised form, in which user names must be unique.
     Column("username_key", _text(200), unique=True),
@@ -117,13 +121,10 @@ users = Table(
         sqlite_where=sa.text("awaits_activation = 1"),
         postgresql_where=sa.text("awaits_activation"),
     ),
-    sqlite_autoincrement=True,
 )
 
-movies = Table(
+movies = _numbered(
     "movies",
-    metadata,
-    Column("id", Id, primary_key=True, autoincrement=True),
     Column("title", _text(255), nullable=False),
     Column("description", _text()),
     Column("release_date", IsoDate),
@@ -139,14 +140,10 @@ movies = Table(
     Column("characters_count", Integer, nullable=False),
     *_kept(),
     Index("ix_movies_user_id", "user_id", "id"),
-    # Ids are never reused, so that no client mistakes a new movie for a deleted one.
-    sqlite_autoincrement=True,
 )
 
-characters = Table(
+characters = _numbered(
     "characters",
-    metadata,
-    Column("id", Id, primary_key=True, autoincrement=True),
     Column("name", _text(255), nullable=False),
     Column("description", _text()),
     Column("movie_id", Id, ForeignKey("movies.id")),
@@ -154,19 +151,15 @@ characters = Table(
     *_kept(),
     Index("ix_characters_user_id", "user_id", "id"),
     Index("ix_characters_movie_id", "movie_id", "id"),
-    sqlite_autoincrement=True,
 )
 
-genres = Table(
+genres = _numbered(
     "genres",
-    metadata,
-    Column("id", Id, primary_key=True, autoincrement=True),
     Column("name", _text(100), nullable=False),
     # The normalised form, in which names must be unique.
     Column("name_key", _text(200), nullable=False, unique=True, info={"key_of": "name"}),
     Column("description", _text()),
     *_kept(),
-    sqlite_autoincrement=True,
 )
 
 sessions = Table(
@@ -205,10 +198,8 @@ one_time_tokens = Table(
 
 # The outbox: emails to be sent, and for a day those that were sent. The text is composed on delivery, so that the table
 # holds no tokens.
-mails = Table(
+mails = _numbered(
     "mails",
-    metadata,
-    Column("id", Id, primary_key=True, autoincrement=True),
     # Null until the recipient's account has been looked up.
     Column("user_id", Id, ForeignKey("users.id")),
     Column("kind", _text(32), nullable=False),
@@ -224,14 +215,11 @@ mails = Table(
     Column("failed_at", UtcTime),
     Index("ix_mails_due_at", "due_at"),
     Index("ix_mails_user_id", "user_id", "kind"),
-    sqlite_autoincrement=True,
 )
 
 # What admins did to accounts. No foreign keys, because entries outlive the accounts.
-audit = Table(
+audit = _numbered(
     "audit",
-    metadata,
-    Column("id", Id, primary_key=True, autoincrement=True),
     Column("actor_id", Id),
     Column("action", _text(32), nullable=False),
     Column("user_id", Id, nullable=False),
@@ -240,7 +228,6 @@ audit = Table(
     Column("created_at", UtcTime, nullable=False),
     Index("ix_audit_user_id", "user_id", "id"),
     Index("ix_audit_actor_id", "actor_id", "id"),
-    sqlite_autoincrement=True,
 )
 
 # Workers that have rows in `presence`. A worker past `until` (by the database's clock) is dead, and so are its rows.

@@ -29,8 +29,6 @@ BLANK = r"\x00-\x20\x7f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000
 NO_NUL = r"^[^\x00]*$"
 VISIBLE = rf"^[^\x00]*[^{BLANK}][^\x00]*$"
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-
-
 _INTEGER = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 
 

@@ -64,19 +64,15 @@ class Problem(MarqueeError):
     status, code = 500, "error"
     headers: Mapping[str, str] = MappingProxyType({})
 
-    def __init__(self, detail: str | list[dict[str, Any]], headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(detail)
-        self.detail = detail
+    def __init__(self, detail: str | Sequence[FieldProblem], headers: Mapping[str, str] | None = None) -> None:
+        self.detail = detail if isinstance(detail, str) else [problem.as_dict() for problem in detail]
+        super().__init__(self.detail)
         if headers is not None:
             self.headers = headers
 
 
 class InvalidInput(Problem):
     status, code = 422, "invalid_input"
-
-    def __init__(self, problems: Sequence[FieldProblem]) -> None:
-        super().__init__([problem.as_dict() for problem in problems])
-        self.problems = tuple(problems)
 
 
 class Unauthenticated(Problem):
@@ -110,9 +106,6 @@ class Conflict(Problem):
     """Also raised for a body that refers to a row that does not exist: the input is valid, the state forbids it."""
 
     status, code = 409, "conflict"
-
-    def __init__(self, detail: str | Sequence[FieldProblem]) -> None:
-        super().__init__(detail if isinstance(detail, str) else [problem.as_dict() for problem in detail])
 
 
 class PreconditionFailed(Problem):

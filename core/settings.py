@@ -278,11 +278,6 @@ class Settings(BaseSettings):
         return rates.parse_rate_limits(self.rate_limits).is_on
 
     @property
-    def route_rates(self) -> tuple[rates.RouteRate, ...]:
-        """The rate limits set for single routes."""
-        return rates.parse_rate_limits(self.rate_limits).routes
-
-    @property
     def needs_password_mix(self) -> bool:
         return self.password_mix == "on"  # noqa: S105 (no password)
 

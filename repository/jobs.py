@@ -69,9 +69,7 @@ def public(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def create(tx: Transaction, identity: Identity, order: JobOrder) -> dict[str, Any]:
-    """Queue a job. Raises TooManyRequests when the user has as many unfinished jobs as allowed, and Unauthenticated
-    when the account was deleted a moment ago.
-    """
+    """Queue a job. Raises TooManyRequests, and Unauthenticated when the account was deleted meanwhile."""
     users = models.users.c
     # Lock the user, so that of two concurrent orders only one takes the last place, and a deletion cancels this job.
     owner = select(users.id).where(users.id == identity.user_id, users.deleted_at.is_(None)).with_for_update()

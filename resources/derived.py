@@ -12,7 +12,7 @@ from sqlalchemy.types import TypeEngine
 
 import models
 from core.filters import Field, FieldType
-from schemas import Answer, Body, Id, IsoDate, Moment
+from schemas import Answer, Body, Id, IsoDate, Moment, examples
 
 
 def visible_columns(table: Table) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ def patch_model(body: type[Body], singular: str, example: Mapping[str, Any]) -> 
         f"{singular.title()}Patch",
         __base__=Body,
         __doc__="Only the fields in the body change.",
-        __cls_kwargs__=_example(example),
+        __cls_kwargs__=dict(examples(dict(example))),
         **members,
     )
 
@@ -90,11 +90,7 @@ def patch_model(body: type[Body], singular: str, example: Mapping[str, Any]) -> 
 def bulk_patch_model(patch: type[BaseModel], singular: str, example: Mapping[str, Any]) -> type[BaseModel]:
     """Return the model of one row of a bulk PATCH."""
     name = f"{singular.title()}BulkPatch"
-    return create_model(name, __base__=patch, __cls_kwargs__=_example({"id": 7, **example}), id=(Id, ...))
-
-
-def _example(example: Mapping[str, Any]) -> dict[str, Any]:
-    return {"json_schema_extra": {"examples": [dict(example)]}}
+    return create_model(name, __base__=patch, __cls_kwargs__=dict(examples({"id": 7, **example})), id=(Id, ...))
 
 
 def bulk_answer(name: str, **members: Any) -> type[BaseModel]:

@@ -6,6 +6,7 @@ date of birth an entry says that the value changed, not what it was or is.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import insert
@@ -23,19 +24,27 @@ AUDIENCE = f"group:{Group.ADMIN}"
 _NOT_PERSONAL = frozenset({"group", "is_active", "awaits_activation", "has_profile"})
 
 
+@dataclass(frozen=True, slots=True)
+class Editor:
+    """The user who edits, and their address. `is_admin` is set only when admin rights permit the edit."""
+
+    user_id: int
+    address: str | None
+    is_admin: bool
+
+
 def public(row: Row) -> dict[str, Any]:
     """Return the entry as admins see it: every column."""
     return dict(row)
 
 
-async def record(
-    tx: Transaction, action: str, user_id: int, *, actor_id: int | None, address: str | None, changes: Row
-) -> None:
+async def record(tx: Transaction, action: str, user_id: int, editor: Editor | None, changes: Row) -> None:
     """Store an entry and emit its event.
 
     `changes` maps each changed field to its old and new value, `{"group": ["user", "admin"]}`, or to an empty list for
-    personal data. `actor_id` is None for an action on the command line or at the start of the service.
+    personal data. `editor` is None for an action on the command line or at the start of the service.
     """
+    actor_id, address = (editor.user_id, editor.address) if editor is not None else (None, None)
     values = {
         "actor_id": actor_id,
         "action": action,
@@ -48,14 +57,12 @@ async def record(
     tx.emit("audit", "add", public(entity(stored.one())), actor_id=actor_id, audience=AUDIENCE)
 
 
-async def record_changes(
-    tx: Transaction, action: str, before: Row, after: Row, *, actor_id: int, address: str | None
-) -> None:
+async def record_changes(tx: Transaction, action: str, before: Row, after: Row, editor: Editor) -> None:
     """Record the difference between two public forms of an account; do nothing when there is none."""
     changed = [name for name in changed_names(before, after) if name not in BOOKKEEPING]
     if changed:
         changes = {name: [before[name], after[name]] if name in _NOT_PERSONAL else [] for name in changed}
-        await record(tx, action, after["id"], actor_id=actor_id, address=address, changes=changes)
+        await record(tx, action, after["id"], editor, changes)
 
 
 async def page_of(database: Database, page: ListRequest) -> Listed[dict[str, Any]]:

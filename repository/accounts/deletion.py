@@ -15,7 +15,7 @@ from core.identity import Group
 from core.times import utc_now, utc_text
 from repository import jobs
 from repository.accounts import audit, one_time_tokens, outbox, sessions, users
-from repository.accounts.edits import Editor
+from repository.accounts.audit import Editor
 from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
@@ -38,7 +38,7 @@ async def remove(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatc
     locked.require_another_admin()
     await _empty(tx, locked.row, actor_id=editor.user_id)
     if not is_own or user_id in locked.admins:
-        await audit.record(tx, "delete", user_id, actor_id=editor.user_id, address=editor.address, changes={})
+        await audit.record(tx, "delete", user_id, editor, {})
     avatar: str | None = locked.row["avatar"]
     return avatar
 

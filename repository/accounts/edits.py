@@ -7,25 +7,16 @@ entry in the audit trail.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from core.errors import Conflict, FieldProblem, Forbidden, NotFound
 from core.identity import Group
 from core.times import utc_now
 from repository.accounts import audit, confirmations, users
+from repository.accounts.audit import Editor
 from repository.engine.transaction import Transaction
 from repository.generic.versions import IfMatch, Row, changed_names
 from resources.accounts.profiles import Profile
-
-
-@dataclass(frozen=True, slots=True)
-class Editor:
-    """The user who edits, and their address. `is_admin` is set only when admin rights permit the edit."""
-
-    user_id: int
-    address: str | None
-    is_admin: bool
 
 
 def public_profile(row: Row) -> dict[str, Any]:
@@ -77,7 +68,7 @@ def _require_login(before: Row, values: Row) -> None:
 def _require_proof(before: Row, proven_hash: str | None, changed: list[str]) -> None:
     if proven_hash is None:
         message = f"Expected the current password to change {' and '.join(changed)}"
-        raise Forbidden([FieldProblem(("body", "current_password"), message, "missing").as_dict()])
+        raise Forbidden([FieldProblem(("body", "current_password"), message, "missing")])
     if proven_hash != before["password_hash"]:
         raise confirmations.password_changed_meanwhile()
 
@@ -100,8 +91,7 @@ async def create_by_admin(
     """Store an account that is active at once and return its `public` form. Raises Forbidden and Conflict."""
     await users.lock_with_admins(tx, editor.user_id, admin_id=editor.user_id)
     user = await users.create(tx, fields, password_hash, group, actor_id=editor.user_id)
-    changes = {"group": [None, group.value]}
-    await audit.record(tx, "create", user["id"], actor_id=editor.user_id, address=editor.address, changes=changes)
+    await audit.record(tx, "create", user["id"], editor, {"group": [None, group.value]})
     return user
 
 
@@ -146,6 +136,5 @@ async def change(tx: Transaction, editor: Editor, action: str, before: Row, valu
     """Write columns of a locked row and return the new row; an admin's edit is recorded in the audit trail."""
     after = await users.change(tx, before, values, actor_id=editor.user_id)
     if editor.is_admin:
-        shown = users.public(before), users.public(after)
-        await audit.record_changes(tx, action, *shown, actor_id=editor.user_id, address=editor.address)
+        await audit.record_changes(tx, action, users.public(before), users.public(after), editor)
     return after

@@ -110,7 +110,6 @@ async def begin(
         "address": device.address,
         "created_at": utc_text(now),
         "expires_at": _end_of(renewal, now),
-        "ended_at": None,
         "last_used_at": utc_text(now),
         "refresh_id": renewal.refresh_id,
     }

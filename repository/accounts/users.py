@@ -19,6 +19,7 @@ from core.errors import Conflict, FieldProblem, Forbidden, NotFound
 from core.identity import Group, unique_key
 from core.times import utc_now
 from repository.accounts import audit, one_time_tokens, sessions
+from repository.accounts.audit import Editor
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
@@ -179,8 +180,7 @@ async def create(
 async def create_admin(tx: Transaction, fields: Row, password_hash: str) -> dict[str, Any]:
     """Store an admin account on behalf of the operator, who has no account. Raises Conflict as `create` does."""
     user = await create(tx, fields, password_hash, Group.ADMIN)
-    changes = {"group": [None, Group.ADMIN.value]}
-    await audit.record(tx, "create", user["id"], actor_id=None, address=None, changes=changes)
+    await audit.record(tx, "create", user["id"], None, {"group": [None, Group.ADMIN.value]})
     return user
 
 
@@ -248,41 +248,36 @@ async def _find(database: Database, where: Any) -> dict[str, Any] | None:
         return await one(connection, select(TABLE).where(where, exists()))
 
 
-async def change_group(
-    tx: Transaction, actor_id: int, user_id: int, group: Group, *, address: str | None = None
-) -> dict[str, Any]:
+async def change_group(tx: Transaction, editor: Editor, user_id: int, group: Group) -> dict[str, Any]:
     """Move an account to another group. Raises Forbidden, NotFound, and Conflict for the last admin."""
-    return await _administer(tx, "change_group", actor_id, user_id, {"group": group.value}, address)
+    return await _administer(tx, "change_group", editor, user_id, {"group": group.value})
 
 
-async def activate(tx: Transaction, actor_id: int, user_id: int, *, address: str | None = None) -> dict[str, Any]:
+async def activate(tx: Transaction, editor: Editor, user_id: int) -> dict[str, Any]:
     """Enable an account, including one that is awaiting activation. Raises Forbidden and NotFound."""
-    values = {"is_active": True, "awaits_activation": False}
-    return await _administer(tx, "activate", actor_id, user_id, values, address)
+    return await _administer(tx, "activate", editor, user_id, {"is_active": True, "awaits_activation": False})
 
 
-async def deactivate(tx: Transaction, actor_id: int, user_id: int, *, address: str | None = None) -> dict[str, Any]:
+async def deactivate(tx: Transaction, editor: Editor, user_id: int) -> dict[str, Any]:
     """Disable an account, end its sessions and revoke its one-time tokens; activating it restores none of them.
 
     Raises Forbidden, NotFound, and Conflict for the last admin.
     """
     values = {"is_active": False, "awaits_activation": False}
-    user = await _administer(tx, "deactivate", actor_id, user_id, values, address)
+    user = await _administer(tx, "deactivate", editor, user_id, values)
     await one_time_tokens.void(tx, user_id)
-    await sessions.end_all(tx, user_id, actor_id=actor_id)
+    await sessions.end_all(tx, user_id, actor_id=editor.user_id)
     return user
 
 
-async def _administer(
-    tx: Transaction, action: str, actor_id: int, user_id: int, values: Row, address: str | None
-) -> dict[str, Any]:
-    locked = await lock_with_admins(tx, user_id, admin_id=actor_id)
+async def _administer(tx: Transaction, action: str, editor: Editor, user_id: int, values: Row) -> dict[str, Any]:
+    locked = await lock_with_admins(tx, user_id, admin_id=editor.user_id)
     before = locked.row
     after = {**before, **values}
     if not (after["group"] == Group.ADMIN and after["is_active"]):
         locked.require_another_admin()
-    user = public(await change(tx, before, values, actor_id=actor_id))
-    await audit.record_changes(tx, action, public(before), user, actor_id=actor_id, address=address)
+    user = public(await change(tx, before, values, actor_id=editor.user_id))
+    await audit.record_changes(tx, action, public(before), user, editor)
     return user
 
 

@@ -11,8 +11,6 @@ from repository.engine.transaction import Transaction
 
 # In the drivers' own form, because every write runs both.
 TAKE = statement("UPDATE event_head SET seq = seq + $1 WHERE id = 1 RETURNING epoch, seq")
-
-
 INSERT = statement(
     "INSERT INTO events (seq, topic, operation, entity_id, audience, payload, before, changed, actor_id, created_at)"
     " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::timestamptz)"

@@ -95,10 +95,7 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """Open a connection for reading; each statement sees what is committed when it starts.
-
-        Raises Unavailable when the database cannot be reached.
-        """
+        """Open a connection; each statement sees what is committed when it starts. Raises Unavailable."""
         with _unavailable_when_lost():
             async with self._reader.connect() as connection:
                 yield connection

@@ -91,10 +91,7 @@ async def tail(database: Database, *, max_rows: int, max_bytes: int) -> int:
 
 
 async def prune(database: Database, *, keep_rows: int, older_than: Any, max_rows: int) -> int:
-    """Delete up to `max_rows` of the oldest events beyond `keep_rows` or before `older_than` (an aware time).
-
-    Return how many were deleted.
-    """
+    """Delete up to `max_rows` events, the oldest, beyond `keep_rows` or before `older_than`. Return how many."""
 
     async def work(tx: Transaction) -> int:
         table = models.events

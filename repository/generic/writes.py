@@ -99,10 +99,7 @@ async def add(tx: Transaction, resource: Resource, identity: Identity, fields: M
 async def add_bulk(
     tx: Transaction, resource: Resource, identity: Identity, items: Sequence[Mapping[str, Any]], *, skip_conflicts: bool
 ) -> Added:
-    """Store many. Without `skip_conflicts` a row that cannot be stored raises Conflict, and nothing is stored.
-
-    Raises Forbidden.
-    """
+    """Store many; without `skip_conflicts` all or none. Raises Forbidden, and Conflict for invalid rows."""
     resource.require_may_create(identity)
     refused = await conflicts.find(tx, resource, items)
     if not skip_conflicts:

@@ -8,7 +8,7 @@ from typing import Any
 from core.errors import Forbidden
 from core.identity import Group
 from repository.accounts import users
-from repository.accounts.edits import Editor
+from repository.accounts.audit import Editor
 from repository.engine.database import Database
 from routes.http.operation import AnyCall, Call
 from routes.http.queries import ById
@@ -42,7 +42,7 @@ def as_editor(call: AnyCall, user_id: int) -> Editor:
 
 
 async def own_account(call: AnyCall) -> dict[str, Any]:
-    """Return the caller's account. Raises Unauthenticated when it was deleted a moment ago."""
+    """Return the caller's account. Raises Unauthenticated when it was deleted meanwhile."""
     user = await users.find(call.database, call.me.user_id)
     if user is None:
         raise invalid_access_token()
@@ -50,10 +50,7 @@ async def own_account(call: AnyCall) -> dict[str, Any]:
 
 
 async def knows_password(call: AnyCall, user: Mapping[str, Any] | None, password: str) -> bool:
-    """Return whether this is the current password of the caller's account, and count the attempt.
-
-    Raises TooManyRequests.
-    """
+    """Return whether this is the caller's current password, and count the attempt. Raises TooManyRequests."""
     lockout, me = call.services.lockout, call.me
     await lockout.try_old_password(me.user_id, call.address)
     verdict = await call.services.passwords.verify(password, user["password_hash"] if user is not None else None)

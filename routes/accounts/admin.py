@@ -65,9 +65,7 @@ async def list_audit(call: Call[None, TrailQuery, None]) -> Response:
 async def change_group(call: Call[ById, None, credentials.GroupBody]) -> Response:
     editor = as_admin(call)
     group = Group(call.body.group)
-    user = await call.database.write(
-        lambda tx: users.change_group(tx, editor.user_id, call.path.id, group, address=call.address)
-    )
+    user = await call.database.write(lambda tx: users.change_group(tx, editor, call.path.id, group))
     return rendering.tagged(user["version"], orjson.dumps(user))
 
 
@@ -81,7 +79,7 @@ async def change_group(call: Call[ById, None, credentials.GroupBody]) -> Respons
 )
 async def activate(call: Call[ById, None, None]) -> Response:
     editor = as_admin(call)
-    user = await call.database.write(lambda tx: users.activate(tx, editor.user_id, call.path.id, address=call.address))
+    user = await call.database.write(lambda tx: users.activate(tx, editor, call.path.id))
     return rendering.tagged(user["version"], orjson.dumps(user))
 
 
@@ -95,7 +93,5 @@ async def activate(call: Call[ById, None, None]) -> Response:
 )
 async def deactivate(call: Call[ById, None, None]) -> Response:
     editor = as_admin(call)
-    user = await call.database.write(
-        lambda tx: users.deactivate(tx, editor.user_id, call.path.id, address=call.address)
-    )
+    user = await call.database.write(lambda tx: users.deactivate(tx, editor, call.path.id))
     return rendering.tagged(user["version"], orjson.dumps(user))

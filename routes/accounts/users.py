@@ -76,16 +76,12 @@ async def edit_me(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> R
 
 
 async def _prove(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> Mapping[str, Any] | None:
-    """Check the current password and return the account it was checked against; None when no password was sent.
-
-    Raises Forbidden for a wrong password.
-    """
+    """Return the account that the current password proves; None when none was sent. Raises Forbidden."""
     if "current_password" not in call.body.model_fields_set:
         return None
     user = await users.find(call.database, call.me.user_id)
     if not await knows_password(call, user, str(call.body.current_password)):
-        problem = FieldProblem(("body", "current_password"), "The password is wrong", "wrong_password")
-        raise Forbidden([problem.as_dict()])
+        raise Forbidden([FieldProblem(("body", "current_password"), "The password is wrong", "wrong_password")])
     return user
 
 

@@ -33,27 +33,23 @@ SEED_BITS = 32
 # --- reading
 
 
-async def _list(
+async def list_all(
     resource: Resource, call: Call[object, queries.ListQuery, None], user_id: int | None = None
 ) -> Response:
     request = queries.list_request(call, resource.fields, user_id)
     return rendering.page(call, await lists.page_of(call.database, resource, request))
 
 
-async def list_all(resource: Resource, call: Call[None, queries.ListQuery, None]) -> Response:
-    return await _list(resource, call)
-
-
 async def list_mine(resource: Resource, call: Call[None, queries.ListQuery, None]) -> Response:
-    return await _list(resource, call, call.me.user_id)
+    return await list_all(resource, call, call.me.user_id)
 
 
 async def list_by_username(resource: Resource, call: Call[queries.ByUsername, queries.ListQuery, None]) -> Response:
-    return await _list(resource, call, (await listed_account(call.database, call.path.username))["id"])
+    return await list_all(resource, call, (await listed_account(call.database, call.path.username))["id"])
 
 
 async def list_by_user(resource: Resource, call: Call[queries.ByUserId, queries.ListQuery, None]) -> Response:
-    return await _list(resource, call, (await listed_account(call.database, call.path.user_id))["id"])
+    return await list_all(resource, call, (await listed_account(call.database, call.path.user_id))["id"])
 
 
 async def names(resource: Resource, call: Call[None, queries.ListQuery, None]) -> Response:

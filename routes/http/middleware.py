@@ -6,9 +6,7 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -122,8 +120,7 @@ async def on_problem(request: Request, error: Exception) -> Response:
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Return the error shape for what Starlette itself rejects: unknown paths and methods."""
     assert isinstance(error, HTTPException)
-    headers: Mapping[str, Any] = error.headers or {}
-    return JSONResponse({"detail": error.detail}, error.status_code, headers)
+    return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
 
 async def not_found(scope: Scope, receive: Receive, send: Send) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
@@ -60,15 +61,11 @@ HEADERS: Mapping[str, dict[str, Any]] = {
     "Retry-After": _header("Seconds to wait", type="integer", minimum=0),
     "WWW-Authenticate": _header("RFC 6750", type="string", const="Bearer"),
 }
+_count = partial(_header, required=False, type="integer")
 RATE_LIMIT_HEADERS: Mapping[str, dict[str, Any]] = {
-    "RateLimit-Limit": _header(
-        "Requests allowed in the current window; absent when rate limits are off",
-        required=False,
-        type="integer",
-        minimum=1,
-    ),
-    "RateLimit-Remaining": _header("Requests left in the current window", required=False, type="integer", minimum=0),
-    "RateLimit-Reset": _header("Seconds until more requests are allowed", required=False, type="integer", minimum=1),
+    "RateLimit-Limit": _count("Requests allowed in the current window; absent when rate limits are off", minimum=1),
+    "RateLimit-Remaining": _count("Requests left in the current window", minimum=0),
+    "RateLimit-Reset": _count("Seconds until more requests are allowed", minimum=1),
 }
 
 
@@ -105,13 +102,10 @@ def document(operations: Sequence[Operation]) -> bytes:
 
 
 def _models(operations: Iterable[Operation]) -> list[tuple[type[BaseModel], JsonSchemaMode]]:
-    inputs: dict[type[BaseModel], None] = {}
-    outputs: dict[type[BaseModel], None] = {schemas.ErrorAnswer: None}
-    for operation in operations:
-        inputs.update(dict.fromkeys(_models_in(_body_type(operation))))
-        inputs.update(dict.fromkeys(_models_in(operation.form)))
-        for answer in operation.answers.values():
-            outputs.update(dict.fromkeys(_models_in(answer)))
+    bodies = [body for each in operations for body in (_body_type(each), each.form)]
+    answers = [schemas.ErrorAnswer, *(answer for each in operations for answer in each.answers.values())]
+    inputs = dict.fromkeys(model for body in bodies for model in _models_in(body))
+    outputs = dict.fromkeys(model for answer in answers for model in _models_in(answer))
     return [*((model, "validation") for model in inputs), *((model, "serialization") for model in outputs)]
 
 

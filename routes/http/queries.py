@@ -81,10 +81,8 @@ class TrailQuery(PageQuery):
     after: After = None
 
 
-class ListQuery(PageQuery):
+class ListQuery(TrailQuery):
     q: Search = ""
-    sort: Sort = None
-    after: After = None
 
 
 def sortable(fields: Mapping[str, filters.Field]) -> list[str]:
@@ -108,7 +106,7 @@ def _sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tup
 
 
 def list_request(
-    call: Call[object, ListQuery | TrailQuery, object], fields: Mapping[str, filters.Field], user_id: int | None = None
+    call: Call[object, TrailQuery, object], fields: Mapping[str, filters.Field], user_id: int | None = None
 ) -> ListRequest:
     """Return the part of a list that the call asks for; with `user_id`, of that user's rows. Raises InvalidInput."""
     query = call.query

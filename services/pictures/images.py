@@ -109,10 +109,7 @@ def _as_colours(image: Image.Image) -> Image.Image:
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert to sRGB, which viewers assume for pictures without a profile.
-
-    A profile that is not RGB or cannot be used is ignored.
-    """
+    """Convert to sRGB, which viewers assume for pictures without a profile. Ignore an unusable profile."""
     if not profile or len(profile) > MAX_PROFILE_BYTES or profile[RGB_PROFILE] != b"RGB ":
         return image
     try:

@@ -13,10 +13,10 @@ from websockets.exceptions import InvalidStatus
 from core.errors import Conflict, Forbidden, Problem
 from core.identity import Group
 from repository.accounts import deletion, edits, one_time_tokens, users
-from repository.accounts.edits import Editor
+from repository.accounts.audit import Editor
 from repository.accounts.one_time_tokens import Purpose
 from repository.engine.database import Database
-from tests.support.accounts import account, delete, outcome
+from tests.support.accounts import account, an_admin, delete, outcome
 from tests.support.backends import SQLITE_ONLY
 from tests.support.resources import head, links, locations, moderator, nothing_written, sql
 from tests.support.service import PASSWORD, Person, Service
@@ -266,7 +266,7 @@ async def test_the_last_admin_is_not_deleted(new_service: Callable[..., Service]
 
 
 async def step_down(database: Database, admin: int) -> dict[str, Any]:
-    return await database.write(lambda tx: users.change_group(tx, admin, admin, Group.USER))
+    return await database.write(lambda tx: users.change_group(tx, an_admin(admin), admin, Group.USER))
 
 
 async def test_of_two_admins_who_go_at_once_one_stays(database: Database) -> None:
@@ -311,7 +311,7 @@ async def test_who_was_demoted_a_moment_ago_does_nothing_more(database: Database
 async def test_what_was_mailed_to_somebody_who_is_shut_out_is_good_no_more(database: Database) -> None:
     chief, alice = await account(database, "chief", Group.ADMIN), await account(database, "alice")
     for work in (
-        lambda tx: users.deactivate(tx, chief, alice),
+        lambda tx: users.deactivate(tx, an_admin(chief), alice),
         lambda tx: edits.edit_by_admin(
             tx, Editor(chief, None, is_admin=True), alice, {"email": "new@example.org"}, None
         ),
@@ -325,7 +325,7 @@ async def test_an_admins_change_is_one_transaction(database: Database) -> None:
     chief, alice = await account(database, "chief", Group.ADMIN), await account(database, "alice")
     told: list[Any] = []
     database.on_commit.append(told.append)
-    await database.write(lambda tx: users.change_group(tx, chief, alice, Group.MODERATOR, address="192.0.2.1"))
+    await database.write(lambda tx: users.change_group(tx, an_admin(chief, "192.0.2.1"), alice, Group.MODERATOR))
     assert len(told) == 1
     (events,) = told
     assert [(event.topic, event.operation) for event in events] == [

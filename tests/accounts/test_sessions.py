@@ -25,6 +25,7 @@ from repository.engine.transaction import Transaction
 from services.authentication import identify
 from services.tokens import Tokens, new_token_id
 from tests.conftest import Places
+from tests.support.accounts import an_admin
 from tests.support.resources import moderator, nothing_written, sql
 from tests.support.service import ADMIN, PASSWORD, SECRET, Person, Service
 
@@ -314,11 +315,11 @@ async def outcome(work: Any) -> Any:
 
 
 async def step_down(database: Database, admin: int) -> dict[str, Any]:
-    return await database.write(lambda tx: users.change_group(tx, admin, admin, Group.USER))
+    return await database.write(lambda tx: users.change_group(tx, an_admin(admin), admin, Group.USER))
 
 
 async def put_out(database: Database, admin: int, user: int) -> dict[str, Any]:
-    return await database.write(lambda tx: users.deactivate(tx, admin, user))
+    return await database.write(lambda tx: users.deactivate(tx, an_admin(admin), user))
 
 
 async def test_of_two_admins_who_leave_at_once_one_stays(database: Database) -> None:
