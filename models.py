@@ -7,35 +7,17 @@ Python code sees times and dates as the texts of `core/times.py`. Text compares 
 from __future__ import annotations
 
 from datetime import date, datetime
+from functools import partial
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Boolean,
-    Column,
-    Date,
-    DateTime,
-    Dialect,
-    Float,
-    ForeignKey,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    SmallInteger,
-    String,
-    Table,
-    Text,
-    TypeDecorator,
-    text,
-)
+import sqlalchemy as sa
+from sqlalchemy import BigInteger, Column, Dialect, Float, ForeignKey, Index, Integer, SmallInteger, String, Table, Text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeEngine
 
 from core.times import utc_text
 
-metadata = MetaData(
+metadata = sa.MetaData(
     naming_convention={
         "ix": "ix_%(column_0_label)s",
         "uq": "uq_%(table_name)s_%(column_0_name)s",
@@ -45,7 +27,7 @@ metadata = MetaData(
 )
 
 
-class UtcTime(TypeDecorator[str]):
+class UtcTime(sa.TypeDecorator[str]):
     """RFC 3339 text in Python; TIMESTAMPTZ on PostgreSQL, text on SQLite."""
 
     impl = String(27)
@@ -53,7 +35,7 @@ class UtcTime(TypeDecorator[str]):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name == "postgresql":
-            return dialect.type_descriptor(DateTime(timezone=True))
+            return dialect.type_descriptor(sa.DateTime(timezone=True))
         return dialect.type_descriptor(String(27))
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
@@ -65,7 +47,7 @@ class UtcTime(TypeDecorator[str]):
         return utc_text(value) if isinstance(value, datetime) else value
 
 
-class IsoDate(TypeDecorator[str]):
+class IsoDate(sa.TypeDecorator[str]):
     """`YYYY-MM-DD` in Python; DATE on PostgreSQL, text on SQLite."""
 
     impl = String(10)
@@ -73,7 +55,7 @@ class IsoDate(TypeDecorator[str]):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name == "postgresql":
-            return dialect.type_descriptor(Date())
+            return dialect.type_descriptor(sa.Date())
         return dialect.type_descriptor(String(10))
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
@@ -87,21 +69,30 @@ class IsoDate(TypeDecorator[str]):
 
 # SQLite assigns a primary key by itself only if its type is spelled INTEGER.
 Id = BigInteger().with_variant(Integer(), "sqlite")
-Strings = JSON().with_variant(JSONB(), "postgresql")
+Strings = sa.JSON().with_variant(JSONB(), "postgresql")
 
 
 def _text(length: int | None = None) -> TypeEngine[Any]:
-    plain: TypeEngine[Any] = String(length) if length else Text()
-    by_code_point: TypeEngine[Any] = String(length, collation="C") if length else Text(collation="C")
-    return plain.with_variant(by_code_point, "postgresql")
+    kind = partial(String, length) if length else Text
+    return kind().with_variant(kind(collation="C"), "postgresql")
 
 
-users = Table(
+def _numbered(name: str, *columns: Column[Any] | Index) -> Table:
+    """Return a table with an `id` that is never reused, so that no client mistakes a new row for a deleted one."""
+    key = Column("id", Id, primary_key=True, autoincrement=True)
+    return Table(name, metadata, key, *columns, sqlite_autoincrement=True)
+
+
+def _kept() -> tuple[Column[Any], ...]:
+    """Return the columns that the service keeps in every row that clients edit."""
+    version = Column("version", Integer, nullable=False)
+    return version, Column("created_at", UtcTime, nullable=False), Column("updated_at", UtcTime, nullable=False)
+
+
+users = _numbered(
     "users",
-    metadata,
-    Column("id", Id, primary_key=True, autoincrement=True),
     Column("username", _text(50)),
-    # The normalised form, which makes names unique.
+    # The normalised form, in which user names must be unique.
     Column("username_key", _text(200), unique=True),
     Column("email", _text(320)),
     Column("email_key", _text(320), unique=True),
@@ -111,10 +102,8 @@ users = Table(
     Column("phone_number", _text(16)),
     Column("password_hash", Text, nullable=False),
     Column("group", _text(20), nullable=False),
-    Column("is_active", Boolean, nullable=False),
-    Column("version", Integer, nullable=False),
-    Column("created_at", UtcTime, nullable=False),
-    Column("updated_at", UtcTime, nullable=False),
+    Column("is_active", sa.Boolean, nullable=False),
+    *_kept(),
     Column("gender", _text(20)),
     Column("date_of_birth", IsoDate),
     Column("info", _text()),
@@ -122,23 +111,20 @@ users = Table(
     Column("avatar", _text(64)),
     Column("profile_created_at", UtcTime),
     # The account is inactive because it has not been activated yet, not because an admin disabled it.
-    Column("awaits_activation", Boolean, nullable=False),
+    Column("awaits_activation", sa.Boolean, nullable=False),
     # A deleted account keeps only its id, because its movies still refer to it.
     Column("deleted_at", UtcTime),
     Index("ix_users_avatar", "avatar"),
     Index(
         "ix_users_awaiting",
         "created_at",
-        sqlite_where=text("awaits_activation = 1"),
-        postgresql_where=text("awaits_activation"),
+        sqlite_where=sa.text("awaits_activation = 1"),
+        postgresql_where=sa.text("awaits_activation"),
     ),
-    sqlite_autoincrement=True,
 )
 
-movies = Table(
+movies = _numbered(
     "movies",
-    metadata,
-    Column("id", Id, primary_key=True, autoincrement=True),
     Column("title", _text(255), nullable=False),
     Column("description", _text()),
     Column("release_date", IsoDate),
@@ -152,42 +138,28 @@ movies = Table(
     Column("genres", Strings, nullable=False),
     Column("user_id", Id, ForeignKey("users.id")),
     Column("characters_count", Integer, nullable=False),
-    Column("version", Integer, nullable=False),
-    Column("created_at", UtcTime, nullable=False),
-    Column("updated_at", UtcTime, nullable=False),
+    *_kept(),
     Index("ix_movies_user_id", "user_id", "id"),
-    # Ids are never reused, so that no client mistakes a new movie for a deleted one.
-    sqlite_autoincrement=True,
 )
 
-characters = Table(
+characters = _numbered(
     "characters",
-    metadata,
-    Column("id", Id, primary_key=True, autoincrement=True),
     Column("name", _text(255), nullable=False),
     Column("description", _text()),
     Column("movie_id", Id, ForeignKey("movies.id")),
     Column("user_id", Id, ForeignKey("users.id")),
-    Column("version", Integer, nullable=False),
-    Column("created_at", UtcTime, nullable=False),
-    Column("updated_at", UtcTime, nullable=False),
+    *_kept(),
     Index("ix_characters_user_id", "user_id", "id"),
     Index("ix_characters_movie_id", "movie_id", "id"),
-    sqlite_autoincrement=True,
 )
 
-genres = Table(
+genres = _numbered(
     "genres",
-    metadata,
-    Column("id", Id, primary_key=True, autoincrement=True),
     Column("name", _text(100), nullable=False),
-    # Decides whether two genres would have the same name.
+    # The normalised form, in which names must be unique.
     Column("name_key", _text(200), nullable=False, unique=True, info={"key_of": "name"}),
     Column("description", _text()),
-    Column("version", Integer, nullable=False),
-    Column("created_at", UtcTime, nullable=False),
-    Column("updated_at", UtcTime, nullable=False),
-    sqlite_autoincrement=True,
+    *_kept(),
 )
 
 sessions = Table(
@@ -226,10 +198,8 @@ one_time_tokens = Table(
 
 # The outbox: emails to be sent, and for a day those that were sent. The text is composed on delivery, so that the table
 # holds no tokens.
-mails = Table(
+mails = _numbered(
     "mails",
-    metadata,
-    Column("id", Id, primary_key=True, autoincrement=True),
     # Null until the recipient's account has been looked up.
     Column("user_id", Id, ForeignKey("users.id")),
     Column("kind", _text(32), nullable=False),
@@ -245,14 +215,11 @@ mails = Table(
     Column("failed_at", UtcTime),
     Index("ix_mails_due_at", "due_at"),
     Index("ix_mails_user_id", "user_id", "kind"),
-    sqlite_autoincrement=True,
 )
 
 # What admins did to accounts. No foreign keys, because entries outlive the accounts.
-audit = Table(
+audit = _numbered(
     "audit",
-    metadata,
-    Column("id", Id, primary_key=True, autoincrement=True),
     Column("actor_id", Id),
     Column("action", _text(32), nullable=False),
     Column("user_id", Id, nullable=False),
@@ -261,7 +228,6 @@ audit = Table(
     Column("created_at", UtcTime, nullable=False),
     Index("ix_audit_user_id", "user_id", "id"),
     Index("ix_audit_actor_id", "actor_id", "id"),
-    sqlite_autoincrement=True,
 )
 
 # Workers that have rows in `presence`. A worker past `until` (by the database's clock) is dead, and so are its rows.
@@ -304,8 +270,8 @@ events = Table(
     Column("entity_id", String(36)),
     Column("audience", String(64), nullable=False),
     # Encoded JSON: the member "data" of the frame, and the rows before the change.
-    Column("payload", LargeBinary, nullable=False),
-    Column("before", LargeBinary),
+    Column("payload", sa.LargeBinary, nullable=False),
+    Column("before", sa.LargeBinary),
     Column("changed", Text),
     Column("actor_id", BigInteger),
     Column("created_at", UtcTime, nullable=False),
@@ -344,7 +310,7 @@ idempotency_keys = Table(
     Column("fingerprint", String(64), nullable=False),
     Column("status", SmallInteger),
     Column("headers", Text),
-    Column("body", LargeBinary),
+    Column("body", sa.LargeBinary),
     Column("created_at", UtcTime, nullable=False, index=True),
 )
 

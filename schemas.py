@@ -10,6 +10,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.config import JsonDict, JsonValue
 
 from core import times
 
@@ -28,17 +29,13 @@ BLANK = r"\x00-\x20\x7f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000
 NO_NUL = r"^[^\x00]*$"
 VISIBLE = rf"^[^\x00]*[^{BLANK}][^\x00]*$"
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-
-
 _INTEGER = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 
 
 def _iso_date(value: Any) -> Any:
-    if isinstance(value, str):
-        if times.parse_date(value) is None:
-            raise ValueError("expected a date such as 1999-12-31")
-        return value
-    raise ValueError("expected a date such as 1999-12-31")
+    if not isinstance(value, str) or times.parse_date(value) is None:
+        raise ValueError("expected a date such as 1999-12-31")
+    return value
 
 
 def _written_integer(value: Any) -> Any:
@@ -77,20 +74,25 @@ Minutes = Annotated[int, Field(strict=True, ge=1, le=100_000), WHOLE]
 Country = Annotated[str, Field(pattern=r"^[A-Z]{2}$", description="ISO 3166-1 alpha-2")]
 
 
+def examples(*shown: JsonDict, **more: JsonValue) -> ConfigDict:
+    """Return the configuration of a model with these examples, and `more` members, in its JSON Schema."""
+    return ConfigDict(json_schema_extra={"examples": [*shown], **more})
+
+
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
 class Answer(BaseModel):
-    # Response models only describe, they validate nothing at run time, so their building is deferred.
+    # Response models describe but never validate, so building them is deferred.
     model_config = ConfigDict(extra="forbid", defer_build=True)
 
 
-# --- movies and characters
+# --- bulk operations and counts
 
 
 class BulkIds(Body):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": [5, 6]}]})
+    model_config = examples({"ids": [5, 6]})
 
     ids: list[Id] = Field(min_length=1, max_length=MAX_BULK_ROWS)
 
@@ -107,9 +109,6 @@ class Deleted(Answer):
 
 class Count(Answer):
     count: int
-
-
-# --- jobs
 
 
 # --- around the API
@@ -132,6 +131,3 @@ class Health(Answer):
 class Readiness(Answer):
     status: Literal["ready", "degraded", "not_ready"]
     checks: dict[str, str] = Field(description="One sentence per check; ok if it passed")
-
-
-# --- what can be filtered, sorted and searched

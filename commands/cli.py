@@ -1,7 +1,7 @@
 """The command `marquee`: its list of commands, and how an error ends it.
 
-`serve`, `migrate` and the others stand in files beside this one. A file is imported when its command is run, so that
-`marquee --help` does not wait for the whole product; this module is the only one that imports by name.
+The commands are in the files beside this one. Each file is imported only when its command runs, so that
+`marquee --help` does not load the whole product.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from core.errors import InvalidInput, MarqueeError, Problem, words_of
 
 @dataclass(frozen=True)
 class Place:
-    """Where a command is, and the line about it in the list of commands: the first one of its docstring."""
+    """The location of a command, and its summary: the first line of its docstring."""
 
     module: str
     name: str
@@ -35,7 +35,7 @@ COMMANDS: Mapping[str, Place] = {
 
 
 class Commands(click.Group):
-    """Loads a command when it is asked for, and lists all of them without loading any."""
+    """Loads a command only when it runs; listing the commands loads none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -57,7 +57,7 @@ def cli() -> None:
 
 
 def run() -> None:
-    """Run the command line; exit with 2 for what the caller can mend in the arguments or settings, else with 1."""
+    """Run the command line; exit with 2 for an error in the arguments or settings, else with 1."""
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:

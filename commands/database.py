@@ -55,8 +55,4 @@ def new_epoch() -> None:
     mean nothing in the restored log. With a new epoch, those clients are told to start over instead of receiving wrong
     events.
     """
-
-    async def work(database: Database) -> None:
-        click.echo(f"The log's epoch is {await event_log.renew_epoch(database)} now.")
-
-    with_database(configured(), work)
+    click.echo(f"The log's epoch is {with_database(configured(), event_log.renew_epoch)} now.")

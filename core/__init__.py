@@ -1,1 +1,1 @@
-"""What every layer may use: settings, errors, filters, times, logs, metrics, the stop of the process."""
+"""What every layer may use: settings, errors, filters, times, logs, metrics and the state of the shutdown."""

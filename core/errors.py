@@ -40,11 +40,14 @@ def words_of(error: Mapping[str, Any]) -> str:
     return str(error["msg"]).removeprefix("Value error, ")
 
 
+Loc = tuple[str | int, ...]  # such as ("body", 3, "title")
+
+
 @dataclass(frozen=True, slots=True)
 class FieldProblem:
     """One problem of the input: its place, what was expected, and a stable machine-readable type."""
 
-    loc: tuple[str | int, ...]
+    loc: Loc
     msg: str
     type: str
 
@@ -58,29 +61,22 @@ class Problem(MarqueeError):
     `detail` becomes the member "detail" of the body: a sentence, or a list of field problems.
     """
 
-    status = 500
-    code = "error"
+    status, code = 500, "error"
     headers: Mapping[str, str] = MappingProxyType({})
 
-    def __init__(self, detail: str | list[dict[str, Any]], headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(detail)
-        self.detail = detail
+    def __init__(self, detail: str | Sequence[FieldProblem], headers: Mapping[str, str] | None = None) -> None:
+        self.detail = detail if isinstance(detail, str) else [problem.as_dict() for problem in detail]
+        super().__init__(self.detail)
         if headers is not None:
             self.headers = headers
 
 
 class InvalidInput(Problem):
-    status = 422
-    code = "invalid_input"
-
-    def __init__(self, problems: Sequence[FieldProblem]) -> None:
-        super().__init__([problem.as_dict() for problem in problems])
-        self.problems = tuple(problems)
+    status, code = 422, "invalid_input"
 
 
 class Unauthenticated(Problem):
-    status = 401
-    code = "unauthenticated"
+    status, code = 401, "unauthenticated"
     headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
 
@@ -90,60 +86,47 @@ def invalid_token(token_type: str) -> Unauthenticated:
 
 
 class Forbidden(Problem):
-    status = 403
-    code = "forbidden"
+    status, code = 403, "forbidden"
 
 
 class NotFound(Problem):
-    status = 404
-    code = "not_found"
+    status, code = 404, "not_found"
 
 
 class NotAcceptable(Problem):
-    status = 406
-    code = "not_acceptable"
+    status, code = 406, "not_acceptable"
 
 
 class RequestTimeout(Problem):
-    status = 408
-    code = "request_timeout"
+    status, code = 408, "request_timeout"
     headers = MappingProxyType({"Connection": "close"})
 
 
 class Conflict(Problem):
     """Also raised for a body that refers to a row that does not exist: the input is valid, the state forbids it."""
 
-    status = 409
-    code = "conflict"
-
-    def __init__(self, detail: str | Sequence[FieldProblem]) -> None:
-        super().__init__(detail if isinstance(detail, str) else [problem.as_dict() for problem in detail])
+    status, code = 409, "conflict"
 
 
 class PreconditionFailed(Problem):
-    status = 412
-    code = "precondition_failed"
+    status, code = 412, "precondition_failed"
 
 
 class ContentTooLarge(Problem):
-    status = 413
-    code = "content_too_large"
+    status, code = 413, "content_too_large"
 
 
 class UnsupportedMediaType(Problem):
-    status = 415
-    code = "unsupported_media_type"
+    status, code = 415, "unsupported_media_type"
 
 
 class UpgradeRequired(Problem):
-    status = 426
-    code = "upgrade_required"
+    status, code = 426, "upgrade_required"
     headers = MappingProxyType({"Connection": "Upgrade", "Upgrade": "websocket"})
 
 
 class TooManyRequests(Problem):
-    status = 429
-    code = "too_many_requests"
+    status, code = 429, "too_many_requests"
 
     def __init__(self, detail: str, retry_after_seconds: int) -> None:
         super().__init__(detail, {"Retry-After": str(retry_after_seconds)})
@@ -152,8 +135,7 @@ class TooManyRequests(Problem):
 class Unavailable(Problem):
     """The database or the file storage cannot be reached; nothing was written."""
 
-    status = 503
-    code = "unavailable"
+    status, code = 503, "unavailable"
     headers = MappingProxyType({"Retry-After": "1"})
 
 
@@ -174,7 +156,7 @@ class CloseCode(IntEnum):
     PROTOCOL_ERROR = 4509
 
 
-# What one side reports when the connection ended without a close frame (RFC 6455, section 7.4.1). Never sent.
+# Reported for a connection that ended without a close frame (RFC 6455, section 7.4.1); never sent.
 NO_CLOSE_FRAME = 1006
 
 CLOSE_REASONS: Mapping[CloseCode, str] = {

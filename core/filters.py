@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from core import times
-from core.errors import FieldProblem
+from core.errors import FieldProblem, Loc
 
 MAX_VALUES_IN_LIST = 100  # of one `in`
 MAX_CONDITIONS = 200  # enough for every field with every operator
@@ -59,13 +59,14 @@ OPERATORS: Mapping[FieldType, tuple[Op, ...]] = {
     FieldType.STRINGS: (Op.EQ, Op.NE, Op.IN),
 }
 
+_TEXT = f"a string of at most {MAX_TEXT_LENGTH} characters without NUL"
 EXPECTED: Mapping[FieldType, str] = {
     FieldType.INTEGER: "an integer of at most 64 bits",
-    FieldType.TEXT: f"a string of at most {MAX_TEXT_LENGTH} characters without NUL",
+    FieldType.TEXT: _TEXT,
     FieldType.DATE: "a date such as 1999-12-31",
     FieldType.TIME: "a time such as 1999-12-31T23:59:59Z",
     FieldType.BOOLEAN: "true or false",
-    FieldType.STRINGS: f"a string of at most {MAX_TEXT_LENGTH} characters without NUL",
+    FieldType.STRINGS: _TEXT,
 }
 
 Scalar = int | str
@@ -134,10 +135,17 @@ _INTEGER = re.compile(r"^-?[0-9]{1,19}\Z")
 _BOOLEANS: Mapping[str, bool] = {"true": True, "false": False}
 
 
+class Parsed(NamedTuple):
+    """A filter, and every problem found in what was parsed."""
+
+    filter: Filter
+    problems: list[FieldProblem]
+
+
 def parse_query(
     items: Iterable[tuple[str, str]], fields: Mapping[str, Field], known: frozenset[str] = frozenset()
-) -> tuple[Filter, list[FieldProblem]]:
-    """Parse query items. Return the filter and every problem found; parameters named in `known` are skipped."""
+) -> Parsed:
+    """Parse query items, except for the parameters named in `known`."""
     conditions: list[Condition] = []
     groups: dict[str, list[Condition]] = {}
     problems: list[FieldProblem] = []
@@ -158,15 +166,14 @@ def parse_query(
         else:
             (groups.setdefault(match[1], []) if match[1] is not None else conditions).append(found)
     problems.extend(_too_many(("query",), conditions, groups.values()))
-    return build(conditions, groups.values()), problems
+    return Parsed(build(conditions, groups.values()), problems)
 
 
-def parse_json(
-    value: Any, fields: Mapping[str, Field], loc: tuple[str | int, ...] = ("filter",)
-) -> tuple[Filter, list[FieldProblem]]:
-    """Parse the JSON form. Return the filter and every problem found, each with its place below `loc`."""
+def parse_json(value: Any, fields: Mapping[str, Field], loc: Loc = ("filter",)) -> Parsed:
+    """Parse the JSON form. Problems are located below `loc`."""
     if not isinstance(value, dict):
-        return Filter(), [FieldProblem(loc, 'Expected an object such as {"rating": {"gte": 50}}', "invalid_filter")]
+        problem = FieldProblem(loc, 'Expected an object such as {"rating": {"gte": 50}}', "invalid_filter")
+        return Parsed(EVERYTHING, [problem])
     problems: list[FieldProblem] = []
     members = {name: member for name, member in value.items() if name != OR}
     conditions = _parse_object(members, fields, loc, problems)
@@ -180,14 +187,11 @@ def parse_json(
                 problems.append(FieldProblem((*loc, OR, number), "Expected at least one field", "invalid_filter"))
             groups.append(_parse_object(one, fields, (*loc, OR, number), problems))
     problems.extend(_too_many(loc, conditions, groups))
-    return build(conditions, groups), problems
+    return Parsed(build(conditions, groups), problems)
 
 
 def _parse_object(
-    value: Mapping[str, Any],
-    fields: Mapping[str, Field],
-    loc: tuple[str | int, ...],
-    problems: list[FieldProblem],
+    value: Mapping[str, Any], fields: Mapping[str, Field], loc: Loc, problems: list[FieldProblem]
 ) -> list[Condition]:
     conditions: list[Condition] = []
     for name, member in value.items():
@@ -226,9 +230,7 @@ def _json_value(raw: Any) -> Any:
     return int(raw) if isinstance(raw, float) and raw.is_integer() else raw
 
 
-def _too_many(
-    loc: tuple[str | int, ...], conditions: Iterable[Condition], groups: Iterable[Iterable[Condition]]
-) -> list[FieldProblem]:
+def _too_many(loc: Loc, conditions: Iterable[Condition], groups: Iterable[Iterable[Condition]]) -> list[FieldProblem]:
     problems = []
     listed = [list(group) for group in groups]
     if len(list(conditions)) + sum(map(len, listed)) > MAX_CONDITIONS:
@@ -337,11 +339,12 @@ def _test(condition: Condition) -> Matcher:
         case Op.PREFIX:
             start = without_case(str(value))
             return lambda row: row[name] is not None and without_case(row[name]).startswith(start)
-    compare = _COMPARISONS[op]
-    return lambda row: row[name] is not None and compare(row[name], value)
+    compare = COMPARISONS[op]
+    return lambda row: row[name] is not None and bool(compare(row[name], value))
 
 
-_COMPARISONS: Mapping[Op, Callable[[Any, Any], bool]] = {
+COMPARISONS: Mapping[Op, Callable[[Any, Any], Any]] = {
+    Op.EQ: operator.eq,
     Op.GT: operator.gt,
     Op.GTE: operator.ge,
     Op.LT: operator.lt,

@@ -41,11 +41,7 @@ class Identity:
 
 
 PUBLIC_AUDIENCE = "public"
-
-
 ANONYMOUS_AUDIENCES = frozenset({PUBLIC_AUDIENCE})
-
-
 MAX_KEY_LENGTH = 200  # of the narrowest column that holds one
 
 
@@ -68,7 +64,7 @@ def name_key(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """The claims of a valid token. Whether its session is still open, only the database knows."""
+    """The claims of a valid token. They do not say whether its session is still open."""
 
     user_id: int
     session_id: str

@@ -27,8 +27,7 @@ def configure(log_format: str, log_level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
-            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last], foreign_pre_chain=shared
         )
     )
     root = logging.getLogger()
@@ -38,14 +37,10 @@ def configure(log_format: str, log_level: str) -> None:
         logger = logging.getLogger(noisy)
         logger.handlers = []
         logger.propagate = True
-        # At info they repeat our own lines, and uvicorn logs the query strings of sockets.
+        # At level info they repeat our own lines, and uvicorn logs the query strings of websockets.
         logger.setLevel(max(logging.WARNING, root.level))
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,

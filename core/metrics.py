@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
@@ -24,13 +25,23 @@ KNOWN_CODES = frozenset((*range(1000, 1016), 4008, 4429, 4501, 4503, 4509))
 disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY = CollectorRegistry()
 
+
+def _counter(name: str, about: str, *labels: str) -> Counter:
+    return Counter(f"marquee_{name}", about, labels, registry=REGISTRY)
+
+
+def _gauge(name: str, about: str, mode: Literal["livesum", "livemax"] = "livesum") -> Gauge:
+    return Gauge(f"marquee_{name}", about, registry=REGISTRY, multiprocess_mode=mode)
+
+
 # --- HTTP
 
-HTTP_REQUESTS = Counter(
-    "marquee_http_requests",
+HTTP_REQUESTS = _counter(
+    "http_requests",
     "Requests handled, including refused and accepted websocket handshakes; route is the path template",
-    ["method", "route", "status"],
-    registry=REGISTRY,
+    "method",
+    "route",
+    "status",
 )
 HTTP_SECONDS = Histogram(
     "marquee_http_request_seconds",
@@ -39,92 +50,50 @@ HTTP_SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
     registry=REGISTRY,
 )
-
-LIMITED = Counter(
-    "marquee_rate_limited",
-    "Requests rejected with 429, by rate limit: a group of routes or one route",
-    ["limit"],
-    registry=REGISTRY,
-)
-LIMITS_UNCHECKED = Counter(
-    "marquee_rate_limits_unchecked", "Requests not counted because Redis was unreachable", registry=REGISTRY
-)
+LIMITED = _counter("rate_limited", "Requests rejected with 429, by rate limit: a group of routes or one route", "limit")
+LIMITS_UNCHECKED = _counter("rate_limits_unchecked", "Requests not counted because Redis was unreachable")
 
 # --- websockets
 
-WEBSOCKETS = Gauge("marquee_websocket_connections", "Open websockets", registry=REGISTRY, multiprocess_mode="livesum")
-WEBSOCKETS_ACCEPTED = Counter("marquee_websocket_accepted", "Websockets accepted", registry=REGISTRY)
-WEBSOCKETS_CLOSED = Counter(
-    "marquee_websocket_closed",
+WEBSOCKETS = _gauge("websocket_connections", "Open websockets")
+WEBSOCKETS_ACCEPTED = _counter("websocket_accepted", "Websockets accepted")
+WEBSOCKETS_CLOSED = _counter(
+    "websocket_closed",
     "Websockets closed, by close code; 1006 is a connection lost without one, 4008 a client that read too slowly",
-    ["code"],
-    registry=REGISTRY,
+    "code",
 )
-SUBSCRIPTIONS = Gauge(
-    "marquee_subscriptions",
-    "Open websocket subscriptions, live and catching up",
-    registry=REGISTRY,
-    multiprocess_mode="livesum",
-)
-STREAMS = Gauge("marquee_sse_streams", "Open server-sent event streams", registry=REGISTRY, multiprocess_mode="livesum")
+SUBSCRIPTIONS = _gauge("subscriptions", "Open websocket subscriptions, live and catching up")
+STREAMS = _gauge("sse_streams", "Open server-sent event streams")
 
 # --- from the bus and the log to the sockets
 
-FEED_EVENTS = Counter(
-    "marquee_feed_events",
-    "Events taken into the feed of a worker, by source: bus or log",
-    ["source"],
-    registry=REGISTRY,
+FEED_EVENTS = _counter("feed_events", "Events taken into the feed of a worker, by source: bus or log", "source")
+FEED_SEQ = _gauge(
+    "feed_seq", "Number of the newest event in the feed; with several workers, of the one furthest ahead", "livemax"
 )
-FEED_SEQ = Gauge(
-    "marquee_feed_seq",
-    "Number of the newest event in the feed; with several workers, of the one furthest ahead",
-    registry=REGISTRY,
-    multiprocess_mode="livemax",
-)
-FEED_LAG = Gauge(
-    "marquee_feed_lag_events",
+FEED_LAG = _gauge(
+    "feed_lag_events",
     "Events in the log that the feed has not taken yet; with several workers, of the one furthest behind",
-    registry=REGISTRY,
-    multiprocess_mode="livemax",
+    "livemax",
 )
-LOG_READS = Counter("marquee_log_reads", "Pages of events read from the database", registry=REGISTRY)
-BUS_DEAF = Gauge(
-    "marquee_bus_deaf",
-    "Workers that read the log because their shared bus is silent; 0 when all is well",
-    registry=REGISTRY,
-    multiprocess_mode="livesum",
-)
-BUS_DROPPED = Counter(
-    "marquee_bus_dropped",
-    "Events dropped by the bus; they are read from the log",
-    ["where"],
-    registry=REGISTRY,
-)
-BUS_RECONNECTS = Counter("marquee_bus_reconnects", "Reconnections to the shared bus", registry=REGISTRY)
-HUB_FRAMES = Counter(
-    "marquee_hub_frames", "Frames built for live subscriptions, once per group of equal ones", registry=REGISTRY
-)
-HUB_DELIVERIES = Counter(
-    "marquee_hub_deliveries", "Frames handed to sockets, counted once per socket", registry=REGISTRY
-)
-HUB_BYTES = Counter("marquee_hub_written_bytes", "Bytes of frames handed to sockets", registry=REGISTRY)
-CATCH_UPS = Counter(
-    "marquee_catch_ups", "Times that a subscription continued from the ring or the log", registry=REGISTRY
-)
-RESYNCS = Counter("marquee_resyncs", "Clients told to start over, by reason", ["reason"], registry=REGISTRY)
-SNAPSHOT_ROWS = Counter("marquee_snapshot_rows", "Rows sent in snapshots", registry=REGISTRY)
+LOG_READS = _counter("log_reads", "Pages of events read from the database")
+BUS_DEAF = _gauge("bus_deaf", "Workers that read the log because their shared bus is silent; 0 when all is well")
+BUS_DROPPED = _counter("bus_dropped", "Events dropped by the bus; they are read from the log", "where")
+BUS_RECONNECTS = _counter("bus_reconnects", "Reconnections to the shared bus")
+HUB_FRAMES = _counter("hub_frames", "Frames built for live subscriptions, once per group of equal ones")
+HUB_DELIVERIES = _counter("hub_deliveries", "Frames handed to sockets, counted once per socket")
+HUB_BYTES = _counter("hub_written_bytes", "Bytes of frames handed to sockets")
+CATCH_UPS = _counter("catch_ups", "Times that a subscription continued from the ring or the log")
+RESYNCS = _counter("resyncs", "Clients told to start over, by reason", "reason")
+SNAPSHOT_ROWS = _counter("snapshot_rows", "Rows sent in snapshots")
 
 # --- jobs and the database
 
-JOBS_RUNNING = Gauge("marquee_jobs_running", "Running jobs", registry=REGISTRY, multiprocess_mode="livesum")
-ROWS_GENERATED = Counter("marquee_rows_generated", "Rows stored by jobs", ["kind"], registry=REGISTRY)
-MAILS = Counter(
-    "marquee_mails", "Attempts to send an email, by result: sent, postponed or failed", ["result"], registry=REGISTRY
-)
-COMMITS = Counter("marquee_commits", "Transactions committed", registry=REGISTRY)
-COMMIT_RETRIES = Counter("marquee_commit_retries", "Transactions run again after a conflict", registry=REGISTRY)
-
+JOBS_RUNNING = _gauge("jobs_running", "Running jobs")
+ROWS_GENERATED = _counter("rows_generated", "Rows stored by jobs", "kind")
+MAILS = _counter("mails", "Attempts to send an email, by result: sent, postponed or failed", "result")
+COMMITS = _counter("commits", "Transactions committed")
+COMMIT_RETRIES = _counter("commit_retries", "Transactions run again after a conflict")
 
 # Create these labels at import, so that rate() starts at zero.
 FEED_EVENTS_FROM_BUS = FEED_EVENTS.labels("bus")

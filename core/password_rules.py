@@ -36,7 +36,7 @@ def check_password(
         broken("The password needs at least one visible character", "password_is_blank")
     key = name_key(password.strip())  # names are compared in this form
     if key in _names(username, email):
-        broken("The password must differ from the username and the email address", "password_is_name")
+        broken("The password must differ from the user name and the email", "password_is_name")
     if key in common_passwords():
         broken("The password is too common", "password_is_common")
     if needs_mix:

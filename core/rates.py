@@ -62,10 +62,7 @@ def parse_rate(text: str) -> Rate:
 
 
 def parse_rate_limits(text: str) -> RateLimits:
-    """Parse the setting RATE_LIMITS. Raises ValueError, whose message says what was expected.
-
-    Whether the routes exist is checked against the route table, at the start.
-    """
+    """Parse the setting RATE_LIMITS, except that its routes are checked later. Raises ValueError."""
     parts = [part.strip() for part in text.split(";") if part.strip()]
     switches = [part.lower() for part in parts if part.lower() in ("on", "off")]
     found = tuple(_entry(part) for part in parts if part.lower() not in ("on", "off"))

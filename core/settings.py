@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import structlog
 from dotenv.parser import parse_stream
-from pydantic import EmailStr, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, EmailStr, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from core import rates
@@ -22,6 +22,13 @@ from core.errors import SettingsError, words_of
 # RFC 7518, section 3.2: an HMAC key must be at least as long as the hash.
 HASH_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 MIN_SECRET_KEY_BYTES = HASH_BYTES["HS256"]
+_NO_CONTROLS = re.compile(r"[^\x00-\x1f\x7f]*")
+
+
+def _require(condition: object, expected: str) -> None:
+    """Raise ValueError unless the condition holds. The value is not repeated: it may contain a password."""
+    if not condition:
+        raise ValueError(f"expected {expected}")
 
 
 def _require_port(url: str) -> None:
@@ -30,6 +37,127 @@ def _require_port(url: str) -> None:
     except ValueError:
         # The message of the library is not repeated: it may contain part of a password.
         raise ValueError("expected a port from 0 to 65535 after the host") from None
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _split(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _database_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme == "sqlite":
+        is_file = value.startswith("sqlite:///") and value != "sqlite:///" and ":memory:" not in value
+        _require(is_file, "a file, sqlite:///path/to/file.db")
+    else:
+        known = "sqlite:///path/to/file.db or postgresql://user:password@host/database"
+        _require(parts.scheme in ("postgresql", "postgres"), known)
+        _require(parts.path.strip("/"), "a database name, postgresql://user:password@host/database")
+    _require_port(value)
+    return value
+
+
+def _broadcast_url(value: str) -> str:
+    parts = urlsplit(value)
+    _require(parts.scheme in ("memory", "redis", "rediss"), "memory:// or redis://host:port/number")
+    is_alone = parts.scheme != "memory" or value == "memory://"
+    _require(is_alone, "memory:// alone, or redis://host:port/number")
+    number = "a database number after the slash, redis://host:port/number"
+    _require(re.fullmatch(r"/?[0-9]*", parts.path), number)
+    _require_port(value)
+    return value
+
+
+def _public_url(value: str) -> str:
+    parts = urlsplit(value)
+    is_plain = not set("@?#") & set(value) and re.fullmatch(r"[\x21-\x7e]{1,500}", value)
+    is_complete = parts.scheme in ("http", "https") and parts.hostname
+    _require(is_plain and is_complete, "a URL such as https://example.org, without a query")
+    _require_port(value)
+    return value.rstrip("/")
+
+
+def _smtp_url(value: SecretStr) -> SecretStr:
+    url = value.get_secret_value()
+    expected = "smtp://host:port or smtps://host:port, optionally with user:password@ before the host"
+    try:
+        parts = urlsplit(url)
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    except ValueError:
+        raise ValueError(f"expected {expected}") from None
+    _require(parts.scheme in ("smtp", "smtps") and parts.hostname and not parts.path.strip("/"), expected)
+    _require(not parts.query and not parts.fragment and bool(user) == bool(password), expected)
+    _require(_NO_CONTROLS.fullmatch(user + password), "a user and a password without control characters")
+    _require_port(url)
+    return value
+
+
+def _mailbox(value: str) -> str:
+    expected = "an email address, or a name and an address such as Marquee <marquee@example.org>"
+    _require(_NO_CONTROLS.fullmatch(value), expected)
+    header = SMTP.header_factory("From", value)
+    _require(not header.defects and len(header.addresses) == 1, expected)
+    _require(re.fullmatch(r"[\x21-\x7e]+@[\x21-\x7e]+", header.addresses[0].addr_spec), expected)
+    return value
+
+
+def _storage_url(value: str) -> str:
+    expected = "file:///path/to/folder, s3://bucket or s3://bucket/prefix"
+    parts = urlsplit(value)
+    _require(not parts.query and not parts.fragment and "\x00" not in parts.path, expected)
+    if parts.scheme == "file":
+        _require(not parts.netloc and len(parts.path) > 1, expected)
+    else:
+        is_bucket = re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc)
+        _require(parts.scheme == "s3" and is_bucket and ".." not in parts.path.split("/"), expected)
+    return value
+
+
+def _endpoint_url(value: str) -> str:
+    parts = urlsplit(value)
+    is_plain = parts.hostname and "@" not in parts.netloc and not parts.query
+    _require(parts.scheme in ("http", "https") and is_plain, "https://host:port or http://host:port")
+    _require_port(value)
+    return value.rstrip("/")
+
+
+def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
+    origins = tuple(value.rstrip("/") for value in values)
+    for origin in origins:
+        parts = urlsplit(origin)
+        is_origin = parts.scheme in ("http", "https") and parts.netloc and not parts.path
+        _require(is_origin or origin == "*", f"comma-separated origins such as https://example.org, got {origin!r}")
+    return origins
+
+
+def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
+    for each in values:
+        try:
+            ip_network(each)
+        except ValueError:
+            raise ValueError(f"expected addresses or networks such as 10.0.0.0/8, got {each!r}") from None
+    return values
+
+
+def _rate_limits(value: str) -> str:
+    rates.parse_rate_limits(value)
+    return value
+
+
+def _secret_key(value: SecretStr) -> SecretStr:
+    _require(_size(value) >= MIN_SECRET_KEY_BYTES, f"at least {MIN_SECRET_KEY_BYTES} bytes")
+    return value
+
+
+def _size(key: SecretStr) -> int:
+    return len(key.get_secret_value().encode())
+
+
+ANY_CASE = BeforeValidator(_lower)
+LISTED = BeforeValidator(_split)  # with NoDecode: a plain comma-separated list, not JSON
 
 
 class Settings(BaseSettings):
@@ -48,13 +176,12 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=64)
 
-    database_url: str = "sqlite:///data/marquee.db"
-    broadcast_url: str = "memory://"
+    database_url: Annotated[str, AfterValidator(_database_url)] = "sqlite:///data/marquee.db"
+    broadcast_url: Annotated[str, AfterValidator(_broadcast_url)] = "memory://"
 
-    secret_key: SecretStr | None = None
+    secret_key: Annotated[SecretStr, AfterValidator(_secret_key)] | None = None
     algorithm: Literal["HS256", "HS384", "HS512"] = "HS256"
-    # NoDecode: a plain comma-separated list, not JSON.
-    old_secret_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    old_secret_keys: Annotated[tuple[SecretStr, ...], NoDecode, LISTED] = ()
     access_token_expire_minutes: int = Field(default=15, ge=1, le=60 * 24 * 30)
     refresh_token_expire_days: int = Field(default=7, ge=1, le=365)
 
@@ -62,16 +189,18 @@ class Settings(BaseSettings):
     password_memory_kib: int = Field(default=19 * 1024, ge=8, le=4 * 1024 * 1024)
     password_time_cost: int = Field(default=2, ge=1, le=100)
     password_parallelism: int = Field(default=1, ge=1, le=64)
-    password_mix: Literal["on", "off"] = "off"  # noqa: S105 (no password)
+    password_mix: Annotated[Literal["on", "off"], ANY_CASE] = "off"  # noqa: S105 (no password)
 
-    account_activation: Literal["none", "email"] = "none"
-    public_url: str | None = None
-    smtp_url: SecretStr | None = None
-    mail_from: str = Field(default="Marquee <marquee@localhost>", min_length=3, max_length=320)
+    account_activation: Annotated[Literal["none", "email"], ANY_CASE] = "none"
+    public_url: Annotated[str, AfterValidator(_public_url)] | None = None
+    smtp_url: Annotated[SecretStr, AfterValidator(_smtp_url)] | None = None
+    mail_from: Annotated[str, AfterValidator(_mailbox)] = Field(
+        default="Marquee <marquee@localhost>", min_length=3, max_length=320
+    )
     mail_folder: str = Field(default="mail", min_length=1)
 
-    storage_url: str | None = None
-    s3_endpoint_url: str | None = None
+    storage_url: Annotated[str, AfterValidator(_storage_url)] | None = None
+    s3_endpoint_url: Annotated[str, AfterValidator(_endpoint_url)] | None = None
     s3_region: str = "us-east-1"
     s3_access_key_id: str | None = None
     s3_secret_access_key: SecretStr | None = None
@@ -82,11 +211,11 @@ class Settings(BaseSettings):
 
     max_connections: int = Field(default=10_000, ge=1, le=1_000_000)
     max_connections_per_address: int = Field(default=1_000, ge=1, le=1_000_000)
-    rate_limits: str = "on"
-    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
-    websocket_auth: Literal["optional", "required"] = "optional"
+    rate_limits: Annotated[str, AfterValidator(_rate_limits)] = "on"
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode, LISTED, AfterValidator(_networks)] = ()
+    websocket_auth: Annotated[Literal["optional", "required"], ANY_CASE] = "optional"
 
-    allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    allowed_origins: Annotated[tuple[str, ...], NoDecode, LISTED, AfterValidator(_origins)] = ()
 
     event_retention_hours: float = Field(default=168.0, gt=0, le=24 * 3650)
     event_retention_rows: int = Field(default=1_000_000, ge=1_000)
@@ -94,180 +223,21 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=0, ge=0, le=300)
     metrics_token: SecretStr | None = None
 
-    log_format: Literal["console", "json"] = "console"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-
-    @field_validator("log_level", "log_format", "websocket_auth", "password_mix", "account_activation", mode="before")
-    @classmethod
-    def _lower(cls, value: Any) -> Any:
-        return value.lower() if isinstance(value, str) else value
-
-    @field_validator("old_secret_keys", "trusted_proxies", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-    @field_validator("allowed_origins", mode="before")
-    @classmethod
-    def _split_origins(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        origins = tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
-        for origin in origins:
-            parts = urlsplit(origin)
-            if origin != "*" and (parts.scheme not in ("http", "https") or not parts.netloc or parts.path):
-                raise ValueError(f"expected comma-separated origins such as https://example.org, got {origin!r}")
-        return origins
-
-    @field_validator("database_url")
-    @classmethod
-    def _known_database(cls, value: str) -> str:
-        scheme = urlsplit(value).scheme
-        if scheme == "sqlite":
-            if not value.startswith("sqlite:///") or value == "sqlite:///" or ":memory:" in value:
-                raise ValueError("expected a file, sqlite:///path/to/file.db")
-        elif scheme not in ("postgresql", "postgres"):
-            raise ValueError("expected sqlite:///path/to/file.db or postgresql://user:password@host/database")
-        elif not urlsplit(value).path.strip("/"):
-            raise ValueError("expected a database name, postgresql://user:password@host/database")
-        _require_port(value)
-        return value
-
-    @field_validator("broadcast_url")
-    @classmethod
-    def _known_bus(cls, value: str) -> str:
-        if urlsplit(value).scheme not in ("memory", "redis", "rediss"):
-            raise ValueError("expected memory:// or redis://host:port/number")
-        if value.startswith("memory") and value != "memory://":
-            raise ValueError("expected memory:// alone, or redis://host:port/number")
-        if not re.fullmatch(r"/?[0-9]*", urlsplit(value).path):
-            raise ValueError("expected a database number after the slash, redis://host:port/number")
-        _require_port(value)
-        return value
-
-    @field_validator("public_url")
-    @classmethod
-    def _known_address(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        if (
-            parts.scheme not in ("http", "https")
-            or not parts.hostname
-            or set("@?#") & set(value)
-            or not re.fullmatch(r"[\x21-\x7e]{1,500}", value)
-        ):
-            raise ValueError("expected a URL such as https://example.org, without a query")
-        _require_port(value)
-        return value.rstrip("/")
-
-    @field_validator("smtp_url")
-    @classmethod
-    def _known_mail_server(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is None:
-            return None
-        # The value is not repeated: it may contain a password.
-        expected = "expected smtp://host:port or smtps://host:port, optionally with user:password@ before the host"
-        try:
-            parts = urlsplit(value.get_secret_value())
-            user, password = unquote(parts.username or ""), unquote(parts.password or "")
-        except ValueError:
-            raise ValueError(expected) from None
-        if parts.scheme not in ("smtp", "smtps") or not parts.hostname or parts.path.strip("/"):
-            raise ValueError(expected)
-        if parts.query or parts.fragment or bool(user) != bool(password):
-            raise ValueError(expected)
-        if not re.fullmatch(r"[^\x00-\x1f\x7f]*", user + password):
-            raise ValueError("expected a user and a password without control characters")
-        _require_port(value.get_secret_value())
-        return value
-
-    @field_validator("mail_from")
-    @classmethod
-    def _one_mailbox(cls, value: str) -> str:
-        expected = "expected an email address, or a name and an address such as Marquee <marquee@example.org>"
-        if not re.fullmatch(r"[^\x00-\x1f\x7f]*", value):
-            raise ValueError(expected)
-        header = SMTP.header_factory("From", value)
-        found = header.addresses
-        if header.defects or len(found) != 1 or not re.fullmatch(r"[\x21-\x7e]+@[\x21-\x7e]+", found[0].addr_spec):
-            raise ValueError(expected)
-        return value
-
-    @field_validator("storage_url")
-    @classmethod
-    def _known_storage(cls, value: str | None) -> str | None:
-        expected = "expected file:///path/to/folder, s3://bucket or s3://bucket/prefix"
-        parts = urlsplit(value or "file:///folder")
-        if parts.query or parts.fragment or "\x00" in parts.path:
-            raise ValueError(expected)
-        if parts.scheme == "file":
-            if parts.netloc or len(parts.path) < 2:
-                raise ValueError(expected)
-        elif parts.scheme != "s3" or not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc):
-            # The value is not repeated: it may contain a secret before an @.
-            raise ValueError(expected)
-        elif ".." in parts.path.split("/"):
-            raise ValueError(expected)
-        return value
-
-    @field_validator("s3_endpoint_url")
-    @classmethod
-    def _known_endpoint(cls, value: str | None) -> str | None:
-        parts = urlsplit(value or "https://host")
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
-            raise ValueError("expected https://host:port or http://host:port")
-        if value is not None:
-            _require_port(value)
-        return value.rstrip("/") if value is not None else None
+    log_format: Annotated[Literal["console", "json"], ANY_CASE] = "console"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], ANY_CASE] = "info"
 
     @model_validator(mode="after")
-    def _whole_s3_key(self) -> Settings:
+    def _fit_together(self) -> Settings:
         if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
             raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY: expected both or neither")
-        return self
-
-    @field_validator("rate_limits")
-    @classmethod
-    def _known_rates(cls, value: str) -> str:
-        rates.parse_rate_limits(value)
-        return value
-
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for each in value:
-            try:
-                ip_network(each)
-            except ValueError:
-                raise ValueError(f"expected addresses or networks such as 10.0.0.0/8, got {each!r}") from None
-        return value
-
-    @field_validator("secret_key")
-    @classmethod
-    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and len(value.get_secret_value().encode()) < MIN_SECRET_KEY_BYTES:
-            raise ValueError(f"expected at least {MIN_SECRET_KEY_BYTES} bytes")
-        return value
-
-    @model_validator(mode="after")
-    def _key_for_algorithm(self) -> Settings:
         needed = HASH_BYTES[self.algorithm]
-        if self.secret_key is not None and len(self.secret_key.get_secret_value().encode()) < needed:
+        if self.secret_key is not None and _size(self.secret_key) < needed:
             raise ValueError(f"SECRET_KEY: expected at least {needed} bytes for {self.algorithm}")
-        if any(len(key.get_secret_value().encode()) < needed for key in self.old_secret_keys):
+        if any(_size(key) < needed for key in self.old_secret_keys):
             # A weak old key lets an attacker forge tokens just as a weak current one does.
             raise ValueError(f"OLD_SECRET_KEYS: expected keys of at least {needed} bytes each for {self.algorithm}")
-        return self
-
-    @model_validator(mode="after")
-    def _memory_for_lanes(self) -> Settings:
         if self.password_memory_kib < 8 * self.password_parallelism:
             raise ValueError("PASSWORD_MEMORY_KIB: expected at least 8 for each of PASSWORD_PARALLELISM")
-        return self
-
-    @model_validator(mode="after")
-    def _whole_admin(self) -> Settings:
         given = self.first_admin_username or self.first_admin_email
         if given and self.first_admin_password is None:
             raise ValueError("FIRST_ADMIN_PASSWORD is missing beside FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL")
@@ -306,11 +276,6 @@ class Settings(BaseSettings):
     def has_limits(self) -> bool:
         """Whether clients are limited at all, in rate or in number of connections."""
         return rates.parse_rate_limits(self.rate_limits).is_on
-
-    @property
-    def route_rates(self) -> tuple[rates.RouteRate, ...]:
-        """The rate limits set for single routes."""
-        return rates.parse_rate_limits(self.rate_limits).routes
 
     @property
     def needs_password_mix(self) -> bool:

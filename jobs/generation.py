@@ -16,6 +16,8 @@ from typing import Any
 
 from faker import Faker
 
+from resources.registry import RESOURCES
+
 BLOCK_ROWS = 100
 POOL_SIZE = 400
 POOL_SEED = 1888  # any constant works; this is the year of the oldest surviving film
@@ -133,6 +135,10 @@ MAKERS: dict[str, Callable[[Random, Pools, int], list[Row]]] = {
     "generate_movies": _movies,
     "generate_characters": _characters,
 }
+
+
+GENERATED = {f"generate_{resource.name}" for resource in RESOURCES if resource.generated}
+assert MAKERS.keys() == GENERATED, "each resource that declares it can be generated, and no other"
 
 
 def rows(kind: str, seed: int, start: int, count: int) -> Sequence[Row]:

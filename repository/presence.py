@@ -21,12 +21,8 @@ from repository.engine.transaction import Transaction
 LEASE_SECONDS = 9.0
 ANONYMOUS = 0  # the user id of every anonymous connection
 
-_NOW_ON_SQLITE = str(now_in_seconds(is_sqlite=True))
-_NOW_ON_POSTGRESQL = str(now_in_seconds(is_sqlite=False))
-_WORKERS = Statement(
-    f"SELECT id, version, until >= {_NOW_ON_SQLITE} FROM workers",  # noqa: S608 (our own clock)
-    f"SELECT id, version, until >= {_NOW_ON_POSTGRESQL} FROM workers",  # noqa: S608
-)
+_NOW = [now_in_seconds(is_sqlite=is_sqlite) for is_sqlite in (True, False)]
+_WORKERS = Statement(*(f"SELECT id, version, until >= {now} FROM workers" for now in _NOW))  # noqa: S608 (our own clock)
 _ROWS = statement("SELECT topic, user_id, username, connections, lingering FROM presence WHERE worker = $1")
 _PUT = statement(
     "INSERT INTO presence (worker, topic, user_id, username, connections, lingering) VALUES ($1, $2, $3, $4, $5, $6)"
@@ -74,10 +70,9 @@ async def store(database: Database, worker: str, version: int, changed: Sequence
             if not row.is_empty
         ]
         drop = [(worker, row.topic, row.user_id) for row in changed if row.is_empty]
-        driver = await tx.driver()
         for one, records in ((_PUT, put), (_DROP, drop)):
             if records:
-                await driver.executemany(one.sqlite if tx.is_sqlite else one.postgresql, records)
+                await tx.execute_many(one, records)
         return True
 
     return await database.write(work)

@@ -1,1 +1,1 @@
-"""What a resource is, declared once: its table, its body, its fields, its topic, who may write."""
+"""Resources, each declared once: table, body, fields, topic and rights."""

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import ConfigDict
-
 import models
 from resources.movies import MOVIES
 from resources.resource import Parent, Resource
-from schemas import Body, Id, Line, Prose
+from schemas import Body, Id, Line, Prose, examples
 
 
 class CharacterBody(Body):
-    """A character as its author writes it. PUT replaces all of it: what is left out takes its default."""
+    """A character as clients write it. PUT replaces all of it: a missing field takes its default."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"name": "Harry Lime", "description": "Sells penicillin.", "movie_id": 7}]}
-    )
+    model_config = examples({"name": "Harry Lime", "description": "Sells penicillin.", "movie_id": 7})
 
     name: Line
     description: Prose | None = None

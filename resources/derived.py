@@ -7,11 +7,12 @@ from typing import Any, get_type_hints
 
 from pydantic import MISSING, BaseModel, RootModel, create_model
 from pydantic import Field as ModelField
-from sqlalchemy import Boolean, Column, Integer, Table
+from sqlalchemy import JSON, Boolean, Column, Integer, String, Table
+from sqlalchemy.types import TypeEngine
 
 import models
 from core.filters import Field, FieldType
-from schemas import Answer, Body, Id, IsoDate, Moment, Skipped
+from schemas import Answer, Body, Id, IsoDate, Moment, examples
 
 
 def visible_columns(table: Table) -> tuple[str, ...]:
@@ -25,18 +26,19 @@ def keys_of(table: Table) -> Mapping[str, str]:
 
 
 def _field_type(column: Column[Any]) -> FieldType:
-    kind = column.type
-    if kind is models.Strings:
-        return FieldType.STRINGS
-    if isinstance(kind, models.IsoDate):
-        return FieldType.DATE
-    if isinstance(kind, models.UtcTime):
-        return FieldType.TIME
-    if isinstance(kind, Boolean):
-        return FieldType.BOOLEAN
-    return FieldType.INTEGER if isinstance(kind, Integer) else FieldType.TEXT
+    found = next((kind for sql, kind in _FIELD_TYPES.items() if isinstance(column.type, sql)), None)
+    assert found is not None, f"{column}: clients cannot filter by {column.type!r}"
+    return found
 
 
+_FIELD_TYPES: Mapping[type[TypeEngine[Any]], FieldType] = {
+    JSON: FieldType.STRINGS,
+    models.IsoDate: FieldType.DATE,
+    models.UtcTime: FieldType.TIME,
+    Boolean: FieldType.BOOLEAN,
+    Integer: FieldType.INTEGER,
+    String: FieldType.TEXT,
+}
 _SHOWN: Mapping[FieldType, Any] = {
     FieldType.STRINGS: list[str],
     FieldType.DATE: IsoDate,
@@ -49,18 +51,18 @@ _SHOWN: Mapping[FieldType, Any] = {
 
 def filter_fields(table: Table, names: Mapping[str, str]) -> Mapping[str, Field]:
     """Return a filter field for each visible column; `names` renames some of them."""
-    fields = (
-        Field(names.get(column, column), column, _field_type(table.c[column])) for column in visible_columns(table)
-    )
-    return {each.name: each for each in fields}
+    columns = {names.get(column, column): column for column in visible_columns(table)}
+    return {name: Field(name, column, _field_type(table.c[column])) for name, column in columns.items()}
+
+
+def chosen_fields(table: Table, *columns: str, **choices: tuple[str, ...]) -> Mapping[str, Field]:
+    """Return a filter field for each of the columns; `choices` holds the possible values of some of them."""
+    return {name: Field(name, name, _field_type(table.c[name]), choices.get(name, ())) for name in columns}
 
 
 def entity_model(table: Table, singular: str, created_word: str) -> type[BaseModel]:
     """Return the model of an entity as GET shows it."""
-    descriptions = {
-        "user_id": f"Who {created_word} it",
-        "version": "Counts edits; derived fields do not raise it",
-    }
+    descriptions = {"user_id": f"User who {created_word} it", "version": "Counts edits; derived fields do not raise it"}
     members: dict[str, Any] = {}
     for name in visible_columns(table):
         column = table.c[name]
@@ -79,8 +81,8 @@ def patch_model(body: type[Body], singular: str, example: Mapping[str, Any]) -> 
     return create_model(
         f"{singular.title()}Patch",
         __base__=Body,
-        __doc__="Only what is named changes.",
-        __cls_kwargs__=_example(example),
+        __doc__="Only the fields in the body change.",
+        __cls_kwargs__=dict(examples(dict(example))),
         **members,
     )
 
@@ -88,23 +90,13 @@ def patch_model(body: type[Body], singular: str, example: Mapping[str, Any]) -> 
 def bulk_patch_model(patch: type[BaseModel], singular: str, example: Mapping[str, Any]) -> type[BaseModel]:
     """Return the model of one row of a bulk PATCH."""
     name = f"{singular.title()}BulkPatch"
-    return create_model(name, __base__=patch, __cls_kwargs__=_example({"id": 7, **example}), id=(Id, ...))
+    return create_model(name, __base__=patch, __cls_kwargs__=dict(examples({"id": 7, **example})), id=(Id, ...))
 
 
-def _example(example: Mapping[str, Any]) -> dict[str, Any]:
-    return {"json_schema_extra": {"examples": [dict(example)]}}
-
-
-def added_model(entity: type[BaseModel], plural: str) -> type[BaseModel]:
-    """Return the model of the response to a bulk POST."""
-    members: dict[str, Any] = {"added": (list[entity], ...), "skipped": (list[Skipped], ...)}  # type: ignore[valid-type]
-    return create_model(f"{plural.title()}Added", __base__=Answer, **members)
-
-
-def updated_model(entity: type[BaseModel], plural: str) -> type[BaseModel]:
-    """Return the model of the response to a bulk PATCH."""
-    members: dict[str, Any] = {"updated": (list[entity], ...), "not_found": (list[int], ...)}  # type: ignore[valid-type]
-    return create_model(f"{plural.title()}Updated", __base__=Answer, **members)
+def bulk_answer(name: str, **members: Any) -> type[BaseModel]:
+    """Return the model of the response to a bulk write; `members` are types, all of them required."""
+    required: dict[str, Any] = {each: (kind, ...) for each, kind in members.items()}
+    return create_model(name, __base__=Answer, **required)
 
 
 def label_model(singular: str, label: str) -> type[BaseModel]:

@@ -1,24 +1,22 @@
-"""Genres: a vocabulary that moderators and admins keep."""
+"""Genres: a vocabulary that moderators and admins maintain."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 import models
 from resources.resource import Resource
-from schemas import VISIBLE, Body, Prose
+from schemas import VISIBLE, Body, Prose, examples
 
 GenreName = Annotated[str, Field(min_length=1, max_length=100, pattern=VISIBLE, description="Unique, ignoring case")]
 
 
 class GenreBody(Body):
-    """A genre. PUT replaces all of it: what is left out takes its default."""
+    """A genre. PUT replaces all of it: a missing field takes its default."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"name": "Noir", "description": "Crime, told in shadows."}]}
-    )
+    model_config = examples({"name": "Noir", "description": "Crime, told in shadows."})
 
     name: GenreName
     description: Prose | None = None

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, get_args
 
-from core import filters
-from core.filters import FieldType
+import models
+from core.filters import Field
+from resources.derived import chosen_fields
 from schemas import Answer, Moment
+
+Kind = Literal["generate_movies", "generate_characters"]
+State = Literal["queued", "running", "done", "cancelled", "failed"]
 
 
 class Job(Answer):
     id: str
-    kind: Literal["generate_movies", "generate_characters"]
-    state: Literal["queued", "running", "done", "cancelled", "failed"]
+    kind: Kind
+    state: State
     done: int
     total: int
     rows_per_second: int
@@ -24,14 +29,6 @@ class Job(Answer):
     error: str | None
 
 
-JOB_STATES = ("queued", "running", "done", "cancelled", "failed")
-
-
-JOB_FIELDS: dict[str, filters.Field] = {
-    "id": filters.Field("id", "id", FieldType.TEXT),
-    "kind": filters.Field("kind", "kind", FieldType.TEXT, ("generate_movies", "generate_characters")),
-    "state": filters.Field("state", "state", FieldType.TEXT, JOB_STATES),
-    "total": filters.Field("total", "total", FieldType.INTEGER),
-    "user_id": filters.Field("user_id", "user_id", FieldType.INTEGER),
-    "created_at": filters.Field("created_at", "created_at", FieldType.TIME),
-}
+JOB_FIELDS: Mapping[str, Field] = chosen_fields(
+    models.jobs, *("id", "kind", "state", "total", "user_id", "created_at"), kind=get_args(Kind), state=get_args(State)
+)

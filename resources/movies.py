@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 import models
 from resources.resource import Resource
-from schemas import Amount, Body, Country, IsoDate, Line, Minutes, Prose, Rating, Word, Words
+from schemas import Amount, Body, Country, IsoDate, Line, Minutes, Prose, Rating, Word, Words, examples
 
 
 class MovieBody(Body):
-    """A movie as its lister writes it. PUT replaces all of it: what is left out takes its default."""
+    """A movie as clients write it. PUT replaces all of it: a missing field takes its default."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "title": "The Third Man",
-                    "description": "A writer looks for a friend in post-war Vienna.",
-                    "release_date": "1949-09-01",
-                    "rating": 93,
-                    "duration_minutes": 104,
-                    "status": "released",
-                    "country": "GB",
-                    "languages": ["English", "German"],
-                    "genres": ["Noir", "Thriller"],
-                }
-            ]
+    model_config = examples(
+        {
+            "title": "The Third Man",
+            "description": "A writer looks for a friend in post-war Vienna.",
+            "release_date": "1949-09-01",
+            "rating": 93,
+            "duration_minutes": 104,
+            "status": "released",
+            "country": "GB",
+            "languages": ["English", "German"],
+            "genres": ["Noir", "Thriller"],
         }
     )
 
     title: Line
     description: Prose | None = None
     release_date: IsoDate | None = None
-    rating: Rating | None = Field(default=None, description="The lister's own score")
+    rating: Rating | None = Field(default=None, description="Score given by the user who listed it")
     duration_minutes: Minutes | None = None
     status: Word | None = Field(default=None, description="Such as released or in_production")
     budget: Amount | None = None

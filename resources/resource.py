@@ -5,15 +5,16 @@ snapshots, frames and both documents are derived from it (`resources.derived`, `
 What a column is to clients follows from its name and place in the body:
 
 - `id`, `version`, `created_at` and `updated_at` are kept by the service; `user_id` is the user who created the row.
-- Columns of the body are written by clients.
+- Columns of the body are written by clients. They follow `id`, and the others follow them: `user_id`, derived columns,
+  `version`, keys, `created_at` and `updated_at`.
 - A column with `info={"key_of": name}` holds the form in which values of the column `name` must be unique. Clients
   never see it.
-- All others are derived from other tables, and start at zero, or empty where they are nullable.
+- All others are derived from other tables, and start at zero, or as null where they are nullable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -21,10 +22,11 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from sqlalchemy import Table
 
+from core.errors import Forbidden
 from core.filters import Field
 from core.identity import Identity
 from resources import derived
-from schemas import Body
+from schemas import Body, Skipped
 
 _KEPT = frozenset({"id", "user_id", "version", "created_at", "updated_at"})
 
@@ -62,7 +64,12 @@ class Resource:
     created_word: str = "added"
     generated: bool = False
 
-    # --- what follows
+    def __post_init__(self) -> None:
+        expected = ("id", *self.written, "created_at", "updated_at")
+        assert self.columns == expected, f"{self.name}: expected the columns {expected}, got {self.columns}"
+        assert self.has_owner or self.changed_by == "staff", f"{self.name}: rows of owners have a user_id"
+
+    # --- derived
 
     @cached_property
     def name(self) -> str:
@@ -85,7 +92,7 @@ class Resource:
 
     @cached_property
     def defaults(self) -> Mapping[str, Any]:
-        """What the columns of the body hold when they are left out, in the order of the table; None if required."""
+        """The default values of the body's columns, in the order of the table; None where a value is required."""
         fields = self.body.model_fields
         return {
             name: None if fields[name].is_required() else fields[name].get_default()
@@ -95,29 +102,40 @@ class Resource:
 
     @cached_property
     def initial(self) -> Mapping[str, Any]:
-        """What derived columns begin with."""
+        """The initial values of derived columns."""
         others = (name for name in self.columns if name not in self.defaults and name not in _KEPT)
         return {name: None if self.table.c[name].nullable else 0 for name in others}
 
     @cached_property
+    def written(self) -> tuple[str, ...]:
+        """The visible columns of a new row between `id` and the times, in the order of the table."""
+        return (*self.defaults, *(("user_id",) if self.has_owner else ()), *self.initial, "version")
+
+    @cached_property
     def fields(self) -> Mapping[str, Field]:
-        """What lists and subscriptions can be filtered by, by the name in the filter."""
+        """The fields that lists and subscriptions can be filtered by, under their names in filters."""
         return derived.filter_fields(self.table, self.filter_names)
 
     @property
     def has_owner(self) -> bool:
         return "user_id" in self.columns
 
-    def may_create(self, identity: Identity) -> bool:
-        return self.changed_by == "owner" or identity.is_staff
+    def require_may_create(self, identity: Identity) -> None:
+        """Raise Forbidden unless the identity may create rows."""
+        if self.changed_by == "staff" and not identity.is_staff:
+            raise Forbidden(f"Only moderators and admins may add {self.name}")
 
-    def may_change(self, identity: Identity, row: Mapping[str, Any]) -> bool:
-        return identity.is_staff or (self.changed_by == "owner" and row["user_id"] == identity.user_id)
+    def require_may_change(self, identity: Identity, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Raise Forbidden, naming the rows, unless the identity may change all of them."""
+        foreign = [] if identity.is_staff else [row["id"] for row in rows if not self._is_own(identity, row)]
+        if foreign:
+            owners = "" if self.changed_by == "staff" else "its owner, " if len(foreign) == 1 else "their owners, "
+            named = self.singular if len(foreign) == 1 else self.name
+            shown = ", ".join(map(str, foreign[:10])) + (", …" if len(foreign) > 10 else "")
+            raise Forbidden(f"Only {owners}moderators and admins may change {named} {shown}")
 
-    @property
-    def changers(self) -> str:
-        """Who may change a row, for messages."""
-        return "its owner, moderators and admins" if self.changed_by == "owner" else "moderators and admins"
+    def _is_own(self, identity: Identity, row: Mapping[str, Any]) -> bool:
+        return self.changed_by == "owner" and row["user_id"] == identity.user_id
 
     # --- models
 
@@ -135,11 +153,13 @@ class Resource:
 
     @cached_property
     def added(self) -> type[BaseModel]:
-        return derived.added_model(self.entity, self.name)
+        rows: Any = list[self.entity]  # type: ignore[name-defined]
+        return derived.bulk_answer(f"{self.name.title()}Added", added=rows, skipped=list[Skipped])
 
     @cached_property
     def updated(self) -> type[BaseModel]:
-        return derived.updated_model(self.entity, self.name)
+        rows: Any = list[self.entity]  # type: ignore[name-defined]
+        return derived.bulk_answer(f"{self.name.title()}Updated", updated=rows, not_found=list[int])
 
     @cached_property
     def label_model(self) -> type[BaseModel]:

@@ -1,4 +1,4 @@
-"""The topics of the websocket: what their rows are, what they can be filtered by, and who may watch them."""
+"""The topics of the websocket: the model of their rows, their filterable fields and their audience."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resources.registry import RESOURCES
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """`audience`: everybody (`public`), the members of a group, or (`self`) each user, of the rows that are theirs."""
+    """`audience` is `public`, a group, or `self`: each user, who sees only their own rows."""
 
     entity: type[BaseModel]
     fields: Mapping[str, Field]

@@ -1,1 +1,1 @@
-"""The HTTP edge: parse, authorise, one repository call, render. `table` is the list of everything there is."""
+"""The HTTP edge: parse, authorise, one repository call, render. `table` lists every operation."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -44,18 +43,11 @@ class EventsQuery(Parameters):
     topics: Annotated[
         frozenset[str],
         BeforeValidator(_topics),
-        Field(
-            json_schema_extra={
-                "items": {"enum": list(TOPICS)},
-                "minItems": 1,
-                "default": sorted(PUBLIC_TOPICS),
-            }
-        ),
+        Field(json_schema_extra={"items": {"enum": list(TOPICS)}, "minItems": 1, "default": sorted(PUBLIC_TOPICS)}),
     ] = Field(default=PUBLIC_TOPICS, description="Comma-separated; all public topics by default")
     bulk: Literal["items", "summary"] = Field(default="items", description="Whether bulk events include their rows")
     limit: Annotated[int, Field(ge=1, le=MAX_EVENTS_OF_PAGE), WRITTEN_INTEGER] = Field(
-        default=DEFAULT_EVENTS_OF_PAGE,
-        description="Maximum frames of a page; ignored by event streams",
+        default=DEFAULT_EVENTS_OF_PAGE, description="Maximum frames of a page; ignored by event streams"
     )
 
 
@@ -65,12 +57,7 @@ class EventsPage(Answer):
     data: list[dict[str, Any]] = Field(description="Frames, as on the websocket; empty at the end of the log")
 
 
-_STREAM: Mapping[str, Any] = {
-    "schema": {
-        "type": "string",
-        "description": "Server-sent events: `id` is `<epoch>:<seq>`, `data` is a frame as on the websocket",
-    }
-}
+ABOUT_STREAM = "Server-sent events: `id` is `<epoch>:<seq>`, `data` is a frame as on the websocket"
 
 
 @operations.get(
@@ -83,7 +70,7 @@ _STREAM: Mapping[str, Any] = {
     headers={"Last-Event-ID": "For event streams: the id to resume after; it takes precedence over `after`"},
     errors=(403, 406, 429),
     answer_headers=("Stream-Position", "Link"),
-    other_content={EVENT_STREAM: _STREAM},
+    other_content={EVENT_STREAM: {"schema": {"type": "string", "description": ABOUT_STREAM}}},
 )
 async def events(call: Call[None, EventsQuery, None]) -> Response:
     if rendering.client_prefers(call.headers, EVENT_STREAM):

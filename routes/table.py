@@ -11,6 +11,7 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
 from core.errors import Problem
+from core.rates import parse_rate_limits
 from core.settings import Settings
 from routes import events, health, jobs
 from routes.accounts import admin, avatars, confirmations, pages, profiles, registration, sign_in, users
@@ -36,14 +37,11 @@ OPERATIONS: Sequence[Operation] = [
 
 
 def routes() -> list[BaseRoute]:
-    """Return one route for each path, so that a wrong method gets all the right ones in `Allow`.
-
-    Fixed paths come before paths with `{names}`.
-    """
+    """Return one route for each path, fixed paths first, so that a wrong method gets a complete `Allow`."""
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in OPERATIONS:
         by_path.setdefault(operation.path, {})[operation.method] = operation
-    # At the same depth, a path with a name in an earlier part comes later.
+    # Of two paths, the one with a parameter in an earlier part comes later.
     ordered = sorted(by_path, key=lambda path: [part.startswith("{") for part in path.split("/")])
     return [*(_route(path, by_path[path]) for path in ordered), *health.PAGES, *documentation.PAGES]
 
@@ -72,7 +70,7 @@ class _Path(Route):
 def limit_rules(settings: Settings) -> limit_groups.Rules:
     """Return the rate limit of each route. Raises SettingsError when RATE_LIMITS names an unknown route."""
     groups = {(operation.method, operation.path): operation.counts_as for operation in OPERATIONS}
-    return limit_groups.rules(groups, settings.has_limits, settings.route_rates)
+    return limit_groups.rules(groups, parse_rate_limits(settings.rate_limits))
 
 
 @cache

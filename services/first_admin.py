@@ -12,7 +12,6 @@ from core.password_rules import check_password
 from core.settings import Settings
 from repository.accounts import users
 from repository.engine.database import Database
-from repository.engine.transaction import Transaction
 from resources.accounts import credentials
 from services.passwords import hasher_for
 
@@ -39,21 +38,12 @@ async def create_first_admin(database: Database, settings: Settings) -> None:
     named = body.model_dump(exclude_unset=True, exclude={"password"})
     if await users.has_admin(database):
         return
-    problems = check_password(
-        password,
-        username=settings.first_admin_username,
-        email=settings.first_admin_email,
-        needs_mix=settings.needs_password_mix,
-    )
-    for problem in problems:
+    needs_mix = settings.needs_password_mix
+    for problem in check_password(password, username=fields["username"], email=fields["email"], needs_mix=needs_mix):
         raise SettingsError(f"FIRST_ADMIN_PASSWORD: {problem.msg[:1].lower()}{problem.msg[1:]}.")
     password_hash = await asyncio.to_thread(hasher_for(settings).hash, password)
-
-    async def work(tx: Transaction) -> None:
-        await users.create_admin(tx, named, password_hash)
-
     try:
-        await database.write(work)
+        await database.write(lambda tx: users.create_admin(tx, named, password_hash))
         log.info("first admin created", **named)
     except Conflict:
         # Another worker has created the admin, or another account has the user name or the email.

@@ -6,7 +6,7 @@ date of birth an entry says that the value changed, not what it was or is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import insert
@@ -18,25 +18,33 @@ from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
 from repository.generic.lists import Listed, ListRequest, entities_of, entity, total_order
-from repository.generic.versions import BOOKKEEPING, changed_names
+from repository.generic.versions import BOOKKEEPING, Row, changed_names
 
 AUDIENCE = f"group:{Group.ADMIN}"
 _NOT_PERSONAL = frozenset({"group", "is_active", "awaits_activation", "has_profile"})
 
 
-def public(row: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Editor:
+    """The user who edits, and their address. `is_admin` is set only when admin rights permit the edit."""
+
+    user_id: int
+    address: str | None
+    is_admin: bool
+
+
+def public(row: Row) -> dict[str, Any]:
     """Return the entry as admins see it: every column."""
     return dict(row)
 
 
-async def record(
-    tx: Transaction, action: str, user_id: int, *, actor_id: int | None, address: str | None, changes: Mapping[str, Any]
-) -> None:
+async def record(tx: Transaction, action: str, user_id: int, editor: Editor | None, changes: Row) -> None:
     """Store an entry and emit its event.
 
     `changes` maps each changed field to its old and new value, `{"group": ["user", "admin"]}`, or to an empty list for
-    personal data. `actor_id` is None for an action on the command line or at the start of the service.
+    personal data. `editor` is None for an action on the command line or at the start of the service.
     """
+    actor_id, address = (editor.user_id, editor.address) if editor is not None else (None, None)
     values = {
         "actor_id": actor_id,
         "action": action,
@@ -49,33 +57,16 @@ async def record(
     tx.emit("audit", "add", public(entity(stored.one())), actor_id=actor_id, audience=AUDIENCE)
 
 
-async def record_changes(
-    tx: Transaction,
-    action: str,
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    *,
-    actor_id: int,
-    address: str | None,
-) -> None:
+async def record_changes(tx: Transaction, action: str, before: Row, after: Row, editor: Editor) -> None:
     """Record the difference between two public forms of an account; do nothing when there is none."""
     changed = [name for name in changed_names(before, after) if name not in BOOKKEEPING]
     if changed:
         changes = {name: [before[name], after[name]] if name in _NOT_PERSONAL else [] for name in changed}
-        await record(tx, action, after["id"], actor_id=actor_id, address=address, changes=changes)
+        await record(tx, action, after["id"], editor, changes)
 
 
 async def page_of(database: Database, page: ListRequest) -> Listed[dict[str, Any]]:
     """Return a page of the audit trail, newest first unless the request sorts it or pages by key."""
     where = filter_sql.where(models.audit, page.filter, is_sqlite=database.is_sqlite)
-    order = page.sort or ((("id", page.after is None),))
-    return await entities_of(
-        database,
-        models.audit,
-        where,
-        total_order(order),
-        public,
-        offset=page.offset,
-        limit=page.limit,
-        after=page.after,
-    )
+    order = total_order(page.sort or (("id", page.after is None),))
+    return await entities_of(database, models.audit, where, order, public, page)

@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 import models
 from repository.accounts import edits, users
-from repository.accounts.edits import Editor
+from repository.accounts.audit import Editor
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic.versions import IfMatch
@@ -43,13 +43,9 @@ class AvatarChange:
 
 
 async def change(tx: Transaction, editor: Editor, user_id: int, avatar: str | None, if_match: IfMatch) -> AvatarChange:
-    """Replace or remove the avatar of an account, which needs no profile.
-
-    Raises Forbidden, NotFound and PreconditionFailed.
-    """
+    """Replace or remove the avatar of an account. Raises Forbidden, NotFound and PreconditionFailed."""
     before = await edits.lock_for(tx, editor, user_id, if_match)
-    after = await users.change(tx, before, {"avatar": avatar}, actor_id=editor.user_id)
-    await edits.record(tx, "avatar", before, after, editor)
+    after = await edits.change(tx, editor, "avatar", before, {"avatar": avatar})
     return AvatarChange(users.public(after), before["avatar"] if before["avatar"] != avatar else None)
 
 

@@ -6,7 +6,6 @@ NotFound with the same message whatever the reason, so the response reveals noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from repository.accounts.one_time_tokens import OneTimeToken, Purpose
 from repository.accounts.outbox import MailType
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
+from repository.generic.versions import Row
 
 BAD_TOKEN = "The URL is invalid, was already used, or has expired"  # noqa: S105 (no password)
 
@@ -32,27 +32,21 @@ class Confirmation:
 async def _use(tx: Transaction, token: str, *purposes: Purpose) -> tuple[OneTimeToken, dict[str, Any]]:
     """Use up a token and return it with its account's row, locked. Raises NotFound."""
     used = await one_time_tokens.take(tx, token, *purposes)
-    if used is None:
-        raise NotFound(BAD_TOKEN)
     try:
-        user = await users.lock(tx, used.user_id)
+        return _usable(used, await users.lock(tx, used.user_id) if used is not None else None)
     except NotFound:
         raise NotFound(BAD_TOKEN) from None
-    _require_usable(user, used)
-    return used, user
 
 
 async def _find(database: Database, token: str, *purposes: Purpose) -> tuple[OneTimeToken, dict[str, Any]]:
     """Return a token and its account's row without using up the token. Raises NotFound."""
     found = await one_time_tokens.find(database, token, *purposes)
-    user = await users.find(database, found.user_id) if found is not None else None
-    if found is None or user is None:
+    return _usable(found, await users.find(database, found.user_id) if found is not None else None)
+
+
+def _usable(token: OneTimeToken | None, user: dict[str, Any] | None) -> tuple[OneTimeToken, dict[str, Any]]:
+    if token is None or user is None:
         raise NotFound(BAD_TOKEN)
-    _require_usable(user, found)
-    return found, user
-
-
-def _require_usable(user: Mapping[str, Any], token: OneTimeToken) -> None:
     match token.purpose:
         case Purpose.EMAIL:
             is_usable = user["is_active"]
@@ -62,6 +56,7 @@ def _require_usable(user: Mapping[str, Any], token: OneTimeToken) -> None:
             is_usable = (user["is_active"] or user["awaits_activation"]) and user["email"] == token.email
     if not is_usable:
         raise NotFound(BAD_TOKEN)
+    return token, user
 
 
 # --- activation and confirmation
@@ -91,7 +86,7 @@ async def preview(database: Database, token: str) -> Confirmation:
 # --- email addresses
 
 
-async def request_address_change(tx: Transaction, user: Mapping[str, Any], address: str) -> None:
+async def request_address_change(tx: Transaction, user: Row, address: str) -> None:
     """Mail a confirmation URL to the new email of a locked account and a notice to the current one.
 
     The account keeps its email until the URL is used (`confirm`). A second request replaces the first. Raises Conflict
@@ -104,13 +99,13 @@ async def request_address_change(tx: Transaction, user: Mapping[str, Any], addre
         await outbox.put(tx, user["id"], MailType.EMAIL_CHANGE_ASKED, user["email"])
 
 
-async def cancel_address_change(tx: Transaction, user: Mapping[str, Any]) -> None:
+async def cancel_address_change(tx: Transaction, user: Row) -> None:
     """Cancel a pending change of the email, if there is one."""
     await one_time_tokens.void(tx, user["id"], Purpose.EMAIL)
     await outbox.withdraw(tx, user["id"], MailType.CONFIRM_EMAIL, MailType.EMAIL_CHANGE_ASKED)
 
 
-async def address_changed(tx: Transaction, before: Mapping[str, Any], address: str | None) -> None:
+async def address_changed(tx: Transaction, before: Row, address: str | None) -> None:
     """Revoke the account's tokens and notify the old email; call this after each write of an email.
 
     `before` is the row before the write. An account that awaits activation gets an activation URL at the new email
@@ -126,7 +121,7 @@ async def address_changed(tx: Transaction, before: Mapping[str, Any], address: s
         await outbox.put(tx, before["id"], MailType.EMAIL_CHANGED, before["email"])
 
 
-async def _revoke_mailed_urls(tx: Transaction, user: Mapping[str, Any]) -> None:
+async def _revoke_mailed_urls(tx: Transaction, user: Row) -> None:
     await one_time_tokens.void(tx, user["id"])
     await outbox.withdraw(tx, user["id"], MailType.ACTIVATE, MailType.RESET_PASSWORD, MailType.CONFIRM_EMAIL)
 
@@ -167,9 +162,7 @@ def password_changed_meanwhile() -> Conflict:
     return Conflict("The password was changed by another request; try again with the new one")
 
 
-async def _change_password(
-    tx: Transaction, user: Mapping[str, Any], values: Mapping[str, Any], *, keep_session_id: str | None
-) -> None:
+async def _change_password(tx: Transaction, user: Row, values: Row, *, keep_session_id: str | None) -> None:
     # The password comes first: see `sessions.end_others`.
     await users.change(tx, user, values, actor_id=user["id"])
     await sessions.end_others(tx, user["id"], keep_session_id, actor_id=user["id"])

@@ -6,9 +6,7 @@ the row but for its id. The user name and the email become free again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
 
 from sqlalchemy import ColumnElement, Select, delete, exists, func, select, update
 
@@ -17,30 +15,17 @@ from core.identity import Group
 from core.times import utc_now, utc_text
 from repository import jobs
 from repository.accounts import audit, one_time_tokens, outbox, sessions, users
-from repository.accounts.edits import Editor
+from repository.accounts.audit import Editor
 from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic.lists import entity
-from repository.generic.versions import IfMatch
+from repository.generic.versions import IfMatch, Row
 
 # No password hashes to this.
 NO_PASSWORD = "deleted"  # noqa: S105 (no password)
-_EMPTIED = (
-    "username",
-    "username_key",
-    "email",
-    "email_key",
-    "name",
-    "first_name",
-    "last_name",
-    "phone_number",
-    "gender",
-    "date_of_birth",
-    "info",
-    "avatar",
-    "profile_created_at",
-)
+# Everything that can be empty, so that no personal data is overlooked.
+_EMPTIED = [str(column.name) for column in models.users.columns if column.nullable]
 
 
 async def remove(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatch) -> str | None:
@@ -53,7 +38,7 @@ async def remove(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatc
     locked.require_another_admin()
     await _empty(tx, locked.row, actor_id=editor.user_id)
     if not is_own or user_id in locked.admins:
-        await audit.record(tx, "delete", user_id, actor_id=editor.user_id, address=editor.address, changes={})
+        await audit.record(tx, "delete", user_id, editor, {})
     avatar: str | None = locked.row["avatar"]
     return avatar
 
@@ -73,11 +58,10 @@ async def forget_waiting(database: Database, now: datetime, *, max_rows: int) ->
     async def work(tx: Transaction) -> int:
         # Lock first: the conditions below then see what the previous holders of the locks have committed.
         held = (await tx.connection.execute(late.with_for_update(of=models.users))).scalars().all()
-        is_held = models.users.c.id.in_(held)
-        still = select(models.users).where(
-            is_held, models.users.c.awaits_activation, ~_has_token(now), ~_has_queued_mail()
-        )
-        rows = (await tx.connection.execute(still.order_by(models.users.c.id))).all()
+        table = models.users
+        is_still_late = table.c.awaits_activation & ~_has_token(now) & ~_has_queued_mail()
+        still = select(table).where(table.c.id.in_(held), is_still_late).order_by(table.c.id)
+        rows = (await tx.connection.execute(still)).all()
         for row in rows:
             await _empty(tx, entity(row), actor_id=None)
         return len(rows)
@@ -103,8 +87,8 @@ def late_accounts(now: datetime, max_rows: int) -> Select[tuple[int]]:
             table.c.awaits_activation,
             table.c.created_at < utc_text(now - timedelta(days=DAYS_TO_ACTIVATE)),
             table.c.group == Group.USER.value,
-            func.coalesce(table.c.avatar, "")
-            == "",  # written this way, so that SQLite does not choose the avatars index
+            # Written this way, so that SQLite does not choose the index of the avatars.
+            func.coalesce(table.c.avatar, "") == "",
             ~_has_token(now),
             ~_has_queued_mail(),
         )
@@ -113,7 +97,7 @@ def late_accounts(now: datetime, max_rows: int) -> Select[tuple[int]]:
     )
 
 
-async def _empty(tx: Transaction, before: Mapping[str, Any], *, actor_id: int | None) -> None:
+async def _empty(tx: Transaction, before: Row, *, actor_id: int | None) -> None:
     """Erase everything about an account, whose row is locked, but its id, and emit the delete event."""
     user_id = before["id"]
     await jobs.cancel_all(tx, user_id)
@@ -135,4 +119,4 @@ async def _empty(tx: Transaction, before: Mapping[str, Any], *, actor_id: int | 
     }
     await tx.connection.execute(update(models.users).where(models.users.c.id == user_id).values(kept))
     shown = users.public(before)
-    users.announce(tx, "delete", shown, actor_id=actor_id, before=shown)
+    users.announce(tx, "delete", shown, actor_id, before=shown)

@@ -7,52 +7,29 @@ entry in the audit trail.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from core.errors import Conflict, FieldProblem, Forbidden, NotFound
 from core.identity import Group
 from core.times import utc_now
 from repository.accounts import audit, confirmations, users
+from repository.accounts.audit import Editor
 from repository.engine.transaction import Transaction
-from repository.generic.versions import IfMatch, changed_names
-
-PROFILE = ("first_name", "last_name", "gender", "date_of_birth", "info")
-
-
-@dataclass(frozen=True, slots=True)
-class Editor:
-    """The user who edits, and their address. `is_admin` is set only when admin rights permit the edit."""
-
-    user_id: int
-    address: str | None
-    is_admin: bool
+from repository.generic.versions import IfMatch, Row, changed_names
+from resources.accounts.profiles import Profile
 
 
-def public_profile(row: Mapping[str, Any]) -> dict[str, Any]:
+def public_profile(row: Row) -> dict[str, Any]:
     """Return the profile as its owner and admins see it."""
-    account = users.public(row)
-    shown = (*PROFILE, "avatar_url", "avatar_thumbnail_url", "version")
-    return {
-        "user_id": row["id"],
-        **{name: account[name] for name in shown},
-        "created_at": row["profile_created_at"],
-        "updated_at": row["updated_at"],
-    }
+    account = {**users.public(row), "user_id": row["id"], "created_at": row["profile_created_at"]}
+    return {name: account[name] for name in Profile.model_fields}
 
 
 # --- accounts
 
 
 async def edit_own(
-    tx: Transaction,
-    user_id: int,
-    fields: Mapping[str, Any],
-    if_match: IfMatch,
-    *,
-    proven_hash: str | None,
-    proves_addresses: bool,
+    tx: Transaction, user_id: int, fields: Row, if_match: IfMatch, *, proven_hash: str | None, proves_addresses: bool
 ) -> dict[str, Any]:
     """Set fields of the caller's own account.
 
@@ -75,10 +52,12 @@ async def edit_own(
         del values["email"], values["email_key"]
     elif "email" in values and proven_hash is not None:
         await confirmations.cancel_address_change(tx, before)
-    return await _write(tx, before, values, user_id)
+    after = await users.change(tx, before, values, actor_id=user_id)
+    await confirmations.address_changed(tx, before, after["email"])
+    return after
 
 
-def _require_login(before: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+def _require_login(before: Row, values: Row) -> None:
     named = [name for name in users.LOGINS if name in values]
     if named and all({**before, **values}[name] is None for name in users.LOGINS):
         # The same body is valid for an account that has the other login, so this is not a 422.
@@ -86,70 +65,55 @@ def _require_login(before: Mapping[str, Any], values: Mapping[str, Any]) -> None
         raise Conflict([FieldProblem(("body", name), message, "login_needed") for name in named])
 
 
-def _require_proof(before: Mapping[str, Any], proven_hash: str | None, changed: list[str]) -> None:
+def _require_proof(before: Row, proven_hash: str | None, changed: list[str]) -> None:
     if proven_hash is None:
         message = f"Expected the current password to change {' and '.join(changed)}"
-        raise Forbidden([FieldProblem(("body", "current_password"), message, "missing").as_dict()])
+        raise Forbidden([FieldProblem(("body", "current_password"), message, "missing")])
     if proven_hash != before["password_hash"]:
         raise confirmations.password_changed_meanwhile()
 
 
 async def edit_by_admin(
-    tx: Transaction, editor: Editor, user_id: int, fields: Mapping[str, Any], if_match: IfMatch
+    tx: Transaction, editor: Editor, user_id: int, fields: Row, if_match: IfMatch
 ) -> dict[str, Any]:
     """Set fields of any account. Raises Forbidden, NotFound, PreconditionFailed and Conflict."""
     before = (await users.lock_with_admins(tx, user_id, if_match, admin_id=editor.user_id)).row
     values = users.as_stored(fields)
     _require_login(before, values)
-    after = await _write(tx, before, values, editor.user_id)
-    await record(tx, "update", before, after, editor)
+    after = await change(tx, editor, "update", before, values)
+    await confirmations.address_changed(tx, before, after["email"])
     return after
 
 
 async def create_by_admin(
-    tx: Transaction, editor: Editor, fields: Mapping[str, Any], password_hash: str, group: Group
+    tx: Transaction, editor: Editor, fields: Row, password_hash: str, group: Group
 ) -> dict[str, Any]:
     """Store an account that is active at once and return its `public` form. Raises Forbidden and Conflict."""
     await users.lock_with_admins(tx, editor.user_id, admin_id=editor.user_id)
     user = await users.create(tx, fields, password_hash, group, actor_id=editor.user_id)
-    changes = {"group": [None, group.value]}
-    await audit.record(tx, "create", user["id"], actor_id=editor.user_id, address=editor.address, changes=changes)
+    await audit.record(tx, "create", user["id"], editor, {"group": [None, group.value]})
     return user
-
-
-async def _write(
-    tx: Transaction, before: Mapping[str, Any], values: Mapping[str, Any], actor_id: int
-) -> dict[str, Any]:
-    after = await users.change(tx, before, values, actor_id=actor_id)
-    await confirmations.address_changed(tx, before, after["email"])
-    return after
 
 
 # --- profiles
 
 
-async def create_profile(tx: Transaction, editor: Editor, user_id: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+async def create_profile(tx: Transaction, editor: Editor, user_id: int, fields: Row) -> dict[str, Any]:
     """Add a profile to an account. Raises Forbidden, NotFound, and Conflict when it already has one."""
     before = await lock_for(tx, editor, user_id, None)
     if before["profile_created_at"] is not None:
         raise Conflict(f"User {user_id} already has a profile")
-    after = await users.change(tx, before, {**fields, "profile_created_at": utc_now()}, actor_id=editor.user_id)
-    await record(tx, "create_profile", before, after, editor)
-    return after
+    return await change(tx, editor, "create_profile", before, {**fields, "profile_created_at": utc_now()})
 
 
-async def edit_profile(
-    tx: Transaction, editor: Editor, user_id: int, fields: Mapping[str, Any], if_match: IfMatch
-) -> dict[str, Any]:
+async def edit_profile(tx: Transaction, editor: Editor, user_id: int, fields: Row, if_match: IfMatch) -> dict[str, Any]:
     """Set fields of a profile. Raises Forbidden, NotFound also without a profile, and PreconditionFailed."""
     before = await lock_for(tx, editor, user_id, if_match)
     require_profile(before)
-    after = await users.change(tx, before, fields, actor_id=editor.user_id)
-    await record(tx, "update_profile", before, after, editor)
-    return after
+    return await change(tx, editor, "update_profile", before, fields)
 
 
-def require_profile(row: Mapping[str, Any]) -> None:
+def require_profile(row: Row) -> None:
     """Raise NotFound when the account has no profile."""
     if row["profile_created_at"] is None:
         raise NotFound(f"User {row['id']} has no profile yet")
@@ -168,10 +132,9 @@ async def lock_for(tx: Transaction, editor: Editor, user_id: int, if_match: IfMa
     return await users.lock(tx, user_id, if_match)
 
 
-async def record(
-    tx: Transaction, action: str, before: Mapping[str, Any], after: Mapping[str, Any], editor: Editor
-) -> None:
-    """Record an admin's edit in the audit trail; edits by the owner are not recorded."""
+async def change(tx: Transaction, editor: Editor, action: str, before: Row, values: Row) -> dict[str, Any]:
+    """Write columns of a locked row and return the new row; an admin's edit is recorded in the audit trail."""
+    after = await users.change(tx, before, values, actor_id=editor.user_id)
     if editor.is_admin:
-        shown = users.public(before), users.public(after)
-        await audit.record_changes(tx, action, *shown, actor_id=editor.user_id, address=editor.address)
+        await audit.record_changes(tx, action, users.public(before), users.public(after), editor)
+    return after

@@ -12,8 +12,9 @@ import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
-from sqlalchemy import ColumnElement, delete, insert, select
+from sqlalchemy import ColumnElement, Result, delete, insert, select
 
 import models
 from core.times import utc_now, utc_text
@@ -23,6 +24,8 @@ from repository.engine.transaction import Transaction
 LIFETIME_HOURS = 24
 DAYS_TO_ACTIVATE = 7  # after this no new activation URL is mailed, and the clean-up deletes the account
 TOKEN_BYTES = 32
+TABLE = models.one_time_tokens
+_SHOWN = (TABLE.c.purpose, TABLE.c.user_id, TABLE.c.email)
 
 
 class Purpose(StrEnum):
@@ -46,9 +49,8 @@ def _digest(token: str) -> str:
 
 
 def _is_valid(token: str, purposes: tuple[Purpose, ...]) -> ColumnElement[bool]:
-    table = models.one_time_tokens
     # Comparing digests makes the duration of the look-up useless to an attacker.
-    return (table.c.digest == _digest(token)) & table.c.purpose.in_(purposes) & (table.c.expires_at > utc_now())
+    return (TABLE.c.digest == _digest(token)) & TABLE.c.purpose.in_(purposes) & (TABLE.c.expires_at > utc_now())
 
 
 async def mint(tx: Transaction, purpose: Purpose, user_id: int, email: str) -> str:
@@ -63,45 +65,34 @@ async def mint(tx: Transaction, purpose: Purpose, user_id: int, email: str) -> s
         "created_at": utc_text(now),
         "expires_at": utc_text(now + timedelta(hours=LIFETIME_HOURS)),
     }
-    await tx.connection.execute(insert(models.one_time_tokens).values(values))
+    await tx.connection.execute(insert(TABLE).values(values))
     return token
 
 
 async def find(database: Database, token: str, *purposes: Purpose) -> OneTimeToken | None:
     """Return a valid token without using it up, for checks before the transaction that takes it."""
-    table = models.one_time_tokens
     async with database.read() as connection:
-        found = await connection.execute(
-            select(table.c.purpose, table.c.user_id, table.c.email).where(_is_valid(token, purposes))
-        )
-        row = found.one_or_none()
-        return OneTimeToken(Purpose(row[0]), row[1], row[2]) if row is not None else None
+        return _token_of(await connection.execute(select(*_SHOWN).where(_is_valid(token, purposes))))
 
 
 async def take(tx: Transaction, token: str, *purposes: Purpose) -> OneTimeToken | None:
     """Use up a token; None when it is not valid. Of two concurrent calls with one token, one gets None."""
-    table = models.one_time_tokens
-    found = await tx.connection.execute(
-        delete(table).where(_is_valid(token, purposes)).returning(table.c.purpose, table.c.user_id, table.c.email)
-    )
+    return _token_of(await tx.connection.execute(delete(TABLE).where(_is_valid(token, purposes)).returning(*_SHOWN)))
+
+
+def _token_of(found: Result[Any]) -> OneTimeToken | None:
     row = found.one_or_none()
-    return OneTimeToken(Purpose(row[0]), row[1], row[2]) if row is not None else None
+    return OneTimeToken(Purpose(row.purpose), row.user_id, row.email) if row is not None else None
 
 
 async def void(tx: Transaction, user_id: int, *purposes: Purpose) -> None:
     """Revoke the account's tokens of these purposes, or all of them when none is named."""
-    table = models.one_time_tokens
-    which = table.c.user_id == user_id
+    which = TABLE.c.user_id == user_id
     if purposes:
-        which &= table.c.purpose.in_(purposes)
-    await tx.connection.execute(delete(table).where(which))
+        which &= TABLE.c.purpose.in_(purposes)
+    await tx.connection.execute(delete(TABLE).where(which))
 
 
 async def forget(database: Database, now: datetime) -> int:
     """Delete tokens that have expired at `now` (an aware time). Return how many were deleted."""
-    table = models.one_time_tokens
-
-    async def work(tx: Transaction) -> int:
-        return int((await tx.connection.execute(delete(table).where(table.c.expires_at < utc_text(now)))).rowcount)
-
-    return await database.write(work)
+    return await database.delete_without_events(TABLE, TABLE.c.expires_at < utc_text(now))

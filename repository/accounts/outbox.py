@@ -28,7 +28,8 @@ from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE, Purpose
 from repository.engine.database import Database
 from repository.engine.leases import now_in_seconds
 from repository.engine.transaction import Transaction
-from repository.generic.lists import entity
+from repository.generic.lists import one
+from repository.generic.versions import Row
 
 LEASE_SECONDS = 60.0  # twice as long as a conversation with the mail server may take
 MAX_ATTEMPTS = 56  # with the pauses of `jobs.mailer` about two days
@@ -37,6 +38,7 @@ MAX_REQUESTED_PER_DAY = 5  # of one type and account
 REQUEST_PAUSE_SECONDS = 60.0
 DAY = timedelta(days=1)
 KEPT_WHEN_FAILED = timedelta(days=7)
+TABLE = models.mails
 
 log = structlog.get_logger("mails")
 
@@ -76,8 +78,7 @@ class ClaimedMail:
 
 async def put(tx: Transaction, user_id: int, kind: MailType, recipient: str) -> bool:
     """Queue a mail. Return False, and log, when the account already has MAX_WAITING_PER_USER queued."""
-    table = models.mails
-    waiting = select(func.count()).select_from(table).where(table.c.user_id == user_id, table.c.due_at.is_not(None))
+    waiting = select(func.count()).select_from(TABLE).where(TABLE.c.user_id == user_id, TABLE.c.due_at.is_not(None))
     if (await tx.connection.execute(waiting)).scalar_one() >= MAX_WAITING_PER_USER:
         log.warning("mail not queued: too many queued for the account", user_id=user_id, kind=kind.value)
         return False
@@ -100,16 +101,15 @@ async def _insert(tx: Transaction, user_id: int | None, kind: MailType, recipien
         "due_at": now_in_seconds(is_sqlite=tx.is_sqlite),
         "attempts": 0,
     }
-    await tx.connection.execute(insert(models.mails).values(values))
+    await tx.connection.execute(insert(TABLE).values(values))
 
 
 async def withdraw(tx: Transaction, user_id: int, *kinds: MailType) -> None:
     """Delete the account's queued mails of these types, or all of its mails, sent ones included, when none is named."""
-    table = models.mails
-    which = table.c.user_id == user_id
+    which = TABLE.c.user_id == user_id
     if kinds:
-        which &= table.c.kind.in_(kinds) & table.c.due_at.is_not(None)
-    await tx.connection.execute(delete(table).where(which))
+        which &= TABLE.c.kind.in_(kinds) & TABLE.c.due_at.is_not(None)
+    await tx.connection.execute(delete(TABLE).where(which))
 
 
 # --- sending
@@ -120,57 +120,51 @@ async def claim(database: Database, owner: str) -> ClaimedMail | None:
 
     Mails that must no longer be sent are deleted.
     """
-    table = models.mails
     while True:
         async with database.read() as connection:
-            due = select(table.c.id).where(table.c.due_at <= now_in_seconds(is_sqlite=database.is_sqlite)).limit(1)
+            due = select(TABLE.c.id).where(TABLE.c.due_at <= now_in_seconds(is_sqlite=database.is_sqlite)).limit(1)
             # Check without a lock first: an idle worker must not take SQLite's write lock once a second.
-            if (await connection.execute(due)).first() is None:
+            if await one(connection, due) is None:
                 return None
-        is_done, mail = await database.write(lambda tx: _claim_one(tx, owner))
-        if is_done:
+        if (mail := await database.write(lambda tx: _claim_one(tx, owner))) is not None:
             return mail
 
 
-async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | None]:
-    """Return whether to stop searching, and the mail that was leased."""
-    table = models.mails
+async def _claim_one(tx: Transaction, owner: str) -> ClaimedMail | None:
+    """Lease the mail that is due first; None when there is none, or when it was settled instead."""
     now = now_in_seconds(is_sqlite=tx.is_sqlite)
-    first = select(table).where(table.c.due_at <= now).order_by(table.c.due_at, table.c.id).limit(1)
-    row = (await tx.connection.execute(first.with_for_update(skip_locked=True))).one_or_none()
-    if row is None:
-        return True, None
-    mail = entity(row)
+    first = select(TABLE).where(TABLE.c.due_at <= now).order_by(TABLE.c.due_at, TABLE.c.id).limit(1)
+    mail = await one(tx.connection, first.with_for_update(skip_locked=True))
+    if mail is None:
+        return None
     if mail["attempts"] >= MAX_ATTEMPTS:
         log.error("mail abandoned: every attempt was interrupted", mail=mail["id"], kind=mail["kind"])
-        await _write(tx, table.c.id == mail["id"], {"due_at": None, "lease_owner": None, "failed_at": utc_now()})
-        return False, None
+        await _write(tx, TABLE.c.id == mail["id"], {"due_at": None, "lease_owner": None, "failed_at": utc_now()})
+        return None
     kind = MailType(mail["kind"])
     user = await _account_of(tx, mail)
     if user is None or not _is_wanted(kind, user, mail) or not await _may_have(tx, user, mail):
-        await tx.connection.execute(delete(table).where(table.c.id == mail["id"]))
-        return False, None
+        await tx.connection.execute(delete(TABLE).where(TABLE.c.id == mail["id"]))
+        return None
     # The account's own spelling: an address that only has the same key may be another person's mailbox.
     recipient = mail["recipient"] if mail["user_id"] is not None else user["email"]
     purpose = PURPOSES.get(kind)
     token = await one_time_tokens.mint(tx, purpose, user["id"], recipient) if purpose is not None else None
     attempts = mail["attempts"] + 1
     values = {"user_id": user["id"], "recipient": recipient, "attempts": attempts, "lease_owner": owner}
-    await _write(tx, table.c.id == mail["id"], {**values, "due_at": now + LEASE_SECONDS})
-    return True, ClaimedMail(mail["id"], kind, recipient, user["username"], mail["created_at"], attempts, token)
+    await _write(tx, TABLE.c.id == mail["id"], {**values, "due_at": now + LEASE_SECONDS})
+    return ClaimedMail(mail["id"], kind, recipient, user["username"], mail["created_at"], attempts, token)
 
 
-async def _account_of(tx: Transaction, mail: Mapping[str, Any]) -> dict[str, Any] | None:
+async def _account_of(tx: Transaction, mail: Row) -> dict[str, Any] | None:
     """Return the account's row, locked, so that the second of two requests for one account sees the first."""
     table = models.users
     known = mail["user_id"] is not None
     which = table.c.id == mail["user_id"] if known else table.c.email_key == unique_key(mail["recipient"])
-    found = await tx.connection.execute(select(table).where(which, users.exists()).with_for_update(key_share=True))
-    row = found.one_or_none()
-    return entity(row) if row is not None else None
+    return await one(tx.connection, select(table).where(which, users.exists()).with_for_update(key_share=True))
 
 
-def _is_wanted(kind: MailType, user: Mapping[str, Any], mail: Mapping[str, Any]) -> bool:
+def _is_wanted(kind: MailType, user: Row, mail: Row) -> bool:
     """Return whether the account must still receive this mail."""
     is_current = mail["user_id"] is None or mail["recipient"] == user["email"]
     if kind is MailType.ACTIVATE:
@@ -182,18 +176,14 @@ def _is_wanted(kind: MailType, user: Mapping[str, Any], mail: Mapping[str, Any])
     return bool(user["is_active"])
 
 
-async def _may_have(tx: Transaction, user: Mapping[str, Any], mail: Mapping[str, Any]) -> bool:
+async def _may_have(tx: Transaction, user: Row, mail: Row) -> bool:
     """Return whether the limits for requested mails permit this one: a number a day, and a pause between two."""
     if mail["user_id"] is not None:
         return True
-    table = models.mails
     now = datetime.now(UTC)
-    found = await tx.connection.execute(
-        select(func.count(), func.max(table.c.created_at)).where(
-            table.c.user_id == user["id"], table.c.kind == mail["kind"], table.c.created_at > utc_text(now - DAY)
-        )
-    )
-    count, newest = found.one()
+    is_recent = (TABLE.c.kind == mail["kind"]) & (TABLE.c.created_at > utc_text(now - DAY))
+    recent = select(func.count(), func.max(TABLE.c.created_at)).where(TABLE.c.user_id == user["id"], is_recent)
+    count, newest = (await tx.connection.execute(recent)).one()
     pause = timedelta(seconds=REQUEST_PAUSE_SECONDS)
     return count < MAX_REQUESTED_PER_DAY and (newest is None or newest < utc_text(now - pause))
 
@@ -219,19 +209,14 @@ async def release(database: Database, mail: ClaimedMail, owner: str) -> None:
     await _settle(database, mail, owner, {"due_at": now, "attempts": mail.attempts - 1})
 
 
-async def _settle(database: Database, mail: ClaimedMail, owner: str, values: Mapping[str, Any]) -> None:
+async def _settle(database: Database, mail: ClaimedMail, owner: str, values: Row) -> None:
     """Write `values` and end the lease; do nothing when it has expired and another worker has claimed the mail."""
-    table = models.mails
-    is_ours = (table.c.id == mail.id) & (table.c.lease_owner == owner) & (table.c.attempts == mail.attempts)
-
-    async def work(tx: Transaction) -> None:
-        await _write(tx, is_ours, {**values, "lease_owner": None})
-
-    await database.write(work)
+    is_ours = (TABLE.c.id == mail.id) & (TABLE.c.lease_owner == owner) & (TABLE.c.attempts == mail.attempts)
+    await database.write(lambda tx: _write(tx, is_ours, {**values, "lease_owner": None}))
 
 
-async def _write(tx: Transaction, which: ColumnElement[bool], values: Mapping[str, Any]) -> None:
-    await tx.connection.execute(update(models.mails).where(which).values(dict(values)))
+async def _write(tx: Transaction, which: ColumnElement[bool], values: Row) -> None:
+    await tx.connection.execute(update(TABLE).where(which).values(dict(values)))
 
 
 # --- clean-up
@@ -239,10 +224,5 @@ async def _write(tx: Transaction, which: ColumnElement[bool], values: Mapping[st
 
 async def forget(database: Database, now: datetime) -> int:
     """Delete mails sent a day before `now` (an aware time) or failed a week before. Return how many were deleted."""
-    table = models.mails
-    is_old = or_(table.c.sent_at < utc_text(now - DAY), table.c.failed_at < utc_text(now - KEPT_WHEN_FAILED))
-
-    async def work(tx: Transaction) -> int:
-        return int((await tx.connection.execute(delete(table).where(is_old))).rowcount)
-
-    return await database.write(work)
+    is_old = or_(TABLE.c.sent_at < utc_text(now - DAY), TABLE.c.failed_at < utc_text(now - KEPT_WHEN_FAILED))
+    return await database.delete_without_events(TABLE, is_old)

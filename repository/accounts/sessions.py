@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import hmac
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, func, insert, select, update
 
 import models
 from core.errors import Forbidden, NotFound, Unauthenticated, invalid_token
@@ -24,8 +23,9 @@ from core.identity import CLOCK_LEEWAY_SECONDS, Claims
 from core.times import utc_now, utc_text
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
-from repository.generic.lists import Listed, entities_of, entity
-from repository.generic.versions import changed_names
+from repository.generic.lists import Listed, ListRequest, entities_of, entity, one
+from repository.generic.versions import Row, changed_names
+from resources.accounts.credentials import Session
 
 MAX_SESSIONS_PER_USER = 1_000
 MAX_USER_AGENT_LENGTH = 255
@@ -36,7 +36,7 @@ AWAITS_ACTIVATION = (
     " (POST /auth/activate/resend)"
 )
 DISABLED = "This account is disabled"
-_PUBLIC = ("id", "user_id", "user_agent", "address", "created_at", "last_used_at")
+TABLE = models.sessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +63,14 @@ class Device:
     address: str | None
 
 
-def public(row: Mapping[str, Any]) -> dict[str, Any]:
+def public(row: Row) -> dict[str, Any]:
     """Return the session as its owner sees it."""
-    return {name: row[name] for name in _PUBLIC}
+    return {name: row[name] for name in Session.model_fields}
 
 
 def goes_on() -> ColumnElement[bool]:
     """Return the condition for sessions that have not ended."""
-    return models.sessions.c.ended_at.is_(None)
-
-
-def audience(user_id: int) -> str:
-    return f"user:{user_id}"
+    return TABLE.c.ended_at.is_(None)
 
 
 async def begin(
@@ -85,7 +81,6 @@ async def begin(
     Return None when the password has changed since it was checked; the caller checks again. Raises Unauthenticated
     when the account is gone, and Forbidden when it awaits activation or is disabled.
     """
-    table = models.sessions
     accounts = models.users.c
     # Disabling the account and changing its password take the same lock: either they end this session, or we see
     # their result.
@@ -103,9 +98,8 @@ async def begin(
         raise Forbidden(AWAITS_ACTIVATION if standing.awaits_activation else DISABLED)
     if checked.new_hash is not None:
         # The new hash is not visible to clients, so there is no event and the version stays.
-        await tx.connection.execute(
-            update(models.users).where(accounts.id == user_id).values(password_hash=checked.new_hash)
-        )
+        renewed = update(models.users).where(accounts.id == user_id).values(password_hash=checked.new_hash)
+        await tx.connection.execute(renewed)
     await _make_room(tx, user_id)
     now = datetime.now(UTC)
     user_agent = (device.user_agent or "").replace("\x00", "")[:MAX_USER_AGENT_LENGTH]
@@ -116,14 +110,22 @@ async def begin(
         "address": device.address,
         "created_at": utc_text(now),
         "expires_at": _end_of(renewal, now),
-        "ended_at": None,
         "last_used_at": utc_text(now),
         "refresh_id": renewal.refresh_id,
     }
-    await tx.connection.execute(insert(table).values(values))
+    await tx.connection.execute(insert(TABLE).values(values))
     session = public(values)
-    tx.emit("sessions", "add", session, actor_id=user_id, audience=audience(user_id))
+    _announce(tx, "add", session, user_id)
     return session
+
+
+def _announce(
+    tx: Transaction, operation: str, session: dict[str, Any], actor_id: int | None, before: dict[str, Any] | None = None
+) -> None:
+    """Emit an event to the session's owner alone."""
+    changed = changed_names(before, session) if before is not None else ()
+    audience = f"user:{session['user_id']}"
+    tx.emit("sessions", operation, session, actor_id=actor_id, before=before, changed=changed, audience=audience)
 
 
 def _end_of(renewal: Renewal, now: datetime) -> str:
@@ -136,18 +138,17 @@ async def refresh(tx: Transaction, claims: Claims, address: str | None, renewal:
     Return None when `claims` are those of an older token: the session has been ended, so the caller must commit. Raises
     Unauthenticated when the session has ended or the account is not active.
     """
-    table, accounts = models.sessions, models.users.c
+    accounts = models.users.c
     # The row is locked: the second of two requests with one token finds the token of the first.
-    found = await tx.connection.execute(
-        select(table)
-        .join(models.users, accounts.id == table.c.user_id)
+    before = await one(
+        tx.connection,
+        select(TABLE)
+        .join(models.users, accounts.id == TABLE.c.user_id)
         .where(_of(claims.user_id, claims.session_id), goes_on(), accounts.is_active, accounts.deleted_at.is_(None))
-        .with_for_update(of=table)
+        .with_for_update(of=TABLE),
     )
-    row = found.one_or_none()
-    if row is None:
+    if before is None:
         raise invalid_token("refresh")
-    before = entity(row)
     if not hmac.compare_digest((before["refresh_id"] or "").encode(), claims.token_id.encode()):
         await _end(tx, _of(claims.user_id, claims.session_id), actor_id=claims.user_id)
         return None
@@ -158,40 +159,31 @@ async def refresh(tx: Transaction, claims: Claims, address: str | None, renewal:
         "last_used_at": utc_text(now),
         "address": address,
     }
-    await tx.connection.execute(update(table).where(table.c.id == claims.session_id).values(values))
+    await tx.connection.execute(update(TABLE).where(TABLE.c.id == claims.session_id).values(values))
     was, session = public(before), public(before | values)
-    changed = changed_names(was, session)
-    to = audience(claims.user_id)
-    tx.emit("sessions", "update", session, actor_id=claims.user_id, before=was, changed=changed, audience=to)
+    _announce(tx, "update", session, claims.user_id, before=was)
     return session
 
 
 async def _make_room(tx: Transaction, user_id: int) -> None:
-    table = models.sessions
-    going_on = (table.c.user_id == user_id) & goes_on()
-    count = (await tx.connection.execute(select(func.count()).select_from(table).where(going_on))).scalar_one()
+    going_on = (TABLE.c.user_id == user_id) & goes_on()
+    count = (await tx.connection.execute(select(func.count()).select_from(TABLE).where(going_on))).scalar_one()
     if count >= MAX_SESSIONS_PER_USER:
-        oldest = select(table.c.id).where(going_on).order_by(table.c.created_at, table.c.id)
+        oldest = select(TABLE.c.id).where(going_on).order_by(TABLE.c.created_at, TABLE.c.id)
         surplus = await tx.connection.execute(oldest.limit(count - MAX_SESSIONS_PER_USER + 1))
-        await _end(tx, table.c.id.in_(surplus.scalars().all()), actor_id=user_id)
+        await _end(tx, TABLE.c.id.in_(surplus.scalars().all()), actor_id=user_id)
 
 
 async def _end(tx: Transaction, which: ColumnElement[bool], actor_id: int | None, limit: int | None = None) -> int:
     """End the sessions that have not ended, each with its event. Return how many were ended."""
-    table = models.sessions
-    found = await tx.connection.execute(
-        # In the order of their ids, so that two transactions cannot deadlock.
-        select(table).where(which, goes_on()).order_by(table.c.id).limit(limit).with_for_update()
-    )
-    ended = [entity(row) for row in found]
+    # In the order of their ids, so that two transactions cannot deadlock.
+    open_ones = select(TABLE).where(which, goes_on()).order_by(TABLE.c.id).limit(limit).with_for_update()
+    ended = [entity(row) for row in await tx.connection.execute(open_ones)]
     if ended:
-        await tx.connection.execute(
-            update(table).where(table.c.id.in_([row["id"] for row in ended])).values(ended_at=utc_now())
-        )
+        ids = [row["id"] for row in ended]
+        await tx.connection.execute(update(TABLE).where(TABLE.c.id.in_(ids)).values(ended_at=utc_now()))
     for row in ended:
-        session = public(row)
-        to = audience(row["user_id"])
-        tx.emit("sessions", "delete", session, actor_id=actor_id, before=session, audience=to)
+        _announce(tx, "delete", public(row), actor_id, before=public(row))
     return len(ended)
 
 
@@ -207,12 +199,12 @@ async def end(tx: Transaction, user_id: int, session_id: str) -> None:
 
 
 def _of(user_id: int, session_id: str) -> ColumnElement[bool]:
-    return (models.sessions.c.id == session_id) & (models.sessions.c.user_id == user_id)
+    return (TABLE.c.id == session_id) & (TABLE.c.user_id == user_id)
 
 
 async def end_all(tx: Transaction, user_id: int, *, actor_id: int | None) -> int:
     """End all sessions of the user. Return how many were ended."""
-    return await _end(tx, models.sessions.c.user_id == user_id, actor_id)
+    return await _end(tx, TABLE.c.user_id == user_id, actor_id)
 
 
 async def end_others(tx: Transaction, user_id: int, keep_session_id: str | None, *, actor_id: int | None) -> int:
@@ -221,42 +213,33 @@ async def end_others(tx: Transaction, user_id: int, keep_session_id: str | None,
     A change of the password must write the password first. A concurrent sign-in with the old password then either is
     among these sessions or finds the new password (`begin`).
     """
-    which = models.sessions.c.user_id == user_id
+    which = TABLE.c.user_id == user_id
     if keep_session_id is not None:
-        which &= models.sessions.c.id != keep_session_id
+        which &= TABLE.c.id != keep_session_id
     return await _end(tx, which, actor_id)
 
 
 async def expire(database: Database, now: datetime, *, max_rows: int) -> int:
     """End up to `max_rows` sessions that have expired at `now` (an aware time). Return how many were ended."""
-
-    async def work(tx: Transaction) -> int:
-        return await _end(tx, models.sessions.c.expires_at < utc_text(now), actor_id=None, limit=max_rows)
-
-    return await database.write(work)
+    has_expired = TABLE.c.expires_at < utc_text(now)
+    return await database.write(lambda tx: _end(tx, has_expired, actor_id=None, limit=max_rows))
 
 
 async def forget(database: Database, now: datetime) -> int:
     """Delete sessions that have ended, have expired and are too old for `recent_addresses`. Return how many."""
-    table = models.sessions
-
-    async def work(tx: Transaction) -> int:
-        is_over = (table.c.expires_at < utc_text(now)) & table.c.ended_at.is_not(None)
-        is_old = table.c.last_used_at < utc_text(now - timedelta(days=KNOWN_ADDRESS_DAYS))
-        return int((await tx.connection.execute(delete(table).where(is_over & is_old))).rowcount)
-
-    return await database.write(work)
+    is_over = (TABLE.c.expires_at < utc_text(now)) & TABLE.c.ended_at.is_not(None)
+    is_old = TABLE.c.last_used_at < utc_text(now - timedelta(days=KNOWN_ADDRESS_DAYS))
+    return await database.delete_without_events(TABLE, is_over & is_old)
 
 
 async def recent_addresses(database: Database, user_id: int) -> frozenset[str]:
     """Return the addresses that started or last refreshed the user's newest sessions within KNOWN_ADDRESS_DAYS."""
-    table = models.sessions
     since = utc_text(datetime.now(UTC) - timedelta(days=KNOWN_ADDRESS_DAYS))
     # Each attempt to sign in runs this query, so the number of rows is bounded.
     recent = (
-        select(table.c.address, table.c.last_used_at)
-        .where(table.c.user_id == user_id)
-        .order_by(table.c.created_at.desc())
+        select(TABLE.c.address, TABLE.c.last_used_at)
+        .where(TABLE.c.user_id == user_id)
+        .order_by(TABLE.c.created_at.desc())
         .limit(MAX_SESSIONS_PER_USER)
         .subquery()
     )
@@ -267,7 +250,6 @@ async def recent_addresses(database: Database, user_id: int) -> frozenset[str]:
 
 async def newest(database: Database, user_id: int, *, offset: int, limit: int) -> Listed[dict[str, Any]]:
     """Return a page of the user's sessions that have not ended, newest first."""
-    table = models.sessions
-    where = (table.c.user_id == user_id) & goes_on()
+    where = (TABLE.c.user_id == user_id) & goes_on()
     order = (("created_at", True), ("id", False))
-    return await entities_of(database, table, where, order, public, offset=offset, limit=limit)
+    return await entities_of(database, TABLE, where, order, public, ListRequest(offset=offset, limit=limit))

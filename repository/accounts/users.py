@@ -6,7 +6,7 @@ Each function that takes a transaction runs inside `Database.write`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +19,14 @@ from core.errors import Conflict, FieldProblem, Forbidden, NotFound
 from core.identity import Group, unique_key
 from core.times import utc_now
 from repository.accounts import audit, one_time_tokens, sessions
+from repository.accounts.audit import Editor
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
-from repository.generic.lists import Listed, ListRequest, entities_of, entity, total_order
-from repository.generic.versions import IfMatch, changed_names, require_version
+from repository.generic.lists import Listed, ListRequest, entities_of, entity, one, total_order
+from repository.generic.versions import IfMatch, Row, changed_names, require_version
 
+TABLE = models.users
 USERS_AUDIENCE = f"group:{Group.ADMIN}"
 _PRIVATE = frozenset({"password_hash", "username_key", "email_key", "avatar", "profile_created_at", "deleted_at"})
 AVATAR_PIXELS = 512
@@ -36,7 +38,7 @@ SEARCHED = EDITABLE  # by admins
 SEARCHED_BY_OTHERS = ("username", "name")
 
 
-def public(row: Mapping[str, Any]) -> dict[str, Any]:
+def public(row: Row) -> dict[str, Any]:
     """Return the account as its owner and admins see it."""
     found = {name: value for name, value in row.items() if name not in _PRIVATE}
     avatar = row["avatar"]
@@ -46,21 +48,20 @@ def public(row: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def in_brief(row: Mapping[str, Any]) -> dict[str, Any]:
+def in_brief(row: Row) -> dict[str, Any]:
     """Return the account as other users see it."""
     return {name: row[name] for name in ("id", "username", "name")}
 
 
 def exists() -> ColumnElement[bool]:
     """Return the condition that excludes deleted accounts, whose rows keep only the id."""
-    return models.users.c.deleted_at.is_(None)
+    return TABLE.c.deleted_at.is_(None)
 
 
 def announce(
     tx: Transaction,
     operation: str,
     user: dict[str, Any],
-    *,
     actor_id: int | None,
     before: dict[str, Any] | None = None,
     changed: Sequence[str] = (),
@@ -84,11 +85,8 @@ def _require(row: dict[str, Any] | None, user_id: int, if_match: IfMatch) -> dic
 
 async def lock(tx: Transaction, user_id: int, if_match: IfMatch = None) -> dict[str, Any]:
     """Return the row of an account, locked until COMMIT. Raises NotFound and PreconditionFailed."""
-    found = await tx.connection.execute(
-        select(models.users).where(models.users.c.id == user_id, exists()).with_for_update()
-    )
-    row = found.one_or_none()
-    return _require(entity(row) if row is not None else None, user_id, if_match)
+    row = await one(tx.connection, select(TABLE).where(TABLE.c.id == user_id, exists()).with_for_update())
+    return _require(row, user_id, if_match)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,24 +111,16 @@ async def lock_with_admins(
     and an admin who has just been demoted is rejected. Raises Forbidden when `admin_id` is given and is not an active
     admin, then NotFound and PreconditionFailed.
     """
-    table = models.users
-    is_active_admin = and_(table.c.group == Group.ADMIN.value, table.c.is_active)
-    found = await tx.connection.execute(
-        select(table)
-        .where(or_(table.c.id == user_id, is_active_admin), exists())
-        .order_by(table.c.id)
-        .with_for_update()
-    )
-    by_id = {row.id: entity(row) for row in found}
+    is_active_admin = and_(TABLE.c.group == Group.ADMIN.value, TABLE.c.is_active)
+    wanted = select(TABLE).where(or_(TABLE.c.id == user_id, is_active_admin), exists()).order_by(TABLE.c.id)
+    by_id = {row.id: entity(row) for row in await tx.connection.execute(wanted.with_for_update())}
     admins = frozenset(each["id"] for each in by_id.values() if each["group"] == Group.ADMIN and each["is_active"])
     if admin_id is not None and admin_id not in admins:
         raise Forbidden("Only admins can do this")
     return LockedWithAdmins(_require(by_id.get(user_id), user_id, if_match), admins)
 
 
-async def change(
-    tx: Transaction, before: Mapping[str, Any], values: Mapping[str, Any], *, actor_id: int | None
-) -> dict[str, Any]:
+async def change(tx: Transaction, before: Row, values: Row, *, actor_id: int | None) -> dict[str, Any]:
     """Write columns of a locked row, emit the event, and return the new row.
 
     A change that `public` does not show, such as a new password, has no event and keeps the version. Raises Conflict
@@ -148,15 +138,15 @@ async def change(
         values |= stamp
         after |= stamp
     with _conflict_when_taken():
-        await tx.connection.execute(update(models.users).where(models.users.c.id == before["id"]).values(values))
+        await tx.connection.execute(update(TABLE).where(TABLE.c.id == before["id"]).values(values))
     if changed:
-        announce(tx, "update", public(after), actor_id=actor_id, before=shown, changed=changed)
+        announce(tx, "update", public(after), actor_id, before=shown, changed=changed)
     return after
 
 
 async def create(
     tx: Transaction,
-    fields: Mapping[str, Any],
+    fields: Row,
     password_hash: str,
     group: Group = Group.USER,
     *,
@@ -180,23 +170,21 @@ async def create(
         "created_at": now,
         "updated_at": now,
     }
-    table = models.users
     with _conflict_when_taken():
-        stored = await tx.connection.execute(insert(table).values(values).returning(table))
+        stored = await tx.connection.execute(insert(TABLE).values(values).returning(TABLE))
     user = public(entity(stored.one()))
-    announce(tx, "add", user, actor_id=actor_id if actor_id is not None else user["id"])
+    announce(tx, "add", user, actor_id if actor_id is not None else user["id"])
     return user
 
 
-async def create_admin(tx: Transaction, fields: Mapping[str, Any], password_hash: str) -> dict[str, Any]:
+async def create_admin(tx: Transaction, fields: Row, password_hash: str) -> dict[str, Any]:
     """Store an admin account on behalf of the operator, who has no account. Raises Conflict as `create` does."""
     user = await create(tx, fields, password_hash, Group.ADMIN)
-    changes = {"group": [None, Group.ADMIN.value]}
-    await audit.record(tx, "create", user["id"], actor_id=None, address=None, changes=changes)
+    await audit.record(tx, "create", user["id"], None, {"group": [None, Group.ADMIN.value]})
     return user
 
 
-def as_stored(fields: Mapping[str, Any]) -> dict[str, Any]:
+def as_stored(fields: Row) -> dict[str, Any]:
     """Return the columns and values that store these fields."""
     values = dict(fields)
     for name in LOGINS:
@@ -208,17 +196,14 @@ def as_stored(fields: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-async def require_free(tx: Transaction, values: Mapping[str, Any], user_id: int | None = None) -> None:
+async def require_free(tx: Transaction, values: Row, user_id: int | None = None) -> None:
     """Raise Conflict naming the user name or the email among `values` that an account other than `user_id` has."""
-    table = models.users
     keys = {name: values[f"{name}_key"] for name in LOGINS if values.get(f"{name}_key")}
     if not keys:
         return
-    same = [table.c[f"{name}_key"] == key for name, key in keys.items()]
-    found = await tx.connection.execute(
-        select(table.c.username_key, table.c.email_key).where(or_(*same), table.c.id.is_distinct_from(user_id))
-    )
-    rows = found.all()
+    same = [TABLE.c[f"{name}_key"] == key for name, key in keys.items()]
+    others = select(TABLE.c.username_key, TABLE.c.email_key).where(or_(*same), TABLE.c.id.is_distinct_from(user_id))
+    rows = (await tx.connection.execute(others)).all()
     names = [name for name, key in keys.items() if any(getattr(row, f"{name}_key") == key for row in rows)]
     _raise_taken(names)
 
@@ -240,67 +225,59 @@ def _raise_taken(names: list[str]) -> None:
 
 async def find(database: Database, user_id: int) -> dict[str, Any] | None:
     """Return the row of an account, or None when there is none."""
-    return await _find(database, models.users.c.id == user_id)
+    return await _find(database, TABLE.c.id == user_id)
 
 
 async def has_admin(database: Database) -> bool:
-    table = models.users
     async with database.read() as connection:
-        found = await connection.execute(select(table.c.id).where(table.c.group == Group.ADMIN.value).limit(1))
-        return found.first() is not None
+        return await one(connection, select(TABLE.c.id).where(TABLE.c.group == Group.ADMIN.value).limit(1)) is not None
 
 
 async def find_by_username(database: Database, username: str) -> dict[str, Any] | None:
-    return await _find(database, models.users.c.username_key == unique_key(username))
+    return await _find(database, TABLE.c.username_key == unique_key(username))
 
 
 async def find_by_login(database: Database, login: str) -> dict[str, Any] | None:
     """Find an account by its user name or its email address; a user name cannot contain @."""
-    column = models.users.c.email_key if "@" in login else models.users.c.username_key
+    column = TABLE.c.email_key if "@" in login else TABLE.c.username_key
     return await _find(database, column == unique_key(login))
 
 
 async def _find(database: Database, where: Any) -> dict[str, Any] | None:
     async with database.read() as connection:
-        row = (await connection.execute(select(models.users).where(where, exists()))).one_or_none()
-        return entity(row) if row is not None else None
+        return await one(connection, select(TABLE).where(where, exists()))
 
 
-async def change_group(
-    tx: Transaction, actor_id: int, user_id: int, group: Group, *, address: str | None = None
-) -> dict[str, Any]:
+async def change_group(tx: Transaction, editor: Editor, user_id: int, group: Group) -> dict[str, Any]:
     """Move an account to another group. Raises Forbidden, NotFound, and Conflict for the last admin."""
-    return await _administer(tx, "change_group", actor_id, user_id, {"group": group.value}, address)
+    return await _administer(tx, "change_group", editor, user_id, {"group": group.value})
 
 
-async def activate(tx: Transaction, actor_id: int, user_id: int, *, address: str | None = None) -> dict[str, Any]:
+async def activate(tx: Transaction, editor: Editor, user_id: int) -> dict[str, Any]:
     """Enable an account, including one that is awaiting activation. Raises Forbidden and NotFound."""
-    values = {"is_active": True, "awaits_activation": False}
-    return await _administer(tx, "activate", actor_id, user_id, values, address)
+    return await _administer(tx, "activate", editor, user_id, {"is_active": True, "awaits_activation": False})
 
 
-async def deactivate(tx: Transaction, actor_id: int, user_id: int, *, address: str | None = None) -> dict[str, Any]:
+async def deactivate(tx: Transaction, editor: Editor, user_id: int) -> dict[str, Any]:
     """Disable an account, end its sessions and revoke its one-time tokens; activating it restores none of them.
 
     Raises Forbidden, NotFound, and Conflict for the last admin.
     """
     values = {"is_active": False, "awaits_activation": False}
-    user = await _administer(tx, "deactivate", actor_id, user_id, values, address)
+    user = await _administer(tx, "deactivate", editor, user_id, values)
     await one_time_tokens.void(tx, user_id)
-    await sessions.end_all(tx, user_id, actor_id=actor_id)
+    await sessions.end_all(tx, user_id, actor_id=editor.user_id)
     return user
 
 
-async def _administer(
-    tx: Transaction, action: str, actor_id: int, user_id: int, values: Mapping[str, Any], address: str | None
-) -> dict[str, Any]:
-    locked = await lock_with_admins(tx, user_id, admin_id=actor_id)
+async def _administer(tx: Transaction, action: str, editor: Editor, user_id: int, values: Row) -> dict[str, Any]:
+    locked = await lock_with_admins(tx, user_id, admin_id=editor.user_id)
     before = locked.row
     after = {**before, **values}
     if not (after["group"] == Group.ADMIN and after["is_active"]):
         locked.require_another_admin()
-    user = public(await change(tx, before, values, actor_id=actor_id))
-    await audit.record_changes(tx, action, public(before), user, actor_id=actor_id, address=address)
+    user = public(await change(tx, before, values, actor_id=editor.user_id))
+    await audit.record_changes(tx, action, public(before), user, editor)
     return user
 
 
@@ -309,27 +286,18 @@ async def _administer(
 
 async def page_of(database: Database, page: ListRequest, *, sees_everything: bool) -> Listed[dict[str, Any]]:
     """Return a page of accounts: all of them with `sees_everything`, otherwise the active ones as `in_brief`."""
-    table = models.users
-    where = [exists(), filter_sql.where(table, page.filter, is_sqlite=database.is_sqlite)]
+    where = [exists(), filter_sql.where(TABLE, page.filter, is_sqlite=database.is_sqlite)]
     if not sees_everything:
-        where.append(table.c.is_active)
+        where.append(TABLE.c.is_active)
     if page.text:
         searched = SEARCHED if sees_everything else SEARCHED_BY_OTHERS
-        where.append(filter_sql.search(table, searched, page.text, is_sqlite=database.is_sqlite))
-    return await entities_of(
-        database,
-        table,
-        and_(*where),
-        total_order(page.sort),
-        public if sees_everything else in_brief,
-        offset=page.offset,
-        limit=page.limit,
-        after=page.after,
-    )
+        where.append(filter_sql.search(TABLE, searched, page.text, is_sqlite=database.is_sqlite))
+    shown = public if sees_everything else in_brief
+    return await entities_of(database, TABLE, and_(*where), total_order(page.sort), shown, page)
 
 
 async def list_non_admins(database: Database, *, offset: int, limit: int) -> Listed[dict[str, Any]]:
     """Return a page of the accounts outside the group admin, in the order of their ids."""
-    table = models.users
-    where = (table.c.group != Group.ADMIN.value) & exists()
-    return await entities_of(database, table, where, (("id", False),), public, offset=offset, limit=limit)
+    where = (TABLE.c.group != Group.ADMIN.value) & exists()
+    page = ListRequest(offset=offset, limit=limit)
+    return await entities_of(database, TABLE, where, total_order(page.sort), public, page)

@@ -11,8 +11,6 @@ from repository.engine.transaction import Transaction
 
 # In the drivers' own form, because every write runs both.
 TAKE = statement("UPDATE event_head SET seq = seq + $1 WHERE id = 1 RETURNING epoch, seq")
-
-
 INSERT = statement(
     "INSERT INTO events (seq, topic, operation, entity_id, audience, payload, before, changed, actor_id, created_at)"
     " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::timestamptz)"
@@ -32,41 +30,14 @@ async def append(tx: Transaction) -> list[Event]:
     else:
         row = await driver.fetchrow(TAKE.postgresql, count)
     epoch, last = row[0], row[1]
-    events = [
-        Event(
-            epoch,
-            last - count + 1 + index,
-            draft.topic,
-            draft.operation,
-            draft.entity_id,
-            draft.audience,
-            draft.payload,
-            draft.before,
-            draft.changed,
-            draft.actor_id,
-            created_at,
-        )
-        for index, draft in enumerate(tx.drafts)
-    ]
+    events = [Event(epoch, seq, *draft, created_at) for seq, draft in enumerate(tx.drafts, last - count + 1)]
     rows = [
-        (
-            event.seq,
-            event.topic,
-            event.operation,
-            event.entity_id,
-            event.audience,
-            event.payload,
-            event.before,
-            orjson.dumps(event.changed).decode() if event.changed else None,
-            event.actor_id,
-            event.created_at,
-        )
-        for event in events
+        (event.seq, *draft[:-2], _encoded(event.changed), event.actor_id, created_at)
+        for event, draft in zip(events, tx.drafts, strict=True)
     ]
-    if tx.is_sqlite:
-        await driver.executemany(INSERT.sqlite, rows)
-    elif count == 1:
-        await driver.execute(INSERT.postgresql, *rows[0])
-    else:
-        await driver.executemany(INSERT.postgresql, rows)
+    await tx.execute_many(INSERT, rows)
     return events
+
+
+def _encoded(changed: tuple[str, ...]) -> str | None:
+    return orjson.dumps(changed).decode() if changed else None

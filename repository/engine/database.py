@@ -13,13 +13,14 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import event
+from sqlalchemy import ColumnElement, Table, delete, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction, create_async_engine
 
 from core import metrics
@@ -59,25 +60,18 @@ class Database:
                 # Other users of the machine cannot read it. SQLite gives its other files the same mode.
                 path.touch(mode=0o600)
             async_url = "sqlite+aiosqlite" + url.removeprefix("sqlite")
-            self._writer = create_async_engine(
-                async_url,
-                pool_size=1,
-                max_overflow=0,
-                pool_timeout=POOL_TIMEOUT_SECONDS,
-                connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
-            )
-            self._reader = create_async_engine(
-                async_url,
-                pool_size=SQLITE_READERS + HOT_READERS,
-                max_overflow=0,
-                pool_timeout=POOL_TIMEOUT_SECONDS,
-                connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
-            )
-            event.listen(self._writer.sync_engine, "connect", _prepare_sqlite_writer)
-            event.listen(self._reader.sync_engine, "connect", _prepare_sqlite_reader)
+            options: dict[str, Any] = {
+                "max_overflow": 0,
+                "pool_timeout": POOL_TIMEOUT_SECONDS,
+                "connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
+            }
+            self._writer = create_async_engine(async_url, pool_size=1, **options)
+            self._reader = create_async_engine(async_url, pool_size=SQLITE_READERS + HOT_READERS, **options)
+            event.listen(self._writer.sync_engine, "connect", partial(_prepare_sqlite, WRITER_PRAGMAS))
+            event.listen(self._reader.sync_engine, "connect", partial(_prepare_sqlite, READER_PRAGMAS))
         else:
             async_url = "postgresql+asyncpg" + url[url.index("://") :]
-            options: dict[str, Any] = {
+            options = {
                 "pool_size": POSTGRESQL_CONNECTIONS,
                 "max_overflow": 0,
                 "pool_timeout": POOL_TIMEOUT_SECONDS,
@@ -101,17 +95,10 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """Open a connection for reading; each statement sees what is committed when it starts.
-
-        Raises Unavailable when the database cannot be reached.
-        """
-        try:
+        """Open a connection; each statement sees what is committed when it starts. Raises Unavailable."""
+        with _unavailable_when_lost():
             async with self._reader.connect() as connection:
                 yield connection
-        except failures.DATABASE_ERRORS as error:
-            if not failures.is_foreign(error):
-                raise
-            raise _unavailable(error) from error
 
     async def fetch(self, statement: Statement, *values: Any) -> list[Any]:
         """Return the rows of one statement, through the driver itself, for reads so small and frequent that SQLAlchemy
@@ -120,7 +107,7 @@ class Database:
         Raises Unavailable when the database cannot be reached.
         """
         async with self._hot:
-            try:
+            with _unavailable_when_lost():
                 connection, driver = self._hot_idle.pop() if self._hot_idle else await self._connect_hot()
                 try:
                     async with asyncio.timeout(FETCH_SECONDS):
@@ -133,10 +120,6 @@ class Database:
                     await connection.invalidate(error)
                     await connection.close()
                     raise
-            except failures.DATABASE_ERRORS as error:
-                if not failures.is_foreign(error):
-                    raise
-                raise _unavailable(error) from error
             self._hot_idle.append((connection, driver))
             return list(found)
 
@@ -152,6 +135,14 @@ class Database:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
                 await driver.execute_fetchall(BEGIN)
             yield connection, transaction
+
+    async def delete_without_events(self, table: Table, which: ColumnElement[bool]) -> int:
+        """Delete rows that no client sees, and return how many there were. Raises as `write` does."""
+
+        async def work(tx: Transaction) -> int:
+            return int((await tx.connection.execute(delete(table).where(which))).rowcount)
+
+        return await self.write(work)
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run `work` in one transaction with the events it emits, and return its result. Listeners run after COMMIT.
@@ -186,38 +177,36 @@ class Database:
         raise AssertionError("unreachable")
 
 
-def _pragmas(dbapi_connection: Any, *pragmas: str) -> None:
+WRITER_PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    f"cache_size=-{SQLITE_CACHE_KIB}",
+    f"wal_autocheckpoint={SQLITE_CHECKPOINT_PAGES}",
+)
+READER_PRAGMAS = ("query_only=ON", f"cache_size=-{SQLITE_CACHE_KIB // SQLITE_READERS}")
+
+
+def _prepare_sqlite(pragmas: Sequence[str], dbapi_connection: Any, _: Any) -> None:
     cursor = dbapi_connection.cursor()
-    for pragma in pragmas:
+    for pragma in (*pragmas, f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+    dbapi_connection.create_function("unicode_lower", 1, _lower, deterministic=True)
 
 
 def _lower(text: str | None) -> str | None:
     return text.lower() if text is not None else None
 
 
-def _prepare_sqlite_writer(dbapi_connection: Any, _: Any) -> None:
-    _pragmas(
-        dbapi_connection,
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "foreign_keys=ON",
-        f"cache_size=-{SQLITE_CACHE_KIB}",
-        f"wal_autocheckpoint={SQLITE_CHECKPOINT_PAGES}",
-        f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
-    )
-    dbapi_connection.create_function("unicode_lower", 1, _lower, deterministic=True)
-
-
-def _prepare_sqlite_reader(dbapi_connection: Any, _: Any) -> None:
-    _pragmas(
-        dbapi_connection,
-        "query_only=ON",
-        f"cache_size=-{SQLITE_CACHE_KIB // SQLITE_READERS}",
-        f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
-    )
-    dbapi_connection.create_function("unicode_lower", 1, _lower, deterministic=True)
+@contextmanager
+def _unavailable_when_lost() -> Iterator[None]:
+    try:
+        yield
+    except failures.DATABASE_ERRORS as error:
+        if not failures.is_foreign(error):
+            raise
+        raise _unavailable(error) from error
 
 
 def _unavailable(error: BaseException) -> Unavailable:

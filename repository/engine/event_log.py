@@ -9,6 +9,7 @@ below it, and finds a loss by arithmetic.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -23,8 +24,8 @@ from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
 
 HEAD_ID = 1
-
 HEAD = statement("SELECT epoch, seq FROM event_head WHERE id = 1")
+_SIZE = func.length(models.events.c.payload) + func.coalesce(func.length(models.events.c.before), 0)
 
 
 async def head(database: Database) -> Head:
@@ -52,10 +53,8 @@ async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: 
     """
     table = models.events
     async with database.read() as connection:
-        weight = func.length(table.c.payload) + func.coalesce(func.length(table.c.before), 0)
-        sizes = await connection.execute(
-            select(table.c.seq, weight).where(table.c.seq > seq).order_by(table.c.seq).limit(max_rows)
-        )
+        following = select(table.c.seq, _SIZE).where(table.c.seq > seq).order_by(table.c.seq).limit(max_rows)
+        sizes = await connection.execute(following)
         last, total = seq, 0
         for number, size in sizes:
             total += size
@@ -65,33 +64,22 @@ async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: 
         if last == seq:
             return []
         current = await _head(connection)
-        rows = await connection.execute(
-            select(table).where(table.c.seq > seq, table.c.seq <= last).order_by(table.c.seq)
-        )
-        return [
-            Event(
-                current.epoch,
-                row.seq,
-                row.topic,
-                row.operation,
-                row.entity_id,
-                row.audience,
-                row.payload,
-                row.before,
-                tuple(orjson.loads(row.changed)) if row.changed else (),
-                row.actor_id,
-                row.created_at,
-            )
-            for row in rows
-        ]
+        chosen = select(table).where(table.c.seq > seq, table.c.seq <= last).order_by(table.c.seq)
+        return [_event(current.epoch, row) for row in await connection.execute(chosen)]
+
+
+def _event(epoch: str, row: Sequence[Any]) -> Event:
+    """Return the event of a row, whose columns are in the order of the event's fields."""
+    *fields, changed, actor_id, created_at = row
+    values = (*fields, tuple(orjson.loads(changed)) if changed else (), actor_id, created_at)
+    return Event(epoch, *values)
 
 
 async def tail(database: Database, *, max_rows: int, max_bytes: int) -> int:
     """Return the number before the oldest of the newest events that fit into both bounds."""
     table = models.events
-    weight = func.length(table.c.payload) + func.coalesce(func.length(table.c.before), 0)
     async with database.read() as connection:
-        newest = await connection.execute(select(table.c.seq, weight).order_by(table.c.seq.desc()).limit(max_rows))
+        newest = await connection.execute(select(table.c.seq, _SIZE).order_by(table.c.seq.desc()).limit(max_rows))
         start, total = None, 0
         for seq, size in newest:
             total += size
@@ -103,18 +91,13 @@ async def tail(database: Database, *, max_rows: int, max_bytes: int) -> int:
 
 
 async def prune(database: Database, *, keep_rows: int, older_than: Any, max_rows: int) -> int:
-    """Delete up to `max_rows` of the oldest events beyond `keep_rows` or before `older_than` (an aware time).
-
-    Return how many were deleted.
-    """
+    """Delete up to `max_rows` events, the oldest, beyond `keep_rows` or before `older_than`. Return how many."""
 
     async def work(tx: Transaction) -> int:
         table = models.events
         current = await _head(tx.connection)
-        first_young = await tx.connection.execute(
-            select(func.min(table.c.seq)).where(table.c.created_at >= utc_text(older_than))
-        )
-        young = first_young.scalar()
+        first_young = select(func.min(table.c.seq)).where(table.c.created_at >= utc_text(older_than))
+        young = (await tx.connection.execute(first_young)).scalar()
         floor = max(current.seq - keep_rows, (young - 1) if young is not None else current.seq)
         lowest = (await tx.connection.execute(select(func.min(table.c.seq)))).scalar()
         if lowest is None or lowest > floor:

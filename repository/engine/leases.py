@@ -29,9 +29,7 @@ async def take(database: Database, name: str, owner: str, seconds: float) -> boo
         taken = await tx.connection.execute(
             new.values(name=name, owner=owner, until=now + seconds)
             .on_conflict_do_update(
-                index_elements=[table.c.name],
-                set_={"owner": owner, "until": now + seconds},
-                where=table.c.until < now,
+                index_elements=[table.c.name], set_={"owner": owner, "until": now + seconds}, where=table.c.until < now
             )
             .returning(table.c.owner)
         )

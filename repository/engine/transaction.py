@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.identity import PUBLIC_AUDIENCE
+from repository.engine.statement import Statement
 
 # Clients usually limit frames to 1 MiB; the rest is room for what surrounds the rows.
 MAX_EVENT_BYTES = 768 * 1024
 MAX_EVENT_ITEMS = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """An event that has no number yet."""
+class Draft(NamedTuple):
+    """An event that has no number yet: the fields of `Event` between its number and its time, in the same order."""
 
     topic: str
     operation: str
-    payload: bytes
     entity_id: str | None
-    changed: tuple[str, ...]
-    before: bytes | None
     audience: str
+    payload: bytes
+    before: bytes | None
+    changed: tuple[str, ...]
     actor_id: int | None
 
 
@@ -56,6 +56,16 @@ class Transaction:
             self._driver = raw
         return self._driver
 
+    async def execute_many(self, statement: Statement, rows: Sequence[Sequence[Any]]) -> None:
+        """Run the statement once for each row, through the driver itself."""
+        driver = await self.driver()
+        if self.is_sqlite:
+            await driver.executemany(statement.sqlite, rows)
+        elif len(rows) == 1:  # cheaper than a batch of one
+            await driver.execute(statement.postgresql, *rows[0])
+        else:
+            await driver.executemany(statement.postgresql, rows)
+
     def emit(
         self,
         topic: str,
@@ -69,15 +79,13 @@ class Transaction:
     ) -> bytes:
         """Append an event about one entity and return the entity, encoded. A delete sends only the id."""
         payload = orjson.dumps({"id": entity["id"]} if operation == "delete" else entity)
-        encoded_before = orjson.dumps(before) if before is not None else None
-        self.drafts.append(
-            Draft(topic, operation, payload, str(entity["id"]), tuple(changed), encoded_before, audience, actor_id)
-        )
+        old = orjson.dumps(before) if before is not None else None
+        self.drafts.append(Draft(topic, operation, str(entity["id"]), audience, payload, old, tuple(changed), actor_id))
         return payload
 
     def emit_encoded(self, topic: str, operation: str, entity_id: str, payload: bytes, *, actor_id: int | None) -> None:
         """Append an event about one public entity that is encoded already."""
-        self.drafts.append(Draft(topic, operation, payload, entity_id, (), None, PUBLIC_AUDIENCE, actor_id))
+        self.drafts.append(Draft(topic, operation, entity_id, PUBLIC_AUDIENCE, payload, None, (), actor_id))
 
     def emit_bulk(
         self,
@@ -101,7 +109,7 @@ class Transaction:
             end = _end_of_slice(items, before, start)
             payload = b'{"count":%d,"%s":[%s]%s}' % (end - start, key, b",".join(items[start:end]), tail)
             old = b"[" + b",".join(before[start:end]) + b"]" if before is not None else None
-            self.drafts.append(Draft(topic, operation, payload, None, tuple(changed), old, PUBLIC_AUDIENCE, actor_id))
+            self.drafts.append(Draft(topic, operation, None, PUBLIC_AUDIENCE, payload, old, tuple(changed), actor_id))
             start = end
 
 

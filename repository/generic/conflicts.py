@@ -1,7 +1,7 @@
-"""What keeps rows from being stored: a parent that does not exist, or a value that must be unique and is taken.
+"""Conflicts that keep rows from being stored: a parent that does not exist, or a unique value that is taken.
 
-The parents that exist are locked so that they stay. Writers of unique values take turns, so that what is free when it
-is looked up is still free when it is written.
+Existing parents are locked until COMMIT. Writers of unique values are serialised per table, so that a value found free
+is still free when it is written.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from repository.generic import rows
 from resources.resource import Parent, Resource
 
 Items = Sequence[Mapping[str, Any]]
+Edited = Sequence[Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,27 +32,34 @@ class Refusal:
 
     def problem(self, index: int | None = None) -> FieldProblem:
         """Return the problem as clients see it; `index` is the position in a bulk request."""
-        loc: tuple[str | int, ...] = ("body", self.column) if index is None else ("body", index, self.column)
-        return FieldProblem(loc, self.message, self.type)
+        place = () if index is None else (index,)
+        return FieldProblem(("body", *place, self.column), self.message, self.type)
 
 
-async def require_none(tx: Transaction, resource: Resource, items: Items, *, edits: Items = (), bulk: bool) -> None:
+async def require_none(tx: Transaction, resource: Resource, items: Items, *, edits: Edited = (), bulk: bool) -> None:
     """Raise Conflict naming every item that cannot be stored. Arguments as of `find`."""
-    found = await find(tx, resource, items, edits=edits)
-    if found:
-        raise Conflict([found[index].problem(index if bulk else None) for index in sorted(found)])
+    raise_for(await find(tx, resource, items, edits=edits), bulk=bulk)
 
 
-async def find(tx: Transaction, resource: Resource, items: Items, *, edits: Items = ()) -> dict[int, Refusal]:
+def raise_for(refused: Mapping[int, Refusal], *, bulk: bool) -> None:
+    """Raise Conflict when any item is refused."""
+    if refused:
+        raise Conflict([refused[index].problem(index if bulk else None) for index in sorted(refused)])
+
+
+async def find(tx: Transaction, resource: Resource, items: Items, *, edits: Edited = ()) -> dict[int, Refusal]:
     """Return the items that cannot be stored, by position. Of several that want one value, the first may have it.
 
-    `edits` are the rows as stored that the items edit, one for each item; new rows have none.
+    `edits` are the rows as stored that the items edit, one for each item, None where there is no such row: nothing is
+    stored then, so no value is taken. New rows have no `edits`.
     """
     refused: dict[int, Refusal] = {}
-    for key, column in resource.keys.items():
-        refused |= await _taken(tx, resource, key, column, items, edits)
     for parent in resource.parents:
         refused |= await _without_parent(tx, parent, items)
+    for key, column in resource.keys.items():
+        # A row that is refused for another reason leaves its value to the others.
+        stored = {index: item for index, item in enumerate(items) if index not in refused and column in item}
+        refused |= await _taken(tx, resource, key, column, stored, edits)
     return refused
 
 
@@ -72,26 +80,24 @@ async def _without_parent(tx: Transaction, parent: Parent, items: Items) -> dict
 
 
 async def _taken(
-    tx: Transaction, resource: Resource, key: str, column: str, items: Items, edits: Items
+    tx: Transaction, resource: Resource, key: str, column: str, items: Mapping[int, Mapping[str, Any]], edits: Edited
 ) -> dict[int, Refusal]:
-    wanted = {index: unique_key(item[column]) for index, item in enumerate(items) if column in item}
-    if edits:  # of a row that is named twice, the last edit counts
-        last = {row["id"]: index for index, row in enumerate(edits) if index in wanted}
-        wanted = {index: wanted[index] for index in sorted(last.values())}
+    edited = {index: edits[index] for index in items} if edits else {}
+    # Of a row that is named twice, the last edit counts.
+    last = {row["id"]: index for index, row in edited.items() if row is not None}
+    wanted = {index: unique_key(items[index][column]) for index in (sorted(last.values()) if edits else items)}
     if not wanted:
         return {}
     table = resource.table
-    if not tx.is_sqlite:  # where only one transaction writes at a time
+    if not tx.is_sqlite:  # SQLite has one writer at a time
         await tx.connection.execute(text(f'LOCK TABLE "{table.name}" IN SHARE ROW EXCLUSIVE MODE'))
     named = rows.one_of(tx.is_sqlite, table.c[key], sorted(set(wanted.values())))
     found = await tx.connection.execute(select(table.c.id, table.c[key]).where(named))
-    # Rows that are edited give their values up, unless the edit leaves the column alone.
-    leaving = {row["id"] for row, item in zip(edits, items, strict=False) if column in item}
-    taken = {row[1] for row in found if row[0] not in leaving}
+    # The rows that are edited give their values up.
+    taken = {row[1]: f"There is {resource.a_singular} of this {column} already" for row in found if row[0] not in last}
     refused = {}
     for index, value in wanted.items():
         if value in taken:
-            message = f"There is {resource.a_singular} of this {column} already"
-            refused[index] = Refusal(column, message, "taken")
-        taken.add(value)
+            refused[index] = Refusal(column, taken[value], "taken")
+        taken.setdefault(value, f"Another row of this request has this {column}")
     return refused

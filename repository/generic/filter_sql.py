@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ColumnElement, String, Table, and_, collate, func, literal, or_, select, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 
-from core.filters import Condition, FieldType, Filter, Op, without_case
+from core.filters import COMPARISONS, Condition, FieldType, Filter, Op, without_case
 
 
 def where(table: Table, wanted: Filter, *, is_sqlite: bool) -> ColumnElement[bool]:
@@ -49,18 +49,8 @@ def _clause(table: Table, condition: Condition, is_sqlite: bool) -> ColumnElemen
         holds = or_(*(_holds(column, str(item), is_sqlite) for item in wanted))
         return ~holds if condition.op is Op.NE else holds
     match condition.op:
-        case Op.EQ:
-            return column == value
         case Op.NE:
             return column.is_distinct_from(value)
-        case Op.GT:
-            return column > value
-        case Op.GTE:
-            return column >= value
-        case Op.LT:
-            return column < value
-        case Op.LTE:
-            return column <= value
         case Op.IN:
             assert isinstance(value, tuple)
             return column.in_(value)
@@ -68,6 +58,8 @@ def _clause(table: Table, condition: Condition, is_sqlite: bool) -> ColumnElemen
             return _lower(column, is_sqlite).contains(without_case(str(value)), autoescape=True)
         case Op.PREFIX:
             return _lower(column, is_sqlite).startswith(without_case(str(value)), autoescape=True)
+    compared: ColumnElement[bool] = COMPARISONS[condition.op](column, value)
+    return compared
 
 
 def _holds(column: ColumnElement[list[str]], item: str, is_sqlite: bool) -> ColumnElement[bool]:

@@ -1,7 +1,7 @@
-"""A POST that is repeated with the same `Idempotency-Key` gets the first one's response.
+"""A POST repeated with the same `Idempotency-Key` gets the response of the first.
 
-The response is stored in the transaction of its write: either both exist or neither does, and of two requests at once,
-the second waits for the COMMIT of the first.
+The response is stored in the transaction of its write: either both exist or neither does. Of two concurrent
+requests, the second waits for the COMMIT of the first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import orjson
-from sqlalchemy import delete, select, update
+from sqlalchemy import select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 import models
@@ -60,26 +60,17 @@ async def once(tx: Transaction, claim: Claim | None, work: Callable[[], Awaitabl
             raise InvalidInput([FieldProblem(("header", "Idempotency-Key"), message, "idempotency_key_reused")])
         body = await rows.off_the_loop(len(row.body) // 100, zlib.decompress, row.body)
         return StoredResponse(row.status, body, orjson.loads(row.headers))
-    answer = await work()
-    stored = await rows.off_the_loop(len(answer.body) // 1_000, zlib.compress, answer.body, 1)
+    response = await work()
+    stored = await rows.off_the_loop(len(response.body) // 1_000, zlib.compress, response.body, 1)
     await tx.connection.execute(
         update(table)
         .where(mine)
-        .values(
-            status=answer.status,
-            body=stored,
-            headers=orjson.dumps(dict(answer.headers)).decode(),
-        )
+        .values(status=response.status, body=stored, headers=orjson.dumps(dict(response.headers)).decode())
     )
-    return answer
+    return response
 
 
 async def forget(database: Database, older_than: datetime) -> int:
     """Delete the keys from before `older_than` (an aware time), and return how many there were."""
-
-    async def work(tx: Transaction) -> int:
-        table = models.idempotency_keys
-        gone = await tx.connection.execute(delete(table).where(table.c.created_at < utc_text(older_than)))
-        return int(gone.rowcount)
-
-    return await database.write(work)
+    table = models.idempotency_keys
+    return await database.delete_without_events(table, table.c.created_at < utc_text(older_than))

@@ -11,21 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
-    Dialect,
-    Row,
-    Select,
-    Table,
-    TextClause,
-    and_,
-    bindparam,
-    func,
-    select,
-    text,
-    true,
-)
+import sqlalchemy as sa
+from sqlalchemy import ColumnElement, Table, and_, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 import models
 from core.filters import EVERYTHING, Filter
@@ -78,10 +66,10 @@ class Shape:
 
 def _number(name: str) -> ColumnElement[int]:
     # The widest type, so that an offset past any table is not an error.
-    return bindparam(name, type_=BigInteger)
+    return sa.bindparam(name, type_=sa.BigInteger)
 
 
-def _select(shape: Shape, where: ColumnElement[bool]) -> Select[Any]:
+def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
     """Return a query for epoch, seq and total, then the columns of each row of the page; nulls when it is empty.
 
     Columns are text here: compiling them as objects would take longer than the databases need for the page.
@@ -98,24 +86,24 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> Select[Any]:
     total = select(func.count()).select_from(table).where(where).scalar_subquery()
     return (
         select(head.c.epoch, head.c.seq, total, _columns("page", shape.columns))
-        .select_from(head.outerjoin(rows_of_page, true()))
+        .select_from(head.outerjoin(rows_of_page, sa.true()))
         .order_by(_order("page", shape.order))
     )
 
 
-def _columns(of: str, names: Iterable[str]) -> TextClause:
-    return text(", ".join(f'"{of}"."{name}"' for name in names))
+def _columns(of: str, names: Iterable[str]) -> sa.TextClause:
+    return sa.text(", ".join(f'"{of}"."{name}"' for name in names))
 
 
-def _order(of: str, order: Order) -> TextClause:
+def _order(of: str, order: Order) -> sa.TextClause:
     # Rows without a value come last in both directions; the databases disagree by default.
-    return text(", ".join(f'"{of}"."{name}" {"DESC" if down else "ASC"} NULLS LAST' for name, down in order))
+    return sa.text(", ".join(f'"{of}"."{name}" {"DESC" if down else "ASC"} NULLS LAST' for name, down in order))
 
 
 @lru_cache(maxsize=MAX_KEPT_STATEMENTS)
-def _plain_text(shape: Shape, dialect: Dialect) -> tuple[str, tuple[str, ...]]:
+def _plain_text(shape: Shape, dialect: sa.Dialect) -> tuple[str, tuple[str, ...]]:
     """Return the statement without conditions in the driver's form, and the names of its values."""
-    compiled = _select(shape, true()).compile(dialect=dialect)
+    compiled = _select(shape, sa.true()).compile(dialect=dialect)
     names = compiled.positiontup
     assert names is not None, "both drivers take values by position"
     return str(compiled), tuple(names)
@@ -198,24 +186,27 @@ async def entities_of(
     where: ColumnElement[bool],
     order: Order,
     public: Callable[[dict[str, Any]], dict[str, Any]],
-    *,
-    offset: int,
-    limit: int,
-    after: int | None = None,
+    page: ListRequest,
 ) -> Listed[dict[str, Any]]:
-    """Return a page of a table that is not a resource; `public` makes what clients see. Raises Unavailable."""
-    shape = Shape(table, tuple(str(column.name) for column in table.columns), order, after=after is not None)
-    found = await read(database, shape, where, {"after": after, "limit": limit, "offset": offset})
+    """Return the part `page` of a table that is not a resource; `public` makes what clients see. Raises Unavailable."""
+    shape = Shape(table, tuple(str(column.name) for column in table.columns), order, after=page.after is not None)
+    found = await read(database, shape, where, {"after": page.after, "limit": page.limit, "offset": page.offset})
     return Listed([public(row) for row in rows.from_driver(table, found.rows)], found.total, found.head)
 
 
 # --- single rows
 
 
-def entity(row: Row[Any]) -> dict[str, Any]:
+def entity(row: sa.Row[Any]) -> dict[str, Any]:
     """Return a row of SQLAlchemy as a plain dict."""
     # Names that SQL reserves are a subclass of str, which the JSON encoder rejects as keys.
     return {str(name): value for name, value in row._mapping.items()}
+
+
+async def one(connection: AsyncConnection, query: sa.Executable) -> dict[str, Any] | None:
+    """Return the only row of a query as a plain dict, or None when there is none."""
+    row = (await connection.execute(query)).one_or_none()
+    return entity(row) if row is not None else None
 
 
 async def find(database: Database, resource: Resource, entity_id: int) -> dict[str, Any] | None:
@@ -228,9 +219,6 @@ async def find(database: Database, resource: Resource, entity_id: int) -> dict[s
 async def find_by(database: Database, resource: Resource, column: str, value: int, limit: int) -> list[dict[str, Any]]:
     """Return the first rows by id whose `column` holds `value`. Raises Unavailable."""
     table = resource.table
-    shown = [table.c[name] for name in resource.columns]
+    named = select(*(table.c[name] for name in resource.columns)).where(table.c[column] == value)
     async with database.read() as connection:
-        found = await connection.execute(
-            select(*shown).where(table.c[column] == value).order_by(table.c.id).limit(limit)
-        )
-        return [entity(row) for row in found]
+        return [entity(row) for row in await connection.execute(named.order_by(table.c.id).limit(limit))]

@@ -1,4 +1,4 @@
-"""What a change of one row means for the rows of its parents and children, in the same transaction, with their events.
+"""Updates the parents and children of a changed row, in the same transaction, with their events.
 
 A parent counts its children in a derived column, which does not raise its `version`. A child outlives its parent: a
 deleted parent clears the child's column, an edit like any other, so that no user loses what another one wrote.
@@ -7,7 +7,7 @@ deleted parent clears the child's column, an edit like any other, so that no use
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -19,42 +19,24 @@ from repository.generic import rows
 from resources.registry import children_of
 from resources.resource import Parent, Resource
 
+Items = Sequence[Mapping[str, Any]]
 Rows = Sequence[dict[str, Any]]
 
 
-async def added(tx: Transaction, resource: Resource, items: Iterable[Mapping[str, Any]], actor_id: int | None) -> None:
-    """Count new rows in their parents."""
-    items = list(items) if resource.parents else []
+async def recount(tx: Transaction, resource: Resource, before: Items, after: Items, actor_id: int | None) -> None:
+    """Update the counts of parents whose children were added, removed, or moved from one parent to another."""
     for parent in resource.parents:
-        await _recount(tx, parent, Counter(item[parent.column] for item in items if item[parent.column]), actor_id)
+        changes = Counter(item[parent.column] for item in after if item[parent.column])
+        changes.subtract(item[parent.column] for item in before if item[parent.column])
+        await _add(tx, parent, changes, actor_id)
 
 
-async def edited(tx: Transaction, resource: Resource, before: Rows, after: Rows, actor_id: int | None) -> None:
-    """Count rows that moved from one parent to another."""
-    for parent in resource.parents:
-        moved: Counter[int] = Counter()
-        for old, new in zip(before, after, strict=True):
-            if old[parent.column] != new[parent.column]:
-                if old[parent.column]:
-                    moved[old[parent.column]] -= 1
-                if new[parent.column]:
-                    moved[new[parent.column]] += 1
-        await _recount(tx, parent, moved, actor_id)
-
-
-async def removing(tx: Transaction, resource: Resource, gone: Rows, actor_id: int | None) -> None:
+async def release_children(tx: Transaction, resource: Resource, gone: Rows, actor_id: int | None) -> None:
     """Clear the columns of children that name rows about to be deleted."""
     for child, parent in children_of(resource):
         ids = [row["id"] for row in gone if row[parent.count]]
         if ids:
             await _orphan(tx, child, parent.column, ids, actor_id)
-
-
-async def removed(tx: Transaction, resource: Resource, gone: Rows, actor_id: int | None) -> None:
-    """Subtract deleted rows from their parents' counts."""
-    for parent in resource.parents:
-        counts = Counter(item[parent.column] for item in gone if item[parent.column])
-        await _recount(tx, parent, Counter({id_: -count for id_, count in counts.items()}), actor_id)
 
 
 async def _orphan(tx: Transaction, child: Resource, column: str, ids: Sequence[int], actor_id: int | None) -> None:
@@ -64,7 +46,8 @@ async def _orphan(tx: Transaction, child: Resource, column: str, ids: Sequence[i
     # In slices: a parent may have more children than one event holds.
     while True:
         page = select(table.c.id).where(chosen, table.c.id > last).order_by(table.c.id).limit(MAX_EVENT_ITEMS)
-        found = list((await tx.connection.execute(page)).scalars())
+        # Locked here, so that a child that left its parent meanwhile is not among them.
+        found = list((await tx.connection.execute(page.with_for_update())).scalars())
         if not found:
             return
         last = found[-1]
@@ -79,7 +62,7 @@ async def _orphan(tx: Transaction, child: Resource, column: str, ids: Sequence[i
         emit_updates(tx, child, before, after, [column], actor_id)
 
 
-async def _recount(tx: Transaction, parent: Parent, changes: Counter[int], actor_id: int | None) -> None:
+async def _add(tx: Transaction, parent: Parent, changes: Counter[int], actor_id: int | None) -> None:
     """Add to the parents' counts, with their events."""
     ids = sorted(parent_id for parent_id, change in changes.items() if change)
     if not ids:

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import Boolean, ColumnElement, Table, bindparam, func, select
+from sqlalchemy import JSON, Boolean, ColumnElement, Table, bindparam, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import BigInteger, Text
 
@@ -24,6 +24,17 @@ from resources.derived import keys_of, visible_columns
 T = TypeVar("T")
 FEW_ROWS = 100
 MAX_KEPT_TABLES = 32
+Convert = Callable[[Any], Any]
+
+# By the type of the column: what the drivers take, and what they return, in another form than clients see.
+_TO_SQLITE: Mapping[type, Convert] = {JSON: lambda value: orjson.dumps(value).decode()}
+_TO_POSTGRESQL = {**_TO_SQLITE, models.IsoDate: date.fromisoformat, models.UtcTime: datetime.fromisoformat}
+_FROM_DRIVER: Mapping[type, Convert] = {
+    JSON: lambda value: orjson.loads(value) if isinstance(value, str) else value,
+    models.UtcTime: lambda value: utc_text(value) if isinstance(value, datetime) else value,
+    models.IsoDate: lambda value: value.isoformat() if isinstance(value, date) else value,
+    Boolean: lambda value: value if value is None else bool(value),
+}
 
 
 async def reserve_ids(tx: Transaction, table: Table, count: int) -> list[int]:
@@ -39,25 +50,13 @@ async def reserve_ids(tx: Transaction, table: Table, count: int) -> list[int]:
     return sorted(row[0] for row in taken)
 
 
-def _converters(table: Table, names: Sequence[str], *, is_sqlite: bool) -> list[tuple[int, Callable[[Any], Any]]]:
-    """Return the positions of columns that the driver takes in another form, each with its conversion."""
-    found: list[tuple[int, Callable[[Any], Any]]] = []
-    for index, name in enumerate(names):
-        kind = table.c[name].type
-        if kind is models.Strings:
-            found.append((index, lambda value: orjson.dumps(value).decode()))
-        elif isinstance(kind, models.IsoDate) and not is_sqlite:
-            found.append((index, date.fromisoformat))
-        elif isinstance(kind, models.UtcTime) and not is_sqlite:
-            found.append((index, datetime.fromisoformat))
-    return found
-
-
 def driver_values(
     table: Table, names: Sequence[str], made: Iterable[Iterable[Any]], *, is_sqlite: bool
 ) -> list[tuple[Any, ...]]:
     """Return rows of the columns `names` in the driver's form. Pure."""
-    converters = _converters(table, names, is_sqlite=is_sqlite)
+    forms = _TO_SQLITE if is_sqlite else _TO_POSTGRESQL
+    kinds = enumerate(type(table.c[name].type) for name in names)
+    converters = [(index, forms[kind]) for index, kind in kinds if kind in forms]
     values = []
     for row in made:
         record = list(row)
@@ -69,12 +68,7 @@ def driver_values(
 
 
 async def insert(
-    tx: Transaction,
-    table: Table,
-    names: Sequence[str],
-    ids: Sequence[int],
-    values: Sequence[tuple[Any, ...]],
-    now: str,
+    tx: Transaction, table: Table, names: Sequence[str], ids: Sequence[int], values: Sequence[tuple[Any, ...]], now: str
 ) -> None:
     """Insert rows of `id`, then `driver_values` of the columns `names`, then `created_at` and `updated_at`."""
     driver = await tx.driver()
@@ -87,44 +81,15 @@ async def insert(
     listed = ", ".join(f'"{name}"' for name in columns)
     marks = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
     one = statement(f'INSERT INTO "{table.name}" ({listed}) VALUES ({marks})')  # noqa: S608 (names of our own tables)
-    if tx.is_sqlite:
-        await driver.executemany(one.sqlite, records)
-    else:
-        await driver.execute(one.postgresql, *records[0])
-
-
-def _of_sqlite_bool(value: Any) -> Any:
-    return value if value is None else bool(value)
-
-
-def _of_json(value: Any) -> Any:
-    return orjson.loads(value) if isinstance(value, str) else value
-
-
-def _of_moment(value: Any) -> Any:
-    return utc_text(value) if isinstance(value, datetime) else value
-
-
-def _of_day(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, date) else value
+    await tx.execute_many(one, records)
 
 
 @lru_cache(maxsize=MAX_KEPT_TABLES)
-def _forms(table: Table) -> tuple[list[str], list[tuple[str, Callable[[Any], Any]]]]:
+def _forms(table: Table) -> tuple[list[str], list[tuple[str, Convert]]]:
     """Return the columns that clients see, and how to convert those that the drivers return in another form."""
     names = list(visible_columns(table))
-    forms: list[tuple[str, Callable[[Any], Any]]] = []
-    for name in names:
-        kind = table.c[name].type
-        if kind is models.Strings:
-            forms.append((name, _of_json))
-        elif isinstance(kind, models.UtcTime):
-            forms.append((name, _of_moment))
-        elif isinstance(kind, models.IsoDate):
-            forms.append((name, _of_day))
-        elif isinstance(kind, Boolean):
-            forms.append((name, _of_sqlite_bool))
-    return names, forms
+    kinds = {name: type(table.c[name].type) for name in names}
+    return names, [(name, _FROM_DRIVER[kind]) for name, kind in kinds.items() if kind in _FROM_DRIVER]
 
 
 def from_driver(table: Table, found: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
@@ -156,28 +121,25 @@ async def pick_locked(tx: Transaction, table: Table, random: Random, count: int)
     if lowest is None:
         return []
     start = random.randint(lowest, highest)
-    found = await tx.connection.execute(
-        select(table.c.id).where(table.c.id >= start).order_by(table.c.id).limit(count).with_for_update()
-    )
-    return list(found.scalars())
+    chosen = select(table.c.id).where(table.c.id >= start).order_by(table.c.id).limit(count).with_for_update()
+    return list((await tx.connection.execute(chosen)).scalars())
 
 
 async def write_back(tx: Transaction, table: Table, after: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Write these columns of the rows, found by their ids, and the keys that follow from them."""
-    driver = await tx.driver()
     sources = {key: source for key, source in keys_of(table).items() if source in columns}
     if sources and len(after) > 1:
-        # Values may change hands between the rows. No value has such a key: case folding leaves no capitals.
+        # Rows may swap values. First give each row a key that no value has: case-folded keys contain no capitals.
         for key in sources:
             moved = [(f"MOVED {row['id']}", row["id"]) for row in after]
             move = statement(f'UPDATE "{table.name}" SET "{key}" = $1 WHERE id = $2')  # noqa: S608 (names of our own tables)
-            await driver.executemany(move.sqlite if tx.is_sqlite else move.postgresql, moved)
+            await tx.execute_many(move, moved)
     names = [*columns, *sources, "id"]
     places = ", ".join(f'"{name}" = ${number}' for number, name in enumerate(names[:-1], 1))
     one = statement(f'UPDATE "{table.name}" SET {places} WHERE id = ${len(names)}')  # noqa: S608 (names of our own tables)
     made = [[unique_key(row[sources[name]]) if name in sources else row[name] for name in names] for row in after]
     values = await off_the_loop(len(made), partial(driver_values, table, names, made, is_sqlite=tx.is_sqlite))
-    await driver.executemany(one.sqlite if tx.is_sqlite else one.postgresql, values)
+    await tx.execute_many(one, values)
 
 
 async def off_the_loop(size: int, work: Callable[..., T], *arguments: Any) -> T:

@@ -7,6 +7,8 @@ from typing import Any
 
 from core.errors import PreconditionFailed
 
+Row = Mapping[str, Any]  # by column
+
 # The versions that If-Match allows; None allows any.
 IfMatch = frozenset[int] | None
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import orjson
 from sqlalchemy import delete
 
-from core.errors import Conflict, Forbidden, NotFound
+from core.errors import NotFound
 from core.identity import Identity, unique_key
 from core.times import utc_now
 from repository.engine.transaction import Transaction
@@ -23,6 +23,8 @@ from repository.generic import conflicts, relations, rows
 from repository.generic.conflicts import Refusal
 from repository.generic.versions import BOOKKEEPING, IfMatch, changed_names, require_version
 from resources.resource import Resource
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +56,25 @@ class Prepared:
 def prepare(
     resource: Resource, items: Sequence[Mapping[str, Any]], user_id: int | None, *, is_sqlite: bool
 ) -> Prepared:
-    """Return the rows as far as pure computation gets: a thread may do it while another chunk is stored."""
-    names = resource.columns
-    assert (names[0], *names[-2:]) == ("id", "created_at", "updated_at")
-    middle = names[1:-2]
+    """Prepare rows for insertion. Pure, so a thread can prepare one chunk while another is stored."""
+    names = resource.written
     owner = {"user_id": user_id} if resource.has_owner else {}
     rest = {**owner, **resource.initial, "version": 1}
     made = [{**resource.defaults, **item, **rest} for item in items]
-    assert all(tuple(row) == middle for row in made[:1]), "the columns of a row are in the order of the table"
     stored: Iterable[Iterable[Any]] = (row.values() for row in made)
     if resource.keys:
         stored = ((*row.values(), *(unique_key(row[source]) for source in resource.keys.values())) for row in made)
-        middle = (*middle, *resource.keys)
-    values = rows.driver_values(resource.table, middle, stored, is_sqlite=is_sqlite)
-    return Prepared(resource, made, middle, values, [orjson.dumps(row) for row in made])
+        names = (*names, *resource.keys)
+    values = rows.driver_values(resource.table, names, stored, is_sqlite=is_sqlite)
+    return Prepared(resource, made, names, values, [orjson.dumps(row) for row in made])
+
+
+@dataclass(frozen=True, slots=True)
+class BulkResult(Generic[T]):
+    """The rows that a bulk write changed, and the ids that it did not find, both in the order of the request."""
+
+    done: list[T]
+    not_found: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,31 +87,23 @@ class Added:
 
 async def add(tx: Transaction, resource: Resource, identity: Identity, fields: Mapping[str, Any]) -> Stored:
     """Store one entity and return it. Raises Forbidden and Conflict."""
-    _require_creator(resource, identity)
+    resource.require_may_create(identity)
     await conflicts.require_none(tx, resource, [fields], bulk=False)
     prepared = prepare(resource, [fields], identity.user_id, is_sqlite=tx.is_sqlite)
     ((entity_id, payload),) = await _insert(tx, prepared)
     tx.emit_encoded(resource.name, "add", str(entity_id), payload, actor_id=identity.user_id)
-    await relations.added(tx, resource, prepared.rows, identity.user_id)
+    await relations.recount(tx, resource, (), prepared.rows, identity.user_id)
     return Stored(entity_id, prepared.rows[0]["version"], payload)
 
 
 async def add_bulk(
-    tx: Transaction,
-    resource: Resource,
-    identity: Identity,
-    items: Sequence[Mapping[str, Any]],
-    *,
-    skip_conflicts: bool,
+    tx: Transaction, resource: Resource, identity: Identity, items: Sequence[Mapping[str, Any]], *, skip_conflicts: bool
 ) -> Added:
-    """Store many. Without `skip_conflicts` a row that cannot be stored raises Conflict, and nothing is stored.
-
-    Raises Forbidden.
-    """
-    _require_creator(resource, identity)
+    """Store many; without `skip_conflicts` all or none. Raises Forbidden, and Conflict for invalid rows."""
+    resource.require_may_create(identity)
     refused = await conflicts.find(tx, resource, items)
-    if refused and not skip_conflicts:
-        raise Conflict([refused[index].problem(index) for index in sorted(refused)])
+    if not skip_conflicts:
+        conflicts.raise_for(refused, bulk=True)
     good = [item for index, item in enumerate(items) if index not in refused]
     return Added(await store(tx, resource, good, identity.user_id), refused)
 
@@ -130,7 +129,7 @@ async def store_prepared(
         return []
     encoded = [payload for _, payload in await _insert(tx, prepared)]
     tx.emit_bulk(prepared.resource.name, "add_bulk", encoded, actor_id=user_id, job_id=job_id)
-    await relations.added(tx, prepared.resource, prepared.rows, user_id)
+    await relations.recount(tx, prepared.resource, (), prepared.rows, user_id)
     return encoded
 
 
@@ -154,8 +153,7 @@ async def _one(
     if not found:
         raise NotFound(f"There is no {resource.singular} {entity_id}")
     row = found[0]
-    if not resource.may_change(identity, row):
-        raise Forbidden(f"Only {resource.changers} may change {resource.singular} {entity_id}")
+    resource.require_may_change(identity, found)
     require_version(resource.singular.capitalize(), row, if_match)
     return row
 
@@ -186,28 +184,26 @@ async def edit(
         return Stored(entity_id, before["version"], orjson.dumps(before))
     await rows.write_back(tx, resource.table, [after], (*changed, *BOOKKEEPING))
     payload = tx.emit(resource.name, "update", after, actor_id=identity.user_id, before=before, changed=changed)
-    await relations.edited(tx, resource, [before], [after], identity.user_id)
+    await relations.recount(tx, resource, [before], [after], identity.user_id)
     return Stored(entity_id, after["version"], payload)
 
 
 async def edit_bulk(
     tx: Transaction, resource: Resource, identity: Identity, edits: Sequence[tuple[int, Mapping[str, Any]]]
-) -> tuple[list[bytes], list[int]]:
-    """Edit many, and return the entities, encoded, in the order of the request, and the ids not found.
+) -> BulkResult[bytes]:
+    """Edit many, and return the entities, encoded. Raises Forbidden and Conflict.
 
-    An id that is named twice gets both edits, the later one last. Raises Forbidden and Conflict.
+    An id that is named twice gets both edits, the later one last.
     """
     merged: dict[int, dict[str, Any]] = {}
     for entity_id, fields in edits:
         merged.setdefault(entity_id, {}).update(fields)
     if not merged:
-        return [], []
+        return BulkResult([], [])
     found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted(merged))}
-    _require_rights(resource, identity, found)
-    named = [fields for _, fields in edits]
-    await conflicts.require_none(
-        tx, resource, named, edits=[found.get(id_, {"id": id_}) for id_, _ in edits], bulk=True
-    )
+    resource.require_may_change(identity, found.values())
+    named, rows_before = [fields for _, fields in edits], [found.get(id_) for id_, _ in edits]
+    await conflicts.require_none(tx, resource, named, edits=rows_before, bulk=True)
     done = await rows.off_the_loop(len(found), _edit_all, found, merged, utc_now())
     if done.after:
         await rows.write_back(tx, resource.table, done.after, (*done.changed, *BOOKKEEPING))
@@ -219,8 +215,8 @@ async def edit_bulk(
             before=done.encoded_before,
             changed=done.changed,
         )
-        await relations.edited(tx, resource, done.before, done.after, identity.user_id)
-    return done.encoded, [entity_id for entity_id in merged if entity_id not in found]
+        await relations.recount(tx, resource, done.before, done.after, identity.user_id)
+    return BulkResult(done.encoded, [entity_id for entity_id in merged if entity_id not in found])
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,63 +232,40 @@ class _Edited:
 
 
 def _edit_all(found: Mapping[int, dict[str, Any]], edits: Mapping[int, Mapping[str, Any]], now: str) -> _Edited:
-    before: list[dict[str, Any]] = []
-    after: list[dict[str, Any]] = []
-    changed: dict[str, None] = {}
-    encoded: dict[int, bytes] = {}
-    for entity_id, row in found.items():
-        edited, names = _edited(row, edits[entity_id], now)
-        encoded[entity_id] = orjson.dumps(edited)
-        if names:
-            before.append(row)
-            after.append(edited)
-            changed.update(dict.fromkeys(names))
+    edited = [_edited(row, edits[entity_id], now) for entity_id, row in found.items()]
+    encoded = {row["id"]: orjson.dumps(row) for row, _ in edited}
+    after = [row for row, changed in edited if changed]
+    before = [found[row["id"]] for row in after]
     return _Edited(
         before,
         after,
         [orjson.dumps(row) for row in before],
         [encoded[row["id"]] for row in after],
-        list(changed),
+        list(dict.fromkeys(name for _, changed in edited for name in changed)),
         [encoded[entity_id] for entity_id in edits if entity_id in encoded],
     )
-
-
-def _require_creator(resource: Resource, identity: Identity) -> None:
-    if not resource.may_create(identity):
-        raise Forbidden(f"Only {resource.changers} may add {resource.name}")
-
-
-def _require_rights(resource: Resource, identity: Identity, found: Mapping[int, dict[str, Any]]) -> None:
-    foreign = [entity_id for entity_id, row in found.items() if not resource.may_change(identity, row)]
-    if foreign:
-        shown = ", ".join(str(entity_id) for entity_id in foreign[:10]) + (", …" if len(foreign) > 10 else "")
-        changers = resource.changers.replace("its owner", "their owners")
-        raise Forbidden(f"Only {changers} may change {resource.name} {shown}")
 
 
 async def remove(tx: Transaction, resource: Resource, identity: Identity, entity_id: int, if_match: IfMatch) -> None:
     """Delete one entity. Raises NotFound, Forbidden and PreconditionFailed."""
     row = await _one(tx, resource, identity, entity_id, if_match)
-    await relations.removing(tx, resource, [row], identity.user_id)
+    await relations.release_children(tx, resource, [row], identity.user_id)
     await tx.connection.execute(delete(resource.table).where(resource.table.c.id == entity_id))
     tx.emit(resource.name, "delete", row, actor_id=identity.user_id, before=row)
-    await relations.removed(tx, resource, [row], identity.user_id)
+    await relations.recount(tx, resource, [row], (), identity.user_id)
 
 
-async def remove_bulk(
-    tx: Transaction, resource: Resource, identity: Identity, ids: Sequence[int]
-) -> tuple[list[int], list[int]]:
-    """Delete many, and return the ids deleted and those not found, in the order of the request. Raises Forbidden."""
+async def remove_bulk(tx: Transaction, resource: Resource, identity: Identity, ids: Sequence[int]) -> BulkResult[int]:
+    """Delete many, and return their ids. Raises Forbidden."""
     wanted = list(dict.fromkeys(ids))
     found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted(wanted))}
     if not found:
-        return [], wanted
-    _require_rights(resource, identity, found)
+        return BulkResult([], wanted)
+    resource.require_may_change(identity, found.values())
     gone = list(found.values())
-    await relations.removing(tx, resource, gone, identity.user_id)
-    await tx.connection.execute(
-        delete(resource.table).where(rows.one_of(tx.is_sqlite, resource.table.c.id, list(found)))
-    )
+    await relations.release_children(tx, resource, gone, identity.user_id)
+    named = rows.one_of(tx.is_sqlite, resource.table.c.id, list(found))
+    await tx.connection.execute(delete(resource.table).where(named))
     tx.emit_bulk(
         resource.name,
         "delete_bulk",
@@ -300,5 +273,5 @@ async def remove_bulk(
         actor_id=identity.user_id,
         before=await rows.off_the_loop(len(gone), lambda: [orjson.dumps(row) for row in gone]),
     )
-    await relations.removed(tx, resource, gone, identity.user_id)
-    return [each for each in wanted if each in found], [each for each in wanted if each not in found]
+    await relations.recount(tx, resource, gone, (), identity.user_id)
+    return BulkResult([each for each in wanted if each in found], [each for each in wanted if each not in found])

@@ -10,7 +10,7 @@ from pydantic import MISSING, AfterValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 from core.password_rules import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH
-from schemas import BLANK, Answer, Body, IsoDate, Moment
+from schemas import BLANK, Answer, Body, IsoDate, Moment, examples
 
 MAX_EMAIL_LENGTH = 254  # RFC 5321, section 4.5.3.1.3, without the angle brackets
 MAX_ONE_TIME_TOKEN_LENGTH = 128  # ours have 43 characters
@@ -35,21 +35,20 @@ _PERSON_NAME = rf"^[{_PADDING}]*[^{_DISRUPTIVE}{BLANK}](?:[^{_DISRUPTIVE}]*[^{_D
 _PERSON_NAME_WORDS = "expected a name without control characters, line breaks and direction marks"
 
 
-def _username(name: str) -> str:
-    if not re.fullmatch(_USERNAME, name):
-        raise ValueError(_USERNAME_WORDS)
-    return name.strip()
+def _trimmed(pattern: str, expected: str) -> AfterValidator:
+    """Return a validator that matches a text with `pattern` and removes the spaces around it."""
 
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(expected)
+        return text.strip()
 
-def _person_name(name: str) -> str:
-    if not re.fullmatch(_PERSON_NAME, name):
-        raise ValueError(_PERSON_NAME_WORDS)
-    return name.strip()
+    return AfterValidator(check)
 
 
 Username = Annotated[
     str,
-    AfterValidator(_username),
+    _trimmed(_USERNAME, _USERNAME_WORDS),
     Field(
         description=f"{_USERNAME_WORDS.capitalize()}; leading and trailing spaces are removed",
         json_schema_extra={"minLength": 3, "pattern": _USERNAME},
@@ -63,7 +62,7 @@ PersonName = Annotated[
         description=f"{_PERSON_NAME_WORDS.capitalize()}; leading and trailing spaces are removed",
         json_schema_extra={"pattern": _PERSON_NAME},
     ),
-    AfterValidator(_person_name),
+    _trimmed(_PERSON_NAME, _PERSON_NAME_WORDS),
 ]
 # `core.password_rules` checks the length with the other rules, so that one response names every broken rule.
 NewPassword = Annotated[
@@ -116,11 +115,9 @@ _WITH_PASSWORD: JsonDict = {"anyOf": [{"required": ["password"]}, {"required": [
 class RegisterBody(Body):
     """`username`, `email` or both. `hashedPassword` is an alias of `password`, which wins when both are sent."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "allOf": [_NAMED, _WITH_PASSWORD],
-            "examples": [{"username": "holly", "email": "holly@example.org", "password": "third man 1949"}],
-        }
+    model_config = examples(
+        {"username": "holly", "email": "holly@example.org", "password": "third man 1949"},
+        allOf=[_NAMED, _WITH_PASSWORD],
     )
 
     username: Username | MISSING = MISSING
@@ -147,9 +144,7 @@ RefreshToken = Annotated[str, Field(min_length=1, max_length=4_096)]
 class LoginBody(Body):
     """Either `username`, which can also be an email address, or `email`."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"allOf": [_NAMED], "examples": [{"username": "holly", "password": "third man 1949"}]}
-    )
+    model_config = examples({"username": "holly", "password": "third man 1949"}, allOf=[_NAMED])
 
     username: Annotated[str, Field(min_length=1, max_length=320)] | MISSING = MISSING
     email: Annotated[str, Field(min_length=1, max_length=320)] | MISSING = MISSING
@@ -194,9 +189,7 @@ class TokenForm(Body):
 
 
 class RefreshBody(Body):
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"refresh_token": "eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl"}]}
-    )
+    model_config = examples({"refresh_token": "eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl"})
 
     refresh_token: RefreshToken
 
@@ -210,28 +203,26 @@ _TOKEN = "pFkTfjOhxL2cF1pUhAu6KyMVzMcCCyTBZb7JbLRNTxA"  # noqa: S105 (an example
 class LinkBody(Body):
     """The token in an activation or confirmation URL."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"token": _TOKEN}]})
+    model_config = examples({"token": _TOKEN})
 
     token: OneTimeToken
 
 
 class AddressBody(Body):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"email": "holly@example.org"}]})
+    model_config = examples({"email": "holly@example.org"})
 
     email: Email
 
 
 class ChangePasswordBody(Body):
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"old_password": "third man 1949", "new_password": "prater wheel 1949"}]}
-    )
+    model_config = examples({"old_password": "third man 1949", "new_password": "prater wheel 1949"})
 
     old_password: Annotated[str, Field(min_length=1, max_length=MAX_PASSWORD_LENGTH)]
     new_password: NewPassword
 
 
 class ResetPasswordBody(Body):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"token": _TOKEN, "new_password": "prater wheel 1949"}]})
+    model_config = examples({"token": _TOKEN, "new_password": "prater wheel 1949"})
 
     token: OneTimeToken
     new_password: NewPassword
@@ -244,7 +235,7 @@ class MailPromise(Answer):
 
 
 class GroupBody(Body):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"group": "moderator"}]})
+    model_config = examples({"group": "moderator"})
 
     group: Literal["user", "moderator", "admin"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import MISSING, AfterValidator, ConfigDict, Field, model_validator
+from pydantic import MISSING, AfterValidator, Field, model_validator
 from pydantic.config import JsonDict
 
 from resources.accounts.credentials import Email, NewPassword, PersonName, Phone, Username
-from schemas import Answer, Body, IsoDate, Moment, Prose
+from schemas import Answer, Body, IsoDate, Moment, Prose, examples
 
 EARLIEST_BIRTH = "1900-01-01"
 MIN_AGE_YEARS = 13  # below it many countries require parental consent, which this service cannot obtain
@@ -56,11 +56,8 @@ _NAMELESS: JsonDict = {
 class AccountBody(Body):
     """An account as its owner edits it. PUT replaces all of it: a missing field takes its default."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "allOf": [_NAMED],
-            "examples": [{"username": "holly", "name": "Holly Martins", "phone_number": "+436641234567"}],
-        }
+    model_config = examples(
+        {"username": "holly", "name": "Holly Martins", "phone_number": "+436641234567"}, allOf=[_NAMED]
     )
 
     username: Username | None = None
@@ -80,9 +77,7 @@ class AccountBody(Body):
 class AccountPatch(Body):
     """Only the fields in the body change."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"not": _NAMELESS, "examples": [{"name": "Holly Martins", "phone_number": "+436641234567"}]}
-    )
+    model_config = examples({"name": "Holly Martins", "phone_number": "+436641234567"}, **{"not": _NAMELESS})
 
     username: Username | None | MISSING = MISSING
     email: Email | None | MISSING = MISSING
@@ -109,11 +104,8 @@ class OwnAccountPatch(AccountPatch):
 class NewAccountBody(AccountBody):
     """An account that an admin creates; it is active at once."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "allOf": [_NAMED],
-            "examples": [{"username": "calloway", "password": "sewers of 1949", "group": "moderator"}],
-        }
+    model_config = examples(
+        {"username": "calloway", "password": "sewers of 1949", "group": "moderator"}, allOf=[_NAMED]
     )
 
     password: NewPassword
@@ -134,17 +126,13 @@ class OtherUser(Answer):
 class ProfileBody(Body):
     """A profile as its owner edits it. PUT replaces all of it: a missing field takes its default."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "first_name": "Holly",
-                    "last_name": "Martins",
-                    "gender": "male",
-                    "date_of_birth": "1905-05-15",
-                    "info": "Writes westerns.",
-                }
-            ]
+    model_config = examples(
+        {
+            "first_name": "Holly",
+            "last_name": "Martins",
+            "gender": "male",
+            "date_of_birth": "1905-05-15",
+            "info": "Writes westerns.",
         }
     )
 
@@ -158,7 +146,7 @@ class ProfileBody(Body):
 class ProfilePatch(Body):
     """Only the fields in the body change."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"info": "Wrote westerns."}]})
+    model_config = examples({"info": "Wrote westerns."})
 
     first_name: PersonName | None | MISSING = MISSING
     last_name: PersonName | None | MISSING = MISSING
@@ -177,7 +165,7 @@ _PICTURE_EXAMPLE: JsonDict = {"info": "Writes westerns.", "avatar": "(the bytes 
 class ProfileForm(ProfileBody):
     """A profile with its picture, which is kept when none is sent. An empty text is null."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [_PICTURE_EXAMPLE]})
+    model_config = examples(_PICTURE_EXAMPLE)
 
     avatar: Picture | MISSING = MISSING
 
@@ -185,7 +173,7 @@ class ProfileForm(ProfileBody):
 class ProfilePatchForm(ProfilePatch):
     """Only the fields in the body change. An empty text is null."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [_PICTURE_EXAMPLE]})
+    model_config = examples(_PICTURE_EXAMPLE)
 
     avatar: Picture | MISSING = MISSING
 
@@ -193,7 +181,7 @@ class ProfilePatchForm(ProfilePatch):
 class AvatarForm(Body):
     """A picture. Its format is detected from the bytes, not from the file name or the media type."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"avatar": "(the bytes of a picture)"}]})
+    model_config = examples({"avatar": "(the bytes of a picture)"})
 
     avatar: Picture
 

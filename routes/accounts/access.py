@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from core.errors import Forbidden
 from core.identity import Group
 from repository.accounts import users
-from repository.accounts.edits import Editor
+from repository.accounts.audit import Editor
 from repository.engine.database import Database
 from routes.http.operation import AnyCall, Call
 from routes.http.queries import ById
@@ -41,11 +42,21 @@ def as_editor(call: AnyCall, user_id: int) -> Editor:
 
 
 async def own_account(call: AnyCall) -> dict[str, Any]:
-    """Return the caller's account. Raises Unauthenticated when it was deleted a moment ago."""
+    """Return the caller's account. Raises Unauthenticated when it was deleted meanwhile."""
     user = await users.find(call.database, call.me.user_id)
     if user is None:
         raise invalid_access_token()
     return user
+
+
+async def knows_password(call: AnyCall, user: Mapping[str, Any] | None, password: str) -> bool:
+    """Return whether this is the caller's current password, and count the attempt. Raises TooManyRequests."""
+    lockout, me = call.services.lockout, call.me
+    await lockout.try_old_password(me.user_id, call.address)
+    verdict = await call.services.passwords.verify(password, user["password_hash"] if user is not None else None)
+    if user is not None and verdict.is_right:
+        await lockout.knew_old_password(me.user_id, call.address)
+    return user is not None and verdict.is_right
 
 
 async def account(database: Database, user_id: int) -> dict[str, Any]:

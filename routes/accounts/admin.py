@@ -12,8 +12,10 @@ from resources.accounts.fields import AUDIT_FIELDS
 from routes.accounts import registration
 from routes.accounts.access import as_admin
 from routes.http import queries, rendering
-from routes.http.operation import Call, Operations
+from routes.http.operation import Call, Details, Operations
 from routes.http.queries import ById, TrailQuery
+
+CHANGE = Details(signed_in=True, answer_headers=("ETag",))
 
 operations = Operations("accounts")
 
@@ -25,7 +27,7 @@ operations = Operations("accounts")
     description="The account is active at once, even where accounts are activated by email.",
     check=registration.password_problems,
     signed_in=True,
-    errors=(403, 409, 429),
+    errors=(403, 409),
     answer_headers=("Location", "ETag"),
 )
 async def create(call: Call[None, None, profiles.NewAccountBody]) -> Response:
@@ -56,17 +58,14 @@ async def list_audit(call: Call[None, TrailQuery, None]) -> Response:
     "/admin/users/{id}/change-group",
     "Move a user to another group (admins only)",
     {200: credentials.User},
+    CHANGE,
     description="The last admin cannot leave the group `admin`.",
-    signed_in=True,
     errors=(403, 404, 409),
-    answer_headers=("ETag",),
 )
 async def change_group(call: Call[ById, None, credentials.GroupBody]) -> Response:
     editor = as_admin(call)
     group = Group(call.body.group)
-    user = await call.database.write(
-        lambda tx: users.change_group(tx, editor.user_id, call.path.id, group, address=call.address)
-    )
+    user = await call.database.write(lambda tx: users.change_group(tx, editor, call.path.id, group))
     return rendering.tagged(user["version"], orjson.dumps(user))
 
 
@@ -74,14 +73,13 @@ async def change_group(call: Call[ById, None, credentials.GroupBody]) -> Respons
     "/admin/users/{id}/activate",
     "Enable a user's account (admins only)",
     {200: credentials.User},
+    CHANGE,
     description="The user can sign in again.",
-    signed_in=True,
     errors=(403, 404),
-    answer_headers=("ETag",),
 )
 async def activate(call: Call[ById, None, None]) -> Response:
     editor = as_admin(call)
-    user = await call.database.write(lambda tx: users.activate(tx, editor.user_id, call.path.id, address=call.address))
+    user = await call.database.write(lambda tx: users.activate(tx, editor, call.path.id))
     return rendering.tagged(user["version"], orjson.dumps(user))
 
 
@@ -89,14 +87,11 @@ async def activate(call: Call[ById, None, None]) -> Response:
     "/admin/users/{id}/deactivate",
     "Disable a user's account (admins only)",
     {200: credentials.User},
+    CHANGE,
     description="Ends all of the user's sessions; the user cannot sign in until the account is activated again.",
-    signed_in=True,
     errors=(403, 404, 409),
-    answer_headers=("ETag",),
 )
 async def deactivate(call: Call[ById, None, None]) -> Response:
     editor = as_admin(call)
-    user = await call.database.write(
-        lambda tx: users.deactivate(tx, editor.user_id, call.path.id, address=call.address)
-    )
+    user = await call.database.write(lambda tx: users.deactivate(tx, editor, call.path.id))
     return rendering.tagged(user["version"], orjson.dumps(user))

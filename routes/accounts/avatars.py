@@ -15,7 +15,7 @@ from resources.accounts.profiles import AvatarForm
 from routes.accounts import avatar_files
 from routes.accounts.access import account_id, as_editor
 from routes.http import queries, rendering
-from routes.http.operation import Call, Operations
+from routes.http.operation import Call, Details, Operations
 from routes.http.queries import ById
 from services.pictures import images
 
@@ -28,33 +28,20 @@ HEADERS = {
     "Content-Disposition": "inline",
     "Cross-Origin-Resource-Policy": "cross-origin",  # pages of other origins may show it
 }
-ABOUT_UPLOADS = (
-    "Send the picture as the field `avatar` of a form, or as the body itself. Only its upright centre square is kept, "
-    "as WebP of at most 512 × 512 and 128 × 128 pixels, without any metadata."
+UPLOAD = Details(
+    description="Send the picture as the field `avatar` of a form, or as the body itself. Only its upright centre "
+    "square is kept, as WebP of at most 512 × 512 and 128 × 128 pixels, without any metadata.",
+    form=AvatarForm,
+    signed_in=True,
+    if_match=True,
 )
 
 operations = Operations("accounts")
 
 
+@operations.put("/users/me/avatar", "Upload my picture", {200: User}, UPLOAD)
 @operations.put(
-    "/users/me/avatar",
-    "Upload my picture",
-    {200: User},
-    description=ABOUT_UPLOADS,
-    form=AvatarForm,
-    signed_in=True,
-    if_match=True,
-    errors=(412, 429),
-)
-@operations.put(
-    "/users/{id}/avatar",
-    "Upload a user's picture (its owner and admins)",
-    {200: User},
-    description=ABOUT_UPLOADS,
-    form=AvatarForm,
-    signed_in=True,
-    if_match=True,
-    errors=(403, 404, 412, 429),
+    "/users/{id}/avatar", "Upload a user's picture (its owner and admins)", {200: User}, UPLOAD, errors=(403, 404)
 )
 async def put(call: Call[ById | None, None, AvatarForm]) -> Response:
     user_id = account_id(call)
@@ -66,13 +53,13 @@ async def put(call: Call[ById | None, None, AvatarForm]) -> Response:
     return rendering.tagged(done.user["version"], orjson.dumps(done.user))
 
 
-@operations.delete("/users/me/avatar", "Remove my picture", signed_in=True, if_match=True, errors=(412,))
+@operations.delete("/users/me/avatar", "Remove my picture", signed_in=True, if_match=True)
 @operations.delete(
     "/users/{id}/avatar",
     "Remove a user's picture (its owner and admins)",
     signed_in=True,
     if_match=True,
-    errors=(403, 404, 412),
+    errors=(403, 404),
 )
 async def delete(call: Call[ById | None, None, None]) -> Response:
     user_id = account_id(call)

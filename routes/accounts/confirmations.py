@@ -1,7 +1,7 @@
 """Activation and confirmation URLs, and new passwords.
 
-A request for an email gets the same response and does the same work whether the account exists or not: it only stores
-the request, and the sender of emails decides what becomes of it (`repository.accounts.outbox`).
+A request for an email gets the same response and does the same work whether the account exists or not: the request is
+only stored, and the mailer decides later whether an email is sent (`repository.accounts.outbox`).
 """
 
 from __future__ import annotations
@@ -16,20 +16,12 @@ from core.errors import Conflict, FieldProblem, InvalidInput, NotFound, Problem
 from repository.accounts import confirmations, outbox
 from repository.accounts.one_time_tokens import Purpose
 from repository.accounts.outbox import MailType
-from resources.accounts.credentials import (
-    MAX_ONE_TIME_TOKEN_LENGTH,
-    AddressBody,
-    ChangePasswordBody,
-    LinkBody,
-    MailPromise,
-    ResetPasswordBody,
-    User,
-)
+from resources.accounts import credentials
 from routes.accounts import pages
-from routes.accounts.access import own_account
+from routes.accounts.access import knows_password, own_account
 from routes.http import queries, rendering
 from routes.http.limit_groups import LimitGroup
-from routes.http.operation import AnyCall, Call, Operations, Services
+from routes.http.operation import AnyCall, Call, Details, Operations, Services
 from routes.http.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
 
 NO_STORE = {"Cache-Control": "no-store"}
@@ -37,11 +29,12 @@ ABOUT_URLS = (
     "An activation or confirmation URL is valid once, for 24 hours. An invalid token is a 404, without a reason. A new "
     "address that another account has taken meanwhile is a 409."
 )
-ABOUT_EMAILS = (
-    "The response is the same whether the account exists or not. An account gets at most one such email a minute and "
-    "five a day; further requests are dropped."
+REQUEST_EMAIL = Details(
+    description="The response is the same whether the account exists or not. An account gets at most one such email a "
+    "minute and five a day; further requests are dropped.",
+    ignores_credentials=True,
+    limit_group=LimitGroup.MAIL,
 )
-HTML = {pages.MEDIA_TYPE: {"schema": {"type": "string", "description": "A page for browsers"}}}
 PROMISE = "If there is an account with this address that needs it, an email is on its way"
 
 operations = Operations("accounts")
@@ -64,37 +57,38 @@ def _problem_page(error: Problem) -> Response:
     return pages.page(title, why, error.status, error.headers)
 
 
-@operations.post(
-    "/auth/activate",
-    "Activate an account, or confirm its new address, with an emailed token",
-    {200: User},
-    description=ABOUT_URLS,
-    body_media_types=(JSON_MEDIA_TYPE, FORM_MEDIA_TYPE),
+USE_TOKEN = Details(
     ignores_credentials=True,
     errors=(404, 409),
-    other_content=HTML,
+    other_content={pages.MEDIA_TYPE: {"schema": {"type": "string", "description": "A page for browsers"}}},
     problem_page=_problem_page,
     limit_group=LimitGroup.SIGN_IN,
 )
-async def activate(call: Call[None, None, LinkBody]) -> Response:
+
+
+@operations.post(
+    "/auth/activate",
+    "Activate an account, or confirm its new address, with an emailed token",
+    {200: credentials.User},
+    description=ABOUT_URLS,
+    body_media_types=(JSON_MEDIA_TYPE, FORM_MEDIA_TYPE),
+    like=USE_TOKEN,
+)
+async def activate(call: Call[None, None, credentials.LinkBody]) -> Response:
     return await _use(call, call.body.token)
 
 
 class ByToken(queries.Parameters):
-    token: Annotated[str, Field(min_length=1, max_length=MAX_ONE_TIME_TOKEN_LENGTH)]
+    token: Annotated[str, Field(min_length=1, max_length=credentials.MAX_ONE_TIME_TOKEN_LENGTH)]
 
 
 @operations.get(
     "/auth/activate",
     "Open an activation or confirmation URL",
-    {200: User},
+    {200: credentials.User},
     description=ABOUT_URLS + " A browser (`Accept: text/html`) gets a page with a button that activates the account, "
     "because mail scanners open URLs, too.",
-    ignores_credentials=True,
-    errors=(404, 409),
-    other_content=HTML,
-    problem_page=_problem_page,
-    limit_group=LimitGroup.SIGN_IN,
+    like=USE_TOKEN,
 )
 async def open_url(call: Call[None, ByToken, None]) -> Response:
     if call.method == "HEAD":
@@ -128,30 +122,20 @@ def _wants_page(call: AnyCall) -> bool:
 
 
 @operations.post(
-    "/auth/activate/resend",
-    "Request another activation URL",
-    {202: MailPromise},
-    description=ABOUT_EMAILS,
-    ignores_credentials=True,
-    limit_group=LimitGroup.MAIL,
+    "/auth/activate/resend", "Request another activation URL", {202: credentials.MailPromise}, REQUEST_EMAIL
 )
-async def resend_activation(call: Call[None, None, AddressBody]) -> Response:
+async def resend_activation(call: Call[None, None, credentials.AddressBody]) -> Response:
     return await _promise_email(call, MailType.ACTIVATE)
 
 
 @operations.post(
-    "/auth/password/forgot",
-    "Request a URL to choose a new password",
-    {202: MailPromise},
-    description=ABOUT_EMAILS,
-    ignores_credentials=True,
-    limit_group=LimitGroup.MAIL,
+    "/auth/password/forgot", "Request a URL to choose a new password", {202: credentials.MailPromise}, REQUEST_EMAIL
 )
-async def forgot_password(call: Call[None, None, AddressBody]) -> Response:
+async def forgot_password(call: Call[None, None, credentials.AddressBody]) -> Response:
     return await _promise_email(call, MailType.RESET_PASSWORD)
 
 
-async def _promise_email(call: Call[None, None, AddressBody], kind: MailType) -> Response:
+async def _promise_email(call: Call[None, None, credentials.AddressBody], kind: MailType) -> Response:
     await call.database.write(lambda tx: outbox.request(tx, kind, call.body.email))
     call.services.outbox.wake()
     return rendering.JSONResponse({"detail": PROMISE}, 202, NO_STORE)
@@ -161,7 +145,7 @@ async def _promise_email(call: Call[None, None, AddressBody], kind: MailType) ->
 
 
 def new_password_problems(services: Services, body: Any, valid: Any) -> Sequence[FieldProblem]:
-    """Return the rules that the new password of an invalid body breaks, whoever the user is.
+    """Return the rules that the new password of an invalid body breaks, regardless of the user.
 
     For a valid body the handler checks the password, because some rules depend on the user's names.
     """
@@ -172,7 +156,7 @@ def new_password_problems(services: Services, body: Any, valid: Any) -> Sequence
 
 
 def _problems_for(
-    call: Call[None, None, ChangePasswordBody | ResetPasswordBody], user: dict[str, Any]
+    call: Call[None, None, credentials.ChangePasswordBody | credentials.ResetPasswordBody], user: dict[str, Any]
 ) -> list[FieldProblem]:
     names = {"username": user["username"], "email": user["email"]}
     return call.services.passwords.problems(call.body.new_password, **names, field="new_password")
@@ -185,20 +169,17 @@ def _problems_for(
     description="Ends all other sessions of the account. A wrong old password is a 422 that names it.",
     check=new_password_problems,
     signed_in=True,
-    errors=(409, 429),
+    errors=(409,),
     limit_group=LimitGroup.SIGN_IN,
 )
-async def change_password(call: Call[None, None, ChangePasswordBody]) -> Response:
+async def change_password(call: Call[None, None, credentials.ChangePasswordBody]) -> Response:
     me, services, body = call.me, call.services, call.body
     user = await own_account(call)
-    await services.lockout.try_old_password(me.user_id, call.address)
     problems = _problems_for(call, user)
-    if (await services.passwords.verify(body.old_password, user["password_hash"])).is_right:
-        await services.lockout.knew_old_password(me.user_id, call.address)
-        if body.new_password == body.old_password:
-            problems.append(FieldProblem(("body", "new_password"), "This is the old password", "password_is_old"))
-    else:
+    if not await knows_password(call, user, body.old_password):
         problems.insert(0, FieldProblem(("body", "old_password"), "The old password is wrong", "wrong_password"))
+    elif body.new_password == body.old_password:
+        problems.append(FieldProblem(("body", "new_password"), "This is the old password", "password_is_old"))
     if problems:
         raise InvalidInput(problems)
     password_hash = await services.passwords.hash(body.new_password)
@@ -218,10 +199,10 @@ async def change_password(call: Call[None, None, ChangePasswordBody]) -> Respons
     "token is a 404, without a reason.",
     check=new_password_problems,
     ignores_credentials=True,
-    errors=(404, 429),
+    errors=(404,),
     limit_group=LimitGroup.SIGN_IN,
 )
-async def reset_password(call: Call[None, None, ResetPasswordBody]) -> Response:
+async def reset_password(call: Call[None, None, credentials.ResetPasswordBody]) -> Response:
     services, body = call.services, call.body
     # Check the token first: hashing is expensive, and must not be triggered by guessed tokens.
     user = await confirmations.account_to_reset(call.database, body.token)

@@ -15,24 +15,26 @@ from resources.accounts.profiles import Profile, ProfileBody, ProfileForm, Profi
 from routes.accounts import avatar_files
 from routes.accounts.access import account, account_id, as_editor
 from routes.http import rendering
-from routes.http.operation import Call, Operations
+from routes.http.operation import Call, Details, Operations
 from routes.http.queries import ById
 
-ABOUT_CREATING = "Possible once. The names may already be set, from the registration."
+GET = Details(signed_in=True, if_none_match=True)
+CREATE = Details(
+    description="Possible once. The names may already be set, from the registration.",
+    form=ProfileForm,
+    signed_in=True,
+    idempotent=True,
+    answer_headers=("Location", "ETag"),
+)
+REPLACE = Details(body=ProfileBody, form=ProfileForm, signed_in=True, if_match=True, answer_headers=("ETag",))
+PATCH = Details(body=ProfilePatch, form=ProfilePatchForm, signed_in=True, if_match=True, answer_headers=("ETag",))
 
 operations = Operations("accounts")
 
 
+@operations.get("/users/me/profile", "Get my profile", {200: Profile}, GET, errors=(404,))
 @operations.get(
-    "/users/me/profile", "Get my profile", {200: Profile}, signed_in=True, if_none_match=True, errors=(404,)
-)
-@operations.get(
-    "/users/{id}/profile",
-    "Get a user's profile (its owner and admins)",
-    {200: Profile},
-    signed_in=True,
-    if_none_match=True,
-    errors=(403, 404),
+    "/users/{id}/profile", "Get a user's profile (its owner and admins)", {200: Profile}, GET, errors=(403, 404)
 )
 async def get(call: Call[ById | None, None, None]) -> Response:
     user_id = account_id(call)
@@ -42,27 +44,13 @@ async def get(call: Call[ById | None, None, None]) -> Response:
     return rendering.entity(call, user["version"], orjson.dumps(edits.public_profile(user)))
 
 
-@operations.post(
-    "/users/me/profile",
-    "Create my profile",
-    {201: Profile},
-    description=ABOUT_CREATING,
-    form=ProfileForm,
-    signed_in=True,
-    idempotent=True,
-    errors=(409, 429),
-    answer_headers=("Location", "ETag"),
-)
+@operations.post("/users/me/profile", "Create my profile", {201: Profile}, CREATE, errors=(409,))
 @operations.post(
     "/users/{id}/profile",
     "Create a user's profile (its owner and admins)",
     {201: Profile},
-    description=ABOUT_CREATING,
-    form=ProfileForm,
-    signed_in=True,
-    idempotent=True,
-    errors=(403, 404, 409, 429),
-    answer_headers=("Location", "ETag"),
+    CREATE,
+    errors=(403, 404, 409),
 )
 async def create(call: Call[ById | None, None, ProfileBody]) -> Response:
     user_id = account_id(call)
@@ -79,49 +67,13 @@ async def create(call: Call[ById | None, None, ProfileBody]) -> Response:
         return await rendering.write_once(call, work)
 
 
+@operations.put("/users/me/profile", "Replace my profile", {200: Profile}, REPLACE, errors=(404,))
 @operations.put(
-    "/users/me/profile",
-    "Replace my profile",
-    {200: Profile},
-    body=ProfileBody,
-    form=ProfileForm,
-    signed_in=True,
-    if_match=True,
-    errors=(404, 412, 429),
-    answer_headers=("ETag",),
+    "/users/{id}/profile", "Replace a user's profile (its owner and admins)", {200: Profile}, REPLACE, errors=(403, 404)
 )
-@operations.put(
-    "/users/{id}/profile",
-    "Replace a user's profile (its owner and admins)",
-    {200: Profile},
-    body=ProfileBody,
-    form=ProfileForm,
-    signed_in=True,
-    if_match=True,
-    errors=(403, 404, 412, 429),
-    answer_headers=("ETag",),
-)
+@operations.patch("/users/me/profile", "Change my profile", {200: Profile}, PATCH, errors=(404,))
 @operations.patch(
-    "/users/me/profile",
-    "Change my profile",
-    {200: Profile},
-    body=ProfilePatch,
-    form=ProfilePatchForm,
-    signed_in=True,
-    if_match=True,
-    errors=(404, 412, 429),
-    answer_headers=("ETag",),
-)
-@operations.patch(
-    "/users/{id}/profile",
-    "Change a user's profile (its owner and admins)",
-    {200: Profile},
-    body=ProfilePatch,
-    form=ProfilePatchForm,
-    signed_in=True,
-    if_match=True,
-    errors=(403, 404, 412, 429),
-    answer_headers=("ETag",),
+    "/users/{id}/profile", "Change a user's profile (its owner and admins)", {200: Profile}, PATCH, errors=(403, 404)
 )
 async def edit(call: Call[ById | None, None, ProfileBody | ProfilePatch]) -> Response:
     user_id = account_id(call)

@@ -14,12 +14,7 @@ from repository.engine.transaction import Transaction
 from resources.accounts.credentials import RegisterBody, User
 from routes.http import rendering
 from routes.http.limit_groups import LimitGroup
-from routes.http.operation import Call, Operations, Services
-
-ABOUT_ACTIVATION = (
-    "Where accounts are activated by email (`ACCOUNT_ACTIVATION=email`), `email` is required, and the user cannot sign "
-    "in before opening the activation URL sent to it."
-)
+from routes.http.operation import Call, Details, Operations, Services
 
 operations = Operations("accounts")
 
@@ -46,24 +41,17 @@ def password_problems(services: Services, body: Any, valid: Any) -> Sequence[Fie
     ]
 
 
-@operations.post(
-    "/auth/register",
-    "Register",
-    {201: User},
-    description=ABOUT_ACTIVATION,
+REGISTER = Details(
+    description="Where accounts are activated by email (`ACCOUNT_ACTIVATION=email`), `email` is required, and the user "
+    "cannot sign in before opening the activation URL sent to it.",
     check=problems,
-    errors=(409, 429),
+    errors=(409,),
     limit_group=LimitGroup.REGISTER,
 )
-@operations.post(
-    "/users",
-    "Register (the same as /auth/register)",
-    {201: User},
-    description=ABOUT_ACTIVATION,
-    check=problems,
-    errors=(409, 429),
-    limit_group=LimitGroup.REGISTER,
-)
+
+
+@operations.post("/auth/register", "Register", {201: User}, REGISTER)
+@operations.post("/users", "Register (the same as /auth/register)", {201: User}, REGISTER)
 async def register(call: Call[None, None, RegisterBody]) -> Response:
     fields = call.body.model_dump(exclude_unset=True)
     password = fields.pop("password", None) or fields.pop("hashedPassword")

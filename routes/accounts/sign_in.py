@@ -13,33 +13,28 @@ from repository.accounts.sessions import Checked, Device, Renewal
 from resources.accounts.credentials import LoginBody, RefreshBody, Session, Token, TokenForm
 from routes.http import rendering
 from routes.http.limit_groups import LimitGroup
-from routes.http.operation import AnyCall, Call, Operations
+from routes.http.operation import AnyCall, Call, Details, Operations
 from routes.http.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
 from routes.http.queries import ByUuid, PageQuery
 from services.tokens import new_token_id
 
-# Between checking a password and beginning a session, another sign-in may have stored the same password with other
-# parameters, or its owner a new password. Then it is checked again.
+# While a password is checked, another sign-in may store it with other hash parameters, or its owner may change it. Then
+# it is checked again.
 ATTEMPTS = 3
-ABOUT_TOKENS = (
-    "Send the access token in the header Authorization; it is valid for minutes. The refresh token gets the next pair "
-    "(POST /auth/refresh) for as long as the session lasts. A 403 means that the password is right but the account "
-    "awaits its activation or is disabled."
+SIGN_IN = Details(
+    description="Send the access token in the header Authorization; it is valid for minutes. The refresh token gets "
+    "the next pair (POST /auth/refresh) for as long as the session lasts. A 403 means that the password is right but "
+    "the account awaits its activation or is disabled.",
+    ignores_credentials=True,
+    errors=(401, 403),
+    limit_group=LimitGroup.SIGN_IN,
 )
 
 operations = Operations("accounts")
 log = structlog.get_logger("sign-in")
 
 
-@operations.post(
-    "/auth/login",
-    "Sign in",
-    {200: Token},
-    description=ABOUT_TOKENS,
-    ignores_credentials=True,
-    errors=(401, 403, 429),
-    limit_group=LimitGroup.SIGN_IN,
-)
+@operations.post("/auth/login", "Sign in", {200: Token}, SIGN_IN)
 async def login(call: Call[None, None, LoginBody]) -> Response:
     name = call.body.username if "username" in call.body.model_fields_set else call.body.email
     return await _sign_in(call, str(name), call.body.password)
@@ -49,11 +44,8 @@ async def login(call: Call[None, None, LoginBody]) -> Response:
     "/token",
     "Sign in or refresh with an OAuth2 form or JSON",
     {200: Token},
-    description=ABOUT_TOKENS,
+    SIGN_IN,
     body_media_types=(FORM_MEDIA_TYPE, JSON_MEDIA_TYPE),
-    ignores_credentials=True,
-    errors=(401, 403, 429),
-    limit_group=LimitGroup.SIGN_IN,
 )
 async def token(call: Call[None, None, TokenForm]) -> Response:
     if call.body.grant_type == "refresh_token":

@@ -18,19 +18,25 @@ from resources.accounts.credentials import User
 from resources.accounts.fields import OTHER_USER_FIELDS, USER_FIELDS
 from resources.accounts.profiles import AccountBody, AccountPatch, OtherUser, OwnAccountBody, OwnAccountPatch
 from routes.accounts import avatar_files
-from routes.accounts.access import account, account_id, as_admin, as_editor, is_admin, own_account
+from routes.accounts.access import account, account_id, as_admin, as_editor, is_admin, knows_password, own_account
 from routes.http import queries, rendering
-from routes.http.operation import AnyCall, Call, Operations
+from routes.http.operation import AnyCall, Call, Details, Operations
 from routes.http.queries import ById, ListQuery, PageQuery
 
 ADDRESS_RATE = Rate(5, 24 * 60 * 60)  # changes of one account's email address by its owner
-ABOUT_EDITING = (
-    "Changing `username` or `email` requires `current_password`; if it is missing or wrong, the response is a 403 that "
-    "names it. Where accounts are activated by email, a new address takes effect when its confirmation URL is opened."
+EDIT = Details(signed_in=True, if_match=True, answer_headers=("ETag",))
+EDIT_OWN = Details(
+    description="Changing `username` or `email` requires `current_password`; if it is missing or wrong, the response "
+    "is a 403 that names it. Where accounts are activated by email, a new address takes effect when its confirmation "
+    "URL is opened.",
+    errors=(403, 409),
+    **EDIT,
 )
-ABOUT_DELETING = (
-    "Ends the user's sessions, cancels the user's jobs and erases personal data. Movies and characters stay and keep "
-    "their `user_id`. The last admin cannot be deleted."
+DELETE = Details(
+    description="Ends the user's sessions, cancels the user's jobs and erases personal data. Movies and characters "
+    "stay and keep their `user_id`. The last admin cannot be deleted.",
+    signed_in=True,
+    if_match=True,
 )
 
 operations = Operations("accounts")
@@ -46,28 +52,8 @@ async def me(call: Call[None, None, None]) -> Response:
     return rendering.entity(call, user["version"], orjson.dumps(users.public(user)))
 
 
-@operations.put(
-    "/users/me",
-    "Replace my account",
-    {200: User},
-    description=ABOUT_EDITING,
-    body=OwnAccountBody,
-    signed_in=True,
-    if_match=True,
-    errors=(403, 409, 412, 429),
-    answer_headers=("ETag",),
-)
-@operations.patch(
-    "/users/me",
-    "Change my account",
-    {200: User},
-    description=ABOUT_EDITING,
-    body=OwnAccountPatch,
-    signed_in=True,
-    if_match=True,
-    errors=(403, 409, 412, 429),
-    answer_headers=("ETag",),
-)
+@operations.put("/users/me", "Replace my account", {200: User}, EDIT_OWN, body=OwnAccountBody)
+@operations.patch("/users/me", "Change my account", {200: User}, EDIT_OWN, body=OwnAccountPatch)
 async def edit_me(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> Response:
     fields = profiles.dumped(call.body)
     versions = rendering.if_match(call)
@@ -90,20 +76,12 @@ async def edit_me(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> R
 
 
 async def _prove(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> Mapping[str, Any] | None:
-    """Check the current password and return the account it was checked against; None when no password was sent.
-
-    Raises Forbidden for a wrong password.
-    """
+    """Return the account that the current password proves; None when none was sent. Raises Forbidden."""
     if "current_password" not in call.body.model_fields_set:
         return None
-    await call.services.lockout.try_old_password(call.me.user_id, call.address)
     user = await users.find(call.database, call.me.user_id)
-    known = user["password_hash"] if user is not None else None
-    verdict = await call.services.passwords.verify(str(call.body.current_password), known)
-    if user is None or not verdict.is_right:
-        problem = FieldProblem(("body", "current_password"), "The password is wrong", "wrong_password")
-        raise Forbidden([problem.as_dict()])
-    await call.services.lockout.knew_old_password(call.me.user_id, call.address)
+    if not await knows_password(call, user, str(call.body.current_password)):
+        raise Forbidden([FieldProblem(("body", "current_password"), "The password is wrong", "wrong_password")])
     return user
 
 
@@ -115,17 +93,8 @@ async def _count_address(call: AnyCall, before: Mapping[str, Any], fields: Mappi
             raise TooManyRequests("The address changed too often; try again later", outcome.reset_seconds)
 
 
-@operations.delete(
-    "/users/me", "Delete my account", description=ABOUT_DELETING, signed_in=True, if_match=True, errors=(409, 412)
-)
-@operations.delete(
-    "/users/{id}",
-    "Delete an account (its owner and admins)",
-    description=ABOUT_DELETING,
-    signed_in=True,
-    if_match=True,
-    errors=(403, 404, 409, 412),
-)
+@operations.delete("/users/me", "Delete my account", like=DELETE, errors=(409,))
+@operations.delete("/users/{id}", "Delete an account (its owner and admins)", like=DELETE, errors=(403, 404, 409))
 async def delete(call: Call[ById | None, None, None]) -> Response:
     user_id = account_id(call)
     editor = as_editor(call, user_id)
@@ -164,11 +133,7 @@ def _require_fields_of_others(request: ListRequest) -> None:
 
 
 @operations.listing(
-    "/users/nonAdmin",
-    "List the users who are not admins (admins only)",
-    list[User],
-    signed_in=True,
-    errors=(403,),
+    "/users/nonAdmin", "List the users who are not admins (admins only)", list[User], signed_in=True, errors=(403,)
 )
 async def list_non_admins(call: Call[None, PageQuery, None]) -> Response:
     as_admin(call)
@@ -196,24 +161,10 @@ async def get_user(call: Call[ById, None, None]) -> Response:
 
 
 @operations.put(
-    "/users/{id}",
-    "Replace an account (admins only)",
-    {200: User},
-    body=AccountBody,
-    signed_in=True,
-    if_match=True,
-    errors=(403, 404, 409, 412),
-    answer_headers=("ETag",),
+    "/users/{id}", "Replace an account (admins only)", {200: User}, EDIT, body=AccountBody, errors=(403, 404, 409)
 )
 @operations.patch(
-    "/users/{id}",
-    "Change an account (admins only)",
-    {200: User},
-    body=AccountPatch,
-    signed_in=True,
-    if_match=True,
-    errors=(403, 404, 409, 412),
-    answer_headers=("ETag",),
+    "/users/{id}", "Change an account (admins only)", {200: User}, EDIT, body=AccountPatch, errors=(403, 404, 409)
 )
 async def edit(call: Call[ById, None, AccountBody | AccountPatch]) -> Response:
     editor = as_admin(call)

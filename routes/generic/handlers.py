@@ -23,19 +23,6 @@ from resources.resource import Resource
 from routes.accounts.access import listed_account
 from routes.http import parsing, queries, rendering
 from routes.http.operation import Call
-from routes.http.queries import (
-    ById,
-    ByNumber,
-    ByRange,
-    ByUserId,
-    ByUsername,
-    CountQuery,
-    GenerateQuery,
-    IncludeQuery,
-    ListQuery,
-    OnErrorQuery,
-    Rows,
-)
 
 MAX_BULK_BODY_BYTES = 10 * 1024 * 1024  # ten thousand rows of a thousand bytes
 DEFAULT_BATCH = 1_000
@@ -46,53 +33,49 @@ SEED_BITS = 32
 # --- reading
 
 
-async def _list(resource: Resource, call: Call[object, ListQuery, None], user_id: int | None = None) -> Response:
+async def list_all(
+    resource: Resource, call: Call[object, queries.ListQuery, None], user_id: int | None = None
+) -> Response:
     request = queries.list_request(call, resource.fields, user_id)
     return rendering.page(call, await lists.page_of(call.database, resource, request))
 
 
-async def list_all(resource: Resource, call: Call[None, ListQuery, None]) -> Response:
-    return await _list(resource, call)
+async def list_mine(resource: Resource, call: Call[None, queries.ListQuery, None]) -> Response:
+    return await list_all(resource, call, call.me.user_id)
 
 
-async def list_mine(resource: Resource, call: Call[None, ListQuery, None]) -> Response:
-    return await _list(resource, call, call.me.user_id)
+async def list_by_username(resource: Resource, call: Call[queries.ByUsername, queries.ListQuery, None]) -> Response:
+    return await list_all(resource, call, (await listed_account(call.database, call.path.username))["id"])
 
 
-async def list_by_username(resource: Resource, call: Call[ByUsername, ListQuery, None]) -> Response:
-    user = await listed_account(call.database, call.path.username)
-    return await _list(resource, call, user["id"])
+async def list_by_user(resource: Resource, call: Call[queries.ByUserId, queries.ListQuery, None]) -> Response:
+    return await list_all(resource, call, (await listed_account(call.database, call.path.user_id))["id"])
 
 
-async def list_by_user(resource: Resource, call: Call[ByUserId, ListQuery, None]) -> Response:
-    user = await listed_account(call.database, call.path.user_id)
-    return await _list(resource, call, user["id"])
-
-
-async def names(resource: Resource, call: Call[None, ListQuery, None]) -> Response:
+async def names(resource: Resource, call: Call[None, queries.ListQuery, None]) -> Response:
     request = queries.list_request(call, resource.fields)
     return rendering.labels_page(call, await lists.labels_of(call.database, resource, request))
 
 
-async def count(resource: Resource, call: Call[None, CountQuery, None]) -> Response:
+async def count(resource: Resource, call: Call[None, queries.CountQuery, None]) -> Response:
     found = await lists.count_of(call.database, resource, ListRequest(filter=call.filter, text=call.query.q))
     headers = {"Cache-Control": "no-cache", **rendering.position(found.head)}
     return rendering.JSONResponse({"count": found.total}, headers=headers)
 
 
-async def _find(resource: Resource, call: Call[ById, object, None]) -> dict[str, Any]:
+async def _find(resource: Resource, call: Call[queries.ById, object, None]) -> dict[str, Any]:
     found = await lists.find(call.database, resource, call.path.id)
     if found is None:
         raise NotFound(f"There is no {resource.singular} {call.path.id}")
     return found
 
 
-async def get_one(resource: Resource, call: Call[ById, None, None]) -> Response:
+async def get_one(resource: Resource, call: Call[queries.ById, None, None]) -> Response:
     found = await _find(resource, call)
     return rendering.entity(call, found["version"], orjson.dumps(found))
 
 
-async def get_including(resource: Resource, call: Call[ById, IncludeQuery, None]) -> Response:
+async def get_including(resource: Resource, call: Call[queries.ById, queries.IncludeQuery, None]) -> Response:
     found = await _find(resource, call)
     for child, parent in children_of(resource):
         if call.query.include == child.name:
@@ -103,9 +86,10 @@ async def get_including(resource: Resource, call: Call[ById, IncludeQuery, None]
 # --- writing one
 
 
-async def create(resource: Resource, call: Call[ByUserId | None, None, BaseModel]) -> Response:
+async def create(resource: Resource, call: Call[queries.ByUserId | None, None, BaseModel]) -> Response:
     if call.path is not None and call.path.user_id != call.me.user_id:
         raise Forbidden("Only the user can do this")
+    resource.require_may_create(call.me)  # before the transaction begins, where it is checked again
     fields = call.body.model_dump()
 
     async def work(tx: Transaction) -> StoredResponse:
@@ -117,21 +101,21 @@ async def create(resource: Resource, call: Call[ByUserId | None, None, BaseModel
     return await rendering.write_once(call, work)
 
 
-async def _edit(resource: Resource, call: Call[ById, None, BaseModel], fields: dict[str, Any]) -> Response:
+async def _edit(resource: Resource, call: Call[queries.ById, None, BaseModel], fields: dict[str, Any]) -> Response:
     versions = rendering.if_match(call)
     stored = await call.database.write(lambda tx: writes.edit(tx, resource, call.me, call.path.id, fields, versions))
     return rendering.tagged(stored.version, stored.body)
 
 
-async def replace(resource: Resource, call: Call[ById, None, BaseModel]) -> Response:
+async def replace(resource: Resource, call: Call[queries.ById, None, BaseModel]) -> Response:
     return await _edit(resource, call, call.body.model_dump())
 
 
-async def patch(resource: Resource, call: Call[ById, None, BaseModel]) -> Response:
+async def patch(resource: Resource, call: Call[queries.ById, None, BaseModel]) -> Response:
     return await _edit(resource, call, call.body.model_dump(exclude_unset=True))
 
 
-async def delete(resource: Resource, call: Call[ById, None, None]) -> Response:
+async def delete(resource: Resource, call: Call[queries.ById, None, None]) -> Response:
     versions = rendering.if_match(call)
     await call.database.write(lambda tx: writes.remove(tx, resource, call.me, call.path.id, versions))
     return Response(status_code=204)
@@ -140,7 +124,8 @@ async def delete(resource: Resource, call: Call[ById, None, None]) -> Response:
 # --- writing many
 
 
-async def add_bulk(resource: Resource, call: Call[None, OnErrorQuery, Rows]) -> Response:
+async def add_bulk(resource: Resource, call: Call[None, queries.OnErrorQuery, queries.Rows]) -> Response:
+    resource.require_may_create(call.me)  # before ten thousand rows are validated; checked again when they are stored
     rows = await parsing.check_rows(resource.body, call.body.root)
     skips = call.query.on_error == "skip"
     if not skips:
@@ -161,24 +146,25 @@ async def add_bulk(resource: Resource, call: Call[None, OnErrorQuery, Rows]) -> 
     return await rendering.write_once(call, work)
 
 
-async def edit_bulk(resource: Resource, call: Call[None, None, Rows]) -> Response:
+async def edit_bulk(resource: Resource, call: Call[None, None, queries.Rows]) -> Response:
     rows = await parsing.check_rows(resource.bulk_patch, call.body.root, exclude_unset=True)
     rows.require_all()
     edits = [(fields.pop("id"), fields) for fields in rows.valid.values()]
-    updated, missing = await call.database.write(lambda tx: writes.edit_bulk(tx, resource, call.me, edits))
-    return rendering.JSONResponse(b'{"updated":[%s],"not_found":%s}' % (b",".join(updated), orjson.dumps(missing)))
+    result = await call.database.write(lambda tx: writes.edit_bulk(tx, resource, call.me, edits))
+    parts = b",".join(result.done), orjson.dumps(result.not_found)
+    return rendering.JSONResponse(b'{"updated":[%s],"not_found":%s}' % parts)
 
 
 async def _delete_many(resource: Resource, call: Call[object, None, object], ids: Sequence[int]) -> Response:
-    deleted, missing = await call.database.write(lambda tx: writes.remove_bulk(tx, resource, call.me, ids))
-    return rendering.JSONResponse({"deleted": deleted, "not_found": missing})
+    result = await call.database.write(lambda tx: writes.remove_bulk(tx, resource, call.me, ids))
+    return rendering.JSONResponse({"deleted": result.done, "not_found": result.not_found})
 
 
 async def delete_bulk(resource: Resource, call: Call[None, None, schemas.BulkIds]) -> Response:
     return await _delete_many(resource, call, call.body.ids)
 
 
-async def delete_range(resource: Resource, call: Call[ByRange, None, None]) -> Response:
+async def delete_range(resource: Resource, call: Call[queries.ByRange, None, None]) -> Response:
     start, end = call.path.start_id, call.path.end_id
     if not 0 <= end - start < schemas.MAX_BULK_ROWS:
         message = f"Expected a range of 1 to {schemas.MAX_BULK_ROWS} ids, start_id first"
@@ -187,7 +173,7 @@ async def delete_range(resource: Resource, call: Call[ByRange, None, None]) -> R
     return await _delete_many(resource, call, range(start, end + 1))
 
 
-async def generate(resource: Resource, call: Call[ByNumber, GenerateQuery, None]) -> Response:
+async def generate(resource: Resource, call: Call[queries.ByNumber, queries.GenerateQuery, None]) -> Response:
     query = call.query
     batch_size = query.batch_size or DEFAULT_BATCH
     if query.rate is not None and query.batch_size is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any
+
+from starlette.responses import Response
 
 import schemas
 from resources.jobs import Job
@@ -13,35 +15,12 @@ from resources.resource import Resource
 from routes.generic import handlers
 from routes.http import queries
 from routes.http.limit_groups import LimitGroup
-from routes.http.operation import Operations
+from routes.http.operation import Details, Handler, Operations
 
 ALL_OR_NONE = "One transaction. If the caller may not change every row, the response is a 403 and nothing changes."
-
-
-class _Bulk(TypedDict):
-    """What the operations on many rows have in common."""
-
-    signed_in: bool
-    max_body_bytes: int
-    limit_group: LimitGroup
-
-
-class _Create(TypedDict):
-    """What the operations that create one row have in common."""
-
-    body: Any
-    idempotent: bool
-    answer_headers: tuple[str, ...]
-    signed_in: bool
-
-
-class _Edit(TypedDict):
-    """What PUT and PATCH have in common."""
-
-    answer_headers: tuple[str, ...]
-    signed_in: bool
-    if_match: bool
-    errors: tuple[int, ...]
+CREATE = Details(idempotent=True, answer_headers=("Location", "ETag"), signed_in=True)
+EDIT = Details(answer_headers=("ETag",), signed_in=True, if_match=True, errors=(403, 404, 409))
+BULK = Details(signed_in=True, max_body_bytes=handlers.MAX_BULK_BODY_BYTES, limit_group=LimitGroup.BULK)
 
 
 def operations_of(resource: Resource) -> Operations:
@@ -57,12 +36,12 @@ def operations_of(resource: Resource) -> Operations:
     return made
 
 
+def _bound_to(resource: Resource) -> Callable[[Callable[..., Awaitable[Response]]], Handler]:
+    return lambda handler: partial(handler, resource)
+
+
 def _rows(model: Any) -> Any:
     return list[model]
-
-
-def _create(resource: Resource) -> _Create:
-    return _Create(body=resource.body, idempotent=True, answer_headers=("Location", "ETag"), signed_in=True)
 
 
 def _create_errors(resource: Resource) -> tuple[int, ...]:
@@ -70,92 +49,62 @@ def _create_errors(resource: Resource) -> tuple[int, ...]:
 
 
 def _declare_lists(made: Operations, resource: Resource) -> None:
-    name, fields = resource.name, resource.fields
-    made.listing(f"/{name}", f"List {name}", _rows(resource.entity), filters=fields)(
-        partial(handlers.list_all, resource)
+    by = _bound_to(resource)
+    name, path, filtered = resource.name, f"/{resource.name}", Details(filters=resource.fields)
+    entities, labels = _rows(resource.entity), _rows(resource.label_model)
+    made.listing(path, f"List {name}", entities, filtered)(by(handlers.list_all))
+    added, errors = {201: resource.entity}, _create_errors(resource)
+    made.post(path, f"Add {resource.a_singular}", added, CREATE, body=resource.body, errors=errors)(by(handlers.create))
+    counted = {200: schemas.Count}
+    made.get(f"{path}/count", f"Count {name}", counted, filtered, answer_headers=("Stream-Position",))(
+        by(handlers.count)
     )
-    made.post(
-        f"/{name}",
-        f"Add {resource.a_singular}",
-        {201: resource.entity},
-        errors=_create_errors(resource),
-        **_create(resource),
-    )(partial(handlers.create, resource))
-    made.get(
-        f"/{name}/count",
-        f"Count {name}",
-        {200: schemas.Count},
-        filters=fields,
-        answer_headers=("Stream-Position",),
-    )(partial(handlers.count, resource))
-    made.listing(
-        f"/{name}/names", f"List the {resource.label}s of {name}", _rows(resource.label_model), filters=fields
-    )(partial(handlers.names, resource))
+    made.listing(f"{path}/names", f"List the {resource.label}s of {name}", labels, filtered)(by(handlers.names))
 
 
 def _declare_lists_of_users(made: Operations, resource: Resource) -> None:
-    name, fields, entities = resource.name, resource.fields, _rows(resource.entity)
-    made.listing(f"/{name}/user", f"List my {name}", entities, filters=fields, signed_in=True)(
-        partial(handlers.list_mine, resource)
+    by = _bound_to(resource)
+    name, entities, filtered = resource.name, _rows(resource.entity), Details(filters=resource.fields)
+    of_user, by_username = f"/users/{{user_id}}/{name}", f"/{name}/username/{{username}}"
+    made.listing(f"/{name}/user", f"List my {name}", entities, filtered, signed_in=True)(by(handlers.list_mine))
+    made.listing(by_username, f"List a user's {name}, by user name", entities, filtered, errors=(404,))(
+        by(handlers.list_by_username)
     )
-    made.listing(
-        f"/{name}/username/{{username}}",
-        f"List a user's {name}, by user name",
-        entities,
-        filters=fields,
-        errors=(404,),
-    )(partial(handlers.list_by_username, resource))
-    made.listing(f"/users/{{user_id}}/{name}", f"List a user's {name}", entities, filters=fields, errors=(404,))(
-        partial(handlers.list_by_user, resource)
-    )
-    made.post(
-        f"/users/{{user_id}}/{name}",
-        f"Add {resource.a_singular} as this user",
-        {201: resource.entity},
-        errors=(403, 409),
-        **_create(resource),
-    )(partial(handlers.create, resource))
+    made.listing(of_user, f"List a user's {name}", entities, filtered, errors=(404,))(by(handlers.list_by_user))
+    added, summary = {201: resource.entity}, f"Add {resource.a_singular} as this user"
+    made.post(of_user, summary, added, CREATE, body=resource.body, errors=(403, 409))(by(handlers.create))
 
 
 def _declare_bulk(made: Operations, resource: Resource) -> None:
-    name = resource.name
-    bulk = _Bulk(signed_in=True, max_body_bytes=handlers.MAX_BULK_BODY_BYTES, limit_group=LimitGroup.BULK)
+    by = _bound_to(resource)
+    name, path = resource.name, f"/{resource.name}/bulk"
     made.post(
-        f"/{name}/bulk",
+        path,
         f"Add many {name}",
         {201: resource.added},
+        BULK,
         description="One transaction: all rows or none, unless `on_error=skip`. Subscribers get one `add_bulk` event.",
         body_schema=_rows(resource.body),
         idempotent=True,
         errors=_create_errors(resource),
-        **bulk,
-    )(partial(handlers.add_bulk, resource))
+    )(by(handlers.add_bulk))
+    edits, changed = _rows(resource.bulk_patch), {200: resource.updated}
     made.patch(
-        f"/{name}/bulk",
-        f"Change many {name}",
-        {200: resource.updated},
-        description=ALL_OR_NONE,
-        body_schema=_rows(resource.bulk_patch),
-        errors=(403, 409),
-        **bulk,
-    )(partial(handlers.edit_bulk, resource))
+        path, f"Change many {name}", changed, BULK, description=ALL_OR_NONE, body_schema=edits, errors=(403, 409)
+    )(by(handlers.edit_bulk))
+    deleted = {200: schemas.Deleted}
+    made.delete(path, f"Delete many {name}", deleted, BULK, description=ALL_OR_NONE, errors=(403,))(
+        by(handlers.delete_bulk)
+    )
+    about = f"Both ends are included; a range of more than {schemas.MAX_BULK_ROWS:,} ids is a 409."
     made.delete(
-        f"/{name}/bulk",
-        f"Delete many {name}",
-        {200: schemas.Deleted},
-        description=ALL_OR_NONE,
-        errors=(403,),
-        **bulk,
-    )(partial(handlers.delete_bulk, resource))
-    made.delete(
-        f"/{name}/bulk/{{start_id}}/{{end_id}}",
+        f"{path}/{{start_id}}/{{end_id}}",
         f"Delete a range of {name}",
-        {200: schemas.Deleted},
-        description=f"Both ends are included; a range of more than {schemas.MAX_BULK_ROWS:,} ids is a 409.",
+        deleted,
+        BULK,
+        description=about,
         errors=(403, 409),
-        limit_group=LimitGroup.BULK,
-        signed_in=True,
-    )(partial(handlers.delete_range, resource))
+    )(by(handlers.delete_range))
 
 
 def _declare_generation(made: Operations, resource: Resource) -> None:
@@ -173,26 +122,18 @@ def _declare_generation(made: Operations, resource: Resource) -> None:
 
 
 def _declare_single(made: Operations, resource: Resource) -> None:
-    path, one = f"/{resource.name}/{{id}}", resource.a_singular
+    by = _bound_to(resource)
+    path, one, changed = f"/{resource.name}/{{id}}", resource.a_singular, {200: resource.entity}
     included = [child.name for child, _ in children_of(resource)]
-    found = {200: found_model(resource)}
+    get = Details(if_none_match=True, errors=(404,))
     if included:
         query = queries.include_query(resource.singular, included)
-        made.get(path, f"Get {one}", found, query=query, if_none_match=True, errors=(404,))(
-            partial(handlers.get_including, resource)
-        )
+        made.get(path, f"Get {one}", {200: found_model(resource)}, get, query_model=query)(by(handlers.get_including))
     else:
-        made.get(path, f"Get {one}", found, if_none_match=True, errors=(404,))(partial(handlers.get_one, resource))
-    edit = _Edit(answer_headers=("ETag",), signed_in=True, if_match=True, errors=(403, 404, 409, 412))
-    made.put(path, f"Replace {one}", {200: resource.entity}, body=resource.body, **edit)(
-        partial(handlers.replace, resource)
-    )
-    made.patch(path, f"Change {one}", {200: resource.entity}, body=resource.patch, **edit)(
-        partial(handlers.patch, resource)
-    )
-    made.delete(path, f"Delete {one}", signed_in=True, if_match=True, errors=(403, 404, 412))(
-        partial(handlers.delete, resource)
-    )
+        made.get(path, f"Get {one}", changed, get)(by(handlers.get_one))
+    made.put(path, f"Replace {one}", changed, EDIT, body=resource.body)(by(handlers.replace))
+    made.patch(path, f"Change {one}", changed, EDIT, body=resource.patch)(by(handlers.patch))
+    made.delete(path, f"Delete {one}", signed_in=True, if_match=True, errors=(403, 404))(by(handlers.delete))
 
 
 RESOURCE_OPERATIONS: Sequence[Operations] = [operations_of(resource) for resource in RESOURCES]

@@ -87,8 +87,4 @@ async def openapi(call: Call[None, None, None]) -> Response:
     return rendering.JSONResponse(await asyncio.to_thread(call.services.openapi), headers={"Cache-Control": "no-cache"})
 
 
-PAGES: list[BaseRoute] = [
-    Route("/docs", swagger),
-    Route("/redoc", redoc),
-    Route("/docs/files/{name}", file),
-]
+PAGES: list[BaseRoute] = [Route("/docs", swagger), Route("/redoc", redoc), Route("/docs/files/{name}", file)]

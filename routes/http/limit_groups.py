@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -11,7 +11,7 @@ from starlette.requests import Request
 from core import metrics, scope_keys
 from core.errors import SettingsError, TooManyRequests
 from core.identity import Identity
-from core.rates import Rate, RouteRate, nameless
+from core.rates import Rate, RateLimits, nameless
 from services.limits.limiter import Limits, Outcome, network_of
 
 
@@ -54,15 +54,15 @@ class Rule:
 Rules = Mapping[tuple[str, str], Rule]
 
 
-def rules(groups: Mapping[tuple[str, str], LimitGroup], has_limits: bool, own: Sequence[RouteRate]) -> Rules:
-    """Return the rule of each (method, path) that has one. Raises SettingsError for unknown routes in `own`."""
-    if not has_limits:
+def rules(groups: Mapping[tuple[str, str], LimitGroup], limits: RateLimits) -> Rules:
+    """Return the rule of each (method, path) that has one. Raises SettingsError for unknown routes in `limits`."""
+    if not limits.is_on:
         return {}
     known = {(method, nameless(path)) for method, path in groups}
-    for each in own:
+    for each in limits.routes:
         if each.route not in known:
             raise SettingsError(f"RATE_LIMITS: there is no route {each.method} {each.path}.")
-    rates = {each.route: each.rate for each in own}
+    rates = {each.route: each.rate for each in limits.routes}
     found = {}
     for (method, path), group in groups.items():
         by_address = group in BY_ADDRESS

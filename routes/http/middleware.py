@@ -6,8 +6,7 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -27,11 +26,15 @@ _SANE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 log = structlog.get_logger("http")
 
 
-class OnePath:
-    """Serves `/api/v1/movies/` as `/movies`, so that each route is declared once and no request is redirected."""
+@dataclass(eq=False)
+class _Around:
+    """Wraps the application `app`."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    app: ASGIApp
+
+
+class OnePath(_Around):
+    """Serves `/api/v1/movies/` as `/movies`, so that each route is declared once and no request is redirected."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
@@ -44,11 +47,8 @@ class OnePath:
         await self.app(scope, receive, send)
 
 
-class RequestLog:
+class RequestLog(_Around):
     """Gives each request an id, returns it in `X-Request-ID` and logs one line with it. Queries are not logged."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -97,18 +97,18 @@ def _route_of(scope: Scope) -> str:
     return getattr(route, "path_format", "") or "unmatched"
 
 
-class NoNewSockets:
+class NoNewSockets(_Around):
     """Rejects websockets on shutdown, so that the client connects to another worker instead."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket" and scope["state"]["stopping"].is_stopping:
-            answer = JSONResponse({"detail": "The service is stopping"}, 503, {"Retry-After": "1"})
-            await WebSocket(scope, receive, send).send_denial_response(answer)
+            await WebSocket(scope, receive, send).send_denial_response(_stopping())
             return
         await self.app(scope, receive, send)
+
+
+def _stopping() -> Response:
+    return JSONResponse({"detail": "The service is stopping"}, 503, {"Retry-After": "1"})
 
 
 async def on_problem(request: Request, error: Exception) -> Response:
@@ -120,8 +120,7 @@ async def on_problem(request: Request, error: Exception) -> Response:
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Return the error shape for what Starlette itself rejects: unknown paths and methods."""
     assert isinstance(error, HTTPException)
-    headers: Mapping[str, Any] = error.headers or {}
-    return JSONResponse({"detail": error.detail}, error.status_code, headers)
+    return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
 
 async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,11 +134,8 @@ async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
         raise HTTPException(404)
 
 
-class Unexpected:
+class Unexpected(_Around):
     """Turns any other exception into a 500 without internals, and logs it with the request id."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -167,8 +163,7 @@ class Unexpected:
         except asyncio.CancelledError:
             # The shutdown deadline has passed.
             if not started:
-                answer = JSONResponse({"detail": "The service is stopping"}, 503, {"Retry-After": "1"})
-                await answer(scope, receive, send)
+                await _stopping()(scope, receive, send)
         except Exception as error:
             log.error("unexpected error", exc_info=error)
             if started:

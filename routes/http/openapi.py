@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
@@ -39,59 +40,38 @@ ERRORS: Mapping[int, str] = {
     429: "Too many requests; Retry-After says when to retry",
     503: "The database or the file storage is unavailable; nothing was written",
 }
+
+
+def _header(about: str, *, required: bool = True, **schema: Any) -> dict[str, Any]:
+    return {"description": about, "schema": schema} | ({"required": True} if required else {})
+
+
 HEADERS: Mapping[str, dict[str, Any]] = {
-    "X-Total-Count": {
-        "description": "Number of rows in the whole list",
-        "required": True,
-        "schema": {"type": "integer", "minimum": 0},
-    },
-    "Stream-Position": {
-        "description": "`<epoch>:<seq>`: the position of the event log that the response shows. Watching from there "
-        "(`since` of the websocket) misses nothing and repeats nothing",
-        "required": True,
-        "schema": {"type": "string", "pattern": "^[!-9;-~]+:[0-9]+$"},
-    },
-    "Link": {"description": "RFC 8288: first, prev, next, last", "schema": {"type": "string"}},
-    "Location": {
-        "description": "Path of the new resource",
-        "required": True,
-        "schema": {"type": "string", "pattern": "^/[!-~]+$"},
-    },
-    "ETag": {
-        "description": '`"<version>-<digest>"`',
-        "required": True,
-        "schema": {"type": "string", "pattern": '^"[0-9]+-[0-9a-f]{16}"$'},
-    },
-    "RateLimit-Limit": {
-        "description": "Requests allowed in the current window; absent when rate limits are off",
-        "schema": {"type": "integer", "minimum": 1},
-    },
-    "RateLimit-Remaining": {
-        "description": "Requests left in the current window",
-        "schema": {"type": "integer", "minimum": 0},
-    },
-    "RateLimit-Reset": {
-        "description": "Seconds until more requests are allowed",
-        "schema": {"type": "integer", "minimum": 1},
-    },
-    "X-Request-ID": {
-        "description": "Identifies the request in the logs",
-        "required": True,
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
-    },
-    "Retry-After": {"description": "Seconds to wait", "required": True, "schema": {"type": "integer", "minimum": 0}},
-    "WWW-Authenticate": {"description": "RFC 6750", "required": True, "schema": {"type": "string", "const": "Bearer"}},
+    "X-Total-Count": _header("Number of rows in the whole list", type="integer", minimum=0),
+    "Stream-Position": _header(
+        "`<epoch>:<seq>`: the position of the event log that the response shows. Watching from there (`since` of the "
+        "websocket) misses nothing and repeats nothing",
+        type="string",
+        pattern="^[!-9;-~]+:[0-9]+$",
+    ),
+    "Link": _header("RFC 8288: first, prev, next, last", required=False, type="string"),
+    "Location": _header("Path of the new resource", type="string", pattern="^/[!-~]+$"),
+    "ETag": _header('`"<version>-<digest>"`', type="string", pattern='^"[0-9]+-[0-9a-f]{16}"$'),
+    "X-Request-ID": _header("Identifies the request in the logs", type="string", pattern="^[A-Za-z0-9._-]{1,128}$"),
+    "Retry-After": _header("Seconds to wait", type="integer", minimum=0),
+    "WWW-Authenticate": _header("RFC 6750", type="string", const="Bearer"),
+}
+_count = partial(_header, required=False, type="integer")
+RATE_LIMIT_HEADERS: Mapping[str, dict[str, Any]] = {
+    "RateLimit-Limit": _count("Requests allowed in the current window; absent when rate limits are off", minimum=1),
+    "RateLimit-Remaining": _count("Requests left in the current window", minimum=0),
+    "RateLimit-Reset": _count("Seconds until more requests are allowed", minimum=1),
 }
 
 
 def document(operations: Sequence[Operation]) -> bytes:
     """Return the encoded document."""
-    inputs, outputs = _models(operations)
-    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
-        *((model, "validation") for model in inputs),
-        *((model, "serialization") for model in outputs),
-    ]
-    _, definitions = models_json_schema(models, ref_template=REF_TEMPLATE)
+    _, definitions = models_json_schema(_models(operations), ref_template=REF_TEMPLATE)
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         built = paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
@@ -121,16 +101,12 @@ def document(operations: Sequence[Operation]) -> bytes:
     )
 
 
-def _models(operations: Iterable[Operation]) -> tuple[list[type[BaseModel]], list[type[BaseModel]]]:
-    inputs: dict[type[BaseModel], None] = {}
-    outputs: dict[type[BaseModel], None] = {schemas.ErrorAnswer: None}
-    for operation in operations:
-        inputs.update(dict.fromkeys(_models_in(_body_type(operation))))
-        if operation.form is not None:
-            inputs.update(dict.fromkeys(_models_in(operation.form)))
-        for answer in operation.answers.values():
-            outputs.update(dict.fromkeys(_models_in(answer)))
-    return list(inputs), list(outputs)
+def _models(operations: Iterable[Operation]) -> list[tuple[type[BaseModel], JsonSchemaMode]]:
+    bodies = [body for each in operations for body in (_body_type(each), each.form)]
+    answers = [schemas.ErrorAnswer, *(answer for each in operations for answer in each.answers.values())]
+    inputs = dict.fromkeys(model for body in bodies for model in _models_in(body))
+    outputs = dict.fromkeys(model for answer in answers for model in _models_in(answer))
+    return [*((model, "validation") for model in inputs), *((model, "serialization") for model in outputs)]
 
 
 def _models_in(kind: Any) -> list[type[BaseModel]]:
@@ -219,7 +195,7 @@ def _operation_id(operation: Operation) -> str:
 def _responses(operation: Operation) -> dict[str, Any]:
     common = {"X-Request-ID": HEADERS["X-Request-ID"]}
     if operation.is_limited:
-        common |= {name: HEADERS[name] for name in ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")}
+        common |= RATE_LIMIT_HEADERS
     built: dict[str, Any] = {}
     for status, answer in operation.answers.items():
         headers = common | {name: HEADERS[name] for name in operation.answer_headers}
@@ -239,10 +215,8 @@ def _responses(operation: Operation) -> dict[str, Any]:
             if operation.problem_page is not None:
                 content |= operation.other_content
             headers = dict(common)
-            if status in (429, 503):
-                headers["Retry-After"] = HEADERS["Retry-After"]
-            if status == 401:
-                headers["WWW-Authenticate"] = HEADERS["WWW-Authenticate"]
+            if (name := _ERROR_HEADERS.get(status)) is not None:
+                headers[name] = HEADERS[name]
             built[str(status)] = {"description": ERRORS[status], "headers": headers, "content": content}
     return built
 
@@ -263,6 +237,7 @@ _ID_SOURCES: Mapping[type, _IdSource] = {
     credentials.User: _IdSource("id", "/users/{user_id}/movies", "user_id"),
     credentials.Token: _IdSource("user_id", "/users/{user_id}/movies", "user_id"),
 }
+_ERROR_HEADERS = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
 _SUCCESSES = {200: "Done", 201: "Added", 202: "Accepted", 204: "Deleted", 503: "Not ready"}
 
 
@@ -271,6 +246,8 @@ def _errors_of(operation: Operation) -> set[int]:
     found = {401, 422, 503, *operation.errors}
     if operation.is_limited:
         found.add(429)
+    if operation.if_match:
+        found.add(412)
     if operation.body is not None or operation.form is not None:
         found |= {408, 413, 415}
     return found

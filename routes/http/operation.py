@@ -1,4 +1,4 @@
-"""Operations: a method on a path, with everything the router, the parser and the documentation need to know of it.
+"""Operations: a method on a path, with everything the router, the parser and the documentation need to know about it.
 
 An operation is declared on its handler, and `routes.table` lists the collections:
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any, Generic, Protocol, TypedDict, TypeVar, Unpack, get_args, get_type_hints
 
@@ -124,11 +124,12 @@ class Declare(Protocol):
 # None when that is invalid; the problems are reported together with the model's.
 BodyCheck = Callable[[Services, Any, Any], Sequence[FieldProblem]]
 
-DELETED: Mapping[int, Any] = {204: None}
+Answers = Mapping[int, Any]
+DELETED: Answers = {204: None}
 LIST_HEADERS = ("X-Total-Count", "Stream-Position", "Link")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Operation:
     """`path` holds `{names}`; `answers` maps each success status to its model, or to None for an empty body."""
 
@@ -138,9 +139,10 @@ class Operation:
     summary: str
     tag: str
     path_model: type[BaseModel] | None
-    query_model: type[BaseModel] | None
-    answers: Mapping[int, Any]
+    answers: Answers
+    _: KW_ONLY
     description: str = ""
+    query_model: type[BaseModel] | None = None
     filters: Mapping[str, filters.Field] = field(default_factory=dict)
     body: type[BaseModel] | None = None
     check: BodyCheck | None = None
@@ -177,11 +179,12 @@ class Operation:
 class Details(TypedDict, total=False):
     """What a declaration may say beyond path, summary and answers: fields of `Operation`, which explains them.
 
-    `body` is only needed where the handler's annotation is a union or a base class: it is the model that this operation
-    validates with. A handler whose annotated body is the `form` takes nothing else.
+    `body` and `query_model` name the model to validate with where the handler's annotation is a union or a base class.
+    A handler whose annotated body is the `form` takes nothing else.
     """
 
     description: str
+    query_model: type[BaseModel] | None
     filters: Mapping[str, filters.Field]
     body: type[BaseModel] | None
     check: BodyCheck
@@ -203,74 +206,58 @@ class Details(TypedDict, total=False):
     problem_page: Callable[[Problem], Response]
 
 
+NO_DETAILS = Details()
+
+
 class Operations:
-    """The operations of one module, in the order of their declarations, under one tag of the documentation."""
+    """The operations of one module, in the order of their declarations, under one tag of the documentation.
+
+    `like` holds the details that several declarations share; a declaration's own details take precedence.
+    """
 
     def __init__(self, tag: str) -> None:
         self._tag = tag
         self._declared: list[Operation] = []
+        self.get = partial(self._declare, "GET")
+        self.post = partial(self._declare, "POST")
+        self.put = partial(self._declare, "PUT")
+        self.patch = partial(self._declare, "PATCH")
 
     def __iter__(self) -> Iterator[Operation]:
         return iter(self._declared)
 
-    def get(
-        self,
-        path: str,
-        summary: str,
-        answers: Mapping[int, Any],
-        query: type[BaseModel] | None = None,
-        **details: Unpack[Details],
+    def listing(
+        self, path: str, summary: str, rows: Any, like: Details = NO_DETAILS, **details: Unpack[Details]
     ) -> Declare:
-        """Declare a GET. `query` is the model to validate with where the annotated one is its base class."""
-        if details.get("if_none_match"):
-            details["answer_headers"] = (*details.get("answer_headers", ()), "ETag")
-        return self._declare("GET", path, summary, answers, details, query)
-
-    def listing(self, path: str, summary: str, rows: Any, **details: Unpack[Details]) -> Declare:
         """Declare a GET that responds with `rendering.page`; `rows` is the type of the list."""
         details["answer_headers"] = LIST_HEADERS
-        return self._declare("GET", path, summary, {200: rows}, details)
-
-    def post(self, path: str, summary: str, answers: Mapping[int, Any], **details: Unpack[Details]) -> Declare:
-        return self._declare("POST", path, summary, answers, details)
-
-    def put(self, path: str, summary: str, answers: Mapping[int, Any], **details: Unpack[Details]) -> Declare:
-        return self._declare("PUT", path, summary, answers, details)
-
-    def patch(self, path: str, summary: str, answers: Mapping[int, Any], **details: Unpack[Details]) -> Declare:
-        return self._declare("PATCH", path, summary, answers, details)
+        return self._declare("GET", path, summary, {200: rows}, like, **details)
 
     def delete(
-        self, path: str, summary: str, answers: Mapping[int, Any] = DELETED, **details: Unpack[Details]
-    ) -> Declare:
-        return self._declare("DELETE", path, summary, answers, details)
-
-    def _declare(
         self,
-        method: str,
         path: str,
         summary: str,
-        answers: Mapping[int, Any],
-        details: Details,
-        query: type[BaseModel] | None = None,
+        answers: Answers = DELETED,
+        like: Details = NO_DETAILS,
+        **details: Unpack[Details],
     ) -> Declare:
+        return self._declare("DELETE", path, summary, answers, like, **details)
+
+    def _declare(
+        self, method: str, path: str, summary: str, answers: Answers, like: Details = NO_DETAILS, **own: Unpack[Details]
+    ) -> Declare:
+        details = like | own
+        if details.get("if_none_match"):
+            details["answer_headers"] = (*details.get("answer_headers", ()), "ETag")
+
         def declare(handler: HandlerT) -> HandlerT:
             function = handler.func if isinstance(handler, partial) else handler
             path_type, query_type, body_type = get_args(get_type_hints(function)["call"])
             has_own_body = body_type is not details.get("form")
+            details["query_model"] = _model(query_type, details.get("query_model"))
             details["body"] = _model(body_type, details.get("body")) if has_own_body else None
-            operation = Operation(
-                method=method,
-                path=path,
-                handler=handler,
-                summary=summary,
-                tag=self._tag,
-                path_model=_path_model(path, path_type),
-                query_model=_model(query_type, query),
-                answers=answers,
-                **details,
-            )
-            self._declared.append(operation)
+            path_model = _path_model(path, path_type)
+            self._declared.append(Operation(method, path, handler, summary, self._tag, path_model, answers, **details))
             return handler
 
         return declare

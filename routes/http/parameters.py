@@ -13,25 +13,27 @@ from core.filters import OPERATORS, Field, FieldType, Op
 from routes.http import queries
 from routes.http.operation import Operation
 
+
+def _header(name: str, description: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "in": "header", "description": description, "schema": {"type": "string"}, **more}
+
+
 # No schema can express these three: the effect of the headers depends on what was sent and stored before, and
 # `on_error=skip` accepts rows that the body's schema rejects. Plain parameters promise that whatever fits the schemas
 # is accepted, so operations list these under `x-conditional-parameters` and in their descriptions instead.
 CONDITIONAL: Mapping[str, dict[str, Any]] = {
-    "Idempotency-Key": {
-        "name": "Idempotency-Key",
-        "in": "header",
-        "description": "Repeating the same request with the same key returns the first response, for a day; with "
-        "another request it is a 422",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]{1,255}$"},
-        "example": "5f8b3a52-0a3d-4b8e-9f6e-6c1d2a7b9e10",
-    },
-    "If-Match": {
-        "name": "If-Match",
-        "in": "header",
-        "description": "Proceed only if these tags (or `*`) match the entity's current version; otherwise it is a 412",
-        "schema": {"type": "string"},
-        "example": '"3-0f1e2d3c4b5a6978"',
-    },
+    "Idempotency-Key": _header(
+        "Idempotency-Key",
+        "Repeating the same request with the same key returns the first response, for a day; with another request it "
+        "is a 422",
+        example="5f8b3a52-0a3d-4b8e-9f6e-6c1d2a7b9e10",
+        schema={"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]{1,255}$"},
+    ),
+    "If-Match": _header(
+        "If-Match",
+        "Proceed only if these tags (or `*`) match the entity's current version; otherwise it is a 412",
+        example='"3-0f1e2d3c4b5a6978"',
+    ),
     "on_error": {
         "name": "on_error",
         "in": "query",
@@ -39,10 +41,10 @@ CONDITIONAL: Mapping[str, dict[str, Any]] = {
         "schema": {"enum": ["fail", "skip"], "default": "fail"},
     },
 }
+_TEXT_SCHEMA = {"type": "string", "maxLength": filters.MAX_TEXT_LENGTH, "pattern": schemas.NO_NUL}
 _FILTER_SCHEMAS: Mapping[FieldType, dict[str, Any]] = {
     FieldType.INTEGER: {"type": "integer", "minimum": -(2**63) + 1, "maximum": 2**63 - 1},
-    FieldType.TEXT: {"type": "string", "maxLength": filters.MAX_TEXT_LENGTH, "pattern": schemas.NO_NUL},
-    FieldType.STRINGS: {"type": "string", "maxLength": filters.MAX_TEXT_LENGTH, "pattern": schemas.NO_NUL},
+    **dict.fromkeys((FieldType.TEXT, FieldType.STRINGS), _TEXT_SCHEMA),
     FieldType.DATE: {"type": "string", "format": "date"},
     FieldType.TIME: {"type": "string", "format": "date-time"},
     FieldType.BOOLEAN: {"type": "boolean"},
@@ -89,10 +91,6 @@ def plain(operation: Operation) -> list[dict[str, Any]]:
     return parameters
 
 
-def _header(name: str, description: str) -> dict[str, Any]:
-    return {"name": name, "in": "header", "description": description, "schema": {"type": "string"}}
-
-
 def _of_model(model: type[BaseModel] | None, where: str) -> list[dict[str, Any]]:
     if model is None:
         return []
@@ -106,12 +104,8 @@ def _of_model(model: type[BaseModel] | None, where: str) -> list[dict[str, Any]]
         each.pop("title", None)
         if len(choices) == 1:
             each |= choices[0]
-        parameter: dict[str, Any] = {
-            "name": name,
-            "in": where,
-            "required": name in schema.get("required", ()),
-            "schema": each,
-        }
+        required = name in schema.get("required", ())
+        parameter: dict[str, Any] = {"name": name, "in": where, "required": required, "schema": each}
         if description:
             parameter["description"] = description
         if each.get("type") == "array":
@@ -137,12 +131,7 @@ def _of_filter(field: Field) -> list[dict[str, Any]]:
             if "pattern" in schema:
                 # A comma separates values.
                 schema |= {"pattern": r"^[^\x00,]*$", "maxLength": filters.MAX_LISTED_TEXT_LENGTH}
-            parameter |= {"style": "form", "explode": False}
-            parameter["schema"] = {
-                "type": "array",
-                "items": schema,
-                "minItems": 1,
-                "maxItems": filters.MAX_VALUES_IN_LIST,
-            }
+            listed = {"type": "array", "items": schema, "minItems": 1, "maxItems": filters.MAX_VALUES_IN_LIST}
+            parameter |= {"style": "form", "explode": False, "schema": listed}
         built.append(parameter)
     return built

@@ -54,7 +54,8 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
         assert identity is not None, "an operation with a form is marked signed_in"
         with services.pictures.receiving(identity.user_id):
             raw_body = await read_body(request, uploads.MAX_UPLOAD_BODY_BYTES)
-        body = _form_with_file(request, operation.form, raw_body, problems)
+        values = uploads.values(raw_body, _media_type(request), request.headers["content-type"], problems)
+        body = _validated(operation.form, values, "body", problems) if values is not None else None
     elif operation.body is not None or operation.form is not None:
         raw_body = await read_body(request, operation.max_body_bytes)
         body = _body(request, operation, raw_body, problems)
@@ -160,9 +161,8 @@ def _query(request: Request, operation: Operation, problems: list[FieldProblem])
         raw = request.scope["query_string"].decode("ascii")
         items = parse_qsl(raw, keep_blank_values=True, max_num_fields=MAX_PARAMETERS, errors="strict")
     except ValueError:
-        problems.append(
-            FieldProblem(("query",), f"Expected at most {MAX_PARAMETERS} parameters, percent-encoded UTF-8", "query")
-        )
+        message = f"Expected at most {MAX_PARAMETERS} parameters, percent-encoded UTF-8"
+        problems.append(FieldProblem(("query",), message, "query"))
         return None, filters.Filter()
     values: dict[str, str] = {}
     for name, value in items:
@@ -171,18 +171,13 @@ def _query(request: Request, operation: Operation, problems: list[FieldProblem])
                 problems.append(FieldProblem(("query", name), "Expected once", "repeated"))
             values[name] = value
     query = _validated(model, values, "query", problems)
-    wanted, wrong = filters.parse_query(items, operation.filters, known)
-    problems.extend(wrong)
-    return query, wanted
+    parsed = filters.parse_query(items, operation.filters, known)
+    problems.extend(parsed.problems)
+    return query, parsed.filter
 
 
 def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _form_with_file(request: Request, form: type[BaseModel], raw: bytes, problems: list[FieldProblem]) -> Any:
-    values = uploads.values(raw, _media_type(request), request.headers["content-type"], problems)
-    return _validated(form, values, "body", problems) if values is not None else None
 
 
 def _body(request: Request, operation: Operation, raw: bytes, problems: list[FieldProblem]) -> Any:

@@ -7,23 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, create_model
 
+import schemas
 from core import filters
 from core.errors import FieldProblem, InvalidInput
 from repository.generic.lists import ListRequest
 from routes.http.operation import Call
-from schemas import (
-    DEFAULT_PAGE,
-    MAX_BULK_ROWS,
-    MAX_GENERATED_ROWS,
-    MAX_ID,
-    MAX_PAGE,
-    NO_NUL,
-    WRITTEN_INTEGER,
-    PathId,
-    Uuid,
-)
 
-Offset = Annotated[int, Field(ge=0, le=MAX_ID), WRITTEN_INTEGER]
+Offset = Annotated[int, Field(ge=0, le=schemas.MAX_ID), schemas.WRITTEN_INTEGER]
 
 
 class Parameters(BaseModel):
@@ -36,11 +26,11 @@ class Parameters(BaseModel):
 
 
 class ById(Parameters):
-    id: PathId
+    id: schemas.PathId
 
 
 class ByUserId(Parameters):
-    user_id: PathId
+    user_id: schemas.PathId
 
 
 class ByUsername(Parameters):
@@ -48,27 +38,27 @@ class ByUsername(Parameters):
 
 
 class ByRange(Parameters):
-    start_id: PathId
-    end_id: PathId
+    start_id: schemas.PathId
+    end_id: schemas.PathId
 
 
 class ByNumber(Parameters):
-    number: Annotated[int, Field(ge=1, le=MAX_GENERATED_ROWS), WRITTEN_INTEGER]
+    number: Annotated[int, Field(ge=1, le=schemas.MAX_GENERATED_ROWS), schemas.WRITTEN_INTEGER]
 
 
 class ByUuid(Parameters):
-    id: Uuid
+    id: schemas.Uuid
 
 
 # --- queries
 
 Search = Annotated[
-    str, Field(max_length=200, pattern=NO_NUL, description="Free text: rows that contain every word, ignoring case")
+    str,
+    Field(max_length=200, pattern=schemas.NO_NUL, description="Free text: rows that contain every word, ignoring case"),
 ]
 Sort = Annotated[str | None, Field(description="Comma-separated fields; a leading minus sorts in descending order")]
 After = Annotated[
-    Offset | None,
-    Field(description="Only rows with a higher id. Without `sort` and `offset`, `Link` continues by id"),
+    Offset | None, Field(description="Only rows with a higher id. Without `sort` and `offset`, `Link` continues by id")
 ]
 
 
@@ -77,7 +67,7 @@ class PageQuery(Parameters):
 
     offset: Offset | None = Field(default=None, description="Rows to skip; 0 by default")
     skip: Offset | None = Field(default=None, description="Alias of `offset`")
-    limit: Annotated[int, Field(ge=0, le=MAX_PAGE), WRITTEN_INTEGER] = DEFAULT_PAGE
+    limit: Annotated[int, Field(ge=0, le=schemas.MAX_PAGE), schemas.WRITTEN_INTEGER] = schemas.DEFAULT_PAGE
 
     @property
     def start(self) -> int:
@@ -91,10 +81,8 @@ class TrailQuery(PageQuery):
     after: After = None
 
 
-class ListQuery(PageQuery):
+class ListQuery(TrailQuery):
     q: Search = ""
-    sort: Sort = None
-    after: After = None
 
 
 def sortable(fields: Mapping[str, filters.Field]) -> list[str]:
@@ -118,7 +106,7 @@ def _sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tup
 
 
 def list_request(
-    call: Call[object, ListQuery | TrailQuery, object], fields: Mapping[str, filters.Field], user_id: int | None = None
+    call: Call[object, TrailQuery, object], fields: Mapping[str, filters.Field], user_id: int | None = None
 ) -> ListRequest:
     """Return the part of a list that the call asks for; with `user_id`, of that user's rows. Raises InvalidInput."""
     query = call.query
@@ -144,13 +132,13 @@ class OnErrorQuery(Parameters):
 
 
 class GenerateQuery(Parameters):
-    seed: Annotated[int, Field(ge=0, le=2**53 - 1), WRITTEN_INTEGER] | None = Field(
+    seed: Annotated[int, Field(ge=0, le=2**53 - 1), schemas.WRITTEN_INTEGER] | None = Field(
         default=None, description="The same seed generates the same rows; random when omitted"
     )
     rate: Annotated[float, Field(ge=0.01, le=1_000_000, allow_inf_nan=False)] | None = Field(
         default=None, description="Maximum rows per second; unlimited when omitted"
     )
-    batch_size: Annotated[int, Field(ge=1, le=10_000), WRITTEN_INTEGER] | None = Field(
+    batch_size: Annotated[int, Field(ge=1, le=10_000), schemas.WRITTEN_INTEGER] | None = Field(
         default=None, description="Rows per transaction; 1,000 when omitted, fewer at a low rate"
     )
 
@@ -171,5 +159,5 @@ def include_query(singular: str, names: Sequence[str]) -> type[IncludeQuery]:
 # --- bodies
 
 
-class Rows(RootModel[Annotated[list[Any], Field(max_length=MAX_BULK_ROWS)]]):
+class Rows(RootModel[Annotated[list[Any], Field(max_length=schemas.MAX_BULK_ROWS)]]):
     """The rows of a bulk body, not validated yet: see `parsing.check_rows`."""

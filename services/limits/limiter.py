@@ -58,10 +58,9 @@ class Limits:
 
     def _windows_of(self, rate: Rate) -> Windows:
         # Rates come from the settings and the code, so there are few.
-        windows = self._own.get(rate)
-        if windows is None:
-            windows = self._own[rate] = Windows(rate)
-        return windows
+        if rate not in self._own:
+            self._own[rate] = Windows(rate)
+        return self._own[rate]
 
 
 @lru_cache(maxsize=10_000)

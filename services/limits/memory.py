@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from core.rates import Rate
 
@@ -26,20 +26,16 @@ class Hit:
     reset_seconds: float
 
 
+@dataclass(slots=True)
 class _Step:
-    __slots__ = ("count", "moment")
-
-    def __init__(self, moment: float) -> None:
-        self.moment = moment
-        self.count = 0
+    moment: float
+    count: int = 0
 
 
+@dataclass(slots=True)
 class _Window:
-    __slots__ = ("steps", "total")
-
-    def __init__(self) -> None:
-        self.steps: deque[_Step] = deque()
-        self.total = 0
+    steps: deque[_Step] = field(default_factory=deque)
+    total: int = 0
 
 
 class Windows:

@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import structlog
@@ -38,17 +39,15 @@ Result = TypeVar("Result")
 log = structlog.get_logger("limits")
 
 
+@dataclass(slots=True)
 class _Share:
     """The hits that this worker can still allow a client without asking Redis."""
 
-    __slots__ = ("beyond", "left", "lock", "reset_at", "until")
-
-    def __init__(self) -> None:
-        self.left = 0
-        self.beyond = 0  # hits left in Redis beside this share
-        self.until = 0.0
-        self.reset_at = 0.0
-        self.lock = asyncio.Lock()
+    left: int = 0
+    beyond: int = 0  # hits left in Redis beside this share
+    until: float = 0.0
+    reset_at: float = 0.0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class SharedWindows:
@@ -101,8 +100,7 @@ class SharedWindows:
         await self._ask(lambda: self._windows.clear(_item(rate), key))
 
     def _share_of(self, key: str, rate: Rate) -> _Share:
-        share = self._shares.get((key, rate))
-        if share is not None:
+        if (share := self._shares.get((key, rate))) is not None:
             self._shares.move_to_end((key, rate))
             return share
         if len(self._shares) >= MAX_CLIENTS:
@@ -141,20 +139,17 @@ class SharedWindows:
             async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
                 result = await work()
         except (RedisError, OSError, TimeoutError) as error:
-            self._note_failure(error)
+            now = time.monotonic()
+            self._is_away, self._away_until = True, now + AWAY_SECONDS
+            if now >= self._silent_until:
+                self._silent_until = now + SECONDS_BETWEEN_LOG_LINES
+                reason = str(error) or type(error).__name__
+                log.warning("redis unavailable: requests pass without rate limits", reason=reason)
             return None
         if self._is_away:
             self._is_away, self._away_until = False, 0.0
             log.info("redis is back: rate limits apply again")
         return result
-
-    def _note_failure(self, error: Exception) -> None:
-        now = time.monotonic()
-        self._is_away, self._away_until = True, now + AWAY_SECONDS
-        if now >= self._silent_until:
-            self._silent_until = now + SECONDS_BETWEEN_LOG_LINES
-            reason = str(error) or type(error).__name__
-            log.warning("redis unavailable: requests pass without rate limits", reason=reason)
 
 
 def _item(rate: Rate) -> RateLimitItemPerSecond:

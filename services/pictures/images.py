@@ -34,7 +34,7 @@ PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 # Never occurs inside scan data, where a byte ff is followed by 00 or a restart marker.
 START_OF_SCAN = b"\xff\xda"
 
-# `_require_moderate` checks sizes instead, before decoding and with a message that states the limit.
+# `_require_acceptable` checks sizes instead, before decoding and with a message that states the limit.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -46,8 +46,7 @@ def squares(content: bytes, sides: Sequence[int]) -> list[bytes]:
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _require_moderate(image, content)
-            _require_complete(image, content)
+            _require_acceptable(image, content)
             square = _square(image, sides[0])
     except InvalidInput:
         raise
@@ -65,7 +64,7 @@ def refused(message: str, kind: str) -> InvalidInput:
     return InvalidInput([FieldProblem(("body", "avatar"), message, kind)])
 
 
-def _require_moderate(image: Image.Image, content: bytes) -> None:
+def _require_acceptable(image: Image.Image, content: bytes) -> None:
     width, height = image.size
     most = MAX_JPEG_PIXELS if isinstance(image, JpegImagePlugin.JpegImageFile) else MAX_PIXELS
     if width > MAX_SIDE or height > MAX_SIDE or width * height > most:
@@ -73,9 +72,6 @@ def _require_moderate(image: Image.Image, content: bytes) -> None:
         raise refused(message, "picture_too_large")
     if content.count(START_OF_SCAN) > MAX_JPEG_SCANS:
         raise refused(f"Expected a JPEG picture with at most {MAX_JPEG_SCANS} scans", "picture_too_complex")
-
-
-def _require_complete(image: Image.Image, content: bytes) -> None:
     # The decoder accepts a PNG whose last bytes are missing.
     if isinstance(image, PngImagePlugin.PngImageFile) and PNG_END not in content:
         raise refused("Expected a complete picture: the end is missing", "invalid_picture")
@@ -113,10 +109,7 @@ def _as_colours(image: Image.Image) -> Image.Image:
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert to sRGB, which viewers assume for pictures without a profile.
-
-    A profile that is not RGB or cannot be used is ignored.
-    """
+    """Convert to sRGB, which viewers assume for pictures without a profile. Ignore an unusable profile."""
     if not profile or len(profile) > MAX_PROFILE_BYTES or profile[RGB_PROFILE] != b"RGB ":
         return image
     try:

@@ -416,7 +416,7 @@ def test_create_admin_rejects_invalid_arguments(
     [
         ("short", "off", "string should have at least 8 characters"),
         ("iloveyou", "off", "the password is too common"),
-        ("chieftain", "off", "the password must differ from the username"),
+        ("chieftain", "off", "the password must differ from the user name"),
         ("third man 1949", "on", "the password needs an uppercase letter"),
     ],
 )

@@ -12,10 +12,10 @@ import pytest
 from core.errors import Conflict, Forbidden, Problem
 from core.identity import Group
 from repository.accounts import deletion, edits, one_time_tokens, users
-from repository.accounts.edits import Editor
+from repository.accounts.audit import Editor
 from repository.accounts.one_time_tokens import Purpose
 from repository.engine.database import Database
-from tests.support.accounts import account, delete, outcome
+from tests.support.accounts import account, an_admin, delete, outcome
 from tests.support.backends import SQLITE_ONLY
 from tests.support.requests import assert_problem, change_group, ok, sign_in, values_by_field
 from tests.support.resources import head, links, moderator, nothing_written, sql
@@ -258,11 +258,11 @@ async def test_the_last_admin_stays(new_service: Callable[..., Service]) -> None
 
 
 async def step_down(database: Database, admin: int) -> dict[str, Any]:
-    return await database.write(lambda tx: users.change_group(tx, admin, admin, Group.USER))
+    return await database.write(lambda tx: users.change_group(tx, an_admin(admin), admin, Group.USER))
 
 
 async def put_out(database: Database, admin: int, user: int) -> dict[str, Any]:
-    return await database.write(lambda tx: users.deactivate(tx, admin, user))
+    return await database.write(lambda tx: users.deactivate(tx, an_admin(admin), user))
 
 
 async def test_one_of_two_concurrently_leaving_admins_stays(database: Database) -> None:
@@ -306,7 +306,7 @@ async def test_a_write_that_began_before_the_demotion_is_rejected(database: Data
 async def test_deactivation_and_a_new_address_revoke_mailed_tokens(database: Database) -> None:
     chief, alice = await account(database, "chief", Group.ADMIN), await account(database, "alice")
     for work in (
-        lambda tx: users.deactivate(tx, chief, alice),
+        lambda tx: users.deactivate(tx, an_admin(chief), alice),
         lambda tx: edits.edit_by_admin(
             tx, Editor(chief, None, is_admin=True), alice, {"email": "new@example.org"}, None
         ),
@@ -320,7 +320,7 @@ async def test_an_admins_change_is_one_transaction(database: Database) -> None:
     chief, alice = await account(database, "chief", Group.ADMIN), await account(database, "alice")
     committed: list[Any] = []
     database.on_commit.append(committed.append)
-    await database.write(lambda tx: users.change_group(tx, chief, alice, Group.MODERATOR, address="192.0.2.1"))
+    await database.write(lambda tx: users.change_group(tx, an_admin(chief, "192.0.2.1"), alice, Group.MODERATOR))
     [events] = committed
     changes = [("users", "update"), ("account", "update"), ("audit", "add")]
     assert [(event.topic, event.operation) for event in events] == changes

@@ -24,7 +24,7 @@ from repository.engine.transaction import Transaction
 from services.authentication import identify
 from services.tokens import Tokens, new_token_id
 from tests.conftest import Places
-from tests.support.accounts import account, outcome
+from tests.support.accounts import account, an_admin, outcome
 from tests.support.backends import SQLITE_ONLY
 from tests.support.requests import change_group, ok, sign_in
 from tests.support.resources import nothing_written, sql
@@ -260,7 +260,7 @@ async def going_on(database: Database, user_id: int) -> list[str]:
 
 
 async def put_out(database: Database, admin: int, user: int) -> dict[str, Any]:
-    return await database.write(lambda tx: users.deactivate(tx, admin, user))
+    return await database.write(lambda tx: users.deactivate(tx, an_admin(admin), user))
 
 
 async def test_no_session_survives_a_concurrent_deactivation(database: Database) -> None:

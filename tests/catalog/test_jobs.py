@@ -9,9 +9,15 @@ from typing import Any
 
 import pytest
 
+from core.errors import Unauthenticated
+from core.filters import EVERYTHING
+from core.identity import Group, Identity
 from jobs import generation
 from repository import jobs
+from repository.engine.database import Database
+from repository.jobs import JobOrder
 from tests.conftest import Places
+from tests.support.accounts import account, delete, outcome
 from tests.support.backends import SQLITE_ONLY
 from tests.support.requests import assert_problem, values_by_field
 from tests.support.resources import sql
@@ -213,6 +219,28 @@ async def test_concurrent_orders_do_not_exceed_the_bound(service: Service) -> No
         assert {answer.status_code for answer in answers} == {202, 429}
         for job_id in accepted:
             await alice.http.delete(f"/jobs/{job_id}")
+
+
+async def order(database: Database, user_id: int) -> dict[str, Any]:
+    wanted = JobOrder("generate_movies", total=10, seed=1, batch_size=10, rate=None)
+    identity = Identity(user_id, Group.USER, time.time() + 60, "a session", None)
+    return await database.write(lambda tx: jobs.create(tx, identity, wanted))
+
+
+async def test_an_order_beside_the_deletion_of_its_user_leaves_no_job(database: Database) -> None:
+    for number in range(10):
+        user_id = await account(database, f"user{number}")
+        pair = [outcome(order(database, user_id)), delete(database, user_id)]
+        await asyncio.gather(*(pair if number % 2 else reversed(pair)))
+    # An order that came first is cancelled, a later one refused.
+    assert await jobs.claim(database, "a worker") is None
+
+
+async def test_an_order_of_a_deleted_user_is_refused(database: Database) -> None:
+    user_id = await account(database, "alice")
+    await delete(database, user_id)
+    assert await outcome(order(database, user_id)) is Unauthenticated
+    assert (await jobs.newest(database, EVERYTHING, offset=0, limit=10)).total == 0
 
 
 async def test_a_killed_server_finishes_its_job_without_gaps_or_duplicates(new_service: Callable[..., Service]) -> None:

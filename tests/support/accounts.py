@@ -7,7 +7,7 @@ from typing import Any
 from core.errors import Problem
 from core.identity import Group
 from repository.accounts import deletion, users
-from repository.accounts.edits import Editor
+from repository.accounts.audit import Editor
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 
@@ -24,8 +24,12 @@ def oneself(user_id: int) -> Editor:
     return Editor(user_id, None, is_admin=False)
 
 
+def an_admin(user_id: int, address: str | None = None) -> Editor:
+    return Editor(user_id, address, is_admin=True)
+
+
 async def delete(database: Database, user_id: int, by: int | None = None) -> Any:
-    editor = Editor(by, None, is_admin=True) if by is not None else oneself(user_id)
+    editor = an_admin(by) if by is not None else oneself(user_id)
     return await database.write(lambda tx: deletion.remove(tx, editor, user_id, None))
 
 
