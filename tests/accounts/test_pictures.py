@@ -46,8 +46,9 @@ def chunks_of(webp: bytes) -> set[bytes]:
 def refusal(content: bytes) -> dict[str, object]:
     with pytest.raises(InvalidInput) as caught:
         images.squares(content, SIDES)
-    (problem,) = caught.value.problems
-    return problem.as_dict()
+    (problem,) = caught.value.detail
+    assert isinstance(problem, dict)
+    return problem
 
 
 def near(image: Image.Image, at: tuple[int, int], colour: tuple[int, ...]) -> bool:
