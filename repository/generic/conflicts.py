@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import select, text
 
@@ -16,9 +15,10 @@ from core.errors import Conflict, FieldProblem
 from core.identity import unique_key
 from repository.engine.transaction import Transaction
 from repository.generic import rows
+from repository.generic.versions import Row
 from resources.resource import Parent, Resource
 
-Items = Sequence[Mapping[str, Any]]
+Items = Sequence[Row]
 
 
 @dataclass(frozen=True, slots=True)
