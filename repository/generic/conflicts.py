@@ -95,7 +95,7 @@ async def _taken(
     refused = {}
     for index, value in wanted.items():
         if value in taken:
-            message = f"There is {resource.a_singular} of this {column} already"
+            message = f"There is already {resource.a_singular} with this {column}"
             refused[index] = Refusal(column, message, "taken")
         taken.add(value)
     return refused

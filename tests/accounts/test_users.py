@@ -300,7 +300,7 @@ async def test_nobody_asks_for_what_they_may_not_see(service: Service, query: st
     async with service.person() as alice, moderator(service) as mod, service.admin() as admin:
         for person in (alice, mod):
             answer = await person.http.get(f"/users?{query}")
-            assert (answer.status_code, answer.json()["detail"]) == (403, f"Only admins filter and sort by {field}")
+            assert (answer.status_code, answer.json()["detail"]) == (403, f"Only admins can filter and sort by {field}")
         assert (await admin.http.get(f"/users?{query}")).status_code == 200
 
 
