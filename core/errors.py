@@ -133,7 +133,7 @@ class TooManyRequests(Problem):
 
 
 class Unavailable(Problem):
-    """The database or the file storage cannot be reached; nothing was written."""
+    """The database or the file storage cannot be reached. It is unknown whether anything was written."""
 
     status, code = 503, "unavailable"
     headers = MappingProxyType({"Retry-After": "1"})

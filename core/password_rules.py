@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from core.errors import FieldProblem
+from core.errors import FieldProblem, Loc
 from core.identity import name_key
 
 MIN_PASSWORD_LENGTH = 8
@@ -14,12 +14,7 @@ _COMMON = Path(__file__).with_name("common_passwords.txt")
 
 
 def check_password(
-    password: str,
-    *,
-    username: str | None,
-    email: str | None,
-    needs_mix: bool,
-    loc: tuple[str | int, ...] = ("body", "password"),
+    password: str, *, username: str | None, email: str | None, needs_mix: bool, loc: Loc = ("body", "password")
 ) -> list[FieldProblem]:
     """Return one problem for each rule that the password breaks. `needs_mix` is the setting PASSWORD_MIX."""
     found = []

@@ -7,7 +7,6 @@ lease. So each row is stored exactly once, even when a worker is killed.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,7 +22,7 @@ from repository.engine.leases import now_in_seconds
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
 from repository.generic.lists import Listed, ListRequest, entities_of, entity, one
-from repository.generic.versions import changed_names
+from repository.generic.versions import Row, changed_names
 from resources.jobs import Job
 
 LEASE_SECONDS = 5.0
@@ -63,7 +62,7 @@ class LeaseLost(Exception):
     """The job was cancelled or taken over: the worker must stop, and the chunk is not stored."""
 
 
-def public(row: Mapping[str, Any]) -> dict[str, Any]:
+def public(row: Row) -> dict[str, Any]:
     """Return the job as clients see it."""
     return {name: row[name] for name in Job.model_fields}
 

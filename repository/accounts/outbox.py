@@ -126,26 +126,27 @@ async def claim(database: Database, owner: str) -> ClaimedMail | None:
             # Check without a lock first: an idle worker must not take SQLite's write lock once a second.
             if await one(connection, due) is None:
                 return None
-        if (mail := await database.write(lambda tx: _claim_one(tx, owner))) is not None:
+        is_done, mail = await database.write(lambda tx: _claim_one(tx, owner))
+        if is_done:
             return mail
 
 
-async def _claim_one(tx: Transaction, owner: str) -> ClaimedMail | None:
-    """Lease the mail that is due first; None when there is none, or when it was settled instead."""
+async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | None]:
+    """Return whether to stop searching, and the mail that was leased."""
     now = now_in_seconds(is_sqlite=tx.is_sqlite)
     first = select(TABLE).where(TABLE.c.due_at <= now).order_by(TABLE.c.due_at, TABLE.c.id).limit(1)
     mail = await one(tx.connection, first.with_for_update(skip_locked=True))
     if mail is None:
-        return None
+        return True, None
     if mail["attempts"] >= MAX_ATTEMPTS:
         log.error("mail abandoned: every attempt was interrupted", mail=mail["id"], kind=mail["kind"])
         await _write(tx, TABLE.c.id == mail["id"], {"due_at": None, "lease_owner": None, "failed_at": utc_now()})
-        return None
+        return False, None
     kind = MailType(mail["kind"])
     user = await _account_of(tx, mail)
     if user is None or not _is_wanted(kind, user, mail) or not await _may_have(tx, user, mail):
         await tx.connection.execute(delete(TABLE).where(TABLE.c.id == mail["id"]))
-        return None
+        return False, None
     # The account's own spelling: an address that only has the same key may be another person's mailbox.
     recipient = mail["recipient"] if mail["user_id"] is not None else user["email"]
     purpose = PURPOSES.get(kind)
@@ -153,7 +154,7 @@ async def _claim_one(tx: Transaction, owner: str) -> ClaimedMail | None:
     attempts = mail["attempts"] + 1
     values = {"user_id": user["id"], "recipient": recipient, "attempts": attempts, "lease_owner": owner}
     await _write(tx, TABLE.c.id == mail["id"], {**values, "due_at": now + LEASE_SECONDS})
-    return ClaimedMail(mail["id"], kind, recipient, user["username"], mail["created_at"], attempts, token)
+    return True, ClaimedMail(mail["id"], kind, recipient, user["username"], mail["created_at"], attempts, token)
 
 
 async def _account_of(tx: Transaction, mail: Row) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ Each function that takes a transaction runs inside `Database.write`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
 from repository.generic.lists import Listed, ListRequest, entities_of, entity, one, total_order
-from repository.generic.versions import IfMatch, Row, changed_names, require_version
+from repository.generic.versions import BOOKKEEPING, IfMatch, Row, changed_names, require_version
 
 TABLE = models.users
 USERS_AUDIENCE = f"group:{Group.ADMIN}"
@@ -59,14 +59,10 @@ def exists() -> ColumnElement[bool]:
 
 
 def announce(
-    tx: Transaction,
-    operation: str,
-    user: dict[str, Any],
-    actor_id: int | None,
-    before: dict[str, Any] | None = None,
-    changed: Sequence[str] = (),
+    tx: Transaction, operation: str, user: dict[str, Any], actor_id: int | None, before: dict[str, Any] | None = None
 ) -> None:
     """Emit an event to admins and to the account's own sockets. `user` and `before` are in the `public` form."""
+    changed = [name for name in changed_names(before or user, user) if name not in BOOKKEEPING]
     for topic, audience in (("users", USERS_AUDIENCE), ("account", f"user:{user['id']}")):
         tx.emit(topic, operation, user, actor_id=actor_id, before=before, changed=changed, audience=audience)
 
@@ -140,7 +136,7 @@ async def change(tx: Transaction, before: Row, values: Row, *, actor_id: int | N
     with _conflict_when_taken():
         await tx.connection.execute(update(TABLE).where(TABLE.c.id == before["id"]).values(values))
     if changed:
-        announce(tx, "update", public(after), actor_id, before=shown, changed=changed)
+        announce(tx, "update", public(after), actor_id, before=shown)
     return after
 
 

@@ -211,4 +211,4 @@ def _unavailable_when_lost() -> Iterator[None]:
 
 def _unavailable(error: BaseException) -> Unavailable:
     log.warning("database unavailable", reason=failures.first_line(error))
-    return Unavailable("The database is not available; whether anything was written is not known")
+    return Unavailable("The database is unavailable; it is unknown whether anything was written")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import select, text
 
@@ -16,10 +15,11 @@ from core.errors import Conflict, FieldProblem
 from core.identity import unique_key
 from repository.engine.transaction import Transaction
 from repository.generic import rows
+from repository.generic.versions import Row
 from resources.resource import Parent, Resource
 
-Items = Sequence[Mapping[str, Any]]
-Edited = Sequence[Mapping[str, Any] | None]
+Items = Sequence[Row]
+Edited = Sequence[Row | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ async def _without_parent(tx: Transaction, parent: Parent, items: Items) -> dict
 
 
 async def _taken(
-    tx: Transaction, resource: Resource, key: str, column: str, items: Mapping[int, Mapping[str, Any]], edits: Edited
+    tx: Transaction, resource: Resource, key: str, column: str, items: Mapping[int, Row], edits: Edited
 ) -> dict[int, Refusal]:
     edited = {index: edits[index] for index in items} if edits else {}
     # Of a row that is named twice, the last edit counts.
@@ -92,9 +92,13 @@ async def _taken(
     if not tx.is_sqlite:  # SQLite has one writer at a time
         await tx.connection.execute(text(f'LOCK TABLE "{table.name}" IN SHARE ROW EXCLUSIVE MODE'))
     named = rows.one_of(tx.is_sqlite, table.c[key], sorted(set(wanted.values())))
-    found = await tx.connection.execute(select(table.c.id, table.c[key]).where(named))
+    found = await tx.connection.execute(select(table.c.id, table.c[key], table.c[column]).where(named))
     # The rows that are edited give their values up.
-    taken = {row[1]: f"There is {resource.a_singular} of this {column} already" for row in found if row[0] not in last}
+    taken = {
+        value: f"There is already {resource.a_singular} with the {column} {shown}"
+        for id_, value, shown in found
+        if id_ not in last
+    }
     refused = {}
     for index, value in wanted.items():
         if value in taken:

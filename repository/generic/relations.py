@@ -7,7 +7,7 @@ deleted parent clears the child's column, an edit like any other, so that no use
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -16,10 +16,11 @@ from sqlalchemy import bindparam, select, update
 from core.times import utc_now
 from repository.engine.transaction import MAX_EVENT_ITEMS, Transaction
 from repository.generic import rows
+from repository.generic.versions import Row
 from resources.registry import children_of
 from resources.resource import Parent, Resource
 
-Items = Sequence[Mapping[str, Any]]
+Items = Sequence[Row]
 Rows = Sequence[dict[str, Any]]
 
 

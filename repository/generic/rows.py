@@ -19,6 +19,7 @@ from core.identity import unique_key
 from core.times import utc_text
 from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
+from repository.generic.versions import Row
 from resources.derived import keys_of, visible_columns
 
 T = TypeVar("T")
@@ -125,7 +126,7 @@ async def pick_locked(tx: Transaction, table: Table, random: Random, count: int)
     return list((await tx.connection.execute(chosen)).scalars())
 
 
-async def write_back(tx: Transaction, table: Table, after: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+async def write_back(tx: Transaction, table: Table, after: Sequence[Row], columns: Sequence[str]) -> None:
     """Write these columns of the rows, found by their ids, and the keys that follow from them."""
     sources = {key: source for key, source in keys_of(table).items() if source in columns}
     if sources and len(after) > 1:

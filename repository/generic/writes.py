@@ -21,7 +21,7 @@ from core.times import utc_now
 from repository.engine.transaction import Transaction
 from repository.generic import conflicts, relations, rows
 from repository.generic.conflicts import Refusal
-from repository.generic.versions import BOOKKEEPING, IfMatch, changed_names, require_version
+from repository.generic.versions import BOOKKEEPING, IfMatch, Row, changed_names, require_version
 from resources.resource import Resource
 
 T = TypeVar("T")
@@ -53,9 +53,7 @@ class Prepared:
         return len(self.rows)
 
 
-def prepare(
-    resource: Resource, items: Sequence[Mapping[str, Any]], user_id: int | None, *, is_sqlite: bool
-) -> Prepared:
+def prepare(resource: Resource, items: Sequence[Row], user_id: int | None, *, is_sqlite: bool) -> Prepared:
     """Prepare rows for insertion. Pure, so a thread can prepare one chunk while another is stored."""
     names = resource.written
     owner = {"user_id": user_id} if resource.has_owner else {}
@@ -85,7 +83,7 @@ class Added:
     refused: Mapping[int, Refusal]
 
 
-async def add(tx: Transaction, resource: Resource, identity: Identity, fields: Mapping[str, Any]) -> Stored:
+async def add(tx: Transaction, resource: Resource, identity: Identity, fields: Row) -> Stored:
     """Store one entity and return it. Raises Forbidden and Conflict."""
     resource.require_may_create(identity)
     await conflicts.require_none(tx, resource, [fields], bulk=False)
@@ -97,7 +95,7 @@ async def add(tx: Transaction, resource: Resource, identity: Identity, fields: M
 
 
 async def add_bulk(
-    tx: Transaction, resource: Resource, identity: Identity, items: Sequence[Mapping[str, Any]], *, skip_conflicts: bool
+    tx: Transaction, resource: Resource, identity: Identity, items: Sequence[Row], *, skip_conflicts: bool
 ) -> Added:
     """Store many; without `skip_conflicts` all or none. Raises Forbidden, and Conflict for invalid rows."""
     resource.require_may_create(identity)
@@ -109,11 +107,7 @@ async def add_bulk(
 
 
 async def store(
-    tx: Transaction,
-    resource: Resource,
-    items: Sequence[Mapping[str, Any]],
-    user_id: int | None,
-    job_id: str | None = None,
+    tx: Transaction, resource: Resource, items: Sequence[Row], user_id: int | None, job_id: str | None = None
 ) -> list[bytes]:
     """Insert rows that have no conflicts, with their event, and return the entities, encoded."""
     make = partial(prepare, resource, items, user_id, is_sqlite=tx.is_sqlite)
@@ -158,7 +152,7 @@ async def _one(
     return row
 
 
-def _edited(row: dict[str, Any], fields: Mapping[str, Any], now: str) -> tuple[dict[str, Any], list[str]]:
+def _edited(row: dict[str, Any], fields: Row, now: str) -> tuple[dict[str, Any], list[str]]:
     changed = changed_names(row, fields)
     if not changed:
         return row, []
@@ -166,12 +160,7 @@ def _edited(row: dict[str, Any], fields: Mapping[str, Any], now: str) -> tuple[d
 
 
 async def edit(
-    tx: Transaction,
-    resource: Resource,
-    identity: Identity,
-    entity_id: int,
-    fields: Mapping[str, Any],
-    if_match: IfMatch,
+    tx: Transaction, resource: Resource, identity: Identity, entity_id: int, fields: Row, if_match: IfMatch
 ) -> Stored:
     """Set `fields` and return the whole entity. An edit that changes nothing has no event.
 
@@ -189,7 +178,7 @@ async def edit(
 
 
 async def edit_bulk(
-    tx: Transaction, resource: Resource, identity: Identity, edits: Sequence[tuple[int, Mapping[str, Any]]]
+    tx: Transaction, resource: Resource, identity: Identity, edits: Sequence[tuple[int, Row]]
 ) -> BulkResult[bytes]:
     """Edit many, and return the entities, encoded. Raises Forbidden and Conflict.
 
@@ -231,7 +220,7 @@ class _Edited:
     encoded: list[bytes]
 
 
-def _edit_all(found: Mapping[int, dict[str, Any]], edits: Mapping[int, Mapping[str, Any]], now: str) -> _Edited:
+def _edit_all(found: Mapping[int, dict[str, Any]], edits: Mapping[int, Row], now: str) -> _Edited:
     edited = [_edited(row, edits[entity_id], now) for entity_id, row in found.items()]
     encoded = {row["id"]: orjson.dumps(row) for row, _ in edited}
     after = [row for row, changed in edited if changed]

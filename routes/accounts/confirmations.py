@@ -87,7 +87,7 @@ class ByToken(queries.Parameters):
     "Open an activation or confirmation URL",
     {200: credentials.User},
     description=ABOUT_URLS + " A browser (`Accept: text/html`) gets a page with a button that activates the account, "
-    "because mail scanners open URLs, too.",
+    "because mail scanners open URLs too.",
     like=USE_TOKEN,
 )
 async def open_url(call: Call[None, ByToken, None]) -> Response:

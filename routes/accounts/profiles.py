@@ -20,7 +20,7 @@ from routes.http.queries import ById
 
 GET = Details(signed_in=True, if_none_match=True)
 CREATE = Details(
-    description="Possible once. The names may already be set, from the registration.",
+    description="An account has at most one profile. Names given at registration are already set.",
     form=ProfileForm,
     signed_in=True,
     idempotent=True,

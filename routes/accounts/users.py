@@ -129,7 +129,7 @@ def _require_fields_of_others(request: ListRequest) -> None:
     conditions = [*request.filter.all, *(condition for group in request.filter.any for condition in group)]
     asked = {condition.field.name for condition in conditions} | {name for name, _ in request.sort}
     if foreign := sorted(asked - OTHER_USER_FIELDS.keys()):
-        raise Forbidden(f"Only admins filter and sort by {', '.join(foreign)}")
+        raise Forbidden(f"Only admins can filter and sort by {', '.join(foreign)}")
 
 
 @operations.listing(

@@ -85,7 +85,7 @@ async def count(request: Request, limits: Limits, rule: Rule | None, identity: I
     request.scope[scope_keys.LIMIT] = outcome
     if not outcome.is_allowed:
         metrics.LIMITED.labels(rule.name).inc()
-        raise TooManyRequests(f"Expected at most {rule.rate}; come back later", outcome.reset_seconds)
+        raise TooManyRequests(f"Expected at most {rule.rate}; try again later", outcome.reset_seconds)
 
 
 def headers_of(outcome: Outcome) -> list[tuple[bytes, bytes]]:

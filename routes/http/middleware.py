@@ -27,13 +27,13 @@ log = structlog.get_logger("http")
 
 
 @dataclass(eq=False)
-class _Around:
+class _Middleware:
     """Wraps the application `app`."""
 
     app: ASGIApp
 
 
-class OnePath(_Around):
+class OnePath(_Middleware):
     """Serves `/api/v1/movies/` as `/movies`, so that each route is declared once and no request is redirected."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,7 +47,7 @@ class OnePath(_Around):
         await self.app(scope, receive, send)
 
 
-class RequestLog(_Around):
+class RequestLog(_Middleware):
     """Gives each request an id, returns it in `X-Request-ID` and logs one line with it. Queries are not logged."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +97,7 @@ def _route_of(scope: Scope) -> str:
     return getattr(route, "path_format", "") or "unmatched"
 
 
-class NoNewSockets(_Around):
+class NoNewSockets(_Middleware):
     """Rejects websockets on shutdown, so that the client connects to another worker instead."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -134,7 +134,7 @@ async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
         raise HTTPException(404)
 
 
-class Unexpected(_Around):
+class Unexpected(_Middleware):
     """Turns any other exception into a 500 without internals, and logs it with the request id."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

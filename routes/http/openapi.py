@@ -38,7 +38,7 @@ ERRORS: Mapping[int, str] = {
     415: "Unsupported media type",
     422: "Invalid request; every problem is listed",
     429: "Too many requests; Retry-After says when to retry",
-    503: "The database or the file storage is unavailable; nothing was written",
+    503: "The database or the file storage is unavailable; it is unknown whether anything was written",
 }
 
 

@@ -227,21 +227,16 @@ class Operations:
         return iter(self._declared)
 
     def listing(
-        self, path: str, summary: str, rows: Any, like: Details = NO_DETAILS, **details: Unpack[Details]
+        self, path: str, summary: str, rows: Any, like: Details = NO_DETAILS, **own: Unpack[Details]
     ) -> Declare:
         """Declare a GET that responds with `rendering.page`; `rows` is the type of the list."""
-        details["answer_headers"] = LIST_HEADERS
-        return self._declare("GET", path, summary, {200: rows}, like, **details)
+        own["answer_headers"] = LIST_HEADERS
+        return self._declare("GET", path, summary, {200: rows}, like, **own)
 
     def delete(
-        self,
-        path: str,
-        summary: str,
-        answers: Answers = DELETED,
-        like: Details = NO_DETAILS,
-        **details: Unpack[Details],
+        self, path: str, summary: str, answers: Answers = DELETED, like: Details = NO_DETAILS, **own: Unpack[Details]
     ) -> Declare:
-        return self._declare("DELETE", path, summary, answers, like, **details)
+        return self._declare("DELETE", path, summary, answers, like, **own)
 
     def _declare(
         self, method: str, path: str, summary: str, answers: Answers, like: Details = NO_DETAILS, **own: Unpack[Details]

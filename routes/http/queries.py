@@ -99,7 +99,7 @@ def _sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tup
     for part in sort.split(","):
         each = (part.removeprefix("-"), part.startswith("-"))
         if each[0] not in columns or each in wanted:
-            message = f"Expected fields, each once, with or without a minus, of {', '.join(columns)}"
+            message = f"Expected fields, each once, optionally with a minus, from {', '.join(columns)}"
             raise InvalidInput([FieldProblem(("query", "sort"), message, "invalid_sort")])
         wanted[each] = None
     return tuple(wanted)

@@ -46,8 +46,10 @@ def chunks_of(webp: bytes) -> set[bytes]:
 def rejection(content: bytes) -> dict[str, object]:
     with pytest.raises(InvalidInput) as caught:
         images.squares(content, SIDES)
-    (problem,) = caught.value.problems
-    return problem.as_dict()
+    detail = caught.value.detail
+    assert isinstance(detail, list)
+    assert len(detail) == 1
+    return detail[0]
 
 
 def near(image: Image.Image, at: tuple[int, int], colour: tuple[int, ...]) -> bool:

@@ -270,7 +270,10 @@ async def test_only_admins_filter_and_sort_by_hidden_fields(service: Service) ->
         for query, field in HIDDEN.items():
             for person in (alice, mod):
                 answer = await person.http.get(f"/users?{query}")
-                assert (answer.status_code, answer.json()["detail"]) == (403, f"Only admins filter and sort by {field}")
+                assert (answer.status_code, answer.json()["detail"]) == (
+                    403,
+                    f"Only admins can filter and sort by {field}",
+                )
             assert (await admin.http.get(f"/users?{query}")).status_code == 200
 
 

@@ -92,7 +92,7 @@ async def test_registering_has_its_small_limit(limited: Service) -> None:
         assert left == ["2", "1", "0"]
         refused = await client.post("/api/v1/users/", content=b"not looked at")
         assert refused.status_code == 429
-        assert refused.json() == {"detail": "Expected at most 3 requests per minute; come back later"}
+        assert refused.json() == {"detail": "Expected at most 3 requests per minute; try again later"}
         assert 50 <= int(refused.headers["Retry-After"]) <= 60
         assert refused.headers["RateLimit-Reset"] == refused.headers["Retry-After"]
         assert refused.headers["RateLimit-Remaining"] == "0"
