@@ -28,6 +28,12 @@ MAX_AMOUNT = 2**53 - 1  # the largest integer that every JSON parser represents 
 BLANK = r"\x00-\x20\x7f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 NO_NUL = r"^[^\x00]*$"
 VISIBLE = rf"^[^\x00]*[^{BLANK}][^\x00]*$"
+# The characters that `str.strip` removes: names and addresses are trimmed.
+PADDING = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+# Control characters, line breaks, and direction marks, which would affect the text shown after the name.
+_DISRUPTIVE = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+_NAME = rf"^[{PADDING}]*[^{_DISRUPTIVE}{BLANK}](?:[^{_DISRUPTIVE}]*[^{_DISRUPTIVE}{BLANK}])?[{PADDING}]*$"
+_NAME_WORDS = "expected a name without control characters, line breaks and direction marks"
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _INTEGER = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 
@@ -56,6 +62,17 @@ def _unique(values: list[str]) -> list[str]:
     return values
 
 
+def trimmed(pattern: str, expected: str) -> AfterValidator:
+    """Return a validator that matches a text with `pattern` and removes the spaces around it."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(expected)
+        return text.strip()
+
+    return AfterValidator(check)
+
+
 Whole = Annotated[int, Field(strict=True)]
 WHOLE = BeforeValidator(_whole)
 Id = Annotated[int, Field(strict=True, ge=1, le=MAX_ID), WHOLE]
@@ -63,6 +80,16 @@ WRITTEN_INTEGER = BeforeValidator(_written_integer)  # after the bounds, or they
 PathId = Annotated[int, Field(ge=1, le=MAX_ID), WRITTEN_INTEGER]
 Uuid = Annotated[str, Field(pattern=f"^{UUID}$")]
 Line = Annotated[str, Field(min_length=1, max_length=255, pattern=VISIBLE)]
+Name = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=100,
+        description=f"{_NAME_WORDS.capitalize()}; leading and trailing spaces are removed",
+        json_schema_extra={"pattern": _NAME},
+    ),
+    trimmed(_NAME, _NAME_WORDS),
+]
 Prose = Annotated[str, Field(max_length=10_000, pattern=NO_NUL)]
 Word = Annotated[str, Field(min_length=1, max_length=50, pattern=VISIBLE)]
 Words = Annotated[list[Word], Field(max_length=20, json_schema_extra={"uniqueItems": True}), AfterValidator(_unique)]

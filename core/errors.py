@@ -40,6 +40,7 @@ def words_of(error: Mapping[str, Any]) -> str:
     return str(error["msg"]).removeprefix("Value error, ")
 
 
+MAX_PROBLEMS = 100  # of one request or message: of ten thousand invalid rows, the response names the first hundred
 Loc = tuple[str | int, ...]  # such as ("body", 3, "title")
 
 
@@ -65,7 +66,7 @@ class Problem(MarqueeError):
     headers: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, detail: str | Sequence[FieldProblem], headers: Mapping[str, str] | None = None) -> None:
-        self.detail = detail if isinstance(detail, str) else [problem.as_dict() for problem in detail]
+        self.detail = detail if isinstance(detail, str) else [each.as_dict() for each in detail[:MAX_PROBLEMS]]
         super().__init__(self.detail)
         if headers is not None:
             self.headers = headers

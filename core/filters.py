@@ -17,12 +17,11 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from core import times
-from core.errors import FieldProblem, Loc
+from core.errors import MAX_PROBLEMS, FieldProblem, Loc
 
 MAX_VALUES_IN_LIST = 100  # of one `in`
 MAX_CONDITIONS = 200  # enough for every field with every operator
 MAX_GROUPS = 20
-MAX_PROBLEMS = 100  # reported for one filter; checking stops there
 MAX_TEXT_LENGTH = 1_000
 MAX_LISTED_TEXT_LENGTH = 255  # of one value of `in`, so that a full list fits into a URL of 64 KiB
 MAX_INTEGER = 2**63 - 1  # BIGINT

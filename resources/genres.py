@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 import models
 from resources.resource import Resource
-from schemas import VISIBLE, Body, Prose, examples
-
-GenreName = Annotated[str, Field(min_length=1, max_length=100, pattern=VISIBLE, description="Unique, ignoring case")]
+from schemas import Body, Name, Prose, examples
 
 
 class GenreBody(Body):
-    """A genre. PUT replaces all of it: a missing field takes its default."""
+    """A genre; no other may have its name, ignoring case. PUT replaces all of it: a missing field takes its default."""
 
     model_config = examples({"name": "Noir", "description": "Crime, told in shadows."})
 
-    name: GenreName
+    name: Name
     description: Prose | None = None
 
 

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from core.errors import CloseCode, FieldProblem
-from core.filters import MAX_PROBLEMS, Filter, parse_json
+from core.errors import MAX_PROBLEMS, CloseCode, FieldProblem
+from core.filters import Filter, parse_json
 from realtime.sockets import actions
 from resources.topics import TOPIC_FIELDS
 

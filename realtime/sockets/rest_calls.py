@@ -47,7 +47,7 @@ class RestResponse:
 
 TOO_LARGE: Mapping[str, str] = {
     "code": "reply_too_large",
-    "detail": f"The body is larger than {MAX_REPLY_BYTES} bytes; the request was done. Ask for a smaller page.",
+    "detail": f"The body is larger than {MAX_REPLY_BYTES} bytes and was left out. `status` says how the request ended.",
 }
 FAILED = RestResponse(500, {"content-type": "application/json"}, b'{"detail":"Internal Server Error"}')
 

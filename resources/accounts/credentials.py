@@ -10,7 +10,7 @@ from pydantic import MISSING, AfterValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 from core.password_rules import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH
-from schemas import BLANK, Answer, Body, IsoDate, Moment, examples
+from schemas import BLANK, PADDING, Answer, Body, IsoDate, Moment, Name, examples, trimmed
 
 MAX_EMAIL_LENGTH = 254  # RFC 5321, section 4.5.3.1.3, without the angle brackets
 MAX_ONE_TIME_TOKEN_LENGTH = 128  # ours have 43 characters
@@ -25,44 +25,16 @@ _INVISIBLE = (
 )
 # Characters that normalise to @, / or a backslash.
 _NORMALISED_AWAY = r"\u2100\u2101\u2105\u2106\ufe68\ufe6b\uff0f\uff20\uff3c"
-# The characters that `str.strip` removes: names and addresses are trimmed.
-_PADDING = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_USERNAME = rf"^[{_PADDING}]*[^@/\\{BLANK}{_INVISIBLE}{_NORMALISED_AWAY}]{{3,50}}[{_PADDING}]*$"
+_USERNAME = rf"^[{PADDING}]*[^@/\\{BLANK}{_INVISIBLE}{_NORMALISED_AWAY}]{{3,50}}[{PADDING}]*$"
 _USERNAME_WORDS = "expected 3 to 50 printable characters, without spaces, @, / and backslash"
-# Control characters, line breaks, and direction marks, which would affect the text shown after the name.
-_DISRUPTIVE = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
-_PERSON_NAME = rf"^[{_PADDING}]*[^{_DISRUPTIVE}{BLANK}](?:[^{_DISRUPTIVE}]*[^{_DISRUPTIVE}{BLANK}])?[{_PADDING}]*$"
-_PERSON_NAME_WORDS = "expected a name without control characters, line breaks and direction marks"
-
-
-def _trimmed(pattern: str, expected: str) -> AfterValidator:
-    """Return a validator that matches a text with `pattern` and removes the spaces around it."""
-
-    def check(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise ValueError(expected)
-        return text.strip()
-
-    return AfterValidator(check)
-
 
 Username = Annotated[
     str,
-    _trimmed(_USERNAME, _USERNAME_WORDS),
+    trimmed(_USERNAME, _USERNAME_WORDS),
     Field(
         description=f"{_USERNAME_WORDS.capitalize()}; leading and trailing spaces are removed",
         json_schema_extra={"minLength": 3, "pattern": _USERNAME},
     ),
-]
-PersonName = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=100,
-        description=f"{_PERSON_NAME_WORDS.capitalize()}; leading and trailing spaces are removed",
-        json_schema_extra={"pattern": _PERSON_NAME},
-    ),
-    _trimmed(_PERSON_NAME, _PERSON_NAME_WORDS),
 ]
 # `core.password_rules` checks the length with the other rules, so that one response names every broken rule.
 NewPassword = Annotated[
@@ -73,13 +45,13 @@ Phone = Annotated[str, Field(pattern=r"^\+?[1-9][0-9]{6,14}$", description="E.16
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _ADDRESS = rf"{_ATOM}(?:\.{_ATOM})*@(?:{_LABEL}\.)+[A-Za-z](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])"
-_EMAIL = rf"^[{_PADDING}]*{_ADDRESS}[{_PADDING}]*$"
+_EMAIL = rf"^[{PADDING}]*{_ADDRESS}[{PADDING}]*$"
 # Addresses that no mail server accepts: a local part that is too long, and labels reserved by RFC 5891.
 _UNDELIVERABLE: JsonDict = {
     "anyOf": [
-        {"pattern": rf"[^@{_PADDING}]{{65}}@"},
+        {"pattern": rf"[^@{PADDING}]{{65}}@"},
         {"pattern": r"@(?:[^@]*\.)?(?![xX][nN])[^.@]{2}--"},
-        {"pattern": rf"[^{_PADDING}]{{{MAX_EMAIL_LENGTH + 1}}}"},
+        {"pattern": rf"[^{PADDING}]{{{MAX_EMAIL_LENGTH + 1}}}"},
     ]
 }
 
@@ -124,9 +96,9 @@ class RegisterBody(Body):
     email: Email | MISSING = MISSING
     password: NewPassword | MISSING = MISSING
     hashedPassword: NewPassword | MISSING = MISSING  # noqa: N815
-    name: PersonName | None = None
-    first_name: PersonName | None = None
-    last_name: PersonName | None = None
+    name: Name | None = None
+    first_name: Name | None = None
+    last_name: Name | None = None
     phone_number: Phone | None = None
 
     @model_validator(mode="after")

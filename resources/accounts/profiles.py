@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import MISSING, AfterValidator, Field, model_validator
 from pydantic.config import JsonDict
 
-from resources.accounts.credentials import Email, NewPassword, PersonName, Phone, Username
-from schemas import Answer, Body, IsoDate, Moment, Prose, examples
+from resources.accounts.credentials import Email, NewPassword, Phone, Username
+from schemas import Answer, Body, IsoDate, Moment, Name, Prose, examples
 
 EARLIEST_BIRTH = "1900-01-01"
 MIN_AGE_YEARS = 13  # below it many countries require parental consent, which this service cannot obtain
@@ -62,9 +62,9 @@ class AccountBody(Body):
 
     username: Username | None = None
     email: Email | None = None
-    name: PersonName | None = None
-    first_name: PersonName | None = None
-    last_name: PersonName | None = None
+    name: Name | None = None
+    first_name: Name | None = None
+    last_name: Name | None = None
     phone_number: Phone | None = None
 
     @model_validator(mode="after")
@@ -81,9 +81,9 @@ class AccountPatch(Body):
 
     username: Username | None | MISSING = MISSING
     email: Email | None | MISSING = MISSING
-    name: PersonName | None | MISSING = MISSING
-    first_name: PersonName | None | MISSING = MISSING
-    last_name: PersonName | None | MISSING = MISSING
+    name: Name | None | MISSING = MISSING
+    first_name: Name | None | MISSING = MISSING
+    last_name: Name | None | MISSING = MISSING
     phone_number: Phone | None | MISSING = MISSING
 
     @model_validator(mode="after")
@@ -136,8 +136,8 @@ class ProfileBody(Body):
         }
     )
 
-    first_name: PersonName | None = None
-    last_name: PersonName | None = None
+    first_name: Name | None = None
+    last_name: Name | None = None
     gender: Gender | None = None
     date_of_birth: Birthday | None = None
     info: Prose | None = None
@@ -148,8 +148,8 @@ class ProfilePatch(Body):
 
     model_config = examples({"info": "Wrote westerns."})
 
-    first_name: PersonName | None | MISSING = MISSING
-    last_name: PersonName | None | MISSING = MISSING
+    first_name: Name | None | MISSING = MISSING
+    last_name: Name | None | MISSING = MISSING
     gender: Gender | None | MISSING = MISSING
     date_of_birth: Birthday | None | MISSING = MISSING
     info: Prose | None | MISSING = MISSING

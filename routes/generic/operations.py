@@ -36,6 +36,11 @@ def operations_of(resource: Resource) -> Operations:
     return made
 
 
+def _by_staff(resource: Resource) -> str:
+    """Return the end of a summary, where only staff may write."""
+    return " (moderators and admins only)" if resource.changed_by == "staff" else ""
+
+
 def _bound_to(resource: Resource) -> Callable[[Callable[..., Awaitable[Response]]], Handler]:
     return lambda handler: partial(handler, resource)
 
@@ -49,12 +54,14 @@ def _create_errors(resource: Resource) -> tuple[int, ...]:
 
 
 def _declare_lists(made: Operations, resource: Resource) -> None:
-    by = _bound_to(resource)
+    by, staff = _bound_to(resource), _by_staff(resource)
     name, path, filtered = resource.name, f"/{resource.name}", Details(filters=resource.fields)
     entities, labels = _rows(resource.entity), _rows(resource.label_model)
     made.listing(path, f"List {name}", entities, filtered)(by(handlers.list_all))
     added, errors = {201: resource.entity}, _create_errors(resource)
-    made.post(path, f"Add {resource.a_singular}", added, CREATE, body=resource.body, errors=errors)(by(handlers.create))
+    made.post(path, f"Add {resource.a_singular}{staff}", added, CREATE, body=resource.body, errors=errors)(
+        by(handlers.create)
+    )
     counted = {200: schemas.Count}
     made.get(f"{path}/count", f"Count {name}", counted, filtered, answer_headers=("Stream-Position",))(
         by(handlers.count)
@@ -76,30 +83,36 @@ def _declare_lists_of_users(made: Operations, resource: Resource) -> None:
 
 
 def _declare_bulk(made: Operations, resource: Resource) -> None:
-    by = _bound_to(resource)
+    by, staff = _bound_to(resource), _by_staff(resource)
     name, path = resource.name, f"/{resource.name}/bulk"
     made.post(
         path,
-        f"Add many {name}",
+        f"Add many {name}{staff}",
         {201: resource.added},
         BULK,
-        description="One transaction: all rows or none, unless `on_error=skip`. Subscribers get one `add_bulk` event.",
+        description="One transaction: all rows or none, unless `on_error=skip`. Subscribers receive `add_bulk` events.",
         body_schema=_rows(resource.body),
         idempotent=True,
         errors=_create_errors(resource),
     )(by(handlers.add_bulk))
     edits, changed = _rows(resource.bulk_patch), {200: resource.updated}
     made.patch(
-        path, f"Change many {name}", changed, BULK, description=ALL_OR_NONE, body_schema=edits, errors=(403, 409)
+        path,
+        f"Change many {name}{staff}",
+        changed,
+        BULK,
+        description=ALL_OR_NONE,
+        body_schema=edits,
+        errors=(403, 409),
     )(by(handlers.edit_bulk))
     deleted = {200: schemas.Deleted}
-    made.delete(path, f"Delete many {name}", deleted, BULK, description=ALL_OR_NONE, errors=(403,))(
+    made.delete(path, f"Delete many {name}{staff}", deleted, BULK, description=ALL_OR_NONE, errors=(403,))(
         by(handlers.delete_bulk)
     )
     about = f"Both ends are included; a range of more than {schemas.MAX_BULK_ROWS:,} ids is a 409."
     made.delete(
         f"{path}/{{start_id}}/{{end_id}}",
-        f"Delete a range of {name}",
+        f"Delete a range of {name}{staff}",
         deleted,
         BULK,
         description=about,
@@ -122,7 +135,7 @@ def _declare_generation(made: Operations, resource: Resource) -> None:
 
 
 def _declare_single(made: Operations, resource: Resource) -> None:
-    by = _bound_to(resource)
+    by, staff = _bound_to(resource), _by_staff(resource)
     path, one, changed = f"/{resource.name}/{{id}}", resource.a_singular, {200: resource.entity}
     included = [child.name for child, _ in children_of(resource)]
     get = Details(if_none_match=True, errors=(404,))
@@ -131,9 +144,9 @@ def _declare_single(made: Operations, resource: Resource) -> None:
         made.get(path, f"Get {one}", {200: found_model(resource)}, get, query_model=query)(by(handlers.get_including))
     else:
         made.get(path, f"Get {one}", changed, get)(by(handlers.get_one))
-    made.put(path, f"Replace {one}", changed, EDIT, body=resource.body)(by(handlers.replace))
-    made.patch(path, f"Change {one}", changed, EDIT, body=resource.patch)(by(handlers.patch))
-    made.delete(path, f"Delete {one}", signed_in=True, if_match=True, errors=(403, 404))(by(handlers.delete))
+    made.put(path, f"Replace {one}{staff}", changed, EDIT, body=resource.body)(by(handlers.replace))
+    made.patch(path, f"Change {one}{staff}", changed, EDIT, body=resource.patch)(by(handlers.patch))
+    made.delete(path, f"Delete {one}{staff}", signed_in=True, if_match=True, errors=(403, 404))(by(handlers.delete))
 
 
 RESOURCE_OPERATIONS: Sequence[Operations] = [operations_of(resource) for resource in RESOURCES]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,10 +34,10 @@ from services import authentication
 BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; longer only holds a connection
 MAX_FORM_BYTES = 16 * 1024
 MAX_PARAMETERS = 300
-MAX_PROBLEMS = 100  # of ten thousand invalid rows, the response names the first hundred
 ROWS_PER_SLICE = 250  # about a millisecond of validation; other tasks run between slices
 
 JSON_MEDIA_TYPE = "application/json"
+IDEMPOTENCY_KEY = re.compile(r"^[\x21-\x7e]{1,255}$")
 FORM_MEDIA_TYPE = "application/x-www-form-urlencoded"
 
 
@@ -49,6 +50,9 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
     problems: list[FieldProblem] = []
     path = _validated(operation.path_model, request.path_params, "path", problems)
     query, wanted = _query(request, operation, problems)
+    if operation.idempotent and not IDEMPOTENCY_KEY.match(request.headers.get("idempotency-key", "-")):
+        message = "Expected 1 to 255 visible ASCII characters"
+        problems.append(FieldProblem(("header", "Idempotency-Key"), message, "invalid_idempotency_key"))
     raw_body, body = b"", None
     if operation.form is not None and _media_type(request) in uploads.MEDIA_TYPES:
         assert identity is not None, "an operation with a form is marked signed_in"
@@ -60,7 +64,7 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
         raw_body = await read_body(request, operation.max_body_bytes)
         body = _body(request, operation, raw_body, problems)
     if problems:
-        raise InvalidInput(problems[:MAX_PROBLEMS])
+        raise InvalidInput(problems)
     return Call(
         services=services,
         identity=identity,
@@ -220,7 +224,7 @@ class CheckedRows:
         """Raise InvalidInput when any row is invalid."""
         if self.invalid:
             problems = [problem for found in self.invalid.values() for problem in found]
-            raise InvalidInput(problems[:MAX_PROBLEMS])
+            raise InvalidInput(problems)
 
 
 async def check_rows(model: type[BaseModel], rows: Sequence[Any], *, exclude_unset: bool = False) -> CheckedRows:

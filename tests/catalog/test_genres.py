@@ -87,9 +87,25 @@ async def test_genres_belong_to_no_user_and_are_not_generated(service: Service) 
 @SQLITE_ONLY
 async def test_invalid_names_are_rejected(service: Service) -> None:
     async with service.admin() as chief, nothing_written(service):
-        for name in ("", "   ", "\u00a0", "a\x00b", "x" * 101, 7, None, ["x"]):
+        for name in ("", "   ", "\u00a0", "a\x00b", "a\nb", "a\u202eb", "x" * 101, 7, None, ["x"]):
             assert_problem(await chief.http.post("/genres", json={"name": name}), 422, ["body", "name"])
         assert locations(await chief.http.post("/genres", json={"description": "x"})) == [["body", "name"]]
+
+
+@SQLITE_ONLY
+async def test_surrounding_spaces_are_removed_from_names(service: Service) -> None:
+    async with moderator(service) as mona:
+        assert (await add(mona, " Rubble \t"))["name"] == "Rubble"
+        answer = await mona.http.post("/genres", json={"name": "\u3000rubble"})
+        assert_taken(answer, ["body", "name"])
+        assert answer.json()["detail"][0]["msg"] == "There is already a genre with the name Rubble"
+
+
+@SQLITE_ONLY
+async def test_a_conflict_names_at_most_a_hundred_rows(service: Service) -> None:
+    async with moderator(service) as mona:
+        answer = await mona.http.post("/genres/bulk", json=[{"name": "Many"}] * 150)
+        assert_taken(answer, *(["body", index, "name"] for index in range(1, 101)))
 
 
 async def test_names_are_unique_regardless_of_case_and_width(service: Service) -> None:
@@ -135,6 +151,16 @@ async def test_a_bulk_is_rejected_or_skips_taken_names(service: Service) -> None
             answer = await mona.http.request("DELETE", "/genres/bulk", json={"ids": ids})
             assert answer.json() == {"deleted": ids, "not_found": []}
             assert (await watcher.expect("delete_bulk", "genres"))["data"]["ids"] == ids
+
+
+async def test_an_edit_of_a_missing_genre_takes_no_name(service: Service) -> None:
+    async with moderator(service) as mona:
+        kept, other = await add(mona, "Telenovela"), await add(mona, "Soap")
+        edits = [{"id": 999_999, "name": "Melodrama"}, {"id": other["id"], "name": "Melodrama"}]
+        found = await ok(mona.http.patch("/genres/bulk", json=edits))
+        assert ([genre["name"] for genre in found["updated"]], found["not_found"]) == (["Melodrama"], [999_999])
+        edits = [{"id": 999_999, "name": kept["name"]}]
+        assert await ok(mona.http.patch("/genres/bulk", json=edits)) == {"updated": [], "not_found": [999_999]}
 
 
 async def test_one_bulk_edit_may_swap_names(service: Service) -> None:

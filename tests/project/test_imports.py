@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from resources.registry import RESOURCES
 from tests.project.architecture import LAYERS, OWNERS, PROJECT
 from tests.support.documents import ROOT
 
@@ -129,6 +130,19 @@ def circles(root: Path) -> list[list[str]]:
         if name in reached[name]
     }
     return sorted(map(list, groups))
+
+
+def test_every_declared_resource_is_in_the_registry() -> None:
+    """A file or a constant with another name than its table would be left out silently."""
+    declared = {
+        (path.stem, target.id)
+        for path in (ROOT / "resources").glob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
+        for target in node.targets
+        if isinstance(target, ast.Name) and getattr(node.value.func, "id", "") == "Resource"
+    }
+    assert declared == {(resource.name, resource.name.upper()) for resource in RESOURCES}
 
 
 def test_no_modules_import_one_another() -> None:

@@ -14,8 +14,8 @@ import orjson
 import pytest
 from openapi_spec_validator import validate
 
+from core.errors import MAX_PROBLEMS
 from routes import table
-from routes.http.parsing import MAX_PROBLEMS
 from tests.support.backends import SQLITE_ONLY
 from tests.support.service import Service
 
