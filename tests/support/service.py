@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,12 @@ class Service:
     @property
     def ws_url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/ws"
+
+    def under_uvicorn(self, *options: str) -> Service:
+        """Let plain uvicorn serve the application, instead of `python main.py`."""
+        self.settings["PYTHONPATH"] = str(ROOT)
+        self.command = ("-m", "uvicorn", "main:app", "--port", str(self.port), "--app-dir", str(ROOT), *options)
+        return self
 
     def start(self) -> Service:
         environment = {name: value for name, value in os.environ.items() if name not in self.settings}
@@ -227,6 +233,16 @@ class Service:
             yield watcher
 
 
+@contextmanager
+def several_services(
+    number: int, database_url: str, broadcast_url: str, folder: Path, **settings: str
+) -> Iterator[tuple[Service, ...]]:
+    """Run several services on one database."""
+    with ExitStack() as stack:
+        services = [Service(database_url, broadcast_url, folder, **settings) for _ in range(number)]
+        yield tuple(stack.enter_context(service.running()) for service in services)
+
+
 @dataclass
 class Person:
     """A signed-in user; `http` sends the access token."""
@@ -235,6 +251,10 @@ class Person:
     id: int
     name: str
     token: str
+
+    @property
+    def bearer(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
 
     def forged(self, key: str = SECRET, algorithm: str = "HS256", headers: Any = None, **changes: Any) -> str:
         """Return the person's token with other claims, without those that are None, signed again."""
@@ -294,6 +314,12 @@ class Watcher:
             if "seq" in frame or frame.get("operation") == operation:
                 assert (frame["operation"], frame["topic"]) == (operation, topic or frame["topic"]), frame
                 return frame
+
+    async def sees(self, row: dict[str, Any], seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
+        """Assert that the next durable event adds this row, and return the event."""
+        event = await self.expect("add", seconds=seconds)
+        assert event["data"] == row
+        return event
 
     async def until(self, wanted: Callable[[dict[str, Any]], Any], seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
         """Read on until `wanted(frame)` is true, and return that frame."""
