@@ -1,7 +1,7 @@
 """Chaos: several workers on one PostgreSQL and one Redis, watchers and writers on all of them, and everything breaks.
 
-`run(chaos, …)` answers what came of it. All that is random follows from the seed: what is written, what breaks, when
-(by the number of writes begun) and for how long, and how each watcher behaves. Nothing here is known to the service.
+`run(chaos, …)` returns an Outcome. Everything random follows from the seed: what is written, what breaks, when (by the
+number of writes begun) and for how long, and how each watcher behaves. The service knows nothing of any of this.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from tests.support.service import PASSWORD, eventually
 REQUEST_SECONDS = 15.0
 PAGE = 1_000
 CATCH_UP_SECONDS = 60.0
-QUIET_SECONDS = 1.0  # after the last event is everywhere: time for one too many to come
+QUIET_SECONDS = 1.0  # after all have the last event: time for an event too many to arrive
 
 
 @dataclass(frozen=True)
 class Role:
-    """So many of a hundred watchers."""
+    """A kind of watcher; `share` is how many of a hundred are of this kind."""
 
     share: int
     wish: Wish
@@ -94,7 +94,7 @@ ROLES = (
 
 @dataclass
 class Outcome:
-    """What came of a run; `problems` is empty when the promise held."""
+    """The result of a run; `problems` is empty when the guarantee held."""
 
     chaos: Chaos
     faults: list[tuple[float, float, Fault]] = field(default_factory=list)
@@ -112,7 +112,7 @@ class Outcome:
         lines = [
             f"seed {self.chaos.seed}: {self.chaos.writes:,} writes, {self.chaos.watchers} watchers, "
             f"{self.chaos.workers} workers, {self.seconds:.0f} s",
-            f"answers {dict(sorted(self.statuses.items()))}, sent again {self.sent_again}; "
+            f"responses {dict(sorted(self.statuses.items()))}, sent again {self.sent_again}; "
             f"bus messages lost {self.bus_lost:,} of {self.bus_lost + self.bus_passed:,}",
             f"connections ended {dict(self.ends.most_common())}",
             "",
@@ -134,7 +134,7 @@ class Outcome:
 
 
 async def run(chaos: Chaos, postgres: PostgresServer, redis: RedisServer, folder: Path) -> Outcome:
-    """Both servers are hurt, and run again at the end. `folder` gets the logs of the workers."""
+    """Play a run. Both servers are damaged, and run again at the end. `folder` gets the logs of the workers."""
     with Proxies() as proxies:
         stage = Stage(chaos, postgres, redis, proxies, folder)
         try:
@@ -234,7 +234,7 @@ async def _all_caught_up(stage: Stage, watchers: Sequence[Watcher]) -> Log:
 
 
 async def _compare_with_tables(http: httpx.AsyncClient, stage: Stage, log: Log) -> list[str]:
-    """Where the rows that the log builds differ from those that the service lists."""
+    """Return where the rows that the log builds differ from those that the service lists."""
     problems = list(log.problems)
     for topic in CATALOG:
         rows: dict[int, Any] = {}
@@ -287,7 +287,7 @@ def _wrong(log: Log, wish: Wish, segment: Segment, is_last: bool, counts: Counte
             counts["unequal"] += 1
             yield problem
         return
-    # One that begins anew may be cut anywhere: only its last stream must reach the end.
+    # A watcher that starts over may be cut anywhere: only its last stream must reach the end.
     end = None if is_last else segment.got[-1]["seq"] if segment.got else segment.start
     found = differences(log, wish, segment.start, segment.got, end)
     for name in ("missing", "repeated", "reordered", "unequal"):

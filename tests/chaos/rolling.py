@@ -1,4 +1,4 @@
-"""Rolling restarts under load: `run` sends SIGHUP to the supervisor of several workers, again and again.
+"""Rolling restarts under load: `run` repeatedly sends SIGHUP to the supervisor of several workers.
 
 The watchers and the judge are those of the chaos run.
 """
@@ -26,12 +26,12 @@ LONGEST_SILENCE_SECONDS = 3.0
 RESTART_SECONDS = 180.0
 QUIET_SECONDS = 1.0
 CATCH_UP_SECONDS = 30.0
-PLENTY = 5_000  # operations of a writer; it is stopped before
+PLENTY = 5_000  # operations of a writer; more than it can do before it is stopped
 
 
 @dataclass(frozen=True)
 class Rolling:
-    """`times` restarts, or as many as are begun within `seconds`, but at least one."""
+    """`times` restarts, or as many as begin within `seconds`, but at least one."""
 
     seed: int
     times: int
@@ -43,7 +43,7 @@ class Rolling:
 
 @dataclass
 class Outcome:
-    """`silences` are the longest pauses between two events, one a watcher; `restarts` how long each took."""
+    """`silences` holds the longest pause between two events of each watcher, `restarts` the duration of each."""
 
     problems: list[str] = field(default_factory=list)
     silences: list[float] = field(default_factory=list)
@@ -65,11 +65,11 @@ class Outcome:
 
 
 def workers_of(service: Service) -> frozenset[int]:
-    """The pids of the supervisor's children that serve."""
+    """Return the pids of the supervisor's workers."""
     assert service.process is not None
     pid = service.process.pid
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    # `multiprocessing` keeps a process of its own beside those it spawns.
+    # `multiprocessing` keeps a process of its own beside those that it spawns.
     return frozenset(int(child) for child in children if _is_spawned(child))
 
 
@@ -80,7 +80,7 @@ def _is_spawned(child: str) -> bool:
 
 
 async def run(rolling: Rolling, service: Service) -> Outcome:
-    """`service` runs with several workers."""
+    """Restart the workers of a running service under load."""
     outcome, progress, texts = Outcome(), Progress(), Texts()
     watchers = [
         Watcher(
@@ -98,7 +98,7 @@ async def run(rolling: Rolling, service: Service) -> Outcome:
     try:
         async with httpx.AsyncClient(timeout=15.0, verify=False, limits=httpx.Limits(max_connections=None)) as http:
             writers = [await _writer(index, service, http, progress, rolling) for index in range(rolling.writers)]
-            await eventually(lambda: all(watcher.segments for watcher in watchers), "everybody watches")
+            await eventually(lambda: all(watcher.segments for watcher in watchers), "all watch")
             began = time.monotonic()
             enough = asyncio.Event()
             writing = [
@@ -132,7 +132,7 @@ async def _writer(
 
 
 async def _restart(service: Service) -> float:
-    """Until every worker is another one and all serve."""
+    """Restart, and wait until every worker is a new one and serves. Return how long that took."""
     before, began = workers_of(service), time.monotonic()
     assert service.process is not None
     os.kill(service.process.pid, signal.SIGHUP)
@@ -142,7 +142,7 @@ async def _restart(service: Service) -> float:
         return len(now) == len(before) and not now & before
 
     try:
-        await eventually(done, "every worker is another one", RESTART_SECONDS)
+        await eventually(done, "every worker is new", RESTART_SECONDS)
     except AssertionError as error:
         raise AssertionError(
             f"{error}: {sorted(before)} became {sorted(workers_of(service))}\n{service.log()}"

@@ -1,5 +1,6 @@
-"""After each quiet point every watcher's view equals the REST list, whatever was written and whatever happened to the
-watcher. ORACLE_EXAMPLES sets how many plays there are; a failure prints its steps.
+"""At each quiet point every watcher's view equals the REST list, whatever was written and whatever happened to it.
+
+ORACLE_EXAMPLES sets the number of plays; a failure prints its steps.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ MAX_VIEWS = 6  # of one client
 
 @dataclass(frozen=True)
 class Seat:
-    """Who watches, on which worker, and what."""
+    """A watcher: its user, its worker, and what it watches."""
 
     user: int | None
     worker: int
@@ -74,7 +75,7 @@ def private(topic: str) -> st.SearchStrategy[Wish]:
     return wishes([(topic,)])
 
 
-ANYBODY = st.builds(
+ANONYMOUS = st.builds(
     Seat, user=st.just(None), worker=st.integers(0, 1), wishes=st.lists(wishes(), min_size=2, max_size=4).map(tuple)
 )
 USER = st.builds(
@@ -98,20 +99,20 @@ def batches(mix: str) -> st.SearchStrategy[Batch]:
 
 
 class Oracle(RuleBasedStateMachine):
-    """One play, on workers that run for many."""
+    """One play, on workers that run for several plays."""
 
     world: World
 
     def __init__(self) -> None:
         super().__init__()
-        # Rules may depend on what was drawn, and on nothing else.
+        # Rules may depend only on what was drawn.
         self.steps_since_quiet = 0
         self.crowd = 0
 
     @initialize(
         seed=SEED,
         first=st.tuples(batches("many"), batches("single")),
-        crowd=st.tuples(ANYBODY, ANYBODY, USER, CHIEF),
+        crowd=st.tuples(ANONYMOUS, ANONYMOUS, USER, CHIEF),
         topics=st.sampled_from((("movies", "characters", "jobs"), ("characters",))),
         paused=NUMBER,
     )
@@ -120,7 +121,7 @@ class Oracle(RuleBasedStateMachine):
     ) -> None:
         world = self.world
         world.do(world.fresh(seed))
-        for lane, batch in enumerate(first):  # the first views begin while somebody writes
+        for lane, batch in enumerate(first):  # the first views begin during writes
             world.do(world.write(lane, batch))
         world.do(world.connect(crowd[0].worker, None, topics))
         for seat in crowd:
@@ -147,7 +148,7 @@ class Oracle(RuleBasedStateMachine):
         return self.world.clients[number % len(self.world.clients)]
 
     @precondition(lambda self: self.crowd < MAX_CLIENTS)
-    @rule(seat=st.one_of(ANYBODY, USER, CHIEF))
+    @rule(seat=st.one_of(ANONYMOUS, USER, CHIEF))
     def joins(self, seat: Seat) -> None:
         self.crowd += 1
         client = self.world.do(self.world.connect(seat.worker, seat.user))
@@ -174,7 +175,7 @@ class Oracle(RuleBasedStateMachine):
 
     @rule(number=NUMBER, worker=st.integers(0, 1))
     def is_cut_and_comes_back(self, number: int, worker: int) -> None:
-        """Or comes back at last, if it was away."""
+        """Connect again, also after an earlier cut."""
         self.world.do(self.client(number).connect(worker))
 
     @rule(number=NUMBER)
@@ -196,7 +197,7 @@ class Oracle(RuleBasedStateMachine):
         self.world.do(self.world.quiet())
 
     @invariant()
-    def nobody_was_told_what_cannot_be(self) -> None:
+    def no_client_got_an_impossible_frame(self) -> None:
         self.steps_since_quiet += 1
         self.world.check()
 
@@ -225,7 +226,7 @@ def play(services: Sequence[Service], examples: int) -> None:
                 max_examples=examples,
                 stateful_step_count=STEPS,
                 deadline=None,
-                # To shrink what depends on the moment takes minutes and finds little.
+                # Shrinking takes minutes and finds little, because failures depend on timing.
                 phases=(Phase.generate,),
                 database=None,
                 print_blob=True,

@@ -7,8 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import uvicorn
@@ -22,7 +21,7 @@ from realtime.sse.replay import Replay
 from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
-from resources.topics import PUBLIC_TOPICS
+from routes.events import EventsQuery
 from server.serving import MarqueeHTTPProtocol
 from tests.support.service import eventually
 
@@ -64,15 +63,6 @@ class Client:
         self.is_over = message["type"] == "http.response.body" and not message.get("more_body", False)
 
 
-@dataclass(frozen=True)
-class Everything:
-    topics: frozenset[str] = PUBLIC_TOPICS
-    after: int | None = None
-    epoch: str | None = None
-    bulk: Literal["items", "summary"] = "items"
-    limit: int = 100
-
-
 class Streams:
     """Event streams over a running feed, without a service."""
 
@@ -87,7 +77,7 @@ class Streams:
         self.running: set[asyncio.Task[None]] = set()
 
     async def serve(self, scope: Any, receive: Any, send: Any) -> None:
-        await self.all.stream(None, Everything(), None)(scope, receive, send)
+        await self.all.stream(None, EventsQuery(), None)(scope, receive, send)
 
     def open(self, client: Client) -> asyncio.Task[None]:
         running = asyncio.create_task(self.serve(client.scope, client.receive, client.send))

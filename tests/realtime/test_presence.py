@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
 from collections import Counter
@@ -347,22 +348,14 @@ async def test_a_worker_that_stops_leaves_its_sockets_time_to_come_back(new_work
 @pytest.mark.parametrize(
     ("before", "connections", "lingering", "number"),
     [
-        (0, 0, 0, 0),
-        (0, 2, 0, 2),
-        (0, 2, 3, 2),
+        (0, 0, 0, 0), (0, 2, 0, 2), (0, 2, 3, 2),
         (0, 0, 3, 0),  # a user who was not seen does not begin to linger
-        (1, 0, 1, 1),
+        (1, 0, 1, 1), (1, 0, 5, 1),
         (1, 1, 1, 1),  # back again
-        (1, 0, 5, 1),
-        (2, 1, 1, 2),
-        (2, 3, 1, 3),
-        (3, 1, 1, 2),
-        (3, 0, 0, 0),
-        (None, 2, 1, 2),
-        (None, 0, 2, 2),
-        (None, 0, 0, 0),
+        (2, 1, 1, 2), (2, 3, 1, 3), (3, 1, 1, 2), (3, 0, 0, 0),
+        (None, 2, 1, 2), (None, 0, 2, 2), (None, 0, 0, 0),
     ],
-)
+)  # fmt: skip
 def test_lingering_keeps_a_count_from_falling_and_never_raises_it(
     before: int | None, connections: int, lingering: int, number: int
 ) -> None:
@@ -602,6 +595,7 @@ async def until_it_sees(watcher: Watcher, observer: Observer, count: int, *users
             observer.take(json.dumps(frame).encode())
 
 
+@SQLITE_ONLY
 async def test_sockets_are_counted_while_they_watch(new_service: Callable[..., Service]) -> None:
     service = new_service().start()
     async with service.person() as holly, service.person() as anna:
@@ -631,7 +625,10 @@ async def test_presence_of_a_forbidden_topic_is_refused(service: Service) -> Non
             assert (reply["ok"], reply["error"]["code"]) == (False, "forbidden")
 
 
-@pytest.mark.parametrize("how", ["stop", "kill"])
+# Each end on one database: the workers above share both of them.
+@pytest.mark.parametrize(
+    ("backend", "how"), [("sqlite", "kill"), ("postgres", "stop")], indirect=["backend"], scope="session"
+)
 async def test_the_sockets_of_a_worker_leave_with_it_unless_they_reconnect(
     new_service: Callable[..., Service], new_places: Callable[[], Places], how: str
 ) -> None:
@@ -641,8 +638,7 @@ async def test_the_sockets_of_a_worker_leave_with_it_unless_they_reconnect(
         async with first.watch(**signed_in(holly)) as hollys, first.watch(**signed_in(anna)) as annas:
             await until_it_sees(watcher, observer, 2, holly.id, anna.id)
             observer.frames.clear()
-            assert first.process is not None
-            first.process.send_signal(signal.SIGKILL if how == "kill" else signal.SIGTERM)
+            os.kill(first.pid, signal.SIGKILL if how == "kill" else signal.SIGTERM)
             for each in (hollys, annas):
                 await each.socket.wait_closed()
         ended_at = asyncio.get_running_loop().time()

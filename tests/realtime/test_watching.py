@@ -61,11 +61,10 @@ async def test_topics_choose_what_is_seen(service: Service) -> None:
 
 async def test_a_summary_stands_for_the_items_of_a_bulk_event(service: Service) -> None:
     async with service.person() as alice, service.watch("bulk=summary") as watcher:
-        answer = await alice.http.post("/movies/bulk", json=[{"title": f"m{n}"} for n in range(5)])
-        ids = [movie["id"] for movie in answer.json()["added"]]
+        ids = [movie["id"] for movie in await alice.add_bulk([{"title": f"m{n}"} for n in range(5)])]
         event = await watcher.expect("add_bulk", "movies")
         assert event["data"] == {"count": 5, "first_id": ids[0], "last_id": ids[-1], "job_id": None}
-        await alice.http.request("DELETE", "/movies/bulk", json={"ids": ids})
+        await alice.delete_bulk(ids)
         assert (await watcher.expect("delete_bulk", "movies"))["data"] == event["data"]
         await watcher.sees(await alice.add())
 
@@ -82,13 +81,6 @@ async def test_a_watcher_resumes_where_it_was(service: Service) -> None:
             for movie in [*missed, await alice.add(title="live")]:
                 await again.sees(movie)
             assert again.seqs == list(range(seen["seq"] + 1, seen["seq"] + 22))
-
-
-async def test_the_whole_log_can_be_replayed(service: Service) -> None:
-    async with service.person() as alice, service.watch("since=0&topics=movies,characters,jobs") as watcher:
-        last = await alice.add(title="the newest")
-        await watcher.until(lambda frame: frame.get("data") == last)
-        assert watcher.seqs == sorted(set(watcher.seqs))
 
 
 @pytest.mark.parametrize("position", ["since=999999999", "since=0&epoch=somethingelse"])
@@ -159,20 +151,12 @@ async def test_watchers_get_a_resync_when_a_backup_is_restored_under_a_running_s
 @pytest.mark.parametrize(
     ("query", "field"),
     [
-        ("?topics=planets", "topics"),
-        ("?topics=", "topics"),
-        ("?since=-1", "since"),
-        ("?since=one", "since"),
-        ("?since=99999999999999999999", "since"),
-        ("?since=%D9%A1", "since"),
-        ("?since=" + "0" * 20 + "9" * 30, "since"),
-        ("?since=" + "0" * 5000, "since"),
-        ("?bulk=everything", "bulk"),
-        ("?epoch=abc", "epoch"),
-        ("?color=red", "color"),
-        ("?bulk=items&bulk=items", "bulk"),
+        ("?topics=planets", "topics"), ("?topics=", "topics"), ("?since=-1", "since"), ("?since=one", "since"),
+        ("?since=99999999999999999999", "since"), ("?since=%D9%A1", "since"), ("?since=" + "0" * 5000, "since"),
+        ("?since=" + "0" * 20 + "9" * 30, "since"), ("?bulk=everything", "bulk"), ("?epoch=abc", "epoch"),
+        ("?color=red", "color"), ("?bulk=items&bulk=items", "bulk"),
     ],
-)
+)  # fmt: skip
 @SQLITE_ONLY
 async def test_an_invalid_query_is_refused_before_the_upgrade(service: Service, query: str, field: str) -> None:
     status, body = await refusal(service, query)
@@ -399,9 +383,8 @@ async def test_a_client_that_sends_and_does_not_read_is_held_back(new_service: C
 async def test_a_client_that_does_not_read_does_not_delay_the_stop(new_service: Callable[..., Service]) -> None:
     service = new_service().start()
     async with service.person() as alice, service.watch(max_queue=1) as deaf:
-        rows = [{"title": "x", "description": "y" * 2000}] * 1000
         for _ in range(8):
-            assert (await alice.http.post("/movies/bulk", json=rows)).status_code == 201
+            await alice.add_bulk([{"title": "x", "description": "y" * 2000}] * 1000)
         started = time.monotonic()
         assert await asyncio.to_thread(service.stop) == 0
         assert time.monotonic() - started < 10

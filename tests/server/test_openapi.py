@@ -101,11 +101,6 @@ def test_every_body_has_a_schema_with_an_example(document: dict[str, Any]) -> No
             assert model["examples"], (method, path)
 
 
-def test_no_two_operations_share_an_id(document: dict[str, Any]) -> None:
-    ids = [operation["operationId"] for _, _, operation in operations_in(document)]
-    assert len(set(ids)) == len(ids)
-
-
 def test_links_lead_to_operations_and_name_their_parameters(document: dict[str, Any]) -> None:
     by_id = {operation["operationId"]: operation for _, _, operation in operations_in(document)}
     links = [

@@ -38,7 +38,6 @@ async def test_watchers_see_writes_and_resume(plain: Service) -> None:
 
 async def test_a_reader_that_stops_is_caught_up_later(plain: Service) -> None:
     async with plain.person() as alice, plain.watch("topics=movies", max_queue=1) as slow:
-        job = await alice.generate("movies", 40_000)
-        await alice.job_ended(job["id"])
+        await alice.generated("movies", 40_000)
         await bulk_rows(slow, 40_000)
         assert slow.seqs == sorted(set(slow.seqs))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,21 +48,9 @@ def limited(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathF
         yield service
 
 
-@asynccontextmanager
-async def somewhere(service: Service, forwarded: str | None = None) -> AsyncIterator[httpx.AsyncClient]:
-    """A client with an address of its own."""
-    headers = {"X-Forwarded-For": forwarded or next(_addresses)}
-    async with httpx.AsyncClient(base_url=service.url, timeout=60, headers=headers) as client:
-        yield client
-
-
-@asynccontextmanager
-async def person(service: Service, forwarded: str | None = None) -> AsyncIterator[Person]:
-    async with somewhere(service, forwarded) as client:
-        name = f"limited{time.time_ns()}"
-        answer = await client.post("/auth/register", json={"username": name, "password": PASSWORD})
-        assert answer.status_code == 201, answer.text
-        yield await service._signed_in(client, name, PASSWORD)
+def at(address: str | None = None) -> dict[str, str]:
+    """Return the header of a client with this address, or with one of its own."""
+    return {"X-Forwarded-For": address or next(_addresses)}
 
 
 async def statuses(client: httpx.AsyncClient, method: str, path: str, times: int, **options: Any) -> list[int]:
@@ -74,7 +61,7 @@ async def statuses(client: httpx.AsyncClient, method: str, path: str, times: int
 
 
 async def test_the_response_tells_how_much_of_a_limit_is_left(limited: Service) -> None:
-    async with somewhere(limited) as client:
+    async with limited.anyone(at()) as client:
         left = []
         for number in range(3):
             body = {"username": f"small{number}-{time.time_ns()}", "password": PASSWORD}
@@ -94,7 +81,7 @@ async def test_the_response_tells_how_much_of_a_limit_is_left(limited: Service) 
 
 
 async def test_routes_have_limits_of_their_own(limited: Service) -> None:
-    async with person(limited) as alice, somewhere(limited) as reader:
+    async with limited.person(headers=at()) as alice, limited.anyone(at()) as reader:
         path = f"/users/{alice.id}/movies"
         assert await statuses(alice.http, "POST", path, 4, json={"title": "M"}) == [201] * 3 + [429]
         assert await statuses(reader, "GET", path, 6) == [200] * 5 + [429]
@@ -104,7 +91,7 @@ async def test_routes_have_limits_of_their_own(limited: Service) -> None:
 
 
 async def test_a_limit_of_a_route_counts_only_that_route(limited: Service) -> None:
-    async with somewhere(limited) as client:
+    async with limited.anyone(at()) as client:
         assert await statuses(client, "GET", NOTHING, 3) == [404, 404, 429]
         answer = await client.get("/movies")
         assert answer.status_code == 200
@@ -115,14 +102,14 @@ async def test_a_limit_of_a_route_counts_only_that_route(limited: Service) -> No
 
 @SQLITE_ONLY
 async def test_a_head_counts_as_a_get(limited: Service) -> None:
-    async with somewhere(limited) as client:
+    async with limited.anyone(at()) as client:
         assert await statuses(client, "HEAD", NOTHING, 2) == [404, 404]
         assert await statuses(client, "GET", NOTHING, 1) == [429]
 
 
 @SQLITE_ONLY
 async def test_pages_and_probes_are_not_limited(limited: Service) -> None:
-    async with somewhere(limited) as client:
+    async with limited.anyone(at()) as client:
         for path in ("/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/"):
             answer = await client.get(path)
             assert answer.status_code == 200
@@ -132,15 +119,14 @@ async def test_pages_and_probes_are_not_limited(limited: Service) -> None:
 
 @SQLITE_ONLY
 async def test_refusals_are_counted(limited: Service) -> None:
-    async with somewhere(limited) as client:
+    async with limited.anyone(at()) as client:
         await statuses(client, "GET", NOTHING, 3)
     assert await metric(limited, "marquee_rate_limited_total", limit="GET /movies/{id}") >= 1
 
 
 async def test_requests_over_a_socket_count_with_those_over_http(limited: Service) -> None:
-    async with person(limited) as alice:
-        headers = alice.bearer | {"X-Forwarded-For": next(_addresses)}
-        async with limited.watch("topics=jobs", additional_headers=headers) as watcher:
+    async with limited.person(headers=at()) as alice:
+        async with limited.watch("topics=jobs", additional_headers=alice.bearer | at()) as watcher:
             first, second, third = [await request(watcher, "GET", NOTHING) for _ in range(3)]
         assert [each["status"] for each in (first, second, third)] == [404, 404, 429]
         assert first["headers"]["ratelimit-remaining"] == "1"
@@ -153,18 +139,18 @@ async def test_requests_over_a_socket_count_with_those_over_http(limited: Servic
 
 async def test_a_user_is_one_client_at_every_address(limited: Service) -> None:
     home, office = next(_addresses), next(_addresses)
-    async with person(limited, home) as alice, person(limited, home) as bob, somewhere(limited, home) as anonymous:
+    async with limited.person(headers=at(home)) as alice, limited.anyone(at(home)) as anonymous:
         assert await statuses(anonymous, "GET", NOTHING, 3) == [404, 404, 429]
         assert await statuses(alice.http, "GET", NOTHING, 3) == [404, 404, 429]
-        assert await statuses(bob.http, "GET", NOTHING, 2) == [404, 404]
-        elsewhere = {"X-Forwarded-For": office}
-        assert await statuses(alice.http, "GET", NOTHING, 1, headers=elsewhere) == [429]
-        async with somewhere(limited, office) as stranger:
+        async with limited.person(headers=at(home)) as bob:
+            assert await statuses(bob.http, "GET", NOTHING, 2) == [404, 404]
+        assert await statuses(alice.http, "GET", NOTHING, 1, headers=at(office)) == [429]
+        async with limited.anyone(at(office)) as stranger:
             assert await statuses(stranger, "GET", NOTHING, 1) == [404]
 
 
 async def test_requests_with_an_invalid_token_count_for_the_address(limited: Service) -> None:
-    async with somewhere(limited) as client:
+    async with limited.anyone(at()) as client:
         bad = {"Authorization": "Bearer x.y.z"}
         assert await statuses(client, "GET", NOTHING, 3, headers=bad) == [401, 401, 429]
         assert await statuses(client, "GET", NOTHING, 1) == [429]
@@ -172,7 +158,7 @@ async def test_requests_with_an_invalid_token_count_for_the_address(limited: Ser
 
 async def test_anonymous_limits_also_hold_with_an_account(limited: Service) -> None:
     home = next(_addresses)
-    async with person(limited, home) as alice, somewhere(limited, home) as anonymous:
+    async with limited.person(headers=at(home)) as alice, limited.anyone(at(home)) as anonymous:
         assert await statuses(anonymous, "POST", "/users", 3, json={}) == [422] * 3
         assert await statuses(alice.http, "POST", "/users", 1, json={}) == [429]
 
@@ -195,22 +181,18 @@ def test_a_client_has_one_ipv4_address_or_an_ipv6_network(host: str, client: str
 # --- proxies
 
 
+FORWARDED = {
+    "198.51.100.7": "198.51.100.7", "6.6.6.6, 198.51.100.8": "198.51.100.8",
+    "6.6.6.6, 198.51.100.9, 10.1.2.3, 127.0.0.1": "198.51.100.9", "198.51.100.10:4711": "198.51.100.10",
+    "[2001:db8::1]:4711": "2001:db8::1", "2001:db8::2": "2001:db8::2", "::ffff:198.51.100.11": "198.51.100.11",
+    "198.51.100.12, unknown, 10.9.9.9": "10.9.9.9", "10.0.0.1": "10.0.0.1", "<script>": "127.0.0.1", "": "127.0.0.1",
+}  # fmt: skip
+
+
 @SQLITE_ONLY
 async def test_the_client_address_is_the_one_before_the_trusted_proxies(limited: Service) -> None:
-    async with person(limited) as alice:
-        for forwarded, seen in (
-            ("198.51.100.7", "198.51.100.7"),
-            ("6.6.6.6, 198.51.100.8", "198.51.100.8"),
-            ("6.6.6.6, 198.51.100.9, 10.1.2.3, 127.0.0.1", "198.51.100.9"),
-            ("198.51.100.10:4711", "198.51.100.10"),
-            ("[2001:db8::1]:4711", "2001:db8::1"),
-            ("2001:db8::2", "2001:db8::2"),
-            ("::ffff:198.51.100.11", "198.51.100.11"),
-            ("198.51.100.12, unknown, 10.9.9.9", "10.9.9.9"),
-            ("<script>", "127.0.0.1"),
-            ("10.0.0.1", "10.0.0.1"),
-            ("", "127.0.0.1"),
-        ):
+    async with limited.person(headers=at()) as alice:
+        for forwarded, seen in FORWARDED.items():
             alice.http.headers["X-Forwarded-For"] = forwarded
             assert await address_of_a_new_session(alice, alice.http) == seen, forwarded
 
@@ -225,15 +207,15 @@ async def address_of_a_new_session(person: Person, client: httpx.AsyncClient) ->
 
 @SQLITE_ONLY
 async def test_several_lines_of_forwarded_for_are_joined(limited: Service) -> None:
-    async with person(limited) as alice:
+    async with limited.person(headers=at()) as alice:
         lines = [("X-Forwarded-For", "6.6.6.6"), ("X-Forwarded-For", "198.51.100.20, 10.0.0.1")]
-        async with httpx.AsyncClient(base_url=limited.url, headers=lines) as client:
+        async with limited.anyone(lines) as client:
             assert await address_of_a_new_session(alice, client) == "198.51.100.20"
 
 
 @SQLITE_ONLY
 async def test_connections_are_counted_by_the_address_before_the_proxies(limited: Service) -> None:
-    here, there = ({"X-Forwarded-For": next(_addresses)} for _ in range(2))
+    here, there = at(), at()
     async with (
         limited.watch(additional_headers=here),
         limited.watch(additional_headers=here),
@@ -255,7 +237,7 @@ async def test_forwarded_addresses_of_untrusted_clients_are_ignored(service: Ser
 async def test_proxies_are_also_trusted_under_plain_uvicorn(new_service: Callable[..., Service]) -> None:
     service = new_service(TRUSTED_PROXIES="127.0.0.0/8", RATE_LIMITS="GET /movies/{id}=1/minute")
     with service.under_uvicorn("--no-proxy-headers").running():
-        async with somewhere(service) as here, somewhere(service) as there:
+        async with service.anyone(at()) as here, service.anyone(at()) as there:
             assert await statuses(here, "GET", NOTHING, 2) == [404, 429]
             assert await statuses(there, "GET", NOTHING, 1) == [404]
 

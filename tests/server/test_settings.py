@@ -41,7 +41,7 @@ INVALID: Mapping[str, Sequence[str]] = {
     "PASSWORD_MIX": ("maybe",),
     "ALGORITHM": ("none", "RS256"),
     "ACCESS_TOKEN_EXPIRE_MINUTES": ("0", "soon"),
-    "FIRST_ADMIN_EMAIL": ("nobody",),
+    "FIRST_ADMIN_EMAIL": ("chief",),
     "ACCOUNT_ACTIVATION": ("phone",),
     "PUBLIC_URL": (
         "example.org", "ftp://example.org", "https://", "https://example.org/?a=b", "https://holly@example.org",
@@ -52,7 +52,7 @@ INVALID: Mapping[str, Sequence[str]] = {
         "smtp://holly:hunter2@example.org/path", "smtp://holly:hunter2@example.org?a=b",
         "smtp://holly:hunter2@[example.org", "smtp://holly:hun%0ater2@example.org", "smtp://example.org:99999",
     ),
-    "MAIL_FROM": ("nobody", "a@example.org, b@example.org", "Marquee <märquee@example.org>"),
+    "MAIL_FROM": ("marquee", "a@example.org, b@example.org", "Marquee <märquee@example.org>"),
     "ALLOWED_ORIGINS": ("example.org", "https://example.org/path"),
     "EVENT_RETENTION_HOURS": ("0", "nan"),
     "EVENT_RETENTION_ROWS": ("1",),

@@ -17,7 +17,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,8 @@ SECRETS = re.compile(
 
 # Loading the certificate authorities takes longer than most tests, for each client; nothing here is https.
 NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+Headers = Mapping[str, str] | Sequence[tuple[str, str]] | None
 
 _names = itertools.count(1)
 
@@ -146,9 +148,14 @@ class Service:
             probe.settimeout(1)
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
-    def signal(self, number: int) -> None:
+    @property
+    def pid(self) -> int:
         assert self.process is not None
-        os.killpg(self.process.pid, number)
+        return self.process.pid
+
+    def signal(self, number: int) -> None:
+        """Signal the process and its workers."""
+        os.killpg(self.pid, number)
 
     def kill(self) -> None:
         """Kill the process and its workers with SIGKILL."""
@@ -187,23 +194,22 @@ class Service:
 
     def memory_bytes(self) -> int:
         """Return the resident memory of the process."""
-        assert self.process is not None
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
         return int(line.split()[1]) * 1024
 
     # --- people
 
     @asynccontextmanager
-    async def anyone(self) -> AsyncIterator[httpx.AsyncClient]:
-        async with httpx.AsyncClient(base_url=self.url, timeout=60, verify=NO_AUTHORITIES) as client:
+    async def anyone(self, headers: Headers = None) -> AsyncIterator[httpx.AsyncClient]:
+        async with httpx.AsyncClient(base_url=self.url, timeout=60, verify=NO_AUTHORITIES, headers=headers) as client:
             yield client
 
     @asynccontextmanager
-    async def person(self, name: str | None = None) -> AsyncIterator[Person]:
+    async def person(self, name: str | None = None, headers: Headers = None) -> AsyncIterator[Person]:
         """Register a user and sign in."""
         name = name or f"user{next(_names)}-{os.getpid()}-{time.time_ns() % 10**9}"
-        async with self.anyone() as client:
+        async with self.anyone(headers) as client:
             answer = await client.post("/auth/register", json={"username": name, "password": PASSWORD})
             assert answer.status_code == 201, answer.text
             yield await self._signed_in(client, name, PASSWORD)
@@ -273,6 +279,22 @@ class Person:
         assert answer.status_code == 202, answer.text
         job: dict[str, Any] = answer.json()
         return job
+
+    async def generated(self, resource: str, number: int, query: str = "") -> dict[str, Any]:
+        """Generate rows, and wait until the job has done so."""
+        ended = await self.job_ended((await self.generate(resource, number, query))["id"])
+        assert ended["state"] == "done", ended
+        return ended
+
+    async def add_bulk(self, rows: list[dict[str, Any]], resource: str = "movies") -> list[dict[str, Any]]:
+        answer = await self.http.post(f"/{resource}/bulk", json=rows)
+        assert answer.status_code == 201, answer.text
+        added: list[dict[str, Any]] = answer.json()["added"]
+        return added
+
+    async def delete_bulk(self, ids: list[int], resource: str = "movies") -> None:
+        answer = await self.http.request("DELETE", f"/{resource}/bulk", json={"ids": ids})
+        assert answer.status_code == 200, answer.text
 
     async def job_ended(self, job_id: str, seconds: float = 60.0) -> dict[str, Any]:
         async def ended() -> dict[str, Any] | None:
