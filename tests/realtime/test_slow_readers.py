@@ -111,7 +111,7 @@ async def test_a_reader_that_never_reads_is_closed_as_too_slow(
         async with service.person() as alice, service.watch("topics=movies", max_queue=1) as deaf:
             await alice.generated("movies", 40_000)
             await asyncio.sleep(4.0)  # reads nothing for longer than the limit: this is what is tested
-            assert (await closing(deaf))[0] == CloseCode.TOO_SLOW
+            assert (await closing(deaf, 60))[0] == CloseCode.TOO_SLOW
         async with service.person() as alice, service.watch() as watcher:
             await watcher.sees(await alice.add())
 

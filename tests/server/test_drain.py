@@ -346,6 +346,17 @@ async def test_a_stop_calls_every_listener_while_a_timeout_expires() -> None:
     assert time.monotonic() - begun < GRACE_SECONDS + 2
 
 
+async def test_a_rolling_restart_replaces_every_worker_without_draining(small: Callable[..., Service]) -> None:
+    """What its clients see of it is tested in `tests/chaos/test_rolling_restart.py`."""
+    service = small(WORKERS="2", DRAIN_SECONDS="60").start()
+    before = workers_of(service)
+    process_of(service).send_signal(signal.SIGHUP)
+    await eventually(lambda: service.log().count('"worker replaced"') == 2, "both workers are replaced", 50)
+    await eventually(lambda: len(workers_of(service)) == 2, "the old workers have ended")
+    assert workers_of(service).isdisjoint(before)
+    assert errors_in(service.log()) == []
+
+
 async def test_a_worker_that_dies_is_replaced_and_its_gauges_are_dropped(small: Callable[..., Service]) -> None:
     service = small(WORKERS="2").start()
 
