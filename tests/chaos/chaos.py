@@ -22,10 +22,10 @@ from tests.chaos.faults import Chaos, Fault, Stage, schedule
 from tests.chaos.judge import CATALOG, Log, Row, Wish, broken_promises, differences, read_log
 from tests.chaos.views import wrong_snapshot, wrong_window
 from tests.chaos.watchers import Manner, Segment, Texts, Watcher
-from tests.chaos.writers import STATUSES, Progress, Writer, plan
+from tests.chaos.writers import STATUSES, Progress, Writer, jobs_end, plan, sign_up
 from tests.support.proxies import Proxies
 from tests.support.servers import PostgresServer, RedisServer
-from tests.support.service import PASSWORD, eventually
+from tests.support.service import eventually
 
 REQUEST_SECONDS = 15.0
 PAGE = 1_000
@@ -155,13 +155,15 @@ async def _play(chaos: Chaos, stage: Stage) -> Outcome:
         async with httpx.AsyncClient(
             timeout=REQUEST_SECONDS, verify=False, limits=httpx.Limits(max_connections=None)
         ) as http:
-            writers = await _writers(chaos, stage, http, progress)
+            tokens = [await sign_up(index, stage.services, http) for index in range(chaos.writers)]
+            pause = chaos.writers / chaos.writes_per_second
+            writers = [Writer(stage.services, http, token, progress, pause) for token in tokens]
             began = time.monotonic()
             faults = [asyncio.create_task(_fault(fault, stage, progress, outcome, began)) for fault in schedule(chaos)]
             share = chaos.writes // chaos.writers
             await asyncio.gather(*(writer.run(plan(chaos.seed, index, share)) for index, writer in enumerate(writers)))
             await asyncio.gather(*faults)
-            await _jobs_end(http, stage)
+            await jobs_end(http, stage.services[0], CATCH_UP_SECONDS)
             hurry.set()
             await writers[0].end()
             log = await _all_caught_up(stage, watchers)
@@ -190,33 +192,11 @@ def _crowd(chaos: Chaos, stage: Stage, hurry: asyncio.Event) -> Iterator[Watcher
         yield Watcher(role.wish, role.manner, urls, random.Random(f"watcher {chaos.seed} {index}"), texts, hurry)
 
 
-async def _writers(chaos: Chaos, stage: Stage, http: httpx.AsyncClient, progress: Progress) -> list[Writer]:
-    found = []
-    for index in range(chaos.writers):
-        base = stage.services[index % chaos.workers].url
-        named = {"username": f"writer{index}", "password": PASSWORD}
-        (await http.post(f"{base}/auth/register", json=named)).raise_for_status()
-        token = (await http.post(f"{base}/auth/login", json=named)).raise_for_status().json()["access_token"]
-        found.append(Writer(stage.services, http, token, progress, chaos.writers / chaos.writes_per_second))
-    return found
-
-
 async def _fault(fault: Fault, stage: Stage, progress: Progress, outcome: Outcome, began: float) -> None:
     await progress.reaches(fault.at)
     since = time.monotonic() - began
     await stage.suffer(fault)
     outcome.faults.append((since, time.monotonic() - began, fault))
-
-
-async def _jobs_end(http: httpx.AsyncClient, stage: Stage) -> None:
-    async def ended() -> bool:
-        for state in ("queued", "running"):
-            answer = await http.get(f"{stage.services[0].url}/jobs?state={state}")
-            if answer.status_code != 200 or answer.json():
-                return False
-        return True
-
-    await eventually(ended, "all jobs end", CATCH_UP_SECONDS)
 
 
 async def _all_caught_up(stage: Stage, watchers: Sequence[Watcher]) -> Log:

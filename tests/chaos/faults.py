@@ -27,6 +27,9 @@ FAULTS = (
 )
 
 
+SETTINGS = {"LOG_LEVEL": "warning", "ACCESS_TOKEN_EXPIRE_MINUTES": "600", "MAX_CONNECTIONS_PER_ADDRESS": "10000"}
+
+
 @dataclass(frozen=True)
 class Chaos:
     """The size of a run. `rounds` is how often each fault happens; a fault lasts up to `fault_seconds`."""
@@ -83,15 +86,7 @@ class Stage:
         self.doors: list[Proxy] = []
         for index in range(chaos.workers):
             bus = proxies.redis(redis.port, chaos.seed + index, chaos.lost_messages)
-            service = Service(
-                self.url,
-                f"redis://127.0.0.1:{bus.port}/0",
-                folder,
-                LOG_LEVEL="warning",
-                ACCESS_TOKEN_EXPIRE_MINUTES="600",
-                MAX_CONNECTIONS_PER_ADDRESS="10000",
-                RATE_LIMITS="off",
-            )
+            service = Service(self.url, f"redis://127.0.0.1:{bus.port}/0", folder, **SETTINGS)
             self.buses.append(bus)
             self.services.append(service)
             self.doors.append(proxies.cutting(service.port))

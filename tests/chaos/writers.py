@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.service import Service
+from tests.support.service import PASSWORD, Service, eventually
 
 GENRES = ("Drama", "Noir", "Comedy", "Western", "Horror")
 STATUSES = ("released", "in_production", "announced")
@@ -108,6 +108,23 @@ class Progress:
     async def reaches(self, number: int) -> None:
         async with self._changed:
             await self._changed.wait_for(lambda: self.begun >= number)
+
+
+async def jobs_end(http: httpx.AsyncClient, service: Service, seconds: float) -> None:
+    async def have_ended() -> bool:
+        answers = [await http.get(f"{service.url}/jobs?state={state}") for state in ("queued", "running")]
+        return all(answer.status_code == 200 and not answer.json() for answer in answers)
+
+    await eventually(have_ended, "all jobs end", seconds)
+
+
+async def sign_up(index: int, services: Sequence[Service], http: httpx.AsyncClient) -> str:
+    """Register a writer, and return its token."""
+    base = services[index % len(services)].url
+    named = {"username": f"writer{index}", "password": PASSWORD}
+    (await http.post(f"{base}/auth/register", json=named)).raise_for_status()
+    token: str = (await http.post(f"{base}/auth/login", json=named)).raise_for_status().json()["access_token"]
+    return token
 
 
 class Writer:

@@ -226,11 +226,15 @@ async def test_a_position_older_than_the_log_gets_a_resync(new_service: Callable
     async with service.anyone() as anonymous, service.watch("since=1") as watcher:
         resync = await watcher.next()
         assert resync["operation"] == "resync"
+        assert (resync["data"]["reason"], resync["data"]["seq"]) == ("position is older than the log", pruned + 2)
         assert (await page(anonymous, "?after=1"))["data"] == [resync]
         async with stream(anonymous, "?after=1") as sent:
             assert await sent.next() == resync
         first = await page(anonymous)
         assert [frame["seq"] for frame in first["data"]] == [pruned + 1, pruned + 2]
+        async with service.watch(f"since={pruned}") as late:
+            await late.until_seq(pruned + 2)
+            assert late.seqs == [pruned + 1, pruned + 2]
 
 
 INVALID_QUERIES = (

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -117,15 +117,14 @@ async def rest_of(reader: asyncio.StreamReader) -> str:
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """Return a function that makes services on SQLite, for tests of the process and not of the database."""
-    made: list[Service] = []
+    with ExitStack() as stack:
 
-    def make(**settings: str) -> Service:
-        made.append(Service(f"sqlite:///{tmp_path}/{len(made)}.db", "memory://", tmp_path, **settings))
-        return made[-1]
+        def make(**settings: str) -> Service:
+            service = Service(f"sqlite:///{tmp_path}/marquee.db", "memory://", tmp_path, **settings)
+            stack.callback(service.kill)
+            return service
 
-    yield make
-    for each in made:
-        each.kill()
+        yield make
 
 
 async def test_a_stop_closes_every_connection_and_waits_for_no_client(small: Callable[..., Service]) -> None:

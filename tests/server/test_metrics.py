@@ -93,12 +93,8 @@ async def test_websockets_are_counted_while_open_and_by_close_code(new_service: 
         await third.socket.wait_closed()
     await becomes(service, "marquee_websocket_closed_total", 1, code="1009")
     async with httpx.AsyncClient() as client:
-        upgrade = {
-            "Connection": "Upgrade",
-            "Upgrade": "websocket",
-            "Sec-WebSocket-Version": "13",
-            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-        }
+        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        upgrade["Sec-WebSocket-Key"] = "dGhlIHNhbXBsZSBub25jZQ=="
         assert (await client.get(f"{service.url}/ws?since=x", headers=upgrade)).status_code == 422
     assert await metric(service, "marquee_http_requests_total", status="422", **handshake) == 1
     assert await metric(service, "marquee_websocket_accepted_total") == 3

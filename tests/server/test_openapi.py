@@ -229,14 +229,8 @@ BEYOND_SCHEMAS = {
 }
 # They would end the session that all other requests need.
 ENDS_THE_SESSION = (
-    *(
-        "post_auth_logout",
-        "delete_auth_sessions",
-        "delete_auth_sessions_by_id",
-        "delete_users_me",
-        "delete_users_by_id",
-    ),
-)
+    "post_auth_logout", "delete_auth_sessions", "delete_auth_sessions_by_id", "delete_users_me", "delete_users_by_id",
+)  # fmt: skip
 
 
 def takes_only_files(operation: dict[str, Any]) -> bool:

@@ -7,14 +7,16 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from core.errors import SettingsError
-from core.settings import load_settings, secret_key, signing_keys
+from core.settings import Settings, load_settings, secret_key, signing_keys
 from tests.support.service import ROOT, SECRET
+
+Load = Callable[..., Settings]
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +26,18 @@ def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in load_settings().__class__.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Return a function that loads the settings with these variables in the environment."""
+
+    def load(**values: str) -> Settings:
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+        return load_settings()
+
+    return load
 
 
 INVALID: Mapping[str, Sequence[str]] = {
@@ -62,12 +76,9 @@ INVALID: Mapping[str, Sequence[str]] = {
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in INVALID.items() for value in values])
-def test_an_invalid_value_gives_one_sentence_with_its_name(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
-    monkeypatch.setenv(name, value)
+def test_an_invalid_value_gives_one_sentence_with_its_name(load: Load, name: str, value: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        load_settings()
+        load(**{name: value})
     sentence = str(caught.value)
     assert sentence.startswith(f"{name}: ")
     assert sentence.endswith(".")
@@ -84,28 +95,21 @@ def test_an_invalid_value_gives_one_sentence_with_its_name(
         ({"FIRST_ADMIN_PASSWORD": "long enough it is"}, "FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL is missing"),
     ],
 )
-def test_half_a_first_admin_is_refused(monkeypatch: pytest.MonkeyPatch, given: dict[str, str], missing: str) -> None:
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
+def test_half_a_first_admin_is_refused(load: Load, given: dict[str, str], missing: str) -> None:
     with pytest.raises(SettingsError, match=missing) as caught:
-        load_settings()
+        load(**given)
     assert "long enough" not in str(caught.value)
 
 
-def test_a_hash_needs_memory_for_each_parallel_lane(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PASSWORD_MEMORY_KIB", "64")
-    monkeypatch.setenv("PASSWORD_PARALLELISM", "8")
-    assert load_settings().password_parallelism == 8
-    monkeypatch.setenv("PASSWORD_PARALLELISM", "9")
+def test_a_hash_needs_memory_for_each_parallel_lane(load: Load) -> None:
+    assert load(PASSWORD_MEMORY_KIB="64", PASSWORD_PARALLELISM="8").password_parallelism == 8
     with pytest.raises(SettingsError, match=r"^PASSWORD_MEMORY_KIB: expected at least 8 for each"):
-        load_settings()
+        load(PASSWORD_PARALLELISM="9")
 
 
-def test_old_signing_keys_follow_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_signing_keys_follow_the_current_one(load: Load) -> None:
     now, before, long_ago = ("a" * 32, "b" * 32, "c" * 32)
-    monkeypatch.setenv("SECRET_KEY", now)
-    monkeypatch.setenv("OLD_SECRET_KEYS", f"{before}, {long_ago},")
-    assert signing_keys(load_settings()) == (now, before, long_ago)
+    assert signing_keys(load(SECRET_KEY=now, OLD_SECRET_KEYS=f"{before}, {long_ago},")) == (now, before, long_ago)
 
 
 def test_settings_have_defaults() -> None:
@@ -115,25 +119,26 @@ def test_settings_have_defaults() -> None:
     assert not settings.has_shared_bus
 
 
-def test_the_environment_overrides_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_environment_overrides_the_file(load: Load, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("PORT=9001\nLOG_LEVEL=WARNING\nALLOWED_ORIGINS=https://a.org, http://b.org/\nX=1\n")
-    monkeypatch.setenv("PORT", "9002")
-    monkeypatch.setenv("WORKERS", "")  # empty means not set
-    settings = load_settings()
+    settings = load(PORT="9002", WORKERS="")  # empty means not set
     assert (settings.port, settings.log_level, settings.workers) == (9002, "warning", 1)
     assert settings.allowed_origins == ("https://a.org", "http://b.org")
 
 
-def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
-    (tmp_path / ".env").write_bytes(b"PORT=9\xff")
-    with pytest.raises(SettingsError, match=r"^\.env: expected UTF-8, [^\n]*\.$"):
-        load_settings()
-
-
-@pytest.mark.parametrize("line", ['SECRET_KEY="abc', "rubbish line here", "=x"])
-def test_an_invalid_line_of_the_file_is_named(tmp_path: Path, line: str) -> None:
-    (tmp_path / ".env").write_text(f"PORT=8001\n{line}\n")
-    with pytest.raises(SettingsError, match=r"^\.env: line 2 cannot be parsed"):
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"PORT=9\xff", r"expected UTF-8, [^\n]*\.$"),
+        *(
+            (b"PORT=1\n" + line, "line 2 cannot be parsed")
+            for line in (b'SECRET_KEY="abc', b"rubbish line here", b"=x")
+        ),
+    ],
+)
+def test_an_invalid_file_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
+    (tmp_path / ".env").write_bytes(content)
+    with pytest.raises(SettingsError, match=rf"^\.env: {problem}"):
         load_settings()
 
 
@@ -144,18 +149,14 @@ def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("algorithm", "least"), [("HS256", 32), ("HS384", 48), ("HS512", 64)])
-def test_the_key_is_at_least_as_long_as_the_hash(monkeypatch: pytest.MonkeyPatch, algorithm: str, least: int) -> None:
-    monkeypatch.setenv("ALGORITHM", algorithm)
-    monkeypatch.setenv("SECRET_KEY", "x" * least)
-    load_settings()
-    monkeypatch.setenv("SECRET_KEY", "x" * (least - 1))
+def test_the_key_is_at_least_as_long_as_the_hash(load: Load, algorithm: str, least: int) -> None:
+    load(ALGORITHM=algorithm, SECRET_KEY="x" * least)
     with pytest.raises(SettingsError, match=r"^SECRET_KEY: expected at least"):
-        load_settings()
+        load(SECRET_KEY="x" * (least - 1))
 
 
-def test_a_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SECRET_KEY", SECRET)
-    settings = load_settings()
+def test_a_secret_is_not_shown(load: Load) -> None:
+    settings = load(SECRET_KEY=SECRET)
     assert secret_key(settings) == SECRET
     assert SECRET not in repr(settings)
 
@@ -220,10 +221,8 @@ def test_a_port_in_use_stops_the_start(tmp_path: Path) -> None:
         ({"HOST": "movies.example.org"}, "http://movies.example.org:8000"),
     ],
 )
-def test_urls_begin_with_the_public_address(monkeypatch: pytest.MonkeyPatch, given: dict[str, str], base: str) -> None:
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    assert load_settings().base_url == base
+def test_urls_begin_with_the_public_address(load: Load, given: dict[str, str], base: str) -> None:
+    assert load(**given).base_url == base
 
 
 @pytest.mark.parametrize(
@@ -236,7 +235,6 @@ def test_urls_begin_with_the_public_address(monkeypatch: pytest.MonkeyPatch, giv
         ("MAIL_FROM", '"Marquee, Inc." <marquee@example.org>'),
     ],
 )
-def test_valid_mail_settings_are_accepted(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    monkeypatch.setenv(name, value)
-    taken = getattr(load_settings(), name.lower())
+def test_valid_mail_settings_are_accepted(load: Load, name: str, value: str) -> None:
+    taken = getattr(load(**{name: value}), name.lower())
     assert (taken.get_secret_value() if name == "SMTP_URL" else taken) == value
