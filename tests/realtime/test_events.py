@@ -426,6 +426,7 @@ async def test_restricted_topics_are_refused_without_the_right_to_see_them(servi
             assert answer.status_code == 401
 
 
+@SQLITE_ONLY
 async def test_a_stream_ends_when_its_token_expires(service: Service) -> None:
     async with service.person() as alice:
         alice.http.headers["Authorization"] = f"Bearer {alice.forged(exp=int(time.time()) + 2)}"

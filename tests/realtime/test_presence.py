@@ -619,7 +619,7 @@ async def test_presence_of_a_forbidden_topic_is_refused(service: Service) -> Non
             assert (reply["ok"], reply["error"]["code"]) == (False, "forbidden")
 
 
-# Each end on one database: the workers above share both of them.
+# Each way on one database only: the tests without a service run on both.
 @pytest.mark.parametrize(
     ("backend", "how"), [("sqlite", "kill"), ("postgres", "stop")], indirect=["backend"], scope="session"
 )

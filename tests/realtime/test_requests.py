@@ -12,6 +12,8 @@ from tests.support.backends import SQLITE_ONLY
 from tests.support.service import Service
 from tests.support.sockets import request, signed_in
 
+pytestmark = SQLITE_ONLY  # a request takes the code path of HTTP, which `tests/catalog` tests on both databases
+
 
 async def test_a_write_over_the_socket_gets_a_reply_and_an_event(service: Service) -> None:
     async with service.person() as alice, service.watch(**signed_in(alice)) as watcher:
@@ -68,7 +70,6 @@ async def test_conditions_and_idempotency_keys_work(service: Service) -> None:
         assert stale["status"] == 412
 
 
-@SQLITE_ONLY
 async def test_an_anonymous_socket_may_read_and_not_write(service: Service) -> None:
     async with service.watch() as watcher:
         assert (await request(watcher, "GET", "/movies?limit=1"))["status"] == 200
@@ -85,7 +86,6 @@ async def test_a_request_has_the_rights_of_the_sockets_user(service: Service) ->
         assert refused["error"]["code"] == "invalid_message"
 
 
-@SQLITE_ONLY
 async def test_more_requests_at_once_than_allowed_are_refused(service: Service) -> None:
     """Checking a password is slow: the seventeenth request comes while sixteen wait."""
     async with service.person() as alice, service.watch(**signed_in(alice)) as watcher:
@@ -115,7 +115,6 @@ async def test_a_reply_that_is_too_large_is_an_error(service: Service) -> None:
         assert len(reply["body"]) == 50
 
 
-@SQLITE_ONLY
 async def test_a_page_comes_as_text(service: Service) -> None:
     async with service.watch() as watcher:
         page = await request(watcher, "GET", "/docs")
@@ -130,7 +129,6 @@ async def test_a_page_comes_as_text(service: Service) -> None:
         {"method": "POST", "path": "/movies", "body": json.loads("[" * 300 + "]" * 300)},
     ],
 )
-@SQLITE_ONLY
 async def test_an_invalid_request_is_refused(service: Service, members: dict[str, Any]) -> None:
     """`test_asyncapi` has the rest of what a message may not be."""
     async with service.watch() as watcher:

@@ -208,6 +208,7 @@ async def test_credentials_come_by_header_or_subprotocol(service: Service) -> No
             assert watcher.welcome["data"]["user_id"] == alice.id
 
 
+@SQLITE_ONLY
 async def test_an_invalid_token_is_refused_in_the_handshake(service: Service) -> None:
     async with service.person() as alice:
         expired = alice.forged(exp=int(time.time()) - 60)
@@ -239,6 +240,7 @@ async def test_an_invalid_token_in_a_message_ends_the_connection(service: Servic
         assert (await closing(watcher))[0] == CloseCode.TOKEN_EXPIRED
 
 
+@SQLITE_ONLY
 async def test_a_token_that_expires_ends_the_connection(service: Service) -> None:
     async with service.person() as alice:
         soon = alice.forged(exp=int(time.time()) + 2)
@@ -246,6 +248,7 @@ async def test_a_token_that_expires_ends_the_connection(service: Service) -> Non
             assert (await closing(watcher))[0] == CloseCode.TOKEN_EXPIRED
 
 
+@SQLITE_ONLY
 async def test_a_fresh_token_keeps_the_connection(service: Service) -> None:
     async with service.person() as alice:
         soon = alice.forged(exp=int(time.time()) + 2)

@@ -125,6 +125,7 @@ async def test_frames_are_counted_for_each_group_and_each_socket(new_service: Ca
     await becomes(service, "marquee_subscriptions", 0)
 
 
+@SQLITE_ONLY
 async def test_metrics_show_jobs_and_the_position_in_the_log(service: Service) -> None:
     before = await metric(service, "marquee_rows_generated_total", kind="generate_movies")
     async with service.person() as alice, service.watch("topics=movies") as watcher:

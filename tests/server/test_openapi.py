@@ -131,7 +131,7 @@ def filters_of(operation: dict[str, Any]) -> dict[str, Any]:
 
 
 def ends_of(schema: dict[str, Any]) -> tuple[str, str]:
-    """Return the lowest and the highest value that the schema allows, or two that are as unusual."""
+    """Return the lowest and the highest value that the schema allows, or two unusual ones."""
     if "items" in schema:
         return ends_of(schema["items"])
     if "enum" in schema:
