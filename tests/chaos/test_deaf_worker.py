@@ -13,7 +13,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.metrics import metric
+from tests.support.metrics import metric, metric_becomes
 from tests.support.proxies import Proxies, RedisProxy
 from tests.support.servers import PostgresServer, RedisServer
 from tests.support.service import Person, Service, Watcher, eventually
@@ -117,11 +117,7 @@ async def test_watchers_of_a_deaf_worker_get_everything_within_two_seconds(
 
         bus.is_silent = False
         await becomes(client, deaf, "ready", 10.0)
-
-        async def hears() -> bool:
-            return await metric(deaf, "marquee_bus_deaf") == 0
-
-        await eventually(hears, "the metric agrees", 3.0)
+        await metric_becomes(deaf, "marquee_bus_deaf", 0, 3.0)
 
 
 @pytest.mark.alone

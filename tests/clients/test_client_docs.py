@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ from clients.python.marquee_client import view as view_module
 from clients.python.marquee_client import watch as watch_module
 from tests.support.backends import SQLITE_ONLY
 from tests.support.node import node_command
+from tests.support.programs import output_of
 from tests.support.service import PASSWORD, Service
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -33,20 +32,14 @@ def examples(name: str, language: str) -> list[tuple[str, str]]:
 PROGRAMS = {"python": ("python", "example.py", "marquee_client"), "javascript": ("js", "example.mjs", "marquee.js")}
 
 
-async def output_of(client: str, program: str, service: Service, folder: Path, **environment: str) -> str:
+async def output_in(client: str, program: str, service: Service, folder: Path, **environment: str) -> str:
     """Run a program of a document in a folder, beside the library of the client, and return its output."""
     _, name, library = PROGRAMS[client]
     if not (folder / library).exists():
         (folder / library).symlink_to(ROOT / "clients" / client / library)
     (folder / name).write_text(program.replace("127.0.0.1:8000", f"127.0.0.1:{service.port}"))
     command = [*((sys.executable,) if client == "python" else node_command()), name]
-    process = await asyncio.create_subprocess_exec(
-        *command, cwd=folder, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    async with asyncio.timeout(60):
-        output, errors = await process.communicate()
-    assert process.returncode == 0, errors.decode()
-    return output.decode()
+    return await output_of(*command, cwd=folder, env=os.environ | environment)
 
 
 @pytest.mark.parametrize("client", PROGRAMS)
@@ -56,7 +49,7 @@ async def test_the_programs_of_a_readme_print_its_output(client: str, service: S
     assert len(found) == 2
     async with service.person() as person:
         for program, printed in found:
-            assert await output_of(client, program, service, tmp_path, TOKEN=person.token) == printed
+            assert await output_in(client, program, service, tmp_path, TOKEN=person.token) == printed
             movies = (await person.http.get(f"/users/{person.id}/movies")).json()
             for movie in movies:
                 assert (await person.http.delete(f"/movies/{movie['id']}")).status_code == 204
@@ -147,7 +140,7 @@ async def test_the_recipe_of_the_document_refreshes_sessions(
     [recipe] = [program for program in programs if "refresh_token" in program]
     program = SESSIONS[client].format(recipe=recipe)
     async with service.person() as person:
-        output = await output_of(client, program, service, tmp_path, NAME=person.name, PASSWORD=PASSWORD)
+        output = await output_in(client, program, service, tmp_path, NAME=person.name, PASSWORD=PASSWORD)
     *printed, end = output.splitlines()
     assert printed[:2] == ["200", "200"]
     assert int(printed[2].removesuffix(" tokens")) >= 2, "tokens are refreshed"

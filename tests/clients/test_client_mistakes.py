@@ -18,6 +18,7 @@ from websockets.http11 import Request, Response
 from clients.conformance.server import refusal, token_of
 from clients.python.marquee_client import Client, Refused, Retry, TimedOut, Unauthorized
 from tests.support.node import node_command
+from tests.support.programs import output_of
 from tests.support.service import eventually
 
 MODULE = Path(__file__).resolve().parent.parent.parent / "clients" / "javascript" / "marquee.js"
@@ -63,19 +64,13 @@ async def deaf(status: int | None = None) -> AsyncIterator[Deaf]:
         yield server
 
 
-async def in_node(program: str, *modules: str) -> Any:
+async def in_node(program: str) -> Any:
     """Run a program that knows `Client`, and return the value that it passes to `tell`."""
     text = (
         f"import {{ Client }} from {json.dumps(MODULE.as_uri())};\n"
         f"const tell = (value) => console.log(JSON.stringify(value));\n{program}"
     )
-    process = await asyncio.create_subprocess_exec(
-        *node_command(), "--input-type=module", "--eval", text, stdout=asyncio.subprocess.PIPE
-    )
-    async with asyncio.timeout(30):
-        shown, _ = await process.communicate()
-    assert process.returncode == 0
-    return json.loads(shown)
+    return json.loads(await output_of(*node_command(), "--input-type=module", "--eval", text, seconds=30))
 
 
 # --- arguments

@@ -12,16 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, settings, stateful
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
 
 from tests.oracle.client import Client
 from tests.oracle.filters import filters
@@ -87,7 +79,7 @@ def batches(mix: str) -> st.SearchStrategy[Batch]:
     return st.builds(Batch, st.just(mix), st.integers(6, 16), SEED)
 
 
-class Oracle(RuleBasedStateMachine):
+class Oracle(stateful.RuleBasedStateMachine):
     """One play, on workers that run for several plays."""
 
     world: World
@@ -98,7 +90,7 @@ class Oracle(RuleBasedStateMachine):
         self.steps_since_quiet = 0
         self.crowd = 0
 
-    @initialize(
+    @stateful.initialize(
         seed=SEED,
         first=st.tuples(batches("many"), batches("single")),
         crowd=st.tuples(ANONYMOUS, ANONYMOUS, USER, CHIEF),
@@ -119,15 +111,15 @@ class Oracle(RuleBasedStateMachine):
 
     # --- writers
 
-    @rule(lane=LANE, batch=batches("single"))
+    @stateful.rule(lane=LANE, batch=batches("single"))
     def write(self, lane: int, batch: Batch) -> None:
         self.world.do(self.world.write(lane, batch))
 
-    @rule(lane=LANE, batch=batches("many"))
+    @stateful.rule(lane=LANE, batch=batches("many"))
     def write_many(self, lane: int, batch: Batch) -> None:
         self.world.do(self.world.write(lane, batch))
 
-    @rule(lane=LANE, batch=batches("others"))
+    @stateful.rule(lane=LANE, batch=batches("others"))
     def write_others(self, lane: int, batch: Batch) -> None:
         self.world.do(self.world.write(lane, batch))
 
@@ -136,21 +128,21 @@ class Oracle(RuleBasedStateMachine):
     def client(self, number: int) -> Client:
         return self.world.clients[number % len(self.world.clients)]
 
-    @precondition(lambda self: self.crowd < MAX_CLIENTS)
-    @rule(seat=st.one_of(ANONYMOUS, USER, CHIEF))
+    @stateful.precondition(lambda self: self.crowd < MAX_CLIENTS)
+    @stateful.rule(seat=st.one_of(ANONYMOUS, USER, CHIEF))
     def joins(self, seat: Seat) -> None:
         self.crowd += 1
         client = self.world.do(self.world.connect(seat.worker, seat.user))
         for wish in seat.wishes:
             self.world.do(self.world.subscribe(client, wish))
 
-    @rule(number=NUMBER, wish=wishes())
+    @stateful.rule(number=NUMBER, wish=wishes())
     def subscribes(self, number: int, wish: Wish) -> None:
         client = self.client(number)
         if client.handshake is None and len(client.watched) < MAX_VIEWS:
             self.world.do(self.world.subscribe(client, wish))
 
-    @rule(number=NUMBER, view=NUMBER, comes_back=st.booleans(), is_bad=st.booleans())
+    @stateful.rule(number=NUMBER, view=NUMBER, comes_back=st.booleans(), is_bad=st.booleans())
     def unsubscribes(self, number: int, view: int, comes_back: bool, is_bad: bool) -> None:
         client, world = self.client(number), self.world
         if comes_back:
@@ -158,34 +150,34 @@ class Oracle(RuleBasedStateMachine):
         else:
             world.do(world.give_up(client, view))
 
-    @rule(number=NUMBER)
+    @stateful.rule(number=NUMBER)
     def is_cut(self, number: int) -> None:
         self.world.do(self.client(number).cut())
 
-    @rule(number=NUMBER, worker=st.integers(0, 1))
+    @stateful.rule(number=NUMBER, worker=st.integers(0, 1))
     def is_cut_and_comes_back(self, number: int, worker: int) -> None:
         """Connect again, also after an earlier cut."""
         self.world.do(self.client(number).connect(worker))
 
-    @rule(number=NUMBER)
+    @stateful.rule(number=NUMBER)
     def pauses_or_goes_on(self, number: int) -> None:
         self.world.do(self.world.pause_or_go_on(self.client(number)))
 
-    @precondition(lambda self: self.crowd > 3)
-    @rule(number=NUMBER)
+    @stateful.precondition(lambda self: self.crowd > 3)
+    @stateful.rule(number=NUMBER)
     def leaves(self, number: int) -> None:
         self.crowd -= 1
         self.world.do(self.world.leave(self.client(number)))
 
     # --- what must hold
 
-    @precondition(lambda self: self.steps_since_quiet >= BETWEEN_QUIETS)
-    @rule()
+    @stateful.precondition(lambda self: self.steps_since_quiet >= BETWEEN_QUIETS)
+    @stateful.rule()
     def quiet(self) -> None:
         self.steps_since_quiet = 0
         self.world.do(self.world.quiet())
 
-    @invariant()
+    @stateful.invariant()
     def no_client_got_an_impossible_frame(self) -> None:
         self.steps_since_quiet += 1
         self.world.check()
@@ -209,7 +201,7 @@ def play(services: Sequence[Service], examples: int) -> None:
         class Play(Oracle):
             world = opened
 
-        run_state_machine_as_test(
+        stateful.run_state_machine_as_test(
             Play,
             settings=settings(
                 max_examples=examples,

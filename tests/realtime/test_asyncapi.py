@@ -5,7 +5,6 @@ The schema of AsyncAPI 3.0.0 beside this file is that of the npm package @asynca
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import functools
 import json
@@ -15,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import jsonschema_rs
 import orjson
@@ -32,6 +32,7 @@ from tests.support.backends import SQLITE_ONLY
 from tests.support.documents import bare, rows_of, text_of
 from tests.support.frames_checked import Checker, FrameMismatch, check_frame
 from tests.support.pages import assert_self_contained, chromium, policy_of
+from tests.support.programs import output_of
 from tests.support.service import Service, Watcher
 
 OFFICIAL = Path(__file__).with_name("asyncapi_schema") / "3.0.0.json"
@@ -240,18 +241,9 @@ async def test_the_document_and_its_page_are_served_and_load_nothing_from_elsewh
 
 @SQLITE_ONLY
 async def test_a_browser_shows_every_message_of_the_page(service: Service, tmp_path: Path) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *(*chromium(tmp_path), "--virtual-time-budget=10000", "--dump-dom", f"{service.url}/docs/realtime"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
+    page = await output_of(
+        *chromium(tmp_path), "--virtual-time-budget=10000", "--dump-dom", f"{service.url}/docs/realtime"
     )
-    try:
-        async with asyncio.timeout(60):
-            shown, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-    page = shown.decode()
     sections = set(re.findall(r'<section id="([^"]+)"', page))
     messages = {name for name in asyncapi.document()["components"]["messages"] if not name.endswith("_reply")}
     assert {name.replace("_", "-") for name in messages} <= sections
@@ -361,19 +353,11 @@ def test_checking_a_thousand_rows_is_cheaper_than_parsing_them(examples: Mapping
         check_frame(frame)
 
 
-class Scripted:
-    """A socket that always receives the same frame."""
-
-    def __init__(self, frame: Document) -> None:
-        self.text = json.dumps(frame)
-
-    async def recv(self) -> str:
-        await asyncio.sleep(0)
-        return self.text
-
-
 async def test_a_watcher_checks_what_it_receives(examples: Mapping[str, list[Document]]) -> None:
     good = examples["update"][0]
-    assert await Watcher(Scripted(good)).next() == good  # type: ignore[arg-type]
+    socket = AsyncMock()
+    socket.recv.return_value = json.dumps(good)
+    assert await Watcher(socket).next() == good
+    socket.recv.return_value = json.dumps(good | {"beside": 1})
     with pytest.raises(FrameMismatch, match="beside"):
-        await Watcher(Scripted(good | {"beside": 1})).next()  # type: ignore[arg-type]
+        await Watcher(socket).next()

@@ -5,6 +5,7 @@ That a snapshot and the events after it equal the list while writers write is te
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -240,12 +241,13 @@ async def test_names_are_unique_and_the_number_of_subscriptions_is_limited(servi
 
 async def test_restricted_topics_need_the_right_to_see_them(service: Service) -> None:
     async with service.person() as alice, service.admin() as admin, service.watch() as watcher:
-        for topic in ("users", "sessions"):
-            reply = await watcher.ask({"id": 1, "action": "subscribe", "topics": [topic]})
-            assert reply["error"]["code"] == "forbidden"
+        for topic, action in itertools.product(("users", "sessions"), ("subscribe", "presence")):
+            reply = await watcher.ask({"id": 1, "action": action, "topics": ["movies", topic]})
+            assert (reply["ok"], reply["error"]["code"]) == (False, "forbidden")
         assert (await watcher.ask({"id": 2, "action": "auth", "token": alice.token}))["ok"]
-        reply = await watcher.ask({"id": 3, "action": "subscribe", "topics": ["users"]})
-        assert reply["error"]["code"] == "forbidden"
+        for action, topic in (("subscribe", "users"), ("presence", "users"), ("presence", "sessions")):
+            reply = await watcher.ask({"id": 3, "action": action, "topics": [topic]})
+            assert reply["error"]["code"] == "forbidden"
         await subscribed(watcher, topics=["sessions"], snapshot=True)
         [session] = await rows_of(watcher, "sessions")
         assert session["user_id"] == alice.id

@@ -28,6 +28,7 @@ from server import supervisor as workers
 from tests.support.metrics import metric
 from tests.support.servers import PostgresServer, RedisServer
 from tests.support.service import ROOT, Person, Service, Watcher, eventually
+from tests.support.sockets import crowd
 
 CROWD = 300
 
@@ -69,10 +70,7 @@ async def code_of(watcher: Watcher) -> int | None:
     return watcher.socket.close_code
 
 
-async def enter(stack: AsyncExitStack, service: Service, number: int) -> list[Watcher]:
-    """Open sockets that watch a quiet topic."""
-    watchers = (stack.enter_async_context(service.watch("topics=characters")) for _ in range(number))
-    return await asyncio.gather(*watchers)
+quiet_watchers = partial(crowd, query="topics=characters")
 
 
 @asynccontextmanager
@@ -132,7 +130,7 @@ async def test_a_stop_closes_every_connection_and_waits_for_no_client(small: Cal
     service = small().start()
     async with AsyncExitStack() as stack:
         alice = await stack.enter_async_context(service.person())
-        crowd = await enter(stack, service, CROWD)
+        watchers = await stack.enter_async_context(quiet_watchers(CROWD, service))
         deaf = [await stack.enter_async_context(service.watch("topics=movies", max_queue=1)) for _ in range(5)]
         reading = await stack.enter_async_context(service.watch("topics=movies,jobs"))
         half, idle, stream = [
@@ -144,7 +142,7 @@ async def test_a_stop_closes_every_connection_and_waits_for_no_client(small: Cal
         job = await alice.generate("movies", 30_000, "?rate=6000&batch_size=300")
         await reading.until(lambda frame: frame["operation"] == "add_bulk")
 
-        ends = asyncio.gather(*(code_of(watcher) for watcher in (*crowd, reading)))
+        ends = asyncio.gather(*(code_of(watcher) for watcher in (*watchers, reading)))
         took = await stop(service)
 
         assert set(await ends) == {1012}
@@ -158,24 +156,20 @@ async def test_a_stop_closes_every_connection_and_waits_for_no_client(small: Cal
             await code_of(watcher)
 
     service.start()
-    await assert_the_job_resumed_exactly(service, job["id"], reading)
-
-
-async def assert_the_job_resumed_exactly(service: Service, job_id: str, before: Watcher) -> None:
-    position = before.seqs[-1]
-    async with service.watch(f"since={position}&epoch={before.welcome['data']['epoch']}&topics=movies,jobs") as after:
+    position, epoch = reading.seqs[-1], reading.welcome["data"]["epoch"]
+    async with service.watch(f"since={position}&epoch={epoch}&topics=movies,jobs") as after:
         await after.until(lambda frame: frame.get("data", {}).get("state") == "done" and "seq" in frame, 60)
         assert after.seqs == list(range(position + 1, position + 1 + len(after.seqs)))
     ids = [
         row["id"]
-        for event in (*before.events, *after.events)
+        for event in (*reading.events, *after.events)
         if event["operation"] == "add_bulk"
         for row in event["data"]["items"]
     ]
-    assert len(ids) == len(set(ids)) == 30_000
+    assert len(ids) == len(set(ids)) == 30_000, "the job went on where it was"
     async with service.anyone() as client:
         assert (await client.get("/movies/count")).json()["count"] == 30_000
-        assert (await client.get(f"/jobs/{job_id}")).json()["done"] == 30_000
+        assert (await client.get(f"/jobs/{job['id']}")).json()["done"] == 30_000
 
 
 async def test_a_draining_service_is_not_ready_and_still_serves(small: Callable[..., Service]) -> None:
@@ -236,10 +230,10 @@ async def test_a_frozen_database_does_not_delay_a_stop(
     with service.running():
         async with service.person() as alice, service.watch() as watcher:
             with own_postgres.frozen():
-                before = len(open_files(service))
+                before = open_files(service.pid)
                 write = asyncio.create_task(alice.http.post("/movies", json={"title": "The Third Man"}))
                 handshake = asyncio.create_task(service.watch().__aenter__())
-                await eventually(lambda: len(open_files(service)) > before, "the handshake is accepted")
+                await eventually(lambda: open_files(service.pid) > before, "the handshake is accepted")
                 await asyncio.sleep(0.2)  # until both have been read, and wait for the database
                 assert await stop(service) < serving.STOP_SECONDS + 0.5
                 with pytest.raises(InvalidStatus) as refused:
@@ -249,13 +243,13 @@ async def test_a_frozen_database_does_not_delay_a_stop(
                 assert await code_of(watcher) == 1012
 
 
-def open_files(service: Service) -> list[Path]:
-    """Return the file descriptors of a service, including sockets."""
-    return list(Path(f"/proc/{service.pid}/fd").iterdir())
-
-
 def metrics_folders(folder: Path) -> list[Path]:
     return list(folder.glob("marquee-metrics-*"))
+
+
+def open_files(pid: int) -> int:
+    """Return how many files a process has open, including sockets."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 @pytest.mark.alone
@@ -263,12 +257,10 @@ def metrics_folders(folder: Path) -> list[Path]:
 async def test_several_workers_stop_together(small: Callable[..., Service], tmp_path: Path, number: int) -> None:
     service = small(WORKERS="2", TMPDIR=str(tmp_path)).start()
     assert metrics_folders(tmp_path)
-    async with AsyncExitStack() as stack:
-        crowd = await enter(stack, service, 40)
-        alice = await stack.enter_async_context(service.person())
+    async with quiet_watchers(40, service) as watchers, service.person() as alice:
         await alice.generate("movies", 30_000, "?rate=6000&batch_size=300")
         await eventually(lambda: '"event": "job started"' in service.log(), "the job has begun")
-        ends = asyncio.gather(*(code_of(watcher) for watcher in crowd))
+        ends = asyncio.gather(*(code_of(watcher) for watcher in watchers))
         assert await stop(service, number) < 6
         assert set(await ends) == {1012}
     assert '"event": "job released"' in service.log()
@@ -364,13 +356,12 @@ async def test_a_worker_that_dies_is_replaced_and_its_gauges_are_dropped(small: 
             return await metric(service, "marquee_websocket_connections") == number
         return False
 
-    async with AsyncExitStack() as stack:
-        crowd = await enter(stack, service, 20)
+    async with quiet_watchers(20, service) as watchers:
         await eventually(lambda: sockets_counted(20), "all are counted, on whichever worker")
-        busy = max(workers_of(service), key=lambda pid: len(list(Path(f"/proc/{pid}/fd").iterdir())))
+        busy = max(workers_of(service), key=open_files)
         os.kill(busy, signal.SIGKILL)
         await eventually(lambda: len(workers_of(service) - {busy}) == 2, "another worker is started")
-        ends = [asyncio.create_task(code_of(watcher)) for watcher in crowd]
+        ends = [asyncio.create_task(code_of(watcher)) for watcher in watchers]
         await eventually(lambda: any(end.done() for end in ends), "its sockets are cut")
         # Count again each time: when the first of its sockets has ended, others may be about to.
         await eventually(lambda: sockets_counted(sum(not end.done() for end in ends)), "dead sockets are not counted")

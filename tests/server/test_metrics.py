@@ -12,16 +12,9 @@ import pytest
 from core import metrics
 from tests.support.backends import SQLITE_ONLY
 from tests.support.documents import bare, rows_of, text_of
-from tests.support.metrics import metric, metrics_of
+from tests.support.metrics import metric, metric_becomes, metrics_of
 from tests.support.servers import PostgresServer, RedisServer
 from tests.support.service import Service, eventually
-
-
-async def becomes(service: Service, name: str, expected: float, **labels: str) -> None:
-    async def is_equal() -> bool:
-        return await metric(service, name, **labels) == expected
-
-    await eventually(is_equal, f"{name} is {expected}")
 
 
 async def grows(service: Service, name: str, **labels: str) -> None:
@@ -58,16 +51,13 @@ async def test_requests_are_counted_by_the_template_of_their_path(new_service: C
         for path in (f"/movies/{movie['id']}", f"/api/v1/movies/{movie['id']}/", "/movies/999999999", "/no/such/page"):
             await alice.http.get(path)
         await alice.http.request("BREW", "/movies")
-    request = "marquee_http_requests_total"
     found = await metrics_of(service)
-
-    def count(method: str, route: str, status: int) -> float:
-        return found.get((request, (("method", method), ("route", route), ("status", str(status)))), 0.0)
-
-    assert count("POST", "/movies", 201) == 1
-    assert count("GET", "/movies/{id}", 200) == 2
-    assert count("GET", "/movies/{id}", 404) == 1
-    assert count("GET", "unmatched", 404) == 1
+    for method, route, status, count in (
+        *(("POST", "/movies", "201", 1), ("GET", "/movies/{id}", "200", 2)),
+        *(("GET", "/movies/{id}", "404", 1), ("GET", "unmatched", "404", 1)),
+    ):
+        labels = (("method", method), ("route", route), ("status", status))
+        assert found["marquee_http_requests_total", labels] == count
     assert not any("/no/such" in str(labels) for _, labels in found)
     assert not any("BREW" in str(labels) for _, labels in found), "no series for methods that do not exist"
     seconds = found["marquee_http_request_seconds_count", (("method", "GET"), ("route", "/movies/{id}"))]
@@ -85,13 +75,13 @@ async def test_websockets_are_counted_while_open_and_by_close_code(new_service: 
         assert await metric(service, "marquee_http_requests_total", status="101", **handshake) == 2
         await second.socket.close(4123)
         second.socket.transport.abort()
-    await becomes(service, "marquee_websocket_connections", 0)
+    await metric_becomes(service, "marquee_websocket_connections", 0)
     assert await metric(service, "marquee_websocket_closed_total", code="1000") == 1
     assert await metric(service, "marquee_websocket_closed_total", code="other") == 1
     async with service.watch() as third:
         await third.send("\N{BELL}" * 300_000)
         await third.socket.wait_closed()
-    await becomes(service, "marquee_websocket_closed_total", 1, code="1009")
+    await metric_becomes(service, "marquee_websocket_closed_total", 1, code="1009")
     async with httpx.AsyncClient() as client:
         upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
         upgrade["Sec-WebSocket-Key"] = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -122,7 +112,7 @@ async def test_frames_are_counted_for_each_group_and_each_socket(new_service: Ca
         async with service.watch("since=0") as late:
             await late.expect("add")
         assert await metric(service, "marquee_catch_ups_total") > before["marquee_catch_ups_total", ()]
-    await becomes(service, "marquee_subscriptions", 0)
+    await metric_becomes(service, "marquee_subscriptions", 0)
 
 
 @SQLITE_ONLY
@@ -133,7 +123,7 @@ async def test_metrics_show_jobs_and_the_position_in_the_log(service: Service) -
         await watcher.expect("add_bulk")
         assert await metric(service, "marquee_jobs_running") >= 1
         await alice.job_ended(job["id"])
-        await becomes(service, "marquee_jobs_running", 0)
+        await metric_becomes(service, "marquee_jobs_running", 0)
         assert await metric(service, "marquee_rows_generated_total", kind="generate_movies") == before + 600
 
         async def has_reached() -> bool:
@@ -144,7 +134,7 @@ async def test_metrics_show_jobs_and_the_position_in_the_log(service: Service) -
 
 async def test_metrics_show_a_bus_outage(postgres: PostgresServer, own_redis: RedisServer, tmp_path: Path) -> None:
     with Service(postgres.create_database(), own_redis.url, tmp_path).running() as service:
-        await becomes(service, "marquee_bus_deaf", 0)
+        await metric_becomes(service, "marquee_bus_deaf", 0)
         with own_redis.down():
             async with service.person() as alice:
                 await alice.add()

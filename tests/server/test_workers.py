@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 
 from tests.support.servers import PostgresServer, RedisServer
 from tests.support.service import Person, Service, Watcher, eventually, several_services
-from tests.support.sockets import bulk_rows
+from tests.support.sockets import bulk_rows, crowd
 
 WATCHERS_EACH = 25
 FEW_EACH = 10  # where the fault is between the processes, and the number of watchers does not matter
@@ -32,11 +31,7 @@ def two_servers(postgres: PostgresServer, own_redis: RedisServer, tmp_path: Path
         yield services
 
 
-@asynccontextmanager
-async def crowd(services: tuple[Service, ...], each: int) -> AsyncIterator[list[Watcher]]:
-    async with AsyncExitStack() as stack:
-        sockets = [service.watch("topics=movies", ping_interval=None) for service in services for _ in range(each)]
-        yield [await stack.enter_async_context(socket) for socket in sockets]
+movie_watchers = partial(crowd, query="topics=movies")
 
 
 async def write_to(service: Service, person: Person, number: int) -> None:
@@ -100,7 +95,7 @@ async def scene(
 
 
 async def test_two_servers_show_all_watchers_the_same_order(two_servers: tuple[Service, ...]) -> None:
-    async with two_servers[0].person() as alice, crowd(two_servers, WATCHERS_EACH) as watchers:
+    async with two_servers[0].person() as alice, movie_watchers(WATCHERS_EACH, *two_servers) as watchers:
         await scene(two_servers, alice, watchers)
 
 
@@ -113,7 +108,7 @@ async def test_redis_killed_and_restarted_loses_nothing(
         for service in two_servers:
             await eventually(partial(is_ready, service), "the bus is heard again")
 
-    async with two_servers[0].person() as alice, crowd(two_servers, FEW_EACH) as watchers:
+    async with two_servers[0].person() as alice, movie_watchers(FEW_EACH, *two_servers) as watchers:
         await scene(two_servers, alice, watchers, outage)
         movie = await alice.add(title="after the outage")
         for watcher in watchers:
@@ -128,7 +123,7 @@ async def is_ready(service: Service) -> bool:
 async def test_redis_frozen_for_five_seconds_loses_nothing_and_delays_no_client(
     two_servers: tuple[Service, ...], own_redis: RedisServer
 ) -> None:
-    async with two_servers[0].person() as alice, crowd(two_servers, FEW_EACH) as watchers:
+    async with two_servers[0].person() as alice, movie_watchers(FEW_EACH, *two_servers) as watchers:
 
         async def outage() -> None:
             with own_redis.frozen():
@@ -172,7 +167,7 @@ async def test_the_service_starts_and_works_while_redis_is_down(
 async def test_two_servers_on_sqlite_need_no_redis(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/shared.db"
     with several_services(2, url, "memory://", tmp_path, LOG_LEVEL="warning") as services:
-        async with services[0].person() as alice, crowd(services, FEW_EACH) as watchers:
+        async with services[0].person() as alice, movie_watchers(FEW_EACH, *services) as watchers:
             await scene(services, alice, watchers, writes=FEW_WRITES)
 
 
@@ -185,7 +180,7 @@ async def test_two_servers_on_postgresql_need_no_redis(postgres: PostgresServer,
 
 async def test_workers_of_one_server_share_everything(new_service: Callable[..., Service], tmp_path: Path) -> None:
     service = new_service(WORKERS="2", LOG_LEVEL="warning").start()
-    async with service.person() as alice, crowd((service,), 12) as watchers:
+    async with service.person() as alice, movie_watchers(12, service) as watchers:
         first = await all_have_arrived(alice, watchers) + 1
         await write_to(service, alice, 200)
         await all_see_the_same(watchers, first, 200)

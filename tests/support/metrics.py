@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.service import Service
+from tests.support.service import DEADLINE_SECONDS, Service, eventually
 
 Sample = tuple[str, tuple[tuple[str, str], ...]]  # a name, and labels in order
 
@@ -22,3 +22,12 @@ async def metrics_of(service: Service) -> dict[Sample, float]:
 
 async def metric(service: Service, name: str, **labels: str) -> float:
     return (await metrics_of(service)).get((name, tuple(sorted(labels.items()))), 0.0)
+
+
+async def metric_becomes(
+    service: Service, name: str, expected: float, seconds: float = DEADLINE_SECONDS, **labels: str
+) -> None:
+    async def is_equal() -> bool:
+        return await metric(service, name, **labels) == expected
+
+    await eventually(is_equal, f"{name} is {expected}", seconds)

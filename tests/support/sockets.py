@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -51,6 +53,14 @@ async def rows_of(watcher: Watcher, topic: str = "movies") -> list[dict[str, Any
         rows += frame["data"]["items"]
         if frame["data"]["done"]:
             return rows
+
+
+@asynccontextmanager
+async def crowd(each: int, *services: Service, query: str) -> AsyncIterator[list[Watcher]]:
+    """Open this many sockets to each of the services."""
+    async with AsyncExitStack() as stack:
+        sockets = [service.watch(query, ping_interval=None) for service in services for _ in range(each)]
+        yield await asyncio.gather(*(stack.enter_async_context(socket) for socket in sockets))
 
 
 async def bulk_rows(watcher: Watcher, total: int, operation: str = "add_bulk") -> None:
