@@ -152,7 +152,8 @@ async def test_the_server_drops_a_connection_that_reads_nothing(
 ) -> None:
     async with streams(database, write_seconds=0.3) as found:
         listener = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(found.serve, http=MarqueeHTTPProtocol, lifespan="off", log_config=None))
+        options: Any = {"http": MarqueeHTTPProtocol, "interface": "asgi3", "lifespan": "off", "log_config": None}
+        server = uvicorn.Server(uvicorn.Config(found.serve, **options))
         serving = asyncio.create_task(server._serve([listener]))
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
