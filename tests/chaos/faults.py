@@ -25,8 +25,6 @@ FAULTS = (
     "crash PostgreSQL",
     "cut clients",
 )
-
-
 SETTINGS = {"LOG_LEVEL": "warning", "ACCESS_TOKEN_EXPIRE_MINUTES": "600", "MAX_CONNECTIONS_PER_ADDRESS": "10000"}
 
 
