@@ -1,4 +1,4 @@
-"""The long form of the chaos run, and ten rolling restarts. `make chaos SEED=7`; what it does is in docs/chaos.md."""
+"""The long form of the chaos run, and ten rolling restarts: `make chaos SEED=7`. docs/chaos.md describes both."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--part", choices=("chaos", "rolling", "all"), default="all")
     parser.add_argument("--writes", type=int, default=10_000)
     parser.add_argument("--watchers", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each fault comes")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each fault happens")
     parser.add_argument("--per-second", type=float, default=60.0, help="writes")
     parser.add_argument("--restarts", type=int, default=10)
     given = parser.parse_args()

@@ -1,7 +1,7 @@
 """Chaos: several workers on one PostgreSQL and one Redis, watchers and writers on all of them, and everything breaks.
 
-`run(chaos, …)` answers what came of it. All that is random follows from the seed: what is written, what breaks, when
-(by the number of writes begun) and for how long, and how each watcher behaves. Nothing here is known to the service.
+`run(chaos, …)` returns an Outcome. Everything random follows from the seed: what is written, what breaks, when (by the
+number of writes begun) and for how long, and how each watcher behaves. The service knows nothing of any of this.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from tests.chaos.faults import Chaos, Fault, Stage, schedule
 from tests.chaos.judge import CATALOG, Log, Row, Wish, broken_promises, differences, read_log
 from tests.chaos.views import wrong_snapshot, wrong_window
 from tests.chaos.watchers import Manner, Segment, Texts, Watcher
-from tests.chaos.writers import STATUSES, Progress, Writer, plan
+from tests.chaos.writers import STATUSES, Progress, Writer, jobs_end, plan, sign_up
 from tests.support.proxies import Proxies
 from tests.support.servers import PostgresServer, RedisServer
-from tests.support.service import PASSWORD, eventually
+from tests.support.service import eventually
 
 REQUEST_SECONDS = 15.0
 PAGE = 1_000
 CATCH_UP_SECONDS = 60.0
-QUIET_SECONDS = 1.0  # after the last event is everywhere: time for one too many to come
+QUIET_SECONDS = 1.0  # after all have the last event: time for an event too many to arrive
 
 
 @dataclass(frozen=True)
 class Role:
-    """So many of a hundred watchers."""
+    """A kind of watcher; `share` is how many of a hundred are of this kind."""
 
     share: int
     wish: Wish
@@ -94,7 +94,7 @@ ROLES = (
 
 @dataclass
 class Outcome:
-    """What came of a run; `problems` is empty when the promise held."""
+    """The result of a run; `problems` is empty when the guarantee held."""
 
     chaos: Chaos
     faults: list[tuple[float, float, Fault]] = field(default_factory=list)
@@ -112,7 +112,7 @@ class Outcome:
         lines = [
             f"seed {self.chaos.seed}: {self.chaos.writes:,} writes, {self.chaos.watchers} watchers, "
             f"{self.chaos.workers} workers, {self.seconds:.0f} s",
-            f"answers {dict(sorted(self.statuses.items()))}, sent again {self.sent_again}; "
+            f"responses {dict(sorted(self.statuses.items()))}, sent again {self.sent_again}; "
             f"bus messages lost {self.bus_lost:,} of {self.bus_lost + self.bus_passed:,}",
             f"connections ended {dict(self.ends.most_common())}",
             "",
@@ -134,7 +134,7 @@ class Outcome:
 
 
 async def run(chaos: Chaos, postgres: PostgresServer, redis: RedisServer, folder: Path) -> Outcome:
-    """Both servers are hurt, and run again at the end. `folder` gets the logs of the workers."""
+    """Play a run. Both servers are damaged, and run again at the end. `folder` gets the logs of the workers."""
     with Proxies() as proxies:
         stage = Stage(chaos, postgres, redis, proxies, folder)
         try:
@@ -155,13 +155,15 @@ async def _play(chaos: Chaos, stage: Stage) -> Outcome:
         async with httpx.AsyncClient(
             timeout=REQUEST_SECONDS, verify=False, limits=httpx.Limits(max_connections=None)
         ) as http:
-            writers = await _writers(chaos, stage, http, progress)
+            tokens = [await sign_up(index, stage.services, http) for index in range(chaos.writers)]
+            pause = chaos.writers / chaos.writes_per_second
+            writers = [Writer(stage.services, http, token, progress, pause) for token in tokens]
             began = time.monotonic()
             faults = [asyncio.create_task(_fault(fault, stage, progress, outcome, began)) for fault in schedule(chaos)]
             share = chaos.writes // chaos.writers
             await asyncio.gather(*(writer.run(plan(chaos.seed, index, share)) for index, writer in enumerate(writers)))
             await asyncio.gather(*faults)
-            await _jobs_end(http, stage)
+            await jobs_end(http, stage.services[0], CATCH_UP_SECONDS)
             hurry.set()
             await writers[0].end()
             log = await _all_caught_up(stage, watchers)
@@ -190,33 +192,11 @@ def _crowd(chaos: Chaos, stage: Stage, hurry: asyncio.Event) -> Iterator[Watcher
         yield Watcher(role.wish, role.manner, urls, random.Random(f"watcher {chaos.seed} {index}"), texts, hurry)
 
 
-async def _writers(chaos: Chaos, stage: Stage, http: httpx.AsyncClient, progress: Progress) -> list[Writer]:
-    found = []
-    for index in range(chaos.writers):
-        base = stage.services[index % chaos.workers].url
-        named = {"username": f"writer{index}", "password": PASSWORD}
-        (await http.post(f"{base}/auth/register", json=named)).raise_for_status()
-        token = (await http.post(f"{base}/auth/login", json=named)).raise_for_status().json()["access_token"]
-        found.append(Writer(stage.services, http, token, progress, chaos.writers / chaos.writes_per_second))
-    return found
-
-
 async def _fault(fault: Fault, stage: Stage, progress: Progress, outcome: Outcome, began: float) -> None:
     await progress.reaches(fault.at)
     since = time.monotonic() - began
     await stage.suffer(fault)
     outcome.faults.append((since, time.monotonic() - began, fault))
-
-
-async def _jobs_end(http: httpx.AsyncClient, stage: Stage) -> None:
-    async def ended() -> bool:
-        for state in ("queued", "running"):
-            answer = await http.get(f"{stage.services[0].url}/jobs?state={state}")
-            if answer.status_code != 200 or answer.json():
-                return False
-        return True
-
-    await eventually(ended, "all jobs end", CATCH_UP_SECONDS)
 
 
 async def _all_caught_up(stage: Stage, watchers: Sequence[Watcher]) -> Log:
@@ -234,7 +214,7 @@ async def _all_caught_up(stage: Stage, watchers: Sequence[Watcher]) -> Log:
 
 
 async def _compare_with_tables(http: httpx.AsyncClient, stage: Stage, log: Log) -> list[str]:
-    """Where the rows that the log builds differ from those that the service lists."""
+    """Return where the rows that the log builds differ from those that the service lists."""
     problems = list(log.problems)
     for topic in CATALOG:
         rows: dict[int, Any] = {}
@@ -287,7 +267,7 @@ def _wrong(log: Log, wish: Wish, segment: Segment, is_last: bool, counts: Counte
             counts["unequal"] += 1
             yield problem
         return
-    # One that begins anew may be cut anywhere: only its last stream must reach the end.
+    # A watcher that starts over may be cut anywhere: only its last stream must reach the end.
     end = None if is_last else segment.got[-1]["seq"] if segment.got else segment.start
     found = differences(log, wish, segment.start, segment.got, end)
     for name in ("missing", "repeated", "reordered", "unequal"):

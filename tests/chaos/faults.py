@@ -1,4 +1,4 @@
-"""What breaks in the chaos run, when, and how it is mended. Faults come from outside: signals and proxies."""
+"""The faults of the chaos run: what breaks, when, and how it is repaired. They are signals and proxies."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ FAULTS = (
     "crash PostgreSQL",
     "cut clients",
 )
+SETTINGS = {"LOG_LEVEL": "warning", "ACCESS_TOKEN_EXPIRE_MINUTES": "600", "MAX_CONNECTIONS_PER_ADDRESS": "10000"}
 
 
 @dataclass(frozen=True)
 class Chaos:
-    """The size of a run. `rounds` is how often each fault comes; a fault lasts up to `fault_seconds`."""
+    """The size of a run. `rounds` is how often each fault happens; a fault lasts up to `fault_seconds`."""
 
     seed: int
     writes: int
@@ -44,7 +45,7 @@ class Chaos:
 
 @dataclass(frozen=True)
 class Fault:
-    """`at`: when so many writes were begun. `target` is a fraction: of the workers, where it is about one."""
+    """`at` is the number of writes begun before it. `target` is a fraction, which selects a worker where one breaks."""
 
     at: int
     kind: str
@@ -53,7 +54,7 @@ class Fault:
 
 
 def schedule(chaos: Chaos) -> list[Fault]:
-    """A pure function of the seed and the size of the run."""
+    """Return the faults of a run; a pure function of its seed and size."""
     chance = random.Random(f"faults {chaos.seed}")
     kinds = [kind for _ in range(chaos.rounds) for kind in chance.sample(FAULTS, len(FAULTS))]
     step = chaos.writes * 0.85 / len(kinds)
@@ -83,15 +84,7 @@ class Stage:
         self.doors: list[Proxy] = []
         for index in range(chaos.workers):
             bus = proxies.redis(redis.port, chaos.seed + index, chaos.lost_messages)
-            service = Service(
-                self.url,
-                f"redis://127.0.0.1:{bus.port}/0",
-                folder,
-                LOG_LEVEL="warning",
-                ACCESS_TOKEN_EXPIRE_MINUTES="600",
-                MAX_CONNECTIONS_PER_ADDRESS="10000",
-                RATE_LIMITS="off",
-            )
+            service = Service(self.url, f"redis://127.0.0.1:{bus.port}/0", folder, **SETTINGS)
             self.buses.append(bus)
             self.services.append(service)
             self.doors.append(proxies.cutting(service.port))
@@ -100,12 +93,12 @@ class Stage:
         self.unasked_ends: list[str] = []
 
     async def start(self) -> None:
-        # One after another: the first migrates.
+        # One after another, because the first migrates.
         for service in self.services:
             await asyncio.to_thread(service.start)
 
     async def revive(self, index: int) -> None:
-        """Start a worker again until it stays, as a supervisor does: the database may be away."""
+        """Start a worker until it stays up, as a supervisor does: the database may be down."""
         while True:
             try:
                 await asyncio.to_thread(self.services[index].start)
@@ -114,7 +107,7 @@ class Stage:
                 await asyncio.sleep(0.2)
 
     async def supervise(self) -> None:
-        """Note and restart workers that end without being told to."""
+        """Note and restart workers that end by themselves."""
         while True:
             await asyncio.sleep(0.1)
             for index, service in enumerate(self.services):
@@ -124,7 +117,7 @@ class Stage:
                     await self.revive(index)
 
     async def cut_at_random(self) -> None:
-        """Every now and then some of the client sockets that go through the doors are reset."""
+        """Reset some of the proxied client sockets from time to time."""
         chance = random.Random(f"cuts {self.seed}")
         while True:
             await asyncio.sleep(chance.uniform(0.5, 2.0))
@@ -132,7 +125,7 @@ class Stage:
             await asyncio.to_thread(door.cut, 0.3, chance.randrange(2**32))
 
     async def suffer(self, fault: Fault) -> None:
-        """Break something, wait, and mend it."""
+        """Break something, wait, and repair it."""
         index = int(fault.target * len(self.services))
         broken: dict[str, tuple[str, Callable[[int, float], Awaitable[None]]]] = {
             "kill a worker": (str(index), self._kill_worker),
@@ -188,7 +181,7 @@ class Stage:
         await asyncio.to_thread(self.postgres.restart)
 
     async def _crash_postgres(self, index: int, seconds: float) -> None:
-        """An immediate shutdown: no goodbye, and recovery at the next start."""
+        """Shut down at once, so that the next start has to recover."""
         os.kill(self.postgres.pid, signal.SIGQUIT)
         await eventually(lambda: not self.postgres.running, "PostgreSQL ends")
         await asyncio.sleep(seconds / 2)

@@ -1,7 +1,7 @@
-"""What every watcher must have got, worked out from the log alone, without any code of the service.
+"""What every watcher must have received, derived from the log alone, without any code of the service.
 
-The log begins with an empty catalog, so replaying it gives every row before and after every event; the log's own
-`before` is not looked at. Filters are Python functions written by hand beside their JSON.
+The log begins with an empty catalog, so replaying it gives every row before and after every event; the column `before`
+of the log is not used. Filters are Python functions, written by hand beside their JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Row = dict[str, Any]
 class Wish:
     """What a watcher watches. `matches` is `filter` in Python.
 
-    A wish with a filter, a snapshot or a window is about one topic of CATALOG, and has a name: it is subscribed to.
+    A wish with a filter, a snapshot or a window has one topic of CATALOG, and a name: it is an explicit subscription.
     """
 
     topics: tuple[str, ...] = PUBLIC_TOPICS
@@ -46,7 +46,7 @@ class Wish:
 
 
 def mark_of(row: Row) -> int:
-    """Stands for a row: snapshots and windows come again and again, and would not fit into memory as they are."""
+    """Return a digest of a row: there are so many snapshots and windows that their rows do not fit into memory."""
     encoded = orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest())
 
@@ -78,14 +78,14 @@ class Log:
         self._marks: dict[int, int] = {}
 
     def mark_of(self, row: Row) -> int:
-        """`mark_of` a row of this log; worked out once, for the log keeps its rows."""
+        """Return `mark_of` a row of this log, which is computed once, because the log keeps its rows."""
         mark = self._marks.get(id(row))
         if mark is None:
             mark = self._marks[id(row)] = mark_of(row)
         return mark
 
     def expected(self, wish: Wish) -> list[list[Frame]]:
-        """The frames of each event that a watcher with this wish sees, in order."""
+        """Return the frames of each event that a watcher with this wish sees, in order."""
         found = self._expected.get(wish.key)
         if found is None:
             wanted = (entry for entry in self.entries if entry.frame["topic"] in wish.topics)
@@ -93,7 +93,7 @@ class Log:
         return found
 
     def are_equal(self, wanted: Frame, got: Frame) -> bool:
-        """Both are kept for the whole run, and most watchers got the same ones: compare each pair once."""
+        """Compare each pair of frames once: both are kept for the whole run, and most watchers got the same ones."""
         pair = (id(wanted), id(got))
         if pair not in self._equal and wanted == got:
             self._equal.add(pair)
@@ -101,7 +101,7 @@ class Log:
 
 
 async def read_log(url: str) -> Log:
-    """The whole log. Its numbers must begin with 1 and have no holes."""
+    """Read the whole log. Its sequence numbers must begin with 1 and have no holes."""
     connection = await asyncpg.connect(url)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
@@ -148,7 +148,7 @@ def _entry(row: Any, tables: dict[str, dict[int, Row]]) -> Entry:
 
 
 def frames_of(entry: Entry, wish: Wish) -> list[Frame]:
-    """What a watcher with this wish gets for one event of its topics."""
+    """Return the frames that a watcher with this wish gets for one event of its topics."""
     frame = entry.frame
     if wish.filter is not None:
         return _filtered(entry, wish)
@@ -226,8 +226,8 @@ def differences(log: Log, wish: Wish, start: int, got: Sequence[Frame], end: int
 
 @dataclass
 class Differences:
-    """Numbers of events, or pairs of frames; all empty when the watcher was never wrong. `repeated` holds what was
-    not asked for, too."""
+    """Sequence numbers, or pairs of frames; all empty when the watcher was never wrong. `repeated` includes events
+    that it did not ask for."""
 
     events: int
     missing: list[int] = field(default_factory=list)
@@ -251,7 +251,7 @@ class Differences:
 
 
 def broken_promises(log: Log, promised: Sequence[tuple[str, Row]]) -> list[str]:
-    """Rows whose POST was answered, but that the log does not have exactly once and equal to the answer."""
+    """Return the acknowledged rows that are not in the log exactly once and equal to the response."""
     added: dict[tuple[str, int], list[Row]] = {}
     names: dict[tuple[str, str], int] = {}
     for entry in log.entries:
@@ -266,6 +266,6 @@ def broken_promises(log: Log, promised: Sequence[tuple[str, Row]]) -> list[str]:
     for topic, row in promised:
         found = added.get((topic, row["id"]), [])
         if found != [row]:
-            problems.append(f"{topic} {row['id']} was answered as {row} and is in the log as {found}")
+            problems.append(f"{topic} {row['id']} was acknowledged as {row} and is in the log as {found}")
     problems += [f"{topic}: {name} was added {count} times" for (topic, name), count in names.items() if count > 1]
     return problems

@@ -1,4 +1,4 @@
-"""Rolling restarts under load: `run` sends SIGHUP to the supervisor of several workers, again and again.
+"""Rolling restarts under load: `run` repeatedly sends SIGHUP to the supervisor of several workers.
 
 The watchers and the judge are those of the chaos run.
 """
@@ -19,19 +19,19 @@ import httpx
 
 from tests.chaos.judge import Wish, broken_promises, differences, read_log
 from tests.chaos.watchers import Manner, Texts, Watcher
-from tests.chaos.writers import Progress, Writer, plan
-from tests.support.service import PASSWORD, Service, eventually
+from tests.chaos.writers import Progress, Writer, jobs_end, plan, sign_up
+from tests.support.service import Service, eventually
 
 LONGEST_SILENCE_SECONDS = 3.0
 RESTART_SECONDS = 180.0
 QUIET_SECONDS = 1.0
 CATCH_UP_SECONDS = 30.0
-PLENTY = 5_000  # operations of a writer; it is stopped before
+PLENTY = 5_000  # operations of a writer; more than it can do before it is stopped
 
 
 @dataclass(frozen=True)
 class Rolling:
-    """`times` restarts, or as many as are begun within `seconds`, but at least one."""
+    """`times` restarts, or as many as begin within `seconds`, but at least one."""
 
     seed: int
     times: int
@@ -43,7 +43,7 @@ class Rolling:
 
 @dataclass
 class Outcome:
-    """`silences` are the longest pauses between two events, one a watcher; `restarts` how long each took."""
+    """`silences` holds the longest pause between two events of each watcher, `restarts` the duration of each."""
 
     problems: list[str] = field(default_factory=list)
     silences: list[float] = field(default_factory=list)
@@ -65,22 +65,20 @@ class Outcome:
 
 
 def workers_of(service: Service) -> frozenset[int]:
-    """The pids of the supervisor's children that serve."""
-    assert service.process is not None
-    pid = service.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    # `multiprocessing` keeps a process of its own beside those it spawns.
-    return frozenset(int(child) for child in children if _is_spawned(child))
+    """Return the pids of the supervisor's workers."""
 
+    def is_spawned(child: str) -> bool:
+        with suppress(FileNotFoundError):  # it has ended meanwhile
+            return b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+        return False
 
-def _is_spawned(child: str) -> bool:
-    with suppress(FileNotFoundError):  # it has ended meanwhile
-        return b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
-    return False
+    children = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
+    # `multiprocessing` keeps a process of its own beside those that it spawns.
+    return frozenset(int(child) for child in children if is_spawned(child))
 
 
 async def run(rolling: Rolling, service: Service) -> Outcome:
-    """`service` runs with several workers."""
+    """Restart the workers of a running service under load."""
     outcome, progress, texts = Outcome(), Progress(), Texts()
     watchers = [
         Watcher(
@@ -97,8 +95,10 @@ async def run(rolling: Rolling, service: Service) -> Outcome:
     writing: list[asyncio.Task[None]] = []
     try:
         async with httpx.AsyncClient(timeout=15.0, verify=False, limits=httpx.Limits(max_connections=None)) as http:
-            writers = [await _writer(index, service, http, progress, rolling) for index in range(rolling.writers)]
-            await eventually(lambda: all(watcher.segments for watcher in watchers), "everybody watches")
+            tokens = [await sign_up(index, [service], http) for index in range(rolling.writers)]
+            pause = rolling.writers / rolling.writes_per_second
+            writers = [Writer([service], http, token, progress, pause) for token in tokens]
+            await eventually(lambda: all(watcher.segments for watcher in watchers), "all watch")
             began = time.monotonic()
             enough = asyncio.Event()
             writing = [
@@ -122,27 +122,17 @@ async def run(rolling: Rolling, service: Service) -> Outcome:
     return outcome
 
 
-async def _writer(
-    index: int, service: Service, http: httpx.AsyncClient, progress: Progress, rolling: Rolling
-) -> Writer:
-    named = {"username": f"writer{index}", "password": PASSWORD}
-    (await http.post(f"{service.url}/auth/register", json=named)).raise_for_status()
-    token = (await http.post(f"{service.url}/auth/login", json=named)).raise_for_status().json()["access_token"]
-    return Writer([service], http, token, progress, rolling.writers / rolling.writes_per_second)
-
-
 async def _restart(service: Service) -> float:
-    """Until every worker is another one and all serve."""
+    """Restart, and wait until every worker is a new one and serves. Return how long that took."""
     before, began = workers_of(service), time.monotonic()
-    assert service.process is not None
-    os.kill(service.process.pid, signal.SIGHUP)
+    os.kill(service.pid, signal.SIGHUP)
 
     async def done() -> bool:
         now = workers_of(service)
         return len(now) == len(before) and not now & before
 
     try:
-        await eventually(done, "every worker is another one", RESTART_SECONDS)
+        await eventually(done, "every worker is new", RESTART_SECONDS)
     except AssertionError as error:
         raise AssertionError(
             f"{error}: {sorted(before)} became {sorted(workers_of(service))}\n{service.log()}"
@@ -158,12 +148,7 @@ async def _restart(service: Service) -> float:
 
 async def _judge(outcome: Outcome, service: Service, watchers: Sequence[Watcher], writers: Sequence[Writer]) -> None:
     async with httpx.AsyncClient(verify=False) as http:
-
-        async def jobs_ended() -> bool:
-            answers = [await http.get(f"{service.url}/jobs?state={state}") for state in ("queued", "running")]
-            return all(answer.status_code == 200 and not answer.json() for answer in answers)
-
-        await eventually(jobs_ended, "all jobs end", CATCH_UP_SECONDS)
+        await jobs_end(http, service, CATCH_UP_SECONDS)
     log = await read_log(service.database_url)
     ends = [(watcher, log.expected(watcher.wish)[-1][-1]["seq"]) for watcher in watchers]
     try:

@@ -1,11 +1,11 @@
 """Thousands of watchers in one light process: `python -m tests.chaos.storm_client <watchers> <port>…`.
 
-A client library costs more than the service does, so this speaks just enough of RFC 6455 itself. It obeys one JSON
-command a line and answers each with one line:
+A client library costs more than the service does, so this speaks just enough of RFC 6455 itself. It reads one JSON
+command from each line, and writes its result as one line:
 
-    {"do": "connect"}                  all watch -> {"seconds": …, "refused": …}
-    {"do": "cut", "away_seconds": 1}   all are cut at once and come back at once -> {"seconds": until all caught up, …}
-    {"do": "judge", "seqs": [...]}     what should have come, to its last number -> {"wrong": [...], "events": …}
+    {"do": "connect"}                  all connect -> {"seconds": …, "refused": …}
+    {"do": "cut", "away_seconds": 1}   all are cut, and reconnect together -> {"seconds": until all caught up, …}
+    {"do": "judge", "seqs": [...]}     compare with the events there were -> {"wrong": [...], "events": …}
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.support.service import eventually
 
 HOST = "127.0.0.1"
 RETRY_SECONDS = 0.2
-GRACE_SECONDS = 0.5  # who has what the uncut watchers had so long ago has caught up
+GRACE_SECONDS = 0.5  # a watcher has caught up when it is less than this behind the uncut ones
 DEADLINE_SECONDS = 60.0
 REQUEST = (
     "GET /ws{query} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -38,7 +38,7 @@ TEXT, CLOSE, PING = 1, 8, 9
 
 
 class Watcher:
-    """`start` is where its stream began; `seqs` what came since, over however many connections."""
+    """`start` is where its stream began; `seqs` holds all events since, over all its connections."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -145,7 +145,7 @@ class Wire(asyncio.Protocol):
 
 
 class Crowd:
-    """The first watcher of each port is never cut: it tells how far the others could be."""
+    """Watchers, and one more for each port that is never cut: it shows how far the others could be."""
 
     def __init__(self, number: int, ports: Sequence[int]) -> None:
         self.uncut = [Watcher(port) for port in ports]
@@ -199,7 +199,7 @@ class Crowd:
         return {"wrong": wrong, "events": sum(len(each.seqs) for each in self.watchers)}
 
     async def _until(self, check: Any) -> None:
-        with contextlib.suppress(AssertionError):  # the answer tells what is missing
+        with contextlib.suppress(AssertionError):  # the result shows what is missing
             await eventually(check, "all are there", DEADLINE_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""A worker whose bus is silent, though its connection is open, still tells its watchers everything, and says so."""
+"""A worker whose bus is silent, though connected, still sends its watchers everything, and reports the silence."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from tests.support.metrics import metric, metric_becomes
 from tests.support.proxies import Proxies, RedisProxy
 from tests.support.servers import PostgresServer, RedisServer
 from tests.support.service import Person, Service, Watcher, eventually
 
 LATEST_SECONDS = 2.0
 WATCHERS = 20
-SILENT_SECONDS = 7.0  # past the point at which the worker gives up its connection and subscribes again
+SILENT_SECONDS = 7.0  # longer than the worker keeps a silent connection before it subscribes again
 PAUSE_SECONDS = 0.05
 LAST = "the last"
 
@@ -31,25 +32,27 @@ def proxies() -> Iterator[Proxies]:
 
 
 @pytest.fixture
-def bus(proxies: Proxies, redis: RedisServer) -> RedisProxy:
-    """What the worker under test takes for Redis."""
-    return proxies.redis(redis.port)
+def bus(request: pytest.FixtureRequest, proxies: Proxies, redis: RedisServer) -> RedisProxy:
+    """The proxy that the worker under test connects to in place of Redis."""
+    proxy = proxies.redis(redis.port)
+    proxy.is_silent = getattr(request, "param", False)
+    return proxy
 
 
 @pytest.fixture
 def workers(
     postgres: PostgresServer, redis: RedisServer, bus: RedisProxy, tmp_path: Path
 ) -> Iterator[tuple[Service, Service]]:
-    """One with a good bus, and one behind the proxy."""
+    """One with a good bus, and one behind the proxy, which is silent from the start if a test wants that."""
     url = postgres.create_database()
-    good = Service(url, redis.url, tmp_path, LOG_LEVEL="warning")
-    behind = Service(url, f"redis://127.0.0.1:{bus.port}/0", tmp_path, LOG_LEVEL="warning")
-    with good.running(), behind.running():
-        yield good, behind
+    urls = (redis.url, f"redis://127.0.0.1:{bus.port}/0")
+    good, deaf = (Service(url, broadcast_url, tmp_path, LOG_LEVEL="warning") for broadcast_url in urls)
+    with good.running(), deaf.running():
+        yield good, deaf
 
 
 async def status(client: httpx.AsyncClient, service: Service) -> str:
-    """`ready`, or what the bus is said to be."""
+    """Return `ready`, or the reported state of the bus."""
     answer = await client.get(f"{service.url}/readyz")
     assert answer.status_code == 200, answer.text
     found: str = answer.json()["checks"]["bus"]
@@ -57,17 +60,11 @@ async def status(client: httpx.AsyncClient, service: Service) -> str:
     return "ready" if found == "ok" else found
 
 
-async def turns(client: httpx.AsyncClient, service: Service, wanted: str, seconds: float) -> None:
-    async def has_turned() -> bool:
+async def becomes(client: httpx.AsyncClient, service: Service, wanted: str, seconds: float) -> None:
+    async def is_wanted() -> bool:
         return wanted in await status(client, service)
 
-    await eventually(has_turned, f"readiness says {wanted}", seconds)
-
-
-async def deaf_workers(client: httpx.AsyncClient, service: Service) -> float:
-    """What the metric says."""
-    lines = (await client.get(f"{service.url}/metrics")).text.splitlines()
-    return float(next(line for line in lines if line.startswith("marquee_bus_deaf ")).split()[1])
+    await eventually(is_wanted, f"readiness says {wanted}", seconds)
 
 
 async def write_and_time(person: Person, written: dict[int, float]) -> None:
@@ -99,17 +96,17 @@ async def test_watchers_of_a_deaf_worker_get_everything_within_two_seconds(
         client = await stack.enter_async_context(httpx.AsyncClient())
         crowd = [await stack.enter_async_context(deaf.watch("topics=movies")) for _ in range(WATCHERS)]
         crowd.append(await stack.enter_async_context(good.watch("topics=movies")))
-        await asyncio.gather(turns(client, deaf, "ready", 5.0), turns(client, good, "ready", 5.0))
+        await asyncio.gather(becomes(client, deaf, "ready", 5.0), becomes(client, good, "ready", 5.0))
 
         bus.is_silent = True
         written: dict[int, float] = {}
         reading = [asyncio.create_task(time_arrivals(watcher)) for watcher in crowd]
         await asyncio.gather(
-            write_and_time(alice, written), write_and_time(bob, written), turns(client, deaf, "silent", 3.0)
+            write_and_time(alice, written), write_and_time(bob, written), becomes(client, deaf, "silent", 3.0)
         )
-        assert "silent" in await status(client, deaf), "it stays deaf, whatever it tries"
+        assert "silent" in await status(client, deaf), "subscribing again does not help"
         assert await status(client, good) == "ready"
-        assert (await deaf_workers(client, deaf), await deaf_workers(client, good)) == (1, 0)
+        assert (await metric(deaf, "marquee_bus_deaf"), await metric(good, "marquee_bus_deaf")) == (1, 0)
         assert bus.lost > 0
         last = await alice.add(title=LAST)
         written[last["id"]] = time.monotonic()
@@ -119,28 +116,18 @@ async def test_watchers_of_a_deaf_worker_get_everything_within_two_seconds(
         assert all(watcher.seqs == sorted(set(watcher.seqs)) for watcher in crowd)
 
         bus.is_silent = False
-        await turns(client, deaf, "ready", 10.0)
-
-        async def hears() -> bool:
-            return await deaf_workers(client, deaf) == 0
-
-        await eventually(hears, "the metric says so, too", 3.0)
+        await becomes(client, deaf, "ready", 10.0)
+        await metric_becomes(deaf, "marquee_bus_deaf", 0, 3.0)
 
 
 @pytest.mark.alone
-async def test_a_worker_that_was_deaf_from_the_start_serves(
-    postgres: PostgresServer, redis: RedisServer, bus: RedisProxy, tmp_path: Path
-) -> None:
-    bus.is_silent = True
-    url = postgres.create_database()
-    good = Service(url, redis.url, tmp_path, LOG_LEVEL="warning")
-    deaf = Service(url, f"redis://127.0.0.1:{bus.port}/0", tmp_path, LOG_LEVEL="warning")
-    with good.running(), deaf.running():
-        async with good.person() as alice, deaf.watch("topics=movies") as watcher, httpx.AsyncClient() as client:
-            await turns(client, deaf, "silent", 5.0)
-            for _ in range(10):
-                movie = await alice.add()
-                assert (await watcher.expect("add", seconds=LATEST_SECONDS))["data"] == movie
+@pytest.mark.parametrize("bus", [True], indirect=True)
+async def test_a_worker_that_is_deaf_from_the_start_serves(workers: tuple[Service, Service]) -> None:
+    good, deaf = workers
+    async with good.person() as alice, deaf.watch("topics=movies") as watcher, httpx.AsyncClient() as client:
+        await becomes(client, deaf, "silent", 5.0)
+        for _ in range(10):
+            await watcher.sees(await alice.add(), seconds=LATEST_SECONDS)
 
 
 @pytest.mark.alone

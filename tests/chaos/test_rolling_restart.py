@@ -1,4 +1,4 @@
-"""Workers restarted one after another under load: nothing is lost, and no client waits long. `make chaos` does ten."""
+"""Workers are restarted one by one under load: nothing is lost, and no client waits long."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tests.support.servers import PostgresServer, RedisServer
 from tests.support.service import Service
 
 TIMES = 10
-SECONDS = 15.0  # no more restarts are begun after this: ten need a minute where nothing else runs
+SECONDS = 15.0  # no restart begins later: ten need a minute on a quiet machine; `make chaos` does all ten
 
 
 @pytest.mark.alone
-async def test_rolling_restarts_lose_nothing_and_keep_nobody_waiting(
+async def test_rolling_restarts_lose_nothing_and_disconnect_clients_only_briefly(
     postgres: PostgresServer, redis: RedisServer, tmp_path: Path
 ) -> None:
-    service = Service(
-        postgres.create_database(), redis.url, tmp_path, WORKERS="4", LOG_LEVEL="warning", RATE_LIMITS="off"
-    )
+    settings = {"WORKERS": "4", "LOG_LEVEL": "warning", "RATE_LIMITS": "off"}
+    service = Service(postgres.create_database(), redis.url, tmp_path, **settings)
     with service.running():
         outcome = await run(Rolling(1, TIMES, SECONDS), service)
         print(outcome.report())
         assert outcome.problems == [], outcome.report()
         assert max(outcome.silences) < LONGEST_SILENCE_SECONDS, outcome.report()
+        assert {end for end in outcome.ends if end.isdigit()} == {"1012"}, outcome.report()
         assert outcome.writes_per_second > 20, outcome.report()
         assert await asyncio.to_thread(service.stop) == 0
         assert '"level": "error"' not in service.log()

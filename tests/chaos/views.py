@@ -1,4 +1,4 @@
-"""Snapshots and windows of the chaos run, against the rows that the log builds."""
+"""Compare the snapshots and windows of the chaos run with the rows that the log builds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Marks:
 
 
 def marked(frame: Frame) -> Frame:
-    """An event of a window, with a digest in place of each row."""
+    """Return an event of a window with a digest in place of each row."""
     kept = {name: frame[name] for name in ("operation", "seq", "more") if name in frame}
     data = frame["data"]
     if frame["operation"].startswith("delete"):
@@ -31,7 +31,7 @@ def marked(frame: Frame) -> Frame:
 
 
 class Replay:
-    """The rows of a subscription at ever higher numbers, each as a digest."""
+    """The rows of a subscription as of increasing sequence numbers, each as a digest."""
 
     def __init__(self, log: Log, wish: Wish) -> None:
         (topic,) = wish.topics
@@ -60,7 +60,7 @@ class Replay:
             self._next += 1
 
     def wrong(self, got: Mapping[int, int], ids: Iterable[int]) -> list[str]:
-        """Which of these rows are not as they must be."""
+        """Return which of these rows differ from what they must be."""
         return [
             f"{id_}: expected {'one' if id_ in self.rows else 'none'}, got {'another' if id_ in got else 'none'}"
             for id_ in sorted(ids)
@@ -69,7 +69,7 @@ class Replay:
 
 
 def wrong_snapshot(log: Log, wish: Wish, seq: int, items: Marks) -> str | None:
-    """What is wrong with a snapshot as of `seq`, if anything."""
+    """Return what is wrong with a snapshot as of `seq`, or None."""
     replay = Replay(log, wish)
     replay.advance(seq)
     got = dict(zip(items.ids, items.marks, strict=True))
@@ -80,9 +80,9 @@ def wrong_snapshot(log: Log, wish: Wish, seq: int, items: Marks) -> str | None:
 
 
 def wrong_window(log: Log, wish: Wish, start: int, got: Sequence[Frame]) -> str | None:
-    """The first window after which a view was not what the log says at the window's number, if any.
+    """Return the first window after which a client's rows differ from those of the log, or None.
 
-    The view is what a client keeps: it begins as the rows at `start`. `got` are frames as `marked` makes them.
+    The client begins with the rows at `start`. `got` are frames as `marked` returns them.
     """
     replay = Replay(log, wish)
     replay.advance(start)

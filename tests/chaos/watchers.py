@@ -1,6 +1,6 @@
-"""The watchers of the chaos run: raw websockets that keep a number and resume, and remember every event they get.
+"""The watchers of the chaos run: websockets that keep a position, resume, and remember every event they get.
 
-They share no code with the service or its clients. How a watcher behaves follows from the run's seed.
+They share no code with the service or its clients. The behaviour of a watcher follows from the seed of the run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SMALL_BUFFER_BYTES = 128 * 1024  # smaller than a segment of the loopback, TCP i
 
 
 class Texts:
-    """Every distinct frame, parsed once: most watchers get the same bytes. Snapshots and windows come only once."""
+    """Parses each distinct frame once: most watchers get the same bytes. Snapshots and windows are not kept."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, Frame] = {}
@@ -49,16 +49,16 @@ class Manner:
     """How a watcher behaves. Numbers are of frames or seconds; 0 means never."""
 
     kind: str
-    leaves_after: int = 0  # about so many frames, without a close frame
-    stays_away: float = 0.0  # up to so many seconds
-    pauses_after: int = 0  # stops reading
-    pauses_for: float = 0.0  # up to so many seconds
-    forgets: bool = False  # begins anew each time it comes back
+    leaves_after: int = 0  # disconnects after about so many frames, without a close frame
+    stays_away: float = 0.0  # for up to so many seconds
+    pauses_after: int = 0  # stops reading after about so many frames
+    pauses_for: float = 0.0  # for up to so many seconds
+    forgets: bool = False  # starts over after each reconnect
 
 
 @dataclass
 class Segment:
-    """What came after number `start`, and the snapshot that came first, if it was asked for."""
+    """The events after sequence number `start`, and the snapshot before them, if there was one."""
 
     start: int
     items: Marks | None = None
@@ -75,7 +75,7 @@ class Watcher:
     urls: Sequence[str]
     chance: random.Random
     texts: Texts
-    hurry: asyncio.Event  # set: no more pauses
+    hurry: asyncio.Event  # once set, the watcher pauses no longer
     position: int = 0
     epoch: str = ""
     segments: list[Segment] = field(default_factory=list)
@@ -127,7 +127,7 @@ class Watcher:
         return urlencode(query)
 
     async def _watch(self, websocket: ClientConnection) -> None:
-        """Returns when it leaves; the end of the connection is an exception."""
+        """Return when the watcher leaves. Raises when the connection ends."""
         frames = 0
         leave = self._about(self.manner.leaves_after)
         pause = self._about(self.manner.pauses_after)

@@ -1,7 +1,7 @@
 """The writers of the chaos run: a plan that follows from the seed alone, carried out whatever breaks.
 
-A write whose outcome is unknown is sent again until there is an answer: a POST with the same `Idempotency-Key`, the
-others as they are, for doing them twice is doing them once.
+A write whose outcome is unknown is sent again until there is a response: a POST with the same `Idempotency-Key`, the
+other methods as they are, because they are idempotent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.service import Service
+from tests.support.service import PASSWORD, Service, eventually
 
 GENRES = ("Drama", "Noir", "Comedy", "Western", "Horror")
 STATUSES = ("released", "in_production", "announced")
@@ -40,7 +40,7 @@ REQUEST_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Operation:
-    """`worker` and `pick` are fractions: of the workers, and of the rows the writer has by then."""
+    """`worker` and `pick` are fractions: of the workers, and of the rows that the writer has by then."""
 
     name: str
     kind: str
@@ -67,7 +67,7 @@ def edit(chance: random.Random) -> dict[str, Any]:
 
 
 def plan(seed: int, writer: int, count: int) -> list[Operation]:
-    """What this writer does; a pure function of its arguments."""
+    """Return what this writer does; a pure function of the arguments."""
     chance = random.Random(f"writer {seed} {writer}")
     found = []
     for number, kind in enumerate(chance.choices(list(SHARES), list(SHARES.values()), k=count)):
@@ -93,7 +93,7 @@ def plan(seed: int, writer: int, count: int) -> list[Operation]:
 
 @dataclass
 class Progress:
-    """How many writes were begun, over all writers; faults come at certain numbers."""
+    """How many writes all writers have begun; faults happen at certain numbers."""
 
     begun: int = 0
     again: int = 0
@@ -110,8 +110,25 @@ class Progress:
             await self._changed.wait_for(lambda: self.begun >= number)
 
 
+async def jobs_end(http: httpx.AsyncClient, service: Service, seconds: float) -> None:
+    async def have_ended() -> bool:
+        answers = [await http.get(f"{service.url}/jobs?state={state}") for state in ("queued", "running")]
+        return all(answer.status_code == 200 and not answer.json() for answer in answers)
+
+    await eventually(have_ended, "all jobs end", seconds)
+
+
+async def sign_up(index: int, services: Sequence[Service], http: httpx.AsyncClient) -> str:
+    """Register a writer, and return its token."""
+    base = services[index % len(services)].url
+    named = {"username": f"writer{index}", "password": PASSWORD}
+    (await http.post(f"{base}/auth/register", json=named)).raise_for_status()
+    token: str = (await http.post(f"{base}/auth/login", json=named)).raise_for_status().json()["access_token"]
+    return token
+
+
 class Writer:
-    """One signed-in user. `promised` are the entities whose POST was answered with success."""
+    """One signed-in user. `promised` holds the entities whose POST succeeded."""
 
     def __init__(
         self, services: Sequence[Service], http: httpx.AsyncClient, token: str, progress: Progress, pause: float
@@ -127,7 +144,7 @@ class Writer:
         self._chance = random.Random(token)
 
     async def run(self, operations: Sequence[Operation], enough: asyncio.Event | None = None) -> None:
-        """All of them, or until it is enough."""
+        """Carry out all operations, or as many as `enough` allows."""
         for operation in operations:
             if enough is not None and enough.is_set():
                 return
@@ -137,7 +154,7 @@ class Writer:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     async def end(self) -> None:
-        """Add a movie for every filter of the watchers, so that each of them sees the end."""
+        """Add a movie for each filter of the watchers, so that each of them sees the end."""
         for status in STATUSES:
             body = {"title": f"The film {status}", "rating": 85, "genres": ["Drama", "Noir"], "status": status}
             await self._add(Operation(f"the end, {status}", "add", 0.0, 0.0), "movies", body)
@@ -194,7 +211,7 @@ class Writer:
         return taken
 
     async def _send(self, operation: Operation, method: str, path: str, body: Any = None) -> httpx.Response:
-        """Until there is an answer, each time at the next worker."""
+        """Send a request until there is a response, each time to the next worker."""
         headers = self._headers | ({"Idempotency-Key": operation.name} if method == "POST" else {})
         first = int(operation.worker * len(self._services))
         deadline = time.monotonic() + PATIENCE_SECONDS

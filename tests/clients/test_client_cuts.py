@@ -1,4 +1,4 @@
-"""Whatever a server does and wherever it is cut: a view is right and a watch misses nothing. Without a socket."""
+"""A view is right and a watch misses nothing, wherever the connection is cut. Without sockets."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tests.support.client_sessions import sent, welcome
 
 @dataclass
 class Log:
-    """A model of the service: a log of events, the rows that they make, and how far the log has been pruned."""
+    """A model of the service: a log of events, the rows that they build, and how far the log is pruned."""
 
     epoch: str = "e1"
-    groups: list[list[dict[str, Any]]] = field(default_factory=list)  # frames of number 1, 2, …
+    groups: list[list[dict[str, Any]]] = field(default_factory=list)  # the frames of sequence number 1, 2, …
     pruned: int = 0
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
 
@@ -64,10 +64,10 @@ class ModelServer:
         self.log, self.session, self.chance = log, session, chance
         self.is_connected = False
         self.owed: list[dict[str, Any]] = []
-        self.places: dict[str, int] = {}
+        self.positions: dict[str, int] = {}
 
     def connect(self) -> None:
-        self.is_connected, self.owed, self.places = True, [], {}
+        self.is_connected, self.owed, self.positions = True, [], {}
         self.session.connected(0.0)
         self.session.receive(welcome(self.log.head, self.log.epoch), 0.0)
 
@@ -79,21 +79,21 @@ class ModelServer:
         for message in sent(self.session):
             name: str = message.get("as") or message.get("subscription", "")
             if message["action"] == "unsubscribe":
-                self.places.pop(name, None)
+                self.positions.pop(name, None)
                 self.owed.append({"reply_to": message["id"], "ok": True, "data": {"subscription": name}})
             elif message["action"] == "subscribe":
                 self._subscribe(name, message)
 
     def _subscribe(self, name: str, message: dict[str, Any]) -> None:
         log, since = self.log, message.get("since")
-        is_good = since is not None and message["epoch"] == log.epoch and log.pruned <= since <= log.head
-        seq = since if since is not None and is_good else log.head
+        is_valid = since is not None and message["epoch"] == log.epoch and log.pruned <= since <= log.head
+        seq = since if since is not None and is_valid else log.head
         self.owed.append({"reply_to": message["id"], "ok": True, "data": {"subscription": name, "seq": seq}})
-        if since is not None and not is_good:
+        if since is not None and not is_valid:
             self._resync(name)
-        if message.get("snapshot") and not is_good:
+        if message.get("snapshot") and not is_valid:
             self._snapshot(name)
-        self.places[name] = seq
+        self.positions[name] = seq
 
     def _resync(self, name: str) -> None:
         data = {"reason": "model", "epoch": self.log.epoch, "seq": self.log.head}
@@ -107,20 +107,20 @@ class ModelServer:
             self.owed.append({**frame, "data": data})
 
     def replace_log(self, snapshots: Sequence[str]) -> None:
-        """The connected subscriptions hear of it after what they are owed."""
+        """Replace the log. Connected subscriptions get a resync after the frames they are owed."""
         self.fill()
         self.log.replace()
-        for name in self.places:
+        for name in self.positions:
             self._resync(name)
             if name in snapshots:
                 self._snapshot(name)
-            self.places[name] = self.log.head
+            self.positions[name] = self.log.head
 
     def fill(self) -> None:
-        for name, place in self.places.items():
-            for group in self.log.groups[place:]:
+        for name, position in self.positions.items():
+            for group in self.log.groups[position:]:
                 self.owed.extend({**frame, "subscription": name} for frame in group)
-            self.places[name] = self.log.head
+            self.positions[name] = self.log.head
 
     def deliver(self, number: int) -> None:
         for _ in range(number):
@@ -134,11 +134,11 @@ class ModelServer:
 
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32), steps=st.lists(st.sampled_from("wwwwddddddccprrsl"), min_size=5, max_size=80))
-def test_whatever_is_cut_a_view_is_right_and_a_watch_misses_nothing(seed: int, steps: list[str]) -> None:
-    asyncio.run(_any_server(random.Random(seed), steps))
+def test_a_view_is_right_and_a_watch_misses_nothing_after_any_cuts(seed: int, steps: list[str]) -> None:
+    asyncio.run(play(random.Random(seed), steps))
 
 
-async def _any_server(chance: random.Random, steps: list[str]) -> None:
+async def play(chance: random.Random, steps: list[str]) -> None:
     log, session = Log(), Session()
     server = ModelServer(log, session, chance)
     view = View(session, lambda: None, SubscribeOptions(("movies",), snapshot=True))
@@ -185,20 +185,20 @@ async def _any_server(chance: random.Random, steps: list[str]) -> None:
 
 
 def assert_no_gap(log: Log, seen: list[Event | Resync]) -> None:
-    """Each number once, whole, in order; only a Resync jumps, to where it says. The last stretch is the log's own."""
-    place = Position("e1", 0)
+    """Assert that each event came once, whole and in order. Only a Resync may jump, and the end is that of the log."""
+    position = Position("e1", 0)
     shown: list[tuple[Any, ...]] = []
     for item in seen:
         if isinstance(item, Resync):
-            assert not shown or not shown[-1][-1], "a resync came between the frames of one number"
-            place, shown = item.position, []
+            assert not shown or not shown[-1][-1], "a resync came between the frames of one event"
+            position, shown = item.position, []
             continue
-        assert item.seq == place.seq + 1
-        assert item.position == (place if item.more else Position(place.epoch, item.seq))
+        assert item.seq == position.seq + 1
+        assert item.position == (position if item.more else Position(position.epoch, item.seq))
         shown.append((item.seq, item.operation, item.data, item.more))
         if not item.more:
-            place = Position(place.epoch, item.seq)
-    assert place == Position(log.epoch, log.head)
+            position = Position(position.epoch, item.seq)
+    assert position == Position(log.epoch, log.head)
     expected = [
         (frame["seq"], frame["operation"], frame["data"], frame.get("more", False))
         for group in log.groups
@@ -207,7 +207,7 @@ def assert_no_gap(log: Log, seen: list[Event | Resync]) -> None:
     assert shown == expected[len(expected) - len(shown) :]
 
 
-async def test_a_reader_that_stands_still_holds_a_bounded_number_of_events() -> None:
+async def test_a_watch_that_is_not_read_queues_a_bounded_number_of_events() -> None:
     log, session = Log(), Session()
     chance = random.Random(1)
     server = ModelServer(log, session, chance)
@@ -218,7 +218,7 @@ async def test_a_reader_that_stands_still_holds_a_bounded_number_of_events() -> 
         server.connect()
         server.deliver(10**6)
         assert QUEUED_EVENTS <= len(watch._queue.items) < QUEUED_EVENTS + 3
-        assert server.places == {}
+        assert server.positions == {}
         seen: list[Event | Resync] = []
         async for item in watch:
             seen.append(item)

@@ -1,11 +1,9 @@
-"""What the documents of the clients say: their programs run, their bounds and errors are those of the code."""
+"""The documents of the clients: their programs run, and their bounds and errors are those of the code."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +17,14 @@ from clients.python.marquee_client import view as view_module
 from clients.python.marquee_client import watch as watch_module
 from tests.support.backends import SQLITE_ONLY
 from tests.support.node import node_command
+from tests.support.programs import output_of
 from tests.support.service import PASSWORD, Service
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def examples(name: str, language: str) -> list[tuple[str, str]]:
-    """Programs, each with what it prints."""
+    """Return the programs of a README, each with its output."""
     text = (ROOT / "clients" / name / "README.md").read_text()
     return re.findall(rf"^```{language}\n(.*?)^```\n\n```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
@@ -33,28 +32,30 @@ def examples(name: str, language: str) -> list[tuple[str, str]]:
 PROGRAMS = {"python": ("python", "example.py", "marquee_client"), "javascript": ("js", "example.mjs", "marquee.js")}
 
 
+async def output_in(client: str, program: str, service: Service, folder: Path, **environment: str) -> str:
+    """Run a program of a document in a folder, beside the library of the client, and return its output."""
+    _, name, library = PROGRAMS[client]
+    if not (folder / library).exists():
+        (folder / library).symlink_to(ROOT / "clients" / client / library)
+    (folder / name).write_text(program.replace("127.0.0.1:8000", f"127.0.0.1:{service.port}"))
+    command = [*((sys.executable,) if client == "python" else node_command()), name]
+    return await output_of(*command, cwd=folder, env=os.environ | environment)
+
+
 @pytest.mark.parametrize("client", PROGRAMS)
-async def test_the_programs_of_the_readme_print_what_it_says(client: str, service: Service, tmp_path: Path) -> None:
-    language, name, library = PROGRAMS[client]
-    command = (sys.executable,) if client == "python" else node_command()
-    (tmp_path / library).symlink_to(ROOT / "clients" / client / library)
-    found = examples(client, language)
+@SQLITE_ONLY
+async def test_the_programs_of_a_readme_print_its_output(client: str, service: Service, tmp_path: Path) -> None:
+    found = examples(client, PROGRAMS[client][0])
     assert len(found) == 2
     async with service.person() as person:
         for program, printed in found:
-            (tmp_path / name).write_text(program.replace("127.0.0.1:8000", f"127.0.0.1:{service.port}"))
-            done = await asyncio.to_thread(
-                subprocess.run, [*command, name], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
-                env={**os.environ, "TOKEN": person.token},
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            assert done.stdout == printed
+            assert await output_in(client, program, service, tmp_path, TOKEN=person.token) == printed
             movies = (await person.http.get(f"/users/{person.id}/movies")).json()
             for movie in movies:
                 assert (await person.http.delete(f"/movies/{movie['id']}")).status_code == 204
 
 
-def test_the_documents_name_the_bounds_and_errors_of_both_clients() -> None:
+def test_the_document_names_the_bounds_and_errors_of_both_clients() -> None:
     document = (ROOT / "docs" / "clients.md").read_text()
     module = (ROOT / "clients" / "javascript" / "marquee.js").read_text()
     shown = {"QUEUED_EVENTS": "1,000 events", "QUEUED_CHANGES": "10,000", "MAX_REQUESTS_IN_FLIGHT": "16"}
@@ -128,27 +129,19 @@ SESSIONS = {"python": SIGNED_IN_FROM_PYTHON, "javascript": SIGNED_IN_FROM_JAVASC
 
 
 @pytest.mark.parametrize("client", PROGRAMS)
-@SQLITE_ONLY  # it is about the document
-async def test_the_sessions_of_the_document_are_refreshed(
+@SQLITE_ONLY
+async def test_the_recipe_of_the_document_refreshes_sessions(
     client: str, new_service: Callable[..., Service], tmp_path: Path
 ) -> None:
-    """With tokens that the recipe takes for expired as soon as it has them."""
+    """The tokens live so briefly that the recipe refreshes each one at once."""
     service = new_service(ACCESS_TOKEN_EXPIRE_MINUTES="1").start()
-    language, name, library = PROGRAMS[client]
-    command = (sys.executable,) if client == "python" else node_command()
-    (tmp_path / library).symlink_to(ROOT / "clients" / client / library)
     document = (ROOT / "docs" / "clients.md").read_text()
-    shown = re.findall(rf"^```{language}\n(.*?)^```", document, re.MULTILINE | re.DOTALL)
-    [recipe] = [program for program in shown if "refresh_token" in program]
+    programs = re.findall(rf"^```{PROGRAMS[client][0]}\n(.*?)^```", document, re.MULTILINE | re.DOTALL)
+    [recipe] = [program for program in programs if "refresh_token" in program]
+    program = SESSIONS[client].format(recipe=recipe)
     async with service.person() as person:
-        program = SESSIONS[client].format(recipe=recipe).replace("127.0.0.1:8000", f"127.0.0.1:{service.port}")
-        (tmp_path / name).write_text(program)
-        done = await asyncio.to_thread(
-            subprocess.run, [*command, name], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
-            env={**os.environ, "NAME": person.name, "PASSWORD": PASSWORD},
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    *printed, end = done.stdout.splitlines()
+        output = await output_in(client, program, service, tmp_path, NAME=person.name, PASSWORD=PASSWORD)
+    *printed, end = output.splitlines()
     assert printed[:2] == ["200", "200"]
-    assert int(printed[2].removesuffix(" tokens")) >= 2, "they are refreshed"
+    assert int(printed[2].removesuffix(" tokens")) >= 2, "tokens are refreshed"
     assert "the session is over: sign in again" in end

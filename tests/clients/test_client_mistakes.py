@@ -1,4 +1,4 @@
-"""A mistake of the caller is an error of the very call, in both clients, and never an attempt without an end."""
+"""In both clients, a mistake of the caller is an error of that call, and never an endless attempt."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from websockets.http11 import Request, Response
 from clients.conformance.server import refusal, token_of
 from clients.python.marquee_client import Client, Refused, Retry, TimedOut, Unauthorized
 from tests.support.node import node_command
+from tests.support.programs import output_of
 from tests.support.service import eventually
 
 MODULE = Path(__file__).resolve().parent.parent.parent / "clients" / "javascript" / "marquee.js"
 NOWHERE = "ws://127.0.0.1:1/ws"
-HALF = "\ud83d"  # of an emoji
+HALF = "\ud83d"  # of a surrogate pair
 
 
 @dataclass
 class Deaf:
-    """A server that welcomes everybody, or refuses them with a status. It answers bodies with themselves, no more."""
+    """A server that welcomes every client, or refuses it with a status. It only echoes the bodies of requests."""
 
     status: int | None = None
     port: int = 0
@@ -63,47 +64,41 @@ async def deaf(status: int | None = None) -> AsyncIterator[Deaf]:
         yield server
 
 
-async def in_node(program: str, *modules: str) -> Any:
-    """What the program, in which `Client` and `url` are known, says by `tell`."""
+async def in_node(program: str) -> Any:
+    """Run a program that knows `Client`, and return the value that it passes to `tell`."""
     text = (
         f"import {{ Client }} from {json.dumps(MODULE.as_uri())};\n"
         f"const tell = (value) => console.log(JSON.stringify(value));\n{program}"
     )
-    process = await asyncio.create_subprocess_exec(
-        *node_command(), "--input-type=module", "--eval", text, stdout=asyncio.subprocess.PIPE
-    )
-    async with asyncio.timeout(30):
-        shown, _ = await process.communicate()
-    assert process.returncode == 0
-    return json.loads(shown)
+    return json.loads(await output_of(*node_command(), "--input-type=module", "--eval", text, seconds=30))
 
 
-# --- what is passed
+# --- arguments
 
 PYTHON_MISTAKES: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
-    "a filter that is a text": (lambda client: client.view("movies", filter="x"), TypeError, "filter: expected"),
+    "a filter that is a string": (lambda client: client.view("movies", filter="x"), TypeError, "filter: expected"),
     "a filter that is no JSON": (lambda client: client.watch("movies", filter={"a": b""}), TypeError, "JSON"),
     "a filter with NaN": (lambda client: client.watch("movies", filter={"a": float("nan")}), ValueError, "JSON"),
-    "half a pair": (lambda client: client.view("movies", filter={"or": [{"title": HALF}]}), ValueError, "or.0..title:"),
-    "half a pair in a name": (lambda client: client.view("movies", filter={HALF: 1}), ValueError, "a name in filter"),
+    "a surrogate": (lambda client: client.view("movies", filter={"or": [{"title": HALF}]}), ValueError, "or.0..title:"),
+    "a surrogate in a name": (lambda client: client.view("movies", filter={HALF: 1}), ValueError, "a name in filter"),
     "a filter that is too large": (
         lambda client: client.view("movies", filter={"title": "x" * 2**18}), ValueError, "at most 262144 bytes"
     ),
     "topics that are a number": (lambda client: client.watch(5), TypeError, "topics: expected"),
     "no topic": (lambda client: client.presence([]), TypeError, "topics: expected"),
-    "a view of two": (lambda client: client.view(["movies", "characters"]), TypeError, "topic: expected one"),
-    "before the log": (lambda client: client.watch("movies", since=-1), ValueError, "since: expected"),
-    "since yes": (lambda client: client.watch("movies", since=True), TypeError, "since: expected"),
-    "since a time": (lambda client: client.watch("movies", since=1.5), TypeError, "since: expected"),
+    "a view of two topics": (lambda client: client.view(["movies", "characters"]), TypeError, "topic: expected one"),
+    "a negative since": (lambda client: client.watch("movies", since=-1), ValueError, "since: expected"),
+    "since a boolean": (lambda client: client.watch("movies", since=True), TypeError, "since: expected"),
+    "since a fraction": (lambda client: client.watch("movies", since=1.5), TypeError, "since: expected"),
     "an epoch of numbers": (lambda client: client.watch("movies", since=1, epoch=7), TypeError, "epoch: expected"),
-    "bulk yes": (lambda client: client.watch("movies", bulk=True), TypeError, "bulk: expected"),
+    "bulk a boolean": (lambda client: client.watch("movies", bulk=True), TypeError, "bulk: expected"),
     "deliver a number": (lambda client: client.watch("movies", deliver=200), TypeError, "deliver: expected"),
-    "half a pair in a body": (
+    "a surrogate in a body": (
         lambda client: client.request("POST", "/movies", body={"title": HALF}), ValueError, "body.title: expected"
     ),
     "two tokens": (lambda client: type(client)(NOWHERE, token="one\r\ntwo"), ValueError, r" '\\r' at character 4"),
     "a number for a token": (lambda client: type(client)(NOWHERE, token=5), TypeError, "token: expected a text"),
-    "a new token that is none": (lambda client: client.authenticate("\n"), ValueError, "token: expected one"),
+    "a blank new token": (lambda client: client.authenticate("\n"), ValueError, "token: expected one"),
 }  # fmt: skip
 JAVASCRIPT_MISTAKES = {
     'client.view("movies", { filter: "x" })': "TypeError: filter: expected",
@@ -152,7 +147,7 @@ async def test_a_mistake_is_an_error_of_the_call_in_javascript() -> None:
     assert {call: error for call, error in told.items() if not error.startswith(JAVASCRIPT_MISTAKES[call])} == {}
 
 
-async def test_what_looks_like_half_a_pair_and_is_none_is_sent() -> None:
+async def test_a_text_that_only_looks_like_a_lone_surrogate_is_sent() -> None:
     texts = ["\U0001f600", "\\ud83d", "\\\\ud83d"]
     async with deaf() as server:
         told = await in_node(f"""
@@ -164,25 +159,25 @@ async def test_what_looks_like_half_a_pair_and_is_none_is_sent() -> None:
         assert told == [message["body"] for message in server.said] == texts
 
 
-async def test_what_was_checked_is_what_is_sent() -> None:
+async def test_a_filter_is_sent_as_it_was_checked() -> None:
     async with deaf() as server, Client(server.url) as client:
         condition: dict[str, Any] = {"title": "M"}
         watch = client.watch("movies", filter=condition)
         condition["title"] = b"no JSON"
         async with watch:
-            message = await eventually(lambda: next(iter(server.said), None), "the subscription is asked for")
+            message = await eventually(lambda: next(iter(server.said), None), "the subscription is sent")
         assert message["filter"] == {"title": "M"}
 
 
 # --- tokens
 
 
-async def shown_by_python(url: str, token: Any) -> None:
+async def connect_in_python(url: str, token: Any) -> None:
     async with Client(url, token=token) as client:
         await eventually(lambda: client.is_connected, "connected")
 
 
-async def shown_by_javascript(url: str, token: Any) -> None:
+async def connect_in_javascript(url: str, token: Any) -> None:
     await in_node(f"""
         const client = new Client({json.dumps(url)}, {{ token: {json.dumps(token)} }});
         client.ping().catch(() => {{}});
@@ -192,36 +187,36 @@ async def shown_by_javascript(url: str, token: Any) -> None:
     """)
 
 
-@pytest.mark.parametrize("show", [shown_by_python, shown_by_javascript])
-@pytest.mark.parametrize(("token", "shown"), [(" a.b-c_d\r\n", "a.b-c_d"), ("", None), (" \n", None), (None, None)])
-async def test_white_space_is_no_part_of_a_token(
-    show: Callable[[str, Any], Awaitable[None]], token: str | None, shown: str | None
+@pytest.mark.parametrize("connect", [connect_in_python, connect_in_javascript])
+@pytest.mark.parametrize(("token", "sent"), [(" a.b-c_d\r\n", "a.b-c_d"), ("", None), (" \n", None), (None, None)])
+async def test_white_space_around_a_token_is_not_sent(
+    connect: Callable[[str, Any], Awaitable[None]], token: str | None, sent: str | None
 ) -> None:
     async with deaf() as server:
-        await show(server.url, token)
-        assert server.tokens == [shown]
+        await connect(server.url, token)
+        assert server.tokens == [sent]
 
 
 @pytest.mark.parametrize("found", ["no token", 5])
-async def test_a_function_that_answers_no_token_is_asked_once_more(found: Any) -> None:
+async def test_a_token_function_without_a_valid_token_is_called_twice(found: Any) -> None:
     answers = iter([found, found])
     async with Client(NOWHERE, token=lambda: next(answers)) as client:
         with pytest.raises(Unauthorized, match="token: expected"):
             await client.ping()
     assert next(answers, None) is None
     told = await in_node(f"""
-        let asked = 0;
-        const token = () => {{ asked += 1; return {json.dumps(found)}; }};
+        let calls = 0;
+        const token = () => {{ calls += 1; return {json.dumps(found)}; }};
         const client = new Client({json.dumps(NOWHERE)}, {{ token }});
-        await client.ping().catch((error) => tell([error.name, asked]));
+        await client.ping().catch((error) => tell([error.name, calls]));
     """)
     assert told == ["Unauthorized", 2]
 
 
-# --- attempts without an end
+# --- attempts that must end
 
 
-async def test_a_request_has_the_end_that_was_asked_for() -> None:
+async def test_a_request_ends_after_its_timeout() -> None:
     async with deaf() as server:
         async with Client(server.url) as client:
             with pytest.raises(TimedOut, match=r"within 0\.1 s"):
@@ -234,14 +229,14 @@ async def test_a_request_has_the_end_that_was_asked_for() -> None:
         assert told == "TimedOut"
 
 
-async def test_an_address_that_is_not_there_ends_the_client_that_can_see_it() -> None:
+async def test_a_404_ends_the_client_that_can_see_the_status() -> None:
     async with deaf(404) as server, Client(server.url) as client:
         with pytest.raises(Refused, match=r"\(404\): nothing here"):
             await client.ping()
 
 
-async def test_attempts_in_vain_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    """A page is not told the status: it tries again, but not without a word."""
+async def test_repeated_failures_to_connect_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A page does not see the status, so it tries again after any, and logs that."""
     async with deaf(503) as server:
         with caplog.at_level(logging.WARNING, "marquee_client"):
             async with Client(server.url, retry=Retry(0.01, 0.01)) as client:

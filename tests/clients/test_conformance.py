@@ -1,11 +1,10 @@
-"""Every client passes the one run of scenarios, on its own and against the real service; and the run can fail.
+"""Every client passes the same scenarios, on its own and against the real service; and the scenarios can fail.
 
-`python -m clients.conformance` is the same by hand.
+`python -m clients.conformance` runs them by hand.
 """
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -18,16 +17,12 @@ from clients.conformance.runner import Outcome, run_all, running
 from clients.conformance.scenario import Scenario, difference, load
 from tests.conftest import Places
 from tests.support.node import node_command
+from tests.support.pages import chromium
 from tests.support.service import Service
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DRIVER = ROOT / "clients" / "javascript" / "conformance_driver.mjs"
-CHROMIUM = (
-    "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-    "--user-data-dir={folder}", "{page}",
-)  # fmt: skip
-# What a client may leave out because it cannot know: a page does not see the status of a refused handshake.
+# What a client may leave out because it cannot know it: a page does not see the status of a refused handshake.
 LEFT_OUT = {"python": set[str](), "node": {"handshake_status"}, "chromium": {"handshake_status"}}
 SCENARIOS, LIVE = load()
 
@@ -40,19 +35,17 @@ def client(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def command(client: str) -> Sequence[str]:
-    """Starts the driver."""
+    """Return the command of the driver."""
     if client == "python":
         return (sys.executable, "-m", "clients.python.conformance_driver")
     if client == "node":
         return (*node_command(), str(DRIVER))
-    if shutil.which(CHROMIUM[0]) is None:
-        pytest.skip("chromium is not installed")
-    return CHROMIUM
+    return (*chromium("{folder}"), "{page}")  # which the runner fills in
 
 
 @pytest.fixture(scope="module")
 def open_service(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that pages of other origins may watch: the runner's page is one."""
+    """A service that allows pages of other origins, such as the runner's."""
     places, folder = new_places(), tmp_path_factory.mktemp("service")
     with Service(places.database_url, places.broadcast_url, folder, ALLOWED_ORIGINS="*").running() as service:
         yield service
@@ -71,19 +64,19 @@ async def test_a_client_passes_every_scenario(client: str, command: Sequence[str
     assert len(outcomes) == len(SCENARIOS) > 50
 
 
-# One client on both databases: which one it is cannot be told from outside, and the others differ in how they are told.
+# Only one client on both databases: a client cannot see which database the service uses.
 @pytest.mark.parametrize(
     ("backend", "client"),
     [("sqlite", "python"), ("sqlite", "node"), ("sqlite", "chromium"), ("postgres", "python")],
     scope="session",
 )
-async def test_a_client_is_right_about_the_real_service(command: Sequence[str], open_service: Service) -> None:
+async def test_a_client_passes_the_live_scenarios(command: Sequence[str], open_service: Service) -> None:
     async with running(command) as runner:
         outcomes = [await run_live(runner, each, open_service.url) for each in LIVE]
     assert problems(outcomes) == []
 
 
-# --- the run can fail
+# --- the scenarios can fail
 
 BROKEN = """
 import asyncio, sys
@@ -98,7 +91,7 @@ DEFECTS = {
         "subscription.Subscription.position = property(lambda self: None, lambda self, value: None)",
         "a cut between events",
     ),
-    "it takes a group for whole too early": (
+    "it ends a group too early": (
         "receive = subscription.Subscription.receive\n"
         "subscription.Subscription.receive = lambda self, frame, *rest: receive(self, {**frame, 'more': False}, *rest)",
         "a group comes whole",
@@ -112,7 +105,7 @@ DEFECTS = {
         "subscription.Subscription.receive = early",
         "a snapshot in pages",
     ),
-    "it resumes although its position is void": (
+    "it resumes from an invalid position": (
         "resync = subscription.Subscription._resync\n"
         "def stubborn(self, data):\n"
         "    before = self.position\n"
@@ -126,9 +119,9 @@ DEFECTS = {
         "view.Rows.apply = lambda self, events: apply(self, [each for each in events if each.reason is None])",
         "enter and leave",
     ),
-    "it comes back where it is not wanted": ("retry._is_final = lambda code: False", "final: 4503"),
+    "it reconnects after a final close code": ("retry._is_final = lambda code: False", "final: 4503"),
     "it asks for more than sixteen": ("session.MAX_REQUESTS_IN_FLIGHT = 17", "sixteen requests at a time"),
-    "it repeats what may be done already": (
+    "it repeats requests that may have been done": (
         "lost = session.Session.lost\n"
         "def repeat(self):\n"
         "    for call in self._sent.values():\n"
@@ -137,7 +130,7 @@ DEFECTS = {
         "session.Session.lost = repeat",
         "requests are cut",
     ),
-    "it never notices that the server is gone": (
+    "it never notices a silent server": (
         "session.Session.beat = lambda self, now: 3600.0",
         "the server falls silent",
     ),
@@ -161,13 +154,13 @@ async def test_a_client_with_a_defect_fails(defect: str, tmp_path: Path, monkeyp
 # --- the file
 
 
-def test_scenarios_have_names_of_their_own_and_say_what_they_show() -> None:
+def test_scenarios_have_unique_names_and_descriptions() -> None:
     assert len({each.name for each in SCENARIOS}) == len(SCENARIOS)
     assert all(about.endswith(".") for about in [each.about for each in SCENARIOS] + [each.about for each in LIVE])
 
 
-def test_every_part_of_a_scenario_is_one_that_the_readme_explains() -> None:
-    """So that somebody who writes a driver or another runner needs nothing but the README."""
+def test_the_readme_explains_every_part_of_a_scenario() -> None:
+    """The author of a driver or another runner needs only the README."""
     readme = (ROOT / "clients" / "conformance" / "README.md").read_text()
 
     def steps(scenario: Scenario) -> Iterator[str]:
@@ -176,8 +169,7 @@ def test_every_part_of_a_scenario_is_one_that_the_readme_explains() -> None:
             if "do" in step:
                 yield f"`{step['do']}`"
 
-    told = {part for scenario in SCENARIOS for part in steps(scenario)}
-    assert {part for part in told if part not in readme} == set()
+    assert {part for scenario in SCENARIOS for part in steps(scenario) if part not in readme} == set()
 
 
 @pytest.mark.parametrize(

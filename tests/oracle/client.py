@@ -1,7 +1,7 @@
 """The oracle's own websocket client: it keeps views, is cut off, pauses, and resumes on any worker.
 
-It shares no code with the service or with the clients that we ship. Messages are sent without waiting for replies, so
-that a client that reads nothing for a while can go on saying things.
+It shares no code with the service or with the published clients. It sends messages without waiting for replies, so that
+a client that does not read can still send.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from websockets.exceptions import ConnectionClosed
 from tests.oracle.views import Row, View, Wrong
 from tests.support.frames_checked import check_frame
 
-RECEIVE_BUFFER_BYTES = 16 * 1024  # who does not read is soon seen not to read
-SEGMENT_BYTES = 1_400  # with those of the loopback, 64 KiB, TCP itself would stall
+RECEIVE_BUFFER_BYTES = 16 * 1024  # so small that the service soon notices a client that does not read
+SEGMENT_BYTES = 1_400  # with the loopback segments of 64 KiB, TCP itself would stall
 TOO_SLOW = 4008
 
 
 @dataclass(eq=False)
 class Watched:
-    """A view and how it is subscribed. Without `asks_name` the service chooses one."""
+    """A view and how it is subscribed. Without `asks_name` the service chooses the name."""
 
     view: View
     asks_name: str | None = None
@@ -37,7 +37,7 @@ class Watched:
     name: str | None = None  # while it is live
     is_asked: bool = False  # a subscribe or unsubscribe is on its way
     comes_back: bool = False  # after the reply to unsubscribe
-    is_bad: bool = False  # the next position that it sends is of another log
+    is_bad: bool = False  # the next position that it sends belongs to another log
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Client:
         self._reader = asyncio.create_task(self._read(self.socket), name=f"read-{self.label}")
 
     async def cut(self) -> None:
-        """Without a close frame."""
+        """Disconnect without a close frame."""
         if self.socket is None:
             return
         closing, reader = self.socket, self._reader
@@ -141,7 +141,7 @@ class Client:
     def go_on(self) -> None:
         self._reading.set()
 
-    # --- what it says
+    # --- what it sends
 
     async def _say(self, asked: _Asked, **members: Any) -> None:
         if not self.is_open:
@@ -150,12 +150,12 @@ class Client:
         id_ = next(self._ids)
         self._asked[id_] = asked
         message = {"id": id_, "action": asked.action, **members}
-        # A socket that broke under us is the reader's to report.
+        # The reader reports a broken socket.
         with contextlib.suppress(ConnectionClosed):
             await self.socket.send(orjson.dumps(message).decode())
 
     async def subscribe(self, watched: Watched) -> None:
-        """From where its view is, or from a snapshot when it is nowhere. Without a socket, when there is one."""
+        """Subscribe from the view's position, or from a snapshot if it has none. Without a socket, do so later."""
         if not self.is_open:
             return
         view = watched.view
@@ -178,7 +178,7 @@ class Client:
         await self._say(_Asked("subscribe", watched, since, snapshot, is_bad), **members)
 
     async def unsubscribe(self, watched: Watched, *, comes_back: bool) -> None:
-        """For good, or to subscribe again from where it was when the reply has come."""
+        """Unsubscribe for good, or subscribe again from the same position after the reply."""
         if not comes_back:
             self.watched.remove(watched)
         watched.comes_back = comes_back
@@ -203,7 +203,7 @@ class Client:
         await self._say(_Asked(action, answer=answer), **members)
         return await answer
 
-    # --- what it is told
+    # --- what it receives
 
     async def _read(self, reading: ClientConnection) -> None:
         try:
@@ -258,7 +258,7 @@ class Client:
         asked = self._asked.pop(frame["reply_to"])
         if asked.answer is not None:
             if "status" not in frame and not frame["ok"]:
-                raise Wrong(f"{asked} was answered {frame}")
+                raise Wrong(f"{asked} got the reply {frame}")
             if not asked.answer.done():
                 asked.answer.set_result(frame)
             return
@@ -282,7 +282,7 @@ class Client:
         watched.view.subscribed(
             self._epoch, frame["data"]["seq"], since=asked.since, snapshot=asked.snapshot, is_bad=asked.is_bad
         )
-        if watched not in self.watched:  # given up before the reply came
+        if watched not in self.watched:  # unsubscribed before the reply came
             self.watched.append(watched)
             await self.unsubscribe(watched, comes_back=False)
 

@@ -1,7 +1,7 @@
-"""Filters of the oracle: random ones, what they mean, and how they are asked for over REST.
+"""The oracle's filters: how they are drawn, what they mean, and how they are written in a REST query.
 
-What a filter means is written here anew, from the documentation, and shares nothing with the service. Values that are
-known only when the service runs stand as `@name`, as `@user0`, so that a filter prints as it was drawn.
+The meaning is implemented again from the documentation, and shares nothing with the service. Values that are known only
+when the service runs are placeholders such as `@user0`, so that a filter prints as it was drawn.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LISTS = ("genre", "language")
 
 
 def _ops(values: Sequence[Any], *names: str) -> st.SearchStrategy[Any]:
-    """A value alone, or under one or two operators."""
+    """Draw a value alone, or under one or two operators."""
     one = st.sampled_from(values)
     listed = st.lists(one, min_size=1, max_size=3, unique=True)
     by_name = {name: listed if name == "in" else one for name in names}
@@ -99,7 +99,7 @@ FIELDS: Mapping[str, Mapping[str, st.SearchStrategy[Any]]] = {
 
 
 def filters(topics: Sequence[str]) -> st.SearchStrategy[Wanted | None]:
-    """None, or fields that each of the topics has."""
+    """Draw None, or a filter of fields that all topics have."""
     names = sorted(set.intersection(*(set(FIELDS[topic]) for topic in topics)))
     fields = FIELDS[topics[0]]
     one = st.sampled_from(names).flatmap(lambda name: fields[name].map(lambda value: {name: value}))
@@ -113,7 +113,7 @@ def _merged(parts: Sequence[Wanted]) -> Wanted:
 
 
 def resolved(wanted: Any, names: Mapping[str, Any]) -> Any:
-    """With what stands for `@name`."""
+    """Return the filter with the values of its placeholders."""
     if isinstance(wanted, dict):
         return {key: resolved(value, names) for key, value in wanted.items()}
     if isinstance(wanted, list):
@@ -125,7 +125,7 @@ def resolved(wanted: Any, names: Mapping[str, Any]) -> Any:
 
 
 def matches(wanted: Wanted | None, row: Row) -> bool:
-    """Every field, and one of the groups of `or` if there are any."""
+    """Return whether a row matches every field, and one of the groups of `or` if there are any."""
     if not wanted:
         return True
     groups = wanted.get("or")
@@ -162,7 +162,7 @@ def _plain(text: str) -> str:
     return text.lower().replace("ς", "σ")
 
 
-# --- asking for them over REST
+# --- how they are written in a REST query
 
 
 def query(wanted: Wanted | None) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""REST for the oracle, which sends thousands of small requests: plain HTTP/1.1 on kept connections."""
+"""A small HTTP/1.1 client for the oracle, which sends thousands of small requests."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class Rest:
         try:
             writer.write("\r\n".join([*lines, "", ""]).encode() + content)
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").splitlines()
-            told = {
+            fields = {
                 name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)
             }
-            found = await reader.readexactly(int(told.get("content-length", 0)))
+            found = await reader.readexactly(int(fields.get("content-length", 0)))
         except BaseException:
-            writer.transport.abort()  # whatever comes on it now answers another question
+            writer.transport.abort()  # what arrives later would belong to another request
             raise
         self._idle.append((time.monotonic(), reader, writer))
-        return Answer(int(head[0].split()[1]), told, orjson.loads(found) if found else None)
+        return Answer(int(head[0].split()[1]), fields, orjson.loads(found) if found else None)
 
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         while self._idle:

@@ -1,7 +1,7 @@
 """The oracle: random writes and random watchers, and after each quiet point every view equals the database.
 
-`World` is one set of workers with writers and watchers, and knows the truth. A state machine plays with it (see
-`test_oracle`): hypothesis draws what happens, the world does it in an event loop of a thread of its own, so that
+`World` is a set of workers with writers and watchers, and knows the truth. A state machine drives it (see
+`test_oracle`): hypothesis draws each step, and the world carries it out in the event loop of another thread, so that
 writers write and watchers read while the next step is drawn.
 """
 
@@ -34,8 +34,8 @@ WRITES_SECONDS = 60.0  # the backlog and all jobs
 MAX_WAIT_SECONDS = 1.0
 STUCK_SECONDS = 120.0  # more than anything may take
 LANES = 3
-BACKLOG = 8  # writes that wait in a lane before whoever draws the next step waits, too
-# 503 is none of them: no database is ever away here.
+BACKLOG = 8  # writes that may wait in a lane before the next step is drawn
+# Without 503: no database is ever down here.
 ANSWERS = frozenset({200, 201, 202, 204, 403, 404, 409, 429})
 PUBLIC = frozenset({"movies", "characters", "jobs"})
 
@@ -48,7 +48,7 @@ def _now(seconds: float = 0.0) -> str:
 
 @dataclass(frozen=True)
 class Wish:
-    """A subscription that a client wants. `begins`: with a snapshot, with a list, or at the base, back in the log."""
+    """A subscription that a client wants. `begins`: with a snapshot, a list, or at the base, an earlier position."""
 
     topics: tuple[str, ...]
     filter: Wanted | None
@@ -59,7 +59,7 @@ class Wish:
 
 
 class World:
-    """Used only from its own loop, but for `do`."""
+    """Only `do` may be called from outside its event loop."""
 
     def __init__(self, services: Sequence[Service]) -> None:
         self.services = services
@@ -134,7 +134,7 @@ class World:
     # --- writing
 
     async def write(self, lane: int, batch: Batch) -> None:
-        """Returns when few of its writes are left, or soon: one may wait for its answer on a socket that pauses."""
+        """Return when few writes are left, or after MAX_WAIT_SECONDS: a write may wait for a socket that pauses."""
         queue = self._lanes[lane]
         for write in batch.writes():
             queue.put_nowait(write)
@@ -171,7 +171,7 @@ class World:
             answer = await rest.ask(wanted.method, wanted.path, wanted.body, token, wanted.headers)
             status, body = answer.status, answer.body
         if status not in ANSWERS:
-            self.problems.append(f"{write} was answered {status}: {str(body)[:500]}")
+            self.problems.append(f"{write} got {status}: {str(body)[:500]}")
         elif status < 300:
             self._learn(write, wanted.path, wanted.body, body)
 
@@ -194,7 +194,7 @@ class World:
     # --- watching
 
     def _names(self) -> dict[str, Any]:
-        """What `@name` stands for in filters, now."""
+        """Return the current values of the placeholders in filters."""
         known = self._known
         movies = sorted(known.owners["movies"]) or [1]
         found: dict[str, Any] = {f"movie{number}": movies[-min(number + 1, len(movies))] for number in range(3)}
@@ -203,7 +203,7 @@ class World:
         return found
 
     async def connect(self, worker: int, user: int | None, topics: Sequence[str] = ()) -> Client:
-        """With `topics` on the default subscription, from the place where all rows were known."""
+        """Connect a client; with `topics`, on the default subscription, from the position where all rows were known."""
         token = self._people[user].token if user is not None else None
         client = Client(f"client {next(self._labels)}", self.urls, self.problems, token, user)
         if topics:
@@ -225,7 +225,7 @@ class World:
         await client.subscribe(watched)
 
     async def subscribe_again(self, client: Client, number: int, *, is_bad: bool) -> None:
-        """From the same place, or from a bad one when the next connection is made."""
+        """Subscribe again from the same position, or with an invalid one."""
         if client.watched:
             watched = client.watched[number % len(client.watched)]
             watched.is_bad = is_bad
@@ -236,7 +236,7 @@ class World:
             await client.unsubscribe(client.watched[number % len(client.watched)], comes_back=False)
 
     async def leave(self, client: Client) -> None:
-        """For good."""
+        """Disconnect a client for good."""
         await client.cut()
         self.clients.remove(client)
 
@@ -249,7 +249,7 @@ class World:
         view.begin_with(chosen, place)
 
     async def _begin_at_list(self, view: View) -> None:
-        """List, then watch: the list says which number it shows."""
+        """List, then watch: the list has the position that it shows."""
         (topic,) = view.topics
         parameters = [*query(view.wanted), ("limit", str(PAGE))]
         answer = await self._rest[0].ask("GET", f"/{topic}?{urlencode(parameters)}")
@@ -262,7 +262,7 @@ class World:
     # --- the truth
 
     async def fresh(self, seed: int) -> None:
-        """Begin anew: without watchers, and with some movies and characters of both users."""
+        """Start over without watchers, and with some movies and characters of both users."""
         for client in self.clients:
             await client.cut()
         self.clients.clear()
@@ -284,7 +284,7 @@ class World:
         await self._keep_base()
 
     async def _keep_base(self) -> None:
-        """Remember all rows and their number in the log; there must be no writes meanwhile."""
+        """Remember all rows and their position in the log; nothing may be written meanwhile."""
         [(epoch, seq)] = await sql(self.services[0], "SELECT epoch, seq FROM event_head")
         self.base = (await self._truth()).rows, Place(epoch, seq)
 
@@ -312,7 +312,7 @@ class World:
     # --- quiet points
 
     async def quiet(self) -> None:
-        """Let everything end, and hold every view against the truth; write once more, and do it again."""
+        """Let everything end, and compare every view with the truth; write once more, and compare again."""
         self.quiets += 1
         for client in self.clients:
             client.go_on()
@@ -323,7 +323,7 @@ class World:
         for write in self._markers():
             await self._write(write)
         truth = await self._all_are_right()
-        # What was sent before the answer to this would be one event too many.
+        # An event too many would arrive before the reply to this.
         await asyncio.gather(*(client.ping() for client in self.clients), return_exceptions=True)
         await self._all_are_right(truth)
 
@@ -335,7 +335,7 @@ class World:
         ]
 
     async def _all_are_right(self, truth: Truth | None = None) -> Truth:
-        """Return the truth now; the argument is the truth a moment ago."""
+        """Wait until all views equal the truth, and return it; `truth` is the truth if it is known."""
         if truth is None:
             truth = await self._truth()
             self._remember(truth.rows)
@@ -353,10 +353,10 @@ class World:
                 return truth
             if time.monotonic() > deadline:
                 client, view, wanted = waiting[0]
-                told = "\n  ".join(view.told)
+                frames = "\n  ".join(view.told)
                 raise AssertionError(
                     f"{len(waiting)} views are wrong after {EQUAL_SECONDS} s of quiet, the first is {client.label}'s\n"
-                    f"{view}: {view.difference(wanted)}\n  {told}"
+                    f"{view}: {view.difference(wanted)}\n  {frames}"
                 )
             await asyncio.sleep(0.01)
 

@@ -1,4 +1,4 @@
-"""What is so: every row as REST lists it, and which of them a view must hold."""
+"""The truth: every row as REST lists it, and which of them a view must hold."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGE = 1_000
 async def walk(
     rest: Rest, path: str, person: Person, parameters: Sequence[tuple[str, str]] = (), *, by_id: bool = True
 ) -> list[Row]:
-    """All rows of a list, page by page."""
+    """Return all rows of a list, page by page."""
     rows: list[Row] = []
     while True:
         place = ("after", str(rows[-1]["id"] if rows else 0)) if by_id else ("offset", str(len(rows)))
@@ -33,7 +33,7 @@ async def walk(
 
 @dataclass
 class Truth:
-    """Return all rows at a moment without writes. The sessions of each user stand under `sessions of 0` and so on."""
+    """All rows at a moment without writes. The sessions of the users are under `sessions of 0` and so on."""
 
     rest: Rest
     people: Sequence[Person]
@@ -51,7 +51,7 @@ class Truth:
         self.rows = {topic: {row["id"]: row for row in rows} for topic, rows in found.items()}
 
     async def rows_for(self, view: View, user: int | None) -> Rows:
-        """What the view must hold: the rows that match its filter, which must be those that REST lists with it."""
+        """Return the rows that match the view's filter. They must be those that REST lists with this filter."""
         found: Rows = {}
         for topic in view.topics:
             every = self.rows[topic if topic != "sessions" else f"sessions of {user}"]

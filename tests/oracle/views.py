@@ -1,8 +1,8 @@
-"""What one subscription has been told, applied without mercy. Pure.
+"""The frames of one subscription, applied strictly. Pure.
 
-A view begins with a snapshot or with rows that are known as of a number, and takes every frame of its subscription.
-Whatever a correct stream could not hold is a `Wrong`: an `add` of a row that is there, an `update` or `delete` of one
-that is not, a number that does not grow, an event inside of a snapshot, a `resync` that nobody asked for.
+A view begins with a snapshot, or with rows as of a known sequence number, and applies every frame of its subscription.
+Whatever a correct stream cannot contain raises `Wrong`: an `add` of a present row, an `update` or `delete` of an absent
+one, a sequence number that does not grow, an event within a snapshot, an unexpected `resync`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 Row = dict[str, Any]
 Rows = dict[str, dict[Any, Row]]  # by topic and id
 
-REMEMBERED = 60  # events of a view, for whoever reads a failure
+REMEMBERED = 60  # frames of a view, for the reader of a failure
 
 
 class Wrong(AssertionError):
-    """The service sent a watcher something impossible."""
+    """The service sent a frame that a correct stream cannot contain."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Place:
 
 
 class View:
-    """`position` is the last number it has dealt with; None before its rows are complete."""
+    """`position` is the last sequence number that was applied; None before the rows are complete."""
 
     def __init__(self, topics: Sequence[str], wanted: Mapping[str, Any] | None, latest_every_ms: int | None) -> None:
         self.topics = tuple(topics)
@@ -41,35 +41,35 @@ class View:
         self._start: Place | None = None
         self._missing: set[str] = set()  # topics whose snapshot has not ended
         self._group: list[Row] = []
-        self._is_refused = False  # the position that was sent is bad on purpose
+        self._is_refused = False  # the position that was sent is invalid on purpose
         self._is_void = False
-        self._begins_later = False  # after a resync the snapshot itself says its number, which may be higher
+        self._begins_later = False  # after a resync the snapshot has its own sequence number, which may be higher
 
     def __repr__(self) -> str:
         return f"View(topics={self.topics}, filter={self.wanted}, latest_every_ms={self.latest_every_ms})"
 
     def begin_with(self, rows: Rows, place: Place) -> None:
-        """Rows that another client knows."""
+        """Begin with rows that are known as of a position."""
         self.rows = {topic: dict(rows[topic]) for topic in self.topics}
         self.position = place
         self.told.append(f"begins at {place.seq} with { ({t: len(r) for t, r in self.rows.items()}) }")
 
-    # --- what the connection says
+    # --- changes of the connection
 
     def subscribed(self, epoch: str, seq: int, *, since: int | None, snapshot: bool, is_bad: bool = False) -> None:
-        """The reply to `subscribe`, or the welcome of a default subscription."""
+        """Apply the reply to `subscribe`, or the welcome of a default subscription."""
         self._group.clear()
         self._is_void = False
         self.told.append(f"subscribed at {seq}, since {since}, snapshot {snapshot}, bad position {is_bad}")
         self._is_refused = is_bad
         if since is not None and not is_bad:
             if seq != since:
-                raise Wrong(f"asked for what comes after {since} and was taken to {seq}: {self}")
+                raise Wrong(f"asked for what comes after {since} and was moved to {seq}: {self}")
         elif snapshot and not is_bad:
             self._begin_snapshot(Place(epoch, seq))
 
     def cut(self) -> None:
-        """The connection is gone; half an event, or half a snapshot, is worth nothing."""
+        """Discard half an event, or half a snapshot, because the connection ended."""
         self.told.append("cut")
         self._group.clear()
         if self._missing:
@@ -86,7 +86,7 @@ class View:
     def is_whole(self) -> bool:
         return self.position is not None and not self._group
 
-    # --- what it is told
+    # --- frames
 
     def take(self, frame: Row, *, snapshot: bool) -> bool:
         """False when the view is void and nothing will fill it: it asked for no snapshot."""
@@ -171,14 +171,14 @@ class View:
         """Assert that an update changes exactly the fields that it names, and that the version does not go back."""
         named = set(frame["changed"])
         changed = {name for name in new if new[name] != old[name]} - {"version", "updated_at"}
-        is_windowed = self.latest_every_ms is not None  # there and back is nothing, and still was a change
+        is_windowed = self.latest_every_ms is not None  # a change and its reversal in one window leave no difference
         if new["version"] < old["version"] or not changed <= named or not (changed or is_windowed):
             raise Wrong(f"{changed or 'nothing'} of {new['id']} changed, {named} are named: {_brief(frame)}: {self}")
 
-    # --- what it should be
+    # --- comparison
 
     def difference(self, truth: Rows) -> str | None:
-        """Where the view differs from the rows as they are, None when it is right."""
+        """Return where the view differs from the truth, or None."""
         if not self.is_whole:
             return f"not complete: {self._missing or self._group or 'nothing came'}"
         for topic in self.topics:

@@ -1,7 +1,7 @@
-"""The service with small bounds: what else takes megabytes to reach, a few rows reach here.
+"""The service with small bounds, which a few rows reach instead of megabytes.
 
-Pages, the ring, the parts of an event and what a socket may leave unsent are small, so that every path between them is
-taken all the time: snapshots of many pages, catching up from the ring and from the log, windows of several frames.
+Pages, the ring, the parts of an event and the unsent bytes of a socket are small, so that every path between them is
+taken often: snapshots of many pages, catching up from the ring and from the log, windows of several frames.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SMALL = (
     (relations, "MAX_EVENT_ITEMS", 20),
 )
 RING_BYTES, RING_EVENTS = 64 * KIB, 60
-KERNEL_BYTES = 16 * KIB  # of what a socket has not sent; else the kernel takes megabytes off our hands
+KERNEL_BYTES = 16 * KIB  # unsent bytes of a socket; by default the kernel buffers megabytes
 
 
 def shrink() -> None:

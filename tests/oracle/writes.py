@@ -1,4 +1,4 @@
-"""What the oracle's writers do: every kind of write that REST offers, made from a seed so that it prints short."""
+"""The writes of the oracle: every kind that REST offers, each made from a seed, so that it prints short."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Row = dict[str, Any]
 
 CATALOG = ("movies", "characters")
 ADMIN = 2  # beside the users 0 and 1
-LONG = "a long story " * 500  # some dozens fill a socket that nobody reads
+LONG = "a long story " * 500  # some dozens fill a socket that is not read
 AGENTS = ("harry/1.0", "Lime 2", "cafe", "")
 
 
 @dataclass(frozen=True)
 class Write:
-    """`seed` decides whatever else there is to decide. `by_socket`: as a request on a watcher's own socket."""
+    """`seed` decides the rest. `by_socket` sends the write as a request on a watcher's own socket."""
 
     kind: str
     resource: str
@@ -41,7 +41,7 @@ MAX_ROWS = 40
 
 @dataclass(frozen=True)
 class Batch:
-    """Writes one after the other, all from one seed."""
+    """Consecutive writes from one seed."""
 
     mix: str
     count: int
@@ -65,7 +65,7 @@ class Batch:
 
 @dataclass
 class Known:
-    """What writers have seen so far: the owner of each row, and what accounts there are to try things on."""
+    """What the writers have seen so far: the owner of each row, and accounts that may be changed."""
 
     owners: dict[str, dict[int, int | None]] = field(default_factory=lambda: {name: {} for name in CATALOG})
     jobs: list[str] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Known:
     registered: int = 0
 
     def pick(self, chance: Random, resource: str, who: int, number: int) -> list[int]:
-        """Return rows that this writer may mostly change; often the newest, which another client may be reading."""
+        """Return rows that this writer may usually change; often the newest, which another client may be reading."""
         owners = self.owners[resource]
         own = [id_ for id_, owner in owners.items() if who == ADMIN or owner == self.user_ids[who]]
         pool = own if own and chance.random() < 0.95 else list(owners)
@@ -102,7 +102,7 @@ class Call:
 
 
 def call(write: Write, known: Known) -> Call | None:
-    """The request; None when there is nothing to do it on."""
+    """Return the request, or None when there is no row for it."""
     chance = Random(repr((write.seed, write.kind)))
     path, many = f"/{write.resource}", f"/{write.resource}/bulk"
     one = known.pick(chance, write.resource, write.who, 1)
@@ -158,14 +158,14 @@ def _account_call(write: Write, known: Known, chance: Random) -> Call | None:
 
 
 def _crowded(chance: Random, write: Write, known: Known) -> int | None:
-    """Often a movie that got characters: deleting it changes them, too."""
+    """Return, often, a movie with characters: deleting it changes them as well."""
     if write.resource == "movies" and write.who == ADMIN and chance.random() < 0.7:
         return max(known.owners["movies"], default=None)
     return None
 
 
 def fields(chance: Random, resource: str, known: Known, *, part: bool = False) -> Row:
-    """All that an editor writes, or a part of it. What filters ask for comes often."""
+    """Return all fields that an editor writes, or a part of them. Values of the filters are frequent."""
     row: Row
     if resource == "movies":
         row = {
@@ -181,7 +181,7 @@ def fields(chance: Random, resource: str, known: Known, *, part: bool = False) -
             "genres": chance.sample(GENRES, chance.randrange(4)),
         }
     else:
-        # The newest get most of the characters.
+        # Most characters are in the newest movies.
         movies = sorted(known.owners["movies"])
         movie = chance.choice((*movies[-6:], *movies[-6:], chance.choice(movies))) if movies else None
         row = {

@@ -1,4 +1,4 @@
-"""Event streams against the clock: heartbeats, clients that stop, how many there may be. The test is the server."""
+"""Event streams and time: heartbeats, clients that stop reading, the limit of streams. The test is the server."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import uvicorn
@@ -22,13 +21,13 @@ from realtime.sse.replay import Replay
 from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
-from resources.topics import PUBLIC_TOPICS
+from routes.events import EventsQuery
 from server.serving import MarqueeHTTPProtocol
 from tests.support.service import eventually
 
 
 class Client:
-    """The other end of an ASGI response. It takes everything until `stops`, and goes when it is told."""
+    """The client of an ASGI response. It reads everything until `stops` is set, and until `leave` is called."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -41,6 +40,9 @@ class Client:
     @property
     def scope(self) -> dict[str, Any]:
         return {"type": "http", "method": "GET", "client": ("test", 1), "extensions": {ABORT: self._cut}}
+
+    async def gets(self, text: str, times: int = 1) -> None:
+        await eventually(lambda: self.text.count(text) >= times, f"the client gets {text}")
 
     def leave(self) -> None:
         self._gone.set()
@@ -61,17 +63,8 @@ class Client:
         self.is_over = message["type"] == "http.response.body" and not message.get("more_body", False)
 
 
-@dataclass(frozen=True)
-class Everything:
-    topics: frozenset[str] = PUBLIC_TOPICS
-    after: int | None = None
-    epoch: str | None = None
-    bulk: Literal["items", "summary"] = "items"
-    limit: int = 100
-
-
 class Streams:
-    """Event streams over a feed that runs, without a service around."""
+    """Event streams over a running feed, without a service."""
 
     def __init__(self, database: Database, feed: Feed, pace: Pace) -> None:
         async def recheck(identity: Identity) -> Identity:
@@ -83,12 +76,20 @@ class Streams:
         self.all = EventStreams(Replay(database, feed), registry, pace)
         self.running: set[asyncio.Task[None]] = set()
 
+    async def serve(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.all.stream(None, EventsQuery(), None)(scope, receive, send)
+
     def open(self, client: Client) -> asyncio.Task[None]:
-        running = asyncio.create_task(
-            self.all.stream(None, Everything(), None)(client.scope, client.receive, client.send)
-        )
+        running = asyncio.create_task(self.serve(client.scope, client.receive, client.send))
         self.running.add(running)
         return running
+
+    async def opened(self) -> tuple[Client, asyncio.Task[None]]:
+        """Open a stream and wait for its welcome."""
+        client = Client()
+        serving = self.open(client)
+        await client.gets("welcome")
+        return client, serving
 
     async def write(self, audience: str, title: str = "a movie") -> None:
         async def work(tx: Transaction) -> None:
@@ -111,55 +112,48 @@ async def streams(database: Database, **pace: float) -> AsyncIterator[Streams]:
         await asyncio.gather(running, *found.running, return_exceptions=True)
 
 
-async def test_a_silent_stream_sends_heartbeats_that_carry_its_place(database: Database) -> None:
+async def test_a_silent_stream_sends_heartbeats_with_its_position(database: Database) -> None:
     async with streams(database, heartbeat_seconds=0.05) as found:
-        client = Client()
-        found.open(client)
+        client, _ = await found.opened()
         epoch = found.feed.head.epoch
-        await eventually(lambda: client.text.count(f": heartbeat\nid: {epoch}:0\n\n") >= 3, "heartbeats")
+        await client.gets(f": heartbeat\nid: {epoch}:0\n\n", times=3)
         await found.write("user:7")
-        await eventually(lambda: f": heartbeat\nid: {epoch}:1\n\n" in client.text, "the place moves on")
+        await client.gets(f": heartbeat\nid: {epoch}:1\n\n")
         await found.write("public")
-        await eventually(lambda: f"\nid: {epoch}:2\ndata: " in client.text, "the event")
+        await client.gets(f"\nid: {epoch}:2\ndata: ")
         assert "user:7" not in client.text
         assert client.text.count("data: ") == 2
 
 
-async def test_a_busy_stream_needs_no_heartbeats(database: Database) -> None:
+async def test_a_busy_stream_sends_no_heartbeats(database: Database) -> None:
     async with streams(database, heartbeat_seconds=0.5) as found:
-        client = Client()
-        found.open(client)
+        client, _ = await found.opened()
         until = time.monotonic() + 1.5
         while time.monotonic() < until:
             await found.write("public")
         assert ": heartbeat" not in client.text
 
 
-async def test_a_client_that_takes_nothing_is_cut_off(database: Database) -> None:
+async def test_a_client_that_stops_reading_is_cut_off(database: Database) -> None:
     async with streams(database, heartbeat_seconds=0.05, write_seconds=0.3) as found:
-        slow, good = Client(), Client()
-        serving = found.open(slow)
-        found.open(good)
-        await eventually(lambda: "welcome" in slow.text and "welcome" in good.text, "both are served")
+        slow, serving = await found.opened()
+        good, _ = await found.opened()
         slow.stops = True
         await asyncio.wait_for(serving, 10)
         assert slow.was_cut
         assert not slow.is_over
         assert len(found.all) == 1
         await found.write("public")
-        await eventually(lambda: '"operation":"add"' in good.text, "the other one goes on")
+        await good.gets('"operation":"add"')
 
 
-async def test_a_connection_that_reads_nothing_is_dropped_by_our_server(
+async def test_the_server_drops_a_connection_that_reads_nothing(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with streams(database, write_seconds=0.3) as found:
-
-        async def events(scope: Any, receive: Any, send: Any) -> None:
-            await found.all.stream(None, Everything(), None)(scope, receive, send)
-
         listener = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(events, http=MarqueeHTTPProtocol, lifespan="off", log_config=None))
+        options: Any = {"http": MarqueeHTTPProtocol, "interface": "asgi3", "lifespan": "off", "log_config": None}
+        server = uvicorn.Server(uvicorn.Config(found.serve, **options))
         serving = asyncio.create_task(server._serve([listener]))
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -185,11 +179,9 @@ async def test_a_connection_that_reads_nothing_is_dropped_by_our_server(
             await serving
 
 
-async def test_a_client_that_goes_leaves_nothing_behind(database: Database) -> None:
+async def test_nothing_is_kept_of_a_client_that_disconnects(database: Database) -> None:
     async with streams(database) as found:
-        client = Client()
-        serving = found.open(client)
-        await eventually(lambda: "welcome" in client.text, "it is served")
+        client, serving = await found.opened()
         assert len(found.all) == 1
         client.leave()
         await asyncio.wait_for(serving, 5)
@@ -197,7 +189,7 @@ async def test_a_client_that_goes_leaves_nothing_behind(database: Database) -> N
         assert not client.was_cut
 
 
-async def test_there_is_an_end_to_streams_and_room_again_when_some_have_gone(database: Database) -> None:
+async def test_the_number_of_streams_is_limited(database: Database) -> None:
     async with streams(database) as found:
         clients = [Client() for _ in range(MAX_STREAMS)]
         serving = [found.open(client) for client in clients]
@@ -207,12 +199,11 @@ async def test_there_is_an_end_to_streams_and_room_again_when_some_have_gone(dat
         assert refused.value.status == 503
         assert refused.value.headers["Retry-After"] == "5"
         await found.write("public")
-        await eventually(lambda: all('"operation":"add"' in client.text for client in clients), "all see the event")
+        for client in clients:
+            await client.gets('"operation":"add"')
         clients[0].leave()
         await serving[0]
-        another = Client()
-        found.open(another)
-        await eventually(lambda: "welcome" in another.text, "there is room")
+        await found.opened()  # there is room again
         found.all.stop()
         await asyncio.gather(*serving)
         assert all(client.is_over for client in clients[1:])
@@ -220,15 +211,13 @@ async def test_there_is_an_end_to_streams_and_room_again_when_some_have_gone(dat
             await found.open(Client())
 
 
-async def test_another_log_gets_a_resync_in_the_middle_of_a_stream(database: Database) -> None:
+async def test_a_stream_gets_a_resync_when_the_log_is_replaced(database: Database) -> None:
     async with streams(database) as found:
-        client = Client()
-        found.open(client)
-        await eventually(lambda: "welcome" in client.text, "it is served")
+        client, _ = await found.opened()
         await found.write("public")
-        await eventually(lambda: '"operation":"add"' in client.text, "the event")
+        await client.gets('"operation":"add"')
         epoch = await event_log.renew_epoch(database)
-        await eventually(lambda: "the log was replaced" in client.text, "the resync")
+        await client.gets("the log was replaced")
         assert f"id: {epoch}:1\n" in client.text
         await found.write("public")
-        await eventually(lambda: f"id: {epoch}:2\n" in client.text, "it goes on")
+        await client.gets(f"id: {epoch}:2\n")

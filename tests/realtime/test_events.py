@@ -1,4 +1,4 @@
-"""`GET /events`: the log in pages and as server-sent events, for whoever has no websocket."""
+"""`GET /events`: the log in pages and as server-sent events, for clients without a websocket."""
 
 from __future__ import annotations
 
@@ -7,34 +7,32 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
-import orjson
 import pytest
 
 from realtime.sse.replay import PAGE_BYTES, parse_position
-from repository.engine import event_log
-from repository.engine.database import Database
 from repository.engine.events import Head
 from repository.engine.transaction import Transaction
 from routes.events import EVENT_STREAM
 from routes.http.rendering import prefers
-from tests.conftest import Places
+from tests.support.backends import SQLITE_ONLY
+from tests.support.event_logs import database_of, prune
 from tests.support.frames_checked import check_frame
 from tests.support.servers import PostgresServer
-from tests.support.service import DEADLINE_SECONDS, PASSWORD, Person, Service, Watcher, eventually
+from tests.support.service import DEADLINE_SECONDS, PASSWORD, Person, Service, eventually
+from tests.support.sockets import request, signed_in
 
 STREAM = {"Accept": "text/event-stream"}
 
 
 @dataclass
 class Stream:
-    """Reads server-sent events (WHATWG HTML, section 9.2.6), holds their frames against the schema."""
+    """Reads server-sent events (WHATWG HTML, section 9.2.6), and checks their frames against the schema."""
 
     response: httpx.Response
     lines: AsyncIterator[str]
@@ -48,7 +46,7 @@ class Stream:
         return [event["seq"] for event in self.events]
 
     async def next(self, seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
-        """The next frame. Raises StopAsyncIteration at the orderly end of the stream."""
+        """Return the next frame. Raises StopAsyncIteration at the orderly end of the stream."""
         data: list[str] = []
         event_id = self.last_id
         async with asyncio.timeout(seconds):
@@ -83,16 +81,14 @@ class Stream:
 
     async def ended(self, seconds: float = DEADLINE_SECONDS) -> None:
         """Read on to the end, which must be an orderly one."""
-        try:
+        with suppress(StopAsyncIteration):
             while True:
                 await self.next(seconds)
-        except StopAsyncIteration:
-            pass
 
 
 @asynccontextmanager
 async def stream(client: httpx.AsyncClient, query: str = "", **headers: str) -> AsyncIterator[Stream]:
-    """A stream that has its welcome, which says where it begins."""
+    """Open a stream and read its welcome, which names its position."""
     async with client.stream("GET", f"/events{query}", headers={**STREAM, **headers}) as response:
         assert response.status_code == 200, await response.aread()
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -114,7 +110,7 @@ async def page(client: httpx.AsyncClient, query: str = "") -> dict[str, Any]:
 
 
 async def pages(client: httpx.AsyncClient, path: str) -> AsyncIterator[tuple[dict[str, Any], int]]:
-    """Every page with its size, as `Link` leads through them."""
+    """Follow the `Link` headers through all pages. Yields each with its size in bytes."""
     while True:
         answer = await client.get(path)
         assert answer.status_code == 200, answer.text
@@ -124,19 +120,23 @@ async def pages(client: httpx.AsyncClient, path: str) -> AsyncIterator[tuple[dic
         path = answer.links["next"]["url"]
 
 
+async def position(client: httpx.AsyncClient) -> Head:
+    found = parse_position((await client.get("/movies?limit=0")).headers["stream-position"])
+    assert found is not None
+    return found
+
+
 async def write_a_bit_of_everything(alice: Person) -> int:
-    """Events of every kind and of many sizes. Answers the number of the last one."""
+    """Write events of every kind and of many sizes. Return the sequence number of the last one."""
     movie = await alice.add(title="The Third Man")
     await alice.add("characters", name="Harry Lime", movie_id=movie["id"])
-    added = (await alice.http.post("/movies/bulk", json=[{"title": f"movie {n}"} for n in range(30)])).json()["added"]
+    added = await alice.add_bulk([{"title": f"movie {n}"} for n in range(30)])
     await alice.http.patch("/movies/bulk", json=[{"id": each["id"], "rating": 70} for each in added[:20]])
-    await alice.http.request("DELETE", "/movies/bulk", json={"ids": [each["id"] for each in added[10:]]})
-    await alice.job_ended((await alice.generate("movies", 5_000))["id"])
-    await alice.job_ended((await alice.generate("characters", 300, "?batch_size=7"))["id"])
+    await alice.delete_bulk([each["id"] for each in added[10:]])
+    await alice.generated("movies", 5_000)
+    await alice.generated("characters", 300, "?batch_size=7")
     await alice.http.delete(f"/movies/{movie['id']}")
-    head = parse_position((await alice.http.get("/movies?limit=0")).headers["stream-position"])
-    assert head is not None
-    return head.seq
+    return (await position(alice.http)).seq
 
 
 # --- pages
@@ -166,10 +166,11 @@ async def test_the_pages_of_the_whole_log_hold_the_frames_of_the_websocket(new_s
             assert await page(alice.http, f"?after={last}") == {"epoch": found[0][0]["epoch"], "seq": last, "data": []}
 
 
-async def test_a_page_for_a_quiet_topic_ends_early_and_leads_on(new_service: Callable[..., Service]) -> None:
+@SQLITE_ONLY
+async def test_a_page_for_a_quiet_topic_ends_early_and_links_to_the_next(new_service: Callable[..., Service]) -> None:
     with new_service(LOG_LEVEL="warning").running() as service:
         async with service.person() as alice:
-            await alice.job_ended((await alice.generate("movies", 24_000))["id"])
+            await alice.generated("movies", 24_000)
             character = await alice.add("characters")
             found = [each async for each, _ in pages(alice.http, "/events?topics=characters")]
             assert len(found) > 1
@@ -177,10 +178,9 @@ async def test_a_page_for_a_quiet_topic_ends_early_and_leads_on(new_service: Cal
             assert [frame["data"] for each in found for frame in each["data"]] == [character]
 
 
-async def test_a_write_is_on_the_page_that_is_asked_for_next(service: Service) -> None:
+async def test_a_page_requested_after_a_write_holds_its_event(service: Service) -> None:
     async with service.person() as alice:
-        head = parse_position((await alice.http.get("/movies?limit=0")).headers["stream-position"])
-        assert head is not None
+        head = await position(alice.http)
         for number in range(5):
             movie = await alice.add(title=f"movie {number}")
             found = await page(alice.http, f"?after={head.seq + number}&epoch={head.epoch}&topics=movies")
@@ -196,66 +196,57 @@ async def test_a_write_is_on_the_page_that_is_asked_for_next(service: Service) -
         ("after=9223372036854775807", "position is newer than the log"),
     ],
 )
-async def test_a_position_that_is_no_good_gets_a_resync(service: Service, query: str, reason: str) -> None:
-    async with service.person() as alice, service.anyone() as nobody:
-        found = await page(nobody, f"?{query}")
+async def test_an_invalid_position_gets_a_resync(service: Service, query: str, reason: str) -> None:
+    async with service.person() as alice, service.anyone() as anonymous:
+        found = await page(anonymous, f"?{query}")
         (frame,) = found["data"]
         assert frame == {
             "operation": "resync",
             "topic": None,
             "data": {"reason": reason, "epoch": found["epoch"], "seq": found["seq"]},
         }
-        async with stream(nobody, f"?{query}") as sent:
+        async with stream(anonymous, f"?{query}") as sent:
             frame = await sent.expect("resync", topic=None)
             assert frame["data"]["reason"] == reason
             assert sent.last_id == f"{frame['data']['epoch']}:{frame['data']['seq']}"
-            movie = await alice.add()
-            assert (await sent.expect("add"))["data"] == movie
+            await sent.expect("add", data=await alice.add())
 
 
-async def test_a_position_older_than_the_log_gets_a_resync(
-    new_places: Callable[[], Places], new_service: Callable[..., Service]
-) -> None:
-    places = new_places()
-    with new_service(places).running() as service:
-        async with service.person() as alice:
-            for _ in range(5):
-                await alice.add()
-    database = Database(places.database_url)
-    pruned = await event_log.prune(database, keep_rows=2, older_than=datetime(2000, 1, 1, tzinfo=UTC), max_rows=100)
-    await database.close()
+async def test_a_position_older_than_the_log_gets_a_resync(new_service: Callable[..., Service]) -> None:
+    service = new_service().start()
+    async with service.person() as alice:
+        for _ in range(5):
+            await alice.add()
+    service.kill()  # so that no process remembers the newest events
+    pruned = await prune(service, keep_rows=2)
     assert pruned
-    with new_service(places).running() as service:
-        async with service.anyone() as nobody, service.watch("since=1") as watcher:
-            resync = await watcher.next()
-            assert resync["operation"] == "resync"
-            assert (await page(nobody, "?after=1"))["data"] == [resync]
-            async with stream(nobody, "?after=1") as sent:
-                assert await sent.next() == resync
-            first = await page(nobody)
-            assert [frame["seq"] for frame in first["data"]] == [pruned + 1, pruned + 2]
+    service.start()
+    async with service.anyone() as anonymous, service.watch("since=1") as watcher:
+        resync = await watcher.next()
+        assert resync["operation"] == "resync"
+        assert (resync["data"]["reason"], resync["data"]["seq"]) == ("position is older than the log", pruned + 2)
+        assert (await page(anonymous, "?after=1"))["data"] == [resync]
+        async with stream(anonymous, "?after=1") as sent:
+            assert await sent.next() == resync
+        first = await page(anonymous)
+        assert [frame["seq"] for frame in first["data"]] == [pruned + 1, pruned + 2]
+        async with service.watch(f"since={pruned}") as late:
+            await late.until_seq(pruned + 2)
+            assert late.seqs == [pruned + 1, pruned + 2]
 
 
-WRONG_QUERIES = (
-    "after=-1",
-    "after=1.5",
-    "after=1&after=2",
-    "limit=0",
-    "limit=1001",
-    "topics=",
-    "topics=movies,movies",
-    "topics=plays",
-    "bulk=some",
-    "since=1",
-    "epoch=" + "e" * 65,
+INVALID_QUERIES = (
+    *("after=-1", "after=1.5", "after=1&after=2", "limit=0", "limit=1001", "since=1", "epoch=" + "e" * 65),
+    *("topics=", "topics=movies,movies", "topics=plays", "bulk=some"),
 )
 
 
-async def test_a_wrong_query_is_a_422_for_pages_and_streams(service: Service) -> None:
-    async with service.anyone() as nobody:
-        for query in WRONG_QUERIES:
+@SQLITE_ONLY
+async def test_an_invalid_query_is_a_422_for_pages_and_streams(service: Service) -> None:
+    async with service.anyone() as anonymous:
+        for query in INVALID_QUERIES:
             for headers in ({}, STREAM):
-                answer = await nobody.get(f"/events?{query}", headers=headers)
+                answer = await anonymous.get(f"/events?{query}", headers=headers)
                 assert answer.status_code == 422, query
                 assert answer.json()["detail"][0]["loc"][0] == "query"
 
@@ -263,8 +254,8 @@ async def test_a_wrong_query_is_a_422_for_pages_and_streams(service: Service) ->
 # --- streams
 
 
-async def test_a_stream_begins_now_and_says_how_to_come_back(service: Service) -> None:
-    async with service.person() as alice, service.anyone() as nobody, stream(nobody) as sent:
+async def test_a_stream_begins_now_and_tells_clients_how_to_resume(service: Service) -> None:
+    async with service.person() as alice, service.anyone() as anonymous, stream(anonymous) as sent:
         assert sent.retry is not None
         assert 1_000 <= sent.retry <= 3_000
         assert sent.response.headers["cache-control"] == "no-store"
@@ -279,9 +270,9 @@ async def test_a_stream_begins_now_and_says_how_to_come_back(service: Service) -
         await sent.expect("delete", seq=start.seq + 2)
 
 
-async def test_a_stream_that_is_cut_again_and_again_under_load_shows_every_event_once(service: Service) -> None:
+async def test_a_stream_that_is_often_cut_under_load_delivers_every_event_once(service: Service) -> None:
     writes, dice = 240, random.Random(7)
-    async with service.person() as alice, service.anyone() as nobody, service.watch("topics=movies") as watcher:
+    async with service.person() as alice, service.anyone() as anonymous, service.watch("topics=movies") as watcher:
 
         async def writer(number: int) -> None:
             for index in range(writes // 8):
@@ -294,7 +285,7 @@ async def test_a_stream_that_is_cut_again_and_again_under_load_shows_every_event
             while len(seen) < writes:
                 until = min(writes, len(seen) + dice.randint(1, 40))
                 # The query stays what it was, as in a browser.
-                async with stream(nobody, "?topics=movies&after=0", **{"Last-Event-ID": last_id}) as sent:
+                async with stream(anonymous, "?topics=movies&after=0", **{"Last-Event-ID": last_id}) as sent:
                     while len(seen) < until:
                         seen.append(await sent.next())
                     last_id = sent.last_id
@@ -309,22 +300,26 @@ async def test_a_stream_that_is_cut_again_and_again_under_load_shows_every_event
 
 
 @pytest.mark.parametrize("last_id", ["nonsense", "1", ":", "elsewhere:1", "elsewhere:99999999999999999999", "é:1"])
-async def test_an_id_that_is_not_ours_gets_a_resync_and_what_happens_now(service: Service, last_id: str) -> None:
-    async with service.person() as alice, service.anyone() as nobody:
+@SQLITE_ONLY
+async def test_an_unknown_last_id_gets_a_resync_and_new_events(service: Service, last_id: str) -> None:
+    async with service.person() as alice, service.anyone() as anonymous:
         headers = [*STREAM.items(), ("Last-Event-ID", last_id.encode())]
-        async with nobody.stream("GET", "/events", headers=headers) as response:  # type: ignore[arg-type]
+        async with anonymous.stream("GET", "/events", headers=headers) as response:  # type: ignore[arg-type]
             sent = Stream(response, response.aiter_lines())
             await sent.expect("welcome")
             resync = await sent.expect("resync")
             assert resync["data"]["reason"] == "another epoch"
-            movie = await alice.add()
-            assert (await sent.expect("add", seq=resync["data"]["seq"] + 1))["data"] == movie
+            await sent.expect("add", data=await alice.add(), seq=resync["data"]["seq"] + 1)
 
 
-async def test_large_bulk_events_arrive_whole(service: Service) -> None:
-    async with service.person() as alice, service.anyone() as nobody, stream(nobody, "?topics=characters") as sent:
+async def test_a_large_bulk_write_arrives_in_several_events(service: Service) -> None:
+    async with (
+        service.person() as alice,
+        service.anyone() as anonymous,
+        stream(anonymous, "?topics=characters") as sent,
+    ):
         rows = [{"name": f"character {number}", "description": "word " * 400} for number in range(1_000)]
-        added = (await alice.http.post("/characters/bulk", json=rows)).json()["added"]
+        added = await alice.add_bulk(rows, "characters")
         seen: list[Any] = []
         while len(seen) < len(added):
             seen += (await sent.expect("add_bulk"))["data"]["items"]
@@ -332,10 +327,11 @@ async def test_large_bulk_events_arrive_whole(service: Service) -> None:
         assert len(sent.events) > 1
 
 
-async def test_head_answers_the_headers_alone(service: Service) -> None:
-    async with service.anyone() as nobody:
+@SQLITE_ONLY
+async def test_head_returns_headers_only(service: Service) -> None:
+    async with service.anyone() as anonymous:
         for headers, media_type in (({}, "application/json"), (STREAM, "text/event-stream; charset=utf-8")):
-            answer = await nobody.head("/events", headers=headers)
+            answer = await anonymous.head("/events", headers=headers)
             assert (answer.status_code, answer.headers["content-type"]) == (200, media_type)
             assert parse_position(answer.headers["stream-position"])
             assert answer.content == b""
@@ -344,72 +340,57 @@ async def test_head_answers_the_headers_alone(service: Service) -> None:
 @pytest.mark.parametrize(
     ("accept", "expected"),
     [
-        ("", False),
-        ("*/*", False),
-        ("application/json", False),
-        ("text/event-stream", True),
-        ("Text/Event-Stream; charset=utf-8", True),
-        ("text/event-stream, */*;q=0.1", True),
-        ("text/event-stream, application/json;q=0.9", True),
-        ("text/event-stream, application/json", True),
-        ("text/event-stream;q=0.5, application/json", False),
-        ("text/event-stream;q=0.5, */*", False),
+        ("", False), ("*/*", False), ("text/*", False), ("application/json", False),
+        ("text/event-stream", True), ("Text/Event-Stream; charset=utf-8", True), ("text/event-stream;q=0", False),
+        ("text/event-stream, */*;q=0.1", True), ("text/event-stream;q=0.5, */*", False),
+        ("text/event-stream, application/json;q=0.9", True), ("text/event-stream, application/json", True),
+        ("text/event-stream;q=0.5, application/json", False), ("text/event-stream;q=much, */*;q=0.1", False),
         ("text/event-stream;q=0.5, application/*;q=0.4, */*", True),
-        ("text/event-stream;q=0", False),
-        ("text/event-stream;q=much, */*;q=0.1", False),
-        ("text/*", False),
     ],
-)
-def test_json_is_answered_unless_a_stream_is_asked_for(accept: str, expected: bool) -> None:
+)  # fmt: skip
+def test_a_stream_is_sent_only_to_clients_that_prefer_it(accept: str, expected: bool) -> None:
     assert prefers(accept, EVENT_STREAM) is expected
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("abc:0", Head("abc", 0)),
-        ("abc:9223372036854775807", Head("abc", 2**63 - 1)),
-        ("abc:9223372036854775808", None),
-        ("abc:-1", None),
-        ("abc: 1", None),
-        ("abc:1:2", None),
-        (":1", None),
-        ("abc:١", None),
-        ("e" * 65 + ":1", None),
+        ("abc:0", Head("abc", 0)), ("abc:9223372036854775807", Head("abc", 2**63 - 1)),
+        ("abc:9223372036854775808", None), ("abc:-1", None), ("abc: 1", None), ("abc:1:2", None), (":1", None),
+        ("abc:١", None), ("e" * 65 + ":1", None),
     ],
-)
-def test_a_position_is_an_epoch_and_a_number(text: str, expected: Head | None) -> None:
+)  # fmt: skip
+def test_a_position_is_an_epoch_and_a_sequence_number(text: str, expected: Head | None) -> None:
     assert parse_position(text) == expected
 
 
-# --- who sees what
+# --- audiences
 
 
-async def tell(service: Service, audience: str, movie: dict[str, Any]) -> None:
-    """An event for some, written by somebody who is not the service."""
+async def emit(service: Service, audience: str, movie: dict[str, Any]) -> None:
+    """Write an event for one audience, past the service."""
 
     async def work(tx: Transaction) -> None:
         tx.emit("movies", "update", movie, actor_id=None, before=movie, changed=["title"], audience=audience)
 
-    database = Database(service.database_url)
-    await database.write(work)
-    await database.close()
+    async with database_of(service) as database:
+        await database.write(work)
 
 
-async def test_what_is_for_one_user_is_shown_to_nobody_else(service: Service) -> None:
-    async with service.person() as alice, service.person() as bob, service.anyone() as nobody:
+async def test_an_event_is_sent_to_its_audience_only(service: Service) -> None:
+    async with service.person() as alice, service.person() as bob, service.anyone() as anonymous:
         movie = await alice.add()
         start = (await alice.http.get("/movies/count")).headers["stream-position"]
         after = f"?after={start.rpartition(':')[2]}&epoch={start.rpartition(':')[0]}"
-        async with stream(alice.http) as to_alice, stream(bob.http) as to_bob, stream(nobody) as to_nobody:
-            await tell(service, f"user:{alice.id}", movie | {"title": "for alice"})
-            await tell(service, "group:admin", movie | {"title": "for admins"})
-            await tell(service, f"user:{bob.id}", movie | {"title": "for bob"})
-            await tell(service, "public", movie | {"title": "for all"})
+        async with stream(alice.http) as to_alice, stream(bob.http) as to_bob, stream(anonymous) as to_anonymous:
+            await emit(service, f"user:{alice.id}", movie | {"title": "for alice"})
+            await emit(service, "group:admin", movie | {"title": "for admins"})
+            await emit(service, f"user:{bob.id}", movie | {"title": "for bob"})
+            await emit(service, "public", movie | {"title": "for all"})
             for client, sent, titles in (
                 (alice.http, to_alice, ["for alice", "for all"]),
                 (bob.http, to_bob, ["for bob", "for all"]),
-                (nobody, to_nobody, ["for all"]),
+                (anonymous, to_anonymous, ["for all"]),
             ):
                 for title in titles:
                     assert (await sent.expect("update"))["data"]["title"] == title
@@ -420,9 +401,13 @@ async def test_what_is_for_one_user_is_shown_to_nobody_else(service: Service) ->
                         assert (await again.expect("update"))["data"]["title"] == title
 
 
-async def test_topics_that_are_not_for_everybody_are_refused(service: Service) -> None:
-    async with service.person() as alice, service.anyone() as nobody, service.admin() as chief:
-        for topics, clients in (("users", (alice.http, nobody)), ("sessions", (nobody,)), ("movies,users", (nobody,))):
+async def test_restricted_topics_are_refused_without_the_right_to_see_them(service: Service) -> None:
+    async with service.person() as alice, service.anyone() as anonymous, service.admin() as chief:
+        for topics, clients in (
+            ("users", (alice.http, anonymous)),
+            ("sessions", (anonymous,)),
+            ("movies,users", (anonymous,)),
+        ):
             for client in clients:
                 for headers in ({}, STREAM):
                     answer = await client.get(f"/events?topics={topics}", headers=headers)
@@ -435,11 +420,12 @@ async def test_topics_that_are_not_for_everybody_are_refused(service: Service) -
                 again = await service._signed_in(elsewhere, alice.name, PASSWORD)
                 assert (await sent.expect("add", topic="sessions"))["data"]["user_id"] == again.id
         for headers in ({}, STREAM):
-            answer = await nobody.get("/events", headers={**headers, "Authorization": "Bearer nonsense"})
+            answer = await anonymous.get("/events", headers={**headers, "Authorization": "Bearer nonsense"})
             assert answer.status_code == 401
 
 
-async def test_a_stream_ends_when_its_token_does(service: Service) -> None:
+@SQLITE_ONLY
+async def test_a_stream_ends_when_its_token_expires(service: Service) -> None:
     async with service.person() as alice:
         alice.http.headers["Authorization"] = f"Bearer {alice.forged(exp=int(time.time()) + 2)}"
         started = time.monotonic()
@@ -448,7 +434,7 @@ async def test_a_stream_ends_when_its_token_does(service: Service) -> None:
         assert 0.5 < time.monotonic() - started < 8
 
 
-async def test_a_stream_ends_with_the_session_and_shows_nothing_after_it(service: Service) -> None:
+async def test_a_stream_ends_with_its_session_and_sends_nothing_after_it(service: Service) -> None:
     async with service.person() as alice, service.person() as bob, stream(alice.http) as sent:
         await bob.add(title="before")
         assert (await sent.expect("add"))["data"]["title"] == "before"
@@ -458,90 +444,52 @@ async def test_a_stream_ends_with_the_session_and_shows_nothing_after_it(service
         assert [event["data"]["title"] for event in sent.events] == ["before"]
 
 
-async def test_a_stream_ends_when_its_user_may_see_its_topics_no_more(service: Service) -> None:
+async def test_a_stream_ends_when_its_user_loses_the_right_to_its_topics(service: Service) -> None:
     async with service.admin() as chief, service.person() as alice:
         change = f"/admin/users/{alice.id}/change-group"
         assert (await chief.http.post(change, json={"group": "admin"})).status_code == 200
         async with stream(alice.http, "?topics=users") as sent, stream(alice.http, "?topics=movies") as other:
             assert (await chief.http.post(change, json={"group": "user"})).status_code == 200
             await sent.ended(seconds=5)
-            movie = await alice.add()
-            assert (await other.expect("add"))["data"] == movie
+            await other.expect("add", data=await alice.add())
 
 
+@SQLITE_ONLY
 async def test_a_websocket_reads_pages_but_no_streams(service: Service) -> None:
-    async with service.person() as alice, service.watch(additional_headers=bearer(alice)) as watcher:
+    async with service.person() as alice, service.watch(**signed_in(alice)) as watcher:
         await alice.add()
-        asked = {"action": "request", "method": "GET", "path": "/events?limit=1"}
-        reply = await answer_of(watcher, {"id": 1, **asked})
+        reply = await request(watcher, "GET", "/events?limit=1")
         assert reply["status"] == 200
         assert len(reply["body"]["data"]) == 1
-        reply = await answer_of(watcher, {"id": 2, **asked, "headers": {"Accept": "text/event-stream"}})
+        reply = await request(watcher, "GET", "/events?limit=1", headers=STREAM)
         assert reply["status"] == 406
         assert "subscribe" in reply["body"]["detail"]
 
 
-def bearer(person: Person) -> dict[str, str]:
-    return {"Authorization": f"Bearer {person.token}"}
+# --- failures
 
 
-async def answer_of(watcher: Watcher, message: dict[str, Any]) -> dict[str, Any]:
-    await watcher.send(message)
-    return await watcher.until(lambda frame: frame.get("reply_to") == message["id"])
-
-
-# --- what goes wrong
-
-
-async def test_streams_end_at_once_and_in_order_when_the_service_stops(new_service: Callable[..., Service]) -> None:
-    with new_service().running() as service:
-        async with service.person() as alice, service.anyone() as nobody, stream(nobody) as sent:
-            movie = await alice.add()
-            assert (await sent.expect("add"))["data"] == movie
-            started = time.monotonic()
-            stopped = asyncio.create_task(asyncio.to_thread(service.stop))
-            await sent.ended(seconds=10)
-            assert await stopped == 0
-            assert time.monotonic() - started < 10
-        levels = {orjson.loads(line).get("level") for line in service.log().splitlines() if line.startswith("{")}
-        assert not levels & {"error", "critical"}, service.log()
-
-
-async def test_a_stream_outlives_the_database(own_postgres: PostgresServer, tmp_path: Path) -> None:
-    with Service(own_postgres.create_database(), "memory://", tmp_path).running() as service:
-        async with service.person() as alice, service.anyone() as nobody, stream(nobody) as sent:
-            with own_postgres.down():
-                assert (await nobody.get("/movies")).status_code == 503
-                async with stream(nobody, "?after=0", **{"Last-Event-ID": sent.last_id}) as other:
-                    own_postgres.start()
-                    await eventually(lambda: is_up(nobody), "the database is back")
-                    movie = await alice.add()
-                    assert (await other.expect("add"))["data"] == movie
-            assert (await sent.expect("add"))["data"] == movie
-
-
-async def test_a_position_taken_on_trust_is_judged_when_the_database_is_back(
+async def test_streams_survive_the_database_and_positions_are_checked_once_it_is_back(
     own_postgres: PostgresServer, tmp_path: Path
 ) -> None:
     with Service(own_postgres.create_database(), "memory://", tmp_path).running() as service:
-        async with service.person() as alice, service.anyone() as nobody, AsyncExitStack() as stack:
+        async with service.person() as alice, service.anyone() as anonymous, AsyncExitStack() as stack:
             await alice.add()
-            here = parse_position((await nobody.get("/movies")).headers["stream-position"])
-            assert here is not None
+            old = await stack.enter_async_context(stream(anonymous))
+            here = await position(anonymous)
             with own_postgres.down():
-                assert (await nobody.get("/movies")).status_code == 503
+                assert (await anonymous.get("/movies")).status_code == 503
                 ids = (f"{here.epoch}:{here.seq + 3}", f"{here.epoch}:{here.seq}")
                 never, known = [
-                    await stack.enter_async_context(stream(nobody, **{"Last-Event-ID": last_id})) for last_id in ids
+                    await stack.enter_async_context(stream(anonymous, **{"Last-Event-ID": last_id})) for last_id in ids
                 ]
             resync = await never.expect("resync")
-            assert resync["data"] == {
-                "reason": "position is newer than the log", "epoch": here.epoch, "seq": here.seq
-            }  # fmt: skip
-            await eventually(lambda: is_up(nobody), "the database is back")
+            expected = {"reason": "position is newer than the log", "epoch": here.epoch, "seq": here.seq}
+            assert resync["data"] == expected
+            await eventually(lambda: is_up(anonymous), "the database is back")
             movie = await alice.add()
-            for sent in (never, known):
-                assert (await sent.expect("add", seq=here.seq + 1))["data"] == movie
+            for sent in (old, never, known):
+                await sent.expect("add", data=movie, seq=here.seq + 1)
 
 
 async def is_up(client: httpx.AsyncClient) -> bool:

@@ -1,4 +1,4 @@
-"""The feed, the ring and the bus: whatever is lost, doubled or late, listeners get every event once and in order."""
+"""The feed, the ring and the bus: listeners get every event once and in order, whatever the bus does."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from repository.engine.database import Database
 from repository.engine.events import Event, Head
 from repository.engine.transaction import Transaction
 from resources.movies import MOVIES
+from tests.support.event_logs import prune_log
 from tests.support.feeds import following
 from tests.support.servers import PostgresServer, RedisServer
 from tests.support.service import eventually
@@ -52,9 +53,7 @@ async def write(database: Database, count: int, size: int = 10) -> list[Event]:
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_losses_repetitions_and_disorder_on_the_bus_do_not_reach_the_listeners(
-    database: Database, seed: int
-) -> None:
+async def test_listeners_see_every_event_once_whatever_the_bus_does(database: Database, seed: int) -> None:
     dice = random.Random(seed)
     async with following(database) as (followed, seen):
         events = await write(database, 60)
@@ -72,7 +71,7 @@ async def test_losses_repetitions_and_disorder_on_the_bus_do_not_reach_the_liste
         assert seen == [event.seq for event in events]
 
 
-async def test_events_in_order_cost_no_look_at_the_log(database: Database) -> None:
+async def test_events_from_the_bus_cost_no_reads_of_the_log(database: Database) -> None:
     async with following(database, runs=False) as (followed, seen):
         events = await write(database, 20)
         followed.offer([events[1], events[0], *events[2:]])
@@ -80,10 +79,10 @@ async def test_events_in_order_cost_no_look_at_the_log(database: Database) -> No
         assert followed.log_reads == 0
 
 
-async def test_the_log_is_read_when_nothing_is_heard(database: Database) -> None:
+async def test_the_log_is_read_when_the_bus_is_silent(database: Database) -> None:
     async with following(database) as (_, seen):
         events = await write(database, 5)
-        await eventually(lambda: seen, "the feed looks by itself", feed.POLL_SECONDS_SHARED + 2)
+        await eventually(lambda: seen, "the feed polls the log", feed.POLL_SECONDS_SHARED + 2)
         assert seen == [event.seq for event in events]
 
 
@@ -101,15 +100,15 @@ async def test_early_events_are_kept_up_to_a_bound_and_then_read_from_the_log(
         assert followed._pending_bytes == 0
 
 
-async def test_a_crowd_that_connects_at_once_shares_a_look_at_the_head(
+async def test_a_crowd_that_connects_at_once_shares_a_read_of_the_head(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = 0
+    reads = 0
     real = event_log.head
 
     async def counted(database: Database) -> Head:
-        nonlocal looks
-        looks += 1
+        nonlocal reads
+        reads += 1
         return await real(database)
 
     async with following(database) as (followed, seen):
@@ -117,10 +116,10 @@ async def test_a_crowd_that_connects_at_once_shares_a_look_at_the_head(
         monkeypatch.setattr(event_log, "head", counted)
         await asyncio.gather(*(followed.reach_head() for _ in range(500)))
         assert seen == [1, 2, 3]
-        assert looks <= 4, "one or two for the crowd, and the feed's own"
+        assert reads <= 4, "one or two for the crowd, and the feed's own"
 
 
-async def test_events_of_another_log_are_not_taken(database: Database) -> None:
+async def test_events_of_another_log_are_ignored(database: Database) -> None:
     async with following(database) as (followed, seen):
         (event,) = await write(database, 1)
         followed.offer([replace(event, epoch="another")])
@@ -138,7 +137,7 @@ async def test_a_page_comes_from_the_ring_or_the_log_and_never_skips(database: D
         assert [event.seq for event in await followed.read_after(2)] == [3, 4, 5, 6, 7, 8, 9, 10]
         assert followed.log_reads == 1
         assert await followed.read_after(10) == []
-        await event_log.prune(database, keep_rows=5, older_than=datetime(2000, 1, 1, tzinfo=UTC), max_rows=3)
+        await prune_log(database, keep_rows=7)
         with pytest.raises(PositionTooOld):
             await followed.read_after(2)
         assert await check_position(followed, 2) == "position is older than the log"
@@ -147,30 +146,32 @@ async def test_a_page_comes_from_the_ring_or_the_log_and_never_skips(database: D
         assert await check_position(followed, 11) == "position is newer than the log"
 
 
-def event(seq: int, size: int = 100) -> Event:
+def add(seq: int, size: int = 100) -> Event:
     payload = b'{"id":1,"title":"' + b"x" * size + b'"}'
     return Event("e", seq, "movies", "add", "1", "public", payload, None, (), None, "2026-01-01T00:00:00.000000Z")
 
 
-def test_the_ring_keeps_to_both_bounds() -> None:
+def test_the_ring_keeps_both_bounds() -> None:
+    def after(seq: int, max_bytes: int = 10**9) -> list[int] | None:
+        found = ring.after(seq, max_events=10, max_bytes=max_bytes)
+        return None if found is None else [event.seq for event in found]
+
     ring = Ring(max_bytes=10**9, max_events=3)
     for seq in range(1, 6):
-        ring.append(event(seq))
-    assert ring.after(1, max_events=10, max_bytes=10**9) is None
-    assert [each.seq for each in ring.after(2, max_events=10, max_bytes=10**9) or []] == [3, 4, 5]
-    ring = Ring(max_bytes=event(1, 1000).size * 2, max_events=100)
+        ring.append(add(seq))
+    assert (after(1), after(2)) == (None, [3, 4, 5])
+    ring = Ring(max_bytes=add(1, 1000).size * 2, max_events=100)
     for seq in range(1, 6):
-        ring.append(event(seq, 1000))
-    assert ring.after(2, max_events=10, max_bytes=10**9) is None
-    assert [each.seq for each in ring.after(3, max_events=10, max_bytes=10**9) or []] == [4, 5]
-    ring.append(event(6, 100_000))  # larger than the ring: kept alone
-    assert [each.seq for each in ring.after(5, max_events=10, max_bytes=1) or []] == [6]
+        ring.append(add(seq, 1000))
+    assert (after(2), after(3)) == (None, [4, 5])
+    ring.append(add(6, 100_000))  # larger than the ring: kept alone
+    assert after(5, max_bytes=1) == [6]
 
 
 @pytest.mark.parametrize("changed", [(), ("title", "rating")])
 @pytest.mark.parametrize("before", [None, b'{"id":1}'])
 def test_an_event_survives_the_bus_byte_for_byte(changed: tuple[str, ...], before: bytes | None) -> None:
-    whole = replace(event(7), changed=changed, before=before, payload=b'{"a":"\n"}', entity_id=None, actor_id=3)
+    whole = replace(add(7), changed=changed, before=before, payload=b'{"a":"\n"}', entity_id=None, actor_id=3)
     assert _decode(_encode_event(whole)) == (whole,)
     beat = Heartbeat("worker", Head("e", 5))
     assert _decode(_encode_heartbeat(beat)) == beat
@@ -179,15 +180,14 @@ def test_an_event_survives_the_bus_byte_for_byte(changed: tuple[str, ...], befor
 def test_an_outbox_that_is_full_drops_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bus, "OUTBOX_EVENTS", 5)
     full = Bus("memory://")
-    full.publish([event(seq) for seq in range(1, 9)])
+    full.publish([add(seq) for seq in range(1, 9)])
     assert full.dropped == 3
     monkeypatch.setattr(bus, "OUTBOX_BYTES", 10)
-    full.publish([event(9)])
+    full.publish([add(9)])
     assert full.dropped == 4
 
 
-async def test_strangers_on_the_channel_do_no_harm(redis: RedisServer) -> None:
-    """Whatever somebody else publishes there: our own messages still come."""
+async def test_foreign_messages_on_the_channel_are_ignored(redis: RedisServer) -> None:
     heard: list[Sequence[Event]] = []
     heads: list[Head] = []
     listening = Bus(redis.url)
@@ -202,11 +202,11 @@ async def test_strangers_on_the_channel_do_no_harm(redis: RedisServer) -> None:
         await reader.readline()
 
     async def published() -> bool:
-        listening.publish([event(1)])
+        listening.publish([add(1)])
         await asyncio.sleep(0.05)
         return bool(heard)
 
-    await eventually(published, "our own message comes")
+    await eventually(published, "the bus delivers its own message")
     assert not running.done()
     running.cancel()
     writer.close()
@@ -214,12 +214,12 @@ async def test_strangers_on_the_channel_do_no_harm(redis: RedisServer) -> None:
 
 
 def test_a_summary_needs_ids_only() -> None:
-    bulk = replace(event(3), operation="delete_bulk", payload=b'{"count":2,"ids":[9,4]}')
+    bulk = replace(add(3), operation="delete_bulk", payload=b'{"count":2,"ids":[9,4]}')
     text: Any = event_text(bulk, Rendering("summary"))
     assert b'"data":{"count":2,"first_id":4,"last_id":9,"job_id":null}' in text
 
 
-async def test_a_gap_that_was_pruned_as_a_whole_is_told_and_not_looked_for_again_and_again(database: Database) -> None:
+async def test_a_gap_that_was_pruned_resets_the_feed_and_is_not_read_again(database: Database) -> None:
     resets: list[Head] = []
     async with following(database) as (followed, seen):
         followed.on_reset.append(resets.append)
@@ -236,7 +236,7 @@ async def test_a_gap_that_was_pruned_as_a_whole_is_told_and_not_looked_for_again
         assert seen == [event.seq for event in more]
 
 
-async def test_of_many_workers_that_see_a_loss_one_gives_the_log_a_new_epoch(database: Database) -> None:
+async def test_only_one_of_several_workers_renews_the_epoch(database: Database) -> None:
     before = await event_log.head(database)
     await asyncio.gather(*(event_log.renew_epoch(database, before.epoch) for _ in range(5)))
     after = await event_log.head(database)
@@ -245,8 +245,8 @@ async def test_of_many_workers_that_see_a_loss_one_gives_the_log_a_new_epoch(dat
     assert await event_log.head(database) == after
 
 
-class FakeSocketThatBreaks:
-    """A writer whose next write raises: what a transport may do when it is closed under us."""
+class BreakingWriter:
+    """A writer whose next write raises, as that of a closing transport may."""
 
     def __init__(self) -> None:
         self.texts: list[bytes] = []
@@ -256,7 +256,7 @@ class FakeSocketThatBreaks:
     def write(self, frames: Frames) -> None:
         if self.breaks:
             self.breaks = False
-            raise RuntimeError("closed under us")
+            raise RuntimeError("the transport is closed")
         self.texts += frames.texts
 
     def buffered(self) -> int:
@@ -272,20 +272,25 @@ class FakeSocketThatBreaks:
         self.closed = code
 
 
-def subscribe(spec: Spec, writer: FakeSocketThatBreaks, feed: Feed, hub: Hub) -> None:
+def hub_of(feed: Feed) -> Hub:
+    hub = Hub(feed.newest_after)
+    hub.start(feed.head.seq)
+    feed.on_events.append(hub.publish)
+    return hub
+
+
+def subscribe(spec: Spec, feed: Feed, hub: Hub) -> BreakingWriter:
+    writer = BreakingWriter()
     snapshots = Snapshots(feed.database, feed)
     subscription = Subscription(spec, writer, asyncio.Lock(), feed=feed, live=hub, snapshots=snapshots)
     subscription.start(feed.head.seq)
+    return writer
 
 
-async def test_one_socket_that_fails_keeps_no_event_from_the_others_or_from_itself(database: Database) -> None:
+async def test_a_failing_socket_costs_no_socket_an_event(database: Database) -> None:
     async with following(database, runs=False) as (followed, _):
-        hub = Hub(followed.newest_after)
-        hub.start(followed.head.seq)
-        followed.on_events.append(hub.publish)
-        writers = [FakeSocketThatBreaks() for _ in range(3)]
-        for writer in writers:
-            subscribe(Spec(frozenset({"movies"})), writer, followed, hub)
+        hub = hub_of(followed)
+        writers = [subscribe(Spec(frozenset({"movies"})), followed, hub) for _ in range(3)]
         writers[1].breaks = True
         for committed in await write(database, 3):
             followed.offer([committed])
@@ -294,30 +299,24 @@ async def test_one_socket_that_fails_keeps_no_event_from_the_others_or_from_itse
         assert writers[0].texts == writers[1].texts == writers[2].texts
 
 
-async def test_an_event_that_cannot_be_shown_is_no_silence(database: Database) -> None:
-    """Whoever it concerns is cut off by their own task; the others, and what came with it, are not."""
+async def test_an_event_that_cannot_be_encoded_closes_the_sockets_that_need_it(database: Database) -> None:
+    """Sockets that can encode it are not closed, and get the events around it."""
     async with following(database, runs=False) as (followed, _):
-        hub = Hub(followed.newest_after)
-        hub.start(followed.head.seq)
-        followed.on_events.append(hub.publish)
+        hub = hub_of(followed)
         wanted, _ = parse_json({"title": {"prefix": "x"}}, MOVIES.fields)
-        plain, filtered = FakeSocketThatBreaks(), FakeSocketThatBreaks()
         movies = frozenset({"movies"})
-        subscribe(Spec(movies), plain, followed, hub)
-        spec = Spec(movies, filters=(("movies", wanted),))
-        subscribe(spec, filtered, followed, hub)
+        plain = subscribe(Spec(movies), followed, hub)
+        filtered = subscribe(Spec(movies, filters=(("movies", wanted),)), followed, hub)
         events = await write(database, 3)
         strange = replace(events[1], payload=b'{"id":5}')  # of a later version, say: no title
         followed.offer([events[0], strange, events[2]])
         hub.flush()
         assert len(plain.texts) == 3
-        await eventually(lambda: filtered.closed, "the one that it concerns is told to come back", 5)
+        await eventually(lambda: filtered.closed, "the filtered socket is closed", 5)
         assert len(filtered.texts) <= 2
 
 
-async def test_an_event_that_does_not_come_is_not_waited_for_without_end(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_waiting_for_an_event_that_never_comes_ends(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "REACH_EVENT_SECONDS", 0.1)
     async with following(database, runs=False) as (followed, _):
         with pytest.raises(Unavailable):
@@ -328,7 +327,7 @@ async def test_an_event_that_does_not_come_is_not_waited_for_without_end(
         await reaching
 
 
-async def test_a_log_that_was_replaced_is_looked_at_before_a_position_in_it_is_judged(
+async def test_a_replaced_log_is_read_before_a_position_in_it_is_checked(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "POLL_SECONDS_SHARED", 60)
@@ -348,25 +347,25 @@ async def test_a_log_that_was_replaced_is_looked_at_before_a_position_in_it_is_j
         assert await find_start(followed, newest.seq, "elsewhere") == "another epoch"
 
 
-async def test_nothing_of_a_feed_goes_on_after_its_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_task_of_a_feed_outlives_it(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(database: Database) -> Head:
         await asyncio.Event().wait()
         raise AssertionError
 
-    def looks() -> list[str]:
+    def tasks() -> list[str]:
         return [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("feed-")]
 
     async with following(database) as (followed, _):
         monkeypatch.setattr(event_log, "head", never)
-        asking = [asyncio.create_task(followed.reach_head())]
-        await eventually(lambda: followed._current_head_read is not None, "the database is asked")
-        asking.append(asyncio.create_task(followed.reach_head()))
-        await eventually(lambda: looks().count("feed-reach") == 2, "another waits for its turn")
-    assert looks() == []
-    await asyncio.gather(*asking)
+        waiting = [asyncio.create_task(followed.reach_head())]
+        await eventually(lambda: followed._current_head_read is not None, "the head is being read")
+        waiting.append(asyncio.create_task(followed.reach_head()))
+        await eventually(lambda: tasks().count("feed-reach") == 2, "another read waits for its turn")
+    assert tasks() == []
+    await asyncio.gather(*waiting)
 
 
-async def test_progress_that_cannot_be_shown_keeps_no_event_from_anybody(database: Database) -> None:
+async def test_progress_that_cannot_be_encoded_costs_no_listener_an_event(database: Database) -> None:
     async with following(database, runs=False) as (followed, seen):
         progress = Progress(database, Hub(followed.newest_after))
         followed.on_events.insert(0, progress.on_events)
@@ -376,7 +375,6 @@ async def test_progress_that_cannot_be_shown_keeps_no_event_from_anybody(databas
 
 
 async def test_connections_that_died_leave_the_pool(postgres: PostgresServer) -> None:
-    """The hot reads see errors that the pool does not."""
     url = postgres.create_database()
     database, other = Database(url), Database(url)
     await migrations.migrate(database)

@@ -1,4 +1,4 @@
-"""Which filters an event is about: the same as asking each of them, without asking each of them."""
+"""The index finds the filters that an event affects: those that match one by one, without evaluating all of them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ CHANGES = st.lists(st.tuples(st.none() | ROWS, st.none() | ROWS).filter(lambda p
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(filter_values(), max_size=8), CHANGES)
-def test_the_index_finds_what_asking_everybody_finds(wanted: list[Filter], pairs: list[tuple[Any, Any]]) -> None:
+def test_the_index_finds_what_evaluating_every_filter_finds(wanted: list[Filter], pairs: list[tuple[Any, Any]]) -> None:
     changes = [Change(before, {**after, "id": before["id"]} if before and after else after) for before, after in pairs]
     index = FilterIndex()
     for each in wanted:
@@ -78,26 +78,26 @@ def test_the_index_finds_what_asking_everybody_finds(wanted: list[Filter], pairs
 
 
 class CountingRow(dict[str, Any]):
-    """Counts how often a filter looks at it."""
+    """A row that counts how often each of its fields is read."""
 
-    looks: ClassVar[Counter[str]] = Counter()
+    reads: ClassVar[Counter[str]] = Counter()
 
     def __getitem__(self, name: str) -> Any:
-        self.looks[name] += 1
+        self.reads[name] += 1
         return super().__getitem__(name)
 
 
-def test_an_event_is_held_against_the_filters_that_can_be_concerned_alone() -> None:
+def test_only_filters_that_an_event_can_affect_are_evaluated() -> None:
     index = FilterIndex()
     for movie_id in range(1, 1_001):
         wanted, _ = parse_json({"movie_id": movie_id, "name": {"contains": "a"}}, CHARACTERS.fields)
         index.add(wanted)
     row = CountingRow(id=1, movie_id=500, name="Anna")
-    CountingRow.looks.clear()
+    CountingRow.reads.clear()
     [(found, seen)] = index.affected_filters([Change(None, row)])
     assert found.all[0].value == 500
     assert [one.operation for one in seen] == ["add"]
-    assert CountingRow.looks["name"] <= 2, "one filter of a thousand was evaluated"
+    assert CountingRow.reads["name"] <= 2, "one filter of a thousand was evaluated"
 
 
 # --- the net change of a window
@@ -155,7 +155,7 @@ def keys_of(frame: dict[str, Any]) -> list[int]:
 
 
 def applied(view: dict[int, Any], texts: Any) -> dict[int, Any]:
-    """Strictly: what is added was not there, what changes or goes was."""
+    """Apply frames to a view. They may add only absent rows, and change or delete only present ones."""
     for text in texts:
         frame = orjson.loads(text)
         operation = frame["operation"].removesuffix("_bulk")
@@ -170,7 +170,7 @@ def applied(view: dict[int, Any], texts: Any) -> dict[int, Any]:
     return view
 
 
-def test_a_large_window_is_cut_into_frames_that_belong_together() -> None:
+def test_a_large_window_is_split_into_frames_of_one_group() -> None:
     spec = Spec(frozenset({"movies"}), Rendering("items", "s1"), latest_every_ms=100)
     events = [event(seq, "add", {"id": seq, "title": "x" * 2_000}) for seq in range(1, 1_501)]
     texts = coalesce(spec, events)
@@ -182,7 +182,7 @@ def test_a_large_window_is_cut_into_frames_that_belong_together() -> None:
     assert {frame["seq"] for frame in frames} == {1_500}
 
 
-def test_a_bulk_event_of_which_all_is_wanted_is_sent_as_it_is() -> None:
+def test_a_bulk_event_whose_rows_all_match_is_sent_unchanged() -> None:
     wanted, _ = parse_json({"rating": {"gt": 0}}, MOVIES.fields)
     rows = [{"id": number, "rating": 1} for number in range(3)]
     bulk = event(1, "add_bulk", {"count": 3, "items": rows, "job_id": "j"})
@@ -193,8 +193,8 @@ def test_a_bulk_event_of_which_all_is_wanted_is_sent_as_it_is() -> None:
     assert change_texts(bulk, "items", filter_changes(matcher_of(wanted), changes[:0]), 3) == ()
 
 
-def test_a_window_is_numbered_by_its_last_event_also_when_that_is_not_shown() -> None:
-    """A client that resumed before it would be told of an end of what it never had."""
+def test_a_window_has_the_number_of_its_last_event_even_if_that_is_not_sent() -> None:
+    """A client that resumed before that event would get a `delete` of a row it never had."""
     spec = Spec(frozenset({"movies"}), Rendering("items", "s1"), latest_every_ms=100)
     row, other = {"id": 1, "title": "a"}, {"id": 2, "title": "b"}
     events = [event(1, "add", row), event(2, "add", other), event(3, "delete", {"id": 1}, row)]

@@ -33,8 +33,12 @@ async def names(call: Call[None, PageQuery, None]) -> Response:
     return Response()
 
 
-def test_the_annotation_names_the_models() -> None:
-    operations = Operations("tests")
+@pytest.fixture
+def operations() -> Operations:
+    return Operations("tests")
+
+
+def test_the_annotation_names_the_models(operations: Operations) -> None:
     operations.listing("/names", "List names", list[str])(names)
     operations.post("/profiles", "Create a profile", {201: None}, form=ProfileForm)(create)
     listed, created = operations
@@ -44,8 +48,7 @@ def test_the_annotation_names_the_models() -> None:
     assert (created.body, created.form) == (ProfileBody, ProfileForm)
 
 
-def test_one_handler_serves_several_operations() -> None:
-    operations = Operations("tests")
+def test_one_handler_serves_several_operations(operations: Operations) -> None:
     operations.put("/me", "Replace", {200: None}, body=AccountBody)(edit)
     operations.patch("/users/{id}", "Change", {200: None}, body=AccountPatch)(edit)
     mine, others = operations
@@ -54,22 +57,19 @@ def test_one_handler_serves_several_operations() -> None:
     assert (others.path_model, others.body) == (ById, AccountPatch)
 
 
-def test_a_base_class_in_the_annotation_stands_for_the_model_of_the_declaration() -> None:
-    operations = Operations("tests")
+def test_a_base_class_in_the_annotation_stands_for_the_model_of_the_declaration(operations: Operations) -> None:
     operations.post("/users", "Add", {201: None}, body=AccountBody)(partial(add, "users"))
     (added,) = operations
     assert added.body is AccountBody
 
 
-def test_a_handler_whose_body_is_the_form_takes_no_json() -> None:
-    operations = Operations("tests")
+def test_a_handler_whose_body_is_the_form_takes_no_json(operations: Operations) -> None:
     operations.put("/picture", "Upload", {200: None}, form=AvatarForm)(upload)
     (uploaded,) = operations
     assert (uploaded.body, uploaded.form) == (None, AvatarForm)
 
 
-def test_a_declaration_that_contradicts_its_handler_fails_at_import() -> None:
-    operations = Operations("tests")
+def test_a_declaration_that_contradicts_its_handler_fails_at_import(operations: Operations) -> None:
     with pytest.raises(AssertionError, match="which of"):
         operations.put("/me", "Replace", {200: None})(edit)
     with pytest.raises(AssertionError, match="expected"):

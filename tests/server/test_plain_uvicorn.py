@@ -1,58 +1,39 @@
-"""`uvicorn main:app`: without our protocol class sockets are written to over plain ASGI, and promise the same."""
+"""`uvicorn main:app`: without our protocol class, sockets are served over plain ASGI, with the same guarantees."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.support.backends import SQLITE_ONLY
-from tests.support.service import ROOT, Service
+from tests.support.service import Service
+from tests.support.sockets import bulk_rows
 
 pytestmark = SQLITE_ONLY
 
 
 @pytest.fixture
 def plain(new_service: Callable[..., Service]) -> Iterator[Service]:
-    service = new_service(PYTHONPATH=str(ROOT))
-    service.command = ("-m", "uvicorn", "main:app", "--port", str(service.port), "--app-dir", str(ROOT))
-    with service.running() as running:
+    with new_service().under_uvicorn().running() as running:
         yield running
 
 
 async def test_watchers_see_writes_and_resume(plain: Service) -> None:
     async with plain.person() as alice:
         async with plain.watch() as watcher:
-            movie = await alice.add()
-            assert (await watcher.expect("add"))["data"] == movie
+            await watcher.sees(await alice.add())
             assert (await watcher.ask({"id": 1, "action": "ping"}))["ok"]
         await alice.generate("movies", 5_000)
         async with plain.watch(f"since={watcher.seqs[-1]}") as again:
-            rows = 0
-            while rows < 5_000:
-                frame = await again.next()
-                if frame["operation"] == "add_bulk":
-                    rows += frame["data"]["count"]
-            assert rows == 5_000
             await again.until(lambda frame: frame.get("data", {}).get("state") == "done" and "seq" in frame)
+            added = [event["data"]["count"] for event in again.events if event["operation"] == "add_bulk"]
+            assert sum(added) == 5_000
             assert again.seqs == list(range(watcher.seqs[-1] + 1, watcher.seqs[-1] + 1 + len(again.seqs)))
 
 
 async def test_a_reader_that_stops_is_caught_up_later(plain: Service) -> None:
     async with plain.person() as alice, plain.watch("topics=movies", max_queue=1) as slow:
-        job = await alice.generate("movies", 40_000)
-        await alice.job_ended(job["id"])
-        rows = 0
-        while rows < 40_000:
-            rows += (await slow.expect("add_bulk"))["data"]["count"]
-        assert rows == 40_000
+        await alice.generated("movies", 40_000)
+        await bulk_rows(slow, 40_000)
         assert slow.seqs == sorted(set(slow.seqs))
-
-
-async def test_it_stops_when_told(plain: Service) -> None:
-    async with plain.watch() as watcher:
-        stopping = asyncio.create_task(asyncio.to_thread(plain.stop))
-        await watcher.socket.wait_closed()
-        assert watcher.socket.close_code == 1012
-        await stopping

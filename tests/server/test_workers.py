@@ -1,12 +1,11 @@
-"""Several processes on one database: every watcher on each sees every write, in one order, whatever the bus does."""
+"""Several processes on one database: all watchers see every write in the same order, whatever the bus does."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,38 +14,30 @@ import httpx
 import pytest
 
 from tests.support.servers import PostgresServer, RedisServer
-from tests.support.service import Person, Service, Watcher, eventually
+from tests.support.service import Person, Service, Watcher, eventually, several_services
+from tests.support.sockets import bulk_rows, crowd
 
 WATCHERS_EACH = 50
-FEW_EACH = 10  # where the trouble is between the processes, and does not know who watches
+FEW_EACH = 10  # where the fault is between the processes, and the number of watchers does not matter
 WRITES = 2_000
 FEW_WRITES = 500
 WRITERS_EACH = 8
 
 
 @pytest.fixture
-def two_servers(postgres: PostgresServer, own_redis: RedisServer, tmp_path: Path) -> Iterator[tuple[Service, Service]]:
+def two_servers(postgres: PostgresServer, own_redis: RedisServer, tmp_path: Path) -> Iterator[tuple[Service, ...]]:
     """Two server processes on one PostgreSQL and one Redis."""
-    url = postgres.create_database()
-    settings = {"LOG_LEVEL": "warning"}
-    services = [Service(url, own_redis.url, tmp_path, **settings) for _ in range(2)]
-    with services[0].running() as first, services[1].running() as second:
-        yield first, second
+    with several_services(2, postgres.create_database(), own_redis.url, tmp_path, LOG_LEVEL="warning") as services:
+        yield services
 
 
-@asynccontextmanager
-async def crowd(services: tuple[Service, ...], each: int) -> AsyncIterator[list[Watcher]]:
-    async with AsyncExitStack() as stack:
-        sockets = [service.watch("topics=movies", ping_interval=None) for service in services for _ in range(each)]
-        yield [await stack.enter_async_context(socket) for socket in sockets]
+movie_watchers = partial(crowd, query="topics=movies")
 
 
-async def write_to(service: Service, token: str, number: int, writers: int) -> None:
-    """`number` writes by `writers` at once: adds, edits and deletes."""
+async def write_to(service: Service, person: Person, number: int) -> None:
+    """Send `number` adds, edits and deletes, WRITERS_EACH of them at a time."""
     left = iter(range(number))
-    async with httpx.AsyncClient(
-        base_url=service.url, timeout=60, headers={"Authorization": f"Bearer {token}"}
-    ) as client:
+    async with httpx.AsyncClient(base_url=service.url, timeout=60, headers=person.bearer) as client:
 
         async def writer() -> None:
             own: list[int] = []
@@ -61,15 +52,19 @@ async def write_to(service: Service, token: str, number: int, writers: int) -> N
                     own.append(answer.json()["id"])
                 assert answer.status_code < 300, answer.text
 
-        await asyncio.gather(*(writer() for _ in range(writers)))
+        await asyncio.gather(*(writer() for _ in range(WRITERS_EACH)))
+
+
+async def write_to_all(services: tuple[Service, ...], person: Person, number: int) -> None:
+    await asyncio.gather(*(write_to(service, person, number // len(services)) for service in services))
 
 
 async def all_have_arrived(person: Person, watchers: list[Watcher]) -> int:
-    """Every watcher has seen one same event and forgets what was before. Answers its number.
+    """Wait until every watcher has seen the same event, and forget the events before it. Return its sequence number.
 
-    A worker may be a little behind when it welcomes somebody, so welcomes are no common place to count from.
+    A worker may be a little behind when it welcomes a watcher, so welcomes differ.
     """
-    marker = await person.add(title="everybody is here")
+    marker = await person.add(title="all are here")
     seen = await asyncio.gather(*(watcher.until(lambda frame: frame.get("data") == marker) for watcher in watchers))
     for watcher in watchers:
         watcher.events.clear()
@@ -89,74 +84,63 @@ async def scene(
     services: tuple[Service, ...],
     person: Person,
     watchers: list[Watcher],
-    trouble: Callable[[], Any] | None = None,
+    fault: Callable[[], Any] | None = None,
     writes: int = WRITES,
 ) -> None:
-    """Writes to all services at once, with trouble in the middle; then every watcher is asked what it saw."""
+    """Write to all services at once, with a fault in the middle. Then assert that all watchers saw every write."""
     first = await all_have_arrived(person, watchers) + 1
-    half = writes // 2 // len(services)
-
-    async def everywhere() -> None:
-        await asyncio.gather(*(write_to(service, person.token, half, WRITERS_EACH) for service in services))
-
-    await everywhere()
-    if trouble is None:
-        await everywhere()
-    else:
-        await asyncio.gather(everywhere(), trouble())
+    await write_to_all(services, person, writes // 2)
+    await asyncio.gather(write_to_all(services, person, writes // 2), *([fault()] if fault is not None else []))
     await all_see_the_same(watchers, first, writes)
 
 
-async def test_two_servers_show_all_watchers_the_same_order(two_servers: tuple[Service, Service]) -> None:
-    async with two_servers[0].person() as alice, crowd(two_servers, WATCHERS_EACH) as watchers:
+async def test_two_servers_show_all_watchers_the_same_order(two_servers: tuple[Service, ...]) -> None:
+    async with two_servers[0].person() as alice, movie_watchers(WATCHERS_EACH, *two_servers) as watchers:
         await scene(two_servers, alice, watchers)
 
 
 async def test_redis_killed_and_restarted_loses_nothing(
-    two_servers: tuple[Service, Service], own_redis: RedisServer
+    two_servers: tuple[Service, ...], own_redis: RedisServer
 ) -> None:
-    async def trouble() -> None:
+    async def outage() -> None:
         with own_redis.down():
-            await asyncio.sleep(1.0)  # how long the outage is
-        async with httpx.AsyncClient() as client:
-            for service in two_servers:
-                await eventually(partial(_is_ready, client, service.url), "the bus is heard again")
+            await asyncio.sleep(1.0)  # the length of the outage
+        for service in two_servers:
+            await eventually(partial(is_ready, service), "the bus is heard again")
 
-    async with two_servers[0].person() as alice, crowd(two_servers, FEW_EACH) as watchers:
-        await scene(two_servers, alice, watchers, trouble)
+    async with two_servers[0].person() as alice, movie_watchers(FEW_EACH, *two_servers) as watchers:
+        await scene(two_servers, alice, watchers, outage)
         movie = await alice.add(title="after the outage")
         for watcher in watchers:
-            assert (await watcher.expect("add"))["data"] == movie
+            await watcher.sees(movie)
 
 
-async def _is_ready(client: httpx.AsyncClient, url: str) -> bool:
-    return bool((await client.get(f"{url}/readyz")).json()["status"] == "ready")
+async def is_ready(service: Service) -> bool:
+    async with service.anyone() as client:
+        return bool((await client.get("/readyz")).json()["status"] == "ready")
 
 
-async def test_redis_frozen_for_five_seconds_loses_nothing_and_holds_up_nobody(
-    two_servers: tuple[Service, Service], own_redis: RedisServer
+async def test_redis_frozen_for_five_seconds_loses_nothing_and_delays_no_client(
+    two_servers: tuple[Service, ...], own_redis: RedisServer
 ) -> None:
-    async with two_servers[0].person() as alice, crowd(two_servers, FEW_EACH) as watchers:
+    async with two_servers[0].person() as alice, movie_watchers(FEW_EACH, *two_servers) as watchers:
 
-        async def trouble() -> None:
+        async def outage() -> None:
             with own_redis.frozen():
-                async with httpx.AsyncClient() as client, two_servers[1].watch() as latecomer:
+                async with two_servers[0].anyone() as client, two_servers[1].watch() as latecomer:
 
-                    async def says_so() -> bool:
-                        answer = await client.get(f"{two_servers[0].url}/readyz")
+                    async def is_silent() -> bool:
+                        answer = await client.get("/readyz")
                         return answer.status_code == 200 and answer.json()["checks"]["bus"] != "ok"
 
-                    await eventually(says_so, "readiness says that the bus is silent", 4)
+                    await eventually(is_silent, "readiness says that the bus is silent", 4)
                     movie = await alice.add("characters", name="sent while Redis is frozen")
                     await latecomer.until(lambda frame: frame.get("data") == movie, 2.0)
                     await asyncio.sleep(2.5)  # with what went before, five seconds
 
         first = await all_have_arrived(alice, watchers) + 1
-        half = WRITES // 4
-        await asyncio.gather(*(write_to(service, alice.token, half, WRITERS_EACH) for service in two_servers))
-        await asyncio.gather(
-            *(write_to(service, alice.token, half, WRITERS_EACH) for service in two_servers), trouble()
-        )
+        await write_to_all(two_servers, alice, WRITES // 2)
+        await asyncio.gather(write_to_all(two_servers, alice, WRITES // 2), outage())
         last = await alice.add(title="the last")
         await asyncio.gather(*(watcher.until(lambda frame: frame.get("data") == last) for watcher in watchers))
         reference = watchers[0].events
@@ -166,58 +150,48 @@ async def test_redis_frozen_for_five_seconds_loses_nothing_and_holds_up_nobody(
         assert all(watcher.events == reference for watcher in watchers)
 
 
-async def test_the_service_starts_and_works_while_redis_is_away(
+async def test_the_service_starts_and_works_while_redis_is_down(
     postgres: PostgresServer, own_redis: RedisServer, tmp_path: Path
 ) -> None:
     own_redis.kill()
     service = Service(postgres.create_database(), own_redis.url, tmp_path)
     with service.running():
         async with service.person() as alice, service.watch() as watcher:
-            movie = await alice.add()
-            assert (await watcher.expect("add", seconds=3))["data"] == movie
+            await watcher.sees(await alice.add(), seconds=3)
             own_redis.start()
-            async with httpx.AsyncClient() as client:
-                await eventually(lambda: _is_ready(client, service.url), "the bus is heard")
-            movie = await alice.add()
-            assert (await watcher.expect("add"))["data"] == movie
+            await eventually(lambda: is_ready(service), "the bus is heard")
+            await watcher.sees(await alice.add())
 
 
 @pytest.mark.slow
 async def test_two_servers_on_sqlite_need_no_redis(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/shared.db"
-    services = [Service(url, "memory://", tmp_path, LOG_LEVEL="warning") for _ in range(2)]
-    with services[0].running() as first, services[1].running() as second:
-        both = (first, second)
-        async with first.person() as alice, crowd(both, FEW_EACH) as watchers:
-            await scene(both, alice, watchers, writes=FEW_WRITES)
+    with several_services(2, url, "memory://", tmp_path, LOG_LEVEL="warning") as services:
+        async with services[0].person() as alice, movie_watchers(FEW_EACH, *services) as watchers:
+            await scene(services, alice, watchers, writes=FEW_WRITES)
 
 
 async def test_two_servers_on_postgresql_need_no_redis(postgres: PostgresServer, tmp_path: Path) -> None:
-    url = postgres.create_database()
-    services = [Service(url, "memory://", tmp_path, LOG_LEVEL="warning") for _ in range(2)]
-    with services[0].running() as first, services[1].running() as second:
+    with several_services(2, postgres.create_database(), "memory://", tmp_path, LOG_LEVEL="warning") as (first, second):
         async with first.person() as alice, second.watch() as watcher:
             for _ in range(20):
-                movie = await alice.add()
-                assert (await watcher.expect("add", seconds=2))["data"] == movie
+                await watcher.sees(await alice.add(), seconds=2)
 
 
 async def test_workers_of_one_server_share_everything(new_service: Callable[..., Service], tmp_path: Path) -> None:
     service = new_service(WORKERS="2", LOG_LEVEL="warning").start()
-    async with service.person() as alice, crowd((service,), 20) as watchers:
+    async with service.person() as alice, movie_watchers(12, service) as watchers:
         first = await all_have_arrived(alice, watchers) + 1
-        await write_to(service, alice.token, 200, 8)
+        await write_to(service, alice, 200)
         await all_see_the_same(watchers, first, 200)
         job = await alice.generate("movies", 3000)
         for watcher in watchers:
-            seen = 0
-            while seen < 3000:
-                seen += (await watcher.expect("add_bulk"))["data"]["count"]
+            await bulk_rows(watcher, 3000)
         assert (await alice.job_ended(job["id"]))["state"] == "done"
     assert await asyncio.to_thread(service.stop) == 0
 
 
-async def test_a_database_that_restarts_loses_nothing_that_was_answered(
+async def test_a_database_restart_loses_no_acknowledged_write(
     own_postgres: PostgresServer, own_redis: RedisServer, tmp_path: Path
 ) -> None:
     url = own_postgres.create_database()
@@ -229,9 +203,9 @@ async def test_a_database_that_restarts_loses_nothing_that_was_answered(
             refused = await alice.http.post("/movies", json={"title": "meanwhile"})
             assert refused.status_code == 503
             assert "Retry-After" in refused.headers
-            async with httpx.AsyncClient() as client:
-                assert (await client.get(f"{service.url}/readyz")).status_code == 503
-                assert (await client.get(f"{service.url}/healthz")).status_code == 200
+            async with service.anyone() as client:
+                assert (await client.get("/readyz")).status_code == 503
+                assert (await client.get("/healthz")).status_code == 200
             own_postgres.start()
 
             async def works() -> bool:
@@ -247,41 +221,33 @@ async def test_a_database_that_restarts_loses_nothing_that_was_answered(
 
 
 async def test_pubsub_connections_that_are_cut_come_back(
-    two_servers: tuple[Service, Service], own_redis: RedisServer
+    two_servers: tuple[Service, ...], own_redis: RedisServer
 ) -> None:
     async with two_servers[0].person() as alice, two_servers[1].watch() as watcher:
         for number in range(10):
-            await _command(own_redis, "CLIENT KILL TYPE pubsub")
-            movie = await alice.add(title=f"cut {number}")
-            assert (await watcher.expect("add", seconds=3))["data"] == movie
-
-
-async def _command(redis: RedisServer, line: str) -> str:
-    reader, writer = await asyncio.open_connection("127.0.0.1", redis.port)
-    writer.write(line.encode() + b"\r\n")
-    answer = await reader.readline()
-    writer.close()
-    return answer.decode()
+            reader, writer = await asyncio.open_connection("127.0.0.1", own_redis.port)
+            writer.write(b"CLIENT KILL TYPE pubsub\r\n")
+            await reader.readline()
+            writer.close()
+            await watcher.sees(await alice.add(title=f"cut {number}"), seconds=3)
 
 
 async def test_a_worker_frozen_for_longer_than_its_lease_repeats_nothing(
-    two_servers: tuple[Service, Service],
+    two_servers: tuple[Service, ...],
 ) -> None:
-    """Another worker takes its job over; when it wakes up, its chunk is refused."""
+    """Another worker takes over its job; when the frozen worker wakes up, its next batch is refused."""
     first, second = two_servers
     async with first.person() as alice, second.watch("topics=movies") as watcher:
         job = await alice.generate("movies", 9_000, "?rate=1000")
         await watcher.expect("add_bulk")
-        assert first.process is not None
-        os.kill(first.process.pid, signal.SIGSTOP)
+        os.kill(first.pid, signal.SIGSTOP)
         try:
             total = watcher.events[-1]["data"]["count"]
             while total < 6_000:
                 total += (await watcher.expect("add_bulk"))["data"]["count"]
         finally:
-            os.kill(first.process.pid, signal.SIGCONT)
-        while total < 9_000:
-            total += (await watcher.expect("add_bulk"))["data"]["count"]
+            os.kill(first.pid, signal.SIGCONT)
+        await bulk_rows(watcher, 9_000 - total)
         assert (await alice.job_ended(job["id"]))["done"] == 9_000
         ids = [row["id"] for event in watcher.events for row in event["data"]["items"]]
         assert len(set(ids)) == len(ids) == 9_000

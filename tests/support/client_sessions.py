@@ -21,6 +21,12 @@ def sent(session: Session) -> list[dict[str, Any]]:
     return [json.loads(message) for message in session.messages()]
 
 
+def connected_session() -> Session:
+    session = Session()
+    connected(session)
+    return session
+
+
 def connected(session: Session, **hello: Any) -> list[dict[str, Any]]:
     session.connected(0.0)
     session.receive(welcome(**hello), 0.0)

@@ -1,4 +1,4 @@
-"""Every frame that a test receives is held against the schemas of `/asyncapi.json`.
+"""Check every frame that a test receives against the schemas of `/asyncapi.json`.
 
 A frame that says more or less than its schema fails the test that received it. Nothing is sampled: a bulk frame of
 1,000 movies takes some milliseconds (`test_asyncapi` holds a bound), all others a few microseconds.
@@ -40,7 +40,7 @@ class Checker:
         self._error = self._components["messages"]["error"]["payload"]["$ref"].rpartition("/")[2]
 
     def check(self, frame: Any, asked: Any = None) -> None:
-        """Raises FrameMismatch. `asked`: the action that a reply answers, when it is known."""
+        """Raise FrameMismatch unless a frame fits its schema. `asked` is the action of a reply, if known."""
         names = self._schemas_of(frame, asked)
         if not names:
             raise FrameMismatch(f"no schema for {_shown(frame)}")

@@ -17,8 +17,8 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ SECRETS = re.compile(
 
 # Loading the certificate authorities takes longer than most tests, for each client; nothing here is https.
 NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+Headers = Mapping[str, str] | Sequence[tuple[str, str]] | None
 
 _names = itertools.count(1)
 
@@ -106,6 +108,12 @@ class Service:
     def ws_url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/ws"
 
+    def under_uvicorn(self, *options: str) -> Service:
+        """Let plain uvicorn serve the application, instead of `python main.py`."""
+        self.settings["PYTHONPATH"] = str(ROOT)
+        self.command = ("-m", "uvicorn", "main:app", "--port", str(self.port), "--app-dir", str(ROOT), *options)
+        return self
+
     def start(self) -> Service:
         environment = {name: value for name, value in os.environ.items() if name not in self.settings}
         environment |= self.settings
@@ -140,9 +148,14 @@ class Service:
             probe.settimeout(1)
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
-    def signal(self, number: int) -> None:
+    @property
+    def pid(self) -> int:
         assert self.process is not None
-        os.killpg(self.process.pid, number)
+        return self.process.pid
+
+    def signal(self, number: int) -> None:
+        """Signal the process and its workers."""
+        os.killpg(self.pid, number)
 
     def kill(self) -> None:
         """Kill the process and its workers with SIGKILL."""
@@ -181,23 +194,22 @@ class Service:
 
     def memory_bytes(self) -> int:
         """Return the resident memory of the process."""
-        assert self.process is not None
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
         return int(line.split()[1]) * 1024
 
     # --- people
 
     @asynccontextmanager
-    async def anyone(self) -> AsyncIterator[httpx.AsyncClient]:
-        async with httpx.AsyncClient(base_url=self.url, timeout=60, verify=NO_AUTHORITIES) as client:
+    async def anyone(self, headers: Headers = None) -> AsyncIterator[httpx.AsyncClient]:
+        async with httpx.AsyncClient(base_url=self.url, timeout=60, verify=NO_AUTHORITIES, headers=headers) as client:
             yield client
 
     @asynccontextmanager
-    async def person(self, name: str | None = None) -> AsyncIterator[Person]:
+    async def person(self, name: str | None = None, headers: Headers = None) -> AsyncIterator[Person]:
         """Register a user and sign in."""
         name = name or f"user{next(_names)}-{os.getpid()}-{time.time_ns() % 10**9}"
-        async with self.anyone() as client:
+        async with self.anyone(headers) as client:
             answer = await client.post("/auth/register", json={"username": name, "password": PASSWORD})
             assert answer.status_code == 201, answer.text
             yield await self._signed_in(client, name, PASSWORD)
@@ -227,6 +239,16 @@ class Service:
             yield watcher
 
 
+@contextmanager
+def several_services(
+    number: int, database_url: str, broadcast_url: str, folder: Path, **settings: str
+) -> Iterator[tuple[Service, ...]]:
+    """Run several services on one database."""
+    with ExitStack() as stack:
+        services = [Service(database_url, broadcast_url, folder, **settings) for _ in range(number)]
+        yield tuple(stack.enter_context(service.running()) for service in services)
+
+
 @dataclass
 class Person:
     """A signed-in user; `http` sends the access token."""
@@ -235,6 +257,10 @@ class Person:
     id: int
     name: str
     token: str
+
+    @property
+    def bearer(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
 
     def forged(self, key: str = SECRET, algorithm: str = "HS256", headers: Any = None, **changes: Any) -> str:
         """Return the person's token with other claims, without those that are None, signed again."""
@@ -253,6 +279,22 @@ class Person:
         assert answer.status_code == 202, answer.text
         job: dict[str, Any] = answer.json()
         return job
+
+    async def generated(self, resource: str, number: int, query: str = "") -> dict[str, Any]:
+        """Generate rows, and wait until the job has done so."""
+        ended = await self.job_ended((await self.generate(resource, number, query))["id"])
+        assert ended["state"] == "done", ended
+        return ended
+
+    async def add_bulk(self, rows: list[dict[str, Any]], resource: str = "movies") -> list[dict[str, Any]]:
+        answer = await self.http.post(f"/{resource}/bulk", json=rows)
+        assert answer.status_code == 201, answer.text
+        added: list[dict[str, Any]] = answer.json()["added"]
+        return added
+
+    async def delete_bulk(self, ids: list[int], resource: str = "movies") -> None:
+        answer = await self.http.request("DELETE", f"/{resource}/bulk", json={"ids": ids})
+        assert answer.status_code == 200, answer.text
 
     async def job_ended(self, job_id: str, seconds: float = 60.0) -> dict[str, Any]:
         async def ended() -> dict[str, Any] | None:
@@ -294,6 +336,12 @@ class Watcher:
             if "seq" in frame or frame.get("operation") == operation:
                 assert (frame["operation"], frame["topic"]) == (operation, topic or frame["topic"]), frame
                 return frame
+
+    async def sees(self, row: dict[str, Any], seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
+        """Assert that the next durable event adds this row, and return the event."""
+        event = await self.expect("add", seconds=seconds)
+        assert event["data"] == row
+        return event
 
     async def until(self, wanted: Callable[[dict[str, Any]], Any], seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
         """Read on until `wanted(frame)` is true, and return that frame."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,10 +15,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from tests.support.service import Person, Service, Watcher
 
 
-async def refusal(service: Service, query: str = "", **options: Any) -> tuple[int, Any]:
-    """The status and the body of a handshake that is refused."""
+async def refusal(service: Service, query: str = "", path: str = "/ws", **options: Any) -> tuple[int, Any]:
+    """Return the status and the body of a handshake that is refused."""
     with pytest.raises(InvalidStatus) as refused:
-        async with connect(service.ws_url + query, **options):
+        async with connect(service.ws_url.removesuffix("/ws") + path + query, **options):
             pass
     response = refused.value.response
     assert response.headers["Content-Type"] == "application/json"
@@ -24,7 +26,7 @@ async def refusal(service: Service, query: str = "", **options: Any) -> tuple[in
 
 
 async def closing(watcher: Watcher, seconds: float = 20.0) -> tuple[int, str]:
-    """The code and reason that end the connection."""
+    """Read on to the end of the connection, and return its code and reason."""
     try:
         async with asyncio.timeout(seconds):
             while True:
@@ -35,7 +37,7 @@ async def closing(watcher: Watcher, seconds: float = 20.0) -> tuple[int, str]:
 
 
 async def subscribed(watcher: Watcher, **members: Any) -> dict[str, Any]:
-    """Subscribe, and answer the reply's data."""
+    """Subscribe, and return the data of the reply."""
     reply = await watcher.ask({"id": "sub", "action": "subscribe", **members})
     assert reply["ok"], reply
     data: dict[str, Any] = reply["data"]
@@ -43,7 +45,7 @@ async def subscribed(watcher: Watcher, **members: Any) -> dict[str, Any]:
 
 
 async def rows_of(watcher: Watcher, topic: str = "movies") -> list[dict[str, Any]]:
-    """The rows of the snapshot that comes now."""
+    """Return the rows of the snapshot that comes now."""
     rows: list[dict[str, Any]] = []
     while True:
         frame = await watcher.next()
@@ -53,8 +55,30 @@ async def rows_of(watcher: Watcher, topic: str = "movies") -> list[dict[str, Any
             return rows
 
 
+@asynccontextmanager
+async def crowd(each: int, *services: Service, query: str) -> AsyncIterator[list[Watcher]]:
+    """Open this many sockets to each of the services."""
+    async with AsyncExitStack() as stack:
+        sockets = [service.watch(query, ping_interval=None) for service in services for _ in range(each)]
+        yield await asyncio.gather(*(stack.enter_async_context(socket) for socket in sockets))
+
+
+async def bulk_rows(watcher: Watcher, total: int, operation: str = "add_bulk") -> None:
+    """Read bulk events until they count `total` rows, which the last of them must complete."""
+    while total > 0:
+        total -= (await watcher.expect(operation))["data"]["count"]
+    assert total == 0
+
+
+async def request(watcher: Watcher, method: str, path: str, **members: Any) -> dict[str, Any]:
+    """Send a REST request over the socket, and return its reply."""
+    identity = f"r{len(watcher.events)}-{method}-{path}"[:200]
+    await watcher.send({"id": identity, "action": "request", "method": method, "path": path, **members})
+    return await watcher.until(lambda frame: frame.get("reply_to") == identity)
+
+
 REVOKED_SECONDS = 2.0  # a second by promise; the rest is for a busy machine
 
 
 def signed_in(person: Person) -> dict[str, Any]:
-    return {"additional_headers": {"Authorization": f"Bearer {person.token}"}}
+    return {"additional_headers": person.bearer}
