@@ -28,7 +28,7 @@ async def test_checks_beyond_the_bound_are_rejected(monkeypatch: pytest.MonkeyPa
 async def test_many_sign_ins_do_not_delay_writes(new_service: Callable[..., Service]) -> None:
     service = new_service(PASSWORD_MEMORY_KIB="19456", PASSWORD_TIME_COST="2").start()
     async with service.person() as alice, service.anyone() as crowd:
-        attempts = [asyncio.create_task(sign_in(crowd, "nobody", "guess")) for _ in range(40)]
+        attempts = [asyncio.create_task(sign_in(crowd, "nobody", "guess")) for _ in range(100)]
         rows = [{"title": f"m{number}"} for number in range(500)]
         assert (await alice.http.post("/movies/bulk", json=rows)).status_code == 201
         assert not all(attempt.done() for attempt in attempts), "the write did not wait for the sign-ins"

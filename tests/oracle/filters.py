@@ -82,6 +82,10 @@ FIELDS: Mapping[str, Mapping[str, st.SearchStrategy[Any]]] = {
         "name": _ops(_PARTS, *_TEXT),
         "movie_id": _ops(("@movie0", "@movie1", "@movie2", "@middle"), *_NUMBER),
     },
+    "genres": {
+        **{name: values for name, values in _CATALOG.items() if name != "user_id"},
+        "name": _ops(_PARTS, *_TEXT),
+    },
     "jobs": {
         **_SHARED,
         "kind": _ops(("generate_movies", "generate_characters"), "ne", "in"),

@@ -37,7 +37,7 @@ LANES = 3
 BACKLOG = 8  # writes that may wait in a lane before the next step is drawn
 # Without 503: no database is ever down here.
 ANSWERS = frozenset({200, 201, 202, 204, 403, 404, 409, 429})
-PUBLIC = frozenset({"movies", "characters", "jobs"})
+PUBLIC = frozenset({"movies", "characters", "genres", "jobs"})
 
 T = TypeVar("T")
 
@@ -362,7 +362,7 @@ class World:
 
     def _remember(self, truth: Rows) -> None:
         for resource in CATALOG:
-            self._known.owners[resource] = {id_: row["user_id"] for id_, row in truth[resource].items()}
+            self._known.owners[resource] = {id_: row.get("user_id") for id_, row in truth[resource].items()}
         self._known.sessions = [list(truth[f"sessions of {user}"].keys() - self._own_sessions) for user in range(2)]
 
     async def pause_or_go_on(self, client: Client) -> None:

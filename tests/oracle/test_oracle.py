@@ -38,8 +38,8 @@ class Seat:
     wishes: tuple[Wish, ...]
 
 
-ONE_TOPIC = (("movies",), ("movies",), ("movies",), ("characters",), ("jobs",))
-PUBLIC_TOPICS = (*ONE_TOPIC, ("movies", "characters"), ("characters", "movies", "jobs"))
+ONE_TOPIC = (("movies",), ("movies",), ("movies",), ("characters",), ("genres",), ("jobs",))
+PUBLIC_TOPICS = (*ONE_TOPIC, ("movies", "characters"), ("genres", "movies"), ("characters", "movies", "jobs"))
 
 
 def wishes(topics: Sequence[tuple[str, ...]] = PUBLIC_TOPICS) -> st.SearchStrategy[Wish]:
@@ -94,7 +94,7 @@ class Oracle(stateful.RuleBasedStateMachine):
         seed=SEED,
         first=st.tuples(batches("many"), batches("single")),
         crowd=st.tuples(ANONYMOUS, ANONYMOUS, USER, CHIEF),
-        topics=st.sampled_from((("movies", "characters", "jobs"), ("characters",))),
+        topics=st.sampled_from((("movies", "characters", "jobs"), ("genres", "characters"))),
         paused=NUMBER,
     )
     def open(

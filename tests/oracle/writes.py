@@ -12,7 +12,7 @@ from tests.support.service import PASSWORD
 
 Row = dict[str, Any]
 
-CATALOG = ("movies", "characters")
+CATALOG = ("movies", "characters", "genres")
 ADMIN = 2  # beside the users 0 and 1
 LONG = "a long story " * 500  # some dozens fill a socket that is not read
 AGENTS = ("harry/1.0", "Lime 2", "cafe", "")
@@ -85,7 +85,7 @@ class Known:
         return chance.sample(pool, min(number, len(pool)))
 
     def learn(self, resource: str, rows: Sequence[Row]) -> None:
-        self.owners[resource] |= {row["id"]: row["user_id"] for row in rows}
+        self.owners[resource] |= {row["id"]: row.get("user_id") for row in rows}
 
     def forget(self, resource: str, ids: Sequence[int]) -> None:
         for id_ in ids:
@@ -129,7 +129,7 @@ def call(write: Write, known: Known) -> Call | None:
             return Call("DELETE", many, {"ids": known.pick(chance, write.resource, write.who, write.size)})
         case "delete_range" if one:
             return Call("DELETE", f"{many}/{one[0]}/{one[0] + write.size}")
-        case "generate":
+        case "generate" if write.resource != "genres":
             number, batch = 20 + write.seed % 180, chance.choice((7, 30, 100, 1_000))
             rate = chance.choice(("", f"&rate={number * 4}"))
             return Call("POST", f"{path}/generate/{number}?seed={write.seed}&batch_size={batch}{rate}")
@@ -180,6 +180,8 @@ def fields(chance: Random, resource: str, known: Known, *, part: bool = False) -
             "languages": chance.sample(LANGUAGES, chance.randrange(3)),
             "genres": chance.sample(GENRES, chance.randrange(4)),
         }
+    elif resource == "genres":
+        row = {"name": _title(chance), "description": _prose(chance)}
     else:
         # Most characters are in the newest movies.
         movies = sorted(known.owners["movies"])
@@ -190,7 +192,7 @@ def fields(chance: Random, resource: str, known: Known, *, part: bool = False) -
             "movie_id": movie if chance.random() < 0.8 else None,
         }
     if part:
-        names = chance.sample(sorted(row), chance.randint(1, 3))
+        names = chance.sample(sorted(row), chance.randint(1, min(3, len(row))))
         row = {name: row[name] for name in names}
     return row
 
