@@ -28,7 +28,8 @@ from repository.engine.transaction import Transaction
 from tests.conftest import Places
 from tests.support.certificates import certificate_for
 from tests.support.mail_server import MailServer, link_in, mails_in, part, token_in
-from tests.support.service import eventually, free_port
+from tests.support.ports import free_port
+from tests.support.service import eventually
 
 BASE = "https://movies.example.org"
 SENDER = "Märquee <marquee@example.org>"

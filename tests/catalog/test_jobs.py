@@ -20,7 +20,7 @@ from tests.conftest import Places
 from tests.support.accounts import account, delete, outcome
 from tests.support.backends import SQLITE_ONLY
 from tests.support.requests import assert_problem, values_by_field
-from tests.support.resources import sql
+from tests.support.resources import sql, watching
 from tests.support.service import Person, Service, Watcher, eventually
 
 
@@ -249,7 +249,7 @@ async def test_a_killed_server_finishes_its_job_without_gaps_or_duplicates(new_s
     ids: list[int] = []
     seqs: list[int] = []
     async with service.person() as alice:
-        async with service.watch() as watcher:
+        async with watching(service) as watcher:
             epoch = watcher.welcome["data"]["epoch"]
             seqs.append(watcher.welcome["data"]["seq"])
             job = await alice.generate("movies", total)

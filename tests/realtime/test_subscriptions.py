@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.backends import SQLITE_ONLY
 from tests.support.event_logs import renew_epoch
+from tests.support.resources import watching
 from tests.support.service import Person, Service, Watcher
 from tests.support.sockets import bulk_rows, rows_of, signed_in, subscribed
 
@@ -27,7 +28,7 @@ async def silent(watcher: Watcher) -> None:
 
 
 async def test_a_subscription_is_named_and_replaces_the_default_one(service: Service) -> None:
-    async with service.person() as alice, service.watch() as watcher:
+    async with service.person() as alice, watching(service) as watcher:
         first = await subscribed(watcher, topics=["movies"])
         assert first == {"subscription": "s1", "seq": watcher.welcome["data"]["seq"]}
         second = await subscribed(watcher, topics=["characters"], **{"as": "cast"})

@@ -18,6 +18,7 @@ from realtime.wire.frames import Frames
 from repository.engine.transaction import Transaction
 from tests.support.backends import SQLITE_ONLY
 from tests.support.event_logs import database_of
+from tests.support.resources import watching
 from tests.support.service import Service, eventually
 from tests.support.sockets import closing, refusal, signed_in
 
@@ -50,7 +51,7 @@ async def test_the_socket_is_open_at_both_paths(service: Service, path: str) -> 
 
 
 async def test_topics_choose_what_is_seen(service: Service) -> None:
-    async with service.person() as alice, service.watch("topics=characters") as watcher:
+    async with service.person() as alice, watching(service, "topics=characters") as watcher:
         await alice.add("movies")
         await alice.add("characters")
         event = await watcher.next()

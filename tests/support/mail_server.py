@@ -18,7 +18,8 @@ from typing import Any
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
 
-from tests.support.service import eventually, free_port
+from tests.support.ports import free_port
+from tests.support.service import eventually
 
 _numbers = itertools.count(1)
 LINK = re.compile(r"https?://\S+")

@@ -34,6 +34,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from tests.support import reaper
+from tests.support.ports import free_port
 
 HOST = "127.0.0.1"
 START_SECONDS = 60.0
@@ -144,7 +145,7 @@ class _Server(ABC):
         deadline = time.monotonic() + START_SECONDS
         while True:
             # Until the first success the port is only a guess; afterwards clients know it, so it is kept.
-            port = _free_port() if self._port is None else self._port
+            port = free_port() if self._port is None else self._port
             self._launch(port)
             try:
                 came_up = self._wait_ready(port, deadline)
@@ -469,13 +470,6 @@ class PostgresServer(_Server):
     def _discard(self) -> None:
         # Only a killed server leaves its pid file, and a segment that nothing else would remove.
         reaper.release_shared_memory(self._data)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _children(pid: int) -> list[int]:

@@ -29,6 +29,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from tests.support import nursery
 from tests.support.frames_checked import check_frame
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEADLINE_SECONDS = 30.0
@@ -48,12 +49,6 @@ NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 Headers = Mapping[str, str] | Sequence[tuple[str, str]] | None
 
 _names = itertools.count(1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def eventually(check: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
