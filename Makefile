@@ -23,11 +23,11 @@ lint: .venv/dev ## check style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
 
-format: .venv/dev ## format the code, and mend what the linter can mend
+format: .venv/dev ## format the code, and fix what the linter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-tables: .venv/dev ## write the tree, the owners and the bounds of docs/architecture.md anew
+tables: .venv/dev ## rewrite the tree, the owners and the bounds in docs/architecture.md
 	$(BIN)/python -m tests.project.architecture --write
 
 bench: .venv/dev ## measure the bulk generator (docs/benchmarks.md)

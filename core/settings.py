@@ -240,9 +240,9 @@ class Settings(BaseSettings):
             raise ValueError("PASSWORD_MEMORY_KIB: expected at least 8 for each of PASSWORD_PARALLELISM")
         given = self.first_admin_username or self.first_admin_email
         if given and self.first_admin_password is None:
-            raise ValueError("FIRST_ADMIN_PASSWORD is missing beside FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL")
+            raise ValueError("FIRST_ADMIN_PASSWORD is required with FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL")
         if self.first_admin_password is not None and not given:
-            raise ValueError("FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL is missing beside FIRST_ADMIN_PASSWORD")
+            raise ValueError("FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL is required with FIRST_ADMIN_PASSWORD")
         return self
 
     @property

@@ -14,7 +14,7 @@ from starlette.types import Scope
 STATIC = Path(__file__).resolve().parent / "static"
 
 # The pages load only their own scripts and styles, and connect only to this service.
-# "ws: wss:" stands beside 'self' because not every browser lets 'self' cover websockets.
+# "ws: wss:" is listed next to 'self' because not every browser lets 'self' cover websockets.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' ws: wss:; "
     "img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'; form-action 'none'"

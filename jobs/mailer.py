@@ -92,7 +92,7 @@ class Mailer:
             self._ended.set()
 
     async def _claim_due(self) -> ClaimedMail | None:
-        """Return an email that is due, or None after a pause."""
+        """Return an email that is due. If there is none, pause (unless stopping) and return None."""
         if self._stopping.is_set():
             return None
         self._wake.clear()

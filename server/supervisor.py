@@ -86,7 +86,7 @@ class Worker(Process):
     # --- in the process
 
     def target(self, sockets: list[socket.socket] | None = None) -> None:
-        # Set before `super` starts the thread that answers the supervisor, which uses it.
+        # Set before `super` starts the thread that replies to the supervisor, because that thread uses it.
         self._server = WorkerServer(self.config, self._drain_seconds, self._supervisor)
         super().target(sockets)
 

@@ -24,12 +24,12 @@ from core.errors import CLOSE_REASONS, NO_CLOSE_FRAME, CloseCode
 from realtime.wire.frames import Frames
 from realtime.wire.writer import CLOSE_SECONDS, EXTENSION, HIGH_WATER_BYTES, LOW_WATER_BYTES
 
-SHUTDOWN_SECONDS = 2.0  # a peer that does not answer the close must not delay the stop
+SHUTDOWN_SECONDS = 2.0  # a peer that does not reply to the close frame must not delay the stop
 LINGER_SECONDS = 1.0
 
 
 class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
-    """The value of `uvicorn.Config(ws=…)`."""
+    """The websocket protocol class that uvicorn gets, as `uvicorn.Config(ws=…)`."""
 
     _is_counted = False
     _lingering = False

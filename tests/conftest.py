@@ -62,7 +62,7 @@ Server = TypeVar("Server", PostgresServer, RedisServer)
 
 
 def private(kind: type[Server]) -> Iterator[Server]:
-    """Start a private server, never the one of the machine."""
+    """Start a private server, never the machine's own."""
     try:
         server = kind()
     except MissingServer as missing:

@@ -245,7 +245,7 @@ async def _events(service: str, step: Step, begun: str) -> list[Mapping[str, Any
                         )
                         patience.reschedule(asyncio.get_running_loop().time() + 1.0)
         except TimeoutError:
-            pass  # the newest events are for others
+            pass  # the newest events are on other topics, or private to other users
     return [{**event, "changed": event["changed"] or []} for event in events]
 
 

@@ -100,7 +100,7 @@ function refusal(code, detail) {
  * `position` follow.
  * @typedef {{operation: "resync", reason: string, position: Position}} Resync
  *
- * A change of a view: the row after and before it. `reset`: any row may have changed, so read the view again.
+ * A change to a view: the row after and before it. `reset`: any row may have changed, so read the view again.
  * @typedef {{kind: "add" | "update" | "delete" | "reset", id: number | string | null, row: Row | null, old: Row | null}} Change
  *
  * @typedef {{user_id: number, username: string | null, connections: number}} User

@@ -48,7 +48,7 @@ class _Net:
 
 
 def coalesce(spec: Spec, events: Iterable[Event], decode: Callable[[Event], list[Change]] = changes_of) -> list[bytes]:
-    """Return the frames of a run, without a name: at most one `add`, `update` or `delete` for each row."""
+    """Merge events into frames without a subscription name: at most one `add`, `update` or `delete` for each row."""
     nets: dict[tuple[str, int | str], _Net] = {}
     filters = dict(spec.filters)
     for event in events:

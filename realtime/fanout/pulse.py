@@ -80,7 +80,7 @@ class Pulse:
         intervals: dict[tuple[Spec, int], _Interval | None] = {}
         built: dict[tuple[Spec, int, str | None], Frames] = {}
         for subscription in members:
-            # What has changed does not depend on the subscription's name.
+            # Without the name, which does not affect what has changed, subscriptions can share an interval.
             spec = replace(subscription.spec, rendering=Rendering(subscription.spec.rendering.bulk))
             start = subscription.position
             try:

@@ -44,7 +44,7 @@ class LocalCounts:
 
     @property
     def next_end(self) -> float:
-        """When the next lingering socket ends; infinity when none lingers."""
+        """The time at which the next socket stops lingering; infinity when none lingers."""
         return self._ends[0][0] if self._ends else math.inf
 
     def enter(self, topic: str, user_id: int, username: str | None) -> None:

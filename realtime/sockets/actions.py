@@ -130,7 +130,7 @@ class Subscribe(Body):
     def _requires_since(cls, epoch: str | None, info: ValidationInfo) -> str | None:
         # An invalid `since` is missing from the data, and reported already.
         if epoch is not None and info.data.get("since", 0) is None:
-            raise PydanticCustomError("missing_since", "Expected since beside epoch")
+            raise PydanticCustomError("missing_since", "Expected since together with epoch")
         return epoch
 
 

@@ -75,7 +75,7 @@ def parse_query(items: list[tuple[str, str]]) -> HandshakeQuery:
     if given.get("bulk", "items") not in ("items", "summary"):
         refuse("bulk", "Expected items or summary", "invalid_bulk")
     if "epoch" in given and since is None:
-        refuse("epoch", "Expected since beside epoch", "missing_since")
+        refuse("epoch", "Expected since together with epoch", "missing_since")
     if problems:
         raise InvalidInput(problems)
     return HandshakeQuery(

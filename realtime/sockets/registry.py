@@ -90,7 +90,7 @@ class Registry:
     # --- identities
 
     def add(self, identity: Identity, on_change: OnChange) -> Entry:
-        """Watch an identity until `discard`. `on_change` is called when it changes; it must not wait."""
+        """Watch an identity until `discard`. `on_change` is called when the identity changes; it must not block."""
         entry = Entry(identity, on_change)
         self._by_user.setdefault(identity.user_id, set()).add(entry)
         return entry

@@ -173,7 +173,7 @@ class EventStream(Response):
         after, epoch = query.after, query.epoch
         if self._last_event_id:
             known = parse_position(self._last_event_id)
-            # Anything else came from another service. A browser would repeat an error forever.
+            # An ID of another form came from another service. Send a resync: after an error, a browser would give up.
             after, epoch = (known.seq, known.epoch) if known is not None else (None, "")
         try:
             start = await self._source.start_after(after, epoch)

@@ -34,7 +34,7 @@ def bulk(operation: str, values: Sequence[Any], job_id: str | None) -> bytes:
 
 
 def bulk_encoded(operation: str, encoded: Sequence[bytes]) -> bytes:
-    """Return the same, without a job, for values that are encoded already."""
+    """Return what `bulk` returns without a job, for values that are already encoded."""
     member = b"ids" if operation == "delete" else b"items"
     return b'{"count":%d,"%s":[%s]}' % (len(encoded), member, b",".join(encoded))
 

@@ -16,7 +16,7 @@ def frame_block(epoch: str, seq: int, frame: bytes) -> bytes:
 
 
 def heartbeat(position: Head) -> bytes:
-    """Return a comment that carries the position, so that a client does not ask again for events it may not see."""
+    """Return a comment and an `id` with the position, so that a resuming client skips events it may not see."""
     return b": heartbeat\nid: %s\n\n" % position_text(position).encode()
 
 

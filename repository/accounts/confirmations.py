@@ -166,7 +166,7 @@ async def _change_password(tx: Transaction, user: Row, values: Row, *, keep_sess
     # The password comes first: see `sessions.end_others`.
     await users.change(tx, user, values, actor_id=user["id"])
     await sessions.end_others(tx, user["id"], keep_session_id, actor_id=user["id"])
-    # An intruder who knew the old password may have requested a URL to an address of their own.
+    # An intruder who knew the old password may have had a URL emailed to an address of their own.
     await _revoke_mailed_urls(tx, user)
     if user["email"] is not None:
         await outbox.put(tx, user["id"], MailType.PASSWORD_CHANGED, user["email"])

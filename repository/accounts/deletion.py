@@ -1,6 +1,6 @@
 """Deleting accounts: personal data goes, and the movies and characters that the user listed stay under the old user id.
 
-One transaction ends the sessions, so that sockets close, cancels the jobs, revokes tokens, withdraws mails and empties
+One transaction ends the sessions, so that sockets close, cancels the jobs, revokes tokens, withdraws emails and empties
 the row but for its id. The user name and the email become free again.
 """
 

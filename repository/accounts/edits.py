@@ -123,7 +123,7 @@ def require_profile(row: Row) -> None:
 
 
 async def lock_for(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatch) -> dict[str, Any]:
-    """Return the locked row of the account; of another user's account only while the editor is an active admin.
+    """Lock the account's row and return it. To edit another user's account, the editor must still be an active admin.
 
     Raises Forbidden, NotFound and PreconditionFailed.
     """

@@ -1,6 +1,6 @@
 """One-time tokens, which mailed URLs carry: random, valid once and for a day, stored only as digests.
 
-A token serves one purpose: a password reset token activates nothing. It proves that its holder reads the mail of the
+A token serves one purpose: a password reset token activates nothing. It proves that its holder reads the email of the
 address it was sent to (`OneTimeToken.email`); callers reject it when the account has another address by then. Code that
 changes or deletes an account revokes its tokens with `void`, in the same transaction.
 """
@@ -54,7 +54,7 @@ def _is_valid(token: str, purposes: tuple[Purpose, ...]) -> ColumnElement[bool]:
 
 
 async def mint(tx: Transaction, purpose: Purpose, user_id: int, email: str) -> str:
-    """Store a new token for a mail to `email` and return it; the database keeps only its digest."""
+    """Store a new token for an email to `email` and return it; the database keeps only its digest."""
     token = secrets.token_urlsafe(TOKEN_BYTES)
     now = datetime.now(UTC)
     values = {

@@ -1,12 +1,12 @@
-"""The outbox: mails are rows, stored in the same transaction as their cause and sent later by `jobs.mailer`.
+"""The outbox: emails are rows, stored in the same transaction as their cause and sent later by `jobs.mailer`.
 
-- A row holds no token. The token is minted when a worker claims the row. So its digest is stored before the mail is
+- A row holds no token. The token is minted when a worker claims the row. So its digest is stored before the email is
   sent, and neither the outbox nor a backup of it gives access to an account.
-- A claim is a lease by the database's clock. When a worker dies, another one sends the mail once the lease expires. So
-  each mail is sent at least once; a second copy has the `Message-ID` of the first.
+- A claim is a lease by the database's clock. When a worker dies, another one sends the email once the lease expires. So
+  each email is sent at least once; a second copy has the `Message-ID` of the first.
 - A request from an anonymous client stores only the address (`request`). The account is looked up when the row is
   claimed, so neither the response nor its duration reveals whether an account exists.
-- Sent mails are kept for a day, to count how many an account has received.
+- Sent emails are kept for a day, to count how many an account has received.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class MailType(StrEnum):
     EMAIL_CHANGED = "email_changed"  # to the old address
 
 
-# The mails that carry a one-time token.
+# The emails that carry a one-time token.
 PURPOSES: Mapping[MailType, Purpose] = {
     MailType.ACTIVATE: Purpose.ACTIVATE,
     MailType.RESET_PASSWORD: Purpose.RESET,
@@ -62,7 +62,7 @@ PURPOSES: Mapping[MailType, Purpose] = {
 
 @dataclass(frozen=True, slots=True)
 class ClaimedMail:
-    """A mail that this worker must send. `attempts` includes this one; `token` is set for the types in PURPOSES."""
+    """An email that this worker must send. `attempts` counts this attempt; `token` is set for the types in PURPOSES."""
 
     id: int
     kind: MailType
@@ -77,7 +77,7 @@ class ClaimedMail:
 
 
 async def put(tx: Transaction, user_id: int, kind: MailType, recipient: str) -> bool:
-    """Queue a mail. Return False, and log, when the account already has MAX_WAITING_PER_USER queued."""
+    """Queue an email. Return False, and log, when the account already has MAX_WAITING_PER_USER queued."""
     waiting = select(func.count()).select_from(TABLE).where(TABLE.c.user_id == user_id, TABLE.c.due_at.is_not(None))
     if (await tx.connection.execute(waiting)).scalar_one() >= MAX_WAITING_PER_USER:
         log.warning("mail not queued: too many queued for the account", user_id=user_id, kind=kind.value)
@@ -87,7 +87,7 @@ async def put(tx: Transaction, user_id: int, kind: MailType, recipient: str) -> 
 
 
 async def request(tx: Transaction, kind: MailType, address: str) -> None:
-    """Queue a mail to the account with this address. The work is the same when there is none."""
+    """Queue an email to the account with this address. The work is the same when there is none."""
     await _insert(tx, None, kind, address)
 
 
@@ -96,7 +96,7 @@ async def _insert(tx: Transaction, user_id: int | None, kind: MailType, recipien
         "user_id": user_id,
         "kind": kind.value,
         "recipient": recipient,
-        "details": {},  # no mail needs any so far
+        "details": {},  # no email needs any so far
         "created_at": utc_now(),
         "due_at": now_in_seconds(is_sqlite=tx.is_sqlite),
         "attempts": 0,
@@ -105,7 +105,7 @@ async def _insert(tx: Transaction, user_id: int | None, kind: MailType, recipien
 
 
 async def withdraw(tx: Transaction, user_id: int, *kinds: MailType) -> None:
-    """Delete the account's queued mails of these types, or all of its mails, sent ones included, when none is named."""
+    """Delete the account's queued emails of these types, or all its emails, sent ones included, when none is named."""
     which = TABLE.c.user_id == user_id
     if kinds:
         which &= TABLE.c.kind.in_(kinds) & TABLE.c.due_at.is_not(None)
@@ -116,7 +116,7 @@ async def withdraw(tx: Transaction, user_id: int, *kinds: MailType) -> None:
 
 
 async def claim(database: Database, owner: str) -> ClaimedMail | None:
-    """Lease the mail that is due first, with a new token where it needs one, and return it; None when none is due.
+    """Lease the email that is due first, with a new token where it needs one, and return it; None when none is due.
 
     Mails that must no longer be sent are deleted.
     """
@@ -132,7 +132,7 @@ async def claim(database: Database, owner: str) -> ClaimedMail | None:
 
 
 async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | None]:
-    """Return whether to stop searching, and the mail that was leased."""
+    """Return whether to stop searching, and the email that was leased."""
     now = now_in_seconds(is_sqlite=tx.is_sqlite)
     first = select(TABLE).where(TABLE.c.due_at <= now).order_by(TABLE.c.due_at, TABLE.c.id).limit(1)
     mail = await one(tx.connection, first.with_for_update(skip_locked=True))
@@ -166,19 +166,19 @@ async def _account_of(tx: Transaction, mail: Row) -> dict[str, Any] | None:
 
 
 def _is_wanted(kind: MailType, user: Row, mail: Row) -> bool:
-    """Return whether the account must still receive this mail."""
+    """Return whether the account must still receive this email."""
     is_current = mail["user_id"] is None or mail["recipient"] == user["email"]
     if kind is MailType.ACTIVATE:
         is_late = user["created_at"] < utc_text(datetime.now(UTC) - timedelta(days=DAYS_TO_ACTIVATE))
         return bool(user["awaits_activation"]) and is_current and not is_late
     if kind is MailType.RESET_PASSWORD:
-        # The URL proves the address, so it also helps an owner who lost the activation mail.
+        # The URL proves the address, so it also helps an owner who lost the activation email.
         return bool(user["is_active"] or user["awaits_activation"]) and is_current
     return bool(user["is_active"])
 
 
 async def _may_have(tx: Transaction, user: Row, mail: Row) -> bool:
-    """Return whether the limits for requested mails permit this one: a number a day, and a pause between two."""
+    """Return whether the limits for requested emails permit this one: a number a day, and a pause between two."""
     if mail["user_id"] is not None:
         return True
     now = datetime.now(UTC)
@@ -190,28 +190,28 @@ async def _may_have(tx: Transaction, user: Row, mail: Row) -> bool:
 
 
 async def sent(database: Database, mail: ClaimedMail, owner: str) -> None:
-    """Mark a mail as sent."""
+    """Mark an email as sent."""
     await _settle(database, mail, owner, {"due_at": None, "sent_at": utc_now()})
 
 
 async def failed(database: Database, mail: ClaimedMail, owner: str) -> None:
-    """Mark a mail as failed; it is not sent again."""
+    """Mark an email as failed; it is not sent again."""
     await _settle(database, mail, owner, {"due_at": None, "failed_at": utc_now()})
 
 
 async def postpone(database: Database, mail: ClaimedMail, owner: str, seconds: float) -> None:
-    """Make a mail due again after `seconds`."""
+    """Make an email due again after `seconds`."""
     await _settle(database, mail, owner, {"due_at": now_in_seconds(is_sqlite=database.is_sqlite) + seconds})
 
 
 async def release(database: Database, mail: ClaimedMail, owner: str) -> None:
-    """Give back a mail whose attempt was interrupted, so that another worker can claim it at once."""
+    """Give back an email whose attempt was interrupted, so that another worker can claim it at once."""
     now = now_in_seconds(is_sqlite=database.is_sqlite)
     await _settle(database, mail, owner, {"due_at": now, "attempts": mail.attempts - 1})
 
 
 async def _settle(database: Database, mail: ClaimedMail, owner: str, values: Row) -> None:
-    """Write `values` and end the lease; do nothing when it has expired and another worker has claimed the mail."""
+    """Write `values` and end the lease; do nothing when it has expired and another worker has claimed the email."""
     is_ours = (TABLE.c.id == mail.id) & (TABLE.c.lease_owner == owner) & (TABLE.c.attempts == mail.attempts)
     await database.write(lambda tx: _write(tx, is_ours, {**values, "lease_owner": None}))
 
@@ -224,6 +224,6 @@ async def _write(tx: Transaction, which: ColumnElement[bool], values: Row) -> No
 
 
 async def forget(database: Database, now: datetime) -> int:
-    """Delete mails sent a day before `now` (an aware time) or failed a week before. Return how many were deleted."""
+    """Delete emails sent a day before `now` (an aware time) or failed a week before. Return how many were deleted."""
     is_old = or_(TABLE.c.sent_at < utc_text(now - DAY), TABLE.c.failed_at < utc_text(now - KEPT_WHEN_FAILED))
     return await database.delete_without_events(TABLE, is_old)

@@ -50,8 +50,8 @@ def raise_for(refused: Mapping[int, Refusal], *, bulk: bool) -> None:
 async def find(tx: Transaction, resource: Resource, items: Items, *, edits: Edited = ()) -> dict[int, Refusal]:
     """Return the items that cannot be stored, by position. Of several that want one value, the first may have it.
 
-    `edits` are the rows as stored that the items edit, one for each item, None where there is no such row: nothing is
-    stored then, so no value is taken. New rows have no `edits`.
+    `edits` holds, for each item, the stored row that it edits, or None if there is no such row; such an item takes no
+    value. New rows have no `edits`.
     """
     refused: dict[int, Refusal] = {}
     for parent in resource.parents:
@@ -93,7 +93,7 @@ async def _taken(
         await tx.connection.execute(text(f'LOCK TABLE "{table.name}" IN SHARE ROW EXCLUSIVE MODE'))
     named = rows.one_of(tx.is_sqlite, table.c[key], sorted(set(wanted.values())))
     found = await tx.connection.execute(select(table.c.id, table.c[key], table.c[column]).where(named))
-    # The rows that are edited give their values up.
+    # Values of rows that this request edits do not count as taken: the edits replace them.
     taken = {
         value: f"There is already {resource.a_singular} with the {column} {shown}"
         for id_, value, shown in found

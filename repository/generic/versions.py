@@ -12,7 +12,7 @@ Row = Mapping[str, Any]  # by column
 # The versions that If-Match allows; None allows any.
 IfMatch = frozenset[int] | None
 
-# Columns that change with every edit, so an edit of nothing else is no edit.
+# Columns that change with every edit; a change of only these does not count as an edit.
 BOOKKEEPING = frozenset({"version", "updated_at"})
 
 

@@ -46,7 +46,7 @@ _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _ADDRESS = rf"{_ATOM}(?:\.{_ATOM})*@(?:{_LABEL}\.)+[A-Za-z](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])"
 _EMAIL = rf"^[{PADDING}]*{_ADDRESS}[{PADDING}]*$"
-# Addresses that no mail server accepts: a local part that is too long, and labels reserved by RFC 5891.
+# Addresses that no mail server accepts: too long as a whole or in the local part, or with a label reserved by RFC 5891.
 _UNDELIVERABLE: JsonDict = {
     "anyOf": [
         {"pattern": rf"[^@{PADDING}]{{65}}@"},

@@ -42,7 +42,7 @@ DELETE = Details(
 operations = Operations("accounts")
 
 
-# --- one's own account
+# --- the caller's own account account
 
 
 @operations.get("/auth/me", "Get my account", {200: User}, signed_in=True, if_none_match=True)
@@ -86,7 +86,7 @@ async def _prove(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> Ma
 
 
 async def _count_address(call: AnyCall, before: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
-    """Count a change of address, because each one sends an email to a possible stranger. Raises TooManyRequests."""
+    """Count a change of email address: each one sends an email, possibly to a stranger. Raises TooManyRequests."""
     if fields.get("email", before["email"]) != before["email"]:
         outcome = await call.services.limits.hit(f"address of {call.me.user_id}", ADDRESS_RATE)
         if not outcome.is_allowed:

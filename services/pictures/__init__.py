@@ -1,1 +1,1 @@
-"""Uploaded pictures decoded and encoded anew, in a pool of bounded size."""
+"""Uploaded pictures decoded and re-encoded, in a pool of bounded size."""

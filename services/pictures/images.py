@@ -3,7 +3,7 @@
 Rules:
 - The format is detected from the bytes; the client's file name and media type are ignored.
 - Dimensions are read from the header and checked before any pixel is decoded.
-- Pictures are encoded anew from pixels, so nothing else of the file survives: no camera position, comment, script or
+- Pictures are re-encoded from pixels, so nothing else of the file survives: no camera position, comment, script or
   second format hidden behind the first.
 """
 

@@ -1,1 +1,1 @@
-"""The promise under faults: writers, watchers, a judge, and servers that are killed, frozen and restarted."""
+"""The guarantee under faults: writers, watchers, a judge, and servers that are killed, frozen and restarted."""

@@ -25,7 +25,7 @@ from tests.chaos.views import Marks, marked
 
 DO_NOT_RECONNECT = range(4500, 5000)
 SNAPSHOT = b'{"operation":"snapshot"'
-SMALL_BUFFER_BYTES = 128 * 1024  # smaller than a segment of the loopback, TCP itself would stall
+SMALL_BUFFER_BYTES = 128 * 1024  # with less than one loopback segment, TCP itself would stall
 
 
 class Texts:

@@ -1,4 +1,4 @@
-"""What docs/architecture.md repeats of the code: `python -m tests.project.architecture --write` makes it anew.
+"""The parts of docs/architecture.md that repeat the code: `python -m tests.project.architecture --write` rewrites them.
 
 The tree comes from the table of layers in pyproject.toml and the first line of each folder's docstring, the owners of
 outside packages from the same file. The table of bounds keeps its sentences ("what", "at the bound"); its numbers, its
@@ -25,7 +25,7 @@ OWNERS: dict[str, list[str]] = PROJECT["tool"]["marquee"]["owners"]
 BESIDE_THE_LAYERS = ("clients", "bench", "tests")
 
 BOUND_NAME = re.compile(r"^MAX_\w+$|^\w+_(BYTES|EVENTS|MESSAGES|ITEMS)$")
-# Starting points, water marks, metrics and sizes of algorithms: names like those of bounds, for what is none.
+# Named like bounds, but not bounds: starting points, watermarks, metrics and sizes that an algorithm needs.
 NOT_BOUNDS = {
     "realtime.feed.redis_backend.MIN_BACKOFF_SECONDS",
     "realtime.wire.writer.LOW_WATER_BYTES",
@@ -103,21 +103,21 @@ def shown(name: str, value: float) -> str:
 
 
 def bounds(text: str) -> tuple[str, list[str]]:
-    """Return the table made from the code, and the problems that a person has to mend."""
+    """Return the table made from the code, and the problems that a person has to fix."""
     known = list(constants())
     rows: dict[str, tuple[str, str]] = {}
     problems = []
     for what, where, _, at_the_bound in rows_of(text, *COLUMNS):
         name = bare(where)
         if name not in known:
-            # It has moved, if a constant of that name and without a row stands in one other place.
+            # It has moved if exactly one other constant has this name and no row yet.
             moved = [each for each in known if each.rpartition(".")[2] == name.rpartition(".")[2] and each not in rows]
             if len(moved) != 1:
-                problems.append(f"{name} stands in the table, but not in the code")
+                problems.append(f"{name} is in the table, but not in the code")
                 continue
             name = moved[0]
         if name in rows:
-            problems.append(f"{name} stands in the table twice")
+            problems.append(f"{name} is in the table twice")
         rows[name] = (what, at_the_bound)
     for name in known:
         wants_row = BOUND_NAME.match(name.rpartition(".")[2]) and name not in NOT_BOUNDS
@@ -144,7 +144,7 @@ def replaced(text: str, begin: str, end: str, part: str) -> str:
     return before + begin + part + end + after
 
 
-def made_anew(text: str) -> tuple[str, list[str]]:
+def regenerated(text: str) -> tuple[str, list[str]]:
     table, problems = bounds(text)
     text = replaced(text, "## The tree\n\n```\n", "```\n", tree())
     text = replaced(text, "Imports point down only:\n\n```\n", "```\n", layers())
@@ -154,9 +154,9 @@ def made_anew(text: str) -> tuple[str, list[str]]:
 
 def main() -> None:
     before = DOCUMENT.read_text()
-    after, problems = made_anew(before)
+    after, problems = regenerated(before)
     if "--write" in sys.argv[1:]:
-        if not problems:  # which a person mends first: a row that is dropped takes its sentences with it
+        if not problems:  # otherwise a person fixes them first: dropping a row would drop its sentences
             DOCUMENT.write_text(after)
     elif after != before:
         problems.append("docs/architecture.md is not what the code says: run `make tables`")

@@ -7,14 +7,14 @@ import re
 import pytest
 
 from tests.project import architecture
-from tests.project.architecture import DOCUMENT, LAYERS, bounds, made_anew, purpose_of, shown
+from tests.project.architecture import DOCUMENT, LAYERS, bounds, purpose_of, regenerated, shown
 from tests.support.documents import ROOT
 
 
 def test_the_document_is_what_the_code_says() -> None:
     """`make tables` writes it."""
     text = DOCUMENT.read_text()
-    after, problems = made_anew(text)
+    after, problems = regenerated(text)
     assert problems == []
     assert text == after
 
@@ -34,7 +34,7 @@ def test_a_changed_number_a_moved_and_a_missing_constant_are_seen(monkeypatch: p
     assert table in text
 
     assert bounds(text.replace("routes.http.parsing.BODY_SECONDS", "routes.http.parsing.NO_SECONDS"))[1] == [
-        "routes.http.parsing.NO_SECONDS stands in the table, but not in the code"
+        "routes.http.parsing.NO_SECONDS is in the table, but not in the code"
     ]
     monkeypatch.setattr(architecture, "constants", lambda: iter([*real_constants, "routes.new.MAX_WORRIES"]))
     assert [problem.partition(" ")[0] for problem in bounds(text)[1]] == ["routes.new.MAX_WORRIES"]

@@ -100,7 +100,7 @@ def test_the_settings_of_the_readme_exist() -> None:
 
 
 def operations_of_the_code() -> set[str]:
-    """What `tx.emit` and `tx.emit_bulk` are called with, and the frames that are not events."""
+    """Return the operations in the code: those passed to `tx.emit` and `tx.emit_bulk`, and those of other frames."""
     found: set[str] = set()
     for tree in trees("repository", "realtime", "jobs"):
         for node in ast.walk(tree):

@@ -607,7 +607,7 @@ async def test_sockets_are_counted_while_they_watch(new_service: Callable[..., S
             assert (await watcher.ask({"id": 3, "action": "presence", "topics": []}))["data"] == {}
 
 
-# Each way on one database only: the tests without a service run on both.
+# Each way of stopping is tested on one database only; the tests without a service run on both.
 @pytest.mark.parametrize(
     ("backend", "how"), [("sqlite", "kill"), ("postgres", "stop")], indirect=["backend"], scope="session"
 )

@@ -174,7 +174,7 @@ async def test_a_stop_closes_every_connection_and_waits_for_no_client(small: Cal
 
 async def test_a_draining_service_is_not_ready_and_still_serves(small: Callable[..., Service]) -> None:
     """Load balancers have DRAIN_SECONDS to notice."""
-    # Long enough for the scene on a busy machine: it has to end before the stop begins.
+    # Long enough, even on a busy machine, for the steps below to finish before connections are closed.
     service = small(DRAIN_SECONDS="5").start()
     async with service.person() as alice, service.watch() as watcher:
         stopping = asyncio.create_task(stop(service))
@@ -283,7 +283,7 @@ async def test_ctrl_c_prints_no_traceback(small: Callable[..., Service], workers
 
 
 async def test_a_signal_also_begins_the_stop_under_plain_uvicorn(small: Callable[..., Service]) -> None:
-    """uvicorn alone would wait for half a body and for an event stream without end."""
+    """On its own, uvicorn would wait for the rest of a request body, and for an event stream that never ends."""
     service = small().under_uvicorn().start()
     async with service.person() as alice, service.watch() as watcher:
         async with raw(service, half_a_request(alice)) as (half, _), raw(service, STREAM) as (stream, _):

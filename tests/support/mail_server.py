@@ -70,7 +70,7 @@ class MailServer:
         self.passwords: list[bytes] = []
         self.encrypted: list[bool] = []
         self.tried = 0
-        self.is_silent = False  # then a client that names an address gets no reply
+        self.is_silent = False  # if True, RCPT TO gets no reply
 
     @property
     def url(self) -> str:

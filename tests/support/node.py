@@ -14,7 +14,7 @@ PRELOAD = Path(__file__).resolve().parent.parent.parent / "clients" / "javascrip
 
 @functools.cache
 def node_command() -> tuple[str, ...]:
-    """Return it: Node 22 has a WebSocket, 20 hides one behind a flag, 18 needs the package ws. Skip without one."""
+    """Return the command to run Node with a WebSocket: 22 has one, 20 needs a flag, 18 the package ws. Skip without."""
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
     for options in ((), ("--experimental-websocket",), ("--require", str(PRELOAD))):

@@ -65,7 +65,7 @@ class Process:
 
 
 class Nursery:
-    """The process that has imported the product: one for each test process, started by the first service."""
+    """A process that has the application imported and forks services: one per test process, started on first use."""
 
     def __init__(self) -> None:
         reaper.start()  # before: the environment of this process marks the services, too

@@ -1,9 +1,9 @@
 """Nothing of a test run outlives it, however the run ends: also after SIGKILL, when no clean-up of its own runs.
 
-Each process of the tests (the one of `pytest`, each worker of it) has a reaper: a process in a session of its own that
+Each test process (`pytest` itself and each of its workers) has a reaper: a process in a session of its own that
 waits for the end of that process, kills what the process left running, and removes its folders under /tmp. What belongs
-to a process is told by an environment variable, which every descendant inherits, or by a working directory in one of
-the folders: some servers overwrite their environment with their title.
+to a process is recognised by an environment variable, which every descendant inherits, or by a working directory in one
+of the folders: some servers overwrite their environment with their title.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def start() -> None:
         stderr=subprocess.DEVNULL,
         cwd="/",
         start_new_session=True,  # out of reach of Ctrl-C and of signals to the group
-    ).returncode = 0  # nobody waits for it, and Popen shall not warn of that
+    ).returncode = 0  # it is never waited for, and Popen must not warn about that
 
 
 def folder_prefix(label: str) -> str:

@@ -443,7 +443,7 @@ class PostgresServer(_Server):
             "unix_socket_directories": str(self._base),
             "max_connections": "200",
             "shared_buffers": "64MB",
-            # Only a crash of the machine could lose data by these two.
+            # With these two off, only a crash of the machine could lose data.
             "fsync": "off",
             "full_page_writes": "off",
             # Not off: the last commits would die with the process, and tests kill it. Cheap without fsync.

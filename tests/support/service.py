@@ -33,7 +33,7 @@ from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEADLINE_SECONDS = 30.0
-PASSWORD = "sewers of Vienna"  # not the one of the examples, which the banner shows
+PASSWORD = "sewers of Vienna"  # not the example password: the banner prints that one
 SECRET = "a secret for tests only, long enough"
 ADMIN = ("chief", "the chief of tests")
 

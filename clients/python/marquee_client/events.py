@@ -67,7 +67,7 @@ class Resync:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change of a view. `reset`: any row may have changed, so read the view again."""
+    """A change to a view. `reset`: any row may have changed, so read the view again."""
 
     kind: Literal["add", "update", "delete", "reset"]
     id: Key | None = None
