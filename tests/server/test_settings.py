@@ -91,8 +91,8 @@ def test_an_invalid_value_gives_one_sentence_with_its_name(load: Load, name: str
 @pytest.mark.parametrize(
     ("given", "missing"),
     [
-        ({"FIRST_ADMIN_USERNAME": "chief"}, "FIRST_ADMIN_PASSWORD is missing"),
-        ({"FIRST_ADMIN_PASSWORD": "long enough it is"}, "FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL is missing"),
+        ({"FIRST_ADMIN_USERNAME": "chief"}, "FIRST_ADMIN_PASSWORD is required"),
+        ({"FIRST_ADMIN_PASSWORD": "long enough it is"}, "FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL is required"),
     ],
 )
 def test_half_a_first_admin_is_refused(load: Load, given: dict[str, str], missing: str) -> None:
