@@ -13,8 +13,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.config import JsonDict, JsonValue
 
 from core import times
+from core.filters import MAX_INTEGER
 
-MAX_ID = 2**63 - 1
+MAX_ID = MAX_INTEGER
+MAX_EPOCH_LENGTH = 64
 MAX_BULK_ROWS = 10_000
 MAX_GENERATED_ROWS = 1_000_000
 MAX_PAGE = 1_000

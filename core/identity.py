@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 CLOCK_LEEWAY_SECONDS = 5
-MAX_USER_ID = 2**63 - 1  # BIGINT
 
 
 class Group(StrEnum):

@@ -12,11 +12,10 @@ from resources.topics import PUBLIC_TOPICS, TOPICS
 from routes.http import rendering
 from routes.http.operation import Call, Operations
 from routes.http.queries import Offset, Parameters
-from schemas import WRITTEN_INTEGER, Answer
+from schemas import MAX_EPOCH_LENGTH, WRITTEN_INTEGER, Answer
 
 MAX_EVENTS_OF_PAGE = 1_000
 DEFAULT_EVENTS_OF_PAGE = 100
-MAX_EPOCH_LENGTH = 64
 
 EVENT_STREAM = "text/event-stream"
 

@@ -13,8 +13,8 @@ from jose import JWTError, jwt
 from jose.exceptions import JOSEError
 
 from core.errors import invalid_token
-from core.identity import CLOCK_LEEWAY_SECONDS, MAX_USER_ID, Claims
-from schemas import UUID
+from core.identity import CLOCK_LEEWAY_SECONDS, Claims
+from schemas import MAX_ID, UUID
 
 ISSUER = "marquee"
 AUDIENCE = "marquee"
@@ -92,7 +92,7 @@ class Tokens:
             if claims.get("typ") != token_type:
                 raise JWTError(f"not a token of the type {token_type}")
             subject = claims["sub"]
-            if not (isinstance(subject, str) and _USER_ID.fullmatch(subject) and int(subject) <= MAX_USER_ID):
+            if not (isinstance(subject, str) and _USER_ID.fullmatch(subject) and int(subject) <= MAX_ID):
                 raise JWTError("not a user id")
             session_id = claims.get("sid")
             if not (isinstance(session_id, str) and _SESSION_ID.fullmatch(session_id)):

@@ -26,14 +26,13 @@ from pydantic_core import PydanticCustomError
 
 from core.errors import FieldProblem
 from resources.topics import TOPICS
-from schemas import MAX_ID, WHOLE, Answer, Body, FieldError
+from schemas import MAX_EPOCH_LENGTH, MAX_ID, WHOLE, Answer, Body, FieldError
 
 MAX_TOPICS = max(10, len(TOPICS))
 MAX_TOKEN_LENGTH = 4096
 MAX_PATH_LENGTH = 8192
 MAX_HEADERS = 20
 MAX_HEADER_LENGTH = 8192
-MAX_EPOCH_LENGTH = 64
 MAX_NAME_LENGTH = 64
 MAX_MESSAGE_ID_LENGTH = 255
 MIN_LATEST_MS = 50

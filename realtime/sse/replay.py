@@ -19,12 +19,12 @@ from realtime.wire.frames import Rendering
 from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.events import Event, Head
-from schemas import MAX_ID
+from schemas import MAX_EPOCH_LENGTH, MAX_ID
 
 PAGE_BYTES = 1024 * 1024
 MAX_READS_PER_PAGE = 20  # of the log: a page of a quiet topic must not walk through all events of the others
 
-_EVENT_ID = re.compile(r"([!-9;-~]{1,64}):([0-9]{1,19})")
+_EVENT_ID = re.compile(rf"([!-9;-~]{{1,{MAX_EPOCH_LENGTH}}}):([0-9]{{1,19}})")
 
 
 class Query(Protocol):
