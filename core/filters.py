@@ -4,6 +4,7 @@ A filter is a conjunction of conditions `field operator value` and, optionally, 
 A query writes it as `rating[gte]=50&or[0][genre]=Drama&or[1][country]=GB`, JSON as
 `{"rating": {"gte": 50}, "or": [{"genre": "Drama"}, {"country": "GB"}]}`; no operator means `eq`. Text is compared by
 code point; `contains` and `prefix` ignore case. A null field matches only `ne`. This module is pure: it does no I/O.
+The same meaning in SQL is in `repository/generic/filter_sql.py`, its description in `routes/http/parameters.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Structured log lines on stderr, as console text or JSON, from our loggers and from those of the libraries."""
+"""Structured log lines on stderr, as console text or JSON, from our loggers and from those of the libraries.
+
+The line of each request, with its fields, is written by `routes/http/middleware.py`.
+"""
 
 from __future__ import annotations
 

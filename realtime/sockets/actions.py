@@ -1,6 +1,6 @@
-"""The messages of clients and the replies to them, as pydantic models.
+"""The messages of clients and the replies to them, as pydantic models; `connection.py` carries the actions out.
 
-`connection.py` validates with these models and `/asyncapi.json` publishes them, so the two cannot differ. `id` and
+`parsing.py` validates with these models and `/asyncapi.json` publishes them, so the two cannot differ. `id` and
 `action` are not part of a model: they are read before the action, and so the model, is known.
 """
 

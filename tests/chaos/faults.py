@@ -1,4 +1,7 @@
-"""The faults of the chaos run: what breaks, when, and how it is repaired. They are signals and proxies."""
+"""The faults of the chaos run: what breaks, when, and how it is repaired. They are signals and proxies.
+
+A fault that other tests need is a context manager in `tests/support/servers.py` or `proxies.py`.
+"""
 
 from __future__ import annotations
 
