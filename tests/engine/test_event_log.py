@@ -125,8 +125,16 @@ async def test_without_the_lock_on_the_head_the_same_writers_leave_gaps(
     monkeypatch.setattr("repository.engine.database.append", _unlocked_append)
     # On SQLite the lock is BEGIN IMMEDIATE: without it a transaction reads the head before it may write.
     monkeypatch.setattr("repository.engine.database.BEGIN", "BEGIN DEFERRED")
-    places = new_places()
-    databases = [Database(places.database_url) for _ in range(2)]
+    # Whether two writers meet is chance, so that on a busy machine one try may be in order.
+    for _ in range(20):
+        if await goes_wrong(new_places().database_url):
+            return
+    raise AssertionError("no gap, although nothing keeps writers apart")
+
+
+async def goes_wrong(url: str) -> bool:
+    """Return whether a reader of an unlocked log sees a gap, or, on SQLite, whether a writer fails."""
+    databases = [Database(url) for _ in range(2)]
     await migrations.migrate(databases[0])
     if not databases[0].is_sqlite:
         # Allow two events with one number, so that only the reader can find the error.
@@ -136,11 +144,9 @@ async def test_without_the_lock_on_the_head_the_same_writers_leave_gaps(
     storms = await asyncio.gather(*(storm(database) for database in databases))
     for database in databases:
         await database.close()
-    if databases[0].is_sqlite:
-        assert any(errors or not is_contiguous(seen) for seen, errors in storms)
-    else:
-        assert not any(errors for _, errors in storms)
-        assert not all(is_contiguous(seen) for seen, _ in storms)
+    failures = [errors for _, errors in storms if errors]
+    assert databases[0].is_sqlite or not failures, "on PostgreSQL only the reader can find the error"
+    return bool(failures) or not all(is_contiguous(seen) for seen, _ in storms)
 
 
 async def _unlocked_append(tx: Transaction) -> list[Event]:
