@@ -82,7 +82,6 @@ class Watcher:
     problems: list[str] = field(default_factory=list)
     ends: Counter[str] = field(default_factory=Counter)
     longest_silence: float = 0.0
-    silent_until: float = 0.0
     _unfinished: list[Frame] = field(default_factory=list)  # of an event of several frames
     _heard_at: float = 0.0
     _is_new: bool = True
@@ -173,9 +172,7 @@ class Watcher:
         self.position = seq
         now = time.monotonic()
         if self._heard_at:
-            silence = now - self._heard_at
-            if silence > self.longest_silence:
-                self.longest_silence, self.silent_until = silence, now
+            self.longest_silence = max(self.longest_silence, now - self._heard_at)
         self._heard_at = now
 
     async def _welcome(self, data: dict[str, Any], websocket: ClientConnection) -> None:

@@ -264,7 +264,7 @@ async def test_an_observer_that_leaves_before_its_reply_is_not_kept(new_worker: 
     observer = Observer()
     async with worker.presence._polling:  # the read has to wait
         watching = asyncio.create_task(worker.presence.watch("it", MOVIES, True, observer.take))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # let it begin to wait
         worker.presence.unwatch("it")
     assert await watching == {}
     witness = await worker.observer()
@@ -314,7 +314,7 @@ async def test_a_client_that_reconnects_is_not_seen_to_leave(new_worker: NewWork
         versions = "SELECT id, version FROM workers ORDER BY id"
         lingering = await query(first.database, "SELECT 1 FROM presence WHERE lingering > 0")
         before = await query(first.database, versions)
-        await asyncio.sleep(2 * presence.INTERVAL_SECONDS)
+        await asyncio.sleep(2 * presence.INTERVAL_SECONDS)  # long enough for a change on its way to arrive
         return not lingering and before == await query(first.database, versions)
 
     await eventually(is_calm, "nothing lingers", 5)
@@ -436,7 +436,7 @@ async def test_a_crowd_that_enters_costs_few_writes(new_worker: NewWorker, monke
         first.enter(user_id, BOTH)
         first.enter(None)
         if user_id % 10 == 0:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # the crowd takes longer than one interval
     await sees(observer, 600)
     assert len(first.nudges) <= 8
     assert len(observer.frames) <= 8
@@ -517,7 +517,7 @@ async def test_every_observer_is_right_after_random_changes(new_worker: NewWorke
                 one[0].enter(one[1], one[2])
                 sockets.append(one)
             if chance.random() < 0.3:
-                await asyncio.sleep(chance.random() * 0.1)
+                await asyncio.sleep(chance.random() * 0.1)  # meets the writers at every stage of their interval
         for observer, topic in zip(observers, topics_of, strict=True):
             there = Counter(user_id for _, user_id, topics in sockets if topic in topics)
             await sees(observer, there.total(), *(user_id for user_id in there if user_id is not None))
@@ -554,7 +554,7 @@ async def test_a_nudge_reaches_every_process_and_its_own(new_places: Callable[[]
 
     async def has_arrived() -> bool:
         first.nudge("presence")
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # before it is sent again
         return "presence" in here and ("presence" in there or not first.is_shared)
 
     await eventually(has_arrived, "the nudge arrives", 5)

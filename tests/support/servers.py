@@ -29,7 +29,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
-from urllib.parse import urlsplit
 
 import asyncpg
 
@@ -379,14 +378,6 @@ class PostgresServer(_Server):
         # template0 accepts no connections; a connection to the template would make CREATE DATABASE fail.
         self._execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
         return f"postgresql://postgres@{HOST}:{self.port}/{name}"
-
-    def drop_database(self, url: str) -> None:
-        """Drop a database made by create_database(), ending the sessions in it."""
-        parts = urlsplit(url)
-        name = parts.path.removeprefix("/")
-        if (parts.hostname, parts.port) != (HOST, self.port) or not re.fullmatch(rf"{DATABASE_PREFIX}\d+", name):
-            raise ValueError(f"not a database of this server: {url}")
-        self._execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     def _execute(self, statement: str) -> None:
         async def run() -> None:
