@@ -1,7 +1,7 @@
 """The composition root: `build_app(settings)` builds the application; `python main.py` serves it.
 
-`uvicorn main:app` works, too, but without the fast path of `server.websocket_protocol` and without the deadline for the
-stop.
+`uvicorn main:app` also works, but without the fast path of `server.websocket_protocol` and without a deadline for the
+shutdown.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ CORS_RESPONSE_HEADERS = (
 def build_app(settings: Settings, *, hears_signals: bool = False) -> Starlette:
     """Return the service as an ASGI application. Nothing is opened before its lifespan starts.
 
-    `hears_signals`: begin the stop at a signal, for servers that do not announce it.
+    With `hears_signals`, SIGTERM and SIGINT begin the shutdown, for servers that do not tell the application when they
+    begin to stop.
     """
 
     @asynccontextmanager
@@ -83,9 +84,9 @@ def build_app(settings: Settings, *, hears_signals: bool = False) -> Starlette:
 
 
 async def prepare(settings: Settings) -> None:
-    """Migrate the database and create the first admin, so that wrong settings stop the start with a clear message.
+    """Migrate the database, create the first admin and check the file storage, before anything is served.
 
-    Raises SettingsError.
+    Raises SettingsError for a setting that does not work.
     """
     try:
         database = Database(settings.database_url)
@@ -110,8 +111,8 @@ def run() -> int:
     try:
         settings = load_settings()
         logs.configure(settings.log_format, settings.log_level)
-        secret_key(settings)  # created once, before workers could race for it
-        table.limit_rules(settings)  # checks the setting before anything is opened
+        secret_key(settings)  # created here, before several workers try to create it
+        table.limit_rules(settings)  # validates RATE_LIMITS before anything is opened
         asyncio.run(prepare(settings))
         listener = serving.listen(settings)
         banner = serving.banner(settings, listener.getsockname()[1])
@@ -128,8 +129,8 @@ def run() -> int:
 
 
 def __getattr__(name: str) -> Any:
-    """Build `main:app`, or `main:worker` for our own server, on first access, so that importing this module opens and
-    reads nothing.
+    """Build `main:app`, or `main:worker` for our own server, when it is accessed, so that importing this module opens
+    and reads nothing.
     """
     if name not in ("app", "worker"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

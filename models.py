@@ -1,7 +1,7 @@
 """The tables, for SQLite and PostgreSQL alike.
 
-Python code sees times and dates as the texts of `core/times.py`. Text compares by code point on both databases
-(collation "C"), never by locale, so that a filter matches the same rows everywhere.
+Python code sees times and dates as strings in the formats of `core/times.py`. Strings are compared by code point on
+both databases (collation "C"), never by locale, so that a filter matches the same rows everywhere.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ metadata = sa.MetaData(
 
 
 class UtcTime(sa.TypeDecorator[str]):
-    """RFC 3339 text in Python; TIMESTAMPTZ on PostgreSQL, text on SQLite."""
+    """A time: an RFC 3339 string in Python, TIMESTAMPTZ on PostgreSQL, text on SQLite."""
 
     impl = String(27)
     cache_ok = True
@@ -48,7 +48,7 @@ class UtcTime(sa.TypeDecorator[str]):
 
 
 class IsoDate(sa.TypeDecorator[str]):
-    """`YYYY-MM-DD` in Python; DATE on PostgreSQL, text on SQLite."""
+    """A date: a string `YYYY-MM-DD` in Python, DATE on PostgreSQL, text on SQLite."""
 
     impl = String(10)
     cache_ok = True
@@ -84,7 +84,7 @@ def _numbered(name: str, *columns: Column[Any] | Index) -> Table:
 
 
 def _kept() -> tuple[Column[Any], ...]:
-    """Return the columns that the service keeps in every row that clients edit."""
+    """Return the columns that the service maintains in every row that clients edit."""
     version = Column("version", Integer, nullable=False)
     return version, Column("created_at", UtcTime, nullable=False), Column("updated_at", UtcTime, nullable=False)
 
@@ -112,7 +112,7 @@ users = _numbered(
     Column("profile_created_at", UtcTime),
     # The account is inactive because it has not been activated yet, not because an admin disabled it.
     Column("awaits_activation", sa.Boolean, nullable=False),
-    # A deleted account keeps only its id, because its movies still refer to it.
+    # The row of a deleted account keeps only its id, because its movies still refer to that id.
     Column("deleted_at", UtcTime),
     Index("ix_users_avatar", "avatar"),
     Index(
@@ -165,7 +165,7 @@ genres = _numbered(
 sessions = Table(
     "sessions",
     metadata,
-    # The claim `sid` of access tokens.
+    # The claim `sid` of the session's tokens.
     Column("id", _text(36), primary_key=True),
     Column("user_id", Id, ForeignKey("users.id"), nullable=False),
     Column("user_agent", _text(255)),
@@ -181,14 +181,14 @@ sessions = Table(
     Index("ix_sessions_expires_at", "expires_at"),
 )
 
-# The tokens of activation and password URLs in emails. Only the digest of a token is stored.
+# The one-time tokens in emailed URLs. Only the digest of a token is stored.
 one_time_tokens = Table(
     "one_time_tokens",
     metadata,
     Column("digest", _text(64), primary_key=True),
     Column("purpose", _text(16), nullable=False),
     Column("user_id", Id, ForeignKey("users.id"), nullable=False),
-    # The address that received the URL; using the token proves that its owner reads that address.
+    # The address that the URL was mailed to; using the token proves that the user receives emails there.
     Column("email", _text(320)),
     Column("created_at", UtcTime, nullable=False),
     Column("expires_at", UtcTime, nullable=False),
@@ -196,8 +196,8 @@ one_time_tokens = Table(
     Index("ix_one_time_tokens_expires_at", "expires_at"),
 )
 
-# The outbox: emails to be sent, and for a day those that were sent. The text is composed on delivery, so that the table
-# holds no tokens.
+# The outbox: emails to be sent, those sent in the last day, and those that failed in the last week. An email is
+# composed on delivery, so that the table holds no tokens.
 mails = _numbered(
     "mails",
     # Null until the recipient's account has been looked up.
@@ -217,7 +217,7 @@ mails = _numbered(
     Index("ix_mails_user_id", "user_id", "kind"),
 )
 
-# What admins did to accounts. No foreign keys, because entries outlive the accounts.
+# The audit trail: admin actions on accounts. It has no foreign keys, because its entries outlive the accounts.
 audit = _numbered(
     "audit",
     Column("actor_id", Id),
@@ -230,13 +230,14 @@ audit = _numbered(
     Index("ix_audit_actor_id", "actor_id", "id"),
 )
 
-# Workers that have rows in `presence`. A worker past `until` (by the database's clock) is dead, and so are its rows.
+# Workers that have rows in `presence`. A worker whose `until` has passed (by the database's clock) counts as dead, and
+# another worker deletes its rows.
 workers = Table(
     "workers",
     metadata,
     Column("id", String(32), primary_key=True),
     Column("until", Float, nullable=False),
-    # Incremented with each change of the worker's rows, so that other workers read them only after a change.
+    # Incremented with each change to the worker's rows, so that other workers read them only after a change.
     Column("version", Integer, nullable=False),
 )
 
@@ -269,7 +270,7 @@ events = Table(
     Column("operation", String(16), nullable=False),
     Column("entity_id", String(36)),
     Column("audience", String(64), nullable=False),
-    # Encoded JSON: the member "data" of the frame, and the rows before the change.
+    # Encoded JSON: `payload` is the member "data" of the frame, `before` the rows before the change.
     Column("payload", sa.LargeBinary, nullable=False),
     Column("before", sa.LargeBinary),
     Column("changed", Text),

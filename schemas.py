@@ -1,4 +1,4 @@
-"""The vocabulary of request and response bodies, as pydantic types: the source of validation and of OpenAPI.
+"""The pydantic types that request and response bodies are built from, for validation and for OpenAPI.
 
 Request models reject unknown fields. Every constraint that a type enforces is also in its JSON Schema, so that clients
 can validate before they send.
@@ -21,7 +21,7 @@ MAX_BULK_ROWS = 10_000
 MAX_GENERATED_ROWS = 1_000_000
 MAX_PAGE = 1_000
 DEFAULT_PAGE = 50
-# One entity with every text at its maximum length and every character escaped; also the largest websocket message.
+# Enough for one entity with strings of maximum length and every character escaped; also limits websocket messages.
 MAX_BODY_BYTES = 256 * 1024
 MAX_AMOUNT = 2**53 - 1  # the largest integer that every JSON parser represents exactly (RFC 8259, section 6)
 
@@ -35,7 +35,7 @@ PADDING = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3
 # Control characters, line breaks, and direction marks, which would affect the text shown after the name.
 _DISRUPTIVE = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 _NAME = rf"^[{PADDING}]*[^{_DISRUPTIVE}{BLANK}](?:[^{_DISRUPTIVE}]*[^{_DISRUPTIVE}{BLANK}])?[{PADDING}]*$"
-_NAME_WORDS = "expected a name without control characters, line breaks and direction marks"
+_NAME_WORDS = "expected a name without control characters, line breaks or direction marks"
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _INTEGER = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 
@@ -60,12 +60,15 @@ def _whole(value: Any) -> Any:
 
 def _unique(values: list[str]) -> list[str]:
     if len(set(values)) != len(values):
-        raise ValueError("expected each value once")
+        raise ValueError("expected each value at most once")
     return values
 
 
 def trimmed(pattern: str, expected: str) -> AfterValidator:
-    """Return a validator that matches a text with `pattern` and removes the spaces around it."""
+    """Return a validator that matches a string against `pattern` and strips surrounding spaces.
+
+    It raises ValueError with the message `expected`.
+    """
 
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -78,7 +81,7 @@ def trimmed(pattern: str, expected: str) -> AfterValidator:
 Whole = Annotated[int, Field(strict=True)]
 WHOLE = BeforeValidator(_whole)
 Id = Annotated[int, Field(strict=True, ge=1, le=MAX_ID), WHOLE]
-WRITTEN_INTEGER = BeforeValidator(_written_integer)  # after the bounds, or they are lost from the JSON Schema
+WRITTEN_INTEGER = BeforeValidator(_written_integer)  # to be listed after the bounds, or the JSON Schema lacks them
 PathId = Annotated[int, Field(ge=1, le=MAX_ID), WRITTEN_INTEGER]
 Uuid = Annotated[str, Field(pattern=f"^{UUID}$")]
 Line = Annotated[str, Field(min_length=1, max_length=255, pattern=VISIBLE)]
@@ -104,7 +107,7 @@ Country = Annotated[str, Field(pattern=r"^[A-Z]{2}$", description="ISO 3166-1 al
 
 
 def examples(*shown: JsonDict, **more: JsonValue) -> ConfigDict:
-    """Return the configuration of a model with these examples, and `more` members, in its JSON Schema."""
+    """Return a model configuration that adds these examples and the members `more` to the JSON Schema."""
     return ConfigDict(json_schema_extra={"examples": [*shown], **more})
 
 
@@ -113,7 +116,7 @@ class Body(BaseModel):
 
 
 class Answer(BaseModel):
-    # Response models describe but never validate, so building them is deferred.
+    # Response models only describe responses and never validate them, so building them is deferred.
     model_config = ConfigDict(extra="forbid", defer_build=True)
 
 
@@ -127,7 +130,7 @@ class BulkIds(Body):
 
 
 class Skipped(Answer):
-    index: int = Field(description="Position in the request, from 0")
+    index: int = Field(description="Position in the request, counting from 0")
     detail: list[FieldError]
 
 
@@ -140,7 +143,7 @@ class Count(Answer):
     count: int
 
 
-# --- around the API
+# --- errors and health
 
 
 class FieldError(Answer):
@@ -159,4 +162,4 @@ class Health(Answer):
 
 class Readiness(Answer):
     status: Literal["ready", "degraded", "not_ready"]
-    checks: dict[str, str] = Field(description="One sentence per check; ok if it passed")
+    checks: dict[str, str] = Field(description="The result of each check: `ok`, or what is wrong")

@@ -1,4 +1,4 @@
-"""Every error that the service raises on purpose, in one tree, and every code it closes a websocket with.
+"""The errors that the service reports, in one tree, and the codes with which it closes websockets.
 
 MarqueeError
 ├── SettingsError            an invalid setting: the service does not start
@@ -32,7 +32,7 @@ class MarqueeError(Exception):
 
 
 class SettingsError(MarqueeError):
-    """An invalid setting. The message is one sentence that names the variable."""
+    """An invalid setting. The message is a sentence that names the variable or the file."""
 
 
 def words_of(error: Mapping[str, Any]) -> str:
@@ -40,13 +40,13 @@ def words_of(error: Mapping[str, Any]) -> str:
     return str(error["msg"]).removeprefix("Value error, ")
 
 
-MAX_PROBLEMS = 100  # of one request or message: of ten thousand invalid rows, the response names the first hundred
+MAX_PROBLEMS = 100  # listed for one request or message, which may contain thousands of invalid rows
 Loc = tuple[str | int, ...]  # such as ("body", 3, "title")
 
 
 @dataclass(frozen=True, slots=True)
 class FieldProblem:
-    """One problem of the input: its place, what was expected, and a stable machine-readable type."""
+    """One problem in the input: its place, what was expected, and a stable machine-readable type."""
 
     loc: Loc
     msg: str
@@ -82,7 +82,7 @@ class Unauthenticated(Problem):
 
 
 def invalid_token(token_type: str) -> Unauthenticated:
-    """Return the error for an unusable token, the same whatever the reason. `token_type` is "access" or "refresh"."""
+    """Return the error for an invalid token, the same whatever the reason. `token_type` is "access" or "refresh"."""
     return Unauthenticated(f"The {token_type} token is not valid or has expired")
 
 
@@ -104,7 +104,7 @@ class RequestTimeout(Problem):
 
 
 class Conflict(Problem):
-    """Also raised for a body that refers to a row that does not exist: the input is valid, the state forbids it."""
+    """A conflict with stored rows. Also raised for a valid body that refers to a row that does not exist."""
 
     status, code = 409, "conflict"
 
@@ -134,17 +134,17 @@ class TooManyRequests(Problem):
 
 
 class Unavailable(Problem):
-    """The database or the file storage cannot be reached. It is unknown whether anything was written."""
+    """The service cannot handle the request now. `detail` says whether something may have been written."""
 
     status, code = 503, "unavailable"
     headers = MappingProxyType({"Retry-After": "1"})
 
 
 class CloseCode(IntEnum):
-    """Why the service closes a websocket.
+    """A code with which the service closes a websocket.
 
     4000–4499: reconnect and resume. 4500–4999: do not reconnect until the cause is resolved.
-    The standard codes that the service sends (RFC 6455, section 7.4.1) are listed as well.
+    The standard codes that our own code sends (RFC 6455, section 7.4.1) are listed as well.
     """
 
     SERVICE_RESTART = 1012

@@ -1,10 +1,11 @@
 """The filter grammar: one parser for REST lists and subscriptions.
 
 A filter is a conjunction of conditions `field operator value` and, optionally, one disjunction of groups of conditions.
-A query writes it as `rating[gte]=50&or[0][genre]=Drama&or[1][country]=GB`, JSON as
+A query string writes it as `rating[gte]=50&or[0][genre]=Drama&or[1][country]=GB`, JSON as
 `{"rating": {"gte": 50}, "or": [{"genre": "Drama"}, {"country": "GB"}]}`; no operator means `eq`. Text is compared by
 code point; `contains` and `prefix` ignore case. A null field matches only `ne`. This module is pure: it does no I/O.
-The same meaning in SQL is in `repository/generic/filter_sql.py`, its description in `routes/http/parameters.py`.
+`repository/generic/filter_sql.py` translates filters to SQL; `routes/http/parameters.py` describes them in the API.
+All three must agree.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from typing import Any, NamedTuple
 from core import times
 from core.errors import MAX_PROBLEMS, FieldProblem, Loc
 
-MAX_VALUES_IN_LIST = 100  # of one `in`
+MAX_VALUES_IN_LIST = 100  # in one `in` condition
 MAX_CONDITIONS = 200  # enough for every field with every operator
 MAX_GROUPS = 20
 MAX_TEXT_LENGTH = 1_000
-MAX_LISTED_TEXT_LENGTH = 255  # of one value of `in`, so that a full list fits into a URL of 64 KiB
+MAX_LISTED_TEXT_LENGTH = 255  # of one value in an `in` condition, so that a full list fits into a URL of 64 KiB
 MAX_INTEGER = 2**63 - 1  # BIGINT
 
 
@@ -94,7 +95,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Filter:
-    """A row matches when it meets every condition of `all` and, if there are groups, every condition of one of `any`.
+    """A row matches when it meets every condition of `all` and, if `any` has groups, every condition of one group.
 
     Filters made by `build` are normalised: equivalent spellings compare equal.
     """
@@ -107,7 +108,7 @@ class Filter:
         return hash((self.all, self.any))
 
     def __hash__(self) -> int:
-        # Cached: filters may be large, and each event looks them up.
+        # Cached, because filters may be large and are looked up for each event.
         return self._hash
 
     def __bool__(self) -> bool:
@@ -118,12 +119,12 @@ EVERYTHING = Filter()
 
 
 def build(conditions: Iterable[Condition], groups: Iterable[Iterable[Condition]] = ()) -> Filter:
-    """Return the normalised filter: conditions and groups sorted, each once."""
+    """Return the normalised filter: conditions and groups are sorted and without duplicates."""
     return Filter(_sorted(conditions), tuple(sorted({_sorted(group) for group in groups}, key=repr)))
 
 
 def _sorted(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
-    # By representation, because values of different types do not compare.
+    # Sorted by representation, because values of different types cannot be compared.
     return tuple(sorted(set(conditions), key=repr))
 
 
@@ -136,7 +137,7 @@ _BOOLEANS: Mapping[str, bool] = {"true": True, "false": False}
 
 
 class Parsed(NamedTuple):
-    """A filter, and every problem found in what was parsed."""
+    """The parsed filter, and the problems found in the input."""
 
     filter: Filter
     problems: list[FieldProblem]
@@ -145,7 +146,7 @@ class Parsed(NamedTuple):
 def parse_query(
     items: Iterable[tuple[str, str]], fields: Mapping[str, Field], known: frozenset[str] = frozenset()
 ) -> Parsed:
-    """Parse query items, except for the parameters named in `known`."""
+    """Parse the items of a query string, except for the parameters named in `known`."""
     conditions: list[Condition] = []
     groups: dict[str, list[Condition]] = {}
     problems: list[FieldProblem] = []
@@ -219,9 +220,9 @@ _NO_TEXT = (FieldType.INTEGER, FieldType.BOOLEAN)
 
 
 def _json_value(raw: Any) -> Any:
-    """Return a JSON value as a number or boolean field accepts it: no strings, and 50.0 as an integer.
+    """Return a JSON value in the form that integer and boolean fields accept.
 
-    A string becomes None, which is invalid. 50.0 is an integer by JSON Schema 2020-12, section 4.2.3.
+    A string becomes None, which is invalid. 50.0 becomes 50: it is an integer by JSON Schema 2020-12, section 4.2.3.
     """
     if isinstance(raw, list):
         return [_json_value(item) for item in raw]
@@ -236,7 +237,7 @@ def _too_many(loc: Loc, conditions: Iterable[Condition], groups: Iterable[Iterab
     if len(list(conditions)) + sum(map(len, listed)) > MAX_CONDITIONS:
         problems.append(FieldProblem(loc, f"Expected at most {MAX_CONDITIONS} conditions", "too_many_conditions"))
     if len(listed) > MAX_GROUPS:
-        problems.append(FieldProblem(loc, f"Expected at most {MAX_GROUPS} groups in or", "too_many_groups"))
+        problems.append(FieldProblem(loc, f"Expected at most {MAX_GROUPS} groups in `or`", "too_many_groups"))
     return problems
 
 
@@ -259,7 +260,7 @@ def _condition(field: Field, name: str, raw: Any) -> Condition | _Invalid:
         return _Invalid(f"Expected 1 to {MAX_VALUES_IN_LIST} values")
     values = [_parse_value(field, op, item, MAX_LISTED_TEXT_LENGTH) for item in raw]
     if any(value is None for value in values):
-        return _Invalid(f"{_expected(field)} in each value: comma-separated in a query, a list in JSON")
+        return _Invalid(f"{_expected(field)} for each value (comma-separated in a query, a list in JSON)")
     listed = {value for value in values if value is not None}
     return Condition(field, op, tuple(sorted(listed, key=lambda value: (str(type(value)), value))))
 
@@ -298,7 +299,7 @@ Matcher = Callable[[Row], bool]
 def without_case(text: str) -> str:
     """Return the form in which `contains`, `prefix` and search compare text.
 
-    Python lowercases a sigma to another letter at the end of a word, so both forms become one.
+    At the end of a word, Python lowercases a capital sigma to a different letter, so both letters become one.
     """
     return text.lower().replace("ς", "σ")
 

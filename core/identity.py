@@ -41,14 +41,14 @@ class Identity:
 
 PUBLIC_AUDIENCE = "public"
 ANONYMOUS_AUDIENCES = frozenset({PUBLIC_AUDIENCE})
-MAX_KEY_LENGTH = 200  # of the narrowest column that holds one
+MAX_KEY_LENGTH = 200  # the width of the narrowest column that holds a key
 
 
 def unique_key(name: str) -> str:
     """Return the form in which a name is stored and looked up where it must be unique.
 
-    One character may become eighteen when it is normalised, and a name may hold anything: a key that its column cannot
-    hold is replaced by its digest.
+    Normalising can turn one character into eighteen, and a name to be looked up may contain NUL. A key that its column
+    cannot hold is replaced by its digest.
     """
     key = name_key(name)
     if len(key) <= MAX_KEY_LENGTH and "\x00" not in key:
@@ -63,7 +63,7 @@ def name_key(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """The claims of a valid token. They do not say whether its session is still open."""
+    """The claims of a valid token. They do not say whether the session is still open."""
 
     user_id: int
     session_id: str

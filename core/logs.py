@@ -40,7 +40,7 @@ def configure(log_format: str, log_level: str) -> None:
         logger = logging.getLogger(noisy)
         logger.handlers = []
         logger.propagate = True
-        # At level info they repeat our own lines, and uvicorn logs the query strings of websockets.
+        # At level info, these loggers repeat our own lines, and uvicorn logs the query strings of websockets.
         logger.setLevel(max(logging.WARNING, root.level))
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -1,8 +1,8 @@
 """The Prometheus metrics and their exposition.
 
 Counting costs a microsecond: count once per flush, page or request, not once per socket. With several workers, each
-one counts into files in PROMETHEUS_MULTIPROC_DIR and the one that is scraped adds them up; the folder must exist before
-this module is imported. The mode of a gauge says how the values of several workers are combined.
+one counts into files in PROMETHEUS_MULTIPROC_DIR and the worker that is scraped adds them up; the folder must exist
+before this module is imported. The mode of a gauge says how the values of several workers are combined.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ HTTP_REQUESTS = _counter(
 )
 HTTP_SECONDS = Histogram(
     "marquee_http_request_seconds",
-    "Time from a request to the end of its response, without websockets and event streams",
+    "Time from a request to the end of its response, excluding websockets and event streams",
     ["method", "route"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
     registry=REGISTRY,
 )
-LIMITED = _counter("rate_limited", "Requests rejected with 429, by rate limit: a group of routes or one route", "limit")
-LIMITS_UNCHECKED = _counter("rate_limits_unchecked", "Requests not counted because Redis was unreachable")
+LIMITED = _counter("rate_limited", "Requests rejected with 429, by rate limit (of a route or a group of routes)", "limit")
+LIMITS_UNCHECKED = _counter("rate_limits_unchecked", "Rate limit checks skipped because Redis was unavailable")
 
 # --- websockets
 
@@ -59,7 +59,7 @@ WEBSOCKETS = _gauge("websocket_connections", "Open websockets")
 WEBSOCKETS_ACCEPTED = _counter("websocket_accepted", "Websockets accepted")
 WEBSOCKETS_CLOSED = _counter(
     "websocket_closed",
-    "Websockets closed, by close code; 1006 is a connection lost without one, 4008 a client that read too slowly",
+    "Websockets closed, by close code, such as 1006 for a lost connection and 4008 for a client that read too slowly",
     "code",
 )
 SUBSCRIPTIONS = _gauge("subscriptions", "Open websocket subscriptions, live and catching up")
@@ -67,24 +67,24 @@ STREAMS = _gauge("sse_streams", "Open server-sent event streams")
 
 # --- from the bus and the log to the sockets
 
-FEED_EVENTS = _counter("feed_events", "Events taken into the feed of a worker, by source: bus or log", "source")
+FEED_EVENTS = _counter("feed_events", "Events added to the feed of a worker, by source: bus or log", "source")
 FEED_SEQ = _gauge(
-    "feed_seq", "Number of the newest event in the feed; with several workers, of the one furthest ahead", "livemax"
+    "feed_seq", "Number of the newest event in the feed; with several workers, the highest such number", "livemax"
 )
 FEED_LAG = _gauge(
     "feed_lag_events",
-    "Events in the log that the feed has not taken yet; with several workers, of the one furthest behind",
+    "Events in the log that are not in the feed yet; with several workers, the highest such number",
     "livemax",
 )
 LOG_READS = _counter("log_reads", "Pages of events read from the database")
-BUS_DEAF = _gauge("bus_deaf", "Workers that read the log because their shared bus is silent; 0 when all is well")
-BUS_DROPPED = _counter("bus_dropped", "Events dropped by the bus; they are read from the log", "where")
+BUS_DEAF = _gauge("bus_deaf", "Workers that read the log because their shared bus is silent; normally 0")
+BUS_DROPPED = _counter("bus_dropped", "Events dropped by the bus and read from the log instead", "where")
 BUS_RECONNECTS = _counter("bus_reconnects", "Reconnections to the shared bus")
-HUB_FRAMES = _counter("hub_frames", "Frames built for live subscriptions, once per group of equal ones")
+HUB_FRAMES = _counter("hub_frames", "Frames built for live subscriptions, once per group of equal subscriptions")
 HUB_DELIVERIES = _counter("hub_deliveries", "Frames handed to sockets, counted once per socket")
 HUB_BYTES = _counter("hub_written_bytes", "Bytes of frames handed to sockets")
-CATCH_UPS = _counter("catch_ups", "Times that a subscription continued from the ring or the log")
-RESYNCS = _counter("resyncs", "Clients told to start over, by reason", "reason")
+CATCH_UPS = _counter("catch_ups", "Times that a subscription began to catch up from the ring or the log")
+RESYNCS = _counter("resyncs", "Resync frames sent, by reason", "reason")
 SNAPSHOT_ROWS = _counter("snapshot_rows", "Rows sent in snapshots")
 
 # --- jobs and the database
@@ -93,17 +93,17 @@ JOBS_RUNNING = _gauge("jobs_running", "Running jobs")
 ROWS_GENERATED = _counter("rows_generated", "Rows stored by jobs", "kind")
 MAILS = _counter("mails", "Attempts to send an email, by result: sent, postponed or failed", "result")
 COMMITS = _counter("commits", "Transactions committed")
-COMMIT_RETRIES = _counter("commit_retries", "Transactions run again after a conflict")
+COMMIT_RETRIES = _counter("commit_retries", "Transactions run again after a conflict or a lost connection")
 
 # Create these labels at import, so that rate() starts at zero.
 FEED_EVENTS_FROM_BUS = FEED_EVENTS.labels("bus")
 FEED_EVENTS_FROM_LOG = FEED_EVENTS.labels("log")
-BUS_DROPPED_UNSENT = BUS_DROPPED.labels("unsent")  # the outbox was full, or the bus was away
+BUS_DROPPED_UNSENT = BUS_DROPPED.labels("unsent")  # the outbox was full, or the bus was unavailable
 BUS_DROPPED_UNREAD = BUS_DROPPED.labels("unread")  # the inbox was full
 
 
 def request_answered(method: str, route: str, status: int, seconds: float | None) -> None:
-    """Count a request. `route` must be a path template, never a path as sent: each value is a series of its own.
+    """Count a request. `route` must be a path template, never the path of a request: each value creates a series.
 
     Status 0 stands for a client that disconnected before the response.
     """
@@ -133,7 +133,7 @@ class Exposition:
 
 
 def exposition(accept: str) -> Exposition:
-    """Return the metrics of all workers, as text or as OpenMetrics, as the header `accept` asks for."""
+    """Return the metrics of all workers in the format that the Accept header asks for: text or OpenMetrics."""
     registry = REGISTRY
     if FOLDER_VARIABLE in os.environ:
         registry = CollectorRegistry()

@@ -9,7 +9,7 @@ from core.errors import FieldProblem, Loc
 from core.identity import name_key
 
 MIN_PASSWORD_LENGTH = 8
-MAX_PASSWORD_LENGTH = 128  # bounds the work of hashing; argon2 itself takes any length
+MAX_PASSWORD_LENGTH = 128  # bounds the work of hashing; argon2 itself accepts any length
 _COMMON = Path(__file__).with_name("common_passwords.txt")
 
 
@@ -26,7 +26,7 @@ def check_password(
         broken(f"String should have at least {MIN_PASSWORD_LENGTH} characters", "string_too_short")
     if len(password) > MAX_PASSWORD_LENGTH:
         broken(f"String should have at most {MAX_PASSWORD_LENGTH} characters", "string_too_long")
-        return found  # the other checks would take time on a long text and add nothing useful
+        return found  # on a long string, the other checks would take time and add nothing useful
     if password and not any(character.isprintable() and not character.isspace() for character in password):
         broken("The password needs at least one visible character", "password_is_blank")
     key = name_key(password.strip())  # names are compared in this form
@@ -56,6 +56,6 @@ def _is_digit_or_sign(character: str) -> bool:
 
 @cache
 def common_passwords() -> frozenset[str]:
-    """Return the common passwords, lowercase. The file is read at the first call, because importing opens nothing."""
+    """Return the common passwords, in lowercase. The first call reads the file, so that importing opens nothing."""
     lines = _COMMON.read_text(encoding="utf-8").splitlines()
     return frozenset(line for line in lines if not line.startswith("#"))

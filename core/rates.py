@@ -28,7 +28,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class RouteRate:
-    """One entry of RATE_LIMITS. `path` is as written."""
+    """One entry of RATE_LIMITS. `path` is the path as the setting names it."""
 
     method: str
     path: str
@@ -53,7 +53,7 @@ def nameless(path: str) -> str:
 
 
 def parse_rate(text: str) -> Rate:
-    """Return the rate that `text` writes. Raises ValueError, whose message says what was expected."""
+    """Parse a rate such as `3/minute`. Raises ValueError, whose message says what was expected."""
     match = _RATE.fullmatch(text.strip())
     if match is None or not 1 <= int(match[1]) <= MAX_AMOUNT:
         raise ValueError(f"expected a rate such as 3/minute (second, minute, hour or day), got {text.strip()!r}")
@@ -62,7 +62,7 @@ def parse_rate(text: str) -> Rate:
 
 
 def parse_rate_limits(text: str) -> RateLimits:
-    """Parse the setting RATE_LIMITS, except that its routes are checked later. Raises ValueError."""
+    """Parse the setting RATE_LIMITS; whether its routes exist is checked later. Raises ValueError."""
     parts = [part.strip() for part in text.split(";") if part.strip()]
     switches = [part.lower() for part in parts if part.lower() in ("on", "off")]
     found = tuple(_entry(part) for part in parts if part.lower() not in ("on", "off"))

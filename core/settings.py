@@ -51,11 +51,11 @@ def _database_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme == "sqlite":
         is_file = value.startswith("sqlite:///") and value != "sqlite:///" and ":memory:" not in value
-        _require(is_file, "a file, sqlite:///path/to/file.db")
+        _require(is_file, "a file, as in sqlite:///path/to/file.db")
     else:
         known = "sqlite:///path/to/file.db or postgresql://user:password@host/database"
         _require(parts.scheme in ("postgresql", "postgres"), known)
-        _require(parts.path.strip("/"), "a database name, postgresql://user:password@host/database")
+        _require(parts.path.strip("/"), "a database name, as in postgresql://user:password@host/database")
     _require_port(value)
     return value
 
@@ -65,7 +65,7 @@ def _broadcast_url(value: str) -> str:
     _require(parts.scheme in ("memory", "redis", "rediss"), "memory:// or redis://host:port/number")
     is_alone = parts.scheme != "memory" or value == "memory://"
     _require(is_alone, "memory:// alone, or redis://host:port/number")
-    number = "a database number after the slash, redis://host:port/number"
+    number = "a database number after the slash, as in redis://host:port/number"
     _require(re.fullmatch(r"/?[0-9]*", parts.path), number)
     _require_port(value)
     return value
@@ -237,7 +237,7 @@ class Settings(BaseSettings):
             # A weak old key lets an attacker forge tokens just as a weak current one does.
             raise ValueError(f"OLD_SECRET_KEYS: expected keys of at least {needed} bytes each for {self.algorithm}")
         if self.password_memory_kib < 8 * self.password_parallelism:
-            raise ValueError("PASSWORD_MEMORY_KIB: expected at least 8 for each of PASSWORD_PARALLELISM")
+            raise ValueError("PASSWORD_MEMORY_KIB: expected at least 8 times PASSWORD_PARALLELISM")
         given = self.first_admin_username or self.first_admin_email
         if given and self.first_admin_password is None:
             raise ValueError("FIRST_ADMIN_PASSWORD is required with FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL")
@@ -288,12 +288,12 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Return the settings from the environment and `.env`. Raises SettingsError, which names the variable."""
+    """Return the settings from the environment and `.env`. Raises SettingsError."""
     try:
         _check_env_file(Path(".env"))
         return Settings(**overrides)
     except UnicodeDecodeError as error:
-        raise SettingsError(f".env: expected UTF-8, got something else at byte {error.start}.") from None
+        raise SettingsError(f".env: expected UTF-8; the byte at offset {error.start} is invalid.") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         message = words_of(first)
@@ -303,7 +303,7 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def _check_env_file(path: Path) -> None:
-    """Raise SettingsError for a line that cannot be parsed. It is not skipped, because it may set the secret key."""
+    """Raise SettingsError for a line that cannot be parsed. It is not ignored, because it may set the secret key."""
     if not path.exists():
         return
     if not path.is_file():
@@ -317,7 +317,7 @@ def _check_env_file(path: Path) -> None:
 def secret_key(settings: Settings) -> str:
     """Return the key that signs tokens: SECRET_KEY, or a key generated once and stored beside the database.
 
-    Several workers may start at once on an empty folder: the first to hard-link its file into place wins, and the
+    Several workers may start at once in an empty folder: the first to hard-link its file into place wins, and the
     others read that file. Raises SettingsError when the file cannot be used.
     """
     if settings.secret_key is not None:
@@ -343,9 +343,9 @@ def secret_key(settings: Settings) -> str:
                 draft.unlink()
         key = path.read_text().strip()
     except OSError as error:
-        raise SettingsError(f"SECRET_KEY: is not set, and {path} cannot be used: {error.strerror}.") from error
+        raise SettingsError(f"SECRET_KEY is not set, and {path} cannot be used: {error.strerror}.") from error
     if len(key.encode()) < MIN_SECRET_KEY_BYTES:
-        raise SettingsError(f"SECRET_KEY: {path} is shorter than {MIN_SECRET_KEY_BYTES} bytes; delete it or set a key.")
+        raise SettingsError(f"SECRET_KEY: {path} is shorter than {MIN_SECRET_KEY_BYTES} bytes; delete the file.")
     return key
 
 

@@ -1,8 +1,8 @@
 """The shutdown of this process: its state and its listeners.
 
 A process serves, then drains (`/readyz` reports not ready while requests are still served, so that load balancers
-notice), then stops (open connections and jobs are brought to an end). The state never goes back. Not thread-safe: to be
-used from the event loop only.
+notice), then stops (open connections are closed and jobs are handed over). It never returns to an earlier
+state. Not thread-safe: use it only from the event loop.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = structlog.get_logger("stopping")
 
 
 class Stopping:
-    """One per process. Each listener in `on_stop` is called once, when the stop begins, and must not block."""
+    """One per process. Each listener in `on_stop` is called once, when the shutdown begins, and must not block."""
 
     def __init__(self) -> None:
         self.is_draining = False
@@ -36,11 +36,11 @@ class Stopping:
         return self._begun.is_set()
 
     def drain(self) -> None:
-        """Stop reporting ready. Requests are still served."""
+        """Report not ready from now on. Requests are still served."""
         self.is_draining = True
 
     def begin(self) -> None:
-        """Begin the stop: call the listeners and shorten the open timeouts. Further calls do nothing."""
+        """Begin the shutdown: shorten the open timeouts and call the listeners. Further calls do nothing."""
         if self.is_stopping:
             return
         self.drain()
@@ -54,14 +54,14 @@ class Stopping:
                 log.error("stop listener failed", exc_info=error)
 
     async def wait(self) -> None:
-        """Wait until the stop begins."""
+        """Wait until the shutdown begins."""
         await self._begun.wait()
 
     @contextmanager
     def begin_on_signals(self) -> Iterator[None]:
-        """Begin the stop on SIGTERM and SIGINT, then call the handler that was installed before.
+        """Within the block, begin the shutdown on SIGTERM and SIGINT, then call the handler that was installed before.
 
-        Signals without a Python handler are left alone, as is everything outside the main thread.
+        A signal without a Python handler is left alone. Outside the main thread, no handler is installed.
         """
         loop = asyncio.get_running_loop()
         others: dict[int, Any] = {}
@@ -84,7 +84,7 @@ class Stopping:
 
     @asynccontextmanager
     async def timeout(self, seconds: float) -> AsyncIterator[None]:
-        """Like `asyncio.timeout`, but at most GRACE_SECONDS once the stop has begun. Raises TimeoutError."""
+        """Limit the block to `seconds`, and to GRACE_SECONDS once the shutdown has begun. Raises TimeoutError."""
         async with asyncio.timeout(seconds) as limit:
             self._limits.add(limit)
             if self.is_stopping:

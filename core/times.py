@@ -1,4 +1,4 @@
-"""Times and dates as text of fixed width, so that they sort and compare the same way in Python, SQL and JSON.
+"""Times and dates as strings of fixed width, so that they sort and compare the same way in Python, SQL and JSON.
 
 A time is RFC 3339 in UTC with microseconds, `YYYY-MM-DDTHH:MM:SS.ffffffZ`; a date is `YYYY-MM-DD`.
 """
@@ -15,7 +15,7 @@ _TIME = re.compile(
 
 
 def utc_text(moment: datetime) -> str:
-    """Return an aware datetime as text."""
+    """Return an aware datetime as a string in this format."""
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
@@ -24,7 +24,7 @@ def utc_now() -> str:
 
 
 def parse_date(text: str) -> str | None:
-    """Return the text itself if it is a calendar date written `YYYY-MM-DD`, else None."""
+    """Return `text` itself if it is a calendar date written as `YYYY-MM-DD`, else None."""
     try:
         return text if _DATE.match(text) and date.fromisoformat(text) else None
     except ValueError:
@@ -32,7 +32,7 @@ def parse_date(text: str) -> str | None:
 
 
 def parse_time(text: str) -> str | None:
-    """Return an RFC 3339 time in the form of `utc_text`, or None if it is invalid.
+    """Return an RFC 3339 time in the format of `utc_text`, or None if it is invalid.
 
     A space in place of the plus sign is accepted: an unquoted `+` in a query string decodes to a space.
     """
