@@ -1,4 +1,4 @@
-"""Characters: each plays in at most one movie, and outlives it."""
+"""Characters: each belongs to at most one movie, and stays when that movie is deleted."""
 
 from __future__ import annotations
 

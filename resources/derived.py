@@ -61,8 +61,11 @@ def chosen_fields(table: Table, *columns: str, **choices: tuple[str, ...]) -> Ma
 
 
 def entity_model(table: Table, singular: str, created_word: str) -> type[BaseModel]:
-    """Return the model of an entity as GET shows it."""
-    descriptions = {"user_id": f"User who {created_word} it", "version": "Counts edits; derived fields do not raise it"}
+    """Return the model of an entity as GET returns it."""
+    descriptions = {
+        "user_id": f"The user who {created_word} the {singular}",
+        "version": "Raised by each edit, but not when only derived fields change",
+    }
     members: dict[str, Any] = {}
     for name in visible_columns(table):
         column = table.c[name]
@@ -72,7 +75,7 @@ def entity_model(table: Table, singular: str, created_word: str) -> type[BaseMod
 
 
 def patch_model(body: type[Body], singular: str, example: Mapping[str, Any]) -> type[BaseModel]:
-    """Return the model of a PATCH: the body with every member optional, without defaults."""
+    """Return the model of a PATCH body: every member is optional and has no default."""
     members: dict[str, Any] = {
         name: (annotation | MISSING, MISSING)
         for name, annotation in get_type_hints(body, include_extras=True).items()
@@ -100,6 +103,6 @@ def bulk_answer(name: str, **members: Any) -> type[BaseModel]:
 
 
 def label_model(singular: str, label: str) -> type[BaseModel]:
-    """Return the model of one text of `/names`."""
+    """Return the model of one item of the `/names` response: a row's label."""
     name = f"{singular.title()}{label.title()}"
     return create_model(name, __base__=RootModel[str], __doc__=f"The {label} of a {singular}.")

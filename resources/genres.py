@@ -8,7 +8,7 @@ from schemas import Body, Name, Prose, examples
 
 
 class GenreBody(Body):
-    """A genre; no other may have its name, ignoring case. PUT replaces all of it: a missing field takes its default."""
+    """A genre. Its name is unique, ignoring case. PUT replaces all of it: a missing field takes its default."""
 
     model_config = examples({"name": "Noir", "description": "Crime, told in shadows."})
 

@@ -29,9 +29,9 @@ class MovieBody(Body):
     title: Line
     description: Prose | None = None
     release_date: IsoDate | None = None
-    rating: Rating | None = Field(default=None, description="Score given by the user who listed it")
+    rating: Rating | None = Field(default=None, description="Score given by the user who listed the movie")
     duration_minutes: Minutes | None = None
-    status: Word | None = Field(default=None, description="Such as released or in_production")
+    status: Word | None = Field(default=None, description="For example `released` or `in_production`")
     budget: Amount | None = None
     revenue: Amount | None = None
     country: Country | None = None

@@ -1,7 +1,7 @@
-"""Every declared resource, in the order of its table in `models.py`.
+"""All declared resources, in the order of their tables in `models.py`.
 
 `resources/<table>.py` declares the resource of that table, under the table's name in capitals. So a new resource needs
-no line here: a table and a file of the same name are found.
+no change here: a table and a file of the same name are enough.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ RESOURCES: Sequence[Resource] = _declared()
 
 
 def children_of(resource: Resource) -> list[tuple[Resource, Parent]]:
-    """Return the resources whose rows name a row of this one, each with its relation."""
+    """Return the resources whose rows can refer to a row of `resource`, each with its relation."""
     return [(child, parent) for child in RESOURCES for parent in child.parents if parent.resource is resource]
 
 
 def found_model(resource: Resource) -> type[BaseModel]:
-    """Return the model of GET of one entity: the entity, and what `?include=` adds to it."""
+    """Return the model of the response to GET of one entity: the entity, and the children that `?include=` adds."""
     children = [child for child, _ in children_of(resource)]
     if not children:
         return resource.entity
     name = f"{resource.singular.title()}With{''.join(child.name.title() for child in children)}"
     members: dict[str, Any] = {}
     for child in children:
-        description = f"With `include={child.name}`: the first {MAX_INCLUDED:,} by id"
+        description = f"Only with `include={child.name}`: the first {MAX_INCLUDED:,}, in order of id"
         members[child.name] = (list[child.entity] | MISSING, Field(default=MISSING, description=description))  # type: ignore[name-defined]
     return create_model(name, __base__=resource.entity, **members)

@@ -1,15 +1,15 @@
 """What a resource is: a kind of entity that clients create, read, change, delete and watch, declared once.
 
-A declaration names the table, the body that clients write, and what SQL cannot say. Models, filter fields, operations,
-snapshots, frames and both documents are derived from it (`resources.derived`, `repository/generic`, `routes/generic`).
-What a column is to clients follows from its name and place in the body:
+A declaration names the table, the body that clients write, and what the table cannot express. Models, filter fields,
+operations, snapshots, frames and the OpenAPI and AsyncAPI documents are derived from it (`resources.derived`,
+`repository/generic`, `routes/generic`). The role of a column follows from its name and from whether it is in the body:
 
-- `id`, `version`, `created_at` and `updated_at` are kept by the service; `user_id` is the user who created the row.
-- Columns of the body are written by clients. They follow `id`, and the others follow them: `user_id`, derived columns,
-  `version`, keys, `created_at` and `updated_at`.
+- The service maintains `id`, `version`, `created_at` and `updated_at`; `user_id` is the user who created the row.
+- Columns of the body are written by clients. In the table they come after `id` and before the others: `user_id`,
+  derived columns, `version`, keys, `created_at` and `updated_at`.
 - A column with `info={"key_of": name}` holds the form in which values of the column `name` must be unique. Clients
   never see it.
-- All others are derived from other tables, and start at zero, or as null where they are nullable.
+- All other columns are derived from other tables. They start at zero, or at null where they are nullable.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _KEPT = frozenset({"id", "user_id", "version", "created_at", "updated_at"})
 
 @dataclass(frozen=True, eq=False)
 class Parent:
-    """A relation to at most one row of another resource, named by `column`. The row outlives its parent.
+    """A relation to at most one row of another resource, whose id is in `column`. A row outlives its parent.
 
-    The parent shows how many rows name it in its column `count`, and the rows themselves with `?include=`.
+    The parent's column `count` holds the number of rows that refer to it; `?include=` adds these rows to the parent.
     """
 
     column: str
@@ -45,10 +45,11 @@ class Parent:
 
 @dataclass(frozen=True, eq=False)
 class Resource:
-    """A declaration. `label` is the column of `/names`; `searched` are the columns of `?q=`.
+    """A declaration. `label` is the column that `/names` lists; `searched` are the columns that `?q=` searches.
 
-    `changed_by`: `owner` lets every user create rows, and owners and staff change them; `staff` are moderators and
-    admins. `filter_names` renames columns in filters. `generated`: `POST /…/generate/{number}` fills in rows.
+    `changed_by`: with `owner`, every user may create rows, and their owners and staff (moderators and admins) may
+    change them; with `staff`, only staff may create and change rows. `filter_names` renames columns in filters. With
+    `generated`, `POST /…/generate/{number}` creates rows.
     """
 
     table: Table
@@ -67,13 +68,13 @@ class Resource:
     def __post_init__(self) -> None:
         expected = ("id", *self.written, "created_at", "updated_at")
         assert self.columns == expected, f"{self.name}: expected the columns {expected}, got {self.columns}"
-        assert self.has_owner or self.changed_by == "staff", f"{self.name}: rows of owners have a user_id"
+        assert self.has_owner or self.changed_by == "staff", f"{self.name}: rows that owners may change need a user_id"
 
     # --- derived
 
     @cached_property
     def name(self) -> str:
-        """The topic, the path and the table."""
+        """The name of the topic, of the path and of the table."""
         return str(self.table.name)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The topics of the websocket: the model of their rows, their filterable fields and their audience."""
+"""The topics of the websocket: for each, the model of its rows, its filterable fields and its audience."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resources.registry import RESOURCES
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """`audience` is `public`, a group, or `self`: each user, who sees only their own rows."""
+    """`audience` is `public`, a group, or `self`. With `self`, each user sees only their own rows."""
 
     entity: type[BaseModel]
     fields: Mapping[str, Field]

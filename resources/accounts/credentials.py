@@ -1,4 +1,4 @@
-"""Request and response models for registration, sign-in, passwords and sessions, and the account itself."""
+"""Request and response models for registration, sign-in, passwords and sessions, and responses about accounts."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ MAX_EMAIL_LENGTH = 254  # RFC 5321, section 4.5.3.1.3, without the angle bracket
 MAX_ONE_TIME_TOKEN_LENGTH = 128  # ours have 43 characters
 
 # Characters that are invisible or change the direction of the text after them: controls, direction and format marks,
-# joiners, fillers and private use.
+# joiners, fillers and private-use characters.
 _INVISIBLE = (
     r"\x80-\x9f\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f"
     r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ue000-\uf8ff\ufe00-\ufe0f\uffa0\ufff0-\uffff"
     # Literal characters, because JSON Schema patterns have no portable escape for them.
     "\U000110bd\U000110cd\U00013430-\U0001345f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U0010ffff"
 )
-# Characters that normalise to @, / or a backslash.
+# Characters whose normalised form contains @, / or a backslash.
 _NORMALISED_AWAY = r"\u2100\u2101\u2105\u2106\ufe68\ufe6b\uff0f\uff20\uff3c"
 _USERNAME = rf"^[{PADDING}]*[^@/\\{BLANK}{_INVISIBLE}{_NORMALISED_AWAY}]{{3,50}}[{PADDING}]*$"
-_USERNAME_WORDS = "expected 3 to 50 printable characters, without spaces, @, / and backslash"
+_USERNAME_WORDS = "expected 3 to 50 printable characters, without spaces, @, / or backslash"
 
 Username = Annotated[
     str,
@@ -85,7 +85,7 @@ _WITH_PASSWORD: JsonDict = {"anyOf": [{"required": ["password"]}, {"required": [
 
 
 class RegisterBody(Body):
-    """`username`, `email` or both. `hashedPassword` is an alias of `password`, which wins when both are sent."""
+    """A new account with `username`, `email` or both. `password` takes precedence over its alias `hashedPassword`."""
 
     model_config = examples(
         {"username": "holly", "email": "holly@example.org", "password": "third man 1949"},
@@ -114,7 +114,7 @@ RefreshToken = Annotated[str, Field(min_length=1, max_length=4_096)]
 
 
 class LoginBody(Body):
-    """Either `username`, which can also be an email address, or `email`."""
+    """A sign-in with `username`, which may also be an email address, or with `email`."""
 
     model_config = examples({"username": "holly", "password": "third man 1949"}, allOf=[_NAMED])
 
@@ -213,7 +213,7 @@ class GroupBody(Body):
 
 
 class Session(Answer):
-    """A sign-in that has not ended."""
+    """A session that has not ended."""
 
     id: str
     user_id: int
@@ -225,7 +225,7 @@ class Session(Answer):
 
 class Token(Answer):
     access_token: str
-    refresh_token: str = Field(description="Valid once, for the next pair of tokens")
+    refresh_token: str = Field(description="Valid once, to obtain the next pair of tokens")
     token_type: Literal["bearer"]
     expires_in: int = Field(description="Lifetime of the access token in seconds")
     refresh_expires_in: int = Field(description="Lifetime of the refresh token in seconds")
@@ -259,11 +259,11 @@ class AuditEntry(Answer):
     """An admin's action on an account."""
 
     id: int
-    actor_id: int | None = Field(description="The admin; null for the command line and the start of the service")
+    actor_id: int | None = Field(description="The admin; null for an action on the command line or at service start")
     action: str
     user_id: int = Field(description="The account that was changed")
     changes: dict[str, list[Any]] = Field(
-        description="Old and new value of each changed field; empty for personal data"
+        description="Old and new value of each changed field; an empty list for personal data"
     )
     address: str | None = Field(description="IP address of the admin")
     created_at: Moment

@@ -17,8 +17,8 @@ CURRENT_PASSWORD = "Required to change the user name or the email"  # noqa: S105
 
 
 def latest_birth(today: date) -> str:
-    """Return the latest date of birth that is old enough on the day `today`. Pure."""
-    # In other years the birthday after a 29 February is 1 March.
+    """Return the latest date of birth of a user who is old enough on the day `today`. Pure."""
+    # MIN_AGE_YEARS before a leap year, there is no 29 February.
     day = 28 if (today.month, today.day) == (2, 29) else today.day
     return date(today.year - MIN_AGE_YEARS, today.month, day).isoformat()
 
@@ -34,10 +34,10 @@ Gender = Literal["female", "male", "other", "undisclosed"]
 Birthday = Annotated[
     IsoDate,
     AfterValidator(_old_enough),
-    Field(description=f"From {EARLIEST_BIRTH} on, and at least {MIN_AGE_YEARS} years ago"),
+    Field(description=f"Not before {EARLIEST_BIRTH}, and at least {MIN_AGE_YEARS} years ago"),
 ]
 CurrentPassword = Annotated[str, Field(min_length=1, max_length=128, description=CURRENT_PASSWORD)]
-# PUT replaces the whole account, so the body must name one of the two.
+# PUT replaces the whole account, so the body must contain a user name or an email.
 _NAMED: JsonDict = {
     "anyOf": [
         {"required": ["username"], "properties": {"username": {"type": "string"}}},
@@ -54,7 +54,7 @@ _NAMELESS: JsonDict = {
 
 
 class AccountBody(Body):
-    """An account as its owner edits it. PUT replaces all of it: a missing field takes its default."""
+    """An account as its owner or an admin edits it. PUT replaces all of it: a missing field takes its default."""
 
     model_config = examples(
         {"username": "holly", "name": "Holly Martins", "phone_number": "+436641234567"}, allOf=[_NAMED]
@@ -89,7 +89,7 @@ class AccountPatch(Body):
     @model_validator(mode="after")
     def _named(self) -> AccountPatch:
         if self.username is None and self.email is None:
-            raise ValueError("expected username, email or both to remain")
+            raise ValueError("expected at least one of username and email to remain")
         return self
 
 
@@ -158,12 +158,12 @@ class ProfilePatch(Body):
 Picture = Annotated[
     bytes, Field(description="JPEG, PNG or WebP", json_schema_extra={"type": "string", "format": "binary"})
 ]
-# In forms, where a file can come with the fields. Binary fields are shown as text in examples.
+# For forms, which can carry a file besides the fields. Examples show a binary field as text.
 _PICTURE_EXAMPLE: JsonDict = {"info": "Writes westerns.", "avatar": "(the bytes of a picture)"}
 
 
 class ProfileForm(ProfileBody):
-    """A profile with its picture, which is kept when none is sent. An empty text is null."""
+    """A profile with its picture. Without `avatar`, the picture is kept. An empty string means null."""
 
     model_config = examples(_PICTURE_EXAMPLE)
 
@@ -171,7 +171,7 @@ class ProfileForm(ProfileBody):
 
 
 class ProfilePatchForm(ProfilePatch):
-    """Only the fields in the body change. An empty text is null."""
+    """Only the fields in the body change. An empty string means null."""
 
     model_config = examples(_PICTURE_EXAMPLE)
 
@@ -203,6 +203,6 @@ class Profile(Answer):
 
 
 def dumped(body: Body) -> dict[str, Any]:
-    """Return the fields that a body sets, without passwords, group and picture."""
+    """Return the fields to store, without passwords, group and picture: of a PATCH only those sent, else all."""
     is_patch = isinstance(body, (AccountPatch, ProfilePatch))
     return body.model_dump(exclude_unset=is_patch, exclude={"current_password", "password", "group", "avatar"})
