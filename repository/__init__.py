@@ -1,1 +1,1 @@
-"""The only package with SQL. Each write appends its events in the same transaction."""
+"""Reads and writes the database. Each write appends its events in the same transaction."""

@@ -35,7 +35,7 @@ TABLE = models.jobs
 
 @dataclass(frozen=True, slots=True)
 class JobOrder:
-    """The data to generate. `rate` is in rows per second; None is as fast as possible."""
+    """The data to generate. `rate` is in rows per second; None means as fast as possible."""
 
     kind: str
     total: int
@@ -46,7 +46,7 @@ class JobOrder:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
-    """A running job that this worker holds the lease of."""
+    """A running job whose lease this worker holds."""
 
     id: str
     kind: str
@@ -70,7 +70,8 @@ def public(row: Row) -> dict[str, Any]:
 async def create(tx: Transaction, identity: Identity, order: JobOrder) -> dict[str, Any]:
     """Queue a job. Raises TooManyRequests, and Unauthenticated when the account was deleted meanwhile."""
     users = models.users.c
-    # Lock the user, so that of two concurrent orders only one takes the last place, and a deletion cancels this job.
+    # Lock the user, so that of two concurrent orders only one takes the last place, and
+    # a deletion of the account cancels this job.
     owner = select(users.id).where(users.id == identity.user_id, users.deleted_at.is_(None)).with_for_update()
     if await one(tx.connection, owner) is None:
         raise invalid_token("access")
@@ -129,7 +130,7 @@ def _ended(state: str, **values: Any) -> dict[str, Any]:
 
 
 async def cancel(tx: Transaction, identity: Identity, job_id: str) -> dict[str, Any]:
-    """Cancel a job and return it; no chunk is stored after this commits. Cancelling twice is no error.
+    """Cancel a job and return it; no chunk is stored after this commits. Cancelling twice is not an error.
 
     Raises NotFound, Forbidden, and Conflict when the job has finished.
     """
@@ -162,7 +163,7 @@ def _is_held(job_id: str, owner: str) -> ColumnElement[bool]:
 
 
 async def claim(database: Database, owner: str) -> ClaimedJob | None:
-    """Lease the oldest job that is queued or whose lease has expired, and return it; None when there is none."""
+    """Lease the oldest job that is queued or whose lease has expired, and return it, or None when there is none."""
     async with database.read() as connection:
         free = select(TABLE.c.id).where(_is_free(is_sqlite=database.is_sqlite)).limit(1)
         # Check without a lock first: an idle worker must not take SQLite's write lock once a second.
@@ -203,7 +204,7 @@ async def renew(database: Database, job_id: str, owner: str) -> None:
 
 
 async def advance(tx: Transaction, job: ClaimedJob, owner: str, done: int, count: int, rows_per_second: int) -> None:
-    """Record `count` stored rows after the first `done`, and finish the job with the last one. Raises LeaseLost."""
+    """Record that `count` rows after the first `done` are stored; the last row finishes the job. Raises LeaseLost."""
     held = await one(tx.connection, select(TABLE).where(_is_held(job.id, owner)).with_for_update())
     if held is None or held["done"] != done:
         raise LeaseLost(job.id)
@@ -211,7 +212,7 @@ async def advance(tx: Transaction, job: ClaimedJob, owner: str, done: int, count
     if done + count >= job.total:
         await _transition(tx, held, _ended("done", **moved))
         return
-    # No event here: the chunk's own event names the job and counts the rows.
+    # No event is emitted here: the chunk's own event names the job and counts the rows.
     lease_until = now_in_seconds(is_sqlite=tx.is_sqlite) + LEASE_SECONDS
     await _write(tx, TABLE.c.id == job.id, {**moved, "attempts": 0, "lease_until": lease_until})
 
@@ -228,5 +229,5 @@ async def fail(database: Database, job_id: str, owner: str, error: str) -> None:
 
 
 async def release(database: Database, job_id: str, owner: str) -> None:
-    """Give back a running job, so that another worker can claim it at once."""
+    """Release the lease of a running job, so that another worker can claim the job at once."""
     await database.write(lambda tx: _write(tx, _is_held(job_id, owner), {"lease_until": 0.0, "attempts": 0}))

@@ -1,7 +1,7 @@
 """Presence rows: each worker stores its counts of watchers for the other workers, under a lease.
 
-The lease of a dead worker expires, and another worker deletes its rows. A worker that was only paused learns of that
-from `store`. Presence is ephemeral, so nothing here emits an event.
+The lease of a dead worker expires, and another worker deletes its rows. A worker that was only paused learns of the
+deletion from `store`. Presence is ephemeral, so nothing here emits an event.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _DROP = statement("DELETE FROM presence WHERE worker = $1 AND topic = $2 AND use
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The number of one user's sockets on one worker that watch a topic, and of those that have just closed."""
+    """How many of one user's sockets on one worker watch a topic, and how many that did have just closed."""
 
     topic: str
     user_id: int

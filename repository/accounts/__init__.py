@@ -1,1 +1,1 @@
-"""Users, sessions, one-time tokens, the outbox of emails, the audit."""
+"""Users, sessions, one-time tokens, the outbox of emails, the audit trail."""

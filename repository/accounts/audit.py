@@ -1,7 +1,7 @@
 """The audit trail: one row for each admin action on an account, stored with the action and sent to admins as an event.
 
-Entries are kept forever, even after the account is deleted. So they hold no personal data: for a name, an address or a
-date of birth an entry says that the value changed, not what it was or is.
+Entries are kept forever, even after the account is deleted. So they hold no personal data of its owner: for a name, an
+address or a date of birth, an entry says that the value changed, not what it was or is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NOT_PERSONAL = frozenset({"group", "is_active", "awaits_activation", "has_profi
 
 @dataclass(frozen=True, slots=True)
 class Editor:
-    """The user who edits, and their address. `is_admin` is set only when admin rights permit the edit."""
+    """The user who edits, and their IP address. `is_admin` is set only when admin rights permit the edit."""
 
     user_id: int
     address: str | None
@@ -41,8 +41,8 @@ def public(row: Row) -> dict[str, Any]:
 async def record(tx: Transaction, action: str, user_id: int, editor: Editor | None, changes: Row) -> None:
     """Store an entry and emit its event.
 
-    `changes` maps each changed field to its old and new value, `{"group": ["user", "admin"]}`, or to an empty list for
-    personal data. `editor` is None for an action on the command line or at the start of the service.
+    `changes` maps each changed field to its old and new value, such as `{"group": ["user", "admin"]}`, or to an empty
+    list for personal data. `editor` is None for an action on the command line or at the start of the service.
     """
     actor_id, address = (editor.user_id, editor.address) if editor is not None else (None, None)
     values = {
@@ -66,7 +66,7 @@ async def record_changes(tx: Transaction, action: str, before: Row, after: Row, 
 
 
 async def page_of(database: Database, page: ListRequest) -> Listed[dict[str, Any]]:
-    """Return a page of the audit trail, newest first unless the request sorts it or pages by key."""
+    """Return a page of the audit trail, newest first unless the request sets `sort` or `after`."""
     where = filter_sql.where(models.audit, page.filter, is_sqlite=database.is_sqlite)
     order = total_order(page.sort or (("id", page.after is None),))
     return await entities_of(database, models.audit, where, order, public, page)

@@ -1,5 +1,6 @@
-"""Avatars: which picture an account has. The files are in the object storage, under random names that do not reveal
-their owner and cannot be guessed.
+"""Avatars: which picture an account has.
+
+The files are in the file storage, under random names that do not reveal their owner and cannot be guessed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def avatar_of(name: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class AvatarChange:
-    """The account after the change, in its `public` form, and its former avatar, whose files can go."""
+    """The account after the change, in its `public` form, and its former avatar, whose files can be deleted."""
 
     user: dict[str, Any]
     former: str | None

@@ -63,7 +63,7 @@ def _usable(token: OneTimeToken | None, user: dict[str, Any] | None) -> tuple[On
 
 
 async def confirm(tx: Transaction, token: str) -> dict[str, Any]:
-    """Activate the account that the token was mailed to, or give the account its new email.
+    """Activate the account that the token belongs to, or give the account its new email.
 
     Return the account in its `public` form. Raises NotFound, and Conflict when another account has the email.
     """
@@ -148,7 +148,7 @@ async def reset_password(tx: Transaction, token: str, password_hash: str) -> Non
 async def change_password(
     tx: Transaction, user_id: int, session_id: str, checked_hash: str, password_hash: str
 ) -> None:
-    """Set the password, end every other session and revoke the URLs that were mailed before.
+    """Set the password, end every other session and revoke the URLs that were mailed earlier.
 
     `checked_hash` is the hash that the old password was checked against. Raises Conflict when it changed meanwhile.
     """
@@ -159,7 +159,7 @@ async def change_password(
 
 
 def password_changed_meanwhile() -> Conflict:
-    return Conflict("The password was changed by another request; try again with the new one")
+    return Conflict("The password was changed by another request; try again with the new password")
 
 
 async def _change_password(tx: Transaction, user: Row, values: Row, *, keep_session_id: str | None) -> None:

@@ -1,7 +1,8 @@
-"""Deleting accounts: personal data goes, and the movies and characters that the user listed stay under the old user id.
+"""Deleting accounts: personal data is erased, and the movies and characters that the user added stay under the
+user's id.
 
-One transaction ends the sessions, so that sockets close, cancels the jobs, revokes tokens, withdraws emails and empties
-the row but for its id. The user name and the email become free again.
+One transaction ends the sessions (which closes the sockets), cancels the jobs, revokes tokens, withdraws emails and
+empties the row except for its id. The user name and the email can then be used by another account.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from repository.generic.versions import IfMatch, Row
 
 # No password hashes to this.
 NO_PASSWORD = "deleted"  # noqa: S105 (no password)
-# Everything that can be empty, so that no personal data is overlooked.
+# Every nullable column, so that no personal data is overlooked.
 _EMPTIED = [str(column.name) for column in models.users.columns if column.nullable]
 
 
 async def remove(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatch) -> str | None:
-    """Delete an account: the editor's own, or any account for an admin. Return its avatar, whose files can go.
+    """Delete an account: the editor's own, or any account for an admin.
 
-    Raises Forbidden, NotFound, PreconditionFailed, and Conflict for the last admin.
+    Return its avatar, whose files can be deleted, or None if there is none. Raises Forbidden, NotFound,
+    PreconditionFailed, and Conflict for the last admin.
     """
     is_own = editor.user_id == user_id
     locked = await users.lock_with_admins(tx, user_id, if_match, admin_id=None if is_own else editor.user_id)
@@ -44,10 +46,11 @@ async def remove(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatc
 
 
 async def forget_waiting(database: Database, now: datetime, *, max_rows: int) -> int:
-    """Delete up to `max_rows` accounts that were not activated within `DAYS_TO_ACTIVATE` before `now` (an aware time).
+    """Delete up to `max_rows` accounts that still await activation `DAYS_TO_ACTIVATE` days after registration.
 
-    Return how many were deleted. Accounts with a valid or queued activation URL stay until a later clean-up. Accounts
-    that an admin has moved to another group or given a picture stay too, because they are wanted.
+    `now` is an aware time. Return how many were deleted. Accounts with a valid or queued activation URL stay until a
+    later clean-up. Accounts that an admin has moved to another group or given a picture stay too, because an admin
+    evidently wants them kept.
     """
     late = late_accounts(now, max_rows)
     async with database.read() as connection:
@@ -79,7 +82,7 @@ def _has_queued_mail() -> ColumnElement[bool]:
 
 
 def late_accounts(now: datetime, max_rows: int) -> Select[tuple[int]]:
-    """Return the query for the ids that `forget_waiting` may delete, in the order of their index."""
+    """Return the query for the ids that `forget_waiting` may delete, in the order of the index."""
     table = models.users
     return (
         select(table.c.id)
@@ -98,7 +101,7 @@ def late_accounts(now: datetime, max_rows: int) -> Select[tuple[int]]:
 
 
 async def _empty(tx: Transaction, before: Row, *, actor_id: int | None) -> None:
-    """Erase everything about an account, whose row is locked, but its id, and emit the delete event."""
+    """Erase everything about an account except its id, and emit the delete event. The caller holds the row's lock."""
     user_id = before["id"]
     await jobs.cancel_all(tx, user_id)
     await sessions.end_all(tx, user_id, actor_id=actor_id)

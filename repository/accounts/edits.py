@@ -1,7 +1,7 @@
 """Editing accounts and profiles, by their owners and by admins.
 
-A profile is part of its account: one row, one version. Each function runs inside the transaction of `Database.write`
-and returns the account's new row. The row is locked first. An edit that changes nothing emits no event and leaves no
+A profile is part of its account: one row, one version. Each edit runs inside the transaction of `Database.write`,
+locks the account's row first and returns its new row. An edit that changes nothing emits no event and leaves no
 entry in the audit trail.
 """
 
@@ -34,9 +34,9 @@ async def edit_own(
     """Set fields of the caller's own account.
 
     `proven_hash` is the hash that the current password was checked against, or None when no password was sent; changing
-    the user name or the email needs it. With `proves_addresses` a new email takes effect when its confirmation URL is
-    used, and sending the current email with the password cancels a pending change. Raises NotFound, PreconditionFailed,
-    Forbidden without the password, and Conflict.
+    the user name or the email needs it. With `proves_addresses` a new email takes effect only when its confirmation URL
+    is used, and sending the current email with the password cancels a pending change. Raises NotFound,
+    PreconditionFailed, Forbidden without the password, and Conflict.
     """
     before = await users.lock(tx, user_id, if_match)
     values = users.as_stored(fields)
@@ -46,7 +46,7 @@ async def edit_own(
         _require_proof(before, proven_hash, changed)
     if "email" in changed and proves_addresses:
         if values["email"] is None:
-            message = "The email cannot be removed, because accounts are activated by email here"
+            message = "The email cannot be removed, because this service activates accounts by email"
             raise Conflict([FieldProblem(("body", "email"), message, "email_needed")])
         await confirmations.request_address_change(tx, before, values["email"])
         del values["email"], values["email_key"]
@@ -107,7 +107,7 @@ async def create_profile(tx: Transaction, editor: Editor, user_id: int, fields: 
 
 
 async def edit_profile(tx: Transaction, editor: Editor, user_id: int, fields: Row, if_match: IfMatch) -> dict[str, Any]:
-    """Set fields of a profile. Raises Forbidden, NotFound also without a profile, and PreconditionFailed."""
+    """Set fields of a profile. Raises Forbidden, NotFound (also when there is no profile) and PreconditionFailed."""
     before = await lock_for(tx, editor, user_id, if_match)
     require_profile(before)
     return await change(tx, editor, "update_profile", before, fields)
@@ -133,7 +133,7 @@ async def lock_for(tx: Transaction, editor: Editor, user_id: int, if_match: IfMa
 
 
 async def change(tx: Transaction, editor: Editor, action: str, before: Row, values: Row) -> dict[str, Any]:
-    """Write columns of a locked row and return the new row; an admin's edit is recorded in the audit trail."""
+    """Write columns of a locked row and return the new row; an edit by an admin is recorded in the audit trail."""
     after = await users.change(tx, before, values, actor_id=editor.user_id)
     if editor.is_admin:
         await audit.record_changes(tx, action, users.public(before), users.public(after), editor)

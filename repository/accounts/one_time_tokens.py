@@ -1,8 +1,8 @@
-"""One-time tokens, which mailed URLs carry: random, valid once and for a day, stored only as digests.
+"""One-time tokens, which emailed URLs carry: random, valid once and for a day, stored only as digests.
 
-A token serves one purpose: a password reset token activates nothing. It proves that its holder reads the email of the
-address it was sent to (`OneTimeToken.email`); callers reject it when the account has another address by then. Code that
-changes or deletes an account revokes its tokens with `void`, in the same transaction.
+A token serves one purpose: an activation token cannot reset a password. It proves that its holder receives emails at
+the address it was sent to (`OneTimeToken.email`); callers reject it when the account has another address by then. Code
+that changes or deletes an account revokes its tokens with `void`, in the same transaction.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ async def find(database: Database, token: str, *purposes: Purpose) -> OneTimeTok
 
 
 async def take(tx: Transaction, token: str, *purposes: Purpose) -> OneTimeToken | None:
-    """Use up a token; None when it is not valid. Of two concurrent calls with one token, one gets None."""
+    """Use up a token and return it, or None when it is not valid. Only one of two concurrent calls gets the token."""
     return _token_of(await tx.connection.execute(delete(TABLE).where(_is_valid(token, purposes)).returning(*_SHOWN)))
 
 
@@ -94,5 +94,5 @@ async def void(tx: Transaction, user_id: int, *purposes: Purpose) -> None:
 
 
 async def forget(database: Database, now: datetime) -> int:
-    """Delete tokens that have expired at `now` (an aware time). Return how many were deleted."""
+    """Delete tokens that had expired by `now` (an aware time). Return how many were deleted."""
     return await database.delete_without_events(TABLE, TABLE.c.expires_at < utc_text(now))

@@ -2,8 +2,8 @@
 
 - A row holds no token. The token is minted when a worker claims the row. So its digest is stored before the email is
   sent, and neither the outbox nor a backup of it gives access to an account.
-- A claim is a lease by the database's clock. When a worker dies, another one sends the email once the lease expires. So
-  each email is sent at least once; a second copy has the `Message-ID` of the first.
+- A claim is a lease, timed by the database's clock. When a worker dies, another one sends the email once the lease
+  expires. So each email is sent at least once; a second copy has the `Message-ID` of the first.
 - A request from an anonymous client stores only the address (`request`). The account is looked up when the row is
   claimed, so neither the response nor its duration reveals whether an account exists.
 - Sent emails are kept for a day, to count how many an account has received.
@@ -32,9 +32,9 @@ from repository.generic.lists import one
 from repository.generic.versions import Row
 
 LEASE_SECONDS = 60.0  # twice as long as a conversation with the mail server may take
-MAX_ATTEMPTS = 56  # with the pauses of `jobs.mailer` about two days
+MAX_ATTEMPTS = 56  # with the pauses of `jobs.mailer`, about two days
 MAX_WAITING_PER_USER = 20
-MAX_REQUESTED_PER_DAY = 5  # of one type and account
+MAX_REQUESTED_PER_DAY = 5  # for one type and account
 REQUEST_PAUSE_SECONDS = 60.0
 DAY = timedelta(days=1)
 KEPT_WHEN_FAILED = timedelta(days=7)
@@ -77,17 +77,17 @@ class ClaimedMail:
 
 
 async def put(tx: Transaction, user_id: int, kind: MailType, recipient: str) -> bool:
-    """Queue an email. Return False, and log, when the account already has MAX_WAITING_PER_USER queued."""
+    """Queue an email. Return False and log a warning when the account already has MAX_WAITING_PER_USER queued."""
     waiting = select(func.count()).select_from(TABLE).where(TABLE.c.user_id == user_id, TABLE.c.due_at.is_not(None))
     if (await tx.connection.execute(waiting)).scalar_one() >= MAX_WAITING_PER_USER:
-        log.warning("mail not queued: too many queued for the account", user_id=user_id, kind=kind.value)
+        log.warning("email not queued; too many queued for the account", user_id=user_id, kind=kind.value)
         return False
     await _insert(tx, user_id, kind, recipient)
     return True
 
 
 async def request(tx: Transaction, kind: MailType, address: str) -> None:
-    """Queue an email to the account with this address. The work is the same when there is none."""
+    """Queue an email to the account with this address. The work is the same when there is no such account."""
     await _insert(tx, None, kind, address)
 
 
@@ -116,9 +116,9 @@ async def withdraw(tx: Transaction, user_id: int, *kinds: MailType) -> None:
 
 
 async def claim(database: Database, owner: str) -> ClaimedMail | None:
-    """Lease the email that is due first, with a new token where it needs one, and return it; None when none is due.
+    """Lease the email that is due first, with a new token where it needs one, and return it, or None when none is due.
 
-    Mails that must no longer be sent are deleted.
+    Emails that must no longer be sent are deleted.
     """
     while True:
         async with database.read() as connection:
@@ -139,7 +139,7 @@ async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | N
     if mail is None:
         return True, None
     if mail["attempts"] >= MAX_ATTEMPTS:
-        log.error("mail abandoned: every attempt was interrupted", mail=mail["id"], kind=mail["kind"])
+        log.error("email abandoned; every attempt interrupted", mail=mail["id"], kind=mail["kind"])
         await _write(tx, TABLE.c.id == mail["id"], {"due_at": None, "lease_owner": None, "failed_at": utc_now()})
         return False, None
     kind = MailType(mail["kind"])
@@ -147,7 +147,7 @@ async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | N
     if user is None or not _is_wanted(kind, user, mail) or not await _may_have(tx, user, mail):
         await tx.connection.execute(delete(TABLE).where(TABLE.c.id == mail["id"]))
         return False, None
-    # The account's own spelling: an address that only has the same key may be another person's mailbox.
+    # Use the account's own spelling: an address that only has the same key may be another person's mailbox.
     recipient = mail["recipient"] if mail["user_id"] is not None else user["email"]
     purpose = PURPOSES.get(kind)
     token = await one_time_tokens.mint(tx, purpose, user["id"], recipient) if purpose is not None else None
@@ -178,7 +178,7 @@ def _is_wanted(kind: MailType, user: Row, mail: Row) -> bool:
 
 
 async def _may_have(tx: Transaction, user: Row, mail: Row) -> bool:
-    """Return whether the limits for requested emails permit this one: a number a day, and a pause between two."""
+    """Return whether the limits for requested emails permit this one: a number per day, and a pause between two."""
     if mail["user_id"] is not None:
         return True
     now = datetime.now(UTC)
@@ -205,7 +205,7 @@ async def postpone(database: Database, mail: ClaimedMail, owner: str, seconds: f
 
 
 async def release(database: Database, mail: ClaimedMail, owner: str) -> None:
-    """Give back an email whose attempt was interrupted, so that another worker can claim it at once."""
+    """Release an email whose attempt was interrupted, so that another worker can claim it at once."""
     now = now_in_seconds(is_sqlite=database.is_sqlite)
     await _settle(database, mail, owner, {"due_at": now, "attempts": mail.attempts - 1})
 
@@ -224,6 +224,6 @@ async def _write(tx: Transaction, which: ColumnElement[bool], values: Row) -> No
 
 
 async def forget(database: Database, now: datetime) -> int:
-    """Delete emails sent a day before `now` (an aware time) or failed a week before. Return how many were deleted."""
+    """Delete emails sent a day or failed a week before `now` (an aware time). Return how many were deleted."""
     is_old = or_(TABLE.c.sent_at < utc_text(now - DAY), TABLE.c.failed_at < utc_text(now - KEPT_WHEN_FAILED))
     return await database.delete_without_events(TABLE, is_old)

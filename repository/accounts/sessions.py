@@ -1,10 +1,10 @@
-"""Sessions: one row per sign-in, until sign-out. A session's id is the claim `sid` of its tokens.
+"""Sessions: one row per sign-in. A session's id is the claim `sid` of its tokens.
 
 A session has one valid refresh token, the last one issued. An older one is treated as stolen: presenting it ends the
 session, and with it every token issued from that sign-in.
 
-The owner can list sessions that have not ended (`ended_at` is null), and each start and end is an event for the owner
-alone. An expired session stays listed until the clean-up ends it, because expiry alone sends no event.
+The owner can list sessions that have not ended (`ended_at` is null), and each start, refresh and end is an event for
+the owner alone. An expired session stays listed until the clean-up ends it, because expiry alone sends no event.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ async def begin(
     """Store a session and return its `public` form. The oldest session ends when the user has MAX_SESSIONS_PER_USER.
 
     Return None when the password has changed since it was checked; the caller checks again. Raises Unauthenticated
-    when the account is gone, and Forbidden when it awaits activation or is disabled.
+    when the account no longer exists, and Forbidden when it awaits activation or is disabled.
     """
     accounts = models.users.c
     # Disabling the account and changing its password take the same lock: either they end this session, or we see
@@ -97,7 +97,7 @@ async def begin(
     if not standing.is_active:
         raise Forbidden(AWAITS_ACTIVATION if standing.awaits_activation else DISABLED)
     if checked.new_hash is not None:
-        # The new hash is not visible to clients, so there is no event and the version stays.
+        # The new hash is not visible to clients, so there is no event and the version stays the same.
         renewed = update(models.users).where(accounts.id == user_id).values(password_hash=checked.new_hash)
         await tx.connection.execute(renewed)
     await _make_room(tx, user_id)
@@ -139,7 +139,7 @@ async def refresh(tx: Transaction, claims: Claims, address: str | None, renewal:
     Unauthenticated when the session has ended or the account is not active.
     """
     accounts = models.users.c
-    # The row is locked: the second of two requests with one token finds the token of the first.
+    # The row is locked, so the second of two requests with the same token finds the token that replaced it.
     before = await one(
         tx.connection,
         select(TABLE)
@@ -211,7 +211,7 @@ async def end_others(tx: Transaction, user_id: int, keep_session_id: str | None,
     """End all sessions of the user except `keep_session_id`. Return how many were ended.
 
     A change of the password must write the password first. A concurrent sign-in with the old password then either is
-    among these sessions or finds the new password (`begin`).
+    among these sessions, or `begin` finds that the password has changed.
     """
     which = TABLE.c.user_id == user_id
     if keep_session_id is not None:
@@ -220,20 +220,20 @@ async def end_others(tx: Transaction, user_id: int, keep_session_id: str | None,
 
 
 async def expire(database: Database, now: datetime, *, max_rows: int) -> int:
-    """End up to `max_rows` sessions that have expired at `now` (an aware time). Return how many were ended."""
+    """End up to `max_rows` sessions that had expired by `now` (an aware time). Return how many were ended."""
     has_expired = TABLE.c.expires_at < utc_text(now)
     return await database.write(lambda tx: _end(tx, has_expired, actor_id=None, limit=max_rows))
 
 
 async def forget(database: Database, now: datetime) -> int:
-    """Delete sessions that have ended, have expired and are too old for `recent_addresses`. Return how many."""
+    """Delete ended and expired sessions that are too old for `recent_addresses`. Return how many were deleted."""
     is_over = (TABLE.c.expires_at < utc_text(now)) & TABLE.c.ended_at.is_not(None)
     is_old = TABLE.c.last_used_at < utc_text(now - timedelta(days=KNOWN_ADDRESS_DAYS))
     return await database.delete_without_events(TABLE, is_over & is_old)
 
 
 async def recent_addresses(database: Database, user_id: int) -> frozenset[str]:
-    """Return the addresses that started or last refreshed the user's newest sessions within KNOWN_ADDRESS_DAYS."""
+    """Return the IP addresses from which the user's newest sessions were last used within KNOWN_ADDRESS_DAYS."""
     since = utc_text(datetime.now(UTC) - timedelta(days=KNOWN_ADDRESS_DAYS))
     # Each attempt to sign in runs this query, so the number of rows is bounded.
     recent = (

@@ -31,7 +31,7 @@ USERS_AUDIENCE = f"group:{Group.ADMIN}"
 _PRIVATE = frozenset({"password_hash", "username_key", "email_key", "avatar", "profile_created_at", "deleted_at"})
 AVATAR_PIXELS = 512
 THUMBNAIL_PIXELS = 128
-LOGINS = ("username", "email")  # unique; an account signs in with either
+LOGINS = ("username", "email")  # unique; a user signs in with either
 # The columns that the owner of an account can edit.
 EDITABLE = (*LOGINS, "name", "first_name", "last_name", "phone_number")
 SEARCHED = EDITABLE  # by admins
@@ -103,9 +103,9 @@ async def lock_with_admins(
 ) -> LockedWithAdmins:
     """Lock an account together with every active admin.
 
-    Rows are locked in the order of their ids. So when two admins leave at once the second finds itself the last one,
-    and an admin who has just been demoted is rejected. Raises Forbidden when `admin_id` is given and is not an active
-    admin, then NotFound and PreconditionFailed.
+    Rows are locked in the order of their ids. So when the last two admins leave at the same time, the second is
+    rejected, and so is a request by an admin who has just been demoted. Raises Forbidden when `admin_id` is given and
+    is not an active admin, then NotFound and PreconditionFailed.
     """
     is_active_admin = and_(TABLE.c.group == Group.ADMIN.value, TABLE.c.is_active)
     wanted = select(TABLE).where(or_(TABLE.c.id == user_id, is_active_admin), exists()).order_by(TABLE.c.id)
@@ -119,7 +119,7 @@ async def lock_with_admins(
 async def change(tx: Transaction, before: Row, values: Row, *, actor_id: int | None) -> dict[str, Any]:
     """Write columns of a locked row, emit the event, and return the new row.
 
-    A change that `public` does not show, such as a new password, has no event and keeps the version. Raises Conflict
+    A change that `public` does not show, such as a new password, emits no event and keeps the version. Raises Conflict
     naming the user name or the email that another account has.
     """
     values = {name: values[name] for name in changed_names(before, values)}
@@ -255,7 +255,7 @@ async def activate(tx: Transaction, editor: Editor, user_id: int) -> dict[str, A
 
 
 async def deactivate(tx: Transaction, editor: Editor, user_id: int) -> dict[str, Any]:
-    """Disable an account, end its sessions and revoke its one-time tokens; activating it restores none of them.
+    """Disable an account, end its sessions and revoke its one-time tokens; enabling it again restores none of them.
 
     Raises Forbidden, NotFound, and Conflict for the last admin.
     """
@@ -281,7 +281,7 @@ async def _administer(tx: Transaction, action: str, editor: Editor, user_id: int
 
 
 async def page_of(database: Database, page: ListRequest, *, sees_everything: bool) -> Listed[dict[str, Any]]:
-    """Return a page of accounts: all of them with `sees_everything`, otherwise the active ones as `in_brief`."""
+    """Return a page of accounts: all of them with `sees_everything`, otherwise the active ones, `in_brief`."""
     where = [exists(), filter_sql.where(TABLE, page.filter, is_sqlite=database.is_sqlite)]
     if not sees_everything:
         where.append(TABLE.c.is_active)

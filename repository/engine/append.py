@@ -1,4 +1,4 @@
-"""The last statements of a writing transaction: number its events and insert them."""
+"""The last statements of a writing transaction: they number its events and insert them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from repository.engine.events import Event
 from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
 
-# In the drivers' own form, because every write runs both.
+# In the drivers' own form, because every write runs both statements.
 TAKE = statement("UPDATE event_head SET seq = seq + $1 WHERE id = 1 RETURNING epoch, seq")
 INSERT = statement(
     "INSERT INTO events (seq, topic, operation, entity_id, audience, payload, before, changed, actor_id, created_at)"

@@ -4,10 +4,10 @@ Rules:
 - A write goes through `Database.write(work)`: rows and events commit together, the last statements before COMMIT append
   the events, and the `on_commit` listeners receive only events that committed.
 - SQLite has one writer connection per process, and every transaction begins with BEGIN IMMEDIATE: a deferred one that
-  reads first and writes later loses updates, or fails when another process has written in between. Readers have their
-  own connections and cannot write. `synchronous=FULL`: a number that a client has seen must survive a power cut.
+  reads first and writes later fails when another process has written in between. Readers have their own connections
+  and cannot write. `synchronous=FULL`, because a number that a client has seen must survive a power cut.
 - A transaction that the database refuses (deadlock, lost connection) before COMMIT was sent is run again, a bounded
-  number of times. Once COMMIT was sent, the outcome is unknown and the caller gets the error.
+  number of times. Once COMMIT has been sent, the outcome is unknown and the caller gets the error.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ MAX_ATTEMPTS = 5
 RETRY_PAUSE_SECONDS = 0.05
 BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
 POOL_TIMEOUT_SECONDS = 30
-FETCH_SECONDS = 5.0  # a read by key that takes longer is waiting for a lost network
+FETCH_SECONDS = 5.0  # a read by key that takes longer has probably lost its connection
 SQLITE_READERS = 4
-HOT_READERS = 2  # besides those; more threads would only wait for one another
+HOT_READERS = 2  # besides SQLITE_READERS; more threads would only wait for one another
 POSTGRESQL_CONNECTIONS = 10  # per worker and engine; 4 workers fit PostgreSQL's default of 100
 SQLITE_CACHE_KIB = 16 * 1024
-SQLITE_CHECKPOINT_PAGES = 4_000  # 16 MB of log between checkpoints: fewer of them during bulk writes
+SQLITE_CHECKPOINT_PAGES = 4_000  # 16 MB of write-ahead log, so that bulk writes cause few checkpoints
 
 T = TypeVar("T")
 log = structlog.get_logger("database")
 
 
 class Database:
-    """One per process. `close()` when done."""
+    """One per process. `close` it at the end."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -57,7 +57,7 @@ class Database:
             path = Path(url.removeprefix("sqlite:///"))
             path.parent.mkdir(parents=True, exist_ok=True)
             with suppress(OSError):  # opening the file reports the problem better
-                # Other users of the machine cannot read it. SQLite gives its other files the same mode.
+                # Other users of the machine must not read it. SQLite gives its other files the same mode.
                 path.touch(mode=0o600)
             async_url = "sqlite+aiosqlite" + url.removeprefix("sqlite")
             options: dict[str, Any] = {
@@ -95,7 +95,7 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """Open a connection; each statement sees what is committed when it starts. Raises Unavailable."""
+        """Open a connection, on which each statement sees what is committed when it starts. Raises Unavailable."""
         with _unavailable_when_lost():
             async with self._reader.connect() as connection:
                 yield connection
@@ -129,7 +129,7 @@ class Database:
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[tuple[AsyncConnection, AsyncTransaction]]:
-        """Open a transaction without events, for `write` and for migrations."""
+        """Open a transaction that appends no events by itself, for `write` and for migrations."""
         async with self._writer.connect() as connection, connection.begin() as transaction:
             if self.is_sqlite:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
@@ -137,7 +137,7 @@ class Database:
             yield connection, transaction
 
     async def delete_without_events(self, table: Table, which: ColumnElement[bool]) -> int:
-        """Delete rows that no client sees, and return how many there were. Raises as `write` does."""
+        """Delete rows that no client sees. Return how many were deleted. Raises Unavailable."""
 
         async def work(tx: Transaction) -> int:
             return int((await tx.connection.execute(delete(table).where(which))).rowcount)
@@ -147,9 +147,9 @@ class Database:
     async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run `work` in one transaction with the events it emits, and return its result. Listeners run after COMMIT.
 
-        `work` may run again from the start when the database refuses the transaction, so it must touch nothing but the
-        transaction. Any exception from it rolls back, numbers included. Raises Unavailable when the database cannot be
-        reached or keeps refusing.
+        `work` may run again from the start when the database refuses the transaction, so it must change nothing
+        outside the transaction. Any exception that it raises rolls everything back, including the numbers. Raises
+        Unavailable when the database cannot be reached or keeps refusing the transaction.
         """
         for attempt in range(1, MAX_ATTEMPTS + 1):
             committing = False
@@ -172,7 +172,7 @@ class Database:
                     raise _unavailable(error) from error
                 reason = failures.first_line(error)
                 metrics.COMMIT_RETRIES.inc()
-                log.info("transaction refused, running it again", attempt=attempt, reason=reason)
+                log.info("transaction refused; retrying", attempt=attempt, reason=reason)
                 await asyncio.sleep(RETRY_PAUSE_SECONDS * attempt)
         raise AssertionError("unreachable")
 

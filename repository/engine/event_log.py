@@ -3,7 +3,7 @@
 A transaction appends its events with its last statements before COMMIT (`repository.engine.append`). It takes n
 numbers by updating the one `event_head` row, whose lock is held until COMMIT: the second of two transactions gets
 higher numbers and commits later, and a rollback returns the numbers. So a reader that sees number k sees every number
-below it, and finds a loss by arithmetic.
+below it, and detects a lost event as a gap in the numbers.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ async def oldest(database: Database) -> int | None:
 async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: int) -> list[Event]:
     """Return the next events after `seq`, in order: at most `max_rows`, and `max_bytes` unless one alone is larger.
 
-    The caller checks that the first is `seq + 1`; otherwise the log no longer reaches back to `seq`.
+    The caller must check that the first number is `seq + 1`; otherwise the log no longer reaches back to `seq`.
     """
     table = models.events
     async with database.read() as connection:
@@ -76,7 +76,7 @@ def _event(epoch: str, row: Sequence[Any]) -> Event:
 
 
 async def tail(database: Database, *, max_rows: int, max_bytes: int) -> int:
-    """Return the number before the oldest of the newest events that fit into both bounds."""
+    """Return the lowest number after which all events together fit into both bounds; 0 when the log is empty."""
     table = models.events
     async with database.read() as connection:
         newest = await connection.execute(select(table.c.seq, _SIZE).order_by(table.c.seq.desc()).limit(max_rows))
@@ -91,7 +91,10 @@ async def tail(database: Database, *, max_rows: int, max_bytes: int) -> int:
 
 
 async def prune(database: Database, *, keep_rows: int, older_than: Any, max_rows: int) -> int:
-    """Delete up to `max_rows` events, the oldest, beyond `keep_rows` or before `older_than`. Return how many."""
+    """Delete the oldest events, up to `max_rows`: those beyond the newest `keep_rows`, or from before `older_than`.
+
+    `older_than` is an aware time. Return how many were deleted.
+    """
 
     async def work(tx: Transaction) -> int:
         table = models.events
@@ -110,10 +113,10 @@ async def prune(database: Database, *, keep_rows: int, older_than: Any, max_rows
 
 
 async def renew_epoch(database: Database, present: str | None = None) -> str:
-    """Give the log a new identity, as after restoring a backup: every position that a client holds becomes void.
+    """Give the log a new epoch, as after restoring a backup: every position that a client holds becomes invalid.
 
-    With `present`, change it only if that is still the identity, so that one of several workers does. Return the new
-    epoch.
+    With `present`, do so only while that is still the epoch, so that only one of several workers changes it. Return the
+    epoch that was generated, whether or not it was stored.
     """
     epoch = new_epoch()
 

@@ -21,7 +21,7 @@ class Event:
     changed: tuple[str, ...]
     actor_id: int | None
     created_at: str
-    # Parts of frames built for this event, by what they depend on (`realtime.wire.frames`).
+    # Parts of frames built for this event, keyed by what they depend on (`realtime.wire.frames`).
     built: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property

@@ -20,8 +20,8 @@ DATABASE_ERRORS: tuple[type[Exception], ...] = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # a connection that broke in the middle of a statement
 )
-# SQLSTATE classes (PostgreSQL manual, appendix A): connection exceptions; insufficient resources, a full disk among
-# them; shutdown, crash, cannot connect now; statement and lock time-outs; read-only, as after a failover.
+# SQLSTATE classes (PostgreSQL manual, appendix A): connection exceptions; insufficient resources, including a full
+# disk; shutdown, crash, cannot connect now; statement and lock time-outs; read-only, as after a failover.
 _LOST_STATES = ("08", "53", "57P", "57014", "55P03", "25006")
 _LOST_ON_SQLITE = ("unable to open database", "disk i/o error", "database or disk is full", "readonly database")
 _REFUSED_STATES = ("40",)  # serialization failure, deadlock
@@ -34,7 +34,7 @@ def _state(error: BaseException) -> str:
 
 
 def is_refused(error: BaseException) -> bool:
-    """Return whether the database rolled back because of other transactions, so that running again may succeed."""
+    """Return whether the database rolled back because of other transactions, so that another run may succeed."""
     return _state(error).startswith(_REFUSED_STATES) or any(text in str(error) for text in _REFUSED_ON_SQLITE)
 
 
@@ -48,15 +48,15 @@ def is_lost(error: BaseException) -> bool:
 
 
 def is_foreign(error: BaseException) -> bool:
-    """Return whether the error comes from the database's surroundings rather than from our SQL or types."""
+    """Return whether the error comes from the database's environment rather than from our SQL or types."""
     return is_refused(error) or is_lost(error)
 
 
 def may_run_again(error: BaseException) -> bool:
-    """Return whether the transaction may be run again. Without a free connection it would only wait again."""
+    """Return whether the transaction may be run again. With no free connection, it would only wait again."""
     return is_refused(error) or (is_lost(error) and not isinstance(error, PoolTimeout))
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of the driver's message, for logs and messages at start."""
+    """Return the first line of the driver's message, for log events and start-up errors."""
     return str(getattr(error, "orig", None) or error).split("\n", 1)[0]

@@ -1,4 +1,4 @@
-"""Leases: of all workers, one does a task at a time, timed by the database's clock, which all of them share."""
+"""Leases: only one of all workers does a task at a time. They are timed by the database's clock, which all share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def now_in_seconds(*, is_sqlite: bool) -> ColumnElement[Any]:
 
 
 async def take(database: Database, name: str, owner: str, seconds: float) -> bool:
-    """Take the lease for `seconds`, whether the task ends sooner or not. Return False while another worker holds it."""
+    """Take the lease for `seconds`; it is never released earlier. Return False while any worker holds it."""
 
     async def work(tx: Transaction) -> bool:
         table = models.leases

@@ -48,7 +48,7 @@ async def migrate(database: Database) -> None:
 
 
 async def _migrate(database: Database) -> None:
-    async with database.begin() as (connection, _):  # on SQLite others wait here
+    async with database.begin() as (connection, _):  # on SQLite, other processes wait here
         if not database.is_sqlite:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": POSTGRESQL_LOCK})
         await connection.run_sync(_upgrade)

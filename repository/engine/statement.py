@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One text for each database; values are given by position."""
+    """The SQL text for each database; values are passed by position."""
 
     sqlite: str
     postgresql: str
 
 
 def statement(text: str) -> Statement:
-    """Return a statement from a text with `$1`, `$2`, … in order, each once, cast where PostgreSQL needs it."""
+    """Return a statement from SQL text with `$1`, `$2`, … in order, each once, cast where PostgreSQL requires it."""
     return Statement(re.sub(r"\$[0-9]+(::[a-z]+)*", "?", text), text)

@@ -32,7 +32,7 @@ class Draft(NamedTuple):
 
 @dataclass(slots=True)
 class Transaction:
-    """The argument of `Database.write`'s work. Its `emit` methods are the only way to send watchers an event."""
+    """The argument of the work that `Database.write` runs. Only its `emit` methods send events to watchers."""
 
     connection: AsyncConnection
     drafts: list[Draft] = field(default_factory=list)
@@ -45,8 +45,8 @@ class Transaction:
     async def driver(self) -> Any:
         """Return the driver's connection (aiosqlite or asyncpg), inside this transaction, for the bulk paths.
 
-        On asyncpg, SQLAlchemy begins the transaction with its first statement; without it, each raw statement would
-        commit on its own.
+        On asyncpg, SQLAlchemy begins the transaction with its first statement; without that, each raw statement
+        would commit on its own.
         """
         if self._driver is None:
             raw: Any = (await self.connection.get_raw_connection()).driver_connection
@@ -77,14 +77,14 @@ class Transaction:
         changed: Sequence[str] = (),
         audience: str = PUBLIC_AUDIENCE,
     ) -> bytes:
-        """Append an event about one entity and return the entity, encoded. A delete sends only the id."""
+        """Append an event about one entity and return its payload. The payload of a delete holds only the id."""
         payload = orjson.dumps({"id": entity["id"]} if operation == "delete" else entity)
         old = orjson.dumps(before) if before is not None else None
         self.drafts.append(Draft(topic, operation, str(entity["id"]), audience, payload, old, tuple(changed), actor_id))
         return payload
 
     def emit_encoded(self, topic: str, operation: str, entity_id: str, payload: bytes, *, actor_id: int | None) -> None:
-        """Append an event about one public entity that is encoded already."""
+        """Append an event about one public entity that is already encoded."""
         self.drafts.append(Draft(topic, operation, entity_id, PUBLIC_AUDIENCE, payload, None, (), actor_id))
 
     def emit_bulk(
@@ -100,7 +100,7 @@ class Transaction:
     ) -> None:
         """Append `add_bulk` or `update_bulk` with encoded entities, or `delete_bulk` with encoded ids.
 
-        Rows that do not fit into MAX_EVENT_BYTES and MAX_EVENT_ITEMS become several events.
+        Rows that exceed MAX_EVENT_BYTES or MAX_EVENT_ITEMS are split into several events.
         """
         key = b"ids" if operation == "delete_bulk" else b"items"
         tail = b',"job_id":' + orjson.dumps(job_id) if job_id is not None else b""

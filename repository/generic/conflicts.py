@@ -37,7 +37,7 @@ class Refusal:
 
 
 async def require_none(tx: Transaction, resource: Resource, items: Items, *, edits: Edited = (), bulk: bool) -> None:
-    """Raise Conflict naming every item that cannot be stored. Arguments as of `find`."""
+    """Raise Conflict naming every item that cannot be stored. The arguments are those of `find`."""
     raise_for(await find(tx, resource, items, edits=edits), bulk=bulk)
 
 
@@ -48,16 +48,16 @@ def raise_for(refused: Mapping[int, Refusal], *, bulk: bool) -> None:
 
 
 async def find(tx: Transaction, resource: Resource, items: Items, *, edits: Edited = ()) -> dict[int, Refusal]:
-    """Return the items that cannot be stored, by position. Of several that want one value, the first may have it.
+    """Return the items that cannot be stored, by position. Of several with the same unique value, only the first can.
 
-    `edits` holds, for each item, the stored row that it edits, or None if there is no such row; such an item takes no
-    value. New rows have no `edits`.
+    `edits` holds, for each item, the stored row that it edits, or None if there is no such row; an item without a row
+    takes no value. For new rows, `edits` is empty.
     """
     refused: dict[int, Refusal] = {}
     for parent in resource.parents:
         refused |= await _without_parent(tx, parent, items)
     for key, column in resource.keys.items():
-        # A row that is refused for another reason leaves its value to the others.
+        # An item that is refused for another reason leaves its value to the others.
         stored = {index: item for index, item in enumerate(items) if index not in refused and column in item}
         refused |= await _taken(tx, resource, key, column, stored, edits)
     return refused
@@ -83,7 +83,7 @@ async def _taken(
     tx: Transaction, resource: Resource, key: str, column: str, items: Mapping[int, Row], edits: Edited
 ) -> dict[int, Refusal]:
     edited = {index: edits[index] for index in items} if edits else {}
-    # Of a row that is named twice, the last edit counts.
+    # When a row is named twice, only its last edit counts.
     last = {row["id"]: index for index, row in edited.items() if row is not None}
     wanted = {index: unique_key(items[index][column]) for index in (sorted(last.values()) if edits else items)}
     if not wanted:
@@ -103,5 +103,5 @@ async def _taken(
     for index, value in wanted.items():
         if value in taken:
             refused[index] = Refusal(column, taken[value], "taken")
-        taken.setdefault(value, f"Another row of this request has this {column}")
+        taken.setdefault(value, f"Another row of this request has the same {column}")
     return refused

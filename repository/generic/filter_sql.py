@@ -21,7 +21,7 @@ def where(table: Table, wanted: Filter, *, is_sqlite: bool) -> ColumnElement[boo
 
 
 def search(table: Table, columns: Iterable[str], text: str, *, is_sqlite: bool) -> ColumnElement[bool]:
-    """Return the condition that each word of `text` is in one of the columns, ignoring case."""
+    """Return the condition that each word of `text` occurs in one of the columns, ignoring case."""
     words = without_case(text).split()
     return and_(
         literal(True),
@@ -33,7 +33,7 @@ def search(table: Table, columns: Iterable[str], text: str, *, is_sqlite: bool) 
 
 
 def _lower(column: ColumnElement[str], is_sqlite: bool) -> ColumnElement[str]:
-    # Both lowercase all of Unicode, as Python does; the databases' defaults lowercase only ASCII or follow a locale.
+    # Both functions lowercase all of Unicode, as Python does; the defaults lowercase only ASCII or follow a locale.
     lower = func.unicode_lower(column) if is_sqlite else func.lower(collate(column, "und-x-icu"))
     return func.replace(lower, "ς", "σ", type_=String)
 
@@ -41,7 +41,7 @@ def _lower(column: ColumnElement[str], is_sqlite: bool) -> ColumnElement[str]:
 def _clause(table: Table, condition: Condition, is_sqlite: bool) -> ColumnElement[bool]:
     column: ColumnElement[Any] = table.c[condition.field.column]
     if condition.field.kind is FieldType.INTEGER:
-        # Numbers are sent as the widest integer: one beyond the column's range matches nothing instead of failing.
+        # Sent as the widest integer, so that a number beyond the column's range matches nothing instead of failing.
         column = type_coerce(column, BigInteger)
     value = condition.value
     if condition.field.kind is FieldType.STRINGS:

@@ -1,4 +1,4 @@
-"""A POST repeated with the same `Idempotency-Key` gets the response of the first.
+"""A POST repeated with the same `Idempotency-Key` gets the response to the first.
 
 The response is stored in the transaction of its write: either both exist or neither does. Of two concurrent
 requests, the second waits for the COMMIT of the first.
@@ -34,7 +34,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """A response as it is sent, and as it is stored."""
+    """A response that is sent and stored, so that it can be sent again."""
 
     status: int
     body: bytes
@@ -42,7 +42,7 @@ class StoredResponse:
 
 
 async def once(tx: Transaction, claim: Claim | None, work: Callable[[], Awaitable[StoredResponse]]) -> StoredResponse:
-    """Run `work`, or return the stored response. Raises InvalidInput when the key was used with another request."""
+    """Run `work`, or return the stored response. Raises InvalidInput when the key came with another request."""
     if claim is None:
         return await work()
     table = models.idempotency_keys
@@ -71,6 +71,6 @@ async def once(tx: Transaction, claim: Claim | None, work: Callable[[], Awaitabl
 
 
 async def forget(database: Database, older_than: datetime) -> int:
-    """Delete the keys from before `older_than` (an aware time), and return how many there were."""
+    """Delete the keys from before `older_than` (an aware time). Return how many were deleted."""
     table = models.idempotency_keys
     return await database.delete_without_events(table, table.c.created_at < utc_text(older_than))

@@ -1,7 +1,7 @@
 """Reading lists: filters, search, sorting and paging, the same for every resource.
 
-A list is one statement, so its rows, its total and its number of the log belong to one moment on both databases: a
-client that watches from that number misses nothing and receives nothing twice.
+A list is read by one statement, so its rows, its total and its log number belong to the same moment on both databases:
+a client that watches from that number misses nothing and receives nothing twice.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from resources.resource import Resource
 
 T = TypeVar("T")
 Order = tuple[tuple[str, bool], ...]  # (column, descending)
-MAX_KEPT_STATEMENTS = 256  # without conditions there are about as many shapes as sort orders
+MAX_KEPT_STATEMENTS = 256  # the shapes of plain lists differ mainly in their sort order
 
 
 @dataclass(frozen=True, slots=True)
 class ListRequest:
-    """The requested part of a list. `sort` holds (column, descending); `after` is the id before the page."""
+    """The requested part of a list. `sort` holds pairs (column, descending); the page follows the id `after`."""
 
     filter: Filter = EVERYTHING
     text: str = ""
@@ -43,7 +43,7 @@ class ListRequest:
 
 @dataclass(frozen=True, slots=True)
 class Listed(Generic[T]):
-    """The rows of a page, the number of rows in the whole list, and the head of the log that both show."""
+    """The rows of a page, the number of rows in the whole list, and the log head at which both were read."""
 
     rows: list[T]
     total: int
@@ -55,7 +55,7 @@ class Listed(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a statement's text depends on besides its conditions. The first of `columns` is never null."""
+    """What a statement's text depends on besides its conditions. The first of `columns` must not be nullable."""
 
     table: Table
     columns: tuple[str, ...]
@@ -65,14 +65,14 @@ class Shape:
 
 
 def _number(name: str) -> ColumnElement[int]:
-    # The widest type, so that an offset past any table is not an error.
+    # The widest type, so that an offset beyond the end of any table is not an error.
     return sa.bindparam(name, type_=sa.BigInteger)
 
 
 def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
-    """Return a query for epoch, seq and total, then the columns of each row of the page; nulls when it is empty.
+    """Return a query for epoch, seq, total and the columns of each row of the page; an empty page is one row of nulls.
 
-    Columns are text here: compiling them as objects would take longer than the databases need for the page.
+    The columns are given as text: compiling them as objects would take longer than the databases need for the page.
     """
     table, head = shape.table, models.event_head
     if shape.by_owner:
@@ -96,7 +96,7 @@ def _columns(of: str, names: Iterable[str]) -> sa.TextClause:
 
 
 def _order(of: str, order: Order) -> sa.TextClause:
-    # Rows without a value come last in both directions; the databases disagree by default.
+    # Rows without a value come last in both directions; the defaults of the databases differ.
     return sa.text(", ".join(f'"{of}"."{name}" {"DESC" if down else "ASC"} NULLS LAST' for name, down in order))
 
 
@@ -112,7 +112,7 @@ def _plain_text(shape: Shape, dialect: sa.Dialect) -> tuple[str, tuple[str, ...]
 async def read(
     database: Database, shape: Shape, where: ColumnElement[bool] | None, values: Mapping[str, int | None]
 ) -> Listed[Sequence[Any]]:
-    """Return the rows as tuples, in the forms of `rows.from_driver`. Raises Unavailable.
+    """Return the rows as tuples, in the form that `rows.from_driver` takes. Raises Unavailable.
 
     Without conditions, the most frequent case, the statement bypasses SQLAlchemy, which costs several times what the
     databases need for a page.
@@ -188,7 +188,7 @@ async def entities_of(
     public: Callable[[dict[str, Any]], dict[str, Any]],
     page: ListRequest,
 ) -> Listed[dict[str, Any]]:
-    """Return the part `page` of a table that is not a resource; `public` makes what clients see. Raises Unavailable."""
+    """Return a page of a table that is not a resource, each row as `public` returns it. Raises Unavailable."""
     shape = Shape(table, tuple(str(column.name) for column in table.columns), order, after=page.after is not None)
     found = await read(database, shape, where, {"after": page.after, "limit": page.limit, "offset": page.offset})
     return Listed([public(row) for row in rows.from_driver(table, found.rows)], found.total, found.head)
@@ -198,7 +198,7 @@ async def entities_of(
 
 
 def entity(row: sa.Row[Any]) -> dict[str, Any]:
-    """Return a row of SQLAlchemy as a plain dict."""
+    """Return an SQLAlchemy row as a plain dict."""
     # Names that SQL reserves are a subclass of str, which the JSON encoder rejects as keys.
     return {str(name): value for name, value in row._mapping.items()}
 
@@ -217,7 +217,7 @@ async def find(database: Database, resource: Resource, entity_id: int) -> dict[s
 
 
 async def find_by(database: Database, resource: Resource, column: str, value: int, limit: int) -> list[dict[str, Any]]:
-    """Return the first rows by id whose `column` holds `value`. Raises Unavailable."""
+    """Return the first `limit` rows, in order of id, whose `column` holds `value`. Raises Unavailable."""
     table = resource.table
     named = select(*(table.c[name] for name in resource.columns)).where(table.c[column] == value)
     async with database.read() as connection:

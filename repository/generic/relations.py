@@ -1,7 +1,7 @@
 """Updates the parents and children of a changed row, in the same transaction, with their events.
 
-A parent counts its children in a derived column, which does not raise its `version`. A child outlives its parent: a
-deleted parent clears the child's column, an edit like any other, so that no user loses what another one wrote.
+A parent counts its children in a derived column, which does not raise its `version`. A child outlives its parent:
+deleting the parent clears the child's column by an ordinary edit, so that no user deletes what another user wrote.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ async def recount(tx: Transaction, resource: Resource, before: Items, after: Ite
 
 
 async def release_children(tx: Transaction, resource: Resource, gone: Rows, actor_id: int | None) -> None:
-    """Clear the columns of children that name rows about to be deleted."""
+    """Clear the columns of children that refer to rows about to be deleted."""
     for child, parent in children_of(resource):
         ids = [row["id"] for row in gone if row[parent.count]]
         if ids:
@@ -44,7 +44,7 @@ async def _orphan(tx: Transaction, child: Resource, column: str, ids: Sequence[i
     table = child.table
     chosen = rows.one_of(tx.is_sqlite, table.c[column], ids)
     last = 0
-    # In slices: a parent may have more children than one event holds.
+    # In slices, because a parent may have more children than one event holds.
     while True:
         page = select(table.c.id).where(chosen, table.c.id > last).order_by(table.c.id).limit(MAX_EVENT_ITEMS)
         # Locked here, so that a child that left its parent meanwhile is not among them.
@@ -64,7 +64,7 @@ async def _orphan(tx: Transaction, child: Resource, column: str, ids: Sequence[i
 
 
 async def _add(tx: Transaction, parent: Parent, changes: Counter[int], actor_id: int | None) -> None:
-    """Add to the parents' counts, with their events."""
+    """Add `changes` to the counts of the parents, and emit the events."""
     ids = sorted(parent_id for parent_id, change in changes.items() if change)
     if not ids:
         return
@@ -83,7 +83,7 @@ async def _add(tx: Transaction, parent: Parent, changes: Counter[int], actor_id:
 def emit_updates(
     tx: Transaction, resource: Resource, before: Rows, after: Rows, changed: list[str], actor_id: int | None
 ) -> None:
-    """Emit `update` for one row, `update_bulk` for several."""
+    """Emit an `update` for one row, or an `update_bulk` for several."""
     if len(after) == 1:
         tx.emit(resource.name, "update", after[0], actor_id=actor_id, before=before[0], changed=changed)
         return

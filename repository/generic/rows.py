@@ -27,7 +27,7 @@ FEW_ROWS = 100
 MAX_KEPT_TABLES = 32
 Convert = Callable[[Any], Any]
 
-# By the type of the column: what the drivers take, and what they return, in another form than clients see.
+# Conversions by column type, for values that the drivers take or return in another form than clients see.
 _TO_SQLITE: Mapping[type, Convert] = {JSON: lambda value: orjson.dumps(value).decode()}
 _TO_POSTGRESQL = {**_TO_SQLITE, models.IsoDate: date.fromisoformat, models.UtcTime: datetime.fromisoformat}
 _FROM_DRIVER: Mapping[type, Convert] = {
@@ -71,7 +71,7 @@ def driver_values(
 async def insert(
     tx: Transaction, table: Table, names: Sequence[str], ids: Sequence[int], values: Sequence[tuple[Any, ...]], now: str
 ) -> None:
-    """Insert rows of `id`, then `driver_values` of the columns `names`, then `created_at` and `updated_at`."""
+    """Insert a row for each id: its values, from `driver_values`, in the columns `names`, and `now` as both times."""
     driver = await tx.driver()
     columns = ["id", *names, "created_at", "updated_at"]
     moment: Any = now if tx.is_sqlite else datetime.fromisoformat(now)
@@ -117,7 +117,7 @@ async def fetch_locked(tx: Transaction, table: Table, ids: Sequence[int]) -> lis
 
 
 async def pick_locked(tx: Transaction, table: Table, random: Random, count: int) -> list[int]:
-    """Return up to `count` ids of existing rows, from a random place on, locked until COMMIT. May be empty."""
+    """Return up to `count` ids of existing rows, starting at a random id, locked until COMMIT. May be empty."""
     lowest, highest = (await tx.connection.execute(select(func.min(table.c.id), func.max(table.c.id)))).one()
     if lowest is None:
         return []
@@ -127,10 +127,10 @@ async def pick_locked(tx: Transaction, table: Table, random: Random, count: int)
 
 
 async def write_back(tx: Transaction, table: Table, after: Sequence[Row], columns: Sequence[str]) -> None:
-    """Write these columns of the rows, found by their ids, and the keys that follow from them."""
+    """Write these columns of the rows, found by their ids, and the unique keys made from them."""
     sources = {key: source for key, source in keys_of(table).items() if source in columns}
     if sources and len(after) > 1:
-        # Rows may swap values. First give each row a key that no value has: case-folded keys contain no capitals.
+        # Rows may swap values, so first give each row a key that no value has: case-folded keys contain no capitals.
         for key in sources:
             moved = [(f"MOVED {row['id']}", row["id"]) for row in after]
             move = statement(f'UPDATE "{table.name}" SET "{key}" = $1 WHERE id = $2')  # noqa: S608 (names of our own tables)
@@ -149,7 +149,7 @@ async def off_the_loop(size: int, work: Callable[..., T], *arguments: Any) -> T:
 
 
 def one_of(tx_is_sqlite: bool, column: ColumnElement[Any], values: Sequence[int | str]) -> ColumnElement[bool]:
-    """Return the condition that `column` is among `values`, with one parameter however many there are."""
+    """Return the condition that `column` is among `values`, with one parameter, however many values there are."""
     if tx_is_sqlite:
         listed = func.json_each(orjson.dumps(list(values)).decode()).table_valued("value")
         return column.in_(select(listed.c.value))

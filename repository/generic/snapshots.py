@@ -1,6 +1,6 @@
-"""Reads a topic page by page, each page with the number of the log that it shows.
+"""Reads a topic page by page, each page with the log number as of which it was read.
 
-A page is one statement, so its rows and its number belong together. Later pages show later states;
+A page is read by one statement, so its rows and its number belong together. Later pages show later states;
 `realtime.fanout.snapshot` turns them into one state.
 """
 
@@ -25,7 +25,7 @@ from resources.registry import RESOURCES
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The table of a topic's rows, and which rows of the table count."""
+    """The table of a topic's rows, and which rows of the table belong to the topic."""
 
     table: Table
     public: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
@@ -45,7 +45,7 @@ SOURCES: Mapping[str, Source] = {
 
 @dataclass(frozen=True, slots=True)
 class SnapshotPage:
-    """`rows` match the filter and follow the previous page by id; `is_last` says that no others follow."""
+    """`rows` match the filter and follow the previous page by id; `is_last` says that no rows follow."""
 
     head: Head
     rows: list[dict[str, Any]]
@@ -62,7 +62,7 @@ async def read_page(
     until: int | None,
     max_rows: int,
 ) -> SnapshotPage:
-    """At most `max_rows` rows with `after < id <= until`. Raises Unavailable."""
+    """Return at most `max_rows` rows with `after < id <= until`. Raises Unavailable."""
     source = SOURCES[topic]
     table = source.table
     where = [source.exists(), filter_sql.where(table, wanted, is_sqlite=database.is_sqlite)]
@@ -74,8 +74,8 @@ async def read_page(
         where.append(table.c.id <= until)
     head = models.event_head
     page = select(table).where(and_(*where)).order_by(table.c.id).limit(max_rows).subquery("page")
-    # As text the columns come in the driver's form: converting them to objects costs more than reading them. The outer
-    # join returns the head even without rows.
+    # Given as text, the columns come in the driver's form: converting them to objects costs more than reading them. The
+    # outer join returns the head even without rows.
     columns = text(", ".join(f'"page"."{name}"' for name in visible_columns(table)))
     query = select(head.c.epoch, head.c.seq, columns).select_from(head.outerjoin(page, true()))
     async with database.read() as connection:
@@ -92,7 +92,7 @@ def _entities(source: Source, found: Sequence[Sequence[Any]]) -> list[dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """A head of the log, and each topic's highest id at that number; None where ids do not follow time."""
+    """A head of the log, and each topic's highest id at that number; None where ids are not in order of time."""
 
     head: Head
     highest: Mapping[str, int | None]

@@ -12,12 +12,12 @@ Row = Mapping[str, Any]  # by column
 # The versions that If-Match allows; None allows any.
 IfMatch = frozenset[int] | None
 
-# Columns that change with every edit; a change of only these does not count as an edit.
+# Columns that change with every edit; a change to only these does not count as an edit.
 BOOKKEEPING = frozenset({"version", "updated_at"})
 
 
 def require_version(name: str, row: Mapping[str, Any], if_match: IfMatch) -> None:
-    """Raise PreconditionFailed unless `if_match` allows the row's version. `name` is what the message calls the row."""
+    """Raise PreconditionFailed unless `if_match` allows the row's version. The message calls the row `name`."""
     if if_match is not None and row["version"] not in if_match:
         raise PreconditionFailed(f"{name} {row['id']} is at version {row['version']} now")
 

@@ -1,8 +1,8 @@
 """Writing rows of a resource, one by one and in bulk, each write with its events.
 
-Every function takes the transaction of `Database.write`, and checks the rights of `identity` in it. Rows of one table
-are locked in the order of their ids. A parent and its children can still be locked from both ends at once; PostgreSQL
-then refuses one of the two transactions, and `Database.write` runs it again.
+Every write takes the transaction of `Database.write`; a function that takes an `identity` checks its rights in that
+transaction. Rows of one table are locked in the order of their ids. Two transactions can still lock a parent and its
+children in opposite orders; PostgreSQL then refuses one of them, and `Database.write` runs it again.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ async def add(tx: Transaction, resource: Resource, identity: Identity, fields: R
 async def add_bulk(
     tx: Transaction, resource: Resource, identity: Identity, items: Sequence[Row], *, skip_conflicts: bool
 ) -> Added:
-    """Store many; without `skip_conflicts` all or none. Raises Forbidden, and Conflict for invalid rows."""
+    """Store all entities or none; with `skip_conflicts`, those without conflicts. Raises Forbidden and Conflict."""
     resource.require_may_create(identity)
     refused = await conflicts.find(tx, resource, items)
     if not skip_conflicts:
@@ -109,7 +109,7 @@ async def add_bulk(
 async def store(
     tx: Transaction, resource: Resource, items: Sequence[Row], user_id: int | None, job_id: str | None = None
 ) -> list[bytes]:
-    """Insert rows that have no conflicts, with their event, and return the entities, encoded."""
+    """Insert rows that have no conflicts, with their events, and return the entities, encoded."""
     make = partial(prepare, resource, items, user_id, is_sqlite=tx.is_sqlite)
     prepared = await rows.off_the_loop(len(items), make)
     return await store_prepared(tx, prepared, user_id, job_id)
@@ -118,7 +118,7 @@ async def store(
 async def store_prepared(
     tx: Transaction, prepared: Prepared, user_id: int | None, job_id: str | None = None
 ) -> list[bytes]:
-    """Insert rows that `prepare` made, with their event, and return the entities, encoded."""
+    """Insert rows that `prepare` made, with their events, and return the entities, encoded."""
     if not prepared.rows:
         return []
     encoded = [payload for _, payload in await _insert(tx, prepared)]
@@ -162,7 +162,7 @@ def _edited(row: dict[str, Any], fields: Row, now: str) -> tuple[dict[str, Any],
 async def edit(
     tx: Transaction, resource: Resource, identity: Identity, entity_id: int, fields: Row, if_match: IfMatch
 ) -> Stored:
-    """Set `fields` and return the whole entity. An edit that changes nothing has no event.
+    """Set `fields` and return the whole entity. An edit that changes nothing emits no event.
 
     Raises NotFound, Forbidden, PreconditionFailed and Conflict.
     """
@@ -180,7 +180,7 @@ async def edit(
 async def edit_bulk(
     tx: Transaction, resource: Resource, identity: Identity, edits: Sequence[tuple[int, Row]]
 ) -> BulkResult[bytes]:
-    """Edit many, and return the entities, encoded. Raises Forbidden and Conflict.
+    """Edit many entities and return them, encoded. Raises Forbidden and Conflict.
 
     An id that is named twice gets both edits, the later one last.
     """
@@ -245,7 +245,7 @@ async def remove(tx: Transaction, resource: Resource, identity: Identity, entity
 
 
 async def remove_bulk(tx: Transaction, resource: Resource, identity: Identity, ids: Sequence[int]) -> BulkResult[int]:
-    """Delete many, and return their ids. Raises Forbidden."""
+    """Delete many entities and return their ids. Raises Forbidden."""
     wanted = list(dict.fromkeys(ids))
     found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted(wanted))}
     if not found:
