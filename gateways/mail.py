@@ -49,17 +49,17 @@ class Refused(NotDelivered):
 
 class Gateway(Protocol):
     async def deliver(self, message: EmailMessage, name: str) -> None:
-        """Deliver an email; `name` is the same for every attempt at it. Raises NotDelivered and Refused.
+        """Deliver an email; `name` is the same for every attempt to deliver it. Raises NotDelivered and Refused.
 
-        When cancelled, the email may have been delivered or not.
+        If the call is cancelled, the email may or may not have been delivered.
         """
 
     def describe(self) -> str:
-        """Return where emails go, in a sentence for the log."""
+        """Return a description of the destination, for the log."""
 
 
 def gateway_for(settings: Settings) -> Gateway:
-    """Return the gateway that the settings choose. No connection or file is opened yet."""
+    """Return the gateway that the settings specify. No connection or file is opened yet."""
     if settings.smtp_url is None:
         return Folder(Path(settings.mail_folder))
     return server_of(settings.smtp_url.get_secret_value())
@@ -84,7 +84,7 @@ class Server:
             self._tls.verify_mode = ssl.CERT_NONE
 
     def describe(self) -> str:
-        return f"emails are sent through {self._host}:{self._port}"
+        return f"mail server {self._host}:{self._port}"
 
     async def deliver(self, message: EmailMessage, name: str) -> None:
         sender = message["From"].addresses[0]
@@ -136,14 +136,14 @@ def server_of(url: str) -> Server:
 
 
 def _refusal(refused: Sequence[SMTPRecipientRefused]) -> NotDelivered:
-    """Return the error for rejected recipients. It holds only the codes, because servers repeat addresses in texts."""
+    """Return the error for rejected recipients. It holds only the codes, because replies may repeat addresses."""
     codes = sorted({each.code for each in refused})
     kind = Refused if all(code >= 500 for code in codes) else NotDelivered
     return kind(f"the mail server rejected the recipient: {', '.join(map(str, codes))}")
 
 
 def _reason(error: Exception) -> str:
-    """Return the network error or the SMTP code. The text of a server is left out, because it may contain addresses."""
+    """Return the network error or the SMTP code. The server's text is left out, because it may contain addresses."""
     if isinstance(error, SMTPResponseException):
         return f"{type(error).__name__} {error.code}"
     cause = error.__cause__ or error
@@ -160,7 +160,7 @@ class Folder:
     path: Path
 
     def describe(self) -> str:
-        return f"SMTP_URL is not set: emails are written to the folder {self.path}"
+        return f"folder {self.path} (SMTP_URL is not set)"
 
     async def deliver(self, message: EmailMessage, name: str) -> None:
         try:
@@ -170,7 +170,7 @@ class Folder:
         log.info("email written", path=str(path))
 
     def _write(self, content: bytes, name: str) -> Path:
-        """Write the file atomically, readable only by our own user: the URLs in it give access to accounts."""
+        """Write the file atomically, readable only by our own user, because its URLs give access to accounts."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self.path / f"{name}.eml"
         draft = self.path / f".{name}.{os.getpid()}.{secrets.token_hex(4)}"

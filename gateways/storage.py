@@ -3,7 +3,8 @@
 Invariants:
 - File names are chosen by the service, never by clients: letters, digits, dashes, dots and slashes.
 - A file is either complete or absent. It is never modified: a new version is a file with a new name.
-- Every call ends within CALL_SECONDS. Every failure is raised as `Unavailable` and logged with its reason.
+- Every call for one file or page ends within CALL_SECONDS. Every failure is raised as `Unavailable` and logged with its
+  reason.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Storage:
             except _MISSING:
                 return None
             if found.meta["size"] > MAX_FILE_BYTES:
-                log.error("stored file too large, ignored", name=name, size=found.meta["size"])
+                log.error("stored file too large; ignored", name=name, size=found.meta["size"])
                 return None
             return bytes(await found.bytes_async())
 
@@ -113,7 +114,7 @@ def _reason(error: BaseException | None) -> str:
 
 
 def open_storage(settings: Settings) -> Storage:
-    """Return the storage that the settings choose, creating its folder. Raises SettingsError."""
+    """Return the storage that the settings specify, creating its folder. Raises SettingsError."""
     folder = settings.storage_folder
     if folder is not None:
         return Storage(_open_folder(folder))
@@ -131,7 +132,7 @@ def open_storage(settings: Settings) -> Storage:
             prefix=parts.path.strip("/") or None,
             config=config,
             client_options={
-                "allow_http": True,  # for a setting that says http:// explicitly
+                "allow_http": True,  # for an S3_ENDPOINT_URL that begins with http://
                 "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
                 "timeout": timedelta(seconds=REQUEST_SECONDS),
             },
@@ -149,7 +150,7 @@ def _open_folder(folder: Path) -> LocalStore:
 
 
 async def check(storage: Storage) -> None:
-    """Write a file and delete it. Raises SettingsError when the storage denies that.
+    """Write a file and delete it. Raises SettingsError when the storage denies either.
 
     A bucket that is only unreachable raises nothing, because the service can start without it.
     """

@@ -1,4 +1,4 @@
-"""Periodic clean-up under a lease: one of all workers runs it once per period."""
+"""Periodic clean-up under a lease: only one of all workers runs it in each period."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = structlog.get_logger("cleanup")
 
 
 class Cleanup:
-    """One per process; `run` works until cancelled."""
+    """One per process. `run` continues until cancelled."""
 
     def __init__(self, database: Database, owner: str, retention_hours: float, retention_rows: int) -> None:
         self._database = database
@@ -49,7 +49,7 @@ class Cleanup:
                 log.error("clean-up failed", exc_info=error)
 
     async def clean(self) -> None:
-        """Delete everything that is past its time. Raises Unavailable."""
+        """Delete everything that has expired or need not be kept any longer. Raises Unavailable."""
         database, now = self._database, datetime.now(UTC)
         sessions_before, events_before = now - SESSION_GRACE, now - self._retention
 
@@ -81,7 +81,7 @@ class Cleanup:
 
 
 async def _repeat(work: Callable[[], Awaitable[int]], at_least: int, pause_seconds: float = 0.0) -> int:
-    """Repeat a transaction for as long as it deletes at least so many rows. Return how many were deleted in all."""
+    """Repeat a transaction while it deletes `at_least` rows or more. Return how many were deleted in all."""
     total = 0
     while True:
         count = await work()

@@ -78,7 +78,7 @@ def pools() -> Pools:
     return Pools(
         people=people,
         cities=cities,
-        # The plain titles are fewer; repeated, both forms are about equally frequent.
+        # There are fewer plain titles, so they are repeated until both forms are about equally frequent.
         titles=(*tuple(plain) * 18, *placed),
         roles=tuple(f"{role} {trait}" for role in ROLES for trait in TRAITS),
         dates=tuple(day.isoformat() for day in days),
@@ -138,7 +138,7 @@ MAKERS: dict[str, Callable[[Random, Pools, int], list[Row]]] = {
 
 
 GENERATED = {f"generate_{resource.name}" for resource in RESOURCES if resource.generated}
-assert MAKERS.keys() == GENERATED, "each resource that declares it can be generated, and no other"
+assert MAKERS.keys() == GENERATED, "expected a maker for each resource that is declared as generated"
 
 
 def rows(kind: str, seed: int, start: int, count: int) -> Sequence[Row]:

@@ -1,6 +1,6 @@
 """The texts of emails, as plain text and as HTML. Pure.
 
-Security: an email repeats nothing that an attacker can choose, except the username, and that only as a single word.
+Security: an email repeats nothing that an attacker can choose, except the user name, and that only as a single word.
 Otherwise registering with another person's address would be a way to send that person messages.
 """
 
@@ -38,23 +38,20 @@ _ONE_DAY = "The link works once and expires after one day."
 WORDINGS: Mapping[MailType, Wording] = {
     MailType.ACTIVATE: Wording(
         "Activate your account",
-        (
-            "An account at Marquee was registered with this email address. If that was you, follow the link to "
-            "activate it.",
-        ),
+        ("A Marquee account was registered with this email address. If that was you, follow the link to activate it.",),
         "/auth/activate",
         "Activate account",
         (
             _ONE_DAY,
-            "If that was not you, ignore this email: the account cannot be used without the link, and it is deleted "
-            f"after {DAYS_TO_ACTIVATE} days.",
+            "If that was not you, ignore this email: the account cannot be used until it is activated, and will be "
+            f"deleted after {DAYS_TO_ACTIVATE} days.",
         ),
     ),
     MailType.RESET_PASSWORD: Wording(
         "Reset your password",
         (
-            "We received a request to reset the password of your account at Marquee. If that was you, follow the link "
-            "to choose a new one.",
+            "We received a request to reset the password of your Marquee account. If that was you, follow the link "
+            "to choose a new password.",
         ),
         "/reset-password",
         "Choose a new password",
@@ -63,7 +60,7 @@ WORDINGS: Mapping[MailType, Wording] = {
     MailType.CONFIRM_EMAIL: Wording(
         "Confirm your new email address",
         (
-            "We received a request to use this email address for an account at Marquee. If that was you, follow the "
+            "We received a request to use this email address for a Marquee account. If that was you, follow the "
             "link to confirm it.",
         ),
         "/auth/activate",
@@ -73,7 +70,7 @@ WORDINGS: Mapping[MailType, Wording] = {
     MailType.EMAIL_CHANGE_ASKED: Wording(
         "Request to change your email address",
         (
-            "A request was made, with your password, to change the email address of your account at Marquee. The "
+            "A request was made, with your password, to change the email address of your Marquee account. The "
             "account keeps this address until the new one is confirmed.",
             "If that was not you, choose a new password now. This also cancels the change:",
         ),
@@ -83,7 +80,7 @@ WORDINGS: Mapping[MailType, Wording] = {
     MailType.PASSWORD_CHANGED: Wording(
         "Your password was changed",
         (
-            "The password of your account at Marquee was just changed, and all other sessions were signed out.",
+            "The password of your Marquee account was just changed, and all other sessions were signed out.",
             "If that was not you, choose a new password now:",
         ),
         "/reset-password",
@@ -92,7 +89,7 @@ WORDINGS: Mapping[MailType, Wording] = {
     MailType.EMAIL_CHANGED: Wording(
         "Your email address was changed",
         (
-            "The email address of your account at Marquee was changed. This address no longer receives emails about "
+            "The email address of your Marquee account was changed. This address no longer receives emails about "
             "the account.",
             "If that was not you, someone else has access to your account: change its password if you still can, and "
             "contact the operator of this service.",
@@ -112,7 +109,7 @@ def compose(mail: ClaimedMail, *, sender: str, base_url: str) -> EmailMessage:
     message["Subject"] = wording.subject
     created_at = datetime.fromisoformat(mail.created_at)
     message["Date"] = format_datetime(created_at.astimezone(UTC))
-    # Ids are never reused; the time tells apart equal ids of different databases.
+    # Ids are never reused; the time distinguishes equal ids of different databases.
     message["Message-ID"] = f"<mail-{mail.id}-{created_at.timestamp():.6f}@{urlsplit(base_url).hostname}>"
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: suppresses automatic replies
     text, html = _text(greeting, wording, url), _html(greeting, wording, url)
@@ -122,7 +119,7 @@ def compose(mail: ClaimedMail, *, sender: str, base_url: str) -> EmailMessage:
 
 
 def _encoding(text: str) -> str:
-    # Unencoded if possible, because developers copy URLs from the files, and encoding would break them into lines.
+    # Unencoded if possible, because developers copy URLs from the files, and encoding would break the URLs into lines.
     return "7bit" if text.isascii() else "quoted-printable"
 
 

@@ -1,8 +1,9 @@
 """The mailer: takes emails from the outbox and delivers them, a few at a time in each worker.
 
-No email is lost while the mail server is down, and no request waits for it: a failed delivery is repeated after growing
-pauses, for about two days. When a worker is killed during a delivery, another worker sends the email once the lease has
-expired, possibly a second time. On shutdown, deliveries that finish in time are completed and the rest are released.
+No email is lost while the mail server is down, and no request waits for the server: a failed delivery is repeated after
+growing pauses, for about two days. When a worker is killed during a delivery, another worker sends the email once the
+lease has expired, possibly a second time. On shutdown, deliveries that finish in time are completed and the rest are
+released.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ log = structlog.get_logger("mailer")
 
 
 class Mailer:
-    """One per process. `run` works until stopped or cancelled."""
+    """One per process. `run` continues until stopped or cancelled."""
 
     def __init__(
         self,
@@ -142,7 +143,10 @@ class Mailer:
             await self._store_sent(mail, leased_until)
 
     async def _store_sent(self, mail: ClaimedMail, leased_until: float) -> None:
-        """Retry until the lease ends; otherwise another worker sends the email again. Raises Unavailable."""
+        """Store that the email was sent, so that no other worker sends it again. Retry until the lease ends.
+
+        Raises Unavailable.
+        """
         metrics.MAILS.labels("sent").inc()
         _log_of(mail).info("email sent")
         while True:
@@ -165,7 +169,7 @@ class Mailer:
 
     async def _give_up(self, mail: ClaimedMail, reason: str) -> None:
         metrics.MAILS.labels("failed").inc()
-        _log_of(mail).error("email given up", reason=reason)
+        _log_of(mail).error("email abandoned", reason=reason)
         await outbox.failed(self._database, mail, self._owner)
 
 
@@ -174,5 +178,5 @@ def _log_of(mail: ClaimedMail) -> Any:
 
 
 def pause_seconds(attempts: int, first: float) -> float:
-    """Return the pause after a number of attempts. Jittered, so that emails that failed together are spread out."""
+    """Return the pause after a number of attempts, jittered so that emails that failed together are spread out."""
     return min(first * 2.0 ** min(attempts - 1, 30), MAX_PAUSE_SECONDS) * random.uniform(0.8, 1.2)

@@ -1,7 +1,7 @@
 """Deletion of orphans: stored pictures that no account refers to.
 
 An orphan remains when a process dies after it has written a file and before it has stored the row, or when the storage
-is down at the moment a file should be deleted. One of all workers, the holder of a lease, scans once per period.
+is down at the moment a file should be deleted. Only one of all workers, the holder of a lease, scans in each period.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = structlog.get_logger("orphans")
 
 
 class Orphans:
-    """One per process; `run` works until cancelled."""
+    """One per process. `run` continues until cancelled."""
 
     def __init__(self, database: Database, storage: Storage, owner: str) -> None:
         self._database = database
@@ -50,7 +50,7 @@ class Orphans:
 
 
 async def remove(database: Database, storage: Storage, now: datetime | None = None) -> int:
-    """Delete all orphans older than MIN_AGE, page by page. Return the number of files. Raises Unavailable."""
+    """Delete all orphans older than MIN_AGE, page by page. Return how many files were deleted. Raises Unavailable."""
     before = (now or datetime.now(UTC)) - MIN_AGE
     removed = 0
     async for page in storage.pages(avatars.FOLDER):

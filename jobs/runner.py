@@ -35,17 +35,17 @@ CONCURRENT_JOBS = 2
 POLL_SECONDS = 1.0
 RENEW_SECONDS = jobs.LEASE_SECONDS / 3
 UNAVAILABLE_PAUSE_SECONDS = 0.5
-CAST_SIZE = 20  # movies to which one chunk of characters is distributed
+CAST_SIZE = 20  # movies among which the characters of one chunk are distributed
 
 log = structlog.get_logger("jobs")
 
 
 class HandedOver(Exception):
-    """The service stops: another worker continues the job."""
+    """The service is stopping, and another worker continues the job."""
 
 
 class Runner:
-    """One per process. `run` works until stopped or cancelled; `on_events` listens to the commits of this process."""
+    """One per process. `run` continues until stopped or cancelled. `on_events` listens to commits of this process."""
 
     def __init__(self, database: Database) -> None:
         self.owner = str(uuid.uuid4())
@@ -55,7 +55,7 @@ class Runner:
         self._ended = asyncio.Event()
 
     def stop(self) -> None:
-        """Store the chunks in progress, then release the leases."""
+        """Finish the chunks that are being stored, then release the leases."""
         self._stopping.set()
         self._wake.set()
 
@@ -97,7 +97,7 @@ class Runner:
         with suppress(TimeoutError):
             async with asyncio.timeout(POLL_SECONDS):
                 await self._wake.wait()
-            if not self._stopping.is_set():  # a stop wakes all tasks and must stay set
+            if not self._stopping.is_set():  # after a stop it must stay set, to wake all tasks
                 self._wake.clear()
 
     async def _run_job(self, job: ClaimedJob, owner: str) -> None:
@@ -151,7 +151,7 @@ class Runner:
         return await asyncio.to_thread(make_chunk, job, done, is_sqlite=self._database.is_sqlite)
 
     async def _sleep_until(self, job: ClaimedJob, owner: str, due: float) -> None:
-        """Wait until `due` or a stop, renewing the lease. Raises LeaseLost when the job was cancelled."""
+        """Wait until `due` or a stop, renewing the lease. Raises LeaseLost."""
         while (left := due - time.monotonic()) > 0 and not self._stopping.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(left, RENEW_SECONDS)):

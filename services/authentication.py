@@ -1,6 +1,6 @@
 """Identifying users: the one place that decides whether an access token is valid.
 
-A token is valid while its signature and times are, its session has not ended and its account is active.
+A token is valid while its signature and times are valid, its session has not ended and its account is active.
 """
 
 from __future__ import annotations

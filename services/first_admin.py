@@ -48,4 +48,4 @@ async def create_first_admin(database: Database, settings: Settings) -> None:
     except Conflict:
         # Another worker has created the admin, or another account has the user name or the email.
         if not await users.has_admin(database):
-            log.warning("first admin not created: username or email taken", **named)
+            log.warning("first admin not created; user name or email taken", **named)

@@ -1,6 +1,6 @@
 """Hashing and checking passwords with Argon2id, in a bounded pool of threads.
 
-One hash takes tens of milliseconds of CPU on purpose. A pool of its own keeps many sign-ins at once from delaying
+One hash takes tens of milliseconds of CPU on purpose. A separate pool keeps many concurrent sign-ins from delaying
 writes, and the bound on queued work keeps their latency low.
 """
 
@@ -20,14 +20,14 @@ from core.password_rules import check_password
 from core.settings import Settings
 
 THREADS = 2
-MAX_WAITING = 64  # at about 30 ms each, two seconds
+MAX_WAITING = 64  # at about 30 ms each, two seconds of CPU time
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of checking a password. `new_hash` is set when a correct one has a hash with outdated parameters."""
+    """The result of checking a password. `new_hash` is set when the password is correct but its hash is outdated."""
 
     is_right: bool
     new_hash: str | None = None
@@ -75,11 +75,11 @@ class Passwords:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def problems(self, password: str, *, username: str | None, email: str | None, field: str) -> list[FieldProblem]:
-        """Return the rules that a new password of this account breaks. `field` is the password's field in the body."""
+        """Return one problem for each rule that a new password breaks. `field` is the password's field in the body."""
         return check_password(password, username=username, email=email, needs_mix=self._needs_mix, loc=("body", field))
 
     async def hash(self, password: str) -> str:
-        """Raises TooManyRequests."""
+        """Hash a password as `PasswordHasher.hash` does. Raises TooManyRequests."""
         return await self._run(lambda: self._hasher.hash(password))
 
     async def verify(self, password: str, password_hash: str | None) -> Verdict:

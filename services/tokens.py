@@ -67,11 +67,11 @@ class Tokens:
         return str(jwt.encode(claims, self._key, algorithm=self._algorithm, headers={"kid": self._key_id}))
 
     def read(self, token: str) -> Claims:
-        """Return the claims of an access token. Raises Unauthenticated for any other text."""
+        """Return the claims of an access token. Raises Unauthenticated for any other string."""
         return self._read(token, TokenType.ACCESS)
 
     def read_refresh(self, token: str) -> Claims:
-        """Return the claims of a refresh token. Raises Unauthenticated for any other text."""
+        """Return the claims of a refresh token. Raises Unauthenticated for any other string."""
         return self._read(token, TokenType.REFRESH)
 
     def _read(self, token: str, token_type: TokenType) -> Claims:

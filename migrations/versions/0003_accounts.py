@@ -1,4 +1,4 @@
-"""profiles, refresh tokens, the outbox, one-time tokens and the audit log"""
+"""profiles, refresh tokens, the outbox, one-time tokens and the audit trail"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""an index of the accounts that await activation, which are deleted when it does not come"""
+"""an index of the accounts that await activation, for the clean-up that deletes late ones"""
 
 from __future__ import annotations
 

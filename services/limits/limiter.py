@@ -1,4 +1,4 @@
-"""The rate limiter for requests, password attempts and changes of the email.
+"""The rate limiter for requests, password attempts and changes of email addresses.
 
 A client is a key that the caller chooses. Each pair of key and rate has its own moving window: in Redis when it is
 configured, so that all workers count together, otherwise in memory.
@@ -19,7 +19,7 @@ from services.limits.redis import SharedWindows
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The state of a window after a hit. `remaining` grows again in `reset_seconds`, at least 1."""
+    """The state of a window after a hit. `remaining` grows again after `reset_seconds`, which is at least 1."""
 
     is_allowed: bool
     limit: int

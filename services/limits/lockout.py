@@ -1,4 +1,4 @@
-"""Lock-out: slows down password guessing per account and per address, without letting strangers lock an owner out.
+"""Lockout: slows down password guessing per account and per address, without letting strangers lock an owner out.
 
 Attempts are counted before the password is checked, so that concurrent guesses count too. They are counted whether the
 account exists or not, so that a rejection reveals nothing. Three rates limit signing in:
@@ -6,7 +6,7 @@ account exists or not, so that a rejection reveals nothing. Three rates limit si
 - per name and address; a successful sign-in resets it;
 - per address, for all names together;
 - per name, for all addresses together. It does not apply to addresses that the account has recently signed in from, so
-  a distributed attack locks out attackers and new devices, but not the owner at home.
+  a distributed attack locks out attackers and new devices, but not the owner at a known address.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Lockout:
         await self._limits.clear(f"password pair {_digest(login)} {network_of(address or '')}", PAIR_RATE)
 
     async def try_old_password(self, user_id: int, address: str | None) -> None:
-        """Count an attempt of a signed-in user to prove the current password. Raises TooManyRequests."""
+        """Count an attempt by a signed-in user to prove the current password. Raises TooManyRequests."""
         await self._count(f"password user {user_id} {network_of(address or '')}", PAIR_RATE)
 
     async def knew_old_password(self, user_id: int, address: str | None) -> None:

@@ -1,8 +1,8 @@
 """Moving windows in memory.
 
-A window stores its first STEPS hits one by one. Further hits share steps of a STEPS-th of the window, and a step leaves
-the window when its end does. So a client costs at most about 2 × STEPS numbers, whatever its limit, and never exceeds
-its limit in any window. Idle clients are forgotten as new ones arrive.
+A window stores its first STEPS hits one by one. Further hits share steps, each as long as a STEPS-th of the window; a
+step leaves the window when its end does. So a client costs at most about 2 × STEPS numbers, whatever its limit, and
+never exceeds its limit in any window. Idle clients are forgotten as new ones arrive.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_CLIENTS = 50_000  # per rate; beyond it the least recently seen client is fo
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """The state of a window after a hit, which was counted if it `is_allowed`. `remaining` grows in `reset_seconds`."""
+    """The state of a window after a hit, which was counted if `is_allowed`. `remaining` grows after `reset_seconds`."""
 
     is_allowed: bool
     remaining: int
@@ -76,7 +76,7 @@ class Windows:
         self._clients.pop(key, None)
 
     def _forget(self, now: float) -> None:
-        # Up to two for each new client, so that clients with empty windows go faster than new ones arrive.
+        # Up to two for each new client, so that idle clients are removed faster than new ones arrive.
         for _ in range(2):
             oldest = next(iter(self._clients.values()), None)
             if oldest is None:

@@ -4,7 +4,7 @@ A round trip per request would cost as much as a small request itself. So a work
 limit, and serves hits from it. A client can exceed a large limit by at most one share per worker; small limits are
 exact. Rejections are cached for a moment, so that a flood does not reach Redis.
 
-The limits fail open: while Redis is unavailable, requests pass without waiting, and a warning is logged once a minute.
+The limits fail open: while Redis is unavailable, every request is allowed, and a warning is logged once a minute.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Share:
     """The hits that this worker can still allow a client without asking Redis."""
 
     left: int = 0
-    beyond: int = 0  # hits left in Redis beside this share
+    beyond: int = 0  # hits left in Redis besides this share
     until: float = 0.0
     reset_at: float = 0.0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -144,11 +144,11 @@ class SharedWindows:
             if now >= self._silent_until:
                 self._silent_until = now + SECONDS_BETWEEN_LOG_LINES
                 reason = str(error) or type(error).__name__
-                log.warning("redis unavailable: requests pass without rate limits", reason=reason)
+                log.warning("redis unavailable; rate limits suspended", reason=reason)
             return None
         if self._is_away:
             self._is_away, self._away_until = False, 0.0
-            log.info("redis is back: rate limits apply again")
+            log.info("redis available again; rate limits restored")
         return result
 
 

@@ -1,1 +1,1 @@
-"""Uploaded pictures decoded and re-encoded, in a pool of bounded size."""
+"""Decoding and re-encoding of uploaded pictures in one thread, with bounded uploads and a bounded queue."""

@@ -3,7 +3,7 @@
 Rules:
 - The format is detected from the bytes; the client's file name and media type are ignored.
 - Dimensions are read from the header and checked before any pixel is decoded.
-- Pictures are re-encoded from pixels, so nothing else of the file survives: no camera position, comment, script or
+- Pictures are re-encoded from pixels, so nothing else of the file survives: no location, comment, script or
   second format hidden behind the first.
 """
 
@@ -23,15 +23,15 @@ FORMATS = (
     WebPImagePlugin.WebPImageFile.format,
 )
 MEDIA_TYPE = "image/webp"
-MAX_JPEG_PIXELS = 25_000_000  # a photo of a good camera; JPEG is decoded at a fraction of its size
+MAX_JPEG_PIXELS = 25_000_000  # a photo from a good camera; JPEG is decoded at a fraction of its size
 MAX_PIXELS = 12_500_000  # PNG and WebP are decoded whole, at four bytes a pixel, and WebP more than once
 MAX_SIDE = 8_000
-MAX_JPEG_SCANS = 200  # a photo has one, a progressive one about ten; thousands take minutes to decode
+MAX_JPEG_SCANS = 200  # a photo has one, a progressive JPEG about ten; thousands take minutes to decode
 QUALITY = 85
-MAX_PROFILE_BYTES = 1024 * 1024  # profiles of cameras and screens have some hundred bytes
+MAX_PROFILE_BYTES = 1024 * 1024  # profiles of cameras and screens have a few hundred bytes
 RGB_PROFILE = slice(16, 20)  # the field "data colour space" of a colour profile (ICC.1:2022, section 7.2.6)
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-# Never occurs inside scan data, where a byte ff is followed by 00 or a restart marker.
+# Never occurs inside scan data, where a byte 0xff is followed by 00 or a restart marker.
 START_OF_SCAN = b"\xff\xda"
 
 # `_require_acceptable` checks sizes instead, before decoding and with a message that states the limit.
@@ -87,7 +87,7 @@ def _square(image: Image.Image, side: int) -> Image.Image:
     left, top = (width - edge) // 2, (height - edge) // 2
     box = (left, top, left + edge, top + edge)
     image.load()
-    # Crop first: converting makes a copy, which is then never larger than the picture.
+    # Crop first: converting makes a copy, which is then no larger than the square.
     square = _as_colours(image if width == height else image.crop(box))
     target = min(edge, side)
     if edge > target:
@@ -124,7 +124,7 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _encoded(image: Image.Image) -> bytes:
-    image.info.clear()  # the encoder would copy colour profiles and texts from it
+    image.info.clear()  # the encoder would copy colour profiles and metadata from it
     written = io.BytesIO()
     image.save(written, "WEBP", quality=QUALITY, method=4)
     return written.getvalue()

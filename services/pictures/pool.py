@@ -17,7 +17,7 @@ from services.pictures import images
 
 THREADS = 1
 MAX_WAITING = 8
-MAX_UPLOADS = 32  # concurrent ones on this worker
+MAX_UPLOADS = 32  # concurrent uploads on this worker
 MAX_UPLOADS_PER_USER = 4
 
 
