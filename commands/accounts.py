@@ -1,4 +1,4 @@
-"""Commands about accounts."""
+"""Commands for accounts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from services.passwords import hasher_for
 @click.option("--email")
 @click.option("--password", prompt=True, hide_input=True, confirmation_prompt=True, help="8 to 128 characters")
 def create_admin(username: str | None, email: str | None, password: str) -> None:
-    """Create an account in the group admin."""
+    """Create an admin account."""
     given = {"username": username, "email": email, "password": password}
     body = TypeAdapter(credentials.RegisterBody).validate_python({k: v for k, v in given.items() if v is not None})
     fields = body.model_dump(exclude_unset=True, exclude={"password"})

@@ -1,6 +1,6 @@
-"""The command `marquee`: its list of commands, and how an error ends it.
+"""The command `marquee`: its subcommands, and how it reports errors.
 
-The commands are in the files beside this one. Each file is imported only when its command runs, so that
+The subcommands are in the files beside this one. Each file is imported only when its subcommand runs, so that
 `marquee --help` does not load the whole product.
 """
 
@@ -27,9 +27,9 @@ class Place:
 
 
 COMMANDS: Mapping[str, Place] = {
-    "serve": Place("commands.serve", "serve", "Serve, as `python main.py` does."),
-    "migrate": Place("commands.database", "migrate", "Bring the database to the newest schema."),
-    "create-admin": Place("commands.accounts", "create_admin", "Create an account in the group admin."),
+    "serve": Place("commands.serve", "serve", "Run the service, as `python main.py` does."),
+    "migrate": Place("commands.database", "migrate", "Migrate the database to the newest schema."),
+    "create-admin": Place("commands.accounts", "create_admin", "Create an admin account."),
     "new-epoch": Place("commands.database", "new_epoch", "Give the event log a new identity."),
 }
 
@@ -57,7 +57,7 @@ def cli() -> None:
 
 
 def run() -> None:
-    """Run the command line; exit with 2 for an error in the arguments or settings, else with 1."""
+    """Run the command line. Exit with 2 for invalid arguments or settings, with 130 after Ctrl-C, else with 1."""
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:

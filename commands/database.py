@@ -1,4 +1,4 @@
-"""Commands about the database itself, and the database for commands about its contents."""
+"""Commands for the database itself, and access to the database for the other commands."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ T = TypeVar("T")
 
 
 def configured() -> Settings:
-    """Return the settings, with logging configured by them."""
+    """Return the settings, after configuring logging from them."""
     settings = load_settings()
     logs.configure(settings.log_format, settings.log_level)
     return settings
 
 
 def with_database(settings: Settings, work: Callable[[Database], Awaitable[T]]) -> T:
-    """Migrate the database of the settings, and return what `work` returns."""
+    """Migrate the configured database, run `work` with it, and return the result of `work`."""
 
     async def go() -> T:
         database = Database(settings.database_url)
@@ -39,7 +39,7 @@ def with_database(settings: Settings, work: Callable[[Database], Awaitable[T]]) 
 
 @click.command()
 def migrate() -> None:
-    """Bring the database to the newest schema."""
+    """Migrate the database to the newest schema."""
 
     async def work(database: Database) -> None:
         click.echo(f"The database is at revision {migrations.newest_revision()}.")
@@ -55,4 +55,4 @@ def new_epoch() -> None:
     mean nothing in the restored log. With a new epoch, those clients are told to start over instead of receiving wrong
     events.
     """
-    click.echo(f"The log's epoch is {with_database(configured(), event_log.renew_epoch)} now.")
+    click.echo(f"The epoch of the log is now {with_database(configured(), event_log.renew_epoch)}.")

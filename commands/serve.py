@@ -1,4 +1,4 @@
-"""`marquee serve`."""
+"""The command `marquee serve`."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ import main
 
 @click.command()
 def serve() -> None:
-    """Serve, as `python main.py` does."""
+    """Run the service, as `python main.py` does."""
     sys.exit(main.run())

@@ -1,12 +1,12 @@
-"""The parts of one process, by name: what `build_app` serves with, from the database to the sockets.
+"""The parts of one process, from the database to the sockets, with which `build_app` serves.
 
 Rules:
 - `Parts(settings)` creates the parts and connects to nothing. `start` opens them, `stop` ends the background tasks,
   `close` releases what is left; `running` does all of that in order.
-- Parts know one another by constructor where the dependency points one way, and by listener lists (`on_events`,
-  `on_reset`, `on_commit`, …) where it would be a circle. All listeners are connected in `_connect`.
-- Every background task lives in one group. When one of them dies the process exits, since without its feed or bus it
-  would be silently wrong; its supervisor starts another.
+- Parts receive one another through their constructors where the dependency points one way, and through listener lists
+  (`on_events`, `on_reset`, `on_commit`, …) where it would be circular. All listeners are connected in `_connect`.
+- All background tasks are in one group. When one of them fails, the process exits, because without its feed or bus it
+  would be silently wrong; a supervisor starts another process.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from services.tokens import Tokens
 SWITCH_SECONDS = 0.0005
 GAUGE_SECONDS = 0.5
 HAND_OVER_SECONDS = 1.5  # for chunks of jobs and for emails that are being sent
-MAX_LAG_EVENTS = 1_000  # of a feed that is ready
+MAX_LAG_EVENTS = 1_000  # a feed that is further behind is reported by `readiness`
 
 log = structlog.get_logger("parts")
 
@@ -113,7 +113,7 @@ class Parts:
         self.bus.on_head.append(self.feed.offer_head)
         self.bus.on_reconnect.append(self.feed.poll_now)
         self.bus.on_nudge.append(self.presence.on_nudge)
-        # The registry first: a connection that loses its rights must not be sent the events after that.
+        # The registry comes first, so that a connection that loses its rights receives no later events.
         self.feed.on_events += [self.registry.on_events, self.hub.publish, self.progress.on_events]
         self.feed.on_reset += [self.registry.on_reset, self.hub.on_reset]
         self.stopping.on_stop += [self.registry.close, self.event_streams.stop, self.runner.stop, self.mailer.stop]
@@ -121,7 +121,7 @@ class Parts:
     # --- lifecycle
 
     async def start(self) -> None:
-        """Migrate the database, take up the log at its head and start the background tasks. Raises Unavailable."""
+        """Migrate the database, start the feed at the log's head and start the background tasks. Raises Unavailable."""
         await migrations.migrate(self.database)
         await create_first_admin(self.database, self.settings)
         await self.feed.start()
@@ -135,7 +135,7 @@ class Parts:
         settings = self.settings
         if not (settings.has_limits and settings.has_shared_bus):
             return Limits(is_on=settings.has_limits)
-        # The epoch names the log, and so all workers of one installation, whatever else uses the same Redis.
+        # The epoch identifies the log, so the workers of one installation share limits with no other user of the Redis.
         return Limits(shared=SharedWindows(settings.broadcast_url, f"marquee.limits.{self.feed.head.epoch}"))
 
     async def _run_tasks(self) -> None:
@@ -154,7 +154,7 @@ class Parts:
                 tasks.create_task(task)
 
     async def stop(self) -> None:
-        """End the background tasks. Jobs and emails in progress have HAND_OVER_SECONDS."""
+        """End the background tasks. Jobs and emails in progress get HAND_OVER_SECONDS."""
         self.stopping.begin()
         await asyncio.gather(self.runner.ended(HAND_OVER_SECONDS), self.mailer.ended(HAND_OVER_SECONDS))
         self.tasks.cancel()
@@ -212,7 +212,7 @@ class Parts:
     # --- health
 
     async def readiness(self) -> Mapping[str, str]:
-        """Return one sentence per check, `ok` when it passed."""
+        """Return the result of each check: `ok`, or what is wrong."""
         checks = {"service": "ok", "database": "ok", "bus": "ok", "feed": "ok"}
         if self.stopping.is_draining or self.tasks.done():
             checks["service"] = "stopping"
@@ -235,7 +235,7 @@ class Parts:
 
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Parts]:
-    """The started parts of this process; they stop at the end of the block."""
+    """Start the parts of this process and yield them. At the end of the block, stop and close them."""
     parts = Parts(settings)
     try:
         await parts.start()
@@ -255,8 +255,8 @@ def _exit_on_failure(tasks: asyncio.Task[None]) -> None:
 
 def _tune_interpreter() -> None:
     # A thread that returns from the database waits for the interpreter, by default up to 5 ms while the loop is busy.
-    # Measured with bench.generate: a quarter more rows per second, half the longest pause.
+    # Measured with bench.generate: a quarter more rows per second, and the longest pause halved.
     sys.setswitchinterval(SWITCH_SECONDS)
-    # What is loaded now stays loaded. Examining it in each full collection would stop the loop for a tenth of a second.
+    # Exclude what is loaded now: examining it in each full collection would stop the loop for a tenth of a second.
     gc.collect()
     gc.freeze()

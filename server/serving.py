@@ -1,4 +1,4 @@
-"""Listening and serving with uvicorn, and the orderly stop of a process."""
+"""Listening and serving with uvicorn, and the orderly shutdown of a process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAX_FRAME_BYTES = MAX_BODY_BYTES  # of a client's message
 PING_TIMEOUT_SECONDS = SLOW_CLIENT_SECONDS + 15  # longer, so that a slow reader is closed with its own code first
 STOP_SECONDS = 10.0
 REQUEST_SECONDS = 7.0  # of STOP_SECONDS, for open requests
-BATCH_SOCKETS = 100  # closed at a time, at least
+BATCH_SOCKETS = 100  # at least so many are closed at a time
 BATCH_SECONDS = 0.05
 SPREAD_SECONDS = 2.5  # over which all sockets are closed, in larger batches when there are many
 TICK_SECONDS = 0.1
@@ -47,7 +47,7 @@ def banner(settings: Settings, port: int) -> str:
     bus = "Redis" if settings.has_shared_bus else "in-memory bus"
     json = "-H 'Content-Type: application/json'"
     return f"""
-  Marquee is on air: {base}   ({kind}, {bus}, {settings.workers} worker{"s" if settings.workers > 1 else ""})
+  Marquee is running: {base}   ({kind}, {bus}, {settings.workers} worker{"s" if settings.workers > 1 else ""})
 
   Live page {base}/   API {base}/docs   {base}/redoc   {base}/openapi.json
 
@@ -67,7 +67,7 @@ def banner(settings: Settings, port: int) -> str:
 class MarqueeHTTPProtocol(HttpToolsProtocol):
     """Offers `ABORT` in the `extensions` of each request's scope: a function that aborts the connection.
 
-    Over plain ASGI a response can only end in order, which a client that does not read never lets happen.
+    Over plain ASGI, a response can end only after all of it is sent, which a client that does not read prevents.
     """
 
     def on_message_begin(self) -> None:
@@ -105,7 +105,7 @@ class Server(uvicorn.Server):
     1. For `drain_seconds`, everything is served as before, while `/readyz` tells load balancers to use other servers.
     2. New connections are refused. Websockets are closed with 1012, in batches, so that their clients do not all
        reconnect at the same moment. Idle connections are closed, event streams end, jobs are handed over.
-    3. Open requests have REQUEST_SECONDS; then they are answered with 503, or aborted when the response has begun.
+    3. Open requests get REQUEST_SECONDS; then they are answered with 503, or aborted when the response has begun.
     4. Background work ends. The process exits within STOP_SECONDS, even when something hangs.
 
     A second signal skips the waiting.
@@ -124,7 +124,7 @@ class Server(uvicorn.Server):
         gc.freeze()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # uvicorn would raise the signal again after the stop, and an orderly stop exits with status 0.
+        # uvicorn would raise the signal again after the shutdown, but an orderly shutdown exits with status 0.
         self.force_exit = self.should_exit
         self.should_exit = True
 
@@ -157,7 +157,7 @@ class Server(uvicorn.Server):
     async def _drain(self) -> None:
         ticks = math.ceil(self._drain_seconds / TICK_SECONDS)
         if ticks:
-            log.info("draining: not ready, still serving", seconds=self._drain_seconds)
+            log.info("drain started", seconds=self._drain_seconds)
         for tick in range(ticks):
             if self.force_exit:
                 return
@@ -165,7 +165,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(TICK_SECONDS)
 
     async def _close_connections(self, until: float) -> None:
-        """Shut down each connection once, including those opened meanwhile, and wait until all are closed."""
+        """Shut down each connection once, including those opened meanwhile, until all are closed or `until`."""
         connections, tasks = self.server_state.connections, self.server_state.tasks
         now = asyncio.get_running_loop().time
         begun, expected = now(), len(connections)
@@ -174,7 +174,7 @@ class Server(uvicorn.Server):
         while (connections or tasks) and now() < until and not self.force_exit:
             remaining = [connection for connection in connections if connection not in shut_down]
             websockets = [each for each in remaining if isinstance(each, MarqueeWebSocketProtocol)]
-            # By the time that has passed, not by the number of steps: a busy machine makes fewer of them.
+            # Based on the time that has passed, not on the number of steps: a busy machine makes fewer steps.
             due = math.ceil(expected * (now() - begun + BATCH_SECONDS) / SPREAD_SECONDS)
             batch = max(BATCH_SOCKETS, due - closed)
             later = set(websockets[batch:])
@@ -186,7 +186,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(BATCH_SECONDS)
 
     async def _abort_connections(self) -> None:
-        """Abort what is left. Connections first: a response that has begun cannot become a 503."""
+        """Abort what is left. First the connections whose response has begun, which cannot become a 503."""
         connections: set[Any] = set(self.server_state.connections)
         if not connections and not self.server_state.tasks:
             return
@@ -229,7 +229,7 @@ def _exit_now(waiting_for: str) -> NoReturn:
 
 
 def serve(settings: Settings, app: Any, listener: socket.socket, announce: Callable[[], None]) -> None:
-    """Serve in this process until a signal stops it. `announce` is called once signals are handled."""
+    """Serve in this process until a signal stops it. `announce` is called as soon as signals are handled."""
     server = Server(server_config(settings, app), settings.drain_seconds)
     # uvicorn installs its handlers later. Until then, Ctrl-C would raise an exception at any point, possibly where
     # Python ignores exceptions, and the signal would be lost.

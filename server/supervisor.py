@@ -1,10 +1,10 @@
 """Several worker processes on one address: started, monitored, replaced one by one, and stopped together.
 
 Rules:
-- The supervisor serves no requests, and it never waits for a worker: in each round it checks all of them and takes the
-  next step.
-- TERM or INT stops the workers; a second one, or QUIT, skips the waiting. HUP replaces every worker, each only once its
-  replacement serves.
+- The supervisor serves no requests, and it never waits for a worker: in each round it checks all workers and takes
+  the next step.
+- TERM or INT stops the workers; a second signal, or QUIT, skips the waiting. HUP replaces every worker, each only when
+  its replacement serves.
 - A worker that dies is started again, after growing pauses when it died young. When no worker has ever served, the
   supervisor stops instead.
 """
@@ -29,8 +29,8 @@ from core import metrics
 from core.settings import Settings
 from server.serving import STOP_SECONDS, TICK_SECONDS, Server, server_config
 
-SILENT_SECONDS = 30.0  # a worker that does not answer for so long is killed
-START_SECONDS = 60.0  # for a replacement
+SILENT_SECONDS = 30.0  # a worker that does not answer for this long is killed
+START_SECONDS = 60.0  # within which a replacement must serve
 RETRY_SECONDS = 1.0  # before a worker that died young is started again; doubled each time
 MAX_RETRY_SECONDS = 10.0
 STEADY_SECONDS = 5.0  # a worker that lived for less than this died young
@@ -112,7 +112,7 @@ class Worker(Process):
         return self.process.is_alive()
 
     def died(self, now: float) -> None:
-        """Set `pause`, which was that of the worker's predecessor until now."""
+        """Record the death, and set `pause`, which until now was the pause of the worker's predecessor."""
         is_steady = self.has_served and now - self.since >= STEADY_SECONDS
         self.pause = 0.0 if is_steady else min(max(RETRY_SECONDS, 2 * self.pause), MAX_RETRY_SECONDS)
         self.died_at = now
@@ -123,7 +123,7 @@ class Worker(Process):
 
 
 class Supervisor:
-    """`app` is the import path of the application, as `main:worker`."""
+    """`app` is the import path of the application, such as `main:worker`."""
 
     def __init__(self, settings: Settings, app: str, listener: socket.socket) -> None:
         self._config = server_config(settings, app)
@@ -143,7 +143,7 @@ class Supervisor:
     def run(self, announce: Callable[[], None]) -> int:
         """Run until a signal stops the service, or no worker can start. Return the exit status.
 
-        `announce` is called once signals are handled.
+        `announce` is called as soon as signals are handled.
         """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
@@ -207,7 +207,7 @@ class Supervisor:
 
     def _continue_restart(self) -> None:
         """Take the next step of a rolling restart. A replacement serves before the old worker is stopped, and the old
-        worker is gone before the next replacement is started.
+        worker has exited before the next replacement is started.
         """
         now = time.monotonic()
         for worker in self._leaving[:]:
@@ -223,7 +223,7 @@ class Supervisor:
         if not self._to_replace:
             return
         old, new = self._to_replace[0], self._replacement
-        if old not in self._workers:  # it has died, and was replaced then
+        if old not in self._workers:  # it died and has already been replaced
             self._to_replace.pop(0)
             return
         if new is None:
@@ -260,7 +260,7 @@ class Supervisor:
                 for worker in leaving:
                     worker.send_signal(signal.SIGQUIT)
             if time.monotonic() > until:
-                log.warning("stop deadline passed; workers killed")
+                log.warning("shutdown deadline passed; workers killed")
                 break
             time.sleep(TICK_SECONDS / 2)
         for worker in leaving:

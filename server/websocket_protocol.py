@@ -1,4 +1,4 @@
-"""uvicorn's sans-I/O websocket protocol, with a way to write past ASGI.
+"""uvicorn's sans-I/O websocket protocol, with a way to write frames without ASGI.
 
 Rules:
 - The ASGI extension `marquee.writer` hands the application a `DirectWriter`. Both it and uvicorn write whole frames to
@@ -6,7 +6,7 @@ Rules:
 - A close does not wait for a peer that does not read.
 - Reading goes on for a moment after a close frame: closing with unread input would reset the connection, and the peer
   would never receive the frame.
-- A peer that still takes data is alive, even when its pong is late.
+- A peer that still takes data counts as alive, even when its pong is late.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from core.errors import CLOSE_REASONS, NO_CLOSE_FRAME, CloseCode
 from realtime.wire.frames import Frames
 from realtime.wire.writer import CLOSE_SECONDS, EXTENSION, HIGH_WATER_BYTES, LOW_WATER_BYTES
 
-SHUTDOWN_SECONDS = 2.0  # a peer that does not reply to the close frame must not delay the stop
+SHUTDOWN_SECONDS = 2.0  # a peer that does not reply to the close frame must not delay the shutdown
 LINGER_SECONDS = 1.0
 
 
 class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
-    """The websocket protocol class that uvicorn gets, as `uvicorn.Config(ws=…)`."""
+    """The websocket protocol class for uvicorn, given to it as `uvicorn.Config(ws=…)`."""
 
     _is_counted = False
     _lingering = False
@@ -56,7 +56,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     async def send(self, message: Any) -> None:
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
-            # A handshake that was refused. uvicorn would log it as an error of the application.
+            # The handshake was refused, which uvicorn would otherwise log as an error of the application.
             self.handshake_complete = True
         if message["type"] == "websocket.accept" and self.is_open:
             self._is_counted = True
@@ -111,7 +111,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
 
     @property
     def taken(self) -> int:
-        """About how many bytes the network has taken: the number grows while the peer reads."""
+        """The approximate number of bytes that the network has taken; it grows while the peer reads."""
         return self._written - self.transport.get_write_buffer_size()
 
     def write_frames(self, wire: bytes) -> None:
@@ -119,7 +119,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         self.transport.write(wire)
 
     def shutdown(self) -> None:
-        """Close because the service stops, and abort the connection after SHUTDOWN_SECONDS. Idempotent."""
+        """Close because the service is stopping, and abort the connection after SHUTDOWN_SECONDS. Idempotent."""
         if not self.handshake_complete:
             self._refuse_handshake()
         elif self.is_open:

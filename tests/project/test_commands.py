@@ -43,4 +43,4 @@ def test_several_workers_serve_through_the_command(new_service: Callable[..., Se
     service = new_service(WORKERS="2")
     service.command = (str(ROOT / "cli.py"), "serve")
     with service.running():
-        assert "is on air" in service.log()
+        assert "Marquee is running" in service.log()

@@ -268,7 +268,7 @@ async def test_several_workers_stop_together(small: Callable[..., Service], tmp_
 
 
 @pytest.mark.parametrize(
-    ("workers", "moment"), [("1", "Marquee is on air"), ("1", "request"), ("2", "worker started"), ("2", "request")]
+    ("workers", "moment"), [("1", "Marquee is running"), ("1", "request"), ("2", "worker started"), ("2", "request")]
 )
 async def test_ctrl_c_prints_no_traceback(small: Callable[..., Service], workers: str, moment: str) -> None:
     """A terminal sends the signal to the whole process group, at any moment."""
