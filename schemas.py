@@ -1,7 +1,7 @@
 """The pydantic types that request and response bodies are built from, for validation and for OpenAPI.
 
-Request models reject unknown fields. Every constraint that a type enforces is also in its JSON Schema, so that clients
-can validate before they send.
+Request models reject unknown fields, except for the OAuth2 form. Every constraint of the types in this module is also
+in their JSON Schema, so that clients can validate before they send.
 """
 
 from __future__ import annotations

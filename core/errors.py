@@ -104,7 +104,7 @@ class RequestTimeout(Problem):
 
 
 class Conflict(Problem):
-    """A conflict with stored rows. Also raised for a valid body that refers to a row that does not exist."""
+    """The request conflicts with stored data. Also raised for a body that refers to a row that does not exist."""
 
     status, code = 409, "conflict"
 

@@ -50,7 +50,7 @@ HTTP_SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
     registry=REGISTRY,
 )
-LIMITED = _counter("rate_limited", "Requests rejected with 429, by rate limit (of a route or a group of routes)", "limit")
+LIMITED = _counter("rate_limited", "Requests rejected with 429, by rate limit (of one or several routes)", "limit")
 LIMITS_UNCHECKED = _counter("rate_limits_unchecked", "Rate limit checks skipped because Redis was unavailable")
 
 # --- websockets

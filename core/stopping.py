@@ -51,7 +51,7 @@ class Stopping:
             try:
                 listener()
             except Exception as error:
-                log.error("stop listener failed", exc_info=error)
+                log.error("shutdown listener failed", exc_info=error)
 
     async def wait(self) -> None:
         """Wait until the shutdown begins."""

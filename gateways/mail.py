@@ -40,7 +40,10 @@ log = structlog.get_logger("mail")
 
 
 class NotDelivered(Exception):
-    """The email was not delivered; another attempt may succeed. The message is for the log and contains no address."""
+    """The email was not delivered, but another attempt may succeed, except after `Refused`.
+
+    The message is for the log and contains no address.
+    """
 
 
 class Refused(NotDelivered):

@@ -105,7 +105,7 @@ async def _call(call: str, name: str) -> AsyncIterator[None]:
             yield
     except _ERRORS as error:
         log.warning("storage call failed", call=call, name=name, reason=_reason(error))
-        raise Unavailable("The file storage is not available; nothing was changed") from error
+        raise Unavailable("The file storage is unavailable; nothing was changed") from error
 
 
 def _reason(error: BaseException | None) -> str:

@@ -138,7 +138,7 @@ async def cancel(tx: Transaction, identity: Identity, job_id: str) -> dict[str, 
     if job is None:
         raise NotFound(f"There is no job {job_id}")
     if not identity.may_change(job["user_id"]):
-        raise Forbidden(f"Only its owner, moderators and admins may cancel job {job_id}")
+        raise Forbidden(f"Only the owner, moderators and admins may cancel job {job_id}")
     if job["state"] == "cancelled":
         return public(job)
     if job["state"] not in UNFINISHED:

@@ -34,7 +34,7 @@ _DROP = statement("DELETE FROM presence WHERE worker = $1 AND topic = $2 AND use
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """How many of one user's sockets on one worker watch a topic, and how many that did have just closed."""
+    """One user's sockets on one worker that watch a topic: how many are open, and how many have just closed."""
 
     topic: str
     user_id: int

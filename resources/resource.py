@@ -130,7 +130,7 @@ class Resource:
         """Raise Forbidden, naming the rows, unless the identity may change all of them."""
         foreign = [] if identity.is_staff else [row["id"] for row in rows if not self._is_own(identity, row)]
         if foreign:
-            owners = "" if self.changed_by == "staff" else "its owner, " if len(foreign) == 1 else "their owners, "
+            owners = "" if self.changed_by == "staff" else "the owner, " if len(foreign) == 1 else "the owners, "
             named = self.singular if len(foreign) == 1 else self.name
             shown = ", ".join(map(str, foreign[:10])) + (", …" if len(foreign) > 10 else "")
             raise Forbidden(f"Only {owners}moderators and admins may change {named} {shown}")

@@ -121,7 +121,10 @@ class Parts:
     # --- lifecycle
 
     async def start(self) -> None:
-        """Migrate the database, start the feed at the log's head and start the background tasks. Raises Unavailable."""
+        """Migrate the database, start the feed at the log's head and start the background tasks.
+
+        Raises Unavailable, and SettingsError when the first admin cannot be created.
+        """
         await migrations.migrate(self.database)
         await create_first_admin(self.database, self.settings)
         await self.feed.start()

@@ -165,7 +165,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(TICK_SECONDS)
 
     async def _close_connections(self, until: float) -> None:
-        """Shut down each connection once, including those opened meanwhile, until all are closed or `until`."""
+        """Shut down each connection once, also those opened meanwhile. Return when all are closed, or at `until`."""
         connections, tasks = self.server_state.connections, self.server_state.tasks
         now = asyncio.get_running_loop().time
         begun, expected = now(), len(connections)
@@ -186,7 +186,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(BATCH_SECONDS)
 
     async def _abort_connections(self) -> None:
-        """Abort what is left. First the connections whose response has begun, which cannot become a 503."""
+        """Abort websockets and connections whose response has begun, then cancel open requests, which answer 503."""
         connections: set[Any] = set(self.server_state.connections)
         if not connections and not self.server_state.tasks:
             return

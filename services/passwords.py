@@ -1,6 +1,6 @@
 """Hashing and checking passwords with Argon2id, in a bounded pool of threads.
 
-One hash takes tens of milliseconds of CPU on purpose. A separate pool keeps many concurrent sign-ins from delaying
+One hash takes tens of milliseconds of CPU time on purpose. A separate pool keeps many concurrent sign-ins from delaying
 writes, and the bound on queued work keeps their latency low.
 """
 
@@ -34,7 +34,7 @@ class Verdict:
 
 
 class PasswordHasher:
-    """Argon2id. Each call takes tens of milliseconds of CPU, so call it in a thread."""
+    """Argon2id. Each call takes tens of milliseconds of CPU time, so call it in a thread."""
 
     def __init__(self, memory_kib: int, time_cost: int, parallelism: int) -> None:
         self._context = CryptContext(

@@ -63,9 +63,9 @@ def _usable(token: OneTimeToken | None, user: dict[str, Any] | None) -> tuple[On
 
 
 async def confirm(tx: Transaction, token: str) -> dict[str, Any]:
-    """Activate the account that the token belongs to, or give the account its new email.
+    """Activate the account that the token belongs to, or give the account its new address.
 
-    Return the account in its `public` form. Raises NotFound, and Conflict when another account has the email.
+    Return the account in its `public` form. Raises NotFound, and Conflict when another account has the address.
     """
     used, user = await _use(tx, token, Purpose.ACTIVATE, Purpose.EMAIL)
     if used.purpose is Purpose.EMAIL:
@@ -87,10 +87,10 @@ async def preview(database: Database, token: str) -> Confirmation:
 
 
 async def request_address_change(tx: Transaction, user: Row, address: str) -> None:
-    """Mail a confirmation URL to the new email of a locked account and a notice to the current one.
+    """Mail a confirmation URL to the new address of a locked account and a notice to the current one.
 
-    The account keeps its email until the URL is used (`confirm`). A second request replaces the first. Raises Conflict
-    when another account has the new email.
+    The account keeps its address until the URL is used (`confirm`). A second request replaces the first. Raises
+    Conflict when another account has the new address.
     """
     await users.require_free(tx, users.as_stored({"email": address}), user["id"])
     await cancel_address_change(tx, user)
@@ -100,16 +100,16 @@ async def request_address_change(tx: Transaction, user: Row, address: str) -> No
 
 
 async def cancel_address_change(tx: Transaction, user: Row) -> None:
-    """Cancel a pending change of the email, if there is one."""
+    """Cancel a pending change of the address, if there is one."""
     await one_time_tokens.void(tx, user["id"], Purpose.EMAIL)
     await outbox.withdraw(tx, user["id"], MailType.CONFIRM_EMAIL, MailType.EMAIL_CHANGE_ASKED)
 
 
 async def address_changed(tx: Transaction, before: Row, address: str | None) -> None:
-    """Revoke the account's tokens and notify the old email; call this after each write of an email.
+    """Revoke the account's tokens and mail a notice to the old address; call this after each write of an address.
 
-    `before` is the row before the write. An account that awaits activation gets an activation URL at the new email
-    instead: its old email was never confirmed, so it receives no notice.
+    `before` is the row before the write. If the account awaits activation, an activation URL is mailed to the new
+    address instead: the old one was never confirmed, so it receives no notice.
     """
     if before["email"] == address:
         return
@@ -138,7 +138,7 @@ async def account_to_reset(database: Database, token: str) -> dict[str, Any]:
 async def reset_password(tx: Transaction, token: str, password_hash: str) -> None:
     """Use up a token: set the password and end all sessions.
 
-    The account becomes active, because the token proves its email. Raises NotFound.
+    The account becomes active, because the token proves its address. Raises NotFound.
     """
     _, user = await _use(tx, token, Purpose.RESET)
     values = {"password_hash": password_hash, "is_active": True, "awaits_activation": False}

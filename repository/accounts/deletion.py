@@ -1,5 +1,4 @@
-"""Deleting accounts: personal data is erased, and the movies and characters that the user added stay under the
-user's id.
+"""Deleting accounts: personal data is erased; the movies and characters that the user added stay under the user id.
 
 One transaction ends the sessions (which closes the sockets), cancels the jobs, revokes tokens, withdraws emails and
 empties the row except for its id. The user name and the email can then be used by another account.

@@ -34,8 +34,8 @@ async def edit_own(
     """Set fields of the caller's own account.
 
     `proven_hash` is the hash that the current password was checked against, or None when no password was sent; changing
-    the user name or the email needs it. With `proves_addresses` a new email takes effect only when its confirmation URL
-    is used, and sending the current email with the password cancels a pending change. Raises NotFound,
+    the user name or the email needs it. With `proves_addresses` a new address takes effect only when its confirmation
+    URL is used, and sending the current address with the password cancels a pending change. Raises NotFound,
     PreconditionFailed, Forbidden without the password, and Conflict.
     """
     before = await users.lock(tx, user_id, if_match)

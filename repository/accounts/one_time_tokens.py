@@ -22,7 +22,7 @@ from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 
 LIFETIME_HOURS = 24
-DAYS_TO_ACTIVATE = 7  # after this no new activation URL is mailed, and the clean-up deletes the account
+DAYS_TO_ACTIVATE = 7  # after these days no new activation URL is mailed, and the clean-up deletes the account
 TOKEN_BYTES = 32
 TABLE = models.one_time_tokens
 _SHOWN = (TABLE.c.purpose, TABLE.c.user_id, TABLE.c.email)
@@ -54,7 +54,7 @@ def _is_valid(token: str, purposes: tuple[Purpose, ...]) -> ColumnElement[bool]:
 
 
 async def mint(tx: Transaction, purpose: Purpose, user_id: int, email: str) -> str:
-    """Store a new token for an email to `email` and return it; the database keeps only its digest."""
+    """Store a new token to be mailed to `email` and return it; the database keeps only its digest."""
     token = secrets.token_urlsafe(TOKEN_BYTES)
     now = datetime.now(UTC)
     values = {
@@ -70,7 +70,7 @@ async def mint(tx: Transaction, purpose: Purpose, user_id: int, email: str) -> s
 
 
 async def find(database: Database, token: str, *purposes: Purpose) -> OneTimeToken | None:
-    """Return a valid token without using it up, for checks before the transaction that takes it."""
+    """Return a token, or None when it is not valid, without using it up, for checks before `take`."""
     async with database.read() as connection:
         return _token_of(await connection.execute(select(*_SHOWN).where(_is_valid(token, purposes))))
 

@@ -96,7 +96,7 @@ async def _insert(tx: Transaction, user_id: int | None, kind: MailType, recipien
         "user_id": user_id,
         "kind": kind.value,
         "recipient": recipient,
-        "details": {},  # no email needs any so far
+        "details": {},  # no email needs details so far
         "created_at": utc_now(),
         "due_at": now_in_seconds(is_sqlite=tx.is_sqlite),
         "attempts": 0,
@@ -105,7 +105,7 @@ async def _insert(tx: Transaction, user_id: int | None, kind: MailType, recipien
 
 
 async def withdraw(tx: Transaction, user_id: int, *kinds: MailType) -> None:
-    """Delete the account's queued emails of these types, or all its emails, sent ones included, when none is named."""
+    """Delete the account's queued emails of these types; when none is named, all its emails, including sent ones."""
     which = TABLE.c.user_id == user_id
     if kinds:
         which &= TABLE.c.kind.in_(kinds) & TABLE.c.due_at.is_not(None)
@@ -116,7 +116,7 @@ async def withdraw(tx: Transaction, user_id: int, *kinds: MailType) -> None:
 
 
 async def claim(database: Database, owner: str) -> ClaimedMail | None:
-    """Lease the email that is due first, with a new token where it needs one, and return it, or None when none is due.
+    """Lease the email that is due first and return it, with a new token if it needs one. Return None when none is due.
 
     Emails that must no longer be sent are deleted.
     """

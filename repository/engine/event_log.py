@@ -76,7 +76,7 @@ def _event(epoch: str, row: Sequence[Any]) -> Event:
 
 
 async def tail(database: Database, *, max_rows: int, max_bytes: int) -> int:
-    """Return the lowest number after which all events together fit into both bounds; 0 when the log is empty."""
+    """Return the lowest number after which all events fit into `max_rows` and `max_bytes`; 0 when the log is empty."""
     table = models.events
     async with database.read() as connection:
         newest = await connection.execute(select(table.c.seq, _SIZE).order_by(table.c.seq.desc()).limit(max_rows))

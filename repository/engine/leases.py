@@ -1,4 +1,4 @@
-"""Leases: only one of all workers does a task at a time. They are timed by the database's clock, which all share."""
+"""Leases: of all workers, only one does a task at a time, timed by the database's clock, which all of them share."""
 
 from __future__ import annotations
 

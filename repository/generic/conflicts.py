@@ -48,10 +48,11 @@ def raise_for(refused: Mapping[int, Refusal], *, bulk: bool) -> None:
 
 
 async def find(tx: Transaction, resource: Resource, items: Items, *, edits: Edited = ()) -> dict[int, Refusal]:
-    """Return the items that cannot be stored, by position. Of several with the same unique value, only the first can.
+    """Return the items that cannot be stored, by position.
 
-    `edits` holds, for each item, the stored row that it edits, or None if there is no such row; an item without a row
-    takes no value. For new rows, `edits` is empty.
+    Of several items with the same unique value, only the first can be stored. `edits` holds, for each item, the stored
+    row that it edits, or None if there is no such row; an item without a row takes no value. For new rows, `edits` is
+    empty.
     """
     refused: dict[int, Refusal] = {}
     for parent in resource.parents:

@@ -70,7 +70,7 @@ def _number(name: str) -> ColumnElement[int]:
 
 
 def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
-    """Return a query for epoch, seq, total and the columns of each row of the page; an empty page is one row of nulls.
+    """Return a query for epoch, seq, total and the columns of each row of the page, which are null for an empty page.
 
     The columns are given as text: compiling them as objects would take longer than the databases need for the page.
     """

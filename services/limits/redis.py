@@ -75,7 +75,7 @@ class SharedWindows:
         await self._pool.aclose()
 
     async def hit(self, key: str, rate: Rate) -> Hit:
-        """Count a hit as `Windows.hit` does. Waits for Redis at most REDIS_TIMEOUT_SECONDS at a time.
+        """Count a hit as `Windows.hit` does. Each request to Redis takes at most REDIS_TIMEOUT_SECONDS.
 
         Cancelling is safe: at worst a share is leased and not used.
         """
