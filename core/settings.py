@@ -293,7 +293,7 @@ def load_settings(**overrides: Any) -> Settings:
         _check_env_file(Path(".env"))
         return Settings(**overrides)
     except UnicodeDecodeError as error:
-        raise SettingsError(f".env: expected UTF-8; the byte at offset {error.start} is invalid.") from None
+        raise SettingsError(f".env: expected UTF-8, but the byte at offset {error.start} is invalid.") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         message = words_of(first)
@@ -343,7 +343,7 @@ def secret_key(settings: Settings) -> str:
                 draft.unlink()
         key = path.read_text().strip()
     except OSError as error:
-        raise SettingsError(f"SECRET_KEY is not set, and {path} cannot be used: {error.strerror}.") from error
+        raise SettingsError(f"SECRET_KEY: not set, and {path} cannot be used: {error.strerror}.") from error
     if len(key.encode()) < MIN_SECRET_KEY_BYTES:
         raise SettingsError(f"SECRET_KEY: {path} is shorter than {MIN_SECRET_KEY_BYTES} bytes; delete the file.")
     return key

@@ -286,7 +286,7 @@ async def test_without_redis_requests_pass_without_delay(own_redis: RedisServer,
                 assert time.monotonic() - begun < 5, "not a quarter of a second each"
                 answer = await client.get(NOTHING)
                 assert answer.headers["RateLimit-Remaining"] == "2"
-            lines = [line for line in service.log().splitlines() if "without rate limits" in line]
+            lines = [line for line in service.log().splitlines() if "rate limits suspended" in line]
             assert len(lines) == 1
             await eventually(partial(is_answered, client, 429), "limits hold again", AWAY_SECONDS + 10)
             assert await metric(service, "marquee_rate_limits_unchecked_total") >= 50

@@ -103,7 +103,7 @@ def test_half_a_first_admin_is_refused(load: Load, given: dict[str, str], missin
 
 def test_a_hash_needs_memory_for_each_parallel_lane(load: Load) -> None:
     assert load(PASSWORD_MEMORY_KIB="64", PASSWORD_PARALLELISM="8").password_parallelism == 8
-    with pytest.raises(SettingsError, match=r"^PASSWORD_MEMORY_KIB: expected at least 8 for each"):
+    with pytest.raises(SettingsError, match=r"^PASSWORD_MEMORY_KIB: expected at least 8 times"):
         load(PASSWORD_PARALLELISM="9")
 
 
