@@ -28,13 +28,13 @@ async def alive(call: Call[None, None, None]) -> Response:
 
 @operations.get(
     "/readyz",
-    "Check that the process can serve",
+    "Check that the process can serve requests",
     {200: schemas.Readiness, 503: schemas.Readiness},
     description="`degraded` (200): everything is delivered, but more slowly. `not_ready` (503): send no requests.",
     limit_group=LimitGroup.UNLIMITED,
 )
 async def ready(call: Call[None, None, None]) -> Response:
-    """Respond 200 when degraded: without its bus the service is only slower, and all workers share one bus."""
+    """Respond with 200 when degraded: without its bus the service is only slower, and all workers share one bus."""
     checks = dict(await call.services.readiness())
     if checks["database"] != "ok" or checks["service"] != "ok":
         status, code = "not_ready", 503
@@ -44,7 +44,7 @@ async def ready(call: Call[None, None, None]) -> Response:
 
 
 async def show_metrics(request: Request) -> Response:
-    """Respond with the metrics. Not an operation: it has its own token, and Prometheus's format."""
+    """Respond with the metrics. This is not an operation: it has its own token, and Prometheus's format."""
     expected: str | None = request.state.metrics_token
     if expected is not None:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")

@@ -101,8 +101,8 @@ class Subscription:
             self._begin_catching_up()
 
     def start_with_snapshot(self, beginning: Beginning, reason: str | None = None) -> None:
-        """Begin with the rows as of `beginning`. If given, `reason` is sent first, in a `resync`: it says why the client
-        cannot continue at its position.
+        """Begin with the rows as of `beginning`. `reason`, if any, is why the client cannot continue at its position;
+        it is sent first, in a `resync`.
         """
         if reason is not None:
             self._send_resync(reason, beginning.head)

@@ -231,7 +231,7 @@ class Feed:
             await self._resolve_gap(start)
 
     async def _resolve_gap(self, start: Head) -> None:
-        """Find out why the event after `start` is missing (pruned, log replaced, not committed yet), and reset or wait."""
+        """Find out why the event after `start` is missing (pruned, log replaced, not yet committed); reset or wait."""
         oldest = await event_log.oldest(self.database)
         found = await event_log.head(self.database)
         if self.head != start:

@@ -67,7 +67,7 @@ async def account(database: Database, user_id: int) -> dict[str, Any]:
 async def listed_account(database: Database, key: int | str) -> dict[str, Any]:
     """Return the account with this id or user name.
 
-    Raises NotFound, also for an account that awaits its activation: `GET /users` does not show it either.
+    Raises NotFound, also for an account that awaits its activation: `GET /users` does not show it to users either.
     """
     user = await (users.find(database, key) if isinstance(key, int) else users.find_by_username(database, key))
     return _found(user if user is not None and not user["awaits_activation"] else None, key)

@@ -88,7 +88,7 @@ async def get_including(resource: Resource, call: Call[queries.ById, queries.Inc
 
 async def create(resource: Resource, call: Call[queries.ByUserId | None, None, BaseModel]) -> Response:
     if call.path is not None and call.path.user_id != call.me.user_id:
-        raise Forbidden("Only the user can do this")
+        raise Forbidden("Only the user with this id can do this")
     resource.require_may_create(call.me)  # before the transaction begins, where it is checked again
     fields = call.body.model_dump()
 

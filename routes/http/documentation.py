@@ -1,4 +1,4 @@
-"""The OpenAPI document, and Swagger UI and ReDoc to read and try it, served without a CDN."""
+"""The OpenAPI document, and Swagger UI and ReDoc for reading it and trying the API, served without a CDN."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ operations = Operations("documentation")
 
 
 def _folder() -> Path:
-    # Found without importing it: only the package's files are needed.
+    # The package is found without importing it, because only its files are needed.
     spec = find_spec("offapi")
     assert spec is not None, "offapi is in requirements.txt"
     assert spec.origin is not None
