@@ -131,7 +131,7 @@ LIST_HEADERS = ("X-Total-Count", "Stream-Position", "Link")
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operation. `path` holds `{names}`; `answers` maps each success status to its model, or to None for an empty body."""
+    """`path` contains `{names}`; `answers` maps each success status to its model, or to None for an empty body."""
 
     method: str
     path: str

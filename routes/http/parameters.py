@@ -61,6 +61,11 @@ _OPERATOR_TEXTS: Mapping[Op, str] = {
     Op.CONTAINS: "contains this value, ignoring case",
     Op.PREFIX: "begins with this value, ignoring case",
 }
+_LIST_OPERATOR_TEXTS: Mapping[Op, str] = {
+    Op.EQ: "contains this value",
+    Op.NE: "does not contain this value",
+    Op.IN: "contains one of these values",
+}
 
 
 def conditional(operation: Operation) -> list[dict[str, Any]]:
@@ -117,13 +122,14 @@ def _of_model(model: type[BaseModel] | None, where: str) -> list[dict[str, Any]]
 
 def _of_filter(field: Field) -> list[dict[str, Any]]:
     built = []
+    texts = _LIST_OPERATOR_TEXTS if field.kind is FieldType.STRINGS else _OPERATOR_TEXTS
     for op in OPERATORS[field.kind]:
         schema = dict(_FILTER_SCHEMAS[field.kind])
         parameter: dict[str, Any] = {
             "name": field.name if op is Op.EQ else f"{field.name}[{op}]",
             "in": "query",
             "required": False,
-            "description": f"{field.name} {_OPERATOR_TEXTS[op]}",
+            "description": f"{field.name} {texts[op]}",
             "schema": schema,
         }
         if field.choices and op in (Op.EQ, Op.NE, Op.IN):

@@ -79,8 +79,8 @@ def if_match(call: AnyCall) -> IfMatch:
 async def write_once(call: AnyCall, work: Callable[[Transaction], Awaitable[StoredResponse]]) -> Response:
     """Run `work` in one transaction and return its response.
 
-    For a request that repeats an earlier one with the same `Idempotency-Key`, return the stored response instead. Raises
-    InvalidInput for a key that was used with a different request.
+    For a request that repeats an earlier one with the same `Idempotency-Key`, return the stored response instead.
+    Raises InvalidInput for a key that was used with a different request.
     """
     claim = _claim(call)
     stored = await call.database.write(lambda tx: idempotency.once(tx, claim, partial(work, tx)))
