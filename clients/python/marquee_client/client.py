@@ -26,7 +26,7 @@ from .watch import Watch
 
 OPEN_SECONDS = 10.0
 CLOSE_SECONDS = 1.0
-SEND_SECONDS = 40.0  # a server that reads nothing for so long is considered dead
+SEND_SECONDS = 40.0  # a server that reads nothing for this long is considered dead
 MAX_FRAME_BYTES = 64 * 1024 * 1024  # events stay below 1 MiB, responses to requests may be larger
 
 WARNED_ATTEMPTS = 3  # failures in a row before a warning, so that a wrong URL is noticed
@@ -38,11 +38,11 @@ log = logging.getLogger("marquee_client")
 class Client:
     """A connection to a Marquee service, shared by any number of watches, views and requests.
 
-    `url`: such as `ws://127.0.0.1:8000/ws`. `token`: an access token, or a callable, async or not, that returns one or
-    None. The callable is called before every connection. It may raise `Unauthorized` to end the client; after any other
-    error the client tries again later. If the server rejects the token, or it is malformed, the callable is called once
-    more, then the client ends with `Unauthorized`. White space around a token is removed; an empty token means
-    anonymous.
+    `url`: a URL such as `ws://127.0.0.1:8000/ws`. `token`: an access token, or a callable, async or not, that returns
+    one or None. The callable is called before every connection. It may raise `Unauthorized` to end the client; after
+    any other error the client tries again later. If the token is malformed, or the server rejects it, the callable is
+    called once more; if that fails, too, the client ends with `Unauthorized`. White space around a token is removed; an
+    empty token means anonymous.
 
     Arguments of the client and its methods are validated immediately, with TypeError and ValueError.
 
@@ -116,7 +116,7 @@ class Client:
     ) -> View:
         """Return a view: the rows of a topic, kept up to date. Raises TypeError and ValueError."""
         if not isinstance(topic, str):
-            raise TypeError(f"topic: expected one, such as 'movies', got {topic!r}")
+            raise TypeError(f"topic: expected one topic, such as 'movies', got {topic!r}")
         return View(self._session, self._begin, options_of(topics_of(topic), filter, snapshot=True, deliver=deliver))
 
     def presence(self, topics: str | Sequence[str]) -> Presence:
@@ -174,7 +174,7 @@ class Client:
         """
         shown = token_of(token)
         if shown is None:
-            raise ValueError("token: expected one, got none")
+            raise ValueError("token: expected a token, got none")
         reply = await self._call({"action": "auth", "token": shown}, False)
         if not callable(self._token):
             self._token = shown
@@ -220,7 +220,7 @@ class Client:
         except MarqueeError as error:
             self._session.fail(error)
         except Exception as error:
-            # A bug in this package: callers that wait must get an error.
+            # This is a bug in this package. Callers that wait must receive an error.
             failure = MarqueeError(f"the client failed: {error!r}")
             failure.__cause__ = error
             self._session.fail(failure)
@@ -266,13 +266,13 @@ class Client:
         self._session.connected(time.monotonic())
         try:
             await self._serve(socket)
-            return self._ending(None, "silent")
+            return self._ending(None, "the server does not respond")
         except ConnectionClosed as closed:
             if closed.rcvd is None:
-                return self._ending(None, "cut")
+                return self._ending(None, "the connection was cut")
             return self._ending(int(closed.rcvd.code), closed.rcvd.reason)
         except ProtocolViolation as violation:
-            log.warning("starting over: %s", violation)
+            log.warning("protocol violated, reconnecting: %s", violation)
             return self._ending(None, str(violation))
         finally:
             self._session.lost()
@@ -300,7 +300,7 @@ class Client:
                 self._session.receive(text, time.monotonic())
             if self._session.error is not None:
                 return
-        await socket.recv()  # a normal close: raises with its code
+        await socket.recv()  # after a normal close, this raises with the close code
 
     async def _send(self, socket: ClientConnection) -> None:
         while True:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import Unauthorized, refusal
 
-MAX_RETRY_AFTER_SECONDS = 60.0  # longer values of Retry-After are cut to this
+MAX_RETRY_AFTER_SECONDS = 60.0  # longer values of Retry-After are capped at this
 TOO_MANY_MESSAGES = 4429
 TOKEN_EXPIRED = 4501
 TOO_MANY_MESSAGES_SECONDS = 1.0  # reconnecting at once would exceed the limit again
