@@ -20,7 +20,7 @@ from routes.http.queries import ById
 from services.pictures import images
 
 HEADERS = {
-    # A URL always shows the same picture; a new picture has a new URL.
+    # A URL always shows the same picture; a new picture gets a new URL.
     "Cache-Control": "public, max-age=31536000, immutable",
     # A picture is never rendered as a page, even if the decoder let something else pass.
     "X-Content-Type-Options": "nosniff",
@@ -80,7 +80,7 @@ class ByAvatar(queries.Parameters):
     "Get a picture",
     {200: bytes},
     description="`avatar_url` and `avatar_thumbnail_url` of accounts point here. A URL always shows the same picture; "
-    "a new picture has a new URL.",
+    "a new picture gets a new URL.",
     errors=(404, 406),
     media_type=images.MEDIA_TYPE,
     if_none_match=True,
