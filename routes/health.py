@@ -34,7 +34,9 @@ async def alive(call: Call[None, None, None]) -> Response:
     limit_group=LimitGroup.UNLIMITED,
 )
 async def ready(call: Call[None, None, None]) -> Response:
-    """Respond with 200 when degraded: without its bus the service is only slower, and all workers share one bus."""
+    """Respond with 200 when degraded: without the bus the service is only slower. Because all workers share the bus, a
+    503 would take all of them out of service.
+    """
     checks = dict(await call.services.readiness())
     if checks["database"] != "ok" or checks["service"] != "ok":
         status, code = "not_ready", 503
@@ -50,7 +52,7 @@ async def show_metrics(request: Request) -> Response:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), expected.encode()):
             raise Unauthenticated("Expected the header Authorization: Bearer <METRICS_TOKEN>")
-    # In a thread, because with many workers there are many files to add up.
+    # This runs in a thread, because with many workers there are many files to add up.
     found = await asyncio.to_thread(metrics.exposition, request.headers.get("accept", ""))
     return Response(found.content, headers={**_NO_STORE, "Content-Type": found.media_type})
 

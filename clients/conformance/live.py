@@ -216,7 +216,7 @@ async def _run(
 
 
 async def _until(report: Any, wanted: Mapping[str, Any], seconds: float) -> str | None:
-    """Return None as soon as the report is as expected, or the difference that remains at the end."""
+    """Return None as soon as the report is as expected, or the difference that remains after `seconds`."""
     end = asyncio.get_running_loop().time() + seconds
     while True:
         problem = difference(wanted, await report())

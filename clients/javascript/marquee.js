@@ -111,7 +111,7 @@ function refusal(code, detail) {
  * The response to a request, whatever its status. Header names are in lowercase.
  * @typedef {{status: number, headers: Record<string, string>, body: any}} Response
  *
- * The pauses between attempts: the n-th in a row is between 0 and `firstSeconds` * 2^n, at most `longestSeconds`. The
+ * The pauses between attempts. The n-th in a row (from 0) is at most `firstSeconds` * 2^n and `longestSeconds`. The
  * whole pause is random, so that clients that lost their connections together do not reconnect together. A connection
  * that lasted `provenSeconds` resets the count.
  * @typedef {{firstSeconds: number, longestSeconds: number, provenSeconds: number}} Retry
@@ -1379,9 +1379,9 @@ export class Client {
   /**
    * Sends a REST request over the socket, as the socket's user, and returns the response, whatever its status.
    *
-   * Waits for a connection, and while 16 requests are in flight. If the connection ends before the response, the request
-   * is sent again if that is safe: GET, HEAD, PUT and DELETE without `If-Match`, and every request with an idempotency
-   * key (a repeated DELETE may find nothing left to delete). Otherwise throws ConnectionLost.
+   * The call waits for a connection, and while 16 requests are in flight. If the connection ends before the response,
+   * the request is sent again if that is safe: GET, HEAD, PUT and DELETE without `If-Match`, and every request with an
+   * idempotency key (a repeated DELETE may find nothing left to delete). Otherwise throws ConnectionLost.
    *
    * Throws ServerError when the server could not handle the message, TypeError when the request is not JSON, RangeError
    * when it is too large, and TimedOut after `timeoutSeconds`, including the time spent waiting to send. After a
@@ -1604,7 +1604,7 @@ function now() {
 }
 
 /**
- * Returns the URL with parameters that keep the default subscription, which the client ignores, small.
+ * Returns the URL with parameters that keep the default subscription small, since the client ignores its frames.
  * @param {string | URL} address
  */
 function withSmallDefault(address) {

@@ -224,7 +224,7 @@ function page(spec) {
         make("p", {}, "Query parameters:"), members(query),
         make("p", {}, inline(spec.servers.plain.description)),
         make("p", {}, inline(security.subprotocol.description)),
-        make("p", {}, "An unacceptable handshake is rejected with an HTTP response, ", code('{"detail": …}'), ":"),
+        make("p", {}, "The service rejects a handshake with an HTTP response, ", code('{"detail": …}'), ":"),
         table(["Status", "When"], spec["x-refusals"].map((each) => [code(each.status), inline(each.when)]))),
       section("topics", "Topics and filters", undefined,
         make("p", {}, "The filter of ", make("a", { href: "#subscribe" }, "subscribe"),

@@ -47,9 +47,9 @@ live from the moment it connects: try `wscat -c ws://127.0.0.1:8000/ws`. The soc
 The schemas of the service's frames forbid additional members, so that tests find members that a schema lacks. \
 **Clients must ignore operations, topics and members that they do not know**: later versions add new ones."""
 
-SERVER_DESCRIPTION = """Public topics require no credentials. Credentials, in order of preference: the header \
-`Authorization: Bearer <token>`; the subprotocols `bearer, <token>`; a first message `auth`. \
-The query must not contain credentials."""
+SERVER_DESCRIPTION = """Public topics require no credentials. Credentials are accepted, in order of preference, as the \
+header `Authorization: Bearer <token>`, as the subprotocols `bearer, <token>`, or in a first message `auth`; never in \
+the query."""
 
 REFUSALS: Mapping[int, str] = {
     401: "Invalid token",

@@ -45,7 +45,7 @@ FieldName = TypeVar("FieldName")
 
 
 class TopicFrame(Answer):
-    """A frame, or a part of one, that is parametrised by topic. The model for a topic is named after it: MoviesAdd."""
+    """A frame, or a part of one, that is parametrised by topic. The models are named after the topic, as MoviesAdd."""
 
     @classmethod
     def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:

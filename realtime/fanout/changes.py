@@ -2,8 +2,8 @@
 
 Rules:
 - An event holds its rows as they are after the write and as they were before it.
-- A row that matched neither before nor after is left out. A row that starts to match is an `add`; a row that stops
-  matching is a `delete` with the reason "filter".
+- A row that matches neither before nor after the event is left out. A row that starts to match is an `add`; a row that
+  stops matching is a `delete` with the reason "filter".
 - An event whose rows match in every state that it holds is sent as it is.
 """
 

@@ -35,7 +35,7 @@ class _Net:
     first: Row | None  # the row before the run, None when it did not match
     last: Row | None  # the row after the run, None when it does not match
     left: bool  # the row still exists, but no longer matches
-    event: Event  # the newest one about the row
+    event: Event  # the newest event about the row
     changed: dict[str, None] = field(default_factory=dict)
 
     @property

@@ -4,7 +4,7 @@ Invariants:
 - The hub has written every event up to `position`, and none beyond it, to each live subscription. Subscriptions join
   and leave at that boundary only, after a flush.
 - The hub never awaits a client: it writes, checks how much is unsent, and detaches a socket whose buffer is full.
-- Events that arrive in one turn of the event loop are sent in one write, or at once when they reach FLUSH_BYTES.
+- Events that arrive in one turn of the event loop are sent in one write, or immediately when they reach FLUSH_BYTES.
 - A filter is evaluated once per event, however many subscriptions share it, and only if the event can affect it.
 """
 
@@ -51,7 +51,7 @@ class Hub:
         self._pending: list[Event] = []
         self._pending_bytes = 0
         self._flush_due: asyncio.Handle | None = None
-        self._written: list[tuple[Frames, int]] = []  # by this flush, with the number of sockets
+        self._written: list[tuple[Frames, int]] = []  # what this flush wrote, and to how many sockets
 
     def __len__(self) -> int:
         groups = (*self._plain.values(), *self._filtered.values())

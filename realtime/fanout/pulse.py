@@ -1,7 +1,8 @@
 """The latest state of each row, at an interval, for dashboards (`deliver: {"latest_every_ms": n}`).
 
 Rules:
-- Such a subscription is not written to event by event. At each beat it is sent the net changes since the last beat.
+- A subscription to the latest state is not written to event by event. At each beat, it is sent the net changes since
+  the last beat.
 - Only the position is kept per subscription: the events are read again from the ring.
 - Every state that is sent was carried by an event, so it was committed.
 - A subscription whose socket is still full at a beat leaves the pulse and catches up at its own pace, like any slow

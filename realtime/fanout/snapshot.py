@@ -1,10 +1,10 @@
 """The rows of a topic as of one number of the log, page by page, however long the client takes to read them.
 
 Rules:
-- All pages show one state: the rows as of the snapshot's number. The events after that number follow exactly.
+- All pages show one state: the rows as of the snapshot's number. The events that follow begin right after that number.
 - No transaction stays open between pages: during a slow client's snapshot it would block the database's clean-up. A
   page is read from the table in its current state, together with the log's head. The changes since the snapshot's
-  number are then undone with the help of the log, whose events hold the rows as they were before.
+  number are then undone with the help of the log, whose events hold the rows as they were before each change.
 - Rows are read in order of their ids. `_undo` holds the changed rows that have not been sent yet, as they were before
   the change. It is bounded, and grows only with the changes made while the snapshot is read.
 """
@@ -191,7 +191,7 @@ class _TopicSnapshot:
 
 def as_of(found: Sequence[Row], undo: Mapping[Id, Row | None], last: Id | None, matches: Matcher) -> list[Row]:
     """Return the rows of a page as they were before the changes in `undo`. The page ends with the id `last`; None means
-    that no row follows it. Pure.
+    that no row follows the page. Pure.
     """
     rows: dict[Id, Row] = {row["id"]: row for row in found}
     for key, row in undo.items():

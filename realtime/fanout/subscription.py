@@ -58,10 +58,10 @@ class LiveSubscriptions(Protocol):
 class Subscription:
     """One spec on one socket.
 
-    `position` is the number of the last event handled; while the hub writes event by event, the hub's position counts
-    instead. `turn` is a lock for the subscriptions of one socket that catch up: one at a time waits for room, and then
-    writes before it yields. With `snapshot_of`, the subscription begins with a snapshot of these topics, in this order,
-    and sends a new one whenever its position is lost.
+    `position` is the number of the last event handled; while the hub itself writes every event, the hub's position
+    counts instead. `turn` is a lock for the subscriptions of one socket that catch up: one at a time waits for room,
+    and then writes before it yields. With `snapshot_of`, the subscription begins with a snapshot of these topics, in
+    this order, and sends a new one whenever its position is lost.
     """
 
     def __init__(

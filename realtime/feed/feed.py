@@ -1,7 +1,7 @@
 """The events of the log in this process: every event once, in order, from the bus or from the log.
 
 Invariants:
-- `head` only moves to the next number. Listeners get each number exactly once and in order.
+- Until a reset, `head` only moves to the next number. Listeners receive each number exactly once and in order.
 - The bus only makes the feed faster. An event that is not the next one waits a moment for the events before it; when
   they do not arrive, or when the log's head turns out to be ahead, the missing events are read from the log.
 - The log's head is polled, more often when there is no shared bus or the worker is deaf. A process without a working
@@ -301,7 +301,7 @@ class Feed:
         return found
 
     def newest_after(self, seq: int) -> list[Event] | None:
-        """Return what `read_after` returns, but from the ring alone. None if the ring does not reach back that far."""
+        """Return what `read_after` returns, from the ring alone, or None if the ring does not reach back that far."""
         if seq >= self.head.seq:
             return []
         return self.ring.after(seq, max_events=PAGE_EVENTS, max_bytes=PAGE_BYTES)

@@ -194,7 +194,7 @@ ACTIONS: Mapping[str, type[BaseModel]] = {
 
 
 class Subscribed(Answer):
-    """The subscription has begun. Sent before its first frame."""
+    """The subscription has begun. This reply comes before its first frame."""
 
     subscription: Name
     seq: int = Field(ge=0, description="The stream begins after this number: the snapshot's, `since`, or the head")

@@ -37,7 +37,7 @@ from realtime.wire.writer import HIGH_WATER_BYTES, Writer
 from resources.topics import PUBLIC_TOPICS, TOPICS
 
 MAX_SUBSCRIPTIONS = 32
-AUTH_SECONDS = 10.0  # for authenticating, where every client has to
+AUTH_SECONDS = 10.0  # within which a client must authenticate, where that is required
 
 ReplyData = Mapping[str, Any]
 

@@ -1,7 +1,7 @@
 """`GET /ws`: one websocket, from the handshake to the last frame.
 
-Origin, query, limits, token and topics are checked before the socket is accepted, so that a handshake is refused with
-an HTTP response.
+Origin, query, limits, token and topics are checked before the socket is accepted, so that an invalid handshake
+is refused with an HTTP response.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The log as server-sent events (WHATWG HTML, section 9.2): `GET /events` for clients without a websocket.
 
 Invariants:
-- Pull only. A stream reads its next page, from the ring or the log, when the client has taken the one before. The
-  server's flow control is the back-pressure: there is no queue, and a slow client costs at most one page of memory.
+- A stream reads its next page, from the ring or the log, only when the client has taken the page before. The server's
+  flow control is the back-pressure: there is no queue, and a slow client costs at most one page of memory.
 - An event's id is its position. The events sent after an id are exactly those that follow it in the log and that the
   client may see.
 - A stream ends when its client disconnects or takes nothing for too long, when its token or session ends, when its user
@@ -121,7 +121,7 @@ class EventStream(Response):
         self._view = view
         self._query = query
         self._last_event_id = last_event_id
-        self._head = Head("", 0)  # every event up to it was sent
+        self._head = Head("", 0)  # every event up to this position was sent
         self._generation = 0
         self._is_position_checked = True  # False while the log could not be read
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -166,7 +166,7 @@ class EventStream(Response):
         self.end()
 
     async def _find_start(self) -> str | None:
-        """Find the position to begin at. Return why it is the head when the client asked for another position."""
+        """Find the position to begin at. Return the reason if it is the head instead of the position asked for."""
         feed, query = self._feed, self._query
         await feed.reach_head()
         self._generation = feed.generation

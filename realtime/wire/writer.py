@@ -29,7 +29,7 @@ class Writer(Protocol):
     """The writing side of one socket."""
 
     def write(self, frames: Frames) -> None:
-        """Send whole frames. Does nothing on a socket that is closing."""
+        """Send whole frames. Do nothing on a socket that is closing."""
 
     def buffered(self) -> int:
         """Return how many of the written bytes the network has not taken yet."""
@@ -85,7 +85,7 @@ class QueuedWriter:
                 asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._task.cancel)
 
     async def run(self) -> int:
-        """Send what is written until the socket is closed or gone. Return the close code."""
+        """Send the written frames until the socket is closed or gone. Return the close code."""
         self._task = asyncio.current_task()
         try:
             while True:

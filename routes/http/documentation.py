@@ -26,7 +26,7 @@ FILES = {
     "swagger.css": ("swagger_style.css", "text/css"),
     "redoc.js": ("redoc.js", "text/javascript"),
 }
-# ReDoc loads its logo from the vendor's server; an empty image replaces it, so that the page makes no foreign request.
+# ReDoc loads its logo from the vendor's server; an empty image replaces it, so that pages need no other server.
 FOREIGN_LOGO = (
     b"https://cdn.redoc.ly/redoc/logo-mini-full.svg",
     b"data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=",

@@ -70,7 +70,7 @@ class RequestLog(_Middleware):
                 if (outcome := scope.get(scope_keys.LIMIT)) is not None:
                     message["headers"] = [*message["headers"], *limit_groups.headers_of(outcome)]
                 is_stream = headers.get("content-type", "").startswith("text/event-stream")
-                if is_websocket:  # now, not when the websocket closes
+                if is_websocket:  # counted now, not when the websocket closes
                     metrics.request_answered("GET", _route_of(scope), status, None)
             await send(message)
 

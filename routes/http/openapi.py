@@ -139,7 +139,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
     notes = [f"Honours `{each['name']}` ({each['in']}): {each['description']}." for each in conditional]
     if operation.filters:
         notes.append(
-            "All filters must match, and so must one of the groups `or[0][field]`, `or[1][field][operator]`, …, if any."
+            "All filters must match, and at least one of the groups `or[0][field]`, `or[1][field][operator]`, …, if "
+            "there are any."
         )
     if description := "\n\n".join([*filter(None, [operation.description]), *notes]):
         built["description"] = description

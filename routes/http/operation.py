@@ -38,7 +38,7 @@ from services.tokens import Tokens
 
 
 class EventPages(Protocol):
-    """Reads pages of the event log (`realtime.sse.replay`). A protocol, because edges do not import each other."""
+    """Reads pages of the event log (`realtime.sse.replay`). It is a protocol, since edges do not import each other."""
 
     async def page(self, identity: Identity | None, query: Any) -> tuple[Head, Sequence[bytes], bool]: ...
 

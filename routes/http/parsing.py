@@ -31,7 +31,7 @@ from routes.http import limit_groups, uploads
 from routes.http.operation import Call, Operation, Services
 from services import authentication
 
-BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; longer only holds a connection
+BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; more would only hold a connection
 MAX_FORM_BYTES = 16 * 1024
 MAX_PARAMETERS = 300
 ROWS_PER_SLICE = 250  # about a millisecond of validation; other tasks run between slices
@@ -84,7 +84,7 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
 
 
 async def _identify_and_count(request: Request, operation: Operation, services: Services) -> Identity | None:
-    """Return the client's identity and count the request, before the body is read, so that rejecting it costs little.
+    """Return the client's identity and count the request, before the body is read, so that a rejection costs little.
 
     Raises Unauthenticated and TooManyRequests.
     """

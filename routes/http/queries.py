@@ -54,7 +54,7 @@ class ByUuid(Parameters):
 
 Search = Annotated[
     str,
-    Field(max_length=200, pattern=schemas.NO_NUL, description="Only rows that contain every word, ignoring case"),
+    Field(max_length=200, pattern=schemas.NO_NUL, description="Only rows with every word of this text, ignoring case"),
 ]
 Sort = Annotated[str | None, Field(description="Comma-separated fields; a leading minus sorts in descending order")]
 After = Annotated[

@@ -135,9 +135,10 @@ class Client:
     ) -> Response:
         """Send a REST request over the socket, as the socket's user, and return the response, whatever its status.
 
-        Waits for a connection, and while 16 requests are in flight. If the connection ends before the response, the
-        request is sent again if that is safe: GET, HEAD, PUT and DELETE without `If-Match`, and every request with an
-        idempotency key (a repeated DELETE may find nothing left to delete). Otherwise raises ConnectionLost.
+        The call waits for a connection, and while 16 requests are in flight. If the connection ends before the
+        response, the request is sent again if that is safe: GET, HEAD, PUT and DELETE without `If-Match`, and every
+        request with an idempotency key (a repeated DELETE may find nothing left to delete). Otherwise raises
+        ConnectionLost.
 
         Raises ServerError when the server could not handle the message, TypeError or ValueError when the request is not
         JSON or too large, and TimedOut after `timeout_seconds`, including the time spent waiting to send. After a
@@ -234,7 +235,7 @@ class Client:
             log.warning("no connection to %s in %d attempts, still trying: %s", address, self._failures, self._trouble)
 
     async def _connection(self) -> Ending:
-        """Serve one connection and return how it ended. Raises a MarqueeError of the token callable."""
+        """Serve one connection and return how it ended. Raises the MarqueeError that the token callable raised."""
         try:
             found = self._token() if callable(self._token) else self._token
             if inspect.isawaitable(found):
@@ -339,7 +340,7 @@ def _refused(refused: InvalidStatus) -> Ending:
 
 
 def _with_small_default(url: str) -> str:
-    """Return the URL with parameters that keep the default subscription, which the client ignores, small.
+    """Return the URL with parameters that keep the default subscription small, since the client ignores its frames.
 
     Raises ValueError when `url` is not a websocket URL.
     """

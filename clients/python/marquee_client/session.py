@@ -33,7 +33,7 @@ class ServerSilent(Exception):
 
 @dataclass(eq=False)
 class Call:
-    """A message that needs a reply. `is_repeatable`: it may be sent again if it is unknown whether it was handled."""
+    """A message that needs a reply. `is_repeatable`: it may be sent again although it may have been handled already."""
 
     message: dict[str, Any]
     resolve: Callable[[Mapping[str, Any]], None]
@@ -213,7 +213,7 @@ class Session:
             since = now
         return min([since + self._heartbeat_seconds, *(at for at, _ in self._retries)]) - now
 
-    # --- inside
+    # --- internals
 
     def _end_connection(self) -> None:
         self.is_welcome = False
