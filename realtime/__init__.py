@@ -1,3 +1,3 @@
-"""The socket edge. An event passes the folders in this order: feed, fanout, wire, sockets; sse, presence and asyncapi
-stand beside them.
+"""The real-time edge. An event travels through the folders feed, fanout, wire and sockets, in this order; sse, presence
+and asyncapi stand beside them.
 """

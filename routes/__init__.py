@@ -1,1 +1,1 @@
-"""The HTTP edge: parse, authorise, one repository call, render. `table` lists every operation."""
+"""The HTTP edge: parse, authorise, call the repository, render. `table` lists every operation."""

@@ -27,26 +27,27 @@ def _topics(value: Any) -> Any:
         return value
     topics = value.split(",")
     if not set(topics) <= TOPICS.keys() or len(set(topics)) != len(topics):
-        raise ValueError(f"expected one or more of {', '.join(TOPICS)}, each once")
+        raise ValueError(f"expected one or more of {', '.join(TOPICS)}, each at most once")
     return topics
 
 
 class EventsQuery(Parameters):
     after: Offset | None = Field(
         default=None,
-        description="Only events after this number. By default a page begins with the oldest event, a stream now",
+        description="Only events after this number. By default, a page begins with the oldest event and a stream with "
+        "the next one",
     )
     epoch: Annotated[str, Field(max_length=MAX_EPOCH_LENGTH)] | None = Field(
-        default=None, description="The log that `after` belongs to"
+        default=None, description="The epoch of the log that `after` belongs to"
     )
     topics: Annotated[
         frozenset[str],
         BeforeValidator(_topics),
         Field(json_schema_extra={"items": {"enum": list(TOPICS)}, "minItems": 1, "default": sorted(PUBLIC_TOPICS)}),
-    ] = Field(default=PUBLIC_TOPICS, description="Comma-separated; all public topics by default")
+    ] = Field(default=PUBLIC_TOPICS, description="Separated by commas; by default, all public topics")
     bulk: Literal["items", "summary"] = Field(default="items", description="Whether bulk events include their rows")
     limit: Annotated[int, Field(ge=1, le=MAX_EVENTS_OF_PAGE), WRITTEN_INTEGER] = Field(
-        default=DEFAULT_EVENTS_OF_PAGE, description="Maximum frames of a page; ignored by event streams"
+        default=DEFAULT_EVENTS_OF_PAGE, description="The maximum number of frames in a page; ignored by event streams"
     )
 
 
@@ -65,7 +66,7 @@ ABOUT_STREAM = "Server-sent events: `id` is `<epoch>:<seq>`, `data` is a frame a
     {200: EventsPage},
     description="Read a page of frames, as on the websocket; a page without a `Link` to the next one reaches the end "
     "of the log. With `Accept: text/event-stream` the response does not end: it sends each event as it happens, and "
-    "`Last-Event-ID` resumes after a lost connection. A position that cannot be resumed gets one `resync` frame.",
+    "`Last-Event-ID` resumes after a lost connection. If a position cannot be resumed, a `resync` frame says so.",
     headers={"Last-Event-ID": "For event streams: the id to resume after; it takes precedence over `after`"},
     errors=(403, 406, 429),
     answer_headers=("Stream-Position", "Link"),

@@ -37,7 +37,7 @@ OPERATIONS: Sequence[Operation] = [
 
 
 def routes() -> list[BaseRoute]:
-    """Return one route for each path, fixed paths first, so that a wrong method gets a complete `Allow`."""
+    """Return one route for each path, fixed paths first, so that a wrong method is rejected with a complete `Allow`."""
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in OPERATIONS:
         by_path.setdefault(operation.path, {})[operation.method] = operation
@@ -60,7 +60,7 @@ def _route(path: str, operations: Mapping[str, Operation]) -> Route:
 
 
 class _Path(Route):
-    """A path that rejects a wrong method itself; the router would go on and try `/movies/{id}` for PUT /movies/bulk."""
+    """A path that rejects a wrong method itself; the router would next try `/movies/{id}` for PUT /movies/bulk."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, found = super().matches(scope)

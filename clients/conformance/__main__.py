@@ -14,7 +14,7 @@ from .scenario import load
 
 
 def show(outcome: Outcome) -> None:
-    mark = "FAILED" if outcome.problem else "left out" if outcome.is_left_out else "ok"
+    mark = "FAILED" if outcome.problem else "skipped" if outcome.is_left_out else "ok"
     sys.stdout.write(f"{mark:8} {outcome.name}\n" + (f"         {outcome.problem}\n" if outcome.problem else ""))
     sys.stdout.flush()
 
@@ -37,7 +37,7 @@ async def main(arguments: argparse.Namespace) -> int:
 def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m clients.conformance", description=__doc__)
     parser.add_argument("--service", metavar="URL", help="also run the live scenarios against this service (http://…)")
-    parser.add_argument("--only", metavar="TEXT", help="run the scenarios whose name contains this")
+    parser.add_argument("--only", metavar="TEXT", help="run only the scenarios whose name contains this text")
     parser.add_argument("--seed", type=int, default=None, help="seed of the live scenarios")
     parser.add_argument("command", nargs="+", help="the driver; {control}, {page} and {folder} are replaced")
     return parser.parse_args(words)

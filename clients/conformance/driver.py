@@ -23,7 +23,7 @@ ANSWER_SECONDS = 30.0
 
 
 class DriverFailed(Exception):
-    """The driver could not carry out a command, or has exited: a bug of the driver."""
+    """The driver could not carry out a command, or has exited, because of a bug in the driver."""
 
 
 class Driver:
@@ -82,7 +82,7 @@ async def started(command: Sequence[str], driver: Driver, *, control: str, page:
     """Run the driver's process. Raises DriverFailed when it does not connect.
 
     In `command`, {control} is replaced by the URL of the control socket, {page} by that of the page for browsers and
-    {folder} by an empty folder; without the first two, the control socket is appended as the last argument.
+    {folder} by an empty folder. If neither of the first two occurs, the URL of the control socket is appended.
     """
     folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="conformance-")
     words = [word.format(control=control, page=page, folder=folder) for word in command]

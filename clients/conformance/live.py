@@ -27,7 +27,7 @@ STATES = ("released", "planned", "rumored")
 
 
 class CuttingProxy:
-    """Between the client and the service. Cuts each connection after a random number of bytes, unless `is_calm`."""
+    """A proxy to the service. Cuts each connection of the client after a random number of bytes, unless `is_calm`."""
 
     def __init__(self, host: str, port: int, chance: random.Random, cut_after_bytes: tuple[int, int]) -> None:
         self._address = (host, port)
@@ -38,7 +38,7 @@ class CuttingProxy:
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[int]:
-        """Listen, and return the port."""
+        """Listen, and yield the port."""
         tasks: set[asyncio.Task[None]] = set()
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -97,7 +97,7 @@ class Rest:
         self.token = ""
 
     async def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """Send a request and return the body of the response. Raises RuntimeError unless it succeeds."""
+        """Send a request and return the body of the response. Raises RuntimeError unless the request succeeds."""
         return await asyncio.to_thread(self._ask, method, path, body)
 
     def _ask(self, method: str, path: str, body: Any) -> Any:
@@ -119,7 +119,7 @@ class Rest:
         self.token = (await self.ask("POST", "/auth/login", person))["access_token"]
 
     async def every(self, topic: str, filter_: Mapping[str, Any]) -> list[Any]:
-        """Return the whole list, by key."""
+        """Return the whole list, in the order of the ids."""
         rows: list[Any] = []
         while True:
             after = rows[-1]["id"] if rows else 0
@@ -165,7 +165,7 @@ async def run_live(runner: Runner, live: Live, service: str, seed: int | None = 
     except (DriverFailed, RuntimeError) as error:
         problem = repr(error)
     if problem is None and proxy.cuts == 0:
-        problem = "no connection was cut: this showed nothing"
+        problem = "no connection was cut, so the run proves nothing"
     return Outcome(live.name, problem and f"seed {seed}, {proxy.cuts} cuts: {problem}")
 
 
@@ -216,7 +216,7 @@ async def _run(
 
 
 async def _until(report: Any, wanted: Mapping[str, Any], seconds: float) -> str | None:
-    """Return None as soon as the report is as expected, or the difference that remains at the end."""
+    """Return None as soon as the report is as expected, or the difference that remains after `seconds`."""
     end = asyncio.get_running_loop().time() + seconds
     while True:
         problem = difference(wanted, await report())
@@ -250,7 +250,7 @@ async def _events(service: str, step: Step, begun: str) -> list[Mapping[str, Any
 
 
 async def _write(rest: Rest, chance: random.Random, writes: int) -> None:
-    """Write single rows and bulks at random, so that rows come, change and go, and enter and leave filters."""
+    """Write single rows and bulks at random, so that rows are added, changed, deleted, and enter and leave filters."""
     movies: list[int] = []
     characters: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Runs every scenario against one client."""
+"""Run every scenario against one client."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def _file(path: str) -> Response:
     """Return a file of the JavaScript client, for browsers."""
     found = FILES / path.lstrip("/")
     if found.parent != FILES or not found.is_file():
-        return refusal(404, {}, f"no {path}")
+        return refusal(404, {}, f"there is no file {path}")
     kind, body = mimetypes.guess_type(found.name)[0] or "text/javascript", found.read_bytes()
     fields = {"Content-Type": kind, "Content-Length": str(len(body)), "Connection": "close"}
     return Response(200, "OK", Headers({**fields, "Cache-Control": "no-store"}), body)

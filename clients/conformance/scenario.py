@@ -15,7 +15,7 @@ Step = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`connections`: the server's steps on the first, the second … connection. `otherwise`: on any further one."""
+    """`connections`: the server's steps for each connection, in order. `otherwise`: its steps for every later one."""
 
     name: str
     about: str

@@ -40,7 +40,7 @@ class ScriptedServer:
             self.done.set()
 
     def refuse(self, token: str | None) -> Response | None:
-        """Return a rejection of the handshake, for a wrong token or by the script, or None to accept it."""
+        """Return a rejection of the handshake, because of the token or the script, or None to accept the handshake."""
         if token is not None and self.scenario.tokens is not None and token not in self.scenario.tokens:
             return refusal(401, {"WWW-Authenticate": "Bearer"}, "invalid token")
         first = self._script()[0]
@@ -70,7 +70,7 @@ class ScriptedServer:
         except Violated as violated:
             self._violate(f"connection {self._next}: {violated}")
         except ConnectionClosed as closed:
-            self._violate(f"connection {self._next}: the client ended it in the middle of the script ({closed})")
+            self._violate(f"connection {self._next}: the client disconnected in the middle of the script ({closed})")
         else:
             if is_counted:
                 self._end()
@@ -198,7 +198,7 @@ class ScriptedConnection:
             raise Violated(f"expected nothing, got {json.dumps(self.inbox[0])}")
 
     async def _step_reply(self, step: Step) -> None:
-        """Reply to a message; to `subscribe` with the name of the subscription as well."""
+        """Reply to a message. The reply to `subscribe` also carries the name of the subscription."""
         message = self._bound[step["to"]]
         data = dict(step["reply"])
         if message["action"] == "subscribe":
@@ -246,7 +246,7 @@ class ScriptedConnection:
     _step_await = _step_do
 
     async def _step_log(self, step: Step) -> None:
-        """Serve subscriptions to a log of `add` events 1 to n from here on."""
+        """From here on, serve subscriptions to a log that consists of the `add` events 1 to n."""
         self._background = asyncio.create_task(self._follow_log(step["log"]))
 
     async def _follow_log(self, last: int) -> None:

@@ -4,9 +4,10 @@
  *     const client = new Client("ws://127.0.0.1:8000/ws");
  *     for await (const event of client.watch("movies")) console.log(event);
  *
- * In this order: errors, values, validation of arguments, `Pacer` (when to reconnect), `Subscription` (one across all
- * connections), `Session` (the protocol across connections), then what the application reads (`Watch`, `View`,
- * `Presence`) and `Client` with the socket. `Pacer`, `Subscription` and `Session` are pure: no clock, timers or sockets.
+ * In this order: errors, values, validation of arguments, `Pacer` (when to reconnect), `Subscription` (one subscription
+ * across all connections), `Session` (the protocol across connections), then what the application reads (`Watch`,
+ * `View`, `Presence`) and `Client` with the socket. `Pacer`, `Subscription` and `Session` are pure: no clock, timers or
+ * sockets.
  *
  * @module marquee
  */
@@ -49,7 +50,7 @@ export class Forbidden extends Refused {}
 /** The client or the server violated the protocol, which is a bug in one of them. */
 export class ProtocolViolation extends Refused {}
 
-/** An error reply, such as `invalid_filter`. `detail`: a text, or a list of problems. */
+/** An error reply, such as `invalid_filter`. `detail`: a string, or a list of problems. */
 export class ServerError extends MarqueeError {
   /** @param {string} code @param {any} detail */
   constructor(code, detail) {
@@ -59,10 +60,10 @@ export class ServerError extends MarqueeError {
   }
 }
 
-/** The connection ended before the reply: the server may have carried out the request or not. */
+/** The connection ended before the reply: the server may or may not have carried out the request. */
 export class ConnectionLost extends MarqueeError {}
 
-/** No reply within `timeoutSeconds`: the server may have carried out the request or not. */
+/** No reply within `timeoutSeconds`: the server may or may not have carried out the request. */
 export class TimedOut extends MarqueeError {}
 
 /** `close` was called on the client, or on the watch, view or presence. */
@@ -92,7 +93,7 @@ function refusal(code, detail) {
  *
  * One event of a subscription. `seq` is null for ephemeral events (`progress`). `reason` is "filter" when a row no longer
  * matches the filter but still exists. `more`: another event with the same number follows. `position`: where to resume
- * after this event; while `more` is set, that is the position before the number.
+ * after this event; while `more` is set, that is the position before this number.
  * @typedef {{operation: string, topic: string | null, seq: number | null, data: any, position: Position | null,
  *   changed: string[], reason: string | null, actorId: number | null, ts: string | null, more: boolean}} Event
  *
@@ -110,7 +111,7 @@ function refusal(code, detail) {
  * The response to a request, whatever its status. Header names are in lowercase.
  * @typedef {{status: number, headers: Record<string, string>, body: any}} Response
  *
- * The pauses between attempts: the n-th in a row is between 0 and `firstSeconds` * 2^n, at most `longestSeconds`. The
+ * The pauses between attempts. The n-th in a row (from 0) is at most `firstSeconds` * 2^n and `longestSeconds`. The
  * whole pause is random, so that clients that lost their connections together do not reconnect together. A connection
  * that lasted `provenSeconds` resets the count.
  * @typedef {{firstSeconds: number, longestSeconds: number, provenSeconds: number}} Retry
@@ -133,8 +134,8 @@ function refusal(code, detail) {
  * where it is visible (the package `ws` reports it), or null.
  * @typedef {{code: number | null, detail: string, lastedSeconds: number}} Ending
  *
- * The part of a WebSocket that is used here; those of browsers, Node (22, or 20 with --experimental-websocket) and the
- * package `ws` work.
+ * The part of a WebSocket that is used here. The WebSockets of browsers, of Node (22, or 20 with
+ * --experimental-websocket) and of the package `ws` work.
  * @typedef {{onopen: any, onmessage: any, onclose: any, onerror: any, send(text: string): void,
  *   close(code?: number): void}} Socket
  * @typedef {new (url: string, protocols?: string[]) => Socket} SocketClass
@@ -157,8 +158,8 @@ const LONGEST_TIMER_MS = 2 ** 31 - 1; // setTimeout fires at once for longer del
 const WARNED_ATTEMPTS = 3; // failures in a row before a warning, so that a wrong URL is noticed
 const NO_HANDSHAKE = "handshake failed: the server is unreachable, or the URL, the origin or the token is wrong";
 
-// Bounds of the events that wait for a slow reader. Above them the watch pauses its subscription, and it resumes at the
-// same position when the reader has consumed half: the server's log is the queue, and the socket is not held up.
+// Bounds of the events that wait for a slow reader. Above them, the watch pauses its subscription and resumes it at the
+// same position when the reader has consumed half: the server's log is the queue, and the socket is not blocked.
 const QUEUED_EVENTS = 1_000;
 const QUEUED_CHARACTERS = 8 * 1024 * 1024;
 const QUEUED_CHANGES = 10_000; // for one loop over the changes of a view; above that they become one `reset`
@@ -191,7 +192,7 @@ function eventOf(frame, position) {
 // the caller have no effect.
 
 /**
- * Returns the position given as a number, as a position, or as text in the form of the header `Stream-Position`
+ * Returns a position given as `Position`, as a number, or as a string in the form of the header `Stream-Position`
  * (`<epoch>:<seq>`). Throws TypeError.
  * @param {Position | number | string | null | undefined} since
  * @param {string | null} [epoch]
@@ -206,18 +207,18 @@ export function positionOf(since, epoch = null) {
   else if (typeof since === "object") position = { epoch: since.epoch ?? null, seq: since.seq };
   else if (found !== null) position = { epoch: found[1] || null, seq: Number(found[2]) };
   if (!Number.isSafeInteger(position.seq) || position.seq < 0) {
-    throw new TypeError(`since: expected a position, a number from 0 on, or a text <epoch>:<seq>, got ${shown(since)}`);
+    throw new TypeError(`since: expected a position, a number >= 0, or a string <epoch>:<seq>, got ${shown(since)}`);
   }
   if (position.epoch !== null && typeof position.epoch !== "string") {
-    throw new TypeError(`epoch: expected a text, got ${shown(position.epoch)}`);
+    throw new TypeError(`epoch: expected a string, got ${shown(position.epoch)}`);
   }
   checked({ epoch: position.epoch });
   return position;
 }
 
 /**
- * Returns a copy of a message that the server can read, still without its id. Throws TypeError for values that JSON
- * cannot represent and for a lone surrogate, which is not valid Unicode; RangeError for a message that is too large.
+ * Returns a copy of a message that the server can read, without its id. Throws TypeError for values that JSON cannot
+ * represent and for a lone surrogate, which is not valid Unicode; RangeError for a message that is too large.
  * @param {Message} message
  * @returns {Message}
  */
@@ -228,8 +229,8 @@ function checked(message) {
     throw new RangeError(`expected a message of at most ${MAX_MESSAGE_BYTES} bytes, got ${size}`);
   }
   const { id: _, ...copy } = JSON.parse(written);
-  // JSON.stringify writes a lone surrogate as an escape, which the server rejects. Only texts with a backslash look the
-  // same, so few messages need the full check.
+  // JSON.stringify writes a lone surrogate as an escape, which the server rejects. Only strings with a backslash look
+  // the same, so few messages need the full check.
   if (/\\ud[89a-f]/.test(written)) refuseHalfPairs(copy, "");
   return copy;
 }
@@ -285,7 +286,7 @@ function optionsOf({ topics, filter = null, snapshot = false, bulk = null, deliv
  */
 function tokenOf(token) {
   if (token === null || token === undefined) return null;
-  if (typeof token !== "string") throw new TypeError(`token: expected a text, got ${typeof token}`);
+  if (typeof token !== "string") throw new TypeError(`token: expected a string, got ${typeof token}`);
   const trimmed = token.trim();
   const wrong = NO_TOKEN_CHARACTER.exec(trimmed);
   if (wrong !== null) {
@@ -412,7 +413,7 @@ class Subscription {
     }
   }
 
-  /** Handles the end of the connection or subscription: drops incomplete groups and snapshots, to be sent again. */
+  /** Handles the end of the connection or subscription: drops incomplete groups and snapshots, which come again. */
   cut() {
     this.#isAccepted = false;
     this.#dropGroup();
@@ -461,12 +462,12 @@ class Subscription {
   #event(frame, position, size) {
     const before = this.position;
     if (before === null || this.#rowsPosition !== null) {
-      throw new ProtocolViolation(PROTOCOL_ERROR, `event ${position.seq} before the end of the snapshot`);
+      throw new ProtocolViolation(PROTOCOL_ERROR, `event ${position.seq} arrived before the end of the snapshot`);
     }
     if (position.seq <= before.seq) return; // already handed over
     const begun = this.#group[0]?.seq;
     if (begun !== undefined && begun !== position.seq) {
-      throw new ProtocolViolation(PROTOCOL_ERROR, `event ${position.seq} before the end of event ${begun}`);
+      throw new ProtocolViolation(PROTOCOL_ERROR, `event ${position.seq} arrived before the end of event ${begun}`);
     }
     const more = frame.more === true;
     this.#group.push(eventOf(frame, more ? before : position));
@@ -500,13 +501,13 @@ class ServerSilent extends Error {}
  * The protocol of one client. The application opens subscriptions, makes calls and asks for presence at any time. The
  * owner of the socket calls `connected`, `receive` and `lost`, sends what `messages` returns, and calls `beat` when it is
  * due. Each connection starts with the server's welcome; then everything the application has open is requested again,
- * subscriptions from their positions. All times are in seconds.
+ * each subscription from its position. All times are in seconds.
  */
 class Session {
   /** @type {string | null} */ epoch = null;
   /** @type {number | null} */ userId = null;
   isWelcome = false;
-  /** @type {number | null} */ welcomedAt = null; // of the present or the last connection
+  /** @type {number | null} */ welcomedAt = null; // on the current or the last connection
   /** @type {MarqueeError | null} */ error = null; // final
   /** @type {() => void} */ onMessage = () => {}; // called when there is something to send or `beat` is due earlier
   #heartbeatSeconds = DEFAULT_HEARTBEAT_SECONDS;
@@ -545,7 +546,10 @@ class Session {
     this.#subscriptions.delete(subscription);
   }
 
-  /** Unsubscribes for now, keeping the position in the server's log. @param {Subscription} subscription */
+  /**
+   * Unsubscribes for now and keeps the position. Meanwhile, the server's log holds the events.
+   * @param {Subscription} subscription
+   */
   pause(subscription) {
     if (subscription.isPaused || !this.#subscriptions.has(subscription)) return;
     subscription.isPaused = true;
@@ -559,7 +563,7 @@ class Session {
     this.#subscribe(subscription);
   }
 
-  /** Sends a message once there is a connection and a free place. Throws what `checked` throws. @param {Call} call */
+  /** Sends a message once there is a connection and a free slot. Throws what `checked` throws. @param {Call} call */
   call(call) {
     call.message = checked(call.message);
     if (this.error !== null) {
@@ -571,7 +575,7 @@ class Session {
   }
 
   /**
-   * Stops waiting for the reply to a call. A call already sent occupies its place until the reply.
+   * Stops waiting for the reply to a call. A call already sent occupies its slot until the reply.
    * @param {Call} call
    */
   forget(call) {
@@ -638,7 +642,7 @@ class Session {
     }
   }
 
-  /** Handles the end of the connection. Repeatable calls wait for the next one, the others fail. */
+  /** Handles the end of the connection. Repeatable calls wait for the next connection; the others fail. */
   lost() {
     this.#endConnection();
     const sent = [...this.#sent.values()];
@@ -647,7 +651,8 @@ class Session {
     this.#waiting.unshift(...again);
     for (const call of sent) {
       if (!again.includes(call)) {
-        call.reject(new ConnectionLost("the connection ended before the reply; the server may have acted on it"));
+        const detail = "the connection ended before the reply; the server may have acted on the message";
+        call.reject(new ConnectionLost(detail));
       }
     }
   }
@@ -660,8 +665,8 @@ class Session {
   }
 
   /**
-   * Does what is due and returns the seconds until the next call. A server that is silent for one heartbeat gets a
-   * ping. Throws ServerSilent after two.
+   * Does what is due and returns the seconds until the next call. Sends a ping to a server that is silent for one
+   * heartbeat. Throws ServerSilent after two silent heartbeats.
    * @param {number} now
    */
   beat(now) {
@@ -710,7 +715,7 @@ class Session {
     if ("reply_to" in frame) {
       if (frame.reply_to === null && frame.ok === false) {
         // The server does not say which message it could not read, so its caller would wait forever.
-        throw new ProtocolViolation(PROTOCOL_ERROR, `a message was not understood: ${text(frame.error)}`);
+        throw new ProtocolViolation(PROTOCOL_ERROR, `the server could not read a message: ${text(frame.error)}`);
       }
       const answer = this.#replies.get(frame.reply_to);
       this.#replies.delete(frame.reply_to);
@@ -731,7 +736,7 @@ class Session {
   /** @param {Message} data */
   #welcome(data) {
     if (data.protocol !== PROTOCOL) {
-      const detail = `the server speaks version ${data.protocol}, this client ${PROTOCOL}`;
+      const detail = `the server speaks protocol version ${data.protocol}, this client speaks version ${PROTOCOL}`;
       this.fail(new ProtocolViolation(PROTOCOL_ERROR, detail));
       return;
     }
@@ -850,7 +855,7 @@ const errorIn = ({ error }) => new ServerError(error.code, error.detail);
 // --- what the application reads
 
 /**
- * Items between the socket, which must never wait, and the application, which may. The owner bounds it.
+ * A queue of items between the socket, which must never wait, and the application, which may. Its owner bounds it.
  * @template Item
  */
 class Queue {
@@ -897,8 +902,8 @@ class Queue {
 }
 
 /**
- * Opens a watch, a view or a presence when it is first used. `passed` waits until the server has accepted or filled it,
- * and throws the error that ended it.
+ * Opens a watch, a view or a presence when it is first used. `passed` resolves when the server has accepted or filled
+ * it, and rejects with the error that ended it.
  */
 class Gate {
   #enter;
@@ -1021,7 +1026,7 @@ export class Watch {
 }
 
 /**
- * The rows of a topic by id, as of `position`; with a filter, those that match it.
+ * The rows of a topic by id, as of `position`; with a filter, only those that match it.
  *
  * Reading never waits and never shows part of a transaction. While the client is disconnected or a new snapshot is
  * arriving, the rows are those of the last position, and `isLive` is false. After an error that ends the client or the
@@ -1055,7 +1060,7 @@ export class View {
     await this.#gate.passed;
   }
 
-  /** Whether the view is connected and complete, so that at most events in transit are missing. */
+  /** Whether the view is connected and complete, so that only events in transit can be missing. */
   get isLive() {
     return this.#subscription.isLive && this.#ended === null;
   }
@@ -1097,7 +1102,7 @@ export class View {
   }
 
   /**
-   * Iterates over the changes from this call on. Several loops may run; one that is too slow gets a `reset`.
+   * Iterates over the changes from now on. Several loops may run; a loop that is too slow receives a `reset`.
    * @returns {AsyncGenerator<Change, void, void>}
    */
   changes() {
@@ -1187,7 +1192,7 @@ export class View {
 }
 
 /**
- * Who watches the topics, as the server last reported it: the number of sockets, and the users signed in on them (empty
+ * Who watches the topics, as the server last reported: the number of sockets, and the users signed in on them (empty
  * for an anonymous client).
  * @implements {AsyncIterable<PresenceChange>}
  */
@@ -1241,7 +1246,7 @@ export class Presence {
     } else this.#queue.put([change]);
   }
 
-  /** For the session. @param {Message} state */
+  /** Called by the session. @param {Message} state */
   loaded(state) {
     for (const topic of this.topics) {
       const { count, users } = state[topic];
@@ -1256,7 +1261,7 @@ export class Presence {
     this.#gate.open();
   }
 
-  /** For the session. @param {string} topic @param {Message} data */
+  /** Called by the session. @param {string} topic @param {Message} data */
   changed(topic, data) {
     const users = new Map(this.#audiences.get(topic)?.users);
     for (const user of data.left ?? []) users.delete(user.user_id);
@@ -1265,7 +1270,7 @@ export class Presence {
     this.#put({ topic, count: data.count, joined: data.joined ?? [], left: data.left ?? [], isReset: false });
   }
 
-  /** For the session. @param {MarqueeError} error */
+  /** Called by the session. @param {MarqueeError} error */
   failed(error) {
     this.#gate.fail(error);
     this.#queue.end(error);
@@ -1303,13 +1308,14 @@ export class Client {
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #timer;
 
   /**
-   * @param {string | URL} url such as `ws://127.0.0.1:8000/ws`
+   * @param {string | URL} url a URL such as `ws://127.0.0.1:8000/ws`
    * @param {object} [options]
    * @param {Token} [options.token] an access token, or a function, async or not, that returns one or null. The function
    *   is called before every connection. It may throw `Unauthorized` to end the client; after any other error the client
-   *   tries again later. If the server rejects the token, or it is malformed, the function is called once more, then the
-   *   client ends with `Unauthorized`. White space around a token is removed; an empty token means anonymous.
-   * @param {SocketClass} [options.WebSocket] where there is no global one: `import { WebSocket } from "ws"`
+   *   tries again later. If the token is malformed, or the server rejects it, the function is called once more; if that
+   *   fails, too, the client ends with `Unauthorized`. White space around a token is removed; an empty token means
+   *   anonymous.
+   * @param {SocketClass} [options.WebSocket] required where there is no global one: `import { WebSocket } from "ws"`
    * @param {Partial<Retry>} [options.retry]
    *
    * Arguments of the client and its methods are validated immediately, with TypeError and RangeError.
@@ -1319,7 +1325,7 @@ export class Client {
     this.#token = typeof token === "function" ? token : tokenOf(token);
     const found = WebSocket ?? /** @type {SocketClass | undefined} */ (/** @type {any} */ (globalThis).WebSocket);
     if (found === undefined) {
-      throw new TypeError("expected a WebSocket: pass {WebSocket}, or run node 20 with --experimental-websocket");
+      throw new TypeError("expected a WebSocket: pass {WebSocket}, or run Node 20 with --experimental-websocket");
     }
     this.#SocketClass = found;
     const paces = { firstSeconds: 0.25, longestSeconds: 15, provenSeconds: 5, ...retry };
@@ -1358,7 +1364,9 @@ export class Client {
    * @param {{filter?: object, deliver?: "all" | {latest_every_ms: number}}} [options]
    */
   view(topic, { filter, deliver } = {}) {
-    if (typeof topic !== "string") throw new TypeError(`topic: expected one, such as "movies", got ${shown(topic)}`);
+    if (typeof topic !== "string") {
+      throw new TypeError(`topic: expected one topic, such as "movies", got ${shown(topic)}`);
+    }
     const wanted = optionsOf({ topics: topicsOf(topic), snapshot: true, filter, deliver });
     return new View(this.#session, () => this.#begin(), wanted);
   }
@@ -1371,9 +1379,9 @@ export class Client {
   /**
    * Sends a REST request over the socket, as the socket's user, and returns the response, whatever its status.
    *
-   * Waits for a connection, and while 16 requests are in flight. If the connection ends before the response, the request
-   * is sent again if that is safe: GET, HEAD, PUT and DELETE without `If-Match`, and every request with an idempotency
-   * key (a repeated DELETE may find nothing left to delete). Otherwise throws ConnectionLost.
+   * The call waits for a connection, and while 16 requests are in flight. If the connection ends before the response,
+   * the request is sent again if that is safe: GET, HEAD, PUT and DELETE without `If-Match`, and every request with an
+   * idempotency key (a repeated DELETE may find nothing left to delete). Otherwise throws ConnectionLost.
    *
    * Throws ServerError when the server could not handle the message, TypeError when the request is not JSON, RangeError
    * when it is too large, and TimedOut after `timeoutSeconds`, including the time spent waiting to send. After a
@@ -1414,7 +1422,7 @@ export class Client {
    */
   async authenticate(token) {
     const wanted = tokenOf(token);
-    if (wanted === null) throw new TypeError("token: expected one, got none");
+    if (wanted === null) throw new TypeError("token: expected a token, got none");
     const reply = await this.#call({ action: "auth", token: wanted }, false);
     if (typeof this.#token !== "function") this.#token = wanted;
     this.#session.userId = reply.data.user_id ?? null;
@@ -1530,7 +1538,7 @@ export class Client {
       const seconds = this.#session.beat(now());
       this.#timer = setTimeout(() => this.#beat(socket), Math.max(0, seconds) * 1000);
     } catch (error) {
-      this.#ended(socket, null, error instanceof ServerSilent ? "silent" : String(error));
+      this.#ended(socket, null, error instanceof ServerSilent ? "the server does not respond" : String(error));
     }
   }
 
@@ -1586,7 +1594,7 @@ export class Client {
     try {
       socket?.close();
     } catch {
-      // The package `ws` throws when the socket was still connecting.
+      // The package `ws` throws when the socket is still connecting.
     }
   }
 }
@@ -1596,7 +1604,7 @@ function now() {
 }
 
 /**
- * Returns the URL with parameters that keep the default subscription, which the client ignores, small.
+ * Returns the URL with parameters that keep the default subscription small, since the client ignores its frames.
  * @param {string | URL} address
  */
 function withSmallDefault(address) {

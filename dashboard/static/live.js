@@ -5,14 +5,14 @@
 
 const MAX_ROWS = 200;
 const KEPT_ITEMS = 20; // of a bulk frame
-const KEPT_TEXT = 2_000; // characters of each text within those
-const MAX_JSON = 20_000; // characters shown of an expanded frame
+const KEPT_TEXT = 2_000; // characters of each string in those items
+const MAX_JSON = 20_000; // characters of an expanded frame that are shown
 const RATE_SECONDS = 5;
 
 const FIRST_DELAY_MS = 500;
 const LAST_DELAY_MS = 10_000;
 const STEADY_MS = 5_000; // a connection that lasted this long resets the back-off
-const WELCOME_MS = 10_000; // a connection without a welcome by then is closed
+const WELCOME_MS = 10_000; // a connection that has received no welcome by then is closed
 const FIRST_FINAL_CODE = 4500;
 const LAST_FINAL_CODE = 4999;
 
@@ -128,7 +128,7 @@ function onResync(frame) {
   const data = dataOf(frame);
   position.epoch = data.epoch;
   position.seq = data.seq;
-  keep(frame, `Some events are missing (${plain(data.reason)}); continues after seq ${data.seq}`);
+  keep(frame, `Some events are missing (${plain(data.reason)}); continuing after seq ${data.seq}`);
 }
 
 function onEvent(frame) {
@@ -250,7 +250,7 @@ function timeOf(frame) {
   return Number.isNaN(time.getTime()) ? new Date() : time;
 }
 
-// Returns the frame with its long lists cut, and a note about that.
+// Returns the frame with its long lists shortened, and a note that says so.
 function reduced(frame) {
   const long = Object.entries(dataOf(frame)).filter(([, value]) => listOf(value).length > KEPT_ITEMS);
   if (!long.length) return { frame, note: "" };
@@ -356,7 +356,7 @@ function dropLastRow() {
   const before = row.previousElementSibling;
   const hadFocus = row.contains(document.activeElement);
   row.remove();
-  // Otherwise keyboard focus would return to the top of the nodes.
+  // Otherwise the keyboard focus would return to the top of the page.
   if (hadFocus) before.querySelector("summary").focus({ preventScroll: true });
 }
 
@@ -445,7 +445,7 @@ function onClick(event) {
 function jsonOf(entry) {
   const whole = JSON.stringify(entry.frame, null, 2);
   const notes = [entry.note];
-  if (whole.length > MAX_JSON) notes.push("Cut at 20 kB.");
+  if (whole.length > MAX_JSON) notes.push(`Only the first ${amount(MAX_JSON)} characters are shown.`);
   const pre = make("pre", "", whole.slice(0, MAX_JSON));
   pre.tabIndex = 0; // it scrolls, so it must be reachable by keyboard
   const box = make("div", "json");

@@ -37,7 +37,7 @@ async function post(path, body) {
     });
     if (response.ok) return { status: response.status, problem: "" };
     const { detail } = await response.json();
-    // "String should have at least …" is a message for programmers.
+    // "String should have at least …" is worded for programmers.
     const sentences = Array.isArray(detail) ? detail.map((each) => each.msg.replace(/^String /, "It ")) : [detail];
     return { status: response.status, problem: sentences.map((each) => `${each}.`).join("\n") };
   } catch {
@@ -75,7 +75,7 @@ onSubmit("ask-form", "email-problem", ["email"], async () => {
   const { status, problem } = await post("auth/password/forgot", { email: byId("email").value.trim() });
   if (status === 422) return "Enter a valid email address.";
   if (problem) return problem;
-  finish("Check your inbox", "If there is an account with this address, we have sent it an email with a link.");
+  finish("Check your inbox", "If there is an account with this address, you will receive an email with a link.");
   return "";
 });
 

@@ -26,7 +26,7 @@ function inline(text) {
 
 const paragraphs = (text) => text.split("\n\n").map((part) => make("p", {}, inline(part)));
 
-/** Returns formatted JSON, short objects and arrays on one line, with spans for syntax colours. */
+/** Returns a value as formatted JSON, with short objects and arrays on one line, and spans for syntax colours. */
 function json(value) {
   const pre = make("pre", { tabindex: 0 });
   write(pre, value, "", 0);
@@ -81,11 +81,11 @@ function kind(given) {
   if (either) return list(either.map((each) => make("span", {}, kind(each))), " or ");
   if (schema.type === "array") {
     const size = bounds(schema.minItems, schema.maxItems, "");
-    return ["list of ", ...kind(schema.items), aside(size, schema.uniqueItems && "each once")];
+    return ["list of ", ...kind(schema.items), aside(size, schema.uniqueItems && "no duplicates")];
   }
   if (schema.type === "object") return [name ? make("span", { class: "model" }, name) : "object"];
   if (!schema.type) return ["any JSON"];
-  const word = { string: "text", boolean: "true or false", null: "null" }[schema.type] ?? schema.type;
+  const word = { string: "string", boolean: "true or false", null: "null" }[schema.type] ?? schema.type;
   const format = { "date-time": "time (RFC 3339)", date: "date" }[schema.format];
   const extent = bounds(schema.minLength ?? schema.minimum, schema.maxLength ?? schema.maximum,
     schema.type === "string" ? " characters" : "");
@@ -141,7 +141,7 @@ function members(schema, depth = 0) {
 
 // --- messages
 
-/** Returns the schemas of a payload. Several get one tab each, named by topic, which also selects the examples. */
+/** Returns the schemas of a payload. Several schemas have one tab each, named by topic; a tab also selects examples. */
 function payload(message, id, examples) {
   const options = message.payload.oneOf ?? [message.payload];
   const panels = options.map((option) => {
@@ -185,7 +185,8 @@ function replyTo(action, messages) {
   const reply = messages[`${action}_reply`];
   return make("details", { class: "reply" },
     make("summary", {}, "Reply"),
-    make("p", {}, inline(reply.summary), " Or an ", make("a", { href: "#error" }, "error"), "."),
+    make("p", {}, inline(reply.summary), " If the action fails, the reply is an ",
+      make("a", { href: "#error" }, "error"), "."),
     make("div", { class: "pair" },
       members(resolved(reply.payload)),
       make("div", { class: "examples" }, make("h4", {}, "Examples"),
@@ -223,13 +224,13 @@ function page(spec) {
         make("p", {}, "Query parameters:"), members(query),
         make("p", {}, inline(spec.servers.plain.description)),
         make("p", {}, inline(security.subprotocol.description)),
-        make("p", {}, "A handshake that fails is rejected over HTTP, with ", code('{"detail": …}'), ":"),
+        make("p", {}, "The service rejects a handshake with an HTTP response, ", code('{"detail": …}'), ":"),
         table(["Status", "When"], spec["x-refusals"].map((each) => [code(each.status), inline(each.when)]))),
       section("topics", "Topics and filters", undefined,
         make("p", {}, "The filter of ", make("a", { href: "#subscribe" }, "subscribe"),
           " refers to fields of its topics. All fields must match; ", code("or"), " holds a list of alternatives."),
         Object.entries(spec["x-topics"]).map(([topic, each]) => make("details", {},
-          make("summary", {}, code(topic), ` for ${each.for}${each.default ? "; part of the default" : ""}`),
+          make("summary", {}, code(topic), ` for ${each.for}${each.default ? "; included by default" : ""}`),
           table(["Field", "Kind", "Operators"], Object.entries(each.filters).map(([name, field]) =>
             [code(name), field.kind, list(field.operators.map(code), " ")]))))),
     ]],
@@ -240,10 +241,10 @@ function page(spec) {
     ["Reference", [
       section("close-codes", "Close codes", undefined,
         make("p", {}, "4000 to 4499: reconnect and resume. 4500 to 4999: do not reconnect until the cause is resolved."),
-        table(["Code", "Name", "Reason", "Then"], spec["x-close-codes"].map((each) =>
+        table(["Code", "Name", "Reason", "What to do"], spec["x-close-codes"].map((each) =>
           [code(each.code), each.name, each.reason, each.then]))),
       section("limits", "Limits", undefined,
-        table(["What", "Number"], spec["x-limits"].map((each) =>
+        table(["Limit", "Value"], spec["x-limits"].map((each) =>
           [inline(each.what), make("span", { class: "number" }, number(each.value))]))),
     ]],
   ];

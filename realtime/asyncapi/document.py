@@ -42,26 +42,28 @@ DESCRIPTION = """A real-time movie catalog. Every write is an event in one order
 event that it may see exactly once and in order, across reconnects, crashes and restarts.
 
 Both sides send text frames that hold one JSON object each. A client that sends nothing receives every public topic, \
-live from now on: try `wscat -c ws://127.0.0.1:8000/ws`. The socket is also available at `/api/v1/ws`.
+live from the moment it connects: try `wscat -c ws://127.0.0.1:8000/ws`. The socket is also available at `/api/v1/ws`.
 
-The schemas of the service's frames forbid additional members, so that a test finds a member that its schema lacks. \
-**Clients must ignore operations, topics and members that they do not know**: later versions add some."""
+The schemas of the service's frames forbid additional members, so that tests find members that a schema lacks. \
+**Clients must ignore operations, topics and members that they do not know**: later versions add new ones."""
 
-SERVER_DESCRIPTION = """Public topics require no credentials. Credentials, in order of preference: the header \
-`Authorization: Bearer <token>`; the subprotocols `bearer, <token>`; a first message `auth`. Never in the query."""
+SERVER_DESCRIPTION = """Public topics require no credentials. Credentials are accepted, in order of preference, as the \
+header `Authorization: Bearer <token>`, as the subprotocols `bearer, <token>`, or in a first message `auth`; never in \
+the query."""
 
 REFUSALS: Mapping[int, str] = {
     401: "Invalid token",
     403: "The origin or one of the topics is not allowed",
     422: "Invalid query; the body lists every problem",
     429: "Too many connections from this address; Retry-After says when to try again",
-    503: "Too many connections, stopping, or the database is unavailable; Retry-After says when to try again",
+    503: "Too many connections, the service is stopping, or the database is unavailable; Retry-After says when to try "
+    "again",
 }
 _RECONNECT, _WAIT, _FIX = "reconnect and resume", "do not reconnect until the cause is resolved", "fix the client"
 
 
 class _Schemas(GenerateJsonSchema):
-    """Leaves out the titles that repeat the names of members."""
+    """A generator that leaves out the titles that repeat the names of members."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -153,7 +155,7 @@ def _received(action: str, schemas: dict[str, Any]) -> dict[str, Any]:
     own: Any = model.model_config["json_schema_extra"]  # which pydantic sorts by name
     examples = [{"id": number, "action": action, **each} for number, each in enumerate(own["examples"], 1)]
     around = {
-        "id": {**TypeAdapter(actions.MessageId).json_schema(), "description": "The reply repeats it"},
+        "id": {**TypeAdapter(actions.MessageId).json_schema(), "description": "Repeated in the reply, as `reply_to`"},
         "action": {"const": action},
     }
     body["properties"] = around | body.get("properties", {})
@@ -238,20 +240,20 @@ def _query() -> dict[str, Any]:
                 "type": "string",
                 "pattern": f"^({names})(,({names}))*$",
                 "default": ",".join(topic for topic in TOPICS if topic in PUBLIC_TOPICS),
-                "description": f"Comma separated, of {', '.join(f'`{topic}`' for topic in TOPICS)}",
+                "description": f"Separated by commas: any of {', '.join(f'`{topic}`' for topic in TOPICS)}",
             },
             "since": {
                 "type": "integer",
                 "minimum": 0,
                 "maximum": MAX_ID,
-                "description": "Resume: the number of the last event that the client has processed",
+                "description": "To resume: the number of the last event that the client has processed",
             },
-            "epoch": {"type": "string", "description": "With `since`: the epoch of the log that the number belongs to"},
+            "epoch": {"type": "string", "description": "The epoch to which `since` belongs; only with `since`"},
             "bulk": {
                 "type": "string",
                 "enum": ["items", "summary"],
                 "default": "items",
-                "description": "Whether bulk events carry their rows, or only their number and their first and last id",
+                "description": "Whether bulk events carry their rows, or only a count and the lowest and highest id",
             },
         },
     }
@@ -265,7 +267,7 @@ def _headers() -> dict[str, Any]:
             "Sec-WebSocket-Protocol": {"type": "string", "description": "`bearer, <token>`"},
             "Origin": {
                 "type": "string",
-                "description": "Sent by browsers: our own origin, or one of ALLOWED_ORIGINS. Other clients send none",
+                "description": "Sent by browsers only. The service's own origin and ALLOWED_ORIGINS are accepted",
             },
         },
     }
@@ -309,17 +311,17 @@ def _after(code: CloseCode) -> str:
 
 def _limits() -> list[dict[str, Any]]:
     numbers = (
-        ("message_bytes", MAX_BODY_BYTES, "Bytes of a client's message; more are closed with 1009"),
+        ("message_bytes", MAX_BODY_BYTES, "Bytes of a client's message; a longer one closes the socket with 1009"),
         ("frame_bytes", 1024 * 1024, "Bytes of the largest frame that the service sends"),
-        ("event_bytes", MAX_EVENT_BYTES, "Bytes of rows in one frame; more are split"),
-        ("event_items", MAX_EVENT_ITEMS, "Rows in one frame; more are split"),
+        ("event_bytes", MAX_EVENT_BYTES, "Bytes of rows in one frame; more are split into several frames"),
+        ("event_items", MAX_EVENT_ITEMS, "Rows in one frame; more are split into several frames"),
         ("subscriptions", MAX_SUBSCRIPTIONS, "Subscriptions of one socket"),
         ("requests", MAX_REQUESTS_IN_FLIGHT, "Requests of one socket at a time"),
         ("messages_per_second", MESSAGES_PER_SECOND, "Messages of a client per second"),
         ("auth_seconds", AUTH_SECONDS, "Seconds to sign in, where that is required"),
         ("heartbeat_seconds", HEARTBEAT_SECONDS, "Seconds between two pings of the service"),
-        ("unsent_bytes", MAX_UNSENT_BYTES, "Unsent bytes before a socket catches up from the log"),
-        ("slow_seconds", SLOW_CLIENT_SECONDS, "Seconds without reading before a close with 4008"),
+        ("unsent_bytes", MAX_UNSENT_BYTES, "Unsent bytes above which a socket catches up from the log"),
+        ("slow_seconds", SLOW_CLIENT_SECONDS, "Seconds without reading after which a socket is closed with 4008"),
     )
     return [{"name": name, "value": value, "what": what} for name, value, what in numbers]
 
@@ -342,7 +344,7 @@ def _encoded() -> bytes:
 
 
 async def asyncapi(request: Request) -> Response:
-    # Building it takes a third of a second, once: too long for the event loop.
+    # The first call takes a third of a second to build the document: too long for the event loop.
     body = await asyncio.to_thread(_encoded)
     return Response(body, headers={"Cache-Control": "no-cache"}, media_type="application/json")
 

@@ -1,7 +1,7 @@
 """The frames that the service sends besides replies, as pydantic models: what `/asyncapi.json` publishes.
 
-`realtime.wire.frames` builds the bytes by hand, because that has to be fast; the tests validate every frame they
-receive against these models. A frame must not have a member that its model lacks, so `extra` is forbidden here,
+`realtime.wire.frames` builds the bytes by hand, for speed; the tests validate every frame they receive against these
+models. A frame must not have a member that its model lacks, so `extra` is forbidden here,
 although clients must ignore members they do not know.
 """
 
@@ -45,7 +45,7 @@ FieldName = TypeVar("FieldName")
 
 
 class TopicFrame(Answer):
-    """A frame, or a part of one, that is parametrised by topic. The model for a topic is named after it: MoviesAdd."""
+    """A frame, or a part of one, that is parametrised by topic. The models are named after the topic, as MoviesAdd."""
 
     @classmethod
     def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
@@ -69,7 +69,7 @@ class Ids(TopicFrame, Generic[TopicName, Id]):
 
 
 class Summary(TopicFrame, Generic[TopicName, Id]):
-    """With `bulk=summary`."""
+    """The data of a bulk frame with `bulk=summary`."""
 
     count: Count
     first_id: Id = Field(description="The lowest id; not every id between the two belongs to the event")
@@ -91,7 +91,7 @@ class Event(TopicFrame, Generic[TopicName]):
 
 
 class Add(Event[TopicName], Generic[TopicName, Entity]):
-    """A row was created, or matches the filter now."""
+    """A row was created, or now matches the filter."""
 
     operation: Literal["add"]
     data: Entity
@@ -114,7 +114,7 @@ class Delete(Event[TopicName], Generic[TopicName, Id]):
 
 
 class AddBulk(Event[TopicName], Generic[TopicName, Entity, Id]):
-    """Several rows were created, or match the filter now."""
+    """Several rows were created, or now match the filter."""
 
     operation: Literal["add_bulk"]
     data: Items[TopicName, Entity] | Summary[TopicName, Id]
@@ -154,7 +154,7 @@ class Snapshot(TopicFrame, Generic[TopicName, Entity]):
 class JobProgress(Answer):
     id: str
     state: Literal["queued", "running", "done", "cancelled", "failed"]
-    done: Count = Field(description="Rows that are stored; their frames came before this one")
+    done: Count = Field(description="How many rows are stored; their frames came before this one")
     total: Count
     rows_per_second: Count
 
@@ -169,7 +169,7 @@ class Progress(Answer):
 
 
 class PresenceData(Answer):
-    count: Count = Field(description="Sockets that watch the topic, including anonymous ones")
+    count: Count = Field(description="How many sockets watch the topic, including anonymous ones")
     joined: list[Person] = Field(description="Empty for a socket that is not signed in")
     left: list[Person]
 
@@ -195,7 +195,7 @@ class ResyncData(Answer):
 
 
 class Resync(Answer):
-    """The client's state is void: discard it and load everything again."""
+    """The client's state is invalid: discard it and load everything again."""
 
     operation: Literal["resync"]
     topic: None
@@ -237,7 +237,7 @@ def of_topic(topic: str) -> dict[str, type[BaseModel]]:
 def frames() -> Mapping[str, Sequence[type[BaseModel]]]:
     """Return the models by operation, one for each topic where the frame depends on it.
 
-    Built with the document, so that the start of the service does not wait for them.
+    They are built with the document, so that the start of the service does not wait for them.
     """
     of_topics = [of_topic(topic) for topic in TOPIC_ENTITIES]
     return {

@@ -1,1 +1,1 @@
-"""Which subscription gets what: hub, then matching and changes for filters, encode and pulse for what is sent."""
+"""Which subscription receives which event: the hub, matching and changes for filters, encode and pulse for frames."""

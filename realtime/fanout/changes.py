@@ -1,10 +1,10 @@
 """What an event means for one filter: which rows enter, change, and leave. Pure.
 
 Rules:
-- An event holds its rows as they are and as they were before.
-- A row that matched neither before nor after is left out. A row that starts to match is an `add`; a row that stops
-  matching is a `delete` with the reason "filter".
-- An event whose rows all match, before and after, is sent as it is.
+- An event holds its rows as they are after the write and as they were before it.
+- A row that matches neither before nor after the event is left out. A row that starts to match is an `add`; a row that
+  stops matching is a `delete` with the reason "filter".
+- An event whose rows match in every state that it holds is sent as it is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from realtime.wire.frames import Rendering
 from repository.engine.events import Event
 
 BY_FILTER = "filter"
-MAX_COMPILED_FILTERS = 128  # of subscriptions that catch up; a filter may be large
+MAX_COMPILED_FILTERS = 128  # of subscriptions that catch up; few, since a filter may be large
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class FilteredChange:
-    """A change as one filter sees it. `left`: the row still exists, but no longer matches."""
+    """A change as one filter sees it. `left` means that the row still exists, but no longer matches."""
 
     operation: str  # add, update or delete
     change: Change
@@ -56,7 +56,7 @@ compiled = lru_cache(maxsize=MAX_COMPILED_FILTERS)(matcher_of)
 
 
 def matcher_for(wanted: Filter | None) -> Matcher:
-    """Return the matcher of a filter. Without one, every row matches."""
+    """Return the matcher of a filter. Without a filter, every row matches."""
     return compiled(wanted) if wanted is not None else lambda row: True
 
 

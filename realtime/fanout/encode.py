@@ -1,7 +1,7 @@
 """The frames of a run of events for one spec, for subscriptions that are not written to event by event. Pure.
 
 `texts` serves a subscription that catches up. `coalesce` serves one that wants the latest state at an interval: it
-keeps the net effect on each row, so that a row that came and went within the run is not sent at all.
+keeps the net effect on each row, so that a row that was added and deleted within the run is not sent at all.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class _Net:
     first: Row | None  # the row before the run, None when it did not match
     last: Row | None  # the row after the run, None when it does not match
     left: bool  # the row still exists, but no longer matches
-    event: Event  # the newest one about the row
+    event: Event  # the newest event about the row
     changed: dict[str, None] = field(default_factory=dict)
 
     @property
     def encoded(self) -> bytes:
-        """The row, or the id of a deleted one."""
+        """The row, or the id of a deleted row."""
         if self.last is not None:
             return data.encode(self.last)
         assert self.first is not None
@@ -48,7 +48,7 @@ class _Net:
 
 
 def coalesce(spec: Spec, events: Iterable[Event], decode: Callable[[Event], list[Change]] = changes_of) -> list[bytes]:
-    """Merge events into frames without a subscription name: at most one `add`, `update` or `delete` for each row."""
+    """Merge events and return the frames, without a name: at most one `add`, `update` or `delete` for each row."""
     nets: dict[tuple[str, int | str], _Net] = {}
     filters = dict(spec.filters)
     for event in events:
@@ -70,13 +70,13 @@ def _frames(spec: Spec, nets: dict[tuple[str, int | str], _Net]) -> list[bytes]:
     groups: dict[tuple[str, str, bool], list[_Net]] = {}
     for (topic, _), net in nets.items():
         if net.first is None and net.last is None:
-            continue  # came and went within the run
+            continue  # added and deleted within the run
         operation = "delete" if net.last is None else "add" if net.first is None else "update"
         groups.setdefault((topic, operation, net.left and net.last is None), []).append(net)
     if not groups:
         return []
-    # Rows that came and went count, too: a client that resumed between the two events of such a row would be sent a
-    # delete without an add.
+    # Rows that were added and deleted count, too: a client that resumed between the two events of such a row would be
+    # sent a `delete` without an `add`.
     seq = max(net.event.seq for net in nets.values())
     parts: list[tuple[str, bool, list[_Net], list[bytes]]] = []
     for (_, operation, left), group in groups.items():

@@ -1,10 +1,10 @@
 """The hub writes each event to every live subscription, once per group of equal specs.
 
 Invariants:
-- A live subscription has been written every event up to `position` and none beyond it. Subscriptions join and leave at
-  that boundary only, after a flush.
-- The hub never awaits a client: it writes, checks how much is unsent, and detaches a socket that is full.
-- Events that arrive in one turn of the event loop go out in one write, or at once when they exceed FLUSH_BYTES.
+- The hub has written every event up to `position`, and none beyond it, to each live subscription. Subscriptions join
+  and leave at that boundary only, after a flush.
+- The hub never awaits a client: it writes, checks how much is unsent, and detaches a socket whose buffer is full.
+- Events that arrive in one turn of the event loop are sent in one write, or immediately when they reach FLUSH_BYTES.
 - A filter is evaluated once per event, however many subscriptions share it, and only if the event can affect it.
 """
 
@@ -37,7 +37,7 @@ log = structlog.get_logger("hub")
 class Hub:
     """One per process; only used from its event loop.
 
-    `read` returns a page of the newest events after a position, or None when memory does not reach back that far.
+    `read` returns a page of events after a position from the ring, or None when the ring does not reach back that far.
     """
 
     def __init__(self, read: Callable[[int], list[Event] | None]) -> None:
@@ -51,7 +51,7 @@ class Hub:
         self._pending: list[Event] = []
         self._pending_bytes = 0
         self._flush_due: asyncio.Handle | None = None
-        self._written: list[tuple[Frames, int]] = []  # of this flush, with the number of sockets
+        self._written: list[tuple[Frames, int]] = []  # what this flush wrote, and to how many sockets
 
     def __len__(self) -> int:
         groups = (*self._plain.values(), *self._filtered.values())
@@ -70,7 +70,7 @@ class Hub:
         subscription.is_live = True
         spec = subscription.spec
         if spec.latest_every_ms is not None:
-            # Idle pulses are removed here, since members that fall behind leave their pulse without the hub.
+            # Idle pulses are removed here, because members that fall behind leave their pulse without the hub's help.
             self._pulses = {interval: each for interval, each in self._pulses.items() if each.members}
             if spec.latest_every_ms not in self._pulses:
                 self._pulses[spec.latest_every_ms] = Pulse(spec.latest_every_ms, self._read)
@@ -81,7 +81,7 @@ class Hub:
             self._groups_for(spec).setdefault(spec, set()).add(subscription)
 
     def leave(self, subscription: Subscription) -> None:
-        """Write what is pending and release the subscription, whose position is then up to date."""
+        """Write the pending events and release the subscription, whose position is then up to date."""
         self.flush()
         if subscription.is_live:
             if subscription.spec.latest_every_ms is None:
@@ -134,7 +134,7 @@ class Hub:
             self._flush_due = asyncio.get_running_loop().call_soon(self.flush)
 
     def flush(self) -> None:
-        """Write the pending events to every live subscription that they are for."""
+        """Write the pending events to the live subscriptions that asked for them."""
         if self._flush_due is not None:
             self._flush_due.cancel()
             self._flush_due = None
@@ -153,7 +153,7 @@ class Hub:
             admitted = [event for event in events if spec.admits(event)]
             if not admitted:
                 continue
-            # Groups with different audiences mostly get the same events: build those bytes once.
+            # Groups with different audiences mostly receive the same events: build those bytes once.
             key = (spec.rendering, tuple(event.seq for event in admitted))
             frames = built.get(key)
             if frames is None:
@@ -191,7 +191,7 @@ class Hub:
         shared: dict[tuple[bytes, ...], Frames] = {}
         for spec, found in texts.items():
             if (group := self._filtered.get(spec)) is not None:
-                # Most filters that see an event at all see it whole: join those bytes once.
+                # Most filters that an event affects let all of it pass: join those bytes once.
                 key = tuple(found)
                 frames = shared.get(key)
                 if frames is None:
@@ -214,7 +214,9 @@ class Hub:
                 subscription.fall_behind(before)
 
     def _write(self, group: set[Subscription], frames: Frames, before: int) -> None:
-        """Write to every member. A member whose write fails is detached at `before`, a full one after this flush."""
+        """Write to every member. A member whose write fails is detached at `before`; a member whose buffer is full is
+        detached after this flush's events.
+        """
         behind: list[tuple[Subscription, int]] = []
         self._written.append((frames, len(group)))
         for subscription in group:
@@ -242,12 +244,12 @@ class Hub:
         return groups
 
     def has_subscribers(self, topic: str) -> bool:
-        """Return whether any live subscription is for the topic."""
+        """Return whether any live subscription includes the topic."""
         specs = (*self._plain, *self._filtered, *(each.spec for one in self._pulses.values() for each in one.members))
         return any(topic in spec.topics for spec in specs)
 
     def send_ephemeral(self, topic: str, row: Mapping[str, Any], build: Callable[[Rendering], bytes]) -> None:
-        """Write a frame about a row, without a number, to live subscriptions. Full sockets do not get it."""
+        """Write a frame about a row, without a number, to live subscriptions, except those whose socket is full."""
         self.flush()
         for spec, group in self._members():
             if topic in spec.topics and matcher_for(dict(spec.filters).get(topic))(row):
@@ -257,7 +259,7 @@ class Hub:
                         subscription.writer.write(text)
 
     def on_reset(self, head: Head) -> None:
-        """Restart every live subscription at the head of the log that replaced the last one."""
+        """Restart every live subscription at the head of the log that replaced the previous one."""
         self.flush()
         self.position = head.seq
         for _, group in self._members():

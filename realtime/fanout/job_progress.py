@@ -1,8 +1,8 @@
 """Progress of jobs as ephemeral frames, which each worker builds from the log.
 
-A bulk event names its job. When one passes, the worker reads the job's row and sends it to the topic's subscriptions.
-So progress never runs ahead of the rows, adds nothing to the bus and works without one. A job gets at most five frames
-a second, and the last one shows its end.
+A bulk event names its job, and a job's own updates are events of `jobs`. On either, the worker reads the job's row and
+sends it to the subscriptions to `jobs`. Progress therefore never runs ahead of the rows, adds nothing to the bus and
+works without a shared bus. A job has at most five frames a second, and its last frame shows that it has ended.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Progress:
                 try:
                     job = await jobs.find(self._database, job_id)
                 except Unavailable:
-                    continue  # the job's next chunk tries again
+                    continue  # the job's next event causes another attempt
                 except Exception as error:
                     log.error("job not read", exc_info=error)
                     continue

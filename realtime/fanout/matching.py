@@ -1,7 +1,8 @@
 """Which filters an event affects, without evaluating all of them. Pure.
 
-A filter with an equality condition is found by the value that the row holds in that field; only filters without one
-are evaluated one by one. So a thousand dashboards, each with its own `movie_id`, make an event no more expensive.
+A filter with an equality condition is found by the value that the row holds in that field; only filters without such a
+condition are evaluated one by one. A thousand dashboards, each with its own `movie_id`, thus do not make an event more
+expensive.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _MOST_SELECTIVE = tuple(dict.fromkeys(("id", *_PARENTS, "user_id", *(each.label 
 
 
 def key_of(wanted: Filter) -> Condition | None:
-    """Return the condition under which the filter is indexed, None when it has to be evaluated for every row."""
+    """Return the condition by which the filter is indexed, or None when it has to be evaluated for every row."""
     equal = [condition for condition in wanted.all if condition.op in (Op.EQ, Op.IN)]
     if not equal:
         return None
@@ -87,7 +88,7 @@ class FilterIndex:
                 yield from values.get(value, ())
 
     def affected_filters(self, changes: Sequence[Change]) -> Iterator[tuple[Filter, list[FilteredChange]]]:
-        """Yield each filter that any change affects, with the changes as it sees them."""
+        """Yield each filter that any change affects, with the changes as that filter sees them."""
         candidates: dict[_Entry, list[Change]] = {entry: list(changes) for entry in self._unindexed}
         if self._by_value:
             for change in changes:

@@ -1,10 +1,12 @@
 """The latest state of each row, at an interval, for dashboards (`deliver: {"latest_every_ms": n}`).
 
 Rules:
-- Such a subscription is not written to event by event. At each beat it is sent the net changes since the last beat.
+- A subscription to the latest state is not written to event by event. At each beat, it is sent the net changes since
+  the last beat.
 - Only the position is kept per subscription: the events are read again from the ring.
 - Every state that is sent was carried by an event, so it was committed.
-- A socket that is still full at a beat leaves the pulse and catches up at its own pace, like any slow reader.
+- A subscription whose socket is still full at a beat leaves the pulse and catches up at its own pace, like any slow
+  reader.
 """
 
 from __future__ import annotations
@@ -32,14 +34,14 @@ log = structlog.get_logger("latest")
 
 @dataclass(frozen=True, slots=True)
 class _Interval:
-    """What happened between two beats: the frames without a name, and the position after them."""
+    """What happened between two beats: the frames, without a name, and the position after them."""
 
     texts: list[bytes]
     position: int
 
 
 class Pulse:
-    """The subscriptions of one interval. `read` returns a page of the newest events after a position, from memory."""
+    """The subscriptions of one interval. `read` returns a page of events after a position from the ring."""
 
     def __init__(self, interval_ms: int, read: Callable[[int], list[Event] | None]) -> None:
         self.members: set[Subscription] = set()
@@ -101,7 +103,7 @@ class Pulse:
                 metrics.HUB_DELIVERIES.inc(len(found.texts))
                 metrics.HUB_BYTES.inc(found.size)
             except Exception as error:
-                # The others continue. This one tries again in its own task, which closes the socket if that fails.
+                # The other members continue. This one tries again in its own task, which closes the socket on failure.
                 log.error("interval flush failed", exc_info=error)
                 subscription.position = start
                 self._detach(subscription)

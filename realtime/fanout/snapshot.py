@@ -1,12 +1,12 @@
 """The rows of a topic as of one number of the log, page by page, however long the client takes to read them.
 
 Rules:
-- All pages show one state: the rows as of the snapshot's number. The events after that number follow exactly.
-- No transaction stays open between pages: a client that reads slowly would block the database's clean-up for everyone.
-  A page is read from the table as it is then, together with the log's number, and the changes since the snapshot's own
-  number are undone with the help of the log, which holds every row as it was before.
-- Rows are read in order of their ids. `_undo` holds the changed rows that are not sent yet, as they were. It is bounded
-  and grows only with what changes while the snapshot is read.
+- All pages show one state: the rows as of the snapshot's number. The events that follow begin right after that number.
+- No transaction stays open between pages: during a slow client's snapshot it would block the database's clean-up. A
+  page is read from the table in its current state, together with the log's head. The changes since the snapshot's
+  number are then undone with the help of the log, whose events hold the rows as they were before each change.
+- Rows are read in order of their ids. `_undo` holds the changed rows that have not been sent yet, as they were before
+  the change. It is bounded, and grows only with the changes made while the snapshot is read.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Wanted:
 
 
 class Snapshots:
-    """One per process: where snapshots begin, and how many pages are read at once."""
+    """One per process. It begins snapshots, and bounds how many pages are read at the same time."""
 
     def __init__(self, database: Database, feed: Feed) -> None:
         self.database = database
@@ -64,7 +64,7 @@ class Snapshots:
         self._reading = asyncio.Semaphore(MAX_CONCURRENT_PAGE_READS)
 
     async def begin(self, topics: Sequence[str]) -> Beginning:
-        """Return where a snapshot begins now. The feed has reached that number. Raises Unavailable."""
+        """Return the beginning of a new snapshot, whose number the feed has reached. Raises Unavailable."""
         for _ in range(BEGIN_ATTEMPTS):
             found = await snapshots.beginning(self.database, topics)
             if found.head.epoch == self.feed.head.epoch:
@@ -102,8 +102,8 @@ class Snapshot:
         return not self._topics
 
     async def next_page(self) -> list[bytes]:
-        """Return the next frames. Raises Unavailable: try again; SnapshotLost or PositionTooOld: all that was sent is
-        void.
+        """Return the next frames. Raises Unavailable when the caller can try again, and SnapshotLost or PositionTooOld
+        when all frames sent so far are invalid.
         """
         topic = self._topics[0]
         texts = await topic.next_page()
@@ -143,7 +143,7 @@ class _TopicSnapshot:
         return self._texts(rows)
 
     async def _collect_undo(self, seq: int) -> None:
-        """Read from the log what changed up to `seq`."""
+        """Read the changes up to `seq` from the log."""
         feed = self._source.feed
         await feed.reach(seq)
         while self._searched < seq:
@@ -191,7 +191,7 @@ class _TopicSnapshot:
 
 def as_of(found: Sequence[Row], undo: Mapping[Id, Row | None], last: Id | None, matches: Matcher) -> list[Row]:
     """Return the rows of a page as they were before the changes in `undo`. The page ends with the id `last`; None means
-    that no row follows it. Pure.
+    that no row follows the page. Pure.
     """
     rows: dict[Id, Row] = {row["id"]: row for row in found}
     for key, row in undo.items():

@@ -36,7 +36,7 @@ class Spec:
         return self._hash
 
     def admits(self, event: Event) -> bool:
-        """Return whether the event is of these topics and for these audiences; filters are not applied."""
+        """Return whether the event has one of these topics and one of these audiences. Filters are not applied."""
         return event.topic in self.topics and event.audience in self.audiences
 
 

@@ -1,11 +1,11 @@
 """One subscription of one socket: its position in the log, and how it catches up with the head.
 
 Rules:
-- A subscription is live or catching up. A live one has been written every event up to the hub's position.
+- A subscription is live or catching up. The hub has written every event up to its own position to a live subscription.
 - When a socket has more than MAX_UNSENT_BYTES unsent, its subscriptions fall behind: they leave the hub, remember their
   position, and read from the ring or the log at the socket's own pace until they reach the head and go live again. The
-  log is the buffer, so a slow reader costs no memory and loses nothing.
-- A subscription that begins with a snapshot sends it first, in the same way, and then catches up from its number.
+  log is the buffer, so a slow reader costs no further memory and loses nothing.
+- A subscription that begins with a snapshot sends it at the same pace, and then catches up from the snapshot's number.
 - A socket that takes nothing for SLOW_CLIENT_SECONDS is closed.
 """
 
@@ -36,7 +36,7 @@ SLOW_CLIENT_SECONDS = 45.0  # without taking a single byte
 PROGRESS_CHECK_SECONDS = 1.0
 MIN_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 2.0
-MAX_LOST_SNAPSHOTS = 5  # in a row, of one subscription
+MAX_LOST_SNAPSHOTS = 5  # consecutive ones, of one subscription
 
 log = structlog.get_logger("subscription")
 
@@ -46,22 +46,22 @@ class TooSlow(Exception):
 
 
 class LiveSubscriptions(Protocol):
-    """The subscriptions that are live (`realtime.fanout.hub`): each is written every event as it comes."""
+    """The live subscriptions (`realtime.fanout.hub`), to which every event is written as it arrives."""
 
     def join(self, subscription: Subscription) -> None:
         """Make the subscription live. Its position must be the feed's head."""
 
     def leave(self, subscription: Subscription) -> None:
-        """Write what is pending and release the subscription, whose position is then up to date."""
+        """Write the pending events and release the subscription, whose position is then up to date."""
 
 
 class Subscription:
     """One spec on one socket.
 
-    `position` is the number of the last event handled; while the subscription is live, the hub's position counts
-    instead. `turn` serialises the subscriptions of one socket that catch up: its holder checks for room and writes
-    before it yields. With `snapshot_of`, the subscription begins with a snapshot of these topics, in this order, and
-    with a new one whenever its position is lost.
+    `position` is the number of the last event handled; while the hub itself writes every event, the hub's position
+    counts instead. `turn` is a lock for the subscriptions of one socket that catch up: one at a time waits for room,
+    and then writes before it yields. With `snapshot_of`, the subscription begins with a snapshot of these topics, in
+    this order, and sends a new one whenever its position is lost.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Subscription:
         self._task: asyncio.Task[None] | None = None
 
     def start(self, position: int) -> None:
-        """Begin after `position`: the client has everything up to it."""
+        """Begin after `position`. The client has every event up to `position`."""
         self.position = position
         if position == self._feed.head.seq:
             self._live.join(self)
@@ -101,14 +101,16 @@ class Subscription:
             self._begin_catching_up()
 
     def start_with_snapshot(self, beginning: Beginning, reason: str | None = None) -> None:
-        """Begin with the rows as of `beginning`. `reason`: say first why the client cannot continue where it was."""
+        """Begin with the rows as of `beginning`. `reason`, if any, is why the client cannot continue at its position;
+        it is sent first, in a `resync`.
+        """
         if reason is not None:
             self._send_resync(reason, beginning.head)
         self._begin_snapshot(beginning)
         self._begin_catching_up()
 
     def start_over(self, reason: str) -> None:
-        """Begin at the head, or with a snapshot, because the client cannot continue where it asked to."""
+        """Begin at the head, or with a snapshot, because the client cannot continue at the position it asked for."""
         self.restart(reason)
         if not self._snapshot_of:
             self.start(self.position)
@@ -127,7 +129,7 @@ class Subscription:
         if was_live:
             self._live.leave(self)
         self.spec = spec
-        # Leaving writes what was pending, which may have filled the socket: then the subscription is behind already.
+        # Leaving flushes pending events. If that fills the socket's buffer, the subscription is already catching up.
         if was_live and self._task is None:
             self.start(self.position)
 
@@ -138,7 +140,7 @@ class Subscription:
         self._begin_catching_up()
 
     def restart(self, reason: str) -> None:
-        """Send `resync`, since the position is void, and continue from the head or from a new snapshot."""
+        """Send `resync`, because the position is invalid, and continue from the head or from a new snapshot."""
         self._generation = self._feed.generation
         if self._snapshot_of:
             if self.is_live:
@@ -220,7 +222,7 @@ class Subscription:
         self.restart(reason)
 
     async def _wait_for_room(self) -> None:
-        """Wait until the socket has taken what was written before. The caller writes before it yields.
+        """Wait until the socket has room. The caller must write before it yields.
 
         Raises TooSlow when the socket took nothing for SLOW_CLIENT_SECONDS.
         """

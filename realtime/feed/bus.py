@@ -5,7 +5,7 @@ Rules:
   `realtime.feed.redis_backend`.
 - `publish` never waits. Events go to a bounded outbox; those that do not fit are dropped and counted, since the feed
   fills every gap from the log.
-- A worker hears its own heartbeats. One that does not is deaf: it reads the log instead, and reports that.
+- A worker hears its own heartbeats. A worker that does not is deaf: it reads the log instead, and logs a warning.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OUTBOX_EVENTS = 10_000
 OUTBOX_BYTES = 16 * 1024 * 1024
 BATCH_EVENTS = 256
 DEAF_AFTER_SECONDS = 1.5  # three heartbeats
-RESUBSCRIBE_AFTER_SECONDS = 5.0  # a connection that is silent this long is half open
+RESUBSCRIBE_AFTER_SECONDS = 5.0  # a connection that is silent for this long is taken to be half-open
 
 log = structlog.get_logger("bus")
 
@@ -39,8 +39,8 @@ log = structlog.get_logger("bus")
 class Bus:
     """One per process. `run` listens and publishes; `publish` and `nudge` may be called at any time.
 
-    Listeners are added before `run`: `on_events` for events in any order, `on_head` for another worker's position,
-    `on_reconnect` for when messages may be lost, `on_nudge` for a topic to read again.
+    Add listeners before `run`: `on_events` receives events, in any order, and `on_head` the position of any worker;
+    `on_reconnect` is called when messages may have been lost; `on_nudge` receives a topic to read again.
     """
 
     def __init__(self, url: str) -> None:
@@ -60,7 +60,7 @@ class Bus:
         self._heard_at = time.monotonic()
 
     def is_deaf(self) -> bool:
-        """Return whether a shared bus has been silent for longer than it can be when it works."""
+        """Return whether the bus is shared and has not delivered this worker's heartbeat for DEAF_AFTER_SECONDS."""
         return self.is_shared and time.monotonic() - self._heard_at > DEAF_AFTER_SECONDS
 
     def publish(self, events: Sequence[Event]) -> None:
@@ -74,7 +74,7 @@ class Bus:
         self._has_messages.set()
 
     def nudge(self, topic: str) -> None:
-        """Tell every process, including this one, to read `topic` again. Equal nudges that wait are sent once."""
+        """Tell every process, including this one, to read `topic` again. Equal nudges that wait are sent as one."""
         self._nudges[topic] = None
         self._has_messages.set()
 

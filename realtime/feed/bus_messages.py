@@ -1,4 +1,4 @@
-"""The messages of the bus: committed events, and what keeps workers in step without being events."""
+"""The messages of the bus: committed events, heartbeats, nudges and the mark of a new subscription."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEARTBEAT_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A worker's position in the log. Workers recognise their own, and learn from the others when they are behind."""
+    """A worker's position in the log. A worker recognises its own; from the others it learns whether it is behind."""
 
     worker: str
     head: Head
@@ -20,7 +20,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Reconnected:
-    """The mark after each subscription to Redis: messages published before it may be lost. Stays in the process."""
+    """The mark of a new subscription to Redis: earlier messages may have been lost. It never leaves the process."""
 
 
 @dataclass(frozen=True, slots=True)

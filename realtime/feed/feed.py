@@ -1,11 +1,11 @@
 """The events of the log in this process: every event once, in order, from the bus or from the log.
 
 Invariants:
-- `head` only moves to the next number. Listeners get each number exactly once and in order.
-- The bus only makes the feed faster. An event that is not the next one waits a moment for those before it; when they do
-  not arrive, or when the log's head turns out to be ahead, the missing events are read from the log.
-- The log's head is polled, more often where the bus is missing or deaf. So a process without a working bus lags, but
-  misses no event.
+- Until a reset, `head` only moves to the next number. Listeners receive each number exactly once and in order.
+- The bus only makes the feed faster. An event that is not the next one waits a moment for the events before it; when
+  they do not arrive, or when the log's head turns out to be ahead, the missing events are read from the log.
+- The log's head is polled, more often when there is no shared bus or the worker is deaf. A process without a working
+  bus therefore lags, but misses no event.
 - Another epoch, or a head that went backwards, means that the log was replaced: the `on_reset` listeners start over.
 
 `offer`, `offer_head` and `poll_now` never wait and may be called from anywhere in the event loop. Cancelling `run`
@@ -27,7 +27,7 @@ from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.events import Event, Head
 
-GAP_GRACE_SECONDS = 0.02  # concurrent commits reach the bus out of order by about this much at most
+GAP_GRACE_SECONDS = 0.02  # concurrent commits reach the bus at most about this far out of order
 PENDING_EVENTS = 1_000
 PENDING_BYTES = 8 * 1024 * 1024
 PAGE_EVENTS = 500
@@ -36,8 +36,8 @@ REMEMBERED_EVENTS = 2_000  # loaded into the ring at the start
 REMEMBERED_BYTES = 4 * 1024 * 1024
 REACH_SECONDS = 0.5
 REACH_POLL_SECONDS = 0.002
-REACH_EVENT_SECONDS = 5.0  # for an event that the log is known to have: longer only during a database outage
-MIN_POLL_SECONDS = 0.02  # between two polls, however many hints arrive: foreign bus messages are hints, too
+REACH_EVENT_SECONDS = 5.0  # for an event that the log is known to have: exceeded only during a database outage
+MIN_POLL_SECONDS = 0.02  # between two polls, however often `poll_now` is called: each event of another epoch calls it
 POLL_SECONDS_LOCAL = 0.03  # without a shared bus, another process's events are found only by polling
 POLL_SECONDS_SHARED = 1.0
 POLL_SECONDS_DEAF = 0.1
@@ -52,11 +52,11 @@ class PositionTooOld(Exception):
 
 
 class Feed:
-    """One per process. `on_events` listeners take the next events; `on_reset` listeners take the new log's head."""
+    """One per process. `on_events` listeners receive the next events, `on_reset` listeners the new log's head."""
 
     def __init__(self, database: Database, *, has_shared_bus: bool, is_bus_deaf: Callable[[], bool]) -> None:
         self.head = Head("", 0)
-        self.generation = 0  # counts logs: a position in one is void in the next
+        self.generation = 0  # increases when the log is replaced: a position in one log is invalid in the next
         self.ring = Ring()
         self.log_reads = 0
         self.on_events: list[Callable[[Sequence[Event]], None]] = []
@@ -82,7 +82,7 @@ class Feed:
         await self._load_ring()
 
     async def _load_ring(self) -> None:
-        """Load the newest events: the clients of the worker that this one replaces reconnect all at once."""
+        """Load the newest events: the clients of the worker that this one replaces all reconnect at once."""
         seq = await event_log.tail(self.database, max_rows=REMEMBERED_EVENTS, max_bytes=REMEMBERED_BYTES)
         while seq < self.head.seq:
             page = await self._read_log(seq)
@@ -90,7 +90,7 @@ class Feed:
                 self.ring.clear()  # the log was replaced or pruned meanwhile
                 return
             for event in page:
-                if event.seq <= self.head.seq:  # later ones come through the feed
+                if event.seq <= self.head.seq:  # later events are appended when they are accepted
                     self.ring.append(event)
             seq = page[-1].seq
 
@@ -118,7 +118,7 @@ class Feed:
             self._raise_target(head.seq)
 
     def poll_now(self) -> None:
-        """Read the log's head now: events may have been missed."""
+        """Have `run` read the log's head at once, because events may have been missed."""
         self._poll_due.set()
 
     def _accept(self, event: Event, ready: list[Event]) -> None:
@@ -231,7 +231,7 @@ class Feed:
             await self._resolve_gap(start)
 
     async def _resolve_gap(self, start: Head) -> None:
-        """Find out why the event after `start` is missing (pruned, replaced, not committed yet), and reset or wait."""
+        """Find out why the event after `start` is missing (pruned, log replaced, not yet committed); reset or wait."""
         oldest = await event_log.oldest(self.database)
         found = await event_log.head(self.database)
         if self.head != start:
@@ -250,8 +250,8 @@ class Feed:
             await asyncio.sleep(GAP_GRACE_SECONDS)
 
     async def _renew_epoch(self, seen: Head) -> None:
-        """Give the log a new epoch, since it lost events: a backup was restored under a running service. Their numbers
-        will be used again, and a position from before must not pass for a position in this log.
+        """Give the log a new epoch, because it lost events: a backup was restored under a running service. The numbers
+        of the lost events will be used again, and a position in the old log must not pass for one in the new log.
         """
         try:
             await event_log.renew_epoch(self.database, seen.epoch)
@@ -288,34 +288,34 @@ class Feed:
     # --- readers that are behind
 
     async def read_after(self, seq: int) -> list[Event]:
-        """Return the next page after `seq`, from the ring or the log; it is empty at the head.
+        """Return the next page of events after `seq`, from the ring or the log. The page is empty at the head.
 
-        Raises PositionTooOld when the log no longer reaches back that far, Unavailable when it cannot be read.
+        Raises PositionTooOld when the log no longer reaches back that far, and Unavailable when it cannot be read.
         """
         found = self.newest_after(seq)
         if found is None:
-            # Later events are committed, but the listeners have not been given them yet.
+            # Events beyond `head` are committed, but the listeners have not received them yet.
             found = [event for event in await self._read_log(seq) if event.seq <= self.head.seq]
             if not found or found[0].seq != seq + 1:
                 raise PositionTooOld(seq)
         return found
 
     def newest_after(self, seq: int) -> list[Event] | None:
-        """Return the same from memory alone, or None when memory does not reach back that far."""
+        """Return what `read_after` returns, from the ring alone, or None if the ring does not reach back that far."""
         if seq >= self.head.seq:
             return []
         return self.ring.after(seq, max_events=PAGE_EVENTS, max_bytes=PAGE_BYTES)
 
     async def wait_beyond(self, seq: int) -> None:
-        """Wait until the feed has an event after `seq`, or the log was replaced. All callers share one waiter."""
+        """Wait until the feed has an event after `seq`, or until the log is replaced."""
         generation = self.generation
         while self.head.seq <= seq and self.generation == generation:
             await self._moved.wait()
 
     async def reach(self, seq: int) -> None:
-        """Wait until the feed has the event `seq`, which the log is known to have, or until the log was replaced.
+        """Wait until the feed has the event `seq`, which the log is known to have, or until the log is replaced.
 
-        Raises Unavailable when that takes too long.
+        Raises Unavailable after REACH_EVENT_SECONDS.
         """
         self._raise_target(seq)
         try:
@@ -325,16 +325,16 @@ class Feed:
             raise Unavailable("The log cannot be read at the moment") from error
 
     async def reach_head(self) -> None:
-        """Wait, at most REACH_SECONDS, until the feed has every event that was committed when this was called.
+        """Wait, at most REACH_SECONDS, until the feed has every event that was committed at the time of the call.
 
-        So a client that writes and then connects does not start before its own write. Concurrent callers share one read
-        of the log's head.
+        A client that writes and then connects thus does not start before its own write. Concurrent callers share one
+        read of the log's head.
         """
         if self._next_head_read is None:
             self._next_head_read = asyncio.create_task(self._reach_head(self._current_head_read), name="feed-reach")
         done, _ = await asyncio.wait({self._next_head_read}, timeout=REACH_SECONDS)
         for read in done:
-            if not read.cancelled():  # it is when the feed stops
+            if not read.cancelled():  # the feed cancels it when it stops
                 read.result()
 
     async def _reach_head(self, current: asyncio.Task[None] | None) -> None:

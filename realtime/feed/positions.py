@@ -1,4 +1,4 @@
-"""Whether a client can continue after its position, and why not: reasons that `resync` frames carry."""
+"""Whether a client can continue after its position and, if not, the reason that the `resync` frame carries."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ LOG_REPLACED: Final = "the log was replaced"
 
 
 async def find_start(feed: Feed, since: int | None, epoch: str | None) -> str | None:
-    """Prepare to send the events after `since`, or from now on when it is None. Return why that is impossible, or None
-    when it is possible. Raises Unavailable.
+    """Prepare to send the events after `since`, or after the head when `since` is None. Return the reason why that is
+    impossible, or None when it is possible. Raises Unavailable.
     """
     if since is None:
         await feed.reach_head()
@@ -32,9 +32,9 @@ async def find_start(feed: Feed, since: int | None, epoch: str | None) -> str | 
 
 
 async def check_position(feed: Feed, seq: int) -> str | None:
-    """Return why a client cannot continue after `seq`, or None when it can. Raises Unavailable.
+    """Return the reason why a client cannot continue after `seq`, or None when it can. Raises Unavailable.
 
-    A client that comes from another worker may be a little ahead of this one: its position is valid once the log has
+    A client that comes from another worker may be a little ahead of this worker: its position is valid if the log has
     reached it.
     """
     if seq > feed.head.seq:

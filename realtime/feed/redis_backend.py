@@ -1,7 +1,7 @@
 """Redis pub/sub behind `broadcaster`.
 
 Rules:
-- The backend reconnects by itself, and delivers `Reconnected` after each subscription: messages before it may be lost.
+- The backend reconnects by itself, and delivers `Reconnected` after each subscription: earlier messages may be lost.
 - A message arrives whole or not at all. Messages that are not ours are logged and skipped.
 - Both directions are bounded: INBOX_MESSAGES and INBOX_BYTES here, the outbox in `realtime.feed.bus`.
 """
@@ -35,9 +35,9 @@ log = structlog.get_logger("bus")
 
 
 class RedisBackend(BroadcastBackend):
-    """Its own reader task with back-off and resubscription, and pipelined publishes.
+    """A backend with its own reader task, which backs off and resubscribes, and with pipelined publishes.
 
-    The stock backend delivers nothing with redis-py 8 and stays deaf after an outage.
+    `broadcaster`'s own Redis backend delivers nothing with redis-py 8 and stays deaf after an outage.
     """
 
     def __init__(self, url: str) -> None:
@@ -48,7 +48,7 @@ class RedisBackend(BroadcastBackend):
         self._subscriber: Redis = Redis.from_url(
             url, socket_connect_timeout=REDIS_TIMEOUT_SECONDS, socket_timeout=None, retry=retry
         )
-        # Messages that arrive faster than they are read are dropped; the log has the events.
+        # Messages that do not fit are dropped; the log has the events.
         self._inbox: asyncio.Queue[tuple[int, Published]] = asyncio.Queue(INBOX_MESSAGES)
         self._inbox_bytes = 0
         self._reader: asyncio.Task[None] | None = None
@@ -72,7 +72,7 @@ class RedisBackend(BroadcastBackend):
             self._reader.cancel()
 
     def resubscribe(self) -> None:
-        """Drop the present connection and subscribe again."""
+        """Drop the current connection and subscribe again."""
         self._again.set()
 
     async def publish(self, channel: str, message: Message) -> None:
@@ -135,7 +135,7 @@ def _encode_heartbeat(beat: Heartbeat) -> bytes:
 
 
 def _encode_event(event: Event) -> bytes:
-    """Return a line of JSON, then `payload` and `before` as they are."""
+    """Return a header line in JSON, followed by `payload` and `before` unchanged."""
     header = {
         "epoch": event.epoch,
         "seq": event.seq,

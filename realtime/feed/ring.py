@@ -32,7 +32,10 @@ class Ring:
         self._bytes = 0
 
     def after(self, seq: int, *, max_events: int, max_bytes: int) -> list[Event] | None:
-        """Return the next events after `seq`, at least one, within the bounds. None: the ring begins later."""
+        """Return the next events after `seq` within the bounds, but at least one if there are any.
+
+        Return None when the ring does not reach back that far.
+        """
         if not self._events or seq + 1 < self._events[0].seq:
             return None
         start = seq + 1 - self._events[0].seq

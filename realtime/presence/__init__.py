@@ -1,1 +1,1 @@
-"""Who watches which topic, counted over all workers."""
+"""Who watches which topic, counted across all workers."""

@@ -1,7 +1,7 @@
 """The presence counts of this worker, and which of them are stored for the other workers. Pure.
 
-There is one count for each topic and user; all anonymous clients together count as one user. A count holds the sockets
-that are open, and those that ended a moment ago and linger, since their client may reconnect.
+There is one count for each topic and user; all anonymous clients together count as one user. A count includes the open
+sockets and the lingering ones, which ended a moment ago and whose client may reconnect.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class _Count:
     username: str | None
     connections: int = 0
     lingering: int = 0
-    # When lingering sockets end, and how many.
+    # The times at which sockets stop lingering, and how many stop at each.
     ends: deque[tuple[float, int]] = field(default_factory=deque)
 
 
@@ -110,7 +110,7 @@ class LocalCounts:
         self._stored.difference_update((row.topic, row.user_id) for row in rows if row.is_empty)
 
     def mark_all_changed(self) -> None:
-        """Store everything again: what is stored is not known."""
+        """Mark every count for storing again, because it is not known which rows are stored."""
         self.changed |= dict.fromkeys(self._stored)
         places = ((topic, user_id) for topic, counts in self._by_topic.items() for user_id in counts)
         self.changed |= dict.fromkeys(places)

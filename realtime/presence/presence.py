@@ -1,4 +1,4 @@
-"""Who watches which topic, over all workers, for the clients that ask.
+"""Who watches which topic, across all workers, for the clients that ask.
 
 Each worker counts its own sockets in memory (`enter`, `leave`) and stores the counts for the other workers, at most
 four times a second and under a lease, so that the counts of a killed worker expire. It reads the other workers' counts
@@ -6,12 +6,12 @@ only while one of its clients follows presence: when the bus nudges it and once 
 Redis.
 
 Rules:
-- A socket that ended lingers for some seconds, since its client may reconnect, here or at another worker. A lingering
+- A socket that ended lingers for some seconds, since its client may reconnect, here or to another worker. A lingering
   socket keeps a count from falling and never makes one rise, so a client that reconnects is neither reported as gone
   nor counted twice.
-- Each followed topic has one view in a worker. A view is replaced, never changed, and a follower remembers the view it
-  was sent last: the next frames are the difference. So reply and frames always add up to the present view, also for a
-  socket that was full for a while.
+- Each followed topic has one view in a worker. A view is replaced, never changed. A follower holds the view that was
+  last sent to it, and its next frames carry the difference. The reply and the frames thus always add up to the current
+  view, even for a socket that was full for a while.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def state_of(view: View, *, sees_users: bool) -> dict[str, Any]:
 
 
 def changes(topic: str, before: View, after: View, *, sees_users: bool) -> list[bytes]:
-    """Return the frames from one view to the next: none when nothing visible has changed, several for many users."""
+    """Return the frames that lead from `before` to `after`: none when nothing visible has changed, several for many
+    users.
+    """
     joined, left = [], []
     if sees_users:
         joined = [_person(user_id, *after[user_id]) for user_id in sorted(after.keys() - before.keys() - {ANONYMOUS})]
@@ -149,7 +151,9 @@ class Presence:
         self._wake.set()
 
     def leave(self, topics: frozenset[str], user_id: int | None, *, lingers: bool = True) -> None:
-        """Stop counting a socket, for the user it entered as. One that continues as another user does not linger."""
+        """Stop counting a socket for the user as whom it entered. A socket that continues as another user must not
+        linger.
+        """
         now = asyncio.get_running_loop().time()
         for topic in topics:
             self._counts.leave(topic, user_id or ANONYMOUS, now, lingers=lingers)
@@ -166,10 +170,10 @@ class Presence:
         write: Callable[[bytes], None],
         is_full: Callable[[], bool] = lambda: False,
     ) -> Mapping[str, Any]:
-        """Return who watches each topic now. From then on, `write` gets a frame for each change, until `unwatch(key)`.
+        """Return who watches each topic now. Until `unwatch(key)`, `write` then receives the frames of each change.
 
-        The caller writes the reply before it yields. While `is_full()`, nothing is written; the changes come in one
-        frame after that. Raises Unavailable. Cancelling is safe.
+        The caller must write the reply before it yields. While `is_full()` is true, nothing is written; the changes are
+        merged and written afterwards. Raises Unavailable. Cancelling is safe.
         """
         self.unwatch(key)
         follower = self._joining[key] = _Follower(topics, sees_users, write, is_full)
@@ -189,14 +193,14 @@ class Presence:
         return {topic: state_of(view, sees_users=sees_users) for topic, view in follower.sent.items()}
 
     def unwatch(self, key: object) -> None:
-        """Stop writing to `key`. Does nothing when it does not follow presence."""
+        """Stop writing to `key`. Do nothing when `key` does not follow presence."""
         self._joining.pop(key, None)
         if self._followers.pop(key, None) is not None and not self._followers:
             self._views, self._others = {}, {}
             self._polled_at = -inf
 
     def on_nudge(self, topic: str) -> None:
-        """Read the other workers' counts soon: some have changed."""
+        """Read the other workers' counts soon, because some have changed."""
         if self._followers:
             self._must_poll = True
             self._wake.set()
@@ -204,7 +208,7 @@ class Presence:
     # --- the task
 
     async def run(self) -> None:
-        """Store, read and send until cancelled. What is stored then lingers."""
+        """Store, read and send until cancelled. The stored sockets then linger."""
         try:
             while True:
                 await self._wait_until_due()
@@ -249,9 +253,9 @@ class Presence:
     async def _stop(self) -> None:
         if not self._has_lease:
             return
-        with suppress(Unavailable, TimeoutError):  # then the lease expires by itself
+        with suppress(Unavailable, TimeoutError):  # on failure, the lease expires by itself
             async with asyncio.timeout(STOP_SECONDS):
-                # Not deleted: the clients of these sockets will reconnect in a moment.
+                # The rows are not deleted, because the clients of these sockets will reconnect in a moment.
                 await presence.linger(self._database, self._worker, self._version + 1, LINGER_SECONDS)
 
     # --- this worker's counts, for the others
@@ -327,7 +331,7 @@ class Presence:
             yield from by_topic.get(topic, ())
 
     def _send_changes(self) -> None:
-        """Bring every follower whose socket is not full to the present view."""
+        """Send every follower whose socket is not full the frames that lead to the current view."""
         self._renew_views()
         views = self._views
         built: dict[tuple[str, int, bool], list[bytes]] = {}

@@ -1,1 +1,1 @@
-"""One websocket from handshake to close: endpoint, connection, and per process the context and the registry."""
+"""One websocket from handshake to close: endpoint and connection, with one context and one registry per process."""

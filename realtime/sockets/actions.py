@@ -1,7 +1,7 @@
-"""The messages of clients and the replies to them, as pydantic models; `connection.py` carries the actions out.
+"""The messages of clients and the replies to them, as pydantic models; `connection.py` carries out the actions.
 
 `parsing.py` validates with these models and `/asyncapi.json` publishes them, so the two cannot differ. `id` and
-`action` are not part of a model: they are read before the action, and so the model, is known.
+`action` are not part of a model: they are read before the model is known.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _known(topic: str) -> str:
 
 def _unique(topics: list[str]) -> list[str]:
     if len(set(topics)) != len(topics):
-        raise PydanticCustomError("repeated", "Expected each topic once")
+        raise PydanticCustomError("repeated", "Expected each topic at most once")
     return topics
 
 
@@ -60,7 +60,7 @@ Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"
 Position = Annotated[int, Field(strict=True, ge=0, le=MAX_ID), WHOLE]
 Epoch = Annotated[str, Field(min_length=1, max_length=MAX_EPOCH_LENGTH)]
 Milliseconds = Annotated[int, Field(strict=True, ge=MIN_LATEST_MS, le=MAX_LATEST_MS), WHOLE]
-# As in HTTP: a name is a token, a value is visible ASCII, spaces and tabs.
+# As in HTTP: a name is a token, and a value consists of visible ASCII characters, spaces and tabs.
 HeaderName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
 HeaderValue = Annotated[str, Field(max_length=MAX_HEADER_LENGTH, pattern=r"^[\t -~]*$")]
 
@@ -81,7 +81,7 @@ Path = Annotated[
 
 
 class Latest(Body):
-    latest_every_ms: Milliseconds = Field(description="At most one state of each row in so many milliseconds")
+    latest_every_ms: Milliseconds = Field(description="Send at most one state of each row per this many milliseconds")
 
 
 def _deliver_tag(value: Any) -> str:
@@ -110,26 +110,26 @@ class Subscribe(Body):
     )
 
     topics: Annotated[Topics, Field(min_length=1)] | None = Field(
-        default=None, description="The public ones by default"
+        default=None, description="By default, every public topic"
     )
     filter: dict[str, Any] | None = Field(
         default=None,
         description="All fields must match. `or` holds a list of groups, of which at least one must match: "
         '`{"status": "released", "or": [{"genre": "Drama"}, {"rating": {"gte": 90}}]}`',
     )
-    snapshot: Annotated[bool, Field(strict=True)] = Field(default=False, description="The rows first, then the events")
-    since: Position | None = Field(default=None, description="Resume: the last `seq` that the client has processed")
-    epoch: Epoch | None = Field(default=None, description="With `since`: the epoch that the number belongs to")
+    snapshot: Annotated[bool, Field(strict=True)] = Field(default=False, description="Send the rows, then the events")
+    since: Position | None = Field(default=None, description="To resume: the last `seq` that the client has processed")
+    epoch: Epoch | None = Field(default=None, description="The epoch to which `since` belongs; only with `since`")
     bulk: Literal["items", "summary"] = "items"
     deliver: Deliver = "all"
-    name: Name | None = Field(default=None, alias="as", description="Names the subscription; `s1`, `s2`, … by default")
+    name: Name | None = Field(default=None, alias="as", description="The subscription's name; `s1`, `s2`, … by default")
 
     @field_validator("epoch")
     @classmethod
     def _requires_since(cls, epoch: str | None, info: ValidationInfo) -> str | None:
-        # An invalid `since` is missing from the data, and reported already.
+        # An invalid `since` is missing from the data, and has been reported already.
         if epoch is not None and info.data.get("since", 0) is None:
-            raise PydanticCustomError("missing_since", "Expected since together with epoch")
+            raise PydanticCustomError("missing_since", "Expected `since` when `epoch` is given")
         return epoch
 
 
@@ -167,7 +167,7 @@ class Request(Body):
 
 
 class Presence(Body):
-    """Follow who watches these topics, instead of those named before. An empty list ends following."""
+    """Follow who watches these topics, instead of the topics named before. An empty list ends the `presence` frames."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"topics": ["movies"]}]})
 
@@ -194,10 +194,10 @@ ACTIONS: Mapping[str, type[BaseModel]] = {
 
 
 class Subscribed(Answer):
-    """The subscription has begun. Sent before its first frame."""
+    """The subscription has begun. This reply comes before its first frame."""
 
     subscription: Name
-    seq: int = Field(ge=0, description="The stream begins after it: the snapshot's number, or `since` when it resumes")
+    seq: int = Field(ge=0, description="The stream begins after this number: the snapshot's, `since`, or the head")
 
 
 class Unsubscribed(Answer):
@@ -216,11 +216,11 @@ class SignedIn(Answer):
 class Person(Answer):
     user_id: int
     username: str | None
-    connections: int = Field(ge=0, description="The user's sockets that watch the topic")
+    connections: int = Field(ge=0, description="How many of the user's sockets watch the topic")
 
 
 class Watchers(Answer):
-    count: int = Field(ge=0, description="Sockets that watch the topic, including anonymous ones")
+    count: int = Field(ge=0, description="How many sockets watch the topic, including anonymous ones")
     users: list[Person] = Field(description="Empty for a socket that is not signed in")
 
 
@@ -263,20 +263,20 @@ class Error(Answer):
         "unavailable",
         "unknown_action",
         "unknown_subscription",
-    ] = Field(description="A stable code for programs")
-    detail: str | list[FieldError] = Field(description="A sentence, or a list of every problem, as in a 422")
+    ] = Field(description="A stable, machine-readable code")
+    detail: str | list[FieldError] = Field(description="A sentence, or a list of all problems, as in a 422 response")
 
 
 class ErrorReply(Answer):
     """The reply to a message that failed."""
 
-    reply_to: MessageId = Field(description="The `id` of the message; null when it has none or could not be read")
+    reply_to: MessageId = Field(description="The `id` of the message; null when it is missing or unreadable")
     ok: Literal[False]
     error: Error
 
 
 class Shortened(Answer):
-    """The request was done, but its response does not fit into a frame."""
+    """The request was carried out, but the body of its response does not fit into a frame."""
 
     code: Literal["reply_too_large"]
     detail: str
@@ -292,7 +292,7 @@ class Response(Answer):
     error: Shortened | MISSING = Field(default=MISSING, description="Why the body was left out")
 
 
-# By action. An ErrorReply may come instead of each.
+# By action. An ErrorReply may come in place of each.
 REPLIES: Mapping[str, type[BaseModel]] = {
     "subscribe": Reply[Subscribed],
     "unsubscribe": Reply[Unsubscribed],
@@ -304,7 +304,7 @@ REPLIES: Mapping[str, type[BaseModel]] = {
 
 
 def problems_of(error: ValidationError) -> list[FieldProblem]:
-    """Return every problem of a message, in the form of a 422."""
+    """Return every problem of a message, in the form of a 422 response."""
     return [
         FieldProblem(_place(each["loc"]), each["msg"], each["type"])
         for each in error.errors(include_url=False, include_input=False, include_context=False)
@@ -312,7 +312,7 @@ def problems_of(error: ValidationError) -> list[FieldProblem]:
 
 
 def _place(loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    # pydantic adds the tag of `deliver` and the word [key] of a mapping to the path; the message has neither.
+    # pydantic adds the tag of `deliver`, and `[key]` for a key of a mapping, to the path; the message contains neither.
     if loc[:1] == ("deliver",) and len(loc) > 1 and loc[1] in _DELIVER_TAGS:
         loc = (loc[0], *loc[2:])
     return tuple(part for part in loc if part != "[key]")

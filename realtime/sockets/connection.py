@@ -1,8 +1,8 @@
 """One websocket: its identity, its subscriptions, and the messages of its client.
 
 Rules:
-- Each message gets one reply. The next message is read only when the socket has taken the reply before, so a client
-  that asks and does not read fills only its own buffer. Replies to `request` come when the calls are done.
+- Each message receives one reply. The next message is read only when the socket has taken the previous reply, so a
+  client that sends and does not read fills only its own buffer. A reply to `request` is sent when its call is done.
 - The reply to `subscribe` comes before the first frame of the subscription, the reply to `unsubscribe` after the last.
 - The identity, and with it what the socket may see, can change during every `await`: it is checked again before frames
   that depend on it are sent.
@@ -37,14 +37,14 @@ from realtime.wire.writer import HIGH_WATER_BYTES, Writer
 from resources.topics import PUBLIC_TOPICS, TOPICS
 
 MAX_SUBSCRIPTIONS = 32
-AUTH_SECONDS = 10.0  # to authenticate, where everyone has to
+AUTH_SECONDS = 10.0  # within which a client must authenticate, where that is required
 
 ReplyData = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class _AwaitedAuth:
-    """The default subscription that `open` begins once the client authenticates, which it has to do before `timer`."""
+    """The default subscription of a client that has yet to authenticate. `open` begins it; `timer` ends the wait."""
 
     timer: asyncio.TimerHandle
     topics: frozenset[str]
@@ -52,7 +52,7 @@ class _AwaitedAuth:
 
 
 class Connection:
-    """Between `open` and `close` the socket is subscribed."""
+    """One websocket. It has subscriptions only between `open` and `close`."""
 
     def __init__(self, websocket: WebSocket, writer: Writer, context: SocketContext) -> None:
         self.writer = writer
@@ -67,7 +67,7 @@ class Connection:
         self._expiry: asyncio.TimerHandle | None = None
         self._awaited_auth: _AwaitedAuth | None = None
         self._bucket = Bucket(time.monotonic())
-        self._counted_topics: frozenset[str] = frozenset()  # what presence counts the socket for, and as whom
+        self._counted_topics: frozenset[str] = frozenset()  # what presence counts the socket for
         self._counted_identity: Identity | None = None
         self._is_closed = False
         self._actions: Mapping[str, Callable[[Message], Awaitable[ReplyData | None]]] = {
@@ -124,7 +124,7 @@ class Connection:
         self._update_presence()
 
     def close(self) -> None:
-        """End everything that writes: the socket is gone."""
+        """End everything that writes to the socket, which is gone."""
         self._is_closed = True
         for name in list(self.subscriptions):
             self._drop(name)
@@ -158,7 +158,7 @@ class Connection:
         metrics.SUBSCRIPTIONS.inc()
 
     def _drop(self, name: str | None) -> bool:
-        """End a subscription. Return False when there is none of this name."""
+        """End a subscription. Return False when there is none with this name."""
         subscription = self.subscriptions.pop(name, None)
         if subscription is None:
             return False
@@ -187,7 +187,8 @@ class Connection:
             username = self.identity.username if self.identity is not None else None
             presence.enter(entered, user_id, username)
         if left:
-            # A socket that signs in continues as another user: the former one will not come back, so does not linger.
+            # A socket that signs in continues as another user: the anonymous one will not come back, so it must not
+            # linger.
             presence.leave(left, user_id_of(was), lingers=is_same)
 
     # --- identity
@@ -198,7 +199,7 @@ class Connection:
 
     def _identity_changed(self, entry: Entry, identity: Identity | None) -> None:
         if entry is not self._entry:
-            return  # an identity that is not in use yet, or no longer
+            return  # an identity that is not yet in use or no longer in use
         with suppress(Forbidden):
             if identity is not None:
                 self.identity = identity
@@ -323,7 +324,7 @@ class Connection:
 
     def _new_name(self, given: str | None) -> str:
         if len(self.subscriptions.keys() - {None}) >= MAX_SUBSCRIPTIONS:
-            raise BadMessage("too_many_subscriptions", f"Expected at most {MAX_SUBSCRIPTIONS} on one socket")
+            raise BadMessage("too_many_subscriptions", f"Expected at most {MAX_SUBSCRIPTIONS} subscriptions")
         if given is not None:
             if given in self.subscriptions:
                 raise BadMessage("name_taken", f"as: {given} is the name of another subscription of this socket")
@@ -334,7 +335,7 @@ class Connection:
     async def _unsubscribe(self, message: Message) -> ReplyData:
         name = parse_members(actions.Unsubscribe, message.members).subscription
         if not self._drop(name):
-            raise BadMessage("unknown_subscription", f"subscription: there is no {name} on this socket")
+            raise BadMessage("unknown_subscription", f"subscription: this socket has no subscription {name}")
         self._update_presence()
         return {"subscription": name}
 

@@ -15,7 +15,7 @@ from realtime.sockets.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class SocketContext:
-    """One per process; in the lifespan state as `realtime`.
+    """One per process, in the lifespan state as `realtime`.
 
     `identify` returns the identity of an access token; it raises Unauthenticated and Unavailable.
     """
@@ -26,6 +26,6 @@ class SocketContext:
     registry: Registry
     presence: Presence
     identify: Callable[[str], Awaitable[Identity]]
-    allowed_origins: tuple[str, ...]  # besides the service's own
+    allowed_origins: tuple[str, ...]  # in addition to the service's own
     requires_auth: bool
-    limits_messages: bool  # off where the operator has switched rate limits off
+    limits_messages: bool  # False where the operator has switched off rate limits

@@ -1,6 +1,7 @@
 """`GET /ws`: one websocket, from the handshake to the last frame.
 
-Origin, query, limits, token and topics are checked before the socket is accepted, so a handshake is refused over HTTP.
+Origin, query, limits, token and topics are checked before the socket is accepted, so that an invalid handshake
+is refused with an HTTP response.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class HandshakeQuery:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """`subprotocol` is the one to accept: browsers close a socket that does not select one of those they offered."""
+    """`subprotocol` is the one to accept: browsers close a socket if the server accepts none of those they offered."""
 
     token: str | None
     subprotocol: str | None
@@ -64,7 +65,7 @@ def parse_query(items: list[tuple[str, str]]) -> HandshakeQuery:
         if name not in PARAMETERS:
             refuse(name, f"Unknown parameter; expected one of {', '.join(PARAMETERS)}", "unknown")
         elif name in given:
-            refuse(name, "Expected once", "repeated")
+            refuse(name, "Expected at most once", "repeated")
         given[name] = value
     topics = frozenset(name for name in given["topics"].split(",") if name) if "topics" in given else PUBLIC_TOPICS
     if not topics or not topics <= TOPICS.keys():
@@ -75,7 +76,7 @@ def parse_query(items: list[tuple[str, str]]) -> HandshakeQuery:
     if given.get("bulk", "items") not in ("items", "summary"):
         refuse("bulk", "Expected items or summary", "invalid_bulk")
     if "epoch" in given and since is None:
-        refuse("epoch", "Expected since together with epoch", "missing_since")
+        refuse("epoch", "Expected `since` when `epoch` is given", "missing_since")
     if problems:
         raise InvalidInput(problems)
     return HandshakeQuery(
@@ -87,7 +88,7 @@ def parse_query(items: list[tuple[str, str]]) -> HandshakeQuery:
 
 
 def check_origin(origin: str | None, host: str | None, allowed: tuple[str, ...]) -> None:
-    """Raise Forbidden unless the origin is our own or allowed: browsers let any page connect, and send its origin."""
+    """Raise Forbidden unless the origin is our own or allowed. Browsers let any page connect, and send its origin."""
     if origin is None or "*" in allowed or origin.rstrip("/") in allowed:
         return
     try:
@@ -99,7 +100,7 @@ def check_origin(origin: str | None, host: str | None, allowed: tuple[str, ...])
 
 
 def credentials_of(websocket: WebSocket) -> Credentials:
-    """Return the token of the Authorization header, else that of `Sec-WebSocket-Protocol: bearer, <token>`.
+    """Return the token of the Authorization header, or else that of `Sec-WebSocket-Protocol: bearer, <token>`.
 
     Raises Unauthenticated when the header holds no bearer token.
     """
@@ -144,7 +145,7 @@ async def watch(websocket: WebSocket) -> None:
         _welcome(context, connection, query, resync_reason)
         try:
             if isinstance(writer, QueuedWriter):
-                # Under our own server, the protocol counts connections.
+                # Under our own server, its websocket protocol counts the connections.
                 metrics.websocket_opened()
                 metrics.websocket_closed(await _first_of(writer.run(), _receive(websocket, connection)))
             else:
@@ -185,7 +186,7 @@ def _welcome(context: SocketContext, connection: Connection, query: HandshakeQue
 
 
 async def _first_of(*coroutines: Coroutine[Any, Any, int]) -> int:
-    """Return the result of the first to end, and cancel the others."""
+    """Return the result of the first coroutine to end, and cancel the others."""
     tasks = [asyncio.create_task(each) for each in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -27,14 +27,14 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(slots=True)
 class Bucket:
-    """A token bucket, full at first. `refused` counts the messages that were refused since it was half full."""
+    """A token bucket, full at first. `refused` counts the messages refused since the bucket was last half full."""
 
     updated_at: float
     tokens: float = float(MAX_BURST_MESSAGES)
     refused: int = 0
 
     def take(self, now: float) -> bool:
-        """Take one message out of the bucket. Return False when it is empty."""
+        """Take the token for one message out of the bucket. Return False when the bucket is empty."""
         self.tokens = min(MAX_BURST_MESSAGES, self.tokens + (now - self.updated_at) * MESSAGES_PER_SECOND)
         self.updated_at = now
         if self.tokens >= MAX_BURST_MESSAGES / 2:
@@ -56,7 +56,7 @@ class Message:
 
 
 class BadMessage(Exception):
-    """A message that gets an error reply; with `close`, the connection ends after it."""
+    """The message receives an error reply; with `close`, the connection ends after the reply."""
 
     def __init__(
         self, code: str, detail: Any, close: CloseCode | None = None, reply_to: int | str | None = None
@@ -96,7 +96,7 @@ def parse_members(model: type[Model], members: Mapping[str, Any]) -> Model:
 
 
 def parse_filters(value: Any, topics: tuple[str, ...]) -> tuple[tuple[str, Filter], ...]:
-    """Return the filter for each topic, or nothing when everything matches. Raises BadMessage with every problem."""
+    """Return the filter for each topic, or () when everything matches. Raises BadMessage with every problem."""
     if value is None or value == {}:
         return ()
     found: list[tuple[str, Filter]] = []

@@ -66,7 +66,9 @@ class Registry:
 
     @contextmanager
     def place(self, address: str) -> Iterator[None]:
-        """Count one more connection. Raises Unavailable or TooManyRequests when there are too many."""
+        """Count one more connection until the context ends. Raises Unavailable or TooManyRequests when there are too
+        many.
+        """
         if self.is_closed:
             raise Unavailable("The service is stopping")
         if len(self) >= self._max_connections:
@@ -102,7 +104,7 @@ class Registry:
             self._by_user.pop(entry.identity.user_id, None)
 
     async def confirm(self, entry: Entry) -> None:
-        """Check the identity once more, after `add`: a change between the token's check and `add` went unnoticed.
+        """Check the identity again, after `add`: a change between the first check and `add` would go unnoticed.
 
         Raises Unauthenticated and Unavailable.
         """
@@ -152,7 +154,7 @@ class Registry:
             log.error("identity change not applied", exc_info=error)
 
     def on_reset(self, head: Head) -> None:
-        """Check every identity again: the log was replaced, as after a restored backup."""
+        """Check every identity again, because the log was replaced, as by a restored backup."""
         if self._rechecking is not None:
             self._rechecking.cancel()
         self._rechecking = asyncio.create_task(self._recheck_all(), name="recheck-identities")

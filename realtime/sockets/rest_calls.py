@@ -2,8 +2,8 @@
 
 Rules:
 - Validation, permissions, rate limits and idempotency are those of HTTP, because the call takes the same code path.
-- A reply is sent when its call is done, at most MAX_REQUESTS_IN_FLIGHT calls run at a time, and a reply waits until the
-  socket has taken the one before.
+- A reply is sent when its call is done and the socket has taken the previous reply. At most MAX_REQUESTS_IN_FLIGHT
+  calls run at a time.
 - A call that has begun is finished even if the client disconnects meanwhile, as over HTTP.
 """
 
@@ -29,7 +29,7 @@ from realtime.wire.writer import Writer
 
 MAX_REQUESTS_IN_FLIGHT = 16
 MAX_REPLY_BYTES = 768 * 1024  # of a body: clients with the usual 1 MiB frame limit can read the reply
-# Headers about the connection, and those that the handshake has settled.
+# Headers about the connection, and headers whose values the handshake has fixed.
 REFUSED_HEADERS = frozenset({"authorization", "connection", "content-length", "cookie", "host", "transfer-encoding"})
 
 log = structlog.get_logger("connection")
@@ -37,7 +37,7 @@ log = structlog.get_logger("connection")
 
 @dataclass(frozen=True, slots=True)
 class RestResponse:
-    """`error` says why the body was left out."""
+    """The response of one call. `error`, if any, says why the body was left out."""
 
     status: int
     headers: Mapping[str, str]
@@ -63,7 +63,7 @@ class RestCalls:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, reply_to: int | str | None, wanted: actions.Request, identity: Identity | None) -> None:
-        """Begin a call, whose reply is written when it is done. Raises BadMessage."""
+        """Begin a call. The reply is written when the call is done. Raises BadMessage."""
         refused = sorted({name.lower() for name in wanted.headers} & REFUSED_HEADERS)
         if refused:
             raise BadMessage("invalid_message", f"headers: {refused[0]} belongs to the socket, not to a request on it")
@@ -80,7 +80,7 @@ class RestCalls:
         task.add_done_callback(self._tasks.discard)
 
     async def finish(self) -> None:
-        """Wait for the calls that have begun. Cancelling this cancels them."""
+        """Wait for the calls that have begun. Cancelling `finish` cancels them."""
         if self._tasks:
             try:
                 await asyncio.wait(set(self._tasks))

@@ -1,1 +1,1 @@
-"""The event log over HTTP: pages of frames, and server-sent events that continue."""
+"""The event log over HTTP: pages of frames, and streams of server-sent events."""

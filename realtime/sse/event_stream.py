@@ -1,8 +1,8 @@
 """The log as server-sent events (WHATWG HTML, section 9.2): `GET /events` for clients without a websocket.
 
 Invariants:
-- Pull only. A stream reads its next page, from the ring or the log, when the client has taken the last one. The
-  server's flow control is the back-pressure: there is no queue, and a slow client costs at most one page of memory.
+- A stream reads its next page, from the ring or the log, only when the client has taken the page before. The server's
+  flow control is the back-pressure: there is no queue, and a slow client costs at most one page of memory.
 - An event's id is its position. The events sent after an id are exactly those that follow it in the log and that the
   client may see.
 - A stream ends when its client disconnects or takes nothing for too long, when its token or session ends, when its user
@@ -39,7 +39,7 @@ MAX_STREAMS = 1_000  # of one worker
 FULL_RETRY_SECONDS = 5
 MIN_RETRY_MS = 1_000  # how long a browser waits before it reconnects: random, so that not all return at once
 MAX_RETRY_MS = 3_000
-PIECE_BYTES = 32 * 1024  # of one write, of which a client must take a part within `Pace.write_seconds`
+PIECE_BYTES = 32 * 1024  # of one write, which must complete within `Pace.write_seconds`
 MIN_BACKOFF_SECONDS = 0.05  # during a database outage
 MAX_BACKOFF_SECONDS = 2.0
 FINISH_SECONDS = 1.0
@@ -58,7 +58,7 @@ log = structlog.get_logger("event_stream")
 @dataclass(frozen=True, slots=True)
 class Pace:
     heartbeat_seconds: float = 15.0  # proxies drop connections that are idle for 30 to 120 s
-    write_seconds: float = 45.0  # a client that takes nothing for so long is disconnected, as on the websocket
+    write_seconds: float = 45.0  # a client that takes nothing for this long is disconnected, as on the websocket
 
 
 class EventStreams:
@@ -78,9 +78,9 @@ class EventStreams:
     def stream(self, identity: Identity | None, query: Query, last_event_id: str | None) -> Response:
         """Return a response that sends the events after a position as they happen.
 
-        `last_event_id` is the header. It takes precedence over the query, which a browser repeats when it reconnects.
-        Raises Forbidden. The response, called as an ASGI application, raises NotAcceptable, Unauthenticated,
-        TooManyRequests and Unavailable.
+        `last_event_id` is the header's value. It takes precedence over the query, which a browser repeats when it
+        reconnects. Raises Forbidden. The response, called as an ASGI application, raises NotAcceptable,
+        Unauthenticated, TooManyRequests and Unavailable.
         """
         return EventStream(self, replay.view(identity, query), query, last_event_id)
 
@@ -92,7 +92,7 @@ class EventStreams:
 
     @contextmanager
     def place(self, stream: EventStream) -> Iterator[None]:
-        """Count an open stream. Raises Unavailable when there are too many."""
+        """Count an open stream until the context ends. Raises Unavailable when there are too many."""
         if self._is_stopping:
             raise Unavailable("The service is stopping")
         if len(self._open) >= MAX_STREAMS:
@@ -121,7 +121,7 @@ class EventStream(Response):
         self._view = view
         self._query = query
         self._last_event_id = last_event_id
-        self._head = Head("", 0)  # every event up to it was sent
+        self._head = Head("", 0)  # every event up to this position was sent
         self._generation = 0
         self._is_position_checked = True  # False while the log could not be read
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -166,7 +166,7 @@ class EventStream(Response):
         self.end()
 
     async def _find_start(self) -> str | None:
-        """Find the position to begin at. Return why it is the head when the client asked for another position."""
+        """Find the position to begin at. Return the reason if it is the head instead of the position asked for."""
         feed, query = self._feed, self._query
         await feed.reach_head()
         self._generation = feed.generation
@@ -190,7 +190,7 @@ class EventStream(Response):
         return None
 
     async def _serve(self, reason: str | None, receive: Receive, send: Send) -> bool:
-        """Send until something ends the stream. Return False when that was the client."""
+        """Send until the stream ends. Return False when the client has ended it."""
         following = asyncio.create_task(self._follow(reason, send), name="event-stream")
         leaving = asyncio.create_task(_until_gone(receive), name="event-stream-client")
         identity = self._view.identity
@@ -287,7 +287,7 @@ async def _until_gone(receive: Receive) -> None:
 
 
 async def _finish(scope: Scope, receive: Receive, send: Send) -> None:
-    """End the response. Abort the connection of a client that does not take even that, where the server can."""
+    """End the response. If the client does not take even that, abort the connection, where the server can."""
     try:
         async with asyncio.timeout(FINISH_SECONDS):
             await send({"type": "http.response.body"})

@@ -1,6 +1,6 @@
 """Reading the log from a position as one identity: the pages of `GET /events`, and the reads of its streams.
 
-A position from which the log cannot be continued gets a `resync` frame, never silence.
+A client whose position the log cannot continue receives a `resync` frame, never silence.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from repository.engine.events import Event, Head
 from schemas import MAX_EPOCH_LENGTH, MAX_ID
 
 PAGE_BYTES = 1024 * 1024
-MAX_READS_PER_PAGE = 20  # of the log: a page of a quiet topic must not walk through all events of the others
+MAX_READS_PER_PAGE = 20  # of the log: a page of a quiet topic must not read all the events of other topics
 
 _EVENT_ID = re.compile(rf"([!-9;-~]{{1,{MAX_EPOCH_LENGTH}}}):([0-9]{{1,19}})")
 
 
 class Query(Protocol):
-    """The parsed query of `GET /events`. Without `after`, a page begins with the oldest event and a stream with now."""
+    """The parsed query of `GET /events`. Without `after`, a page begins with the oldest event and a stream with the
+    next one.
+    """
 
     @property
     def topics(self) -> frozenset[str]: ...
@@ -74,7 +76,7 @@ class PositionLost(Exception):
 
 
 class LogPage(NamedTuple):
-    head: Head  # the log, and the number up to which it was searched: the next `after`
+    head: Head  # the epoch, and the number up to which the log was searched: the next `after`
     frames: Sequence[bytes]
     is_end: bool
 
@@ -102,7 +104,7 @@ class Replay:
         return LogPage(Head(epoch, seq), texts, is_end=seq >= self.feed.head.seq)
 
     async def start_after(self, after: int | None, epoch: str | None) -> int | None:
-        """Check a position and return it; None when none was given. Raises PositionLost and Unavailable."""
+        """Check a position and return it, or None when none was given. Raises PositionLost and Unavailable."""
         if epoch is not None and epoch != self.feed.head.epoch:
             raise PositionLost(ANOTHER_EPOCH)
         if after is None:

@@ -1,6 +1,6 @@
 """The `data` member of a frame about rows: one row, several rows, their ids, or a summary. Pure.
 
-Functions take rows as mappings, or already encoded where the caller has to know how many bytes they are.
+Functions take rows as mappings, or already encoded where the caller has to know their size in bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def bulk_encoded(operation: str, encoded: Sequence[bytes]) -> bytes:
 
 
 def frame_slices(encoded: Sequence[bytes], *, max_bytes: int, max_items: int) -> Iterator[slice]:
-    """Yield the slices of `encoded` that each fit into one frame: at least one slice, and one item in each at least."""
+    """Yield slices of `encoded` that each fit into one frame. A single item larger than `max_bytes` has its own slice;
+    an empty sequence has one empty slice.
+    """
     start, size = 0, 0
     for index, item in enumerate(encoded):
         if index > start and (size + len(item) > max_bytes or index - start >= max_items):

@@ -1,11 +1,11 @@
-"""Frames as bytes: the JSON texts of the protocol and their websocket framing. Pure.
+"""Frames as bytes: the JSON of the protocol and its websocket framing. Pure.
 
 Every frame is built here, by hand where it is built often; `realtime.asyncapi.frame_models` describes the same frames.
 
 Rules:
-- The frame of an event is built once per form (`Rendering.bulk`) and kept with the event while it is small, without a
-  subscription's name; `named` inserts the name.
-- `Frames` joins the texts of one write once, however many sockets it is written to.
+- The frame of an event is built once per form (`Rendering.bulk`), without a subscription's name, and kept with the
+  event if it is small. `named` inserts the name.
+- `Frames` joins the frames of one write once, however many sockets they are written to.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ MAX_KEPT_FORMS = 32  # of one event: renderings and filters
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """What the text of an event's frame depends on besides the event."""
+    """What the frame of an event depends on, apart from the event."""
 
     bulk: Literal["items", "summary"] = "items"
     subscription: str | None = None
 
 
 class Frames:
-    """The texts of one write; `wire` holds them as websocket frames, joined once for any number of sockets."""
+    """The frames of one write: `texts` holds their JSON, `wire` the websocket frames, joined once for all sockets."""
 
     __slots__ = ("_wire", "size", "texts")
 
@@ -81,10 +81,10 @@ def event_text(event: Event, rendering: Rendering) -> bytes:
 
 
 def named(text: bytes, subscription: str | None) -> bytes:
-    """Return the frame of an event as a frame of this subscription. `text` carries no name yet."""
+    """Return an event's frame with the name of a subscription inserted. `text` is the frame without a name."""
     if subscription is None:
         return text
-    # Operations and topics never contain this text, so its first occurrence is the member.
+    # Operations and topics never contain these bytes, so their first occurrence is the member.
     place = text.index(b'"seq":')
     return b'%s"subscription":%s,%s' % (text[:place], orjson.dumps(subscription), text[place:])
 
@@ -120,7 +120,7 @@ def part_text(
 
 
 def keep(event: Event, key: Any, built: Any) -> None:
-    """Store what was built from an event with the event, unless MAX_KEPT_FORMS are stored already."""
+    """Store `built` with the event from which it was built, unless the event stores MAX_KEPT_FORMS already."""
     if len(event.built) < MAX_KEPT_FORMS:
         event.built[key] = built
 
@@ -132,7 +132,7 @@ def _summary_of(event: Event) -> bytes:
 
 
 def job_of(event: Event) -> str | None:
-    """Return the job that a bulk event belongs to. `job_id` is the last member of the payload."""
+    """Return the id of the job that a bulk event belongs to, or None. `job_id` is the last member of a payload."""
     marker = b'"job_id":"'
     start = event.payload.rfind(marker, max(0, len(event.payload) - 64))
     return event.payload[start + len(marker) : -2].decode() if start >= 0 else None
@@ -196,7 +196,7 @@ def rest_reply(
     body: bytes,
     error: Mapping[str, str] | None = None,
 ) -> bytes:
-    """Return the reply to `request`. A body that is not JSON becomes a string, an empty one null."""
+    """Return the reply to `request`. A body that is not JSON becomes a string, and an empty body null."""
     media_type = headers.get("content-type", "").partition(";")[0].strip()
     if not body:
         encoded = b"null"

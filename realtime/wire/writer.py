@@ -1,7 +1,7 @@
 """Writing to one socket without waiting for it.
 
 `DirectWriter` (`server.websocket_protocol`) writes to the transport of our own server and knows how much is unsent.
-`QueuedWriter` does the same over plain ASGI, for other servers and test clients: a queue and a task that sends.
+`QueuedWriter` does the same over plain ASGI, for other servers and test clients, with a queue and a task that sends.
 
 Rules:
 - `write` never blocks, and a writer does not bound its buffer: the caller checks `buffered` and stops writing.
@@ -29,23 +29,23 @@ class Writer(Protocol):
     """The writing side of one socket."""
 
     def write(self, frames: Frames) -> None:
-        """Send whole frames. Does nothing on a socket that is closing."""
+        """Send whole frames. Do nothing on a socket that is closing."""
 
     def buffered(self) -> int:
-        """Return the bytes that were written and that the network has not taken yet."""
+        """Return how many of the written bytes the network has not taken yet."""
 
     def taken(self) -> int:
         """Return about how many bytes the network has taken so far: the number grows while the peer reads."""
 
     async def drained(self) -> None:
-        """Wait until a socket that was filled past HIGH_WATER_BYTES is down to LOW_WATER_BYTES, or gone."""
+        """Wait until a buffer that exceeded HIGH_WATER_BYTES is down to LOW_WATER_BYTES, or the socket is gone."""
 
     def close(self, code: CloseCode) -> None:
         """Close the socket, without waiting for a peer that does not read."""
 
 
 class QueuedWriter:
-    """The fallback. `run` sends until the socket is closed or gone; the connection ends with it."""
+    """The writer for plain ASGI. `run` sends until the socket is closed or gone; then the connection ends."""
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
@@ -85,7 +85,7 @@ class QueuedWriter:
                 asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._task.cancel)
 
     async def run(self) -> int:
-        """Send what is written until the socket is closed or gone. Return the close code."""
+        """Send the written frames until the socket is closed or gone. Return the close code."""
         self._task = asyncio.current_task()
         try:
             while True:

@@ -50,7 +50,7 @@ async def own_account(call: AnyCall) -> dict[str, Any]:
 
 
 async def knows_password(call: AnyCall, user: Mapping[str, Any] | None, password: str) -> bool:
-    """Return whether this is the caller's current password, and count the attempt. Raises TooManyRequests."""
+    """Return whether `password` is the caller's current password, and count the attempt. Raises TooManyRequests."""
     lockout, me = call.services.lockout, call.me
     await lockout.try_old_password(me.user_id, call.address)
     verdict = await call.services.passwords.verify(password, user["password_hash"] if user is not None else None)
@@ -67,7 +67,7 @@ async def account(database: Database, user_id: int) -> dict[str, Any]:
 async def listed_account(database: Database, key: int | str) -> dict[str, Any]:
     """Return the account with this id or user name.
 
-    Raises NotFound, also for an account that awaits its activation: `GET /users` does not show it either.
+    Raises NotFound, also for an account that awaits its activation: `GET /users` shows it only to admins.
     """
     user = await (users.find(database, key) if isinstance(key, int) else users.find_by_username(database, key))
     return _found(user if user is not None and not user["awaits_activation"] else None, key)

@@ -44,7 +44,7 @@ async def create(call: Call[None, None, profiles.NewAccountBody]) -> Response:
     "/admin/audit",
     "List what admins did to accounts, newest first (admins only)",
     list[credentials.AuditEntry],
-    description="With `after`, oldest first. Entries are kept forever and hold no personal data.",
+    description="With `after`, the oldest come first. Entries are kept forever and hold no personal data.",
     filters=AUDIT_FIELDS,
     signed_in=True,
     errors=(403,),

@@ -1,8 +1,8 @@
-"""Keeps the files of avatars and the accounts that name them consistent.
+"""Keep the files of avatars consistent with the accounts that name them.
 
 New files are stored first, then the account names them, then the files it named before are deleted. The name of an
-avatar is never used again, so its files can be deleted at any time after the account has dropped it; files that cannot
-be deleted now are found by the clean-up.
+avatar is never used again, so its files can be deleted at any time after the account has dropped it; files that could
+not be deleted are found by the clean-up.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ log = structlog.get_logger("pictures")
 
 @asynccontextmanager
 async def stored(services: Services, content: bytes) -> AsyncIterator[str]:
-    """Store the pictures made from `content` and yield their new name, while an account is given them.
+    """Store the pictures made from `content` and yield their new name. The caller writes it to an account inside.
 
-    The files are deleted when the account rejects them. Raises InvalidInput, TooManyRequests and Unavailable.
+    The files are deleted when that write is rejected. Raises InvalidInput, TooManyRequests and Unavailable.
     """
     made = await services.pictures.squares(content, avatars.SIDES)
     avatar = secrets.token_hex(RANDOM_NAME_LENGTH)
@@ -41,7 +41,7 @@ async def stored(services: Services, content: bytes) -> AsyncIterator[str]:
     try:
         yield avatar
     except Unavailable:
-        # The account may name the files although the database's response was lost. If not, the clean-up finds them.
+        # The account may name the files although the database's response was lost. Otherwise the clean-up finds them.
         raise
     except Problem:
         await discard(services, avatar)
@@ -50,9 +50,10 @@ async def stored(services: Services, content: bytes) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def uploaded(call: AnyCall, user_id: int) -> AsyncIterator[dict[str, str]]:
-    """Store the file of a form and yield the column it sets; nothing when the form has no file.
+    """Store the file of a form and yield the column to set with it: an empty dict when the form has no file.
 
-    The caller writes the account inside; afterwards the files that the account does not name are deleted.
+    The caller writes the account inside. Of the former and the new files, those that the account does not name are
+    deleted afterwards.
     """
     content = getattr(call.body, FILE_FIELD, None)
     if not isinstance(content, bytes):
@@ -61,7 +62,7 @@ async def uploaded(call: AnyCall, user_id: int) -> AsyncIterator[dict[str, str]]
     former = await _current(call, user_id)
     async with stored(call.services, content) as avatar:
         yield {"avatar": avatar}
-    # A response repeated for its Idempotency-Key has left the account unchanged, so both names are compared.
+    # A request that was repeated with its Idempotency-Key has changed nothing, so both names are compared.
     current = await _current(call, user_id)
     for each in {former, avatar} - {current}:
         await discard(call.services, each)

@@ -22,11 +22,11 @@ from services.pictures import images
 HEADERS = {
     # A URL always shows the same picture; a new picture gets a new URL.
     "Cache-Control": "public, max-age=31536000, immutable",
-    # Never rendered as a page, even if something slipped through the decoder.
+    # A picture is never rendered as a page, even if the decoder let something else pass.
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Content-Disposition": "inline",
-    "Cross-Origin-Resource-Policy": "cross-origin",  # pages of other origins may show it
+    "Cross-Origin-Resource-Policy": "cross-origin",  # pages of other origins may show the picture
 }
 UPLOAD = Details(
     description="Send the picture as the field `avatar` of a form, or as the body itself. Only its upright centre "
@@ -41,7 +41,7 @@ operations = Operations("accounts")
 
 @operations.put("/users/me/avatar", "Upload my picture", {200: User}, UPLOAD)
 @operations.put(
-    "/users/{id}/avatar", "Upload a user's picture (its owner and admins)", {200: User}, UPLOAD, errors=(403, 404)
+    "/users/{id}/avatar", "Upload a user's picture (owner and admins only)", {200: User}, UPLOAD, errors=(403, 404)
 )
 async def put(call: Call[ById | None, None, AvatarForm]) -> Response:
     user_id = account_id(call)
@@ -56,7 +56,7 @@ async def put(call: Call[ById | None, None, AvatarForm]) -> Response:
 @operations.delete("/users/me/avatar", "Remove my picture", signed_in=True, if_match=True)
 @operations.delete(
     "/users/{id}/avatar",
-    "Remove a user's picture (its owner and admins)",
+    "Remove a user's picture (owner and admins only)",
     signed_in=True,
     if_match=True,
     errors=(403, 404),

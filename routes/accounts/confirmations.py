@@ -1,7 +1,7 @@
 """Activation and confirmation URLs, and new passwords.
 
-A request for an email gets the same response and does the same work whether the account exists or not: the request is
-only stored, and the mailer decides later whether an email is sent (`repository.accounts.outbox`).
+A request for an email receives the same response and causes the same work whether the account exists or not: the
+request is only stored, and the mailer decides later whether an email is sent (`repository.accounts.outbox`).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from routes.http.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
 
 NO_STORE = {"Cache-Control": "no-store"}
 ABOUT_URLS = (
-    "An activation or confirmation URL is valid once, for 24 hours. An invalid token is a 404, without a reason. A new "
-    "address that another account has taken meanwhile is a 409."
+    "An activation or confirmation URL is valid once, for 24 hours. The response to an invalid token is a 404 without "
+    "a reason. If another account has taken the new address meanwhile, the response is a 409."
 )
 REQUEST_EMAIL = Details(
-    description="The response is the same whether the account exists or not. An account gets at most one such email a "
-    "minute and five a day; further requests are dropped.",
+    description="The response is the same whether the account exists or not. An account receives at most one such "
+    "email a minute and five a day; further requests are dropped.",
     ignores_credentials=True,
     limit_group=LimitGroup.MAIL,
 )
-PROMISE = "If there is an account with this address that needs it, an email is on its way"
+PROMISE = "If there is an eligible account with this address, an email is on its way"
 
 operations = Operations("accounts")
 
@@ -51,7 +51,7 @@ def _problem_page(error: Problem) -> Response:
         case InvalidInput():
             title, why = "This link is incomplete", "Copy the whole link from the email into the browser."
         case Conflict():
-            title, why = "This address is taken", "Another account now has this address. Yours keeps its current one."
+            title, why = "This address is taken", "Another account now has this address. Your account keeps its own."
         case _:
             title, why = "This did not work", "Try again in a moment."
     return pages.page(title, why, error.status, error.headers)
@@ -86,13 +86,13 @@ class ByToken(queries.Parameters):
     "/auth/activate",
     "Open an activation or confirmation URL",
     {200: credentials.User},
-    description=ABOUT_URLS + " A browser (`Accept: text/html`) gets a page with a button that activates the account, "
-    "because mail scanners open URLs too.",
+    description=ABOUT_URLS + " A browser (`Accept: text/html`) receives a page with a button that activates the "
+    "account, because mail scanners open URLs, too.",
     like=USE_TOKEN,
 )
 async def open_url(call: Call[None, ByToken, None]) -> Response:
     if call.method == "HEAD":
-        # Mail scanners check URLs this way; it must not use up the token.
+        # Mail scanners check URLs with HEAD, which must not use up the token.
         return Response(headers=NO_STORE)
     token = call.query.token
     if not _wants_page(call):
@@ -145,9 +145,9 @@ async def _promise_email(call: Call[None, None, credentials.AddressBody], kind: 
 
 
 def new_password_problems(services: Services, body: Any, valid: Any) -> Sequence[FieldProblem]:
-    """Return the rules that the new password of an invalid body breaks, regardless of the user.
+    """Return the problems of the new password in an invalid body, regardless of the user.
 
-    For a valid body the handler checks the password, because some rules depend on the user's names.
+    In a valid body, the handler checks the password, because some rules depend on the user's names.
     """
     password = body.get("new_password") if isinstance(body, dict) else None
     if valid is not None or not isinstance(password, str):
@@ -166,7 +166,7 @@ def _problems_for(
     "/auth/password/change",
     "Change my password",
     {204: None},
-    description="Ends all other sessions of the account. A wrong old password is a 422 that names it.",
+    description="Ends all other sessions of the account. If the old password is wrong, the response is a 422.",
     check=new_password_problems,
     signed_in=True,
     errors=(409,),
@@ -195,8 +195,8 @@ async def change_password(call: Call[None, None, credentials.ChangePasswordBody]
     "/auth/password/reset",
     "Choose a new password with the token from the emailed URL",
     {204: None},
-    description="Ends all sessions of the account, and activates an account that awaits its activation. An invalid "
-    "token is a 404, without a reason.",
+    description="Ends all sessions of the account, and activates an account that awaits its activation. The response "
+    "to an invalid token is a 404 without a reason.",
     check=new_password_problems,
     ignores_credentials=True,
     errors=(404,),

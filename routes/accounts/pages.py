@@ -1,7 +1,7 @@
 """HTML pages for activation and confirmation URLs opened in a browser: a button, and the result.
 
-A button, because mail scanners open URLs the way browsers do and must not activate an account. The pages run no script
-and load one style sheet.
+A page asks before it activates, because mail scanners open URLs the way browsers do and must not activate an account.
+The pages run no script and load one style sheet.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from routes.http.queries import ById
 
 GET = Details(signed_in=True, if_none_match=True)
 CREATE = Details(
-    description="An account has at most one profile. Names given at registration are already set.",
+    description="An account has at most one profile. It already contains the names given at registration.",
     form=ProfileForm,
     signed_in=True,
     idempotent=True,
@@ -34,7 +34,7 @@ operations = Operations("accounts")
 
 @operations.get("/users/me/profile", "Get my profile", {200: Profile}, GET, errors=(404,))
 @operations.get(
-    "/users/{id}/profile", "Get a user's profile (its owner and admins)", {200: Profile}, GET, errors=(403, 404)
+    "/users/{id}/profile", "Get a user's profile (owner and admins only)", {200: Profile}, GET, errors=(403, 404)
 )
 async def get(call: Call[ById | None, None, None]) -> Response:
     user_id = account_id(call)
@@ -47,7 +47,7 @@ async def get(call: Call[ById | None, None, None]) -> Response:
 @operations.post("/users/me/profile", "Create my profile", {201: Profile}, CREATE, errors=(409,))
 @operations.post(
     "/users/{id}/profile",
-    "Create a user's profile (its owner and admins)",
+    "Create a user's profile (owner and admins only)",
     {201: Profile},
     CREATE,
     errors=(403, 404, 409),
@@ -69,11 +69,15 @@ async def create(call: Call[ById | None, None, ProfileBody]) -> Response:
 
 @operations.put("/users/me/profile", "Replace my profile", {200: Profile}, REPLACE, errors=(404,))
 @operations.put(
-    "/users/{id}/profile", "Replace a user's profile (its owner and admins)", {200: Profile}, REPLACE, errors=(403, 404)
+    "/users/{id}/profile",
+    "Replace a user's profile (owner and admins only)",
+    {200: Profile},
+    REPLACE,
+    errors=(403, 404),
 )
 @operations.patch("/users/me/profile", "Change my profile", {200: Profile}, PATCH, errors=(404,))
 @operations.patch(
-    "/users/{id}/profile", "Change a user's profile (its owner and admins)", {200: Profile}, PATCH, errors=(403, 404)
+    "/users/{id}/profile", "Change a user's profile (owner and admins only)", {200: Profile}, PATCH, errors=(403, 404)
 )
 async def edit(call: Call[ById | None, None, ProfileBody | ProfilePatch]) -> Response:
     user_id = account_id(call)

@@ -1,4 +1,4 @@
-"""POST /auth/register and POST /users."""
+"""Registration: POST /auth/register and POST /users."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ operations = Operations("accounts")
 
 
 def problems(services: Services, body: Any, valid: Any) -> Sequence[FieldProblem]:
-    """Return the problems of a registration that its model cannot know: the password's, and a missing address."""
+    """Return the problems of a registration that its model cannot find: the password's, and a missing address."""
     found = list(password_problems(services, body, valid))
     if services.activates_by_mail and isinstance(body, dict) and "email" not in body:
         message = "Expected an address: the activation URL is emailed to it"
@@ -29,7 +29,7 @@ def problems(services: Services, body: Any, valid: Any) -> Sequence[FieldProblem
 
 
 def password_problems(services: Services, body: Any, valid: Any) -> Sequence[FieldProblem]:
-    """Return every rule that the password of a new account breaks; some depend on the names in the same body."""
+    """Return the problems of a new account's password. Some rules depend on the names in the same body."""
     if not isinstance(body, dict):
         return ()
     username, email = (each if isinstance(each := body.get(name), str) else None for name in ("username", "email"))
@@ -43,7 +43,7 @@ def password_problems(services: Services, body: Any, valid: Any) -> Sequence[Fie
 
 REGISTER = Details(
     description="Where accounts are activated by email (`ACCOUNT_ACTIVATION=email`), `email` is required, and the user "
-    "cannot sign in before opening the activation URL sent to it.",
+    "cannot sign in before opening the activation URL that is sent to this address.",
     check=problems,
     errors=(409,),
     limit_group=LimitGroup.REGISTER,

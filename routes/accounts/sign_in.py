@@ -18,12 +18,12 @@ from routes.http.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
 from routes.http.queries import ByUuid, PageQuery
 from services.tokens import new_token_id
 
-# While a password is checked, another sign-in may store it with other hash parameters, or its owner may change it. Then
-# it is checked again.
+# While a password is checked, another sign-in may store it with other hash parameters, or its owner may change it. In
+# that case, the password is checked again.
 ATTEMPTS = 3
 SIGN_IN = Details(
-    description="Send the access token in the header Authorization; it is valid for minutes. The refresh token gets "
-    "the next pair (POST /auth/refresh) for as long as the session lasts. A 403 means that the password is right but "
+    description="Send the access token in the header Authorization; it is valid for minutes. The refresh token obtains "
+    "the next pair (POST /auth/refresh), for as long as the session lasts. A 403 means that the password is right but "
     "the account awaits its activation or is disabled.",
     ignores_credentials=True,
     errors=(401, 403),
@@ -96,7 +96,7 @@ async def _refresh(call: AnyCall, refresh_token: str) -> Response:
     renewal = Renewal(new_token_id(), call.services.tokens.refresh_seconds)
     session = await call.database.write(lambda tx: sessions.refresh(tx, claims, call.address, renewal))
     if session is None:
-        log.warning("refresh token reused, session ended", user_id=claims.user_id, address=call.address)
+        log.warning("refresh token reused; session ended", user_id=claims.user_id, address=call.address)
         raise invalid_token("refresh")
     return _tokens(call, session, renewal)
 
@@ -151,7 +151,7 @@ async def end_all_sessions(call: Call[None, None, None]) -> Response:
 @operations.delete(
     "/auth/sessions/{id}",
     "End one of my sessions",
-    description="Ends it at once, as signing out does.",
+    description="Ends the session at once, as signing out does.",
     signed_in=True,
     errors=(404,),
 )

@@ -42,7 +42,7 @@ DELETE = Details(
 operations = Operations("accounts")
 
 
-# --- the caller's own account account
+# --- the caller's own account
 
 
 @operations.get("/auth/me", "Get my account", {200: User}, signed_in=True, if_none_match=True)
@@ -76,7 +76,10 @@ async def edit_me(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> R
 
 
 async def _prove(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> Mapping[str, Any] | None:
-    """Return the account that the current password proves; None when none was sent. Raises Forbidden."""
+    """Return the account whose current password was sent, or None when no password was sent.
+
+    Raises Forbidden when the password is wrong.
+    """
     if "current_password" not in call.body.model_fields_set:
         return None
     user = await users.find(call.database, call.me.user_id)
@@ -86,15 +89,15 @@ async def _prove(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> Ma
 
 
 async def _count_address(call: AnyCall, before: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
-    """Count a change of email address: each one sends an email, possibly to a stranger. Raises TooManyRequests."""
+    """Count a change of email address, because each sends an email, possibly to a stranger. Raises TooManyRequests."""
     if fields.get("email", before["email"]) != before["email"]:
         outcome = await call.services.limits.hit(f"address of {call.me.user_id}", ADDRESS_RATE)
         if not outcome.is_allowed:
-            raise TooManyRequests("The address changed too often; try again later", outcome.reset_seconds)
+            raise TooManyRequests("The address was changed too often; try again later", outcome.reset_seconds)
 
 
 @operations.delete("/users/me", "Delete my account", like=DELETE, errors=(409,))
-@operations.delete("/users/{id}", "Delete an account (its owner and admins)", like=DELETE, errors=(403, 404, 409))
+@operations.delete("/users/{id}", "Delete an account (owner and admins only)", like=DELETE, errors=(403, 404, 409))
 async def delete(call: Call[ById | None, None, None]) -> Response:
     user_id = account_id(call)
     editor = as_editor(call, user_id)
@@ -125,7 +128,7 @@ async def list_users(call: Call[None, ListQuery, None]) -> Response:
 
 
 def _require_fields_of_others(request: ListRequest) -> None:
-    """Raise Forbidden when the request filters or sorts by a field that only admins see: its order would reveal it."""
+    """Raise Forbidden when the request filters or sorts by a field that only admins see: the result would reveal it."""
     conditions = [*request.filter.all, *(condition for group in request.filter.any for condition in group)]
     asked = {condition.field.name for condition in conditions} | {name for name, _ in request.sort}
     if foreign := sorted(asked - OTHER_USER_FIELDS.keys()):
@@ -145,7 +148,7 @@ async def list_non_admins(call: Call[None, PageQuery, None]) -> Response:
     "/users/{id}",
     "Get a user",
     {200: User | OtherUser},
-    description="Admins see the whole account, other users the id, user name and name of an active one.",
+    description="Admins see the whole account. Other users see the id, user name and name of an active account.",
     signed_in=True,
     if_none_match=True,
     errors=(404,),

@@ -88,7 +88,7 @@ async def get_including(resource: Resource, call: Call[queries.ById, queries.Inc
 
 async def create(resource: Resource, call: Call[queries.ByUserId | None, None, BaseModel]) -> Response:
     if call.path is not None and call.path.user_id != call.me.user_id:
-        raise Forbidden("Only the user can do this")
+        raise Forbidden("Only the user with this id can do this")
     resource.require_may_create(call.me)  # before the transaction begins, where it is checked again
     fields = call.body.model_dump()
 
@@ -168,7 +168,7 @@ async def delete_range(resource: Resource, call: Call[queries.ByRange, None, Non
     start, end = call.path.start_id, call.path.end_id
     if not 0 <= end - start < schemas.MAX_BULK_ROWS:
         message = f"Expected a range of 1 to {schemas.MAX_BULK_ROWS} ids, start_id first"
-        # A 409, because each id is valid and no schema can say how the two relate: a 422 is for what schemas reject.
+        # This is a 409, because each id is valid and no schema can relate the two: a 422 is for what schemas reject.
         raise Conflict([FieldProblem(("path", "end_id"), message, "invalid_range")])
     return await _delete_many(resource, call, range(start, end + 1))
 

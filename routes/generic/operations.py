@@ -17,7 +17,7 @@ from routes.http import queries
 from routes.http.limit_groups import LimitGroup
 from routes.http.operation import Details, Handler, Operations
 
-ALL_OR_NONE = "One transaction. If the caller may not change every row, the response is a 403 and nothing changes."
+ALL_OR_NONE = "One transaction. If any row is not the caller's to change, the response is a 403 and nothing changes."
 CREATE = Details(idempotent=True, answer_headers=("Location", "ETag"), signed_in=True)
 EDIT = Details(answer_headers=("ETag",), signed_in=True, if_match=True, errors=(403, 404, 409))
 BULK = Details(signed_in=True, max_body_bytes=handlers.MAX_BULK_BODY_BYTES, limit_group=LimitGroup.BULK)
@@ -37,7 +37,7 @@ def operations_of(resource: Resource) -> Operations:
 
 
 def _by_staff(resource: Resource) -> str:
-    """Return the end of a summary, where only staff may write."""
+    """Return the end of a summary: empty unless only staff may write the resource."""
     return " (moderators and admins only)" if resource.changed_by == "staff" else ""
 
 
@@ -109,7 +109,7 @@ def _declare_bulk(made: Operations, resource: Resource) -> None:
     made.delete(path, f"Delete many {name}{staff}", deleted, BULK, description=ALL_OR_NONE, errors=(403,))(
         by(handlers.delete_bulk)
     )
-    about = f"Both ends are included; a range of more than {schemas.MAX_BULK_ROWS:,} ids is a 409."
+    about = f"Both ends are included; a range of more than {schemas.MAX_BULK_ROWS:,} ids is rejected with a 409."
     made.delete(
         f"{path}/{{start_id}}/{{end_id}}",
         f"Delete a range of {name}{staff}",
@@ -125,7 +125,7 @@ def _declare_generation(made: Operations, resource: Resource) -> None:
         f"/{resource.name}/generate/{{number}}",
         f"Generate {resource.name}",
         {202: Job},
-        description="Queues a job that adds realistic rows; subscribers see each batch when it is stored.",
+        description="Queues a job that adds realistic rows. Subscribers receive each batch when it is stored.",
         idempotent=True,
         errors=(429,),
         answer_headers=("Location",),

@@ -1,4 +1,4 @@
-"""The OpenAPI document, and Swagger UI and ReDoc to read and try it, served without a CDN."""
+"""The OpenAPI document, and Swagger UI and ReDoc for reading it and trying the API, served without a CDN."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILES = {
     "swagger.css": ("swagger_style.css", "text/css"),
     "redoc.js": ("redoc.js", "text/javascript"),
 }
-# ReDoc loads its logo from the vendor's server; an empty image replaces it, so that the page makes no foreign request.
+# ReDoc loads its logo from the vendor's server; an empty image replaces it, so that pages need no other server.
 FOREIGN_LOGO = (
     b"https://cdn.redoc.ly/redoc/logo-mini-full.svg",
     b"data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=",
@@ -37,7 +37,7 @@ operations = Operations("documentation")
 
 
 def _folder() -> Path:
-    # Found without importing it: only the package's files are needed.
+    # The package is found without importing it, because only its files are needed.
     spec = find_spec("offapi")
     assert spec is not None, "offapi is in requirements.txt"
     assert spec.origin is not None

@@ -25,7 +25,7 @@ class LimitGroup(StrEnum):
     SIGN_IN = "sign_in"
     REGISTER = "register"
     MAIL = "mail"
-    UNLIMITED = "unlimited"  # polled by machines, or loaded by pages
+    UNLIMITED = "unlimited"  # for routes that machines poll or that pages load
 
 
 MINUTE = 60
@@ -44,7 +44,7 @@ BY_ADDRESS = frozenset({LimitGroup.SIGN_IN, LimitGroup.REGISTER, LimitGroup.MAIL
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`name` is a group, or a route with its own limit."""
+    """The rate limit of a route. `name` is the route's group, or the route itself when it has its own limit."""
 
     name: str
     rate: Rate
@@ -74,7 +74,10 @@ def rules(groups: Mapping[tuple[str, str], LimitGroup], limits: RateLimits) -> R
 
 
 async def count(request: Request, limits: Limits, rule: Rule | None, identity: Identity | None) -> None:
-    """Count a request, for its address when there is no identity. Raises TooManyRequests."""
+    """Count a request for its user, or for its address if there is no identity or the rule says so.
+
+    Raises TooManyRequests.
+    """
     if rule is None:
         return
     if identity is None or rule.by_address:

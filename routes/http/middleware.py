@@ -70,7 +70,7 @@ class RequestLog(_Middleware):
                 if (outcome := scope.get(scope_keys.LIMIT)) is not None:
                     message["headers"] = [*message["headers"], *limit_groups.headers_of(outcome)]
                 is_stream = headers.get("content-type", "").startswith("text/event-stream")
-                if is_websocket:  # now, not when the websocket closes
+                if is_websocket:  # counted now, not when the websocket closes
                     metrics.request_answered("GET", _route_of(scope), status, None)
             await send(message)
 
@@ -92,7 +92,7 @@ class RequestLog(_Middleware):
 
 
 def _route_of(scope: Scope) -> str:
-    """Return the template of the path: a bounded set, whatever clients request."""
+    """Return the template of the path: one of a bounded set, whatever clients request."""
     route = scope.get("route")
     return getattr(route, "path_format", "") or "unmatched"
 
@@ -112,19 +112,19 @@ def _stopping() -> Response:
 
 
 async def on_problem(request: Request, error: Exception) -> Response:
-    """Return the one error shape."""
+    """Return the problem in the shape that all errors have."""
     assert isinstance(error, Problem)
     return JSONResponse({"detail": error.detail}, error.status, error.headers)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Return the error shape for what Starlette itself rejects: unknown paths and methods."""
+    """Return, in the shape that all errors have, what Starlette itself rejects: unknown paths and methods."""
     assert isinstance(error, HTTPException)
     return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
 
 async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    """Respond where no route matches; a rejected websocket gets a reason, too."""
+    """Respond where no route matches. A rejected websocket receives a reason, too."""
     if scope["type"] == "websocket":
         answer = JSONResponse({"detail": "Not Found: websockets are at /ws"}, 404)
         await WebSocket(scope, receive, send).send_denial_response(answer)

@@ -1,4 +1,4 @@
-"""Parses a complete multipart/form-data body (RFC 7578), as fast as a search for its boundary. Pure."""
+"""Parse a complete multipart/form-data body (RFC 7578), as fast as a search for its boundary. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Part:
 
 
 def parts(body: bytes, content_type: str) -> list[Part]:
-    """Return the parts in order, without file names and media types. Raises ValueError saying what was expected."""
+    """Return the parts in order, without file names and media types. Raises ValueError that says what was expected."""
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if not 1 <= len(boundary) <= MAX_BOUNDARY_LENGTH:
@@ -28,7 +28,7 @@ def parts(body: bytes, content_type: str) -> list[Part]:
     _, *pieces = (LINE + body).split(LINE + b"--" + boundary, MAX_PARTS + 2)
     if not pieces or len(pieces) > MAX_PARTS + 1 or not pieces[-1].startswith(b"--"):
         raise ValueError(
-            f"expected at most {MAX_PARTS} parts between boundaries, the last one with two dashes after it"
+            f"expected at most {MAX_PARTS} parts between boundaries, and two dashes after the last boundary"
         )
     return [_part(piece) for piece in pieces[:-1]]
 

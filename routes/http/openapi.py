@@ -38,7 +38,7 @@ ERRORS: Mapping[int, str] = {
     415: "Unsupported media type",
     422: "Invalid request; every problem is listed",
     429: "Too many requests; Retry-After says when to retry",
-    503: "The database or the file storage is unavailable; it is unknown whether anything was written",
+    503: "The service cannot handle the request now; the message says whether anything may have been written",
 }
 
 
@@ -139,7 +139,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
     notes = [f"Honours `{each['name']}` ({each['in']}): {each['description']}." for each in conditional]
     if operation.filters:
         notes.append(
-            "All filters must match; of groups `or[0][field]`, `or[1][field][operator]`, …, at least one must match."
+            "All filters must match, and at least one of the groups `or[0][field]`, `or[1][field][operator]`, …, if "
+            "there are any."
         )
     if description := "\n\n".join([*filter(None, [operation.description]), *notes]):
         built["description"] = description
@@ -171,7 +172,7 @@ def _content_with_file(form: type[BaseModel]) -> dict[str, Any]:
 
 
 def _add_operation_links(operation: Operation, built: dict[str, Any], operations: Sequence[Operation]) -> None:
-    """Add the operations that take an id from the response of this one (OpenAPI calls them links)."""
+    """Add the operations that take an id from this operation's response (OpenAPI calls them links)."""
     for status, answer in operation.answers.items():
         source = _ID_SOURCES.get(answer) if isinstance(answer, type) else None
         if source is None or operation.method != "POST":
@@ -223,7 +224,7 @@ def _responses(operation: Operation) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _IdSource:
-    """Where in a response an id is, and the path and its parameter that take it."""
+    """Where the id is in a response, and the path and the parameter that take it."""
 
     pointer: str
     path: str

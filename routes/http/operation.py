@@ -38,7 +38,7 @@ from services.tokens import Tokens
 
 
 class EventPages(Protocol):
-    """Reads pages of the event log (`realtime.sse.replay`). A protocol, because edges do not import each other."""
+    """Reads pages of the event log (`realtime.sse.replay`). It is a protocol, since edges do not import each other."""
 
     async def page(self, identity: Identity | None, query: Any) -> tuple[Head, Sequence[bytes], bool]: ...
 
@@ -57,7 +57,7 @@ class Outbox(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Process-wide services that handlers use; in the lifespan state as `services`."""
+    """The process-wide services that handlers use, in the lifespan state as `services`."""
 
     database: Database
     tokens: Tokens
@@ -120,8 +120,8 @@ class Declare(Protocol):
     def __call__(self, handler: HandlerT) -> HandlerT: ...
 
 
-# Return the problems that the body's model cannot know. Called with the body as sent, and with the validated body, or
-# None when that is invalid; the problems are reported together with the model's.
+# Returns the problems that the body's model cannot find. It is called with the body as sent and with the validated
+# body, or None when the body is invalid. Its problems are reported together with the model's.
 BodyCheck = Callable[[Services, Any, Any], Sequence[FieldProblem]]
 
 Answers = Mapping[int, Any]
@@ -131,7 +131,7 @@ LIST_HEADERS = ("X-Total-Count", "Stream-Position", "Link")
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """`path` holds `{names}`; `answers` maps each success status to its model, or to None for an empty body."""
+    """`path` contains `{names}`; `answers` maps each success status to its model, or to None for an empty body."""
 
     method: str
     path: str
@@ -259,7 +259,7 @@ class Operations:
 
 
 def _path_model(path: str, annotated: Any) -> type[BaseModel] | None:
-    """Return the model of the path. One that is `Model | None` is None where the path has no names."""
+    """Return the model of the path, or None if the annotation is `Model | None` and the path has no names."""
     names = set(re.findall(r"\{(\w+)\}", path))
     model = next((each for each in get_args(annotated) or (annotated,) if each is not type(None)), None)
     found: type[BaseModel] | None = model if names else None
@@ -268,7 +268,7 @@ def _path_model(path: str, annotated: Any) -> type[BaseModel] | None:
 
 
 def _model(annotated: Any, chosen: type[BaseModel] | None) -> type[BaseModel] | None:
-    """Return the annotated model, or `chosen`, which must be one of the annotated or derived from one."""
+    """Return the annotated model, or `chosen`, which must be one of the annotated models or derived from one."""
     members = get_args(annotated) or (annotated,)
     if chosen is None:
         assert len(members) == 1, f"which of {annotated}?"

@@ -24,20 +24,21 @@ def _header(name: str, description: str, **more: Any) -> dict[str, Any]:
 CONDITIONAL: Mapping[str, dict[str, Any]] = {
     "Idempotency-Key": _header(
         "Idempotency-Key",
-        "Repeating the same request with the same key returns the first response, for a day; with another request it "
-        "is a 422",
+        "Repeating the same request with the same key returns the first response, for a day; a different request with "
+        "the key is rejected with a 422",
         example="5f8b3a52-0a3d-4b8e-9f6e-6c1d2a7b9e10",
         schema={"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]{1,255}$"},
     ),
     "If-Match": _header(
         "If-Match",
-        "Proceed only if these tags (or `*`) match the entity's current version; otherwise it is a 412",
+        "Proceed only if these tags (or `*`) match the entity's current version; otherwise respond with a 412",
         example='"3-0f1e2d3c4b5a6978"',
     ),
     "on_error": {
         "name": "on_error",
         "in": "query",
-        "description": "`skip` stores the valid rows and lists the others; `fail` stores nothing and is a 422",
+        "description": "`skip` stores the valid rows and lists the others; with `fail`, any invalid row means a 422, "
+        "and nothing is stored",
         "schema": {"enum": ["fail", "skip"], "default": "fail"},
     },
 }
@@ -50,15 +51,20 @@ _FILTER_SCHEMAS: Mapping[FieldType, dict[str, Any]] = {
     FieldType.BOOLEAN: {"type": "boolean"},
 }
 _OPERATOR_TEXTS: Mapping[Op, str] = {
-    Op.EQ: "is",
-    Op.NE: "is not",
-    Op.GT: "is greater than",
-    Op.GTE: "is at least",
-    Op.LT: "is less than",
-    Op.LTE: "is at most",
-    Op.IN: "is one of",
-    Op.CONTAINS: "contains, ignoring case",
-    Op.PREFIX: "begins with, ignoring case",
+    Op.EQ: "is this value",
+    Op.NE: "is not this value",
+    Op.GT: "is greater than this value",
+    Op.GTE: "is at least this value",
+    Op.LT: "is less than this value",
+    Op.LTE: "is at most this value",
+    Op.IN: "is one of these values",
+    Op.CONTAINS: "contains this value, ignoring case",
+    Op.PREFIX: "begins with this value, ignoring case",
+}
+_LIST_OPERATOR_TEXTS: Mapping[Op, str] = {
+    Op.EQ: "contains this value",
+    Op.NE: "does not contain this value",
+    Op.IN: "contains one of these values",
 }
 
 
@@ -86,7 +92,7 @@ def plain(operation: Operation) -> list[dict[str, Any]]:
         parameters.extend(_of_filter(field))
     parameters.extend(_header(name, description) for name, description in operation.headers.items())
     if operation.if_none_match:
-        description = "Respond 304 if the representation has one of these tags"
+        description = "Respond with a 304 if the representation has one of these tags"
         parameters.append(_header("If-None-Match", description))
     return parameters
 
@@ -116,13 +122,14 @@ def _of_model(model: type[BaseModel] | None, where: str) -> list[dict[str, Any]]
 
 def _of_filter(field: Field) -> list[dict[str, Any]]:
     built = []
+    texts = _LIST_OPERATOR_TEXTS if field.kind is FieldType.STRINGS else _OPERATOR_TEXTS
     for op in OPERATORS[field.kind]:
         schema = dict(_FILTER_SCHEMAS[field.kind])
         parameter: dict[str, Any] = {
             "name": field.name if op is Op.EQ else f"{field.name}[{op}]",
             "in": "query",
             "required": False,
-            "description": f"{field.name} {_OPERATOR_TEXTS[op]}",
+            "description": f"{field.name} {texts[op]}",
             "schema": schema,
         }
         if field.choices and op in (Op.EQ, Op.NE, Op.IN):

@@ -31,7 +31,7 @@ from routes.http import limit_groups, uploads
 from routes.http.operation import Call, Operation, Services
 from services import authentication
 
-BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; longer only holds a connection
+BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; more would only hold a connection
 MAX_FORM_BYTES = 16 * 1024
 MAX_PARAMETERS = 300
 ROWS_PER_SLICE = 250  # about a millisecond of validation; other tasks run between slices
@@ -84,7 +84,7 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
 
 
 async def _identify_and_count(request: Request, operation: Operation, services: Services) -> Identity | None:
-    """Return the client's identity and count the request, before the body is read, so that rejecting it costs little.
+    """Return the client's identity and count the request, before the body is read, so that a rejection costs little.
 
     Raises Unauthenticated and TooManyRequests.
     """
@@ -99,7 +99,10 @@ async def _identify_and_count(request: Request, operation: Operation, services: 
 
 
 async def identify(request: Request, services: Services) -> Identity | None:
-    """Return None without credentials. Raises Unauthenticated for invalid ones, even where none are needed."""
+    """Return the client's identity, or None without credentials.
+
+    Raises Unauthenticated for invalid credentials, even where none are needed.
+    """
     if scope_keys.SOCKET in request.scope:
         # A request over a websocket carries the identity of the socket, which may have just expired or been revoked.
         known: Identity | None = request.scope[scope_keys.IDENTITY]
@@ -148,7 +151,9 @@ def problems_of(error: ValidationError, prefix: Sequence[str | int]) -> list[Fie
 
 
 def _validated(model: type[BaseModel] | None, value: Any, where: str, problems: list[FieldProblem]) -> Any:
-    """Return the validated model; None without one, and when `value` is invalid, which is added to `problems`."""
+    """Return the validated model, or None if there is no model. For an invalid `value`, add to `problems` and return
+    None.
+    """
     if model is None:
         return None
     try:
@@ -165,14 +170,14 @@ def _query(request: Request, operation: Operation, problems: list[FieldProblem])
         raw = request.scope["query_string"].decode("ascii")
         items = parse_qsl(raw, keep_blank_values=True, max_num_fields=MAX_PARAMETERS, errors="strict")
     except ValueError:
-        message = f"Expected at most {MAX_PARAMETERS} parameters, percent-encoded UTF-8"
+        message = f"Expected at most {MAX_PARAMETERS} parameters, in percent-encoded UTF-8"
         problems.append(FieldProblem(("query",), message, "query"))
         return None, filters.Filter()
     values: dict[str, str] = {}
     for name, value in items:
         if name in known:
             if name in values:
-                problems.append(FieldProblem(("query", name), "Expected once", "repeated"))
+                problems.append(FieldProblem(("query", name), "Expected at most once", "repeated"))
             values[name] = value
     query = _validated(model, values, "query", problems)
     parsed = filters.parse_query(items, operation.filters, known)

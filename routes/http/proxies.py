@@ -62,7 +62,7 @@ def _without_port(text: str) -> str:
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """Return the address, None for an invalid one. An IPv4-mapped IPv6 address is returned as IPv4."""
+    """Return the address, or None for an invalid one. An IPv4-mapped IPv6 address is returned as IPv4."""
     try:
         address = ip_address(text)
     except ValueError:

@@ -54,7 +54,7 @@ class ByUuid(Parameters):
 
 Search = Annotated[
     str,
-    Field(max_length=200, pattern=schemas.NO_NUL, description="Free text: rows that contain every word, ignoring case"),
+    Field(max_length=200, pattern=schemas.NO_NUL, description="Only rows with every word of this text, ignoring case"),
 ]
 Sort = Annotated[str | None, Field(description="Comma-separated fields; a leading minus sorts in descending order")]
 After = Annotated[
@@ -63,9 +63,9 @@ After = Annotated[
 
 
 class PageQuery(Parameters):
-    """`skip` is an alias of `offset`."""
+    """The query of one page of a list. `skip` is an alias of `offset`."""
 
-    offset: Offset | None = Field(default=None, description="Rows to skip; 0 by default")
+    offset: Offset | None = Field(default=None, description="How many rows to skip; 0 by default")
     skip: Offset | None = Field(default=None, description="Alias of `offset`")
     limit: Annotated[int, Field(ge=0, le=schemas.MAX_PAGE), schemas.WRITTEN_INTEGER] = schemas.DEFAULT_PAGE
 
@@ -99,7 +99,7 @@ def _sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tup
     for part in sort.split(","):
         each = (part.removeprefix("-"), part.startswith("-"))
         if each[0] not in columns or each in wanted:
-            message = f"Expected fields, each once, optionally with a minus, from {', '.join(columns)}"
+            message = f"Expected fields from {', '.join(columns)}, each at most once, optionally with a leading minus"
             raise InvalidInput([FieldProblem(("query", "sort"), message, "invalid_sort")])
         wanted[each] = None
     return tuple(wanted)
@@ -108,7 +108,7 @@ def _sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tup
 def list_request(
     call: Call[object, TrailQuery, object], fields: Mapping[str, filters.Field], user_id: int | None = None
 ) -> ListRequest:
-    """Return the part of a list that the call asks for; with `user_id`, of that user's rows. Raises InvalidInput."""
+    """Return which part of a list the call asks for; with `user_id`, only of that user's rows. Raises InvalidInput."""
     query = call.query
     return ListRequest(
         filter=call.filter,
@@ -133,18 +133,18 @@ class OnErrorQuery(Parameters):
 
 class GenerateQuery(Parameters):
     seed: Annotated[int, Field(ge=0, le=2**53 - 1), schemas.WRITTEN_INTEGER] | None = Field(
-        default=None, description="The same seed generates the same rows; random when omitted"
+        default=None, description="The same seed generates the same rows; a random seed when omitted"
     )
     rate: Annotated[float, Field(ge=0.01, le=1_000_000, allow_inf_nan=False)] | None = Field(
-        default=None, description="Maximum rows per second; unlimited when omitted"
+        default=None, description="The maximum number of rows per second; unlimited when omitted"
     )
     batch_size: Annotated[int, Field(ge=1, le=10_000), schemas.WRITTEN_INTEGER] | None = Field(
-        default=None, description="Rows per transaction; 1,000 when omitted, fewer at a low rate"
+        default=None, description="How many rows to store per transaction; 1,000 when omitted, fewer at a low rate"
     )
 
 
 class IncludeQuery(Parameters):
-    """What a GET of one entity may add to it; `include_query` says which."""
+    """The related rows that a GET of one entity may add to it. `include_query` says which these are."""
 
     include: str | None = None
 

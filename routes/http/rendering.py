@@ -43,17 +43,17 @@ def tag(version: int, body: bytes) -> str:
 
 
 def tagged(version: int, body: bytes, status: int = 200, **headers: str) -> Response:
-    """Return the representation that a write has left, with its tag."""
+    """Return the representation after a write, with its tag."""
     return Response(body, status, {"ETag": tag(version, body), **headers}, JSON)
 
 
 def entity(call: AnyCall, version: int, body: bytes) -> Response:
-    """Return the representation with its tag, or 304 when the client has it."""
+    """Return the representation with its tag, or a 304 when the client already has it."""
     return _unless_known(call, body, JSON, {"ETag": tag(version, body), "Cache-Control": "no-cache"})
 
 
 def immutable(call: AnyCall, content: bytes, media_type: str, headers: Mapping[str, str]) -> Response:
-    """Return content that its URL shows forever, with its tag, or 304 when the client has it."""
+    """Return content that never changes at its URL, with its tag, or a 304 when the client already has it."""
     return _unless_known(call, content, media_type, {**headers, "ETag": tag(1, content)})
 
 
@@ -65,7 +65,7 @@ def _unless_known(call: AnyCall, content: bytes, media_type: str, headers: Mappi
 
 
 def if_match(call: AnyCall) -> IfMatch:
-    """Return the versions that `If-Match` names, None without the header or with `*`. Foreign tags match nothing."""
+    """Return the versions that `If-Match` names, or None without the header or with `*`. Foreign tags match nothing."""
     header = call.headers.get("if-match")
     if header is None or header.strip() == "*":
         return None
@@ -79,8 +79,8 @@ def if_match(call: AnyCall) -> IfMatch:
 async def write_once(call: AnyCall, work: Callable[[Transaction], Awaitable[StoredResponse]]) -> Response:
     """Run `work` in one transaction and return its response.
 
-    A request that repeats an earlier one with the same `Idempotency-Key` gets that one's response instead. Raises
-    InvalidInput for a key that came with another request.
+    For a request that repeats an earlier one with the same `Idempotency-Key`, return the stored response instead.
+    Raises InvalidInput for a key that was used with a different request.
     """
     claim = _claim(call)
     stored = await call.database.write(lambda tx: idempotency.once(tx, claim, partial(work, tx)))
@@ -89,7 +89,7 @@ async def write_once(call: AnyCall, work: Callable[[Transaction], Awaitable[Stor
 
 
 def _claim(call: AnyCall) -> Claim | None:
-    """Return the `Idempotency-Key` with a digest of the request, None without a key or an identity."""
+    """Return the `Idempotency-Key` with a digest of the request, or None without a key or an identity."""
     key = call.headers.get("idempotency-key")
     if key is None or call.identity is None:
         return None
@@ -111,7 +111,7 @@ def page(call: PageCall, listed: Listed[dict[str, Any]]) -> Response:
 
 
 def labels_page(call: PageCall, listed: Listed[tuple[int, str]]) -> Response:
-    """Return one page of labels; of each row, an id and a label, the client sees the label."""
+    """Return one page of labels. Each row is an id and a label, of which the client sees the label."""
     return _page(call, listed, [label for _, label in listed.rows], listed.rows[-1][0] if listed.rows else None)
 
 
@@ -148,7 +148,7 @@ def position(head: Head) -> dict[str, str]:
 
 
 def next_page(call: AnyCall, **changes: int | str | None) -> str:
-    """Return a `Link` header that leads to the same path with another query."""
+    """Return the value of a `Link` header to the next page: the same path with a changed query."""
     return f'<{_url(call, **changes)}>; rel="next"'
 
 

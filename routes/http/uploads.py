@@ -19,9 +19,9 @@ MAX_UPLOAD_BODY_BYTES = MAX_AVATAR_BYTES + 64 * 1024  # the rest of the form
 
 
 def values(raw: bytes, media_type: str, content_type: str, problems: list[FieldProblem]) -> dict[str, Any] | None:
-    """Return the form's texts and the bytes of its file, or None when it is malformed. Raises ContentTooLarge.
+    """Return the form's strings and the bytes of its file, or None when the form is malformed. Raises ContentTooLarge.
 
-    Forms have no null: an empty text stands for it.
+    Forms have no null: an empty string stands for it.
     """
     if media_type in FILE_MEDIA_TYPES:
         return {FILE_FIELD: _bounded(raw)}
@@ -35,7 +35,7 @@ def values(raw: bytes, media_type: str, content_type: str, problems: list[FieldP
     for part in parts:
         name, content = part.name, part.content
         if name in found:
-            problems.append(FieldProblem(("body", name), "Expected once", "repeated"))
+            problems.append(FieldProblem(("body", name), "Expected at most once", "repeated"))
         elif name == FILE_FIELD:
             if content:  # browsers send an empty file when none was chosen
                 found[name] = _bounded(content)
@@ -44,7 +44,7 @@ def values(raw: bytes, media_type: str, content_type: str, problems: list[FieldP
                 found[name] = content.decode() or None
             except UnicodeDecodeError:
                 found[name] = ""
-                problems.append(FieldProblem(("body", name), "Expected a text in UTF-8", "invalid_utf8"))
+                problems.append(FieldProblem(("body", name), "Expected UTF-8 text", "invalid_utf8"))
     return found
 
 

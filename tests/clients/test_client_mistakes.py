@@ -97,8 +97,8 @@ PYTHON_MISTAKES: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = 
         lambda client: client.request("POST", "/movies", body={"title": HALF}), ValueError, "body.title: expected"
     ),
     "two tokens": (lambda client: type(client)(NOWHERE, token="one\r\ntwo"), ValueError, r" '\\r' at character 4"),
-    "a number for a token": (lambda client: type(client)(NOWHERE, token=5), TypeError, "token: expected a text"),
-    "a blank new token": (lambda client: client.authenticate("\n"), ValueError, "token: expected one"),
+    "a number for a token": (lambda client: type(client)(NOWHERE, token=5), TypeError, "token: expected a string"),
+    "a blank new token": (lambda client: client.authenticate("\n"), ValueError, "token: expected a token"),
 }  # fmt: skip
 JAVASCRIPT_MISTAKES = {
     'client.view("movies", { filter: "x" })': "TypeError: filter: expected",
@@ -120,8 +120,8 @@ JAVASCRIPT_MISTAKES = {
     'client.request("POST", "/movies", { body: { title: half } })': "TypeError: body.title: expected Unicode",
     'client.request("POST", "/" + half)': "TypeError: path: expected Unicode",
     'new Client(url, { token: "one\\r\\ntwo" })': 'TypeError: token: expected letters, digits and -._~+/= only, got "',
-    "new Client(url, { token: 5 })": "TypeError: token: expected a text, got number",
-    'client.authenticate("\\n")': "TypeError: token: expected one",
+    "new Client(url, { token: 5 })": "TypeError: token: expected a string, got number",
+    'client.authenticate("\\n")': "TypeError: token: expected a token",
 }
 
 

@@ -4,9 +4,9 @@
         async for event in client.watch("movies"):
             print(event)
 
-Modules, from pure code to I/O: `errors`, `events` (values), `retry` (when to reconnect), `subscription` (one across all
-connections), `arguments` (validation), `session` (the protocol across connections); then, with asyncio, `queues`,
-`watch`, `view`, `presence` (what the application reads) and `client` (the socket).
+Modules, from pure code to I/O: `errors`, `events` (values), `retry` (when to reconnect), `subscription` (one
+subscription across all connections), `arguments` (validation), `session` (the protocol across connections); then, with
+asyncio, `queues`, `watch`, `view`, `presence` (what the application reads) and `client` (the socket).
 """
 
 from .client import Client

@@ -24,7 +24,7 @@ def text_of(message: Mapping[str, Any]) -> str:
 
 
 def checked(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a message that the server can read, still without its id.
+    """Return a copy of a message that the server can read, without its id.
 
     Raises TypeError for values that JSON cannot represent. Raises ValueError for NaN and infinity, for a lone
     surrogate, which is not valid Unicode, and for a message that is too large.
@@ -55,12 +55,12 @@ def topics_of(topics: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def since_of(since: Position | int | str | None, epoch: str | None = None) -> Position | None:
-    """Return the position given as such, as a number, or as text in the form of the header `Stream-Position`.
+    """Return a position given as `Position`, as a number, or as a string in the form of the header `Stream-Position`.
 
     Raises TypeError and ValueError.
     """
     if epoch is not None and not isinstance(epoch, str):
-        raise TypeError(f"epoch: expected a text, got {epoch!r}")
+        raise TypeError(f"epoch: expected a string, got {epoch!r}")
     if since is None:
         return None
     if isinstance(since, str):
@@ -68,7 +68,7 @@ def since_of(since: Position | int | str | None, epoch: str | None = None) -> Po
     else:
         position = since if isinstance(since, Position) else Position(epoch, since)
     if isinstance(position.seq, bool) or not isinstance(position.seq, int):
-        raise TypeError(f"since: expected a position, a number, or a text <epoch>:<seq>, got {since!r}")
+        raise TypeError(f"since: expected a position, a number, or a string <epoch>:<seq>, got {since!r}")
     if position.seq < 0:
         raise ValueError(f"since: expected a number of at least 0, got {position.seq}")
     checked({"epoch": position.epoch})
@@ -112,7 +112,7 @@ def token_of(token: object) -> str | None:
     if token is None:
         return None
     if not isinstance(token, str):
-        raise TypeError(f"token: expected a text, got {type(token).__name__}")
+        raise TypeError(f"token: expected a string, got {type(token).__name__}")
     token = token.strip()
     if (wrong := NO_TOKEN_CHARACTER.search(token)) is not None:
         raise ValueError(

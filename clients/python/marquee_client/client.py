@@ -26,7 +26,7 @@ from .watch import Watch
 
 OPEN_SECONDS = 10.0
 CLOSE_SECONDS = 1.0
-SEND_SECONDS = 40.0  # a server that reads nothing for so long is considered dead
+SEND_SECONDS = 40.0  # a server that reads nothing for this long is considered dead
 MAX_FRAME_BYTES = 64 * 1024 * 1024  # events stay below 1 MiB, responses to requests may be larger
 
 WARNED_ATTEMPTS = 3  # failures in a row before a warning, so that a wrong URL is noticed
@@ -38,11 +38,11 @@ log = logging.getLogger("marquee_client")
 class Client:
     """A connection to a Marquee service, shared by any number of watches, views and requests.
 
-    `url`: such as `ws://127.0.0.1:8000/ws`. `token`: an access token, or a callable, async or not, that returns one or
-    None. The callable is called before every connection. It may raise `Unauthorized` to end the client; after any other
-    error the client tries again later. If the server rejects the token, or it is malformed, the callable is called once
-    more, then the client ends with `Unauthorized`. White space around a token is removed; an empty token means
-    anonymous.
+    `url`: a URL such as `ws://127.0.0.1:8000/ws`. `token`: an access token, or a callable, async or not, that returns
+    one or None. The callable is called before every connection. It may raise `Unauthorized` to end the client; after
+    any other error the client tries again later. If the token is malformed, or the server rejects it, the callable is
+    called once more; if that fails, too, the client ends with `Unauthorized`. White space around a token is removed; an
+    empty token means anonymous.
 
     Arguments of the client and its methods are validated immediately, with TypeError and ValueError.
 
@@ -116,7 +116,7 @@ class Client:
     ) -> View:
         """Return a view: the rows of a topic, kept up to date. Raises TypeError and ValueError."""
         if not isinstance(topic, str):
-            raise TypeError(f"topic: expected one, such as 'movies', got {topic!r}")
+            raise TypeError(f"topic: expected one topic, such as 'movies', got {topic!r}")
         return View(self._session, self._begin, options_of(topics_of(topic), filter, snapshot=True, deliver=deliver))
 
     def presence(self, topics: str | Sequence[str]) -> Presence:
@@ -135,9 +135,10 @@ class Client:
     ) -> Response:
         """Send a REST request over the socket, as the socket's user, and return the response, whatever its status.
 
-        Waits for a connection, and while 16 requests are in flight. If the connection ends before the response, the
-        request is sent again if that is safe: GET, HEAD, PUT and DELETE without `If-Match`, and every request with an
-        idempotency key (a repeated DELETE may find nothing left to delete). Otherwise raises ConnectionLost.
+        The call waits for a connection, and while 16 requests are in flight. If the connection ends before the
+        response, the request is sent again if that is safe: GET, HEAD, PUT and DELETE without `If-Match`, and every
+        request with an idempotency key (a repeated DELETE may find nothing left to delete). Otherwise raises
+        ConnectionLost.
 
         Raises ServerError when the server could not handle the message, TypeError or ValueError when the request is not
         JSON or too large, and TimedOut after `timeout_seconds`, including the time spent waiting to send. After a
@@ -174,7 +175,7 @@ class Client:
         """
         shown = token_of(token)
         if shown is None:
-            raise ValueError("token: expected one, got none")
+            raise ValueError("token: expected a token, got none")
         reply = await self._call({"action": "auth", "token": shown}, False)
         if not callable(self._token):
             self._token = shown
@@ -220,7 +221,7 @@ class Client:
         except MarqueeError as error:
             self._session.fail(error)
         except Exception as error:
-            # A bug in this package: callers that wait must get an error.
+            # This is a bug in this package. Callers that wait must receive an error.
             failure = MarqueeError(f"the client failed: {error!r}")
             failure.__cause__ = error
             self._session.fail(failure)
@@ -234,7 +235,7 @@ class Client:
             log.warning("no connection to %s in %d attempts, still trying: %s", address, self._failures, self._trouble)
 
     async def _connection(self) -> Ending:
-        """Serve one connection and return how it ended. Raises a MarqueeError of the token callable."""
+        """Serve one connection and return how it ended. Raises the MarqueeError that the token callable raised."""
         try:
             found = self._token() if callable(self._token) else self._token
             if inspect.isawaitable(found):
@@ -266,13 +267,13 @@ class Client:
         self._session.connected(time.monotonic())
         try:
             await self._serve(socket)
-            return self._ending(None, "silent")
+            return self._ending(None, "the server does not respond")
         except ConnectionClosed as closed:
             if closed.rcvd is None:
-                return self._ending(None, "cut")
+                return self._ending(None, "the connection was cut")
             return self._ending(int(closed.rcvd.code), closed.rcvd.reason)
         except ProtocolViolation as violation:
-            log.warning("starting over: %s", violation)
+            log.warning("protocol violated, reconnecting: %s", violation)
             return self._ending(None, str(violation))
         finally:
             self._session.lost()
@@ -300,7 +301,7 @@ class Client:
                 self._session.receive(text, time.monotonic())
             if self._session.error is not None:
                 return
-        await socket.recv()  # a normal close: raises with its code
+        await socket.recv()  # after a normal close, this raises with the close code
 
     async def _send(self, socket: ClientConnection) -> None:
         while True:
@@ -339,7 +340,7 @@ def _refused(refused: InvalidStatus) -> Ending:
 
 
 def _with_small_default(url: str) -> str:
-    """Return the URL with parameters that keep the default subscription, which the client ignores, small.
+    """Return the URL with parameters that keep the default subscription small, since the client ignores its frames.
 
     Raises ValueError when `url` is not a websocket URL.
     """

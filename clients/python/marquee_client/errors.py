@@ -6,8 +6,8 @@ MarqueeError
 │   ├── Forbidden       HTTP 403, close code 4503
 │   └── ProtocolViolation   client or server violated the protocol: close codes 4509, 1007, 1009
 ├── ServerError         the server replied to a message with an error, such as invalid_filter
-├── ConnectionLost      the connection ended before the reply: the request may have been carried out or not
-├── TimedOut            no reply in time: the request may have been carried out or not
+├── ConnectionLost      the connection ended before the reply: the request may or may not have been carried out
+├── TimedOut            no reply in time: the request may or may not have been carried out
 └── ClientClosed        `close` was called
 """
 
@@ -45,7 +45,7 @@ class ProtocolViolation(Refused):
 
 
 class ServerError(MarqueeError):
-    """An error reply. `code`: such as `invalid_filter`. `detail`: a text, or a list of problems as in a 422."""
+    """An error reply. `code`: such as `invalid_filter`. `detail`: a string, or a list of problems."""
 
     def __init__(self, code: str, detail: Any) -> None:
         super().__init__(f"{code}: {detail}")
@@ -54,11 +54,11 @@ class ServerError(MarqueeError):
 
 
 class ConnectionLost(MarqueeError):
-    """The connection ended before the reply: the server may have carried out the request or not."""
+    """The connection ended before the reply: the server may or may not have carried out the request."""
 
 
 class TimedOut(MarqueeError, TimeoutError):
-    """No reply within `timeout_seconds`: the server may have carried out the request or not."""
+    """No reply within `timeout_seconds`: the server may or may not have carried out the request."""
 
 
 class ClientClosed(MarqueeError):

@@ -25,7 +25,7 @@ class Position:
 
     @classmethod
     def parse(cls, text: str) -> Position:
-        """Return the position that `text` writes. Raises ValueError."""
+        """Return the position that `text` represents. Raises ValueError."""
         epoch, colon, seq = text.rpartition(":")
         if not colon or not (seq.isascii() and seq.isdigit()):
             raise ValueError(f"expected <epoch>:<seq>, got {text!r}")
@@ -38,7 +38,7 @@ class Event:
 
     `seq` is None for ephemeral events (`progress`). `reason` is "filter" when a row no longer matches the filter but
     still exists. `more`: another event with the same number follows. `position`: where to resume after this event;
-    while `more` is set, that is the position before the number.
+    while `more` is set, that is the position before this number.
     """
 
     operation: str

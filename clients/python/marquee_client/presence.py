@@ -10,12 +10,12 @@ from .errors import ClientClosed, MarqueeError
 from .queues import Opened, Queue
 from .session import Session
 
-QUEUED_CHANGES = 1_000  # above, they become one change with `is_reset`
+QUEUED_CHANGES = 1_000  # above that, they become one change with `is_reset` for each topic
 
 
 @dataclass(frozen=True, slots=True)
 class Audience:
-    """The watchers of a topic. `count`: all sockets. `users`: the signed-in ones; empty for an anonymous client."""
+    """The watchers of a topic: the number of their sockets, and the signed-in users (empty for an anonymous client)."""
 
     count: int
     users: Mapping[int, Mapping[str, Any]]  # by user_id: {"user_id", "username", "connections"}

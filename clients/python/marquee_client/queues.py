@@ -1,4 +1,4 @@
-"""What stands between the socket, which must never wait, and the application, which may."""
+"""The queues and gates between the socket, which must never wait, and the application, which may."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 class Queue(Generic[Item]):
-    """Items for one reader. The owner bounds it. The error that ends it is raised after the last item."""
+    """Items for one reader. The owner bounds the queue. The error that ends the queue is raised after the last item."""
 
     def __init__(self) -> None:
         self.items: deque[Item] = deque()
@@ -26,7 +26,7 @@ class Queue(Generic[Item]):
         self._arrived.set()
 
     def replace(self, item: Item) -> None:
-        """Replace all waiting items by this one."""
+        """Replace all waiting items with this one."""
         self.items.clear()
         self.put((item,))
 
@@ -51,7 +51,7 @@ class Queue(Generic[Item]):
 
 
 class Gate:
-    """An event that may also fail: those who wait then get the error."""
+    """An event that may also fail: its waiters then receive the error."""
 
     def __init__(self) -> None:
         self._opened = asyncio.Event()
@@ -102,7 +102,7 @@ class Opened:
         raise NotImplementedError
 
     def _start(self) -> None:
-        """Hand over to the session."""
+        """Register with the session."""
         raise NotImplementedError
 
     def _open(self) -> None:

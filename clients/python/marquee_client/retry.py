@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import Unauthorized, refusal
 
-MAX_RETRY_AFTER_SECONDS = 60.0  # longer values of Retry-After are cut to this
+MAX_RETRY_AFTER_SECONDS = 60.0  # longer values of Retry-After are capped at this
 TOO_MANY_MESSAGES = 4429
 TOKEN_EXPIRED = 4501
 TOO_MANY_MESSAGES_SECONDS = 1.0  # reconnecting at once would exceed the limit again
@@ -17,7 +17,7 @@ TOO_MANY_MESSAGES_SECONDS = 1.0  # reconnecting at once would exceed the limit a
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The pauses between attempts: the n-th in a row is between 0 and `first_seconds` * 2^n, at most `longest_seconds`.
+    """The pauses between attempts. The n-th in a row (from 0) is at most `first_seconds` * 2^n and `longest_seconds`.
 
     The whole pause is random ("full jitter"), so that clients that lost their connections together do not reconnect
     together. A connection that lasted `proven_seconds` resets the count.

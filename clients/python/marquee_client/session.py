@@ -1,9 +1,9 @@
-"""The protocol of one client across its connections. Pure: texts in, texts out; the caller passes the time.
+"""The protocol of one client across its connections. Pure: strings in, strings out; the caller passes the time.
 
 The application opens subscriptions, makes calls and asks for presence at any time. The owner of the socket calls
 `connected`, `receive` and `lost`, sends what `messages` returns, and calls `beat` when it is due. Each connection
-starts with the server's welcome; then everything the application has open is requested again, subscriptions from their
-positions.
+starts with the server's welcome; then everything the application has open is requested again, each subscription from
+its position.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ServerSilent(Exception):
 
 @dataclass(eq=False)
 class Call:
-    """A message that needs a reply. `is_repeatable`: it may be sent again if it is unknown whether it was handled."""
+    """A message that needs a reply. `is_repeatable`: it may be sent again although it may have been handled already."""
 
     message: dict[str, Any]
     resolve: Callable[[Mapping[str, Any]], None]
@@ -59,7 +59,7 @@ class Session:
         self.epoch: str | None = None
         self.user_id: int | None = None
         self.is_welcome = False
-        self.welcomed_at: float | None = None  # on the present or the last connection
+        self.welcomed_at: float | None = None  # on the current or the last connection
         self.error: MarqueeError | None = None  # final
         self.on_message: Callable[[], None] = lambda: None  # called when there is something to send
         self._heartbeat_seconds = DEFAULT_HEARTBEAT_SECONDS
@@ -95,7 +95,7 @@ class Session:
             del self._subscriptions[subscription]
 
     def pause(self, subscription: Subscription) -> None:
-        """Unsubscribe for now and keep the position. Meanwhile the log of the server holds the events."""
+        """Unsubscribe for now and keep the position. Meanwhile, the server's log holds the events."""
         if not subscription.is_paused and subscription in self._subscriptions:
             subscription.is_paused = True
             self._unsubscribe(subscription)
@@ -106,7 +106,7 @@ class Session:
             self._subscribe(subscription)
 
     def call(self, call: Call) -> None:
-        """Send a message as soon as there is a connection and a free place. Raises what `checked` raises."""
+        """Send a message as soon as there is a connection and a free slot. Raises what `checked` raises."""
         call.message = checked(call.message)
         if self.error is not None:
             call.reject(self.error)
@@ -115,7 +115,7 @@ class Session:
         self._send_calls()
 
     def forget(self, call: Call) -> None:
-        """Stop waiting for the reply to a call. A call already sent occupies its place until the reply."""
+        """Stop waiting for the reply to a call. A call already sent occupies its slot until the reply."""
         if call in self._waiting:
             self._waiting.remove(call)
         call.resolve, call.reject, call.is_repeatable = _ignore, _ignore, False
@@ -172,7 +172,7 @@ class Session:
             raise ProtocolViolation(4509, f"{error!r} in {text[:200]}") from error
 
     def lost(self) -> None:
-        """Handle the end of the connection. Repeatable calls wait for the next one, the others fail."""
+        """Handle the end of the connection. Repeatable calls wait for the next connection; the others fail."""
         self._end_connection()
         sent, self._sent = self._sent, {}
         again = []
@@ -180,7 +180,8 @@ class Session:
             if call.is_repeatable and call.attempts < MAX_ATTEMPTS:
                 again.append(call)
             else:
-                call.reject(ConnectionLost("the connection ended before the reply; the server may have acted on it"))
+                detail = "the connection ended before the reply; the server may have acted on the message"
+                call.reject(ConnectionLost(detail))
         self._waiting.extendleft(reversed(again))
 
     def messages(self) -> list[str]:
@@ -191,7 +192,7 @@ class Session:
     def beat(self, now: float) -> float:
         """Do what is due and return the seconds until the next call.
 
-        A server that is silent for one heartbeat gets a ping. Raises ServerSilent after two.
+        Send a ping to a server that is silent for one heartbeat. Raises ServerSilent after two silent heartbeats.
         """
         self._now = now
         due = [subscription for at, subscription in self._retries if at <= now]
@@ -212,7 +213,7 @@ class Session:
             since = now
         return min([since + self._heartbeat_seconds, *(at for at, _ in self._retries)]) - now
 
-    # --- inside
+    # --- internals
 
     def _end_connection(self) -> None:
         self.is_welcome = False
@@ -237,7 +238,7 @@ class Session:
         if "reply_to" in frame:
             if frame["reply_to"] is None and frame.get("ok") is False:
                 # The server does not say which message it could not read, so its caller would wait forever.
-                raise ProtocolViolation(4509, f"a message was not understood: {_error(frame)}")
+                raise ProtocolViolation(4509, f"the server could not read a message: {_error(frame)}")
             answer = self._replies.pop(frame["reply_to"], None)
             if answer is not None:
                 answer(frame)
@@ -258,7 +259,8 @@ class Session:
 
     def _welcome(self, data: Mapping[str, Any]) -> None:
         if data["protocol"] != PROTOCOL:
-            self.fail(ProtocolViolation(4509, f"the server speaks version {data['protocol']}, this client {PROTOCOL}"))
+            detail = f"the server speaks protocol version {data['protocol']}, this client speaks version {PROTOCOL}"
+            self.fail(ProtocolViolation(4509, detail))
             return
         self.epoch, self.user_id = data["epoch"], data.get("user_id")
         heartbeat = data.get("heartbeat_seconds")
@@ -290,7 +292,7 @@ class Session:
             error = _error(reply)
             if error.code in TRY_AGAIN:
                 self._retries.append((self._now + RETRY_SUBSCRIBE_SECONDS, subscription))
-                self.on_message()  # `beat` is now due earlier
+                self.on_message()  # the retry makes the next `beat` due earlier
             else:
                 del self._subscriptions[subscription]
                 subscription.sink.failed(error)

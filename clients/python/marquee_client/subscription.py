@@ -40,7 +40,7 @@ class Sink(Protocol):
         """The server has accepted the subscription; the events after `position` will arrive."""
 
     def take(self, events: Sequence[Event], size: int) -> None:
-        """Take all events of one number, or one ephemeral event. `size`: the characters of their frames."""
+        """Take all events of one number, or one ephemeral event. `size`: the number of characters in their frames."""
 
     def resynced(self, resync: Resync) -> None:
         """Events are missing: discard what was built. With a snapshot, `replaced` follows."""
@@ -102,7 +102,7 @@ class Subscription:
             self.sink.began(self.position)
 
     def cut(self) -> None:
-        """Handle the end of the connection or subscription: drop incomplete groups and snapshots, to be sent again."""
+        """Handle the end of the connection or subscription: drop incomplete groups and snapshots, which come again."""
         self._is_accepted = False
         self._drop_parts()
 
@@ -149,11 +149,12 @@ class Subscription:
     def _event(self, frame: Mapping[str, Any], position: Position, size: int) -> None:
         before = self.position
         if before is None or self._rows_position is not None:
-            raise ProtocolViolation(4509, f"event {position.seq} before the end of the snapshot")
+            raise ProtocolViolation(4509, f"event {position.seq} arrived before the end of the snapshot")
         if position.seq <= before.seq:
             return  # already handed over
         if self._group and self._group[0].seq != position.seq:
-            raise ProtocolViolation(4509, f"event {position.seq} before the end of event {self._group[0].seq}")
+            begun = self._group[0].seq
+            raise ProtocolViolation(4509, f"event {position.seq} arrived before the end of event {begun}")
         more = frame.get("more") is True
         self._group.append(event_of(frame, before if more else position))
         self._group_size += size

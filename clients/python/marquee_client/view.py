@@ -49,7 +49,7 @@ class Rows:
 
 
 class View(Opened, Mapping[Key, Row]):
-    """The rows of a topic by id, as of `position`; with a filter, those that match it.
+    """The rows of a topic by id, as of `position`; with a filter, only those that match it.
 
     Reading never waits and never shows part of a transaction. While the client is disconnected or a new snapshot is
     arriving, the rows are those of the last position, and `is_live` is False. After an error that ends the client or
@@ -68,7 +68,7 @@ class View(Opened, Mapping[Key, Row]):
 
     @property
     def is_live(self) -> bool:
-        """Whether the view is connected and complete, so that at most events in transit are missing."""
+        """Whether the view is connected and complete, so that only events in transit can be missing."""
         return self._subscription.is_live and self._error is None
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ class View(Opened, Mapping[Key, Row]):
         self.failed(ClientClosed("the view is closed"))
 
     def changes(self) -> AsyncIterator[Change]:
-        """Iterate over the changes from this call on. Several loops may run; one that is too slow gets a `reset`."""
+        """Iterate over the changes from now on. Several loops may run; a loop that is too slow receives a `reset`."""
         self._open()
         queue: Queue[Change] = Queue()
         if self._ready.error is not None:

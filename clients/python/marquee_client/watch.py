@@ -11,8 +11,8 @@ from .queues import Opened, Queue
 from .session import Session
 from .subscription import SubscribeOptions, Subscription
 
-# Bounds of the events that wait for a slow reader. Above them the watch pauses its subscription, and it resumes at the
-# same position when the reader has consumed half: the server's log is the queue, and the socket is not held up.
+# Bounds of the events that wait for a slow reader. Above them, the watch pauses its subscription and resumes it at the
+# same position when the reader has consumed half: the server's log is the queue, and the socket is not blocked.
 QUEUED_EVENTS = 1_000
 QUEUED_CHARACTERS = 8 * 1024 * 1024
 
@@ -55,7 +55,7 @@ class Watch(Opened):
         self._session.open(self._subscription)
 
     def _account_for_read(self) -> None:
-        """Account for an item that left the queue, and resume the subscription when half is consumed."""
+        """Account for an item that left the queue, and resume the subscription when half of the queue is consumed."""
         events, characters = self._sizes.popleft()
         if events > 1:
             self._sizes.appendleft((events - 1, characters))

@@ -1,4 +1,4 @@
-// A file of its own: the page's policy allows no inline script.
+// This script has its own file, because the page's policy allows no inline scripts.
 window.ui = SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#swagger-ui",
