@@ -29,7 +29,7 @@ class Service:
 
 
 def argument(place: int, default: int) -> int:
-    """Return a number from the command line."""
+    """Return the number at this place of the command line, or the default if there is none."""
     return int(sys.argv[place]) if len(sys.argv) > place else default
 
 

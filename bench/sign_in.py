@@ -1,4 +1,4 @@
-"""Whether response times of sign-in and of emailed-link requests reveal which accounts exist.
+"""Measure whether response times of sign-in and of requests for emailed links reveal which accounts exist.
 
 python -m bench.sign_in [rounds]
 

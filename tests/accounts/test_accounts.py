@@ -167,7 +167,7 @@ async def test_only_one_of_several_concurrent_registrations_succeeds(service: Se
         assert sorted(answer.status_code for answer in answers) == [201] + [409] * 7
         for answer in answers:
             if answer.status_code == 409:
-                # When two reach the database at the same moment, it names the constraint that it checked first.
+                # When two requests reach the database at once, the error names the constraint that was checked first.
                 taken = {tuple(where) for where in locations(answer)}
                 assert taken
                 assert taken <= {("body", "username"), ("body", "email")}
@@ -401,7 +401,7 @@ def test_create_admin_rejects_invalid_arguments(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/marquee.db")
     monkeypatch.setenv("SECRET_KEY", SECRET)
-    monkeypatch.setattr("commands.accounts.configured", load_settings)  # keeps the logging of the test run
+    monkeypatch.setattr("commands.accounts.configured", load_settings)  # leaves the logging of the test run unchanged
     monkeypatch.setattr(sys, "argv", ["marquee", "create-admin", *arguments])
     with pytest.raises(SystemExit) as ended:
         run()
@@ -433,7 +433,7 @@ async def test_the_first_admin_needs_a_valid_password(tmp_path: Path, password: 
 async def test_a_renamed_or_deleted_first_admin_is_not_created_again(
     new_service: Callable[..., Service], fate: str
 ) -> None:
-    """Otherwise it would come back with the password of the settings, which other people may know."""
+    """Otherwise the account would come back with the password from the settings, which other people may know."""
     service = new_service().start()
     async with service.admin() as admin, service.person() as alice:
         await change_group(admin, alice, "admin")
@@ -461,7 +461,7 @@ async def test_the_log_says_when_the_name_of_the_first_admin_is_taken(new_servic
 
 
 def test_user_names_hold_no_invisible_characters() -> None:
-    """Check every code point of Unicode, except unassigned ones, which may become anything."""
+    """Check every code point in the categories of invisible characters. Unassigned ones may become anything."""
     names = TypeAdapter(credentials.Username)
     unseen = {"Cc", "Cf", "Co", "Zl", "Zp", "Zs"}
     for character in map(chr, range(0x110000)):

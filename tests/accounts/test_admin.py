@@ -1,4 +1,4 @@
-"""What admins do to accounts, the audit trail of it, and the events that it causes."""
+"""What admins do to accounts, the audit trail of these actions, and the events that they cause."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ async def test_changes_of_an_account_reach_only_its_owner_and_admins(service: Se
             assert (await theirs.expect("delete", "users"))["data"] == {"id": alice.id}
             assert (await theirs.expect("add", "audit"))["data"]["action"] == "delete"
             movie = await bob.add()
-            assert (await his.expect("add", "movies"))["data"] == movie, "no event of hers came before"
+            assert (await his.expect("add", "movies"))["data"] == movie, "no event about Alice came before"
 
 
 # --- the last admin

@@ -39,7 +39,7 @@ from tests.support.service import Person, Service, eventually
 from tests.support.sockets import signed_in
 
 MINE = "/users/me/avatar"
-# These tests are about concurrent uploads, not about the rate.
+# These tests are about concurrent uploads, not about rate limits.
 RARELY_LIMITED = "; ".join(
     f"{route}=100000/minute" for route in ("POST /auth/register", "POST /auth/login", f"PUT {MINE}")
 )
@@ -47,7 +47,7 @@ RARELY_LIMITED = "; ".join(
 
 @dataclass
 class Gallery:
-    """A service, and the folder that holds its pictures: its own, or that of the S3 server."""
+    """A service, and the folder that holds its pictures: its storage folder, or the folder of the S3 server."""
 
     service: Service
     folder: Path
@@ -379,7 +379,7 @@ async def test_pictures_do_not_travel_over_a_socket(gallery: Gallery) -> None:
 
 
 def uploading(service: Service, token: str, share: float) -> socket.socket:
-    """Open a connection and send a part of an upload."""
+    """Open a connection, send this share of an upload, and return the connection."""
     request = form((FILE, photo(kind="PNG") + bytes(100_000)))
     body = request["content"]
     lines = [
@@ -402,7 +402,7 @@ async def test_an_interrupted_upload_leaves_no_file(gallery: Gallery, share: flo
         files = gallery.files()
         logged = gallery.service.log().count("client disconnected")
         connection = uploading(gallery.service, alice.token, share)
-        # Reset the connection, as if a cable had been pulled.
+        # Reset the connection instead of closing it.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
         await eventually(lambda: gallery.service.log().count("client disconnected") > logged, "the log reports it")

@@ -1,4 +1,4 @@
-"""Tokens: which are valid, refreshing them, the reuse of refresh tokens, and replacing keys."""
+"""Tokens: which ones are valid, how they are refreshed, reuse of refresh tokens, and replacement of keys."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_each_kind_of_token_carries_its_claims() -> None:
 
 
 def forged(kind: str, key: str = SECRET, algorithm: str = "HS256", headers: Any = None, **changes: Any) -> str:
-    """Return a token that is valid but for these changes; None leaves a claim out."""
+    """Return a token that is valid except for these changes; None leaves a claim out."""
     now = int(time.time())
     times = {"iat": now, "exp": now + 60}
     claims = {
@@ -170,7 +170,7 @@ async def test_a_new_key_signs_no_user_out(before_and_after: tuple[Service, Serv
         renewed = (await refresh(client, kept["refresh_token"])).json()
         for found in (tokens, renewed):
             assert await whoami(client, found["access_token"]) == 200
-            assert await whoami(before, found["access_token"]) == 401, "it does not know the new key"
+            assert await whoami(before, found["access_token"]) == 401, "`before` does not know the new key"
 
 
 async def test_a_password_is_hashed_again_when_its_owner_signs_in(before_and_after: tuple[Service, Service]) -> None:
@@ -187,7 +187,7 @@ async def test_a_password_is_hashed_again_when_its_owner_signs_in(before_and_aft
         assert "$m=64,t=1,p=1$" in old_hash
         assert (await sign_in(client, alice.name, "not this one")).status_code == 401
         assert await stored() == (old_hash, version)
-        # At once: the second sign-in finds another hash than the one it has checked, and checks again.
+        # The sign-ins are concurrent: one that finds a hash other than the one that it has checked checks again.
         found = await asyncio.gather(*(login(client, alice) for _ in range(4)))
         assert len({each["session_id"] for each in found}) == 4
         new_hash, version_now = await stored()

@@ -1,4 +1,4 @@
-"""Single movies and characters: adding, reading, editing and deleting them, and the events of it."""
+"""Single movies and characters: adding, reading, editing and deleting them, and the events that this causes."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Manner:
-    """How a watcher behaves. Numbers are of frames or seconds; 0 means never."""
+    """How a watcher behaves. Numbers count frames or seconds; 0 means never."""
 
     kind: str
     leaves_after: int = 0  # disconnects after about so many frames, without a close frame
@@ -126,7 +126,7 @@ class Watcher:
         return urlencode(query)
 
     async def _watch(self, websocket: ClientConnection) -> None:
-        """Return when the watcher leaves. Raises when the connection ends."""
+        """Receive frames until the watcher leaves. Raise when the connection ends."""
         frames = 0
         leave = self._about(self.manner.leaves_after)
         pause = self._about(self.manner.pauses_after)
@@ -198,7 +198,7 @@ class Watcher:
         if frame.get("ok") and frame["data"].get("subscription") == self.wish.name:
             self._begin(self.epoch, frame["data"]["seq"])
         elif frame.get("error", {}).get("code") == "unavailable":
-            raise TimeoutError("the database is away: it says to try again")
+            raise TimeoutError("the database is unavailable: the reply says to try again")
         else:
             self.problems.append(f"refused: {frame}")
 
