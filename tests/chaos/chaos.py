@@ -134,7 +134,7 @@ class Outcome:
 
 
 async def run(chaos: Chaos, postgres: PostgresServer, redis: RedisServer, folder: Path) -> Outcome:
-    """Carry out a run. It damages both servers, which work again at its end. The workers write their logs to `folder`."""
+    """Carry out a run. It damages both servers, which work again at its end. The workers log to files in `folder`."""
     with Proxies() as proxies:
         stage = Stage(chaos, postgres, redis, proxies, folder)
         try:

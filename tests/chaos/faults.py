@@ -48,7 +48,7 @@ class Chaos:
 
 @dataclass(frozen=True)
 class Fault:
-    """`at` is the number of writes begun before the fault. `target`, a fraction, selects the worker that breaks, if any."""
+    """`at` is the number of writes begun before the fault. `target`, a fraction, selects the worker, if one breaks."""
 
     at: int
     kind: str

@@ -185,7 +185,7 @@ async def play(chance: random.Random, steps: list[str]) -> None:
 
 
 def assert_no_gap(log: Log, seen: list[Event | Resync]) -> None:
-    """Assert that each event came once, whole and in order. Only a resync may skip events; the last one is the log's."""
+    """Assert that each event came once, whole and in order. Only a resync may skip events; the end is the log's."""
     position = Position("e1", 0)
     shown: list[tuple[Any, ...]] = []
     for item in seen:

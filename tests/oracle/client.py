@@ -52,7 +52,7 @@ class _Asked:
 
 @dataclass(eq=False)
 class Client:
-    """`handshake` is a view that lives on the default subscription; such a client never subscribes."""
+    """A watcher. With `handshake`, which is a view of the default subscription, it never subscribes."""
 
     label: str
     urls: Sequence[str]
@@ -86,7 +86,7 @@ class Client:
     # --- connecting
 
     async def connect(self, worker: int) -> None:
-        """Return when the socket is open; the reader takes the welcome and all later frames."""
+        """Open a socket to a worker, and start a task that reads the welcome and all later frames."""
         await self.cut()
         query: dict[str, Any] = {}
         if self.handshake is not None:
@@ -187,13 +187,13 @@ class Client:
             await self._say(_Asked("unsubscribe", watched), subscription=watched.name)
 
     async def request(self, method: str, path: str, body: Any) -> tuple[int, Any]:
-        """Raise ConnectionError when the socket ends before the reply: the outcome is unknown then."""
+        """Return the status and body of the reply. Raise ConnectionError if the socket ends first: it may have run."""
         members = {"body": body} if body is not None else {}
         frame = await self._question("request", method=method, path=path, **members)
         return frame["status"], frame["body"]
 
     async def ping(self) -> None:
-        """Raises ConnectionError."""
+        """Wait for the reply to a ping. Raise ConnectionError if the socket ends first."""
         await self._question("ping")
 
     async def _question(self, action: str, **members: Any) -> Row:

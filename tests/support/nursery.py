@@ -90,7 +90,7 @@ class Nursery:
         request = {"environment": dict(environment), "folder": str(folder), "log": str(log), "files": files}
         encoded = json.dumps(request).encode()
         assert len(encoded) <= MAX_REQUEST_BYTES
-        # Only for this moment: orphans of services are not ours to wait for.
+        # Adopt orphans only for this moment: those that services leave later are not ours to wait for.
         _adopt(1)
         try:
             self._socket.sendall(encoded)
@@ -100,7 +100,7 @@ class Nursery:
 
 
 def _adopt(whether: int) -> None:
-    """Say whether orphaned descendants become children of this process."""
+    """Set whether orphaned descendants become children of this process."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, whether, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
 
