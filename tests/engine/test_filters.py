@@ -274,7 +274,7 @@ async def test_text_compares_by_code_point_in_every_locale(new_places: Callable[
     assert sorted(IN_ORDER) == IN_ORDER
 
     async def store(tx: Transaction) -> None:
-        for topic in ("users", *sorted(TOPIC_FIELDS.keys() - {"users", "account"})):  # rows of other tables refer to users
+        for topic in ("users", *sorted(TOPIC_FIELDS.keys() - {"users", "account"})):  # others refer to users
             for number, text in enumerate(IN_ORDER, 1):
                 table = SOURCES[topic].table
                 lengths = {field.column: table.c[field.column].type.length for field in texts_of(topic)}  # type: ignore[attr-defined]

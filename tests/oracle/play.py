@@ -134,7 +134,7 @@ class World:
     # --- writing
 
     async def write(self, lane: int, batch: Batch) -> None:
-        """Queue a batch. Return when few writes are left, or after MAX_WAIT_SECONDS: one may wait for a paused socket."""
+        """Queue a batch. Return when few writes are left, or after MAX_WAIT_SECONDS: a paused socket may delay one."""
         queue = self._lanes[lane]
         for write in batch.writes():
             queue.put_nowait(write)

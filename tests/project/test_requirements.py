@@ -1,4 +1,4 @@
-"""The pins are exact, fit the ranges, are all needed, and name no sources; the project and the code agree on a version."""
+"""The pins are exact, fit the ranges, are all needed, and name no sources; project and code agree on the version."""
 
 from __future__ import annotations
 

@@ -280,7 +280,7 @@ async def test_without_redis_requests_pass_without_delay(own_redis: RedisServer,
         async with service.anyone() as client:
             assert await statuses(client, "GET", NOTHING, 3) == [404, 404, 429]
             with own_redis.frozen():
-                await eventually(partial(is_answered, client, 404), "requests pass")  # a refusal is cached for a second
+                await eventually(partial(is_answered, client, 404), "requests pass")  # a rejection is kept for a second
                 begun = time.monotonic()
                 assert await statuses(client, "GET", NOTHING, 50) == [404] * 50
                 assert time.monotonic() - begun < 5, "not a quarter of a second each"
