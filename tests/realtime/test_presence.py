@@ -1,4 +1,4 @@
-"""Presence: who watches what, over all workers, with and without a bus; reconnects are invisible, dead workers disappear."""
+"""Presence: who watches what, over all workers, with and without a bus. Reconnects are invisible; dead workers vanish."""
 
 from __future__ import annotations
 
@@ -517,7 +517,7 @@ async def test_every_observer_is_right_after_random_changes(new_worker: NewWorke
                 one[0].enter(one[1], one[2])
                 sockets.append(one)
             if chance.random() < 0.3:
-                await asyncio.sleep(chance.random() * 0.1)  # so that changes fall at every point of the writers' interval
+                await asyncio.sleep(chance.random() * 0.1)  # so that changes fall at every point of the interval
         for observer, topic in zip(observers, topics_of, strict=True):
             there = Counter(user_id for _, user_id, topics in sockets if topic in topics)
             await sees(observer, there.total(), *(user_id for user_id in there if user_id is not None))

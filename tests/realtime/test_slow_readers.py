@@ -57,7 +57,7 @@ async def count_rows(watcher: Watcher, total: int) -> int:
 
 
 async def run(service: Service, alice: Person, slow: Watcher | None) -> tuple[int, float]:
-    """Send 100 MB of events to one good reader. Return the peak memory in bytes, and the seconds that the reader took."""
+    """Send 100 MB of events to one good reader. Return the peak memory in bytes, and how long the reader took."""
     async with service.watch("topics=movies") as good:
         reset_peak(service)
         started = time.monotonic()

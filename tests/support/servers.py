@@ -289,7 +289,7 @@ class _Server(ABC):
         self._frozen = False
 
     def _halt(self) -> None:
-        """Stop all processes with SIGSTOP, and wait until that takes effect; set `_frozen` unless the server has ended."""
+        """Stop all processes with SIGSTOP, and wait until they stop; set `_frozen` unless the server has ended."""
         process = self._process
         if process is None or self._frozen or process.poll() is not None:
             return
