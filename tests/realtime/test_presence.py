@@ -1,4 +1,4 @@
-"""Presence: who watches what, over all workers, with and without a bus. Reconnects are invisible; dead workers vanish."""
+"""Presence: who watches what, over all workers, with and without a bus. Reconnects do not show; dead workers vanish."""
 
 from __future__ import annotations
 
