@@ -71,7 +71,7 @@ async def client_of(service: Service) -> AsyncIterator[httpx.AsyncClient]:
 
 @asynccontextmanager
 async def signed_in(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    """Register, and yield a client with a token."""
+    """Register a user, and yield a client that sends the user's token."""
     async with client_of(service) as client:
         await client.post("/auth/register", json={"username": "bench", "password": PASSWORD})
         token = (await client.post("/token", data={"username": "bench", "password": PASSWORD})).json()["access_token"]

@@ -134,7 +134,7 @@ async def test_an_invalid_registration_is_rejected(service: Service, path: str, 
     async with service.anyone() as client, nothing_written(service):
         answer = await client.post(path, json={"username": fresh(), "password": PASSWORD} | {field: value})
         assert_problem(answer, 422, ["body", field])
-        assert "hunter2" not in answer.text  # what was typed is not repeated
+        assert "hunter2" not in answer.text  # the response does not repeat the input
 
 
 @pytest.mark.parametrize("body", [{}, {"username": "holly"}, {"password": PASSWORD}, {"name": "x"}])
@@ -332,7 +332,7 @@ async def test_public_watchers_receive_no_events_of_new_users(service: Service) 
     async with watching(service) as watcher, service.person() as alice:
         await alice.add()
         event = await watcher.expect("add", "movies")
-        # The registration took two numbers, for admins and for Alice, and the session took one.
+        # The registration wrote two events, one for admins and one for Alice, and the session wrote one.
         assert event["seq"] == watcher.welcome["data"]["seq"] + 4
 
 
@@ -461,7 +461,7 @@ async def test_the_log_says_when_the_name_of_the_first_admin_is_taken(new_servic
 
 
 def test_user_names_hold_no_invisible_characters() -> None:
-    """Check every code point in the categories of invisible characters. Unassigned ones may become anything."""
+    """Check every code point in the categories of invisible characters. Unassigned code points are not checked."""
     names = TypeAdapter(credentials.Username)
     unseen = {"Cc", "Cf", "Co", "Zl", "Zp", "Zs"}
     for character in map(chr, range(0x110000)):

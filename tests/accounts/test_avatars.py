@@ -230,7 +230,7 @@ async def test_only_the_owner_and_admins_change_an_avatar(gallery: Gallery) -> N
         assert (await chief.http.delete(path)).status_code == 204
         entries = (await chief.http.get("/admin/audit", params={"user_id": alice.id})).json()
         done = [(each["action"], each["actor_id"], each["changes"]) for each in entries]
-        # No values, because a picture is personal data, and no entry for what Alice did herself.
+        # The entries hold no values, because a picture is personal data, and there is none for what Alice did herself.
         assert done == [("avatar", chief.id, {"avatar_url": [], "avatar_thumbnail_url": []})] * 2
 
 
@@ -379,7 +379,7 @@ async def test_pictures_do_not_travel_over_a_socket(gallery: Gallery) -> None:
 
 
 def uploading(service: Service, token: str, share: float) -> socket.socket:
-    """Open a connection, send this share of an upload, and return the connection."""
+    """Open a connection, send the given share of an upload, and return the connection."""
     request = form((FILE, photo(kind="PNG") + bytes(100_000)))
     body = request["content"]
     lines = [
@@ -405,7 +405,7 @@ async def test_an_interrupted_upload_leaves_no_file(gallery: Gallery, share: flo
         # Reset the connection instead of closing it.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
-        await eventually(lambda: gallery.service.log().count("client disconnected") > logged, "the log reports it")
+        await eventually(lambda: gallery.service.log().count("client disconnected") > logged, "the reset is logged")
         assert gallery.files() == files
         assert await me(alice) == account
         assert (await put_avatar(alice, photo())).status_code == 200, "its slot is free again"

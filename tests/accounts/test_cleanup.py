@@ -54,7 +54,7 @@ async def test_different_tasks_have_different_leases(databases: list[Database]) 
 
 
 async def create(tx: Transaction, name: str, *, awaits_activation: bool = True, is_late: bool = True) -> int:
-    """Create an account and return its id. With `is_late`, it can no longer be activated."""
+    """Create an account and return its id. With `is_late`, the account can no longer be activated."""
     fields = {"username": name, "email": f"{name}@example.org"}
     user = await users.create(tx, fields, "x", awaits_activation=awaits_activation)
     if is_late:

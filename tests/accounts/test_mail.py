@@ -232,11 +232,11 @@ async def test_another_worker_sends_an_email_once_the_lease_has_ended(database: 
     claimed = await mails.claim(database, "a worker that is killed")
     assert claimed is not None
     first = mail_texts.compose(claimed, sender=SENDER, base_url=BASE)
-    assert await mails.claim(database, "another") is None, "the lease holds"
+    assert await mails.claim(database, "another") is None, "the lease is still held"
     await change(database, models.mails, due_at=0.0)
     await sent(database, server)
     [second] = server.mails_to("holly@example.org")
-    # A recipient of both can tell that they are the same.
+    # A recipient of both copies can tell that they are the same email.
     assert (second["Message-ID"], second["Date"]) == (first["Message-ID"], first["Date"])
     # When the killed worker comes back, its result no longer counts.
     await mails.postpone(database, claimed, "a worker that is killed", 0)
@@ -310,7 +310,7 @@ async def test_an_active_account_receives_no_activation_email(database: Database
 
 
 async def test_an_account_receives_no_activation_email_after_a_week(database: Database, server: MailServer) -> None:
-    """Otherwise asking every day would reserve the address of another person forever."""
+    """Otherwise, requesting an email every day would reserve the address of another person forever."""
     await account(database, waits=True)
     for days, mailed in ((DAYS_TO_ACTIVATE - 1, 1), (DAYS_TO_ACTIVATE + 1, 1)):
         created_at = datetime.now(UTC) - timedelta(days=days)
@@ -349,7 +349,7 @@ async def test_an_account_receives_one_email_a_minute_and_five_a_day(database: D
         for _ in range(2):
             await request(database, MailType.RESET_PASSWORD, "holly@example.org")
         await sent(database, server)
-        assert len(server.received) - count <= 1, "two within a minute"
+        assert len(server.received) - count <= 1, "at most one email a minute"
         count = len(server.received)
         minutes_ago = datetime.now(UTC) - timedelta(minutes=2)
         await change(database, models.mails, created_at=minutes_ago.isoformat().replace("+00:00", "Z"))

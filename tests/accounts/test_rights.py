@@ -1,4 +1,4 @@
-"""Rights: every operation, requested in every role, against the table in docs/rights.md."""
+"""Rights: every operation, requested in every role, responds as the table in docs/rights.md says."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_the_table_and_the_requests_cover_every_operation() -> None:
 
 @dataclass
 class Account:
-    """A signed-in user and the refresh token."""
+    """A signed-in user with a refresh token."""
 
     person: Person
     refresh_token: str

@@ -377,7 +377,7 @@ def is_logged(service: Service, request_id: str) -> bool:
 async def test_a_500_reveals_no_details(new_service: Any) -> None:
     with new_service().running() as service:
         async with service.person() as alice:
-            # No such group exists, so the code fails in a way that it does not expect.
+            # No such group exists, so the code raises an unexpected error.
             await sql(service, f"UPDATE users SET \"group\" = 'nonsense' WHERE id = {alice.id}")
             for method, path in (("GET", "/movies"), ("POST", "/movies")):
                 answer = await alice.http.request(method, path, json={"title": "x"})

@@ -62,7 +62,7 @@ class Segment:
 
     start: int
     items: Marks | None = None
-    is_whole: bool = False  # the snapshot
+    is_whole: bool = False  # whether the snapshot is complete
     got: list[Frame] = field(default_factory=list)
 
 
@@ -75,14 +75,14 @@ class Watcher:
     urls: Sequence[str]
     chance: random.Random
     texts: Texts
-    hurry: asyncio.Event  # once set, the watcher pauses no longer
+    hurry: asyncio.Event  # once set, the watcher no longer pauses
     position: int = 0
     epoch: str = ""
     segments: list[Segment] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     ends: Counter[str] = field(default_factory=Counter)
     longest_silence: float = 0.0
-    _unfinished: list[Frame] = field(default_factory=list)  # of an event of several frames
+    _unfinished: list[Frame] = field(default_factory=list)  # the frames received so far of an event with several
     _heard_at: float = 0.0
     _is_new: bool = True
 

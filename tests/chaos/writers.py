@@ -144,7 +144,7 @@ class Writer:
         self._chance = random.Random(token)
 
     async def run(self, operations: Sequence[Operation], enough: asyncio.Event | None = None) -> None:
-        """Carry out all operations, or as many as `enough` allows."""
+        """Carry out all operations, or stop early when `enough` is set."""
         for operation in operations:
             if enough is not None and enough.is_set():
                 return

@@ -58,7 +58,7 @@ class Log:
 
 
 class ModelServer:
-    """The frames that a connection owes its client, sent one at a time."""
+    """A server that owes its client frames, and sends them one at a time."""
 
     def __init__(self, log: Log, session: Session, chance: random.Random) -> None:
         self.log, self.session, self.chance = log, session, chance
@@ -107,7 +107,7 @@ class ModelServer:
             self.owed.append({**frame, "data": data})
 
     def replace_log(self, snapshots: Sequence[str]) -> None:
-        """Replace the log. Connected subscriptions get a resync after the frames they are owed."""
+        """Replace the log. Connected subscriptions get a resync after the frames that they are still owed."""
         self.fill()
         self.log.replace()
         for name in self.positions:

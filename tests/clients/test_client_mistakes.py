@@ -28,7 +28,7 @@ HALF = "\ud83d"  # of a surrogate pair
 
 @dataclass
 class Deaf:
-    """A server that welcomes every client, or refuses it with a status. It only echoes the bodies of requests."""
+    """A server that welcomes every client, or rejects it with a status. It only echoes the bodies of requests."""
 
     status: int | None = None
     port: int = 0

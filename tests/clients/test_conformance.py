@@ -64,7 +64,7 @@ async def test_a_client_passes_every_scenario(client: str, command: Sequence[str
     assert len(outcomes) == len(SCENARIOS) > 50
 
 
-# Only one client on both databases: a client cannot see which database the service uses.
+# Only one client runs on both databases, because a client cannot see which database the service uses.
 @pytest.mark.parametrize(
     ("backend", "client"),
     [("sqlite", "python"), ("sqlite", "node"), ("sqlite", "chromium"), ("postgres", "python")],

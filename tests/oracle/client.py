@@ -155,7 +155,7 @@ class Client:
             await self.socket.send(orjson.dumps(message).decode())
 
     async def subscribe(self, watched: Watched) -> None:
-        """Subscribe from the view's position, or from a snapshot if it has none. Without a socket, do so later."""
+        """Subscribe from the view's position, or from a snapshot if it has none. Without a socket, do nothing."""
         if not self.is_open:
             return
         view = watched.view
@@ -178,7 +178,7 @@ class Client:
         await self._say(_Asked("subscribe", watched, since, snapshot, is_bad), **members)
 
     async def unsubscribe(self, watched: Watched, *, comes_back: bool) -> None:
-        """Unsubscribe for good, or subscribe again from the same position after the reply."""
+        """Unsubscribe. With `comes_back`, subscribe again from the same position after the reply."""
         if not comes_back:
             self.watched.remove(watched)
         watched.comes_back = comes_back
@@ -187,7 +187,7 @@ class Client:
             await self._say(_Asked("unsubscribe", watched), subscription=watched.name)
 
     async def request(self, method: str, path: str, body: Any) -> tuple[int, Any]:
-        """Return the status and body of the reply. Raise ConnectionError if the socket ends first: it may have run."""
+        """Send a request; return the status and body of the reply. Raise ConnectionError if the socket ends first."""
         members = {"body": body} if body is not None else {}
         frame = await self._question("request", method=method, path=path, **members)
         return frame["status"], frame["body"]

@@ -48,7 +48,7 @@ def _now(seconds: float = 0.0) -> str:
 
 @dataclass(frozen=True)
 class Wish:
-    """A subscription that a client wants. It `begins` with a snapshot, a list, or the base, an earlier position."""
+    """A subscription that a client wants. `begins` is "snapshot", "list" or "base", an earlier position."""
 
     topics: tuple[str, ...]
     filter: Wanted | None
@@ -59,7 +59,7 @@ class Wish:
 
 
 class World:
-    """Only `do` may be called from outside its event loop."""
+    """The workers, writers and watchers. Only `do` may be called from outside the world's event loop."""
 
     def __init__(self, services: Sequence[Service]) -> None:
         self.services = services
@@ -134,7 +134,7 @@ class World:
     # --- writing
 
     async def write(self, lane: int, batch: Batch) -> None:
-        """Queue a batch. Return when few writes are left, or after MAX_WAIT_SECONDS: a paused socket may delay one."""
+        """Queue a batch. Return when few writes are left, or after MAX_WAIT_SECONDS: a paused socket may delay them."""
         queue = self._lanes[lane]
         for write in batch.writes():
             queue.put_nowait(write)

@@ -15,7 +15,7 @@ from typing import Any
 Row = dict[str, Any]
 Rows = dict[str, dict[Any, Row]]  # by topic and id
 
-REMEMBERED = 60  # frames of a view, for the reader of a failure
+REMEMBERED = 60  # frames of a view, shown when a play fails
 
 
 class Wrong(AssertionError):

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 CATALOG = ("movies", "characters", "genres")
 ADMIN = 2  # beside the users 0 and 1
-LONG = "a long story " * 500  # some dozens fill a socket that is not read
+LONG = "a long story " * 500  # a few dozen of these fill a socket that is not read
 AGENTS = ("harry/1.0", "Lime 2", "cafe", "")
 
 

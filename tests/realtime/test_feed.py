@@ -116,7 +116,7 @@ async def test_a_crowd_that_connects_at_once_shares_a_read_of_the_head(
         monkeypatch.setattr(event_log, "head", counted)
         await asyncio.gather(*(followed.reach_head() for _ in range(500)))
         assert seen == [1, 2, 3]
-        assert reads <= 4, "one or two for the crowd, and the feed's own"
+        assert reads <= 4, "one or two reads for the crowd, and the feed's own"
 
 
 async def test_events_of_another_log_are_ignored(database: Database) -> None:

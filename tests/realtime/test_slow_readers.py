@@ -1,4 +1,4 @@
-"""A client that stops reading costs no memory, delays no other client, and misses nothing."""
+"""A client that stops reading costs little memory, delays no other client, and misses nothing."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def test_a_reader_that_never_reads_is_closed_as_too_slow(
     new_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subscription, "SLOW_CLIENT_SECONDS", 2.0)
-    # The close frame comes after all that was not read: a busy machine needs time to reach it.
+    # The close frame comes after everything that was not read, and a busy machine needs time to read that.
     monkeypatch.setattr(websocket_protocol, "CLOSE_SECONDS", 30.0)
     service = new_service()
     async with served_here(service):

