@@ -11,7 +11,7 @@ help: ## list the targets
 run: .venv/runtime ## install what is needed and serve, on http://127.0.0.1:8000
 	@exec $(BIN)/python main.py
 
-# Bytecode is kept, whatever the environment says: pytest rewrites, and each start of the service compiles, only once.
+# Bytecode is kept, whatever the environment says, so that each module is compiled only once.
 test: .venv/dev ## run all tests, on SQLite and on PostgreSQL with Redis
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist worksteal
 
@@ -33,7 +33,7 @@ tables: .venv/dev ## rewrite the tree, the owners and the bounds in docs/archite
 bench: .venv/dev ## measure the bulk generator (docs/benchmarks.md)
 	$(BIN)/python -m bench.generate
 
-chaos: .venv/dev ## the promise under faults: about twelve minutes; SEED=7 repeats a run (docs/chaos.md)
+chaos: .venv/dev ## test the guarantee under faults, about twelve minutes; SEED=7 repeats a run (docs/chaos.md)
 	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED))
 
 clean: ## remove the virtual environment and all caches

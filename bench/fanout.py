@@ -21,7 +21,7 @@ from bench.service import Service, argument, running, signed_in
 
 WRITERS = 4
 TICKS = os.sysconf("SC_CLK_TCK")
-# The filter of the watcher with a number, and whether it matches the movies written, which last 104 minutes.
+# The filter of a watcher, by its number, and whether it matches the movies written, which last 104 minutes.
 KINDS: dict[str, tuple[Callable[[int], Any], bool]] = {
     "everything": (lambda number: None, True),
     "one filter for all": (lambda number: {"duration_minutes": 104}, True),

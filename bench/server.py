@@ -1,4 +1,4 @@
-"""The service with a probe in its event loop. Serves as `python main.py` does, and writes measurements to a file.
+"""The service with a probe in its event loop. It serves as `python main.py` does, and writes measurements to a file.
 
 The probe sleeps for a millisecond at a time. How much later it wakes is how long the loop was blocked, or how long the
 machine ran other processes: measure on a quiet machine.

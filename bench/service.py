@@ -29,7 +29,7 @@ class Service:
 
 
 def argument(place: int, default: int) -> int:
-    """Return a number from the command line."""
+    """Return the number at this place of the command line, or the default if there is none."""
     return int(sys.argv[place]) if len(sys.argv) > place else default
 
 
@@ -71,7 +71,7 @@ async def client_of(service: Service) -> AsyncIterator[httpx.AsyncClient]:
 
 @asynccontextmanager
 async def signed_in(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    """Register, and yield a client with a token."""
+    """Register a user, and yield a client that sends the user's token."""
     async with client_of(service) as client:
         await client.post("/auth/register", json={"username": "bench", "password": PASSWORD})
         token = (await client.post("/token", data={"username": "bench", "password": PASSWORD})).json()["access_token"]

@@ -1,4 +1,4 @@
-"""Whether response times of sign-in and of emailed-link requests reveal which accounts exist.
+"""Measure whether response times of sign-in and of requests for emailed links reveal which accounts exist.
 
 python -m bench.sign_in [rounds]
 
@@ -32,7 +32,7 @@ class People:
         self._rounds = rounds
 
     async def register(self) -> None:
-        """Register two accounts per round: an account gets one email a minute, and each round must send one."""
+        """Register two accounts per round: an account gets only one email a minute, and each round must send one."""
         login = await self._login(*ADMIN)
         admin = {"Authorization": f"Bearer {login.raise_for_status().json()['access_token']}"}
         actions = {"anna": "activate", "disabled": "deactivate", "waiting": None}

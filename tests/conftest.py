@@ -121,7 +121,7 @@ def new_places(
         postgres: PostgresServer = request.getfixturevalue("postgres")
         redis: RedisServer = request.getfixturevalue("redis")
         url = postgres.create_database()
-        # All databases of a Redis share its channels: services of two tests hear each other and tell by the epoch.
+        # All databases of a Redis share its channels: services of two tests hear each other, and differ by epoch.
         return Places(url, redis.url)
 
     return make

@@ -1,4 +1,4 @@
-"""The life of an account in one run: with mails and pictures in folders, and with real servers for both."""
+"""The life of an account in one test: with emails and pictures in folders, and with real servers for both."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ NEWEST_PASSWORD = "cuckoo clock of Vienna"
 
 
 class Letters:
-    """Mails as they arrive, wherever the service sends them."""
+    """The emails that the service sent, to a mail server or to a folder."""
 
     def __init__(self, server: MailServer | None, folder: Path) -> None:
         self.server = server
         self.folder = folder
 
     async def to(self, address: str, number: int) -> EmailMessage:
-        """The mail of this number, from 1, to an address."""
+        """Return the `number`-th email to an address, counted from 1."""
         if self.server is not None:
             return await self.server.mail_to(address, number)
         return await mail_in(self.folder, address, number)
@@ -73,7 +73,7 @@ async def test_the_life_of_an_account(place: tuple[Service, Letters]) -> None:
         assert (await sign_in(PASSWORD), await sign_in(NEW_PASSWORD)) == (401, 200)
 
         assert (await stranger.post("/auth/password/forgot", json={"email": address})).status_code == 202
-        # The second mail told of the change.
+        # The second email was the notice of the change.
         reset = {"token": token_in(await letters.to(address, 3)), "new_password": NEWEST_PASSWORD}
         assert (await stranger.post("/auth/password/reset", json=reset)).status_code == 204
         assert (await holly.get("/auth/me")).status_code == 401
@@ -94,6 +94,6 @@ async def test_the_life_of_an_account(place: tuple[Service, Letters]) -> None:
             return (await stranger.get(avatar)).status_code == 404
 
         await eventually(is_gone, "the picture is gone")
-        # What she listed stays, and her name is free again.
+        # The movies that she listed stay, and her name is free again.
         assert (await stranger.get(f"/movies/{movie['id']}")).json()["user_id"] == movie["user_id"]
         assert (await stranger.post("/auth/register", json=registered)).status_code == 201

@@ -134,7 +134,7 @@ async def test_an_invalid_registration_is_rejected(service: Service, path: str, 
     async with service.anyone() as client, nothing_written(service):
         answer = await client.post(path, json={"username": fresh(), "password": PASSWORD} | {field: value})
         assert_problem(answer, 422, ["body", field])
-        assert "hunter2" not in answer.text  # what was typed is not repeated
+        assert "hunter2" not in answer.text  # the response does not repeat the input
 
 
 @pytest.mark.parametrize("body", [{}, {"username": "holly"}, {"password": PASSWORD}, {"name": "x"}])
@@ -167,7 +167,7 @@ async def test_only_one_of_several_concurrent_registrations_succeeds(service: Se
         assert sorted(answer.status_code for answer in answers) == [201] + [409] * 7
         for answer in answers:
             if answer.status_code == 409:
-                # When two reach the database at the same moment, it names the constraint that it checked first.
+                # When two requests reach the database at once, the error names the constraint that was checked first.
                 taken = {tuple(where) for where in locations(answer)}
                 assert taken
                 assert taken <= {("body", "username"), ("body", "email")}
@@ -332,7 +332,7 @@ async def test_public_watchers_receive_no_events_of_new_users(service: Service) 
     async with watching(service) as watcher, service.person() as alice:
         await alice.add()
         event = await watcher.expect("add", "movies")
-        # The registration took two numbers, for admins and for Alice, and the session took one.
+        # The registration wrote two events, one for admins and one for Alice, and the session wrote one.
         assert event["seq"] == watcher.welcome["data"]["seq"] + 4
 
 
@@ -401,7 +401,7 @@ def test_create_admin_rejects_invalid_arguments(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/marquee.db")
     monkeypatch.setenv("SECRET_KEY", SECRET)
-    monkeypatch.setattr("commands.accounts.configured", load_settings)  # keeps the logging of the test run
+    monkeypatch.setattr("commands.accounts.configured", load_settings)  # leaves the logging of the test run unchanged
     monkeypatch.setattr(sys, "argv", ["marquee", "create-admin", *arguments])
     with pytest.raises(SystemExit) as ended:
         run()
@@ -433,7 +433,7 @@ async def test_the_first_admin_needs_a_valid_password(tmp_path: Path, password: 
 async def test_a_renamed_or_deleted_first_admin_is_not_created_again(
     new_service: Callable[..., Service], fate: str
 ) -> None:
-    """Otherwise it would come back with the password of the settings, which other people may know."""
+    """Otherwise the account would come back with the password from the settings, which other people may know."""
     service = new_service().start()
     async with service.admin() as admin, service.person() as alice:
         await change_group(admin, alice, "admin")
@@ -461,7 +461,7 @@ async def test_the_log_says_when_the_name_of_the_first_admin_is_taken(new_servic
 
 
 def test_user_names_hold_no_invisible_characters() -> None:
-    """Check every code point of Unicode, except unassigned ones, which may become anything."""
+    """Check every code point in the categories of invisible characters. Unassigned code points are not checked."""
     names = TypeAdapter(credentials.Username)
     unseen = {"Cc", "Cf", "Co", "Zl", "Zp", "Zs"}
     for character in map(chr, range(0x110000)):

@@ -1,4 +1,4 @@
-"""Account activation by email: the URL works once, for the address it was mailed to."""
+"""Account activation by email: the URL works once, for the address that it was mailed to."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def activate(client: httpx.AsyncClient, token: str) -> httpx.Response:
 
 @asynccontextmanager
 async def activated(scene: Scene) -> AsyncIterator[tuple[httpx.AsyncClient, dict[str, Any]]]:
-    """Register, activate the account and sign in."""
+    """Register a user, activate the account, sign in, and yield the client and the account."""
     async with scene.service.anyone() as client:
         user, token = await scene.registered(client)
         await ok(activate(client, token))
@@ -75,7 +75,7 @@ async def activated(scene: Scene) -> AsyncIterator[tuple[httpx.AsyncClient, dict
 
 
 async def request_address(client: httpx.AsyncClient, address: str) -> dict[str, Any]:
-    """Ask for another address, which must be confirmed."""
+    """Request another address, which must be confirmed, and return the account."""
     account: dict[str, Any] = await ok(client.patch("/users/me", json={"email": address, "current_password": PASSWORD}))
     return account
 
@@ -184,7 +184,7 @@ async def test_activation_works_over_a_socket(scene: Scene) -> None:
 
 
 async def test_all_invalid_tokens_get_the_same_response(scene: Scene) -> None:
-    """Never mailed, used, expired, revoked, for another purpose, or of a disabled or deleted account."""
+    """Check tokens that are used, expired, revoked, never mailed, for another purpose, or of an unusable account."""
     async with scene.service.anyone() as client, scene.service.admin() as chief:
         _, used = await scene.registered(client)
         await ok(activate(client, used))
@@ -288,7 +288,7 @@ async def test_a_service_that_is_killed_while_it_sends_loses_no_email(new_servic
         service.kill()
         mails.is_silent = False
         service.start()
-        # As if the lease of the killed process had run out.
+        # As if the lease of the killed process had expired.
         await sql(service, "UPDATE mails SET due_at = 0")
         async with service.anyone() as client:
             await ok(activate(client, await scene.token_for(user)))
@@ -320,7 +320,7 @@ async def test_resetting_the_password_activates_too_because_it_proves_the_addres
 async def test_a_new_address_counts_once_it_is_confirmed(scene: Scene) -> None:
     async with activated(scene) as (client, user):
         wanted = f"{fresh_name()}@example.org"
-        assert (await request_address(client, wanted))["email"] == user["email"], "not before it is confirmed"
+        assert (await request_address(client, wanted))["email"] == user["email"], "the address is not confirmed yet"
         mail = await scene.mails.mail_to(wanted)
         assert mail["Subject"] == "Confirm your new email address"
         warning = await scene.mails.mail_to(user["email"], 2)
@@ -339,7 +339,7 @@ async def test_sending_the_current_address_cancels_a_pending_change(scene: Scene
         wanted = f"{fresh_name()}@example.org"
         await request_address(client, wanted)
         token = token_in(await scene.mails.mail_to(wanted))
-        # A form that sends all fields, with another one changed, does not cancel it.
+        # A form that sends all fields but changes only the name does not cancel the change of address.
         await ok(client.put("/users/me", json={"username": user["username"], "email": user["email"], "name": "Holly"}))
         page = await client.get("/auth/activate", params={"token": token}, headers={"Accept": "text/html"})
         assert page.status_code == 200

@@ -1,4 +1,4 @@
-"""What admins do to accounts, the audit trail of it, and the events that it causes."""
+"""What admins do to accounts, the audit trail of these actions, and the events that they cause."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ async def test_an_admin_changes_any_account_without_its_password(service: Servic
         async with nothing_written(service):
             stale = await admin.http.put(path, json=fields, headers={"If-Match": before.headers["etag"]})
             assert stale.status_code == 412
-            assert (await admin.http.patch(path, json=fields)).json() == user, "no change, and no entry"
+            assert (await admin.http.patch(path, json=fields)).json() == user, "no change and no audit entry"
             protected: dict[str, Any] = {"is_active": False, "group": "admin", "current_password": PASSWORD}
             for body in ({"username": None, "email": None}, *({name: protected[name]} for name in protected)):
                 assert (await admin.http.patch(path, json=body)).status_code == 422, body
@@ -223,7 +223,7 @@ async def test_changes_of_an_account_reach_only_its_owner_and_admins(service: Se
             assert (await theirs.expect("delete", "users"))["data"] == {"id": alice.id}
             assert (await theirs.expect("add", "audit"))["data"]["action"] == "delete"
             movie = await bob.add()
-            assert (await his.expect("add", "movies"))["data"] == movie, "no event of hers came before"
+            assert (await his.expect("add", "movies"))["data"] == movie, "no event about Alice came before"
 
 
 # --- the last admin
@@ -290,7 +290,7 @@ async def is_admin(database: Database, user_id: int) -> bool:
 
 async def test_a_write_that_began_before_the_demotion_is_rejected(database: Database) -> None:
     chief, alice = await account(database, "chief", Group.ADMIN), await account(database, "alice")
-    editor = Editor(alice, None, is_admin=True)  # she was an admin when the request came
+    editor = Editor(alice, None, is_admin=True)  # she was an admin when the request arrived
     for work in (
         lambda tx: edits.edit_by_admin(tx, editor, chief, {"name": "x"}, None),
         lambda tx: edits.create_by_admin(tx, editor, {"username": "spare"}, "no hash", Group.ADMIN),

@@ -39,7 +39,7 @@ from tests.support.service import Person, Service, eventually
 from tests.support.sockets import signed_in
 
 MINE = "/users/me/avatar"
-# These tests are about concurrent uploads, not about the rate.
+# These tests are about concurrent uploads, not about rate limits.
 RARELY_LIMITED = "; ".join(
     f"{route}=100000/minute" for route in ("POST /auth/register", "POST /auth/login", f"PUT {MINE}")
 )
@@ -47,7 +47,7 @@ RARELY_LIMITED = "; ".join(
 
 @dataclass
 class Gallery:
-    """A service, and the folder that holds its pictures: its own, or that of the S3 server."""
+    """A service, and the folder that holds its pictures: its storage folder, or the folder of the S3 server."""
 
     service: Service
     folder: Path
@@ -230,7 +230,7 @@ async def test_only_the_owner_and_admins_change_an_avatar(gallery: Gallery) -> N
         assert (await chief.http.delete(path)).status_code == 204
         entries = (await chief.http.get("/admin/audit", params={"user_id": alice.id})).json()
         done = [(each["action"], each["actor_id"], each["changes"]) for each in entries]
-        # No values, because a picture is personal data, and no entry for what Alice did herself.
+        # The entries hold no values, because a picture is personal data, and there is none for what Alice did herself.
         assert done == [("avatar", chief.id, {"avatar_url": [], "avatar_thumbnail_url": []})] * 2
 
 
@@ -379,7 +379,7 @@ async def test_pictures_do_not_travel_over_a_socket(gallery: Gallery) -> None:
 
 
 def uploading(service: Service, token: str, share: float) -> socket.socket:
-    """Open a connection and send a part of an upload."""
+    """Open a connection, send the given share of an upload, and return the connection."""
     request = form((FILE, photo(kind="PNG") + bytes(100_000)))
     body = request["content"]
     lines = [
@@ -402,10 +402,10 @@ async def test_an_interrupted_upload_leaves_no_file(gallery: Gallery, share: flo
         files = gallery.files()
         logged = gallery.service.log().count("client disconnected")
         connection = uploading(gallery.service, alice.token, share)
-        # Reset the connection, as if a cable had been pulled.
+        # Reset the connection instead of closing it.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
-        await eventually(lambda: gallery.service.log().count("client disconnected") > logged, "the log reports it")
+        await eventually(lambda: gallery.service.log().count("client disconnected") > logged, "the reset is logged")
         assert gallery.files() == files
         assert await me(alice) == account
         assert (await put_avatar(alice, photo())).status_code == 200, "its slot is free again"

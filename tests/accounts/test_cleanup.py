@@ -1,4 +1,4 @@
-"""Clean-up: old rows are deleted, young ones stay, and one of several workers does it."""
+"""Clean-up: old rows are deleted, young ones stay, and only one of several workers does the work."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_different_tasks_have_different_leases(databases: list[Database]) 
 
 
 async def create(tx: Transaction, name: str, *, awaits_activation: bool = True, is_late: bool = True) -> int:
-    """Create an account; a late one should have been activated by now."""
+    """Create an account and return its id. With `is_late`, the account can no longer be activated."""
     fields = {"username": name, "email": f"{name}@example.org"}
     user = await users.create(tx, fields, "x", awaits_activation=awaits_activation)
     if is_late:
@@ -64,7 +64,7 @@ async def create(tx: Transaction, name: str, *, awaits_activation: bool = True, 
 
 
 async def test_only_late_accounts_are_deleted_and_their_names_are_free(databases: list[Database]) -> None:
-    """Accounts stay that were activated, have another group or a picture, or whose activation is still possible."""
+    """An account stays if it was activated, has another group or a picture, or can still be activated."""
     database = databases[0]
     numbers = {}
 

@@ -30,7 +30,7 @@ def stranger(number: int) -> str:
 
 
 async def person(database: Database, name: str, *addresses: str) -> int:
-    """Create an account that is signed in at these addresses."""
+    """Create an account that is signed in from these addresses, and return its id."""
 
     async def work(tx: Transaction) -> int:
         user_id = int((await users.create(tx, {"username": name}, "no hash"))["id"])

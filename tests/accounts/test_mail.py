@@ -51,7 +51,7 @@ def database_url(new_places: Callable[[], Places]) -> str:
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    """The database without accounts and mails."""
+    """The database without accounts and emails."""
     database = Database(database_url)
 
     async def work(tx: Transaction) -> None:
@@ -83,7 +83,7 @@ async def mailing(database: Database, gateway: Gateway | MailServer) -> AsyncIte
 
 
 async def account(database: Database, name: str = "holly", **more: Any) -> dict[str, Any]:
-    """Store an account without hashing a password; with `waits` it awaits its activation."""
+    """Store an account without hashing a password; with `waits`, the account awaits its activation."""
     waits = more.pop("waits", False)
     fields = {"username": name, "email": f"{name.lower()}@example.org", **more}
     return await database.write(lambda tx: users.create(tx, fields, "no hash", awaits_activation=waits))
@@ -104,7 +104,7 @@ async def outbox(database: Database) -> list[dict[str, Any]]:
 
 
 async def change(database: Database, table: Any, **values: Any) -> None:
-    """Update all rows of a table, for example as if time had passed."""
+    """Update all rows of a table, for example to pretend that time has passed."""
 
     async def work(tx: Transaction) -> None:
         await tx.connection.execute(update(table).values(**values))
@@ -130,7 +130,7 @@ async def settled(database: Database) -> list[dict[str, Any]]:
 
 
 async def sent(database: Database, *gateways: Gateway | MailServer) -> list[dict[str, Any]]:
-    """Let a mailer for each gateway empty the outbox, and return it. Each has its own connections, as workers do."""
+    """Let one mailer per gateway, each with its own connections as in a worker, empty the outbox; return its rows."""
     async with AsyncExitStack() as stack:
         for gateway in gateways:
             worker = Database(database.url)
@@ -183,7 +183,7 @@ async def test_emails_wait_while_the_mail_server_is_down_or_full(database: Datab
             full["holly@example.org"] = 0
             await server.mail_to("holly@example.org")
             [row] = await settled(database)
-    # Two while the server is down, of which the second may find it up, two while it is full, and the last.
+    # Two attempts while the server is down, of which the second may find it up, two while it is full, and the last.
     assert row["attempts"] >= 4
     assert (row["sent_at"] is not None, row["failed_at"]) == (True, None)
     assert len(server.mails_to("holly@example.org")) == 1
@@ -232,13 +232,13 @@ async def test_another_worker_sends_an_email_once_the_lease_has_ended(database: 
     claimed = await mails.claim(database, "a worker that is killed")
     assert claimed is not None
     first = mail_texts.compose(claimed, sender=SENDER, base_url=BASE)
-    assert await mails.claim(database, "another") is None, "the lease holds"
+    assert await mails.claim(database, "another") is None, "the lease is still held"
     await change(database, models.mails, due_at=0.0)
     await sent(database, server)
     [second] = server.mails_to("holly@example.org")
-    # A recipient of both can tell that they are the same.
+    # A recipient of both copies can tell that they are the same email.
     assert (second["Message-ID"], second["Date"]) == (first["Message-ID"], first["Date"])
-    # The killed worker comes back, and no longer decides.
+    # When the killed worker comes back, its result no longer counts.
     await mails.postpone(database, claimed, "a worker that is killed", 0)
     assert [row["due_at"] for row in await outbox(database)] == [None]
 
@@ -310,7 +310,7 @@ async def test_an_active_account_receives_no_activation_email(database: Database
 
 
 async def test_an_account_receives_no_activation_email_after_a_week(database: Database, server: MailServer) -> None:
-    """Otherwise asking every day would reserve the address of another person forever."""
+    """Otherwise, requesting an email every day would reserve the address of another person forever."""
     await account(database, waits=True)
     for days, mailed in ((DAYS_TO_ACTIVATE - 1, 1), (DAYS_TO_ACTIVATE + 1, 1)):
         created_at = datetime.now(UTC) - timedelta(days=days)
@@ -349,12 +349,12 @@ async def test_an_account_receives_one_email_a_minute_and_five_a_day(database: D
         for _ in range(2):
             await request(database, MailType.RESET_PASSWORD, "holly@example.org")
         await sent(database, server)
-        assert len(server.received) - count <= 1, "two within a minute"
+        assert len(server.received) - count <= 1, "at most one email a minute"
         count = len(server.received)
         minutes_ago = datetime.now(UTC) - timedelta(minutes=2)
         await change(database, models.mails, created_at=minutes_ago.isoformat().replace("+00:00", "Z"))
     assert count == mails.MAX_REQUESTED_PER_DAY
-    # The next day.
+    # On the next day, another email is sent.
     await database.write(lambda tx: tx.connection.execute(delete(models.mails)))
     await request(database, MailType.RESET_PASSWORD, "holly@example.org")
     await sent(database, server)

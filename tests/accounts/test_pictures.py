@@ -173,13 +173,13 @@ def test_the_error_names_the_allowed_and_the_actual_size() -> None:
 
 def test_unsupported_formats_are_not_decoded() -> None:
     assert images.FORMATS == ("JPEG", "PNG", "WEBP")
-    assert opened(photo(kind="GIF")).format == "GIF", "it could be read"
+    assert opened(photo(kind="GIF")).format == "GIF", "Pillow could read it"
     assert rejection(photo(kind="GIF"))["type"] == "invalid_picture"
 
 
 @pytest.mark.parametrize("name", ["the largest WebP", "the largest JPEG", "10,000 pixels"])
 def test_memory_is_bounded(name: str, tmp_path: Path) -> None:
-    """Measure in another process. The largest WebP takes the most: four copies of its pixels."""
+    """Measure in another process. The largest WebP needs the most memory: four copies of its pixels."""
     largest = {
         "the largest WebP": lambda: encoded(Image.new("RGBA", (3535, 3535), (1, 2, 3, 100)), "WEBP", method=0),
         "the largest JPEG": lambda: encoded(Image.new("RGB", (6250, 4000), (1, 2, 3)), "JPEG", progressive=True),

@@ -1,4 +1,4 @@
-"""Profiles: created once, seen and changed by their owner and admins."""
+"""Profiles: created once, and visible to and changed by their owner and admins only."""
 
 from __future__ import annotations
 

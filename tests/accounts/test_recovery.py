@@ -1,4 +1,4 @@
-"""New passwords: changed with the old one, or reset by a mailed URL. Either ends the other sessions."""
+"""New passwords: a change needs the old one and ends the other sessions; a reset needs an emailed URL and ends all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INVALID_URL = {"detail": "The URL is invalid, was already used, or has expired"}
 
 @dataclass
 class Owner:
-    """A signed-in user whose account has an address."""
+    """A signed-in user whose account has an email address."""
 
     service: Service
     client: httpx.AsyncClient
@@ -36,7 +36,7 @@ class Owner:
             return (await sign_in(other, self.username, password)).status_code
 
     async def another_session(self) -> dict[str, str]:
-        """Sign in again, and return the header of that session."""
+        """Sign in again, and return the `Authorization` header of the new session."""
         async with self.service.anyone() as other:
             token = (await ok(sign_in(other, self.username)))["access_token"]
             return {"Authorization": f"Bearer {token}"}
@@ -52,7 +52,7 @@ class Owner:
         return await mail_in(self.service.folder / "mail", self.email, number, subject)
 
     async def forgot(self, number: int = 1) -> str:
-        """Ask for a new password, and return the token of the `number`-th email."""
+        """Request a password reset, and return the token in the `number`-th email of this kind."""
         async with self.service.anyone() as client:
             await ok(client.post("/auth/password/forgot", json={"email": self.email}), 202)
         return token_in(await self.mail(number, "Reset your password"))
@@ -205,7 +205,7 @@ async def test_an_invalid_password_does_not_use_up_the_token(service: Service) -
 
 
 async def test_all_invalid_tokens_get_the_same_response(service: Service) -> None:
-    """Expired, of a former address, superseded, revoked by a change, or of a disabled or deleted account."""
+    """Check tokens that are expired, superseded, revoked, of a former address, or of a disabled or deleted account."""
     async with AsyncExitStack() as stack:
         names = ("late", "moved", "former", "disabled", "gone", "twice", "changed")
         owners = {name: await stack.enter_async_context(owner(service)) for name in names}
@@ -214,7 +214,7 @@ async def test_all_invalid_tokens_get_the_same_response(service: Service) -> Non
         await sql(service, f"UPDATE one_time_tokens SET expires_at = created_at WHERE user_id = {late.id}")
         body = {"email": f"{fresh_name()}@example.org", "current_password": PASSWORD}
         await ok(moved.client.patch("/users/me", json=body))
-        # Even when the change of the address did not revoke the token.
+        # The token is invalid even if the change of address did not revoke it.
         await sql(service, f"UPDATE users SET email = 'new-{former.email}' WHERE id = {former.id}")
         chief = await stack.enter_async_context(service.admin())
         await ok(chief.http.post(f"/admin/users/{disabled.id}/deactivate"))

@@ -1,4 +1,4 @@
-"""Rights: every operation, requested in every role, against the table in docs/rights.md."""
+"""Rights: every operation, requested in every role, responds as the table in docs/rights.md says."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def name() -> str:
 
 @dataclass(frozen=True)
 class Ask:
-    """A request of an operation that only missing rights can make fail.
+    """A request for an operation, valid so that only missing rights can make it fail.
 
     `{names}` in the path are objects of the owner, created when a path or a body needs them. `is_own`: the request is
-    about the requester's account, which may be unusable afterwards. `is_final`: the owner's account is.
+    about the requester's account, which may be unusable afterwards. `is_final`: the owner's account may be unusable.
     """
 
     path: str
@@ -68,7 +68,7 @@ def asks_of_resource(resource: str, one: str, entity: Any, bulk: Any) -> dict[st
 
 
 def asks_of_listed_resource(resource: str, one: str, entity: dict[str, str]) -> dict[str, Ask]:
-    """Return `asks_of_resource`, and those of a resource whose rows belong to users and can be generated."""
+    """Return the requests for a resource whose rows belong to users and can be generated."""
     return {
         **asks_of_resource(resource, one, entity, [entity]),
         f"GET /{resource}/user": Ask(f"/{resource}/user"),
@@ -165,7 +165,7 @@ def test_the_table_and_the_requests_cover_every_operation() -> None:
 
 @dataclass
 class Account:
-    """A signed-in user and the refresh token."""
+    """A signed-in user with a refresh token."""
 
     person: Person
     refresh_token: str

@@ -1,4 +1,4 @@
-"""No log holds a secret: services in tests are checked for it, and the check can fail."""
+"""No log holds a secret: the tests check the log of every service, and the check itself can fail."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ async def test_users_watch_only_their_own_sessions(service: Service) -> None:
             movie = await alice.add()
             for each in (watcher, other):
                 assert (await each.expect("add", "movies"))["data"] == movie
-            # The same when the stream is resumed from the beginning.
+            # The same holds when the stream is resumed from the beginning.
             since = f"&since={other.welcome['data']['seq']}"
             async with service.watch(query + since, **signed_in(bob)) as resumed:
                 assert (await resumed.expect("add", "movies"))["data"] == movie
@@ -246,7 +246,7 @@ async def test_users_watch_only_their_own_sessions(service: Service) -> None:
 
 
 async def begin(database: Database, user_id: int, seconds: int = 900) -> dict[str, Any]:
-    """Start a session whose refresh token expires after so many seconds."""
+    """Start a session whose refresh token expires after `seconds`, and return it."""
     renewal = Renewal(new_token_id(), seconds)
     session = await database.write(lambda tx: sessions.begin(tx, user_id, SOMEWHERE, Checked(NO_HASH), renewal))
     assert session is not None

@@ -1,4 +1,4 @@
-"""Tokens: which are valid, refreshing them, the reuse of refresh tokens, and replacing keys."""
+"""Tokens: which ones are valid, how they are refreshed, reuse of refresh tokens, and replacement of keys."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_each_kind_of_token_carries_its_claims() -> None:
 
 
 def forged(kind: str, key: str = SECRET, algorithm: str = "HS256", headers: Any = None, **changes: Any) -> str:
-    """Return a token that is valid but for these changes; None leaves a claim out."""
+    """Return a token that is valid except for these changes; None leaves a claim out."""
     now = int(time.time())
     times = {"iat": now, "exp": now + 60}
     claims = {
@@ -170,7 +170,7 @@ async def test_a_new_key_signs_no_user_out(before_and_after: tuple[Service, Serv
         renewed = (await refresh(client, kept["refresh_token"])).json()
         for found in (tokens, renewed):
             assert await whoami(client, found["access_token"]) == 200
-            assert await whoami(before, found["access_token"]) == 401, "it does not know the new key"
+            assert await whoami(before, found["access_token"]) == 401, "`before` does not know the new key"
 
 
 async def test_a_password_is_hashed_again_when_its_owner_signs_in(before_and_after: tuple[Service, Service]) -> None:
@@ -187,7 +187,7 @@ async def test_a_password_is_hashed_again_when_its_owner_signs_in(before_and_aft
         assert "$m=64,t=1,p=1$" in old_hash
         assert (await sign_in(client, alice.name, "not this one")).status_code == 401
         assert await stored() == (old_hash, version)
-        # At once: the second sign-in finds another hash than the one it has checked, and checks again.
+        # The sign-ins are concurrent: if the hash has changed since a sign-in checked it, the sign-in checks again.
         found = await asyncio.gather(*(login(client, alice) for _ in range(4)))
         assert len({each["session_id"] for each in found}) == 4
         new_hash, version_now = await stored()
@@ -240,7 +240,7 @@ async def test_refreshing_returns_new_tokens_of_the_same_session(service: Servic
             assert last.keys() == first.keys()
             assert (last["session_id"], last["user_id"]) == (first["session_id"], alice.id)
             assert await whoami(client, last["access_token"]) == 200
-        assert await whoami(client, first["access_token"]) == 200, "until it expires"
+        assert await whoami(client, first["access_token"]) == 200, "the first token is valid until it expires"
         assert len((await alice.http.get("/auth/sessions")).json()) == 2
 
 
@@ -296,7 +296,7 @@ async def test_concurrent_use_of_one_refresh_token_ends_the_session(service: Ser
             answers = await asyncio.gather(*(refresh(client, tokens["refresh_token"]) for _ in range(4)))
             assert sorted(answer.status_code for answer in answers) == [200, 401, 401, 401]
             (winner,) = (answer.json() for answer in answers if answer.status_code == 200)
-            assert await whoami(client, winner["access_token"]) == 401, "the others ended the session"
+            assert await whoami(client, winner["access_token"]) == 401, "the other requests ended the session"
 
 
 async def test_of_two_workers_that_refresh_concurrently_one_succeeds(before_and_after: tuple[Service, Service]) -> None:

@@ -34,7 +34,7 @@ async def me(person: Person) -> dict[str, Any]:
     return account
 
 
-# --- the caller's own account account
+# --- the caller's own account
 
 
 async def test_an_account_has_an_entity_tag(service: Service) -> None:

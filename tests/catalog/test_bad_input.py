@@ -305,7 +305,7 @@ async def test_an_entity_tag_of_absurd_length_matches_nothing(service: Service, 
                 assert_problem(await alice.http.request("DELETE", one, headers=headers), 412)
 
 
-# One for each place that rejects tokens, valid but for what it is named for; tests/accounts/test_tokens.py has more.
+# One token for each check of a token, valid except for what its name says; tests/accounts/test_tokens.py has more.
 INVALID_TOKENS: dict[str, Callable[[Person], str]] = {
     "garbage": lambda _: "garbage",
     "not ascii": lambda _: "é.é.é",
@@ -330,7 +330,7 @@ async def test_an_invalid_token_is_rejected_on_every_route(service: Service, mad
 
 
 async def test_a_forged_token_with_valid_claims_is_accepted(service: Service) -> None:
-    """Otherwise the tokens above might be rejected for another reason than the one that they are named for."""
+    """Otherwise the tokens above might be rejected for a reason other than the one in their names."""
     async with service.person() as alice, service.anyone() as client:
         headers = {"Authorization": f"Bearer {alice.forged(jti='0123')}"}
         assert (await client.get("/auth/me", headers=headers)).json()["id"] == alice.id
@@ -377,14 +377,14 @@ def is_logged(service: Service, request_id: str) -> bool:
 async def test_a_500_reveals_no_details(new_service: Any) -> None:
     with new_service().running() as service:
         async with service.person() as alice:
-            # No such group exists, which the code does not expect.
+            # No such group exists, so the code raises an unexpected error.
             await sql(service, f"UPDATE users SET \"group\" = 'nonsense' WHERE id = {alice.id}")
             for method, path in (("GET", "/movies"), ("POST", "/movies")):
                 answer = await alice.http.request(method, path, json={"title": "x"})
                 assert answer.status_code == 500, answer.text
                 assert answer.json() == {"detail": "Internal Server Error"}
                 request_id = answer.headers["x-request-id"]
-                await eventually(partial(is_logged, service, request_id), "the log has its number")
+                await eventually(partial(is_logged, service, request_id), "the log has the request id")
         async with service.person() as bob:
             await bob.add()
 

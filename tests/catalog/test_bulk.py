@@ -1,4 +1,4 @@
-"""Bulk writes of movies and characters: all or nothing, and one event."""
+"""Bulk writes of movies and characters: all or nothing, with one event unless they are large."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ async def test_only_moderators_and_admins_write_genres(service: Service) -> None
 
 async def test_genres_belong_to_no_user_and_are_not_generated(service: Service) -> None:
     async with service.admin() as chief:
-        assert (await chief.http.get("/genres/user")).status_code == 422, "the id of a genre"
+        assert (await chief.http.get("/genres/user")).status_code == 422, "`user` is taken for the id of a genre"
         assert (await chief.http.get(f"/users/{chief.id}/genres")).status_code == 404
         assert (await chief.http.post(f"/users/{chief.id}/genres", json={"name": "x"})).status_code == 404
         assert (await chief.http.post("/genres/generate/5")).status_code == 404

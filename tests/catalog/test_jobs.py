@@ -1,4 +1,4 @@
-"""Background generation: every row once, whatever is killed; cancelled at once; paced, seeded and with progress."""
+"""Background generation: each row is stored once, whatever is killed; jobs have a rate, a seed and progress frames."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ async def test_an_order_beside_the_deletion_of_its_user_leaves_no_job(database: 
         user_id = await account(database, f"user{number}")
         pair = [outcome(order(database, user_id)), delete(database, user_id)]
         await asyncio.gather(*(pair if number % 2 else reversed(pair)))
-    # An order that came first is cancelled, a later one refused.
+    # An order that came before the deletion was cancelled; a later one was rejected.
     assert await jobs.claim(database, "a worker") is None
 
 
@@ -257,7 +257,7 @@ async def test_a_killed_server_finishes_its_job_without_gaps_or_duplicates(new_s
             await asyncio.to_thread(service.kill)
         for until in (total // 3, total):
             await asyncio.to_thread(service.kill)
-            await sql(service, "UPDATE jobs SET lease_until = 0")  # as if the lease of the killed process had ended
+            await sql(service, "UPDATE jobs SET lease_until = 0")  # as if the lease of the killed process had expired
             await asyncio.to_thread(service.start)
             async with service.watch(f"since={seqs[-1]}&epoch={epoch}") as watcher:
                 await _read_until(watcher, ids, seqs, until)

@@ -32,7 +32,7 @@ ALL = [0, 1, 2, 3, 4, 5]
 
 
 class Shelf:
-    """The rows of one user. Lists are limited to these, and given as their numbers."""
+    """The rows of one user. `get` lists only these rows, and returns their indices in `rows`."""
 
     def __init__(self, person: Person, kind: ResourceCase, rows: list[dict[str, Any]]) -> None:
         self.person, self.kind, self.rows = person, kind, rows

@@ -1,4 +1,4 @@
-"""Single movies and characters: adding, reading, editing and deleting them, and the events of it."""
+"""Single movies and characters: adding, reading, editing and deleting them, and the events that this causes."""
 
 from __future__ import annotations
 
@@ -307,7 +307,7 @@ async def test_a_movie_counts_its_characters(service: Service) -> None:
             first["characters_count"] = 1
             await expect_event(watcher, "update", MOVIES, first, bob, ["characters_count"])
             answer = await alice.http.get(f"/movies/{first['id']}")
-            assert answer.json() == first  # version and updated_at as they were
+            assert answer.json() == first  # version and updated_at are unchanged
             assert answer.headers["etag"] != tag
             # Writes compare only the version of the tag, so the derived count makes no copy stale.
             title = {"title": "The Third Man!"}

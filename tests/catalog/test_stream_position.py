@@ -61,7 +61,7 @@ class Strict:
 
 
 class Writer:
-    """A client that adds, edits and deletes without a pause, one by one and in bulk, and keeps the list short."""
+    """A client that adds, edits and deletes movies without a pause, singly and in bulk, and keeps the list short."""
 
     def __init__(self, alice: Person, seed: int) -> None:
         self._http = alice.http
@@ -134,7 +134,7 @@ async def list_of(person: Person, query: str = "") -> tuple[dict[int, dict[str, 
     answer = await person.http.get(f"/movies?limit=1000{query}")
     assert answer.status_code == 200, answer.text
     rows = {row["id"]: row for row in answer.json()}
-    assert len(rows) == int(answer.headers["x-total-count"]), "rows and total are of one snapshot"
+    assert len(rows) == int(answer.headers["x-total-count"]), "rows and total are from one snapshot"
     return rows, position_of(answer.headers)
 
 

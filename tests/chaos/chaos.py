@@ -30,12 +30,12 @@ from tests.support.service import eventually
 REQUEST_SECONDS = 15.0
 PAGE = 1_000
 CATCH_UP_SECONDS = 60.0
-QUIET_SECONDS = 1.0  # after all have the last event: time for an event too many to arrive
+QUIET_SECONDS = 1.0  # after all watchers have the last event: time for a superfluous event to arrive
 
 
 @dataclass(frozen=True)
 class Role:
-    """A kind of watcher; `share` is how many of a hundred are of this kind."""
+    """A kind of watcher; `share` is how many of a hundred watchers are of this kind."""
 
     share: int
     wish: Wish
@@ -64,7 +64,7 @@ FILTERS: tuple[tuple[str, dict[str, Any], Callable[[Row], bool]], ...] = (
 
 
 def wish(index: int, **more: Any) -> Wish:
-    """One of the filters on movies."""
+    """Return a wish with one of the filters on movies."""
     name, written, matches = FILTERS[index % len(FILTERS)]
     return Wish(("movies",), name=name, filter=written, matches=matches, **more)
 
@@ -134,7 +134,7 @@ class Outcome:
 
 
 async def run(chaos: Chaos, postgres: PostgresServer, redis: RedisServer, folder: Path) -> Outcome:
-    """Play a run. Both servers are damaged, and run again at the end. `folder` gets the logs of the workers."""
+    """Carry out a run. It damages both servers, which work again at its end. The workers log to files in `folder`."""
     with Proxies() as proxies:
         stage = Stage(chaos, postgres, redis, proxies, folder)
         try:

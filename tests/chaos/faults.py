@@ -1,4 +1,4 @@
-"""The faults of the chaos run: what breaks, when, and how it is repaired. They are signals and proxies.
+"""The faults of the chaos run: what breaks, when, and how it is repaired. Every fault comes from outside the service.
 
 A fault that other tests need is a context manager in `tests/support/servers.py` or `proxies.py`.
 """
@@ -48,7 +48,7 @@ class Chaos:
 
 @dataclass(frozen=True)
 class Fault:
-    """`at` is the number of writes begun before it. `target` is a fraction, which selects a worker where one breaks."""
+    """`at` is the number of writes begun before the fault. `target`, a fraction, selects the worker, if one breaks."""
 
     at: int
     kind: str
@@ -101,7 +101,7 @@ class Stage:
             await asyncio.to_thread(service.start)
 
     async def revive(self, index: int) -> None:
-        """Start a worker until it stays up, as a supervisor does: the database may be down."""
+        """Start a worker repeatedly until it stays up, as a supervisor does: the database may be down."""
         while True:
             try:
                 await asyncio.to_thread(self.services[index].start)
@@ -110,7 +110,7 @@ class Stage:
                 await asyncio.sleep(0.2)
 
     async def supervise(self) -> None:
-        """Note and restart workers that end by themselves."""
+        """Record and restart workers that end by themselves."""
         while True:
             await asyncio.sleep(0.1)
             for index, service in enumerate(self.services):
@@ -184,7 +184,7 @@ class Stage:
         await asyncio.to_thread(self.postgres.restart)
 
     async def _crash_postgres(self, index: int, seconds: float) -> None:
-        """Shut down at once, so that the next start has to recover."""
+        """Shut PostgreSQL down at once, so that its next start has to recover."""
         os.kill(self.postgres.pid, signal.SIGQUIT)
         await eventually(lambda: not self.postgres.running, "PostgreSQL ends")
         await asyncio.sleep(seconds / 2)

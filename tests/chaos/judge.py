@@ -93,7 +93,7 @@ class Log:
         return found
 
     def are_equal(self, wanted: Frame, got: Frame) -> bool:
-        """Compare each pair of frames once: both are kept for the whole run, and most watchers got the same ones."""
+        """Return whether two frames are equal. Each pair, kept for the whole run, is compared once for all watchers."""
         pair = (id(wanted), id(got))
         if pair not in self._equal and wanted == got:
             self._equal.add(pair)
@@ -101,7 +101,7 @@ class Log:
 
 
 async def read_log(url: str) -> Log:
-    """Read the whole log. Its sequence numbers must begin with 1 and have no holes."""
+    """Read the whole log. Its sequence numbers must begin with 1 and have no gaps."""
     connection = await asyncpg.connect(url)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
@@ -116,7 +116,7 @@ async def read_log(url: str) -> Log:
     numbers = [row["seq"] for row in rows]
     if numbers != list(range(1, head + 1)):
         holes = sorted(set(range(1, head + 1)) ^ set(numbers))
-        log.problems.append(f"the log has holes or repeats: head {head}, {len(numbers)} events, {holes[:10]}")
+        log.problems.append(f"the log has gaps or repeats: head {head}, {len(numbers)} events, {holes[:10]}")
     return log
 
 
@@ -227,7 +227,7 @@ def differences(log: Log, wish: Wish, start: int, got: Sequence[Frame], end: int
 @dataclass
 class Differences:
     """Sequence numbers, or pairs of frames; all empty when the watcher was never wrong. `repeated` includes events
-    that it did not ask for."""
+    that the watcher did not ask for."""
 
     events: int
     missing: list[int] = field(default_factory=list)

@@ -43,7 +43,7 @@ class Rolling:
 
 @dataclass
 class Outcome:
-    """`silences` holds the longest pause between two events of each watcher, `restarts` the duration of each."""
+    """`silences` holds each watcher's longest pause between two events, `restarts` the duration of each restart."""
 
     problems: list[str] = field(default_factory=list)
     silences: list[float] = field(default_factory=list)
@@ -123,7 +123,7 @@ async def run(rolling: Rolling, service: Service) -> Outcome:
 
 
 async def _restart(service: Service) -> float:
-    """Restart, and wait until every worker is a new one and serves. Return how long that took."""
+    """Restart the workers, and wait until each is a new one and serves. Return how long that took."""
     before, began = workers_of(service), time.monotonic()
     os.kill(service.pid, signal.SIGHUP)
 

@@ -5,7 +5,7 @@ command from each line, and writes its result as one line:
 
     {"do": "connect"}                  all connect -> {"seconds": …, "refused": …}
     {"do": "cut", "away_seconds": 1}   all are cut, and reconnect together -> {"seconds": until all caught up, …}
-    {"do": "judge", "seqs": [...]}     compare with the events there were -> {"wrong": [...], "events": …}
+    {"do": "judge", "seqs": [...]}     compare with the events of the log -> {"wrong": [...], "events": …}
 """
 
 from __future__ import annotations

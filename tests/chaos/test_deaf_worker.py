@@ -43,7 +43,7 @@ def bus(request: pytest.FixtureRequest, proxies: Proxies, redis: RedisServer) ->
 def workers(
     postgres: PostgresServer, redis: RedisServer, bus: RedisProxy, tmp_path: Path
 ) -> Iterator[tuple[Service, Service]]:
-    """One with a good bus, and one behind the proxy, which is silent from the start if a test wants that."""
+    """Two workers: one with a working bus, and one behind the proxy, which a test may make silent from the start."""
     url = postgres.create_database()
     urls = (redis.url, f"redis://127.0.0.1:{bus.port}/0")
     good, deaf = (Service(url, broadcast_url, tmp_path, LOG_LEVEL="warning") for broadcast_url in urls)

@@ -42,7 +42,7 @@ class Replay:
         self._next = 0
 
     def advance(self, seq: int) -> set[int]:
-        """Go on to `seq`, and return the ids that were touched."""
+        """Advance to `seq`, and return the ids of the rows that were touched."""
         touched: set[int] = set()
         for entry in self._until(seq):
             for id_ in entry.before.keys() | entry.after.keys():

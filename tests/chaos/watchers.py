@@ -46,7 +46,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Manner:
-    """How a watcher behaves. Numbers are of frames or seconds; 0 means never."""
+    """How a watcher behaves. Numbers count frames or seconds; 0 means never."""
 
     kind: str
     leaves_after: int = 0  # disconnects after about so many frames, without a close frame
@@ -62,7 +62,7 @@ class Segment:
 
     start: int
     items: Marks | None = None
-    is_whole: bool = False  # the snapshot
+    is_whole: bool = False  # whether the snapshot is complete
     got: list[Frame] = field(default_factory=list)
 
 
@@ -75,14 +75,14 @@ class Watcher:
     urls: Sequence[str]
     chance: random.Random
     texts: Texts
-    hurry: asyncio.Event  # once set, the watcher pauses no longer
+    hurry: asyncio.Event  # once set, the watcher no longer pauses
     position: int = 0
     epoch: str = ""
     segments: list[Segment] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     ends: Counter[str] = field(default_factory=Counter)
     longest_silence: float = 0.0
-    _unfinished: list[Frame] = field(default_factory=list)  # of an event of several frames
+    _unfinished: list[Frame] = field(default_factory=list)  # the frames received so far of an event with several
     _heard_at: float = 0.0
     _is_new: bool = True
 
@@ -126,7 +126,7 @@ class Watcher:
         return urlencode(query)
 
     async def _watch(self, websocket: ClientConnection) -> None:
-        """Return when the watcher leaves. Raises when the connection ends."""
+        """Receive frames until the watcher leaves. Raise when the connection ends."""
         frames = 0
         leave = self._about(self.manner.leaves_after)
         pause = self._about(self.manner.pauses_after)
@@ -198,7 +198,7 @@ class Watcher:
         if frame.get("ok") and frame["data"].get("subscription") == self.wish.name:
             self._begin(self.epoch, frame["data"]["seq"])
         elif frame.get("error", {}).get("code") == "unavailable":
-            raise TimeoutError("the database is away: it says to try again")
+            raise TimeoutError("the database is unavailable: the reply says to try again")
         else:
             self.problems.append(f"refused: {frame}")
 

@@ -144,7 +144,7 @@ class Writer:
         self._chance = random.Random(token)
 
     async def run(self, operations: Sequence[Operation], enough: asyncio.Event | None = None) -> None:
-        """Carry out all operations, or as many as `enough` allows."""
+        """Carry out all operations, or stop early when `enough` is set."""
         for operation in operations:
             if enough is not None and enough.is_set():
                 return
@@ -154,7 +154,7 @@ class Writer:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     async def end(self) -> None:
-        """Add a movie for each filter of the watchers, so that each of them sees the end."""
+        """Add movies of which every filter of the watchers matches at least one, so that every watcher sees the end."""
         for status in STATUSES:
             body = {"title": f"The film {status}", "rating": 85, "genres": ["Drama", "Noir"], "status": status}
             await self._add(Operation(f"the end, {status}", "add", 0.0, 0.0), "movies", body)

@@ -1,4 +1,4 @@
-"""A view is right and a watch misses nothing, wherever the connection is cut. Without sockets."""
+"""A view is right and a watch misses nothing, wherever the connection is cut. No test here opens a socket."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Log:
 
 
 class ModelServer:
-    """The frames that a connection owes its client, sent one at a time."""
+    """A server that owes its client frames, and sends them one at a time."""
 
     def __init__(self, log: Log, session: Session, chance: random.Random) -> None:
         self.log, self.session, self.chance = log, session, chance
@@ -107,7 +107,7 @@ class ModelServer:
             self.owed.append({**frame, "data": data})
 
     def replace_log(self, snapshots: Sequence[str]) -> None:
-        """Replace the log. Connected subscriptions get a resync after the frames they are owed."""
+        """Replace the log. Connected subscriptions get a resync after the frames that they are still owed."""
         self.fill()
         self.log.replace()
         for name in self.positions:
@@ -185,7 +185,7 @@ async def play(chance: random.Random, steps: list[str]) -> None:
 
 
 def assert_no_gap(log: Log, seen: list[Event | Resync]) -> None:
-    """Assert that each event came once, whole and in order. Only a Resync may jump, and the end is that of the log."""
+    """Assert that each event came once, whole and in order. Only a resync may skip events; the end is the log's."""
     position = Position("e1", 0)
     shown: list[tuple[Any, ...]] = []
     for item in seen:

@@ -1,4 +1,4 @@
-"""In both clients, a mistake of the caller is an error of that call, and never an endless attempt."""
+"""In both clients, a mistake of the caller raises an error in that call, and never causes endless attempts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HALF = "\ud83d"  # of a surrogate pair
 
 @dataclass
 class Deaf:
-    """A server that welcomes every client, or refuses it with a status. It only echoes the bodies of requests."""
+    """A server that welcomes every client, or rejects it with a status. It only echoes the bodies of requests."""
 
     status: int | None = None
     port: int = 0
@@ -65,7 +65,7 @@ async def deaf(status: int | None = None) -> AsyncIterator[Deaf]:
 
 
 async def in_node(program: str) -> Any:
-    """Run a program that knows `Client`, and return the value that it passes to `tell`."""
+    """Run a JavaScript program that can use `Client`, and return the value that it passes to `tell`."""
     text = (
         f"import {{ Client }} from {json.dumps(MODULE.as_uri())};\n"
         f"const tell = (value) => console.log(JSON.stringify(value));\n{program}"
@@ -236,7 +236,7 @@ async def test_a_404_ends_the_client_that_can_see_the_status() -> None:
 
 
 async def test_repeated_failures_to_connect_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """A page does not see the status, so it tries again after any, and logs that."""
+    """A page does not see the status, so its client tries again after any status, and logs that."""
     async with deaf(503) as server:
         with caplog.at_level(logging.WARNING, "marquee_client"):
             async with Client(server.url, retry=Retry(0.01, 0.01)) as client:

@@ -22,7 +22,7 @@ from tests.support.service import Service
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DRIVER = ROOT / "clients" / "javascript" / "conformance_driver.mjs"
-# What a client may leave out because it cannot know it: a page does not see the status of a refused handshake.
+# What a client may leave out because it cannot know it: a page does not see the status of a rejected handshake.
 LEFT_OUT = {"python": set[str](), "node": {"handshake_status"}, "chromium": {"handshake_status"}}
 SCENARIOS, LIVE = load()
 
@@ -40,7 +40,7 @@ def command(client: str) -> Sequence[str]:
         return (sys.executable, "-m", "clients.python.conformance_driver")
     if client == "node":
         return (*node_command(), str(DRIVER))
-    return (*chromium("{folder}"), "{page}")  # which the runner fills in
+    return (*chromium("{folder}"), "{page}")  # the runner fills in both names
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ async def test_a_client_passes_every_scenario(client: str, command: Sequence[str
     assert len(outcomes) == len(SCENARIOS) > 50
 
 
-# Only one client on both databases: a client cannot see which database the service uses.
+# Only one client runs on both databases, because a client cannot see which database the service uses.
 @pytest.mark.parametrize(
     ("backend", "client"),
     [("sqlite", "python"), ("sqlite", "node"), ("sqlite", "chromium"), ("postgres", "python")],

@@ -125,7 +125,7 @@ async def test_without_the_lock_on_the_head_the_same_writers_leave_gaps(
     monkeypatch.setattr("repository.engine.database.append", _unlocked_append)
     # On SQLite the lock is BEGIN IMMEDIATE: without it a transaction reads the head before it may write.
     monkeypatch.setattr("repository.engine.database.BEGIN", "BEGIN DEFERRED")
-    # Whether two writers meet is chance, so that on a busy machine one try may be in order.
+    # Whether two writers overlap is chance, so a single try may pass on a busy machine.
     for _ in range(20):
         if await goes_wrong(new_places().database_url):
             return

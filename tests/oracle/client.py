@@ -52,7 +52,7 @@ class _Asked:
 
 @dataclass(eq=False)
 class Client:
-    """`handshake` is a view that lives on the default subscription; such a client never subscribes."""
+    """A watcher. With `handshake`, which is a view of the default subscription, it never subscribes."""
 
     label: str
     urls: Sequence[str]
@@ -86,7 +86,7 @@ class Client:
     # --- connecting
 
     async def connect(self, worker: int) -> None:
-        """Return when the socket is open; the reader takes the welcome and all later frames."""
+        """Open a socket to a worker, and start a task that reads the welcome and all later frames."""
         await self.cut()
         query: dict[str, Any] = {}
         if self.handshake is not None:
@@ -155,7 +155,7 @@ class Client:
             await self.socket.send(orjson.dumps(message).decode())
 
     async def subscribe(self, watched: Watched) -> None:
-        """Subscribe from the view's position, or from a snapshot if it has none. Without a socket, do so later."""
+        """Subscribe from the view's position, or from a snapshot if it has none. Without a socket, do nothing."""
         if not self.is_open:
             return
         view = watched.view
@@ -178,7 +178,7 @@ class Client:
         await self._say(_Asked("subscribe", watched, since, snapshot, is_bad), **members)
 
     async def unsubscribe(self, watched: Watched, *, comes_back: bool) -> None:
-        """Unsubscribe for good, or subscribe again from the same position after the reply."""
+        """Unsubscribe. With `comes_back`, subscribe again from the same position after the reply."""
         if not comes_back:
             self.watched.remove(watched)
         watched.comes_back = comes_back
@@ -187,13 +187,13 @@ class Client:
             await self._say(_Asked("unsubscribe", watched), subscription=watched.name)
 
     async def request(self, method: str, path: str, body: Any) -> tuple[int, Any]:
-        """Raise ConnectionError when the socket ends before the reply: the outcome is unknown then."""
+        """Send a request; return the status and body of the reply. Raise ConnectionError if the socket ends first."""
         members = {"body": body} if body is not None else {}
         frame = await self._question("request", method=method, path=path, **members)
         return frame["status"], frame["body"]
 
     async def ping(self) -> None:
-        """Raises ConnectionError."""
+        """Wait for the reply to a ping. Raise ConnectionError if the socket ends first."""
         await self._question("ping")
 
     async def _question(self, action: str, **members: Any) -> Row:

@@ -129,7 +129,7 @@ def resolved(wanted: Any, names: Mapping[str, Any]) -> Any:
 
 
 def matches(wanted: Wanted | None, row: Row) -> bool:
-    """Return whether a row matches every field, and one of the groups of `or` if there are any."""
+    """Return whether a row matches every field, and at least one of the groups of `or` if there are any."""
     if not wanted:
         return True
     groups = wanted.get("or")

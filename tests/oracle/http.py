@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-IDLE_SECONDS = 2.0  # the server closes what is idle for 5
+IDLE_SECONDS = 2.0  # the server closes connections that are idle for 5 s
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from tests.support.resources import sql
 from tests.support.service import Person, Service
 
 EQUAL_SECONDS = 10.0
-WRITES_SECONDS = 60.0  # the backlog and all jobs
+WRITES_SECONDS = 60.0  # for the backlog and all jobs
 MAX_WAIT_SECONDS = 1.0
 STUCK_SECONDS = 120.0  # more than anything may take
 LANES = 3
@@ -48,7 +48,7 @@ def _now(seconds: float = 0.0) -> str:
 
 @dataclass(frozen=True)
 class Wish:
-    """A subscription that a client wants. `begins`: with a snapshot, a list, or at the base, an earlier position."""
+    """A subscription that a client wants. `begins` is "snapshot", "list" or "base", an earlier position."""
 
     topics: tuple[str, ...]
     filter: Wanted | None
@@ -59,7 +59,7 @@ class Wish:
 
 
 class World:
-    """Only `do` may be called from outside its event loop."""
+    """The workers, writers and watchers. Only `do` may be called from outside the world's event loop."""
 
     def __init__(self, services: Sequence[Service]) -> None:
         self.services = services
@@ -97,7 +97,7 @@ class World:
                 self._loop.close()
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run in the world's loop, from another thread."""
+        """Run `work` in the world's event loop, from another thread, and return its result."""
         running = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return running.result(timeout=STUCK_SECONDS)
@@ -134,7 +134,7 @@ class World:
     # --- writing
 
     async def write(self, lane: int, batch: Batch) -> None:
-        """Return when few writes are left, or after MAX_WAIT_SECONDS: a write may wait for a socket that pauses."""
+        """Queue a batch. Return when few writes are left, or after MAX_WAIT_SECONDS: a paused socket may delay them."""
         queue = self._lanes[lane]
         for write in batch.writes():
             queue.put_nowait(write)
@@ -203,7 +203,7 @@ class World:
         return found
 
     async def connect(self, worker: int, user: int | None, topics: Sequence[str] = ()) -> Client:
-        """Connect a client; with `topics`, on the default subscription, from the position where all rows were known."""
+        """Connect a client. With `topics`, it uses the default subscription, from the base position."""
         token = self._people[user].token if user is not None else None
         client = Client(f"client {next(self._labels)}", self.urls, self.problems, token, user)
         if topics:
@@ -249,7 +249,7 @@ class World:
         view.begin_with(chosen, place)
 
     async def _begin_at_list(self, view: View) -> None:
-        """List, then watch: the list has the position that it shows."""
+        """Begin a view with a REST list, at the log position as of which the list was read."""
         (topic,) = view.topics
         parameters = [*query(view.wanted), ("limit", str(PAGE))]
         answer = await self._rest[0].ask("GET", f"/{topic}?{urlencode(parameters)}")
@@ -323,7 +323,7 @@ class World:
         for write in self._markers():
             await self._write(write)
         truth = await self._all_are_right()
-        # An event too many would arrive before the reply to this.
+        # A superfluous event would arrive before the reply to this ping.
         await asyncio.gather(*(client.ping() for client in self.clients), return_exceptions=True)
         await self._all_are_right(truth)
 
@@ -335,7 +335,7 @@ class World:
         ]
 
     async def _all_are_right(self, truth: Truth | None = None) -> Truth:
-        """Wait until all views equal the truth, and return it; `truth` is the truth if it is known."""
+        """Wait until all views equal the truth, and return it. Without `truth`, it is read first."""
         if truth is None:
             truth = await self._truth()
             self._remember(truth.rows)

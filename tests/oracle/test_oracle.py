@@ -156,7 +156,7 @@ class Oracle(stateful.RuleBasedStateMachine):
 
     @stateful.rule(number=NUMBER, worker=st.integers(0, 1))
     def is_cut_and_comes_back(self, number: int, worker: int) -> None:
-        """Connect again, also after an earlier cut."""
+        """Connect again, whether or not the client was cut before."""
         self.world.do(self.client(number).connect(worker))
 
     @stateful.rule(number=NUMBER)

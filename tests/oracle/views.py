@@ -1,4 +1,4 @@
-"""The frames of one subscription, applied strictly. Pure.
+"""The frames of one subscription, applied strictly, without I/O.
 
 A view begins with a snapshot, or with rows as of a known sequence number, and applies every frame of its subscription.
 Whatever a correct stream cannot contain raises `Wrong`: an `add` of a present row, an `update` or `delete` of an absent
@@ -15,7 +15,7 @@ from typing import Any
 Row = dict[str, Any]
 Rows = dict[str, dict[Any, Row]]  # by topic and id
 
-REMEMBERED = 60  # frames of a view, for the reader of a failure
+REMEMBERED = 60  # frames of a view, shown when a play fails
 
 
 class Wrong(AssertionError):
@@ -69,7 +69,7 @@ class View:
             self._begin_snapshot(Place(epoch, seq))
 
     def cut(self) -> None:
-        """Discard half an event, or half a snapshot, because the connection ended."""
+        """Discard an incomplete event or snapshot, because the connection ended."""
         self.told.append("cut")
         self._group.clear()
         if self._missing:
@@ -89,7 +89,7 @@ class View:
     # --- frames
 
     def take(self, frame: Row, *, snapshot: bool) -> bool:
-        """False when the view is void and nothing will fill it: it asked for no snapshot."""
+        """Apply a frame. Return False when the view is void and stays so, because it asked for no snapshot."""
         operation = frame["operation"]
         if self._is_void:
             return True
@@ -106,7 +106,7 @@ class View:
     def _resync(self, data: Row, *, snapshot: bool) -> bool:
         self.told.append(f"resync {data}")
         if not self._is_refused and not self._missing:
-            raise Wrong(f"a good position was refused with {data}: {self}")
+            raise Wrong(f"a valid position was rejected with {data}: {self}")
         self._is_refused = False
         self._begin_snapshot(Place(data["epoch"], data["seq"]))
         self._is_void = not snapshot

@@ -1,4 +1,4 @@
-"""The service with small bounds, which a few rows reach instead of megabytes.
+"""The service with bounds so small that a few rows reach them.
 
 Pages, the ring, the parts of an event and the unsent bytes of a socket are small, so that every path between them is
 taken often: snapshots of many pages, catching up from the ring and from the log, windows of several frames.

@@ -1,4 +1,4 @@
-"""The writes of the oracle: every kind that REST offers, each made from a seed, so that it prints short."""
+"""The writes of the oracle: every kind that REST offers, each made from a seed, so that it is short when printed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Row = dict[str, Any]
 
 CATALOG = ("movies", "characters", "genres")
 ADMIN = 2  # beside the users 0 and 1
-LONG = "a long story " * 500  # some dozens fill a socket that is not read
+LONG = "a long story " * 500  # a few dozen of these fill a socket that is not read
 AGENTS = ("harry/1.0", "Lime 2", "cafe", "")
 
 
 @dataclass(frozen=True)
 class Write:
-    """`seed` decides the rest. `by_socket` sends the write as a request on a watcher's own socket."""
+    """`seed` determines the request. `by_socket` sends the write as a request on a watcher's own socket."""
 
     kind: str
     resource: str
@@ -158,14 +158,14 @@ def _account_call(write: Write, known: Known, chance: Random) -> Call | None:
 
 
 def _crowded(chance: Random, write: Write, known: Known) -> int | None:
-    """Return, often, a movie with characters: deleting it changes them as well."""
+    """Return, in most cases, the newest movie, which is likely to have characters: deleting it changes them, too."""
     if write.resource == "movies" and write.who == ADMIN and chance.random() < 0.7:
         return max(known.owners["movies"], default=None)
     return None
 
 
 def fields(chance: Random, resource: str, known: Known, *, part: bool = False) -> Row:
-    """Return all fields that an editor writes, or a part of them. Values of the filters are frequent."""
+    """Return all fields that an editor writes, or a part of them. Values that the filters name are frequent."""
     row: Row
     if resource == "movies":
         row = {

@@ -136,7 +136,7 @@ def bounds(text: str) -> tuple[str, list[str]]:
 
 
 def replaced(text: str, begin: str, end: str, part: str) -> str:
-    """Put `part` between the first `begin` of the text and the `end` after it."""
+    """Return the text with `part` between its first `begin` and the `end` after it."""
     before, found, rest = text.partition(begin)
     assert found, f"docs/architecture.md has no {begin!r}"
     _, found, after = rest.partition(end)
@@ -159,7 +159,7 @@ def main() -> None:
         if not problems:  # otherwise a person fixes them first: dropping a row would drop its sentences
             DOCUMENT.write_text(after)
     elif after != before:
-        problems.append("docs/architecture.md is not what the code says: run `make tables`")
+        problems.append("docs/architecture.md does not match the code: run `make tables`")
     sys.exit("\n".join(problems) or None)
 
 

@@ -1,4 +1,4 @@
-"""docs/architecture.md matches the code: its tree, layers, owners and bounds are made from it."""
+"""docs/architecture.md matches the code: its tree, layers, owners and bounds are generated from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.documents import ROOT
 
 
 def test_the_document_is_what_the_code_says() -> None:
-    """`make tables` writes it."""
+    """`make tables` brings the document up to date."""
     text = DOCUMENT.read_text()
     after, problems = regenerated(text)
     assert problems == []

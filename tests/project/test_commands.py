@@ -1,4 +1,4 @@
-"""The list of commands, which is shown without importing any."""
+"""The list of commands, which is shown without importing any of them."""
 
 from __future__ import annotations
 

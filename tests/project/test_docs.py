@@ -1,4 +1,4 @@
-"""The documents match the code: all of it is documented, and nothing else is."""
+"""The documents match the code: they describe all of it, and nothing that does not exist."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def served(routes: list[BaseRoute]) -> set[tuple[str, str]]:
 def test_the_table_of_routes_is_the_routes_that_are_served(tmp_path: Path) -> None:
     app = build_app(Settings(database_url=f"sqlite:///{tmp_path}/marquee.db", _env_file=None))
     documented = [(cells[0], bare(cells[1])) for cells in rows_of(text_of("docs/api.md"), "method", "path")]
-    assert len(documented) == len(set(documented)), "a route stands twice in docs/api.md"
+    assert len(documented) == len(set(documented)), "a route is listed twice in docs/api.md"
     assert set(documented) == served(app.routes)
 
 
@@ -124,7 +124,7 @@ def test_every_frame_is_documented_and_shown() -> None:
 
 
 def codes_of_replies() -> set[str]:
-    found = {Unauthenticated.code, Unavailable.code, Forbidden.code}  # what `auth` and `subscribe` pass on
+    found = {Unauthenticated.code, Unavailable.code, Forbidden.code}  # of errors that `auth` and `subscribe` pass on
     for tree in trees("realtime"):
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
@@ -175,7 +175,7 @@ def test_every_reason_of_a_resync_is_documented() -> None:
     documented = {bare(cells[0]) for cells in rows_of(text_of("docs/protocol.md"), "reason", "when")}
     said = {text for tree in trees("realtime") for text in strings_in(tree)}
     assert documented <= said
-    # The reasons come from where a position is judged; each of these sentences must stand in the table.
+    # Every string in the code that looks like such a reason must be in the table.
     assert {text for text in said if re.match(r"(position is|another epoch|the log was) ?\w*", text)} <= documented
 
 

@@ -1,4 +1,4 @@
-"""Imports point down, edges meet nowhere but in the event log, and importing opens nothing."""
+"""Imports point down, edges do not import one another, and importing opens nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Import:
 
 
 def product_files(root: Path) -> Iterator[Path]:
-    """Every module and package of the layers that exists."""
+    """Yield the files of all modules and packages in the layers."""
     for name in DEPTH:
         if (root / f"{name}.py").exists():
             yield root / f"{name}.py"
@@ -88,7 +88,7 @@ def test_imports_point_down() -> None:
 
 
 def test_the_root_holds_the_fixed_names_and_the_layers() -> None:
-    """A new module belongs into a folder, and a new folder needs its line in the table."""
+    """A new module belongs in a folder, and a new folder needs its line in the table of layers."""
     apart = {"tests", "bench", "clients", "docs"}
     assert {path.stem for path in ROOT.glob("*.py")} == {"main", "models", "schemas", "cli"}
     packages = {path.parent.name for path in ROOT.glob("[!.]*/__init__.py")}
@@ -106,7 +106,7 @@ def name_of(path: Path, root: Path) -> str:
 
 
 def circles(root: Path) -> list[list[str]]:
-    """The groups of modules that import one another, directly or through others; imports for types count."""
+    """Return the groups of modules that import one another, directly or through others; imports for types count."""
     known = modules_by_name(root)
     graph: dict[str, set[str]] = {name: set() for name in known}
     for each in imports_of(root):
@@ -133,7 +133,7 @@ def circles(root: Path) -> list[list[str]]:
 
 
 def test_every_declared_resource_is_in_the_registry() -> None:
-    """A file or a constant with another name than its table would be left out silently."""
+    """A file or a constant whose name differs from its table's would be left out silently."""
     declared = {
         (path.stem, target.id)
         for path in (ROOT / "resources").glob("*.py")
@@ -169,7 +169,7 @@ def test_tests_share_only_what_is_no_test_and_bench_shares_nothing_with_them() -
 
 def test_every_owner_uses_what_it_owns() -> None:
     used = {(each.package, each.path) for each in imports_of(ROOT)}
-    for package in OWNERS.keys() - {"aiosqlite", "asyncpg"}:  # named in URLs, not imported
+    for package in OWNERS.keys() - {"aiosqlite", "asyncpg"}:  # drivers, which URLs name
         for owner in OWNERS[package]:
             assert any(name == package and path.startswith(owner) for name, path in used), f"{owner}: {package}"
 
@@ -228,7 +228,7 @@ opened = []
 
 def watch(event, arguments):
     if event.startswith(("socket.", "sqlite3.connect", "subprocess.", "os.mkdir", "os.remove", "os.rename", "os.link")):
-        # Creating a socket object connects to nothing; some libraries try whether IPv6 is there.
+        # Creating a socket object connects to nothing; some libraries do so to find out whether IPv6 is available.
         if event not in ("socket.__new__", "socket.gethostname", "sqlite3.connect/handle"):
             opened.append(f"{event} {arguments}")
     elif event == "open":
@@ -245,7 +245,7 @@ print(*opened, sep="\\n", end="")
 
 
 def opened_by_importing(root: Path, modules: Sequence[str], folder: Path) -> list[str]:
-    """What importing the modules of `root` opens, in `folder`."""
+    """Return what importing the modules of `root` opens, with `folder` as the working directory."""
     folder.mkdir()
     (folder / ".env").write_text("PORT=not a number\n")
     done = subprocess.run(
@@ -264,7 +264,7 @@ def modules_of(root: Path) -> list[str]:
     names = []
     for path in product_files(root):
         parts = path.relative_to(root).with_suffix("").parts
-        if parts[0] != "migrations":  # scripts of Alembic, run by it
+        if parts[0] != "migrations":  # scripts that Alembic runs
             names.append(".".join(parts).removesuffix(".__init__"))
     return names
 

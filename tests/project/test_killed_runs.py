@@ -19,7 +19,7 @@ from tests.support.documents import ROOT
 from tests.support.service import eventually
 
 VARIABLE = "MARQUEE_KILLED_RUN"
-SECONDS_TO_VANISH = 60.0  # Ctrl-C stops every server in good order
+SECONDS_TO_VANISH = 60.0  # Ctrl-C stops every server cleanly
 
 # A run in the background may have been started with SIGINT ignored, which its children would inherit.
 PYTEST = """

@@ -1,4 +1,4 @@
-"""The pins are exact, fit the ranges, are all needed, and name no sources; the version is stated once."""
+"""The pins are exact, fit the ranges, are all needed, and name no sources; project and code agree on the version."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from core.version import VERSION
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PIN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+$")
-# A pin that only another Python needs is needed, too.
+# A pin that only another version of Python needs counts as needed, too.
 PYTHONS = ("3.11", "3.12", "3.13")
 INCLUDED = "-r requirements.txt"
 
@@ -46,7 +46,7 @@ def applies(requirement: Requirement, extra: str, python: str) -> bool:
 
 
 def needed_by(roots: Iterable[Requirement], pythons: Iterable[str]) -> set[str]:
-    """The names of the roots and of all that they need, as the installed packages say."""
+    """Return the names of the roots and of all that they need, according to the installed packages."""
     found: set[str] = set()
     seen: set[tuple[str, str]] = set()
     waiting = [(canonicalize_name(root.name), extra) for root in roots for extra in ("", *root.extras)]

@@ -1,4 +1,4 @@
-"""The AsyncAPI document: valid, complete, true to the code and readable at /docs/realtime. And the check of frames.
+"""The AsyncAPI document: valid, complete, true to the code and readable at /docs/realtime; and the check of all frames.
 
 The schema of AsyncAPI 3.0.0 beside this file is that of the npm package @asyncapi/specs 6.11.1, under its own licence.
 """
@@ -46,7 +46,7 @@ def official() -> jsonschema_rs.Draft7Validator:
 
 @pytest.fixture
 def document() -> Document:
-    """A copy, which a test may change."""
+    """A copy of the document, which a test may change."""
     return copy.deepcopy(asyncapi.document())
 
 
@@ -335,7 +335,7 @@ def test_an_invalid_time_fails_the_check(examples: Mapping[str, list[Document]])
 
 
 def test_checking_a_thousand_rows_is_cheaper_than_parsing_them(examples: Mapping[str, list[Document]]) -> None:
-    """Therefore every frame is checked, not a sample. Compares the best of several runs, for busy machines."""
+    """This is why every frame is checked, not only a sample. Compare the best of several runs: machines may be busy."""
     [movie] = examples["add_bulk"][0]["data"]["items"]
     frame = examples["add_bulk"][0] | {"data": {"count": 1000, "items": [dict(movie) for _ in range(1000)]}}
     text = json.dumps(frame)

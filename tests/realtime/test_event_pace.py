@@ -1,4 +1,4 @@
-"""Event streams and time: heartbeats, clients that stop reading, the limit of streams. The test is the server."""
+"""Event streams over time: heartbeats, clients that stop reading, and the limit on streams, without a service."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.service import eventually
 
 
 class Client:
-    """The client of an ASGI response. It reads everything until `stops` is set, and until `leave` is called."""
+    """The client of an ASGI response. It reads everything until `stops` is set or `leave` is called."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -85,7 +85,7 @@ class Streams:
         return running
 
     async def opened(self) -> tuple[Client, asyncio.Task[None]]:
-        """Open a stream and wait for its welcome."""
+        """Open a stream, wait for its welcome, and return its client and its task."""
         client = Client()
         serving = self.open(client)
         await client.gets("welcome")

@@ -46,7 +46,7 @@ class Stream:
         return [event["seq"] for event in self.events]
 
     async def next(self, seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
-        """Return the next frame. Raises StopAsyncIteration at the orderly end of the stream."""
+        """Return the next frame. Raise StopAsyncIteration when the stream ends properly."""
         data: list[str] = []
         event_id = self.last_id
         async with asyncio.timeout(seconds):
@@ -80,7 +80,7 @@ class Stream:
         return frame
 
     async def ended(self, seconds: float = DEADLINE_SECONDS) -> None:
-        """Read on to the end, which must be an orderly one."""
+        """Read until the stream ends, which it must do properly."""
         with suppress(StopAsyncIteration):
             while True:
                 await self.next(seconds)
@@ -110,7 +110,7 @@ async def page(client: httpx.AsyncClient, query: str = "") -> dict[str, Any]:
 
 
 async def pages(client: httpx.AsyncClient, path: str) -> AsyncIterator[tuple[dict[str, Any], int]]:
-    """Follow the `Link` headers through all pages. Yields each with its size in bytes."""
+    """Follow the `Link` headers through all pages. Yield each page with its size in bytes."""
     while True:
         answer = await client.get(path)
         assert answer.status_code == 200, answer.text
@@ -284,7 +284,7 @@ async def test_a_stream_that_is_often_cut_under_load_delivers_every_event_once(s
             cuts = 0
             while len(seen) < writes:
                 until = min(writes, len(seen) + dice.randint(1, 40))
-                # The query stays what it was, as in a browser.
+                # The query does not change, as in a browser.
                 async with stream(anonymous, "?topics=movies&after=0", **{"Last-Event-ID": last_id}) as sent:
                     while len(seen) < until:
                         seen.append(await sent.next())
@@ -368,7 +368,7 @@ def test_a_position_is_an_epoch_and_a_sequence_number(text: str, expected: Head 
 
 
 async def emit(service: Service, audience: str, movie: dict[str, Any]) -> None:
-    """Write an event for one audience, past the service."""
+    """Write an event for one audience, without the service."""
 
     async def work(tx: Transaction) -> None:
         tx.emit("movies", "update", movie, actor_id=None, before=movie, changed=["title"], audience=audience)

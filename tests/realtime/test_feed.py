@@ -39,7 +39,7 @@ from tests.support.service import eventually
 
 
 async def write(database: Database, count: int, size: int = 10) -> list[Event]:
-    """Commit `count` events, one transaction each."""
+    """Commit `count` events, one transaction each, and return them."""
     committed: list[Event] = []
     database.on_commit.append(committed.extend)
 
@@ -116,7 +116,7 @@ async def test_a_crowd_that_connects_at_once_shares_a_read_of_the_head(
         monkeypatch.setattr(event_log, "head", counted)
         await asyncio.gather(*(followed.reach_head() for _ in range(500)))
         assert seen == [1, 2, 3]
-        assert reads <= 4, "one or two for the crowd, and the feed's own"
+        assert reads <= 4, "one or two reads for the crowd, and the feed's own"
 
 
 async def test_events_of_another_log_are_ignored(database: Database) -> None:
@@ -295,7 +295,7 @@ async def test_a_failing_socket_costs_no_socket_an_event(database: Database) -> 
         for committed in await write(database, 3):
             followed.offer([committed])
             hub.flush()
-        await eventually(lambda: all(len(writer.texts) == 3 for writer in writers), "all have all", 5)
+        await eventually(lambda: all(len(writer.texts) == 3 for writer in writers), "all writers have all events", 5)
         assert writers[0].texts == writers[1].texts == writers[2].texts
 
 
@@ -308,7 +308,7 @@ async def test_an_event_that_cannot_be_encoded_closes_the_sockets_that_need_it(d
         plain = subscribe(Spec(movies), followed, hub)
         filtered = subscribe(Spec(movies, filters=(("movies", wanted),)), followed, hub)
         events = await write(database, 3)
-        strange = replace(events[1], payload=b'{"id":5}')  # of a later version, say: no title
+        strange = replace(events[1], payload=b'{"id":5}')  # without a title, for example from a later version
         followed.offer([events[0], strange, events[2]])
         hub.flush()
         assert len(plain.texts) == 3
@@ -391,6 +391,6 @@ async def test_connections_that_died_leave_the_pool(postgres: PostgresServer) ->
             await event_log.head(database)
         except Unavailable:
             failed += 1
-    assert failed <= 10, "each dead connection is met once"
+    assert failed <= 10, "each dead connection is hit once"
     assert (await event_log.head(database)).seq == 0
     await database.close()

@@ -1,4 +1,4 @@
-"""Presence: who watches what, over all workers, with and without a bus; reconnects are not seen, dead workers go."""
+"""Presence: who watches what, over all workers, with and without a bus. Reconnects do not show; dead workers vanish."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Observer:
-    """What a client knows of one topic: the state in the reply, and every frame after it."""
+    """What a client knows about one topic: the state in the reply, and every frame after it."""
 
     count: int = 0
     users: dict[int, str | None] = field(default_factory=dict)
@@ -119,7 +119,7 @@ NewWorker = Callable[..., Worker]
 
 @pytest.fixture
 async def new_worker(new_places: Callable[[], Places]) -> AsyncIterator[NewWorker]:
-    """Make workers on one database. They nudge each other if a bus goes with it, and poll otherwise."""
+    """Yield a function that makes workers on one database. They nudge each other if there is a bus, and poll if not."""
     places = new_places()
     database = Database(places.database_url)
     await migrations.migrate(database)
@@ -160,7 +160,7 @@ async def query(database: Database, statement: str) -> list[tuple[Any, ...]]:
 
 
 async def tables(database: Database) -> tuple[int, int]:
-    """Return how many rows there are of workers, and of presence."""
+    """Return the numbers of rows in the tables `workers` and `presence`."""
     [(workers, rows)] = await query(database, "SELECT (SELECT count(*) FROM workers), (SELECT count(*) FROM presence)")
     return workers, rows
 
@@ -310,7 +310,7 @@ async def test_a_client_that_reconnects_is_not_seen_to_leave(new_worker: NewWork
         now, then = then, now
 
     async def is_calm() -> bool:
-        """Nothing lingers, and nothing is on its way into the table."""
+        """Return whether nothing lingers, and no change is on its way into the table."""
         versions = "SELECT id, version FROM workers ORDER BY id"
         lingering = await query(first.database, "SELECT 1 FROM presence WHERE lingering > 0")
         before = await query(first.database, versions)
@@ -379,7 +379,7 @@ async def test_expired_workers_are_deleted_when_the_next_one_begins(new_worker: 
     async def has_expired() -> bool:
         return (await stored.workers(worker.database)).expired == ["ghost"]
 
-    await eventually(has_expired, "its lease runs out", 5)
+    await eventually(has_expired, "its lease expires", 5)
     assert await tables(worker.database) == (1, 1)
     worker.enter(HOLLY)
     await have(worker.database, 1, 1)
@@ -517,7 +517,7 @@ async def test_every_observer_is_right_after_random_changes(new_worker: NewWorke
                 one[0].enter(one[1], one[2])
                 sockets.append(one)
             if chance.random() < 0.3:
-                await asyncio.sleep(chance.random() * 0.1)  # meets the writers at every stage of their interval
+                await asyncio.sleep(chance.random() * 0.1)  # so that changes fall at every point of the interval
         for observer, topic in zip(observers, topics_of, strict=True):
             there = Counter(user_id for _, user_id, topics in sockets if topic in topics)
             await sees(observer, there.total(), *(user_id for user_id in there if user_id is not None))
@@ -569,7 +569,7 @@ async def test_a_nudge_reaches_every_process_and_its_own(new_places: Callable[[]
 
 @asynccontextmanager
 async def observing(service: Service, person: Person | None = None) -> AsyncIterator[tuple[Watcher, Observer]]:
-    """A socket that asks who watches movies, and watches jobs itself, so that it is not counted."""
+    """Open a socket that requests the presence of `movies` and watches only `jobs`, so that it is not counted."""
     async with service.watch("topics=jobs", **(signed_in(person) if person is not None else {})) as watcher:
         reply = await watcher.ask({"id": "who", "action": "presence", "topics": ["movies"]})
         assert reply["ok"], reply
@@ -624,7 +624,7 @@ async def test_the_sockets_of_a_worker_leave_with_it_unless_they_reconnect(
             for each in (hollys, annas):
                 await each.socket.wait_closed()
         ended_at = asyncio.get_running_loop().time()
-        async with second.watch(**signed_in(holly)):  # at once, as every client does
+        async with second.watch(**signed_in(holly)):  # she reconnects at once
             await until_it_sees(watcher, observer, 1, holly.id)
             assert asyncio.get_running_loop().time() - ended_at < 15
             assert observer.joined_and_left == ([], [anna.id])

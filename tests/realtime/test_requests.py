@@ -132,7 +132,7 @@ async def test_a_page_comes_as_text(service: Service) -> None:
     ],
 )
 async def test_an_invalid_request_is_refused(service: Service, members: dict[str, Any]) -> None:
-    """`test_asyncapi` has the rest of what a message may not be."""
+    """`test_asyncapi` has the other kinds of invalid messages."""
     async with service.watch() as watcher:
         reply = await watcher.ask({"id": 1, "action": "request", **members})
         assert (reply["ok"], reply["error"]["code"]) == (False, "invalid_message")

@@ -1,4 +1,4 @@
-"""A client that stops reading costs no memory, delays no other client, and misses nothing."""
+"""A client that stops reading costs little memory, delays no other client, and misses nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def reset_peak(service: Service) -> None:
 
 
 async def count_rows(watcher: Watcher, total: int) -> int:
-    """Read `total` rows of `add_bulk` events without keeping them. Return how many bytes that was."""
+    """Read `total` rows of `add_bulk` events without keeping them. Return their size in bytes."""
     rows = size = 0
     last = watcher.welcome["data"]["seq"]
     while rows < total:
@@ -57,7 +57,7 @@ async def count_rows(watcher: Watcher, total: int) -> int:
 
 
 async def run(service: Service, alice: Person, slow: Watcher | None) -> tuple[int, float]:
-    """Send 100 MB of events to one good reader. Return the peak of the memory, and how long the reader took."""
+    """Send 100 MB of events to one good reader. Return the peak memory in bytes, and how long the reader took."""
     async with service.watch("topics=movies") as good:
         reset_peak(service)
         started = time.monotonic()
@@ -70,7 +70,7 @@ async def run(service: Service, alice: Person, slow: Watcher | None) -> tuple[in
         return peak_bytes(service), seconds
 
 
-# The memory belongs to the hub and the replay, and PostgreSQL's driver needs more of it than SQLite.
+# The hub and the replay need the same memory on both databases, and PostgreSQL's driver needs more than SQLite's.
 @pytest.mark.parametrize("backend", ["postgres"], indirect=True, scope="session")
 async def test_a_reader_that_stops_for_20_seconds_costs_no_memory_and_misses_nothing(
     new_service: Callable[..., Service],
@@ -86,7 +86,7 @@ async def test_a_reader_that_stops_for_20_seconds_costs_no_memory_and_misses_not
 
 
 async def cost_of_a_stopped_reader(service: Service) -> int:
-    """Return bytes of memory. Assert that the reader gets everything in order when it reads again."""
+    """Return the cost in bytes of memory. Assert that the reader gets everything in order when it reads again."""
     async with service.person() as alice:
         await alice.generated("movies", 60_000)  # fills the word pools and the ring
         without, _ = await run(service, alice, None)
@@ -104,7 +104,7 @@ async def test_a_reader_that_never_reads_is_closed_as_too_slow(
     new_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subscription, "SLOW_CLIENT_SECONDS", 2.0)
-    # The close frame comes after all that was not read: a busy machine needs time to reach it.
+    # The close frame comes after everything that was not read, and a busy machine needs time to read that.
     monkeypatch.setattr(websocket_protocol, "CLOSE_SECONDS", 30.0)
     service = new_service()
     async with served_here(service):

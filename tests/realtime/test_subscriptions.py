@@ -218,12 +218,12 @@ async def test_progress_reaches_named_subscriptions(service: Service) -> None:
 async def test_an_invalid_subscription_is_refused_and_the_stream_goes_on(
     service: Service, message: dict[str, Any], code: str, loc: list[Any]
 ) -> None:
-    """`test_asyncapi` has the rest of what a message may not be."""
+    """`test_asyncapi` has the other kinds of invalid messages."""
     async with service.person() as alice, service.watch() as watcher:
         reply = await watcher.ask({"id": 1, "action": "subscribe", **message})
         assert (reply["ok"], reply["error"]["code"]) == (False, code)
         assert loc in [problem["loc"] for problem in reply["error"]["detail"]]
-        await watcher.sees(await alice.add())  # by the default subscription
+        await watcher.sees(await alice.add())  # on the default subscription
 
 
 @SQLITE_ONLY

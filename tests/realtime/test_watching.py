@@ -1,4 +1,4 @@
-"""The websocket as a client meets it: handshake, resume, credentials, and the ends of clients that misbehave."""
+"""The websocket as a client sees it: handshake, resume, credentials, and the close of sockets that misbehave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stop and restart: how clients learn of it, how long it takes, and that nothing is lost."""
+"""Stop and restart: how clients are told, how long both take, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def process_of(service: Service) -> Any:
 
 
 async def code_of(watcher: Watcher) -> int | None:
-    """Read on to the end of the connection, and return its close code."""
+    """Read until the connection is closed, and return its close code."""
     with suppress(ConnectionClosed):
         while True:
             await watcher.next()
@@ -77,7 +77,7 @@ quiet_watchers = partial(crowd, query="topics=characters")
 async def raw(
     service: Service, text: str, receives: int | None = None
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection on which this text has been sent. The kernel keeps about `receives` unread bytes, if given."""
+    """Open a connection and send this text on it. The kernel keeps about `receives` unread bytes, if given."""
     socket_ = socket.socket()
     if receives is not None:
         # Before connecting: otherwise the kernel lets the buffer grow to tens of megabytes.
@@ -126,7 +126,7 @@ def small(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 
 
 async def test_a_stop_closes_every_connection_and_waits_for_no_client(small: Callable[..., Service]) -> None:
-    """A crowd of watchers, of which some read nothing, a running job, half a body, an idle connection, and a stream."""
+    """There are watchers, some of which read nothing, a running job, half a body, an idle connection and a stream."""
     service = small().start()
     async with AsyncExitStack() as stack:
         alice = await stack.enter_async_context(service.person())
@@ -150,7 +150,7 @@ async def test_a_stop_closes_every_connection_and_waits_for_no_client(small: Cal
         assert answer.startswith("HTTP/1.1 503")
         assert "retry-after: 1" in answer.lower()
         await rest_of(idle)
-        assert (await rest_of(stream)).endswith("\r\n0\r\n\r\n"), "the stream ends in order"
+        assert (await rest_of(stream)).endswith("\r\n0\r\n\r\n"), "the stream ends properly"
         assert took < 6, "neither the job, the body, the stream nor the deaf watchers delayed it"
         for watcher in deaf:
             await code_of(watcher)
@@ -166,14 +166,14 @@ async def test_a_stop_closes_every_connection_and_waits_for_no_client(small: Cal
         if event["operation"] == "add_bulk"
         for row in event["data"]["items"]
     ]
-    assert len(ids) == len(set(ids)) == 30_000, "the job went on where it was"
+    assert len(ids) == len(set(ids)) == 30_000, "the job continued where it had stopped"
     async with service.anyone() as client:
         assert (await client.get("/movies/count")).json()["count"] == 30_000
         assert (await client.get(f"/jobs/{job['id']}")).json()["done"] == 30_000
 
 
 async def test_a_draining_service_is_not_ready_and_still_serves(small: Callable[..., Service]) -> None:
-    """Load balancers have DRAIN_SECONDS to notice."""
+    """Load balancers have DRAIN_SECONDS to notice that it stops."""
     # Long enough, even on a busy machine, for the steps below to finish before connections are closed.
     service = small(DRAIN_SECONDS="5").start()
     async with service.person() as alice, service.watch() as watcher:
@@ -225,7 +225,7 @@ async def test_an_unread_response_delays_a_stop_only_for_a_while(small: Callable
 async def test_a_frozen_database_does_not_delay_a_stop(
     own_postgres: PostgresServer, own_redis: RedisServer, tmp_path: Path
 ) -> None:
-    """A write and a handshake that wait for the database are refused."""
+    """A write and a handshake that wait for the database are rejected."""
     service = Service(own_postgres.create_database(), own_redis.url, tmp_path)
     with service.running():
         async with service.person() as alice, service.watch() as watcher:
@@ -292,13 +292,13 @@ async def test_a_signal_also_begins_the_stop_under_plain_uvicorn(small: Callable
             assert (await rest_of(half)).startswith("HTTP/1.1 503")
             await rest_of(stream)
             assert await code_of(watcher) == 1012
-            # uvicorn raises the signal again after an orderly stop.
+            # uvicorn raises the signal again after a graceful stop.
             assert await asyncio.to_thread(process_of(service).wait, 10) in (0, -signal.SIGTERM)
     assert errors_in(service.log()) == []
 
 
 def workers_of(service: Service) -> set[int]:
-    """Return the live workers, of those that have logged their start."""
+    """Return the pids of the live workers among those that have logged their start."""
 
     def is_alive(pid: int) -> bool:
         with suppress(OSError):
@@ -338,7 +338,7 @@ async def test_a_stop_calls_every_listener_while_a_timeout_expires() -> None:
 
 
 async def test_a_rolling_restart_replaces_every_worker_without_draining(small: Callable[..., Service]) -> None:
-    """What its clients see of it is tested in `tests/chaos/test_rolling_restart.py`."""
+    """`tests/chaos/test_rolling_restart.py` tests what clients see of a restart."""
     service = small(WORKERS="2", DRAIN_SECONDS="60").start()
     before = workers_of(service)
     process_of(service).send_signal(signal.SIGHUP)
@@ -432,7 +432,7 @@ async def test_workers_do_not_outlive_their_supervisor(small: Callable[..., Serv
     async with service.watch() as watcher:
         process_of(service).kill()
         assert await code_of(watcher) == 1012
-        await eventually(lambda: not workers_of(service), "they stop in order", 10)
+        await eventually(lambda: not workers_of(service), "the workers stop", 10)
     assert errors_in(service.log()) == []
 
 

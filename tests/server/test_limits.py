@@ -103,7 +103,7 @@ async def test_open_connections_from_one_address_are_limited(new_service: Callab
 
 @asynccontextmanager
 async def connect_when_there_is_room(service: Service) -> AsyncIterator[ClientConnection]:
-    """Connect as soon as the limit allows it: it does a moment after another socket was closed."""
+    """Connect as soon as the limit allows it, which is a moment after another socket was closed."""
 
     async def attempt() -> ClientConnection | None:
         try:

@@ -1,4 +1,4 @@
-"""What `/metrics` counts, and who may read it."""
+"""What `/metrics` reports, and who may read it."""
 
 from __future__ import annotations
 

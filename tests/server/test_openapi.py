@@ -41,13 +41,13 @@ BODY_TWINS = {
     ("patch", "/users/{id}/profile"): "/users/me/profile",
     ("put", "/users/{id}/avatar"): "/users/me/avatar",
 }
-# The lowest and highest value that a schema allows, and one that it refuses. Short: all of a list go into one URL.
+# The lowest and the highest value that a schema allows, and an invalid one. They are short, since all go into one URL.
 ENDS: Mapping[str, tuple[str, str]] = {
     "date": ("0001-01-01", "9999-12-31"),
     "date-time": ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"),
     "text": ("'", "%_\\🎬\U0010ffff"),
 }
-REFUSED: Mapping[str, str] = {"integer": "1.5"}  # anything else refuses NUL
+REFUSED: Mapping[str, str] = {"integer": "1.5"}  # every other type rejects NUL
 
 # A body, or a field of a form, that is a file.
 FILE = {"type": "string", "format": "binary"}
@@ -152,7 +152,7 @@ def lists_in(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 async def test_every_documented_condition_is_accepted_and_checked(service: Service, document: dict[str, Any]) -> None:
-    """All conditions of a list at once. A database refuses values that it cannot compare; a 422 names invalid ones."""
+    """Send all conditions of a list at once. No database may reject a valid value; a 422 names every invalid one."""
     lists = lists_in(document)
     assert len(lists) > 10
     async with service.admin() as chief:
@@ -191,7 +191,7 @@ def test_twins_have_the_body_of_their_write(document: dict[str, Any]) -> None:
 
 
 def thinned(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the document with each kind of condition once, over all lists: a kind is an operator and a schema.
+    """Return the document with each kind of condition only once in all lists: a kind is an operator and a schema.
 
     Bodies that may hold a picture are left out where another form exists: random bytes are no picture.
     """
@@ -227,7 +227,7 @@ BEYOND_SCHEMAS = {
     "date_of_birth": ["1949-09-01", "2000-02-29", None],
     "email": ["holly@example.org", "anna@example.org"],
 }
-# They would end the session that all other requests need.
+# These operations would end the session that all other requests need.
 ENDS_THE_SESSION = (
     "post_auth_logout", "delete_auth_sessions", "delete_auth_sessions_by_id", "delete_users_me", "delete_users_by_id",
 )  # fmt: skip
@@ -247,11 +247,11 @@ def takes_only_files(operation: dict[str, Any]) -> bool:
 async def test_schemathesis_finds_nothing(
     phases: str, new_service: Callable[..., Service], document: dict[str, Any], tmp_path: Path
 ) -> None:
-    """All checks, against a service of its own: the jobs that it queues would slow down other tests.
+    """Run all checks against a service of its own, because the jobs that they queue would slow down other tests.
 
     The coverage phase tries every parameter at its bounds, which no database sees, so it runs on SQLite only, and for
-    one operation of those with the same query or body. Fuzzing and the stateful phase store rows, so they run on
-    PostgreSQL, which refuses more than SQLite. A list has a hundred conditions: this test tries each kind.
+    only one of the operations with the same query or body. Fuzzing and the stateful phase store rows, so they run on
+    PostgreSQL, which rejects more than SQLite. A list has a hundred conditions: this test tries each kind.
     """
     twins = [*(("get", path) for path in TWINS), *BODY_TWINS] if "coverage" in phases else []
     same = [document["paths"][path][method]["operationId"] for method, path in twins]

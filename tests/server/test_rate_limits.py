@@ -49,7 +49,7 @@ def limited(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathF
 
 
 def at(address: str | None = None) -> dict[str, str]:
-    """Return the header of a client with this address, or with one of its own."""
+    """Return the header of a client with this address, or with an unused one."""
     return {"X-Forwarded-For": address or next(_addresses)}
 
 
@@ -87,7 +87,7 @@ async def test_routes_have_limits_of_their_own(limited: Service) -> None:
         assert await statuses(reader, "GET", path, 6) == [200] * 5 + [429]
         assert await statuses(reader, "GET", "/movies/count", 11) == [200] * 10 + [429]
         assert await statuses(reader, "GET", "/movies/999999", 3) == [404, 404, 429]
-        assert await statuses(reader, "GET", "/movies/1000000", 1) == [429], "the limit is of the route, not of the row"
+        assert await statuses(reader, "GET", "/movies/1000000", 1) == [429], "the limit is for the route, not the row"
 
 
 async def test_a_limit_of_a_route_counts_only_that_route(limited: Service) -> None:
@@ -280,10 +280,10 @@ async def test_without_redis_requests_pass_without_delay(own_redis: RedisServer,
         async with service.anyone() as client:
             assert await statuses(client, "GET", NOTHING, 3) == [404, 404, 429]
             with own_redis.frozen():
-                await eventually(partial(is_answered, client, 404), "requests pass")  # a refusal is cached for a second
+                await eventually(partial(is_answered, client, 404), "requests pass")  # a rejection is kept for a second
                 begun = time.monotonic()
                 assert await statuses(client, "GET", NOTHING, 50) == [404] * 50
-                assert time.monotonic() - begun < 5, "not a quarter of a second each"
+                assert time.monotonic() - begun < 5, "requests do not wait a quarter of a second each"
                 answer = await client.get(NOTHING)
                 assert answer.headers["RateLimit-Remaining"] == "2"
             lines = [line for line in service.log().splitlines() if "rate limits suspended" in line]
@@ -305,7 +305,7 @@ def test_a_window_slides() -> None:
     assert hits == [Hit(True, 2, 60), Hit(True, 1, 50), Hit(True, 0, 40)]
     refused = windows.hit("a", 159.9)
     assert (refused.is_allowed, refused.remaining, round(refused.reset_seconds, 3)) == (False, 0, 0.1)
-    assert windows.hit("a", 160.0) == Hit(True, 0, 10.0), "the first has left"
+    assert windows.hit("a", 160.0) == Hit(True, 0, 10.0), "the first hit has left the window"
     assert windows.hit("a", 169.9).is_allowed is False
     assert windows.hit("b", 169.9).is_allowed is True
     windows.clear("a")

@@ -18,7 +18,7 @@ from tests.support.service import Person, Service, Watcher, eventually, several_
 from tests.support.sockets import bulk_rows, crowd
 
 WATCHERS_EACH = 50
-FEW_EACH = 10  # where the fault is between the processes, and the number of watchers does not matter
+FEW_EACH = 10  # for faults between the processes, where the number of watchers does not matter
 WRITES = 2_000
 FEW_WRITES = 500
 WRITERS_EACH = 8
@@ -136,7 +136,7 @@ async def test_redis_frozen_for_five_seconds_loses_nothing_and_delays_no_client(
                     await eventually(is_silent, "readiness says that the bus is silent", 4)
                     movie = await alice.add("characters", name="sent while Redis is frozen")
                     await latecomer.until(lambda frame: frame.get("data") == movie, 2.0)
-                    await asyncio.sleep(2.5)  # with what went before, five seconds
+                    await asyncio.sleep(2.5)  # five seconds in total
 
         first = await all_have_arrived(alice, watchers) + 1
         await write_to_all(two_servers, alice, WRITES // 2)
@@ -235,7 +235,7 @@ async def test_pubsub_connections_that_are_cut_come_back(
 async def test_a_worker_frozen_for_longer_than_its_lease_repeats_nothing(
     two_servers: tuple[Service, ...],
 ) -> None:
-    """Another worker takes over its job; when the frozen worker wakes up, its next batch is refused."""
+    """Another worker takes over its job; when the frozen worker wakes up, its next chunk is rejected."""
     first, second = two_servers
     async with first.person() as alice, second.watch("topics=movies") as watcher:
         job = await alice.generate("movies", 9_000, "?rate=1000")

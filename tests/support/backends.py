@@ -1,8 +1,8 @@
-"""On which databases a test runs: on both, unless it says otherwise."""
+"""The databases on which a test runs: both, unless the test says otherwise."""
 
 from __future__ import annotations
 
 import pytest
 
-# For input that is rejected before a database is asked, and for what only the HTTP or the websocket layer decides.
+# For input that is rejected before the database is queried, and for what only the HTTP or the websocket layer decides.
 SQLITE_ONLY = pytest.mark.parametrize("backend", ["sqlite"], indirect=True, scope="session")

@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 
 
 def certificate_for(address: str, folder: Path) -> ssl.SSLContext:
-    """What a server needs that proves itself with a certificate of its own making, `certificate.pem` in the folder."""
+    """Return the TLS context of a server with a self-signed certificate, stored as `certificate.pem` in the folder."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, address)])
     now = datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""Read the project's documents and code as text, for the tests that hold one to the other."""
+"""Read the project's documents and code as text, for the tests that compare them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def text_of(name: str) -> str:
 
 
 def rows_of(text: str, *first_columns: str) -> list[list[str]]:
-    """The cells of the table whose header begins with these columns."""
+    """Return the rows of the tables whose header begins with these columns, each as a list of cells."""
     found: list[list[str]] = []
     inside = False
     for line in text.splitlines():

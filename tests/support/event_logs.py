@@ -1,4 +1,4 @@
-"""The event log of a service, changed behind its back."""
+"""Changes to the event log of a service that the service does not make itself."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ async def renew_epoch(service: Service) -> str:
 
 
 async def prune(service: Service, keep_rows: int) -> int:
-    """Delete all but the newest events, and return how many those were."""
+    """Delete all but the newest events, and return the number of deleted ones."""
     async with database_of(service) as database:
         return await prune_log(database, keep_rows)
 
 
 async def prune_log(database: Database, keep_rows: int) -> int:
-    long_ago = datetime(2000, 1, 1, tzinfo=UTC)  # so that none goes for its age
+    long_ago = datetime(2000, 1, 1, tzinfo=UTC)  # so that no event is deleted because of its age
     return await event_log.prune(database, keep_rows=keep_rows, older_than=long_ago, max_rows=1_000)

@@ -12,7 +12,7 @@ from repository.engine.database import Database
 
 @asynccontextmanager
 async def following(database: Database, *, runs: bool = True) -> AsyncIterator[tuple[Feed, list[int]]]:
-    """A feed, and the sequence numbers that its listener got. It expects a shared bus, so it rarely polls."""
+    """Start a feed that rarely polls, as with a shared bus. Yield it and the sequence numbers that its listener got."""
     followed = Feed(database, has_shared_bus=True, is_bus_deaf=lambda: False)
     seen: list[int] = []
     followed.on_events.append(lambda events: seen.extend(event.seq for event in events))

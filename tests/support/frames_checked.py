@@ -1,7 +1,7 @@
 """Check every frame that a test receives against the schemas of `/asyncapi.json`.
 
 A frame that says more or less than its schema fails the test that received it. Nothing is sampled: a bulk frame of
-1,000 movies takes some milliseconds (`test_asyncapi` holds a bound), all others a few microseconds.
+1,000 movies takes some milliseconds (`test_asyncapi` asserts a bound), all others a few microseconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Checker:
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._components = document["components"]
         self._validators: dict[str, jsonschema_rs.Draft7Validator] = {}
-        # By operation and topic; a frame of no topic, or of one that its schema lists, stands under None.
+        # By operation and topic; a frame of no topic, or of one that its schema lists, is stored under None.
         self._frames: dict[tuple[str, str | None], str] = {}
         self._replies: dict[str, str] = {}
         for key, message in self._components["messages"].items():
@@ -96,5 +96,5 @@ def checker() -> Checker:
 
 
 def check_frame(frame: Any, asked: Any = None) -> None:
-    """Raises FrameMismatch when the frame is not as `/asyncapi.json` says."""
+    """Raise FrameMismatch unless the frame fits its schema in `/asyncapi.json`."""
     checker().check(frame, asked)

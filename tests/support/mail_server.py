@@ -1,4 +1,4 @@
-"""A private mail server and the emails it received, and emails written to a folder."""
+"""A private mail server and the emails that it received, and emails written to a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read what a service counts."""
+"""Read the metrics of a service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Find out how to run a JavaScript program that needs a WebSocket on this machine's Node."""
+"""The command that runs a JavaScript program with a WebSocket on this machine's Node."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PRELOAD = Path(__file__).resolve().parent.parent.parent / "clients" / "javascrip
 
 @functools.cache
 def node_command() -> tuple[str, ...]:
-    """Return the command to run Node with a WebSocket: 22 has one, 20 needs a flag, 18 the package ws. Skip without."""
+    """Return the command, or skip the test: Node 22 has a WebSocket, 20 needs a flag, and 18 needs the package ws."""
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
     for options in ((), ("--experimental-websocket",), ("--require", str(PRELOAD))):

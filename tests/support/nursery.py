@@ -1,5 +1,5 @@
-"""Services of tests are forked from a process that has imported the product: starting Python and importing is most of
-what a start costs, and the same each time.
+"""Services of tests are forked from a process that has imported the product: starting Python and importing the product
+takes most of the time of a start, and is the same work each time.
 
 Importing the product opens nothing and begins nothing, so a fork of it is what `python main.py` is a moment after its
 imports. Each child is our own grandchild that becomes our child (the process between them ends), so it can be waited
@@ -68,7 +68,7 @@ class Nursery:
     """A process that has the application imported and forks services: one per test process, started on first use."""
 
     def __init__(self) -> None:
-        reaper.start()  # before: the environment of this process marks the services, too
+        reaper.start()  # first, because the environment of this process also marks the services
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
         self._process = subprocess.Popen(
@@ -90,7 +90,7 @@ class Nursery:
         request = {"environment": dict(environment), "folder": str(folder), "log": str(log), "files": files}
         encoded = json.dumps(request).encode()
         assert len(encoded) <= MAX_REQUEST_BYTES
-        # Only for this moment: orphans of services are not ours to wait for.
+        # Adopt orphans only for this moment: those that services leave later are not ours to wait for.
         _adopt(1)
         try:
             self._socket.sendall(encoded)
@@ -100,7 +100,7 @@ class Nursery:
 
 
 def _adopt(whether: int) -> None:
-    """Say whether orphaned descendants become children of this process."""
+    """Set whether orphaned descendants become children of this process."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, whether, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
 

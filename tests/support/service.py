@@ -1,7 +1,7 @@
 """The service under test as a real process on a real port, with people and watchers who use it.
 
 Tests read as scenes: `async with service.person() as alice, service.watch() as watcher:`, then
-`await watcher.expect("add", "movies")`. Nothing here sleeps and hopes: all waiting is for a condition.
+`await watcher.expect("add", "movies")`. Nothing here sleeps for a fixed time: every wait is for a condition.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SECRETS = re.compile(
     + "|".join(re.escape(secret) for secret in (PASSWORD, SECRET, ADMIN[1]))
 )
 
-# Loading the certificate authorities takes longer than most tests, for each client; nothing here is https.
+# Loading the certificate authorities for each client takes longer than most tests, and nothing here uses HTTPS.
 NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 Headers = Mapping[str, str] | Sequence[tuple[str, str]] | None
@@ -112,7 +112,7 @@ class Service:
     def start(self) -> Service:
         environment = {name: value for name, value in os.environ.items() if name not in self.settings}
         environment |= self.settings
-        # In a folder without the developer's .env, and so that no file is left in the tree.
+        # The service runs in a folder without the developer's .env, and leaves no file in the tree.
         if self.command == Service.command and "WORKERS" not in self.settings:
             self.process = nursery.start(environment, self.folder, self.log_path)
         else:
@@ -128,7 +128,7 @@ class Service:
         deadline = time.monotonic() + DEADLINE_SECONDS
         while True:
             try:
-                # Making a client costs more than a look at the port.
+                # Creating a client takes longer than checking the port.
                 if self._listens() and httpx.get(f"{self.url}/readyz", timeout=2, verify=NO_AUTHORITIES).is_success:
                     return self
             except httpx.HTTPError:
@@ -179,7 +179,7 @@ class Service:
             self.check_log()
 
     def check_log(self) -> None:
-        """Assert that the log holds no secret. Every test that starts a service is a test of that."""
+        """Assert that the log holds no secret. Every test that starts a service checks that, too."""
         for line in self.log().splitlines():
             found = SECRETS.search(line)
             assert found is None, f"a secret in the log, {found[0][:12]}…: {line[:400]}"
@@ -325,7 +325,7 @@ class Watcher:
     async def expect(
         self, operation: str, topic: str | None = None, seconds: float = DEADLINE_SECONDS
     ) -> dict[str, Any]:
-        """Return the next durable event, which must be of this operation and topic."""
+        """Return the next frame that is durable or has this operation; it must have this operation and topic."""
         while True:
             frame = await self.next(seconds)
             if "seq" in frame or frame.get("operation") == operation:

@@ -16,7 +16,7 @@ from tests.support.service import Person, Service, Watcher
 
 
 async def refusal(service: Service, query: str = "", path: str = "/ws", **options: Any) -> tuple[int, Any]:
-    """Return the status and the body of a handshake that is refused."""
+    """Return the status and the body of the response to a handshake that must be rejected."""
     with pytest.raises(InvalidStatus) as refused:
         async with connect(service.ws_url.removesuffix("/ws") + path + query, **options):
             pass
@@ -26,7 +26,7 @@ async def refusal(service: Service, query: str = "", path: str = "/ws", **option
 
 
 async def closing(watcher: Watcher, seconds: float = 20.0) -> tuple[int, str]:
-    """Read on to the end of the connection, and return its code and reason."""
+    """Read until the connection is closed, and return its close code and reason."""
     try:
         async with asyncio.timeout(seconds):
             while True:
@@ -45,7 +45,7 @@ async def subscribed(watcher: Watcher, **members: Any) -> dict[str, Any]:
 
 
 async def rows_of(watcher: Watcher, topic: str = "movies") -> list[dict[str, Any]]:
-    """Return the rows of the snapshot that comes now."""
+    """Return the rows of the snapshot that comes next."""
     rows: list[dict[str, Any]] = []
     while True:
         frame = await watcher.next()
@@ -77,7 +77,7 @@ async def request(watcher: Watcher, method: str, path: str, **members: Any) -> d
     return await watcher.until(lambda frame: frame.get("reply_to") == identity)
 
 
-REVOKED_SECONDS = 2.0  # a second by promise; the rest is for a busy machine
+REVOKED_SECONDS = 2.0  # documented as one second; the rest is for a busy machine
 
 
 def signed_in(person: Person) -> dict[str, Any]:
