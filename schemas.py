@@ -20,6 +20,7 @@ MAX_EPOCH_LENGTH = 64
 MAX_BULK_ROWS = 10_000
 MAX_GENERATED_ROWS = 1_000_000
 MAX_PAGE = 1_000
+MAX_PROSE_LENGTH = 10_000
 DEFAULT_PAGE = 50
 # Enough for one entity with strings of maximum length and every character escaped; also limits websocket messages.
 MAX_BODY_BYTES = 256 * 1024
@@ -95,7 +96,7 @@ Name = Annotated[
     ),
     trimmed(_NAME, _NAME_WORDS),
 ]
-Prose = Annotated[str, Field(max_length=10_000, pattern=NO_NUL)]
+Prose = Annotated[str, Field(max_length=MAX_PROSE_LENGTH, pattern=NO_NUL)]
 Word = Annotated[str, Field(min_length=1, max_length=50, pattern=VISIBLE)]
 Words = Annotated[list[Word], Field(max_length=20, json_schema_extra={"uniqueItems": True}), AfterValidator(_unique)]
 IsoDate = Annotated[str, BeforeValidator(_iso_date), Field(json_schema_extra={"format": "date"})]

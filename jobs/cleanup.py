@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -26,14 +27,22 @@ SESSION_GRACE = timedelta(minutes=1)  # the clock of the worker that issued the 
 log = structlog.get_logger("cleanup")
 
 
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How much of the event log is kept: whatever is beyond one of the three is deleted."""
+
+    hours: float
+    rows: int
+    bytes: int
+
+
 class Cleanup:
     """One per process. `run` continues until cancelled."""
 
-    def __init__(self, database: Database, owner: str, retention_hours: float, retention_rows: int) -> None:
+    def __init__(self, database: Database, owner: str, retention: Retention) -> None:
         self._database = database
         self._owner = owner
-        self._retention = timedelta(hours=retention_hours)
-        self._retention_rows = retention_rows
+        self._retention = retention
 
     async def run(self) -> None:
         while True:
@@ -51,7 +60,7 @@ class Cleanup:
     async def clean(self) -> None:
         """Delete everything that has expired or need not be kept any longer. Raises Unavailable."""
         database, now = self._database, datetime.now(UTC)
-        sessions_before, events_before = now - SESSION_GRACE, now - self._retention
+        sessions_before, events_before = now - SESSION_GRACE, now - timedelta(hours=self._retention.hours)
 
         def expire_sessions() -> Awaitable[int]:
             return sessions.expire(database, sessions_before, max_rows=EXPIRE_ROWS_PER_TRANSACTION)
@@ -62,7 +71,8 @@ class Cleanup:
         def prune_events() -> Awaitable[int]:
             return event_log.prune(
                 database,
-                keep_rows=self._retention_rows,
+                keep_rows=self._retention.rows,
+                keep_bytes=self._retention.bytes,
                 older_than=events_before,
                 max_rows=PRUNE_ROWS_PER_TRANSACTION,
             )

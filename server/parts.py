@@ -28,7 +28,7 @@ from core.settings import Settings, signing_keys
 from core.stopping import Stopping
 from gateways.mail import gateway_for
 from gateways.storage import open_storage
-from jobs.cleanup import Cleanup
+from jobs.cleanup import Cleanup, Retention
 from jobs.mailer import Mailer
 from jobs.orphans import Orphans
 from jobs.runner import Runner
@@ -101,9 +101,10 @@ class Parts:
         self.mailer = Mailer(
             self.database, gateway_for(settings), sender=settings.mail_from, base_url=settings.base_url
         )
-        self.cleanup = Cleanup(
-            self.database, self.runner.owner, settings.event_retention_hours, settings.event_retention_rows
+        retention = Retention(
+            settings.event_retention_hours, settings.event_retention_rows, settings.event_retention_bytes
         )
+        self.cleanup = Cleanup(self.database, self.runner.owner, retention)
         self.orphans = Orphans(self.database, self.storage, self.runner.owner)
         self._connect()
 

@@ -68,18 +68,23 @@ def changes_of(event: Event) -> list[Change]:
         case "add":
             return [Change(None, payload)]
         case "update":
-            return [Change(before, payload)]
+            return [Change(_former(payload, before) if before is not None else None, payload)]
         case "delete":
             return [Change(before, None)]
         case "add_bulk":
             return [Change(None, row) for row in payload["items"]]
         case "update_bulk":
             assert before is not None, "an update is stored with the rows before it"
-            return [Change(old, new) for old, new in zip(before, payload["items"], strict=True)]
+            return [Change(_former(new, old), new) for old, new in zip(before, payload["items"], strict=True)]
         case "delete_bulk":
             assert before is not None, "a delete is stored with the rows before it"
             return [Change(old, None) for old in before]
     raise AssertionError(event.operation)
+
+
+def _former(row: Row, former_values: Row) -> Row:
+    """Return a row as it was: the event of an update holds only the former values of what changed."""
+    return {**row, **former_values}
 
 
 def filter_changes(matches: Matcher, changes: Iterable[Change]) -> list[FilteredChange]:

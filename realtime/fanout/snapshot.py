@@ -172,7 +172,7 @@ class _TopicSnapshot:
             is_new = self._until is not None and key > self._until  # type: ignore[operator]
             if is_ahead and not is_new and key not in self._undo:
                 self._undo[key] = change.before
-                self._undo_bytes += len(event.before or b"") // len(changes)
+                self._undo_bytes += (len(event.payload) + len(event.before or b"")) // len(changes)
 
     def _texts(self, rows: Sequence[Row]) -> list[bytes]:
         encoded = [data.encode(row) for row in rows]

@@ -10,7 +10,7 @@ from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
 
 # In the drivers' own form, because every write runs both statements.
-TAKE = statement("UPDATE event_head SET seq = seq + $1 WHERE id = 1 RETURNING epoch, seq")
+TAKE = statement("UPDATE event_head SET seq = seq + $1, size = size + $2 WHERE id = 1 RETURNING epoch, seq")
 INSERT = statement(
     "INSERT INTO events (seq, topic, operation, entity_id, audience, payload, before, changed, actor_id, created_at)"
     " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::timestamptz)"
@@ -26,9 +26,9 @@ async def append(tx: Transaction) -> list[Event]:
     driver = await tx.driver()
     count = len(tx.drafts)
     if tx.is_sqlite:
-        (row,) = await driver.execute_fetchall(TAKE.sqlite, (count,))
+        (row,) = await driver.execute_fetchall(TAKE.sqlite, (count, tx.size))
     else:
-        row = await driver.fetchrow(TAKE.postgresql, count)
+        row = await driver.fetchrow(TAKE.postgresql, count, tx.size)
     epoch, last = row[0], row[1]
     events = [Event(epoch, seq, *draft, created_at) for seq, draft in enumerate(tx.drafts, last - count + 1)]
     rows = [

@@ -90,24 +90,30 @@ async def tail(database: Database, *, max_rows: int, max_bytes: int) -> int:
         return start or 0
 
 
-async def prune(database: Database, *, keep_rows: int, older_than: Any, max_rows: int) -> int:
-    """Delete the oldest events, up to `max_rows`: those beyond the newest `keep_rows`, or from before `older_than`.
+async def prune(database: Database, *, keep_rows: int, keep_bytes: int, older_than: Any, max_rows: int) -> int:
+    """Delete the oldest events, up to `max_rows`: those beyond the newest `keep_rows` or `keep_bytes`, or from before
+    `older_than`, an aware time.
 
-    `older_than` is an aware time. Return how many were deleted.
+    Return how many were deleted.
     """
 
     async def work(tx: Transaction) -> int:
-        table = models.events
-        current = await _head(tx.connection)
+        table, head = models.events, models.event_head
+        newest, size = (await tx.connection.execute(select(head.c.seq, head.c.size))).one()
         first_young = select(func.min(table.c.seq)).where(table.c.created_at >= utc_text(older_than))
         young = (await tx.connection.execute(first_young)).scalar()
-        floor = max(current.seq - keep_rows, (young - 1) if young is not None else current.seq)
-        lowest = (await tx.connection.execute(select(func.min(table.c.seq)))).scalar()
-        if lowest is None or lowest > floor:
-            return 0
-        until = min(floor, lowest + max_rows - 1)
-        await tx.connection.execute(delete(table).where(table.c.seq <= until))
-        return int(until - lowest + 1)
+        floor = max(newest - keep_rows, (young - 1) if young is not None else newest)
+        oldest = await tx.connection.execute(select(table.c.seq, _SIZE).order_by(table.c.seq).limit(max_rows))
+        count, freed, until = 0, 0, 0
+        for seq, event_size in oldest:
+            if seq > floor and size - freed <= keep_bytes:
+                break
+            count, freed, until = count + 1, freed + event_size, seq
+        if count:
+            await tx.connection.execute(delete(table).where(table.c.seq <= until))
+            # Last, because a writer waits for the head until COMMIT.
+            await tx.connection.execute(update(head).values(size=head.c.size - freed))
+        return count
 
     return await database.write(work)
 

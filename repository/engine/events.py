@@ -8,7 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A committed event. `payload` and `before` are encoded JSON, shared by the log, the bus and the sockets."""
+    """A committed event. `payload` and `before` are encoded JSON, shared by the log, the bus and the sockets.
+
+    `before` holds the deleted row, or the former values of an updated row, those that differ from the new ones. For a
+    bulk operation it is a list of them.
+    """
 
     epoch: str
     seq: int

@@ -7,25 +7,29 @@ a client that watches from that number misses nothing and receives nothing twice
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import ColumnElement, Table, and_, func, select
+from sqlalchemy import ColumnElement, Table, Text, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 import models
+from core.errors import FieldProblem, InvalidInput
 from core.filters import EVERYTHING, Filter
 from repository.engine.database import Database
 from repository.engine.events import Head
 from repository.engine.statement import statement
 from repository.generic import filter_sql, rows
 from resources.resource import Resource
+from schemas import MAX_PROSE_LENGTH
 
 T = TypeVar("T")
 Order = tuple[tuple[str, bool], ...]  # (column, descending)
 MAX_KEPT_STATEMENTS = 256  # the shapes of plain lists differ mainly in their sort order
+MAX_PAGE_CHARACTERS = 4 * 1024 * 1024  # of long texts; a page stays in memory until its client has read it
+_SIZE, _SIZE_SO_FAR = "characters", "characters_so_far"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class Shape:
     order: Order
     by_owner: bool = False
     after: bool = False
+    is_measured: bool = False  # whether each row comes with the characters of the page up to and including it
 
 
 def _number(name: str) -> ColumnElement[int]:
@@ -82,13 +87,41 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
     if shape.after:
         page = page.where(table.c.id > _number("after"))
     page = page.order_by(_order(table.name, shape.order)).limit(_number("limit")).offset(_number("offset"))
+    shown = shape.columns
+    fits: ColumnElement[bool] | sa.TextClause = sa.true()
+    if shape.is_measured:
+        page = _measured(page, shape, names)
+        shown = (*shape.columns, _SIZE_SO_FAR)
+        # The first row that does not fit is read, too: it tells that the page is too large.
+        fits = sa.text(f'"page"."{_SIZE_SO_FAR}" - "page"."{_SIZE}" <= {MAX_PAGE_CHARACTERS}')
     rows_of_page = page.subquery("page")
     total = select(func.count()).select_from(table).where(where).scalar_subquery()
     return (
-        select(head.c.epoch, head.c.seq, total, _columns("page", shape.columns))
-        .select_from(head.outerjoin(rows_of_page, sa.true()))
+        select(head.c.epoch, head.c.seq, total, _columns("page", shown))
+        .select_from(head.outerjoin(rows_of_page, fits))
         .order_by(_order("page", shape.order))
     )
+
+
+def _measured(page: sa.Select[Any], shape: Shape, names: Iterable[str]) -> sa.Select[Any]:
+    """Add to each row of a page the characters of its long texts, and their sum up to and including the row."""
+    lengths = " + ".join(f'coalesce(length("{column.name}"), 0)' for column in _long_texts(shape))
+    rows_of_page = page.add_columns(sa.text(f'{lengths or "0"} AS "{_SIZE}"')).subquery("rows")
+    so_far = sa.text(
+        f'sum("rows"."{_SIZE}") OVER (ORDER BY {_order("rows", shape.order)} ROWS UNBOUNDED PRECEDING)'
+        f' AS "{_SIZE_SO_FAR}"'
+    )
+    return select(_columns("rows", (*names, _SIZE)), so_far).select_from(rows_of_page)
+
+
+def _long_texts(shape: Shape) -> list[sa.Column[Any]]:
+    """Return the columns of a list whose length only the schema of the body limits."""
+    return [column for column in shape.table.columns if column.name in shape.columns and isinstance(column.type, Text)]
+
+
+def _needs_measure(shape: Shape, limit: int | None) -> bool:
+    """Return whether so many rows may hold more than MAX_PAGE_CHARACTERS. Most pages are too short for that."""
+    return (limit or 0) * len(_long_texts(shape)) * MAX_PROSE_LENGTH > MAX_PAGE_CHARACTERS
 
 
 def _columns(of: str, names: Iterable[str]) -> sa.TextClause:
@@ -112,11 +145,13 @@ def _plain_text(shape: Shape, dialect: sa.Dialect) -> tuple[str, tuple[str, ...]
 async def read(
     database: Database, shape: Shape, where: ColumnElement[bool] | None, values: Mapping[str, int | None]
 ) -> Listed[Sequence[Any]]:
-    """Return the rows as tuples, in the form that `rows.from_driver` takes. Raises Unavailable.
+    """Return the rows as tuples, in the form that `rows.from_driver` takes. Raises Unavailable and InvalidInput.
 
     Without conditions, the most frequent case, the statement bypasses SQLAlchemy, which costs several times what the
     databases need for a page.
     """
+    if _needs_measure(shape, values["limit"]):
+        shape = replace(shape, is_measured=True)
     async with database.read() as connection:
         if where is not None:
             found: Sequence[Any] = (await connection.execute(_select(shape, where), dict(values))).all()
@@ -135,7 +170,16 @@ async def read(
                 raise
     found = list(found)
     epoch, seq, total, first, *_ = found[0]
-    return Listed([row[3:] for row in found] if first is not None else [], total, Head(epoch, seq))
+    if first is None:
+        return Listed([], total, Head(epoch, seq))
+    if not shape.is_measured:
+        return Listed([row[3:] for row in found], total, Head(epoch, seq))
+    if found[-1][-1] > MAX_PAGE_CHARACTERS:
+        expected = (
+            f"Expected at most {len(found) - 1}: the texts of more rows exceed {MAX_PAGE_CHARACTERS:,} characters"
+        )
+        raise InvalidInput([FieldProblem(("query", "limit"), expected, "page_too_large")])
+    return Listed([row[3:-1] for row in found], total, Head(epoch, seq))
 
 
 # --- the lists
@@ -217,8 +261,18 @@ async def find(database: Database, resource: Resource, entity_id: int) -> dict[s
 
 
 async def find_by(database: Database, resource: Resource, column: str, value: int, limit: int) -> list[dict[str, Any]]:
-    """Return the first `limit` rows, in order of id, whose `column` holds `value`. Raises Unavailable."""
-    table = resource.table
-    named = select(*(table.c[name] for name in resource.columns)).where(table.c[column] == value)
+    """Return the first rows, in order of id, whose `column` holds `value`: at most `limit` of them, and at most
+    MAX_PAGE_CHARACTERS of long texts.
+
+    Raises Unavailable.
+    """
+    shape = Shape(resource.table, resource.columns, (("id", False),), is_measured=True)
+    page = select(_columns(resource.table.name, resource.columns)).where(resource.table.c[column] == value)
+    page = page.order_by(resource.table.c.id).limit(limit)
+    measured = _measured(page, shape, resource.columns).subquery("page")
+    fits = sa.text(f'"page"."{_SIZE_SO_FAR}" <= {MAX_PAGE_CHARACTERS}')
+    found = (
+        select(_columns("page", resource.columns)).select_from(measured).where(fits).order_by(sa.text('"page"."id"'))
+    )
     async with database.read() as connection:
-        return [entity(row) for row in await connection.execute(named.order_by(table.c.id).limit(limit))]
+        return rows.from_driver(resource.table, (await connection.execute(found)).all())

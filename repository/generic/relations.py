@@ -14,7 +14,7 @@ import orjson
 from sqlalchemy import bindparam, select, update
 
 from core.times import utc_now
-from repository.engine.transaction import MAX_EVENT_ITEMS, Transaction
+from repository.engine.transaction import MAX_EVENT_ITEMS, Transaction, former_values
 from repository.generic import rows
 from repository.generic.versions import Row
 from resources.registry import children_of
@@ -92,6 +92,6 @@ def emit_updates(
         "update_bulk",
         [orjson.dumps(row) for row in after],
         actor_id=actor_id,
-        before=[orjson.dumps(row) for row in before],
+        before=[orjson.dumps(former_values(old, new)) for old, new in zip(before, after, strict=True)],
         changed=changed,
     )

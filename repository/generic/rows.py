@@ -18,12 +18,13 @@ import models
 from core.identity import unique_key
 from core.times import utc_text
 from repository.engine.statement import statement
-from repository.engine.transaction import Transaction
+from repository.engine.transaction import Transaction, require_fits
 from repository.generic.versions import Row
 from resources.derived import keys_of, visible_columns
 
 T = TypeVar("T")
 FEW_ROWS = 100
+ROWS_PER_FETCH = 500  # then the size of what was fetched is looked at: rows of 40 kB are 20 MB
 MAX_KEPT_TABLES = 32
 Convert = Callable[[Any], Any]
 
@@ -104,16 +105,36 @@ def from_driver(table: Table, found: Sequence[Sequence[Any]]) -> list[dict[str, 
 
 
 async def fetch_locked(tx: Transaction, table: Table, ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Return the entities with these ids, in order of id, locked until COMMIT."""
+    """Return the entities with these ids, in order of id, locked until COMMIT.
+
+    Raises ContentTooLarge when they are larger than a transaction may write, before all of them are in memory.
+    """
     driver = await tx.driver()
     columns = ", ".join(f'"{name}"' for name in visible_columns(table))
-    if tx.is_sqlite:
-        query = f'SELECT {columns} FROM "{table.name}" WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id'  # noqa: S608 (names of our own tables)
-        found = await driver.execute_fetchall(query, (orjson.dumps(list(ids)).decode(),))
-    else:
-        query = f'SELECT {columns} FROM "{table.name}" WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE'  # noqa: S608 (names of our own tables)
-        found = await driver.fetch(query, list(ids))
+    texts = _long_columns(table)
+    ordered = sorted(ids)
+    found: list[Any] = []
+    size = 0
+    for start in range(0, len(ordered), ROWS_PER_FETCH):
+        part = ordered[start : start + ROWS_PER_FETCH]
+        if tx.is_sqlite:
+            query = f'SELECT {columns} FROM "{table.name}" WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id'  # noqa: S608 (names of our own tables)
+            fetched = await driver.execute_fetchall(query, (orjson.dumps(part).decode(),))
+        else:
+            query = f'SELECT {columns} FROM "{table.name}" WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE'  # noqa: S608 (names of our own tables)
+            fetched = await driver.fetch(query, part)
+        if len(ordered) > ROWS_PER_FETCH:
+            size += sum(len(row[place] or "") for row in fetched for place in texts)
+            require_fits(size)
+        found += fetched
     return await off_the_loop(len(found), from_driver, table, found)
+
+
+@lru_cache(maxsize=MAX_KEPT_TABLES)
+def _long_columns(table: Table) -> list[int]:
+    """Return the places, among the visible columns, of texts without a length of their own."""
+    names = enumerate(visible_columns(table))
+    return [place for place, name in names if isinstance(table.c[name].type, Text)]
 
 
 async def pick_locked(tx: Transaction, table: Table, random: Random, count: int) -> list[int]:

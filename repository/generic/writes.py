@@ -18,7 +18,7 @@ from sqlalchemy import delete
 from core.errors import NotFound
 from core.identity import Identity, unique_key
 from core.times import utc_now
-from repository.engine.transaction import Transaction
+from repository.engine.transaction import Transaction, former_values
 from repository.generic import conflicts, relations, rows
 from repository.generic.conflicts import Refusal
 from repository.generic.versions import BOOKKEEPING, IfMatch, Row, changed_names, require_version
@@ -210,7 +210,10 @@ async def edit_bulk(
 
 @dataclass(frozen=True, slots=True)
 class _Edited:
-    """The rows that a bulk edit changes, before and after; `encoded` holds all rows it names, in request order."""
+    """The rows that a bulk edit changes, before and after; `encoded` holds all rows it names, in request order.
+
+    `encoded_before` holds what the changed rows no longer have.
+    """
 
     before: list[dict[str, Any]]
     after: list[dict[str, Any]]
@@ -228,7 +231,7 @@ def _edit_all(found: Mapping[int, dict[str, Any]], edits: Mapping[int, Row], now
     return _Edited(
         before,
         after,
-        [orjson.dumps(row) for row in before],
+        [orjson.dumps(former_values(old, new)) for old, new in zip(before, after, strict=True)],
         [encoded[row["id"]] for row in after],
         list(dict.fromkeys(name for _, changed in edited for name in changed)),
         [encoded[entity_id] for entity_id in edits if entity_id in encoded],

@@ -116,7 +116,7 @@ def _declare_bulk(made: Operations, resource: Resource) -> None:
         deleted,
         BULK,
         description=about,
-        errors=(403, 409),
+        errors=(403, 409, 413),
     )(by(handlers.delete_range))
 
 
@@ -146,7 +146,9 @@ def _declare_single(made: Operations, resource: Resource) -> None:
         made.get(path, f"Get {one}", changed, get)(by(handlers.get_one))
     made.put(path, f"Replace {one}{staff}", changed, EDIT, body=resource.body)(by(handlers.replace))
     made.patch(path, f"Change {one}{staff}", changed, EDIT, body=resource.patch)(by(handlers.patch))
-    made.delete(path, f"Delete {one}{staff}", signed_in=True, if_match=True, errors=(403, 404))(by(handlers.delete))
+    made.delete(path, f"Delete {one}{staff}", signed_in=True, if_match=True, errors=(403, 404, 413))(
+        by(handlers.delete)
+    )
 
 
 RESOURCE_OPERATIONS: Sequence[Operations] = [operations_of(resource) for resource in RESOURCES]

@@ -12,7 +12,7 @@ from sqlalchemy.dialects import sqlite
 
 import models
 from core.times import utc_text
-from jobs.cleanup import FORGET_ROWS_PER_TRANSACTION, IDEMPOTENCY_KEY_HOURS, Cleanup
+from jobs.cleanup import FORGET_ROWS_PER_TRANSACTION, IDEMPOTENCY_KEY_HOURS, Cleanup, Retention
 from repository.accounts import deletion, one_time_tokens, outbox, users
 from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE, Purpose
 from repository.engine import event_log, leases, migrations
@@ -78,7 +78,7 @@ async def test_only_late_accounts_are_deleted_and_their_names_are_free(databases
 
     await database.write(store)
     before = (await event_log.head(database)).seq
-    await Cleanup(database, "worker", retention_hours=12, retention_rows=1_000).clean()
+    await Cleanup(database, "worker", Retention(hours=12, rows=1_000, bytes=10**9)).clean()
     assert await users.find(database, numbers["late"]) is None
     for name in ("young", "linked", "mailed", "active", "wanted", "pictured"):
         assert await users.find(database, numbers[name]) is not None, name
@@ -95,7 +95,7 @@ async def test_late_accounts_are_deleted_in_several_transactions(databases: list
         return [await create(tx, f"late{number}") for number in range(FORGET_ROWS_PER_TRANSACTION + 3)]
 
     late = await databases[0].write(store)
-    await Cleanup(databases[0], "worker", retention_hours=12, retention_rows=1_000).clean()
+    await Cleanup(databases[0], "worker", Retention(hours=12, rows=1_000, bytes=10**9)).clean()
     assert [await users.find(databases[0], user_id) for user_id in late] == [None] * len(late)
 
 
@@ -161,10 +161,10 @@ async def test_only_old_events_and_idempotency_keys_are_deleted(databases: list[
             await tx.connection.execute(insert(models.idempotency_keys).values(row))
 
     await database.write(age)
-    await Cleanup(database, "worker", retention_hours=12, retention_rows=1_000).clean()
+    await Cleanup(database, "worker", Retention(hours=12, rows=1_000, bytes=10**9)).clean()
     assert await event_log.oldest(database) == 5, "only the four old events are deleted"
     async with database.read() as connection:
         keys = await connection.execute(text("SELECT key FROM idempotency_keys"))
         assert list(keys.scalars()) == ["young"]
-    await Cleanup(database, "worker", retention_hours=12, retention_rows=1).clean()
+    await Cleanup(database, "worker", Retention(hours=12, rows=1, bytes=10**9)).clean()
     assert await event_log.oldest(database) == (await event_log.head(database)).seq

@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from core.errors import Forbidden, Unauthenticated
 from core.identity import Group
-from jobs.cleanup import Cleanup
+from jobs.cleanup import Cleanup, Retention
 from repository.accounts import sessions, users
 from repository.accounts.sessions import Checked, Device, Renewal
 from repository.engine.database import Database
@@ -332,7 +332,7 @@ async def test_expired_sessions_end_with_an_event_and_are_deleted_later(database
     assert await going_on(database, alice) == [young, *reversed(old)], "listed until the clean-up ends them"
     events: list[Event] = []
     database.on_commit.append(events.extend)
-    await Cleanup(database, "worker", retention_hours=12, retention_rows=1_000).clean()
+    await Cleanup(database, "worker", Retention(hours=12, rows=1_000, bytes=10**9)).clean()
     assert await going_on(database, alice) == [young]
     found = sorted((event.topic, event.operation, event.audience, event.entity_id) for event in events)
     assert found == sorted(("sessions", "delete", f"user:{alice}", session) for session in old)

@@ -299,3 +299,29 @@ async def test_large_bulks_are_split_into_events_below_one_mebibyte(service: Ser
             seen += event["data"]["items"]
         assert seen == added
         assert await head(service) == watcher.seqs[-1]
+
+
+# --- the bound in bytes
+
+
+@BOTH
+async def test_a_write_of_many_long_rows_is_refused_before_it_is_done(service: Service, kind: ResourceCase) -> None:
+    """Short requests that change long rows: 2,000 rows of 10,000 characters are 20 MB, the limit is 16 MiB."""
+    async with service.person() as alice:
+        ids: list[int] = []
+        for _ in range(2):
+            ids += [row["id"] for row in await add_many(alice, kind, 1_000, description="x" * 10_000)]
+        short = next(name for name in kind.full if name not in ("description", kind.label))
+        edits = [{"id": entity_id, short: kind.full[short]} for entity_id in ids]
+        before = await head(service)
+        for method, body in (("PATCH", edits), ("DELETE", {"ids": ids})):
+            response = await alice.http.request(method, f"{kind.path}/bulk", json=body)
+            assert response.status_code == 413, response.text
+            assert "more than 16,777,216 bytes" in response.json()["detail"]
+        ranged = await alice.http.delete(f"{kind.path}/bulk/{ids[0]}/{ids[-1]}")
+        assert ranged.status_code == 413, ranged.text
+        assert await head(service) == before
+        updated = await ok(alice.http.patch(f"{kind.path}/bulk", json=edits[:1_000]))
+        assert len(updated["updated"]) == 1_000
+        for part in (ids[:1_000], ids[1_000:]):
+            assert (await delete_many(alice, kind, part))["deleted"] == part

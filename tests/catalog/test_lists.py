@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.support.backends import SQLITE_ONLY
-from tests.support.requests import ok
+from tests.support.requests import assert_problem, ok
 from tests.support.resources import BOTH, CHARACTERS, MOVIES, ResourceCase, links, sql
 from tests.support.service import Person, Service
 
@@ -353,3 +353,28 @@ async def test_groups_of_conditions_are_alternatives(service: Service) -> None:
         assert answer.json() == {"count": 2}
         answer = await alice.http.get("/movies?or[0][planet]=1")
         assert answer.json()["detail"][0]["loc"] == ["query", "or[0][planet]"]
+
+
+# --- the bound in bytes
+
+
+async def test_a_page_is_bounded_in_characters(service: Service) -> None:
+    """A page of 1,000 rows of 10,000 characters says how many rows fit; the pages after it are complete."""
+    async with service.person() as alice:
+        movie = await ok(alice.http.post("/movies", json={"title": "long"}), 201)
+        rows = [{"name": f"n{n}", "description": "é" * 10_000, "movie_id": movie["id"]} for n in range(450)]
+        await ok(alice.http.post("/characters/bulk", json=rows), 201)
+        mine = f"/characters?user_id={alice.id}&sort=-name"
+        for query in ("", "&q=n", "&after=0"):
+            response = await alice.http.get(f"{mine.replace('&sort=-name', '') if query else mine}&limit=1000{query}")
+            assert_problem(response, 422, ["query", "limit"])
+            assert response.json()["detail"][0]["msg"].startswith("Expected at most 419: ")
+        first = await ok(alice.http.get(f"{mine}&limit=419"))
+        rest = await ok(alice.http.get(f"{mine}&limit=419&offset=419"))
+        names = sorted((row["name"] for row in rows), reverse=True)
+        assert [row["name"] for row in first + rest] == names
+        # Few of many rows, and lists without the long text, are as they were.
+        assert len(await ok(alice.http.get(f"/characters/names?user_id={alice.id}&limit=1000"))) == 450
+        assert len(await ok(alice.http.get(f"{mine}&limit=1000&offset=40"))) == 410
+        included = await ok(alice.http.get(f"/movies/{movie['id']}?include=characters"))
+        assert len(included["characters"]) == 419, "the first ones by id that fit"

@@ -6,16 +6,18 @@ import asyncio
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import insert, select, text, update
 
 import models
+from core.errors import ContentTooLarge
 from repository.engine import event_log, migrations
 from repository.engine.append import append
 from repository.engine.database import Database
-from repository.engine.events import Event
+from repository.engine.events import Event, Head
 from repository.engine.transaction import MAX_EVENT_BYTES, MAX_EVENT_ITEMS, Transaction
 from tests.conftest import Places
 
@@ -181,7 +183,7 @@ async def test_events_are_read_as_they_were_written(database: Database) -> None:
     await database.write(work)
     assert await event_log.read_after(database, 0, max_rows=10, max_bytes=10**6) == committed
     assert committed[0].payload == '{"id":7,"title":"Ω"}'.encode()
-    assert committed[0].before == '{"id":7,"title":"É"}'.encode()
+    assert committed[0].before == '{"title":"É"}'.encode(), "only the former values of what changed"
 
 
 async def test_a_page_is_bounded_but_never_empty_before_the_end(database: Database) -> None:
@@ -210,15 +212,53 @@ async def test_bulk_events_are_split_at_the_limits(database: Database) -> None:
     assert committed[2].payload.endswith(b'],"job_id":"j"}')
 
 
+async def test_a_transaction_is_bounded_in_bytes(database: Database) -> None:
+    """The write above the limit leaves nothing behind, and the next one gets the next number."""
+    rows = [b'"' + b"x" * 700_000 + b'"'] * 12
+
+    async def work(tx: Transaction, times: int) -> None:
+        for _ in range(times):
+            tx.emit_bulk("movies", "update_bulk", rows, actor_id=None, before=rows)
+
+    for _ in range(2):
+        with pytest.raises(ContentTooLarge, match="more than 16,777,216 bytes"):
+            await database.write(partial(work, times=1))
+    await write(database, 1)
+    assert await event_log.head(database) == Head((await event_log.head(database)).epoch, 1)
+
+
+async def test_pruning_keeps_the_newest_events_that_fit_into_the_bytes(database: Database) -> None:
+    """Each event has 1,000 bytes and a little: nine of them fit into 10,000."""
+
+    async def work(tx: Transaction) -> None:
+        for number in range(4):
+            tx.emit("movies", "add", note(number) | {"description": "x" * 1_000}, actor_id=None)
+
+    for _ in range(5):
+        await database.write(work)
+    ancient = datetime.now(UTC) - timedelta(days=1)
+    prune = partial(event_log.prune, database, keep_rows=100, keep_bytes=10_000, older_than=ancient)
+    assert await prune(max_rows=3) == 3
+    assert await prune(max_rows=100) == 8
+    assert await prune(max_rows=100) == 0
+    assert await event_log.oldest(database) == 12
+    async with database.read() as connection:
+        kept = await connection.execute(text("SELECT sum(length(payload)) FROM events"))
+        size = await connection.execute(text("SELECT size FROM event_head"))
+        assert kept.scalar() == size.scalar()
+
+
 async def test_pruning_deletes_the_oldest_events_and_keeps_the_numbers(database: Database) -> None:
     for number in range(10):
         await write(database, number)
     ancient = datetime.now(UTC) - timedelta(days=1)
-    assert await event_log.prune(database, keep_rows=100, older_than=ancient, max_rows=100) == 0
-    assert await event_log.prune(database, keep_rows=6, older_than=ancient, max_rows=3) == 3
-    assert await event_log.prune(database, keep_rows=6, older_than=ancient, max_rows=3) == 1
+    assert await event_log.prune(database, keep_rows=100, keep_bytes=10**9, older_than=ancient, max_rows=100) == 0
+    assert await event_log.prune(database, keep_rows=6, keep_bytes=10**9, older_than=ancient, max_rows=3) == 3
+    assert await event_log.prune(database, keep_rows=6, keep_bytes=10**9, older_than=ancient, max_rows=3) == 1
     assert await event_log.oldest(database) == 5
-    assert await event_log.prune(database, keep_rows=6, older_than=datetime.now(UTC), max_rows=100) == 6
+    assert (
+        await event_log.prune(database, keep_rows=6, keep_bytes=10**9, older_than=datetime.now(UTC), max_rows=100) == 6
+    )
     assert await event_log.oldest(database) is None
     await write(database, 11)
     page = await event_log.read_after(database, 10, max_rows=10, max_bytes=10**6)

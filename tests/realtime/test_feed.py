@@ -224,7 +224,7 @@ async def test_a_gap_that_was_pruned_resets_the_feed_and_is_not_read_again(datab
     async with following(database) as (followed, seen):
         followed.on_reset.append(resets.append)
         events = await write(database, 10)
-        await event_log.prune(database, keep_rows=0, older_than=datetime.now(UTC), max_rows=100)
+        await event_log.prune(database, keep_rows=0, keep_bytes=10**9, older_than=datetime.now(UTC), max_rows=100)
         assert await event_log.oldest(database) is None
         followed.offer_head(Head(events[-1].epoch, events[-1].seq))
         await eventually(lambda: resets, "the feed starts over", 5)

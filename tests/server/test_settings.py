@@ -70,6 +70,7 @@ INVALID: Mapping[str, Sequence[str]] = {
     "ALLOWED_ORIGINS": ("example.org", "https://example.org/path"),
     "EVENT_RETENTION_HOURS": ("0", "nan"),
     "EVENT_RETENTION_ROWS": ("1",),
+    "EVENT_RETENTION_BYTES": ("1000000",),
     "LOG_FORMAT": ("xml",),
     "LOG_LEVEL": ("loud",),
 }  # fmt: skip

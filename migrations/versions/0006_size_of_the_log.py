@@ -1,0 +1,23 @@
+"""the bytes of the event log, kept beside its head"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0006"
+down_revision = "0005"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("event_head", sa.Column("size", sa.BigInteger(), nullable=False, server_default="0"))
+    op.execute(
+        "UPDATE event_head SET size ="
+        " (SELECT coalesce(sum(length(payload) + coalesce(length(before), 0)), 0) FROM events)"
+    )
+
+
+def downgrade() -> None:
+    op.drop_column("event_head", "size")
