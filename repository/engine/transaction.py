@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import orjson
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from core.identity import PUBLIC_AUDIENCE
+from core.identity import PUBLIC_AUDIENCE, Identity
 from repository.engine.statement import Statement
 
 # Clients usually limit frames to 1 MiB; the rest is room for what surrounds the rows.
@@ -32,9 +32,14 @@ class Draft(NamedTuple):
 
 @dataclass(slots=True)
 class Transaction:
-    """The argument of `Database.write`'s work. Its `emit` methods are the only way to send watchers an event."""
+    """The argument of `Database.write`'s work. Its `emit` methods are the only way to send watchers an event.
+
+    `writer` is the client on whose behalf the transaction writes. It must still have its rights when the transaction
+    ends (`repository.engine.rights`); None writes without that check.
+    """
 
     connection: AsyncConnection
+    writer: Identity | None = None
     drafts: list[Draft] = field(default_factory=list)
     _driver: Any = None
 
