@@ -11,9 +11,15 @@ CLOCK_LEEWAY_SECONDS = 5
 
 
 class Group(StrEnum):
+    """In the order of their rights: each group may do everything that those before it may do."""
+
     USER = "user"
     MODERATOR = "moderator"
     ADMIN = "admin"
+
+    @property
+    def rank(self) -> int:
+        return list(Group).index(self)
 
 
 @dataclass(frozen=True, slots=True)

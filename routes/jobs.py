@@ -37,4 +37,4 @@ async def get_job(call: Call[ByUuid, None, None]) -> Response:
     errors=(403, 404, 409),
 )
 async def cancel(call: Call[ByUuid, None, None]) -> Response:
-    return rendering.JSONResponse(await call.database.write(lambda tx: jobs.cancel(tx, call.me, call.path.id)))
+    return rendering.JSONResponse(await call.write(lambda tx: jobs.cancel(tx, call.me, call.path.id)))

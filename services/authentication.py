@@ -7,15 +7,9 @@ from __future__ import annotations
 
 from core.errors import Unauthenticated, invalid_token
 from core.identity import Group, Identity
+from repository.engine import rights
 from repository.engine.database import Database
-from repository.engine.statement import statement
 from services.tokens import Tokens
-
-# Every request with a token runs this, so it reads the account and the session in one statement.
-_ACCOUNT_OF_SESSION = statement(
-    'SELECT users."group", users.is_active, users.username FROM sessions JOIN users ON users.id = sessions.user_id'
-    " WHERE sessions.id = $1 AND sessions.user_id = $2 AND sessions.ended_at IS NULL"
-)
 
 
 def invalid_access_token() -> Unauthenticated:
@@ -34,11 +28,13 @@ async def identify(database: Database, tokens: Tokens, token: str) -> Identity:
 
 async def recheck(database: Database, identity: Identity) -> Identity:
     """Return the current state of an identity. Raises Unauthenticated when it is no longer valid."""
+    if rights.is_expired(identity):
+        raise invalid_access_token()
     return await _current(database, identity.user_id, identity.session_id, identity.expires_at)
 
 
 async def _current(database: Database, user_id: int, session_id: str, expires_at: float) -> Identity:
-    found = await database.fetch(_ACCOUNT_OF_SESSION, session_id, user_id)
+    found = await database.fetch(rights.ACCOUNT_OF_SESSION, session_id, user_id)
     if not found or not found[0][1]:
         raise invalid_access_token()
     group, _, username = found[0]

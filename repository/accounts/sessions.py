@@ -21,6 +21,7 @@ import models
 from core.errors import Forbidden, NotFound, Unauthenticated, invalid_token
 from core.identity import CLOCK_LEEWAY_SECONDS, Claims
 from core.times import utc_now, utc_text
+from repository.engine import rights
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic.lists import Listed, ListRequest, entities_of, entity, one
@@ -181,6 +182,8 @@ async def _end(tx: Transaction, which: ColumnElement[bool], actor_id: int | None
     ended = [entity(row) for row in await tx.connection.execute(open_ones)]
     if ended:
         ids = [row["id"] for row in ended]
+        if tx.writer is not None and tx.writer.session_id in ids:
+            await rights.spend(tx)
         await tx.connection.execute(update(TABLE).where(TABLE.c.id.in_(ids)).values(ended_at=utc_now()))
     for row in ended:
         _announce(tx, "delete", public(row), actor_id, before=public(row))

@@ -20,6 +20,7 @@ from core.identity import Group, unique_key
 from core.times import utc_now
 from repository.accounts import audit, one_time_tokens, sessions
 from repository.accounts.audit import Editor
+from repository.engine import rights
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
@@ -126,6 +127,8 @@ async def change(tx: Transaction, before: Row, values: Row, *, actor_id: int | N
     if not values:
         return dict(before)
     await require_free(tx, values, before["id"])
+    if tx.writer is not None and tx.writer.user_id == before["id"] and values.keys() & {"group", "is_active"}:
+        await rights.spend(tx)
     shown = public(before)
     after = {**before, **values}
     changed = changed_names(shown, public(after))

@@ -1,26 +1,35 @@
-"""The last statements of a writing transaction: they number its events and insert them."""
+"""The last statements of a writing transaction: they number its events, check the writer's rights and insert the events."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import orjson
 
+from core.identity import Identity
 from core.times import utc_now
+from repository.engine import rights
 from repository.engine.events import Event
 from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
 
 # In the drivers' own form, because every write runs both statements.
 TAKE = statement("UPDATE event_head SET seq = seq + $1, size = size + $2 WHERE id = 1 RETURNING epoch, seq")
-INSERT = statement(
+_INTO = (
     "INSERT INTO events (seq, topic, operation, entity_id, audience, payload, before, changed, actor_id, created_at)"
-    " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::timestamptz)"
 )
+_VALUES = "$1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::timestamptz"
+INSERT = statement(f"{_INTO} VALUES ({_VALUES})")
+# The check costs no statement of its own. It is not part of TAKE: PostgreSQL evaluates a statement that has waited for
+# a lock with what the other tables held before the wait.
+INSERT_WHILE_RIGHTS_HOLD = statement(f"{_INTO} SELECT {_VALUES}{rights.WHILE_RIGHTS_HOLD} RETURNING seq")
 
 
 async def append(tx: Transaction) -> list[Event]:
     """Number and insert the transaction's drafts, and return them as events.
 
-    Nothing may be written in the transaction after this: the lock on the head is held until COMMIT.
+    Nothing may be written in the transaction after this: the lock on the head is held until COMMIT. Raises
+    Unauthenticated or Forbidden when the writer no longer has its rights.
     """
     created_at = utc_now()
     driver = await tx.driver()
@@ -35,8 +44,25 @@ async def append(tx: Transaction) -> list[Event]:
         (event.seq, *draft[:-2], _encoded(event.changed), event.actor_id, created_at)
         for event, draft in zip(events, tx.drafts, strict=True)
     ]
-    await tx.execute_many(INSERT, rows)
+    if tx.writer is not None and await _inserted_with_rights(tx, tx.writer, rows[0]):
+        del rows[0]
+    if rows:
+        await tx.execute_many(INSERT, rows)
     return events
+
+
+async def _inserted_with_rights(tx: Transaction, writer: Identity, row: tuple[Any, ...]) -> bool:
+    """Insert an event if the writer's rights are unchanged. Return False, and insert nothing, if they have grown."""
+    driver = await tx.driver()
+    values = (*row, writer.session_id, writer.user_id, writer.group.value)
+    if tx.is_sqlite:
+        found = await driver.execute_fetchall(INSERT_WHILE_RIGHTS_HOLD.sqlite, values)
+    else:
+        found = await driver.fetch(INSERT_WHILE_RIGHTS_HOLD.postgresql, *values)
+    if found and not rights.is_expired(writer):
+        return True
+    await rights.require(tx, writer)
+    return False
 
 
 def _encoded(changed: tuple[str, ...]) -> str | None:

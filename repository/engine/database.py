@@ -25,7 +25,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction, create_asy
 
 from core import metrics
 from core.errors import Unavailable
-from repository.engine import failures
+from core.identity import Identity
+from repository.engine import failures, rights
 from repository.engine.append import append
 from repository.engine.events import Event
 from repository.engine.statement import Statement
@@ -144,20 +145,23 @@ class Database:
 
         return await self.write(work)
 
-    async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+    async def write(self, work: Callable[[Transaction], Awaitable[T]], writer: Identity | None = None) -> T:
         """Run `work` in one transaction with the events it emits, and return its result. Listeners run after COMMIT.
 
         `work` may run again from the start when the database refuses the transaction, so it must change nothing
         outside the transaction. Any exception that it raises rolls everything back, including the numbers. Raises
-        Unavailable when the database cannot be reached or keeps refusing the transaction.
+        Unauthenticated or Forbidden when the `writer` has lost rights since it was authenticated, and Unavailable when
+        the database cannot be reached or keeps refusing the transaction.
         """
         for attempt in range(1, MAX_ATTEMPTS + 1):
             committing = False
             try:
                 async with self.begin() as (connection, transaction):
-                    tx = Transaction(connection)
+                    tx = Transaction(connection, writer)
                     result = await work(tx)
                     events = await append(tx) if tx.drafts else []
+                    if tx.writer is not None and not events:
+                        await rights.require(tx, tx.writer)
                     committing = True
                     await transaction.commit()
                 metrics.COMMITS.inc()

@@ -10,7 +10,7 @@ import orjson
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.errors import ContentTooLarge
-from core.identity import PUBLIC_AUDIENCE
+from core.identity import PUBLIC_AUDIENCE, Identity
 from repository.engine.statement import Statement
 
 # Clients usually limit frames to 1 MiB; the rest is room for what surrounds the rows.
@@ -36,9 +36,14 @@ class Draft(NamedTuple):
 
 @dataclass(slots=True)
 class Transaction:
-    """The argument of the work that `Database.write` runs. Only its `emit` methods send events to watchers."""
+    """The argument of the work that `Database.write` runs. Only its `emit` methods send events to watchers.
+
+    `writer` is the client on whose behalf the transaction writes. It must still have its rights when the transaction
+    ends (`repository.engine.rights`); None writes without that check.
+    """
 
     connection: AsyncConnection
+    writer: Identity | None = None
     drafts: list[Draft] = field(default_factory=list)
     size: int = 0  # bytes of the drafts
     _driver: Any = None

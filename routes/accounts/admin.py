@@ -35,7 +35,7 @@ async def create(call: Call[None, None, profiles.NewAccountBody]) -> Response:
     fields = profiles.dumped(call.body)
     group = Group(call.body.group)
     password_hash = await call.services.passwords.hash(call.body.password)
-    user = await call.database.write(lambda tx: edits.create_by_admin(tx, editor, fields, password_hash, group))
+    user = await call.write(lambda tx: edits.create_by_admin(tx, editor, fields, password_hash, group))
     location = f"{call.prefix}/users/{user['id']}"
     return rendering.tagged(user["version"], orjson.dumps(user), 201, Location=location)
 
@@ -65,7 +65,7 @@ async def list_audit(call: Call[None, TrailQuery, None]) -> Response:
 async def change_group(call: Call[ById, None, credentials.GroupBody]) -> Response:
     editor = as_admin(call)
     group = Group(call.body.group)
-    user = await call.database.write(lambda tx: users.change_group(tx, editor, call.path.id, group))
+    user = await call.write(lambda tx: users.change_group(tx, editor, call.path.id, group))
     return rendering.tagged(user["version"], orjson.dumps(user))
 
 
@@ -79,7 +79,7 @@ async def change_group(call: Call[ById, None, credentials.GroupBody]) -> Respons
 )
 async def activate(call: Call[ById, None, None]) -> Response:
     editor = as_admin(call)
-    user = await call.database.write(lambda tx: users.activate(tx, editor, call.path.id))
+    user = await call.write(lambda tx: users.activate(tx, editor, call.path.id))
     return rendering.tagged(user["version"], orjson.dumps(user))
 
 
@@ -93,5 +93,5 @@ async def activate(call: Call[ById, None, None]) -> Response:
 )
 async def deactivate(call: Call[ById, None, None]) -> Response:
     editor = as_admin(call)
-    user = await call.database.write(lambda tx: users.deactivate(tx, editor, call.path.id))
+    user = await call.write(lambda tx: users.deactivate(tx, editor, call.path.id))
     return rendering.tagged(user["version"], orjson.dumps(user))

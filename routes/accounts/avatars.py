@@ -48,7 +48,7 @@ async def put(call: Call[ById | None, None, AvatarForm]) -> Response:
     editor = as_editor(call, user_id)
     versions = rendering.if_match(call)
     async with avatar_files.stored(call.services, call.body.avatar) as avatar:
-        done = await call.database.write(lambda tx: avatars.change(tx, editor, user_id, avatar, versions))
+        done = await call.write(lambda tx: avatars.change(tx, editor, user_id, avatar, versions))
     await avatar_files.discard(call.services, done.former)
     return rendering.tagged(done.user["version"], orjson.dumps(done.user))
 
@@ -65,7 +65,7 @@ async def delete(call: Call[ById | None, None, None]) -> Response:
     user_id = account_id(call)
     editor = as_editor(call, user_id)
     versions = rendering.if_match(call)
-    done = await call.database.write(lambda tx: avatars.change(tx, editor, user_id, None, versions))
+    done = await call.write(lambda tx: avatars.change(tx, editor, user_id, None, versions))
     await avatar_files.discard(call.services, done.former)
     return Response(status_code=204)
 

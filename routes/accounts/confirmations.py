@@ -108,7 +108,7 @@ async def open_url(call: Call[None, ByToken, None]) -> Response:
 
 
 async def _use(call: AnyCall, token: str) -> Response:
-    user = await call.database.write(lambda tx: confirmations.confirm(tx, token))
+    user = await call.write(lambda tx: confirmations.confirm(tx, token))
     if _wants_page(call):
         return pages.page("It worked", f"{user['email']} is confirmed, and the account is ready to use.", 200)
     return rendering.JSONResponse(user, headers={**NO_STORE, "Vary": "Accept"})
@@ -136,7 +136,7 @@ async def forgot_password(call: Call[None, None, credentials.AddressBody]) -> Re
 
 
 async def _promise_email(call: Call[None, None, credentials.AddressBody], kind: MailType) -> Response:
-    await call.database.write(lambda tx: outbox.request(tx, kind, call.body.email))
+    await call.write(lambda tx: outbox.request(tx, kind, call.body.email))
     call.services.outbox.wake()
     return rendering.JSONResponse({"detail": PROMISE}, 202, NO_STORE)
 
@@ -184,7 +184,7 @@ async def change_password(call: Call[None, None, credentials.ChangePasswordBody]
         raise InvalidInput(problems)
     password_hash = await services.passwords.hash(body.new_password)
     checked_hash = user["password_hash"]
-    await call.database.write(
+    await call.write(
         lambda tx: confirmations.change_password(tx, me.user_id, me.session_id, checked_hash, password_hash)
     )
     services.outbox.wake()
@@ -209,7 +209,7 @@ async def reset_password(call: Call[None, None, credentials.ResetPasswordBody]) 
     if problems := _problems_for(call, user):
         raise InvalidInput(problems)
     password_hash = await services.passwords.hash(body.new_password)
-    await call.database.write(lambda tx: confirmations.reset_password(tx, body.token, password_hash))
+    await call.write(lambda tx: confirmations.reset_password(tx, body.token, password_hash))
     for login in (user["username"], user["email"]):
         if login is not None:
             # Forget the failed attempts: a user who forgot the password has usually made some.

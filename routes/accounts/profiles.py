@@ -85,7 +85,5 @@ async def edit(call: Call[ById | None, None, ProfileBody | ProfilePatch]) -> Res
     fields = dumped(call.body)
     versions = rendering.if_match(call)
     async with avatar_files.uploaded(call, user_id) as avatar:
-        after = await call.database.write(
-            lambda tx: edits.edit_profile(tx, editor, user_id, {**fields, **avatar}, versions)
-        )
+        after = await call.write(lambda tx: edits.edit_profile(tx, editor, user_id, {**fields, **avatar}, versions))
     return rendering.tagged(after["version"], orjson.dumps(edits.public_profile(after)))

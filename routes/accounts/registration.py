@@ -66,7 +66,7 @@ async def register(call: Call[None, None, RegisterBody]) -> Response:
             await outbox.put(tx, user["id"], MailType.ACTIVATE, user["email"])
         return user
 
-    user = await call.database.write(work)
+    user = await call.write(work)
     if awaits_activation:
         call.services.outbox.wake()
     return rendering.JSONResponse(user, 201)

@@ -87,14 +87,14 @@ async def _sign_in(call: AnyCall, login: str, password: str) -> Response:
 async def _begin(call: AnyCall, user_id: int, checked: Checked) -> Response | None:
     device = Device(call.headers.get("user-agent"), call.address)
     renewal = Renewal(new_token_id(), call.services.tokens.refresh_seconds)
-    session = await call.database.write(lambda tx: sessions.begin(tx, user_id, device, checked, renewal))
+    session = await call.write(lambda tx: sessions.begin(tx, user_id, device, checked, renewal))
     return _tokens(call, session, renewal) if session is not None else None
 
 
 async def _refresh(call: AnyCall, refresh_token: str) -> Response:
     claims = call.services.tokens.read_refresh(refresh_token)
     renewal = Renewal(new_token_id(), call.services.tokens.refresh_seconds)
-    session = await call.database.write(lambda tx: sessions.refresh(tx, claims, call.address, renewal))
+    session = await call.write(lambda tx: sessions.refresh(tx, claims, call.address, renewal))
     if session is None:
         log.warning("refresh token reused; session ended", user_id=claims.user_id, address=call.address)
         raise invalid_token("refresh")
@@ -125,7 +125,7 @@ def _tokens(call: AnyCall, session: dict[str, Any], renewal: Renewal) -> Respons
 )
 async def logout(call: Call[None, None, None]) -> Response:
     me = call.me
-    await call.database.write(lambda tx: sessions.leave(tx, me.user_id, me.session_id))
+    await call.write(lambda tx: sessions.leave(tx, me.user_id, me.session_id))
     return Response(status_code=204)
 
 
@@ -144,7 +144,7 @@ async def list_sessions(call: Call[None, PageQuery, None]) -> Response:
 )
 async def end_all_sessions(call: Call[None, None, None]) -> Response:
     user_id = call.me.user_id
-    await call.database.write(lambda tx: sessions.end_all(tx, user_id, actor_id=user_id))
+    await call.write(lambda tx: sessions.end_all(tx, user_id, actor_id=user_id))
     return Response(status_code=204)
 
 
@@ -156,5 +156,5 @@ async def end_all_sessions(call: Call[None, None, None]) -> Response:
     errors=(404,),
 )
 async def end_session(call: Call[ByUuid, None, None]) -> Response:
-    await call.database.write(lambda tx: sessions.end(tx, call.me.user_id, call.path.id))
+    await call.write(lambda tx: sessions.end(tx, call.me.user_id, call.path.id))
     return Response(status_code=204)

@@ -71,7 +71,7 @@ async def edit_me(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> R
             proves_addresses=call.services.activates_by_mail,
         )
 
-    after = await call.database.write(work)
+    after = await call.write(work)
     return rendering.tagged(after["version"], orjson.dumps(users.public(after)))
 
 
@@ -102,7 +102,7 @@ async def delete(call: Call[ById | None, None, None]) -> Response:
     user_id = account_id(call)
     editor = as_editor(call, user_id)
     versions = rendering.if_match(call)
-    avatar = await call.database.write(lambda tx: deletion.remove(tx, editor, user_id, versions))
+    avatar = await call.write(lambda tx: deletion.remove(tx, editor, user_id, versions))
     await avatar_files.discard(call.services, avatar)
     return Response(status_code=204)
 
@@ -175,5 +175,5 @@ async def edit(call: Call[ById, None, AccountBody | AccountPatch]) -> Response:
     if call.path.id == call.me.user_id and fields.keys() & {"username", "email"}:
         raise Forbidden("Change your own user name and address at /users/me, with the current password")
     versions = rendering.if_match(call)
-    after = await call.database.write(lambda tx: edits.edit_by_admin(tx, editor, call.path.id, fields, versions))
+    after = await call.write(lambda tx: edits.edit_by_admin(tx, editor, call.path.id, fields, versions))
     return rendering.tagged(after["version"], orjson.dumps(users.public(after)))

@@ -103,7 +103,7 @@ async def create(resource: Resource, call: Call[queries.ByUserId | None, None, B
 
 async def _edit(resource: Resource, call: Call[queries.ById, None, BaseModel], fields: dict[str, Any]) -> Response:
     versions = rendering.if_match(call)
-    stored = await call.database.write(lambda tx: writes.edit(tx, resource, call.me, call.path.id, fields, versions))
+    stored = await call.write(lambda tx: writes.edit(tx, resource, call.me, call.path.id, fields, versions))
     return rendering.tagged(stored.version, stored.body)
 
 
@@ -117,7 +117,7 @@ async def patch(resource: Resource, call: Call[queries.ById, None, BaseModel]) -
 
 async def delete(resource: Resource, call: Call[queries.ById, None, None]) -> Response:
     versions = rendering.if_match(call)
-    await call.database.write(lambda tx: writes.remove(tx, resource, call.me, call.path.id, versions))
+    await call.write(lambda tx: writes.remove(tx, resource, call.me, call.path.id, versions))
     return Response(status_code=204)
 
 
@@ -150,13 +150,13 @@ async def edit_bulk(resource: Resource, call: Call[None, None, queries.Rows]) ->
     rows = await parsing.check_rows(resource.bulk_patch, call.body.root, exclude_unset=True)
     rows.require_all()
     edits = [(fields.pop("id"), fields) for fields in rows.valid.values()]
-    result = await call.database.write(lambda tx: writes.edit_bulk(tx, resource, call.me, edits))
+    result = await call.write(lambda tx: writes.edit_bulk(tx, resource, call.me, edits))
     parts = b",".join(result.done), orjson.dumps(result.not_found)
     return rendering.JSONResponse(b'{"updated":[%s],"not_found":%s}' % parts)
 
 
 async def _delete_many(resource: Resource, call: Call[object, None, object], ids: Sequence[int]) -> Response:
-    result = await call.database.write(lambda tx: writes.remove_bulk(tx, resource, call.me, ids))
+    result = await call.write(lambda tx: writes.remove_bulk(tx, resource, call.me, ids))
     return rendering.JSONResponse({"deleted": result.done, "not_found": result.not_found})
 
 

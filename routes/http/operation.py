@@ -28,6 +28,7 @@ from core.identity import Identity
 from gateways.storage import Storage
 from repository.engine.database import Database
 from repository.engine.events import Head
+from repository.engine.transaction import Transaction
 from routes.http.limit_groups import LimitGroup, Rules
 from schemas import MAX_BODY_BYTES
 from services.limits.limiter import Limits
@@ -78,6 +79,7 @@ class Services:
 PathT_co = TypeVar("PathT_co", covariant=True)
 QueryT_co = TypeVar("QueryT_co", covariant=True)
 BodyT_co = TypeVar("BodyT_co", covariant=True)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,10 @@ class Call(Generic[PathT_co, QueryT_co, BodyT_co]):
     @property
     def database(self) -> Database:
         return self.services.database
+
+    async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Run `Database.write` with the caller as the writer, whose rights are checked again in the transaction."""
+        return await self.database.write(work, self.identity)
 
     @property
     def me(self) -> Identity:

@@ -54,6 +54,8 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
         message = "Expected 1 to 255 visible ASCII characters"
         problems.append(FieldProblem(("header", "Idempotency-Key"), message, "invalid_idempotency_key"))
     raw_body, body = b"", None
+    has_waited = asyncio.Event()
+    asyncio.get_running_loop().call_soon(has_waited.set)  # called only if reading the body gives up control
     if operation.form is not None and _media_type(request) in uploads.MEDIA_TYPES:
         assert identity is not None, "an operation with a form is marked signed_in"
         with services.pictures.receiving(identity.user_id):
@@ -63,6 +65,9 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
     elif operation.body is not None or operation.form is not None:
         raw_body = await read_body(request, operation.max_body_bytes)
         body = _body(request, operation, raw_body, problems)
+    if identity is not None and has_waited.is_set():
+        # The transaction checks the rights again, but it can only refuse; the operation decides by what they are now.
+        identity = await authentication.recheck(services.database, identity)
     if problems:
         raise InvalidInput(problems)
     return Call(

@@ -83,7 +83,7 @@ async def write_once(call: AnyCall, work: Callable[[Transaction], Awaitable[Stor
     Raises InvalidInput for a key that was used with a different request.
     """
     claim = _claim(call)
-    stored = await call.database.write(lambda tx: idempotency.once(tx, claim, partial(work, tx)))
+    stored = await call.write(lambda tx: idempotency.once(tx, claim, partial(work, tx)))
     headers = dict(stored.headers)
     return Response(stored.body, stored.status, headers, headers.get("content-type", JSON))
 

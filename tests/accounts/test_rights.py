@@ -1,22 +1,27 @@
-"""Rights: every operation, requested in every role, responds as the table in docs/rights.md says."""
+"""Rights: every operation, requested in every role, responds as the table in docs/rights.md says; and clients that lose
+or gain rights while the body of their request arrives.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import string
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import pytest
 
 from routes.table import OPERATIONS
 from tests.support.backends import SQLITE_ONLY
 from tests.support.pictures import photo
 from tests.support.requests import change_group, ok, sign_in
-from tests.support.service import PASSWORD, ROOT, Person, Service
+from tests.support.resources import contents
+from tests.support.service import DEADLINE_SECONDS, PASSWORD, ROOT, Person, Service, eventually
 
 ROLES = ("anonymous", "user", "owner", "moderator", "admin", "disabled", "expired", "refresh")
 BAD_TOKENS = frozenset({"disabled", "expired", "refresh"})
@@ -233,17 +238,27 @@ async def status_of(cast: Cast, operation: str, role: str) -> int:
     elif role != "owner":
         asker = await (cast.new(role) if ask.is_own and uses_up else cast.account(role))
     token = await cast.token(role, owner, asker)
+    wanted, things = await request_of(cast, operation, owner, asker or owner, token)
+    response = await cast.anonymous.send(wanted)
+    if "job" in things:  # the number of unfinished jobs of a user is bounded
+        await owner.person.http.delete(f"/jobs/{things['job']}")
+    return response.status_code
+
+
+async def request_of(
+    cast: Cast, operation: str, owner: Account, asker: Account, token: str | None
+) -> tuple[httpx.Request, dict[str, Any]]:
+    """Return a request of the operation, and the objects of the owner that it is about, by kind."""
+    ask = ASKS[operation]
     needed = {each for _, each, _, _ in string.Formatter().parse(ask.path) if each} | set(ask.needs)
     things = {each: await cast.genre() if each == "genre" else await created(each, owner) for each in needed}
-    body = ask.body({**things, "my_name": (asker or owner).person.name}) if callable(ask.body) else ask.body
+    body = ask.body({**things, "my_name": asker.person.name}) if callable(ask.body) else ask.body
     headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
     content = {**ask.content, "headers": {**ask.content.get("headers", {}), **headers}}
     if body is not None:
         content["json"] = body
-    answer = await cast.anonymous.request(operation.partition(" ")[0], ask.path.format_map(things), **content)
-    if "job" in things:  # the number of unfinished jobs of a user is bounded
-        await owner.person.http.delete(f"/jobs/{things['job']}")
-    return answer.status_code
+    method = operation.partition(" ")[0]
+    return cast.anonymous.build_request(method, ask.path.format_map(things), **content), things
 
 
 def as_class(status: int) -> str:
@@ -264,3 +279,102 @@ async def test_each_role_may_do_what_the_table_says(service: Service) -> None:
                 if found != expected[role]:
                     wrong.append(f"{operation} by {role}: {found}, where the table says {expected[role]}")
     assert wrong == []
+
+
+# --- rights that change while a body arrives
+
+
+@dataclass
+class SlowRequest:
+    """A request whose client has been identified, and whose body the service waits for."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    rest: bytes
+
+    async def finish(self) -> int:
+        """Send the rest of the body, and return the status of the response."""
+        self.writer.write(self.rest)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            return int((await self.reader.readuntil(b"\r\n")).split()[1])
+
+
+async def begin_slowly(stack: AsyncExitStack, cast: Cast, operation: str, asker: Account, token: str) -> SlowRequest:
+    """Send the head of a request and three bytes of its body."""
+    wanted, _ = await request_of(cast, operation, await cast.account("owner"), asker, token)
+    reader, writer = await asyncio.open_connection(wanted.url.host, wanted.url.port)
+    stack.callback(writer.close)
+    lines = [f"{name}: {value}" for name, value in wanted.headers.items()]
+    # The service says that it waits for the body once it has looked at the head.
+    head = [f"{wanted.method} {wanted.url.raw_path.decode()} HTTP/1.1", *lines, "Expect: 100-continue"]
+    writer.write("\r\n".join([*head, "", ""]).encode() + wanted.content[:3])
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n", operation
+    return SlowRequest(reader, writer, wanted.content[3:])
+
+
+async def demoted(chief: Person, person: Person) -> None:
+    await change_group(chief, person, "user")
+
+
+async def logged_out(chief: Person, person: Person) -> None:
+    assert (await person.http.post("/auth/logout")).status_code == 204
+
+
+async def deactivated(chief: Person, person: Person) -> None:
+    await ok(chief.http.post(f"/admin/users/{person.id}/deactivate"))
+
+
+async def deleted(chief: Person, person: Person) -> None:
+    assert (await chief.http.delete(f"/users/{person.id}")).status_code == 204
+
+
+async def expired(chief: Person, person: Person) -> None:
+    async def is_refused() -> bool:
+        return (await person.http.get("/users/me")).status_code == 401
+
+    await eventually(is_refused, "the token expires")
+
+
+def operations_that_wait() -> list[str]:
+    """Return the operations that identify their client and then read a body."""
+    read_body = [each for each in OPERATIONS if (each.body or each.form) and not each.ignores_credentials]
+    return [f"{each.method} {each.path}" for each in read_body]
+
+
+@SQLITE_ONLY
+@pytest.mark.parametrize("loss", [demoted, logged_out, deactivated, deleted, expired])
+async def test_rights_that_are_lost_while_the_body_arrives_are_lost_for_every_operation(
+    service: Service, loss: Callable[[Person, Person], Awaitable[None]]
+) -> None:
+    wrong: list[str] = []
+    async with AsyncExitStack() as stack, service.admin() as chief, service.anyone() as anonymous:
+        cast = Cast(service, stack, chief, anonymous)
+        asker = await cast.new("admin")
+        token = asker.person.token
+        if loss is expired:
+            token = asker.person.forged(exp=int(time.time()) - 3)  # two more seconds: clocks have a leeway of five
+            asker.person.http.headers["Authorization"] = f"Bearer {token}"
+        slow: dict[str, SlowRequest] = {}
+        for operation in operations_that_wait():
+            needs_group = (rights()[operation]["admin"], rights()[operation]["user"]) == ("2xx", "403")
+            if loss is not demoted or needs_group:
+                slow[operation] = await begin_slowly(stack, cast, operation, asker, token)
+        await loss(chief, asker.person)
+        before = await contents(service)
+        for operation, request in slow.items():
+            status = await request.finish()
+            if status != (403 if loss is demoted else 401):
+                wrong.append(f"{operation}: {status}")
+        assert wrong == []
+        assert await contents(service) == before, "nothing was written"
+
+
+@SQLITE_ONLY
+async def test_rights_that_are_gained_while_the_body_arrives_count(service: Service) -> None:
+    async with AsyncExitStack() as stack, service.admin() as chief, service.anyone() as anonymous:
+        cast = Cast(service, stack, chief, anonymous)
+        asker = await cast.new("user")
+        request = await begin_slowly(stack, cast, "PATCH /movies/{id}", asker, asker.person.token)
+        await change_group(chief, asker.person, "moderator")
+        assert await request.finish() == 200
