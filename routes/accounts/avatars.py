@@ -23,7 +23,6 @@ HEADERS = {
     # A URL always shows the same picture; a new picture gets a new URL.
     "Cache-Control": "public, max-age=31536000, immutable",
     # Never rendered as a page, even if something slipped through the decoder.
-    "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Content-Disposition": "inline",
     "Cross-Origin-Resource-Policy": "cross-origin",  # pages of other origins may show it
