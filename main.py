@@ -16,7 +16,6 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 
 from core import logs
 from core.errors import Problem, SettingsError, Unavailable
@@ -30,6 +29,7 @@ from repository.engine import failures, migrations
 from repository.engine.database import Database
 from routes import table
 from routes.http import middleware
+from routes.http.hosts import Cors, HostCheck
 from routes.http.proxies import TrustedProxies
 from server import parts, serving, supervisor
 from services.first_admin import create_first_admin
@@ -58,7 +58,7 @@ def build_app(settings: Settings, *, hears_signals: bool = False) -> Starlette:
                 yield found.state()
 
     cors = Middleware(
-        CORSMiddleware,
+        Cors,
         allow_origins=settings.allowed_origins,
         allow_methods=CORS_METHODS,
         allow_headers=CORS_REQUEST_HEADERS,
@@ -71,7 +71,8 @@ def build_app(settings: Settings, *, hears_signals: bool = False) -> Starlette:
             *([proxies] if settings.trusted_proxies else []),
             Middleware(middleware.OnePath),
             Middleware(middleware.RequestLog),
-            *([cors] if settings.allowed_origins else []),
+            Middleware(HostCheck, allowed=settings.hosts),
+            cors,
             Middleware(middleware.NoNewSockets),
             Middleware(middleware.Unexpected),
         ],

@@ -4,6 +4,7 @@ MarqueeError
 ├── SettingsError            an invalid setting: the service does not start
 └── Problem                  reported to the client: an HTTP status, or an error reply on the socket
     ├── InvalidInput         422, lists every problem
+    ├── BadRequest           400
     ├── Unauthenticated      401
     ├── Forbidden            403
     ├── NotFound             404
@@ -13,6 +14,7 @@ MarqueeError
     ├── PreconditionFailed   412
     ├── ContentTooLarge      413
     ├── UnsupportedMediaType 415
+    ├── MisdirectedRequest   421
     ├── UpgradeRequired      426
     ├── TooManyRequests      429
     └── Unavailable          503
@@ -76,6 +78,12 @@ class InvalidInput(Problem):
     status, code = 422, "invalid_input"
 
 
+class BadRequest(Problem):
+    """The HTTP message itself is malformed."""
+
+    status, code = 400, "bad_request"
+
+
 class Unauthenticated(Problem):
     status, code = 401, "unauthenticated"
     headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
@@ -119,6 +127,12 @@ class ContentTooLarge(Problem):
 
 class UnsupportedMediaType(Problem):
     status, code = 415, "unsupported_media_type"
+
+
+class MisdirectedRequest(Problem):
+    """The request is for a host that this service does not have."""
+
+    status, code = 421, "misdirected_request"
 
 
 class UpgradeRequired(Problem):

@@ -1,7 +1,7 @@
 """The filter grammar: one parser for REST lists and subscriptions.
 
 A filter is a conjunction of conditions `field operator value` and, optionally, one disjunction of groups of conditions.
-A query string writes it as `rating[gte]=50&or[0][genre]=Drama&or[1][country]=GB`, JSON as
+A query string writes it as `rating[gte]=50&or[0][genre]=Drama&or[1][country]=GB` (lists: `core/listed.py`), JSON as
 `{"rating": {"gte": 50}, "or": [{"genre": "Drama"}, {"country": "GB"}]}`; no operator means `eq`. Text is compared by
 code point; `contains` and `prefix` ignore case. A null field matches only `ne`. This module is pure: it does no I/O.
 `repository/generic/filter_sql.py` translates filters to SQL; `routes/http/parameters.py` describes them in the API.
@@ -18,7 +18,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from core import times
+from core import listed, times
 from core.errors import MAX_PROBLEMS, FieldProblem, Loc
 
 MAX_VALUES_IN_LIST = 100  # in one `in` condition
@@ -161,7 +161,8 @@ def parse_query(
             problems.append(FieldProblem(loc, f"Unknown parameter; expected one of {names}", "unknown_parameter"))
             continue
         op = match[4] or "eq"
-        found = _condition(fields[name], op, raw.split(",") if op == Op.IN else raw)
+        value = listed.split(raw) if op == Op.IN else raw
+        found = _condition(fields[name], op, value) if value is not None else _Invalid(f"Expected {listed.EXPECTED}")
         if isinstance(found, _Invalid):
             problems.append(FieldProblem(loc, found.expected, found.type))
         else:
@@ -178,12 +179,12 @@ def parse_json(value: Any, fields: Mapping[str, Field], loc: Loc = ("filter",)) 
     problems: list[FieldProblem] = []
     members = {name: member for name, member in value.items() if name != OR}
     conditions = _parse_object(members, fields, loc, problems)
-    listed = value.get(OR, [])
+    given = value.get(OR, [])
     groups: list[list[Condition]] = []
-    if OR in value and not (isinstance(listed, list) and listed and all(isinstance(one, dict) for one in listed)):
+    if OR in value and not (isinstance(given, list) and given and all(isinstance(one, dict) for one in given)):
         problems.append(FieldProblem((*loc, OR), "Expected a list of one or more filters", "invalid_filter"))
     else:
-        for number, one in enumerate(listed[: MAX_GROUPS + 1]):
+        for number, one in enumerate(given[: MAX_GROUPS + 1]):
             if not one:
                 problems.append(FieldProblem((*loc, OR, number), "Expected at least one field", "invalid_filter"))
             groups.append(_parse_object(one, fields, (*loc, OR, number), problems))
@@ -233,10 +234,10 @@ def _json_value(raw: Any) -> Any:
 
 def _too_many(loc: Loc, conditions: Iterable[Condition], groups: Iterable[Iterable[Condition]]) -> list[FieldProblem]:
     problems = []
-    listed = [list(group) for group in groups]
-    if len(list(conditions)) + sum(map(len, listed)) > MAX_CONDITIONS:
+    sizes = [len(list(group)) for group in groups]
+    if len(list(conditions)) + sum(sizes) > MAX_CONDITIONS:
         problems.append(FieldProblem(loc, f"Expected at most {MAX_CONDITIONS} conditions", "too_many_conditions"))
-    if len(listed) > MAX_GROUPS:
+    if len(sizes) > MAX_GROUPS:
         problems.append(FieldProblem(loc, f"Expected at most {MAX_GROUPS} groups in `or`", "too_many_groups"))
     return problems
 
@@ -261,8 +262,8 @@ def _condition(field: Field, name: str, raw: Any) -> Condition | _Invalid:
     values = [_parse_value(field, op, item, MAX_LISTED_TEXT_LENGTH) for item in raw]
     if any(value is None for value in values):
         return _Invalid(f"{_expected(field)} for each value (comma-separated in a query, a list in JSON)")
-    listed = {value for value in values if value is not None}
-    return Condition(field, op, tuple(sorted(listed, key=lambda value: (str(type(value)), value))))
+    found = {value for value in values if value is not None}
+    return Condition(field, op, tuple(sorted(found, key=lambda value: (str(type(value)), value))))
 
 
 def _expected(field: Field) -> str:
@@ -332,8 +333,8 @@ def _test(condition: Condition) -> Matcher:
             return lambda row: bool(row[name] != value)
         case Op.IN:
             assert isinstance(value, tuple)
-            listed = frozenset(value)
-            return lambda row: row[name] in listed
+            wanted = frozenset(value)
+            return lambda row: row[name] in wanted
         case Op.CONTAINS:
             part = without_case(str(value))
             return lambda row: row[name] is not None and part in without_case(row[name])

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 import structlog
 from structlog.typing import Processor
+
+MAX_WARNED_VALUES = 100  # of one kind: a client that makes values up must not fill the log
 
 
 def configure(log_format: str, log_level: str) -> None:
@@ -48,3 +51,18 @@ def configure(log_format: str, log_level: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+class WarnOnce:
+    """Logs `event` as a warning once for each value, for at most MAX_WARNED_VALUES of them."""
+
+    def __init__(self, log: Any, event: str) -> None:
+        self._log = log
+        self._event = event
+        self._seen: set[str] = set()
+
+    def __call__(self, value: str, **fields: Any) -> None:
+        key = value[:255]
+        if key not in self._seen and len(self._seen) < MAX_WARNED_VALUES:
+            self._seen.add(key)
+            self._log.warning(self._event, **fields)

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from core import rates
 from core.errors import SettingsError, words_of
+from core.hosts import UNSPECIFIED, AllowedHosts, normal, parse_pattern
 
 # RFC 7518, section 3.2: an HMAC key must be at least as long as the hash.
 HASH_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
@@ -133,6 +134,10 @@ def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
     return origins
 
 
+def _hosts(values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(parse_pattern(value) for value in values)
+
+
 def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
     for each in values:
         try:
@@ -215,6 +220,7 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[tuple[str, ...], NoDecode, LISTED, AfterValidator(_networks)] = ()
     websocket_auth: Annotated[Literal["optional", "required"], ANY_CASE] = "optional"
 
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, LISTED, AfterValidator(_hosts)] = ()
     allowed_origins: Annotated[tuple[str, ...], NoDecode, LISTED, AfterValidator(_origins)] = ()
 
     event_retention_hours: float = Field(default=168.0, gt=0, le=24 * 3650)
@@ -267,6 +273,20 @@ class Settings(BaseSettings):
             return self.public_url
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def hosts(self) -> AllowedHosts:
+        """The hosts that requests may name, besides those of the loopback interface."""
+        own = [self.host, *([urlsplit(self.public_url).hostname or ""] if self.public_url is not None else [])]
+        patterns = frozenset({*self.allowed_hosts, *map(normal, own)})
+        return AllowedHosts(patterns, allows_addresses=self.host in UNSPECIFIED)
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The origins whose pages may connect, besides the one that a request's `Host` names."""
+        public = urlsplit(self.public_url) if self.public_url is not None else None
+        own = (f"{public.scheme}://{public.netloc}".lower(),) if public is not None else ()
+        return (*self.allowed_origins, *own)
 
     @property
     def activates_by_mail(self) -> bool:

@@ -23,7 +23,6 @@ HEADERS = {
     # Browsers revalidate each time, so that after an upgrade no old script runs in a new page.
     "Cache-Control": "no-cache",
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
-    "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
 

@@ -1,1 +1,1 @@
-"""Reads and writes the database. Each write appends its events in the same transaction."""
+"""The only package with SQL. Each write appends its events in the same transaction."""

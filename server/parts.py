@@ -24,6 +24,7 @@ import structlog
 
 from core import metrics
 from core.errors import Unavailable
+from core.logs import WarnOnce
 from core.settings import Settings, signing_keys
 from core.stopping import Stopping
 from gateways.mail import gateway_for
@@ -208,7 +209,8 @@ class Parts:
             registry=self.registry,
             presence=self.presence,
             identify=partial(identify, self.database, self.tokens),
-            allowed_origins=self.settings.allowed_origins,
+            allowed_origins=self.settings.origins,
+            warn_of_origin=WarnOnce(structlog.get_logger("http"), "origin refused"),
             requires_auth=self.settings.websocket_auth == "required",
             limits_messages=self.settings.has_limits,
         )

@@ -19,6 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from core.errors import SettingsError
+from core.hosts import UNSPECIFIED
 from core.settings import Settings
 from core.stopping import Stopping
 from realtime.fanout.subscription import SLOW_CLIENT_SECONDS
@@ -41,16 +42,23 @@ log = structlog.get_logger("serving")
 
 def banner(settings: Settings, port: int) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    shown = "127.0.0.1" if host in ("0.0.0.0", "[::]") else host  # noqa: S104
+    shown = "127.0.0.1" if settings.host in UNSPECIFIED else host
     base = f"http://{shown}:{port}"
     kind = "SQLite" if settings.sqlite_path else "PostgreSQL"
     bus = "Redis" if settings.has_shared_bus else "in-memory bus"
+    others = ""
+    if settings.hosts.allows_addresses and not settings.hosts.allows_all:
+        named = f", or by {', '.join(settings.allowed_hosts)}" if settings.allowed_hosts else ""
+        others = f"""
+  Other machines reach it by an IP address of this one{named}.
+  To use further names (of a machine, a container or a proxy), list them in ALLOWED_HOSTS.
+"""
     json = "-H 'Content-Type: application/json'"
     return f"""
   Marquee is running: {base}   ({kind}, {bus}, {settings.workers} worker{"s" if settings.workers > 1 else ""})
 
   Live page {base}/   API {base}/docs   {base}/redoc   {base}/openapi.json
-
+{others}
   Watch, in a second terminal:
 
     wscat -c ws://{shown}:{port}/ws

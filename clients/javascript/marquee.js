@@ -279,6 +279,60 @@ function optionsOf({ topics, filter = null, snapshot = false, bulk = null, deliv
 }
 
 /**
+ * Returns the query string of a list with this filter, written as for subscriptions, and with parameters such as `sort`,
+ * `limit` and `q`. A value of `in` with a comma, or with a quote at its start, is written in double quotes, and quotes in
+ * it are doubled. Throws TypeError for values other than strings, numbers and booleans.
+ *
+ *     "/movies?" + queryOf({ title: { in: ["The Good, the Bad and the Ugly", "Alien"] } }, { sort: "-rating" })
+ * @param {Record<string, any> | null} [filter]
+ * @param {Record<string, string | number | boolean | null | undefined>} [parameters]
+ * @returns {string}
+ */
+export function queryOf(filter = null, parameters = {}) {
+  const { or = [], ...conditions } = filter ?? {};
+  const pairs = [...conditionPairs(conditions, (field) => field)];
+  or.forEach((/** @type {any} */ group, /** @type {number} */ number) => {
+    pairs.push(...conditionPairs(group, (field) => `or[${number}][${field}]`));
+  });
+  for (const [name, value] of Object.entries(parameters)) {
+    if (value !== null && value !== undefined) pairs.push([name, queryText(value)]);
+  }
+  return new URLSearchParams(pairs).toString();
+}
+
+/**
+ * @param {Record<string, any>} conditions
+ * @param {(field: string) => string} nameOf
+ * @returns {Generator<[string, string]>}
+ */
+function* conditionPairs(conditions, nameOf) {
+  for (const [field, member] of Object.entries(conditions)) {
+    const name = nameOf(field);
+    if (!isPlain(member)) {
+      yield [name, queryText(member)];
+      continue;
+    }
+    for (const [operator, value] of Object.entries(member)) {
+      yield [`${name}[${operator}]`, operator === "in" ? Array.from(value, listedText).join(",") : queryText(value)];
+    }
+  }
+}
+
+/** @param {any} value */
+function listedText(value) {
+  const text = queryText(value);
+  return text.includes(",") || text.startsWith('"') ? `"${text.replaceAll('"', '""')}"` : text;
+}
+
+/** @param {any} value */
+function queryText(value) {
+  if (!["string", "number", "boolean"].includes(typeof value)) {
+    throw new TypeError(`expected a text, a number or a boolean, got ${shown(value)}`);
+  }
+  return String(value);
+}
+
+/**
  * Returns the token without surrounding white space, or null if nothing is left. Throws TypeError, whose message does
  * not reveal the token.
  * @param {any} token

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from core.identity import Identity
+from core.logs import WarnOnce
 from realtime.fanout.snapshot import Snapshots
 from realtime.fanout.subscription import LiveSubscriptions
 from realtime.feed.feed import Feed
@@ -27,5 +28,6 @@ class SocketContext:
     presence: Presence
     identify: Callable[[str], Awaitable[Identity]]
     allowed_origins: tuple[str, ...]  # in addition to the service's own
+    warn_of_origin: WarnOnce  # about an origin that was rejected
     requires_auth: bool
     limits_messages: bool  # False where the operator has switched off rate limits

@@ -21,6 +21,7 @@ from starlette.websockets import WebSocket
 
 from core import metrics
 from core.errors import NO_CLOSE_FRAME, CloseCode, FieldProblem, Forbidden, InvalidInput, Problem, Unauthenticated
+from core.hosts import origin_refusal
 from realtime.fanout.spec import Spec, check_topics, user_id_of
 from realtime.feed.positions import LOG_REPLACED, find_start
 from realtime.sockets.connection import Connection
@@ -87,8 +88,9 @@ def parse_query(items: list[tuple[str, str]]) -> HandshakeQuery:
     )
 
 
-def check_origin(origin: str | None, host: str | None, allowed: tuple[str, ...]) -> None:
+def check_origin(origin: str | None, host: str | None, context: SocketContext) -> None:
     """Raise Forbidden unless the origin is our own or allowed. Browsers let any page connect, and send its origin."""
+    allowed = context.allowed_origins
     if origin is None or "*" in allowed or origin.rstrip("/") in allowed:
         return
     try:
@@ -96,7 +98,9 @@ def check_origin(origin: str | None, host: str | None, allowed: tuple[str, ...])
     except ValueError:
         is_own = False
     if not is_own:
-        raise Forbidden("This origin is not allowed: the setting ALLOWED_ORIGINS does not list it")
+        hint = origin_refusal(origin, host)
+        context.warn_of_origin(origin, hint=hint)
+        raise Forbidden(hint)
 
 
 def credentials_of(websocket: WebSocket) -> Credentials:
@@ -121,7 +125,7 @@ async def watch(websocket: WebSocket) -> None:
     feed = context.feed
     with ExitStack() as stack:
         try:
-            check_origin(websocket.headers.get("origin"), websocket.headers.get("host"), context.allowed_origins)
+            check_origin(websocket.headers.get("origin"), websocket.headers.get("host"), context)
             query = parse_query(websocket.query_params.multi_items())
             stack.enter_context(context.registry.place(websocket.client.host if websocket.client else ""))
             credentials = credentials_of(websocket)

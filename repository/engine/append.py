@@ -1,4 +1,4 @@
-"""The last statements of a writing transaction: they number its events, check the writer's rights and insert the events."""
+"""The last statements of a writing transaction: they number its events, check the writer's rights and insert them."""
 
 from __future__ import annotations
 

@@ -23,7 +23,6 @@ HEADERS = {
     # A URL always shows the same picture; a new picture gets a new URL.
     "Cache-Control": "public, max-age=31536000, immutable",
     # A picture is never rendered as a page, even if the decoder let something else pass.
-    "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Content-Disposition": "inline",
     "Cross-Origin-Resource-Policy": "cross-origin",  # pages of other origins may show the picture

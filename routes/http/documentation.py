@@ -49,7 +49,7 @@ def _page(title: str, body: str) -> HTMLResponse:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><link rel="icon" href="data:,">{body}</html>
 """
-    return HTMLResponse(page, headers={"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"})
+    return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
 
 
 async def swagger(request: Request) -> Response:

@@ -19,10 +19,12 @@ from starlette.websockets import WebSocket
 from core import metrics, scope_keys
 from core.errors import Problem, UpgradeRequired
 from routes.http import limit_groups
-from routes.http.rendering import JSONResponse
+from routes.http.rendering import JSONResponse, problem_response
 
 PREFIX = "/api/v1"
 _SANE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
+# Browsers take the declared media type, even where a response might look like a script or a page.
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
 log = structlog.get_logger("http")
 
 
@@ -57,6 +59,7 @@ class RequestLog(_Middleware):
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _SANE_ID.match(given) else uuid.uuid4().hex
         is_websocket = scope["type"] == "websocket"
+        is_on_socket = scope_keys.SOCKET in scope  # its response becomes a frame
         started = time.perf_counter()
         status, is_stream = 0, False
 
@@ -67,6 +70,8 @@ class RequestLog(_Middleware):
                 message.setdefault("headers", [])
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
+                if not is_on_socket:
+                    message["headers"] = [*message["headers"], _NOSNIFF]
                 if (outcome := scope.get(scope_keys.LIMIT)) is not None:
                     message["headers"] = [*message["headers"], *limit_groups.headers_of(outcome)]
                 is_stream = headers.get("content-type", "").startswith("text/event-stream")
@@ -114,7 +119,7 @@ def _stopping() -> Response:
 async def on_problem(request: Request, error: Exception) -> Response:
     """Return the problem in the shape that all errors have."""
     assert isinstance(error, Problem)
-    return JSONResponse({"detail": error.detail}, error.status, error.headers)
+    return problem_response(error)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 import schemas
-from core import filters
+from core import filters, listed
 from core.filters import OPERATORS, Field, FieldType, Op
 from routes.http import queries
 from routes.http.operation import Operation
@@ -43,6 +43,9 @@ CONDITIONAL: Mapping[str, dict[str, Any]] = {
     },
 }
 _TEXT_SCHEMA = {"type": "string", "maxLength": filters.MAX_TEXT_LENGTH, "pattern": schemas.NO_NUL}
+# A value of a list as it is written: in quotes, where a comma belongs to it (`core/listed.py`).
+_LENGTH = filters.MAX_LISTED_TEXT_LENGTH
+_LISTED = rf'^(?:[^\x00,"][^\x00,]{{0,{_LENGTH - 1}}}|"(?:[^\x00"]|""){{0,{_LENGTH}}}")?$'
 _FILTER_SCHEMAS: Mapping[FieldType, dict[str, Any]] = {
     FieldType.INTEGER: {"type": "integer", "minimum": -(2**63) + 1, "maximum": 2**63 - 1},
     **dict.fromkeys((FieldType.TEXT, FieldType.STRINGS), _TEXT_SCHEMA),
@@ -136,9 +139,9 @@ def _of_filter(field: Field) -> list[dict[str, Any]]:
             schema = parameter["schema"] = {"enum": list(field.choices)}
         if op is Op.IN:
             if "pattern" in schema:
-                # A comma separates values.
-                schema |= {"pattern": r"^[^\x00,]*$", "maxLength": filters.MAX_LISTED_TEXT_LENGTH}
-            listed = {"type": "array", "items": schema, "minItems": 1, "maxItems": filters.MAX_VALUES_IN_LIST}
-            parameter |= {"style": "form", "explode": False, "schema": listed}
+                schema = parameter["schema"] = {"type": "string", "pattern": _LISTED}
+                parameter["description"] += f": {listed.EXPECTED}"
+            array = {"type": "array", "items": schema, "minItems": 1, "maxItems": filters.MAX_VALUES_IN_LIST}
+            parameter |= {"style": "form", "explode": False, "schema": array}
         built.append(parameter)
     return built

@@ -13,6 +13,7 @@ import orjson
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
+from core.errors import Problem
 from repository.engine.events import Head
 from repository.engine.transaction import Transaction
 from repository.generic import idempotency
@@ -33,6 +34,11 @@ class JSONResponse(Response):
 
     def render(self, content: Any) -> bytes:
         return content if isinstance(content, bytes) else orjson.dumps(content)
+
+
+def problem_response(problem: Problem) -> JSONResponse:
+    """Return the one error shape."""
+    return JSONResponse({"detail": problem.detail}, problem.status, problem.headers)
 
 
 # --- entity tags (RFC 9110, section 8.8.3): `"<version>-<digest of the representation>"`

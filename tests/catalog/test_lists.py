@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.support.backends import SQLITE_ONLY
-from tests.support.requests import assert_problem, ok
+from tests.support.requests import assert_problem, ok, over_socket
 from tests.support.resources import BOTH, CHARACTERS, MOVIES, ResourceCase, links, sql
 from tests.support.service import Person, Service
 
@@ -237,6 +237,22 @@ async def test_text_is_compared_with_the_documented_case_rules(shelf: Shelf) -> 
     for query, wanted in TEXT_FILTERS.items():
         name, _, value = query.format(shelf.kind.label).partition("=")
         assert await shelf.get(f"{name}={quote(value, safe='%,')}") == wanted, query
+
+
+async def test_a_value_with_a_comma_or_a_quote_can_be_listed(service: Service) -> None:
+    names = ["The Good, the Bad and the Ugly", "Alien", '"Wow", he said', '5" nails', "Good"]
+    wanted = quote('"The Good, the Bad and the Ugly",Alien,"""Wow"", he said",5" nails')
+    async with service.person() as alice, service.watch(additional_headers=alice.bearer) as watcher:
+        for name in names:
+            await alice.add(title=name, genres=[name])
+        for field in ("title", "genre"):
+            query = f"{field}[in]={wanted}&user_id={alice.id}"
+            rows = await ok(alice.http.get(f"/movies?{query}"))
+            assert [row["title"] for row in rows] == names[:4]
+            assert (await over_socket(watcher, "GET", f"/movies?{query}"))["body"] == rows
+            assert (await ok(alice.http.get(f"/movies/count?{query}"))) == {"count": 4}
+        answer = await alice.http.get(f"/movies?{query}&limit=2")
+        assert [row["title"] for row in await ok(alice.http.get(links(answer)["next"]))] == names[2:4]
 
 
 async def test_times_are_compared_as_times(shelf: Shelf) -> None:

@@ -210,7 +210,7 @@ async def test_pages_of_other_origins_may_read_it_and_resume(tmp_path: Path) -> 
     url = f"sqlite:///{tmp_path}/marquee.db"
     settings = Settings(database_url=url, allowed_origins=("https://app.example",), _env_file=None)
     transport = httpx.ASGITransport(app=build_app(settings))
-    async with httpx.AsyncClient(transport=transport, base_url="http://here.example") as page:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as page:
         asked = {
             "Origin": "https://app.example",
             "Access-Control-Request-Method": "GET",

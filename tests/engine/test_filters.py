@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Table, insert
 
 import models
-from core import filters, times
+from core import filters, listed, times
 from core.filters import FieldType, Op, parse_json, parse_query
 from repository.engine import migrations
 from repository.engine.database import Database
@@ -45,6 +45,7 @@ INVALID = {
     "rating[in]": ["", "1,,2"],
     "release_date": ["1999-2-1", "2001-02-29"],
     "title": ["nul\0"],
+    "title[in]": ['"', '"a', '"a""', '"a"b', 'a,"b" ,c', f'"{"x" * 256}"'],
 }
 
 
@@ -57,6 +58,11 @@ INVALID = {
         ("rating", str(2**63 - 1), ("rating", Op.EQ, 2**63 - 1)),
         ("title", "", ("title", Op.EQ, "")),
         ("title[in]", "a,", ("title", Op.IN, ("", "a"))),
+        ("title[in]", '"The Good, the Bad",Alien', ("title", Op.IN, ("Alien", "The Good, the Bad"))),
+        ("title[in]", '"",5" nails', ("title", Op.IN, ("", '5" nails'))),
+        ("title[in]", '"""a"", b"', ("title", Op.IN, ('"a", b',))),
+        ("genre[in]", '"Noir, French"', ("genres", Op.IN, ("Noir, French",))),
+        ("rating[in]", '"1",2', ("rating", Op.IN, (1, 2))),
         ("title[prefix]", "50", ("title", Op.PREFIX, "50")),
         ("genre", "Drama", ("genres", Op.EQ, "Drama")),
         ("language[ne]", "French", ("languages", Op.NE, "French")),
@@ -70,6 +76,20 @@ INVALID = {
 )
 def test_a_condition_is_parsed_or_rejected(key: str, value: str, wanted: Any) -> None:
     assert parsed(key, value) == wanted
+
+
+@given(st.lists(st.one_of(st.text(alphabet='a," \n', max_size=8), st.text(max_size=4)), min_size=1, max_size=5))
+def test_a_list_is_taken_apart_into_the_values_it_was_made_from(values: list[str]) -> None:
+    assert listed.split(listed.join(values)) == values
+
+
+@given(st.text(alphabet='ab,"', max_size=12))
+def test_a_text_that_is_a_list_has_one_meaning(text: str) -> None:
+    values = listed.split(text)
+    if values is not None:
+        assert listed.split(listed.join(values)) == values
+        if '"' not in text:
+            assert values == text.split(",")
 
 
 def test_reserved_parameters_are_ignored() -> None:

@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 Row = dict[str, Any]
 Wanted = Mapping[str, Any]
 
-WORDS = ("Harbor", "harbour", "HARBOR", "Straße", "İzmir", "ΣΟΦΙΑΣ", "50% off", "a_b", "back\\slash", "é", "🎬 reel")
+WORDS = (
+    *("Harbor", "harbour", "HARBOR", "Straße", "İzmir", "ΣΟΦΙΑΣ", "50% off", "a_b", "back\\slash", "é", "🎬 reel"),
+    *("reel, 2", '"cut"'),
+)
 GENRES = ("Noir", "Drama", "Crime", "War")
 LANGUAGES = ("English", "French", "Yoruba")
 STATUSES = ("released", "in_production", "rumoured")
@@ -184,6 +187,11 @@ def _query(fields: Wanted, form: str) -> list[tuple[str, str]]:
         if name == "or":
             continue
         for op, wanted in (value if isinstance(value, dict) else {"": value}).items():
-            text = ",".join(map(str, wanted)) if isinstance(wanted, list) else str(wanted)
+            text = ",".join(map(_listed, wanted)) if isinstance(wanted, list) else str(wanted)
             found.append((form.format(name) + (f"[{op}]" if op else ""), text))
     return found
+
+
+def _listed(value: Any) -> str:
+    text = str(value)
+    return '"' + text.replace('"', '""') + '"' if "," in text or text[:1] == '"' else text

@@ -67,6 +67,7 @@ INVALID: Mapping[str, Sequence[str]] = {
         "smtp://holly:hunter2@[example.org", "smtp://holly:hun%0ater2@example.org", "smtp://example.org:99999",
     ),
     "MAIL_FROM": ("marquee", "a@example.org, b@example.org", "Marquee <märquee@example.org>"),
+    "ALLOWED_HOSTS": ("https://example.org", "example.org:443", "exa mple.org", "*.", "a*b", "[::1"),
     "ALLOWED_ORIGINS": ("example.org", "https://example.org/path"),
     "EVENT_RETENTION_HOURS": ("0", "nan"),
     "EVENT_RETENTION_ROWS": ("1",),

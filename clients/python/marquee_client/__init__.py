@@ -4,9 +4,10 @@
         async for event in client.watch("movies"):
             print(event)
 
-Modules, from pure code to I/O: `errors`, `events` (values), `retry` (when to reconnect), `subscription` (one
-subscription across all connections), `arguments` (validation), `session` (the protocol across connections); then, with
-asyncio, `queues`, `watch`, `view`, `presence` (what the application reads) and `client` (the socket).
+Modules, from pure code to I/O: `errors`, `events` (values), `queries` (of lists), `retry` (when to reconnect),
+`subscription` (one subscription across all connections), `arguments` (validation), `session` (the protocol across
+connections); then, with asyncio, `queues`, `watch`, `view`, `presence` (what the application reads) and `client` (the
+socket).
 """
 
 from .client import Client
@@ -23,6 +24,7 @@ from .errors import (
 )
 from .events import Change, Event, Position, Response, Resync, Row
 from .presence import Audience, Presence, PresenceChange
+from .queries import query_of
 from .retry import Retry
 from .view import View
 from .watch import Watch
@@ -50,4 +52,5 @@ __all__ = [
     "Unauthorized",
     "View",
     "Watch",
+    "query_of",
 ]

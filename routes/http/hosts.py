@@ -1,0 +1,94 @@
+"""Which hosts and origins are served: `Host` is checked against DNS rebinding, `Origin` for browsers (CORS)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from core import scope_keys
+from core.errors import BadRequest, Forbidden, MisdirectedRequest, Problem
+from core.hosts import AllowedHosts, host_of, origin_refusal
+from core.logs import WarnOnce
+from routes.http.rendering import problem_response
+
+# Probes and scrapers address a pod or a container by whatever name or address it has at the moment. These paths tell a
+# rebound page only that the service runs, and its metrics, which METRICS_TOKEN protects.
+PROBED = frozenset({"/healthz", "/readyz", "/metrics"})
+log = structlog.get_logger("http")
+
+
+class HostCheck:
+    """Rejects requests to other hosts than `allowed` with 421, and those without exactly one valid host with 400."""
+
+    def __init__(self, app: ASGIApp, allowed: AllowedHosts) -> None:
+        self.app = app
+        self._allowed = allowed
+        self._warn = WarnOnce(log, "host refused")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A request on a socket has the host of its handshake, which was checked.
+        if scope["type"] in ("http", "websocket") and scope_keys.SOCKET not in scope:
+            try:
+                self._check(scope)
+            except Problem as problem:
+                response = problem_response(problem)
+                if scope["type"] == "websocket":
+                    await WebSocket(scope, receive, send).send_denial_response(response)
+                else:
+                    await response(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        """Raise BadRequest and MisdirectedRequest."""
+        given = [value for name, value in scope["headers"] if name == b"host"]
+        is_probe = scope["path"] in PROBED
+        if not given and is_probe and scope.get("http_version") == "1.0":
+            return  # HTTP/1.0 has no Host, and some load balancers probe with it
+        host = host_of(given[0].decode("latin-1").strip()) if len(given) == 1 else None
+        if host is None:
+            raise BadRequest(f"Expected one header Host with a host and, optionally, a port; got {len(given)} of them")
+        if not is_probe and not self._allowed.allow(host):
+            hint = f"If this host is right, add {host} to the setting ALLOWED_HOSTS"
+            self._warn(host, hint=hint)
+            addresses = " any IP address," if self._allowed.allows_addresses else ""
+            raise MisdirectedRequest(
+                f"The host {host} is not served. Expected localhost, the address that the service listens on,"
+                f"{addresses} the host of PUBLIC_URL, or one in ALLOWED_HOSTS. {hint}"
+            )
+
+
+class Cors(CORSMiddleware):
+    """Starlette's, with a reason in the response to a preflight from an origin that is not allowed."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        allow_origins: Sequence[str],
+        allow_methods: Sequence[str],
+        allow_headers: Sequence[str],
+        expose_headers: Sequence[str],
+    ) -> None:
+        super().__init__(app, allow_origins, allow_methods, allow_headers, expose_headers=expose_headers)
+        self._warn = WarnOnce(log, "origin refused")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_preflight = scope["type"] == "http" and scope["method"] == "OPTIONS"
+        if self.allow_origins or is_preflight:
+            await super().__call__(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        origin = request_headers["origin"]
+        if self.is_allowed_origin(origin):
+            return super().preflight_response(request_headers)
+        hint = origin_refusal(origin, request_headers.get("host"))
+        self._warn(origin, hint=hint)
+        return problem_response(Forbidden(hint, {"Vary": self.preflight_headers["Vary"]}))
