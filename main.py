@@ -19,7 +19,7 @@ from starlette.middleware import Middleware
 
 from core import logs
 from core.errors import Problem, SettingsError, Unavailable
-from core.settings import Settings, load_settings, secret_key
+from core.settings import Settings, load_settings, secret_key, warn_of_misspelt_settings
 from dashboard.routes import ROUTES as DASHBOARD_ROUTES
 from gateways.storage import check as check_storage
 from gateways.storage import open_storage
@@ -112,6 +112,7 @@ def run() -> int:
     try:
         settings = load_settings()
         logs.configure(settings.log_format, settings.log_level)
+        warn_of_misspelt_settings()
         secret_key(settings)  # created here, before several workers try to create it
         table.limit_rules(settings)  # validates RATE_LIMITS before anything is opened
         asyncio.run(prepare(settings))

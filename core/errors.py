@@ -42,6 +42,14 @@ def words_of(error: Mapping[str, Any]) -> str:
     return str(error["msg"]).removeprefix("Value error, ")
 
 
+def got(value: str) -> str:
+    """Return the end of a message about an invalid value, such as `, got 'x'`.
+
+    It is empty for what may be a URL, because a URL may hold a password.
+    """
+    return "" if {"@", "/"} & set(value) and ":" in value else f", got {value!r}"
+
+
 MAX_PROBLEMS = 100  # listed for one request or message, which may contain thousands of invalid rows
 Loc = tuple[str | int, ...]  # such as ("body", 3, "title")
 

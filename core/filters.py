@@ -172,7 +172,7 @@ def parse_query(
 
 
 def parse_json(value: Any, fields: Mapping[str, Field], loc: Loc = ("filter",)) -> Parsed:
-    """Parse the JSON form. Problems are located below `loc`."""
+    """Parse the JSON form. `loc` is the prefix of the location of every problem."""
     if not isinstance(value, dict):
         problem = FieldProblem(loc, 'Expected an object such as {"rating": {"gte": 50}}', "invalid_filter")
         return Parsed(EVERYTHING, [problem])

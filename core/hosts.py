@@ -53,7 +53,7 @@ def parse_pattern(text: str) -> str:
     if lowered == ANY_HOST:
         return lowered
     if not _PATTERN.fullmatch(lowered) or len(lowered) > MAX_HOST_LENGTH:
-        raise ValueError(f"expected host names without scheme and port such as example.org, got {text!r}")
+        raise ValueError("expected host names without scheme and port such as example.org")
     return normal(lowered.removeprefix("[").removesuffix("]"))
 
 

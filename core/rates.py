@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from core.errors import got
+
 MAX_AMOUNT = 1_000_000
 UNIT_SECONDS: Mapping[str, int] = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400}
 _RATE = re.compile(r"([0-9]{1,7})\s*/\s*(second|minute|min|hour|day)s?", re.IGNORECASE)
@@ -56,7 +58,7 @@ def parse_rate(text: str) -> Rate:
     """Parse a rate such as `3/minute`. Raises ValueError, whose message says what was expected."""
     match = _RATE.fullmatch(text.strip())
     if match is None or not 1 <= int(match[1]) <= MAX_AMOUNT:
-        raise ValueError(f"expected a rate such as 3/minute (second, minute, hour or day), got {text.strip()!r}")
+        raise ValueError(f"expected a rate such as 3/minute (second, minute, hour or day){got(text.strip())}")
     unit = match[2].lower()
     return Rate(int(match[1]), UNIT_SECONDS["minute" if unit == "min" else unit])
 
@@ -78,6 +80,6 @@ def _entry(text: str) -> RouteRate:
     match = _ROUTE.fullmatch(route.strip())
     if not equals or match is None:
         raise ValueError(
-            f"expected on, off, or entries such as POST /users=3/minute separated by semicolons, got {text!r}"
+            f"expected on, off, or entries such as POST /users=3/minute separated by semicolons{got(text)}"
         )
     return RouteRate(match[1].upper(), match[2], parse_rate(rate))

@@ -5,24 +5,31 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from difflib import get_close_matches
 from email.policy import SMTP
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import structlog
+from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 from pydantic import AfterValidator, BeforeValidator, EmailStr, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from core import rates
-from core.errors import SettingsError, words_of
+from core.errors import SettingsError, got, words_of
 from core.hosts import UNSPECIFIED, AllowedHosts, normal, parse_pattern
 
 # RFC 7518, section 3.2: an HMAC key must be at least as long as the hash.
 HASH_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 MIN_SECRET_KEY_BYTES = HASH_BYTES["HS256"]
+# Of redis-py: those that hosted databases hand out. Credentials belong before the host.
+REDIS_OPTIONS = frozenset(
+    {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname", "protocol"}
+)
+MISSPELT_SIMILARITY = 0.8  # difflib's ratio: about one wrong letter in five
 _NO_CONTROLS = re.compile(r"[^\x00-\x1f\x7f]*")
 
 
@@ -32,12 +39,17 @@ def _require(condition: object, expected: str) -> None:
         raise ValueError(f"expected {expected}")
 
 
-def _require_port(url: str) -> None:
+def _url_parts(url: str, expected: str) -> SplitResult:
+    """Split a URL. Raises ValueError, without the library's own message, which may hold part of a password."""
     try:
-        _ = urlsplit(url).port
+        parts = urlsplit(url)
     except ValueError:
-        # The message of the library is not repeated: it may contain part of a password.
+        raise ValueError(f"expected {expected}") from None
+    try:
+        _ = parts.port
+    except ValueError:
         raise ValueError("expected a port from 0 to 65535 after the host") from None
+    return parts
 
 
 def _lower(value: Any) -> Any:
@@ -49,50 +61,48 @@ def _split(value: Any) -> Any:
 
 
 def _database_url(value: str) -> str:
-    parts = urlsplit(value)
+    known = "sqlite:///path/to/file.db or postgresql://user:password@host/database"
+    parts = _url_parts(value, known)
     if parts.scheme == "sqlite":
         is_file = value.startswith("sqlite:///") and value != "sqlite:///" and ":memory:" not in value
         _require(is_file, "a file, as in sqlite:///path/to/file.db")
     else:
-        known = "sqlite:///path/to/file.db or postgresql://user:password@host/database"
         _require(parts.scheme in ("postgresql", "postgres"), known)
         _require(parts.path.strip("/"), "a database name, as in postgresql://user:password@host/database")
-    _require_port(value)
     return value
 
 
 def _broadcast_url(value: str) -> str:
-    parts = urlsplit(value)
+    parts = _url_parts(value, "memory:// or redis://host:port/number")
     _require(parts.scheme in ("memory", "redis", "rediss"), "memory:// or redis://host:port/number")
     is_alone = parts.scheme != "memory" or value == "memory://"
     _require(is_alone, "memory:// alone, or redis://host:port/number")
     number = "a database number after the slash, as in redis://host:port/number"
     _require(re.fullmatch(r"/?[0-9]*", parts.path), number)
-    _require_port(value)
+    options = ", ".join(sorted(REDIS_OPTIONS))
+    _require(
+        REDIS_OPTIONS.issuperset(dict(parse_qsl(parts.query, keep_blank_values=True))), f"no options but {options}"
+    )
     return value
 
 
 def _public_url(value: str) -> str:
-    parts = urlsplit(value)
+    expected = "a URL such as https://example.org, without a query"
+    parts = _url_parts(value, expected)
     is_plain = not set("@?#") & set(value) and re.fullmatch(r"[\x21-\x7e]{1,500}", value)
     is_complete = parts.scheme in ("http", "https") and parts.hostname
-    _require(is_plain and is_complete, "a URL such as https://example.org, without a query")
-    _require_port(value)
+    _require(is_plain and is_complete, expected)
     return value.rstrip("/")
 
 
 def _smtp_url(value: SecretStr) -> SecretStr:
     url = value.get_secret_value()
     expected = "smtp://host:port or smtps://host:port, optionally with user:password@ before the host"
-    try:
-        parts = urlsplit(url)
-        user, password = unquote(parts.username or ""), unquote(parts.password or "")
-    except ValueError:
-        raise ValueError(f"expected {expected}") from None
+    parts = _url_parts(url, expected)
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
     _require(parts.scheme in ("smtp", "smtps") and parts.hostname and not parts.path.strip("/"), expected)
     _require(not parts.query and not parts.fragment and bool(user) == bool(password), expected)
     _require(_NO_CONTROLS.fullmatch(user + password), "a user and a password without control characters")
-    _require_port(url)
     return value
 
 
@@ -107,7 +117,7 @@ def _mailbox(value: str) -> str:
 
 def _storage_url(value: str) -> str:
     expected = "file:///path/to/folder, s3://bucket or s3://bucket/prefix"
-    parts = urlsplit(value)
+    parts = _url_parts(value, expected)
     _require(not parts.query and not parts.fragment and "\x00" not in parts.path, expected)
     if parts.scheme == "file":
         _require(not parts.netloc and len(parts.path) > 1, expected)
@@ -118,19 +128,20 @@ def _storage_url(value: str) -> str:
 
 
 def _endpoint_url(value: str) -> str:
-    parts = urlsplit(value)
+    expected = "https://host:port or http://host:port"
+    parts = _url_parts(value, expected)
     is_plain = parts.hostname and "@" not in parts.netloc and not parts.query
-    _require(parts.scheme in ("http", "https") and is_plain, "https://host:port or http://host:port")
-    _require_port(value)
+    _require(parts.scheme in ("http", "https") and is_plain, expected)
     return value.rstrip("/")
 
 
 def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
+    expected = "comma-separated origins such as https://example.org, or *"
     origins = tuple(value.rstrip("/") for value in values)
     for origin in origins:
-        parts = urlsplit(origin)
-        is_origin = parts.scheme in ("http", "https") and parts.netloc and not parts.path
-        _require(is_origin or origin == "*", f"comma-separated origins such as https://example.org, got {origin!r}")
+        parts = _url_parts(origin, expected)
+        is_origin = parts.scheme in ("http", "https") and parts.netloc and "@" not in parts.netloc and not parts.path
+        _require(is_origin or origin == "*", expected)
     return origins
 
 
@@ -143,7 +154,7 @@ def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
         try:
             ip_network(each)
         except ValueError:
-            raise ValueError(f"expected addresses or networks such as 10.0.0.0/8, got {each!r}") from None
+            raise ValueError(f"expected addresses or networks such as 10.0.0.0/8{got(each)}") from None
     return values
 
 
@@ -333,6 +344,14 @@ def _check_env_file(path: Path) -> None:
         for binding in parse_stream(stream):
             if binding.error:
                 raise SettingsError(f".env: line {binding.original.line} cannot be parsed; expected NAME=value.")
+
+
+def warn_of_misspelt_settings() -> None:
+    """Log a warning for each name in `.env` that is not a setting but close to one. Other names are left alone."""
+    for name in dotenv_values(".env"):
+        likely = get_close_matches(name.lower(), Settings.model_fields, n=1, cutoff=MISSPELT_SIMILARITY)
+        if likely and name.lower() not in Settings.model_fields:
+            structlog.get_logger("settings").warning("unknown setting in .env", name=name, likely=likely[0].upper())
 
 
 def secret_key(settings: Settings) -> str:

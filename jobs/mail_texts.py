@@ -119,7 +119,8 @@ def compose(mail: ClaimedMail, *, sender: str, base_url: str) -> EmailMessage:
 
 
 def _encoding(text: str) -> str:
-    # Unencoded if possible, because developers copy URLs from the files, and encoding would break the URLs into lines.
+    # Unencoded if possible: developers copy URLs from the files that `gateways.mail.Folder` writes, and the encoding
+    # quoted-printable would break long URLs across lines.
     return "7bit" if text.isascii() else "quoted-printable"
 
 

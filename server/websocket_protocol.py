@@ -101,7 +101,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def keepalive_timeout(self) -> None:
         if self.taken > self._taken_at_ping and self.transport.get_write_buffer_size() and self.ping_timeout:
-            # The pong may wait behind the data that the peer is taking.
+            # The ping may still be queued behind data that the peer is reading, so its pong is not overdue.
             self._taken_at_ping = self.taken
             self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
             return

@@ -1631,7 +1631,7 @@ export class Client {
     this.#failures = lastedSeconds === 0 ? this.#failures + 1 : 0;
     if (this.#failures !== WARNED_ATTEMPTS) return;
     const address = this.#url.split("?")[0];
-    console.warn(`marquee: no connection to ${address} in ${this.#failures} attempts, still trying: ${this.#trouble}`);
+    console.warn(`marquee: no connection to ${address} after ${this.#failures} attempts; still trying: ${this.#trouble}`);
   }
 
   /** @param {MarqueeError} error */

@@ -113,7 +113,7 @@ class RedisBackend(BroadcastBackend):
             except (RedisError, OSError, TimeoutError) as error:
                 log.debug("bus connection lost", reason=str(error))
             except (ValueError, KeyError, TypeError) as error:
-                log.warning("foreign bus message skipped", reason=str(error))
+                log.warning("bus message not decoded; bus connection reopened", reason=str(error))
             except Exception as error:
                 # Without its reader the worker would stay deaf.
                 log.error("bus reader failed", exc_info=error)

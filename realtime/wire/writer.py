@@ -35,7 +35,7 @@ class Writer(Protocol):
         """Return how many of the written bytes the network has not taken yet."""
 
     def taken(self) -> int:
-        """Return about how many bytes the network has taken so far: the number grows while the peer reads."""
+        """Return the approximate number of bytes that the network has taken so far. It grows while the peer reads."""
 
     async def drained(self) -> None:
         """Wait until a buffer that exceeded HIGH_WATER_BYTES is down to LOW_WATER_BYTES, or the socket is gone."""

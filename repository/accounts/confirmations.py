@@ -100,7 +100,7 @@ async def request_address_change(tx: Transaction, user: Row, address: str) -> No
 
 
 async def cancel_address_change(tx: Transaction, user: Row) -> None:
-    """Cancel a pending change of the address, if there is one."""
+    """Cancel a pending address change, if there is one."""
     await one_time_tokens.void(tx, user["id"], Purpose.EMAIL)
     await outbox.withdraw(tx, user["id"], MailType.CONFIRM_EMAIL, MailType.EMAIL_CHANGE_ASKED)
 

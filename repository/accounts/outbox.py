@@ -139,7 +139,7 @@ async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | N
     if mail is None:
         return True, None
     if mail["attempts"] >= MAX_ATTEMPTS:
-        log.error("email abandoned; every attempt interrupted", mail=mail["id"], kind=mail["kind"])
+        log.error("email abandoned; result of the last attempt unknown", mail=mail["id"], kind=mail["kind"])
         await _write(tx, TABLE.c.id == mail["id"], {"due_at": None, "lease_owner": None, "failed_at": utc_now()})
         return False, None
     kind = MailType(mail["kind"])
@@ -211,7 +211,7 @@ async def release(database: Database, mail: ClaimedMail, owner: str) -> None:
 
 
 async def _settle(database: Database, mail: ClaimedMail, owner: str, values: Row) -> None:
-    """Write `values` and end the lease; do nothing when it has expired and another worker has claimed the email."""
+    """Write `values` and end the lease; do nothing if the email has been claimed again since."""
     is_ours = (TABLE.c.id == mail.id) & (TABLE.c.lease_owner == owner) & (TABLE.c.attempts == mail.attempts)
     await database.write(lambda tx: _write(tx, is_ours, {**values, "lease_owner": None}))
 

@@ -12,6 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import insert, inspect, select, text
 
 import models
+from core.errors import SettingsError
 from repository.engine import failures
 from repository.engine.database import Database
 from repository.engine.event_log import HEAD_ID, new_epoch
@@ -35,7 +36,10 @@ def newest_revision() -> str | None:
 
 
 async def migrate(database: Database) -> None:
-    """Apply the missing migrations, and give a new log its epoch. Safe to run in several workers at once."""
+    """Apply the missing migrations, and give a new log its epoch. Safe to run in several workers at once.
+
+    Raises SettingsError when the schema is newer than this version of the program.
+    """
     for _ in range(MAX_ATTEMPTS):
         try:
             return await _migrate(database)
@@ -62,4 +66,9 @@ def _upgrade(connection: Any) -> None:
         current = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
         if current == newest_revision():
             return
+        if current not in (each.revision for each in ScriptDirectory.from_config(_config()).walk_revisions()):
+            raise SettingsError(
+                f"DATABASE_URL: the database has the schema {current} of a newer version of Marquee; this version "
+                f"knows schemas up to {newest_revision()}. Start the newer version, or restore a backup from before it."
+            )
     command.upgrade(_config(connection), "head")

@@ -261,7 +261,7 @@ class AuditEntry(Answer):
     id: int
     actor_id: int | None = Field(description="The admin; null for an action on the command line or at service start")
     action: str
-    user_id: int = Field(description="The account that was changed")
+    user_id: int = Field(description="The account that the action concerned")
     changes: dict[str, list[Any]] = Field(
         description="Old and new value of each changed field; an empty list for personal data"
     )

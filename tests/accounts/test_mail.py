@@ -208,9 +208,7 @@ async def test_an_email_is_abandoned_after_two_days(database: Database) -> None:
     assert timedelta(days=1.5) < timedelta(seconds=sum(pauses)) < timedelta(days=2.5)
 
 
-async def test_an_email_whose_every_attempt_was_interrupted_is_abandoned(
-    database: Database, server: MailServer
-) -> None:
+async def test_an_email_whose_last_attempt_was_interrupted_is_abandoned(database: Database, server: MailServer) -> None:
     await put(database, await account(database), MailType.PASSWORD_CHANGED)
     await change(database, models.mails, attempts=mails.MAX_ATTEMPTS)
     [row] = await sent(database, server)

@@ -1,10 +1,10 @@
 """Thousands of watchers in one light process: `python -m tests.chaos.storm_client <watchers> <port>…`.
 
-A client library costs more than the service does, so this speaks just enough of RFC 6455 itself. It reads one JSON
-command from each line, and writes its result as one line:
+A client library would use more CPU than the service, so this process speaks just enough of RFC 6455 itself. It reads
+commands from standard input, one JSON object per line, and writes each result as one line to standard output:
 
     {"do": "connect"}                  all connect -> {"seconds": …, "refused": …}
-    {"do": "cut", "away_seconds": 1}   all are cut, and reconnect together -> {"seconds": until all caught up, …}
+    {"do": "cut", "away_seconds": 1}   all are cut, and reconnect together -> {"seconds": until all have caught up, …}
     {"do": "judge", "seqs": [...]}     compare with the events of the log -> {"wrong": [...], "events": …}
 """
 

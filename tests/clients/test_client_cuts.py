@@ -1,4 +1,4 @@
-"""A view is right and a watch misses nothing, wherever the connection is cut. No test here opens a socket."""
+"""A view is correct and a watch misses nothing, wherever the connection is cut. No test here opens a socket."""
 
 from __future__ import annotations
 

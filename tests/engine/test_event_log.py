@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import insert, select, text, update
 
 import models
-from core.errors import ContentTooLarge
+from core.errors import ContentTooLarge, SettingsError
 from repository.engine import event_log, migrations
 from repository.engine.append import append
 from repository.engine.database import Database
@@ -57,7 +57,7 @@ async def fail_after_append(database: Database) -> None:
 
 
 class Reader:
-    """Read the log repeatedly while it is written, as the feed does, and record every number."""
+    """Reads the log repeatedly while it is written, as the feed does, and records every number."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -277,3 +277,12 @@ async def test_concurrent_migrations_create_one_epoch(new_places: Callable[[], P
         async with database.read() as connection:
             assert (await connection.execute(text("SELECT count(*) FROM event_head"))).scalar() == 1
         await database.close()
+
+
+async def test_a_schema_of_a_newer_version_is_refused_in_one_sentence(database: Database) -> None:
+    async def work(tx: Transaction) -> None:
+        await tx.connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+
+    await database.write(work)
+    with pytest.raises(SettingsError, match=r"^DATABASE_URL: the database has the schema 9999 of a newer version"):
+        await migrations.migrate(database)

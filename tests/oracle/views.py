@@ -1,8 +1,8 @@
 """The frames of one subscription, applied strictly, without I/O.
 
 A view begins with a snapshot, or with rows as of a known sequence number, and applies every frame of its subscription.
-Whatever a correct stream cannot contain raises `Wrong`: an `add` of a present row, an `update` or `delete` of an absent
-one, a sequence number that does not grow, an event within a snapshot, an unexpected `resync`.
+Whatever a correct stream cannot contain raises `Wrong`: an `add` of an existing row, an `update` or `delete` of a
+missing one, a sequence number that does not grow, an event within a snapshot, an unexpected `resync`.
 """
 
 from __future__ import annotations

@@ -368,7 +368,7 @@ def test_a_position_is_an_epoch_and_a_sequence_number(text: str, expected: Head 
 
 
 async def emit(service: Service, audience: str, movie: dict[str, Any]) -> None:
-    """Write an event for one audience, without the service."""
+    """Write an event for one audience, directly to the service's database."""
 
     async def work(tx: Transaction) -> None:
         tx.emit("movies", "update", movie, actor_id=None, before=movie, changed=["title"], audience=audience)

@@ -155,7 +155,7 @@ def keys_of(frame: dict[str, Any]) -> list[int]:
 
 
 def applied(view: dict[int, Any], texts: Any) -> dict[int, Any]:
-    """Apply frames to a view. They may add only absent rows, and change or delete only present ones."""
+    """Apply frames to a view. Assert that they add only new rows, and change or delete only existing ones."""
     for text in texts:
         frame = orjson.loads(text)
         operation = frame["operation"].removesuffix("_bulk")

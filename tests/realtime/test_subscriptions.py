@@ -121,7 +121,9 @@ async def test_groups_of_conditions_are_alternatives(service: Service) -> None:
 
 
 def apply_strictly(view: dict[int, Any], event: dict[str, Any]) -> None:
-    """Apply an event to the rows of a snapshot. It may not add a present row, nor change or delete an absent one."""
+    """Apply an event to the rows of a snapshot. Assert that it adds only a new row, and changes or deletes
+    only an existing one.
+    """
     operation, data = event["operation"], event["data"]
     assert operation in ("add", "update", "delete"), event
     assert (data["id"] in view) == (operation != "add"), event

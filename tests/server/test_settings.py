@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from core.errors import SettingsError
-from core.settings import Settings, load_settings, secret_key, signing_keys
+from core.settings import Settings, load_settings, secret_key, signing_keys, warn_of_misspelt_settings
 from tests.support.service import ROOT, SECRET
 
 Load = Callable[..., Settings]
@@ -47,7 +48,10 @@ INVALID: Mapping[str, Sequence[str]] = {
         "mysql://localhost/marquee", "sqlite://", "sqlite:///:memory:", "postgresql://localhost", "marquee.db",
         "postgresql://[::1/marquee", "postgresql://localhost:99999/marquee",
     ),
-    "BROADCAST_URL": ("kafka://localhost", "redis", "redis://localhost:port", "redis://localhost/abc", "memory://x"),
+    "BROADCAST_URL": (
+        "kafka://localhost", "redis", "redis://localhost:port", "redis://localhost/abc", "memory://x",
+        "redis://localhost/0?ssl=hunter2",
+    ),
     "SECRET_KEY": ("short", "x" * 31),
     "OLD_SECRET_KEYS": ("x" * 31, f"{'x' * 32},short"),
     "PASSWORD_MEMORY_KIB": ("7",),
@@ -88,6 +92,31 @@ def test_an_invalid_value_gives_one_sentence_with_its_name(load: Load, name: str
     if name in ("SECRET_KEY", "OLD_SECRET_KEYS"):
         assert value not in sentence
     assert "hunter2" not in sentence
+
+
+def test_no_message_shows_a_part_of_a_password(load: Load) -> None:
+    """Brackets, a port or an `@` in a password make it look like another part of the URL."""
+    values = [
+        f"{scheme}://user:{password}@host/name{end}"
+        for scheme in ("postgresql", "redis", "smtp", "https", "s3", "other")
+        for password in ("[hunter2]x", "hunter2:99999", "x@hunter2:y", "hunter2]", "x/hunter2")
+        for end in ("", "?hunter2=1", "#hunter2")
+    ]
+    for name in Settings.model_fields:
+        for value in values:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv(name.upper(), value)
+                try:
+                    load()
+                except SettingsError as error:
+                    assert "hunter2" not in str(error), (name, value)
+
+
+def test_a_misspelt_setting_in_the_env_file_is_a_warning() -> None:
+    Path(".env").write_text("DATABSE_URL=sqlite:///x.db\nPORT=8001\nPOSTGRES_PASSWORD=hunter2\nEDITOR=vi\n")
+    with capture_logs() as lines:
+        warn_of_misspelt_settings()
+    assert [(line["name"], line["likely"]) for line in lines] == [("DATABSE_URL", "DATABASE_URL")]
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ async def expect_event(
 
 
 async def sql(service: Service, statement: str) -> list[tuple[Any, ...]]:
-    """Run one statement on the service's database, without the service."""
+    """Run one statement directly on the service's database. Return its rows."""
     if service.database_url.startswith("sqlite"):
         with contextlib.closing(sqlite3.connect(service.database_url.removeprefix("sqlite:///"), timeout=30)) as file:
             with file:

@@ -232,7 +232,9 @@ class Client:
         self._failures = self._failures + 1 if ending.lasted_seconds == 0.0 else 0
         if self._failures == WARNED_ATTEMPTS:
             address = self._url.partition("?")[0]
-            log.warning("no connection to %s in %d attempts, still trying: %s", address, self._failures, self._trouble)
+            log.warning(
+                "no connection to %s after %d attempts; still trying: %s", address, self._failures, self._trouble
+            )
 
     async def _connection(self) -> Ending:
         """Serve one connection and return how it ended. Raises the MarqueeError that the token callable raised."""
