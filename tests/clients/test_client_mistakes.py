@@ -242,7 +242,7 @@ async def test_repeated_failures_to_connect_are_logged(caplog: pytest.LogCapture
             async with Client(server.url, retry=Retry(0.01, 0.01)) as client:
                 await eventually(lambda: len(server.tokens) > 5, "six attempts")
                 assert client.trouble == "503: nothing here"
-        assert [f"no connection to {server.url} in 3 attempts" in each for each in caplog.messages] == [True]
+        assert [f"no connection to {server.url} after 3 attempts" in each for each in caplog.messages] == [True]
     async with deaf(404) as server:
         warnings, trouble = await in_node(f"""
             const warnings = [], retry = {{ firstSeconds: 0.01, longestSeconds: 0.01 }};
