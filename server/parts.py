@@ -73,8 +73,9 @@ class Parts:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.stopping = Stopping()
+        keys = signing_keys(settings)
         self.tokens = Tokens(
-            signing_keys(settings),
+            keys,
             settings.algorithm,
             access_seconds=settings.access_token_expire_minutes * 60,
             refresh_seconds=settings.refresh_token_expire_days * 24 * 3600,
@@ -84,7 +85,7 @@ class Parts:
         self.storage = open_storage(settings)
         self.pictures = Pictures(max_uploads_per_user=MAX_UPLOADS_PER_USER if settings.has_limits else None)
         # From a committed event to the clients.
-        self.bus = Bus(settings.broadcast_url)
+        self.bus = Bus(settings.broadcast_url, keys)
         self.feed = Feed(self.database, has_shared_bus=self.bus.is_shared, is_bus_deaf=self.bus.is_deaf)
         self.hub = Hub(self.feed.newest_after)
         self.snapshots = Snapshots(self.database, self.feed)

@@ -2,7 +2,7 @@
 
 Rules:
 - One channel, subscribed once per process, through `broadcaster`: `memory://` stays in the process, `redis://` uses
-  `realtime.feed.redis_backend`.
+  `realtime.feed.redis_backend`, with signed messages.
 - `publish` never waits. Events go to a bounded outbox; those that do not fit are dropped and counted, since the feed
   fills every gap from the log.
 - A worker hears its own heartbeats. A worker that does not is deaf: it reads the log instead, and logs a warning.
@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 from core import metrics
 from realtime.feed.bus_messages import HEARTBEAT_SECONDS, Heartbeat, Message, Nudge, Reconnected
 from realtime.feed.redis_backend import RedisBackend
+from realtime.feed.signer import Signer
 from repository.engine.events import Event, Head
 
 CHANNEL = "marquee.events"
@@ -43,7 +44,8 @@ class Bus:
     `on_reconnect` is called when messages may have been lost; `on_nudge` receives a topic to read again.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, keys: Sequence[str]) -> None:
+        """`keys` are the secret keys that a shared bus signs (the first) and verifies its messages with."""
         self.is_shared = not url.startswith("memory")
         self.worker = uuid.uuid4().hex
         self.dropped = 0
@@ -51,7 +53,7 @@ class Bus:
         self.on_head: list[Callable[[Head], None]] = []
         self.on_reconnect: list[Callable[[], None]] = []
         self.on_nudge: list[Callable[[str], None]] = []
-        self._redis = RedisBackend(url) if self.is_shared else None
+        self._redis = RedisBackend(url, Signer(keys)) if self.is_shared else None
         self._broadcast = Broadcast(backend=self._redis) if self._redis else Broadcast("memory://")
         self._outbox: deque[Event] = deque()
         self._outbox_bytes = 0

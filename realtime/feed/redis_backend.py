@@ -2,7 +2,8 @@
 
 Rules:
 - The backend reconnects by itself, and delivers `Reconnected` after each subscription: earlier messages may be lost.
-- A message arrives whole or not at all. Messages that are not ours are logged and skipped.
+- A message arrives whole or not at all. Messages that no worker with our secret key has sent are counted and skipped,
+  with a log line once a minute: the log has the events.
 - Both directions are bounded: INBOX_MESSAGES and INBOX_BYTES here, the outbox in `realtime.feed.bus`.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from typing import Any
 
 import orjson
@@ -23,6 +25,7 @@ from redis.exceptions import RedisError
 
 from core import metrics
 from realtime.feed.bus_messages import HEARTBEAT_SECONDS, Heartbeat, Message, Nudge, Reconnected
+from realtime.feed.signer import Signer
 from repository.engine.events import Event, Head
 
 INBOX_MESSAGES = 10_000
@@ -30,6 +33,7 @@ INBOX_BYTES = 16 * 1024 * 1024
 REDIS_TIMEOUT_SECONDS = 1.0
 MIN_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 1.0
+SECONDS_BETWEEN_LOG_LINES = 60.0  # about rejected messages: anyone who reaches Redis can send them
 
 log = structlog.get_logger("bus")
 
@@ -40,7 +44,8 @@ class RedisBackend(BroadcastBackend):
     `broadcaster`'s own Redis backend delivers nothing with redis-py 8 and stays deaf after an outage.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, signer: Signer) -> None:
+        self._signer = signer
         retry: Any = Retry(NoBackoff(), 0)  # errors surface at once: the reader has its own back-off
         self._publisher: Redis = Redis.from_url(
             url, socket_timeout=REDIS_TIMEOUT_SECONDS, socket_connect_timeout=REDIS_TIMEOUT_SECONDS, retry=retry
@@ -53,6 +58,8 @@ class RedisBackend(BroadcastBackend):
         self._inbox_bytes = 0
         self._reader: asyncio.Task[None] | None = None
         self._again = asyncio.Event()
+        self._rejected = 0  # since the last log line about them
+        self._silent_until = 0.0
 
     async def connect(self) -> None:
         """Do nothing: the reader connects, so that the service also starts without Redis."""
@@ -76,16 +83,17 @@ class RedisBackend(BroadcastBackend):
         self._again.set()
 
     async def publish(self, channel: str, message: Message) -> None:
+        sign = self._signer.sign
         if isinstance(message, Heartbeat):
-            await self._publisher.publish(channel, _encode_heartbeat(message))
+            await self._publisher.publish(channel, sign(_encode_heartbeat(message)))
             return
         if isinstance(message, Nudge):
-            await self._publisher.publish(channel, orjson.dumps({"nudge": message.topic}))
+            await self._publisher.publish(channel, sign(orjson.dumps({"nudge": message.topic})))
             return
         assert not isinstance(message, Reconnected)
         pipeline = self._publisher.pipeline(transaction=False)
         for event in message:
-            pipeline.publish(channel, _encode_event(event))
+            pipeline.publish(channel, sign(_encode_event(event)))
         await pipeline.execute()
 
     async def next_published(self) -> Published:
@@ -108,18 +116,32 @@ class RedisBackend(BroadcastBackend):
                     while not self._again.is_set():
                         found = await pubsub.get_message(ignore_subscribe_messages=True, timeout=HEARTBEAT_SECONDS)
                         if found is not None and found["type"] == "message":
-                            self._deliver(channel, _decode(found["data"]), len(found["data"]))
+                            self._receive(channel, found["data"])
                             backoff = MIN_BACKOFF_SECONDS
             except (RedisError, OSError, TimeoutError) as error:
                 log.debug("bus connection lost", reason=str(error))
-            except (ValueError, KeyError, TypeError) as error:
-                log.warning("bus message not decoded; bus connection reopened", reason=str(error))
             except Exception as error:
                 # Without its reader the worker would stay deaf.
                 log.error("bus reader failed", exc_info=error)
             # Jittered, so that workers do not all reconnect at the same moment.
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
             backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
+
+    def _receive(self, channel: str, data: bytes) -> None:
+        try:
+            message = _decode(self._signer.verify(data))
+        except (ValueError, KeyError, TypeError) as error:
+            self._reject(str(error))
+        else:
+            self._deliver(channel, message, len(data))
+
+    def _reject(self, reason: str) -> None:
+        metrics.BUS_REJECTED.inc()
+        self._rejected += 1
+        now = time.monotonic()
+        if now >= self._silent_until:
+            log.warning("bus messages rejected", count=self._rejected, reason=reason)
+            self._silent_until, self._rejected = now + SECONDS_BETWEEN_LOG_LINES, 0
 
     def _deliver(self, channel: str, message: Message, size: int = 0) -> None:
         if self._inbox.full() or self._inbox_bytes + size > INBOX_BYTES:

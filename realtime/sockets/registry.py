@@ -3,6 +3,7 @@
 Rules:
 - An access token is checked when a connection begins. Later changes to its session or account arrive as events of the
   log, so they reach every worker as fast as any event.
+- Rights that an event takes away are gone at once. Rights that an event gives are confirmed in the database first.
 - `on_events` runs before the hub's listener: a connection that loses its rights is closed before the next event is
   written.
 - After the log was replaced, every identity is checked again, since sessions may be gone without an event.
@@ -60,6 +61,7 @@ class Registry:
         self._by_address: Counter[str] = Counter()
         self._by_user: dict[int, set[Entry]] = {}
         self._rechecking: asyncio.Task[None] | None = None
+        self._confirming: dict[Entry, asyncio.Task[None]] = {}
 
     def __len__(self) -> int:
         return self._by_address.total()
@@ -86,8 +88,9 @@ class Registry:
     def close(self) -> None:
         """Accept no further connections."""
         self.is_closed = True
-        if self._rechecking is not None:
-            self._rechecking.cancel()
+        for task in (self._rechecking, *self._confirming.values()):
+            if task is not None:
+                task.cancel()
 
     # --- identities
 
@@ -135,9 +138,17 @@ class Registry:
         for entry in list(self._by_user.get(account["id"], ())):
             if event.operation == "delete" or not account["is_active"]:
                 self._change(entry, None)
+            elif (group := Group(account["group"])).rank > entry.identity.group.rank:
+                self._confirm_soon(entry)
             else:
-                group, username = Group(account["group"]), account["username"]
-                self._change(entry, replace(entry.identity, group=group, username=username))
+                self._change(entry, replace(entry.identity, group=group, username=account["username"]))
+
+    def _confirm_soon(self, entry: Entry) -> None:
+        entry.revision += 1  # a check that is under way does it again
+        if entry not in self._confirming:
+            task = asyncio.create_task(self._confirm_until_known(entry), name="confirm-identity")
+            self._confirming[entry] = task
+            task.add_done_callback(lambda _: self._confirming.pop(entry, None))
 
     def _change(self, entry: Entry, identity: Identity | None) -> None:
         entry.revision += 1
@@ -161,11 +172,14 @@ class Registry:
 
     async def _recheck_all(self) -> None:
         for entry in [entry for entries in self._by_user.values() for entry in entries]:
-            while entry in self._by_user.get(entry.identity.user_id, ()):
-                try:
-                    await self.confirm(entry)
-                    break
-                except Unauthenticated:
-                    self._change(entry, None)
-                except Unavailable:
-                    await asyncio.sleep(RETRY_SECONDS)
+            await self._confirm_until_known(entry)
+
+    async def _confirm_until_known(self, entry: Entry) -> None:
+        while entry in self._by_user.get(entry.identity.user_id, ()):
+            try:
+                await self.confirm(entry)
+                break
+            except Unauthenticated:
+                self._change(entry, None)
+            except Unavailable:
+                await asyncio.sleep(RETRY_SECONDS)

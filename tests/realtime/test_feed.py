@@ -35,7 +35,7 @@ from resources.movies import MOVIES
 from tests.support.event_logs import prune_log
 from tests.support.feeds import following
 from tests.support.servers import PostgresServer, RedisServer
-from tests.support.service import eventually
+from tests.support.service import SECRET, eventually
 
 
 async def write(database: Database, count: int, size: int = 10) -> list[Event]:
@@ -179,7 +179,7 @@ def test_an_event_survives_the_bus_byte_for_byte(changed: tuple[str, ...], befor
 
 def test_an_outbox_that_is_full_drops_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bus, "OUTBOX_EVENTS", 5)
-    full = Bus("memory://")
+    full = Bus("memory://", ())
     full.publish([add(seq) for seq in range(1, 9)])
     assert full.dropped == 3
     monkeypatch.setattr(bus, "OUTBOX_BYTES", 10)
@@ -190,7 +190,7 @@ def test_an_outbox_that_is_full_drops_and_counts(monkeypatch: pytest.MonkeyPatch
 async def test_foreign_messages_on_the_channel_are_ignored(redis: RedisServer) -> None:
     heard: list[Sequence[Event]] = []
     heads: list[Head] = []
-    listening = Bus(redis.url)
+    listening = Bus(redis.url, [SECRET])
     listening.on_events.append(heard.append)
     listening.on_head.append(heads.append)
     running = asyncio.create_task(listening.run(lambda: Head("e", 1)))

@@ -29,7 +29,7 @@ from tests.conftest import Places
 from tests.support.backends import SQLITE_ONLY
 from tests.support.resources import sql
 from tests.support.servers import PostgresServer
-from tests.support.service import Person, Service, Watcher, eventually
+from tests.support.service import SECRET, Person, Service, Watcher, eventually
 from tests.support.sockets import signed_in
 
 MOVIES = frozenset({"movies"})
@@ -545,7 +545,7 @@ async def test_presence_is_right_again_after_the_database_was_down(own_postgres:
 
 async def test_a_nudge_reaches_every_process_and_its_own(new_places: Callable[[], Places]) -> None:
     url = new_places().broadcast_url
-    first, second = Bus(url), Bus(url)
+    first, second = Bus(url, [SECRET]), Bus(url, [SECRET])
     here: list[str] = []
     there: list[str] = []
     first.on_nudge.append(here.append)
