@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -114,9 +115,11 @@ async def test_a_crowd_that_connects_at_once_shares_a_read_of_the_head(
     async with following(database) as (followed, seen):
         await write(database, 3)
         monkeypatch.setattr(event_log, "head", counted)
+        begun = time.monotonic()
         await asyncio.gather(*(followed.reach_head() for _ in range(500)))
+        polls = (time.monotonic() - begun) / feed.MIN_POLL_SECONDS
         assert seen == [1, 2, 3]
-        assert reads <= 4, "one or two reads for the crowd, and the feed's own"
+        assert reads <= 4 + polls, "one or two reads for the crowd, and the feed's own, which go on meanwhile"
 
 
 async def test_events_of_another_log_are_ignored(database: Database) -> None:
