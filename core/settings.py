@@ -220,6 +220,8 @@ class Settings(BaseSettings):
     event_retention_hours: float = Field(default=168.0, gt=0, le=24 * 3650)
     event_retention_rows: int = Field(default=1_000_000, ge=1_000)
 
+    read_timeout_seconds: float = Field(default=10, ge=0.1, le=300)
+
     drain_seconds: float = Field(default=0, ge=0, le=300)
     metrics_token: SecretStr | None = None
 

@@ -70,6 +70,7 @@ INVALID: Mapping[str, Sequence[str]] = {
     "ALLOWED_ORIGINS": ("example.org", "https://example.org/path"),
     "EVENT_RETENTION_HOURS": ("0", "nan"),
     "EVENT_RETENTION_ROWS": ("1",),
+    "READ_TIMEOUT_SECONDS": ("0", "301", "soon"),
     "LOG_FORMAT": ("xml",),
     "LOG_LEVEL": ("loud",),
 }  # fmt: skip
