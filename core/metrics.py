@@ -94,6 +94,7 @@ JOBS_RUNNING = _gauge("jobs_running", "Running jobs")
 ROWS_GENERATED = _counter("rows_generated", "Rows stored by jobs", "kind")
 MAILS = _counter("mails", "Attempts to send an email, by result: sent, postponed or failed", "result")
 COMMITS = _counter("commits", "Transactions committed")
+READ_TIMEOUTS = _counter("read_timeouts", "Reads stopped at their deadline, by lane: point, list or costly", "lane")
 COMMIT_RETRIES = _counter("commit_retries", "Transactions run again after a conflict or a lost connection")
 
 # Create these labels at import, so that rate() starts at zero.

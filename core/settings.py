@@ -238,6 +238,8 @@ class Settings(BaseSettings):
     event_retention_rows: int = Field(default=1_000_000, ge=1_000)
     event_retention_bytes: int = Field(default=4 * 1024**3, ge=64 * 1024**2)
 
+    read_timeout_seconds: float = Field(default=10, ge=0.1, le=300)
+
     drain_seconds: float = Field(default=0, ge=0, le=300)
     metrics_token: SecretStr | None = None
 

@@ -98,9 +98,8 @@ async def create(tx: Transaction, identity: Identity, order: JobOrder) -> dict[s
 
 
 async def find(database: Database, job_id: str) -> dict[str, Any] | None:
-    async with database.read() as connection:
-        job = await one(connection, select(TABLE).where(TABLE.c.id == job_id))
-        return public(job) if job is not None else None
+    found = await database.select(select(TABLE).where(TABLE.c.id == job_id))
+    return public(entity(found[0])) if found else None
 
 
 async def newest(database: Database, wanted: Filter, *, offset: int, limit: int) -> Listed[dict[str, Any]]:
@@ -164,11 +163,10 @@ def _is_held(job_id: str, owner: str) -> ColumnElement[bool]:
 
 async def claim(database: Database, owner: str) -> ClaimedJob | None:
     """Lease the oldest job that is queued or whose lease has expired, and return it, or None when there is none."""
-    async with database.read() as connection:
-        free = select(TABLE.c.id).where(_is_free(is_sqlite=database.is_sqlite)).limit(1)
-        # Check without a lock first: an idle worker must not take SQLite's write lock once a second.
-        if await one(connection, free) is None:
-            return None
+    free = select(TABLE.c.id).where(_is_free(is_sqlite=database.is_sqlite)).limit(1)
+    # Check without a lock first: an idle worker must not take SQLite's write lock once a second.
+    if not await database.select(free):
+        return None
 
     async def work(tx: Transaction) -> ClaimedJob | None:
         oldest = select(TABLE).where(_is_free(is_sqlite=tx.is_sqlite)).order_by(TABLE.c.created_at).limit(1)

@@ -4,7 +4,7 @@ Rules:
 - Validation, permissions, rate limits and idempotency are those of HTTP, because the call takes the same code path.
 - A reply is sent when its call is done and the socket has taken the previous reply. At most MAX_REQUESTS_IN_FLIGHT
   calls run at a time.
-- A call that has begun is finished even if the client disconnects meanwhile, as over HTTP.
+- A write that has begun is finished even if the client disconnects meanwhile, as over HTTP; a read is interrupted.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class RestCalls:
         self._write = write
         self._reply_turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._gone = asyncio.Event()
 
     def start(self, reply_to: int | str | None, wanted: actions.Request, identity: Identity | None) -> None:
         """Begin a call. The reply is written when the call is done. Raises BadMessage."""
@@ -80,7 +81,8 @@ class RestCalls:
         task.add_done_callback(self._tasks.discard)
 
     async def finish(self) -> None:
-        """Wait for the calls that have begun. Cancelling `finish` cancels them."""
+        """Wait for the calls that have begun; reads end early. Cancelling `finish` cancels the calls."""
+        self._gone.set()
         if self._tasks:
             try:
                 await asyncio.wait(set(self._tasks))
@@ -90,7 +92,7 @@ class RestCalls:
 
     async def _call(self, reply_to: int | str | None, scope: Scope, body: bytes) -> None:
         try:
-            response = await call(self._websocket.app, scope, body)
+            response = await call(self._websocket.app, scope, body, self._gone)
         except Exception as error:
             log.error("socket request failed", exc_info=error)
             response = FAILED
@@ -130,18 +132,17 @@ def scope_of(socket: Mapping[str, Any], wanted: actions.Request, identity: Ident
     }
 
 
-async def call(app: ASGIApp, scope: Scope, body: bytes) -> RestResponse:
-    """Run one call through the application and collect its response."""
+async def call(app: ASGIApp, scope: Scope, body: bytes, gone: asyncio.Event) -> RestResponse:
+    """Run one call through the application and collect its response. `gone`: the client has disconnected."""
     status, size = 500, 0
     headers: dict[str, str] = {}
     chunks: list[bytes] = []
     requested = [{"type": "http.request", "body": body, "more_body": False}]
-    gone = asyncio.Event()
 
     async def receive() -> Message:
         if requested:
             return requested.pop()
-        await gone.wait()  # never set: the call outlives the client
+        await gone.wait()
         return {"type": "http.disconnect"}
 
     async def send(message: MutableMapping[str, Any]) -> None:

@@ -52,10 +52,9 @@ async def forget_waiting(database: Database, now: datetime, *, max_rows: int) ->
     evidently wants them kept.
     """
     late = late_accounts(now, max_rows)
-    async with database.read() as connection:
-        # Check without a lock first, because there is nearly always nothing to delete.
-        if (await connection.execute(late)).first() is None:
-            return 0
+    # Check without a lock first, because there is nearly always nothing to delete.
+    if not await database.select(late):
+        return 0
 
     async def work(tx: Transaction) -> int:
         # Lock first: the conditions below then see what the previous holders of the locks have committed.

@@ -121,11 +121,10 @@ async def claim(database: Database, owner: str) -> ClaimedMail | None:
     Emails that must no longer be sent are deleted.
     """
     while True:
-        async with database.read() as connection:
-            due = select(TABLE.c.id).where(TABLE.c.due_at <= now_in_seconds(is_sqlite=database.is_sqlite)).limit(1)
-            # Check without a lock first: an idle worker must not take SQLite's write lock once a second.
-            if await one(connection, due) is None:
-                return None
+        due = select(TABLE.c.id).where(TABLE.c.due_at <= now_in_seconds(is_sqlite=database.is_sqlite)).limit(1)
+        # Check without a lock first: an idle worker must not take SQLite's write lock once a second.
+        if not await database.select(due):
+            return None
         is_done, mail = await database.write(lambda tx: _claim_one(tx, owner))
         if is_done:
             return mail

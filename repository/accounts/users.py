@@ -228,8 +228,7 @@ async def find(database: Database, user_id: int) -> dict[str, Any] | None:
 
 
 async def has_admin(database: Database) -> bool:
-    async with database.read() as connection:
-        return await one(connection, select(TABLE.c.id).where(TABLE.c.group == Group.ADMIN.value).limit(1)) is not None
+    return bool(await database.select(select(TABLE.c.id).where(TABLE.c.group == Group.ADMIN.value).limit(1)))
 
 
 async def find_by_username(database: Database, username: str) -> dict[str, Any] | None:
@@ -243,8 +242,8 @@ async def find_by_login(database: Database, login: str) -> dict[str, Any] | None
 
 
 async def _find(database: Database, where: Any) -> dict[str, Any] | None:
-    async with database.read() as connection:
-        return await one(connection, select(TABLE).where(where, exists()))
+    found = await database.select(select(TABLE).where(where, exists()))
+    return entity(found[0]) if found else None
 
 
 async def change_group(tx: Transaction, editor: Editor, user_id: int, group: Group) -> dict[str, Any]:

@@ -14,20 +14,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from functools import partial
-from pathlib import Path
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import ColumnElement, Table, delete, event
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction, create_async_engine
+from sqlalchemy import ColumnElement, Executable, Row, Table, delete
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
 
 from core import metrics
 from core.errors import Unavailable
 from core.identity import Identity
-from repository.engine import failures, rights
+from repository.engine import engines, failures, rights
 from repository.engine.append import append
+from repository.engine.engines import Lane
 from repository.engine.events import Event
 from repository.engine.statement import Statement
 from repository.engine.transaction import Transaction
@@ -35,53 +34,28 @@ from repository.engine.transaction import Transaction
 BEGIN = "BEGIN IMMEDIATE"
 MAX_ATTEMPTS = 5
 RETRY_PAUSE_SECONDS = 0.05
-BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
-POOL_TIMEOUT_SECONDS = 30
+READ_SECONDS = 10.0  # several times what a search of a million rows takes
+PATIENCE = 3  # deadlines for a page of a snapshot, which may search a whole table for its few rows
 FETCH_SECONDS = 5.0  # a read by key that takes longer has probably lost its connection
-SQLITE_READERS = 4
-HOT_READERS = 2  # besides SQLITE_READERS; more threads would only wait for one another
-POSTGRESQL_CONNECTIONS = 10  # per worker and engine; 4 workers fit PostgreSQL's default of 100
-SQLITE_CACHE_KIB = 16 * 1024
-SQLITE_CHECKPOINT_PAGES = 4_000  # 16 MB of write-ahead log, so that bulk writes cause few checkpoints
+HOT_READERS = 2  # of the connections for point reads; more threads would only wait for one another
 
 T = TypeVar("T")
+Rows = Sequence[Row[*tuple[Any, ...]]]
 log = structlog.get_logger("database")
 
 
 class Database:
-    """One per process. `close` it at the end."""
+    """One per process. `close` it at the end. `read_seconds` is the deadline of a read, including its wait for a
+    connection.
+    """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, read_seconds: float = READ_SECONDS) -> None:
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
-        if self.is_sqlite:
-            path = Path(url.removeprefix("sqlite:///"))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(OSError):  # opening the file reports the problem better
-                # Other users of the machine must not read it. SQLite gives its other files the same mode.
-                path.touch(mode=0o600)
-            async_url = "sqlite+aiosqlite" + url.removeprefix("sqlite")
-            options: dict[str, Any] = {
-                "max_overflow": 0,
-                "pool_timeout": POOL_TIMEOUT_SECONDS,
-                "connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
-            }
-            self._writer = create_async_engine(async_url, pool_size=1, **options)
-            self._reader = create_async_engine(async_url, pool_size=SQLITE_READERS + HOT_READERS, **options)
-            event.listen(self._writer.sync_engine, "connect", partial(_prepare_sqlite, WRITER_PRAGMAS))
-            event.listen(self._reader.sync_engine, "connect", partial(_prepare_sqlite, READER_PRAGMAS))
-        else:
-            async_url = "postgresql+asyncpg" + url[url.index("://") :]
-            options = {
-                "pool_size": POSTGRESQL_CONNECTIONS,
-                "max_overflow": 0,
-                "pool_timeout": POOL_TIMEOUT_SECONDS,
-                # jit costs planning time and gains nothing for statements this short.
-                "connect_args": {"timeout": 5, "server_settings": {"application_name": "marquee", "jit": "off"}},
-            }
-            self._writer = create_async_engine(async_url, **options)
-            # One round trip for each statement: a read of one statement needs no BEGIN and ROLLBACK around it.
-            self._reader = create_async_engine(async_url, isolation_level="AUTOCOMMIT", **options)
+        self._read_seconds = read_seconds
+        self._engines = (
+            engines.open_sqlite(url) if self.is_sqlite else engines.open_postgresql(url, read_seconds * PATIENCE)
+        )
         # Connections that `fetch` keeps: checking one out of the pool costs more than a read by key.
         self._hot = asyncio.Semaphore(HOT_READERS)
         self._hot_idle: list[tuple[AsyncConnection, Any]] = []
@@ -91,15 +65,67 @@ class Database:
         for connection, _ in self._hot_idle:
             await connection.close()
         self._hot_idle.clear()
-        await self._writer.dispose()
-        await self._reader.dispose()
+        await self._engines.dispose()
+
+    # --- reading
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """Open a connection, on which each statement sees what is committed when it starts. Raises Unavailable."""
-        with _unavailable_when_lost():
-            async with self._reader.connect() as connection:
-                yield connection
+    async def read(self, lane: Lane = Lane.POINT, *, patient: bool = False) -> AsyncIterator[AsyncConnection]:
+        """Open a connection; each statement sees what is committed when it starts.
+
+        The block has the deadline of all reads, or PATIENCE times as long. At the deadline, and when the caller is
+        cancelled, the running statement is interrupted. Raises Unavailable.
+        """
+        limit = self._read_seconds * (PATIENCE if patient else 1)
+        try:
+            async with asyncio.timeout(limit):
+                with _unavailable_when_lost():
+                    async with self._engines.readers[lane].connect() as connection:
+                        engines.allow(connection)
+                        try:
+                            yield connection
+                        except asyncio.CancelledError:
+                            await self._settle(connection)
+                            raise
+        except TimeoutError as error:
+            metrics.READ_TIMEOUTS.labels(lane.value).inc()
+            log.warning("read timed out", lane=lane.value, seconds=limit)
+            message = f"The read took longer than {limit:g} seconds and was stopped; ask for less, or try again later"
+            raise Unavailable(message) from error
+
+    async def _settle(self, connection: AsyncConnection) -> None:
+        """Wait until the statement of a cancelled read has ended, so that its connection can be used again.
+
+        On PostgreSQL, asyncpg has asked the server to cancel it, and waits for that before the next statement.
+        """
+        if not self.is_sqlite or connection.invalidated:
+            return
+        engines.interrupt(connection)
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        # Done once the connection's thread has done everything before it. Outside a transaction it has no effect.
+        await driver.rollback()
+
+    async def reading(
+        self, work: Callable[[AsyncConnection], Awaitable[T]], lane: Lane = Lane.POINT, *, patient: bool = False
+    ) -> T:
+        """Run `work` on a connection of `read` and return its result.
+
+        It runs again on another connection when the first one turns out to be dead. Raises Unavailable.
+        """
+
+        async def once() -> T:
+            async with self.read(lane, patient=patient) as connection:
+                return await work(connection)
+
+        return await self._again(once)
+
+    async def select(self, query: Executable, lane: Lane = Lane.POINT, *, patient: bool = False) -> Rows:
+        """Return the rows of a query. Raises Unavailable."""
+
+        async def work(connection: AsyncConnection) -> Rows:
+            return (await connection.execute(query)).all()
+
+        return await self.reading(work, lane, patient=patient)
 
     async def fetch(self, statement: Statement, *values: Any) -> list[Any]:
         """Return the rows of one statement, through the driver itself, for reads so small and frequent that SQLAlchemy
@@ -108,30 +134,56 @@ class Database:
         Raises Unavailable when the database cannot be reached.
         """
         async with self._hot:
-            with _unavailable_when_lost():
-                connection, driver = self._hot_idle.pop() if self._hot_idle else await self._connect_hot()
-                try:
-                    async with asyncio.timeout(FETCH_SECONDS):
-                        if self.is_sqlite:
-                            found = await driver.execute_fetchall(statement.sqlite, values)
-                        else:
-                            found = await driver.fetch(statement.postgresql, *values)
-                except BaseException as error:
-                    # SQLAlchemy has not seen the error, and an interrupted connection cannot be used again.
-                    await connection.invalidate(error)
-                    await connection.close()
+            try:
+                return await self._fetch(statement, values)
+            except Unavailable as error:
+                if not failures.is_stale(error.__cause__):
                     raise
-            self._hot_idle.append((connection, driver))
-            return list(found)
+                await self._fetch_afresh()
+                return await self._fetch(statement, values)
+
+    async def _fetch(self, statement: Statement, values: Sequence[Any]) -> list[Any]:
+        with _unavailable_when_lost():
+            connection, driver = self._hot_idle.pop() if self._hot_idle else await self._connect_hot()
+            try:
+                async with asyncio.timeout(FETCH_SECONDS):
+                    if self.is_sqlite:
+                        found = await driver.execute_fetchall(statement.sqlite, values)
+                    else:
+                        found = await driver.fetch(statement.postgresql, *values)
+            except BaseException as error:
+                # SQLAlchemy has not seen the error, and an interrupted connection cannot be used again.
+                await connection.invalidate(error)
+                await connection.close()
+                raise
+        self._hot_idle.append((connection, driver))
+        return list(found)
 
     async def _connect_hot(self) -> tuple[AsyncConnection, Any]:
-        connection = await self._reader.connect()
+        connection = await self._engines.readers[Lane.POINT].connect()
         return connection, (await connection.get_raw_connection()).driver_connection
+
+    async def _fetch_afresh(self) -> None:
+        """Give up the kept connections: where one is dead, the others usually are, too."""
+        while self._hot_idle:
+            connection, _ = self._hot_idle.pop()
+            await connection.invalidate()
+            await connection.close()
+
+    async def _again(self, read: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await read()
+        except Unavailable as error:
+            if not failures.is_stale(error.__cause__):
+                raise
+            return await read()
+
+    # --- writing
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[tuple[AsyncConnection, AsyncTransaction]]:
         """Open a transaction that appends no events by itself, for `write` and for migrations."""
-        async with self._writer.connect() as connection, connection.begin() as transaction:
+        async with self._engines.writer.connect() as connection, connection.begin() as transaction:
             if self.is_sqlite:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
                 await driver.execute_fetchall(BEGIN)
@@ -179,28 +231,6 @@ class Database:
                 log.info("transaction refused; retrying", attempt=attempt, reason=reason)
                 await asyncio.sleep(RETRY_PAUSE_SECONDS * attempt)
         raise AssertionError("unreachable")
-
-
-WRITER_PRAGMAS = (
-    "journal_mode=WAL",
-    "synchronous=FULL",
-    "foreign_keys=ON",
-    f"cache_size=-{SQLITE_CACHE_KIB}",
-    f"wal_autocheckpoint={SQLITE_CHECKPOINT_PAGES}",
-)
-READER_PRAGMAS = ("query_only=ON", f"cache_size=-{SQLITE_CACHE_KIB // SQLITE_READERS}")
-
-
-def _prepare_sqlite(pragmas: Sequence[str], dbapi_connection: Any, _: Any) -> None:
-    cursor = dbapi_connection.cursor()
-    for pragma in (*pragmas, f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-    dbapi_connection.create_function("unicode_lower", 1, _lower, deterministic=True)
-
-
-def _lower(text: str | None) -> str | None:
-    return text.lower() if text is not None else None
 
 
 @contextmanager

@@ -41,9 +41,8 @@ async def _head(connection: AsyncConnection) -> Head:
 
 async def oldest(database: Database) -> int | None:
     """Return the lowest number still kept, or None when the log is empty. Raises Unavailable."""
-    async with database.read() as connection:
-        lowest: int | None = (await connection.execute(select(func.min(models.events.c.seq)))).scalar()
-        return lowest
+    ((lowest,),) = await database.select(select(func.min(models.events.c.seq)))
+    return lowest  # type: ignore[no-any-return]
 
 
 async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: int) -> list[Event]:
@@ -52,7 +51,8 @@ async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: 
     The caller must check that the first number is `seq + 1`; otherwise the log no longer reaches back to `seq`.
     """
     table = models.events
-    async with database.read() as connection:
+
+    async def work(connection: AsyncConnection) -> list[Event]:
         following = select(table.c.seq, _SIZE).where(table.c.seq > seq).order_by(table.c.seq).limit(max_rows)
         sizes = await connection.execute(following)
         last, total = seq, 0
@@ -67,6 +67,8 @@ async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: 
         chosen = select(table).where(table.c.seq > seq, table.c.seq <= last).order_by(table.c.seq)
         return [_event(current.epoch, row) for row in await connection.execute(chosen)]
 
+    return await database.reading(work)
+
 
 def _event(epoch: str, row: Sequence[Any]) -> Event:
     """Return the event of a row, whose columns are in the order of the event's fields."""
@@ -78,16 +80,15 @@ def _event(epoch: str, row: Sequence[Any]) -> Event:
 async def tail(database: Database, *, max_rows: int, max_bytes: int) -> int:
     """Return the lowest number after which all events fit into `max_rows` and `max_bytes`; 0 when the log is empty."""
     table = models.events
-    async with database.read() as connection:
-        newest = await connection.execute(select(table.c.seq, _SIZE).order_by(table.c.seq.desc()).limit(max_rows))
-        start, total = None, 0
-        for seq, size in newest:
-            total += size
-            start = start if start is not None else seq
-            if total > max_bytes:
-                break
-            start = seq - 1
-        return start or 0
+    newest = select(table.c.seq, _SIZE).order_by(table.c.seq.desc()).limit(max_rows)
+    start, total = None, 0
+    for seq, size in await database.select(newest):
+        total += size
+        start = start if start is not None else seq
+        if total > max_bytes:
+            break
+        start = seq - 1
+    return start or 0
 
 
 async def prune(database: Database, *, keep_rows: int, keep_bytes: int, older_than: Any, max_rows: int) -> int:

@@ -23,6 +23,7 @@ DATABASE_ERRORS: tuple[type[Exception], ...] = (
 # SQLSTATE classes (PostgreSQL manual, appendix A): connection exceptions; insufficient resources, including a full
 # disk; shutdown, crash, cannot connect now; statement and lock time-outs; read-only, as after a failover.
 _LOST_STATES = ("08", "53", "57P", "57014", "55P03", "25006")
+_STALE_STATES = ("08", "57P01")  # connection exceptions; the connection was terminated
 _LOST_ON_SQLITE = ("unable to open database", "disk i/o error", "database or disk is full", "readonly database")
 _REFUSED_STATES = ("40",)  # serialization failure, deadlock
 _REFUSED_ON_SQLITE = ("database is locked", "database table is locked")
@@ -50,6 +51,16 @@ def is_lost(error: BaseException) -> bool:
 def is_foreign(error: BaseException) -> bool:
     """Return whether the error comes from the database's environment rather than from our SQL or types."""
     return is_refused(error) or is_lost(error)
+
+
+def is_stale(error: BaseException | None) -> bool:
+    """Return whether a read failed only because its pooled connection was dead, or its prepared plan void."""
+    inner = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(inner, ConnectionResetError | BrokenPipeError | asyncpg.InterfaceError | asyncpg.InternalClientError):
+        return True
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    return error is not None and _state(error).startswith(_STALE_STATES)
 
 
 def may_run_again(error: BaseException) -> bool:

@@ -19,6 +19,7 @@ import models
 from core.errors import FieldProblem, InvalidInput
 from core.filters import EVERYTHING, Filter
 from repository.engine.database import Database
+from repository.engine.engines import Lane
 from repository.engine.events import Head
 from repository.engine.statement import statement
 from repository.generic import filter_sql, rows
@@ -27,6 +28,7 @@ from schemas import MAX_PROSE_LENGTH
 
 T = TypeVar("T")
 Order = tuple[tuple[str, bool], ...]  # (column, descending)
+MAX_LIGHT_OFFSET = 10_000  # beyond it, a page skips more rows than a list of common size has
 MAX_KEPT_STATEMENTS = 256  # the shapes of plain lists differ mainly in their sort order
 MAX_PAGE_CHARACTERS = 4 * 1024 * 1024  # of long texts; a page stays in memory until its client has read it
 _SIZE, _SIZE_SO_FAR = "characters", "characters_so_far"
@@ -143,7 +145,11 @@ def _plain_text(shape: Shape, dialect: sa.Dialect) -> tuple[str, tuple[str, ...]
 
 
 async def read(
-    database: Database, shape: Shape, where: ColumnElement[bool] | None, values: Mapping[str, int | None]
+    database: Database,
+    shape: Shape,
+    where: ColumnElement[bool] | None,
+    values: Mapping[str, int | None],
+    lane: Lane = Lane.LIST,
 ) -> Listed[Sequence[Any]]:
     """Return the rows as tuples, in the form that `rows.from_driver` takes. Raises Unavailable and InvalidInput.
 
@@ -152,23 +158,23 @@ async def read(
     """
     if _needs_measure(shape, values["limit"]):
         shape = replace(shape, is_measured=True)
-    async with database.read() as connection:
+
+    async def work(connection: AsyncConnection) -> list[Any]:
         if where is not None:
-            found: Sequence[Any] = (await connection.execute(_select(shape, where), dict(values))).all()
-        else:
-            statement_text, names = _plain_text(shape, connection.dialect)
-            driver: Any = (await connection.get_raw_connection()).driver_connection
-            given = [values[name] for name in names]
-            try:
-                if database.is_sqlite:
-                    found = await driver.execute_fetchall(statement_text, given)
-                else:
-                    found = await driver.fetch(statement_text, *given)
-            except BaseException as error:
-                # SQLAlchemy has not seen the error, and an interrupted connection cannot be used again.
-                await connection.invalidate(error)
-                raise
-    found = list(found)
+            return list((await connection.execute(_select(shape, where), dict(values))).all())
+        statement_text, names = _plain_text(shape, connection.dialect)
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        given = [values[name] for name in names]
+        try:
+            if database.is_sqlite:
+                return list(await driver.execute_fetchall(statement_text, given))
+            return list(await driver.fetch(statement_text, *given))
+        except Exception as error:
+            # SQLAlchemy has not seen the error, after which the connection may be of no use.
+            await connection.invalidate(error)
+            raise
+
+    found = await database.reading(work, lane)
     epoch, seq, total, first, *_ = found[0]
     if first is None:
         return Listed([], total, Head(epoch, seq))
@@ -183,6 +189,12 @@ async def read(
 
 
 # --- the lists
+
+
+def lane_of(page: ListRequest) -> Lane:
+    """Return the lane of a list: whether it compares each row a few times, or searches the rows."""
+    is_deep = page.offset > MAX_LIGHT_OFFSET
+    return Lane.COSTLY if page.text or is_deep or filter_sql.is_costly(page.filter) else Lane.LIST
 
 
 def _where(database: Database, resource: Resource, page: ListRequest) -> ColumnElement[bool] | None:
@@ -204,7 +216,7 @@ async def _read(
 ) -> Listed[Sequence[Any]]:
     shape = Shape(resource.table, columns, total_order(page.sort), page.user_id is not None, page.after is not None)
     values = {"owner": page.user_id, "after": page.after, "limit": page.limit, "offset": page.offset}
-    return await read(database, shape, _where(database, resource, page), values)
+    return await read(database, shape, _where(database, resource, page), values, lane_of(page))
 
 
 async def page_of(database: Database, resource: Resource, page: ListRequest) -> Listed[dict[str, Any]]:
@@ -221,7 +233,9 @@ async def labels_of(database: Database, resource: Resource, page: ListRequest) -
 
 async def count_of(database: Database, resource: Resource, page: ListRequest) -> Listed[Any]:
     """Return the total without rows. Raises Unavailable."""
-    return await _read(database, resource, ListRequest(page.filter, page.text, limit=0), ("id",))
+    counted = Shape(resource.table, ("id",), total_order(()))
+    values = {"limit": 0, "offset": 0}
+    return await read(database, counted, _where(database, resource, page), values, Lane.COSTLY)
 
 
 async def entities_of(
@@ -234,7 +248,8 @@ async def entities_of(
 ) -> Listed[dict[str, Any]]:
     """Return a page of a table that is not a resource, each row as `public` returns it. Raises Unavailable."""
     shape = Shape(table, tuple(str(column.name) for column in table.columns), order, after=page.after is not None)
-    found = await read(database, shape, where, {"after": page.after, "limit": page.limit, "offset": page.offset})
+    values = {"after": page.after, "limit": page.limit, "offset": page.offset}
+    found = await read(database, shape, where, values, lane_of(page))
     return Listed([public(row) for row in rows.from_driver(table, found.rows)], found.total, found.head)
 
 
@@ -274,5 +289,4 @@ async def find_by(database: Database, resource: Resource, column: str, value: in
     found = (
         select(_columns("page", resource.columns)).select_from(measured).where(fits).order_by(sa.text('"page"."id"'))
     )
-    async with database.read() as connection:
-        return rows.from_driver(resource.table, (await connection.execute(found)).all())
+    return rows.from_driver(resource.table, await database.select(found, Lane.LIST))

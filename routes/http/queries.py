@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, create_model
 
 import schemas
 from core import filters
@@ -52,9 +52,27 @@ class ByUuid(Parameters):
 
 # --- queries
 
+MAX_SEARCHED_WORDS = 8  # each one is looked for in each row
+_GAP, _LETTER = f"[{schemas.PADDING}]", rf"[^{schemas.PADDING}\x00]"
+_FEW_WORDS = rf"^{_GAP}*(?:{_LETTER}+{_GAP}+){{0,{MAX_SEARCHED_WORDS - 1}}}(?:{_LETTER}+{_GAP}*)?$"
+
+
+def _few_words(text: str) -> str:
+    words = dict.fromkeys(text.split())
+    if len(words) > MAX_SEARCHED_WORDS:
+        raise ValueError(f"expected at most {MAX_SEARCHED_WORDS} different words, got {len(words)}")
+    return " ".join(words)
+
+
 Search = Annotated[
     str,
-    Field(max_length=200, pattern=schemas.NO_NUL, description="Only rows with every word of this text, ignoring case"),
+    Field(
+        max_length=200,
+        pattern=schemas.NO_NUL,
+        description=f"Only rows with every word of this text, ignoring case; at most {MAX_SEARCHED_WORDS} words",
+        json_schema_extra={"pattern": _FEW_WORDS},
+    ),
+    AfterValidator(_few_words),
 ]
 Sort = Annotated[str | None, Field(description="Comma-separated fields; a leading minus sorts in descending order")]
 After = Annotated[

@@ -76,6 +76,7 @@ INVALID: Mapping[str, Sequence[str]] = {
     "EVENT_RETENTION_HOURS": ("0", "nan"),
     "EVENT_RETENTION_ROWS": ("1",),
     "EVENT_RETENTION_BYTES": ("1000000",),
+    "READ_TIMEOUT_SECONDS": ("0", "301", "soon"),
     "LOG_FORMAT": ("xml",),
     "LOG_LEVEL": ("loud",),
 }  # fmt: skip

@@ -1,0 +1,190 @@
+"""The pools of connections: one for writes, and one for each lane of reads, so that a search never delays a sign-in."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from core.filters import without_case
+
+BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
+POOL_TIMEOUT_SECONDS = 30
+CONNECT_SECONDS = 5
+SQLITE_CACHE_KIB = 16 * 1024
+SQLITE_READER_CACHE_KIB = 4 * 1024
+SQLITE_STEPS = 20_000  # of SQLite's machine between two looks at the flag of an interrupt: about a millisecond
+SQLITE_CHECKPOINT_PAGES = 4_000  # 16 MB of log between checkpoints: fewer of them during bulk writes
+# With the readers 20 in a worker: 4 workers fit PostgreSQL's default of 100.
+POSTGRESQL_WRITERS = 10
+# The server ends a statement that outlives its client's deadline by this much: the client's process may be gone.
+STATEMENT_GRACE_SECONDS = 1.0
+
+
+class Lane(Enum):
+    """What a read costs. A read waits only for reads of its own lane."""
+
+    POINT = "point"  # a few rows found by an index, such as those of a sign-in
+    LIST = "list"  # a page of a list, which counts the rows
+    COSTLY = "costly"  # each row of a table is searched, or tested many times
+
+
+# Connections of each worker.
+POINT_READERS = 5
+LIST_READERS = 3
+COSTLY_READERS = 2  # the fewest: more would only take the processor from one another, and from everything else
+READERS: Mapping[Lane, int] = {Lane.POINT: POINT_READERS, Lane.LIST: LIST_READERS, Lane.COSTLY: COSTLY_READERS}
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """The pools of one process."""
+
+    writer: AsyncEngine
+    readers: Mapping[Lane, AsyncEngine]
+
+    async def dispose(self) -> None:
+        for engine in (self.writer, *self.readers.values()):
+            await engine.dispose()
+
+
+def open_sqlite(url: str) -> Engines:
+    """Return the engines of a database file, whose folder is created. Raises OSError."""
+    path = Path(url.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # opening the file reports the problem better
+        # Other users of the machine cannot read it. SQLite gives its other files the same mode.
+        path.touch(mode=0o600)
+
+    def engine(size: int, pragmas: Sequence[str]) -> AsyncEngine:
+        made = create_async_engine(
+            "sqlite+aiosqlite" + url.removeprefix("sqlite"),
+            pool_size=size,
+            max_overflow=0,
+            pool_timeout=POOL_TIMEOUT_SECONDS,
+            connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
+        )
+        event.listen(made.sync_engine, "connect", partial(_prepare_sqlite, pragmas))
+        return made
+
+    readers = {lane: _interruptible(engine(size, READER_PRAGMAS)) for lane, size in READERS.items()}
+    for each in readers.values():
+        event.listen(each.sync_engine, "connect", _add_flag)
+    return Engines(engine(1, WRITER_PRAGMAS), readers)
+
+
+def open_postgresql(url: str, read_seconds: float) -> Engines:
+    """Return the engines of a PostgreSQL database."""
+
+    def engine(size: int, server_settings: Mapping[str, str], **options: Any) -> AsyncEngine:
+        # jit costs planning time and gains nothing for statements this short.
+        settings = {"application_name": "marquee", "jit": "off", **server_settings}
+        return create_async_engine(
+            "postgresql+asyncpg" + url[url.index("://") :],
+            pool_size=size,
+            max_overflow=0,
+            pool_timeout=POOL_TIMEOUT_SECONDS,
+            connect_args={"timeout": CONNECT_SECONDS, "server_settings": settings},
+            **options,
+        )
+
+    def reader(lane: Lane) -> AsyncEngine:
+        settings = {"statement_timeout": _milliseconds(read_seconds + STATEMENT_GRACE_SECONDS)}
+        if lane is Lane.COSTLY:
+            # A read on several cores would take them from the cheaper lanes.
+            settings["max_parallel_workers_per_gather"] = "0"
+        # One round trip for each statement: a read of one statement needs no BEGIN and ROLLBACK around it.
+        return _interruptible(engine(READERS[lane], settings, isolation_level="AUTOCOMMIT"))
+
+    return Engines(engine(POSTGRESQL_WRITERS, {}), {lane: reader(lane) for lane in Lane})
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(int(seconds * 1000))
+
+
+# --- interrupted reads
+
+_INTERRUPT = "interrupt"  # the key of a SQLite connection's flag, which its thread reads while it runs a statement
+
+
+def _interruptible(engine: AsyncEngine) -> AsyncEngine:
+    """Let connections outlive a cancelled read: both drivers can go on once the statement has ended."""
+    event.listen(engine.sync_engine, "handle_error", _on_error)
+    return engine
+
+
+def _on_error(context: ExceptionContext) -> None:
+    if isinstance(context.original_exception, asyncio.CancelledError) and context.connection is not None:
+        context.is_disconnect = False
+        # Now, because SQLAlchemy closes the cursor next, which waits for the end of the statement.
+        _set_flag(context.connection, True)
+
+
+def interrupt(connection: AsyncConnection) -> None:
+    """Let the running statement, and any later one, end with an error. Has no effect on PostgreSQL."""
+    _set_flag(connection.sync_connection, True)
+
+
+def allow(connection: AsyncConnection) -> None:
+    """Let statements run again after `interrupt`."""
+    _set_flag(connection.sync_connection, False)
+
+
+def _set_flag(connection: Connection | None, value: bool) -> None:
+    flag: threading.Event | None = connection.info.get(_INTERRUPT) if connection is not None else None
+    if flag is not None and value != flag.is_set():
+        flag.set() if value else flag.clear()
+
+
+def _add_flag(dbapi_connection: Any, record: Any) -> None:
+    # Unlike `sqlite3_interrupt`, a flag also ends a statement that is about to begin.
+    flag = record.info[_INTERRUPT] = threading.Event()
+    dbapi_connection.run_async(lambda driver: driver.set_progress_handler(flag.is_set, SQLITE_STEPS))
+
+
+# --- SQLite
+
+WRITER_PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    f"cache_size=-{SQLITE_CACHE_KIB}",
+    f"wal_autocheckpoint={SQLITE_CHECKPOINT_PAGES}",
+)
+READER_PRAGMAS = ("query_only=ON", f"cache_size=-{SQLITE_READER_CACHE_KIB}")
+
+
+def _prepare_sqlite(pragmas: Sequence[str], dbapi_connection: Any, _: Any) -> None:
+    cursor = dbapi_connection.cursor()
+    for pragma in (*pragmas, f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+    dbapi_connection.create_function("unicode_lower", 1, _lower, deterministic=True)
+    dbapi_connection.create_function("has_words", -1, _has_words, deterministic=True)
+
+
+def _lower(text: str | None) -> str | None:
+    return text.lower() if text is not None else None
+
+
+def _has_words(words: str, *texts: str | None) -> bool:
+    """Return whether each word, lowercase and separated by spaces, is in one of the texts, ignoring case.
+
+    One call for each row, because calling Python costs more than the search: `repository.generic.filter_sql`.
+    """
+    searched = without_case("\n".join([text for text in texts if text is not None]))
+    for word in words.split(" "):  # noqa: SIM110 (a generator would double the time of a search)
+        if word not in searched:
+            return False
+    return True
