@@ -407,7 +407,7 @@ async def test_a_client_that_disconnects_while_sending_its_body_causes_no_error(
         for head in ("Content-Length: 100", "Transfer-Encoding: chunked"):
             _, writer = await asyncio.open_connection("127.0.0.1", service.port)
             writer.write(
-                f"POST /movies HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {alice.token}\r\n"
+                f"POST /movies HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {alice.token}\r\n"
                 f"Content-Type: application/json\r\nX-Request-ID: left-{head[0]}\r\n{head}\r\n\r\n".encode()
             )
             await writer.drain()

@@ -162,7 +162,7 @@ async def test_the_server_drops_a_connection_that_reads_nothing(
             await eventually(lambda: server.started, "the server listens")
             loop = asyncio.get_running_loop()
             await loop.sock_connect(client, listener.getsockname())
-            await loop.sock_sendall(client, b"GET /events HTTP/1.1\r\nHost: here\r\n\r\n")
+            await loop.sock_sendall(client, b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await eventually(lambda: len(found.all) == 1, "it is served")
             connections = server.server_state.connections
             for _ in range(40):

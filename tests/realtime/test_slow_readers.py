@@ -125,7 +125,7 @@ async def test_a_peer_that_answers_no_pings_is_dropped_while_events_are_sent(
     async with served_here(service, ws_ping_interval=0.3, ws_ping_timeout=1.0), service.person() as alice:
         reader, writer = await asyncio.open_connection("127.0.0.1", service.port, limit=1)
         writer.write(
-            b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
         transport: Any = writer.transport

@@ -95,12 +95,12 @@ async def raw(
 
 
 def half_a_request(alice: Person) -> str:
-    head = f"POST /movies HTTP/1.1\nHost: x\nAuthorization: Bearer {alice.token}\nContent-Type: application/json\n"
+    head = f"POST /movies HTTP/1.1\nHost: localhost\nAuthorization: Bearer {alice.token}\nContent-Type: application/json\n"
     return head + 'Content-Length: 500\n\n{"title": "half'
 
 
 def get(target: str, accept: str = "*/*") -> str:
-    return f"GET {target} HTTP/1.1\nHost: x\nAccept: {accept}\n\n"
+    return f"GET {target} HTTP/1.1\nHost: localhost\nAccept: {accept}\n\n"
 
 
 STREAM = get("/events?topics=characters", "text/event-stream")
