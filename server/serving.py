@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 
 import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from core.errors import SettingsError
 from core.hosts import UNSPECIFIED
@@ -24,8 +23,8 @@ from core.settings import Settings
 from core.stopping import Stopping
 from realtime.fanout.subscription import SLOW_CLIENT_SECONDS
 from realtime.sockets.endpoint import HEARTBEAT_SECONDS
-from realtime.sse.event_stream import ABORT
 from schemas import MAX_BODY_BYTES
+from server.http_protocol import MarqueeHTTPProtocol
 from server.websocket_protocol import MarqueeWebSocketProtocol
 
 MAX_FRAME_BYTES = MAX_BODY_BYTES  # of a client's message
@@ -70,18 +69,6 @@ def banner(settings: Settings, port: int) -> str:
     curl {base}/movies {json} -H "Authorization: Bearer $TOKEN" -d '{{"title": "The Third Man"}}'
     curl -X POST {base}/movies/generate/1000 -H "Authorization: Bearer $TOKEN"
 """
-
-
-class MarqueeHTTPProtocol(HttpToolsProtocol):
-    """Offers `ABORT` in the `extensions` of each request's scope: a function that aborts the connection.
-
-    Over plain ASGI, a response can end only after all of it is sent, which a client that does not read prevents.
-    """
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        scope: Any = self.scope
-        scope["extensions"] = {ABORT: self.transport.abort}
 
 
 def server_config(settings: Settings, app: Any) -> uvicorn.Config:

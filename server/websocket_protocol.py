@@ -12,11 +12,15 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
+import orjson
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.datastructures import Headers
-from websockets.http11 import Request, Response
+from websockets.exceptions import HeaderLineTooLong, RequestLineTooLong, TooManyHeaders
+from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS, Request, Response
 from websockets.protocol import State
 
 from core import metrics
@@ -71,6 +75,19 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     def data_received(self, data: bytes) -> None:
         if not self._lingering:
             super().data_received(data)
+            if self.conn.handshake_exc is not None and not self.handshake_complete:
+                self._refuse_unparsed(self.conn.handshake_exc)
+
+    def _refuse_unparsed(self, error: Exception) -> None:
+        """Answer a handshake that `websockets` cannot parse, although httptools could."""
+        self.conn.data_to_send()  # its answer, if it has any, has another form than ours
+        if isinstance(error, RequestLineTooLong):
+            self._refuse(414, f"Expected a request line of at most {MAX_LINE_LENGTH} bytes in a websocket handshake")
+        elif isinstance(error, HeaderLineTooLong | TooManyHeaders):
+            expected = f"at most {MAX_NUM_HEADERS} headers of at most {MAX_LINE_LENGTH} bytes each"
+            self._refuse(431, f"Expected {expected} in a websocket handshake")
+        else:
+            self._refuse(400, "Expected a websocket handshake without a body")
 
     def send_receive_event_to_app(self) -> None:
         if self.curr_msg_data_type == "text" and not self.close_sent:
@@ -121,18 +138,23 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     def shutdown(self) -> None:
         """Close because the service is stopping, and abort the connection after SHUTDOWN_SECONDS. Idempotent."""
         if not self.handshake_complete:
-            self._refuse_handshake()
+            # The client tries another server.
+            self._refuse(503, "The service is stopping", {"Retry-After": "1"})
         elif self.is_open:
             self.close_now(CloseCode.SERVICE_RESTART)
         if self._shutdown_timer is None:
             self.stop_keepalive()
             self._shutdown_timer = self.loop.call_later(SHUTDOWN_SECONDS, self.transport.abort)
 
-    def _refuse_handshake(self) -> None:
-        """Answer 503, so that the client tries another server."""
-        headers = Headers({"Retry-After": "1", "Connection": "close", "Content-Length": "0"})
-        self.conn.send_response(Response(503, "Service Unavailable", headers, b""))
-        self.transport.write(b"".join(self.conn.data_to_send()))
+    def _refuse(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        """Answer the handshake over HTTP, and close the connection."""
+        body = orjson.dumps({"detail": detail})
+        about = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
+        everywhere = {"X-Content-Type-Options": "nosniff"}
+        response = Response(
+            status, HTTPStatus(status).phrase, Headers({**about, **everywhere, **(headers or {})}), body
+        )
+        self.transport.write(response.serialize())
         self.handshake_complete = self.close_sent = self.disconnected = True
         self.transport.close()
 
