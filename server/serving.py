@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -35,6 +36,11 @@ BATCH_SOCKETS = 100  # at least so many are closed at a time
 BATCH_SECONDS = 0.05
 SPREAD_SECONDS = 2.5  # over which all sockets are closed, in larger batches when there are many
 TICK_SECONDS = 0.1
+# A peer that vanished is noticed within two minutes: 15 s until an event stream's next heartbeat, and then these. They
+# are longer than the deadlines of a client that reads too slowly, which the system would take for a vanished one.
+VANISHED_SECONDS = 90
+PROBE_AFTER_SECONDS = 30
+PROBE_INTERVAL_SECONDS = 15
 
 log = structlog.get_logger("serving")
 
@@ -234,6 +240,25 @@ def serve(settings: Settings, app: Any, listener: socket.socket, announce: Calla
     server.run(sockets=[listener])
 
 
+def _notice_vanished_peers(listener: socket.socket) -> None:
+    """Let the system end connections whose peer has vanished without a word. Accepted sockets inherit the options.
+
+    A connection on which nothing is sent is probed; one with unacknowledged data is given up after VANISHED_SECONDS.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", PROBE_AFTER_SECONDS),
+        ("TCP_KEEPALIVE", PROBE_AFTER_SECONDS),  # the same on macOS
+        ("TCP_KEEPINTVL", PROBE_INTERVAL_SECONDS),
+        ("TCP_KEEPCNT", (VANISHED_SECONDS - PROBE_AFTER_SECONDS) // PROBE_INTERVAL_SECONDS),
+        ("TCP_USER_TIMEOUT", VANISHED_SECONDS * 1000),
+    ):
+        option = getattr(socket, name, None)
+        if option is not None:
+            with suppress(OSError):  # not every system has every option
+                listener.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 def listen(settings: Settings) -> socket.socket:
     """Open the listening socket. Raises SettingsError."""
     try:
@@ -242,6 +267,7 @@ def listen(settings: Settings) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _notice_vanished_peers(listener)
         listener.bind(address)
         listener.listen(2048)
         listener.setblocking(False)
