@@ -31,7 +31,7 @@ from routes import table
 from routes.http import middleware
 from routes.http.hosts import Cors, HostCheck
 from routes.http.proxies import TrustedProxies
-from server import parts, serving, supervisor
+from server import open_files, parts, serving, supervisor
 from services.first_admin import create_first_admin
 
 CORS_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -116,6 +116,7 @@ def run() -> int:
         secret_key(settings)  # created here, before several workers try to create it
         table.limit_rules(settings)  # validates RATE_LIMITS before anything is opened
         asyncio.run(prepare(settings))
+        open_files.raise_limit(settings)
         listener = serving.listen(settings)
         banner = serving.banner(settings, listener.getsockname()[1])
         announce = partial(print, banner, flush=True)

@@ -50,6 +50,12 @@ HTTP_SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
     registry=REGISTRY,
 )
+HTTP_CONNECTIONS = _gauge("http_connections", "Open HTTP connections, including event streams, without websockets")
+HTTP_REFUSED = _counter(
+    "http_connections_refused",
+    "HTTP connections refused or closed, by reason: limit, head_size, head_time, invalid, idle or slow",
+    "reason",
+)
 LIMITED = _counter("rate_limited", "Requests rejected with 429, by rate limit (of one or several routes)", "limit")
 LIMITS_UNCHECKED = _counter("rate_limits_unchecked", "Rate limit checks skipped because Redis was unavailable")
 

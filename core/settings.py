@@ -227,6 +227,8 @@ class Settings(BaseSettings):
 
     max_connections: int = Field(default=10_000, ge=1, le=1_000_000)
     max_connections_per_address: int = Field(default=1_000, ge=1, le=1_000_000)
+    max_http_connections: int = Field(default=4_000, ge=1, le=1_000_000)
+    max_http_connections_per_address: int = Field(default=500, ge=1, le=1_000_000)
     rate_limits: Annotated[str, AfterValidator(_rate_limits)] = "on"
     trusted_proxies: Annotated[tuple[str, ...], NoDecode, LISTED, AfterValidator(_networks)] = ()
     websocket_auth: Annotated[Literal["optional", "required"], ANY_CASE] = "optional"

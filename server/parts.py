@@ -47,6 +47,9 @@ from repository.engine import event_log, migrations
 from repository.engine.database import Database
 from routes import table
 from routes.http.operation import Services
+from routes.http.proxies import TrustedNetworks
+from server import open_files
+from server.http_connections import HttpConnections
 from services.authentication import identify, recheck
 from services.first_admin import create_first_admin
 from services.limits.limiter import Limits
@@ -91,10 +94,16 @@ class Parts:
         self.snapshots = Snapshots(self.database, self.feed)
         self.progress = Progress(self.database, self.hub)
         self.presence = Presence(self.database, self.bus.nudge)
+        limits = open_files.fit(open_files.wanted(settings), open_files.limit())
         self.registry = Registry(
             partial(recheck, self.database),
-            max_connections=settings.max_connections,
-            max_per_address=settings.max_connections_per_address if settings.has_limits else None,
+            max_connections=limits.sockets,
+            max_per_address=limits.sockets_per_address if settings.has_limits else None,
+        )
+        self.http_connections = HttpConnections(
+            max_connections=limits.http,
+            max_per_address=limits.http_per_address if settings.has_limits else None,
+            is_trusted=TrustedNetworks(settings.trusted_proxies).contain,
         )
         self.replay = Replay(self.database, self.feed)
         self.event_streams = EventStreams(self.replay, self.registry)
@@ -181,6 +190,7 @@ class Parts:
             "services": self._services(),
             "realtime": self._socket_context(),
             "stopping": self.stopping,
+            "http_connections": self.http_connections,
             "metrics_token": token.get_secret_value() if token is not None else None,
         }
 

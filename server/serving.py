@@ -11,12 +11,12 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
 import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from core.errors import SettingsError
 from core.hosts import UNSPECIFIED
@@ -24,8 +24,8 @@ from core.settings import Settings
 from core.stopping import Stopping
 from realtime.fanout.subscription import SLOW_CLIENT_SECONDS
 from realtime.sockets.endpoint import HEARTBEAT_SECONDS
-from realtime.sse.event_stream import ABORT
 from schemas import MAX_BODY_BYTES
+from server.http_protocol import MarqueeHTTPProtocol
 from server.websocket_protocol import MarqueeWebSocketProtocol
 
 MAX_FRAME_BYTES = MAX_BODY_BYTES  # of a client's message
@@ -36,6 +36,11 @@ BATCH_SOCKETS = 100  # at least so many are closed at a time
 BATCH_SECONDS = 0.05
 SPREAD_SECONDS = 2.5  # over which all sockets are closed, in larger batches when there are many
 TICK_SECONDS = 0.1
+# A peer that vanished is noticed within two minutes: 15 s until an event stream's next heartbeat, and then these. They
+# are longer than the deadlines of a client that reads too slowly, which the system would take for a vanished one.
+VANISHED_SECONDS = 90
+PROBE_AFTER_SECONDS = 30
+PROBE_INTERVAL_SECONDS = 15
 
 log = structlog.get_logger("serving")
 
@@ -70,18 +75,6 @@ def banner(settings: Settings, port: int) -> str:
     curl {base}/movies {json} -H "Authorization: Bearer $TOKEN" -d '{{"title": "The Third Man"}}'
     curl -X POST {base}/movies/generate/1000 -H "Authorization: Bearer $TOKEN"
 """
-
-
-class MarqueeHTTPProtocol(HttpToolsProtocol):
-    """Offers `ABORT` in the `extensions` of each request's scope: a function that aborts the connection.
-
-    Over plain ASGI, a response can end only after all of it is sent, which a client that does not read prevents.
-    """
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        scope: Any = self.scope
-        scope["extensions"] = {ABORT: self.transport.abort}
 
 
 def server_config(settings: Settings, app: Any) -> uvicorn.Config:
@@ -247,6 +240,25 @@ def serve(settings: Settings, app: Any, listener: socket.socket, announce: Calla
     server.run(sockets=[listener])
 
 
+def _notice_vanished_peers(listener: socket.socket) -> None:
+    """Let the system end connections whose peer has vanished without a word. Accepted sockets inherit the options.
+
+    A connection on which nothing is sent is probed; one with unacknowledged data is given up after VANISHED_SECONDS.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", PROBE_AFTER_SECONDS),
+        ("TCP_KEEPALIVE", PROBE_AFTER_SECONDS),  # the same on macOS
+        ("TCP_KEEPINTVL", PROBE_INTERVAL_SECONDS),
+        ("TCP_KEEPCNT", (VANISHED_SECONDS - PROBE_AFTER_SECONDS) // PROBE_INTERVAL_SECONDS),
+        ("TCP_USER_TIMEOUT", VANISHED_SECONDS * 1000),
+    ):
+        option = getattr(socket, name, None)
+        if option is not None:
+            with suppress(OSError):  # not every system has every option
+                listener.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 def listen(settings: Settings) -> socket.socket:
     """Open the listening socket. Raises SettingsError."""
     try:
@@ -255,6 +267,7 @@ def listen(settings: Settings) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _notice_vanished_peers(listener)
         listener.bind(address)
         listener.listen(2048)
         listener.setblocking(False)

@@ -70,6 +70,7 @@ class Connection:
         self._counted_topics: frozenset[str] = frozenset()  # what presence counts the socket for
         self._counted_identity: Identity | None = None
         self._is_closed = False
+        writer.count_control_frames(self._receive_control_frame)
         self._actions: Mapping[str, Callable[[Message], Awaitable[ReplyData | None]]] = {
             "subscribe": self._subscribe,
             "unsubscribe": self._unsubscribe,
@@ -221,11 +222,11 @@ class Connection:
             return
         close, reply_to, reply = None, None, None
         try:
-            is_allowed = self._bucket.take(time.monotonic()) or not self._context.limits_messages
+            is_allowed = self._take_message()
             message = parse_message(text)
             reply_to = message.reply_to
             if not is_allowed:
-                close = CloseCode.TOO_MANY_MESSAGES if self._bucket.refused > parsing.MAX_REFUSED_MESSAGES else None
+                close = CloseCode.TOO_MANY_MESSAGES if self._ignores_refusals else None
                 expected = f"Expected at most {parsing.MESSAGES_PER_SECOND:g} messages a second"
                 raise BadMessage("rate_limited", expected, close)
             action = self._actions.get(message.action)
@@ -246,6 +247,21 @@ class Connection:
         if close is not None:
             self._end(close)
         await self.writer.drained()
+
+    def _take_message(self) -> bool:
+        """Count one message. Return False when there are too many."""
+        return self._bucket.take(time.monotonic()) or not self._context.limits_messages
+
+    @property
+    def _ignores_refusals(self) -> bool:
+        return self._bucket.refused > parsing.MAX_REFUSED_MESSAGES
+
+    def _receive_control_frame(self) -> bool:
+        """Count a ping as a message. Return whether to answer it."""
+        is_allowed = self._take_message()
+        if not is_allowed and self._ignores_refusals and not self.is_ending:
+            self._end(CloseCode.TOO_MANY_MESSAGES)
+        return is_allowed
 
     def receive_bytes(self) -> None:
         """Close the socket: the protocol has no binary frames."""

@@ -2,8 +2,9 @@
 
 Rules:
 - Validation, permissions, rate limits and idempotency are those of HTTP, because the call takes the same code path.
-- A reply is sent when its call is done and the socket has taken the previous reply. At most MAX_REQUESTS_IN_FLIGHT
-  calls run at a time.
+- A reply is sent when its call is done and the socket has taken the previous reply.
+- Of at most MAX_REQUESTS_IN_FLIGHT calls, MAX_UNREAD_REPLIES run or have a reply that waits for the client. The others
+  begin when the client has taken one, so a client that does not read costs little memory.
 - A write that has begun is finished even if the client disconnects meanwhile, as over HTTP; a read is interrupted.
 """
 
@@ -28,6 +29,7 @@ from realtime.wire import frames
 from realtime.wire.writer import Writer
 
 MAX_REQUESTS_IN_FLIGHT = 16
+MAX_UNREAD_REPLIES = 4  # with MAX_REPLY_BYTES, 3 MiB for each socket
 MAX_REPLY_BYTES = 768 * 1024  # of a body: clients with the usual 1 MiB frame limit can read the reply
 # Headers about the connection, and headers whose values the handshake has fixed.
 REFUSED_HEADERS = frozenset({"authorization", "connection", "content-length", "cookie", "host", "transfer-encoding"})
@@ -59,6 +61,7 @@ class RestCalls:
         self._websocket = websocket
         self._writer = writer
         self._write = write
+        self._room = asyncio.Semaphore(MAX_UNREAD_REPLIES)
         self._reply_turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._gone = asyncio.Event()
@@ -91,14 +94,16 @@ class RestCalls:
                     task.cancel()
 
     async def _call(self, reply_to: int | str | None, scope: Scope, body: bytes) -> None:
-        try:
-            response = await call(self._websocket.app, scope, body, self._gone)
-        except Exception as error:
-            log.error("socket request failed", exc_info=error)
-            response = FAILED
-        async with self._reply_turn:
-            await self._writer.drained()
-            self._write(frames.rest_reply(reply_to, response.status, response.headers, response.body, response.error))
+        async with self._room:
+            try:
+                response = await call(self._websocket.app, scope, body, self._gone)
+            except Exception as error:
+                log.error("socket request failed", exc_info=error)
+                response = FAILED
+            async with self._reply_turn:
+                await self._writer.drained()
+                reply = frames.rest_reply(reply_to, response.status, response.headers, response.body, response.error)
+                self._write(reply)
 
 
 def scope_of(socket: Mapping[str, Any], wanted: actions.Request, identity: Identity | None, body: bytes) -> Scope:

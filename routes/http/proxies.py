@@ -11,6 +11,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 _SCHEMES = {"http": {"http": "http", "https": "https"}, "websocket": {"http": "ws", "https": "wss"}}
 
 
+class TrustedNetworks:
+    """The networks of trusted proxies."""
+
+    def __init__(self, networks: Sequence[str]) -> None:
+        self._networks = [ip_network(each) for each in networks]
+        self.include = lru_cache(maxsize=4_096)(self._include)
+
+    def _include(self, address: IPv4Address | IPv6Address) -> bool:
+        return any(address in network for network in self._networks)
+
+    def contain(self, host: str) -> bool:
+        """Return whether the host is an address in one of the networks."""
+        address = _address(host)
+        return address is not None and self.include(address)
+
+
 class TrustedProxies:
     """Replaces the client and the scheme of the scope with the ones that the outermost trusted proxy received.
 
@@ -20,8 +36,7 @@ class TrustedProxies:
 
     def __init__(self, app: ASGIApp, networks: Sequence[str]) -> None:
         self.app = app
-        self._networks = [ip_network(each) for each in networks]
-        self._trusts = lru_cache(maxsize=4_096)(self._is_trusted)
+        self._trusts = TrustedNetworks(networks).include
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket") and scope.get("client") is not None:
@@ -44,9 +59,6 @@ class TrustedProxies:
         if schemes and (scheme := _SCHEMES[scope["type"]].get(schemes[-1].lower())) is not None:
             found["scheme"] = scheme
         return found
-
-    def _is_trusted(self, address: IPv4Address | IPv6Address) -> bool:
-        return any(address in network for network in self._networks)
 
 
 def _values(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> list[str]:

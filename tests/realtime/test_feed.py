@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -269,6 +269,9 @@ class BreakingWriter:
         return 0
 
     async def drained(self) -> None:
+        pass
+
+    def count_control_frames(self, on_control_frame: Callable[[], bool]) -> None:
         pass
 
     def close(self, code: int) -> None:

@@ -52,6 +52,8 @@ INVALID: Mapping[str, Sequence[str]] = {
         "kafka://localhost", "redis", "redis://localhost:port", "redis://localhost/abc", "memory://x",
         "redis://localhost/0?ssl=hunter2",
     ),
+    "MAX_HTTP_CONNECTIONS": ("0", "many"),
+    "MAX_HTTP_CONNECTIONS_PER_ADDRESS": ("0",),
     "SECRET_KEY": ("short", "x" * 31),
     "OLD_SECRET_KEYS": ("x" * 31, f"{'x' * 32},short"),
     "PASSWORD_MEMORY_KIB": ("7",),
