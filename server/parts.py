@@ -42,7 +42,7 @@ from realtime.sockets.context import SocketContext
 from realtime.sockets.registry import Registry
 from realtime.sse.event_stream import EventStreams
 from realtime.sse.replay import Replay
-from repository.engine import event_log, migrations
+from repository.engine import event_log, failures, migrations
 from repository.engine.database import Database
 from routes import table
 from routes.http.operation import Services
@@ -220,8 +220,9 @@ class Parts:
             lag = (await event_log.head(self.database)).seq - self.feed.head.seq
             if lag > MAX_LAG_EVENTS:
                 checks["feed"] = f"{lag} events behind the log"
-        except Unavailable:
-            checks["database"] = "not reachable"
+            checks["database"] = await self.database.write_problem() or "ok"
+        except Unavailable as error:
+            checks["database"] = failures.in_words(error.__cause__)
         if self.bus.is_deaf():
             checks["bus"] = "silent: events are read from the log, up to a second late"
         return checks

@@ -13,12 +13,13 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import ColumnElement, Executable, Row, Table, delete
+from sqlalchemy import ColumnElement, Executable, Row, Table, delete, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
 
 from core import metrics
@@ -27,16 +28,22 @@ from repository.engine import engines, failures
 from repository.engine.append import append
 from repository.engine.engines import Lane
 from repository.engine.events import Event
+from repository.engine.lock_waits import LockWaits
 from repository.engine.statement import Statement
 from repository.engine.transaction import Transaction
 
 BEGIN = "BEGIN IMMEDIATE"
 MAX_ATTEMPTS = 5
+RETRY_SECONDS = 5.0  # a transaction that waited longer than this for others is not run again
 RETRY_PAUSE_SECONDS = 0.05
+STALLED_SECONDS = 3.0  # a wait for the lock that all writes take, each for milliseconds
+PROBE_SECONDS = 1.0
 READ_SECONDS = 10.0  # several times what a search of a million rows takes
 PATIENCE = 3  # deadlines for a page of a snapshot, which may search a whole table for its few rows
 FETCH_SECONDS = 5.0  # a read by key that takes longer is waiting for a lost network
 HOT_READERS = 2  # of the connections for point reads; more threads would only wait for one another
+
+DELETED_ROWS = 1_000  # of each transaction, so that other writes get their turn
 
 T = TypeVar("T")
 Rows = Sequence[Row[*tuple[Any, ...]]]
@@ -58,9 +65,15 @@ class Database:
         # Connections that `fetch` keeps: checking one out of the pool costs more than a read by key.
         self._hot = asyncio.Semaphore(HOT_READERS)
         self._hot_idle: list[tuple[AsyncConnection, Any]] = []
+        self._lock_waits = LockWaits()
+        self._write_failure: str | None = None  # of the newest write, while it is the newest
+        self._probe: asyncio.Task[None] | None = None
         self.on_commit: list[Callable[[list[Event]], None]] = []
 
     async def close(self) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.gather(self._probe, return_exceptions=True)
         for connection, _ in self._hot_idle:
             await connection.close()
         self._hot_idle.clear()
@@ -185,16 +198,27 @@ class Database:
         async with self._engines.writer.connect() as connection, connection.begin() as transaction:
             if self.is_sqlite:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
-                await driver.execute_fetchall(BEGIN)
+                with self._lock_waits.waiting():
+                    await driver.execute_fetchall(BEGIN)
             yield connection, transaction
 
     async def delete_without_events(self, table: Table, which: ColumnElement[bool]) -> int:
-        """Delete rows that no client sees, and return how many there were. Raises as `write` does."""
+        """Delete rows that no client sees, some in each transaction, and return how many there were.
+
+        Raises as `write` does.
+        """
+        key = tuple_(*table.primary_key.columns)
+        some = select(*table.primary_key.columns).where(which).limit(DELETED_ROWS)
+        total = 0
 
         async def work(tx: Transaction) -> int:
-            return int((await tx.connection.execute(delete(table).where(which))).rowcount)
+            return int((await tx.connection.execute(delete(table).where(key.in_(some)))).rowcount)
 
-        return await self.write(work)
+        while (count := await self.write(work)) > 0:
+            total += count
+            if count < DELETED_ROWS:
+                break
+        return total
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run `work` in one transaction with the events it emits, and return its result. Listeners run after COMMIT.
@@ -203,15 +227,17 @@ class Database:
         transaction. Any exception from it rolls back, numbers included. Raises Unavailable when the database cannot be
         reached or keeps refusing.
         """
+        started = time.monotonic()
         for attempt in range(1, MAX_ATTEMPTS + 1):
             committing = False
             try:
                 async with self.begin() as (connection, transaction):
-                    tx = Transaction(connection)
+                    tx = Transaction(connection, lock_waits=self._lock_waits)
                     result = await work(tx)
                     events = await append(tx) if tx.drafts else []
                     committing = True
                     await transaction.commit()
+                self._write_failure = None
                 metrics.COMMITS.inc()
                 for listener in self.on_commit:
                     if events:
@@ -220,13 +246,35 @@ class Database:
             except failures.DATABASE_ERRORS as error:
                 if not failures.is_foreign(error):
                     raise
-                if committing or attempt == MAX_ATTEMPTS or not failures.may_run_again(error):
+                is_over = attempt == MAX_ATTEMPTS or time.monotonic() - started > RETRY_SECONDS
+                if committing or is_over or not failures.may_run_again(error):
+                    self._write_failure = failures.in_words(error)
                     raise _unavailable(error) from error
                 reason = failures.first_line(error)
                 metrics.COMMIT_RETRIES.inc()
                 log.info("transaction refused, running it again", attempt=attempt, reason=reason)
                 await asyncio.sleep(RETRY_PAUSE_SECONDS * attempt)
         raise AssertionError("unreachable")
+
+    async def write_problem(self) -> str | None:
+        """Return why writes fail or have to wait, None when they do not.
+
+        After a failed write this tries one that changes nothing, so that the answer changes without a client's write.
+        """
+        if self._lock_waits.seconds > STALLED_SECONDS:
+            return f"writes have been waiting for a lock for {self._lock_waits.seconds:.0f} s"
+        if self._write_failure is not None:
+            if self._probe is None or self._probe.done():
+                self._probe = asyncio.create_task(self._try_to_write(), name="write-probe")
+            await asyncio.wait({self._probe}, timeout=PROBE_SECONDS)
+        return self._write_failure
+
+    async def _try_to_write(self) -> None:
+        async def touch(tx: Transaction) -> None:
+            await tx.connection.execute(text("UPDATE event_head SET seq = seq WHERE id = 1"))
+
+        with suppress(Unavailable):
+            await self.write(touch)
 
 
 @contextmanager
@@ -241,4 +289,6 @@ def _unavailable_when_lost() -> Iterator[None]:
 
 def _unavailable(error: BaseException) -> Unavailable:
     log.warning("database unavailable", reason=failures.first_line(error))
+    if failures.is_blocked(error):
+        return Unavailable("Another transaction holds a lock that this one needs; nothing was written: try again")
     return Unavailable("The database is unavailable; it is unknown whether anything was written")

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -20,6 +20,12 @@ from core.filters import without_case
 
 BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
 POOL_TIMEOUT_SECONDS = 30
+# A transaction that another one blocks fails within 15 s: 5 s without a free connection, and 10 s for the lock. Before
+# that, the server ends a transaction whose worker is frozen, so that the others go on instead.
+WRITER_POOL_SECONDS = 5
+LOCK_SECONDS = 10.0
+IDLE_IN_TRANSACTION_SECONDS = 8.0
+WRITE_STATEMENT_SECONDS = 30.0  # a COPY of ten thousand rows takes a second
 CONNECT_SECONDS = 5
 SQLITE_CACHE_KIB = 16 * 1024
 SQLITE_READER_CACHE_KIB = 4 * 1024
@@ -86,14 +92,14 @@ def open_sqlite(url: str) -> Engines:
 def open_postgresql(url: str, read_seconds: float) -> Engines:
     """Return the engines of a PostgreSQL database."""
 
-    def engine(size: int, server_settings: Mapping[str, str], **options: Any) -> AsyncEngine:
+    def engine(size: int, pool_seconds: float, server_settings: Mapping[str, str], **options: Any) -> AsyncEngine:
         # jit costs planning time and gains nothing for statements this short.
         settings = {"application_name": "marquee", "jit": "off", **server_settings}
         return create_async_engine(
             "postgresql+asyncpg" + url[url.index("://") :],
             pool_size=size,
             max_overflow=0,
-            pool_timeout=POOL_TIMEOUT_SECONDS,
+            pool_timeout=pool_seconds,
             connect_args={"timeout": CONNECT_SECONDS, "server_settings": settings},
             **options,
         )
@@ -104,9 +110,22 @@ def open_postgresql(url: str, read_seconds: float) -> Engines:
             # A read on several cores would take them from the cheaper lanes.
             settings["max_parallel_workers_per_gather"] = "0"
         # One round trip for each statement: a read of one statement needs no BEGIN and ROLLBACK around it.
-        return _interruptible(engine(READERS[lane], settings, isolation_level="AUTOCOMMIT"))
+        return _interruptible(engine(READERS[lane], POOL_TIMEOUT_SECONDS, settings, isolation_level="AUTOCOMMIT"))
 
-    return Engines(engine(POSTGRESQL_WRITERS, {}), {lane: reader(lane) for lane in Lane})
+    # Settings of the connection: they cost no round trip.
+    limits = {
+        "lock_timeout": _milliseconds(LOCK_SECONDS),
+        "idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_SECONDS),
+        "statement_timeout": _milliseconds(WRITE_STATEMENT_SECONDS),
+    }
+    writer = engine(POSTGRESQL_WRITERS, WRITER_POOL_SECONDS, limits)
+    return Engines(writer, {lane: reader(lane) for lane in Lane})
+
+
+async def lift_limits(connection: AsyncConnection) -> None:
+    """Let the transaction take as long as it needs, for migrations on PostgreSQL."""
+    for name in ("lock_timeout", "idle_in_transaction_session_timeout", "statement_timeout"):
+        await connection.execute(text(f"SET LOCAL {name} = 0"))
 
 
 def _milliseconds(seconds: float) -> str:

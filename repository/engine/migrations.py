@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import insert, inspect, select, text
 
 import models
-from repository.engine import failures
+from repository.engine import engines, failures
 from repository.engine.database import Database
 from repository.engine.event_log import HEAD_ID, new_epoch
 
@@ -50,6 +50,7 @@ async def migrate(database: Database) -> None:
 async def _migrate(database: Database) -> None:
     async with database.begin() as (connection, _):  # on SQLite others wait here
         if not database.is_sqlite:
+            await engines.lift_limits(connection)
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": POSTGRESQL_LOCK})
         await connection.run_sync(_upgrade)
         known = await connection.execute(select(models.event_head.c.epoch))

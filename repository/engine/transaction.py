@@ -10,6 +10,7 @@ import orjson
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.identity import PUBLIC_AUDIENCE
+from repository.engine.lock_waits import LockWaits
 from repository.engine.statement import Statement
 
 # Clients usually limit frames to 1 MiB; the rest is room for what surrounds the rows.
@@ -36,6 +37,7 @@ class Transaction:
 
     connection: AsyncConnection
     drafts: list[Draft] = field(default_factory=list)
+    lock_waits: LockWaits = field(default_factory=LockWaits)
     _driver: Any = None
 
     @property
