@@ -16,7 +16,7 @@ import gc
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,7 @@ from realtime.sse.event_stream import EventStreams
 from realtime.sse.replay import Replay
 from repository.engine import event_log, failures, migrations
 from repository.engine.database import Database
+from repository.engine.engines import SQLITE_LOG_BYTES
 from routes import table
 from routes.http.operation import Services
 from services.authentication import identify, recheck
@@ -58,6 +59,7 @@ from services.tokens import Tokens
 SWITCH_SECONDS = 0.0005
 GAUGE_SECONDS = 0.5
 HAND_OVER_SECONDS = 1.5  # for chunks of jobs and for emails that are being sent
+MAX_LOG_SIZES = 4  # of SQLite's write-ahead log, in SQLITE_LOG_BYTES: then writes wait until it is emptied
 MAX_LAG_EVENTS = 1_000  # of a feed that is ready
 
 log = structlog.get_logger("parts")
@@ -231,6 +233,10 @@ class Parts:
         while True:
             metrics.FEED_SEQ.set(self.feed.head.seq)
             metrics.BUS_DEAF.set(self.bus.is_deaf())
+            metrics.SQLITE_LOG_BYTES.set(size := self.database.log_bytes())
+            if size > MAX_LOG_SIZES * SQLITE_LOG_BYTES:
+                with suppress(Unavailable):
+                    await self.database.shrink_log()
             await asyncio.sleep(GAUGE_SECONDS)
 
 

@@ -38,6 +38,7 @@ RETRY_SECONDS = 5.0  # a transaction that waited longer than this for others is 
 RETRY_PAUSE_SECONDS = 0.05
 STALLED_SECONDS = 3.0  # a wait for the lock that all writes take, each for milliseconds
 PROBE_SECONDS = 1.0
+SHRINK_SECONDS = 1.0
 READ_SECONDS = 10.0  # several times what a search of a million rows takes
 PATIENCE = 3  # deadlines for a page of a snapshot, which may search a whole table for its few rows
 FETCH_SECONDS = 5.0  # a read by key that takes longer is waiting for a lost network
@@ -78,6 +79,31 @@ class Database:
             await connection.close()
         self._hot_idle.clear()
         await self._engines.dispose()
+
+    # --- SQLite's write-ahead log
+
+    def log_bytes(self) -> int:
+        """Return the size of SQLite's write-ahead log, 0 on PostgreSQL."""
+        if not self.is_sqlite:
+            return 0
+        try:
+            return engines.path_of(self.url, "-wal").stat().st_size
+        except OSError:
+            return 0
+
+    async def shrink_log(self) -> None:
+        """Empty SQLite's write-ahead log, which grows while reads overlap without a pause. Raises Unavailable.
+
+        For up to SHRINK_SECONDS other writes wait, and no new read begins in the log.
+        """
+        with _unavailable_when_lost():
+            async with self._engines.writer.connect() as connection:
+                driver: Any = (await connection.get_raw_connection()).driver_connection
+                try:
+                    await driver.execute_fetchall(f"PRAGMA busy_timeout={int(SHRINK_SECONDS * 1000)}")
+                    await driver.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+                finally:
+                    await driver.execute_fetchall(f"PRAGMA busy_timeout={engines.BUSY_TIMEOUT_SECONDS * 1000}")
 
     # --- reading
 

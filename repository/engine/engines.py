@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -30,6 +31,9 @@ CONNECT_SECONDS = 5
 SQLITE_CACHE_KIB = 16 * 1024
 SQLITE_READER_CACHE_KIB = 4 * 1024
 SQLITE_STEPS = 20_000  # of SQLite's machine between two looks at the flag of an interrupt: about a millisecond
+SQLITE_LOG_BYTES = 32 * 1024 * 1024  # of the write-ahead log when it is used again: twice its usual size
+# Before this version, a checkpoint of one process can run into a write of another and damage the file.
+SAFE_SQLITE = (3, 51, 3)
 SQLITE_CHECKPOINT_PAGES = 4_000  # 16 MB of log between checkpoints: fewer of them during bulk writes
 # With the readers 20 in a worker: 4 workers fit PostgreSQL's default of 100.
 POSTGRESQL_WRITERS = 10
@@ -64,9 +68,19 @@ class Engines:
             await engine.dispose()
 
 
+def path_of(url: str, suffix: str = "") -> Path:
+    """Return the path of SQLite's file, or of one of the files beside it."""
+    return Path(url.removeprefix("sqlite:///") + suffix)
+
+
+def sqlite_is_safe(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
+    """Return whether several processes may write to one file."""
+    return version >= SAFE_SQLITE
+
+
 def open_sqlite(url: str) -> Engines:
     """Return the engines of a database file, whose folder is created. Raises OSError."""
-    path = Path(url.removeprefix("sqlite:///"))
+    path = path_of(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(OSError):  # opening the file reports the problem better
         # Other users of the machine cannot read it. SQLite gives its other files the same mode.
@@ -180,6 +194,7 @@ WRITER_PRAGMAS = (
     "foreign_keys=ON",
     f"cache_size=-{SQLITE_CACHE_KIB}",
     f"wal_autocheckpoint={SQLITE_CHECKPOINT_PAGES}",
+    f"journal_size_limit={SQLITE_LOG_BYTES}",
 )
 READER_PRAGMAS = ("query_only=ON", f"cache_size=-{SQLITE_READER_CACHE_KIB}")
 
