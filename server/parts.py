@@ -16,7 +16,7 @@ import gc
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -222,12 +222,17 @@ class Parts:
             lag = (await event_log.head(self.database)).seq - self.feed.head.seq
             if lag > MAX_LAG_EVENTS:
                 checks["feed"] = f"{lag} events behind the log"
-            checks["database"] = await self.database.write_problem() or "ok"
+            checks["database"] = await self._database_problem() or "ok"
         except Unavailable as error:
             checks["database"] = failures.in_words(error.__cause__)
         if self.bus.is_deaf():
             checks["bus"] = "silent: events are read from the log, up to a second late"
         return checks
+
+    async def _database_problem(self) -> str | None:
+        if (problem := self.database.file_problem()) is not None:
+            return problem
+        return await self.database.write_problem() or await self.database.read_problem()
 
     async def _watch_gauges(self) -> None:
         while True:
@@ -235,8 +240,11 @@ class Parts:
             metrics.BUS_DEAF.set(self.bus.is_deaf())
             metrics.SQLITE_LOG_BYTES.set(size := self.database.log_bytes())
             if size > MAX_LOG_SIZES * SQLITE_LOG_BYTES:
-                with suppress(Unavailable):
+                try:
                     await self.database.shrink_log()
+                except Exception as error:
+                    # An error here must not end the process, which also serves clients.
+                    log.error("write-ahead log not emptied", exc_info=error)
             await asyncio.sleep(GAUGE_SECONDS)
 
 

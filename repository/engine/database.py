@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -22,6 +23,7 @@ import structlog
 from sqlalchemy import ColumnElement, Executable, Row, Table, delete, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
 
+import models
 from core import metrics
 from core.errors import Unavailable
 from repository.engine import engines, failures
@@ -38,12 +40,12 @@ RETRY_SECONDS = 5.0  # a transaction that waited longer than this for others is 
 RETRY_PAUSE_SECONDS = 0.05
 STALLED_SECONDS = 3.0  # a wait for the lock that all writes take, each for milliseconds
 PROBE_SECONDS = 1.0
+MIN_FREE_BYTES = 16 * 1024 * 1024  # of the disk of SQLite's file: less than its log takes between two checkpoints
 SHRINK_SECONDS = 1.0
 READ_SECONDS = 10.0  # several times what a search of a million rows takes
 PATIENCE = 3  # deadlines for a page of a snapshot, which may search a whole table for its few rows
 FETCH_SECONDS = 5.0  # a read by key that takes longer is waiting for a lost network
 HOT_READERS = 2  # of the connections for point reads; more threads would only wait for one another
-
 DELETED_ROWS = 1_000  # of each transaction, so that other writes get their turn
 
 T = TypeVar("T")
@@ -66,7 +68,9 @@ class Database:
         # Connections that `fetch` keeps: checking one out of the pool costs more than a read by key.
         self._hot = asyncio.Semaphore(HOT_READERS)
         self._hot_idle: list[tuple[AsyncConnection, Any]] = []
+        self._file = self._file_id()
         self._lock_waits = LockWaits()
+        self._read_failure: str | None = None  # caused by a table or the file, until `read_problem` finds all well
         self._write_failure: str | None = None  # of the newest write, while it is the newest
         self._probe: asyncio.Task[None] | None = None
         self.on_commit: list[Callable[[list[Event]], None]] = []
@@ -80,7 +84,29 @@ class Database:
         self._hot_idle.clear()
         await self._engines.dispose()
 
-    # --- SQLite's write-ahead log
+    # --- SQLite's files
+
+    def _file_id(self) -> tuple[int, int] | None:
+        """Return what identifies SQLite's file, however it is named."""
+        if not self.is_sqlite:
+            return None
+        try:
+            found = engines.path_of(self.url).stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def file_problem(self) -> str | None:
+        """Return what is wrong with SQLite's file and its disk, None when nothing is."""
+        if not self.is_sqlite:
+            return None
+        if self._file is not None and self._file_id() != self._file:
+            return "the database file was moved or replaced; restart the service"
+        try:
+            disk = os.statvfs(engines.path_of(self.url).parent)
+        except OSError:
+            return "the disk fails"
+        return "the disk is full" if disk.f_bavail * disk.f_frsize < MIN_FREE_BYTES else None
 
     def log_bytes(self) -> int:
         """Return the size of SQLite's write-ahead log, 0 on PostgreSQL."""
@@ -124,6 +150,11 @@ class Database:
                             yield connection
                         except asyncio.CancelledError:
                             await self._settle(connection)
+                            raise
+                        except failures.DATABASE_ERRORS as error:
+                            self._note_read_failure(error)
+                            if failures.is_about_schema(error):
+                                await connection.invalidate(error)
                             raise
         except TimeoutError as error:
             metrics.READ_TIMEOUTS.labels(lane.value).inc()
@@ -190,6 +221,8 @@ class Database:
                     else:
                         found = await driver.fetch(statement.postgresql, *values)
             except BaseException as error:
+                if isinstance(error, Exception):
+                    self._note_read_failure(error)
                 # SQLAlchemy has not seen the error, and an interrupted connection cannot be used again.
                 await connection.invalidate(error)
                 await connection.close()
@@ -259,8 +292,13 @@ class Database:
             try:
                 async with self.begin() as (connection, transaction):
                     tx = Transaction(connection, lock_waits=self._lock_waits)
-                    result = await work(tx)
-                    events = await append(tx) if tx.drafts else []
+                    try:
+                        result = await work(tx)
+                        events = await append(tx) if tx.drafts else []
+                    except failures.DATABASE_ERRORS as error:
+                        if failures.is_about_schema(error):
+                            await connection.invalidate(error)
+                        raise
                     committing = True
                     await transaction.commit()
                 self._write_failure = None
@@ -275,12 +313,33 @@ class Database:
                 is_over = attempt == MAX_ATTEMPTS or time.monotonic() - started > RETRY_SECONDS
                 if committing or is_over or not failures.may_run_again(error):
                     self._write_failure = failures.in_words(error)
+                    self._note_read_failure(error)
                     raise _unavailable(error) from error
                 reason = failures.first_line(error)
                 metrics.COMMIT_RETRIES.inc()
                 log.info("transaction refused, running it again", attempt=attempt, reason=reason)
                 await asyncio.sleep(RETRY_PAUSE_SECONDS * attempt)
         raise AssertionError("unreachable")
+
+    def _note_read_failure(self, error: Exception) -> None:
+        if failures.is_lasting(error):
+            self._read_failure = failures.in_words(error)
+
+    async def read_problem(self) -> str | None:
+        """Return what is wrong with the tables, None when nothing is.
+
+        After a read that a table or the file made fail, this reads from every table.
+        """
+        if self._read_failure == failures.DAMAGED_FILE:
+            return self._read_failure  # other pages of the file may be well
+        if self._read_failure is not None:
+            for table in models.metadata.sorted_tables:
+                try:
+                    await self.select(select(table).limit(1))
+                except Unavailable as error:
+                    return failures.in_words(error.__cause__)
+            self._read_failure = None
+        return None
 
     async def write_problem(self) -> str | None:
         """Return why writes fail or have to wait, None when they do not.

@@ -15,8 +15,10 @@ from typing import Any
 
 from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from core.errors import SettingsError
 from core.filters import without_case
 
 BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
@@ -109,7 +111,7 @@ def open_postgresql(url: str, read_seconds: float) -> Engines:
     def engine(size: int, pool_seconds: float, server_settings: Mapping[str, str], **options: Any) -> AsyncEngine:
         # jit costs planning time and gains nothing for statements this short.
         settings = {"application_name": "marquee", "jit": "off", **server_settings}
-        return create_async_engine(
+        made = create_async_engine(
             "postgresql+asyncpg" + url[url.index("://") :],
             pool_size=size,
             max_overflow=0,
@@ -117,6 +119,8 @@ def open_postgresql(url: str, read_seconds: float) -> Engines:
             connect_args={"timeout": CONNECT_SECONDS, "server_settings": settings},
             **options,
         )
+        event.listen(made.sync_engine, "checkout", _replace_closed)
+        return made
 
     def reader(lane: Lane) -> AsyncEngine:
         settings = {"statement_timeout": _milliseconds(read_seconds + STATEMENT_GRACE_SECONDS)}
@@ -134,6 +138,21 @@ def open_postgresql(url: str, read_seconds: float) -> Engines:
     }
     writer = engine(POSTGRESQL_WRITERS, WRITER_POOL_SECONDS, limits)
     return Engines(writer, {lane: reader(lane) for lane in Lane})
+
+
+def _replace_closed(dbapi_connection: Any, record: Any, proxy: Any) -> None:
+    """Let the pool connect again instead of handing out a connection that the server has closed."""
+    if dbapi_connection.driver_connection.is_closed():
+        raise InvalidatePoolError
+
+
+async def require_utf8(connection: AsyncConnection) -> None:
+    """Raise SettingsError unless the PostgreSQL database stores every text."""
+    encoding = (await connection.execute(text("SHOW server_encoding"))).scalar_one()
+    if encoding != "UTF8":
+        raise SettingsError(
+            f"DATABASE_URL: the database's encoding is {encoding}, expected UTF8: create it with --encoding=UTF8."
+        )
 
 
 async def lift_limits(connection: AsyncConnection) -> None:

@@ -50,6 +50,7 @@ async def migrate(database: Database) -> None:
 async def _migrate(database: Database) -> None:
     async with database.begin() as (connection, _):  # on SQLite others wait here
         if not database.is_sqlite:
+            await engines.require_utf8(connection)
             await engines.lift_limits(connection)
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": POSTGRESQL_LOCK})
         await connection.run_sync(_upgrade)

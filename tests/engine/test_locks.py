@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from sqlalchemy import func, insert, select, text
+from sqlalchemy.exc import SQLAlchemyError
 
 import models
 from core.errors import Conflict, Unavailable
 from core.identity import Group, Identity
 from core.times import utc_now
+from repository.accounts import users
 from repository.engine import database as database_module
 from repository.engine import engines, migrations
 from repository.engine.database import Database
@@ -25,7 +28,11 @@ from tests.support.backends import POSTGRES_ONLY
 from tests.support.locks import head_locked
 from tests.support.service import eventually
 
-ADMIN = Identity(1, Group.ADMIN, time.time() + 3600, "session", "chief")
+
+async def admin_of(database: Database) -> Identity:
+    fields = {"username": "chief"}
+    user = await database.write(lambda tx: users.create_admin(tx, fields, "hash"))
+    return Identity(user["id"], Group.ADMIN, time.time() + 3600, "session", "chief")
 
 
 async def note(tx: Transaction) -> None:
@@ -68,12 +75,12 @@ async def test_a_frozen_worker_does_not_keep_the_head_of_the_log(
     monkeypatch.setattr(engines, "IDLE_IN_TRANSACTION_SECONDS", 0.5)
     frozen = Database(database.url)
     try:
-        async with frozen.begin() as (connection, _):
-            await connection.execute(text("UPDATE event_head SET seq = seq"))
-            # From here on it does nothing, as a stopped process.
-            async with asyncio.timeout(engines.LOCK_SECONDS):
-                await database.write(note)
-            await connection.invalidate()
+        with suppress(SQLAlchemyError):  # the server has ended the transaction
+            async with frozen.begin() as (connection, _):
+                await connection.execute(text("UPDATE event_head SET seq = seq"))
+                # From here on it does nothing, as a stopped process.
+                async with asyncio.timeout(engines.LOCK_SECONDS):
+                    await database.write(note)
     finally:
         await frozen.close()
 
@@ -105,20 +112,22 @@ async def test_a_movie_with_too_many_characters_is_not_deleted(
 ) -> None:
     monkeypatch.setattr(relations, "MAX_RELEASED_CHILDREN", 3)
 
+    admin = await admin_of(database)
+
     async def cast(tx: Transaction, title: str, number: int) -> int:
-        movie = await writes.add(tx, MOVIES, ADMIN, {"title": title})
+        movie = await writes.add(tx, MOVIES, admin, {"title": title})
         names: list[dict[str, Any]] = [{"name": f"{title} {each}", "movie_id": movie.id} for each in range(number)]
-        await writes.store(tx, CHARACTERS, names, None)
+        await writes.store(tx, CHARACTERS, names, admin.user_id)
         return movie.id
 
     small = await database.write(lambda tx: cast(tx, "Small", 3))
     large = await database.write(lambda tx: cast(tx, "Large", 4))
     other = await database.write(lambda tx: cast(tx, "Other", 1))
     with pytest.raises(Conflict, match=rf"Movie {large} has 4 characters, expected at most 3: first delete characters"):
-        await database.write(lambda tx: writes.remove(tx, MOVIES, ADMIN, large, None))
+        await database.write(lambda tx: writes.remove(tx, MOVIES, admin, large, None))
     with pytest.raises(Conflict, match="These movies have 4 characters, expected at most 3"):
-        await database.write(lambda tx: writes.remove_bulk(tx, MOVIES, ADMIN, [small, other]))
-    await database.write(lambda tx: writes.remove(tx, MOVIES, ADMIN, small, None))
+        await database.write(lambda tx: writes.remove_bulk(tx, MOVIES, admin, [small, other]))
+    await database.write(lambda tx: writes.remove(tx, MOVIES, admin, small, None))
     ((left,),) = await database.select(select(func.count()).select_from(models.movies))
     assert left == 2
 
@@ -129,14 +138,10 @@ async def test_rows_without_events_are_deleted_in_several_transactions(
     monkeypatch.setattr(database_module, "DELETED_ROWS", 2)
     table = models.idempotency_keys
 
+    admin = await admin_of(database)
+
     async def fill(tx: Transaction) -> None:
-        user = await tx.connection.execute(
-            insert(models.users).values(
-                password_hash="", group="user", is_active=True, awaits_activation=False, version=1,
-                created_at=utc_now(), updated_at=utc_now(),
-            ).returning(models.users.c.id)
-        )  # fmt: skip
-        own = {"user_id": user.scalar_one(), "fingerprint": "", "created_at": utc_now()}
+        own = {"user_id": admin.user_id, "fingerprint": "", "created_at": utc_now()}
         keys = [{**own, "key": f"key {number}"} for number in range(6)]
         await tx.connection.execute(insert(table), keys)
 
