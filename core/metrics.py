@@ -100,6 +100,7 @@ JOBS_RUNNING = _gauge("jobs_running", "Running jobs")
 ROWS_GENERATED = _counter("rows_generated", "Rows stored by jobs", "kind")
 MAILS = _counter("mails", "Attempts to send an email, by result: sent, postponed or failed", "result")
 COMMITS = _counter("commits", "Transactions committed")
+SQLITE_LOG_BYTES = _gauge("sqlite_log_bytes", "Size of SQLite's write-ahead log; 0 on PostgreSQL", "livemax")
 READ_TIMEOUTS = _counter("read_timeouts", "Reads stopped at their deadline, by lane: point, list or costly", "lane")
 COMMIT_RETRIES = _counter("commit_retries", "Transactions run again after a conflict or a lost connection")
 

@@ -18,7 +18,7 @@ from core.filters import Filter
 from core.identity import Identity
 from core.times import utc_now
 from repository.engine.database import Database
-from repository.engine.leases import now_in_seconds
+from repository.engine.leases import has_expired, now_in_seconds
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
 from repository.generic.lists import Listed, ListRequest, entities_of, entity, one
@@ -153,8 +153,8 @@ async def cancel_all(tx: Transaction, user_id: int) -> None:
 
 
 def _is_free(*, is_sqlite: bool) -> ColumnElement[bool]:
-    has_expired = TABLE.c.lease_until < now_in_seconds(is_sqlite=is_sqlite)
-    return or_(TABLE.c.state == "queued", and_(TABLE.c.state == "running", has_expired))
+    is_over = has_expired(TABLE.c.lease_until, LEASE_SECONDS, is_sqlite=is_sqlite)
+    return or_(TABLE.c.state == "queued", and_(TABLE.c.state == "running", is_over))
 
 
 def _is_held(job_id: str, owner: str) -> ColumnElement[bool]:

@@ -43,8 +43,9 @@ from realtime.sockets.context import SocketContext
 from realtime.sockets.registry import Registry
 from realtime.sse.event_stream import EventStreams
 from realtime.sse.replay import Replay
-from repository.engine import event_log, migrations
+from repository.engine import event_log, failures, migrations
 from repository.engine.database import Database
+from repository.engine.engines import SQLITE_LOG_BYTES
 from routes import table
 from routes.http.operation import Services
 from routes.http.proxies import TrustedNetworks
@@ -62,6 +63,7 @@ from services.tokens import Tokens
 SWITCH_SECONDS = 0.0005
 GAUGE_SECONDS = 0.5
 HAND_OVER_SECONDS = 1.5  # for chunks of jobs and for emails that are being sent
+MAX_LOG_SIZES = 4  # of SQLite's write-ahead log, in SQLITE_LOG_BYTES: then writes wait until it is emptied
 MAX_LAG_EVENTS = 1_000  # a feed that is further behind is reported by `readiness`
 
 log = structlog.get_logger("parts")
@@ -237,16 +239,29 @@ class Parts:
             lag = (await event_log.head(self.database)).seq - self.feed.head.seq
             if lag > MAX_LAG_EVENTS:
                 checks["feed"] = f"{lag} events behind the log"
-        except Unavailable:
-            checks["database"] = "not reachable"
+            checks["database"] = await self._database_problem() or "ok"
+        except Unavailable as error:
+            checks["database"] = failures.in_words(error.__cause__)
         if self.bus.is_deaf():
             checks["bus"] = "silent: events are read from the log, up to a second late"
         return checks
+
+    async def _database_problem(self) -> str | None:
+        if (problem := self.database.file_problem()) is not None:
+            return problem
+        return await self.database.write_problem() or await self.database.read_problem()
 
     async def _watch_gauges(self) -> None:
         while True:
             metrics.FEED_SEQ.set(self.feed.head.seq)
             metrics.BUS_DEAF.set(self.bus.is_deaf())
+            metrics.SQLITE_LOG_BYTES.set(size := self.database.log_bytes())
+            if size > MAX_LOG_SIZES * SQLITE_LOG_BYTES:
+                try:
+                    await self.database.shrink_log()
+                except Exception as error:
+                    # An error here must not end the process, which also serves clients.
+                    log.error("write-ahead log not emptied", exc_info=error)
             await asyncio.sleep(GAUGE_SECONDS)
 
 

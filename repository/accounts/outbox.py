@@ -26,7 +26,7 @@ from core.times import utc_now, utc_text
 from repository.accounts import one_time_tokens, users
 from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE, Purpose
 from repository.engine.database import Database
-from repository.engine.leases import now_in_seconds
+from repository.engine.leases import has_expired, now_in_seconds
 from repository.engine.transaction import Transaction
 from repository.generic.lists import one
 from repository.generic.versions import Row
@@ -35,6 +35,7 @@ LEASE_SECONDS = 60.0  # twice as long as a conversation with the mail server may
 MAX_ATTEMPTS = 56  # with the pauses of `jobs.mailer`, about two days
 MAX_WAITING_PER_USER = 20
 MAX_REQUESTED_PER_DAY = 5  # for one type and account
+MAX_POSTPONED_SECONDS = 2 * 3600.0  # twice the longest pause between attempts, with room for its jitter
 REQUEST_PAUSE_SECONDS = 60.0
 DAY = timedelta(days=1)
 KEPT_WHEN_FAILED = timedelta(days=7)
@@ -121,7 +122,7 @@ async def claim(database: Database, owner: str) -> ClaimedMail | None:
     Emails that must no longer be sent are deleted.
     """
     while True:
-        due = select(TABLE.c.id).where(TABLE.c.due_at <= now_in_seconds(is_sqlite=database.is_sqlite)).limit(1)
+        due = select(TABLE.c.id).where(_is_due(is_sqlite=database.is_sqlite)).limit(1)
         # Check without a lock first: an idle worker must not take SQLite's write lock once a second.
         if not await database.select(due):
             return None
@@ -130,10 +131,14 @@ async def claim(database: Database, owner: str) -> ClaimedMail | None:
             return mail
 
 
+def _is_due(*, is_sqlite: bool) -> ColumnElement[bool]:
+    return has_expired(TABLE.c.due_at, MAX_POSTPONED_SECONDS, is_sqlite=is_sqlite)
+
+
 async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | None]:
     """Return whether to stop searching, and the email that was leased."""
     now = now_in_seconds(is_sqlite=tx.is_sqlite)
-    first = select(TABLE).where(TABLE.c.due_at <= now).order_by(TABLE.c.due_at, TABLE.c.id).limit(1)
+    first = select(TABLE).where(_is_due(is_sqlite=tx.is_sqlite)).order_by(TABLE.c.due_at, TABLE.c.id).limit(1)
     mail = await one(tx.connection, first.with_for_update(skip_locked=True))
     if mail is None:
         return True, None

@@ -37,7 +37,8 @@ async def append(tx: Transaction) -> list[Event]:
     if tx.is_sqlite:
         (row,) = await driver.execute_fetchall(TAKE.sqlite, (count, tx.size))
     else:
-        row = await driver.fetchrow(TAKE.postgresql, count, tx.size)
+        with tx.lock_waits.waiting():
+            row = await driver.fetchrow(TAKE.postgresql, count, tx.size)
     epoch, last = row[0], row[1]
     events = [Event(epoch, seq, *draft, created_at) for seq, draft in enumerate(tx.drafts, last - count + 1)]
     rows = [

@@ -13,14 +13,17 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import ColumnElement, Executable, Row, Table, delete
+from sqlalchemy import ColumnElement, Executable, Row, Table, delete, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
 
+import models
 from core import metrics
 from core.errors import Unavailable
 from core.identity import Identity
@@ -28,16 +31,23 @@ from repository.engine import engines, failures, rights
 from repository.engine.append import append
 from repository.engine.engines import Lane
 from repository.engine.events import Event
+from repository.engine.lock_waits import LockWaits
 from repository.engine.statement import Statement
 from repository.engine.transaction import Transaction
 
 BEGIN = "BEGIN IMMEDIATE"
 MAX_ATTEMPTS = 5
+RETRY_SECONDS = 5.0  # a transaction that waited longer than this for others is not run again
 RETRY_PAUSE_SECONDS = 0.05
+STALLED_SECONDS = 3.0  # a wait for the lock that all writes take, each for milliseconds
+PROBE_SECONDS = 1.0
+MIN_FREE_BYTES = 16 * 1024 * 1024  # of the disk of SQLite's file: less than its log takes between two checkpoints
+SHRINK_SECONDS = 1.0
 READ_SECONDS = 10.0  # several times what a search of a million rows takes
 PATIENCE = 3  # deadlines for a page of a snapshot, which may search a whole table for its few rows
 FETCH_SECONDS = 5.0  # a read by key that takes longer has probably lost its connection
 HOT_READERS = 2  # of the connections for point reads; more threads would only wait for one another
+DELETED_ROWS = 1_000  # of each transaction, so that other writes get their turn
 
 T = TypeVar("T")
 Rows = Sequence[Row[*tuple[Any, ...]]]
@@ -59,13 +69,68 @@ class Database:
         # Connections that `fetch` keeps: checking one out of the pool costs more than a read by key.
         self._hot = asyncio.Semaphore(HOT_READERS)
         self._hot_idle: list[tuple[AsyncConnection, Any]] = []
+        self._file = self._file_id()
+        self._lock_waits = LockWaits()
+        self._read_failure: str | None = None  # caused by a table or the file, until `read_problem` finds all well
+        self._write_failure: str | None = None  # of the newest write, while it is the newest
+        self._probe: asyncio.Task[None] | None = None
         self.on_commit: list[Callable[[list[Event]], None]] = []
 
     async def close(self) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.gather(self._probe, return_exceptions=True)
         for connection, _ in self._hot_idle:
             await connection.close()
         self._hot_idle.clear()
         await self._engines.dispose()
+
+    # --- SQLite's files
+
+    def _file_id(self) -> tuple[int, int] | None:
+        """Return what identifies SQLite's file, however it is named."""
+        if not self.is_sqlite:
+            return None
+        try:
+            found = engines.path_of(self.url).stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def file_problem(self) -> str | None:
+        """Return what is wrong with SQLite's file and its disk, None when nothing is."""
+        if not self.is_sqlite:
+            return None
+        if self._file is not None and self._file_id() != self._file:
+            return "the database file was moved or replaced; restart the service"
+        try:
+            disk = os.statvfs(engines.path_of(self.url).parent)
+        except OSError:
+            return "the disk fails"
+        return "the disk is full" if disk.f_bavail * disk.f_frsize < MIN_FREE_BYTES else None
+
+    def log_bytes(self) -> int:
+        """Return the size of SQLite's write-ahead log, 0 on PostgreSQL."""
+        if not self.is_sqlite:
+            return 0
+        try:
+            return engines.path_of(self.url, "-wal").stat().st_size
+        except OSError:
+            return 0
+
+    async def shrink_log(self) -> None:
+        """Empty SQLite's write-ahead log, which grows while reads overlap without a pause. Raises Unavailable.
+
+        For up to SHRINK_SECONDS other writes wait, and no new read begins in the log.
+        """
+        with _unavailable_when_lost():
+            async with self._engines.writer.connect() as connection:
+                driver: Any = (await connection.get_raw_connection()).driver_connection
+                try:
+                    await driver.execute_fetchall(f"PRAGMA busy_timeout={int(SHRINK_SECONDS * 1000)}")
+                    await driver.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+                finally:
+                    await driver.execute_fetchall(f"PRAGMA busy_timeout={engines.BUSY_TIMEOUT_SECONDS * 1000}")
 
     # --- reading
 
@@ -86,6 +151,11 @@ class Database:
                             yield connection
                         except asyncio.CancelledError:
                             await self._settle(connection)
+                            raise
+                        except failures.DATABASE_ERRORS as error:
+                            self._note_read_failure(error)
+                            if failures.is_about_schema(error):
+                                await connection.invalidate(error)
                             raise
         except TimeoutError as error:
             metrics.READ_TIMEOUTS.labels(lane.value).inc()
@@ -152,6 +222,8 @@ class Database:
                     else:
                         found = await driver.fetch(statement.postgresql, *values)
             except BaseException as error:
+                if isinstance(error, Exception):
+                    self._note_read_failure(error)
                 # SQLAlchemy has not seen the error, and an interrupted connection cannot be used again.
                 await connection.invalidate(error)
                 await connection.close()
@@ -186,16 +258,27 @@ class Database:
         async with self._engines.writer.connect() as connection, connection.begin() as transaction:
             if self.is_sqlite:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
-                await driver.execute_fetchall(BEGIN)
+                with self._lock_waits.waiting():
+                    await driver.execute_fetchall(BEGIN)
             yield connection, transaction
 
     async def delete_without_events(self, table: Table, which: ColumnElement[bool]) -> int:
-        """Delete rows that no client sees. Return how many were deleted. Raises Unavailable."""
+        """Delete rows that no client sees, some in each transaction. Return how many were deleted.
+
+        Raises Unavailable.
+        """
+        key = tuple_(*table.primary_key.columns)
+        some = select(*table.primary_key.columns).where(which).limit(DELETED_ROWS)
+        total = 0
 
         async def work(tx: Transaction) -> int:
-            return int((await tx.connection.execute(delete(table).where(which))).rowcount)
+            return int((await tx.connection.execute(delete(table).where(key.in_(some)))).rowcount)
 
-        return await self.write(work)
+        while (count := await self.write(work)) > 0:
+            total += count
+            if count < DELETED_ROWS:
+                break
+        return total
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]], writer: Identity | None = None) -> T:
         """Run `work` in one transaction with the events it emits, and return its result. Listeners run after COMMIT.
@@ -205,17 +288,24 @@ class Database:
         Unauthenticated or Forbidden when the `writer` has lost rights since it was authenticated, and Unavailable when
         the database cannot be reached or keeps refusing the transaction.
         """
+        started = time.monotonic()
         for attempt in range(1, MAX_ATTEMPTS + 1):
             committing = False
             try:
                 async with self.begin() as (connection, transaction):
-                    tx = Transaction(connection, writer)
-                    result = await work(tx)
-                    events = await append(tx) if tx.drafts else []
-                    if tx.writer is not None and not events:
-                        await rights.require(tx, tx.writer)
+                    tx = Transaction(connection, writer, lock_waits=self._lock_waits)
+                    try:
+                        result = await work(tx)
+                        events = await append(tx) if tx.drafts else []
+                        if tx.writer is not None and not events:
+                            await rights.require(tx, tx.writer)
+                    except failures.DATABASE_ERRORS as error:
+                        if failures.is_about_schema(error):
+                            await connection.invalidate(error)
+                        raise
                     committing = True
                     await transaction.commit()
+                self._write_failure = None
                 metrics.COMMITS.inc()
                 for listener in self.on_commit:
                     if events:
@@ -224,13 +314,56 @@ class Database:
             except failures.DATABASE_ERRORS as error:
                 if not failures.is_foreign(error):
                     raise
-                if committing or attempt == MAX_ATTEMPTS or not failures.may_run_again(error):
+                is_over = attempt == MAX_ATTEMPTS or time.monotonic() - started > RETRY_SECONDS
+                if committing or is_over or not failures.may_run_again(error):
+                    self._write_failure = failures.in_words(error)
+                    self._note_read_failure(error)
                     raise _unavailable(error) from error
                 reason = failures.first_line(error)
                 metrics.COMMIT_RETRIES.inc()
                 log.info("transaction refused; retrying", attempt=attempt, reason=reason)
                 await asyncio.sleep(RETRY_PAUSE_SECONDS * attempt)
         raise AssertionError("unreachable")
+
+    def _note_read_failure(self, error: Exception) -> None:
+        if failures.is_lasting(error):
+            self._read_failure = failures.in_words(error)
+
+    async def read_problem(self) -> str | None:
+        """Return what is wrong with the tables, None when nothing is.
+
+        After a read that a table or the file made fail, this reads from every table.
+        """
+        if self._read_failure == failures.DAMAGED_FILE:
+            return self._read_failure  # other pages of the file may be well
+        if self._read_failure is not None:
+            for table in models.metadata.sorted_tables:
+                try:
+                    await self.select(select(table).limit(1))
+                except Unavailable as error:
+                    return failures.in_words(error.__cause__)
+            self._read_failure = None
+        return None
+
+    async def write_problem(self) -> str | None:
+        """Return why writes fail or have to wait, None when they do not.
+
+        After a failed write this tries one that changes nothing, so that the answer changes without a client's write.
+        """
+        if self._lock_waits.seconds > STALLED_SECONDS:
+            return f"writes have been waiting for a lock for {self._lock_waits.seconds:.0f} s"
+        if self._write_failure is not None:
+            if self._probe is None or self._probe.done():
+                self._probe = asyncio.create_task(self._try_to_write(), name="write-probe")
+            await asyncio.wait({self._probe}, timeout=PROBE_SECONDS)
+        return self._write_failure
+
+    async def _try_to_write(self) -> None:
+        async def touch(tx: Transaction) -> None:
+            await tx.connection.execute(text("UPDATE event_head SET seq = seq WHERE id = 1"))
+
+        with suppress(Unavailable):
+            await self.write(touch)
 
 
 @contextmanager
@@ -245,4 +378,6 @@ def _unavailable_when_lost() -> Iterator[None]:
 
 def _unavailable(error: BaseException) -> Unavailable:
     log.warning("database unavailable", reason=failures.first_line(error))
+    if failures.is_blocked(error):
+        return Unavailable("Another transaction holds a lock that this one needs; nothing was written: try again")
     return Unavailable("The database is unavailable; it is unknown whether anything was written")

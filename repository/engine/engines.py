@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,18 +13,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from core.errors import SettingsError
 from core.filters import without_case
 
 BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
 POOL_TIMEOUT_SECONDS = 30
+# A transaction that another one blocks fails within 15 s: 5 s without a free connection, and 10 s for the lock. Before
+# that, the server ends a transaction whose worker is frozen, so that the others go on instead.
+WRITER_POOL_SECONDS = 5
+LOCK_SECONDS = 10.0
+IDLE_IN_TRANSACTION_SECONDS = 8.0
+WRITE_STATEMENT_SECONDS = 30.0  # a COPY of ten thousand rows takes a second
 CONNECT_SECONDS = 5
 SQLITE_CACHE_KIB = 16 * 1024
 SQLITE_READER_CACHE_KIB = 4 * 1024
 SQLITE_STEPS = 20_000  # of SQLite's machine between two looks at the flag of an interrupt: about a millisecond
+SQLITE_LOG_BYTES = 32 * 1024 * 1024  # of the write-ahead log when it is used again: twice its usual size
+# Before this version, a checkpoint of one process can run into a write of another and damage the file.
+SAFE_SQLITE = (3, 51, 3)
 SQLITE_CHECKPOINT_PAGES = 4_000  # 16 MB of log between checkpoints: fewer of them during bulk writes
 # With the readers 20 in a worker: 4 workers fit PostgreSQL's default of 100.
 POSTGRESQL_WRITERS = 10
@@ -58,9 +70,19 @@ class Engines:
             await engine.dispose()
 
 
+def path_of(url: str, suffix: str = "") -> Path:
+    """Return the path of SQLite's file, or of one of the files beside it."""
+    return Path(url.removeprefix("sqlite:///") + suffix)
+
+
+def sqlite_is_safe(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
+    """Return whether several processes may write to one file."""
+    return version >= SAFE_SQLITE
+
+
 def open_sqlite(url: str) -> Engines:
     """Return the engines of a database file, whose folder is created. Raises OSError."""
-    path = Path(url.removeprefix("sqlite:///"))
+    path = path_of(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(OSError):  # opening the file reports the problem better
         # Other users of the machine cannot read it. SQLite gives its other files the same mode.
@@ -86,17 +108,19 @@ def open_sqlite(url: str) -> Engines:
 def open_postgresql(url: str, read_seconds: float) -> Engines:
     """Return the engines of a PostgreSQL database."""
 
-    def engine(size: int, server_settings: Mapping[str, str], **options: Any) -> AsyncEngine:
+    def engine(size: int, pool_seconds: float, server_settings: Mapping[str, str], **options: Any) -> AsyncEngine:
         # jit costs planning time and gains nothing for statements this short.
         settings = {"application_name": "marquee", "jit": "off", **server_settings}
-        return create_async_engine(
+        made = create_async_engine(
             "postgresql+asyncpg" + url[url.index("://") :],
             pool_size=size,
             max_overflow=0,
-            pool_timeout=POOL_TIMEOUT_SECONDS,
+            pool_timeout=pool_seconds,
             connect_args={"timeout": CONNECT_SECONDS, "server_settings": settings},
             **options,
         )
+        event.listen(made.sync_engine, "checkout", _replace_closed)
+        return made
 
     def reader(lane: Lane) -> AsyncEngine:
         settings = {"statement_timeout": _milliseconds(read_seconds + STATEMENT_GRACE_SECONDS)}
@@ -104,9 +128,37 @@ def open_postgresql(url: str, read_seconds: float) -> Engines:
             # A read on several cores would take them from the cheaper lanes.
             settings["max_parallel_workers_per_gather"] = "0"
         # One round trip for each statement: a read of one statement needs no BEGIN and ROLLBACK around it.
-        return _interruptible(engine(READERS[lane], settings, isolation_level="AUTOCOMMIT"))
+        return _interruptible(engine(READERS[lane], POOL_TIMEOUT_SECONDS, settings, isolation_level="AUTOCOMMIT"))
 
-    return Engines(engine(POSTGRESQL_WRITERS, {}), {lane: reader(lane) for lane in Lane})
+    # Settings of the connection: they cost no round trip.
+    limits = {
+        "lock_timeout": _milliseconds(LOCK_SECONDS),
+        "idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_SECONDS),
+        "statement_timeout": _milliseconds(WRITE_STATEMENT_SECONDS),
+    }
+    writer = engine(POSTGRESQL_WRITERS, WRITER_POOL_SECONDS, limits)
+    return Engines(writer, {lane: reader(lane) for lane in Lane})
+
+
+def _replace_closed(dbapi_connection: Any, record: Any, proxy: Any) -> None:
+    """Let the pool connect again instead of handing out a connection that the server has closed."""
+    if dbapi_connection.driver_connection.is_closed():
+        raise InvalidatePoolError
+
+
+async def require_utf8(connection: AsyncConnection) -> None:
+    """Raise SettingsError unless the PostgreSQL database stores every text."""
+    encoding = (await connection.execute(text("SHOW server_encoding"))).scalar_one()
+    if encoding != "UTF8":
+        raise SettingsError(
+            f"DATABASE_URL: the database's encoding is {encoding}, expected UTF8: create it with --encoding=UTF8."
+        )
+
+
+async def lift_limits(connection: AsyncConnection) -> None:
+    """Let the transaction take as long as it needs, for migrations on PostgreSQL."""
+    for name in ("lock_timeout", "idle_in_transaction_session_timeout", "statement_timeout"):
+        await connection.execute(text(f"SET LOCAL {name} = 0"))
 
 
 def _milliseconds(seconds: float) -> str:
@@ -161,6 +213,7 @@ WRITER_PRAGMAS = (
     "foreign_keys=ON",
     f"cache_size=-{SQLITE_CACHE_KIB}",
     f"wal_autocheckpoint={SQLITE_CHECKPOINT_PAGES}",
+    f"journal_size_limit={SQLITE_LOG_BYTES}",
 )
 READER_PRAGMAS = ("query_only=ON", f"cache_size=-{SQLITE_READER_CACHE_KIB}")
 

@@ -17,6 +17,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 import models
+from core.errors import Unavailable
 from core.times import utc_text
 from repository.engine.database import Database
 from repository.engine.events import Event, Head
@@ -30,13 +31,23 @@ _SIZE = func.length(models.events.c.payload) + func.coalesce(func.length(models.
 
 async def head(database: Database) -> Head:
     """Return the log's identity and newest number. Raises Unavailable."""
-    (row,) = await database.fetch(HEAD)
-    return Head(row[0], row[1])
+    found = await database.fetch(HEAD)
+    if not found:
+        raise Unavailable("The log has no head")
+    return _checked(*found[0])
+
+
+def _checked(epoch: object, seq: object) -> Head:
+    if not (isinstance(epoch, str) and isinstance(seq, int)):
+        raise Unavailable("The log's head has another type")
+    return Head(epoch, seq)
 
 
 async def _head(connection: AsyncConnection) -> Head:
-    row = (await connection.execute(select(models.event_head.c.epoch, models.event_head.c.seq))).one()
-    return Head(row.epoch, row.seq)
+    row = (await connection.execute(select(models.event_head.c.epoch, models.event_head.c.seq))).one_or_none()
+    if row is None:
+        raise Unavailable("The log has no head")
+    return _checked(row.epoch, row.seq)
 
 
 async def oldest(database: Database) -> int | None:
@@ -65,7 +76,11 @@ async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: 
             return []
         current = await _head(connection)
         chosen = select(table).where(table.c.seq > seq, table.c.seq <= last).order_by(table.c.seq)
-        return [_event(current.epoch, row) for row in await connection.execute(chosen)]
+        found = (await connection.execute(chosen)).all()
+        try:
+            return [_event(current.epoch, row) for row in found]
+        except (TypeError, ValueError) as error:
+            raise Unavailable("The log's events have another form") from error
 
     return await database.reading(work)
 

@@ -13,7 +13,7 @@ from sqlalchemy import insert, inspect, select, text
 
 import models
 from core.errors import SettingsError
-from repository.engine import failures
+from repository.engine import engines, failures
 from repository.engine.database import Database
 from repository.engine.event_log import HEAD_ID, new_epoch
 
@@ -54,6 +54,8 @@ async def migrate(database: Database) -> None:
 async def _migrate(database: Database) -> None:
     async with database.begin() as (connection, _):  # on SQLite, other processes wait here
         if not database.is_sqlite:
+            await engines.require_utf8(connection)
+            await engines.lift_limits(connection)
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": POSTGRESQL_LOCK})
         await connection.run_sync(_upgrade)
         known = await connection.execute(select(models.event_head.c.epoch))

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.errors import ContentTooLarge
 from core.identity import PUBLIC_AUDIENCE, Identity
+from repository.engine.lock_waits import LockWaits
 from repository.engine.statement import Statement
 
 # Clients usually limit frames to 1 MiB; the rest is room for what surrounds the rows.
@@ -46,6 +47,7 @@ class Transaction:
     writer: Identity | None = None
     drafts: list[Draft] = field(default_factory=list)
     size: int = 0  # bytes of the drafts
+    lock_waits: LockWaits = field(default_factory=LockWaits)
     _driver: Any = None
 
     @property

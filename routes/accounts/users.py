@@ -103,6 +103,7 @@ async def delete(call: Call[ById | None, None, None]) -> Response:
     editor = as_editor(call, user_id)
     versions = rendering.if_match(call)
     avatar = await call.write(lambda tx: deletion.remove(tx, editor, user_id, versions))
+    await deletion.erase_rest(call.database, user_id)
     await avatar_files.discard(call.services, avatar)
     return Response(status_code=204)
 

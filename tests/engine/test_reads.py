@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Executable, text
+from sqlalchemy import Executable, make_url, text, true
 
-from core.errors import Unavailable
+import models
+from core.errors import SettingsError, Unavailable
 from repository.engine import engines, migrations
 from repository.engine.database import Database
 from repository.engine.engines import Lane
+from repository.engine.statement import statement
+from tests.support.backends import POSTGRES_ONLY
 
 DEADLINE_SECONDS = 0.3
 ENDLESS = {
@@ -106,3 +109,73 @@ async def test_reads_of_one_lane_do_not_wait_for_another(database: Database) -> 
 
 async def test_costly_reads_have_fewer_connections_than_others() -> None:
     assert engines.READERS[Lane.COSTLY] < engines.READERS[Lane.LIST] < engines.READERS[Lane.POINT]
+
+
+# --- connections that died, and statements that are void
+
+
+async def terminate(database: Database) -> None:
+    """Close every other connection to the database, as an operator can."""
+    await database.select(
+        text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+             " WHERE datname = current_database() AND pid <> pg_backend_pid()")
+    )  # fmt: skip
+
+
+@POSTGRES_ONLY
+async def test_a_dead_connection_is_replaced_before_a_read_or_write_fails(database: Database) -> None:
+    other = Database(database.url)
+    genres = statement("SELECT count(*) FROM genres WHERE id > $1")
+    try:
+        for _ in range(2):
+            for lane in Lane:
+                await database.select(text("SELECT 1"), lane)
+            await database.fetch(genres, 0)
+            await database.delete_without_events(models.leases, true())
+            await terminate(other)
+            # At once: the loop has not seen yet that the connections are closed.
+            for lane in Lane:
+                await database.select(text("SELECT 1"), lane)
+            await database.fetch(genres, 0)
+            await database.delete_without_events(models.leases, true())
+    finally:
+        await other.close()
+
+
+@POSTGRES_ONLY
+async def test_statements_whose_plan_is_void_are_prepared_again(database: Database) -> None:
+    other = Database(database.url)
+    by_key = statement("SELECT * FROM genres WHERE name = $1")
+
+    async def read_all() -> None:
+        for lane in Lane:
+            await database.select(text("SELECT * FROM genres"), lane)
+        await database.fetch(by_key, "Noir")
+
+    async def change(what: str) -> None:
+        async with other.begin() as (connection, transaction):
+            await connection.execute(text(f"ALTER TABLE genres ALTER COLUMN name TYPE {what}"))
+            await transaction.commit()
+
+    try:
+        for what in ("varchar(300)", "text", "varchar(200)"):
+            await read_all()
+            await change(what)
+            await read_all()
+        assert await database.read_problem() is None
+    finally:
+        await other.close()
+
+
+@POSTGRES_ONLY
+async def test_a_database_of_another_encoding_is_refused(database: Database) -> None:
+    async with database.read(Lane.COSTLY) as connection:
+        await connection.execute(text("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"))
+    latin = Database(str(make_url(database.url).set(database="latin")))
+    try:
+        with pytest.raises(SettingsError, match=r"^DATABASE_URL: the database's encoding is LATIN1, expected UTF8: "):
+            await migrations.migrate(latin)
+    finally:
+        await latin.close()
+        async with database.read(Lane.COSTLY) as connection:
+            await connection.execute(text("DROP DATABASE latin"))

@@ -32,6 +32,7 @@ NOT_BOUNDS = {
     "realtime.wire.writer.HIGH_WATER_BYTES",
     "core.metrics.FEED_EVENTS",
     "core.metrics.HUB_BYTES",
+    "core.metrics.SQLITE_LOG_BYTES",
     "core.settings.HASH_BYTES",
     "core.settings.MIN_SECRET_KEY_BYTES",
 }

@@ -19,10 +19,11 @@ from tests.support.metrics import metric
 from tests.support.requests import assert_problem, ok
 from tests.support.service import ADMIN, Service, eventually
 
-ROWS = 20_000
+ROWS = 40_000
 CLIENTS = 12
+PROMPT_SECONDS = 5.0  # on a busy machine; behind costly lists it would be half a minute
 # Each of the 190 conditions looks through the twenty genres of each row, and all of them hold.
-COSTLY = "/movies?" + "&".join(f"genre[ne]=Other {number}" for number in range(190))
+COSTLY = "/movies?" + "&".join(f"genre[ne]={number}" for number in range(190))
 FILL = {
     True: "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})"
     " INSERT INTO movies (title, languages, genres, characters_count, version, created_at, updated_at)"
@@ -90,9 +91,9 @@ async def seconds_of(request: Awaitable[httpx.Response]) -> float:
 async def test_costly_lists_delay_neither_other_lists_nor_sign_in(filled: Service) -> None:
     async with costly_lists(filled), filled.anyone() as reader:
         login = {"username": ADMIN[0], "password": ADMIN[1]}
-        assert await seconds_of(reader.post("/auth/login", json=login)) < 1
-        assert await seconds_of(reader.get("/movies")) < 2
-        assert await seconds_of(reader.get("/movies?sort=-title&rating[ne]=1")) < 2
+        assert await seconds_of(reader.post("/auth/login", json=login)) < PROMPT_SECONDS
+        assert await seconds_of(reader.get("/movies")) < PROMPT_SECONDS
+        assert await seconds_of(reader.get("/movies?sort=-title&rating[ne]=1")) < PROMPT_SECONDS
 
 
 @pytest.mark.alone
@@ -100,7 +101,7 @@ async def test_a_read_ends_when_its_client_disconnects(filled: Service) -> None:
     async with costly_lists(filled):
         pass
     async with filled.anyone() as reader:
-        assert await seconds_of(reader.get("/movies/count")) < 2, "statements go on without their clients"
+        assert await seconds_of(reader.get("/movies/count")) < PROMPT_SECONDS, "statements go on without their clients"
 
 
 @pytest.mark.alone
@@ -110,16 +111,16 @@ async def test_a_read_over_a_socket_ends_when_the_socket_does(filled: Service) -
             for number in range(READERS[Lane.COSTLY] + 1):
                 await watcher.send({"id": number, "action": "request", "method": "GET", "path": COSTLY})
             await eventually(lambda: is_lane_full(reader), "the costly lists wait for one another")
-        assert await seconds_of(reader.get("/movies/count")) < 2, "statements go on without their clients"
+        assert await seconds_of(reader.get("/movies/count")) < PROMPT_SECONDS, "statements go on without their clients"
 
 
 async def test_a_read_past_its_deadline_is_a_503(new_service: Callable[..., Service]) -> None:
-    service = new_service(READ_TIMEOUT_SECONDS="0.2").start()
+    service = new_service(READ_TIMEOUT_SECONDS="1").start()
     await fill(service)
     async with service.anyone() as reader:
         refused = await reader.get(COSTLY)
         assert_problem(refused, 503)
-        assert refused.json()["detail"].startswith("The read took longer than 0.2 seconds and was stopped")
+        assert refused.json()["detail"].startswith("The read took longer than 1 seconds and was stopped")
         assert refused.headers["Retry-After"] == "1"
         await ok(reader.get("/movies?limit=1"))
         assert await metric(service, "marquee_read_timeouts_total", lane="costly") == 1

@@ -95,7 +95,9 @@ async def raw(
 
 
 def half_a_request(alice: Person) -> str:
-    head = f"POST /movies HTTP/1.1\nHost: localhost\nAuthorization: Bearer {alice.token}\nContent-Type: application/json\n"
+    head = (
+        f"POST /movies HTTP/1.1\nHost: localhost\nAuthorization: Bearer {alice.token}\nContent-Type: application/json\n"
+    )
     return head + 'Content-Length: 500\n\n{"title": "half'
 
 

@@ -1,0 +1,32 @@
+"""How long the writes of this process have been waiting for the lock that every write takes, for `/readyz`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class LockWaits:
+    """The waits for SQLite's write lock, or for the row of the log's head."""
+
+    def __init__(self) -> None:
+        self._since: dict[int, float] = {}  # in order of time
+        self._next = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of the block as a wait."""
+        self._next += 1
+        number = self._next
+        self._since[number] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._since[number]
+
+    @property
+    def seconds(self) -> float:
+        """The time since the oldest wait began, 0 without one."""
+        oldest = next(iter(self._since.values()), None)
+        return time.monotonic() - oldest if oldest is not None else 0.0
