@@ -51,7 +51,9 @@ HTTP_SECONDS = Histogram(
     registry=REGISTRY,
 )
 LIMITED = _counter("rate_limited", "Requests rejected with 429, by rate limit: a group of routes or one route", "limit")
-LIMITS_UNCHECKED = _counter("rate_limits_unchecked", "Requests not counted because Redis was unreachable")
+LIMITS_NOT_SHARED = _counter(
+    "rate_limits_not_shared", "Hits counted by one worker in memory because Redis was unreachable"
+)
 
 # --- websockets
 
