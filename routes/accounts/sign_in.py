@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from starlette.responses import Response
 
-from core.errors import Unauthenticated, invalid_token
+from core.errors import Forbidden, Unauthenticated, invalid_token
 from repository.accounts import sessions, users
 from repository.accounts.sessions import Checked, Device, Renewal
 from resources.accounts.credentials import LoginBody, RefreshBody, Session, Token, TokenForm
@@ -79,9 +79,15 @@ async def _sign_in(call: AnyCall, login: str, password: str) -> Response:
         if proven is None:
             break
         user_id, checked = proven
-        if (begun := await _begin(call, user_id, checked)) is not None:
+        try:
+            begun = await _begin(call, user_id, checked)
+        except Forbidden as error:
+            services.lockout.refused(login, call.address, str(error.detail))
+            raise
+        if begun is not None:
             await services.lockout.signed_in(login, call.address)
             return begun
+    services.lockout.failed(login, call.address)
     raise Unauthenticated(sessions.WRONG_PASSWORD)
 
 
