@@ -57,7 +57,9 @@ HTTP_REFUSED = _counter(
     "reason",
 )
 LIMITED = _counter("rate_limited", "Requests rejected with 429, by rate limit (of one or several routes)", "limit")
-LIMITS_UNCHECKED = _counter("rate_limits_unchecked", "Rate limit checks skipped because Redis was unavailable")
+LIMITS_NOT_SHARED = _counter(
+    "rate_limits_not_shared", "Hits counted by one worker in memory because Redis was unavailable"
+)
 
 # --- websockets
 

@@ -86,6 +86,17 @@ WORDINGS: Mapping[MailType, Wording] = {
         "/reset-password",
         "Choose a new password",
     ),
+    MailType.ADDRESS_TAKEN: Wording(
+        "Your email address already has an account",
+        (
+            "Someone tried to use this email address for another account at Marquee. It already belongs to your "
+            "account, so nothing has changed.",
+            "If that was you, sign in with this address. If you have forgotten the password, choose a new one:",
+        ),
+        "/reset-password",
+        "Choose a new password",
+        ("If that was not you, ignore this email.",),
+    ),
     MailType.EMAIL_CHANGED: Wording(
         "Your email address was changed",
         (

@@ -79,6 +79,7 @@ class Parts:
         self.settings = settings
         self.stopping = Stopping()
         keys = signing_keys(settings)
+        self._secret_key = keys[0]
         self.tokens = Tokens(
             keys,
             settings.algorithm,
@@ -203,7 +204,7 @@ class Parts:
             passwords=self.passwords,
             outbox=self.mailer,
             activates_by_mail=self.settings.activates_by_mail,
-            lockout=Lockout(self.database, self.limits),
+            lockout=Lockout(self.database, self.limits, self._secret_key),
             readiness=self.readiness,
             openapi=table.document,
             storage=self.storage,

@@ -6,6 +6,8 @@
   expires. So each email is sent at least once; a second copy has the `Message-ID` of the first.
 - A request from an anonymous client stores only the address (`request`). The account is looked up when the row is
   claimed, so neither the response nor its duration reveals whether an account exists.
+- An email that would prove an address which another account has becomes a notice to that account. This is decided when
+  the row is claimed, too: registering with such an address, or changing to it, looks the same as with any other.
 - Sent emails are kept for a day, to count how many an account has received.
 """
 
@@ -51,6 +53,7 @@ class MailType(StrEnum):
     EMAIL_CHANGE_ASKED = "email_change_asked"  # to the old address, at the same time
     PASSWORD_CHANGED = "password_changed"  # noqa: S105 (no password)
     EMAIL_CHANGED = "email_changed"  # to the old address
+    ADDRESS_TAKEN = "address_taken"  # instead of one that would prove an address which the account already has
 
 
 # The emails that carry a one-time token.
@@ -59,6 +62,8 @@ PURPOSES: Mapping[MailType, Purpose] = {
     MailType.RESET_PASSWORD: Purpose.RESET,
     MailType.CONFIRM_EMAIL: Purpose.EMAIL,
 }
+# Those of them that prove an address which is new to the account.
+PROVING = frozenset({MailType.ACTIVATE, MailType.CONFIRM_EMAIL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,15 +153,20 @@ async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | N
         return False, None
     kind = MailType(mail["kind"])
     user = await _account_of(tx, mail)
-    if user is None or not _is_wanted(kind, user, mail) or not await _may_have(tx, user, mail):
+    is_requested = mail["user_id"] is None
+    if kind in PROVING and not is_requested and (other := await _other_owner(tx, mail)) is not None:
+        kind, user, is_requested = MailType.ADDRESS_TAKEN, other, True
+    is_sent = user is not None and _is_wanted(kind, user, mail)
+    if user is None or not is_sent or (is_requested and not await _may_have(tx, user, kind)):
         await tx.connection.execute(delete(TABLE).where(TABLE.c.id == mail["id"]))
         return False, None
     # Use the account's own spelling: an address that only has the same key may be another person's mailbox.
-    recipient = mail["recipient"] if mail["user_id"] is not None else user["email"]
+    recipient = user["email"] if is_requested else mail["recipient"]
     purpose = PURPOSES.get(kind)
     token = await one_time_tokens.mint(tx, purpose, user["id"], recipient) if purpose is not None else None
     attempts = mail["attempts"] + 1
-    values = {"user_id": user["id"], "recipient": recipient, "attempts": attempts, "lease_owner": owner}
+    values = {"user_id": user["id"], "kind": kind.value, "recipient": recipient}
+    values |= {"attempts": attempts, "lease_owner": owner}
     await _write(tx, TABLE.c.id == mail["id"], {**values, "due_at": now + LEASE_SECONDS})
     return True, ClaimedMail(mail["id"], kind, recipient, user["username"], mail["created_at"], attempts, token)
 
@@ -169,24 +179,31 @@ async def _account_of(tx: Transaction, mail: Row) -> dict[str, Any] | None:
     return await one(tx.connection, select(table).where(which, users.exists()).with_for_update(key_share=True))
 
 
+async def _other_owner(tx: Transaction, mail: Row) -> dict[str, Any] | None:
+    """Return the row of another account that has the recipient's address, locked."""
+    table = models.users
+    which = (table.c.email_key == unique_key(mail["recipient"])) & (table.c.id != mail["user_id"])
+    return await one(tx.connection, select(table).where(which, users.exists()).with_for_update(key_share=True))
+
+
 def _is_wanted(kind: MailType, user: Row, mail: Row) -> bool:
     """Return whether the account must still receive this email."""
     is_current = mail["user_id"] is None or mail["recipient"] == user["email"]
     if kind is MailType.ACTIVATE:
         is_late = user["created_at"] < utc_text(datetime.now(UTC) - timedelta(days=DAYS_TO_ACTIVATE))
         return bool(user["awaits_activation"]) and is_current and not is_late
+    if kind is MailType.ADDRESS_TAKEN:
+        return bool(user["is_active"] or user["awaits_activation"])
     if kind is MailType.RESET_PASSWORD:
         # The URL proves the address, so it also helps an owner who lost the activation email.
         return bool(user["is_active"] or user["awaits_activation"]) and is_current
     return bool(user["is_active"])
 
 
-async def _may_have(tx: Transaction, user: Row, mail: Row) -> bool:
+async def _may_have(tx: Transaction, user: Row, kind: MailType) -> bool:
     """Return whether the limits for requested emails permit this one: a number per day, and a pause between two."""
-    if mail["user_id"] is not None:
-        return True
     now = datetime.now(UTC)
-    is_recent = (TABLE.c.kind == mail["kind"]) & (TABLE.c.created_at > utc_text(now - DAY))
+    is_recent = (TABLE.c.kind == kind.value) & (TABLE.c.created_at > utc_text(now - DAY))
     recent = select(func.count(), func.max(TABLE.c.created_at)).where(TABLE.c.user_id == user["id"], is_recent)
     count, newest = (await tx.connection.execute(recent)).one()
     pause = timedelta(seconds=REQUEST_PAUSE_SECONDS)

@@ -154,9 +154,12 @@ async def create(
 ) -> dict[str, Any]:
     """Store an account and return its `public` form. Without `actor_id` the account itself is the actor.
 
-    Raises Conflict naming the user name or the email that another account has.
+    Raises Conflict naming the user name or the email that another account has; with `awaits_activation` the user name
+    only, since the email that will be sent tells the owner of the address (`outbox`).
     """
     given = as_stored({name: fields.get(name) for name in EDITABLE})
+    if awaits_activation:
+        given["email_key"] = await _key_to_wait_with(tx, given["email_key"])
     await require_free(tx, given)
     now = utc_now()
     values = {
@@ -193,6 +196,28 @@ def as_stored(fields: Row) -> dict[str, Any]:
     if phone:
         values["phone_number"] = "+" + phone.lstrip("+")
     return values
+
+
+async def _key_to_wait_with(tx: Transaction, key: str | None) -> str | None:
+    """Return the `email_key` of a new account that awaits its activation: `key` itself while no account has it.
+
+    Otherwise the account can never be activated, and is kept so that a registration has the same consequences whether
+    the address is taken or not: the user name is taken, and the password gets a 403 at sign-in. One account that waits
+    for an address can be found by it (`find_by_login`), whoever has the address; the others have no key.
+    """
+    if key is None:
+        return None
+    table = TABLE.c
+    wanted = select(table.email_key, table.awaits_activation).where(table.email_key.in_((key, waiting_key(key))))
+    taken = {row.email_key: row.awaits_activation for row in await tx.connection.execute(wanted)}
+    if key not in taken:
+        return key
+    return None if taken[key] or waiting_key(key) in taken else waiting_key(key)
+
+
+def waiting_key(key: str) -> str:
+    """Return the key of the account that waits for an address which an active account has. No address has a space."""
+    return f"waiting {key}"
 
 
 async def require_free(tx: Transaction, values: Row, user_id: int | None = None) -> None:
@@ -235,10 +260,16 @@ async def find_by_username(database: Database, username: str) -> dict[str, Any] 
     return await _find(database, TABLE.c.username_key == unique_key(username))
 
 
-async def find_by_login(database: Database, login: str) -> dict[str, Any] | None:
-    """Find an account by its user name or its email address; a user name cannot contain @."""
-    column = TABLE.c.email_key if "@" in login else TABLE.c.username_key
-    return await _find(database, column == unique_key(login))
+async def find_by_login(database: Database, login: str) -> list[dict[str, Any]]:
+    """Return the accounts that a user name or an email address may mean; a user name cannot contain @.
+
+    More than one only for an address: the account that waits for it comes first, the one that has it last.
+    """
+    key = unique_key(login)
+    where = TABLE.c.email_key.in_((key, waiting_key(key))) if "@" in login else TABLE.c.username_key == key
+    async with database.read() as connection:
+        found = [entity(row) for row in await connection.execute(select(TABLE).where(where, exists()))]
+    return sorted(found, key=lambda user: user["email_key"] == key)
 
 
 async def _find(database: Database, where: Any) -> dict[str, Any] | None:
@@ -252,7 +283,10 @@ async def change_group(tx: Transaction, editor: Editor, user_id: int, group: Gro
 
 
 async def activate(tx: Transaction, editor: Editor, user_id: int) -> dict[str, Any]:
-    """Enable an account, including one that is awaiting activation. Raises Forbidden and NotFound."""
+    """Enable an account, including one that is awaiting activation.
+
+    Raises Forbidden, NotFound, and Conflict when another account has the email.
+    """
     return await _administer(tx, "activate", editor, user_id, {"is_active": True, "awaits_activation": False})
 
 
@@ -272,6 +306,9 @@ async def _administer(tx: Transaction, action: str, editor: Editor, user_id: int
     locked = await lock_with_admins(tx, user_id, admin_id=editor.user_id)
     before = locked.row
     after = {**before, **values}
+    if after["is_active"] and before["email"] is not None:
+        # An account that waits for an address which another account has cannot be activated.
+        values = {**values, "email_key": unique_key(before["email"])}
     if not (after["group"] == Group.ADMIN and after["is_active"]):
         locked.require_another_admin()
     user = public(await change(tx, before, values, actor_id=editor.user_id))

@@ -180,6 +180,15 @@ class LinkBody(Body):
     token: OneTimeToken
 
 
+class PendingConfirmation(Answer):
+    """What an emailed token is for. Nothing has changed yet: `POST /auth/activate` with the token does it."""
+
+    purpose: Literal["activate", "email"] = Field(description="Activate the account, or give it this address")
+    username: str | None
+    email: str = Field(description="The address that the token was mailed to")
+    detail: str = Field(description="What to do, in a sentence")
+
+
 class AddressBody(Body):
     model_config = examples({"email": "holly@example.org"})
 

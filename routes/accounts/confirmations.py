@@ -35,6 +35,7 @@ REQUEST_EMAIL = Details(
     ignores_credentials=True,
     limit_group=LimitGroup.MAIL,
 )
+USE_POST = "Nothing has changed yet: send the token with POST /auth/activate"
 PROMISE = "If there is an eligible account with this address, an email is on its way"
 
 operations = Operations("accounts")
@@ -85,9 +86,10 @@ class ByToken(queries.Parameters):
 @operations.get(
     "/auth/activate",
     "Open an activation or confirmation URL",
-    {200: credentials.User},
-    description=ABOUT_URLS + " A browser (`Accept: text/html`) receives a page with a button that activates the "
-    "account, because mail scanners open URLs, too.",
+    {200: credentials.PendingConfirmation},
+    description=ABOUT_URLS
+    + " Opening the URL changes nothing, because mail scanners open URLs, too. A browser (`Accept: text/html`) receives a "
+    "page with a button; other clients receive the purpose of the token, which they send with `POST`.",
     like=USE_TOKEN,
 )
 async def open_url(call: Call[None, ByToken, None]) -> Response:
@@ -95,10 +97,11 @@ async def open_url(call: Call[None, ByToken, None]) -> Response:
         # Mail scanners check URLs with HEAD, which must not use up the token.
         return Response(headers=NO_STORE)
     token = call.query.token
-    if not _wants_page(call):
-        return await _use(call, token)
     pending = await confirmations.preview(call.database, token)
     user, address = pending.user, pending.email
+    if not _wants_page(call):
+        found = {"purpose": pending.purpose.value, "username": user["username"], "email": address, "detail": USE_POST}
+        return rendering.JSONResponse(found, headers={**NO_STORE, "Vary": "Accept"})
     if pending.purpose is Purpose.ACTIVATE:
         name = user["username"] or address
         text = f"Someone registered as {name} with the address {address}. Was it you?"

@@ -21,13 +21,14 @@ from routes.http import limit_groups
 from routes.http.limit_groups import RATES, LimitGroup
 from routes.http.proxies import TrustedProxies
 from services.limits.limiter import network_of
+from services.limits.lockout import PAIR_RATE
 from services.limits.memory import MAX_CLIENTS, STEPS, Hit, Windows
 from services.limits.redis import AWAY_SECONDS
 from tests.conftest import Places
 from tests.support.backends import SQLITE_ONLY
 from tests.support.metrics import metric
 from tests.support.servers import PostgresServer, RedisServer
-from tests.support.service import PASSWORD, Person, Service, eventually, several_services
+from tests.support.service import ADMIN, PASSWORD, Person, Service, eventually, several_services
 from tests.support.sockets import refusal, request
 
 OWN = (
@@ -115,7 +116,7 @@ async def test_pages_and_probes_are_not_limited(limited: Service) -> None:
             answer = await client.get(path)
             assert answer.status_code == 200
             assert "RateLimit-Limit" not in answer.headers, path
-    assert await metric(limited, "marquee_rate_limits_unchecked_total") == 0
+    assert await metric(limited, "marquee_rate_limits_not_shared_total") == 0
 
 
 async def test_requests_over_a_socket_count_with_those_over_http(limited: Service) -> None:
@@ -274,22 +275,27 @@ async def test_two_workers_count_together(postgres: PostgresServer, redis: Redis
             assert sorted(status for each in found for status in each) == [200] * 120 + [429] * 20
 
 
-async def test_without_redis_requests_pass_without_delay(own_redis: RedisServer, tmp_path: Path) -> None:
+async def test_without_redis_each_worker_counts_in_memory_without_delay(own_redis: RedisServer, tmp_path: Path) -> None:
     service = Service(f"sqlite:///{tmp_path}/marquee.db", own_redis.url, tmp_path, RATE_LIMITS="GET /movies/{id}=2/min")
     with service.running():
         async with service.anyone() as client:
             assert await statuses(client, "GET", NOTHING, 3) == [404, 404, 429]
             with own_redis.frozen():
-                await eventually(partial(is_answered, client, 404), "requests pass")  # a rejection is kept for a second
+                await eventually(partial(is_answered, client, 404), "memory counts")  # a rejection is kept for a second
                 begun = time.monotonic()
-                assert await statuses(client, "GET", NOTHING, 50) == [404] * 50
+                assert await statuses(client, "GET", NOTHING, 50) == [404] + [429] * 49
                 assert time.monotonic() - begun < 5, "requests do not wait a quarter of a second each"
-                answer = await client.get(NOTHING)
-                assert answer.headers["RateLimit-Remaining"] == "2"
-            lines = [line for line in service.log().splitlines() if "rate limits suspended" in line]
+                guess = {"username": ADMIN[0], "password": "a wrong guess"}
+                guesses = await statuses(client, "POST", "/auth/login", PAIR_RATE.amount + 2, json=guess)
+                assert guesses == [401] * PAIR_RATE.amount + [429] * 2, "passwords stay protected"
+            lines = [line for line in service.log().splitlines() if "counted by each worker" in line]
             assert len(lines) == 1
-            await eventually(partial(is_answered, client, 429), "limits hold again", AWAY_SECONDS + 10)
-            assert await metric(service, "marquee_rate_limits_unchecked_total") >= 50
+
+            async def is_shared_again() -> bool:
+                return await statuses(client, "POST", "/auth/login", 1, json=guess) == [401]
+
+            await eventually(is_shared_again, "Redis, which knows nothing of the guesses, counts", AWAY_SECONDS + 10)
+            assert await metric(service, "marquee_rate_limits_not_shared_total") >= 50
 
 
 async def is_answered(client: httpx.AsyncClient, status: int) -> bool:
