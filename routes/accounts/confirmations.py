@@ -13,6 +13,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from core.errors import Conflict, FieldProblem, InvalidInput, NotFound, Problem
+from core.texts.normal import nfkc
 from repository.accounts import confirmations, outbox
 from repository.accounts.one_time_tokens import Purpose
 from repository.accounts.outbox import MailType
@@ -178,7 +179,7 @@ async def change_password(call: Call[None, None, credentials.ChangePasswordBody]
     problems = _problems_for(call, user)
     if not await knows_password(call, user, body.old_password):
         problems.insert(0, FieldProblem(("body", "old_password"), "The old password is wrong", "wrong_password"))
-    elif body.new_password == body.old_password:
+    elif nfkc(body.new_password) == nfkc(body.old_password):
         problems.append(FieldProblem(("body", "new_password"), "This is the old password", "password_is_old"))
     if problems:
         raise InvalidInput(problems)
