@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, create_model
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationInfo, create_model, field_validator
+from pydantic_core import PydanticCustomError
 
 import schemas
 from core import filters
-from core.errors import FieldProblem, InvalidInput
 from repository.generic.lists import ListRequest
 from routes.http.operation import Call
 
@@ -41,6 +41,15 @@ class ByRange(Parameters):
     start_id: schemas.PathId
     end_id: schemas.PathId
 
+    @field_validator("end_id")
+    @classmethod
+    def _is_a_range(cls, end_id: int, info: ValidationInfo) -> int:
+        start_id = info.data.get("start_id", end_id)  # missing when it is invalid itself
+        if not 0 <= end_id - start_id < schemas.MAX_BULK_ROWS:
+            message = f"Expected a range of 1 to {schemas.MAX_BULK_ROWS} ids, start_id first"
+            raise PydanticCustomError("invalid_range", message)
+        return end_id
+
 
 class ByNumber(Parameters):
     number: Annotated[int, Field(ge=1, le=schemas.MAX_GENERATED_ROWS), schemas.WRITTEN_INTEGER]
@@ -55,6 +64,7 @@ class ByUuid(Parameters):
 Search = Annotated[
     str,
     Field(max_length=200, pattern=schemas.NO_NUL, description="Free text: rows that contain every word, ignoring case"),
+    schemas.normal(200),
 ]
 Sort = Annotated[str | None, Field(description="Comma-separated fields; a leading minus sorts in descending order")]
 After = Annotated[
@@ -90,8 +100,8 @@ def sortable(fields: Mapping[str, filters.Field]) -> list[str]:
     return sorted(field.column for field in fields.values() if field.kind is not filters.FieldType.STRINGS)
 
 
-def _sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tuple[str, bool], ...]:
-    """Parse `-release_date,title` into (column, descending) pairs. Raises InvalidInput."""
+def sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tuple[str, bool], ...]:
+    """Parse `-release_date,title` into (column, descending) pairs. Raises ValueError, saying what was expected."""
     if not sort:
         return ()
     columns = sortable(fields)
@@ -99,8 +109,7 @@ def _sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tup
     for part in sort.split(","):
         each = (part.removeprefix("-"), part.startswith("-"))
         if each[0] not in columns or each in wanted:
-            message = f"Expected fields, each once, optionally with a minus, from {', '.join(columns)}"
-            raise InvalidInput([FieldProblem(("query", "sort"), message, "invalid_sort")])
+            raise ValueError(f"Expected fields, each once, optionally with a minus, from {', '.join(columns)}")
         wanted[each] = None
     return tuple(wanted)
 
@@ -108,12 +117,12 @@ def _sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tup
 def list_request(
     call: Call[object, TrailQuery, object], fields: Mapping[str, filters.Field], user_id: int | None = None
 ) -> ListRequest:
-    """Return the part of a list that the call asks for; with `user_id`, of that user's rows. Raises InvalidInput."""
+    """Return the part of a list that the call asks for; with `user_id`, of that user's rows."""
     query = call.query
     return ListRequest(
         filter=call.filter,
         text=query.q if isinstance(query, ListQuery) else "",
-        sort=_sorting(fields, query.sort),
+        sort=sorting(fields, query.sort),
         offset=query.start,
         limit=query.limit,
         after=query.after,
