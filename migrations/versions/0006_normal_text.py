@@ -25,7 +25,7 @@ branch_labels = None
 depends_on = None
 
 ROWS_AT_A_TIME = 2_000
-MAX_EVENT_ROWS = 1_000
+ROWS_OF_AN_EVENT = 1_000
 EVENT_SIZE = 512 * 1024  # of an event's rows, before and after
 
 Mend = Callable[[Any, Mapping[str, Any]], Any]  # from a value and its row
@@ -119,7 +119,7 @@ def _chunks(changes: Iterator[Change]) -> Iterator[list[Change]]:
     size = 0
     for change in changes:
         length = sum(len(orjson.dumps(row, default=str)) for row in change)
-        if chunk and (len(chunk) == MAX_EVENT_ROWS or size + length > EVENT_SIZE):
+        if chunk and (len(chunk) == ROWS_OF_AN_EVENT or size + length > EVENT_SIZE):
             yield chunk
             chunk, size = [], 0
         chunk.append(change)
