@@ -1,11 +1,11 @@
 """The filter grammar: one parser for REST lists and subscriptions.
 
 A filter is a conjunction of conditions `field operator value` and, optionally, one disjunction of groups of conditions.
-A query string writes it as `rating[gte]=50&or[0][genre]=Drama&or[1][country]=GB` (lists: `core/listed.py`), JSON as
-`{"rating": {"gte": 50}, "or": [{"genre": "Drama"}, {"country": "GB"}]}`; no operator means `eq`. Text is compared by
-code point; `contains` and `prefix` ignore case. A null field matches only `ne`. This module is pure: it does no I/O.
-`repository/generic/filter_sql.py` translates filters to SQL; `routes/http/parameters.py` describes them in the API.
-All three must agree.
+A query string writes it as `rating[gte]=50&or[0][genre]=Drama&or[1][country]=GB` (lists: `core/texts/listed.py`),
+JSON as `{"rating": {"gte": 50}, "or": [{"genre": "Drama"}, {"country": "GB"}]}`; no operator means `eq`. Text is
+compared by code point; `contains` and `prefix` ignore case. A null field matches only `ne`. This module is pure: it
+does no I/O. `repository/generic/filter_sql.py` translates filters to SQL; `routes/http/parameters.py` describes them in
+the API. All three must agree.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from core import listed, times
+from core import times
 from core.errors import MAX_PROBLEMS, FieldProblem, Loc
+from core.texts import listed
+from core.texts.normal import nfc
 
 MAX_VALUES_IN_LIST = 100  # in one `in` condition
 MAX_CONDITIONS = 200  # enough for every field with every operator
@@ -280,15 +282,18 @@ def _parse_value(field: Field, op: Op, raw: Any, max_length: int = MAX_TEXT_LENG
         if isinstance(raw, int) and not isinstance(raw, bool) and abs(raw) <= MAX_INTEGER:
             return raw
         return None
-    if not isinstance(raw, str) or "\x00" in raw or len(raw) > max_length:
+    if not isinstance(raw, str) or "\x00" in raw:
         return None
-    if field.choices and op in (Op.EQ, Op.NE, Op.IN) and raw not in field.choices:
+    text = nfc(raw)  # as stored
+    if len(text) > max_length:
+        return None
+    if field.choices and op in (Op.EQ, Op.NE, Op.IN) and text not in field.choices:
         return None
     if kind is FieldType.DATE:
-        return times.parse_date(raw)
+        return times.parse_date(text)
     if kind is FieldType.TIME:
-        return times.parse_time(raw)
-    return raw
+        return times.parse_time(text)
+    return text
 
 
 # --- matching

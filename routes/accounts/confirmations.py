@@ -13,6 +13,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from core.errors import Conflict, FieldProblem, InvalidInput, NotFound, Problem
+from core.texts.normal import nfkc
 from repository.accounts import confirmations, outbox
 from repository.accounts.one_time_tokens import Purpose
 from repository.accounts.outbox import MailType
@@ -88,8 +89,8 @@ class ByToken(queries.Parameters):
     "Open an activation or confirmation URL",
     {200: credentials.PendingConfirmation},
     description=ABOUT_URLS
-    + " Opening the URL changes nothing, because mail scanners open URLs, too. A browser (`Accept: text/html`) receives a "
-    "page with a button; other clients receive the purpose of the token, which they send with `POST`.",
+    + " Opening the URL changes nothing, because mail scanners open URLs, too. A browser (`Accept: text/html`) receives "
+    "a page with a button; other clients receive the purpose of the token, which they send with `POST`.",
     like=USE_TOKEN,
 )
 async def open_url(call: Call[None, ByToken, None]) -> Response:
@@ -181,7 +182,7 @@ async def change_password(call: Call[None, None, credentials.ChangePasswordBody]
     problems = _problems_for(call, user)
     if not await knows_password(call, user, body.old_password):
         problems.insert(0, FieldProblem(("body", "old_password"), "The old password is wrong", "wrong_password"))
-    elif body.new_password == body.old_password:
+    elif nfkc(body.new_password) == nfkc(body.old_password):
         problems.append(FieldProblem(("body", "new_password"), "This is the old password", "password_is_old"))
     if problems:
         raise InvalidInput(problems)

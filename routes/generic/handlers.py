@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 import schemas
-from core.errors import Conflict, FieldProblem, Forbidden, NotFound
+from core.errors import Forbidden, NotFound
 from repository import jobs
 from repository.engine.transaction import Transaction
 from repository.generic import lists, writes
@@ -165,12 +165,7 @@ async def delete_bulk(resource: Resource, call: Call[None, None, schemas.BulkIds
 
 
 async def delete_range(resource: Resource, call: Call[queries.ByRange, None, None]) -> Response:
-    start, end = call.path.start_id, call.path.end_id
-    if not 0 <= end - start < schemas.MAX_BULK_ROWS:
-        message = f"Expected a range of 1 to {schemas.MAX_BULK_ROWS} ids, start_id first"
-        # This is a 409, because each id is valid and no schema can relate the two: a 422 is for what schemas reject.
-        raise Conflict([FieldProblem(("path", "end_id"), message, "invalid_range")])
-    return await _delete_many(resource, call, range(start, end + 1))
+    return await _delete_many(resource, call, range(call.path.start_id, call.path.end_id + 1))
 
 
 async def generate(resource: Resource, call: Call[queries.ByNumber, queries.GenerateQuery, None]) -> Response:

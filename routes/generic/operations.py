@@ -110,7 +110,10 @@ def _declare_bulk(made: Operations, resource: Resource) -> None:
     made.delete(path, f"Delete many {name}{staff}", deleted, BULK, description=ALL_OR_NONE, errors=errors)(
         by(handlers.delete_bulk)
     )
-    about = f"Both ends are included; a range of more than {schemas.MAX_BULK_ROWS:,} ids is rejected with a 409."
+    about = (
+        f"Both ends are included; a range that is backwards or wider than {schemas.MAX_BULK_ROWS:,} ids is rejected "
+        "with a 422."
+    )
     made.delete(
         f"{path}/{{start_id}}/{{end_id}}",
         f"Delete a range of {name}{staff}",

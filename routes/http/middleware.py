@@ -46,6 +46,9 @@ class OnePath(_Middleware):
             if len(rest) > 1 and rest.endswith("/"):
                 rest = rest[:-1]
             scope = {**scope, "path": rest or "/", scope_keys.PREFIX: prefix}
+            if any(name == b"range" for name, _ in scope["headers"]):
+                # No response has ranges, and a range that is not understood must be ignored (RFC 9110, section 14.2).
+                scope["headers"] = [each for each in scope["headers"] if each[0] != b"range"]
         await self.app(scope, receive, send)
 
 

@@ -224,7 +224,7 @@ async def test_a_range_is_deleted_including_both_ends(service: Service, kind: Re
             assert answer.json() == {"deleted": [ids[1], ids[3]], "not_found": [ids[2]]}
             await expect_event(watcher, "delete_bulk", kind, {"count": 2, "ids": [ids[1], ids[3]]}, alice)
         async with nothing_written(service):
-            assert_problem(await alice.http.delete(f"{kind.path}/bulk/{ids[3]}/{ids[1]}"), 409, ["path", "end_id"])
+            assert_problem(await alice.http.delete(f"{kind.path}/bulk/{ids[3]}/{ids[1]}"), 422, ["path", "end_id"])
             answer = await alice.http.delete(f"{kind.path}/bulk/{10**9}/{10**9 + 1}")
             assert answer.json() == {"deleted": [], "not_found": [10**9, 10**9 + 1]}
 

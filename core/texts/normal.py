@@ -1,0 +1,38 @@
+"""Text as people write it: one normal form, and what of it can be seen. Pure.
+
+Equivalent spellings (`é` as one character, or as `e` with an accent after it) look alike and must compare alike, so
+text is in Unicode's normal form C (NFC) from where it enters: bodies, filters, search. Passwords are hashed in NFKC.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# White space is listed explicitly, because `\s` differs between Python, Rust (used by pydantic) and ECMAScript (used by
+# JSON Schema).
+BLANK = r"\x00-\x20\x7f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+# Characters that are invisible or change the direction of the text after them: controls, direction and format marks,
+# joiners, fillers and private use.
+INVISIBLE = (
+    r"\x80-\x9f\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ue000-\uf8ff\ufe00-\ufe0f\uffa0\ufff0-\uffff"
+    # Literal characters, because JSON Schema patterns have no portable escape for them.
+    "\U000110bd\U000110cd\U00013430-\U0001345f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U0010ffff"
+)
+_VISIBLE = re.compile(rf"[^{BLANK}{INVISIBLE}]")
+
+
+def nfc(text: str) -> str:
+    """Return the text in normal form C. Other tasks wait meanwhile, so the text must be of bounded length."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def nfkc(text: str) -> str:
+    """Return the text in normal form KC, in which full-width letters and ligatures are the plain ones, too."""
+    return text if text.isascii() else unicodedata.normalize("NFKC", text)
+
+
+def is_visible(text: str) -> bool:
+    """Return whether at least one character can be seen. Joiners may surround it: some letters need them."""
+    return _VISIBLE.search(text) is not None
