@@ -5,19 +5,24 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
+from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
+from repository.engine.events import Head
+from repository.engine.positions import POSITION, Incomplete, Written, parse_written, position_of
 from resources.topics import PUBLIC_TOPICS, TOPICS
 from routes.http import rendering
 from routes.http.operation import Call, Operations
-from routes.http.queries import Offset, Parameters
-from schemas import MAX_EPOCH_LENGTH, WRITTEN_INTEGER, Answer
+from routes.http.queries import Parameters
+from schemas import MAX_EPOCH_LENGTH, MAX_ID, WRITTEN_INTEGER, Answer
 
 MAX_EVENTS_OF_PAGE = 1_000
 DEFAULT_EVENTS_OF_PAGE = 100
 
 EVENT_STREAM = "text/event-stream"
+
+AFTER_FORMS = {"together": "after=<epoch>:<seq>", "beside": "after=<seq>&epoch=<epoch>"}
 
 operations = Operations("events")
 
@@ -31,14 +36,40 @@ def _topics(value: Any) -> Any:
     return topics
 
 
+def _position(value: Any) -> Written:
+    found = parse_written(value)
+    if found is None:
+        raise ValueError(f"expected a position: {AFTER_FORMS['together']} or {AFTER_FORMS['beside']}")
+    return found
+
+
+Position = Annotated[
+    Any,  # Written, whose schema would name the value after validation
+    PlainValidator(_position),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": f"^{POSITION}$"},
+                {"type": "integer", "minimum": 0, "maximum": MAX_ID},
+            ]
+        }
+    ),
+]
+
+
 class EventsQuery(Parameters):
-    after: Offset | None = Field(
-        default=None,
-        description="Only events after this number. By default, a page begins with the oldest event and a stream with "
-        "the next one",
-    )
     epoch: Annotated[str, Field(max_length=MAX_EPOCH_LENGTH)] | None = Field(
-        default=None, description="The epoch of the log that `after` belongs to"
+        default=None, description="The log that `after` belongs to, when `after` is a number"
+    )
+    after: Position | None = Field(
+        default=None,
+        description="Only events after this position, `<epoch>:<seq>`, or after this number of the log `epoch`. By "
+        "default a page begins with the oldest event, a stream now",
+    )
+    lastEventId: str | None = Field(  # noqa: N815 - the name of the parameter
+        default=None,
+        description="The id to resume after, for event streams that cannot send the header `Last-Event-ID`; it takes "
+        "precedence over `after`",
     )
     topics: Annotated[
         frozenset[str],
@@ -49,6 +80,25 @@ class EventsQuery(Parameters):
     limit: Annotated[int, Field(ge=1, le=MAX_EVENTS_OF_PAGE), WRITTEN_INTEGER] = Field(
         default=DEFAULT_EVENTS_OF_PAGE, description="The maximum number of frames in a page; ignored by event streams"
     )
+
+    @field_validator("after")
+    @classmethod
+    def _is_complete(cls, after: Written | None, info: ValidationInfo) -> Head | None:
+        if "epoch" not in info.data:
+            return None  # an invalid `epoch` is reported already
+        try:
+            return position_of(after, info.data["epoch"], **AFTER_FORMS)
+        except Incomplete as error:
+            raise PydanticCustomError(error.kind, str(error)) from error
+
+    @property
+    def last_event_id(self) -> str | None:
+        return self.lastEventId
+
+    @property
+    def position(self) -> Head | None:
+        found: Head | None = self.after  # the validator has added the epoch
+        return found
 
 
 class EventsPage(Answer):
@@ -66,8 +116,9 @@ ABOUT_STREAM = "Server-sent events: `id` is `<epoch>:<seq>`, `data` is a frame a
     {200: EventsPage},
     description="Read a page of frames, as on the websocket; a page without a `Link` to the next one reaches the end "
     "of the log. With `Accept: text/event-stream` the response does not end: it sends each event as it happens, and "
-    "`Last-Event-ID` resumes after a lost connection. If a position cannot be resumed, a `resync` frame says so.",
-    headers={"Last-Event-ID": "For event streams: the id to resume after; it takes precedence over `after`"},
+    "`Last-Event-ID` resumes after a lost connection, and so does `lastEventId` in the query. A position that cannot "
+    "be resumed gets one `resync` frame.",
+    headers={"Last-Event-ID": "For event streams: the id to resume after; it takes precedence over the query"},
     errors=(403, 406, 429),
     answer_headers=("Stream-Position", "Link"),
     other_content={EVENT_STREAM: {"schema": {"type": "string", "description": ABOUT_STREAM}}},
@@ -79,5 +130,5 @@ async def events(call: Call[None, EventsQuery, None]) -> Response:
     body = b'{"epoch":%s,"seq":%d,"data":[%s]}' % (orjson.dumps(head.epoch), head.seq, b",".join(frames))
     headers: dict[str, str] = {"Cache-Control": "no-store", "Vary": "Accept", **rendering.position(head)}
     if not is_end:
-        headers["Link"] = rendering.next_page(call, after=head.seq, epoch=head.epoch)
+        headers["Link"] = rendering.next_page(call, after=head.seq, epoch=head.epoch, lastEventId=None)
     return rendering.JSONResponse(body, headers=headers)

@@ -295,9 +295,10 @@ class Connection:
         check_topics(frozenset(topics), self.identity)
         filters = parse_filters(wanted.filter, topics)
         feed = self._context.feed
-        reason = await find_start(feed, wanted.since, wanted.epoch)
+        since = wanted.position
+        reason = await find_start(feed, since)
         beginning = None
-        if wanted.snapshot and (wanted.since is None or reason is not None):
+        if wanted.snapshot and (since is None or reason is not None):
             beginning = await self._context.snapshots.begin(topics)
         # Nothing is awaited from here on, so that the events begin exactly after the number in the reply.
         check_topics(frozenset(topics), self.identity)
@@ -310,7 +311,7 @@ class Connection:
         subscription = self._new_subscription(spec, snapshot_of=topics if wanted.snapshot else ())
         self._drop(None)
         self._add(name, subscription)
-        start = wanted.since if wanted.since is not None and reason is None else feed.head.seq
+        start = since.seq if since is not None and reason is None else feed.head.seq
         if beginning is not None:
             start = beginning.head.seq
         self._write(frames.reply(message.reply_to, {"subscription": name, "seq": start}))

@@ -308,7 +308,7 @@ async def test_a_stopped_server_hands_its_job_over_at_once(
         assert await asyncio.to_thread(service.stop) == 0
     service.start()
     started = time.monotonic()
-    async with service.watch("since=0&topics=movies") as watcher:
+    async with service.watch(f"since={await service.position(0)}&topics=movies") as watcher:
         ids = await read_rows(watcher, 2_000)
         assert len(set(ids)) == len(ids) == 2_000
     assert time.monotonic() - started < jobs.LEASE_SECONDS + 1.5, "the job did not wait for the lease to end"
