@@ -40,6 +40,7 @@ from realtime.feed.bus import Bus
 from realtime.feed.feed import Feed
 from realtime.presence.presence import Presence
 from realtime.sockets.context import SocketContext
+from realtime.sockets.places import Places
 from realtime.sockets.registry import Registry
 from realtime.sse.event_stream import EventStreams
 from realtime.sse.replay import Replay
@@ -91,13 +92,13 @@ class Parts:
         self.snapshots = Snapshots(self.database, self.feed)
         self.progress = Progress(self.database, self.hub)
         self.presence = Presence(self.database, self.bus.nudge)
-        self.registry = Registry(
-            partial(recheck, self.database),
+        self.registry = Registry(partial(recheck, self.database))
+        self.places = Places(
             max_connections=settings.max_connections,
             max_per_address=settings.max_connections_per_address if settings.has_limits else None,
         )
         self.replay = Replay(self.database, self.feed)
-        self.event_streams = EventStreams(self.replay, self.registry)
+        self.event_streams = EventStreams(self.replay, self.registry, self.places)
         # Background work.
         self.runner = Runner(self.database)
         self.mailer = Mailer(
@@ -119,7 +120,13 @@ class Parts:
         # The registry comes first, so that a connection that loses its rights receives no later events.
         self.feed.on_events += [self.registry.on_events, self.hub.publish, self.progress.on_events]
         self.feed.on_reset += [self.registry.on_reset, self.hub.on_reset]
-        self.stopping.on_stop += [self.registry.close, self.event_streams.stop, self.runner.stop, self.mailer.stop]
+        self.stopping.on_stop += [
+            self.places.close,
+            self.registry.close,
+            self.event_streams.stop,
+            self.runner.stop,
+            self.mailer.stop,
+        ]
 
     # --- lifecycle
 
@@ -208,6 +215,7 @@ class Parts:
             live=self.hub,
             snapshots=self.snapshots,
             registry=self.registry,
+            places=self.places,
             presence=self.presence,
             identify=partial(identify, self.database, self.tokens),
             allowed_origins=self.settings.origins,

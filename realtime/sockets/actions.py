@@ -301,6 +301,7 @@ class Error(Answer):
         "invalid_message",
         "name_taken",
         "rate_limited",
+        "too_many_conditions",
         "too_many_requests",
         "too_many_subscriptions",
         "unauthenticated",

@@ -29,6 +29,7 @@ from realtime.feed.positions import LOG_REPLACED, find_start
 from realtime.sockets import actions, parsing
 from realtime.sockets.context import SocketContext
 from realtime.sockets.parsing import BadMessage, Bucket, Message, parse_filters, parse_members, parse_message
+from realtime.sockets.places import Place, TooManyConditions
 from realtime.sockets.registry import Entry
 from realtime.sockets.rest_calls import RestCalls
 from realtime.wire import frames
@@ -54,12 +55,13 @@ class _AwaitedAuth:
 class Connection:
     """One websocket. It has subscriptions only between `open` and `close`."""
 
-    def __init__(self, websocket: WebSocket, writer: Writer, context: SocketContext) -> None:
+    def __init__(self, websocket: WebSocket, writer: Writer, context: SocketContext, place: Place) -> None:
         self.writer = writer
         self.identity: Identity | None = None
         self.subscriptions: dict[str | None, Subscription] = {}  # by name; None is the default subscription
         self.is_ending = False
         self._context = context
+        self._place = place
         self._turn = asyncio.Lock()
         self._rest_calls = RestCalls(websocket, writer, self._write)
         self._presence_topics: frozenset[str] = frozenset()  # the topics whose presence the client follows
@@ -163,6 +165,7 @@ class Connection:
         if subscription is None:
             return False
         subscription.stop()
+        self._place.release(subscription.spec.filters)
         metrics.SUBSCRIPTIONS.dec()
         return True
 
@@ -308,6 +311,10 @@ class Connection:
         deliver = wanted.deliver
         latest_every_ms = deliver.latest_every_ms if isinstance(deliver, actions.Latest) else None
         spec = Spec(frozenset(topics), Rendering(wanted.bulk, name), self._audiences, filters, latest_every_ms)
+        try:
+            self._place.hold(filters)
+        except TooManyConditions as error:
+            raise BadMessage("too_many_conditions", str(error)) from error
         subscription = self._new_subscription(spec, snapshot_of=topics if wanted.snapshot else ())
         self._drop(None)
         self._add(name, subscription)

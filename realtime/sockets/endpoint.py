@@ -131,14 +131,14 @@ async def watch(websocket: WebSocket) -> None:
         try:
             check_origin(websocket.headers.get("origin"), websocket.headers.get("host"), context)
             query = parse_query(websocket.query_params.multi_items())
-            stack.enter_context(context.registry.place(websocket.client.host if websocket.client else ""))
+            place = stack.enter_context(context.places.take(websocket.client.host if websocket.client else ""))
             credentials = credentials_of(websocket)
             identity = await context.identify(credentials.token) if credentials.token is not None else None
             if identity is not None or not context.requires_auth:
                 check_topics(query.topics, identity)
             direct: Writer | None = websocket.scope.get("extensions", {}).get(EXTENSION)
             writer = direct if direct is not None else QueuedWriter(websocket)
-            connection = Connection(websocket, writer, context)
+            connection = Connection(websocket, writer, context, place)
             stack.callback(connection.close)
             if identity is not None:
                 await connection.sign_in(identity)

@@ -29,6 +29,7 @@ from core.identity import Identity
 from core.scope_keys import SOCKET
 from realtime.fanout.spec import check_topics, user_id_of
 from realtime.feed.positions import LOG_REPLACED
+from realtime.sockets.places import Places
 from realtime.sockets.registry import Registry
 from realtime.sse import replay
 from realtime.sse.replay import PositionLost, Query, Replay, View
@@ -64,9 +65,10 @@ class Pace:
 class EventStreams:
     """One per process."""
 
-    def __init__(self, source: Replay, registry: Registry, pace: Pace | None = None) -> None:
+    def __init__(self, source: Replay, registry: Registry, places: Places, pace: Pace | None = None) -> None:
         self.source = source
         self.registry = registry
+        self.places = places
         self.pace = pace or Pace()
         self._open: set[EventStream] = set()
         self._is_stopping = False
@@ -137,7 +139,7 @@ class EventStream(Response):
             raise NotAcceptable("Event streams are not available over a websocket: subscribe instead, or ask for JSON")
         client = scope.get("client")
         with ExitStack() as stack:
-            stack.enter_context(self._streams.registry.place(client[0] if client else ""))
+            stack.enter_context(self._streams.places.take(client[0] if client else ""))
             stack.enter_context(self._streams.place(self))
             await self._sign_in(stack)
             reason = await self._find_start()

@@ -224,6 +224,26 @@ async def test_connections_are_counted_by_the_address_before_the_proxies(limited
 
 
 @SQLITE_ONLY
+async def test_an_ipv6_network_is_one_client_in_every_limit(limited: Service) -> None:
+    def of(network: int, number: int) -> dict[str, str]:
+        return {"X-Forwarded-For": f"[2001:db8:9:{network:x}::{number:x}%eth{number}]:{4000 + number}"}
+
+    async with (
+        limited.watch(additional_headers=of(1, 1)),
+        limited.watch(additional_headers=of(1, 2)),
+        limited.watch(additional_headers=of(2, 3)),
+    ):
+        status, body = await refusal(limited, additional_headers=of(1, 3))
+        assert (status, "2001:db8:9:1::/64" in str(body)) == (429, True)
+        async with limited.anyone(of(1, 4)) as client:
+            answer = await client.get("/events", headers={"Accept": "text/event-stream"})
+            assert answer.status_code == 429
+    async with limited.anyone(of(3, 1)) as one, limited.anyone(of(3, 2)) as other:
+        assert await statuses(one, "POST", "/users", 3, json={}) == [422] * 3
+        assert await statuses(other, "POST", "/users", 1, json={}) == [429]
+
+
+@SQLITE_ONLY
 async def test_forwarded_addresses_of_untrusted_clients_are_ignored(service: Service) -> None:
     async with service.person() as alice:
         alice.http.headers["X-Forwarded-For"] = "198.51.100.7"
