@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
+from core.errors import Conflict, FieldProblem
 from repository.engine.events import Head
-from repository.engine.positions import POSITION, Incomplete, Written, parse_written, position_of
+from repository.engine.positions import POSITION, Incomplete, parse_written, position_of
 from resources.topics import PUBLIC_TOPICS, TOPICS
 from routes.http import rendering
 from routes.http.operation import Call, Operations
 from routes.http.queries import Parameters
-from schemas import MAX_EPOCH_LENGTH, MAX_ID, WRITTEN_INTEGER, Answer
+from schemas import MAX_EPOCH_LENGTH, WRITTEN_INTEGER, Answer
 
 MAX_EVENTS_OF_PAGE = 1_000
 DEFAULT_EVENTS_OF_PAGE = 100
@@ -36,25 +36,7 @@ def _topics(value: Any) -> Any:
     return topics
 
 
-def _position(value: Any) -> Written:
-    found = parse_written(value)
-    if found is None:
-        raise ValueError(f"expected a position: {AFTER_FORMS['together']} or {AFTER_FORMS['beside']}")
-    return found
-
-
-Position = Annotated[
-    Any,  # Written, whose schema would name the value after validation
-    PlainValidator(_position),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "pattern": f"^{POSITION}$"},
-                {"type": "integer", "minimum": 0, "maximum": MAX_ID},
-            ]
-        }
-    ),
-]
+Position = Annotated[str, Field(pattern=f"^({POSITION}|[0-9]{{1,19}})$")]
 
 
 class EventsQuery(Parameters):
@@ -81,24 +63,21 @@ class EventsQuery(Parameters):
         default=DEFAULT_EVENTS_OF_PAGE, description="The maximum number of frames in a page; ignored by event streams"
     )
 
-    @field_validator("after")
-    @classmethod
-    def _is_complete(cls, after: Written | None, info: ValidationInfo) -> Head | None:
-        if "epoch" not in info.data:
-            return None  # an invalid `epoch` is reported already
-        try:
-            return position_of(after, info.data["epoch"], **AFTER_FORMS)
-        except Incomplete as error:
-            raise PydanticCustomError(error.kind, str(error)) from error
-
     @property
     def last_event_id(self) -> str | None:
         return self.lastEventId
 
     @property
     def position(self) -> Head | None:
-        found: Head | None = self.after  # the validator has added the epoch
-        return found
+        """The position in `after`. Raises Conflict when it is a number without its epoch."""
+        written = parse_written(self.after) if self.after is not None else None
+        if isinstance(written, Head) or written is None:
+            return written
+        try:
+            return position_of(written, self.epoch, **AFTER_FORMS)
+        except Incomplete as error:
+            # A 409, because each parameter is valid and no schema can say how the two relate.
+            raise Conflict([FieldProblem(("query", "after"), str(error), error.kind)]) from error
 
 
 class EventsPage(Answer):
@@ -119,7 +98,7 @@ ABOUT_STREAM = "Server-sent events: `id` is `<epoch>:<seq>`, `data` is a frame a
     "`Last-Event-ID` resumes after a lost connection, and so does `lastEventId` in the query. A position that cannot "
     "be resumed gets one `resync` frame.",
     headers={"Last-Event-ID": "For event streams: the id to resume after; it takes precedence over the query"},
-    errors=(403, 406, 429),
+    errors=(403, 406, 409, 429),
     answer_headers=("Stream-Position", "Link"),
     other_content={EVENT_STREAM: {"schema": {"type": "string", "description": ABOUT_STREAM}}},
 )

@@ -83,6 +83,10 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         scope: Any = self.scope
         scope["extensions"] = {ABORT: self.transport.abort}
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # The parser leaves the white space after a value, which is not part of it (RFC 9110, section 5.5).
+        super().on_header(name, value.rstrip(b" \t"))
+
 
 def server_config(settings: Settings, app: Any) -> uvicorn.Config:
     return uvicorn.Config(

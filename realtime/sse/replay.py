@@ -96,15 +96,21 @@ class Replay:
         return LogPage(Head(epoch, seq), texts, is_end=seq >= self.feed.head.seq)
 
     def requested_position(self, query: Query, last_event_id: str | None = None) -> Head | None:
-        """Return the position that a client asks for; None when it asks for none. Raises PositionLost.
+        """Return the position that a client asks for; None when it asks for none.
+
+        Raises PositionLost, and Conflict for a number without its epoch.
 
         An event id, in the header or the query, takes precedence over `after`. An id of another form came from another
         service: it gets a resync, because after an error a browser would give up.
         """
         event_id = last_event_id or query.last_event_id
-        position = parse_position(event_id) if event_id else query.position
-        epoch = position.epoch if position is not None else "" if event_id else query.epoch
-        if epoch is not None and epoch != self.feed.head.epoch:
+        if event_id:
+            position = parse_position(event_id)
+            is_lost = position is None
+        else:
+            position = query.position
+            is_lost = query.epoch not in (None, self.feed.head.epoch)
+        if is_lost or (position is not None and position.epoch != self.feed.head.epoch):
             raise PositionLost(ANOTHER_EPOCH)
         return position
 

@@ -31,14 +31,13 @@ def parse_position(text: str) -> Head | None:
     if not re.fullmatch(POSITION, text):
         return None
     epoch, _, seq = text.rpartition(":")
-    return Head(epoch, int(seq)) if int(seq) <= MAX_ID else None
+    return Head(epoch, int(seq))
 
 
 def parse_written(value: Any) -> Written | None:
     """Return a position, or a number whose epoch is written beside it. Return None for anything else."""
     if isinstance(value, str):
-        number = int(value) if _NUMBER.fullmatch(value) else None
-        return parse_position(value) if number is None else number if number <= MAX_ID else None
+        return int(value) if _NUMBER.fullmatch(value) else parse_position(value)
     is_number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ID
     return value if is_number or isinstance(value, Head) else None
 
