@@ -93,7 +93,7 @@ SNAPSHOT_ROWS = _counter("snapshot_rows", "Rows sent in snapshots")
 
 # --- jobs and the database
 
-JOBS_RUNNING = _gauge("jobs_running", "Running jobs")
+JOBS_RUNNING = _gauge("jobs_running", "Jobs that hold a slot")
 ROWS_GENERATED = _counter("rows_generated", "Rows stored by jobs", "kind")
 MAILS = _counter("mails", "Attempts to send an email, by result: sent, postponed or failed", "result")
 COMMITS = _counter("commits", "Transactions committed")

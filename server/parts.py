@@ -105,7 +105,10 @@ class Parts:
             self.database, gateway_for(settings), sender=settings.mail_from, base_url=settings.base_url
         )
         retention = Retention(
-            settings.event_retention_hours, settings.event_retention_rows, settings.event_retention_bytes
+            settings.event_retention_hours,
+            settings.event_retention_rows,
+            settings.event_retention_bytes,
+            settings.job_retention_hours,
         )
         self.cleanup = Cleanup(self.database, self.runner.owner, retention)
         self.orphans = Orphans(self.database, self.storage, self.runner.owner)
@@ -207,6 +210,7 @@ class Parts:
             event_streams=self.event_streams,
             limits=self.limits,
             limit_rules=table.limit_rules(self.settings),
+            generated_rows_per_day=self.settings.generated_rows_per_day if self.settings.has_limits else None,
         )
 
     def _socket_context(self) -> SocketContext:
