@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from core import times
 from core.errors import MAX_PROBLEMS, FieldProblem, Loc
@@ -115,6 +115,16 @@ class Filter:
 
     def __bool__(self) -> bool:
         return bool(self.all or self.any)
+
+    @cached_property
+    def size(self) -> int:
+        """The number of conditions."""
+        return len(self.all) + sum(map(len, self.any))
+
+    @cached_property
+    def searches(self) -> int:
+        """The number of conditions that search a text: their cost grows with its length."""
+        return sum(condition.op in (Op.CONTAINS, Op.PREFIX) for group in (self.all, *self.any) for condition in group)
 
 
 EVERYTHING = Filter()
@@ -299,7 +309,16 @@ def _parse_value(field: Field, op: Op, raw: Any, max_length: int = MAX_TEXT_LENG
 # --- matching
 
 Row = Mapping[str, Any]
-Matcher = Callable[[Row], bool]
+# The texts of one row without case, by column, filled as conditions ask for them: each text is converted once, however
+# many conditions of however many filters search it.
+Folded = dict[str, str | None]
+_Test = Callable[[Row, Folded], bool]
+
+
+class Matcher(Protocol):
+    """A predicate on entities as `GET` returns them. `folded` belongs to this row; filters may share it."""
+
+    def __call__(self, row: Row, folded: Folded | None = None) -> bool: ...
 
 
 def without_case(text: str) -> str:
@@ -311,43 +330,53 @@ def without_case(text: str) -> str:
 
 
 def matcher_of(wanted: Filter) -> Matcher:
-    """Return a predicate on entities as `GET` returns them. It agrees with the SQL of the same filter."""
+    """Return the predicate of a filter. It agrees with the SQL of the same filter."""
     tests = [_test(condition) for condition in wanted.all]
     groups = [[_test(condition) for condition in group] for group in wanted.any]
 
-    def matches(row: Row) -> bool:
+    def matches(row: Row, folded: Folded | None = None) -> bool:
+        if folded is None:
+            folded = {}
         for test in tests:
-            if not test(row):
+            if not test(row, folded):
                 return False
-        return not groups or any(all(test(row) for test in group) for group in groups)
+        return not groups or any(all(test(row, folded) for test in group) for group in groups)
 
     return matches
 
 
-def _test(condition: Condition) -> Matcher:
+def _folded(row: Row, column: str, folded: Folded) -> str | None:
+    """Return a text without case, from `folded` if it is there."""
+    if column not in folded:
+        text = row[column]
+        folded[column] = without_case(text) if text is not None else None
+    return folded[column]
+
+
+def _test(condition: Condition) -> _Test:
     name, op, value = condition.field.column, condition.op, condition.value
     if condition.field.kind is FieldType.STRINGS:
         wanted = frozenset(value) if isinstance(value, tuple) else frozenset((value,))
         if op is Op.NE:
-            return lambda row: wanted.isdisjoint(row[name])
-        return lambda row: not wanted.isdisjoint(row[name])
+            return lambda row, folded: wanted.isdisjoint(row[name])
+        return lambda row, folded: not wanted.isdisjoint(row[name])
     match op:
         case Op.EQ:
-            return lambda row: bool(row[name] == value)
+            return lambda row, folded: bool(row[name] == value)
         case Op.NE:
-            return lambda row: bool(row[name] != value)
+            return lambda row, folded: bool(row[name] != value)
         case Op.IN:
             assert isinstance(value, tuple)
             wanted = frozenset(value)
-            return lambda row: row[name] in wanted
+            return lambda row, folded: row[name] in wanted
         case Op.CONTAINS:
             part = without_case(str(value))
-            return lambda row: row[name] is not None and part in without_case(row[name])
+            return lambda row, folded: (text := _folded(row, name, folded)) is not None and part in text
         case Op.PREFIX:
             start = without_case(str(value))
-            return lambda row: row[name] is not None and without_case(row[name]).startswith(start)
+            return lambda row, folded: (text := _folded(row, name, folded)) is not None and text.startswith(start)
     compare = COMPARISONS[op]
-    return lambda row: row[name] is not None and bool(compare(row[name], value))
+    return lambda row, folded: row[name] is not None and bool(compare(row[name], value))
 
 
 COMPARISONS: Mapping[Op, Callable[[Any, Any], Any]] = {

@@ -92,13 +92,16 @@ BUS_RECONNECTS = _counter("bus_reconnects", "Reconnections to the shared bus")
 HUB_FRAMES = _counter("hub_frames", "Frames built for live subscriptions, once per group of equal subscriptions")
 HUB_DELIVERIES = _counter("hub_deliveries", "Frames handed to sockets, counted once per socket")
 HUB_BYTES = _counter("hub_written_bytes", "Bytes of frames handed to sockets")
+COSTLY_FILTERS = _counter(
+    "costly_filters", "Groups of subscriptions that left the hub because their filters cost too much"
+)
 CATCH_UPS = _counter("catch_ups", "Times that a subscription began to catch up from the ring or the log")
 RESYNCS = _counter("resyncs", "Resync frames sent, by reason", "reason")
 SNAPSHOT_ROWS = _counter("snapshot_rows", "Rows sent in snapshots")
 
 # --- jobs and the database
 
-JOBS_RUNNING = _gauge("jobs_running", "Running jobs")
+JOBS_RUNNING = _gauge("jobs_running", "Jobs that hold a slot")
 ROWS_GENERATED = _counter("rows_generated", "Rows stored by jobs", "kind")
 MAILS = _counter("mails", "Attempts to send an email, by result: sent, postponed or failed", "result")
 COMMITS = _counter("commits", "Transactions committed")

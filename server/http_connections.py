@@ -13,7 +13,7 @@ from collections.abc import Callable
 import structlog
 
 from core import metrics
-from services.limits.limiter import network_of
+from core.network.addresses import network_of
 
 MAX_LINGERING_REFUSALS = 100  # a refused connection stays open for a moment, so that its client receives the answer
 WARN_SECONDS = 60.0  # between two warnings about refused connections

@@ -28,6 +28,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from core import metrics
 from realtime.fanout.subscription import SLOW_CLIENT_SECONDS
 from realtime.sse.event_stream import ABORT
+from server.gentle_transport import GentleTransport
 from server.http_connections import HttpConnections
 
 MAX_HEAD_BYTES = 64 * 1024  # of the request line and the headers
@@ -72,7 +73,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     _address = ""
     _is_counted = False
     _is_refused = False  # at accept, and lingering
-    _is_finishing = False  # nothing more is written
+    is_finishing = False  # nothing more is written
     _linger_seconds: float
     _phase = _IDLE
     _deadline: asyncio.TimerHandle | None = None  # of the head, or of what is discarded
@@ -91,7 +92,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._linger_seconds = LINGER_SECONDS
         self._raw = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
-        super().connection_made(_GentleTransport(self._raw, self))
+        super().connection_made(GentleTransport(self._raw, self))
         self._connections = self.app_state["http_connections"]
         self._address = self.client[0] if self.client is not None else ""
         reason = self._connections.enter(self._address)
@@ -107,12 +108,12 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self._abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._phase, self._is_finishing = _GONE, True
+        self._phase, self.is_finishing = _GONE, True
         self._stop_deadline()
         self._stop_watching_writes()
         self._leave()
         super().connection_lost(exc)
-        assert isinstance(self.transport, _GentleTransport)
+        assert isinstance(self.transport, GentleTransport)
         self.transport.forget_protocol()
 
     def _leave(self) -> None:
@@ -127,7 +128,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         self._phase = _GONE
         self._stop_deadline()
         self._leave()
-        assert isinstance(self.transport, _GentleTransport)
+        assert isinstance(self.transport, GentleTransport)
         self.transport.forget_protocol()
         self.transport = self._raw
         super().handle_websocket_upgrade()
@@ -168,6 +169,10 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         scope: Any = self.scope
         scope["extensions"] = {ABORT: self._raw.abort}
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # The parser leaves the white space after a value, which is not part of it (RFC 9110, section 5.5).
+        super().on_header(name, value.rstrip(b" \t"))
+
     def on_headers_complete(self) -> None:
         self._has_progressed = True
         # The exact size is needed only when all that was received since the last request is too large.
@@ -196,7 +201,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._is_finishing or not self._is_response_complete:
+        if self.is_finishing or not self._is_response_complete:
             return
         if self._phase == _HEAD:
             self._unset_keepalive_if_required()  # the head has a deadline of its own
@@ -223,7 +228,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         else:
             # No answer: a browser that has opened a connection in advance would take it for that of its next request.
             metrics.HTTP_REFUSED.labels("idle").inc()
-            self._finish()
+            self.finish()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse input that the parser, or one of its callbacks, rejects."""
@@ -242,7 +247,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         """Answer what is not a request of the application, and close the connection."""
         metrics.HTTP_REFUSED.labels(reason).inc()
         if self._is_discarding:  # the request has had its response
-            self._is_finishing = True
+            self.is_finishing = True
             self._linger()
             return
         if not self._is_response_complete:
@@ -267,16 +272,16 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         ]
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in head)
         self._raw.write(STATUS_LINE[status] + lines + b"\r\n" + body)
-        self._is_finishing = True
+        self.is_finishing = True
         self._linger()
 
     # --- the end
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         """Close the connection once its client can have the response: what `transport.close()` means to uvicorn."""
-        if self._is_finishing:
+        if self.is_finishing:
             return
-        self._is_finishing = True
+        self.is_finishing = True
         self._unset_keepalive_if_required()
         if self._phase != _IDLE and self.cycle is not None:
             self._linger()
@@ -306,7 +311,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         self._start_deadline(min(self._linger_seconds, LINGER_QUIET_SECONDS), self._close)
 
     def _discard(self, size: int) -> None:
-        if not (self._is_finishing or self._is_discarding):
+        if not (self.is_finishing or self._is_discarding):
             return  # a response is still being written
         self._discard_bytes -= size
         seconds = self._discard_until - self.loop.time()
@@ -316,14 +321,14 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self._start_deadline(min(seconds, LINGER_QUIET_SECONDS), self._close)
 
     def _close(self) -> None:
-        self._is_finishing = True
+        self.is_finishing = True
         self._phase = _LINGERING
         self._stop_deadline()
         self._raw.close()
         self._watch_writes()
 
     def _abort(self) -> None:
-        self._is_finishing = True
+        self.is_finishing = True
         self._phase = _LINGERING
         self._raw.abort()
 
@@ -344,7 +349,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if not self._is_finishing:
+        if not self.is_finishing:
             self._stop_watching_writes()
 
     def _watch_writes(self) -> None:
@@ -381,46 +386,3 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
-
-
-class _GentleTransport(asyncio.Transport):
-    """The transport as uvicorn sees it: its `close` is `_finish` of the protocol."""
-
-    def __init__(self, raw: asyncio.Transport, protocol: MarqueeHTTPProtocol) -> None:
-        super().__init__()
-        self._raw = raw
-        self._protocol: MarqueeHTTPProtocol | None = protocol
-
-    def forget_protocol(self) -> None:
-        """Break the circle of references, which would keep both until the next full garbage collection."""
-        self._protocol = None
-
-    def close(self) -> None:
-        if self._protocol is not None:
-            self._protocol._finish()
-        else:
-            self._raw.close()
-
-    def is_closing(self) -> bool:
-        return self._raw.is_closing() or (self._protocol is not None and self._protocol._is_finishing)
-
-    def write(self, data: Any) -> None:
-        self._raw.write(data)
-
-    def abort(self) -> None:
-        self._raw.abort()
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self._raw.get_extra_info(name, default)
-
-    def get_write_buffer_size(self) -> int:
-        return self._raw.get_write_buffer_size()
-
-    def pause_reading(self) -> None:
-        self._raw.pause_reading()
-
-    def resume_reading(self) -> None:
-        self._raw.resume_reading()
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._raw.set_protocol(protocol)

@@ -40,6 +40,7 @@ from realtime.feed.bus import Bus
 from realtime.feed.feed import Feed
 from realtime.presence.presence import Presence
 from realtime.sockets.context import SocketContext
+from realtime.sockets.places import Places
 from realtime.sockets.registry import Registry
 from realtime.sse.event_stream import EventStreams
 from realtime.sse.replay import Replay
@@ -98,8 +99,8 @@ class Parts:
         self.progress = Progress(self.database, self.hub)
         self.presence = Presence(self.database, self.bus.nudge)
         limits = open_files.fit(open_files.wanted(settings), open_files.limit())
-        self.registry = Registry(
-            partial(recheck, self.database),
+        self.registry = Registry(partial(recheck, self.database))
+        self.places = Places(
             max_connections=limits.sockets,
             max_per_address=limits.sockets_per_address if settings.has_limits else None,
         )
@@ -109,14 +110,17 @@ class Parts:
             is_trusted=TrustedNetworks(settings.trusted_proxies).contain,
         )
         self.replay = Replay(self.database, self.feed)
-        self.event_streams = EventStreams(self.replay, self.registry)
+        self.event_streams = EventStreams(self.replay, self.registry, self.places)
         # Background work.
         self.runner = Runner(self.database)
         self.mailer = Mailer(
             self.database, gateway_for(settings), sender=settings.mail_from, base_url=settings.base_url
         )
         retention = Retention(
-            settings.event_retention_hours, settings.event_retention_rows, settings.event_retention_bytes
+            settings.event_retention_hours,
+            settings.event_retention_rows,
+            settings.event_retention_bytes,
+            settings.job_retention_hours,
         )
         self.cleanup = Cleanup(self.database, self.runner.owner, retention)
         self.orphans = Orphans(self.database, self.storage, self.runner.owner)
@@ -131,7 +135,13 @@ class Parts:
         # The registry comes first, so that a connection that loses its rights receives no later events.
         self.feed.on_events += [self.registry.on_events, self.hub.publish, self.progress.on_events]
         self.feed.on_reset += [self.registry.on_reset, self.hub.on_reset]
-        self.stopping.on_stop += [self.registry.close, self.event_streams.stop, self.runner.stop, self.mailer.stop]
+        self.stopping.on_stop += [
+            self.places.close,
+            self.registry.close,
+            self.event_streams.stop,
+            self.runner.stop,
+            self.mailer.stop,
+        ]
 
     # --- lifecycle
 
@@ -213,6 +223,7 @@ class Parts:
             event_streams=self.event_streams,
             limits=self.limits,
             limit_rules=table.limit_rules(self.settings),
+            generated_rows_per_day=self.settings.generated_rows_per_day if self.settings.has_limits else None,
         )
 
     def _socket_context(self) -> SocketContext:
@@ -221,6 +232,7 @@ class Parts:
             live=self.hub,
             snapshots=self.snapshots,
             registry=self.registry,
+            places=self.places,
             presence=self.presence,
             identify=partial(identify, self.database, self.tokens),
             allowed_origins=self.settings.origins,

@@ -19,7 +19,7 @@ import structlog
 import uvicorn
 
 from core.errors import SettingsError
-from core.hosts import UNSPECIFIED
+from core.network.hosts import UNSPECIFIED
 from core.settings import Settings
 from core.stopping import Stopping
 from realtime.fanout.subscription import SLOW_CLIENT_SECONDS

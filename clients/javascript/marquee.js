@@ -86,7 +86,7 @@ function refusal(code, detail) {
 
 /**
  * A position in the event log: every event up to and including `seq` has been processed.
- * @typedef {{epoch: string | null, seq: number}} Position
+ * @typedef {{epoch: string, seq: number}} Position
  *
  * An entity as GET returns it.
  * @typedef {{id: number | string, [name: string]: any}} Row
@@ -192,25 +192,28 @@ function eventOf(frame, position) {
 // the caller have no effect.
 
 /**
- * Returns a position given as `Position`, as a number, or as a string in the form of the header `Stream-Position`
- * (`<epoch>:<seq>`). Throws TypeError.
+ * Returns the position given as such, as a string in the form of the header `Stream-Position` (`<epoch>:<seq>`), or as a
+ * number and its epoch. A number alone would continue in another log after a restored backup. Throws TypeError.
  * @param {Position | number | string | null | undefined} since
- * @param {string | null} [epoch]
+ * @param {string} [epoch]
  * @returns {Position | null}
  */
-export function positionOf(since, epoch = null) {
+export function positionOf(since, epoch = "") {
   if (since === null || since === undefined) return null;
   const found = typeof since === "string" ? /^(.*):([0-9]+)$/.exec(since) : null;
   /** @type {Position} */
   let position = { epoch, seq: Number.NaN };
   if (typeof since === "number") position.seq = since;
-  else if (typeof since === "object") position = { epoch: since.epoch ?? null, seq: since.seq };
-  else if (found !== null) position = { epoch: found[1] || null, seq: Number(found[2]) };
+  else if (typeof since === "object") position = { epoch: since.epoch ?? "", seq: since.seq };
+  else if (found !== null) position = { epoch: found[1], seq: Number(found[2]) };
   if (!Number.isSafeInteger(position.seq) || position.seq < 0) {
-    throw new TypeError(`since: expected a position, a number >= 0, or a string <epoch>:<seq>, got ${shown(since)}`);
+    throw new TypeError(
+      `since: expected a position, a string <epoch>:<seq>, or a number >= 0 with its epoch, got ${shown(since)}`,
+    );
   }
-  if (position.epoch !== null && typeof position.epoch !== "string") {
-    throw new TypeError(`epoch: expected a string, got ${shown(position.epoch)}`);
+  if (typeof position.epoch !== "string") throw new TypeError(`epoch: expected a string, got ${shown(position.epoch)}`);
+  if (position.epoch === "") {
+    throw new TypeError(`since: expected the epoch of the log with the number, as in "<epoch>:${position.seq}"`);
   }
   checked({ epoch: position.epoch });
   return position;
@@ -449,7 +452,7 @@ class Subscription {
     if (deliver !== null) message.deliver = deliver;
     if (this.position !== null) {
       message.since = this.position.seq;
-      if (this.position.epoch !== null) message.epoch = this.position.epoch;
+      message.epoch = this.position.epoch;
     }
     return message;
   }
@@ -459,7 +462,7 @@ class Subscription {
     this.#isAccepted = true;
     if (this.#asked !== null) {
       // Resumed. If the server cannot resume there, its next frame is `resync`.
-      this.position = { epoch: this.#asked.epoch ?? epoch, seq: this.#asked.seq };
+      this.position = this.#asked;
       this.sink.began(this.position);
     } else if (!this.options.snapshot) {
       this.position = { epoch, seq };
@@ -1058,7 +1061,7 @@ export class Watch {
   #sink() {
     return {
       began: (position) => {
-        if (this.position === null || this.position.epoch === null) this.position = position;
+        if (this.position === null) this.position = position;
         this.#gate.open();
       },
       take: (events, characters) => {

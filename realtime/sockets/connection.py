@@ -29,6 +29,7 @@ from realtime.feed.positions import LOG_REPLACED, find_start
 from realtime.sockets import actions, parsing
 from realtime.sockets.context import SocketContext
 from realtime.sockets.parsing import BadMessage, Bucket, Message, parse_filters, parse_members, parse_message
+from realtime.sockets.places import Place, TooManyConditions
 from realtime.sockets.registry import Entry
 from realtime.sockets.rest_calls import RestCalls
 from realtime.wire import frames
@@ -54,12 +55,13 @@ class _AwaitedAuth:
 class Connection:
     """One websocket. It has subscriptions only between `open` and `close`."""
 
-    def __init__(self, websocket: WebSocket, writer: Writer, context: SocketContext) -> None:
+    def __init__(self, websocket: WebSocket, writer: Writer, context: SocketContext, place: Place) -> None:
         self.writer = writer
         self.identity: Identity | None = None
         self.subscriptions: dict[str | None, Subscription] = {}  # by name; None is the default subscription
         self.is_ending = False
         self._context = context
+        self._place = place
         self._turn = asyncio.Lock()
         self._rest_calls = RestCalls(websocket, writer, self._write)
         self._presence_topics: frozenset[str] = frozenset()  # the topics whose presence the client follows
@@ -164,6 +166,7 @@ class Connection:
         if subscription is None:
             return False
         subscription.stop()
+        self._place.release(subscription.spec.filters)
         metrics.SUBSCRIPTIONS.dec()
         return True
 
@@ -311,9 +314,10 @@ class Connection:
         check_topics(frozenset(topics), self.identity)
         filters = parse_filters(wanted.filter, topics)
         feed = self._context.feed
-        reason = await find_start(feed, wanted.since, wanted.epoch)
+        since = wanted.position
+        reason = await find_start(feed, since)
         beginning = None
-        if wanted.snapshot and (wanted.since is None or reason is not None):
+        if wanted.snapshot and (since is None or reason is not None):
             beginning = await self._context.snapshots.begin(topics)
         # Nothing is awaited from here on, so that the events begin exactly after the number in the reply.
         check_topics(frozenset(topics), self.identity)
@@ -323,10 +327,14 @@ class Connection:
         deliver = wanted.deliver
         latest_every_ms = deliver.latest_every_ms if isinstance(deliver, actions.Latest) else None
         spec = Spec(frozenset(topics), Rendering(wanted.bulk, name), self._audiences, filters, latest_every_ms)
+        try:
+            self._place.hold(filters)
+        except TooManyConditions as error:
+            raise BadMessage("too_many_conditions", str(error)) from error
         subscription = self._new_subscription(spec, snapshot_of=topics if wanted.snapshot else ())
         self._drop(None)
         self._add(name, subscription)
-        start = wanted.since if wanted.since is not None and reason is None else feed.head.seq
+        start = since.seq if since is not None and reason is None else feed.head.seq
         if beginning is not None:
             start = beginning.head.seq
         self._write(frames.reply(message.reply_to, {"subscription": name, "seq": start}))

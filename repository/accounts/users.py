@@ -18,6 +18,7 @@ import models
 from core.errors import Conflict, FieldProblem, Forbidden, NotFound
 from core.identity import Group, unique_key
 from core.times import utc_now
+from repository import jobs
 from repository.accounts import audit, one_time_tokens, sessions
 from repository.accounts.audit import Editor
 from repository.engine import rights
@@ -291,12 +292,14 @@ async def activate(tx: Transaction, editor: Editor, user_id: int) -> dict[str, A
 
 
 async def deactivate(tx: Transaction, editor: Editor, user_id: int) -> dict[str, Any]:
-    """Disable an account, end its sessions and revoke its one-time tokens; enabling it again restores none of them.
+    """Disable an account, cancel its jobs, end its sessions and revoke its one-time tokens; enabling it again restores
+    none of them.
 
     Raises Forbidden, NotFound, and Conflict for the last admin.
     """
     values = {"is_active": False, "awaits_activation": False}
     user = await _administer(tx, "deactivate", editor, user_id, values)
+    await jobs.cancel_all(tx, user_id)
     await one_time_tokens.void(tx, user_id)
     await sessions.end_all(tx, user_id, actor_id=editor.user_id)
     return user

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 import schemas
-from core.errors import Forbidden, NotFound
+from core.errors import FieldProblem, Forbidden, InvalidInput, NotFound
 from repository import jobs
 from repository.engine.transaction import Transaction
 from repository.generic import lists, writes
@@ -27,6 +28,7 @@ from routes.http.operation import Call
 MAX_BULK_BODY_BYTES = 10 * 1024 * 1024  # ten thousand rows of a thousand bytes
 DEFAULT_BATCH = 1_000
 CHUNKS_PER_SECOND_AT_A_RATE = 5
+MAX_PACED_SECONDS = 24 * 3600  # of a job with a rate
 SEED_BITS = 32
 
 
@@ -173,6 +175,10 @@ async def generate(resource: Resource, call: Call[queries.ByNumber, queries.Gene
     batch_size = query.batch_size or DEFAULT_BATCH
     if query.rate is not None and query.batch_size is None:
         batch_size = min(DEFAULT_BATCH, max(1, int(query.rate / CHUNKS_PER_SECOND_AT_A_RATE)))
+    if query.rate is not None and call.path.number > query.rate * MAX_PACED_SECONDS:
+        least = math.ceil(call.path.number / MAX_PACED_SECONDS * 100) / 100
+        message = f"Expected at least {least:g}, so that {call.path.number} rows are stored within a day"
+        raise InvalidInput([FieldProblem(("query", "rate"), message, "too_slow")])
     order = JobOrder(
         kind=f"generate_{resource.name}",
         total=call.path.number,
@@ -182,7 +188,7 @@ async def generate(resource: Resource, call: Call[queries.ByNumber, queries.Gene
     )
 
     async def work(tx: Transaction) -> StoredResponse:
-        job = await jobs.create(tx, call.me, order)
+        job = await jobs.create(tx, call.me, order, call.services.generated_rows_per_day)
         return StoredResponse(202, orjson.dumps(job), {"Location": f"{call.prefix}/jobs/{job['id']}"})
 
     return await rendering.write_once(call, work)

@@ -13,8 +13,8 @@ from starlette.websockets import WebSocket
 
 from core import scope_keys
 from core.errors import BadRequest, Forbidden, MisdirectedRequest, Problem
-from core.hosts import AllowedHosts, host_of, origin_refusal
 from core.logs import WarnOnce
+from core.network.hosts import AllowedHosts, host_of, origin_refusal
 from routes.http.rendering import problem_response
 
 # Probes and scrapers address a pod or a container by whatever name or address it has at the moment. These paths tell a

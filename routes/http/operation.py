@@ -74,6 +74,7 @@ class Services:
     event_streams: EventStreams
     limits: Limits
     limit_rules: Rules
+    generated_rows_per_day: int | None  # of one user; None without limits
 
 
 PathT_co = TypeVar("PathT_co", covariant=True)

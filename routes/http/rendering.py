@@ -165,7 +165,7 @@ def position(head: Head) -> dict[str, str]:
 
 
 def next_page(call: AnyCall, **changes: int | str | None) -> str:
-    """Return the value of a `Link` header to the next page: the same path with a changed query."""
+    """Return a `Link` header that leads to the same path with another query, without the parameters that are None."""
     return f'<{_url(call, **changes)}>; rel="next"'
 
 
@@ -176,7 +176,8 @@ def _url(call: AnyCall, **changes: int | str | None) -> str:
         if name not in ("offset", "skip", *changes)
     ]
     # The path arrives decoded; user names in it may contain any character.
-    return f"{call.prefix}{quote(call.url_path)}?{urlencode([*kept, *changes.items()], safe='[],:')}"
+    changed = [(name, value) for name, value in changes.items() if value is not None]
+    return f"{call.prefix}{quote(call.url_path)}?{urlencode([*kept, *changed], safe='[],:')}"
 
 
 # --- content negotiation (RFC 9110, section 12.5.1)

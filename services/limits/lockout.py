@@ -21,10 +21,11 @@ import structlog
 
 from core.errors import TooManyRequests
 from core.identity import name_key
+from core.network.addresses import network_of
 from core.rates import Rate
 from repository.accounts import sessions
 from repository.engine.database import Database
-from services.limits.limiter import Limits, network_of
+from services.limits.limiter import Limits
 
 PAIR_RATE = Rate(10, 15 * 60)
 ADDRESS_RATE = Rate(100, 15 * 60)

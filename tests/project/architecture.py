@@ -33,8 +33,8 @@ NOT_BOUNDS = {
     "core.metrics.FEED_EVENTS",
     "core.metrics.HUB_BYTES",
     "core.metrics.SQLITE_LOG_BYTES",
-    "core.settings.HASH_BYTES",
-    "core.settings.MIN_SECRET_KEY_BYTES",
+    "core.setting_values.HASH_BYTES",
+    "core.setting_values.MIN_SECRET_KEY_BYTES",
 }
 COLUMNS = ("what", "where", "bound", "at the bound")
 

@@ -136,7 +136,7 @@ async def test_a_group_that_rises_is_confirmed_in_the_database() -> None:
         await answering.wait()
         return Identity(identity.user_id, stored, identity.expires_at, identity.session_id, identity.username)
 
-    registry = Registry(recheck, max_connections=1, max_per_address=None)
+    registry = Registry(recheck)
     changes: list[Identity | None] = []
     entry = registry.add(Identity(1, Group.USER, 0.0, "s", "holly"), changes.append)
 

@@ -15,6 +15,7 @@ import uvicorn
 from core.errors import Unavailable
 from core.identity import Identity
 from realtime.feed.feed import Feed
+from realtime.sockets.places import Places
 from realtime.sockets.registry import Registry
 from realtime.sse.event_stream import ABORT, MAX_STREAMS, EventStreams, Pace
 from realtime.sse.replay import Replay
@@ -71,10 +72,10 @@ class Streams:
         async def recheck(identity: Identity) -> Identity:
             return identity
 
-        registry = Registry(recheck, max_connections=10_000, max_per_address=None)
+        registry, places = Registry(recheck), Places(max_connections=10_000, max_per_address=None)
         self.database = database
         self.feed = feed
-        self.all = EventStreams(Replay(database, feed), registry, pace)
+        self.all = EventStreams(Replay(database, feed), registry, places, pace)
         self.running: set[asyncio.Task[None]] = set()
 
     async def serve(self, scope: Any, receive: Any, send: Any) -> None:

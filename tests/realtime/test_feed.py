@@ -344,13 +344,13 @@ async def test_a_replaced_log_is_read_before_a_position_in_it_is_checked(
         new = await event_log.head(database)
         assert followed.head.epoch != new.epoch, "the worker lags"
         source = Replay(database, followed)
-        assert await find_start(followed, new.seq, new.epoch) is None
+        assert await find_start(followed, new) is None
         assert followed.head == new
         await event_log.renew_epoch(database, new.epoch)
         newest = await event_log.head(database)
         await followed.reach_head()
-        assert await source.start_after(newest.seq, newest.epoch) == newest.seq
-        assert await find_start(followed, newest.seq, "elsewhere") == "another epoch"
+        await source.check(newest)
+        assert await find_start(followed, Head("elsewhere", newest.seq)) == "another epoch"
 
 
 async def test_no_task_of_a_feed_outlives_it(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

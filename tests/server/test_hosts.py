@@ -12,7 +12,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin
 
-from core.hosts import AllowedHosts, host_of
+from core.network.hosts import AllowedHosts, host_of
 from core.settings import Settings
 from routes.table import OPERATIONS
 from server.serving import banner

@@ -14,13 +14,13 @@ import httpx
 import pytest
 
 from core.errors import SettingsError
+from core.network.addresses import network_of
 from core.rates import MAX_AMOUNT, Rate, RateLimits, parse_rate, parse_rate_limits
 from core.settings import Settings
 from routes import table
 from routes.http import limit_groups
 from routes.http.limit_groups import RATES, LimitGroup
 from routes.http.proxies import TrustedProxies
-from services.limits.limiter import network_of
 from services.limits.lockout import PAIR_RATE
 from services.limits.memory import MAX_CLIENTS, STEPS, Hit, Windows
 from services.limits.redis import AWAY_SECONDS
@@ -163,6 +163,9 @@ async def test_anonymous_limits_also_hold_with_an_account(limited: Service) -> N
     [
         ("192.0.2.1", "192.0.2.1"), ("::ffff:192.0.2.1", "192.0.2.1"), ("fe80::1%eth0", "fe80::/64"), ("", ""),
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"), ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("[2001:db8:1:2::9]:4711", "2001:db8:1:2::/64"), ("192.0.2.1:80", "192.0.2.1"),
+        ("[::ffff:192.0.2.1]", "192.0.2.1"),
+        ("2001:db8:1:2::9%" + "x" * 1_000, "2001:db8:1:2::/64"), ("/run/socket", "/run/socket"), ("[", "["),
     ],
 )  # fmt: skip
 def test_a_client_has_one_ipv4_address_or_an_ipv6_network(host: str, client: str) -> None:
@@ -177,6 +180,10 @@ FORWARDED = {
     "6.6.6.6, 198.51.100.9, 10.1.2.3, 127.0.0.1": "198.51.100.9", "198.51.100.10:4711": "198.51.100.10",
     "[2001:db8::1]:4711": "2001:db8::1", "2001:db8::2": "2001:db8::2", "::ffff:198.51.100.11": "198.51.100.11",
     "198.51.100.12, unknown, 10.9.9.9": "10.9.9.9", "10.0.0.1": "10.0.0.1", "<script>": "127.0.0.1", "": "127.0.0.1",
+    "2001:db8::3%eth0": "2001:db8::3", "[2001:db8::4%25eth0]:1": "2001:db8::4", '"[2001:db8::5]:1"': "2001:db8::5",
+    "2001:db8::6%" + "z" * 1_000: "2001:db8::6", "[": "127.0.0.1", "[]": "127.0.0.1",
+    "[::1": "::1", "1.2.3.4:5:6": "127.0.0.1", ":": "127.0.0.1", "%": "127.0.0.1", "1.2.3": "127.0.0.1",
+    "::ffff:198.51.100.13%1": "198.51.100.13", "[198.51.100.14]:80": "198.51.100.14", "1" * 5_000: "127.0.0.1",
 }  # fmt: skip
 
 
@@ -215,6 +222,26 @@ async def test_connections_are_counted_by_the_address_before_the_proxies(limited
         status, body = await refusal(limited, additional_headers=here)
         assert status == 429
         assert here["X-Forwarded-For"] in str(body)
+
+
+@SQLITE_ONLY
+async def test_an_ipv6_network_is_one_client_in_every_limit(limited: Service) -> None:
+    def of(network: int, number: int) -> dict[str, str]:
+        return {"X-Forwarded-For": f"[2001:db8:9:{network:x}::{number:x}%eth{number}]:{4000 + number}"}
+
+    async with (
+        limited.watch(additional_headers=of(1, 1)),
+        limited.watch(additional_headers=of(1, 2)),
+        limited.watch(additional_headers=of(2, 3)),
+    ):
+        status, body = await refusal(limited, additional_headers=of(1, 3))
+        assert (status, "2001:db8:9:1::/64" in str(body)) == (429, True)
+        async with limited.anyone(of(1, 4)) as client:
+            answer = await client.get("/events", headers={"Accept": "text/event-stream"})
+            assert answer.status_code == 429
+    async with limited.anyone(of(3, 1)) as one, limited.anyone(of(3, 2)) as other:
+        assert await statuses(one, "POST", "/users", 3, json={}) == [422] * 3
+        assert await statuses(other, "POST", "/users", 1, json={}) == [429]
 
 
 @SQLITE_ONLY

@@ -1,0 +1,1 @@
+"""Client addresses, and the hosts that the service is addressed by."""
