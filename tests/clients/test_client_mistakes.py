@@ -257,5 +257,5 @@ async def test_repeated_failures_to_connect_are_logged(caplog: pytest.LogCapture
             tell([warnings, client.trouble]);
             client.close();
         """)
-    assert f"no connection to {server.url} in 3 attempts" in warnings[0]
+    assert f"no connection to {server.url} after 3 attempts" in warnings[0]
     assert "handshake failed" in trouble
