@@ -64,7 +64,7 @@ async def test_a_damaged_file_is_noticed(database: Database) -> None:
     again = Database(database.url)
     try:
         with pytest.raises(Unavailable):
-            await again.select(text("SELECT sum(length(payload)) FROM events"), Lane.COSTLY)
+            await again.select(text("SELECT max(payload) FROM events"), Lane.COSTLY)
         assert await again.read_problem() == "the database file is damaged"
         assert await again.read_problem() == "the database file is damaged", "it does not heal by itself"
     finally:
