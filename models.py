@@ -303,7 +303,7 @@ jobs = Table(
     # Seconds since 1970 by the database's clock, so that the clocks of workers do not matter.
     Column("lease_until", Float),
     Index("ix_jobs_state", "state", "lease_until"),
-    Index("ix_jobs_user_id", "user_id"),
+    Index("ix_jobs_user_id", "user_id", "lease_until"),
 )
 
 idempotency_keys = Table(

@@ -215,10 +215,10 @@ class Pace:
         self.due = now
         if job.rate is not None:
             # A job that left its slot goes on as if it had stayed. One that is far behind does not make up for all.
-            is_new = job.wait_seconds is None
-            self.due = now + (
-                self._seconds_for(job.done) if is_new else max(job.wait_seconds or 0.0, -MAX_LATE_SECONDS)
-            )
+            # Nor does it wait longer than its pace: the clock of the database may have been set back.
+            longest = self._seconds_for(job.done)
+            wait = longest if job.wait_seconds is None else job.wait_seconds
+            self.due = now + min(max(wait, -MAX_LATE_SECONDS), longest)
 
     def _seconds_for(self, done: int) -> float:
         """Return the time for the chunk after the first `done` rows."""

@@ -186,7 +186,10 @@ async def cancel_all(tx: Transaction, user_id: int) -> None:
 
 
 def _is_free(*, is_sqlite: bool) -> ColumnElement[bool]:
-    is_over = has_expired(TABLE.c.lease_until, LEASE_SECONDS, is_sqlite=is_sqlite)
+    # A job without an owner waits for its next chunk, which may take longer than a lease.
+    pause = func.coalesce(TABLE.c.batch_size / TABLE.c.rate, 0.0)
+    longest = case((TABLE.c.lease_owner.is_(None), pause), else_=LEASE_SECONDS)
+    is_over = has_expired(TABLE.c.lease_until, longest, is_sqlite=is_sqlite)
     return or_(TABLE.c.state == "queued", and_(TABLE.c.state == "running", is_over))
 
 
@@ -205,7 +208,11 @@ def _served_at(*, is_sqlite: bool) -> ColumnElement[Any]:
 
 async def others_wait(database: Database, user_id: int | None) -> bool:
     """Return whether another user's job could begin or continue now."""
-    free = select(TABLE.c.id).where(_is_free(is_sqlite=database.is_sqlite), TABLE.c.user_id != user_id).limit(1)
+    free = (
+        select(TABLE.c.id)
+        .where(_is_free(is_sqlite=database.is_sqlite), TABLE.c.user_id.is_distinct_from(user_id))
+        .limit(1)
+    )
     return bool(await database.select(free))
 
 

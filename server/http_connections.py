@@ -35,12 +35,13 @@ class HttpConnections:
         self._max_per_address = max_per_address
         self._is_trusted = is_trusted
         self._by_network: Counter[str] = Counter()
+        self._total = 0
         self._lingering = 0
         self._refused = 0  # since the last warning
         self._warned_at = -WARN_SECONDS
 
     def __len__(self) -> int:
-        return self._by_network.total()
+        return self._total
 
     def enter(self, address: str) -> str | None:
         """Count a connection until `leave`. Return why it is refused instead, or None."""
@@ -50,6 +51,7 @@ class HttpConnections:
             self._warn(network, reason)
             return reason
         self._by_network[network] += 1
+        self._total += 1
         metrics.HTTP_CONNECTIONS.inc()
         return None
 
@@ -74,6 +76,7 @@ class HttpConnections:
         """Stop counting a connection that `enter` has counted."""
         network = network_of(address)
         self._by_network[network] -= 1
+        self._total -= 1
         if not self._by_network[network]:
             del self._by_network[network]
         metrics.HTTP_CONNECTIONS.dec()

@@ -125,6 +125,10 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self._connections.lingered()
 
     def handle_websocket_upgrade(self) -> None:
+        if not self._is_response_complete:
+            # Sent ahead: the request before would never notice that its client has gone.
+            self._refuse(400, "Expected the handshake after the response to the previous request", "invalid")
+            return
         self._phase = _GONE
         self._stop_deadline()
         self._leave()
@@ -164,6 +168,8 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def on_message_begin(self) -> None:
+        # Armed by the body that ended in the same chunk, if its response had been complete before.
+        self._unset_keepalive_if_required()
         self._phase = _HEAD
         super().on_message_begin()
         scope: Any = self.scope
@@ -204,7 +210,8 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         if self.is_finishing or not self._is_response_complete:
             return
         if self._phase == _HEAD:
-            self._unset_keepalive_if_required()  # the head has a deadline of its own
+            self._unset_keepalive_if_required()
+            self._start_deadline(HEAD_SECONDS, self._head_expired)  # until now, nothing waited for the head
         elif self._phase == _BODY:
             self._unset_keepalive_if_required()
             self._start_discarding()
@@ -251,7 +258,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self._linger()
             return
         if not self._is_response_complete:
-            if self._phase != _BODY:  # a request that was sent ahead: the one before gets its response
+            if self._phase != _BODY or self.pipeline:  # sent ahead: the requests before get their responses
                 self._phase, self.cycle.keep_alive = _LINGERING, False
                 return
             if self.cycle.response_started:
@@ -291,7 +298,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         self._linger_seconds = SHORT_LINGER_SECONDS
         super().shutdown()
-        if self._phase == _LINGERING:
+        if self._phase == _LINGERING and self.is_finishing:  # otherwise, a response is still being written
             self._start_discarding()
 
     def _linger(self) -> None:
@@ -345,6 +352,11 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._watch_writes()
+
+    def eof_received(self) -> None:
+        # The transport closes itself once the client has taken what is written, if it ever does.
+        self.is_finishing = True
         self._watch_writes()
 
     def resume_writing(self) -> None:

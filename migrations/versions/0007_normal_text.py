@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import sqlalchemy as sa
@@ -74,16 +74,28 @@ HIDDEN = {
 
 
 def upgrade() -> None:
+    events: list[Event] = []
     for name, mends in COLUMNS.items():
         table = sa.Table(name, sa.MetaData(), autoload_with=op.get_bind())
         for changes in _chunks(_changes(table, mends)):
-            if name == "users":
-                _log_accounts(changes)
-            else:
-                _log_rows(name, HIDDEN.get(name, set()), changes)
+            events += _of_accounts(changes) if name == "users" else _of_rows(name, HIDDEN.get(name, set()), changes)
+    if events:
+        _append(events)  # last: other writers lock rows first, and the head of the log after them
 
 
 Change = tuple[dict[str, Any], dict[str, Any]]  # a row before and after
+
+
+class Event(NamedTuple):
+    """An event that has no number yet; the fields are columns of `events`."""
+
+    topic: str
+    operation: str
+    entity_id: str | None
+    audience: str
+    payload: bytes
+    before: bytes
+    changed: list[str]
 
 
 def _changes(table: sa.Table, mends: Mapping[str, Mend]) -> Iterator[Change]:
@@ -141,21 +153,22 @@ def _as_json(value: Any) -> Any:
     return value.isoformat() if isinstance(value, date) else value
 
 
-def _log_rows(name: str, hidden: set[str], changes: Sequence[Change]) -> None:
+def _of_rows(name: str, hidden: set[str], changes: Sequence[Change]) -> list[Event]:
     before, after = ([_shown(change[side], hidden) for change in changes] for side in (0, 1))
     changed = {column for old, new in zip(before, after, strict=True) for column in new if new[column] != old[column]}
     payload = {"count": len(after), "items": after}
-    _append([(name, "update_bulk", None, "public", payload, before, sorted(changed))])
+    return [Event(name, "update_bulk", None, "public", orjson.dumps(payload), orjson.dumps(before), sorted(changed))]
 
 
-def _log_accounts(changes: Sequence[Change]) -> None:
+def _of_accounts(changes: Sequence[Change]) -> list[Event]:
     events = []
     for change in changes:
         before, after = (_account(row) for row in change)
         changed = [column for column in after if after[column] != before[column]]
+        payload, former = orjson.dumps(after), orjson.dumps(before)
         for topic, audience in (("users", "group:admin"), ("account", f"user:{after['id']}")):
-            events.append((topic, "update", str(after["id"]), audience, after, before, changed))
-    _append(events)
+            events.append(Event(topic, "update", str(after["id"]), audience, payload, former, changed))
+    return events
 
 
 def _account(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,34 +180,18 @@ def _account(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _append(events: Sequence[tuple[str, str, str | None, str, Any, Any, list[str]]]) -> None:
+def _append(events: Sequence[Event]) -> None:
     """Number and insert events, as `repository.engine.append` does for other writes."""
     bind = op.get_bind()
     take = sa.text("UPDATE event_head SET seq = seq + :count, size = size + :size WHERE id = 1 RETURNING seq")
-    payloads = [(orjson.dumps(each[4]), orjson.dumps(each[5])) for each in events]
-    size = sum(len(payload) + len(before) for payload, before in payloads)
+    size = sum(len(event.payload) + len(event.before) for event in events)
     last: int = bind.execute(take, {"count": len(events), "size": size}).scalar_one()
     now = datetime.now(UTC)
-    table = sa.table(
-        "events",
-        *(sa.column(name) for name in ("seq", "topic", "operation", "entity_id", "audience", "payload", "before")),
-        *(sa.column(name) for name in ("changed", "created_at")),
-    )
+    table = sa.table("events", *map(sa.column, ("seq", *Event._fields, "created_at")))
+    created_at = utc_text(now) if bind.dialect.name == "sqlite" else now
     rows = [
-        {
-            "seq": seq,
-            "topic": topic,
-            "operation": operation,
-            "entity_id": entity_id,
-            "audience": audience,
-            "payload": payload,
-            "before": before,
-            "changed": orjson.dumps(changed).decode(),
-            "created_at": utc_text(now) if bind.dialect.name == "sqlite" else now,
-        }
-        for seq, (topic, operation, entity_id, audience, _, _, changed), (payload, before) in zip(
-            range(last - len(events) + 1, last + 1), events, payloads, strict=True
-        )
+        {**event._asdict(), "changed": orjson.dumps(event.changed).decode(), "seq": seq, "created_at": created_at}
+        for seq, event in enumerate(events, last - len(events) + 1)
     ]
     bind.execute(table.insert(), rows)
 

@@ -95,6 +95,8 @@ class RestCalls:
 
     async def _call(self, reply_to: int | str | None, scope: Scope, body: bytes) -> None:
         async with self._room:
+            if self._gone.is_set():
+                return  # the call has not begun, and its client is gone
             try:
                 response = await call(self._websocket.app, scope, body, self._gone)
             except Exception as error:

@@ -73,7 +73,9 @@ async def confirm(tx: Transaction, token: str) -> dict[str, Any]:
         await address_changed(tx, user, used.email)
     else:
         await one_time_tokens.void(tx, user["id"], Purpose.ACTIVATE)
-        after = await users.change(tx, user, {"is_active": True, "awaits_activation": False}, actor_id=user["id"])
+        # The address is the account's own now, even if another account had it when this one was created.
+        values = {**users.as_stored({"email": user["email"]}), "is_active": True, "awaits_activation": False}
+        after = await users.change(tx, user, values, actor_id=user["id"])
     return users.public(after)
 
 
@@ -140,7 +142,8 @@ async def reset_password(tx: Transaction, token: str, password_hash: str) -> Non
     The account becomes active, because the token proves its address. Raises NotFound.
     """
     _, user = await _use(tx, token, Purpose.RESET)
-    values = {"password_hash": password_hash, "is_active": True, "awaits_activation": False}
+    proven = users.as_stored({"email": user["email"]})
+    values = {**proven, "password_hash": password_hash, "is_active": True, "awaits_activation": False}
     await _change_password(tx, user, values, keep_session_id=None)
 
 

@@ -217,8 +217,11 @@ async def _key_to_wait_with(tx: Transaction, key: str | None) -> str | None:
 
 
 def waiting_key(key: str) -> str:
-    """Return the key of the account that waits for an address which an active account has. No address has a space."""
-    return f"waiting {key}"
+    """Return the key of the account that waits for an address which an active account has.
+
+    It is the key of no login, since keys are case-folded.
+    """
+    return f"WAITING {key}"
 
 
 async def require_free(tx: Transaction, values: Row, user_id: int | None = None) -> None:
@@ -268,8 +271,7 @@ async def find_by_login(database: Database, login: str) -> list[dict[str, Any]]:
     """
     key = unique_key(login)
     where = TABLE.c.email_key.in_((key, waiting_key(key))) if "@" in login else TABLE.c.username_key == key
-    async with database.read() as connection:
-        found = [entity(row) for row in await connection.execute(select(TABLE).where(where, exists()))]
+    found = [entity(row) for row in await database.select(select(TABLE).where(where, exists()))]
     return sorted(found, key=lambda user: user["email_key"] == key)
 
 

@@ -214,7 +214,8 @@ class Database:
 
     async def _fetch(self, statement: Statement, values: Sequence[Any]) -> list[Any]:
         with _unavailable_when_lost():
-            connection, driver = self._hot_idle.pop() if self._hot_idle else await self._connect_hot()
+            async with asyncio.timeout(FETCH_SECONDS):
+                connection, driver = self._hot_idle.pop() if self._hot_idle else await self._connect_hot()
             try:
                 async with asyncio.timeout(FETCH_SECONDS):
                     if self.is_sqlite:
@@ -233,6 +234,7 @@ class Database:
 
     async def _connect_hot(self) -> tuple[AsyncConnection, Any]:
         connection = await self._engines.readers[Lane.POINT].connect()
+        engines.allow(connection)  # a read that was cancelled may have used it before
         return connection, (await connection.get_raw_connection()).driver_connection
 
     async def _fetch_afresh(self) -> None:
@@ -318,7 +320,7 @@ class Database:
                 if committing or is_over or not failures.may_run_again(error):
                     self._write_failure = failures.in_words(error)
                     self._note_read_failure(error)
-                    raise _unavailable(error) from error
+                    raise _unavailable(error, is_unknown=committing) from error
                 reason = failures.first_line(error)
                 metrics.COMMIT_RETRIES.inc()
                 log.info("transaction refused; retrying", attempt=attempt, reason=reason)
@@ -376,8 +378,10 @@ def _unavailable_when_lost() -> Iterator[None]:
         raise _unavailable(error) from error
 
 
-def _unavailable(error: BaseException) -> Unavailable:
+def _unavailable(error: BaseException, *, is_unknown: bool = False) -> Unavailable:
+    """Return the error for the client. `is_unknown`: COMMIT was sent, and no reply to it has come."""
     log.warning("database unavailable", reason=failures.first_line(error))
     if failures.is_blocked(error):
         return Unavailable("Another transaction holds a lock that this one needs; nothing was written: try again")
-    return Unavailable("The database is unavailable; it is unknown whether anything was written")
+    outcome = "it is unknown whether anything was written" if is_unknown else "nothing was written: try again later"
+    return Unavailable(f"The database is unavailable; {outcome}")

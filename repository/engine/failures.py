@@ -167,7 +167,9 @@ def is_stale(error: BaseException | None) -> bool:
 def may_run_again(error: BaseException) -> bool:
     """Return whether the transaction may be run again. With no free connection or lock it would wait again."""
     has_waited = isinstance(error, PoolTimeout) or _state(error).startswith(_WAITED_STATES)
-    return is_refused(error) or (is_foreign(error) and not has_waited)
+    # On SQLite, a full disk or a missing table lasts; on PostgreSQL, a void plan and a lost connection do not.
+    is_sqlite = isinstance(_driver_error(error), sqlite3.Error)
+    return is_refused(error) or (is_foreign(error) and not has_waited and not is_sqlite)
 
 
 def is_blocked(error: BaseException) -> bool:

@@ -21,7 +21,9 @@ def now_in_seconds(*, is_sqlite: bool) -> ColumnElement[Any]:
     return literal_column("extract(epoch from clock_timestamp())::double precision", Float)
 
 
-def has_expired(until: ColumnElement[Any], longest_seconds: float, *, is_sqlite: bool) -> ColumnElement[bool]:
+def has_expired(
+    until: ColumnElement[Any], longest_seconds: float | ColumnElement[Any], *, is_sqlite: bool
+) -> ColumnElement[bool]:
     """Return the condition that a lease of at most `longest_seconds` is over.
 
     A lease that ends later than one taken now was taken before the clock was set back: nobody could wait for its end.

@@ -27,8 +27,8 @@ ADDRESS_RATE = Rate(5, 24 * 60 * 60)  # changes of one account's email address b
 EDIT = Details(signed_in=True, if_match=True, answer_headers=("ETag",))
 EDIT_OWN = Details(
     description="Changing `username` or `email` requires `current_password`; if it is missing or wrong, the response "
-    "is a 403 that names it. Where accounts are activated by email, a new address takes effect when its confirmation "
-    "URL is opened.",
+    "is a 403 that names it. Where accounts are activated by email, a new address takes effect when the token that is "
+    "mailed to it is sent to `POST /auth/activate`.",
     errors=(403, 409),
     **EDIT,
 )

@@ -122,7 +122,7 @@ async def filled_by_the_version_before(places: Places) -> None:
     """Create a database of the schema before, and write to it as that version did: text as it was sent."""
     database = Database(places.database_url)
     async with database.begin() as (connection, _):
-        await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "0005"))
+        await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "0006"))
         await connection.execute(insert(models.event_head).values(id=1, epoch="e" * 16, seq=0))
     old_hash = PasswordHasher(8, 1, 1)._context.hash(f"{SPLIT} à Paris")
 
