@@ -215,7 +215,7 @@ export function positionOf(since, epoch = "") {
   if (typeof position.epoch !== "string") throw new TypeError(`epoch: expected a string, got ${shown(position.epoch)}`);
   if (position.epoch === "") {
     throw new TypeError(
-      `since: expected the number together with the epoch of its log, as in "<epoch>:${position.seq}"`,
+      `since: expected the epoch of the log together with the number, as in "<epoch>:${position.seq}"`,
     );
   }
   checked({ epoch: position.epoch });

@@ -77,7 +77,7 @@ def since_of(since: Position | int | str | None, epoch: str | None = None) -> Po
         raise ValueError(f"since: expected a number of at least 0, got {position.seq}")
     if not position.epoch:
         raise ValueError(
-            f"since: expected the number together with the epoch of its log, as in since='<epoch>:{position.seq}'"
+            f"since: expected the epoch of the log together with the number, as in since='<epoch>:{position.seq}'"
         )
     checked({"epoch": position.epoch})
     return position
