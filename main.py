@@ -111,7 +111,7 @@ async def prepare(settings: Settings) -> None:
 
 
 def warn_of_old_sqlite(settings: Settings) -> None:
-    """Log a warning when several workers are to share a file that SQLite may damage."""
+    """Log a warning when several workers will share a SQLite file and this version of SQLite may damage it."""
     if settings.workers > 1 and settings.database_url.startswith("sqlite") and not sqlite_is_safe():
         structlog.get_logger("main").warning(
             "sqlite too old for several workers",

@@ -84,21 +84,24 @@ def trimmed(pattern: str, expected: str) -> AfterValidator:
 
 def _in_nfc(text: str, max_length: int) -> str:
     text = nfc(text)
-    if len(text) > max_length:  # a few characters become two or three
-        raise ValueError(f"expected at most {max_length} characters in Unicode's normal form C")
+    if len(text) > max_length:  # NFC turns a few characters into two or three
+        raise ValueError(f"expected at most {max_length} characters in Unicode normal form C")
     return text
 
 
 def normal(max_length: int) -> AfterValidator:
-    """Return a validator that puts a string into NFC."""
+    """Return a validator that converts a string to NFC, in which it may have at most `max_length` characters."""
     return AfterValidator(lambda text: text if text.isascii() else _in_nfc(text, max_length))
 
 
 def visible(max_length: int) -> AfterValidator:
-    """Return a validator that puts a string into NFC and requires a visible character; JSON Schema: `_VISIBLE`."""
+    """Return a validator like `normal` that also requires a visible character, and rejects NUL.
+
+    `_VISIBLE` is the same rule for JSON Schema.
+    """
 
     def check(text: str) -> str:
-        if "!" <= text[0] <= "~" and text.isascii() and "\x00" not in text:  # nearly always
+        if "!" <= text[0] <= "~" and text.isascii() and "\x00" not in text:  # the most frequent case
             return text
         if "\x00" in text or not is_visible(text):
             raise ValueError("expected a string with a visible character, without NUL")
@@ -143,16 +146,18 @@ def examples(*shown: JsonDict, **more: JsonValue) -> ConfigDict:
 
 
 class Body(BaseModel):
-    """A request body. `NEEDED` lists members of which at least one must be there and not null, and what to say else."""
+    """A request body. Each entry of `NEEDED` names members of which at least one must be present and not null, and
+    holds the message for a body without them.
+    """
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
     NEEDED: ClassVar[Sequence[tuple[tuple[str, ...], str]]] = ()
 
     @classmethod
     def unmet(cls, value: Any, known: Sequence[FieldProblem]) -> list[FieldProblem]:
-        """Return what the body as sent lacks of `NEEDED`, besides the problems that are known.
+        """Return a problem for each entry of `NEEDED` that the body `value` does not meet, unless `known` contains it.
 
-        Pydantic looks at members together only when each of them is valid.
+        Pydantic checks members together only when each of them is valid.
         """
         places = {problem.loc[1:2] for problem in known}
         said = {problem.msg for problem in known}

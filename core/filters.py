@@ -1,11 +1,11 @@
 """The filter grammar: one parser for REST lists and subscriptions.
 
 A filter is a conjunction of conditions `field operator value` and, optionally, one disjunction of groups of conditions.
-A query string writes it as `rating[gte]=50&or[0][genre]=Drama&or[1][country]=GB` (lists: `core/texts/listed.py`),
-JSON as `{"rating": {"gte": 50}, "or": [{"genre": "Drama"}, {"country": "GB"}]}`; no operator means `eq`. Text is
-compared by code point; `contains` and `prefix` ignore case. A null field matches only `ne`. This module is pure: it
-does no I/O. `repository/generic/filter_sql.py` translates filters to SQL; `routes/http/parameters.py` describes them in
-the API. All three must agree.
+A query string writes it as `rating[gte]=50&or[0][genre]=Drama&or[1][country]=GB` (`core/texts/listed.py` has
+the form of lists), JSON as `{"rating": {"gte": 50}, "or": [{"genre": "Drama"}, {"country": "GB"}]}`; no operator means
+`eq`. Text is compared by code point; `contains` and `prefix` ignore case. A null field matches only `ne`. This module
+is pure: it does no I/O. `repository/generic/filter_sql.py` translates filters to SQL; `routes/http/parameters.py`
+describes them in the API. All three must agree.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Filter:
 
     @cached_property
     def searches(self) -> int:
-        """The number of conditions that search a text: their cost grows with its length."""
+        """The number of conditions that search a string, whose cost grows with the length of the string."""
         return sum(condition.op in (Op.CONTAINS, Op.PREFIX) for group in (self.all, *self.any) for condition in group)
 
 
@@ -184,7 +184,7 @@ def parse_query(
 
 
 def parse_json(value: Any, fields: Mapping[str, Field], loc: Loc = ("filter",)) -> Parsed:
-    """Parse the JSON form. `loc` is the prefix of the location of every problem."""
+    """Parse the JSON form. The location of each problem begins with `loc`."""
     if not isinstance(value, dict):
         problem = FieldProblem(loc, 'Expected an object such as {"rating": {"gte": 50}}', "invalid_filter")
         return Parsed(EVERYTHING, [problem])
@@ -309,14 +309,16 @@ def _parse_value(field: Field, op: Op, raw: Any, max_length: int = MAX_TEXT_LENG
 # --- matching
 
 Row = Mapping[str, Any]
-# The texts of one row without case, by column, filled as conditions ask for them: each text is converted once, however
-# many conditions of however many filters search it.
+# The lowercase strings of one row, by column. Each is converted when the first condition needs it, and only once,
+# however many conditions and filters search it.
 Folded = dict[str, str | None]
 _Test = Callable[[Row, Folded], bool]
 
 
 class Matcher(Protocol):
-    """A predicate on entities as `GET` returns them. `folded` belongs to this row; filters may share it."""
+    """A predicate on entities as `GET` returns them. `folded` caches the strings of this row; several filters may share
+    it.
+    """
 
     def __call__(self, row: Row, folded: Folded | None = None) -> bool: ...
 
@@ -346,7 +348,7 @@ def matcher_of(wanted: Filter) -> Matcher:
 
 
 def _folded(row: Row, column: str, folded: Folded) -> str | None:
-    """Return a text without case, from `folded` if it is there."""
+    """Return the lowercase string of a column, through the cache `folded`."""
     if column not in folded:
         text = row[column]
         folded[column] = without_case(text) if text is not None else None

@@ -50,7 +50,7 @@ HTTP_SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
     registry=REGISTRY,
 )
-HTTP_CONNECTIONS = _gauge("http_connections", "Open HTTP connections, including event streams, without websockets")
+HTTP_CONNECTIONS = _gauge("http_connections", "Open HTTP connections, including event streams, excluding websockets")
 HTTP_REFUSED = _counter(
     "http_connections_refused",
     "HTTP connections refused or closed, by reason: limit, head_size, head_time, invalid, idle or slow",
@@ -87,7 +87,9 @@ FEED_LAG = _gauge(
 LOG_READS = _counter("log_reads", "Pages of events read from the database")
 BUS_DEAF = _gauge("bus_deaf", "Workers that read the log because their shared bus is silent; normally 0")
 BUS_DROPPED = _counter("bus_dropped", "Events dropped by the bus and read from the log instead", "where")
-BUS_REJECTED = _counter("bus_rejected", "Messages of the shared bus rejected: not signed with the secret key")
+BUS_REJECTED = _counter(
+    "bus_rejected", "Messages of the shared bus rejected because they are not signed with a known secret key"
+)
 BUS_RECONNECTS = _counter("bus_reconnects", "Reconnections to the shared bus")
 HUB_FRAMES = _counter("hub_frames", "Frames built for live subscriptions, once per group of equal subscriptions")
 HUB_DELIVERIES = _counter("hub_deliveries", "Frames handed to sockets, counted once per socket")
@@ -101,7 +103,7 @@ SNAPSHOT_ROWS = _counter("snapshot_rows", "Rows sent in snapshots")
 
 # --- jobs and the database
 
-JOBS_RUNNING = _gauge("jobs_running", "Jobs that hold a slot")
+JOBS_RUNNING = _gauge("jobs_running", "Jobs that occupy a slot of a worker")
 ROWS_GENERATED = _counter("rows_generated", "Rows stored by jobs", "kind")
 MAILS = _counter("mails", "Attempts to send an email, by result: sent, postponed or failed", "result")
 COMMITS = _counter("commits", "Transactions committed")

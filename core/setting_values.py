@@ -1,6 +1,6 @@
-"""The checks of single settings. Each takes a value and returns it in its normal form, or raises ValueError.
+"""Validators of single settings. Each one returns the value in its normal form, or raises ValueError.
 
-A message does not repeat a value that may hold a password.
+No message repeats a value that may contain a password.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from core.network.hosts import parse_pattern
 # RFC 7518, section 3.2: an HMAC key must be at least as long as the hash.
 HASH_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 MIN_SECRET_KEY_BYTES = HASH_BYTES["HS256"]
-# Of redis-py: those that hosted databases hand out. Credentials belong before the host.
+# The options of redis-py that URLs of hosted databases contain. Credentials belong before the host, not in an option.
 REDIS_OPTIONS = frozenset(
     {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname", "protocol"}
 )
@@ -34,7 +34,7 @@ def _require(condition: object, expected: str) -> None:
 
 
 def _url_parts(url: str, expected: str) -> SplitResult:
-    """Split a URL. Raises ValueError, without the library's own message, which may hold part of a password."""
+    """Split a URL. Raises ValueError, without the library's own message, which may contain part of a password."""
     try:
         parts = urlsplit(url)
     except ValueError:

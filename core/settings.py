@@ -20,7 +20,7 @@ from core.errors import SettingsError, words_of
 from core.network.hosts import UNSPECIFIED, AllowedHosts, normal
 from core.setting_values import ANY_CASE, HASH_BYTES, LISTED, MIN_SECRET_KEY_BYTES
 
-MISSPELT_SIMILARITY = 0.8  # difflib's ratio: about one wrong letter in five
+MISSPELT_SIMILARITY = 0.8  # difflib's ratio; about one letter in five may be wrong
 
 
 class Settings(BaseSettings):
@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     read_timeout_seconds: float = Field(default=10, ge=0.1, le=300)
 
     generated_rows_per_day: int = Field(default=5_000_000, ge=1, le=1_000_000_000)
-    job_retention_hours: float = Field(default=168.0, ge=24, le=24 * 3650)  # at least the period of the quota
+    job_retention_hours: float = Field(default=168.0, ge=24, le=24 * 3650)  # at least the quota's period
 
     drain_seconds: float = Field(default=0, ge=0, le=300)
     metrics_token: SecretStr | None = None
@@ -141,14 +141,14 @@ class Settings(BaseSettings):
 
     @property
     def hosts(self) -> AllowedHosts:
-        """The hosts that requests may name, besides those of the loopback interface."""
+        """The hosts that requests may name, in addition to loopback names and addresses."""
         own = [self.host, *([urlsplit(self.public_url).hostname or ""] if self.public_url is not None else [])]
         patterns = frozenset({*self.allowed_hosts, *map(normal, own)})
         return AllowedHosts(patterns, allows_addresses=self.host in UNSPECIFIED)
 
     @property
     def origins(self) -> tuple[str, ...]:
-        """The origins whose pages may connect, besides the one that a request's `Host` names."""
+        """The origins whose pages may connect, in addition to the origin of the request's `Host`."""
         public = urlsplit(self.public_url) if self.public_url is not None else None
         own = (f"{public.scheme}://{public.netloc}".lower(),) if public is not None else ()
         return (*self.allowed_origins, *own)
@@ -201,7 +201,7 @@ def _check_env_file(path: Path) -> None:
 
 
 def warn_of_misspelt_settings() -> None:
-    """Log a warning for each name in `.env` that is not a setting but close to one. Other names are left alone."""
+    """Log a warning for each name in `.env` that resembles a setting but is none. Other names are ignored."""
     for name in dotenv_values(".env"):
         likely = get_close_matches(name.lower(), Settings.model_fields, n=1, cutoff=MISSPELT_SIMILARITY)
         if likely and name.lower() not in Settings.model_fields:

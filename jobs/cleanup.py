@@ -31,9 +31,7 @@ log = structlog.get_logger("cleanup")
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How much of the event log is kept: whatever is beyond one of the three is deleted. And how long finished jobs
-    are.
-    """
+    """How long events and finished jobs are kept. An event that exceeds any of the first three limits is deleted."""
 
     hours: float
     rows: int

@@ -4,8 +4,8 @@ Rules:
 - A chunk is one transaction: its rows, its event and the job's `done`. When a worker is killed at any point, the job
   continues after its last stored chunk in the first worker that claims it once the lease has expired. On shutdown, the
   leases are released at once.
-- Users share the slots: a job that has had its slot for SLOT_SECONDS leaves it when another user's job waits.
-- A paced job whose next chunk is due later leaves its slot until then.
+- Users share the slots: a job that has held a slot for SLOT_SECONDS leaves it when another user's job is waiting.
+- A paced job leaves its slot until its next chunk is due, unless that is within MAX_WAIT_IN_SLOT_SECONDS.
 """
 
 from __future__ import annotations
@@ -36,17 +36,20 @@ from resources.movies import MOVIES
 
 CONCURRENT_JOBS = 2
 POLL_SECONDS = 1.0
-MAX_LATE_SECONDS = 5.0  # of a paced job that waited for its slot, to be made up for
+MAX_LATE_SECONDS = 5.0  # a paced job that waited for a slot makes up for no more delay than this
 UNAVAILABLE_PAUSE_SECONDS = 0.5
-SLOT_SECONDS = 1.0
-MAX_WAIT_IN_SLOT_SECONDS = 0.5  # for the next chunk of a paced job: releasing and claiming it costs two transactions
+SLOT_SECONDS = 1.0  # of a turn while another user's job waits
+MAX_WAIT_IN_SLOT_SECONDS = 0.5  # for the next chunk of a paced job: to release and claim the job costs two transactions
 CAST_SIZE = 20  # movies among which the characters of one chunk are distributed
 
 log = structlog.get_logger("jobs")
 
 
 class SlotLeft(Exception):
-    """The job continues later: after `wait_seconds`, for its pace; else because the service stops, or others wait."""
+    """The job leaves its slot and continues later, after at least `wait_seconds`.
+
+    It waits for its pace, another user's job is waiting, or the service is stopping.
+    """
 
     def __init__(self, wait_seconds: float = 0.0) -> None:
         super().__init__()
@@ -137,7 +140,7 @@ class Runner:
                 log.info("job released", job=job.id)
 
     async def _run_chunks(self, job: ClaimedJob, owner: str) -> None:
-        """Store chunk after chunk; a thread makes the next one meanwhile. Raises SlotLeft, LeaseLost, Unavailable."""
+        """Store chunk after chunk while a thread makes the next one. Raises SlotLeft, LeaseLost and Unavailable."""
         done, started = job.done, time.monotonic()
         pace = Pace(job, started)
         self._leave_until(pace.due)
@@ -164,13 +167,13 @@ class Runner:
             await asyncio.gather(upcoming, return_exceptions=True)
 
     def _leave_until(self, due: float) -> None:
-        """Raise SlotLeft when the next chunk is due much later."""
+        """Raise SlotLeft when the next chunk is due in more than MAX_WAIT_IN_SLOT_SECONDS."""
         wait_seconds = due - time.monotonic()
         if wait_seconds > MAX_WAIT_IN_SLOT_SECONDS:
             raise SlotLeft(wait_seconds)
 
     async def _make_room(self, job: ClaimedJob, may_stay_until: float, due: float) -> float:
-        """Raise SlotLeft when the job has had its turn and another user's job waits. Return how long it may stay."""
+        """Return until when the job may stay. Raises SlotLeft if its turn is over and another user's job waits."""
         now = time.monotonic()
         if now < may_stay_until:
             return may_stay_until
@@ -183,7 +186,7 @@ class Runner:
         return await asyncio.to_thread(make_chunk, job, done, is_sqlite=self._database.is_sqlite)
 
     async def _sleep_until(self, due: float) -> None:
-        """Wait until `due` or a stop, much less than the lease."""
+        """Wait until `due` or a stop. The wait is much shorter than the lease."""
         if (left := due - time.monotonic()) > 0:
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
@@ -208,20 +211,20 @@ class Runner:
 
 
 class Pace:
-    """When the next chunk of a job is due: when its last row is due, at the job's rate. `due` is in monotonic time."""
+    """When the next chunk of a job is due: when the rate makes its last row due. `due` is a monotonic time."""
 
     def __init__(self, job: ClaimedJob, now: float) -> None:
         self._job = job
         self.due = now
         if job.rate is not None:
-            # A job that left its slot goes on as if it had stayed. One that is far behind does not make up for all.
-            # Nor does it wait longer than its pace: the clock of the database may have been set back.
+            # A job that left its slot continues as if it had stayed, but makes up for at most MAX_LATE_SECONDS. It does
+            # not wait longer than its pace either: the clock of the database may have been set back.
             longest = self._seconds_for(job.done)
             wait = longest if job.wait_seconds is None else job.wait_seconds
             self.due = now + min(max(wait, -MAX_LATE_SECONDS), longest)
 
     def _seconds_for(self, done: int) -> float:
-        """Return the time for the chunk after the first `done` rows."""
+        """Return the time that the rate allows for the chunk after the first `done` rows."""
         return min(self._job.batch_size, self._job.total - done) / self._job.rate if self._job.rate is not None else 0.0
 
     def stored(self, done: int) -> None:

@@ -3,8 +3,8 @@
 Rules:
 - The rows of a chunk, its event and the job's `done` commit together, and `advance` rejects a worker that has lost the
   lease. So each row is stored exactly once, even when a worker is killed.
-- `lease_until` of a job without an owner is when it may continue, or when its user was served last, whichever is later.
-  Users take turns: the next job is one of the user who was served least recently.
+- Users take turns: the next job is the oldest one of the user who was served least recently. For this purpose, a job
+  that no worker holds keeps in `lease_until` the time at which it was last served or, if it is paced, may continue.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from resources.jobs import Job
 LEASE_SECONDS = 5.0
 MAX_UNFINISHED_PER_USER = 20
 MAX_CLAIMS_WITHOUT_PROGRESS = 5
-QUOTA_HOURS = 24  # the period of the quota of rows
-SERVED_SECONDS = 60.0  # how long a finished job counts when users take turns
+QUOTA_HOURS = 24  # the period of the quota of generated rows
+SERVED_SECONDS = 60.0  # how long a job counts as served when users take turns
 
 UNFINISHED = ("queued", "running")
 TABLE = models.jobs
@@ -63,7 +63,7 @@ class ClaimedJob:
     batch_size: int
     rate: float | None
     user_id: int | None
-    wait_seconds: float | None  # until a paced job may continue, less than 0 when that is over; None when it begins
+    wait_seconds: float | None  # until a paced job may continue, negative if that time has passed; None for a new job
 
 
 class LeaseLost(Exception):
@@ -112,11 +112,11 @@ async def create(tx: Transaction, identity: Identity, order: JobOrder, max_rows_
 
 async def _check_quota(tx: Transaction, user_id: int, total: int, max_rows: int) -> None:
     if total > max_rows:
-        message = f"Expected at most {max_rows} rows, the quota of a user for a day"
+        message = f"Expected at most {max_rows}, the quota of rows for a user in {QUOTA_HOURS} hours"
         raise InvalidInput([FieldProblem(("path", "number"), message, "over_quota")])
     now = datetime.now(UTC)
     begin = utc_text(now - timedelta(hours=QUOTA_HOURS))
-    # A job that ended early counts with the rows it stored.
+    # A job that ended early counts only with the rows that it has stored.
     counted = case((TABLE.c.state.in_(UNFINISHED), TABLE.c.total), else_=TABLE.c.done)
     mine = and_(TABLE.c.user_id == user_id, TABLE.c.created_at > begin)
     sums = select(func.coalesce(func.sum(counted), 0), func.min(TABLE.c.created_at)).where(mine, counted > 0)
@@ -124,7 +124,7 @@ async def _check_quota(tx: Transaction, user_id: int, total: int, max_rows: int)
     if used + total > max_rows:
         since = (now - datetime.fromisoformat(oldest)).total_seconds()
         raise TooManyRequests(
-            f"You may generate {max_rows} rows in {QUOTA_HOURS} hours, and have ordered {used}",
+            f"Expected at most {max_rows} generated rows in {QUOTA_HOURS} hours; you have already ordered {used}",
             max(1, math.ceil(QUOTA_HOURS * 3600 - since)),
         )
 
@@ -198,9 +198,9 @@ def _is_held(job_id: str, owner: str) -> ColumnElement[bool]:
 
 
 def _served_at(*, is_sqlite: bool) -> ColumnElement[Any]:
-    """Return when the user of a job was served last, in a subquery."""
+    """Return the SQL expression for the time at which the user of a job was last served; 0 if that is long ago."""
     other, now = TABLE.alias(), now_in_seconds(is_sqlite=is_sqlite)
-    has_waited = or_(other.c.lease_owner.is_not(None), other.c.lease_until <= now)  # not one that waits for its pace
+    has_waited = or_(other.c.lease_owner.is_not(None), other.c.lease_until <= now)  # not for their pace
     served = and_(other.c.user_id == TABLE.c.user_id, other.c.lease_until > now - SERVED_SECONDS, has_waited)
     latest = select(func.max(other.c.lease_until)).where(served)
     return func.coalesce(latest.correlate(TABLE).scalar_subquery(), 0.0)
@@ -217,9 +217,9 @@ async def others_wait(database: Database, user_id: int | None) -> bool:
 
 
 async def claim(database: Database, owner: str) -> ClaimedJob | None:
-    """Lease a job that is queued, may continue, or whose lease has expired, and return it; None when there is none.
+    """Lease a job that is queued, may continue, or has an expired lease, and return it. Return None when there is none.
 
-    It is the oldest job of the user who was served least recently.
+    The job is the oldest one of the user who was served least recently.
     """
     free = select(TABLE.c.id).where(_is_free(is_sqlite=database.is_sqlite)).limit(1)
     # Check without a lock first: an idle worker must not take SQLite's write lock once a second.
@@ -277,7 +277,7 @@ async def fail(database: Database, job_id: str, owner: str, error: str) -> None:
 
 
 async def release(database: Database, job_id: str, owner: str, wait_seconds: float = 0.0) -> None:
-    """Give back a running job, so that another worker can claim it after `wait_seconds`."""
+    """Release the lease of a running job, so that any worker can claim the job after `wait_seconds`."""
 
     async def work(tx: Transaction) -> None:
         until = now_in_seconds(is_sqlite=tx.is_sqlite) + wait_seconds
@@ -287,7 +287,7 @@ async def release(database: Database, job_id: str, owner: str, wait_seconds: flo
 
 
 async def forget(database: Database, ended_before: datetime, *, max_rows: int) -> int:
-    """Delete finished jobs, with an event for each, at most `max_rows` in one transaction. Return how many."""
+    """Delete up to `max_rows` jobs that ended before `ended_before`, each with an event. Return how many."""
     old = select(TABLE).where(TABLE.c.state.notin_(UNFINISHED), TABLE.c.finished_at < utc_text(ended_before))
     if not await database.select(old.limit(1)):
         return 0  # without the write lock

@@ -22,7 +22,7 @@ LEASE_SECONDS = 9.0
 ANONYMOUS = 0  # the user id of every anonymous connection
 
 _NOW = [now_in_seconds(is_sqlite=is_sqlite) for is_sqlite in (True, False)]
-_LATEST = LEASE_SECONDS + CLOCK_GRACE_SECONDS  # as `leases.has_expired`
+_LATEST = LEASE_SECONDS + CLOCK_GRACE_SECONDS  # like `leases.has_expired`
 _IS_LIVE = [f"until BETWEEN {now} AND {now} + {_LATEST}" for now in _NOW]
 _WORKERS = Statement(*(f"SELECT id, version, {is_live} FROM workers" for is_live in _IS_LIVE))  # noqa: S608 (our own clock)
 _ROWS = statement("SELECT topic, user_id, username, connections, lingering FROM presence WHERE worker = $1")

@@ -41,16 +41,16 @@ Position = Annotated[str, Field(pattern=f"^({POSITION}|[0-9]{{1,19}})$")]
 
 class EventsQuery(Parameters):
     epoch: Annotated[str, Field(max_length=MAX_EPOCH_LENGTH)] | None = Field(
-        default=None, description="The log that `after` belongs to, when `after` is a number"
+        default=None, description="The epoch of the log that `after` belongs to, if `after` is a number"
     )
     after: Position | None = Field(
         default=None,
-        description="Only events after this position, `<epoch>:<seq>`, or after this number of the log `epoch`. By "
-        "default a page begins with the oldest event, a stream now",
+        description="Only events after this position: `<epoch>:<seq>`, or the number alone, with `epoch`. By default, "
+        "a page begins with the oldest event and a stream with the next one",
     )
     lastEventId: str | None = Field(  # noqa: N815 - the name of the parameter
         default=None,
-        description="The id to resume after, for event streams that cannot send the header `Last-Event-ID`; it takes "
+        description="The id to resume after, for clients that cannot send the header `Last-Event-ID`; it takes "
         "precedence over `after`",
     )
     topics: Annotated[
@@ -76,7 +76,7 @@ class EventsQuery(Parameters):
         try:
             return position_of(written, self.epoch, **AFTER_FORMS)
         except Incomplete as error:
-            # A 409, because each parameter is valid and no schema can say how the two relate.
+            # A 409, because each parameter on its own is valid, and no schema can relate the two.
             raise Conflict([FieldProblem(("query", "after"), str(error), error.kind)]) from error
 
 
@@ -95,8 +95,8 @@ ABOUT_STREAM = "Server-sent events: `id` is `<epoch>:<seq>`, `data` is a frame a
     {200: EventsPage},
     description="Read a page of frames, as on the websocket; a page without a `Link` to the next one reaches the end "
     "of the log. With `Accept: text/event-stream` the response does not end: it sends each event as it happens, and "
-    "`Last-Event-ID` resumes after a lost connection, and so does `lastEventId` in the query. A position that cannot "
-    "be resumed gets one `resync` frame.",
+    "`Last-Event-ID` resumes after a lost connection, and so does `lastEventId` in the query. If a position "
+    "cannot be resumed, a `resync` frame says so.",
     headers={"Last-Event-ID": "For event streams: the id to resume after; it takes precedence over the query"},
     errors=(403, 406, 409, 429),
     answer_headers=("Stream-Position", "Link"),

@@ -1,4 +1,4 @@
-"""The transport of an HTTP connection as uvicorn sees it: closed gently, so that the client receives the response."""
+"""The transport that uvicorn uses for an HTTP connection. It closes only once the client can receive the response."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Finishing(Protocol):
 
 
 class GentleTransport(asyncio.Transport):
-    """Its `close` is `finish` of the protocol."""
+    """Its `close` calls the protocol's `finish`; everything else goes to the raw transport."""
 
     def __init__(self, raw: asyncio.Transport, protocol: Finishing) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class GentleTransport(asyncio.Transport):
         self._protocol: Finishing | None = protocol
 
     def forget_protocol(self) -> None:
-        """Break the circle of references, which would keep both until the next full garbage collection."""
+        """Break the reference cycle, which would keep both objects until the next full garbage collection."""
         self._protocol = None
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP connections of this process: how many in total and per address, and the bounds that each of them has.
+"""The limits on the number of HTTP connections of this process, in total and per address.
 
 A connection is counted from its accept until it is closed or becomes a websocket, which `realtime.sockets.registry`
 counts.
@@ -15,14 +15,16 @@ import structlog
 from core import metrics
 from core.network.addresses import network_of
 
-MAX_LINGERING_REFUSALS = 100  # a refused connection stays open for a moment, so that its client receives the answer
+MAX_LINGERING_REFUSALS = 100  # a refused connection stays open for a moment, so that its client receives the response
 WARN_SECONDS = 60.0  # between two warnings about refused connections
 
 log = structlog.get_logger("http_connections")
 
 
 class HttpConnections:
-    """One per process. `is_trusted` tells the addresses of proxies, whose connections come from many clients."""
+    """One per process. `is_trusted` returns whether an address is that of a proxy, whose connections come from many
+    clients.
+    """
 
     def __init__(
         self,
@@ -44,7 +46,7 @@ class HttpConnections:
         return self._total
 
     def enter(self, address: str) -> str | None:
-        """Count a connection until `leave`. Return why it is refused instead, or None."""
+        """Count a connection until `leave` and return None, or return the reason why the connection is refused."""
         network = network_of(address)
         reason = self._reason_against(network, address)
         if reason is not None:
@@ -64,7 +66,7 @@ class HttpConnections:
         return None
 
     def _warn(self, network: str, reason: str) -> None:
-        """Log the refusal, unless another was logged in the last WARN_SECONDS: there may be thousands."""
+        """Log the refusal, unless another one was logged in the last WARN_SECONDS: there may be thousands."""
         self._refused += 1
         now = time.monotonic()
         if now - self._warned_at >= WARN_SECONDS:
@@ -82,9 +84,9 @@ class HttpConnections:
         metrics.HTTP_CONNECTIONS.dec()
 
     def may_linger(self) -> bool:
-        """Count a refused connection that stays open until its client has received the answer.
+        """Count a refused connection that stays open until its client has received the response.
 
-        Return False when there are too many of these. Otherwise `lingered` must be called at its end.
+        Return False when too many of these are open. Otherwise the caller must call `lingered` at the end.
         """
         if self._lingering >= MAX_LINGERING_REFUSALS:
             return False

@@ -1,15 +1,15 @@
-"""uvicorn's HTTP protocol, with a bound on everything that a client may leave unsaid, unsent or unread.
+"""uvicorn's HTTP protocol, with limits for clients that send nothing, never finish a request or read no response.
 
 Rules:
-- A request head has MAX_HEAD_BYTES and HEAD_SECONDS. A connection on which nothing is sent has HEAD_SECONDS for its
-  first request, and uvicorn's keep-alive timeout for each further one. The body has the deadline of
-  `routes.http.parsing`.
-- A connection whose client takes nothing of a response for WRITE_SECONDS is aborted; a slow client that takes something
-  keeps it.
-- Input that arrives after its response is read and discarded, within bounds. A connection that is closed while such
-  input is unread is reset, and the client might lose the response.
+- A request head may have MAX_HEAD_BYTES and take HEAD_SECONDS; for the first one, this time begins with the connection.
+  Each further request must begin within uvicorn's keep-alive timeout. `routes.http.parsing` has the deadline of the
+  body.
+- A connection is aborted when its client takes nothing of a response for WRITE_SECONDS; a slow client that takes some
+  of it may continue.
+- Input that arrives after its response is read and discarded, up to a limit. To close the connection while such input
+  is unread would reset it, and the client might lose the response.
 - A connection beyond the limits of `server.http_connections` gets a 503 and is closed.
-- A websocket leaves this protocol, and its bounds, with the handshake.
+- A websocket leaves this protocol, and its limits, with the handshake.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from server.gentle_transport import GentleTransport
 from server.http_connections import HttpConnections
 
 MAX_HEAD_BYTES = 64 * 1024  # of the request line and the headers
-MAX_HEADERS = 128  # looking a header up costs time for each of them
+MAX_HEADERS = 128  # a header is looked up by comparing it with each of them
 HEAD_SECONDS = 10.0  # to send a head; to send anything on a new connection
 # Longer, so that an event stream ends a slow client itself and logs its position.
 WRITE_SECONDS = SLOW_CLIENT_SECONDS + 5.0
@@ -40,8 +40,8 @@ WRITE_CHECK_SECONDS = 2.5
 # For clients that send their whole body before they read: enough for a picture over a slow line.
 LINGER_SECONDS = 30.0
 LINGER_BYTES = 64 * 1024 * 1024
-LINGER_QUIET_SECONDS = 5.0  # without a byte, nothing more is expected
-SHORT_LINGER_SECONDS = 1.0  # beyond the limits of connections, and when the service stops
+LINGER_QUIET_SECONDS = 5.0  # without a byte: then no more is expected
+SHORT_LINGER_SECONDS = 1.0  # for a connection beyond the limits, and when the service stops
 
 RETRY_AFTER_SECONDS = 5
 
@@ -50,12 +50,12 @@ _INT = Struct("i")
 log = structlog.get_logger("http_protocol")
 
 
-# What the parser expects next. Numbers, since the members of an Enum are slow to look up for each request.
+# What the parser expects next. Plain numbers, because looking up members of an Enum for each request is slow.
 _IDLE = 0  # a request, or nothing
 _HEAD = 1  # the rest of a head
 _BODY = 2  # the rest of a body
-_LINGERING = 3  # nothing: input is discarded, and the connection is about to be closed
-_GONE = 4  # nothing: the connection is lost, or a websocket
+_LINGERING = 3  # nothing: input is discarded, and the connection will be closed
+_GONE = 4  # nothing: the connection is lost, or has become a websocket
 
 
 class _BadHead(Exception):
@@ -65,33 +65,33 @@ class _BadHead(Exception):
 class MarqueeHTTPProtocol(HttpToolsProtocol):
     """Offers `ABORT` in the `extensions` of each request's scope: a function that aborts the connection.
 
-    Over plain ASGI a response can only end in order, which a client that does not read never lets happen.
+    Over plain ASGI, a response can end only after all of it is sent, which a client that does not read prevents.
     """
 
     _raw: asyncio.Transport
     _connections: HttpConnections
     _address = ""
     _is_counted = False
-    _is_refused = False  # at accept, and lingering
+    _is_refused = False  # because of the limits of connections; lingers
     is_finishing = False  # nothing more is written
     _linger_seconds: float
     _phase = _IDLE
-    _deadline: asyncio.TimerHandle | None = None  # of the head, or of what is discarded
+    _deadline: asyncio.TimerHandle | None = None  # of the head, or for discarding input
     _chunk = 0  # bytes of the data that is being parsed
-    _has_progressed = False  # in that data: a head or a part of a body is complete
+    _has_progressed = False  # whether that data has completed a head or a part of a body
     _unparsed = 0  # bytes received since then
-    _is_discarding = False  # the rest of a body whose response is complete
+    _is_discarding = False  # whether it discards the rest of a body whose response is complete
     _discard_until = 0.0
     _discard_bytes = 0
     _write_timer: asyncio.TimerHandle | None = None
-    _untaken = 0  # bytes, when the client last took some
+    _untaken = 0  # bytes that the client had not taken at `_taken_at`, when it last took some
     _taken_at = 0.0
 
     # --- the connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._linger_seconds = LINGER_SECONDS
-        self._raw = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+        self._raw = cast(asyncio.Transport, transport)  # uvloop's transport is not a subclass of it
         super().connection_made(GentleTransport(self._raw, self))
         self._connections = self.app_state["http_connections"]
         self._address = self.client[0] if self.client is not None else ""
@@ -181,7 +181,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._has_progressed = True
-        # The exact size is needed only when all that was received since the last request is too large.
+        # The exact size is needed only if everything received since the last request is larger than the limit.
         if self._unparsed + self._chunk > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             target, headers = self._head_sizes()
             if target + headers > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
@@ -189,7 +189,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         self._phase = _BODY
         if not self.parser.should_upgrade():
-            # The parser reports trailer fields as headers. They come too late to be any, and are dropped.
+            # The parser reports trailer fields as headers. They come after the headers were used, and are dropped.
             self.headers = []
 
     def on_body(self, body: bytes) -> None:
@@ -220,10 +220,10 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _head_sizes(self) -> tuple[int, int]:
-        """Return the bytes of the target and of the headers received so far."""
+        """Return the sizes in bytes of the target and of the headers received so far."""
         return len(self.url), sum(len(name) + len(value) + 4 for name, value in self.headers)  # ": " and CR LF
 
-    # --- refusals
+    # --- rejected requests
 
     def _head_expired(self) -> None:
         self._deadline = None
@@ -233,32 +233,32 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         elif self._phase == _HEAD:
             self._refuse(408, f"Expected the request line and the headers within {HEAD_SECONDS:g} seconds", "head_time")
         else:
-            # No answer: a browser that has opened a connection in advance would take it for that of its next request.
+            # No response: a browser that has opened a connection in advance would take it for that of its next request.
             metrics.HTTP_REFUSED.labels("idle").inc()
             self.finish()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse input that the parser, or one of its callbacks, rejects."""
+        """Respond to input that the parser, or one of its callbacks, has rejected."""
         target, headers = self._head_sizes() if self._phase == _HEAD else (0, 0)
         size = max(target + headers, self._unparsed) if self._phase == _HEAD else 0
         if size > MAX_HEAD_BYTES and target > headers:
-            self._refuse(414, f"Expected a request line of less than {MAX_HEAD_BYTES} bytes", "head_size")
+            self._refuse(414, f"Expected a request line and headers of at most {MAX_HEAD_BYTES} bytes", "head_size")
         elif size > MAX_HEAD_BYTES:
-            self._refuse(431, f"Expected headers of less than {MAX_HEAD_BYTES} bytes", "head_size")
+            self._refuse(431, f"Expected a request line and headers of at most {MAX_HEAD_BYTES} bytes", "head_size")
         elif self._phase == _HEAD and len(self.headers) > MAX_HEADERS:
             self._refuse(431, f"Expected at most {MAX_HEADERS} headers", "head_size")
         else:
-            self._refuse(400, "Expected a request of HTTP/1.1", "invalid")
+            self._refuse(400, "Expected a valid HTTP/1.1 request", "invalid")
 
     def _refuse(self, status: int, detail: str, reason: str) -> None:
-        """Answer what is not a request of the application, and close the connection."""
+        """Send an error response that the application does not know of, and close the connection."""
         metrics.HTTP_REFUSED.labels(reason).inc()
         if self._is_discarding:  # the request has had its response
             self.is_finishing = True
             self._linger()
             return
         if not self._is_response_complete:
-            if self._phase != _BODY or self.pipeline:  # sent ahead: the requests before get their responses
+            if self._phase != _BODY or self.pipeline:  # a pipelined request; the ones before it still get responses
                 self._phase, self.cycle.keep_alive = _LINGERING, False
                 return
             if self.cycle.response_started:
@@ -266,8 +266,8 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
                 return
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if not self._is_refused:  # of these, `HttpConnections` logs a few
-            log.info("request refused", status=status, reason=reason, address=self._address)
+        if not self._is_refused:  # `HttpConnections` logs the others, at most once a minute
+            log.info("request rejected", status=status, reason=reason, address=self._address)
         body = orjson.dumps({"detail": detail})
         head = [
             *self.server_state.default_headers,
@@ -285,7 +285,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     # --- the end
 
     def finish(self) -> None:
-        """Close the connection once its client can have the response: what `transport.close()` means to uvicorn."""
+        """Close the connection once its client can receive the response. uvicorn calls this by `transport.close()`."""
         if self.is_finishing:
             return
         self.is_finishing = True
@@ -302,7 +302,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self._start_discarding()
 
     def _linger(self) -> None:
-        """Send what is written, and the end; discard what arrives meanwhile."""
+        """Send what is written and the end of the stream, and discard what arrives meanwhile."""
         self._phase = _LINGERING
         self._is_discarding = False
         if self._raw.is_closing():
@@ -365,7 +365,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self._stop_watching_writes()
 
     def _watch_writes(self) -> None:
-        """Begin to check that the client takes what is written. Nothing more is written before it has."""
+        """Begin to check that the client takes what is written. Until it does, nothing more is written."""
         self._stop_watching_writes()
         self._untaken, self._taken_at = self._untaken_bytes(), self.loop.time()
         if self._raw.get_write_buffer_size():
@@ -383,9 +383,10 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self._write_timer = self.loop.call_later(WRITE_CHECK_SECONDS, self._check_writes)
 
     def _untaken_bytes(self) -> int:
-        """Return how many bytes the client has not acknowledged, as far as the system tells.
+        """Return how many bytes the client has not acknowledged, as far as the system knows.
 
-        The system's own buffer holds megabytes, and takes more from ours only after it has sent a large part of them.
+        Our own buffer alone would not do: the system's buffer holds megabytes, and takes more from ours only after it
+        has sent a large part of them.
         """
         queued = 0
         with suppress(OSError):

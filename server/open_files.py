@@ -1,4 +1,4 @@
-"""The limit of open files: raised as far as the system allows, and compared with what the settings need."""
+"""The limit of open files: it is raised as far as the system allows, and compared with what the settings need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import structlog
 
 from core.settings import Settings
 
-RESERVED_FILES = 96  # of a process, for what is no client: databases, Redis, storage, logs, libraries
+RESERVED_FILES = 96  # of a process, for everything but clients: databases, Redis, storage, logs, libraries
 
 log = structlog.get_logger("open_files")
 
@@ -40,12 +40,12 @@ def limit() -> int:
 
 
 def raise_limit(settings: Settings) -> None:
-    """Raise the limit of this process, and of the workers that it starts, to the hard limit. Warn when that is not
-    enough for the connections that the settings allow.
+    """Raise the limit of this process, and of the workers that it starts, to the hard limit. Log a warning when that is
+    not enough for the connections that the settings allow.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        # macOS rejects an unlimited number.
+        # macOS does not accept an unlimited number.
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     number = limit()
@@ -53,12 +53,13 @@ def raise_limit(settings: Settings) -> None:
     if is_limited(number) and number < needed:
         fitted = fit(wanted(settings), number)
         log.warning(
-            "open files limit too low for MAX_CONNECTIONS and MAX_HTTP_CONNECTIONS",
+            "open files limit too low",
             limit=number,
             needed=needed,
             websockets=fitted.sockets,
             http_connections=fitted.http,
-            advice="raise the limit (ulimit -n, LimitNOFILE=, docker run --ulimit nofile=) or lower these settings",
+            hint="raise the limit (ulimit -n, LimitNOFILE=, docker run --ulimit nofile=), "
+            "or lower MAX_CONNECTIONS and MAX_HTTP_CONNECTIONS",
         )
 
 
@@ -67,9 +68,10 @@ def is_limited(number: int) -> bool:
 
 
 def fit(limits: ConnectionLimits, number: int) -> ConnectionLimits:
-    """Return limits that leave RESERVED_FILES of `number` files, so that clients cannot use up what the database needs.
+    """Return limits that leave RESERVED_FILES of `number` files free, so that clients cannot use up the files that the
+    database needs.
 
-    Where they are lowered, no address gets more than a quarter.
+    Lowered limits allow each address at most a quarter of the connections.
     """
     total = limits.sockets + limits.http
     room = max(2, number - RESERVED_FILES)

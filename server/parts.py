@@ -64,7 +64,7 @@ from services.tokens import Tokens
 SWITCH_SECONDS = 0.0005
 GAUGE_SECONDS = 0.5
 HAND_OVER_SECONDS = 1.5  # for chunks of jobs and for emails that are being sent
-MAX_LOG_SIZES = 4  # of SQLite's write-ahead log, in SQLITE_LOG_BYTES: then writes wait until it is emptied
+MAX_LOG_SIZES = 4  # SQLite's write-ahead log may have this many SQLITE_LOG_BYTES; then writes wait until it is emptied
 MAX_LAG_EVENTS = 1_000  # a feed that is further behind is reported by `readiness`
 
 log = structlog.get_logger("parts")
@@ -236,7 +236,7 @@ class Parts:
             presence=self.presence,
             identify=partial(identify, self.database, self.tokens),
             allowed_origins=self.settings.origins,
-            warn_of_origin=WarnOnce(structlog.get_logger("http"), "origin refused"),
+            warn_of_origin=WarnOnce(structlog.get_logger("http"), "origin rejected"),
             requires_auth=self.settings.websocket_auth == "required",
             limits_messages=self.settings.has_limits,
         )

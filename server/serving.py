@@ -36,8 +36,9 @@ BATCH_SOCKETS = 100  # at least so many are closed at a time
 BATCH_SECONDS = 0.05
 SPREAD_SECONDS = 2.5  # over which all sockets are closed, in larger batches when there are many
 TICK_SECONDS = 0.1
-# A peer that vanished is noticed within two minutes: 15 s until an event stream's next heartbeat, and then these. They
-# are longer than the deadlines of a client that reads too slowly, which the system would take for a vanished one.
+# A peer that has vanished is noticed within two minutes: at most 15 s until an event stream's next heartbeat, and then
+# VANISHED_SECONDS. These are longer than the deadlines for slow readers, which the system could take for vanished
+# peers.
 VANISHED_SECONDS = 90
 PROBE_AFTER_SECONDS = 30
 PROBE_INTERVAL_SECONDS = 15
@@ -55,8 +56,8 @@ def banner(settings: Settings, port: int) -> str:
     if settings.hosts.allows_addresses and not settings.hosts.allows_all:
         named = f", or by {', '.join(settings.allowed_hosts)}" if settings.allowed_hosts else ""
         others = f"""
-  Other machines reach it by an IP address of this one{named}.
-  To use further names (of a machine, a container or a proxy), list them in ALLOWED_HOSTS.
+  Other machines reach it by the IP address of this machine{named}.
+  To use other names (of a machine, a container or a proxy), list them in ALLOWED_HOSTS.
 """
     json = "-H 'Content-Type: application/json'"
     return f"""
@@ -241,9 +242,10 @@ def serve(settings: Settings, app: Any, listener: socket.socket, announce: Calla
 
 
 def _notice_vanished_peers(listener: socket.socket) -> None:
-    """Let the system end connections whose peer has vanished without a word. Accepted sockets inherit the options.
+    """Let the system end connections whose peer has vanished without closing them.
 
-    A connection on which nothing is sent is probed; one with unacknowledged data is given up after VANISHED_SECONDS.
+    Accepted sockets inherit the options. A silent connection is probed. A connection with unacknowledged data is
+    aborted after VANISHED_SECONDS.
     """
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
@@ -255,7 +257,7 @@ def _notice_vanished_peers(listener: socket.socket) -> None:
     ):
         option = getattr(socket, name, None)
         if option is not None:
-            with suppress(OSError):  # not every system has every option
+            with suppress(OSError):  # not every system accepts every option
                 listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 

@@ -7,8 +7,8 @@ Rules:
 - Reading goes on for a moment after a close frame: closing with unread input would reset the connection, and the peer
   would never receive the frame.
 - A peer that still takes data counts as alive, even when its pong is late.
-- Pings count as messages of the client. One beyond the rate, or while much is unsent, gets no pong: a peer that does
-  not read must not fill the memory. RFC 6455 (section 5.5.3) lets a peer answer the latest ping only.
+- Pings count as messages of the client. A ping gets no pong when it exceeds the rate or while much is unsent, so that a
+  peer that does not read cannot fill the memory. RFC 6455 (section 5.5.3) requires a pong for the latest ping only.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     _shutdown_timer: asyncio.TimerHandle | None = None
     _written = 0  # bytes of frames handed to the transport
     _taken_at_ping = 0
-    # Counts a control frame of the peer; returns whether it is within the rate.
+    # Counts a control frame of the peer, and returns whether it is within the rate.
     on_control_frame: Callable[[], bool] | None = None
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
@@ -92,8 +92,8 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
                 self._refuse_unparsed(self.conn.handshake_exc)
 
     def _refuse_unparsed(self, error: Exception) -> None:
-        """Answer a handshake that `websockets` cannot parse, although httptools could."""
-        self.conn.data_to_send()  # its answer, if it has any, has another form than ours
+        """Reject a handshake that `websockets` cannot parse, although httptools could."""
+        self.conn.data_to_send()  # discards the library's own response, whose form differs from ours
         if isinstance(error, RequestLineTooLong):
             self._refuse(414, f"Expected a request line of at most {MAX_LINE_LENGTH} bytes in a websocket handshake")
         elif isinstance(error, HeaderLineTooLong | TooManyHeaders):
@@ -115,7 +115,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         if event.data or event.fin:
             super().handle_cont(event)
         elif self.on_control_frame is not None:
-            self.on_control_frame()  # an empty part adds nothing to a message, and there may be any number of them
+            self.on_control_frame()  # an empty fragment adds nothing to a message and could be sent without end
 
     def handle_close(self, event: Frame) -> None:
         super().handle_close(event)
@@ -175,7 +175,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     def shutdown(self) -> None:
         """Close because the service is stopping, and abort the connection after SHUTDOWN_SECONDS. Idempotent."""
         if not self.handshake_complete:
-            # The client tries another server.
+            # So that the client tries another server.
             self._refuse(503, "The service is stopping", {"Retry-After": "1"})
         elif self.is_open:
             self.close_now(CloseCode.SERVICE_RESTART)
@@ -184,7 +184,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
             self._shutdown_timer = self.loop.call_later(SHUTDOWN_SECONDS, self.transport.abort)
 
     def _refuse(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
-        """Answer the handshake over HTTP, and close the connection."""
+        """Reject the handshake with an HTTP response, and close the connection."""
         body = orjson.dumps({"detail": detail})
         about = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
         everywhere = {"X-Content-Type-Options": "nosniff"}
@@ -222,14 +222,14 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
 
 
 class _Frames(ServerProtocol):
-    """Parses frames; `answers_ping` is asked about each ping whether it gets a pong."""
+    """Parses frames. `answers_ping` is called for each ping, and returns whether to send a pong."""
 
     def __init__(self, answers_ping: Callable[[], bool], **options: Any) -> None:
         super().__init__(**options)
         self._answers_ping = answers_ping
 
     def send_frame(self, frame: Frame) -> None:
-        # Called with a pong only while the ping is parsed.
+        # The library sends pongs only in response to pings that it parses.
         if frame.opcode is not Opcode.PONG or self._answers_ping():
             super().send_frame(frame)
 

@@ -56,7 +56,7 @@ class PasswordHasher:
         normal = nfkc(password)
         is_right, new_hash = self._verify(normal, password_hash)
         if not is_right and password != normal:
-            # Hashes of earlier versions are of the password as it was typed.
+            # Earlier versions hashed the password as it was typed.
             is_right, _ = self._verify(password, password_hash)
             new_hash = self.hash(normal) if is_right else None
         return Verdict(is_right, new_hash)

@@ -192,8 +192,9 @@ function eventOf(frame, position) {
 // the caller have no effect.
 
 /**
- * Returns the position given as such, as a string in the form of the header `Stream-Position` (`<epoch>:<seq>`), or as a
- * number and its epoch. A number alone would continue in another log after a restored backup. Throws TypeError.
+ * Returns a position that is given as a `Position`, as a string in the form of the header `Stream-Position`
+ * (`<epoch>:<seq>`), or as a number with its epoch. A number alone is rejected, because after a restored backup it
+ * could continue in another log. Throws TypeError.
  * @param {Position | number | string | null | undefined} since
  * @param {string} [epoch]
  * @returns {Position | null}
@@ -213,7 +214,9 @@ export function positionOf(since, epoch = "") {
   }
   if (typeof position.epoch !== "string") throw new TypeError(`epoch: expected a string, got ${shown(position.epoch)}`);
   if (position.epoch === "") {
-    throw new TypeError(`since: expected the epoch of the log with the number, as in "<epoch>:${position.seq}"`);
+    throw new TypeError(
+      `since: expected the epoch of the log together with the number, as in "<epoch>:${position.seq}"`,
+    );
   }
   checked({ epoch: position.epoch });
   return position;
@@ -282,9 +285,9 @@ function optionsOf({ topics, filter = null, snapshot = false, bulk = null, deliv
 }
 
 /**
- * Returns the query string of a list with this filter, written as for subscriptions, and with parameters such as `sort`,
- * `limit` and `q`. A value of `in` with a comma, or with a quote at its start, is written in double quotes, and quotes in
- * it are doubled. Throws TypeError for values other than strings, numbers and booleans.
+ * Returns the query string of a REST list. `filter` has the form that subscriptions take; `parameters` are others, such
+ * as `sort`, `limit` and `q`. A value of `in` that contains a comma or starts with a quote is written in double quotes,
+ * with the quotes inside doubled. Throws TypeError for values other than strings, numbers and booleans.
  *
  *     "/movies?" + queryOf({ title: { in: ["The Good, the Bad and the Ugly", "Alien"] } }, { sort: "-rating" })
  * @param {Record<string, any> | null} [filter]
@@ -330,7 +333,7 @@ function listedText(value) {
 /** @param {any} value */
 function queryText(value) {
   if (!["string", "number", "boolean"].includes(typeof value)) {
-    throw new TypeError(`expected a text, a number or a boolean, got ${shown(value)}`);
+    throw new TypeError(`expected a string, a number or a boolean, got ${shown(value)}`);
   }
   return String(value);
 }

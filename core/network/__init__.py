@@ -1,1 +1,1 @@
-"""Client addresses, and the hosts that the service is addressed by."""
+"""Addresses of clients, and the hosts that requests may name."""

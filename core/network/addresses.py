@@ -1,6 +1,6 @@
-"""Addresses of clients: how they are written, and which of them are one client. Pure.
+"""Addresses of clients: how they are parsed, and which of them count as one client. Pure.
 
-Every limit per address counts what `network_of` returns, so that one client is one client everywhere.
+Every limit per address counts by the result of `network_of`, so that all limits agree on what one client is.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
-IPV6_NETWORK_BITS = 64  # what one customer has at least: all its addresses are one client
+IPV6_NETWORK_BITS = 64  # one customer has at least such a network, so its addresses count as one client
 
 
 def parse_address(text: str) -> IPv4Address | IPv6Address | None:
-    """Return the address in `1.2.3.4`, `1.2.3.4:5678`, `::1`, `[::1]:5678` or `fe80::1%eth0`; None for anything else.
+    """Parse `1.2.3.4`, `1.2.3.4:5678`, `::1`, `[::1]:5678` or `fe80::1%eth0`. Return None for anything else.
 
-    A port and a zone are left out. An IPv4-mapped IPv6 address is returned as IPv4.
+    A port and a zone are ignored. An IPv4-mapped IPv6 address is returned as IPv4.
     """
     host = text.strip().strip('"')
     if host.startswith("["):
@@ -32,7 +32,7 @@ def parse_address(text: str) -> IPv4Address | IPv6Address | None:
 def network_of(host: str) -> str:
     """Return the address itself for IPv4 and its /64 network for IPv6, which one client controls as a whole.
 
-    What is not an address, such as the name of a Unix socket, is returned as it is.
+    A string that is not an address, such as the name of a Unix socket, is returned unchanged.
     """
     address = parse_address(host)
     if address is None:

@@ -1,1 +1,1 @@
-"""Text: the form in which it is stored and compared, and lists of values in a query."""
+"""Strings: the form in which they are stored and compared, and lists of them in a query."""

@@ -1,7 +1,8 @@
-"""Text as people write it: one normal form, and what of it can be seen. Pure.
+"""Strings that people write: their normal form, and which characters are visible. Pure.
 
-Equivalent spellings (`é` as one character, or as `e` with an accent after it) look alike and must compare alike, so
-text is in Unicode's normal form C (NFC) from where it enters: bodies, filters, search. Passwords are hashed in NFKC.
+Equivalent spellings (`é` as one character, or as `e` followed by an accent) look the same and must compare equal.
+Therefore strings are converted to Unicode's normal form C (NFC) where they enter: in bodies, filters and searches.
+Passwords are hashed in NFKC.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ _VISIBLE = re.compile(rf"[^{BLANK}{INVISIBLE}]")
 
 
 def nfc(text: str) -> str:
-    """Return the text in normal form C. Other tasks wait meanwhile, so the text must be of bounded length."""
+    """Return the string in normal form C. Other tasks wait meanwhile, so the length of the string must be limited."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def nfkc(text: str) -> str:
-    """Return the text in normal form KC, in which full-width letters and ligatures are the plain ones, too."""
+    """Return the string in normal form KC, which also replaces full-width letters and ligatures by plain letters."""
     return text if text.isascii() else unicodedata.normalize("NFKC", text)
 
 
 def is_visible(text: str) -> bool:
-    """Return whether at least one character can be seen. Joiners may surround it: some letters need them."""
+    """Return whether at least one character is visible. Joiners may accompany it, because some letters need them."""
     return _VISIBLE.search(text) is not None

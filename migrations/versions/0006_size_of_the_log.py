@@ -1,4 +1,4 @@
-"""the bytes of the event log, kept beside its head"""
+"""the size of the event log in bytes, stored beside its head"""
 
 from __future__ import annotations
 

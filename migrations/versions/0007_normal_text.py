@@ -1,8 +1,8 @@
 """text in normal form C, and names with a visible character
 
-Rows change as clients see them, so each change has its event in the log: `update_bulk` for rows of resources, `update`
-for accounts. `version` and `updated_at` stay, since nobody has edited the rows. Unique keys stay, too: they are made
-from a form (NFKC) that is the same for both spellings.
+The rows change for clients, too, so each change has an event in the log: `update_bulk` for rows of resources, `update`
+for accounts. `version` and `updated_at` stay the same, because no user has edited the rows. Unique keys stay the same
+as well: they are made from a form (NFKC) that is equal for both spellings.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ depends_on = None
 
 ROWS_AT_A_TIME = 2_000
 ROWS_OF_AN_EVENT = 1_000
-EVENT_SIZE = 512 * 1024  # of an event's rows, before and after
+EVENT_SIZE = 512 * 1024  # bytes of an event's rows, before and after
 
 Mend = Callable[[Any, Mapping[str, Any]], Any]  # from a value and its row
 
 
 def _text(length: int) -> Mend:
-    # A few characters become two or three; what no longer fits is cut.
+    # NFC turns a few characters into two or three; a string that no longer fits is truncated.
     return lambda value, row: nfc(value)[:length]
 
 
@@ -99,7 +99,7 @@ class Event(NamedTuple):
 
 
 def _changes(table: sa.Table, mends: Mapping[str, Mend]) -> Iterator[Change]:
-    """Mend the rows of a table, in the order of their ids, and yield those that have changed."""
+    """Normalise the rows of a table in the order of their ids, and yield those that have changed."""
     bind, last = op.get_bind(), 0
     read = sa.select(table.c.id, *(table.c[name] for name in mends)).order_by(table.c.id).limit(ROWS_AT_A_TIME)
     while found := bind.execute(read.where(table.c.id > last)).mappings().all():
@@ -126,7 +126,7 @@ def _mended(row: Any, mends: Mapping[str, Mend]) -> dict[str, Any]:
 
 
 def _chunks(changes: Iterator[Change]) -> Iterator[list[Change]]:
-    """Yield the changes in lists that each fit into one event."""
+    """Yield the changes in lists, each of which fits into one event."""
     chunk: list[Change] = []
     size = 0
     for change in changes:
@@ -197,4 +197,4 @@ def _append(events: Sequence[Event]) -> None:
 
 
 def downgrade() -> None:
-    """Leave the text as it is: earlier versions read it, too."""
+    """Leave the text as it is: earlier versions can read it."""

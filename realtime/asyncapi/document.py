@@ -250,10 +250,10 @@ def _query() -> dict[str, Any]:
                     {"type": "string", "pattern": f"^{POSITION}$"},
                     {"type": "integer", "minimum": 0, "maximum": MAX_ID},
                 ],
-                "description": "Resume: the last position that the client has processed, `<epoch>:<seq>`, or its "
-                "number beside `epoch`",
+                "description": "Resume after this position, the last one that the client has processed: "
+                "`<epoch>:<seq>`, or the number alone, with `epoch`",
             },
-            "epoch": {"type": "string", "description": "The epoch that `since` belongs to, when it is a number"},
+            "epoch": {"type": "string", "description": "The epoch that `since` belongs to, if `since` is a number"},
             "bulk": {
                 "type": "string",
                 "enum": ["items", "summary"],

@@ -28,7 +28,7 @@ MAX_COMPILED_FILTERS = 128  # of subscriptions that catch up; few, since a filte
 class Change:
     """One row of an event: `before` is None for a new row, `after` for a deleted one.
 
-    `folded` holds their texts without case, in this order, for all filters that are evaluated on the change.
+    `folded` caches the lowercase strings of `before` and of `after` for all filters that are evaluated on the change.
     """
 
     before: Row | None
@@ -91,7 +91,7 @@ def changes_of(event: Event) -> list[Change]:
 
 
 def _former(row: Row, former_values: Row) -> Row:
-    """Return a row as it was: the event of an update holds only the former values of what changed."""
+    """Return the whole row as it was. The event of an update holds only the former values of the changed fields."""
     return {**row, **former_values}
 
 

@@ -1,6 +1,6 @@
 """The frames of a run of events for one spec. Pure.
 
-`texts` serves subscriptions without a filter. `coalesce` serves one that wants the latest state at an interval: it
+`texts` serves subscriptions without a filter. `coalesce` serves those that want the latest state at an interval: it
 keeps the net effect on each row, so that a row that was added and deleted within the run is not sent at all.
 """
 
@@ -18,7 +18,7 @@ from repository.engine.transaction import MAX_EVENT_BYTES, MAX_EVENT_ITEMS
 
 
 def texts(spec: Spec, events: Sequence[Event]) -> list[bytes]:
-    """Return the frames of consecutive events, unfiltered, with the subscription's name."""
+    """Return the unfiltered frames of consecutive events, with the subscription's name."""
     return [frames.event_text(event, spec.rendering) for event in events if spec.admits(event)]
 
 
@@ -44,7 +44,7 @@ class _Net:
 def coalesce(spec: Spec, events: Iterable[Event], filtered: Callable[[Event], Sequence[FilteredChange]]) -> list[bytes]:
     """Merge events and return the frames, without a name: at most one `add`, `update` or `delete` for each row.
 
-    `filtered` returns the changes of an event as the filter of its topic sees them.
+    `filtered` returns the changes of an event as the filter for its topic sees them.
     """
     nets: dict[tuple[str, int | str], _Net] = {}
     for event in events:

@@ -1,10 +1,10 @@
-"""The filters of subscriptions that are behind the head, evaluated in slices.
+"""The evaluation, in slices, of filters of subscriptions that are behind the head.
 
 Rules:
-- One subscription is evaluated at a time, in the order in which they ask, and after SLICE_SECONDS of work the event
+- One subscription is evaluated at a time, in the order of their requests, and after SLICE_SECONDS of work the event
   loop runs everything else. So filters delay only the subscriptions that have them, however many and large they are.
-- A row is decoded, and an event evaluated under a filter, once for equal subscriptions that are behind together, as
-  when a group leaves the hub: what was built is kept for a while.
+- When equal subscriptions are behind together, as after a group has left the hub, an event is decoded and a filter is
+  evaluated on it only once: the resulting frames are kept for a while.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from realtime.wire.frames import Rendering
 from repository.engine.events import Event
 
 SLICE_SECONDS = 0.002  # of evaluation in one turn of the event loop
-SLICE_TESTS = 1_000  # between two looks at the clock
+SLICE_TESTS = 1_000  # between two readings of the clock
 MAX_KEPT_TEXT_BYTES = 4 * 1024 * 1024
 MAX_KEPT_TEXTS = 256
 
@@ -69,7 +69,7 @@ class Evaluation:
         return [frames.named(text, spec.rendering.subscription) for text in found]
 
     async def former_rows(self, event: Event, wanted: Filter | None) -> Mapping[int | str, Row | None]:
-        """Return the rows before an event by id: None where there was none, or it did not match."""
+        """Return the rows as they were before an event, by id; None for a row that did not exist or did not match."""
         matches = matcher_for(wanted)
         found: dict[int | str, Row | None] = {}
         async with self._turn:
@@ -120,7 +120,7 @@ class Evaluation:
             self._kept_bytes -= sum(map(len, oldest))
 
     async def _pause(self) -> None:
-        """Let everything else run if this turn of the event loop has worked for long enough."""
+        """Let everything else run if the work in this turn of the event loop has taken SLICE_SECONDS."""
         now = time.perf_counter()
         self._worked_seconds += now - self._resumed_at
         self._resumed_at = now

@@ -6,8 +6,8 @@ Invariants:
 - The hub never awaits a client: it writes, checks how much is unsent, and detaches a socket whose buffer is full.
 - Events that arrive in one turn of the event loop are sent in one write, or immediately when they reach FLUSH_BYTES.
 - A filter is evaluated once per event, however many subscriptions share it, and only if the event can affect it.
-- In one turn of the event loop, filters take at most MAX_TESTS_PER_TURN. A group whose filter exceeds what is left
-  falls behind, as a full socket does: it is evaluated in slices and becomes live again when it arrives.
+- In one turn of the event loop, filters cost at most MAX_TESTS_PER_TURN. A group whose filter would exceed that budget
+  falls behind, as a full socket does: its filter is evaluated in slices, and it becomes live again at the head.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class Hub:
             self._write(group, frames, before)
 
     def _budget_of_turn(self) -> Budget:
-        """Return what filters may still cost in this turn of the event loop."""
+        """Return the budget for filters that is left in this turn of the event loop."""
         if self._budget.left == MAX_TESTS_PER_TURN:
             asyncio.get_running_loop().call_soon(self._renew_budget)
         return self._budget
@@ -230,7 +230,8 @@ class Hub:
 
     def _detach(self, specs: Sequence[Spec], before: int) -> None:
         """Detach these groups at `before`. Each subscription continues in its own task, which evaluates a costly filter
-        in slices, and closes the socket when an event cannot be encoded, so that no client misses an event silently.
+        in slices. The task closes the socket when an event cannot be encoded, so that no client misses an event
+        silently.
         """
         for spec in specs:
             for subscription in list(self._groups_for(spec).get(spec, ())):

@@ -97,8 +97,8 @@ class FilterIndex:
     ) -> Iterator[tuple[Filter, list[FilteredChange] | None]]:
         """Yield each filter that any change affects, with the changes as that filter sees them.
 
-        None stands for them where the budget is spent: the cheapest filters come first. `size` is that of the encoded
-        changes.
+        A filter that exceeds the budget is not evaluated and is yielded with None; the cheapest filters are evaluated
+        first. `size` is the number of bytes of the encoded changes.
         """
         found: dict[_Entry, list[Change]] = {}
         if self._by_value:

@@ -6,7 +6,7 @@ Rules:
 - Only the position is kept per subscription: the events are read again from the ring.
 - Every state that is sent was carried by an event, so it was committed.
 - A subscription whose socket is still full at a beat leaves the pulse and catches up at its own pace, like any slow
-  reader. So does one whose changes cost more than the turn of the event loop has left.
+  reader. So does one whose filter costs more than the turn of the event loop has left.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class _Interval:
 
 
 class Pulse:
-    """The subscriptions of one interval. `read` returns a page of events after a position from the ring, and
-    `budget_of_turn` what filters may still cost in this turn of the event loop.
+    """The subscriptions of one interval. `read` returns a page of events after a position from the ring.
+    `budget_of_turn` returns the budget for filters that is left in this turn of the event loop.
     """
 
     def __init__(

@@ -56,7 +56,9 @@ class Wanted:
 
 
 class Snapshots:
-    """One per process. It begins snapshots, bounds how many pages are read at the same time, and evaluates filters."""
+    """One per process. It begins snapshots and limits how many pages are read concurrently. Its `evaluation` evaluates
+    the filters of snapshots and of subscriptions that catch up.
+    """
 
     def __init__(self, database: Database, feed: Feed) -> None:
         self.database = database

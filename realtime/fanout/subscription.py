@@ -5,7 +5,8 @@ Rules:
 - When a socket has more than MAX_UNSENT_BYTES unsent, its subscriptions fall behind: they leave the hub, remember their
   position, and read from the ring or the log at the socket's own pace until they reach the head and go live again. The
   log is the buffer, so a slow reader costs no further memory and loses nothing.
-- A subscription whose filter is too costly for a turn of the event loop falls behind, too, and is evaluated in slices.
+- A subscription also falls behind when its filter is too costly for a turn of the event loop. The filter is then
+  evaluated in slices.
 - A subscription that begins with a snapshot sends it at the same pace, and then catches up from the snapshot's number.
 - A socket that takes nothing for SLOW_CLIENT_SECONDS is closed.
 """

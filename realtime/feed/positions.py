@@ -15,8 +15,8 @@ LOG_REPLACED: Final = "the log was replaced"
 
 
 async def find_start(feed: Feed, since: Head | None) -> str | None:
-    """Prepare to send the events after `since`, or from now on when it is None. Return why that is impossible, or None
-    when it is possible. Raises Unavailable.
+    """Prepare to send the events after `since`, or after the head when `since` is None. Return None, or the reason why
+    that is impossible. Raises Unavailable.
     """
     if since is None:
         await feed.reach_head()

@@ -64,7 +64,7 @@ SINCE_FORMS = {"together": '"since": "<epoch>:<seq>"', "beside": '"since": <seq>
 
 
 def _position(value: Any) -> Written:
-    # A number may be 0: before the first event. As a text, it needs its epoch.
+    # A number may be 0: before the first event. A string must contain the epoch.
     found = parse_written(value) if not (isinstance(value, str) and value.isdigit()) else None
     if found is None:
         raise PydanticCustomError(
@@ -149,12 +149,12 @@ class Subscribe(Body):
         '`{"status": "released", "or": [{"genre": "Drama"}, {"rating": {"gte": 90}}]}`',
     )
     snapshot: Annotated[bool, Field(strict=True)] = Field(default=False, description="Send the rows, then the events")
-    epoch: Epoch | None = Field(default=None, description="The epoch that `since` belongs to, when it is a number")
+    epoch: Epoch | None = Field(default=None, description="The epoch that `since` belongs to, if `since` is a number")
     since: Position | None = Field(
         default=None,
         validate_default=True,
-        description="Resume: the last position that the client has processed, `<epoch>:<seq>`, or its number beside "
-        "`epoch`",
+        description="Resume after this position, the last one that the client has processed: `<epoch>:<seq>`, or the "
+        "number alone, with `epoch`",
     )
     bulk: Literal["items", "summary"] = "items"
     deliver: Deliver = "all"
@@ -164,7 +164,7 @@ class Subscribe(Body):
     @classmethod
     def _is_complete(cls, since: Written | None, info: ValidationInfo) -> Head | None:
         if "epoch" not in info.data:
-            return None  # an invalid `epoch` is reported already
+            return None  # an invalid `epoch` has been reported already
         try:
             return position_of(since, info.data["epoch"], **SINCE_FORMS)
         except Incomplete as error:
@@ -172,7 +172,7 @@ class Subscribe(Body):
 
     @property
     def position(self) -> Head | None:
-        """The position to resume after."""
+        """The position to resume after, or None."""
         found: Head | None = self.since  # the validator has added the epoch
         return found
 

@@ -252,7 +252,7 @@ class Connection:
         await self.writer.drained()
 
     def _take_message(self) -> bool:
-        """Count one message. Return False when there are too many."""
+        """Count one message. Return False when the client has sent too many."""
         return self._bucket.take(time.monotonic()) or not self._context.limits_messages
 
     @property
@@ -260,7 +260,7 @@ class Connection:
         return self._bucket.refused > parsing.MAX_REFUSED_MESSAGES
 
     def _receive_control_frame(self) -> bool:
-        """Count a ping as a message. Return whether to answer it."""
+        """Count a control frame as a message. Return whether it is within the rate."""
         is_allowed = self._take_message()
         if not is_allowed and self._ignores_refusals and not self.is_ending:
             self._end(CloseCode.TOO_MANY_MESSAGES)

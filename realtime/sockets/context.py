@@ -30,6 +30,6 @@ class SocketContext:
     presence: Presence
     identify: Callable[[str], Awaitable[Identity]]
     allowed_origins: tuple[str, ...]  # in addition to the service's own
-    warn_of_origin: WarnOnce  # about an origin that was rejected
+    warn_of_origin: WarnOnce  # called with each rejected origin
     requires_auth: bool
     limits_messages: bool  # False where the operator has switched off rate limits

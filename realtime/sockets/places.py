@@ -1,4 +1,4 @@
-"""How many connections and conditions this process holds: in total, and for each client network."""
+"""The limits on connections and on conditions of filters: in total, per address and per socket."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from core.filters import Filter
 from core.network.addresses import network_of
 
 RETRY_AFTER_SECONDS = 5
-# Of the filters of one socket. Each condition costs about 0.1 µs for every row that changes.
+# In the filters of one socket. Each condition costs about 0.1 µs for every row that changes.
 MAX_CONDITIONS_PER_SOCKET = 1_000
-# Of the different filters of one network's sockets in one worker: equal ones are evaluated once.
+# In the different filters of all sockets from one address, in one worker. Equal filters are evaluated once.
 MAX_CONDITIONS_PER_ADDRESS = 10_000
 
 
 class TooManyConditions(Exception):
-    """The message says the limit."""
+    """The message names the limit."""
 
 
 @dataclass(eq=False, slots=True)
 class _Network:
-    """The connections from one network and, by filter, how many of its subscriptions have it."""
+    """The connections from one address or IPv6 network and, for each filter, how many of its subscriptions have it."""
 
     connections: int = 0
     filters: Counter[tuple[str, Filter]] = field(default_factory=Counter)
@@ -43,13 +43,13 @@ class Place:
         self._conditions = 0
 
     def hold(self, filters: Filters) -> None:
-        """Count the filters of a subscription. Raises TooManyConditions, and counts none, when they are too many."""
+        """Count the filters of a subscription. Raises TooManyConditions and counts nothing when a limit is exceeded."""
         filters = tuple(filters)
         wanted = sum(each.size for _, each in filters)
         if self._conditions + wanted > MAX_CONDITIONS_PER_SOCKET:
             raise TooManyConditions(
-                f"Expected at most {MAX_CONDITIONS_PER_SOCKET:,} conditions in all filters of one socket, each counted "
-                f"once for each topic, got {self._conditions + wanted:,}"
+                f"Expected at most {MAX_CONDITIONS_PER_SOCKET:,} conditions in all filters of one socket, counted once "
+                f"per topic, got {self._conditions + wanted:,}"
             )
         new = sum(key[1].size for key in filters if key not in self._network.filters)
         if self._max_per_address is not None and self._network.conditions + new > self._max_per_address:
@@ -73,7 +73,7 @@ class Place:
 
 
 class Places:
-    """One per process. Without `max_per_address`, networks are not limited."""
+    """One per process. Without `max_per_address`, there are no limits per address."""
 
     def __init__(self, *, max_connections: int, max_per_address: int | None) -> None:
         self.is_closed = False
@@ -91,7 +91,7 @@ class Places:
 
     @contextmanager
     def take(self, address: str) -> Iterator[Place]:
-        """Count one more connection. Raises Unavailable or TooManyRequests when there are too many."""
+        """Count one more connection until the context ends. Raises Unavailable or TooManyRequests beyond a limit."""
         if self.is_closed:
             raise Unavailable("The service is stopping")
         if self._connections >= self._max_connections:

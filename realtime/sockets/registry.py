@@ -3,7 +3,7 @@
 Rules:
 - An access token is checked when a connection begins. Later changes to its session or account arrive as events of the
   log, so they reach every worker as fast as any event.
-- Rights that an event takes away are gone at once. Rights that an event gives are confirmed in the database first.
+- Rights that an event takes away are lost at once. Rights that an event gives are first confirmed in the database.
 - `on_events` runs before the hub's listener: a connection that loses its rights is closed before the next event is
   written.
 - After the log was replaced, every identity is checked again, since sessions may be gone without an event.
@@ -108,7 +108,7 @@ class Registry:
                 self._change(entry, replace(entry.identity, group=group, username=account["username"]))
 
     def _confirm_soon(self, entry: Entry) -> None:
-        entry.revision += 1  # a check that is under way does it again
+        entry.revision += 1  # so that a check that is in progress runs again
         if entry not in self._confirming:
             task = asyncio.create_task(self._confirm_until_known(entry), name="confirm-identity")
             self._confirming[entry] = task

@@ -3,8 +3,8 @@
 Rules:
 - Validation, permissions, rate limits and idempotency are those of HTTP, because the call takes the same code path.
 - A reply is sent when its call is done and the socket has taken the previous reply.
-- Of at most MAX_REQUESTS_IN_FLIGHT calls, MAX_UNREAD_REPLIES run or have a reply that waits for the client. The others
-  begin when the client has taken one, so a client that does not read costs little memory.
+- Of at most MAX_REQUESTS_IN_FLIGHT calls, up to MAX_UNREAD_REPLIES run or have a reply that waits for the client.
+  Another one begins when the client has taken a reply, so a client that does not read costs little memory.
 - A write that has begun is finished even if the client disconnects meanwhile, as over HTTP; a read is interrupted.
 """
 
@@ -84,7 +84,7 @@ class RestCalls:
         task.add_done_callback(self._tasks.discard)
 
     async def finish(self) -> None:
-        """Wait for the calls that have begun; reads end early. Cancelling `finish` cancels the calls."""
+        """Interrupt reads, and wait for the calls that have begun. Cancelling `finish` cancels the calls."""
         self._gone.set()
         if self._tasks:
             try:
@@ -140,7 +140,7 @@ def scope_of(socket: Mapping[str, Any], wanted: actions.Request, identity: Ident
 
 
 async def call(app: ASGIApp, scope: Scope, body: bytes, gone: asyncio.Event) -> RestResponse:
-    """Run one call through the application and collect its response. `gone`: the client has disconnected."""
+    """Run one call through the application and collect its response. `gone` is set when the client has disconnected."""
     status, size = 500, 0
     headers: dict[str, str] = {}
     chunks: list[bytes] = []

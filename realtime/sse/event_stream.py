@@ -168,7 +168,7 @@ class EventStream(Response):
         self.end()
 
     async def _find_start(self) -> str | None:
-        """Find the position to begin at. Return why it is the head when the client asked for another position."""
+        """Find the position to begin at. Return None, or why it is the head instead of the requested position."""
         feed = self._feed
         await feed.reach_head()
         self._generation = feed.generation

@@ -25,7 +25,9 @@ MAX_READS_PER_PAGE = 20  # of the log: a page of a quiet topic must not read all
 
 
 class Query(Protocol):
-    """The parsed query of `GET /events`. Without a position, a page begins with the oldest event, a stream with now."""
+    """The parsed query of `GET /events`. Without a position, a page begins with the oldest event and a stream with the
+    next one.
+    """
 
     @property
     def topics(self) -> frozenset[str]: ...
@@ -96,12 +98,12 @@ class Replay:
         return LogPage(Head(epoch, seq), texts, is_end=seq >= self.feed.head.seq)
 
     def requested_position(self, query: Query, last_event_id: str | None = None) -> Head | None:
-        """Return the position that a client asks for; None when it asks for none.
-
-        Raises PositionLost, and Conflict for a number without its epoch.
+        """Return the position that the client asks for, or None when it asks for none.
 
         An event id, in the header or the query, takes precedence over `after`. An id of another form came from another
-        service: it gets a resync, because after an error a browser would give up.
+        service, and is treated as lost: an error response would make a browser give up.
+
+        Raises PositionLost for such an id and for another epoch, and Conflict for a number without its epoch.
         """
         event_id = last_event_id or query.last_event_id
         if event_id:

@@ -42,9 +42,10 @@ class Writer(Protocol):
         """Wait until a buffer that exceeded HIGH_WATER_BYTES is down to LOW_WATER_BYTES, or the socket is gone."""
 
     def count_control_frames(self, on_control_frame: Callable[[], bool]) -> None:
-        """Call `on_control_frame` for each ping, which is answered if it returns True, and for frames without content.
+        """Call `on_control_frame` for each ping, unsolicited pong and empty fragment. A ping gets a pong only if
+        it returns True.
 
-        Other servers than ours handle these frames themselves.
+        Does nothing under other ASGI servers, which handle these frames themselves.
         """
 
     def close(self, code: CloseCode) -> None:

@@ -91,8 +91,8 @@ async def preview(database: Database, token: str) -> Confirmation:
 async def request_address_change(tx: Transaction, user: Row, address: str) -> None:
     """Mail a confirmation URL to the new address of a locked account and a notice to the current one.
 
-    The account keeps its address until the URL is used (`confirm`). A second request replaces the first. When another
-    account has the new address, the owner of that account is told instead (`outbox`), and the caller is not.
+    The account keeps its address until the URL is used (`confirm`). A second request replaces the first. If another
+    account has the new address, no error reveals this: the owner of that account is notified instead (`outbox`).
     """
     await cancel_address_change(tx, user)
     await outbox.put(tx, user["id"], MailType.CONFIRM_EMAIL, address)

@@ -26,7 +26,7 @@ from repository.generic.versions import IfMatch, Row
 
 # Tables of which an account may have very many rows.
 PERSONAL = (models.sessions, models.idempotency_keys)
-ERASED_ROWS = 5_000  # of each of them in the transaction of the deletion, for which other writes wait
+ERASED_ROWS = 5_000  # from each of these tables in the transaction of the deletion, for which other writes wait
 
 # No password hashes to this.
 NO_PASSWORD = "deleted"  # noqa: S105 (no password)
@@ -51,9 +51,11 @@ async def remove(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatc
 
 
 async def erase_rest(database: Database, user_id: int) -> None:
-    """Erase what `remove` left of a deleted account because there was so much, in several transactions.
+    """Erase the personal rows that `remove` left of a deleted account because they were too many, in several
+    transactions.
 
-    If this is not reached, the clean-up deletes the rest when it expires.
+    Rows that remain, because the process ends or the database is unavailable, are deleted by the clean-up when they
+    expire.
     """
     with suppress(Unavailable):
         for table in PERSONAL:

@@ -6,8 +6,8 @@
   expires. So each email is sent at least once; a second copy has the `Message-ID` of the first.
 - A request from an anonymous client stores only the address (`request`). The account is looked up when the row is
   claimed, so neither the response nor its duration reveals whether an account exists.
-- An email that would prove an address which another account has becomes a notice to that account. This is decided when
-  the row is claimed, too: registering with such an address, or changing to it, looks the same as with any other.
+- An email that would prove an address of another account becomes a notice to that account. This, too, is decided when
+  the row is claimed: a registration with such an address, or a change to it, looks like any other.
 - Sent emails are kept for a day, to count how many an account has received.
 """
 
@@ -37,7 +37,7 @@ LEASE_SECONDS = 60.0  # twice as long as a conversation with the mail server may
 MAX_ATTEMPTS = 56  # with the pauses of `jobs.mailer`, about two days
 MAX_WAITING_PER_USER = 20
 MAX_REQUESTED_PER_DAY = 5  # for one type and account
-MAX_POSTPONED_SECONDS = 2 * 3600.0  # twice the longest pause between attempts, with room for its jitter
+MAX_POSTPONED_SECONDS = 2 * 3600.0  # twice the longest pause between attempts, to allow for jitter
 REQUEST_PAUSE_SECONDS = 60.0
 DAY = timedelta(days=1)
 KEPT_WHEN_FAILED = timedelta(days=7)
@@ -53,7 +53,7 @@ class MailType(StrEnum):
     EMAIL_CHANGE_ASKED = "email_change_asked"  # to the old address, at the same time
     PASSWORD_CHANGED = "password_changed"  # noqa: S105 (no password)
     EMAIL_CHANGED = "email_changed"  # to the old address
-    ADDRESS_TAKEN = "address_taken"  # instead of one that would prove an address which the account already has
+    ADDRESS_TAKEN = "address_taken"  # to an address's owner, instead of proving it for another account
 
 
 # The emails that carry a one-time token.
@@ -62,7 +62,7 @@ PURPOSES: Mapping[MailType, Purpose] = {
     MailType.RESET_PASSWORD: Purpose.RESET,
     MailType.CONFIRM_EMAIL: Purpose.EMAIL,
 }
-# Those of them that prove an address which is new to the account.
+# Those of them that prove a new address of an account.
 PROVING = frozenset({MailType.ACTIVATE, MailType.CONFIRM_EMAIL})
 
 
@@ -180,7 +180,7 @@ async def _account_of(tx: Transaction, mail: Row) -> dict[str, Any] | None:
 
 
 async def _other_owner(tx: Transaction, mail: Row) -> dict[str, Any] | None:
-    """Return the row of another account that has the recipient's address, locked."""
+    """Return and lock the row of another account that has the recipient's address, or return None."""
     table = models.users
     which = (table.c.email_key == unique_key(mail["recipient"])) & (table.c.id != mail["user_id"])
     return await one(tx.connection, select(table).where(which, users.exists()).with_for_update(key_share=True))
@@ -232,7 +232,7 @@ async def release(database: Database, mail: ClaimedMail, owner: str) -> None:
 
 
 async def _settle(database: Database, mail: ClaimedMail, owner: str, values: Row) -> None:
-    """Write `values` and end the lease; do nothing if the email has been claimed again since."""
+    """Write `values` and end the lease; do nothing if the email has been claimed again since then."""
     is_ours = (TABLE.c.id == mail.id) & (TABLE.c.lease_owner == owner) & (TABLE.c.attempts == mail.attempts)
     await database.write(lambda tx: _write(tx, is_ours, {**values, "lease_owner": None}))
 

@@ -155,8 +155,8 @@ async def create(
 ) -> dict[str, Any]:
     """Store an account and return its `public` form. Without `actor_id` the account itself is the actor.
 
-    Raises Conflict naming the user name or the email that another account has; with `awaits_activation` the user name
-    only, since the email that will be sent tells the owner of the address (`outbox`).
+    Raises Conflict naming the user name or the email that another account has. With `awaits_activation`, a taken email
+    raises nothing: the owner of the address receives a notice (`outbox`).
     """
     given = as_stored({name: fields.get(name) for name in EDITABLE})
     if awaits_activation:
@@ -200,11 +200,11 @@ def as_stored(fields: Row) -> dict[str, Any]:
 
 
 async def _key_to_wait_with(tx: Transaction, key: str | None) -> str | None:
-    """Return the `email_key` of a new account that awaits its activation: `key` itself while no account has it.
+    """Return the `email_key` of a new account that awaits activation: `key`, if no account has it.
 
-    Otherwise the account can never be activated, and is kept so that a registration has the same consequences whether
-    the address is taken or not: the user name is taken, and the password gets a 403 at sign-in. One account that waits
-    for an address can be found by it (`find_by_login`), whoever has the address; the others have no key.
+    Otherwise the new account gets no activation URL. It is stored so that a registration has the same consequences
+    whether the address is taken or not: the user name is taken, and a sign-in with the password is a 403. Of the
+    accounts that wait for an address, at most one can be found by it (`find_by_login`); the others have no key.
     """
     if key is None:
         return None
@@ -217,9 +217,9 @@ async def _key_to_wait_with(tx: Transaction, key: str | None) -> str | None:
 
 
 def waiting_key(key: str) -> str:
-    """Return the key of the account that waits for an address which an active account has.
+    """Return the key of the account that waits for the address of an activated account.
 
-    It is the key of no login, since keys are case-folded.
+    No login has this key, since keys are case-folded.
     """
     return f"WAITING {key}"
 
@@ -265,9 +265,9 @@ async def find_by_username(database: Database, username: str) -> dict[str, Any] 
 
 
 async def find_by_login(database: Database, login: str) -> list[dict[str, Any]]:
-    """Return the accounts that a user name or an email address may mean; a user name cannot contain @.
+    """Return the accounts that a user name or an email address may identify; a user name cannot contain @.
 
-    More than one only for an address: the account that waits for it comes first, the one that has it last.
+    Only an address may identify two accounts: first the one that waits for the address, then the one that owns it.
     """
     key = unique_key(login)
     where = TABLE.c.email_key.in_((key, waiting_key(key))) if "@" in login else TABLE.c.username_key == key
@@ -312,7 +312,7 @@ async def _administer(tx: Transaction, action: str, editor: Editor, user_id: int
     before = locked.row
     after = {**before, **values}
     if after["is_active"] and before["email"] is not None:
-        # An account that waits for an address which another account has cannot be activated.
+        # The unique key makes this fail for an account that waits for the address of another account.
         values = {**values, "email_key": unique_key(before["email"])}
     if not (after["group"] == Group.ADMIN and after["is_active"]):
         locked.require_another_admin()

@@ -37,17 +37,17 @@ from repository.engine.transaction import Transaction
 
 BEGIN = "BEGIN IMMEDIATE"
 MAX_ATTEMPTS = 5
-RETRY_SECONDS = 5.0  # a transaction that waited longer than this for others is not run again
+RETRY_SECONDS = 5.0  # after its start, a transaction is not run again later than this
 RETRY_PAUSE_SECONDS = 0.05
-STALLED_SECONDS = 3.0  # a wait for the lock that all writes take, each for milliseconds
+STALLED_SECONDS = 3.0  # of waiting for the lock that every write takes, each for milliseconds; then not ready
 PROBE_SECONDS = 1.0
-MIN_FREE_BYTES = 16 * 1024 * 1024  # of the disk of SQLite's file: less than its log takes between two checkpoints
+MIN_FREE_BYTES = 16 * 1024 * 1024  # on SQLite's disk; the log needs this much between two checkpoints
 SHRINK_SECONDS = 1.0
-READ_SECONDS = 10.0  # several times what a search of a million rows takes
-PATIENCE = 3  # deadlines for a page of a snapshot, which may search a whole table for its few rows
+READ_SECONDS = 10.0  # several times as long as a search of a million rows
+PATIENCE = 3  # times the deadline for a page of a snapshot, which may search a whole table for a few rows
 FETCH_SECONDS = 5.0  # a read by key that takes longer has probably lost its connection
 HOT_READERS = 2  # of the connections for point reads; more threads would only wait for one another
-DELETED_ROWS = 1_000  # of each transaction, so that other writes get their turn
+DELETED_ROWS = 1_000  # in one transaction, so that other writes get their turn
 
 T = TypeVar("T")
 Rows = Sequence[Row[*tuple[Any, ...]]]
@@ -55,7 +55,7 @@ log = structlog.get_logger("database")
 
 
 class Database:
-    """One per process. `close` it at the end. `read_seconds` is the deadline of a read, including its wait for a
+    """One per process; call `close` at the end. `read_seconds` is the deadline of a read, including its wait for a
     connection.
     """
 
@@ -71,8 +71,8 @@ class Database:
         self._hot_idle: list[tuple[AsyncConnection, Any]] = []
         self._file = self._file_id()
         self._lock_waits = LockWaits()
-        self._read_failure: str | None = None  # caused by a table or the file, until `read_problem` finds all well
-        self._write_failure: str | None = None  # of the newest write, while it is the newest
+        self._read_failure: str | None = None  # of a table or the file, until `read_problem` finds none
+        self._write_failure: str | None = None  # of the newest write, if it failed
         self._probe: asyncio.Task[None] | None = None
         self.on_commit: list[Callable[[list[Event]], None]] = []
 
@@ -88,7 +88,7 @@ class Database:
     # --- SQLite's files
 
     def _file_id(self) -> tuple[int, int] | None:
-        """Return what identifies SQLite's file, however it is named."""
+        """Return the device and inode of SQLite's file, or None without a file."""
         if not self.is_sqlite:
             return None
         try:
@@ -98,7 +98,7 @@ class Database:
         return found.st_dev, found.st_ino
 
     def file_problem(self) -> str | None:
-        """Return what is wrong with SQLite's file and its disk, None when nothing is."""
+        """Return what is wrong with SQLite's file or its disk, or None."""
         if not self.is_sqlite:
             return None
         if self._file is not None and self._file_id() != self._file:
@@ -110,7 +110,7 @@ class Database:
         return "the disk is full" if disk.f_bavail * disk.f_frsize < MIN_FREE_BYTES else None
 
     def log_bytes(self) -> int:
-        """Return the size of SQLite's write-ahead log, 0 on PostgreSQL."""
+        """Return the size of SQLite's write-ahead log in bytes; 0 on PostgreSQL."""
         if not self.is_sqlite:
             return 0
         try:
@@ -121,7 +121,7 @@ class Database:
     async def shrink_log(self) -> None:
         """Empty SQLite's write-ahead log, which grows while reads overlap without a pause. Raises Unavailable.
 
-        For up to SHRINK_SECONDS other writes wait, and no new read begins in the log.
+        Other writes wait meanwhile, and new reads cannot use the log, for up to SHRINK_SECONDS.
         """
         with _unavailable_when_lost():
             async with self._engines.writer.connect() as connection:
@@ -136,10 +136,10 @@ class Database:
 
     @asynccontextmanager
     async def read(self, lane: Lane = Lane.POINT, *, patient: bool = False) -> AsyncIterator[AsyncConnection]:
-        """Open a connection; each statement sees what is committed when it starts.
+        """Open a connection on which each statement sees what is committed when it starts.
 
-        The block has the deadline of all reads, or PATIENCE times as long. At the deadline, and when the caller is
-        cancelled, the running statement is interrupted. Raises Unavailable.
+        The block has the deadline of all reads, or PATIENCE times as long if `patient`. At the deadline, and when the
+        caller is cancelled, the running statement is interrupted. Raises Unavailable.
         """
         limit = self._read_seconds * (PATIENCE if patient else 1)
         try:
@@ -160,19 +160,20 @@ class Database:
         except TimeoutError as error:
             metrics.READ_TIMEOUTS.labels(lane.value).inc()
             log.warning("read timed out", lane=lane.value, seconds=limit)
-            message = f"The read took longer than {limit:g} seconds and was stopped; ask for less, or try again later"
+            message = f"The read took longer than {limit:g} seconds and was stopped; request less, or try again later"
             raise Unavailable(message) from error
 
     async def _settle(self, connection: AsyncConnection) -> None:
         """Wait until the statement of a cancelled read has ended, so that its connection can be used again.
 
-        On PostgreSQL, asyncpg has asked the server to cancel it, and waits for that before the next statement.
+        On PostgreSQL there is nothing to do: asyncpg has asked the server to cancel the statement, and waits for that
+        before the next one.
         """
         if not self.is_sqlite or connection.invalidated:
             return
         engines.interrupt(connection)
         driver: Any = (await connection.get_raw_connection()).driver_connection
-        # Done once the connection's thread has done everything before it. Outside a transaction it has no effect.
+        # The connection's thread runs this after everything before it. Outside a transaction it has no other effect.
         await driver.rollback()
 
     async def reading(
@@ -180,7 +181,7 @@ class Database:
     ) -> T:
         """Run `work` on a connection of `read` and return its result.
 
-        It runs again on another connection when the first one turns out to be dead. Raises Unavailable.
+        If the connection turns out to be dead, `work` runs again on another one. Raises Unavailable.
         """
 
         async def once() -> T:
@@ -238,7 +239,7 @@ class Database:
         return connection, (await connection.get_raw_connection()).driver_connection
 
     async def _fetch_afresh(self) -> None:
-        """Give up the kept connections: where one is dead, the others usually are, too."""
+        """Close the kept connections: if one is dead, the others usually are, too."""
         while self._hot_idle:
             connection, _ = self._hot_idle.pop()
             await connection.invalidate()
@@ -265,7 +266,7 @@ class Database:
             yield connection, transaction
 
     async def delete_without_events(self, table: Table, which: ColumnElement[bool]) -> int:
-        """Delete rows that no client sees, some in each transaction. Return how many were deleted.
+        """Delete rows that no client sees, DELETED_ROWS at a time. Return how many were deleted.
 
         Raises Unavailable.
         """
@@ -332,12 +333,12 @@ class Database:
             self._read_failure = failures.in_words(error)
 
     async def read_problem(self) -> str | None:
-        """Return what is wrong with the tables, None when nothing is.
+        """Return what is wrong with the tables, or None.
 
-        After a read that a table or the file made fail, this reads from every table.
+        If a read has failed because of a table or the file, this reads from every table to find out.
         """
         if self._read_failure == failures.DAMAGED_FILE:
-            return self._read_failure  # other pages of the file may be well
+            return self._read_failure  # reads of undamaged pages would succeed
         if self._read_failure is not None:
             for table in models.metadata.sorted_tables:
                 try:
@@ -348,9 +349,10 @@ class Database:
         return None
 
     async def write_problem(self) -> str | None:
-        """Return why writes fail or have to wait, None when they do not.
+        """Return why writes fail or have to wait, or None.
 
-        After a failed write this tries one that changes nothing, so that the answer changes without a client's write.
+        If the newest write has failed, this tries one that changes nothing, so that a recovery is noticed even without
+        a client's write.
         """
         if self._lock_waits.seconds > STALLED_SECONDS:
             return f"writes have been waiting for a lock for {self._lock_waits.seconds:.0f} s"
@@ -382,6 +384,6 @@ def _unavailable(error: BaseException, *, is_unknown: bool = False) -> Unavailab
     """Return the error for the client. `is_unknown`: COMMIT was sent, and no reply to it has come."""
     log.warning("database unavailable", reason=failures.first_line(error))
     if failures.is_blocked(error):
-        return Unavailable("Another transaction holds a lock that this one needs; nothing was written: try again")
-    outcome = "it is unknown whether anything was written" if is_unknown else "nothing was written: try again later"
+        return Unavailable("Another transaction holds a lock that this one needs. Nothing was written; try again")
+    outcome = "it is unknown whether anything was written" if is_unknown else "nothing was written; try again later"
     return Unavailable(f"The database is unavailable; {outcome}")

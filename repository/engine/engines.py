@@ -23,8 +23,8 @@ from core.filters import without_case
 
 BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
 POOL_TIMEOUT_SECONDS = 30
-# A transaction that another one blocks fails within 15 s: 5 s without a free connection, and 10 s for the lock. Before
-# that, the server ends a transaction whose worker is frozen, so that the others go on instead.
+# A transaction that another one blocks fails within 15 s: after 5 s without a free connection and 10 s without the
+# lock. Earlier than that, PostgreSQL ends a transaction whose worker is frozen, so that the others can continue.
 WRITER_POOL_SECONDS = 5
 LOCK_SECONDS = 10.0
 IDLE_IN_TRANSACTION_SECONDS = 8.0
@@ -32,29 +32,29 @@ WRITE_STATEMENT_SECONDS = 30.0  # a COPY of ten thousand rows takes a second
 CONNECT_SECONDS = 5
 SQLITE_CACHE_KIB = 16 * 1024
 SQLITE_READER_CACHE_KIB = 4 * 1024
-SQLITE_STEPS = 20_000  # of SQLite's machine between two looks at the flag of an interrupt: about a millisecond
-SQLITE_LOG_BYTES = 32 * 1024 * 1024  # of the write-ahead log when it is used again: twice its usual size
-# Before this version, a checkpoint of one process can run into a write of another and damage the file.
+SQLITE_STEPS = 20_000  # of SQLite's virtual machine between two checks of the interrupt flag: about a millisecond
+SQLITE_LOG_BYTES = 32 * 1024 * 1024  # of the write-ahead log when SQLite reuses it: twice its usual size
+# Before this version, a checkpoint by one process during a write by another can damage the file.
 SAFE_SQLITE = (3, 51, 3)
-SQLITE_CHECKPOINT_PAGES = 4_000  # 16 MB of log between checkpoints: fewer of them during bulk writes
-# With the readers 20 in a worker: 4 workers fit PostgreSQL's default of 100.
+SQLITE_CHECKPOINT_PAGES = 4_000  # 16 MB of log, so that bulk writes cause few checkpoints
+# With the readers, 20 connections per worker: 4 workers fit PostgreSQL's default of 100.
 POSTGRESQL_WRITERS = 10
-# The server ends a statement that outlives its client's deadline by this much: the client's process may be gone.
+# PostgreSQL ends a statement that exceeds the deadline of its read by this much, in case the worker is gone.
 STATEMENT_GRACE_SECONDS = 1.0
 
 
 class Lane(Enum):
-    """What a read costs. A read waits only for reads of its own lane."""
+    """The class of a read by its cost. A read waits only for reads of its own lane."""
 
     POINT = "point"  # a few rows found by an index, such as those of a sign-in
-    LIST = "list"  # a page of a list, which counts the rows
+    LIST = "list"  # a page of a list, including the count of its rows
     COSTLY = "costly"  # each row of a table is searched, or tested many times
 
 
 # Connections of each worker.
 POINT_READERS = 5
 LIST_READERS = 3
-COSTLY_READERS = 2  # the fewest: more would only take the processor from one another, and from everything else
+COSTLY_READERS = 2  # the fewest: more would only compete for the processor with one another and with everything else
 READERS: Mapping[Lane, int] = {Lane.POINT: POINT_READERS, Lane.LIST: LIST_READERS, Lane.COSTLY: COSTLY_READERS}
 
 
@@ -85,7 +85,7 @@ def open_sqlite(url: str) -> Engines:
     path = path_of(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(OSError):  # opening the file reports the problem better
-        # Other users of the machine cannot read it. SQLite gives its other files the same mode.
+        # So that other users of the machine cannot read it. SQLite gives its other files the same mode.
         path.touch(mode=0o600)
 
     def engine(size: int, pragmas: Sequence[str]) -> AsyncEngine:
@@ -130,7 +130,7 @@ def open_postgresql(url: str, read_seconds: float) -> Engines:
         # One round trip for each statement: a read of one statement needs no BEGIN and ROLLBACK around it.
         return _interruptible(engine(READERS[lane], POOL_TIMEOUT_SECONDS, settings, isolation_level="AUTOCOMMIT"))
 
-    # Settings of the connection: they cost no round trip.
+    # As settings of the connection, they cost no round trip.
     limits = {
         "lock_timeout": _milliseconds(LOCK_SECONDS),
         "idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_SECONDS),
@@ -147,16 +147,16 @@ def _replace_closed(dbapi_connection: Any, record: Any, proxy: Any) -> None:
 
 
 async def require_utf8(connection: AsyncConnection) -> None:
-    """Raise SettingsError unless the PostgreSQL database stores every text."""
+    """Raise SettingsError unless the PostgreSQL database can store every string."""
     encoding = (await connection.execute(text("SHOW server_encoding"))).scalar_one()
     if encoding != "UTF8":
         raise SettingsError(
-            f"DATABASE_URL: the database's encoding is {encoding}, expected UTF8: create it with --encoding=UTF8."
+            f"DATABASE_URL: expected a database with the encoding UTF8, got {encoding}; create it with --encoding=UTF8."
         )
 
 
 async def lift_limits(connection: AsyncConnection) -> None:
-    """Let the transaction take as long as it needs, for migrations on PostgreSQL."""
+    """Remove the time limits of a transaction on PostgreSQL, for migrations."""
     for name in ("lock_timeout", "idle_in_transaction_session_timeout", "statement_timeout"):
         await connection.execute(text(f"SET LOCAL {name} = 0"))
 
@@ -167,11 +167,11 @@ def _milliseconds(seconds: float) -> str:
 
 # --- interrupted reads
 
-_INTERRUPT = "interrupt"  # the key of a SQLite connection's flag, which its thread reads while it runs a statement
+_INTERRUPT = "interrupt"  # the key of a SQLite connection's flag, which its thread checks while a statement runs
 
 
 def _interruptible(engine: AsyncEngine) -> AsyncEngine:
-    """Let connections outlive a cancelled read: both drivers can go on once the statement has ended."""
+    """Keep connections after a cancelled read: both drivers can use them again once the statement has ended."""
     event.listen(engine.sync_engine, "handle_error", _on_error)
     return engine
 
@@ -179,17 +179,17 @@ def _interruptible(engine: AsyncEngine) -> AsyncEngine:
 def _on_error(context: ExceptionContext) -> None:
     if isinstance(context.original_exception, asyncio.CancelledError) and context.connection is not None:
         context.is_disconnect = False
-        # Now, because SQLAlchemy closes the cursor next, which waits for the end of the statement.
+        # The flag is set here because SQLAlchemy closes the cursor next, which waits for the end of the statement.
         _set_flag(context.connection, True)
 
 
 def interrupt(connection: AsyncConnection) -> None:
-    """Let the running statement, and any later one, end with an error. Has no effect on PostgreSQL."""
+    """Make the running statement, and any later one, end with an error. Do nothing on PostgreSQL."""
     _set_flag(connection.sync_connection, True)
 
 
 def allow(connection: AsyncConnection) -> None:
-    """Let statements run again after `interrupt`."""
+    """Allow statements to run again after `interrupt`."""
     _set_flag(connection.sync_connection, False)
 
 
@@ -232,9 +232,10 @@ def _lower(text: str | None) -> str | None:
 
 
 def _has_words(words: str, *texts: str | None) -> bool:
-    """Return whether each word, lowercase and separated by spaces, is in one of the texts, ignoring case.
+    """Return whether each of `words`, which are lowercase and separated by spaces, occurs in one of the texts, ignoring
+    case.
 
-    One call for each row, because calling Python costs more than the search: `repository.generic.filter_sql`.
+    `repository.generic.filter_sql` calls it once per row, because a call of Python costs more than the search.
     """
     searched = without_case("\n".join([text for text in texts if text is not None]))
     for word in words.split(" "):  # noqa: SIM110 (a generator would double the time of a search)

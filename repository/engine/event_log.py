@@ -39,7 +39,7 @@ async def head(database: Database) -> Head:
 
 def _checked(epoch: object, seq: object) -> Head:
     if not (isinstance(epoch, str) and isinstance(seq, int)):
-        raise Unavailable("The log's head has another type")
+        raise Unavailable("The log's head has an unexpected type")
     return Head(epoch, seq)
 
 
@@ -80,7 +80,7 @@ async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: 
         try:
             return [_event(current.epoch, row) for row in found]
         except (TypeError, ValueError) as error:
-            raise Unavailable("The log's events have another form") from error
+            raise Unavailable("The log's events have an unexpected form") from error
 
     return await database.reading(work)
 
@@ -107,7 +107,7 @@ async def tail(database: Database, *, max_rows: int, max_bytes: int) -> int:
 
 
 async def prune(database: Database, *, keep_rows: int, keep_bytes: int, older_than: Any, max_rows: int) -> int:
-    """Delete the oldest events, up to `max_rows`: those beyond the newest `keep_rows` or `keep_bytes`, or from before
+    """Delete up to `max_rows` of the oldest events: those beyond the newest `keep_rows` or `keep_bytes`, or from before
     `older_than`, an aware time.
 
     Return how many were deleted.
@@ -127,7 +127,7 @@ async def prune(database: Database, *, keep_rows: int, keep_bytes: int, older_th
             count, freed, until = count + 1, freed + event_size, seq
         if count:
             await tx.connection.execute(delete(table).where(table.c.seq <= until))
-            # Last, because a writer waits for the head until COMMIT.
+            # This comes last, because other writers wait for the head until COMMIT.
             await tx.connection.execute(update(head).values(size=head.c.size - freed))
         return count
 

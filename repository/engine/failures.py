@@ -32,12 +32,12 @@ _LASTING = frozenset(
     (DAMAGED_FILE, DAMAGED_DATABASE, FAILING_DISK, TABLE_CHANGED, TABLE_MISSING, COLUMN_MISSING, COLUMN_CHANGED,
      TABLE_FORBIDDEN)
 )  # fmt: skip
-# What readiness says, by the start of the SQLSTATE (PostgreSQL manual, appendix A), and by a part of SQLite's message.
-# All of them come from the database's environment, not from our SQL and types.
+# The messages of readiness, by the first characters of the SQLSTATE (PostgreSQL manual, appendix A) or by a part of
+# SQLite's message. All of these errors come from the database's environment, not from our SQL and types.
 _FOREIGN_STATES = {
     "08": "the connection to the database is lost",
     "25006": "the database is read-only",  # as after a failover
-    "25P03": "the database ended a transaction that stood still",
+    "25P03": "the database ended an idle transaction",
     "0A000": TABLE_CHANGED,
     "22P02": COLUMN_CHANGED,
     "28": "the database rejects the service's role",
@@ -75,15 +75,15 @@ _FOREIGN_ON_SQLITE = {
 _REFUSED_STATES = ("40",)  # serialization failure, deadlock
 _REFUSED_ON_SQLITE = ("database is locked", "database table is locked")
 _WAITED_STATES = ("57014", "55P03")  # statement and lock time-outs
-# Connection exceptions; a terminated connection; an idle session that ended; a plan that is void, or made for other
-# types, since a table changed.
+# Connection exceptions; a terminated connection; an idle session that was ended; a plan that is invalid, or made for
+# other types, because a table has changed.
 _STALE_STATES = ("08", "57P01", "57P05", "0A000", "42804", "42883")
-# A connection keeps prepared statements, which a change of a table leaves of no use even when it is undone.
+# A connection keeps prepared statements, which a change of a table makes invalid, even after the change is undone.
 _SCHEMA_STATES = ("0A000", "42", "3F000")
 
 
 def _driver_error(error: BaseException) -> BaseException:
-    """Return the driver's own error, where SQLAlchemy has wrapped it."""
+    """Return the driver's own error, also if SQLAlchemy has wrapped it."""
     if not isinstance(error, DBAPIError) or error.orig is None:
         return error
     return error.orig.__cause__ or error.orig
@@ -95,9 +95,9 @@ def _state(error: BaseException) -> str:
 
 
 def _message(error: BaseException) -> str:
-    """Return SQLite's message, and nothing for other databases: their errors have states.
+    """Return SQLite's message in lowercase, or an empty string for another database, whose errors have states.
 
-    SQLAlchemy's own text repeats the values of the statement, in which a client can write anything.
+    SQLAlchemy's own message repeats the values of the statement, which a client can choose.
     """
     inner = _driver_error(error)
     return str(inner).lower() if isinstance(inner, sqlite3.Error) else ""
@@ -114,7 +114,7 @@ def is_foreign(error: BaseException) -> bool:
 
 
 def in_words(error: BaseException | None) -> str:
-    """Return what is wrong with the database, for operators, without names and addresses."""
+    """Return what is wrong with the database, in words for operators, without names and addresses."""
     return (_words(error) if error is not None else None) or "the database cannot be used"
 
 
@@ -138,22 +138,22 @@ def _words(error: BaseException) -> str | None:
 
 
 def _does_not_fit(inner: BaseException) -> bool:
-    """Return whether asyncpg could not send a value for its type. Errors of the server are subclasses."""
+    """Return whether asyncpg could not encode a value for its column. Errors of the server are subclasses."""
     return type(inner) is asyncpg.DataError
 
 
 def is_lasting(error: BaseException) -> bool:
-    """Return whether a table or the file is not as expected, which lasts until an operator mends it."""
+    """Return whether a table or the file is not as expected, a problem that lasts until an operator repairs it."""
     return _words(error) in _LASTING
 
 
 def is_about_schema(error: BaseException) -> bool:
-    """Return whether statements prepared on the connection may be void, because a table is not as expected."""
+    """Return whether the connection's prepared statements may be invalid, because a table is not as expected."""
     return _does_not_fit(_driver_error(error)) or _state(error).startswith(_SCHEMA_STATES)
 
 
 def is_stale(error: BaseException | None) -> bool:
-    """Return whether a read failed only because its pooled connection was dead, or its prepared plan void."""
+    """Return whether a read failed only because its pooled connection was dead or its prepared plan invalid."""
     if error is None:
         return False
     dead = (ConnectionResetError, BrokenPipeError, asyncpg.InterfaceError, asyncpg.InternalClientError)
@@ -165,7 +165,7 @@ def is_stale(error: BaseException | None) -> bool:
 
 
 def may_run_again(error: BaseException) -> bool:
-    """Return whether the transaction may be run again. With no free connection or lock it would wait again."""
+    """Return whether the transaction may run again. After waiting for a connection or a lock, it would wait again."""
     has_waited = isinstance(error, PoolTimeout) or _state(error).startswith(_WAITED_STATES)
     # On SQLite, a full disk or a missing table lasts; on PostgreSQL, a void plan and a lost connection do not.
     is_sqlite = isinstance(_driver_error(error), sqlite3.Error)
@@ -173,7 +173,7 @@ def may_run_again(error: BaseException) -> bool:
 
 
 def is_blocked(error: BaseException) -> bool:
-    """Return whether another transaction held a lock for so long that the database rolled back."""
+    """Return whether the database rolled back because another transaction held a lock for too long."""
     return _state(error) == "55P03" or any(text in _message(error) for text in _REFUSED_ON_SQLITE)
 
 

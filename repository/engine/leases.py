@@ -11,7 +11,7 @@ import models
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 
-CLOCK_GRACE_SECONDS = 1.0  # small corrections of the clock end no lease
+CLOCK_GRACE_SECONDS = 1.0  # a small correction of the clock must not end a lease
 
 
 def now_in_seconds(*, is_sqlite: bool) -> ColumnElement[Any]:
@@ -24,9 +24,9 @@ def now_in_seconds(*, is_sqlite: bool) -> ColumnElement[Any]:
 def has_expired(
     until: ColumnElement[Any], longest_seconds: float | ColumnElement[Any], *, is_sqlite: bool
 ) -> ColumnElement[bool]:
-    """Return the condition that a lease of at most `longest_seconds` is over.
+    """Return the SQL condition that a lease of at most `longest_seconds` is over.
 
-    A lease that ends later than one taken now was taken before the clock was set back: nobody could wait for its end.
+    A lease that ends later than one taken now was taken before the clock was set back, and counts as over.
     """
     now = now_in_seconds(is_sqlite=is_sqlite)
     return or_(until < now, until > now + (longest_seconds + CLOCK_GRACE_SECONDS))

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 
 
 class LockWaits:
-    """The waits for SQLite's write lock, or for the row of the log's head."""
+    """The waits for SQLite's write lock or, on PostgreSQL, for the row of the log's head."""
 
     def __init__(self) -> None:
-        self._since: dict[int, float] = {}  # in order of time
+        self._since: dict[int, float] = {}  # the start of each wait, oldest first
         self._next = 0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time of the block as a wait."""
+        """Count the time that the block takes as a wait."""
         self._next += 1
         number = self._next
         self._since[number] = time.monotonic()
@@ -27,6 +27,6 @@ class LockWaits:
 
     @property
     def seconds(self) -> float:
-        """The time since the oldest wait began, 0 without one."""
+        """The time since the oldest wait began; 0 when there is none."""
         oldest = next(iter(self._since.values()), None)
         return time.monotonic() - oldest if oldest is not None else 0.0

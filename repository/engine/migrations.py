@@ -70,7 +70,7 @@ def _upgrade(connection: Any) -> None:
             return
         if current not in (each.revision for each in ScriptDirectory.from_config(_config()).walk_revisions()):
             raise SettingsError(
-                f"DATABASE_URL: the database has the schema {current} of a newer version of Marquee; this version "
-                f"knows schemas up to {newest_revision()}. Start the newer version, or restore a backup from before it."
+                f"DATABASE_URL: expected a schema up to {newest_revision()}, got {current}, which a newer version of "
+                "Marquee has created. Start the newer version, or restore a backup from before the upgrade."
             )
     command.upgrade(_config(connection), "head")

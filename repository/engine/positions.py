@@ -1,6 +1,7 @@
-"""Positions in the event log as clients write them: `<epoch>:<seq>` in one text, or the number beside its epoch. Pure.
+"""Positions in the event log as clients write them: `<epoch>:<seq>`, or a number and its epoch separately. Pure.
 
-A number alone is rejected: after a restored backup it would continue in another log, which numbers other events.
+A number alone is rejected, because after a restored backup it could continue in another log, in which the same number
+belongs to another event.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Written = Head | int
 
 
 class Incomplete(ValueError):
-    """A position without its epoch, with two, or without its number. `kind` is the type of the problem."""
+    """A position without its epoch, with two epochs, or without its number. `kind` is the type of the problem."""
 
     def __init__(self, expected: str, kind: str) -> None:
         super().__init__(expected)
@@ -35,7 +36,7 @@ def parse_position(text: str) -> Head | None:
 
 
 def parse_written(value: Any) -> Written | None:
-    """Return a position, or a number whose epoch is written beside it. Return None for anything else."""
+    """Parse a position, or a number whose epoch is given separately. Return None for anything else."""
     if isinstance(value, str):
         return int(value) if _NUMBER.fullmatch(value) else parse_position(value)
     is_number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ID
@@ -43,7 +44,7 @@ def parse_written(value: Any) -> Written | None:
 
 
 def position_of(written: Written | None, epoch: str | None, *, together: str, beside: str) -> Head | None:
-    """Return the position, or None when none is written. `together` and `beside` show the two forms.
+    """Return the position, or None when none is given. `together` and `beside` show the two forms in messages.
 
     Raises Incomplete.
     """
@@ -53,7 +54,7 @@ def position_of(written: Written | None, epoch: str | None, *, together: str, be
         case None:
             return None
         case Head() if epoch is not None:
-            raise Incomplete(f"Expected the epoch once: {together} or {beside}", "repeated_epoch")
+            raise Incomplete(f"Expected the epoch only once: {together} or {beside}", "repeated_epoch")
         case Head():
             return written
         case int() if epoch is not None:

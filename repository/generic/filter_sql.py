@@ -26,11 +26,11 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from core.filters import COMPARISONS, Condition, FieldType, Filter, Op, without_case
 
-MAX_LIGHT_CONDITIONS = 4  # comparing a row with so many values costs about as much as counting it
+MAX_LIGHT_CONDITIONS = 4  # this many comparisons cost about as much as counting the row
 
 
 def is_costly(wanted: Filter) -> bool:
-    """Return whether testing a row against the filter costs several times what reading the row does."""
+    """Return whether testing a row against the filter costs several times as much as reading the row."""
     conditions = [*wanted.all, *(condition for group in wanted.any for condition in group)]
     if any(condition.op in (Op.CONTAINS, Op.PREFIX) for condition in conditions):
         return True
@@ -38,7 +38,7 @@ def is_costly(wanted: Filter) -> bool:
 
 
 def _weight(condition: Condition) -> int:
-    """Return what a condition costs, in comparisons with a number. Arrays of strings are decoded for each value."""
+    """Return the cost of a condition, in comparisons with a number. Lists of strings are decoded for each value."""
     if condition.field.kind is not FieldType.STRINGS:
         return 1
     return 2 * len(condition.value) if isinstance(condition.value, tuple) else 2
@@ -56,8 +56,8 @@ def where(table: Table, wanted: Filter, *, is_sqlite: bool) -> ColumnElement[boo
 def search(table: Table, columns: Iterable[str], text: str, *, is_sqlite: bool) -> ColumnElement[bool]:
     """Return the condition that each word of `text` occurs in one of the columns, ignoring case.
 
-    The columns are lowercased once, as one text, however many words there are: that is what a search costs. No word
-    contains the line break between them.
+    Lowercasing is most of the cost, so the columns are joined and lowercased once for all words. No word contains the
+    line break that separates the columns.
     """
     words = list(dict.fromkeys(without_case(text).split()))
     searched = [table.c[name] for name in columns]

@@ -28,9 +28,9 @@ from schemas import MAX_PROSE_LENGTH
 
 T = TypeVar("T")
 Order = tuple[tuple[str, bool], ...]  # (column, descending)
-MAX_LIGHT_OFFSET = 10_000  # beyond it, a page skips more rows than a list of common size has
+MAX_LIGHT_OFFSET = 10_000  # a page beyond it skips more rows than most lists have
 MAX_KEPT_STATEMENTS = 256  # the shapes of plain lists differ mainly in their sort order
-MAX_PAGE_CHARACTERS = 4 * 1024 * 1024  # of long texts; a page stays in memory until its client has read it
+MAX_PAGE_CHARACTERS = 4 * 1024 * 1024  # of the long texts of a page, which stays in memory until its client has read it
 _SIZE, _SIZE_SO_FAR = "characters", "characters_so_far"
 
 
@@ -68,7 +68,7 @@ class Shape:
     order: Order
     by_owner: bool = False
     after: bool = False
-    is_measured: bool = False  # whether each row comes with the characters of the page up to and including it
+    is_measured: bool = False  # whether each row comes with the number of characters in the page up to and including it
 
 
 def _number(name: str) -> ColumnElement[int]:
@@ -94,7 +94,7 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
     if shape.is_measured:
         page = _measured(page, shape, names)
         shown = (*shape.columns, _SIZE_SO_FAR)
-        # The first row that does not fit is read, too: it tells that the page is too large.
+        # The first row that does not fit is read, too, because it shows that the page is too large.
         fits = sa.text(f'"page"."{_SIZE_SO_FAR}" - "page"."{_SIZE}" <= {MAX_PAGE_CHARACTERS}')
     rows_of_page = page.subquery("page")
     total = select(func.count()).select_from(table).where(where).scalar_subquery()
@@ -106,7 +106,7 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
 
 
 def _measured(page: sa.Select[Any], shape: Shape, names: Iterable[str]) -> sa.Select[Any]:
-    """Add to each row of a page the characters of its long texts, and their sum up to and including the row."""
+    """Add to each row of a page the number of characters in its long texts, and the sum up to and including the row."""
     lengths = " + ".join(f'coalesce(length("{column.name}"), 0)' for column in _long_texts(shape))
     rows_of_page = page.add_columns(sa.text(f'{lengths or "0"} AS "{_SIZE}"')).subquery("rows")
     so_far = sa.text(
@@ -117,12 +117,12 @@ def _measured(page: sa.Select[Any], shape: Shape, names: Iterable[str]) -> sa.Se
 
 
 def _long_texts(shape: Shape) -> list[sa.Column[Any]]:
-    """Return the columns of a list whose length only the schema of the body limits."""
+    """Return the columns of a list that hold long texts: only the schema of the body limits their length."""
     return [column for column in shape.table.columns if column.name in shape.columns and isinstance(column.type, Text)]
 
 
 def _needs_measure(shape: Shape, limit: int | None) -> bool:
-    """Return whether so many rows may hold more than MAX_PAGE_CHARACTERS. Most pages are too short for that."""
+    """Return whether `limit` rows may exceed MAX_PAGE_CHARACTERS. Most pages are too short for that."""
     return (limit or 0) * len(_long_texts(shape)) * MAX_PROSE_LENGTH > MAX_PAGE_CHARACTERS
 
 
@@ -170,7 +170,7 @@ async def read(
                 return list(await driver.execute_fetchall(statement_text, given))
             return list(await driver.fetch(statement_text, *given))
         except Exception as error:
-            # SQLAlchemy has not seen the error, after which the connection may be of no use.
+            # SQLAlchemy has not seen the error, after which the connection may be unusable.
             await connection.invalidate(error)
             raise
 
@@ -182,7 +182,7 @@ async def read(
         return Listed([row[3:] for row in found], total, Head(epoch, seq))
     if found[-1][-1] > MAX_PAGE_CHARACTERS:
         expected = (
-            f"Expected at most {len(found) - 1}: the texts of more rows exceed {MAX_PAGE_CHARACTERS:,} characters"
+            f"Expected at most {len(found) - 1}: the texts of more rows would exceed {MAX_PAGE_CHARACTERS:,} characters"
         )
         raise InvalidInput([FieldProblem(("query", "limit"), expected, "page_too_large")])
     return Listed([row[3:-1] for row in found], total, Head(epoch, seq))
@@ -192,7 +192,7 @@ async def read(
 
 
 def lane_of(page: ListRequest) -> Lane:
-    """Return the lane of a list: whether it compares each row a few times, or searches the rows."""
+    """Return COSTLY for a list that searches, skips many rows or tests each row many times, otherwise LIST."""
     is_deep = page.offset > MAX_LIGHT_OFFSET
     return Lane.COSTLY if page.text or is_deep or filter_sql.is_costly(page.filter) else Lane.LIST
 
@@ -276,8 +276,8 @@ async def find(database: Database, resource: Resource, entity_id: int) -> dict[s
 
 
 async def find_by(database: Database, resource: Resource, column: str, value: int, limit: int) -> list[dict[str, Any]]:
-    """Return the first rows, in order of id, whose `column` holds `value`: at most `limit` of them, and at most
-    MAX_PAGE_CHARACTERS of long texts.
+    """Return the first rows, in order of id, whose `column` holds `value`: at most `limit` of them, and no more than
+    fit into MAX_PAGE_CHARACTERS.
 
     Raises Unavailable.
     """

@@ -21,7 +21,7 @@ from repository.generic.versions import Row
 from resources.registry import children_of
 from resources.resource import Parent, Resource
 
-# Of the rows that one request deletes: as many as a bulk operation changes. On SQLite, all writes wait meanwhile.
+# Of all rows that one request deletes: as many as a bulk operation may change. On SQLite, other writes wait meanwhile.
 MAX_RELEASED_CHILDREN = 10_000
 
 Items = Sequence[Row]
@@ -37,7 +37,9 @@ async def recount(tx: Transaction, resource: Resource, before: Items, after: Ite
 
 
 async def release_children(tx: Transaction, resource: Resource, gone: Rows, actor_id: int | None) -> None:
-    """Clear the columns of children that refer to rows about to be deleted. Raises Conflict for too many children."""
+    """Clear the columns of children that refer to rows about to be deleted. Raises Conflict when there are more than
+    MAX_RELEASED_CHILDREN.
+    """
     for child, parent in children_of(resource):
         ids = [row["id"] for row in gone if row[parent.count]]
         number = sum(row[parent.count] for row in gone)

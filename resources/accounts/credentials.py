@@ -40,12 +40,13 @@ _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _ADDRESS = rf"{_ATOM}(?:\.{_ATOM})*@(?:{_LABEL}\.)+[A-Za-z](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])"
 _EMAIL = rf"^[{PADDING}]*{_ADDRESS}[{PADDING}]*$"
-# Addresses that no mail server accepts: too long as a whole or in the local part, or with a label reserved by RFC 5891.
-# Domains of special use (RFC 6761), of which no mail server is reachable by all. JSON Schema patterns know no flags.
+# Special-use domains (RFC 6761), in which no public mail server exists. JSON Schema patterns have no flag for case.
 _RESERVED = "|".join(
     "".join(f"[{letter}{letter.upper()}]" for letter in name)
     for name in ("arpa", "invalid", "local", "localhost", "onion", "test")
 )
+# Addresses that no mail server accepts: in a special-use domain, too long as a whole or in the local part, or with a
+# label reserved by RFC 5891.
 _UNDELIVERABLE: JsonDict = {
     "anyOf": [
         {"pattern": rf"@(?:[^@]*\.)?(?:{_RESERVED})[{PADDING}]*$"},
@@ -74,7 +75,7 @@ Email = Annotated[
     str,
     Field(
         description=f"At most {MAX_EMAIL_LENGTH} characters, not in a reserved domain such as .local or .test; a label "
-        "xn--… must be valid IDNA; leading and trailing spaces are removed",
+        "that begins with xn-- must be valid IDNA; leading and trailing spaces are removed",
         json_schema_extra={"pattern": _EMAIL, "not": _UNDELIVERABLE},
     ),
     AfterValidator(_deliverable),
@@ -186,11 +187,13 @@ class LinkBody(Body):
 
 
 class PendingConfirmation(Answer):
-    """What an emailed token is for. Nothing has changed yet: `POST /auth/activate` with the token does it."""
+    """The purpose of an emailed token. Nothing has changed yet: send the token with `POST /auth/activate`."""
 
-    purpose: Literal["activate", "email"] = Field(description="Activate the account, or give it this address")
+    purpose: Literal["activate", "email"] = Field(
+        description="`activate`: activate the account. `email`: give the account this address"
+    )
     username: str | None
-    email: str = Field(description="The address that the token was mailed to")
+    email: str = Field(description="The address to which the token was mailed")
     detail: str = Field(description="What to do, in a sentence")
 
 
@@ -275,7 +278,7 @@ class AuditEntry(Answer):
     id: int
     actor_id: int | None = Field(description="The admin; null for an action on the command line or at service start")
     action: str
-    user_id: int = Field(description="The account that the action concerned")
+    user_id: int = Field(description="The account that the action was about")
     changes: dict[str, list[Any]] = Field(
         description="Old and new value of each changed field; an empty list for personal data"
     )

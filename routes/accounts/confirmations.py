@@ -86,11 +86,11 @@ class ByToken(queries.Parameters):
 
 @operations.get(
     "/auth/activate",
-    "Open an activation or confirmation URL",
+    "Show the purpose of an emailed token",
     {200: credentials.PendingConfirmation},
     description=ABOUT_URLS
-    + " Opening the URL changes nothing, because mail scanners open URLs, too. A browser (`Accept: text/html`) gets a "
-    "page with a button; other clients receive the purpose of the token, which they send with `POST`.",
+    + " Opening the URL changes nothing, because mail scanners open URLs, too. A browser (`Accept: text/html`) "
+    "receives a page with a button; other clients receive the purpose of the token. Only `POST` uses the token.",
     like=USE_TOKEN,
 )
 async def open_url(call: Call[None, ByToken, None]) -> Response:

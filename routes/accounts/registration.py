@@ -16,7 +16,7 @@ from routes.http import rendering
 from routes.http.limit_groups import LimitGroup
 from routes.http.operation import Call, Details, Operations, Services
 
-ATTEMPTS = 3  # of registrations with one address at once, the third finds nothing left to take
+ATTEMPTS = 3  # concurrent registrations can conflict over two keys of an address; the third attempt needs none
 
 operations = Operations("accounts")
 
@@ -45,8 +45,8 @@ def password_problems(services: Services, body: Any, valid: Any) -> Sequence[Fie
 
 REGISTER = Details(
     description="Where accounts are activated by email (`ACCOUNT_ACTIVATION=email`), `email` is required, and the user "
-    "cannot sign in before it is activated with the token that is sent to this address. If another account has the "
-    "address, the response is the same, and the email tells the owner of that account.",
+    "cannot sign in before the account is activated with the token that is sent to this address. If another account "
+    "has the address, the response is the same, and the owner of that account receives a notice instead.",
     check=problems,
     errors=(409,),
     limit_group=LimitGroup.REGISTER,
@@ -74,7 +74,7 @@ async def register(call: Call[None, None, RegisterBody]) -> Response:
             user = await call.write(work)
             break
         except Conflict:
-            # A registration in the same moment may have taken the address, which must not be told.
+            # A concurrent registration may have taken the address, which the response must not reveal.
             if not awaits_activation or not attempts_left:
                 raise
     if awaits_activation:

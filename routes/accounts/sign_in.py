@@ -94,10 +94,10 @@ async def _sign_in(call: AnyCall, login: str, password: str) -> Response:
 async def _proven(
     call: AnyCall, login: str, found: Sequence[Mapping[str, Any]], password: str
 ) -> tuple[int, Checked] | None:
-    """Return the account of these that the password belongs to, or None.
+    """Return the id of the account whose password this is, with what was checked, or None if no account matches.
 
-    A wrong password costs the same work however many accounts there are, so its time does not tell whether an address
-    has an account, or one that waits for it.
+    A wrong password costs the same work however many accounts were found, so the duration does not reveal whether an
+    address has an account, or one that waits for it.
     """
     hashes = [user["password_hash"] for user in found]
     most = 2 if "@" in login and call.services.activates_by_mail else 1

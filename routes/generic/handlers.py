@@ -177,7 +177,7 @@ async def generate(resource: Resource, call: Call[queries.ByNumber, queries.Gene
         batch_size = min(DEFAULT_BATCH, max(1, int(query.rate / CHUNKS_PER_SECOND_AT_A_RATE)))
     if query.rate is not None and call.path.number > query.rate * MAX_PACED_SECONDS:
         least = math.ceil(call.path.number / MAX_PACED_SECONDS * 100) / 100
-        message = f"Expected at least {least:g}, so that {call.path.number} rows are stored within a day"
+        message = f"Expected at least {least:g}, at which {call.path.number} rows are stored within a day"
         raise InvalidInput([FieldProblem(("query", "rate"), message, "too_slow")])
     order = JobOrder(
         kind=f"generate_{resource.name}",

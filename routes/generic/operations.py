@@ -111,7 +111,7 @@ def _declare_bulk(made: Operations, resource: Resource) -> None:
         by(handlers.delete_bulk)
     )
     about = (
-        f"Both ends are included; a range that is backwards or wider than {schemas.MAX_BULK_ROWS:,} ids is rejected "
+        f"Both ends are included. A range that is reversed or has more than {schemas.MAX_BULK_ROWS:,} ids is rejected "
         "with a 422."
     )
     made.delete(

@@ -16,11 +16,11 @@ LINE = b"\r\n"
 class Part:
     name: str
     content: bytes
-    is_chosen: bool  # it has the name of a file
+    is_chosen: bool  # whether the part has a file name
 
 
 def parts(body: bytes, content_type: str) -> list[Part]:
-    """Return the parts in order, without media types. Raises ValueError that says what was expected."""
+    """Return the parts in order, without media types. Raises ValueError, whose message says what was expected."""
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if not 1 <= len(boundary) <= MAX_BOUNDARY_LENGTH:

@@ -56,7 +56,7 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
         problems.append(FieldProblem(("header", "Idempotency-Key"), message, "invalid_idempotency_key"))
     raw_body, body = b"", None
     has_waited = asyncio.Event()
-    asyncio.get_running_loop().call_soon(has_waited.set)  # called only if reading the body gives up control
+    asyncio.get_running_loop().call_soon(has_waited.set)  # runs only if reading the body has to wait
     if operation.form is not None and _media_type(request) in uploads.media_types(operation.form):
         assert identity is not None, "an operation with a form is marked signed_in"
         with services.pictures.receiving(identity.user_id):
@@ -67,7 +67,7 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
         raw_body = await read_body(request, operation.max_body_bytes)
         body = _body(request, operation, raw_body, problems)
     if identity is not None and has_waited.is_set():
-        # The transaction checks the rights again, but it can only refuse; the operation decides by what they are now.
+        # The transaction checks the rights, too, but can only reject the write; the operation needs the current rights.
         identity = await authentication.recheck(services.database, identity)
     if problems:
         problems.extend(await _problems_of_rows(request, operation, body))
@@ -91,7 +91,7 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
 
 
 async def _problems_of_rows(request: Request, operation: Operation, body: Any) -> list[FieldProblem]:
-    """Return the problems of the rows of a bulk body, which the handler looks at only when all else is valid."""
+    """Return the problems of the rows of a bulk body, which the handler checks only when everything else is valid."""
     if not isinstance(body, queries.Rows) or b"on_error=skip" in request.scope["query_string"]:
         return []
     (row_model,) = get_args(operation.body_schema)
@@ -227,7 +227,7 @@ def _body(request: Request, operation: Operation, raw: bytes, problems: list[Fie
     found: list[FieldProblem] = []
     body = _validated(operation.body, value, "body", found)
     if body is None and issubclass(operation.body, Body):
-        # Pydantic looks at members together only when each of them is valid.
+        # Pydantic checks members together only when each of them is valid.
         found.extend(operation.body.unmet(value, found))
     if operation.check is not None:
         problems.extend(operation.check(request.state.services, value, body))

@@ -53,7 +53,7 @@ class ByRange(Parameters):
     @field_validator("end_id")
     @classmethod
     def _is_a_range(cls, end_id: int, info: ValidationInfo) -> int:
-        start_id = info.data.get("start_id", end_id)  # missing when it is invalid itself
+        start_id = info.data.get("start_id", end_id)  # missing when `start_id` is invalid
         if not 0 <= end_id - start_id < schemas.MAX_BULK_ROWS:
             message = f"Expected a range of 1 to {schemas.MAX_BULK_ROWS} ids, start_id first"
             raise PydanticCustomError("invalid_range", message)
@@ -70,7 +70,7 @@ class ByUuid(Parameters):
 
 # --- queries
 
-MAX_SEARCHED_WORDS = 8  # each one is looked for in each row
+MAX_SEARCHED_WORDS = 8  # each row is searched for each word
 _GAP, _LETTER = f"[{schemas.PADDING}]", rf"[^{schemas.PADDING}\x00]"
 _FEW_WORDS = rf"^{_GAP}*(?:{_LETTER}+{_GAP}+){{0,{MAX_SEARCHED_WORDS - 1}}}(?:{_LETTER}+{_GAP}*)?$"
 
@@ -87,7 +87,7 @@ Search = Annotated[
     Field(
         max_length=200,
         pattern=schemas.NO_NUL,
-        description=f"Only rows with every word of this text, ignoring case; at most {MAX_SEARCHED_WORDS} words",
+        description=f"Only rows that contain every word, ignoring case; at most {MAX_SEARCHED_WORDS} words",
         json_schema_extra={"pattern": _FEW_WORDS},
     ),
     schemas.normal(200),
@@ -128,7 +128,9 @@ def sortable(fields: Mapping[str, filters.Field]) -> list[str]:
 
 
 def sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tuple[str, bool], ...]:
-    """Parse `-release_date,title` into (column, descending) pairs. Raises ValueError, saying what was expected."""
+    """Parse `-release_date,title` into (column, descending) pairs. Raises ValueError, whose message says what was
+    expected.
+    """
     if not sort:
         return ()
     columns = sortable(fields)

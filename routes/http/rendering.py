@@ -24,7 +24,7 @@ from routes.http.operation import AnyCall, Call
 from routes.http.queries import PageQuery
 
 JSON = "application/json"
-# With the marks of proxies that compress: nginx makes a tag weak, Apache appends the encoding.
+# With the changes that compressing proxies make: nginx makes a tag weak, Apache appends the encoding.
 _TAG = re.compile(r'(?:W/)?"(([0-9]{1,10})-[0-9a-f]{16})(?:-[a-z]{2,8})?"')
 
 
@@ -38,7 +38,7 @@ class JSONResponse(Response):
 
 
 def problem_response(problem: Problem) -> JSONResponse:
-    """Return the one error shape."""
+    """Return a problem in the shape that all errors have."""
     return JSONResponse({"detail": problem.detail}, problem.status, problem.headers)
 
 
@@ -80,13 +80,13 @@ def if_match(call: AnyCall) -> IfMatch:
 
 
 def _tags(call: AnyCall, name: str) -> list[str] | None:
-    """Return the tags that all header lines of this name hold together; None without such a line."""
+    """Return the tags in all header lines with this name, or None without such a line."""
     lines = call.headers.getlist(name)
     return [part.strip() for part in ",".join(lines).split(",")] if lines else None
 
 
 def _own(tags: list[str]) -> list[re.Match[str]]:
-    """Return those of the tags that this service may have made."""
+    """Return the tags that have the form of this service's own tags."""
     return [match for each in tags if (match := _TAG.fullmatch(each)) is not None]
 
 
@@ -165,7 +165,9 @@ def position(head: Head) -> dict[str, str]:
 
 
 def next_page(call: AnyCall, **changes: int | str | None) -> str:
-    """Return a `Link` header that leads to the same path with another query, without the parameters that are None."""
+    """Return the value of a `Link` header to the next page: the same path with a changed query. A change to None
+    removes the parameter.
+    """
     return f'<{_url(call, **changes)}>; rel="next"'
 
 

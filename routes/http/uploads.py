@@ -21,9 +21,9 @@ MAX_UPLOAD_BODY_BYTES = MAX_AVATAR_BYTES + 64 * 1024  # the rest of the form
 
 
 def media_types(form: type[BaseModel]) -> tuple[str, ...]:
-    """Return the media types of a body: a form, or the file alone where the form has nothing else that matters.
+    """Return the media types of a body: a form or, where the form requires the file, also the file alone.
 
-    A bare file is no way to change a profile: everything else in it would become empty.
+    A profile cannot be changed by a bare file, because all its other fields would become empty.
     """
     is_needed = form.model_fields[FILE_FIELD].is_required()
     return (MULTIPART_MEDIA_TYPE, *FILE_MEDIA_TYPES) if is_needed else (MULTIPART_MEDIA_TYPE,)
@@ -52,7 +52,7 @@ def values(raw: bytes, media_type: str, content_type: str, problems: list[FieldP
         elif name == FILE_FIELD:
             if not content and part.is_chosen:
                 problems.append(EMPTY_FILE)
-            if content or part.is_chosen:  # browsers send an empty file without a name when none was chosen
+            if content or part.is_chosen:  # browsers send an empty file without a name when the user chose none
                 found[name] = _bounded(content)
         else:
             try:

@@ -2,7 +2,7 @@
 
 A client is a key that the caller chooses. Each pair of key and rate has its own moving window: in Redis when it is
 configured, so that all workers count together, otherwise in memory. While Redis is unavailable, each worker counts in
-memory, from zero: an outage of Redis must not lift the limits on guessing passwords.
+memory, starting at zero: an outage of Redis must not lift the limits on guessing passwords.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ account exists or not, so that a rejection reveals nothing. Three rates limit si
 - per name, for all addresses together. It does not apply to addresses that the account has recently signed in from, so
   a distributed attack locks out attackers and new devices, but not the owner at a known address.
 
-Failed attempts, refusals and lockouts are logged with the address and, by the context of the log, the request id. The
-name is logged and counted as its HMAC: lines about one name can be matched, and neither the log nor Redis reveals the
-name to readers who try all likely ones, as a plain hash would.
+Failed sign-ins, rejected sign-ins and lockouts are logged with the address and, from the context of the log, the
+request id. Names are logged and counted by their HMAC: lines about one name can be matched, but a reader of the log or
+of Redis cannot find out names by hashing likely ones, as with a plain hash.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ class Lockout:
         await self._limits.clear(f"password pair {self.digest(login)} {network_of(address or '')}", PAIR_RATE)
 
     def failed(self, login: str, address: str | None) -> None:
-        """Log a wrong password or an unknown name; the log does not tell which."""
+        """Log a sign-in with a wrong password or an unknown name; the log does not say which."""
         log.info("sign-in failed", name=self.digest(login), address=address)
 
     def refused(self, login: str, address: str | None, reason: str) -> None:
-        """Log a sign-in with the right password that the account's state forbids."""
-        log.info("sign-in refused", name=self.digest(login), address=address, reason=reason)
+        """Log a sign-in with the right password that the state of the account forbids."""
+        log.info("sign-in rejected", name=self.digest(login), address=address, reason=reason)
 
     async def try_old_password(self, user_id: int, address: str | None) -> None:
         """Count an attempt by a signed-in user to prove the current password. Raises TooManyRequests."""

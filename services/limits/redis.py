@@ -4,8 +4,8 @@ A round trip per request would cost as much as a small request itself. So a work
 limit, and serves hits from it. A client can exceed a large limit by at most one share per worker; small limits are
 exact. Rejections are cached for a moment, so that a flood does not reach Redis.
 
-While Redis is unavailable, `hit` returns None without waiting, and the caller counts in memory. A warning is logged
-once a minute.
+While Redis is unavailable, `hit` returns None, and the caller counts in memory. A warning is logged at most once a
+minute.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class SharedWindows:
     async def hit(self, key: str, rate: Rate) -> Hit | None:
         """Count a hit as `Windows.hit` does, or return None while Redis is unavailable.
 
-        Waits for Redis at most REDIS_TIMEOUT_SECONDS at a time.
+        Each request to Redis takes at most REDIS_TIMEOUT_SECONDS.
 
         Cancelling is safe: at worst a share is leased and not used.
         """
@@ -149,7 +149,7 @@ class SharedWindows:
             return None
         if self._is_away:
             self._is_away, self._away_until = False, 0.0
-            log.info("redis available again; rate limits shared")
+            log.info("redis available again; rate limits shared by workers")
         return result
 
 

@@ -331,7 +331,7 @@ async def test_registering_does_not_tell_whether_the_address_has_an_account(scen
         assert constant[0] == constant[1]
         assert users[1]["id"] == users[0]["id"] + 1, "both are accounts"
         for user in users:
-            # What a stranger could try afterwards.
+            # What a stranger could try next.
             same_name = {"username": user["username"], "email": f"{fresh_name()}@example.org", "password": OTHER}
             assert_problem(await client.post("/auth/register", json=same_name), 409, ["body", "username"])
             for login in (user["username"], user["email"]):
@@ -356,7 +356,7 @@ async def test_the_mail_tells_the_owner_of_the_address(scene: Scene) -> None:
         for _ in range(3):
             await scene.register(client, email=owner["email"])
         await scene.all_sent()
-        assert len(scene.mails.mails_to(owner["email"])) == 2, "one a minute, as with other emails that strangers cause"
+        assert len(scene.mails.mails_to(owner["email"])) == 2, "one a minute, like other emails that strangers cause"
         assert await sql(scene.service, f"SELECT 1 FROM one_time_tokens WHERE user_id = {stranger['id']}") == []
 
 

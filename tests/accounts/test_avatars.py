@@ -270,7 +270,7 @@ async def test_a_profile_form_may_contain_the_avatar(gallery: Gallery) -> None:
         # Without a file, or with the empty file of a browser's form, the avatar stays.
         for files in ({"avatar": ("", b"", "application/octet-stream")}, {"info": (None, b"Acts.")}):
             assert (await alice.http.put(path, files=files)).json()["avatar_url"] == profile["avatar_url"]
-        # A bare picture would empty everything else, and a chosen file of 0 bytes is a mistake.
+        # A bare picture would empty all other fields, and a selected file of 0 bytes is a mistake.
         for method in ("PUT", "PATCH"):
             bare = await alice.http.request(method, path, content=photo(), headers={"Content-Type": "image/png"})
             assert bare.status_code == 415

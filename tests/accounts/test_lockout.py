@@ -181,7 +181,7 @@ async def test_a_successful_sign_in_resets_the_attempts(guarded: Service) -> Non
 
 
 def lines_about(service: Service, request_id: str) -> list[dict[str, Any]]:
-    """Return the lines of a request in the log, without the one that every request has."""
+    """Return the log lines of a request, except for the one that every request has."""
     lines = [json.loads(line) for line in service.log().splitlines() if request_id in line]
     return [line for line in lines if line["event"] != "request"]
 
@@ -211,7 +211,7 @@ async def test_failed_and_refused_sign_ins_and_lock_outs_are_logged(guarded: Ser
         assert (line["event"], line["user_id"]) == ("password check failed", alice.id)
         await ok(chief.http.post(f"/admin/users/{alice.id}/deactivate"))
         refused = await line_of(alice.name, PASSWORD, "log-5")
-        assert (refused["event"], refused["reason"]) == ("sign-in refused", "This account is disabled")
+        assert (refused["event"], refused["reason"]) == ("sign-in rejected", "This account is disabled")
         for _ in range(PAIR_RATE.amount):
             client.headers["X-Request-ID"] = "log-6"
             await guess(client, alice.name)

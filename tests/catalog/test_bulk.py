@@ -301,12 +301,12 @@ async def test_large_bulks_are_split_into_events_below_one_mebibyte(service: Ser
         assert await head(service) == watcher.seqs[-1]
 
 
-# --- the bound in bytes
+# --- the size limit
 
 
 @BOTH
 async def test_a_write_of_many_long_rows_is_refused_before_it_is_done(service: Service, kind: ResourceCase) -> None:
-    """Short requests that change long rows: 2,000 rows of 10,000 characters are 20 MB, the limit is 16 MiB."""
+    """Short requests can change long rows: 2,000 rows of 10,000 characters are 20 MB, and the limit is 16 MiB."""
     async with service.person() as alice:
         ids: list[int] = []
         for _ in range(2):

@@ -316,7 +316,7 @@ async def test_a_stopped_server_hands_its_job_over_at_once(
     assert time.monotonic() - started < jobs.LEASE_SECONDS + 1.5, "the job did not wait for the lease to end"
 
 
-# --- shares
+# --- turns of users
 
 
 async def test_users_take_turns(database: Database) -> None:
@@ -333,7 +333,7 @@ async def test_users_take_turns(database: Database) -> None:
         return claimed.id
 
     assert [await turn() for _ in range(6)] == [mine[0], his, hers] * 2
-    # While a job runs, its user's others come last.
+    # While a job runs, the other jobs of its user come last.
     running = await jobs.claim(database, "a worker")
     assert running is not None
     assert [running.id, *[await turn() for _ in range(4)]] == [mine[0], his, hers, his, hers]
@@ -357,7 +357,7 @@ async def test_a_job_that_waits_for_its_pace_is_claimed_when_it_is_due(database:
     assert -5 < second.wait_seconds <= 0
 
 
-async def test_paced_jobs_hold_no_place(service: Service) -> None:
+async def test_paced_jobs_do_not_occupy_a_slot_while_they_wait(service: Service) -> None:
     async with service.person() as alice, service.person() as bob:
         paced = [await alice.generate("movies", 10, "?rate=0.01") for _ in range(6)]
         await bob.job_ended((await bob.generate("movies", 10))["id"])
@@ -382,7 +382,7 @@ async def test_a_killed_server_continues_a_paced_job_exactly(new_service: Callab
         start = await service.position(0)
         job = await alice.generate(
             "movies", 12, "?rate=1.5&batch_size=2"
-        )  # a chunk every 1.3 s, between which it waits
+        )  # a chunk every 1.3 s; the job waits in between
         async with service.watch("topics=movies") as watcher:
             await read_rows(watcher, 4)
         service.kill()
@@ -402,7 +402,7 @@ async def test_a_rate_that_takes_more_than_a_day_is_refused(service: Service) ->
     async with service.person() as alice:
         refused = await alice.http.post("/movies/generate/86401?rate=1")
         assert_problem(refused, 422, ["query", "rate"])
-        assert "at least 1.01, so that 86401 rows are stored within a day" in refused.json()["detail"][0]["msg"]
+        assert "at least 1.01, at which 86401 rows are stored within a day" in refused.json()["detail"][0]["msg"]
         accepted = await alice.generate("movies", 86_400, "?rate=1")
         assert (await alice.http.delete(f"/jobs/{accepted['id']}")).status_code == 200
 

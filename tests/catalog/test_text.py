@@ -1,4 +1,4 @@
-"""Text: one normal form wherever it enters, names that can be seen, and what earlier versions stored is mended."""
+"""Text has one normal form wherever it enters, names are visible, and the text of earlier versions is normalised."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_people_sign_in_with_either_spelling(service: Service) -> None:
 
 
 def fields_with_names(admin: Person, person: Person) -> list[tuple[Person, str, str, str, Callable[[str], Any]]]:
-    """Return the requests that take a name, each with its field and how the name is written there."""
+    """Return the requests that take a name, each with its field and a function that writes the name for it."""
     one: Callable[[str], Any] = lambda text: text  # noqa: E731
     listed: Callable[[str], Any] = lambda text: [text]  # noqa: E731
     return [
@@ -119,7 +119,7 @@ async def test_letters_that_need_joiners_are_kept(service: Service) -> None:
 
 
 async def filled_by_the_version_before(places: Places) -> None:
-    """Create a database of the schema before, and write to it as that version did: text as it was sent."""
+    """Create a database with the previous schema and write to it like the previous version: text as it was sent."""
     database = Database(places.database_url)
     async with database.begin() as (connection, _):
         await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "0006"))
@@ -139,7 +139,7 @@ async def filled_by_the_version_before(places: Places) -> None:
         await writes.store(tx, GENRES, [{"name": SPLIT}, {"name": "\u200b"}], None)
 
     await database.write(write)
-    # The normal form of some texts is longer than a column.
+    # The normal form of some strings is longer than a column.
     async with database.begin() as (connection, _):
         await connection.execute(update(models.movies).where(models.movies.c.id == 2).values(description="\u0958" * 3))
     await database.close()
@@ -160,7 +160,7 @@ async def test_stored_text_is_mended_with_its_events(
         assert all(row["title"].startswith(f"{COMPOSED} ") for row in others)
         assert [row["name"] for row in await ok(client.get("/genres"))] == [COMPOSED, "Unnamed 2"]
 
-        # What the log says is what GET says.
+        # The log agrees with GET.
         rows: dict[int, dict[str, Any]] = {}
         changed: set[str] = set()
         page: dict[str, Any] = {"seq": 0, "data": []}

@@ -1,4 +1,4 @@
-"""What readiness finds wrong with SQLite's file and its disk."""
+"""The problems with SQLite's file and its disk that readiness reports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def test_a_full_disk_is_noticed_before_it_is_full(database: Database, monk
 @SQLITE_ONLY
 async def test_a_write_that_found_the_disk_full_is_a_503(database: Database) -> None:
     async with database.begin() as (connection, _):
-        await connection.execute(text("PRAGMA max_page_count = 1"))  # SQLite sets it to the present size
+        await connection.execute(text("PRAGMA max_page_count = 1"))  # SQLite raises it to the current size
     with pytest.raises(Unavailable) as caught:
         await database.write(fill)
     assert "full" in str(caught.value.__cause__)

@@ -54,7 +54,7 @@ async def test_a_blocked_write_fails_in_time_and_readiness_says_so(
             started = time.monotonic()
             write = asyncio.create_task(blocked.write(note))
             await eventually(blocked.write_problem, "readiness says that a write waits")
-            with pytest.raises(Unavailable, match="Another transaction holds a lock that this one needs; nothing was"):
+            with pytest.raises(Unavailable, match=r"Another transaction holds a lock that this one needs\. Nothing"):
                 await write
             assert time.monotonic() - started < 10
             assert "lock" in (await blocked.write_problem() or "")
@@ -78,7 +78,7 @@ async def test_a_frozen_worker_does_not_keep_the_head_of_the_log(
         with suppress(SQLAlchemyError):  # the server has ended the transaction
             async with frozen.begin() as (connection, _):
                 await connection.execute(text("UPDATE event_head SET seq = seq"))
-                # From here on it does nothing, as a stopped process.
+                # From here on, it does nothing, like a stopped process.
                 async with asyncio.timeout(engines.LOCK_SECONDS):
                     await database.write(note)
     finally:

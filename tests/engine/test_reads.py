@@ -1,4 +1,4 @@
-"""Reads of the database: their deadline, their end when nobody waits for them, and connections that died."""
+"""Database reads: their deadline, their end when the client disconnects, and connections that died."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def endless(database: Database) -> Executable:
 
 
 async def connections_of(database: Database) -> set[Any]:
-    """Return the identities of all connections of the costly lane, each of which runs a statement."""
+    """Run a statement on every connection of the costly lane, and return the identities of the connections."""
     found: set[Any] = set()
     barrier = asyncio.Barrier(engines.READERS[Lane.COSTLY])
 
@@ -111,11 +111,11 @@ async def test_costly_reads_have_fewer_connections_than_others() -> None:
     assert engines.READERS[Lane.COSTLY] < engines.READERS[Lane.LIST] < engines.READERS[Lane.POINT]
 
 
-# --- connections that died, and statements that are void
+# --- connections that died, and prepared statements that are invalid
 
 
 async def terminate(database: Database) -> None:
-    """Close every other connection to the database, as an operator can."""
+    """Close every other connection to the database, as an operator could."""
     await database.select(
         text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
              " WHERE datname = current_database() AND pid <> pg_backend_pid()")
@@ -133,7 +133,7 @@ async def test_a_dead_connection_is_replaced_before_a_read_or_write_fails(databa
             await database.fetch(genres, 0)
             await database.delete_without_events(models.leases, true())
             await terminate(other)
-            # At once: the loop has not seen yet that the connections are closed.
+            # At once: the event loop has not noticed yet that the connections are closed.
             for lane in Lane:
                 await database.select(text("SELECT 1"), lane)
             await database.fetch(genres, 0)
@@ -173,7 +173,7 @@ async def test_a_database_of_another_encoding_is_refused(database: Database) -> 
         await connection.execute(text("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"))
     latin = Database(str(make_url(database.url).set(database="latin")))
     try:
-        with pytest.raises(SettingsError, match=r"^DATABASE_URL: the database's encoding is LATIN1, expected UTF8: "):
+        with pytest.raises(SettingsError, match=r"^DATABASE_URL: expected .* encoding UTF8, got LATIN1; "):
             await migrations.migrate(latin)
     finally:
         await latin.close()

@@ -119,7 +119,7 @@ async def test_a_crowd_that_connects_at_once_shares_a_read_of_the_head(
         await asyncio.gather(*(followed.reach_head() for _ in range(500)))
         polls = (time.monotonic() - begun) / feed.MIN_POLL_SECONDS
         assert seen == [1, 2, 3]
-        assert reads <= 4 + polls, "one or two reads for the crowd, and the feed's own, which go on meanwhile"
+        assert reads <= 4 + polls, "one or two reads for all clients, and the feed's own, which continue meanwhile"
 
 
 async def test_events_of_another_log_are_ignored(database: Database) -> None:

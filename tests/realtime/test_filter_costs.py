@@ -1,4 +1,4 @@
-"""What filters cost: they delay only the subscriptions that have them, whatever anonymous clients subscribe to."""
+"""The cost of filters: they delay only the subscriptions that have them, whatever anonymous clients subscribe to."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_the_service_answers_at_once_whatever_anonymous_clients_subscribe_
                 assert ids_by_subscription(await task) == dict.fromkeys(names, ids)
             assert longest < 0.5
             assert ids_by_subscription(await bulk_frames(cheap, 1_000)) == {"s1": ids}
-        # Who leaves gives back what was counted.
+        # A client that leaves frees what was counted for it.
         async with service.watch("topics=jobs") as again:
             assert len(await subscribed_to_all(again, deliver, 50)) == MAX_CONDITIONS_PER_SOCKET // 200
 
@@ -96,7 +96,7 @@ async def subscribed_to_all(watcher: Watcher, deliver: Any, number: int) -> list
 
 
 async def bulk_frames(watcher: Watcher, rows: int) -> list[bytes]:
-    """Return the next bulk frames, with so many rows in all. They are parsed later, so that this process is idle."""
+    """Return the next bulk frames, with this many rows in all. They are parsed later, so that this process is idle."""
     found: list[bytes] = []
     async with asyncio.timeout(60):
         while sum(frame.count(b'"version":') for frame in found) < rows:
@@ -160,7 +160,7 @@ class KeptTexts:
 
 
 class Source:
-    """Stands for the snapshots of a subscription, which has none."""
+    """Stands for the source of snapshots of a subscription that has none."""
 
     def __init__(self) -> None:
         self.evaluation = Evaluation()
@@ -256,7 +256,7 @@ async def test_an_evaluation_lets_everything_else_run_between_its_slices(monkeyp
     while not evaluating.done():
         turns += 1
         await asyncio.sleep(0)
-    assert turns >= len(specs) * 2, "each filter took several turns of the event loop, one after another"
+    assert turns >= len(specs) * 2, "each filter took several turns of the event loop"
     assert [len(texts) for texts in await evaluating] == [1] * len(specs)
 
 
@@ -299,7 +299,7 @@ def test_a_text_is_converted_once_for_each_row_and_event(monkeypatch: pytest.Mon
 
 
 def filters_with(conditions: int, number: int = 0) -> Sequence[tuple[str, Filter]]:
-    """Return one filter with this many conditions, which differs from those of other numbers."""
+    """Return one filter with this many conditions, which differs from the filters with other numbers."""
     operators = ("gt", "gte", "lt", "lte", "ne")
     groups = [
         {

@@ -1,4 +1,4 @@
-"""A position without its epoch is refused at every door, so that nobody continues in another log."""
+"""A position without its epoch is rejected at every entry, so that no client continues in another log."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_anything_else_is_not_a_position(value: Any) -> None:
 
 
 async def restored(service: Service) -> None:
-    """Restore a backup that lacks the last three events, as a restored file or dump does, and write three others."""
+    """Return to a backup that lacks the last three events, as a restored file or dump does, and write three others."""
 
     async def cut(tx: Transaction) -> None:
         await tx.connection.execute(text("DELETE FROM events WHERE seq > (SELECT max(seq) - 3 FROM events)"))
@@ -61,8 +61,8 @@ async def refused(watcher: Watcher, **members: Any) -> Any:
     return reply["error"]["detail"]
 
 
-async def test_no_door_continues_in_the_log_of_a_restored_database(new_service: Callable[..., Service]) -> None:
-    """The number that the client holds exists in the restored log, too, where it belongs to another event."""
+async def test_no_entry_continues_in_the_log_of_a_restored_database(new_service: Callable[..., Service]) -> None:
+    """The client's number also exists in the restored log, where it belongs to another event."""
     service = new_service().start()
     async with service.person() as alice, service.watch("topics=movies") as watcher:
         for _ in range(5):

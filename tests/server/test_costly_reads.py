@@ -1,4 +1,4 @@
-"""Costly reads: nobody else waits for them, they have a deadline, and they end with their client."""
+"""Costly reads: other reads do not wait for them, they have a deadline, and they end when their client disconnects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.service import ADMIN, Service, eventually
 ROWS = 40_000
 CLIENTS = 12
 PROMPT_SECONDS = 5.0  # on a busy machine; behind costly lists it would be half a minute
-# Each of the 190 conditions looks through the twenty genres of each row, and all of them hold.
+# Each of the 190 conditions searches the twenty genres of each row, and all of them hold.
 COSTLY = "/movies?" + "&".join(f"genre[ne]={number}" for number in range(190))
 FILL = {
     True: "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})"

@@ -1,4 +1,4 @@
-"""How many HTTP connections there may be, and from whom."""
+"""The limits on the number of HTTP connections, in total and per address."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def test_connections_from_one_address_are_limited(new_service: Callable[..
         assert refused.headers["retry-after"] == "5"
         assert refused.headers["connection"] == "close"
         assert refused.seconds < 2
-        # Neither other addresses nor the websockets of the same one are concerned.
+        # Other addresses, and websockets of the same address, are not affected.
         assert (await asked(service)).status == 200
         for _ in range(2):
             await stack.enter_async_context(raw_connection(service, address="127.0.0.3"))

@@ -66,7 +66,7 @@ async def test_a_flood_of_messages_is_refused_and_then_the_socket_is_closed(
 
 
 async def flood(service: Service, frames: bytes, number: int) -> tuple[int, int]:
-    """Send control frames without reading. Return how much the service's memory grew, and the bytes it answered."""
+    """Send control frames without reading. Return by how much the service's memory grew, and the bytes it sent."""
     text = HANDSHAKE.format(target="/ws?topics=characters", headers="")
     async with raw_connection(service, text, keeps=2**14) as connection:
         await connection.head()
@@ -93,7 +93,7 @@ EMPTY_PART = b"\x00\x80" + bytes(4)
 
 @SQLITE_ONLY
 async def test_pings_are_not_answered_into_a_full_buffer(new_service: Callable[..., Service]) -> None:
-    """40 MB of pings, of which a client that does not read used to find every pong in the server's memory."""
+    """A client sends 40 MB of pings and does not read. Their pongs must not pile up in the server's memory."""
     service = new_service(RATE_LIMITS="off").start()
     grown, answered = await flood(service, PING, 300_000)
     assert answered > 2**16
@@ -117,7 +117,7 @@ async def test_control_frames_count_as_messages(new_service: Callable[..., Servi
         await connection.send_all(frame * 2 * (MAX_BURST_MESSAGES + MAX_REFUSED_MESSAGES))
         received = await connection.reader.read(-1)
         answered = received.count(b"\x8a\x7d" + b"p" * 125)
-        assert pongs <= answered < pongs + 500, "the burst, and what the bucket got meanwhile"
+        assert pongs <= answered < pongs + 500, "the burst, and what the bucket gained meanwhile"
         assert received.endswith(b"\x88" + bytes([2 + len(reason)]) + CloseCode.TOO_MANY_MESSAGES.to_bytes(2) + reason)
 
 

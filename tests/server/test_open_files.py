@@ -1,4 +1,4 @@
-"""The limit of open files: raised at the start, and enough for the database whatever clients do."""
+"""The limit of open files is raised at the start, and clients cannot use up the files that the database needs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def with_open_files(service: Service, soft: int, hard: int) -> Service:
 
 
 @SQLITE_ONLY
-async def test_250_silent_connections_lock_nobody_out_where_256_files_may_be_open(
+async def test_250_silent_connections_lock_no_client_out_where_256_files_may_be_open(
     new_service: Callable[..., Service],
 ) -> None:
     service = with_open_files(new_service(RATE_LIMITS="on"), 256, 256).start()

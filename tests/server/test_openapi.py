@@ -227,8 +227,8 @@ BEYOND_SCHEMAS = {
     "date_of_birth": ["1949-09-01", "2000-02-29", None],
     "email": ["holly@example.org", "anna@example.org"],
 }
-# A range is valid only when its second id is not below the first, which no schema can say of two parameters: the 422 of
-# others would count as the rejection of a valid request. `tests/catalog/test_bulk.py` has them.
+# A range is valid only if its second id is not below the first, which no schema can express for two parameters: the 422
+# for another range would count as the rejection of a valid request. `tests/catalog/test_bulk.py` has them.
 RANGES = tuple(f"delete_{name}_bulk_by_start_id_by_end_id" for name in ("movies", "characters", "genres"))
 # These operations would end the session that all other requests need.
 ENDS_THE_SESSION = (

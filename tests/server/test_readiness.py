@@ -22,7 +22,7 @@ from tests.support.service import Service, eventually
 
 
 async def database_check(client: httpx.AsyncClient, status: int) -> str | None:
-    """Return what `/readyz` says about the database when it has this status, None otherwise."""
+    """Return what `/readyz` says about the database if it responds with this status, otherwise None."""
     answer = await client.get("/readyz")
     return str(answer.json()["checks"]["database"]) if answer.status_code == status else None
 
@@ -48,9 +48,9 @@ async def test_a_foreign_lock_on_the_log_is_reported(new_service: Callable[..., 
 
 @dataclass(frozen=True)
 class Fault:
-    """Statements that break the database `{database}` of the role `{role}`, and those that mend it.
+    """Statements that break the database `{database}` of the role `{role}`, and statements that repair it.
 
-    `said` is what `/readyz` says; it does not notice a type that only fails when a client writes.
+    `said` is what `/readyz` says. It does not notice a changed type that makes only the writes of clients fail.
     """
 
     breaks: tuple[str, ...]
@@ -89,7 +89,7 @@ FAULTS = {
 
 @dataclass(frozen=True)
 class Superuser:
-    """Runs statements on a server, in the database of a service where they name its tables."""
+    """Runs statements on a server, or in the database of a service if they name its tables."""
 
     server_url: str
     database: str
@@ -107,7 +107,7 @@ class Superuser:
 
 @pytest.fixture
 async def superuser(postgres: PostgresServer) -> Superuser:
-    """A database of its own role, so that the faults touch no other test."""
+    """A database with a role of its own, so that the faults affect no other test."""
     url = urlsplit(postgres.create_database())
     found = Superuser(f"postgresql://{url.netloc}", url.path[1:], f"role_of_{url.path[1:]}")
     await found.run(("CREATE ROLE {role} LOGIN", "ALTER DATABASE {database} OWNER TO {role}"))
@@ -150,7 +150,7 @@ async def test_no_fault_of_the_database_ends_the_service(
                 await eventually(lambda: is_ready(operator), f"{name}: ready again")
                 movie = await alice.add(title=name)
                 assert (await watcher.expect("add", "movies"))["data"] == movie
-            # Nobody notices connections that the server closed.
+            # No client notices connections that the database server closed.
             await superuser.run((CUT,))
             for path in ("/movies", "/movies?title=x", f"/movies/{movie['id']}", "/users/me", "/jobs"):
                 await ok(alice.http.get(path))

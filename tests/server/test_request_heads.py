@@ -1,4 +1,4 @@
-"""Request heads and websocket handshakes are bounded in size and time, and what exceeds a bound is answered."""
+"""Request heads and websocket handshakes have limits of size and time, and one that exceeds a limit gets a response."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_connections_that_say_nothing_or_never_finish_a_head_are_closed(se
     quiet, *unfinished, blank = await asyncio.gather(
         silent(), trickling("GET /mo"), trickling("GET /movies HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "), blank_lines()
     )
-    assert quiet.status == 0, "a browser that connects in advance must not find an answer to a later request"
+    assert quiet.status == 0, "a browser that connects in advance must not take it for the response to a later request"
     assert [each.status for each in unfinished] == [408, 408]
     assert unfinished[0].headers["connection"] == "close"
     assert unfinished[0].detail == "Expected the request line and the headers within 10 seconds"
@@ -74,7 +74,7 @@ async def test_a_second_request_has_the_time_of_a_head_although_the_first_is_bei
             service, f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}GET /hea"
         ) as connection:
             assert await connection.head() == "HTTP/1.1 201 Created"
-            await asyncio.sleep(6.0)  # longer than the keep-alive timeout: this is what is tested
+            await asyncio.sleep(6.0)  # longer than the keep-alive timeout, which must not apply
             connection.send("lthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
             assert b"HTTP/1.1 200 OK" in await connection.reader.read(-1)
 
@@ -119,7 +119,7 @@ async def test_a_head_has_a_size(service: Service, head: str, status: int) -> No
     ],
 )
 async def test_what_never_ends_is_not_kept(service: Service, begin: str, part: str, status: int) -> None:
-    """Endless targets were copied with each part, and endless headers and trailers were kept."""
+    """An endless target must not be copied with each part, nor endless headers and trailers be kept."""
     before = service.memory_bytes()
     async with raw_connection(service, begin) as connection:
         await connection.send_all(part.encode() * 20_000)

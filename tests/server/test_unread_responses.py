@@ -1,4 +1,4 @@
-"""A response that its client does not read is given up."""
+"""A response that its client does not read is aborted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A peer that vanished without a word is noticed, even where nothing is sent to it but heartbeats."""
+"""A peer that vanished without closing its connection is noticed, even if only heartbeats are sent to it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DROP_EVERYTHING = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF: return 0
 
 @asynccontextmanager
 async def vanishing(service: Service, text: str) -> AsyncIterator[tuple[RawConnection, Callable[[], None]]]:
-    """Connect and send `text`. From the call of the result on, this side neither acknowledges nor sends anything."""
+    """Connect and send `text`. After a call of the result, this side neither acknowledges nor sends anything."""
     async with raw_connection(service, text) as connection:
 
         def vanish() -> None:

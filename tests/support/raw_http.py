@@ -1,4 +1,4 @@
-"""HTTP connections byte by byte, for clients that no library would be: silent, slow, endless or deaf."""
+"""HTTP connections byte by byte, for clients that behave as no library does: silent, slow, endless or deaf."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HANDSHAKE = (
 
 @dataclass(frozen=True)
 class Answer:
-    """What a connection received until it was closed; `status` is 0 when that was nothing."""
+    """What a connection received until it was closed; `status` is 0 if it received nothing."""
 
     status: int
     headers: dict[str, str]
@@ -57,7 +57,7 @@ class RawConnection:
         return (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[0]
 
     async def answer(self, seconds: float = 30.0) -> Answer:
-        """Read until the server closes the connection, which it must do in order: a reset raises ConnectionError."""
+        """Read until the server closes the connection. A reset, instead of an orderly end, raises ConnectionError."""
         async with asyncio.timeout(seconds):
             received = await self.reader.read(-1)
         took = time.monotonic() - self.started
@@ -75,7 +75,7 @@ async def raw_connection(
 ) -> AsyncIterator[RawConnection]:
     """Connect, from one of the addresses of this machine, and send `text`.
 
-    With `keeps`, the client's side holds only about so many bytes that the test has not read.
+    With `keeps`, the client's side buffers only about this many bytes that the test has not read.
     """
     socket_ = socket.socket()
     socket_.bind((address, 0))

@@ -1,4 +1,4 @@
-"""A service in the event loop of the test, which may change its constants and look at its connections."""
+"""A service in the event loop of the test, which can change its constants and inspect its connections."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.service import Service, eventually
 
 @asynccontextmanager
 async def served_here(service: Service, **options: Any) -> AsyncIterator[serving.Server]:
-    """Run the service as `python main.py` does, but with `options` of uvicorn."""
+    """Run the service like `python main.py`, but with `options` for uvicorn."""
     values: dict[str, Any] = {name.lower(): value for name, value in service.settings.items()}
     settings = load_settings(**values)
     config = serving.server_config(settings, main.build_app(settings))

@@ -224,7 +224,7 @@ class Service:
     # --- watchers
 
     async def position(self, seq: int) -> str:
-        """Return the position with this number, `<epoch>:<seq>`."""
+        """Return the position `<epoch>:<seq>` with this number."""
         async with self.anyone() as client:
             return f"{(await client.get('/events?limit=1')).json()['epoch']}:{seq}"
 

@@ -55,9 +55,11 @@ def topics_of(topics: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def since_of(since: Position | int | str | None, epoch: str | None = None) -> Position | None:
-    """Return the position given as such, as a string in the form of `Stream-Position`, or as a number and its epoch.
+    """Return a position that is given as a `Position`, as a string in the form of `Stream-Position`, or as a number
+    with its epoch.
 
-    A number alone would continue in another log after a restored backup. Raises TypeError and ValueError.
+    A number alone is rejected, because after a restored backup it could continue in another log. Raises TypeError and
+    ValueError.
     """
     if epoch is not None and not isinstance(epoch, str):
         raise TypeError(f"epoch: expected a string, got {epoch!r}")
@@ -74,7 +76,9 @@ def since_of(since: Position | int | str | None, epoch: str | None = None) -> Po
     if position.seq < 0:
         raise ValueError(f"since: expected a number of at least 0, got {position.seq}")
     if not position.epoch:
-        raise ValueError(f"since: expected the epoch of the log with the number, as in since='<epoch>:{position.seq}'")
+        raise ValueError(
+            f"since: expected the epoch of the log together with the number, as in since='<epoch>:{position.seq}'"
+        )
     checked({"epoch": position.epoch})
     return position
 
