@@ -44,7 +44,6 @@ LINGER_QUIET_SECONDS = 5.0  # without a byte: then no more is expected
 SHORT_LINGER_SECONDS = 1.0  # for a connection beyond the limits, and when the service stops
 
 RETRY_AFTER_SECONDS = 5
-
 _INT = Struct("i")
 
 log = structlog.get_logger("http_protocol")
