@@ -14,13 +14,15 @@ import unicodedata
 # JSON Schema).
 BLANK = r"\x00-\x20\x7f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 # Characters that are invisible or change the direction of the text after them: controls, direction and format marks,
-# joiners, fillers and private use.
+# joiners and fillers.
 INVISIBLE = (
     r"\x80-\x9f\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f"
-    r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ue000-\uf8ff\ufe00-\ufe0f\uffa0\ufff0-\uffff"
+    r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\uffff"
     # Literal characters, because JSON Schema patterns have no portable escape for them.
-    "\U000110bd\U000110cd\U00013430-\U0001345f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U0010ffff"
+    "\U000110bd\U000110cd\U00013430-\U0001345f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
+# Kept apart, because schema-driven tools walk through such wide ranges one character at a time.
+PRIVATE_USE = "\\ue000-\\uf8ff\U000e1000-\U0010ffff"
 _VISIBLE = re.compile(rf"[^{BLANK}{INVISIBLE}]")
 
 

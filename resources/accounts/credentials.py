@@ -10,7 +10,7 @@ from pydantic import MISSING, AfterValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 from core.password_rules import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH
-from core.texts.normal import BLANK, INVISIBLE
+from core.texts.normal import BLANK, INVISIBLE, PRIVATE_USE
 from schemas import PADDING, Answer, Body, IsoDate, Moment, Name, examples, normal, trimmed
 
 MAX_EMAIL_LENGTH = 254  # RFC 5321, section 4.5.3.1.3, without the angle brackets
@@ -18,7 +18,7 @@ MAX_ONE_TIME_TOKEN_LENGTH = 128  # ours have 43 characters
 
 # Characters whose normalised form contains @, / or a backslash.
 _NORMALISED_AWAY = r"\u2100\u2101\u2105\u2106\ufe68\ufe6b\uff0f\uff20\uff3c"
-_USERNAME = rf"^[{PADDING}]*[^@/\\{BLANK}{INVISIBLE}{_NORMALISED_AWAY}]{{3,50}}[{PADDING}]*$"
+_USERNAME = rf"^[{PADDING}]*[^@/\\{BLANK}{INVISIBLE}{PRIVATE_USE}{_NORMALISED_AWAY}]{{3,50}}[{PADDING}]*$"
 _USERNAME_WORDS = "expected 3 to 50 printable characters, without spaces, @, / or backslash"
 
 Username = Annotated[
