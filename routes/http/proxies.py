@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from core.hosts import address_of
 
 _SCHEMES = {"http": {"http": "http", "https": "https"}, "websocket": {"http": "ws", "https": "wss"}}
 
@@ -25,7 +27,7 @@ class TrustedProxies:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket") and scope.get("client") is not None:
-            peer = _address(scope["client"][0])
+            peer = address_of(scope["client"][0])
             if peer is not None and self._trusts(peer):
                 scope = {**scope, **self._forwarded(scope, peer)}
         await self.app(scope, receive, send)
@@ -33,7 +35,7 @@ class TrustedProxies:
     def _forwarded(self, scope: Scope, peer: IPv4Address | IPv6Address) -> Scope:
         client = peer
         for text in reversed(_values(scope["headers"], b"x-forwarded-for")):
-            address = _address(_without_port(text))
+            address = address_of(_without_port(text))
             if address is None:
                 break  # "unknown" or malformed: use the last known address
             client = address
@@ -59,12 +61,3 @@ def _without_port(text: str) -> str:
     if text.startswith("["):
         return text[1:].partition("]")[0]
     return text.partition(":")[0] if text.count(":") == 1 else text
-
-
-def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """Return the address, or None for an invalid one. An IPv4-mapped IPv6 address is returned as IPv4."""
-    try:
-        address = ip_address(text)
-    except ValueError:
-        return None
-    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
