@@ -7,12 +7,14 @@ shutdown.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -27,11 +29,12 @@ from realtime.asyncapi.document import ROUTES as ASYNCAPI_ROUTES
 from realtime.sockets.endpoint import ROUTES as REALTIME_ROUTES
 from repository.engine import failures, migrations
 from repository.engine.database import Database
+from repository.engine.engines import SAFE_SQLITE, sqlite_is_safe
 from routes import table
 from routes.http import middleware
 from routes.http.hosts import Cors, HostCheck
 from routes.http.proxies import TrustedProxies
-from server import parts, serving, supervisor
+from server import open_files, parts, serving, supervisor
 from services.first_admin import create_first_admin
 
 CORS_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -107,6 +110,18 @@ async def prepare(settings: Settings) -> None:
         await database.close()
 
 
+def warn_of_old_sqlite(settings: Settings) -> None:
+    """Log a warning when several workers will share a SQLite file and this version of SQLite may damage it."""
+    if settings.workers > 1 and settings.database_url.startswith("sqlite") and not sqlite_is_safe():
+        structlog.get_logger("main").warning(
+            "sqlite too old for several workers",
+            version=sqlite3.sqlite_version,
+            expected=".".join(map(str, SAFE_SQLITE)),
+            risk="two workers can damage the database file",
+            hint="set WORKERS=1, use PostgreSQL, or run a Python with a newer SQLite",
+        )
+
+
 def run() -> int:
     """Run `python main.py`. Return the exit status."""
     try:
@@ -116,6 +131,8 @@ def run() -> int:
         secret_key(settings)  # created here, before several workers try to create it
         table.limit_rules(settings)  # validates RATE_LIMITS before anything is opened
         asyncio.run(prepare(settings))
+        open_files.raise_limit(settings)
+        warn_of_old_sqlite(settings)
         listener = serving.listen(settings)
         banner = serving.banner(settings, listener.getsockname()[1])
         announce = partial(print, banner, flush=True)

@@ -260,7 +260,7 @@ event_head = Table(
     Column("id", SmallInteger, primary_key=True, autoincrement=False),
     Column("epoch", String(32), nullable=False),
     Column("seq", BigInteger, nullable=False),
-    # Bytes of `payload` and `before` of all events: counting them would read the whole log.
+    # Bytes of `payload` and `before` of all events, stored because counting them would read the whole log.
     Column("size", BigInteger, nullable=False, server_default="0"),
 )
 
@@ -272,8 +272,8 @@ events = Table(
     Column("operation", String(16), nullable=False),
     Column("entity_id", String(36)),
     Column("audience", String(64), nullable=False),
-    # Encoded JSON: `payload` is the member "data" of the frame, `before` holds deleted rows, or the former values of
-    # updated rows.
+    # Encoded JSON: `payload` is the member "data" of the frame. `before` holds the deleted rows, or the former values
+    # of updated rows.
     Column("payload", sa.LargeBinary, nullable=False),
     Column("before", sa.LargeBinary),
     Column("changed", Text),
@@ -303,7 +303,7 @@ jobs = Table(
     # Seconds since 1970 by the database's clock, so that the clocks of workers do not matter.
     Column("lease_until", Float),
     Index("ix_jobs_state", "state", "lease_until"),
-    Index("ix_jobs_user_id", "user_id"),
+    Index("ix_jobs_user_id", "user_id", "lease_until"),
 )
 
 idempotency_keys = Table(

@@ -7,13 +7,16 @@ in their JSON Schema, so that clients can validate before they send.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.config import JsonDict, JsonValue
 
 from core import times
+from core.errors import FieldProblem
 from core.filters import MAX_INTEGER
+from core.texts.normal import BLANK, INVISIBLE, is_visible, nfc
 
 MAX_ID = MAX_INTEGER
 MAX_EPOCH_LENGTH = 64
@@ -26,17 +29,17 @@ DEFAULT_PAGE = 50
 MAX_BODY_BYTES = 256 * 1024
 MAX_AMOUNT = 2**53 - 1  # the largest integer that every JSON parser represents exactly (RFC 8259, section 6)
 
-# PostgreSQL cannot store NUL in text. VISIBLE also requires one visible character. White space is listed explicitly,
-# because `\s` differs between Python, Rust (used by pydantic) and ECMAScript (used by JSON Schema).
-BLANK = r"\x00-\x20\x7f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+# PostgreSQL cannot store NUL in text.
 NO_NUL = r"^[^\x00]*$"
-VISIBLE = rf"^[^\x00]*[^{BLANK}][^\x00]*$"
+_VISIBLE = rf"^[^\x00]*[^{BLANK}{INVISIBLE}][^\x00]*$"
 # The characters that `str.strip` removes: names and addresses are trimmed.
 PADDING = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 # Control characters, line breaks, and direction marks, which would affect the text shown after the name.
 _DISRUPTIVE = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
-_NAME = rf"^[{PADDING}]*[^{_DISRUPTIVE}{BLANK}](?:[^{_DISRUPTIVE}]*[^{_DISRUPTIVE}{BLANK}])?[{PADDING}]*$"
-_NAME_WORDS = "expected a name without control characters, line breaks or direction marks"
+_EDGE = rf"[^{_DISRUPTIVE}{BLANK}]"
+_SEEN = rf"[^{_DISRUPTIVE}{BLANK}{INVISIBLE}]"
+_NAME = rf"^[{PADDING}]*(?:{_EDGE}[^{_DISRUPTIVE}]*)?{_SEEN}(?:[^{_DISRUPTIVE}]*{_EDGE})?[{PADDING}]*$"
+_NAME_WORDS = "expected a name with a visible character, without control characters, line breaks or direction marks"
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _INTEGER = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 
@@ -79,13 +82,42 @@ def trimmed(pattern: str, expected: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _in_nfc(text: str, max_length: int) -> str:
+    text = nfc(text)
+    if len(text) > max_length:  # NFC turns a few characters into two or three
+        raise ValueError(f"expected at most {max_length} characters in Unicode normal form C")
+    return text
+
+
+def normal(max_length: int) -> AfterValidator:
+    """Return a validator that converts a string to NFC, in which it may have at most `max_length` characters."""
+    return AfterValidator(lambda text: text if text.isascii() else _in_nfc(text, max_length))
+
+
+def visible(max_length: int) -> AfterValidator:
+    """Return a validator like `normal` that also requires a visible character, and rejects NUL.
+
+    `_VISIBLE` is the same rule for JSON Schema.
+    """
+
+    def check(text: str) -> str:
+        if "!" <= text[0] <= "~" and text.isascii() and "\x00" not in text:  # the most frequent case
+            return text
+        if "\x00" in text or not is_visible(text):
+            raise ValueError("expected a string with a visible character, without NUL")
+        return _in_nfc(text, max_length)
+
+    return AfterValidator(check)
+
+
 Whole = Annotated[int, Field(strict=True)]
 WHOLE = BeforeValidator(_whole)
 Id = Annotated[int, Field(strict=True, ge=1, le=MAX_ID), WHOLE]
 WRITTEN_INTEGER = BeforeValidator(_written_integer)  # to be listed after the bounds, or the JSON Schema lacks them
 PathId = Annotated[int, Field(ge=1, le=MAX_ID), WRITTEN_INTEGER]
 Uuid = Annotated[str, Field(pattern=f"^{UUID}$")]
-Line = Annotated[str, Field(min_length=1, max_length=255, pattern=VISIBLE)]
+_SHOWN = Field(json_schema_extra={"pattern": _VISIBLE})
+Line = Annotated[str, Field(min_length=1, max_length=255), _SHOWN, visible(255)]
 Name = Annotated[
     str,
     Field(
@@ -95,9 +127,10 @@ Name = Annotated[
         json_schema_extra={"pattern": _NAME},
     ),
     trimmed(_NAME, _NAME_WORDS),
+    normal(100),
 ]
-Prose = Annotated[str, Field(max_length=MAX_PROSE_LENGTH, pattern=NO_NUL)]
-Word = Annotated[str, Field(min_length=1, max_length=50, pattern=VISIBLE)]
+Prose = Annotated[str, Field(max_length=MAX_PROSE_LENGTH, pattern=NO_NUL), normal(MAX_PROSE_LENGTH)]
+Word = Annotated[str, Field(min_length=1, max_length=50), _SHOWN, visible(50)]
 Words = Annotated[list[Word], Field(max_length=20, json_schema_extra={"uniqueItems": True}), AfterValidator(_unique)]
 IsoDate = Annotated[str, BeforeValidator(_iso_date), Field(json_schema_extra={"format": "date"})]
 Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
@@ -113,7 +146,27 @@ def examples(*shown: JsonDict, **more: JsonValue) -> ConfigDict:
 
 
 class Body(BaseModel):
+    """A request body. Each entry of `NEEDED` names members of which at least one must be present and not null, and
+    holds the message for a body without them.
+    """
+
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    NEEDED: ClassVar[Sequence[tuple[tuple[str, ...], str]]] = ()
+
+    @classmethod
+    def unmet(cls, value: Any, known: Sequence[FieldProblem]) -> list[FieldProblem]:
+        """Return a problem for each entry of `NEEDED` that the body `value` does not meet, unless `known` contains it.
+
+        Pydantic checks members together only when each of them is valid.
+        """
+        places = {problem.loc[1:2] for problem in known}
+        said = {problem.msg for problem in known}
+        lacking = [
+            expected[:1].upper() + expected[1:]
+            for names, expected in (cls.NEEDED if isinstance(value, dict) else ())
+            if all(value.get(name) is None and (name,) not in places for name in names)
+        ]
+        return [FieldProblem(("body",), expected, "value_error") for expected in lacking if expected not in said]
 
 
 class Answer(BaseModel):

@@ -15,7 +15,7 @@ from bench.service import Service, argument, running, signed_in
 
 
 async def _watch(url: str, rows: int, ready: asyncio.Event) -> tuple[int, int, float]:
-    """Count rows as cheaply as possible. Return the number of rows, the number of frames and when the last one came."""
+    """Count rows as cheaply as possible. Return the numbers of rows and frames, and the time of the last frame."""
     seen = frames = 0
     async with connect(url, max_size=None) as socket:
         await socket.recv()

@@ -45,7 +45,7 @@ def words_of(error: Mapping[str, Any]) -> str:
 def got(value: str) -> str:
     """Return the end of a message about an invalid value, such as `, got 'x'`.
 
-    It is empty for what may be a URL, because a URL may hold a password.
+    Return an empty string for a value that may be a URL, because a URL may contain a password.
     """
     return "" if {"@", "/"} & set(value) and ":" in value else f", got {value!r}"
 
@@ -138,7 +138,7 @@ class UnsupportedMediaType(Problem):
 
 
 class MisdirectedRequest(Problem):
-    """The request is for a host that this service does not have."""
+    """The request names a host that this service does not serve."""
 
     status, code = 421, "misdirected_request"
 

@@ -1,11 +1,11 @@
 """The filter grammar: one parser for REST lists and subscriptions.
 
 A filter is a conjunction of conditions `field operator value` and, optionally, one disjunction of groups of conditions.
-A query string writes it as `rating[gte]=50&or[0][genre]=Drama&or[1][country]=GB` (lists: `core/listed.py`), JSON as
-`{"rating": {"gte": 50}, "or": [{"genre": "Drama"}, {"country": "GB"}]}`; no operator means `eq`. Text is compared by
-code point; `contains` and `prefix` ignore case. A null field matches only `ne`. This module is pure: it does no I/O.
-`repository/generic/filter_sql.py` translates filters to SQL; `routes/http/parameters.py` describes them in the API.
-All three must agree.
+A query string writes it as `rating[gte]=50&or[0][genre]=Drama&or[1][country]=GB` (`core/texts/listed.py` has
+the form of lists), JSON as `{"rating": {"gte": 50}, "or": [{"genre": "Drama"}, {"country": "GB"}]}`; no operator means
+`eq`. Text is compared by code point; `contains` and `prefix` ignore case. A null field matches only `ne`. This module
+is pure: it does no I/O. `repository/generic/filter_sql.py` translates filters to SQL; `routes/http/parameters.py`
+describes them in the API. All three must agree.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from core import listed, times
+from core import times
 from core.errors import MAX_PROBLEMS, FieldProblem, Loc
+from core.texts import listed
+from core.texts.normal import nfc
 
 MAX_VALUES_IN_LIST = 100  # in one `in` condition
 MAX_CONDITIONS = 200  # enough for every field with every operator
@@ -114,6 +116,16 @@ class Filter:
     def __bool__(self) -> bool:
         return bool(self.all or self.any)
 
+    @cached_property
+    def size(self) -> int:
+        """The number of conditions."""
+        return len(self.all) + sum(map(len, self.any))
+
+    @cached_property
+    def searches(self) -> int:
+        """The number of conditions that search a string, whose cost grows with the length of the string."""
+        return sum(condition.op in (Op.CONTAINS, Op.PREFIX) for group in (self.all, *self.any) for condition in group)
+
 
 EVERYTHING = Filter()
 
@@ -172,7 +184,7 @@ def parse_query(
 
 
 def parse_json(value: Any, fields: Mapping[str, Field], loc: Loc = ("filter",)) -> Parsed:
-    """Parse the JSON form. `loc` is the prefix of the location of every problem."""
+    """Parse the JSON form. The location of each problem begins with `loc`."""
     if not isinstance(value, dict):
         problem = FieldProblem(loc, 'Expected an object such as {"rating": {"gte": 50}}', "invalid_filter")
         return Parsed(EVERYTHING, [problem])
@@ -280,21 +292,35 @@ def _parse_value(field: Field, op: Op, raw: Any, max_length: int = MAX_TEXT_LENG
         if isinstance(raw, int) and not isinstance(raw, bool) and abs(raw) <= MAX_INTEGER:
             return raw
         return None
-    if not isinstance(raw, str) or "\x00" in raw or len(raw) > max_length:
+    if not isinstance(raw, str) or "\x00" in raw:
         return None
-    if field.choices and op in (Op.EQ, Op.NE, Op.IN) and raw not in field.choices:
+    text = nfc(raw)  # as stored
+    if len(text) > max_length:
+        return None
+    if field.choices and op in (Op.EQ, Op.NE, Op.IN) and text not in field.choices:
         return None
     if kind is FieldType.DATE:
-        return times.parse_date(raw)
+        return times.parse_date(text)
     if kind is FieldType.TIME:
-        return times.parse_time(raw)
-    return raw
+        return times.parse_time(text)
+    return text
 
 
 # --- matching
 
 Row = Mapping[str, Any]
-Matcher = Callable[[Row], bool]
+# The lowercase strings of one row, by column. Each is converted when the first condition needs it, and only once,
+# however many conditions and filters search it.
+Folded = dict[str, str | None]
+_Test = Callable[[Row, Folded], bool]
+
+
+class Matcher(Protocol):
+    """A predicate on entities as `GET` returns them. `folded` caches the strings of this row; several filters may share
+    it.
+    """
+
+    def __call__(self, row: Row, folded: Folded | None = None) -> bool: ...
 
 
 def without_case(text: str) -> str:
@@ -306,43 +332,53 @@ def without_case(text: str) -> str:
 
 
 def matcher_of(wanted: Filter) -> Matcher:
-    """Return a predicate on entities as `GET` returns them. It agrees with the SQL of the same filter."""
+    """Return the predicate of a filter. It agrees with the SQL of the same filter."""
     tests = [_test(condition) for condition in wanted.all]
     groups = [[_test(condition) for condition in group] for group in wanted.any]
 
-    def matches(row: Row) -> bool:
+    def matches(row: Row, folded: Folded | None = None) -> bool:
+        if folded is None:
+            folded = {}
         for test in tests:
-            if not test(row):
+            if not test(row, folded):
                 return False
-        return not groups or any(all(test(row) for test in group) for group in groups)
+        return not groups or any(all(test(row, folded) for test in group) for group in groups)
 
     return matches
 
 
-def _test(condition: Condition) -> Matcher:
+def _folded(row: Row, column: str, folded: Folded) -> str | None:
+    """Return the lowercase string of a column, through the cache `folded`."""
+    if column not in folded:
+        text = row[column]
+        folded[column] = without_case(text) if text is not None else None
+    return folded[column]
+
+
+def _test(condition: Condition) -> _Test:
     name, op, value = condition.field.column, condition.op, condition.value
     if condition.field.kind is FieldType.STRINGS:
         wanted = frozenset(value) if isinstance(value, tuple) else frozenset((value,))
         if op is Op.NE:
-            return lambda row: wanted.isdisjoint(row[name])
-        return lambda row: not wanted.isdisjoint(row[name])
+            return lambda row, folded: wanted.isdisjoint(row[name])
+        return lambda row, folded: not wanted.isdisjoint(row[name])
     match op:
         case Op.EQ:
-            return lambda row: bool(row[name] == value)
+            return lambda row, folded: bool(row[name] == value)
         case Op.NE:
-            return lambda row: bool(row[name] != value)
+            return lambda row, folded: bool(row[name] != value)
         case Op.IN:
             assert isinstance(value, tuple)
             wanted = frozenset(value)
-            return lambda row: row[name] in wanted
+            return lambda row, folded: row[name] in wanted
         case Op.CONTAINS:
             part = without_case(str(value))
-            return lambda row: row[name] is not None and part in without_case(row[name])
+            return lambda row, folded: (text := _folded(row, name, folded)) is not None and part in text
         case Op.PREFIX:
             start = without_case(str(value))
-            return lambda row: row[name] is not None and without_case(row[name]).startswith(start)
+            return lambda row, folded: (text := _folded(row, name, folded)) is not None and text.startswith(start)
     compare = COMPARISONS[op]
-    return lambda row: row[name] is not None and bool(compare(row[name], value))
+    return lambda row, folded: row[name] is not None and bool(compare(row[name], value))
 
 
 COMPARISONS: Mapping[Op, Callable[[Any, Any], Any]] = {

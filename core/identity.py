@@ -11,7 +11,7 @@ CLOCK_LEEWAY_SECONDS = 5
 
 
 class Group(StrEnum):
-    """In the order of their rights: each group may do everything that those before it may do."""
+    """The groups in the order of their rights: each one has all the rights of those before it."""
 
     USER = "user"
     MODERATOR = "moderator"
@@ -19,6 +19,7 @@ class Group(StrEnum):
 
     @property
     def rank(self) -> int:
+        """The place in the order of rights."""
         return list(Group).index(self)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 from structlog.typing import Processor
 
-MAX_WARNED_VALUES = 100  # of one kind: a client that makes values up must not fill the log
+MAX_WARNED_VALUES = 100  # of one event: a client that invents values must not fill the log
 
 
 def configure(log_format: str, log_level: str) -> None:
@@ -54,7 +54,7 @@ def configure(log_format: str, log_level: str) -> None:
 
 
 class WarnOnce:
-    """Logs `event` as a warning once for each value, for at most MAX_WARNED_VALUES of them."""
+    """Logs the warning `event` once for each value, for at most MAX_WARNED_VALUES values."""
 
     def __init__(self, log: Any, event: str) -> None:
         self._log = log

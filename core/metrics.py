@@ -50,8 +50,16 @@ HTTP_SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
     registry=REGISTRY,
 )
+HTTP_CONNECTIONS = _gauge("http_connections", "Open HTTP connections, including event streams, excluding websockets")
+HTTP_REFUSED = _counter(
+    "http_connections_refused",
+    "HTTP connections refused or closed, by reason: limit, head_size, head_time, invalid, idle or slow",
+    "reason",
+)
 LIMITED = _counter("rate_limited", "Requests rejected with 429, by rate limit (of one or several routes)", "limit")
-LIMITS_UNCHECKED = _counter("rate_limits_unchecked", "Rate limit checks skipped because Redis was unavailable")
+LIMITS_NOT_SHARED = _counter(
+    "rate_limits_not_shared", "Hits counted by one worker in memory because Redis was unavailable"
+)
 
 # --- websockets
 
@@ -79,21 +87,28 @@ FEED_LAG = _gauge(
 LOG_READS = _counter("log_reads", "Pages of events read from the database")
 BUS_DEAF = _gauge("bus_deaf", "Workers that read the log because their shared bus is silent; normally 0")
 BUS_DROPPED = _counter("bus_dropped", "Events dropped by the bus and read from the log instead", "where")
-BUS_REJECTED = _counter("bus_rejected", "Messages of the shared bus rejected: not signed with the secret key")
+BUS_REJECTED = _counter(
+    "bus_rejected", "Messages of the shared bus rejected because they are not signed with a known secret key"
+)
 BUS_RECONNECTS = _counter("bus_reconnects", "Reconnections to the shared bus")
 HUB_FRAMES = _counter("hub_frames", "Frames built for live subscriptions, once per group of equal subscriptions")
 HUB_DELIVERIES = _counter("hub_deliveries", "Frames handed to sockets, counted once per socket")
 HUB_BYTES = _counter("hub_written_bytes", "Bytes of frames handed to sockets")
+COSTLY_FILTERS = _counter(
+    "costly_filters", "Groups of subscriptions that left the hub because their filters cost too much"
+)
 CATCH_UPS = _counter("catch_ups", "Times that a subscription began to catch up from the ring or the log")
 RESYNCS = _counter("resyncs", "Resync frames sent, by reason", "reason")
 SNAPSHOT_ROWS = _counter("snapshot_rows", "Rows sent in snapshots")
 
 # --- jobs and the database
 
-JOBS_RUNNING = _gauge("jobs_running", "Running jobs")
+JOBS_RUNNING = _gauge("jobs_running", "Jobs that occupy a slot of a worker")
 ROWS_GENERATED = _counter("rows_generated", "Rows stored by jobs", "kind")
 MAILS = _counter("mails", "Attempts to send an email, by result: sent, postponed or failed", "result")
 COMMITS = _counter("commits", "Transactions committed")
+SQLITE_LOG_BYTES = _gauge("sqlite_log_bytes", "Size of SQLite's write-ahead log; 0 on PostgreSQL", "livemax")
+READ_TIMEOUTS = _counter("read_timeouts", "Reads stopped at their deadline, by lane: point, list or costly", "lane")
 COMMIT_RETRIES = _counter("commit_retries", "Transactions run again after a conflict or a lost connection")
 
 # Create these labels at import, so that rate() starts at zero.

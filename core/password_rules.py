@@ -7,6 +7,7 @@ from pathlib import Path
 
 from core.errors import FieldProblem, Loc
 from core.identity import name_key
+from core.texts.normal import nfkc
 
 MIN_PASSWORD_LENGTH = 8
 MAX_PASSWORD_LENGTH = 128  # bounds the work of hashing; argon2 itself accepts any length
@@ -22,11 +23,12 @@ def check_password(
     def broken(message: str, kind: str) -> None:
         found.append(FieldProblem(loc, message, kind))
 
-    if len(password) < MIN_PASSWORD_LENGTH:
-        broken(f"String should have at least {MIN_PASSWORD_LENGTH} characters", "string_too_short")
     if len(password) > MAX_PASSWORD_LENGTH:
         broken(f"String should have at most {MAX_PASSWORD_LENGTH} characters", "string_too_long")
         return found  # on a long string, the other checks would take time and add nothing useful
+    password = nfkc(password)  # as it is hashed
+    if len(password) < MIN_PASSWORD_LENGTH:
+        broken(f"String should have at least {MIN_PASSWORD_LENGTH} characters", "string_too_short")
     if password and not any(character.isprintable() and not character.isspace() for character in password):
         broken("The password needs at least one visible character", "password_is_blank")
     key = name_key(password.strip())  # names are compared in this form

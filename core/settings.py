@@ -3,177 +3,24 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 from difflib import get_close_matches
-from email.policy import SMTP
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import structlog
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
-from pydantic import AfterValidator, BeforeValidator, EmailStr, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, EmailStr, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from core import rates
-from core.errors import SettingsError, got, words_of
-from core.hosts import UNSPECIFIED, AllowedHosts, normal, parse_pattern
+from core import rates, setting_values
+from core.errors import SettingsError, words_of
+from core.network.hosts import UNSPECIFIED, AllowedHosts, normal
+from core.setting_values import ANY_CASE, HASH_BYTES, LISTED, MIN_SECRET_KEY_BYTES
 
-# RFC 7518, section 3.2: an HMAC key must be at least as long as the hash.
-HASH_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
-MIN_SECRET_KEY_BYTES = HASH_BYTES["HS256"]
-# Of redis-py: those that hosted databases hand out. Credentials belong before the host.
-REDIS_OPTIONS = frozenset(
-    {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname", "protocol"}
-)
-MISSPELT_SIMILARITY = 0.8  # difflib's ratio: about one wrong letter in five
-_NO_CONTROLS = re.compile(r"[^\x00-\x1f\x7f]*")
-
-
-def _require(condition: object, expected: str) -> None:
-    """Raise ValueError unless the condition holds. The value is not repeated: it may contain a password."""
-    if not condition:
-        raise ValueError(f"expected {expected}")
-
-
-def _url_parts(url: str, expected: str) -> SplitResult:
-    """Split a URL. Raises ValueError, without the library's own message, which may hold part of a password."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        raise ValueError(f"expected {expected}") from None
-    try:
-        _ = parts.port
-    except ValueError:
-        raise ValueError("expected a port from 0 to 65535 after the host") from None
-    return parts
-
-
-def _lower(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
-
-
-def _split(value: Any) -> Any:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
-def _database_url(value: str) -> str:
-    known = "sqlite:///path/to/file.db or postgresql://user:password@host/database"
-    parts = _url_parts(value, known)
-    if parts.scheme == "sqlite":
-        is_file = value.startswith("sqlite:///") and value != "sqlite:///" and ":memory:" not in value
-        _require(is_file, "a file, as in sqlite:///path/to/file.db")
-    else:
-        _require(parts.scheme in ("postgresql", "postgres"), known)
-        _require(parts.path.strip("/"), "a database name, as in postgresql://user:password@host/database")
-    return value
-
-
-def _broadcast_url(value: str) -> str:
-    parts = _url_parts(value, "memory:// or redis://host:port/number")
-    _require(parts.scheme in ("memory", "redis", "rediss"), "memory:// or redis://host:port/number")
-    is_alone = parts.scheme != "memory" or value == "memory://"
-    _require(is_alone, "memory:// alone, or redis://host:port/number")
-    number = "a database number after the slash, as in redis://host:port/number"
-    _require(re.fullmatch(r"/?[0-9]*", parts.path), number)
-    options = ", ".join(sorted(REDIS_OPTIONS))
-    _require(
-        REDIS_OPTIONS.issuperset(dict(parse_qsl(parts.query, keep_blank_values=True))), f"no options but {options}"
-    )
-    return value
-
-
-def _public_url(value: str) -> str:
-    expected = "a URL such as https://example.org, without a query"
-    parts = _url_parts(value, expected)
-    is_plain = not set("@?#") & set(value) and re.fullmatch(r"[\x21-\x7e]{1,500}", value)
-    is_complete = parts.scheme in ("http", "https") and parts.hostname
-    _require(is_plain and is_complete, expected)
-    return value.rstrip("/")
-
-
-def _smtp_url(value: SecretStr) -> SecretStr:
-    url = value.get_secret_value()
-    expected = "smtp://host:port or smtps://host:port, optionally with user:password@ before the host"
-    parts = _url_parts(url, expected)
-    user, password = unquote(parts.username or ""), unquote(parts.password or "")
-    _require(parts.scheme in ("smtp", "smtps") and parts.hostname and not parts.path.strip("/"), expected)
-    _require(not parts.query and not parts.fragment and bool(user) == bool(password), expected)
-    _require(_NO_CONTROLS.fullmatch(user + password), "a user and a password without control characters")
-    return value
-
-
-def _mailbox(value: str) -> str:
-    expected = "an email address, or a name and an address such as Marquee <marquee@example.org>"
-    _require(_NO_CONTROLS.fullmatch(value), expected)
-    header = SMTP.header_factory("From", value)
-    _require(not header.defects and len(header.addresses) == 1, expected)
-    _require(re.fullmatch(r"[\x21-\x7e]+@[\x21-\x7e]+", header.addresses[0].addr_spec), expected)
-    return value
-
-
-def _storage_url(value: str) -> str:
-    expected = "file:///path/to/folder, s3://bucket or s3://bucket/prefix"
-    parts = _url_parts(value, expected)
-    _require(not parts.query and not parts.fragment and "\x00" not in parts.path, expected)
-    if parts.scheme == "file":
-        _require(not parts.netloc and len(parts.path) > 1, expected)
-    else:
-        is_bucket = re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc)
-        _require(parts.scheme == "s3" and is_bucket and ".." not in parts.path.split("/"), expected)
-    return value
-
-
-def _endpoint_url(value: str) -> str:
-    expected = "https://host:port or http://host:port"
-    parts = _url_parts(value, expected)
-    is_plain = parts.hostname and "@" not in parts.netloc and not parts.query
-    _require(parts.scheme in ("http", "https") and is_plain, expected)
-    return value.rstrip("/")
-
-
-def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
-    expected = "comma-separated origins such as https://example.org, or *"
-    origins = tuple(value.rstrip("/") for value in values)
-    for origin in origins:
-        parts = _url_parts(origin, expected)
-        is_origin = parts.scheme in ("http", "https") and parts.netloc and "@" not in parts.netloc and not parts.path
-        _require(is_origin or origin == "*", expected)
-    return origins
-
-
-def _hosts(values: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(parse_pattern(value) for value in values)
-
-
-def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
-    for each in values:
-        try:
-            ip_network(each)
-        except ValueError:
-            raise ValueError(f"expected addresses or networks such as 10.0.0.0/8{got(each)}") from None
-    return values
-
-
-def _rate_limits(value: str) -> str:
-    rates.parse_rate_limits(value)
-    return value
-
-
-def _secret_key(value: SecretStr) -> SecretStr:
-    _require(_size(value) >= MIN_SECRET_KEY_BYTES, f"at least {MIN_SECRET_KEY_BYTES} bytes")
-    return value
-
-
-def _size(key: SecretStr) -> int:
-    return len(key.get_secret_value().encode())
-
-
-ANY_CASE = BeforeValidator(_lower)
-LISTED = BeforeValidator(_split)  # with NoDecode: a plain comma-separated list, not JSON
+MISSPELT_SIMILARITY = 0.8  # difflib's ratio; about one letter in five may be wrong
 
 
 class Settings(BaseSettings):
@@ -192,10 +39,10 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=64)
 
-    database_url: Annotated[str, AfterValidator(_database_url)] = "sqlite:///data/marquee.db"
-    broadcast_url: Annotated[str, AfterValidator(_broadcast_url)] = "memory://"
+    database_url: Annotated[str, AfterValidator(setting_values.database_url)] = "sqlite:///data/marquee.db"
+    broadcast_url: Annotated[str, AfterValidator(setting_values.broadcast_url)] = "memory://"
 
-    secret_key: Annotated[SecretStr, AfterValidator(_secret_key)] | None = None
+    secret_key: Annotated[SecretStr, AfterValidator(setting_values.secret_key)] | None = None
     algorithm: Literal["HS256", "HS384", "HS512"] = "HS256"
     old_secret_keys: Annotated[tuple[SecretStr, ...], NoDecode, LISTED] = ()
     access_token_expire_minutes: int = Field(default=15, ge=1, le=60 * 24 * 30)
@@ -208,15 +55,15 @@ class Settings(BaseSettings):
     password_mix: Annotated[Literal["on", "off"], ANY_CASE] = "off"  # noqa: S105 (no password)
 
     account_activation: Annotated[Literal["none", "email"], ANY_CASE] = "none"
-    public_url: Annotated[str, AfterValidator(_public_url)] | None = None
-    smtp_url: Annotated[SecretStr, AfterValidator(_smtp_url)] | None = None
-    mail_from: Annotated[str, AfterValidator(_mailbox)] = Field(
+    public_url: Annotated[str, AfterValidator(setting_values.public_url)] | None = None
+    smtp_url: Annotated[SecretStr, AfterValidator(setting_values.smtp_url)] | None = None
+    mail_from: Annotated[str, AfterValidator(setting_values.mailbox)] = Field(
         default="Marquee <marquee@localhost>", min_length=3, max_length=320
     )
     mail_folder: str = Field(default="mail", min_length=1)
 
-    storage_url: Annotated[str, AfterValidator(_storage_url)] | None = None
-    s3_endpoint_url: Annotated[str, AfterValidator(_endpoint_url)] | None = None
+    storage_url: Annotated[str, AfterValidator(setting_values.storage_url)] | None = None
+    s3_endpoint_url: Annotated[str, AfterValidator(setting_values.endpoint_url)] | None = None
     s3_region: str = "us-east-1"
     s3_access_key_id: str | None = None
     s3_secret_access_key: SecretStr | None = None
@@ -227,16 +74,23 @@ class Settings(BaseSettings):
 
     max_connections: int = Field(default=10_000, ge=1, le=1_000_000)
     max_connections_per_address: int = Field(default=1_000, ge=1, le=1_000_000)
-    rate_limits: Annotated[str, AfterValidator(_rate_limits)] = "on"
-    trusted_proxies: Annotated[tuple[str, ...], NoDecode, LISTED, AfterValidator(_networks)] = ()
+    max_http_connections: int = Field(default=4_000, ge=1, le=1_000_000)
+    max_http_connections_per_address: int = Field(default=500, ge=1, le=1_000_000)
+    rate_limits: Annotated[str, AfterValidator(setting_values.rate_limits)] = "on"
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode, LISTED, AfterValidator(setting_values.networks)] = ()
     websocket_auth: Annotated[Literal["optional", "required"], ANY_CASE] = "optional"
 
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode, LISTED, AfterValidator(_hosts)] = ()
-    allowed_origins: Annotated[tuple[str, ...], NoDecode, LISTED, AfterValidator(_origins)] = ()
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, LISTED, AfterValidator(setting_values.hosts)] = ()
+    allowed_origins: Annotated[tuple[str, ...], NoDecode, LISTED, AfterValidator(setting_values.origins)] = ()
 
     event_retention_hours: float = Field(default=168.0, gt=0, le=24 * 3650)
     event_retention_rows: int = Field(default=1_000_000, ge=1_000)
     event_retention_bytes: int = Field(default=4 * 1024**3, ge=64 * 1024**2)
+
+    read_timeout_seconds: float = Field(default=10, ge=0.1, le=300)
+
+    generated_rows_per_day: int = Field(default=5_000_000, ge=1, le=1_000_000_000)
+    job_retention_hours: float = Field(default=168.0, ge=24, le=24 * 3650)  # at least the quota's period
 
     drain_seconds: float = Field(default=0, ge=0, le=300)
     metrics_token: SecretStr | None = None
@@ -249,9 +103,9 @@ class Settings(BaseSettings):
         if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
             raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY: expected both or neither")
         needed = HASH_BYTES[self.algorithm]
-        if self.secret_key is not None and _size(self.secret_key) < needed:
+        if self.secret_key is not None and setting_values.size(self.secret_key) < needed:
             raise ValueError(f"SECRET_KEY: expected at least {needed} bytes for {self.algorithm}")
-        if any(_size(key) < needed for key in self.old_secret_keys):
+        if any(setting_values.size(key) < needed for key in self.old_secret_keys):
             # A weak old key lets an attacker forge tokens just as a weak current one does.
             raise ValueError(f"OLD_SECRET_KEYS: expected keys of at least {needed} bytes each for {self.algorithm}")
         if self.password_memory_kib < 8 * self.password_parallelism:
@@ -287,14 +141,14 @@ class Settings(BaseSettings):
 
     @property
     def hosts(self) -> AllowedHosts:
-        """The hosts that requests may name, besides those of the loopback interface."""
+        """The hosts that requests may name, in addition to loopback names and addresses."""
         own = [self.host, *([urlsplit(self.public_url).hostname or ""] if self.public_url is not None else [])]
         patterns = frozenset({*self.allowed_hosts, *map(normal, own)})
         return AllowedHosts(patterns, allows_addresses=self.host in UNSPECIFIED)
 
     @property
     def origins(self) -> tuple[str, ...]:
-        """The origins whose pages may connect, besides the one that a request's `Host` names."""
+        """The origins whose pages may connect, in addition to the origin of the request's `Host`."""
         public = urlsplit(self.public_url) if self.public_url is not None else None
         own = (f"{public.scheme}://{public.netloc}".lower(),) if public is not None else ()
         return (*self.allowed_origins, *own)
@@ -347,7 +201,7 @@ def _check_env_file(path: Path) -> None:
 
 
 def warn_of_misspelt_settings() -> None:
-    """Log a warning for each name in `.env` that is not a setting but close to one. Other names are left alone."""
+    """Log a warning for each name in `.env` that resembles a setting but is none. Other names are ignored."""
     for name in dotenv_values(".env"):
         likely = get_close_matches(name.lower(), Settings.model_fields, n=1, cutoff=MISSPELT_SIMILARITY)
         if likely and name.lower() not in Settings.model_fields:

@@ -20,6 +20,7 @@ CONTENT_SECURITY_POLICY = (
     "img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'; form-action 'none'"
 )
 HEADERS = {
+    "Accept-Ranges": "none",
     # Browsers revalidate each time, so that after an upgrade no old script runs in a new page.
     "Cache-Control": "no-cache",
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,

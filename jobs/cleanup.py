@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from core.errors import Unavailable
+from repository import jobs
 from repository.accounts import deletion, one_time_tokens, outbox, sessions
 from repository.engine import event_log, leases
 from repository.engine.database import Database
@@ -21,6 +22,7 @@ IDEMPOTENCY_KEY_HOURS = 24
 PRUNE_ROWS_PER_TRANSACTION = 5_000  # bounds how long a concurrent write waits
 EXPIRE_ROWS_PER_TRANSACTION = 500  # sessions, each with an event
 FORGET_ROWS_PER_TRANSACTION = 25  # accounts, each with about eight statements and two events
+FORGET_JOBS_PER_TRANSACTION = 100  # each with an event
 FORGET_PAUSE_SECONDS = 0.1  # between two such transactions, so that other writes get their turn
 SESSION_GRACE = timedelta(minutes=1)  # the clock of the worker that issued the token may be behind ours
 
@@ -29,11 +31,12 @@ log = structlog.get_logger("cleanup")
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How much of the event log is kept: whatever is beyond one of the three is deleted."""
+    """How long events and finished jobs are kept. An event that exceeds any of the first three limits is deleted."""
 
     hours: float
     rows: int
     bytes: int
+    job_hours: float = 168.0
 
 
 class Cleanup:
@@ -68,6 +71,11 @@ class Cleanup:
         def forget_accounts() -> Awaitable[int]:
             return deletion.forget_waiting(database, now, max_rows=FORGET_ROWS_PER_TRANSACTION)
 
+        def forget_jobs() -> Awaitable[int]:
+            return jobs.forget(
+                database, now - timedelta(hours=self._retention.job_hours), max_rows=FORGET_JOBS_PER_TRANSACTION
+            )
+
         def prune_events() -> Awaitable[int]:
             return event_log.prune(
                 database,
@@ -81,6 +89,7 @@ class Cleanup:
             "idempotency_keys": await idempotency.forget(database, now - timedelta(hours=IDEMPOTENCY_KEY_HOURS)),
             "sessions": await _repeat(expire_sessions, EXPIRE_ROWS_PER_TRANSACTION),
             "accounts": await _repeat(forget_accounts, 1, FORGET_PAUSE_SECONDS),
+            "jobs": await _repeat(forget_jobs, FORGET_JOBS_PER_TRANSACTION, FORGET_PAUSE_SECONDS),
             "one_time_tokens": await one_time_tokens.forget(database, now),
             "emails": await outbox.forget(database, now),
             "events": await _repeat(prune_events, PRUNE_ROWS_PER_TRANSACTION),

@@ -86,6 +86,17 @@ WORDINGS: Mapping[MailType, Wording] = {
         "/reset-password",
         "Choose a new password",
     ),
+    MailType.ADDRESS_TAKEN: Wording(
+        "Your email address already has an account",
+        (
+            "Someone tried to use this email address for another Marquee account. The address already belongs to "
+            "your account, so nothing has changed.",
+            "If that was you, sign in with this address. If you have forgotten the password, choose a new one:",
+        ),
+        "/reset-password",
+        "Choose a new password",
+        ("If that was not you, ignore this email.",),
+    ),
     MailType.EMAIL_CHANGED: Wording(
         "Your email address was changed",
         (
@@ -119,7 +130,7 @@ def compose(mail: ClaimedMail, *, sender: str, base_url: str) -> EmailMessage:
 
 
 def _encoding(text: str) -> str:
-    # Unencoded if possible: developers copy URLs from the files that `gateways.mail.Folder` writes, and the encoding
+    # Unencoded if possible, because developers copy URLs from the files that `gateways.mail.Folder` writes, and
     # quoted-printable would break long URLs across lines.
     return "7bit" if text.isascii() else "quoted-printable"
 

@@ -1,8 +1,11 @@
 """The runner: claims jobs and works on them chunk by chunk, a few at a time in each worker.
 
-A chunk is one transaction: its rows, its event and the job's `done`. When a worker is killed at any point, the job
-continues after its last stored chunk in the first worker that claims it once the lease has expired. On shutdown, the
-leases are released at once.
+Rules:
+- A chunk is one transaction: its rows, its event and the job's `done`. When a worker is killed at any point, the job
+  continues after its last stored chunk in the first worker that claims it once the lease has expired. On shutdown, the
+  leases are released at once.
+- Users share the slots: a job that has held a slot for SLOT_SECONDS leaves it when another user's job is waiting.
+- A paced job leaves its slot until its next chunk is due, unless that is within MAX_WAIT_IN_SLOT_SECONDS.
 """
 
 from __future__ import annotations
@@ -33,15 +36,24 @@ from resources.movies import MOVIES
 
 CONCURRENT_JOBS = 2
 POLL_SECONDS = 1.0
-RENEW_SECONDS = jobs.LEASE_SECONDS / 3
+MAX_LATE_SECONDS = 5.0  # a paced job that waited for a slot makes up for no more delay than this
 UNAVAILABLE_PAUSE_SECONDS = 0.5
+SLOT_SECONDS = 1.0  # of a turn while another user's job waits
+MAX_WAIT_IN_SLOT_SECONDS = 0.5  # for the next chunk of a paced job: to release and claim the job costs two transactions
 CAST_SIZE = 20  # movies among which the characters of one chunk are distributed
 
 log = structlog.get_logger("jobs")
 
 
-class HandedOver(Exception):
-    """The service is stopping, and another worker continues the job."""
+class SlotLeft(Exception):
+    """The job leaves its slot and continues later, after at least `wait_seconds`.
+
+    It waits for its pace, another user's job is waiting, or the service is stopping.
+    """
+
+    def __init__(self, wait_seconds: float = 0.0) -> None:
+        super().__init__()
+        self.wait_seconds = wait_seconds
 
 
 class Runner:
@@ -101,32 +113,38 @@ class Runner:
                 self._wake.clear()
 
     async def _run_job(self, job: ClaimedJob, owner: str) -> None:
-        log.info("job started", job=job.id, kind=job.kind, done=job.done, total=job.total)
+        if job.wait_seconds is None:
+            log.info("job started", job=job.id, kind=job.kind, done=job.done, total=job.total)
         metrics.JOBS_RUNNING.inc()
         try:
             await self._run_chunks(job, owner)
             log.info("job finished", job=job.id, total=job.total)
         except LeaseLost:
             log.info("job cancelled or taken over", job=job.id)
-        except (HandedOver, Unavailable, asyncio.CancelledError) as reason:
+        except SlotLeft as left:
+            await self._give_back(job, owner, left.wait_seconds)
+        except (Unavailable, asyncio.CancelledError):
             # The job itself has not failed: another attempt continues after the last stored chunk.
             await self._give_back(job, owner)
-            if not isinstance(reason, HandedOver):
-                raise
+            raise
         except Exception as error:
             log.error("job failed", job=job.id, exc_info=error)
             await jobs.fail(self._database, job.id, owner, "internal error; the log has the details")
         finally:
             metrics.JOBS_RUNNING.dec()
 
-    async def _give_back(self, job: ClaimedJob, owner: str) -> None:
+    async def _give_back(self, job: ClaimedJob, owner: str, wait_seconds: float = 0.0) -> None:
         with suppress(Unavailable):  # then the lease expires by itself
-            await jobs.release(self._database, job.id, owner)
-            log.info("job released", job=job.id)
+            await jobs.release(self._database, job.id, owner, wait_seconds)
+            if self._stopping.is_set():
+                log.info("job released", job=job.id)
 
     async def _run_chunks(self, job: ClaimedJob, owner: str) -> None:
-        """Store chunk after chunk; a thread makes the next one meanwhile. Raises HandedOver, LeaseLost, Unavailable."""
+        """Store chunk after chunk while a thread makes the next one. Raises SlotLeft, LeaseLost and Unavailable."""
         done, started = job.done, time.monotonic()
+        pace = Pace(job, started)
+        self._leave_until(pace.due)
+        may_stay_until = started + SLOT_SECONDS
         upcoming = asyncio.create_task(self._make_chunk(job, done))
         try:
             while done < job.total:
@@ -134,30 +152,45 @@ class Runner:
                 following = done + len(chunk)
                 if following < job.total:
                     upcoming = asyncio.create_task(self._make_chunk(job, following))
-                if job.rate is not None:
-                    # A chunk is due when its last row is due.
-                    await self._sleep_until(job, owner, started + (following - job.done) / job.rate)
+                await self._sleep_until(pace.due)
                 if self._stopping.is_set():
-                    raise HandedOver
+                    raise SlotLeft(max(0.0, pace.due - time.monotonic()))
                 await self._store_chunk(job, owner, done, chunk, started)
                 metrics.ROWS_GENERATED.labels(job.kind).inc(len(chunk))
                 done = following
+                pace.stored(done)
+                if done < job.total:
+                    self._leave_until(pace.due)
+                    may_stay_until = await self._make_room(job, may_stay_until, pace.due)
         finally:
             upcoming.cancel()
             await asyncio.gather(upcoming, return_exceptions=True)
+
+    def _leave_until(self, due: float) -> None:
+        """Raise SlotLeft when the next chunk is due in more than MAX_WAIT_IN_SLOT_SECONDS."""
+        wait_seconds = due - time.monotonic()
+        if wait_seconds > MAX_WAIT_IN_SLOT_SECONDS:
+            raise SlotLeft(wait_seconds)
+
+    async def _make_room(self, job: ClaimedJob, may_stay_until: float, due: float) -> float:
+        """Return until when the job may stay. Raises SlotLeft if its turn is over and another user's job waits."""
+        now = time.monotonic()
+        if now < may_stay_until:
+            return may_stay_until
+        if await jobs.others_wait(self._database, job.user_id):
+            raise SlotLeft(max(0.0, due - now))
+        return now + SLOT_SECONDS
 
     async def _make_chunk(self, job: ClaimedJob, done: int) -> Chunk:
         """Make a chunk in a thread, so that a large one does not block the event loop."""
         return await asyncio.to_thread(make_chunk, job, done, is_sqlite=self._database.is_sqlite)
 
-    async def _sleep_until(self, job: ClaimedJob, owner: str, due: float) -> None:
-        """Wait until `due` or a stop, renewing the lease. Raises LeaseLost."""
-        while (left := due - time.monotonic()) > 0 and not self._stopping.is_set():
+    async def _sleep_until(self, due: float) -> None:
+        """Wait until `due` or a stop. The wait is much shorter than the lease."""
+        if (left := due - time.monotonic()) > 0:
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(left, RENEW_SECONDS)):
+                async with asyncio.timeout(left):
                     await self._stopping.wait()
-            if left > RENEW_SECONDS:
-                await jobs.renew(self._database, job.id, owner)
 
     async def _store_chunk(self, job: ClaimedJob, owner: str, done: int, chunk: Chunk, started: float) -> None:
         async def work(tx: Transaction) -> None:
@@ -170,10 +203,33 @@ class Runner:
                     for index, row in enumerate(chunk)
                 ]
                 await writes.store(tx, CHARACTERS, rows, job.user_id, job.id)
-            rows_per_second = int((done - job.done + len(chunk)) / max(time.monotonic() - started, 1e-3))
+            measured = (done - job.done + len(chunk)) / max(time.monotonic() - started, 1e-3)
+            rows_per_second = int(min(measured, job.rate) if job.rate is not None else measured)
             await jobs.advance(tx, job, owner, done, len(chunk), rows_per_second)
 
         await self._database.write(work)
+
+
+class Pace:
+    """When the next chunk of a job is due: when the rate makes its last row due. `due` is a monotonic time."""
+
+    def __init__(self, job: ClaimedJob, now: float) -> None:
+        self._job = job
+        self.due = now
+        if job.rate is not None:
+            # A job that left its slot continues as if it had stayed, but makes up for at most MAX_LATE_SECONDS. It does
+            # not wait longer than its pace either: the clock of the database may have been set back.
+            longest = self._seconds_for(job.done)
+            wait = longest if job.wait_seconds is None else job.wait_seconds
+            self.due = now + min(max(wait, -MAX_LATE_SECONDS), longest)
+
+    def _seconds_for(self, done: int) -> float:
+        """Return the time that the rate allows for the chunk after the first `done` rows."""
+        return min(self._job.batch_size, self._job.total - done) / self._job.rate if self._job.rate is not None else 0.0
+
+    def stored(self, done: int) -> None:
+        if self._job.rate is not None:
+            self.due = max(self.due, time.monotonic() - MAX_LATE_SECONDS) + self._seconds_for(done)
 
 
 # Movies are prepared outside the transaction; characters need movies to refer to, which are picked inside it.

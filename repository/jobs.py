@@ -1,24 +1,29 @@
 """Background jobs as rows: queued, claimed under a lease, advanced chunk by chunk, finished or cancelled.
 
-The rows of a chunk, its event and the job's `done` commit together, and `advance` rejects a worker that has lost the
-lease. So each row is stored exactly once, even when a worker is killed.
+Rules:
+- The rows of a chunk, its event and the job's `done` commit together, and `advance` rejects a worker that has lost the
+  lease. So each row is stored exactly once, even when a worker is killed.
+- Users take turns: the next job is the oldest one of the user who was served least recently. For this purpose, a job
+  that no worker holds keeps in `lease_until` the time at which it was last served or, if it is paced, may continue.
 """
 
 from __future__ import annotations
 
+import math
 import uuid
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, delete, func, insert, or_, select, update
 
 import models
-from core.errors import Conflict, Forbidden, NotFound, TooManyRequests, invalid_token
+from core.errors import Conflict, FieldProblem, Forbidden, InvalidInput, NotFound, TooManyRequests, invalid_token
 from core.filters import Filter
 from core.identity import Identity
-from core.times import utc_now
+from core.times import utc_now, utc_text
 from repository.engine.database import Database
-from repository.engine.leases import now_in_seconds
+from repository.engine.leases import has_expired, now_in_seconds
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
 from repository.generic.lists import Listed, ListRequest, entities_of, entity, one
@@ -28,6 +33,8 @@ from resources.jobs import Job
 LEASE_SECONDS = 5.0
 MAX_UNFINISHED_PER_USER = 20
 MAX_CLAIMS_WITHOUT_PROGRESS = 5
+QUOTA_HOURS = 24  # the period of the quota of generated rows
+SERVED_SECONDS = 60.0  # how long a job counts as served when users take turns
 
 UNFINISHED = ("queued", "running")
 TABLE = models.jobs
@@ -56,6 +63,7 @@ class ClaimedJob:
     batch_size: int
     rate: float | None
     user_id: int | None
+    wait_seconds: float | None  # until a paced job may continue, negative if that time has passed; None for a new job
 
 
 class LeaseLost(Exception):
@@ -67,13 +75,16 @@ def public(row: Row) -> dict[str, Any]:
     return {name: row[name] for name in Job.model_fields}
 
 
-async def create(tx: Transaction, identity: Identity, order: JobOrder) -> dict[str, Any]:
-    """Queue a job. Raises TooManyRequests, and Unauthenticated when the account was deleted meanwhile."""
+async def create(tx: Transaction, identity: Identity, order: JobOrder, max_rows_per_day: int | None) -> dict[str, Any]:
+    """Queue a job. Without `max_rows_per_day`, the user has no quota.
+
+    Raises InvalidInput and TooManyRequests, and Unauthenticated when the account was deleted or deactivated meanwhile.
+    """
     users = models.users.c
     # Lock the user, so that of two concurrent orders only one takes the last place, and
     # a deletion of the account cancels this job.
-    owner = select(users.id).where(users.id == identity.user_id, users.deleted_at.is_(None)).with_for_update()
-    if await one(tx.connection, owner) is None:
+    owner = select(users.id).where(users.id == identity.user_id, users.deleted_at.is_(None), users.is_active)
+    if await one(tx.connection, owner.with_for_update()) is None:
         raise invalid_token("access")
     unfinished = TABLE.c.state.in_(UNFINISHED) & (TABLE.c.user_id == identity.user_id)
     waiting = await tx.connection.execute(select(func.count()).select_from(TABLE).where(unfinished))
@@ -81,6 +92,8 @@ async def create(tx: Transaction, identity: Identity, order: JobOrder) -> dict[s
         raise TooManyRequests(
             f"You have {MAX_UNFINISHED_PER_USER} unfinished jobs; wait for one to finish, or cancel one", 10
         )
+    if max_rows_per_day is not None:
+        await _check_quota(tx, identity.user_id, order.total, max_rows_per_day)
     values = {
         **asdict(order),
         "id": str(uuid.uuid4()),
@@ -97,10 +110,28 @@ async def create(tx: Transaction, identity: Identity, order: JobOrder) -> dict[s
     return job
 
 
+async def _check_quota(tx: Transaction, user_id: int, total: int, max_rows: int) -> None:
+    if total > max_rows:
+        message = f"Expected at most {max_rows}, the quota of rows for a user in {QUOTA_HOURS} hours"
+        raise InvalidInput([FieldProblem(("path", "number"), message, "over_quota")])
+    now = datetime.now(UTC)
+    begin = utc_text(now - timedelta(hours=QUOTA_HOURS))
+    # A job that ended early counts only with the rows that it has stored.
+    counted = case((TABLE.c.state.in_(UNFINISHED), TABLE.c.total), else_=TABLE.c.done)
+    mine = and_(TABLE.c.user_id == user_id, TABLE.c.created_at > begin)
+    sums = select(func.coalesce(func.sum(counted), 0), func.min(TABLE.c.created_at)).where(mine, counted > 0)
+    used, oldest = (await tx.connection.execute(sums)).one()
+    if used + total > max_rows:
+        since = (now - datetime.fromisoformat(oldest)).total_seconds()
+        raise TooManyRequests(
+            f"Expected at most {max_rows} generated rows in {QUOTA_HOURS} hours; you have already ordered {used}",
+            max(1, math.ceil(QUOTA_HOURS * 3600 - since)),
+        )
+
+
 async def find(database: Database, job_id: str) -> dict[str, Any] | None:
-    async with database.read() as connection:
-        job = await one(connection, select(TABLE).where(TABLE.c.id == job_id))
-        return public(job) if job is not None else None
+    found = await database.select(select(TABLE).where(TABLE.c.id == job_id))
+    return public(entity(found[0])) if found else None
 
 
 async def newest(database: Database, wanted: Filter, *, offset: int, limit: int) -> Listed[dict[str, Any]]:
@@ -125,8 +156,9 @@ async def _write(tx: Transaction, which: ColumnElement[bool], values: dict[str, 
     return int((await tx.connection.execute(update(TABLE).where(which).values(values))).rowcount)
 
 
-def _ended(state: str, **values: Any) -> dict[str, Any]:
-    return {"state": state, "finished_at": utc_now(), "lease_owner": None, "lease_until": None, **values}
+def _ended(tx: Transaction, state: str, **values: Any) -> dict[str, Any]:
+    served = now_in_seconds(is_sqlite=tx.is_sqlite)
+    return {"state": state, "finished_at": utc_now(), "lease_owner": None, "lease_until": served, **values}
 
 
 async def cancel(tx: Transaction, identity: Identity, job_id: str) -> dict[str, Any]:
@@ -143,64 +175,80 @@ async def cancel(tx: Transaction, identity: Identity, job_id: str) -> dict[str, 
         return public(job)
     if job["state"] not in UNFINISHED:
         raise Conflict(f"Job {job_id} is already {job['state']}")
-    return await _transition(tx, job, _ended("cancelled"))
+    return await _transition(tx, job, _ended(tx, "cancelled"))
 
 
 async def cancel_all(tx: Transaction, user_id: int) -> None:
     """Cancel every unfinished job of a user. The caller holds the user's lock, so no other job is queued meanwhile."""
     unfinished = select(TABLE).where(TABLE.c.user_id == user_id, TABLE.c.state.in_(UNFINISHED))
     for row in (await tx.connection.execute(unfinished.order_by(TABLE.c.id).with_for_update())).all():
-        await _transition(tx, entity(row), _ended("cancelled"))
+        await _transition(tx, entity(row), _ended(tx, "cancelled"))
 
 
 def _is_free(*, is_sqlite: bool) -> ColumnElement[bool]:
-    has_expired = TABLE.c.lease_until < now_in_seconds(is_sqlite=is_sqlite)
-    return or_(TABLE.c.state == "queued", and_(TABLE.c.state == "running", has_expired))
+    # A job without an owner waits for its next chunk, which may take longer than a lease.
+    pause = func.coalesce(TABLE.c.batch_size / TABLE.c.rate, 0.0)
+    longest = case((TABLE.c.lease_owner.is_(None), pause), else_=LEASE_SECONDS)
+    is_over = has_expired(TABLE.c.lease_until, longest, is_sqlite=is_sqlite)
+    return or_(TABLE.c.state == "queued", and_(TABLE.c.state == "running", is_over))
 
 
 def _is_held(job_id: str, owner: str) -> ColumnElement[bool]:
     return and_(TABLE.c.id == job_id, TABLE.c.lease_owner == owner, TABLE.c.state == "running")
 
 
+def _served_at(*, is_sqlite: bool) -> ColumnElement[Any]:
+    """Return the SQL expression for the time at which the user of a job was last served; 0 if that is long ago."""
+    other, now = TABLE.alias(), now_in_seconds(is_sqlite=is_sqlite)
+    has_waited = or_(other.c.lease_owner.is_not(None), other.c.lease_until <= now)  # not for their pace
+    served = and_(other.c.user_id == TABLE.c.user_id, other.c.lease_until > now - SERVED_SECONDS, has_waited)
+    latest = select(func.max(other.c.lease_until)).where(served)
+    return func.coalesce(latest.correlate(TABLE).scalar_subquery(), 0.0)
+
+
+async def others_wait(database: Database, user_id: int | None) -> bool:
+    """Return whether another user's job could begin or continue now."""
+    free = (
+        select(TABLE.c.id)
+        .where(_is_free(is_sqlite=database.is_sqlite), TABLE.c.user_id.is_distinct_from(user_id))
+        .limit(1)
+    )
+    return bool(await database.select(free))
+
+
 async def claim(database: Database, owner: str) -> ClaimedJob | None:
-    """Lease the oldest job that is queued or whose lease has expired, and return it, or None when there is none."""
-    async with database.read() as connection:
-        free = select(TABLE.c.id).where(_is_free(is_sqlite=database.is_sqlite)).limit(1)
-        # Check without a lock first: an idle worker must not take SQLite's write lock once a second.
-        if await one(connection, free) is None:
-            return None
+    """Lease a job that is queued, may continue, or has an expired lease, and return it. Return None when there is none.
+
+    The job is the oldest one of the user who was served least recently.
+    """
+    free = select(TABLE.c.id).where(_is_free(is_sqlite=database.is_sqlite)).limit(1)
+    # Check without a lock first: an idle worker must not take SQLite's write lock once a second.
+    if not await database.select(free):
+        return None
 
     async def work(tx: Transaction) -> ClaimedJob | None:
-        oldest = select(TABLE).where(_is_free(is_sqlite=tx.is_sqlite)).order_by(TABLE.c.created_at).limit(1)
-        job = await one(tx.connection, oldest.with_for_update(skip_locked=True))
+        now = now_in_seconds(is_sqlite=tx.is_sqlite)
+        wait = case((TABLE.c.lease_owner.is_(None), TABLE.c.lease_until - now)).label("wait_seconds")
+        free = select(TABLE, wait).where(_is_free(is_sqlite=tx.is_sqlite))
+        next_one = free.order_by(_served_at(is_sqlite=tx.is_sqlite), TABLE.c.created_at, TABLE.c.id).limit(1)
+        job = await one(tx.connection, next_one.with_for_update(skip_locked=True, of=TABLE))
         if job is None:
             return None
         if job["attempts"] >= MAX_CLAIMS_WITHOUT_PROGRESS:
             error = f"abandoned: {job['attempts']} workers stopped before they stored the next chunk"
-            await _transition(tx, job, _ended("failed", error=error))
+            await _transition(tx, job, _ended(tx, "failed", error=error))
             return None
         values = {
             "state": "running",
             "started_at": job["started_at"] or utc_now(),
             "lease_owner": owner,
-            "lease_until": now_in_seconds(is_sqlite=tx.is_sqlite) + LEASE_SECONDS,
+            "lease_until": now + LEASE_SECONDS,
             "attempts": job["attempts"] + 1,
         }
         await _transition(tx, job, values)
         return ClaimedJob(*(job[name] for name in ClaimedJob.__slots__))
 
     return await database.write(work)
-
-
-async def renew(database: Database, job_id: str, owner: str) -> None:
-    """Extend the lease. Raises LeaseLost."""
-
-    async def work(tx: Transaction) -> None:
-        until = now_in_seconds(is_sqlite=tx.is_sqlite) + LEASE_SECONDS
-        if await _write(tx, _is_held(job_id, owner), {"lease_until": until}) != 1:
-            raise LeaseLost(job_id)
-
-    await database.write(work)
 
 
 async def advance(tx: Transaction, job: ClaimedJob, owner: str, done: int, count: int, rows_per_second: int) -> None:
@@ -210,7 +258,7 @@ async def advance(tx: Transaction, job: ClaimedJob, owner: str, done: int, count
         raise LeaseLost(job.id)
     moved: dict[str, Any] = {"done": done + count, "rows_per_second": rows_per_second}
     if done + count >= job.total:
-        await _transition(tx, held, _ended("done", **moved))
+        await _transition(tx, held, _ended(tx, "done", **moved))
         return
     # No event is emitted here: the chunk's own event names the job and counts the rows.
     lease_until = now_in_seconds(is_sqlite=tx.is_sqlite) + LEASE_SECONDS
@@ -223,11 +271,33 @@ async def fail(database: Database, job_id: str, owner: str, error: str) -> None:
     async def work(tx: Transaction) -> None:
         held = await one(tx.connection, select(TABLE).where(_is_held(job_id, owner)).with_for_update())
         if held is not None:
-            await _transition(tx, held, _ended("failed", error=error))
+            await _transition(tx, held, _ended(tx, "failed", error=error))
 
     await database.write(work)
 
 
-async def release(database: Database, job_id: str, owner: str) -> None:
-    """Release the lease of a running job, so that another worker can claim the job at once."""
-    await database.write(lambda tx: _write(tx, _is_held(job_id, owner), {"lease_until": 0.0, "attempts": 0}))
+async def release(database: Database, job_id: str, owner: str, wait_seconds: float = 0.0) -> None:
+    """Release the lease of a running job, so that any worker can claim the job after `wait_seconds`."""
+
+    async def work(tx: Transaction) -> None:
+        until = now_in_seconds(is_sqlite=tx.is_sqlite) + wait_seconds
+        await _write(tx, _is_held(job_id, owner), {"lease_owner": None, "lease_until": until, "attempts": 0})
+
+    await database.write(work)
+
+
+async def forget(database: Database, ended_before: datetime, *, max_rows: int) -> int:
+    """Delete up to `max_rows` jobs that ended before `ended_before`, each with an event. Return how many."""
+    old = select(TABLE).where(TABLE.c.state.notin_(UNFINISHED), TABLE.c.finished_at < utc_text(ended_before))
+    if not await database.select(old.limit(1)):
+        return 0  # without the write lock
+
+    async def work(tx: Transaction) -> int:
+        found = await tx.connection.execute(old.order_by(TABLE.c.finished_at).limit(max_rows).with_for_update())
+        gone = [public(entity(row)) for row in found.all()]
+        await tx.connection.execute(delete(TABLE).where(TABLE.c.id.in_([job["id"] for job in gone])))
+        for job in gone:
+            tx.emit("jobs", "delete", job, actor_id=None, before=job)
+        return len(gone)
+
+    return await database.write(work)

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 import models
 from repository.engine.database import Database
-from repository.engine.leases import now_in_seconds
+from repository.engine.leases import CLOCK_GRACE_SECONDS, has_expired, now_in_seconds
 from repository.engine.statement import Statement, statement
 from repository.engine.transaction import Transaction
 
@@ -22,7 +22,9 @@ LEASE_SECONDS = 9.0
 ANONYMOUS = 0  # the user id of every anonymous connection
 
 _NOW = [now_in_seconds(is_sqlite=is_sqlite) for is_sqlite in (True, False)]
-_WORKERS = Statement(*(f"SELECT id, version, until >= {now} FROM workers" for now in _NOW))  # noqa: S608 (our own clock)
+_LATEST = LEASE_SECONDS + CLOCK_GRACE_SECONDS  # like `leases.has_expired`
+_IS_LIVE = [f"until BETWEEN {now} AND {now} + {_LATEST}" for now in _NOW]
+_WORKERS = Statement(*(f"SELECT id, version, {is_live} FROM workers" for is_live in _IS_LIVE))  # noqa: S608 (our own clock)
 _ROWS = statement("SELECT topic, user_id, username, connections, lingering FROM presence WHERE worker = $1")
 _PUT = statement(
     "INSERT INTO presence (worker, topic, user_id, username, connections, lingering) VALUES ($1, $2, $3, $4, $5, $6)"
@@ -130,7 +132,7 @@ async def sweep(database: Database, expired: Sequence[str]) -> None:
         for worker in sorted(expired):  # in one order, so that two transactions cannot deadlock
             gone = await tx.connection.execute(
                 delete(table)
-                .where(table.c.id == worker, table.c.until < now_in_seconds(is_sqlite=tx.is_sqlite))
+                .where(table.c.id == worker, has_expired(table.c.until, LEASE_SECONDS, is_sqlite=tx.is_sqlite))
                 .returning(table.c.id)
             )
             if gone.one_or_none() is not None:

@@ -8,16 +8,21 @@ import orjson
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
+from core.errors import Conflict, FieldProblem
+from repository.engine.events import Head
+from repository.engine.positions import POSITION, Incomplete, parse_written, position_of
 from resources.topics import PUBLIC_TOPICS, TOPICS
 from routes.http import rendering
 from routes.http.operation import Call, Operations
-from routes.http.queries import Offset, Parameters
+from routes.http.queries import Parameters
 from schemas import MAX_EPOCH_LENGTH, WRITTEN_INTEGER, Answer
 
 MAX_EVENTS_OF_PAGE = 1_000
 DEFAULT_EVENTS_OF_PAGE = 100
 
 EVENT_STREAM = "text/event-stream"
+
+AFTER_FORMS = {"together": "after=<epoch>:<seq>", "beside": "after=<seq>&epoch=<epoch>"}
 
 operations = Operations("events")
 
@@ -31,14 +36,22 @@ def _topics(value: Any) -> Any:
     return topics
 
 
+Position = Annotated[str, Field(pattern=f"^({POSITION}|[0-9]{{1,19}})$")]
+
+
 class EventsQuery(Parameters):
-    after: Offset | None = Field(
-        default=None,
-        description="Only events after this number. By default, a page begins with the oldest event and a stream with "
-        "the next one",
-    )
     epoch: Annotated[str, Field(max_length=MAX_EPOCH_LENGTH)] | None = Field(
-        default=None, description="The epoch of the log that `after` belongs to"
+        default=None, description="The epoch of the log that `after` belongs to, if `after` is a number"
+    )
+    after: Position | None = Field(
+        default=None,
+        description="Only events after this position: `<epoch>:<seq>`, or the number alone, with `epoch`. By default, "
+        "a page begins with the oldest event and a stream with the next one",
+    )
+    lastEventId: str | None = Field(  # noqa: N815 - the name of the parameter
+        default=None,
+        description="The id to resume after, for clients that cannot send the header `Last-Event-ID`; it takes "
+        "precedence over `after`",
     )
     topics: Annotated[
         frozenset[str],
@@ -49,6 +62,22 @@ class EventsQuery(Parameters):
     limit: Annotated[int, Field(ge=1, le=MAX_EVENTS_OF_PAGE), WRITTEN_INTEGER] = Field(
         default=DEFAULT_EVENTS_OF_PAGE, description="The maximum number of frames in a page; ignored by event streams"
     )
+
+    @property
+    def last_event_id(self) -> str | None:
+        return self.lastEventId
+
+    @property
+    def position(self) -> Head | None:
+        """The position in `after`. Raises Conflict when it is a number without its epoch."""
+        written = parse_written(self.after) if self.after is not None else None
+        if isinstance(written, Head) or written is None:
+            return written
+        try:
+            return position_of(written, self.epoch, **AFTER_FORMS)
+        except Incomplete as error:
+            # A 409, because each parameter on its own is valid, and no schema can relate the two.
+            raise Conflict([FieldProblem(("query", "after"), str(error), error.kind)]) from error
 
 
 class EventsPage(Answer):
@@ -66,9 +95,10 @@ ABOUT_STREAM = "Server-sent events: `id` is `<epoch>:<seq>`, `data` is a frame a
     {200: EventsPage},
     description="Read a page of frames, as on the websocket; a page without a `Link` to the next one reaches the end "
     "of the log. With `Accept: text/event-stream` the response does not end: it sends each event as it happens, and "
-    "`Last-Event-ID` resumes after a lost connection. If a position cannot be resumed, a `resync` frame says so.",
-    headers={"Last-Event-ID": "For event streams: the id to resume after; it takes precedence over `after`"},
-    errors=(403, 406, 429),
+    "`Last-Event-ID` resumes after a lost connection, and so does `lastEventId` in the query. If a position "
+    "cannot be resumed, a `resync` frame says so.",
+    headers={"Last-Event-ID": "For event streams: the id to resume after; it takes precedence over the query"},
+    errors=(403, 406, 409, 429),
     answer_headers=("Stream-Position", "Link"),
     other_content={EVENT_STREAM: {"schema": {"type": "string", "description": ABOUT_STREAM}}},
 )
@@ -79,5 +109,5 @@ async def events(call: Call[None, EventsQuery, None]) -> Response:
     body = b'{"epoch":%s,"seq":%d,"data":[%s]}' % (orjson.dumps(head.epoch), head.seq, b",".join(frames))
     headers: dict[str, str] = {"Cache-Control": "no-store", "Vary": "Accept", **rendering.position(head)}
     if not is_end:
-        headers["Link"] = rendering.next_page(call, after=head.seq, epoch=head.epoch)
+        headers["Link"] = rendering.next_page(call, after=head.seq, epoch=head.epoch, lastEventId=None)
     return rendering.JSONResponse(body, headers=headers)

@@ -17,6 +17,7 @@ from routes import events, health, jobs
 from routes.accounts import admin, avatars, confirmations, pages, profiles, registration, sign_in, users
 from routes.generic.operations import RESOURCE_OPERATIONS
 from routes.http import documentation, limit_groups, openapi, rendering
+from routes.http.disconnects import while_connected
 from routes.http.operation import Operation
 from routes.http.parsing import parse
 
@@ -50,7 +51,8 @@ def _route(path: str, operations: Mapping[str, Operation]) -> Route:
     async def endpoint(request: Request) -> Response:
         operation = operations["GET" if request.method == "HEAD" else request.method]
         try:
-            return await operation.handler(await parse(request, operation))
+            answer = operation.handler(await parse(request, operation))
+            return await (while_connected(request, answer) if operation.method == "GET" else answer)
         except Problem as error:
             if operation.problem_page is None or not rendering.client_prefers(request.headers, pages.MEDIA_TYPE):
                 raise

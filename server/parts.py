@@ -40,13 +40,18 @@ from realtime.feed.bus import Bus
 from realtime.feed.feed import Feed
 from realtime.presence.presence import Presence
 from realtime.sockets.context import SocketContext
+from realtime.sockets.places import Places
 from realtime.sockets.registry import Registry
 from realtime.sse.event_stream import EventStreams
 from realtime.sse.replay import Replay
-from repository.engine import event_log, migrations
+from repository.engine import event_log, failures, migrations
 from repository.engine.database import Database
+from repository.engine.engines import SQLITE_LOG_BYTES
 from routes import table
 from routes.http.operation import Services
+from routes.http.proxies import TrustedNetworks
+from server import open_files
+from server.http_connections import HttpConnections
 from services.authentication import identify, recheck
 from services.first_admin import create_first_admin
 from services.limits.limiter import Limits
@@ -59,6 +64,7 @@ from services.tokens import Tokens
 SWITCH_SECONDS = 0.0005
 GAUGE_SECONDS = 0.5
 HAND_OVER_SECONDS = 1.5  # for chunks of jobs and for emails that are being sent
+MAX_LOG_SIZES = 4  # SQLite's write-ahead log may have this many SQLITE_LOG_BYTES; then writes wait until it is emptied
 MAX_LAG_EVENTS = 1_000  # a feed that is further behind is reported by `readiness`
 
 log = structlog.get_logger("parts")
@@ -74,13 +80,14 @@ class Parts:
         self.settings = settings
         self.stopping = Stopping()
         keys = signing_keys(settings)
+        self._secret_key = keys[0]
         self.tokens = Tokens(
             keys,
             settings.algorithm,
             access_seconds=settings.access_token_expire_minutes * 60,
             refresh_seconds=settings.refresh_token_expire_days * 24 * 3600,
         )
-        self.database = Database(settings.database_url)
+        self.database = Database(settings.database_url, read_seconds=settings.read_timeout_seconds)
         self.passwords = Passwords(hasher_for(settings), needs_mix=settings.needs_password_mix)
         self.storage = open_storage(settings)
         self.pictures = Pictures(max_uploads_per_user=MAX_UPLOADS_PER_USER if settings.has_limits else None)
@@ -91,20 +98,29 @@ class Parts:
         self.snapshots = Snapshots(self.database, self.feed)
         self.progress = Progress(self.database, self.hub)
         self.presence = Presence(self.database, self.bus.nudge)
-        self.registry = Registry(
-            partial(recheck, self.database),
-            max_connections=settings.max_connections,
-            max_per_address=settings.max_connections_per_address if settings.has_limits else None,
+        limits = open_files.fit(open_files.wanted(settings), open_files.limit())
+        self.registry = Registry(partial(recheck, self.database))
+        self.places = Places(
+            max_connections=limits.sockets,
+            max_per_address=limits.sockets_per_address if settings.has_limits else None,
+        )
+        self.http_connections = HttpConnections(
+            max_connections=limits.http,
+            max_per_address=limits.http_per_address if settings.has_limits else None,
+            is_trusted=TrustedNetworks(settings.trusted_proxies).contain,
         )
         self.replay = Replay(self.database, self.feed)
-        self.event_streams = EventStreams(self.replay, self.registry)
+        self.event_streams = EventStreams(self.replay, self.registry, self.places)
         # Background work.
         self.runner = Runner(self.database)
         self.mailer = Mailer(
             self.database, gateway_for(settings), sender=settings.mail_from, base_url=settings.base_url
         )
         retention = Retention(
-            settings.event_retention_hours, settings.event_retention_rows, settings.event_retention_bytes
+            settings.event_retention_hours,
+            settings.event_retention_rows,
+            settings.event_retention_bytes,
+            settings.job_retention_hours,
         )
         self.cleanup = Cleanup(self.database, self.runner.owner, retention)
         self.orphans = Orphans(self.database, self.storage, self.runner.owner)
@@ -119,7 +135,13 @@ class Parts:
         # The registry comes first, so that a connection that loses its rights receives no later events.
         self.feed.on_events += [self.registry.on_events, self.hub.publish, self.progress.on_events]
         self.feed.on_reset += [self.registry.on_reset, self.hub.on_reset]
-        self.stopping.on_stop += [self.registry.close, self.event_streams.stop, self.runner.stop, self.mailer.stop]
+        self.stopping.on_stop += [
+            self.places.close,
+            self.registry.close,
+            self.event_streams.stop,
+            self.runner.stop,
+            self.mailer.stop,
+        ]
 
     # --- lifecycle
 
@@ -181,6 +203,7 @@ class Parts:
             "services": self._services(),
             "realtime": self._socket_context(),
             "stopping": self.stopping,
+            "http_connections": self.http_connections,
             "metrics_token": token.get_secret_value() if token is not None else None,
         }
 
@@ -191,7 +214,7 @@ class Parts:
             passwords=self.passwords,
             outbox=self.mailer,
             activates_by_mail=self.settings.activates_by_mail,
-            lockout=Lockout(self.database, self.limits),
+            lockout=Lockout(self.database, self.limits, self._secret_key),
             readiness=self.readiness,
             openapi=table.document,
             storage=self.storage,
@@ -200,6 +223,7 @@ class Parts:
             event_streams=self.event_streams,
             limits=self.limits,
             limit_rules=table.limit_rules(self.settings),
+            generated_rows_per_day=self.settings.generated_rows_per_day if self.settings.has_limits else None,
         )
 
     def _socket_context(self) -> SocketContext:
@@ -208,10 +232,11 @@ class Parts:
             live=self.hub,
             snapshots=self.snapshots,
             registry=self.registry,
+            places=self.places,
             presence=self.presence,
             identify=partial(identify, self.database, self.tokens),
             allowed_origins=self.settings.origins,
-            warn_of_origin=WarnOnce(structlog.get_logger("http"), "origin refused"),
+            warn_of_origin=WarnOnce(structlog.get_logger("http"), "origin rejected"),
             requires_auth=self.settings.websocket_auth == "required",
             limits_messages=self.settings.has_limits,
         )
@@ -227,16 +252,29 @@ class Parts:
             lag = (await event_log.head(self.database)).seq - self.feed.head.seq
             if lag > MAX_LAG_EVENTS:
                 checks["feed"] = f"{lag} events behind the log"
-        except Unavailable:
-            checks["database"] = "not reachable"
+            checks["database"] = await self._database_problem() or "ok"
+        except Unavailable as error:
+            checks["database"] = failures.in_words(error.__cause__)
         if self.bus.is_deaf():
             checks["bus"] = "silent: events are read from the log, up to a second late"
         return checks
+
+    async def _database_problem(self) -> str | None:
+        if (problem := self.database.file_problem()) is not None:
+            return problem
+        return await self.database.write_problem() or await self.database.read_problem()
 
     async def _watch_gauges(self) -> None:
         while True:
             metrics.FEED_SEQ.set(self.feed.head.seq)
             metrics.BUS_DEAF.set(self.bus.is_deaf())
+            metrics.SQLITE_LOG_BYTES.set(size := self.database.log_bytes())
+            if size > MAX_LOG_SIZES * SQLITE_LOG_BYTES:
+                try:
+                    await self.database.shrink_log()
+                except Exception as error:
+                    # An error here must not end the process, which also serves clients.
+                    log.error("write-ahead log not emptied", exc_info=error)
             await asyncio.sleep(GAUGE_SECONDS)
 
 

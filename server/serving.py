@@ -11,21 +11,21 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
 import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from core.errors import SettingsError
-from core.hosts import UNSPECIFIED
+from core.network.hosts import UNSPECIFIED
 from core.settings import Settings
 from core.stopping import Stopping
 from realtime.fanout.subscription import SLOW_CLIENT_SECONDS
 from realtime.sockets.endpoint import HEARTBEAT_SECONDS
-from realtime.sse.event_stream import ABORT
 from schemas import MAX_BODY_BYTES
+from server.http_protocol import MarqueeHTTPProtocol
 from server.websocket_protocol import MarqueeWebSocketProtocol
 
 MAX_FRAME_BYTES = MAX_BODY_BYTES  # of a client's message
@@ -36,6 +36,12 @@ BATCH_SOCKETS = 100  # at least so many are closed at a time
 BATCH_SECONDS = 0.05
 SPREAD_SECONDS = 2.5  # over which all sockets are closed, in larger batches when there are many
 TICK_SECONDS = 0.1
+# A peer that has vanished is noticed within two minutes: at most 15 s until an event stream's next heartbeat, and then
+# VANISHED_SECONDS. These are longer than the deadlines for slow readers, which the system could take for vanished
+# peers.
+VANISHED_SECONDS = 90
+PROBE_AFTER_SECONDS = 30
+PROBE_INTERVAL_SECONDS = 15
 
 log = structlog.get_logger("serving")
 
@@ -50,8 +56,8 @@ def banner(settings: Settings, port: int) -> str:
     if settings.hosts.allows_addresses and not settings.hosts.allows_all:
         named = f", or by {', '.join(settings.allowed_hosts)}" if settings.allowed_hosts else ""
         others = f"""
-  Other machines reach it by an IP address of this one{named}.
-  To use further names (of a machine, a container or a proxy), list them in ALLOWED_HOSTS.
+  Other machines reach it by the IP address of this machine{named}.
+  To use other names (of a machine, a container or a proxy), list them in ALLOWED_HOSTS.
 """
     json = "-H 'Content-Type: application/json'"
     return f"""
@@ -70,18 +76,6 @@ def banner(settings: Settings, port: int) -> str:
     curl {base}/movies {json} -H "Authorization: Bearer $TOKEN" -d '{{"title": "The Third Man"}}'
     curl -X POST {base}/movies/generate/1000 -H "Authorization: Bearer $TOKEN"
 """
-
-
-class MarqueeHTTPProtocol(HttpToolsProtocol):
-    """Offers `ABORT` in the `extensions` of each request's scope: a function that aborts the connection.
-
-    Over plain ASGI, a response can end only after all of it is sent, which a client that does not read prevents.
-    """
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        scope: Any = self.scope
-        scope["extensions"] = {ABORT: self.transport.abort}
 
 
 def server_config(settings: Settings, app: Any) -> uvicorn.Config:
@@ -247,6 +241,26 @@ def serve(settings: Settings, app: Any, listener: socket.socket, announce: Calla
     server.run(sockets=[listener])
 
 
+def _notice_vanished_peers(listener: socket.socket) -> None:
+    """Let the system end connections whose peer has vanished without closing them.
+
+    Accepted sockets inherit the options. A silent connection is probed. A connection with unacknowledged data is
+    aborted after VANISHED_SECONDS.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", PROBE_AFTER_SECONDS),
+        ("TCP_KEEPALIVE", PROBE_AFTER_SECONDS),  # the same on macOS
+        ("TCP_KEEPINTVL", PROBE_INTERVAL_SECONDS),
+        ("TCP_KEEPCNT", (VANISHED_SECONDS - PROBE_AFTER_SECONDS) // PROBE_INTERVAL_SECONDS),
+        ("TCP_USER_TIMEOUT", VANISHED_SECONDS * 1000),
+    ):
+        option = getattr(socket, name, None)
+        if option is not None:
+            with suppress(OSError):  # not every system accepts every option
+                listener.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 def listen(settings: Settings) -> socket.socket:
     """Open the listening socket. Raises SettingsError."""
     try:
@@ -255,6 +269,7 @@ def listen(settings: Settings) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _notice_vanished_peers(listener)
         listener.bind(address)
         listener.listen(2048)
         listener.setblocking(False)

@@ -7,17 +7,27 @@ Rules:
 - Reading goes on for a moment after a close frame: closing with unread input would reset the connection, and the peer
   would never receive the frame.
 - A peer that still takes data counts as alive, even when its pong is late.
+- Pings count as messages of the client. A ping gets no pong when it exceeds the rate or while much is unsent, so that a
+  peer that does not read cannot fill the memory. RFC 6455 (section 5.5.3) requires a pong for the latest ping only.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
+import orjson
+from uvicorn.config import Config
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
 from websockets.datastructures import Headers
-from websockets.http11 import Request, Response
+from websockets.exceptions import HeaderLineTooLong, RequestLineTooLong, TooManyHeaders
+from websockets.frames import Frame, Opcode
+from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS, Request, Response
 from websockets.protocol import State
+from websockets.server import ServerProtocol
 
 from core import metrics
 from core.errors import CLOSE_REASONS, NO_CLOSE_FRAME, CloseCode
@@ -36,6 +46,12 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     _shutdown_timer: asyncio.TimerHandle | None = None
     _written = 0  # bytes of frames handed to the transport
     _taken_at_ping = 0
+    # Counts a control frame of the peer, and returns whether it is within the rate.
+    on_control_frame: Callable[[], bool] | None = None
+
+    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.conn = _Frames(self._answers_ping, max_size=config.ws_max_size, logger=self.conn.logger)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -45,6 +61,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         if self._is_counted:
             self._is_counted = False
             metrics.websocket_closed(self._close_code())
+        self.on_control_frame = None
         super().connection_lost(exc)
 
     def _close_code(self) -> int:
@@ -71,6 +88,43 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     def data_received(self, data: bytes) -> None:
         if not self._lingering:
             super().data_received(data)
+            if self.conn.handshake_exc is not None and not self.handshake_complete:
+                self._refuse_unparsed(self.conn.handshake_exc)
+
+    def _refuse_unparsed(self, error: Exception) -> None:
+        """Reject a handshake that `websockets` cannot parse, although httptools could."""
+        self.conn.data_to_send()  # discards the library's own response, whose form differs from ours
+        if isinstance(error, RequestLineTooLong):
+            self._refuse(414, f"Expected a request line of at most {MAX_LINE_LENGTH} bytes in a websocket handshake")
+        elif isinstance(error, HeaderLineTooLong | TooManyHeaders):
+            expected = f"at most {MAX_NUM_HEADERS} headers of at most {MAX_LINE_LENGTH} bytes each"
+            self._refuse(431, f"Expected {expected} in a websocket handshake")
+        else:
+            self._refuse(400, "Expected a websocket handshake without a body")
+
+    def handle_pong(self, event: Frame) -> None:
+        if self.pending_ping_payload != bytes(event.data) and self.on_control_frame is not None:
+            self.on_control_frame()  # unsolicited
+        super().handle_pong(event)
+
+    def _answers_ping(self) -> bool:
+        is_allowed = self.on_control_frame is None or self.on_control_frame()
+        return is_allowed and not self.close_sent and self.transport.get_write_buffer_size() <= HIGH_WATER_BYTES
+
+    def handle_cont(self, event: Frame) -> None:
+        if event.data or event.fin:
+            super().handle_cont(event)
+        elif self.on_control_frame is not None:
+            self.on_control_frame()  # an empty fragment adds nothing to a message and could be sent without end
+
+    def handle_close(self, event: Frame) -> None:
+        super().handle_close(event)
+        if self.close_timer is None:
+            # transport.close() waits for unsent data, which a peer that does not read never takes.
+            self.close_timer = self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
+
+    def _flush(self) -> None:
+        self.transport.write(b"".join(self.conn.data_to_send()))
 
     def send_receive_event_to_app(self) -> None:
         if self.curr_msg_data_type == "text" and not self.close_sent:
@@ -121,18 +175,23 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     def shutdown(self) -> None:
         """Close because the service is stopping, and abort the connection after SHUTDOWN_SECONDS. Idempotent."""
         if not self.handshake_complete:
-            self._refuse_handshake()
+            # So that the client tries another server.
+            self._refuse(503, "The service is stopping", {"Retry-After": "1"})
         elif self.is_open:
             self.close_now(CloseCode.SERVICE_RESTART)
         if self._shutdown_timer is None:
             self.stop_keepalive()
             self._shutdown_timer = self.loop.call_later(SHUTDOWN_SECONDS, self.transport.abort)
 
-    def _refuse_handshake(self) -> None:
-        """Answer 503, so that the client tries another server."""
-        headers = Headers({"Retry-After": "1", "Connection": "close", "Content-Length": "0"})
-        self.conn.send_response(Response(503, "Service Unavailable", headers, b""))
-        self.transport.write(b"".join(self.conn.data_to_send()))
+    def _refuse(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        """Reject the handshake with an HTTP response, and close the connection."""
+        body = orjson.dumps({"detail": detail})
+        about = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
+        everywhere = {"X-Content-Type-Options": "nosniff"}
+        response = Response(
+            status, HTTPStatus(status).phrase, Headers({**about, **everywhere, **(headers or {})}), body
+        )
+        self.transport.write(response.serialize())
         self.handshake_complete = self.close_sent = self.disconnected = True
         self.transport.close()
 
@@ -154,12 +213,25 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     def _disconnect(self, code: int, reason: str) -> None:
         """Write the close frame, tell the application, and keep reading for the peer's answer."""
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
-        self.transport.write(b"".join(self.conn.data_to_send()))
+        self._flush()
         self.close_sent = True
         self.stop_keepalive()
         if self.read_paused:
             self.read_paused = False
             self.transport.resume_reading()
+
+
+class _Frames(ServerProtocol):
+    """Parses frames. `answers_ping` is called for each ping, and returns whether to send a pong."""
+
+    def __init__(self, answers_ping: Callable[[], bool], **options: Any) -> None:
+        super().__init__(**options)
+        self._answers_ping = answers_ping
+
+    def send_frame(self, frame: Frame) -> None:
+        # The library sends pongs only in response to pings that it parses.
+        if frame.opcode is not Opcode.PONG or self._answers_ping():
+            super().send_frame(frame)
 
 
 class DirectWriter:
@@ -182,6 +254,9 @@ class DirectWriter:
 
     async def drained(self) -> None:
         await self._protocol.writable.wait()
+
+    def count_control_frames(self, on_control_frame: Callable[[], bool]) -> None:
+        self._protocol.on_control_frame = on_control_frame
 
     def close(self, code: CloseCode) -> None:
         if self._protocol.is_open:

@@ -18,6 +18,7 @@ from passlib.context import CryptContext
 from core.errors import FieldProblem, TooManyRequests
 from core.password_rules import check_password
 from core.settings import Settings
+from core.texts.normal import nfkc
 
 THREADS = 2
 MAX_WAITING = 64  # at about 30 ms each, two seconds of CPU time
@@ -47,15 +48,25 @@ class PasswordHasher:
         self._dummy_hash = self.hash(secrets.token_urlsafe())
 
     def hash(self, password: str) -> str:
-        return str(self._context.hash(password))
+        """Return the hash of the password in its normal form, so that it does not depend on the keyboard."""
+        return str(self._context.hash(nfkc(password)))
 
     def verify(self, password: str, password_hash: str | None) -> Verdict:
         """Check a password. The work is the same for a user who does not exist (`password_hash` is None)."""
+        normal = nfkc(password)
+        is_right, new_hash = self._verify(normal, password_hash)
+        if not is_right and password != normal:
+            # Earlier versions hashed the password as it was typed.
+            is_right, _ = self._verify(password, password_hash)
+            new_hash = self.hash(normal) if is_right else None
+        return Verdict(is_right, new_hash)
+
+    def _verify(self, password: str, password_hash: str | None) -> tuple[bool, str | None]:
         if password_hash is None:
             self._context.verify(password, self._dummy_hash)
-            return Verdict(False)
+            return False, None
         is_right, new_hash = self._context.verify_and_update(password, password_hash)
-        return Verdict(bool(is_right), new_hash)
+        return bool(is_right), new_hash
 
 
 def hasher_for(settings: Settings) -> PasswordHasher:

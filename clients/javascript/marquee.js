@@ -86,7 +86,7 @@ function refusal(code, detail) {
 
 /**
  * A position in the event log: every event up to and including `seq` has been processed.
- * @typedef {{epoch: string | null, seq: number}} Position
+ * @typedef {{epoch: string, seq: number}} Position
  *
  * An entity as GET returns it.
  * @typedef {{id: number | string, [name: string]: any}} Row
@@ -192,25 +192,31 @@ function eventOf(frame, position) {
 // the caller have no effect.
 
 /**
- * Returns a position given as `Position`, as a number, or as a string in the form of the header `Stream-Position`
- * (`<epoch>:<seq>`). Throws TypeError.
+ * Returns a position that is given as a `Position`, as a string in the form of the header `Stream-Position`
+ * (`<epoch>:<seq>`), or as a number with its epoch. A number alone is rejected, because after a restored backup it
+ * could continue in another log. Throws TypeError.
  * @param {Position | number | string | null | undefined} since
- * @param {string | null} [epoch]
+ * @param {string} [epoch]
  * @returns {Position | null}
  */
-export function positionOf(since, epoch = null) {
+export function positionOf(since, epoch = "") {
   if (since === null || since === undefined) return null;
   const found = typeof since === "string" ? /^(.*):([0-9]+)$/.exec(since) : null;
   /** @type {Position} */
   let position = { epoch, seq: Number.NaN };
   if (typeof since === "number") position.seq = since;
-  else if (typeof since === "object") position = { epoch: since.epoch ?? null, seq: since.seq };
-  else if (found !== null) position = { epoch: found[1] || null, seq: Number(found[2]) };
+  else if (typeof since === "object") position = { epoch: since.epoch ?? "", seq: since.seq };
+  else if (found !== null) position = { epoch: found[1], seq: Number(found[2]) };
   if (!Number.isSafeInteger(position.seq) || position.seq < 0) {
-    throw new TypeError(`since: expected a position, a number >= 0, or a string <epoch>:<seq>, got ${shown(since)}`);
+    throw new TypeError(
+      `since: expected a position, a string <epoch>:<seq>, or a number >= 0 with its epoch, got ${shown(since)}`,
+    );
   }
-  if (position.epoch !== null && typeof position.epoch !== "string") {
-    throw new TypeError(`epoch: expected a string, got ${shown(position.epoch)}`);
+  if (typeof position.epoch !== "string") throw new TypeError(`epoch: expected a string, got ${shown(position.epoch)}`);
+  if (position.epoch === "") {
+    throw new TypeError(
+      `since: expected the epoch of the log together with the number, as in "<epoch>:${position.seq}"`,
+    );
   }
   checked({ epoch: position.epoch });
   return position;
@@ -279,9 +285,9 @@ function optionsOf({ topics, filter = null, snapshot = false, bulk = null, deliv
 }
 
 /**
- * Returns the query string of a list with this filter, written as for subscriptions, and with parameters such as `sort`,
- * `limit` and `q`. A value of `in` with a comma, or with a quote at its start, is written in double quotes, and quotes in
- * it are doubled. Throws TypeError for values other than strings, numbers and booleans.
+ * Returns the query string of a REST list. `filter` has the form that subscriptions take; `parameters` are others, such
+ * as `sort`, `limit` and `q`. A value of `in` that contains a comma or starts with a quote is written in double quotes,
+ * with the quotes inside doubled. Throws TypeError for values other than strings, numbers and booleans.
  *
  *     "/movies?" + queryOf({ title: { in: ["The Good, the Bad and the Ugly", "Alien"] } }, { sort: "-rating" })
  * @param {Record<string, any> | null} [filter]
@@ -327,7 +333,7 @@ function listedText(value) {
 /** @param {any} value */
 function queryText(value) {
   if (!["string", "number", "boolean"].includes(typeof value)) {
-    throw new TypeError(`expected a text, a number or a boolean, got ${shown(value)}`);
+    throw new TypeError(`expected a string, a number or a boolean, got ${shown(value)}`);
   }
   return String(value);
 }
@@ -449,7 +455,7 @@ class Subscription {
     if (deliver !== null) message.deliver = deliver;
     if (this.position !== null) {
       message.since = this.position.seq;
-      if (this.position.epoch !== null) message.epoch = this.position.epoch;
+      message.epoch = this.position.epoch;
     }
     return message;
   }
@@ -459,7 +465,7 @@ class Subscription {
     this.#isAccepted = true;
     if (this.#asked !== null) {
       // Resumed. If the server cannot resume there, its next frame is `resync`.
-      this.position = { epoch: this.#asked.epoch ?? epoch, seq: this.#asked.seq };
+      this.position = this.#asked;
       this.sink.began(this.position);
     } else if (!this.options.snapshot) {
       this.position = { epoch, seq };
@@ -1058,7 +1064,7 @@ export class Watch {
   #sink() {
     return {
       began: (position) => {
-        if (this.position === null || this.position.epoch === null) this.position = position;
+        if (this.position === null) this.position = position;
         this.#gate.open();
       },
       take: (events, characters) => {

@@ -30,6 +30,7 @@ from realtime.sockets.connection import AUTH_SECONDS, MAX_SUBSCRIPTIONS
 from realtime.sockets.endpoint import HEARTBEAT_SECONDS
 from realtime.sockets.parsing import MESSAGES_PER_SECOND
 from realtime.sockets.rest_calls import MAX_REQUESTS_IN_FLIGHT
+from repository.engine.positions import POSITION
 from repository.engine.transaction import MAX_EVENT_BYTES, MAX_EVENT_ITEMS
 from resources.topics import PUBLIC_TOPICS, TOPIC_FIELDS, TOPICS
 from schemas import MAX_BODY_BYTES, MAX_ID
@@ -234,7 +235,9 @@ def _query() -> dict[str, Any]:
     return {
         "type": "object",
         "additionalProperties": False,
-        "dependencies": {"epoch": ["since"]},
+        "dependencies": {"epoch": {"properties": {"since": {"type": "integer"}}, "required": ["since"]}},
+        "if": {"properties": {"since": {"type": "integer"}}, "required": ["since"]},
+        "then": {"required": ["epoch"]},
         "properties": {
             "topics": {
                 "type": "string",
@@ -243,12 +246,14 @@ def _query() -> dict[str, Any]:
                 "description": f"Separated by commas: any of {', '.join(f'`{topic}`' for topic in TOPICS)}",
             },
             "since": {
-                "type": "integer",
-                "minimum": 0,
-                "maximum": MAX_ID,
-                "description": "To resume: the number of the last event that the client has processed",
+                "anyOf": [
+                    {"type": "string", "pattern": f"^{POSITION}$"},
+                    {"type": "integer", "minimum": 0, "maximum": MAX_ID},
+                ],
+                "description": "Resume after this position, the last one that the client has processed: "
+                "`<epoch>:<seq>`, or the number alone, with `epoch`",
             },
-            "epoch": {"type": "string", "description": "The epoch to which `since` belongs; only with `since`"},
+            "epoch": {"type": "string", "description": "The epoch that `since` belongs to, if `since` is a number"},
             "bulk": {
                 "type": "string",
                 "enum": ["items", "summary"],

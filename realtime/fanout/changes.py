@@ -10,12 +10,12 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import orjson
 
-from core.filters import Filter, Matcher, Row, matcher_of
+from core.filters import Filter, Folded, Matcher, Row, matcher_of
 from realtime.wire import data, frames
 from realtime.wire.frames import Rendering
 from repository.engine.events import Event
@@ -24,12 +24,16 @@ BY_FILTER = "filter"
 MAX_COMPILED_FILTERS = 128  # of subscriptions that catch up; few, since a filter may be large
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Change:
-    """One row of an event: `before` is None for a new row, `after` for a deleted one."""
+    """One row of an event: `before` is None for a new row, `after` for a deleted one.
+
+    `folded` caches the lowercase strings of `before` and of `after` for all filters that are evaluated on the change.
+    """
 
     before: Row | None
     after: Row | None
+    folded: tuple[Folded, Folded] = field(default_factory=lambda: ({}, {}), compare=False, repr=False)
 
     @property
     def id(self) -> int | str:
@@ -55,9 +59,13 @@ class FilteredChange:
 compiled = lru_cache(maxsize=MAX_COMPILED_FILTERS)(matcher_of)
 
 
+def _everything(row: Row, folded: Folded | None = None) -> bool:
+    return True
+
+
 def matcher_for(wanted: Filter | None) -> Matcher:
     """Return the matcher of a filter. Without a filter, every row matches."""
-    return compiled(wanted) if wanted is not None else lambda row: True
+    return compiled(wanted) if wanted is not None else _everything
 
 
 def changes_of(event: Event) -> list[Change]:
@@ -83,7 +91,7 @@ def changes_of(event: Event) -> list[Change]:
 
 
 def _former(row: Row, former_values: Row) -> Row:
-    """Return a row as it was: the event of an update holds only the former values of what changed."""
+    """Return the whole row as it was. The event of an update holds only the former values of the changed fields."""
     return {**row, **former_values}
 
 
@@ -91,26 +99,13 @@ def filter_changes(matches: Matcher, changes: Iterable[Change]) -> list[Filtered
     """Return the changes whose row matches before or after."""
     found = []
     for change in changes:
-        was = change.before is not None and matches(change.before)
-        if change.after is not None and matches(change.after):
+        before, after = change.folded
+        was = change.before is not None and matches(change.before, before)
+        if change.after is not None and matches(change.after, after):
             found.append(FilteredChange("update" if was else "add", change))
         elif was:
             found.append(FilteredChange("delete", change, left=change.after is not None))
     return found
-
-
-def filtered_texts(event: Event, rendering: Rendering, wanted: Filter) -> Sequence[bytes]:
-    """Return the frames of one event under one filter: none when no row matches before or after."""
-    is_sent_whole = event.built.get(wanted)
-    if is_sent_whole is None:
-        changes = changes_of(event)
-        filtered = filter_changes(compiled(wanted), changes)
-        is_sent_whole = is_whole(event, filtered, len(changes)) if filtered else False
-        if filtered and not is_sent_whole:
-            return tuple(frames.named(text, rendering.subscription) for text in _parts(event, rendering.bulk, filtered))
-        # Only the outcome is kept with the event, because it is small: sent whole, or not at all.
-        frames.keep(event, wanted, is_sent_whole)
-    return (frames.event_text(event, rendering),) if is_sent_whole else ()
 
 
 def is_whole(event: Event, filtered: Sequence[FilteredChange], total: int) -> bool:

@@ -1,6 +1,6 @@
-"""The frames of a run of events for one spec, for subscriptions that are not written to event by event. Pure.
+"""The frames of a run of events for one spec. Pure.
 
-`texts` serves a subscription that catches up. `coalesce` serves one that wants the latest state at an interval: it
+`texts` serves subscriptions without a filter. `coalesce` serves those that want the latest state at an interval: it
 keeps the net effect on each row, so that a row that was added and deleted within the run is not sent at all.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from core.filters import Row
-from realtime.fanout.changes import BY_FILTER, Change, changes_of, filter_changes, filtered_texts, matcher_for
+from realtime.fanout.changes import BY_FILTER, FilteredChange
 from realtime.fanout.spec import Spec
 from realtime.wire import data, frames
 from repository.engine.events import Event
@@ -18,14 +18,8 @@ from repository.engine.transaction import MAX_EVENT_BYTES, MAX_EVENT_ITEMS
 
 
 def texts(spec: Spec, events: Sequence[Event]) -> list[bytes]:
-    """Return the frames of consecutive events, with the subscription's name."""
-    if spec.latest_every_ms is not None:
-        return [frames.named(text, spec.rendering.subscription) for text in coalesce(spec, events)]
-    admitted = [event for event in events if spec.admits(event)]
-    if not spec.filters:
-        return [frames.event_text(event, spec.rendering) for event in admitted]
-    filters = dict(spec.filters)
-    return [text for event in admitted for text in filtered_texts(event, spec.rendering, filters[event.topic])]
+    """Return the unfiltered frames of consecutive events, with the subscription's name."""
+    return [frames.event_text(event, spec.rendering) for event in events if spec.admits(event)]
 
 
 @dataclass(slots=True)
@@ -47,14 +41,16 @@ class _Net:
         return data.encode(self.first["id"])
 
 
-def coalesce(spec: Spec, events: Iterable[Event], decode: Callable[[Event], list[Change]] = changes_of) -> list[bytes]:
-    """Merge events and return the frames, without a name: at most one `add`, `update` or `delete` for each row."""
+def coalesce(spec: Spec, events: Iterable[Event], filtered: Callable[[Event], Sequence[FilteredChange]]) -> list[bytes]:
+    """Merge events and return the frames, without a name: at most one `add`, `update` or `delete` for each row.
+
+    `filtered` returns the changes of an event as the filter for its topic sees them.
+    """
     nets: dict[tuple[str, int | str], _Net] = {}
-    filters = dict(spec.filters)
     for event in events:
         if not spec.admits(event):
             continue
-        for one in filter_changes(matcher_for(filters.get(event.topic)), decode(event)):
+        for one in filtered(event):
             key = (event.topic, one.change.id)
             net = nets.get(key)
             if net is None:

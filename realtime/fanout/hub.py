@@ -6,6 +6,8 @@ Invariants:
 - The hub never awaits a client: it writes, checks how much is unsent, and detaches a socket whose buffer is full.
 - Events that arrive in one turn of the event loop are sent in one write, or immediately when they reach FLUSH_BYTES.
 - A filter is evaluated once per event, however many subscriptions share it, and only if the event can affect it.
+- In one turn of the event loop, filters cost at most MAX_TESTS_PER_TURN. A group whose filter would exceed that budget
+  falls behind, as a full socket does: its filter is evaluated in slices, and it becomes live again at the head.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from core import metrics
 from core.filters import Filter
 from realtime.fanout import encode
 from realtime.fanout.changes import change_texts, changes_of, matcher_for
+from realtime.fanout.costs import MAX_TESTS_PER_TURN, Budget
 from realtime.fanout.matching import FilterIndex
 from realtime.fanout.pulse import Pulse
 from realtime.fanout.spec import Spec
@@ -51,6 +54,7 @@ class Hub:
         self._pending: list[Event] = []
         self._pending_bytes = 0
         self._flush_due: asyncio.Handle | None = None
+        self._budget = Budget(MAX_TESTS_PER_TURN)  # of this turn of the event loop
         self._written: list[tuple[Frames, int]] = []  # what this flush wrote, and to how many sockets
 
     def __len__(self) -> int:
@@ -73,7 +77,7 @@ class Hub:
             # Idle pulses are removed here, because members that fall behind leave their pulse without the hub's help.
             self._pulses = {interval: each for interval, each in self._pulses.items() if each.members}
             if spec.latest_every_ms not in self._pulses:
-                self._pulses[spec.latest_every_ms] = Pulse(spec.latest_every_ms, self._read)
+                self._pulses[spec.latest_every_ms] = Pulse(spec.latest_every_ms, self._read, self._budget_of_turn)
             self._pulses[spec.latest_every_ms].join(subscription)
         else:
             if spec not in self._groups_for(spec):
@@ -165,15 +169,30 @@ class Hub:
                     continue
             self._write(group, frames, before)
 
+    def _budget_of_turn(self) -> Budget:
+        """Return the budget for filters that is left in this turn of the event loop."""
+        if self._budget.left == MAX_TESTS_PER_TURN:
+            asyncio.get_running_loop().call_soon(self._renew_budget)
+        return self._budget
+
+    def _renew_budget(self) -> None:
+        self._budget = Budget(MAX_TESTS_PER_TURN)
+
     def _flush_filtered(self, events: Sequence[Event], before: int) -> None:
         texts: dict[Spec, list[bytes]] = {}
+        budget = self._budget_of_turn()
         for event in events:
             index = self._indexes.get(event.topic)
             if index is None:
                 continue
             try:
                 changes = changes_of(event)
-                for wanted, filtered in index.affected_filters(changes):
+                size = len(event.payload) + len(event.before or b"")
+                costly: list[Spec] = []
+                for wanted, filtered in index.affected_filters(changes, size, budget):
+                    if filtered is None:
+                        costly += self._by_filter[event.topic, wanted]
+                        continue
                     built: dict[str, Sequence[bytes]] = {}
                     for spec in self._by_filter[event.topic, wanted]:
                         if event.audience not in spec.audiences:
@@ -182,6 +201,11 @@ class Hub:
                         if bulk not in built:
                             built[bulk] = change_texts(event, bulk, filtered, len(changes))
                         texts.setdefault(spec, []).extend(named(text, name) for text in built[bulk])
+                if costly:
+                    metrics.COSTLY_FILTERS.inc(len(costly))
+                    self._detach(costly, before)
+                    for spec in costly:
+                        texts.pop(spec, None)
             except Exception as error:
                 log.error("event not filtered", exc_info=error)
                 failed = [spec for spec in self._filtered if event.topic in spec.topics]
@@ -205,8 +229,9 @@ class Hub:
         metrics.HUB_BYTES.inc(sum(frames.size * sockets for frames, sockets in written))
 
     def _detach(self, specs: Sequence[Spec], before: int) -> None:
-        """Detach these groups at `before`. Each subscription tries again in its own task, which closes the socket when
-        the event cannot be encoded, so that no client misses an event silently.
+        """Detach these groups at `before`. Each subscription continues in its own task, which evaluates a costly filter
+        in slices. The task closes the socket when an event cannot be encoded, so that no client misses an event
+        silently.
         """
         for spec in specs:
             for subscription in list(self._groups_for(spec).get(spec, ())):

@@ -13,6 +13,7 @@ from typing import Any
 
 from core.filters import Condition, FieldType, Filter, Matcher, Op, Row, matcher_of
 from realtime.fanout.changes import Change, FilteredChange, filter_changes
+from realtime.fanout.costs import NO_LOAD, Budget, Load, load_of
 from resources.registry import RESOURCES
 
 # The most selective fields first: the fewer rows share a value, the better the index.
@@ -37,6 +38,7 @@ def _values(condition: Condition) -> tuple[Any, ...]:
 class _Entry:
     wanted: Filter
     matches: Matcher
+    load: Load
 
 
 @dataclass(slots=True)
@@ -47,14 +49,16 @@ class FilterIndex:
     _by_value: dict[str, dict[Any, set[_Entry]]] = field(default_factory=dict)
     _lists: set[str] = field(default_factory=set)  # the indexed columns that hold several values
     _unindexed: set[_Entry] = field(default_factory=set)
+    _unindexed_load: Load = NO_LOAD
 
     def add(self, wanted: Filter) -> None:
         if wanted in self._entries:
             return
-        entry = self._entries[wanted] = _Entry(wanted, matcher_of(wanted))
+        entry = self._entries[wanted] = _Entry(wanted, matcher_of(wanted), load_of(wanted))
         key = key_of(wanted)
         if key is None:
             self._unindexed.add(entry)
+            self._unindexed_load += entry.load
             return
         if key.field.kind is FieldType.STRINGS:
             self._lists.add(key.field.column)
@@ -69,6 +73,7 @@ class FilterIndex:
         key = key_of(wanted)
         if key is None:
             self._unindexed.discard(entry)
+            self._unindexed_load -= entry.load
             return
         values = self._by_value[key.field.column]
         for value in _values(key):
@@ -87,14 +92,28 @@ class FilterIndex:
             for value in held if column in self._lists and held is not None else (held,):
                 yield from values.get(value, ())
 
-    def affected_filters(self, changes: Sequence[Change]) -> Iterator[tuple[Filter, list[FilteredChange]]]:
-        """Yield each filter that any change affects, with the changes as that filter sees them."""
-        candidates: dict[_Entry, list[Change]] = {entry: list(changes) for entry in self._unindexed}
+    def affected_filters(
+        self, changes: Sequence[Change], size: int, budget: Budget
+    ) -> Iterator[tuple[Filter, list[FilteredChange] | None]]:
+        """Yield each filter that any change affects, with the changes as that filter sees them.
+
+        A filter that exceeds the budget is not evaluated and is yielded with None; the cheapest filters are evaluated
+        first. `size` is the number of bytes of the encoded changes.
+        """
+        found: dict[_Entry, list[Change]] = {}
         if self._by_value:
             for change in changes:
                 for entry in {entry for row in change.rows for entry in self._indexed_for(row)}:
-                    candidates.setdefault(entry, []).append(change)
+                    found.setdefault(entry, []).append(change)
+        mean = size // max(1, len(changes))
+        costs = {entry: entry.load.cost(len(possible), mean * len(possible)) for entry, possible in found.items()}
+        candidates: dict[_Entry, Sequence[Change]] = {**dict.fromkeys(self._unindexed, changes), **found}
+        fits = budget.take(self._unindexed_load.cost(len(changes), size) + sum(costs.values()))
+        if not fits:
+            costs |= {entry: entry.load.cost(len(changes), size) for entry in self._unindexed}
+            candidates = {entry: candidates[entry] for entry in sorted(candidates, key=costs.__getitem__)}
         for entry, possible in candidates.items():
-            filtered = filter_changes(entry.matches, possible)
-            if filtered:
+            if not fits and not budget.take(costs[entry]):
+                yield entry.wanted, None
+            elif filtered := filter_changes(entry.matches, possible):
                 yield entry.wanted, filtered

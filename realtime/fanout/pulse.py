@@ -6,7 +6,7 @@ Rules:
 - Only the position is kept per subscription: the events are read again from the ring.
 - Every state that is sent was carried by an event, so it was committed.
 - A subscription whose socket is still full at a beat leaves the pulse and catches up at its own pace, like any slow
-  reader.
+  reader. So does one whose filter costs more than the turn of the event loop has left.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 import structlog
 
 from core import metrics
-from realtime.fanout.changes import Change, changes_of
+from realtime.fanout.changes import Change, FilteredChange, changes_of, filter_changes, matcher_for
+from realtime.fanout.costs import Budget, cost_of_event
 from realtime.fanout.encode import coalesce
 from realtime.fanout.spec import Spec
 from realtime.fanout.subscription import Subscription
@@ -41,12 +42,17 @@ class _Interval:
 
 
 class Pulse:
-    """The subscriptions of one interval. `read` returns a page of events after a position from the ring."""
+    """The subscriptions of one interval. `read` returns a page of events after a position from the ring.
+    `budget_of_turn` returns the budget for filters that is left in this turn of the event loop.
+    """
 
-    def __init__(self, interval_ms: int, read: Callable[[int], list[Event] | None]) -> None:
+    def __init__(
+        self, interval_ms: int, read: Callable[[int], list[Event] | None], budget_of_turn: Callable[[], Budget]
+    ) -> None:
         self.members: set[Subscription] = set()
         self._interval_seconds = interval_ms / 1000
         self._read = read
+        self._budget_of_turn = budget_of_turn
         self._timer: asyncio.TimerHandle | None = None
 
     def join(self, subscription: Subscription) -> None:
@@ -114,7 +120,7 @@ class Pulse:
         subscription.fall_behind(subscription.position)
 
     def _interval_after(self, start: int, spec: Spec, decode: Callable[[Event], list[Change]]) -> _Interval | None:
-        """Return the net changes after `start`, or None when they are too many for one beat."""
+        """Return the net changes after `start`, or None when they are too many or too costly for one beat."""
         events: list[Event] = []
         position = start
         for _ in range(PAGES_PER_BEAT):
@@ -128,4 +134,12 @@ class Pulse:
         else:
             if self._read(position) != []:
                 return None
-        return _Interval(coalesce(spec, events, decode), position)
+        filters = dict(spec.filters)
+        cost = sum(cost_of_event(filters.get(event.topic), event) for event in events if spec.admits(event))
+        if not self._budget_of_turn().take(cost):
+            return None
+
+        def filtered(event: Event) -> list[FilteredChange]:
+            return filter_changes(matcher_for(filters.get(event.topic)), decode(event))
+
+        return _Interval(coalesce(spec, events, filtered), position)

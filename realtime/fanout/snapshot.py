@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from core import metrics
 from core.errors import Unavailable
-from core.filters import Filter, Matcher, Row
-from realtime.fanout.changes import changes_of, matcher_for
+from core.filters import Filter, Row
+from realtime.fanout.evaluation import Evaluation
 from realtime.feed.feed import Feed
 from realtime.wire import data, frames
 from realtime.wire.frames import Rendering
@@ -56,11 +56,14 @@ class Wanted:
 
 
 class Snapshots:
-    """One per process. It begins snapshots, and bounds how many pages are read at the same time."""
+    """One per process. It begins snapshots and limits how many pages are read concurrently. Its `evaluation` evaluates
+    the filters of snapshots and of subscriptions that catch up.
+    """
 
     def __init__(self, database: Database, feed: Feed) -> None:
         self.database = database
         self.feed = feed
+        self.evaluation = Evaluation()
         self._reading = asyncio.Semaphore(MAX_CONCURRENT_PAGE_READS)
 
     async def begin(self, topics: Sequence[str]) -> Beginning:
@@ -125,7 +128,6 @@ class _TopicSnapshot:
         self._undo: dict[Id, Row | None] = {}
         self._undo_bytes = 0
         self._rows = FIRST_PAGE_ROWS
-        self._matches = matcher_for(wanted.filters.get(topic))
 
     async def next_page(self) -> list[bytes]:
         page = await self._source.read(self._topic, self._wanted, self._after, self._until, self._rows)
@@ -133,7 +135,7 @@ class _TopicSnapshot:
             raise SnapshotLost
         await self._collect_undo(page.head.seq)
         last = None if page.is_last else page.rows[-1]["id"]
-        rows = as_of(page.rows, self._undo, last, self._matches)
+        rows = as_of(page.rows, self._undo, last)
         if last is None:
             self.is_done = True
         else:
@@ -155,23 +157,22 @@ class _TopicSnapshot:
                 continue
             for event in events:
                 if event.seq <= seq:
-                    self._undo_event(event)
+                    await self._undo_event(event)
                     self._searched = event.seq
             if len(self._undo) > MAX_UNDO_ROWS or self._undo_bytes > MAX_UNDO_BYTES:
                 raise SnapshotLost
             await asyncio.sleep(0)
 
-    def _undo_event(self, event: Event) -> None:
+    async def _undo_event(self, event: Event) -> None:
         if event.topic != self._topic or event.audience not in self._wanted.audiences:
             return
-        changes = changes_of(event)
-        for change in changes:
-            key = change.id
+        changes = await self._source.evaluation.former_rows(event, self._wanted.filters.get(self._topic))
+        for key, former in changes.items():
             # Rows already sent were correct, and rows above the highest id were created later.
             is_ahead = self._after is None or key > self._after  # type: ignore[operator]
             is_new = self._until is not None and key > self._until  # type: ignore[operator]
             if is_ahead and not is_new and key not in self._undo:
-                self._undo[key] = change.before
+                self._undo[key] = former
                 self._undo_bytes += (len(event.payload) + len(event.before or b"")) // len(changes)
 
     def _texts(self, rows: Sequence[Row]) -> list[bytes]:
@@ -189,15 +190,15 @@ class _TopicSnapshot:
         ]
 
 
-def as_of(found: Sequence[Row], undo: Mapping[Id, Row | None], last: Id | None, matches: Matcher) -> list[Row]:
-    """Return the rows of a page as they were before the changes in `undo`. The page ends with the id `last`; None means
-    that no row follows the page. Pure.
+def as_of(found: Sequence[Row], undo: Mapping[Id, Row | None], last: Id | None) -> list[Row]:
+    """Return the rows of a page as they were before the changes in `undo`, where None stands for a row that is not part
+    of the snapshot. The page ends with the id `last`; None means that no row follows the page. Pure.
     """
     rows: dict[Id, Row] = {row["id"]: row for row in found}
     for key, row in undo.items():
         if last is not None and key > last:  # type: ignore[operator]
             continue
-        if row is not None and matches(row):
+        if row is not None:
             rows[key] = row
         else:
             rows.pop(key, None)

@@ -5,6 +5,8 @@ Rules:
 - When a socket has more than MAX_UNSENT_BYTES unsent, its subscriptions fall behind: they leave the hub, remember their
   position, and read from the ring or the log at the socket's own pace until they reach the head and go live again. The
   log is the buffer, so a slow reader costs no further memory and loses nothing.
+- A subscription also falls behind when its filter is too costly for a turn of the event loop. The filter is then
+  evaluated in slices.
 - A subscription that begins with a snapshot sends it at the same pace, and then catches up from the snapshot's number.
 - A socket that takes nothing for SLOW_CLIENT_SECONDS is closed.
 """
@@ -20,7 +22,6 @@ import structlog
 
 from core import metrics
 from core.errors import CloseCode, Unavailable
-from realtime.fanout import encode
 from realtime.fanout.snapshot import Snapshot, SnapshotLost, Snapshots, Wanted
 from realtime.fanout.spec import Spec
 from realtime.feed.feed import Feed, PositionTooOld
@@ -246,12 +247,13 @@ class Subscription:
             return True
         if not page:
             return False
-        texts = encode.texts(self.spec, page)
+        spec = self.spec
+        texts = await self._snapshots.evaluation.texts(spec, page)
         if texts:
-            spec = self.spec
             await self._wait_for_room()
-            if spec is not self.spec or self._generation != self._feed.generation:
-                return True  # the identity or the log has changed: read the page again
+        if spec is not self.spec or self._generation != self._feed.generation:
+            return True  # the identity or the log has changed: read the page again
+        if texts:
             self.writer.write(Frames(texts))
         self.position = page[-1].seq
         return True

@@ -45,7 +45,7 @@ class Bus:
     """
 
     def __init__(self, url: str, keys: Sequence[str]) -> None:
-        """`keys` are the secret keys that a shared bus signs (the first) and verifies its messages with."""
+        """`keys` are the secret keys of a shared bus. The first one signs messages, and all of them verify messages."""
         self.is_shared = not url.startswith("memory")
         self.worker = uuid.uuid4().hex
         self.dropped = 0

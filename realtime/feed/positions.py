@@ -6,6 +6,7 @@ from typing import Final
 
 from realtime.feed.feed import Feed
 from repository.engine import event_log
+from repository.engine.events import Head
 
 ANOTHER_EPOCH: Final = "another epoch"
 TOO_OLD: Final = "position is older than the log"
@@ -13,19 +14,19 @@ TOO_NEW: Final = "position is newer than the log"
 LOG_REPLACED: Final = "the log was replaced"
 
 
-async def find_start(feed: Feed, since: int | None, epoch: str | None) -> str | None:
-    """Prepare to send the events after `since`, or after the head when `since` is None. Return the reason why that is
-    impossible, or None when it is possible. Raises Unavailable.
+async def find_start(feed: Feed, since: Head | None) -> str | None:
+    """Prepare to send the events after `since`, or after the head when `since` is None. Return None, or the reason why
+    that is impossible. Raises Unavailable.
     """
     if since is None:
         await feed.reach_head()
         return None
-    if epoch is not None and epoch != feed.head.epoch:
+    if since.epoch != feed.head.epoch:
         await feed.reach_head()  # this worker may not have noticed yet that the log was replaced
-        if epoch != feed.head.epoch:
+        if since.epoch != feed.head.epoch:
             return ANOTHER_EPOCH
     generation = feed.generation
-    reason = await check_position(feed, since)
+    reason = await check_position(feed, since.seq)
     if reason is not None:
         await feed.reach_head()  # a client that starts over must not start before its own writes
     return LOG_REPLACED if generation != feed.generation else reason

@@ -2,8 +2,8 @@
 
 Rules:
 - The backend reconnects by itself, and delivers `Reconnected` after each subscription: earlier messages may be lost.
-- A message arrives whole or not at all. Messages that no worker with our secret key has sent are counted and skipped,
-  with a log line once a minute: the log has the events.
+- A message arrives whole or not at all. Messages that are not signed with a known secret key are counted and skipped,
+  with a warning at most once a minute. No event is lost, because the event log has them all.
 - Both directions are bounded: INBOX_MESSAGES and INBOX_BYTES here, the outbox in `realtime.feed.bus`.
 """
 
@@ -33,7 +33,7 @@ INBOX_BYTES = 16 * 1024 * 1024
 REDIS_TIMEOUT_SECONDS = 1.0
 MIN_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 1.0
-SECONDS_BETWEEN_LOG_LINES = 60.0  # about rejected messages: anyone who reaches Redis can send them
+SECONDS_BETWEEN_LOG_LINES = 60.0  # about rejected messages, which a stranger on Redis can send at any rate
 
 log = structlog.get_logger("bus")
 
@@ -58,7 +58,7 @@ class RedisBackend(BroadcastBackend):
         self._inbox_bytes = 0
         self._reader: asyncio.Task[None] | None = None
         self._again = asyncio.Event()
-        self._rejected = 0  # since the last log line about them
+        self._rejected = 0  # messages since the last log line
         self._silent_until = 0.0
 
     async def connect(self) -> None:

@@ -1,10 +1,10 @@
-"""Signatures of bus messages (HMAC-SHA256), so that a worker believes only what a worker with its secret key has sent.
+"""Signatures of bus messages (HMAC-SHA256): a worker accepts only messages from workers that share its secret key.
 
-A signed message is the id of the key, the signature, and the message. The signature covers the whole message, number
-and epoch of an event included, so a message cannot be cut, changed or sent again under another number. Sent again
-unchanged, it is without effect: the feed takes each number once.
+A signed message consists of the id of the key, the signature, and the message. The signature covers the whole message,
+including the number and the epoch of an event, so a message cannot be truncated, changed or repeated under another
+number. An unchanged repetition has no effect, because the feed takes each number once.
 
-The first key signs and every key verifies, as for tokens (`services.tokens`), so a secret key can be replaced while
+The first key signs and every key verifies, as for tokens (`services.tokens`), so the secret key can be replaced while
 workers run.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 KEY_ID_SIZE = 8
 SIGNATURE_SIZE = 32
 HASH = "sha256"
-_PURPOSE = b"marquee bus"  # keys derived from a secret key for one purpose are of no use for another
+_PURPOSE = b"marquee bus"  # a key that is derived for one purpose cannot be used for another
 
 
 class BadSignature(ValueError):

@@ -16,15 +16,19 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PlainValidator,
     RootModel,
     Tag,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from core.errors import FieldProblem
+from repository.engine.events import Head
+from repository.engine.positions import POSITION, Incomplete, Written, parse_written, position_of
 from resources.topics import TOPICS
 from schemas import MAX_EPOCH_LENGTH, MAX_ID, WHOLE, Answer, Body, FieldError
 
@@ -56,8 +60,32 @@ Topic = Annotated[str, AfterValidator(_known), Field(json_schema_extra={"enum": 
 _EACH_ONCE = Field(max_length=MAX_TOPICS, json_schema_extra={"uniqueItems": True})
 Topics = Annotated[list[Topic], _EACH_ONCE, AfterValidator(_unique)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[A-Za-z0-9_.-]+$")]
-# A position may be 0: before the first event.
-Position = Annotated[int, Field(strict=True, ge=0, le=MAX_ID), WHOLE]
+SINCE_FORMS = {"together": '"since": "<epoch>:<seq>"', "beside": '"since": <seq>, "epoch": "<epoch>"'}
+
+
+def _position(value: Any) -> Written:
+    # A number may be 0: before the first event. A string must contain the epoch.
+    found = parse_written(value) if not (isinstance(value, str) and value.isdigit()) else None
+    if found is None:
+        raise PydanticCustomError(
+            "invalid_since", f"Expected a position: {SINCE_FORMS['together']} or {SINCE_FORMS['beside']}"
+        )
+    return found
+
+
+Position = Annotated[
+    Any,  # Written, whose schema would name the value after validation
+    PlainValidator(_position),
+    WHOLE,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": f"^{POSITION}$"},
+                {"type": "integer", "minimum": 0, "maximum": MAX_ID},
+            ]
+        }
+    ),
+]
 Epoch = Annotated[str, Field(min_length=1, max_length=MAX_EPOCH_LENGTH)]
 Milliseconds = Annotated[int, Field(strict=True, ge=MIN_LATEST_MS, le=MAX_LATEST_MS), WHOLE]
 # As in HTTP: a name is a token, and a value consists of visible ASCII characters, spaces and tabs.
@@ -100,9 +128,12 @@ class Subscribe(Body):
     model_config = ConfigDict(
         json_schema_extra={
             # The keyword of JSON Schema draft 7, which AsyncAPI 3.0 uses.
-            "dependencies": {"epoch": ["since"]},
+            "dependencies": {"epoch": {"properties": {"since": {"type": "integer"}}, "required": ["since"]}},
+            "if": {"properties": {"since": {"type": "integer"}}, "required": ["since"]},
+            "then": {"properties": {"epoch": {"type": "string"}}, "required": ["epoch"]},
             "examples": [
                 {"topics": ["movies"], "filter": {"genre": "Drama", "rating": {"gte": 50}}, "snapshot": True},
+                {"topics": ["movies"], "as": "dramas", "since": "229344c6ffb9e111:41"},
                 {"topics": ["movies"], "as": "dramas", "since": 41, "epoch": "229344c6ffb9e111"},
                 {"topics": ["movies", "jobs"], "bulk": "summary", "deliver": {"latest_every_ms": 200}},
             ],
@@ -118,19 +149,32 @@ class Subscribe(Body):
         '`{"status": "released", "or": [{"genre": "Drama"}, {"rating": {"gte": 90}}]}`',
     )
     snapshot: Annotated[bool, Field(strict=True)] = Field(default=False, description="Send the rows, then the events")
-    since: Position | None = Field(default=None, description="To resume: the last `seq` that the client has processed")
-    epoch: Epoch | None = Field(default=None, description="The epoch to which `since` belongs; only with `since`")
+    epoch: Epoch | None = Field(default=None, description="The epoch that `since` belongs to, if `since` is a number")
+    since: Position | None = Field(
+        default=None,
+        validate_default=True,
+        description="Resume after this position, the last one that the client has processed: `<epoch>:<seq>`, or the "
+        "number alone, with `epoch`",
+    )
     bulk: Literal["items", "summary"] = "items"
     deliver: Deliver = "all"
     name: Name | None = Field(default=None, alias="as", description="The subscription's name; `s1`, `s2`, … by default")
 
-    @field_validator("epoch")
+    @field_validator("since")
     @classmethod
-    def _requires_since(cls, epoch: str | None, info: ValidationInfo) -> str | None:
-        # An invalid `since` is missing from the data, and has been reported already.
-        if epoch is not None and info.data.get("since", 0) is None:
-            raise PydanticCustomError("missing_since", "Expected `since` when `epoch` is given")
-        return epoch
+    def _is_complete(cls, since: Written | None, info: ValidationInfo) -> Head | None:
+        if "epoch" not in info.data:
+            return None  # an invalid `epoch` has been reported already
+        try:
+            return position_of(since, info.data["epoch"], **SINCE_FORMS)
+        except Incomplete as error:
+            raise PydanticCustomError(error.kind, str(error)) from error
+
+    @property
+    def position(self) -> Head | None:
+        """The position to resume after, or None."""
+        found: Head | None = self.since  # the validator has added the epoch
+        return found
 
 
 class Unsubscribe(Body):
@@ -257,6 +301,7 @@ class Error(Answer):
         "invalid_message",
         "name_taken",
         "rate_limited",
+        "too_many_conditions",
         "too_many_requests",
         "too_many_subscriptions",
         "unauthenticated",

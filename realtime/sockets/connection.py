@@ -29,6 +29,7 @@ from realtime.feed.positions import LOG_REPLACED, find_start
 from realtime.sockets import actions, parsing
 from realtime.sockets.context import SocketContext
 from realtime.sockets.parsing import BadMessage, Bucket, Message, parse_filters, parse_members, parse_message
+from realtime.sockets.places import Place, TooManyConditions
 from realtime.sockets.registry import Entry
 from realtime.sockets.rest_calls import RestCalls
 from realtime.wire import frames
@@ -54,12 +55,13 @@ class _AwaitedAuth:
 class Connection:
     """One websocket. It has subscriptions only between `open` and `close`."""
 
-    def __init__(self, websocket: WebSocket, writer: Writer, context: SocketContext) -> None:
+    def __init__(self, websocket: WebSocket, writer: Writer, context: SocketContext, place: Place) -> None:
         self.writer = writer
         self.identity: Identity | None = None
         self.subscriptions: dict[str | None, Subscription] = {}  # by name; None is the default subscription
         self.is_ending = False
         self._context = context
+        self._place = place
         self._turn = asyncio.Lock()
         self._rest_calls = RestCalls(websocket, writer, self._write)
         self._presence_topics: frozenset[str] = frozenset()  # the topics whose presence the client follows
@@ -70,6 +72,7 @@ class Connection:
         self._counted_topics: frozenset[str] = frozenset()  # what presence counts the socket for
         self._counted_identity: Identity | None = None
         self._is_closed = False
+        writer.count_control_frames(self._receive_control_frame)
         self._actions: Mapping[str, Callable[[Message], Awaitable[ReplyData | None]]] = {
             "subscribe": self._subscribe,
             "unsubscribe": self._unsubscribe,
@@ -163,6 +166,7 @@ class Connection:
         if subscription is None:
             return False
         subscription.stop()
+        self._place.release(subscription.spec.filters)
         metrics.SUBSCRIPTIONS.dec()
         return True
 
@@ -221,11 +225,11 @@ class Connection:
             return
         close, reply_to, reply = None, None, None
         try:
-            is_allowed = self._bucket.take(time.monotonic()) or not self._context.limits_messages
+            is_allowed = self._take_message()
             message = parse_message(text)
             reply_to = message.reply_to
             if not is_allowed:
-                close = CloseCode.TOO_MANY_MESSAGES if self._bucket.refused > parsing.MAX_REFUSED_MESSAGES else None
+                close = CloseCode.TOO_MANY_MESSAGES if self._ignores_refusals else None
                 expected = f"Expected at most {parsing.MESSAGES_PER_SECOND:g} messages a second"
                 raise BadMessage("rate_limited", expected, close)
             action = self._actions.get(message.action)
@@ -246,6 +250,21 @@ class Connection:
         if close is not None:
             self._end(close)
         await self.writer.drained()
+
+    def _take_message(self) -> bool:
+        """Count one message. Return False when the client has sent too many."""
+        return self._bucket.take(time.monotonic()) or not self._context.limits_messages
+
+    @property
+    def _ignores_refusals(self) -> bool:
+        return self._bucket.refused > parsing.MAX_REFUSED_MESSAGES
+
+    def _receive_control_frame(self) -> bool:
+        """Count a control frame as a message. Return whether it is within the rate."""
+        is_allowed = self._take_message()
+        if not is_allowed and self._ignores_refusals and not self.is_ending:
+            self._end(CloseCode.TOO_MANY_MESSAGES)
+        return is_allowed
 
     def receive_bytes(self) -> None:
         """Close the socket: the protocol has no binary frames."""
@@ -295,9 +314,10 @@ class Connection:
         check_topics(frozenset(topics), self.identity)
         filters = parse_filters(wanted.filter, topics)
         feed = self._context.feed
-        reason = await find_start(feed, wanted.since, wanted.epoch)
+        since = wanted.position
+        reason = await find_start(feed, since)
         beginning = None
-        if wanted.snapshot and (wanted.since is None or reason is not None):
+        if wanted.snapshot and (since is None or reason is not None):
             beginning = await self._context.snapshots.begin(topics)
         # Nothing is awaited from here on, so that the events begin exactly after the number in the reply.
         check_topics(frozenset(topics), self.identity)
@@ -307,10 +327,14 @@ class Connection:
         deliver = wanted.deliver
         latest_every_ms = deliver.latest_every_ms if isinstance(deliver, actions.Latest) else None
         spec = Spec(frozenset(topics), Rendering(wanted.bulk, name), self._audiences, filters, latest_every_ms)
+        try:
+            self._place.hold(filters)
+        except TooManyConditions as error:
+            raise BadMessage("too_many_conditions", str(error)) from error
         subscription = self._new_subscription(spec, snapshot_of=topics if wanted.snapshot else ())
         self._drop(None)
         self._add(name, subscription)
-        start = wanted.since if wanted.since is not None and reason is None else feed.head.seq
+        start = since.seq if since is not None and reason is None else feed.head.seq
         if beginning is not None:
             start = beginning.head.seq
         self._write(frames.reply(message.reply_to, {"subscription": name, "seq": start}))

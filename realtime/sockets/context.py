@@ -11,6 +11,7 @@ from realtime.fanout.snapshot import Snapshots
 from realtime.fanout.subscription import LiveSubscriptions
 from realtime.feed.feed import Feed
 from realtime.presence.presence import Presence
+from realtime.sockets.places import Places
 from realtime.sockets.registry import Registry
 
 
@@ -25,9 +26,10 @@ class SocketContext:
     live: LiveSubscriptions
     snapshots: Snapshots
     registry: Registry
+    places: Places
     presence: Presence
     identify: Callable[[str], Awaitable[Identity]]
     allowed_origins: tuple[str, ...]  # in addition to the service's own
-    warn_of_origin: WarnOnce  # about an origin that was rejected
+    warn_of_origin: WarnOnce  # called with each rejected origin
     requires_auth: bool
     limits_messages: bool  # False where the operator has switched off rate limits

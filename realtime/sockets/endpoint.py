@@ -7,7 +7,6 @@ is refused with an HTTP response.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from starlette.websockets import WebSocket
 
 from core import metrics
 from core.errors import NO_CLOSE_FRAME, CloseCode, FieldProblem, Forbidden, InvalidInput, Problem, Unauthenticated
-from core.hosts import origin_refusal
+from core.network.hosts import origin_refusal
 from realtime.fanout.spec import Spec, check_topics, user_id_of
 from realtime.feed.positions import LOG_REPLACED, find_start
 from realtime.sockets.connection import Connection
@@ -30,19 +29,19 @@ from realtime.wire import frames
 from realtime.wire.frames import Frames, Rendering
 from realtime.wire.writer import EXTENSION, QueuedWriter, Writer
 from repository.engine.events import Head
+from repository.engine.positions import Incomplete, parse_written, position_of
 from resources.topics import PUBLIC_TOPICS, TOPICS
-from schemas import MAX_ID
+from schemas import MAX_EPOCH_LENGTH
 
 HEARTBEAT_SECONDS = 20  # proxies drop sockets that are idle for 30 to 120 s
 PARAMETERS = ("topics", "since", "epoch", "bulk")
-_NUMBER = re.compile(r"[0-9]{1,19}")
+SINCE_FORMS = {"together": "since=<epoch>:<seq>", "beside": "since=<seq>&epoch=<epoch>"}
 
 
 @dataclass(frozen=True, slots=True)
 class HandshakeQuery:
     topics: frozenset[str]
-    since: int | None
-    epoch: str | None
+    since: Head | None
     rendering: Rendering
 
 
@@ -71,19 +70,24 @@ def parse_query(items: list[tuple[str, str]]) -> HandshakeQuery:
     topics = frozenset(name for name in given["topics"].split(",") if name) if "topics" in given else PUBLIC_TOPICS
     if not topics or not topics <= TOPICS.keys():
         refuse("topics", f"Expected one or more of {', '.join(TOPICS)}", "unknown_topic")
-    since = given.get("since")
-    if since is not None and not (_NUMBER.fullmatch(since) and int(since) <= MAX_ID):
-        refuse("since", "Expected the number of an event, 0 or more", "invalid_since")
     if given.get("bulk", "items") not in ("items", "summary"):
         refuse("bulk", "Expected items or summary", "invalid_bulk")
-    if "epoch" in given and since is None:
-        refuse("epoch", "Expected `since` when `epoch` is given", "missing_since")
+    since = None
+    written = parse_written(given["since"]) if "since" in given else None
+    if len(given.get("epoch", "")) > MAX_EPOCH_LENGTH:
+        refuse("epoch", f"Expected at most {MAX_EPOCH_LENGTH} characters", "invalid_epoch")
+    elif "since" in given and written is None:
+        refuse("since", f"Expected a position: {SINCE_FORMS['together']} or {SINCE_FORMS['beside']}", "invalid_since")
+    else:
+        try:
+            since = position_of(written, given.get("epoch"), **SINCE_FORMS)
+        except Incomplete as error:
+            refuse("since", str(error), error.kind)
     if problems:
         raise InvalidInput(problems)
     return HandshakeQuery(
         topics,
-        int(since) if since is not None else None,
-        given.get("epoch"),
+        since,
         Rendering("summary" if given.get("bulk") == "summary" else "items"),
     )
 
@@ -127,18 +131,18 @@ async def watch(websocket: WebSocket) -> None:
         try:
             check_origin(websocket.headers.get("origin"), websocket.headers.get("host"), context)
             query = parse_query(websocket.query_params.multi_items())
-            stack.enter_context(context.registry.place(websocket.client.host if websocket.client else ""))
+            place = stack.enter_context(context.places.take(websocket.client.host if websocket.client else ""))
             credentials = credentials_of(websocket)
             identity = await context.identify(credentials.token) if credentials.token is not None else None
             if identity is not None or not context.requires_auth:
                 check_topics(query.topics, identity)
             direct: Writer | None = websocket.scope.get("extensions", {}).get(EXTENSION)
             writer = direct if direct is not None else QueuedWriter(websocket)
-            connection = Connection(websocket, writer, context)
+            connection = Connection(websocket, writer, context, place)
             stack.callback(connection.close)
             if identity is not None:
                 await connection.sign_in(identity)
-            resync_reason = await find_start(feed, query.since, query.epoch)
+            resync_reason = await find_start(feed, query.since)
             generation = feed.generation
         except Problem as problem:
             await _refuse(websocket, problem)
@@ -177,7 +181,7 @@ def _welcome(context: SocketContext, connection: Connection, query: HandshakeQue
         writer.close(CloseCode.TOKEN_EXPIRED)
         return
     head = context.feed.head
-    start = query.since if query.since is not None and resync_reason is None else head.seq
+    start = query.since.seq if query.since is not None and resync_reason is None else head.seq
     first = [frames.welcome(Head(head.epoch, start), user_id_of(identity), HEARTBEAT_SECONDS)]
     if resync_reason is not None:
         first.append(frames.resync(resync_reason, head))

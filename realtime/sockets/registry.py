@@ -1,9 +1,9 @@
-"""The connections of this process: how many in total and per address, and with which identities.
+"""The identities of the connections of this process.
 
 Rules:
 - An access token is checked when a connection begins. Later changes to its session or account arrive as events of the
   log, so they reach every worker as fast as any event.
-- Rights that an event takes away are gone at once. Rights that an event gives are confirmed in the database first.
+- Rights that an event takes away are lost at once. Rights that an event gives are first confirmed in the database.
 - `on_events` runs before the hub's listener: a connection that loses its rights is closed before the next event is
   written.
 - After the log was replaced, every identity is checked again, since sessions may be gone without an event.
@@ -12,20 +12,17 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 import orjson
 import structlog
 
-from core.errors import TooManyRequests, Unauthenticated, Unavailable
+from core.errors import Unauthenticated, Unavailable
 from core.identity import Group, Identity
 from repository.engine.events import Event, Head
 from services.authentication import invalid_access_token
 
-RETRY_AFTER_SECONDS = 5
 RETRY_SECONDS = 1.0
 
 log = structlog.get_logger("registry")
@@ -47,47 +44,14 @@ class Entry:
 class Registry:
     """One per process. `on_events` and `on_reset` are listeners of the feed."""
 
-    def __init__(
-        self,
-        recheck: Callable[[Identity], Awaitable[Identity]],
-        *,
-        max_connections: int,
-        max_per_address: int | None,
-    ) -> None:
-        self.is_closed = False
+    def __init__(self, recheck: Callable[[Identity], Awaitable[Identity]]) -> None:
         self._recheck = recheck
-        self._max_connections = max_connections
-        self._max_per_address = max_per_address
-        self._by_address: Counter[str] = Counter()
         self._by_user: dict[int, set[Entry]] = {}
         self._rechecking: asyncio.Task[None] | None = None
         self._confirming: dict[Entry, asyncio.Task[None]] = {}
 
-    def __len__(self) -> int:
-        return self._by_address.total()
-
-    @contextmanager
-    def place(self, address: str) -> Iterator[None]:
-        """Count one more connection until the context ends. Raises Unavailable or TooManyRequests when there are too
-        many.
-        """
-        if self.is_closed:
-            raise Unavailable("The service is stopping")
-        if len(self) >= self._max_connections:
-            raise Unavailable("Too many connections")
-        if self._max_per_address is not None and self._by_address[address] >= self._max_per_address:
-            raise TooManyRequests(f"Too many connections from {address}", RETRY_AFTER_SECONDS)
-        self._by_address[address] += 1
-        try:
-            yield
-        finally:
-            self._by_address[address] -= 1
-            if not self._by_address[address]:
-                del self._by_address[address]
-
     def close(self) -> None:
-        """Accept no further connections."""
-        self.is_closed = True
+        """Stop checking identities."""
         for task in (self._rechecking, *self._confirming.values()):
             if task is not None:
                 task.cancel()
@@ -144,7 +108,7 @@ class Registry:
                 self._change(entry, replace(entry.identity, group=group, username=account["username"]))
 
     def _confirm_soon(self, entry: Entry) -> None:
-        entry.revision += 1  # a check that is under way does it again
+        entry.revision += 1  # so that a check that is in progress runs again
         if entry not in self._confirming:
             task = asyncio.create_task(self._confirm_until_known(entry), name="confirm-identity")
             self._confirming[entry] = task

@@ -2,9 +2,10 @@
 
 Rules:
 - Validation, permissions, rate limits and idempotency are those of HTTP, because the call takes the same code path.
-- A reply is sent when its call is done and the socket has taken the previous reply. At most MAX_REQUESTS_IN_FLIGHT
-  calls run at a time.
-- A call that has begun is finished even if the client disconnects meanwhile, as over HTTP.
+- A reply is sent when its call is done and the socket has taken the previous reply.
+- Of at most MAX_REQUESTS_IN_FLIGHT calls, up to MAX_UNREAD_REPLIES run or have a reply that waits for the client.
+  Another one begins when the client has taken a reply, so a client that does not read costs little memory.
+- A write that has begun is finished even if the client disconnects meanwhile, as over HTTP; a read is interrupted.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from realtime.wire import frames
 from realtime.wire.writer import Writer
 
 MAX_REQUESTS_IN_FLIGHT = 16
+MAX_UNREAD_REPLIES = 4  # with MAX_REPLY_BYTES, 3 MiB for each socket
 MAX_REPLY_BYTES = 768 * 1024  # of a body: clients with the usual 1 MiB frame limit can read the reply
 # Headers about the connection, and headers whose values the handshake has fixed.
 REFUSED_HEADERS = frozenset({"authorization", "connection", "content-length", "cookie", "host", "transfer-encoding"})
@@ -59,8 +61,10 @@ class RestCalls:
         self._websocket = websocket
         self._writer = writer
         self._write = write
+        self._room = asyncio.Semaphore(MAX_UNREAD_REPLIES)
         self._reply_turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._gone = asyncio.Event()
 
     def start(self, reply_to: int | str | None, wanted: actions.Request, identity: Identity | None) -> None:
         """Begin a call. The reply is written when the call is done. Raises BadMessage."""
@@ -80,7 +84,8 @@ class RestCalls:
         task.add_done_callback(self._tasks.discard)
 
     async def finish(self) -> None:
-        """Wait for the calls that have begun. Cancelling `finish` cancels them."""
+        """Interrupt reads, and wait for the calls that have begun. Cancelling `finish` cancels the calls."""
+        self._gone.set()
         if self._tasks:
             try:
                 await asyncio.wait(set(self._tasks))
@@ -89,14 +94,18 @@ class RestCalls:
                     task.cancel()
 
     async def _call(self, reply_to: int | str | None, scope: Scope, body: bytes) -> None:
-        try:
-            response = await call(self._websocket.app, scope, body)
-        except Exception as error:
-            log.error("socket request failed", exc_info=error)
-            response = FAILED
-        async with self._reply_turn:
-            await self._writer.drained()
-            self._write(frames.rest_reply(reply_to, response.status, response.headers, response.body, response.error))
+        async with self._room:
+            if self._gone.is_set():
+                return  # the call has not begun, and its client is gone
+            try:
+                response = await call(self._websocket.app, scope, body, self._gone)
+            except Exception as error:
+                log.error("socket request failed", exc_info=error)
+                response = FAILED
+            async with self._reply_turn:
+                await self._writer.drained()
+                reply = frames.rest_reply(reply_to, response.status, response.headers, response.body, response.error)
+                self._write(reply)
 
 
 def scope_of(socket: Mapping[str, Any], wanted: actions.Request, identity: Identity | None, body: bytes) -> Scope:
@@ -130,18 +139,17 @@ def scope_of(socket: Mapping[str, Any], wanted: actions.Request, identity: Ident
     }
 
 
-async def call(app: ASGIApp, scope: Scope, body: bytes) -> RestResponse:
-    """Run one call through the application and collect its response."""
+async def call(app: ASGIApp, scope: Scope, body: bytes, gone: asyncio.Event) -> RestResponse:
+    """Run one call through the application and collect its response. `gone` is set when the client has disconnected."""
     status, size = 500, 0
     headers: dict[str, str] = {}
     chunks: list[bytes] = []
     requested = [{"type": "http.request", "body": body, "more_body": False}]
-    gone = asyncio.Event()
 
     async def receive() -> Message:
         if requested:
             return requested.pop()
-        await gone.wait()  # never set: the call outlives the client
+        await gone.wait()
         return {"type": "http.disconnect"}
 
     async def send(message: MutableMapping[str, Any]) -> None:

@@ -29,9 +29,10 @@ from core.identity import Identity
 from core.scope_keys import SOCKET
 from realtime.fanout.spec import check_topics, user_id_of
 from realtime.feed.positions import LOG_REPLACED
+from realtime.sockets.places import Places
 from realtime.sockets.registry import Registry
 from realtime.sse import replay
-from realtime.sse.replay import PositionLost, Query, Replay, View, parse_position
+from realtime.sse.replay import PositionLost, Query, Replay, View
 from realtime.wire import frames, sse
 from repository.engine.events import Event, Head
 
@@ -64,9 +65,10 @@ class Pace:
 class EventStreams:
     """One per process."""
 
-    def __init__(self, source: Replay, registry: Registry, pace: Pace | None = None) -> None:
+    def __init__(self, source: Replay, registry: Registry, places: Places, pace: Pace | None = None) -> None:
         self.source = source
         self.registry = registry
+        self.places = places
         self.pace = pace or Pace()
         self._open: set[EventStream] = set()
         self._is_stopping = False
@@ -137,7 +139,7 @@ class EventStream(Response):
             raise NotAcceptable("Event streams are not available over a websocket: subscribe instead, or ask for JSON")
         client = scope.get("client")
         with ExitStack() as stack:
-            stack.enter_context(self._streams.registry.place(client[0] if client else ""))
+            stack.enter_context(self._streams.places.take(client[0] if client else ""))
             stack.enter_context(self._streams.place(self))
             await self._sign_in(stack)
             reason = await self._find_start()
@@ -166,17 +168,15 @@ class EventStream(Response):
         self.end()
 
     async def _find_start(self) -> str | None:
-        """Find the position to begin at. Return the reason if it is the head instead of the position asked for."""
-        feed, query = self._feed, self._query
+        """Find the position to begin at. Return None, or why it is the head instead of the requested position."""
+        feed = self._feed
         await feed.reach_head()
         self._generation = feed.generation
-        after, epoch = query.after, query.epoch
-        if self._last_event_id:
-            known = parse_position(self._last_event_id)
-            # An ID of another form came from another service. Send a resync: after an error, a browser would give up.
-            after, epoch = (known.seq, known.epoch) if known is not None else (None, "")
+        position = None
         try:
-            start = await self._source.start_after(after, epoch)
+            position = self._source.requested_position(self._query, self._last_event_id)
+            if position is not None:
+                await self._source.check(position)
             if self._generation != feed.generation:
                 raise PositionLost(LOG_REPLACED)
         except PositionLost as lost:
@@ -185,8 +185,8 @@ class EventStream(Response):
         except Unavailable:
             # Browsers stop reconnecting after an error response, so accept the position now and check it once the log
             # is readable.
-            start, self._is_position_checked = after, False
-        self._head = Head(feed.head.epoch, start if start is not None else feed.head.seq)
+            self._is_position_checked = False
+        self._head = Head(feed.head.epoch, position.seq if position is not None else feed.head.seq)
         return None
 
     async def _serve(self, reason: str | None, receive: Receive, send: Send) -> bool:
@@ -241,7 +241,7 @@ class EventStream(Response):
     async def _read_on(self) -> Sequence[Event]:
         """Return the next events. Raises PositionLost and Unavailable."""
         if not self._is_position_checked:
-            await self._source.start_after(self._head.seq, self._head.epoch)
+            await self._source.check(self._head)
             self._is_position_checked = True
         return await self._source.read_on(self._head.seq, self._generation)
 

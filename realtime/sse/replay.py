@@ -5,7 +5,6 @@ A client whose position the log cannot continue receives a `resync` frame, never
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
@@ -19,25 +18,25 @@ from realtime.wire.frames import Rendering
 from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.events import Event, Head
-from schemas import MAX_EPOCH_LENGTH, MAX_ID
+from repository.engine.positions import parse_position
 
 PAGE_BYTES = 1024 * 1024
 MAX_READS_PER_PAGE = 20  # of the log: a page of a quiet topic must not read all the events of other topics
 
-_EVENT_ID = re.compile(rf"([!-9;-~]{{1,{MAX_EPOCH_LENGTH}}}):([0-9]{{1,19}})")
-
 
 class Query(Protocol):
-    """The parsed query of `GET /events`. Without `after`, a page begins with the oldest event and a stream with the
+    """The parsed query of `GET /events`. Without a position, a page begins with the oldest event and a stream with the
     next one.
     """
 
     @property
     def topics(self) -> frozenset[str]: ...
     @property
-    def after(self) -> int | None: ...
+    def position(self) -> Head | None: ...
     @property
     def epoch(self) -> str | None: ...
+    @property
+    def last_event_id(self) -> str | None: ...
     @property
     def bulk(self) -> Literal["items", "summary"]: ...
     @property
@@ -65,12 +64,6 @@ def view(identity: Identity | None, query: Query) -> View:
     return View(identity, query.topics, Rendering(query.bulk))
 
 
-def parse_position(text: str) -> Head | None:
-    """Parse `<epoch>:<seq>`. Return None for anything else. Pure."""
-    match = _EVENT_ID.fullmatch(text)
-    return Head(match[1], int(match[2])) if match is not None and int(match[2]) <= MAX_ID else None
-
-
 class PositionLost(Exception):
     """The log cannot be continued from a position; the message is the reason in `resync`."""
 
@@ -94,25 +87,42 @@ class Replay:
         await self.feed.reach_head()
         generation, epoch = self.feed.generation, self.feed.head.epoch
         try:
-            start = await self.start_after(query.after, query.epoch)
-            if start is None:
-                start = await self._before_the_oldest()
+            position = self.requested_position(query)
+            start = position.seq if position is not None else await self._before_the_oldest()
+            if position is not None:
+                await self.check(position)
             seq, texts = await self._read_page(wanted, start, query.limit, generation)
         except PositionLost as lost:
             head = self.feed.head
             return LogPage(head, [frames.resync(str(lost), head)], is_end=True)
         return LogPage(Head(epoch, seq), texts, is_end=seq >= self.feed.head.seq)
 
-    async def start_after(self, after: int | None, epoch: str | None) -> int | None:
-        """Check a position and return it, or None when none was given. Raises PositionLost and Unavailable."""
-        if epoch is not None and epoch != self.feed.head.epoch:
+    def requested_position(self, query: Query, last_event_id: str | None = None) -> Head | None:
+        """Return the position that the client asks for, or None when it asks for none.
+
+        An event id, in the header or the query, takes precedence over `after`. An id of another form came from another
+        service, and is treated as lost: an error response would make a browser give up.
+
+        Raises PositionLost for such an id and for another epoch, and Conflict for a number without its epoch.
+        """
+        event_id = last_event_id or query.last_event_id
+        if event_id:
+            position = parse_position(event_id)
+            is_lost = position is None
+        else:
+            position = query.position
+            is_lost = query.epoch not in (None, self.feed.head.epoch)
+        if is_lost or (position is not None and position.epoch != self.feed.head.epoch):
             raise PositionLost(ANOTHER_EPOCH)
-        if after is None:
-            return None
-        reason = await check_position(self.feed, after)
+        return position
+
+    async def check(self, position: Head) -> None:
+        """Raise PositionLost when the log cannot be continued from a position. Raises Unavailable."""
+        if position.epoch != self.feed.head.epoch:
+            raise PositionLost(ANOTHER_EPOCH)
+        reason = await check_position(self.feed, position.seq)
         if reason is not None:
             raise PositionLost(reason)
-        return after
 
     async def read_on(self, seq: int, generation: int) -> list[Event]:
         """Return the events after `seq` of the log that had this generation. Raises PositionLost and Unavailable."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -39,6 +40,13 @@ class Writer(Protocol):
 
     async def drained(self) -> None:
         """Wait until a buffer that exceeded HIGH_WATER_BYTES is down to LOW_WATER_BYTES, or the socket is gone."""
+
+    def count_control_frames(self, on_control_frame: Callable[[], bool]) -> None:
+        """Call `on_control_frame` for each ping, unsolicited pong and empty fragment. A ping gets a pong only if
+        it returns True.
+
+        Does nothing under other ASGI servers, which handle these frames themselves.
+        """
 
     def close(self, code: CloseCode) -> None:
         """Close the socket, without waiting for a peer that does not read."""
@@ -74,6 +82,9 @@ class QueuedWriter:
 
     async def drained(self) -> None:
         await self._low.wait()
+
+    def count_control_frames(self, on_control_frame: Callable[[], bool]) -> None:
+        pass
 
     def close(self, code: CloseCode) -> None:
         if self._closing is None:

@@ -53,6 +53,5 @@ async def change(tx: Transaction, editor: Editor, user_id: int, avatar: str | No
 async def named(database: Database, avatars: Iterable[str]) -> set[str]:
     """Return those of `avatars` that belong to an account."""
     column = models.users.c.avatar
-    async with database.read() as connection:
-        found = await connection.execute(select(column).where(column.in_(sorted(set(avatars)))))
-        return set(found.scalars())
+    found = await database.select(select(column).where(column.in_(sorted(set(avatars)))))
+    return {row.avatar for row in found}

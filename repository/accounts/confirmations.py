@@ -73,7 +73,9 @@ async def confirm(tx: Transaction, token: str) -> dict[str, Any]:
         await address_changed(tx, user, used.email)
     else:
         await one_time_tokens.void(tx, user["id"], Purpose.ACTIVATE)
-        after = await users.change(tx, user, {"is_active": True, "awaits_activation": False}, actor_id=user["id"])
+        # The address is the account's own now, even if another account had it when this one was created.
+        values = {**users.as_stored({"email": user["email"]}), "is_active": True, "awaits_activation": False}
+        after = await users.change(tx, user, values, actor_id=user["id"])
     return users.public(after)
 
 
@@ -89,10 +91,9 @@ async def preview(database: Database, token: str) -> Confirmation:
 async def request_address_change(tx: Transaction, user: Row, address: str) -> None:
     """Mail a confirmation URL to the new address of a locked account and a notice to the current one.
 
-    The account keeps its address until the URL is used (`confirm`). A second request replaces the first. Raises
-    Conflict when another account has the new address.
+    The account keeps its address until the URL is used (`confirm`). A second request replaces the first. If another
+    account has the new address, no error reveals this: the owner of that account is notified instead (`outbox`).
     """
-    await users.require_free(tx, users.as_stored({"email": address}), user["id"])
     await cancel_address_change(tx, user)
     await outbox.put(tx, user["id"], MailType.CONFIRM_EMAIL, address)
     if user["email"] is not None:
@@ -141,7 +142,8 @@ async def reset_password(tx: Transaction, token: str, password_hash: str) -> Non
     The account becomes active, because the token proves its address. Raises NotFound.
     """
     _, user = await _use(tx, token, Purpose.RESET)
-    values = {"password_hash": password_hash, "is_active": True, "awaits_activation": False}
+    proven = users.as_stored({"email": user["email"]})
+    values = {**proven, "password_hash": password_hash, "is_active": True, "awaits_activation": False}
     await _change_password(tx, user, values, keep_session_id=None)
 
 

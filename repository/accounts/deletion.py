@@ -6,11 +6,13 @@ empties the row except for its id. The user name and the email can then be used 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Select, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, Select, delete, exists, func, select, tuple_, update
 
 import models
+from core.errors import Unavailable
 from core.identity import Group
 from core.times import utc_now, utc_text
 from repository import jobs
@@ -21,6 +23,10 @@ from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic.lists import entity
 from repository.generic.versions import IfMatch, Row
+
+# Tables of which an account may have very many rows.
+PERSONAL = (models.sessions, models.idempotency_keys)
+ERASED_ROWS = 5_000  # from each of these tables in the transaction of the deletion, for which other writes wait
 
 # No password hashes to this.
 NO_PASSWORD = "deleted"  # noqa: S105 (no password)
@@ -44,6 +50,18 @@ async def remove(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatc
     return avatar
 
 
+async def erase_rest(database: Database, user_id: int) -> None:
+    """Erase the personal rows that `remove` left of a deleted account because they were too many, in several
+    transactions.
+
+    Rows that remain, because the process ends or the database is unavailable, are deleted by the clean-up when they
+    expire.
+    """
+    with suppress(Unavailable):
+        for table in PERSONAL:
+            await database.delete_without_events(table, table.c.user_id == user_id)
+
+
 async def forget_waiting(database: Database, now: datetime, *, max_rows: int) -> int:
     """Delete up to `max_rows` accounts that still await activation `DAYS_TO_ACTIVATE` days after registration.
 
@@ -52,10 +70,9 @@ async def forget_waiting(database: Database, now: datetime, *, max_rows: int) ->
     evidently wants them kept.
     """
     late = late_accounts(now, max_rows)
-    async with database.read() as connection:
-        # Check without a lock first, because there is nearly always nothing to delete.
-        if (await connection.execute(late)).first() is None:
-            return 0
+    # Check without a lock first, because there is nearly always nothing to delete.
+    if not await database.select(late):
+        return 0
 
     async def work(tx: Transaction) -> int:
         # Lock first: the conditions below then see what the previous holders of the locks have committed.
@@ -106,8 +123,11 @@ async def _empty(tx: Transaction, before: Row, *, actor_id: int | None) -> None:
     await sessions.end_all(tx, user_id, actor_id=actor_id)
     await one_time_tokens.void(tx, user_id)
     await outbox.withdraw(tx, user_id)
-    for table in (models.sessions, models.idempotency_keys):
-        await tx.connection.execute(delete(table).where(table.c.user_id == user_id))
+    for table in PERSONAL:
+        some = tuple_(*table.primary_key.columns).in_(
+            select(*table.primary_key.columns).where(table.c.user_id == user_id).limit(ERASED_ROWS)
+        )
+        await tx.connection.execute(delete(table).where(some))
     now = utc_now()
     kept = {
         **dict.fromkeys(_EMPTIED),

@@ -12,13 +12,12 @@ import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
 
-from sqlalchemy import ColumnElement, Result, delete, insert, select
+from sqlalchemy import ColumnElement, delete, insert, select
 
 import models
 from core.times import utc_now, utc_text
-from repository.engine.database import Database
+from repository.engine.database import Database, Rows
 from repository.engine.transaction import Transaction
 
 LIFETIME_HOURS = 24
@@ -71,18 +70,17 @@ async def mint(tx: Transaction, purpose: Purpose, user_id: int, email: str) -> s
 
 async def find(database: Database, token: str, *purposes: Purpose) -> OneTimeToken | None:
     """Return a token, or None when it is not valid, without using it up, for checks before `take`."""
-    async with database.read() as connection:
-        return _token_of(await connection.execute(select(*_SHOWN).where(_is_valid(token, purposes))))
+    return _token_of(await database.select(select(*_SHOWN).where(_is_valid(token, purposes))))
 
 
 async def take(tx: Transaction, token: str, *purposes: Purpose) -> OneTimeToken | None:
     """Use up a token and return it, or None when it is not valid. Only one of two concurrent calls gets the token."""
-    return _token_of(await tx.connection.execute(delete(TABLE).where(_is_valid(token, purposes)).returning(*_SHOWN)))
+    taken = delete(TABLE).where(_is_valid(token, purposes)).returning(*_SHOWN)
+    return _token_of((await tx.connection.execute(taken)).all())
 
 
-def _token_of(found: Result[Any]) -> OneTimeToken | None:
-    row = found.one_or_none()
-    return OneTimeToken(Purpose(row.purpose), row.user_id, row.email) if row is not None else None
+def _token_of(found: Rows) -> OneTimeToken | None:
+    return OneTimeToken(Purpose(found[0].purpose), found[0].user_id, found[0].email) if found else None
 
 
 async def void(tx: Transaction, user_id: int, *purposes: Purpose) -> None:

@@ -6,6 +6,8 @@
   expires. So each email is sent at least once; a second copy has the `Message-ID` of the first.
 - A request from an anonymous client stores only the address (`request`). The account is looked up when the row is
   claimed, so neither the response nor its duration reveals whether an account exists.
+- An email that would prove an address of another account becomes a notice to that account. This, too, is decided when
+  the row is claimed: a registration with such an address, or a change to it, looks like any other.
 - Sent emails are kept for a day, to count how many an account has received.
 """
 
@@ -26,7 +28,7 @@ from core.times import utc_now, utc_text
 from repository.accounts import one_time_tokens, users
 from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE, Purpose
 from repository.engine.database import Database
-from repository.engine.leases import now_in_seconds
+from repository.engine.leases import has_expired, now_in_seconds
 from repository.engine.transaction import Transaction
 from repository.generic.lists import one
 from repository.generic.versions import Row
@@ -35,6 +37,7 @@ LEASE_SECONDS = 60.0  # twice as long as a conversation with the mail server may
 MAX_ATTEMPTS = 56  # with the pauses of `jobs.mailer`, about two days
 MAX_WAITING_PER_USER = 20
 MAX_REQUESTED_PER_DAY = 5  # for one type and account
+MAX_POSTPONED_SECONDS = 2 * 3600.0  # twice the longest pause between attempts, to allow for jitter
 REQUEST_PAUSE_SECONDS = 60.0
 DAY = timedelta(days=1)
 KEPT_WHEN_FAILED = timedelta(days=7)
@@ -50,6 +53,7 @@ class MailType(StrEnum):
     EMAIL_CHANGE_ASKED = "email_change_asked"  # to the old address, at the same time
     PASSWORD_CHANGED = "password_changed"  # noqa: S105 (no password)
     EMAIL_CHANGED = "email_changed"  # to the old address
+    ADDRESS_TAKEN = "address_taken"  # to an address's owner, instead of proving it for another account
 
 
 # The emails that carry a one-time token.
@@ -58,6 +62,8 @@ PURPOSES: Mapping[MailType, Purpose] = {
     MailType.RESET_PASSWORD: Purpose.RESET,
     MailType.CONFIRM_EMAIL: Purpose.EMAIL,
 }
+# Those of them that prove a new address of an account.
+PROVING = frozenset({MailType.ACTIVATE, MailType.CONFIRM_EMAIL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,20 +127,23 @@ async def claim(database: Database, owner: str) -> ClaimedMail | None:
     Emails that must no longer be sent are deleted.
     """
     while True:
-        async with database.read() as connection:
-            due = select(TABLE.c.id).where(TABLE.c.due_at <= now_in_seconds(is_sqlite=database.is_sqlite)).limit(1)
-            # Check without a lock first: an idle worker must not take SQLite's write lock once a second.
-            if await one(connection, due) is None:
-                return None
+        due = select(TABLE.c.id).where(_is_due(is_sqlite=database.is_sqlite)).limit(1)
+        # Check without a lock first: an idle worker must not take SQLite's write lock once a second.
+        if not await database.select(due):
+            return None
         is_done, mail = await database.write(lambda tx: _claim_one(tx, owner))
         if is_done:
             return mail
 
 
+def _is_due(*, is_sqlite: bool) -> ColumnElement[bool]:
+    return has_expired(TABLE.c.due_at, MAX_POSTPONED_SECONDS, is_sqlite=is_sqlite)
+
+
 async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | None]:
     """Return whether to stop searching, and the email that was leased."""
     now = now_in_seconds(is_sqlite=tx.is_sqlite)
-    first = select(TABLE).where(TABLE.c.due_at <= now).order_by(TABLE.c.due_at, TABLE.c.id).limit(1)
+    first = select(TABLE).where(_is_due(is_sqlite=tx.is_sqlite)).order_by(TABLE.c.due_at, TABLE.c.id).limit(1)
     mail = await one(tx.connection, first.with_for_update(skip_locked=True))
     if mail is None:
         return True, None
@@ -144,15 +153,20 @@ async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | N
         return False, None
     kind = MailType(mail["kind"])
     user = await _account_of(tx, mail)
-    if user is None or not _is_wanted(kind, user, mail) or not await _may_have(tx, user, mail):
+    is_requested = mail["user_id"] is None
+    if kind in PROVING and not is_requested and (other := await _other_owner(tx, mail)) is not None:
+        kind, user, is_requested = MailType.ADDRESS_TAKEN, other, True
+    is_sent = user is not None and _is_wanted(kind, user, mail)
+    if user is None or not is_sent or (is_requested and not await _may_have(tx, user, kind)):
         await tx.connection.execute(delete(TABLE).where(TABLE.c.id == mail["id"]))
         return False, None
     # Use the account's own spelling: an address that only has the same key may be another person's mailbox.
-    recipient = mail["recipient"] if mail["user_id"] is not None else user["email"]
+    recipient = user["email"] if is_requested else mail["recipient"]
     purpose = PURPOSES.get(kind)
     token = await one_time_tokens.mint(tx, purpose, user["id"], recipient) if purpose is not None else None
     attempts = mail["attempts"] + 1
-    values = {"user_id": user["id"], "recipient": recipient, "attempts": attempts, "lease_owner": owner}
+    values = {"user_id": user["id"], "kind": kind.value, "recipient": recipient}
+    values |= {"attempts": attempts, "lease_owner": owner}
     await _write(tx, TABLE.c.id == mail["id"], {**values, "due_at": now + LEASE_SECONDS})
     return True, ClaimedMail(mail["id"], kind, recipient, user["username"], mail["created_at"], attempts, token)
 
@@ -165,24 +179,31 @@ async def _account_of(tx: Transaction, mail: Row) -> dict[str, Any] | None:
     return await one(tx.connection, select(table).where(which, users.exists()).with_for_update(key_share=True))
 
 
+async def _other_owner(tx: Transaction, mail: Row) -> dict[str, Any] | None:
+    """Return and lock the row of another account that has the recipient's address, or return None."""
+    table = models.users
+    which = (table.c.email_key == unique_key(mail["recipient"])) & (table.c.id != mail["user_id"])
+    return await one(tx.connection, select(table).where(which, users.exists()).with_for_update(key_share=True))
+
+
 def _is_wanted(kind: MailType, user: Row, mail: Row) -> bool:
     """Return whether the account must still receive this email."""
     is_current = mail["user_id"] is None or mail["recipient"] == user["email"]
     if kind is MailType.ACTIVATE:
         is_late = user["created_at"] < utc_text(datetime.now(UTC) - timedelta(days=DAYS_TO_ACTIVATE))
         return bool(user["awaits_activation"]) and is_current and not is_late
+    if kind is MailType.ADDRESS_TAKEN:
+        return bool(user["is_active"] or user["awaits_activation"])
     if kind is MailType.RESET_PASSWORD:
         # The URL proves the address, so it also helps an owner who lost the activation email.
         return bool(user["is_active"] or user["awaits_activation"]) and is_current
     return bool(user["is_active"])
 
 
-async def _may_have(tx: Transaction, user: Row, mail: Row) -> bool:
+async def _may_have(tx: Transaction, user: Row, kind: MailType) -> bool:
     """Return whether the limits for requested emails permit this one: a number per day, and a pause between two."""
-    if mail["user_id"] is not None:
-        return True
     now = datetime.now(UTC)
-    is_recent = (TABLE.c.kind == mail["kind"]) & (TABLE.c.created_at > utc_text(now - DAY))
+    is_recent = (TABLE.c.kind == kind.value) & (TABLE.c.created_at > utc_text(now - DAY))
     recent = select(func.count(), func.max(TABLE.c.created_at)).where(TABLE.c.user_id == user["id"], is_recent)
     count, newest = (await tx.connection.execute(recent)).one()
     pause = timedelta(seconds=REQUEST_PAUSE_SECONDS)
@@ -211,7 +232,7 @@ async def release(database: Database, mail: ClaimedMail, owner: str) -> None:
 
 
 async def _settle(database: Database, mail: ClaimedMail, owner: str, values: Row) -> None:
-    """Write `values` and end the lease; do nothing if the email has been claimed again since."""
+    """Write `values` and end the lease; do nothing if the email has been claimed again since then."""
     is_ours = (TABLE.c.id == mail.id) & (TABLE.c.lease_owner == owner) & (TABLE.c.attempts == mail.attempts)
     await database.write(lambda tx: _write(tx, is_ours, {**values, "lease_owner": None}))
 

@@ -247,8 +247,7 @@ async def recent_addresses(database: Database, user_id: int) -> frozenset[str]:
         .subquery()
     )
     found = select(recent.c.address).where(recent.c.last_used_at >= since).distinct()
-    async with database.read() as connection:
-        return frozenset(each for each in (await connection.execute(found)).scalars() if each is not None)
+    return frozenset(row.address for row in await database.select(found) if row.address is not None)
 
 
 async def newest(database: Database, user_id: int, *, offset: int, limit: int) -> Listed[dict[str, Any]]:

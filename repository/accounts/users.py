@@ -18,6 +18,7 @@ import models
 from core.errors import Conflict, FieldProblem, Forbidden, NotFound
 from core.identity import Group, unique_key
 from core.times import utc_now
+from repository import jobs
 from repository.accounts import audit, one_time_tokens, sessions
 from repository.accounts.audit import Editor
 from repository.engine import rights
@@ -154,9 +155,12 @@ async def create(
 ) -> dict[str, Any]:
     """Store an account and return its `public` form. Without `actor_id` the account itself is the actor.
 
-    Raises Conflict naming the user name or the email that another account has.
+    Raises Conflict naming the user name or the email that another account has. With `awaits_activation`, a taken email
+    raises nothing: the owner of the address receives a notice (`outbox`).
     """
     given = as_stored({name: fields.get(name) for name in EDITABLE})
+    if awaits_activation:
+        given["email_key"] = await _key_to_wait_with(tx, given["email_key"])
     await require_free(tx, given)
     now = utc_now()
     values = {
@@ -195,6 +199,31 @@ def as_stored(fields: Row) -> dict[str, Any]:
     return values
 
 
+async def _key_to_wait_with(tx: Transaction, key: str | None) -> str | None:
+    """Return the `email_key` of a new account that awaits activation: `key`, if no account has it.
+
+    Otherwise the new account gets no activation URL. It is stored so that a registration has the same consequences
+    whether the address is taken or not: the user name is taken, and a sign-in with the password is a 403. Of the
+    accounts that wait for an address, at most one can be found by it (`find_by_login`); the others have no key.
+    """
+    if key is None:
+        return None
+    table = TABLE.c
+    wanted = select(table.email_key, table.awaits_activation).where(table.email_key.in_((key, waiting_key(key))))
+    taken = {row.email_key: row.awaits_activation for row in await tx.connection.execute(wanted)}
+    if key not in taken:
+        return key
+    return None if taken[key] or waiting_key(key) in taken else waiting_key(key)
+
+
+def waiting_key(key: str) -> str:
+    """Return the key of the account that waits for the address of an activated account.
+
+    No login has this key, since keys are case-folded.
+    """
+    return f"WAITING {key}"
+
+
 async def require_free(tx: Transaction, values: Row, user_id: int | None = None) -> None:
     """Raise Conflict naming the user name or the email among `values` that an account other than `user_id` has."""
     keys = {name: values[f"{name}_key"] for name in LOGINS if values.get(f"{name}_key")}
@@ -228,23 +257,27 @@ async def find(database: Database, user_id: int) -> dict[str, Any] | None:
 
 
 async def has_admin(database: Database) -> bool:
-    async with database.read() as connection:
-        return await one(connection, select(TABLE.c.id).where(TABLE.c.group == Group.ADMIN.value).limit(1)) is not None
+    return bool(await database.select(select(TABLE.c.id).where(TABLE.c.group == Group.ADMIN.value).limit(1)))
 
 
 async def find_by_username(database: Database, username: str) -> dict[str, Any] | None:
     return await _find(database, TABLE.c.username_key == unique_key(username))
 
 
-async def find_by_login(database: Database, login: str) -> dict[str, Any] | None:
-    """Find an account by its user name or its email address; a user name cannot contain @."""
-    column = TABLE.c.email_key if "@" in login else TABLE.c.username_key
-    return await _find(database, column == unique_key(login))
+async def find_by_login(database: Database, login: str) -> list[dict[str, Any]]:
+    """Return the accounts that a user name or an email address may identify; a user name cannot contain @.
+
+    Only an address may identify two accounts: first the one that waits for the address, then the one that owns it.
+    """
+    key = unique_key(login)
+    where = TABLE.c.email_key.in_((key, waiting_key(key))) if "@" in login else TABLE.c.username_key == key
+    found = [entity(row) for row in await database.select(select(TABLE).where(where, exists()))]
+    return sorted(found, key=lambda user: user["email_key"] == key)
 
 
 async def _find(database: Database, where: Any) -> dict[str, Any] | None:
-    async with database.read() as connection:
-        return await one(connection, select(TABLE).where(where, exists()))
+    found = await database.select(select(TABLE).where(where, exists()))
+    return entity(found[0]) if found else None
 
 
 async def change_group(tx: Transaction, editor: Editor, user_id: int, group: Group) -> dict[str, Any]:
@@ -253,17 +286,22 @@ async def change_group(tx: Transaction, editor: Editor, user_id: int, group: Gro
 
 
 async def activate(tx: Transaction, editor: Editor, user_id: int) -> dict[str, Any]:
-    """Enable an account, including one that is awaiting activation. Raises Forbidden and NotFound."""
+    """Enable an account, including one that is awaiting activation.
+
+    Raises Forbidden, NotFound, and Conflict when another account has the email.
+    """
     return await _administer(tx, "activate", editor, user_id, {"is_active": True, "awaits_activation": False})
 
 
 async def deactivate(tx: Transaction, editor: Editor, user_id: int) -> dict[str, Any]:
-    """Disable an account, end its sessions and revoke its one-time tokens; enabling it again restores none of them.
+    """Disable an account, cancel its jobs, end its sessions and revoke its one-time tokens; enabling it again restores
+    none of them.
 
     Raises Forbidden, NotFound, and Conflict for the last admin.
     """
     values = {"is_active": False, "awaits_activation": False}
     user = await _administer(tx, "deactivate", editor, user_id, values)
+    await jobs.cancel_all(tx, user_id)
     await one_time_tokens.void(tx, user_id)
     await sessions.end_all(tx, user_id, actor_id=editor.user_id)
     return user
@@ -273,6 +311,9 @@ async def _administer(tx: Transaction, action: str, editor: Editor, user_id: int
     locked = await lock_with_admins(tx, user_id, admin_id=editor.user_id)
     before = locked.row
     after = {**before, **values}
+    if after["is_active"] and before["email"] is not None:
+        # The unique key makes this fail for an account that waits for the address of another account.
+        values = {**values, "email_key": unique_key(before["email"])}
     if not (after["group"] == Group.ADMIN and after["is_active"]):
         locked.require_another_admin()
     user = public(await change(tx, before, values, actor_id=editor.user_id))

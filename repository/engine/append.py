@@ -20,8 +20,8 @@ _INTO = (
 )
 _VALUES = "$1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::timestamptz"
 INSERT = statement(f"{_INTO} VALUES ({_VALUES})")
-# The check costs no statement of its own. It is not part of TAKE: PostgreSQL evaluates a statement that has waited for
-# a lock with what the other tables held before the wait.
+# The check needs no statement of its own. It cannot be part of TAKE: after a statement has waited for a lock,
+# PostgreSQL still evaluates its other tables as they were before the wait.
 INSERT_WHILE_RIGHTS_HOLD = statement(f"{_INTO} SELECT {_VALUES}{rights.WHILE_RIGHTS_HOLD} RETURNING seq")
 
 
@@ -37,7 +37,8 @@ async def append(tx: Transaction) -> list[Event]:
     if tx.is_sqlite:
         (row,) = await driver.execute_fetchall(TAKE.sqlite, (count, tx.size))
     else:
-        row = await driver.fetchrow(TAKE.postgresql, count, tx.size)
+        with tx.lock_waits.waiting():
+            row = await driver.fetchrow(TAKE.postgresql, count, tx.size)
     epoch, last = row[0], row[1]
     events = [Event(epoch, seq, *draft, created_at) for seq, draft in enumerate(tx.drafts, last - count + 1)]
     rows = [
@@ -52,7 +53,11 @@ async def append(tx: Transaction) -> list[Event]:
 
 
 async def _inserted_with_rights(tx: Transaction, writer: Identity, row: tuple[Any, ...]) -> bool:
-    """Insert an event if the writer's rights are unchanged. Return False, and insert nothing, if they have grown."""
+    """Insert an event if the writer's rights are unchanged, and return True. Return False, and insert nothing, if they
+    have grown.
+
+    Raises Unauthenticated or Forbidden when the writer has lost rights.
+    """
     driver = await tx.driver()
     values = (*row, writer.session_id, writer.user_id, writer.group.value)
     if tx.is_sqlite:

@@ -13,93 +13,190 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import ColumnElement, Table, delete, event
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction, create_async_engine
+from sqlalchemy import ColumnElement, Executable, Row, Table, delete, select, text, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
 
+import models
 from core import metrics
 from core.errors import Unavailable
 from core.identity import Identity
-from repository.engine import failures, rights
+from repository.engine import engines, failures, rights
 from repository.engine.append import append
+from repository.engine.engines import Lane
 from repository.engine.events import Event
+from repository.engine.lock_waits import LockWaits
 from repository.engine.statement import Statement
 from repository.engine.transaction import Transaction
 
 BEGIN = "BEGIN IMMEDIATE"
 MAX_ATTEMPTS = 5
+RETRY_SECONDS = 5.0  # after its start, a transaction is not run again later than this
 RETRY_PAUSE_SECONDS = 0.05
-BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
-POOL_TIMEOUT_SECONDS = 30
+STALLED_SECONDS = 3.0  # of waiting for the lock that every write takes, each for milliseconds; then not ready
+PROBE_SECONDS = 1.0
+MIN_FREE_BYTES = 16 * 1024 * 1024  # on SQLite's disk; the log needs this much between two checkpoints
+SHRINK_SECONDS = 1.0
+READ_SECONDS = 10.0  # several times as long as a search of a million rows
+PATIENCE = 3  # times the deadline for a page of a snapshot, which may search a whole table for a few rows
 FETCH_SECONDS = 5.0  # a read by key that takes longer has probably lost its connection
-SQLITE_READERS = 4
-HOT_READERS = 2  # besides SQLITE_READERS; more threads would only wait for one another
-POSTGRESQL_CONNECTIONS = 10  # per worker and engine; 4 workers fit PostgreSQL's default of 100
-SQLITE_CACHE_KIB = 16 * 1024
-SQLITE_CHECKPOINT_PAGES = 4_000  # 16 MB of write-ahead log, so that bulk writes cause few checkpoints
+HOT_READERS = 2  # of the connections for point reads; more threads would only wait for one another
+DELETED_ROWS = 1_000  # in one transaction, so that other writes get their turn
 
 T = TypeVar("T")
+Rows = Sequence[Row[*tuple[Any, ...]]]
 log = structlog.get_logger("database")
 
 
 class Database:
-    """One per process. `close` it at the end."""
+    """One per process; call `close` at the end. `read_seconds` is the deadline of a read, including its wait for a
+    connection.
+    """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, read_seconds: float = READ_SECONDS) -> None:
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
-        if self.is_sqlite:
-            path = Path(url.removeprefix("sqlite:///"))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(OSError):  # opening the file reports the problem better
-                # Other users of the machine must not read it. SQLite gives its other files the same mode.
-                path.touch(mode=0o600)
-            async_url = "sqlite+aiosqlite" + url.removeprefix("sqlite")
-            options: dict[str, Any] = {
-                "max_overflow": 0,
-                "pool_timeout": POOL_TIMEOUT_SECONDS,
-                "connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
-            }
-            self._writer = create_async_engine(async_url, pool_size=1, **options)
-            self._reader = create_async_engine(async_url, pool_size=SQLITE_READERS + HOT_READERS, **options)
-            event.listen(self._writer.sync_engine, "connect", partial(_prepare_sqlite, WRITER_PRAGMAS))
-            event.listen(self._reader.sync_engine, "connect", partial(_prepare_sqlite, READER_PRAGMAS))
-        else:
-            async_url = "postgresql+asyncpg" + url[url.index("://") :]
-            options = {
-                "pool_size": POSTGRESQL_CONNECTIONS,
-                "max_overflow": 0,
-                "pool_timeout": POOL_TIMEOUT_SECONDS,
-                # jit costs planning time and gains nothing for statements this short.
-                "connect_args": {"timeout": 5, "server_settings": {"application_name": "marquee", "jit": "off"}},
-            }
-            self._writer = create_async_engine(async_url, **options)
-            # One round trip for each statement: a read of one statement needs no BEGIN and ROLLBACK around it.
-            self._reader = create_async_engine(async_url, isolation_level="AUTOCOMMIT", **options)
+        self._read_seconds = read_seconds
+        self._engines = (
+            engines.open_sqlite(url) if self.is_sqlite else engines.open_postgresql(url, read_seconds * PATIENCE)
+        )
         # Connections that `fetch` keeps: checking one out of the pool costs more than a read by key.
         self._hot = asyncio.Semaphore(HOT_READERS)
         self._hot_idle: list[tuple[AsyncConnection, Any]] = []
+        self._file = self._file_id()
+        self._lock_waits = LockWaits()
+        self._read_failure: str | None = None  # of a table or the file, until `read_problem` finds none
+        self._write_failure: str | None = None  # of the newest write, if it failed
+        self._probe: asyncio.Task[None] | None = None
         self.on_commit: list[Callable[[list[Event]], None]] = []
 
     async def close(self) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.gather(self._probe, return_exceptions=True)
         for connection, _ in self._hot_idle:
             await connection.close()
         self._hot_idle.clear()
-        await self._writer.dispose()
-        await self._reader.dispose()
+        await self._engines.dispose()
+
+    # --- SQLite's files
+
+    def _file_id(self) -> tuple[int, int] | None:
+        """Return the device and inode of SQLite's file, or None without a file."""
+        if not self.is_sqlite:
+            return None
+        try:
+            found = engines.path_of(self.url).stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def file_problem(self) -> str | None:
+        """Return what is wrong with SQLite's file or its disk, or None."""
+        if not self.is_sqlite:
+            return None
+        if self._file is not None and self._file_id() != self._file:
+            return "the database file was moved or replaced; restart the service"
+        try:
+            disk = os.statvfs(engines.path_of(self.url).parent)
+        except OSError:
+            return "the disk fails"
+        return "the disk is full" if disk.f_bavail * disk.f_frsize < MIN_FREE_BYTES else None
+
+    def log_bytes(self) -> int:
+        """Return the size of SQLite's write-ahead log in bytes; 0 on PostgreSQL."""
+        if not self.is_sqlite:
+            return 0
+        try:
+            return engines.path_of(self.url, "-wal").stat().st_size
+        except OSError:
+            return 0
+
+    async def shrink_log(self) -> None:
+        """Empty SQLite's write-ahead log, which grows while reads overlap without a pause. Raises Unavailable.
+
+        Other writes wait meanwhile, and new reads cannot use the log, for up to SHRINK_SECONDS.
+        """
+        with _unavailable_when_lost():
+            async with self._engines.writer.connect() as connection:
+                driver: Any = (await connection.get_raw_connection()).driver_connection
+                try:
+                    await driver.execute_fetchall(f"PRAGMA busy_timeout={int(SHRINK_SECONDS * 1000)}")
+                    await driver.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+                finally:
+                    await driver.execute_fetchall(f"PRAGMA busy_timeout={engines.BUSY_TIMEOUT_SECONDS * 1000}")
+
+    # --- reading
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """Open a connection, on which each statement sees what is committed when it starts. Raises Unavailable."""
-        with _unavailable_when_lost():
-            async with self._reader.connect() as connection:
-                yield connection
+    async def read(self, lane: Lane = Lane.POINT, *, patient: bool = False) -> AsyncIterator[AsyncConnection]:
+        """Open a connection on which each statement sees what is committed when it starts.
+
+        The block has the deadline of all reads, or PATIENCE times as long if `patient`. At the deadline, and when the
+        caller is cancelled, the running statement is interrupted. Raises Unavailable.
+        """
+        limit = self._read_seconds * (PATIENCE if patient else 1)
+        try:
+            async with asyncio.timeout(limit):
+                with _unavailable_when_lost():
+                    async with self._engines.readers[lane].connect() as connection:
+                        engines.allow(connection)
+                        try:
+                            yield connection
+                        except asyncio.CancelledError:
+                            await self._settle(connection)
+                            raise
+                        except failures.DATABASE_ERRORS as error:
+                            self._note_read_failure(error)
+                            if failures.is_about_schema(error):
+                                await connection.invalidate(error)
+                            raise
+        except TimeoutError as error:
+            metrics.READ_TIMEOUTS.labels(lane.value).inc()
+            log.warning("read timed out", lane=lane.value, seconds=limit)
+            message = f"The read took longer than {limit:g} seconds and was stopped; request less, or try again later"
+            raise Unavailable(message) from error
+
+    async def _settle(self, connection: AsyncConnection) -> None:
+        """Wait until the statement of a cancelled read has ended, so that its connection can be used again.
+
+        On PostgreSQL there is nothing to do: asyncpg has asked the server to cancel the statement, and waits for that
+        before the next one.
+        """
+        if not self.is_sqlite or connection.invalidated:
+            return
+        engines.interrupt(connection)
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        # The connection's thread runs this after everything before it. Outside a transaction it has no other effect.
+        await driver.rollback()
+
+    async def reading(
+        self, work: Callable[[AsyncConnection], Awaitable[T]], lane: Lane = Lane.POINT, *, patient: bool = False
+    ) -> T:
+        """Run `work` on a connection of `read` and return its result.
+
+        If the connection turns out to be dead, `work` runs again on another one. Raises Unavailable.
+        """
+
+        async def once() -> T:
+            async with self.read(lane, patient=patient) as connection:
+                return await work(connection)
+
+        return await self._again(once)
+
+    async def select(self, query: Executable, lane: Lane = Lane.POINT, *, patient: bool = False) -> Rows:
+        """Return the rows of a query. Raises Unavailable."""
+
+        async def work(connection: AsyncConnection) -> Rows:
+            return (await connection.execute(query)).all()
+
+        return await self.reading(work, lane, patient=patient)
 
     async def fetch(self, statement: Statement, *values: Any) -> list[Any]:
         """Return the rows of one statement, through the driver itself, for reads so small and frequent that SQLAlchemy
@@ -108,42 +205,83 @@ class Database:
         Raises Unavailable when the database cannot be reached.
         """
         async with self._hot:
-            with _unavailable_when_lost():
-                connection, driver = self._hot_idle.pop() if self._hot_idle else await self._connect_hot()
-                try:
-                    async with asyncio.timeout(FETCH_SECONDS):
-                        if self.is_sqlite:
-                            found = await driver.execute_fetchall(statement.sqlite, values)
-                        else:
-                            found = await driver.fetch(statement.postgresql, *values)
-                except BaseException as error:
-                    # SQLAlchemy has not seen the error, and an interrupted connection cannot be used again.
-                    await connection.invalidate(error)
-                    await connection.close()
+            try:
+                return await self._fetch(statement, values)
+            except Unavailable as error:
+                if not failures.is_stale(error.__cause__):
                     raise
-            self._hot_idle.append((connection, driver))
-            return list(found)
+                await self._fetch_afresh()
+                return await self._fetch(statement, values)
+
+    async def _fetch(self, statement: Statement, values: Sequence[Any]) -> list[Any]:
+        with _unavailable_when_lost():
+            async with asyncio.timeout(FETCH_SECONDS):
+                connection, driver = self._hot_idle.pop() if self._hot_idle else await self._connect_hot()
+            try:
+                async with asyncio.timeout(FETCH_SECONDS):
+                    if self.is_sqlite:
+                        found = await driver.execute_fetchall(statement.sqlite, values)
+                    else:
+                        found = await driver.fetch(statement.postgresql, *values)
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    self._note_read_failure(error)
+                # SQLAlchemy has not seen the error, and an interrupted connection cannot be used again.
+                await connection.invalidate(error)
+                await connection.close()
+                raise
+        self._hot_idle.append((connection, driver))
+        return list(found)
 
     async def _connect_hot(self) -> tuple[AsyncConnection, Any]:
-        connection = await self._reader.connect()
+        connection = await self._engines.readers[Lane.POINT].connect()
+        engines.allow(connection)  # a read that was cancelled may have used it before
         return connection, (await connection.get_raw_connection()).driver_connection
+
+    async def _fetch_afresh(self) -> None:
+        """Close the kept connections: if one is dead, the others usually are, too."""
+        while self._hot_idle:
+            connection, _ = self._hot_idle.pop()
+            await connection.invalidate()
+            await connection.close()
+
+    async def _again(self, read: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await read()
+        except Unavailable as error:
+            if not failures.is_stale(error.__cause__):
+                raise
+            return await read()
+
+    # --- writing
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[tuple[AsyncConnection, AsyncTransaction]]:
         """Open a transaction that appends no events by itself, for `write` and for migrations."""
-        async with self._writer.connect() as connection, connection.begin() as transaction:
+        async with self._engines.writer.connect() as connection, connection.begin() as transaction:
             if self.is_sqlite:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
-                await driver.execute_fetchall(BEGIN)
+                with self._lock_waits.waiting():
+                    await driver.execute_fetchall(BEGIN)
             yield connection, transaction
 
     async def delete_without_events(self, table: Table, which: ColumnElement[bool]) -> int:
-        """Delete rows that no client sees. Return how many were deleted. Raises Unavailable."""
+        """Delete rows that no client sees, DELETED_ROWS at a time. Return how many were deleted.
+
+        Raises Unavailable.
+        """
+        key = tuple_(*table.primary_key.columns)
+        some = select(*table.primary_key.columns).where(which).limit(DELETED_ROWS)
+        total = 0
 
         async def work(tx: Transaction) -> int:
-            return int((await tx.connection.execute(delete(table).where(which))).rowcount)
+            return int((await tx.connection.execute(delete(table).where(key.in_(some)))).rowcount)
 
-        return await self.write(work)
+        while (count := await self.write(work)) > 0:
+            total += count
+            if count < DELETED_ROWS:
+                break
+        return total
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]], writer: Identity | None = None) -> T:
         """Run `work` in one transaction with the events it emits, and return its result. Listeners run after COMMIT.
@@ -153,17 +291,24 @@ class Database:
         Unauthenticated or Forbidden when the `writer` has lost rights since it was authenticated, and Unavailable when
         the database cannot be reached or keeps refusing the transaction.
         """
+        started = time.monotonic()
         for attempt in range(1, MAX_ATTEMPTS + 1):
             committing = False
             try:
                 async with self.begin() as (connection, transaction):
-                    tx = Transaction(connection, writer)
-                    result = await work(tx)
-                    events = await append(tx) if tx.drafts else []
-                    if tx.writer is not None and not events:
-                        await rights.require(tx, tx.writer)
+                    tx = Transaction(connection, writer, lock_waits=self._lock_waits)
+                    try:
+                        result = await work(tx)
+                        events = await append(tx) if tx.drafts else []
+                        if tx.writer is not None and not events:
+                            await rights.require(tx, tx.writer)
+                    except failures.DATABASE_ERRORS as error:
+                        if failures.is_about_schema(error):
+                            await connection.invalidate(error)
+                        raise
                     committing = True
                     await transaction.commit()
+                self._write_failure = None
                 metrics.COMMITS.inc()
                 for listener in self.on_commit:
                     if events:
@@ -172,35 +317,57 @@ class Database:
             except failures.DATABASE_ERRORS as error:
                 if not failures.is_foreign(error):
                     raise
-                if committing or attempt == MAX_ATTEMPTS or not failures.may_run_again(error):
-                    raise _unavailable(error) from error
+                is_over = attempt == MAX_ATTEMPTS or time.monotonic() - started > RETRY_SECONDS
+                if committing or is_over or not failures.may_run_again(error):
+                    self._write_failure = failures.in_words(error)
+                    self._note_read_failure(error)
+                    raise _unavailable(error, is_unknown=committing) from error
                 reason = failures.first_line(error)
                 metrics.COMMIT_RETRIES.inc()
                 log.info("transaction refused; retrying", attempt=attempt, reason=reason)
                 await asyncio.sleep(RETRY_PAUSE_SECONDS * attempt)
         raise AssertionError("unreachable")
 
+    def _note_read_failure(self, error: Exception) -> None:
+        if failures.is_lasting(error):
+            self._read_failure = failures.in_words(error)
 
-WRITER_PRAGMAS = (
-    "journal_mode=WAL",
-    "synchronous=FULL",
-    "foreign_keys=ON",
-    f"cache_size=-{SQLITE_CACHE_KIB}",
-    f"wal_autocheckpoint={SQLITE_CHECKPOINT_PAGES}",
-)
-READER_PRAGMAS = ("query_only=ON", f"cache_size=-{SQLITE_CACHE_KIB // SQLITE_READERS}")
+    async def read_problem(self) -> str | None:
+        """Return what is wrong with the tables, or None.
 
+        If a read has failed because of a table or the file, this reads from every table to find out.
+        """
+        if self._read_failure == failures.DAMAGED_FILE:
+            return self._read_failure  # reads of undamaged pages would succeed
+        if self._read_failure is not None:
+            for table in models.metadata.sorted_tables:
+                try:
+                    await self.select(select(table).limit(1))
+                except Unavailable as error:
+                    return failures.in_words(error.__cause__)
+            self._read_failure = None
+        return None
 
-def _prepare_sqlite(pragmas: Sequence[str], dbapi_connection: Any, _: Any) -> None:
-    cursor = dbapi_connection.cursor()
-    for pragma in (*pragmas, f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-    dbapi_connection.create_function("unicode_lower", 1, _lower, deterministic=True)
+    async def write_problem(self) -> str | None:
+        """Return why writes fail or have to wait, or None.
 
+        If the newest write has failed, this tries one that changes nothing, so that a recovery is noticed even without
+        a client's write.
+        """
+        if self._lock_waits.seconds > STALLED_SECONDS:
+            return f"writes have been waiting for a lock for {self._lock_waits.seconds:.0f} s"
+        if self._write_failure is not None:
+            if self._probe is None or self._probe.done():
+                self._probe = asyncio.create_task(self._try_to_write(), name="write-probe")
+            await asyncio.wait({self._probe}, timeout=PROBE_SECONDS)
+        return self._write_failure
 
-def _lower(text: str | None) -> str | None:
-    return text.lower() if text is not None else None
+    async def _try_to_write(self) -> None:
+        async def touch(tx: Transaction) -> None:
+            await tx.connection.execute(text("UPDATE event_head SET seq = seq WHERE id = 1"))
+
+        with suppress(Unavailable):
+            await self.write(touch)
 
 
 @contextmanager
@@ -213,6 +380,10 @@ def _unavailable_when_lost() -> Iterator[None]:
         raise _unavailable(error) from error
 
 
-def _unavailable(error: BaseException) -> Unavailable:
+def _unavailable(error: BaseException, *, is_unknown: bool = False) -> Unavailable:
+    """Return the error for the client. `is_unknown`: COMMIT was sent, and no reply to it has come."""
     log.warning("database unavailable", reason=failures.first_line(error))
-    return Unavailable("The database is unavailable; it is unknown whether anything was written")
+    if failures.is_blocked(error):
+        return Unavailable("Another transaction holds a lock that this one needs. Nothing was written; try again")
+    outcome = "it is unknown whether anything was written" if is_unknown else "nothing was written; try again later"
+    return Unavailable(f"The database is unavailable; {outcome}")

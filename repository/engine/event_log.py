@@ -17,6 +17,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 import models
+from core.errors import Unavailable
 from core.times import utc_text
 from repository.engine.database import Database
 from repository.engine.events import Event, Head
@@ -30,20 +31,29 @@ _SIZE = func.length(models.events.c.payload) + func.coalesce(func.length(models.
 
 async def head(database: Database) -> Head:
     """Return the log's identity and newest number. Raises Unavailable."""
-    (row,) = await database.fetch(HEAD)
-    return Head(row[0], row[1])
+    found = await database.fetch(HEAD)
+    if not found:
+        raise Unavailable("The log has no head")
+    return _checked(*found[0])
+
+
+def _checked(epoch: object, seq: object) -> Head:
+    if not (isinstance(epoch, str) and isinstance(seq, int)):
+        raise Unavailable("The log's head has an unexpected type")
+    return Head(epoch, seq)
 
 
 async def _head(connection: AsyncConnection) -> Head:
-    row = (await connection.execute(select(models.event_head.c.epoch, models.event_head.c.seq))).one()
-    return Head(row.epoch, row.seq)
+    row = (await connection.execute(select(models.event_head.c.epoch, models.event_head.c.seq))).one_or_none()
+    if row is None:
+        raise Unavailable("The log has no head")
+    return _checked(row.epoch, row.seq)
 
 
 async def oldest(database: Database) -> int | None:
     """Return the lowest number still kept, or None when the log is empty. Raises Unavailable."""
-    async with database.read() as connection:
-        lowest: int | None = (await connection.execute(select(func.min(models.events.c.seq)))).scalar()
-        return lowest
+    ((lowest,),) = await database.select(select(func.min(models.events.c.seq)))
+    return lowest  # type: ignore[no-any-return]
 
 
 async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: int) -> list[Event]:
@@ -52,7 +62,8 @@ async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: 
     The caller must check that the first number is `seq + 1`; otherwise the log no longer reaches back to `seq`.
     """
     table = models.events
-    async with database.read() as connection:
+
+    async def work(connection: AsyncConnection) -> list[Event]:
         following = select(table.c.seq, _SIZE).where(table.c.seq > seq).order_by(table.c.seq).limit(max_rows)
         sizes = await connection.execute(following)
         last, total = seq, 0
@@ -65,7 +76,13 @@ async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: 
             return []
         current = await _head(connection)
         chosen = select(table).where(table.c.seq > seq, table.c.seq <= last).order_by(table.c.seq)
-        return [_event(current.epoch, row) for row in await connection.execute(chosen)]
+        found = (await connection.execute(chosen)).all()
+        try:
+            return [_event(current.epoch, row) for row in found]
+        except (TypeError, ValueError) as error:
+            raise Unavailable("The log's events have an unexpected form") from error
+
+    return await database.reading(work)
 
 
 def _event(epoch: str, row: Sequence[Any]) -> Event:
@@ -78,20 +95,19 @@ def _event(epoch: str, row: Sequence[Any]) -> Event:
 async def tail(database: Database, *, max_rows: int, max_bytes: int) -> int:
     """Return the lowest number after which all events fit into `max_rows` and `max_bytes`; 0 when the log is empty."""
     table = models.events
-    async with database.read() as connection:
-        newest = await connection.execute(select(table.c.seq, _SIZE).order_by(table.c.seq.desc()).limit(max_rows))
-        start, total = None, 0
-        for seq, size in newest:
-            total += size
-            start = start if start is not None else seq
-            if total > max_bytes:
-                break
-            start = seq - 1
-        return start or 0
+    newest = select(table.c.seq, _SIZE).order_by(table.c.seq.desc()).limit(max_rows)
+    start, total = None, 0
+    for seq, size in await database.select(newest):
+        total += size
+        start = start if start is not None else seq
+        if total > max_bytes:
+            break
+        start = seq - 1
+    return start or 0
 
 
 async def prune(database: Database, *, keep_rows: int, keep_bytes: int, older_than: Any, max_rows: int) -> int:
-    """Delete the oldest events, up to `max_rows`: those beyond the newest `keep_rows` or `keep_bytes`, or from before
+    """Delete up to `max_rows` of the oldest events: those beyond the newest `keep_rows` or `keep_bytes`, or from before
     `older_than`, an aware time.
 
     Return how many were deleted.
@@ -111,7 +127,7 @@ async def prune(database: Database, *, keep_rows: int, keep_bytes: int, older_th
             count, freed, until = count + 1, freed + event_size, seq
         if count:
             await tx.connection.execute(delete(table).where(table.c.seq <= until))
-            # Last, because a writer waits for the head until COMMIT.
+            # This comes last, because other writers wait for the head until COMMIT.
             await tx.connection.execute(update(head).values(size=head.c.size - freed))
         return count
 

@@ -10,8 +10,8 @@ from typing import Any
 class Event:
     """A committed event. `payload` and `before` are encoded JSON, shared by the log, the bus and the sockets.
 
-    `before` holds the deleted row, or the former values of an updated row, those that differ from the new ones. For a
-    bulk operation it is a list of them.
+    `before` holds the deleted row, or only the former values of the changed fields of an updated row. For a bulk
+    operation it is a list of these.
     """
 
     epoch: str

@@ -20,12 +20,73 @@ DATABASE_ERRORS: tuple[type[Exception], ...] = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # a connection that broke in the middle of a statement
 )
-# SQLSTATE classes (PostgreSQL manual, appendix A): connection exceptions; insufficient resources, including a full
-# disk; shutdown, crash, cannot connect now; statement and lock time-outs; read-only, as after a failover.
-_LOST_STATES = ("08", "53", "57P", "57014", "55P03", "25006")
-_LOST_ON_SQLITE = ("unable to open database", "disk i/o error", "database or disk is full", "readonly database")
+DAMAGED_FILE = "the database file is damaged"
+DAMAGED_DATABASE = "the database is damaged"
+FAILING_DISK = "the disk fails"
+TABLE_CHANGED = "a table has changed"
+TABLE_MISSING = "a table is missing"
+COLUMN_MISSING = "a column is missing"
+COLUMN_CHANGED = "a column has another type"
+TABLE_FORBIDDEN = "the service's role may not use a table"
+_LASTING = frozenset(
+    (DAMAGED_FILE, DAMAGED_DATABASE, FAILING_DISK, TABLE_CHANGED, TABLE_MISSING, COLUMN_MISSING, COLUMN_CHANGED,
+     TABLE_FORBIDDEN)
+)  # fmt: skip
+# The messages of readiness, by the first characters of the SQLSTATE (PostgreSQL manual, appendix A) or by a part of
+# SQLite's message. All of these errors come from the database's environment, not from our SQL and types.
+_FOREIGN_STATES = {
+    "08": "the connection to the database is lost",
+    "25006": "the database is read-only",  # as after a failover
+    "25P03": "the database ended an idle transaction",
+    "0A000": TABLE_CHANGED,
+    "22P02": COLUMN_CHANGED,
+    "28": "the database rejects the service's role",
+    "3D000": "the database does not exist",
+    "42501": TABLE_FORBIDDEN,
+    "42P01": TABLE_MISSING,
+    "42703": COLUMN_MISSING,
+    "42804": COLUMN_CHANGED,
+    "42846": COLUMN_CHANGED,
+    "42883": COLUMN_CHANGED,
+    "42P18": COLUMN_CHANGED,
+    "53100": "the disk is full",
+    "53": "the database is out of resources",
+    "55000": "the database does not accept connections",
+    "55P03": "writes wait for a lock that another transaction holds",
+    "57014": "the database ended a statement that took too long",
+    "57P": "the database is starting or stopping",
+    "58": FAILING_DISK,
+    "XX": DAMAGED_DATABASE,
+}
+_FOREIGN_ON_SQLITE = {
+    "database or disk is full": "the disk is full",
+    "unable to open database": "the database file cannot be opened",
+    "disk i/o error": FAILING_DISK,
+    "readonly database": "the database file is read-only",
+    "database disk image is malformed": DAMAGED_FILE,
+    "file is not a database": DAMAGED_FILE,
+    "no such table": TABLE_MISSING,
+    "no such column": COLUMN_MISSING,
+    "has no column named": COLUMN_MISSING,
+    "database is locked": "writes wait for a lock that another transaction holds",
+    "database table is locked": "writes wait for a lock that another transaction holds",
+    "interrupted": "a statement was interrupted",
+}
 _REFUSED_STATES = ("40",)  # serialization failure, deadlock
 _REFUSED_ON_SQLITE = ("database is locked", "database table is locked")
+_WAITED_STATES = ("57014", "55P03")  # statement and lock time-outs
+# Connection exceptions; a terminated connection; an idle session that was ended; a plan that is invalid, or made for
+# other types, because a table has changed.
+_STALE_STATES = ("08", "57P01", "57P05", "0A000", "42804", "42883")
+# A connection keeps prepared statements, which a change of a table makes invalid, even after the change is undone.
+_SCHEMA_STATES = ("0A000", "42", "3F000")
+
+
+def _driver_error(error: BaseException) -> BaseException:
+    """Return the driver's own error, also if SQLAlchemy has wrapped it."""
+    if not isinstance(error, DBAPIError) or error.orig is None:
+        return error
+    return error.orig.__cause__ or error.orig
 
 
 def _state(error: BaseException) -> str:
@@ -33,28 +94,87 @@ def _state(error: BaseException) -> str:
     return str(getattr(inner, "sqlstate", None) or "")
 
 
+def _message(error: BaseException) -> str:
+    """Return SQLite's message in lowercase, or an empty string for another database, whose errors have states.
+
+    SQLAlchemy's own message repeats the values of the statement, which a client can choose.
+    """
+    inner = _driver_error(error)
+    return str(inner).lower() if isinstance(inner, sqlite3.Error) else ""
+
+
 def is_refused(error: BaseException) -> bool:
     """Return whether the database rolled back because of other transactions, so that another run may succeed."""
-    return _state(error).startswith(_REFUSED_STATES) or any(text in str(error) for text in _REFUSED_ON_SQLITE)
-
-
-def is_lost(error: BaseException) -> bool:
-    """Return whether the database cannot be reached or cannot write."""
-    if isinstance(error, OSError | PoolTimeout | asyncpg.InterfaceError | asyncpg.InternalClientError):
-        return True
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return True
-    return _state(error).startswith(_LOST_STATES) or any(text in str(error).lower() for text in _LOST_ON_SQLITE)
+    return _state(error).startswith(_REFUSED_STATES) or any(text in _message(error) for text in _REFUSED_ON_SQLITE)
 
 
 def is_foreign(error: BaseException) -> bool:
     """Return whether the error comes from the database's environment rather than from our SQL or types."""
-    return is_refused(error) or is_lost(error)
+    return is_refused(error) or _words(error) is not None
+
+
+def in_words(error: BaseException | None) -> str:
+    """Return what is wrong with the database, in words for operators, without names and addresses."""
+    return (_words(error) if error is not None else None) or "the database cannot be used"
+
+
+def _words(error: BaseException) -> str | None:
+    state, inner = _state(error), _driver_error(error)
+    for start, words in _FOREIGN_STATES.items():
+        if state.startswith(start):
+            return words
+    if isinstance(error, PoolTimeout):
+        return "all connections to the database are in use"
+    if isinstance(inner, asyncpg.OutdatedSchemaCacheError):
+        return TABLE_CHANGED
+    if _does_not_fit(inner):
+        return COLUMN_CHANGED
+    if isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError):
+        return "not reachable"
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return "not reachable"
+    message = _message(error)
+    return next((words for part, words in _FOREIGN_ON_SQLITE.items() if part in message), None)
+
+
+def _does_not_fit(inner: BaseException) -> bool:
+    """Return whether asyncpg could not encode a value for its column. Errors of the server are subclasses."""
+    return type(inner) is asyncpg.DataError
+
+
+def is_lasting(error: BaseException) -> bool:
+    """Return whether a table or the file is not as expected, a problem that lasts until an operator repairs it."""
+    return _words(error) in _LASTING
+
+
+def is_about_schema(error: BaseException) -> bool:
+    """Return whether the connection's prepared statements may be invalid, because a table is not as expected."""
+    return _does_not_fit(_driver_error(error)) or _state(error).startswith(_SCHEMA_STATES)
+
+
+def is_stale(error: BaseException | None) -> bool:
+    """Return whether a read failed only because its pooled connection was dead or its prepared plan invalid."""
+    if error is None:
+        return False
+    dead = (ConnectionResetError, BrokenPipeError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+    if isinstance(_driver_error(error), (*dead, asyncpg.OutdatedSchemaCacheError)):
+        return True
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    return _state(error).startswith(_STALE_STATES)
 
 
 def may_run_again(error: BaseException) -> bool:
-    """Return whether the transaction may be run again. With no free connection, it would only wait again."""
-    return is_refused(error) or (is_lost(error) and not isinstance(error, PoolTimeout))
+    """Return whether the transaction may run again. After waiting for a connection or a lock, it would wait again."""
+    has_waited = isinstance(error, PoolTimeout) or _state(error).startswith(_WAITED_STATES)
+    # On SQLite, a full disk or a missing table lasts; on PostgreSQL, a void plan and a lost connection do not.
+    is_sqlite = isinstance(_driver_error(error), sqlite3.Error)
+    return is_refused(error) or (is_foreign(error) and not has_waited and not is_sqlite)
+
+
+def is_blocked(error: BaseException) -> bool:
+    """Return whether the database rolled back because another transaction held a lock for too long."""
+    return _state(error) == "55P03" or any(text in _message(error) for text in _REFUSED_ON_SQLITE)
 
 
 def first_line(error: BaseException) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Float, literal_column
+from sqlalchemy import ColumnElement, Float, literal_column, or_
 from sqlalchemy.dialects import postgresql, sqlite
 
 import models
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
+
+CLOCK_GRACE_SECONDS = 1.0  # a small correction of the clock must not end a lease
 
 
 def now_in_seconds(*, is_sqlite: bool) -> ColumnElement[Any]:
@@ -17,6 +19,17 @@ def now_in_seconds(*, is_sqlite: bool) -> ColumnElement[Any]:
     if is_sqlite:
         return literal_column("((julianday('now') - 2440587.5) * 86400.0)", Float)
     return literal_column("extract(epoch from clock_timestamp())::double precision", Float)
+
+
+def has_expired(
+    until: ColumnElement[Any], longest_seconds: float | ColumnElement[Any], *, is_sqlite: bool
+) -> ColumnElement[bool]:
+    """Return the SQL condition that a lease of at most `longest_seconds` is over.
+
+    A lease that ends later than one taken now was taken before the clock was set back, and counts as over.
+    """
+    now = now_in_seconds(is_sqlite=is_sqlite)
+    return or_(until < now, until > now + (longest_seconds + CLOCK_GRACE_SECONDS))
 
 
 async def take(database: Database, name: str, owner: str, seconds: float) -> bool:
@@ -29,7 +42,9 @@ async def take(database: Database, name: str, owner: str, seconds: float) -> boo
         taken = await tx.connection.execute(
             new.values(name=name, owner=owner, until=now + seconds)
             .on_conflict_do_update(
-                index_elements=[table.c.name], set_={"owner": owner, "until": now + seconds}, where=table.c.until < now
+                index_elements=[table.c.name],
+                set_={"owner": owner, "until": now + seconds},
+                where=has_expired(table.c.until, seconds, is_sqlite=tx.is_sqlite),
             )
             .returning(table.c.owner)
         )

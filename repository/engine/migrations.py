@@ -13,7 +13,7 @@ from sqlalchemy import insert, inspect, select, text
 
 import models
 from core.errors import SettingsError
-from repository.engine import failures
+from repository.engine import engines, failures
 from repository.engine.database import Database
 from repository.engine.event_log import HEAD_ID, new_epoch
 
@@ -54,6 +54,8 @@ async def migrate(database: Database) -> None:
 async def _migrate(database: Database) -> None:
     async with database.begin() as (connection, _):  # on SQLite, other processes wait here
         if not database.is_sqlite:
+            await engines.require_utf8(connection)
+            await engines.lift_limits(connection)
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": POSTGRESQL_LOCK})
         await connection.run_sync(_upgrade)
         known = await connection.execute(select(models.event_head.c.epoch))
@@ -68,7 +70,7 @@ def _upgrade(connection: Any) -> None:
             return
         if current not in (each.revision for each in ScriptDirectory.from_config(_config()).walk_revisions()):
             raise SettingsError(
-                f"DATABASE_URL: the database has the schema {current} of a newer version of Marquee; this version "
-                f"knows schemas up to {newest_revision()}. Start the newer version, or restore a backup from before it."
+                f"DATABASE_URL: expected a schema up to {newest_revision()}, got {current}, which a newer version of "
+                "Marquee has created. Start the newer version, or restore a backup from before the upgrade."
             )
     command.upgrade(_config(connection), "head")

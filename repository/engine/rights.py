@@ -1,8 +1,8 @@
-"""Rights at the time of a write: the session of the writer goes on, and the account is active and in the same group.
+"""The check of rights in a writing transaction: the session is open, and the account active and in no lower group.
 
-A request is authenticated before its body is read and its transaction begins. What has changed since then is found
-here, in the transaction, once the lock on the head of the log is held. Whatever takes rights away is a transaction with
-an event. So in the log, no event of a request follows the event that took its writer's rights away.
+A request is authenticated before its body is read and its transaction begins. The check in the transaction, under the
+lock on the head of the log, finds what has changed since then. Every transaction that takes rights away has an event.
+Therefore no event of a request comes after the event that took its writer's rights away.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ACCOUNT_OF_SESSION = statement(
     'SELECT users."group", users.is_active, users.username FROM sessions JOIN users ON users.id = sessions.user_id'
     " WHERE sessions.id = $1 AND sessions.user_id = $2 AND sessions.ended_at IS NULL"
 )
-# The end of an INSERT … SELECT that stores a row only while the writer has its rights.
+# The end of an INSERT … SELECT that stores a row only if the writer still has its rights.
 WHILE_RIGHTS_HOLD = (
     " FROM sessions JOIN users ON users.id = sessions.user_id WHERE sessions.id = $11 AND sessions.user_id = $12"
     ' AND sessions.ended_at IS NULL AND users.is_active AND users."group" = $13'
@@ -28,7 +28,7 @@ WHILE_RIGHTS_HOLD = (
 
 
 def is_expired(identity: Identity) -> bool:
-    """Return whether the access token has expired, with the leeway for clocks that every token has."""
+    """Return whether the access token has expired, with the usual leeway for clocks."""
     return identity.expires_at + CLOCK_LEEWAY_SECONDS <= time.time()
 
 
@@ -44,11 +44,11 @@ async def require(tx: Transaction, writer: Identity) -> None:
     if not is_active or is_expired(writer):
         raise invalid_token("access")
     if Group(group).rank < writer.group.rank:
-        raise Forbidden("Your group has changed meanwhile, and nothing was written: send the request again")
+        raise Forbidden("Your group has changed since this request began. Nothing was written; send the request again")
 
 
 async def spend(tx: Transaction) -> None:
-    """Check the writer's rights now instead of at the end: the transaction is about to take them away itself."""
+    """Check the writer's rights now instead of at the end, because the transaction itself will take them away."""
     if tx.writer is not None:
         await require(tx, tx.writer)
         tx.writer = None

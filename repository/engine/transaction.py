@@ -11,13 +11,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.errors import ContentTooLarge
 from core.identity import PUBLIC_AUDIENCE, Identity
+from repository.engine.lock_waits import LockWaits
 from repository.engine.statement import Statement
 
 # Clients usually limit frames to 1 MiB; the rest is room for what surrounds the rows.
 MAX_EVENT_BYTES = 768 * 1024
 MAX_EVENT_ITEMS = 1_000
-# The largest body of a bulk operation (10 MiB), with what the service adds to 10,000 rows. Without a limit, a request
-# of 45 kB that edits 10,000 long rows would write 386 MB.
+# Enough for the largest body of a bulk operation (10 MiB) with the fields that the service adds to 10,000 rows. Without
+# a limit, a request of 45 kB that edits 10,000 long rows would write 386 MB.
 MAX_TRANSACTION_BYTES = 16 * 1024 * 1024
 
 
@@ -46,6 +47,7 @@ class Transaction:
     writer: Identity | None = None
     drafts: list[Draft] = field(default_factory=list)
     size: int = 0  # bytes of the drafts
+    lock_waits: LockWaits = field(default_factory=LockWaits)
     _driver: Any = None
 
     @property
@@ -139,13 +141,13 @@ def require_fits(size: int) -> None:
     """Raise ContentTooLarge if rows of `size` bytes are more than one transaction may write."""
     if size > MAX_TRANSACTION_BYTES:
         raise ContentTooLarge(
-            f"The rows to change have more than {MAX_TRANSACTION_BYTES:,} bytes, the limit of one transaction: change "
-            "fewer rows at a time, and rows that refer to them first"
+            f"Expected at most {MAX_TRANSACTION_BYTES:,} bytes of rows to change in one request: change fewer rows at "
+            "a time, and first those that refer to them"
         )
 
 
 def former_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the members of `before` whose values `after` no longer has. Both have the same members."""
+    """Return the members of `before` whose values differ in `after`. Both have the same members."""
     return {name: value for name, value in before.items() if after[name] != value}
 
 

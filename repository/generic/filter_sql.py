@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, String, Table, and_, collate, func, literal, or_, select, type_coerce
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    String,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    collate,
+    func,
+    literal,
+    or_,
+    select,
+    type_coerce,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from core.filters import COMPARISONS, Condition, FieldType, Filter, Op, without_case
+
+MAX_LIGHT_CONDITIONS = 4  # this many comparisons cost about as much as counting the row
+
+
+def is_costly(wanted: Filter) -> bool:
+    """Return whether testing a row against the filter costs several times as much as reading the row."""
+    conditions = [*wanted.all, *(condition for group in wanted.any for condition in group)]
+    if any(condition.op in (Op.CONTAINS, Op.PREFIX) for condition in conditions):
+        return True
+    return sum(map(_weight, conditions)) > MAX_LIGHT_CONDITIONS
+
+
+def _weight(condition: Condition) -> int:
+    """Return the cost of a condition, in comparisons with a number. Lists of strings are decoded for each value."""
+    if condition.field.kind is not FieldType.STRINGS:
+        return 1
+    return 2 * len(condition.value) if isinstance(condition.value, tuple) else 2
 
 
 def where(table: Table, wanted: Filter, *, is_sqlite: bool) -> ColumnElement[bool]:
@@ -21,15 +54,22 @@ def where(table: Table, wanted: Filter, *, is_sqlite: bool) -> ColumnElement[boo
 
 
 def search(table: Table, columns: Iterable[str], text: str, *, is_sqlite: bool) -> ColumnElement[bool]:
-    """Return the condition that each word of `text` occurs in one of the columns, ignoring case."""
-    words = without_case(text).split()
-    return and_(
-        literal(True),
-        *(
-            or_(*(_lower(table.c[name], is_sqlite).contains(word, autoescape=True) for name in columns))
-            for word in words
-        ),
-    )
+    """Return the condition that each word of `text` occurs in one of the columns, ignoring case.
+
+    Lowercasing is most of the cost, so the columns are joined and lowercased once for all words. No word contains the
+    line break that separates the columns.
+    """
+    words = list(dict.fromkeys(without_case(text).split()))
+    searched = [table.c[name] for name in columns]
+    if is_sqlite:
+        return func.has_words(" ".join(words), *searched, type_=Boolean)
+    joined = func.concat_ws("\n", *searched, type_=String)
+    patterns = [f"%{_escaped(word)}%" for word in words]
+    return _lower(joined, is_sqlite).like(func.all(bindparam(None, patterns, type_=ARRAY(Text()))))
+
+
+def _escaped(word: str) -> str:
+    return re.sub(r"([\\%_])", r"\\\1", word)
 
 
 def _lower(column: ColumnElement[str], is_sqlite: bool) -> ColumnElement[str]:

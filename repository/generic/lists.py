@@ -19,6 +19,7 @@ import models
 from core.errors import FieldProblem, InvalidInput
 from core.filters import EVERYTHING, Filter
 from repository.engine.database import Database
+from repository.engine.engines import Lane
 from repository.engine.events import Head
 from repository.engine.statement import statement
 from repository.generic import filter_sql, rows
@@ -27,8 +28,9 @@ from schemas import MAX_PROSE_LENGTH
 
 T = TypeVar("T")
 Order = tuple[tuple[str, bool], ...]  # (column, descending)
+MAX_LIGHT_OFFSET = 10_000  # a page beyond it skips more rows than most lists have
 MAX_KEPT_STATEMENTS = 256  # the shapes of plain lists differ mainly in their sort order
-MAX_PAGE_CHARACTERS = 4 * 1024 * 1024  # of long texts; a page stays in memory until its client has read it
+MAX_PAGE_CHARACTERS = 4 * 1024 * 1024  # of the long texts of a page, which stays in memory until its client has read it
 _SIZE, _SIZE_SO_FAR = "characters", "characters_so_far"
 
 
@@ -66,7 +68,7 @@ class Shape:
     order: Order
     by_owner: bool = False
     after: bool = False
-    is_measured: bool = False  # whether each row comes with the characters of the page up to and including it
+    is_measured: bool = False  # whether each row comes with the number of characters in the page up to and including it
 
 
 def _number(name: str) -> ColumnElement[int]:
@@ -92,7 +94,7 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
     if shape.is_measured:
         page = _measured(page, shape, names)
         shown = (*shape.columns, _SIZE_SO_FAR)
-        # The first row that does not fit is read, too: it tells that the page is too large.
+        # The first row that does not fit is read, too, because it shows that the page is too large.
         fits = sa.text(f'"page"."{_SIZE_SO_FAR}" - "page"."{_SIZE}" <= {MAX_PAGE_CHARACTERS}')
     rows_of_page = page.subquery("page")
     total = select(func.count()).select_from(table).where(where).scalar_subquery()
@@ -104,7 +106,7 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
 
 
 def _measured(page: sa.Select[Any], shape: Shape, names: Iterable[str]) -> sa.Select[Any]:
-    """Add to each row of a page the characters of its long texts, and their sum up to and including the row."""
+    """Add to each row of a page the number of characters in its long texts, and the sum up to and including the row."""
     lengths = " + ".join(f'coalesce(length("{column.name}"), 0)' for column in _long_texts(shape))
     rows_of_page = page.add_columns(sa.text(f'{lengths or "0"} AS "{_SIZE}"')).subquery("rows")
     so_far = sa.text(
@@ -115,12 +117,12 @@ def _measured(page: sa.Select[Any], shape: Shape, names: Iterable[str]) -> sa.Se
 
 
 def _long_texts(shape: Shape) -> list[sa.Column[Any]]:
-    """Return the columns of a list whose length only the schema of the body limits."""
+    """Return the columns of a list that hold long texts: only the schema of the body limits their length."""
     return [column for column in shape.table.columns if column.name in shape.columns and isinstance(column.type, Text)]
 
 
 def _needs_measure(shape: Shape, limit: int | None) -> bool:
-    """Return whether so many rows may hold more than MAX_PAGE_CHARACTERS. Most pages are too short for that."""
+    """Return whether `limit` rows may exceed MAX_PAGE_CHARACTERS. Most pages are too short for that."""
     return (limit or 0) * len(_long_texts(shape)) * MAX_PROSE_LENGTH > MAX_PAGE_CHARACTERS
 
 
@@ -143,7 +145,11 @@ def _plain_text(shape: Shape, dialect: sa.Dialect) -> tuple[str, tuple[str, ...]
 
 
 async def read(
-    database: Database, shape: Shape, where: ColumnElement[bool] | None, values: Mapping[str, int | None]
+    database: Database,
+    shape: Shape,
+    where: ColumnElement[bool] | None,
+    values: Mapping[str, int | None],
+    lane: Lane = Lane.LIST,
 ) -> Listed[Sequence[Any]]:
     """Return the rows as tuples, in the form that `rows.from_driver` takes. Raises Unavailable and InvalidInput.
 
@@ -152,23 +158,23 @@ async def read(
     """
     if _needs_measure(shape, values["limit"]):
         shape = replace(shape, is_measured=True)
-    async with database.read() as connection:
+
+    async def work(connection: AsyncConnection) -> list[Any]:
         if where is not None:
-            found: Sequence[Any] = (await connection.execute(_select(shape, where), dict(values))).all()
-        else:
-            statement_text, names = _plain_text(shape, connection.dialect)
-            driver: Any = (await connection.get_raw_connection()).driver_connection
-            given = [values[name] for name in names]
-            try:
-                if database.is_sqlite:
-                    found = await driver.execute_fetchall(statement_text, given)
-                else:
-                    found = await driver.fetch(statement_text, *given)
-            except BaseException as error:
-                # SQLAlchemy has not seen the error, and an interrupted connection cannot be used again.
-                await connection.invalidate(error)
-                raise
-    found = list(found)
+            return list((await connection.execute(_select(shape, where), dict(values))).all())
+        statement_text, names = _plain_text(shape, connection.dialect)
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        given = [values[name] for name in names]
+        try:
+            if database.is_sqlite:
+                return list(await driver.execute_fetchall(statement_text, given))
+            return list(await driver.fetch(statement_text, *given))
+        except Exception as error:
+            # SQLAlchemy has not seen the error, after which the connection may be unusable.
+            await connection.invalidate(error)
+            raise
+
+    found = await database.reading(work, lane)
     epoch, seq, total, first, *_ = found[0]
     if first is None:
         return Listed([], total, Head(epoch, seq))
@@ -176,13 +182,19 @@ async def read(
         return Listed([row[3:] for row in found], total, Head(epoch, seq))
     if found[-1][-1] > MAX_PAGE_CHARACTERS:
         expected = (
-            f"Expected at most {len(found) - 1}: the texts of more rows exceed {MAX_PAGE_CHARACTERS:,} characters"
+            f"Expected at most {len(found) - 1}: the texts of more rows would exceed {MAX_PAGE_CHARACTERS:,} characters"
         )
         raise InvalidInput([FieldProblem(("query", "limit"), expected, "page_too_large")])
     return Listed([row[3:-1] for row in found], total, Head(epoch, seq))
 
 
 # --- the lists
+
+
+def lane_of(page: ListRequest) -> Lane:
+    """Return COSTLY for a list that searches, skips many rows or tests each row many times, otherwise LIST."""
+    is_deep = page.offset > MAX_LIGHT_OFFSET
+    return Lane.COSTLY if page.text or is_deep or filter_sql.is_costly(page.filter) else Lane.LIST
 
 
 def _where(database: Database, resource: Resource, page: ListRequest) -> ColumnElement[bool] | None:
@@ -204,7 +216,7 @@ async def _read(
 ) -> Listed[Sequence[Any]]:
     shape = Shape(resource.table, columns, total_order(page.sort), page.user_id is not None, page.after is not None)
     values = {"owner": page.user_id, "after": page.after, "limit": page.limit, "offset": page.offset}
-    return await read(database, shape, _where(database, resource, page), values)
+    return await read(database, shape, _where(database, resource, page), values, lane_of(page))
 
 
 async def page_of(database: Database, resource: Resource, page: ListRequest) -> Listed[dict[str, Any]]:
@@ -221,7 +233,9 @@ async def labels_of(database: Database, resource: Resource, page: ListRequest) -
 
 async def count_of(database: Database, resource: Resource, page: ListRequest) -> Listed[Any]:
     """Return the total without rows. Raises Unavailable."""
-    return await _read(database, resource, ListRequest(page.filter, page.text, limit=0), ("id",))
+    counted = Shape(resource.table, ("id",), total_order(()))
+    values = {"limit": 0, "offset": 0}
+    return await read(database, counted, _where(database, resource, page), values, Lane.COSTLY)
 
 
 async def entities_of(
@@ -234,7 +248,8 @@ async def entities_of(
 ) -> Listed[dict[str, Any]]:
     """Return a page of a table that is not a resource, each row as `public` returns it. Raises Unavailable."""
     shape = Shape(table, tuple(str(column.name) for column in table.columns), order, after=page.after is not None)
-    found = await read(database, shape, where, {"after": page.after, "limit": page.limit, "offset": page.offset})
+    values = {"after": page.after, "limit": page.limit, "offset": page.offset}
+    found = await read(database, shape, where, values, lane_of(page))
     return Listed([public(row) for row in rows.from_driver(table, found.rows)], found.total, found.head)
 
 
@@ -261,8 +276,8 @@ async def find(database: Database, resource: Resource, entity_id: int) -> dict[s
 
 
 async def find_by(database: Database, resource: Resource, column: str, value: int, limit: int) -> list[dict[str, Any]]:
-    """Return the first rows, in order of id, whose `column` holds `value`: at most `limit` of them, and at most
-    MAX_PAGE_CHARACTERS of long texts.
+    """Return the first rows, in order of id, whose `column` holds `value`: at most `limit` of them, and no more than
+    fit into MAX_PAGE_CHARACTERS.
 
     Raises Unavailable.
     """
@@ -274,5 +289,4 @@ async def find_by(database: Database, resource: Resource, column: str, value: in
     found = (
         select(_columns("page", resource.columns)).select_from(measured).where(fits).order_by(sa.text('"page"."id"'))
     )
-    async with database.read() as connection:
-        return rows.from_driver(resource.table, (await connection.execute(found)).all())
+    return rows.from_driver(resource.table, await database.select(found, Lane.LIST))

@@ -13,12 +13,16 @@ from typing import Any
 import orjson
 from sqlalchemy import bindparam, select, update
 
+from core.errors import Conflict
 from core.times import utc_now
 from repository.engine.transaction import MAX_EVENT_ITEMS, Transaction, former_values
 from repository.generic import rows
 from repository.generic.versions import Row
 from resources.registry import children_of
 from resources.resource import Parent, Resource
+
+# Of all rows that one request deletes: as many as a bulk operation may change. On SQLite, other writes wait meanwhile.
+MAX_RELEASED_CHILDREN = 10_000
 
 Items = Sequence[Row]
 Rows = Sequence[dict[str, Any]]
@@ -33,9 +37,18 @@ async def recount(tx: Transaction, resource: Resource, before: Items, after: Ite
 
 
 async def release_children(tx: Transaction, resource: Resource, gone: Rows, actor_id: int | None) -> None:
-    """Clear the columns of children that refer to rows about to be deleted."""
+    """Clear the columns of children that refer to rows about to be deleted. Raises Conflict when there are more than
+    MAX_RELEASED_CHILDREN.
+    """
     for child, parent in children_of(resource):
         ids = [row["id"] for row in gone if row[parent.count]]
+        number = sum(row[parent.count] for row in gone)
+        if number > MAX_RELEASED_CHILDREN:
+            has = f"{resource.singular.capitalize()} {ids[0]} has" if len(ids) == 1 else f"These {resource.name} have"
+            raise Conflict(
+                f"{has} {number} {child.name}, expected at most {MAX_RELEASED_CHILDREN}: first delete {child.name} with"
+                f" DELETE /{child.name}/bulk, or move them to another {resource.singular}"
+            )
         if ids:
             await _orphan(tx, child, parent.column, ids, actor_id)
 

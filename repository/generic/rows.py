@@ -24,7 +24,7 @@ from resources.derived import keys_of, visible_columns
 
 T = TypeVar("T")
 FEW_ROWS = 100
-ROWS_PER_FETCH = 500  # then the size of what was fetched is looked at: rows of 40 kB are 20 MB
+ROWS_PER_FETCH = 500  # before their size is checked: 500 rows of 40 kB are 20 MB
 MAX_KEPT_TABLES = 32
 Convert = Callable[[Any], Any]
 
@@ -107,7 +107,7 @@ def from_driver(table: Table, found: Sequence[Sequence[Any]]) -> list[dict[str, 
 async def fetch_locked(tx: Transaction, table: Table, ids: Sequence[int]) -> list[dict[str, Any]]:
     """Return the entities with these ids, in order of id, locked until COMMIT.
 
-    Raises ContentTooLarge when they are larger than a transaction may write, before all of them are in memory.
+    Raises ContentTooLarge when they exceed the size of a transaction, before all of them are in memory.
     """
     driver = await tx.driver()
     columns = ", ".join(f'"{name}"' for name in visible_columns(table))
@@ -132,7 +132,7 @@ async def fetch_locked(tx: Transaction, table: Table, ids: Sequence[int]) -> lis
 
 @lru_cache(maxsize=MAX_KEPT_TABLES)
 def _long_columns(table: Table) -> list[int]:
-    """Return the places, among the visible columns, of texts without a length of their own."""
+    """Return the indexes, among the visible columns, of those that hold long texts."""
     names = enumerate(visible_columns(table))
     return [place for place, name in names if isinstance(table.c[name].type, Text)]
 

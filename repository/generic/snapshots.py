@@ -17,6 +17,7 @@ from core.filters import Filter
 from repository import jobs
 from repository.accounts import audit, sessions, users
 from repository.engine.database import Database
+from repository.engine.engines import Lane
 from repository.engine.events import Head
 from repository.generic import filter_sql, rows
 from resources.derived import visible_columns
@@ -78,8 +79,8 @@ async def read_page(
     # outer join returns the head even without rows.
     columns = text(", ".join(f'"page"."{name}"' for name in visible_columns(table)))
     query = select(head.c.epoch, head.c.seq, columns).select_from(head.outerjoin(page, true()))
-    async with database.read() as connection:
-        found = (await connection.execute(query.order_by(page.c.id))).all()
+    lane = Lane.COSTLY if filter_sql.is_costly(wanted) else Lane.LIST
+    found = await database.select(query.order_by(page.c.id), lane, patient=True)
     epoch, seq, first = found[0][:3]
     listed = [row[2:] for row in found] if first is not None else []
     made = await rows.off_the_loop(len(listed), _entities, source, listed)
@@ -103,7 +104,6 @@ async def beginning(database: Database, topics: Sequence[str]) -> Beginning:
     head = models.event_head
     numbered = [topic for topic in topics if SOURCES[topic].table.c.id.type.python_type is int]
     highest = [select(func.max(SOURCES[topic].table.c.id)).scalar_subquery() for topic in numbered]
-    async with database.read() as connection:
-        epoch, seq, *ids = (await connection.execute(select(head.c.epoch, head.c.seq, *highest))).one()
+    ((epoch, seq, *ids),) = await database.select(select(head.c.epoch, head.c.seq, *highest))
     found = {topic: number or 0 for topic, number in zip(numbered, ids, strict=True)}
     return Beginning(Head(epoch, seq), {topic: found.get(topic) for topic in topics})

@@ -212,7 +212,7 @@ async def edit_bulk(
 class _Edited:
     """The rows that a bulk edit changes, before and after; `encoded` holds all rows it names, in request order.
 
-    `encoded_before` holds what the changed rows no longer have.
+    `encoded_before` holds the former values of the changed rows.
     """
 
     before: list[dict[str, Any]]

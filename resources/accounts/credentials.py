@@ -10,22 +10,15 @@ from pydantic import MISSING, AfterValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 from core.password_rules import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH
-from schemas import BLANK, PADDING, Answer, Body, IsoDate, Moment, Name, examples, trimmed
+from core.texts.normal import BLANK, INVISIBLE, PRIVATE_USE
+from schemas import PADDING, Answer, Body, IsoDate, Moment, Name, examples, normal, trimmed
 
 MAX_EMAIL_LENGTH = 254  # RFC 5321, section 4.5.3.1.3, without the angle brackets
 MAX_ONE_TIME_TOKEN_LENGTH = 128  # ours have 43 characters
 
-# Characters that are invisible or change the direction of the text after them: controls, direction and format marks,
-# joiners, fillers and private-use characters.
-_INVISIBLE = (
-    r"\x80-\x9f\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f"
-    r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ue000-\uf8ff\ufe00-\ufe0f\uffa0\ufff0-\uffff"
-    # Literal characters, because JSON Schema patterns have no portable escape for them.
-    "\U000110bd\U000110cd\U00013430-\U0001345f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U0010ffff"
-)
 # Characters whose normalised form contains @, / or a backslash.
 _NORMALISED_AWAY = r"\u2100\u2101\u2105\u2106\ufe68\ufe6b\uff0f\uff20\uff3c"
-_USERNAME = rf"^[{PADDING}]*[^@/\\{BLANK}{_INVISIBLE}{_NORMALISED_AWAY}]{{3,50}}[{PADDING}]*$"
+_USERNAME = rf"^[{PADDING}]*[^@/\\{BLANK}{INVISIBLE}{PRIVATE_USE}{_NORMALISED_AWAY}]{{3,50}}[{PADDING}]*$"
 _USERNAME_WORDS = "expected 3 to 50 printable characters, without spaces, @, / or backslash"
 
 Username = Annotated[
@@ -35,6 +28,7 @@ Username = Annotated[
         description=f"{_USERNAME_WORDS.capitalize()}; leading and trailing spaces are removed",
         json_schema_extra={"minLength": 3, "pattern": _USERNAME},
     ),
+    normal(50),
 ]
 # `core.password_rules` checks the length with the other rules, so that one response names every broken rule.
 NewPassword = Annotated[
@@ -46,9 +40,16 @@ _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _ADDRESS = rf"{_ATOM}(?:\.{_ATOM})*@(?:{_LABEL}\.)+[A-Za-z](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])"
 _EMAIL = rf"^[{PADDING}]*{_ADDRESS}[{PADDING}]*$"
-# Addresses that no mail server accepts: too long as a whole or in the local part, or with a label reserved by RFC 5891.
+# Special-use domains (RFC 6761), in which no public mail server exists. JSON Schema patterns have no flag for case.
+_RESERVED = "|".join(
+    "".join(f"[{letter}{letter.upper()}]" for letter in name)
+    for name in ("arpa", "invalid", "local", "localhost", "onion", "test")
+)
+# Addresses that no mail server accepts: in a special-use domain, too long as a whole or in the local part, or with a
+# label reserved by RFC 5891.
 _UNDELIVERABLE: JsonDict = {
     "anyOf": [
+        {"pattern": rf"@(?:[^@]*\.)?(?:{_RESERVED})[{PADDING}]*$"},
         {"pattern": rf"[^@{PADDING}]{{65}}@"},
         {"pattern": r"@(?:[^@]*\.)?(?![xX][nN])[^.@]{2}--"},
         {"pattern": rf"[^{PADDING}]{{{MAX_EMAIL_LENGTH + 1}}}"},
@@ -73,8 +74,8 @@ def _deliverable(address: str) -> str:
 Email = Annotated[
     str,
     Field(
-        description=f"At most {MAX_EMAIL_LENGTH} characters, not in a reserved domain such as .local or .test; "
-        "leading and trailing spaces are removed",
+        description=f"At most {MAX_EMAIL_LENGTH} characters, not in a reserved domain such as .local or .test; a label "
+        "that begins with xn-- must be valid IDNA; leading and trailing spaces are removed",
         json_schema_extra={"pattern": _EMAIL, "not": _UNDELIVERABLE},
     ),
     AfterValidator(_deliverable),
@@ -90,6 +91,10 @@ class RegisterBody(Body):
     model_config = examples(
         {"username": "holly", "email": "holly@example.org", "password": "third man 1949"},
         allOf=[_NAMED, _WITH_PASSWORD],
+    )
+    NEEDED = (
+        (("username", "email"), "expected username, email or both"),
+        (("password", "hashedPassword"), "expected password"),
     )
 
     username: Username | MISSING = MISSING
@@ -117,6 +122,7 @@ class LoginBody(Body):
     """A sign-in with `username`, which may also be an email address, or with `email`."""
 
     model_config = examples({"username": "holly", "password": "third man 1949"}, allOf=[_NAMED])
+    NEEDED = ((("username", "email"), "expected username or email"),)
 
     username: Annotated[str, Field(min_length=1, max_length=320)] | MISSING = MISSING
     email: Annotated[str, Field(min_length=1, max_length=320)] | MISSING = MISSING
@@ -178,6 +184,17 @@ class LinkBody(Body):
     model_config = examples({"token": _TOKEN})
 
     token: OneTimeToken
+
+
+class PendingConfirmation(Answer):
+    """The purpose of an emailed token. Nothing has changed yet: send the token with `POST /auth/activate`."""
+
+    purpose: Literal["activate", "email"] = Field(
+        description="`activate`: activate the account. `email`: give the account this address"
+    )
+    username: str | None
+    email: str = Field(description="The address to which the token was mailed")
+    detail: str = Field(description="What to do, in a sentence")
 
 
 class AddressBody(Body):
@@ -261,7 +278,7 @@ class AuditEntry(Answer):
     id: int
     actor_id: int | None = Field(description="The admin; null for an action on the command line or at service start")
     action: str
-    user_id: int = Field(description="The account that the action concerned")
+    user_id: int = Field(description="The account that the action was about")
     changes: dict[str, list[Any]] = Field(
         description="Old and new value of each changed field; an empty list for personal data"
     )

@@ -59,6 +59,7 @@ class AccountBody(Body):
     model_config = examples(
         {"username": "holly", "name": "Holly Martins", "phone_number": "+436641234567"}, allOf=[_NAMED]
     )
+    NEEDED = ((("username", "email"), "expected username, email or both"),)
 
     username: Username | None = None
     email: Email | None = None

@@ -56,6 +56,8 @@ async def knows_password(call: AnyCall, user: Mapping[str, Any] | None, password
     verdict = await call.services.passwords.verify(password, user["password_hash"] if user is not None else None)
     if user is not None and verdict.is_right:
         await lockout.knew_old_password(me.user_id, call.address)
+    else:
+        lockout.failed_old_password(me.user_id, call.address)
     return user is not None and verdict.is_right
 
 

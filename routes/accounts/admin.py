@@ -74,8 +74,9 @@ async def change_group(call: Call[ById, None, credentials.GroupBody]) -> Respons
     "Enable a user's account (admins only)",
     {200: credentials.User},
     CHANGE,
-    description="The user can sign in again.",
-    errors=(403, 404),
+    description="The user can sign in again. If the account awaits activation and its address belongs to another "
+    "account, the response is a 409.",
+    errors=(403, 404, 409),
 )
 async def activate(call: Call[ById, None, None]) -> Response:
     editor = as_admin(call)

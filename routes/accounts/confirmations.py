@@ -13,6 +13,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from core.errors import Conflict, FieldProblem, InvalidInput, NotFound, Problem
+from core.texts.normal import nfkc
 from repository.accounts import confirmations, outbox
 from repository.accounts.one_time_tokens import Purpose
 from repository.accounts.outbox import MailType
@@ -35,6 +36,7 @@ REQUEST_EMAIL = Details(
     ignores_credentials=True,
     limit_group=LimitGroup.MAIL,
 )
+USE_POST = "Nothing has changed yet: send the token with POST /auth/activate"
 PROMISE = "If there is an eligible account with this address, an email is on its way"
 
 operations = Operations("accounts")
@@ -84,10 +86,11 @@ class ByToken(queries.Parameters):
 
 @operations.get(
     "/auth/activate",
-    "Open an activation or confirmation URL",
-    {200: credentials.User},
-    description=ABOUT_URLS + " A browser (`Accept: text/html`) receives a page with a button that activates the "
-    "account, because mail scanners open URLs, too.",
+    "Show the purpose of an emailed token",
+    {200: credentials.PendingConfirmation},
+    description=ABOUT_URLS
+    + " Opening the URL changes nothing, because mail scanners open URLs, too. A browser (`Accept: text/html`) "
+    "receives a page with a button; other clients receive the purpose of the token. Only `POST` uses the token.",
     like=USE_TOKEN,
 )
 async def open_url(call: Call[None, ByToken, None]) -> Response:
@@ -95,10 +98,11 @@ async def open_url(call: Call[None, ByToken, None]) -> Response:
         # Mail scanners check URLs with HEAD, which must not use up the token.
         return Response(headers=NO_STORE)
     token = call.query.token
-    if not _wants_page(call):
-        return await _use(call, token)
     pending = await confirmations.preview(call.database, token)
     user, address = pending.user, pending.email
+    if not _wants_page(call):
+        found = {"purpose": pending.purpose.value, "username": user["username"], "email": address, "detail": USE_POST}
+        return rendering.JSONResponse(found, headers={**NO_STORE, "Vary": "Accept"})
     if pending.purpose is Purpose.ACTIVATE:
         name = user["username"] or address
         text = f"Someone registered as {name} with the address {address}. Was it you?"
@@ -178,7 +182,7 @@ async def change_password(call: Call[None, None, credentials.ChangePasswordBody]
     problems = _problems_for(call, user)
     if not await knows_password(call, user, body.old_password):
         problems.insert(0, FieldProblem(("body", "old_password"), "The old password is wrong", "wrong_password"))
-    elif body.new_password == body.old_password:
+    elif nfkc(body.new_password) == nfkc(body.old_password):
         problems.append(FieldProblem(("body", "new_password"), "This is the old password", "password_is_old"))
     if problems:
         raise InvalidInput(problems)

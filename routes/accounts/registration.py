@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from core.errors import FieldProblem
+from core.errors import Conflict, FieldProblem
 from repository.accounts import outbox, users
 from repository.accounts.outbox import MailType
 from repository.engine.transaction import Transaction
@@ -15,6 +15,8 @@ from resources.accounts.credentials import RegisterBody, User
 from routes.http import rendering
 from routes.http.limit_groups import LimitGroup
 from routes.http.operation import Call, Details, Operations, Services
+
+ATTEMPTS = 3  # concurrent registrations can conflict over two keys of an address; the third attempt needs none
 
 operations = Operations("accounts")
 
@@ -43,7 +45,8 @@ def password_problems(services: Services, body: Any, valid: Any) -> Sequence[Fie
 
 REGISTER = Details(
     description="Where accounts are activated by email (`ACCOUNT_ACTIVATION=email`), `email` is required, and the user "
-    "cannot sign in before opening the activation URL that is sent to this address.",
+    "cannot sign in before the account is activated with the token that is sent to this address. If another account "
+    "has the address, the response is the same, and the owner of that account receives a notice instead.",
     check=problems,
     errors=(409,),
     limit_group=LimitGroup.REGISTER,
@@ -66,7 +69,14 @@ async def register(call: Call[None, None, RegisterBody]) -> Response:
             await outbox.put(tx, user["id"], MailType.ACTIVATE, user["email"])
         return user
 
-    user = await call.write(work)
+    for attempts_left in reversed(range(ATTEMPTS)):
+        try:
+            user = await call.write(work)
+            break
+        except Conflict:
+            # A concurrent registration may have taken the address, which the response must not reveal.
+            if not awaits_activation or not attempts_left:
+                raise
     if awaits_activation:
         call.services.outbox.wake()
     return rendering.JSONResponse(user, 201)

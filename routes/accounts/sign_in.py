@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
 from starlette.responses import Response
 
-from core.errors import Unauthenticated, invalid_token
+from core.errors import Forbidden, Unauthenticated, invalid_token
 from repository.accounts import sessions, users
 from repository.accounts.sessions import Checked, Device, Renewal
 from resources.accounts.credentials import LoginBody, RefreshBody, Session, Token, TokenForm
@@ -71,17 +72,40 @@ async def refresh(call: Call[None, None, RefreshBody]) -> Response:
 async def _sign_in(call: AnyCall, login: str, password: str) -> Response:
     services, login = call.services, login.strip()
     for attempt in range(ATTEMPTS):
-        user = await users.find_by_login(call.database, login)
+        found = await users.find_by_login(call.database, login)
         if attempt == 0:
-            await services.lockout.try_to_sign_in(login, user["id"] if user is not None else None, call.address)
-        verdict = await services.passwords.verify(password, user["password_hash"] if user is not None else None)
-        if user is None or not verdict.is_right:
+            await services.lockout.try_to_sign_in(login, found[-1]["id"] if found else None, call.address)
+        proven = await _proven(call, login, found, password)
+        if proven is None:
             break
-        checked = Checked(user["password_hash"], verdict.new_hash)
-        if (begun := await _begin(call, user["id"], checked)) is not None:
+        user_id, checked = proven
+        try:
+            begun = await _begin(call, user_id, checked)
+        except Forbidden as error:
+            services.lockout.refused(login, call.address, str(error.detail))
+            raise
+        if begun is not None:
             await services.lockout.signed_in(login, call.address)
             return begun
+    services.lockout.failed(login, call.address)
     raise Unauthenticated(sessions.WRONG_PASSWORD)
+
+
+async def _proven(
+    call: AnyCall, login: str, found: Sequence[Mapping[str, Any]], password: str
+) -> tuple[int, Checked] | None:
+    """Return the id of the account whose password this is, with what was checked, or None if no account matches.
+
+    A wrong password costs the same work however many accounts were found, so the duration does not reveal whether an
+    address has an account, or one that waits for it.
+    """
+    hashes = [user["password_hash"] for user in found]
+    most = 2 if "@" in login and call.services.activates_by_mail else 1
+    for number, password_hash in enumerate([*hashes, *[None] * (most - len(hashes))]):
+        verdict = await call.services.passwords.verify(password, password_hash)
+        if verdict.is_right:
+            return found[number]["id"], Checked(found[number]["password_hash"], verdict.new_hash)
+    return None
 
 
 async def _begin(call: AnyCall, user_id: int, checked: Checked) -> Response | None:

@@ -27,8 +27,8 @@ ADDRESS_RATE = Rate(5, 24 * 60 * 60)  # changes of one account's email address b
 EDIT = Details(signed_in=True, if_match=True, answer_headers=("ETag",))
 EDIT_OWN = Details(
     description="Changing `username` or `email` requires `current_password`; if it is missing or wrong, the response "
-    "is a 403 that names it. Where accounts are activated by email, a new address takes effect when its confirmation "
-    "URL is opened.",
+    "is a 403 that names it. Where accounts are activated by email, a new address takes effect when the token that is "
+    "mailed to it is sent to `POST /auth/activate`.",
     errors=(403, 409),
     **EDIT,
 )
@@ -103,6 +103,7 @@ async def delete(call: Call[ById | None, None, None]) -> Response:
     editor = as_editor(call, user_id)
     versions = rendering.if_match(call)
     avatar = await call.write(lambda tx: deletion.remove(tx, editor, user_id, versions))
+    await deletion.erase_rest(call.database, user_id)
     await avatar_files.discard(call.services, avatar)
     return Response(status_code=204)
 

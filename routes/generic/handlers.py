@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 import schemas
-from core.errors import Conflict, FieldProblem, Forbidden, NotFound
+from core.errors import FieldProblem, Forbidden, InvalidInput, NotFound
 from repository import jobs
 from repository.engine.transaction import Transaction
 from repository.generic import lists, writes
@@ -27,6 +28,7 @@ from routes.http.operation import Call
 MAX_BULK_BODY_BYTES = 10 * 1024 * 1024  # ten thousand rows of a thousand bytes
 DEFAULT_BATCH = 1_000
 CHUNKS_PER_SECOND_AT_A_RATE = 5
+MAX_PACED_SECONDS = 24 * 3600  # of a job with a rate
 SEED_BITS = 32
 
 
@@ -165,12 +167,7 @@ async def delete_bulk(resource: Resource, call: Call[None, None, schemas.BulkIds
 
 
 async def delete_range(resource: Resource, call: Call[queries.ByRange, None, None]) -> Response:
-    start, end = call.path.start_id, call.path.end_id
-    if not 0 <= end - start < schemas.MAX_BULK_ROWS:
-        message = f"Expected a range of 1 to {schemas.MAX_BULK_ROWS} ids, start_id first"
-        # This is a 409, because each id is valid and no schema can relate the two: a 422 is for what schemas reject.
-        raise Conflict([FieldProblem(("path", "end_id"), message, "invalid_range")])
-    return await _delete_many(resource, call, range(start, end + 1))
+    return await _delete_many(resource, call, range(call.path.start_id, call.path.end_id + 1))
 
 
 async def generate(resource: Resource, call: Call[queries.ByNumber, queries.GenerateQuery, None]) -> Response:
@@ -178,6 +175,10 @@ async def generate(resource: Resource, call: Call[queries.ByNumber, queries.Gene
     batch_size = query.batch_size or DEFAULT_BATCH
     if query.rate is not None and query.batch_size is None:
         batch_size = min(DEFAULT_BATCH, max(1, int(query.rate / CHUNKS_PER_SECOND_AT_A_RATE)))
+    if query.rate is not None and call.path.number > query.rate * MAX_PACED_SECONDS:
+        least = math.ceil(call.path.number / MAX_PACED_SECONDS * 100) / 100
+        message = f"Expected at least {least:g}, at which {call.path.number} rows are stored within a day"
+        raise InvalidInput([FieldProblem(("query", "rate"), message, "too_slow")])
     order = JobOrder(
         kind=f"generate_{resource.name}",
         total=call.path.number,
@@ -187,7 +188,7 @@ async def generate(resource: Resource, call: Call[queries.ByNumber, queries.Gene
     )
 
     async def work(tx: Transaction) -> StoredResponse:
-        job = await jobs.create(tx, call.me, order)
+        job = await jobs.create(tx, call.me, order, call.services.generated_rows_per_day)
         return StoredResponse(202, orjson.dumps(job), {"Location": f"{call.prefix}/jobs/{job['id']}"})
 
     return await rendering.write_once(call, work)

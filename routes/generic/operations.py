@@ -106,10 +106,14 @@ def _declare_bulk(made: Operations, resource: Resource) -> None:
         errors=(403, 409),
     )(by(handlers.edit_bulk))
     deleted = {200: schemas.Deleted}
-    made.delete(path, f"Delete many {name}{staff}", deleted, BULK, description=ALL_OR_NONE, errors=(403,))(
+    errors = (403, 409) if children_of(resource) else (403,)
+    made.delete(path, f"Delete many {name}{staff}", deleted, BULK, description=ALL_OR_NONE, errors=errors)(
         by(handlers.delete_bulk)
     )
-    about = f"Both ends are included; a range of more than {schemas.MAX_BULK_ROWS:,} ids is rejected with a 409."
+    about = (
+        f"Both ends are included. A range that is reversed or has more than {schemas.MAX_BULK_ROWS:,} ids is rejected "
+        "with a 422."
+    )
     made.delete(
         f"{path}/{{start_id}}/{{end_id}}",
         f"Delete a range of {name}{staff}",
@@ -146,9 +150,8 @@ def _declare_single(made: Operations, resource: Resource) -> None:
         made.get(path, f"Get {one}", changed, get)(by(handlers.get_one))
     made.put(path, f"Replace {one}{staff}", changed, EDIT, body=resource.body)(by(handlers.replace))
     made.patch(path, f"Change {one}{staff}", changed, EDIT, body=resource.patch)(by(handlers.patch))
-    made.delete(path, f"Delete {one}{staff}", signed_in=True, if_match=True, errors=(403, 404, 413))(
-        by(handlers.delete)
-    )
+    errors = (403, 404, 409, 413) if included else (403, 404, 413)
+    made.delete(path, f"Delete {one}{staff}", signed_in=True, if_match=True, errors=errors)(by(handlers.delete))
 
 
 RESOURCE_OPERATIONS: Sequence[Operations] = [operations_of(resource) for resource in RESOURCES]

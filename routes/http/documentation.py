@@ -71,11 +71,11 @@ async def redoc(request: Request) -> Response:
 async def file(request: Request) -> Response:
     name = request.path_params["name"]
     if name == "start.js":
-        return FileResponse(OWN / "start.js", media_type="text/javascript")
+        return FileResponse(OWN / "start.js", media_type="text/javascript", headers={"Accept-Ranges": "none"})
     if name not in FILES:
         raise NotFound(f"There is no file {name}")
     source, media_type = FILES[name]
-    headers = {"Cache-Control": "max-age=86400"}
+    headers = {"Cache-Control": "max-age=86400", "Accept-Ranges": "none"}
     if name == "redoc.js":
         script = await asyncio.to_thread((_folder() / source).read_bytes)
         return Response(script.replace(*FOREIGN_LOGO), headers=headers, media_type=media_type)

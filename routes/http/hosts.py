@@ -1,4 +1,4 @@
-"""Which hosts and origins are served: `Host` is checked against DNS rebinding, `Origin` for browsers (CORS)."""
+"""The checks of `Host`, against DNS rebinding, and of `Origin`, for the pages of browsers (CORS)."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from starlette.websockets import WebSocket
 
 from core import scope_keys
 from core.errors import BadRequest, Forbidden, MisdirectedRequest, Problem
-from core.hosts import AllowedHosts, host_of, origin_refusal
 from core.logs import WarnOnce
+from core.network.hosts import AllowedHosts, host_of, origin_refusal
 from routes.http.rendering import problem_response
 
-# Probes and scrapers address a pod or a container by whatever name or address it has at the moment. These paths tell a
-# rebound page only that the service runs, and its metrics, which METRICS_TOKEN protects.
+# Probes and scrapers address a pod or a container by whatever name or address is current. A rebound page can learn from
+# these paths only the health of the service, and its metrics unless METRICS_TOKEN protects them.
 PROBED = frozenset({"/healthz", "/readyz", "/metrics"})
 log = structlog.get_logger("http")
 
 
 class HostCheck:
-    """Rejects requests to other hosts than `allowed` with 421, and those without exactly one valid host with 400."""
+    """Rejects requests for hosts that are not `allowed` with 421, and those without one valid `Host` with 400."""
 
     def __init__(self, app: ASGIApp, allowed: AllowedHosts) -> None:
         self.app = app
         self._allowed = allowed
-        self._warn = WarnOnce(log, "host refused")
+        self._warn = WarnOnce(log, "host rejected")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A request on a socket has the host of its handshake, which was checked.
+        # A request over a socket has the host of the handshake, which was checked.
         if scope["type"] in ("http", "websocket") and scope_keys.SOCKET not in scope:
             try:
                 self._check(scope)
@@ -46,16 +46,16 @@ class HostCheck:
         await self.app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        """Raise BadRequest and MisdirectedRequest."""
+        """Raise BadRequest or MisdirectedRequest unless the host is served."""
         given = [value for name, value in scope["headers"] if name == b"host"]
         is_probe = scope["path"] in PROBED
         if not given and is_probe and scope.get("http_version") == "1.0":
             return  # HTTP/1.0 has no Host, and some load balancers probe with it
         host = host_of(given[0].decode("latin-1").strip()) if len(given) == 1 else None
         if host is None:
-            raise BadRequest(f"Expected one header Host with a host and, optionally, a port; got {len(given)} of them")
+            raise BadRequest(f"Expected one header Host with a host and optionally a port; got {len(given)} of them")
         if not is_probe and not self._allowed.allow(host):
-            hint = f"If this host is right, add {host} to the setting ALLOWED_HOSTS"
+            hint = f"If this host is correct, add {host} to the setting ALLOWED_HOSTS"
             self._warn(host, hint=hint)
             addresses = " any IP address," if self._allowed.allows_addresses else ""
             raise MisdirectedRequest(
@@ -65,7 +65,7 @@ class HostCheck:
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, with a reason in the response to a preflight from an origin that is not allowed."""
+    """Starlette's middleware, but the response to a preflight from a rejected origin says why."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Cors(CORSMiddleware):
         expose_headers: Sequence[str],
     ) -> None:
         super().__init__(app, allow_origins, allow_methods, allow_headers, expose_headers=expose_headers)
-        self._warn = WarnOnce(log, "origin refused")
+        self._warn = WarnOnce(log, "origin rejected")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_preflight = scope["type"] == "http" and scope["method"] == "OPTIONS"

@@ -11,8 +11,9 @@ from starlette.requests import Request
 from core import metrics, scope_keys
 from core.errors import SettingsError, TooManyRequests
 from core.identity import Identity
+from core.network.addresses import network_of
 from core.rates import Rate, RateLimits, nameless
-from services.limits.limiter import Limits, Outcome, network_of
+from services.limits.limiter import Limits, Outcome
 
 
 class LimitGroup(StrEnum):

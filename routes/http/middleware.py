@@ -23,7 +23,7 @@ from routes.http.rendering import JSONResponse, problem_response
 
 PREFIX = "/api/v1"
 _SANE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
-# Browsers take the declared media type, even where a response might look like a script or a page.
+# Browsers must use the declared media type, even if a response looks like a script or a page.
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 log = structlog.get_logger("http")
 
@@ -46,6 +46,9 @@ class OnePath(_Middleware):
             if len(rest) > 1 and rest.endswith("/"):
                 rest = rest[:-1]
             scope = {**scope, "path": rest or "/", scope_keys.PREFIX: prefix}
+            if any(name == b"range" for name, _ in scope["headers"]):
+                # Ranges are not supported, and a server may ignore the header (RFC 9110, section 14.2).
+                scope["headers"] = [each for each in scope["headers"] if each[0] != b"range"]
         await self.app(scope, receive, send)
 
 

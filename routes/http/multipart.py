@@ -16,10 +16,11 @@ LINE = b"\r\n"
 class Part:
     name: str
     content: bytes
+    is_chosen: bool  # whether the part has a file name
 
 
 def parts(body: bytes, content_type: str) -> list[Part]:
-    """Return the parts in order, without file names and media types. Raises ValueError that says what was expected."""
+    """Return the parts in order, without media types. Raises ValueError, whose message says what was expected."""
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if not 1 <= len(boundary) <= MAX_BOUNDARY_LENGTH:
@@ -42,5 +43,6 @@ def _part(piece: bytes) -> Part:
         if name.strip().lower() == b"content-disposition":
             kind, options = parse_options_header(value.decode("latin-1").strip())
             if kind == b"form-data" and b"name" in options:
-                return Part(options[b"name"].decode("utf-8", errors="replace"), content)
+                is_chosen = bool(options.get(b"filename"))
+                return Part(options[b"name"].decode("utf-8", errors="replace"), content, is_chosen)
     raise ValueError("expected each part to have the header Content-Disposition: form-data; name=…")

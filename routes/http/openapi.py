@@ -34,7 +34,7 @@ ERRORS: Mapping[int, str] = {
     408: "The body was sent too slowly",
     409: "Conflict with stored data",
     412: "If-Match names another version",
-    413: "The body, or what it would change, is too large",
+    413: "The body, or the rows that the request would change, are too large",
     415: "Unsupported media type",
     422: "Invalid request; every problem is listed",
     429: "Too many requests; Retry-After says when to retry",

@@ -74,6 +74,7 @@ class Services:
     event_streams: EventStreams
     limits: Limits
     limit_rules: Rules
+    generated_rows_per_day: int | None  # of one user; None without limits
 
 
 PathT_co = TypeVar("PathT_co", covariant=True)
@@ -106,7 +107,7 @@ class Call(Generic[PathT_co, QueryT_co, BodyT_co]):
         return self.services.database
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Run `Database.write` with the caller as the writer, whose rights are checked again in the transaction."""
+        """Run `Database.write` with the client as the writer, whose rights are checked again in the transaction."""
         return await self.database.write(work, self.identity)
 
     @property

@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import BaseModel
 
 import schemas
-from core import filters, listed
+from core import filters
 from core.filters import OPERATORS, Field, FieldType, Op
+from core.texts import listed
 from routes.http import queries
 from routes.http.operation import Operation
 
@@ -43,7 +44,7 @@ CONDITIONAL: Mapping[str, dict[str, Any]] = {
     },
 }
 _TEXT_SCHEMA = {"type": "string", "maxLength": filters.MAX_TEXT_LENGTH, "pattern": schemas.NO_NUL}
-# A value of a list as it is written: in quotes, where a comma belongs to it (`core/listed.py`).
+# A value of a list as it is written in a query: in quotes if it contains a comma (`core/texts/listed.py`).
 _LENGTH = filters.MAX_LISTED_TEXT_LENGTH
 _LISTED = rf'^(?:[^\x00,"][^\x00,]{{0,{_LENGTH - 1}}}|"(?:[^\x00"]|""){{0,{_LENGTH}}}")?$'
 _FILTER_SCHEMAS: Mapping[FieldType, dict[str, Any]] = {

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import parse_qsl
 
 import orjson
@@ -27,8 +27,9 @@ from core.errors import (
 )
 from core.identity import Identity
 from core.stopping import Stopping
-from routes.http import limit_groups, uploads
+from routes.http import limit_groups, queries, uploads
 from routes.http.operation import Call, Operation, Services
+from schemas import Body
 from services import authentication
 
 BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; more would only hold a connection
@@ -55,8 +56,8 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
         problems.append(FieldProblem(("header", "Idempotency-Key"), message, "invalid_idempotency_key"))
     raw_body, body = b"", None
     has_waited = asyncio.Event()
-    asyncio.get_running_loop().call_soon(has_waited.set)  # called only if reading the body gives up control
-    if operation.form is not None and _media_type(request) in uploads.MEDIA_TYPES:
+    asyncio.get_running_loop().call_soon(has_waited.set)  # runs only if reading the body has to wait
+    if operation.form is not None and _media_type(request) in uploads.media_types(operation.form):
         assert identity is not None, "an operation with a form is marked signed_in"
         with services.pictures.receiving(identity.user_id):
             raw_body = await read_body(request, uploads.MAX_UPLOAD_BODY_BYTES)
@@ -66,9 +67,10 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
         raw_body = await read_body(request, operation.max_body_bytes)
         body = _body(request, operation, raw_body, problems)
     if identity is not None and has_waited.is_set():
-        # The transaction checks the rights again, but it can only refuse; the operation decides by what they are now.
+        # The transaction checks the rights, too, but can only reject the write; the operation needs the current rights.
         identity = await authentication.recheck(services.database, identity)
     if problems:
+        problems.extend(await _problems_of_rows(request, operation, body))
         raise InvalidInput(problems)
     return Call(
         services=services,
@@ -86,6 +88,15 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
         is_socket=scope_keys.SOCKET in request.scope,
         address=request.client.host if request.client is not None else None,
     )
+
+
+async def _problems_of_rows(request: Request, operation: Operation, body: Any) -> list[FieldProblem]:
+    """Return the problems of the rows of a bulk body, which the handler checks only when everything else is valid."""
+    if not isinstance(body, queries.Rows) or b"on_error=skip" in request.scope["query_string"]:
+        return []
+    (row_model,) = get_args(operation.body_schema)
+    checked = await check_rows(row_model, body.root)
+    return [problem for found in checked.invalid.values() for problem in found]
 
 
 async def _identify_and_count(request: Request, operation: Operation, services: Services) -> Identity | None:
@@ -185,6 +196,11 @@ def _query(request: Request, operation: Operation, problems: list[FieldProblem])
                 problems.append(FieldProblem(("query", name), "Expected at most once", "repeated"))
             values[name] = value
     query = _validated(model, values, "query", problems)
+    if "sort" in known:
+        try:
+            queries.sorting(operation.filters, values.get("sort"))
+        except ValueError as error:
+            problems.append(FieldProblem(("query", "sort"), str(error), "invalid_sort"))
     parsed = filters.parse_query(items, operation.filters, known)
     problems.extend(parsed.problems)
     return query, parsed.filter
@@ -198,7 +214,7 @@ def _body(request: Request, operation: Operation, raw: bytes, problems: list[Fie
     media_type = _media_type(request)
     if operation.body is None or media_type not in operation.body_media_types:
         own = operation.body_media_types if operation.body is not None else ()
-        expected = " or ".join((*own, *(uploads.MEDIA_TYPES if operation.form is not None else ())))
+        expected = " or ".join((*own, *(uploads.media_types(operation.form) if operation.form is not None else ())))
         raise UnsupportedMediaType(f"Content-Type: expected {expected}")
     if media_type == FORM_MEDIA_TYPE:
         value: Any = _form(raw)
@@ -210,6 +226,9 @@ def _body(request: Request, operation: Operation, raw: bytes, problems: list[Fie
             return None
     found: list[FieldProblem] = []
     body = _validated(operation.body, value, "body", found)
+    if body is None and issubclass(operation.body, Body):
+        # Pydantic checks members together only when each of them is valid.
+        found.extend(operation.body.unmet(value, found))
     if operation.check is not None:
         problems.extend(operation.check(request.state.services, value, body))
     problems.extend(found)

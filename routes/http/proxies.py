@@ -8,9 +8,25 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from core.hosts import address_of
+from core.network.addresses import parse_address
 
 _SCHEMES = {"http": {"http": "http", "https": "https"}, "websocket": {"http": "ws", "https": "wss"}}
+
+
+class TrustedNetworks:
+    """The networks of trusted proxies."""
+
+    def __init__(self, networks: Sequence[str]) -> None:
+        self._networks = [ip_network(each) for each in networks]
+        self.include = lru_cache(maxsize=4_096)(self._include)
+
+    def _include(self, address: IPv4Address | IPv6Address) -> bool:
+        return any(address in network for network in self._networks)
+
+    def contain(self, host: str) -> bool:
+        """Return whether the host is an address in one of the networks."""
+        address = parse_address(host)
+        return address is not None and self.include(address)
 
 
 class TrustedProxies:
@@ -22,12 +38,11 @@ class TrustedProxies:
 
     def __init__(self, app: ASGIApp, networks: Sequence[str]) -> None:
         self.app = app
-        self._networks = [ip_network(each) for each in networks]
-        self._trusts = lru_cache(maxsize=4_096)(self._is_trusted)
+        self._trusts = TrustedNetworks(networks).include
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket") and scope.get("client") is not None:
-            peer = address_of(scope["client"][0])
+            peer = parse_address(scope["client"][0])
             if peer is not None and self._trusts(peer):
                 scope = {**scope, **self._forwarded(scope, peer)}
         await self.app(scope, receive, send)
@@ -35,7 +50,7 @@ class TrustedProxies:
     def _forwarded(self, scope: Scope, peer: IPv4Address | IPv6Address) -> Scope:
         client = peer
         for text in reversed(_values(scope["headers"], b"x-forwarded-for")):
-            address = address_of(_without_port(text))
+            address = parse_address(text)
             if address is None:
                 break  # "unknown" or malformed: use the last known address
             client = address
@@ -47,17 +62,7 @@ class TrustedProxies:
             found["scheme"] = scheme
         return found
 
-    def _is_trusted(self, address: IPv4Address | IPv6Address) -> bool:
-        return any(address in network for network in self._networks)
-
 
 def _values(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> list[str]:
     joined = b",".join(value for name, value in headers if name == wanted).decode("latin-1")
     return [part.strip() for part in joined.split(",") if part.strip()]
-
-
-def _without_port(text: str) -> str:
-    """Remove the port of `1.2.3.4:5678` and `[::1]:5678`; an IPv6 address without brackets has none."""
-    if text.startswith("["):
-        return text[1:].partition("]")[0]
-    return text.partition(":")[0] if text.count(":") == 1 else text

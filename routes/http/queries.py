@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 import schemas
 from core import filters
-from core.errors import FieldProblem, InvalidInput
 from repository.generic.lists import ListRequest
 from routes.http.operation import Call
 
@@ -41,6 +50,15 @@ class ByRange(Parameters):
     start_id: schemas.PathId
     end_id: schemas.PathId
 
+    @field_validator("end_id")
+    @classmethod
+    def _is_a_range(cls, end_id: int, info: ValidationInfo) -> int:
+        start_id = info.data.get("start_id", end_id)  # missing when `start_id` is invalid
+        if not 0 <= end_id - start_id < schemas.MAX_BULK_ROWS:
+            message = f"Expected a range of 1 to {schemas.MAX_BULK_ROWS} ids, start_id first"
+            raise PydanticCustomError("invalid_range", message)
+        return end_id
+
 
 class ByNumber(Parameters):
     number: Annotated[int, Field(ge=1, le=schemas.MAX_GENERATED_ROWS), schemas.WRITTEN_INTEGER]
@@ -52,9 +70,28 @@ class ByUuid(Parameters):
 
 # --- queries
 
+MAX_SEARCHED_WORDS = 8  # each row is searched for each word
+_GAP, _LETTER = f"[{schemas.PADDING}]", rf"[^{schemas.PADDING}\x00]"
+_FEW_WORDS = rf"^{_GAP}*(?:{_LETTER}+{_GAP}+){{0,{MAX_SEARCHED_WORDS - 1}}}(?:{_LETTER}+{_GAP}*)?$"
+
+
+def _few_words(text: str) -> str:
+    words = dict.fromkeys(text.split())
+    if len(words) > MAX_SEARCHED_WORDS:
+        raise ValueError(f"expected at most {MAX_SEARCHED_WORDS} different words, got {len(words)}")
+    return " ".join(words)
+
+
 Search = Annotated[
     str,
-    Field(max_length=200, pattern=schemas.NO_NUL, description="Only rows with every word of this text, ignoring case"),
+    Field(
+        max_length=200,
+        pattern=schemas.NO_NUL,
+        description=f"Only rows that contain every word, ignoring case; at most {MAX_SEARCHED_WORDS} words",
+        json_schema_extra={"pattern": _FEW_WORDS},
+    ),
+    schemas.normal(200),
+    AfterValidator(_few_words),
 ]
 Sort = Annotated[str | None, Field(description="Comma-separated fields; a leading minus sorts in descending order")]
 After = Annotated[
@@ -90,8 +127,10 @@ def sortable(fields: Mapping[str, filters.Field]) -> list[str]:
     return sorted(field.column for field in fields.values() if field.kind is not filters.FieldType.STRINGS)
 
 
-def _sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tuple[str, bool], ...]:
-    """Parse `-release_date,title` into (column, descending) pairs. Raises InvalidInput."""
+def sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tuple[str, bool], ...]:
+    """Parse `-release_date,title` into (column, descending) pairs. Raises ValueError, whose message says what was
+    expected.
+    """
     if not sort:
         return ()
     columns = sortable(fields)
@@ -100,7 +139,7 @@ def _sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tup
         each = (part.removeprefix("-"), part.startswith("-"))
         if each[0] not in columns or each in wanted:
             message = f"Expected fields from {', '.join(columns)}, each at most once, optionally with a leading minus"
-            raise InvalidInput([FieldProblem(("query", "sort"), message, "invalid_sort")])
+            raise ValueError(message)
         wanted[each] = None
     return tuple(wanted)
 
@@ -108,12 +147,12 @@ def _sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tup
 def list_request(
     call: Call[object, TrailQuery, object], fields: Mapping[str, filters.Field], user_id: int | None = None
 ) -> ListRequest:
-    """Return which part of a list the call asks for; with `user_id`, only of that user's rows. Raises InvalidInput."""
+    """Return which part of a list the call asks for; with `user_id`, only of that user's rows."""
     query = call.query
     return ListRequest(
         filter=call.filter,
         text=query.q if isinstance(query, ListQuery) else "",
-        sort=_sorting(fields, query.sort),
+        sort=sorting(fields, query.sort),
         offset=query.start,
         limit=query.limit,
         after=query.after,

@@ -24,7 +24,8 @@ from routes.http.operation import AnyCall, Call
 from routes.http.queries import PageQuery
 
 JSON = "application/json"
-_TAG = re.compile(r'^"([0-9]{1,10})-[0-9a-f]{16}"$')
+# With the changes that compressing proxies make: nginx makes a tag weak, Apache appends the encoding.
+_TAG = re.compile(r'(?:W/)?"(([0-9]{1,10})-[0-9a-f]{16})(?:-[a-z]{2,8})?"')
 
 
 class JSONResponse(Response):
@@ -37,7 +38,7 @@ class JSONResponse(Response):
 
 
 def problem_response(problem: Problem) -> JSONResponse:
-    """Return the one error shape."""
+    """Return a problem in the shape that all errors have."""
     return JSONResponse({"detail": problem.detail}, problem.status, problem.headers)
 
 
@@ -64,19 +65,29 @@ def immutable(call: AnyCall, content: bytes, media_type: str, headers: Mapping[s
 
 
 def _unless_known(call: AnyCall, content: bytes, media_type: str, headers: Mapping[str, str]) -> Response:
-    known = call.headers.get("if-none-match", "")
-    if known.strip() == "*" or headers["ETag"] in (part.strip().removeprefix("W/") for part in known.split(",")):
+    known = _tags(call, "if-none-match")
+    if known is not None and ("*" in known or any(f'"{match[1]}"' == headers["ETag"] for match in _own(known))):
         return Response(status_code=304, headers=headers)
     return Response(content, 200, headers, media_type)
 
 
 def if_match(call: AnyCall) -> IfMatch:
     """Return the versions that `If-Match` names, or None without the header or with `*`. Foreign tags match nothing."""
-    header = call.headers.get("if-match")
-    if header is None or header.strip() == "*":
+    wanted = _tags(call, "if-match")
+    if wanted is None or "*" in wanted:
         return None
-    matches = (_TAG.match(part.strip()) for part in header.split(","))
-    return frozenset(int(match[1]) for match in matches if match is not None)
+    return frozenset(int(match[2]) for match in _own(wanted))
+
+
+def _tags(call: AnyCall, name: str) -> list[str] | None:
+    """Return the tags in all header lines with this name, or None without such a line."""
+    lines = call.headers.getlist(name)
+    return [part.strip() for part in ",".join(lines).split(",")] if lines else None
+
+
+def _own(tags: list[str]) -> list[re.Match[str]]:
+    """Return the tags that have the form of this service's own tags."""
+    return [match for each in tags if (match := _TAG.fullmatch(each)) is not None]
 
 
 # --- idempotency
@@ -154,7 +165,9 @@ def position(head: Head) -> dict[str, str]:
 
 
 def next_page(call: AnyCall, **changes: int | str | None) -> str:
-    """Return the value of a `Link` header to the next page: the same path with a changed query."""
+    """Return the value of a `Link` header to the next page: the same path with a changed query. A change to None
+    removes the parameter.
+    """
     return f'<{_url(call, **changes)}>; rel="next"'
 
 
@@ -165,7 +178,8 @@ def _url(call: AnyCall, **changes: int | str | None) -> str:
         if name not in ("offset", "skip", *changes)
     ]
     # The path arrives decoded; user names in it may contain any character.
-    return f"{call.prefix}{quote(call.url_path)}?{urlencode([*kept, *changes.items()], safe='[],:')}"
+    changed = [(name, value) for name, value in changes.items() if value is not None]
+    return f"{call.prefix}{quote(call.url_path)}?{urlencode([*kept, *changed], safe='[],:')}"
 
 
 # --- content negotiation (RFC 9110, section 12.5.1)

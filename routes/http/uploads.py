@@ -7,15 +7,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from core.errors import ContentTooLarge, FieldProblem
 from routes.http import multipart
 
 FILE_FIELD = "avatar"
 MULTIPART_MEDIA_TYPE = "multipart/form-data"
 FILE_MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp")
-MEDIA_TYPES = (MULTIPART_MEDIA_TYPE, *FILE_MEDIA_TYPES)
+EMPTY_FILE = FieldProblem(("body", FILE_FIELD), "Expected a picture, got an empty file", "empty_file")
 MAX_AVATAR_BYTES = 5 * 1024 * 1024
 MAX_UPLOAD_BODY_BYTES = MAX_AVATAR_BYTES + 64 * 1024  # the rest of the form
+
+
+def media_types(form: type[BaseModel]) -> tuple[str, ...]:
+    """Return the media types of a body: a form or, where the form requires the file, also the file alone.
+
+    A profile cannot be changed by a bare file, because all its other fields would become empty.
+    """
+    is_needed = form.model_fields[FILE_FIELD].is_required()
+    return (MULTIPART_MEDIA_TYPE, *FILE_MEDIA_TYPES) if is_needed else (MULTIPART_MEDIA_TYPE,)
 
 
 def values(raw: bytes, media_type: str, content_type: str, problems: list[FieldProblem]) -> dict[str, Any] | None:
@@ -24,6 +35,8 @@ def values(raw: bytes, media_type: str, content_type: str, problems: list[FieldP
     Forms have no null: an empty string stands for it.
     """
     if media_type in FILE_MEDIA_TYPES:
+        if not raw:
+            problems.append(EMPTY_FILE)
         return {FILE_FIELD: _bounded(raw)}
     try:
         parts = multipart.parts(raw, content_type)
@@ -37,7 +50,9 @@ def values(raw: bytes, media_type: str, content_type: str, problems: list[FieldP
         if name in found:
             problems.append(FieldProblem(("body", name), "Expected at most once", "repeated"))
         elif name == FILE_FIELD:
-            if content:  # browsers send an empty file when none was chosen
+            if not content and part.is_chosen:
+                problems.append(EMPTY_FILE)
+            if content or part.is_chosen:  # browsers send an empty file without a name when the user chose none
                 found[name] = _bounded(content)
         else:
             try:

@@ -1,7 +1,8 @@
 """The rate limiter for requests, password attempts and changes of email addresses.
 
 A client is a key that the caller chooses. Each pair of key and rate has its own moving window: in Redis when it is
-configured, so that all workers count together, otherwise in memory.
+configured, so that all workers count together, otherwise in memory. While Redis is unavailable, each worker counts in
+memory, starting at zero: an outage of Redis must not lift the limits on guessing passwords.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from functools import lru_cache
-from ipaddress import IPv6Address, ip_address, ip_network
 
+from core import metrics
 from core.rates import Rate
 from services.limits.memory import Windows
 from services.limits.redis import SharedWindows
@@ -43,9 +43,10 @@ class Limits:
         """Count a hit if the window has room for it. Never raises; waits at most as long as `SharedWindows.hit`."""
         if not self.is_on:
             return Outcome(True, rate.amount, rate.amount, 1)
-        if self._shared is not None:
-            hit = await self._shared.hit(key, rate)
-        else:
+        hit = await self._shared.hit(key, rate) if self._shared is not None else None
+        if hit is None:
+            if self._shared is not None:
+                metrics.LIMITS_NOT_SHARED.inc()
             hit = self._windows_of(rate).hit(key, time.monotonic())
         return Outcome(hit.is_allowed, rate.amount, hit.remaining, max(1, math.ceil(hit.reset_seconds)))
 
@@ -53,25 +54,10 @@ class Limits:
         """Forget the hits of a client."""
         if self._shared is not None:
             await self._shared.clear(key, rate)
-        else:
-            self._windows_of(rate).clear(key)
+        self._windows_of(rate).clear(key)
 
     def _windows_of(self, rate: Rate) -> Windows:
         # Rates come from the settings and the code, so there are few.
         if rate not in self._own:
             self._own[rate] = Windows(rate)
         return self._own[rate]
-
-
-@lru_cache(maxsize=10_000)
-def network_of(host: str) -> str:
-    """Return the address itself for IPv4 and its /64 network for IPv6, which one client controls as a whole."""
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if not isinstance(address, IPv6Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ip_network((address, 64), strict=False))

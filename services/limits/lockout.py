@@ -7,59 +7,85 @@ account exists or not, so that a rejection reveals nothing. Three rates limit si
 - per address, for all names together;
 - per name, for all addresses together. It does not apply to addresses that the account has recently signed in from, so
   a distributed attack locks out attackers and new devices, but not the owner at a known address.
+
+Failed sign-ins, rejected sign-ins and lockouts are logged with the address and, from the context of the log, the
+request id. Names are logged and counted by their HMAC: lines about one name can be matched, but a reader of the log or
+of Redis cannot find out names by hashing likely ones, as with a plain hash.
 """
 
 from __future__ import annotations
 
-import hashlib
+import hmac
+
+import structlog
 
 from core.errors import TooManyRequests
 from core.identity import name_key
+from core.network.addresses import network_of
 from core.rates import Rate
 from repository.accounts import sessions
 from repository.engine.database import Database
-from services.limits.limiter import Limits, network_of
+from services.limits.limiter import Limits
 
 PAIR_RATE = Rate(10, 15 * 60)
 ADDRESS_RATE = Rate(100, 15 * 60)
 NAME_RATE = Rate(50, 60 * 60)
+DIGEST_SIZE = 16
+
+log = structlog.get_logger("sign-in")
 
 
 class Lockout:
-    def __init__(self, database: Database, limits: Limits) -> None:
+    """One per process. Digests of names are made with a key derived from `secret_key`."""
+
+    def __init__(self, database: Database, limits: Limits, secret_key: str) -> None:
         self._database = database
         self._limits = limits
+        self._key = hmac.digest(secret_key.encode(), b"marquee names", "sha256")
 
     async def try_to_sign_in(self, login: str, user_id: int | None, address: str | None) -> None:
         """Count an attempt to sign in. `user_id` is None when no account has this login. Raises TooManyRequests."""
         if not self._limits.is_on:
             return
-        name, place = _digest(login), network_of(address or "")
-        await self._count(f"password pair {name} {place}", PAIR_RATE)
-        await self._count(f"password address {place}", ADDRESS_RATE)
+        name, place = self.digest(login), network_of(address or "")
+        line = log.bind(name=name, address=address)
+        await self._count(f"password pair {name} {place}", PAIR_RATE, line)
+        await self._count(f"password address {place}", ADDRESS_RATE, line)
         # Run for unknown names too, so that the work does not reveal whether an account exists.
         known = await sessions.recent_addresses(self._database, user_id or 0)
         if place not in {network_of(each) for each in known}:
-            await self._count(f"password name {name}", NAME_RATE)
+            await self._count(f"password name {name}", NAME_RATE, line)
 
     async def signed_in(self, login: str, address: str | None) -> None:
         """Reset the rate per name and address after a successful sign-in or a password reset."""
-        await self._limits.clear(f"password pair {_digest(login)} {network_of(address or '')}", PAIR_RATE)
+        await self._limits.clear(f"password pair {self.digest(login)} {network_of(address or '')}", PAIR_RATE)
+
+    def failed(self, login: str, address: str | None) -> None:
+        """Log a sign-in with a wrong password or an unknown name; the log does not say which."""
+        log.info("sign-in failed", name=self.digest(login), address=address)
+
+    def refused(self, login: str, address: str | None, reason: str) -> None:
+        """Log a sign-in with the right password that the state of the account forbids."""
+        log.info("sign-in rejected", name=self.digest(login), address=address, reason=reason)
 
     async def try_old_password(self, user_id: int, address: str | None) -> None:
         """Count an attempt by a signed-in user to prove the current password. Raises TooManyRequests."""
-        await self._count(f"password user {user_id} {network_of(address or '')}", PAIR_RATE)
+        line = log.bind(user_id=user_id, address=address)
+        await self._count(f"password user {user_id} {network_of(address or '')}", PAIR_RATE, line)
 
     async def knew_old_password(self, user_id: int, address: str | None) -> None:
         """Reset the count after the user has proven the current password."""
         await self._limits.clear(f"password user {user_id} {network_of(address or '')}", PAIR_RATE)
 
-    async def _count(self, key: str, rate: Rate) -> None:
+    def failed_old_password(self, user_id: int, address: str | None) -> None:
+        log.info("password check failed", user_id=user_id, address=address)
+
+    async def _count(self, key: str, rate: Rate, line: structlog.stdlib.BoundLogger) -> None:
         outcome = await self._limits.hit(key, rate)
         if not outcome.is_allowed:
+            line.warning("password attempts locked out", seconds=outcome.reset_seconds)
             raise TooManyRequests("Too many attempts; try again later", outcome.reset_seconds)
 
-
-def _digest(login: str) -> str:
-    """Return one digest for all spellings of a login, so that the counters store no user names or emails."""
-    return hashlib.blake2b(name_key(login).strip().encode(), digest_size=16).hexdigest()
+    def digest(self, login: str) -> str:
+        """Return one digest for all spellings of a login."""
+        return hmac.digest(self._key, name_key(login).strip().encode(), "sha256")[:DIGEST_SIZE].hex()

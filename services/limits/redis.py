@@ -4,7 +4,8 @@ A round trip per request would cost as much as a small request itself. So a work
 limit, and serves hits from it. A client can exceed a large limit by at most one share per worker; small limits are
 exact. Rejections are cached for a moment, so that a flood does not reach Redis.
 
-The limits fail open: while Redis is unavailable, every request is allowed, and a warning is logged once a minute.
+While Redis is unavailable, `hit` returns None, and the caller counts in memory. A warning is logged at most once a
+minute.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from core import metrics
 from core.rates import Rate
 from services.limits.memory import MAX_CLIENTS, STEPS, Hit
 
@@ -74,8 +74,10 @@ class SharedWindows:
     async def close(self) -> None:
         await self._pool.aclose()
 
-    async def hit(self, key: str, rate: Rate) -> Hit:
-        """Count a hit as `Windows.hit` does. Each request to Redis takes at most REDIS_TIMEOUT_SECONDS.
+    async def hit(self, key: str, rate: Rate) -> Hit | None:
+        """Count a hit as `Windows.hit` does, or return None while Redis is unavailable.
+
+        Each request to Redis takes at most REDIS_TIMEOUT_SECONDS.
 
         Cancelling is safe: at worst a share is leased and not used.
         """
@@ -85,8 +87,7 @@ class SharedWindows:
             async with share.lock:  # so that concurrent hits lease one share
                 now = time.monotonic()
                 if now >= share.until and not await self._take(share, key, rate):
-                    metrics.LIMITS_UNCHECKED.inc()
-                    return Hit(True, rate.amount, 0.0)
+                    return None
         is_allowed = share.left > 0
         if is_allowed:
             share.left -= 1
@@ -144,11 +145,11 @@ class SharedWindows:
             if now >= self._silent_until:
                 self._silent_until = now + SECONDS_BETWEEN_LOG_LINES
                 reason = str(error) or type(error).__name__
-                log.warning("redis unavailable; rate limits suspended", reason=reason)
+                log.warning("redis unavailable; rate limits counted by each worker", reason=reason)
             return None
         if self._is_away:
             self._is_away, self._away_until = False, 0.0
-            log.info("redis available again; rate limits restored")
+            log.info("redis available again; rate limits shared by workers")
         return result
 
 

@@ -21,6 +21,10 @@ from tests.support.service import PASSWORD, Service, eventually
 from tests.support.sockets import signed_in
 
 BASE = "https://movies.example.org"
+TAKEN = "Your email address already has an account"
+OTHER = "the password of a stranger"
+DIFFERENT = {"id", "username", "email", "created_at", "updated_at"}
+ACTIVE = {"is_active": True, "awaits_activation": False}
 INVALID_URL = {"detail": "The URL is invalid, was already used, or has expired"}
 
 
@@ -166,10 +170,20 @@ async def test_a_browser_gets_a_page_for_an_incomplete_url(scene: Scene) -> None
             assert "detail" in (await client.get("/auth/activate" + query)).json()
 
 
-async def test_a_client_that_is_no_browser_activates_by_opening_the_url(scene: Scene) -> None:
+@pytest.mark.parametrize("accept", [None, "*/*", "application/json", "text/html;q=0, */*", "text/plain"])
+async def test_opening_the_url_changes_nothing_whatever_the_client_accepts(scene: Scene, accept: str | None) -> None:
     async with scene.service.anyone() as client:
         user, token = await scene.registered(client)
-        assert (await ok(client.get("/api/v1/auth/activate/", params={"token": token})))["id"] == user["id"]
+        headers = {"Accept": accept} if accept is not None else {}
+        for _ in range(2):
+            opened = await client.get("/api/v1/auth/activate/", params={"token": token}, headers=headers)
+            assert opened.status_code == 200
+            assert opened.headers["cache-control"] == "no-store"
+            told = {"purpose": "activate", "username": user["username"], "email": user["email"]}
+            assert opened.json() == {**told, "detail": opened.json()["detail"]}
+            assert "POST /auth/activate" in opened.json()["detail"]
+        assert await scene.sign_in(client, user) == 403
+        assert (await ok(activate(client, token)))["id"] == user["id"]
 
 
 @SQLITE_ONLY
@@ -265,8 +279,10 @@ async def test_the_domain_of_an_address_is_stored_in_lowercase(scene: Scene) -> 
         name = fresh_name()
         user = await scene.register(client, username=name, email=f"{name}@EXAMPLE.Org", first_name="  Holly \u3000")
         assert (user["email"], user["first_name"]) == (f"{name}@example.org", "Holly")
-        again = await client.post("/users", json={"email": f"{name.upper()}@example.ORG", "password": PASSWORD})
-        assert_problem(again, 409, ["body", "email"])
+        await scene.mails.mail_to(user["email"])
+        await scene.register(client, email=f"{name.upper()}@example.ORG")
+        notice = await scene.mails.mail_to(user["email"], 2)
+        assert notice["Subject"] == TAKEN, "another case is the same address"
 
 
 @SQLITE_ONLY
@@ -298,10 +314,77 @@ async def test_a_service_that_is_killed_while_it_sends_loses_no_email(new_servic
 async def test_a_rejected_registration_sends_no_email(scene: Scene) -> None:
     async with scene.service.anyone() as client:
         user, _ = await scene.registered(client)
-        body = {"username": fresh_name(), "email": user["email"], "password": PASSWORD}
-        assert (await client.post("/auth/register", json=body)).status_code == 409
+        body = {"username": user["username"], "email": f"{fresh_name()}@example.org", "password": PASSWORD}
+        assert_problem(await client.post("/auth/register", json=body), 409, ["body", "username"])
         await scene.all_sent()
-        assert len(scene.mails.mails_to(user["email"])) == 1
+        assert scene.mails.mails_to(body["email"]) == []
+
+
+# --- registering with an address that has an account
+
+
+async def test_registering_does_not_tell_whether_the_address_has_an_account(scene: Scene) -> None:
+    async with activated(scene) as (client, owner):
+        taken, free = owner["email"], f"{fresh_name()}@example.org"
+        users = [await scene.register(client, email=address, password=OTHER) for address in (taken, free)]
+        constant = [{name: user[name] for name in user if name not in DIFFERENT} for user in users]
+        assert constant[0] == constant[1]
+        assert users[1]["id"] == users[0]["id"] + 1, "both are accounts"
+        for user in users:
+            # What a stranger could try next.
+            same_name = {"username": user["username"], "email": f"{fresh_name()}@example.org", "password": OTHER}
+            assert_problem(await client.post("/auth/register", json=same_name), 409, ["body", "username"])
+            for login in (user["username"], user["email"]):
+                refused = await sign_in(client, login, OTHER)
+                assert refused.status_code == 403, login
+                assert "not activated" in refused.json()["detail"]
+                assert (await sign_in(client, login, "no password at all")).status_code == 401
+            second = await scene.register(client, email=user["email"], password="the second try")
+            assert (await sign_in(client, second["username"], "the second try")).status_code == 403
+            assert (await sign_in(client, user["email"], "the second try")).status_code == 401
+        assert (await sign_in(client, taken)).status_code == 200, "its owner still signs in"
+
+
+async def test_the_mail_tells_the_owner_of_the_address(scene: Scene) -> None:
+    async with activated(scene) as (client, owner):
+        stranger = await scene.register(client, email=owner["email"].upper().replace("EXAMPLE.ORG", "example.org"))
+        notice = await scene.mails.mail_to(owner["email"], 2)
+        assert notice["Subject"] == TAKEN
+        assert stranger["username"] not in str(notice)
+        assert f"{BASE}/reset-password" in str(notice)
+        assert "token=" not in str(notice)
+        for _ in range(3):
+            await scene.register(client, email=owner["email"])
+        await scene.all_sent()
+        assert len(scene.mails.mails_to(owner["email"])) == 2, "one a minute, like other emails that strangers cause"
+        assert await sql(scene.service, f"SELECT 1 FROM one_time_tokens WHERE user_id = {stranger['id']}") == []
+
+
+async def test_registrations_with_one_address_in_the_same_moment_all_look_alike(scene: Scene) -> None:
+    async with scene.service.anyone() as client:
+        address = f"{fresh_name()}@example.org"
+        users = await asyncio.gather(*(scene.register(client, email=address) for _ in range(3)))
+        await ok(activate(client, token_in(await scene.mails.mail_to(address))))
+        states = [await sign_in(client, user["username"]) for user in users]
+        assert sorted(answer.status_code for answer in states) == [200, 403, 403]
+
+
+async def test_an_admin_cannot_activate_an_account_with_the_address_of_another(scene: Scene) -> None:
+    async with activated(scene) as (client, owner), scene.service.admin() as chief:
+        stranger = await scene.register(client, email=owner["email"])
+        assert_problem(await chief.http.post(f"/admin/users/{stranger['id']}/activate"), 409, ["body", "email"])
+        assert (await chief.http.delete(f"/users/{owner['id']}")).status_code == 204
+        await ok(chief.http.post(f"/admin/users/{stranger['id']}/activate"))
+        async with scene.service.anyone() as other:
+            assert (await sign_in(other, owner["email"])).status_code == 200
+
+
+async def test_changing_to_an_address_does_not_tell_whether_it_has_an_account(scene: Scene) -> None:
+    async with activated(scene) as (client, user), activated(scene) as (_, owner):
+        account = await request_address(client, owner["email"])
+        assert account == {**user, "version": account["version"], "updated_at": account["updated_at"]} | ACTIVE
+        notice = await scene.mails.mail_to(owner["email"], 2)
+        assert notice["Subject"] == TAKEN
 
 
 async def test_resetting_the_password_activates_too_because_it_proves_the_address(scene: Scene) -> None:
@@ -329,7 +412,10 @@ async def test_a_new_address_counts_once_it_is_confirmed(scene: Scene) -> None:
         url = f"/auth/activate?token={token_in(mail)}"
         asked = await client.get(url, headers={"Accept": "text/html"})
         assert f"the address of the account {user['username']} to {wanted}" in asked.text
-        assert (await ok(client.get(url)))["email"] == wanted
+        opened = await ok(client.get(url))
+        assert (opened["purpose"], opened["email"], opened["username"]) == ("email", wanted, user["username"])
+        assert (await ok(client.get("/auth/me")))["email"] == user["email"], "opening the URL changes nothing"
+        assert (await ok(activate(client, token_in(mail))))["email"] == wanted
         assert (await scene.mails.mail_to(user["email"], 3))["Subject"] == "Your email address was changed"
         assert (await client.get(url)).status_code == 404
 
@@ -380,7 +466,8 @@ async def test_a_new_address_that_was_taken_meanwhile_is_a_409(scene: Scene) -> 
         wanted = f"{fresh_name()}@example.org"
         await request_address(client, wanted)
         token = token_in(await scene.mails.mail_to(wanted))
-        await scene.register(client, email=wanted)
+        other = await scene.register(client, email=wanted)
+        await ok(activate(client, await scene.token_for(other, 2)))
         assert_problem(await activate(client, token), 409, ["body", "email"])
         page = await client.post("/auth/activate", data={"token": token}, headers={"Accept": "text/html"})
         assert page.status_code == 409

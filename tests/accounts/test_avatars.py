@@ -270,6 +270,16 @@ async def test_a_profile_form_may_contain_the_avatar(gallery: Gallery) -> None:
         # Without a file, or with the empty file of a browser's form, the avatar stays.
         for files in ({"avatar": ("", b"", "application/octet-stream")}, {"info": (None, b"Acts.")}):
             assert (await alice.http.put(path, files=files)).json()["avatar_url"] == profile["avatar_url"]
+        # A bare picture would empty all other fields, and a selected file of 0 bytes is a mistake.
+        for method in ("PUT", "PATCH"):
+            bare = await alice.http.request(method, path, content=photo(), headers={"Content-Type": "image/png"})
+            assert bare.status_code == 415
+            assert "multipart/form-data" in bare.json()["detail"]
+            assert "image/png" not in bare.json()["detail"]
+            empty = await alice.http.request(method, path, files={"avatar": ("me.png", b"", "image/png")})
+            assert [each["loc"] for each in empty.json()["detail"]] == [["body", "avatar"]]
+            assert empty.status_code == 422
+        assert (await ok(alice.http.get(path)))["info"] == "Acts."
         wrong = await alice.http.patch(path, data={"gender": "x", "colour": "y"}, files=brought)
         assert {each["loc"][1] for each in wrong.json()["detail"]} == {"gender", "colour"}
         assert (await me(alice))["avatar_url"] == profile["avatar_url"]
@@ -329,6 +339,8 @@ FILE = 'Content-Disposition: form-data; name="avatar"; filename="me.png"'
         (form((FILE + "\r\nX: " + "y" * 5_000, photo())), 422, ["body"]),
         (form(*[(FILE, photo())] * 21), 422, ["body"]),
         ({"content": b"", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, 422, ["body"]),
+        (form((FILE, b"")), 422, ["body", "avatar"]),
+        ({"content": b"", "headers": {"Content-Type": "image/png"}}, 422, ["body", "avatar"]),
         (form((FILE, photo()), (FILE, photo())), 422, ["body", "avatar"]),
         (form(("Content-Disposition: form-data; name=picture", photo())), 422, ["body", "avatar"]),
         (form((FILE, photo()), ("Content-Disposition: form-data; name=user_id", b"1")), 422, ["body", "user_id"]),

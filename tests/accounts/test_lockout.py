@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,8 +20,8 @@ from services.limits.limiter import Limits
 from services.limits.lockout import ADDRESS_RATE, NAME_RATE, PAIR_RATE, Lockout
 from services.tokens import new_token_id
 from tests.conftest import Places
-from tests.support.requests import sign_in
-from tests.support.service import PASSWORD, Service
+from tests.support.requests import ok, sign_in
+from tests.support.service import PASSWORD, SECRET, Service
 
 HOME = "192.0.2.1"
 
@@ -54,7 +55,7 @@ async def attempts(lockout: Lockout, name: str, user_id: int | None, addresses: 
 
 
 async def test_a_success_resets_the_ten_attempts_of_a_name_at_an_address(database: Database) -> None:
-    lockout = Lockout(database, Limits())
+    lockout = Lockout(database, Limits(), SECRET)
     alice = await person(database, "alice", HOME)
     assert await attempts(lockout, "alice", alice, lambda _: HOME) == PAIR_RATE.amount
     await lockout.try_to_sign_in("bob", None, HOME)
@@ -64,7 +65,7 @@ async def test_a_success_resets_the_ten_attempts_of_a_name_at_an_address(databas
 
 
 async def test_all_spellings_of_a_name_share_the_attempts(database: Database) -> None:
-    lockout = Lockout(database, Limits())
+    lockout = Lockout(database, Limits(), SECRET)
     spellings = ("Émile", "émile", "E\u0301mile", " Émile ", "\uff25\u0301mile")
     for count in range(PAIR_RATE.amount):
         await lockout.try_to_sign_in(spellings[count % len(spellings)], None, HOME)
@@ -74,7 +75,7 @@ async def test_all_spellings_of_a_name_share_the_attempts(database: Database) ->
 
 
 async def test_an_address_has_a_hundred_attempts_for_all_names(database: Database) -> None:
-    lockout = Lockout(database, Limits())
+    lockout = Lockout(database, Limits(), SECRET)
     for count in range(ADDRESS_RATE.amount):
         await lockout.try_to_sign_in(f"name {count}", None, f"2001:db8::{count:x}")
         await lockout.signed_in(f"name {count}", f"2001:db8::{count:x}")
@@ -85,7 +86,7 @@ async def test_an_address_has_a_hundred_attempts_for_all_names(database: Databas
 
 @pytest.mark.parametrize("exists", [True, False])
 async def test_distributed_guessing_locks_out_strangers_but_not_the_owner(database: Database, exists: bool) -> None:
-    lockout = Lockout(database, Limits())
+    lockout = Lockout(database, Limits(), SECRET)
     alice = await person(database, "alice", HOME) if exists else None
     assert await attempts(lockout, "alice", alice, stranger) == NAME_RATE.amount
     with pytest.raises(TooManyRequests):
@@ -96,7 +97,7 @@ async def test_distributed_guessing_locks_out_strangers_but_not_the_owner(databa
 
 
 async def test_addresses_of_recent_sessions_are_known_even_if_the_sessions_ended(database: Database) -> None:
-    lockout = Lockout(database, Limits())
+    lockout = Lockout(database, Limits(), SECRET)
     alice = await person(database, "alice", HOME, "2001:db8::1")
     await person(database, "bob", "192.0.2.2")
     await database.write(lambda tx: sessions.end_all(tx, alice, actor_id=alice))
@@ -108,7 +109,7 @@ async def test_addresses_of_recent_sessions_are_known_even_if_the_sessions_ended
 
 
 async def test_checks_of_the_old_password_are_counted_separately(database: Database) -> None:
-    lockout = Lockout(database, Limits())
+    lockout = Lockout(database, Limits(), SECRET)
     for _ in range(PAIR_RATE.amount):
         await lockout.try_old_password(1, HOME)
     with pytest.raises(TooManyRequests):
@@ -120,7 +121,7 @@ async def test_checks_of_the_old_password_are_counted_separately(database: Datab
 
 
 async def test_without_rate_limits_attempts_are_unlimited(database: Database) -> None:
-    lockout = Lockout(database, Limits(is_on=False))
+    lockout = Lockout(database, Limits(is_on=False), SECRET)
     for _ in range(2 * NAME_RATE.amount):
         await lockout.try_to_sign_in("alice", None, HOME)
         await lockout.try_old_password(1, HOME)
@@ -177,3 +178,48 @@ async def test_a_successful_sign_in_resets_the_attempts(guarded: Service) -> Non
     async with guarded.person() as alice, at(guarded, "192.0.2.30") as client:
         for password, status in 3 * [*[("a wrong guess", 401)] * (PAIR_RATE.amount - 1), (PASSWORD, 200)]:
             assert (await guess(client, alice.name, password)).status_code == status
+
+
+def lines_about(service: Service, request_id: str) -> list[dict[str, Any]]:
+    """Return the log lines of a request, except for the one that every request has."""
+    lines = [json.loads(line) for line in service.log().splitlines() if request_id in line]
+    return [line for line in lines if line["event"] != "request"]
+
+
+async def test_failed_and_refused_sign_ins_and_lock_outs_are_logged(guarded: Service) -> None:
+    address = "192.0.2.40"
+    async with guarded.person() as alice, guarded.admin() as chief, at(guarded, address) as client:
+
+        async def line_of(name: str, password: str, request_id: str) -> dict[str, Any]:
+            client.headers["X-Request-ID"] = request_id
+            await sign_in(client, name, password)
+            (line,) = lines_about(guarded, request_id)
+            assert (line["address"], line["request_id"]) == (address, request_id)
+            return line
+
+        failed = await line_of(alice.name, "a wrong guess", "log-1")
+        same_name = await line_of(f" {alice.name.upper()} ", "a wrong guess", "log-2")
+        other_name = await line_of("nobody-at-all", "a wrong guess", "log-3")
+        assert [each["event"] for each in (failed, same_name, other_name)] == ["sign-in failed"] * 3
+        assert failed["name"] == same_name["name"] != other_name["name"]
+        assert failed["name"] == Lockout(Database(guarded.database_url), Limits(), SECRET).digest(alice.name)
+        assert failed["name"] != Lockout(Database(guarded.database_url), Limits(), SECRET + "x").digest(alice.name)
+        client.headers["X-Request-ID"] = "log-4"
+        wrong = {"old_password": "a wrong guess", "new_password": "the fourth man 1950"}
+        await client.post("/auth/password/change", json=wrong, headers=alice.bearer)
+        (line,) = lines_about(guarded, "log-4")
+        assert (line["event"], line["user_id"]) == ("password check failed", alice.id)
+        await ok(chief.http.post(f"/admin/users/{alice.id}/deactivate"))
+        refused = await line_of(alice.name, PASSWORD, "log-5")
+        assert (refused["event"], refused["reason"]) == ("sign-in rejected", "This account is disabled")
+        for _ in range(PAIR_RATE.amount):
+            client.headers["X-Request-ID"] = "log-6"
+            await guess(client, alice.name)
+        locked = await line_of(alice.name, PASSWORD, "log-7")
+        assert (locked["event"], locked["name"], locked["level"]) == (
+            "password attempts locked out",
+            failed["name"],
+            "warning",
+        )
+        assert 0 < locked["seconds"] <= PAIR_RATE.seconds
+        assert not any(alice.name in json.dumps(line) for line in lines_about(guarded, "log-"))

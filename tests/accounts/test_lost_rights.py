@@ -1,4 +1,4 @@
-"""A write whose client has lost its rights since the request was authenticated is refused, in its transaction."""
+"""A write is rejected in its transaction when its client has lost rights since the request was authenticated."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ async def test_a_write_with_all_its_rights_or_more_is_done(writer: Writer) -> No
     assert await writer.write() is None
     admin = accounts.an_admin(writer.admin_id)
     await writer.database.write(lambda tx: users.change_group(tx, admin, writer.identity.user_id, Group.ADMIN))
-    assert await writer.write() is None, "a group that has risen since"
+    assert await writer.write() is None, "more rights than at the authentication"
 
 
 async def test_a_write_with_a_token_that_has_expired_meanwhile_is_refused(writer: Writer) -> None:

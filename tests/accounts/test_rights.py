@@ -1,4 +1,4 @@
-"""Rights: every operation, requested in every role, responds as the table in docs/rights.md says; and clients that lose
+"""Rights: every operation, requested in every role, responds as the table in docs/rights.md says. Clients may also lose
 or gain rights while the body of their request arrives.
 """
 
@@ -240,7 +240,7 @@ async def status_of(cast: Cast, operation: str, role: str) -> int:
     token = await cast.token(role, owner, asker)
     wanted, things = await request_of(cast, operation, owner, asker or owner, token)
     response = await cast.anonymous.send(wanted)
-    if "job" in things:  # the number of unfinished jobs of a user is bounded
+    if "job" in things:  # a user may have only a few unfinished jobs
         await owner.person.http.delete(f"/jobs/{things['job']}")
     return response.status_code
 
@@ -248,7 +248,7 @@ async def status_of(cast: Cast, operation: str, role: str) -> int:
 async def request_of(
     cast: Cast, operation: str, owner: Account, asker: Account, token: str | None
 ) -> tuple[httpx.Request, dict[str, Any]]:
-    """Return a request of the operation, and the objects of the owner that it is about, by kind."""
+    """Return a request for the operation, and the owner's objects that it affects, by kind."""
     ask = ASKS[operation]
     needed = {each for _, each, _, _ in string.Formatter().parse(ask.path) if each} | set(ask.needs)
     things = {each: await cast.genre() if each == "genre" else await created(each, owner) for each in needed}
@@ -305,7 +305,7 @@ async def begin_slowly(stack: AsyncExitStack, cast: Cast, operation: str, asker:
     reader, writer = await asyncio.open_connection(wanted.url.host, wanted.url.port)
     stack.callback(writer.close)
     lines = [f"{name}: {value}" for name, value in wanted.headers.items()]
-    # The service says that it waits for the body once it has looked at the head.
+    # The service sends `100 Continue` once it has checked the head and waits for the body.
     head = [f"{wanted.method} {wanted.url.raw_path.decode()} HTTP/1.1", *lines, "Expect: 100-continue"]
     writer.write("\r\n".join([*head, "", ""]).encode() + wanted.content[:3])
     async with asyncio.timeout(DEADLINE_SECONDS):
@@ -337,7 +337,7 @@ async def expired(chief: Person, person: Person) -> None:
 
 
 def operations_that_wait() -> list[str]:
-    """Return the operations that identify their client and then read a body."""
+    """Return the operations that identify the client and then read a body."""
     read_body = [each for each in OPERATIONS if (each.body or each.form) and not each.ignores_credentials]
     return [f"{each.method} {each.path}" for each in read_body]
 

@@ -236,7 +236,7 @@ async def test_users_watch_only_their_own_sessions(service: Service) -> None:
             for each in (watcher, other):
                 assert (await each.expect("add", "movies"))["data"] == movie
             # The same holds when the stream is resumed from the beginning.
-            since = f"&since={other.welcome['data']['seq']}"
+            since = f"&since={await service.position(other.welcome['data']['seq'])}"
             async with service.watch(query + since, **signed_in(bob)) as resumed:
                 assert (await resumed.expect("add", "movies"))["data"] == movie
         assert (await refusal(service, f"?{query}"))[0] == 403

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.backends import SQLITE_ONLY
 from tests.support.requests import assert_problem, sign_in, values_by_field
-from tests.support.resources import BOTH, CHARACTERS, MOVIES, ResourceCase, nothing_written, sql
+from tests.support.resources import BOTH, CHARACTERS, MOVIES, ResourceCase, locations, nothing_written, sql
 from tests.support.service import Person, Service, eventually
 
 HUGE = 20 * 1024 * 1024
@@ -116,6 +116,49 @@ async def test_every_problem_of_a_request_is_reported_at_once(service: Service) 
         assert_problem(answer, 422, ["query", "x"], *(["body", field] for field in fields))
 
 
+@BOTH
+@SQLITE_ONLY
+async def test_no_problem_of_a_request_hides_another(service: Service, kind: ResourceCase) -> None:
+    label = kind.label
+    async with service.person() as alice, nothing_written(service):
+        answer = await alice.http.get(
+            f"{kind.path}?limit=x&offset=-1&sort=oops&after=y&id[like]=1&{label}[in]=%22a&q=%00"
+        )
+        places = ("limit", "offset", "sort", "after", "id[like]", f"{label}[in]", "q")
+        assert sorted(map(tuple, locations(answer))) == sorted(("query", place) for place in places)
+        assert answer.status_code == 422
+        rows = [{label: ""}, {label: "good"}, {"oops": 1}]
+        answer = await alice.http.post(f"{kind.path}/bulk?on_error=x&y=1", json=rows)
+        assert_problem(
+            answer,
+            422,
+            ["query", "on_error"],
+            ["query", "y"],
+            ["body", 0, label],
+            ["body", 2, label],
+            ["body", 2, "oops"],
+        )
+        answer = await alice.http.request("PATCH", f"{kind.path}/x?y=1", json={label: "", "oops": 1})
+        assert_problem(answer, 422, ["path", "id"], ["query", "y"], ["body", label], ["body", "oops"])
+        answer = await alice.http.delete(f"{kind.path}/bulk/9/8?y=1")
+        assert_problem(answer, 422, ["path", "end_id"], ["query", "y"])
+
+
+@SQLITE_ONLY
+async def test_an_invalid_member_does_not_hide_a_missing_one(service: Service) -> None:
+    async with service.anyone() as client, nothing_written(service):
+        answer = await client.post("/auth/register?x=1", json={"first_name": "", "phone_number": "x"})
+        told = [(problem["loc"], problem["msg"]) for problem in answer.json()["detail"]]
+        assert [loc for loc, _ in told] == [
+            ["query", "x"], ["body", "first_name"], ["body", "phone_number"], ["body"], ["body"],
+        ]  # fmt: skip
+        assert [message for _, message in told[-2:]] == ["Expected username, email or both", "Expected password"]
+        answer = await client.post("/auth/login", json={"oops": 1})
+        assert_problem(answer, 422, ["body", "password"], ["body", "oops"], ["body"])
+        answer = await client.post("/users", json={})
+        assert answer.json()["detail"][0]["msg"] == "Expected username, email or both"
+
+
 async def test_an_unknown_movie_of_a_character_is_a_conflict(service: Service) -> None:
     async with service.person() as alice:
         harry, anna = await alice.add("characters"), await alice.add("characters", movie_id=(await alice.add())["id"])
@@ -163,7 +206,7 @@ async def test_10_001_rows_are_too_many(service: Service, kind: ResourceCase) ->
         ids = list(range(1, 10_002))
         answer = await alice.http.request("DELETE", f"{kind.path}/bulk", json={"ids": ids})
         assert_problem(answer, 422, ["body", "ids"])
-        assert_problem(await alice.http.delete(f"{kind.path}/bulk/1/10001"), 409, ["path", "end_id"])
+        assert_problem(await alice.http.delete(f"{kind.path}/bulk/1/10001"), 422, ["path", "end_id"])
 
 
 @BOTH

@@ -224,7 +224,7 @@ async def test_a_range_is_deleted_including_both_ends(service: Service, kind: Re
             assert answer.json() == {"deleted": [ids[1], ids[3]], "not_found": [ids[2]]}
             await expect_event(watcher, "delete_bulk", kind, {"count": 2, "ids": [ids[1], ids[3]]}, alice)
         async with nothing_written(service):
-            assert_problem(await alice.http.delete(f"{kind.path}/bulk/{ids[3]}/{ids[1]}"), 409, ["path", "end_id"])
+            assert_problem(await alice.http.delete(f"{kind.path}/bulk/{ids[3]}/{ids[1]}"), 422, ["path", "end_id"])
             answer = await alice.http.delete(f"{kind.path}/bulk/{10**9}/{10**9 + 1}")
             assert answer.json() == {"deleted": [], "not_found": [10**9, 10**9 + 1]}
 
@@ -301,12 +301,12 @@ async def test_large_bulks_are_split_into_events_below_one_mebibyte(service: Ser
         assert await head(service) == watcher.seqs[-1]
 
 
-# --- the bound in bytes
+# --- the size limit
 
 
 @BOTH
 async def test_a_write_of_many_long_rows_is_refused_before_it_is_done(service: Service, kind: ResourceCase) -> None:
-    """Short requests that change long rows: 2,000 rows of 10,000 characters are 20 MB, the limit is 16 MiB."""
+    """Short requests can change long rows: 2,000 rows of 10,000 characters are 20 MB, and the limit is 16 MiB."""
     async with service.person() as alice:
         ids: list[int] = []
         for _ in range(2):

@@ -13,12 +13,14 @@ from core.errors import Unauthenticated
 from core.filters import EVERYTHING
 from core.identity import Group, Identity
 from jobs import generation
+from jobs.cleanup import Cleanup, Retention
 from repository import jobs
 from repository.engine.database import Database
 from repository.jobs import JobOrder
 from tests.conftest import Places
 from tests.support.accounts import account, delete, outcome
 from tests.support.backends import SQLITE_ONLY
+from tests.support.event_logs import database_of
 from tests.support.requests import assert_problem, values_by_field
 from tests.support.resources import sql, watching
 from tests.support.service import Person, Service, Watcher, eventually
@@ -151,10 +153,10 @@ async def count(person: Person, resource: str = "movies") -> int:
     return int(answer.headers["X-Total-Count"])
 
 
-@pytest.mark.parametrize("query", ["", "?rate=2", "?rate=0.01"])
-async def test_cancelling_takes_effect_at_once(service: Service, query: str) -> None:
+@pytest.mark.parametrize(("total", "query"), [(1_000_000, ""), (100_000, "?rate=2"), (500, "?rate=0.01")])
+async def test_cancelling_takes_effect_at_once(service: Service, total: int, query: str) -> None:
     async with service.person() as alice, service.watch() as watcher:
-        job = await alice.generate("movies", 1_000_000, query)
+        job = await alice.generate("movies", total, query)
         await watcher.until(lambda frame: frame.get("data", {}).get("state") == "running")
         answer = await alice.http.delete(f"/jobs/{job['id']}")
         assert (answer.status_code, answer.json()["state"]) == (200, "cancelled")
@@ -201,9 +203,9 @@ async def test_a_user_has_a_bounded_number_of_unfinished_jobs(service: Service) 
         refused = await alice.http.post("/movies/generate/1")
         assert refused.status_code == 429
         assert int(refused.headers["Retry-After"]) > 0
-        listed = await bob.http.get("/jobs?state=queued&limit=2")
+        listed = await bob.http.get(f"/jobs?state[in]=queued,running&user_id={alice.id}&limit=2")
         assert len(listed.json()) == 2
-        assert int(listed.headers["X-Total-Count"]) >= jobs.MAX_UNFINISHED_PER_USER - 2
+        assert int(listed.headers["X-Total-Count"]) == jobs.MAX_UNFINISHED_PER_USER
         for job in ordered:
             assert (await alice.http.delete(f"/jobs/{job['id']}")).status_code == 200
         finished = await bob.generate("movies", 1)
@@ -221,10 +223,10 @@ async def test_concurrent_orders_do_not_exceed_the_bound(service: Service) -> No
             await alice.http.delete(f"/jobs/{job_id}")
 
 
-async def order(database: Database, user_id: int) -> dict[str, Any]:
+async def order(database: Database, user_id: int, quota: int | None = None) -> dict[str, Any]:
     wanted = JobOrder("generate_movies", total=10, seed=1, batch_size=10, rate=None)
     identity = Identity(user_id, Group.USER, time.time() + 60, "a session", None)
-    return await database.write(lambda tx: jobs.create(tx, identity, wanted))
+    return await database.write(lambda tx: jobs.create(tx, identity, wanted, quota))
 
 
 async def test_an_order_beside_the_deletion_of_its_user_leaves_no_job(database: Database) -> None:
@@ -308,7 +310,156 @@ async def test_a_stopped_server_hands_its_job_over_at_once(
         assert await asyncio.to_thread(service.stop) == 0
     service.start()
     started = time.monotonic()
-    async with service.watch("since=0&topics=movies") as watcher:
+    async with service.watch(f"since={await service.position(0)}&topics=movies") as watcher:
         ids = await read_rows(watcher, 2_000)
         assert len(set(ids)) == len(ids) == 2_000
     assert time.monotonic() - started < jobs.LEASE_SECONDS + 1.5, "the job did not wait for the lease to end"
+
+
+# --- turns of users
+
+
+async def test_users_take_turns(database: Database) -> None:
+    alice, bob, carol = [await account(database, name) for name in ("alice", "bob", "carol")]
+    mine = [(await order(database, alice))["id"] for _ in range(3)]
+    his, hers = (await order(database, bob))["id"], (await order(database, carol))["id"]
+
+    async def turn() -> str:
+        claimed = await jobs.claim(database, "a worker")
+        assert claimed is not None
+        assert await jobs.others_wait(database, claimed.user_id)
+        await jobs.release(database, claimed.id, "a worker")
+        await asyncio.sleep(0.002)  # the clock of SQLite counts milliseconds
+        return claimed.id
+
+    assert [await turn() for _ in range(6)] == [mine[0], his, hers] * 2
+    # While a job runs, the other jobs of its user come last.
+    running = await jobs.claim(database, "a worker")
+    assert running is not None
+    assert [running.id, *[await turn() for _ in range(4)]] == [mine[0], his, hers, his, hers]
+
+
+async def test_a_job_that_waits_for_its_pace_is_claimed_when_it_is_due(database: Database) -> None:
+    alice = await account(database, "alice")
+    await order(database, alice)
+    first = await jobs.claim(database, "a worker")
+    assert first is not None
+    assert first.wait_seconds is None
+    await jobs.release(database, first.id, "a worker", wait_seconds=0.3)
+    assert await jobs.claim(database, "a worker") is None
+    assert not await jobs.others_wait(database, alice + 1)
+
+    async def claimed() -> jobs.ClaimedJob | None:
+        return await jobs.claim(database, "a worker")
+
+    second = await eventually(claimed, "the job is due")
+    assert second.id == first.id
+    assert -5 < second.wait_seconds <= 0
+
+
+async def test_paced_jobs_do_not_occupy_a_slot_while_they_wait(service: Service) -> None:
+    async with service.person() as alice, service.person() as bob:
+        paced = [await alice.generate("movies", 10, "?rate=0.01") for _ in range(6)]
+        await bob.job_ended((await bob.generate("movies", 10))["id"])
+        for job in paced:
+            found = (await bob.http.get(f"/jobs/{job['id']}")).json()
+            assert (found["done"], found["state"] in ("queued", "running")) == (0, True)
+            assert (await alice.http.delete(f"/jobs/{job['id']}")).status_code == 200
+
+
+async def test_a_user_with_long_jobs_makes_room_for_another(service: Service) -> None:
+    async with service.person() as alice, service.person() as bob:
+        long = [await alice.generate("movies", 1_000_000, "?batch_size=50") for _ in range(4)]
+        await bob.job_ended((await bob.generate("movies", 10))["id"])
+        for job in long:
+            cancelled = (await alice.http.delete(f"/jobs/{job['id']}")).json()
+            assert (cancelled["state"], cancelled["done"] < 1_000_000) == ("cancelled", True)
+
+
+async def test_a_killed_server_continues_a_paced_job_exactly(new_service: Callable[..., Service]) -> None:
+    service = new_service().start()
+    async with service.person() as alice:
+        start = await service.position(0)
+        job = await alice.generate(
+            "movies", 12, "?rate=1.5&batch_size=2"
+        )  # a chunk every 1.3 s; the job waits in between
+        async with service.watch("topics=movies") as watcher:
+            await read_rows(watcher, 4)
+        service.kill()
+        service.start()
+        assert (await alice.job_ended(job["id"]))["done"] == 12
+        assert await count(alice) == 12
+        async with service.watch(f"since={start}&topics=movies") as watcher:
+            ids = await read_rows(watcher, 12)
+            assert len(set(ids)) == len(ids) == 12
+
+
+# --- quotas, and the end of jobs
+
+
+@SQLITE_ONLY
+async def test_a_rate_that_takes_more_than_a_day_is_refused(service: Service) -> None:
+    async with service.person() as alice:
+        refused = await alice.http.post("/movies/generate/86401?rate=1")
+        assert_problem(refused, 422, ["query", "rate"])
+        assert "at least 1.01, at which 86401 rows are stored within a day" in refused.json()["detail"][0]["msg"]
+        accepted = await alice.generate("movies", 86_400, "?rate=1")
+        assert (await alice.http.delete(f"/jobs/{accepted['id']}")).status_code == 200
+
+
+async def test_a_user_has_a_quota_of_rows(new_service: Callable[..., Service]) -> None:
+    service = new_service(RATE_LIMITS="on", GENERATED_ROWS_PER_DAY="1000").start()
+    async with service.person() as alice, service.person() as bob:
+        assert_problem(await alice.http.post("/movies/generate/1001"), 422, ["path", "number"])
+        cancelled = await alice.generate("movies", 1_000, "?rate=1&batch_size=1000")
+        refused = await alice.http.post("/characters/generate/1")
+        assert refused.status_code == 429
+        assert 86_000 < int(refused.headers["Retry-After"]) <= 86_400
+        assert "1000 rows" in refused.json()["detail"]
+        assert (await alice.http.delete(f"/jobs/{cancelled['id']}")).status_code == 200
+        await alice.generated("movies", 600)
+        assert (await alice.http.post("/movies/generate/401")).status_code == 429
+        await alice.generated("characters", 400)
+        assert (await alice.http.post("/movies/generate/1")).status_code == 429
+        await bob.generated("movies", 1)
+        await sql(service, "UPDATE jobs SET created_at = '2020-01-01T00:00:00.000000Z'")
+        await alice.generated("movies", 1)
+
+
+async def test_without_limits_there_is_no_quota(new_service: Callable[..., Service]) -> None:
+    service = new_service(GENERATED_ROWS_PER_DAY="10").start()
+    async with service.person() as alice:
+        await alice.generated("movies", 20)
+
+
+async def test_finished_jobs_are_deleted_with_an_event(new_service: Callable[..., Service]) -> None:
+    service = new_service().start()
+    async with service.person() as alice:
+        old, new = [await alice.generated("movies", 1) for _ in range(2)]
+        waiting = await alice.generate("movies", 10, "?rate=0.01")
+        long_ago = "2020-01-01T00:00:00.000000Z"
+        await sql(service, f"UPDATE jobs SET finished_at = '{long_ago}' WHERE id = '{old['id']}'")
+        await sql(service, f"UPDATE jobs SET created_at = '{long_ago}' WHERE id = '{waiting['id']}'")
+        async with service.watch("topics=jobs") as watcher:
+            async with database_of(service) as database:
+                await Cleanup(database, "worker", Retention(12, 1_000, 10**9, job_hours=24)).clean()
+            assert (await watcher.expect("delete", "jobs"))["data"] == {"id": old["id"]}
+        assert (await alice.http.get(f"/jobs/{old['id']}")).status_code == 404
+        listed = {job["id"] for job in (await alice.http.get(f"/jobs?user_id={alice.id}")).json()}
+        assert listed == {new["id"], waiting["id"]}
+
+
+async def test_the_jobs_of_a_deactivated_account_are_cancelled(service: Service) -> None:
+    async with service.person() as alice, service.admin() as admin, service.watch("topics=jobs") as watcher:
+        waiting = await alice.generate("movies", 100, "?rate=0.1")
+        running = await alice.generate("movies", 1_000_000, "?batch_size=10")
+        assert (await admin.http.post(f"/admin/users/{alice.id}/deactivate")).is_success
+        cancelled: dict[str, Any] = {}
+        while len(cancelled) < 2:
+            frame = await watcher.until(
+                lambda frame: frame.get("data", {}).get("state") == "cancelled" and "seq" in frame
+            )
+            cancelled[frame["data"]["id"]] = frame["data"]
+        assert cancelled.keys() == {waiting["id"], running["id"]}
+        for job in cancelled.values():
+            assert (await admin.http.get(f"/jobs/{job['id']}")).json() == job

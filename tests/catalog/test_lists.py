@@ -371,7 +371,7 @@ async def test_groups_of_conditions_are_alternatives(service: Service) -> None:
         assert answer.json()["detail"][0]["loc"] == ["query", "or[0][planet]"]
 
 
-# --- the bound in bytes
+# --- the size limit
 
 
 async def test_a_page_is_bounded_in_characters(service: Service) -> None:
@@ -389,7 +389,7 @@ async def test_a_page_is_bounded_in_characters(service: Service) -> None:
         rest = await ok(alice.http.get(f"{mine}&limit=419&offset=419"))
         names = sorted((row["name"] for row in rows), reverse=True)
         assert [row["name"] for row in first + rest] == names
-        # Few of many rows, and lists without the long text, are as they were.
+        # Pages of few rows, and lists without the long text, are not affected.
         assert len(await ok(alice.http.get(f"/characters/names?user_id={alice.id}&limit=1000"))) == 450
         assert len(await ok(alice.http.get(f"{mine}&limit=1000&offset=40"))) == 410
         included = await ok(alice.http.get(f"/movies/{movie['id']}?include=characters"))

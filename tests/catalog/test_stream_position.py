@@ -15,8 +15,8 @@ import orjson
 
 from core.settings import Settings
 from main import build_app
-from realtime.sse.replay import parse_position
 from repository.engine.events import Head
+from repository.engine.positions import parse_position
 from routes import table
 from tests.support.service import Person, Service, Watcher
 from tests.support.sockets import subscribed

@@ -1,4 +1,4 @@
-"""Both clients write filters as the query of a list, and the service reads the same filter from it."""
+"""Both clients write filters as the query of a list, from which the service parses the same filter."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FILTERS = st.one_of(
 
 
 def assert_same(query: str, wanted: dict[str, Any]) -> None:
-    """Assert that a query holds the filter and the parameters."""
+    """Assert that a query contains the filter and the parameters."""
     items = parse_qsl(query, keep_blank_values=True)
     found, problems = parse_query(items, MOVIES.fields, frozenset(PARAMETERS))
     assert problems == []
@@ -66,7 +66,7 @@ async def test_the_javascript_client_writes_the_filter() -> None:
 
 def test_a_value_without_a_written_form_is_an_error_in_python() -> None:
     for value in (None, b"a", {"title": None}, {"in": [None]}):
-        with pytest.raises(TypeError, match="expected a text"):
+        with pytest.raises(TypeError, match="expected a string"):
             query_of({"title": value})
 
 

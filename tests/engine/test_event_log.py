@@ -213,7 +213,7 @@ async def test_bulk_events_are_split_at_the_limits(database: Database) -> None:
 
 
 async def test_a_transaction_is_bounded_in_bytes(database: Database) -> None:
-    """The write above the limit leaves nothing behind, and the next one gets the next number."""
+    """A write above the limit leaves nothing behind, and the following one gets the next number."""
     rows = [b'"' + b"x" * 700_000 + b'"'] * 12
 
     async def work(tx: Transaction, times: int) -> None:
@@ -228,7 +228,7 @@ async def test_a_transaction_is_bounded_in_bytes(database: Database) -> None:
 
 
 async def test_pruning_keeps_the_newest_events_that_fit_into_the_bytes(database: Database) -> None:
-    """Each event has 1,000 bytes and a little: nine of them fit into 10,000."""
+    """Each event has slightly more than 1,000 bytes, so nine of them fit into 10,000."""
 
     async def work(tx: Transaction) -> None:
         for number in range(4):
@@ -284,5 +284,5 @@ async def test_a_schema_of_a_newer_version_is_refused_in_one_sentence(database: 
         await tx.connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
 
     await database.write(work)
-    with pytest.raises(SettingsError, match=r"^DATABASE_URL: the database has the schema 9999 of a newer version"):
+    with pytest.raises(SettingsError, match=r"^DATABASE_URL: expected a schema up to .*, got 9999, which a newer"):
         await migrations.migrate(database)

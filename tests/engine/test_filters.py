@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from sqlalchemy import Table, insert
 
 import models
-from core import filters, listed, times
+from core import filters, times
 from core.filters import FieldType, Op, parse_json, parse_query
+from core.texts import listed
 from repository.engine import migrations
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction

@@ -32,8 +32,9 @@ NOT_BOUNDS = {
     "realtime.wire.writer.HIGH_WATER_BYTES",
     "core.metrics.FEED_EVENTS",
     "core.metrics.HUB_BYTES",
-    "core.settings.HASH_BYTES",
-    "core.settings.MIN_SECRET_KEY_BYTES",
+    "core.metrics.SQLITE_LOG_BYTES",
+    "core.setting_values.HASH_BYTES",
+    "core.setting_values.MIN_SECRET_KEY_BYTES",
 }
 COLUMNS = ("what", "where", "bound", "at the bound")
 

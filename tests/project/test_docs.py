@@ -60,8 +60,8 @@ def test_the_table_of_routes_says_who_must_sign_in_and_what_is_answered() -> Non
 def test_every_status_of_an_error_is_documented() -> None:
     documented = {int(cells[0]) for cells in rows_of(text_of("docs/api.md"), "status", "when")}
     raised = {kind.status for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Problem)}
-    of_the_framework = {404, 405}
-    assert documented == raised | of_the_framework
+    of_the_framework, of_the_server = {404, 405}, {414, 431}
+    assert documented == raised | of_the_framework | of_the_server
 
 
 # --- settings

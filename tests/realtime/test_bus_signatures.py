@@ -1,4 +1,4 @@
-"""Messages over Redis are signed: a worker believes only workers that have its secret key."""
+"""Messages over Redis are signed: a worker accepts only messages from workers that share its secret key."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def heard_on(client: Redis, channel: str) -> AsyncIterator[list[bytes]]:
 
 
 def promotion(account: dict[str, Any], epoch: str, seq: int) -> bytes:
-    """Return the event that makes a user an admin, as one worker tells the others."""
+    """Return the message with which one worker tells the others that a user became an admin."""
     payload = orjson.dumps({**account, "group": "admin"})
     users = "group:admin"
     return _encode_event(Event(epoch, seq, "users", "update", str(account["id"]), users, payload, None, (), None, "t"))
@@ -114,13 +114,13 @@ async def test_a_stranger_on_redis_changes_nothing(
             for each in forged:
                 await client.publish(CHANNEL, each)
             await metric_becomes(running, "marquee_bus_rejected_total", rejected + len(forged))
-            await client.publish(CHANNEL, message)  # again as it was
+            await client.publish(CHANNEL, message)  # again, unchanged
             reply = await watcher.ask({"id": 1, "action": "subscribe", "topics": ["users"]})
             assert reply["error"]["code"] == "forbidden"
             movie = await alice.add()
             assert (await watcher.sees(movie))["seq"] == seq + 1
     await client.aclose()
-    assert running.log().count("bus messages rejected") == 1, "a line a minute"
+    assert running.log().count("bus messages rejected") == 1, "one line a minute"
 
 
 # --- groups that rise
@@ -136,7 +136,7 @@ async def test_a_group_that_rises_is_confirmed_in_the_database() -> None:
         await answering.wait()
         return Identity(identity.user_id, stored, identity.expires_at, identity.session_id, identity.username)
 
-    registry = Registry(recheck, max_connections=1, max_per_address=None)
+    registry = Registry(recheck)
     changes: list[Identity | None] = []
     entry = registry.add(Identity(1, Group.USER, 0.0, "s", "holly"), changes.append)
 
@@ -148,7 +148,7 @@ async def test_a_group_that_rises_is_confirmed_in_the_database() -> None:
     await asked.wait()
     answering.set()
     await eventually(lambda: not registry._confirming, "the check ends")
-    assert (changes, entry.identity.group) == ([], Group.USER), "the database knows nothing of it"
+    assert (changes, entry.identity.group) == ([], Group.USER), "the database does not confirm it"
 
     stored = Group.ADMIN
     asked.clear()
@@ -156,10 +156,10 @@ async def test_a_group_that_rises_is_confirmed_in_the_database() -> None:
     registry.on_events([event(Group.MODERATOR)])
     await asked.wait()
     assert changes == []
-    registry.on_events([event(Group.ADMIN)])  # while the first is being confirmed
+    registry.on_events([event(Group.ADMIN)])  # while the first one is being confirmed
     answering.set()
     await eventually(lambda: entry.identity.group is Group.ADMIN, "what the database says")
 
     registry.on_events([event(Group.USER)])
-    assert entry.identity.group is Group.USER, "a group that falls, at once"
+    assert entry.identity.group is Group.USER, "a lower group applies at once"
     registry.close()

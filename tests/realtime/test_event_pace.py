@@ -15,6 +15,7 @@ import uvicorn
 from core.errors import Unavailable
 from core.identity import Identity
 from realtime.feed.feed import Feed
+from realtime.sockets.places import Places
 from realtime.sockets.registry import Registry
 from realtime.sse.event_stream import ABORT, MAX_STREAMS, EventStreams, Pace
 from realtime.sse.replay import Replay
@@ -22,7 +23,8 @@ from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from routes.events import EventsQuery
-from server.serving import MarqueeHTTPProtocol
+from server.http_connections import HttpConnections
+from server.http_protocol import MarqueeHTTPProtocol
 from tests.support.service import eventually
 
 
@@ -70,10 +72,10 @@ class Streams:
         async def recheck(identity: Identity) -> Identity:
             return identity
 
-        registry = Registry(recheck, max_connections=10_000, max_per_address=None)
+        registry, places = Registry(recheck), Places(max_connections=10_000, max_per_address=None)
         self.database = database
         self.feed = feed
-        self.all = EventStreams(Replay(database, feed), registry, pace)
+        self.all = EventStreams(Replay(database, feed), registry, places, pace)
         self.running: set[asyncio.Task[None]] = set()
 
     async def serve(self, scope: Any, receive: Any, send: Any) -> None:
@@ -152,7 +154,12 @@ async def test_the_server_drops_a_connection_that_reads_nothing(
 ) -> None:
     async with streams(database, write_seconds=0.3) as found:
         listener = socket.create_server(("127.0.0.1", 0))
-        options: Any = {"http": MarqueeHTTPProtocol, "interface": "asgi3", "lifespan": "off", "log_config": None}
+        connections = HttpConnections(max_connections=10, max_per_address=None, is_trusted=lambda host: False)
+
+        def protocol(**given: Any) -> MarqueeHTTPProtocol:
+            return MarqueeHTTPProtocol(**{**given, "app_state": {"http_connections": connections}})
+
+        options: Any = {"http": protocol, "interface": "asgi3", "lifespan": "off", "log_config": None}
         server = uvicorn.Server(uvicorn.Config(found.serve, **options))
         serving = asyncio.create_task(server._serve([listener]))
         client = socket.socket()
@@ -164,12 +171,12 @@ async def test_the_server_drops_a_connection_that_reads_nothing(
             await loop.sock_connect(client, listener.getsockname())
             await loop.sock_sendall(client, b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await eventually(lambda: len(found.all) == 1, "it is served")
-            connections = server.server_state.connections
+            open_ = server.server_state.connections
             for _ in range(40):
                 await found.write("public", "x" * 500_000)
-                if not connections:
+                if not open_:
                     break
-            await eventually(lambda: not connections, "the connection is dropped", 10)
+            await eventually(lambda: not open_, "the connection is dropped", 10)
             await eventually(lambda: not server.server_state.tasks, "its request has ended", 5)
             assert len(found.all) == 0
             assert not [record for record in caplog.records if record.levelname == "ERROR"], caplog.text

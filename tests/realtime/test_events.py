@@ -15,8 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
-from realtime.sse.replay import PAGE_BYTES, parse_position
+from realtime.sse.replay import PAGE_BYTES
 from repository.engine.events import Head
+from repository.engine.positions import parse_position
 from repository.engine.transaction import Transaction
 from routes.events import EVENT_STREAM
 from routes.http.rendering import prefers
@@ -146,7 +147,7 @@ async def test_the_pages_of_the_whole_log_hold_the_frames_of_the_websocket(new_s
     with new_service().running() as service:
         async with service.person() as alice:
             last = await write_a_bit_of_everything(alice)
-            async with service.watch("since=0") as watcher:
+            async with service.watch(f"since={await service.position(0)}") as watcher:
                 await watcher.until_seq(last)
             for query in ("", "?limit=1000", "?limit=3"):
                 found = [each async for each in pages(alice.http, f"/events{query}")]
@@ -154,7 +155,7 @@ async def test_the_pages_of_the_whole_log_hold_the_frames_of_the_websocket(new_s
                 assert found[-1][0]["seq"] == last
                 assert all(len(each["data"]) <= int(query[7:] or 100) for each, _ in found)
                 assert all(size < PAGE_BYTES + 256 or len(each["data"]) == 1 for each, size in found)
-            async with service.watch("since=0&topics=characters&bulk=summary") as watcher:
+            async with service.watch(f"since={await service.position(0)}&topics=characters&bulk=summary") as watcher:
                 await watcher.until(lambda frame: frame["operation"] == "add_bulk" and watcher.events[-1]["seq"] > 0)
                 summaries = [
                     frame
@@ -163,7 +164,11 @@ async def test_the_pages_of_the_whole_log_hold_the_frames_of_the_websocket(new_s
                 ]
                 await watcher.until_seq(summaries[-1]["seq"])
                 assert summaries == watcher.events
-            assert await page(alice.http, f"?after={last}") == {"epoch": found[0][0]["epoch"], "seq": last, "data": []}
+            assert await page(alice.http, f"?after={await service.position(last)}") == {
+                "epoch": found[0][0]["epoch"],
+                "seq": last,
+                "data": [],
+            }
 
 
 @SQLITE_ONLY
@@ -193,10 +198,15 @@ async def test_a_page_requested_after_a_write_holds_its_event(service: Service) 
     [
         ("after=0&epoch=elsewhere", "another epoch"),
         ("epoch=elsewhere", "another epoch"),
-        ("after=9223372036854775807", "position is newer than the log"),
+        ("after=elsewhere:0", "another epoch"),
+        ("lastEventId=elsewhere:0", "another epoch"),
+        ("lastEventId=41", "another epoch"),
+        ("after={epoch}:9223372036854775807", "position is newer than the log"),
+        ("after=9223372036854775807&epoch={epoch}", "position is newer than the log"),
     ],
 )
 async def test_an_invalid_position_gets_a_resync(service: Service, query: str, reason: str) -> None:
+    query = query.format(epoch=(await service.position(0)).partition(":")[0])
     async with service.person() as alice, service.anyone() as anonymous:
         found = await page(anonymous, f"?{query}")
         (frame,) = found["data"]
@@ -221,23 +231,24 @@ async def test_a_position_older_than_the_log_gets_a_resync(new_service: Callable
     pruned = await prune(service, keep_rows=2)
     assert pruned
     service.start()
-    async with service.anyone() as anonymous, service.watch("since=1") as watcher:
+    async with service.anyone() as anonymous, service.watch(f"since={await service.position(1)}") as watcher:
         resync = await watcher.next()
         assert resync["operation"] == "resync"
         assert (resync["data"]["reason"], resync["data"]["seq"]) == ("position is older than the log", pruned + 2)
-        assert (await page(anonymous, "?after=1"))["data"] == [resync]
-        async with stream(anonymous, "?after=1") as sent:
+        after = f"?after={await service.position(1)}"
+        assert (await page(anonymous, after))["data"] == [resync]
+        async with stream(anonymous, after) as sent:
             assert await sent.next() == resync
         first = await page(anonymous)
         assert [frame["seq"] for frame in first["data"]] == [pruned + 1, pruned + 2]
-        async with service.watch(f"since={pruned}") as late:
+        async with service.watch(f"since={await service.position(pruned)}") as late:
             await late.until_seq(pruned + 2)
             assert late.seqs == [pruned + 1, pruned + 2]
 
 
 INVALID_QUERIES = (
     *("after=-1", "after=1.5", "after=1&after=2", "limit=0", "limit=1001", "since=1", "epoch=" + "e" * 65),
-    *("topics=", "topics=movies,movies", "topics=plays", "bulk=some"),
+    *("topics=", "topics=movies,movies", "topics=plays", "bulk=some", "after=x:y", "after=:1"),
 )
 
 
@@ -285,7 +296,7 @@ async def test_a_stream_that_is_often_cut_under_load_delivers_every_event_once(s
             while len(seen) < writes:
                 until = min(writes, len(seen) + dice.randint(1, 40))
                 # The query does not change, as in a browser.
-                async with stream(anonymous, "?topics=movies&after=0", **{"Last-Event-ID": last_id}) as sent:
+                async with stream(anonymous, "?topics=movies&after=elsewhere:0", **{"Last-Event-ID": last_id}) as sent:
                     while len(seen) < until:
                         seen.append(await sent.next())
                     last_id = sent.last_id
@@ -310,6 +321,46 @@ async def test_an_unknown_last_id_gets_a_resync_and_new_events(service: Service,
             resync = await sent.expect("resync")
             assert resync["data"]["reason"] == "another epoch"
             await sent.expect("add", data=await alice.add(), seq=resync["data"]["seq"] + 1)
+
+
+async def test_a_stream_takes_its_position_from_the_query_and_the_header_wins(service: Service) -> None:
+    async with service.person() as alice, service.anyone() as anonymous:
+        start = await position(alice.http)
+        first, second = await alice.add(), await alice.add()
+        here, later = f"{start.epoch}:{start.seq}", f"{start.epoch}:{start.seq + 1}"
+        async with stream(anonymous, f"?lastEventId={here}&after={later}") as sent:
+            await sent.expect("add", data=first)
+        async with stream(anonymous, f"?lastEventId={here}", **{"Last-Event-ID": later}) as sent:
+            await sent.expect("add", data=second)
+        found = [each async for each, _ in pages(anonymous, f"/events?lastEventId={here}&limit=1")]
+        assert [frame["data"] for each in found for frame in each["data"]] == [first, second]
+
+
+@SQLITE_ONLY
+async def test_blanks_around_the_id_in_the_header_do_not_matter(service: Service) -> None:
+    async with service.person() as alice:
+        start = await position(alice.http)
+        movie = await alice.add()
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        writer.write(b"GET /events HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream \t\r\n")
+        writer.write(f"Last-Event-ID: \t{start.epoch}:{start.seq} \t\r\n\r\n".encode())
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            text = await reader.readuntil(f'"data":{{"id":{movie["id"]},'.encode())
+        assert b"resync" not in text
+        writer.close()
+
+
+@SQLITE_ONLY
+async def test_a_number_without_its_epoch_is_refused_with_what_to_send(service: Service) -> None:
+    async with service.person() as alice, service.anyone() as anonymous:
+        here = await position(alice.http)
+        for headers in ({}, STREAM):
+            answer = await anonymous.get(f"/events?after={here.seq}", headers=headers)
+            assert answer.status_code == 409
+            [problem] = answer.json()["detail"]
+            assert (problem["loc"], problem["type"]) == (["query", "after"], "missing_epoch")
+            assert "after=<epoch>:<seq> or after=<seq>&epoch=<epoch>" in problem["msg"]
+        assert (await page(anonymous, f"?after={here.seq}&epoch={here.epoch}"))["data"] == []
 
 
 async def test_a_large_bulk_write_arrives_in_several_events(service: Service) -> None:
@@ -356,7 +407,8 @@ def test_a_stream_is_sent_only_to_clients_that_prefer_it(accept: str, expected: 
     ("text", "expected"),
     [
         ("abc:0", Head("abc", 0)), ("abc:9223372036854775807", Head("abc", 2**63 - 1)),
-        ("abc:9223372036854775808", None), ("abc:-1", None), ("abc: 1", None), ("abc:1:2", None), (":1", None),
+        ("abc:9223372036854775808", Head("abc", 2**63)),
+        ("abc:" + "9" * 20, None), ("abc:-1", None), ("abc: 1", None), ("abc:1:2", None), (":1", None),
         ("abc:١", None), ("e" * 65 + ":1", None),
     ],
 )  # fmt: skip

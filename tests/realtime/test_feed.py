@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -119,7 +119,7 @@ async def test_a_crowd_that_connects_at_once_shares_a_read_of_the_head(
         await asyncio.gather(*(followed.reach_head() for _ in range(500)))
         polls = (time.monotonic() - begun) / feed.MIN_POLL_SECONDS
         assert seen == [1, 2, 3]
-        assert reads <= 4 + polls, "one or two reads for the crowd, and the feed's own, which go on meanwhile"
+        assert reads <= 4 + polls, "one or two reads for all clients, and the feed's own, which continue meanwhile"
 
 
 async def test_events_of_another_log_are_ignored(database: Database) -> None:
@@ -271,6 +271,9 @@ class BreakingWriter:
     async def drained(self) -> None:
         pass
 
+    def count_control_frames(self, on_control_frame: Callable[[], bool]) -> None:
+        pass
+
     def close(self, code: int) -> None:
         self.closed = code
 
@@ -341,13 +344,13 @@ async def test_a_replaced_log_is_read_before_a_position_in_it_is_checked(
         new = await event_log.head(database)
         assert followed.head.epoch != new.epoch, "the worker lags"
         source = Replay(database, followed)
-        assert await find_start(followed, new.seq, new.epoch) is None
+        assert await find_start(followed, new) is None
         assert followed.head == new
         await event_log.renew_epoch(database, new.epoch)
         newest = await event_log.head(database)
         await followed.reach_head()
-        assert await source.start_after(newest.seq, newest.epoch) == newest.seq
-        assert await find_start(followed, newest.seq, "elsewhere") == "another epoch"
+        await source.check(newest)
+        assert await find_start(followed, Head("elsewhere", newest.seq)) == "another epoch"
 
 
 async def test_no_task_of_a_feed_outlives_it(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import orjson
@@ -10,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.filters import Filter, matcher_of, parse_json
-from realtime.fanout.changes import Change, change_texts, changes_of, filter_changes, filtered_texts
-from realtime.fanout.encode import coalesce, texts
+from realtime.fanout.changes import Change, FilteredChange, change_texts, changes_of, filter_changes, matcher_for
+from realtime.fanout.costs import Budget
+from realtime.fanout.encode import coalesce
+from realtime.fanout.evaluation import Evaluation
 from realtime.fanout.matching import FilterIndex
 from realtime.fanout.spec import Spec
 from realtime.wire.frames import Rendering
@@ -68,13 +72,13 @@ def test_the_index_finds_what_evaluating_every_filter_finds(wanted: list[Filter]
     index = FilterIndex()
     for each in wanted:
         index.add(each)
-    found = dict(index.affected_filters(changes))
+    found = dict(index.affected_filters(changes, 500, Budget(10**9)))
     expected = {each: seen for each in wanted if (seen := filter_changes(matcher_of(each), changes))}
     assert found == expected
     for each in wanted:
         index.discard(each)
     assert not index
-    assert not list(index.affected_filters(changes))
+    assert not list(index.affected_filters(changes, 500, Budget(10**9)))
 
 
 class CountingRow(dict[str, Any]):
@@ -94,7 +98,8 @@ def test_only_filters_that_an_event_can_affect_are_evaluated() -> None:
         index.add(wanted)
     row = CountingRow(id=1, movie_id=500, name="Anna")
     CountingRow.reads.clear()
-    [(found, seen)] = index.affected_filters([Change(None, row)])
+    [(found, seen)] = index.affected_filters([Change(None, row)], 500, Budget(1_000))
+    assert seen is not None
     assert found.all[0].value == 500
     assert [one.operation for one in seen] == ["add"]
     assert CountingRow.reads["name"] <= 2, "one filter of a thousand was evaluated"
@@ -149,6 +154,10 @@ def test_a_window_leads_to_the_same_view_as_its_events(
     assert len({frame["seq"] for frame in frames}) <= 1
 
 
+def texts(spec: Spec, events: Sequence[Event]) -> list[bytes]:
+    return asyncio.run(Evaluation().texts(spec, events))
+
+
 def keys_of(frame: dict[str, Any]) -> list[int]:
     data = frame["data"]
     return data["ids"] if "ids" in data else [row["id"] for row in data.get("items", [data])]
@@ -170,10 +179,14 @@ def applied(view: dict[int, Any], texts: Any) -> dict[int, Any]:
     return view
 
 
+def unfiltered(event: Event) -> list[FilteredChange]:
+    return filter_changes(matcher_for(None), changes_of(event))
+
+
 def test_a_large_window_is_split_into_frames_of_one_group() -> None:
     spec = Spec(frozenset({"movies"}), Rendering("items", "s1"), latest_every_ms=100)
     events = [event(seq, "add", {"id": seq, "title": "x" * 2_000}) for seq in range(1, 1_501)]
-    texts = coalesce(spec, events)
+    texts = coalesce(spec, events, unfiltered)
     assert len(texts) == 4
     assert max(map(len, texts)) < 800 * 1024
     frames = [orjson.loads(text) for text in texts]
@@ -182,11 +195,12 @@ def test_a_large_window_is_split_into_frames_of_one_group() -> None:
     assert {frame["seq"] for frame in frames} == {1_500}
 
 
-def test_a_bulk_event_whose_rows_all_match_is_sent_unchanged() -> None:
+async def test_a_bulk_event_whose_rows_all_match_is_sent_unchanged() -> None:
     wanted, _ = parse_json({"rating": {"gt": 0}}, MOVIES.fields)
     rows = [{"id": number, "rating": 1} for number in range(3)]
     bulk = event(1, "add_bulk", {"count": 3, "items": rows, "job_id": "j"})
-    [text] = filtered_texts(bulk, Rendering(), wanted)
+    spec = Spec(frozenset({"movies"}), filters=(("movies", wanted),))
+    [text] = await Evaluation().texts(spec, [bulk])
     assert orjson.loads(text)["data"] == {"count": 3, "items": rows, "job_id": "j"}
     assert "more" not in orjson.loads(text)
     changes = changes_of(bulk)
@@ -198,5 +212,5 @@ def test_a_window_has_the_number_of_its_last_event_even_if_that_is_not_sent() ->
     spec = Spec(frozenset({"movies"}), Rendering("items", "s1"), latest_every_ms=100)
     row, other = {"id": 1, "title": "a"}, {"id": 2, "title": "b"}
     events = [event(1, "add", row), event(2, "add", other), event(3, "delete", {"id": 1}, row)]
-    [text] = coalesce(spec, events)
+    [text] = coalesce(spec, events, unfiltered)
     assert (orjson.loads(text)["data"], orjson.loads(text)["seq"]) == (other, 3)

@@ -6,20 +6,18 @@ import asyncio
 import contextlib
 import gc
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import main
 from core.errors import CloseCode
-from core.settings import load_settings
 from realtime.fanout import subscription
-from server import serving, websocket_protocol
+from server import websocket_protocol
 from server.websocket_protocol import MarqueeWebSocketProtocol
 from tests.support.backends import SQLITE_ONLY
+from tests.support.served_here import served_here
 from tests.support.service import Person, Service, Watcher, eventually
 from tests.support.sockets import closing
 
@@ -153,19 +151,3 @@ async def test_a_peer_that_answers_pings_is_kept(new_service: Callable[..., Serv
 def connections_of(service: Service) -> list[MarqueeWebSocketProtocol]:
     """Return the websockets that are open in this process."""
     return [each for each in gc.get_objects() if isinstance(each, MarqueeWebSocketProtocol) and not each.disconnected]
-
-
-@asynccontextmanager
-async def served_here(service: Service, **options: Any) -> AsyncIterator[None]:
-    """Run the service in the event loop of the test, as `python main.py` does, but with `options` of uvicorn."""
-    values: dict[str, Any] = {name.lower(): value for name, value in service.settings.items()}
-    settings = load_settings(**values)
-    config = serving.server_config(settings, main.build_app(settings))
-    for name, value in options.items():
-        setattr(config, name, value)
-    server = serving.Server(config)
-    life = asyncio.create_task(server.serve())
-    await eventually(lambda: server.started, "the service starts")
-    yield
-    server.should_exit = True
-    await life

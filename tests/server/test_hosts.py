@@ -1,4 +1,4 @@
-"""Hosts and origins: a page that is rebound to this service is refused, and what is refused says what to set."""
+"""Hosts and origins: a page that is rebound to this service is rejected; rejections name the setting to change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin
 
-from core.hosts import AllowedHosts, host_of
+from core.network.hosts import AllowedHosts, host_of
 from core.settings import Settings
 from routes.table import OPERATIONS
 from server.serving import banner
@@ -80,7 +80,7 @@ def test_a_star_lifts_the_check(tmp_path: Path) -> None:
 
 
 async def raw(service: Service, *lines: str) -> str:
-    """Send a request head as it is, and return the response."""
+    """Send a request head unchanged, and return the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
     try:
         writer.write("\r\n".join([*lines, "Connection: close", "", ""]).encode())
@@ -104,7 +104,7 @@ async def test_a_rebound_name_is_refused_on_every_route_and_logged_once(service:
             assert "add rebound.example to the setting ALLOWED_HOSTS" in answer.json()["detail"]
             assert answer.headers["x-request-id"]
         assert (await stranger.post("/movies", json={"title": "M"})).status_code == 421
-    logged = [line for line in service.log().splitlines() if "host refused" in line]
+    logged = [line for line in service.log().splitlines() if "host rejected" in line]
     assert sum("rebound.example" in line for line in logged) == 1
 
 
@@ -174,7 +174,7 @@ async def test_a_refused_origin_is_logged_once_with_what_to_set(new_service: Cal
         pass  # the service's own page, behind a proxy that replaces Host
 
     def lines() -> list[str]:
-        return [line for line in service.log().splitlines() if "origin refused" in line]
+        return [line for line in service.log().splitlines() if "origin rejected" in line]
 
     await eventually(lambda: len(lines()) == 2, "each origin is logged", 5)
     assert all("ALLOWED_ORIGINS" in line for line in lines())

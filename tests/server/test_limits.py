@@ -6,13 +6,19 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from core.errors import CloseCode
-from realtime.sockets.parsing import MAX_BURST_MESSAGES, Bucket
+from core.errors import CLOSE_REASONS, CloseCode
+from realtime.sockets.actions import Request
+from realtime.sockets.parsing import MAX_BURST_MESSAGES, MAX_REFUSED_MESSAGES, Bucket
+from realtime.sockets.rest_calls import MAX_REQUESTS_IN_FLIGHT, MAX_UNREAD_REPLIES, RestCalls
 from tests.support.backends import SQLITE_ONLY
+from tests.support.raw_http import HANDSHAKE, raw_connection
 from tests.support.service import Service, eventually
 from tests.support.sockets import closing, refusal, signed_in
 
@@ -57,6 +63,86 @@ async def test_a_flood_of_messages_is_refused_and_then_the_socket_is_closed(
         assert code == CloseCode.TOO_MANY_MESSAGES
         assert len([reply for reply in replies if reply["ok"]]) >= MAX_BURST_MESSAGES
         assert {reply["error"]["code"] for reply in replies if not reply["ok"]} == {"rate_limited"}
+
+
+async def flood(service: Service, frames: bytes, number: int) -> tuple[int, int]:
+    """Send control frames without reading. Return by how much the service's memory grew, and the bytes it sent."""
+    text = HANDSHAKE.format(target="/ws?topics=characters", headers="")
+    async with raw_connection(service, text, keeps=2**14) as connection:
+        await connection.head()
+        transport: Any = connection.writer.transport
+        transport.pause_reading()
+        before = service.memory_bytes()
+        await connection.send_all(frames * number)
+        async with service.anyone() as client:
+            assert (await client.get("/healthz")).status_code == 200  # it has taken the frames
+        grown = service.memory_bytes() - before
+        transport.resume_reading()
+        answered = 0
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(1):
+                while data := await connection.reader.read(2**16):
+                    answered += len(data)
+        return grown, answered
+
+
+PING = b"\x89\xfd" + bytes(4) + b"p" * 125
+PONG = b"\x8a\xfd" + bytes(4) + b"p" * 125
+EMPTY_PART = b"\x00\x80" + bytes(4)
+
+
+@SQLITE_ONLY
+async def test_pings_are_not_answered_into_a_full_buffer(new_service: Callable[..., Service]) -> None:
+    """A client sends 40 MB of pings and does not read. Their pongs must not pile up in the server's memory."""
+    service = new_service(RATE_LIMITS="off").start()
+    grown, answered = await flood(service, PING, 300_000)
+    assert answered > 2**16
+    assert grown < 6 * 2**20
+
+
+@SQLITE_ONLY
+async def test_parts_without_content_are_not_kept(new_service: Callable[..., Service]) -> None:
+    service = new_service(RATE_LIMITS="off").start()
+    grown, _ = await flood(service, b"\x01\x80" + bytes(4) + EMPTY_PART * 1_000, 2_000)
+    assert grown < 6 * 2**20
+
+
+@SQLITE_ONLY
+@pytest.mark.parametrize(("frame", "pongs"), [(PING, MAX_BURST_MESSAGES), (PONG, 0)])
+async def test_control_frames_count_as_messages(new_service: Callable[..., Service], frame: bytes, pongs: int) -> None:
+    reason = CLOSE_REASONS[CloseCode.TOO_MANY_MESSAGES].encode()
+    service = new_service(RATE_LIMITS="on").start()
+    async with raw_connection(service, HANDSHAKE.format(target="/ws?topics=characters", headers="")) as connection:
+        await connection.head()
+        await connection.send_all(frame * 2 * (MAX_BURST_MESSAGES + MAX_REFUSED_MESSAGES))
+        received = await connection.reader.read(-1)
+        answered = received.count(b"\x8a\x7d" + b"p" * 125)
+        assert pongs <= answered < pongs + 500, "the burst, and what the bucket gained meanwhile"
+        assert received.endswith(b"\x88" + bytes([2 + len(reason)]) + CloseCode.TOO_MANY_MESSAGES.to_bytes(2) + reason)
+
+
+async def test_requests_of_a_client_that_does_not_read_wait_instead_of_holding_replies() -> None:
+    begun: list[str] = []
+    written: list[bytes] = []
+    can_write = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        begun.append(scope["path"])
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b'"' + b"x" * 700_000 + b'"'})
+
+    scope = {"headers": [], "scheme": "ws", "state": {}}
+    websocket: Any = SimpleNamespace(app=app, scope=scope)
+    writer: Any = SimpleNamespace(drained=can_write.wait)
+    calls = RestCalls(websocket, writer, written.append)
+    for number in range(MAX_REQUESTS_IN_FLIGHT):
+        calls.start(number, Request(method="GET", path=f"/{number}"), None)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert (begun, written) == ([f"/{number}" for number in range(MAX_UNREAD_REPLIES)], [])
+    can_write.set()
+    await calls.finish()
+    assert len(begun) == len(written) == MAX_REQUESTS_IN_FLIGHT
 
 
 def test_a_bucket_refills() -> None:

@@ -109,7 +109,7 @@ async def test_frames_are_counted_for_each_group_and_each_socket(new_service: Ca
         assert after["marquee_subscriptions", ()] == 3
         sources = [("marquee_feed_events_total", (("source", source),)) for source in ("bus", "log")]
         assert sum(after[source] - before[source] for source in sources) == 1
-        async with service.watch("since=0") as late:
+        async with service.watch(f"since={await service.position(0)}") as late:
             await late.expect("add")
         assert await metric(service, "marquee_catch_ups_total") > before["marquee_catch_ups_total", ()]
     await metric_becomes(service, "marquee_subscriptions", 0)

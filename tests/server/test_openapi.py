@@ -227,6 +227,9 @@ BEYOND_SCHEMAS = {
     "date_of_birth": ["1949-09-01", "2000-02-29", None],
     "email": ["holly@example.org", "anna@example.org"],
 }
+# A range is valid only if its second id is not below the first, which no schema can express for two parameters: the 422
+# for another range would count as the rejection of a valid request. `tests/catalog/test_bulk.py` has them.
+RANGES = tuple(f"delete_{name}_bulk_by_start_id_by_end_id" for name in ("movies", "characters", "genres"))
 # These operations would end the session that all other requests need.
 ENDS_THE_SESSION = (
     "post_auth_logout", "delete_auth_sessions", "delete_auth_sessions_by_id", "delete_users_me", "delete_users_by_id",
@@ -256,6 +259,7 @@ async def test_schemathesis_finds_nothing(
     twins = [*(("get", path) for path in TWINS), *BODY_TWINS] if "coverage" in phases else []
     same = [document["paths"][path][method]["operationId"] for method, path in twins]
     files = [each["operationId"] for _, _, each in operations_in(document) if takes_only_files(each)]
+    left_out = {*same, *files, *RANGES, *ENDS_THE_SESSION}
     thin = tmp_path / "openapi.json"
     thin.write_bytes(orjson.dumps(thinned(document)))
     with new_service(ACCESS_TOKEN_EXPIRE_MINUTES="60").running() as service:
@@ -268,7 +272,7 @@ async def test_schemathesis_finds_nothing(
                 *("--checks", "all", "--phases", phases),
                 # Only requests with the right password pass, whatever the schema says.
                 *("--exclude-path", "/auth/password/change"),
-                *(part for name in {*same, *files, *ENDS_THE_SESSION} for part in ("--exclude-operation-id", name)),
+                *(part for name in left_out for part in ("--exclude-operation-id", name)),
                 *("--max-examples", str(MAX_EXAMPLES)),
                 *("--seed", "1", "--generation-database", "none", "--workers", "1", "--no-color"),
                 seconds=900,

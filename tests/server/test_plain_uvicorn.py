@@ -25,7 +25,7 @@ async def test_watchers_see_writes_and_resume(plain: Service) -> None:
             await watcher.sees(await alice.add())
             assert (await watcher.ask({"id": 1, "action": "ping"}))["ok"]
         await alice.generate("movies", 5_000)
-        async with plain.watch(f"since={watcher.seqs[-1]}") as again:
+        async with plain.watch(f"since={await plain.position(watcher.seqs[-1])}") as again:
             await again.until(lambda frame: frame.get("data", {}).get("state") == "done" and "seq" in frame)
             added = [event["data"]["count"] for event in again.events if event["operation"] == "add_bulk"]
             assert sum(added) == 5_000

@@ -14,20 +14,21 @@ import httpx
 import pytest
 
 from core.errors import SettingsError
+from core.network.addresses import network_of
 from core.rates import MAX_AMOUNT, Rate, RateLimits, parse_rate, parse_rate_limits
 from core.settings import Settings
 from routes import table
 from routes.http import limit_groups
 from routes.http.limit_groups import RATES, LimitGroup
 from routes.http.proxies import TrustedProxies
-from services.limits.limiter import network_of
+from services.limits.lockout import PAIR_RATE
 from services.limits.memory import MAX_CLIENTS, STEPS, Hit, Windows
 from services.limits.redis import AWAY_SECONDS
 from tests.conftest import Places
 from tests.support.backends import SQLITE_ONLY
 from tests.support.metrics import metric
 from tests.support.servers import PostgresServer, RedisServer
-from tests.support.service import PASSWORD, Person, Service, eventually, several_services
+from tests.support.service import ADMIN, PASSWORD, Person, Service, eventually, several_services
 from tests.support.sockets import refusal, request
 
 OWN = (
@@ -115,7 +116,7 @@ async def test_pages_and_probes_are_not_limited(limited: Service) -> None:
             answer = await client.get(path)
             assert answer.status_code == 200
             assert "RateLimit-Limit" not in answer.headers, path
-    assert await metric(limited, "marquee_rate_limits_unchecked_total") == 0
+    assert await metric(limited, "marquee_rate_limits_not_shared_total") == 0
 
 
 async def test_requests_over_a_socket_count_with_those_over_http(limited: Service) -> None:
@@ -162,6 +163,9 @@ async def test_anonymous_limits_also_hold_with_an_account(limited: Service) -> N
     [
         ("192.0.2.1", "192.0.2.1"), ("::ffff:192.0.2.1", "192.0.2.1"), ("fe80::1%eth0", "fe80::/64"), ("", ""),
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"), ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("[2001:db8:1:2::9]:4711", "2001:db8:1:2::/64"), ("192.0.2.1:80", "192.0.2.1"),
+        ("[::ffff:192.0.2.1]", "192.0.2.1"),
+        ("2001:db8:1:2::9%" + "x" * 1_000, "2001:db8:1:2::/64"), ("/run/socket", "/run/socket"), ("[", "["),
     ],
 )  # fmt: skip
 def test_a_client_has_one_ipv4_address_or_an_ipv6_network(host: str, client: str) -> None:
@@ -176,6 +180,10 @@ FORWARDED = {
     "6.6.6.6, 198.51.100.9, 10.1.2.3, 127.0.0.1": "198.51.100.9", "198.51.100.10:4711": "198.51.100.10",
     "[2001:db8::1]:4711": "2001:db8::1", "2001:db8::2": "2001:db8::2", "::ffff:198.51.100.11": "198.51.100.11",
     "198.51.100.12, unknown, 10.9.9.9": "10.9.9.9", "10.0.0.1": "10.0.0.1", "<script>": "127.0.0.1", "": "127.0.0.1",
+    "2001:db8::3%eth0": "2001:db8::3", "[2001:db8::4%25eth0]:1": "2001:db8::4", '"[2001:db8::5]:1"': "2001:db8::5",
+    "2001:db8::6%" + "z" * 1_000: "2001:db8::6", "[": "127.0.0.1", "[]": "127.0.0.1",
+    "[::1": "::1", "1.2.3.4:5:6": "127.0.0.1", ":": "127.0.0.1", "%": "127.0.0.1", "1.2.3": "127.0.0.1",
+    "::ffff:198.51.100.13%1": "198.51.100.13", "[198.51.100.14]:80": "198.51.100.14", "1" * 5_000: "127.0.0.1",
 }  # fmt: skip
 
 
@@ -214,6 +222,26 @@ async def test_connections_are_counted_by_the_address_before_the_proxies(limited
         status, body = await refusal(limited, additional_headers=here)
         assert status == 429
         assert here["X-Forwarded-For"] in str(body)
+
+
+@SQLITE_ONLY
+async def test_an_ipv6_network_is_one_client_in_every_limit(limited: Service) -> None:
+    def of(network: int, number: int) -> dict[str, str]:
+        return {"X-Forwarded-For": f"[2001:db8:9:{network:x}::{number:x}%eth{number}]:{4000 + number}"}
+
+    async with (
+        limited.watch(additional_headers=of(1, 1)),
+        limited.watch(additional_headers=of(1, 2)),
+        limited.watch(additional_headers=of(2, 3)),
+    ):
+        status, body = await refusal(limited, additional_headers=of(1, 3))
+        assert (status, "2001:db8:9:1::/64" in str(body)) == (429, True)
+        async with limited.anyone(of(1, 4)) as client:
+            answer = await client.get("/events", headers={"Accept": "text/event-stream"})
+            assert answer.status_code == 429
+    async with limited.anyone(of(3, 1)) as one, limited.anyone(of(3, 2)) as other:
+        assert await statuses(one, "POST", "/users", 3, json={}) == [422] * 3
+        assert await statuses(other, "POST", "/users", 1, json={}) == [429]
 
 
 @SQLITE_ONLY
@@ -274,22 +302,27 @@ async def test_two_workers_count_together(postgres: PostgresServer, redis: Redis
             assert sorted(status for each in found for status in each) == [200] * 120 + [429] * 20
 
 
-async def test_without_redis_requests_pass_without_delay(own_redis: RedisServer, tmp_path: Path) -> None:
+async def test_without_redis_each_worker_counts_in_memory_without_delay(own_redis: RedisServer, tmp_path: Path) -> None:
     service = Service(f"sqlite:///{tmp_path}/marquee.db", own_redis.url, tmp_path, RATE_LIMITS="GET /movies/{id}=2/min")
     with service.running():
         async with service.anyone() as client:
             assert await statuses(client, "GET", NOTHING, 3) == [404, 404, 429]
             with own_redis.frozen():
-                await eventually(partial(is_answered, client, 404), "requests pass")  # a rejection is kept for a second
+                await eventually(partial(is_answered, client, 404), "memory counts")  # a rejection is kept for a second
                 begun = time.monotonic()
-                assert await statuses(client, "GET", NOTHING, 50) == [404] * 50
+                assert await statuses(client, "GET", NOTHING, 50) == [404] + [429] * 49
                 assert time.monotonic() - begun < 5, "requests do not wait a quarter of a second each"
-                answer = await client.get(NOTHING)
-                assert answer.headers["RateLimit-Remaining"] == "2"
-            lines = [line for line in service.log().splitlines() if "rate limits suspended" in line]
+                guess = {"username": ADMIN[0], "password": "a wrong guess"}
+                guesses = await statuses(client, "POST", "/auth/login", PAIR_RATE.amount + 2, json=guess)
+                assert guesses == [401] * PAIR_RATE.amount + [429] * 2, "passwords stay protected"
+            lines = [line for line in service.log().splitlines() if "counted by each worker" in line]
             assert len(lines) == 1
-            await eventually(partial(is_answered, client, 429), "limits hold again", AWAY_SECONDS + 10)
-            assert await metric(service, "marquee_rate_limits_unchecked_total") >= 50
+
+            async def is_shared_again() -> bool:
+                return await statuses(client, "POST", "/auth/login", 1, json=guess) == [401]
+
+            await eventually(is_shared_again, "Redis, which knows nothing of the guesses, counts", AWAY_SECONDS + 10)
+            assert await metric(service, "marquee_rate_limits_not_shared_total") >= 50
 
 
 async def is_answered(client: httpx.AsyncClient, status: int) -> bool:

@@ -52,6 +52,8 @@ INVALID: Mapping[str, Sequence[str]] = {
         "kafka://localhost", "redis", "redis://localhost:port", "redis://localhost/abc", "memory://x",
         "redis://localhost/0?ssl=hunter2",
     ),
+    "MAX_HTTP_CONNECTIONS": ("0", "many"),
+    "MAX_HTTP_CONNECTIONS_PER_ADDRESS": ("0",),
     "SECRET_KEY": ("short", "x" * 31),
     "OLD_SECRET_KEYS": ("x" * 31, f"{'x' * 32},short"),
     "PASSWORD_MEMORY_KIB": ("7",),
@@ -76,6 +78,9 @@ INVALID: Mapping[str, Sequence[str]] = {
     "EVENT_RETENTION_HOURS": ("0", "nan"),
     "EVENT_RETENTION_ROWS": ("1",),
     "EVENT_RETENTION_BYTES": ("1000000",),
+    "READ_TIMEOUT_SECONDS": ("0", "301", "soon"),
+    "GENERATED_ROWS_PER_DAY": ("0", "many"),
+    "JOB_RETENTION_HOURS": ("23", "nan"),
     "LOG_FORMAT": ("xml",),
     "LOG_LEVEL": ("loud",),
 }  # fmt: skip
@@ -95,7 +100,7 @@ def test_an_invalid_value_gives_one_sentence_with_its_name(load: Load, name: str
 
 
 def test_no_message_shows_a_part_of_a_password(load: Load) -> None:
-    """Brackets, a port or an `@` in a password make it look like another part of the URL."""
+    """Brackets, a colon or an `@` in a password make it look like another part of the URL."""
     values = [
         f"{scheme}://user:{password}@host/name{end}"
         for scheme in ("postgresql", "redis", "smtp", "https", "s3", "other")

@@ -223,6 +223,11 @@ class Service:
 
     # --- watchers
 
+    async def position(self, seq: int) -> str:
+        """Return the position `<epoch>:<seq>` with this number."""
+        async with self.anyone() as client:
+            return f"{(await client.get('/events?limit=1')).json()['epoch']}:{seq}"
+
     @asynccontextmanager
     async def watch(self, query: str = "", **options: Any) -> AsyncIterator[Watcher]:
         """Open a websocket and read its welcome. `options` go to `websockets.connect`."""

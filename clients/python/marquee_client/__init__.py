@@ -4,7 +4,7 @@
         async for event in client.watch("movies"):
             print(event)
 
-Modules, from pure code to I/O: `errors`, `events` (values), `queries` (of lists), `retry` (when to reconnect),
+Modules, from pure code to I/O: `errors`, `events` (values), `queries` (of REST lists), `retry` (when to reconnect),
 `subscription` (one subscription across all connections), `arguments` (validation), `session` (the protocol across
 connections); then, with asyncio, `queues`, `watch`, `view`, `presence` (what the application reads) and `client` (the
 socket).

@@ -55,9 +55,11 @@ def topics_of(topics: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def since_of(since: Position | int | str | None, epoch: str | None = None) -> Position | None:
-    """Return a position given as `Position`, as a number, or as a string in the form of the header `Stream-Position`.
+    """Return a position that is given as a `Position`, as a string in the form of `Stream-Position`, or as a number
+    with its epoch.
 
-    Raises TypeError and ValueError.
+    A number alone is rejected, because after a restored backup it could continue in another log. Raises TypeError and
+    ValueError.
     """
     if epoch is not None and not isinstance(epoch, str):
         raise TypeError(f"epoch: expected a string, got {epoch!r}")
@@ -66,11 +68,17 @@ def since_of(since: Position | int | str | None, epoch: str | None = None) -> Po
     if isinstance(since, str):
         position = Position.parse(since)
     else:
-        position = since if isinstance(since, Position) else Position(epoch, since)
+        position = since if isinstance(since, Position) else Position(epoch or "", since)
     if isinstance(position.seq, bool) or not isinstance(position.seq, int):
-        raise TypeError(f"since: expected a position, a number, or a string <epoch>:<seq>, got {since!r}")
+        raise TypeError(
+            f"since: expected a position, a string <epoch>:<seq>, or a number with its epoch, got {since!r}"
+        )
     if position.seq < 0:
         raise ValueError(f"since: expected a number of at least 0, got {position.seq}")
+    if not position.epoch:
+        raise ValueError(
+            f"since: expected the epoch of the log together with the number, as in since='<epoch>:{position.seq}'"
+        )
     checked({"epoch": position.epoch})
     return position
 

@@ -17,19 +17,19 @@ class Position:
     `str()` and `parse` use the form of the header `Stream-Position`, `<epoch>:<seq>`.
     """
 
-    epoch: str | None
+    epoch: str
     seq: int
 
     def __str__(self) -> str:
-        return f"{self.epoch or ''}:{self.seq}"
+        return f"{self.epoch}:{self.seq}"
 
     @classmethod
     def parse(cls, text: str) -> Position:
         """Return the position that `text` represents. Raises ValueError."""
         epoch, colon, seq = text.rpartition(":")
-        if not colon or not (seq.isascii() and seq.isdigit()):
+        if not colon or not epoch or not (seq.isascii() and seq.isdigit()):
             raise ValueError(f"expected <epoch>:<seq>, got {text!r}")
-        return cls(epoch or None, int(seq))
+        return cls(epoch, int(seq))
 
 
 @dataclass(frozen=True, slots=True)

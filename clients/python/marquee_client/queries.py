@@ -1,4 +1,4 @@
-"""Query strings of REST lists, from filters as subscriptions take them. Pure."""
+"""Query strings of REST lists, made from filters in the form that subscriptions take. Pure."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from urllib.parse import urlencode
 
 
 def query_of(filter: Mapping[str, Any] | None = None, **parameters: Any) -> str:  # noqa: A002 - the word of the protocol
-    """Return the query string of a list with this filter, and parameters such as `sort`, `limit` and `q`.
+    """Return the query string of a list with this filter, and with parameters such as `sort`, `limit` and `q`.
 
-    A value of `in` with a comma, or with a quote at its start, is written in double quotes, and quotes in it are
+    A value of `in` that contains a comma or starts with a quote is written in double quotes, with the quotes inside
     doubled. Raises TypeError for values other than strings, numbers and booleans.
 
         path = "/movies?" + query_of({"title": {"in": ["The Good, the Bad and the Ugly", "Alien"]}}, sort="-rating")
@@ -43,5 +43,5 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if not isinstance(value, str | int | float):
-        raise TypeError(f"expected a text, a number or a boolean, got {value!r}")
+        raise TypeError(f"expected a string, a number or a boolean, got {value!r}")
     return str(value)

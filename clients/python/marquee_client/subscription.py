@@ -85,9 +85,7 @@ class Subscription:
         if options.deliver is not None:
             message["deliver"] = dict(options.deliver) if isinstance(options.deliver, Mapping) else options.deliver
         if self.position is not None:
-            message["since"] = self.position.seq
-            if self.position.epoch is not None:
-                message["epoch"] = self.position.epoch
+            message |= {"since": self.position.seq, "epoch": self.position.epoch}
         return message
 
     def accepted(self, seq: int, epoch: str) -> None:
@@ -95,7 +93,7 @@ class Subscription:
         self._is_accepted = True
         if self._asked is not None:
             # Resumed. If the server cannot resume there, its next frame is `resync`.
-            self.position = Position(self._asked.epoch or epoch, self._asked.seq)
+            self.position = self._asked
             self.sink.began(self.position)
         elif not self.options.snapshot:
             self.position = Position(epoch, seq)

@@ -67,7 +67,7 @@ class Watch(Opened):
     # --- the subscription
 
     def began(self, position: Position) -> None:
-        if self.position is None or self.position.epoch is None:
+        if self.position is None:
             self.position = position
         self._ready.open()
 

@@ -1,8 +1,8 @@
-"""The hosts that the service is addressed by: the check against DNS rebinding. Pure.
+"""The hosts that requests may name: the check against DNS rebinding. Pure.
 
-A page of a stranger's domain can let its name resolve to 127.0.0.1 and then read what this service answers, as its own
-origin. Its requests name that domain in `Host`, so only known names are served. An IP address in `Host` was not looked
-up and cannot be rebound: it is allowed where the service listens on every address of the machine.
+A malicious page can make its own domain resolve to 127.0.0.1 and then read the responses of this service as if they
+came from its origin. Such requests name that domain in `Host`, so only known names are served. An IP address in `Host`
+did not come from DNS and cannot be rebound: it is allowed where the service listens on every address of the machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PATTERN = re.compile(r"(?:\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]{2,45}\]|[0-9a-f:.]{2,
 
 @lru_cache(maxsize=1_024)
 def host_of(header: str) -> str | None:
-    """Return the host of a `Host` header in lowercase, without port, brackets and final dot; None when malformed."""
+    """Return the host of a `Host` header in lowercase, without port, brackets or final dot; None when malformed."""
     found = _HOST.fullmatch(header) if len(header) <= MAX_HOST_LENGTH + 8 else None
     if found is None:
         return None
@@ -39,7 +39,7 @@ def normal(name: str) -> str:
 
 
 def address_of(name: str) -> IPv4Address | IPv6Address | None:
-    """Return the address that `name` is, None for another name. An IPv4-mapped address is returned as IPv4."""
+    """Return the IP address that `name` represents, or None. An IPv4-mapped address is returned as IPv4."""
     try:
         found = ip_address(name)
     except ValueError:
@@ -48,18 +48,18 @@ def address_of(name: str) -> IPv4Address | IPv6Address | None:
 
 
 def parse_pattern(text: str) -> str:
-    """Return one entry of ALLOWED_HOSTS in its normal form. Raises ValueError."""
+    """Return an entry of ALLOWED_HOSTS in its normal form. Raises ValueError."""
     lowered = text.lower()
     if lowered == ANY_HOST:
         return lowered
     if not _PATTERN.fullmatch(lowered) or len(lowered) > MAX_HOST_LENGTH:
-        raise ValueError("expected host names without scheme and port such as example.org")
+        raise ValueError("expected host names such as example.org, without scheme and port")
     return normal(lowered.removeprefix("[").removesuffix("]"))
 
 
 @dataclass(frozen=True)
 class AllowedHosts:
-    """`patterns` are hosts, `*.example.org` for the names below example.org, or `*` for all."""
+    """Each of `patterns` is a host, `*.example.org` for the subdomains of example.org, or `*` for all hosts."""
 
     patterns: frozenset[str]
     allows_addresses: bool  # any IP address
@@ -80,9 +80,9 @@ class AllowedHosts:
 
 
 def origin_refusal(origin: str, host: str | None) -> str:
-    """Return why an origin is refused, and what an operator can do about it."""
+    """Return a message that says why an origin is rejected, and what an operator can do about it."""
     shown, own = origin[:MAX_HOST_LENGTH], (host or "")[:MAX_HOST_LENGTH]
     return (
-        f"The origin {shown} is not allowed. If its pages may use this service, add it to the setting ALLOWED_ORIGINS; "
-        f"if it is this service's own, set PUBLIC_URL, or let the proxy pass the header Host unchanged (got {own!r})"
+        f"The origin {shown} is not allowed. If its pages may use this service, add it to the setting ALLOWED_ORIGINS. "
+        f"If it is this service's own origin, set PUBLIC_URL, or let the proxy pass Host unchanged (got {own!r})"
     )

@@ -5,7 +5,7 @@
     quoted = DQUOTE *( character other than DQUOTE / 2DQUOTE ) DQUOTE
     plain  = empty, or a character other than DQUOTE and ",", and then any characters other than ","
 
-Inside quotes, two quotes stand for one (as in CSV, RFC 4180). A quote after the first character of a plain value is an
+Inside quotes, two quotes stand for one, as in CSV (RFC 4180). A quote after the first character of a plain value is an
 ordinary character. Spaces belong to the values. The clients write the same grammar (`clients/`).
 """
 
@@ -14,12 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-EXPECTED = 'a value with a comma or a quote at its start in double quotes, with each quote in it doubled: "a, ""b""",c'
+EXPECTED = 'each value with a comma or an initial quote in double quotes, with quotes inside doubled: "a, ""b""",c'
 _VALUE = re.compile(r'"((?:[^"]|"")*)"|(?!")([^,]*)', re.DOTALL)
 
 
 def split(text: str) -> list[str] | None:
-    """Return the values of a list; None when a quoted value does not end, or does not end before a comma."""
+    """Return the values of a list, or None when a quoted value does not end before a comma or the end of the list."""
     values = []
     position = 0
     while True:
@@ -36,7 +36,7 @@ def split(text: str) -> list[str] | None:
 
 
 def join(values: Iterable[str]) -> str:
-    """Return the list that `split` takes apart again."""
+    """Return the list of these values: the inverse of `split`."""
     return ",".join(_quoted(value) if "," in value or value.startswith('"') else value for value in values)
 
 

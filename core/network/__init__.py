@@ -1,0 +1,1 @@
+"""Addresses of clients, and the hosts that requests may name."""

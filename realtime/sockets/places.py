@@ -1,0 +1,111 @@
+"""The limits on connections and on conditions of filters: in total, per address and per socket."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from core.errors import TooManyRequests, Unavailable
+from core.filters import Filter
+from core.network.addresses import network_of
+
+RETRY_AFTER_SECONDS = 5
+# In the filters of one socket. Each condition costs about 0.1 µs for every row that changes.
+MAX_CONDITIONS_PER_SOCKET = 1_000
+# In the different filters of all sockets from one address, in one worker. Equal filters are evaluated once.
+MAX_CONDITIONS_PER_ADDRESS = 10_000
+
+
+class TooManyConditions(Exception):
+    """The message names the limit."""
+
+
+@dataclass(eq=False, slots=True)
+class _Network:
+    """The connections from one address or IPv6 network and, for each filter, how many of its subscriptions have it."""
+
+    connections: int = 0
+    filters: Counter[tuple[str, Filter]] = field(default_factory=Counter)
+    conditions: int = 0  # of these filters, each counted once
+
+
+Filters = Iterable[tuple[str, Filter]]  # with their topics
+
+
+class Place:
+    """The place of one connection."""
+
+    def __init__(self, network: _Network, max_per_address: int | None) -> None:
+        self._network = network
+        self._max_per_address = max_per_address
+        self._conditions = 0
+
+    def hold(self, filters: Filters) -> None:
+        """Count the filters of a subscription. Raises TooManyConditions and counts nothing when a limit is exceeded."""
+        filters = tuple(filters)
+        wanted = sum(each.size for _, each in filters)
+        if self._conditions + wanted > MAX_CONDITIONS_PER_SOCKET:
+            raise TooManyConditions(
+                f"Expected at most {MAX_CONDITIONS_PER_SOCKET:,} conditions in all filters of one socket, counted once "
+                f"per topic, got {self._conditions + wanted:,}"
+            )
+        new = sum(key[1].size for key in filters if key not in self._network.filters)
+        if self._max_per_address is not None and self._network.conditions + new > self._max_per_address:
+            raise TooManyConditions(
+                f"Expected at most {self._max_per_address:,} conditions in the different filters of all sockets from "
+                f"one address, got {self._network.conditions + new:,}"
+            )
+        self._conditions += wanted
+        self._network.conditions += new
+        self._network.filters.update(filters)
+
+    def release(self, filters: Filters) -> None:
+        """Stop counting the filters of a subscription."""
+        counted = self._network.filters
+        for key in filters:
+            self._conditions -= key[1].size
+            counted[key] -= 1
+            if not counted[key]:
+                del counted[key]
+                self._network.conditions -= key[1].size
+
+
+class Places:
+    """One per process. Without `max_per_address`, there are no limits per address."""
+
+    def __init__(self, *, max_connections: int, max_per_address: int | None) -> None:
+        self.is_closed = False
+        self._max_connections = max_connections
+        self._max_per_address = max_per_address
+        self._networks: dict[str, _Network] = {}
+        self._connections = 0
+
+    def __len__(self) -> int:
+        return self._connections
+
+    def close(self) -> None:
+        """Accept no further connections."""
+        self.is_closed = True
+
+    @contextmanager
+    def take(self, address: str) -> Iterator[Place]:
+        """Count one more connection until the context ends. Raises Unavailable or TooManyRequests beyond a limit."""
+        if self.is_closed:
+            raise Unavailable("The service is stopping")
+        if self._connections >= self._max_connections:
+            raise Unavailable("Too many connections")
+        name = network_of(address)
+        network = self._networks.setdefault(name, _Network())
+        if self._max_per_address is not None and network.connections >= self._max_per_address:
+            raise TooManyRequests(f"Too many connections from {name}", RETRY_AFTER_SECONDS)
+        network.connections += 1
+        self._connections += 1
+        try:
+            yield Place(network, MAX_CONDITIONS_PER_ADDRESS if self._max_per_address is not None else None)
+        finally:
+            self._connections -= 1
+            network.connections -= 1
+            if not network.connections:
+                del self._networks[name]

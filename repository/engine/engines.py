@@ -1,0 +1,244 @@
+"""The pools of connections: one for writes, and one for each lane of reads, so that a search never delays a sign-in."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, event, text
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from core.errors import SettingsError
+from core.filters import without_case
+
+BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
+POOL_TIMEOUT_SECONDS = 30
+# A transaction that another one blocks fails within 15 s: after 5 s without a free connection and 10 s without the
+# lock. Earlier than that, PostgreSQL ends a transaction whose worker is frozen, so that the others can continue.
+WRITER_POOL_SECONDS = 5
+LOCK_SECONDS = 10.0
+IDLE_IN_TRANSACTION_SECONDS = 8.0
+WRITE_STATEMENT_SECONDS = 30.0  # a COPY of ten thousand rows takes a second
+CONNECT_SECONDS = 5
+SQLITE_CACHE_KIB = 16 * 1024
+SQLITE_READER_CACHE_KIB = 4 * 1024
+SQLITE_STEPS = 20_000  # of SQLite's virtual machine between two checks of the interrupt flag: about a millisecond
+SQLITE_LOG_BYTES = 32 * 1024 * 1024  # of the write-ahead log when SQLite reuses it: twice its usual size
+# Before this version, a checkpoint by one process during a write by another can damage the file.
+SAFE_SQLITE = (3, 51, 3)
+SQLITE_CHECKPOINT_PAGES = 4_000  # 16 MB of log, so that bulk writes cause few checkpoints
+# With the readers, 20 connections per worker: 4 workers fit PostgreSQL's default of 100.
+POSTGRESQL_WRITERS = 10
+# PostgreSQL ends a statement that exceeds the deadline of its read by this much, in case the worker is gone.
+STATEMENT_GRACE_SECONDS = 1.0
+
+
+class Lane(Enum):
+    """The class of a read by its cost. A read waits only for reads of its own lane."""
+
+    POINT = "point"  # a few rows found by an index, such as those of a sign-in
+    LIST = "list"  # a page of a list, including the count of its rows
+    COSTLY = "costly"  # each row of a table is searched, or tested many times
+
+
+# Connections of each worker.
+POINT_READERS = 5
+LIST_READERS = 3
+COSTLY_READERS = 2  # the fewest: more would only compete for the processor with one another and with everything else
+READERS: Mapping[Lane, int] = {Lane.POINT: POINT_READERS, Lane.LIST: LIST_READERS, Lane.COSTLY: COSTLY_READERS}
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """The pools of one process."""
+
+    writer: AsyncEngine
+    readers: Mapping[Lane, AsyncEngine]
+
+    async def dispose(self) -> None:
+        for engine in (self.writer, *self.readers.values()):
+            await engine.dispose()
+
+
+def path_of(url: str, suffix: str = "") -> Path:
+    """Return the path of SQLite's file, or of one of the files beside it."""
+    return Path(url.removeprefix("sqlite:///") + suffix)
+
+
+def sqlite_is_safe(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
+    """Return whether several processes may write to one file."""
+    return version >= SAFE_SQLITE
+
+
+def open_sqlite(url: str) -> Engines:
+    """Return the engines of a database file, whose folder is created. Raises OSError."""
+    path = path_of(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # opening the file reports the problem better
+        # So that other users of the machine cannot read it. SQLite gives its other files the same mode.
+        path.touch(mode=0o600)
+
+    def engine(size: int, pragmas: Sequence[str]) -> AsyncEngine:
+        made = create_async_engine(
+            "sqlite+aiosqlite" + url.removeprefix("sqlite"),
+            pool_size=size,
+            max_overflow=0,
+            pool_timeout=POOL_TIMEOUT_SECONDS,
+            connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
+        )
+        event.listen(made.sync_engine, "connect", partial(_prepare_sqlite, pragmas))
+        return made
+
+    readers = {lane: _interruptible(engine(size, READER_PRAGMAS)) for lane, size in READERS.items()}
+    for each in readers.values():
+        event.listen(each.sync_engine, "connect", _add_flag)
+    return Engines(engine(1, WRITER_PRAGMAS), readers)
+
+
+def open_postgresql(url: str, read_seconds: float) -> Engines:
+    """Return the engines of a PostgreSQL database."""
+
+    def engine(size: int, pool_seconds: float, server_settings: Mapping[str, str], **options: Any) -> AsyncEngine:
+        # jit costs planning time and gains nothing for statements this short.
+        settings = {"application_name": "marquee", "jit": "off", **server_settings}
+        made = create_async_engine(
+            "postgresql+asyncpg" + url[url.index("://") :],
+            pool_size=size,
+            max_overflow=0,
+            pool_timeout=pool_seconds,
+            connect_args={"timeout": CONNECT_SECONDS, "server_settings": settings},
+            **options,
+        )
+        event.listen(made.sync_engine, "checkout", _replace_closed)
+        return made
+
+    def reader(lane: Lane) -> AsyncEngine:
+        settings = {"statement_timeout": _milliseconds(read_seconds + STATEMENT_GRACE_SECONDS)}
+        if lane is Lane.COSTLY:
+            # A read on several cores would take them from the cheaper lanes.
+            settings["max_parallel_workers_per_gather"] = "0"
+        # One round trip for each statement: a read of one statement needs no BEGIN and ROLLBACK around it.
+        return _interruptible(engine(READERS[lane], POOL_TIMEOUT_SECONDS, settings, isolation_level="AUTOCOMMIT"))
+
+    # As settings of the connection, they cost no round trip.
+    limits = {
+        "lock_timeout": _milliseconds(LOCK_SECONDS),
+        "idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_SECONDS),
+        "statement_timeout": _milliseconds(WRITE_STATEMENT_SECONDS),
+    }
+    writer = engine(POSTGRESQL_WRITERS, WRITER_POOL_SECONDS, limits)
+    return Engines(writer, {lane: reader(lane) for lane in Lane})
+
+
+def _replace_closed(dbapi_connection: Any, record: Any, proxy: Any) -> None:
+    """Let the pool connect again instead of handing out a connection that the server has closed."""
+    if dbapi_connection.driver_connection.is_closed():
+        raise InvalidatePoolError
+
+
+async def require_utf8(connection: AsyncConnection) -> None:
+    """Raise SettingsError unless the PostgreSQL database can store every string."""
+    encoding = (await connection.execute(text("SHOW server_encoding"))).scalar_one()
+    if encoding != "UTF8":
+        raise SettingsError(
+            f"DATABASE_URL: expected a database with the encoding UTF8, got {encoding}; create it with --encoding=UTF8."
+        )
+
+
+async def lift_limits(connection: AsyncConnection) -> None:
+    """Remove the time limits of a transaction on PostgreSQL, for migrations."""
+    for name in ("lock_timeout", "idle_in_transaction_session_timeout", "statement_timeout"):
+        await connection.execute(text(f"SET LOCAL {name} = 0"))
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(int(seconds * 1000))
+
+
+# --- interrupted reads
+
+_INTERRUPT = "interrupt"  # the key of a SQLite connection's flag, which its thread checks while a statement runs
+
+
+def _interruptible(engine: AsyncEngine) -> AsyncEngine:
+    """Keep connections after a cancelled read: both drivers can use them again once the statement has ended."""
+    event.listen(engine.sync_engine, "handle_error", _on_error)
+    return engine
+
+
+def _on_error(context: ExceptionContext) -> None:
+    if isinstance(context.original_exception, asyncio.CancelledError) and context.connection is not None:
+        context.is_disconnect = False
+        # The flag is set here because SQLAlchemy closes the cursor next, which waits for the end of the statement.
+        _set_flag(context.connection, True)
+
+
+def interrupt(connection: AsyncConnection) -> None:
+    """Make the running statement, and any later one, end with an error. Do nothing on PostgreSQL."""
+    _set_flag(connection.sync_connection, True)
+
+
+def allow(connection: AsyncConnection) -> None:
+    """Allow statements to run again after `interrupt`."""
+    _set_flag(connection.sync_connection, False)
+
+
+def _set_flag(connection: Connection | None, value: bool) -> None:
+    flag: threading.Event | None = connection.info.get(_INTERRUPT) if connection is not None else None
+    if flag is not None and value != flag.is_set():
+        flag.set() if value else flag.clear()
+
+
+def _add_flag(dbapi_connection: Any, record: Any) -> None:
+    # Unlike `sqlite3_interrupt`, a flag also ends a statement that is about to begin.
+    flag = record.info[_INTERRUPT] = threading.Event()
+    dbapi_connection.run_async(lambda driver: driver.set_progress_handler(flag.is_set, SQLITE_STEPS))
+
+
+# --- SQLite
+
+WRITER_PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    f"cache_size=-{SQLITE_CACHE_KIB}",
+    f"wal_autocheckpoint={SQLITE_CHECKPOINT_PAGES}",
+    f"journal_size_limit={SQLITE_LOG_BYTES}",
+)
+READER_PRAGMAS = ("query_only=ON", f"cache_size=-{SQLITE_READER_CACHE_KIB}")
+
+
+def _prepare_sqlite(pragmas: Sequence[str], dbapi_connection: Any, _: Any) -> None:
+    cursor = dbapi_connection.cursor()
+    for pragma in (*pragmas, f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+    dbapi_connection.create_function("unicode_lower", 1, _lower, deterministic=True)
+    dbapi_connection.create_function("has_words", -1, _has_words, deterministic=True)
+
+
+def _lower(text: str | None) -> str | None:
+    return text.lower() if text is not None else None
+
+
+def _has_words(words: str, *texts: str | None) -> bool:
+    """Return whether each of `words`, which are lowercase and separated by spaces, occurs in one of the texts, ignoring
+    case.
+
+    `repository.generic.filter_sql` calls it once per row, because a call of Python costs more than the search.
+    """
+    searched = without_case("\n".join([text for text in texts if text is not None]))
+    for word in words.split(" "):  # noqa: SIM110 (a generator would double the time of a search)
+        if word not in searched:
+            return False
+    return True

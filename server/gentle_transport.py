@@ -1,0 +1,58 @@
+"""The transport that uvicorn uses for an HTTP connection. It closes only once the client can receive the response."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+
+class Finishing(Protocol):
+    """A protocol that decides when its connection is closed."""
+
+    is_finishing: bool
+
+    def finish(self) -> None:
+        """Close the connection once the client has had the chance to receive the response."""
+
+
+class GentleTransport(asyncio.Transport):
+    """Its `close` calls the protocol's `finish`; everything else goes to the raw transport."""
+
+    def __init__(self, raw: asyncio.Transport, protocol: Finishing) -> None:
+        super().__init__()
+        self._raw = raw
+        self._protocol: Finishing | None = protocol
+
+    def forget_protocol(self) -> None:
+        """Break the reference cycle, which would keep both objects until the next full garbage collection."""
+        self._protocol = None
+
+    def close(self) -> None:
+        if self._protocol is not None:
+            self._protocol.finish()
+        else:
+            self._raw.close()
+
+    def is_closing(self) -> bool:
+        return self._raw.is_closing() or (self._protocol is not None and self._protocol.is_finishing)
+
+    def write(self, data: Any) -> None:
+        self._raw.write(data)
+
+    def abort(self) -> None:
+        self._raw.abort()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._raw.get_extra_info(name, default)
+
+    def get_write_buffer_size(self) -> int:
+        return self._raw.get_write_buffer_size()
+
+    def pause_reading(self) -> None:
+        self._raw.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._raw.resume_reading()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._raw.set_protocol(protocol)

@@ -1,0 +1,97 @@
+"""The limits on the number of HTTP connections of this process, in total and per address.
+
+A connection is counted from its accept until it is closed or becomes a websocket, which `realtime.sockets.registry`
+counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import structlog
+
+from core import metrics
+from core.network.addresses import network_of
+
+MAX_LINGERING_REFUSALS = 100  # a refused connection stays open for a moment, so that its client receives the response
+WARN_SECONDS = 60.0  # between two warnings about refused connections
+
+log = structlog.get_logger("http_connections")
+
+
+class HttpConnections:
+    """One per process. `is_trusted` returns whether an address is that of a proxy, whose connections come from many
+    clients.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_connections: int,
+        max_per_address: int | None,
+        is_trusted: Callable[[str], bool],
+    ) -> None:
+        self._max_connections = max_connections
+        self._max_per_address = max_per_address
+        self._is_trusted = is_trusted
+        self._by_network: Counter[str] = Counter()
+        self._total = 0
+        self._lingering = 0
+        self._refused = 0  # since the last warning
+        self._warned_at = -WARN_SECONDS
+
+    def __len__(self) -> int:
+        return self._total
+
+    def enter(self, address: str) -> str | None:
+        """Count a connection until `leave` and return None, or return the reason why the connection is refused."""
+        network = network_of(address)
+        reason = self._reason_against(network, address)
+        if reason is not None:
+            self._warn(network, reason)
+            return reason
+        self._by_network[network] += 1
+        self._total += 1
+        metrics.HTTP_CONNECTIONS.inc()
+        return None
+
+    def _reason_against(self, network: str, address: str) -> str | None:
+        if len(self) >= self._max_connections:
+            return "Too many connections"
+        limit = self._max_per_address
+        if limit is not None and self._by_network[network] >= limit and not self._is_trusted(address):
+            return f"Too many connections from {network}"
+        return None
+
+    def _warn(self, network: str, reason: str) -> None:
+        """Log the refusal, unless another one was logged in the last WARN_SECONDS: there may be thousands."""
+        self._refused += 1
+        now = time.monotonic()
+        if now - self._warned_at >= WARN_SECONDS:
+            settings = "MAX_HTTP_CONNECTIONS, MAX_HTTP_CONNECTIONS_PER_ADDRESS, TRUSTED_PROXIES"
+            log.warning("connections refused", reason=reason, network=network, number=self._refused, settings=settings)
+            self._refused, self._warned_at = 0, now
+
+    def leave(self, address: str) -> None:
+        """Stop counting a connection that `enter` has counted."""
+        network = network_of(address)
+        self._by_network[network] -= 1
+        self._total -= 1
+        if not self._by_network[network]:
+            del self._by_network[network]
+        metrics.HTTP_CONNECTIONS.dec()
+
+    def may_linger(self) -> bool:
+        """Count a refused connection that stays open until its client has received the response.
+
+        Return False when too many of these are open. Otherwise the caller must call `lingered` at the end.
+        """
+        if self._lingering >= MAX_LINGERING_REFUSALS:
+            return False
+        self._lingering += 1
+        return True
+
+    def lingered(self) -> None:
+        self._lingering -= 1

@@ -1,0 +1,150 @@
+"""Writes that other transactions block fail in time, and large deletions are refused before they block others."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from sqlalchemy import func, insert, select, text
+from sqlalchemy.exc import SQLAlchemyError
+
+import models
+from core.errors import Conflict, Unavailable
+from core.identity import Group, Identity
+from core.times import utc_now
+from repository.accounts import users
+from repository.engine import database as database_module
+from repository.engine import engines, migrations
+from repository.engine.database import Database
+from repository.engine.migrations import POSTGRESQL_LOCK
+from repository.engine.transaction import Transaction
+from repository.generic import relations, writes
+from resources.characters import CHARACTERS
+from resources.movies import MOVIES
+from tests.support.backends import POSTGRES_ONLY
+from tests.support.locks import head_locked
+from tests.support.service import eventually
+
+
+async def admin_of(database: Database) -> Identity:
+    fields = {"username": "chief"}
+    user = await database.write(lambda tx: users.create_admin(tx, fields, "hash"))
+    return Identity(user["id"], Group.ADMIN, time.time() + 3600, "session", "chief")
+
+
+async def note(tx: Transaction) -> None:
+    tx.emit("movies", "add", {"id": 1}, actor_id=None)
+
+
+async def test_a_blocked_write_fails_in_time_and_readiness_says_so(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "LOCK_SECONDS", 1.0)
+    monkeypatch.setattr(engines, "BUSY_TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0.5)
+    monkeypatch.setattr(database_module, "STALLED_SECONDS", 0.1)
+    blocked = Database(database.url)
+    await blocked.write(note)
+    assert await blocked.write_problem() is None
+    try:
+        async with head_locked(database.url):
+            started = time.monotonic()
+            write = asyncio.create_task(blocked.write(note))
+            await eventually(blocked.write_problem, "readiness says that a write waits")
+            with pytest.raises(Unavailable, match=r"Another transaction holds a lock that this one needs\. Nothing"):
+                await write
+            assert time.monotonic() - started < 10
+            assert "lock" in (await blocked.write_problem() or "")
+
+        async def is_well() -> bool:
+            return await blocked.write_problem() is None
+
+        await eventually(is_well, "readiness recovers without a client's write")
+        await blocked.write(note)
+    finally:
+        await blocked.close()
+
+
+@POSTGRES_ONLY
+async def test_a_frozen_worker_does_not_keep_the_head_of_the_log(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "IDLE_IN_TRANSACTION_SECONDS", 0.5)
+    frozen = Database(database.url)
+    try:
+        with suppress(SQLAlchemyError):  # the server has ended the transaction
+            async with frozen.begin() as (connection, _):
+                await connection.execute(text("UPDATE event_head SET seq = seq"))
+                # From here on, it does nothing, like a stopped process.
+                async with asyncio.timeout(engines.LOCK_SECONDS):
+                    await database.write(note)
+    finally:
+        await frozen.close()
+
+
+async def test_a_frozen_worker_loses_its_transaction_before_others_give_up() -> None:
+    assert engines.IDLE_IN_TRANSACTION_SECONDS < engines.LOCK_SECONDS
+    assert engines.WRITER_POOL_SECONDS + engines.LOCK_SECONDS <= 15
+
+
+@POSTGRES_ONLY
+async def test_a_migration_may_wait_and_take_long(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCK_SECONDS", "IDLE_IN_TRANSACTION_SECONDS", "WRITE_STATEMENT_SECONDS"):
+        monkeypatch.setattr(engines, name, 0.2)
+    late = Database(database.url)
+    try:
+        async with database.begin() as (connection, transaction):
+            await connection.execute(text(f"SELECT pg_advisory_xact_lock({POSTGRESQL_LOCK})"))
+            migration = asyncio.create_task(migrations.migrate(late))
+            done, _ = await asyncio.wait({migration}, timeout=1)
+            assert not done, "it gave up"
+            await transaction.commit()
+        await migration
+    finally:
+        await late.close()
+
+
+async def test_a_movie_with_too_many_characters_is_not_deleted(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relations, "MAX_RELEASED_CHILDREN", 3)
+
+    admin = await admin_of(database)
+
+    async def cast(tx: Transaction, title: str, number: int) -> int:
+        movie = await writes.add(tx, MOVIES, admin, {"title": title})
+        names: list[dict[str, Any]] = [{"name": f"{title} {each}", "movie_id": movie.id} for each in range(number)]
+        await writes.store(tx, CHARACTERS, names, admin.user_id)
+        return movie.id
+
+    small = await database.write(lambda tx: cast(tx, "Small", 3))
+    large = await database.write(lambda tx: cast(tx, "Large", 4))
+    other = await database.write(lambda tx: cast(tx, "Other", 1))
+    with pytest.raises(Conflict, match=rf"Movie {large} has 4 characters, expected at most 3: first delete characters"):
+        await database.write(lambda tx: writes.remove(tx, MOVIES, admin, large, None))
+    with pytest.raises(Conflict, match="These movies have 4 characters, expected at most 3"):
+        await database.write(lambda tx: writes.remove_bulk(tx, MOVIES, admin, [small, other]))
+    await database.write(lambda tx: writes.remove(tx, MOVIES, admin, small, None))
+    ((left,),) = await database.select(select(func.count()).select_from(models.movies))
+    assert left == 2
+
+
+async def test_rows_without_events_are_deleted_in_several_transactions(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "DELETED_ROWS", 2)
+    table = models.idempotency_keys
+
+    admin = await admin_of(database)
+
+    async def fill(tx: Transaction) -> None:
+        own = {"user_id": admin.user_id, "fingerprint": "", "created_at": utc_now()}
+        keys = [{**own, "key": f"key {number}"} for number in range(6)]
+        await tx.connection.execute(insert(table), keys)
+
+    await database.write(fill)
+    assert await database.delete_without_events(table, table.c.key != "key 3") == 5
+    assert [row.key for row in await database.select(select(table.c.key))] == ["key 3"]

@@ -1,0 +1,181 @@
+"""Database reads: their deadline, their end when the client disconnects, and connections that died."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import Executable, make_url, text, true
+
+import models
+from core.errors import SettingsError, Unavailable
+from repository.engine import engines, migrations
+from repository.engine.database import Database
+from repository.engine.engines import Lane
+from repository.engine.statement import statement
+from tests.support.backends import POSTGRES_ONLY
+
+DEADLINE_SECONDS = 0.3
+ENDLESS = {
+    True: "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
+    False: "SELECT pg_sleep(600)",
+}
+
+
+@pytest.fixture
+async def hurried(new_places: Callable[[], Any]) -> AsyncIterator[Database]:
+    """A migrated database whose reads have a short deadline."""
+    database = Database(new_places().database_url, read_seconds=DEADLINE_SECONDS)
+    await migrations.migrate(database)
+    yield database
+    await database.close()
+
+
+def endless(database: Database) -> Executable:
+    return text(ENDLESS[database.is_sqlite])
+
+
+async def connections_of(database: Database) -> set[Any]:
+    """Run a statement on every connection of the costly lane, and return the identities of the connections."""
+    found: set[Any] = set()
+    barrier = asyncio.Barrier(engines.READERS[Lane.COSTLY])
+
+    async def use() -> None:
+        async with database.read(Lane.COSTLY) as connection:
+            await connection.execute(text("SELECT 1"))
+            found.add((await connection.get_raw_connection()).driver_connection)
+            await barrier.wait()
+
+    await asyncio.gather(*(use() for _ in range(barrier.parties)))
+    return found
+
+
+@pytest.mark.parametrize("lane", list(Lane))
+async def test_a_read_ends_at_its_deadline_and_says_so(hurried: Database, lane: Lane) -> None:
+    started = time.monotonic()
+    with pytest.raises(Unavailable, match=r"The read took longer than 0\.3 seconds and was stopped"):
+        await hurried.select(endless(hurried), lane)
+    assert time.monotonic() - started < 5
+
+
+async def test_a_read_that_waits_for_a_connection_has_the_same_deadline(hurried: Database) -> None:
+    waiting = engines.READERS[Lane.COSTLY] + 3
+    started = time.monotonic()
+    ended = await asyncio.gather(
+        *(hurried.select(endless(hurried), Lane.COSTLY) for _ in range(waiting)), return_exceptions=True
+    )
+    assert time.monotonic() - started < 5
+    assert {type(each) for each in ended} == {Unavailable}
+
+
+async def test_a_cancelled_read_ends_in_the_database_and_leaves_its_connection_usable(database: Database) -> None:
+    before = await connections_of(database)
+    for pause in (0, 0.001, 0.05):  # before the statement begins, about then, and while it runs
+        reads = [asyncio.create_task(database.select(endless(database), Lane.COSTLY)) for _ in before]
+        await asyncio.sleep(pause)
+        for read in reads:
+            read.cancel()
+        await asyncio.wait(reads)
+        assert all(read.cancelled() for read in reads)
+        async with asyncio.timeout(5):
+            assert await connections_of(database) == before
+    if not database.is_sqlite:
+        active = text("SELECT 1 FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND state = 'active'"
+                      " AND datname = current_database() AND pid <> pg_backend_pid()")  # fmt: skip
+        assert not await database.select(active)
+
+
+async def test_a_read_that_timed_out_leaves_its_connection_usable(hurried: Database) -> None:
+    before = await connections_of(hurried)
+    with pytest.raises(Unavailable):
+        await hurried.select(endless(hurried), Lane.COSTLY)
+    assert await connections_of(hurried) == before
+
+
+async def test_reads_of_one_lane_do_not_wait_for_another(database: Database) -> None:
+    reads = [asyncio.create_task(database.select(endless(database), Lane.COSTLY)) for _ in range(12)]
+    try:
+        async with asyncio.timeout(5):
+            for lane in (Lane.POINT, Lane.LIST):
+                await database.select(text("SELECT 1"), lane)
+    finally:
+        for read in reads:
+            read.cancel()
+        await asyncio.gather(*reads, return_exceptions=True)
+
+
+async def test_costly_reads_have_fewer_connections_than_others() -> None:
+    assert engines.READERS[Lane.COSTLY] < engines.READERS[Lane.LIST] < engines.READERS[Lane.POINT]
+
+
+# --- connections that died, and prepared statements that are invalid
+
+
+async def terminate(database: Database) -> None:
+    """Close every other connection to the database, as an operator could."""
+    await database.select(
+        text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+             " WHERE datname = current_database() AND pid <> pg_backend_pid()")
+    )  # fmt: skip
+
+
+@POSTGRES_ONLY
+async def test_a_dead_connection_is_replaced_before_a_read_or_write_fails(database: Database) -> None:
+    other = Database(database.url)
+    genres = statement("SELECT count(*) FROM genres WHERE id > $1")
+    try:
+        for _ in range(2):
+            for lane in Lane:
+                await database.select(text("SELECT 1"), lane)
+            await database.fetch(genres, 0)
+            await database.delete_without_events(models.leases, true())
+            await terminate(other)
+            # At once: the event loop has not noticed yet that the connections are closed.
+            for lane in Lane:
+                await database.select(text("SELECT 1"), lane)
+            await database.fetch(genres, 0)
+            await database.delete_without_events(models.leases, true())
+    finally:
+        await other.close()
+
+
+@POSTGRES_ONLY
+async def test_statements_whose_plan_is_void_are_prepared_again(database: Database) -> None:
+    other = Database(database.url)
+    by_key = statement("SELECT * FROM genres WHERE name = $1")
+
+    async def read_all() -> None:
+        for lane in Lane:
+            await database.select(text("SELECT * FROM genres"), lane)
+        await database.fetch(by_key, "Noir")
+
+    async def change(what: str) -> None:
+        async with other.begin() as (connection, transaction):
+            await connection.execute(text(f"ALTER TABLE genres ALTER COLUMN name TYPE {what}"))
+            await transaction.commit()
+
+    try:
+        for what in ("varchar(300)", "text", "varchar(200)"):
+            await read_all()
+            await change(what)
+            await read_all()
+        assert await database.read_problem() is None
+    finally:
+        await other.close()
+
+
+@POSTGRES_ONLY
+async def test_a_database_of_another_encoding_is_refused(database: Database) -> None:
+    async with database.read(Lane.COSTLY) as connection:
+        await connection.execute(text("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"))
+    latin = Database(str(make_url(database.url).set(database="latin")))
+    try:
+        with pytest.raises(SettingsError, match=r"^DATABASE_URL: expected .* encoding UTF8, got LATIN1; "):
+            await migrations.migrate(latin)
+    finally:
+        await latin.close()
+        async with database.read(Lane.COSTLY) as connection:
+            await connection.execute(text("DROP DATABASE latin"))

@@ -1,0 +1,150 @@
+"""Costly reads: other reads do not wait for them, they have a deadline, and they end when their client disconnects."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from repository.engine.database import Database
+from repository.engine.engines import READERS, Lane
+from routes.http.queries import MAX_SEARCHED_WORDS
+from tests.conftest import Places
+from tests.support.backends import SQLITE_ONLY
+from tests.support.metrics import metric
+from tests.support.requests import assert_problem, ok
+from tests.support.service import ADMIN, Service, eventually
+
+ROWS = 40_000
+CLIENTS = 12
+PROMPT_SECONDS = 5.0  # on a busy machine; behind costly lists it would be half a minute
+# Each of the 190 conditions searches the twenty genres of each row, and all of them hold.
+COSTLY = "/movies?" + "&".join(f"genre[ne]={number}" for number in range(190))
+FILL = {
+    True: "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})"
+    " INSERT INTO movies (title, languages, genres, characters_count, version, created_at, updated_at)"
+    " SELECT 'Movie ' || i, '[]', '{genres}', 0, 1, '2026-01-01T00:00:00Z', '2026-01-01T00:00:00Z' FROM n",
+    False: "INSERT INTO movies (title, languages, genres, characters_count, version, created_at, updated_at)"
+    " SELECT 'Movie ' || i, '[]', '{genres}', 0, 1, now(), now() FROM generate_series(1, {rows}) i",
+}
+GENRES = "[" + ", ".join(f'"Genre {number}"' for number in range(20)) + "]"
+
+
+async def fill(service: Service) -> None:
+    database = Database(service.database_url)
+    try:
+        async with database.begin() as (connection, transaction):
+            await connection.exec_driver_sql(FILL[database.is_sqlite].format(rows=ROWS, genres=GENRES))
+            await transaction.commit()
+    finally:
+        await database.close()
+
+
+@pytest.fixture(scope="module")
+def filled(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with many movies, whose reads have a deadline that these tests do not reach."""
+    places, folder = new_places(), tmp_path_factory.mktemp("filled")
+    with Service(places.database_url, places.broadcast_url, folder, READ_TIMEOUT_SECONDS="60").running() as service:
+        asyncio.run(fill(service))
+        yield service
+
+
+@asynccontextmanager
+async def costly_lists(service: Service) -> AsyncIterator[None]:
+    """Clients that each wait for a costly list; they disconnect at the end of the block."""
+    lists = [asyncio.create_task(costly_list(service)) for _ in range(CLIENTS)]
+    try:
+        async with service.anyone() as reader:
+            await eventually(lambda: is_lane_full(reader), "the costly lists wait for one another")
+        yield
+        assert not any(each.done() for each in lists), "the lists were not costly"
+    finally:
+        for each in lists:
+            each.cancel()
+        await asyncio.gather(*lists, return_exceptions=True)
+
+
+async def costly_list(service: Service) -> None:
+    async with service.anyone() as client:
+        await client.get(COSTLY)
+
+
+async def is_lane_full(reader: httpx.AsyncClient) -> bool:
+    try:
+        await reader.get("/movies/count", timeout=0.5)
+    except httpx.ReadTimeout:
+        return True
+    return False
+
+
+async def seconds_of(request: Awaitable[httpx.Response]) -> float:
+    started = time.monotonic()
+    await ok(request)
+    return time.monotonic() - started
+
+
+@pytest.mark.alone
+async def test_costly_lists_delay_neither_other_lists_nor_sign_in(filled: Service) -> None:
+    async with costly_lists(filled), filled.anyone() as reader:
+        login = {"username": ADMIN[0], "password": ADMIN[1]}
+        assert await seconds_of(reader.post("/auth/login", json=login)) < PROMPT_SECONDS
+        assert await seconds_of(reader.get("/movies")) < PROMPT_SECONDS
+        assert await seconds_of(reader.get("/movies?sort=-title&rating[ne]=1")) < PROMPT_SECONDS
+
+
+@pytest.mark.alone
+async def test_a_read_ends_when_its_client_disconnects(filled: Service) -> None:
+    async with costly_lists(filled):
+        pass
+    async with filled.anyone() as reader:
+        assert await seconds_of(reader.get("/movies/count")) < PROMPT_SECONDS, "statements go on without their clients"
+
+
+@pytest.mark.alone
+async def test_a_read_over_a_socket_ends_when_the_socket_does(filled: Service) -> None:
+    async with filled.anyone() as reader:
+        async with filled.watch() as watcher:
+            for number in range(READERS[Lane.COSTLY] + 1):
+                await watcher.send({"id": number, "action": "request", "method": "GET", "path": COSTLY})
+            await eventually(lambda: is_lane_full(reader), "the costly lists wait for one another")
+        assert await seconds_of(reader.get("/movies/count")) < PROMPT_SECONDS, "statements go on without their clients"
+
+
+async def test_a_read_past_its_deadline_is_a_503(new_service: Callable[..., Service]) -> None:
+    service = new_service(READ_TIMEOUT_SECONDS="1").start()
+    await fill(service)
+    async with service.anyone() as reader:
+        refused = await reader.get(COSTLY)
+        assert_problem(refused, 503)
+        assert refused.json()["detail"].startswith("The read took longer than 1 seconds and was stopped")
+        assert refused.headers["Retry-After"] == "1"
+        await ok(reader.get("/movies?limit=1"))
+        assert await metric(service, "marquee_read_timeouts_total", lane="costly") == 1
+
+
+@SQLITE_ONLY
+@pytest.mark.parametrize("path", ["/movies", "/movies/count", "/movies/names", "/characters", "/users"])
+async def test_a_search_has_at_most_eight_different_words(service: Service, path: str) -> None:
+    words = [f"word{number}" for number in range(MAX_SEARCHED_WORDS + 1)]
+    async with service.person() as reader:
+        refused = await reader.http.get(path, params={"q": " ".join(words)})
+        assert_problem(refused, 422, ["query", "q"])
+        assert "Expected at most 8 different words, got 9" in refused.text
+        await ok(reader.http.get(path, params={"q": " ".join(words[:-1] * 2)}))
+
+
+async def test_a_search_finds_each_word_in_any_searched_field(service: Service) -> None:
+    async with service.person() as alice:
+        mark = f"mark{alice.id}"
+        movie = await alice.add(title=f"Über 100% {mark}", description="Harry_Lime\nΌΣ \\ end")
+        found = ("{} ÜBER", "lime {} lime", "100% {}", "harry_lime {}", "όσ {}", "\\ {}")
+        for text in (each.format(mark) for each in found):
+            assert await ok(alice.http.get("/movies", params={"q": text})) == [movie], text
+        for text in (f"{mark} absent", f"100_ {mark}", f"harry%lime {mark}", f"{mark}harry"):
+            assert await ok(alice.http.get("/movies", params={"q": text})) == [], text
+        bare = await alice.add(title=f"{mark} bare")
+        assert await ok(alice.http.get("/movies", params={"q": f"bare {mark}"})) == [bare]

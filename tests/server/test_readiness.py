@@ -1,0 +1,185 @@
+"""`/readyz` says what is wrong with the database, and the service recovers by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import asyncpg
+import httpx
+import pytest
+
+from tests.conftest import Places
+from tests.support.backends import POSTGRES_ONLY
+from tests.support.locks import head_locked
+from tests.support.requests import ok
+from tests.support.servers import PostgresServer
+from tests.support.service import Service, eventually
+
+
+async def database_check(client: httpx.AsyncClient, status: int) -> str | None:
+    """Return what `/readyz` says about the database if it responds with this status, otherwise None."""
+    answer = await client.get("/readyz")
+    return str(answer.json()["checks"]["database"]) if answer.status_code == status else None
+
+
+async def is_ready(client: httpx.AsyncClient) -> bool:
+    return await database_check(client, 200) == "ok"
+
+
+async def test_a_foreign_lock_on_the_log_is_reported(new_service: Callable[..., Service]) -> None:
+    service = new_service().start()
+    async with service.person() as alice, service.anyone() as operator:
+        async with head_locked(service.database_url):
+            write = asyncio.create_task(alice.http.post("/movies", json={"title": "Blocked"}))
+            said = await eventually(lambda: database_check(operator, 503), "not ready")
+            assert said.startswith("writes have been waiting for a lock for ")
+            await ok(operator.get("/movies"))
+        await ok(write, 201)
+        await eventually(lambda: is_ready(operator), "ready again")
+
+
+# --- faults of the database
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Statements that break the database `{database}` of the role `{role}`, and statements that repair it.
+
+    `said` is what `/readyz` says. It does not notice a changed type that makes only the writes of clients fail.
+    """
+
+    breaks: tuple[str, ...]
+    mends: tuple[str, ...]
+    said: str | None
+    refused: str = "GET"
+
+
+CLOSED = "ALTER DATABASE {database} ALLOW_CONNECTIONS false"
+CUT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'"
+LOST_TABLE = Fault(("ALTER TABLE movies RENAME TO away",), ("ALTER TABLE away RENAME TO movies",), "a table is missing")
+FAULTS = {
+    "renamed database": Fault(
+        (CLOSED, CUT, "ALTER DATABASE {database} RENAME TO {database}_away"),
+        ("ALTER DATABASE {database}_away RENAME TO {database}", "ALTER DATABASE {database} ALLOW_CONNECTIONS true"),
+        "the database does not exist",
+    ),
+    "role without login": Fault(
+        ("ALTER ROLE {role} NOLOGIN", CUT), ("ALTER ROLE {role} LOGIN",), "the database rejects the service's role"
+    ),
+    "lost table": LOST_TABLE,
+    "changed column": Fault(
+        ("ALTER TABLE movies ALTER COLUMN version TYPE text",),
+        ("ALTER TABLE movies ALTER COLUMN version TYPE integer USING version::integer",),
+        None,
+        refused="POST",
+    ),
+    "changed head": Fault(
+        ("ALTER TABLE event_head ALTER COLUMN seq TYPE text",),
+        ("ALTER TABLE event_head ALTER COLUMN seq TYPE bigint USING seq::bigint",),
+        "the database cannot be used",
+        refused="POST",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Superuser:
+    """Runs statements on a server, or in the database of a service if they name its tables."""
+
+    server_url: str
+    database: str
+    role: str
+
+    async def run(self, statements: Iterable[str]) -> None:
+        for statement in statements:
+            name = self.database if "TABLE" in statement else "postgres"
+            connection = await asyncpg.connect(f"{self.server_url}/{name}")
+            try:
+                await connection.execute(statement.format(database=self.database, role=self.role))
+            finally:
+                await connection.close()
+
+
+@pytest.fixture
+async def superuser(postgres: PostgresServer) -> Superuser:
+    """A database with a role of its own, so that the faults affect no other test."""
+    url = urlsplit(postgres.create_database())
+    found = Superuser(f"postgresql://{url.netloc}", url.path[1:], f"role_of_{url.path[1:]}")
+    await found.run(("CREATE ROLE {role} LOGIN", "ALTER DATABASE {database} OWNER TO {role}"))
+    return found
+
+
+async def is_refused(client: httpx.AsyncClient, path: str) -> bool:
+    answer = await client.get(path)
+    assert answer.status_code in (200, 503), answer.text
+    return answer.status_code == 503
+
+
+@asynccontextmanager
+async def service_of(superuser: Superuser, new_service: Callable[..., Service]) -> AsyncIterator[Service]:
+    server = superuser.server_url.replace("postgres@", f"{superuser.role}@")
+    yield new_service(Places(f"{server}/{superuser.database}", "memory://")).start()
+
+
+@POSTGRES_ONLY
+async def test_no_fault_of_the_database_ends_the_service(
+    backend: str, superuser: Superuser, new_service: Callable[..., Service]
+) -> None:
+    async with service_of(superuser, new_service) as service, service.person() as alice, service.anyone() as operator:
+        pid = service.pid
+        async with service.watch() as watcher:
+            for name, fault in FAULTS.items():
+                await superuser.run(fault.breaks)
+                try:
+                    if fault.refused == "POST":
+                        answer = await alice.http.post("/movies", json={"title": name})
+                        assert answer.status_code == 503, answer.text
+                    else:
+                        await eventually(lambda: is_refused(operator, "/movies"), f"{name}: a list is refused")
+                    if fault.said is not None:
+                        said = await eventually(lambda: database_check(operator, 503), f"{name}: not ready")
+                        assert said == fault.said, name
+                    assert (await operator.get("/healthz")).status_code == 200
+                finally:
+                    await superuser.run(fault.mends)
+                await eventually(lambda: is_ready(operator), f"{name}: ready again")
+                movie = await alice.add(title=name)
+                assert (await watcher.expect("add", "movies"))["data"] == movie
+            # No client notices connections that the database server closed.
+            await superuser.run((CUT,))
+            for path in ("/movies", "/movies?title=x", f"/movies/{movie['id']}", "/users/me", "/jobs"):
+                await ok(alice.http.get(path))
+            assert (await watcher.sees(await alice.add(title="after")))["operation"] == "add"
+        assert service.process is not None
+        assert service.process.poll() is None
+        assert service.pid == pid
+
+
+async def test_a_lost_table_is_reported_until_it_is_back(new_service: Callable[..., Service]) -> None:
+    service = new_service().start()
+
+    async def run(statements: tuple[str, ...]) -> None:
+        if service.database_url.startswith("sqlite"):
+            file = sqlite3.connect(service.database_url.removeprefix("sqlite:///"))
+            for statement in statements:
+                file.execute(statement)
+            file.close()
+            return
+        connection = await asyncpg.connect(service.database_url)
+        for statement in statements:
+            await connection.execute(statement)
+        await connection.close()
+
+    async with service.anyone() as operator:
+        await run(LOST_TABLE.breaks)
+        await eventually(lambda: is_refused(operator, "/movies"), "a list is refused")
+        assert await eventually(lambda: database_check(operator, 503), "not ready") == LOST_TABLE.said
+        await ok(operator.get("/genres"))
+        await run(LOST_TABLE.mends)
+        await eventually(lambda: is_ready(operator), "ready again")
+        await ok(operator.get("/movies"))
