@@ -90,8 +90,8 @@ def _driver_error(error: BaseException) -> BaseException:
 
 
 def _state(error: BaseException) -> str:
-    inner = error.orig if isinstance(error, DBAPIError) else error
-    return str(getattr(inner, "sqlstate", None) or "")
+    # SQLAlchemy does not copy the state of an invalid plan to its own error.
+    return str(getattr(_driver_error(error), "sqlstate", None) or "")
 
 
 def _message(error: BaseException) -> str:

@@ -415,7 +415,7 @@ async def test_a_user_has_a_quota_of_rows(new_service: Callable[..., Service]) -
         refused = await alice.http.post("/characters/generate/1")
         assert refused.status_code == 429
         assert 86_000 < int(refused.headers["Retry-After"]) <= 86_400
-        assert "1000 rows" in refused.json()["detail"]
+        assert "at most 1000 generated rows" in refused.json()["detail"]
         assert (await alice.http.delete(f"/jobs/{cancelled['id']}")).status_code == 200
         await alice.generated("movies", 600)
         assert (await alice.http.post("/movies/generate/401")).status_code == 429

@@ -221,7 +221,7 @@ async def test_a_transaction_is_bounded_in_bytes(database: Database) -> None:
             tx.emit_bulk("movies", "update_bulk", rows, actor_id=None, before=rows)
 
     for _ in range(2):
-        with pytest.raises(ContentTooLarge, match="more than 16,777,216 bytes"):
+        with pytest.raises(ContentTooLarge, match="at most 16,777,216 bytes"):
             await database.write(partial(work, times=1))
     await write(database, 1)
     assert await event_log.head(database) == Head((await event_log.head(database)).epoch, 1)
