@@ -160,7 +160,7 @@ class Database:
         except TimeoutError as error:
             metrics.READ_TIMEOUTS.labels(lane.value).inc()
             log.warning("read timed out", lane=lane.value, seconds=limit)
-            message = f"The read took longer than {limit:g} seconds and was stopped; request less, or try again later"
+            message = f"The read took longer than {limit:g} s and was stopped; request less, or try again later"
             raise Unavailable(message) from error
 
     async def _settle(self, connection: AsyncConnection) -> None:

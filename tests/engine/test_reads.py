@@ -56,7 +56,7 @@ async def connections_of(database: Database) -> set[Any]:
 @pytest.mark.parametrize("lane", list(Lane))
 async def test_a_read_ends_at_its_deadline_and_says_so(hurried: Database, lane: Lane) -> None:
     started = time.monotonic()
-    with pytest.raises(Unavailable, match=r"The read took longer than 0\.3 seconds and was stopped"):
+    with pytest.raises(Unavailable, match=r"The read took longer than 0\.3 s and was stopped"):
         await hurried.select(endless(hurried), lane)
     assert time.monotonic() - started < 5
 

@@ -120,7 +120,7 @@ async def test_a_read_past_its_deadline_is_a_503(new_service: Callable[..., Serv
     async with service.anyone() as reader:
         refused = await reader.get(COSTLY)
         assert_problem(refused, 503)
-        assert refused.json()["detail"].startswith("The read took longer than 1 seconds and was stopped")
+        assert refused.json()["detail"].startswith("The read took longer than 1 s and was stopped")
         assert refused.headers["Retry-After"] == "1"
         await ok(reader.get("/movies?limit=1"))
         assert await metric(service, "marquee_read_timeouts_total", lane="costly") == 1
