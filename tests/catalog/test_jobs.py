@@ -223,8 +223,10 @@ async def test_concurrent_orders_do_not_exceed_the_bound(service: Service) -> No
             await alice.http.delete(f"/jobs/{job_id}")
 
 
-async def order(database: Database, user_id: int, quota: int | None = None) -> dict[str, Any]:
-    wanted = JobOrder("generate_movies", total=10, seed=1, batch_size=10, rate=None)
+async def order(
+    database: Database, user_id: int, quota: int | None = None, rate: float | None = None
+) -> dict[str, Any]:
+    wanted = JobOrder("generate_movies", total=10, seed=1, batch_size=10, rate=rate)
     identity = Identity(user_id, Group.USER, time.time() + 60, "a session", None)
     return await database.write(lambda tx: jobs.create(tx, identity, wanted, quota))
 
@@ -357,6 +359,15 @@ async def test_a_job_that_waits_for_its_pace_is_claimed_when_it_is_due(database:
     assert -5 < second.wait_seconds <= 0
 
 
+async def test_a_pause_longer_than_a_lease_is_kept(database: Database) -> None:
+    alice = await account(database, "alice")
+    await order(database, alice, rate=0.1)  # ten rows of one chunk: 100 seconds
+    claimed = await jobs.claim(database, "a worker")
+    assert claimed is not None
+    await jobs.release(database, claimed.id, "a worker", wait_seconds=jobs.LEASE_SECONDS * 10)
+    assert await jobs.claim(database, "another worker") is None
+
+
 async def test_paced_jobs_do_not_occupy_a_slot_while_they_wait(service: Service) -> None:
     async with service.person() as alice, service.person() as bob:
         paced = [await alice.generate("movies", 10, "?rate=0.01") for _ in range(6)]
@@ -443,7 +454,8 @@ async def test_finished_jobs_are_deleted_with_an_event(new_service: Callable[...
         async with service.watch("topics=jobs") as watcher:
             async with database_of(service) as database:
                 await Cleanup(database, "worker", Retention(12, 1_000, 10**9, job_hours=24)).clean()
-            assert (await watcher.expect("delete", "jobs"))["data"] == {"id": old["id"]}
+            deleted = await watcher.until(lambda frame: frame["operation"] == "delete")
+            assert deleted["data"] == {"id": old["id"]}
         assert (await alice.http.get(f"/jobs/{old['id']}")).status_code == 404
         listed = {job["id"] for job in (await alice.http.get(f"/jobs?user_id={alice.id}")).json()}
         assert listed == {new["id"], waiting["id"]}

@@ -88,6 +88,18 @@ async def test_a_cancelled_read_ends_in_the_database_and_leaves_its_connection_u
         assert not await database.select(active)
 
 
+async def test_a_read_by_key_may_follow_a_cancelled_read_on_its_connection(database: Database) -> None:
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
+    long_enough = statement(f"{numbers} SELECT count(*) FROM n WHERE i > $1")  # to be interrupted
+    reads = [asyncio.create_task(database.select(endless(database))) for _ in range(engines.READERS[Lane.POINT])]
+    await asyncio.sleep(0.05)  # so that the statements run
+    for read in reads:
+        read.cancel()
+    await asyncio.wait(reads)
+    found = await asyncio.gather(*(database.fetch(long_enough, 0) for _ in range(4)))
+    assert [tuple(row) for (row,) in found] == [(100_000,)] * 4
+
+
 async def test_a_read_that_timed_out_leaves_its_connection_usable(hurried: Database) -> None:
     before = await connections_of(hurried)
     with pytest.raises(Unavailable):

@@ -161,6 +161,15 @@ async def test_a_handshake_that_is_not_accepted_is_answered(
     assert answer.detail
 
 
+async def test_a_handshake_sent_ahead_of_the_response_before_is_not_accepted(service: Service) -> None:
+    """Nobody would notice when the client of the earlier request disconnects."""
+    async with raw_connection(service, GET + HANDSHAKE.format(target="/ws", headers="")) as connection:
+        answer = await connection.answer()
+    assert answer.status == 200
+    assert b"HTTP/1.1 101" not in answer.body
+    assert answer.seconds < HEAD_SECONDS
+
+
 async def test_refused_heads_are_counted(new_service: Callable[..., Service]) -> None:
     service = new_service().start()
     async with raw_connection(service, "nonsense\r\n\r\n") as connection:
