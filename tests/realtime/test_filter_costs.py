@@ -29,6 +29,7 @@ from resources.movies import MOVIES
 from tests.support.frames_checked import check_frame
 from tests.support.service import Service, Watcher, eventually
 
+PROMPT_SECONDS = 3.0  # on a busy machine; without slices it would be half a minute
 MOVIE_TOPIC = frozenset({"movies"})
 
 
