@@ -217,9 +217,10 @@ async def others_wait(database: Database, user_id: int | None) -> bool:
 
 
 async def claim(database: Database, owner: str) -> ClaimedJob | None:
-    """Lease a job that is queued, may continue, or has an expired lease, and return it. Return None when there is none.
+    """Lease and return a job that is queued, whose pause between chunks is over, or whose lease has expired.
 
-    The job is the oldest one of the user who was served least recently.
+    The job is the oldest one of the user who was served least recently. Return None when there is none, or when the
+    chosen job had too many attempts and was marked as failed instead.
     """
     free = select(TABLE.c.id).where(_is_free(is_sqlite=database.is_sqlite)).limit(1)
     # Check without a lock first: an idle worker must not take SQLite's write lock once a second.
@@ -235,7 +236,7 @@ async def claim(database: Database, owner: str) -> ClaimedJob | None:
         if job is None:
             return None
         if job["attempts"] >= MAX_CLAIMS_WITHOUT_PROGRESS:
-            error = f"abandoned: {job['attempts']} workers stopped before they stored the next chunk"
+            error = f"abandoned after {job['attempts']} attempts that stored no rows"
             await _transition(tx, job, _ended(tx, "failed", error=error))
             return None
         values = {

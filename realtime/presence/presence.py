@@ -193,7 +193,7 @@ class Presence:
         return {topic: state_of(view, sees_users=sees_users) for topic, view in follower.sent.items()}
 
     def unwatch(self, key: object) -> None:
-        """Stop writing to `key`. Do nothing when `key` does not follow presence."""
+        """Stop sending presence to the client registered under `key`, or end its `watch` if that still waits."""
         self._joining.pop(key, None)
         if self._followers.pop(key, None) is not None and not self._followers:
             self._views, self._others = {}, {}

@@ -49,7 +49,7 @@ class RestResponse:
 
 TOO_LARGE: Mapping[str, str] = {
     "code": "reply_too_large",
-    "detail": f"The body is larger than {MAX_REPLY_BYTES} bytes and was left out. `status` says how the request ended.",
+    "detail": f"The response body exceeds {MAX_REPLY_BYTES} bytes and was omitted; see `status` for the outcome.",
 }
 FAILED = RestResponse(500, {"content-type": "application/json"}, b'{"detail":"Internal Server Error"}')
 
@@ -70,7 +70,7 @@ class RestCalls:
         """Begin a call. The reply is written when the call is done. Raises BadMessage."""
         refused = sorted({name.lower() for name in wanted.headers} & REFUSED_HEADERS)
         if refused:
-            raise BadMessage("invalid_message", f"headers: {refused[0]} belongs to the socket, not to a request on it")
+            raise BadMessage("invalid_message", f"headers: {refused[0]} is not allowed in a request over a websocket")
         if len(self._tasks) >= MAX_REQUESTS_IN_FLIGHT:
             detail = f"Expected at most {MAX_REQUESTS_IN_FLIGHT} requests at a time; wait for a reply"
             raise BadMessage("too_many_requests", detail)

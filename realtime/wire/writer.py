@@ -42,10 +42,10 @@ class Writer(Protocol):
         """Wait until a buffer that exceeded HIGH_WATER_BYTES is down to LOW_WATER_BYTES, or the socket is gone."""
 
     def count_control_frames(self, on_control_frame: Callable[[], bool]) -> None:
-        """Call `on_control_frame` for each ping, unsolicited pong and empty fragment. A ping gets a pong only if
-        it returns True.
+        """From now on, call `on_control_frame` for each ping, unsolicited pong and empty fragment.
 
-        Does nothing under other ASGI servers, which handle these frames themselves.
+        A ping is answered with a pong only if the callback returns True. Under other ASGI servers, which handle these
+        frames themselves, it is never called.
         """
 
     def close(self, code: CloseCode) -> None:

@@ -65,7 +65,7 @@ async def erase_rest(database: Database, user_id: int) -> None:
 async def forget_waiting(database: Database, now: datetime, *, max_rows: int) -> int:
     """Delete up to `max_rows` accounts that still await activation `DAYS_TO_ACTIVATE` days after registration.
 
-    `now` is an aware time. Return how many were deleted. Accounts with a valid or queued activation URL stay until a
+    `now` is timezone-aware. Return how many were deleted. Accounts with a valid or queued activation URL stay until a
     later clean-up. Accounts that an admin has moved to another group or given a picture stay too, because an admin
     evidently wants them kept.
     """

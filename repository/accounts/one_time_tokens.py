@@ -92,5 +92,5 @@ async def void(tx: Transaction, user_id: int, *purposes: Purpose) -> None:
 
 
 async def forget(database: Database, now: datetime) -> int:
-    """Delete tokens that had expired by `now` (an aware time). Return how many were deleted."""
+    """Delete tokens that had expired by `now` (timezone-aware). Return how many were deleted."""
     return await database.delete_without_events(TABLE, TABLE.c.expires_at < utc_text(now))

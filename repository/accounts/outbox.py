@@ -245,6 +245,6 @@ async def _write(tx: Transaction, which: ColumnElement[bool], values: Row) -> No
 
 
 async def forget(database: Database, now: datetime) -> int:
-    """Delete emails sent a day or failed a week before `now` (an aware time). Return how many were deleted."""
+    """Delete emails sent a day or failed a week before `now` (timezone-aware). Return how many were deleted."""
     is_old = or_(TABLE.c.sent_at < utc_text(now - DAY), TABLE.c.failed_at < utc_text(now - KEPT_WHEN_FAILED))
     return await database.delete_without_events(TABLE, is_old)

@@ -223,7 +223,7 @@ async def end_others(tx: Transaction, user_id: int, keep_session_id: str | None,
 
 
 async def expire(database: Database, now: datetime, *, max_rows: int) -> int:
-    """End up to `max_rows` sessions that had expired by `now` (an aware time). Return how many were ended."""
+    """End at most `max_rows` of the sessions that had expired by `now` (timezone-aware). Return how many were ended."""
     has_expired = TABLE.c.expires_at < utc_text(now)
     return await database.write(lambda tx: _end(tx, has_expired, actor_id=None, limit=max_rows))
 

@@ -108,7 +108,7 @@ async def tail(database: Database, *, max_rows: int, max_bytes: int) -> int:
 
 async def prune(database: Database, *, keep_rows: int, keep_bytes: int, older_than: Any, max_rows: int) -> int:
     """Delete up to `max_rows` of the oldest events: those beyond the newest `keep_rows` or `keep_bytes`, or from before
-    `older_than`, an aware time.
+    `older_than` (timezone-aware).
 
     Return how many were deleted.
     """

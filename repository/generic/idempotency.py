@@ -71,6 +71,6 @@ async def once(tx: Transaction, claim: Claim | None, work: Callable[[], Awaitabl
 
 
 async def forget(database: Database, older_than: datetime) -> int:
-    """Delete the keys from before `older_than` (an aware time). Return how many were deleted."""
+    """Delete the keys from before `older_than` (timezone-aware). Return how many were deleted."""
     table = models.idempotency_keys
     return await database.delete_without_events(table, table.c.created_at < utc_text(older_than))

@@ -182,7 +182,7 @@ async def edit_bulk(
 ) -> BulkResult[bytes]:
     """Edit many entities and return them, encoded. Raises Forbidden and Conflict.
 
-    An id that is named twice gets both edits, the later one last.
+    If an id appears more than once, its edits are merged; where they set the same field, the later one wins.
     """
     merged: dict[int, dict[str, Any]] = {}
     for entity_id, fields in edits:

@@ -187,7 +187,7 @@ class LinkBody(Body):
 
 
 class PendingConfirmation(Answer):
-    """The purpose of an emailed token. Nothing has changed yet: send the token with `POST /auth/activate`."""
+    """What an emailed token is for. It has not been used yet; to use it, send it to `POST /auth/activate`."""
 
     purpose: Literal["activate", "email"] = Field(
         description="`activate`: activate the account. `email`: give the account this address"

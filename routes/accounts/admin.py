@@ -1,4 +1,4 @@
-"""Operations on accounts that only admins may use."""
+"""Admin-only operations on accounts."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ REQUEST_EMAIL = Details(
     ignores_credentials=True,
     limit_group=LimitGroup.MAIL,
 )
-USE_POST = "Nothing has changed yet: send the token with POST /auth/activate"
+USE_POST = "The token has not been used yet; to use it, send it to POST /auth/activate"
 PROMISE = "If there is an eligible account with this address, an email is on its way"
 
 operations = Operations("accounts")

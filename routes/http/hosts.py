@@ -51,11 +51,13 @@ class HostCheck:
         is_probe = scope["path"] in PROBED
         if not given and is_probe and scope.get("http_version") == "1.0":
             return  # HTTP/1.0 has no Host, and some load balancers probe with it
-        host = host_of(given[0].decode("latin-1").strip()) if len(given) == 1 else None
+        if len(given) != 1:
+            raise BadRequest(f"Expected exactly one Host header, got {len(given)}")
+        host = host_of(given[0].decode("latin-1").strip())
         if host is None:
-            raise BadRequest(f"Expected one header Host with a host and optionally a port; got {len(given)} of them")
+            raise BadRequest("Expected a host and, optionally, a port in the Host header")
         if not is_probe and not self._allowed.allow(host):
-            hint = f"If this host is correct, add {host} to the setting ALLOWED_HOSTS"
+            hint = f"If this host is correct, add {host} to the ALLOWED_HOSTS setting"
             self._warn(host, hint=hint)
             addresses = " any IP address," if self._allowed.allows_addresses else ""
             raise MisdirectedRequest(

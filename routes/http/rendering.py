@@ -24,7 +24,7 @@ from routes.http.operation import AnyCall, Call
 from routes.http.queries import PageQuery
 
 JSON = "application/json"
-# With the changes that compressing proxies make: nginx makes a tag weak, Apache appends the encoding.
+# Also matches our tags as compressing proxies change them: nginx makes a tag weak, Apache appends the encoding.
 _TAG = re.compile(r'(?:W/)?"(([0-9]{1,10})-[0-9a-f]{16})(?:-[a-z]{2,8})?"')
 
 

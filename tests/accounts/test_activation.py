@@ -343,7 +343,9 @@ async def test_registering_does_not_tell_whether_the_address_has_an_account(scen
             assert (await sign_in(client, second["username"], "the second try")).status_code == 403
             assert (await sign_in(client, user["email"], "the second try")).status_code == 401
             for login in (f"waiting {user['email']}", f"WAITING {user['email']}"):
-                assert (await sign_in(client, login, OTHER)).status_code == 401, "the key of a waiting account is no login"
+                assert (await sign_in(client, login, OTHER)).status_code == 401, (
+                    "the key of a waiting account is no login"
+                )
         assert (await sign_in(client, taken)).status_code == 200, "its owner still signs in"
 
 

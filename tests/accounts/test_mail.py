@@ -325,7 +325,7 @@ async def test_no_token_is_sent_to_a_former_address(database: Database, server: 
 
 
 async def test_an_email_goes_to_the_address_as_the_account_spells_it(database: Database, server: MailServer) -> None:
-    """The long s equals an s when addresses are compared, but it names another mailbox."""
+    """A long s (\u017f) equals an s when addresses are compared, but an address with it is another mailbox."""
     await account(database, "harrys", email="harrys@example.org")
     await request(database, MailType.RESET_PASSWORD, "harry\u017f@example.org")
     await sent(database, server)

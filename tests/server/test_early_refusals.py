@@ -17,7 +17,7 @@ from tests.support.service import Service, eventually
 pytestmark = SQLITE_ONLY
 
 TRIES = 20
-LENGTH = 3 * 1024 * 1024  # larger than the system's buffers for a server that does not read
+LENGTH = 3 * 1024 * 1024  # more than the socket buffers hold while the server does not read
 JSON = "Host: 127.0.0.1\r\nContent-Type: application/json\r\n"
 CLOSE = f"{JSON}Connection: close\r\n"
 CHUNK = b"10000\r\n" + b"x" * 65_536 + b"\r\n"

@@ -101,7 +101,7 @@ async def test_a_rebound_name_is_refused_on_every_route_and_logged_once(service:
         for path in paths - {"/healthz", "/readyz"}:
             answer = await stranger.get(path)
             assert answer.status_code == 421, path
-            assert "add rebound.example to the setting ALLOWED_HOSTS" in answer.json()["detail"]
+            assert "add rebound.example to the ALLOWED_HOSTS setting" in answer.json()["detail"]
             assert answer.headers["x-request-id"]
         assert (await stranger.post("/movies", json={"title": "M"})).status_code == 421
     logged = [line for line in service.log().splitlines() if "host rejected" in line]

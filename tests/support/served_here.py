@@ -1,4 +1,4 @@
-"""A service in the event loop of the test, which can change its constants and inspect its connections."""
+"""A service that runs in the test's own event loop, so that the test can change its constants and inspect it."""
 
 from __future__ import annotations
 

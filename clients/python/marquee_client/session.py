@@ -172,7 +172,11 @@ class Session:
             raise ProtocolViolation(4509, f"{error!r} in {text[:200]}") from error
 
     def lost(self) -> None:
-        """Handle the end of the connection. Repeatable calls wait for the next connection; the others fail."""
+        """Handle the end of the connection.
+
+        Of the calls already sent, those that are repeatable and have attempts left wait for the next connection; the
+        others fail. Calls not yet sent keep waiting.
+        """
         self._end_connection()
         sent, self._sent = self._sent, {}
         again = []
