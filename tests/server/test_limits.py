@@ -141,8 +141,34 @@ async def test_requests_of_a_client_that_does_not_read_wait_instead_of_holding_r
         await asyncio.sleep(0)
     assert (begun, written) == ([f"/{number}" for number in range(MAX_UNREAD_REPLIES)], [])
     can_write.set()
+    await eventually(lambda: len(written) == MAX_REQUESTS_IN_FLIGHT, "the client has all replies")
     await calls.finish()
-    assert len(begun) == len(written) == MAX_REQUESTS_IN_FLIGHT
+    assert len(begun) == MAX_REQUESTS_IN_FLIGHT
+
+
+async def test_calls_that_have_not_begun_end_with_their_socket() -> None:
+    begun: list[str] = []
+    can_end = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        begun.append(scope["path"])
+        await can_end.wait()
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+
+    websocket: Any = SimpleNamespace(app=app, scope={"headers": [], "scheme": "ws", "state": {}})
+    writer: Any = SimpleNamespace(drained=lambda: asyncio.sleep(0))
+    written: list[bytes] = []
+    calls = RestCalls(websocket, writer, written.append)
+    for number in range(MAX_REQUESTS_IN_FLIGHT):
+        calls.start(number, Request(method="GET", path=f"/{number}"), None)
+    await eventually(lambda: len(begun) == MAX_UNREAD_REPLIES, "as many as may be unread have begun")
+    finishing = asyncio.create_task(calls.finish())
+    await asyncio.sleep(0)
+    can_end.set()
+    async with asyncio.timeout(5):
+        await finishing
+    assert len(begun) == MAX_UNREAD_REPLIES
 
 
 def test_a_bucket_refills() -> None:

@@ -73,7 +73,7 @@ FAULTS = {
     ),
     "lost table": LOST_TABLE,
     "changed column": Fault(
-        ("ALTER TABLE movies ALTER COLUMN version TYPE text",),
+        ("ALTER TABLE movies ALTER COLUMN version TYPE boolean USING version::integer::boolean",),
         ("ALTER TABLE movies ALTER COLUMN version TYPE integer USING version::integer",),
         None,
         refused="POST",

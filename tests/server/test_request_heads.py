@@ -101,7 +101,8 @@ async def test_a_head_has_a_size(service: Service, head: str, status: int) -> No
     if status >= 400:
         assert answer.headers["content-type"] == "application/json"
         assert answer.headers["connection"] == "close"
-        assert answer.detail.startswith("Expected ")
+        # The application names every problem; the server has only one.
+        assert isinstance(answer.detail, list) if status == 422 else answer.detail.startswith("Expected ")
 
 
 @pytest.mark.parametrize(
