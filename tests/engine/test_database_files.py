@@ -14,6 +14,7 @@ from repository.engine.transaction import Transaction
 from tests.support.backends import SQLITE_ONLY
 
 LARGE = "x" * 100_000
+PAGE_BYTES = 4096
 
 
 async def fill(tx: Transaction) -> None:
@@ -58,7 +59,9 @@ async def test_a_damaged_file_is_noticed(database: Database) -> None:
     path = engines.path_of(database.url)
     content = path.read_bytes()
     damaged = bytearray(content)
-    for start in range(len(content) // 2, len(content) - 4096, 4096):  # pages of the events
+    pages = len(content) // PAGE_BYTES
+    for page in range(pages // 2, pages - 1):  # of the events
+        start = page * PAGE_BYTES  # what a page begins with tells SQLite how to read it
         damaged[start : start + 64] = b"\xff" * 64
     path.write_bytes(damaged)
     again = Database(database.url)

@@ -269,7 +269,7 @@ async def test_a_large_snapshot_delays_no_other_client(new_service: Callable[...
         await subscribed(slow, topics=["movies"], snapshot=True)
         first = await slow.next()
         movie = await alice.add(title="while the snapshot waits")
-        await live.until(lambda frame: frame.get("data") == movie, 2.0)
+        await live.until(lambda frame: frame.get("data") == movie)
         await alice.http.request("DELETE", "/movies/bulk/1/10000")
         rows = len(first["data"]["items"])
         while True:

@@ -34,11 +34,11 @@ FILL = {
 GENRES = "[" + ", ".join(f'"Genre {number}"' for number in range(20)) + "]"
 
 
-async def fill(service: Service) -> None:
+async def fill(service: Service, rows: int = ROWS) -> None:
     database = Database(service.database_url)
     try:
         async with database.begin() as (connection, transaction):
-            await connection.exec_driver_sql(FILL[database.is_sqlite].format(rows=ROWS, genres=GENRES))
+            await connection.exec_driver_sql(FILL[database.is_sqlite].format(rows=rows, genres=GENRES))
             await transaction.commit()
     finally:
         await database.close()
@@ -116,7 +116,7 @@ async def test_a_read_over_a_socket_ends_when_the_socket_does(filled: Service) -
 
 async def test_a_read_past_its_deadline_is_a_503(new_service: Callable[..., Service]) -> None:
     service = new_service(READ_TIMEOUT_SECONDS="1").start()
-    await fill(service)
+    await fill(service, 4 * ROWS)  # several seconds on a fast machine
     async with service.anyone() as reader:
         refused = await reader.get(COSTLY)
         assert_problem(refused, 503)
