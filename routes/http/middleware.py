@@ -35,21 +35,35 @@ class _Middleware:
     app: ASGIApp
 
 
+@dataclass(eq=False)
 class OnePath(_Middleware):
-    """Serves `/api/v1/movies/` as `/movies`, so that each route is declared once and no request is redirected."""
+    """Serves `/marquee/api/v1/movies/` as `/movies`, so that each route is declared once and no request is redirected.
+
+    `root` is the path under which clients reach the service, or an empty string. A proxy in front may remove it from
+    the path or not.
+    """
+
+    root: str = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
-            path: str = scope["path"]
+            # A server with a root path of its own (uvicorn --root-path) puts it before the path.
+            path = below(below(scope["path"], scope.get("root_path", "")), self.root)
             prefix = PREFIX if path == PREFIX or path.startswith(PREFIX + "/") else ""
             rest = path[len(prefix) :]
             if len(rest) > 1 and rest.endswith("/"):
                 rest = rest[:-1]
-            scope = {**scope, "path": rest or "/", scope_keys.PREFIX: prefix}
+            changes = {"path": rest or "/", "root_path": "", scope_keys.ROOT: self.root}
+            scope = {**scope, **changes, scope_keys.PREFIX: self.root + prefix}
             if any(name == b"range" for name, _ in scope["headers"]):
                 # Ranges are not supported, and a server may ignore the header (RFC 9110, section 14.2).
                 scope["headers"] = [each for each in scope["headers"] if each[0] != b"range"]
         await self.app(scope, receive, send)
+
+
+def below(path: str, root: str) -> str:
+    """Return the path without `root` at its beginning, if it is there."""
+    return path[len(root) :] or "/" if root and (path == root or path.startswith(root + "/")) else path
 
 
 class RequestLog(_Middleware):

@@ -69,8 +69,8 @@ RATE_LIMIT_HEADERS: Mapping[str, dict[str, Any]] = {
 }
 
 
-def document(operations: Sequence[Operation]) -> bytes:
-    """Return the encoded document."""
+def document(operations: Sequence[Operation], root: str) -> bytes:
+    """Return the encoded document. `root` is the path under which clients reach the service, or an empty string."""
     _, definitions = models_json_schema(_models(operations), ref_template=REF_TEMPLATE)
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
@@ -86,7 +86,7 @@ def document(operations: Sequence[Operation]) -> bytes:
                 "description": DESCRIPTION,
                 "license": {"name": "MIT", "identifier": "MIT"},
             },
-            "servers": [{"url": "/"}, {"url": "/api/v1"}],
+            "servers": [{"url": root or "/"}, {"url": f"{root}/api/v1"}],
             "tags": [{"name": name} for name in dict.fromkeys(operation.tag for operation in operations)],
             "paths": paths,
             "components": {
@@ -94,7 +94,7 @@ def document(operations: Sequence[Operation]) -> bytes:
                 "parameters": parameters.CONDITIONAL,
                 "securitySchemes": {
                     "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
-                    "password": {"type": "oauth2", "flows": {"password": {"tokenUrl": "/token", "scopes": {}}}},
+                    "password": {"type": "oauth2", "flows": {"password": {"tokenUrl": f"{root}/token", "scopes": {}}}},
                 },
             },
         }
