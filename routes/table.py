@@ -51,8 +51,11 @@ def _route(path: str, operations: Mapping[str, Operation]) -> Route:
     async def endpoint(request: Request) -> Response:
         operation = operations["GET" if request.method == "HEAD" else request.method]
         try:
-            answer = operation.handler(await parse(request, operation))
-            return await (while_connected(request, answer) if operation.method == "GET" else answer)
+            call = await parse(request, operation)
+            answer = operation.handler(call)
+            if operation.method == "GET":
+                return await while_connected(request, answer)
+            return rendering.with_position(await answer, call)
         except Problem as error:
             if operation.problem_page is None or not rendering.client_prefers(request.headers, pages.MEDIA_TYPE):
                 raise

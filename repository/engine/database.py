@@ -28,7 +28,7 @@ from core import metrics
 from core.errors import Unavailable
 from core.identity import Identity
 from repository.engine import engines, failures, rights
-from repository.engine.append import append
+from repository.engine.append import append, tell_position
 from repository.engine.engines import Lane
 from repository.engine.events import Event
 from repository.engine.lock_waits import LockWaits
@@ -302,6 +302,7 @@ class Database:
                         events = await append(tx) if tx.drafts else []
                         if tx.writer is not None and not events:
                             await rights.require(tx, tx.writer)
+                        await tell_position(tx, events)
                     except failures.DATABASE_ERRORS as error:
                         if failures.is_about_schema(error):
                             await connection.invalidate(error)

@@ -24,6 +24,7 @@ from routes.http.operation import AnyCall, Call
 from routes.http.queries import PageQuery
 
 JSON = "application/json"
+POSITION = "Stream-Position"
 # With the changes that compressing proxies make: nginx makes a tag weak, Apache appends the encoding.
 _TAG = re.compile(r'(?:W/)?"(([0-9]{1,10})-[0-9a-f]{16})(?:-[a-z]{2,8})?"')
 
@@ -100,8 +101,11 @@ async def write_once(call: AnyCall, work: Callable[[Transaction], Awaitable[Stor
     Raises InvalidInput for a key that was used with a different request.
     """
     claim = _claim(call)
-    stored = await call.write(lambda tx: idempotency.once(tx, claim, partial(work, tx)))
+    stored = await call.write(lambda tx: idempotency.once(tx, claim, partial(work, tx), position))
     headers = dict(stored.headers)
+    epoch = headers.get(POSITION, "").rpartition(":")[0]
+    if call.written.position is not None and epoch != call.written.position.epoch:
+        headers.pop(POSITION, None)  # stored before the log was replaced
     return Response(stored.body, stored.status, headers, headers.get("content-type", JSON))
 
 
@@ -161,7 +165,14 @@ def _other_pages(call: PageCall, count: int, total: int, last_id: Any) -> Mappin
 
 def position(head: Head) -> dict[str, str]:
     """Return the header that names the log position a response shows, from which a client can watch without a gap."""
-    return {"Stream-Position": f"{head.epoch}:{head.seq}"}
+    return {POSITION: f"{head.epoch}:{head.seq}"}
+
+
+def with_position(response: Response, call: AnyCall) -> Response:
+    """Return the response to a call, after a write with the position of its last event."""
+    if call.written.position is not None and POSITION not in response.headers:
+        response.headers.update(position(call.written.position))
+    return response
 
 
 def next_page(call: AnyCall, **changes: int | str | None) -> str:
