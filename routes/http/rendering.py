@@ -24,6 +24,7 @@ from routes.http.operation import AnyCall, Call
 from routes.http.queries import PageQuery
 
 JSON = "application/json"
+MAX_LINKED_QUERY_BYTES = 2_000  # with a longer one, `Link` holds only the next page: it repeats the query for each page
 POSITION = "Stream-Position"
 # With the changes that compressing proxies make: nginx makes a tag weak, Apache appends the encoding.
 _TAG = re.compile(r'(?:W/)?"(([0-9]{1,10})-[0-9a-f]{16})(?:-[a-z]{2,8})?"')
@@ -139,6 +140,8 @@ def labels_page(call: PageCall, listed: Listed[tuple[int, str]]) -> Response:
 def _page(call: PageCall, listed: Listed[Any], items: Sequence[Any], last_id: Any) -> Response:
     headers = {"X-Total-Count": str(listed.total), "Cache-Control": "no-cache", **position(listed.head)}
     pages = _other_pages(call, len(items), listed.total, last_id)
+    if len(call.query_string) > MAX_LINKED_QUERY_BYTES:
+        pages = {rel: url for rel, url in pages.items() if rel == "next"}
     if pages:
         headers["Link"] = ", ".join(f'<{url}>; rel="{rel}"' for rel, url in pages.items())
     return JSONResponse(orjson.dumps(items), headers=headers)
