@@ -18,6 +18,7 @@ import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.routing import BaseRoute
 
 from core import logs
 from core.errors import Problem, SettingsError, Unavailable
@@ -47,6 +48,13 @@ CORS_RESPONSE_HEADERS = (
 )  # fmt: skip
 
 
+def _routes(settings: Settings) -> list[BaseRoute]:
+    """Return every route. Raises SettingsError when the root path conflicts with one."""
+    routes = [*table.routes(), *REALTIME_ROUTES, *ASYNCAPI_ROUTES, *DASHBOARD_ROUTES]
+    table.check_root(settings.root, routes)
+    return routes
+
+
 def build_app(settings: Settings, *, hears_signals: bool = False) -> Starlette:
     """Return the service as an ASGI application. Nothing is opened before its lifespan starts.
 
@@ -69,10 +77,10 @@ def build_app(settings: Settings, *, hears_signals: bool = False) -> Starlette:
     )
     proxies = Middleware(TrustedProxies, networks=settings.trusted_proxies)
     app = Starlette(
-        routes=[*table.routes(), *REALTIME_ROUTES, *ASYNCAPI_ROUTES, *DASHBOARD_ROUTES],
+        routes=_routes(settings),
         middleware=[
             *([proxies] if settings.trusted_proxies else []),
-            Middleware(middleware.OnePath),
+            Middleware(middleware.OnePath, root=settings.root),
             Middleware(middleware.RequestLog),
             Middleware(HostCheck, allowed=settings.hosts),
             cors,
@@ -130,6 +138,7 @@ def run() -> int:
         warn_of_misspelt_settings()
         secret_key(settings)  # created here, before several workers try to create it
         table.limit_rules(settings)  # validates RATE_LIMITS before anything is opened
+        _routes(settings)  # and ROOT_PATH
         asyncio.run(prepare(settings))
         open_files.raise_limit(settings)
         warn_of_old_sqlite(settings)

@@ -28,6 +28,8 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import Any
 
+from core.texts.shortened import shortened
+
 
 class MarqueeError(Exception):
     """The root of the tree."""
@@ -47,10 +49,11 @@ def got(value: str) -> str:
 
     Return an empty string for a value that may be a URL, because a URL may contain a password.
     """
-    return "" if {"@", "/"} & set(value) and ":" in value else f", got {value!r}"
+    return "" if {"@", "/"} & set(value) and ":" in value else f", got {shortened(value)!r}"
 
 
 MAX_PROBLEMS = 100  # listed for one request or message, which may contain thousands of invalid rows
+MAX_DETAIL_LENGTH = 2_000  # of one message; those that list all parameters of a route need half of it
 Loc = tuple[str | int, ...]  # such as ("body", 3, "title")
 
 
@@ -63,7 +66,9 @@ class FieldProblem:
     type: str
 
     def as_dict(self) -> dict[str, Any]:
-        return {"loc": list(self.loc), "msg": self.msg, "type": self.type}
+        # Names of members and parameters are the client's.
+        loc = [shortened(part) if isinstance(part, str) else part for part in self.loc]
+        return {"loc": loc, "msg": shortened(self.msg, MAX_DETAIL_LENGTH), "type": self.type}
 
 
 class Problem(MarqueeError):
@@ -76,7 +81,10 @@ class Problem(MarqueeError):
     headers: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, detail: str | Sequence[FieldProblem], headers: Mapping[str, str] | None = None) -> None:
-        self.detail = detail if isinstance(detail, str) else [each.as_dict() for each in detail[:MAX_PROBLEMS]]
+        if isinstance(detail, str):
+            self.detail: str | list[dict[str, Any]] = shortened(detail, MAX_DETAIL_LENGTH)
+        else:
+            self.detail = [each.as_dict() for each in detail[:MAX_PROBLEMS]]
         super().__init__(self.detail)
         if headers is not None:
             self.headers = headers

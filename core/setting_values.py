@@ -24,6 +24,9 @@ MIN_SECRET_KEY_BYTES = HASH_BYTES["HS256"]
 REDIS_OPTIONS = frozenset(
     {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname", "protocol"}
 )
+# Segments of ordinary characters, and not the names "." and "..", which clients remove.
+_ROOT_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
+MAX_ROOT_PATH_LENGTH = 100
 _NO_CONTROLS = re.compile(r"[^\x00-\x1f\x7f]*")
 
 
@@ -86,7 +89,15 @@ def public_url(value: str) -> str:
     is_plain = not set("@?#") & set(value) and re.fullmatch(r"[\x21-\x7e]{1,500}", value)
     is_complete = parts.scheme in ("http", "https") and parts.hostname
     _require(is_plain and is_complete, expected)
+    if path := parts.path.rstrip("/"):
+        root_path(path)
     return value.rstrip("/")
+
+
+def root_path(value: str) -> str:
+    is_path = len(value) <= MAX_ROOT_PATH_LENGTH and _ROOT_PATH.fullmatch(value)
+    _require(is_path, "a path such as /marquee, without a trailing slash, a query or escapes")
+    return value
 
 
 def smtp_url(value: SecretStr) -> SecretStr:

@@ -56,6 +56,7 @@ class Settings(BaseSettings):
 
     account_activation: Annotated[Literal["none", "email"], ANY_CASE] = "none"
     public_url: Annotated[str, AfterValidator(setting_values.public_url)] | None = None
+    root_path: Annotated[str, AfterValidator(setting_values.root_path)] | None = None
     smtp_url: Annotated[SecretStr, AfterValidator(setting_values.smtp_url)] | None = None
     mail_from: Annotated[str, AfterValidator(setting_values.mailbox)] = Field(
         default="Marquee <marquee@localhost>", min_length=3, max_length=320
@@ -102,6 +103,8 @@ class Settings(BaseSettings):
     def _fit_together(self) -> Settings:
         if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
             raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY: expected both or neither")
+        if self.root_path is not None and self._path_of_public_url not in ("", self.root_path):
+            raise ValueError("PUBLIC_URL: expected no path, or the path of ROOT_PATH")
         needed = HASH_BYTES[self.algorithm]
         if self.secret_key is not None and setting_values.size(self.secret_key) < needed:
             raise ValueError(f"SECRET_KEY: expected at least {needed} bytes for {self.algorithm}")
@@ -132,12 +135,21 @@ class Settings(BaseSettings):
         return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
     @property
+    def _path_of_public_url(self) -> str:
+        return urlsplit(self.public_url).path if self.public_url is not None else ""
+
+    @property
+    def root(self) -> str:
+        """The path under which clients reach the service, such as /marquee, or an empty string."""
+        return self.root_path or self._path_of_public_url
+
+    @property
     def base_url(self) -> str:
         """The prefix of URLs in emails, without a trailing slash."""
         if self.public_url is not None:
-            return self.public_url
+            return self.public_url if self._path_of_public_url else self.public_url + self.root
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return f"http://[{host}]:{self.port}{self.root}" if ":" in host else f"http://{host}:{self.port}{self.root}"
 
     @property
     def hosts(self) -> AllowedHosts:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
+
+from core import scope_keys
 
 STATIC = Path(__file__).resolve().parent / "static"
 
@@ -43,9 +46,15 @@ class _PageFiles(StaticFiles):
         return response
 
 
+@cache
+def _html(file: str, root: str) -> str:
+    """Return a page whose links begin with `root`, the path under which clients reach the service."""
+    return (STATIC / file).read_text(encoding="utf-8").replace('="/', f'="{root}/')
+
+
 def _page(path: str, file: str, name: str, headers: dict[str, str] = HEADERS) -> Route:
     async def page(request: Request) -> Response:
-        return FileResponse(STATIC / file, media_type="text/html", headers=headers)
+        return HTMLResponse(_html(file, request.scope[scope_keys.ROOT]), headers=headers)
 
     return Route(path, page, methods=["GET"], name=name)
 

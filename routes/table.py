@@ -7,16 +7,16 @@ from functools import cache
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, Route
+from starlette.routing import BaseRoute, Match, Mount, Route, WebSocketRoute
 from starlette.types import Scope
 
-from core.errors import Problem
+from core.errors import Problem, SettingsError
 from core.rates import parse_rate_limits
 from core.settings import Settings
 from routes import events, health, jobs
 from routes.accounts import admin, avatars, confirmations, pages, profiles, registration, sign_in, users
 from routes.generic.operations import RESOURCE_OPERATIONS
-from routes.http import documentation, limit_groups, openapi, rendering
+from routes.http import documentation, limit_groups, middleware, openapi, rendering
 from routes.http.disconnects import while_connected
 from routes.http.operation import Operation
 from routes.http.parsing import parse
@@ -51,8 +51,11 @@ def _route(path: str, operations: Mapping[str, Operation]) -> Route:
     async def endpoint(request: Request) -> Response:
         operation = operations["GET" if request.method == "HEAD" else request.method]
         try:
-            answer = operation.handler(await parse(request, operation))
-            return await (while_connected(request, answer) if operation.method == "GET" else answer)
+            call = await parse(request, operation)
+            answer = operation.handler(call)
+            if operation.method == "GET":
+                return await while_connected(request, answer)
+            return rendering.with_position(await answer, call)
         except Problem as error:
             if operation.problem_page is None or not rendering.client_prefers(request.headers, pages.MEDIA_TYPE):
                 raise
@@ -69,6 +72,17 @@ class _Path(Route):
         return (Match.FULL if match is Match.PARTIAL else match), found
 
 
+def check_root(root: str, served: Sequence[BaseRoute]) -> None:
+    """Raise SettingsError when `root` begins as one of the served paths does.
+
+    A request could then mean two paths, because a proxy may have removed the root path or not.
+    """
+    paths = [route.path for route in served if isinstance(route, Route | Mount | WebSocketRoute)]
+    first = root.split("/")[1] if root else None
+    if first in {path.split("/")[1] for path in (*paths, middleware.PREFIX)}:
+        raise SettingsError(f"ROOT_PATH: expected a path that begins differently; the service itself has /{first}.")
+
+
 def limit_rules(settings: Settings) -> limit_groups.Rules:
     """Return the rate limit of each route. Raises SettingsError when RATE_LIMITS names an unknown route."""
     groups = {(operation.method, operation.path): operation.counts_as for operation in OPERATIONS}
@@ -76,6 +90,6 @@ def limit_rules(settings: Settings) -> limit_groups.Rules:
 
 
 @cache
-def document() -> bytes:
-    """Return the OpenAPI document, which takes a third of a second to build."""
-    return openapi.document(OPERATIONS)
+def document(root: str = "") -> bytes:
+    """Return the OpenAPI document of the service under the path `root`. It takes a third of a second to build."""
+    return openapi.document(OPERATIONS, root)

@@ -216,7 +216,7 @@ class Parts:
             activates_by_mail=self.settings.activates_by_mail,
             lockout=Lockout(self.database, self.limits, self._secret_key),
             readiness=self.readiness,
-            openapi=table.document,
+            openapi=partial(table.document, self.settings.root),
             storage=self.storage,
             pictures=self.pictures,
             event_pages=self.replay,

@@ -49,7 +49,8 @@ log = structlog.get_logger("serving")
 def banner(settings: Settings, port: int) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     shown = "127.0.0.1" if settings.host in UNSPECIFIED else host
-    base = f"http://{shown}:{port}"
+    address = f"{shown}:{port}{settings.root}"
+    base = f"http://{address}"
     kind = "SQLite" if settings.sqlite_path else "PostgreSQL"
     bus = "Redis" if settings.has_shared_bus else "in-memory bus"
     others = ""
@@ -67,7 +68,7 @@ def banner(settings: Settings, port: int) -> str:
 {others}
   Watch, in a second terminal:
 
-    wscat -c ws://{shown}:{port}/ws
+    wscat -c ws://{address}/ws
 
   Write, in a third (all four lines can be pasted at once):
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from core.texts.shortened import shortened
+
 MAX_HOST_LENGTH = 255  # RFC 1035, section 2.3.4
 ANY_HOST = "*"
 UNSPECIFIED = frozenset({"0.0.0.0", "::"})  # noqa: S104 (compared, not bound)
@@ -81,7 +83,7 @@ class AllowedHosts:
 
 def origin_refusal(origin: str, host: str | None) -> str:
     """Return a message that says why an origin is rejected, and what an operator can do about it."""
-    shown, own = origin[:MAX_HOST_LENGTH], (host or "")[:MAX_HOST_LENGTH]
+    shown, own = shortened(origin, MAX_HOST_LENGTH), shortened(host or "", MAX_HOST_LENGTH)
     return (
         f"The origin {shown} is not allowed. If its pages may use this service, add it to the setting ALLOWED_ORIGINS. "
         f"If it is this service's own origin, set PUBLIC_URL, or let the proxy pass Host unchanged (got {own!r})"

@@ -20,11 +20,12 @@ const numbers = new Intl.NumberFormat("en");
 
 // --- the connection
 
+const root = new URL("..", import.meta.url); // this script is in static/, below the service's root
 const position = { epoch: null, seq: null };
 const connection = { socket: null, state: "connecting", why: "", attempt: 0, liveAt: null, retryAt: 0, timer: 0 };
 
 function socketUrl() {
-  const url = new URL("/ws", location.href);
+  const url = new URL("ws", root);
   url.protocol = location.protocol === "https:" ? "wss:" : "ws:";
   return url;
 }
@@ -219,7 +220,7 @@ function addTopic(name) {
 // The service says which topics are public. Without its answer, a topic is added with its first frame.
 async function addPublicTopics() {
   try {
-    const { "x-topics": topics } = await (await fetch("/asyncapi.json")).json();
+    const { "x-topics": topics } = await (await fetch(new URL("asyncapi.json", root))).json();
     for (const [name, topic] of Object.entries(topics)) if (topic.default) addTopic(name);
   } catch (error) {
     console.warn("topics not loaded", error);
@@ -494,7 +495,7 @@ function setPressed(pressed) {
 
 function start() {
   nodes.wscat.textContent = `wscat -c ${socketUrl()}`;
-  nodes.curl.textContent = `curl ${location.origin}/movies`;
+  nodes.curl.textContent = `curl ${root}movies`;
   nodes.topics.addEventListener("change", (event) => showView(event.target.value));
   nodes.pause.addEventListener("click", () => setPaused(!shown.paused));
   nodes.clear.addEventListener("click", clear);

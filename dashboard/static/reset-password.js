@@ -25,10 +25,10 @@ function askAgain() {
   byId("email").focus();
 }
 
-// Returns the status of the response, and its problems as sentences.
+// Returns the status of the response, and its problems as sentences. `path` is relative to the service's root.
 async function post(path, body) {
   try {
-    const response = await fetch(path, {
+    const response = await fetch(new URL(`../${path}`, import.meta.url), {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(body),

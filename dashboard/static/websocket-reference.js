@@ -1,6 +1,6 @@
 // Renders /asyncapi.json as a page. All content becomes text nodes, so that nothing in the document is parsed as HTML.
 
-const DOCUMENT = "/asyncapi.json";
+const DOCUMENT = new URL("../asyncapi.json", import.meta.url);
 const content = document.getElementById("content");
 const contents = document.getElementById("contents");
 

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from core import filters
+from core import filters, scope_keys
 from core.errors import CLOSE_REASONS, CloseCode
 from core.version import VERSION
 from realtime.asyncapi.frame_models import frames
@@ -71,8 +71,11 @@ class _Schemas(GenerateJsonSchema):
 
 
 @cache
-def document() -> dict[str, Any]:
-    """Return the document, which callers share and must not change."""
+def document(root: str = "") -> dict[str, Any]:
+    """Return the document, which callers share and must not change.
+
+    `root` is the path under which clients reach the service, or an empty string.
+    """
     schemas = _schemas()
     received = {action: _received(action, schemas) for action in ACTIONS}
     sent = {operation: _sent(operation) for operation in frames()}
@@ -85,7 +88,7 @@ def document() -> dict[str, Any]:
         "asyncapi": "3.0.0",
         "info": {"title": "Marquee", "version": VERSION, "description": DESCRIPTION, "license": {"name": "MIT"}},
         "defaultContentType": "application/json",
-        "servers": {"plain": _server("ws"), "secure": _server("wss")},
+        "servers": {"plain": _server("ws", root), "secure": _server("wss", root)},
         "channels": {"ws": _channel(everything)},
         "operations": _operations(received, sent),
         "components": {
@@ -206,9 +209,10 @@ def _error() -> dict[str, Any]:
 # --- the channel and its operations
 
 
-def _server(protocol: str) -> dict[str, Any]:
+def _server(protocol: str, root: str) -> dict[str, Any]:
     return {
         "host": "{host}",
+        **({"pathname": root} if root else {}),
         "protocol": protocol,
         "protocolVersion": "13",
         "description": SERVER_DESCRIPTION,
@@ -344,13 +348,13 @@ def _topic(topic: str) -> dict[str, Any]:
 
 
 @cache
-def _encoded() -> bytes:
-    return orjson.dumps(document())
+def _encoded(root: str) -> bytes:
+    return orjson.dumps(document(root))
 
 
 async def asyncapi(request: Request) -> Response:
     # The first call takes a third of a second to build the document: too long for the event loop.
-    body = await asyncio.to_thread(_encoded)
+    body = await asyncio.to_thread(_encoded, request.scope[scope_keys.ROOT])
     return Response(body, headers={"Cache-Control": "no-cache"}, media_type="application/json")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -9,12 +10,13 @@ import orjson
 from core.identity import Identity
 from core.times import utc_now
 from repository.engine import rights
-from repository.engine.events import Event
+from repository.engine.events import Event, Head
 from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
 
 # In the drivers' own form, because every write runs both statements.
 TAKE = statement("UPDATE event_head SET seq = seq + $1, size = size + $2 WHERE id = 1 RETURNING epoch, seq")
+_HEAD = statement("SELECT epoch, seq FROM event_head WHERE id = 1")
 _INTO = (
     "INSERT INTO events (seq, topic, operation, entity_id, audience, payload, before, changed, actor_id, created_at)"
 )
@@ -28,7 +30,7 @@ INSERT_WHILE_RIGHTS_HOLD = statement(f"{_INTO} SELECT {_VALUES}{rights.WHILE_RIG
 async def append(tx: Transaction) -> list[Event]:
     """Number and insert the transaction's drafts, and return them as events.
 
-    Nothing may be written in the transaction after this: the lock on the head is held until COMMIT. Raises
+    Only `tell_position` may follow in the transaction: the lock on the head is held until COMMIT. Raises
     Unauthenticated or Forbidden when the writer no longer has its rights.
     """
     created_at = utc_now()
@@ -50,6 +52,20 @@ async def append(tx: Transaction) -> list[Event]:
     if rows:
         await tx.execute_many(INSERT, rows)
     return events
+
+
+async def tell_position(tx: Transaction, events: Sequence[Event]) -> None:
+    """Call the functions in `on_position`, after `append` has returned these events, or none."""
+    if not tx.on_position:
+        return
+    if events:
+        position = Head(events[-1].epoch, events[-1].seq)
+    else:
+        driver = await tx.driver()
+        (row,) = await (driver.execute_fetchall(_HEAD.sqlite) if tx.is_sqlite else driver.fetch(_HEAD.postgresql))
+        position = Head(row[0], row[1])
+    for each in tx.on_position:
+        await each(position)
 
 
 async def _inserted_with_rights(tx: Transaction, writer: Identity, row: tuple[Any, ...]) -> bool:

@@ -28,8 +28,8 @@ from core import metrics
 from core.errors import Unavailable
 from core.identity import Identity
 from repository.engine import engines, failures, rights
-from repository.engine.append import append
-from repository.engine.engines import Lane
+from repository.engine.append import append, tell_position
+from repository.engine.engines import READERS, Lane
 from repository.engine.events import Event
 from repository.engine.lock_waits import LockWaits
 from repository.engine.statement import Statement
@@ -46,6 +46,7 @@ SHRINK_SECONDS = 1.0
 READ_SECONDS = 10.0  # several times as long as a search of a million rows
 PATIENCE = 3  # times the deadline for a page of a snapshot, which may search a whole table for a few rows
 FETCH_SECONDS = 5.0  # a read by key that takes longer has probably lost its connection
+MAX_DEAD_CONNECTIONS = max(READERS.values())  # that one read may get, one after another
 HOT_READERS = 2  # of the connections for point reads; more threads would only wait for one another
 DELETED_ROWS = 1_000  # in one transaction, so that other writes get their turn
 
@@ -154,7 +155,7 @@ class Database:
                             raise
                         except failures.DATABASE_ERRORS as error:
                             self._note_read_failure(error)
-                            if failures.is_about_schema(error):
+                            if failures.is_about_schema(error) or failures.is_stale(error):
                                 await connection.invalidate(error)
                             raise
         except TimeoutError as error:
@@ -204,14 +205,17 @@ class Database:
 
         Raises Unavailable when the database cannot be reached.
         """
-        async with self._hot:
+
+        async def once() -> list[Any]:
             try:
                 return await self._fetch(statement, values)
             except Unavailable as error:
-                if not failures.is_stale(error.__cause__):
-                    raise
-                await self._fetch_afresh()
-                return await self._fetch(statement, values)
+                if failures.is_stale(error.__cause__):
+                    await self._close_hot()
+                raise
+
+        async with self._hot:
+            return await self._again(once)
 
     async def _fetch(self, statement: Statement, values: Sequence[Any]) -> list[Any]:
         with _unavailable_when_lost():
@@ -238,7 +242,7 @@ class Database:
         engines.allow(connection)  # a read that was cancelled may have used it before
         return connection, (await connection.get_raw_connection()).driver_connection
 
-    async def _fetch_afresh(self) -> None:
+    async def _close_hot(self) -> None:
         """Close the kept connections: if one is dead, the others usually are, too."""
         while self._hot_idle:
             connection, _ = self._hot_idle.pop()
@@ -246,12 +250,14 @@ class Database:
             await connection.close()
 
     async def _again(self, read: Callable[[], Awaitable[T]]) -> T:
-        try:
-            return await read()
-        except Unavailable as error:
-            if not failures.is_stale(error.__cause__):
-                raise
-            return await read()
+        """Run `read` again while it gets dead connections: all those of a pool may die at once, each unnoticed."""
+        for _ in range(MAX_DEAD_CONNECTIONS):
+            try:
+                return await read()
+            except Unavailable as error:
+                if not failures.is_stale(error.__cause__):
+                    raise
+        return await read()
 
     # --- writing
 
@@ -302,6 +308,7 @@ class Database:
                         events = await append(tx) if tx.drafts else []
                         if tx.writer is not None and not events:
                             await rights.require(tx, tx.writer)
+                        await tell_position(tx, events)
                     except failures.DATABASE_ERRORS as error:
                         if failures.is_about_schema(error):
                             await connection.invalidate(error)

@@ -11,6 +11,9 @@ import asyncpg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from core.texts.shortened import shortened
+
+MAX_REASON_LENGTH = 300  # of a driver's message in a log event
 DATABASE_ERRORS: tuple[type[Exception], ...] = (
     DBAPIError,
     PoolTimeout,
@@ -178,5 +181,8 @@ def is_blocked(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of the driver's message, for log events and start-up errors."""
-    return str(getattr(error, "orig", None) or error).split("\n", 1)[0]
+    """Return the first line of the driver's message, for log events and start-up errors.
+
+    It is shortened, because it may quote a value that a client sent.
+    """
+    return shortened(str(getattr(error, "orig", None) or error).split("\n", 1)[0], MAX_REASON_LENGTH)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.errors import ContentTooLarge
 from core.identity import PUBLIC_AUDIENCE, Identity
+from repository.engine.events import Head
 from repository.engine.lock_waits import LockWaits
 from repository.engine.statement import Statement
 
@@ -41,12 +42,16 @@ class Transaction:
 
     `writer` is the client on whose behalf the transaction writes. It must still have its rights when the transaction
     ends (`repository.engine.rights`); None writes without that check.
+
+    The functions in `on_position` are called just before COMMIT, with the position of the transaction's last event, or
+    with the log's head if there is no event. They may write rows, but emit nothing.
     """
 
     connection: AsyncConnection
     writer: Identity | None = None
     drafts: list[Draft] = field(default_factory=list)
     size: int = 0  # bytes of the drafts
+    on_position: list[Callable[[Head], Awaitable[None]]] = field(default_factory=list)
     lock_waits: LockWaits = field(default_factory=LockWaits)
     _driver: Any = None
 

@@ -19,6 +19,7 @@ import models
 from core.errors import FieldProblem, InvalidInput
 from core.times import utc_now, utc_text
 from repository.engine.database import Database
+from repository.engine.events import Head
 from repository.engine.transaction import Transaction
 from repository.generic import rows
 
@@ -41,8 +42,16 @@ class StoredResponse:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-async def once(tx: Transaction, claim: Claim | None, work: Callable[[], Awaitable[StoredResponse]]) -> StoredResponse:
-    """Run `work`, or return the stored response. Raises InvalidInput when the key came with another request."""
+async def once(
+    tx: Transaction,
+    claim: Claim | None,
+    work: Callable[[], Awaitable[StoredResponse]],
+    headers_at: Callable[[Head], Mapping[str, str]],
+) -> StoredResponse:
+    """Run `work`, or return the stored response. Raises InvalidInput when the key came with another request.
+
+    `headers_at` returns headers to store besides those of the response, for the position of the last event.
+    """
     if claim is None:
         return await work()
     table = models.idempotency_keys
@@ -62,11 +71,13 @@ async def once(tx: Transaction, claim: Claim | None, work: Callable[[], Awaitabl
         return StoredResponse(row.status, body, orjson.loads(row.headers))
     response = await work()
     stored = await rows.off_the_loop(len(response.body) // 1_000, zlib.compress, response.body, 1)
-    await tx.connection.execute(
-        update(table)
-        .where(mine)
-        .values(status=response.status, body=stored, headers=orjson.dumps(dict(response.headers)).decode())
-    )
+
+    async def store(position: Head) -> None:
+        headers = orjson.dumps({**response.headers, **headers_at(position)}).decode()
+        values = {"status": response.status, "body": stored, "headers": headers}
+        await tx.connection.execute(update(table).where(mine).values(values))
+
+    tx.on_position.append(store)
     return response
 
 

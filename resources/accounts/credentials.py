@@ -115,34 +115,47 @@ class RegisterBody(Body):
         return self
 
 
+LoginName = Annotated[str, Field(min_length=1, max_length=320)]
+KnownPassword = Annotated[str, Field(min_length=1, max_length=MAX_PASSWORD_LENGTH)]
 RefreshToken = Annotated[str, Field(min_length=1, max_length=4_096)]
 
 
 class LoginBody(Body):
-    """A sign-in with `username`, which may also be an email address, or with `email`."""
+    """A sign-in with `username`, which may also be an email address, or with `email`, and `password` or its alias
+    `hashedPassword`. `username` and `password` take precedence.
+    """
 
-    model_config = examples({"username": "holly", "password": "third man 1949"}, allOf=[_NAMED])
-    NEEDED = ((("username", "email"), "expected username or email"),)
+    model_config = examples({"username": "holly", "password": "third man 1949"}, allOf=[_NAMED, _WITH_PASSWORD])
+    NEEDED = (
+        (("username", "email"), "expected username or email"),
+        (("password", "hashedPassword"), "expected password"),
+    )
 
-    username: Annotated[str, Field(min_length=1, max_length=320)] | MISSING = MISSING
-    email: Annotated[str, Field(min_length=1, max_length=320)] | MISSING = MISSING
-    password: Annotated[str, Field(min_length=1, max_length=128)]
+    username: LoginName | MISSING = MISSING
+    email: LoginName | MISSING = MISSING
+    password: KnownPassword | MISSING = MISSING
+    hashedPassword: KnownPassword | MISSING = MISSING  # noqa: N815
 
     @model_validator(mode="after")
-    def _named(self) -> LoginBody:
+    def _named_and_proven(self) -> LoginBody:
         if not self.model_fields_set & {"username", "email"}:
             raise ValueError("expected username or email")
+        if not self.model_fields_set & {"password", "hashedPassword"}:
+            raise ValueError("expected password")
         return self
 
 
 class TokenForm(Body):
-    """The grants `password` and `refresh_token` of OAuth2 (RFC 6749, sections 4.3 and 6); other fields are ignored."""
+    """The grants `password` and `refresh_token` of OAuth2 (RFC 6749, sections 4.3 and 6); other fields are ignored.
+
+    `email` and `hashedPassword` are aliases, as in `POST /auth/login`.
+    """
 
     model_config = ConfigDict(
         extra="ignore",
         json_schema_extra={
             "anyOf": [
-                {"required": ["username", "password"], "properties": {"grant_type": {"const": "password"}}},
+                {"allOf": [_NAMED, _WITH_PASSWORD], "properties": {"grant_type": {"const": "password"}}},
                 {"required": ["grant_type", "refresh_token"], "properties": {"grant_type": {"const": "refresh_token"}}},
             ],
             "examples": [
@@ -153,17 +166,28 @@ class TokenForm(Body):
     )
 
     grant_type: Literal["password", "refresh_token"] = "password"
-    username: Annotated[str, Field(min_length=1, max_length=320)] | MISSING = MISSING
-    password: Annotated[str, Field(min_length=1, max_length=128)] | MISSING = MISSING
+    username: LoginName | MISSING = MISSING
+    email: LoginName | MISSING = MISSING
+    password: KnownPassword | MISSING = MISSING
+    hashedPassword: KnownPassword | MISSING = MISSING  # noqa: N815
     refresh_token: RefreshToken | MISSING = MISSING
 
     @model_validator(mode="after")
     def _whole(self) -> TokenForm:
         if self.grant_type == "refresh_token" and "refresh_token" not in self.model_fields_set:
             raise ValueError("expected refresh_token")
-        if self.grant_type == "password" and not self.model_fields_set >= {"username", "password"}:
-            raise ValueError("expected username and password")
+        if self.grant_type == "password" and not (
+            self.model_fields_set & {"username", "email"} and self.model_fields_set & {"password", "hashedPassword"}
+        ):
+            raise ValueError("expected username or email, and password")
         return self
+
+
+def sign_in_of(body: LoginBody | TokenForm) -> tuple[str, str]:
+    """Return the name or address, and the password, of a valid sign-in."""
+    given = body.model_fields_set
+    name = body.username if "username" in given else body.email
+    return str(name), str(body.password if "password" in given else body.hashedPassword)
 
 
 class RefreshBody(Body):
@@ -206,7 +230,7 @@ class AddressBody(Body):
 class ChangePasswordBody(Body):
     model_config = examples({"old_password": "third man 1949", "new_password": "prater wheel 1949"})
 
-    old_password: Annotated[str, Field(min_length=1, max_length=MAX_PASSWORD_LENGTH)]
+    old_password: KnownPassword
     new_password: NewPassword
 
 

@@ -14,6 +14,7 @@ from schemas import Answer, Body, IsoDate, Moment, Name, Prose, examples
 EARLIEST_BIRTH = "1900-01-01"
 MIN_AGE_YEARS = 13  # below it many countries require parental consent, which this service cannot obtain
 CURRENT_PASSWORD = "Required to change the user name or the email"  # noqa: S105 (no password)
+PROOFS = ("current_password", "password")  # the names of the current password; the first one given counts
 
 
 def latest_birth(today: date) -> str:
@@ -37,6 +38,7 @@ Birthday = Annotated[
     Field(description=f"Not before {EARLIEST_BIRTH}, and at least {MIN_AGE_YEARS} years ago"),
 ]
 CurrentPassword = Annotated[str, Field(min_length=1, max_length=128, description=CURRENT_PASSWORD)]
+CurrentPasswordAlias = Annotated[str, Field(min_length=1, max_length=128, description="Alias of `current_password`")]
 # PUT replaces the whole account, so the body must contain a user name or an email.
 _NAMED: JsonDict = {
     "anyOf": [
@@ -96,10 +98,12 @@ class AccountPatch(Body):
 
 class OwnAccountBody(AccountBody):
     current_password: CurrentPassword | MISSING = MISSING
+    password: CurrentPasswordAlias | MISSING = MISSING
 
 
 class OwnAccountPatch(AccountPatch):
     current_password: CurrentPassword | MISSING = MISSING
+    password: CurrentPasswordAlias | MISSING = MISSING
 
 
 class NewAccountBody(AccountBody):
@@ -206,4 +210,4 @@ class Profile(Answer):
 def dumped(body: Body) -> dict[str, Any]:
     """Return the fields to store, without passwords, group and picture: of a PATCH only those sent, else all."""
     is_patch = isinstance(body, (AccountPatch, ProfilePatch))
-    return body.model_dump(exclude_unset=is_patch, exclude={"current_password", "password", "group", "avatar"})
+    return body.model_dump(exclude_unset=is_patch, exclude={*PROOFS, "group", "avatar"})

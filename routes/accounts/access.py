@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from core.errors import Forbidden
+from core.errors import FieldProblem, Forbidden
 from core.identity import Group
 from repository.accounts import users
 from repository.accounts.audit import Editor
@@ -59,6 +59,14 @@ async def knows_password(call: AnyCall, user: Mapping[str, Any] | None, password
     else:
         lockout.failed_old_password(me.user_id, call.address)
     return user is not None and verdict.is_right
+
+
+def wrong_password(field: str) -> FieldProblem:
+    """Return the problem of a wrong current password, for a Forbidden.
+
+    The status is 403, because the body fits its schema: whether the password is right is a matter of rights.
+    """
+    return FieldProblem(("body", field), "The current password is wrong", "wrong_password")
 
 
 async def account(database: Database, user_id: int) -> dict[str, Any]:

@@ -12,14 +12,14 @@ from typing import Annotated, Any
 from pydantic import Field
 from starlette.responses import Response
 
-from core.errors import Conflict, FieldProblem, InvalidInput, NotFound, Problem
+from core.errors import Conflict, FieldProblem, Forbidden, InvalidInput, NotFound, Problem
 from core.texts.normal import nfkc
 from repository.accounts import confirmations, outbox
 from repository.accounts.one_time_tokens import Purpose
 from repository.accounts.outbox import MailType
 from resources.accounts import credentials
 from routes.accounts import pages
-from routes.accounts.access import knows_password, own_account
+from routes.accounts.access import knows_password, own_account, wrong_password
 from routes.http import queries, rendering
 from routes.http.limit_groups import LimitGroup
 from routes.http.operation import AnyCall, Call, Details, Operations, Services
@@ -170,10 +170,11 @@ def _problems_for(
     "/auth/password/change",
     "Change my password",
     {204: None},
-    description="Ends all other sessions of the account. If the old password is wrong, the response is a 422.",
+    description="Ends all other sessions of the account. If the old password is wrong, the response is a 403 "
+    "that names it, and the problems of the new one.",
     check=new_password_problems,
     signed_in=True,
-    errors=(409,),
+    errors=(403, 409),
     limit_group=LimitGroup.SIGN_IN,
 )
 async def change_password(call: Call[None, None, credentials.ChangePasswordBody]) -> Response:
@@ -181,8 +182,8 @@ async def change_password(call: Call[None, None, credentials.ChangePasswordBody]
     user = await own_account(call)
     problems = _problems_for(call, user)
     if not await knows_password(call, user, body.old_password):
-        problems.insert(0, FieldProblem(("body", "old_password"), "The old password is wrong", "wrong_password"))
-    elif nfkc(body.new_password) == nfkc(body.old_password):
+        raise Forbidden([wrong_password("old_password"), *problems])
+    if nfkc(body.new_password) == nfkc(body.old_password):
         problems.append(FieldProblem(("body", "new_password"), "This is the old password", "password_is_old"))
     if problems:
         raise InvalidInput(problems)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from core.errors import Forbidden, Unauthenticated, invalid_token
 from repository.accounts import sessions, users
 from repository.accounts.sessions import Checked, Device, Renewal
-from resources.accounts.credentials import LoginBody, RefreshBody, Session, Token, TokenForm
+from resources.accounts.credentials import LoginBody, RefreshBody, Session, Token, TokenForm, sign_in_of
 from routes.http import rendering
 from routes.http.limit_groups import LimitGroup
 from routes.http.operation import AnyCall, Call, Details, Operations
@@ -37,8 +37,7 @@ log = structlog.get_logger("sign-in")
 
 @operations.post("/auth/login", "Sign in", {200: Token}, SIGN_IN)
 async def login(call: Call[None, None, LoginBody]) -> Response:
-    name = call.body.username if "username" in call.body.model_fields_set else call.body.email
-    return await _sign_in(call, str(name), call.body.password)
+    return await _sign_in(call, *sign_in_of(call.body))
 
 
 @operations.post(
@@ -51,7 +50,7 @@ async def login(call: Call[None, None, LoginBody]) -> Response:
 async def token(call: Call[None, None, TokenForm]) -> Response:
     if call.body.grant_type == "refresh_token":
         return await _refresh(call, str(call.body.refresh_token))
-    return await _sign_in(call, str(call.body.username), str(call.body.password))
+    return await _sign_in(call, *sign_in_of(call.body))
 
 
 @operations.post(

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from starlette.responses import Response
 
-from core.errors import FieldProblem, Forbidden, TooManyRequests
+from core.errors import Forbidden, TooManyRequests
 from core.rates import Rate
 from repository.accounts import deletion, edits, users
 from repository.engine.transaction import Transaction
@@ -18,7 +18,16 @@ from resources.accounts.credentials import User
 from resources.accounts.fields import OTHER_USER_FIELDS, USER_FIELDS
 from resources.accounts.profiles import AccountBody, AccountPatch, OtherUser, OwnAccountBody, OwnAccountPatch
 from routes.accounts import avatar_files
-from routes.accounts.access import account, account_id, as_admin, as_editor, is_admin, knows_password, own_account
+from routes.accounts.access import (
+    account,
+    account_id,
+    as_admin,
+    as_editor,
+    is_admin,
+    knows_password,
+    own_account,
+    wrong_password,
+)
 from routes.http import queries, rendering
 from routes.http.operation import AnyCall, Call, Details, Operations
 from routes.http.queries import ById, ListQuery, PageQuery
@@ -26,9 +35,9 @@ from routes.http.queries import ById, ListQuery, PageQuery
 ADDRESS_RATE = Rate(5, 24 * 60 * 60)  # changes of one account's email address by its owner
 EDIT = Details(signed_in=True, if_match=True, answer_headers=("ETag",))
 EDIT_OWN = Details(
-    description="Changing `username` or `email` requires `current_password`; if it is missing or wrong, the response "
-    "is a 403 that names it. Where accounts are activated by email, a new address takes effect when the token that is "
-    "mailed to it is sent to `POST /auth/activate`.",
+    description="Changing `username` or `email` requires `current_password` (alias `password`); if it is missing or "
+    "wrong, the response is a 403 that names it. Where accounts are activated by email, a new address takes effect "
+    "when the token that is mailed to it is sent to `POST /auth/activate`.",
     errors=(403, 409),
     **EDIT,
 )
@@ -80,11 +89,12 @@ async def _prove(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> Ma
 
     Raises Forbidden when the password is wrong.
     """
-    if "current_password" not in call.body.model_fields_set:
+    name = next((name for name in profiles.PROOFS if name in call.body.model_fields_set), None)
+    if name is None:
         return None
     user = await users.find(call.database, call.me.user_id)
-    if not await knows_password(call, user, str(call.body.current_password)):
-        raise Forbidden([FieldProblem(("body", "current_password"), "The password is wrong", "wrong_password")])
+    if not await knows_password(call, user, str(getattr(call.body, name))):
+        raise Forbidden([wrong_password(name)])
     return user
 
 

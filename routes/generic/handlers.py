@@ -28,6 +28,7 @@ from routes.http.operation import Call
 MAX_BULK_BODY_BYTES = 10 * 1024 * 1024  # ten thousand rows of a thousand bytes
 DEFAULT_BATCH = 1_000
 CHUNKS_PER_SECOND_AT_A_RATE = 5
+MAX_PROBLEMS_OF_ROW = 10  # listed for each skipped row
 MAX_PACED_SECONDS = 24 * 3600  # of a job with a rate
 SEED_BITS = 32
 
@@ -141,7 +142,8 @@ async def add_bulk(resource: Resource, call: Call[None, queries.OnErrorQuery, qu
             index = indexes[position]
             skipped[index] = [refusal.problem(index)]
         reported = [
-            {"index": index, "detail": [each.as_dict() for each in found]} for index, found in sorted(skipped.items())
+            {"index": index, "detail": [each.as_dict() for each in found[:MAX_PROBLEMS_OF_ROW]]}
+            for index, found in sorted(skipped.items())
         ]
         return StoredResponse(201, b'{"added":[%s],"skipped":%s}' % (b",".join(added.encoded), orjson.dumps(reported)))
 

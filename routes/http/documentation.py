@@ -6,11 +6,12 @@ import asyncio
 from importlib.util import find_spec
 from pathlib import Path
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from core.errors import NotFound
+from core import scope_keys
 from routes.http import rendering
 from routes.http.limit_groups import LimitGroup
 from routes.http.operation import Call, Operations
@@ -53,18 +54,20 @@ def _page(title: str, body: str) -> HTMLResponse:
 
 
 async def swagger(request: Request) -> Response:
+    files = f"{request.scope[scope_keys.ROOT]}/docs/files"
     return _page(
         "Marquee API",
-        '<link rel="stylesheet" href="/docs/files/swagger.css"></head><body><div id="swagger-ui"></div>'
-        '<script src="/docs/files/swagger.js"></script><script src="/docs/files/start.js"></script></body>',
+        f'<link rel="stylesheet" href="{files}/swagger.css"></head><body><div id="swagger-ui"></div>'
+        f'<script src="{files}/swagger.js"></script><script src="{files}/start.js"></script></body>',
     )
 
 
 async def redoc(request: Request) -> Response:
+    root = request.scope[scope_keys.ROOT]
     return _page(
         "Marquee API reference",
-        '</head><body><redoc spec-url="/openapi.json" disable-telemetry="true"></redoc>'
-        '<script type="module" src="/docs/files/redoc.js"></script></body>',
+        f'</head><body><redoc spec-url="{root}/openapi.json" disable-telemetry="true"></redoc>'
+        f'<script type="module" src="{root}/docs/files/redoc.js"></script></body>',
     )
 
 
@@ -73,7 +76,7 @@ async def file(request: Request) -> Response:
     if name == "start.js":
         return FileResponse(OWN / "start.js", media_type="text/javascript", headers={"Accept-Ranges": "none"})
     if name not in FILES:
-        raise NotFound(f"There is no file {name}")
+        raise HTTPException(404)
     source, media_type = FILES[name]
     headers = {"Cache-Control": "max-age=86400", "Accept-Ranges": "none"}
     if name == "redoc.js":

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 
 from core import metrics, scope_keys
 from core.errors import SettingsError, TooManyRequests
@@ -53,6 +53,7 @@ class Rule:
 
 
 Rules = Mapping[tuple[str, str], Rule]
+UNMATCHED = ("", "")  # the key of the rule for requests that no operation handles: unknown paths and methods
 
 
 def rules(groups: Mapping[tuple[str, str], LimitGroup], limits: RateLimits) -> Rules:
@@ -64,7 +65,8 @@ def rules(groups: Mapping[tuple[str, str], LimitGroup], limits: RateLimits) -> R
         if each.route not in known:
             raise SettingsError(f"RATE_LIMITS: there is no route {each.method} {each.path}.")
     rates = {each.route: each.rate for each in limits.routes}
-    found = {}
+    # The same count as for anonymous reads, so that unknown paths are no way around it.
+    found = {UNMATCHED: Rule(LimitGroup.READ.value, RATES[LimitGroup.READ], by_address=True)}
     for (method, path), group in groups.items():
         by_address = group in BY_ADDRESS
         if (rate := rates.get((method, nameless(path)))) is not None:
@@ -74,7 +76,7 @@ def rules(groups: Mapping[tuple[str, str], LimitGroup], limits: RateLimits) -> R
     return found
 
 
-async def count(request: Request, limits: Limits, rule: Rule | None, identity: Identity | None) -> None:
+async def count(request: HTTPConnection, limits: Limits, rule: Rule | None, identity: Identity | None) -> None:
     """Count a request for its user, or for its address if there is no identity or the rule says so.
 
     Raises TooManyRequests.

@@ -11,17 +11,19 @@ from dataclasses import dataclass
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from core import metrics, scope_keys
-from core.errors import Problem, UpgradeRequired
+from core.errors import Problem, TooManyRequests, UpgradeRequired
+from core.texts.shortened import shortened
 from routes.http import limit_groups
 from routes.http.rendering import JSONResponse, problem_response
 
 PREFIX = "/api/v1"
+MAX_LOGGED_PATH_BYTES = 500  # of a path, percent-encoded
 _SANE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 # Browsers must use the declared media type, even if a response looks like a script or a page.
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
@@ -35,21 +37,35 @@ class _Middleware:
     app: ASGIApp
 
 
+@dataclass(eq=False)
 class OnePath(_Middleware):
-    """Serves `/api/v1/movies/` as `/movies`, so that each route is declared once and no request is redirected."""
+    """Serves `/marquee/api/v1/movies/` as `/movies`, so that each route is declared once and no request is redirected.
+
+    `root` is the path under which clients reach the service, or an empty string. A proxy in front may remove it from
+    the path or not.
+    """
+
+    root: str = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
-            path: str = scope["path"]
+            # A server with a root path of its own (uvicorn --root-path) puts it before the path.
+            path = below(below(scope["path"], scope.get("root_path", "")), self.root)
             prefix = PREFIX if path == PREFIX or path.startswith(PREFIX + "/") else ""
             rest = path[len(prefix) :]
             if len(rest) > 1 and rest.endswith("/"):
                 rest = rest[:-1]
-            scope = {**scope, "path": rest or "/", scope_keys.PREFIX: prefix}
+            changes = {"path": rest or "/", "root_path": "", scope_keys.ROOT: self.root}
+            scope = {**scope, **changes, scope_keys.PREFIX: self.root + prefix}
             if any(name == b"range" for name, _ in scope["headers"]):
                 # Ranges are not supported, and a server may ignore the header (RFC 9110, section 14.2).
                 scope["headers"] = [each for each in scope["headers"] if each[0] != b"range"]
         await self.app(scope, receive, send)
+
+
+def below(path: str, root: str) -> str:
+    """Return the path without `root` at its beginning, if it is there."""
+    return path[len(root) :] or "/" if root and (path == root or path.startswith(root + "/")) else path
 
 
 class RequestLog(_Middleware):
@@ -92,11 +108,16 @@ class RequestLog(_Middleware):
                 log.info(
                     "request",
                     method=scope.get("method", "WEBSOCKET"),
-                    # Not decoded: it might contain terminal control sequences.
-                    path=scope.get("raw_path", b"").partition(b"?")[0].decode("latin-1"),
+                    path=_logged_path(scope),
                     status=status,
                     ms=round(seconds * 1000, 1),
                 )
+
+
+def _logged_path(scope: Scope) -> str:
+    """Return the path as it was sent, shortened. It is not decoded: it might contain terminal control sequences."""
+    raw: bytes = scope.get("raw_path", b"")[: MAX_LOGGED_PATH_BYTES + 1]
+    return shortened(raw.partition(b"?")[0].decode("latin-1"), MAX_LOGGED_PATH_BYTES)
 
 
 def _route_of(scope: Scope) -> str:
@@ -126,20 +147,39 @@ async def on_problem(request: Request, error: Exception) -> Response:
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Return, in the shape that all errors have, what Starlette itself rejects: unknown paths and methods."""
+    """Return, in the shape that all errors have, what Starlette itself rejects: unknown paths and methods.
+
+    Such requests count against the rate limit of reads by their address.
+    """
     assert isinstance(error, HTTPException)
+    try:
+        await _count_unmatched(request)
+    except TooManyRequests as problem:
+        return problem_response(problem)
     return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
 
 async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
     """Respond where no route matches. A rejected websocket receives a reason, too."""
     if scope["type"] == "websocket":
-        answer = JSONResponse({"detail": "Not Found: websockets are at /ws"}, 404)
-        await WebSocket(scope, receive, send).send_denial_response(answer)
+        websocket = WebSocket(scope, receive, send)
+        answer: Response = JSONResponse({"detail": "Not Found: websockets are at /ws"}, 404)
+        try:
+            await _count_unmatched(websocket)
+        except TooManyRequests as problem:
+            answer = problem_response(problem)
+        await websocket.send_denial_response(answer)
     elif scope["path"] == "/ws":
+        await _count_unmatched(Request(scope, receive))
         raise UpgradeRequired("Expected a websocket: the header Upgrade is missing")
     else:
         raise HTTPException(404)
+
+
+async def _count_unmatched(request: HTTPConnection) -> None:
+    """Count a request that no operation handles. Raises TooManyRequests."""
+    services = request.state.services
+    await limit_groups.count(request, services.limits, services.limit_rules.get(limit_groups.UNMATCHED), None)
 
 
 class Unexpected(_Middleware):
@@ -167,7 +207,7 @@ class Unexpected(_Middleware):
         try:
             await self.app(scope, receive, send_noting)
         except ClientDisconnect:
-            log.info("client disconnected", path=scope.get("raw_path", b"").decode("latin-1").partition("?")[0])
+            log.info("client disconnected", path=_logged_path(scope))
         except asyncio.CancelledError:
             # The shutdown deadline has passed.
             if not started:

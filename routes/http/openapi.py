@@ -18,6 +18,7 @@ from resources.jobs import Job
 from resources.registry import RESOURCES
 from routes.http import parameters, uploads
 from routes.http.operation import Operation
+from routes.http.rendering import POSITION
 
 REF_TEMPLATE = "#/components/schemas/{model}"
 
@@ -50,7 +51,8 @@ HEADERS: Mapping[str, dict[str, Any]] = {
     "X-Total-Count": _header("Number of rows in the whole list", type="integer", minimum=0),
     "Stream-Position": _header(
         "`<epoch>:<seq>`: the position of the event log that the response shows. Watching from there (`since` of the "
-        "websocket) misses nothing and repeats nothing",
+        "websocket) misses nothing and repeats nothing. After a write, the position of its last event: a stream that "
+        "has reached it has shown the write",
         type="string",
         pattern="^[!-9;-~]+:[0-9]+$",
     ),
@@ -69,8 +71,8 @@ RATE_LIMIT_HEADERS: Mapping[str, dict[str, Any]] = {
 }
 
 
-def document(operations: Sequence[Operation]) -> bytes:
-    """Return the encoded document."""
+def document(operations: Sequence[Operation], root: str) -> bytes:
+    """Return the encoded document. `root` is the path under which clients reach the service, or an empty string."""
     _, definitions = models_json_schema(_models(operations), ref_template=REF_TEMPLATE)
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
@@ -86,7 +88,7 @@ def document(operations: Sequence[Operation]) -> bytes:
                 "description": DESCRIPTION,
                 "license": {"name": "MIT", "identifier": "MIT"},
             },
-            "servers": [{"url": "/"}, {"url": "/api/v1"}],
+            "servers": [{"url": root or "/"}, {"url": f"{root}/api/v1"}],
             "tags": [{"name": name} for name in dict.fromkeys(operation.tag for operation in operations)],
             "paths": paths,
             "components": {
@@ -94,7 +96,7 @@ def document(operations: Sequence[Operation]) -> bytes:
                 "parameters": parameters.CONDITIONAL,
                 "securitySchemes": {
                     "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
-                    "password": {"type": "oauth2", "flows": {"password": {"tokenUrl": "/token", "scopes": {}}}},
+                    "password": {"type": "oauth2", "flows": {"password": {"tokenUrl": f"{root}/token", "scopes": {}}}},
                 },
             },
         }
@@ -199,7 +201,8 @@ def _responses(operation: Operation) -> dict[str, Any]:
         common |= RATE_LIMIT_HEADERS
     built: dict[str, Any] = {}
     for status, answer in operation.answers.items():
-        headers = common | {name: HEADERS[name] for name in operation.answer_headers}
+        names = operation.answer_headers if operation.method == "GET" else (*operation.answer_headers, POSITION)
+        headers = common | {name: HEADERS[name] for name in names}
         response: dict[str, Any] = {"description": _SUCCESSES.get(status, "Success"), "headers": headers}
         if answer is not None:
             content = {operation.media_type: {"schema": _schema(answer, "serialization")}}

@@ -83,6 +83,16 @@ BodyT_co = TypeVar("BodyT_co", covariant=True)
 T = TypeVar("T")
 
 
+@dataclass(slots=True)
+class Written:
+    """The position of the last event that a call has written, or the log's head after a write without an event."""
+
+    position: Head | None = None
+
+    async def note(self, position: Head) -> None:
+        self.position = position
+
+
 @dataclass(frozen=True, slots=True)
 class Call(Generic[PathT_co, QueryT_co, BodyT_co]):
     """A parsed request: its path, query and body are valid. `identity` is None when no access token was sent."""
@@ -101,14 +111,23 @@ class Call(Generic[PathT_co, QueryT_co, BodyT_co]):
     raw_body: bytes
     address: str | None  # of the client
     is_socket: bool  # sent over a websocket, whose frames carry only JSON
+    written: Written = field(default_factory=Written)
 
     @property
     def database(self) -> Database:
         return self.services.database
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Run `Database.write` with the client as the writer, whose rights are checked again in the transaction."""
-        return await self.database.write(work, self.identity)
+        """Run `Database.write` with the client as the writer, whose rights are checked again in the transaction.
+
+        The response carries the position of the last event as `Stream-Position`.
+        """
+
+        async def noted(tx: Transaction) -> T:
+            tx.on_position.append(self.written.note)
+            return await work(tx)
+
+        return await self.database.write(noted, self.identity)
 
     @property
     def me(self) -> Identity:

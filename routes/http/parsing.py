@@ -35,6 +35,7 @@ from services import authentication
 BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; more would only hold a connection
 MAX_FORM_BYTES = 16 * 1024
 MAX_PARAMETERS = 300
+MAX_ROW_MEMBERS = 100  # of a row in a bulk body; no resource has half as many fields
 ROWS_PER_SLICE = 250  # about a millisecond of validation; other tasks run between slices
 
 JSON_MEDIA_TYPE = "application/json"
@@ -262,6 +263,11 @@ async def check_rows(model: type[BaseModel], rows: Sequence[Any], *, exclude_uns
     for index, row in enumerate(rows):
         if index % ROWS_PER_SLICE == ROWS_PER_SLICE - 1:
             await asyncio.sleep(0)
+        if isinstance(row, dict) and len(row) > MAX_ROW_MEMBERS:
+            # Not validated, because each unknown member would be a problem of its own.
+            problem = FieldProblem(("body", index), f"Expected at most {MAX_ROW_MEMBERS} members", "too_long")
+            checked.invalid[index] = [problem]
+            continue
         try:
             checked.valid[index] = model.model_validate(row).model_dump(exclude_unset=exclude_unset)
         except ValidationError as error:

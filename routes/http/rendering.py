@@ -24,6 +24,8 @@ from routes.http.operation import AnyCall, Call
 from routes.http.queries import PageQuery
 
 JSON = "application/json"
+MAX_LINKED_QUERY_BYTES = 2_000  # with a longer one, `Link` holds only the next page: it repeats the query for each page
+POSITION = "Stream-Position"
 # Also matches our tags as compressing proxies change them: nginx makes a tag weak, Apache appends the encoding.
 _TAG = re.compile(r'(?:W/)?"(([0-9]{1,10})-[0-9a-f]{16})(?:-[a-z]{2,8})?"')
 
@@ -100,8 +102,11 @@ async def write_once(call: AnyCall, work: Callable[[Transaction], Awaitable[Stor
     Raises InvalidInput for a key that was used with a different request.
     """
     claim = _claim(call)
-    stored = await call.write(lambda tx: idempotency.once(tx, claim, partial(work, tx)))
+    stored = await call.write(lambda tx: idempotency.once(tx, claim, partial(work, tx), position))
     headers = dict(stored.headers)
+    epoch = headers.get(POSITION, "").rpartition(":")[0]
+    if call.written.position is not None and epoch != call.written.position.epoch:
+        headers.pop(POSITION, None)  # stored before the log was replaced
     return Response(stored.body, stored.status, headers, headers.get("content-type", JSON))
 
 
@@ -135,6 +140,8 @@ def labels_page(call: PageCall, listed: Listed[tuple[int, str]]) -> Response:
 def _page(call: PageCall, listed: Listed[Any], items: Sequence[Any], last_id: Any) -> Response:
     headers = {"X-Total-Count": str(listed.total), "Cache-Control": "no-cache", **position(listed.head)}
     pages = _other_pages(call, len(items), listed.total, last_id)
+    if len(call.query_string) > MAX_LINKED_QUERY_BYTES:
+        pages = {rel: url for rel, url in pages.items() if rel == "next"}
     if pages:
         headers["Link"] = ", ".join(f'<{url}>; rel="{rel}"' for rel, url in pages.items())
     return JSONResponse(orjson.dumps(items), headers=headers)
@@ -161,7 +168,14 @@ def _other_pages(call: PageCall, count: int, total: int, last_id: Any) -> Mappin
 
 def position(head: Head) -> dict[str, str]:
     """Return the header that names the log position a response shows, from which a client can watch without a gap."""
-    return {"Stream-Position": f"{head.epoch}:{head.seq}"}
+    return {POSITION: f"{head.epoch}:{head.seq}"}
+
+
+def with_position(response: Response, call: AnyCall) -> Response:
+    """Return the response to a call, after a write with the position of its last event."""
+    if call.written.position is not None and POSITION not in response.headers:
+        response.headers.update(position(call.written.position))
+    return response
 
 
 def next_page(call: AnyCall, **changes: int | str | None) -> str:

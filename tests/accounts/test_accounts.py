@@ -214,6 +214,29 @@ async def test_signing_in_returns_tokens(service: Service) -> None:
             assert (await client.get("/auth/me", headers=headers)).json()["id"] == alice.id
 
 
+@SQLITE_ONLY
+async def test_both_doors_take_every_name_of_the_login_and_the_password(service: Service) -> None:
+    name = fresh()
+    address = f"{name}@example.org"
+    async with service.anyone() as client:
+        body = {"username": name, "email": address, "hashedPassword": PASSWORD}
+        assert (await client.post("/auth/register", json=body)).status_code == 201
+        for login in ({"username": name}, {"username": address}, {"email": address}, {"email": name}):
+            for password in ({"password": PASSWORD}, {"hashedPassword": PASSWORD}):
+                for answer in (
+                    await client.post("/auth/login", json=login | password),
+                    await client.post("/token", json=login | password),
+                    await client.post("/token", data=login | password),
+                    await client.post("/token", data={"grant_type": "password", **login, **password}),
+                ):
+                    assert answer.status_code == 200, answer.text
+        for path in ("/auth/login", "/token"):
+            both = {"username": name, "password": PASSWORD, "email": "other@example.org", "hashedPassword": "other"}
+            assert (await client.post(path, json=both)).status_code == 200, "the first names take precedence"
+            wrong = {"email": address, "hashedPassword": "not the password"}
+            assert (await client.post(path, json=wrong)).status_code == 401
+
+
 async def shut_out(service: Service, disabled: Person, waiting: Person) -> None:
     """Disable one account, and let the other one wait for its activation."""
     await sql(service, f"UPDATE users SET is_active = false WHERE id IN ({disabled.id}, {waiting.id})")
@@ -278,7 +301,16 @@ async def test_passwords_may_hold_any_character(service: Service) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [{}, {"username": "x"}, {"password": "x"}, {"username": "", "password": "x"}, {"username": "x", "password": ""}],
+    [
+        *(
+            {},
+            {"username": "x"},
+            {"password": "x"},
+            {"username": "", "password": "x"},
+            {"username": "x", "password": ""},
+        ),
+        *({"email": "x"}, {"hashedPassword": "x"}, {"email": "x", "hashedPassword": ""}),
+    ],
 )
 @SQLITE_ONLY
 async def test_an_incomplete_sign_in_is_rejected(service: Service, body: dict[str, str]) -> None:

