@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -38,13 +39,13 @@ def endless(database: Database) -> Executable:
     return text(ENDLESS[database.is_sqlite])
 
 
-async def connections_of(database: Database) -> set[Any]:
-    """Run a statement on every connection of the costly lane, and return the identities of the connections."""
+async def connections_of(database: Database, lane: Lane = Lane.COSTLY) -> set[Any]:
+    """Run a statement on every connection of a lane, and return the identities of the connections."""
     found: set[Any] = set()
-    barrier = asyncio.Barrier(engines.READERS[Lane.COSTLY])
+    barrier = asyncio.Barrier(engines.READERS[lane])
 
     async def use() -> None:
-        async with database.read(Lane.COSTLY) as connection:
+        async with database.read(lane) as connection:
             await connection.execute(text("SELECT 1"))
             found.add((await connection.get_raw_connection()).driver_connection)
             await barrier.wait()
@@ -126,32 +127,35 @@ async def test_costly_reads_have_fewer_connections_than_others() -> None:
 # --- connections that died, and prepared statements that are invalid
 
 
-async def terminate(database: Database) -> None:
-    """Close every other connection to the database, as an operator could."""
-    await database.select(
-        text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-             " WHERE datname = current_database() AND pid <> pg_backend_pid()")
-    )  # fmt: skip
+def terminate_others(url: str) -> None:
+    """Close every other connection to the database, as an operator could. Block, so that no event loop notices."""
+
+    async def terminate() -> None:
+        database = Database(url)
+        await database.select(
+            text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                 " WHERE datname = current_database() AND pid <> pg_backend_pid()")
+        )  # fmt: skip
+        await database.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(terminate()))
+    thread.start()
+    thread.join()
 
 
 @POSTGRES_ONLY
-async def test_a_dead_connection_is_replaced_before_a_read_or_write_fails(database: Database) -> None:
-    other = Database(database.url)
+async def test_dead_connections_are_replaced_before_a_read_or_write_fails(database: Database) -> None:
     genres = statement("SELECT count(*) FROM genres WHERE id > $1")
-    try:
-        for _ in range(2):
-            for lane in Lane:
-                await database.select(text("SELECT 1"), lane)
-            await database.fetch(genres, 0)
-            await database.delete_without_events(models.leases, true())
-            await terminate(other)
-            # At once: the event loop has not noticed yet that the connections are closed.
-            for lane in Lane:
-                await database.select(text("SELECT 1"), lane)
-            await database.fetch(genres, 0)
-            await database.delete_without_events(models.leases, true())
-    finally:
-        await other.close()
+    for _ in range(2):
+        await asyncio.gather(*(database.fetch(genres, 0) for _ in range(4)))
+        for lane in (Lane.COSTLY, Lane.LIST):
+            await connections_of(database, lane)
+        await database.delete_without_events(models.leases, true())
+        terminate_others(database.url)
+        for lane in Lane:
+            await database.select(text("SELECT 1"), lane)
+        await asyncio.gather(*(database.fetch(genres, 0) for _ in range(4)))
+        await database.delete_without_events(models.leases, true())
 
 
 @POSTGRES_ONLY
