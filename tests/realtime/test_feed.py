@@ -91,6 +91,7 @@ async def test_early_events_are_kept_up_to_a_bound_and_then_read_from_the_log(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "PENDING_EVENTS", 3)
+    monkeypatch.setattr(feed, "POLL_SECONDS_SHARED", 60)
     async with following(database) as (followed, seen):
         events = await write(database, 30)
         followed.offer(events[1:])
@@ -222,7 +223,10 @@ def test_a_summary_needs_ids_only() -> None:
     assert b'"data":{"count":2,"first_id":4,"last_id":9,"job_id":null}' in text
 
 
-async def test_a_gap_that_was_pruned_resets_the_feed_and_is_not_read_again(database: Database) -> None:
+async def test_a_gap_that_was_pruned_resets_the_feed_and_is_not_read_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "POLL_SECONDS_SHARED", 60)
     resets: list[Head] = []
     async with following(database) as (followed, seen):
         followed.on_reset.append(resets.append)
