@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Sequence
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from core.times import utc_text
+from schemas import MAX_BODY_BYTES
 from tests.oracle.client import Client, Watched
 from tests.oracle.filters import Wanted, matches, query, resolved
 from tests.oracle.http import Rest
@@ -34,6 +36,7 @@ WRITES_SECONDS = 60.0  # for the backlog and all jobs
 MAX_WAIT_SECONDS = 1.0
 STUCK_SECONDS = 120.0  # more than anything may take
 LANES = 3
+ENVELOPE_BYTES = 1_000  # at most, around the body of a request on a socket
 BACKLOG = 8  # writes that may wait in a lane before the next step is drawn
 # Without 503: no database is ever down here.
 ANSWERS = frozenset({200, 201, 202, 204, 403, 404, 409, 429})
@@ -160,7 +163,8 @@ class World:
         is_account = wanted.path.startswith("/admin/")
         who = ADMIN if is_account else write.who
         client = next((each for each in self.clients if each.user == who and each.is_open and each.is_reading), None)
-        if write.by_socket and client is not None and not wanted.is_anonymous:
+        fits = len(json.dumps(wanted.body)) < MAX_BODY_BYTES - ENVELOPE_BYTES
+        if write.by_socket and client is not None and fits and not wanted.is_anonymous:
             try:
                 status, body = await client.request(wanted.method, wanted.path, wanted.body)
             except ConnectionError:
