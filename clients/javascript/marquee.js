@@ -128,7 +128,7 @@ function refusal(code, detail) {
  *   replaced(rows: Row[], position: Position): void, failed(error: MarqueeError): void}} Sink
  *
  * @typedef {{message: Message, resolve: (reply: Message) => void, reject: (error: MarqueeError) => void,
- *   isRepeatable: boolean, attempts: number}} Call
+ *   isRepeatable: boolean, attempts: number, isDelayed: boolean, isForgotten: boolean}} Call
  *
  * How a connection or an attempt ended. `code`: the close code from the server, the HTTP status of a refused handshake
  * where it is visible (the package `ws` reports it), or null.
@@ -153,7 +153,7 @@ const MAX_ATTEMPTS = 20; // of one call, because a reply that always breaks the 
 const DEFAULT_HEARTBEAT_SECONDS = 20;
 const OPEN_SECONDS = 10; // for the handshake
 const WELCOME_SECONDS = 10; // from the handshake to the welcome
-const RETRY_SUBSCRIBE_SECONDS = 1;
+const REPEAT_SECONDS = 1; // from a temporary error reply to the next attempt
 const LONGEST_TIMER_MS = 2 ** 31 - 1; // setTimeout fires at once for longer delays
 const WARNED_ATTEMPTS = 3; // failures in a row before a warning, so that a wrong URL is noticed
 const NO_HANDSHAKE = "handshake failed: the server is unreachable, or the URL, the origin or the token is wrong";
@@ -166,7 +166,7 @@ const QUEUED_CHANGES = 10_000; // for one loop over the changes of a view; above
 
 const NO_TOKEN_CHARACTER = /[^A-Za-z0-9._~+/=-]/; // RFC 6750
 const HALF_PAIR = /\p{Surrogate}/u;
-const TRY_AGAIN = new Set(["unavailable", "rate_limited"]); // temporary errors of a subscription
+const NOT_HANDLED = new Set(["rate_limited", "too_many_requests"]); // error codes of messages that had no effect
 const DURABLE = new Set(["add", "update", "delete", "add_bulk", "update_bulk", "delete_bulk"]);
 
 /** @param {Message} frame @param {Position | null} position @returns {Event} */
@@ -400,6 +400,15 @@ class Pacer {
   }
 }
 
+/**
+ * Whether a message that got this error code should be sent again. `isRepeatable`: the message may be sent again even if
+ * the server has already acted on it.
+ * @param {string} code
+ */
+function isTemporary(code, isRepeatable = true) {
+  return NOT_HANDLED.has(code) || (code === "unavailable" && isRepeatable);
+}
+
 /** @param {number} code */
 function isFinal(code) {
   // Below 1000, an HTTP status; 408, 425, 429 and errors of servers and proxies are temporary.
@@ -582,7 +591,7 @@ class Session {
   /** @type {Call[]} */ #waiting = [];
   /** @type {Map<number, Call>} */ #sent = new Map();
   /** @type {Map<number, Answer>} */ #replies = new Map();
-  /** @type {{at: number, subscription: Subscription}[]} */ #retries = [];
+  /** @type {{at: number, repeat: () => void}[]} */ #retries = [];
   #now = 0;
   #lastId = 0;
   #lastName = 0;
@@ -641,6 +650,7 @@ class Session {
   forget(call) {
     this.#waiting = this.#waiting.filter((each) => each !== call);
     call.isRepeatable = false;
+    call.isForgotten = true;
   }
 
   /** @param {Presence} presence */
@@ -733,7 +743,7 @@ class Session {
     this.#now = now;
     const due = this.#retries.filter(({ at }) => at <= now);
     this.#retries = this.#retries.filter(({ at }) => at > now);
-    for (const { subscription } of due) if (this.#subscriptions.get(subscription) === "") this.#subscribe(subscription);
+    for (const { repeat } of due) repeat();
     if (!this.isWelcome) {
       if (now - this.#heardAt >= WELCOME_SECONDS) throw new ServerSilent();
       return this.#heardAt + WELCOME_SECONDS - now;
@@ -755,10 +765,20 @@ class Session {
     this.#confirmed.clear();
     this.#isPresenceAsked = false;
     this.#byName.clear();
+    for (const call of this.#waiting) call.isDelayed = false;
     for (const subscription of this.#subscriptions.keys()) {
       this.#subscriptions.set(subscription, "");
       subscription.cut();
     }
+  }
+
+  /**
+   * Repeats a message after a temporary error, unless the connection ends first, after which all is sent anew.
+   * @param {() => void} repeat
+   */
+  #later(repeat) {
+    this.#retries.push({ at: this.#now + REPEAT_SECONDS, repeat });
+    this.onMessage(); // the next `beat` is due earlier
   }
 
   /** @param {Message} message @param {Answer} answer */
@@ -811,7 +831,7 @@ class Session {
     this.#ask({ action: "auth", token }, (reply) => {
       if (!reply.ok) {
         // The server closes the socket with 4501, unless it could not check the token.
-        if (reply.error.code === "unavailable") throw new ProtocolViolation(PROTOCOL_ERROR, reply.error.detail);
+        if (isTemporary(reply.error.code)) throw new ProtocolViolation(PROTOCOL_ERROR, reply.error.detail);
         return;
       }
       this.userId = reply.data.user_id ?? null;
@@ -842,9 +862,10 @@ class Session {
       }
       this.#byName.delete(name);
       this.#subscriptions.set(subscription, "");
-      if (TRY_AGAIN.has(reply.error.code)) {
-        this.#retries.push({ at: this.#now + RETRY_SUBSCRIBE_SECONDS, subscription });
-        this.onMessage();
+      if (isTemporary(reply.error.code)) {
+        this.#later(() => {
+          if (this.#subscriptions.get(subscription) === "") this.#subscribe(subscription);
+        });
       } else {
         this.#subscriptions.delete(subscription);
         subscription.sink.failed(errorIn(reply));
@@ -865,19 +886,34 @@ class Session {
     while (this.isWelcome) {
       // Other messages overtake waiting requests.
       const isFull = [...this.#sent.values()].filter(isRequest).length >= MAX_REQUESTS_IN_FLIGHT;
-      const index = this.#waiting.findIndex((each) => !(isFull && isRequest(each)));
+      const index = this.#waiting.findIndex((each) => !each.isDelayed && !(isFull && isRequest(each)));
       const call = this.#waiting[index];
       if (call === undefined) return;
       this.#waiting.splice(index, 1);
       call.attempts += 1;
       const id = this.#ask(call.message, (reply) => {
         this.#sent.delete(reply.reply_to);
-        this.#sendCalls();
-        if (reply.ok === false) call.reject(errorIn(reply));
+        if (reply.ok === false) this.#refused(call, errorIn(reply));
         else call.resolve(reply);
+        this.#sendCalls();
       });
       this.#sent.set(id, call);
     }
+  }
+
+  /** @param {Call} call @param {ServerError} error */
+  #refused(call, error) {
+    const isRepeatable = call.isRepeatable || !isRequest(call);
+    if (!isTemporary(error.code, isRepeatable) || call.isForgotten || call.attempts >= MAX_ATTEMPTS) {
+      call.reject(error);
+      return;
+    }
+    call.isDelayed = true;
+    this.#waiting.unshift(call);
+    this.#later(() => {
+      call.isDelayed = false;
+      this.#sendCalls();
+    });
   }
 
   /** Requests the presence of all topics in one message, which replaces the previous one on the server. */
@@ -894,6 +930,10 @@ class Session {
           this.#confirmed.add(presence);
           presence.loaded(reply.data);
         }
+        return;
+      }
+      if (isTemporary(reply.error.code)) {
+        if (present.length > 0) this.#later(() => this.#askPresence());
         return;
       }
       const refused = present.filter((presence) => !this.#confirmed.has(presence));
@@ -1507,7 +1547,7 @@ export class Client {
     try {
       return await new Promise((resolve, reject) => {
         /** @type {Call} */
-        const call = { message, resolve, reject, isRepeatable, attempts: 0 };
+        const call = { message, resolve, reject, isRepeatable, attempts: 0, isDelayed: false, isForgotten: false };
         this.#session.call(call);
         if (timeoutSeconds === undefined || timeoutSeconds === null) return;
         timer = setTimeout(() => {
