@@ -1047,7 +1047,12 @@ export class Watch {
   /** @param {Session} session @param {() => void} begin @param {SubscribeOptions} options @param {Position | null} since */
   constructor(session, begin, options, since) {
     this.#session = session;
-    /** The position of the last event that was read. @type {Position | null} */
+    /**
+     * The position of the last item that the loop has processed: it advances when the loop asks for the next item. An
+     * item during whose processing the loop ended, by an exception or by `break`, comes again in a watch that resumes
+     * there.
+     * @type {Position | null}
+     */
     this.position = since;
     const subscription = new Subscription(options, this.#sink(), since);
     this.#subscription = subscription;
@@ -1075,8 +1080,9 @@ export class Watch {
     try {
       for await (const item of this.#queue) {
         this.#accountForRead();
-        this.position = item.position ?? this.position;
         yield item;
+        // Only now: after an exception in the loop, a watch that resumes from `position` repeats the item.
+        this.position = item.position ?? this.position;
       }
     } finally {
       this.close();

@@ -228,3 +228,49 @@ async def test_every_feature_continues_after_every_temporary_fault(results_of: A
         results = await results_of([(feature, each.port) for feature, each in zip(features, servers, strict=True)])
     found = dict(zip(CASES, results, strict=True))
     assert found == {(feature, fault): EXPECTED.get(feature, True) for feature, fault in CASES}
+
+
+async def test_a_watch_resumes_before_the_event_whose_processing_failed() -> None:
+    async with Faulty("watch", "cut") as server, Client(f"ws://127.0.0.1:{server.port}/ws") as client:
+        watch = client.watch("movies", since="e1:0")
+        seen: list[int | None] = []
+
+        async def fail_at_two() -> None:
+            async for event in watch:
+                assert isinstance(event, Event)
+                seen.append(event.seq)
+                if event.seq == 2:
+                    raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await fail_at_two()
+        assert str(watch.position) == "e1:1"
+        async for event in client.watch("movies", since=watch.position):
+            assert isinstance(event, Event)
+            seen.append(event.seq)
+            if event.seq == ROUNDS:
+                break
+        assert seen == [1, 2, 2, 3]
+    async with Faulty("watch", "cut") as server:
+        program = f"""
+            import {{ Client }} from {json.dumps(MODULE.as_uri())};
+            const client = new Client("ws://127.0.0.1:{server.port}/ws");
+            const watch = client.watch("movies", {{ since: "e1:0" }});
+            const seen = [];
+            try {{
+              for await (const {{ seq }} of watch) {{
+                seen.push(seq);
+                if (seq === 2) throw new Error("failed");
+              }}
+            }} catch {{
+              seen.push(`${{watch.position.epoch}}:${{watch.position.seq}}`);
+            }}
+            for await (const {{ seq }} of client.watch("movies", {{ since: watch.position }})) {{
+              seen.push(seq);
+              if (seq === 3) break;
+            }}
+            client.close();
+            console.log(JSON.stringify(seen));
+        """
+        told = json.loads(await output_of(*node_command(), "--input-type=module", "--eval", program, seconds=30))
+        assert told == [1, 2, "e1:1", 2, 3]
