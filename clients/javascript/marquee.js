@@ -66,6 +66,14 @@ export class ConnectionLost extends MarqueeError {}
 /** No reply within `timeoutSeconds`: the server may or may not have carried out the request. */
 export class TimedOut extends MarqueeError {}
 
+/** A frame holds an integer beyond `Number.MAX_SAFE_INTEGER`, which JavaScript would round. */
+export class UnsafeNumber extends MarqueeError {
+  /** @param {string} number */
+  constructor(number) {
+    super(`expected integers between -(2^53 - 1) and 2^53 - 1, got ${number}`);
+  }
+}
+
 /** `close` was called on the client, or on the watch, view or presence. */
 export class ClientClosed extends MarqueeError {}
 
@@ -165,6 +173,9 @@ const QUEUED_CHARACTERS = 8 * 1024 * 1024;
 const QUEUED_CHANGES = 10_000; // for one loop over the changes of a view; above that they become one `reset`
 
 const NO_TOKEN_CHARACTER = /[^A-Za-z0-9._~+/=-]/; // RFC 6750
+const MANY_DIGITS = /[0-9]{16}/; // no shorter integer is unsafe
+const JSON_TOKEN = /"[^"\\]*(?:\\.[^"\\]*)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?/g; // strings and numbers
+const INTEGER = /^-?[0-9]+$/;
 const HALF_PAIR = /\p{Surrogate}/u;
 const NOT_HANDLED = new Set(["rate_limited", "too_many_requests"]); // error codes of messages that had no effect
 const DURABLE = new Set(["add", "update", "delete", "add_bulk", "update_bulk", "delete_bulk"]);
@@ -224,21 +235,36 @@ export function positionOf(since, epoch = "") {
 
 /**
  * Returns a copy of a message that the server can read, without its id. Throws TypeError for values that JSON cannot
- * represent and for a lone surrogate, which is not valid Unicode; RangeError for a message that is too large.
+ * represent and for a lone surrogate, which is not valid Unicode; RangeError for a message that is too large, and for an
+ * integer that JavaScript may have rounded.
  * @param {Message} message
  * @returns {Message}
  */
 function checked(message) {
-  const written = JSON.stringify({ ...message, id: 2 ** 53 });
+  const written = JSON.stringify({ ...message, id: Number.MAX_SAFE_INTEGER });
   const size = new TextEncoder().encode(written).length;
   if (size > MAX_MESSAGE_BYTES) {
     throw new RangeError(`expected a message of at most ${MAX_MESSAGE_BYTES} bytes, got ${size}`);
   }
+  const unsafe = unsafeNumberIn(written);
+  if (unsafe !== null) throw new RangeError(new UnsafeNumber(unsafe).message);
   const { id: _, ...copy } = JSON.parse(written);
   // JSON.stringify writes a lone surrogate as an escape, which the server rejects. Only strings with a backslash look
   // the same, so few messages need the full check.
   if (/\\ud[89a-f]/.test(written)) refuseHalfPairs(copy, "");
   return copy;
+}
+
+/**
+ * Returns the first integer of a JSON text that a JavaScript number cannot represent exactly, or null.
+ * @param {string} json
+ */
+function unsafeNumberIn(json) {
+  if (!MANY_DIGITS.test(json)) return null; // nearly always
+  for (const [token] of json.matchAll(JSON_TOKEN)) {
+    if (INTEGER.test(token) && !Number.isSafeInteger(Number(token))) return token;
+  }
+  return null;
 }
 
 /** @param {any} value @param {string} place as in `body.titles[2]` */
@@ -705,7 +731,10 @@ class Session {
     this.#now = this.#heardAt = now;
     this.#pingedAt = null;
     try {
-      this.#frame(JSON.parse(received), received.length);
+      const frame = JSON.parse(received);
+      const unsafe = unsafeNumberIn(received);
+      if (unsafe === null) this.#frame(frame, received.length);
+      else this.#refuse(frame, new UnsafeNumber(unsafe));
     } catch (error) {
       if (error instanceof ProtocolViolation) throw error;
       throw new ProtocolViolation(PROTOCOL_ERROR, `${error} in ${received.slice(0, 200)}`);
@@ -810,6 +839,26 @@ class Session {
       if (frame.operation === "resync") this.epoch = frame.data.epoch;
       const subscription = this.#byName.get(frame.subscription);
       if (subscription !== undefined && this.epoch !== null) subscription.receive(frame, this.epoch, size);
+    }
+  }
+
+  /**
+   * Ends what a frame that cannot be read belongs to: a call, a subscription, or else the client.
+   * @param {Message} frame @param {UnsafeNumber} error
+   */
+  #refuse(frame, error) {
+    const call = this.#sent.get(frame.reply_to);
+    const subscription = this.#byName.get(frame.subscription);
+    if (call !== undefined) {
+      this.#sent.delete(frame.reply_to);
+      this.#replies.delete(frame.reply_to);
+      call.reject(error);
+      this.#sendCalls();
+    } else if (subscription !== undefined) {
+      this.close(subscription);
+      subscription.sink.failed(error);
+    } else if (frame.operation === "welcome" || frame.operation === "presence" || this.#replies.has(frame.reply_to)) {
+      this.fail(error);
     }
   }
 
