@@ -66,6 +66,14 @@ export class ConnectionLost extends MarqueeError {}
 /** No reply within `timeoutSeconds`: the server may or may not have carried out the request. */
 export class TimedOut extends MarqueeError {}
 
+/** A frame holds an integer beyond `Number.MAX_SAFE_INTEGER`, which JavaScript would round. */
+export class UnsafeNumber extends MarqueeError {
+  /** @param {string} number */
+  constructor(number) {
+    super(`expected integers between -(2^53 - 1) and 2^53 - 1, got ${number}`);
+  }
+}
+
 /** `close` was called on the client, or on the watch, view or presence. */
 export class ClientClosed extends MarqueeError {}
 
@@ -128,7 +136,7 @@ function refusal(code, detail) {
  *   replaced(rows: Row[], position: Position): void, failed(error: MarqueeError): void}} Sink
  *
  * @typedef {{message: Message, resolve: (reply: Message) => void, reject: (error: MarqueeError) => void,
- *   isRepeatable: boolean, attempts: number}} Call
+ *   isRepeatable: boolean, attempts: number, isDelayed: boolean, isForgotten: boolean}} Call
  *
  * How a connection or an attempt ended. `code`: the close code from the server, the HTTP status of a refused handshake
  * where it is visible (the package `ws` reports it), or null.
@@ -153,7 +161,7 @@ const MAX_ATTEMPTS = 20; // of one call, because a reply that always breaks the 
 const DEFAULT_HEARTBEAT_SECONDS = 20;
 const OPEN_SECONDS = 10; // for the handshake
 const WELCOME_SECONDS = 10; // from the handshake to the welcome
-const RETRY_SUBSCRIBE_SECONDS = 1;
+const REPEAT_SECONDS = 1; // from a temporary error reply to the next attempt
 const LONGEST_TIMER_MS = 2 ** 31 - 1; // setTimeout fires at once for longer delays
 const WARNED_ATTEMPTS = 3; // failures in a row before a warning, so that a wrong URL is noticed
 const NO_HANDSHAKE = "handshake failed: the server is unreachable, or the URL, the origin or the token is wrong";
@@ -165,8 +173,11 @@ const QUEUED_CHARACTERS = 8 * 1024 * 1024;
 const QUEUED_CHANGES = 10_000; // for one loop over the changes of a view; above that they become one `reset`
 
 const NO_TOKEN_CHARACTER = /[^A-Za-z0-9._~+/=-]/; // RFC 6750
+const MANY_DIGITS = /[0-9]{16}/; // no shorter integer is unsafe
+const JSON_TOKEN = /"[^"\\]*(?:\\.[^"\\]*)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?/g; // strings and numbers
+const INTEGER = /^-?[0-9]+$/;
 const HALF_PAIR = /\p{Surrogate}/u;
-const TRY_AGAIN = new Set(["unavailable", "rate_limited"]); // temporary errors of a subscription
+const NOT_HANDLED = new Set(["rate_limited", "too_many_requests"]); // error codes of messages that had no effect
 const DURABLE = new Set(["add", "update", "delete", "add_bulk", "update_bulk", "delete_bulk"]);
 
 /** @param {Message} frame @param {Position | null} position @returns {Event} */
@@ -224,21 +235,36 @@ export function positionOf(since, epoch = "") {
 
 /**
  * Returns a copy of a message that the server can read, without its id. Throws TypeError for values that JSON cannot
- * represent and for a lone surrogate, which is not valid Unicode; RangeError for a message that is too large.
+ * represent and for a lone surrogate, which is not valid Unicode; RangeError for a message that is too large, and for an
+ * integer that JavaScript may have rounded.
  * @param {Message} message
  * @returns {Message}
  */
 function checked(message) {
-  const written = JSON.stringify({ ...message, id: 2 ** 53 });
+  const written = JSON.stringify({ ...message, id: Number.MAX_SAFE_INTEGER });
   const size = new TextEncoder().encode(written).length;
   if (size > MAX_MESSAGE_BYTES) {
     throw new RangeError(`expected a message of at most ${MAX_MESSAGE_BYTES} bytes, got ${size}`);
   }
+  const unsafe = unsafeNumberIn(written);
+  if (unsafe !== null) throw new RangeError(new UnsafeNumber(unsafe).message);
   const { id: _, ...copy } = JSON.parse(written);
   // JSON.stringify writes a lone surrogate as an escape, which the server rejects. Only strings with a backslash look
   // the same, so few messages need the full check.
   if (/\\ud[89a-f]/.test(written)) refuseHalfPairs(copy, "");
   return copy;
+}
+
+/**
+ * Returns the first integer of a JSON text that a JavaScript number cannot represent exactly, or null.
+ * @param {string} json
+ */
+function unsafeNumberIn(json) {
+  if (!MANY_DIGITS.test(json)) return null; // nearly always
+  for (const [token] of json.matchAll(JSON_TOKEN)) {
+    if (INTEGER.test(token) && !Number.isSafeInteger(Number(token))) return token;
+  }
+  return null;
 }
 
 /** @param {any} value @param {string} place as in `body.titles[2]` */
@@ -398,6 +424,15 @@ class Pacer {
     this.#attempts = Math.min(this.#attempts + 1, 16);
     return Math.random() * longest + (code === TOO_MANY_MESSAGES ? TOO_MANY_MESSAGES_SECONDS : 0);
   }
+}
+
+/**
+ * Whether a message that got this error code should be sent again. `isRepeatable`: the message may be sent again even if
+ * the server has already acted on it.
+ * @param {string} code
+ */
+function isTemporary(code, isRepeatable = true) {
+  return NOT_HANDLED.has(code) || (code === "unavailable" && isRepeatable);
 }
 
 /** @param {number} code */
@@ -582,7 +617,7 @@ class Session {
   /** @type {Call[]} */ #waiting = [];
   /** @type {Map<number, Call>} */ #sent = new Map();
   /** @type {Map<number, Answer>} */ #replies = new Map();
-  /** @type {{at: number, subscription: Subscription}[]} */ #retries = [];
+  /** @type {{at: number, repeat: () => void}[]} */ #retries = [];
   #now = 0;
   #lastId = 0;
   #lastName = 0;
@@ -641,6 +676,7 @@ class Session {
   forget(call) {
     this.#waiting = this.#waiting.filter((each) => each !== call);
     call.isRepeatable = false;
+    call.isForgotten = true;
   }
 
   /** @param {Presence} presence */
@@ -695,7 +731,10 @@ class Session {
     this.#now = this.#heardAt = now;
     this.#pingedAt = null;
     try {
-      this.#frame(JSON.parse(received), received.length);
+      const frame = JSON.parse(received);
+      const unsafe = unsafeNumberIn(received);
+      if (unsafe === null) this.#frame(frame, received.length);
+      else this.#refuse(frame, new UnsafeNumber(unsafe));
     } catch (error) {
       if (error instanceof ProtocolViolation) throw error;
       throw new ProtocolViolation(PROTOCOL_ERROR, `${error} in ${received.slice(0, 200)}`);
@@ -733,7 +772,7 @@ class Session {
     this.#now = now;
     const due = this.#retries.filter(({ at }) => at <= now);
     this.#retries = this.#retries.filter(({ at }) => at > now);
-    for (const { subscription } of due) if (this.#subscriptions.get(subscription) === "") this.#subscribe(subscription);
+    for (const { repeat } of due) repeat();
     if (!this.isWelcome) {
       if (now - this.#heardAt >= WELCOME_SECONDS) throw new ServerSilent();
       return this.#heardAt + WELCOME_SECONDS - now;
@@ -755,10 +794,20 @@ class Session {
     this.#confirmed.clear();
     this.#isPresenceAsked = false;
     this.#byName.clear();
+    for (const call of this.#waiting) call.isDelayed = false;
     for (const subscription of this.#subscriptions.keys()) {
       this.#subscriptions.set(subscription, "");
       subscription.cut();
     }
+  }
+
+  /**
+   * Repeats a message after a temporary error, unless the connection ends first, after which all is sent anew.
+   * @param {() => void} repeat
+   */
+  #later(repeat) {
+    this.#retries.push({ at: this.#now + REPEAT_SECONDS, repeat });
+    this.onMessage(); // the next `beat` is due earlier
   }
 
   /** @param {Message} message @param {Answer} answer */
@@ -793,6 +842,26 @@ class Session {
     }
   }
 
+  /**
+   * Ends what a frame that cannot be read belongs to: a call, a subscription, or else the client.
+   * @param {Message} frame @param {UnsafeNumber} error
+   */
+  #refuse(frame, error) {
+    const call = this.#sent.get(frame.reply_to);
+    const subscription = this.#byName.get(frame.subscription);
+    if (call !== undefined) {
+      this.#sent.delete(frame.reply_to);
+      this.#replies.delete(frame.reply_to);
+      call.reject(error);
+      this.#sendCalls();
+    } else if (subscription !== undefined) {
+      this.close(subscription);
+      subscription.sink.failed(error);
+    } else if (frame.operation === "welcome" || frame.operation === "presence" || this.#replies.has(frame.reply_to)) {
+      this.fail(error);
+    }
+  }
+
   /** @param {Message} data */
   #welcome(data) {
     if (data.protocol !== PROTOCOL) {
@@ -811,7 +880,7 @@ class Session {
     this.#ask({ action: "auth", token }, (reply) => {
       if (!reply.ok) {
         // The server closes the socket with 4501, unless it could not check the token.
-        if (reply.error.code === "unavailable") throw new ProtocolViolation(PROTOCOL_ERROR, reply.error.detail);
+        if (isTemporary(reply.error.code)) throw new ProtocolViolation(PROTOCOL_ERROR, reply.error.detail);
         return;
       }
       this.userId = reply.data.user_id ?? null;
@@ -842,9 +911,10 @@ class Session {
       }
       this.#byName.delete(name);
       this.#subscriptions.set(subscription, "");
-      if (TRY_AGAIN.has(reply.error.code)) {
-        this.#retries.push({ at: this.#now + RETRY_SUBSCRIBE_SECONDS, subscription });
-        this.onMessage();
+      if (isTemporary(reply.error.code)) {
+        this.#later(() => {
+          if (this.#subscriptions.get(subscription) === "") this.#subscribe(subscription);
+        });
       } else {
         this.#subscriptions.delete(subscription);
         subscription.sink.failed(errorIn(reply));
@@ -865,19 +935,34 @@ class Session {
     while (this.isWelcome) {
       // Other messages overtake waiting requests.
       const isFull = [...this.#sent.values()].filter(isRequest).length >= MAX_REQUESTS_IN_FLIGHT;
-      const index = this.#waiting.findIndex((each) => !(isFull && isRequest(each)));
+      const index = this.#waiting.findIndex((each) => !each.isDelayed && !(isFull && isRequest(each)));
       const call = this.#waiting[index];
       if (call === undefined) return;
       this.#waiting.splice(index, 1);
       call.attempts += 1;
       const id = this.#ask(call.message, (reply) => {
         this.#sent.delete(reply.reply_to);
-        this.#sendCalls();
-        if (reply.ok === false) call.reject(errorIn(reply));
+        if (reply.ok === false) this.#refused(call, errorIn(reply));
         else call.resolve(reply);
+        this.#sendCalls();
       });
       this.#sent.set(id, call);
     }
+  }
+
+  /** @param {Call} call @param {ServerError} error */
+  #refused(call, error) {
+    const isRepeatable = call.isRepeatable || !isRequest(call);
+    if (!isTemporary(error.code, isRepeatable) || call.isForgotten || call.attempts >= MAX_ATTEMPTS) {
+      call.reject(error);
+      return;
+    }
+    call.isDelayed = true;
+    this.#waiting.unshift(call);
+    this.#later(() => {
+      call.isDelayed = false;
+      this.#sendCalls();
+    });
   }
 
   /** Requests the presence of all topics in one message, which replaces the previous one on the server. */
@@ -894,6 +979,10 @@ class Session {
           this.#confirmed.add(presence);
           presence.loaded(reply.data);
         }
+        return;
+      }
+      if (isTemporary(reply.error.code)) {
+        if (present.length > 0) this.#later(() => this.#askPresence());
         return;
       }
       const refused = present.filter((presence) => !this.#confirmed.has(presence));
@@ -1007,7 +1096,12 @@ export class Watch {
   /** @param {Session} session @param {() => void} begin @param {SubscribeOptions} options @param {Position | null} since */
   constructor(session, begin, options, since) {
     this.#session = session;
-    /** The position of the last event that was read. @type {Position | null} */
+    /**
+     * The position of the last item that the loop has processed: it advances when the loop asks for the next item. An
+     * item during whose processing the loop ended, by an exception or by `break`, comes again in a watch that resumes
+     * there.
+     * @type {Position | null}
+     */
     this.position = since;
     const subscription = new Subscription(options, this.#sink(), since);
     this.#subscription = subscription;
@@ -1035,8 +1129,9 @@ export class Watch {
     try {
       for await (const item of this.#queue) {
         this.#accountForRead();
-        this.position = item.position ?? this.position;
         yield item;
+        // Only now: after an exception in the loop, a watch that resumes from `position` repeats the item.
+        this.position = item.position ?? this.position;
       }
     } finally {
       this.close();
@@ -1507,7 +1602,7 @@ export class Client {
     try {
       return await new Promise((resolve, reject) => {
         /** @type {Call} */
-        const call = { message, resolve, reject, isRepeatable, attempts: 0 };
+        const call = { message, resolve, reject, isRepeatable, attempts: 0, isDelayed: false, isForgotten: false };
         this.#session.call(call);
         if (timeoutSeconds === undefined || timeoutSeconds === null) return;
         timer = setTimeout(() => {

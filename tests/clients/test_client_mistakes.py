@@ -259,3 +259,65 @@ async def test_repeated_failures_to_connect_are_logged(caplog: pytest.LogCapture
         """)
     assert f"no connection to {server.url} after 3 attempts" in warnings[0]
     assert "handshake failed" in trouble
+
+
+# --- numbers
+
+BEYOND = 2**53 + 1
+
+
+class Counting(Deaf):
+    """A server with a number beyond 2^53 in each frame that belongs to an action."""
+
+    async def welcome(self, socket: ServerConnection) -> None:
+        data = {"protocol": 1, "epoch": "e1", "seq": 0, "user_id": None, "heartbeat_seconds": 20}
+        await socket.send(json.dumps({"operation": "welcome", "data": data}))
+        async for text in socket:
+            message = json.loads(text)
+            reply = {"reply_to": message["id"], "ok": True, "data": {"seq": 0}}
+            if message["action"] == "request":
+                reply = {"reply_to": message["id"], "status": 200, "body": {"budget": BEYOND, "text": '\\" 1'}}
+            await socket.send(json.dumps(reply))
+            if message["action"] == "subscribe":
+                seq, key = (BEYOND, 1) if message["topics"] == ["seq"] else (1, BEYOND)
+                frame = {"operation": "add", "topic": "movies", "subscription": message["as"]}
+                await socket.send(json.dumps({**frame, "seq": seq, "data": {"id": key, "title": str(BEYOND)}}))
+
+
+async def test_a_number_that_a_client_would_round_is_an_error() -> None:
+    server = Counting()
+    async with serve(server.welcome, "127.0.0.1", 0) as listening:
+        server.port = next(iter(listening.sockets)).getsockname()[1]
+        async with Client(server.url) as client, asyncio.timeout(10):
+            assert (await client.request("GET", "/movies")).body["budget"] == BEYOND
+            event = await anext(aiter(client.watch("seq")))
+            assert event.position is not None
+            assert event.position.seq == BEYOND
+        told = await in_node(f"""
+            const client = new Client({json.dumps(server.url)});
+            const failed = (error) => error.name + ": " + error.message;
+            const first = async (topic) => {{ for await (const each of client.watch(topic)) return each; }};
+            const told = [
+              await first("seq").catch(failed),
+              await first("id").catch(failed),
+              await client.request("GET", "/movies").catch(failed),
+              await client.request("POST", "/movies", {{ body: {{ budget: 2 ** 53 }} }}).catch(failed),
+              (await client.ping()) >= 0,
+            ];
+            client.close();
+            tell(told);
+        """)
+    expected = "expected integers between -(2^53 - 1) and 2^53 - 1, got"
+    beyond = f"UnsafeNumber: {expected} {BEYOND}"
+    assert told == [beyond, beyond, beyond, f"RangeError: {expected} {2**53}", True]
+
+
+async def test_digits_in_text_and_fractions_are_no_such_numbers() -> None:
+    body = {"text": f'\\" {BEYOND} ,{BEYOND}', str(BEYOND): [2**53 - 1, 1 - 2**53, 0.1234567890123456789, 1e300]}
+    async with deaf() as server:
+        told = await in_node(f"""
+            const client = new Client({json.dumps(server.url)});
+            tell((await client.request("POST", "/movies", {{ body: {json.dumps(body)} }})).body);
+            client.close();
+        """)
+    assert told == body

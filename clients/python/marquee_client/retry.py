@@ -1,4 +1,4 @@
-"""When to reconnect, and when to give up. Pure: the caller does the waiting."""
+"""When to reconnect, when to repeat a message, and when to give up. Pure: the caller does the waiting."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ MAX_RETRY_AFTER_SECONDS = 60.0  # longer values of Retry-After are capped at thi
 TOO_MANY_MESSAGES = 4429
 TOKEN_EXPIRED = 4501
 TOO_MANY_MESSAGES_SECONDS = 1.0  # reconnecting at once would exceed the limit again
+REPEAT_SECONDS = 1.0  # from a temporary error reply to the next attempt
+NOT_HANDLED = frozenset(("rate_limited", "too_many_requests"))  # error codes of messages that had no effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,14 @@ class Pacer:
         if ending.retry_after_seconds is not None:
             seconds += min(ending.retry_after_seconds, MAX_RETRY_AFTER_SECONDS)
         return seconds
+
+
+def is_temporary(code: str, is_repeatable: bool = True) -> bool:
+    """Return whether a message that got this error code should be sent again.
+
+    `is_repeatable`: the message may be sent again even if the server has already acted on it.
+    """
+    return code in NOT_HANDLED or (code == "unavailable" and is_repeatable)
 
 
 def _is_final(code: int) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from .arguments import checked, text_of
 from .errors import ConnectionLost, MarqueeError, ProtocolViolation, ServerError
+from .retry import REPEAT_SECONDS, is_temporary
 from .subscription import Subscription
 
 MAX_REQUESTS_IN_FLIGHT = 16  # the server rejects the 17th
@@ -23,8 +24,6 @@ MAX_ATTEMPTS = 20  # of one call, because a reply that always breaks the connect
 PROTOCOL = 1
 DEFAULT_HEARTBEAT_SECONDS = 20.0
 WELCOME_SECONDS = 10.0  # from the handshake to the welcome
-RETRY_SUBSCRIBE_SECONDS = 1.0
-TRY_AGAIN = frozenset(("unavailable", "rate_limited"))  # temporary errors of a subscription
 
 
 class ServerSilent(Exception):
@@ -40,6 +39,7 @@ class Call:
     reject: Callable[[MarqueeError], None]
     is_repeatable: bool = False
     attempts: int = field(default=0, init=False)
+    is_delayed: bool = field(default=False, init=False)  # after a temporary error
 
 
 class PresenceSink(Protocol):
@@ -73,7 +73,7 @@ class Session:
         self._waiting: deque[Call] = deque()
         self._sent: dict[int, Call] = {}
         self._replies: dict[int, Callable[[Mapping[str, Any]], None]] = {}
-        self._retries: list[tuple[float, Subscription]] = []
+        self._retries: list[tuple[float, Callable[[], None]]] = []
         self._now = 0.0
         self._last_id = 0
         self._last_name = 0
@@ -199,11 +199,10 @@ class Session:
         Send a ping to a server that is silent for one heartbeat. Raises ServerSilent after two silent heartbeats.
         """
         self._now = now
-        due = [subscription for at, subscription in self._retries if at <= now]
-        self._retries = [(at, subscription) for at, subscription in self._retries if at > now]
-        for subscription in due:
-            if subscription in self._subscriptions and not self._subscriptions[subscription]:
-                self._subscribe(subscription)
+        due = [repeat for at, repeat in self._retries if at <= now]
+        self._retries = [(at, repeat) for at, repeat in self._retries if at > now]
+        for repeat in due:
+            repeat()
         if not self.is_welcome:
             if now - self._heard_at >= WELCOME_SECONDS:
                 raise ServerSilent
@@ -227,9 +226,16 @@ class Session:
         self._confirmed.clear()
         self._is_presence_asked = False
         self._by_name.clear()
+        for call in self._waiting:
+            call.is_delayed = False
         for subscription in self._subscriptions:
             self._subscriptions[subscription] = ""
             subscription.cut()
+
+    def _later(self, repeat: Callable[[], None]) -> None:
+        """Repeat a message after a temporary error, unless the connection ends first, after which all is sent anew."""
+        self._retries.append((self._now + REPEAT_SECONDS, repeat))
+        self.on_message()  # the next `beat` is due earlier
 
     def _ask(self, message: Mapping[str, Any], answer: Callable[[Mapping[str, Any]], None]) -> int:
         self._last_id += 1
@@ -284,6 +290,10 @@ class Session:
         self._subscriptions[subscription] = name
         self._by_name[name] = subscription
 
+        def again() -> None:
+            if self._subscriptions.get(subscription) == "":
+                self._subscribe(subscription)
+
         def answer(reply: Mapping[str, Any]) -> None:
             if self._by_name.get(name) is not subscription:
                 return  # closed or paused meanwhile
@@ -294,9 +304,8 @@ class Session:
             self._subscriptions[subscription] = ""
             del self._by_name[name]
             error = _error(reply)
-            if error.code in TRY_AGAIN:
-                self._retries.append((self._now + RETRY_SUBSCRIBE_SECONDS, subscription))
-                self.on_message()  # the retry makes the next `beat` due earlier
+            if is_temporary(error.code):
+                self._later(again)
             else:
                 del self._subscriptions[subscription]
                 subscription.sink.failed(error)
@@ -314,7 +323,8 @@ class Session:
         while self.is_welcome:
             # Other messages overtake waiting requests.
             is_full = sum(map(_is_request, self._sent.values())) >= MAX_REQUESTS_IN_FLIGHT
-            call = next((each for each in self._waiting if not (is_full and _is_request(each))), None)
+            ready = (each for each in self._waiting if not (each.is_delayed or (is_full and _is_request(each))))
+            call = next(ready, None)
             if call is None:
                 return
             self._waiting.remove(call)
@@ -322,13 +332,27 @@ class Session:
 
             def answer(reply: Mapping[str, Any], call: Call = call) -> None:
                 self._sent.pop(reply["reply_to"], None)
-                self._send_calls()
                 if reply.get("ok") is False:
-                    call.reject(_error(reply))
+                    self._refused(call, _error(reply))
                 else:
                     call.resolve(reply)
+                self._send_calls()
 
             self._sent[self._ask(call.message, answer)] = call
+
+    def _refused(self, call: Call, error: ServerError) -> None:
+        is_repeatable = call.is_repeatable or not _is_request(call)
+        if not is_temporary(error.code, is_repeatable) or call.reject is _ignore or call.attempts >= MAX_ATTEMPTS:
+            call.reject(error)
+            return
+
+        def again() -> None:
+            call.is_delayed = False
+            self._send_calls()
+
+        call.is_delayed = True
+        self._waiting.appendleft(call)
+        self._later(again)
 
     def _ask_presence(self) -> None:
         """Request the presence of all topics in one message, which replaces the previous one on the server."""
@@ -343,10 +367,15 @@ class Session:
                     self._confirmed.add(id(presence))
                     presence.loaded(reply["data"])
                 return
+            error = _error(reply)
+            if is_temporary(error.code):
+                if present:
+                    self._later(self._ask_presence)
+                return
             new = [each for each in present if id(each) not in self._confirmed]
             for presence in new:
                 self._presences.remove(presence)
-                presence.failed(_error(reply))
+                presence.failed(error)
             if new and self._presences:
                 self._ask_presence()  # for the others, whose topics the server has accepted before
 

@@ -22,6 +22,10 @@ class Watch(Opened):
 
     A watch begins when it is iterated or entered with `async with`, and ends with the loop over it. It yields `Event`,
     and `Resync` where events are missing because the server no longer has them.
+
+    `position` is that of the last item that the loop has processed: it advances when the loop asks for the next item.
+    An item during whose processing the loop ended, by an exception or by `break`, comes again in a watch that resumes
+    there.
     """
 
     def __init__(
@@ -40,9 +44,10 @@ class Watch(Opened):
         try:
             while (item := await self._queue.get()) is not None:
                 self._account_for_read()
+                yield item
+                # Only now: after an exception in the loop, a watch that resumes from `position` repeats the item.
                 if item.position is not None:
                     self.position = item.position
-                yield item
         finally:
             self.close()
 
