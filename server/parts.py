@@ -42,7 +42,7 @@ from realtime.presence.presence import Presence
 from realtime.sockets.context import SocketContext
 from realtime.sockets.places import Places
 from realtime.sockets.registry import Registry
-from realtime.sse.event_stream import EventStreams
+from realtime.sse.event_stream import MAX_STREAMS, EventStreams
 from realtime.sse.replay import Replay
 from repository.engine import event_log, failures, migrations
 from repository.engine.database import Database
@@ -110,7 +110,8 @@ class Parts:
             is_trusted=TrustedNetworks(settings.trusted_proxies).contain,
         )
         self.replay = Replay(self.database, self.feed)
-        self.event_streams = EventStreams(self.replay, self.registry, self.places)
+        max_streams = min(MAX_STREAMS, limits.sockets, limits.http)
+        self.event_streams = EventStreams(self.replay, self.registry, self.places, max_streams=max_streams)
         # Background work.
         self.runner = Runner(self.database)
         self.mailer = Mailer(
