@@ -58,7 +58,7 @@ from services.limits.limiter import Limits
 from services.limits.lockout import Lockout
 from services.limits.redis import SharedWindows
 from services.passwords import Passwords, hasher_for
-from services.pictures.pool import MAX_UPLOADS_PER_USER, Pictures
+from services.pictures.pool import Pictures
 from services.tokens import Tokens
 
 SWITCH_SECONDS = 0.0005
@@ -90,7 +90,7 @@ class Parts:
         self.database = Database(settings.database_url, read_seconds=settings.read_timeout_seconds)
         self.passwords = Passwords(hasher_for(settings), needs_mix=settings.needs_password_mix)
         self.storage = open_storage(settings)
-        self.pictures = Pictures(max_uploads_per_user=MAX_UPLOADS_PER_USER if settings.has_limits else None)
+        self.pictures = Pictures(limits_clients=settings.has_limits)
         # From a committed event to the clients.
         self.bus = Bus(settings.broadcast_url, keys)
         self.feed = Feed(self.database, has_shared_bus=self.bus.is_shared, is_bus_deaf=self.bus.is_deaf)
