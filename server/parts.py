@@ -225,6 +225,7 @@ class Parts:
             limits=self.limits,
             limit_rules=table.limit_rules(self.settings),
             generated_rows_per_day=self.settings.generated_rows_per_day if self.settings.has_limits else None,
+            users_per_address=self.settings.users_per_address,
         )
 
     def _socket_context(self) -> SocketContext:
