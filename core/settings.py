@@ -78,6 +78,7 @@ class Settings(BaseSettings):
     max_http_connections: int = Field(default=4_000, ge=1, le=1_000_000)
     max_http_connections_per_address: int = Field(default=500, ge=1, le=1_000_000)
     rate_limits: Annotated[str, AfterValidator(setting_values.rate_limits)] = "on"
+    users_per_address: int = Field(default=10, ge=1, le=10_000)
     trusted_proxies: Annotated[tuple[str, ...], NoDecode, LISTED, AfterValidator(setting_values.networks)] = ()
     websocket_auth: Annotated[Literal["optional", "required"], ANY_CASE] = "optional"
 

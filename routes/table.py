@@ -86,7 +86,7 @@ def check_root(root: str, served: Sequence[BaseRoute]) -> None:
 def limit_rules(settings: Settings) -> limit_groups.Rules:
     """Return the rate limit of each route. Raises SettingsError when RATE_LIMITS names an unknown route."""
     groups = {(operation.method, operation.path): operation.counts_as for operation in OPERATIONS}
-    return limit_groups.rules(groups, parse_rate_limits(settings.rate_limits))
+    return limit_groups.rules(groups, parse_rate_limits(settings.rate_limits), settings.users_per_address)
 
 
 @cache

@@ -42,7 +42,7 @@ from realtime.presence.presence import Presence
 from realtime.sockets.context import SocketContext
 from realtime.sockets.places import Places
 from realtime.sockets.registry import Registry
-from realtime.sse.event_stream import EventStreams
+from realtime.sse.event_stream import MAX_STREAMS, EventStreams
 from realtime.sse.replay import Replay
 from repository.engine import event_log, failures, migrations
 from repository.engine.database import Database
@@ -58,7 +58,7 @@ from services.limits.limiter import Limits
 from services.limits.lockout import Lockout
 from services.limits.redis import SharedWindows
 from services.passwords import Passwords, hasher_for
-from services.pictures.pool import MAX_UPLOADS_PER_USER, Pictures
+from services.pictures.pool import Pictures
 from services.tokens import Tokens
 
 SWITCH_SECONDS = 0.0005
@@ -90,7 +90,7 @@ class Parts:
         self.database = Database(settings.database_url, read_seconds=settings.read_timeout_seconds)
         self.passwords = Passwords(hasher_for(settings), needs_mix=settings.needs_password_mix)
         self.storage = open_storage(settings)
-        self.pictures = Pictures(max_uploads_per_user=MAX_UPLOADS_PER_USER if settings.has_limits else None)
+        self.pictures = Pictures(limits_clients=settings.has_limits)
         # From a committed event to the clients.
         self.bus = Bus(settings.broadcast_url, keys)
         self.feed = Feed(self.database, has_shared_bus=self.bus.is_shared, is_bus_deaf=self.bus.is_deaf)
@@ -110,7 +110,8 @@ class Parts:
             is_trusted=TrustedNetworks(settings.trusted_proxies).contain,
         )
         self.replay = Replay(self.database, self.feed)
-        self.event_streams = EventStreams(self.replay, self.registry, self.places)
+        max_streams = min(MAX_STREAMS, limits.sockets, limits.http)
+        self.event_streams = EventStreams(self.replay, self.registry, self.places, max_streams=max_streams)
         # Background work.
         self.runner = Runner(self.database)
         self.mailer = Mailer(
@@ -224,6 +225,7 @@ class Parts:
             limits=self.limits,
             limit_rules=table.limit_rules(self.settings),
             generated_rows_per_day=self.settings.generated_rows_per_day if self.settings.has_limits else None,
+            users_per_address=self.settings.users_per_address,
         )
 
     def _socket_context(self) -> SocketContext:

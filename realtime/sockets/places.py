@@ -85,6 +85,11 @@ class Places:
     def __len__(self) -> int:
         return self._connections
 
+    @property
+    def limits_addresses(self) -> bool:
+        """Whether there are limits per address."""
+        return self._max_per_address is not None
+
     def close(self) -> None:
         """Accept no further connections."""
         self.is_closed = True

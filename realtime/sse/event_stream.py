@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -24,8 +25,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from core import metrics
-from core.errors import Forbidden, NotAcceptable, Unavailable
+from core.errors import Forbidden, NotAcceptable, TooManyRequests, Unavailable
 from core.identity import Identity
+from core.network.addresses import network_of
 from core.scope_keys import SOCKET
 from realtime.fanout.spec import check_topics, user_id_of
 from realtime.feed.positions import LOG_REPLACED
@@ -37,6 +39,7 @@ from realtime.wire import frames, sse
 from repository.engine.events import Event, Head
 
 MAX_STREAMS = 1_000  # of one worker
+ADDRESS_SHARE = 4  # one address may have a quarter of them
 FULL_RETRY_SECONDS = 5
 MIN_RETRY_MS = 1_000  # how long a browser waits before it reconnects: random, so that not all return at once
 MAX_RETRY_MS = 3_000
@@ -63,14 +66,24 @@ class Pace:
 
 
 class EventStreams:
-    """One per process."""
+    """One per process. `max_streams` is MAX_STREAMS, or less where the service accepts fewer connections."""
 
-    def __init__(self, source: Replay, registry: Registry, places: Places, pace: Pace | None = None) -> None:
+    def __init__(
+        self,
+        source: Replay,
+        registry: Registry,
+        places: Places,
+        pace: Pace | None = None,
+        max_streams: int = MAX_STREAMS,
+    ) -> None:
         self.source = source
         self.registry = registry
         self.places = places
         self.pace = pace or Pace()
+        self._max_streams = max_streams
+        self._max_per_address = max(1, max_streams // ADDRESS_SHARE) if places.limits_addresses else None
         self._open: set[EventStream] = set()
+        self._by_network: Counter[str] = Counter()
         self._is_stopping = False
 
     def __len__(self) -> int:
@@ -93,18 +106,28 @@ class EventStreams:
             stream.end()
 
     @contextmanager
-    def place(self, stream: EventStream) -> Iterator[None]:
-        """Count an open stream until the context ends. Raises Unavailable when there are too many."""
+    def place(self, stream: EventStream, address: str) -> Iterator[None]:
+        """Count an open stream until the context ends. Raises Unavailable or TooManyRequests beyond a limit."""
         if self._is_stopping:
             raise Unavailable("The service is stopping")
-        if len(self._open) >= MAX_STREAMS:
+        if len(self._open) >= self._max_streams:
             raise Unavailable("Too many event streams", {"Retry-After": str(FULL_RETRY_SECONDS)})
+        network = network_of(address)
+        if self._max_per_address is not None and self._by_network[network] >= self._max_per_address:
+            raise TooManyRequests(
+                f"Expected at most {self._max_per_address} event streams from {network}; close one first",
+                FULL_RETRY_SECONDS,
+            )
         self._open.add(stream)
+        self._by_network[network] += 1
         metrics.STREAMS.inc()
         try:
             yield
         finally:
             self._open.remove(stream)
+            self._by_network[network] -= 1
+            if not self._by_network[network]:
+                del self._by_network[network]
             metrics.STREAMS.dec()
 
 
@@ -138,9 +161,10 @@ class EventStream(Response):
         if SOCKET in scope:
             raise NotAcceptable("Event streams are not available over a websocket: subscribe instead, or ask for JSON")
         client = scope.get("client")
+        address = client[0] if client else ""
         with ExitStack() as stack:
-            stack.enter_context(self._streams.places.take(client[0] if client else ""))
-            stack.enter_context(self._streams.place(self))
+            stack.enter_context(self._streams.places.take(address))
+            stack.enter_context(self._streams.place(self, address))
             await self._sign_in(stack)
             reason = await self._find_start()
             self.init_headers({**_HEADERS, "Stream-Position": sse.position_text(self._head)})

@@ -18,6 +18,7 @@ from core.errors import Problem, Unavailable
 from repository.accounts import avatars, users
 from routes.http.operation import AnyCall, Services
 from routes.http.uploads import FILE_FIELD
+from services.pictures.pool import Uploader
 
 RANDOM_NAME_LENGTH = 16  # bytes
 
@@ -25,12 +26,13 @@ log = structlog.get_logger("pictures")
 
 
 @asynccontextmanager
-async def stored(services: Services, content: bytes) -> AsyncIterator[str]:
+async def stored(call: AnyCall, content: bytes) -> AsyncIterator[str]:
     """Store the pictures made from `content` and yield their new name. The caller writes it to an account inside.
 
     The files are deleted when that write is rejected. Raises InvalidInput, TooManyRequests and Unavailable.
     """
-    made = await services.pictures.squares(content, avatars.SIDES)
+    services = call.services
+    made = await services.pictures.squares(content, avatars.SIDES, Uploader(call.me.user_id, call.address))
     avatar = secrets.token_hex(RANDOM_NAME_LENGTH)
     names = [avatars.file_name(avatar, side) for side in avatars.SIDES]
     puts = (services.storage.put(name, picture) for name, picture in zip(names, made, strict=True))
@@ -60,7 +62,7 @@ async def uploaded(call: AnyCall, user_id: int) -> AsyncIterator[dict[str, str]]
         yield {}
         return
     former = await _current(call, user_id)
-    async with stored(call.services, content) as avatar:
+    async with stored(call, content) as avatar:
         yield {"avatar": avatar}
     # A request that was repeated with its Idempotency-Key has changed nothing, so both names are compared.
     current = await _current(call, user_id)

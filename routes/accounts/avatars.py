@@ -46,7 +46,7 @@ async def put(call: Call[ById | None, None, AvatarForm]) -> Response:
     user_id = account_id(call)
     editor = as_editor(call, user_id)
     versions = rendering.if_match(call)
-    async with avatar_files.stored(call.services, call.body.avatar) as avatar:
+    async with avatar_files.stored(call, call.body.avatar) as avatar:
         done = await call.write(lambda tx: avatars.change(tx, editor, user_id, avatar, versions))
     await avatar_files.discard(call.services, done.former)
     return rendering.tagged(done.user["version"], orjson.dumps(done.user))

@@ -9,6 +9,7 @@ import orjson
 from starlette.responses import Response
 
 from core.errors import Forbidden, TooManyRequests
+from core.network.addresses import network_of
 from core.rates import Rate
 from repository.accounts import deletion, edits, users
 from repository.engine.transaction import Transaction
@@ -101,9 +102,13 @@ async def _prove(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> Ma
 async def _count_address(call: AnyCall, before: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
     """Count a change of email address, because each sends an email, possibly to a stranger. Raises TooManyRequests."""
     if fields.get("email", before["email"]) != before["email"]:
-        outcome = await call.services.limits.hit(f"address of {call.me.user_id}", ADDRESS_RATE)
-        if not outcome.is_allowed:
-            raise TooManyRequests("The address was changed too often; try again later", outcome.reset_seconds)
+        services = call.services
+        network = network_of(call.address or "")
+        shared = Rate(ADDRESS_RATE.amount * services.users_per_address, ADDRESS_RATE.seconds)
+        for key, rate in ((f"address of {call.me.user_id}", ADDRESS_RATE), (f"addresses from {network}", shared)):
+            outcome = await services.limits.hit(key, rate)
+            if not outcome.is_allowed:
+                raise TooManyRequests("The address was changed too often; try again later", outcome.reset_seconds)
 
 
 @operations.delete("/users/me", "Delete my account", like=DELETE, errors=(409,))

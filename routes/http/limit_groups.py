@@ -50,14 +50,18 @@ class Rule:
     name: str
     rate: Rate
     by_address: bool
+    address_rate: Rate | None = None  # of all signed-in users of one address together, unless `by_address`
 
 
 Rules = Mapping[tuple[str, str], Rule]
 UNMATCHED = ("", "")  # the key of the rule for requests that no operation handles: unknown paths and methods
 
 
-def rules(groups: Mapping[tuple[str, str], LimitGroup], limits: RateLimits) -> Rules:
-    """Return the rule of each (method, path) that has one. Raises SettingsError for unknown routes in `limits`."""
+def rules(groups: Mapping[tuple[str, str], LimitGroup], limits: RateLimits, users_per_address: int) -> Rules:
+    """Return the rule of each (method, path) that has one. Raises SettingsError for unknown routes in `limits`.
+
+    All users of one address together have `users_per_address` times the rate of a user.
+    """
     if not limits.is_on:
         return {}
     known = {(method, nameless(path)) for method, path in groups}
@@ -68,26 +72,35 @@ def rules(groups: Mapping[tuple[str, str], LimitGroup], limits: RateLimits) -> R
     # The same count as for anonymous reads, so that unknown paths are no way around it.
     found = {UNMATCHED: Rule(LimitGroup.READ.value, RATES[LimitGroup.READ], by_address=True)}
     for (method, path), group in groups.items():
-        by_address = group in BY_ADDRESS
-        if (rate := rates.get((method, nameless(path)))) is not None:
-            found[method, path] = Rule(f"{method} {path}", rate, by_address)
-        elif group in RATES:
-            found[method, path] = Rule(group.value, RATES[group], by_address)
+        own = rates.get((method, nameless(path)))
+        rate = own or RATES.get(group)
+        if rate is not None:
+            by_address = group in BY_ADDRESS
+            shared = None if by_address else Rate(rate.amount * users_per_address, rate.seconds)
+            found[method, path] = Rule(f"{method} {path}" if own else group.value, rate, by_address, shared)
     return found
 
 
 async def count(request: HTTPConnection, limits: Limits, rule: Rule | None, identity: Identity | None) -> None:
-    """Count a request for its user, or for its address if there is no identity or the rule says so.
+    """Count a request for its user and the user's address, or for the address alone if there is no identity or the
+    rule says so.
 
     Raises TooManyRequests.
     """
     if rule is None:
         return
+    network = network_of(request.client.host if request.client is not None else "")
     if identity is None or rule.by_address:
-        client = f"{rule.name}:address:{network_of(request.client.host if request.client is not None else '')}"
+        outcome = await limits.hit(f"{rule.name}:address:{network}", rule.rate)
     else:
-        client = f"{rule.name}:user:{identity.user_id}"
-    outcome = await limits.hit(client, rule.rate)
+        outcome = await limits.hit(f"{rule.name}:user:{identity.user_id}", rule.rate)
+        if outcome.is_allowed and rule.address_rate is not None and network:
+            shared = await limits.hit(f"{rule.name}:users of:{network}", rule.address_rate)
+            if not shared.is_allowed:
+                request.scope[scope_keys.LIMIT] = shared
+                metrics.LIMITED.labels(rule.name).inc()
+                message = f"Expected at most {rule.address_rate} from all users of {network}; try again later"
+                raise TooManyRequests(message, shared.reset_seconds)
     request.scope[scope_keys.LIMIT] = outcome
     if not outcome.is_allowed:
         metrics.LIMITED.labels(rule.name).inc()

@@ -75,6 +75,7 @@ class Services:
     limits: Limits
     limit_rules: Rules
     generated_rows_per_day: int | None  # of one user; None without limits
+    users_per_address: int  # all users of one address together have this many times the limits of a user
 
 
 PathT_co = TypeVar("PathT_co", covariant=True)

@@ -31,6 +31,7 @@ from routes.http import limit_groups, queries, uploads
 from routes.http.operation import Call, Operation, Services
 from schemas import Body
 from services import authentication
+from services.pictures.pool import Uploader
 
 BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; more would only hold a connection
 MAX_FORM_BYTES = 16 * 1024
@@ -60,7 +61,7 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
     asyncio.get_running_loop().call_soon(has_waited.set)  # runs only if reading the body has to wait
     if operation.form is not None and _media_type(request) in uploads.media_types(operation.form):
         assert identity is not None, "an operation with a form is marked signed_in"
-        with services.pictures.receiving(identity.user_id):
+        with services.pictures.receiving(Uploader(identity.user_id, request.client.host if request.client else None)):
             raw_body = await read_body(request, uploads.MAX_UPLOAD_BODY_BYTES)
         values = uploads.values(raw_body, _media_type(request), request.headers["content-type"], problems)
         body = _validated(operation.form, values, "body", problems) if values is not None else None

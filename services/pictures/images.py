@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 
 # Registers these formats with `Image.open`, which otherwise loads every plugin that Pillow has.
@@ -27,12 +28,17 @@ MAX_JPEG_PIXELS = 25_000_000  # a photo from a good camera; JPEG is decoded at a
 MAX_PIXELS = 12_500_000  # PNG and WebP are decoded whole, at four bytes a pixel, and WebP more than once
 MAX_SIDE = 8_000
 MAX_JPEG_SCANS = 200  # a photo has one, a progressive JPEG about ten; thousands take minutes to decode
+MAX_SCANNED_PIXELS = 300_000_000  # scans × pixels, at about 5 ns each: the largest photo may have twelve scans
+MAX_FRAMES = 1_000  # only the first is decoded, but the others are counted
 QUALITY = 85
 MAX_PROFILE_BYTES = 1024 * 1024  # profiles of cameras and screens have a few hundred bytes
 RGB_PROFILE = slice(16, 20)  # the field "data colour space" of a colour profile (ICC.1:2022, section 7.2.6)
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 # Never occurs inside scan data, where a byte 0xff is followed by 00 or a restart marker.
 START_OF_SCAN = b"\xff\xda"
+END_OF_JPEG = b"\xff\xd9"
+FIRST_SEGMENT = b"\xff\xc0"  # markers from here on are followed by the length of their segment
+JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd8\xff]")
 
 # `_require_acceptable` checks sizes instead, before decoding and with a message that states the limit.
 Image.MAX_IMAGE_PIXELS = None
@@ -70,11 +76,36 @@ def _require_acceptable(image: Image.Image, content: bytes) -> None:
     if width > MAX_SIDE or height > MAX_SIDE or width * height > most:
         message = f"Expected at most {MAX_SIDE:,} pixels a side and {most:,} in total, got {width:,} × {height:,}"
         raise refused(message, "picture_too_large")
-    if content.count(START_OF_SCAN) > MAX_JPEG_SCANS:
-        raise refused(f"Expected a JPEG picture with at most {MAX_JPEG_SCANS} scans", "picture_too_complex")
+    if getattr(image, "n_frames", 1) > MAX_FRAMES:
+        raise refused(f"Expected a picture with at most {MAX_FRAMES:,} frames", "picture_too_complex")
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        _require_few_scans(content, width * height)
     # The decoder accepts a PNG whose last bytes are missing.
     if isinstance(image, PngImagePlugin.PngImageFile) and PNG_END not in content:
         raise refused("Expected a complete picture: the end is missing", "invalid_picture")
+
+
+def _require_few_scans(content: bytes, pixels: int) -> None:
+    """Bound the work of decoding, to which each scan of a progressive JPEG adds its pixels."""
+    if content.count(START_OF_SCAN) > MAX_JPEG_SCANS:
+        raise refused(f"Expected a JPEG picture with at most {MAX_JPEG_SCANS} scans", "picture_too_complex")
+    scans = scans_of(content)
+    if scans * pixels > MAX_SCANNED_PIXELS:
+        message = f"Expected at most {MAX_SCANNED_PIXELS:,} scans × pixels, got {scans:,} × {pixels:,}"
+        raise refused(message, "picture_too_complex")
+
+
+def scans_of(content: bytes) -> int:
+    """Return the number of scans of a JPEG's first image, without those of thumbnails in its metadata."""
+    scans, at = 0, 0
+    while (found := JPEG_MARKER.search(content, at)) is not None:
+        marker, at = found[0], found.end()
+        if marker == END_OF_JPEG:
+            break
+        scans += marker == START_OF_SCAN
+        if marker >= FIRST_SEGMENT:
+            at += int.from_bytes(content[at : at + 2])
+    return scans
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:

@@ -1,7 +1,8 @@
 """Receiving and converting pictures, with bounds on how many are in memory at once.
 
-Decoding takes up to a second and 200 MB, so a single thread does it and the queue is short. Concurrent uploads are
-bounded per worker and per user, so a slow client occupies only its own share.
+Decoding takes up to a few seconds and 200 MB, so a single thread does it and the queue is short. Concurrent uploads and
+queued pictures are bounded per worker, per user and per network, so a client with a slow connection or with many
+accounts occupies only its own share.
 """
 
 from __future__ import annotations
@@ -11,49 +12,86 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from core.errors import TooManyRequests
+from core.network.addresses import network_of
 from services.pictures import images
 
 THREADS = 1
-MAX_WAITING = 8
+MAX_WAITING = 8  # including the one that is being converted
+MAX_WAITING_PER_USER = 2
+MAX_WAITING_PER_ADDRESS = 4  # of all users there: half of the queue
 MAX_UPLOADS = 32  # concurrent uploads on this worker
 MAX_UPLOADS_PER_USER = 4
+MAX_UPLOADS_PER_ADDRESS = 16  # of all users there
+RETRY_SECONDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Uploader:
+    """The user who uploads a picture. `address` is None when it is not known."""
+
+    user_id: int
+    address: str | None
+
+
+@dataclass(slots=True)
+class _Queue:
+    """Pictures that are under way. `what` names them in the plural."""
+
+    what: str
+    max_total: int
+    max_per_user: int
+    max_per_address: int
+    limits_clients: bool
+    _counted: Counter[int | str] = field(default_factory=Counter)  # by user id and by network
+    _total: int = 0
+
+    @contextmanager
+    def take(self, by: Uploader) -> Iterator[None]:
+        """Count a picture until the context ends. Raises TooManyRequests."""
+        network = network_of(by.address or "")
+        if self.limits_clients:
+            if self._counted[by.user_id] >= self.max_per_user:
+                raise self._refusal(f"Expected at most {self.max_per_user} {self.what} per user")
+            if self._counted[network] >= self.max_per_address:
+                raise self._refusal(f"Expected at most {self.max_per_address} {self.what} from {network}")
+        if self._total >= self.max_total:
+            raise self._refusal(f"Expected at most {self.max_total} {self.what}")
+        self._total += 1
+        self._counted.update((by.user_id, network))
+        try:
+            yield
+        finally:
+            self._total -= 1
+            self._counted.subtract((by.user_id, network))
+            self._counted = +self._counted
+
+    def _refusal(self, message: str) -> TooManyRequests:
+        return TooManyRequests(f"{message}; try again in a moment", RETRY_SECONDS)
 
 
 class Pictures:
-    """One per process. `close` it at the end."""
+    """One per process. `close` it at the end. Without `limits_clients`, there are no limits per user and address."""
 
-    def __init__(self, *, max_uploads_per_user: int | None) -> None:
+    def __init__(self, *, limits_clients: bool) -> None:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pictures")
-        self._max_per_user = max_uploads_per_user
-        self._receiving: Counter[int] = Counter()
-        self._waiting = 0
+        uploads = (MAX_UPLOADS, MAX_UPLOADS_PER_USER, MAX_UPLOADS_PER_ADDRESS)
+        waiting = (MAX_WAITING, MAX_WAITING_PER_USER, MAX_WAITING_PER_ADDRESS)
+        self._receiving = _Queue("concurrent uploads", *uploads, limits_clients)
+        self._waiting = _Queue("pictures waiting to be converted", *waiting, limits_clients)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
-    def receiving(self, user_id: int) -> Iterator[None]:
+    def receiving(self, by: Uploader) -> Iterator[None]:
         """Count an upload while its body is read. Raises TooManyRequests."""
-        if self._max_per_user is not None and self._receiving[user_id] >= self._max_per_user:
-            raise TooManyRequests(f"Expected at most {self._max_per_user} concurrent uploads per user", 2)
-        if self._receiving.total() >= MAX_UPLOADS:
-            raise TooManyRequests("Too many pictures are being uploaded; try again in a moment", 2)
-        self._receiving[user_id] += 1
-        try:
+        with self._receiving.take(by):
             yield
-        finally:
-            self._receiving[user_id] -= 1
-            if not self._receiving[user_id]:
-                del self._receiving[user_id]
 
-    async def squares(self, content: bytes, sides: Sequence[int]) -> list[bytes]:
+    async def squares(self, content: bytes, sides: Sequence[int], by: Uploader) -> list[bytes]:
         """Run `images.squares` in the thread. Raises InvalidInput and TooManyRequests."""
-        if self._waiting >= MAX_WAITING:
-            raise TooManyRequests("Too many pictures are being converted; try again in a moment", 2)
-        self._waiting += 1
-        try:
+        with self._waiting.take(by):
             return await asyncio.get_running_loop().run_in_executor(self._threads, images.squares, content, sides)
-        finally:
-            self._waiting -= 1

@@ -450,12 +450,12 @@ async def test_slow_uploads_block_only_their_own_user(gallery: Gallery) -> None:
 async def test_only_one_of_several_concurrent_uploads_stays(gallery: Gallery) -> None:
     async with gallery.service.person() as alice:
         before = gallery.files()
-        colours = ("red", "green", "blue")
+        colours = ("red", "blue")  # as many as may wait
         answers = await asyncio.gather(*(put_avatar(alice, photo(colour=colour)) for colour in colours))
-        assert [answer.status_code for answer in answers] == [200] * 3
+        assert [answer.status_code for answer in answers] == [200] * 2
         account = await me(alice)
         assert account["avatar_url"] in [answer.json()["avatar_url"] for answer in answers]
-        assert account["version"] == 4
+        assert account["version"] == 3
         assert gallery.files() - before == gallery.files_of(account)
 
 

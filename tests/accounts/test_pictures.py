@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import struct
 import subprocess
 import sys
+import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageCms
 
-from core.errors import InvalidInput
+from core.errors import InvalidInput, TooManyRequests
 from services.pictures import images
+from services.pictures.pool import MAX_UPLOADS_PER_ADDRESS, Pictures, Uploader
 from tests.support.pictures import EVIL, SECRET_TEXT, encoded, opened, photo, polyglot, with_metadata, with_texts
 from tests.support.service import ROOT
 
@@ -169,6 +174,88 @@ def test_files_that_are_no_picture_are_rejected_quickly(name: str) -> None:
 def test_the_error_names_the_allowed_and_the_actual_size() -> None:
     message = rejection(EVIL["10,000 pixels"]())["msg"]
     assert message == "Expected at most 8,000 pixels a side and 12,500,000 in total, got 10,000 × 10,000"
+
+
+def test_scans_are_bounded_together_with_pixels() -> None:
+    whole = photo(1000, 1000, progressive=True)
+    scans = images.scans_of(whole)
+    last = whole.rindex(b"\xff\xda")
+    many = whole[:last] + whole[last:-2] * 91 + whole[-2:]
+    assert images.scans_of(many) == scans + 90 < images.MAX_JPEG_SCANS
+    assert images.squares(many, SIDES), "a small picture may have many scans"
+    # The header claims more pixels than the data has, so nothing but the check can be as fast.
+    header = many.index(b"\xff\xc2")
+    large = many[: header + 5] + struct.pack(">HH", 5_000, 5_000) + many[header + 9 :]
+    started = time.monotonic()
+    problem = rejection(large)
+    assert problem["type"] == "picture_too_complex"
+    assert problem["msg"] == f"Expected at most 300,000,000 scans × pixels, got {scans + 90} × 25,000,000"
+    assert time.monotonic() - started < 0.5
+
+
+def test_scans_of_thumbnails_and_of_further_images_are_not_counted() -> None:
+    thumbnail = photo(64, 64, progressive=True)
+    comment = b"\xff\xfe" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
+    plain = photo(64, 64)
+    assert images.scans_of(plain) == 1
+    assert images.scans_of(plain[:2] + comment + plain[2:] + thumbnail) == 1
+    # The decoder skips an unknown marker without a length, and so finds what follows.
+    assert images.scans_of(plain[:-2] + b"\xff\x02\xff\xff" + plain[plain.index(b"\xff\xda") :]) == 2
+
+
+def test_frames_are_bounded() -> None:
+    frames = [Image.new("RGB", (1, 1), (each % 256, each // 256, 0)) for each in range(images.MAX_FRAMES + 1)]
+    several = encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])
+    problem = rejection(several)
+    assert problem["type"] == "picture_too_complex"
+    assert problem["msg"] == "Expected a picture with at most 1,000 frames"
+
+
+async def test_pictures_wait_in_bounded_numbers_per_user_and_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on = threading.Event()
+    monkeypatch.setattr(images, "squares", lambda content, sides: goes_on.wait(10) and [])
+    pictures = Pictures(limits_clients=True)
+    at = "2001:db8:0:1::"
+
+    def converting(user_id: int, address: str) -> asyncio.Task[list[bytes]]:
+        return asyncio.create_task(pictures.squares(b"", SIDES, Uploader(user_id, address)))
+
+    async def refusal(user_id: int, address: str) -> str:
+        with pytest.raises(TooManyRequests) as caught:
+            await converting(user_id, address)
+        assert caught.value.headers["Retry-After"] == "2"
+        return str(caught.value.detail)
+
+    try:
+        tasks = [converting(1, f"{at}1"), converting(1, f"{at}2")]
+        await asyncio.sleep(0)
+        assert (await refusal(1, "192.0.2.1")).startswith(
+            "Expected at most 2 pictures waiting to be converted per user"
+        )
+        tasks += [converting(2, f"{at}3"), converting(3, f"{at}4")]
+        await asyncio.sleep(0)
+        assert f"at most 4 pictures waiting to be converted from {at}/64" in await refusal(4, f"{at}5")
+        tasks += [converting(user_id, f"192.0.2.{user_id}") for user_id in range(5, 9)]
+        await asyncio.sleep(0)
+        assert "at most 8 pictures" in await refusal(9, "192.0.2.9")
+        goes_on.set()
+        await asyncio.gather(*tasks)
+        assert await converting(1, f"{at}1") == []
+    finally:
+        goes_on.set()
+        pictures.close()
+
+
+def test_uploads_are_bounded_per_network() -> None:
+    pictures = Pictures(limits_clients=True)
+    with ExitStack() as stack:
+        for user_id in range(MAX_UPLOADS_PER_ADDRESS):
+            stack.enter_context(pictures.receiving(Uploader(user_id, "127.0.0.2")))
+        with pytest.raises(TooManyRequests), pictures.receiving(Uploader(99, "127.0.0.2")):
+            pass
+        with pictures.receiving(Uploader(99, "127.0.0.3")):
+            pass
+    pictures.close()
 
 
 def test_unsupported_formats_are_not_decoded() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from core.errors import Unavailable
+from core.errors import TooManyRequests, Unavailable
 from core.identity import Identity
 from realtime.feed.feed import Feed
 from realtime.sockets.places import Places
@@ -31,7 +31,8 @@ from tests.support.service import eventually
 class Client:
     """The client of an ASGI response. It reads everything until `stops` is set or `leave` is called."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "test") -> None:
+        self.address = address
         self.text = ""
         self.status: int | None = None
         self.is_over = False
@@ -41,7 +42,7 @@ class Client:
 
     @property
     def scope(self) -> dict[str, Any]:
-        return {"type": "http", "method": "GET", "client": ("test", 1), "extensions": {ABORT: self._cut}}
+        return {"type": "http", "method": "GET", "client": (self.address, 1), "extensions": {ABORT: self._cut}}
 
     async def gets(self, text: str, times: int = 1) -> None:
         await eventually(lambda: self.text.count(text) >= times, f"the client gets {text}")
@@ -216,6 +217,24 @@ async def test_the_number_of_streams_is_limited(database: Database) -> None:
         assert all(client.is_over for client in clients[1:])
         with pytest.raises(Unavailable):
             await found.open(Client())
+
+
+async def test_one_network_has_at_most_a_quarter_of_the_streams(database: Database) -> None:
+    async with streams(database) as found:
+        places = Places(max_connections=100, max_per_address=100)
+        found.all = EventStreams(found.all.source, found.all.registry, places, found.all.pace, max_streams=8)
+        clients = [Client("2001:db8:0:1::1"), Client("2001:db8:0:1:ffff::2"), Client("192.0.2.1"), Client("192.0.2.1")]
+        serving = [found.open(client) for client in clients]
+        await eventually(lambda: all(client.text for client in clients), "all are served")
+        for address, network in (("2001:db8:0:1::3", "2001:db8:0:1::/64"), ("::ffff:192.0.2.1", "192.0.2.1")):
+            with pytest.raises(TooManyRequests, match=f"at most 2 event streams from {network}") as refused:
+                await found.open(Client(address))
+            assert refused.value.headers["Retry-After"] == "5"
+        clients[0].leave()
+        await serving[0]
+        again = Client("2001:db8:0:1::3")
+        found.open(again)
+        await again.gets("welcome")
 
 
 async def test_a_stream_gets_a_resync_when_the_log_is_replaced(database: Database) -> None:

@@ -66,6 +66,23 @@ async def test_a_websocket_is_no_http_connection(new_service: Callable[..., Serv
         assert (await asked(service)).status == 200
 
 
+@SQLITE_ONLY
+async def test_one_address_has_at_most_a_quarter_of_the_event_streams(new_service: Callable[..., Service]) -> None:
+    service = new_service(MAX_CONNECTIONS="8", RATE_LIMITS="on").start()
+    stream = "GET /events HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\nConnection: close\r\n\r\n"
+    async with AsyncExitStack() as stack:
+        for _ in range(2):
+            one = await stack.enter_async_context(raw_connection(service, stream, address="127.0.0.2"))
+            assert b" 200 " in await one.reader.readline()
+        refused = await asked(service, stream, "127.0.0.2")
+        assert refused.status == 429
+        assert refused.headers["retry-after"] == "5"
+        assert refused.detail == "Expected at most 2 event streams from 127.0.0.2; close one first"
+        other = await stack.enter_async_context(raw_connection(service, stream, address="127.0.0.3"))
+        assert b" 200 " in await other.reader.readline(), "other addresses are not affected"
+        assert (await asked(service, address="127.0.0.2")).status == 200
+
+
 def test_refused_connections_linger_in_small_numbers_and_networks_count_as_one_address() -> None:
     connections = HttpConnections(max_connections=10, max_per_address=2, is_trusted=lambda host: host == "2001:db8::1")
     assert connections.enter("2001:db8:0:1::1") is None

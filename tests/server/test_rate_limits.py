@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,25 @@ async def test_the_response_tells_how_much_of_a_limit_is_left(limited: Service) 
         assert refused.headers["RateLimit-Remaining"] == "0"
         other = await client.post("/auth/register", json={})
         assert (other.status_code, other.headers["RateLimit-Limit"]) == (422, str(RATES[LimitGroup.REGISTER].amount))
+
+
+async def test_the_users_of_one_network_share_a_multiple_of_a_limit(limited: Service) -> None:
+    """A user may read a movie twice a minute, so the accounts of one network may do so twenty times."""
+    async with AsyncExitStack() as stack:
+        # Addresses from one IPv6 network, other than that of the last user.
+        people = [
+            await stack.enter_async_context(limited.person(headers=at(f"2001:db8:0:1::{number:x}")))
+            for number in range(1, 12)
+        ]
+        for person in people[:10]:
+            assert await statuses(person.http, "GET", NOTHING, 2) == [404] * 2
+        refused = await people[10].http.get(NOTHING)
+        assert refused.status_code == 429
+        expected = "Expected at most 20 requests per minute from all users of 2001:db8:0:1::/64; try again later"
+        assert refused.json() == {"detail": expected}
+        assert refused.headers["RateLimit-Limit"] == "20"
+        assert refused.headers["Retry-After"] == refused.headers["RateLimit-Reset"]
+        assert (await people[10].http.get(NOTHING, headers=at())).status_code == 404, "elsewhere, the user has a share"
 
 
 async def test_routes_have_limits_of_their_own(limited: Service) -> None:
@@ -414,7 +434,10 @@ def test_a_limit_of_a_route_replaces_the_limit_of_its_group() -> None:
     rules = table.limit_rules(Settings(rate_limits="POST /users=3/minute"))
     assert rules["POST", "/users"].rate == Rate(3, 60)
     assert rules["POST", "/auth/register"].rate == RATES[LimitGroup.REGISTER]
-    assert rules["GET", "/movies/{id}"] == limit_groups.Rule("read", RATES[LimitGroup.READ], False)
+    assert rules["GET", "/movies/{id}"] == limit_groups.Rule(
+        "read", RATES[LimitGroup.READ], False, Rate(10 * RATES[LimitGroup.READ].amount, 60)
+    )
+    assert rules["POST", "/users"].address_rate is None, "it is counted by address anyway"
     assert ("GET", "/healthz") not in rules
     assert table.limit_rules(Settings(rate_limits="off")) == {}
     unlimited = {operation.path for operation in table.OPERATIONS if not operation.is_limited}

@@ -85,6 +85,7 @@ INVALID: Mapping[str, Sequence[str]] = {
     "EVENT_RETENTION_BYTES": ("1000000",),
     "READ_TIMEOUT_SECONDS": ("0", "301", "soon"),
     "GENERATED_ROWS_PER_DAY": ("0", "many"),
+    "USERS_PER_ADDRESS": ("0", "many"),
     "JOB_RETENTION_HOURS": ("23", "nan"),
     "LOG_FORMAT": ("xml",),
     "LOG_LEVEL": ("loud",),
