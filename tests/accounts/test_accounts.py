@@ -329,6 +329,29 @@ async def test_admins_list_the_users_that_are_not_admins(service: Service) -> No
         assert (await admin.http.get("/users/nonAdmin?limit=-1")).status_code == 422
 
 
+async def test_the_list_of_users_that_are_not_admins_is_a_list_like_the_others(service: Service) -> None:
+    path = "/users/nonAdmin"
+    async with service.person() as alice, service.person() as bob, service.admin() as admin:
+        family = fresh("Lime")
+        for person in (alice, bob, admin):
+            await ok(admin.http.patch(f"/users/{person.id}", json={"last_name": family}))
+        await ok(admin.http.patch(f"/users/{bob.id}", json={"first_name": "Harry"}))
+
+        async def ids(query: str) -> list[int]:
+            return [user["id"] for user in await ok(admin.http.get(f"{path}?{query}"))]
+
+        assert await ids(f"q={family}&sort=-id") == [bob.id, alice.id]
+        assert await ids(f"last_name={family}&first_name=Harry") == [bob.id]
+        assert await ids(f"last_name={family}&group=admin") == []
+        first = await admin.http.get(f"{path}?last_name={family}&sort=-id&limit=1")
+        assert (first.headers["x-total-count"], 'rel="next"' in first.headers["link"]) == ("2", True)
+        after = await admin.http.get(f"{path}?last_name={family}&limit=1&after={alice.id}")
+        assert [user["id"] for user in after.json()] == [bob.id]
+        for invalid in ("sort=password_hash", "password_hash=x", "after=x"):
+            assert (await admin.http.get(f"{path}?{invalid}")).status_code == 422
+        assert (await alice.http.get(f"{path}?q={family}")).status_code == 403
+
+
 async def test_public_watchers_receive_no_events_of_new_users(service: Service) -> None:
     async with watching(service) as watcher, service.person() as alice:
         await alice.add()
