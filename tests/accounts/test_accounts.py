@@ -394,13 +394,15 @@ def cli(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
 async def test_create_admin_adds_an_admin_beside_a_running_service(service: Service) -> None:
     name = fresh("chief")
     arguments = ("create-admin", "--username", name, "--email", f"{name}@example.org", "--password", PASSWORD)
-    done = await asyncio.to_thread(cli, service, *arguments)
+    names = ("--first-name", "Anna", "--last-name", "Schmidt")
+    done = await asyncio.to_thread(cli, service, *arguments, *names)
     assert done.returncode == 0, done.stderr
     assert name in done.stdout
     async with service.anyone() as client:
         token = (await client.post("/token", data={"username": name, "password": PASSWORD})).json()["access_token"]
         headers = {"Authorization": f"Bearer {token}"}
-        assert (await client.get("/auth/me", headers=headers)).json()["group"] == "admin"
+        me = (await client.get("/auth/me", headers=headers)).json()
+        assert (me["group"], me["first_name"], me["last_name"]) == ("admin", "Anna", "Schmidt")
         assert (await client.get("/users/nonAdmin", headers=headers)).status_code == 200
         kept = (await client.get("/admin/audit?action=create&limit=1", headers=headers)).json()[0]
         assert (kept["changes"], kept["actor_id"]) == ({"group": [None, "admin"]}, None)
@@ -449,6 +451,25 @@ async def test_the_first_admin_needs_a_valid_password(tmp_path: Path, password: 
     admin = {"first_admin_username": "Chieftain", "first_admin_password": password, "password_mix": mix}
     settings = Settings(database_url=f"sqlite:///{tmp_path}/marquee.db", _env_file=None, **places | admin)
     with pytest.raises(SettingsError, match=f"^FIRST_ADMIN_PASSWORD: {reason}"):
+        await prepare(settings)
+
+
+@SQLITE_ONLY
+async def test_the_first_admin_may_have_first_and_last_names(new_service: Callable[..., Service]) -> None:
+    names = {"first_name": "Anna", "last_name": "Schmidt"}
+    service = new_service(**{f"FIRST_ADMIN_{name.upper()}": f" {value} " for name, value in names.items()}).start()
+    async with service.admin() as admin:
+        me = await ok(admin.http.get("/users/me"))
+    assert {name: me[name] for name in names} == names
+    assert "Schmidt" not in service.log()
+
+
+@pytest.mark.parametrize("name", ["first_name", "last_name"])
+async def test_an_invalid_name_of_the_first_admin_is_one_sentence(tmp_path: Path, name: str) -> None:
+    places: dict[str, Any] = {"mail_folder": str(tmp_path / "mail"), "storage_url": f"file://{tmp_path}/storage"}
+    admin = {"first_admin_username": "chief", "first_admin_password": PASSWORD, f"first_admin_{name}": "\u200b"}
+    settings = Settings(database_url=f"sqlite:///{tmp_path}/marquee.db", _env_file=None, **places | admin)
+    with pytest.raises(SettingsError, match=rf"^FIRST_ADMIN_{name.upper()}: [^\n]*\.$"):
         await prepare(settings)
 
 
