@@ -17,9 +17,14 @@ from services.passwords import hasher_for
 @click.option("--username", help="3 to 50 characters")
 @click.option("--email")
 @click.option("--password", prompt=True, hide_input=True, confirmation_prompt=True, help="8 to 128 characters")
-def create_admin(username: str | None, email: str | None, password: str) -> None:
+@click.option("--first-name", help="at most 100 characters")
+@click.option("--last-name", help="at most 100 characters")
+def create_admin(
+    username: str | None, email: str | None, password: str, first_name: str | None, last_name: str | None
+) -> None:
     """Create an admin account."""
-    given = {"username": username, "email": email, "password": password}
+    names = {"first_name": first_name, "last_name": last_name}
+    given = {"username": username, "email": email, "password": password, **names}
     body = TypeAdapter(credentials.RegisterBody).validate_python({k: v for k, v in given.items() if v is not None})
     fields = body.model_dump(exclude_unset=True, exclude={"password"})
     settings = configured()

@@ -72,6 +72,8 @@ class Settings(BaseSettings):
     first_admin_username: str | None = Field(default=None, min_length=3, max_length=50)
     first_admin_email: EmailStr | None = None
     first_admin_password: SecretStr | None = None
+    first_admin_first_name: str | None = Field(default=None, max_length=100)
+    first_admin_last_name: str | None = Field(default=None, max_length=100)
 
     max_connections: int = Field(default=10_000, ge=1, le=1_000_000)
     max_connections_per_address: int = Field(default=1_000, ge=1, le=1_000_000)
@@ -119,6 +121,8 @@ class Settings(BaseSettings):
             raise ValueError("FIRST_ADMIN_PASSWORD is required with FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL")
         if self.first_admin_password is not None and not given:
             raise ValueError("FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL is required with FIRST_ADMIN_PASSWORD")
+        if not given and (self.first_admin_first_name or self.first_admin_last_name):
+            raise ValueError("FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL is required with the first admin's names")
         return self
 
     @property

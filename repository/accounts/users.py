@@ -324,20 +324,20 @@ async def _administer(tx: Transaction, action: str, editor: Editor, user_id: int
 # --- lists
 
 
-async def page_of(database: Database, page: ListRequest, *, sees_everything: bool) -> Listed[dict[str, Any]]:
-    """Return a page of accounts: all of them with `sees_everything`, otherwise the active ones, `in_brief`."""
+async def page_of(
+    database: Database, page: ListRequest, *, sees_everything: bool, has_admins: bool = True
+) -> Listed[dict[str, Any]]:
+    """Return a page of accounts: all of them with `sees_everything`, otherwise the active ones, `in_brief`.
+
+    Without `has_admins`, accounts in the group admin are left out.
+    """
     where = [exists(), filter_sql.where(TABLE, page.filter, is_sqlite=database.is_sqlite)]
     if not sees_everything:
         where.append(TABLE.c.is_active)
+    if not has_admins:
+        where.append(TABLE.c.group != Group.ADMIN.value)
     if page.text:
         searched = SEARCHED if sees_everything else SEARCHED_BY_OTHERS
         where.append(filter_sql.search(TABLE, searched, page.text, is_sqlite=database.is_sqlite))
     shown = public if sees_everything else in_brief
     return await entities_of(database, TABLE, and_(*where), total_order(page.sort), shown, page)
-
-
-async def list_non_admins(database: Database, *, offset: int, limit: int) -> Listed[dict[str, Any]]:
-    """Return a page of the accounts outside the group admin, in the order of their ids."""
-    where = (TABLE.c.group != Group.ADMIN.value) & exists()
-    page = ListRequest(offset=offset, limit=limit)
-    return await entities_of(database, TABLE, where, total_order(page.sort), public, page)

@@ -31,7 +31,7 @@ from routes.accounts.access import (
 )
 from routes.http import queries, rendering
 from routes.http.operation import AnyCall, Call, Details, Operations
-from routes.http.queries import ById, ListQuery, PageQuery
+from routes.http.queries import ById, ListQuery
 
 ADDRESS_RATE = Rate(5, 24 * 60 * 60)  # changes of one account's email address by its owner
 EDIT = Details(signed_in=True, if_match=True, answer_headers=("ETag",))
@@ -152,11 +152,17 @@ def _require_fields_of_others(request: ListRequest) -> None:
 
 
 @operations.listing(
-    "/users/nonAdmin", "List the users who are not admins (admins only)", list[User], signed_in=True, errors=(403,)
+    "/users/nonAdmin",
+    "List the users who are not admins (admins only)",
+    list[User],
+    filters=USER_FIELDS,
+    signed_in=True,
+    errors=(403,),
 )
-async def list_non_admins(call: Call[None, PageQuery, None]) -> Response:
+async def list_non_admins(call: Call[None, ListQuery, None]) -> Response:
     as_admin(call)
-    found = await users.list_non_admins(call.database, offset=call.query.start, limit=call.query.limit)
+    request = queries.list_request(call, USER_FIELDS)
+    found = await users.page_of(call.database, request, sees_everything=True, has_admins=False)
     return rendering.page(call, found)
 
 

@@ -361,6 +361,29 @@ async def test_admins_list_the_users_that_are_not_admins(service: Service) -> No
         assert (await admin.http.get("/users/nonAdmin?limit=-1")).status_code == 422
 
 
+async def test_the_list_of_users_that_are_not_admins_is_a_list_like_the_others(service: Service) -> None:
+    path = "/users/nonAdmin"
+    async with service.person() as alice, service.person() as bob, service.admin() as admin:
+        family = fresh("Lime")
+        for person in (alice, bob, admin):
+            await ok(admin.http.patch(f"/users/{person.id}", json={"last_name": family}))
+        await ok(admin.http.patch(f"/users/{bob.id}", json={"first_name": "Harry"}))
+
+        async def ids(query: str) -> list[int]:
+            return [user["id"] for user in await ok(admin.http.get(f"{path}?{query}"))]
+
+        assert await ids(f"q={family}&sort=-id") == [bob.id, alice.id]
+        assert await ids(f"last_name={family}&first_name=Harry") == [bob.id]
+        assert await ids(f"last_name={family}&group=admin") == []
+        first = await admin.http.get(f"{path}?last_name={family}&sort=-id&limit=1")
+        assert (first.headers["x-total-count"], 'rel="next"' in first.headers["link"]) == ("2", True)
+        after = await admin.http.get(f"{path}?last_name={family}&limit=1&after={alice.id}")
+        assert [user["id"] for user in after.json()] == [bob.id]
+        for invalid in ("sort=password_hash", "password_hash=x", "after=x"):
+            assert (await admin.http.get(f"{path}?{invalid}")).status_code == 422
+        assert (await alice.http.get(f"{path}?q={family}")).status_code == 403
+
+
 async def test_public_watchers_receive_no_events_of_new_users(service: Service) -> None:
     async with watching(service) as watcher, service.person() as alice:
         await alice.add()
@@ -403,13 +426,15 @@ def cli(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
 async def test_create_admin_adds_an_admin_beside_a_running_service(service: Service) -> None:
     name = fresh("chief")
     arguments = ("create-admin", "--username", name, "--email", f"{name}@example.org", "--password", PASSWORD)
-    done = await asyncio.to_thread(cli, service, *arguments)
+    names = ("--first-name", "Anna", "--last-name", "Schmidt")
+    done = await asyncio.to_thread(cli, service, *arguments, *names)
     assert done.returncode == 0, done.stderr
     assert name in done.stdout
     async with service.anyone() as client:
         token = (await client.post("/token", data={"username": name, "password": PASSWORD})).json()["access_token"]
         headers = {"Authorization": f"Bearer {token}"}
-        assert (await client.get("/auth/me", headers=headers)).json()["group"] == "admin"
+        me = (await client.get("/auth/me", headers=headers)).json()
+        assert (me["group"], me["first_name"], me["last_name"]) == ("admin", "Anna", "Schmidt")
         assert (await client.get("/users/nonAdmin", headers=headers)).status_code == 200
         kept = (await client.get("/admin/audit?action=create&limit=1", headers=headers)).json()[0]
         assert (kept["changes"], kept["actor_id"]) == ({"group": [None, "admin"]}, None)
@@ -458,6 +483,25 @@ async def test_the_first_admin_needs_a_valid_password(tmp_path: Path, password: 
     admin = {"first_admin_username": "Chieftain", "first_admin_password": password, "password_mix": mix}
     settings = Settings(database_url=f"sqlite:///{tmp_path}/marquee.db", _env_file=None, **places | admin)
     with pytest.raises(SettingsError, match=f"^FIRST_ADMIN_PASSWORD: {reason}"):
+        await prepare(settings)
+
+
+@SQLITE_ONLY
+async def test_the_first_admin_may_have_first_and_last_names(new_service: Callable[..., Service]) -> None:
+    names = {"first_name": "Anna", "last_name": "Schmidt"}
+    service = new_service(**{f"FIRST_ADMIN_{name.upper()}": f" {value} " for name, value in names.items()}).start()
+    async with service.admin() as admin:
+        me = await ok(admin.http.get("/users/me"))
+    assert {name: me[name] for name in names} == names
+    assert "Schmidt" not in service.log()
+
+
+@pytest.mark.parametrize("name", ["first_name", "last_name"])
+async def test_an_invalid_name_of_the_first_admin_is_one_sentence(tmp_path: Path, name: str) -> None:
+    places: dict[str, Any] = {"mail_folder": str(tmp_path / "mail"), "storage_url": f"file://{tmp_path}/storage"}
+    admin = {"first_admin_username": "chief", "first_admin_password": PASSWORD, f"first_admin_{name}": "\u200b"}
+    settings = Settings(database_url=f"sqlite:///{tmp_path}/marquee.db", _env_file=None, **places | admin)
+    with pytest.raises(SettingsError, match=rf"^FIRST_ADMIN_{name.upper()}: [^\n]*\.$"):
         await prepare(settings)
 
 

@@ -134,6 +134,7 @@ def test_a_misspelt_setting_in_the_env_file_is_a_warning() -> None:
     ("given", "missing"),
     [
         ({"FIRST_ADMIN_USERNAME": "chief"}, "FIRST_ADMIN_PASSWORD is required"),
+        ({"FIRST_ADMIN_LAST_NAME": "long enough"}, "FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL is required"),
         ({"FIRST_ADMIN_PASSWORD": "long enough it is"}, "FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL is required"),
     ],
 )
