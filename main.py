@@ -101,7 +101,7 @@ async def prepare(settings: Settings) -> None:
     Raises SettingsError for a setting that does not work.
     """
     try:
-        database = Database(settings.database_url)
+        database = Database(settings.database_url, has_pooler=settings.has_pooler)
     except OSError as error:
         raise SettingsError(f"DATABASE_URL: the database's folder cannot be created: {error.strerror}.") from error
     try:

@@ -27,7 +27,7 @@ def with_database(settings: Settings, work: Callable[[Database], Awaitable[T]]) 
     """Migrate the configured database, run `work` with it, and return the result of `work`."""
 
     async def go() -> T:
-        database = Database(settings.database_url)
+        database = Database(settings.database_url, has_pooler=settings.has_pooler)
         try:
             await migrations.migrate(database)
             return await work(database)

@@ -40,6 +40,7 @@ class Settings(BaseSettings):
     workers: int = Field(default=1, ge=1, le=64)
 
     database_url: Annotated[str, AfterValidator(setting_values.database_url)] = "sqlite:///data/marquee.db"
+    database_pooler: Annotated[Literal["on", "off"], ANY_CASE] = "off"
     broadcast_url: Annotated[str, AfterValidator(setting_values.broadcast_url)] = "memory://"
 
     secret_key: Annotated[SecretStr, AfterValidator(setting_values.secret_key)] | None = None
@@ -183,6 +184,11 @@ class Settings(BaseSettings):
     @property
     def needs_password_mix(self) -> bool:
         return self.password_mix == "on"  # noqa: S105 (no password)
+
+    @property
+    def has_pooler(self) -> bool:
+        """Whether PostgreSQL may be behind a pooler of connections."""
+        return self.database_pooler == "on"
 
     @property
     def has_shared_bus(self) -> bool:

@@ -87,7 +87,9 @@ class Parts:
             access_seconds=settings.access_token_expire_minutes * 60,
             refresh_seconds=settings.refresh_token_expire_days * 24 * 3600,
         )
-        self.database = Database(settings.database_url, read_seconds=settings.read_timeout_seconds)
+        self.database = Database(
+            settings.database_url, read_seconds=settings.read_timeout_seconds, has_pooler=settings.has_pooler
+        )
         self.passwords = Passwords(hasher_for(settings), needs_mix=settings.needs_password_mix)
         self.storage = open_storage(settings)
         self.pictures = Pictures(limits_clients=settings.has_limits)

@@ -14,13 +14,13 @@ import pytest
 from repository.engine import migrations
 from repository.engine.database import Database
 from tests.support import reaper
-from tests.support.servers import MissingServer, PostgresServer, RedisServer
+from tests.support.servers import MissingServer, PgBouncer, PostgresServer, RedisServer
 from tests.support.service import Service
 
 BACKENDS = ("sqlite", "postgres")
 
 # Fixtures that start a server. The tests that use none of these are marked `fast`, and `make check` runs only them.
-SERVERS = {"backend", "own_postgres", "own_redis", "postgres", "redis", "small"}
+SERVERS = {"backend", "own_postgres", "own_redis", "pgbouncer", "postgres", "redis", "small"}
 
 reaper.start()
 
@@ -58,10 +58,10 @@ def its_share_of_the_machine(
         yield
 
 
-Server = TypeVar("Server", PostgresServer, RedisServer)
+Server = TypeVar("Server", PgBouncer, PostgresServer, RedisServer)
 
 
-def private(kind: type[Server]) -> Iterator[Server]:
+def private(kind: Callable[[], Server]) -> Iterator[Server]:
     """Start a private server, never the machine's own."""
     try:
         server = kind()
@@ -81,6 +81,12 @@ def postgres() -> Iterator[PostgresServer]:
 def redis() -> Iterator[RedisServer]:
     """A Redis shared by the tests that do not disturb it."""
     yield from private(RedisServer)
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(postgres: PostgresServer) -> Iterator[PgBouncer]:
+    """A PgBouncer in transaction mode, in front of the shared PostgreSQL."""
+    yield from private(lambda: PgBouncer(postgres))
 
 
 @pytest.fixture

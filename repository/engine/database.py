@@ -57,15 +57,17 @@ log = structlog.get_logger("database")
 
 class Database:
     """One per process; call `close` at the end. `read_seconds` is the deadline of a read, including its wait for a
-    connection.
+    connection. `has_pooler`: PostgreSQL may be behind PgBouncer.
     """
 
-    def __init__(self, url: str, *, read_seconds: float = READ_SECONDS) -> None:
+    def __init__(self, url: str, *, read_seconds: float = READ_SECONDS, has_pooler: bool = False) -> None:
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
         self._read_seconds = read_seconds
         self._engines = (
-            engines.open_sqlite(url) if self.is_sqlite else engines.open_postgresql(url, read_seconds * PATIENCE)
+            engines.open_sqlite(url)
+            if self.is_sqlite
+            else engines.open_postgresql(url, read_seconds * PATIENCE, has_pooler=has_pooler)
         )
         # Connections that `fetch` keeps: checking one out of the pool costs more than a read by key.
         self._hot = asyncio.Semaphore(HOT_READERS)
@@ -148,6 +150,8 @@ class Database:
                 with _unavailable_when_lost():
                     async with self._engines.readers[lane].connect() as connection:
                         engines.allow(connection)
+                        if self._engines.begin_read:
+                            await connection.begin()  # not left to SQLAlchemy, which a read may bypass
                         try:
                             yield connection
                         except asyncio.CancelledError:
@@ -226,7 +230,7 @@ class Database:
                     if self.is_sqlite:
                         found = await driver.execute_fetchall(statement.sqlite, values)
                     else:
-                        found = await driver.fetch(statement.postgresql, *values)
+                        found = await engines.fetch(driver, self._engines.begin_read, statement.postgresql, values)
             except BaseException as error:
                 if isinstance(error, Exception):
                     self._note_read_failure(error)

@@ -1,4 +1,10 @@
-"""The pools of connections: one for writes, and one for each lane of reads, so that a search never delays a sign-in."""
+"""The pools of connections: one for writes, and one for each lane of reads, so that a search never delays a sign-in.
+
+Behind PgBouncer in transaction mode, a connection to PostgreSQL is ours from BEGIN to the end of the transaction only.
+Outside a transaction, the next message may go to another one, which knows another statement by the same name: its rows
+would be wrong without any error. So with `has_pooler`, every statement runs in a transaction, no statement is kept, and
+the limits are set in each transaction. Without it, a connection whose settings are not in effect is refused.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +17,9 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import asyncpg
 from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import InvalidatePoolError
@@ -20,6 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from core.errors import SettingsError
 from core.filters import without_case
+from repository.engine import failures
 
 BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
 POOL_TIMEOUT_SECONDS = 30
@@ -37,6 +45,8 @@ SQLITE_LOG_BYTES = 32 * 1024 * 1024  # of the write-ahead log when SQLite reuses
 # Before this version, a checkpoint by one process during a write by another can damage the file.
 SAFE_SQLITE = (3, 51, 3)
 SQLITE_CHECKPOINT_PAGES = 4_000  # 16 MB of log, so that bulk writes cause few checkpoints
+# asyncpg sends each statement without a name, so that none is left behind in the pooler's connections.
+WITHOUT_KEPT_STATEMENTS = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
 # With the readers, 20 connections per worker: 4 workers fit PostgreSQL's default of 100.
 POSTGRESQL_WRITERS = 10
 # PostgreSQL ends a statement that exceeds the deadline of its read by this much, in case the worker is gone.
@@ -64,6 +74,8 @@ class Engines:
 
     writer: AsyncEngine
     readers: Mapping[Lane, AsyncEngine]
+    # The statement that begins the transaction of a read through the driver itself; empty if it needs none.
+    begin_read: str = ""
 
     async def dispose(self) -> None:
         for engine in (self.writer, *self.readers.values()):
@@ -105,39 +117,100 @@ def open_sqlite(url: str) -> Engines:
     return Engines(engine(1, WRITER_PRAGMAS), readers)
 
 
-def open_postgresql(url: str, read_seconds: float) -> Engines:
-    """Return the engines of a PostgreSQL database."""
+def open_postgresql(url: str, read_seconds: float, *, has_pooler: bool = False) -> Engines:
+    """Return the engines of a PostgreSQL database, for direct connections or for PgBouncer."""
 
-    def engine(size: int, pool_seconds: float, server_settings: Mapping[str, str], **options: Any) -> AsyncEngine:
-        # jit costs planning time and gains nothing for statements this short.
-        settings = {"application_name": "marquee", "jit": "off", **server_settings}
+    def engine(size: int, pool_seconds: float, settings: dict[str, str], **options: Any) -> AsyncEngine:
+        # As settings of a direct connection, they cost no round trip.
+        at_connect = {} if has_pooler else settings
+        arguments = {"timeout": CONNECT_SECONDS, "server_settings": {"application_name": "marquee", **at_connect}}
         made = create_async_engine(
             "postgresql+asyncpg" + url[url.index("://") :],
             pool_size=size,
             max_overflow=0,
             pool_timeout=pool_seconds,
-            connect_args={"timeout": CONNECT_SECONDS, "server_settings": settings},
+            connect_args=arguments | (WITHOUT_KEPT_STATEMENTS if has_pooler else {}),
             **options,
         )
         event.listen(made.sync_engine, "checkout", _replace_closed)
+        if has_pooler:
+            event.listen(made.sync_engine, "begin", partial(_set_in_transaction, settings))
+        else:
+            # Before SQLAlchemy's own first statements, which a pooler may mix up.
+            event.listen(made.sync_engine, "connect", partial(_require_settings, settings), insert=True)
         return made
 
     def reader(lane: Lane) -> AsyncEngine:
-        settings = {"statement_timeout": _milliseconds(read_seconds + STATEMENT_GRACE_SECONDS)}
-        if lane is Lane.COSTLY:
-            # A read on several cores would take them from the cheaper lanes.
-            settings["max_parallel_workers_per_gather"] = "0"
+        settings = reader_settings(lane)
+        if has_pooler:
+            # Not interruptible: a BEGIN that is cancelled would leave a connection of which nobody knows the state.
+            return engine(READERS[lane], POOL_TIMEOUT_SECONDS, settings, isolation_level="READ COMMITTED")
         # One round trip for each statement: a read of one statement needs no BEGIN and ROLLBACK around it.
         return _interruptible(engine(READERS[lane], POOL_TIMEOUT_SECONDS, settings, isolation_level="AUTOCOMMIT"))
 
-    # As settings of the connection, they cost no round trip.
+    def reader_settings(lane: Lane) -> dict[str, str]:
+        # jit costs planning time and gains nothing for statements this short.
+        settings = {"jit": "off", "statement_timeout": _milliseconds(read_seconds + STATEMENT_GRACE_SECONDS)}
+        if lane is Lane.COSTLY:
+            # A read on several cores would take them from the cheaper lanes.
+            settings["max_parallel_workers_per_gather"] = "0"
+        if has_pooler:
+            # A frozen worker would keep one of the pooler's connections.
+            settings["idle_in_transaction_session_timeout"] = _milliseconds(IDLE_IN_TRANSACTION_SECONDS)
+        return settings
+
     limits = {
+        "jit": "off",
         "lock_timeout": _milliseconds(LOCK_SECONDS),
         "idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_SECONDS),
         "statement_timeout": _milliseconds(WRITE_STATEMENT_SECONDS),
     }
     writer = engine(POSTGRESQL_WRITERS, WRITER_POOL_SECONDS, limits)
-    return Engines(writer, {lane: reader(lane) for lane in Lane})
+    locally = "".join(f"; SET LOCAL {name} = '{value}'" for name, value in reader_settings(Lane.POINT).items())
+    begin = f"BEGIN ISOLATION LEVEL READ COMMITTED{locally}" if has_pooler else ""
+    return Engines(writer, {lane: reader(lane) for lane in Lane}, begin)
+
+
+async def fetch(driver: Any, begin: str, query: str, values: Sequence[Any]) -> Sequence[Any]:
+    """Return the rows of one statement on PostgreSQL, in a transaction unless `begin` is empty.
+
+    After an error, the connection cannot be used again.
+    """
+    if not begin:
+        return cast(Sequence[Any], await driver.fetch(query, *values))
+    await driver.execute(begin)
+    found: Sequence[Any] = await driver.fetch(query, *values)
+    await driver.execute("COMMIT")
+    return found
+
+
+def _set_in_transaction(settings: Mapping[str, str], connection: Connection) -> None:
+    values = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
+    connection.exec_driver_sql(f"SELECT {values}")
+
+
+def _require_settings(settings: Mapping[str, str], dbapi_connection: Any, _: Any) -> None:
+    """Raise PoolerFound unless the settings of a new connection are in effect.
+
+    PgBouncer refuses them, or drops those that its `ignore_startup_parameters` names.
+    """
+    expected = f"'{settings['statement_timeout']} ms'::interval"
+    query = f"SELECT current_setting('statement_timeout')::interval = {expected}"
+
+    async def are_set(driver: Any) -> bool:
+        try:
+            found: bool = await driver.fetchval(query, timeout=CONNECT_SECONDS)
+        except (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError):
+            found = False  # the statement went to a connection that another client has used
+        except BaseException:
+            driver.terminate()
+            raise
+        if not found:
+            driver.terminate()
+        return found
+
+    if not dbapi_connection.run_async(are_set):
+        raise failures.PoolerFound(failures.POOLER)
 
 
 def _replace_closed(dbapi_connection: Any, record: Any, proxy: Any) -> None:

@@ -35,6 +35,10 @@ _LASTING = frozenset(
     (DAMAGED_FILE, DAMAGED_DATABASE, FAILING_DISK, TABLE_CHANGED, TABLE_MISSING, COLUMN_MISSING, COLUMN_CHANGED,
      TABLE_FORBIDDEN)
 )  # fmt: skip
+POOLER = "PgBouncer is in front of the database; set DATABASE_POOLER=on, or connect to PostgreSQL directly"
+POOLER_MODE = "PgBouncer runs in statement mode; set its pool_mode to transaction or session"
+# Parts of PgBouncer's messages, whose states have other meanings, too.
+_OF_POOLERS = {"unsupported startup parameter": POOLER, "statement pooling mode": POOLER_MODE}
 # The messages of readiness, by the first characters of the SQLSTATE (PostgreSQL manual, appendix A) or by a part of
 # SQLite's message. All of these errors come from the database's environment, not from our SQL and types.
 _FOREIGN_STATES = {
@@ -85,6 +89,10 @@ _STALE_STATES = ("08", "57P01", "57P05", "0A000", "42804", "42883")
 _SCHEMA_STATES = ("0A000", "42", "3F000")
 
 
+class PoolerFound(asyncpg.InterfaceError):  # type: ignore[misc]  # asyncpg has no types
+    """A pooler is in front of the database, and would mix up the statements of different connections."""
+
+
 def _driver_error(error: BaseException) -> BaseException:
     """Return the driver's own error, also if SQLAlchemy has wrapped it."""
     if not isinstance(error, DBAPIError) or error.orig is None:
@@ -106,6 +114,17 @@ def _message(error: BaseException) -> str:
     return str(inner).lower() if isinstance(inner, sqlite3.Error) else ""
 
 
+def pooler_problem(error: BaseException) -> str | None:
+    """Return what is wrong with the pooler in front of the database, or None if the error has another cause."""
+    inner = _driver_error(error)
+    if isinstance(inner, PoolerFound):
+        return POOLER
+    # The state depends on whether the connection was already open.
+    if not isinstance(inner, asyncpg.PostgresConnectionError):
+        return None
+    return next((words for part, words in _OF_POOLERS.items() if part in str(inner)), None)
+
+
 def is_refused(error: BaseException) -> bool:
     """Return whether the database rolled back because of other transactions, so that another run may succeed."""
     return _state(error).startswith(_REFUSED_STATES) or any(text in _message(error) for text in _REFUSED_ON_SQLITE)
@@ -122,6 +141,8 @@ def in_words(error: BaseException | None) -> str:
 
 
 def _words(error: BaseException) -> str | None:
+    if (problem := pooler_problem(error)) is not None:
+        return problem
     state, inner = _state(error), _driver_error(error)
     for start, words in _FOREIGN_STATES.items():
         if state.startswith(start):

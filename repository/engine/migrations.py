@@ -38,12 +38,15 @@ def newest_revision() -> str | None:
 async def migrate(database: Database) -> None:
     """Apply the missing migrations, and give a new log its epoch. Safe to run in several workers at once.
 
-    Raises SettingsError when the schema is newer than this version of the program.
+    Raises SettingsError when the schema is newer than this version of the program, and when a pooler that the settings
+    do not allow is in front of the database.
     """
     for _ in range(MAX_ATTEMPTS):
         try:
             return await _migrate(database)
         except failures.DATABASE_ERRORS as error:
+            if (problem := failures.pooler_problem(error)) is not None:
+                raise SettingsError(f"DATABASE_URL: {problem}.") from error
             # SQLite does not wait for a lock while several processes switch a new file to WAL.
             if not failures.is_refused(error):
                 raise

@@ -58,6 +58,7 @@ INVALID: Mapping[str, Sequence[str]] = {
     "OLD_SECRET_KEYS": ("x" * 31, f"{'x' * 32},short"),
     "PASSWORD_MEMORY_KIB": ("7",),
     "PASSWORD_TIME_COST": ("0",),
+    "DATABASE_POOLER": ("pgbouncer",),
     "PASSWORD_MIX": ("maybe",),
     "ALGORITHM": ("none", "RS256"),
     "ACCESS_TOKEN_EXPIRE_MINUTES": ("0", "soon"),

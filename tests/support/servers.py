@@ -1,4 +1,4 @@
-"""Private PostgreSQL, Redis and nginx servers for the tests.
+"""Private PostgreSQL, PgBouncer, Redis and nginx servers for the tests.
 
 The tests kill, freeze and restart these servers, so they never use the ones that may already run on the machine: each
 object owns its process, its port on 127.0.0.1 and its directory under /tmp. All are gone after `close()`, or at the
@@ -535,6 +535,54 @@ class PostgresServer(_Server):
     def _discard(self) -> None:
         # Only a killed server leaves its pid file, and a segment that nothing else would remove.
         reaper.release_shared_memory(self._data)
+
+
+class PgBouncer(_Server):
+    """A PgBouncer in front of a PostgreSQL. All its clients share two connections for each database.
+
+    `mode` is its `pool_mode`; `ignores` names the parameters of a client's start that it drops instead of refusing the
+    client.
+    """
+
+    label = "pgbouncer"
+    stop_signal = signal.SIGTERM  # at once, whatever its clients do
+
+    def __init__(self, postgres: PostgresServer, *, mode: str = "transaction", ignores: str = "") -> None:
+        program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+        if program is None:
+            raise MissingServer("pgbouncer was not found in PATH or /usr/sbin")
+        self._program = program
+        self._settings = {
+            "listen_addr": HOST,
+            "unix_socket_dir": "",
+            "auth_type": "any",
+            "pool_mode": mode,
+            "default_pool_size": "2",
+            "max_client_conn": "200",
+            "ignore_startup_parameters": ignores,
+        }
+        self._server = f"host={HOST} port={postgres.port} user=postgres"
+        super().__init__(_unprivileged() if os.geteuid() == 0 else None)  # PgBouncer refuses to run as root
+
+    def url_of(self, database_url: str) -> str:
+        """Return the URL of a database of the PostgreSQL, through this PgBouncer."""
+        return f"postgresql://postgres@{HOST}:{self.port}/{database_url.rpartition('/')[2]}"
+
+    def _prepare(self) -> None:
+        """Do nothing, because its settings contain the port, which is not known yet."""
+
+    def _command(self, port: int) -> list[str]:
+        settings = self._settings | {"listen_port": str(port)}
+        lines = ["[databases]", f"* = {self._server}", "[pgbouncer]", *(f"{k} = {v}" for k, v in settings.items())]
+        (self._base / "pgbouncer.ini").write_text("\n".join([*lines, ""]))
+        return [self._program, str(self._base / "pgbouncer.ini")]
+
+    def _ready(self, port: int, pid: int) -> bool:
+        # Another process that took the port would make this one end.
+        return f"listening on {HOST}:{port}" in self.log
+
+    def _discard(self) -> None:
+        """Do nothing, because nothing of a PgBouncer outlives its process."""
 
 
 def _children(pid: int) -> list[int]:
