@@ -5,25 +5,35 @@ A token is valid while its signature and times are valid, its session has not en
 
 from __future__ import annotations
 
+import structlog
+
 from core.errors import Unauthenticated, invalid_token
 from core.identity import Group, Identity
 from repository.engine import rights
 from repository.engine.database import Database
 from services.tokens import Tokens
 
+log = structlog.get_logger("sign-in")
+
 
 def invalid_access_token() -> Unauthenticated:
     return invalid_token("access")
 
 
-async def identify(database: Database, tokens: Tokens, token: str) -> Identity:
-    """Return the identity that an access token belongs to.
+async def identify(database: Database, tokens: Tokens, token: str, address: str | None) -> Identity:
+    """Return the identity that an access token belongs to. `address` is the client's, for the log.
 
     The end of a session and the deletion or deactivation of an account take effect immediately, on every worker. Raises
     Unauthenticated.
     """
-    claims = tokens.read(token)
-    return await _current(database, claims.user_id, claims.session_id, claims.expires_at)
+    line = log.bind(address=address)
+    try:
+        claims = tokens.read(token)
+        line = line.bind(user_id=claims.user_id)
+        return await _current(database, claims.user_id, claims.session_id, claims.expires_at)
+    except Unauthenticated:
+        line.info("access token rejected")
+        raise
 
 
 async def recheck(database: Database, identity: Identity) -> Identity:

@@ -285,7 +285,7 @@ class Connection:
     async def _auth(self, message: Message) -> ReplyData | None:
         token = parse_members(actions.Auth, message.members).token
         try:
-            identity = await self._context.identify(token)
+            identity = await self._context.identify(token, self._place.address)
             if self.identity is not None and self.identity.user_id != identity.user_id:
                 raise BadMessage("another_user", "This socket is signed in as another user; open another socket")
             awaited = self._awaited_auth

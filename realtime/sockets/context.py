@@ -19,7 +19,8 @@ from realtime.sockets.registry import Registry
 class SocketContext:
     """One per process, in the lifespan state as `realtime`.
 
-    `identify` returns the identity of an access token; it raises Unauthenticated and Unavailable.
+    `identify` returns the identity of an access token that was sent from an address; it raises Unauthenticated and
+    Unavailable.
     """
 
     feed: Feed
@@ -28,7 +29,7 @@ class SocketContext:
     registry: Registry
     places: Places
     presence: Presence
-    identify: Callable[[str], Awaitable[Identity]]
+    identify: Callable[[str, str], Awaitable[Identity]]
     allowed_origins: tuple[str, ...]  # in addition to the service's own
     warn_of_origin: WarnOnce  # called with each rejected origin
     requires_auth: bool

@@ -133,7 +133,8 @@ async def watch(websocket: WebSocket) -> None:
             query = parse_query(websocket.query_params.multi_items())
             place = stack.enter_context(context.places.take(websocket.client.host if websocket.client else ""))
             credentials = credentials_of(websocket)
-            identity = await context.identify(credentials.token) if credentials.token is not None else None
+            token = credentials.token
+            identity = await context.identify(token, place.address) if token is not None else None
             if identity is not None or not context.requires_auth:
                 check_topics(query.topics, identity)
             direct: Writer | None = websocket.scope.get("extensions", {}).get(EXTENSION)

@@ -37,7 +37,8 @@ Filters = Iterable[tuple[str, Filter]]  # with their topics
 class Place:
     """The place of one connection."""
 
-    def __init__(self, network: _Network, max_per_address: int | None) -> None:
+    def __init__(self, address: str, network: _Network, max_per_address: int | None) -> None:
+        self.address = address
         self._network = network
         self._max_per_address = max_per_address
         self._conditions = 0
@@ -108,7 +109,7 @@ class Places:
         network.connections += 1
         self._connections += 1
         try:
-            yield Place(network, MAX_CONDITIONS_PER_ADDRESS if self._max_per_address is not None else None)
+            yield Place(address, network, MAX_CONDITIONS_PER_ADDRESS if self._max_per_address is not None else None)
         finally:
             self._connections -= 1
             network.connections -= 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from core.errors import FieldProblem, Forbidden
+from core.errors import FieldProblem, Forbidden, TooManyRequests
 from core.identity import Group
 from repository.accounts import users
 from repository.accounts.audit import Editor
@@ -52,12 +52,17 @@ async def own_account(call: AnyCall) -> dict[str, Any]:
 async def knows_password(call: AnyCall, user: Mapping[str, Any] | None, password: str) -> bool:
     """Return whether `password` is the caller's current password, and count the attempt. Raises TooManyRequests."""
     lockout, me = call.services.lockout, call.me
-    await lockout.try_old_password(me.user_id, call.address)
-    verdict = await call.services.passwords.verify(password, user["password_hash"] if user is not None else None)
+    login = user["username"] or user["email"] if user is not None else me.username
+    await lockout.try_old_password(me.user_id, login, call.address)
+    try:
+        verdict = await call.services.passwords.verify(password, user["password_hash"] if user is not None else None)
+    except TooManyRequests as error:
+        lockout.refused_old_password(me.user_id, login, call.address, str(error.detail))
+        raise
     if user is not None and verdict.is_right:
         await lockout.knew_old_password(me.user_id, call.address)
     else:
-        lockout.failed_old_password(me.user_id, call.address)
+        lockout.failed_old_password(me.user_id, login, call.address)
     return user is not None and verdict.is_right
 
 

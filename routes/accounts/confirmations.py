@@ -6,9 +6,11 @@ request is only stored, and the mailer decides later whether an email is sent (`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
+import structlog
 from pydantic import Field
 from starlette.responses import Response
 
@@ -40,6 +42,7 @@ USE_POST = "The token has not been used yet; to use it, send it to POST /auth/ac
 PROMISE = "If there is an eligible account with this address, an email is on its way"
 
 operations = Operations("accounts")
+log = structlog.get_logger("sign-in")
 
 
 # --- activation and confirmation URLs
@@ -98,7 +101,8 @@ async def open_url(call: Call[None, ByToken, None]) -> Response:
         # Mail scanners check URLs with HEAD, which must not use up the token.
         return Response(headers=NO_STORE)
     token = call.query.token
-    pending = await confirmations.preview(call.database, token)
+    with _logging_refusals(call):
+        pending = await confirmations.preview(call.database, token)
     user, address = pending.user, pending.email
     if not _wants_page(call):
         found = {"purpose": pending.purpose.value, "username": user["username"], "email": address, "detail": USE_POST}
@@ -112,10 +116,21 @@ async def open_url(call: Call[None, ByToken, None]) -> Response:
 
 
 async def _use(call: AnyCall, token: str) -> Response:
-    user = await call.write(lambda tx: confirmations.confirm(tx, token))
+    with _logging_refusals(call):
+        user = await call.write(lambda tx: confirmations.confirm(tx, token))
     if _wants_page(call):
         return pages.page("It worked", f"{user['email']} is confirmed, and the account is ready to use.", 200)
     return rendering.JSONResponse(user, headers={**NO_STORE, "Vary": "Accept"})
+
+
+@contextmanager
+def _logging_refusals(call: AnyCall) -> Iterator[None]:
+    """Log an emailed token that is rejected. The log does not say why, or whose account it was for."""
+    try:
+        yield
+    except NotFound:
+        log.info("emailed token rejected", address=call.address)
+        raise
 
 
 def _wants_page(call: AnyCall) -> bool:
@@ -210,11 +225,13 @@ async def change_password(call: Call[None, None, credentials.ChangePasswordBody]
 async def reset_password(call: Call[None, None, credentials.ResetPasswordBody]) -> Response:
     services, body = call.services, call.body
     # Check the token first: hashing is expensive, and must not be triggered by guessed tokens.
-    user = await confirmations.account_to_reset(call.database, body.token)
+    with _logging_refusals(call):
+        user = await confirmations.account_to_reset(call.database, body.token)
     if problems := _problems_for(call, user):
         raise InvalidInput(problems)
     password_hash = await services.passwords.hash(body.new_password)
-    await call.write(lambda tx: confirmations.reset_password(tx, body.token, password_hash))
+    with _logging_refusals(call):
+        await call.write(lambda tx: confirmations.reset_password(tx, body.token, password_hash))
     for login in (user["username"], user["email"]):
         if login is not None:
             # Forget the failed attempts: a user who forgot the password has usually made some.

@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from starlette.responses import Response
 
-from core.errors import Forbidden, Unauthenticated, invalid_token
+from core.errors import Forbidden, TooManyRequests, Unauthenticated, invalid_token
 from repository.accounts import sessions, users
 from repository.accounts.sessions import Checked, Device, Renewal
 from resources.accounts.credentials import LoginBody, RefreshBody, Session, Token, TokenForm, sign_in_of
@@ -74,15 +74,16 @@ async def _sign_in(call: AnyCall, login: str, password: str) -> Response:
         found = await users.find_by_login(call.database, login)
         if attempt == 0:
             await services.lockout.try_to_sign_in(login, found[-1]["id"] if found else None, call.address)
-        proven = await _proven(call, login, found, password)
-        if proven is None:
-            break
-        user_id, checked = proven
         try:
-            begun = await _begin(call, user_id, checked)
-        except Forbidden as error:
+            proven = await _proven(call, login, found, password)
+            begun = await _begin(call, *proven) if proven is not None else None
+        except (Forbidden, TooManyRequests) as error:
             services.lockout.refused(login, call.address, str(error.detail))
             raise
+        except Unauthenticated:
+            break  # the account was deleted meanwhile
+        if proven is None:
+            break
         if begun is not None:
             await services.lockout.signed_in(login, call.address)
             return begun
@@ -115,11 +116,17 @@ async def _begin(call: AnyCall, user_id: int, checked: Checked) -> Response | No
 
 
 async def _refresh(call: AnyCall, refresh_token: str) -> Response:
-    claims = call.services.tokens.read_refresh(refresh_token)
-    renewal = Renewal(new_token_id(), call.services.tokens.refresh_seconds)
-    session = await call.write(lambda tx: sessions.refresh(tx, claims, call.address, renewal))
+    line = log.bind(address=call.address)
+    try:
+        claims = call.services.tokens.read_refresh(refresh_token)
+        line = line.bind(user_id=claims.user_id)
+        renewal = Renewal(new_token_id(), call.services.tokens.refresh_seconds)
+        session = await call.write(lambda tx: sessions.refresh(tx, claims, call.address, renewal))
+    except Unauthenticated:
+        line.info("refresh token rejected")
+        raise
     if session is None:
-        log.warning("refresh token reused; session ended", user_id=claims.user_id, address=call.address)
+        line.warning("refresh token reused; session ended")
         raise invalid_token("refresh")
     return _tokens(call, session, renewal)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+import structlog
 from starlette.requests import HTTPConnection
 
 from core import metrics, scope_keys
@@ -30,6 +31,7 @@ class LimitGroup(StrEnum):
 
 
 MINUTE = 60
+log = structlog.get_logger("limits")
 RATES: Mapping[LimitGroup, Rate] = {
     LimitGroup.READ: Rate(6_000, MINUTE),
     LimitGroup.WRITE: Rate(1_200, MINUTE),
@@ -104,6 +106,12 @@ async def count(request: HTTPConnection, limits: Limits, rule: Rule | None, iden
     request.scope[scope_keys.LIMIT] = outcome
     if not outcome.is_allowed:
         metrics.LIMITED.labels(rule.name).inc()
+        log.info(
+            "rate limit exceeded",
+            limit=rule.name,
+            address=request.client.host if request.client is not None else None,
+            user_id=identity.user_id if identity is not None else None,
+        )
         raise TooManyRequests(f"Expected at most {rule.rate}; try again later", outcome.reset_seconds)
 
 

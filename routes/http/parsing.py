@@ -133,7 +133,8 @@ async def identify(request: Request, services: Services) -> Identity | None:
     scheme, _, token = header.partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise Unauthenticated("Expected the header Authorization: Bearer <token>")
-    return await authentication.identify(services.database, services.tokens, token.strip())
+    address = request.client.host if request.client is not None else None
+    return await authentication.identify(services.database, services.tokens, token.strip(), address)
 
 
 async def read_body(request: Request, limit: int) -> bytes:

@@ -65,20 +65,34 @@ class Lockout:
         log.info("sign-in failed", name=self.digest(login), address=address)
 
     def refused(self, login: str, address: str | None, reason: str) -> None:
-        """Log a sign-in with the right password that the state of the account forbids."""
+        """Log a sign-in that was rejected for another reason than a wrong name or password."""
         log.info("sign-in rejected", name=self.digest(login), address=address, reason=reason)
 
-    async def try_old_password(self, user_id: int, address: str | None) -> None:
-        """Count an attempt by a signed-in user to prove the current password. Raises TooManyRequests."""
-        line = log.bind(user_id=user_id, address=address)
-        await self._count(f"password user {user_id} {network_of(address or '')}", PAIR_RATE, line)
+    async def try_old_password(self, user_id: int, login: str | None, address: str | None) -> None:
+        """Count an attempt by a signed-in user to prove the current password. Raises TooManyRequests.
+
+        The rate per address holds for all accounts together, because a client can register many.
+        """
+        line, place = self._line(user_id, login, address), network_of(address or "")
+        await self._count(f"password user {user_id} {place}", PAIR_RATE, line)
+        await self._count(f"password users {place}", ADDRESS_RATE, line)
 
     async def knew_old_password(self, user_id: int, address: str | None) -> None:
         """Reset the count after the user has proven the current password."""
         await self._limits.clear(f"password user {user_id} {network_of(address or '')}", PAIR_RATE)
 
-    def failed_old_password(self, user_id: int, address: str | None) -> None:
-        log.info("password check failed", user_id=user_id, address=address)
+    def failed_old_password(self, user_id: int, login: str | None, address: str | None) -> None:
+        """Log a wrong current password."""
+        self._line(user_id, login, address).info("password check failed")
+
+    def refused_old_password(self, user_id: int, login: str | None, address: str | None, reason: str) -> None:
+        """Log a current password that was not checked."""
+        self._line(user_id, login, address).info("password check rejected", reason=reason)
+
+    def _line(self, user_id: int, login: str | None, address: str | None) -> structlog.stdlib.BoundLogger:
+        name = self.digest(login) if login is not None else None
+        line: structlog.stdlib.BoundLogger = log.bind(user_id=user_id, name=name, address=address)
+        return line
 
     async def _count(self, key: str, rate: Rate, line: structlog.stdlib.BoundLogger) -> None:
         outcome = await self._limits.hit(key, rate)

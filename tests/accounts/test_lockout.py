@@ -22,6 +22,7 @@ from services.tokens import new_token_id
 from tests.conftest import Places
 from tests.support.requests import ok, sign_in
 from tests.support.service import PASSWORD, SECRET, Service
+from tests.support.sockets import refusal
 
 HOME = "192.0.2.1"
 
@@ -111,20 +112,30 @@ async def test_addresses_of_recent_sessions_are_known_even_if_the_sessions_ended
 async def test_checks_of_the_old_password_are_counted_separately(database: Database) -> None:
     lockout = Lockout(database, Limits(), SECRET)
     for _ in range(PAIR_RATE.amount):
-        await lockout.try_old_password(1, HOME)
+        await lockout.try_old_password(1, "alice", HOME)
     with pytest.raises(TooManyRequests):
-        await lockout.try_old_password(1, HOME)
-    await lockout.try_old_password(1, stranger(1))
-    await lockout.try_old_password(2, HOME)
+        await lockout.try_old_password(1, "alice", HOME)
+    await lockout.try_old_password(1, "alice", stranger(1))
+    await lockout.try_old_password(2, "alice", HOME)
     await lockout.knew_old_password(1, HOME)
-    await lockout.try_old_password(1, HOME)
+    await lockout.try_old_password(1, "alice", HOME)
 
 
 async def test_without_rate_limits_attempts_are_unlimited(database: Database) -> None:
     lockout = Lockout(database, Limits(is_on=False), SECRET)
     for _ in range(2 * NAME_RATE.amount):
         await lockout.try_to_sign_in("alice", None, HOME)
-        await lockout.try_old_password(1, HOME)
+        await lockout.try_old_password(1, "alice", HOME)
+
+
+async def test_checks_of_old_passwords_are_counted_for_all_accounts_of_an_address(database: Database) -> None:
+    lockout = Lockout(database, Limits(), SECRET)
+    for number in range(ADDRESS_RATE.amount):
+        await lockout.try_old_password(number, None, f"2001:db8::{number:x}")
+        await lockout.knew_old_password(number, f"2001:db8::{number:x}")
+    with pytest.raises(TooManyRequests):
+        await lockout.try_old_password(1_000, None, "2001:db8::ffff:1")
+    await lockout.try_old_password(1_000, None, "2001:db8:0:1::1")
 
 
 # --- over HTTP
@@ -209,6 +220,7 @@ async def test_failed_and_refused_sign_ins_and_lock_outs_are_logged(guarded: Ser
         await client.post("/auth/password/change", json=wrong, headers=alice.bearer)
         (line,) = lines_about(guarded, "log-4")
         assert (line["event"], line["user_id"]) == ("password check failed", alice.id)
+        assert (line["name"], line["address"]) == (failed["name"], address)
         await ok(chief.http.post(f"/admin/users/{alice.id}/deactivate"))
         refused = await line_of(alice.name, PASSWORD, "log-5")
         assert (refused["event"], refused["reason"]) == ("sign-in rejected", "This account is disabled")
@@ -223,3 +235,43 @@ async def test_failed_and_refused_sign_ins_and_lock_outs_are_logged(guarded: Ser
         )
         assert 0 < locked["seconds"] <= PAIR_RATE.seconds
         assert not any(alice.name in json.dumps(line) for line in lines_about(guarded, "log-"))
+
+
+async def test_every_door_logs_a_refusal_with_the_address(guarded: Service) -> None:
+    address = "192.0.2.50"
+    wrong = {"password": "a wrong guess"}
+    doors: list[tuple[str, str, dict[str, Any], str]] = [
+        ("POST", "/auth/login", {"json": {"email": "nobody@example.org", **wrong}}, "sign-in failed"),
+        ("POST", "/token", {"data": {"username": "nobody-at-all", **wrong}}, "sign-in failed"),
+        ("POST", "/token", {"json": {"username": "nobody-at-all", **wrong}}, "sign-in failed"),
+        ("POST", "/token", {"data": {"grant_type": "refresh_token", "refresh_token": "x"}}, "refresh token rejected"),
+        ("POST", "/auth/refresh", {"json": {"refresh_token": "x"}}, "refresh token rejected"),
+        ("GET", "/auth/activate?token=x", {}, "emailed token rejected"),
+        ("POST", "/auth/activate", {"json": {"token": "x"}}, "emailed token rejected"),
+        ("POST", "/auth/password/reset", {"json": {"token": "x", "new_password": PASSWORD}}, "emailed token rejected"),
+        ("GET", "/auth/me", {"headers": {"Authorization": "Bearer x"}}, "access token rejected"),
+    ]
+    async with at(guarded, address) as client:
+        for number, (method, path, options, event) in enumerate(doors):
+            client.headers["X-Request-ID"] = f"door-{number}-{guarded.port}"
+            assert (await client.request(method, path, **options)).is_client_error
+            (line,) = lines_about(guarded, client.headers["X-Request-ID"])
+            assert (line["event"], line["address"]) == (event, address), path
+            assert ("name" in line) == (event == "sign-in failed")
+
+
+async def test_sockets_log_rejected_tokens_with_the_user(guarded: Service) -> None:
+    address, request_id = "192.0.2.60", f"socket-{guarded.port}"
+    headers = {"X-Forwarded-For": address, "X-Request-ID": request_id}
+    async with guarded.person() as alice:
+        ended = alice.token
+        await ok(alice.http.get("/auth/me"))
+        assert (await alice.http.post("/auth/logout")).status_code == 204
+        async with guarded.watch("topics=genres", additional_headers=headers) as watcher:
+            assert not (await watcher.ask({"id": 1, "action": "auth", "token": ended}))["ok"]
+        (line,) = lines_about(guarded, request_id)
+        assert (line["event"], line["address"], line["user_id"]) == ("access token rejected", address, alice.id)
+        rejected = headers | {"X-Request-ID": request_id + "-2"} | alice.bearer
+        assert (await refusal(guarded, "?topics=genres", additional_headers=rejected))[0] == 401
+        (line,) = lines_about(guarded, request_id + "-2")
+        assert (line["event"], line["address"], line["user_id"]) == ("access token rejected", address, alice.id)

@@ -317,10 +317,10 @@ async def test_a_token_is_valid_only_for_its_own_session(database: Database) -> 
     alice, bob = await account(database, "alice"), await account(database, "bob")
     tokens = Tokens([SECRET], "HS256", access_seconds=900, refresh_seconds=3600)
     mine, theirs = await begin(database, alice), await begin(database, bob)
-    identity = await identify(database, tokens, tokens.issue(alice, mine["id"]))
+    identity = await identify(database, tokens, tokens.issue(alice, mine["id"]), None)
     assert (identity.user_id, identity.session_id, identity.username) == (alice, mine["id"], "alice")
     with pytest.raises(Unauthenticated):
-        await identify(database, tokens, tokens.issue(alice, theirs["id"]))
+        await identify(database, tokens, tokens.issue(alice, theirs["id"]), None)
 
 
 async def test_expired_sessions_end_with_an_event_and_are_deleted_later(database: Database) -> None:
