@@ -18,10 +18,11 @@ test: .venv/dev ## run all tests, on SQLite and on PostgreSQL with Redis
 check: lint ## lint, and the tests that start no server: before every commit
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "fast and not slow"
 
-lint: .venv/dev ## check style, format and types
+lint: .venv/dev ## check style, format, types and that the installed packages fit one another
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
+	$(BIN)/python -m pip check --disable-pip-version-check
 
 format: .venv/dev ## format the code, and fix what the linter can fix
 	$(BIN)/ruff check --fix .

@@ -143,7 +143,7 @@ def open_postgresql(url: str, read_seconds: float, *, has_pooler: bool = False) 
     def reader(lane: Lane) -> AsyncEngine:
         settings = reader_settings(lane)
         if has_pooler:
-            # Not interruptible: a BEGIN that is cancelled would leave a connection of which nobody knows the state.
+            # Not interruptible: after a cancelled BEGIN, it is unknown whether a transaction is open.
             return engine(READERS[lane], POOL_TIMEOUT_SECONDS, settings, isolation_level="READ COMMITTED")
         # One round trip for each statement: a read of one statement needs no BEGIN and ROLLBACK around it.
         return _interruptible(engine(READERS[lane], POOL_TIMEOUT_SECONDS, settings, isolation_level="AUTOCOMMIT"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -19,7 +20,7 @@ from repository.engine.transaction import Transaction
 from repository.generic import writes
 from resources.genres import GENRES
 from tests.support.servers import PgBouncer, PostgresServer
-from tests.support.service import eventually
+from tests.support.service import Service, eventually
 
 CLIENTS = 12  # of two connections
 ROUNDS = 20
@@ -153,6 +154,23 @@ async def test_a_cancelled_read_ends_in_the_database(pooled: Database, pause: fl
     for lane in Lane:
         assert [tuple(row) for row in await pooled.select(text("SELECT 7"), lane)] == [(7,)]
     assert [tuple(row) for row in await pooled.fetch(statement("SELECT $1::int"), 8)] == [(8,)]
+
+
+async def test_two_workers_behind_a_pooler_miss_no_event(
+    postgres: PostgresServer, pgbouncer: PgBouncer, tmp_path: Path
+) -> None:
+    url = pgbouncer.url_of(postgres.create_database())
+    service = Service(url, "memory://", tmp_path, DATABASE_POOLER="on", WORKERS="2")
+    with service.running():
+        async with service.person() as alice, service.watch() as one, service.watch() as other:
+            added = [await alice.add(title=f"movie {number}") for number in range(5)]
+            await alice.add_bulk([{"title": f"m{number}"} for number in range(50)])
+            for watcher in (one, other):
+                seen = [(await watcher.expect("add", "movies"))["data"]["id"] for _ in added]
+                assert seen == [movie["id"] for movie in added]
+                assert (await watcher.expect("add_bulk", "movies"))["data"]["count"] == 50
+            assert (await alice.http.get("/movies?q=movie")).status_code == 200
+    service.check_log()
 
 
 async def test_a_pooler_that_restarts_loses_no_write(postgres: PostgresServer) -> None:

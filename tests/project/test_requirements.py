@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable
@@ -106,6 +107,28 @@ def test_what_is_asked_for_by_name_is_there() -> None:
     asked = "starlette uvicorn websockets sqlalchemy aiosqlite asyncpg python-jose passlib broadcaster redis"
     assert set(asked.split()) <= {canonicalize_name(requirement.name) for requirement in ranges()}
     assert {"pytest", "pytest-asyncio"} <= {canonicalize_name(requirement.name) for requirement in ranges("dev")}
+
+
+def test_no_part_of_a_package_that_its_decision_rules_out_is_loaded() -> None:
+    """Decision 20 trusts python-jose, passlib and broadcaster without these parts."""
+    program = """
+import sys
+from broadcaster import Broadcast
+import realtime.feed.bus
+from services.passwords import PasswordHasher
+from services.tokens import Tokens
+Broadcast("memory://")
+tokens = Tokens(["k" * 32], "HS256", access_seconds=60, refresh_seconds=60)
+tokens.read(tokens.issue(1, "01234567-89ab-4def-8123-456789abcdef"))
+PasswordHasher(64, 1, 1).verify("a", None)
+from passlib.hash import argon2
+assert argon2.get_backend() == "argon2_cffi", argon2.get_backend()
+unwanted = "ecdsa", "rsa", "bcrypt", "argon2pure", "jose.jwe", "passlib.handlers.bcrypt", "aiokafka"
+unwanted += tuple(f"broadcaster._backends.{name}" for name in ("redis", "postgres", "kafka"))
+print(*(name for name in unwanted if name in sys.modules))
+"""
+    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout.strip()) == (0, ""), ran.stdout + ran.stderr
 
 
 def test_the_version_is_that_of_the_package() -> None:
