@@ -76,7 +76,7 @@ def public(row: Row) -> dict[str, Any]:
 
 
 async def create(tx: Transaction, identity: Identity, order: JobOrder, max_rows_per_day: int | None) -> dict[str, Any]:
-    """Queue a job. Without `max_rows_per_day`, the user has no quota.
+    """Queue a job. Without `max_rows_per_day`, neither the user's rows nor unfinished jobs are limited.
 
     Raises InvalidInput and TooManyRequests, and Unauthenticated when the account was deleted or deactivated meanwhile.
     """
@@ -86,13 +86,8 @@ async def create(tx: Transaction, identity: Identity, order: JobOrder, max_rows_
     owner = select(users.id).where(users.id == identity.user_id, users.deleted_at.is_(None), users.is_active)
     if await one(tx.connection, owner.with_for_update()) is None:
         raise invalid_token("access")
-    unfinished = TABLE.c.state.in_(UNFINISHED) & (TABLE.c.user_id == identity.user_id)
-    waiting = await tx.connection.execute(select(func.count()).select_from(TABLE).where(unfinished))
-    if waiting.scalar_one() >= MAX_UNFINISHED_PER_USER:
-        raise TooManyRequests(
-            f"You have {MAX_UNFINISHED_PER_USER} unfinished jobs; wait for one to finish, or cancel one", 10
-        )
     if max_rows_per_day is not None:
+        await _check_unfinished(tx, identity.user_id)
         await _check_quota(tx, identity.user_id, order.total, max_rows_per_day)
     values = {
         **asdict(order),
@@ -108,6 +103,15 @@ async def create(tx: Transaction, identity: Identity, order: JobOrder, max_rows_
     job = public(entity(stored.one()))
     tx.emit("jobs", "add", job, actor_id=identity.user_id)
     return job
+
+
+async def _check_unfinished(tx: Transaction, user_id: int) -> None:
+    unfinished = TABLE.c.state.in_(UNFINISHED) & (TABLE.c.user_id == user_id)
+    waiting = await tx.connection.execute(select(func.count()).select_from(TABLE).where(unfinished))
+    if waiting.scalar_one() >= MAX_UNFINISHED_PER_USER:
+        raise TooManyRequests(
+            f"You have {MAX_UNFINISHED_PER_USER} unfinished jobs; wait for one to finish, or cancel one", 10
+        )
 
 
 async def _check_quota(tx: Transaction, user_id: int, total: int, max_rows: int) -> None:

@@ -197,7 +197,8 @@ async def test_invalid_parameters_of_a_job_are_rejected(service: Service) -> Non
             assert_problem(await alice.http.post(f"/movies/generate/10?{field}={value}"), 422, ["query", field])
 
 
-async def test_a_user_has_a_bounded_number_of_unfinished_jobs(service: Service) -> None:
+async def test_a_user_has_a_bounded_number_of_unfinished_jobs(new_service: Callable[..., Service]) -> None:
+    service = new_service(RATE_LIMITS="on").start()
     async with service.person() as alice, service.person() as bob:
         ordered = [await alice.generate("movies", 1000, "?rate=1") for _ in range(jobs.MAX_UNFINISHED_PER_USER)]
         refused = await alice.http.post("/movies/generate/1")
@@ -212,7 +213,15 @@ async def test_a_user_has_a_bounded_number_of_unfinished_jobs(service: Service) 
         await bob.job_ended(finished["id"])
 
 
-async def test_concurrent_orders_do_not_exceed_the_bound(service: Service) -> None:
+async def test_without_limits_unfinished_jobs_are_unlimited(service: Service) -> None:
+    async with service.person() as alice:
+        ordered = [await alice.generate("movies", 1000, "?rate=1") for _ in range(jobs.MAX_UNFINISHED_PER_USER + 1)]
+        for job in ordered:
+            assert (await alice.http.delete(f"/jobs/{job['id']}")).status_code == 200
+
+
+async def test_concurrent_orders_do_not_exceed_the_bound(new_service: Callable[..., Service]) -> None:
+    service = new_service(RATE_LIMITS="on").start()
     async with service.person() as alice:
         orders = [alice.http.post("/movies/generate/1000?rate=1") for _ in range(2 * jobs.MAX_UNFINISHED_PER_USER)]
         answers = await asyncio.gather(*orders)
