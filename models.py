@@ -302,6 +302,9 @@ jobs = Table(
     Column("lease_owner", String(64)),
     # Seconds since 1970 by the database's clock, so that the clocks of workers do not matter.
     Column("lease_until", Float),
+    # Of the client that ordered the job, as `core.network.addresses` counts networks.
+    Column("network", Text),
+    Index("ix_jobs_network", "network", "created_at"),
     Index("ix_jobs_state", "state", "lease_until"),
     Index("ix_jobs_user_id", "user_id", "lease_until"),
 )

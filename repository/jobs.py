@@ -66,6 +66,14 @@ class ClaimedJob:
     wait_seconds: float | None  # until a paced job may continue, negative if that time has passed; None for a new job
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The network that orders a job. All its users together have `users` times the limits of a user."""
+
+    network: str
+    users: int
+
+
 class LeaseLost(Exception):
     """The job was cancelled or taken over: the worker must stop, and the chunk is not stored."""
 
@@ -75,8 +83,11 @@ def public(row: Row) -> dict[str, Any]:
     return {name: row[name] for name in Job.model_fields}
 
 
-async def create(tx: Transaction, identity: Identity, order: JobOrder, max_rows_per_day: int | None) -> dict[str, Any]:
-    """Queue a job. Without `max_rows_per_day`, neither the user's rows nor unfinished jobs are limited.
+async def create(
+    tx: Transaction, identity: Identity, order: JobOrder, max_rows_per_day: int | None, origin: Origin | None = None
+) -> dict[str, Any]:
+    """Queue a job. Without `max_rows_per_day`, neither the user's rows nor unfinished jobs are limited; without
+    `origin`, those of networks are not.
 
     Raises InvalidInput and TooManyRequests, and Unauthenticated when the account was deleted or deactivated meanwhile.
     """
@@ -89,12 +100,15 @@ async def create(tx: Transaction, identity: Identity, order: JobOrder, max_rows_
     if max_rows_per_day is not None:
         await _check_unfinished(tx, identity.user_id)
         await _check_quota(tx, identity.user_id, order.total, max_rows_per_day)
+    if origin is not None:
+        await _check_network(tx, origin, order.total, max_rows_per_day)
     values = {
         **asdict(order),
         "id": str(uuid.uuid4()),
         "state": "queued",
         "done": 0,
         "user_id": identity.user_id,
+        "network": origin.network if origin is not None else None,
         "created_at": utc_now(),
         "rows_per_second": 0,
         "attempts": 0,
@@ -118,17 +132,35 @@ async def _check_quota(tx: Transaction, user_id: int, total: int, max_rows: int)
     if total > max_rows:
         message = f"Expected at most {max_rows}, the quota of rows for a user in {QUOTA_HOURS} hours"
         raise InvalidInput([FieldProblem(("path", "number"), message, "over_quota")])
+    await _check_rows(tx, TABLE.c.user_id == user_id, total, max_rows, "you have")
+
+
+async def _check_network(tx: Transaction, origin: Origin, total: int, max_rows_per_day: int | None) -> None:
+    if not tx.is_sqlite:
+        # Of two concurrent orders from one network, only one takes the last place. SQLite has one writer anyway.
+        await tx.connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(origin.network, 0))))
+    ours = TABLE.c.network == origin.network
+    unfinished = select(func.count()).select_from(TABLE).where(ours, TABLE.c.state.in_(UNFINISHED))
+    most = MAX_UNFINISHED_PER_USER * origin.users
+    if (await tx.connection.execute(unfinished)).scalar_one() >= most:
+        raise TooManyRequests(f"The users of {origin.network} have {most} unfinished jobs; wait for one to finish", 10)
+    if max_rows_per_day is not None:
+        whose = f"the users of {origin.network} have"
+        await _check_rows(tx, ours, total, max_rows_per_day * origin.users, whose)
+
+
+async def _check_rows(tx: Transaction, which: ColumnElement[bool], total: int, max_rows: int, whose: str) -> None:
     now = datetime.now(UTC)
     begin = utc_text(now - timedelta(hours=QUOTA_HOURS))
     # A job that ended early counts only with the rows that it has stored.
     counted = case((TABLE.c.state.in_(UNFINISHED), TABLE.c.total), else_=TABLE.c.done)
-    mine = and_(TABLE.c.user_id == user_id, TABLE.c.created_at > begin)
-    sums = select(func.coalesce(func.sum(counted), 0), func.min(TABLE.c.created_at)).where(mine, counted > 0)
+    recent = and_(which, TABLE.c.created_at > begin)
+    sums = select(func.coalesce(func.sum(counted), 0), func.min(TABLE.c.created_at)).where(recent, counted > 0)
     used, oldest = (await tx.connection.execute(sums)).one()
     if used + total > max_rows:
         since = (now - datetime.fromisoformat(oldest)).total_seconds()
         raise TooManyRequests(
-            f"Expected at most {max_rows} generated rows in {QUOTA_HOURS} hours; you have already ordered {used}",
+            f"Expected at most {max_rows} generated rows in {QUOTA_HOURS} hours; {whose} already ordered {used}",
             max(1, math.ceil(QUOTA_HOURS * 3600 - since)),
         )
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 import schemas
 from core.errors import FieldProblem, Forbidden, InvalidInput, NotFound
+from core.network.addresses import network_of
 from repository import jobs
 from repository.engine.transaction import Transaction
 from repository.generic import lists, writes
@@ -189,8 +190,13 @@ async def generate(resource: Resource, call: Call[queries.ByNumber, queries.Gene
         rate=query.rate,
     )
 
+    services = call.services
+    # An unknown address, such as that of a Unix socket, is no network.
+    is_counted = services.limits.is_on and call.address
+    origin = jobs.Origin(network_of(call.address or ""), services.users_per_address) if is_counted else None
+
     async def work(tx: Transaction) -> StoredResponse:
-        job = await jobs.create(tx, call.me, order, call.services.generated_rows_per_day)
+        job = await jobs.create(tx, call.me, order, services.generated_rows_per_day, origin)
         return StoredResponse(202, orjson.dumps(job), {"Location": f"{call.prefix}/jobs/{job['id']}"})
 
     return await rendering.write_once(call, work)

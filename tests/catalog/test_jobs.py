@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
-from core.errors import Unauthenticated
+from core.errors import TooManyRequests, Unauthenticated
 from core.filters import EVERYTHING
 from core.identity import Group, Identity
 from jobs import generation
@@ -233,11 +234,15 @@ async def test_concurrent_orders_do_not_exceed_the_bound(new_service: Callable[.
 
 
 async def order(
-    database: Database, user_id: int, quota: int | None = None, rate: float | None = None
+    database: Database,
+    user_id: int,
+    quota: int | None = None,
+    rate: float | None = None,
+    origin: jobs.Origin | None = None,
 ) -> dict[str, Any]:
     wanted = JobOrder("generate_movies", total=10, seed=1, batch_size=10, rate=rate)
     identity = Identity(user_id, Group.USER, time.time() + 60, "a session", None)
-    return await database.write(lambda tx: jobs.create(tx, identity, wanted, quota))
+    return await database.write(lambda tx: jobs.create(tx, identity, wanted, quota, origin))
 
 
 async def test_an_order_beside_the_deletion_of_its_user_leaves_no_job(database: Database) -> None:
@@ -444,6 +449,46 @@ async def test_a_user_has_a_quota_of_rows(new_service: Callable[..., Service]) -
         await bob.generated("movies", 1)
         await sql(service, "UPDATE jobs SET created_at = '2020-01-01T00:00:00.000000Z'")
         await alice.generated("movies", 1)
+
+
+async def test_the_users_of_one_network_share_a_multiple_of_the_quota(new_service: Callable[..., Service]) -> None:
+    settings = {"TRUSTED_PROXIES": "127.0.0.1", "USERS_PER_ADDRESS": "2"}
+    service = new_service(RATE_LIMITS="on", GENERATED_ROWS_PER_DAY="100", **settings).start()
+    async with AsyncExitStack() as stack:
+        people = [
+            await stack.enter_async_context(service.person(headers={"X-Forwarded-For": f"2001:db8:0:1::{number}"}))
+            for number in range(1, 4)
+        ]
+        for person in people[:2]:
+            await person.generated("movies", 100)
+        refused = await people[2].http.post("/movies/generate/1")
+        assert refused.status_code == 429
+        assert 86_000 < int(refused.headers["Retry-After"]) <= 86_400
+        expected = "at most 200 generated rows in 24 hours; the users of 2001:db8:0:1::/64 have already ordered 200"
+        assert expected in refused.json()["detail"]
+        elsewhere = {"X-Forwarded-For": "192.0.2.1"}
+        assert (await people[2].http.post("/movies/generate/1", headers=elsewhere)).status_code == 202
+
+
+async def test_concurrent_orders_of_one_network_do_not_exceed_its_multiple(database: Database) -> None:
+    users = [await account(database, f"user{number}") for number in range(4)]
+    origin = jobs.Origin("192.0.2.0", 2)
+    found = await asyncio.gather(*(outcome(order(database, user_id, 10, origin=origin)) for user_id in users))
+    assert found.count(TooManyRequests) == 2
+    stored = await jobs.newest(database, EVERYTHING, offset=0, limit=10)
+    assert stored.total == 2
+
+
+async def test_the_users_of_one_network_share_a_multiple_of_unfinished_jobs(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "MAX_UNFINISHED_PER_USER", 1)
+    origin, other = jobs.Origin("192.0.2.0", 2), jobs.Origin("192.0.2.1", 2)
+    users = [await account(database, f"user{number}") for number in range(3)]
+    for user_id in users[:2]:
+        await order(database, user_id, origin=origin)
+    assert await outcome(order(database, users[2], origin=origin)) is TooManyRequests
+    await order(database, users[2], origin=other)
 
 
 async def test_without_limits_there_is_no_quota(new_service: Callable[..., Service]) -> None:
