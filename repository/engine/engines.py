@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, event, text
-from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from core.errors import SettingsError
 from core.filters import without_case
+from core.network import postgresql_urls
 
 BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
 POOL_TIMEOUT_SECONDS = 30
@@ -106,17 +108,24 @@ def open_sqlite(url: str) -> Engines:
 
 
 def open_postgresql(url: str, read_seconds: float) -> Engines:
-    """Return the engines of a PostgreSQL database."""
+    """Return the engines of a PostgreSQL database. Raises SettingsError for a certificate that cannot be read."""
+    given = postgresql_urls.options_of(url)
+    _require_files(given.passed_on)
+    # SQLAlchemy parses the user, the password, the host and the database; only the driver understands the options.
+    address = make_url("postgresql+asyncpg" + url[url.index("://") :]).set(query={})
+    connect_args: dict[str, Any] = {"timeout": given.connect_seconds or CONNECT_SECONDS}
+    if given.dsn is not None:
+        connect_args["dsn"] = given.dsn
 
     def engine(size: int, pool_seconds: float, server_settings: Mapping[str, str], **options: Any) -> AsyncEngine:
         # jit costs planning time and gains nothing for statements this short.
-        settings = {"application_name": "marquee", "jit": "off", **server_settings}
+        settings = {"application_name": "marquee", "jit": "off", **given.server_settings, **server_settings}
         made = create_async_engine(
-            "postgresql+asyncpg" + url[url.index("://") :],
+            address,
             pool_size=size,
             max_overflow=0,
             pool_timeout=pool_seconds,
-            connect_args={"timeout": CONNECT_SECONDS, "server_settings": settings},
+            connect_args={**connect_args, "server_settings": settings},
             **options,
         )
         event.listen(made.sync_engine, "checkout", _replace_closed)
@@ -138,6 +147,13 @@ def open_postgresql(url: str, read_seconds: float) -> Engines:
     }
     writer = engine(POSTGRESQL_WRITERS, WRITER_POOL_SECONDS, limits)
     return Engines(writer, {lane: reader(lane) for lane in Lane})
+
+
+def _require_files(options: Mapping[str, str]) -> None:
+    """Raise SettingsError, because the driver's own error does not name the file."""
+    for name in postgresql_urls.FILES:
+        if name in options and not (Path(options[name]).is_file() and os.access(options[name], os.R_OK)):
+            raise SettingsError(f"DATABASE_URL: expected a readable file as the option {name}.")
 
 
 def _replace_closed(dbapi_connection: Any, record: Any, proxy: Any) -> None:
