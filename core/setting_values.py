@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, SecretStr
 
 from core import rates
 from core.errors import got
+from core.network import postgresql_urls
 from core.network.hosts import parse_pattern
 
 # RFC 7518, section 3.2: an HMAC key must be at least as long as the hash.
@@ -60,12 +61,16 @@ def split(value: Any) -> Any:
 def database_url(value: str) -> str:
     known = "sqlite:///path/to/file.db or postgresql://user:password@host/database"
     parts = _url_parts(value, known)
+    kind, plus, _ = parts.scheme.partition("+")
+    if plus and kind in ("sqlite", "postgresql", "postgres"):
+        raise ValueError(f"expected {kind}:// without a driver{got(parts.scheme)}")
     if parts.scheme == "sqlite":
         is_file = value.startswith("sqlite:///") and value != "sqlite:///" and ":memory:" not in value
         _require(is_file, "a file, as in sqlite:///path/to/file.db")
     else:
         _require(parts.scheme in ("postgresql", "postgres"), known)
         _require(parts.path.strip("/"), "a database name, as in postgresql://user:password@host/database")
+        postgresql_urls.options_of(value)
     return value
 
 

@@ -9,6 +9,7 @@ the limits are set in each transaction. Without it, a connection whose settings 
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
@@ -21,12 +22,13 @@ from typing import Any, cast
 
 import asyncpg
 from sqlalchemy import Connection, event, text
-from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from core.errors import SettingsError
 from core.filters import without_case
+from core.network import postgresql_urls
 from repository.engine import failures
 
 BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
@@ -118,18 +120,30 @@ def open_sqlite(url: str) -> Engines:
 
 
 def open_postgresql(url: str, read_seconds: float, *, has_pooler: bool = False) -> Engines:
-    """Return the engines of a PostgreSQL database, for direct connections or for PgBouncer."""
+    """Return the engines of a PostgreSQL database, for direct connections or for PgBouncer.
+
+    Raises SettingsError for a certificate that cannot be read.
+    """
+    given = postgresql_urls.options_of(url)
+    _require_files(given.passed_on)
+    # SQLAlchemy parses the user, the password, the host and the database; only the driver understands the options.
+    address = make_url("postgresql+asyncpg" + url[url.index("://") :]).set(query={})
+    connect_args: dict[str, Any] = {"timeout": given.connect_seconds or CONNECT_SECONDS}
+    if given.dsn is not None:
+        connect_args["dsn"] = given.dsn
+    if has_pooler:
+        connect_args |= WITHOUT_KEPT_STATEMENTS
 
     def engine(size: int, pool_seconds: float, settings: dict[str, str], **options: Any) -> AsyncEngine:
         # As settings of a direct connection, they cost no round trip.
         at_connect = {} if has_pooler else settings
-        arguments = {"timeout": CONNECT_SECONDS, "server_settings": {"application_name": "marquee", **at_connect}}
+        server_settings = {"application_name": "marquee", **given.server_settings, **at_connect}
         made = create_async_engine(
-            "postgresql+asyncpg" + url[url.index("://") :],
+            address,
             pool_size=size,
             max_overflow=0,
             pool_timeout=pool_seconds,
-            connect_args=arguments | (WITHOUT_KEPT_STATEMENTS if has_pooler else {}),
+            connect_args={**connect_args, "server_settings": server_settings},
             **options,
         )
         event.listen(made.sync_engine, "checkout", _replace_closed)
@@ -211,6 +225,13 @@ def _require_settings(settings: Mapping[str, str], dbapi_connection: Any, _: Any
 
     if not dbapi_connection.run_async(are_set):
         raise failures.PoolerFound(failures.POOLER)
+
+
+def _require_files(options: Mapping[str, str]) -> None:
+    """Raise SettingsError, because the driver's own error does not name the file."""
+    for name in postgresql_urls.FILES:
+        if name in options and not (Path(options[name]).is_file() and os.access(options[name], os.R_OK)):
+            raise SettingsError(f"DATABASE_URL: expected a readable file as the option {name}.")
 
 
 def _replace_closed(dbapi_connection: Any, record: Any, proxy: Any) -> None:

@@ -46,7 +46,9 @@ INVALID: Mapping[str, Sequence[str]] = {
     "WORKERS": ("0", "many"),
     "DATABASE_URL": (
         "mysql://localhost/marquee", "sqlite://", "sqlite:///:memory:", "postgresql://localhost", "marquee.db",
-        "postgresql://[::1/marquee", "postgresql://localhost:99999/marquee",
+        "postgresql://[::1/marquee", "postgresql://localhost:99999/marquee", "postgresql+psycopg2://localhost/marquee",
+        "sqlite+aiosqlite:///marquee.db", "postgresql://localhost/marquee?sslmode=hunter2",
+        "postgresql://localhost/marquee?hunter2", "postgresql://localhost/marquee?sslmode=require#hunter2",
     ),
     "BROADCAST_URL": (
         "kafka://localhost", "redis", "redis://localhost:port", "redis://localhost/abc", "memory://x",

@@ -434,16 +434,21 @@ http {{
 
 
 class PostgresServer(_Server):
-    """A PostgreSQL cluster of its own, in which committed rows survive kill()."""
+    """A PostgreSQL cluster of its own, in which committed rows survive kill().
+
+    With `certificates`, a folder with `certificate.pem` and `key.pem`, it accepts TLS, and clients may present the
+    same certificate.
+    """
 
     label = "postgres"
     stop_signal = signal.SIGINT  # "fast": ends the sessions instead of waiting for them
 
-    def __init__(self) -> None:
+    def __init__(self, certificates: Path | None = None) -> None:
         owner = _unprivileged() if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
         self._programs = _find_postgres(owner)
         super().__init__(owner)
         self._data = self._base / "data"
+        self._tls = {} if certificates is None else self._own_copies(certificates)
         self._numbers = itertools.count(1)
 
     def create_database(self) -> str:
@@ -452,6 +457,17 @@ class PostgresServer(_Server):
         # template0 accepts no connections; a connection to the template would make CREATE DATABASE fail.
         self._execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
         return f"postgresql://postgres@{HOST}:{self.port}/{name}"
+
+    def _own_copies(self, certificates: Path) -> dict[str, str]:
+        """Copy the files to where only the server's user can read them, as it demands, and return its settings."""
+        for name in ("certificate.pem", "key.pem"):
+            copy = self._base / name
+            shutil.copyfile(certificates / name, copy)
+            copy.chmod(0o600)
+            if self._owner is not None:
+                os.chown(copy, self._owner.uid, self._owner.gid)
+        certificate, key = str(self._base / "certificate.pem"), str(self._base / "key.pem")
+        return {"ssl": "on", "ssl_cert_file": certificate, "ssl_key_file": key, "ssl_ca_file": certificate}
 
     def _execute(self, statement: str) -> None:
         async def run() -> None:
@@ -517,6 +533,7 @@ class PostgresServer(_Server):
             "dynamic_shared_memory_type": "mmap",
             "logging_collector": "off",
             "log_destination": "stderr",
+            **self._tls,
         }
         command = [str(self._programs / "postgres"), "-D", str(self._data)]
         return command + [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
