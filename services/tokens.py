@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from enum import StrEnum
 
-from jose import JWTError, jwt
+from jose import JWTError, jwk, jwt
 from jose.exceptions import JOSEError
 
 from core.errors import invalid_token
@@ -39,9 +39,10 @@ class Tokens:
     def __init__(self, keys: Sequence[str], algorithm: str, *, access_seconds: int, refresh_seconds: int) -> None:
         self.access_seconds = access_seconds
         self.refresh_seconds = refresh_seconds
-        self._key = keys[0]
-        self._key_id = _key_id(self._key)
-        self._keys = {_key_id(key): key for key in keys}
+        # As strings, keys in the form of JSON would be read as JSON when a token is verified.
+        self._keys = {_key_id(key): jwk.construct(key, algorithm) for key in keys}
+        self._key_id = _key_id(keys[0])
+        self._key = self._keys[self._key_id]
         self._algorithm = algorithm
 
     def issue(self, user_id: int, session_id: str) -> str:

@@ -134,6 +134,17 @@ def test_tokens_of_an_old_key_are_valid_while_the_key_is_listed() -> None:
             tokens.read(token)
 
 
+@pytest.mark.parametrize(
+    "key", [f'"{SECRET}"', f'["short", "{SECRET}"]', f'{{"keys": ["short", "{SECRET}"]}}', f'{{"short": "{SECRET}"}}']
+)
+def test_a_key_in_the_form_of_json_is_an_ordinary_key(key: str) -> None:
+    tokens = tokens_of(key)
+    assert tokens.read(tokens.issue(7, SESSION)).user_id == 7
+    for part in ("short", SECRET):
+        with pytest.raises(Unauthenticated):
+            tokens.read(forged("access", key=part))
+
+
 def test_a_token_without_a_key_id_is_checked_with_the_new_key() -> None:
     both = tokens_of(SECRET, OLD_KEY)
     assert both.read(forged("access", SECRET)).user_id == 7
