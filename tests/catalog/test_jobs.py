@@ -361,7 +361,7 @@ async def test_a_job_that_waits_for_its_pace_is_claimed_when_it_is_due(database:
     first = await jobs.claim(database, "a worker")
     assert first is not None
     assert first.wait_seconds is None
-    await jobs.release(database, first.id, "a worker", wait_seconds=0.3)
+    await jobs.release(database, first.id, "a worker", wait_seconds=2.0)
     assert await jobs.claim(database, "a worker") is None
     assert not await jobs.others_wait(database, alice + 1)
 
