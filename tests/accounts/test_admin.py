@@ -161,13 +161,13 @@ async def test_the_audit_trail_holds_each_change_once_and_no_personal_data(servi
 
 async def test_changes_of_ones_own_account_are_not_audited(service: Service) -> None:
     async with service.admin() as admin, service.person() as alice:
-        before = await trail(admin, admin.id)
+        before = await ok(admin.http.get(f"/admin/audit?user_id={admin.id}"))
         assert (await alice.http.patch("/users/me", json={"name": "Alice"})).is_success
         assert (await alice.http.post("/users/me/profile", json={})).is_success
         assert (await admin.http.patch("/users/me", json={"name": "Chief"})).is_success
         assert (await alice.http.delete("/users/me")).is_success
         assert await trail(admin, alice.id) == []
-        assert await trail(admin, admin.id) == before
+        assert await ok(admin.http.get(f"/admin/audit?user_id={admin.id}")) == before
         first = (await admin.http.get(f"/admin/audit?user_id={admin.id}&after=0&limit=1")).json()
         assert [(entry["action"], entry["actor_id"]) for entry in first] == [("create", None)], "created at the start"
 

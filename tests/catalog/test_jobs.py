@@ -357,7 +357,7 @@ async def test_users_take_turns(database: Database) -> None:
 
 async def test_a_job_that_waits_for_its_pace_is_claimed_when_it_is_due(database: Database) -> None:
     alice = await account(database, "alice")
-    await order(database, alice)
+    await order(database, alice, rate=1.0)
     first = await jobs.claim(database, "a worker")
     assert first is not None
     assert first.wait_seconds is None
