@@ -34,7 +34,7 @@ from repository.engine.events import Event, Head
 from repository.engine.transaction import Transaction
 from resources.movies import MOVIES
 from tests.support.event_logs import prune_log
-from tests.support.feeds import following
+from tests.support.feeds import following, running
 from tests.support.servers import PostgresServer, RedisServer
 from tests.support.service import SECRET, eventually
 
@@ -91,12 +91,12 @@ async def test_early_events_are_kept_up_to_a_bound_and_then_read_from_the_log(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "PENDING_EVENTS", 3)
-    monkeypatch.setattr(feed, "POLL_SECONDS_SHARED", 60)
-    async with following(database) as (followed, seen):
+    async with following(database, runs=False) as (followed, seen):
         events = await write(database, 30)
         followed.offer(events[1:])
         assert len(followed._pending) == 3
-        await eventually(lambda: len(seen) == 30, "the rest comes from the log", 5)
+        async with running(followed):
+            await eventually(lambda: len(seen) == 30, "the rest comes from the log", 5)
         assert seen == [event.seq for event in events]
         assert followed._pending == {}
         assert followed._pending_bytes == 0
@@ -223,24 +223,22 @@ def test_a_summary_needs_ids_only() -> None:
     assert b'"data":{"count":2,"first_id":4,"last_id":9,"job_id":null}' in text
 
 
-async def test_a_gap_that_was_pruned_resets_the_feed_and_is_not_read_again(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(feed, "POLL_SECONDS_SHARED", 60)
+async def test_a_gap_that_was_pruned_resets_the_feed_and_is_not_read_again(database: Database) -> None:
     resets: list[Head] = []
-    async with following(database) as (followed, seen):
+    async with following(database, runs=False) as (followed, seen):
         followed.on_reset.append(resets.append)
         events = await write(database, 10)
         await event_log.prune(database, keep_rows=0, keep_bytes=10**9, older_than=datetime.now(UTC), max_rows=100)
         assert await event_log.oldest(database) is None
         followed.offer_head(Head(events[-1].epoch, events[-1].seq))
-        await eventually(lambda: resets, "the feed starts over", 5)
-        assert followed.head == Head(events[-1].epoch, events[-1].seq)
-        assert seen == []
-        assert followed.log_reads < 10
-        more = await write(database, 2)
-        followed.offer(more)
-        assert seen == [event.seq for event in more]
+        async with running(followed):
+            await eventually(lambda: resets, "the feed starts over", 5)
+            assert followed.head == Head(events[-1].epoch, events[-1].seq)
+            assert seen == []
+            assert followed.log_reads < 10
+            more = await write(database, 2)
+            followed.offer(more)
+            assert seen == [event.seq for event in more]
 
 
 async def test_only_one_of_several_workers_renews_the_epoch(database: Database) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from realtime.feed.feed import Feed
 from repository.engine.database import Database
@@ -17,9 +17,15 @@ async def following(database: Database, *, runs: bool = True) -> AsyncIterator[t
     seen: list[int] = []
     followed.on_events.append(lambda events: seen.extend(event.seq for event in events))
     await followed.start()
-    running = asyncio.create_task(followed.run()) if runs else None
-    yield followed, seen
-    if running is not None:
-        assert not running.done(), running
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+    async with running(followed) if runs else nullcontext():
+        yield followed, seen
+
+
+@asynccontextmanager
+async def running(followed: Feed) -> AsyncIterator[None]:
+    """Run a feed, which polls the log at once, until the end of the block."""
+    task = asyncio.create_task(followed.run())
+    yield
+    assert not task.done(), task
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
