@@ -85,6 +85,13 @@ _NAMED: JsonDict = {"anyOf": [{"required": ["username"]}, {"required": ["email"]
 _WITH_PASSWORD: JsonDict = {"anyOf": [{"required": ["password"]}, {"required": ["hashedPassword"]}]}
 
 
+def _require_needed(body: Body) -> None:
+    """Raise ValueError unless each entry of `NEEDED` has a member that was sent."""
+    for names, expected in body.NEEDED:
+        if not body.model_fields_set.intersection(names):
+            raise ValueError(expected)
+
+
 class RegisterBody(Body):
     """A new account with `username`, `email` or both. `password` takes precedence over its alias `hashedPassword`."""
 
@@ -108,10 +115,7 @@ class RegisterBody(Body):
 
     @model_validator(mode="after")
     def _named_and_locked(self) -> RegisterBody:
-        if not self.model_fields_set & {"username", "email"}:
-            raise ValueError("expected username, email or both")
-        if not self.model_fields_set & {"password", "hashedPassword"}:
-            raise ValueError("expected password")
+        _require_needed(self)
         return self
 
 
@@ -138,10 +142,7 @@ class LoginBody(Body):
 
     @model_validator(mode="after")
     def _named_and_proven(self) -> LoginBody:
-        if not self.model_fields_set & {"username", "email"}:
-            raise ValueError("expected username or email")
-        if not self.model_fields_set & {"password", "hashedPassword"}:
-            raise ValueError("expected password")
+        _require_needed(self)
         return self
 
 

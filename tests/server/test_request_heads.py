@@ -163,7 +163,7 @@ async def test_a_handshake_that_is_not_accepted_is_answered(
 
 
 async def test_a_handshake_sent_ahead_of_the_response_before_is_not_accepted(service: Service) -> None:
-    """Nobody would notice when the client of the earlier request disconnects."""
+    """The service could not notice that the client of the earlier request disconnects."""
     async with raw_connection(service, GET + HANDSHAKE.format(target="/ws", headers="")) as connection:
         answer = await connection.answer()
     assert answer.status == 200
