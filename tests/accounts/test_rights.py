@@ -8,8 +8,8 @@ import asyncio
 import itertools
 import string
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -271,14 +271,21 @@ def as_class(status: int) -> str:
     return "2xx" if 200 <= status < 300 else str(status)
 
 
-@SQLITE_ONLY
-async def test_each_role_may_do_what_the_table_says(service: Service) -> None:
-    wrong: list[str] = []
+@asynccontextmanager
+async def with_profiles(service: Service) -> AsyncIterator[Cast]:
+    """Yield users in all roles, each with a profile."""
     async with AsyncExitStack() as stack, service.admin() as chief, service.anyone() as anonymous:
         cast = Cast(service, stack, chief, anonymous)
         for role in ("user", "owner", "moderator", "admin"):
             account = await cast.account(role)
             await ok(account.person.http.post("/users/me/profile", json={"info": "has one"}), 201)
+        yield cast
+
+
+@SQLITE_ONLY
+async def test_each_role_may_do_what_the_table_says(service: Service) -> None:
+    wrong: list[str] = []
+    async with with_profiles(service) as cast:
         for operation, expected in rights().items():
             for role in ROLES:
                 found = as_class((await response_to(cast, operation, role)).status_code)
@@ -293,11 +300,7 @@ async def test_each_role_may_do_what_the_table_says(service: Service) -> None:
 async def test_every_response_to_a_write_tells_its_position(service: Service) -> None:
     writes = {f"{method.upper()} {path}" for path, item in DOCUMENT.items() for method in item.keys() - {"get"}}
     without: list[str] = []
-    async with AsyncExitStack() as stack, service.admin() as chief, service.anyone() as anonymous:
-        cast = Cast(service, stack, chief, anonymous)
-        for role in ("user", "owner", "moderator", "admin"):
-            account = await cast.account(role)
-            await ok(account.person.http.post("/users/me/profile", json={"info": "has one"}), 201)
+    async with with_profiles(service) as cast:
         for operation in writes - NEEDS_MAIL:
             role = next(role for role in ("owner", "anonymous", "admin") if rights()[operation][role] == "2xx")
             response = await response_to(cast, operation, role)
