@@ -217,15 +217,19 @@ mails = _numbered(
     Index("ix_mails_user_id", "user_id", "kind"),
 )
 
-# The audit trail: admin actions on accounts. It has no foreign keys, because its entries outlive the accounts.
+# The audit trail: actions of staff on accounts and on rows of other users. It has no foreign keys, because its entries
+# outlive what they are about.
 audit = _numbered(
     "audit",
     Column("actor_id", Id),
     Column("action", _text(32), nullable=False),
-    Column("user_id", Id, nullable=False),
+    Column("user_id", Id),
     Column("changes", Strings, nullable=False),
     Column("address", _text(64)),
     Column("created_at", UtcTime, nullable=False),
+    Column("resource", _text(32), nullable=False),
+    Column("entity_ids", Strings, nullable=False),
+    Column("count", Integer, nullable=False),
     Index("ix_audit_user_id", "user_id", "id"),
     Index("ix_audit_actor_id", "actor_id", "id"),
 )

@@ -22,6 +22,7 @@ from core.errors import Conflict, FieldProblem, Forbidden, InvalidInput, NotFoun
 from core.filters import Filter
 from core.identity import Identity
 from core.times import utc_now, utc_text
+from repository.accounts import audit
 from repository.engine.database import Database
 from repository.engine.leases import has_expired, now_in_seconds
 from repository.engine.transaction import Transaction
@@ -211,7 +212,10 @@ async def cancel(tx: Transaction, identity: Identity, job_id: str) -> dict[str, 
         return public(job)
     if job["state"] not in UNFINISHED:
         raise Conflict(f"Job {job_id} is already {job['state']}")
-    return await _transition(tx, job, _ended(tx, "cancelled"))
+    cancelled = await _transition(tx, job, _ended(tx, "cancelled"))
+    if job["user_id"] != identity.user_id:
+        await audit.record_for_rows(tx, "cancel", "jobs", identity, [job])
+    return cancelled
 
 
 async def cancel_all(tx: Transaction, user_id: int) -> None:

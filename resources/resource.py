@@ -128,14 +128,15 @@ class Resource:
 
     def require_may_change(self, identity: Identity, rows: Iterable[Mapping[str, Any]]) -> None:
         """Raise Forbidden, naming the rows, unless the identity may change all of them."""
-        foreign = [] if identity.is_staff else [row["id"] for row in rows if not self._is_own(identity, row)]
+        foreign = [] if identity.is_staff else [row["id"] for row in rows if not self.is_own(identity, row)]
         if foreign:
             owners = "" if self.changed_by == "staff" else "the owner, " if len(foreign) == 1 else "the owners, "
             named = self.singular if len(foreign) == 1 else self.name
             shown = ", ".join(map(str, foreign[:10])) + (", …" if len(foreign) > 10 else "")
             raise Forbidden(f"Only {owners}moderators and admins may change {named} {shown}")
 
-    def _is_own(self, identity: Identity, row: Mapping[str, Any]) -> bool:
+    def is_own(self, identity: Identity, row: Mapping[str, Any]) -> bool:
+        """Return whether the identity may change the row without being staff."""
         return self.changed_by == "owner" and row["user_id"] == identity.user_id
 
     # --- models

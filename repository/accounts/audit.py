@@ -1,26 +1,30 @@
-"""The audit trail: one row for each admin action on an account, stored with the action and sent to admins as an event.
+"""The audit trail: what admins do to accounts and what staff do to rows that are not their own.
 
-Entries are kept forever, even after the account is deleted. So they hold no personal data of its owner: for a name, an
-address or a date of birth, an entry says that the value changed, not what it was or is.
+Each entry is stored in the transaction of its action and sent to admins as an event. Entries are kept forever, even
+after the account or the rows are deleted. So they hold no personal data: for a name, an address or a date of birth, an
+entry says that the value changed, not what it was or is. The same goes for the fields of rows, whose values may be
+long.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import insert
 
 import models
-from core.identity import Group
+from core.identity import Group, Identity
 from core.times import utc_now
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
-from repository.generic import filter_sql
+from repository.generic import filter_sql, rows
 from repository.generic.lists import Listed, ListRequest, entities_of, entity, total_order
 from repository.generic.versions import BOOKKEEPING, Row, changed_names
 
 AUDIENCE = f"group:{Group.ADMIN}"
+MAX_NAMED_ROWS = 100  # of an entry, which names the first rows and counts all: trails are listed by the thousand
 _NOT_PERSONAL = frozenset({"group", "is_active", "awaits_activation", "has_profile"})
 
 
@@ -45,16 +49,58 @@ async def record(tx: Transaction, action: str, user_id: int, editor: Editor | No
     list for personal data. `editor` is None for an action on the command line or at the start of the service.
     """
     actor_id, address = (editor.user_id, editor.address) if editor is not None else (None, None)
-    values = {
+    values = _values(actor_id, action, "users", user_id, [user_id], changes, address)
+    stored = await tx.connection.execute(insert(models.audit).values(values).returning(models.audit))
+    tx.emit("audit", "add", public(entity(stored.one())), actor_id=actor_id, audience=AUDIENCE)
+
+
+async def record_for_rows(
+    tx: Transaction,
+    action: str,
+    resource: str,
+    identity: Identity,
+    foreign: Iterable[Row],
+    changed: Sequence[str] = (),
+) -> None:
+    """Store an entry for each owner of the rows `foreign`, which only staff may write, and emit its event."""
+    ids: dict[int | None, list[int | str]] = {}
+    for row in foreign:
+        ids.setdefault(row.get("user_id"), []).append(row["id"])
+    if not ids:
+        return
+    changes: Row = {name: [] for name in changed}
+    made = [
+        _values(identity.user_id, action, resource, owner_id, of_owner, changes, tx.address)
+        for owner_id, of_owner in ids.items()
+    ]
+    entry_ids = await rows.reserve_ids(tx, models.audit, len(made))
+    entries = [{"id": entry_id, **each} for entry_id, each in zip(entry_ids, made, strict=True)]
+    await tx.connection.execute(insert(models.audit), entries)
+    for entry in entries:
+        tx.emit("audit", "add", public(entry), actor_id=identity.user_id, audience=AUDIENCE)
+
+
+def _values(
+    actor_id: int | None,
+    action: str,
+    resource: str,
+    user_id: int | None,
+    ids: Sequence[int | str],
+    changes: Row,
+    address: str | None,
+) -> dict[str, Any]:
+    """Return the columns of an entry except its id, in the order of the table."""
+    return {
         "actor_id": actor_id,
         "action": action,
         "user_id": user_id,
         "changes": dict(changes),
         "address": address,
         "created_at": utc_now(),
+        "resource": resource,
+        "entity_ids": list(ids[:MAX_NAMED_ROWS]),
+        "count": len(ids),
     }
-    stored = await tx.connection.execute(insert(models.audit).values(values).returning(models.audit))
-    tx.emit("audit", "add", public(entity(stored.one())), actor_id=actor_id, audience=AUDIENCE)
 
 
 async def record_changes(tx: Transaction, action: str, before: Row, after: Row, editor: Editor) -> None:

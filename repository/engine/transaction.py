@@ -41,7 +41,8 @@ class Transaction:
     """The argument of the work that `Database.write` runs. Only its `emit` methods send events to watchers.
 
     `writer` is the client on whose behalf the transaction writes. It must still have its rights when the transaction
-    ends (`repository.engine.rights`); None writes without that check.
+    ends (`repository.engine.rights`); None writes without that check. `address` is the client's IP address, for the
+    audit trail.
 
     The functions in `on_position` are called just before COMMIT, with the position of the transaction's last event, or
     with the log's head if there is no event. They may write rows, but emit nothing.
@@ -53,6 +54,7 @@ class Transaction:
     size: int = 0  # bytes of the drafts
     on_position: list[Callable[[Head], Awaitable[None]]] = field(default_factory=list)
     lock_waits: LockWaits = field(default_factory=LockWaits)
+    address: str | None = None
     _driver: Any = None
 
     @property

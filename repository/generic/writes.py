@@ -18,6 +18,7 @@ from sqlalchemy import delete
 from core.errors import NotFound
 from core.identity import Identity, unique_key
 from core.times import utc_now
+from repository.accounts import audit
 from repository.engine.transaction import Transaction, former_values
 from repository.generic import conflicts, relations, rows
 from repository.generic.conflicts import Refusal
@@ -91,6 +92,8 @@ async def add(tx: Transaction, resource: Resource, identity: Identity, fields: R
     ((entity_id, payload),) = await _insert(tx, prepared)
     tx.emit_encoded(resource.name, "add", str(entity_id), payload, actor_id=identity.user_id)
     await relations.recount(tx, resource, (), prepared.rows, identity.user_id)
+    if resource.changed_by == "staff":
+        await _audit(tx, "create", resource, identity, [{**prepared.rows[0], "id": entity_id}])
     return Stored(entity_id, prepared.rows[0]["version"], payload)
 
 
@@ -103,7 +106,10 @@ async def add_bulk(
     if not skip_conflicts:
         conflicts.raise_for(refused, bulk=True)
     good = [item for index, item in enumerate(items) if index not in refused]
-    return Added(await store(tx, resource, good, identity.user_id), refused)
+    encoded = await store(tx, resource, good, identity.user_id)
+    if resource.changed_by == "staff":
+        await _audit(tx, "create", resource, identity, [orjson.loads(payload) for payload in encoded])
+    return Added(encoded, refused)
 
 
 async def store(
@@ -140,6 +146,20 @@ async def _insert(tx: Transaction, prepared: Prepared) -> list[tuple[int, bytes]
     ]
 
 
+async def _audit(
+    tx: Transaction,
+    action: str,
+    resource: Resource,
+    identity: Identity,
+    written: Iterable[Row],
+    changed: Sequence[str] = (),
+) -> None:
+    """Record the action in the audit trail for those of the `written` rows that only staff may write."""
+    foreign = [row for row in written if not resource.is_own(identity, row)]
+    if foreign:
+        await audit.record_for_rows(tx, action, resource.name, identity, foreign, changed)
+
+
 async def _one(
     tx: Transaction, resource: Resource, identity: Identity, entity_id: int, if_match: IfMatch
 ) -> dict[str, Any]:
@@ -174,6 +194,7 @@ async def edit(
     await rows.write_back(tx, resource.table, [after], (*changed, *BOOKKEEPING))
     payload = tx.emit(resource.name, "update", after, actor_id=identity.user_id, before=before, changed=changed)
     await relations.recount(tx, resource, [before], [after], identity.user_id)
+    await _audit(tx, "update", resource, identity, [before], changed)
     return Stored(entity_id, after["version"], payload)
 
 
@@ -205,6 +226,7 @@ async def edit_bulk(
             changed=done.changed,
         )
         await relations.recount(tx, resource, done.before, done.after, identity.user_id)
+        await _audit(tx, "update", resource, identity, done.before, done.changed)
     return BulkResult(done.encoded, [entity_id for entity_id in merged if entity_id not in found])
 
 
@@ -245,6 +267,7 @@ async def remove(tx: Transaction, resource: Resource, identity: Identity, entity
     await tx.connection.execute(delete(resource.table).where(resource.table.c.id == entity_id))
     tx.emit(resource.name, "delete", row, actor_id=identity.user_id, before=row)
     await relations.recount(tx, resource, [row], (), identity.user_id)
+    await _audit(tx, "delete", resource, identity, [row])
 
 
 async def remove_bulk(tx: Transaction, resource: Resource, identity: Identity, ids: Sequence[int]) -> BulkResult[int]:
@@ -266,4 +289,5 @@ async def remove_bulk(tx: Transaction, resource: Resource, identity: Identity, i
         before=await rows.off_the_loop(len(gone), lambda: [orjson.dumps(row) for row in gone]),
     )
     await relations.recount(tx, resource, gone, (), identity.user_id)
+    await _audit(tx, "delete", resource, identity, gone)
     return BulkResult([each for each in wanted if each in found], [each for each in wanted if each not in found])

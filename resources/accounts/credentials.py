@@ -298,14 +298,19 @@ class User(Answer):
 
 
 class AuditEntry(Answer):
-    """An admin's action on an account."""
+    """An action of staff on an account, or on rows that are not their own."""
 
     id: int
-    actor_id: int | None = Field(description="The admin; null for an action on the command line or at service start")
-    action: str
-    user_id: int = Field(description="The account that the action was about")
-    changes: dict[str, list[Any]] = Field(
-        description="Old and new value of each changed field; an empty list for personal data"
+    actor_id: int | None = Field(
+        description="The admin or moderator; null for an action on the command line or at service start"
     )
-    address: str | None = Field(description="IP address of the admin")
+    action: str
+    user_id: int | None = Field(description="The account, or the owner of the rows; null for rows without an owner")
+    changes: dict[str, list[Any]] = Field(
+        description="Old and new value of each changed field; an empty list for personal data and for fields of rows"
+    )
+    address: str | None = Field(description="IP address of the admin or moderator")
     created_at: Moment
+    resource: str = Field(description="What the action was about: `users`, `jobs` or the name of a resource")
+    entity_ids: list[int | str] = Field(description="The ids of the account, the job or the rows; the first 100")
+    count: int = Field(description="How many rows the action was about")

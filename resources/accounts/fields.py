@@ -17,5 +17,7 @@ USER_FIELDS: Mapping[str, Field] = chosen_fields(
 )
 # The fields that users who are not admins can use.
 OTHER_USER_FIELDS: Mapping[str, Field] = {name: USER_FIELDS[name] for name in ("id", "username", "name")}
-AUDIT_FIELDS: Mapping[str, Field] = chosen_fields(models.audit, "id", "actor_id", "action", "user_id", "created_at")
+AUDIT_FIELDS: Mapping[str, Field] = chosen_fields(
+    models.audit, "id", "actor_id", "action", "resource", "user_id", "created_at"
+)
 SESSION_FIELDS: Mapping[str, Field] = chosen_fields(models.sessions, "id", "user_agent", "address", "created_at")

@@ -42,7 +42,7 @@ async def create(call: Call[None, None, profiles.NewAccountBody]) -> Response:
 
 @operations.listing(
     "/admin/audit",
-    "List what admins did to accounts, newest first (admins only)",
+    "List what staff did to accounts and to rows of others, newest first (admins only)",
     list[credentials.AuditEntry],
     description="With `after`, the oldest come first. Entries are kept forever and hold no personal data.",
     filters=AUDIT_FIELDS,

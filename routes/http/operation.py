@@ -126,6 +126,7 @@ class Call(Generic[PathT_co, QueryT_co, BodyT_co]):
 
         async def noted(tx: Transaction) -> T:
             tx.on_position.append(self.written.note)
+            tx.address = self.address
             return await work(tx)
 
         return await self.database.write(noted, self.identity)

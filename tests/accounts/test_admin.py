@@ -22,7 +22,10 @@ from tests.support.resources import head, links, moderator, nothing_written, sql
 from tests.support.service import ADMIN, PASSWORD, Person, Service
 from tests.support.sockets import refusal, signed_in
 
-ENTRY = {"id", "actor_id", "action", "user_id", "changes", "address", "created_at"}
+ENTRY = {
+    *("id", "actor_id", "action", "user_id", "changes", "address", "created_at"),
+    *("resource", "entity_ids", "count"),
+}
 
 
 async def trail(admin: Person, user_id: int) -> list[tuple[str, dict[str, Any]]]:
@@ -31,6 +34,7 @@ async def trail(admin: Person, user_id: int) -> list[tuple[str, dict[str, Any]]]
     for entry in entries:
         assert set(entry) == ENTRY
         assert (entry["actor_id"], entry["address"]) == (admin.id, "127.0.0.1")
+        assert (entry["resource"], entry["entity_ids"], entry["count"]) == ("users", [user_id], 1)
     return [(entry["action"], entry["changes"]) for entry in entries]
 
 

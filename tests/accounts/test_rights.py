@@ -31,6 +31,7 @@ ROLES = ("anonymous", "user", "owner", "moderator", "admin", "disabled", "expire
 BAD_TOKENS = frozenset({"disabled", "expired", "refresh"})
 NO_LINK = "x" * 43
 NEEDS_MAIL = frozenset({"POST /auth/activate", "POST /auth/password/reset"})
+CHANGES_NOTHING = frozenset({"POST /admin/users/{id}/activate"})  # the account is active already
 DOCUMENT: Mapping[str, Any] = orjson.loads(table.document())["paths"]
 PICTURE: Mapping[str, Any] = {"content": photo(32, 32), "headers": {"Content-Type": "image/jpeg"}}
 _numbers = itertools.count()
@@ -126,7 +127,7 @@ ASKS: Mapping[str, Ask] = {
     "GET /users": Ask("/users"),
     "GET /users/nonAdmin": Ask("/users/nonAdmin"),
     "GET /users/{id}": Ask("/users/{account}"),
-    "PUT /users/{id}": Ask("/users/{account}", lambda things: {"username": things["username"]}, ("username",)),
+    "PUT /users/{id}": Ask("/users/{account}", lambda on: {"username": on["username"], "name": name()}, ("username",)),
     "PATCH /users/{id}": Ask("/users/{account}", {"name": "M"}),
     "DELETE /users/{id}": Ask("/users/{account}", is_final=True),
     "GET /users/me/profile": Ask("/users/me/profile"),
@@ -136,7 +137,7 @@ ASKS: Mapping[str, Ask] = {
     "GET /users/{id}/profile": Ask("/users/{account}/profile"),
     "POST /users/{id}/profile": Ask("/users/{account}/profile", {"info": "x"}, is_final=True),
     "PUT /users/{id}/profile": Ask("/users/{account}/profile", {"info": "x"}),
-    "PATCH /users/{id}/profile": Ask("/users/{account}/profile", {"info": "x"}),
+    "PATCH /users/{id}/profile": Ask("/users/{account}/profile", {"info": "y"}),
     "PUT /users/me/avatar": Ask("/users/me/avatar", content=PICTURE),
     "DELETE /users/me/avatar": Ask("/users/me/avatar"),
     "PUT /users/{id}/avatar": Ask("/users/{account}/avatar", content=PICTURE),
@@ -292,6 +293,25 @@ async def test_each_role_may_do_what_the_table_says(service: Service) -> None:
                 if found != expected[role]:
                     wrong.append(f"{operation} by {role}: {found}, where the table says {expected[role]}")
     assert wrong == []
+
+
+@SQLITE_ONLY
+async def test_every_action_of_an_admin_on_what_is_not_theirs_is_audited(service: Service) -> None:
+    without: list[str] = []
+    async with with_profiles(service) as cast:
+        admin = (await cast.account("admin")).person
+        trail = f"/admin/audit?actor_id={admin.id}&limit=0"
+        for operation, expected in rights().items():
+            names = {name for _, name, _, _ in string.Formatter().parse(ASKS[operation].path) if name}
+            is_foreign = names or ASKS[operation].needs or operation.startswith(("POST /genres", "POST /admin"))
+            needs_rights = (expected["anonymous"], expected["admin"]) == ("401", "2xx") and not ASKS[operation].is_own
+            if operation.startswith("GET ") or not needs_rights or not is_foreign or operation in CHANGES_NOTHING:
+                continue
+            before = (await admin.http.get(trail)).headers["x-total-count"]
+            assert (await response_to(cast, operation, "admin")).is_success, operation
+            if int((await admin.http.get(trail)).headers["x-total-count"]) != int(before) + 1:
+                without.append(operation)
+    assert not without, without
 
 
 # --- the position of a write
