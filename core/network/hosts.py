@@ -1,8 +1,8 @@
-"""The hosts that requests may name: the check against DNS rebinding. Pure.
+"""The hosts that requests may name: the check against DNS rebinding. No I/O.
 
 A malicious page can make its own domain resolve to 127.0.0.1 and then read the responses of this service as if they
 came from its origin. Such requests name that domain in `Host`, so only known names are served. An IP address in `Host`
-did not come from DNS and cannot be rebound: it is allowed where the service listens on every address of the machine.
+did not come from DNS and cannot be rebound: it is allowed if the service listens on every address of the machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PATTERN = re.compile(r"(?:\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]{2,45}\]|[0-9a-f:.]{2,
 
 @lru_cache(maxsize=1_024)
 def host_of(header: str) -> str | None:
-    """Return the host of a `Host` header in lowercase, without port, brackets or final dot; None when malformed."""
+    """Return the host of a `Host` header in lowercase, without port, brackets or final dot, or None if malformed."""
     found = _HOST.fullmatch(header) if len(header) <= MAX_HOST_LENGTH + 8 else None
     if found is None:
         return None
@@ -34,7 +34,7 @@ def host_of(header: str) -> str | None:
 
 
 def normal(name: str) -> str:
-    """Return the form in which hosts are compared."""
+    """Return the normal form of a host, in which hosts are compared."""
     name = name.lower().removesuffix(".")
     address = address_of(name)
     return str(address) if address is not None else name
@@ -61,7 +61,7 @@ def parse_pattern(text: str) -> str:
 
 @dataclass(frozen=True)
 class AllowedHosts:
-    """Each of `patterns` is a host, `*.example.org` for the subdomains of example.org, or `*` for all hosts."""
+    """The hosts that requests may name. A pattern is a host, `*.example.org` for subdomains, or `*` for all hosts."""
 
     patterns: frozenset[str]
     allows_addresses: bool  # any IP address
@@ -82,7 +82,7 @@ class AllowedHosts:
 
 
 def origin_refusal(origin: str, host: str | None) -> str:
-    """Return a message that says why an origin is rejected, and what an operator can do about it."""
+    """Return a message that states why an origin is rejected and what an operator can do about it."""
     shown, own = shortened(origin, MAX_HOST_LENGTH), shortened(host or "", MAX_HOST_LENGTH)
     return (
         f"The origin {shown} is not allowed. If its pages may use this service, add it to the setting ALLOWED_ORIGINS. "
