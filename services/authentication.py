@@ -21,7 +21,7 @@ def invalid_access_token() -> Unauthenticated:
 
 
 async def identify(database: Database, tokens: Tokens, token: str, address: str | None) -> Identity:
-    """Return the identity that an access token belongs to. `address` is the client's, for the log.
+    """Return the identity that an access token belongs to. `address` is the client's address, for the log.
 
     The end of a session and the deletion or deactivation of an account take effect immediately, on every worker. Raises
     Unauthenticated.
