@@ -166,7 +166,7 @@ class TooManyRequests(Problem):
 
 
 class Unavailable(Problem):
-    """The service cannot handle the request now. `detail` says whether something may have been written."""
+    """The service cannot handle the request now. After a write, `detail` says whether it may have succeeded."""
 
     status, code = 503, "unavailable"
     headers = MappingProxyType({"Retry-After": "1"})

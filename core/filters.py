@@ -28,7 +28,7 @@ MAX_VALUES_IN_LIST = 100  # The maximum number of values in one `in` condition.
 MAX_CONDITIONS = 200  # Enough to use every field with every operator.
 MAX_GROUPS = 20
 MAX_TEXT_LENGTH = 1_000
-MAX_LISTED_TEXT_LENGTH = 255  # Values of `in` conditions are shorter, so that a full list fits into a URL of 64 KiB.
+MAX_LISTED_TEXT_LENGTH = 255  # The limit for values of `in` conditions, so that a full list fits into a URL of 64 KiB.
 MAX_INTEGER = 2**63 - 1  # The maximum of BIGINT.
 
 

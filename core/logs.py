@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 from structlog.typing import Processor
 
-MAX_WARNED_VALUES = 100  # per event, because a client that invents values must not fill the log
+MAX_WARNED_VALUES = 100  # the limit for each event, because a client that invents values must not fill the log
 
 
 def configure(log_format: str, log_level: str) -> None:
@@ -27,7 +27,7 @@ def configure(log_format: str, log_level: str) -> None:
     if log_format == "json":
         last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        # Plain tracebacks: the rich ones print local variables, including passwords and tokens.
+        # Plain tracebacks, because rich ones print local variables, including passwords and tokens.
         plain = structlog.dev.plain_traceback
         last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     handler = logging.StreamHandler(sys.stderr)

@@ -43,7 +43,7 @@ class RouteRate:
 
 @dataclass(frozen=True, slots=True)
 class RateLimits:
-    """The setting RATE_LIMITS: whether clients are limited at all, and the limits set for single routes."""
+    """The setting RATE_LIMITS: whether clients are limited at all, and the limits for individual routes."""
 
     is_on: bool
     routes: tuple[RouteRate, ...]

@@ -8,5 +8,5 @@ PREFIX = "marquee.prefix"
 LIMIT = "marquee.limit"
 # Present if the request came over a websocket.
 SOCKET = "marquee.socket"
-# The identity of the websocket, or None. Present only together with SOCKET.
+# The identity that uses the websocket, or None. Present only together with SOCKET.
 IDENTITY = "marquee.identity"

@@ -1,4 +1,4 @@
-"""Validators of single settings. Each validator returns the value in its normal form, or raises ValueError.
+"""Validators of individual settings. Each validator returns the value in its normal form, or raises ValueError.
 
 No message repeats a value that may contain a password.
 """

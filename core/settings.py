@@ -95,7 +95,8 @@ class Settings(BaseSettings):
     read_timeout_seconds: float = Field(default=10, ge=0.1, le=300)
 
     generated_rows_per_day: int = Field(default=5_000_000, ge=1, le=1_000_000_000)
-    job_retention_hours: float = Field(default=168.0, ge=24, le=24 * 3650)  # at least the 24 hours of the row quota
+    # At least 24 hours, because the quota for generated rows counts the jobs of the last 24 hours.
+    job_retention_hours: float = Field(default=168.0, ge=24, le=24 * 3650)
 
     drain_seconds: float = Field(default=0, ge=0, le=300)
     metrics_token: SecretStr | None = None

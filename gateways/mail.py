@@ -1,7 +1,7 @@
 """Delivery of emails to a mail server or, without one, to a folder.
 
 Encryption: `smtps://` uses TLS from the first byte and verifies the server's certificate. `smtp://` with a password
-requires STARTTLS and a valid certificate before it sends anything. `smtp://` without a password uses STARTTLS when the
+requires STARTTLS and a valid certificate before anything is sent. `smtp://` without a password uses STARTTLS when the
 server offers it, and accepts any certificate, as mail servers do among themselves (RFC 7435). Verification would not
 help, because an attacker who could impersonate the server could also suppress the offer.
 """
@@ -173,7 +173,7 @@ class Folder:
         log.info("email written", path=str(path))
 
     def _write(self, content: bytes, name: str) -> Path:
-        """Write the file atomically. Only our own user can read it, because its URLs give access to accounts."""
+        """Write the file atomically. Only our user can read it, because the email's URLs give access to accounts."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self.path / f"{name}.eml"
         draft = self.path / f".{name}.{os.getpid()}.{secrets.token_hex(4)}"

@@ -41,14 +41,14 @@ class HttpConnections:
         self._by_network: Counter[str] = Counter()
         self._total = 0
         self._lingering = 0
-        self._refused = 0  # since the last warning
+        self._refused = 0  # refusals since the last warning
         self._warned_at = -WARN_SECONDS
 
     def __len__(self) -> int:
         return self._total
 
     def enter(self, address: str) -> str | None:
-        """Count a connection until `leave` is called, and return None. If it is refused, return the reason instead."""
+        """Count a connection until `leave` is called, and return None, or return the reason for refusing it."""
         network = network_of(address)
         reason = self._reason_against(network, address)
         if reason is not None:

@@ -46,7 +46,7 @@ def raise_limit(settings: Settings) -> None:
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        # macOS rejects a limit that is infinite.
+        # macOS rejects an infinite limit.
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     number = limit()

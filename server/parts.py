@@ -5,8 +5,8 @@ Rules:
   and `close` releases everything else. `running` does all of that in order.
 - Parts receive one another through their constructors where the dependency points one way, and through listener lists
   (`on_events`, `on_reset`, `on_commit`, …) where it would be circular. All listeners are connected in `_connect`.
-- All background tasks are in one group. When one of them fails, the process exits, because without its feed or bus it
-  would serve wrong data without any sign of it. A supervisor starts another process.
+- All background tasks are in one group. When one of them fails, the process exits, because a process without its
+  feed or bus would silently serve wrong data. A supervisor starts another process.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class Parts:
         self.pictures.close()
         await self.database.close()
 
-    # --- handed to the edges
+    # --- what the edges receive
 
     def state(self) -> Mapping[str, Any]:
         """Return the lifespan state of the application."""

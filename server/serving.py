@@ -182,7 +182,7 @@ class Server(uvicorn.Server):
         while (connections or tasks) and now() < until and not self.force_exit:
             remaining = [connection for connection in connections if connection not in shut_down]
             websockets = [each for each in remaining if isinstance(each, MarqueeWebSocketProtocol)]
-            # Based on the elapsed time, not on the number of rounds, because a busy machine makes fewer rounds.
+            # The number of websockets due depends on the elapsed time, because a busy machine makes fewer rounds.
             due = math.ceil(expected * (now() - begun + BATCH_SECONDS) / SPREAD_SECONDS)
             batch = max(BATCH_SOCKETS, due - closed)
             later = set(websockets[batch:])
@@ -256,7 +256,7 @@ def _notice_vanished_peers(listener: socket.socket) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
         ("TCP_KEEPIDLE", PROBE_AFTER_SECONDS),
-        ("TCP_KEEPALIVE", PROBE_AFTER_SECONDS),  # the same on macOS
+        ("TCP_KEEPALIVE", PROBE_AFTER_SECONDS),  # the name of TCP_KEEPIDLE on macOS
         ("TCP_KEEPINTVL", PROBE_INTERVAL_SECONDS),
         ("TCP_KEEPCNT", (VANISHED_SECONDS - PROBE_AFTER_SECONDS) // PROBE_INTERVAL_SECONDS),
         ("TCP_USER_TIMEOUT", VANISHED_SECONDS * 1000),

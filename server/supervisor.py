@@ -90,7 +90,7 @@ class Worker(Process):
     # --- in the process
 
     def target(self, sockets: list[socket.socket] | None = None) -> None:
-        # Set before `super().target` starts the thread that replies to the supervisor, which uses `_server`.
+        # `super().target` starts a thread that answers the supervisor and uses `_server`, so set `_server` first.
         self._server = WorkerServer(self.config, self._drain_seconds, self._supervisor)
         super().target(sockets)
 

@@ -105,7 +105,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def handle_pong(self, event: Frame) -> None:
         if self.pending_ping_payload != bytes(event.data) and self.on_control_frame is not None:
-            self.on_control_frame()  # unsolicited
+            self.on_control_frame()  # the pong is unsolicited
         super().handle_pong(event)
 
     def _answers_ping(self) -> bool:

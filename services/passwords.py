@@ -21,7 +21,7 @@ from core.settings import Settings
 from core.texts.normal import nfkc
 
 THREADS = 2
-MAX_WAITING = 64  # at about 30 ms each, they take two seconds of CPU time
+MAX_WAITING = 64  # at about 30 ms each, 64 hashes take two seconds of CPU time
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Verdict:
 
 
 class PasswordHasher:
-    """An Argon2id hasher. Each call takes tens of milliseconds of CPU time, so make calls in a thread."""
+    """An Argon2id hasher. Each method takes tens of milliseconds of CPU time, so call its methods in a thread."""
 
     def __init__(self, memory_kib: int, time_cost: int, parallelism: int) -> None:
         self._context = CryptContext(

@@ -1,4 +1,4 @@
-"""Issuing and verifying access and refresh tokens (JWT). Pure except for the clock and random token ids."""
+"""Issuing and verifying access and refresh tokens (JWT). No I/O except for the clock and random token ids."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Client addresses: how they are parsed, and which addresses count as one client. No I/O.
 
-Every limit per address counts by the result of `network_of`, so that all limits agree on what counts as one client.
+Every limit per address uses the result of `network_of`, so that all limits agree on what counts as one client.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class AllowedHosts:
         return ANY_HOST in self.patterns
 
     def allow(self, host: str) -> bool:
-        """Return whether requests to this host, as returned by `host_of`, are served."""
+        """Return whether requests to `host`, in the form that `host_of` returns, are served."""
         if self.allows_all or host in self.patterns or host == "localhost" or host.endswith(".localhost"):
             return True
         address = address_of(host)

@@ -1,4 +1,4 @@
-"""Excerpts of clients' strings, which keep messages and log lines from growing too long. No I/O."""
+"""Excerpts of strings from clients, so that messages and log lines do not grow too long. No I/O."""
 
 from __future__ import annotations
 
