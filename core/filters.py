@@ -297,7 +297,7 @@ def _parse_value(field: Field, op: Op, raw: Any, max_length: int = MAX_TEXT_LENG
         return None
     if not isinstance(raw, str) or "\x00" in raw:
         return None
-    text = nfc(raw)  # as stored
+    text = nfc(raw)  # strings are stored in this form
     if len(text) > max_length:
         return None
     if field.choices and op in (Op.EQ, Op.NE, Op.IN) and text not in field.choices:

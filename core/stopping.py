@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-GRACE_SECONDS = 1.0  # left for request bodies that are still arriving when the shutdown begins
+GRACE_SECONDS = 1.0  # the time left for request bodies that are still arriving when the shutdown begins
 
 log = structlog.get_logger("stopping")
 
@@ -87,7 +87,7 @@ class Stopping:
 
     @asynccontextmanager
     async def timeout(self, seconds: float) -> AsyncIterator[None]:
-        """Limit the block to `seconds`, and to GRACE_SECONDS once the shutdown has begun. Raises TimeoutError."""
+        """Limit the block to `seconds`. When the shutdown begins, at most GRACE_SECONDS remain. Raises TimeoutError."""
         async with asyncio.timeout(seconds) as limit:
             self._limits.add(limit)
             if self.is_stopping:

@@ -126,7 +126,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         if not self._is_response_complete:
             # After an upgrade, the previous request would not notice if the client disconnected before the response.
-            self._refuse(400, "Expected the handshake after the response to the previous request", "invalid")
+            self._refuse(400, "Expected the websocket handshake after the response to the previous request", "invalid")
             return
         self._phase = _GONE
         self._stop_deadline()
@@ -163,7 +163,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     @property
     def _is_response_complete(self) -> bool:
-        """Whether every request received so far has its whole response."""
+        """Whether the responses to all requests received so far are complete."""
         return self.cycle is None or self.cycle.response_complete
 
     def on_message_begin(self) -> None:

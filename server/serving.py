@@ -93,7 +93,7 @@ def server_config(settings: Settings, app: Any) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        # uvicorn would trust the headers of every local client; the setting TRUSTED_PROXIES decides instead.
+        # uvicorn would trust the proxy headers of every local client; the setting TRUSTED_PROXIES is used instead.
         proxy_headers=False,
         http=MarqueeHTTPProtocol,
         ws=MarqueeWebSocketProtocol,
@@ -132,7 +132,7 @@ class Server(uvicorn.Server):
         gc.freeze()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # uvicorn would raise the signal again after the shutdown, but an orderly shutdown exits with status 0.
+        # uvicorn would raise the signal again after the shutdown, but an orderly shutdown must exit with status 0.
         self.force_exit = self.should_exit
         self.should_exit = True
 

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from core.texts.shortened import shortened
 
-MAX_HOST_LENGTH = 255  # RFC 1035, section 2.3.4
+MAX_HOST_LENGTH = 255  # the limit of RFC 1035, section 2.3.4
 ANY_HOST = "*"
 UNSPECIFIED = frozenset({"0.0.0.0", "::"})  # noqa: S104 (compared, not bound)
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]+))(?::[0-9]{0,5})?")
@@ -86,5 +86,5 @@ def origin_refusal(origin: str, host: str | None) -> str:
     shown, own = shortened(origin, MAX_HOST_LENGTH), shortened(host or "", MAX_HOST_LENGTH)
     return (
         f"The origin {shown} is not allowed. If its pages may use this service, add it to the setting ALLOWED_ORIGINS. "
-        f"If it is this service's own origin, set PUBLIC_URL, or let the proxy pass Host unchanged (got {own!r})"
+        f"If it is this service's own origin, set PUBLIC_URL, or make the proxy keep the Host header (got {own!r})"
     )
