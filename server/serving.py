@@ -75,7 +75,7 @@ def banner(settings: Settings, port: int) -> str:
 
     wscat -c ws://{address}/ws
 
-  Write, in a third (all four lines can be pasted at once):
+  Write, in a third (paste all four lines together):
 
     curl {base}/auth/register {json} -d '{{"username": "holly", "password": "third man 1949"}}'
     TOKEN=$(curl -s {base}/token -d 'username=holly&password=third man 1949' | cut -d '"' -f 4)

@@ -55,7 +55,7 @@ def parse_pattern(text: str) -> str:
     if lowered == ANY_HOST:
         return lowered
     if not _PATTERN.fullmatch(lowered) or len(lowered) > MAX_HOST_LENGTH:
-        raise ValueError("expected host names such as example.org, without scheme and port")
+        raise ValueError("expected host names such as example.org, without a scheme or port")
     return normal(lowered.removeprefix("[").removesuffix("]"))
 
 
