@@ -112,7 +112,7 @@ class Filter:
         return hash((self.all, self.any))
 
     def __hash__(self) -> int:
-        # Cached, because a filter may be large, and its hash is needed for each event.
+        # The hash is cached, because filters may be large and are looked up by hash for each event.
         return self._hash
 
     def __bool__(self) -> bool:
@@ -138,7 +138,7 @@ def build(conditions: Iterable[Condition], groups: Iterable[Iterable[Condition]]
 
 
 def _sorted(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
-    # Sorted by `repr`, because values of different types cannot be compared.
+    # Conditions are sorted by `repr`, because values of different types cannot be compared.
     return tuple(sorted(set(conditions), key=repr))
 
 

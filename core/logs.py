@@ -27,7 +27,7 @@ def configure(log_format: str, log_level: str) -> None:
     if log_format == "json":
         last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        # Plain tracebacks, because rich ones print local variables, including passwords and tokens.
+        # Use plain tracebacks, because rich ones print local variables, including passwords and tokens.
         plain = structlog.dev.plain_traceback
         last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     handler = logging.StreamHandler(sys.stderr)

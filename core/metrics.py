@@ -144,7 +144,7 @@ def websocket_closed(code: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Exposition:
-    """The response to a scrape."""
+    """The response to a scrape of the metrics."""
 
     content: bytes
     media_type: str

@@ -10,7 +10,7 @@ from core.identity import name_key
 from core.texts.normal import nfkc
 
 MIN_PASSWORD_LENGTH = 8
-MAX_PASSWORD_LENGTH = 128  # limits the work of hashing; argon2 itself accepts any length
+MAX_PASSWORD_LENGTH = 128  # this limits the work of hashing; argon2 itself accepts any length
 _COMMON = Path(__file__).with_name("common_passwords.txt")
 
 

@@ -41,7 +41,7 @@ WRITE_CHECK_SECONDS = 2.5
 LINGER_SECONDS = 30.0
 LINGER_BYTES = 64 * 1024 * 1024
 LINGER_QUIET_SECONDS = 5.0  # After this long without a byte, no more input is expected.
-SHORT_LINGER_SECONDS = 1.0  # For a connection beyond the limits, and when the service stops.
+SHORT_LINGER_SECONDS = 1.0  # Used for a connection beyond the limits, and when the service stops.
 
 RETRY_AFTER_SECONDS = 5
 _INT = Struct("i")
@@ -257,7 +257,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self._linger()
             return
         if not self._is_response_complete:
-            if self._phase != _BODY or self.pipeline:  # pipelined: earlier requests still get responses
+            if self._phase != _BODY or self.pipeline:  # a pipelined request; earlier requests still get responses
                 self._phase, self.cycle.keep_alive = _LINGERING, False
                 return
             if self.cycle.response_started:
@@ -354,7 +354,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         self._watch_writes()
 
     def eof_received(self) -> None:
-        # The transport closes itself once the client has taken all written data, so check that the client does.
+        # The transport closes itself once the client has taken all written data, so check that the client does so.
         self.is_finishing = True
         self._watch_writes()
 

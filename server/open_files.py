@@ -10,7 +10,7 @@ import structlog
 
 from core.settings import Settings
 
-RESERVED_FILES = 96  # per process, for everything except client connections: databases, Redis, storage, logs, libraries
+RESERVED_FILES = 96  # reserved for everything except client connections: databases, Redis, storage, logs, libraries
 
 log = structlog.get_logger("open_files")
 
@@ -19,7 +19,7 @@ log = structlog.get_logger("open_files")
 class ConnectionLimits:
     """The numbers of connections that a process accepts."""
 
-    sockets: int  # websockets and event streams
+    sockets: int  # the limit for websockets and event streams together
     sockets_per_address: int
     http: int
     http_per_address: int

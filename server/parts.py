@@ -65,7 +65,7 @@ SWITCH_SECONDS = 0.0005
 GAUGE_SECONDS = 0.5
 # The time to finish the current chunks of jobs and the emails that are being sent.
 HAND_OVER_SECONDS = 1.5
-# When SQLite's write-ahead log exceeds this many SQLITE_LOG_BYTES, writes wait until the log is emptied.
+# When SQLite's write-ahead log exceeds this multiple of SQLITE_LOG_BYTES, writes wait until the log is emptied.
 MAX_LOG_SIZES = 4
 # The readiness check reports a feed that is more than this many events behind the log.
 MAX_LAG_EVENTS = 1_000

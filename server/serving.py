@@ -30,7 +30,7 @@ from server.websocket_protocol import MarqueeWebSocketProtocol
 
 # The limit for a client's message.
 MAX_FRAME_BYTES = MAX_BODY_BYTES
-# Longer than SLOW_CLIENT_SECONDS, so that a slow reader is first closed with the close code for slow readers.
+# Longer than SLOW_CLIENT_SECONDS, so that a slow reader is first disconnected with the close code for slow readers.
 PING_TIMEOUT_SECONDS = SLOW_CLIENT_SECONDS + 15
 STOP_SECONDS = 10.0
 # The part of STOP_SECONDS that open requests get.
@@ -128,7 +128,7 @@ class Server(uvicorn.Server):
         """Serve until stopped. The process may exit within this call, because it has nothing else to do afterwards."""
         self._owns_process = True
         super().run(sockets)
-        # Otherwise, the interpreter would spend seconds at exit collecting the remains of thousands of connections.
+        # Without `gc.freeze`, collecting the remains of thousands of connections would take seconds at exit.
         gc.freeze()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -169,7 +169,7 @@ class Server(uvicorn.Server):
         for tick in range(ticks):
             if self.force_exit:
                 return
-            await self.on_tick(tick)  # keeps the Date header up to date
+            await self.on_tick(tick)  # on_tick keeps the Date header up to date
             await asyncio.sleep(TICK_SECONDS)
 
     async def _close_connections(self, until: float) -> None:

@@ -45,7 +45,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     _is_counted = False
     _lingering = False
     _shutdown_timer: asyncio.TimerHandle | None = None
-    _written = 0  # bytes of frames handed to the transport
+    _written = 0  # the number of bytes of frames handed to the transport
     _taken_at_ping = 0
     # A function that counts a control frame of the peer, and returns whether the frame is within the rate limit.
     on_control_frame: Callable[[], bool] | None = None
@@ -116,7 +116,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         if event.data or event.fin:
             super().handle_cont(event)
         elif self.on_control_frame is not None:
-            self.on_control_frame()  # counted, because empty fragments do not count towards the size of a message
+            self.on_control_frame()  # empty fragments are counted, because they add nothing to the size of a message
 
     def handle_close(self, event: Frame) -> None:
         super().handle_close(event)
@@ -131,7 +131,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         if self.curr_msg_data_type == "text" and not self.close_sent:
             try:
                 b"".join(self.frames).decode()
-            except UnicodeDecodeError:  # the client's fault, so not logged as an error
+            except UnicodeDecodeError:  # this is the client's fault, so it is not logged as an error
                 self.frames = []
                 self.conn.send_close(CloseCode.INVALID_TEXT, CLOSE_REASONS[CloseCode.INVALID_TEXT])
                 self.handle_parser_exception()

@@ -64,7 +64,7 @@ class AllowedHosts:
     """The hosts that requests may name. A pattern is a host, `*.example.org` for subdomains, or `*` for all hosts."""
 
     patterns: frozenset[str]
-    allows_addresses: bool  # any IP address
+    allows_addresses: bool  # whether requests may name any IP address
 
     @property
     def allows_all(self) -> bool:

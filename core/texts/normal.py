@@ -18,10 +18,10 @@ BLANK = r"\x00-\x20\x7f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000
 INVISIBLE = (
     r"\x80-\x9f\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f"
     r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\uffff"
-    # Literal characters, because JSON Schema patterns have no portable escape for code points above U+FFFF.
+    # These are literal characters, because JSON Schema patterns have no portable escapes above U+FFFF.
     "\U000110bd\U000110cd\U00013430-\U0001345f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
-# Not part of INVISIBLE, because schema-driven tools walk through ranges as wide as these one character at a time.
+# These ranges are not part of INVISIBLE, because schema-driven tools walk through wide ranges character by character.
 PRIVATE_USE = "\\ue000-\\uf8ff\U000e1000-\U0010ffff"
 _VISIBLE = re.compile(rf"[^{BLANK}{INVISIBLE}]")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from core.rates import Rate
 
 STEPS = 60
-MAX_CLIENTS = 50_000  # per rate; beyond this number, the least recently seen client is forgotten
+MAX_CLIENTS = 50_000  # the maximum per rate; beyond it, the least recently seen client is forgotten
 
 
 @dataclass(frozen=True, slots=True)

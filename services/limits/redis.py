@@ -83,7 +83,7 @@ class SharedWindows:
         share = self._share_of(key, rate)
         now = time.monotonic()
         if now >= share.until:
-            async with share.lock:  # so that concurrent hits lease only one share
+            async with share.lock:  # the lock makes concurrent hits lease only one share
                 now = time.monotonic()
                 if now >= share.until and not await self._take(share, key, rate):
                     return None

@@ -40,7 +40,7 @@ END_OF_JPEG = b"\xff\xd9"
 FIRST_SEGMENT = b"\xff\xc0"  # this marker and all higher ones are followed by the length of their segment
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd8\xff]")
 
-# Replaces Pillow's own check: `_require_acceptable` checks sizes before decoding, and its message states the limit.
+# Pillow's own check is disabled: `_require_acceptable` checks sizes before decoding, with a message that states limits.
 Image.MAX_IMAGE_PIXELS = None
 
 

@@ -45,7 +45,7 @@ class _Queue:
     max_per_user: int
     max_per_address: int
     limits_clients: bool
-    _counted: Counter[int | str] = field(default_factory=Counter)  # by user id and by network
+    _counted: Counter[int | str] = field(default_factory=Counter)  # counts by user id and by network
     _total: int = 0
 
     @contextmanager
