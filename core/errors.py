@@ -54,7 +54,7 @@ def got(value: str) -> str:
 
 # The limit for the problems listed for one request or message, which may contain thousands of invalid rows.
 MAX_PROBLEMS = 100
-# The longest error messages list all parameters of a route, which takes about half of this length.
+# The limit for an error message. The longest messages list all parameters of a route and take about half of it.
 MAX_DETAIL_LENGTH = 2_000
 Loc = tuple[str | int, ...]  # such as ("body", 3, "title")
 
@@ -189,7 +189,7 @@ class CloseCode(IntEnum):
     PROTOCOL_ERROR = 4509
 
 
-# Reported, but never sent: the code of a connection that ended without a close frame (RFC 6455, section 7.4.1).
+# This code is reported, but never sent, for a connection that ended without a close frame (RFC 6455, section 7.4.1).
 NO_CLOSE_FRAME = 1006
 
 CLOSE_REASONS: Mapping[CloseCode, str] = {

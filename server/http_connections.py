@@ -48,7 +48,7 @@ class HttpConnections:
         return self._total
 
     def enter(self, address: str) -> str | None:
-        """Count a connection until `leave` is called, and return None, or return the reason for refusing it."""
+        """Count a connection until `leave` is called. Return the reason if the connection is refused, else None."""
         network = network_of(address)
         reason = self._reason_against(network, address)
         if reason is not None:

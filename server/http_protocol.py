@@ -49,7 +49,7 @@ _INT = Struct("i")
 log = structlog.get_logger("http_protocol")
 
 
-# What the parser expects next. Plain numbers, because looking up members of an Enum for each request is slow.
+# What the parser expects next. These are plain numbers, because looking up Enum members for each request is slow.
 _IDLE = 0  # A request, or nothing.
 _HEAD = 1  # The rest of a head.
 _BODY = 2  # The rest of a body.
@@ -364,7 +364,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self._stop_watching_writes()
 
     def _watch_writes(self) -> None:
-        """Begin to check that the client takes the written data. Until the client does, no more is written."""
+        """Begin to check that the client takes the written data. Nothing more is written until it has taken some."""
         self._stop_watching_writes()
         self._untaken, self._taken_at = self._untaken_bytes(), self.loop.time()
         if self._raw.get_write_buffer_size():
