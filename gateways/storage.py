@@ -109,7 +109,7 @@ async def _call(call: str, name: str) -> AsyncIterator[None]:
 
 
 def _reason(error: BaseException | None) -> str:
-    """Return the first line of an error. The lines that obstore adds after it describe its own client."""
+    """Return the first line of an error. obstore adds further lines, which describe its own client."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 

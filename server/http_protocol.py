@@ -77,8 +77,8 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     _phase = _IDLE
     _deadline: asyncio.TimerHandle | None = None  # The deadline for a head, or for discarding input.
     _chunk = 0  # The size in bytes of the data that is being parsed.
-    _has_progressed = False  # Whether that data has completed a head or a part of a body.
-    _unparsed = 0  # The number of bytes received since the last such progress.
+    _has_progressed = False  # Whether the data being parsed has completed a head or a part of a body.
+    _unparsed = 0  # The number of bytes received since a head or a part of a body was last completed.
     _is_discarding = False  # Whether the rest of a body is discarded because its response is complete.
     _discard_until = 0.0
     _discard_bytes = 0

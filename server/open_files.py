@@ -40,7 +40,7 @@ def limit() -> int:
 
 
 def raise_limit(settings: Settings) -> None:
-    """Raise the limit of this process, and of the workers that it starts, to the hard limit.
+    """Raise the limit on open files of this process, and of the workers that it starts, to the hard limit.
 
     Log a warning if the hard limit is too low for the connections that the settings allow.
     """

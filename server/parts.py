@@ -76,8 +76,8 @@ log = structlog.get_logger("parts")
 class Parts:
     """All parts of one process."""
 
-    limits: Limits  # Created by `start`, because its Redis keys contain the log's epoch.
-    tasks: asyncio.Task[None]  # All background tasks. Created by `start`.
+    limits: Limits  # The limiter is created by `start`, because its Redis keys contain the log's epoch.
+    tasks: asyncio.Task[None]  # All background tasks, created by `start`.
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -78,7 +78,7 @@ class Tokens:
     def _read(self, token: str, token_type: TokenType) -> Claims:
         try:
             header = jwt.get_unverified_header(token)
-            # jose ignores "crit", but RFC 7515, section 4.1.11, requires that unknown critical headers are rejected.
+            # jose ignores "crit", but RFC 7515, section 4.1.11, requires unknown critical headers to be rejected.
             if "crit" in header:
                 raise JWTError("unknown crit")
             claims = jwt.decode(

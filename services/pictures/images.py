@@ -24,7 +24,7 @@ FORMATS = (
     WebPImagePlugin.WebPImageFile.format,
 )
 MEDIA_TYPE = "image/webp"
-MAX_JPEG_PIXELS = 25_000_000  # A photo from a good camera. JPEG is decoded at a fraction of its size.
+MAX_JPEG_PIXELS = 25_000_000  # Enough for a photo from a good camera. JPEG is decoded at a fraction of its size.
 MAX_PIXELS = 12_500_000  # PNG and WebP are decoded whole, at four bytes per pixel, WebP more than once.
 MAX_SIDE = 8_000
 MAX_JPEG_SCANS = 200  # A photo has one scan, a progressive JPEG about ten. Thousands take minutes to decode.
