@@ -1,1 +1,1 @@
-"""What every layer may use: settings, errors, filters, times, logs, metrics and the state of the shutdown."""
+"""Code that every layer may import: settings, errors, filters, times, logs, metrics and the shutdown state."""

@@ -3,7 +3,7 @@
 MarqueeError
 ├── SettingsError            an invalid setting: the service does not start
 └── Problem                  reported to the client: an HTTP status, or an error reply on the socket
-    ├── InvalidInput         422, lists every problem
+    ├── InvalidInput         422, lists the problems
     ├── BadRequest           400
     ├── Unauthenticated      401
     ├── Forbidden            403
@@ -32,11 +32,11 @@ from core.texts.shortened import shortened
 
 
 class MarqueeError(Exception):
-    """The root of the tree."""
+    """The base class of all errors in this module."""
 
 
 class SettingsError(MarqueeError):
-    """An invalid setting. The message is a sentence that names the variable or the file."""
+    """An invalid setting. The message is a sentence that names the environment variable or the file."""
 
 
 def words_of(error: Mapping[str, Any]) -> str:
@@ -52,21 +52,23 @@ def got(value: str) -> str:
     return "" if {"@", "/"} & set(value) and ":" in value else f", got {shortened(value)!r}"
 
 
-MAX_PROBLEMS = 100  # listed for one request or message, which may contain thousands of invalid rows
-MAX_DETAIL_LENGTH = 2_000  # of one message; those that list all parameters of a route need half of it
+# The limit for the problems listed for one request or message, which may contain thousands of invalid rows.
+MAX_PROBLEMS = 100
+# The limit for an error message. The longest messages list all parameters of a route and take about half of it.
+MAX_DETAIL_LENGTH = 2_000
 Loc = tuple[str | int, ...]  # such as ("body", 3, "title")
 
 
 @dataclass(frozen=True, slots=True)
 class FieldProblem:
-    """One problem in the input: its place, what was expected, and a stable machine-readable type."""
+    """One problem in the input: its location, a message for people, and a stable machine-readable type."""
 
     loc: Loc
     msg: str
     type: str
 
     def as_dict(self) -> dict[str, Any]:
-        # Names of members and parameters are the client's.
+        # Clients choose the names of members and parameters, so a name may be very long.
         loc = [shortened(part) if isinstance(part, str) else part for part in self.loc]
         return {"loc": loc, "msg": shortened(self.msg, MAX_DETAIL_LENGTH), "type": self.type}
 
@@ -106,7 +108,7 @@ class Unauthenticated(Problem):
 
 
 def invalid_token(token_type: str) -> Unauthenticated:
-    """Return the error for an invalid token, the same whatever the reason. `token_type` is "access" or "refresh"."""
+    """Return the error for an invalid token of the type "access" or "refresh". It does not reveal the reason."""
     return Unauthenticated(f"The {token_type} token is not valid or has expired")
 
 
@@ -164,7 +166,7 @@ class TooManyRequests(Problem):
 
 
 class Unavailable(Problem):
-    """The service cannot handle the request now. `detail` says whether something may have been written."""
+    """The service cannot handle the request now. After a write, `detail` says whether it may have succeeded."""
 
     status, code = 503, "unavailable"
     headers = MappingProxyType({"Retry-After": "1"})
@@ -187,7 +189,7 @@ class CloseCode(IntEnum):
     PROTOCOL_ERROR = 4509
 
 
-# Reported for a connection that ended without a close frame (RFC 6455, section 7.4.1); never sent.
+# This code is reported, but never sent, for a connection that ended without a close frame (RFC 6455, section 7.4.1).
 NO_CLOSE_FRAME = 1006
 
 CLOSE_REASONS: Mapping[CloseCode, str] = {

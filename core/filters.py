@@ -1,11 +1,12 @@
 """The filter grammar: one parser for REST lists and subscriptions.
 
 A filter is a conjunction of conditions `field operator value` and, optionally, one disjunction of groups of conditions.
-A query string writes it as `rating[gte]=50&or[0][genre]=Drama&or[1][country]=GB` (`core/texts/listed.py` has
-the form of lists), JSON as `{"rating": {"gte": 50}, "or": [{"genre": "Drama"}, {"country": "GB"}]}`; no operator means
-`eq`. Text is compared by code point; `contains` and `prefix` ignore case. A null field matches only `ne`. This module
-is pure: it does no I/O. `repository/generic/filter_sql.py` translates filters to SQL; `routes/http/parameters.py`
-describes them in the API. All three must agree.
+A filter in a query string looks like `rating[gte]=50&or[0][genre]=Drama&or[1][country]=GB`; the same filter in JSON is
+`{"rating": {"gte": 50}, "or": [{"genre": "Drama"}, {"country": "GB"}]}`. Without an operator, `eq` is used. Text is
+compared by code point; `contains` and `prefix` ignore case. A null field matches only `ne`.
+
+This module does no I/O. `core/texts/listed.py` parses lists in query strings, `repository/generic/filter_sql.py`
+translates filters to SQL, and `routes/http/parameters.py` describes filters in the API. All of them must agree.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from core.errors import MAX_PROBLEMS, FieldProblem, Loc
 from core.texts import listed
 from core.texts.normal import nfc
 
-MAX_VALUES_IN_LIST = 100  # in one `in` condition
-MAX_CONDITIONS = 200  # enough for every field with every operator
+MAX_VALUES_IN_LIST = 100  # The maximum number of values in one `in` condition.
+MAX_CONDITIONS = 200  # Enough to use every field with every operator.
 MAX_GROUPS = 20
 MAX_TEXT_LENGTH = 1_000
-MAX_LISTED_TEXT_LENGTH = 255  # of one value in an `in` condition, so that a full list fits into a URL of 64 KiB
-MAX_INTEGER = 2**63 - 1  # BIGINT
+MAX_LISTED_TEXT_LENGTH = 255  # The limit for values of `in` conditions, so that a full list fits into a URL of 64 KiB.
+MAX_INTEGER = 2**63 - 1  # The maximum of BIGINT.
 
 
 class FieldType(StrEnum):
@@ -37,7 +38,7 @@ class FieldType(StrEnum):
     DATE = "date"
     TIME = "time"
     BOOLEAN = "boolean"
-    STRINGS = "strings"  # an array of strings: eq means "contains", ne "does not contain", in "contains one of"
+    STRINGS = "strings"  # an array of strings: `eq` means "contains", `ne` "does not contain", `in` "contains one of"
 
 
 class Op(StrEnum):
@@ -79,7 +80,7 @@ Scalar = int | str
 class Field:
     """A filterable field. `name` is its name in filters, `column` its name in the entity.
 
-    With `choices`, a value compared by `eq`, `ne` or `in` must be one of them.
+    If there are `choices`, a value compared by `eq`, `ne` or `in` must be one of them.
     """
 
     name: str
@@ -97,7 +98,8 @@ class Condition:
 
 @dataclass(frozen=True)
 class Filter:
-    """A row matches when it meets every condition of `all` and, if `any` has groups, every condition of one group.
+    """The conditions that a row must meet: every condition in `all` and, unless `any` is empty, every condition of at
+    least one group in `any`.
 
     Filters made by `build` are normalised: equivalent spellings compare equal.
     """
@@ -110,7 +112,7 @@ class Filter:
         return hash((self.all, self.any))
 
     def __hash__(self) -> int:
-        # Cached, because filters may be large and are looked up for each event.
+        # The hash is cached, because filters may be large and are looked up by hash for each event.
         return self._hash
 
     def __bool__(self) -> bool:
@@ -123,7 +125,7 @@ class Filter:
 
     @cached_property
     def searches(self) -> int:
-        """The number of conditions that search a string, whose cost grows with the length of the string."""
+        """The number of conditions that search in a string. Their cost grows with the length of the string."""
         return sum(condition.op in (Op.CONTAINS, Op.PREFIX) for group in (self.all, *self.any) for condition in group)
 
 
@@ -131,12 +133,12 @@ EVERYTHING = Filter()
 
 
 def build(conditions: Iterable[Condition], groups: Iterable[Iterable[Condition]] = ()) -> Filter:
-    """Return the normalised filter: conditions and groups are sorted and without duplicates."""
+    """Return the normalised filter, whose conditions and groups are sorted and free of duplicates."""
     return Filter(_sorted(conditions), tuple(sorted({_sorted(group) for group in groups}, key=repr)))
 
 
 def _sorted(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
-    # Sorted by representation, because values of different types cannot be compared.
+    # Conditions are sorted by `repr`, because values of different types cannot be compared.
     return tuple(sorted(set(conditions), key=repr))
 
 
@@ -158,7 +160,7 @@ class Parsed(NamedTuple):
 def parse_query(
     items: Iterable[tuple[str, str]], fields: Mapping[str, Field], known: frozenset[str] = frozenset()
 ) -> Parsed:
-    """Parse the items of a query string, except for the parameters named in `known`."""
+    """Parse the items of a query string, ignoring the parameters named in `known`."""
     conditions: list[Condition] = []
     groups: dict[str, list[Condition]] = {}
     problems: list[FieldProblem] = []
@@ -184,7 +186,7 @@ def parse_query(
 
 
 def parse_json(value: Any, fields: Mapping[str, Field], loc: Loc = ("filter",)) -> Parsed:
-    """Parse the JSON form. The location of each problem begins with `loc`."""
+    """Parse the JSON form of a filter. The location of each problem begins with `loc`."""
     if not isinstance(value, dict):
         problem = FieldProblem(loc, 'Expected an object such as {"rating": {"gte": 50}}', "invalid_filter")
         return Parsed(EVERYTHING, [problem])
@@ -235,7 +237,8 @@ _NO_TEXT = (FieldType.INTEGER, FieldType.BOOLEAN)
 def _json_value(raw: Any) -> Any:
     """Return a JSON value in the form that integer and boolean fields accept.
 
-    A string becomes None, which is invalid. 50.0 becomes 50: it is an integer by JSON Schema 2020-12, section 4.2.3.
+    A string becomes None, which is invalid. 50.0 becomes 50, because JSON Schema 2020-12 (section 4.2.3) treats 50.0 as
+    an integer.
     """
     if isinstance(raw, list):
         return [_json_value(item) for item in raw]
@@ -261,7 +264,7 @@ class _Invalid:
 
 
 def _condition(field: Field, name: str, raw: Any) -> Condition | _Invalid:
-    """Return the condition, or what was expected instead."""
+    """Return the condition, or an `_Invalid` that states what was expected."""
     allowed = OPERATORS[field.kind]
     if name not in allowed:
         return _Invalid(f"Unknown operator; expected one of {', '.join(allowed)}", "unknown_operator")
@@ -294,7 +297,7 @@ def _parse_value(field: Field, op: Op, raw: Any, max_length: int = MAX_TEXT_LENG
         return None
     if not isinstance(raw, str) or "\x00" in raw:
         return None
-    text = nfc(raw)  # as stored
+    text = nfc(raw)  # strings are stored in this form
     if len(text) > max_length:
         return None
     if field.choices and op in (Op.EQ, Op.NE, Op.IN) and text not in field.choices:
@@ -309,15 +312,15 @@ def _parse_value(field: Field, op: Op, raw: Any, max_length: int = MAX_TEXT_LENG
 # --- matching
 
 Row = Mapping[str, Any]
-# The lowercase strings of one row, by column. Each is converted when the first condition needs it, and only once,
-# however many conditions and filters search it.
+# The lowercase strings of one row, by column. Each string is converted only once, when the first condition needs it,
+# however many conditions and filters search in it.
 Folded = dict[str, str | None]
 _Test = Callable[[Row, Folded], bool]
 
 
 class Matcher(Protocol):
-    """A predicate on entities as `GET` returns them. `folded` caches the strings of this row; several filters may share
-    it.
+    """A predicate on entities in the form that `GET` returns. `folded` caches the lowercase strings of the row, so that
+    several filters can share them.
     """
 
     def __call__(self, row: Row, folded: Folded | None = None) -> bool: ...
@@ -326,13 +329,13 @@ class Matcher(Protocol):
 def without_case(text: str) -> str:
     """Return the form in which `contains`, `prefix` and search compare text.
 
-    At the end of a word, Python lowercases a capital sigma to a different letter, so both letters become one.
+    Python lowercases a capital sigma to ς at the end of a word, but to σ elsewhere, so each ς is replaced by σ.
     """
     return text.lower().replace("ς", "σ")
 
 
 def matcher_of(wanted: Filter) -> Matcher:
-    """Return the predicate of a filter. It agrees with the SQL of the same filter."""
+    """Return the predicate of a filter. It matches the same rows as the SQL of that filter."""
     tests = [_test(condition) for condition in wanted.all]
     groups = [[_test(condition) for condition in group] for group in wanted.any]
 
@@ -348,7 +351,7 @@ def matcher_of(wanted: Filter) -> Matcher:
 
 
 def _folded(row: Row, column: str, folded: Folded) -> str | None:
-    """Return the lowercase string of a column, through the cache `folded`."""
+    """Return the lowercase form of a column's string, using the cache `folded`."""
     if column not in folded:
         text = row[column]
         folded[column] = without_case(text) if text is not None else None

@@ -1,4 +1,4 @@
-"""The identity of a client, and which events it may see."""
+"""The identity of a client, and the events that the client may see."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CLOCK_LEEWAY_SECONDS = 5
 
 
 class Group(StrEnum):
-    """The groups in the order of their rights: each one has all the rights of those before it."""
+    """The groups of users, in order of increasing rights: each group has all the rights of the groups before it."""
 
     USER = "user"
     MODERATOR = "moderator"
@@ -19,7 +19,7 @@ class Group(StrEnum):
 
     @property
     def rank(self) -> int:
-        """The place in the order of rights."""
+        """The position of this group in the order of rights, starting at 0."""
         return list(Group).index(self)
 
 
@@ -42,20 +42,20 @@ class Identity:
 
     @property
     def audiences(self) -> frozenset[str]:
-        """The values of `Event.audience` that this identity may see."""
+        """The audiences whose events this identity may see."""
         return frozenset({PUBLIC_AUDIENCE, f"user:{self.user_id}", f"group:{self.group}"})
 
 
 PUBLIC_AUDIENCE = "public"
 ANONYMOUS_AUDIENCES = frozenset({PUBLIC_AUDIENCE})
-MAX_KEY_LENGTH = 200  # the width of the narrowest column that holds a key
+MAX_KEY_LENGTH = 200  # the width of the narrowest column that stores a key
 
 
 def unique_key(name: str) -> str:
-    """Return the form in which a name is stored and looked up where it must be unique.
+    """Return the key under which a unique name is stored and looked up.
 
-    Normalising can turn one character into eighteen, and a name to be looked up may contain NUL. A key that its column
-    cannot hold is replaced by its digest.
+    Normalising can turn one character into eighteen, and a name that is looked up may contain NUL. A key that is too
+    long for its column, or contains NUL, is replaced by its digest.
     """
     key = name_key(name)
     if len(key) <= MAX_KEY_LENGTH and "\x00" not in key:
@@ -64,7 +64,7 @@ def unique_key(name: str) -> str:
 
 
 def name_key(name: str) -> str:
-    """Return the form in which equivalent spellings of a name are equal (Unicode NFKC, case folded)."""
+    """Return the normal form of a name, which all equivalent spellings share (Unicode NFKC, case-folded)."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 

@@ -1,6 +1,6 @@
-"""Structured log lines on stderr, as console text or JSON, from our loggers and from those of the libraries.
+"""Structured log lines on stderr, as console text or JSON, from our own loggers and those of libraries.
 
-The line of each request, with its fields, is written by `routes/http/middleware.py`.
+The log line of each request, with its fields, is written by `routes/http/middleware.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 from structlog.typing import Processor
 
-MAX_WARNED_VALUES = 100  # of one event: a client that invents values must not fill the log
+MAX_WARNED_VALUES = 100  # the limit for each event, because a client that invents values must not fill the log
 
 
 def configure(log_format: str, log_level: str) -> None:
@@ -27,7 +27,7 @@ def configure(log_format: str, log_level: str) -> None:
     if log_format == "json":
         last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        # Plain tracebacks: the rich ones print local variables, including passwords and tokens.
+        # Use plain tracebacks, because rich ones print local variables, including passwords and tokens.
         plain = structlog.dev.plain_traceback
         last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     handler = logging.StreamHandler(sys.stderr)
@@ -43,7 +43,7 @@ def configure(log_format: str, log_level: str) -> None:
         logger = logging.getLogger(noisy)
         logger.handlers = []
         logger.propagate = True
-        # At level info, these loggers repeat our own lines, and uvicorn logs the query strings of websockets.
+        # At level info, these loggers repeat our own lines, and uvicorn logs the query strings of websocket URLs.
         logger.setLevel(max(logging.WARNING, root.level))
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -54,7 +54,7 @@ def configure(log_format: str, log_level: str) -> None:
 
 
 class WarnOnce:
-    """Logs the warning `event` once for each value, for at most MAX_WARNED_VALUES values."""
+    """A callable that logs the warning `event` once for each value, for at most MAX_WARNED_VALUES values."""
 
     def __init__(self, log: Any, event: str) -> None:
         self._log = log

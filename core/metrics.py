@@ -1,8 +1,8 @@
 """The Prometheus metrics and their exposition.
 
-Counting costs a microsecond: count once per flush, page or request, not once per socket. With several workers, each
-one counts into files in PROMETHEUS_MULTIPROC_DIR and the worker that is scraped adds them up; the folder must exist
-before this module is imported. The mode of a gauge says how the values of several workers are combined.
+Counting takes a microsecond, so count once per flush, page or request, not once per socket. With several workers, each
+worker counts into files in PROMETHEUS_MULTIPROC_DIR, and the worker that is scraped adds up all files. The folder must
+exist before this module is imported. The mode of a gauge determines how the values of several workers are combined.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 HTTP_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-# Clients may close with any number from 3000 to 4999. All codes that neither we nor the standard define share a series.
+# Clients may close with any code from 3000 to 4999. Codes that neither we nor the standard define share a time series.
 OTHER_CODE = "other"
 KNOWN_CODES = frozenset((*range(1000, 1016), 4008, 4429, 4501, 4503, 4509))
 
@@ -56,9 +56,11 @@ HTTP_REFUSED = _counter(
     "HTTP connections refused or closed, by reason: limit, head_size, head_time, invalid, idle or slow",
     "reason",
 )
-LIMITED = _counter("rate_limited", "Requests rejected with 429, by rate limit (of one or several routes)", "limit")
+LIMITED = _counter(
+    "rate_limited", "Requests rejected with 429, by rate limit; a rate limit applies to one or several routes", "limit"
+)
 LIMITS_NOT_SHARED = _counter(
-    "rate_limits_not_shared", "Hits counted by one worker in memory because Redis was unavailable"
+    "rate_limits_not_shared", "Hits on rate limits that a worker counted in memory because Redis was unavailable"
 )
 
 # --- websockets
@@ -77,15 +79,15 @@ STREAMS = _gauge("sse_streams", "Open server-sent event streams")
 
 FEED_EVENTS = _counter("feed_events", "Events added to the feed of a worker, by source: bus or log", "source")
 FEED_SEQ = _gauge(
-    "feed_seq", "Number of the newest event in the feed; with several workers, the highest such number", "livemax"
+    "feed_seq", "Number of the newest event in the feed; with several workers, the highest of their numbers", "livemax"
 )
 FEED_LAG = _gauge(
     "feed_lag_events",
-    "Events in the log that are not in the feed yet; with several workers, the highest such number",
+    "Number of events in the log that are not in the feed yet; with several workers, the highest of their numbers",
     "livemax",
 )
 LOG_READS = _counter("log_reads", "Pages of events read from the database")
-BUS_DEAF = _gauge("bus_deaf", "Workers that read the log because their shared bus is silent; normally 0")
+BUS_DEAF = _gauge("bus_deaf", "Workers that read the log because the shared bus is silent; normally 0")
 BUS_DROPPED = _counter("bus_dropped", "Events dropped by the bus and read from the log instead", "where")
 BUS_REJECTED = _counter(
     "bus_rejected", "Messages of the shared bus rejected because they are not signed with a known secret key"
@@ -97,7 +99,7 @@ HUB_BYTES = _counter("hub_written_bytes", "Bytes of frames handed to sockets")
 COSTLY_FILTERS = _counter(
     "costly_filters", "Groups of subscriptions that left the hub because their filters cost too much"
 )
-CATCH_UPS = _counter("catch_ups", "Times that a subscription began to catch up from the ring or the log")
+CATCH_UPS = _counter("catch_ups", "Number of times that a subscription began to catch up from the ring or the log")
 RESYNCS = _counter("resyncs", "Resync frames sent, by reason", "reason")
 SNAPSHOT_ROWS = _counter("snapshot_rows", "Rows sent in snapshots")
 
@@ -114,12 +116,12 @@ COMMIT_RETRIES = _counter("commit_retries", "Transactions run again after a conf
 # Create these labels at import, so that rate() starts at zero.
 FEED_EVENTS_FROM_BUS = FEED_EVENTS.labels("bus")
 FEED_EVENTS_FROM_LOG = FEED_EVENTS.labels("log")
-BUS_DROPPED_UNSENT = BUS_DROPPED.labels("unsent")  # the outbox was full, or the bus was unavailable
-BUS_DROPPED_UNREAD = BUS_DROPPED.labels("unread")  # the inbox was full
+BUS_DROPPED_UNSENT = BUS_DROPPED.labels("unsent")  # The outbox of the bus was full, or the bus was unavailable.
+BUS_DROPPED_UNREAD = BUS_DROPPED.labels("unread")  # The inbox of the bus was full.
 
 
 def request_answered(method: str, route: str, status: int, seconds: float | None) -> None:
-    """Count a request. `route` must be a path template, never the path of a request: each value creates a series.
+    """Count a request. `route` must be a path template, not a request's path, because each value creates a time series.
 
     Status 0 stands for a client that disconnected before the response.
     """
@@ -135,21 +137,21 @@ def websocket_opened() -> None:
 
 
 def websocket_closed(code: int) -> None:
-    """Count a close. Call it once for each `websocket_opened`."""
+    """Count a closed websocket. Call this once for each call of `websocket_opened`."""
     WEBSOCKETS.dec()
     WEBSOCKETS_CLOSED.labels(str(code) if code in KNOWN_CODES else OTHER_CODE).inc()
 
 
 @dataclass(frozen=True, slots=True)
 class Exposition:
-    """The metrics as a scrape receives them."""
+    """The response to a scrape of the metrics."""
 
     content: bytes
     media_type: str
 
 
 def exposition(accept: str) -> Exposition:
-    """Return the metrics of all workers in the format that the Accept header asks for: text or OpenMetrics."""
+    """Return the metrics of all workers in the format that the Accept header requests: text or OpenMetrics."""
     registry = REGISTRY
     if FOLDER_VARIABLE in os.environ:
         registry = CollectorRegistry()
@@ -159,5 +161,5 @@ def exposition(accept: str) -> Exposition:
 
 
 def forget_worker(pid: int, folder: str) -> None:
-    """Remove the gauges of a dead worker. Its counters stay."""
+    """Remove the gauges of a dead worker, but keep its counters."""
     mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]

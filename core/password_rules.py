@@ -1,4 +1,4 @@
-"""Rules for new passwords. Existing passwords are not checked, so that a new rule locks out no account."""
+"""Rules for new passwords. Existing passwords are not checked, so a new rule does not lock anyone out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from core.identity import name_key
 from core.texts.normal import nfkc
 
 MIN_PASSWORD_LENGTH = 8
-MAX_PASSWORD_LENGTH = 128  # bounds the work of hashing; argon2 itself accepts any length
+MAX_PASSWORD_LENGTH = 128  # this limits the work of hashing; argon2 itself accepts any length
 _COMMON = Path(__file__).with_name("common_passwords.txt")
 
 
@@ -25,8 +25,8 @@ def check_password(
 
     if len(password) > MAX_PASSWORD_LENGTH:
         broken(f"String should have at most {MAX_PASSWORD_LENGTH} characters", "string_too_long")
-        return found  # on a long string, the other checks would take time and add nothing useful
-    password = nfkc(password)  # as it is hashed
+        return found  # On a long string, the other checks would take time and add nothing useful.
+    password = nfkc(password)  # The password is hashed in this form.
     if len(password) < MIN_PASSWORD_LENGTH:
         broken(f"String should have at least {MIN_PASSWORD_LENGTH} characters", "string_too_short")
     if password and not any(character.isprintable() and not character.isspace() for character in password):
@@ -58,6 +58,6 @@ def _is_digit_or_sign(character: str) -> bool:
 
 @cache
 def common_passwords() -> frozenset[str]:
-    """Return the common passwords, in lowercase. The first call reads the file, so that importing opens nothing."""
+    """Return the common passwords, in lowercase. The file is read by the first call, not at import."""
     lines = _COMMON.read_text(encoding="utf-8").splitlines()
     return frozenset(line for line in lines if not line.startswith("#"))

@@ -1,4 +1,4 @@
-"""Rate limits as an operator writes them: `3/minute`, and the setting RATE_LIMITS."""
+"""Rate limits as operators write them: a rate such as `3/minute`, and the setting RATE_LIMITS."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class RouteRate:
-    """One entry of RATE_LIMITS. `path` is the path as the setting names it."""
+    """One entry of RATE_LIMITS. `path` is the path as written in the setting."""
 
     method: str
     path: str
@@ -43,7 +43,7 @@ class RouteRate:
 
 @dataclass(frozen=True, slots=True)
 class RateLimits:
-    """The setting RATE_LIMITS: whether clients are limited at all, and the limits set for single routes."""
+    """The setting RATE_LIMITS: whether clients are limited at all, and the limits for individual routes."""
 
     is_on: bool
     routes: tuple[RouteRate, ...]
@@ -55,7 +55,7 @@ def nameless(path: str) -> str:
 
 
 def parse_rate(text: str) -> Rate:
-    """Parse a rate such as `3/minute`. Raises ValueError, whose message says what was expected."""
+    """Parse a rate such as `3/minute`. Raises ValueError, whose message states what was expected."""
     match = _RATE.fullmatch(text.strip())
     if match is None or not 1 <= int(match[1]) <= MAX_AMOUNT:
         raise ValueError(f"expected a rate such as 3/minute (second, minute, hour or day){got(text.strip())}")
@@ -64,12 +64,12 @@ def parse_rate(text: str) -> Rate:
 
 
 def parse_rate_limits(text: str) -> RateLimits:
-    """Parse the setting RATE_LIMITS; whether its routes exist is checked later. Raises ValueError."""
+    """Parse the setting RATE_LIMITS, without checking whether its routes exist. Raises ValueError."""
     parts = [part.strip() for part in text.split(";") if part.strip()]
     switches = [part.lower() for part in parts if part.lower() in ("on", "off")]
     found = tuple(_entry(part) for part in parts if part.lower() not in ("on", "off"))
     if "off" in switches and len(parts) > 1:
-        raise ValueError("expected either off or limits, not both")
+        raise ValueError("expected either off or the limits of routes, not both")
     if len({each.route for each in found}) < len(found):
         raise ValueError("expected each route at most once")
     return RateLimits("off" not in switches, found)

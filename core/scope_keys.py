@@ -1,7 +1,12 @@
-"""Keys of our own in the scope of an ASGI request."""
+"""The keys that this service adds to the scope of an ASGI request."""
 
-ROOT = "marquee.root"  # the path under which clients reach the service: ROOT_PATH, such as "/marquee", or ""
-PREFIX = "marquee.prefix"  # what URLs in responses begin with: ROOT, and "/api/v1" if the request's path had it
-LIMIT = "marquee.limit"  # the outcome of the rate limits, for the response headers
-SOCKET = "marquee.socket"  # present when the request came over a websocket
-IDENTITY = "marquee.identity"  # with SOCKET: the identity of that websocket, or None
+# The path under which clients reach the service, such as "/marquee", or an empty string.
+ROOT = "marquee.root"
+# The beginning of URLs in responses: the value of ROOT, followed by "/api/v1" if the request's path had this prefix.
+PREFIX = "marquee.prefix"
+# The outcome of the rate limits, for the response headers.
+LIMIT = "marquee.limit"
+# Present if the request came over a websocket.
+SOCKET = "marquee.socket"
+# The identity that uses the websocket, or None. Present only together with SOCKET.
+IDENTITY = "marquee.identity"

@@ -1,4 +1,4 @@
-"""Validators of single settings. Each one returns the value in its normal form, or raises ValueError.
+"""Validators of individual settings. Each validator returns the value in its normal form, or raises ValueError.
 
 No message repeats a value that may contain a password.
 """
@@ -25,14 +25,14 @@ MIN_SECRET_KEY_BYTES = HASH_BYTES["HS256"]
 REDIS_OPTIONS = frozenset(
     {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname", "protocol"}
 )
-# Segments of ordinary characters, and not the names "." and "..", which clients remove.
+# Path segments of ordinary characters, except "." and "..", which clients remove from URLs.
 _ROOT_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
 MAX_ROOT_PATH_LENGTH = 100
 _NO_CONTROLS = re.compile(r"[^\x00-\x1f\x7f]*")
 
 
 def _require(condition: object, expected: str) -> None:
-    """Raise ValueError unless the condition holds. The value is not repeated: it may contain a password."""
+    """Raise ValueError unless the condition is true. The message omits the value, which may contain a password."""
     if not condition:
         raise ValueError(f"expected {expected}")
 
@@ -83,7 +83,7 @@ def broadcast_url(value: str) -> str:
     _require(re.fullmatch(r"/?[0-9]*", parts.path), number)
     options = ", ".join(sorted(REDIS_OPTIONS))
     _require(
-        REDIS_OPTIONS.issuperset(dict(parse_qsl(parts.query, keep_blank_values=True))), f"no options but {options}"
+        REDIS_OPTIONS.issuperset(dict(parse_qsl(parts.query, keep_blank_values=True))), f"only the options {options}"
     )
     return value
 
@@ -101,7 +101,7 @@ def public_url(value: str) -> str:
 
 def root_path(value: str) -> str:
     is_path = len(value) <= MAX_ROOT_PATH_LENGTH and _ROOT_PATH.fullmatch(value)
-    _require(is_path, "a path such as /marquee, without a trailing slash, a query or escapes")
+    _require(is_path, "a path such as /marquee, without a trailing slash, a query or percent-escapes")
     return value
 
 
@@ -183,4 +183,4 @@ def size(key: SecretStr) -> int:
 
 
 ANY_CASE = BeforeValidator(lower)
-LISTED = BeforeValidator(split)  # with NoDecode: a plain comma-separated list, not JSON
+LISTED = BeforeValidator(split)  # for fields with NoDecode: the value is a comma-separated list, not JSON

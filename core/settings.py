@@ -20,7 +20,7 @@ from core.errors import SettingsError, words_of
 from core.network.hosts import UNSPECIFIED, AllowedHosts, normal
 from core.setting_values import ANY_CASE, HASH_BYTES, LISTED, MIN_SECRET_KEY_BYTES
 
-MISSPELT_SIMILARITY = 0.8  # difflib's ratio; about one letter in five may be wrong
+MISSPELT_SIMILARITY = 0.8  # the similarity ratio of difflib: about one letter in five may differ
 
 
 class Settings(BaseSettings):
@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     access_token_expire_minutes: int = Field(default=15, ge=1, le=60 * 24 * 30)
     refresh_token_expire_days: int = Field(default=7, ge=1, le=365)
 
-    # OWASP's password storage cheat sheet: argon2id with 19 MiB, 2 passes, 1 lane.
+    # As recommended by OWASP's password storage cheat sheet: argon2id with 19 MiB, 2 passes, 1 lane.
     password_memory_kib: int = Field(default=19 * 1024, ge=8, le=4 * 1024 * 1024)
     password_time_cost: int = Field(default=2, ge=1, le=100)
     password_parallelism: int = Field(default=1, ge=1, le=64)
@@ -95,7 +95,8 @@ class Settings(BaseSettings):
     read_timeout_seconds: float = Field(default=10, ge=0.1, le=300)
 
     generated_rows_per_day: int = Field(default=5_000_000, ge=1, le=1_000_000_000)
-    job_retention_hours: float = Field(default=168.0, ge=24, le=24 * 3650)  # at least the quota's period
+    # At least 24 hours, because the quota for generated rows counts the jobs of the last 24 hours.
+    job_retention_hours: float = Field(default=168.0, ge=24, le=24 * 3650)
 
     drain_seconds: float = Field(default=0, ge=0, le=300)
     metrics_token: SecretStr | None = None
@@ -108,7 +109,7 @@ class Settings(BaseSettings):
         if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
             raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY: expected both or neither")
         if self.root_path is not None and self._path_of_public_url not in ("", self.root_path):
-            raise ValueError("PUBLIC_URL: expected no path, or the path of ROOT_PATH")
+            raise ValueError("PUBLIC_URL: expected no path, or the same path as ROOT_PATH")
         needed = HASH_BYTES[self.algorithm]
         if self.secret_key is not None and setting_values.size(self.secret_key) < needed:
             raise ValueError(f"SECRET_KEY: expected at least {needed} bytes for {self.algorithm}")
@@ -123,7 +124,7 @@ class Settings(BaseSettings):
         if self.first_admin_password is not None and not given:
             raise ValueError("FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL is required with FIRST_ADMIN_PASSWORD")
         if not given and (self.first_admin_first_name or self.first_admin_last_name):
-            raise ValueError("FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL is required with the first admin's names")
+            raise ValueError("FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL is required with the names of the first admin")
         return self
 
     @property
@@ -166,7 +167,7 @@ class Settings(BaseSettings):
 
     @property
     def origins(self) -> tuple[str, ...]:
-        """The origins whose pages may connect, in addition to the origin of the request's `Host`."""
+        """The origins whose pages may connect, in addition to the origin that the `Host` header names."""
         public = urlsplit(self.public_url) if self.public_url is not None else None
         own = (f"{public.scheme}://{public.netloc}".lower(),) if public is not None else ()
         return (*self.allowed_origins, *own)
@@ -178,7 +179,7 @@ class Settings(BaseSettings):
 
     @property
     def has_limits(self) -> bool:
-        """Whether clients are limited at all, in rate or in number of connections."""
+        """Whether limits per client apply, such as rate limits and limits on connections per address."""
         return rates.parse_rate_limits(self.rate_limits).is_on
 
     @property
@@ -187,7 +188,7 @@ class Settings(BaseSettings):
 
     @property
     def has_pooler(self) -> bool:
-        """Whether PostgreSQL may be behind a pooler of connections."""
+        """Whether PostgreSQL may be behind a connection pooler."""
         return self.database_pooler == "on"
 
     @property
@@ -212,7 +213,7 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def _check_env_file(path: Path) -> None:
-    """Raise SettingsError for a line that cannot be parsed. It is not ignored, because it may set the secret key."""
+    """Raise SettingsError for a line that cannot be parsed, because such a line may set the secret key."""
     if not path.exists():
         return
     if not path.is_file():
@@ -224,7 +225,7 @@ def _check_env_file(path: Path) -> None:
 
 
 def warn_of_misspelt_settings() -> None:
-    """Log a warning for each name in `.env` that resembles a setting but is none. Other names are ignored."""
+    """Log a warning for each name in `.env` that is not a setting but resembles one. Ignore all other names."""
     for name in dotenv_values(".env"):
         likely = get_close_matches(name.lower(), Settings.model_fields, n=1, cutoff=MISSPELT_SIMILARITY)
         if likely and name.lower() not in Settings.model_fields:

@@ -17,13 +17,16 @@ from typing import Any
 
 import structlog
 
-GRACE_SECONDS = 1.0  # for request bodies that are still arriving
+GRACE_SECONDS = 1.0  # the time left for request bodies that are still arriving when the shutdown begins
 
 log = structlog.get_logger("stopping")
 
 
 class Stopping:
-    """One per process. Each listener in `on_stop` is called once, when the shutdown begins, and must not block."""
+    """The shutdown state of a process. When the shutdown begins, each listener in `on_stop` is called once.
+
+    Listeners must not block.
+    """
 
     def __init__(self) -> None:
         self.is_draining = False
@@ -36,11 +39,11 @@ class Stopping:
         return self._begun.is_set()
 
     def drain(self) -> None:
-        """Report not ready from now on. Requests are still served."""
+        """Report not ready from now on, but keep serving requests."""
         self.is_draining = True
 
     def begin(self) -> None:
-        """Begin the shutdown: shorten the open timeouts and call the listeners. Further calls do nothing."""
+        """Begin the shutdown: shorten the running timeouts and call the listeners. Further calls do nothing."""
         if self.is_stopping:
             return
         self.drain()
@@ -61,7 +64,7 @@ class Stopping:
     def begin_on_signals(self) -> Iterator[None]:
         """Within the block, begin the shutdown on SIGTERM and SIGINT, then call the handler that was installed before.
 
-        A signal without a Python handler is left alone. Outside the main thread, no handler is installed.
+        Signals without a Python handler are left unchanged. Outside the main thread, no handler is installed.
         """
         loop = asyncio.get_running_loop()
         others: dict[int, Any] = {}
@@ -84,7 +87,7 @@ class Stopping:
 
     @asynccontextmanager
     async def timeout(self, seconds: float) -> AsyncIterator[None]:
-        """Limit the block to `seconds`, and to GRACE_SECONDS once the shutdown has begun. Raises TimeoutError."""
+        """Limit the block to `seconds`. When the shutdown begins, at most GRACE_SECONDS remain. Raises TimeoutError."""
         async with asyncio.timeout(seconds) as limit:
             self._limits.add(limit)
             if self.is_stopping:

@@ -15,7 +15,7 @@ _TIME = re.compile(
 
 
 def utc_text(moment: datetime) -> str:
-    """Return an aware datetime as a string in this format."""
+    """Return an aware datetime as a string such as 1999-12-31T23:59:59.000000Z."""
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 

@@ -1,9 +1,9 @@
 """Delivery of emails to a mail server or, without one, to a folder.
 
 Encryption: `smtps://` uses TLS from the first byte and verifies the server's certificate. `smtp://` with a password
-requires STARTTLS and a valid certificate before it sends anything. `smtp://` without a password uses STARTTLS when the
-server offers it, and accepts any certificate, as mail servers do among themselves (RFC 7435): an attacker who could
-impersonate the server could also suppress the offer.
+requires STARTTLS and a valid certificate before anything is sent. `smtp://` without a password uses STARTTLS when the
+server offers it, and accepts any certificate, as mail servers do among themselves (RFC 7435). Verification would not
+help, because an attacker who could impersonate the server could also suppress the offer.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ log = structlog.get_logger("mail")
 
 
 class NotDelivered(Exception):
-    """The email was not delivered, but another attempt may succeed, except after `Refused`.
+    """The email was not delivered. Another attempt may succeed, unless the error is `Refused`.
 
-    The message is for the log and contains no address.
+    The message is for the log and contains no email address.
     """
 
 
@@ -62,7 +62,7 @@ class Gateway(Protocol):
 
 
 def gateway_for(settings: Settings) -> Gateway:
-    """Return the gateway that the settings specify. No connection or file is opened yet."""
+    """Return the gateway that the settings specify, without opening a connection or a file."""
     if settings.smtp_url is None:
         return Folder(Path(settings.mail_folder))
     return server_of(settings.smtp_url.get_secret_value())
@@ -72,7 +72,7 @@ def gateway_for(settings: Settings) -> Gateway:
 
 
 class Server:
-    """A mail server (RFC 5321). Each email uses a connection of its own."""
+    """A mail server (RFC 5321). Each email is sent over its own connection."""
 
     def __init__(self, host: str, port: int, *, is_encrypted: bool, username: str | None, password: str | None) -> None:
         self._host = host
@@ -96,11 +96,11 @@ class Server:
             port=self._port,
             username=self._username,
             password=self._password,
-            # Without a name the library looks up our own host name, which blocks the event loop.
+            # Without this argument, the library looks up our own host name, which blocks the event loop.
             local_hostname=sender.domain,
             timeout=CONVERSATION_SECONDS,
             use_tls=self._is_encrypted,
-            # None: use STARTTLS if the server offers it.
+            # None means that STARTTLS is used if the server offers it.
             start_tls=not self._is_encrypted if self._is_verified else None,
             tls_context=self._tls,
         )
@@ -109,7 +109,7 @@ class Server:
             async with asyncio.timeout(CONVERSATION_SECONDS):
                 await client.connect()
                 await client.send_message(message, sender=sender.addr_spec, recipients=recipients)
-            # The server has accepted the email, so errors of QUIT do not matter.
+            # The server has accepted the email, so an error from QUIT does not matter.
             with suppress(Exception):
                 async with asyncio.timeout(GOODBYE_SECONDS):
                     await client.quit()
@@ -127,7 +127,7 @@ class Server:
 
 
 def server_of(url: str) -> Server:
-    """Return the server at a URL that the settings have validated."""
+    """Return the mail server for a URL that the settings have validated."""
     parts = urlsplit(url)
     return Server(
         parts.hostname or "localhost",
@@ -139,7 +139,7 @@ def server_of(url: str) -> Server:
 
 
 def _refusal(refused: Sequence[SMTPRecipientRefused]) -> NotDelivered:
-    """Return the error for rejected recipients. It holds only the codes, because replies may repeat addresses."""
+    """Return the error for rejected recipients. It contains only the codes, because replies may contain addresses."""
     codes = sorted({each.code for each in refused})
     kind = Refused if all(code >= 500 for code in codes) else NotDelivered
     return kind(f"the mail server rejected the recipient: {', '.join(map(str, codes))}")
@@ -158,7 +158,7 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """Writes emails as files that mail programs can open, for development."""
+    """A folder for development: emails are written to it as files that mail programs can open."""
 
     path: Path
 
@@ -173,7 +173,7 @@ class Folder:
         log.info("email written", path=str(path))
 
     def _write(self, content: bytes, name: str) -> Path:
-        """Write the file atomically, readable only by our own user, because its URLs give access to accounts."""
+        """Write the file atomically, readable only by our own user: the email's URLs give access to accounts."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self.path / f"{name}.eml"
         draft = self.path / f".{name}.{os.getpid()}.{secrets.token_hex(4)}"

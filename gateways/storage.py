@@ -1,10 +1,10 @@
 """File storage: a folder, or a bucket of an S3-compatible server, behind one interface.
 
 Invariants:
-- File names are chosen by the service, never by clients: letters, digits, dashes, dots and slashes.
+- File names are chosen by the service, never by clients. They consist of letters, digits, dashes, dots and slashes.
 - A file is either complete or absent. It is never modified: a new version is a file with a new name.
-- Every call for one file or page ends within CALL_SECONDS. Every failure is raised as `Unavailable` and logged with its
-  reason.
+- Every call for one file or one page of file names ends within CALL_SECONDS. Every failure is raised as
+  `Unavailable` and logged with its reason.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 3.0
 REQUEST_SECONDS = 10.0  # enough for a picture over a slow connection to a bucket
 RETRIES = 2
-CALL_SECONDS = 15.0  # for one call including its retries
-MAX_FILE_BYTES = 8 * 1024 * 1024  # files are read into memory whole
+CALL_SECONDS = 15.0  # The limit for one call, including its retries.
+MAX_FILE_BYTES = 8 * 1024 * 1024  # Each file is read into memory as a whole.
 FILES_PER_PAGE = 500
 
 # Besides its own errors, obstore raises Python's errors for missing files and denied access.
 _ERRORS = (exceptions.BaseError, OSError, TimeoutError)
 _MISSING = (exceptions.NotFoundError, FileNotFoundError)
-# When a file is written, only its bucket can be missing.
+# An error about something missing while a file is written means that the bucket is missing.
 _REFUSALS = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, *_MISSING)
 
 log = structlog.get_logger("storage")
@@ -52,7 +52,7 @@ class StoredFile:
 
 
 class Storage:
-    """One per process. Calls are safe to cancel: a file being written is then either stored whole or not at all."""
+    """The file storage of a process. Calls are safe to cancel: a file being written is stored whole or not at all."""
 
     def __init__(self, store: LocalStore | S3Store) -> None:
         self._store = store
@@ -79,7 +79,7 @@ class Storage:
             return bytes(await found.bytes_async())
 
     async def delete(self, names: Sequence[str]) -> None:
-        """Delete files; names that do not exist are ignored. Raises Unavailable."""
+        """Delete files. Names that do not exist are ignored. Raises Unavailable."""
         for name in names:
             async with _call("delete", name):
                 with suppress(*_MISSING):
@@ -109,16 +109,16 @@ async def _call(call: str, name: str) -> AsyncIterator[None]:
 
 
 def _reason(error: BaseException | None) -> str:
-    """Return the first line of an error; the lines that obstore adds after it describe its own client."""
+    """Return the first line of an error. obstore adds further lines, which describe its own client."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def open_storage(settings: Settings) -> Storage:
-    """Return the storage that the settings specify, creating its folder. Raises SettingsError."""
+    """Return the storage that the settings specify. If it is a folder, create it. Raises SettingsError."""
     folder = settings.storage_folder
     if folder is not None:
         return Storage(_open_folder(folder))
-    assert settings.storage_url is not None, "without a URL the storage is a folder"
+    assert settings.storage_url is not None, "without STORAGE_URL, the storage is a folder"
     parts = urlsplit(settings.storage_url)
     config: S3Config = {"region": settings.s3_region}
     if settings.s3_access_key_id is not None and settings.s3_secret_access_key is not None:
@@ -132,7 +132,7 @@ def open_storage(settings: Settings) -> Storage:
             prefix=parts.path.strip("/") or None,
             config=config,
             client_options={
-                "allow_http": True,  # for an S3_ENDPOINT_URL that begins with http://
+                "allow_http": True,  # needed for an S3_ENDPOINT_URL that begins with http://
                 "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
                 "timeout": timedelta(seconds=REQUEST_SECONDS),
             },
@@ -150,9 +150,9 @@ def _open_folder(folder: Path) -> LocalStore:
 
 
 async def check(storage: Storage) -> None:
-    """Write a file and delete it. Raises SettingsError when the storage denies either.
+    """Check the storage by writing and deleting a file. Raises SettingsError when the storage denies this.
 
-    A bucket that is only unreachable raises nothing, because the service can start without it.
+    An unreachable bucket raises no error, because the service can start without the bucket.
     """
     name = f"checks/{secrets.token_hex(16)}"
     try:

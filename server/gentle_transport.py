@@ -1,4 +1,4 @@
-"""The transport that uvicorn uses for an HTTP connection. It closes only once the client can receive the response."""
+"""The transport of HTTP connections. It closes a connection only when the client can receive the response."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Finishing(Protocol):
 
 
 class GentleTransport(asyncio.Transport):
-    """Its `close` calls the protocol's `finish`; everything else goes to the raw transport."""
+    """A transport whose `close` calls the protocol's `finish`. All other calls go to the raw transport."""
 
     def __init__(self, raw: asyncio.Transport, protocol: Finishing) -> None:
         super().__init__()

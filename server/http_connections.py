@@ -1,7 +1,7 @@
 """The limits on the number of HTTP connections of this process, in total and per address.
 
-A connection is counted from its accept until it is closed or becomes a websocket, which `realtime.sockets.registry`
-counts.
+A connection is counted from its accept until it is closed or becomes a websocket. `realtime.sockets.places` counts
+websockets.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ import structlog
 from core import metrics
 from core.network.addresses import network_of
 
-MAX_LINGERING_REFUSALS = 100  # a refused connection stays open for a moment, so that its client receives the response
-WARN_SECONDS = 60.0  # between two warnings about refused connections
+# A refused connection stays open for a moment, so that its client receives the response.
+MAX_LINGERING_REFUSALS = 100
+# The minimum time between two warnings about refused connections.
+WARN_SECONDS = 60.0
 
 log = structlog.get_logger("http_connections")
 
 
 class HttpConnections:
-    """One per process. `is_trusted` returns whether an address is that of a proxy, whose connections come from many
-    clients.
+    """The HTTP connections of a process. `is_trusted` returns whether an address belongs to a proxy. A proxy has no
+    limit per address, because its connections come from many clients.
     """
 
     def __init__(
@@ -39,14 +41,14 @@ class HttpConnections:
         self._by_network: Counter[str] = Counter()
         self._total = 0
         self._lingering = 0
-        self._refused = 0  # since the last warning
+        self._refused = 0  # refusals since the last warning
         self._warned_at = -WARN_SECONDS
 
     def __len__(self) -> int:
         return self._total
 
     def enter(self, address: str) -> str | None:
-        """Count a connection until `leave` and return None, or return the reason why the connection is refused."""
+        """Count a connection until `leave` is called. Return the reason if the connection is refused, else None."""
         network = network_of(address)
         reason = self._reason_against(network, address)
         if reason is not None:
@@ -66,7 +68,7 @@ class HttpConnections:
         return None
 
     def _warn(self, network: str, reason: str) -> None:
-        """Log the refusal, unless another one was logged in the last WARN_SECONDS: there may be thousands."""
+        """Log a refusal, unless one was logged in the last WARN_SECONDS, because there may be thousands."""
         self._refused += 1
         now = time.monotonic()
         if now - self._warned_at >= WARN_SECONDS:
@@ -84,9 +86,9 @@ class HttpConnections:
         metrics.HTTP_CONNECTIONS.dec()
 
     def may_linger(self) -> bool:
-        """Count a refused connection that stays open until its client has received the response.
+        """Return whether a refused connection may stay open until its client has received the response.
 
-        Return False when too many of these are open. Otherwise the caller must call `lingered` at the end.
+        If so, the connection is counted, and the caller must call `lingered` when it is closed.
         """
         if self._lingering >= MAX_LINGERING_REFUSALS:
             return False

@@ -1,15 +1,15 @@
 """uvicorn's HTTP protocol, with limits for clients that send nothing, never finish a request or read no response.
 
 Rules:
-- A request head may have MAX_HEAD_BYTES and take HEAD_SECONDS; for the first one, this time begins with the connection.
-  Each further request must begin within uvicorn's keep-alive timeout. `routes.http.parsing` has the deadline of the
-  body.
-- A connection is aborted when its client takes nothing of a response for WRITE_SECONDS; a slow client that takes some
-  of it may continue.
-- Input that arrives after its response is read and discarded, up to a limit. To close the connection while such input
-  is unread would reset it, and the client might lose the response.
+- A request head may have MAX_HEAD_BYTES and take HEAD_SECONDS. For the first head, this time begins when the connection
+  opens. Each further request must begin within uvicorn's keep-alive timeout. `routes.http.parsing` sets the deadline
+  for bodies.
+- A connection is aborted when its client takes nothing of a response for WRITE_SECONDS. A slow client that still takes
+  some of the response may continue.
+- Input that arrives after the response to its request is discarded, up to a limit. Closing the connection without
+  reading this input would reset the connection, and the client might lose the response.
 - A connection beyond the limits of `server.http_connections` gets a 503 and is closed.
-- A websocket leaves this protocol, and its limits, with the handshake.
+- At the handshake, a websocket is handed to another protocol, and these limits no longer apply.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from realtime.sse.event_stream import ABORT
 from server.gentle_transport import GentleTransport
 from server.http_connections import HttpConnections
 
-MAX_HEAD_BYTES = 64 * 1024  # of the request line and the headers
-MAX_HEADERS = 128  # a header is looked up by comparing it with each of them
-HEAD_SECONDS = 10.0  # to send a head; to send anything on a new connection
-# Longer, so that an event stream ends a slow client itself and logs its position.
+MAX_HEAD_BYTES = 64 * 1024  # The limit for the request line and the headers together.
+MAX_HEADERS = 128  # The limit is low, because each lookup of a header searches all headers.
+HEAD_SECONDS = 10.0  # The time to send a head, or to send anything on a new connection.
+# Longer than an event stream waits, so that the stream itself disconnects a slow client and logs the client's position.
 WRITE_SECONDS = SLOW_CLIENT_SECONDS + 5.0
 WRITE_CHECK_SECONDS = 2.5
-# For clients that send their whole body before they read: enough for a picture over a slow line.
+# Some clients send their whole body before they read the response. This is enough for a picture over a slow line.
 LINGER_SECONDS = 30.0
 LINGER_BYTES = 64 * 1024 * 1024
-LINGER_QUIET_SECONDS = 5.0  # without a byte: then no more is expected
-SHORT_LINGER_SECONDS = 1.0  # for a connection beyond the limits, and when the service stops
+LINGER_QUIET_SECONDS = 5.0  # After this long without a byte, no more input is expected.
+SHORT_LINGER_SECONDS = 1.0  # Used for a connection beyond the limits, and when the service stops.
 
 RETRY_AFTER_SECONDS = 5
 _INT = Struct("i")
@@ -49,48 +49,48 @@ _INT = Struct("i")
 log = structlog.get_logger("http_protocol")
 
 
-# What the parser expects next. Plain numbers, because looking up members of an Enum for each request is slow.
-_IDLE = 0  # a request, or nothing
-_HEAD = 1  # the rest of a head
-_BODY = 2  # the rest of a body
-_LINGERING = 3  # nothing: input is discarded, and the connection will be closed
-_GONE = 4  # nothing: the connection is lost, or has become a websocket
+# What the parser expects next. These are plain numbers, because looking up Enum members for each request is slow.
+_IDLE = 0  # A request, or nothing.
+_HEAD = 1  # The rest of a head.
+_BODY = 2  # The rest of a body.
+_LINGERING = 3  # Nothing: input is discarded, and the connection will be closed.
+_GONE = 4  # Nothing: the connection is lost or has become a websocket.
 
 
 class _BadHead(Exception):
-    """A head that is rejected although it can be parsed."""
+    """A request head that is rejected although it can be parsed."""
 
 
 class MarqueeHTTPProtocol(HttpToolsProtocol):
-    """Offers `ABORT` in the `extensions` of each request's scope: a function that aborts the connection.
+    """The HTTP protocol class for uvicorn. The extension `ABORT` in the scope of a request aborts the connection.
 
-    Over plain ASGI, a response can end only after all of it is sent, which a client that does not read prevents.
+    Plain ASGI cannot end a response before all of it is sent, and a client that does not read prevents that.
     """
 
     _raw: asyncio.Transport
     _connections: HttpConnections
     _address = ""
     _is_counted = False
-    _is_refused = False  # because of the limits of connections; lingers
-    is_finishing = False  # nothing more is written
+    _is_refused = False  # Whether the connection exceeds the limits and lingers.
+    is_finishing = False  # Whether no more data will be written.
     _linger_seconds: float
     _phase = _IDLE
-    _deadline: asyncio.TimerHandle | None = None  # of the head, or for discarding input
-    _chunk = 0  # bytes of the data that is being parsed
-    _has_progressed = False  # whether that data has completed a head or a part of a body
-    _unparsed = 0  # bytes received since then
-    _is_discarding = False  # whether it discards the rest of a body whose response is complete
+    _deadline: asyncio.TimerHandle | None = None  # The deadline for a head, or for discarding input.
+    _chunk = 0  # The size in bytes of the data that is being parsed.
+    _has_progressed = False  # Whether the data being parsed has completed a head or a part of a body.
+    _unparsed = 0  # The number of bytes received since a head or a part of a body was last completed.
+    _is_discarding = False  # Whether the rest of a body is discarded because its response is complete.
     _discard_until = 0.0
     _discard_bytes = 0
     _write_timer: asyncio.TimerHandle | None = None
-    _untaken = 0  # bytes that the client had not taken at `_taken_at`, when it last took some
+    _untaken = 0  # Bytes that the client had not taken at `_taken_at`, the last time that it took any.
     _taken_at = 0.0
 
     # --- the connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._linger_seconds = LINGER_SECONDS
-        self._raw = cast(asyncio.Transport, transport)  # uvloop's transport is not a subclass of it
+        self._raw = cast(asyncio.Transport, transport)  # uvloop's transport is not a subclass of asyncio.Transport
         super().connection_made(GentleTransport(self._raw, self))
         self._connections = self.app_state["http_connections"]
         self._address = self.client[0] if self.client is not None else ""
@@ -125,8 +125,8 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         if not self._is_response_complete:
-            # Sent ahead: the request before would never notice that its client has gone.
-            self._refuse(400, "Expected the handshake after the response to the previous request", "invalid")
+            # After an upgrade, the previous request would not notice if the client disconnected before the response.
+            self._refuse(400, "Expected the websocket handshake after the response to the previous request", "invalid")
             return
         self._phase = _GONE
         self._stop_deadline()
@@ -163,11 +163,11 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     @property
     def _is_response_complete(self) -> bool:
-        """Whether every request received so far has its whole response."""
+        """Whether the responses to all requests received so far are complete."""
         return self.cycle is None or self.cycle.response_complete
 
     def on_message_begin(self) -> None:
-        # Armed by the body that ended in the same chunk, if its response had been complete before.
+        # The keep-alive timer is running if the previous body ended in this chunk, after its response was complete.
         self._unset_keepalive_if_required()
         self._phase = _HEAD
         super().on_message_begin()
@@ -175,7 +175,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         scope["extensions"] = {ABORT: self._raw.abort}
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # The parser leaves the white space after a value, which is not part of it (RFC 9110, section 5.5).
+        # The parser keeps trailing white space, which is not part of the value (RFC 9110, section 5.5).
         super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
@@ -188,7 +188,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         self._phase = _BODY
         if not self.parser.should_upgrade():
-            # The parser reports trailer fields as headers. They come after the headers were used, and are dropped.
+            # The parser reports trailer fields as headers. They arrive after the headers were used, so drop them.
             self.headers = []
 
     def on_body(self, body: bytes) -> None:
@@ -210,7 +210,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             return
         if self._phase == _HEAD:
             self._unset_keepalive_if_required()
-            self._start_deadline(HEAD_SECONDS, self._head_expired)  # until now, nothing waited for the head
+            self._start_deadline(HEAD_SECONDS, self._head_expired)  # from now on, the server waits for the head
         elif self._phase == _BODY:
             self._unset_keepalive_if_required()
             self._start_discarding()
@@ -219,7 +219,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _head_sizes(self) -> tuple[int, int]:
-        """Return the sizes in bytes of the target and of the headers received so far."""
+        """Return the sizes in bytes of the request target and of the headers received so far."""
         return len(self.url), sum(len(name) + len(value) + 4 for name, value in self.headers)  # ": " and CR LF
 
     # --- rejected requests
@@ -227,12 +227,12 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     def _head_expired(self) -> None:
         self._deadline = None
         if not self._is_response_complete:
-            # The client has sent part of the next request before the response to this one.
+            # The client has sent part of the next request before the response to the current request is complete.
             self._start_deadline(HEAD_SECONDS, self._head_expired)
         elif self._phase == _HEAD:
             self._refuse(408, f"Expected the request line and the headers within {HEAD_SECONDS:g} seconds", "head_time")
         else:
-            # No response: a browser that has opened a connection in advance would take it for that of its next request.
+            # Send no response: a browser that connected in advance would take it for the response to its next request.
             metrics.HTTP_REFUSED.labels("idle").inc()
             self.finish()
 
@@ -250,14 +250,14 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self._refuse(400, "Expected a valid HTTP/1.1 request", "invalid")
 
     def _refuse(self, status: int, detail: str, reason: str) -> None:
-        """Send an error response that the application does not know of, and close the connection."""
+        """Send an error response without calling the application, and close the connection."""
         metrics.HTTP_REFUSED.labels(reason).inc()
-        if self._is_discarding:  # the request has had its response
+        if self._is_discarding:  # the request already has its response
             self.is_finishing = True
             self._linger()
             return
         if not self._is_response_complete:
-            if self._phase != _BODY or self.pipeline:  # a pipelined request; the ones before it still get responses
+            if self._phase != _BODY or self.pipeline:  # a pipelined request; earlier requests still get responses
                 self._phase, self.cycle.keep_alive = _LINGERING, False
                 return
             if self.cycle.response_started:
@@ -265,7 +265,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
                 return
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if not self._is_refused:  # `HttpConnections` logs the others, at most once a minute
+        if not self._is_refused:  # `HttpConnections` logs refused connections, at most once a minute
             log.info("request rejected", status=status, reason=reason, address=self._address)
         body = orjson.dumps({"detail": detail})
         head = [
@@ -284,7 +284,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     # --- the end
 
     def finish(self) -> None:
-        """Close the connection once its client can receive the response. uvicorn calls this by `transport.close()`."""
+        """Close the connection once its client can receive the response. uvicorn calls this as `transport.close()`."""
         if self.is_finishing:
             return
         self.is_finishing = True
@@ -301,7 +301,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self._start_discarding()
 
     def _linger(self) -> None:
-        """Send what is written and the end of the stream, and discard what arrives meanwhile."""
+        """Send all data written so far and the end of the stream, and discard the input that arrives meanwhile."""
         self._phase = _LINGERING
         self._is_discarding = False
         if self._raw.is_closing():
@@ -354,7 +354,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         self._watch_writes()
 
     def eof_received(self) -> None:
-        # The transport closes itself once the client has taken what is written, if it ever does.
+        # The transport closes itself once the client has taken all written data, so check that the client does so.
         self.is_finishing = True
         self._watch_writes()
 
@@ -364,7 +364,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self._stop_watching_writes()
 
     def _watch_writes(self) -> None:
-        """Begin to check that the client takes what is written. Until it does, nothing more is written."""
+        """Begin to check that the client takes the written data. Nothing more is written until it has taken some."""
         self._stop_watching_writes()
         self._untaken, self._taken_at = self._untaken_bytes(), self.loop.time()
         if self._raw.get_write_buffer_size():
@@ -382,10 +382,10 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self._write_timer = self.loop.call_later(WRITE_CHECK_SECONDS, self._check_writes)
 
     def _untaken_bytes(self) -> int:
-        """Return how many bytes the client has not acknowledged, as far as the system knows.
+        """Return how many bytes the client has not acknowledged, as far as the operating system knows.
 
-        Our own buffer alone would not do: the system's buffer holds megabytes, and takes more from ours only after it
-        has sent a large part of them.
+        The size of our own buffer would not be enough: the system's buffer holds megabytes, and it takes more data from
+        our buffer only after it has sent a large part of its own.
         """
         queued = 0
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""The limit of open files: it is raised as far as the system allows, and compared with what the settings need."""
+"""The limit on open files: raised as far as the system allows, and compared with the number that the settings need."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import structlog
 
 from core.settings import Settings
 
-RESERVED_FILES = 96  # of a process, for everything but clients: databases, Redis, storage, logs, libraries
+RESERVED_FILES = 96  # reserved for everything except client connections: databases, Redis, storage, logs, libraries
 
 log = structlog.get_logger("open_files")
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """How many connections a process accepts."""
+    """The numbers of connections that a process accepts."""
 
-    sockets: int  # websockets and event streams
+    sockets: int  # the limit for websockets and event streams together
     sockets_per_address: int
     http: int
     http_per_address: int
@@ -40,12 +40,13 @@ def limit() -> int:
 
 
 def raise_limit(settings: Settings) -> None:
-    """Raise the limit of this process, and of the workers that it starts, to the hard limit. Log a warning when that is
-    not enough for the connections that the settings allow.
+    """Raise the limit on open files of this process, and of the workers that it starts, to the hard limit.
+
+    Log a warning if the hard limit is too low for the connections that the settings allow.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        # macOS does not accept an unlimited number.
+        # macOS rejects an infinite limit.
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     number = limit()
@@ -68,10 +69,9 @@ def is_limited(number: int) -> bool:
 
 
 def fit(limits: ConnectionLimits, number: int) -> ConnectionLimits:
-    """Return limits that leave RESERVED_FILES of `number` files free, so that clients cannot use up the files that the
-    database needs.
+    """Return limits on connections that leave RESERVED_FILES of `number` open files to the database and other uses.
 
-    Lowered limits allow each address at most a quarter of the connections.
+    If the limits are lowered, each address may have at most a quarter of the connections.
     """
     total = limits.sockets + limits.http
     room = max(2, number - RESERVED_FILES)

@@ -1,12 +1,12 @@
-"""The parts of one process, from the database to the sockets, with which `build_app` serves.
+"""The parts of one process, from the database to the sockets. The application's lifespan starts and stops them.
 
 Rules:
 - `Parts(settings)` creates the parts and connects to nothing. `start` opens them, `stop` ends the background tasks,
-  `close` releases what is left; `running` does all of that in order.
+  and `close` releases everything else. `running` does all of that in order.
 - Parts receive one another through their constructors where the dependency points one way, and through listener lists
   (`on_events`, `on_reset`, `on_commit`, …) where it would be circular. All listeners are connected in `_connect`.
-- All background tasks are in one group. When one of them fails, the process exits, because without its feed or bus it
-  would be silently wrong; a supervisor starts another process.
+- All background tasks are in one group. When one of them fails, the process exits, because a process without its
+  feed or bus would silently serve wrong data. A supervisor starts another process.
 """
 
 from __future__ import annotations
@@ -63,18 +63,21 @@ from services.tokens import Tokens
 
 SWITCH_SECONDS = 0.0005
 GAUGE_SECONDS = 0.5
-HAND_OVER_SECONDS = 1.5  # for chunks of jobs and for emails that are being sent
-MAX_LOG_SIZES = 4  # SQLite's write-ahead log may have this many SQLITE_LOG_BYTES; then writes wait until it is emptied
-MAX_LAG_EVENTS = 1_000  # a feed that is further behind is reported by `readiness`
+# The time to finish the current chunks of jobs and the emails that are being sent.
+HAND_OVER_SECONDS = 1.5
+# When SQLite's write-ahead log exceeds this multiple of SQLITE_LOG_BYTES, writes wait until the log is emptied.
+MAX_LOG_SIZES = 4
+# The readiness check reports a feed that is more than this many events behind the log.
+MAX_LAG_EVENTS = 1_000
 
 log = structlog.get_logger("parts")
 
 
 class Parts:
-    """One per process."""
+    """All parts of one process."""
 
-    limits: Limits  # created by `start`, since its Redis keys carry the log's epoch
-    tasks: asyncio.Task[None]  # all background tasks; created by `start`
+    limits: Limits  # The limiter is created by `start`, because its Redis keys contain the log's epoch.
+    tasks: asyncio.Task[None]  # All background tasks, created by `start`.
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -93,7 +96,7 @@ class Parts:
         self.passwords = Passwords(hasher_for(settings), needs_mix=settings.needs_password_mix)
         self.storage = open_storage(settings)
         self.pictures = Pictures(limits_clients=settings.has_limits)
-        # From a committed event to the clients.
+        # The parts that carry a committed event to the clients.
         self.bus = Bus(settings.broadcast_url, keys)
         self.feed = Feed(self.database, has_shared_bus=self.bus.is_shared, is_bus_deaf=self.bus.is_deaf)
         self.hub = Hub(self.feed.newest_after)
@@ -166,7 +169,7 @@ class Parts:
         settings = self.settings
         if not (settings.has_limits and settings.has_shared_bus):
             return Limits(is_on=settings.has_limits)
-        # The epoch identifies the log, so the workers of one installation share limits with no other user of the Redis.
+        # The epoch identifies the log, so workers share limits only with workers of the same installation.
         return Limits(shared=SharedWindows(settings.broadcast_url, f"marquee.limits.{self.feed.head.epoch}"))
 
     async def _run_tasks(self) -> None:
@@ -197,7 +200,7 @@ class Parts:
         self.pictures.close()
         await self.database.close()
 
-    # --- handed to the edges
+    # --- what the edges receive
 
     def state(self) -> Mapping[str, Any]:
         """Return the lifespan state of the application."""
@@ -248,7 +251,7 @@ class Parts:
     # --- health
 
     async def readiness(self) -> Mapping[str, str]:
-        """Return the result of each check: `ok`, or what is wrong."""
+        """Return the result of each check: `ok`, or a description of the problem."""
         checks = {"service": "ok", "database": "ok", "bus": "ok", "feed": "ok"}
         if self.stopping.is_draining or self.tasks.done():
             checks["service"] = "stopping"
@@ -277,14 +280,14 @@ class Parts:
                 try:
                     await self.database.shrink_log()
                 except Exception as error:
-                    # An error here must not end the process, which also serves clients.
+                    # An error here must not end the process, because the process still serves clients.
                     log.error("write-ahead log not emptied", exc_info=error)
             await asyncio.sleep(GAUGE_SECONDS)
 
 
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Parts]:
-    """Start the parts of this process and yield them. At the end of the block, stop and close them."""
+    """Start the parts of this process and yield them. Stop and close them at the end of the block."""
     parts = Parts(settings)
     try:
         await parts.start()
@@ -303,9 +306,10 @@ def _exit_on_failure(tasks: asyncio.Task[None]) -> None:
 
 
 def _tune_interpreter() -> None:
-    # A thread that returns from the database waits for the interpreter, by default up to 5 ms while the loop is busy.
-    # Measured with bench.generate: a quarter more rows per second, and the longest pause halved.
+    # While the event loop is busy, a thread that returns from the database waits for the interpreter, by default up to
+    # 5 ms. With this shorter interval, bench.generate stored a quarter more rows per second, and its longest pause was
+    # halved.
     sys.setswitchinterval(SWITCH_SECONDS)
-    # Exclude what is loaded now: examining it in each full collection would stop the loop for a tenth of a second.
+    # Exclude existing objects from garbage collection, because examining them would block the event loop for 0.1 s.
     gc.collect()
     gc.freeze()

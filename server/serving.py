@@ -28,17 +28,22 @@ from schemas import MAX_BODY_BYTES
 from server.http_protocol import MarqueeHTTPProtocol
 from server.websocket_protocol import MarqueeWebSocketProtocol
 
-MAX_FRAME_BYTES = MAX_BODY_BYTES  # of a client's message
-PING_TIMEOUT_SECONDS = SLOW_CLIENT_SECONDS + 15  # longer, so that a slow reader is closed with its own code first
+# The limit for a client's message.
+MAX_FRAME_BYTES = MAX_BODY_BYTES
+# Longer than SLOW_CLIENT_SECONDS, so that a slow reader is first disconnected with the close code for slow readers.
+PING_TIMEOUT_SECONDS = SLOW_CLIENT_SECONDS + 15
 STOP_SECONDS = 10.0
-REQUEST_SECONDS = 7.0  # of STOP_SECONDS, for open requests
-BATCH_SOCKETS = 100  # at least so many are closed at a time
+# The part of STOP_SECONDS that open requests get.
+REQUEST_SECONDS = 7.0
+# At least this many websockets are closed at a time.
+BATCH_SOCKETS = 100
 BATCH_SECONDS = 0.05
-SPREAD_SECONDS = 2.5  # over which all sockets are closed, in larger batches when there are many
+# All websockets are closed within this time, in larger batches if there are many.
+SPREAD_SECONDS = 2.5
 TICK_SECONDS = 0.1
 # A peer that has vanished is noticed within two minutes: at most 15 s until an event stream's next heartbeat, and then
-# VANISHED_SECONDS. These are longer than the deadlines for slow readers, which the system could take for vanished
-# peers.
+# VANISHED_SECONDS. VANISHED_SECONDS is longer than the deadlines for slow readers, because the system could otherwise
+# take a slow reader for a vanished peer.
 VANISHED_SECONDS = 90
 PROBE_AFTER_SECONDS = 30
 PROBE_INTERVAL_SECONDS = 15
@@ -55,9 +60,9 @@ def banner(settings: Settings, port: int) -> str:
     bus = "Redis" if settings.has_shared_bus else "in-memory bus"
     others = ""
     if settings.hosts.allows_addresses and not settings.hosts.allows_all:
-        named = f", or by {', '.join(settings.allowed_hosts)}" if settings.allowed_hosts else ""
+        named = f", or at {', '.join(settings.allowed_hosts)}" if settings.allowed_hosts else ""
         others = f"""
-  Other machines reach it by the IP address of this machine{named}.
+  Other machines can reach Marquee at the IP address of this machine{named}.
   To use other names (of a machine, a container or a proxy), list them in ALLOWED_HOSTS.
 """
     json = "-H 'Content-Type: application/json'"
@@ -70,7 +75,7 @@ def banner(settings: Settings, port: int) -> str:
 
     wscat -c ws://{address}/ws
 
-  Write, in a third (all four lines can be pasted at once):
+  Write, in a third (paste all four lines together):
 
     curl {base}/auth/register {json} -d '{{"username": "holly", "password": "third man 1949"}}'
     TOKEN=$(curl -s {base}/token -d 'username=holly&password=third man 1949' | cut -d '"' -f 4)
@@ -88,7 +93,7 @@ def server_config(settings: Settings, app: Any) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        # uvicorn would trust the headers of every local client; the setting TRUSTED_PROXIES decides instead.
+        # uvicorn would trust the proxy headers of every local client; the setting TRUSTED_PROXIES is used instead.
         proxy_headers=False,
         http=MarqueeHTTPProtocol,
         ws=MarqueeWebSocketProtocol,
@@ -103,12 +108,12 @@ def server_config(settings: Settings, app: Any) -> uvicorn.Config:
 
 
 class Server(uvicorn.Server):
-    """Stops in this order, and exits with status 0:
+    """A uvicorn server that stops in the following order and exits with status 0:
 
     1. For `drain_seconds`, everything is served as before, while `/readyz` tells load balancers to use other servers.
     2. New connections are refused. Websockets are closed with 1012, in batches, so that their clients do not all
        reconnect at the same moment. Idle connections are closed, event streams end, jobs are handed over.
-    3. Open requests get REQUEST_SECONDS; then they are answered with 503, or aborted when the response has begun.
+    3. Open requests get REQUEST_SECONDS. After that, they are answered with 503, or aborted if the response has begun.
     4. Background work ends. The process exits within STOP_SECONDS, even when something hangs.
 
     A second signal skips the waiting.
@@ -120,14 +125,14 @@ class Server(uvicorn.Server):
         self._owns_process = False
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until stopped. The process has nothing else to do afterwards, and may exit from within this call."""
+        """Serve until stopped. The process may exit within this call, because it has nothing else to do afterwards."""
         self._owns_process = True
         super().run(sockets)
-        # At exit, the interpreter would collect the remains of thousands of connections, which takes seconds.
+        # Without `gc.freeze`, collecting the remains of thousands of connections would take seconds at exit.
         gc.freeze()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # uvicorn would raise the signal again after the shutdown, but an orderly shutdown exits with status 0.
+        # uvicorn would raise the signal again after the shutdown, but an orderly shutdown must exit with status 0.
         self.force_exit = self.should_exit
         self.should_exit = True
 
@@ -164,11 +169,11 @@ class Server(uvicorn.Server):
         for tick in range(ticks):
             if self.force_exit:
                 return
-            await self.on_tick(tick)  # keeps the Date header up to date
+            await self.on_tick(tick)  # on_tick keeps the Date header up to date
             await asyncio.sleep(TICK_SECONDS)
 
     async def _close_connections(self, until: float) -> None:
-        """Shut down each connection once, also those opened meanwhile. Return when all are closed, or at `until`."""
+        """Shut down each connection once, including new ones. Return when all are closed, or at the time `until`."""
         connections, tasks = self.server_state.connections, self.server_state.tasks
         now = asyncio.get_running_loop().time
         begun, expected = now(), len(connections)
@@ -177,7 +182,7 @@ class Server(uvicorn.Server):
         while (connections or tasks) and now() < until and not self.force_exit:
             remaining = [connection for connection in connections if connection not in shut_down]
             websockets = [each for each in remaining if isinstance(each, MarqueeWebSocketProtocol)]
-            # Based on the time that has passed, not on the number of steps: a busy machine makes fewer steps.
+            # The number of websockets due depends on the elapsed time, because a busy machine makes fewer rounds.
             due = math.ceil(expected * (now() - begun + BATCH_SECONDS) / SPREAD_SECONDS)
             batch = max(BATCH_SOCKETS, due - closed)
             later = set(websockets[batch:])
@@ -189,7 +194,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(BATCH_SECONDS)
 
     async def _abort_connections(self) -> None:
-        """Abort websockets and connections whose response has begun, then cancel open requests, which answer 503."""
+        """Abort websockets and connections whose response has begun. Then cancel open requests, which get a 503."""
         connections: set[Any] = set(self.server_state.connections)
         if not connections and not self.server_state.tasks:
             return
@@ -243,15 +248,15 @@ def serve(settings: Settings, app: Any, listener: socket.socket, announce: Calla
 
 
 def _notice_vanished_peers(listener: socket.socket) -> None:
-    """Let the system end connections whose peer has vanished without closing them.
+    """Let the operating system end connections whose peer has vanished without closing them.
 
-    Accepted sockets inherit the options. A silent connection is probed. A connection with unacknowledged data is
-    aborted after VANISHED_SECONDS.
+    Accepted sockets inherit the options that are set here. A silent connection is probed. A connection with
+    unacknowledged data is aborted after VANISHED_SECONDS.
     """
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
         ("TCP_KEEPIDLE", PROBE_AFTER_SECONDS),
-        ("TCP_KEEPALIVE", PROBE_AFTER_SECONDS),  # the same on macOS
+        ("TCP_KEEPALIVE", PROBE_AFTER_SECONDS),  # the name of TCP_KEEPIDLE on macOS
         ("TCP_KEEPINTVL", PROBE_INTERVAL_SECONDS),
         ("TCP_KEEPCNT", (VANISHED_SECONDS - PROBE_AFTER_SECONDS) // PROBE_INTERVAL_SECONDS),
         ("TCP_USER_TIMEOUT", VANISHED_SECONDS * 1000),

@@ -3,10 +3,10 @@
 Rules:
 - The supervisor serves no requests, and it never waits for a worker: in each round it checks all workers and takes
   the next step.
-- TERM or INT stops the workers; a second signal, or QUIT, skips the waiting. HUP replaces every worker, each only when
-  its replacement serves.
-- A worker that dies is started again, after growing pauses when it died young. When no worker has ever served, the
-  supervisor stops instead.
+- TERM or INT stops the workers; a second signal, or QUIT, skips the waiting. HUP replaces all workers; each of
+  them stops only after its replacement serves.
+- A worker that dies is started again. If it died soon after its start, the supervisor first pauses, longer each
+  time. If no worker has ever served, the supervisor stops instead.
 """
 
 from __future__ import annotations
@@ -29,11 +29,15 @@ from core import metrics
 from core.settings import Settings
 from server.serving import STOP_SECONDS, TICK_SECONDS, Server, server_config
 
-SILENT_SECONDS = 30.0  # a worker that does not answer for this long is killed
-START_SECONDS = 60.0  # within which a replacement must serve
-RETRY_SECONDS = 1.0  # before a worker that died young is started again; doubled each time
+# A worker that does not answer for this long is killed.
+SILENT_SECONDS = 30.0
+# A replacement must serve within this time.
+START_SECONDS = 60.0
+# The pause before a worker that died young is started again. It doubles each time.
+RETRY_SECONDS = 1.0
 MAX_RETRY_SECONDS = 10.0
-STEADY_SECONDS = 5.0  # a worker that lived for less than this died young
+# A worker that lived for less than this counts as having died young.
+STEADY_SECONDS = 5.0
 KILL_AFTER_SECONDS = STOP_SECONDS + 2.0
 SKIP_WAITING_SECONDS = 2.0
 
@@ -59,7 +63,7 @@ class WorkerServer(Server):
         self.should_exit = self.force_exit = True
 
     def _stop_without_drain(self, sig: int, frame: FrameType | None) -> None:
-        """Stop without draining: a replacement serves at the same address, so load balancers need not notice."""
+        """Stop without draining: a replacement serves at the same address, so load balancers need not be told."""
         self._drain_seconds = 0.0
         self.should_exit = True
 
@@ -71,29 +75,29 @@ class WorkerServer(Server):
 
 
 class Worker(Process):
-    """One process, as its supervisor sees it. Pickled into the process, so it has only plain attributes."""
+    """A worker as its supervisor sees it. The object is pickled into the worker, so it has only plain attributes."""
 
     def __init__(self, config: uvicorn.Config, listener: socket.socket, drain_seconds: float) -> None:
         self._drain_seconds = drain_seconds
-        self._supervisor = os.getpid()  # read here: the supervisor may be gone before the worker has started
+        self._supervisor = os.getpid()  # read now, because the supervisor may be gone before the worker has started
         self._awaits_answer = False
         self.has_served = False
         self.since = self.heard_at = time.monotonic()
         self.died_at: float | None = None
-        self.pause = 0.0  # between its death and the start of its successor
+        self.pause = 0.0  # seconds between this worker's death and the start of its successor
         super().__init__(config, [listener])
 
     # --- in the process
 
     def target(self, sockets: list[socket.socket] | None = None) -> None:
-        # Set before `super` starts the thread that replies to the supervisor, because that thread uses it.
+        # `super().target` starts a thread that answers the supervisor and uses `_server`, so set `_server` first.
         self._server = WorkerServer(self.config, self._drain_seconds, self._supervisor)
         super().target(sockets)
 
     # --- in the supervisor
 
     def check(self) -> None:
-        """Ping the worker, or read its answer."""
+        """Ping the worker, or read its answer to the last ping."""
         try:
             if not self._awaits_answer:
                 self.parent_conn.send(b"ping")
@@ -105,14 +109,14 @@ class Worker(Process):
                 self.heard_at = time.monotonic()
                 self._awaits_answer = False
         except (OSError, EOFError):
-            pass  # the worker is dying, which `is_running` shows
+            pass  # the worker is dying, and `is_running` will soon be false
 
     @property
     def is_running(self) -> bool:
         return self.process.is_alive()
 
     def died(self, now: float) -> None:
-        """Record the death, and set `pause`, which until now was the pause of the worker's predecessor."""
+        """Record the death, and set `pause`, which so far was the pause before the start of this worker."""
         is_steady = self.has_served and now - self.since >= STEADY_SECONDS
         self.pause = 0.0 if is_steady else min(max(RETRY_SECONDS, 2 * self.pause), MAX_RETRY_SECONDS)
         self.died_at = now
@@ -123,7 +127,7 @@ class Worker(Process):
 
 
 class Supervisor:
-    """`app` is the import path of the application, such as `main:worker`."""
+    """The supervisor of all workers. `app` is the import path of the application, such as `main:worker`."""
 
     def __init__(self, settings: Settings, app: str, listener: socket.socket) -> None:
         self._config = server_config(settings, app)
@@ -167,7 +171,7 @@ class Supervisor:
     def _start(self) -> Worker:
         worker = Worker(self._config, self._listener, self._drain_seconds)
         # Ctrl-C reaches the whole process group, but only the supervisor may act on it. A worker inherits this mask, so
-        # it ignores the signal from its first moment on.
+        # it ignores the signal from its start.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
         try:
@@ -206,8 +210,8 @@ class Supervisor:
                 self._workers[index].pause = worker.pause
 
     def _continue_restart(self) -> None:
-        """Take the next step of a rolling restart. A replacement serves before the old worker is stopped, and the old
-        worker has exited before the next replacement is started.
+        """Take the next step of a rolling restart. The old worker is stopped only after its replacement serves, and the
+        next replacement is started only after the old worker has exited.
         """
         now = time.monotonic()
         for worker in self._leaving[:]:
@@ -223,7 +227,7 @@ class Supervisor:
         if not self._to_replace:
             return
         old, new = self._to_replace[0], self._replacement
-        if old not in self._workers:  # it died and has already been replaced
+        if old not in self._workers:  # the old worker died and has already been replaced
             self._to_replace.pop(0)
             return
         if new is None:

@@ -1,14 +1,15 @@
 """uvicorn's sans-I/O websocket protocol, with a way to write frames without ASGI.
 
 Rules:
-- The ASGI extension `marquee.writer` hands the application a `DirectWriter`. Both it and uvicorn write whole frames to
-  the transport, so frames never interleave.
+- The ASGI extension `marquee.writer` hands the application a `DirectWriter`. Both the writer and uvicorn write whole
+  frames to the transport, so frames never interleave.
 - A close does not wait for a peer that does not read.
-- Reading goes on for a moment after a close frame: closing with unread input would reset the connection, and the peer
-  would never receive the frame.
+- After a close frame is sent, input is still read for a moment: closing with unread input would reset the connection,
+  and the peer would never receive the frame.
 - A peer that still takes data counts as alive, even when its pong is late.
-- Pings count as messages of the client. A ping gets no pong when it exceeds the rate or while much is unsent, so that a
-  peer that does not read cannot fill the memory. RFC 6455 (section 5.5.3) requires a pong for the latest ping only.
+- Pings count as messages of the client. A ping gets no pong when it exceeds the rate limit or while much data is
+  unsent, so that a peer that does not read cannot fill the memory. RFC 6455 (section 5.5.3) requires a pong only for
+  the latest ping.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ LINGER_SECONDS = 1.0
 
 
 class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
-    """The websocket protocol class for uvicorn, given to it as `uvicorn.Config(ws=…)`."""
+    """The websocket protocol class for uvicorn, passed as `uvicorn.Config(ws=…)`."""
 
     _is_counted = False
     _lingering = False
     _shutdown_timer: asyncio.TimerHandle | None = None
-    _written = 0  # bytes of frames handed to the transport
+    _written = 0  # the number of bytes of frames handed to the transport
     _taken_at_ping = 0
-    # Counts a control frame of the peer, and returns whether it is within the rate.
+    # A function that counts a control frame of the peer, and returns whether the frame is within the rate limit.
     on_control_frame: Callable[[], bool] | None = None
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
@@ -73,7 +74,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     async def send(self, message: Any) -> None:
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
-            # The handshake was refused, which uvicorn would otherwise log as an error of the application.
+            # The handshake was refused. Otherwise, uvicorn would log the refusal as an error of the application.
             self.handshake_complete = True
         if message["type"] == "websocket.accept" and self.is_open:
             self._is_counted = True
@@ -93,7 +94,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _refuse_unparsed(self, error: Exception) -> None:
         """Reject a handshake that `websockets` cannot parse, although httptools could."""
-        self.conn.data_to_send()  # discards the library's own response, whose form differs from ours
+        self.conn.data_to_send()  # discard the library's own response, whose form differs from ours
         if isinstance(error, RequestLineTooLong):
             self._refuse(414, f"Expected a request line of at most {MAX_LINE_LENGTH} bytes in a websocket handshake")
         elif isinstance(error, HeaderLineTooLong | TooManyHeaders):
@@ -104,7 +105,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def handle_pong(self, event: Frame) -> None:
         if self.pending_ping_payload != bytes(event.data) and self.on_control_frame is not None:
-            self.on_control_frame()  # unsolicited
+            self.on_control_frame()  # the pong is unsolicited
         super().handle_pong(event)
 
     def _answers_ping(self) -> bool:
@@ -115,7 +116,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         if event.data or event.fin:
             super().handle_cont(event)
         elif self.on_control_frame is not None:
-            self.on_control_frame()  # an empty fragment adds nothing to a message and could be sent without end
+            self.on_control_frame()  # empty fragments are counted, because they add nothing to the size of a message
 
     def handle_close(self, event: Frame) -> None:
         super().handle_close(event)
@@ -130,7 +131,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         if self.curr_msg_data_type == "text" and not self.close_sent:
             try:
                 b"".join(self.frames).decode()
-            except UnicodeDecodeError:  # the client's fault, so not logged as an error
+            except UnicodeDecodeError:  # this is the client's fault, so it is not logged as an error
                 self.frames = []
                 self.conn.send_close(CloseCode.INVALID_TEXT, CLOSE_REASONS[CloseCode.INVALID_TEXT])
                 self.handle_parser_exception()
@@ -165,7 +166,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
 
     @property
     def taken(self) -> int:
-        """The approximate number of bytes that the network has taken; it grows while the peer reads."""
+        """The approximate number of bytes that the network has taken. It grows while the peer reads."""
         return self._written - self.transport.get_write_buffer_size()
 
     def write_frames(self, wire: bytes) -> None:
@@ -175,7 +176,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     def shutdown(self) -> None:
         """Close because the service is stopping, and abort the connection after SHUTDOWN_SECONDS. Idempotent."""
         if not self.handshake_complete:
-            # So that the client tries another server.
+            # A 503 makes the client try another server.
             self._refuse(503, "The service is stopping", {"Retry-After": "1"})
         elif self.is_open:
             self.close_now(CloseCode.SERVICE_RESTART)
@@ -211,7 +212,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         self.close_timer = self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
 
     def _disconnect(self, code: int, reason: str) -> None:
-        """Write the close frame, tell the application, and keep reading for the peer's answer."""
+        """Write the close frame, notify the application, and keep reading for the peer's answer."""
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
         self._flush()
         self.close_sent = True
@@ -222,20 +223,20 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
 
 
 class _Frames(ServerProtocol):
-    """Parses frames. `answers_ping` is called for each ping, and returns whether to send a pong."""
+    """A parser of frames. `answers_ping` is called for each ping, and returns whether to send a pong."""
 
     def __init__(self, answers_ping: Callable[[], bool], **options: Any) -> None:
         super().__init__(**options)
         self._answers_ping = answers_ping
 
     def send_frame(self, frame: Frame) -> None:
-        # The library sends pongs only in response to pings that it parses.
+        # The library sends pongs only in response to pings, so each pong stands for a ping.
         if frame.opcode is not Opcode.PONG or self._answers_ping():
             super().send_frame(frame)
 
 
 class DirectWriter:
-    """Writes to the transport of one websocket; see `realtime.wire.writer.Writer`."""
+    """A writer to the transport of one websocket; see `realtime.wire.writer.Writer`."""
 
     __slots__ = ("_protocol",)
 

@@ -1,1 +1,1 @@
-"""What several edges share: authentication, tokens, passwords, the first admin."""
+"""Services that several edges share: authentication, tokens, passwords, the first admin."""

@@ -21,7 +21,7 @@ def invalid_access_token() -> Unauthenticated:
 
 
 async def identify(database: Database, tokens: Tokens, token: str, address: str | None) -> Identity:
-    """Return the identity that an access token belongs to. `address` is the client's, for the log.
+    """Return the identity that an access token belongs to. `address` is the client's address, for the log.
 
     The end of a session and the deletion or deactivation of an account take effect immediately, on every worker. Raises
     Unauthenticated.
@@ -37,7 +37,7 @@ async def identify(database: Database, tokens: Tokens, token: str, address: str 
 
 
 async def recheck(database: Database, identity: Identity) -> Identity:
-    """Return the current state of an identity. Raises Unauthenticated when it is no longer valid."""
+    """Return the current state of an identity. Raises Unauthenticated when the identity is no longer valid."""
     if rights.is_expired(identity):
         raise invalid_access_token()
     return await _current(database, identity.user_id, identity.session_id, identity.expires_at)

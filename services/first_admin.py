@@ -1,4 +1,4 @@
-"""Creating the first admin account, which the settings FIRST_ADMIN_* describe."""
+"""Creation of the first admin account from the settings FIRST_ADMIN_*."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ log = structlog.get_logger("first-admin")
 
 
 async def create_first_admin(database: Database, settings: Settings) -> None:
-    """Create the first admin when no admin exists. Raises SettingsError.
+    """Create the first admin if no admin exists. Raises SettingsError.
 
-    The last admin cannot be removed, so this never replaces an admin who was deleted on purpose.
+    The last admin cannot be removed, so this function never replaces an admin who was deleted on purpose.
     """
     if settings.first_admin_password is None:
         return

@@ -1,6 +1,6 @@
 """Hashing and checking passwords with Argon2id, in a bounded pool of threads.
 
-One hash takes tens of milliseconds of CPU time on purpose. A separate pool keeps many concurrent sign-ins from delaying
+By design, one hash takes tens of milliseconds of CPU time. A separate pool keeps many concurrent sign-ins from delaying
 writes, and the bound on queued work keeps their latency low.
 """
 
@@ -21,7 +21,7 @@ from core.settings import Settings
 from core.texts.normal import nfkc
 
 THREADS = 2
-MAX_WAITING = 64  # at about 30 ms each, two seconds of CPU time
+MAX_WAITING = 64  # at about 30 ms each, 64 hashes take two seconds of CPU time
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Verdict:
 
 
 class PasswordHasher:
-    """Argon2id. Each call takes tens of milliseconds of CPU time, so call it in a thread."""
+    """An Argon2id hasher. Each method takes tens of milliseconds of CPU time, so call its methods in a thread."""
 
     def __init__(self, memory_kib: int, time_cost: int, parallelism: int) -> None:
         self._context = CryptContext(
@@ -48,7 +48,7 @@ class PasswordHasher:
         self._dummy_hash = self.hash(secrets.token_urlsafe())
 
     def hash(self, password: str) -> str:
-        """Return the hash of the password in its normal form, so that it does not depend on the keyboard."""
+        """Return the hash of the normal form of a password, so that the hash does not depend on the keyboard."""
         return str(self._context.hash(nfkc(password)))
 
     def verify(self, password: str, password_hash: str | None) -> Verdict:
@@ -56,7 +56,7 @@ class PasswordHasher:
         normal = nfkc(password)
         is_right, new_hash = self._verify(normal, password_hash)
         if not is_right and password != normal:
-            # Earlier versions hashed the password as it was typed.
+            # Earlier versions hashed passwords as they were typed.
             is_right, _ = self._verify(password, password_hash)
             new_hash = self.hash(normal) if is_right else None
         return Verdict(is_right, new_hash)
@@ -74,7 +74,7 @@ def hasher_for(settings: Settings) -> PasswordHasher:
 
 
 class Passwords:
-    """One per process. `close` it at the end."""
+    """The hashing of passwords in a pool of threads. Call `close` at the end."""
 
     def __init__(self, hasher: PasswordHasher, *, needs_mix: bool) -> None:
         self._hasher = hasher

@@ -1,4 +1,4 @@
-"""Issuing and verifying access and refresh tokens (JWT). Pure except for the clock and random token ids."""
+"""Issuing and verifying access and refresh tokens (JWT). No I/O except for the clock and random token ids."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _SESSION_ID = re.compile(UUID)
 
 
 class TokenType(StrEnum):
-    """The claim `typ`: neither type of token is accepted in place of the other."""
+    """The values of the claim `typ`. A token of one type is not accepted in place of the other."""
 
     ACCESS = "access"
     REFRESH = "refresh"
 
 
 class Tokens:
-    """Signs and verifies tokens (JWT, RFC 7519, HMAC only).
+    """The signer and verifier of tokens (JWT, RFC 7519, HMAC only).
 
-    The first key signs. Every key verifies: the header's `kid` selects one, and a token without `kid` is verified with
-    the first. So a key can be replaced without signing users out.
+    New tokens are signed with the first key. The header's `kid` selects the key that verifies a token; a token without
+    `kid` is verified with the first key. So a key can be replaced without signing users out.
     """
 
     def __init__(self, keys: Sequence[str], algorithm: str, *, access_seconds: int, refresh_seconds: int) -> None:
         self.access_seconds = access_seconds
         self.refresh_seconds = refresh_seconds
-        # As strings, keys in the form of JSON would be read as JSON when a token is verified.
+        # If a key were passed as a string in the form of JSON, jose would parse it as JSON to verify a token.
         self._keys = {_key_id(key): jwk.construct(key, algorithm) for key in keys}
         self._key_id = _key_id(keys[0])
         self._key = self._keys[self._key_id]
@@ -50,7 +50,7 @@ class Tokens:
         return self._issue(TokenType.ACCESS, user_id, session_id, new_token_id(), self.access_seconds)
 
     def issue_refresh(self, user_id: int, session_id: str, token_id: str) -> str:
-        """Return a new refresh token. It is valid only while the session's row holds its id."""
+        """Return a new refresh token. The token is valid only while the session's row stores its id."""
         return self._issue(TokenType.REFRESH, user_id, session_id, token_id, self.refresh_seconds)
 
     def _issue(self, token_type: TokenType, user_id: int, session_id: str, token_id: str, lifetime_seconds: int) -> str:
@@ -78,7 +78,7 @@ class Tokens:
     def _read(self, token: str, token_type: TokenType) -> Claims:
         try:
             header = jwt.get_unverified_header(token)
-            # jose ignores "crit"; RFC 7515, section 4.1.11: unknown critical headers must be rejected.
+            # jose ignores "crit", but RFC 7515, section 4.1.11, requires unknown critical headers to be rejected.
             if "crit" in header:
                 raise JWTError("unknown crit")
             claims = jwt.decode(

@@ -1,1 +1,1 @@
-"""Addresses of clients, and the hosts that requests may name."""
+"""Client addresses, and the hosts that requests may name."""

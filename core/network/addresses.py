@@ -1,6 +1,6 @@
-"""Addresses of clients: how they are parsed, and which of them count as one client. Pure.
+"""Client addresses: how they are parsed, and which addresses count as one client. No I/O.
 
-Every limit per address counts by the result of `network_of`, so that all limits agree on what one client is.
+Every limit per address uses the result of `network_of`, so that all limits agree on what counts as one client.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
-IPV6_NETWORK_BITS = 64  # one customer has at least such a network, so its addresses count as one client
+IPV6_NETWORK_BITS = 64  # an internet customer gets at least a /64 network, so all addresses in it count as one client
 
 
 def parse_address(text: str) -> IPv4Address | IPv6Address | None:

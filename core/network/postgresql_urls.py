@@ -1,6 +1,6 @@
-"""The options in the URL of a PostgreSQL database, named as in libpq. Hosted databases hand out such URLs.
+"""The options in a PostgreSQL database URL, named as in libpq. Providers of hosted databases issue URLs with options.
 
-A message never repeats a value, and the name of an option only if it cannot be part of a password.
+An error message never repeats a value. It repeats the name of an option only if the name cannot be part of a password.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urlencode, urlsplit
 
-MAX_CONNECT_SECONDS = 60  # a request may wait for this long while the database does not respond
-# Options that asyncpg understands. Those with a tuple take no other values.
+# A request may wait this long for a database that does not respond.
+MAX_CONNECT_SECONDS = 60
+# The options that asyncpg understands. If an option has a tuple, only the values in the tuple are valid.
 PASSED_ON: Mapping[str, tuple[str, ...] | None] = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "sslrootcert": None,
@@ -31,7 +32,8 @@ PASSED_ON: Mapping[str, tuple[str, ...] | None] = {
 FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 SERVER_SETTINGS = ("application_name", "options")
 CONNECT_TIMEOUT = "connect_timeout"
-# asyncpg has neither channel binding nor GSSAPI encryption, compresses nothing, and always names the host in TLS.
+# These options are accepted, but have no effect: asyncpg supports neither channel binding nor GSSAPI encryption, does
+# not compress, and always sends the host name in the TLS handshake.
 IGNORED = (
     "channel_binding", "gssencmode", "sslcompression", "sslsni", "client_encoding", "fallback_application_name",
     "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout",
@@ -42,7 +44,7 @@ _NAME = re.compile(r"[A-Za-z_]{1,40}")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options of a URL that have an effect. `passed_on` is for the driver, `server_settings` for the server."""
+    """The options of a URL that have an effect. `passed_on` goes to the driver, `server_settings` to the server."""
 
     passed_on: Mapping[str, str]
     server_settings: Mapping[str, str]
@@ -50,7 +52,7 @@ class Options:
 
     @property
     def dsn(self) -> str | None:
-        """The options for the driver as a URL without host, user and database, or None without options."""
+        """The options for the driver, as a URL without host, user and database, or None if there are none."""
         return f"postgresql:///?{urlencode(self.passed_on)}" if self.passed_on else None
 
 
@@ -58,17 +60,17 @@ def options_of(url: str) -> Options:
     """Return the options of a URL that `urlsplit` accepts. Raises ValueError for an unknown option or value."""
     parts = urlsplit(url)
     if parts.fragment:
-        raise ValueError("expected no fragment; write %23 for #")
+        raise ValueError("expected no fragment; write # as %23")
     given = {}
     for part in filter(None, parts.query.split("&")):
         name, _, value = part.partition("=")
-        # Unlike in a form, a plus sign is no space: libpq reads it literally.
+        # A plus sign does not stand for a space, as it does in forms, because libpq reads it literally.
         name, value = ("sslmode" if name == "ssl" else unquote(name)), unquote(value)
         if name not in KNOWN:
             raise ValueError(_unknown(name, parts))
         if "\x00" in value:
             raise ValueError(f"expected no NUL in the option {name}")
-        if value:  # an empty value is the default
+        if value:  # an empty value stands for the default
             given[name] = value
     _check(given, parts)
     return Options(
@@ -79,26 +81,26 @@ def options_of(url: str) -> Options:
 
 
 def _unknown(name: str, parts: SplitResult) -> str:
-    # After an @, the text may still belong to a password that is not percent-encoded.
+    # If the path or the query contains an @, the name may be part of a password that is not percent-encoded.
     is_shown = _NAME.fullmatch(name) and "@" not in parts.path + parts.query
-    return f"unknown option{f' {name}' if is_shown else ''}; expected no options but {', '.join(sorted(KNOWN))}"
+    return f"unknown option{f' {name}' if is_shown else ''}; expected one of {', '.join(sorted(KNOWN))}"
 
 
 def _check(given: Mapping[str, str], parts: SplitResult) -> None:
-    """Raise ValueError unless each option has a possible value."""
+    """Raise ValueError unless each option has a valid value."""
     for name, value in given.items():
         values = PASSED_ON.get(name)
         if values is not None and value not in values:
-            raise ValueError(f"expected {', '.join(values)} as the option {name}")
+            raise ValueError(f"expected {', '.join(values)} for the option {name}")
     seconds = given.get(CONNECT_TIMEOUT, "1")
     if not re.fullmatch(r"[0-9]{1,3}", seconds) or not 1 <= int(seconds) <= MAX_CONNECT_SECONDS:
-        raise ValueError(f"expected 1 to {MAX_CONNECT_SECONDS} seconds as the option {CONNECT_TIMEOUT}")
+        raise ValueError(f"expected 1 to {MAX_CONNECT_SECONDS} seconds for the option {CONNECT_TIMEOUT}")
     if given.get("gssencmode") == "require":
-        raise ValueError("expected disable, allow or prefer as the option gssencmode")
+        raise ValueError("expected disable, allow or prefer for the option gssencmode")
     if "host" in given and parts.hostname:
         raise ValueError("expected a host either before the database or in the option host, not in both")
     port = given.get("port", "1")
     if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65_535:
-        raise ValueError("expected 1 to 65535 as the option port")
+        raise ValueError("expected 1 to 65535 for the option port")
     if "port" in given and parts.port is not None:
         raise ValueError("expected a port either after the host or in the option port, not in both")

@@ -1,1 +1,1 @@
-"""Strings: the form in which they are stored and compared, and lists of them in a query."""
+"""Strings: their normal forms, lists of strings in a query, and excerpts."""

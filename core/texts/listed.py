@@ -1,4 +1,4 @@
-"""Lists of values in one query parameter, such as `title[in]="The Good, the Bad and the Ugly",Alien`. Pure.
+"""Lists of values in one query parameter, such as `title[in]="The Good, the Bad and the Ugly",Alien`. No I/O.
 
     list   = value *( "," value )
     value  = quoted / plain
@@ -6,7 +6,7 @@
     plain  = empty, or a character other than DQUOTE and ",", and then any characters other than ","
 
 Inside quotes, two quotes stand for one, as in CSV (RFC 4180). A quote after the first character of a plain value is an
-ordinary character. Spaces belong to the values. The clients write the same grammar (`clients/`).
+ordinary character. Spaces belong to the values. The clients in `clients/` write lists in the same grammar.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-EXPECTED = 'each value with a comma or an initial quote in double quotes, with quotes inside doubled: "a, ""b""",c'
+EXPECTED = 'double quotes around a value with a comma or an initial quote, and quotes inside doubled: "a, ""b""",c'
 _VALUE = re.compile(r'"((?:[^"]|"")*)"|(?!")([^,]*)', re.DOTALL)
 
 
 def split(text: str) -> list[str] | None:
-    """Return the values of a list, or None when a quoted value does not end before a comma or the end of the list."""
+    """Return the values of a list, or None if a quoted value is not closed or is followed by anything but a comma."""
     values = []
     position = 0
     while True:
@@ -36,7 +36,7 @@ def split(text: str) -> list[str] | None:
 
 
 def join(values: Iterable[str]) -> str:
-    """Return the list of these values: the inverse of `split`."""
+    """Return a list with these values. This is the inverse of `split`."""
     return ",".join(_quoted(value) if "," in value or value.startswith('"') else value for value in values)
 
 

@@ -231,7 +231,7 @@ def _require_files(options: Mapping[str, str]) -> None:
     """Raise SettingsError, because the driver's own error does not name the file."""
     for name in postgresql_urls.FILES:
         if name in options and not (Path(options[name]).is_file() and os.access(options[name], os.R_OK)):
-            raise SettingsError(f"DATABASE_URL: expected a readable file as the option {name}.")
+            raise SettingsError(f"DATABASE_URL: expected a readable file for the option {name}.")
 
 
 def _replace_closed(dbapi_connection: Any, record: Any, proxy: Any) -> None:

@@ -1,8 +1,8 @@
 """The rate limiter for requests, password attempts and changes of email addresses.
 
-A client is a key that the caller chooses. Each pair of key and rate has its own moving window: in Redis when it is
-configured, so that all workers count together, otherwise in memory. While Redis is unavailable, each worker counts in
-memory, starting at zero: an outage of Redis must not lift the limits on guessing passwords.
+The caller identifies each client by a key. Each pair of key and rate has its own moving window. The window is in Redis
+if Redis is configured, so that all workers count together, and otherwise in memory. While Redis is unavailable, each
+worker counts in memory, starting at zero, because an outage of Redis must not lift the limits on guessing passwords.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Outcome:
 
 
 class Limits:
-    """One per process. With `is_on` false, every hit is allowed and none is counted."""
+    """The rate limiter of a process. If `is_on` is false, every hit is allowed and none is counted."""
 
     def __init__(self, *, is_on: bool = True, shared: SharedWindows | None = None) -> None:
         self.is_on = is_on
@@ -57,7 +57,7 @@ class Limits:
         self._windows_of(rate).clear(key)
 
     def _windows_of(self, rate: Rate) -> Windows:
-        # Rates come from the settings and the code, so there are few.
+        # There are only a few rates, because they come from the settings and the code.
         if rate not in self._own:
             self._own[rate] = Windows(rate)
         return self._own[rate]

@@ -1,16 +1,16 @@
 """Lockout: slows down password guessing per account and per address, without letting strangers lock an owner out.
 
-Attempts are counted before the password is checked, so that concurrent guesses count too. They are counted whether the
-account exists or not, so that a rejection reveals nothing. Three rates limit signing in:
+Attempts are counted before the password is checked, so that concurrent guesses count too. They are counted even if the
+account does not exist, so that a rejection does not reveal whether it does. Three rates limit signing in:
 
-- per name and address; a successful sign-in resets it;
+- per name and address; a successful sign-in resets the count;
 - per address, for all names together;
-- per name, for all addresses together. It does not apply to addresses that the account has recently signed in from, so
-  a distributed attack locks out attackers and new devices, but not the owner at a known address.
+- per name, for all addresses together. This rate does not apply to addresses from which the account has recently signed
+  in, so a distributed attack locks out attackers and new devices, but not the owner at a known address.
 
-Failed sign-ins, rejected sign-ins and lockouts are logged with the address and, from the context of the log, the
-request id. Names are logged and counted by their HMAC: lines about one name can be matched, but a reader of the log or
-of Redis cannot find out names by hashing likely ones, as with a plain hash.
+Failed sign-ins, rejected sign-ins and lockouts are logged with the address and, from the logging context, the
+request id. Names are logged and counted by their HMAC. Lines about the same name can be matched, but a reader of the
+log or of Redis cannot discover names by hashing likely ones, as would be possible with a plain hash.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = structlog.get_logger("sign-in")
 
 
 class Lockout:
-    """One per process. Digests of names are made with a key derived from `secret_key`."""
+    """The password lockout of a process. Digests of names are made with a key derived from `secret_key`."""
 
     def __init__(self, database: Database, limits: Limits, secret_key: str) -> None:
         self._database = database
@@ -51,42 +51,42 @@ class Lockout:
         line = log.bind(name=name, address=address)
         await self._count(f"password pair {name} {place}", PAIR_RATE, line)
         await self._count(f"password address {place}", ADDRESS_RATE, line)
-        # Run for unknown names too, so that the work does not reveal whether an account exists.
+        # This query runs for unknown names too, so that the amount of work does not reveal whether an account exists.
         known = await sessions.recent_addresses(self._database, user_id or 0)
         if place not in {network_of(each) for each in known}:
             await self._count(f"password name {name}", NAME_RATE, line)
 
     async def signed_in(self, login: str, address: str | None) -> None:
-        """Reset the rate per name and address after a successful sign-in or a password reset."""
+        """Reset the count per name and address after a successful sign-in or a password reset."""
         await self._limits.clear(f"password pair {self.digest(login)} {network_of(address or '')}", PAIR_RATE)
 
     def failed(self, login: str, address: str | None) -> None:
-        """Log a sign-in with a wrong password or an unknown name; the log does not say which."""
+        """Log a sign-in with a wrong password or an unknown name, without revealing which of the two it was."""
         log.info("sign-in failed", name=self.digest(login), address=address)
 
     def refused(self, login: str, address: str | None, reason: str) -> None:
-        """Log a sign-in that was rejected for another reason than a wrong name or password."""
+        """Log a sign-in that was rejected for a reason other than a wrong name or password."""
         log.info("sign-in rejected", name=self.digest(login), address=address, reason=reason)
 
     async def try_old_password(self, user_id: int, login: str | None, address: str | None) -> None:
-        """Count an attempt by a signed-in user to prove the current password. Raises TooManyRequests.
+        """Count an attempt by a signed-in user to enter the current password. Raises TooManyRequests.
 
-        The rate per address holds for all accounts together, because a client can register many.
+        The rate per address applies to all accounts together, because one client can register many accounts.
         """
         line, place = self._line(user_id, login, address), network_of(address or "")
         await self._count(f"password user {user_id} {place}", PAIR_RATE, line)
         await self._count(f"password users {place}", ADDRESS_RATE, line)
 
     async def knew_old_password(self, user_id: int, address: str | None) -> None:
-        """Reset the count after the user has proven the current password."""
+        """Reset the count after a signed-in user has entered the correct current password."""
         await self._limits.clear(f"password user {user_id} {network_of(address or '')}", PAIR_RATE)
 
     def failed_old_password(self, user_id: int, login: str | None, address: str | None) -> None:
-        """Log a wrong current password."""
+        """Log that a signed-in user entered a wrong current password."""
         self._line(user_id, login, address).info("password check failed")
 
     def refused_old_password(self, user_id: int, login: str | None, address: str | None, reason: str) -> None:
-        """Log a current password that was not checked."""
+        """Log that the current password, entered by a signed-in user, was rejected without being checked."""
         self._line(user_id, login, address).info("password check rejected", reason=reason)
 
     def _line(self, user_id: int, login: str | None, address: str | None) -> structlog.stdlib.BoundLogger:
@@ -101,5 +101,5 @@ class Lockout:
             raise TooManyRequests("Too many attempts; try again later", outcome.reset_seconds)
 
     def digest(self, login: str) -> str:
-        """Return one digest for all spellings of a login."""
+        """Return a digest of a login that is the same for all equivalent spellings."""
         return hmac.digest(self._key, name_key(login).strip().encode(), "sha256")[:DIGEST_SIZE].hex()

@@ -1,8 +1,9 @@
 """Moving windows in memory.
 
-A window stores its first STEPS hits one by one. Further hits share steps, each as long as a STEPS-th of the window; a
-step leaves the window when its end does. So a client costs at most about 2 × STEPS numbers, whatever its limit, and
-never exceeds its limit in any window. Idle clients are forgotten as new ones arrive.
+A window stores its first STEPS hits one by one. Further hits are grouped into steps, each of which lasts a STEPS-th of
+the window. A step leaves the window when the end of the step does. So the state of a client has at most about 2 × STEPS
+numbers, whatever its limit, and a client never exceeds its limit in any window. Idle clients are forgotten as new ones
+arrive.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from dataclasses import dataclass, field
 from core.rates import Rate
 
 STEPS = 60
-MAX_CLIENTS = 50_000  # per rate; beyond it the least recently seen client is forgotten
+MAX_CLIENTS = 50_000  # the maximum per rate; beyond it, the least recently seen client is forgotten
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """The state of a window after a hit, which was counted if `is_allowed`. `remaining` grows after `reset_seconds`."""
+    """The state of a window after a hit. Only allowed hits are counted. `remaining` grows after `reset_seconds`."""
 
     is_allowed: bool
     remaining: int
@@ -39,7 +40,7 @@ class _Window:
 
 
 class Windows:
-    """The windows of all clients for one rate. `now` is in seconds, on any monotonic clock."""
+    """The windows of all clients for one rate. `now` is the time in seconds on any monotonic clock."""
 
     def __init__(self, rate: Rate) -> None:
         self._rate = rate
@@ -76,7 +77,7 @@ class Windows:
         self._clients.pop(key, None)
 
     def _forget(self, now: float) -> None:
-        # Up to two for each new client, so that idle clients are removed faster than new ones arrive.
+        # Remove up to two clients for each new one, so that idle clients are removed faster than new ones arrive.
         for _ in range(2):
             oldest = next(iter(self._clients.values()), None)
             if oldest is None:

@@ -1,8 +1,8 @@
 """Moving windows in Redis, shared by all workers, through the package `limits`.
 
-A round trip per request would cost as much as a small request itself. So a worker leases a share, a STEPS-th of a large
-limit, and serves hits from it. A client can exceed a large limit by at most one share per worker; small limits are
-exact. Rejections are cached for a moment, so that a flood does not reach Redis.
+A round trip to Redis costs as much as a small request itself. So a worker leases a share of a large limit, namely a
+STEPS-th, and counts hits against this share. A client can exceed a large limit by at most one share per worker; small
+limits are exact. Rejections are cached for a moment, so that a flood of requests does not reach Redis.
 
 While Redis is unavailable, `hit` returns None, and the caller counts in memory. A warning is logged at most once a
 minute.
@@ -31,7 +31,7 @@ from services.limits.memory import MAX_CLIENTS, STEPS, Hit
 
 REDIS_TIMEOUT_SECONDS = 0.25
 MAX_REDIS_CONNECTIONS = 8
-AWAY_SECONDS = 2.0  # between attempts to reach Redis after a failure
+AWAY_SECONDS = 2.0  # seconds between attempts to reach Redis after a failure
 MAX_REFUSED_SECONDS = 1.0
 SECONDS_BETWEEN_LOG_LINES = 60.0
 
@@ -41,17 +41,17 @@ log = structlog.get_logger("limits")
 
 @dataclass(slots=True)
 class _Share:
-    """The hits that this worker can still allow a client without asking Redis."""
+    """The hits that this worker can still allow a client without a call to Redis."""
 
     left: int = 0
-    beyond: int = 0  # hits left in Redis besides this share
+    beyond: int = 0  # the hits that are left in Redis besides this share
     until: float = 0.0
     reset_at: float = 0.0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class SharedWindows:
-    """Workers with the same `prefix` share their windows."""
+    """The windows of all clients in Redis. Workers with the same `prefix` share their windows."""
 
     def __init__(self, url: str, prefix: str) -> None:
         self._pool = BlockingConnectionPool.from_url(
@@ -62,7 +62,7 @@ class SharedWindows:
             socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
             retry=Retry(NoBackoff(), 0),
         )
-        pool: Any = self._pool  # accepted by RedisStorage, though its annotation says otherwise
+        pool: Any = self._pool  # RedisStorage accepts this pool, although its annotation says otherwise
         storage = RedisStorage("redis://", implementation="redispy", key_prefix=prefix, connection_pool=pool)
         self._windows = MovingWindowRateLimiter(storage)
         # The least recently seen client comes first.
@@ -77,14 +77,13 @@ class SharedWindows:
     async def hit(self, key: str, rate: Rate) -> Hit | None:
         """Count a hit as `Windows.hit` does, or return None while Redis is unavailable.
 
-        Each request to Redis takes at most REDIS_TIMEOUT_SECONDS.
-
-        Cancelling is safe: at worst a share is leased and not used.
+        Each request to Redis takes at most REDIS_TIMEOUT_SECONDS. Cancelling is safe: at worst, a share is leased and
+        not used.
         """
         share = self._share_of(key, rate)
         now = time.monotonic()
         if now >= share.until:
-            async with share.lock:  # so that concurrent hits lease one share
+            async with share.lock:  # the lock makes concurrent hits lease only one share
                 now = time.monotonic()
                 if now >= share.until and not await self._take(share, key, rate):
                     return None
@@ -96,7 +95,7 @@ class SharedWindows:
         return Hit(is_allowed, share.beyond + share.left, share.reset_at - now)
 
     async def clear(self, key: str, rate: Rate) -> None:
-        """Forget the hits of a client. Other workers can still reject it for MAX_REFUSED_SECONDS."""
+        """Forget the hits of a client. Other workers may still reject the client for up to MAX_REFUSED_SECONDS."""
         self._shares.pop((key, rate), None)
         await self._ask(lambda: self._windows.clear(_item(rate), key))
 
@@ -110,7 +109,7 @@ class SharedWindows:
         return share
 
     async def _take(self, share: _Share, key: str, rate: Rate) -> bool:
-        """Fill the share, with nothing when the limit is exhausted. Return False while Redis is unavailable."""
+        """Fill the share, or leave it empty if the limit is exhausted. Return False while Redis is unavailable."""
         item, portion = _item(rate), max(1, rate.amount // STEPS)
 
         async def work() -> tuple[int, int, float]:
@@ -135,7 +134,7 @@ class SharedWindows:
         if now < self._away_until:
             return None
         if self._is_away:
-            self._away_until = now + AWAY_SECONDS  # this call tests the connection; the others do not wait
+            self._away_until = now + AWAY_SECONDS  # this call tests the connection; the others do not wait for it
         try:
             async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
                 result = await work()

@@ -1,1 +1,1 @@
-"""Decoding and re-encoding of uploaded pictures in one thread, with bounded uploads and a bounded queue."""
+"""Decoding and re-encoding of uploaded pictures in one thread, with limits on uploads and on the queue."""

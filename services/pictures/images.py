@@ -1,9 +1,9 @@
-"""Turns an uploaded image into square WebP pictures. Pure and synchronous: call it in a thread.
+"""Conversion of an uploaded image into square WebP pictures. It blocks, so call it in a thread.
 
 Rules:
 - The format is detected from the bytes; the client's file name and media type are ignored.
 - Dimensions are read from the header and checked before any pixel is decoded.
-- Pictures are re-encoded from pixels, so nothing else of the file survives: no location, comment, script or
+- Pictures are re-encoded from pixels, so nothing else in the file survives: no location, comment or script, and no
   second format hidden behind the first.
 """
 
@@ -13,7 +13,7 @@ import io
 import re
 from collections.abc import Sequence
 
-# Registers these formats with `Image.open`, which otherwise loads every plugin that Pillow has.
+# This import registers the formats with `Image.open`, which would otherwise load all plugins of Pillow.
 from PIL import Image, ImageCms, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from core.errors import FieldProblem, InvalidInput
@@ -24,31 +24,31 @@ FORMATS = (
     WebPImagePlugin.WebPImageFile.format,
 )
 MEDIA_TYPE = "image/webp"
-MAX_JPEG_PIXELS = 25_000_000  # a photo from a good camera; JPEG is decoded at a fraction of its size
-MAX_PIXELS = 12_500_000  # PNG and WebP are decoded whole, at four bytes a pixel, and WebP more than once
+MAX_JPEG_PIXELS = 25_000_000  # Enough for a photo from a good camera. JPEG is decoded at a fraction of its size.
+MAX_PIXELS = 12_500_000  # PNG and WebP are decoded whole, at four bytes per pixel, WebP more than once.
 MAX_SIDE = 8_000
-MAX_JPEG_SCANS = 200  # a photo has one, a progressive JPEG about ten; thousands take minutes to decode
-MAX_SCANNED_PIXELS = 300_000_000  # scans × pixels, at about 2 ns each: the largest photo may have twelve scans
-MAX_FRAMES = 1_000  # only the first is decoded, but the others are counted
+MAX_JPEG_SCANS = 200  # A photo has one scan, a progressive JPEG about ten. Thousands take minutes to decode.
+MAX_SCANNED_PIXELS = 300_000_000  # Scans × pixels, at about 2 ns each. The largest photo may have twelve scans.
+MAX_FRAMES = 1_000  # Only the first frame is decoded, but all frames are counted.
 QUALITY = 85
-MAX_PROFILE_BYTES = 1024 * 1024  # profiles of cameras and screens have a few hundred bytes
-RGB_PROFILE = slice(16, 20)  # the field "data colour space" of a colour profile (ICC.1:2022, section 7.2.6)
+MAX_PROFILE_BYTES = 1024 * 1024  # Colour profiles of cameras and screens have a few hundred bytes.
+RGB_PROFILE = slice(16, 20)  # The field "data colour space" of a colour profile (ICC.1:2022, section 7.2.6).
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-# Never occurs inside scan data, where a byte 0xff is followed by 00 or a restart marker.
+# This marker never occurs inside scan data, where a byte 0xff is always followed by 00 or is part of a restart marker.
 START_OF_SCAN = b"\xff\xda"
 END_OF_JPEG = b"\xff\xd9"
-FIRST_SEGMENT = b"\xff\xc0"  # markers from here on are followed by the length of their segment
+FIRST_SEGMENT = b"\xff\xc0"  # this marker and all higher ones are followed by the length of their segment
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd8\xff]")
 
-# `_require_acceptable` checks sizes instead, before decoding and with a message that states the limit.
+# Pillow's own check is disabled: `_require_acceptable` checks sizes before decoding, with a message that states limits.
 Image.MAX_IMAGE_PIXELS = None
 
 
 def squares(content: bytes, sides: Sequence[int]) -> list[bytes]:
-    """Return the middle of the picture as WebP, once for each of `sides` in pixels, the largest first.
+    """Return the central square of the picture as WebP, once for each of `sides` (in pixels, the largest first).
 
-    A smaller picture is not enlarged. Of an animation the first frame is used. Raises InvalidInput unless `content` is
-    a JPEG, PNG or WebP picture within the limits.
+    A smaller picture is not enlarged. Only the first frame of an animation is used. Raises InvalidInput unless
+    `content` is a JPEG, PNG or WebP picture within the limits.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -74,7 +74,7 @@ def _require_acceptable(image: Image.Image, content: bytes) -> None:
     width, height = image.size
     most = MAX_JPEG_PIXELS if isinstance(image, JpegImagePlugin.JpegImageFile) else MAX_PIXELS
     if width > MAX_SIDE or height > MAX_SIDE or width * height > most:
-        message = f"Expected at most {MAX_SIDE:,} pixels a side and {most:,} in total, got {width:,} × {height:,}"
+        message = f"Expected at most {MAX_SIDE:,} pixels per side and {most:,} in total, got {width:,} × {height:,}"
         raise refused(message, "picture_too_large")
     if getattr(image, "n_frames", 1) > MAX_FRAMES:
         raise refused(f"Expected a picture with at most {MAX_FRAMES:,} frames", "picture_too_complex")
@@ -86,7 +86,7 @@ def _require_acceptable(image: Image.Image, content: bytes) -> None:
 
 
 def _require_few_scans(content: bytes, pixels: int) -> None:
-    """Bound the work of decoding, to which each scan of a progressive JPEG adds its pixels."""
+    """Raise InvalidInput if a JPEG has so many scans that decoding would take too long."""
     if content.count(START_OF_SCAN) > MAX_JPEG_SCANS:
         raise refused(f"Expected a JPEG picture with at most {MAX_JPEG_SCANS} scans", "picture_too_complex")
     scans = scans_of(content)
@@ -96,7 +96,7 @@ def _require_few_scans(content: bytes, pixels: int) -> None:
 
 
 def scans_of(content: bytes) -> int:
-    """Return the number of scans of a JPEG's first image, without those of thumbnails in its metadata."""
+    """Return the number of scans of a JPEG's first image, not counting thumbnails in the metadata."""
     scans, at = 0, 0
     while (found := JPEG_MARKER.search(content, at)) is not None:
         marker, at = found[0], found.end()
@@ -109,8 +109,8 @@ def scans_of(content: bytes) -> int:
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:
-    """Return the middle of the picture, upright, at most `side` pixels wide, as RGB or RGBA."""
-    # A JPEG can be decoded at an eighth, a quarter or half of its size; twice the target keeps it sharp.
+    """Return the central square of the picture, upright, at most `side` pixels wide, as RGB or RGBA."""
+    # A JPEG can be decoded at an eighth, a quarter or half of its size. At twice the target size, it stays sharp.
     image.draft(image.mode, (side * 2, side * 2))
     orientation = image.getexif().get(0x0112, 1)
     width, height = image.size
@@ -132,7 +132,7 @@ def _square(image: Image.Image, side: int) -> Image.Image:
 
 def _as_colours(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        # Sixteen bits of grey: scale to eight, because the conversion itself would clip the values.
+        # Scale 16 bits of grey to 8 bits, because the conversion itself would clip the values.
         image = image.point(lambda value: value * (1 / 256)).convert("L")
     is_transparent = "A" in image.mode or "a" in image.mode or "transparency" in image.info
     wanted = "RGBA" if is_transparent else "RGB"
@@ -140,7 +140,7 @@ def _as_colours(image: Image.Image) -> Image.Image:
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert to sRGB, which viewers assume for pictures without a profile. Ignore an unusable profile."""
+    """Convert to sRGB, which viewers assume for pictures without a colour profile. Ignore an unusable profile."""
     if not profile or len(profile) > MAX_PROFILE_BYTES or profile[RGB_PROFILE] != b"RGB ":
         return image
     try:
@@ -148,14 +148,14 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         converted = ImageCms.profileToProfile(image.convert("RGB"), given, ImageCms.createProfile("sRGB"))
     except (ImageCms.PyCMSError, OSError, ValueError):
         return image
-    assert converted is not None, "only a conversion in place returns nothing"
+    assert converted is not None, "only an in-place conversion returns None"
     if image.mode == "RGBA":
         converted.putalpha(image.getchannel("A"))
     return converted
 
 
 def _encoded(image: Image.Image) -> bytes:
-    image.info.clear()  # the encoder would copy colour profiles and metadata from it
+    image.info.clear()  # the encoder would copy colour profiles and metadata from `info`
     written = io.BytesIO()
     image.save(written, "WEBP", quality=QUALITY, method=4)
     return written.getvalue()

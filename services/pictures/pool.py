@@ -1,7 +1,7 @@
 """Receiving and converting pictures, with bounds on how many are in memory at once.
 
-Decoding takes up to a few seconds and 200 MB, so a single thread does it and the queue is short. Concurrent uploads and
-queued pictures are bounded per worker, per user and per network, so a client with a slow connection or with many
+Decoding takes up to a few seconds and 200 MB, so a single thread decodes, and the queue is short. Concurrent uploads
+and queued pictures are bounded per worker, per user and per network, so a client with a slow connection or with many
 accounts occupies only its own share.
 """
 
@@ -19,18 +19,18 @@ from core.network.addresses import network_of
 from services.pictures import images
 
 THREADS = 1
-MAX_WAITING = 8  # including the one that is being converted
+MAX_WAITING = 8  # Including the picture that is being converted.
 MAX_WAITING_PER_USER = 2
-MAX_WAITING_PER_ADDRESS = 4  # of all users there: half of the queue
-MAX_UPLOADS = 32  # concurrent uploads on this worker
+MAX_WAITING_PER_ADDRESS = 4  # For all users at the address together: half of the queue.
+MAX_UPLOADS = 32  # Concurrent uploads to this worker.
 MAX_UPLOADS_PER_USER = 4
-MAX_UPLOADS_PER_ADDRESS = 16  # of all users there
+MAX_UPLOADS_PER_ADDRESS = 16  # For all users at the address together.
 RETRY_SECONDS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Uploader:
-    """The user who uploads a picture. `address` is None when it is not known."""
+    """The user who uploads a picture. `address` is None if the address is not known."""
 
     user_id: int
     address: str | None
@@ -38,14 +38,14 @@ class Uploader:
 
 @dataclass(slots=True)
 class _Queue:
-    """Pictures that are under way. `what` names them in the plural."""
+    """A bounded set of pictures in progress. `what` is the plural noun for them in error messages."""
 
     what: str
     max_total: int
     max_per_user: int
     max_per_address: int
     limits_clients: bool
-    _counted: Counter[int | str] = field(default_factory=Counter)  # by user id and by network
+    _counted: Counter[int | str] = field(default_factory=Counter)  # counts by user id and by network
     _total: int = 0
 
     @contextmanager
@@ -73,7 +73,10 @@ class _Queue:
 
 
 class Pictures:
-    """One per process. `close` it at the end. Without `limits_clients`, there are no limits per user and address."""
+    """The picture thread of a process, with its queue. Call `close` at the end.
+
+    If `limits_clients` is false, there are no limits per user and per address.
+    """
 
     def __init__(self, *, limits_clients: bool) -> None:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pictures")
@@ -92,6 +95,6 @@ class Pictures:
             yield
 
     async def squares(self, content: bytes, sides: Sequence[int], by: Uploader) -> list[bytes]:
-        """Run `images.squares` in the thread. Raises InvalidInput and TooManyRequests."""
+        """Run `images.squares` in the picture thread. Raises InvalidInput and TooManyRequests."""
         with self._waiting.take(by):
             return await asyncio.get_running_loop().run_in_executor(self._threads, images.squares, content, sides)

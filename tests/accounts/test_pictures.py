@@ -173,7 +173,7 @@ def test_files_that_are_no_picture_are_rejected_quickly(name: str) -> None:
 
 def test_the_error_names_the_allowed_and_the_actual_size() -> None:
     message = rejection(EVIL["10,000 pixels"]())["msg"]
-    assert message == "Expected at most 8,000 pixels a side and 12,500,000 in total, got 10,000 × 10,000"
+    assert message == "Expected at most 8,000 pixels per side and 12,500,000 in total, got 10,000 × 10,000"
 
 
 def test_scans_are_bounded_together_with_pixels() -> None:

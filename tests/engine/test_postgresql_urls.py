@@ -106,7 +106,7 @@ async def test_a_client_certificate_is_presented(tls: Server) -> None:
 @pytest.mark.parametrize("name", ["sslrootcert", "sslcert", "sslkey", "sslcrl"])
 async def test_a_missing_file_is_one_sentence_that_names_the_option(tmp_path: Path, name: str) -> None:
     sentence = await refusal(f"{URL}?sslmode=verify-full&{name}={tmp_path}/none.pem", tmp_path)
-    assert sentence == f"DATABASE_URL: expected a readable file as the option {name}."
+    assert sentence == f"DATABASE_URL: expected a readable file for the option {name}."
 
 
 @POSTGRES_ONLY

@@ -243,7 +243,7 @@ def test_emailed_urls_begin_with_the_path(tmp_path: Path, given: dict[str, str],
 
 
 def test_the_path_of_the_public_url_must_be_the_root_path(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="PUBLIC_URL: expected no path, or the path of ROOT_PATH"):
+    with pytest.raises(ValueError, match="PUBLIC_URL: expected no path, or the same path as ROOT_PATH"):
         settings_of(tmp_path, root_path="/marquee", public_url="https://films.example/other")
 
 
