@@ -1,6 +1,6 @@
 """The audit trail: one row for each admin action on an account, stored with the action and sent to admins as an event.
 
-Entries are kept forever, even after the account is deleted. So they hold no personal data of its owner: for a name, an
+Entries are kept forever, even after the account is deleted. So they hold no personal data of the owner: for a name, an
 address or a date of birth, an entry says that the value changed, not what it was or is.
 """
 
@@ -58,7 +58,7 @@ async def record(tx: Transaction, action: str, user_id: int, editor: Editor | No
 
 
 async def record_changes(tx: Transaction, action: str, before: Row, after: Row, editor: Editor) -> None:
-    """Record the difference between two public forms of an account; do nothing when there is none."""
+    """Record the difference between two public forms of an account; do nothing when they are equal."""
     changed = [name for name in changed_names(before, after) if name not in BOOKKEEPING]
     if changed:
         changes = {name: [before[name], after[name]] if name in _NOT_PERSONAL else [] for name in changed}
