@@ -1,4 +1,4 @@
-"""Avatars: records which picture is the avatar of an account.
+"""Stores which picture is the avatar of an account.
 
 The files are in the file storage, under random names that do not reveal their owner and cannot be guessed.
 """

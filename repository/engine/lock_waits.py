@@ -1,4 +1,4 @@
-"""How long the writes of this process have been waiting for the lock that every write takes, for `/readyz`."""
+"""Measures how long the writes of this process have been waiting for the lock that every write takes, for `/readyz`."""
 
 from __future__ import annotations
 

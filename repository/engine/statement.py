@@ -15,5 +15,5 @@ class Statement:
 
 
 def statement(text: str) -> Statement:
-    """Return a statement from SQL text with `$1`, `$2`, … in order, each once, cast where PostgreSQL requires it."""
+    """Return a statement. Its parameters `$1`, `$2`, … appear once and in order, cast where PostgreSQL requires it."""
     return Statement(re.sub(r"\$[0-9]+(::[a-z]+)*", "?", text), text)
