@@ -31,7 +31,7 @@ class Source:
     table: Table
     public: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     exists: Callable[[], ColumnElement[bool]] = true
-    owner: str | None = None  # the column that names the user, where each user sees only their own rows
+    owner: str | None = None  # the column with the user id, if users see only their own rows
 
 
 SOURCES: Mapping[str, Source] = {
@@ -46,7 +46,7 @@ SOURCES: Mapping[str, Source] = {
 
 @dataclass(frozen=True, slots=True)
 class SnapshotPage:
-    """`rows` match the filter and follow the previous page by id; `is_last` says that no rows follow."""
+    """A page of a snapshot: `rows` match the filter and follow the last page by id. With `is_last`, no rows follow."""
 
     head: Head
     rows: list[dict[str, Any]]
@@ -75,8 +75,8 @@ async def read_page(
         where.append(table.c.id <= until)
     head = models.event_head
     page = select(table).where(and_(*where)).order_by(table.c.id).limit(max_rows).subquery("page")
-    # Given as text, the columns come in the driver's form: converting them to objects costs more than reading them. The
-    # outer join returns the head even without rows.
+    # The columns are given as text, so that they come in the driver's form: converting them to objects costs more than
+    # reading them. The outer join returns the head even without rows.
     columns = text(", ".join(f'"page"."{name}"' for name in visible_columns(table)))
     query = select(head.c.epoch, head.c.seq, columns).select_from(head.outerjoin(page, true()))
     lane = Lane.COSTLY if filter_sql.is_costly(wanted) else Lane.LIST
@@ -93,7 +93,7 @@ def _entities(source: Source, found: Sequence[Sequence[Any]]) -> list[dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """A head of the log, and each topic's highest id at that number; None where ids are not in order of time."""
+    """The head of the log, and each topic's highest id at that moment, or None if its ids are not in order of time."""
 
     head: Head
     highest: Mapping[str, int | None]

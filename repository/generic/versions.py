@@ -7,7 +7,7 @@ from typing import Any
 
 from core.errors import PreconditionFailed
 
-Row = Mapping[str, Any]  # by column
+Row = Mapping[str, Any]  # the values of a row by column
 
 # The versions that If-Match allows; None allows any.
 IfMatch = frozenset[int] | None
