@@ -4,8 +4,8 @@ Rules:
 - The rows of a chunk, its event and the job's `done` commit together, and `advance` rejects a worker that has lost the
   lease. So each row is stored exactly once, even when a worker is killed.
 - Users take turns: the next job is the oldest one of the user who was served least recently. For this purpose, a job
-  that no worker holds keeps in `lease_until` the time at which it was last served or, if paced, may continue at the
-  earliest.
+  that no worker holds keeps in `lease_until` the time at which it was last served or, if it is paced, the earliest
+  time at which it may continue.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ from resources.jobs import Job
 LEASE_SECONDS = 5.0
 MAX_UNFINISHED_PER_USER = 20
 MAX_CLAIMS_WITHOUT_PROGRESS = 5
-QUOTA_HOURS = 24  # The period of the quota of generated rows.
-SERVED_SECONDS = 60.0  # How long a job counts as served when users take turns.
+# The period of the quota of generated rows.
+QUOTA_HOURS = 24
+# How long a job counts as served when users take turns.
+SERVED_SECONDS = 60.0
 
 UNFINISHED = ("queued", "running")
 TABLE = models.jobs
@@ -226,7 +228,7 @@ async def cancel_all(tx: Transaction, user_id: int) -> None:
 
 
 def _is_free(*, is_sqlite: bool) -> ColumnElement[bool]:
-    # A job without a lease owner pauses until its next chunk, which may be longer than a lease lasts.
+    # A running job without a lease owner pauses until its next chunk, possibly for longer than a lease lasts.
     pause = func.coalesce(TABLE.c.batch_size / TABLE.c.rate, 0.0)
     longest = case((TABLE.c.lease_owner.is_(None), pause), else_=LEASE_SECONDS)
     is_over = has_expired(TABLE.c.lease_until, longest, is_sqlite=is_sqlite)

@@ -93,7 +93,7 @@ async def leave(database: Database, worker: str) -> None:
 async def linger(database: Database, worker: str, version: int, seconds: float) -> None:
     """Turn the connections of a stopping worker into lingering ones, which expire after `seconds`.
 
-    Its clients reconnect to other workers meanwhile.
+    The worker's clients reconnect to other workers meanwhile.
     """
 
     async def work(tx: Transaction) -> None:

@@ -131,7 +131,7 @@ async def _revoke_mailed_urls(tx: Transaction, user: Row) -> None:
 
 
 async def account_to_reset(database: Database, token: str) -> dict[str, Any]:
-    """Return the row of the account of a password reset token, without using up the token. Raises NotFound."""
+    """Return the row of the account that a password reset token belongs to. The token stays valid. Raises NotFound."""
     _, user = await _find(database, token, Purpose.RESET)
     return user
 
@@ -152,8 +152,8 @@ async def change_password(
 ) -> None:
     """Set the password, end every other session and revoke the URLs that were mailed earlier.
 
-    `checked_hash` is the hash that the old password was checked against. Raises Conflict when another
-    request has changed the password since then.
+    `checked_hash` is the hash that the old password was checked against. Raises Conflict when the password
+    has changed since then.
     """
     user = await users.lock(tx, user_id)
     if user["password_hash"] != checked_hash:

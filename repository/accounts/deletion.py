@@ -106,7 +106,7 @@ def late_accounts(now: datetime, max_rows: int) -> Select[tuple[int]]:
             table.c.awaits_activation,
             table.c.created_at < utc_text(now - timedelta(days=DAYS_TO_ACTIVATE)),
             table.c.group == Group.USER.value,
-            # This is written so that SQLite does not choose the index of the column `avatar`.
+            # The condition is written in this way so that SQLite does not choose the index of the column `avatar`.
             func.coalesce(table.c.avatar, "") == "",
             ~_has_token(now),
             ~_has_queued_mail(),

@@ -60,7 +60,7 @@ async def edit_own(
 def _require_login(before: Row, values: Row) -> None:
     named = [name for name in users.LOGINS if name in values]
     if named and all({**before, **values}[name] is None for name in users.LOGINS):
-        # This is no 422, because the same body is valid for an account that has both a user name and an email.
+        # This is not a 422, because the same body is valid for an account that has both a user name and an email.
         message = "The account would have no user name and no email to sign in with"
         raise Conflict([FieldProblem(("body", name), message, "login_needed") for name in named])
 

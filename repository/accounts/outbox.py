@@ -33,11 +33,15 @@ from repository.engine.transaction import Transaction
 from repository.generic.lists import one
 from repository.generic.versions import Row
 
-LEASE_SECONDS = 60.0  # This is twice as long as a conversation with the mail server may take.
-MAX_ATTEMPTS = 56  # With the pauses of `jobs.mailer`, the attempts take about two days.
+# A lease lasts twice as long as a conversation with the mail server may take.
+LEASE_SECONDS = 60.0
+# With the pauses of `jobs.mailer`, the attempts take about two days.
+MAX_ATTEMPTS = 56
 MAX_WAITING_PER_USER = 20
-MAX_REQUESTED_PER_DAY = 5  # Emails of one type for one account.
-MAX_POSTPONED_SECONDS = 2 * 3600.0  # Twice the longest pause between attempts, to allow for jitter.
+# This limit is for emails of one type to one account.
+MAX_REQUESTED_PER_DAY = 5
+# This is twice the longest pause between attempts, to allow for jitter.
+MAX_POSTPONED_SECONDS = 2 * 3600.0
 REQUEST_PAUSE_SECONDS = 60.0
 DAY = timedelta(days=1)
 KEPT_WHEN_FAILED = timedelta(days=7)
@@ -49,11 +53,15 @@ log = structlog.get_logger("mails")
 class MailType(StrEnum):
     ACTIVATE = "activate"
     RESET_PASSWORD = "reset_password"  # noqa: S105 (no password)
-    CONFIRM_EMAIL = "confirm_email"  # Sent to a new address, which takes effect when the URL in the email is used.
-    EMAIL_CHANGE_ASKED = "email_change_asked"  # Sent to the old address when a change of address is requested.
+    # This type is sent to a new address, which takes effect when the URL in the email is used.
+    CONFIRM_EMAIL = "confirm_email"
+    # This type is sent to the old address when a change of address is requested.
+    EMAIL_CHANGE_ASKED = "email_change_asked"
     PASSWORD_CHANGED = "password_changed"  # noqa: S105 (no password)
-    EMAIL_CHANGED = "email_changed"  # Sent to the old address after a change of address.
-    ADDRESS_TAKEN = "address_taken"  # Sent to the owner of an address that another account tries to use.
+    # This type is sent to the old address after a change of address.
+    EMAIL_CHANGED = "email_changed"
+    # This type is sent to the owner of an address that another account tries to use.
+    ADDRESS_TAKEN = "address_taken"
 
 
 # The emails that carry a one-time token.
@@ -201,7 +209,7 @@ def _is_wanted(kind: MailType, user: Row, mail: Row) -> bool:
 
 
 async def _may_have(tx: Transaction, user: Row, kind: MailType) -> bool:
-    """Return whether the limits for requested emails permit this one: a maximum per day, and a pause between two."""
+    """Return whether the limits for requested emails permit this one: a maximum per day, and pauses between them."""
     now = datetime.now(UTC)
     is_recent = (TABLE.c.kind == kind.value) & (TABLE.c.created_at > utc_text(now - DAY))
     recent = select(func.count(), func.max(TABLE.c.created_at)).where(TABLE.c.user_id == user["id"], is_recent)

@@ -33,7 +33,8 @@ USERS_AUDIENCE = f"group:{Group.ADMIN}"
 _PRIVATE = frozenset({"password_hash", "username_key", "email_key", "avatar", "profile_created_at", "deleted_at"})
 AVATAR_PIXELS = 512
 THUMBNAIL_PIXELS = 128
-LOGINS = ("username", "email")  # Both are unique, and a user signs in with either.
+# Both columns are unique, and a user signs in with either.
+LOGINS = ("username", "email")
 # The columns that the owner of an account can edit.
 EDITABLE = (*LOGINS, "name", "first_name", "last_name", "phone_number")
 SEARCHED = EDITABLE  # the columns that a search by an admin covers
@@ -204,7 +205,7 @@ async def _key_to_wait_with(tx: Transaction, key: str | None) -> str | None:
     """Return the `email_key` of a new account that awaits activation: `key`, if no account has it.
 
     If the address is taken, the new account gets no activation URL. It is stored all the same, so that a registration
-    has the same visible effects as with a free address: the user name is taken, and a sign-in with the password is a
+    has the same visible effects as with a free address: the user name is taken, and a sign-in with the password returns
     403. Of the accounts that wait for one address, at most one can be found by the address (`find_by_login`); the
     others have no key.
     """
@@ -219,7 +220,7 @@ async def _key_to_wait_with(tx: Transaction, key: str | None) -> str | None:
 
 
 def waiting_key(key: str) -> str:
-    """Return the key of the account that waits for the address of an activated account.
+    """Return the key of an account that waits for the address `key` while an activated account has it.
 
     No user name or address has such a key, because theirs are case-folded and contain no capitals.
     """

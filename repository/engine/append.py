@@ -1,5 +1,4 @@
-"""The last statements of a writing transaction: they number its events, check the writer's rights and insert
-the events."""
+"""The last statements of a transaction: they number its events, check the writer's rights and insert the events."""
 
 from __future__ import annotations
 
@@ -56,7 +55,7 @@ async def append(tx: Transaction) -> list[Event]:
 
 
 async def tell_position(tx: Transaction, events: Sequence[Event]) -> None:
-    """Call the functions in `on_position`. `events` are those that `append` has returned, or empty without events."""
+    """Call the functions in `on_position`. `events` is the result of `append`, or empty if there are no events."""
     if not tx.on_position:
         return
     if events:

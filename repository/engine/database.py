@@ -5,7 +5,7 @@ Rules:
   the events, and the `on_commit` listeners receive only events that committed.
 - SQLite has one writer connection per process, and every transaction begins with BEGIN IMMEDIATE, because a deferred
   one that reads first and writes later fails when another process has written in between. Readers have their own
-  connections and cannot write. `synchronous=FULL`, because a number that a client has seen must survive a power cut.
+  connections and cannot write. `synchronous=FULL` is set: a number that a client has seen must survive a power cut.
 - A transaction that the database refuses (deadlock, lost connection) before COMMIT was sent is run again, a bounded
   number of times. Once COMMIT has been sent, the outcome is unknown and the caller gets the error.
 """
@@ -44,11 +44,11 @@ PROBE_SECONDS = 1.0
 MIN_FREE_BYTES = 16 * 1024 * 1024  # SQLite's log needs this much free disk space between two checkpoints.
 SHRINK_SECONDS = 1.0
 READ_SECONDS = 10.0  # This is several times as long as a search of a million rows takes.
-PATIENCE = 3  # A page of a snapshot, which may search a whole table, has a deadline this many times as long.
+PATIENCE = 3
 FETCH_SECONDS = 5.0  # A read by key that takes longer has probably lost its connection.
-MAX_DEAD_CONNECTIONS = max(READERS.values())  # One read may get this many dead connections in succession.
+MAX_DEAD_CONNECTIONS = max(READERS.values())
 HOT_READERS = 2  # `fetch` keeps this many connections for point reads; more threads would only wait for one another.
-DELETED_ROWS = 1_000  # One transaction deletes at most this many rows, so that other writes get their turn.
+DELETED_ROWS = 1_000
 
 T = TypeVar("T")
 Rows = Sequence[Row[*tuple[Any, ...]]]
@@ -74,8 +74,8 @@ class Database:
         self._hot_idle: list[tuple[AsyncConnection, Any]] = []
         self._file = self._file_id()
         self._lock_waits = LockWaits()
-        self._read_failure: str | None = None  # What is wrong with a table or the file.
-        self._write_failure: str | None = None  # Why the newest write failed, if it failed.
+        self._read_failure: str | None = None  # what is wrong with a table or the file, until it is repaired
+        self._write_failure: str | None = None
         self._probe: asyncio.Task[None] | None = None
         self.on_commit: list[Callable[[list[Event]], None]] = []
 
@@ -141,8 +141,8 @@ class Database:
     async def read(self, lane: Lane = Lane.POINT, *, patient: bool = False) -> AsyncIterator[AsyncConnection]:
         """Open a connection on which each statement sees what is committed when the statement starts.
 
-        The block must end within `read_seconds`, or PATIENCE times as long if `patient`. At the deadline, and when the
-        caller is cancelled, the running statement is interrupted. Raises Unavailable.
+        The block must end within `read_seconds`, or PATIENCE times as long if `patient`, as when a read may search a
+        whole table. At the deadline, or when cancelled, the running statement is interrupted. Raises Unavailable.
         """
         limit = self._read_seconds * (PATIENCE if patient else 1)
         try:
@@ -151,7 +151,7 @@ class Database:
                     async with self._engines.readers[lane].connect() as connection:
                         engines.allow(connection)
                         if self._engines.begin_read:
-                            await connection.begin()  # SQLAlchemy begins nothing for a read that bypasses it
+                            await connection.begin()  # SQLAlchemy begins no transaction for reads that bypass it
                         try:
                             yield connection
                         except asyncio.CancelledError:
@@ -165,7 +165,7 @@ class Database:
         except TimeoutError as error:
             metrics.READ_TIMEOUTS.labels(lane.value).inc()
             log.warning("read timed out", lane=lane.value, seconds=limit)
-            message = f"The read took longer than {limit:g} s and was stopped; request less, or try again later"
+            message = f"The read took longer than {limit:g} s and was stopped; request less data, or try again later"
             raise Unavailable(message) from error
 
     async def _settle(self, connection: AsyncConnection) -> None:
@@ -254,7 +254,7 @@ class Database:
             await connection.close()
 
     async def _again(self, read: Callable[[], Awaitable[T]]) -> T:
-        """Run `read` again while it gets dead connections, because all those of a pool may die unnoticed."""
+        """Run `read` again while it gets dead connections, because all connections of a pool may die unnoticed."""
         for _ in range(MAX_DEAD_CONNECTIONS):
             try:
                 return await read()
@@ -276,9 +276,9 @@ class Database:
             yield connection, transaction
 
     async def delete_without_events(self, table: Table, which: ColumnElement[bool]) -> int:
-        """Delete rows that no client sees, DELETED_ROWS at a time. Return how many were deleted.
+        """Delete rows that no client sees. Return how many were deleted. Raises Unavailable.
 
-        Raises Unavailable.
+        Each transaction deletes at most DELETED_ROWS, so that other writes get their turn.
         """
         key = tuple_(*table.primary_key.columns)
         some = select(*table.primary_key.columns).where(which).limit(DELETED_ROWS)
@@ -349,7 +349,7 @@ class Database:
         If a read has failed because of a table or the file, this reads from every table to check again.
         """
         if self._read_failure == failures.DAMAGED_FILE:
-            return self._read_failure  # other reads prove nothing: those of undamaged pages succeed
+            return self._read_failure  # reading again would prove nothing: undamaged pages can be read
         if self._read_failure is not None:
             for table in models.metadata.sorted_tables:
                 try:

@@ -49,11 +49,11 @@ SQLITE_STEPS = 20_000
 SQLITE_LOG_BYTES = 32 * 1024 * 1024
 # In earlier versions, a checkpoint by one process during a write by another can damage the database file.
 SAFE_SQLITE = (3, 51, 3)
-# A checkpoint follows 16 MB of write-ahead log, so that bulk writes cause few checkpoints.
+# A checkpoint runs after each 16 MB of write-ahead log, so that bulk writes cause few checkpoints.
 SQLITE_CHECKPOINT_PAGES = 4_000
 # With these options, asyncpg sends statements without a name, so that none is left behind in the pooler's connections.
 WITHOUT_KEPT_STATEMENTS = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
-# With the readers, a worker has 20 connections, so that 4 workers stay below PostgreSQL's default limit of 100.
+# Together with its readers, a worker has 20 connections, so that 4 workers stay below PostgreSQL's default of 100.
 POSTGRESQL_WRITERS = 10
 # PostgreSQL ends a statement that exceeds the deadline of its read by this much, in case the worker has died.
 STATEMENT_GRACE_SECONDS = 1.0
@@ -62,15 +62,18 @@ STATEMENT_GRACE_SECONDS = 1.0
 class Lane(Enum):
     """The class of a read by its cost. A read waits only for reads of its own lane."""
 
-    POINT = "point"  # A few rows found by an index, such as those of a sign-in.
-    LIST = "list"  # A page of a list, including the count of the list's rows.
-    COSTLY = "costly"  # Every row of a table is searched, or tested many times.
+    # A point read finds a few rows by an index, as a sign-in does.
+    POINT = "point"
+    # A list read returns a page of a list and counts the rows of the whole list.
+    LIST = "list"
+    # A costly read searches every row of a table, or tests each row many times.
+    COSTLY = "costly"
 
 
 # The number of connections that each worker has for each lane.
 POINT_READERS = 5
 LIST_READERS = 3
-COSTLY_READERS = 2  # more would compete for the processor with one another and with everything else
+COSTLY_READERS = 2  # more costly reads would compete for the processor with one another and with everything else
 READERS: Mapping[Lane, int] = {Lane.POINT: POINT_READERS, Lane.LIST: LIST_READERS, Lane.COSTLY: COSTLY_READERS}
 
 
@@ -266,7 +269,8 @@ def _milliseconds(seconds: float) -> str:
 
 # --- interrupted reads
 
-# The key under which a SQLite connection has its flag. The connection's thread checks the flag while a statement runs.
+# The key under which the interrupt flag of a SQLite connection is stored. The connection's thread checks the flag while
+# a statement runs.
 _INTERRUPT = "interrupt"
 
 

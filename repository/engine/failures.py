@@ -37,7 +37,7 @@ _LASTING = frozenset(
 )  # fmt: skip
 POOLER = "PgBouncer is in front of the database; set DATABASE_POOLER=on, or connect to PostgreSQL directly"
 POOLER_MODE = "PgBouncer runs in statement mode; set its pool_mode to transaction or session"
-# Parts of PgBouncer's error messages. The SQLSTATEs of these errors have other meanings, too.
+# Parts of PgBouncer's error messages. The SQLSTATEs of these errors do not suffice, because other errors share them.
 _OF_POOLERS = {"unsupported startup parameter": POOLER, "statement pooling mode": POOLER_MODE}
 # What `/readyz` reports for an error, by the first characters of the SQLSTATE (PostgreSQL manual, appendix A) or by a
 # part of SQLite's message. All these errors come from the database's environment, not from our SQL and types.
@@ -81,7 +81,8 @@ _FOREIGN_ON_SQLITE = {
 }
 _REFUSED_STATES = ("40",)  # serialization failure, deadlock
 _REFUSED_ON_SQLITE = ("database is locked", "database table is locked")
-_WAITED_STATES = ("57014", "55P03")  # Statement and lock time-outs.
+# The states of statement time-outs and lock time-outs.
+_WAITED_STATES = ("57014", "55P03")
 # The states of connection exceptions, terminated connections, ended idle sessions, and prepared plans that are invalid,
 # or made for other types, because a table has changed.
 _STALE_STATES = ("08", "57P01", "57P05", "0A000", "42804", "42883")
@@ -101,7 +102,7 @@ def _driver_error(error: BaseException) -> BaseException:
 
 
 def _state(error: BaseException) -> str:
-    # SQLAlchemy does not copy the SQLSTATE of an invalid plan to its own error, so ask the driver's error.
+    # SQLAlchemy does not copy the SQLSTATE of an invalid plan to its own error, so read the driver's error.
     return str(getattr(_driver_error(error), "sqlstate", None) or "")
 
 
@@ -191,8 +192,8 @@ def is_stale(error: BaseException | None) -> bool:
 def may_run_again(error: BaseException) -> bool:
     """Return whether to run the transaction again: not if it timed out while waiting, because it would wait again."""
     has_waited = isinstance(error, PoolTimeout) or _state(error).startswith(_WAITED_STATES)
-    # On SQLite, the other foreign errors last, such as a full disk or a missing table. On PostgreSQL, errors such as an
-    # invalid plan or a lost connection do not.
+    # On SQLite, errors of the environment last, such as a full disk or a missing table. On PostgreSQL, others, such as
+    # an invalid plan or a lost connection, do not.
     is_sqlite = isinstance(_driver_error(error), sqlite3.Error)
     return is_refused(error) or (is_foreign(error) and not has_waited and not is_sqlite)
 

@@ -26,14 +26,14 @@ def has_expired(
 ) -> ColumnElement[bool]:
     """Return the SQL condition that a lease of at most `longest_seconds` is over.
 
-    A lease that ends later than a lease taken now would end was taken before the clock was set back. It counts as over.
+    If a lease ends later than a lease taken now would, it was taken before the clock was set back, and counts as over.
     """
     now = now_in_seconds(is_sqlite=is_sqlite)
     return or_(until < now, until > now + (longest_seconds + CLOCK_GRACE_SECONDS))
 
 
 async def take(database: Database, name: str, owner: str, seconds: float) -> bool:
-    """Take the lease for `seconds`, without releasing it earlier. Return False while any worker holds the lease."""
+    """Take the lease for `seconds`; nothing releases it earlier. Return False while any worker holds the lease."""
 
     async def work(tx: Transaction) -> bool:
         table = models.leases

@@ -44,8 +44,7 @@ def parse_written(value: Any) -> Written | None:
 
 
 def position_of(written: Written | None, epoch: str | None, *, together: str, beside: str) -> Head | None:
-    """Return the position, or None when none is given. `together` and `beside` are
-    examples of the two forms for error messages.
+    """Return the position, or None when none is given. `together` and `beside` show both forms in error messages.
 
     Raises Incomplete.
     """

@@ -147,7 +147,7 @@ def require_fits(size: int) -> None:
     if size > MAX_TRANSACTION_BYTES:
         raise ContentTooLarge(
             f"Expected at most {MAX_TRANSACTION_BYTES:,} bytes of rows to change in one request: change fewer rows at "
-            "a time, and first those that refer to them"
+            "a time, starting with the rows that refer to them"
         )
 
 

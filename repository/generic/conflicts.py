@@ -51,8 +51,8 @@ async def find(tx: Transaction, resource: Resource, items: Items, *, edits: Edit
     """Return the items that cannot be stored, by position.
 
     Of several items with the same unique value, only the first can be stored. `edits` holds, for each item, the stored
-    row that it edits, or None if there is no such row. Such an item takes no unique value. For new rows, `edits` is
-    empty.
+    row that it edits, or None if there is no such row. An item without a row does not take its unique value.
+    For new rows, `edits` is empty.
     """
     refused: dict[int, Refusal] = {}
     for parent in resource.parents:

@@ -27,9 +27,12 @@ from resources.resource import Resource
 from schemas import MAX_PROSE_LENGTH
 
 T = TypeVar("T")
-Order = tuple[tuple[str, bool], ...]  # Pairs of a column and whether its order is descending.
-MAX_LIGHT_OFFSET = 10_000  # A page beyond this offset skips more rows than most lists have.
-MAX_KEPT_STATEMENTS = 256  # Lists without conditions differ mainly in their sort order.
+# Each pair holds a column and whether its order is descending.
+Order = tuple[tuple[str, bool], ...]
+# A page beyond this offset skips more rows than most lists have.
+MAX_LIGHT_OFFSET = 10_000
+# Only statements without conditions are kept, which differ mainly in their sort order.
+MAX_KEPT_STATEMENTS = 256
 # The long texts of a page are limited, because the page stays in memory until its client has read it.
 MAX_PAGE_CHARACTERS = 4 * 1024 * 1024
 _SIZE, _SIZE_SO_FAR = "characters", "characters_so_far"
@@ -194,7 +197,7 @@ async def read(
 
 
 def lane_of(page: ListRequest) -> Lane:
-    """Return COSTLY for a list that searches, skips many rows or tests each row many times, otherwise LIST."""
+    """Return COSTLY for a request that searches, skips many rows or tests each row many times, otherwise LIST."""
     is_deep = page.offset > MAX_LIGHT_OFFSET
     return Lane.COSTLY if page.text or is_deep or filter_sql.is_costly(page.filter) else Lane.LIST
 

@@ -1,6 +1,6 @@
 """Updates the parents and children of a changed row, in the same transaction, with their events.
 
-A parent counts its children in a derived column, which does not raise its `version`. A child outlives its parent:
+A parent counts its children in a derived column; a new count does not raise its `version`. A child outlives its parent:
 deleting the parent clears the child's column by an ordinary edit, so that no user deletes what another user wrote.
 """
 

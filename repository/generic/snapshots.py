@@ -1,7 +1,7 @@
-"""Reads a topic page by page, each page with the log number as of which it was read.
+"""Reads a topic page by page, each page with the log number at which it was read.
 
 A page is read by one statement, so its rows and its number belong together. Later pages show later states;
-`realtime.fanout.snapshot` turns them into one state.
+`realtime.fanout.snapshot` merges the pages into one state.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Source:
     table: Table
     public: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     exists: Callable[[], ColumnElement[bool]] = true
-    owner: str | None = None  # the column with the user id, if users see only their own rows
+    owner: str | None = None  # the column with the user id, if each user sees only their own rows
 
 
 SOURCES: Mapping[str, Source] = {
@@ -46,7 +46,7 @@ SOURCES: Mapping[str, Source] = {
 
 @dataclass(frozen=True, slots=True)
 class SnapshotPage:
-    """A page of a snapshot: `rows` match the filter and follow the last page by id. With `is_last`, no rows follow."""
+    """A page of a snapshot. `rows` match the filter and follow the previous page by id. With `is_last`, none follow."""
 
     head: Head
     rows: list[dict[str, Any]]
@@ -93,7 +93,7 @@ def _entities(source: Source, found: Sequence[Sequence[Any]]) -> list[dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """The head of the log, and each topic's highest id at that moment, or None if its ids are not in order of time."""
+    """The head of the log, and each topic's highest id at that moment, or None if its ids are not chronological."""
 
     head: Head
     highest: Mapping[str, int | None]

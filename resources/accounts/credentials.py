@@ -13,8 +13,10 @@ from core.password_rules import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH
 from core.texts.normal import BLANK, INVISIBLE, PRIVATE_USE
 from schemas import PADDING, Answer, Body, IsoDate, Moment, Name, examples, normal, trimmed
 
-MAX_EMAIL_LENGTH = 254  # The limit of RFC 5321, section 4.5.3.1.3, without the angle brackets.
-MAX_ONE_TIME_TOKEN_LENGTH = 128  # The tokens of this service have 43 characters.
+# RFC 5321, section 4.5.3.1.3, limits an address to this length, without the angle brackets.
+MAX_EMAIL_LENGTH = 254
+# The tokens of this service have 43 characters.
+MAX_ONE_TIME_TOKEN_LENGTH = 128
 
 # Characters whose normalised form contains @, / or a backslash.
 _NORMALISED_AWAY = r"\u2100\u2101\u2105\u2106\ufe68\ufe6b\uff0f\uff20\uff3c"
@@ -213,7 +215,7 @@ class LinkBody(Body):
 
 
 class PendingConfirmation(Answer):
-    """The purpose of an emailed token that has not been used yet. To use it, send it to `POST /auth/activate`."""
+    """The purpose of an emailed token that is not used up yet. To use the token, send it to `POST /auth/activate`."""
 
     purpose: Literal["activate", "email"] = Field(
         description="`activate`: activate the account. `email`: give the account this address"
@@ -244,7 +246,7 @@ class ResetPasswordBody(Body):
 
 
 class MailPromise(Answer):
-    """The same response whether or not the account exists."""
+    """A response that is the same whether or not the account exists."""
 
     detail: str
 

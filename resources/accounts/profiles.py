@@ -19,7 +19,7 @@ PROOFS = ("current_password", "password")  # the fields for the current password
 
 def latest_birth(today: date) -> str:
     """Return the latest date of birth of a user who is old enough on the day `today`. Pure."""
-    # MIN_AGE_YEARS before a leap year, there is no 29 February.
+    # The year that is MIN_AGE_YEARS before a leap year has no 29 February.
     day = 28 if (today.month, today.day) == (2, 29) else today.day
     return date(today.year - MIN_AGE_YEARS, today.month, day).isoformat()
 
