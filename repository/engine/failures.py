@@ -29,7 +29,7 @@ FAILING_DISK = "the disk fails"
 TABLE_CHANGED = "a table has changed"
 TABLE_MISSING = "a table is missing"
 COLUMN_MISSING = "a column is missing"
-COLUMN_CHANGED = "a column has another type"
+COLUMN_CHANGED = "a column has an unexpected type"
 TABLE_FORBIDDEN = "the service's role may not use a table"
 _LASTING = frozenset(
     (DAMAGED_FILE, DAMAGED_DATABASE, FAILING_DISK, TABLE_CHANGED, TABLE_MISSING, COLUMN_MISSING, COLUMN_CHANGED,

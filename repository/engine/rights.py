@@ -1,4 +1,4 @@
-"""The check of rights in a transaction: the session must be open, the account active, and its group no lower than before.
+"""The check of rights in a write: the session must be open, the account active, and its group no lower than before.
 
 A request is authenticated before its body is read and its transaction begins. The check in the transaction, under the
 lock on the head of the log, finds what has changed since then. Every transaction that takes rights away emits an event,
