@@ -25,8 +25,8 @@ MAX_GENERATED_ROWS = 1_000_000
 MAX_PAGE = 1_000
 MAX_PROSE_LENGTH = 10_000
 DEFAULT_PAGE = 50
-# Enough for one entity whose strings have maximum length and only escaped characters. Websocket messages have the same
-# limit.
+# This is enough for one entity whose strings have maximum length and only escaped characters. Websocket messages have
+# the same limit.
 MAX_BODY_BYTES = 256 * 1024
 MAX_AMOUNT = 2**53 - 1  # the largest integer that every JSON parser represents exactly (RFC 8259, section 6)
 
@@ -114,7 +114,7 @@ def visible(max_length: int) -> AfterValidator:
 Whole = Annotated[int, Field(strict=True)]
 WHOLE = BeforeValidator(_whole)
 Id = Annotated[int, Field(strict=True, ge=1, le=MAX_ID), WHOLE]
-# In `Annotated`, list this after the bounds: otherwise the JSON Schema does not contain them.
+# In `Annotated`, list this after the bounds: otherwise the JSON Schema does not contain the bounds.
 WRITTEN_INTEGER = BeforeValidator(_written_integer)
 PathId = Annotated[int, Field(ge=1, le=MAX_ID), WRITTEN_INTEGER]
 Uuid = Annotated[str, Field(pattern=f"^{UUID}$")]

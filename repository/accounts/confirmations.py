@@ -152,8 +152,8 @@ async def change_password(
 ) -> None:
     """Set the password, end every other session and revoke the URLs that were mailed earlier.
 
-    `checked_hash` is the hash that the old password was checked against. Raises Conflict when the password
-    has changed since then.
+    `checked_hash` is the hash that the old password was checked against. Raises Conflict when the password has
+    changed since then.
     """
     user = await users.lock(tx, user_id)
     if user["password_hash"] != checked_hash:

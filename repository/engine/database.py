@@ -56,8 +56,8 @@ log = structlog.get_logger("database")
 
 
 class Database:
-    """The database, one object per process; call `close` at the end. `read_seconds` is the deadline of a read with its
-    wait for a connection. With `has_pooler`, PostgreSQL may be behind PgBouncer.
+    """The database, one object per process; call `close` at the end. `read_seconds` is the deadline of a read,
+    including its wait for a connection. With `has_pooler`, PostgreSQL may be behind PgBouncer.
     """
 
     def __init__(self, url: str, *, read_seconds: float = READ_SECONDS, has_pooler: bool = False) -> None:

@@ -57,7 +57,7 @@ async def oldest(database: Database) -> int | None:
 
 
 async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: int) -> list[Event]:
-    """Return the next events after `seq`, in order: at most `max_rows`, and `max_bytes` unless one event is larger.
+    """Return the next events after `seq`, in order: at most `max_rows`, and `max_bytes` unless the first is larger.
 
     The caller must check that the first number is `seq + 1`; otherwise the log no longer reaches back to `seq`.
     """

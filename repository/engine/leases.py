@@ -24,7 +24,7 @@ def now_in_seconds(*, is_sqlite: bool) -> ColumnElement[Any]:
 def has_expired(
     until: ColumnElement[Any], longest_seconds: float | ColumnElement[Any], *, is_sqlite: bool
 ) -> ColumnElement[bool]:
-    """Return the SQL condition that a lease of at most `longest_seconds` is over.
+    """Return the SQL condition for a lease of at most `longest_seconds` that is over.
 
     If a lease ends later than a lease taken now would, it was taken before the clock was set back, and counts as over.
     """

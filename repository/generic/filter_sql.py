@@ -1,4 +1,4 @@
-"""Filters as SQL, with the meaning of `core/filters.py` on both databases."""
+"""Filters as SQL, with the same meaning as in `core/filters.py` on both databases."""
 
 from __future__ import annotations
 
