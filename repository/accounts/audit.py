@@ -26,7 +26,7 @@ _NOT_PERSONAL = frozenset({"group", "is_active", "awaits_activation", "has_profi
 
 @dataclass(frozen=True, slots=True)
 class Editor:
-    """The user who edits, and their IP address. `is_admin` is set only when admin rights permit the edit."""
+    """The user who edits, and their IP address. `is_admin`: they edit as an admin, not as the account's owner."""
 
     user_id: int
     address: str | None

@@ -67,7 +67,7 @@ def _require_login(before: Row, values: Row) -> None:
 
 def _require_proof(before: Row, proven_hash: str | None, changed: list[str]) -> None:
     if proven_hash is None:
-        message = f"Expected the current password to change {' and '.join(changed)}"
+        message = f"Expected the current password, which is required to change {' and '.join(changed)}"
         raise Forbidden([FieldProblem(("body", "current_password"), message, "missing")])
     if proven_hash != before["password_hash"]:
         raise confirmations.password_changed_meanwhile()

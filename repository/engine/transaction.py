@@ -62,7 +62,7 @@ class Transaction:
     async def driver(self) -> Any:
         """Return the driver's connection (aiosqlite or asyncpg), inside this transaction, for the bulk paths.
 
-        On asyncpg, SQLAlchemy begins the transaction with its first statement; without that, each raw statement
+        On asyncpg, SQLAlchemy begins the transaction with its own first statement. Without one, each raw statement
         would commit on its own.
         """
         if self._driver is None:

@@ -72,7 +72,7 @@ def driver_values(
 async def insert(
     tx: Transaction, table: Table, names: Sequence[str], ids: Sequence[int], values: Sequence[tuple[Any, ...]], now: str
 ) -> None:
-    """Insert a row for each id: its values, from `driver_values`, in the columns `names`, and `now` as both times."""
+    """Insert a row for each id. `driver_values` makes `values` for the columns `names`; `now` is for both times."""
     driver = await tx.driver()
     columns = ["id", *names, "created_at", "updated_at"]
     moment: Any = now if tx.is_sqlite else datetime.fromisoformat(now)
@@ -138,7 +138,7 @@ def _long_columns(table: Table) -> list[int]:
 
 
 async def pick_locked(tx: Transaction, table: Table, random: Random, count: int) -> list[int]:
-    """Return up to `count` ids of existing rows, starting at a random id, locked until COMMIT. May be empty."""
+    """Return up to `count` ids of existing rows, starting at a random id, locked until COMMIT. It may return none."""
     lowest, highest = (await tx.connection.execute(select(func.min(table.c.id), func.max(table.c.id)))).one()
     if lowest is None:
         return []

@@ -92,7 +92,7 @@ class AccountPatch(Body):
     @model_validator(mode="after")
     def _named(self) -> AccountPatch:
         if self.username is None and self.email is None:
-            raise ValueError("expected at least one of username and email to remain")
+            raise ValueError("expected at least one of username and email, got null for both")
         return self
 
 
