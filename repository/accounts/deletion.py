@@ -52,8 +52,8 @@ async def remove(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatc
 
 
 async def erase_rest(database: Database, user_id: int) -> None:
-    """Erase the personal rows of a deleted account that were too many for the transaction of `remove`, in several
-    transactions.
+    """Erase, in several transactions, the personal rows of a deleted account that `remove` has left because there were
+    too many.
 
     If the process ends or the database is unavailable, the clean-up deletes the remaining rows when they expire.
     """

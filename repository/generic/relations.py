@@ -21,7 +21,8 @@ from repository.generic.versions import Row
 from resources.registry import children_of
 from resources.resource import Parent, Resource
 
-# One request may release as many children as a bulk operation may change. On SQLite, other writes wait meanwhile.
+# One request may detach as many children from their parents as a bulk operation may change rows. On SQLite, other
+# writes wait meanwhile.
 MAX_RELEASED_CHILDREN = 10_000
 
 Items = Sequence[Row]

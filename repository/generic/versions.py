@@ -17,7 +17,7 @@ BOOKKEEPING = frozenset({"version", "updated_at"})
 
 
 def require_version(name: str, row: Mapping[str, Any], if_match: IfMatch) -> None:
-    """Raise PreconditionFailed unless `if_match` allows the row's version. The message calls the row `name`."""
+    """Raise PreconditionFailed unless `if_match` allows the row's version. `name` is the kind of the row."""
     if if_match is not None and row["version"] not in if_match:
         raise PreconditionFailed(f"{name} {row['id']} is at version {row['version']} now")
 
