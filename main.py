@@ -1,7 +1,7 @@
 """The composition root: `build_app(settings)` builds the application; `python main.py` serves it.
 
-`uvicorn main:app` also works, but without the fast path of `server.websocket_protocol` and without a deadline for the
-shutdown.
+`uvicorn main:app` also works, but without the fast path of `server.websocket_protocol` and without a shutdown
+deadline.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CORS_RESPONSE_HEADERS = (
 
 
 def _routes(settings: Settings) -> list[BaseRoute]:
-    """Return every route. Raises SettingsError when the root path conflicts with one."""
+    """Return all routes. Raises SettingsError when the root path conflicts with a route."""
     routes = [*table.routes(), *REALTIME_ROUTES, *ASYNCAPI_ROUTES, *DASHBOARD_ROUTES]
     table.check_root(settings.root, routes)
     return routes
@@ -58,8 +58,8 @@ def _routes(settings: Settings) -> list[BaseRoute]:
 def build_app(settings: Settings, *, hears_signals: bool = False) -> Starlette:
     """Return the service as an ASGI application. Nothing is opened before its lifespan starts.
 
-    With `hears_signals`, SIGTERM and SIGINT begin the shutdown, for servers that do not tell the application when they
-    begin to stop.
+    With `hears_signals`, SIGTERM and SIGINT begin the shutdown. This is for servers that do not tell the application
+    that they have begun to stop.
     """
 
     @asynccontextmanager
@@ -131,14 +131,16 @@ def warn_of_old_sqlite(settings: Settings) -> None:
 
 
 def run() -> int:
-    """Run `python main.py`. Return the exit status."""
+    """Start and serve the application, as `python main.py` does, and return the exit status."""
     try:
         settings = load_settings()
         logs.configure(settings.log_format, settings.log_level)
         warn_of_misspelt_settings()
-        secret_key(settings)  # created here, before several workers try to create it
-        table.limit_rules(settings)  # validates RATE_LIMITS before anything is opened
-        _routes(settings)  # and ROOT_PATH
+        # Create the secret key before several workers try to, and validate RATE_LIMITS and ROOT_PATH before anything
+        # is opened.
+        secret_key(settings)
+        table.limit_rules(settings)
+        _routes(settings)
         asyncio.run(prepare(settings))
         open_files.raise_limit(settings)
         warn_of_old_sqlite(settings)
@@ -157,8 +159,8 @@ def run() -> int:
 
 
 def __getattr__(name: str) -> Any:
-    """Build `main:app`, or `main:worker` for our own server, when it is accessed, so that importing this module opens
-    and reads nothing.
+    """Build `main:app`, or `main:worker` for our own server, only on access, so that importing this module neither
+    opens nor reads anything.
     """
     if name not in ("app", "worker"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -67,7 +67,7 @@ class IsoDate(sa.TypeDecorator[str]):
         return value.isoformat() if isinstance(value, date) else value
 
 
-# SQLite assigns a primary key by itself only if its type is spelled INTEGER.
+# SQLite generates the values of a primary key only if its type is spelled INTEGER.
 Id = BigInteger().with_variant(Integer(), "sqlite")
 Strings = sa.JSON().with_variant(JSONB(), "postgresql")
 
@@ -92,7 +92,7 @@ def _kept() -> tuple[Column[Any], ...]:
 users = _numbered(
     "users",
     Column("username", _text(50)),
-    # The normalised form, in which user names must be unique.
+    # The normalised user name, which must be unique.
     Column("username_key", _text(200), unique=True),
     Column("email", _text(320)),
     Column("email_key", _text(320), unique=True),
@@ -156,7 +156,7 @@ characters = _numbered(
 genres = _numbered(
     "genres",
     Column("name", _text(100), nullable=False),
-    # The normalised form, in which names must be unique.
+    # The normalised name, which must be unique.
     Column("name_key", _text(200), nullable=False, unique=True, info={"key_of": "name"}),
     Column("description", _text()),
     *_kept(),
@@ -207,7 +207,7 @@ mails = _numbered(
     Column("details", Strings, nullable=False),
     Column("created_at", UtcTime, nullable=False),
     # Seconds since 1970 by the database's clock: when the next attempt is due, or when the lease of the present attempt
-    # expires. Null when no further attempt is made.
+    # expires. Null if no further attempt will be made.
     Column("due_at", Float),
     Column("attempts", Integer, nullable=False),
     Column("lease_owner", String(64)),
@@ -264,7 +264,7 @@ event_head = Table(
     Column("id", SmallInteger, primary_key=True, autoincrement=False),
     Column("epoch", String(32), nullable=False),
     Column("seq", BigInteger, nullable=False),
-    # Bytes of `payload` and `before` of all events, stored because counting them would read the whole log.
+    # The size in bytes of `payload` and `before` of all events. Computing it would mean reading the whole log.
     Column("size", BigInteger, nullable=False, server_default="0"),
 )
 
@@ -304,9 +304,9 @@ jobs = Table(
     Column("error", Text),
     Column("attempts", Integer, nullable=False),
     Column("lease_owner", String(64)),
-    # Seconds since 1970 by the database's clock, so that the clocks of workers do not matter.
+    # Seconds since 1970 by the database's clock, so that differences between the workers' clocks do not matter.
     Column("lease_until", Float),
-    # Of the client that ordered the job, as `core.network.addresses` counts networks.
+    # The network of the client that ordered the job, as `core.network.addresses.network_of` returns it.
     Column("network", Text),
     Index("ix_jobs_network", "network", "created_at"),
     Index("ix_jobs_state", "state", "lease_until"),

@@ -25,14 +25,15 @@ MAX_GENERATED_ROWS = 1_000_000
 MAX_PAGE = 1_000
 MAX_PROSE_LENGTH = 10_000
 DEFAULT_PAGE = 50
-# Enough for one entity with strings of maximum length and every character escaped; also limits websocket messages.
+# This is enough for one entity whose strings have maximum length and only escaped characters. Websocket messages have
+# the same limit.
 MAX_BODY_BYTES = 256 * 1024
 MAX_AMOUNT = 2**53 - 1  # the largest integer that every JSON parser represents exactly (RFC 8259, section 6)
 
 # PostgreSQL cannot store NUL in text.
 NO_NUL = r"^[^\x00]*$"
 _VISIBLE = rf"^[^\x00]*[^{BLANK}{INVISIBLE}][^\x00]*$"
-# The characters that `str.strip` removes: names and addresses are trimmed.
+# The characters that `str.strip` removes. Names and addresses may begin and end with them, because both are trimmed.
 PADDING = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 # Control characters, line breaks, and direction marks, which would affect the text shown after the name.
 _DISRUPTIVE = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
@@ -58,7 +59,7 @@ def _written_integer(value: Any) -> Any:
 
 
 def _whole(value: Any) -> Any:
-    # In JSON Schema, 7.0 is an integer (2020-12, section 4.2.3). Beyond 2**53, a float is no longer exact.
+    # In JSON Schema, 7.0 is an integer (draft 2020-12, section 4.2.3). Beyond 2**53, not every integer has a float.
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_AMOUNT else value
 
 
@@ -71,7 +72,7 @@ def _unique(values: list[str]) -> list[str]:
 def trimmed(pattern: str, expected: str) -> AfterValidator:
     """Return a validator that matches a string against `pattern` and strips surrounding spaces.
 
-    It raises ValueError with the message `expected`.
+    If the string does not match, it raises ValueError with the message `expected`.
     """
 
     def check(text: str) -> str:
@@ -84,20 +85,20 @@ def trimmed(pattern: str, expected: str) -> AfterValidator:
 
 def _in_nfc(text: str, max_length: int) -> str:
     text = nfc(text)
-    if len(text) > max_length:  # NFC turns a few characters into two or three
+    if len(text) > max_length:  # NFC expands a few characters into two or three
         raise ValueError(f"expected at most {max_length} characters in Unicode normal form C")
     return text
 
 
 def normal(max_length: int) -> AfterValidator:
-    """Return a validator that converts a string to NFC, in which it may have at most `max_length` characters."""
+    """Return a validator that converts a string to NFC, and rejects more than `max_length` characters in NFC."""
     return AfterValidator(lambda text: text if text.isascii() else _in_nfc(text, max_length))
 
 
 def visible(max_length: int) -> AfterValidator:
-    """Return a validator like `normal` that also requires a visible character, and rejects NUL.
+    """Return a validator like `normal` that also requires a visible character and rejects NUL.
 
-    `_VISIBLE` is the same rule for JSON Schema.
+    `_VISIBLE` expresses the same rule for JSON Schema.
     """
 
     def check(text: str) -> str:
@@ -113,7 +114,8 @@ def visible(max_length: int) -> AfterValidator:
 Whole = Annotated[int, Field(strict=True)]
 WHOLE = BeforeValidator(_whole)
 Id = Annotated[int, Field(strict=True, ge=1, le=MAX_ID), WHOLE]
-WRITTEN_INTEGER = BeforeValidator(_written_integer)  # to be listed after the bounds, or the JSON Schema lacks them
+# In `Annotated`, list this after the bounds: otherwise the JSON Schema does not contain the bounds.
+WRITTEN_INTEGER = BeforeValidator(_written_integer)
 PathId = Annotated[int, Field(ge=1, le=MAX_ID), WRITTEN_INTEGER]
 Uuid = Annotated[str, Field(pattern=f"^{UUID}$")]
 _SHOWN = Field(json_schema_extra={"pattern": _VISIBLE})
@@ -146,8 +148,10 @@ def examples(*shown: JsonDict, **more: JsonValue) -> ConfigDict:
 
 
 class Body(BaseModel):
-    """A request body. Each entry of `NEEDED` names members of which at least one must be present and not null, and
-    holds the message for a body without them.
+    """A request body.
+
+    Each entry of `NEEDED` is a pair: the names of members, at least one of which must be present and not null, and the
+    error message for a body with none of them.
     """
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
@@ -157,7 +161,7 @@ class Body(BaseModel):
     def unmet(cls, value: Any, known: Sequence[FieldProblem]) -> list[FieldProblem]:
         """Return a problem for each entry of `NEEDED` that the body `value` does not meet, unless `known` contains it.
 
-        Pydantic checks members together only when each of them is valid.
+        Pydantic checks rules about several members only when each member is valid, so its errors may lack these.
         """
         places = {problem.loc[1:2] for problem in known}
         said = {problem.msg for problem in known}
@@ -170,7 +174,7 @@ class Body(BaseModel):
 
 
 class Answer(BaseModel):
-    # Response models only describe responses and never validate them, so building them is deferred.
+    # Response models only describe responses and never validate them, so building their validators is deferred.
     model_config = ConfigDict(extra="forbid", defer_build=True)
 
 

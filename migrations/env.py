@@ -1,4 +1,4 @@
-"""Run the migrations on the connection that `repository.engine.migrations` provides."""
+"""Runs the migrations on the connection that `repository.engine.migrations` provides."""
 
 from __future__ import annotations
 

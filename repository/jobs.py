@@ -4,7 +4,8 @@ Rules:
 - The rows of a chunk, its event and the job's `done` commit together, and `advance` rejects a worker that has lost the
   lease. So each row is stored exactly once, even when a worker is killed.
 - Users take turns: the next job is the oldest one of the user who was served least recently. For this purpose, a job
-  that no worker holds keeps in `lease_until` the time at which it was last served or, if it is paced, may continue.
+  that no worker holds keeps in `lease_until` the time at which it was last served or, if it is paced, the earliest
+  time at which it may continue.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ from resources.jobs import Job
 LEASE_SECONDS = 5.0
 MAX_UNFINISHED_PER_USER = 20
 MAX_CLAIMS_WITHOUT_PROGRESS = 5
-QUOTA_HOURS = 24  # the period of the quota of generated rows
-SERVED_SECONDS = 60.0  # how long a job counts as served when users take turns
+# The period of the quota of generated rows.
+QUOTA_HOURS = 24
+# How long a job counts as served when users take turns.
+SERVED_SECONDS = 60.0
 
 UNFINISHED = ("queued", "running")
 TABLE = models.jobs
@@ -64,12 +67,14 @@ class ClaimedJob:
     batch_size: int
     rate: float | None
     user_id: int | None
-    wait_seconds: float | None  # until a paced job may continue, negative if that time has passed; None for a new job
+    # The time until a paced job may continue, negative if that time has passed. None for a new job, or after its lease
+    # has expired.
+    wait_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The network that orders a job. All its users together have `users` times the limits of a user."""
+    """The network from which a job is ordered. Its users together have `users` times the limits of one user."""
 
     network: str
     users: int
@@ -87,14 +92,14 @@ def public(row: Row) -> dict[str, Any]:
 async def create(
     tx: Transaction, identity: Identity, order: JobOrder, max_rows_per_day: int | None, origin: Origin | None = None
 ) -> dict[str, Any]:
-    """Queue a job. Without `max_rows_per_day`, neither the user's rows nor unfinished jobs are limited; without
-    `origin`, those of networks are not.
+    """Queue a job. Without `max_rows_per_day`, neither the user's rows nor the user's unfinished jobs are limited;
+    without `origin`, neither are those of the network.
 
     Raises InvalidInput and TooManyRequests, and Unauthenticated when the account was deleted or deactivated meanwhile.
     """
     users = models.users.c
-    # Lock the user, so that of two concurrent orders only one takes the last place, and
-    # a deletion of the account cancels this job.
+    # Lock the user, so that two concurrent orders cannot both pass a limit that has room for only one, and so that
+    # deleting the account cancels this job.
     owner = select(users.id).where(users.id == identity.user_id, users.deleted_at.is_(None), users.is_active)
     if await one(tx.connection, owner.with_for_update()) is None:
         raise invalid_token("access")
@@ -138,7 +143,8 @@ async def _check_quota(tx: Transaction, user_id: int, total: int, max_rows: int)
 
 async def _check_network(tx: Transaction, origin: Origin, total: int, max_rows_per_day: int | None) -> None:
     if not tx.is_sqlite:
-        # Of two concurrent orders from one network, only one takes the last place. SQLite has one writer anyway.
+        # Lock the network, so that two concurrent orders cannot both pass a limit that has room for only one. SQLite
+        # needs no lock, because it has only one writer.
         await tx.connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(origin.network, 0))))
     ours = TABLE.c.network == origin.network
     unfinished = select(func.count()).select_from(TABLE).where(ours, TABLE.c.state.in_(UNFINISHED))
@@ -153,7 +159,7 @@ async def _check_network(tx: Transaction, origin: Origin, total: int, max_rows_p
 async def _check_rows(tx: Transaction, which: ColumnElement[bool], total: int, max_rows: int, whose: str) -> None:
     now = datetime.now(UTC)
     begin = utc_text(now - timedelta(hours=QUOTA_HOURS))
-    # A job that ended early counts only with the rows that it has stored.
+    # Of a job that has ended, count only the rows that it has stored.
     counted = case((TABLE.c.state.in_(UNFINISHED), TABLE.c.total), else_=TABLE.c.done)
     recent = and_(which, TABLE.c.created_at > begin)
     sums = select(func.coalesce(func.sum(counted), 0), func.min(TABLE.c.created_at)).where(recent, counted > 0)
@@ -226,7 +232,7 @@ async def cancel_all(tx: Transaction, user_id: int) -> None:
 
 
 def _is_free(*, is_sqlite: bool) -> ColumnElement[bool]:
-    # A job without an owner waits for its next chunk, which may take longer than a lease.
+    # A running job without a lease owner pauses until its next chunk, possibly for longer than a lease lasts.
     pause = func.coalesce(TABLE.c.batch_size / TABLE.c.rate, 0.0)
     longest = case((TABLE.c.lease_owner.is_(None), pause), else_=LEASE_SECONDS)
     is_over = has_expired(TABLE.c.lease_until, longest, is_sqlite=is_sqlite)
@@ -240,7 +246,8 @@ def _is_held(job_id: str, owner: str) -> ColumnElement[bool]:
 def _served_at(*, is_sqlite: bool) -> ColumnElement[Any]:
     """Return the SQL expression for the time at which the user of a job was last served; 0 if that is long ago."""
     other, now = TABLE.alias(), now_in_seconds(is_sqlite=is_sqlite)
-    has_waited = or_(other.c.lease_owner.is_not(None), other.c.lease_until <= now)  # not for their pace
+    # A job that pauses because of its rate does not count.
+    has_waited = or_(other.c.lease_owner.is_not(None), other.c.lease_until <= now)
     served = and_(other.c.user_id == TABLE.c.user_id, other.c.lease_until > now - SERVED_SECONDS, has_waited)
     latest = select(func.max(other.c.lease_until)).where(served)
     return func.coalesce(latest.correlate(TABLE).scalar_subquery(), 0.0)
@@ -293,7 +300,7 @@ async def claim(database: Database, owner: str) -> ClaimedJob | None:
 
 
 async def advance(tx: Transaction, job: ClaimedJob, owner: str, done: int, count: int, rows_per_second: int) -> None:
-    """Record that `count` rows after the first `done` are stored; the last row finishes the job. Raises LeaseLost."""
+    """Record that `count` rows after the first `done` are stored. The last row finishes the job. Raises LeaseLost."""
     held = await one(tx.connection, select(TABLE).where(_is_held(job.id, owner)).with_for_update())
     if held is None or held["done"] != done:
         raise LeaseLost(job.id)
@@ -328,10 +335,10 @@ async def release(database: Database, job_id: str, owner: str, wait_seconds: flo
 
 
 async def forget(database: Database, ended_before: datetime, *, max_rows: int) -> int:
-    """Delete up to `max_rows` jobs that ended before `ended_before`, each with an event. Return how many."""
+    """Delete up to `max_rows` jobs that ended before `ended_before`, each with an event. Return the number deleted."""
     old = select(TABLE).where(TABLE.c.state.notin_(UNFINISHED), TABLE.c.finished_at < utc_text(ended_before))
     if not await database.select(old.limit(1)):
-        return 0  # without the write lock
+        return 0  # there is nothing to delete, so do not take the write lock
 
     async def work(tx: Transaction) -> int:
         found = await tx.connection.execute(old.order_by(TABLE.c.finished_at).limit(max_rows).with_for_update())

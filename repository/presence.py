@@ -22,7 +22,7 @@ LEASE_SECONDS = 9.0
 ANONYMOUS = 0  # the user id of every anonymous connection
 
 _NOW = [now_in_seconds(is_sqlite=is_sqlite) for is_sqlite in (True, False)]
-_LATEST = LEASE_SECONDS + CLOCK_GRACE_SECONDS  # like `leases.has_expired`
+_LATEST = LEASE_SECONDS + CLOCK_GRACE_SECONDS  # the same limit as in `leases.has_expired`
 _IS_LIVE = [f"until BETWEEN {now} AND {now} + {_LATEST}" for now in _NOW]
 _WORKERS = Statement(*(f"SELECT id, version, {is_live} FROM workers" for is_live in _IS_LIVE))  # noqa: S608 (our own clock)
 _ROWS = statement("SELECT topic, user_id, username, connections, lingering FROM presence WHERE worker = $1")
@@ -50,7 +50,7 @@ class Row:
 
 
 async def store(database: Database, worker: str, version: int, changed: Sequence[Row], *, is_new: bool) -> bool:
-    """Write the changed rows, delete the empty ones, and renew the lease, or take it with `is_new`.
+    """Write the changed rows, delete the empty ones, and renew the lease, or take it if `is_new`.
 
     Return False, and write nothing, when another worker has deleted this worker's rows after its lease expired.
     """
@@ -93,7 +93,7 @@ async def leave(database: Database, worker: str) -> None:
 async def linger(database: Database, worker: str, version: int, seconds: float) -> None:
     """Turn the connections of a stopping worker into lingering ones, which expire after `seconds`.
 
-    Its clients reconnect to other workers meanwhile.
+    The worker's clients reconnect to other workers meanwhile.
     """
 
     async def work(tx: Transaction) -> None:
@@ -129,7 +129,7 @@ async def sweep(database: Database, expired: Sequence[str]) -> None:
 
     async def work(tx: Transaction) -> None:
         table = models.workers
-        for worker in sorted(expired):  # in one order, so that two transactions cannot deadlock
+        for worker in sorted(expired):  # always in the same order, so that two transactions cannot deadlock
             gone = await tx.connection.execute(
                 delete(table)
                 .where(table.c.id == worker, has_expired(table.c.until, LEASE_SECONDS, is_sqlite=tx.is_sqlite))

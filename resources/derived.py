@@ -1,4 +1,4 @@
-"""The models and filter fields that follow from a resource's table and body. Pure."""
+"""The models and filter fields that are derived from a resource's table and body. Pure."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def entity_model(table: Table, singular: str, created_word: str) -> type[BaseMod
     """Return the model of an entity as GET returns it."""
     descriptions = {
         "user_id": f"The user who {created_word} the {singular}",
-        "version": "Raised by each edit, but not when only derived fields change",
+        "version": "Incremented by each edit, but not when only derived fields change",
     }
     members: dict[str, Any] = {}
     for name in visible_columns(table):

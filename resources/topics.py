@@ -16,7 +16,7 @@ from resources.registry import RESOURCES
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """`audience` is `public`, a group, or `self`. With `self`, each user sees only their own rows."""
+    """A topic. Its `audience` is `public`, a group, or `self`. With `self`, each user sees only their own rows."""
 
     entity: type[BaseModel]
     fields: Mapping[str, Field]

@@ -159,7 +159,7 @@ def upgrade() -> None:
     op.create_index("ix_characters_user_id", "characters", ["user_id", "id"], unique=False)
 
     if op.get_bind().dialect.name == "postgresql":
-        # PostgreSQL would compress each payload while the log's head is locked.
+        # By default, PostgreSQL would compress each payload while the head of the log is locked.
         op.execute("ALTER TABLE events ALTER COLUMN payload SET STORAGE EXTERNAL")
         op.execute("ALTER TABLE events ALTER COLUMN before SET STORAGE EXTERNAL")
 

@@ -54,7 +54,7 @@ def upgrade() -> None:
         sa.Column("lingering", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("worker", "topic", "user_id", name=op.f("pk_presence")),
     )
-    # Columns that can be filtered compare by code point. SQLite always does.
+    # PostgreSQL must compare the columns that clients use in filters by code point, as SQLite always does.
     if op.get_bind().dialect.name == "postgresql":
         for column, length in JOB_TEXTS.items():
             op.alter_column("jobs", column, type_=_text(length))

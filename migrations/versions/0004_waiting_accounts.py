@@ -1,4 +1,4 @@
-"""an index of the accounts that await activation, for the clean-up that deletes late ones"""
+"""an index of the accounts that await activation, for the clean-up that deletes overdue accounts"""
 
 from __future__ import annotations
 

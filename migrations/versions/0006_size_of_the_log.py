@@ -1,4 +1,4 @@
-"""the bytes of the event log, kept beside its head"""
+"""the size of the event log in bytes, stored with the head of the log"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # Earlier versions expect whole rows in `before`: they begin with an empty log, which has a new epoch.
+    # Earlier versions expect whole rows in `before`, so they get an empty log, with a new epoch.
     op.execute("DELETE FROM events")
     op.execute(sa.text("UPDATE event_head SET epoch = :epoch").bindparams(epoch=secrets.token_hex(8)))
     op.drop_column("event_head", "size")

@@ -1,8 +1,9 @@
-"""text in normal form C, and names with a visible character
+"""text in Unicode normal form C, and names with at least one visible character
 
-The rows change for clients, too, so each change has an event in the log: `update_bulk` for rows of resources, `update`
-for accounts. `version` and `updated_at` stay the same, because no user has edited the rows. Unique keys stay the same
-as well: they are made from a form (NFKC) that is equal for both spellings.
+Clients see the changes, so each change has an event in the log: `update_bulk` for rows of resources, `update` for
+accounts. `version` and `updated_at` stay the same, because no user has edited the rows. Unique keys stay the same, too,
+because they are derived with NFKC, which maps both spellings to one form. Only a genre whose name is replaced, because
+it had no visible character, gets a new key.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ depends_on = None
 
 ROWS_AT_A_TIME = 2_000
 ROWS_OF_AN_EVENT = 1_000
-EVENT_SIZE = 512 * 1024  # bytes of an event's rows, before and after
+EVENT_SIZE = 512 * 1024  # limit in bytes for the rows of one event, counted both before and after the change
 
-Mend = Callable[[Any, Mapping[str, Any]], Any]  # from a value and its row
+Mend = Callable[[Any, Mapping[str, Any]], Any]  # takes a value and its row, and returns the new value
 
 
 def _text(length: int) -> Mend:
-    # NFC turns a few characters into two or three; a string that no longer fits is truncated.
+    # NFC expands a few characters into two or three, so a string that no longer fits its column is truncated.
     return lambda value, row: nfc(value)[:length]
 
 
@@ -80,14 +81,15 @@ def upgrade() -> None:
         for changes in _chunks(_changes(table, mends)):
             events += _of_accounts(changes) if name == "users" else _of_rows(name, HIDDEN.get(name, set()), changes)
     if events:
-        _append(events)  # last: other writers lock rows first, and the head of the log after them
+        # This comes last, because other writers lock rows before they lock the head of the log.
+        _append(events)
 
 
-Change = tuple[dict[str, Any], dict[str, Any]]  # a row before and after
+Change = tuple[dict[str, Any], dict[str, Any]]  # a row before and after its change
 
 
 class Event(NamedTuple):
-    """An event that has no number yet; the fields are columns of `events`."""
+    """An event that has no number yet. Its fields are columns of the table `events`."""
 
     topic: str
     operation: str
@@ -99,7 +101,7 @@ class Event(NamedTuple):
 
 
 def _changes(table: sa.Table, mends: Mapping[str, Mend]) -> Iterator[Change]:
-    """Normalise the rows of a table in the order of their ids, and yield those that have changed."""
+    """Normalise the rows of a table in order of id. Yield each changed row, as it was before and as it is now."""
     bind, last = op.get_bind(), 0
     read = sa.select(table.c.id, *(table.c[name] for name in mends)).order_by(table.c.id).limit(ROWS_AT_A_TIME)
     while found := bind.execute(read.where(table.c.id > last)).mappings().all():
@@ -115,7 +117,7 @@ def _changes(table: sa.Table, mends: Mapping[str, Mend]) -> Iterator[Change]:
             if table.name == "genres" and not is_visible(before["name"]):
                 values["name_key"] = unique_key(values["name"])
             bind.execute(sa.update(table).where(table.c.id == before["id"]).values(values))
-            # Names that SQL reserves are a subclass of str, which the JSON encoder rejects as keys.
+            # SQLAlchemy names some columns with a subclass of str, which the JSON encoder rejects as a key.
             old = {str(name): value for name, value in before.items()}
             yield old, {**old, **values}
 
@@ -126,7 +128,7 @@ def _mended(row: Any, mends: Mapping[str, Mend]) -> dict[str, Any]:
 
 
 def _chunks(changes: Iterator[Change]) -> Iterator[list[Change]]:
-    """Yield the changes in lists, each of which fits into one event."""
+    """Group the changes into lists that each fit into one event, and yield the lists."""
     chunk: list[Change] = []
     size = 0
     for change in changes:
@@ -197,4 +199,4 @@ def _append(events: Sequence[Event]) -> None:
 
 
 def downgrade() -> None:
-    """Leave the text as it is: earlier versions can read it."""
+    """Do nothing, because earlier versions can read the normalised text."""

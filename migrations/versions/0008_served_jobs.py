@@ -1,4 +1,4 @@
-"""an index of the jobs of a user by lease, which tells when the user was served last"""
+"""an index of each user's jobs by lease, which shows when the user was last served"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""the network that ordered a job, for the limits that its users share"""
+"""the network from which a job was ordered, for the limits that all users of a network share"""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _NOT_PERSONAL = frozenset({"group", "is_active", "awaits_activation", "has_profi
 
 @dataclass(frozen=True, slots=True)
 class Editor:
-    """The user who edits, and their IP address. `is_admin` is set only when admin rights permit the edit."""
+    """The user who edits, and their IP address. `is_admin`: they edit as an admin, not as the account's owner."""
 
     user_id: int
     address: str | None
@@ -104,7 +104,7 @@ def _values(
 
 
 async def record_changes(tx: Transaction, action: str, before: Row, after: Row, editor: Editor) -> None:
-    """Record the difference between two public forms of an account; do nothing when there is none."""
+    """Record the difference between two public forms of an account; do nothing when they are equal."""
     changed = [name for name in changed_names(before, after) if name not in BOOKKEEPING]
     if changed:
         changes = {name: [before[name], after[name]] if name in _NOT_PERSONAL else [] for name in changed}

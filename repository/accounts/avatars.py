@@ -1,4 +1,4 @@
-"""Avatars: which picture an account has.
+"""Stores which picture is the avatar of an account.
 
 The files are in the file storage, under random names that do not reveal their owner and cannot be guessed.
 """
@@ -51,7 +51,7 @@ async def change(tx: Transaction, editor: Editor, user_id: int, avatar: str | No
 
 
 async def named(database: Database, avatars: Iterable[str]) -> set[str]:
-    """Return those of `avatars` that belong to an account."""
+    """Return the subset of `avatars` that accounts use."""
     column = models.users.c.avatar
     found = await database.select(select(column).where(column.in_(sorted(set(avatars)))))
     return {row.avatar for row in found}

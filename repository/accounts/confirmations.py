@@ -30,7 +30,7 @@ class Confirmation:
 
 
 async def _use(tx: Transaction, token: str, *purposes: Purpose) -> tuple[OneTimeToken, dict[str, Any]]:
-    """Use up a token and return it with its account's row, locked. Raises NotFound."""
+    """Use up a token, lock the row of its account, and return both. Raises NotFound."""
     used = await one_time_tokens.take(tx, token, *purposes)
     try:
         return _usable(used, await users.lock(tx, used.user_id) if used is not None else None)
@@ -73,7 +73,7 @@ async def confirm(tx: Transaction, token: str) -> dict[str, Any]:
         await address_changed(tx, user, used.email)
     else:
         await one_time_tokens.void(tx, user["id"], Purpose.ACTIVATE)
-        # The address is the account's own now, even if another account had it when this one was created.
+        # The account now owns the address, even if another account had the address when this one was created.
         values = {**users.as_stored({"email": user["email"]}), "is_active": True, "awaits_activation": False}
         after = await users.change(tx, user, values, actor_id=user["id"])
     return users.public(after)
@@ -110,7 +110,7 @@ async def address_changed(tx: Transaction, before: Row, address: str | None) -> 
     """Revoke the account's tokens and mail a notice to the old address; call this after each write of an address.
 
     `before` is the row before the write. If the account awaits activation, an activation URL is mailed to the new
-    address instead: the old one was never confirmed, so it receives no notice.
+    address instead. The old address was never confirmed, so no notice is mailed to it.
     """
     if before["email"] == address:
         return
@@ -131,15 +131,15 @@ async def _revoke_mailed_urls(tx: Transaction, user: Row) -> None:
 
 
 async def account_to_reset(database: Database, token: str) -> dict[str, Any]:
-    """Return the row of the account that a password reset token belongs to, without using it up. Raises NotFound."""
+    """Return the row of the account that a password reset token belongs to. The token stays valid. Raises NotFound."""
     _, user = await _find(database, token, Purpose.RESET)
     return user
 
 
 async def reset_password(tx: Transaction, token: str, password_hash: str) -> None:
-    """Use up a token: set the password and end all sessions.
+    """Use up a password reset token: set the password and end all sessions.
 
-    The account becomes active, because the token proves its address. Raises NotFound.
+    The account becomes active, because the token proves that the user receives emails at its address. Raises NotFound.
     """
     _, user = await _use(tx, token, Purpose.RESET)
     proven = users.as_stored({"email": user["email"]})
@@ -152,7 +152,8 @@ async def change_password(
 ) -> None:
     """Set the password, end every other session and revoke the URLs that were mailed earlier.
 
-    `checked_hash` is the hash that the old password was checked against. Raises Conflict when it changed meanwhile.
+    `checked_hash` is the hash that the old password was checked against. Raises Conflict when the password has
+    changed since then.
     """
     user = await users.lock(tx, user_id)
     if user["password_hash"] != checked_hash:
@@ -165,7 +166,7 @@ def password_changed_meanwhile() -> Conflict:
 
 
 async def _change_password(tx: Transaction, user: Row, values: Row, *, keep_session_id: str | None) -> None:
-    # The password comes first: see `sessions.end_others`.
+    # Change the password before ending sessions: see `sessions.end_others`.
     await users.change(tx, user, values, actor_id=user["id"])
     await sessions.end_others(tx, user["id"], keep_session_id, actor_id=user["id"])
     # An intruder who knew the old password may have had a URL emailed to an address of their own.

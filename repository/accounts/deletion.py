@@ -1,4 +1,4 @@
-"""Deleting accounts: personal data is erased; the movies and characters that the user added stay under the user id.
+"""Deleting accounts: personal data is erased; the movies and characters that the user added keep the user id.
 
 One transaction ends the sessions (which closes the sockets), cancels the jobs, revokes tokens, withdraws emails and
 empties the row except for its id. The user name and the email can then be used by another account.
@@ -24,13 +24,14 @@ from repository.engine.transaction import Transaction
 from repository.generic.lists import entity
 from repository.generic.versions import IfMatch, Row
 
-# Tables of which an account may have very many rows.
+# Tables that may have very many rows of one account.
 PERSONAL = (models.sessions, models.idempotency_keys)
-ERASED_ROWS = 5_000  # from each of these tables in the transaction of the deletion, for which other writes wait
+# The deletion erases at most this many rows of each table in its own transaction, because other writes wait for it.
+ERASED_ROWS = 5_000
 
-# No password hashes to this.
+# No password has this hash.
 NO_PASSWORD = "deleted"  # noqa: S105 (no password)
-# Every nullable column, so that no personal data is overlooked.
+# Every nullable column is set to null, so that no personal data is overlooked.
 _EMPTIED = [str(column.name) for column in models.users.columns if column.nullable]
 
 
@@ -51,11 +52,10 @@ async def remove(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatc
 
 
 async def erase_rest(database: Database, user_id: int) -> None:
-    """Erase the personal rows that `remove` left of a deleted account because they were too many, in several
-    transactions.
+    """Erase, in several transactions, the personal rows of a deleted account that `remove` has left because there were
+    too many.
 
-    Rows that remain, because the process ends or the database is unavailable, are deleted by the clean-up when they
-    expire.
+    If the process ends or the database is unavailable, the clean-up deletes the remaining rows when they expire.
     """
     with suppress(Unavailable):
         for table in PERSONAL:
@@ -98,7 +98,7 @@ def _has_queued_mail() -> ColumnElement[bool]:
 
 
 def late_accounts(now: datetime, max_rows: int) -> Select[tuple[int]]:
-    """Return the query for the ids that `forget_waiting` may delete, in the order of the index."""
+    """Return the query for the ids of accounts that `forget_waiting` may delete, ordered as in `ix_users_awaiting`."""
     table = models.users
     return (
         select(table.c.id)
@@ -106,7 +106,7 @@ def late_accounts(now: datetime, max_rows: int) -> Select[tuple[int]]:
             table.c.awaits_activation,
             table.c.created_at < utc_text(now - timedelta(days=DAYS_TO_ACTIVATE)),
             table.c.group == Group.USER.value,
-            # Written this way, so that SQLite does not choose the index of the avatars.
+            # The condition is written in this way so that SQLite does not choose the index of the column `avatar`.
             func.coalesce(table.c.avatar, "") == "",
             ~_has_token(now),
             ~_has_queued_mail(),

@@ -33,10 +33,10 @@ async def edit_own(
 ) -> dict[str, Any]:
     """Set fields of the caller's own account.
 
-    `proven_hash` is the hash that the current password was checked against, or None when no password was sent; changing
-    the user name or the email needs it. With `proves_addresses` a new address takes effect only when its confirmation
-    URL is used, and sending the current address with the password cancels a pending change. Raises NotFound,
-    PreconditionFailed, Forbidden without the password, and Conflict.
+    `proven_hash` is the hash that the current password was checked against, or None when no password was sent; a
+    change of the user name or the email requires it. With `proves_addresses`, a new address takes effect only when its
+    confirmation URL is used, and sending the current address with the password cancels a pending change. Raises
+    NotFound, PreconditionFailed, Forbidden without the password, and Conflict.
     """
     before = await users.lock(tx, user_id, if_match)
     values = users.as_stored(fields)
@@ -60,14 +60,14 @@ async def edit_own(
 def _require_login(before: Row, values: Row) -> None:
     named = [name for name in users.LOGINS if name in values]
     if named and all({**before, **values}[name] is None for name in users.LOGINS):
-        # The same body is valid for an account that has the other login, so this is not a 422.
+        # This is not a 422, because the same body is valid for an account that has both a user name and an email.
         message = "The account would have no user name and no email to sign in with"
         raise Conflict([FieldProblem(("body", name), message, "login_needed") for name in named])
 
 
 def _require_proof(before: Row, proven_hash: str | None, changed: list[str]) -> None:
     if proven_hash is None:
-        message = f"Expected the current password to change {' and '.join(changed)}"
+        message = f"Expected the current password, which is required to change {' and '.join(changed)}"
         raise Forbidden([FieldProblem(("body", "current_password"), message, "missing")])
     if proven_hash != before["password_hash"]:
         raise confirmations.password_changed_meanwhile()
@@ -88,7 +88,7 @@ async def edit_by_admin(
 async def create_by_admin(
     tx: Transaction, editor: Editor, fields: Row, password_hash: str, group: Group
 ) -> dict[str, Any]:
-    """Store an account that is active at once and return its `public` form. Raises Forbidden and Conflict."""
+    """Store an account that is active immediately and return its `public` form. Raises Forbidden and Conflict."""
     await users.lock_with_admins(tx, editor.user_id, admin_id=editor.user_id)
     user = await users.create(tx, fields, password_hash, group, actor_id=editor.user_id)
     await audit.record(tx, "create", user["id"], editor, {"group": [None, group.value]})
@@ -119,7 +119,7 @@ def require_profile(row: Row) -> None:
         raise NotFound(f"User {row['id']} has no profile yet")
 
 
-# --- shared with the other edits of accounts
+# --- shared with other modules that edit accounts
 
 
 async def lock_for(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatch) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""One-time tokens, which emailed URLs carry: random, valid once and for a day, stored only as digests.
+"""One-time tokens in emailed URLs: random, valid once and for a day, stored only as digests.
 
 A token serves one purpose: an activation token cannot reset a password. It proves that its holder receives emails at
-the address it was sent to (`OneTimeToken.email`); callers reject it when the account has another address by then. Code
-that changes or deletes an account revokes its tokens with `void`, in the same transaction.
+the address that the token was sent to (`OneTimeToken.email`). Callers reject an activation or reset token if the
+account has another address by then. Code that changes or deletes an account revokes its tokens with `void`, in the same
+transaction.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from repository.engine.database import Database, Rows
 from repository.engine.transaction import Transaction
 
 LIFETIME_HOURS = 24
-DAYS_TO_ACTIVATE = 7  # after these days no new activation URL is mailed, and the clean-up deletes the account
+# Once this time has passed since registration, no new activation URL is mailed, and the clean-up deletes the account.
+DAYS_TO_ACTIVATE = 7
 TOKEN_BYTES = 32
 TABLE = models.one_time_tokens
 _SHOWN = (TABLE.c.purpose, TABLE.c.user_id, TABLE.c.email)
@@ -35,7 +37,7 @@ class Purpose(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class OneTimeToken:
-    """The account that a token belongs to, and the address that it was mailed to."""
+    """What a token is for, the account that it belongs to, and the address that it was mailed to."""
 
     purpose: Purpose
     user_id: int
@@ -48,7 +50,7 @@ def _digest(token: str) -> str:
 
 
 def _is_valid(token: str, purposes: tuple[Purpose, ...]) -> ColumnElement[bool]:
-    # Comparing digests makes the duration of the look-up useless to an attacker.
+    # The database compares digests, so the duration of the look-up tells an attacker nothing useful about tokens.
     return (TABLE.c.digest == _digest(token)) & TABLE.c.purpose.in_(purposes) & (TABLE.c.expires_at > utc_now())
 
 
@@ -69,7 +71,7 @@ async def mint(tx: Transaction, purpose: Purpose, user_id: int, email: str) -> s
 
 
 async def find(database: Database, token: str, *purposes: Purpose) -> OneTimeToken | None:
-    """Return a token, or None when it is not valid, without using it up, for checks before `take`."""
+    """Return a token without using it up, for checks before `take`. Return None when the token is not valid."""
     return _token_of(await database.select(select(*_SHOWN).where(_is_valid(token, purposes))))
 
 
@@ -84,7 +86,7 @@ def _token_of(found: Rows) -> OneTimeToken | None:
 
 
 async def void(tx: Transaction, user_id: int, *purposes: Purpose) -> None:
-    """Revoke the account's tokens of these purposes, or all of them when none is named."""
+    """Revoke the account's tokens of these purposes, or all its tokens when no purpose is given."""
     which = TABLE.c.user_id == user_id
     if purposes:
         which &= TABLE.c.purpose.in_(purposes)

@@ -6,8 +6,8 @@
   expires. So each email is sent at least once; a second copy has the `Message-ID` of the first.
 - A request from an anonymous client stores only the address (`request`). The account is looked up when the row is
   claimed, so neither the response nor its duration reveals whether an account exists.
-- An email that would prove an address of another account becomes a notice to that account. This, too, is decided when
-  the row is claimed: a registration with such an address, or a change to it, looks like any other.
+- An email that would prove an address that another account has becomes a notice to that account. This, too, is decided
+  when the row is claimed, so a registration with such an address, or a change to it, looks like any other.
 - Sent emails are kept for a day, to count how many an account has received.
 """
 
@@ -33,11 +33,15 @@ from repository.engine.transaction import Transaction
 from repository.generic.lists import one
 from repository.generic.versions import Row
 
-LEASE_SECONDS = 60.0  # twice as long as a conversation with the mail server may take
-MAX_ATTEMPTS = 56  # with the pauses of `jobs.mailer`, about two days
+# A lease lasts twice as long as a conversation with the mail server may take.
+LEASE_SECONDS = 60.0
+# With the pauses of `jobs.mailer`, the attempts take about two days.
+MAX_ATTEMPTS = 56
 MAX_WAITING_PER_USER = 20
-MAX_REQUESTED_PER_DAY = 5  # for one type and account
-MAX_POSTPONED_SECONDS = 2 * 3600.0  # twice the longest pause between attempts, to allow for jitter
+# This limit is for emails of one type to one account.
+MAX_REQUESTED_PER_DAY = 5
+# This is twice the longest pause between attempts, to allow for jitter.
+MAX_POSTPONED_SECONDS = 2 * 3600.0
 REQUEST_PAUSE_SECONDS = 60.0
 DAY = timedelta(days=1)
 KEPT_WHEN_FAILED = timedelta(days=7)
@@ -49,11 +53,15 @@ log = structlog.get_logger("mails")
 class MailType(StrEnum):
     ACTIVATE = "activate"
     RESET_PASSWORD = "reset_password"  # noqa: S105 (no password)
-    CONFIRM_EMAIL = "confirm_email"  # to a new address, which takes effect when its confirmation URL is used
-    EMAIL_CHANGE_ASKED = "email_change_asked"  # to the old address, at the same time
+    # This type is sent to a new address, which takes effect when the URL in the email is used.
+    CONFIRM_EMAIL = "confirm_email"
+    # This type is sent to the old address when a change of address is requested.
+    EMAIL_CHANGE_ASKED = "email_change_asked"
     PASSWORD_CHANGED = "password_changed"  # noqa: S105 (no password)
-    EMAIL_CHANGED = "email_changed"  # to the old address
-    ADDRESS_TAKEN = "address_taken"  # to an address's owner, instead of proving it for another account
+    # This type is sent to the old address after a change of address.
+    EMAIL_CHANGED = "email_changed"
+    # This type is sent to the owner of an address that another account tries to use.
+    ADDRESS_TAKEN = "address_taken"
 
 
 # The emails that carry a one-time token.
@@ -62,7 +70,7 @@ PURPOSES: Mapping[MailType, Purpose] = {
     MailType.RESET_PASSWORD: Purpose.RESET,
     MailType.CONFIRM_EMAIL: Purpose.EMAIL,
 }
-# Those of them that prove a new address of an account.
+# The emails whose token proves a new address of an account.
 PROVING = frozenset({MailType.ACTIVATE, MailType.CONFIRM_EMAIL})
 
 
@@ -93,7 +101,7 @@ async def put(tx: Transaction, user_id: int, kind: MailType, recipient: str) -> 
 
 
 async def request(tx: Transaction, kind: MailType, address: str) -> None:
-    """Queue an email to the account with this address. The work is the same when there is no such account."""
+    """Queue an email to the account with this address. The same work is done when there is no such account."""
     await _insert(tx, None, kind, address)
 
 
@@ -111,7 +119,7 @@ async def _insert(tx: Transaction, user_id: int | None, kind: MailType, recipien
 
 
 async def withdraw(tx: Transaction, user_id: int, *kinds: MailType) -> None:
-    """Delete the account's queued emails of these types; when none is named, all its emails, including sent ones."""
+    """Delete the account's queued emails of these types. Without `kinds`, delete all, including sent ones."""
     which = TABLE.c.user_id == user_id
     if kinds:
         which &= TABLE.c.kind.in_(kinds) & TABLE.c.due_at.is_not(None)
@@ -141,7 +149,7 @@ def _is_due(*, is_sqlite: bool) -> ColumnElement[bool]:
 
 
 async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | None]:
-    """Return whether to stop searching, and the email that was leased."""
+    """Lease the email that is due first, if any. Return whether the search is over, and the leased email."""
     now = now_in_seconds(is_sqlite=tx.is_sqlite)
     first = select(TABLE).where(_is_due(is_sqlite=tx.is_sqlite)).order_by(TABLE.c.due_at, TABLE.c.id).limit(1)
     mail = await one(tx.connection, first.with_for_update(skip_locked=True))
@@ -160,7 +168,7 @@ async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | N
     if user is None or not is_sent or (is_requested and not await _may_have(tx, user, kind)):
         await tx.connection.execute(delete(TABLE).where(TABLE.c.id == mail["id"]))
         return False, None
-    # Use the account's own spelling: an address that only has the same key may be another person's mailbox.
+    # Use the account's own spelling: another spelling with the same key may be another person's mailbox.
     recipient = user["email"] if is_requested else mail["recipient"]
     purpose = PURPOSES.get(kind)
     token = await one_time_tokens.mint(tx, purpose, user["id"], recipient) if purpose is not None else None
@@ -172,7 +180,7 @@ async def _claim_one(tx: Transaction, owner: str) -> tuple[bool, ClaimedMail | N
 
 
 async def _account_of(tx: Transaction, mail: Row) -> dict[str, Any] | None:
-    """Return the account's row, locked, so that the second of two requests for one account sees the first."""
+    """Lock and return the account's row. The lock makes the second of two requests for one account see the first."""
     table = models.users
     known = mail["user_id"] is not None
     which = table.c.id == mail["user_id"] if known else table.c.email_key == unique_key(mail["recipient"])
@@ -195,13 +203,13 @@ def _is_wanted(kind: MailType, user: Row, mail: Row) -> bool:
     if kind is MailType.ADDRESS_TAKEN:
         return bool(user["is_active"] or user["awaits_activation"])
     if kind is MailType.RESET_PASSWORD:
-        # The URL proves the address, so it also helps an owner who lost the activation email.
+        # A reset URL proves the address, too, so it helps an owner who lost the activation email.
         return bool(user["is_active"] or user["awaits_activation"]) and is_current
     return bool(user["is_active"])
 
 
 async def _may_have(tx: Transaction, user: Row, kind: MailType) -> bool:
-    """Return whether the limits for requested emails permit this one: a number per day, and a pause between two."""
+    """Return whether the limits for requested emails permit this one: a maximum per day, and pauses between them."""
     now = datetime.now(UTC)
     is_recent = (TABLE.c.kind == kind.value) & (TABLE.c.created_at > utc_text(now - DAY))
     recent = select(func.count(), func.max(TABLE.c.created_at)).where(TABLE.c.user_id == user["id"], is_recent)
@@ -226,7 +234,7 @@ async def postpone(database: Database, mail: ClaimedMail, owner: str, seconds: f
 
 
 async def release(database: Database, mail: ClaimedMail, owner: str) -> None:
-    """Release an email whose attempt was interrupted, so that another worker can claim it at once."""
+    """Release an email whose attempt was interrupted, so that another worker can claim it immediately."""
     now = now_in_seconds(is_sqlite=database.is_sqlite)
     await _settle(database, mail, owner, {"due_at": now, "attempts": mail.attempts - 1})
 

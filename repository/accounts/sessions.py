@@ -42,7 +42,7 @@ TABLE = models.sessions
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A correct password: the hash it was checked against, and a new hash when that one has outdated parameters."""
+    """A correct password: the hash that it matched, and a new hash if the parameters of that hash are outdated."""
 
     password_hash: str
     new_hash: str | None = None
@@ -50,7 +50,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """The refresh token that becomes the session's valid one."""
+    """The new refresh token of a session, which replaces any earlier one."""
 
     refresh_id: str
     lifetime_seconds: int
@@ -58,7 +58,7 @@ class Renewal:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The client that signs in, as far as known."""
+    """The client that signs in, as far as it is known."""
 
     user_agent: str | None
     address: str | None
@@ -79,8 +79,8 @@ async def begin(
 ) -> dict[str, Any] | None:
     """Store a session and return its `public` form. The oldest session ends when the user has MAX_SESSIONS_PER_USER.
 
-    Return None when the password has changed since it was checked; the caller checks again. Raises Unauthenticated
-    when the account no longer exists, and Forbidden when it awaits activation or is disabled.
+    Return None when the password has changed since it was checked; the caller then checks it again. Raises
+    Unauthenticated when the account no longer exists, and Forbidden when it awaits activation or is disabled.
     """
     accounts = models.users.c
     # Disabling the account and changing its password take the same lock: either they end this session, or we see
@@ -136,8 +136,8 @@ def _end_of(renewal: Renewal, now: datetime) -> str:
 async def refresh(tx: Transaction, claims: Claims, address: str | None, renewal: Renewal) -> dict[str, Any] | None:
     """Replace the session's refresh token, given by `claims`, with `renewal` and return the session.
 
-    Return None when `claims` are those of an older token: the session has been ended, so the caller must commit. Raises
-    Unauthenticated when the session has ended or the account is not active.
+    Return None when `claims` are those of an older token. The session has then been ended, so the caller must commit.
+    Raises Unauthenticated when the session has ended or the account is not active.
     """
     accounts = models.users.c
     # The row is locked, so the second of two requests with the same token finds the token that replaced it.
@@ -176,8 +176,8 @@ async def _make_room(tx: Transaction, user_id: int) -> None:
 
 
 async def _end(tx: Transaction, which: ColumnElement[bool], actor_id: int | None, limit: int | None = None) -> int:
-    """End the sessions that have not ended, each with its event. Return how many were ended."""
-    # In the order of their ids, so that two transactions cannot deadlock.
+    """End the matching sessions that have not ended, each with an event. Return how many were ended."""
+    # The rows are locked in order of id, so that two transactions cannot deadlock.
     open_ones = select(TABLE).where(which, goes_on()).order_by(TABLE.c.id).limit(limit).with_for_update()
     ended = [entity(row) for row in await tx.connection.execute(open_ones)]
     if ended:
@@ -213,8 +213,8 @@ async def end_all(tx: Transaction, user_id: int, *, actor_id: int | None) -> int
 async def end_others(tx: Transaction, user_id: int, keep_session_id: str | None, *, actor_id: int | None) -> int:
     """End all sessions of the user except `keep_session_id`. Return how many were ended.
 
-    A change of the password must write the password first. A concurrent sign-in with the old password then either is
-    among these sessions, or `begin` finds that the password has changed.
+    A change of the password must write the new password before it calls this function. Then a concurrent sign-in with
+    the old password has either created one of these sessions, or `begin` finds that the password has changed.
     """
     which = TABLE.c.user_id == user_id
     if keep_session_id is not None:
@@ -236,7 +236,7 @@ async def forget(database: Database, now: datetime) -> int:
 
 
 async def recent_addresses(database: Database, user_id: int) -> frozenset[str]:
-    """Return the IP addresses from which the user's newest sessions were last used within KNOWN_ADDRESS_DAYS."""
+    """Return the last IP addresses of the user's newest sessions that were used within KNOWN_ADDRESS_DAYS."""
     since = utc_text(datetime.now(UTC) - timedelta(days=KNOWN_ADDRESS_DAYS))
     # Each attempt to sign in runs this query, so the number of rows is bounded.
     recent = (

@@ -33,10 +33,11 @@ USERS_AUDIENCE = f"group:{Group.ADMIN}"
 _PRIVATE = frozenset({"password_hash", "username_key", "email_key", "avatar", "profile_created_at", "deleted_at"})
 AVATAR_PIXELS = 512
 THUMBNAIL_PIXELS = 128
-LOGINS = ("username", "email")  # unique; a user signs in with either
+# Both columns are unique, and a user signs in with either.
+LOGINS = ("username", "email")
 # The columns that the owner of an account can edit.
 EDITABLE = (*LOGINS, "name", "first_name", "last_name", "phone_number")
-SEARCHED = EDITABLE  # by admins
+SEARCHED = EDITABLE  # the columns that a search by an admin covers
 SEARCHED_BY_OTHERS = ("username", "name")
 
 
@@ -105,9 +106,10 @@ async def lock_with_admins(
 ) -> LockedWithAdmins:
     """Lock an account together with every active admin.
 
-    Rows are locked in the order of their ids. So when the last two admins leave at the same time, the second is
-    rejected, and so is a request by an admin who has just been demoted. Raises Forbidden when `admin_id` is given and
-    is not an active admin, then NotFound and PreconditionFailed.
+    Rows are locked in order of id, so that one of two concurrent calls waits and sees the result of the other. If the
+    last two admins leave at the same time, the second is therefore rejected, and so is a request by an admin who has
+    just been demoted. Raises Forbidden when `admin_id` is given and is not an active admin, then NotFound and
+    PreconditionFailed.
     """
     is_active_admin = and_(TABLE.c.group == Group.ADMIN.value, TABLE.c.is_active)
     wanted = select(TABLE).where(or_(TABLE.c.id == user_id, is_active_admin), exists()).order_by(TABLE.c.id)
@@ -202,9 +204,10 @@ def as_stored(fields: Row) -> dict[str, Any]:
 async def _key_to_wait_with(tx: Transaction, key: str | None) -> str | None:
     """Return the `email_key` of a new account that awaits activation: `key`, if no account has it.
 
-    Otherwise the new account gets no activation URL. It is stored so that a registration has the same consequences
-    whether the address is taken or not: the user name is taken, and a sign-in with the password is a 403. Of the
-    accounts that wait for an address, at most one can be found by it (`find_by_login`); the others have no key.
+    If the address is taken, the new account gets no activation URL. It is stored all the same, so that a registration
+    has the same visible effects as with a free address: the user name is taken, and a sign-in with the password returns
+    403. Of the accounts that wait for one address, at most one can be found by the address (`find_by_login`); the
+    others have no key.
     """
     if key is None:
         return None
@@ -217,9 +220,9 @@ async def _key_to_wait_with(tx: Transaction, key: str | None) -> str | None:
 
 
 def waiting_key(key: str) -> str:
-    """Return the key of the account that waits for the address of an activated account.
+    """Return the key of an account that waits for the address `key` while an activated account has it.
 
-    No login has this key, since keys are case-folded.
+    No user name or address has such a key, because theirs are case-folded and contain no capitals.
     """
     return f"WAITING {key}"
 
@@ -238,7 +241,7 @@ async def require_free(tx: Transaction, values: Row, user_id: int | None = None)
 
 @contextmanager
 def _conflict_when_taken() -> Iterator[None]:
-    """Raise Conflict for a login that another transaction stored after `require_free`."""
+    """Raise Conflict for a user name or an email that another transaction stored after `require_free` checked it."""
     try:
         yield
     except IntegrityError as error:
@@ -265,7 +268,7 @@ async def find_by_username(database: Database, username: str) -> dict[str, Any] 
 
 
 async def find_by_login(database: Database, login: str) -> list[dict[str, Any]]:
-    """Return the accounts that a user name or an email address may identify; a user name cannot contain @.
+    """Return the accounts that a user name or an email address may identify. A login with an @ is an address.
 
     Only an address may identify two accounts: first the one that waits for the address, then the one that owns it.
     """
@@ -312,7 +315,7 @@ async def _administer(tx: Transaction, action: str, editor: Editor, user_id: int
     before = locked.row
     after = {**before, **values}
     if after["is_active"] and before["email"] is not None:
-        # The unique key makes this fail for an account that waits for the address of another account.
+        # If the account waits for an address that another account has, the unique key makes the write fail.
         values = {**values, "email_key": unique_key(before["email"])}
     if not (after["group"] == Group.ADMIN and after["is_active"]):
         locked.require_another_admin()
@@ -327,7 +330,7 @@ async def _administer(tx: Transaction, action: str, editor: Editor, user_id: int
 async def page_of(
     database: Database, page: ListRequest, *, sees_everything: bool, has_admins: bool = True
 ) -> Listed[dict[str, Any]]:
-    """Return a page of accounts: all of them with `sees_everything`, otherwise the active ones, `in_brief`.
+    """Return a page of accounts: all of them with `sees_everything`, otherwise only active ones, `in_brief`.
 
     Without `has_admins`, accounts in the group admin are left out.
     """

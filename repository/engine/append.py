@@ -1,4 +1,4 @@
-"""The last statements of a writing transaction: they number its events, check the writer's rights and insert them."""
+"""The last statements of a transaction: they number its events, check the writer's rights and insert the events."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from repository.engine.events import Event, Head
 from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
 
-# In the drivers' own form, because every write runs both statements.
+# These statements bypass SQLAlchemy, because every write with events runs TAKE and an INSERT.
 TAKE = statement("UPDATE event_head SET seq = seq + $1, size = size + $2 WHERE id = 1 RETURNING epoch, seq")
 _HEAD = statement("SELECT epoch, seq FROM event_head WHERE id = 1")
 _INTO = (
@@ -22,15 +22,15 @@ _INTO = (
 )
 _VALUES = "$1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::timestamptz"
 INSERT = statement(f"{_INTO} VALUES ({_VALUES})")
-# The check needs no statement of its own. It cannot be part of TAKE: after a statement has waited for a lock,
-# PostgreSQL still evaluates its other tables as they were before the wait.
+# To save a statement, the INSERT includes the check of rights. The check cannot be part of TAKE: after a statement has
+# waited for a lock, PostgreSQL still evaluates the statement's other tables as they were before the wait.
 INSERT_WHILE_RIGHTS_HOLD = statement(f"{_INTO} SELECT {_VALUES}{rights.WHILE_RIGHTS_HOLD} RETURNING seq")
 
 
 async def append(tx: Transaction) -> list[Event]:
     """Number and insert the transaction's drafts, and return them as events.
 
-    Only `tell_position` may follow in the transaction: the lock on the head is held until COMMIT. Raises
+    Only `tell_position` may follow in the transaction, because the lock on the head is held until COMMIT. Raises
     Unauthenticated or Forbidden when the writer no longer has its rights.
     """
     created_at = utc_now()
@@ -55,7 +55,7 @@ async def append(tx: Transaction) -> list[Event]:
 
 
 async def tell_position(tx: Transaction, events: Sequence[Event]) -> None:
-    """Call the functions in `on_position`, after `append` has returned these events, or none."""
+    """Call the functions in `on_position`. `events` is the result of `append`, or empty if there are no events."""
     if not tx.on_position:
         return
     if events:
@@ -69,8 +69,8 @@ async def tell_position(tx: Transaction, events: Sequence[Event]) -> None:
 
 
 async def _inserted_with_rights(tx: Transaction, writer: Identity, row: tuple[Any, ...]) -> bool:
-    """Insert an event if the writer's rights are unchanged, and return True. Return False, and insert nothing, if they
-    have grown.
+    """Insert an event and return True if the writer's rights are unchanged. If they have grown, insert nothing and
+    return False.
 
     Raises Unauthenticated or Forbidden when the writer has lost rights.
     """

@@ -3,9 +3,9 @@
 Rules:
 - A write goes through `Database.write(work)`: rows and events commit together, the last statements before COMMIT append
   the events, and the `on_commit` listeners receive only events that committed.
-- SQLite has one writer connection per process, and every transaction begins with BEGIN IMMEDIATE: a deferred one that
-  reads first and writes later fails when another process has written in between. Readers have their own connections
-  and cannot write. `synchronous=FULL`, because a number that a client has seen must survive a power cut.
+- SQLite has one writer connection per process, and every transaction begins with BEGIN IMMEDIATE, because a deferred
+  one that reads first and writes later fails when another process has written in between. Readers have their own
+  connections and cannot write. `synchronous=FULL` is set: a number that a client has seen must survive a power cut.
 - A transaction that the database refuses (deadlock, lost connection) before COMMIT was sent is run again, a bounded
   number of times. Once COMMIT has been sent, the outcome is unknown and the caller gets the error.
 """
@@ -37,18 +37,18 @@ from repository.engine.transaction import Transaction
 
 BEGIN = "BEGIN IMMEDIATE"
 MAX_ATTEMPTS = 5
-RETRY_SECONDS = 5.0  # after its start, a transaction is not run again later than this
+RETRY_SECONDS = 5.0  # A transaction is not run again once this time has passed since its start.
 RETRY_PAUSE_SECONDS = 0.05
-STALLED_SECONDS = 3.0  # of waiting for the lock that every write takes, each for milliseconds; then not ready
+STALLED_SECONDS = 3.0  # Writes hold their lock for milliseconds; a worker that waits this long for it is not ready.
 PROBE_SECONDS = 1.0
-MIN_FREE_BYTES = 16 * 1024 * 1024  # on SQLite's disk; the log needs this much between two checkpoints
+MIN_FREE_BYTES = 16 * 1024 * 1024  # SQLite's log needs this much free disk space between two checkpoints.
 SHRINK_SECONDS = 1.0
-READ_SECONDS = 10.0  # several times as long as a search of a million rows
-PATIENCE = 3  # times the deadline for a page of a snapshot, which may search a whole table for a few rows
-FETCH_SECONDS = 5.0  # a read by key that takes longer has probably lost its connection
-MAX_DEAD_CONNECTIONS = max(READERS.values())  # that one read may get, one after another
-HOT_READERS = 2  # of the connections for point reads; more threads would only wait for one another
-DELETED_ROWS = 1_000  # in one transaction, so that other writes get their turn
+READ_SECONDS = 10.0  # This is several times as long as a search of a million rows takes.
+PATIENCE = 3
+FETCH_SECONDS = 5.0  # A read by key that takes longer has probably lost its connection.
+MAX_DEAD_CONNECTIONS = max(READERS.values())
+HOT_READERS = 2  # `fetch` keeps this many connections for point reads; more threads would only wait for one another.
+DELETED_ROWS = 1_000
 
 T = TypeVar("T")
 Rows = Sequence[Row[*tuple[Any, ...]]]
@@ -56,8 +56,8 @@ log = structlog.get_logger("database")
 
 
 class Database:
-    """One per process; call `close` at the end. `read_seconds` is the deadline of a read, including its wait for a
-    connection. `has_pooler`: PostgreSQL may be behind PgBouncer.
+    """The database, one object per process; call `close` at the end. `read_seconds` is the deadline of a read,
+    including its wait for a connection. With `has_pooler`, PostgreSQL may be behind PgBouncer.
     """
 
     def __init__(self, url: str, *, read_seconds: float = READ_SECONDS, has_pooler: bool = False) -> None:
@@ -74,8 +74,8 @@ class Database:
         self._hot_idle: list[tuple[AsyncConnection, Any]] = []
         self._file = self._file_id()
         self._lock_waits = LockWaits()
-        self._read_failure: str | None = None  # of a table or the file, until `read_problem` finds none
-        self._write_failure: str | None = None  # of the newest write, if it failed
+        self._read_failure: str | None = None  # what is wrong with a table or the file, until it is repaired
+        self._write_failure: str | None = None
         self._probe: asyncio.Task[None] | None = None
         self.on_commit: list[Callable[[list[Event]], None]] = []
 
@@ -91,7 +91,7 @@ class Database:
     # --- SQLite's files
 
     def _file_id(self) -> tuple[int, int] | None:
-        """Return the device and inode of SQLite's file, or None without a file."""
+        """Return the device and inode of SQLite's file, or None if there is no file."""
         if not self.is_sqlite:
             return None
         try:
@@ -139,10 +139,10 @@ class Database:
 
     @asynccontextmanager
     async def read(self, lane: Lane = Lane.POINT, *, patient: bool = False) -> AsyncIterator[AsyncConnection]:
-        """Open a connection on which each statement sees what is committed when it starts.
+        """Open a connection on which each statement sees what is committed when the statement starts.
 
-        The block has the deadline of all reads, or PATIENCE times as long if `patient`. At the deadline, and when the
-        caller is cancelled, the running statement is interrupted. Raises Unavailable.
+        The block must end within `read_seconds`, or PATIENCE times as long if `patient`, as when a read may search a
+        whole table. At the deadline, or when cancelled, the running statement is interrupted. Raises Unavailable.
         """
         limit = self._read_seconds * (PATIENCE if patient else 1)
         try:
@@ -151,7 +151,7 @@ class Database:
                     async with self._engines.readers[lane].connect() as connection:
                         engines.allow(connection)
                         if self._engines.begin_read:
-                            await connection.begin()  # not left to SQLAlchemy, which a read may bypass
+                            await connection.begin()  # SQLAlchemy begins no transaction for reads that bypass it
                         try:
                             yield connection
                         except asyncio.CancelledError:
@@ -165,20 +165,20 @@ class Database:
         except TimeoutError as error:
             metrics.READ_TIMEOUTS.labels(lane.value).inc()
             log.warning("read timed out", lane=lane.value, seconds=limit)
-            message = f"The read took longer than {limit:g} s and was stopped; request less, or try again later"
+            message = f"The read took longer than {limit:g} s and was stopped; request less data, or try again later"
             raise Unavailable(message) from error
 
     async def _settle(self, connection: AsyncConnection) -> None:
         """Wait until the statement of a cancelled read has ended, so that its connection can be used again.
 
         On PostgreSQL there is nothing to do: asyncpg has asked the server to cancel the statement, and waits for that
-        before the next one.
+        before it sends the next one.
         """
         if not self.is_sqlite or connection.invalidated:
             return
         engines.interrupt(connection)
         driver: Any = (await connection.get_raw_connection()).driver_connection
-        # The connection's thread runs this after everything before it. Outside a transaction it has no other effect.
+        # The connection's thread runs this after all earlier calls. Outside a transaction, it has no other effect.
         await driver.rollback()
 
     async def reading(
@@ -204,8 +204,8 @@ class Database:
         return await self.reading(work, lane, patient=patient)
 
     async def fetch(self, statement: Statement, *values: Any) -> list[Any]:
-        """Return the rows of one statement, through the driver itself, for reads so small and frequent that SQLAlchemy
-        would cost several times as much as the read.
+        """Return the rows of one statement, run by the driver directly: for small and frequent reads, SQLAlchemy would
+        cost several times as much as the read.
 
         Raises Unavailable when the database cannot be reached.
         """
@@ -234,7 +234,7 @@ class Database:
             except BaseException as error:
                 if isinstance(error, Exception):
                     self._note_read_failure(error)
-                # SQLAlchemy has not seen the error, and an interrupted connection cannot be used again.
+                # SQLAlchemy has not seen the error, so tell it: an interrupted connection cannot be used again.
                 await connection.invalidate(error)
                 await connection.close()
                 raise
@@ -243,7 +243,7 @@ class Database:
 
     async def _connect_hot(self) -> tuple[AsyncConnection, Any]:
         connection = await self._engines.readers[Lane.POINT].connect()
-        engines.allow(connection)  # a read that was cancelled may have used it before
+        engines.allow(connection)  # a cancelled read may have used this connection before
         return connection, (await connection.get_raw_connection()).driver_connection
 
     async def _close_hot(self) -> None:
@@ -254,7 +254,7 @@ class Database:
             await connection.close()
 
     async def _again(self, read: Callable[[], Awaitable[T]]) -> T:
-        """Run `read` again while it gets dead connections: all those of a pool may die at once, each unnoticed."""
+        """Run `read` again while it gets dead connections, because all connections of a pool may die unnoticed."""
         for _ in range(MAX_DEAD_CONNECTIONS):
             try:
                 return await read()
@@ -276,9 +276,9 @@ class Database:
             yield connection, transaction
 
     async def delete_without_events(self, table: Table, which: ColumnElement[bool]) -> int:
-        """Delete rows that no client sees, DELETED_ROWS at a time. Return how many were deleted.
+        """Delete rows that no client sees. Return how many were deleted. Raises Unavailable.
 
-        Raises Unavailable.
+        Each transaction deletes at most DELETED_ROWS, so that other writes get their turn.
         """
         key = tuple_(*table.primary_key.columns)
         some = select(*table.primary_key.columns).where(which).limit(DELETED_ROWS)
@@ -297,7 +297,7 @@ class Database:
         """Run `work` in one transaction with the events it emits, and return its result. Listeners run after COMMIT.
 
         `work` may run again from the start when the database refuses the transaction, so it must change nothing
-        outside the transaction. Any exception that it raises rolls everything back, including the numbers. Raises
+        outside the transaction. Any exception that it raises rolls everything back, including event numbers. Raises
         Unauthenticated or Forbidden when the `writer` has lost rights since it was authenticated, and Unavailable when
         the database cannot be reached or keeps refusing the transaction.
         """
@@ -346,10 +346,10 @@ class Database:
     async def read_problem(self) -> str | None:
         """Return what is wrong with the tables, or None.
 
-        If a read has failed because of a table or the file, this reads from every table to find out.
+        If a read has failed because of a table or the file, this reads from every table to check again.
         """
         if self._read_failure == failures.DAMAGED_FILE:
-            return self._read_failure  # reads of undamaged pages would succeed
+            return self._read_failure  # reading again would prove nothing: undamaged pages can be read
         if self._read_failure is not None:
             for table in models.metadata.sorted_tables:
                 try:
@@ -392,7 +392,7 @@ def _unavailable_when_lost() -> Iterator[None]:
 
 
 def _unavailable(error: BaseException, *, is_unknown: bool = False) -> Unavailable:
-    """Return the error for the client. `is_unknown`: COMMIT was sent, and no reply to it has come."""
+    """Return the error for the client. With `is_unknown`, COMMIT was sent but no reply to it was received."""
     log.warning("database unavailable", reason=failures.first_line(error))
     if failures.is_blocked(error):
         return Unavailable("Another transaction holds a lock that this one needs. Nothing was written; try again")

@@ -1,9 +1,10 @@
 """The pools of connections: one for writes, and one for each lane of reads, so that a search never delays a sign-in.
 
-Behind PgBouncer in transaction mode, a connection to PostgreSQL is ours from BEGIN to the end of the transaction only.
-Outside a transaction, the next message may go to another one, which knows another statement by the same name: its rows
-would be wrong without any error. So with `has_pooler`, every statement runs in a transaction, no statement is kept, and
-the limits are set in each transaction. Without it, a connection whose settings are not in effect is refused.
+Behind PgBouncer in transaction mode, a connection to PostgreSQL is ours only from BEGIN to the end of the transaction.
+Outside a transaction, the next message may go to another connection, which may know another prepared statement by the
+same name: its rows would be wrong, without any error. So with `has_pooler`, every statement runs in a transaction, no
+prepared statement is kept, and the limits are set in each transaction. Without `has_pooler`, a connection whose
+settings are not in effect is refused.
 """
 
 from __future__ import annotations
@@ -33,40 +34,46 @@ from repository.engine import failures
 
 BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
 POOL_TIMEOUT_SECONDS = 30
-# A transaction that another one blocks fails within 15 s: after 5 s without a free connection and 10 s without the
-# lock. Earlier than that, PostgreSQL ends a transaction whose worker is frozen, so that the others can continue.
+# A transaction that is blocked by another one fails within 15 s: it waits up to 5 s for a free connection and up to
+# 10 s for the lock. PostgreSQL ends the transaction of a frozen worker earlier, so that the others can continue.
 WRITER_POOL_SECONDS = 5
 LOCK_SECONDS = 10.0
 IDLE_IN_TRANSACTION_SECONDS = 8.0
-WRITE_STATEMENT_SECONDS = 30.0  # a COPY of ten thousand rows takes a second
+WRITE_STATEMENT_SECONDS = 30.0  # a COPY of ten thousand rows takes about a second
 CONNECT_SECONDS = 5
 SQLITE_CACHE_KIB = 16 * 1024
 SQLITE_READER_CACHE_KIB = 4 * 1024
-SQLITE_STEPS = 20_000  # of SQLite's virtual machine between two checks of the interrupt flag: about a millisecond
-SQLITE_LOG_BYTES = 32 * 1024 * 1024  # of the write-ahead log when SQLite reuses it: twice its usual size
-# Before this version, a checkpoint by one process during a write by another can damage the file.
+# SQLite's virtual machine runs this many steps between two checks of the interrupt flag, in about a millisecond.
+SQLITE_STEPS = 20_000
+# SQLite truncates its write-ahead log to this size, twice the usual one, when it reuses the log.
+SQLITE_LOG_BYTES = 32 * 1024 * 1024
+# In earlier versions, a checkpoint by one process during a write by another can damage the database file.
 SAFE_SQLITE = (3, 51, 3)
-SQLITE_CHECKPOINT_PAGES = 4_000  # 16 MB of log, so that bulk writes cause few checkpoints
-# asyncpg sends each statement without a name, so that none is left behind in the pooler's connections.
+# A checkpoint runs after each 16 MB of write-ahead log, so that bulk writes cause few checkpoints.
+SQLITE_CHECKPOINT_PAGES = 4_000
+# With these options, asyncpg sends statements without a name, so that none is left behind in the pooler's connections.
 WITHOUT_KEPT_STATEMENTS = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
-# With the readers, 20 connections per worker: 4 workers fit PostgreSQL's default of 100.
+# Together with its readers, a worker has 20 connections, so that 4 workers stay below PostgreSQL's default of 100.
 POSTGRESQL_WRITERS = 10
-# PostgreSQL ends a statement that exceeds the deadline of its read by this much, in case the worker is gone.
+# PostgreSQL ends a statement that exceeds the deadline of its read by this much, in case the worker has died.
 STATEMENT_GRACE_SECONDS = 1.0
 
 
 class Lane(Enum):
     """The class of a read by its cost. A read waits only for reads of its own lane."""
 
-    POINT = "point"  # a few rows found by an index, such as those of a sign-in
-    LIST = "list"  # a page of a list, including the count of its rows
-    COSTLY = "costly"  # each row of a table is searched, or tested many times
+    # A point read finds a few rows by an index, as a sign-in does.
+    POINT = "point"
+    # A list read returns a page of a list and counts the rows of the whole list.
+    LIST = "list"
+    # A costly read searches every row of a table, or tests each row many times.
+    COSTLY = "costly"
 
 
-# Connections of each worker.
+# The number of connections that each worker has for each lane.
 POINT_READERS = 5
 LIST_READERS = 3
-COSTLY_READERS = 2  # the fewest: more would only compete for the processor with one another and with everything else
+COSTLY_READERS = 2  # more costly reads would compete for the processor with one another and with everything else
 READERS: Mapping[Lane, int] = {Lane.POINT: POINT_READERS, Lane.LIST: LIST_READERS, Lane.COSTLY: COSTLY_READERS}
 
 
@@ -76,7 +83,7 @@ class Engines:
 
     writer: AsyncEngine
     readers: Mapping[Lane, AsyncEngine]
-    # The statement that begins the transaction of a read through the driver itself; empty if it needs none.
+    # The statement that begins the transaction of a read that bypasses SQLAlchemy; empty if no transaction is needed.
     begin_read: str = ""
 
     async def dispose(self) -> None:
@@ -90,16 +97,17 @@ def path_of(url: str, suffix: str = "") -> Path:
 
 
 def sqlite_is_safe(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
-    """Return whether several processes may write to one file."""
+    """Return whether several processes may write to one file with this version of SQLite."""
     return version >= SAFE_SQLITE
 
 
 def open_sqlite(url: str) -> Engines:
-    """Return the engines of a database file, whose folder is created. Raises OSError."""
+    """Return the engines of a SQLite file, and create its folder and the file if needed. Raises OSError."""
     path = path_of(url)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(OSError):  # opening the file reports the problem better
-        # So that other users of the machine cannot read it. SQLite gives its other files the same mode.
+    # With this mode, other users of the machine cannot read the file. SQLite gives its other files the same mode.
+    # Errors are ignored, because opening the database reports them better.
+    with suppress(OSError):
         path.touch(mode=0o600)
 
     def engine(size: int, pragmas: Sequence[str]) -> AsyncEngine:
@@ -135,7 +143,7 @@ def open_postgresql(url: str, read_seconds: float, *, has_pooler: bool = False) 
         connect_args |= WITHOUT_KEPT_STATEMENTS
 
     def engine(size: int, pool_seconds: float, settings: dict[str, str], **options: Any) -> AsyncEngine:
-        # As settings of a direct connection, they cost no round trip.
+        # A direct connection takes the settings when it is opened, without an additional round trip.
         at_connect = {} if has_pooler else settings
         server_settings = {"application_name": "marquee", **given.server_settings, **at_connect}
         made = create_async_engine(
@@ -150,26 +158,26 @@ def open_postgresql(url: str, read_seconds: float, *, has_pooler: bool = False) 
         if has_pooler:
             event.listen(made.sync_engine, "begin", partial(_set_in_transaction, settings))
         else:
-            # Before SQLAlchemy's own first statements, which a pooler may mix up.
+            # This runs before SQLAlchemy's own first statements, which a pooler may mix up.
             event.listen(made.sync_engine, "connect", partial(_require_settings, settings), insert=True)
         return made
 
     def reader(lane: Lane) -> AsyncEngine:
         settings = reader_settings(lane)
         if has_pooler:
-            # Not interruptible: after a cancelled BEGIN, it is unknown whether a transaction is open.
+            # These reads are not interruptible: after a cancelled BEGIN, it is unknown whether a transaction is open.
             return engine(READERS[lane], POOL_TIMEOUT_SECONDS, settings, isolation_level="READ COMMITTED")
-        # One round trip for each statement: a read of one statement needs no BEGIN and ROLLBACK around it.
+        # Autocommit saves round trips: a read of one statement needs no BEGIN and ROLLBACK around it.
         return _interruptible(engine(READERS[lane], POOL_TIMEOUT_SECONDS, settings, isolation_level="AUTOCOMMIT"))
 
     def reader_settings(lane: Lane) -> dict[str, str]:
-        # jit costs planning time and gains nothing for statements this short.
+        # JIT compilation costs planning time and gains nothing for statements this short.
         settings = {"jit": "off", "statement_timeout": _milliseconds(read_seconds + STATEMENT_GRACE_SECONDS)}
         if lane is Lane.COSTLY:
-            # A read on several cores would take them from the cheaper lanes.
+            # A parallel read would take processor cores from the cheaper lanes.
             settings["max_parallel_workers_per_gather"] = "0"
         if has_pooler:
-            # A frozen worker would keep one of the pooler's connections.
+            # Without this limit, a frozen worker would keep one of the pooler's connections.
             settings["idle_in_transaction_session_timeout"] = _milliseconds(IDLE_IN_TRANSACTION_SECONDS)
         return settings
 
@@ -206,7 +214,7 @@ def _set_in_transaction(settings: Mapping[str, str], connection: Connection) -> 
 def _require_settings(settings: Mapping[str, str], dbapi_connection: Any, _: Any) -> None:
     """Raise PoolerFound unless the settings of a new connection are in effect.
 
-    PgBouncer refuses them, or drops those that its `ignore_startup_parameters` names.
+    PgBouncer refuses settings at connect, or drops those that its `ignore_startup_parameters` lists.
     """
     expected = f"'{settings['statement_timeout']} ms'::interval"
     query = f"SELECT current_setting('statement_timeout')::interval = {expected}"
@@ -228,7 +236,7 @@ def _require_settings(settings: Mapping[str, str], dbapi_connection: Any, _: Any
 
 
 def _require_files(options: Mapping[str, str]) -> None:
-    """Raise SettingsError, because the driver's own error does not name the file."""
+    """Raise SettingsError for a file that cannot be read. The driver's own error would not name the file."""
     for name in postgresql_urls.FILES:
         if name in options and not (Path(options[name]).is_file() and os.access(options[name], os.R_OK)):
             raise SettingsError(f"DATABASE_URL: expected a readable file for the option {name}.")
@@ -261,11 +269,13 @@ def _milliseconds(seconds: float) -> str:
 
 # --- interrupted reads
 
-_INTERRUPT = "interrupt"  # the key of a SQLite connection's flag, which its thread checks while a statement runs
+# The key under which the interrupt flag of a SQLite connection is stored. The connection's thread checks the flag while
+# a statement runs.
+_INTERRUPT = "interrupt"
 
 
 def _interruptible(engine: AsyncEngine) -> AsyncEngine:
-    """Keep connections after a cancelled read: both drivers can use them again once the statement has ended."""
+    """Keep connections after a cancelled read, because both drivers can use them again once the statement has ended."""
     event.listen(engine.sync_engine, "handle_error", _on_error)
     return engine
 
@@ -329,7 +339,8 @@ def _has_words(words: str, *texts: str | None) -> bool:
     """Return whether each of `words`, which are lowercase and separated by spaces, occurs in one of the texts, ignoring
     case.
 
-    `repository.generic.filter_sql` calls it once per row, because a call of Python costs more than the search.
+    `repository.generic.filter_sql` calls this SQL function once per row, because a call from SQLite into Python costs
+    more than the search.
     """
     searched = without_case("\n".join([text for text in texts if text is not None]))
     for word in words.split(" "):  # noqa: SIM110 (a generator would double the time of a search)

@@ -30,7 +30,7 @@ _SIZE = func.length(models.events.c.payload) + func.coalesce(func.length(models.
 
 
 async def head(database: Database) -> Head:
-    """Return the log's identity and newest number. Raises Unavailable."""
+    """Return the log's epoch and its newest number. Raises Unavailable."""
     found = await database.fetch(HEAD)
     if not found:
         raise Unavailable("The log has no head")
@@ -57,7 +57,7 @@ async def oldest(database: Database) -> int | None:
 
 
 async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: int) -> list[Event]:
-    """Return the next events after `seq`, in order: at most `max_rows`, and `max_bytes` unless one alone is larger.
+    """Return the next events after `seq`, in order: at most `max_rows`, and `max_bytes` unless the first is larger.
 
     The caller must check that the first number is `seq + 1`; otherwise the log no longer reaches back to `seq`.
     """
@@ -137,8 +137,8 @@ async def prune(database: Database, *, keep_rows: int, keep_bytes: int, older_th
 async def renew_epoch(database: Database, present: str | None = None) -> str:
     """Give the log a new epoch, as after restoring a backup: every position that a client holds becomes invalid.
 
-    With `present`, do so only while that is still the epoch, so that only one of several workers changes it. Return the
-    epoch that was generated, whether or not it was stored.
+    With `present`, do so only if `present` is still the epoch, so that only one of several workers changes it. Return
+    the epoch that was generated, whether or not it was stored.
     """
     epoch = new_epoch()
 

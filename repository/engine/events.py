@@ -11,7 +11,7 @@ class Event:
     """A committed event. `payload` and `before` are encoded JSON, shared by the log, the bus and the sockets.
 
     `before` holds the deleted row, or only the former values of the changed fields of an updated row. For a bulk
-    operation it is a list of these.
+    operation, `before` is a list with such an entry for each row.
     """
 
     epoch: str

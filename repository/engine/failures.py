@@ -13,7 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core.texts.shortened import shortened
 
-MAX_REASON_LENGTH = 300  # of a driver's message in a log event
+MAX_REASON_LENGTH = 300  # a driver's message is shortened to this length in log events
 DATABASE_ERRORS: tuple[type[Exception], ...] = (
     DBAPIError,
     PoolTimeout,
@@ -29,7 +29,7 @@ FAILING_DISK = "the disk fails"
 TABLE_CHANGED = "a table has changed"
 TABLE_MISSING = "a table is missing"
 COLUMN_MISSING = "a column is missing"
-COLUMN_CHANGED = "a column has another type"
+COLUMN_CHANGED = "a column has an unexpected type"
 TABLE_FORBIDDEN = "the service's role may not use a table"
 _LASTING = frozenset(
     (DAMAGED_FILE, DAMAGED_DATABASE, FAILING_DISK, TABLE_CHANGED, TABLE_MISSING, COLUMN_MISSING, COLUMN_CHANGED,
@@ -37,13 +37,13 @@ _LASTING = frozenset(
 )  # fmt: skip
 POOLER = "PgBouncer is in front of the database; set DATABASE_POOLER=on, or connect to PostgreSQL directly"
 POOLER_MODE = "PgBouncer runs in statement mode; set its pool_mode to transaction or session"
-# Parts of PgBouncer's messages, whose states have other meanings, too.
+# Parts of PgBouncer's error messages. The SQLSTATEs of these errors do not suffice, because other errors share them.
 _OF_POOLERS = {"unsupported startup parameter": POOLER, "statement pooling mode": POOLER_MODE}
-# The messages of readiness, by the first characters of the SQLSTATE (PostgreSQL manual, appendix A) or by a part of
-# SQLite's message. All of these errors come from the database's environment, not from our SQL and types.
+# What `/readyz` reports for an error, by the first characters of the SQLSTATE (PostgreSQL manual, appendix A) or by a
+# part of SQLite's message. All these errors come from the database's environment, not from our SQL and types.
 _FOREIGN_STATES = {
     "08": "the connection to the database is lost",
-    "25006": "the database is read-only",  # as after a failover
+    "25006": "the database is read-only",  # for example after a failover
     "25P03": "the database ended an idle transaction",
     "0A000": TABLE_CHANGED,
     "22P02": COLUMN_CHANGED,
@@ -81,11 +81,12 @@ _FOREIGN_ON_SQLITE = {
 }
 _REFUSED_STATES = ("40",)  # serialization failure, deadlock
 _REFUSED_ON_SQLITE = ("database is locked", "database table is locked")
-_WAITED_STATES = ("57014", "55P03")  # statement and lock time-outs
-# Connection exceptions; a terminated connection; an idle session that was ended; a plan that is invalid, or made for
-# other types, because a table has changed.
+# The states of statement time-outs and lock time-outs.
+_WAITED_STATES = ("57014", "55P03")
+# The states of connection exceptions, terminated connections, ended idle sessions, and prepared plans that are invalid,
+# or made for other types, because a table has changed.
 _STALE_STATES = ("08", "57P01", "57P05", "0A000", "42804", "42883")
-# A connection keeps prepared statements, which a change of a table makes invalid, even after the change is undone.
+# A change of a table makes the prepared statements of a connection invalid, even after the change is undone.
 _SCHEMA_STATES = ("0A000", "42", "3F000")
 
 
@@ -94,19 +95,19 @@ class PoolerFound(asyncpg.InterfaceError):  # type: ignore[misc]  # asyncpg has 
 
 
 def _driver_error(error: BaseException) -> BaseException:
-    """Return the driver's own error, also if SQLAlchemy has wrapped it."""
+    """Return the driver's own error, even if SQLAlchemy has wrapped it."""
     if not isinstance(error, DBAPIError) or error.orig is None:
         return error
     return error.orig.__cause__ or error.orig
 
 
 def _state(error: BaseException) -> str:
-    # SQLAlchemy does not copy the state of an invalid plan to its own error.
+    # SQLAlchemy does not copy the SQLSTATE of an invalid plan to its own error, so read the driver's error.
     return str(getattr(_driver_error(error), "sqlstate", None) or "")
 
 
 def _message(error: BaseException) -> str:
-    """Return SQLite's message in lowercase, or an empty string for another database, whose errors have states.
+    """Return SQLite's message in lowercase, or an empty string for PostgreSQL, whose errors have SQLSTATEs.
 
     SQLAlchemy's own message repeats the values of the statement, which a client can choose.
     """
@@ -119,7 +120,7 @@ def pooler_problem(error: BaseException) -> str | None:
     inner = _driver_error(error)
     if isinstance(inner, PoolerFound):
         return POOLER
-    # The state depends on whether the connection was already open.
+    # The SQLSTATE is not checked, because it depends on whether the connection was already open.
     if not isinstance(inner, asyncpg.PostgresConnectionError):
         return None
     return next((words for part, words in _OF_POOLERS.items() if part in str(inner)), None)
@@ -162,7 +163,7 @@ def _words(error: BaseException) -> str | None:
 
 
 def _does_not_fit(inner: BaseException) -> bool:
-    """Return whether asyncpg could not encode a value for its column. Errors of the server are subclasses."""
+    """Return whether asyncpg could not encode a value for its column. The server's data errors are subclasses."""
     return type(inner) is asyncpg.DataError
 
 
@@ -189,9 +190,10 @@ def is_stale(error: BaseException | None) -> bool:
 
 
 def may_run_again(error: BaseException) -> bool:
-    """Return whether the transaction may run again. After waiting for a connection or a lock, it would wait again."""
+    """Return whether to run the transaction again: not if it timed out while waiting, because it would wait again."""
     has_waited = isinstance(error, PoolTimeout) or _state(error).startswith(_WAITED_STATES)
-    # On SQLite, a full disk or a missing table lasts; on PostgreSQL, a void plan and a lost connection do not.
+    # On SQLite, errors of the environment last, such as a full disk or a missing table. On PostgreSQL, an invalid plan
+    # or a lost connection does not last.
     is_sqlite = isinstance(_driver_error(error), sqlite3.Error)
     return is_refused(error) or (is_foreign(error) and not has_waited and not is_sqlite)
 

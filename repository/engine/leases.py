@@ -1,4 +1,4 @@
-"""Leases: of all workers, only one does a task at a time, timed by the database's clock, which all of them share."""
+"""Leases, which let one worker at a time do a task. They are timed by the database's clock, which all workers share."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def now_in_seconds(*, is_sqlite: bool) -> ColumnElement[Any]:
 def has_expired(
     until: ColumnElement[Any], longest_seconds: float | ColumnElement[Any], *, is_sqlite: bool
 ) -> ColumnElement[bool]:
-    """Return the SQL condition that a lease of at most `longest_seconds` is over.
+    """Return the SQL condition for a lease of at most `longest_seconds` that is over.
 
-    A lease that ends later than one taken now was taken before the clock was set back, and counts as over.
+    If a lease ends later than a lease taken now would, it was taken before the clock was set back, and counts as over.
     """
     now = now_in_seconds(is_sqlite=is_sqlite)
     return or_(until < now, until > now + (longest_seconds + CLOCK_GRACE_SECONDS))
 
 
 async def take(database: Database, name: str, owner: str, seconds: float) -> bool:
-    """Take the lease for `seconds`; it is never released earlier. Return False while any worker holds it."""
+    """Take the lease for `seconds`; nothing releases it earlier. Return False while any worker holds the lease."""
 
     async def work(tx: Transaction) -> bool:
         table = models.leases

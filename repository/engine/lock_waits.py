@@ -1,4 +1,4 @@
-"""How long the writes of this process have been waiting for the lock that every write takes, for `/readyz`."""
+"""Measures how long the writes of this process have been waiting for the lock that every write takes, for `/readyz`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class LockWaits:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time that the block takes as a wait."""
+        """Treat the duration of the block as a wait."""
         self._next += 1
         number = self._next
         self._since[number] = time.monotonic()

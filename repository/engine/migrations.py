@@ -18,7 +18,7 @@ from repository.engine.database import Database
 from repository.engine.event_log import HEAD_ID, new_epoch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# Workers that start at the same time migrate one after another. The number is arbitrary.
+# The advisory lock that makes workers migrate one after another when they start together. The number is arbitrary.
 POSTGRESQL_LOCK = 7_243_001
 MAX_ATTEMPTS = 20
 RETRY_PAUSE_SECONDS = 0.1
@@ -47,7 +47,7 @@ async def migrate(database: Database) -> None:
         except failures.DATABASE_ERRORS as error:
             if (problem := failures.pooler_problem(error)) is not None:
                 raise SettingsError(f"DATABASE_URL: {problem}.") from error
-            # SQLite does not wait for a lock while several processes switch a new file to WAL.
+            # While several processes switch a new file to WAL, SQLite fails without waiting for a lock, so try again.
             if not failures.is_refused(error):
                 raise
             await asyncio.sleep(RETRY_PAUSE_SECONDS)
@@ -55,7 +55,7 @@ async def migrate(database: Database) -> None:
 
 
 async def _migrate(database: Database) -> None:
-    async with database.begin() as (connection, _):  # on SQLite, other processes wait here
+    async with database.begin() as (connection, _):  # on SQLite, other processes that migrate wait here
         if not database.is_sqlite:
             await engines.require_utf8(connection)
             await engines.lift_limits(connection)

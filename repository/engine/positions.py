@@ -1,7 +1,7 @@
 """Positions in the event log as clients write them: `<epoch>:<seq>`, or a number and its epoch separately. Pure.
 
-A number alone is rejected, because after a restored backup it could continue in another log, in which the same number
-belongs to another event.
+A number without its epoch is rejected, because after a backup has been restored the same number may belong to another
+event.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def parse_written(value: Any) -> Written | None:
 
 
 def position_of(written: Written | None, epoch: str | None, *, together: str, beside: str) -> Head | None:
-    """Return the position, or None when none is given. `together` and `beside` show the two forms in messages.
+    """Return the position, or None when none is given. `together` and `beside` show both forms in error messages.
 
     Raises Incomplete.
     """

@@ -1,8 +1,8 @@
-"""The check of rights in a writing transaction: the session is open, and the account active and in no lower group.
+"""The check of rights in a write: the session must be open, the account active, and its group no lower than before.
 
 A request is authenticated before its body is read and its transaction begins. The check in the transaction, under the
-lock on the head of the log, finds what has changed since then. Every transaction that takes rights away has an event.
-Therefore no event of a request comes after the event that took its writer's rights away.
+lock on the head of the log, finds what has changed since then. Every transaction that takes rights away emits an event,
+and so takes the same lock. Therefore no event of a request comes after the event that took its writer's rights away.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from core.identity import CLOCK_LEEWAY_SECONDS, Group, Identity
 from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
 
-# Every request with a token runs this, so it reads the account and the session in one statement.
+# Every request with a token runs this statement, so it reads the account and the session together.
 ACCOUNT_OF_SESSION = statement(
     'SELECT users."group", users.is_active, users.username FROM sessions JOIN users ON users.id = sessions.user_id'
     " WHERE sessions.id = $1 AND sessions.user_id = $2 AND sessions.ended_at IS NULL"

@@ -15,5 +15,8 @@ class Statement:
 
 
 def statement(text: str) -> Statement:
-    """Return a statement from SQL text with `$1`, `$2`, … in order, each once, cast where PostgreSQL requires it."""
+    """Return the statement for SQL text with parameters `$1`, `$2`, and so on.
+
+    Each parameter must appear once and in order, with a cast where PostgreSQL requires one.
+    """
     return Statement(re.sub(r"\$[0-9]+(::[a-z]+)*", "?", text), text)

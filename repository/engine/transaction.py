@@ -15,11 +15,11 @@ from repository.engine.events import Head
 from repository.engine.lock_waits import LockWaits
 from repository.engine.statement import Statement
 
-# Clients usually limit frames to 1 MiB; the rest is room for what surrounds the rows.
+# Clients usually limit frames to 1 MiB; the difference leaves room for the rest of the frame.
 MAX_EVENT_BYTES = 768 * 1024
 MAX_EVENT_ITEMS = 1_000
-# Enough for the largest body of a bulk operation (10 MiB) with the fields that the service adds to 10,000 rows. Without
-# a limit, a request of 45 kB that edits 10,000 long rows would write 386 MB.
+# This is enough for the largest body of a bulk operation (10 MiB) with the fields that the service adds to 10,000 rows.
+# Without a limit, a request of 45 kB that edits 10,000 long rows would write 386 MB.
 MAX_TRANSACTION_BYTES = 16 * 1024 * 1024
 
 
@@ -38,10 +38,10 @@ class Draft(NamedTuple):
 
 @dataclass(slots=True)
 class Transaction:
-    """The argument of the work that `Database.write` runs. Only its `emit` methods send events to watchers.
+    """A transaction, as `Database.write` passes it to its work. Only the `emit` methods send events to watchers.
 
     `writer` is the client on whose behalf the transaction writes. It must still have its rights when the transaction
-    ends (`repository.engine.rights`); None writes without that check. `address` is the client's IP address, for the
+    ends (`repository.engine.rights`); with None, no rights are checked. `address` is the client's IP address, for the
     audit trail.
 
     The functions in `on_position` are called just before COMMIT, with the position of the transaction's last event, or
@@ -64,7 +64,7 @@ class Transaction:
     async def driver(self) -> Any:
         """Return the driver's connection (aiosqlite or asyncpg), inside this transaction, for the bulk paths.
 
-        On asyncpg, SQLAlchemy begins the transaction with its first statement; without that, each raw statement
+        On asyncpg, SQLAlchemy begins the transaction with its own first statement. Without one, each raw statement
         would commit on its own.
         """
         if self._driver is None:
@@ -80,7 +80,7 @@ class Transaction:
         driver = await self.driver()
         if self.is_sqlite:
             await driver.executemany(statement.sqlite, rows)
-        elif len(rows) == 1:  # cheaper than a batch of one
+        elif len(rows) == 1:  # one statement is cheaper than a batch of one
             await driver.execute(statement.postgresql, *rows[0])
         else:
             await driver.executemany(statement.postgresql, rows)
@@ -149,7 +149,7 @@ def require_fits(size: int) -> None:
     if size > MAX_TRANSACTION_BYTES:
         raise ContentTooLarge(
             f"Expected at most {MAX_TRANSACTION_BYTES:,} bytes of rows to change in one request: change fewer rows at "
-            "a time, and first those that refer to them"
+            "a time, starting with the rows that refer to them"
         )
 
 

@@ -24,7 +24,7 @@ Edited = Sequence[Row | None]
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a row cannot be stored."""
+    """The reason why a row cannot be stored."""
 
     column: str
     message: str
@@ -51,14 +51,14 @@ async def find(tx: Transaction, resource: Resource, items: Items, *, edits: Edit
     """Return the items that cannot be stored, by position.
 
     Of several items with the same unique value, only the first can be stored. `edits` holds, for each item, the stored
-    row that it edits, or None if there is no such row; an item without a row takes no value. For new rows, `edits` is
-    empty.
+    row that it edits, or None if there is no such row. An item without a row does not take its unique value.
+    For new rows, `edits` is empty.
     """
     refused: dict[int, Refusal] = {}
     for parent in resource.parents:
         refused |= await _without_parent(tx, parent, items)
     for key, column in resource.keys.items():
-        # An item that is refused for another reason leaves its value to the others.
+        # An item that is refused for another reason leaves its unique value to the other items.
         stored = {index: item for index, item in enumerate(items) if index not in refused and column in item}
         refused |= await _taken(tx, resource, key, column, stored, edits)
     return refused
@@ -84,7 +84,7 @@ async def _taken(
     tx: Transaction, resource: Resource, key: str, column: str, items: Mapping[int, Row], edits: Edited
 ) -> dict[int, Refusal]:
     edited = {index: edits[index] for index in items} if edits else {}
-    # When a row is named twice, only its last edit counts.
+    # When several items edit the same row, only the last one counts.
     last = {row["id"]: index for index, row in edited.items() if row is not None}
     wanted = {index: unique_key(items[index][column]) for index in (sorted(last.values()) if edits else items)}
     if not wanted:

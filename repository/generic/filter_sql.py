@@ -1,4 +1,4 @@
-"""Filters as SQL, with the meaning of `core/filters.py` on both databases."""
+"""Filters as SQL, with the same meaning as in `core/filters.py` on both databases."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from core.filters import COMPARISONS, Condition, FieldType, Filter, Op, without_case
 
-MAX_LIGHT_CONDITIONS = 4  # this many comparisons cost about as much as counting the row
+MAX_LIGHT_CONDITIONS = 4  # this many comparisons cost about as much as counting the row that they test
 
 
 def is_costly(wanted: Filter) -> bool:
@@ -38,14 +38,14 @@ def is_costly(wanted: Filter) -> bool:
 
 
 def _weight(condition: Condition) -> int:
-    """Return the cost of a condition, in comparisons with a number. Lists of strings are decoded for each value."""
+    """Return the cost of a condition; comparing a number costs 1. A list of strings is decoded for each value."""
     if condition.field.kind is not FieldType.STRINGS:
         return 1
     return 2 * len(condition.value) if isinstance(condition.value, tuple) else 2
 
 
 def where(table: Table, wanted: Filter, *, is_sqlite: bool) -> ColumnElement[bool]:
-    """Return the condition that a row matches the filter."""
+    """Return the SQL condition for rows that match the filter."""
     clauses = [_clause(table, condition, is_sqlite) for condition in wanted.all]
     if wanted.any:
         groups = (and_(*(_clause(table, condition, is_sqlite) for condition in group)) for group in wanted.any)
@@ -54,7 +54,7 @@ def where(table: Table, wanted: Filter, *, is_sqlite: bool) -> ColumnElement[boo
 
 
 def search(table: Table, columns: Iterable[str], text: str, *, is_sqlite: bool) -> ColumnElement[bool]:
-    """Return the condition that each word of `text` occurs in one of the columns, ignoring case.
+    """Return the SQL condition that each word of `text` occurs in one of the columns, ignoring case.
 
     Lowercasing is most of the cost, so the columns are joined and lowercased once for all words. No word contains the
     line break that separates the columns.
@@ -81,7 +81,8 @@ def _lower(column: ColumnElement[str], is_sqlite: bool) -> ColumnElement[str]:
 def _clause(table: Table, condition: Condition, is_sqlite: bool) -> ColumnElement[bool]:
     column: ColumnElement[Any] = table.c[condition.field.column]
     if condition.field.kind is FieldType.INTEGER:
-        # Sent as the widest integer, so that a number beyond the column's range matches nothing instead of failing.
+        # The value is sent as the widest integer type, so that a value beyond the column's range matches nothing
+        # instead of failing.
         column = type_coerce(column, BigInteger)
     value = condition.value
     if condition.field.kind is FieldType.STRINGS:

@@ -1,4 +1,4 @@
-"""A POST repeated with the same `Idempotency-Key` gets the response to the first.
+"""Idempotency keys: a POST repeated with the same `Idempotency-Key` gets the response to the first POST.
 
 The response is stored in the transaction of its write: either both exist or neither does. Of two concurrent
 requests, the second waits for the COMMIT of the first.
@@ -48,9 +48,9 @@ async def once(
     work: Callable[[], Awaitable[StoredResponse]],
     headers_at: Callable[[Head], Mapping[str, str]],
 ) -> StoredResponse:
-    """Run `work`, or return the stored response. Raises InvalidInput when the key came with another request.
+    """Run `work`, or return the stored response. Raises InvalidInput when the key was used with another request.
 
-    `headers_at` returns headers to store besides those of the response, for the position of the last event.
+    `headers_at` returns, for the position of the last event, headers to store besides those of the response.
     """
     if claim is None:
         return await work()
@@ -82,6 +82,6 @@ async def once(
 
 
 async def forget(database: Database, older_than: datetime) -> int:
-    """Delete the keys from before `older_than` (timezone-aware). Return how many were deleted."""
+    """Delete the keys created before `older_than` (timezone-aware). Return how many were deleted."""
     table = models.idempotency_keys
     return await database.delete_without_events(table, table.c.created_at < utc_text(older_than))

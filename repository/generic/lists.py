@@ -27,16 +27,20 @@ from resources.resource import Resource
 from schemas import MAX_PROSE_LENGTH
 
 T = TypeVar("T")
-Order = tuple[tuple[str, bool], ...]  # (column, descending)
-MAX_LIGHT_OFFSET = 10_000  # a page beyond it skips more rows than most lists have
-MAX_KEPT_STATEMENTS = 256  # the shapes of plain lists differ mainly in their sort order
-MAX_PAGE_CHARACTERS = 4 * 1024 * 1024  # of the long texts of a page, which stays in memory until its client has read it
+# Each pair holds a column and whether its order is descending.
+Order = tuple[tuple[str, bool], ...]
+# A page beyond this offset skips more rows than most lists have.
+MAX_LIGHT_OFFSET = 10_000
+# Only statements without conditions are kept, which differ mainly in their sort order.
+MAX_KEPT_STATEMENTS = 256
+# The long texts of a page are limited, because the page stays in memory until its client has read it.
+MAX_PAGE_CHARACTERS = 4 * 1024 * 1024
 _SIZE, _SIZE_SO_FAR = "characters", "characters_so_far"
 
 
 @dataclass(frozen=True, slots=True)
 class ListRequest:
-    """The requested part of a list. `sort` holds pairs (column, descending); the page follows the id `after`."""
+    """The requested part of a list. `sort` holds pairs (column, descending); the page begins after the id `after`."""
 
     filter: Filter = EVERYTHING
     text: str = ""
@@ -61,25 +65,26 @@ class Listed(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a statement's text depends on besides its conditions. The first of `columns` must not be nullable."""
+    """What the SQL text of a list depends on besides its conditions. The first of `columns` must not be nullable."""
 
     table: Table
     columns: tuple[str, ...]
     order: Order
     by_owner: bool = False
     after: bool = False
-    is_measured: bool = False  # whether each row comes with the number of characters in the page up to and including it
+    # Whether each row comes with the number of characters in the long texts of the page up to and including that row.
+    is_measured: bool = False
 
 
 def _number(name: str) -> ColumnElement[int]:
-    # The widest type, so that an offset beyond the end of any table is not an error.
+    # The widest integer type is used, so that even a huge offset is not an error.
     return sa.bindparam(name, type_=sa.BigInteger)
 
 
 def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
     """Return a query for epoch, seq, total and the columns of each row of the page, which are null for an empty page.
 
-    The columns are given as text: compiling them as objects would take longer than the databases need for the page.
+    The columns are given as text, because compiling objects would take longer than the databases need for the page.
     """
     table, head = shape.table, models.event_head
     if shape.by_owner:
@@ -117,12 +122,12 @@ def _measured(page: sa.Select[Any], shape: Shape, names: Iterable[str]) -> sa.Se
 
 
 def _long_texts(shape: Shape) -> list[sa.Column[Any]]:
-    """Return the columns of a list that hold long texts: only the schema of the body limits their length."""
+    """Return the columns of a list with long texts, whose length is limited only by the schema of the body."""
     return [column for column in shape.table.columns if column.name in shape.columns and isinstance(column.type, Text)]
 
 
 def _needs_measure(shape: Shape, limit: int | None) -> bool:
-    """Return whether `limit` rows may exceed MAX_PAGE_CHARACTERS. Most pages are too short for that."""
+    """Return whether `limit` rows may exceed MAX_PAGE_CHARACTERS. Most pages have too few rows for that."""
     return (limit or 0) * len(_long_texts(shape)) * MAX_PROSE_LENGTH > MAX_PAGE_CHARACTERS
 
 
@@ -131,13 +136,13 @@ def _columns(of: str, names: Iterable[str]) -> sa.TextClause:
 
 
 def _order(of: str, order: Order) -> sa.TextClause:
-    # Rows without a value come last in both directions; the defaults of the databases differ.
+    # Rows without a value come last in both directions. This is explicit, because the defaults of the databases differ.
     return sa.text(", ".join(f'"{of}"."{name}" {"DESC" if down else "ASC"} NULLS LAST' for name, down in order))
 
 
 @lru_cache(maxsize=MAX_KEPT_STATEMENTS)
 def _plain_text(shape: Shape, dialect: sa.Dialect) -> tuple[str, tuple[str, ...]]:
-    """Return the statement without conditions in the driver's form, and the names of its values."""
+    """Return the SQL text of a list without conditions, in the driver's form, and the names of its parameters."""
     compiled = _select(shape, sa.true()).compile(dialect=dialect)
     names = compiled.positiontup
     assert names is not None, "both drivers take values by position"
@@ -153,8 +158,8 @@ async def read(
 ) -> Listed[Sequence[Any]]:
     """Return the rows as tuples, in the form that `rows.from_driver` takes. Raises Unavailable and InvalidInput.
 
-    Without conditions, the most frequent case, the statement bypasses SQLAlchemy, which costs several times what the
-    databases need for a page.
+    Without conditions, the most frequent case, the statement bypasses SQLAlchemy, which would cost several times what
+    the databases need for a page.
     """
     if _needs_measure(shape, values["limit"]):
         shape = replace(shape, is_measured=True)
@@ -170,7 +175,7 @@ async def read(
                 return list(await driver.execute_fetchall(statement_text, given))
             return list(await driver.fetch(statement_text, *given))
         except Exception as error:
-            # SQLAlchemy has not seen the error, after which the connection may be unusable.
+            # SQLAlchemy has not seen the error, so tell it that the connection may be unusable.
             await connection.invalidate(error)
             raise
 
@@ -192,7 +197,7 @@ async def read(
 
 
 def lane_of(page: ListRequest) -> Lane:
-    """Return COSTLY for a list that searches, skips many rows or tests each row many times, otherwise LIST."""
+    """Return COSTLY for a request that searches, skips many rows or tests each row many times, otherwise LIST."""
     is_deep = page.offset > MAX_LIGHT_OFFSET
     return Lane.COSTLY if page.text or is_deep or filter_sql.is_costly(page.filter) else Lane.LIST
 
@@ -258,7 +263,7 @@ async def entities_of(
 
 def entity(row: sa.Row[Any]) -> dict[str, Any]:
     """Return an SQLAlchemy row as a plain dict."""
-    # Names that SQL reserves are a subclass of str, which the JSON encoder rejects as keys.
+    # SQLAlchemy names some columns with a subclass of str, which the JSON encoder rejects as a key.
     return {str(name): value for name, value in row._mapping.items()}
 
 

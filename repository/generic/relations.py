@@ -1,6 +1,6 @@
 """Updates the parents and children of a changed row, in the same transaction, with their events.
 
-A parent counts its children in a derived column, which does not raise its `version`. A child outlives its parent:
+A parent counts its children in a derived column; a new count does not raise its `version`. A child outlives its parent:
 deleting the parent clears the child's column by an ordinary edit, so that no user deletes what another user wrote.
 """
 
@@ -21,7 +21,8 @@ from repository.generic.versions import Row
 from resources.registry import children_of
 from resources.resource import Parent, Resource
 
-# Of all rows that one request deletes: as many as a bulk operation may change. On SQLite, other writes wait meanwhile.
+# One request may detach as many children from their parents as a bulk operation may change rows. On SQLite, other
+# writes wait meanwhile.
 MAX_RELEASED_CHILDREN = 10_000
 
 Items = Sequence[Row]
@@ -57,10 +58,10 @@ async def _orphan(tx: Transaction, child: Resource, column: str, ids: Sequence[i
     table = child.table
     chosen = rows.one_of(tx.is_sqlite, table.c[column], ids)
     last = 0
-    # In slices, because a parent may have more children than one event holds.
+    # The children are read in slices, because a parent may have more children than one event can hold.
     while True:
         page = select(table.c.id).where(chosen, table.c.id > last).order_by(table.c.id).limit(MAX_EVENT_ITEMS)
-        # Locked here, so that a child that left its parent meanwhile is not among them.
+        # The children are locked here, so that one that has left its parent meanwhile is not among them.
         found = list((await tx.connection.execute(page.with_for_update())).scalars())
         if not found:
             return

@@ -24,11 +24,11 @@ from resources.derived import keys_of, visible_columns
 
 T = TypeVar("T")
 FEW_ROWS = 100
-ROWS_PER_FETCH = 500  # before their size is checked: 500 rows of 40 kB are 20 MB
+ROWS_PER_FETCH = 500  # rows read before their size is checked; 500 rows of 40 kB are 20 MB
 MAX_KEPT_TABLES = 32
 Convert = Callable[[Any], Any]
 
-# Conversions by column type, for values that the drivers take or return in another form than clients see.
+# Conversions by column type, for values that drivers take or return in another form than clients see.
 _TO_SQLITE: Mapping[type, Convert] = {JSON: lambda value: orjson.dumps(value).decode()}
 _TO_POSTGRESQL = {**_TO_SQLITE, models.IsoDate: date.fromisoformat, models.UtcTime: datetime.fromisoformat}
 _FROM_DRIVER: Mapping[type, Convert] = {
@@ -72,7 +72,7 @@ def driver_values(
 async def insert(
     tx: Transaction, table: Table, names: Sequence[str], ids: Sequence[int], values: Sequence[tuple[Any, ...]], now: str
 ) -> None:
-    """Insert a row for each id: its values, from `driver_values`, in the columns `names`, and `now` as both times."""
+    """Insert a row for each id. `driver_values` makes `values` for the columns `names`; `now` is for both times."""
     driver = await tx.driver()
     columns = ["id", *names, "created_at", "updated_at"]
     moment: Any = now if tx.is_sqlite else datetime.fromisoformat(now)
@@ -95,7 +95,7 @@ def _forms(table: Table) -> tuple[list[str], list[tuple[str, Convert]]]:
 
 
 def from_driver(table: Table, found: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-    """Return entities from rows of all visible columns as the driver returns them, on either database. Pure."""
+    """Convert rows of all visible columns, as either driver returns them, to entities. Pure."""
     names, forms = _forms(table)
     entities = [dict(zip(names, values, strict=True)) for values in found]
     for name, form in forms:
@@ -138,7 +138,7 @@ def _long_columns(table: Table) -> list[int]:
 
 
 async def pick_locked(tx: Transaction, table: Table, random: Random, count: int) -> list[int]:
-    """Return up to `count` ids of existing rows, starting at a random id, locked until COMMIT. May be empty."""
+    """Return up to `count` ids of existing rows, starting at a random id, locked until COMMIT. It may return none."""
     lowest, highest = (await tx.connection.execute(select(func.min(table.c.id), func.max(table.c.id)))).one()
     if lowest is None:
         return []
@@ -148,10 +148,11 @@ async def pick_locked(tx: Transaction, table: Table, random: Random, count: int)
 
 
 async def write_back(tx: Transaction, table: Table, after: Sequence[Row], columns: Sequence[str]) -> None:
-    """Write these columns of the rows, found by their ids, and the unique keys made from them."""
+    """Write these columns of the rows, found by their ids, and the unique keys that are derived from the columns."""
     sources = {key: source for key, source in keys_of(table).items() if source in columns}
     if sources and len(after) > 1:
-        # Rows may swap values, so first give each row a key that no value has: case-folded keys contain no capitals.
+        # Rows may swap values, so first give each row a temporary key. No value has such a key, because the keys of
+        # values are case-folded and contain no capitals.
         for key in sources:
             moved = [(f"MOVED {row['id']}", row["id"]) for row in after]
             move = statement(f'UPDATE "{table.name}" SET "{key}" = $1 WHERE id = $2')  # noqa: S608 (names of our own tables)
@@ -165,7 +166,7 @@ async def write_back(tx: Transaction, table: Table, after: Sequence[Row], column
 
 
 async def off_the_loop(size: int, work: Callable[..., T], *arguments: Any) -> T:
-    """Run `work` and return its result, in a thread when `size` is so large that it would delay the sockets."""
+    """Run `work` and return its result, in a thread when `size` is so large that `work` would delay the sockets."""
     return work(*arguments) if size < FEW_ROWS else await asyncio.to_thread(work, *arguments)
 
 

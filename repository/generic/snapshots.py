@@ -1,7 +1,7 @@
-"""Reads a topic page by page, each page with the log number as of which it was read.
+"""Reads a topic page by page, each page with the log number at which it was read.
 
 A page is read by one statement, so its rows and its number belong together. Later pages show later states;
-`realtime.fanout.snapshot` turns them into one state.
+`realtime.fanout.snapshot` merges the pages into one state.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Source:
     table: Table
     public: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     exists: Callable[[], ColumnElement[bool]] = true
-    owner: str | None = None  # the column that names the user, where each user sees only their own rows
+    owner: str | None = None  # the column with the user id, if each user sees only their own rows
 
 
 SOURCES: Mapping[str, Source] = {
@@ -46,7 +46,7 @@ SOURCES: Mapping[str, Source] = {
 
 @dataclass(frozen=True, slots=True)
 class SnapshotPage:
-    """`rows` match the filter and follow the previous page by id; `is_last` says that no rows follow."""
+    """A page of a snapshot. `rows` match the filter and follow the previous page by id. With `is_last`, none follow."""
 
     head: Head
     rows: list[dict[str, Any]]
@@ -75,8 +75,8 @@ async def read_page(
         where.append(table.c.id <= until)
     head = models.event_head
     page = select(table).where(and_(*where)).order_by(table.c.id).limit(max_rows).subquery("page")
-    # Given as text, the columns come in the driver's form: converting them to objects costs more than reading them. The
-    # outer join returns the head even without rows.
+    # The columns are given as text, so that they come in the driver's form: converting them to objects costs more than
+    # reading them. The outer join returns the head even without rows.
     columns = text(", ".join(f'"page"."{name}"' for name in visible_columns(table)))
     query = select(head.c.epoch, head.c.seq, columns).select_from(head.outerjoin(page, true()))
     lane = Lane.COSTLY if filter_sql.is_costly(wanted) else Lane.LIST
@@ -93,7 +93,7 @@ def _entities(source: Source, found: Sequence[Sequence[Any]]) -> list[dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """A head of the log, and each topic's highest id at that number; None where ids are not in order of time."""
+    """The head of the log, and each topic's highest id at that moment, or None if its ids are not chronological."""
 
     head: Head
     highest: Mapping[str, int | None]

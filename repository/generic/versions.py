@@ -7,7 +7,7 @@ from typing import Any
 
 from core.errors import PreconditionFailed
 
-Row = Mapping[str, Any]  # by column
+Row = Mapping[str, Any]  # the values of a row by column
 
 # The versions that If-Match allows; None allows any.
 IfMatch = frozenset[int] | None
@@ -17,7 +17,7 @@ BOOKKEEPING = frozenset({"version", "updated_at"})
 
 
 def require_version(name: str, row: Mapping[str, Any], if_match: IfMatch) -> None:
-    """Raise PreconditionFailed unless `if_match` allows the row's version. The message calls the row `name`."""
+    """Raise PreconditionFailed unless `if_match` allows the row's version. `name` is the kind of the row."""
     if if_match is not None and row["version"] not in if_match:
         raise PreconditionFailed(f"{name} {row['id']} is at version {row['version']} now")
 

@@ -41,7 +41,8 @@ class Stored:
 class Prepared:
     """Rows to insert, as far as they can be prepared before their ids and times are known.
 
-    `values` holds the columns `names`, ready for the driver; `encoded` the JSON of what clients see of them.
+    `values` holds the columns `names`, ready for the driver; `encoded` holds the JSON of the rows as clients see
+    them.
     """
 
     resource: Resource
@@ -78,7 +79,7 @@ class BulkResult(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """The entities that were stored, encoded, and why others were not, by position in the request."""
+    """The entities that were stored, encoded, and why other items were not stored, by position in the request."""
 
     encoded: list[bytes]
     refused: Mapping[int, Refusal]
@@ -232,7 +233,7 @@ async def edit_bulk(
 
 @dataclass(frozen=True, slots=True)
 class _Edited:
-    """The rows that a bulk edit changes, before and after; `encoded` holds all rows it names, in request order.
+    """The rows that a bulk edit changes, before and after; `encoded` holds all rows that it names, in request order.
 
     `encoded_before` holds the former values of the changed rows.
     """

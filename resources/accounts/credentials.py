@@ -13,8 +13,10 @@ from core.password_rules import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH
 from core.texts.normal import BLANK, INVISIBLE, PRIVATE_USE
 from schemas import PADDING, Answer, Body, IsoDate, Moment, Name, examples, normal, trimmed
 
-MAX_EMAIL_LENGTH = 254  # RFC 5321, section 4.5.3.1.3, without the angle brackets
-MAX_ONE_TIME_TOKEN_LENGTH = 128  # ours have 43 characters
+# RFC 5321, section 4.5.3.1.3, limits an address to this length, without the angle brackets.
+MAX_EMAIL_LENGTH = 254
+# The tokens of this service have 43 characters.
+MAX_ONE_TIME_TOKEN_LENGTH = 128
 
 # Characters whose normalised form contains @, / or a backslash.
 _NORMALISED_AWAY = r"\u2100\u2101\u2105\u2106\ufe68\ufe6b\uff0f\uff20\uff3c"
@@ -40,7 +42,8 @@ _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _ADDRESS = rf"{_ATOM}(?:\.{_ATOM})*@(?:{_LABEL}\.)+[A-Za-z](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])"
 _EMAIL = rf"^[{PADDING}]*{_ADDRESS}[{PADDING}]*$"
-# Special-use domains (RFC 6761), in which no public mail server exists. JSON Schema patterns have no flag for case.
+# Special-use domains (RFC 6761), in which no public mail server exists. JSON Schema patterns have no flag that
+# ignores case.
 _RESERVED = "|".join(
     "".join(f"[{letter}{letter.upper()}]" for letter in name)
     for name in ("arpa", "invalid", "local", "localhost", "onion", "test")
@@ -86,7 +89,7 @@ _WITH_PASSWORD: JsonDict = {"anyOf": [{"required": ["password"]}, {"required": [
 
 
 def _require_needed(body: Body) -> None:
-    """Raise ValueError unless each entry of `NEEDED` has a member that was sent."""
+    """Raise ValueError unless at least one member of each entry of `NEEDED` was sent."""
     for names, expected in body.NEEDED:
         if not body.model_fields_set.intersection(names):
             raise ValueError(expected)
@@ -125,8 +128,8 @@ RefreshToken = Annotated[str, Field(min_length=1, max_length=4_096)]
 
 
 class LoginBody(Body):
-    """A sign-in with `username`, which may also be an email address, or with `email`, and `password` or its alias
-    `hashedPassword`. `username` and `password` take precedence.
+    """A sign-in with `username` or `email`, and with `password` or its alias `hashedPassword`. `username` may also be
+    an email address. `username` and `password` take precedence.
     """
 
     model_config = examples({"username": "holly", "password": "third man 1949"}, allOf=[_NAMED, _WITH_PASSWORD])
@@ -212,14 +215,14 @@ class LinkBody(Body):
 
 
 class PendingConfirmation(Answer):
-    """What an emailed token is for. It has not been used yet; to use it, send it to `POST /auth/activate`."""
+    """The purpose of an emailed token that is not used up yet. To use the token, send it to `POST /auth/activate`."""
 
     purpose: Literal["activate", "email"] = Field(
         description="`activate`: activate the account. `email`: give the account this address"
     )
     username: str | None
     email: str = Field(description="The address to which the token was mailed")
-    detail: str = Field(description="What to do, in a sentence")
+    detail: str = Field(description="What to do next, in one sentence")
 
 
 class AddressBody(Body):
@@ -243,7 +246,7 @@ class ResetPasswordBody(Body):
 
 
 class MailPromise(Answer):
-    """The same response whether or not the account exists."""
+    """A response that is the same whether or not the account exists."""
 
     detail: str
 

@@ -12,14 +12,14 @@ from resources.accounts.credentials import Email, NewPassword, Phone, Username
 from schemas import Answer, Body, IsoDate, Moment, Name, Prose, examples
 
 EARLIEST_BIRTH = "1900-01-01"
-MIN_AGE_YEARS = 13  # below it many countries require parental consent, which this service cannot obtain
+MIN_AGE_YEARS = 13  # below this age, many countries require parental consent, which this service cannot obtain
 CURRENT_PASSWORD = "Required to change the user name or the email"  # noqa: S105 (no password)
-PROOFS = ("current_password", "password")  # the names of the current password; the first one given counts
+PROOFS = ("current_password", "password")  # the fields for the current password; the first one sent counts
 
 
 def latest_birth(today: date) -> str:
     """Return the latest date of birth of a user who is old enough on the day `today`. Pure."""
-    # MIN_AGE_YEARS before a leap year, there is no 29 February.
+    # The year that is MIN_AGE_YEARS before a leap year has no 29 February.
     day = 28 if (today.month, today.day) == (2, 29) else today.day
     return date(today.year - MIN_AGE_YEARS, today.month, day).isoformat()
 
@@ -92,7 +92,7 @@ class AccountPatch(Body):
     @model_validator(mode="after")
     def _named(self) -> AccountPatch:
         if self.username is None and self.email is None:
-            raise ValueError("expected at least one of username and email to remain")
+            raise ValueError("expected at least one of username and email, got null for both")
         return self
 
 
@@ -107,7 +107,7 @@ class OwnAccountPatch(AccountPatch):
 
 
 class NewAccountBody(AccountBody):
-    """An account that an admin creates; it is active at once."""
+    """An account that an admin creates; it is active immediately."""
 
     model_config = examples(
         {"username": "calloway", "password": "sewers of 1949", "group": "moderator"}, allOf=[_NAMED]
@@ -163,7 +163,7 @@ class ProfilePatch(Body):
 Picture = Annotated[
     bytes, Field(description="JPEG, PNG or WebP", json_schema_extra={"type": "string", "format": "binary"})
 ]
-# For forms, which can carry a file besides the fields. Examples show a binary field as text.
+# An example for forms, which can carry a file besides the fields. Examples show a binary field as text.
 _PICTURE_EXAMPLE: JsonDict = {"info": "Writes westerns.", "avatar": "(the bytes of a picture)"}
 
 
@@ -208,6 +208,6 @@ class Profile(Answer):
 
 
 def dumped(body: Body) -> dict[str, Any]:
-    """Return the fields to store, without passwords, group and picture: of a PATCH only those sent, else all."""
+    """Return the fields to store, without passwords, group and picture. Of a PATCH, return only the fields sent."""
     is_patch = isinstance(body, (AccountPatch, ProfilePatch))
     return body.model_dump(exclude_unset=is_patch, exclude={*PROOFS, "group", "avatar"})
