@@ -1,4 +1,4 @@
-"""Settings: an invalid one stops the start with one sentence that names it."""
+"""Settings: an invalid setting stops the start, with one sentence that names the setting."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_a_key_is_generated_once_and_readable_by_its_owner_only(tmp_path: Path) 
     key = secret_key(settings)
     assert len(key.encode()) >= 32
     assert secret_key(settings) == key
-    [kept] = (tmp_path / "deep").iterdir()  # no draft is left behind
+    [kept] = (tmp_path / "deep").iterdir()  # no temporary file is left behind
     assert kept.read_text() == key
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     elsewhere = load_settings(database_url=f"sqlite:///{tmp_path}/other/marquee.db")
