@@ -12,14 +12,14 @@ from tests.support.service import PASSWORD, Person, Watcher
 
 
 async def ok(request: Awaitable[httpx.Response], status: int = 200) -> Any:
-    """Return the JSON body of a response that must have this status."""
+    """Await a request, assert the status of the response, and return its JSON body."""
     response = await request
     assert response.status_code == status, response.text
     return response.json()
 
 
 def assert_problem(response: httpx.Response, status: int, *wanted: Sequence[Any]) -> None:
-    """Assert that a request was rejected with this status, and that its problems are at these locations, if any."""
+    """Assert that a request was rejected with this status and, if locations are `wanted`, with problems at these."""
     assert response.status_code == status, response.text[:500]
     assert response.headers["content-type"] == "application/json"
     if wanted:
