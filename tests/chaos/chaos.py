@@ -35,7 +35,7 @@ QUIET_SECONDS = 1.0  # wait this long after every watcher has the last event, in
 
 @dataclass(frozen=True)
 class Role:
-    """A kind of watcher; `share` is its number per hundred watchers."""
+    """A kind of watcher. `share` is the percentage of watchers that are of this kind."""
 
     share: int
     wish: Wish
@@ -200,7 +200,7 @@ async def _fault(fault: Fault, stage: Stage, progress: Progress, outcome: Outcom
 
 
 async def _all_caught_up(stage: Stage, watchers: Sequence[Watcher]) -> Log:
-    """Return the log, which must no longer grow, once every watcher has its last event or CATCH_UP_SECONDS passed."""
+    """Return the finished log once every watcher has its last event, or after CATCH_UP_SECONDS."""
     log = await read_log(stage.url)
 
     def behind() -> list[Watcher]:

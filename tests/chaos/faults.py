@@ -48,7 +48,7 @@ class Chaos:
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault that starts once `at` writes have begun. `target`, from 0 to 1, selects the worker, if it affects one."""
+    """A fault that starts once `at` writes have begun. `target`, from 0 to 1, selects the affected worker, if any."""
 
     at: int
     kind: str

@@ -53,7 +53,7 @@ def mark_of(row: Row) -> int:
 
 @dataclass(frozen=True)
 class Entry:
-    """An event of the log. `before` and `after` hold the rows that it touches, by id."""
+    """An event of the log. `before` and `after` map ids to the rows that the event touches."""
 
     frame: Frame
     before: Mapping[int, Row]
@@ -101,7 +101,7 @@ class Log:
 
 
 async def read_log(url: str) -> Log:
-    """Return the whole log; if its sequence numbers are not 1, 2, 3, …, this is one of its `problems`."""
+    """Return the whole log. If the sequence numbers are not 1, 2, 3, …, its `problems` report this."""
     connection = await asyncpg.connect(url)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):

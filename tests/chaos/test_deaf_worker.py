@@ -64,7 +64,7 @@ async def becomes(client: httpx.AsyncClient, service: Service, wanted: str, seco
     async def is_wanted() -> bool:
         return wanted in await status(client, service)
 
-    await eventually(is_wanted, f"readiness says {wanted}", seconds)
+    await eventually(is_wanted, f"readiness reports {wanted}", seconds)
 
 
 async def write_and_time(person: Person, written: dict[int, float]) -> None:
@@ -80,7 +80,7 @@ async def time_arrivals(watcher: Watcher) -> dict[int, float]:
     frame: dict[str, Any] = {"data": {"title": None}}
     while frame["data"]["title"] != LAST:
         frame = await watcher.next(60.0)
-        assert frame["data"]["id"] not in arrived, "each once"
+        assert frame["data"]["id"] not in arrived, "each event arrives once"
         arrived[frame["data"]["id"]] = time.monotonic()
     return arrived
 

@@ -29,7 +29,7 @@ SMALL_BUFFER_BYTES = 128 * 1024  # TCP itself would stall with a buffer smaller 
 
 
 class Texts:
-    """Parses each distinct frame once, because most watchers receive equal ones. Keeps no snapshots and windows."""
+    """Parses each distinct frame once: most watchers receive the same frames. Snapshots and windows are not kept."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, Frame] = {}
@@ -50,9 +50,9 @@ class Manner:
 
     kind: str
     leaves_after: int = 0  # disconnects after about this many frames, without a close frame
-    stays_away: float = 0.0  # then stays disconnected for up to this many seconds
+    stays_away: float = 0.0  # stays disconnected for up to this many seconds
     pauses_after: int = 0  # stops reading after about this many frames
-    pauses_for: float = 0.0  # then reads nothing for up to this many seconds
+    pauses_for: float = 0.0  # continues reading after up to this many seconds
     forgets: bool = False  # starts over after each reconnect, instead of resuming
 
 

@@ -128,7 +128,7 @@ async def sign_up(index: int, services: Sequence[Service], http: httpx.AsyncClie
 
 
 class Writer:
-    """A signed-in user that writes. `promised` holds the rows that successful POST requests returned."""
+    """A signed-in user who writes. `promised` holds the rows that successful POST requests returned."""
 
     def __init__(
         self, services: Sequence[Service], http: httpx.AsyncClient, token: str, progress: Progress, pause: float

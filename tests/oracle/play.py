@@ -32,13 +32,13 @@ from tests.support.resources import sql
 from tests.support.service import Person, Service
 
 EQUAL_SECONDS = 10.0
-WRITES_SECONDS = 60.0  # for all queued writes and all jobs to end
+WRITES_SECONDS = 60.0  # the time that queued writes and jobs have to end
 MAX_WAIT_SECONDS = 1.0
 STUCK_SECONDS = 120.0  # longer than any step may take
 LANES = 3
 ENVELOPE_BYTES = 1_000  # the most that a message on a socket adds to the body of a request
 BACKLOG = 8  # the next step is drawn once at most this many writes wait in a lane
-# 503 is not among them, because no database is ever down in these tests.
+# The expected statuses. 503 is missing, because no database is ever down in these tests.
 ANSWERS = frozenset({200, 201, 202, 204, 403, 404, 409, 429})
 PUBLIC = frozenset({"movies", "characters", "genres", "jobs"})
 

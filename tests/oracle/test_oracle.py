@@ -1,4 +1,4 @@
-"""At each quiet point, every watcher's view equals the REST list, whatever was written and however it was disturbed.
+"""At each quiet point, every watcher's view equals the REST list, despite random writes, cuts and pauses.
 
 ORACLE_EXAMPLES sets the number of plays; a failing play prints its steps.
 """

@@ -49,7 +49,7 @@ def shrink() -> None:
 
     def listen_with_small_buffers(settings: Settings) -> socket.socket:
         listener = listen(settings)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)  # accepted sockets inherit it
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)  # accepted sockets inherit this size
         return listener
 
     serving.listen = listen_with_small_buffers

@@ -76,7 +76,7 @@ class Known:
     registered: int = 0
 
     def pick(self, chance: Random, resource: str, who: int, number: int) -> list[int]:
-        """Return the ids of rows, most of which this writer may change; often new rows, which others may be reading."""
+        """Return ids of rows that this writer usually may change; often new rows, which others may be reading."""
         owners = self.owners[resource]
         own = [id_ for id_, owner in owners.items() if who == ADMIN or owner == self.user_ids[who]]
         pool = own if own and chance.random() < 0.95 else list(owners)
@@ -158,7 +158,7 @@ def _account_call(write: Write, known: Known, chance: Random) -> Call | None:
 
 
 def _crowded(chance: Random, write: Write, known: Known) -> int | None:
-    """Return the newest movie for most deletes of movies by the admin, because deleting it changes its characters."""
+    """Return the newest movie for most of the admin's deletes of movies: deleting it also changes its characters."""
     if write.resource == "movies" and write.who == ADMIN and chance.random() < 0.7:
         return max(known.owners["movies"], default=None)
     return None

@@ -21,12 +21,12 @@ from tests.support.documents import ROOT, bare, rows_of
 DOCUMENT = ROOT / "docs" / "architecture.md"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LAYERS: list[list[str]] = [line.split() for line in PROJECT["tool"]["marquee"]["layers"]]
-# The only files, or folders (with a trailing slash), that may import each outside package.
+# For each outside package, the only files or folders (with a trailing slash) that may import it.
 OWNERS: dict[str, list[str]] = PROJECT["tool"]["marquee"]["owners"]
 BESIDE_THE_LAYERS = ("clients", "bench", "tests")
 
 BOUND_NAME = re.compile(r"^MAX_\w+$|^\w+_(BYTES|EVENTS|MESSAGES|ITEMS)$")
-# Constants named like bounds that are none: initial values, watermarks, metrics, and sizes that an algorithm needs.
+# Constants that are named like bounds but are not: initial values, watermarks, metrics, and sizes in algorithms.
 NOT_BOUNDS = {
     "realtime.feed.redis_backend.MIN_BACKOFF_SECONDS",
     "realtime.wire.writer.LOW_WATER_BYTES",
@@ -124,7 +124,7 @@ def bounds(text: str) -> tuple[str, list[str]]:
     for name in known:
         wants_row = BOUND_NAME.match(name.rpartition(".")[2]) and name not in NOT_BOUNDS
         if wants_row and name not in rows:
-            problems.append(f"{name} is not in the table: add a row with what it bounds and what happens at it")
+            problems.append(f"{name} is not in the table: add a row with what it bounds and what happens at the bound")
     table = f"| {' | '.join(COLUMNS)} |\n|---|---|---|---|\n"
     for name in (name for name in known if name in rows):
         module, _, constant = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""The documents match the code: they cover every route, setting, frame and code, and nothing that does not exist."""
+"""The documents match the code: they cover all that clients and operators use, and nothing that does not exist."""
 
 from __future__ import annotations
 
@@ -124,7 +124,8 @@ def test_every_frame_is_documented_and_shown() -> None:
 
 
 def codes_of_replies() -> set[str]:
-    found = {Unauthenticated.code, Unavailable.code, Forbidden.code}  # errors that `auth` and `subscribe` pass on
+    # `auth` and `subscribe` pass these errors on.
+    found = {Unauthenticated.code, Unavailable.code, Forbidden.code}
     for tree in trees("realtime"):
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):

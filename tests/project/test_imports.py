@@ -133,7 +133,7 @@ def circles(root: Path) -> list[list[str]]:
 
 
 def test_every_declared_resource_is_in_the_registry() -> None:
-    """A resource whose file or constant has a different name than its table would be left out without an error."""
+    """A resource whose file or constant is not named after its table would be missing without an error."""
     declared = {
         (path.stem, target.id)
         for path in (ROOT / "resources").glob("*.py")
@@ -169,7 +169,7 @@ def test_tests_share_only_what_is_no_test_and_bench_shares_nothing_with_them() -
 
 def test_every_owner_uses_what_it_owns() -> None:
     used = {(each.package, each.path) for each in imports_of(ROOT)}
-    for package in OWNERS.keys() - {"aiosqlite", "asyncpg"}:  # drivers, which are selected by URL
+    for package in OWNERS.keys() - {"aiosqlite", "asyncpg"}:  # drivers, which database URLs select
         for owner in OWNERS[package]:
             assert any(name == package and path.startswith(owner) for name, path in used), f"{owner}: {package}"
 

@@ -21,7 +21,7 @@ from tests.support.service import ADMIN, Service, eventually
 
 ROWS = 40_000
 CLIENTS = 12
-PROMPT_SECONDS = 5.0  # on a busy machine; behind costly lists, a read would take half a minute
+PROMPT_SECONDS = 5.0  # enough on a busy machine; behind costly lists, a read would take half a minute
 # Each of the 190 conditions searches the twenty genres of every row, and all conditions are true.
 COSTLY = "/movies?" + "&".join(f"genre[ne]={number}" for number in range(190))
 FILL = {

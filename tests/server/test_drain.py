@@ -1,4 +1,4 @@
-"""Stop and restart the service: clients are told, neither takes long, and nothing is lost."""
+"""Stop and restart the service: clients are told to try again, neither takes long, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def small(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 
 
 async def test_a_stop_closes_every_connection_and_waits_for_no_client(small: Callable[..., Service]) -> None:
-    """The clients: watchers (some read nothing), half a request body, an idle connection and a stream; a job runs."""
+    """Stop with watchers (some read nothing), half a request body, an idle connection, a stream and a running job."""
     service = small().start()
     async with AsyncExitStack() as stack:
         alice = await stack.enter_async_context(service.person())
@@ -180,7 +180,7 @@ async def test_a_draining_service_is_not_ready_and_still_serves(small: Callable[
     service = small(DRAIN_SECONDS="5").start()
     async with service.person() as alice, service.watch() as watcher:
         stopping = asyncio.create_task(stop(service))
-        refused = await eventually(lambda: _not_ready(alice.http), "it is not ready", 4.5)
+        refused = await eventually(lambda: _not_ready(alice.http), "the service is not ready", 4.5)
         assert refused["checks"]["service"] == "stopping"
         await watcher.sees(await alice.add())
         async with service.watch() as late:
@@ -236,7 +236,7 @@ async def test_a_frozen_database_does_not_delay_a_stop(
                 write = asyncio.create_task(alice.http.post("/movies", json={"title": "The Third Man"}))
                 handshake = asyncio.create_task(service.watch().__aenter__())
                 await eventually(lambda: open_files(service.pid) > before, "the handshake is accepted")
-                await asyncio.sleep(0.2)  # until the service has read both requests and waits for the database
+                await asyncio.sleep(0.2)  # wait until the service has read both requests and waits for the database
                 assert await stop(service) < serving.STOP_SECONDS + 0.5
                 with pytest.raises(InvalidStatus) as refused:
                     await handshake
@@ -324,7 +324,7 @@ async def test_a_stop_calls_every_listener_while_a_timeout_expires() -> None:
                 await asyncio.Event().wait()
             finally:
                 is_expiring.set()
-                await asyncio.sleep(0.05)  # the clean-up takes a moment
+                await asyncio.sleep(0.05)  # simulate a clean-up that takes a moment
 
     stopping.on_stop += [lambda: called.append("first"), fails, lambda: called.append("last")]
     short = asyncio.create_task(wait(0.01, is_expiring))
@@ -441,7 +441,7 @@ async def test_workers_do_not_outlive_their_supervisor(small: Callable[..., Serv
 async def test_workers_that_are_starting_do_not_outlive_their_supervisor(small: Callable[..., Service]) -> None:
     service = small(WORKERS="2")
     starting = asyncio.create_task(asyncio.to_thread(service.start))
-    await eventually(lambda: service.log().count("worker started") == 2, "both are starting")
+    await eventually(lambda: service.log().count("worker started") == 2, "both workers are starting")
     process_of(service).kill()
     with suppress(AssertionError):  # the start fails, unless the service was ready for a moment
         await starting

@@ -171,7 +171,7 @@ async def test_a_refused_origin_is_logged_once_with_what_to_set(new_service: Cal
             assert answer.status_code == 403
             assert "add it to the setting ALLOWED_ORIGINS" in answer.json()["detail"]
     async with connect(address, origin=Origin("https://films.example")):
-        pass  # the origin of the service's own page, behind a proxy that replaces Host
+        pass  # accepted: the origin of the service's own page, behind a proxy that replaces Host
 
     def lines() -> list[str]:
         return [line for line in service.log().splitlines() if "origin rejected" in line]

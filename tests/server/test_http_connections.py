@@ -38,7 +38,7 @@ async def test_connections_from_one_address_are_limited(new_service: Callable[..
         assert (await asked(service)).status == 200
         for _ in range(2):
             await stack.enter_async_context(raw_connection(service, address="127.0.0.3"))
-        refused = await eventually(lambda: asked_and_refused(service, "127.0.0.1"), "all are counted")
+        refused = await eventually(lambda: asked_and_refused(service, "127.0.0.1"), "all connections are counted")
         assert refused.detail == "Too many connections"
     assert (await eventually(lambda: answered(service), "closed connections are not counted")).status == 200
     async with AsyncExitStack() as stack:

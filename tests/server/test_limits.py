@@ -66,7 +66,7 @@ async def test_a_flood_of_messages_is_refused_and_then_the_socket_is_closed(
 
 
 async def flood(service: Service, frames: bytes, number: int) -> tuple[int, int]:
-    """Send frames without reading; return how many bytes the service's memory grew by and how many it sent."""
+    """Send frames without reading; return by how many bytes the service's memory grew, and how many bytes it sent."""
     text = HANDSHAKE.format(target="/ws?topics=characters", headers="")
     async with raw_connection(service, text, keeps=2**14) as connection:
         await connection.head()
@@ -162,7 +162,7 @@ async def test_calls_that_have_not_begun_end_with_their_socket() -> None:
     calls = RestCalls(websocket, writer, written.append)
     for number in range(MAX_REQUESTS_IN_FLIGHT):
         calls.start(number, Request(method="GET", path=f"/{number}"), None)
-    await eventually(lambda: len(begun) == MAX_UNREAD_REPLIES, "as many requests as may have unread replies have begun")
+    await eventually(lambda: len(begun) == MAX_UNREAD_REPLIES, "MAX_UNREAD_REPLIES requests have begun")
     finishing = asyncio.create_task(calls.finish())
     await asyncio.sleep(0)
     can_end.set()

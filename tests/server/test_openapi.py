@@ -224,7 +224,7 @@ def thinned(document: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-# Whether a value is valid depends on more than a schema can express: on the day, and on the domains that exist.
+# Whether these values are valid depends on what a schema cannot express: the current date, and existing domains.
 BEYOND_SCHEMAS = {
     "date_of_birth": ["1949-09-01", "2000-02-29", None],
     "email": ["holly@example.org", "anna@example.org"],

@@ -51,7 +51,7 @@ def limited(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathF
 
 
 def at(address: str | None = None) -> dict[str, str]:
-    """Return the header of a client at this address, or at an unused one."""
+    """Return the `X-Forwarded-For` header of a client at this address, or at an unused address."""
     return {"X-Forwarded-For": address or next(_addresses)}
 
 
@@ -329,7 +329,7 @@ async def test_without_redis_each_worker_counts_in_memory_without_delay(own_redi
             assert await statuses(client, "GET", NOTHING, 3) == [404, 404, 429]
             with own_redis.frozen():
                 # A rejection is cached for a second, so the first 404 may come late.
-                await eventually(partial(is_answered, client, 404), "memory counts")
+                await eventually(partial(is_answered, client, 404), "the worker counts in memory")
                 begun = time.monotonic()
                 assert await statuses(client, "GET", NOTHING, 50) == [404] + [429] * 49
                 assert time.monotonic() - begun < 5, "requests do not wait a quarter of a second each"

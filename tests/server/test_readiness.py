@@ -50,7 +50,7 @@ async def test_a_foreign_lock_on_the_log_is_reported(new_service: Callable[..., 
 class Fault:
     """Statements that break the database `{database}` of the role `{role}`, and statements that repair it.
 
-    `said` is what `/readyz` reports, or None if it does not notice the fault.
+    `said` is what `/readyz` reports, or None if `/readyz` does not notice the fault.
     """
 
     breaks: tuple[str, ...]

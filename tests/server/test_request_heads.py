@@ -163,7 +163,7 @@ async def test_a_handshake_that_is_not_accepted_is_answered(
 
 
 async def test_a_handshake_sent_ahead_of_the_response_before_is_not_accepted(service: Service) -> None:
-    """If it were accepted, the service could not notice that the client disconnects during the earlier request."""
+    """If it accepted the handshake, the service could not notice a disconnect during the earlier request."""
     async with raw_connection(service, GET + HANDSHAKE.format(target="/ws", headers="")) as connection:
         answer = await connection.answer()
     assert answer.status == 200

@@ -109,7 +109,7 @@ def test_an_invalid_value_gives_one_sentence_with_its_name(load: Load, name: str
 
 
 def test_no_message_shows_a_part_of_a_password(load: Load) -> None:
-    """Brackets, a colon or an `@` in a password make it look like another part of the URL."""
+    """Brackets, a colon or an `@` in a password make a part of the password look like another part of the URL."""
     values = [
         f"{scheme}://user:{password}@host/name{end}"
         for scheme in ("postgresql", "redis", "smtp", "https", "s3", "other")

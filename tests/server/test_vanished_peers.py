@@ -49,7 +49,7 @@ async def test_peers_that_vanished_are_noticed(
     async with served_here(service) as server:
         async with vanishing(service, STREAM) as (quiet, vanish), raw_connection(service, STREAM) as present:
             assert await quiet.head() == await present.head() == "HTTP/1.1 200 OK"
-            await eventually(lambda: len(server.server_state.connections) == 2, "both are open")
+            await eventually(lambda: len(server.server_state.connections) == 2, "both connections are open")
             begun = time.monotonic()
             vanish()
             await eventually(lambda: len(server.server_state.connections) == 1, "the vanished peer is noticed", 20)

@@ -60,9 +60,9 @@ async def write_to_all(services: tuple[Service, ...], person: Person, number: in
 
 
 async def all_have_arrived(person: Person, watchers: list[Watcher]) -> int:
-    """Wait until every watcher has seen the same new event, forget all events so far, and return its sequence number.
+    """Wait until every watcher has seen a new event, forget all events so far, and return the number of the new one.
 
-    The positions of the welcomes would not do: they differ, because a worker may be a little behind when it sends one.
+    The positions in the welcomes differ, because a worker may be a little behind when it sends a welcome.
     """
     marker = await person.add(title="all are here")
     seen = await asyncio.gather(*(watcher.until(lambda frame: frame.get("data") == marker) for watcher in watchers))

@@ -1,4 +1,4 @@
-"""Marks that limit a test to one database. Without a mark, it runs on both."""
+"""Marks that limit a test to one database. A test without a mark runs on both databases."""
 
 from __future__ import annotations
 

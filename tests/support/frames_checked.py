@@ -25,7 +25,7 @@ class Checker:
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._components = document["components"]
         self._validators: dict[str, jsonschema_rs.Draft7Validator] = {}
-        # Schema names by operation and topic. The topic is None if frames have none or the schema allows several.
+        # Schema names by operation and topic. The topic is None if frames have no topic or the schema allows several.
         self._frames: dict[tuple[str, str | None], str] = {}
         self._replies: dict[str, str] = {}
         for key, message in self._components["messages"].items():

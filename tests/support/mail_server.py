@@ -123,7 +123,7 @@ class MailServer:
     ) -> str:
         self.tried += 1
         if self.is_silent:
-            await asyncio.Event().wait()  # until the other side hangs up
+            await asyncio.Event().wait()  # wait until the client hangs up
         answer = self.reply(address)
         if answer.startswith("250"):
             envelope.rcpt_tos.append(address)

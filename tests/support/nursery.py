@@ -68,7 +68,7 @@ class Nursery:
     """A process that has imported the application and forks services. Each test process starts one on first use."""
 
     def __init__(self) -> None:
-        reaper.start()  # first: it sets the environment variable that marks the services, too
+        reaper.start()  # must come first: it sets an environment variable that the services inherit
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
         self._process = subprocess.Popen(
@@ -90,7 +90,7 @@ class Nursery:
         request = {"environment": dict(environment), "folder": str(folder), "log": str(log), "files": files}
         encoded = json.dumps(request).encode()
         assert len(encoded) <= MAX_REQUEST_BYTES
-        # Adopt orphans only now: those that services leave later must not become children of this process.
+        # Adopt orphans only during this call: those that services leave later must not become our children.
         _adopt(1)
         try:
             self._socket.sendall(encoded)
@@ -158,7 +158,7 @@ def serve(main: Any, request: Mapping[str, Any]) -> int:
         status = main.run()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
-    except Exception as error:  # noqa: BLE001 (as the interpreter does with an uncaught exception)
+    except Exception as error:  # noqa: BLE001 (report any exception as the interpreter would)
         sys.excepthook(type(error), error, error.__traceback__)
     finally:
         sys.stdout.flush()

@@ -116,7 +116,7 @@ class Reader:
 
 
 class RedisProxy(Proxy):
-    """A proxy that loses pub/sub messages: a fraction of them, or all while it is silent.
+    """A proxy that loses pub/sub messages: a fraction of them or, while `is_silent` is set, all of them.
 
     Everything else is passed on, so connections stay open and commands still work, as for a deaf worker.
     """
@@ -159,7 +159,7 @@ class _LossyReader(Reader):
 
 
 def end_of_value(data: bytes, start: int) -> int | None:
-    """Return the end of the RESP value that begins at `start`, or None if the value is not complete yet."""
+    """Return the index after the RESP value that begins at `start`, or None if the value is not complete yet."""
     line_end = data.find(b"\r\n", start)
     if line_end < 0:
         return None

@@ -26,7 +26,7 @@ class Answer:
     status: int
     headers: dict[str, str]
     body: bytes
-    seconds: float  # from the start of the connection to its end
+    seconds: float  # how long the connection was open
 
     @property
     def detail(self) -> Any:

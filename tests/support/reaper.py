@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-VARIABLE = "MARQUEE_TEST_PROCESSES"  # the tokens of the process and of the test processes above it
-TMP = Path("/tmp")  # not $TMPDIR: other users must be able to reach it, and the paths of Unix sockets must be short
+VARIABLE = "MARQUEE_TEST_PROCESSES"  # the tokens of this process and of its parent test processes
+TMP = Path("/tmp")  # not $TMPDIR: other users must have access, and the paths of Unix sockets must be short
 KILL_SECONDS = 10.0
 PAUSE_SECONDS = 0.05
 
@@ -29,7 +29,7 @@ TOKEN = secrets.token_hex(4)
 
 
 def start() -> None:
-    """Start the reaper of this process; do nothing if it has one, or where there is no /proc."""
+    """Start the reaper of this process; do nothing if the process already has one or the system is not Linux."""
     tokens = os.environ.get(VARIABLE, "").split()
     if TOKEN in tokens or sys.platform != "linux":
         return
@@ -43,7 +43,7 @@ def start() -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd="/",
-        start_new_session=True,  # out of reach of Ctrl-C and of signals to the group
+        start_new_session=True,  # so that Ctrl-C and other signals to the process group do not reach it
     ).returncode = 0  # nothing waits for the reaper, and Popen must not warn about that
 
 
@@ -66,7 +66,7 @@ def release_shared_memory(postgres_folder: Path) -> None:
 def wait_for_end_of(pid: int) -> None:
     with suppress(ProcessLookupError):
         process = os.pidfd_open(pid)
-        # If the parent ended before the line above, its pid may already belong to another process.
+        # If the parent ended before `pidfd_open`, its pid may already belong to another process.
         if os.getppid() == pid:
             select.select([process], [], [])
 

@@ -27,7 +27,7 @@ def assert_problem(response: httpx.Response, status: int, *wanted: Sequence[Any]
 
 
 def values_by_field(table: Mapping[str, Sequence[Any]]) -> list[tuple[str, Any]]:
-    """Return every (field, value) pair of a table of values by field, for `parametrize`."""
+    """Return the (field, value) pairs of a mapping from fields to lists of values, for `parametrize`."""
     return [(field, value) for field, values in table.items() for value in values]
 
 

@@ -146,7 +146,7 @@ async def nothing_written(service: Service) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def watching(service: Service, query: str = "") -> AsyncIterator[Watcher]:
-    """Open a watcher once the service has delivered the whole log, so that its next event is one written later."""
+    """Open a watcher once the service has delivered the whole log, so that it receives only later events."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while time.monotonic() < deadline:
         async with service.watch(query) as watcher:

@@ -56,7 +56,7 @@ class S3Server(_Server):
         """Do nothing, because an S3 server leaves nothing to release."""
 
     def _ready(self, port: int, pid: int) -> bool:
-        # Another program on the same port would not write this to the log.
+        # Another program on the same port would not write its address to this server's log.
         if f"{HOST}:{port}" not in self.log:
             return False
         with socket.socket() as probe:

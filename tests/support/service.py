@@ -89,7 +89,7 @@ class Service:
             # Nearly every test registers a user and signs in, but few test the deliberate cost of hashing.
             "PASSWORD_MEMORY_KIB": "64",
             "PASSWORD_TIME_COST": "1",
-            # If a supervisor is killed, it leaves its metrics folder in TMPDIR.
+            # A killed supervisor leaves its metrics folder in TMPDIR.
             "TMPDIR": str(folder),
             **settings,
         }
