@@ -254,10 +254,10 @@ async def test_schemathesis_finds_nothing(
 ) -> None:
     """Run all checks against a separate service, because the jobs that they queue would slow down other tests.
 
-    The coverage phase tries every parameter at its bounds. This does not depend on the database, so it runs on SQLite
-    only, and for only one of the operations with the same query or body. Fuzzing and the stateful phase store rows, so
-    they run on PostgreSQL, which rejects more values than SQLite. A list has a hundred conditions, so this test tries
-    only one of each kind.
+    The coverage phase tries every parameter at its bounds. The results do not depend on the database, so this phase
+    runs on SQLite only, and for only one of the operations with the same query or body. Fuzzing and the stateful phase
+    store rows, so they run on PostgreSQL, which rejects more values than SQLite. A list has a hundred conditions, so
+    this test tries only one of each kind.
     """
     twins = [*(("get", path) for path in TWINS), *BODY_TWINS] if "coverage" in phases else []
     same = [document["paths"][path][method]["operationId"] for method, path in twins]

@@ -60,7 +60,7 @@ def token_in(message: EmailMessage) -> str:
 
 
 class MailServer:
-    """A mail server that replies to each recipient with `reply(address)`; a reply that begins with 250 accepts it."""
+    """A mail server that replies to each recipient with `reply(address)`; "250 …" accepts the email."""
 
     def __init__(self, *, tls: ssl.SSLContext | None = None, port: int | None = None) -> None:
         self.port = port or free_port()

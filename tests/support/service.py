@@ -182,7 +182,7 @@ class Service:
         """Assert that the log contains no secrets. This is asserted for every service that a test starts."""
         for line in self.log().splitlines():
             found = SECRETS.search(line)
-            assert found is None, f"the log contains a secret, {found[0][:12]}…: {line[:400]}"
+            assert found is None, f"found a secret in the log, {found[0][:12]}…: {line[:400]}"
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
