@@ -36,7 +36,7 @@ WRITES_SECONDS = 60.0  # the time that queued writes and jobs have to end
 MAX_WAIT_SECONDS = 1.0
 STUCK_SECONDS = 120.0  # longer than any step may take
 LANES = 3
-ENVELOPE_BYTES = 1_000  # the most that a message on a socket adds to the body of a request
+ENVELOPE_BYTES = 1_000  # upper bound of what a socket message adds to the body of its request
 BACKLOG = 8  # the next step is drawn once at most this many writes wait in a lane
 # The expected statuses. 503 is missing, because no database is ever down in these tests.
 ANSWERS = frozenset({200, 201, 202, 204, 403, 404, 409, 429})
@@ -359,7 +359,7 @@ class World:
                 client, view, wanted = waiting[0]
                 frames = "\n  ".join(view.told)
                 raise AssertionError(
-                    f"{len(waiting)} views are wrong after {EQUAL_SECONDS} s of quiet; the first is of {client.label}\n"
+                    f"{len(waiting)} views are wrong after {EQUAL_SECONDS} s of quiet; the first is {client.label}'s\n"
                     f"{view}: {view.difference(wanted)}\n  {frames}"
                 )
             await asyncio.sleep(0.01)

@@ -169,7 +169,7 @@ def test_tests_share_only_what_is_no_test_and_bench_shares_nothing_with_them() -
 
 def test_every_owner_uses_what_it_owns() -> None:
     used = {(each.package, each.path) for each in imports_of(ROOT)}
-    for package in OWNERS.keys() - {"aiosqlite", "asyncpg"}:  # drivers, which database URLs select
+    for package in OWNERS.keys() - {"aiosqlite", "asyncpg"}:  # drivers, selected by the database URL
         for owner in OWNERS[package]:
             assert any(name == package and path.startswith(owner) for name, path in used), f"{owner}: {package}"
 

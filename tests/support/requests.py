@@ -19,7 +19,7 @@ async def ok(request: Awaitable[httpx.Response], status: int = 200) -> Any:
 
 
 def assert_problem(response: httpx.Response, status: int, *wanted: Sequence[Any]) -> None:
-    """Assert that a request was rejected with this status and, if locations are `wanted`, with problems at these."""
+    """Assert that a request was rejected with this status and, if given, with problems at the `wanted` locations."""
     assert response.status_code == status, response.text[:500]
     assert response.headers["content-type"] == "application/json"
     if wanted:
