@@ -1,1 +1,1 @@
-"""The guarantee under faults: writers, watchers, a judge, and servers that are killed, frozen and restarted."""
+"""The delivery guarantee under faults: writers, watchers and a judge while servers are killed or frozen."""

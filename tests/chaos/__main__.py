@@ -1,4 +1,4 @@
-"""The long form of the chaos run, and ten rolling restarts: `make chaos SEED=7`. docs/chaos.md describes both."""
+"""The long chaos run, followed by ten rolling restarts: `make chaos SEED=7`. docs/chaos.md describes both."""
 
 from __future__ import annotations
 

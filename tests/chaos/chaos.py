@@ -1,7 +1,7 @@
-"""Chaos: several workers on one PostgreSQL and one Redis, watchers and writers on all of them, and everything breaks.
+"""The chaos run: watchers and writers use several workers while workers, PostgreSQL, Redis and connections fail.
 
-`run(chaos, …)` returns an Outcome. Everything random follows from the seed: what is written, what breaks, when (by the
-number of writes begun) and for how long, and how each watcher behaves. The service knows nothing of any of this.
+`run(chaos, …)` returns an Outcome. The seed determines everything that is random: what is written, what fails, when
+(counted in writes begun) and for how long, and how each watcher behaves. The service itself has no hooks for faults.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from tests.support.service import eventually
 REQUEST_SECONDS = 15.0
 PAGE = 1_000
 CATCH_UP_SECONDS = 60.0
-QUIET_SECONDS = 1.0  # after all watchers have the last event: time for a superfluous event to arrive
+QUIET_SECONDS = 1.0  # wait this long after every watcher has the last event, in case a superfluous event arrives
 
 
 @dataclass(frozen=True)
 class Role:
-    """A kind of watcher; `share` is how many of a hundred watchers are of this kind."""
+    """A kind of watcher. `share` is the percentage of watchers that are of this kind."""
 
     share: int
     wish: Wish
@@ -64,7 +64,7 @@ FILTERS: tuple[tuple[str, dict[str, Any], Callable[[Row], bool]], ...] = (
 
 
 def wish(index: int, **more: Any) -> Wish:
-    """Return a wish with one of the filters on movies."""
+    """Return a Wish for movies with one of FILTERS."""
     name, written, matches = FILTERS[index % len(FILTERS)]
     return Wish(("movies",), name=name, filter=written, matches=matches, **more)
 
@@ -94,7 +94,7 @@ ROLES = (
 
 @dataclass
 class Outcome:
-    """The result of a run; `problems` is empty when the guarantee held."""
+    """The result of a run; `problems` is empty if every check passed."""
 
     chaos: Chaos
     faults: list[tuple[float, float, Fault]] = field(default_factory=list)
@@ -134,7 +134,7 @@ class Outcome:
 
 
 async def run(chaos: Chaos, postgres: PostgresServer, redis: RedisServer, folder: Path) -> Outcome:
-    """Carry out a run. It damages both servers, which work again at its end. The workers log to files in `folder`."""
+    """Carry out a run. Both servers fail during the run and work again at its end. The workers log to `folder`."""
     with Proxies() as proxies:
         stage = Stage(chaos, postgres, redis, proxies, folder)
         try:
@@ -200,7 +200,7 @@ async def _fault(fault: Fault, stage: Stage, progress: Progress, outcome: Outcom
 
 
 async def _all_caught_up(stage: Stage, watchers: Sequence[Watcher]) -> Log:
-    """Return the log, which no longer grows, once every watcher has seen its end or time is up."""
+    """Return the finished log once every watcher has its last event, or after CATCH_UP_SECONDS."""
     log = await read_log(stage.url)
 
     def behind() -> list[Watcher]:
@@ -214,7 +214,7 @@ async def _all_caught_up(stage: Stage, watchers: Sequence[Watcher]) -> Log:
 
 
 async def _compare_with_tables(http: httpx.AsyncClient, stage: Stage, log: Log) -> list[str]:
-    """Return where the rows that the log builds differ from those that the service lists."""
+    """Return the differences between the rows that the log builds and the rows that the service lists."""
     problems = list(log.problems)
     for topic in CATALOG:
         rows: dict[int, Any] = {}
@@ -226,8 +226,8 @@ async def _compare_with_tables(http: httpx.AsyncClient, stage: Stage, log: Log) 
         replayed = log.tables[topic]
         wrong = [id_ for id_ in sorted(rows.keys() | replayed.keys()) if rows.get(id_) != replayed.get(id_)]
         if wrong:
-            first = f"{topic} {wrong[0]}: listed {rows.get(wrong[0])}, by the log {replayed.get(wrong[0])}"
-            problems.append(f"{len(wrong)} {topic} differ between the list and the log, first {first}")
+            first = f"{topic} {wrong[0]}: listed {rows.get(wrong[0])}, in the log {replayed.get(wrong[0])}"
+            problems.append(f"{len(wrong)} {topic} differ between the list and the log; the first is {first}")
     return problems
 
 
@@ -240,7 +240,7 @@ def _judge(outcome: Outcome, stage: Stage, log: Log, watchers: Sequence[Watcher]
         counts = outcome.kinds.setdefault(f"{kind}, filtered" if wish.filter is not None else kind, Counter())
         counts["watchers"] += 1
         if not watcher.segments:
-            outcome.problems.append(f"{label}: never got a stream")
+            outcome.problems.append(f"{label}: its stream never began")
         for segment in watcher.segments:
             is_last = segment is watcher.segments[-1]
             outcome.problems += [f"{label}: {problem}" for problem in _wrong(log, wish, segment, is_last, counts)]
@@ -267,7 +267,7 @@ def _wrong(log: Log, wish: Wish, segment: Segment, is_last: bool, counts: Counte
             counts["unequal"] += 1
             yield problem
         return
-    # A watcher that starts over may be cut anywhere: only its last stream must reach the end.
+    # A watcher that starts over may have been cut anywhere, so only its last stream must reach the end of the log.
     end = None if is_last else segment.got[-1]["seq"] if segment.got else segment.start
     found = differences(log, wish, segment.start, segment.got, end)
     for name in ("missing", "repeated", "reordered", "unequal"):

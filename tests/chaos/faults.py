@@ -1,6 +1,6 @@
 """The faults of the chaos run: what breaks, when, and how it is repaired. Every fault comes from outside the service.
 
-A fault that other tests need is a context manager in `tests/support/servers.py` or `proxies.py`.
+Faults that other tests use, too, are in `tests/support/servers.py` and `proxies.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SETTINGS = {"LOG_LEVEL": "warning", "ACCESS_TOKEN_EXPIRE_MINUTES": "600", "MAX_C
 
 @dataclass(frozen=True)
 class Chaos:
-    """The size of a run. `rounds` is how often each fault happens; a fault lasts up to `fault_seconds`."""
+    """The seed and the size of a run. Each fault happens `rounds` times and lasts up to about `fault_seconds`."""
 
     seed: int
     writes: int
@@ -48,7 +48,7 @@ class Chaos:
 
 @dataclass(frozen=True)
 class Fault:
-    """`at` is the number of writes begun before the fault. `target`, a fraction, selects the worker, if one breaks."""
+    """A fault that starts once `at` writes have begun. `target`, from 0 to 1, selects the affected worker, if any."""
 
     at: int
     kind: str
@@ -73,7 +73,7 @@ def schedule(chaos: Chaos) -> list[Fault]:
 
 
 class Stage:
-    """The servers, the workers, and the proxies between them."""
+    """The servers, the workers, and the proxies in front of Redis and of the workers."""
 
     def __init__(
         self, chaos: Chaos, postgres: PostgresServer, redis: RedisServer, proxies: Proxies, folder: Path
@@ -96,12 +96,12 @@ class Stage:
         self.unasked_ends: list[str] = []
 
     async def start(self) -> None:
-        # One after another, because the first migrates.
+        # One after another, because the first worker migrates the database.
         for service in self.services:
             await asyncio.to_thread(service.start)
 
     async def revive(self, index: int) -> None:
-        """Start a worker repeatedly until it stays up, as a supervisor does: the database may be down."""
+        """Retry starting a worker until it succeeds, as a supervisor does, because the database may be down."""
         while True:
             try:
                 await asyncio.to_thread(self.services[index].start)
@@ -110,7 +110,7 @@ class Stage:
                 await asyncio.sleep(0.2)
 
     async def supervise(self) -> None:
-        """Record and restart workers that end by themselves."""
+        """Record each worker that ends without being killed, and restart it."""
         while True:
             await asyncio.sleep(0.1)
             for index, service in enumerate(self.services):
@@ -128,7 +128,7 @@ class Stage:
             await asyncio.to_thread(door.cut, 0.3, chance.randrange(2**32))
 
     async def suffer(self, fault: Fault) -> None:
-        """Break something, wait, and repair it."""
+        """Carry out a fault: break something, wait, and repair it."""
         index = int(fault.target * len(self.services))
         broken: dict[str, tuple[str, Callable[[int, float], Awaitable[None]]]] = {
             "kill a worker": (str(index), self._kill_worker),
@@ -184,7 +184,7 @@ class Stage:
         await asyncio.to_thread(self.postgres.restart)
 
     async def _crash_postgres(self, index: int, seconds: float) -> None:
-        """Shut PostgreSQL down at once, so that its next start has to recover."""
+        """Shut PostgreSQL down immediately, so that it has to recover at its next start."""
         os.kill(self.postgres.pid, signal.SIGQUIT)
         await eventually(lambda: not self.postgres.running, "PostgreSQL ends")
         await asyncio.sleep(seconds / 2)

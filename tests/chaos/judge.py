@@ -1,7 +1,7 @@
 """What every watcher must have received, derived from the log alone, without any code of the service.
 
-The log begins with an empty catalog, so replaying it gives every row before and after every event; the column `before`
-of the log is not used. Filters are Python functions, written by hand beside their JSON.
+The catalog starts empty, so replaying the log gives every row before and after every event; the log's own column
+`before` is not used. Each filter is a Python function, written by hand beside the filter's JSON.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Wish:
-    """What a watcher watches. `matches` is `filter` in Python.
+    """What a watcher subscribes to. `matches` is `filter` as a Python function.
 
-    A wish with a filter, a snapshot or a window has one topic of CATALOG, and a name: it is an explicit subscription.
+    A wish with a filter, a snapshot or windows is an explicit subscription: it has a name and one topic of CATALOG.
     """
 
     topics: tuple[str, ...] = PUBLIC_TOPICS
@@ -46,14 +46,14 @@ class Wish:
 
 
 def mark_of(row: Row) -> int:
-    """Return a digest of a row: there are so many snapshots and windows that their rows do not fit into memory."""
+    """Return a digest to keep instead of a row: the rows of all snapshots and windows would not fit into memory."""
     encoded = orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest())
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One event of the log. `before` and `after` hold the rows it touches, by id."""
+    """An event of the log. `before` and `after` map ids to the rows that the event touches."""
 
     frame: Frame
     before: Mapping[int, Row]
@@ -65,7 +65,7 @@ class Entry:
 
 
 class Log:
-    """All public events, and the catalog that they build."""
+    """All public events of a log, and the catalog that results from them."""
 
     def __init__(self, epoch: str, head: int, entries: list[Entry], tables: dict[str, dict[int, Row]]) -> None:
         self.epoch = epoch
@@ -78,14 +78,14 @@ class Log:
         self._marks: dict[int, int] = {}
 
     def mark_of(self, row: Row) -> int:
-        """Return `mark_of` a row of this log, which is computed once, because the log keeps its rows."""
+        """Return `mark_of(row)` for a row of this log, cached by `id(row)`, because the log keeps its rows alive."""
         mark = self._marks.get(id(row))
         if mark is None:
             mark = self._marks[id(row)] = mark_of(row)
         return mark
 
     def expected(self, wish: Wish) -> list[list[Frame]]:
-        """Return the frames of each event that a watcher with this wish sees, in order."""
+        """Return the events that a watcher with this wish sees, in order, each as the list of its frames."""
         found = self._expected.get(wish.key)
         if found is None:
             wanted = (entry for entry in self.entries if entry.frame["topic"] in wish.topics)
@@ -93,7 +93,7 @@ class Log:
         return found
 
     def are_equal(self, wanted: Frame, got: Frame) -> bool:
-        """Return whether two frames are equal. Each pair, kept for the whole run, is compared once for all watchers."""
+        """Return whether two frames are equal. Equal pairs are cached by `id()`, because all frames are kept alive."""
         pair = (id(wanted), id(got))
         if pair not in self._equal and wanted == got:
             self._equal.add(pair)
@@ -101,7 +101,7 @@ class Log:
 
 
 async def read_log(url: str) -> Log:
-    """Read the whole log. Its sequence numbers must begin with 1 and have no gaps."""
+    """Return the whole log. If the sequence numbers are not 1, 2, 3, …, its `problems` report this."""
     connection = await asyncpg.connect(url)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
@@ -116,7 +116,7 @@ async def read_log(url: str) -> Log:
     numbers = [row["seq"] for row in rows]
     if numbers != list(range(1, head + 1)):
         holes = sorted(set(range(1, head + 1)) ^ set(numbers))
-        log.problems.append(f"the log has gaps or repeats: head {head}, {len(numbers)} events, {holes[:10]}")
+        log.problems.append(f"the log has gaps or repeats: head {head}, {len(numbers)} events, wrong {holes[:10]}")
     return log
 
 
@@ -148,7 +148,7 @@ def _entry(row: Any, tables: dict[str, dict[int, Row]]) -> Entry:
 
 
 def frames_of(entry: Entry, wish: Wish) -> list[Frame]:
-    """Return the frames that a watcher with this wish gets for one event of its topics."""
+    """Return the frames that a watcher with this wish receives for an event of one of its topics."""
     frame = entry.frame
     if wish.filter is not None:
         return _filtered(entry, wish)
@@ -207,7 +207,7 @@ def _filtered(entry: Entry, wish: Wish) -> list[Frame]:
 
 
 def differences(log: Log, wish: Wish, start: int, got: Sequence[Frame], end: int | None = None) -> Differences:
-    """Compare the received frames with those that the log has after number `start`, up to `end`."""
+    """Compare the received frames with those expected for the events after `start`, up to `end` or the head."""
     events = log.expected(wish)
     frames = [
         frame for event in events for frame in event if start < frame["seq"] <= (log.head if end is None else end)
@@ -226,8 +226,8 @@ def differences(log: Log, wish: Wish, start: int, got: Sequence[Frame], end: int
 
 @dataclass
 class Differences:
-    """Sequence numbers, or pairs of frames; all empty when the watcher was never wrong. `repeated` includes events
-    that the watcher did not ask for."""
+    """How received frames differ from the expected ones, as sequence numbers or pairs of frames. `repeated` includes
+    events that the watcher did not subscribe to."""
 
     events: int
     missing: list[int] = field(default_factory=list)
@@ -251,7 +251,7 @@ class Differences:
 
 
 def broken_promises(log: Log, promised: Sequence[tuple[str, Row]]) -> list[str]:
-    """Return the acknowledged rows that are not in the log exactly once and equal to the response."""
+    """Return a message for each acknowledged row that is not in the log exactly once, as it was returned."""
     added: dict[tuple[str, int], list[Row]] = {}
     names: dict[tuple[str, str], int] = {}
     for entry in log.entries:

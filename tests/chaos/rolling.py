@@ -26,12 +26,12 @@ LONGEST_SILENCE_SECONDS = 3.0
 RESTART_SECONDS = 180.0
 QUIET_SECONDS = 1.0
 CATCH_UP_SECONDS = 30.0
-PLENTY = 5_000  # operations of a writer; more than it can do before it is stopped
+PLENTY = 5_000  # operations per writer: more than it can carry out before it is stopped
 
 
 @dataclass(frozen=True)
 class Rolling:
-    """`times` restarts, or as many as begin within `seconds`, but at least one."""
+    """A run of up to `times` restarts, of which only the first may begin after `seconds`."""
 
     seed: int
     times: int
@@ -43,7 +43,7 @@ class Rolling:
 
 @dataclass
 class Outcome:
-    """`silences` holds each watcher's longest pause between two events, `restarts` the duration of each restart."""
+    """The result: each watcher's longest pause between two events, the duration of each restart, and what was wrong."""
 
     problems: list[str] = field(default_factory=list)
     silences: list[float] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Outcome:
         times = ", ".join(f"{seconds:.1f}" for seconds in self.restarts)
         return "\n".join(
             [
-                f"{len(self.restarts)} rolling restarts, of {times} s; {self.writes_per_second:.0f} writes/s",
+                f"{len(self.restarts)} rolling restarts, which took {times} s; {self.writes_per_second:.0f} writes/s",
                 f"{len(self.silences)} watchers, {self.events:,} events, connections ended {self.ends}",
                 f"longest silence {max(self.silences):.2f} s",
                 *(self.problems[:10] or ["nothing missing, nothing repeated, nothing reordered"]),
@@ -68,12 +68,12 @@ def workers_of(service: Service) -> frozenset[int]:
     """Return the pids of the supervisor's workers."""
 
     def is_spawned(child: str) -> bool:
-        with suppress(FileNotFoundError):  # it has ended meanwhile
+        with suppress(FileNotFoundError):  # the child has ended in the meantime
             return b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
         return False
 
     children = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
-    # `multiprocessing` keeps a process of its own beside those that it spawns.
+    # Besides the workers, `multiprocessing` starts its resource tracker as a child.
     return frozenset(int(child) for child in children if is_spawned(child))
 
 
@@ -123,7 +123,7 @@ async def run(rolling: Rolling, service: Service) -> Outcome:
 
 
 async def _restart(service: Service) -> float:
-    """Restart the workers, and wait until each is a new one and serves. Return how long that took."""
+    """Restart the workers, wait until all are new processes and ready, and return how many seconds that took."""
     before, began = workers_of(service), time.monotonic()
     os.kill(service.pid, signal.SIGHUP)
 
@@ -135,7 +135,7 @@ async def _restart(service: Service) -> float:
         await eventually(done, "every worker is new", RESTART_SECONDS)
     except AssertionError as error:
         raise AssertionError(
-            f"{error}: {sorted(before)} became {sorted(workers_of(service))}\n{service.log()}"
+            f"{error}: workers {sorted(before)} became {sorted(workers_of(service))}\n{service.log()}"
         ) from None
     async with httpx.AsyncClient(verify=False) as http:
 

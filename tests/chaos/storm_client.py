@@ -1,4 +1,4 @@
-"""Thousands of watchers in one light process: `python -m tests.chaos.storm_client <watchers> <port>…`.
+"""Thousands of watchers in one lightweight process: `python -m tests.chaos.storm_client <watchers> <port>…`.
 
 A client library would use more CPU than the service, so this process speaks just enough of RFC 6455 itself. It reads
 commands from standard input, one JSON object per line, and writes each result as one line to standard output:
@@ -26,7 +26,7 @@ from tests.support.service import eventually
 
 HOST = "127.0.0.1"
 RETRY_SECONDS = 0.2
-GRACE_SECONDS = 0.5  # a watcher has caught up when it is less than this behind the uncut ones
+GRACE_SECONDS = 0.5  # a watcher has caught up when it is less than this far behind the uncut watchers
 DEADLINE_SECONDS = 60.0
 REQUEST = (
     "GET /ws{query} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -38,7 +38,7 @@ TEXT, CLOSE, PING = 1, 8, 9
 
 
 class Watcher:
-    """`start` is where its stream began; `seqs` holds all events since, over all its connections."""
+    """A watcher: `start` is where its stream began, `seqs` are all events since then, over all its connections."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -66,7 +66,7 @@ class Watcher:
         if self.start is None:
             self.start, self.epoch = seq, epoch
         elif (epoch, seq) != (self.epoch, self.position):
-            self.problems.append(f"resumed at {self.position} and was taken to {epoch}:{seq}")
+            self.problems.append(f"expected to resume at {self.epoch}:{self.position}, got {epoch}:{seq}")
 
     def lost(self) -> None:
         self.wire = None
@@ -145,7 +145,7 @@ class Wire(asyncio.Protocol):
 
 
 class Crowd:
-    """Watchers, and one more for each port that is never cut: it shows how far the others could be."""
+    """The watchers, and for each port one that is never cut: its position shows how far the others should be."""
 
     def __init__(self, number: int, ports: Sequence[int]) -> None:
         self.uncut = [Watcher(port) for port in ports]
@@ -193,14 +193,14 @@ class Crowd:
             if watcher.problems or watcher.seqs != expected:
                 different = sorted(set(expected) ^ set(watcher.seqs))[:5]
                 wrong.append(
-                    f"watcher {index}: {watcher.problems}, after {watcher.start} expected {len(expected)}, "
-                    f"got {len(watcher.seqs)}; differ at {different}"
+                    f"watcher {index}: {watcher.problems}, after {watcher.start} expected {len(expected)} "
+                    f"events, got {len(watcher.seqs)}; differing numbers {different}"
                 )
         return {"wrong": wrong, "events": sum(len(each.seqs) for each in self.watchers)}
 
     async def _until(self, check: Any) -> None:
-        with contextlib.suppress(AssertionError):  # the result shows what is missing
-            await eventually(check, "all are there", DEADLINE_SECONDS)
+        with contextlib.suppress(AssertionError):  # not an error here: the result shows what is missing
+            await eventually(check, "all watchers are there", DEADLINE_SECONDS)
 
 
 async def main(number: int, ports: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""The short form of the chaos run: every fault once. `make chaos` is the long form; both are in docs/chaos.md."""
+"""The short form of the chaos run: every fault once. `make chaos` is the long form; docs/chaos.md describes both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.chaos.faults import FAULTS, Chaos, schedule
 from tests.chaos.writers import plan
 from tests.support.servers import PostgresServer, RedisServer
 
-SEED = int(os.environ.get("SEED") or random.randrange(10**6))  # a new one for each run; a failure prints it
+SEED = int(os.environ.get("SEED") or random.randrange(10**6))  # random unless SEED is set; a failing test prints it
 SHORT = Chaos(SEED, writes=1_000, watchers=60, writes_per_second=80.0, fault_seconds=2.0)
 
 
@@ -25,7 +25,7 @@ async def test_no_watcher_is_ever_wrong_whatever_breaks(
     assert sum(outcome.statuses.values()) >= SHORT.writes
     assert 0.1 < outcome.bus_lost / (outcome.bus_lost + outcome.bus_passed) < 0.6
     for kind, counts in outcome.kinds.items():
-        # Watchers without events prove nothing. A coalescing watcher gets fewer frames on purpose.
+        # A watcher that received no events proves nothing. A coalescing watcher receives fewer frames by design.
         assert counts["events"] > (20 if kind.startswith("windows") else 100), outcome.report()
 
 

@@ -1,4 +1,4 @@
-"""A worker whose bus is silent, though connected, still sends its watchers everything, and reports the silence."""
+"""A worker that is connected to a silent bus still sends its watchers every event, and reports the silence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.service import Person, Service, Watcher, eventually
 
 LATEST_SECONDS = 2.0
 WATCHERS = 20
-SILENT_SECONDS = 7.0  # longer than the worker keeps a silent connection before it subscribes again
+SILENT_SECONDS = 7.0  # long enough for the worker to give up the silent connection and subscribe again
 PAUSE_SECONDS = 0.05
 LAST = "the last"
 
@@ -33,7 +33,7 @@ def proxies() -> Iterator[Proxies]:
 
 @pytest.fixture
 def bus(request: pytest.FixtureRequest, proxies: Proxies, redis: RedisServer) -> RedisProxy:
-    """The proxy that the worker under test connects to in place of Redis."""
+    """The proxy that the worker under test connects to instead of Redis."""
     proxy = proxies.redis(redis.port)
     proxy.is_silent = getattr(request, "param", False)
     return proxy
@@ -43,7 +43,7 @@ def bus(request: pytest.FixtureRequest, proxies: Proxies, redis: RedisServer) ->
 def workers(
     postgres: PostgresServer, redis: RedisServer, bus: RedisProxy, tmp_path: Path
 ) -> Iterator[tuple[Service, Service]]:
-    """Two workers: one with a working bus, and one behind the proxy, which a test may make silent from the start."""
+    """Two workers: one with a working bus, and one whose bus is the proxy, which may be silent from the start."""
     url = postgres.create_database()
     urls = (redis.url, f"redis://127.0.0.1:{bus.port}/0")
     good, deaf = (Service(url, broadcast_url, tmp_path, LOG_LEVEL="warning") for broadcast_url in urls)
@@ -52,7 +52,7 @@ def workers(
 
 
 async def status(client: httpx.AsyncClient, service: Service) -> str:
-    """Return `ready`, or the reported state of the bus."""
+    """Return `ready`, or what `/readyz` reports about the bus if the bus is not ok."""
     answer = await client.get(f"{service.url}/readyz")
     assert answer.status_code == 200, answer.text
     found: str = answer.json()["checks"]["bus"]
@@ -64,7 +64,7 @@ async def becomes(client: httpx.AsyncClient, service: Service, wanted: str, seco
     async def is_wanted() -> bool:
         return wanted in await status(client, service)
 
-    await eventually(is_wanted, f"readiness says {wanted}", seconds)
+    await eventually(is_wanted, f"readiness reports {wanted}", seconds)
 
 
 async def write_and_time(person: Person, written: dict[int, float]) -> None:
@@ -80,7 +80,7 @@ async def time_arrivals(watcher: Watcher) -> dict[int, float]:
     frame: dict[str, Any] = {"data": {"title": None}}
     while frame["data"]["title"] != LAST:
         frame = await watcher.next(60.0)
-        assert frame["data"]["id"] not in arrived, "each once"
+        assert frame["data"]["id"] not in arrived, "each event arrives once"
         arrived[frame["data"]["id"]] = time.monotonic()
     return arrived
 
@@ -104,7 +104,7 @@ async def test_watchers_of_a_deaf_worker_get_everything_within_two_seconds(
         await asyncio.gather(
             write_and_time(alice, written), write_and_time(bob, written), becomes(client, deaf, "silent", 3.0)
         )
-        assert "silent" in await status(client, deaf), "subscribing again does not help"
+        assert "silent" in await status(client, deaf), "the bus is still silent after subscribing again"
         assert await status(client, good) == "ready"
         assert (await metric(deaf, "marquee_bus_deaf"), await metric(good, "marquee_bus_deaf")) == (1, 0)
         assert bus.lost > 0

@@ -12,7 +12,7 @@ from tests.support.servers import PostgresServer, RedisServer
 from tests.support.service import Service
 
 TIMES = 10
-SECONDS = 15.0  # no restart begins later: ten need a minute on a quiet machine; `make chaos` does all ten
+SECONDS = 15.0  # no restart begins later, because ten take a minute on a quiet machine; `make chaos` does all ten
 
 
 @pytest.mark.alone

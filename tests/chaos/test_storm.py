@@ -1,4 +1,4 @@
-"""Two thousand watchers are disconnected at once and resume at once, while writes go on."""
+"""Two thousand watchers are disconnected and resume at the same moment, while writes go on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAUSE_SECONDS = 0.04
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """Raise the limit of open files, which the services inherit: each socket is one."""
+    """Raise the limit on open files, which the services inherit, because each socket counts as an open file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8 * WATCHERS), hard))
     yield
@@ -46,7 +46,7 @@ def workers(
 
 @dataclass
 class Crowd:
-    """Watchers in a process of their own."""
+    """Watchers that run in a separate process."""
 
     process: asyncio.subprocess.Process
 
@@ -104,4 +104,4 @@ async def test_a_storm_of_resumes_costs_the_database_hardly_any_reads(workers: t
         assert found["missed"] > 10
         assert found["seconds"] < CATCH_UP_SECONDS
         assert all(late - early <= MAX_LOG_READS for early, late in zip(before, after, strict=True))
-        assert min(before) >= 1, "a worker fills its ring from the log at the start, which counts"
+        assert min(before) >= 1, "filling the ring at the start counts as a log read"

@@ -22,7 +22,7 @@ class Marks:
 
 
 def marked(frame: Frame) -> Frame:
-    """Return an event of a window with a digest in place of each row."""
+    """Return a frame of a window with each row replaced by its digest."""
     kept = {name: frame[name] for name in ("operation", "seq", "more") if name in frame}
     data = frame["data"]
     if frame["operation"].startswith("delete"):
@@ -31,7 +31,7 @@ def marked(frame: Frame) -> Frame:
 
 
 class Replay:
-    """The rows of a subscription as of increasing sequence numbers, each as a digest."""
+    """The rows of a subscription, as digests by id, as of the last `seq` that `advance` was called with."""
 
     def __init__(self, log: Log, wish: Wish) -> None:
         (topic,) = wish.topics
@@ -42,7 +42,7 @@ class Replay:
         self._next = 0
 
     def advance(self, seq: int) -> set[int]:
-        """Advance to `seq`, and return the ids of the rows that were touched."""
+        """Replay the log up to `seq`, and return the ids of the rows that its events touched."""
         touched: set[int] = set()
         for entry in self._until(seq):
             for id_ in entry.before.keys() | entry.after.keys():
@@ -60,9 +60,9 @@ class Replay:
             self._next += 1
 
     def wrong(self, got: Mapping[int, int], ids: Iterable[int]) -> list[str]:
-        """Return which of these rows differ from what they must be."""
+        """Return a message for each of these ids whose row in `got` is not the expected one."""
         return [
-            f"{id_}: expected {'one' if id_ in self.rows else 'none'}, got {'another' if id_ in got else 'none'}"
+            f"{id_}: expected {'a row' if id_ in self.rows else 'none'}, got {'a wrong one' if id_ in got else 'none'}"
             for id_ in sorted(ids)
             if got.get(id_) != self.rows.get(id_)
         ]
@@ -80,9 +80,9 @@ def wrong_snapshot(log: Log, wish: Wish, seq: int, items: Marks) -> str | None:
 
 
 def wrong_window(log: Log, wish: Wish, start: int, got: Sequence[Frame]) -> str | None:
-    """Return the first window after which a client's rows differ from those of the log, or None.
+    """Return a message about the first window after which a client's rows differ from those of the log, or None.
 
-    The client begins with the rows at `start`. `got` are frames as `marked` returns them.
+    The client starts with the rows as of `start`. `got` holds frames as `marked` returns them.
     """
     replay = Replay(log, wish)
     replay.advance(start)
@@ -104,7 +104,7 @@ def wrong_window(log: Log, wish: Wish, start: int, got: Sequence[Frame]) -> str 
             return f"after window {last}: {len(wrong)} rows differ, first {wrong[0]}"
         doubtful.clear()
     wrong = replay.wrong(view, replay.advance(log.head))
-    return f"in the end {len(wrong)} rows differ, first {wrong[0]}" if wrong else None
+    return f"at the end of the log {len(wrong)} rows differ, first {wrong[0]}" if wrong else None
 
 
 def _apply(frame: Frame, view: dict[int, int], touched: set[int]) -> str | None:
@@ -112,10 +112,10 @@ def _apply(frame: Frame, view: dict[int, int], touched: set[int]) -> str | None:
     for id_ in frame.get("ids", ()):
         touched.add(id_)
         if view.pop(id_, None) is None:
-            return f"delete of {id_}, which was not in view"
+            return f"delete of {id_}, which was not in the view"
     for id_, mark in frame.get("marks", ()):
         if (id_ in view) != (operation == "update"):
-            return f"{operation} of {id_}, which was {'' if id_ in view else 'not '}in view"
+            return f"{operation} of {id_}, which was {'' if id_ in view else 'not '}in the view"
         touched.add(id_)
         view[id_] = mark
     return None

@@ -25,11 +25,11 @@ from tests.chaos.views import Marks, marked
 
 DO_NOT_RECONNECT = range(4500, 5000)
 SNAPSHOT = b'{"operation":"snapshot"'
-SMALL_BUFFER_BYTES = 128 * 1024  # with less than one loopback segment, TCP itself would stall
+SMALL_BUFFER_BYTES = 128 * 1024  # TCP itself would stall with a buffer smaller than one loopback segment
 
 
 class Texts:
-    """Parses each distinct frame once: most watchers get the same bytes. Snapshots and windows are not kept."""
+    """Parses each distinct frame once: most watchers receive the same frames. Snapshots and windows are not kept."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, Frame] = {}
@@ -46,19 +46,19 @@ class Texts:
 
 @dataclass(frozen=True)
 class Manner:
-    """How a watcher behaves. Numbers count frames or seconds; 0 means never."""
+    """The behaviour of a watcher. Numbers are frames or seconds; 0 means never."""
 
     kind: str
-    leaves_after: int = 0  # disconnects after about so many frames, without a close frame
-    stays_away: float = 0.0  # for up to so many seconds
-    pauses_after: int = 0  # stops reading after about so many frames
-    pauses_for: float = 0.0  # for up to so many seconds
-    forgets: bool = False  # starts over after each reconnect
+    leaves_after: int = 0  # disconnects after about this many frames, without a close frame
+    stays_away: float = 0.0  # stays disconnected for up to this many seconds
+    pauses_after: int = 0  # stops reading after about this many frames
+    pauses_for: float = 0.0  # continues reading after up to this many seconds
+    forgets: bool = False  # starts over after each reconnect, instead of resuming
 
 
 @dataclass
 class Segment:
-    """The events after sequence number `start`, and the snapshot before them, if there was one."""
+    """A received stream: the events after sequence number `start`, and the snapshot before them, if there was one."""
 
     start: int
     items: Marks | None = None
@@ -68,7 +68,7 @@ class Segment:
 
 @dataclass
 class Watcher:
-    """A watcher; `segments` holds what it received: one segment, unless it forgets its position."""
+    """A watcher. `segments` holds what it received: one segment if it always resumes, another for each new start."""
 
     wish: Wish
     manner: Manner
@@ -82,7 +82,7 @@ class Watcher:
     problems: list[str] = field(default_factory=list)
     ends: Counter[str] = field(default_factory=Counter)
     longest_silence: float = 0.0
-    _unfinished: list[Frame] = field(default_factory=list)  # the frames received so far of an event with several
+    _unfinished: list[Frame] = field(default_factory=list)  # the frames of an incomplete event
     _heard_at: float = 0.0
     _is_new: bool = True
 
@@ -126,7 +126,7 @@ class Watcher:
         return urlencode(query)
 
     async def _watch(self, websocket: ClientConnection) -> None:
-        """Receive frames until the watcher leaves. Raise when the connection ends."""
+        """Receive frames until the watcher leaves; raise ConnectionClosed if the connection ends first."""
         frames = 0
         leave = self._about(self.manner.leaves_after)
         pause = self._about(self.manner.pauses_after)
@@ -165,7 +165,7 @@ class Watcher:
 
     def _finish(self, seq: int) -> None:
         if not self.segments or not self.segments[-1].is_whole:
-            self.problems.append(f"event {seq} before the stream began or the snapshot was whole")
+            self.problems.append(f"event {seq} arrived before the stream began or the snapshot was complete")
             return
         self.segments[-1].got += self._unfinished
         self._unfinished.clear()
@@ -207,12 +207,12 @@ class Watcher:
             self.segments.append(Segment(seq, Marks() if self.wish.snapshot else None, not self.wish.snapshot))
             self.position, self.epoch = seq, epoch
         elif (epoch, seq) != (self.epoch, self.position):
-            self.problems.append(f"resumed at {self.epoch}:{self.position} and was taken to {epoch}:{seq}")
+            self.problems.append(f"expected to resume at {self.epoch}:{self.position}, got {epoch}:{seq}")
 
     def _page(self, frame: Frame) -> None:
         segment = self.segments[-1] if self.segments else None
         if segment is None or segment.items is None or segment.is_whole or segment.got or frame["seq"] != segment.start:
-            self.problems.append(f"unexpected page of a snapshot: {str(frame)[:300]}")
+            self.problems.append(f"unexpected snapshot page: {str(frame)[:300]}")
             return
         segment.items.extend(frame["data"]["items"])
         segment.is_whole = frame["data"]["done"]

@@ -1,7 +1,7 @@
-"""The writers of the chaos run: a plan that follows from the seed alone, carried out whatever breaks.
+"""The writers of the chaos run: each carries out a plan that depends only on the seed, whatever fails.
 
-A write whose outcome is unknown is sent again until there is a response: a POST with the same `Idempotency-Key`, the
-other methods as they are, because they are idempotent.
+A write whose outcome is unknown is sent again until there is a response: a POST with the same `Idempotency-Key`, other
+methods unchanged, because they are idempotent.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ REQUEST_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Operation:
-    """`worker` and `pick` are fractions: of the workers, and of the rows that the writer has by then."""
+    """A write. `worker` and `pick`, from 0 to 1, select a worker and one of the rows that the writer has by then."""
 
     name: str
     kind: str
@@ -67,7 +67,7 @@ def edit(chance: random.Random) -> dict[str, Any]:
 
 
 def plan(seed: int, writer: int, count: int) -> list[Operation]:
-    """Return what this writer does; a pure function of the arguments."""
+    """Return the operations of this writer; a pure function of the arguments."""
     chance = random.Random(f"writer {seed} {writer}")
     found = []
     for number, kind in enumerate(chance.choices(list(SHARES), list(SHARES.values()), k=count)):
@@ -93,7 +93,7 @@ def plan(seed: int, writer: int, count: int) -> list[Operation]:
 
 @dataclass
 class Progress:
-    """How many writes all writers have begun; faults happen at certain numbers."""
+    """The number of writes that all writers together have begun; each fault waits for a certain number."""
 
     begun: int = 0
     again: int = 0
@@ -119,7 +119,7 @@ async def jobs_end(http: httpx.AsyncClient, service: Service, seconds: float) ->
 
 
 async def sign_up(index: int, services: Sequence[Service], http: httpx.AsyncClient) -> str:
-    """Register a writer, and return its token."""
+    """Register a user for a writer, sign in, and return the access token."""
     base = services[index % len(services)].url
     named = {"username": f"writer{index}", "password": PASSWORD}
     (await http.post(f"{base}/auth/register", json=named)).raise_for_status()
@@ -128,7 +128,7 @@ async def sign_up(index: int, services: Sequence[Service], http: httpx.AsyncClie
 
 
 class Writer:
-    """One signed-in user. `promised` holds the entities whose POST succeeded."""
+    """A signed-in user who writes. `promised` holds the rows that successful POST requests returned."""
 
     def __init__(
         self, services: Sequence[Service], http: httpx.AsyncClient, token: str, progress: Progress, pause: float
@@ -154,7 +154,7 @@ class Writer:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     async def end(self) -> None:
-        """Add movies of which every filter of the watchers matches at least one, so that every watcher sees the end."""
+        """Add movies of which each watcher's filter matches at least one, so that every filtered stream has an end."""
         for status in STATUSES:
             body = {"title": f"The film {status}", "rating": 85, "genres": ["Drama", "Noir"], "status": status}
             await self._add(Operation(f"the end, {status}", "add", 0.0, 0.0), "movies", body)
@@ -211,7 +211,7 @@ class Writer:
         return taken
 
     async def _send(self, operation: Operation, method: str, path: str, body: Any = None) -> httpx.Response:
-        """Send a request until there is a response, each time to the next worker."""
+        """Send a request to one worker after another until there is a final response, and return it."""
         headers = self._headers | ({"Idempotency-Key": operation.name} if method == "POST" else {})
         first = int(operation.worker * len(self._services))
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -227,7 +227,7 @@ class Writer:
             except httpx.TransportError as error:
                 reason = repr(error)
             if time.monotonic() > deadline:
-                raise AssertionError(f"{method} {path}: no answer in {PATIENCE_SECONDS} s: {reason}")
+                raise AssertionError(f"{method} {path}: no final response in {PATIENCE_SECONDS} s: {reason}")
             attempt += 1
             self._progress.again += 1
             await asyncio.sleep(self._chance.uniform(0.05, 0.3))

@@ -1,1 +1,1 @@
-"""Random writes against every kind of watcher: snapshot and events equal a fresh snapshot."""
+"""Random writes against every kind of watcher: snapshot plus events must equal a fresh snapshot."""

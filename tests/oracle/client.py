@@ -1,7 +1,7 @@
-"""The oracle's own websocket client: it keeps views, is cut off, pauses, and resumes on any worker.
+"""The oracle's own websocket client: it applies frames to views, can be cut off and paused, and resumes on any worker.
 
 It shares no code with the service or with the published clients. It sends messages without waiting for replies, so that
-a client that does not read can still send.
+it can send even while it does not read.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from tests.oracle.views import Row, View, Wrong
 from tests.support.frames_checked import check_frame
 
 RECEIVE_BUFFER_BYTES = 16 * 1024  # so small that the service soon notices a client that does not read
-SEGMENT_BYTES = 1_400  # with the loopback segments of 64 KiB, TCP itself would stall
+SEGMENT_BYTES = 1_400  # TCP itself would stall with the 64 KiB segments of the loopback interface
 TOO_SLOW = 4008
 
 
 @dataclass(eq=False)
 class Watched:
-    """A view and how it is subscribed. Without `asks_name` the service chooses the name."""
+    """A view and its subscription. Without `asks_name`, the service chooses the subscription's name."""
 
     view: View
     asks_name: str | None = None
     asks_snapshot: bool = True
-    name: str | None = None  # while it is live
-    is_asked: bool = False  # a subscribe or unsubscribe is on its way
-    comes_back: bool = False  # after the reply to unsubscribe
-    is_bad: bool = False  # the next position that it sends belongs to another log
+    name: str | None = None  # the subscription's name while it is live
+    is_asked: bool = False  # whether the reply to a subscribe or unsubscribe is pending
+    comes_back: bool = False  # whether to subscribe again after the reply to unsubscribe
+    is_bad: bool = False  # whether to send the next position with a wrong epoch
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class _Asked:
 
 @dataclass(eq=False)
 class Client:
-    """A watcher. With `handshake`, which is a view of the default subscription, it never subscribes."""
+    """A watcher. With `handshake`, a view of the default subscription, it never sends `subscribe`."""
 
     label: str
     urls: Sequence[str]
@@ -150,12 +150,12 @@ class Client:
         id_ = next(self._ids)
         self._asked[id_] = asked
         message = {"id": id_, "action": asked.action, **members}
-        # The reader reports a broken socket.
+        # Ignore a broken socket: the reader task reports it.
         with contextlib.suppress(ConnectionClosed):
             await self.socket.send(orjson.dumps(message).decode())
 
     async def subscribe(self, watched: Watched) -> None:
-        """Subscribe from the view's position, or from a snapshot if it has none. Without a socket, do nothing."""
+        """Subscribe from the view's position, or with a snapshot if it has none; do nothing without an open socket."""
         if not self.is_open:
             return
         view = watched.view
@@ -178,7 +178,7 @@ class Client:
         await self._say(_Asked("subscribe", watched, since, snapshot, is_bad), **members)
 
     async def unsubscribe(self, watched: Watched, *, comes_back: bool) -> None:
-        """Unsubscribe. With `comes_back`, subscribe again from the same position after the reply."""
+        """Unsubscribe. With `comes_back`, subscribe again from the view's position after the reply."""
         if not comes_back:
             self.watched.remove(watched)
         watched.comes_back = comes_back
@@ -232,7 +232,7 @@ class Client:
             if watched is not None:
                 await self._take_frame(watched, frame)
             elif self._is_explicit or "subscription" in frame:
-                raise Wrong(f"a frame of no subscription: {str(frame)[:300]}")
+                raise Wrong(f"a frame of an unknown subscription: {str(frame)[:300]}")
 
     async def _take_frame(self, watched: Watched, frame: Row) -> None:
         try:
@@ -258,14 +258,14 @@ class Client:
         asked = self._asked.pop(frame["reply_to"])
         if asked.answer is not None:
             if "status" not in frame and not frame["ok"]:
-                raise Wrong(f"{asked} got the reply {frame}")
+                raise Wrong(f"{asked} was rejected: {frame}")
             if not asked.answer.done():
                 asked.answer.set_result(frame)
             return
         watched = asked.watched
         assert watched is not None
         if not frame["ok"]:
-            raise Wrong(f"{asked.action} of {watched} was refused: {frame['error']}")
+            raise Wrong(f"{asked.action} of {watched} was rejected: {frame['error']}")
         name = frame["data"]["subscription"]
         watched.is_asked = False
         if asked.action == "unsubscribe":
@@ -275,14 +275,14 @@ class Client:
                 await self.subscribe(watched)
             return
         if name in self._live or (watched.asks_name is not None and name != watched.asks_name):
-            raise Wrong(f"subscribed as {name}, beside {sorted(map(str, self._live))}")
+            raise Wrong(f"unexpected subscription name {name}; live: {sorted(map(str, self._live))}")
         self._is_explicit = True
         self._live[name] = watched
         watched.name = name
         watched.view.subscribed(
             self._epoch, frame["data"]["seq"], since=asked.since, snapshot=asked.snapshot, is_bad=asked.is_bad
         )
-        if watched not in self.watched:  # unsubscribed before the reply came
+        if watched not in self.watched:  # given up before the reply to subscribe arrived
             self.watched.append(watched)
             await self.unsubscribe(watched, comes_back=False)
 

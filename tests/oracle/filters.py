@@ -1,7 +1,7 @@
-"""The oracle's filters: how they are drawn, what they mean, and how they are written in a REST query.
+"""The oracle's filters: how hypothesis draws them, which rows they match, and how a REST query expresses them.
 
-The meaning is implemented again from the documentation, and shares nothing with the service. Values that are known only
-when the service runs are placeholders such as `@user0`, so that a filter prints as it was drawn.
+`matches` implements the documentation a second time and shares no code with the service. Values that are known only
+when the service runs are placeholders such as `@user0`, so that a failing play prints the filter as it was drawn.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _COLUMNS = {"genre": "genres", "language": "languages"}
 _LISTS = ("genre", "language")
 
 
-# --- drawing them
+# --- drawing filters
 
 
 def _ops(values: Sequence[Any], *names: str) -> st.SearchStrategy[Any]:
-    """Draw a value alone, or under one or two operators."""
+    """Draw a bare value, or an object of one or two operators with their values."""
     one = st.sampled_from(values)
     listed = st.lists(one, min_size=1, max_size=3, unique=True)
     by_name = {name: listed if name == "in" else one for name in names}
@@ -106,7 +106,7 @@ FIELDS: Mapping[str, Mapping[str, st.SearchStrategy[Any]]] = {
 
 
 def filters(topics: Sequence[str]) -> st.SearchStrategy[Wanted | None]:
-    """Draw None, or a filter of fields that all topics have."""
+    """Draw None, or a filter on fields that all these topics have."""
     names = sorted(set.intersection(*(set(FIELDS[topic]) for topic in topics)))
     fields = FIELDS[topics[0]]
     one = st.sampled_from(names).flatmap(lambda name: fields[name].map(lambda value: {name: value}))
@@ -120,7 +120,7 @@ def _merged(parts: Sequence[Wanted]) -> Wanted:
 
 
 def resolved(wanted: Any, names: Mapping[str, Any]) -> Any:
-    """Return the filter with the values of its placeholders."""
+    """Return the filter with its placeholders replaced by their values."""
     if isinstance(wanted, dict):
         return {key: resolved(value, names) for key, value in wanted.items()}
     if isinstance(wanted, list):
@@ -128,11 +128,11 @@ def resolved(wanted: Any, names: Mapping[str, Any]) -> Any:
     return names[wanted[1:]] if isinstance(wanted, str) and wanted.startswith("@") else wanted
 
 
-# --- what they mean
+# --- which rows filters match
 
 
 def matches(wanted: Wanted | None, row: Row) -> bool:
-    """Return whether a row matches every field, and at least one of the groups of `or` if there are any."""
+    """Return whether a row matches every field and, if the filter has `or` groups, at least one of them."""
     if not wanted:
         return True
     groups = wanted.get("or")
@@ -169,7 +169,7 @@ def _plain(text: str) -> str:
     return text.lower().replace("ς", "σ")
 
 
-# --- how they are written in a REST query
+# --- filters in a REST query
 
 
 def query(wanted: Wanted | None) -> list[tuple[str, str]]:

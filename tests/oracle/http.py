@@ -18,7 +18,7 @@ IDLE_SECONDS = 2.0  # the server closes connections that are idle for 5 s
 class Answer:
     status: int
     headers: Mapping[str, str]  # names in lower case
-    body: Any  # None when there is none
+    body: Any  # None if the response has no body
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Rest:
             }
             found = await reader.readexactly(int(fields.get("content-length", 0)))
         except BaseException:
-            writer.transport.abort()  # what arrives later would belong to another request
+            writer.transport.abort()  # a late response would be taken for that of another request
             raise
         self._idle.append((time.monotonic(), reader, writer))
         return Answer(int(head[0].split()[1]), fields, orjson.loads(found) if found else None)

@@ -1,6 +1,6 @@
-"""The oracle: random writes and random watchers, and after each quiet point every view equals the database.
+"""The oracle: writers and watchers act at random, and at each quiet point every view must equal the database.
 
-`World` is a set of workers with writers and watchers, and knows the truth. A state machine drives it (see
+`World` has the workers, writers and watchers, and knows the expected rows. A state machine drives it (see
 `test_oracle`): hypothesis draws each step, and the world carries it out in the event loop of another thread, so that
 writers write and watchers read while the next step is drawn.
 """
@@ -32,13 +32,13 @@ from tests.support.resources import sql
 from tests.support.service import Person, Service
 
 EQUAL_SECONDS = 10.0
-WRITES_SECONDS = 60.0  # for the backlog and all jobs
+WRITES_SECONDS = 60.0  # the time that queued writes and jobs have to end
 MAX_WAIT_SECONDS = 1.0
-STUCK_SECONDS = 120.0  # more than anything may take
+STUCK_SECONDS = 120.0  # longer than any step may take
 LANES = 3
-ENVELOPE_BYTES = 1_000  # at most, around the body of a request on a socket
-BACKLOG = 8  # writes that may wait in a lane before the next step is drawn
-# Without 503: no database is ever down here.
+ENVELOPE_BYTES = 1_000  # upper bound of what a socket message adds to the body of its request
+BACKLOG = 8  # the next step is drawn once at most this many writes wait in a lane
+# The expected statuses. 503 is missing, because no database is ever down in these tests.
 ANSWERS = frozenset({200, 201, 202, 204, 403, 404, 409, 429})
 PUBLIC = frozenset({"movies", "characters", "genres", "jobs"})
 
@@ -51,7 +51,7 @@ def _now(seconds: float = 0.0) -> str:
 
 @dataclass(frozen=True)
 class Wish:
-    """A subscription that a client wants. `begins` is "snapshot", "list" or "base", an earlier position."""
+    """A subscription that a client wants. `begins` is "snapshot", "list", or "base" (an earlier position)."""
 
     topics: tuple[str, ...]
     filter: Wanted | None
@@ -82,7 +82,7 @@ class World:
         self._labels = itertools.count(1)
         self._begun = ""
 
-    # --- its life
+    # --- start and end
 
     @contextlib.contextmanager
     def running(self) -> Iterator[World]:
@@ -137,7 +137,7 @@ class World:
     # --- writing
 
     async def write(self, lane: int, batch: Batch) -> None:
-        """Queue a batch. Return when few writes are left, or after MAX_WAIT_SECONDS: a paused socket may delay them."""
+        """Queue a batch. Return once few writes wait, or after MAX_WAIT_SECONDS: a paused socket may delay them."""
         queue = self._lanes[lane]
         for write in batch.writes():
             queue.put_nowait(write)
@@ -207,7 +207,7 @@ class World:
         return found
 
     async def connect(self, worker: int, user: int | None, topics: Sequence[str] = ()) -> Client:
-        """Connect a client. With `topics`, it uses the default subscription, from the base position."""
+        """Connect a client. With `topics`, the client uses the default subscription, from the base position."""
         token = self._people[user].token if user is not None else None
         client = Client(f"client {next(self._labels)}", self.urls, self.problems, token, user)
         if topics:
@@ -229,7 +229,7 @@ class World:
         await client.subscribe(watched)
 
     async def subscribe_again(self, client: Client, number: int, *, is_bad: bool) -> None:
-        """Subscribe again from the same position, or with an invalid one."""
+        """Unsubscribe, and subscribe again from the same position or, with `is_bad`, from an invalid one."""
         if client.watched:
             watched = client.watched[number % len(client.watched)]
             watched.is_bad = is_bad
@@ -240,7 +240,7 @@ class World:
             await client.unsubscribe(client.watched[number % len(client.watched)], comes_back=False)
 
     async def leave(self, client: Client) -> None:
-        """Disconnect a client for good."""
+        """Disconnect and remove a client."""
         await client.cut()
         self.clients.remove(client)
 
@@ -253,7 +253,7 @@ class World:
         view.begin_with(chosen, place)
 
     async def _begin_at_list(self, view: View) -> None:
-        """Begin a view with a REST list, at the log position as of which the list was read."""
+        """Start a view from a REST list and its `Stream-Position`, if the list fits on one page."""
         (topic,) = view.topics
         parameters = [*query(view.wanted), ("limit", str(PAGE))]
         answer = await self._rest[0].ask("GET", f"/{topic}?{urlencode(parameters)}")
@@ -266,7 +266,7 @@ class World:
     # --- the truth
 
     async def fresh(self, seed: int) -> None:
-        """Start over without watchers, and with some movies and characters of both users."""
+        """Start over: without watchers, and with only a few new rows of both users."""
         for client in self.clients:
             await client.cut()
         self.clients.clear()
@@ -288,7 +288,7 @@ class World:
         await self._keep_base()
 
     async def _keep_base(self) -> None:
-        """Remember all rows and their position in the log; nothing may be written meanwhile."""
+        """Keep all rows and their position in the log as the base. Nothing may be written during this call."""
         [(epoch, seq)] = await sql(self.services[0], "SELECT epoch, seq FROM event_head")
         self.base = (await self._truth()).rows, Place(epoch, seq)
 
@@ -299,7 +299,7 @@ class World:
             while not joining.done() or await self._unfinished_jobs():
                 self.check()
                 if time.monotonic() > deadline:
-                    raise AssertionError(f"writes and jobs do not end within {WRITES_SECONDS} s")
+                    raise AssertionError(f"writes and jobs did not end within {WRITES_SECONDS} s")
                 await asyncio.sleep(0.01)
         finally:
             joining.cancel()
@@ -316,7 +316,7 @@ class World:
     # --- quiet points
 
     async def quiet(self) -> None:
-        """Let everything end, and compare every view with the truth; write once more, and compare again."""
+        """Wait for all writes and jobs, and compare every view with the truth; write once more, and compare again."""
         self.quiets += 1
         for client in self.clients:
             client.go_on()
@@ -339,7 +339,7 @@ class World:
         ]
 
     async def _all_are_right(self, truth: Truth | None = None) -> Truth:
-        """Wait until all views equal the truth, and return it. Without `truth`, it is read first."""
+        """Wait until all views equal the truth, and return the truth. Read the truth first unless it is given."""
         if truth is None:
             truth = await self._truth()
             self._remember(truth.rows)
@@ -359,7 +359,7 @@ class World:
                 client, view, wanted = waiting[0]
                 frames = "\n  ".join(view.told)
                 raise AssertionError(
-                    f"{len(waiting)} views are wrong after {EQUAL_SECONDS} s of quiet, the first is {client.label}'s\n"
+                    f"{len(waiting)} views are wrong after {EQUAL_SECONDS} s of quiet; the first is {client.label}'s\n"
                     f"{view}: {view.difference(wanted)}\n  {frames}"
                 )
             await asyncio.sleep(0.01)

@@ -1,6 +1,6 @@
-"""At each quiet point every watcher's view equals the REST list, whatever was written and whatever happened to it.
+"""At each quiet point, every watcher's view equals the REST list, despite random writes, cuts and pauses.
 
-ORACLE_EXAMPLES sets the number of plays; a failure prints its steps.
+ORACLE_EXAMPLES sets the number of plays; a failing play prints its steps.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ EXAMPLES = int(os.environ.get("ORACLE_EXAMPLES", "3"))
 STEPS = 24
 BETWEEN_QUIETS = 6
 MAX_CLIENTS = 6
-MAX_VIEWS = 6  # of one client
+MAX_VIEWS = 6  # per client
 
 
 @dataclass(frozen=True)
 class Seat:
-    """A watcher: its user, its worker, and what it watches."""
+    """A watcher: its user, its worker, and its subscriptions."""
 
     user: int | None
     worker: int
@@ -80,13 +80,13 @@ def batches(mix: str) -> st.SearchStrategy[Batch]:
 
 
 class Oracle(stateful.RuleBasedStateMachine):
-    """One play, on workers that run for several plays."""
+    """One play: a random sequence of steps. All plays use the same running workers."""
 
     world: World
 
     def __init__(self) -> None:
         super().__init__()
-        # Rules may depend only on what was drawn.
+        # The preconditions of rules may depend only on the drawn steps, not on the world.
         self.steps_since_quiet = 0
         self.crowd = 0
 
@@ -102,7 +102,7 @@ class Oracle(stateful.RuleBasedStateMachine):
     ) -> None:
         world = self.world
         world.do(world.fresh(seed))
-        for lane, batch in enumerate(first):  # the first views begin during writes
+        for lane, batch in enumerate(first):  # so that the first views begin while writes go on
             world.do(world.write(lane, batch))
         world.do(world.connect(crowd[0].worker, None, topics))
         for seat in crowd:
@@ -169,7 +169,7 @@ class Oracle(stateful.RuleBasedStateMachine):
         self.crowd -= 1
         self.world.do(self.world.leave(self.client(number)))
 
-    # --- what must hold
+    # --- what must be true
 
     @stateful.precondition(lambda self: self.steps_since_quiet >= BETWEEN_QUIETS)
     @stateful.rule()
@@ -187,7 +187,7 @@ class Oracle(stateful.RuleBasedStateMachine):
 
 
 class Small(Service):
-    """A worker with small bounds."""
+    """A worker with the small bounds of `tests/oracle/worker.py`."""
 
     command = ("-m", "tests.oracle.worker")
 

@@ -1,4 +1,4 @@
-"""The truth: every row as REST lists it, and which of them a view must hold."""
+"""The truth: every row as REST lists it, and the rows that a view must contain."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def walk(
 
 @dataclass
 class Truth:
-    """All rows at a moment without writes. The sessions of the users are under `sessions of 0` and so on."""
+    """All rows at a moment without writes. The sessions of user 0 are under the key `sessions of 0`, and so on."""
 
     rest: Rest
     people: Sequence[Person]
@@ -51,7 +51,7 @@ class Truth:
         self.rows = {topic: {row["id"]: row for row in rows} for topic, rows in found.items()}
 
     async def rows_for(self, view: View, user: int | None) -> Rows:
-        """Return the rows that match the view's filter. They must be those that REST lists with this filter."""
+        """Return the rows that match the view's filter, and assert that REST lists exactly these for the filter."""
         found: Rows = {}
         for topic in view.topics:
             every = self.rows[topic if topic != "sessions" else f"sessions of {user}"]
@@ -62,5 +62,5 @@ class Truth:
                 if key not in self._listed:
                     rows = await walk(self.rest, f"/{topic}", self.people[ADMIN], parameters)
                     self._listed[key] = {row["id"]: row for row in rows}
-                assert self._listed[key] == found[topic], f"GET /{topic} with {view.wanted} lists other rows"
+                assert self._listed[key] == found[topic], f"GET /{topic} with {view.wanted} lists wrong rows"
         return found

@@ -1,8 +1,8 @@
-"""The frames of one subscription, applied strictly, without I/O.
+"""Apply the frames of one subscription, strictly and without I/O.
 
 A view begins with a snapshot, or with rows as of a known sequence number, and applies every frame of its subscription.
-Whatever a correct stream cannot contain raises `Wrong`: an `add` of an existing row, an `update` or `delete` of a
-missing one, a sequence number that does not grow, an event within a snapshot, an unexpected `resync`.
+A frame that a correct stream cannot contain raises `Wrong`: an `add` of an existing row, an `update` or `delete` of a
+missing one, a sequence number that does not increase, an event within a snapshot, an unexpected `resync`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 Row = dict[str, Any]
 Rows = dict[str, dict[Any, Row]]  # by topic and id
 
-REMEMBERED = 60  # frames of a view, shown when a play fails
+REMEMBERED = 60  # the last frames of a view, shown when a play fails
 
 
 class Wrong(AssertionError):
@@ -29,7 +29,7 @@ class Place:
 
 
 class View:
-    """`position` is the last sequence number that was applied; None before the rows are complete."""
+    """The rows of one subscription. `position` is that of the last applied event, None until the rows are complete."""
 
     def __init__(self, topics: Sequence[str], wanted: Mapping[str, Any] | None, latest_every_ms: int | None) -> None:
         self.topics = tuple(topics)
@@ -41,20 +41,20 @@ class View:
         self._start: Place | None = None
         self._missing: set[str] = set()  # topics whose snapshot has not ended
         self._group: list[Row] = []
-        self._is_refused = False  # the position that was sent is invalid on purpose
+        self._is_refused = False  # whether the position in the request was invalid on purpose
         self._is_void = False
-        self._begins_later = False  # after a resync the snapshot has its own sequence number, which may be higher
+        self._begins_later = False  # whether the snapshot may have a higher number than the resync before it
 
     def __repr__(self) -> str:
         return f"View(topics={self.topics}, filter={self.wanted}, latest_every_ms={self.latest_every_ms})"
 
     def begin_with(self, rows: Rows, place: Place) -> None:
-        """Begin with rows that are known as of a position."""
+        """Start with the rows as of a known position."""
         self.rows = {topic: dict(rows[topic]) for topic in self.topics}
         self.position = place
         self.told.append(f"begins at {place.seq} with { ({t: len(r) for t, r in self.rows.items()}) }")
 
-    # --- changes of the connection
+    # --- the connection
 
     def subscribed(self, epoch: str, seq: int, *, since: int | None, snapshot: bool, is_bad: bool = False) -> None:
         """Apply the reply to `subscribe`, or the welcome of a default subscription."""
@@ -64,7 +64,7 @@ class View:
         self._is_refused = is_bad
         if since is not None and not is_bad:
             if seq != since:
-                raise Wrong(f"asked for what comes after {since} and was moved to {seq}: {self}")
+                raise Wrong(f"expected to resume at {since}, got {seq}: {self}")
         elif snapshot and not is_bad:
             self._begin_snapshot(Place(epoch, seq))
 
@@ -89,14 +89,14 @@ class View:
     # --- frames
 
     def take(self, frame: Row, *, snapshot: bool) -> bool:
-        """Apply a frame. Return False when the view is void and stays so, because it asked for no snapshot."""
+        """Apply a frame. Return False after a resync that no snapshot follows, because `snapshot` is False."""
         operation = frame["operation"]
         if self._is_void:
             return True
         if operation == "resync":
             return self._resync(frame["data"], snapshot=snapshot)
         if self._is_refused:
-            raise Wrong(f"resync expected, got {_brief(frame)}: {self}")
+            raise Wrong(f"expected a resync, got {_brief(frame)}: {self}")
         if operation == "snapshot":
             self._take_rows(frame)
         elif operation != "progress":
@@ -117,15 +117,15 @@ class View:
         topic, data = frame["topic"], frame["data"]
         self.told.append(f"{topic} snapshot {frame['seq']} of {[row['id'] for row in data['items']]}, {data['done']=}")
         if topic not in self._missing or self._start is None:
-            raise Wrong(f"no snapshot of {topic} is under way: {self}")
+            raise Wrong(f"unexpected snapshot page of {topic}: {self}")
         if self._begins_later and frame["seq"] > self._start.seq:
             self._start = Place(self._start.epoch, frame["seq"])
         self._begins_later = False
         if frame["seq"] != self._start.seq:
-            raise Wrong(f"a snapshot as of {self._start.seq} has a page as of {frame['seq']}: {self}")
+            raise Wrong(f"expected a snapshot page as of {self._start.seq}, got one as of {frame['seq']}: {self}")
         for row in data["items"]:
             if row["id"] in self.rows[topic]:
-                raise Wrong(f"{topic} {row['id']} is twice in one snapshot: {self}")
+                raise Wrong(f"{topic} {row['id']} occurs twice in one snapshot: {self}")
             self.rows[topic][row["id"]] = row
         if data["done"]:
             self._missing.discard(topic)
@@ -135,13 +135,13 @@ class View:
     def _take_event(self, frame: Row) -> None:
         self.told.append(_brief(frame))
         if self.position is None:
-            raise Wrong(f"an event before the snapshot's end: {_brief(frame)}: {self}")
+            raise Wrong(f"expected the rest of the snapshot, got {_brief(frame)}: {self}")
         if frame["topic"] not in self.topics:
-            raise Wrong(f"an event of a topic that was not asked for: {_brief(frame)}: {self}")
+            raise Wrong(f"expected an event of {self.topics}, got {_brief(frame)}: {self}")
         if frame["seq"] <= self.position.seq:
-            raise Wrong(f"after {self.position.seq} came {_brief(frame)}: {self}")
+            raise Wrong(f"expected a number above {self.position.seq}, got {_brief(frame)}: {self}")
         if self._group and self._group[0]["seq"] != frame["seq"]:
-            raise Wrong(f"{self._group[0]['seq']} was not over when {_brief(frame)} came: {self}")
+            raise Wrong(f"expected the rest of event {self._group[0]['seq']}, got {_brief(frame)}: {self}")
         self._group.append(frame)
         if not frame.get("more"):
             for each in self._group:
@@ -156,42 +156,42 @@ class View:
         if operation == "delete":
             for id_ in data["ids"] if is_bulk else [data["id"]]:
                 if id_ not in rows:
-                    raise Wrong(f"{id_} leaves and was not there: {_brief(frame)}: {self}")
+                    raise Wrong(f"{id_} was not in the view: {_brief(frame)}: {self}")
                 del rows[id_]
             return
         for row in data["items"] if is_bulk else [data]:
             if (row["id"] in rows) != (operation == "update"):
-                there = "was there" if row["id"] in rows else "was not there"
+                there = "was already in the view" if row["id"] in rows else "was not in the view"
                 raise Wrong(f"{row['id']} {there}: {_brief(frame)}: {self}")
             if operation == "update" and "version" in row:
                 self._compare(rows[row["id"]], row, frame)
             rows[row["id"]] = row
 
     def _compare(self, old: Row, new: Row, frame: Row) -> None:
-        """Assert that an update changes exactly the fields that it names, and that the version does not go back."""
+        """Raise Wrong unless an update changes exactly the fields that it names and does not lower the version."""
         named = set(frame["changed"])
         changed = {name for name in new if new[name] != old[name]} - {"version", "updated_at"}
-        is_windowed = self.latest_every_ms is not None  # a change and its reversal in one window leave no difference
+        is_windowed = self.latest_every_ms is not None  # a change and its reversal in one window cancel out
         if new["version"] < old["version"] or not changed <= named or not (changed or is_windowed):
-            raise Wrong(f"{changed or 'nothing'} of {new['id']} changed, {named} are named: {_brief(frame)}: {self}")
+            raise Wrong(f"expected changes of {named}, got {changed or 'none'}: {_brief(frame)}: {self}")
 
     # --- comparison
 
     def difference(self, truth: Rows) -> str | None:
-        """Return where the view differs from the truth, or None."""
+        """Return how the view differs from the truth, or None if it does not."""
         if not self.is_whole:
-            return f"not complete: {self._missing or self._group or 'nothing came'}"
+            return f"not complete: {self._missing or self._group or 'nothing received'}"
         for topic in self.topics:
             seen, real = self.rows[topic], truth[topic]
             if seen == real:
                 continue
             missing, extra = sorted(real.keys() - seen.keys()), sorted(seen.keys() - real.keys())
-            parts = [f"{topic}: missing {missing[:10]} of {len(real)}, too many {extra[:10]}"]
+            parts = [f"{topic}: missing {missing[:10]} of {len(real)}, unexpected {extra[:10]}"]
             unequal = [id_ for id_ in real.keys() & seen.keys() if real[id_] != seen[id_]]
             if unequal:
                 id_ = min(unequal)
                 parts.append(
-                    f"{len(unequal)} unequal, first\n  is   {str(real[id_])[:700]}\n  seen {str(seen[id_])[:700]}"
+                    f"{len(unequal)} unequal, first\n  expected {str(real[id_])[:700]}\n  got {str(seen[id_])[:700]}"
                 )
             return "; ".join(parts)
         return None

@@ -1,7 +1,7 @@
 """The service with bounds so small that a few rows reach them.
 
-Pages, the ring, the parts of an event and the unsent bytes of a socket are small, so that every path between them is
-taken often: snapshots of many pages, catching up from the ring and from the log, windows of several frames.
+Pages, the ring, the frames of an event and the send buffer of a socket are so small that special cases occur often:
+snapshots of many pages, catching up from the ring and from the log, windows of several frames.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SMALL = (
     (relations, "MAX_EVENT_ITEMS", 20),
 )
 RING_BYTES, RING_EVENTS = 64 * KIB, 60
-KERNEL_BYTES = 16 * KIB  # unsent bytes of a socket; by default the kernel buffers megabytes
+KERNEL_BYTES = 16 * KIB  # the send buffer of a socket, in which the kernel would otherwise keep megabytes
 
 
 def shrink() -> None:
@@ -43,13 +43,13 @@ def shrink() -> None:
             raise TypeError(f"{module.__name__}.{name}: expected a number")
         setattr(module, name, value)
     if ring.Ring.__init__.__defaults__ != (ring.RING_BYTES, ring.RING_EVENTS):
-        raise TypeError("Ring: expected its bounds as defaults")
+        raise TypeError("Ring.__init__: expected RING_BYTES and RING_EVENTS as defaults")
     ring.Ring.__init__.__defaults__ = RING_BYTES, RING_EVENTS
     listen = serving.listen
 
     def listen_with_small_buffers(settings: Settings) -> socket.socket:
         listener = listen(settings)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)  # accepted sockets inherit it
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)  # accepted sockets inherit this size
         return listener
 
     serving.listen = listen_with_small_buffers

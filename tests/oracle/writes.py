@@ -1,4 +1,4 @@
-"""The writes of the oracle: every kind that REST offers, each made from a seed, so that it is short when printed."""
+"""The writes of the oracle, of every kind that REST offers. Each follows from a seed, so a printed play is short."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.support.service import PASSWORD
 Row = dict[str, Any]
 
 CATALOG = ("movies", "characters", "genres")
-ADMIN = 2  # beside the users 0 and 1
-LONG = "a long story " * 500  # a few dozen of these fill a socket that is not read
+ADMIN = 2  # the admin's index; 0 and 1 are users
+LONG = "a long story " * 500  # a few dozen of these fill the buffers of a socket that is not read
 AGENTS = ("harry/1.0", "Lime 2", "cafe", "")
 
 
 @dataclass(frozen=True)
 class Write:
-    """`seed` determines the request. `by_socket` sends the write as a request on a watcher's own socket."""
+    """A write whose request follows from `seed`. With `by_socket`, a watcher sends the request on its own socket."""
 
     kind: str
     resource: str
@@ -41,7 +41,7 @@ MAX_ROWS = 40
 
 @dataclass(frozen=True)
 class Batch:
-    """Consecutive writes from one seed."""
+    """A sequence of writes that follow from one seed."""
 
     mix: str
     count: int
@@ -65,18 +65,18 @@ class Batch:
 
 @dataclass
 class Known:
-    """What the writers have seen so far: the owner of each row, and accounts that may be changed."""
+    """What the writers know so far: the owner of each row, jobs, and the accounts and sessions that may be changed."""
 
     owners: dict[str, dict[int, int | None]] = field(default_factory=lambda: {name: {} for name in CATALOG})
     jobs: list[str] = field(default_factory=list)
     spares: list[int] = field(default_factory=list)
     user_ids: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
-    sessions: list[list[str]] = field(default_factory=list)  # of each user, those that may be ended
+    sessions: list[list[str]] = field(default_factory=list)  # for each user, the sessions that may be ended
     registered: int = 0
 
     def pick(self, chance: Random, resource: str, who: int, number: int) -> list[int]:
-        """Return rows that this writer may usually change; often the newest, which another client may be reading."""
+        """Return ids of rows that this writer usually may change; often new rows, which others may be reading."""
         owners = self.owners[resource]
         own = [id_ for id_, owner in owners.items() if who == ADMIN or owner == self.user_ids[who]]
         pool = own if own and chance.random() < 0.95 else list(owners)
@@ -102,7 +102,7 @@ class Call:
 
 
 def call(write: Write, known: Known) -> Call | None:
-    """Return the request, or None when there is no row for it."""
+    """Return the request for a write, or None if there is nothing that it could change."""
     chance = Random(repr((write.seed, write.kind)))
     path, many = f"/{write.resource}", f"/{write.resource}/bulk"
     one = known.pick(chance, write.resource, write.who, 1)
@@ -158,14 +158,14 @@ def _account_call(write: Write, known: Known, chance: Random) -> Call | None:
 
 
 def _crowded(chance: Random, write: Write, known: Known) -> int | None:
-    """Return, in most cases, the newest movie, which is likely to have characters: deleting it changes them, too."""
+    """Return the newest movie for most of the admin's deletes of movies: deleting it also changes its characters."""
     if write.resource == "movies" and write.who == ADMIN and chance.random() < 0.7:
         return max(known.owners["movies"], default=None)
     return None
 
 
 def fields(chance: Random, resource: str, known: Known, *, part: bool = False) -> Row:
-    """Return all fields that an editor writes, or a part of them. Values that the filters name are frequent."""
+    """Return values for all writable fields, or with `part` for some. Values that filters use are frequent."""
     row: Row
     if resource == "movies":
         row = {

@@ -1,1 +1,1 @@
-"""The project itself: imports, documents, requirements, and what a killed run leaves."""
+"""The project itself: imports, documents, requirements, and clean-up after a killed test run."""

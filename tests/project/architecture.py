@@ -1,8 +1,9 @@
-"""The parts of docs/architecture.md that repeat the code: `python -m tests.project.architecture --write` rewrites them.
+"""Generate the parts of docs/architecture.md that repeat the code: `python -m tests.project.architecture --write`.
 
-The tree comes from the table of layers in pyproject.toml and the first line of each folder's docstring, the owners of
-outside packages from the same file. The table of bounds keeps its sentences ("what", "at the bound"); its numbers, its
-order and the places of the constants come from the code. Without `--write` the command says what is wrong.
+The tree comes from the table of layers in pyproject.toml and the first sentence of each folder's docstring; the owners
+of outside packages come from pyproject.toml. The table of bounds keeps its sentences (the columns "what" and "at the
+bound"); its numbers, its order and the modules of the constants come from the code. Without `--write`, the command only
+reports differences.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from tests.support.documents import ROOT, bare, rows_of
 DOCUMENT = ROOT / "docs" / "architecture.md"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LAYERS: list[list[str]] = [line.split() for line in PROJECT["tool"]["marquee"]["layers"]]
-# Outside packages with one owner each: files, or folders that end in a slash.
+# For each outside package, the only files or folders (with a trailing slash) that may import it.
 OWNERS: dict[str, list[str]] = PROJECT["tool"]["marquee"]["owners"]
 BESIDE_THE_LAYERS = ("clients", "bench", "tests")
 
 BOUND_NAME = re.compile(r"^MAX_\w+$|^\w+_(BYTES|EVENTS|MESSAGES|ITEMS)$")
-# Named like bounds, but not bounds: starting points, watermarks, metrics and sizes that an algorithm needs.
+# Constants that are named like bounds but are not: initial values, watermarks, metrics, and sizes in algorithms.
 NOT_BOUNDS = {
     "realtime.feed.redis_backend.MIN_BACKOFF_SECONDS",
     "realtime.wire.writer.LOW_WATER_BYTES",
@@ -43,13 +44,13 @@ COLUMNS = ("what", "where", "bound", "at the bound")
 
 
 def purpose_of(path: Path) -> str:
-    """Return the first sentence of the docstring of a module or of a folder's `__init__.py`, without its end."""
+    """Return the first sentence of the docstring of a module or of a folder's `__init__.py`, without its full stop."""
     text = ast.get_docstring(ast.parse((path / "__init__.py" if path.is_dir() else path).read_text())) or ""
     return re.split(r"[.?](?:\s|$)", text.split("\n\n")[0].replace("\n", " "))[0]
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Return the packages of a folder: in the order in which its docstring names them, then by name."""
+    """Return the packages in a folder, in the order in which its docstring names them; the others follow by name."""
     text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
     found = [path.parent for path in folder.glob("*/__init__.py")]
     return sorted(found, key=lambda path: (text.find(path.name) % (len(text) + 1), path.name))
@@ -82,7 +83,7 @@ def owners() -> str:
 
 
 def constants() -> Iterator[str]:
-    """Yield the constants of the product in the order of the layers, of the modules' names, and of their lines."""
+    """Yield the constants of the product by layer, then by module name, then in source order."""
     for name in (name for layer in LAYERS for name in layer):
         for path in [ROOT / f"{name}.py"] if (ROOT / f"{name}.py").exists() else sorted((ROOT / name).rglob("*.py")):
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -94,7 +95,7 @@ def constants() -> Iterator[str]:
 
 
 def shown(name: str, value: float) -> str:
-    """Return a number as the table shows it, with the unit that the constant's name says."""
+    """Return a number as the table shows it, with the unit that the constant's name implies."""
     if name.endswith("_BYTES"):
         for unit, size in (("MiB", 1024 * 1024), ("KiB", 1024)):
             if value and value % size == 0 and value / size < 10_000:
@@ -104,14 +105,14 @@ def shown(name: str, value: float) -> str:
 
 
 def bounds(text: str) -> tuple[str, list[str]]:
-    """Return the table made from the code, and the problems that a person has to fix."""
+    """Return the table of bounds generated from the code, and the problems that must be fixed by hand."""
     known = list(constants())
     rows: dict[str, tuple[str, str]] = {}
     problems = []
     for what, where, _, at_the_bound in rows_of(text, *COLUMNS):
         name = bare(where)
         if name not in known:
-            # It has moved if exactly one other constant has this name and no row yet.
+            # The constant has moved if exactly one other constant has the same name and no row yet.
             moved = [each for each in known if each.rpartition(".")[2] == name.rpartition(".")[2] and each not in rows]
             if len(moved) != 1:
                 problems.append(f"{name} is in the table, but not in the code")
@@ -123,7 +124,7 @@ def bounds(text: str) -> tuple[str, list[str]]:
     for name in known:
         wants_row = BOUND_NAME.match(name.rpartition(".")[2]) and name not in NOT_BOUNDS
         if wants_row and name not in rows:
-            problems.append(f"{name} is not in the table: add a row with what it bounds and what happens there")
+            problems.append(f"{name} is not in the table: add a row with what it bounds and what happens at the bound")
     table = f"| {' | '.join(COLUMNS)} |\n|---|---|---|---|\n"
     for name in (name for name in known if name in rows):
         module, _, constant = name.rpartition(".")
@@ -137,7 +138,7 @@ def bounds(text: str) -> tuple[str, list[str]]:
 
 
 def replaced(text: str, begin: str, end: str, part: str) -> str:
-    """Return the text with `part` between its first `begin` and the `end` after it."""
+    """Return the text with everything between the first `begin` and the next `end` replaced by `part`."""
     before, found, rest = text.partition(begin)
     assert found, f"docs/architecture.md has no {begin!r}"
     _, found, after = rest.partition(end)
@@ -157,7 +158,7 @@ def main() -> None:
     before = DOCUMENT.read_text()
     after, problems = regenerated(before)
     if "--write" in sys.argv[1:]:
-        if not problems:  # otherwise a person fixes them first: dropping a row would drop its sentences
+        if not problems:  # problems are fixed by hand first: dropping a row would lose its sentences
             DOCUMENT.write_text(after)
     elif after != before:
         problems.append("docs/architecture.md does not match the code: run `make tables`")

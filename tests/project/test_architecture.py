@@ -12,7 +12,7 @@ from tests.support.documents import ROOT
 
 
 def test_the_document_is_what_the_code_says() -> None:
-    """`make tables` brings the document up to date."""
+    """`make tables` updates the document."""
     text = DOCUMENT.read_text()
     after, problems = regenerated(text)
     assert problems == []

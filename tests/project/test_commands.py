@@ -1,4 +1,4 @@
-"""The list of commands, which is shown without importing any of them."""
+"""The list of commands, which `--help` shows without importing the commands."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_list_of_commands_does_not_import_the_product() -> None:
 
 @SQLITE_ONLY
 def test_several_workers_serve_through_the_command(new_service: Callable[..., Service]) -> None:
-    """Workers import the program's main module again, which must not run the command line a second time."""
+    """Workers import the program's main module again; this must not run the command line a second time."""
     service = new_service(WORKERS="2")
     service.command = (str(ROOT / "cli.py"), "serve")
     with service.running():

@@ -1,4 +1,4 @@
-"""The documents match the code: they describe all of it, and nothing that does not exist."""
+"""The documents match the code: they cover all that clients and operators use, and nothing that does not exist."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_the_settings_of_the_readme_exist() -> None:
 
 
 def operations_of_the_code() -> set[str]:
-    """Return the operations in the code: those passed to `tx.emit` and `tx.emit_bulk`, and those of other frames."""
+    """Return the operations in the code: those passed to `tx.emit` or `tx.emit_bulk`, and those of other frames."""
     found: set[str] = set()
     for tree in trees("repository", "realtime", "jobs"):
         for node in ast.walk(tree):
@@ -124,7 +124,8 @@ def test_every_frame_is_documented_and_shown() -> None:
 
 
 def codes_of_replies() -> set[str]:
-    found = {Unauthenticated.code, Unavailable.code, Forbidden.code}  # of errors that `auth` and `subscribe` pass on
+    # `auth` and `subscribe` pass these errors on.
+    found = {Unauthenticated.code, Unavailable.code, Forbidden.code}
     for tree in trees("realtime"):
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
@@ -175,7 +176,7 @@ def test_every_reason_of_a_resync_is_documented() -> None:
     documented = {bare(cells[0]) for cells in rows_of(text_of("docs/protocol.md"), "reason", "when")}
     said = {text for tree in trees("realtime") for text in strings_in(tree)}
     assert documented <= said
-    # Every string in the code that looks like such a reason must be in the table.
+    # Every string in the code that looks like a reason for a resync must be in the table.
     assert {text for text in said if re.match(r"(position is|another epoch|the log was) ?\w*", text)} <= documented
 
 

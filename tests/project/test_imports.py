@@ -1,4 +1,4 @@
-"""Imports point down, edges do not import one another, and importing opens nothing."""
+"""Imports point down, edges do not import one another, and importing a module opens nothing."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ MAX_MODULES_OF_A_FOLDER = 14
 
 @dataclass(frozen=True)
 class Import:
-    path: str  # of the file, from the root
+    path: str  # the importing file, relative to the root
     line: int
-    module: str  # what is imported
-    is_nested: bool  # in a function
+    module: str  # the full dotted name of what is imported
+    is_nested: bool  # whether the import is in a function
 
     @property
     def package(self) -> str:
-        """Return the first part of the imported name."""
+        """The first part of the imported name."""
         return self.module.partition(".")[0]
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class Import:
 
 
 def product_files(root: Path) -> Iterator[Path]:
-    """Yield the files of all modules and packages in the layers."""
+    """Yield the files of all modules and packages that are in the table of layers."""
     for name in DEPTH:
         if (root / f"{name}.py").exists():
             yield root / f"{name}.py"
@@ -76,10 +76,10 @@ def violations(root: Path) -> list[str]:
         if each.is_nested:
             found.append(f"{each} in a function")
         if each.package in DEPTH and each.package != importer and DEPTH[each.package] <= DEPTH[importer]:
-            found.append(f"{each}, which is not below it")
+            found.append(f"{each}, which is not in a lower layer")
         owners = OWNERS.get(each.package, [each.path])
         if not any(each.path == owner or (owner.endswith("/") and each.path.startswith(owner)) for owner in owners):
-            found.append(f"{each}, which belongs to {', '.join(owners)}")
+            found.append(f"{each}, which only {', '.join(owners)} may import")
     return found
 
 
@@ -88,13 +88,13 @@ def test_imports_point_down() -> None:
 
 
 def test_the_root_holds_the_fixed_names_and_the_layers() -> None:
-    """A new module belongs in a folder, and a new folder needs its line in the table of layers."""
+    """A new module belongs in a folder, and a new folder needs an entry in the table of layers."""
     apart = {"tests", "bench", "clients", "docs"}
     assert {path.stem for path in ROOT.glob("*.py")} == {"main", "models", "schemas", "cli"}
     packages = {path.parent.name for path in ROOT.glob("[!.]*/__init__.py")}
     assert packages | {"main", "models", "schemas", "migrations"} == DEPTH.keys() | (packages & apart)
     statements = ast.parse((ROOT / "cli.py").read_text()).body
-    assert len(statements) == 2, "one import, and the call that workers, which import the module again, must not repeat"
+    assert len(statements) == 2, "expected one import and one guarded call, because workers import cli.py again"
 
 
 def modules_by_name(root: Path) -> dict[str, Path]:
@@ -106,12 +106,12 @@ def name_of(path: Path, root: Path) -> str:
 
 
 def circles(root: Path) -> list[list[str]]:
-    """Return the groups of modules that import one another, directly or through others; imports for types count."""
+    """Return the import cycles: groups of modules that import one another, also indirectly or only for types."""
     known = modules_by_name(root)
     graph: dict[str, set[str]] = {name: set() for name in known}
     for each in imports_of(root):
         importer = name_of(root / each.path, root)
-        # `from package import name` imports a module, or a definition of the package.
+        # In `from package import name`, the name is a module or a definition of the package.
         imported = each.module if each.module in known else each.module.rpartition(".")[0]
         if imported in known and imported != importer:
             graph[importer].add(imported)
@@ -133,7 +133,7 @@ def circles(root: Path) -> list[list[str]]:
 
 
 def test_every_declared_resource_is_in_the_registry() -> None:
-    """A file or a constant whose name differs from its table's would be left out silently."""
+    """A resource whose file or constant is not named after its table would be missing without an error."""
     declared = {
         (path.stem, target.id)
         for path in (ROOT / "resources").glob("*.py")
@@ -169,7 +169,7 @@ def test_tests_share_only_what_is_no_test_and_bench_shares_nothing_with_them() -
 
 def test_every_owner_uses_what_it_owns() -> None:
     used = {(each.package, each.path) for each in imports_of(ROOT)}
-    for package in OWNERS.keys() - {"aiosqlite", "asyncpg"}:  # drivers, which URLs name
+    for package in OWNERS.keys() - {"aiosqlite", "asyncpg"}:  # drivers, selected by the database URL
         for owner in OWNERS[package]:
             assert any(name == package and path.startswith(owner) for name, path in used), f"{owner}: {package}"
 
@@ -195,10 +195,10 @@ def test_each_kind_of_violation_is_found(tmp_path: Path) -> None:
         },
     )
     assert sorted(violations(root)) == [
-        "jobs/runner.py:1 imports broadcaster, which belongs to realtime/feed/",
-        "models.py:2 imports repository, which is not below it",
-        "realtime/bus.py:3 imports main, which is not below it",
-        "routes/movies.py:2 imports realtime, which is not below it",
+        "jobs/runner.py:1 imports broadcaster, which only realtime/feed/ may import",
+        "models.py:2 imports repository, which is not in a lower layer",
+        "realtime/bus.py:3 imports main, which is not in a lower layer",
+        "routes/movies.py:2 imports realtime, which is not in a lower layer",
         "routes/table.py:2 imports core in a function",
     ]
 
@@ -228,7 +228,7 @@ opened = []
 
 def watch(event, arguments):
     if event.startswith(("socket.", "sqlite3.connect", "subprocess.", "os.mkdir", "os.remove", "os.rename", "os.link")):
-        # Creating a socket object connects to nothing; some libraries do so to find out whether IPv6 is available.
+        # Creating a socket object connects to nothing; some libraries create one to find out whether IPv6 is available.
         if event not in ("socket.__new__", "socket.gethostname", "sqlite3.connect/handle"):
             opened.append(f"{event} {arguments}")
     elif event == "open":
@@ -245,7 +245,7 @@ print(*opened, sep="\\n", end="")
 
 
 def opened_by_importing(root: Path, modules: Sequence[str], folder: Path) -> list[str]:
-    """Return what importing the modules of `root` opens, with `folder` as the working directory."""
+    """Import the modules of `root`, with `folder` as the working directory, and return what the imports opened."""
     folder.mkdir()
     (folder / ".env").write_text("PORT=not a number\n")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A run of the tests leaves no process and no folder behind, whatever ends the run."""
+"""A test run leaves no process and no folder behind, whatever ends the run."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.support.documents import ROOT
 from tests.support.service import eventually
 
 VARIABLE = "MARQUEE_KILLED_RUN"
-SECONDS_TO_VANISH = 60.0  # Ctrl-C stops every server cleanly
+SECONDS_TO_VANISH = 60.0  # includes a clean stop of every server after Ctrl-C
 
-# A run in the background may have been started with SIGINT ignored, which its children would inherit.
+# When these tests run in the background, they may ignore SIGINT, and the inner run would inherit that.
 PYTEST = """
 import runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -44,13 +44,13 @@ def test_that_is_killed(own_postgres, own_redis, tmp_path):
 
 
 def left(mark: str, token: str, pids: list[int]) -> list[str]:
-    """Return what is left of the run: its processes, its reapers, and its folders."""
+    """Return what remains of the run: its processes, its reapers, and its folders."""
     found = [str(folder) for folder in Path("/tmp").glob(f"marquee-{token}-*")]
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             environment = (entry / "environ").read_bytes()
-            # A process that has ended and is not yet waited for has neither.
+            # A zombie has neither a command line nor an environment.
             if command and (mark.encode() in environment or token in command or int(entry.name) in pids):
                 found.append(f"{entry.name}: {command}")
     return found
@@ -67,7 +67,7 @@ async def test_nothing_is_left_of_a_run(way: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", PYTEST, "-p", "tests.conftest", "-c", str(ROOT / "pyproject.toml")]
     command += ["-p", "no:cacheprovider", "--basetemp", str(tmp_path / "base"), "-n", "1", "--max-worker-restart=0"]
     with (tmp_path / "log").open("wb") as log:
-        run = subprocess.Popen(  # noqa: ASYNC220 (it must outlive the loop if need be)
+        run = subprocess.Popen(  # noqa: ASYNC220 (the process may outlive the loop)
             [*command, str(tmp_path / "test_scene.py")],
             env=environment,
             stdout=log,

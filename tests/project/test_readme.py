@@ -1,4 +1,4 @@
-"""The commands of the README run in a shell, and print what the README says."""
+"""The commands of the README run in a shell and print what the README shows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lines(start: str) -> list[str]:
 
 
 def shape(frame: Any) -> Any:
-    """Return a frame without the times and the epoch, which differ from run to run."""
+    """Return a frame with "…" in place of the times and the epoch, which differ from run to run."""
     if isinstance(frame, dict):
         return {
             name: "…" if name in ("ts", "created_at", "updated_at", "epoch") else shape(frame[name]) for name in frame
@@ -36,7 +36,7 @@ def shape(frame: Any) -> Any:
 
 
 async def pasted(script: str, service: Service) -> list[dict[str, Any]]:
-    """Run the lines in one shell, as if they were pasted, and return the JSON bodies printed."""
+    """Run the lines in one shell, as if they were pasted, and return the JSON bodies that they print."""
     text = script.replace(ADDRESS, f"127.0.0.1:{service.port}").replace("curl ", "curl -sS --fail-with-body ")
     done = await asyncio.to_thread(
         subprocess.run, ["bash", "-euc", text], capture_output=True, text=True, timeout=60, check=False
@@ -52,7 +52,7 @@ async def pasted(script: str, service: Service) -> list[dict[str, Any]]:
 
 async def test_the_first_events_are_those_that_the_readme_shows(new_service: Callable[..., Service]) -> None:
     shown = [json.loads(line) for line in blocks("json")[0].splitlines()]
-    # A new database without a first admin, as `make run` makes it.
+    # A new database without a first admin, as `make run` creates it.
     service = new_service(FIRST_ADMIN_USERNAME="", FIRST_ADMIN_PASSWORD="")
     script = "\n".join(line for line in lines("curl|TOKEN") if "/generate/" not in line)
     with service.running():

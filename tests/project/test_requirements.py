@@ -1,4 +1,4 @@
-"""The pins are exact, fit the ranges, are all needed, and name no sources; project and code agree on the version."""
+"""Pins are exact, within the declared ranges, all needed, and without URLs; package and code state the same version."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from core.version import VERSION
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PIN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+$")
-# A pin that only another version of Python needs counts as needed, too.
+# A pin that only another Python version needs also counts as needed.
 PYTHONS = ("3.11", "3.12", "3.13")
 INCLUDED = "-r requirements.txt"
 
@@ -47,7 +47,7 @@ def applies(requirement: Requirement, extra: str, python: str) -> bool:
 
 
 def needed_by(roots: Iterable[Requirement], pythons: Iterable[str]) -> set[str]:
-    """Return the names of the roots and of all that they need, according to the installed packages."""
+    """Return the names of the roots and of everything that they need, according to the installed packages."""
     found: set[str] = set()
     seen: set[tuple[str, str]] = set()
     waiting = [(canonicalize_name(root.name), extra) for root in roots for extra in ("", *root.extras)]
@@ -60,7 +60,7 @@ def needed_by(roots: Iterable[Requirement], pythons: Iterable[str]) -> set[str]:
         try:
             lines = requires(name) or []
         except PackageNotFoundError:
-            continue  # only another Python needs it
+            continue  # not installed here: only another Python version needs it
         for requirement in map(Requirement, lines):
             if any(applies(requirement, extra, python) for python in pythons):
                 waiting.extend((canonicalize_name(requirement.name), each) for each in ("", *requirement.extras))
@@ -86,21 +86,21 @@ def test_every_range_holds_its_pin(extras: tuple[str, ...], files: tuple[str, ..
     for requirement in ranges(*extras):
         version = pins.get(canonicalize_name(requirement.name))
         assert version is not None, f"{requirement.name} has no pin in {files}"
-        assert requirement.specifier.contains(version), f"{requirement} does not hold {version}"
+        assert requirement.specifier.contains(version), f"expected a version within {requirement}, got {version}"
 
 
 def test_what_runs_needs_every_pin_and_nothing_else() -> None:
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     pins = set(pins_of("requirements.txt"))
-    assert pins - needed_by(ranges(), [*PYTHONS, here]) == set(), "pinned, and needed by nothing"
-    assert needed_by(ranges(), [here]) - pins == set(), "needed, and not pinned"
+    assert pins - needed_by(ranges(), [*PYTHONS, here]) == set(), "pinned, but not needed"
+    assert needed_by(ranges(), [here]) - pins == set(), "needed, but not pinned"
 
 
 def test_the_tests_need_every_pin_and_nothing_else() -> None:
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     pins = set(pins_of("requirements.txt")) | set(pins_of("requirements-dev.txt"))
-    assert pins - needed_by(ranges("dev"), [*PYTHONS, here]) == set(), "pinned, and needed by nothing"
-    assert needed_by(ranges("dev"), [here]) - pins == set(), "needed, and not pinned"
+    assert pins - needed_by(ranges("dev"), [*PYTHONS, here]) == set(), "pinned, but not needed"
+    assert needed_by(ranges("dev"), [here]) - pins == set(), "needed, but not pinned"
 
 
 def test_what_is_asked_for_by_name_is_there() -> None:
@@ -110,7 +110,7 @@ def test_what_is_asked_for_by_name_is_there() -> None:
 
 
 def test_no_part_of_a_package_that_its_decision_rules_out_is_loaded() -> None:
-    """Decision 20 trusts python-jose, passlib and broadcaster without these parts."""
+    """Decision 20 trusts python-jose, passlib and broadcaster because these parts of them are not loaded."""
     program = """
 import sys
 from broadcaster import Broadcast

@@ -1,1 +1,1 @@
-"""The process: settings, workers, the stop, limits, metrics, OpenAPI."""
+"""The server process: settings, workers, stopping, limits, metrics and OpenAPI."""

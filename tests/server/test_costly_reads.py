@@ -1,4 +1,4 @@
-"""Costly reads: other reads do not wait for them, they have a deadline, and they end when their client disconnects."""
+"""Costly reads do not delay other reads, have a deadline, and end when their client disconnects."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.support.service import ADMIN, Service, eventually
 
 ROWS = 40_000
 CLIENTS = 12
-PROMPT_SECONDS = 5.0  # on a busy machine; behind costly lists it would be half a minute
-# Each of the 190 conditions searches the twenty genres of each row, and all of them hold.
+PROMPT_SECONDS = 5.0  # enough on a busy machine; behind costly lists, a read would take half a minute
+# Each of the 190 conditions searches the twenty genres of every row, and all conditions are true.
 COSTLY = "/movies?" + "&".join(f"genre[ne]={number}" for number in range(190))
 FILL = {
     True: "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})"
@@ -46,7 +46,7 @@ async def fill(service: Service, rows: int = ROWS) -> None:
 
 @pytest.fixture(scope="module")
 def filled(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with many movies, whose reads have a deadline that these tests do not reach."""
+    """A service with many movies, and with a deadline for reads that these tests do not reach."""
     places, folder = new_places(), tmp_path_factory.mktemp("filled")
     with Service(places.database_url, places.broadcast_url, folder, READ_TIMEOUT_SECONDS="60").running() as service:
         asyncio.run(fill(service))
@@ -55,13 +55,13 @@ def filled(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFa
 
 @asynccontextmanager
 async def costly_lists(service: Service) -> AsyncIterator[None]:
-    """Clients that each wait for a costly list; they disconnect at the end of the block."""
+    """Let several clients wait for a costly list, and disconnect them at the end of the block."""
     lists = [asyncio.create_task(costly_list(service)) for _ in range(CLIENTS)]
     try:
         async with service.anyone() as reader:
-            await eventually(lambda: is_lane_full(reader), "the costly lists wait for one another")
+            await eventually(lambda: is_lane_full(reader), "the lane of costly reads is full")
         yield
-        assert not any(each.done() for each in lists), "the lists were not costly"
+        assert not any(each.done() for each in lists), "the lists ended too early to be costly"
     finally:
         for each in lists:
             each.cancel()
@@ -101,7 +101,7 @@ async def test_a_read_ends_when_its_client_disconnects(filled: Service) -> None:
     async with costly_lists(filled):
         pass
     async with filled.anyone() as reader:
-        assert await seconds_of(reader.get("/movies/count")) < PROMPT_SECONDS, "statements go on without their clients"
+        assert await seconds_of(reader.get("/movies/count")) < PROMPT_SECONDS, "statements outlive their clients"
 
 
 @pytest.mark.alone
@@ -110,13 +110,13 @@ async def test_a_read_over_a_socket_ends_when_the_socket_does(filled: Service) -
         async with filled.watch() as watcher:
             for number in range(READERS[Lane.COSTLY] + 1):
                 await watcher.send({"id": number, "action": "request", "method": "GET", "path": COSTLY})
-            await eventually(lambda: is_lane_full(reader), "the costly lists wait for one another")
-        assert await seconds_of(reader.get("/movies/count")) < PROMPT_SECONDS, "statements go on without their clients"
+            await eventually(lambda: is_lane_full(reader), "the lane of costly reads is full")
+        assert await seconds_of(reader.get("/movies/count")) < PROMPT_SECONDS, "statements outlive their clients"
 
 
 async def test_a_read_past_its_deadline_is_a_503(new_service: Callable[..., Service]) -> None:
     service = new_service(READ_TIMEOUT_SECONDS="1").start()
-    await fill(service, 4 * ROWS)  # several seconds on a fast machine
+    await fill(service, 4 * ROWS)  # so that a costly read takes several seconds, even on a fast machine
     async with service.anyone() as reader:
         refused = await reader.get(COSTLY)
         assert_problem(refused, 503)

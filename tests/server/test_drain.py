@@ -1,4 +1,4 @@
-"""Stop and restart: how clients are told, how long both take, and that nothing is lost."""
+"""Stop and restart the service: clients are told to try again, neither takes long, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CROWD = 300
 
 
 def errors_in(log: str) -> list[str]:
-    """Return the errors and tracebacks of a log."""
+    """Return the lines of a log that show errors or tracebacks."""
     found = []
     for line in log.splitlines():
         try:
@@ -47,7 +47,7 @@ def errors_in(log: str) -> list[str]:
 
 
 async def stop(service: Service, number: int = signal.SIGTERM, seconds: float = serving.STOP_SECONDS + 1) -> float:
-    """Signal the first process, as an orchestrator does, and return the seconds until it has ended without errors."""
+    """Signal the main process, as an orchestrator does, and return the seconds until it has ended without errors."""
     begun = time.monotonic()
     process_of(service).send_signal(number)
     status = await asyncio.to_thread(process_of(service).wait, seconds)
@@ -77,10 +77,10 @@ quiet_watchers = partial(crowd, query="topics=characters")
 async def raw(
     service: Service, text: str, receives: int | None = None
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Open a connection and send this text on it. The kernel keeps about `receives` unread bytes, if given."""
+    """Open a connection and send `text`. With `receives`, the kernel buffers only about this many unread bytes."""
     socket_ = socket.socket()
     if receives is not None:
-        # Before connecting: otherwise the kernel lets the buffer grow to tens of megabytes.
+        # Set this before connecting, or the kernel lets the buffer grow to tens of megabytes.
         socket_.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receives)
     socket_.connect(("127.0.0.1", service.port))
     reader, writer = await asyncio.open_connection(sock=socket_, limit=receives or 2**20)
@@ -116,7 +116,7 @@ async def rest_of(reader: asyncio.StreamReader) -> str:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Return a function that makes services on SQLite, for tests of the process and not of the database."""
+    """Return a function that creates services on SQLite, for tests that do not depend on the database."""
     with ExitStack() as stack:
 
         def make(**settings: str) -> Service:
@@ -128,7 +128,7 @@ def small(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 
 
 async def test_a_stop_closes_every_connection_and_waits_for_no_client(small: Callable[..., Service]) -> None:
-    """There are watchers, some of which read nothing, a running job, half a body, an idle connection and a stream."""
+    """Stop with watchers (some read nothing), half a request body, an idle connection, a stream and a running job."""
     service = small().start()
     async with AsyncExitStack() as stack:
         alice = await stack.enter_async_context(service.person())
@@ -153,7 +153,7 @@ async def test_a_stop_closes_every_connection_and_waits_for_no_client(small: Cal
         assert "retry-after: 1" in answer.lower()
         await rest_of(idle)
         assert (await rest_of(stream)).endswith("\r\n0\r\n\r\n"), "the stream ends properly"
-        assert took < 6, "neither the job, the body, the stream nor the deaf watchers delayed it"
+        assert took < 6, "neither the job, the half body, the stream nor the deaf watchers delayed the stop"
         for watcher in deaf:
             await code_of(watcher)
 
@@ -175,12 +175,12 @@ async def test_a_stop_closes_every_connection_and_waits_for_no_client(small: Cal
 
 
 async def test_a_draining_service_is_not_ready_and_still_serves(small: Callable[..., Service]) -> None:
-    """Load balancers have DRAIN_SECONDS to notice that it stops."""
+    """Load balancers have DRAIN_SECONDS to notice that the service is stopping."""
     # Long enough, even on a busy machine, for the steps below to finish before connections are closed.
     service = small(DRAIN_SECONDS="5").start()
     async with service.person() as alice, service.watch() as watcher:
         stopping = asyncio.create_task(stop(service))
-        refused = await eventually(lambda: _not_ready(alice.http), "it is not ready", 4.5)
+        refused = await eventually(lambda: _not_ready(alice.http), "the service is not ready", 4.5)
         assert refused["checks"]["service"] == "stopping"
         await watcher.sees(await alice.add())
         async with service.watch() as late:
@@ -199,7 +199,7 @@ async def unread_responses(service: Service) -> AsyncIterator[None]:
     """Request large responses, and do not read them."""
     async with service.admin() as admin:
         await admin.add_bulk([{"title": f"movie {number}", "description": "é" * 9_000} for number in range(460)])
-    # A response has eight megabytes, of which the kernel takes at most four, so it cannot end.
+    # Each response has eight megabytes. The kernel buffers at most four, so the response cannot be sent completely.
     async with AsyncExitStack() as stack:
         for _ in range(4):
             reader, _ = await stack.enter_async_context(raw(service, get("/movies?limit=460"), receives=2**16))
@@ -227,7 +227,7 @@ async def test_an_unread_response_delays_a_stop_only_for_a_while(small: Callable
 async def test_a_frozen_database_does_not_delay_a_stop(
     own_postgres: PostgresServer, own_redis: RedisServer, tmp_path: Path
 ) -> None:
-    """A write and a handshake that wait for the database are rejected."""
+    """A write and a handshake that wait for the database are rejected with 503."""
     service = Service(own_postgres.create_database(), own_redis.url, tmp_path)
     with service.running():
         async with service.person() as alice, service.watch() as watcher:
@@ -236,7 +236,7 @@ async def test_a_frozen_database_does_not_delay_a_stop(
                 write = asyncio.create_task(alice.http.post("/movies", json={"title": "The Third Man"}))
                 handshake = asyncio.create_task(service.watch().__aenter__())
                 await eventually(lambda: open_files(service.pid) > before, "the handshake is accepted")
-                await asyncio.sleep(0.2)  # until both have been read, and wait for the database
+                await asyncio.sleep(0.2)  # wait until the service has read both requests and waits for the database
                 assert await stop(service) < serving.STOP_SECONDS + 0.5
                 with pytest.raises(InvalidStatus) as refused:
                     await handshake
@@ -273,7 +273,7 @@ async def test_several_workers_stop_together(small: Callable[..., Service], tmp_
     ("workers", "moment"), [("1", "Marquee is running"), ("1", "request"), ("2", "worker started"), ("2", "request")]
 )
 async def test_ctrl_c_prints_no_traceback(small: Callable[..., Service], workers: str, moment: str) -> None:
-    """A terminal sends the signal to the whole process group, at any moment."""
+    """A terminal sends SIGINT to the whole process group, at any moment."""
     service = small(WORKERS=workers)
     starting = asyncio.create_task(asyncio.to_thread(service.start))
     await eventually(lambda: moment in service.log(), moment)
@@ -285,7 +285,7 @@ async def test_ctrl_c_prints_no_traceback(small: Callable[..., Service], workers
 
 
 async def test_a_signal_also_begins_the_stop_under_plain_uvicorn(small: Callable[..., Service]) -> None:
-    """On its own, uvicorn would wait for the rest of a request body, and for an event stream that never ends."""
+    """By itself, uvicorn would wait for the rest of the request body and for the event stream, which never ends."""
     service = small().under_uvicorn().start()
     async with service.person() as alice, service.watch() as watcher:
         async with raw(service, half_a_request(alice)) as (half, _), raw(service, STREAM) as (stream, _):
@@ -300,7 +300,7 @@ async def test_a_signal_also_begins_the_stop_under_plain_uvicorn(small: Callable
 
 
 def workers_of(service: Service) -> set[int]:
-    """Return the pids of the live workers among those that have logged their start."""
+    """Return the pids of the workers that have logged their start and are alive."""
 
     def is_alive(pid: int) -> bool:
         with suppress(OSError):
@@ -324,7 +324,7 @@ async def test_a_stop_calls_every_listener_while_a_timeout_expires() -> None:
                 await asyncio.Event().wait()
             finally:
                 is_expiring.set()
-                await asyncio.sleep(0.05)  # cleaning up takes a moment
+                await asyncio.sleep(0.05)  # simulate a clean-up that takes a moment
 
     stopping.on_stop += [lambda: called.append("first"), fails, lambda: called.append("last")]
     short = asyncio.create_task(wait(0.01, is_expiring))
@@ -340,7 +340,7 @@ async def test_a_stop_calls_every_listener_while_a_timeout_expires() -> None:
 
 
 async def test_a_rolling_restart_replaces_every_worker_without_draining(small: Callable[..., Service]) -> None:
-    """`tests/chaos/test_rolling_restart.py` tests what clients see of a restart."""
+    """`tests/chaos/test_rolling_restart.py` tests how clients experience a rolling restart."""
     service = small(WORKERS="2", DRAIN_SECONDS="60").start()
     before = workers_of(service)
     process_of(service).send_signal(signal.SIGHUP)
@@ -359,13 +359,13 @@ async def test_a_worker_that_dies_is_replaced_and_its_gauges_are_dropped(small: 
         return False
 
     async with quiet_watchers(20, service) as watchers:
-        await eventually(lambda: sockets_counted(20), "all are counted, on whichever worker")
+        await eventually(lambda: sockets_counted(20), "the sockets of both workers are counted")
         busy = max(workers_of(service), key=open_files)
         os.kill(busy, signal.SIGKILL)
         await eventually(lambda: len(workers_of(service) - {busy}) == 2, "another worker is started")
         ends = [asyncio.create_task(code_of(watcher)) for watcher in watchers]
-        await eventually(lambda: any(end.done() for end in ends), "its sockets are cut")
-        # Count again each time: when the first of its sockets has ended, others may be about to.
+        await eventually(lambda: any(end.done() for end in ends), "the sockets of the killed worker are cut")
+        # Count the ended sockets again each time, because those of the killed worker do not all end at the same moment.
         await eventually(lambda: sockets_counted(sum(not end.done() for end in ends)), "dead sockets are not counted")
         for end in ends:
             end.cancel()
@@ -441,11 +441,11 @@ async def test_workers_do_not_outlive_their_supervisor(small: Callable[..., Serv
 async def test_workers_that_are_starting_do_not_outlive_their_supervisor(small: Callable[..., Service]) -> None:
     service = small(WORKERS="2")
     starting = asyncio.create_task(asyncio.to_thread(service.start))
-    await eventually(lambda: service.log().count("worker started") == 2, "both are starting")
+    await eventually(lambda: service.log().count("worker started") == 2, "both workers are starting")
     process_of(service).kill()
-    with suppress(AssertionError):  # it may have served for a moment
+    with suppress(AssertionError):  # the start fails, unless the service was ready for a moment
         await starting
-    await eventually(lambda: not workers_of(service), "they stop", 15)
+    await eventually(lambda: not workers_of(service), "the workers stop", 15)
 
 
 async def test_workers_that_cannot_start_stop_the_service(small: Callable[..., Service]) -> None:
@@ -462,10 +462,12 @@ async def test_a_worker_that_cannot_start_is_tried_again_after_others_have_worke
     service = Service(own_postgres.create_database(), "memory://", tmp_path, WORKERS="2")
     with service.running():
         async with service.anyone() as client:
-            await eventually(lambda: service.log().count("worker ready") == 2, "the supervisor knows that both work")
+            await eventually(lambda: service.log().count("worker ready") == 2, "both workers are ready")
             own_postgres.kill()
             os.kill(workers_of(service).pop(), signal.SIGKILL)
-            await eventually(lambda: service.log().count("worker died") >= 2, "it cannot start without a database", 90)
+            await eventually(
+                lambda: service.log().count("worker died") >= 2, "the new worker cannot start without a database", 90
+            )
             own_postgres.start()
 
             async def is_ready() -> bool:
@@ -473,5 +475,5 @@ async def test_a_worker_that_cannot_start_is_tried_again_after_others_have_worke
                     return (await client.get("/readyz")).status_code == 200
                 return False
 
-            await eventually(is_ready, "it works again")
+            await eventually(is_ready, "the service works again")
             assert process_of(service).poll() is None

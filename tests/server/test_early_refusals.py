@@ -1,4 +1,4 @@
-"""A rejection reaches a client that sends its whole body before it reads. A client that never finishes is cut off."""
+"""A rejection reaches a client that sends its whole body before reading; a client that never finishes is cut off."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.service import Service, eventually
 pytestmark = SQLITE_ONLY
 
 TRIES = 20
-LENGTH = 3 * 1024 * 1024  # more than the socket buffers hold while the server does not read
+LENGTH = 3 * 1024 * 1024  # more than fits into the socket buffers while the server does not read
 JSON = "Host: 127.0.0.1\r\nContent-Type: application/json\r\n"
 CLOSE = f"{JSON}Connection: close\r\n"
 CHUNK = b"10000\r\n" + b"x" * 65_536 + b"\r\n"
@@ -68,7 +68,7 @@ async def test_a_connection_goes_on_after_a_body_that_was_not_needed(service: Se
             assert " 401 " in await connection.head()
             await connection.reader.readuntil(b"}")
             await connection.send_all(b"x" * LENGTH)
-        await asyncio.sleep(6.0)  # longer than the keep-alive timeout, which begins at the end of the body
+        await asyncio.sleep(6.0)  # longer than the keep-alive timeout, which starts at the end of the last body
         assert connection.is_alone()
 
 
@@ -80,7 +80,7 @@ async def test_what_never_ends_is_cut_off(new_service: Callable[..., Service], m
     service = new_service()
 
     async def send_slowly(connection: RawConnection) -> float:
-        """Send a byte every 0.2 s until the server closes the connection. Return after how many seconds it does."""
+        """Send a byte every 0.2 s until the server closes the connection; return how many seconds it was open."""
         while not connection.is_alone():
             connection.send(b"x")
             await asyncio.sleep(0.2)
@@ -103,6 +103,6 @@ async def test_what_never_ends_is_cut_off(new_service: Callable[..., Service], m
                 for each in (slow, fast, silent):
                     assert " 401 " in await each.head()
                 sending = asyncio.gather(send_fast(fast), send_slowly(slow))
-                await eventually(lambda: len(server.server_state.connections) == 1, "two are cut off", 2.5)
-                await eventually(lambda: not server.server_state.connections, "the slow one, too", 5)
+                await eventually(lambda: len(server.server_state.connections) == 1, "two clients are cut off", 2.5)
+                await eventually(lambda: not server.server_state.connections, "the slow client is cut off, too", 5)
                 sending.cancel()

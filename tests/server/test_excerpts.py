@@ -1,4 +1,4 @@
-"""What a client sends is repeated to it, and in the log, in excerpts of a bounded size."""
+"""Responses and the log repeat only excerpts, of bounded size, of what a client sent."""
 
 from __future__ import annotations
 

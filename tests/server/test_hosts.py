@@ -1,4 +1,4 @@
-"""Hosts and origins: a page that is rebound to this service is rejected; rejections name the setting to change."""
+"""Hosts and origins: requests after DNS rebinding are rejected, and each rejection names the setting to change."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_star_lifts_the_check(tmp_path: Path) -> None:
 
 
 async def raw(service: Service, *lines: str) -> str:
-    """Send a request head unchanged, and return the response."""
+    """Send these lines and `Connection: close` as a request head, and return the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
     try:
         writer.write("\r\n".join([*lines, "Connection: close", "", ""]).encode())
@@ -171,7 +171,7 @@ async def test_a_refused_origin_is_logged_once_with_what_to_set(new_service: Cal
             assert answer.status_code == 403
             assert "add it to the setting ALLOWED_ORIGINS" in answer.json()["detail"]
     async with connect(address, origin=Origin("https://films.example")):
-        pass  # the service's own page, behind a proxy that replaces Host
+        pass  # accepted: the origin of the service's own page, behind a proxy that replaces Host
 
     def lines() -> list[str]:
         return [line for line in service.log().splitlines() if "origin rejected" in line]

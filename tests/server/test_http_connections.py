@@ -19,7 +19,7 @@ async def asked(service: Service, text: str = LAST, address: str = "127.0.0.1") 
         return await connection.answer()
 
 
-# --- how many
+# --- limits
 
 
 @SQLITE_ONLY
@@ -34,17 +34,19 @@ async def test_connections_from_one_address_are_limited(new_service: Callable[..
         assert refused.headers["retry-after"] == "5"
         assert refused.headers["connection"] == "close"
         assert refused.seconds < 2
-        # Other addresses, and websockets of the same address, are not affected.
+        # Other addresses are not affected.
         assert (await asked(service)).status == 200
         for _ in range(2):
             await stack.enter_async_context(raw_connection(service, address="127.0.0.3"))
-        refused = await eventually(lambda: asked_and_refused(service, "127.0.0.1"), "all are counted")
+        refused = await eventually(lambda: asked_and_refused(service, "127.0.0.1"), "all connections are counted")
         assert refused.detail == "Too many connections"
     assert (await eventually(lambda: answered(service), "closed connections are not counted")).status == 200
     async with AsyncExitStack() as stack:
         for _ in range(4):
             await stack.enter_async_context(raw_connection(service, address="127.0.0.3"))
-        assert (await asked(service, address="127.0.0.3")).status == 200, "a proxy has the connections of many clients"
+        assert (await asked(service, address="127.0.0.3")).status == 200, (
+            "the limit per address does not apply to a trusted proxy"
+        )
     assert await metric(service, "marquee_http_connections_refused_total", reason="limit") >= 2
     assert service.log().count('"event": "connections refused"') == 1
 

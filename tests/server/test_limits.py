@@ -1,4 +1,4 @@
-"""The limits of a websocket client: connections, messages, and the time to authenticate."""
+"""The limits on websocket clients: connections, messages, and the time to authenticate."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_a_flood_of_messages_is_refused_and_then_the_socket_is_closed(
 
 
 async def flood(service: Service, frames: bytes, number: int) -> tuple[int, int]:
-    """Send control frames without reading. Return by how much the service's memory grew, and the bytes it sent."""
+    """Send frames without reading; return by how many bytes the service's memory grew, and how many bytes it sent."""
     text = HANDSHAKE.format(target="/ws?topics=characters", headers="")
     async with raw_connection(service, text, keeps=2**14) as connection:
         await connection.head()
@@ -75,7 +75,7 @@ async def flood(service: Service, frames: bytes, number: int) -> tuple[int, int]
         before = service.memory_bytes()
         await connection.send_all(frames * number)
         async with service.anyone() as client:
-            assert (await client.get("/healthz")).status_code == 200  # it has taken the frames
+            assert (await client.get("/healthz")).status_code == 200  # the service has read the frames
         grown = service.memory_bytes() - before
         transport.resume_reading()
         answered = 0
@@ -93,7 +93,7 @@ EMPTY_PART = b"\x00\x80" + bytes(4)
 
 @SQLITE_ONLY
 async def test_pings_are_not_answered_into_a_full_buffer(new_service: Callable[..., Service]) -> None:
-    """A client sends 40 MB of pings and does not read. Their pongs must not pile up in the server's memory."""
+    """A client sends 40 MB of pings and does not read. The pongs must not pile up in the server's memory."""
     service = new_service(RATE_LIMITS="off").start()
     grown, answered = await flood(service, PING, 300_000)
     assert answered > 2**16
@@ -117,7 +117,7 @@ async def test_control_frames_count_as_messages(new_service: Callable[..., Servi
         await connection.send_all(frame * 2 * (MAX_BURST_MESSAGES + MAX_REFUSED_MESSAGES))
         received = await connection.reader.read(-1)
         answered = received.count(b"\x8a\x7d" + b"p" * 125)
-        assert pongs <= answered < pongs + 500, "the burst, and what the bucket gained meanwhile"
+        assert pongs <= answered < pongs + 500, "the burst, and what the bucket gained in the meantime"
         assert received.endswith(b"\x88" + bytes([2 + len(reason)]) + CloseCode.TOO_MANY_MESSAGES.to_bytes(2) + reason)
 
 
@@ -162,7 +162,7 @@ async def test_calls_that_have_not_begun_end_with_their_socket() -> None:
     calls = RestCalls(websocket, writer, written.append)
     for number in range(MAX_REQUESTS_IN_FLIGHT):
         calls.start(number, Request(method="GET", path=f"/{number}"), None)
-    await eventually(lambda: len(begun) == MAX_UNREAD_REPLIES, "as many as may be unread have begun")
+    await eventually(lambda: len(begun) == MAX_UNREAD_REPLIES, "MAX_UNREAD_REPLIES requests have begun")
     finishing = asyncio.create_task(calls.finish())
     await asyncio.sleep(0)
     can_end.set()
@@ -190,7 +190,7 @@ async def test_a_service_may_require_authentication(new_service: Callable[..., S
         reply = await late.ask({"id": 1, "action": "subscribe"})
         assert reply["error"]["code"] == "unauthenticated"
         assert (await late.ask({"id": 2, "action": "auth", "token": alice.token}))["ok"]
-        await late.sees(movie)  # from the position of the welcome on
+        await late.sees(movie)  # the stream starts at the position of the welcome
         async with service.watch(**signed_in(alice)) as direct:
             assert direct.welcome["data"]["user_id"] == alice.id
             await direct.sees(await alice.add())
@@ -215,7 +215,7 @@ async def test_open_connections_from_one_address_are_limited(new_service: Callab
 
 @asynccontextmanager
 async def connect_when_there_is_room(service: Service) -> AsyncIterator[ClientConnection]:
-    """Connect as soon as the limit allows it, which is a moment after another socket was closed."""
+    """Connect as soon as the limit allows it, which may be a moment after another socket has closed."""
 
     async def attempt() -> ClientConnection | None:
         try:

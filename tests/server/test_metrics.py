@@ -60,7 +60,7 @@ async def test_requests_are_counted_by_the_template_of_their_path(new_service: C
         labels = (("method", method), ("route", route), ("status", status))
         assert found["marquee_http_requests_total", labels] == count
     assert not any("/no/such" in str(labels) for _, labels in found)
-    assert not any("BREW" in str(labels) for _, labels in found), "no series for methods that do not exist"
+    assert not any("BREW" in str(labels) for _, labels in found), "unknown methods have no series"
     seconds = found["marquee_http_request_seconds_count", (("method", "GET"), ("route", "/movies/{id}"))]
     assert seconds == 3
     assert found["marquee_commits_total", ()] > 0

@@ -1,4 +1,4 @@
-"""The limit of open files is raised at the start, and clients cannot use up the files that the database needs."""
+"""The limit on open files is raised at the start, and clients cannot use up the files that the database needs."""
 
 from __future__ import annotations
 

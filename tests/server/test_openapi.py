@@ -1,4 +1,4 @@
-"""The OpenAPI document: complete, true to the service, and readable at /docs and /redoc."""
+"""The OpenAPI document is complete, matches the service, and is readable at /docs and /redoc."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.service import Service
 
 MAX_EXAMPLES = 6
 CLI = Path(sys.executable).with_name("schemathesis")
-# Lists with the same query as another one: they differ only in their response, or in the owner of their rows.
+# Lists with the same query parameters as another list; they differ only in the response or in the owner of the rows.
 TWINS = {
     twin: f"/{name}"
     for name in ("movies", "characters")
@@ -31,7 +31,7 @@ TWINS = {
         f"/users/{{user_id}}/{name}",
     )
 }
-# Writes with the same body as another one: they differ in the owner, or in the rights that they need.
+# Writes with the same body as another write; they differ only in the owner or in the required rights.
 BODY_TWINS = {
     ("post", "/users/{user_id}/movies"): "/movies",
     ("post", "/users/{user_id}/characters"): "/characters",
@@ -41,15 +41,15 @@ BODY_TWINS = {
     ("patch", "/users/{id}/profile"): "/users/me/profile",
     ("put", "/users/{id}/avatar"): "/users/me/avatar",
 }
-# The lowest and the highest value that a schema allows, and an invalid one. They are short, since all go into one URL.
+# The lowest and the highest value of each format. They are short, because all conditions of a list go into one URL.
 ENDS: Mapping[str, tuple[str, str]] = {
     "date": ("0001-01-01", "9999-12-31"),
     "date-time": ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"),
     "text": ("'", "%_\\🎬\U0010ffff"),
 }
-REFUSED: Mapping[str, str] = {"integer": "1.5"}  # every other type rejects NUL
+REFUSED: Mapping[str, str] = {"integer": "1.5"}  # an invalid value; every other type rejects NUL
 
-# A body, or a field of a form, that is a file.
+# The schema of a file that is a body or a form field.
 FILE = {"type": "string", "format": "binary"}
 
 
@@ -124,14 +124,14 @@ def query_of(operation: dict[str, Any]) -> dict[str, Any]:
 
 
 def filters_of(operation: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of the query that holds conditions on fields."""
+    """Return the schemas of the query parameters that are conditions on fields."""
     query = query_of(operation)
     fields = {name.partition("[")[0] for name in query if "[" in name}
     return {name: schema for name, schema in query.items() if name.partition("[")[0] in fields}
 
 
 def ends_of(schema: dict[str, Any]) -> tuple[str, str]:
-    """Return the lowest and the highest value that the schema allows, or two unusual ones."""
+    """Return the lowest and the highest value that the schema allows, or two unusual values."""
     if "items" in schema:
         return ends_of(schema["items"])
     if "enum" in schema:
@@ -152,7 +152,7 @@ def lists_in(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 async def test_every_documented_condition_is_accepted_and_checked(service: Service, document: dict[str, Any]) -> None:
-    """Send all conditions of a list at once. No database may reject a valid value; a 422 names every invalid one."""
+    """Send all conditions of a list in one request: valid values are accepted, and the 422 names all invalid ones."""
     lists = lists_in(document)
     assert len(lists) > 10
     async with service.admin() as chief:
@@ -191,9 +191,9 @@ def test_twins_have_the_body_of_their_write(document: dict[str, Any]) -> None:
 
 
 def thinned(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the document with each kind of condition only once in all lists: a kind is an operator and a schema.
+    """Return the document with each kind of condition (an operator and a schema) only once across all lists.
 
-    Bodies that may hold a picture are left out where another form exists: random bytes are no picture.
+    Multipart bodies are left out where a JSON body exists, because random bytes are no valid picture.
     """
     found: dict[str, Any] = orjson.loads(orjson.dumps(document))
     for _, _, operation in operations_in(found):
@@ -214,7 +214,7 @@ def thinned(document: dict[str, Any]) -> dict[str, Any]:
                 if kind in seen:
                     continue
                 seen.add(kind)
-            # The lowest rate depends on the number of rows, another parameter. `tests/catalog/test_jobs.py` has rates.
+            # The lowest valid rate depends on another parameter, the number of rows. `test_jobs.py` tests rates.
             if parameter["name"] != "rate":
                 kept.append(parameter)
         if kept:
@@ -224,13 +224,13 @@ def thinned(document: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-# Which values are valid depends on more than a schema can say: on the day, and on the domains that exist.
+# Whether these values are valid depends on what a schema cannot express: the current date, and existing domains.
 BEYOND_SCHEMAS = {
     "date_of_birth": ["1949-09-01", "2000-02-29", None],
     "email": ["holly@example.org", "anna@example.org"],
 }
-# A range is valid only if its second id is not below the first, which no schema can express for two parameters: the 422
-# for another range would count as the rejection of a valid request. `tests/catalog/test_bulk.py` has them.
+# A range is valid only if its second id is not below the first. No schema can express this for two parameters, so the
+# 422 for a reversed range would count as the rejection of a valid request. `tests/catalog/test_bulk.py` tests ranges.
 RANGES = tuple(f"delete_{name}_bulk_by_start_id_by_end_id" for name in ("movies", "characters", "genres"))
 # These operations would end the session that all other requests need.
 ENDS_THE_SESSION = (
@@ -252,11 +252,12 @@ def takes_only_files(operation: dict[str, Any]) -> bool:
 async def test_schemathesis_finds_nothing(
     phases: str, new_service: Callable[..., Service], document: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Run all checks against a service of its own, because the jobs that they queue would slow down other tests.
+    """Run all checks against a separate service, because the jobs that they queue would slow down other tests.
 
-    The coverage phase tries every parameter at its bounds, which no database sees, so it runs on SQLite only, and for
-    only one of the operations with the same query or body. Fuzzing and the stateful phase store rows, so they run on
-    PostgreSQL, which rejects more than SQLite. A list has a hundred conditions: this test tries each kind.
+    The coverage phase tries every parameter at its bounds. The results do not depend on the database, so this phase
+    runs on SQLite only, and for only one of the operations with the same query or body. Fuzzing and the stateful phase
+    store rows, so they run on PostgreSQL, which rejects more values than SQLite. A list has a hundred conditions, so
+    this test tries only one of each kind.
     """
     twins = [*(("get", path) for path in TWINS), *BODY_TWINS] if "coverage" in phases else []
     same = [document["paths"][path][method]["operationId"] for method, path in twins]
@@ -272,7 +273,7 @@ async def test_schemathesis_finds_nothing(
                 *("--url", service.url),
                 *("--header", f"Authorization: Bearer {alice.token}"),
                 *("--checks", "all", "--phases", phases),
-                # Only requests with the right password pass, whatever the schema says.
+                # This operation also rejects requests that match the schema: all that lack the correct password.
                 *("--exclude-path", "/auth/password/change"),
                 *(part for name in left_out for part in ("--exclude-operation-id", name)),
                 *("--max-examples", str(MAX_EXAMPLES)),
@@ -281,7 +282,7 @@ async def test_schemathesis_finds_nothing(
                 cwd=tmp_path,
                 env={**os.environ, "COLUMNS": "200"},
             )
-            assert (await alice.http.get("/auth/me")).status_code == 200, "the session of its requests has ended"
+            assert (await alice.http.get("/auth/me")).status_code == 200, "a request has ended the test's session"
         assert '"status": 500' not in service.log()
 
 

@@ -1,4 +1,4 @@
-"""Declaring operations: the annotation of a handler names its models, and contradictions fail at import."""
+"""Declaring operations: a handler's annotation names its models, and a contradictory declaration fails at import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`uvicorn main:app`: without our protocol class, sockets are served over plain ASGI, with the same guarantees."""
+"""`uvicorn main:app` runs without our protocol class: websockets use plain ASGI, with the same guarantees."""
 
 from __future__ import annotations
 

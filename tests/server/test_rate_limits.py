@@ -1,4 +1,4 @@
-"""Rate limits of groups and of single routes, what counts as one client, and how workers count together."""
+"""Rate limits for groups and for single routes, what counts as one client, and how workers count together."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _addresses = (f"203.0.113.{number}" for number in itertools.count(1))
 
 @pytest.fixture(scope="module")
 def limited(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with limits of single routes. Each test uses addresses of its own."""
+    """A service with limits for single routes. Each test uses its own client addresses."""
     places, folder = new_places(), tmp_path_factory.mktemp("limited")
     settings = {"TRUSTED_PROXIES": "127.0.0.1, 10.0.0.0/8", "MAX_CONNECTIONS_PER_ADDRESS": "2"}
     service = Service(places.database_url, places.broadcast_url, folder, RATE_LIMITS=OWN, **settings)
@@ -51,7 +51,7 @@ def limited(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathF
 
 
 def at(address: str | None = None) -> dict[str, str]:
-    """Return the header of a client with this address, or with an unused one."""
+    """Return the `X-Forwarded-For` header of a client at this address, or at an unused address."""
     return {"X-Forwarded-For": address or next(_addresses)}
 
 
@@ -59,7 +59,7 @@ async def statuses(client: httpx.AsyncClient, method: str, path: str, times: int
     return [(await client.request(method, path, **options)).status_code for _ in range(times)]
 
 
-# --- the limits of routes
+# --- limits of routes
 
 
 async def test_the_response_tells_how_much_of_a_limit_is_left(limited: Service) -> None:
@@ -83,9 +83,9 @@ async def test_the_response_tells_how_much_of_a_limit_is_left(limited: Service) 
 
 
 async def test_the_users_of_one_network_share_a_multiple_of_a_limit(limited: Service) -> None:
-    """A user may read a movie twice a minute, so the accounts of one network may do so twenty times."""
+    """A user may read a movie twice a minute, so all users of one network together may do so twenty times."""
     async with AsyncExitStack() as stack:
-        # Signing in is counted by address, so each user does it elsewhere.
+        # Sign-ins are counted by address, so each user signs in at another address.
         people = [await stack.enter_async_context(limited.person(headers=at())) for _ in range(11)]
         shared = [at(f"2001:db8:0:1::{number:x}") for number in range(1, 12)]
         for person, headers in zip(people[:10], shared[:10], strict=True):
@@ -96,7 +96,9 @@ async def test_the_users_of_one_network_share_a_multiple_of_a_limit(limited: Ser
         assert refused.json() == {"detail": expected}
         assert refused.headers["RateLimit-Limit"] == "20"
         assert refused.headers["Retry-After"] == refused.headers["RateLimit-Reset"]
-        assert (await people[10].http.get(NOTHING, headers=at())).status_code == 404, "elsewhere, the user has a share"
+        assert (await people[10].http.get(NOTHING, headers=at())).status_code == 404, (
+            "the user may send requests from other networks"
+        )
 
 
 async def test_routes_have_limits_of_their_own(limited: Service) -> None:
@@ -106,7 +108,7 @@ async def test_routes_have_limits_of_their_own(limited: Service) -> None:
         assert await statuses(reader, "GET", path, 6) == [200] * 5 + [429]
         assert await statuses(reader, "GET", "/movies/count", 11) == [200] * 10 + [429]
         assert await statuses(reader, "GET", "/movies/999999", 3) == [404, 404, 429]
-        assert await statuses(reader, "GET", "/movies/1000000", 1) == [429], "the limit is for the route, not the row"
+        assert await statuses(reader, "GET", "/movies/1000000", 1) == [429], "the limit is per route, not per row"
 
 
 async def test_a_limit_of_a_route_counts_only_that_route(limited: Service) -> None:
@@ -315,7 +317,7 @@ async def test_two_workers_count_together(postgres: PostgresServer, redis: Redis
             for _ in range(4):
                 answers += await statuses(here, "GET", NOTHING, 1) + await statuses(there, "GET", NOTHING, 1)
             assert answers == [404] * 6 + [429] * 2
-            # A worker leases shares of a larger limit, and none is lost.
+            # Workers lease parts of a larger limit, and no part is lost.
             found = await asyncio.gather(*(statuses(each, "GET", "/movies", 1) for each in (here, there) * 70))
             assert sorted(status for each in found for status in each) == [200] * 120 + [429] * 20
 
@@ -326,7 +328,8 @@ async def test_without_redis_each_worker_counts_in_memory_without_delay(own_redi
         async with service.anyone() as client:
             assert await statuses(client, "GET", NOTHING, 3) == [404, 404, 429]
             with own_redis.frozen():
-                await eventually(partial(is_answered, client, 404), "memory counts")  # a rejection is kept for a second
+                # A rejection is cached for a second, so the first 404 may come late.
+                await eventually(partial(is_answered, client, 404), "the worker counts in memory")
                 begun = time.monotonic()
                 assert await statuses(client, "GET", NOTHING, 50) == [404] + [429] * 49
                 assert time.monotonic() - begun < 5, "requests do not wait a quarter of a second each"
@@ -339,7 +342,7 @@ async def test_without_redis_each_worker_counts_in_memory_without_delay(own_redi
             async def is_shared_again() -> bool:
                 return await statuses(client, "POST", "/auth/login", 1, json=guess) == [401]
 
-            await eventually(is_shared_again, "Redis, which knows nothing of the guesses, counts", AWAY_SECONDS + 10)
+            await eventually(is_shared_again, "Redis counts again, without the guesses", AWAY_SECONDS + 10)
             assert await metric(service, "marquee_rate_limits_not_shared_total") >= 50
 
 
@@ -435,7 +438,7 @@ def test_a_limit_of_a_route_replaces_the_limit_of_its_group() -> None:
     assert rules["GET", "/movies/{id}"] == limit_groups.Rule(
         "read", RATES[LimitGroup.READ], False, Rate(10 * RATES[LimitGroup.READ].amount, 60)
     )
-    assert rules["POST", "/users"].address_rate is None, "it is counted by address anyway"
+    assert rules["POST", "/users"].address_rate is None, "the route is counted by address anyway"
     assert ("GET", "/healthz") not in rules
     assert table.limit_rules(Settings(rate_limits="off")) == {}
     unlimited = {operation.path for operation in table.OPERATIONS if not operation.is_limited}

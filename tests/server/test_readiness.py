@@ -1,4 +1,4 @@
-"""`/readyz` says what is wrong with the database, and the service recovers by itself."""
+"""`/readyz` reports what is wrong with the database, and the service recovers by itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.service import Service, eventually
 
 
 async def database_check(client: httpx.AsyncClient, status: int) -> str | None:
-    """Return what `/readyz` says about the database if it responds with this status, otherwise None."""
+    """Return what `/readyz` reports about the database if it responds with this status, otherwise None."""
     answer = await client.get("/readyz")
     return str(answer.json()["checks"]["database"]) if answer.status_code == status else None
 
@@ -43,14 +43,14 @@ async def test_a_foreign_lock_on_the_log_is_reported(new_service: Callable[..., 
         await eventually(lambda: is_ready(operator), "ready again")
 
 
-# --- faults of the database
+# --- database faults
 
 
 @dataclass(frozen=True)
 class Fault:
     """Statements that break the database `{database}` of the role `{role}`, and statements that repair it.
 
-    `said` is what `/readyz` says. It does not notice a changed type that makes only the writes of clients fail.
+    `said` is what `/readyz` reports, or None if `/readyz` does not notice the fault.
     """
 
     breaks: tuple[str, ...]
@@ -89,7 +89,7 @@ FAULTS = {
 
 @dataclass(frozen=True)
 class Superuser:
-    """Runs statements on a server, or in the database of a service if they name its tables."""
+    """Runs statements that concern tables in a service's database, and others in the database `postgres`."""
 
     server_url: str
     database: str
@@ -107,7 +107,7 @@ class Superuser:
 
 @pytest.fixture
 async def superuser(postgres: PostgresServer) -> Superuser:
-    """A database with a role of its own, so that the faults affect no other test."""
+    """The superuser of a new database that has its own role, so that the faults affect no other test."""
     url = urlsplit(postgres.create_database())
     found = Superuser(f"postgresql://{url.netloc}", url.path[1:], f"role_of_{url.path[1:]}")
     await found.run(("CREATE ROLE {role} LOGIN", "ALTER DATABASE {database} OWNER TO {role}"))
@@ -150,7 +150,7 @@ async def test_no_fault_of_the_database_ends_the_service(
                 await eventually(lambda: is_ready(operator), f"{name}: ready again")
                 movie = await alice.add(title=name)
                 assert (await watcher.expect("add", "movies"))["data"] == movie
-            # No client notices connections that the database server closed.
+            # Clients do not notice that the database server has closed the service's connections.
             await superuser.run((CUT,))
             for path in ("/movies", "/movies?title=x", f"/movies/{movie['id']}", "/users/me", "/jobs"):
                 await ok(alice.http.get(path))

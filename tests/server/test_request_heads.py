@@ -1,4 +1,4 @@
-"""Request heads and websocket handshakes have limits of size and time, and one that exceeds a limit gets a response."""
+"""Request heads and websocket handshakes are limited in size and time; one that exceeds a limit gets a response."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.service import Service, eventually
 
 pytestmark = SQLITE_ONLY
 
-LATE_SECONDS = 3.0  # on a busy machine
+LATE_SECONDS = 3.0  # the tolerated delay on a busy machine
 GET = "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 JSON = "Host: 127.0.0.1\r\nContent-Type: application/json\r\n"
 
@@ -40,7 +40,7 @@ async def test_connections_that_say_nothing_or_never_finish_a_head_are_closed(se
                 trickling.cancel()
 
     async def blank_lines() -> Answer:
-        """The parser skips blank lines before a request, and each of them would restart a keep-alive timeout."""
+        """Send blank lines, which the parser skips before a request. Each would restart a keep-alive timeout."""
         async with raw_connection(service, GET) as connection:
 
             async def send() -> None:
@@ -57,7 +57,7 @@ async def test_connections_that_say_nothing_or_never_finish_a_head_are_closed(se
     quiet, *unfinished, blank = await asyncio.gather(
         silent(), trickling("GET /mo"), trickling("GET /movies HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "), blank_lines()
     )
-    assert quiet.status == 0, "a browser that connects in advance must not take it for the response to a later request"
+    assert quiet.status == 0, "a browser that connects in advance would take a 408 for the response to a later request"
     assert [each.status for each in unfinished] == [408, 408]
     assert unfinished[0].headers["connection"] == "close"
     assert unfinished[0].detail == "Expected the request line and the headers within 10 seconds"
@@ -101,7 +101,7 @@ async def test_a_head_has_a_size(service: Service, head: str, status: int) -> No
     if status >= 400:
         assert answer.headers["content-type"] == "application/json"
         assert answer.headers["connection"] == "close"
-        # The application names every problem; the server has only one.
+        # The application lists all problems; the server reports only one.
         assert isinstance(answer.detail, list) if status == 422 else answer.detail.startswith("Expected ")
 
 
@@ -120,7 +120,7 @@ async def test_a_head_has_a_size(service: Service, head: str, status: int) -> No
     ],
 )
 async def test_what_never_ends_is_not_kept(service: Service, begin: str, part: str, status: int) -> None:
-    """An endless target must not be copied with each part, nor endless headers and trailers be kept."""
+    """An endless target must not be copied for each part, and endless headers and trailers must not be kept."""
     before = service.memory_bytes()
     async with raw_connection(service, begin) as connection:
         await connection.send_all(part.encode() * 20_000)
@@ -163,7 +163,7 @@ async def test_a_handshake_that_is_not_accepted_is_answered(
 
 
 async def test_a_handshake_sent_ahead_of_the_response_before_is_not_accepted(service: Service) -> None:
-    """The service could not notice that the client of the earlier request disconnects."""
+    """If it accepted the handshake, the service could not notice a disconnect during the earlier request."""
     async with raw_connection(service, GET + HANDSHAKE.format(target="/ws", headers="")) as connection:
         answer = await connection.answer()
     assert answer.status == 200

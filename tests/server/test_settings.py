@@ -1,4 +1,4 @@
-"""Settings: an invalid one stops the start with one sentence that names it."""
+"""Settings: an invalid setting stops the start, with one sentence that names the setting."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_an_invalid_value_gives_one_sentence_with_its_name(load: Load, name: str
 
 
 def test_no_message_shows_a_part_of_a_password(load: Load) -> None:
-    """Brackets, a colon or an `@` in a password make it look like another part of the URL."""
+    """Brackets, a colon or an `@` in a password make a part of the password look like another part of the URL."""
     values = [
         f"{scheme}://user:{password}@host/name{end}"
         for scheme in ("postgresql", "redis", "smtp", "https", "s3", "other")
@@ -209,7 +209,7 @@ def test_a_key_is_generated_once_and_readable_by_its_owner_only(tmp_path: Path) 
     key = secret_key(settings)
     assert len(key.encode()) >= 32
     assert secret_key(settings) == key
-    [kept] = (tmp_path / "deep").iterdir()  # no draft is left behind
+    [kept] = (tmp_path / "deep").iterdir()  # no temporary file is left behind
     assert kept.read_text() == key
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     elsewhere = load_settings(database_url=f"sqlite:///{tmp_path}/other/marquee.db")

@@ -1,4 +1,4 @@
-"""Sub-paths: everything works below ROOT_PATH, behind proxies that remove the path and behind those that do not."""
+"""Sub-paths: everything works below ROOT_PATH, behind proxies that remove the path and behind proxies that keep it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STREAM = {"Accept": "text/event-stream"}
 
 @dataclass
 class Proxied:
-    """A service below ROOT, with nginx in front of it. `mails` is the folder of its emails."""
+    """A service below the path ROOT, behind nginx. `mails` is the folder of the service's emails."""
 
     service: Service
     nginx: NginxServer
@@ -59,7 +59,7 @@ class Proxied:
 def proxied(
     request: pytest.FixtureRequest, new_service: Callable[..., Service], tmp_path: Path
 ) -> Iterator[Callable[..., Proxied]]:
-    """Return a function that starts a service behind nginx, with these settings."""
+    """Return a function that starts a service behind nginx, with the given settings."""
     proxies: list[NginxServer] = []
 
     def make(**settings: str) -> Proxied:
@@ -100,7 +100,7 @@ async def test_requests_and_the_urls_in_responses_work_below_the_path(proxied: C
             events = await client.get(f"{prefix}/events?limit=1&after=0&epoch={page.headers['stream-position'][:16]}")
             (following,) = re.findall(r'<([^>]+)>; rel="next"', events.headers["link"])
             assert (await client.get(following)).json()["data"]
-        assert (await client.get("/movies")).status_code == 404, "nginx serves the path only"
+        assert (await client.get("/movies")).status_code == 404, "nginx serves only the path"
 
 
 @SQLITE_ONLY

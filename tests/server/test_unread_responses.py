@@ -1,4 +1,4 @@
-"""A response that its client does not read is aborted."""
+"""A response is aborted if its client does not read it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A peer that vanished without closing its connection is noticed, even if only heartbeats are sent to it."""
+"""A peer that vanished without closing its connection is detected, even if only heartbeats are sent to it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DROP_EVERYTHING = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF: return 0
 
 @asynccontextmanager
 async def vanishing(service: Service, text: str) -> AsyncIterator[tuple[RawConnection, Callable[[], None]]]:
-    """Connect and send `text`. After a call of the result, this side neither acknowledges nor sends anything."""
+    """Connect and send `text`; yield the connection, and a function that makes this side drop all packets."""
     async with raw_connection(service, text) as connection:
 
         def vanish() -> None:
@@ -49,17 +49,17 @@ async def test_peers_that_vanished_are_noticed(
     async with served_here(service) as server:
         async with vanishing(service, STREAM) as (quiet, vanish), raw_connection(service, STREAM) as present:
             assert await quiet.head() == await present.head() == "HTTP/1.1 200 OK"
-            await eventually(lambda: len(server.server_state.connections) == 2, "both are open")
+            await eventually(lambda: len(server.server_state.connections) == 2, "both connections are open")
             begun = time.monotonic()
             vanish()
-            await eventually(lambda: len(server.server_state.connections) == 1, "the peer is missed", 20)
+            await eventually(lambda: len(server.server_state.connections) == 1, "the vanished peer is noticed", 20)
             assert time.monotonic() - begun < 15
             assert not present.is_alone()
 
 
 def test_a_vanished_peer_is_noticed_within_two_minutes() -> None:
     assert Pace().heartbeat_seconds + serving.VANISHED_SECONDS < 115
-    assert http_protocol.WRITE_SECONDS < serving.VANISHED_SECONDS, "a slow reader has not vanished"
+    assert http_protocol.WRITE_SECONDS < serving.VANISHED_SECONDS, "a slow reader is not taken for a vanished peer"
     assert serving.PROBE_AFTER_SECONDS + serving.VANISHED_SECONDS <= 120
 
 
@@ -67,7 +67,7 @@ def test_a_vanished_peer_is_noticed_within_two_minutes() -> None:
 async def test_accepted_connections_have_the_options(new_service: Callable[..., Service]) -> None:
     service = new_service()
     async with served_here(service) as server, raw_connection(service) as connection:
-        await eventually(lambda: server.server_state.connections, "it is accepted")
+        await eventually(lambda: server.server_state.connections, "the connection is accepted")
         (protocol,) = server.server_state.connections
         accepted: Any = protocol.transport.get_extra_info("socket")
         assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)

@@ -18,7 +18,7 @@ from tests.support.service import Person, Service, Watcher, eventually, several_
 from tests.support.sockets import bulk_rows, crowd
 
 WATCHERS_EACH = 50
-FEW_EACH = 10  # for faults between the processes, where the number of watchers does not matter
+FEW_EACH = 10  # for scenes with faults, in which the number of watchers does not matter
 WRITES = 2_000
 FEW_WRITES = 500
 WRITERS_EACH = 8
@@ -35,7 +35,7 @@ movie_watchers = partial(crowd, query="topics=movies")
 
 
 async def write_to(service: Service, person: Person, number: int) -> None:
-    """Send `number` adds, edits and deletes, WRITERS_EACH of them at a time."""
+    """Send adds, edits and deletes, `number` in total, and WRITERS_EACH at a time."""
     left = iter(range(number))
     async with httpx.AsyncClient(base_url=service.url, timeout=60, headers=person.bearer) as client:
 
@@ -60,9 +60,9 @@ async def write_to_all(services: tuple[Service, ...], person: Person, number: in
 
 
 async def all_have_arrived(person: Person, watchers: list[Watcher]) -> int:
-    """Wait until every watcher has seen the same event, and forget the events before it. Return its sequence number.
+    """Wait until every watcher has seen a new event, forget all events so far, and return the number of the new one.
 
-    A worker may be a little behind when it welcomes a watcher, so welcomes differ.
+    The positions in the welcomes differ, because a worker may be a little behind when it sends a welcome.
     """
     marker = await person.add(title="all are here")
     seen = await asyncio.gather(*(watcher.until(lambda frame: frame.get("data") == marker) for watcher in watchers))
@@ -87,7 +87,7 @@ async def scene(
     fault: Callable[[], Any] | None = None,
     writes: int = WRITES,
 ) -> None:
-    """Write to all services at once, with a fault in the middle. Then assert that all watchers saw every write."""
+    """Write to all services concurrently, with a fault halfway; then assert that all watchers saw every write."""
     first = await all_have_arrived(person, watchers) + 1
     await write_to_all(services, person, writes // 2)
     await asyncio.gather(write_to_all(services, person, writes // 2), *([fault()] if fault is not None else []))
@@ -104,9 +104,9 @@ async def test_redis_killed_and_restarted_loses_nothing(
 ) -> None:
     async def outage() -> None:
         with own_redis.down():
-            await asyncio.sleep(1.0)  # the length of the outage
+            await asyncio.sleep(1.0)  # the duration of the outage
         for service in two_servers:
-            await eventually(partial(is_ready, service), "the bus is heard again")
+            await eventually(partial(is_ready, service), "the service hears the bus again")
 
     async with two_servers[0].person() as alice, movie_watchers(FEW_EACH, *two_servers) as watchers:
         await scene(two_servers, alice, watchers, outage)
@@ -133,10 +133,10 @@ async def test_redis_frozen_for_five_seconds_loses_nothing_and_delays_no_client(
                         answer = await client.get("/readyz")
                         return answer.status_code == 200 and answer.json()["checks"]["bus"] != "ok"
 
-                    await eventually(is_silent, "readiness says that the bus is silent")
+                    await eventually(is_silent, "readiness reports that the bus is silent")
                     movie = await alice.add("characters", name="sent while Redis is frozen")
-                    await latecomer.until(lambda frame: frame.get("data") == movie)  # before Redis goes on
-                    await asyncio.sleep(2.5)  # five seconds in total
+                    await latecomer.until(lambda frame: frame.get("data") == movie)  # while Redis is still frozen
+                    await asyncio.sleep(2.5)  # so that the outage lasts five seconds in total
 
         first = await all_have_arrived(alice, watchers) + 1
         await write_to_all(two_servers, alice, WRITES // 2)
@@ -235,7 +235,7 @@ async def test_pubsub_connections_that_are_cut_come_back(
 async def test_a_worker_frozen_for_longer_than_its_lease_repeats_nothing(
     two_servers: tuple[Service, ...],
 ) -> None:
-    """Another worker takes over its job; when the frozen worker wakes up, its next chunk is rejected."""
+    """Another worker takes over the job, so the frozen worker's next chunk is rejected when it wakes up."""
     first, second = two_servers
     async with first.person() as alice, second.watch("topics=movies") as watcher:
         job = await alice.generate("movies", 9_000, "?rate=1000")

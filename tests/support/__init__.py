@@ -1,1 +1,1 @@
-"""What tests share: a service and its users, private servers, proxies, and the reaper of what is left."""
+"""What tests share: a service and its users, private servers, proxies, and the clean-up after killed runs."""

@@ -1,4 +1,4 @@
-"""Accounts created and deleted without a service."""
+"""Create and delete accounts without a running service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Certificates for servers of the tests."""
+"""Self-signed certificates for test servers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 
 
 def certificate_for(address: str, folder: Path) -> ssl.SSLContext:
-    """Return the TLS context of a server with a self-signed certificate, stored as `certificate.pem` in the folder."""
+    """Create a self-signed certificate, store it with its key in `folder`, and return a server's TLS context."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, address)])
     now = datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""Messages for the pure core of the Python client."""
+"""Messages and sessions for tests of the Python client's core, which does no I/O."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ def text_of(name: str) -> str:
 
 
 def rows_of(text: str, *first_columns: str) -> list[list[str]]:
-    """Return the rows of the tables whose header begins with these columns, each as a list of cells."""
+    """Return the rows of all tables whose header begins with these columns; each row is a list of cells."""
     found: list[list[str]] = []
     inside = False
     for line in text.splitlines():

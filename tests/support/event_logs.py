@@ -1,4 +1,4 @@
-"""Changes to the event log of a service that the service does not make itself."""
+"""Change the event log of a service from outside."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def renew_epoch(service: Service) -> str:
 
 
 async def prune(service: Service, keep_rows: int) -> int:
-    """Delete all but the newest events, and return the number of deleted ones."""
+    """Delete all but the newest `keep_rows` events, and return the number of deleted events."""
     async with database_of(service) as database:
         return await prune_log(database, keep_rows)
 

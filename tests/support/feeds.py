@@ -1,4 +1,4 @@
-"""A feed without a service around it."""
+"""Run a feed without a service."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from repository.engine.database import Database
 
 @asynccontextmanager
 async def following(database: Database, *, runs: bool = True) -> AsyncIterator[tuple[Feed, list[int]]]:
-    """Start a feed that rarely polls, as with a shared bus. Yield it and the sequence numbers that its listener got."""
+    """Start a feed that rarely polls, as with a shared bus; yield the feed and the sequence numbers it delivers."""
     followed = Feed(database, has_shared_bus=True, is_bus_deaf=lambda: False)
     seen: list[int] = []
     followed.on_events.append(lambda events: seen.extend(event.seq for event in events))
@@ -23,7 +23,7 @@ async def following(database: Database, *, runs: bool = True) -> AsyncIterator[t
 
 @asynccontextmanager
 async def running(followed: Feed) -> AsyncIterator[None]:
-    """Run a feed, which polls the log at once, until the end of the block."""
+    """Run a feed, which polls the log immediately, until the end of the block."""
     task = asyncio.create_task(followed.run())
     yield
     assert not task.done(), task

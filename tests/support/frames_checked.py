@@ -1,7 +1,7 @@
 """Check every frame that a test receives against the schemas of `/asyncapi.json`.
 
-A frame that says more or less than its schema fails the test that received it. Nothing is sampled: a bulk frame of
-1,000 movies takes some milliseconds (`test_asyncapi` asserts a bound), all others a few microseconds.
+A frame with missing or additional members fails the test that received it. Every frame is checked: a bulk frame of
+1,000 movies takes some milliseconds (`test_asyncapi` asserts a bound), other frames take a few microseconds.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from realtime.asyncapi import document as asyncapi
 
 
 class FrameMismatch(AssertionError):
-    """Names the frame and the first thing that is wrong with it."""
+    """A frame does not fit its schema; the message contains the frame and its first problem."""
 
 
 class Checker:
-    """Check frames against one document, and compile each schema once."""
+    """Checks frames against one AsyncAPI document, and compiles each schema once."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._components = document["components"]
         self._validators: dict[str, jsonschema_rs.Draft7Validator] = {}
-        # By operation and topic; a frame of no topic, or of one that its schema lists, is stored under None.
+        # Schema names by operation and topic. The topic is None if frames have no topic or the schema allows several.
         self._frames: dict[tuple[str, str | None], str] = {}
         self._replies: dict[str, str] = {}
         for key, message in self._components["messages"].items():
@@ -40,13 +40,13 @@ class Checker:
         self._error = self._components["messages"]["error"]["payload"]["$ref"].rpartition("/")[2]
 
     def check(self, frame: Any, asked: Any = None) -> None:
-        """Raise FrameMismatch unless a frame fits its schema. `asked` is the action of a reply, if known."""
+        """Raise FrameMismatch unless a frame fits its schema. `asked` is the action that a reply answers, if known."""
         names = self._schemas_of(frame, asked)
         if not names:
             raise FrameMismatch(f"no schema for {_shown(frame)}")
         problems = [self._problem(name, frame) for name in names]
         if None not in problems:
-            raise FrameMismatch(f"{_shown(frame)} is no {' or '.join(names)}: {problems[0]}")
+            raise FrameMismatch(f"{_shown(frame)} is not a valid {' or '.join(names)}: {problems[0]}")
 
     def _schemas_of(self, frame: Any, asked: Any) -> list[str]:
         if not isinstance(frame, dict):
@@ -77,7 +77,7 @@ class Checker:
 
 
 def _deepest(error: jsonschema_rs.ValidationError) -> jsonschema_rs.ValidationError:
-    """Return the error of the branch of an `anyOf` that matched furthest: it explains the mismatch best."""
+    """Return the error of the `anyOf` branch that matched furthest, because that error explains the mismatch best."""
     branches = getattr(error.kind, "context", None)
     if not branches:
         return error

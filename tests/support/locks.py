@@ -1,4 +1,4 @@
-"""Locks that another program holds on the database of a test."""
+"""Locks that another program holds on a test's database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import asyncpg
 
 @asynccontextmanager
 async def head_locked(database_url: str) -> AsyncIterator[None]:
-    """Hold the row of the log's head, or on SQLite the write lock, in another program's transaction."""
+    """Lock the row of the log's head (on SQLite, take the write lock) in another program's transaction."""
     if database_url.startswith("sqlite"):
         file = sqlite3.connect(database_url.removeprefix("sqlite:///"), isolation_level=None)
         try:

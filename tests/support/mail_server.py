@@ -1,4 +1,4 @@
-"""A private mail server and the emails that it received, and emails written to a folder."""
+"""A private mail server that keeps the emails it receives, and access to emails written to a folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOKEN = re.compile(r"[?&]token=([A-Za-z0-9_-]+)")
 
 
 def fresh_name() -> str:
-    """Return an unused user name, which is also the first part of an address."""
+    """Return an unused user name, which can also be the local part of an email address."""
     return f"holly{os.getpid()}m{next(_numbers)}"
 
 
@@ -38,14 +38,14 @@ def parsed(content: bytes) -> EmailMessage:
 
 
 def part(message: EmailMessage, kind: str) -> str:
-    """Return the text of an email, as `plain` or `html`."""
+    """Return the text of an email's `plain` or `html` part."""
     found = message.get_body((kind,))
     assert found is not None, f"no {kind}"
     return str(found.get_content())
 
 
 def link_in(message: EmailMessage) -> str:
-    """Return the one URL of an email; its HTML part must lead to the same place."""
+    """Return the only URL in an email, and assert that its HTML part links to the same URL."""
     found = set(LINK.findall(part(message, "plain")))
     assert len(found) == 1, found
     link = str(found.pop())
@@ -60,13 +60,13 @@ def token_in(message: EmailMessage) -> str:
 
 
 class MailServer:
-    """A mail server that replies to each email with `reply(address)`: `250` accepts it."""
+    """A mail server that replies to each recipient with `reply(address)`; "250 …" accepts the email."""
 
     def __init__(self, *, tls: ssl.SSLContext | None = None, port: int | None = None) -> None:
         self.port = port or free_port()
         self.tls = tls
         self.reply: Callable[[str], str] = lambda address: "250 OK"
-        self.received: list[tuple[str, bytes]] = []  # address and content, in the order in which they came
+        self.received: list[tuple[str, bytes]] = []  # address and content, in order of arrival
         self.passwords: list[bytes] = []
         self.encrypted: list[bool] = []
         self.tried = 0
@@ -98,7 +98,7 @@ class MailServer:
         try:
             yield self
         finally:
-            # Stopping closes the listener, but not the open connections.
+            # `stop` closes the listener, but not the open connections.
             asyncio.run_coroutine_threadsafe(self._hang_up(conversations), controller.loop).result()
             controller.stop()
 
@@ -106,7 +106,7 @@ class MailServer:
         for each in conversations:
             if isinstance(each.transport, asyncio.WriteTransport):
                 each.transport.abort()
-        await asyncio.sleep(0)  # let the loop close them
+        await asyncio.sleep(0)  # let the loop close the connections
 
     def mails_to(self, address: str) -> list[EmailMessage]:
         return [parsed(content) for to, content in list(self.received) if to == address]
@@ -123,7 +123,7 @@ class MailServer:
     ) -> str:
         self.tried += 1
         if self.is_silent:
-            await asyncio.Event().wait()  # until the other side hangs up
+            await asyncio.Event().wait()  # wait until the client hangs up
         answer = self.reply(address)
         if answer.startswith("250"):
             envelope.rcpt_tos.append(address)

@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.service import DEADLINE_SECONDS, Service, eventually
 
-Sample = tuple[str, tuple[tuple[str, str], ...]]  # a name, and labels in order
+Sample = tuple[str, tuple[tuple[str, str], ...]]  # a name, and labels sorted by name
 
 
 async def metrics_of(service: Service) -> dict[Sample, float]:

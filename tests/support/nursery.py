@@ -1,9 +1,9 @@
-"""Services of tests are forked from a process that has imported the product: starting Python and importing the product
-takes most of the time of a start, and is the same work each time.
+"""Fork the services of tests from a process that has already imported the product.
 
-Importing the product opens nothing and begins nothing, so a fork of it is what `python main.py` is a moment after its
-imports. Each child is our own grandchild that becomes our child (the process between them ends), so it can be waited
-for like any other.
+Starting Python and importing the product take most of the time that a service needs to start, and do the same work each
+time. Importing the product opens and starts nothing, so a fork is in the state of `python main.py` after its imports.
+The nursery forks twice, and the intermediate process ends: each service thus becomes a child of the test process, which
+can wait for it as for any other child.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ POLL_SECONDS = 0.005
 
 
 class Process:
-    """The part of `subprocess.Popen` that services need."""
+    """A forked service, with the part of the interface of `subprocess.Popen` that tests need."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -65,10 +65,10 @@ class Process:
 
 
 class Nursery:
-    """A process that has the application imported and forks services: one per test process, started on first use."""
+    """A process that has imported the application and forks services. Each test process starts one on first use."""
 
     def __init__(self) -> None:
-        reaper.start()  # first, because the environment of this process also marks the services
+        reaper.start()  # must come first: it sets an environment variable that the services inherit
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
         self._process = subprocess.Popen(
@@ -85,12 +85,12 @@ class Nursery:
         self._process.wait()
 
     def start(self, environment: Mapping[str, str], folder: Path, log: Path) -> Process:
-        """Start `python main.py` with this environment in this folder, in a session of its own."""
+        """Start the equivalent of `python main.py` with this environment, in this folder and in a new session."""
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         request = {"environment": dict(environment), "folder": str(folder), "log": str(log), "files": files}
         encoded = json.dumps(request).encode()
         assert len(encoded) <= MAX_REQUEST_BYTES
-        # Adopt orphans only for this moment: those that services leave later are not ours to wait for.
+        # Adopt orphans only during this call: those that services leave later must not become our children.
         _adopt(1)
         try:
             self._socket.sendall(encoded)
@@ -115,17 +115,17 @@ def start(environment: Mapping[str, str], folder: Path, log: Path) -> Process:
     return _nursery.start(environment, folder, log)
 
 
-# --- in the process of its own
+# --- in the nursery's process
 
 
 def tend(requests: socket.socket) -> None:
-    import main  # the imports are the point of this process
+    import main  # these imports are the purpose of this process
 
     while encoded := requests.recv(MAX_REQUEST_BYTES):
         reading, writing = os.pipe()
         middle = os.fork()
         if middle:
-            # Once the process between has ended, the service is a child of the tests.
+            # Once the intermediate process has ended, the service is a child of the test process.
             os.close(writing)
             os.waitpid(middle, 0)
             requests.send(os.read(reading, 64))
@@ -158,7 +158,7 @@ def serve(main: Any, request: Mapping[str, Any]) -> int:
         status = main.run()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
-    except Exception as error:  # noqa: BLE001 (as the interpreter does with an uncaught exception)
+    except Exception as error:  # noqa: BLE001 (report any exception as the interpreter would)
         sys.excepthook(type(error), error, error.__traceback__)
     finally:
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Pages as a browser loads them: everything from the service itself, nothing from elsewhere."""
+"""Pages as a browser loads them: all files come from the service itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHROMIUM_OPTIONS = (
 
 
 def chromium(folder: str | Path) -> tuple[str, ...]:
-    """Return the command of a browser that keeps its files in `folder`. Skip the test if there is none."""
+    """Return the command of Chromium with its profile in `folder`. Skip the test if Chromium is not installed."""
     if shutil.which("chromium") is None:
         pytest.skip("chromium is not installed")
     return ("chromium", *CHROMIUM_OPTIONS, f"--user-data-dir={folder}")

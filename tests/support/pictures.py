@@ -33,11 +33,11 @@ def opened(content: bytes) -> Image.Image:
 
 
 def with_metadata() -> bytes:
-    """Return a JPEG that is rotated by its EXIF data, red above blue when upright, and that holds a location."""
+    """Return a JPEG with a location in its metadata. Its EXIF data rotates it so that red is above blue."""
     image = Image.new("RGB", (600, 300), "blue")
     image.paste("red", (0, 0, 300, 300))
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn it to the right
+    exif[0x0112] = 6  # orientation: rotate clockwise
     exif[0x010E] = SECRET_TEXT.decode()
     options = {"exif": exif, "comment": SECRET_TEXT, "icc_profile": SECRET_TEXT, "xmp": SECRET_TEXT}
     return encoded(image, "JPEG", quality=95, **options)
@@ -50,13 +50,13 @@ def with_texts() -> bytes:
 
 
 def polyglot() -> bytes:
-    """Return a picture that a browser might take for a page."""
+    """Return a picture that a browser might take for an HTML page."""
     return photo(comment=b"<script>alert(1)</script>") + b"<html><script>alert(1)</script></html>"
 
 
 @cache
 def png_of_size(width: int, height: int, rows: int = 0) -> bytes:
-    """Return a PNG whose header claims this size, with some rows of zeros, compressed a thousand to one."""
+    """Return a PNG whose header claims this size. It has `rows` rows of zeros, compressed a thousand to one."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -69,7 +69,7 @@ def png_of_size(width: int, height: int, rows: int = 0) -> bytes:
 
 @cache
 def text_bomb() -> bytes:
-    """Return a PNG whose comment unpacks to far more than the picture."""
+    """Return a PNG whose comment unpacks to far more data than the picture."""
     whole = photo(kind="PNG")
     packed = b"Comment\0\0" + zlib.compress(bytes(8_000_000), 9)
     chunk = struct.pack(">I", len(packed)) + b"zTXt" + packed + struct.pack(">I", zlib.crc32(b"zTXt" + packed))
@@ -77,7 +77,7 @@ def text_bomb() -> bytes:
 
 
 def many_scans(scans: int) -> bytes:
-    """Return a progressive JPEG that repeats its last scan."""
+    """Return a progressive JPEG that repeats its last scan `scans` times."""
     whole = photo(64, 64, progressive=True)
     last = whole.rindex(b"\xff\xda")
     return whole[:last] + whole[last:-2] * scans + whole[-2:]
@@ -98,7 +98,7 @@ EVIL: Mapping[str, Callable[[], bytes]] = {
     "the first bytes of a PNG": lambda: b"\x89PNG\r\n\x1a\n",
     "the first bytes of a PNG before a page": lambda: b"\x89PNG\r\n\x1a\n<script>alert(1)</script>",
     "the first bytes of a JPEG before a script": lambda: b"\xff\xd8\xff\xe0<?php system($_GET[0]); ?>",
-    "a RIFF that is a sound": lambda: b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(64),
+    "a RIFF file with sound": lambda: b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(64),
     "half a JPEG": lambda: photo(3000, 2000)[:20_000],
     "half a PNG": lambda: with_texts()[:-300],
     "half a WebP": lambda: photo(kind="WEBP")[:-100],
@@ -107,6 +107,6 @@ EVIL: Mapping[str, Callable[[], bytes]] = {
     "a long line": lambda: png_of_size(8_001, 1, 1),
     "a header that claims the largest size": lambda: png_of_size(2**31 - 1, 2**31 - 1),
     "a comment that unpacks to 8 MB": text_bomb,
-    "a JPEG of a thousand scans": lambda: many_scans(1_000),
-    "a PNG a little too large": lambda: png_of_size(4_000, 3_126, 3_126),
+    "a JPEG with a thousand scans": lambda: many_scans(1_000),
+    "a PNG just above the size limit": lambda: png_of_size(4_000, 3_126, 3_126),
 }

@@ -1,4 +1,4 @@
-"""Ports that no other test takes, and that no outgoing connection of the machine gets."""
+"""Ports that neither another test nor an outgoing connection of the machine uses."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _reserved: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """Reserve a port of 127.0.0.1 for this process and what it starts, and return it.
+    """Reserve a port of 127.0.0.1 for this process and its children, and return the port.
 
-    The reservation is an abstract Unix socket, which ends with the process, however that ends.
+    The reservation is an abstract Unix socket, which vanishes with the process, however the process ends.
     """
     while True:
         port = random.randint(FIRST, LAST)

@@ -1,4 +1,4 @@
-"""Programs that a test runs to their end."""
+"""Run a program to its end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 async def output_of(*command: str | Path, seconds: float = 60.0, **options: Any) -> str:
-    """Return the output of a program. Assert that it ends in time and with status 0."""
+    """Run a program and return its output. Assert that it ends in time and with status 0."""
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
     try:
         async with asyncio.timeout(seconds):

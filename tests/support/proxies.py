@@ -1,7 +1,7 @@
 """Faults from outside: TCP proxies on 127.0.0.1 that cut connections, and one for Redis that loses pub/sub messages.
 
-The proxies of one `Proxies` run in a thread with an event loop of its own, so that a test may block its loop without
-holding up the services behind them. All methods may be called from any thread.
+The proxies of one `Proxies` run in a thread with its own event loop, so that a test that blocks its event loop does not
+hold up the services behind the proxies. All methods may be called from any thread.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ AnyProxy = TypeVar("AnyProxy", bound="Proxy")
 
 
 class Proxies:
-    """The thread of the proxies: makes them, and ends all of them when its block ends."""
+    """The thread that runs the proxies. It creates them, and closes all of them at the end of its `with` block."""
 
     def __init__(self) -> None:
         self._loop = uvloop.new_event_loop()
@@ -49,7 +49,7 @@ class Proxies:
         self._loop.close()
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` in the proxies' loop."""
+        """Run `work` in the proxies' event loop, and return its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(CALL_SECONDS)
 
     def cutting(self, port: int) -> Proxy:
@@ -57,7 +57,7 @@ class Proxies:
         return self._begin(Proxy(self, port))
 
     def redis(self, port: int, seed: int = 0, drop: float = 0.0) -> RedisProxy:
-        """Return a proxy in front of a Redis that loses the given fraction of pub/sub messages."""
+        """Return a proxy in front of the Redis on `port`; it loses the fraction `drop` of the pub/sub messages."""
         return self._begin(RedisProxy(self, port, seed, drop))
 
     def _begin(self, proxy: AnyProxy) -> AnyProxy:
@@ -67,7 +67,7 @@ class Proxies:
 
 
 class Proxy:
-    """Passes bytes on until it is told to cut."""
+    """A TCP proxy that passes on all bytes, and resets connections when `cut` is called."""
 
     def __init__(self, owner: Proxies, upstream: int) -> None:
         self.upstream = upstream
@@ -104,21 +104,21 @@ class Proxy:
         return len(chosen)
 
     def reader(self) -> Reader:
-        """Return the object through which one connection's bytes from upstream pass."""
+        """Return a new object that filters the bytes from upstream of one connection."""
         return Reader()
 
 
 class Reader:
-    """Passes everything on."""
+    """Passes on all bytes from upstream."""
 
     def pass_on(self, data: bytes) -> bytes:
         return data
 
 
 class RedisProxy(Proxy):
-    """A proxy that passes on everything except some pub/sub messages: it loses a fraction, or all while it is silent.
+    """A proxy that loses pub/sub messages: a fraction of them or, while `is_silent` is set, all of them.
 
-    Connections stay open and commands still work: this is how a deaf worker sees its bus.
+    Everything else is passed on, so connections stay open and commands still work, as for a deaf worker.
     """
 
     def __init__(self, owner: Proxies, upstream: int, seed: int, drop: float) -> None:
@@ -133,7 +133,7 @@ class RedisProxy(Proxy):
         return _LossyReader(self)
 
     def loses_next(self) -> bool:
-        """Decide whether the next message is lost, and count it."""
+        """Return whether the next message is to be lost, and count the message."""
         lost = self._chance.random() < self.drop or self.is_silent
         if lost:
             self.lost += 1
@@ -159,7 +159,7 @@ class _LossyReader(Reader):
 
 
 def end_of_value(data: bytes, start: int) -> int | None:
-    """Return where the RESP value that begins at `start` ends, or None when it is not complete yet."""
+    """Return the index after the RESP value that begins at `start`, or None if the value is not complete yet."""
     line_end = data.find(b"\r\n", start)
     if line_end < 0:
         return None
@@ -179,13 +179,13 @@ def end_of_value(data: bytes, start: int) -> int | None:
 
 
 class Link(asyncio.Protocol):
-    """One client's connection, and its counterpart upstream."""
+    """A client's connection, and the proxy's connection to the upstream server for this client."""
 
     def __init__(self, proxy: Proxy) -> None:
         self._proxy = proxy
         self._client: Any = None
         self._upstream: Any = None
-        self._early: list[bytes] = []  # sent before there is an upstream
+        self._early: list[bytes] = []  # what the client sent before the upstream connection was open
         self._connecting: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: Any) -> None:

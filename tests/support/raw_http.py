@@ -1,4 +1,4 @@
-"""HTTP connections byte by byte, for clients that behave as no library does: silent, slow, endless or deaf."""
+"""Raw HTTP connections, for clients that behave as no library does: silent, slow, endless or deaf."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Answer:
     status: int
     headers: dict[str, str]
     body: bytes
-    seconds: float  # from the start of the connection to its end
+    seconds: float  # how long the connection was open
 
     @property
     def detail(self) -> Any:
@@ -43,7 +43,7 @@ class RawConnection:
         self.writer.write(data.encode() if isinstance(data, str) else data)
 
     async def send_all(self, data: bytes) -> None:
-        """Send everything before reading; a server that has closed the connection meanwhile is no error here."""
+        """Send all data before reading. It is no error if the server closes the connection in the meantime."""
         with suppress(ConnectionError):
             self.writer.write(data)
             await self.writer.drain()
@@ -57,7 +57,7 @@ class RawConnection:
         return (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[0]
 
     async def answer(self, seconds: float = 30.0) -> Answer:
-        """Read until the server closes the connection. A reset, instead of an orderly end, raises ConnectionError."""
+        """Return what arrives until the server closes the connection. Raise ConnectionError if the server resets it."""
         async with asyncio.timeout(seconds):
             received = await self.reader.read(-1)
         took = time.monotonic() - self.started
@@ -73,14 +73,14 @@ class RawConnection:
 async def raw_connection(
     service: Service, text: str | bytes = b"", *, address: str = "127.0.0.1", keeps: int | None = None
 ) -> AsyncIterator[RawConnection]:
-    """Connect, from one of the addresses of this machine, and send `text`.
+    """Connect from `address`, which must be one of this machine, and send `text`.
 
     With `keeps`, the client's side buffers only about this many bytes that the test has not read.
     """
     socket_ = socket.socket()
     socket_.bind((address, 0))
     if keeps is not None:
-        # Before connecting: otherwise the kernel lets the buffer grow to tens of megabytes.
+        # Set this before connecting, or the kernel lets the buffer grow to tens of megabytes.
         socket_.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, keeps)
     socket_.setblocking(False)
     await asyncio.get_running_loop().sock_connect(socket_, ("127.0.0.1", service.port))

@@ -1,9 +1,9 @@
-"""Nothing of a test run outlives it, however the run ends: also after SIGKILL, when no clean-up of its own runs.
+"""Clean up after a test run, however the run ends: even after SIGKILL, when the run cannot clean up by itself.
 
-Each test process (`pytest` itself and each of its workers) has a reaper: a process in a session of its own that
-waits for the end of that process, kills what the process left running, and removes its folders under /tmp. What belongs
-to a process is recognised by an environment variable, which every descendant inherits, or by a working directory in one
-of the folders: some servers overwrite their environment with their title.
+Each test process (`pytest` itself and each of its workers) has a reaper: a separate process that waits for the end of
+the test process, kills the processes that it left running, and removes its folders under /tmp. A process that was left
+running is recognised by an environment variable, which every descendant inherits, or by a working directory in one of
+the folders, because some servers overwrite their environment with their title.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-VARIABLE = "MARQUEE_TEST_PROCESSES"  # the tokens of the process and of the test processes above it
-TMP = Path("/tmp")  # not $TMPDIR: other users must be able to reach it, and the paths of Unix sockets must be short
+VARIABLE = "MARQUEE_TEST_PROCESSES"  # the tokens of this process and of its parent test processes
+TMP = Path("/tmp")  # not $TMPDIR: other users must have access, and the paths of Unix sockets must be short
 KILL_SECONDS = 10.0
 PAUSE_SECONDS = 0.05
 
@@ -29,12 +29,12 @@ TOKEN = secrets.token_hex(4)
 
 
 def start() -> None:
-    """Start the reaper of this process; do nothing if it has one, or where there is no /proc."""
+    """Start the reaper of this process; do nothing if the process already has one or the system is not Linux."""
     tokens = os.environ.get(VARIABLE, "").split()
     if TOKEN in tokens or sys.platform != "linux":
         return
     os.environ[VARIABLE] = " ".join([*tokens, TOKEN])
-    # Without the variable: the reapers of the processes above must not kill it before its work is done.
+    # Remove the variable, because the reapers of parent processes must not kill this reaper before its work is done.
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
     subprocess.Popen(
         [sys.executable, "-I", "-S", str(Path(__file__)), str(os.getpid()), TOKEN],
@@ -43,12 +43,12 @@ def start() -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd="/",
-        start_new_session=True,  # out of reach of Ctrl-C and of signals to the group
-    ).returncode = 0  # it is never waited for, and Popen must not warn about that
+        start_new_session=True,  # so that Ctrl-C and other signals to the process group do not reach it
+    ).returncode = 0  # nothing waits for the reaper, and Popen must not warn about that
 
 
 def folder_prefix(label: str) -> str:
-    """Return the start of the names of this process's folders in TMP, for `tempfile.mkdtemp`."""
+    """Return the prefix, for `tempfile.mkdtemp`, that all of this process's folders in TMP must have."""
     return f"marquee-{TOKEN}-{label}-"
 
 
@@ -60,13 +60,13 @@ def release_shared_memory(postgres_folder: Path) -> None:
             subprocess.run([ipcrm, "-m", segment], capture_output=True, check=False, timeout=KILL_SECONDS)
 
 
-# --- in the process of its own
+# --- in the reaper's process
 
 
 def wait_for_end_of(pid: int) -> None:
     with suppress(ProcessLookupError):
         process = os.pidfd_open(pid)
-        # A parent that ended before the line above may have given its number to another process.
+        # If the parent ended before `pidfd_open`, its pid may already belong to another process.
         if os.getppid() == pid:
             select.select([process], [], [])
 

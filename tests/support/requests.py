@@ -12,14 +12,14 @@ from tests.support.service import PASSWORD, Person, Watcher
 
 
 async def ok(request: Awaitable[httpx.Response], status: int = 200) -> Any:
-    """Return the JSON body of a response that must have this status."""
+    """Await a request, assert the status of the response, and return its JSON body."""
     response = await request
     assert response.status_code == status, response.text
     return response.json()
 
 
 def assert_problem(response: httpx.Response, status: int, *wanted: Sequence[Any]) -> None:
-    """Assert that a request was rejected with this status, and that its problems are at these locations, if any."""
+    """Assert that a request was rejected with this status and, if given, with problems at the `wanted` locations."""
     assert response.status_code == status, response.text[:500]
     assert response.headers["content-type"] == "application/json"
     if wanted:
@@ -27,7 +27,7 @@ def assert_problem(response: httpx.Response, status: int, *wanted: Sequence[Any]
 
 
 def values_by_field(table: Mapping[str, Sequence[Any]]) -> list[tuple[str, Any]]:
-    """Return every (field, value) pair of a table of values by field, for `parametrize`."""
+    """Return the (field, value) pairs of a mapping from fields to lists of values, for `parametrize`."""
     return [(field, value) for field, values in table.items() for value in values]
 
 

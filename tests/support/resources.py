@@ -1,4 +1,4 @@
-"""Movies and characters as cases of tests, so that a scene can run with both; and direct SQL."""
+"""Movies and characters as test cases, so that a test can run with both; and direct SQL."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def derived(kind: ResourceCase) -> dict[str, Any]:
 
 
 def as_added(kind: ResourceCase, given: dict[str, Any], row: dict[str, Any], owner: Person) -> dict[str, Any]:
-    """Return the row that these fields must have become; the id and the time come from `row` itself."""
+    """Return the row expected after adding `given`; only the id and the times are taken from the actual `row`."""
     times = dict.fromkeys(("created_at", "updated_at"), row["created_at"])
     return {**kind.defaults, **given, **derived(kind), "id": row["id"], "user_id": owner.id, "version": 1, **times}
 
@@ -90,7 +90,7 @@ def as_added(kind: ResourceCase, given: dict[str, Any], row: dict[str, Any], own
 async def expect_event(
     watcher: Watcher, operation: str, kind: ResourceCase, data: Any, actor: Person, changed: list[str] | None = None
 ) -> None:
-    """Assert that the next frame is exactly this event, with the number after the last one."""
+    """Assert that the next frame is exactly this event, with the sequence number after the last event's."""
     last = watcher.events[-1]["seq"] if watcher.events else watcher.welcome["data"]["seq"]
     event = await watcher.next()
     wanted = {"operation": operation, "topic": kind.name, "seq": last + 1, "data": data, "actor_id": actor.id}
@@ -99,7 +99,7 @@ async def expect_event(
 
 
 async def sql(service: Service, statement: str) -> list[tuple[Any, ...]]:
-    """Run one statement directly on the service's database. Return its rows."""
+    """Run one statement directly on the service's database, and return its rows."""
     if service.database_url.startswith("sqlite"):
         with contextlib.closing(sqlite3.connect(service.database_url.removeprefix("sqlite:///"), timeout=30)) as file:
             with file:
@@ -118,7 +118,7 @@ async def head(service: Service) -> int:
 
 
 async def contents(service: Service) -> tuple[Any, ...]:
-    """Return what stays equal when nothing is written: the head of the log and a sum over the rows of each table."""
+    """Return values that a write would change: the head of the log, and a sum over the rows of each table."""
     counts = [
         f"(SELECT COALESCE(SUM({expression}), 0) FROM {table})"
         for table, expression in (
@@ -135,7 +135,7 @@ async def contents(service: Service) -> tuple[Any, ...]:
 
 @asynccontextmanager
 async def nothing_written(service: Service) -> AsyncIterator[None]:
-    """Assert that the block writes nothing, and that the service is ready after it."""
+    """Assert that the block writes nothing, and that the service is ready after the block."""
     before = await contents(service)
     yield
     assert await contents(service) == before
@@ -146,14 +146,14 @@ async def nothing_written(service: Service) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def watching(service: Service, query: str = "") -> AsyncIterator[Watcher]:
-    """Open a watcher once the service has delivered the whole log, so that its next event is the next one written."""
+    """Open a watcher once the service has delivered the whole log, so that it receives only later events."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while time.monotonic() < deadline:
         async with service.watch(query) as watcher:
             if watcher.welcome["data"]["seq"] == await head(service):
                 yield watcher
                 return
-    raise AssertionError("the service does not reach the head of its log")
+    raise AssertionError("the service did not reach the head of its log")
 
 
 @asynccontextmanager
@@ -164,7 +164,7 @@ async def moderator(service: Service) -> AsyncIterator[Person]:
 
 
 def locations(answer: httpx.Response) -> list[list[Any]]:
-    """Return the locations of the problems of a response, and check their shape."""
+    """Return the locations of a response's problems, and assert that each problem has the documented members."""
     problems = answer.json()["detail"]
     assert isinstance(problems, list), problems
     for problem in problems:
@@ -175,5 +175,5 @@ def locations(answer: httpx.Response) -> list[list[Any]]:
 
 
 def links(answer: httpx.Response) -> dict[str, str]:
-    """Return the `Link` header as addresses by relation."""
+    """Return the URLs of the `Link` header by relation."""
     return {name: link["url"] for name, link in answer.links.items() if name}

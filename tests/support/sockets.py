@@ -1,4 +1,4 @@
-"""Websocket handshakes, subscriptions and closes, as scenes use them."""
+"""Websocket handshakes, subscriptions, requests and closes for tests."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def subscribed(watcher: Watcher, **members: Any) -> dict[str, Any]:
 
 
 async def rows_of(watcher: Watcher, topic: str = "movies") -> list[dict[str, Any]]:
-    """Return the rows of the snapshot that comes next."""
+    """Read the next snapshot, and return its rows."""
     rows: list[dict[str, Any]] = []
     while True:
         frame = await watcher.next()
@@ -57,14 +57,14 @@ async def rows_of(watcher: Watcher, topic: str = "movies") -> list[dict[str, Any
 
 @asynccontextmanager
 async def crowd(each: int, *services: Service, query: str) -> AsyncIterator[list[Watcher]]:
-    """Open this many sockets to each of the services."""
+    """Open `each` sockets to each of the services."""
     async with AsyncExitStack() as stack:
         sockets = [service.watch(query, ping_interval=None) for service in services for _ in range(each)]
         yield await asyncio.gather(*(stack.enter_async_context(socket) for socket in sockets))
 
 
 async def bulk_rows(watcher: Watcher, total: int, operation: str = "add_bulk") -> None:
-    """Read bulk events until they count `total` rows, which the last of them must complete."""
+    """Read bulk events until they have `total` rows together; assert that they do not have more."""
     while total > 0:
         total -= (await watcher.expect(operation))["data"]["count"]
     assert total == 0
@@ -77,7 +77,7 @@ async def request(watcher: Watcher, method: str, path: str, **members: Any) -> d
     return await watcher.until(lambda frame: frame.get("reply_to") == identity)
 
 
-REVOKED_SECONDS = 2.0  # documented as one second; the rest is for a busy machine
+REVOKED_SECONDS = 2.0  # one second, as documented, and another for a busy machine
 
 
 def signed_in(person: Person) -> dict[str, Any]:
