@@ -44,12 +44,13 @@ def name() -> str:
 class Ask:
     """A request for an operation, valid so that only missing rights can make it fail.
 
-    `{names}` in the path are objects of the owner, created when a path or a body needs them. `is_own`: the request is
-    about the requester's account, which may be unusable afterwards. `is_final`: the owner's account may be unusable.
+    `{names}` in the path stand for objects of the owner, which are created when the path or the body needs them.
+    `is_own`: the request is about the requester's account, which may be unusable afterwards. `is_final`: the owner's
+    account may be unusable afterwards.
     """
 
     path: str
-    body: Any = None  # as JSON; may be a function of the objects that `needs` names
+    body: Any = None  # a JSON value, or a function that makes it from the created objects
     needs: tuple[str, ...] = ()
     content: Mapping[str, Any] = field(default_factory=dict)
     is_own: bool = False
@@ -159,7 +160,7 @@ ASKS: Mapping[str, Ask] = {
 
 
 def rights() -> dict[str, dict[str, str]]:
-    """Return the documented status for each role, by operation."""
+    """Return the documented status of each operation for each role."""
     found = {}
     for line in (ROOT / "docs" / "rights.md").read_text().splitlines():
         cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
@@ -193,7 +194,7 @@ class Cast:
         self._accounts: dict[str, Account] = {}
 
     async def account(self, role: str) -> Account:
-        """Return the user who has this role in all requests that do not use the account up."""
+        """Return the account with this role that all requests share, except for those that may make it unusable."""
         if role not in self._accounts:
             self._accounts[role] = await self.new(role)
         return self._accounts[role]
@@ -220,7 +221,7 @@ class Cast:
 
 
 async def created(wanted: str, owner: Account) -> Any:
-    """Create an object of the owner, and return its id, name or token."""
+    """Create an object that belongs to the owner, and return its id, name or token."""
     person = owner.person
     if wanted in ("movie", "character"):
         return (await person.add(f"{wanted}s"))["id"]
@@ -290,11 +291,11 @@ async def test_each_role_may_do_what_the_table_says(service: Service) -> None:
             for role in ROLES:
                 found = as_class((await response_to(cast, operation, role)).status_code)
                 if found != expected[role]:
-                    wrong.append(f"{operation} by {role}: {found}, where the table says {expected[role]}")
+                    wrong.append(f"{operation} by {role}: {found}, where docs/rights.md says {expected[role]}")
     assert wrong == []
 
 
-# --- the position of a write
+# --- the position of a write in the log
 
 
 async def test_every_response_to_a_write_tells_its_position(service: Service) -> None:
@@ -341,7 +342,7 @@ def test_the_document_promises_the_position_of_every_write() -> None:
 
 @dataclass
 class SlowRequest:
-    """A request whose client has been identified, and whose body the service waits for."""
+    """A request whose client the service has identified and whose body is still incomplete."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -408,7 +409,7 @@ async def test_rights_that_are_lost_while_the_body_arrives_are_lost_for_every_op
         asker = await cast.new("admin")
         token = asker.person.token
         if loss is expired:
-            token = asker.person.forged(exp=int(time.time()) - 3)  # two more seconds: clocks have a leeway of five
+            token = asker.person.forged(exp=int(time.time()) - 3)  # valid for 2 s more: the leeway is 5 s
             asker.person.http.headers["Authorization"] = f"Bearer {token}"
         slow: dict[str, SlowRequest] = {}
         for operation in operations_that_wait():
