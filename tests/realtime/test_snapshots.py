@@ -124,4 +124,4 @@ async def test_a_worker_that_starts_remembers_the_newest_events(database: Databa
         head = feed.head.seq
         assert [event.seq for event in await feed.read_after(head - 5)] == list(range(head - 4, head + 1))
         assert [event.seq for event in await feed.read_after(0)] == list(range(1, head + 1))
-        assert feed.log_reads == reads, "from memory"
+        assert feed.log_reads == reads, "expected the events from memory"
