@@ -1,4 +1,4 @@
-"""Fixtures for both databases and buses. A test of `service` runs on SQLite + memory and on PostgreSQL + Redis."""
+"""Fixtures for both databases and buses. A test with `service` runs on SQLite + memory and on PostgreSQL + Redis."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ Server = TypeVar("Server", PgBouncer, PostgresServer, RedisServer)
 
 
 def private(kind: Callable[[], Server]) -> Iterator[Server]:
-    """Yield a new server, never one that already runs on this machine. Skip the test if the program is missing."""
+    """Yield a new server, never one that already runs on this machine. Skip the test if its program is missing."""
     try:
         server = kind()
     except MissingServer as missing:
@@ -128,7 +128,7 @@ def new_places(
         postgres: PostgresServer = request.getfixturevalue("postgres")
         redis: RedisServer = request.getfixturevalue("redis")
         url = postgres.create_database()
-        # All databases of a Redis share its channels, so services of other tests are heard. Their epochs differ.
+        # All databases of a Redis share its channels. Services hear other tests' services but ignore other epochs.
         return Places(url, redis.url)
 
     return make

@@ -1,4 +1,4 @@
-"""The life of an account in one test, run with folders for emails and pictures, and with servers for both."""
+"""The whole life of an account in one test, with a mail folder and local files or with a mail server and S3."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_the_life_of_an_account(place: tuple[Service, Letters]) -> None:
         letter = await letters.to(address, 1)
         link = link_in(letter).removeprefix("https://movies.example.org")
         assert (await holly.get(link)).status_code == 200
-        assert await sign_in(PASSWORD) == 403  # a GET changes nothing, because mail scanners follow links
+        assert await sign_in(PASSWORD) == 403  # a GET must not activate: mail scanners follow links
         assert (await holly.post("/auth/activate", json={"token": token_in(letter)})).status_code == 200
         assert await sign_in(PASSWORD) == 200
 
@@ -76,7 +76,7 @@ async def test_the_life_of_an_account(place: tuple[Service, Letters]) -> None:
         assert (await sign_in(PASSWORD), await sign_in(NEW_PASSWORD)) == (401, 200)
 
         assert (await stranger.post("/auth/password/forgot", json={"email": address})).status_code == 202
-        # The second email was the notice of the change.
+        # The second email was the notice that the password was changed.
         reset = {"token": token_in(await letters.to(address, 3)), "new_password": NEWEST_PASSWORD}
         assert (await stranger.post("/auth/password/reset", json=reset)).status_code == 204
         assert (await holly.get("/auth/me")).status_code == 401

@@ -238,7 +238,7 @@ async def test_both_doors_take_every_name_of_the_login_and_the_password(service:
 
 
 async def shut_out(service: Service, disabled: Person, waiting: Person) -> None:
-    """Disable one account, and let the other one wait for its activation."""
+    """Disable one account, and make the other one await its activation."""
     await sql(service, f"UPDATE users SET is_active = false WHERE id IN ({disabled.id}, {waiting.id})")
     await sql(service, f"UPDATE users SET awaits_activation = true WHERE id = {waiting.id}")
 
@@ -459,7 +459,7 @@ def test_create_admin_rejects_invalid_arguments(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/marquee.db")
     monkeypatch.setenv("SECRET_KEY", SECRET)
-    monkeypatch.setattr("commands.accounts.configured", load_settings)  # does not change the logging of the test run
+    monkeypatch.setattr("commands.accounts.configured", load_settings)  # must not reconfigure the logging
     monkeypatch.setattr(sys, "argv", ["marquee", "create-admin", *arguments])
     with pytest.raises(SystemExit) as ended:
         run()

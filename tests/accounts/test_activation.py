@@ -401,7 +401,7 @@ async def test_resetting_the_password_activates_too_because_it_proves_the_addres
         assert (await activate(client, first)).status_code == 404
 
 
-# --- another address
+# --- changing the address
 
 
 async def test_a_new_address_counts_once_it_is_confirmed(scene: Scene) -> None:

@@ -1,4 +1,4 @@
-"""The identity of a live socket: tokens that are refreshed, expire and are revoked, on any worker."""
+"""The identity of a live socket when its token is refreshed, expires or is revoked, on any worker."""
 
 from __future__ import annotations
 

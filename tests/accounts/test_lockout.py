@@ -52,7 +52,7 @@ async def attempts(lockout: Lockout, name: str, user_id: int | None, addresses: 
         except TooManyRequests as refused:
             assert 1 <= int(refused.headers["Retry-After"]) <= NAME_RATE.seconds
             return count
-    raise AssertionError("never rejected")
+    raise AssertionError("expected a rejection, got none")
 
 
 async def test_a_success_resets_the_ten_attempts_of_a_name_at_an_address(database: Database) -> None:

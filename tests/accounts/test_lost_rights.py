@@ -98,7 +98,7 @@ async def uncommitted(writer: Writer, how: str) -> AsyncIterator[None]:
 async def test_a_write_that_waits_for_the_loss_to_commit_is_refused(writer: Writer, how: str, error: type) -> None:
     async def is_waiting() -> bool:
         if writer.database.is_sqlite:
-            return True  # the write waits for the only connection that may write
+            return True  # SQLite has one connection for writes, and it is in use
         async with writer.database.read() as connection:
             waiting = await connection.exec_driver_sql("SELECT count(*) FROM pg_locks WHERE NOT granted")
             return bool(waiting.scalar_one())
@@ -151,4 +151,6 @@ async def test_a_transaction_may_take_its_own_writers_rights_away_once(writer: W
 def test_every_write_of_a_route_names_its_caller() -> None:
     calls = [node.func for tree in trees("routes") for node in ast.walk(tree) if isinstance(node, ast.Call)]
     writes = {ast.unparse(called) for called in calls if isinstance(called, ast.Attribute) and called.attr == "write"}
-    assert writes == {"call.write", "self.database.write"}, "`Call.write` calls the latter with the identity"
+    assert writes == {"call.write", "self.database.write"}, (
+        "`self.database.write` is called only by `Call.write`, which passes the identity"
+    )

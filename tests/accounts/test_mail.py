@@ -37,7 +37,7 @@ SENDER = "Märquee <marquee@example.org>"
 
 @pytest.fixture(scope="module")
 def database_url(new_places: Callable[[], Places]) -> str:
-    """A database with all its tables, created once for these tests."""
+    """The URL of a database with all its tables, created once for these tests."""
     url = new_places().database_url
 
     async def migrate() -> None:
@@ -83,7 +83,7 @@ async def mailing(database: Database, gateway: Gateway | MailServer) -> AsyncIte
 
 
 async def account(database: Database, name: str = "holly", **more: Any) -> dict[str, Any]:
-    """Store an account without hashing a password; with `waits`, the account awaits its activation."""
+    """Store an account without hashing a password. With `waits`, the account awaits its activation."""
     waits = more.pop("waits", False)
     fields = {"username": name, "email": f"{name.lower()}@example.org", **more}
     return await database.write(lambda tx: users.create(tx, fields, "no hash", awaits_activation=waits))
@@ -353,7 +353,7 @@ async def test_an_account_receives_one_email_a_minute_and_five_a_day(database: D
         minutes_ago = datetime.now(UTC) - timedelta(minutes=2)
         await change(database, models.mails, created_at=minutes_ago.isoformat().replace("+00:00", "Z"))
     assert count == mails.MAX_REQUESTED_PER_DAY
-    # On the next day, another email is sent.
+    # A day later, emails are sent again.
     await database.write(lambda tx: tx.connection.execute(delete(models.mails)))
     await request(database, MailType.RESET_PASSWORD, "holly@example.org")
     await sent(database, server)

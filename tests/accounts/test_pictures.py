@@ -266,7 +266,7 @@ def test_unsupported_formats_are_not_decoded() -> None:
 
 @pytest.mark.parametrize("name", ["the largest WebP", "the largest JPEG", "10,000 pixels"])
 def test_memory_is_bounded(name: str, tmp_path: Path) -> None:
-    """Measure the memory of another process. The largest WebP needs the most memory: four copies of its pixels."""
+    """Measure the memory of a separate process. The largest WebP needs the most memory: four copies of its pixels."""
     largest = {
         "the largest WebP": lambda: encoded(Image.new("RGBA", (3535, 3535), (1, 2, 3, 100)), "WEBP", method=0),
         "the largest JPEG": lambda: encoded(Image.new("RGB", (6250, 4000), (1, 2, 3)), "JPEG", progressive=True),

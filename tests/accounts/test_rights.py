@@ -1,5 +1,6 @@
-"""Rights: every operation, requested in every role, responds as the table in docs/rights.md says. Clients may also lose
-or gain rights while the body of their request arrives.
+"""Rights: each operation responds to each role as the table in docs/rights.md states.
+
+Other tests are about clients that lose or gain rights while the body of their request arrives.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def name() -> str:
 
 @dataclass(frozen=True)
 class Ask:
-    """A request for an operation, valid so that only missing rights can make it fail.
+    """A valid request for an operation: only missing rights can make it fail.
 
     `{names}` in the path stand for objects of the owner, which are created when the path or the body needs them.
     `is_own`: the request is about the requester's account, which may be unusable afterwards. `is_final`: the owner's
@@ -194,7 +195,7 @@ class Cast:
         self._accounts: dict[str, Account] = {}
 
     async def account(self, role: str) -> Account:
-        """Return the account with this role that all requests share, except for those that may make it unusable."""
+        """Return the shared account with this role. Requests that may make their account unusable use a new one."""
         if role not in self._accounts:
             self._accounts[role] = await self.new(role)
         return self._accounts[role]
@@ -255,7 +256,7 @@ async def response_to(cast: Cast, operation: str, role: str) -> httpx.Response:
 async def request_of(
     cast: Cast, operation: str, owner: Account, asker: Account, token: str | None
 ) -> tuple[httpx.Request, dict[str, Any]]:
-    """Return a request for the operation, and the owner's objects that it affects, by kind."""
+    """Return a request for the operation, and the objects of the owner that were created for it, by kind."""
     ask = ASKS[operation]
     needed = {each for _, each, _, _ in string.Formatter().parse(ask.path) if each} | set(ask.needs)
     things = {each: await cast.genre() if each == "genre" else await created(each, owner) for each in needed}
@@ -409,7 +410,7 @@ async def test_rights_that_are_lost_while_the_body_arrives_are_lost_for_every_op
         asker = await cast.new("admin")
         token = asker.person.token
         if loss is expired:
-            token = asker.person.forged(exp=int(time.time()) - 3)  # valid for 2 s more: the leeway is 5 s
+            token = asker.person.forged(exp=int(time.time()) - 3)  # 2 s remain: the leeway is 5 s
             asker.person.http.headers["Authorization"] = f"Bearer {token}"
         slow: dict[str, SlowRequest] = {}
         for operation in operations_that_wait():

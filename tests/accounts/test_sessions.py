@@ -329,7 +329,9 @@ async def test_expired_sessions_end_with_an_event_and_are_deleted_later(database
     young = (await begin(database, alice))["id"]
     left = (await begin(database, alice))["id"]
     await database.write(lambda tx: sessions.leave(tx, alice, left))
-    assert await going_on(database, alice) == [young, *reversed(old)], "they are listed until the clean-up"
+    assert await going_on(database, alice) == [young, *reversed(old)], (
+        "expired sessions are listed until the clean-up ends them"
+    )
     events: list[Event] = []
     database.on_commit.append(events.extend)
     await Cleanup(database, "worker", Retention(hours=12, rows=1_000, bytes=10**9)).clean()

@@ -373,7 +373,7 @@ async def test_an_invalid_token_is_rejected_on_every_route(service: Service, mad
 
 
 async def test_a_forged_token_with_valid_claims_is_accepted(service: Service) -> None:
-    """If this test failed, the invalid tokens might be rejected for other reasons than those in their names."""
+    """Prove that forged tokens can be valid, so that the invalid ones fail only for the reasons in their names."""
     async with service.person() as alice, service.anyone() as client:
         headers = {"Authorization": f"Bearer {alice.forged(jti='0123')}"}
         assert (await client.get("/auth/me", headers=headers)).json()["id"] == alice.id

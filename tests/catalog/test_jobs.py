@@ -127,7 +127,7 @@ async def test_a_rate_paces_the_rows(service: Service) -> None:
         while sum(counts) < 60:
             counts.append((await watcher.expect("add_bulk"))["data"]["count"])
         assert 1.8 <= time.monotonic() - started < 6
-        assert len(counts) == 10, "five chunks a second"
+        assert len(counts) == 10, "expected five chunks a second"
         assert 20 <= (await alice.job_ended(job["id"]))["rows_per_second"] <= 31
 
 

@@ -124,7 +124,7 @@ async def writing(alice: Person) -> AsyncIterator[None]:
 
 
 async def follow(watcher: Watcher, copy: Strict, until: int) -> None:
-    """Apply all events up to the number `until`, which ends the log."""
+    """Apply all events up to the number `until`, the last one in the log."""
     while copy.seq < until:
         frame = await watcher.next()
         if "seq" in frame:
@@ -140,7 +140,7 @@ async def list_of(person: Person, query: str = "") -> tuple[dict[int, dict[str, 
 
 
 async def test_a_list_plus_the_events_after_it_equals_the_final_list(new_service: Callable[..., Service]) -> None:
-    """Also check a filtered list with the events of its filter, and a count."""
+    """Check the same for a filtered list with the events of its filter, and for a count."""
     service = new_service().start()
     async with service.person() as alice:
         listed: list[Strict] = []
@@ -219,7 +219,7 @@ async def test_a_write_tells_the_position_of_its_last_event(service: Service) ->
         path = f"/movies/{movie['id']}"
         edited = await told("PATCH", path, {"title": "N"})
         await arrives(edited, "update")
-        assert (await told("PATCH", path, {"title": "N"})).seq >= edited.seq, "an edit without a change"
+        assert (await told("PATCH", path, {"title": "N"})).seq >= edited.seq, "without a change, the head is returned"
         await arrives(await told("DELETE", path), "delete")
         await arrives(
             await told("POST", "/movies/bulk", [{"title": "x" * 200, "description": "y" * 9_000}] * 200), "add_bulk"

@@ -82,7 +82,7 @@ async def test_people_sign_in_with_either_spelling(service: Service) -> None:
 
 
 def fields_with_names(admin: Person, person: Person) -> list[tuple[Person, str, str, str, Callable[[str], Any]]]:
-    """Return the requests that take a name, each with the field and a function from the name to its value."""
+    """Return the requests that take a name, with the name's field and a function that makes the field's value."""
     one: Callable[[str], Any] = lambda text: text  # noqa: E731
     listed: Callable[[str], Any] = lambda text: [text]  # noqa: E731
     return [
@@ -115,7 +115,7 @@ async def test_letters_that_need_joiners_are_kept(service: Service) -> None:
             assert (await ok(alice.http.patch("/users/me", json={"name": text})))["name"] == text
 
 
-# --- what earlier versions stored
+# --- text that earlier versions stored
 
 
 async def filled_by_the_version_before(places: Places) -> None:

@@ -24,7 +24,7 @@ class Log:
     """A model of the service: a log of events, the rows that result from them, and how far the log is pruned."""
 
     epoch: str = "e1"
-    groups: list[list[dict[str, Any]]] = field(default_factory=list)  # a list of frames for each event: 1, 2, …
+    groups: list[list[dict[str, Any]]] = field(default_factory=list)  # the frames of event 1, 2, …
     pruned: int = 0
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
 

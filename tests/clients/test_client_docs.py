@@ -65,7 +65,7 @@ def test_the_document_names_the_bounds_and_errors_of_both_clients() -> None:
         assert text in document
         value = re.search(rf"^const {name} = (.*?);", module, re.MULTILINE)
         assert value is not None
-        assert eval(value[1]) == python[name]  # such as 1024 * 1024
+        assert eval(value[1]) == python[name]  # a product such as 1024 * 1024
     kinds: list[type[MarqueeError]] = [*MarqueeError.__subclasses__(), *Refused.__subclasses__()]
     for error in [kind.__name__ for kind in kinds]:
         assert f"export class {error} " in module
@@ -133,7 +133,7 @@ SESSIONS = {"python": SIGNED_IN_FROM_PYTHON, "javascript": SIGNED_IN_FROM_JAVASC
 async def test_the_recipe_of_the_document_refreshes_sessions(
     client: str, new_service: Callable[..., Service], tmp_path: Path
 ) -> None:
-    """Tokens last one minute, and the recipe refreshes a token one minute before it expires: immediately."""
+    """Tokens last a minute, and the recipe refreshes them a minute before they expire, which is immediately."""
     service = new_service(ACCESS_TOKEN_EXPIRE_MINUTES="1").start()
     document = (ROOT / "docs" / "clients.md").read_text()
     programs = re.findall(rf"^```{PROGRAMS[client][0]}\n(.*?)^```", document, re.MULTILINE | re.DOTALL)

@@ -84,21 +84,21 @@ PYTHON_MISTAKES: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = 
     "a filter that is too large": (
         lambda client: client.view("movies", filter={"title": "x" * 2**18}), ValueError, "at most 262144 bytes"
     ),
-    "topics that are a number": (lambda client: client.watch(5), TypeError, "topics: expected"),
+    "a number as topics": (lambda client: client.watch(5), TypeError, "topics: expected"),
     "no topic": (lambda client: client.presence([]), TypeError, "topics: expected"),
     "a view of two topics": (lambda client: client.view(["movies", "characters"]), TypeError, "topic: expected one"),
     "a negative since": (lambda client: client.watch("movies", since=-1), ValueError, "since: expected"),
-    "since a boolean": (lambda client: client.watch("movies", since=True), TypeError, "since: expected"),
-    "since a fraction": (lambda client: client.watch("movies", since=1.5), TypeError, "since: expected"),
+    "a boolean as since": (lambda client: client.watch("movies", since=True), TypeError, "since: expected"),
+    "a fraction as since": (lambda client: client.watch("movies", since=1.5), TypeError, "since: expected"),
     "since without an epoch": (lambda client: client.watch("movies", since=1), ValueError, "since: expected the epoch"),
-    "an epoch of numbers": (lambda client: client.watch("movies", since=1, epoch=7), TypeError, "epoch: expected"),
-    "bulk a boolean": (lambda client: client.watch("movies", bulk=True), TypeError, "bulk: expected"),
-    "deliver a number": (lambda client: client.watch("movies", deliver=200), TypeError, "deliver: expected"),
+    "a number as epoch": (lambda client: client.watch("movies", since=1, epoch=7), TypeError, "epoch: expected"),
+    "a boolean as bulk": (lambda client: client.watch("movies", bulk=True), TypeError, "bulk: expected"),
+    "a number as deliver": (lambda client: client.watch("movies", deliver=200), TypeError, "deliver: expected"),
     "a surrogate in a body": (
         lambda client: client.request("POST", "/movies", body={"title": HALF}), ValueError, "body.title: expected"
     ),
-    "two tokens": (lambda client: type(client)(NOWHERE, token="one\r\ntwo"), ValueError, r" '\\r' at character 4"),
-    "a number for a token": (lambda client: type(client)(NOWHERE, token=5), TypeError, "token: expected a string"),
+    "a line break": (lambda client: type(client)(NOWHERE, token="one\r\ntwo"), ValueError, r" '\\r' at character 4"),
+    "a number as token": (lambda client: type(client)(NOWHERE, token=5), TypeError, "token: expected a string"),
     "a blank new token": (lambda client: client.authenticate("\n"), ValueError, "token: expected a token"),
 }  # fmt: skip
 JAVASCRIPT_MISTAKES = {

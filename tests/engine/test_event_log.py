@@ -123,7 +123,7 @@ async def test_concurrent_writers_and_rollbacks_leave_no_gap_and_no_late_number(
 async def test_without_the_lock_on_the_head_the_same_writers_leave_gaps(
     new_places: Callable[[], Places], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prove that the test above can fail by running it without the lock."""
+    """Prove that the test above can fail: run its writers without the lock."""
     monkeypatch.setattr("repository.engine.database.append", _unlocked_append)
     # On SQLite the lock is BEGIN IMMEDIATE. Without it, a transaction reads the head before it has the write lock.
     monkeypatch.setattr("repository.engine.database.BEGIN", "BEGIN DEFERRED")
@@ -135,7 +135,7 @@ async def test_without_the_lock_on_the_head_the_same_writers_leave_gaps(
 
 
 async def goes_wrong(url: str) -> bool:
-    """Return whether a reader of an unlocked log sees a gap, or, on SQLite, whether a writer fails."""
+    """Return whether a reader of an unlocked log sees a gap or, on SQLite, a writer fails."""
     databases = [Database(url) for _ in range(2)]
     await migrations.migrate(databases[0])
     if not databases[0].is_sqlite:

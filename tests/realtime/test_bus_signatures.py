@@ -123,7 +123,7 @@ async def test_a_stranger_on_redis_changes_nothing(
     assert running.log().count("bus messages rejected") == 1, "expected at most one line a minute"
 
 
-# --- rising groups
+# --- users who get a higher group
 
 
 async def test_a_group_that_rises_is_confirmed_in_the_database() -> None:

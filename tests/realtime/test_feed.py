@@ -168,7 +168,7 @@ def test_the_ring_keeps_both_bounds() -> None:
     for seq in range(1, 6):
         ring.append(add(seq, 1000))
     assert (after(2), after(3)) == (None, [4, 5])
-    ring.append(add(6, 100_000))  # an event larger than the ring is kept alone
+    ring.append(add(6, 100_000))  # an event larger than the ring is kept as the only one
     assert after(5, max_bytes=1) == [6]
 
 

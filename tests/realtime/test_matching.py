@@ -1,4 +1,4 @@
-"""The index finds the filters that an event affects without evaluating all filters. Windows send their net change."""
+"""The index finds the filters that an event affects without evaluating all filters. Coalescing sends net changes."""
 
 from __future__ import annotations
 

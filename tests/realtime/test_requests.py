@@ -15,7 +15,7 @@ from tests.support.event_logs import database_of
 from tests.support.service import Service, eventually
 from tests.support.sockets import request, signed_in
 
-pytestmark = SQLITE_ONLY  # requests share the code of HTTP, which `tests/catalog` tests on both databases
+pytestmark = SQLITE_ONLY  # socket requests share the code of HTTP, which `tests/catalog` tests on both databases
 
 
 async def test_a_write_over_the_socket_gets_a_reply_and_an_event(service: Service) -> None:

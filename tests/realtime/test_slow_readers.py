@@ -68,7 +68,7 @@ async def run(service: Service, alice: Person, slow: Watcher | None) -> tuple[in
         return peak_bytes(service), seconds
 
 
-# Hub and replay need the same memory on both databases. PostgreSQL's driver needs more than SQLite's, so test that.
+# PostgreSQL is enough: its driver needs more memory than SQLite's, and the hub and the replay need the same.
 @pytest.mark.parametrize("backend", ["postgres"], indirect=True, scope="session")
 async def test_a_reader_that_stops_for_20_seconds_costs_no_memory_and_misses_nothing(
     new_service: Callable[..., Service],
@@ -144,7 +144,7 @@ async def test_a_peer_that_answers_pings_is_kept(new_service: Callable[..., Serv
     async with served_here(service, ws_ping_interval=0.2, ws_ping_timeout=0.5), service.person() as alice:
         async with service.watch() as watcher:
             with contextlib.suppress(TimeoutError):
-                await watcher.next(2.0)  # the interval of ten pings
+                await watcher.next(2.0)  # the time of ten ping intervals
             await watcher.sees(await alice.add())
 
 
