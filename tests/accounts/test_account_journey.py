@@ -66,7 +66,7 @@ async def test_the_life_of_an_account(place: tuple[Service, Letters]) -> None:
         letter = await letters.to(address, 1)
         link = link_in(letter).removeprefix("https://movies.example.org")
         assert (await holly.get(link)).status_code == 200
-        assert await sign_in(PASSWORD) == 403  # a GET must not activate: mail scanners follow links
+        assert await sign_in(PASSWORD) == 403  # a GET must not activate the account: mail scanners follow links
         assert (await holly.post("/auth/activate", json={"token": token_in(letter)})).status_code == 200
         assert await sign_in(PASSWORD) == 200
 

@@ -459,7 +459,7 @@ def test_create_admin_rejects_invalid_arguments(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/marquee.db")
     monkeypatch.setenv("SECRET_KEY", SECRET)
-    monkeypatch.setattr("commands.accounts.configured", load_settings)  # must not reconfigure the logging
+    monkeypatch.setattr("commands.accounts.configured", load_settings)  # the command must not reconfigure the logging
     monkeypatch.setattr(sys, "argv", ["marquee", "create-admin", *arguments])
     with pytest.raises(SystemExit) as ended:
         run()

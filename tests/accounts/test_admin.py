@@ -169,7 +169,9 @@ async def test_changes_of_ones_own_account_are_not_audited(service: Service) -> 
         assert await trail(admin, alice.id) == []
         assert await ok(admin.http.get(f"/admin/audit?user_id={admin.id}")) == before
         first = (await admin.http.get(f"/admin/audit?user_id={admin.id}&after=0&limit=1")).json()
-        assert [(entry["action"], entry["actor_id"]) for entry in first] == [("create", None)], "created at startup"
+        assert [(entry["action"], entry["actor_id"]) for entry in first] == [("create", None)], (
+            "the first admin is created at startup, without an actor"
+        )
 
 
 async def test_the_audit_trail_is_listed_newest_first_and_walked_oldest_first(service: Service) -> None:
@@ -193,7 +195,7 @@ async def test_the_audit_trail_is_listed_newest_first_and_walked_oldest_first(se
         assert (await admin.http.get(f"/admin/audit?actor_id={alice.id}")).json() == []
 
 
-# --- live
+# --- live events
 
 
 async def test_changes_of_an_account_reach_only_its_owner_and_admins(service: Service) -> None:

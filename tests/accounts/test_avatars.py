@@ -117,7 +117,7 @@ async def me(person: Person) -> dict[str, Any]:
     return account
 
 
-# --- giving and showing
+# --- uploading and showing
 
 
 async def test_an_avatar_is_shown_in_two_sizes(gallery: Gallery) -> None:
@@ -179,7 +179,7 @@ async def test_replaced_and_deleted_avatars_are_gone(gallery: Gallery) -> None:
         assert not gallery.files_of(first) & gallery.files()
         assert gallery.files_of(second) <= gallery.files()
         assert (await alice.http.get(first["avatar_url"])).status_code == 404
-        for _ in range(2):  # the second time there is nothing to delete
+        for _ in range(2):  # the second time, there is nothing to delete
             assert (await alice.http.delete(MINE)).status_code == 204
             assert (await me(alice))["version"] == second["version"] + 1
         assert (await me(alice))["avatar_url"] is None
@@ -450,7 +450,7 @@ async def test_slow_uploads_block_only_their_own_user(gallery: Gallery) -> None:
 async def test_only_one_of_several_concurrent_uploads_stays(gallery: Gallery) -> None:
     async with gallery.service.person() as alice:
         before = gallery.files()
-        colours = ("red", "blue")  # as many as may wait for one user
+        colours = ("red", "blue")  # as many as one user may have waiting
         answers = await asyncio.gather(*(put_avatar(alice, photo(colour=colour)) for colour in colours))
         assert [answer.status_code for answer in answers] == [200] * 2
         account = await me(alice)

@@ -1,4 +1,4 @@
-"""Clean-up: old rows are deleted, young ones stay, and only one of several workers does the work."""
+"""Clean-up: old rows are deleted, recent ones stay, and only one of several workers does the work."""
 
 from __future__ import annotations
 

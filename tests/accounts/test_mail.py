@@ -430,7 +430,7 @@ async def test_a_delivery_error_does_not_hold_the_address(server: MailServer) ->
     assert "550" in str(caught.value)
 
 
-# --- the folder
+# --- emails in a folder
 
 
 async def test_without_a_server_emails_are_written_to_private_files(database: Database, tmp_path: Path) -> None:
@@ -455,7 +455,7 @@ async def test_emails_wait_while_the_folder_cannot_be_written(database: Database
     assert len(mails_in(tmp_path / "mail")) == 1
 
 
-# --- texts
+# --- the texts of emails
 
 
 @pytest.mark.parametrize("kind", list(MailType), ids=str)

@@ -82,7 +82,7 @@ async def reset(service: Service, token: str, password: str = NEW, **headers: st
         return await client.post("/auth/password/reset", json=body, headers=headers)
 
 
-# --- changing
+# --- changing the password
 
 
 async def test_changing_the_password_ends_the_other_sessions_and_sends_a_notice(service: Service) -> None:
@@ -251,7 +251,7 @@ async def test_asking_for_a_reset_does_not_reveal_which_accounts_exist(service: 
         assert [mailed.count(each) for each in (holly.email, disabled.email, stranger)] == [1, 0, 0]
 
 
-# --- the page
+# --- the page for a new password
 
 
 @SQLITE_ONLY

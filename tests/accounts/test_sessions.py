@@ -219,7 +219,7 @@ async def test_an_unknown_group_is_rejected(service: Service) -> None:
             assert (await admin.http.post(f"/admin/users/{admin.id}/change-group", json=body)).status_code == 422, body
 
 
-# --- live
+# --- live events
 
 
 async def test_users_watch_only_their_own_sessions(service: Service) -> None:

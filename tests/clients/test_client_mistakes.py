@@ -32,7 +32,7 @@ class Deaf:
 
     status: int | None = None
     port: int = 0
-    tokens: list[str | None] = field(default_factory=list)  # one per handshake
+    tokens: list[str | None] = field(default_factory=list)  # the token of each handshake
     said: list[Mapping[str, Any]] = field(default_factory=list)
 
     @property

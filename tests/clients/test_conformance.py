@@ -151,7 +151,7 @@ async def test_a_client_with_a_defect_fails(defect: str, tmp_path: Path, monkeyp
     assert "driver failed" not in outcome.problem
 
 
-# --- the file
+# --- the scenario file
 
 
 def test_scenarios_have_unique_names_and_descriptions() -> None:

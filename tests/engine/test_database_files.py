@@ -60,7 +60,7 @@ async def test_a_damaged_file_is_noticed(database: Database) -> None:
     content = path.read_bytes()
     damaged = bytearray(content)
     pages = len(content) // PAGE_BYTES
-    for page in range(pages // 2, pages - 1):  # the pages of the events
+    for page in range(pages // 2, pages - 1):  # the pages that hold events
         start = page * PAGE_BYTES  # the first bytes tell SQLite how to read the page
         damaged[start : start + 64] = b"\xff" * 64
     path.write_bytes(damaged)

@@ -268,7 +268,7 @@ IN_ORDER = ["", "-b", "10", "9", "A", "B", "Z", "_a", "a", "a-b", "ab", "b", "z"
 async def with_english_collation(url: str) -> str:
     """Create a database with English collation if the server supports that. Return its URL, or else the given URL."""
     connection = await asyncpg.connect(url)
-    with suppress(asyncpg.PostgresSyntaxError):  # PostgreSQL before version 15
+    with suppress(asyncpg.PostgresSyntaxError):  # not supported before PostgreSQL 15
         await connection.execute("CREATE DATABASE english TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US'")
         url = f"{url.rpartition('/')[0]}/english"
     await connection.close()
@@ -295,7 +295,7 @@ async def test_text_compares_by_code_point_in_every_locale(new_places: Callable[
     assert sorted(IN_ORDER) == IN_ORDER
 
     async def store(tx: Transaction) -> None:
-        for topic in ("users", *sorted(TOPIC_FIELDS.keys() - {"users", "account"})):  # other tables refer to users
+        for topic in ("users", *sorted(TOPIC_FIELDS.keys() - {"users", "account"})):  # the other tables refer to users
             for number, text in enumerate(IN_ORDER, 1):
                 table = SOURCES[topic].table
                 lengths = {field.column: table.c[field.column].type.length for field in texts_of(topic)}  # type: ignore[attr-defined]

@@ -22,7 +22,7 @@ from resources.genres import GENRES
 from tests.support.servers import PgBouncer, PostgresServer
 from tests.support.service import Service, eventually
 
-CLIENTS = 12  # sharing two connections
+CLIENTS = 12  # they share two connections
 ROUNDS = 20
 # The settings that PgBouncer must ignore to accept a client that sends them when it connects.
 SETTINGS = "jit, lock_timeout, idle_in_transaction_session_timeout, statement_timeout, max_parallel_workers_per_gather"

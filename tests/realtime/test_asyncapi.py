@@ -226,7 +226,7 @@ def test_every_error_code_in_the_documentation_is_in_the_document(document: Docu
     assert documented <= codes | {document["components"]["schemas"]["Shortened"]["properties"]["code"]["const"]}
 
 
-# --- its page
+# --- the page of the document
 
 
 @SQLITE_ONLY

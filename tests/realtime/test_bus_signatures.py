@@ -50,7 +50,7 @@ def test_any_other_message_is_rejected() -> None:
             worker.verify(each)
 
 
-# --- a service
+# --- with a service
 
 
 @asynccontextmanager

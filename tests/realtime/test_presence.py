@@ -160,7 +160,7 @@ async def query(database: Database, statement: str) -> list[tuple[Any, ...]]:
 
 
 async def tables(database: Database) -> tuple[int, int]:
-    """Return the numbers of rows in the tables `workers` and `presence`."""
+    """Return how many rows the tables `workers` and `presence` have."""
     [(workers, rows)] = await query(database, "SELECT (SELECT count(*) FROM workers), (SELECT count(*) FROM presence)")
     return workers, rows
 
@@ -179,7 +179,7 @@ async def sees(observer: Observer, count: int, *users: int, seconds: float = 5.0
         raise AssertionError(f"expected {(count, set(users))}, sees {observer.sees}") from None
 
 
-# --- what is seen
+# --- what observers see
 
 
 async def test_users_on_every_worker_are_seen(new_worker: NewWorker) -> None:
@@ -262,7 +262,7 @@ async def test_a_dismissed_observer_gets_no_more_frames(new_worker: NewWorker) -
 async def test_an_observer_that_leaves_before_its_reply_is_not_kept(new_worker: NewWorker) -> None:
     worker = new_worker()
     observer = Observer()
-    async with worker.presence._polling:  # make the read wait
+    async with worker.presence._polling:  # the read must wait for this lock
         watching = asyncio.create_task(worker.presence.watch("it", MOVIES, True, observer.take))
         await asyncio.sleep(0)  # let the read begin to wait
         worker.presence.unwatch("it")
@@ -304,7 +304,7 @@ async def test_a_client_that_reconnects_is_not_seen_to_leave(new_worker: NewWork
     for _ in range(4):
         for user in (HOLLY, None):
             now.leave(user)
-        await asyncio.sleep(0.2)  # the time between two connections
+        await asyncio.sleep(0.2)  # a reconnect takes this long
         for user in (HOLLY, None):
             then.enter(user)
         now, then = then, now
@@ -424,7 +424,7 @@ async def test_a_lease_is_renewed_without_any_change(new_worker: NewWorker) -> N
     await sees(observer, 1, HOLLY)
     nudges = len(first.nudges)
     observer.frames.clear()
-    await asyncio.sleep(2 * stored.LEASE_SECONDS)  # longer than the lease
+    await asyncio.sleep(2 * stored.LEASE_SECONDS)  # longer than the lease lasts
     assert (observer.sees, observer.frames, len(first.nudges)) == ((1, {HOLLY}), [], nudges)
 
 
@@ -436,7 +436,7 @@ async def test_a_crowd_that_enters_costs_few_writes(new_worker: NewWorker, monke
         first.enter(user_id, BOTH)
         first.enter(None)
         if user_id % 10 == 0:
-            await asyncio.sleep(0.01)  # the users arrive over more than one interval
+            await asyncio.sleep(0.01)  # spread the arrivals over more than one interval
     await sees(observer, 600)
     assert len(first.nudges) <= 8
     assert len(observer.frames) <= 8
@@ -517,7 +517,7 @@ async def test_every_observer_is_right_after_random_changes(new_worker: NewWorke
                 one[0].enter(one[1], one[2])
                 sockets.append(one)
             if chance.random() < 0.3:
-                await asyncio.sleep(chance.random() * 0.1)  # so that changes fall at every point of the interval
+                await asyncio.sleep(chance.random() * 0.1)  # spread the changes over the interval
         for observer, topic in zip(observers, topics_of, strict=True):
             there = Counter(user_id for _, user_id, topics in sockets if topic in topics)
             await sees(observer, there.total(), *(user_id for user_id in there if user_id is not None))

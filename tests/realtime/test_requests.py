@@ -52,7 +52,7 @@ async def test_a_reply_is_that_of_http(service: Service, method: str, path: str,
         assert reply["status"] == answer.status_code
         assert reply["body"] == (answer.json() if answer.content else None)
         varying = {"content-length", "date", "x-request-id", "stream-position", "server"}
-        varying.add("x-content-type-options")  # concerns only browsers that load a response over HTTP
+        varying.add("x-content-type-options")  # only matters to browsers that load a response over HTTP
         assert {k: v for k, v in reply["headers"].items() if k not in varying} == {
             k: v for k, v in answer.headers.items() if k not in varying
         }

@@ -86,7 +86,7 @@ async def test_a_reader_that_stops_for_20_seconds_costs_no_memory_and_misses_not
 async def cost_of_a_stopped_reader(service: Service) -> int:
     """Return how many bytes of memory the reader costs. Assert that it gets everything in order once it reads again."""
     async with service.person() as alice:
-        await alice.generated("movies", 60_000)  # fills the word pools and the ring
+        await alice.generated("movies", 60_000)  # fill the word pools and the ring
         without, _ = await run(service, alice, None)
         async with service.watch("topics=movies", max_queue=1) as slow:
             stopped = time.monotonic()

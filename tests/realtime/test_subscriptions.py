@@ -91,8 +91,8 @@ async def test_a_bulk_event_is_filtered_row_by_row(service: Service) -> None:
         ids = [movie["id"] for movie in movies]
         edits = [
             {"id": ids[0], "rating": 90},  # enters the filter
-            {"id": ids[1], "rating": 11},  # stays out
-            {"id": ids[7], "rating": 99},  # stays in
+            {"id": ids[1], "rating": 11},  # stays outside
+            {"id": ids[7], "rating": 99},  # stays inside
             {"id": ids[8], "rating": 1},  # leaves the filter
         ]
         updated = (await alice.http.patch("/movies/bulk", json=edits)).json()["updated"]
@@ -190,7 +190,7 @@ async def test_a_coalesced_subscription_gets_the_newest_state_at_intervals(servi
         while view.get(movie["id"]) != last:
             apply_strictly(view, await watcher.next())
             count += 1
-        assert count < 10, "coalesced"
+        assert count < 10, "expected coalesced updates"
         short = await alice.add(title="came and went")
         await alice.http.delete(f"/movies/{short['id']}")
         rows = await alice.add_bulk([{"title": f"m{n}"} for n in range(3)])
@@ -204,7 +204,7 @@ async def test_progress_reaches_named_subscriptions(service: Service) -> None:
         job = await alice.generate("movies", 300, "?rate=600&batch_size=50")
         frame = await watcher.until(lambda frame: frame["operation"] == "progress")
         assert (frame["subscription"], frame["data"]["id"]) == ("s1", job["id"])
-        await alice.job_ended(job["id"])  # because other tests watch the same service
+        await alice.job_ended(job["id"])  # wait, because other tests watch the same service
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ async def test_an_invalid_subscription_is_refused_and_the_stream_goes_on(
         reply = await watcher.ask({"id": 1, "action": "subscribe", **message})
         assert (reply["ok"], reply["error"]["code"]) == (False, code)
         assert loc in [problem["loc"] for problem in reply["error"]["detail"]]
-        await watcher.sees(await alice.add())  # on the default subscription
+        await watcher.sees(await alice.add())  # the default subscription continues
 
 
 @SQLITE_ONLY
