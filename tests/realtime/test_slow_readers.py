@@ -36,7 +36,7 @@ def reset_peak(service: Service) -> None:
 
 
 async def count_rows(watcher: Watcher, total: int) -> int:
-    """Read `total` rows of `add_bulk` events without keeping them. Return their size in bytes."""
+    """Read `total` rows of `add_bulk` events without keeping them. Return the size of the frames in bytes."""
     rows = size = 0
     last = watcher.welcome["data"]["seq"]
     while rows < total:
@@ -84,7 +84,7 @@ async def test_a_reader_that_stops_for_20_seconds_costs_no_memory_and_misses_not
 
 
 async def cost_of_a_stopped_reader(service: Service) -> int:
-    """Return how many bytes of memory the reader costs. Assert that it gets everything in order once it reads again."""
+    """Return how many bytes of memory a stopped reader costs. Assert that it later gets everything in order."""
     async with service.person() as alice:
         await alice.generated("movies", 60_000)  # fill the word pools and the ring
         without, _ = await run(service, alice, None)

@@ -62,7 +62,7 @@ def items(texts: list[bytes]) -> list[dict[str, Any]]:
 async def test_pages_read_late_show_the_moment_the_snapshot_began(
     database: Database, seed: int, value: dict[str, Any]
 ) -> None:
-    """Rows are added, changed and deleted, before and after the row that was read last."""
+    """Between the pages, rows are added, changed and deleted, before and after the row that was read last."""
     dice = random.Random(seed)
     wanted = parse_json(value, MOVIES.fields)[0] if value else EVERYTHING
     ids: list[int] = []
