@@ -1,1 +1,1 @@
-"""Tests, a folder for each subject."""
+"""The tests, with one folder for each subject."""

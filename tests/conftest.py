@@ -1,4 +1,4 @@
-"""Both databases and both buses: a test that takes `service` runs on SQLite + memory and on PostgreSQL + Redis."""
+"""Fixtures for both databases and buses. A test with `service` runs on SQLite + memory and on PostgreSQL + Redis."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.service import Service
 
 BACKENDS = ("sqlite", "postgres")
 
-# Fixtures that start a server. The tests that use none of these are marked `fast`, and `make check` runs only them.
+# Fixtures that start a server. A test that uses none of them is marked `fast`. `make check` runs the fast tests.
 SERVERS = {"backend", "own_postgres", "own_redis", "pgbouncer", "postgres", "redis", "small"}
 
 reaper.start()
@@ -32,7 +32,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that must be alone last: then no other test waits for them."""
+    """Put the tests that must run alone at the end, so that no other test waits for them."""
     items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
 
 
@@ -40,16 +40,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def its_share_of_the_machine(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
-    """Let a test marked `alone` run alone, because it measures a time that needs the whole machine.
+    """Run each test marked `alone` while no other test runs, because it measures a time that needs the whole machine.
 
-    The other processes of the run wait between two of their tests until it is over.
+    The other processes of the test run wait before their next test until the test that runs alone is over.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         yield
         return
     shared = tmp_path_factory.getbasetemp().parent
     is_alone = request.node.get_closest_marker("alone") is not None
-    # A test that wants to be alone keeps the door shut while it waits for the others to leave the room.
+    # Every running test holds a lock on the room. A test that must run alone locks the door, so that no test enters,
+    # and waits until the room is empty.
     with (shared / "door").open("w") as door, (shared / "room").open("w") as room:
         fcntl.flock(door, fcntl.LOCK_EX)
         if not is_alone:
@@ -62,7 +63,7 @@ Server = TypeVar("Server", PgBouncer, PostgresServer, RedisServer)
 
 
 def private(kind: Callable[[], Server]) -> Iterator[Server]:
-    """Start a private server, never the machine's own."""
+    """Yield a new server, never one that already runs on this machine. Skip the test if its program is missing."""
     try:
         server = kind()
     except MissingServer as missing:
@@ -109,7 +110,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @dataclass
 class Places:
-    """Where a service of a test keeps its data."""
+    """The URLs of the database and the bus of one service."""
 
     database_url: str
     broadcast_url: str
@@ -119,7 +120,7 @@ class Places:
 def new_places(
     backend: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[], Places]:
-    """Return a function that makes an empty database and names the bus that goes with it."""
+    """Return a function that creates an empty database and returns its URL with that of the bus to use."""
 
     def make() -> Places:
         if backend == "sqlite":
@@ -127,7 +128,7 @@ def new_places(
         postgres: PostgresServer = request.getfixturevalue("postgres")
         redis: RedisServer = request.getfixturevalue("redis")
         url = postgres.create_database()
-        # All databases of a Redis share its channels: services of two tests hear each other, and differ by epoch.
+        # All databases of a Redis share its channels. Services hear other tests' services but ignore other epochs.
         return Places(url, redis.url)
 
     return make
@@ -135,7 +136,7 @@ def new_places(
 
 @pytest.fixture(scope="session")
 def service(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One running service for each backend, shared by tests that only use it as clients do."""
+    """A running service for each backend, shared by the tests that only use it as clients do."""
     places = new_places()
     with Service(places.database_url, places.broadcast_url, tmp_path_factory.mktemp("service")).running() as running:
         yield running
@@ -143,7 +144,7 @@ def service(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def new_service(new_places: Callable[[], Places], tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Return a function that makes services, not yet started; with `places`, on a database that exists."""
+    """Return a function that creates services without starting them, on a new database or on that of `places`."""
     made: list[Service] = []
 
     def make(places: Places | None = None, **settings: str) -> Service:
@@ -160,7 +161,7 @@ def new_service(new_places: Callable[[], Places], tmp_path: Path) -> Iterator[Ca
 
 @pytest.fixture
 async def database(new_places: Callable[[], Places]) -> AsyncIterator[Database]:
-    """An empty database, migrated, without a service."""
+    """A migrated, empty database without a service."""
     database = Database(new_places().database_url)
     await migrations.migrate(database)
     yield database

@@ -1,4 +1,4 @@
-"""The life of an account in one test: with emails and pictures in folders, and with real servers for both."""
+"""The whole life of an account in one test, with a mail folder and local files or with a mail server and S3."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NEWEST_PASSWORD = "cuckoo clock of Vienna"
 
 
 class Letters:
-    """The emails that the service sent, to a mail server or to a folder."""
+    """The emails that the service sent to a mail server or wrote to a folder."""
 
     def __init__(self, server: MailServer | None, folder: Path) -> None:
         self.server = server
@@ -66,7 +66,7 @@ async def test_the_life_of_an_account(place: tuple[Service, Letters]) -> None:
         letter = await letters.to(address, 1)
         link = link_in(letter).removeprefix("https://movies.example.org")
         assert (await holly.get(link)).status_code == 200
-        assert await sign_in(PASSWORD) == 403  # a GET changes nothing: mail scanners follow links, too
+        assert await sign_in(PASSWORD) == 403  # a GET must not activate the account: mail scanners follow links
         assert (await holly.post("/auth/activate", json={"token": token_in(letter)})).status_code == 200
         assert await sign_in(PASSWORD) == 200
 
@@ -76,7 +76,7 @@ async def test_the_life_of_an_account(place: tuple[Service, Letters]) -> None:
         assert (await sign_in(PASSWORD), await sign_in(NEW_PASSWORD)) == (401, 200)
 
         assert (await stranger.post("/auth/password/forgot", json={"email": address})).status_code == 202
-        # The second email was the notice of the change.
+        # The second email was the notice that the password was changed.
         reset = {"token": token_in(await letters.to(address, 3)), "new_password": NEWEST_PASSWORD}
         assert (await stranger.post("/auth/password/reset", json=reset)).status_code == 204
         assert (await holly.get("/auth/me")).status_code == 401
@@ -97,6 +97,6 @@ async def test_the_life_of_an_account(place: tuple[Service, Letters]) -> None:
             return (await stranger.get(avatar)).status_code == 404
 
         await eventually(is_gone, "the picture is gone")
-        # The movies that she listed stay, and her name is free again.
+        # The movies that Holly added stay, and her user name is free again.
         assert (await stranger.get(f"/movies/{movie['id']}")).json()["user_id"] == movie["user_id"]
         assert (await stranger.post("/auth/register", json=registered)).status_code == 201

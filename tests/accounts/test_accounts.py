@@ -168,7 +168,7 @@ async def test_only_one_of_several_concurrent_registrations_succeeds(service: Se
         assert sorted(answer.status_code for answer in answers) == [201] + [409] * 7
         for answer in answers:
             if answer.status_code == 409:
-                # When two requests reach the database at once, the error names the constraint that was checked first.
+                # If requests reach the database simultaneously, the error names the constraint that is checked first.
                 taken = {tuple(where) for where in locations(answer)}
                 assert taken
                 assert taken <= {("body", "username"), ("body", "email")}
@@ -177,7 +177,7 @@ async def test_only_one_of_several_concurrent_registrations_succeeds(service: Se
 
 async def test_names_that_grow_when_normalised_are_accepted(service: Service) -> None:
     async with service.anyone() as client:
-        # Each character becomes eighteen in its normalised form.
+        # Each character becomes eighteen characters when it is normalised.
         for n in (49, 50):
             name = "\ufdfa" * n
             for status in (201, 409):
@@ -232,13 +232,13 @@ async def test_both_doors_take_every_name_of_the_login_and_the_password(service:
                     assert answer.status_code == 200, answer.text
         for path in ("/auth/login", "/token"):
             both = {"username": name, "password": PASSWORD, "email": "other@example.org", "hashedPassword": "other"}
-            assert (await client.post(path, json=both)).status_code == 200, "the first names take precedence"
+            assert (await client.post(path, json=both)).status_code == 200, "`username` and `password` take precedence"
             wrong = {"email": address, "hashedPassword": "not the password"}
             assert (await client.post(path, json=wrong)).status_code == 401
 
 
 async def shut_out(service: Service, disabled: Person, waiting: Person) -> None:
-    """Disable one account, and let the other one wait for its activation."""
+    """Disable one account, and make the other one await its activation."""
     await sql(service, f"UPDATE users SET is_active = false WHERE id IN ({disabled.id}, {waiting.id})")
     await sql(service, f"UPDATE users SET awaits_activation = true WHERE id = {waiting.id}")
 
@@ -388,7 +388,7 @@ async def test_public_watchers_receive_no_events_of_new_users(service: Service) 
     async with watching(service) as watcher, service.person() as alice:
         await alice.add()
         event = await watcher.expect("add", "movies")
-        # The registration wrote two events, one for admins and one for Alice, and the session wrote one.
+        # The registration wrote two events, one for admins and one for Alice. The sign-in wrote the third.
         assert event["seq"] == watcher.welcome["data"]["seq"] + 4
 
 
@@ -459,14 +459,14 @@ def test_create_admin_rejects_invalid_arguments(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/marquee.db")
     monkeypatch.setenv("SECRET_KEY", SECRET)
-    monkeypatch.setattr("commands.accounts.configured", load_settings)  # leaves the logging of the test run unchanged
+    monkeypatch.setattr("commands.accounts.configured", load_settings)  # the command must not reconfigure the logging
     monkeypatch.setattr(sys, "argv", ["marquee", "create-admin", *arguments])
     with pytest.raises(SystemExit) as ended:
         run()
     assert ended.value.code == 2
     written = capsys.readouterr().err
     assert [word in written for word in ("Error: ", "Traceback", "hunter2")] == [True, False, False]
-    assert list(tmp_path.iterdir()) == [], "rejected before a database is opened"
+    assert list(tmp_path.iterdir()) == [], "the command fails before it creates a database"
 
 
 @pytest.mark.parametrize(
@@ -510,7 +510,7 @@ async def test_an_invalid_name_of_the_first_admin_is_one_sentence(tmp_path: Path
 async def test_a_renamed_or_deleted_first_admin_is_not_created_again(
     new_service: Callable[..., Service], fate: str
 ) -> None:
-    """Otherwise the account would come back with the password from the settings, which other people may know."""
+    """A re-created account would have the password from the settings, which other people may know."""
     service = new_service().start()
     async with service.admin() as admin, service.person() as alice:
         await change_group(admin, alice, "admin")

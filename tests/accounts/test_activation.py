@@ -1,4 +1,4 @@
-"""Account activation by email: the URL works once, for the address that it was mailed to."""
+"""Account activation by email: the URL works once, and only for the address to which it was sent."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Scene:
         return token_in(await self.mails.mail_to(user["email"], number))
 
     async def registered(self, client: httpx.AsyncClient) -> tuple[dict[str, Any], str]:
-        """Register a user, and return the account and the token of the email."""
+        """Register a user. Return the account and the token from the activation email."""
         user = await self.register(client)
         return user, await self.token_for(user)
 
@@ -79,7 +79,7 @@ async def activated(scene: Scene) -> AsyncIterator[tuple[httpx.AsyncClient, dict
 
 
 async def request_address(client: httpx.AsyncClient, address: str) -> dict[str, Any]:
-    """Request another address, which must be confirmed, and return the account."""
+    """Request a change of address, which must then be confirmed. Return the account."""
     account: dict[str, Any] = await ok(client.patch("/users/me", json={"email": address, "current_password": PASSWORD}))
     return account
 
@@ -123,7 +123,7 @@ async def test_admins_receive_an_event_for_an_activation(scene: Scene) -> None:
 
 
 async def test_a_browser_activates_with_the_button_of_a_page(scene: Scene) -> None:
-    """Opening the URL is not enough: mail scanners visit URLs, too."""
+    """Opening the URL must not activate the account, because mail scanners open URLs, too."""
     browser = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
     async with scene.service.anyone() as client:
         user = await scene.register(client, username="<i>" + fresh_name())
@@ -135,7 +135,7 @@ async def test_a_browser_activates_with_the_button_of_a_page(scene: Scene) -> No
             asked = await client.get(url, headers=browser)
             assert asked.status_code == 200
             assert html.escape(f"registered as {user['username']} with the address {user['email']}") in asked.text
-        assert await scene.sign_in(client, user) == 403, "opening the URL does not use it up"
+        assert await scene.sign_in(client, user) == 403, "opening the URL does not activate the account"
         assert f'<input type="hidden" name="token" value="{token}">' in asked.text
         assert '<form method="post" action="activate">' in asked.text
         page = await client.post("/auth/activate", data={"token": token}, headers=browser)
@@ -245,7 +245,7 @@ async def test_only_one_of_several_concurrent_activations_succeeds(scene: Scene)
         assert (await sql(scene.service, f"SELECT version FROM users WHERE id = {user['id']}"))[0][0] == 2
 
 
-# --- asking again
+# --- requesting another email
 
 
 async def test_asking_for_another_email_does_not_reveal_which_accounts_exist(scene: Scene) -> None:
@@ -282,7 +282,7 @@ async def test_the_domain_of_an_address_is_stored_in_lowercase(scene: Scene) -> 
         await scene.mails.mail_to(user["email"])
         await scene.register(client, email=f"{name.upper()}@example.ORG")
         notice = await scene.mails.mail_to(user["email"], 2)
-        assert notice["Subject"] == TAKEN, "another case is the same address"
+        assert notice["Subject"] == TAKEN, "addresses that differ only in case are the same"
 
 
 @SQLITE_ONLY
@@ -304,7 +304,7 @@ async def test_a_service_that_is_killed_while_it_sends_loses_no_email(new_servic
         service.kill()
         mails.is_silent = False
         service.start()
-        # As if the lease of the killed process had expired.
+        # Let the lease of the killed process expire.
         await sql(service, "UPDATE mails SET due_at = 0")
         async with service.anyone() as client:
             await ok(activate(client, await scene.token_for(user)))
@@ -329,9 +329,9 @@ async def test_registering_does_not_tell_whether_the_address_has_an_account(scen
         users = [await scene.register(client, email=address, password=OTHER) for address in (taken, free)]
         constant = [{name: user[name] for name in user if name not in DIFFERENT} for user in users]
         assert constant[0] == constant[1]
-        assert users[1]["id"] == users[0]["id"] + 1, "both are accounts"
+        assert users[1]["id"] == users[0]["id"] + 1, "both registrations create an account"
         for user in users:
-            # What a stranger could try next.
+            # A stranger's next attempts must not reveal which of the two addresses was taken.
             same_name = {"username": user["username"], "email": f"{fresh_name()}@example.org", "password": OTHER}
             assert_problem(await client.post("/auth/register", json=same_name), 409, ["body", "username"])
             for login in (user["username"], user["email"]):
@@ -344,9 +344,9 @@ async def test_registering_does_not_tell_whether_the_address_has_an_account(scen
             assert (await sign_in(client, user["email"], "the second try")).status_code == 401
             for login in (f"waiting {user['email']}", f"WAITING {user['email']}"):
                 assert (await sign_in(client, login, OTHER)).status_code == 401, (
-                    "the key of a waiting account is no login"
+                    "the internal key of a waiting account cannot be used as a login"
                 )
-        assert (await sign_in(client, taken)).status_code == 200, "its owner still signs in"
+        assert (await sign_in(client, taken)).status_code == 200, "the owner of the address can still sign in"
 
 
 async def test_the_mail_tells_the_owner_of_the_address(scene: Scene) -> None:
@@ -360,7 +360,7 @@ async def test_the_mail_tells_the_owner_of_the_address(scene: Scene) -> None:
         for _ in range(3):
             await scene.register(client, email=owner["email"])
         await scene.all_sent()
-        assert len(scene.mails.mails_to(owner["email"])) == 2, "one a minute, like other emails that strangers cause"
+        assert len(scene.mails.mails_to(owner["email"])) == 2, "strangers can cause at most one notice a minute"
         assert await sql(scene.service, f"SELECT 1 FROM one_time_tokens WHERE user_id = {stranger['id']}") == []
 
 
@@ -401,7 +401,7 @@ async def test_resetting_the_password_activates_too_because_it_proves_the_addres
         assert (await activate(client, first)).status_code == 404
 
 
-# --- another address
+# --- changing the address
 
 
 async def test_a_new_address_counts_once_it_is_confirmed(scene: Scene) -> None:
@@ -440,7 +440,7 @@ async def test_sending_the_current_address_cancels_a_pending_change(scene: Scene
 
 @pytest.mark.parametrize("way", ["change", "reset"])
 async def test_a_new_password_cancels_a_pending_change_of_address(scene: Scene, way: str) -> None:
-    """Someone who knew the old password may have asked for an address of their own."""
+    """An intruder who knew the old password may have requested a change to their own address."""
     async with activated(scene) as (client, user):
         wanted = f"{fresh_name()}@example.org"
         await request_address(client, wanted)
@@ -479,7 +479,7 @@ async def test_a_new_address_that_was_taken_meanwhile_is_a_409(scene: Scene) -> 
 
 
 async def test_no_mailed_token_is_stored_or_logged(scene: Scene) -> None:
-    """Check everything that the tests above left behind."""
+    """Check the database and the log after all the tests above."""
     tokens = [token_in(parsed(content)) for _, content in scene.mails.received if b"?token=" in content]
     assert len(tokens) >= 2
     tables = ("mails", "one_time_tokens", "events", "audit")

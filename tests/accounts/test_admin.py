@@ -29,7 +29,7 @@ ENTRY = {
 
 
 async def trail(admin: Person, user_id: int) -> list[tuple[str, dict[str, Any]]]:
-    """Return the audit trail of an account as (action, changes), oldest first."""
+    """Return the audit trail of an account as pairs (action, changes), oldest first."""
     entries = await ok(admin.http.get(f"/admin/audit?user_id={user_id}&sort=id"))
     for entry in entries:
         assert set(entry) == ENTRY
@@ -102,7 +102,7 @@ async def test_an_admin_changes_any_account_without_its_password(service: Servic
         async with nothing_written(service):
             stale = await admin.http.put(path, json=fields, headers={"If-Match": before.headers["etag"]})
             assert stale.status_code == 412
-            assert (await admin.http.patch(path, json=fields)).json() == user, "no change and no audit entry"
+            assert (await admin.http.patch(path, json=fields)).json() == user, "an edit without a change is not audited"
             protected: dict[str, Any] = {"is_active": False, "group": "admin", "current_password": PASSWORD}
             for body in ({"username": None, "email": None}, *({name: protected[name]} for name in protected)):
                 assert (await admin.http.patch(path, json=body)).status_code == 422, body
@@ -135,7 +135,7 @@ async def test_only_admins_administer(service: Service) -> None:
             for client, status in ((alice.http, 403), (mod.http, 403), (anonymous, 401)):
                 for method, path, body in requests:
                     if client is alice.http and path == f"/users/{alice.id}":
-                        continue  # her own account
+                        continue  # a user may edit their own account
                     assert (await client.request(method, path, json=body)).status_code == status, (method, path)
             for method, path, body in requests[-5:]:
                 assert (await admin.http.request(method, path, json=body)).status_code == 404, (method, path)
@@ -173,7 +173,9 @@ async def test_changes_of_ones_own_account_are_not_audited(service: Service) -> 
         assert await trail(admin, alice.id) == []
         assert await ok(admin.http.get(f"/admin/audit?user_id={admin.id}")) == before
         first = (await admin.http.get(f"/admin/audit?user_id={admin.id}&after=0&limit=1")).json()
-        assert [(entry["action"], entry["actor_id"]) for entry in first] == [("create", None)], "created at the start"
+        assert [(entry["action"], entry["actor_id"]) for entry in first] == [("create", None)], (
+            "the first admin is created at startup, without an actor"
+        )
 
 
 async def test_the_audit_trail_is_listed_newest_first_and_walked_oldest_first(service: Service) -> None:
@@ -197,7 +199,7 @@ async def test_the_audit_trail_is_listed_newest_first_and_walked_oldest_first(se
         assert (await admin.http.get(f"/admin/audit?actor_id={alice.id}")).json() == []
 
 
-# --- live
+# --- live events
 
 
 async def test_changes_of_an_account_reach_only_its_owner_and_admins(service: Service) -> None:
@@ -220,7 +222,7 @@ async def test_changes_of_an_account_reach_only_its_owner_and_admins(service: Se
                 assert (event["data"], event["changed"], event["actor_id"]) == (user, ["group"], admin.id)
             event = await theirs.expect("add", "audit")
             assert event["data"] == (await admin.http.get(f"/admin/audit?user_id={alice.id}")).json()[0]
-            # An admin changes and deletes her account: other admins see all of it, in order.
+            # An admin changes and deletes Alice's account. Other admins receive the events of both, in order.
             assert (await admin.http.patch(f"/users/{alice.id}", json={"name": "Alice"})).is_success
             assert (await hers.expect("update", "account"))["changed"] == ["name"]
             assert (await theirs.expect("update", "users"))["changed"] == ["name"]
@@ -229,13 +231,13 @@ async def test_changes_of_an_account_reach_only_its_owner_and_admins(service: Se
             assert (await theirs.expect("delete", "users"))["data"] == {"id": alice.id}
             assert (await theirs.expect("add", "audit"))["data"]["action"] == "delete"
             movie = await bob.add()
-            assert (await his.expect("add", "movies"))["data"] == movie, "no event about Alice came before"
+            assert (await his.expect("add", "movies"))["data"] == movie, "Bob receives no event about Alice"
 
 
 # --- the last admin
 
 
-@SQLITE_ONLY  # the transactions are tested on both databases, below
+@SQLITE_ONLY  # the tests of concurrent transactions, below, run on both databases
 async def test_the_last_admin_stays(new_service: Callable[..., Service]) -> None:
     service = new_service().start()
     async with service.admin() as chief, service.person() as alice, service.person() as bob:
@@ -272,7 +274,7 @@ async def put_out(database: Database, admin: int, user: int) -> dict[str, Any]:
 
 
 async def test_one_of_two_concurrently_leaving_admins_stays(database: Database) -> None:
-    """Try all ways to leave. The slower of two who remove each other is no longer an admin, hence Forbidden."""
+    """Try all ways to leave. If two admins remove each other, the slower one gets Forbidden."""
     chief = await account(database, "chief", Group.ADMIN)
     ways: list[tuple[Callable[[int, int], list[Any]], type[Problem]]] = [
         (lambda one, two: [delete(database, one), delete(database, two)], Conflict),
@@ -296,7 +298,7 @@ async def is_admin(database: Database, user_id: int) -> bool:
 
 async def test_a_write_that_began_before_the_demotion_is_rejected(database: Database) -> None:
     chief, alice = await account(database, "chief", Group.ADMIN), await account(database, "alice")
-    editor = Editor(alice, None, is_admin=True)  # she was an admin when the request arrived
+    editor = Editor(alice, None, is_admin=True)  # Alice was an admin when the request arrived
     for work in (
         lambda tx: edits.edit_by_admin(tx, editor, chief, {"name": "x"}, None),
         lambda tx: edits.create_by_admin(tx, editor, {"username": "spare"}, "no hash", Group.ADMIN),

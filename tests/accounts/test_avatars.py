@@ -1,4 +1,4 @@
-"""Avatars: uploaded, shown, replaced and deleted; in a folder with SQLite, in an S3 bucket with PostgreSQL."""
+"""Avatars: uploading, showing, replacing and deleting them, in a folder (SQLite) and in an S3 bucket (PostgreSQL)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Gallery:
         return {path.relative_to(base).as_posix() for path in base.rglob("*") if path.is_file()}
 
     def files_of(self, account: dict[str, Any]) -> set[str]:
-        """Return the files that must exist for this account."""
+        """Return the names of the files that must exist for this account."""
         name = account["avatar_url"].split("/")[2]
         return {f"{name}/{side}.webp" for side in avatars.SIDES}
 
@@ -67,7 +67,7 @@ class Gallery:
 
     @contextmanager
     def away(self) -> Iterator[None]:
-        """Make the storage unavailable for the length of the block."""
+        """Make the storage unavailable while the block runs."""
         if self.s3 is not None:
             with self.s3.down():
                 yield
@@ -117,7 +117,7 @@ async def me(person: Person) -> dict[str, Any]:
     return account
 
 
-# --- giving and showing
+# --- uploading and showing
 
 
 async def test_an_avatar_is_shown_in_two_sizes(gallery: Gallery) -> None:
@@ -141,7 +141,7 @@ async def test_an_avatar_is_shown_in_two_sizes(gallery: Gallery) -> None:
 @SQLITE_ONLY
 async def test_the_body_may_be_the_picture_itself(gallery: Gallery) -> None:
     async with gallery.service.person() as alice:
-        # The declared type does not have to match the contents.
+        # The declared media type does not have to match the contents.
         for kind, declared in itertools.product(("JPEG", "PNG", "WEBP"), ("jpeg", "png", "webp")):
             await ok(alice.http.put(MINE, content=photo(kind=kind), headers={"Content-Type": f"image/{declared}"}))
 
@@ -179,7 +179,7 @@ async def test_replaced_and_deleted_avatars_are_gone(gallery: Gallery) -> None:
         assert not gallery.files_of(first) & gallery.files()
         assert gallery.files_of(second) <= gallery.files()
         assert (await alice.http.get(first["avatar_url"])).status_code == 404
-        for _ in range(2):  # the second time there is nothing to delete
+        for _ in range(2):  # the second time, there is nothing to delete
             assert (await alice.http.delete(MINE)).status_code == 204
             assert (await me(alice))["version"] == second["version"] + 1
         assert (await me(alice))["avatar_url"] is None
@@ -230,7 +230,7 @@ async def test_only_the_owner_and_admins_change_an_avatar(gallery: Gallery) -> N
         assert (await chief.http.delete(path)).status_code == 204
         entries = (await chief.http.get("/admin/audit", params={"user_id": alice.id})).json()
         done = [(each["action"], each["actor_id"], each["changes"]) for each in entries]
-        # The entries hold no values, because a picture is personal data, and there is none for what Alice did herself.
+        # The entries contain no values, because a picture is personal data. Alice's own changes have no entries.
         assert done == [("avatar", chief.id, {"avatar_url": [], "avatar_thumbnail_url": []})] * 2
 
 
@@ -267,10 +267,10 @@ async def test_a_profile_form_may_contain_the_avatar(gallery: Gallery) -> None:
             assert fields.items() <= profile.items()
             assert not gallery.files_of(former) & gallery.files()
             assert gallery.files_of(profile) <= gallery.files()
-        # Without a file, or with the empty file of a browser's form, the avatar stays.
+        # A form without a file, or with the empty file that a browser sends when none is selected, keeps the avatar.
         for files in ({"avatar": ("", b"", "application/octet-stream")}, {"info": (None, b"Acts.")}):
             assert (await alice.http.put(path, files=files)).json()["avatar_url"] == profile["avatar_url"]
-        # A bare picture would empty all other fields, and a selected file of 0 bytes is a mistake.
+        # Both are rejected: a bare picture would clear all other fields, and a selected file of 0 bytes is a mistake.
         for method in ("PUT", "PATCH"):
             bare = await alice.http.request(method, path, content=photo(), headers={"Content-Type": "image/png"})
             assert bare.status_code == 415
@@ -300,7 +300,7 @@ async def test_a_repeated_profile_form_keeps_the_avatar(gallery: Gallery) -> Non
         assert (await alice.http.get(answers[0].json()["avatar_url"])).status_code == 200
         before = gallery.files()
         await alice.http.delete(MINE)
-        assert before - gallery.files() == gallery.files_of(answers[0].json()), "the repeated request left no file"
+        assert before - gallery.files() == gallery.files_of(answers[0].json()), "the repeated request stored no file"
 
 
 # --- invalid uploads
@@ -414,13 +414,13 @@ async def test_an_interrupted_upload_leaves_no_file(gallery: Gallery, share: flo
         files = gallery.files()
         logged = gallery.service.log().count("client disconnected")
         connection = uploading(gallery.service, alice.token, share)
-        # Reset the connection instead of closing it.
+        # Make `close` reset the connection.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
         await eventually(lambda: gallery.service.log().count("client disconnected") > logged, "the reset is logged")
         assert gallery.files() == files
         assert await me(alice) == account
-        assert (await put_avatar(alice, photo())).status_code == 200, "its slot is free again"
+        assert (await put_avatar(alice, photo())).status_code == 200, "the interrupted upload no longer counts"
 
 
 @SQLITE_ONLY
@@ -434,7 +434,7 @@ async def test_slow_uploads_block_only_their_own_user(gallery: Gallery) -> None:
                 answer = await put_avatar(alice, photo())
                 return answer if answer.status_code == 429 else None
 
-            answer = await eventually(refused, "all slots of Alice are taken")
+            answer = await eventually(refused, "Alice has the maximum number of uploads")
             assert int(answer.headers["retry-after"]) >= 1
             assert (await put_avatar(bob, photo())).status_code == 200
         finally:
@@ -444,13 +444,13 @@ async def test_slow_uploads_block_only_their_own_user(gallery: Gallery) -> None:
         async def taken() -> bool:
             return (await put_avatar(alice, photo())).status_code == 200
 
-        await eventually(taken, "the slots are free again")
+        await eventually(taken, "the interrupted uploads no longer count")
 
 
 async def test_only_one_of_several_concurrent_uploads_stays(gallery: Gallery) -> None:
     async with gallery.service.person() as alice:
         before = gallery.files()
-        colours = ("red", "blue")  # as many as may wait
+        colours = ("red", "blue")  # as many as one user may have waiting
         answers = await asyncio.gather(*(put_avatar(alice, photo(colour=colour)) for colour in colours))
         assert [answer.status_code for answer in answers] == [200] * 2
         account = await me(alice)
@@ -493,13 +493,13 @@ async def test_orphaned_files_are_deleted_when_they_are_old(gallery: Gallery, mo
             for name in orphaned | foreign:
                 await storage.put(f"{avatars.FOLDER}/{name}", b"x")
             assert await orphans.remove(database, storage) == 0
-            assert orphaned <= gallery.files(), "they are too young"
+            assert orphaned <= gallery.files(), "young files are kept"
             later = datetime.now(UTC) + timedelta(hours=2)
             assert await orphans.remove(database, storage, later) >= len(orphaned)
             left = gallery.files()
             assert kept | foreign <= left
             assert not orphaned & left
-            # Every file that is left belongs to an account.
+            # Every remaining file belongs to an account.
             async with database.read() as connection:
                 found = await connection.execute(text("SELECT avatar FROM users WHERE avatar IS NOT NULL"))
                 assert {name.partition("/")[0] for name in left - foreign} <= set(found.scalars())
@@ -533,7 +533,7 @@ async def test_the_orphan_scan_is_repeated_after_a_failure(
                 found = await connection.execute(text("SELECT COUNT(*) FROM leases WHERE name = 'orphans'"))
                 return bool(found.scalar_one())
 
-        await eventually(has_scanned, "a scan that found no folder")
+        await eventually(has_scanned, "a scan has started without the folder")
         folder.unlink()
         (tmp_path / "away").rename(folder)
         await eventually(lambda: not file.exists(), "the next scan deletes the file")

@@ -1,4 +1,4 @@
-"""Clean-up: old rows are deleted, young ones stay, and only one of several workers does the work."""
+"""Clean-up: old rows are deleted, recent ones stay, and only one of several workers does the work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.service import eventually
 
 @pytest.fixture
 async def databases(new_places: Callable[[], Places]) -> AsyncIterator[list[Database]]:
-    """Three workers' connections to one database."""
+    """The connections of three workers to one database."""
     places = new_places()
     found = [Database(places.database_url) for _ in range(3)]
     await migrations.migrate(found[0])
@@ -64,7 +64,7 @@ async def create(tx: Transaction, name: str, *, awaits_activation: bool = True, 
 
 
 async def test_only_late_accounts_are_deleted_and_their_names_are_free(databases: list[Database]) -> None:
-    """An account stays if it was activated, has another group or a picture, or can still be activated."""
+    """An account stays if it was activated, can still be activated, has a picture, or has a group other than `user`."""
     database = databases[0]
     numbers = {}
 
@@ -100,7 +100,7 @@ async def test_late_accounts_are_deleted_in_several_transactions(databases: list
 
 
 async def test_a_token_that_is_created_meanwhile_keeps_the_account(databases: list[Database]) -> None:
-    """The transaction locks the row of the account, as the outbox does. SQLite has only one writer anyway."""
+    """On PostgreSQL, a lock on the row of the account makes the clean-up wait. SQLite has only one writer anyway."""
     database, other = databases[0], databases[1]
     late = await database.write(lambda tx: create(tx, "late0"))
     made, go_on = asyncio.Event(), asyncio.Event()
@@ -131,7 +131,7 @@ async def test_a_token_that_is_created_meanwhile_keeps_the_account(databases: li
     assert await users.find(database, late) is not None
 
 
-@SQLITE_ONLY  # PostgreSQL's planner ignores the index of a table with few rows
+@SQLITE_ONLY  # PostgreSQL's planner uses no index for a table with few rows
 async def test_the_search_for_late_accounts_uses_an_index(databases: list[Database]) -> None:
     database = databases[0]
     late = deletion.late_accounts(datetime.now(UTC), max_rows=1)

@@ -1,4 +1,4 @@
-"""The identity of a live socket: tokens that are refreshed, expire and are revoked, on any worker."""
+"""The identity of a live socket when its token is refreshed, expires or is revoked, on any worker."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.sockets import REVOKED_SECONDS, closing, rows_of, signed_in, 
 def workers(
     new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Service, Service]]:
-    """Two processes on one database; with SQLite there is no bus between them."""
+    """Two processes on one database. With SQLite, there is no bus between them."""
     places = new_places()
     folders = [tmp_path_factory.mktemp("worker") for _ in range(2)]
     here, there = (Service(places.database_url, places.broadcast_url, folder) for folder in folders)
@@ -54,7 +54,7 @@ async def test_logout_closes_the_sockets_of_the_session_on_every_worker(workers:
 
 
 async def there_too(service: Service, person: Person) -> Person:
-    """Sign in as the same user in another session."""
+    """Sign in as the same user at this service, in another session."""
     async with service.anyone() as client:
         return Person(client, person.id, person.name, (await ok(sign_in(client, person.name)))["access_token"])
 
@@ -101,7 +101,7 @@ async def test_a_socket_with_a_refreshed_token_outlives_the_first_token(service:
 
 
 async def test_a_request_after_the_end_of_the_session_is_rejected(workers: tuple[Service, Service]) -> None:
-    """Whichever comes first, the close or the request: nothing is written in the name of the signed-out user."""
+    """Whether the close or the request comes first, nothing is written in the name of the signed-out user."""
     here, there = workers
     async with here.person() as alice, here.person() as bob, there.watch(**signed_in(alice)) as remote:
         await alice.http.post("/auth/logout")
@@ -136,7 +136,7 @@ async def test_a_session_is_private_in_snapshot_event_and_replay(service: Servic
 
 
 async def test_no_subscription_reveals_events_of_another_audience(service: Service) -> None:
-    """Write events for every audience, and read them in every way as several people."""
+    """Write events for every audience, and read them in every way as each of several users."""
     dice = random.Random(20_260)
     async with service.person() as alice, service.person() as bob, service.admin() as admin:
         people: dict[str, Person | None] = {"alice": alice, "bob": bob, "admin": admin, "anonymous": None}
@@ -260,7 +260,7 @@ async def test_losing_the_right_to_follow_presence_closes_the_socket(service: Se
 
 
 async def test_messages_after_the_end_of_a_connection_are_ignored(service: Service) -> None:
-    """A binary frame ends the connection; a write that follows it is not carried out."""
+    """A binary frame ends the connection, and requests that follow it are not carried out."""
     async with service.person() as alice, service.watch(**signed_in(alice)) as watcher:
         write = {"id": 1, "action": "request", "method": "POST", "path": "/movies", "body": {"title": "too late"}}
         sent = [watcher.socket.send(b"binary"), *(watcher.send(write) for _ in range(5))]

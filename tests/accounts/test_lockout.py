@@ -52,7 +52,7 @@ async def attempts(lockout: Lockout, name: str, user_id: int | None, addresses: 
         except TooManyRequests as refused:
             assert 1 <= int(refused.headers["Retry-After"]) <= NAME_RATE.seconds
             return count
-    raise AssertionError("never rejected")
+    raise AssertionError("expected a rejection, got none")
 
 
 async def test_a_success_resets_the_ten_attempts_of_a_name_at_an_address(database: Database) -> None:
@@ -143,7 +143,7 @@ async def test_checks_of_old_passwords_are_counted_for_all_accounts_of_an_addres
 
 @pytest.fixture(scope="module")
 def guarded(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that limits guesses, and trusts the addresses that clients claim to have."""
+    """A service that limits guesses and trusts the client addresses in `X-Forwarded-For`."""
     places = new_places()
     many = "; ".join(f"POST {path}=100000/minute" for path in ("/auth/login", "/token", "/auth/register"))
     settings = {"RATE_LIMITS": many, "TRUSTED_PROXIES": "127.0.0.1"}
@@ -167,9 +167,9 @@ async def test_concurrent_guesses_are_counted(guarded: Service) -> None:
     async with guarded.person() as alice, at(guarded, "192.0.2.10") as client:
         answers = await asyncio.gather(*(guess(client, alice.name) for _ in range(3 * PAIR_RATE.amount)))
         assert sorted(answer.status_code for answer in answers) == [401] * 10 + [429] * 20
-        assert (await guess(client, alice.name, PASSWORD)).status_code == 429, "even with the right password"
+        assert (await guess(client, alice.name, PASSWORD)).status_code == 429, "the right password is rejected, too"
         form = {"username": alice.name, "password": PASSWORD}
-        assert (await client.post("/token", data=form)).status_code == 429, "on the other route, too"
+        assert (await client.post("/token", data=form)).status_code == 429, "the other sign-in route rejects it, too"
     async with at(guarded, "192.0.2.11") as elsewhere:
         assert (await guess(elsewhere, alice.name, PASSWORD)).status_code == 200
 
@@ -192,7 +192,7 @@ async def test_a_successful_sign_in_resets_the_attempts(guarded: Service) -> Non
 
 
 def lines_about(service: Service, request_id: str) -> list[dict[str, Any]]:
-    """Return the log lines of a request, except for the one that every request has."""
+    """Return the log lines of a request, except for the line that every request has."""
     lines = [json.loads(line) for line in service.log().splitlines() if request_id in line]
     return [line for line in lines if line["event"] != "request"]
 

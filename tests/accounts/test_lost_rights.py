@@ -1,4 +1,4 @@
-"""A write is rejected in its transaction when its client has lost rights since the request was authenticated."""
+"""A write is rejected in its transaction if its client has lost rights since the request was authenticated."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.service import eventually
 
 @dataclass
 class Writer:
-    """A moderator with a session, and the admin who takes rights away."""
+    """A moderator with a session, and the admin who takes away the moderator's rights."""
 
     database: Database
     identity: Identity
@@ -85,7 +85,7 @@ async def test_a_write_that_begins_after_the_loss_is_refused(writer: Writer, how
 
 @asynccontextmanager
 async def uncommitted(writer: Writer, how: str) -> AsyncIterator[None]:
-    """Take the rights away in a transaction that commits at the end of the block."""
+    """Take away the writer's rights in a transaction that commits at the end of the block."""
     async with writer.database.begin() as (connection, transaction):
         tx = Transaction(connection)
         await writer.lose(tx, how)
@@ -98,7 +98,7 @@ async def uncommitted(writer: Writer, how: str) -> AsyncIterator[None]:
 async def test_a_write_that_waits_for_the_loss_to_commit_is_refused(writer: Writer, how: str, error: type) -> None:
     async def is_waiting() -> bool:
         if writer.database.is_sqlite:
-            return True  # for the one connection that writes
+            return True  # SQLite has one connection for writes, and it is in use
         async with writer.database.read() as connection:
             waiting = await connection.exec_driver_sql("SELECT count(*) FROM pg_locks WHERE NOT granted")
             return bool(waiting.scalar_one())
@@ -117,7 +117,7 @@ async def test_a_write_with_all_its_rights_or_more_is_done(writer: Writer) -> No
     assert await writer.write() is None
     admin = accounts.an_admin(writer.admin_id)
     await writer.database.write(lambda tx: users.change_group(tx, admin, writer.identity.user_id, Group.ADMIN))
-    assert await writer.write() is None, "more rights than at the authentication"
+    assert await writer.write() is None, "the client may have gained rights"
 
 
 async def test_a_write_with_a_token_that_has_expired_meanwhile_is_refused(writer: Writer) -> None:
@@ -151,4 +151,6 @@ async def test_a_transaction_may_take_its_own_writers_rights_away_once(writer: W
 def test_every_write_of_a_route_names_its_caller() -> None:
     calls = [node.func for tree in trees("routes") for node in ast.walk(tree) if isinstance(node, ast.Call)]
     writes = {ast.unparse(called) for called in calls if isinstance(called, ast.Attribute) and called.attr == "write"}
-    assert writes == {"call.write", "self.database.write"}, "the latter in `Call.write`, which passes the identity"
+    assert writes == {"call.write", "self.database.write"}, (
+        "`self.database.write` is called only by `Call.write`, which passes the identity"
+    )

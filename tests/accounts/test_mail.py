@@ -37,7 +37,7 @@ SENDER = "Märquee <marquee@example.org>"
 
 @pytest.fixture(scope="module")
 def database_url(new_places: Callable[[], Places]) -> str:
-    """A database with all its tables, made once for these tests."""
+    """The URL of a database with all its tables, created once for these tests."""
     url = new_places().database_url
 
     async def migrate() -> None:
@@ -51,7 +51,7 @@ def database_url(new_places: Callable[[], Places]) -> str:
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    """The database without accounts and emails."""
+    """The database, emptied of accounts and emails."""
     database = Database(database_url)
 
     async def work(tx: Transaction) -> None:
@@ -83,7 +83,7 @@ async def mailing(database: Database, gateway: Gateway | MailServer) -> AsyncIte
 
 
 async def account(database: Database, name: str = "holly", **more: Any) -> dict[str, Any]:
-    """Store an account without hashing a password; with `waits`, the account awaits its activation."""
+    """Store an account without hashing a password. With `waits`, the account awaits its activation."""
     waits = more.pop("waits", False)
     fields = {"username": name, "email": f"{name.lower()}@example.org", **more}
     return await database.write(lambda tx: users.create(tx, fields, "no hash", awaits_activation=waits))
@@ -130,7 +130,7 @@ async def settled(database: Database) -> list[dict[str, Any]]:
 
 
 async def sent(database: Database, *gateways: Gateway | MailServer) -> list[dict[str, Any]]:
-    """Let one mailer per gateway, each with its own connections as in a worker, empty the outbox; return its rows."""
+    """Empty the outbox with one mailer per gateway, and return its rows. Each mailer has connections of its own."""
     async with AsyncExitStack() as stack:
         for gateway in gateways:
             worker = Database(database.url)
@@ -178,12 +178,13 @@ async def test_emails_wait_while_the_mail_server_is_down_or_full(database: Datab
         server.reply = lambda address: "452 no room" if full[address] else "250 OK"
 
         with server.running():
-            await eventually(lambda: server.tried >= 2, "two attempts while it has no room")
+            await eventually(lambda: server.tried >= 2, "two attempts while the mailbox is full")
             assert server.mails_to("holly@example.org") == []
             full["holly@example.org"] = 0
             await server.mail_to("holly@example.org")
             [row] = await settled(database)
-    # Two attempts while the server is down, of which the second may find it up, two while it is full, and the last.
+    # Two attempts while the server is down, two while the mailbox is full, and one that succeeds. The second attempt
+    # may already find the server up, which leaves four.
     assert row["attempts"] >= 4
     assert (row["sent_at"] is not None, row["failed_at"]) == (True, None)
     assert len(server.mails_to("holly@example.org")) == 1
@@ -308,7 +309,7 @@ async def test_an_active_account_receives_no_activation_email(database: Database
 
 
 async def test_an_account_receives_no_activation_email_after_a_week(database: Database, server: MailServer) -> None:
-    """Otherwise, requesting an email every day would reserve the address of another person forever."""
+    """Otherwise, someone who requests an email every day could reserve another person's address forever."""
     await account(database, waits=True)
     for days, mailed in ((DAYS_TO_ACTIVATE - 1, 1), (DAYS_TO_ACTIVATE + 1, 1)):
         created_at = datetime.now(UTC) - timedelta(days=days)
@@ -325,7 +326,7 @@ async def test_no_token_is_sent_to_a_former_address(database: Database, server: 
 
 
 async def test_an_email_goes_to_the_address_as_the_account_spells_it(database: Database, server: MailServer) -> None:
-    """A long s (\u017f) equals an s when addresses are compared, but an address with it is another mailbox."""
+    """A long s (\u017f) equals an s when addresses are compared, but an address with a long s is another mailbox."""
     await account(database, "harrys", email="harrys@example.org")
     await request(database, MailType.RESET_PASSWORD, "harry\u017f@example.org")
     await sent(database, server)
@@ -352,7 +353,7 @@ async def test_an_account_receives_one_email_a_minute_and_five_a_day(database: D
         minutes_ago = datetime.now(UTC) - timedelta(minutes=2)
         await change(database, models.mails, created_at=minutes_ago.isoformat().replace("+00:00", "Z"))
     assert count == mails.MAX_REQUESTED_PER_DAY
-    # On the next day, another email is sent.
+    # A day later, emails are sent again.
     await database.write(lambda tx: tx.connection.execute(delete(models.mails)))
     await request(database, MailType.RESET_PASSWORD, "holly@example.org")
     await sent(database, server)
@@ -429,7 +430,7 @@ async def test_a_delivery_error_does_not_hold_the_address(server: MailServer) ->
     assert "550" in str(caught.value)
 
 
-# --- the folder
+# --- emails in a folder
 
 
 async def test_without_a_server_emails_are_written_to_private_files(database: Database, tmp_path: Path) -> None:
@@ -438,7 +439,7 @@ async def test_without_a_server_emails_are_written_to_private_files(database: Da
     [row] = await sent(database, Folder(folder))
     path = folder / f"{row['id']}.eml"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert list(folder.iterdir()) == [path], "no drafts are left"
+    assert list(folder.iterdir()) == [path], "no temporary files are left"
     [mail] = mails_in(folder)
     assert "Hello Hölly," in part(mail, "plain")
     assert await one_time_tokens.find(database, token_in(mail), Purpose.RESET) is not None
@@ -454,7 +455,7 @@ async def test_emails_wait_while_the_folder_cannot_be_written(database: Database
     assert len(mails_in(tmp_path / "mail")) == 1
 
 
-# --- texts
+# --- the texts of emails
 
 
 @pytest.mark.parametrize("kind", list(MailType), ids=str)
@@ -467,7 +468,7 @@ def test_every_email_says_the_same_in_text_and_html(kind: MailType) -> None:
         assert paragraph in " ".join(text.split())
         assert paragraph in html
     assert ("token=secret" in text) == ("token=secret" in html) == (kind in mails.PURPOSES)
-    assert "src=" not in html, "nothing is loaded"
+    assert "src=" not in html, "the email loads nothing from the network"
 
 
 def test_names_are_escaped_in_html() -> None:

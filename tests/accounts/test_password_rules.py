@@ -1,4 +1,4 @@
-"""The rules for new passwords: every broken rule is reported at once."""
+"""The rules for new passwords: the response reports all broken rules together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Passwords are checked in their own threads, and the number of waiting checks is bounded."""
+"""Passwords are checked in separate threads, and the number of waiting checks is bounded."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from tests.support.pictures import EVIL, SECRET_TEXT, encoded, opened, photo, po
 from tests.support.service import ROOT
 
 SIDES = (512, 128)
-# The chunks of a WebP file that holds only a picture.
+# The chunks that a WebP file without metadata may contain.
 PICTURE_CHUNKS = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH"}
 MORE_MEMORY_MB = 350
 MEASURE = """
@@ -125,7 +125,7 @@ def test_every_colour_mode_is_kept(mode: str, colour: object, kind: str, wanted:
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_colour_profiles_are_applied(mode: str, kind: str) -> None:
-    """Use a profile that swaps red and green."""
+    """Convert pictures with a colour profile that swaps red and green."""
     plain = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     swapped = plain.replace(b"rXYZ", b"xxxx").replace(b"gXYZ", b"rXYZ").replace(b"xxxx", b"gXYZ")
     red = Image.new(mode, (64, 64), (255, 0, 0, 128)[: len(mode)])
@@ -183,7 +183,7 @@ def test_scans_are_bounded_together_with_pixels() -> None:
     many = whole[:last] + whole[last:-2] * 91 + whole[-2:]
     assert images.scans_of(many) == scans + 90 < images.MAX_JPEG_SCANS
     assert images.squares(many, SIDES), "a small picture may have many scans"
-    # The header claims more pixels than the data has, so nothing but the check can be as fast.
+    # The header claims more pixels than there are. Only a check that decodes nothing can reject the picture so fast.
     header = many.index(b"\xff\xc2")
     large = many[: header + 5] + struct.pack(">HH", 5_000, 5_000) + many[header + 9 :]
     started = time.monotonic()
@@ -199,7 +199,7 @@ def test_scans_of_thumbnails_and_of_further_images_are_not_counted() -> None:
     plain = photo(64, 64)
     assert images.scans_of(plain) == 1
     assert images.scans_of(plain[:2] + comment + plain[2:] + thumbnail) == 1
-    # The decoder skips an unknown marker without a length, and so finds what follows.
+    # The decoder skips an unknown marker that has no length, and then decodes the scan after it.
     assert images.scans_of(plain[:-2] + b"\xff\x02\xff\xff" + plain[plain.index(b"\xff\xda") :]) == 2
 
 
@@ -260,13 +260,13 @@ def test_uploads_are_bounded_per_network() -> None:
 
 def test_unsupported_formats_are_not_decoded() -> None:
     assert images.FORMATS == ("JPEG", "PNG", "WEBP")
-    assert opened(photo(kind="GIF")).format == "GIF", "Pillow could read it"
+    assert opened(photo(kind="GIF")).format == "GIF", "Pillow can read GIF"
     assert rejection(photo(kind="GIF"))["type"] == "invalid_picture"
 
 
 @pytest.mark.parametrize("name", ["the largest WebP", "the largest JPEG", "10,000 pixels"])
 def test_memory_is_bounded(name: str, tmp_path: Path) -> None:
-    """Measure in another process. The largest WebP needs the most memory: four copies of its pixels."""
+    """Measure the memory of a separate process. The largest WebP needs the most memory: four copies of its pixels."""
     largest = {
         "the largest WebP": lambda: encoded(Image.new("RGBA", (3535, 3535), (1, 2, 3, 100)), "WEBP", method=0),
         "the largest JPEG": lambda: encoded(Image.new("RGB", (6250, 4000), (1, 2, 3)), "JPEG", progressive=True),

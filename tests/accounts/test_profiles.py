@@ -1,4 +1,4 @@
-"""Profiles: created once, and visible to and changed by their owner and admins only."""
+"""Profiles are created once, and only their owner and admins can see and change them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""New passwords: a change needs the old one and ends the other sessions; a reset needs an emailed URL and ends all."""
+"""New passwords: changing and resetting them.
+
+A change needs the old password and ends the other sessions. A reset needs an emailed URL and ends all sessions.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ class Owner:
         return await mail_in(self.service.folder / "mail", self.email, number, subject)
 
     async def forgot(self, number: int = 1) -> str:
-        """Request a password reset, and return the token in the `number`-th email of this kind."""
+        """Request a password reset, and return the token in the `number`-th reset email, counted from 1."""
         async with self.service.anyone() as client:
             await ok(client.post("/auth/password/forgot", json={"email": self.email}), 202)
         return token_in(await self.mail(number, "Reset your password"))
@@ -79,7 +82,7 @@ async def reset(service: Service, token: str, password: str = NEW, **headers: st
         return await client.post("/auth/password/reset", json=body, headers=headers)
 
 
-# --- changing
+# --- changing the password
 
 
 async def test_changing_the_password_ends_the_other_sessions_and_sends_a_notice(service: Service) -> None:
@@ -177,7 +180,7 @@ async def test_a_reset_sets_the_password_once_and_ends_all_sessions(service: Ser
     async with owner(service) as holly:
         token = await holly.forgot()
         assert link_in(await holly.mail()) == f"{service.url}/reset-password?token={token}"
-        assert await holly.is_signed_in(), "asking changes nothing"
+        assert await holly.is_signed_in(), "requesting a reset changes nothing"
         answer = await reset(service, token, Authorization="Bearer a stale token does no harm")
         assert (answer.status_code, answer.content) == (204, b"")
         assert not await holly.is_signed_in()
@@ -215,7 +218,7 @@ async def test_all_invalid_tokens_get_the_same_response(service: Service) -> Non
         await sql(service, f"UPDATE one_time_tokens SET expires_at = created_at WHERE user_id = {late.id}")
         body = {"email": f"{fresh_name()}@example.org", "current_password": PASSWORD}
         await ok(moved.client.patch("/users/me", json=body))
-        # The token is invalid even if the change of address did not revoke it.
+        # This change of address does not revoke the token, which must be invalid nevertheless.
         await sql(service, f"UPDATE users SET email = 'new-{former.email}' WHERE id = {former.id}")
         chief = await stack.enter_async_context(service.admin())
         await ok(chief.http.post(f"/admin/users/{disabled.id}/deactivate"))
@@ -248,7 +251,7 @@ async def test_asking_for_a_reset_does_not_reveal_which_accounts_exist(service: 
         assert [mailed.count(each) for each in (holly.email, disabled.email, stranger)] == [1, 0, 0]
 
 
-# --- the page
+# --- the page for a new password
 
 
 @SQLITE_ONLY

@@ -1,5 +1,6 @@
-"""Rights: every operation, requested in every role, responds as the table in docs/rights.md says. Clients may also lose
-or gain rights while the body of their request arrives.
+"""Rights: each operation responds to each role as the table in docs/rights.md states.
+
+Other tests are about clients that lose or gain rights while the body of their request arrives.
 """
 
 from __future__ import annotations
@@ -43,14 +44,15 @@ def name() -> str:
 
 @dataclass(frozen=True)
 class Ask:
-    """A request for an operation, valid so that only missing rights can make it fail.
+    """A valid request for an operation: only missing rights can make it fail.
 
-    `{names}` in the path are objects of the owner, created when a path or a body needs them. `is_own`: the request is
-    about the requester's account, which may be unusable afterwards. `is_final`: the owner's account may be unusable.
+    `{names}` in the path stand for objects of the owner, which are created when the path or the body needs them.
+    `is_own`: the request is about the requester's account, which may be unusable afterwards. `is_final`: the owner's
+    account may be unusable afterwards.
     """
 
     path: str
-    body: Any = None  # as JSON; may be a function of the objects that `needs` names
+    body: Any = None  # a JSON value, or a function that makes it from the created objects
     needs: tuple[str, ...] = ()
     content: Mapping[str, Any] = field(default_factory=dict)
     is_own: bool = False
@@ -160,7 +162,7 @@ ASKS: Mapping[str, Ask] = {
 
 
 def rights() -> dict[str, dict[str, str]]:
-    """Return the documented status for each role, by operation."""
+    """Return the documented status of each operation for each role."""
     found = {}
     for line in (ROOT / "docs" / "rights.md").read_text().splitlines():
         cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
@@ -194,7 +196,7 @@ class Cast:
         self._accounts: dict[str, Account] = {}
 
     async def account(self, role: str) -> Account:
-        """Return the user who has this role in all requests that do not use the account up."""
+        """Return the shared account with this role. Requests that may make their account unusable use a new one."""
         if role not in self._accounts:
             self._accounts[role] = await self.new(role)
         return self._accounts[role]
@@ -221,7 +223,7 @@ class Cast:
 
 
 async def created(wanted: str, owner: Account) -> Any:
-    """Create an object of the owner, and return its id, name or token."""
+    """Create an object that belongs to the owner, and return its id, name or token."""
     person = owner.person
     if wanted in ("movie", "character"):
         return (await person.add(f"{wanted}s"))["id"]
@@ -255,7 +257,7 @@ async def response_to(cast: Cast, operation: str, role: str) -> httpx.Response:
 async def request_of(
     cast: Cast, operation: str, owner: Account, asker: Account, token: str | None
 ) -> tuple[httpx.Request, dict[str, Any]]:
-    """Return a request for the operation, and the owner's objects that it affects, by kind."""
+    """Return a request for the operation, and the objects of the owner that were created for it, by kind."""
     ask = ASKS[operation]
     needed = {each for _, each, _, _ in string.Formatter().parse(ask.path) if each} | set(ask.needs)
     things = {each: await cast.genre() if each == "genre" else await created(each, owner) for each in needed}
@@ -291,7 +293,7 @@ async def test_each_role_may_do_what_the_table_says(service: Service) -> None:
             for role in ROLES:
                 found = as_class((await response_to(cast, operation, role)).status_code)
                 if found != expected[role]:
-                    wrong.append(f"{operation} by {role}: {found}, where the table says {expected[role]}")
+                    wrong.append(f"{operation} by {role}: {found}, where docs/rights.md says {expected[role]}")
     assert wrong == []
 
 
@@ -314,7 +316,7 @@ async def test_every_action_of_an_admin_on_what_is_not_theirs_is_audited(service
     assert not without, without
 
 
-# --- the position of a write
+# --- the position of a write in the log
 
 
 async def test_every_response_to_a_write_tells_its_position(service: Service) -> None:
@@ -361,7 +363,7 @@ def test_the_document_promises_the_position_of_every_write() -> None:
 
 @dataclass
 class SlowRequest:
-    """A request whose client has been identified, and whose body the service waits for."""
+    """A request whose client the service has identified and whose body is still incomplete."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -428,7 +430,7 @@ async def test_rights_that_are_lost_while_the_body_arrives_are_lost_for_every_op
         asker = await cast.new("admin")
         token = asker.person.token
         if loss is expired:
-            token = asker.person.forged(exp=int(time.time()) - 3)  # two more seconds: clocks have a leeway of five
+            token = asker.person.forged(exp=int(time.time()) - 3)  # 2 s remain: the leeway is 5 s
             asker.person.http.headers["Authorization"] = f"Bearer {token}"
         slow: dict[str, SlowRequest] = {}
         for operation in operations_that_wait():

@@ -1,4 +1,4 @@
-"""No log holds a secret: the tests check the log of every service, and the check itself can fail."""
+"""No log contains a secret. The tests check every service's log, and these tests prove that the check can fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sign-in sessions: listing and ending them, and what deactivation and a new group do to them."""
+"""Sign-in sessions: listing and ending them, and the effect of deactivation and of a new group."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def again(service: Service, person: Person, **headers: str) -> AsyncIterat
 
 
 async def private_events(service: Service, user_id: int) -> list[tuple[str, str]]:
-    """Return the session events for this user alone, as (operation, session id)."""
+    """Return the session events that only this user may see, as pairs (operation, session id)."""
     query = f"SELECT operation, entity_id FROM events WHERE topic = 'sessions' AND audience = 'user:{user_id}'"
     return [(row[0], row[1]) for row in await sql(service, f"{query} ORDER BY seq")]
 
@@ -134,7 +134,7 @@ async def test_logout_takes_effect_at_once_on_every_worker(
             assert await status_of(alice, second.url) == 401
 
 
-# --- ending others
+# --- ending other sessions
 
 
 async def test_a_user_ends_another_session_of_their_own(service: Service) -> None:
@@ -219,7 +219,7 @@ async def test_an_unknown_group_is_rejected(service: Service) -> None:
             assert (await admin.http.post(f"/admin/users/{admin.id}/change-group", json=body)).status_code == 422, body
 
 
-# --- live
+# --- live events
 
 
 async def test_users_watch_only_their_own_sessions(service: Service) -> None:
@@ -235,7 +235,7 @@ async def test_users_watch_only_their_own_sessions(service: Service) -> None:
             movie = await alice.add()
             for each in (watcher, other):
                 assert (await each.expect("add", "movies"))["data"] == movie
-            # The same holds when the stream is resumed from the beginning.
+            # A resumed stream contains no event of Alice's sessions either.
             since = f"&since={await service.position(other.welcome['data']['seq'])}"
             async with service.watch(query + since, **signed_in(bob)) as resumed:
                 assert (await resumed.expect("add", "movies"))["data"] == movie
@@ -277,7 +277,7 @@ async def test_no_session_survives_a_concurrent_deactivation(database: Database)
 
 
 async def test_no_session_survives_that_was_started_with_the_old_password(database: Database) -> None:
-    """A sign-in that checked the old password while a new one was stored must not leave a session."""
+    """If the password changes after a sign-in has checked the old one, the sign-in leaves no session."""
     seen = set()
     for number in range(15):
         user = await account(database, f"user{number}")
@@ -329,7 +329,9 @@ async def test_expired_sessions_end_with_an_event_and_are_deleted_later(database
     young = (await begin(database, alice))["id"]
     left = (await begin(database, alice))["id"]
     await database.write(lambda tx: sessions.leave(tx, alice, left))
-    assert await going_on(database, alice) == [young, *reversed(old)], "listed until the clean-up ends them"
+    assert await going_on(database, alice) == [young, *reversed(old)], (
+        "expired sessions are listed until the clean-up ends them"
+    )
     events: list[Event] = []
     database.on_commit.append(events.extend)
     await Cleanup(database, "worker", Retention(hours=12, rows=1_000, bytes=10**9)).clean()
@@ -338,7 +340,7 @@ async def test_expired_sessions_end_with_an_event_and_are_deleted_later(database
     assert found == sorted(("sessions", "delete", f"user:{alice}", session) for session in old)
     async with database.read() as connection:
         kept = (await connection.execute(text("SELECT id FROM sessions"))).scalars().all()
-    assert sorted(kept) == sorted([*old, young, left]), "kept for the addresses of recent sign-ins"
+    assert sorted(kept) == sorted([*old, young, left]), "the rows are kept for the addresses of recent sign-ins"
     later = datetime.now(UTC) + timedelta(days=1)
     assert await sessions.expire(database, later, max_rows=10) == 1
     assert await sessions.forget(database, later) == 0

@@ -1,4 +1,4 @@
-"""The storage of files: a folder and a bucket behave alike, and invalid settings are reported at the start."""
+"""File storage: a folder and a bucket behave alike, and invalid settings are reported at startup."""
 
 from __future__ import annotations
 

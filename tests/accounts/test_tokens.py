@@ -1,4 +1,4 @@
-"""Tokens: which ones are valid, how they are refreshed, reuse of refresh tokens, and replacement of keys."""
+"""Tokens: their validity, refreshing, the reuse of refresh tokens, and the replacement of keys."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_each_kind_of_token_carries_its_claims() -> None:
 
 
 def forged(kind: str, key: str = SECRET, algorithm: str = "HS256", headers: Any = None, **changes: Any) -> str:
-    """Return a token that is valid except for these changes; None leaves a claim out."""
+    """Return a token that is valid except for these changes. A claim that is None is left out."""
     now = int(time.time())
     times = {"iat": now, "exp": now + 60}
     claims = {
@@ -69,7 +69,7 @@ def forged(kind: str, key: str = SECRET, algorithm: str = "HS256", headers: Any 
 
 
 def unsigned(kind: str, **header: str) -> str:
-    """Return valid claims with this header and no signature."""
+    """Return a token with valid claims and this header, but without a signature."""
     first = base64.urlsafe_b64encode(json.dumps({"typ": "JWT", **header}).encode()).decode().rstrip("=")
     return f"{first}.{forged(kind).split('.')[1]}."
 
@@ -162,7 +162,7 @@ def test_a_key_id_does_not_reveal_the_key() -> None:
 def before_and_after(
     new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Service, Service]]:
-    """Two workers on one database: one from before the key and the cost of hashing were changed, and one from after."""
+    """Two workers on one database. The first has the old key and hashing cost, the second has the new ones."""
     places = new_places()
     changed = {"OLD_SECRET_KEYS": OLD_KEY, "PASSWORD_MEMORY_KIB": "1024", "PASSWORD_TIME_COST": "3"}
     folder = tmp_path_factory.mktemp("keys")
@@ -181,7 +181,7 @@ async def test_a_new_key_signs_no_user_out(before_and_after: tuple[Service, Serv
         renewed = (await refresh(client, kept["refresh_token"])).json()
         for found in (tokens, renewed):
             assert await whoami(client, found["access_token"]) == 200
-            assert await whoami(before, found["access_token"]) == 401, "`before` does not know the new key"
+            assert await whoami(before, found["access_token"]) == 401, "the old worker does not know the new key"
 
 
 async def test_a_password_is_hashed_again_when_its_owner_signs_in(before_and_after: tuple[Service, Service]) -> None:
@@ -203,7 +203,7 @@ async def test_a_password_is_hashed_again_when_its_owner_signs_in(before_and_aft
         assert len({each["session_id"] for each in found}) == 4
         new_hash, version_now = await stored()
         assert "$m=1024,t=3,p=1$" in new_hash
-        assert version_now == version, "no visible field has changed"
+        assert version_now == version, "a new hash of the same password does not change the version"
         await login(client, alice)
         assert await stored() == (new_hash, version)
 
@@ -251,7 +251,7 @@ async def test_refreshing_returns_new_tokens_of_the_same_session(service: Servic
             assert last.keys() == first.keys()
             assert (last["session_id"], last["user_id"]) == (first["session_id"], alice.id)
             assert await whoami(client, last["access_token"]) == 200
-        assert await whoami(client, first["access_token"]) == 200, "the first token is valid until it expires"
+        assert await whoami(client, first["access_token"]) == 200, "the first access token is valid until it expires"
         assert len((await alice.http.get("/auth/sessions")).json()) == 2
 
 
@@ -307,7 +307,7 @@ async def test_concurrent_use_of_one_refresh_token_ends_the_session(service: Ser
             answers = await asyncio.gather(*(refresh(client, tokens["refresh_token"]) for _ in range(4)))
             assert sorted(answer.status_code for answer in answers) == [200, 401, 401, 401]
             (winner,) = (answer.json() for answer in answers if answer.status_code == 200)
-            assert await whoami(client, winner["access_token"]) == 401, "the other requests ended the session"
+            assert await whoami(client, winner["access_token"]) == 401, "reusing the token ended the session"
 
 
 async def test_of_two_workers_that_refresh_concurrently_one_succeeds(before_and_after: tuple[Service, Service]) -> None:

@@ -158,7 +158,7 @@ async def test_the_name_of_another_user_is_taken(service: Service) -> None:
             for method in ("PATCH", "PUT"):
                 answer = await alice.http.request(method, "/users/me", json=body)
                 assert (answer.status_code, locations(answer)) == (409, [["body", "username"], ["body", "email"]])
-        # A different spelling of one's own name is allowed.
+        # A user may change the case of their own name.
         answer = await alice.http.patch("/users/me", json={"username": alice.name.upper(), **proof})
         assert (answer.status_code, answer.json()["username"]) == (200, alice.name.upper())
 
@@ -200,7 +200,7 @@ async def test_password_guesses_and_new_addresses_are_rate_limited(new_service: 
         assert int(answer.headers["retry-after"]) > 60
         assert (await me(alice))["email"] == f"{alice.name}.4@example.org"
         again = {"name": "Alice", "current_password": PASSWORD}
-        assert (await alice.http.patch("/users/me", json=again)).status_code == 200, "other edits are not limited"
+        assert (await alice.http.patch("/users/me", json=again)).status_code == 200, "other edits are not rate-limited"
         for number in range(11):
             body = {"username": "spare", "current_password": f"guess {number}"}
             assert (await bob.http.patch("/users/me", json=body)).status_code == 403 if number < 10 else 429, number
@@ -349,7 +349,7 @@ async def test_a_deleted_account_leaves_its_movies_and_nothing_else(service: Ser
         assert (await bob.http.get(f"/jobs/{job['id']}")).json()["state"] == "cancelled"
         row = (await sql(service, f"SELECT * FROM users WHERE id = {alice.id}"))[0]
         kept = {value for value in row if isinstance(value, str) and not value.startswith("20")}
-        assert kept == {"deleted", "user"}, "no personal data"
+        assert kept == {"deleted", "user"}, "a deleted account keeps no personal data"
         for table in ("sessions", "idempotency_keys", "one_time_tokens", "mails"):
             assert await sql(service, f"SELECT COUNT(*) FROM {table} WHERE user_id = {alice.id}") == [(0,)], table
 
@@ -468,4 +468,4 @@ async def test_a_password_that_was_changed_meanwhile_is_no_proof(database: Datab
     assert refused.value.status == 409
     found = await users.find(database, user_id)
     assert found is not None
-    assert (found["email"], found["version"]) == ("alice@example.org", 1), "a password is not part of the version"
+    assert (found["email"], found["version"]) == ("alice@example.org", 1), "a new password does not change the version"

@@ -348,7 +348,7 @@ async def test_an_entity_tag_of_absurd_length_matches_nothing(service: Service, 
                 assert_problem(await alice.http.request("DELETE", one, headers=headers), 412)
 
 
-# One token for each check of a token, valid except for what its name says; tests/accounts/test_tokens.py has more.
+# A token for each check that can fail, valid except for what its name says. tests/accounts/test_tokens.py has more.
 INVALID_TOKENS: dict[str, Callable[[Person], str]] = {
     "garbage": lambda _: "garbage",
     "not ascii": lambda _: "é.é.é",
@@ -373,7 +373,7 @@ async def test_an_invalid_token_is_rejected_on_every_route(service: Service, mad
 
 
 async def test_a_forged_token_with_valid_claims_is_accepted(service: Service) -> None:
-    """Otherwise the tokens above might be rejected for a reason other than the one in their names."""
+    """Prove that forged tokens can be valid, so that the invalid ones fail only for the reasons in their names."""
     async with service.person() as alice, service.anyone() as client:
         headers = {"Authorization": f"Bearer {alice.forged(jti='0123')}"}
         assert (await client.get("/auth/me", headers=headers)).json()["id"] == alice.id
@@ -390,7 +390,7 @@ async def test_other_authorization_schemes_are_rejected(service: Service) -> Non
     ("changes", "refusal"),
     [
         (["UPDATE users SET is_active = false WHERE id = {}"], 403),
-        # The same response as for a wrong password.
+        # The response is the same as for a wrong password.
         (["DELETE FROM sessions WHERE user_id = {}", "DELETE FROM users WHERE id = {}"], 401),
     ],
     ids=["disabled", "deleted"],
@@ -412,7 +412,7 @@ async def test_the_token_of_a_disabled_or_deleted_user_is_rejected(
 
 
 def is_logged(service: Service, request_id: str) -> bool:
-    """Return whether the log has the request, which is logged after its response."""
+    """Return whether the request has been logged, which happens after its response."""
     return request_id in service.log()
 
 
@@ -420,7 +420,7 @@ def is_logged(service: Service, request_id: str) -> bool:
 async def test_a_500_reveals_no_details(new_service: Any) -> None:
     with new_service().running() as service:
         async with service.person() as alice:
-            # No such group exists, so the code raises an unexpected error.
+            # There is no group `nonsense`, so the service raises an unexpected error.
             await sql(service, f"UPDATE users SET \"group\" = 'nonsense' WHERE id = {alice.id}")
             for method, path in (("GET", "/movies"), ("POST", "/movies")):
                 answer = await alice.http.request(method, path, json={"title": "x"})

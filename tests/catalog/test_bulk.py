@@ -155,7 +155,7 @@ async def test_a_bulk_edit_causes_one_event(service: Service, kind: ResourceCase
             assert answer.status_code == 200
             now = {row["id"]: row for row in await fetch(alice, kind, rows)}
             two, zero, one = (now[rows[n]["id"]] for n in (2, 0, 1))
-            # In the order of the request, including the unchanged row.
+            # The rows are in the order of the request and include the unchanged one.
             assert answer.json() == {"updated": [two, zero, one], "not_found": [10**9, 2 * 10**9]}
             assert two == {**rows[2], kind.label: "two", "version": 2, "updated_at": two["updated_at"]}
             assert zero == {**rows[0], "description": None, "version": 2, "updated_at": zero["updated_at"]}

@@ -1,4 +1,4 @@
-"""Conventions of all routes: addresses, request ids, methods, media types and the shape of errors."""
+"""Conventions of all routes: paths, request ids, methods, media types and the shape of errors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def test_every_route_has_four_addresses_and_no_redirect(service: Service, 
             seen.append((answer.status_code, answer.headers["content-type"]))
             assert not answer.is_redirect
             if answer.status_code == 404:
-                assert answer.json()["detail"] != "Not Found"  # an entity is missing, not the route
+                assert answer.json()["detail"] != "Not Found"  # the entity is missing, not the route
             assert answer.status_code < 500
             assert answer.status_code != 405
         assert len(set(seen)) == 1, seen
@@ -120,7 +120,7 @@ async def test_every_response_has_a_request_id_that_is_logged(service: Service) 
 
 
 async def in_the_log(service: Service, answer: httpx.Response) -> None:
-    """Wait for the log line, which is written after the response."""
+    """Wait for the log line of a request, which is written after the response."""
     request_id = answer.headers["x-request-id"]
     await eventually(lambda: f'"{request_id}"' in service.log(), f"the log has {request_id}", 5)
 

@@ -1,4 +1,4 @@
-"""Genres: a vocabulary that moderators and admins edit, with unique names, public to read and to watch."""
+"""Genres have unique names, are edited by moderators and admins, and can be read and watched by everyone."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def test_only_moderators_and_admins_write_genres(service: Service) -> None
 
 async def test_genres_belong_to_no_user_and_are_not_generated(service: Service) -> None:
     async with service.admin() as chief:
-        assert (await chief.http.get("/genres/user")).status_code == 422, "`user` is taken for the id of a genre"
+        assert (await chief.http.get("/genres/user")).status_code == 422, "`user` is parsed as the id of a genre"
         assert (await chief.http.get(f"/users/{chief.id}/genres")).status_code == 404
         assert (await chief.http.post(f"/users/{chief.id}/genres", json={"name": "x"})).status_code == 404
         assert (await chief.http.post("/genres/generate/5")).status_code == 404
@@ -119,13 +119,13 @@ async def test_names_are_unique_regardless_of_case_and_width(service: Service) -
             assert_taken(await mona.http.put(path, json={"name": "screwball"}), ["body", "name"])
             assert_taken(await mona.http.patch(path, json={"name": "screwball"}), ["body", "name"])
         renamed = await mona.http.patch(f"/genres/{screwball['id']}", json={"name": "SCREWBALL"})
-        assert renamed.json()["name"] == "SCREWBALL", "a row may keep its own name"
+        assert renamed.json()["name"] == "SCREWBALL", "a row does not conflict with its own name"
         assert (await mona.http.delete(f"/genres/{screwball['id']}")).status_code == 204
-        assert (await add(mona, "screwball"))["id"] > wuxia["id"], "the name is free, the id is not"
+        assert (await add(mona, "screwball"))["id"] > wuxia["id"], "the name is free again, but the id is not reused"
 
 
 async def test_the_longest_names_are_unique_too(service: Service) -> None:
-    # Each character becomes eighteen when it is normalised, so the key is longer than its column.
+    # Each character becomes eighteen characters when it is normalised, so the key would not fit into its column.
     name = "\ufdfa" * 100
     async with moderator(service) as mona:
         await add(mona, name)

@@ -1,4 +1,4 @@
-"""Background generation: each row is stored once, whatever is killed; jobs have a rate, a seed and progress frames."""
+"""Background generation: rows are stored once even if processes are killed; jobs have a rate, a seed and progress."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rows_of(event: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 async def read_rows(watcher: Watcher, total: int, topic: str = "movies", seconds: float = 120.0) -> list[int]:
-    """Return the ids of the rows of `add_bulk` events on a topic, once there are `total`."""
+    """Read `add_bulk` events on a topic until they contain `total` rows, and return the ids of the rows."""
     ids: list[int] = []
     async with asyncio.timeout(seconds):
         while len(ids) < total:
@@ -127,7 +127,7 @@ async def test_a_rate_paces_the_rows(service: Service) -> None:
         while sum(counts) < 60:
             counts.append((await watcher.expect("add_bulk"))["data"]["count"])
         assert 1.8 <= time.monotonic() - started < 6
-        assert len(counts) == 10, "five chunks a second"
+        assert len(counts) == 10, "expected five chunks a second"
         assert 20 <= (await alice.job_ended(job["id"]))["rows_per_second"] <= 31
 
 
@@ -168,7 +168,7 @@ async def test_cancelling_takes_effect_at_once(service: Service, total: int, que
         marker = await alice.add(title="after the cancel")
         after = await watcher.expect("add", "movies")
         assert after["data"] == marker
-        assert after["seq"] == last["seq"] + 1, "no event in between"
+        assert after["seq"] == last["seq"] + 1, "no event follows the cancellation"
         assert await count(alice) == stored + 1
         again = await alice.http.delete(f"/jobs/{job['id']}")
         assert (again.status_code, again.json()) == (200, answer.json())
@@ -250,7 +250,7 @@ async def test_an_order_beside_the_deletion_of_its_user_leaves_no_job(database: 
         user_id = await account(database, f"user{number}")
         pair = [outcome(order(database, user_id)), delete(database, user_id)]
         await asyncio.gather(*(pair if number % 2 else reversed(pair)))
-    # An order that came before the deletion was cancelled; a later one was rejected.
+    # A job ordered before the deletion was cancelled, and a later order was rejected.
     assert await jobs.claim(database, "a worker") is None
 
 
@@ -275,7 +275,7 @@ async def test_a_killed_server_finishes_its_job_without_gaps_or_duplicates(new_s
             await asyncio.to_thread(service.kill)
         for until in (total // 3, total):
             await asyncio.to_thread(service.kill)
-            await sql(service, "UPDATE jobs SET lease_until = 0")  # as if the lease of the killed process had expired
+            await sql(service, "UPDATE jobs SET lease_until = 0")  # let the lease of the killed process expire
             await asyncio.to_thread(service.start)
             async with service.watch(f"since={seqs[-1]}&epoch={epoch}") as watcher:
                 await _read_until(watcher, ids, seqs, until)
@@ -329,10 +329,10 @@ async def test_a_stopped_server_hands_its_job_over_at_once(
     async with service.watch(f"since={await service.position(0)}&topics=movies") as watcher:
         ids = await read_rows(watcher, 2_000)
         assert len(set(ids)) == len(ids) == 2_000
-    assert time.monotonic() - started < jobs.LEASE_SECONDS + 1.5, "the job did not wait for the lease to end"
+    assert time.monotonic() - started < jobs.LEASE_SECONDS + 1.5, "the job did not wait for its lease to end"
 
 
-# --- turns of users
+# --- users take turns
 
 
 async def test_users_take_turns(database: Database) -> None:
@@ -345,11 +345,11 @@ async def test_users_take_turns(database: Database) -> None:
         assert claimed is not None
         assert await jobs.others_wait(database, claimed.user_id)
         await jobs.release(database, claimed.id, "a worker")
-        await asyncio.sleep(0.002)  # the clock of SQLite counts milliseconds
+        await asyncio.sleep(0.002)  # SQLite's clock counts milliseconds, and the order needs different times
         return claimed.id
 
     assert [await turn() for _ in range(6)] == [mine[0], his, hers] * 2
-    # While a job runs, the other jobs of its user come last.
+    # While one of a user's jobs runs, the user's other jobs come last.
     running = await jobs.claim(database, "a worker")
     assert running is not None
     assert [running.id, *[await turn() for _ in range(4)]] == [mine[0], his, hers, his, hers]
@@ -375,7 +375,7 @@ async def test_a_job_that_waits_for_its_pace_is_claimed_when_it_is_due(database:
 
 async def test_a_pause_longer_than_a_lease_is_kept(database: Database) -> None:
     alice = await account(database, "alice")
-    await order(database, alice, rate=0.1)  # ten rows of one chunk: 100 seconds
+    await order(database, alice, rate=0.1)  # the ten rows of a chunk take 100 seconds
     claimed = await jobs.claim(database, "a worker")
     assert claimed is not None
     await jobs.release(database, claimed.id, "a worker", wait_seconds=jobs.LEASE_SECONDS * 10)
@@ -407,7 +407,7 @@ async def test_a_killed_server_continues_a_paced_job_exactly(new_service: Callab
         start = await service.position(0)
         job = await alice.generate(
             "movies", 12, "?rate=1.5&batch_size=2"
-        )  # a chunk every 1.3 s; the job waits in between
+        )  # the job stores a chunk every 1.3 s and waits in between
         async with service.watch("topics=movies") as watcher:
             await read_rows(watcher, 4)
         service.kill()
@@ -419,7 +419,7 @@ async def test_a_killed_server_continues_a_paced_job_exactly(new_service: Callab
             assert len(set(ids)) == len(ids) == 12
 
 
-# --- quotas, and the end of jobs
+# --- quotas, clean-up and cancellation
 
 
 @SQLITE_ONLY

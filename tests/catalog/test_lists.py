@@ -32,7 +32,7 @@ ALL = [0, 1, 2, 3, 4, 5]
 
 
 class Shelf:
-    """The rows of one user. `get` lists only these rows, and returns their indices in `rows`."""
+    """The rows of one user. `get` lists only these rows and returns their indices in `rows`."""
 
     def __init__(self, person: Person, kind: ResourceCase, rows: list[dict[str, Any]]) -> None:
         self.person, self.kind, self.rows = person, kind, rows
@@ -42,7 +42,7 @@ class Shelf:
         answer = await self.person.http.get(f"{self.kind.path}?user_id={self.person.id}&{query}")
         assert answer.status_code == 200, answer.text
         found = [self.numbers[row["id"]] for row in answer.json()]
-        # The count of the same rows agrees.
+        # The route that counts the rows agrees with the list.
         counted = await self.person.http.get(f"{self.kind.path}/count?user_id={self.person.id}&{without_page(query)}")
         assert counted.json() == {"count": int(answer.headers["x-total-count"])}, query
         return found
@@ -169,7 +169,7 @@ FILTERS = {
     "rating[eq]=50": [0, 3],
     "rating[in]=70,90": [1, 4],
     "rating[in]=1": [],
-    "rating[ne]=50": [1, 2, 4, 5],  # a missing value is not 50
+    "rating[ne]=50": [1, 2, 4, 5],  # a missing value differs from 50
     "rating[gt]=50": [1, 4],
     "rating[gte]=70": [1, 4],
     "rating[gte]=-5": [0, 1, 3, 4],
@@ -209,14 +209,14 @@ TEXT_FILTERS = {
     "{}=": [],
     "{}[in]=Zorro,Été": [0, 2],
     "{}[ne]=Zorro": [0, 1, 3, 4, 5],
-    # By code point: uppercase, lowercase, accents, Greek.
+    # Text is ordered by code point: uppercase, lowercase, accented and then Greek letters.
     "{}[gt]=Zorro": [0, 1, 3, 4],
     "{}[lt]=a": [2, 5],
     "{}[prefix]=été": [0, 1],
     "{}[prefix]=ÉTÉ": [0, 1],
     "{}[prefix]=tÉ": [],
     "{}[prefix]=ΟΔΥΣ": [4],
-    # Regardless of case, but not of accents.
+    # Searches ignore case, but not accents.
     "{}[contains]=TÉ": [0, 1],
     "{}[contains]=MÉLI": [3, 5],
     "{}[contains]=e": [1, 3, 5],
@@ -330,7 +330,7 @@ async def test_a_list_holds_whole_bulks_while_others_write(service: Service, kin
         async def read() -> None:
             for _ in range(40):
                 answer = await alice.http.get(f"{kind.path}/user?limit=1000")
-                # A bulk is visible as a whole or not at all.
+                # A bulk write is visible as a whole or not at all.
                 assert len(answer.json()) % 5 == 0
 
         await asyncio.gather(write(), read())
@@ -375,7 +375,7 @@ async def test_groups_of_conditions_are_alternatives(service: Service) -> None:
 
 
 async def test_a_page_is_bounded_in_characters(service: Service) -> None:
-    """A page of 1,000 rows of 10,000 characters says how many rows fit; the pages after it are complete."""
+    """The error for a page that would be too large says how many rows fit. Pages of that size are complete."""
     async with service.person() as alice:
         movie = await ok(alice.http.post("/movies", json={"title": "long"}), 201)
         rows = [{"name": f"n{n}", "description": "é" * 10_000, "movie_id": movie["id"]} for n in range(450)]
@@ -389,8 +389,8 @@ async def test_a_page_is_bounded_in_characters(service: Service) -> None:
         rest = await ok(alice.http.get(f"{mine}&limit=419&offset=419"))
         names = sorted((row["name"] for row in rows), reverse=True)
         assert [row["name"] for row in first + rest] == names
-        # Pages of few rows, and lists without the long text, are not affected.
+        # The limit does not affect pages of fewer rows or lists without the long text.
         assert len(await ok(alice.http.get(f"/characters/names?user_id={alice.id}&limit=1000"))) == 450
         assert len(await ok(alice.http.get(f"{mine}&limit=1000&offset=40"))) == 410
         included = await ok(alice.http.get(f"/movies/{movie['id']}?include=characters"))
-        assert len(included["characters"]) == 419, "the first ones by id that fit"
+        assert len(included["characters"]) == 419, "as many as fit, in the order of their ids"

@@ -1,4 +1,4 @@
-"""Single movies and characters: adding, reading, editing and deleting them, and the events that this causes."""
+"""Single movies and characters: adding, reading, editing and deleting them, and the resulting events."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ async def test_other_users_change_nothing(service: Service, kind: ResourceCase) 
                 answer = await bob.http.request(method, path, json=body)
                 assert answer.status_code == 403, (method, path)
                 assert isinstance(answer.json()["detail"], str)
-            # Even with a stale tag, the rights are checked first.
+            # Rights are checked before the tag, so even a stale tag results in a 403.
             stale = {"If-Match": '"9-0123456789abcdef"'}
             assert (await bob.http.delete(f"{kind.path}/{mine['id']}", headers=stale)).status_code == 403
         assert await get(anonymous, kind, mine["id"]) == mine
@@ -326,7 +326,7 @@ async def test_a_movie_counts_its_characters(service: Service) -> None:
             answer = await alice.http.get(f"/movies/{first['id']}")
             assert answer.json() == first  # version and updated_at are unchanged
             assert answer.headers["etag"] != tag
-            # Writes compare only the version of the tag, so the derived count makes no copy stale.
+            # A write compares only the version in the tag, so a new count does not make the tag stale.
             title = {"title": "The Third Man!"}
             first = await ok(alice.http.patch(f"/movies/{first['id']}", json=title, headers={"If-Match": tag}))
             await expect_event(watcher, "update", MOVIES, first, alice, ["title"])

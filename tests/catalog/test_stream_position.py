@@ -1,4 +1,4 @@
-"""`Stream-Position`: the log position that a list shows, so that listing and then watching misses no event."""
+"""`Stream-Position`: the log position that a list reflects, so that listing and then watching misses no event."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def position_of(headers: Mapping[str, str]) -> Head:
 
 @dataclass
 class Strict:
-    """A copy of a list that rejects events that do not fit: an existing row added, or a missing one deleted."""
+    """A copy of a list. It rejects events that do not fit, such as adding an existing row or deleting a missing one."""
 
     rows: dict[int, dict[str, Any]]
     seq: int
@@ -62,7 +62,7 @@ class Strict:
 
 
 class Writer:
-    """A client that adds, edits and deletes movies without a pause, singly and in bulk, and keeps the list short."""
+    """A client that constantly adds, edits and deletes movies, singly and in bulk, and keeps the list short."""
 
     def __init__(self, alice: Person, seed: int) -> None:
         self._http = alice.http
@@ -124,7 +124,7 @@ async def writing(alice: Person) -> AsyncIterator[None]:
 
 
 async def follow(watcher: Watcher, copy: Strict, until: int) -> None:
-    """Apply all events up to `until`, the last one in the log."""
+    """Apply all events up to the number `until`, the last one in the log."""
     while copy.seq < until:
         frame = await watcher.next()
         if "seq" in frame:
@@ -140,7 +140,7 @@ async def list_of(person: Person, query: str = "") -> tuple[dict[int, dict[str, 
 
 
 async def test_a_list_plus_the_events_after_it_equals_the_final_list(new_service: Callable[..., Service]) -> None:
-    """The same holds for a filtered list with the events of its filter, and for a count."""
+    """Check the same for a filtered list with the events of its filter, and for a count."""
     service = new_service().start()
     async with service.person() as alice:
         listed: list[Strict] = []
@@ -155,14 +155,14 @@ async def test_a_list_plus_the_events_after_it_equals_the_final_list(new_service
                     filtered.append(Strict(rows, head.seq))
                     answer = await alice.http.get("/movies/count")
                     counted.append((answer.json()["count"], position_of(answer.headers).seq))
-        # One more event to wait for, whatever the writers did last.
+        # Add an event to wait for, whatever the writer did last.
         await alice.add(title="the end", rating=100)
         expected, head = await list_of(alice)
         for copy in listed:
             async with service.watch(f"topics=movies&since={copy.seq}&epoch={head.epoch}") as watcher:
                 await follow(watcher, copy, head.seq)
             assert copy.rows == expected
-        assert listed[0].seen >= (LISTINGS - 1) * EVENTS_BETWEEN, "the lists were read during the writes"
+        assert listed[0].seen >= (LISTINGS - 1) * EVENTS_BETWEEN, "the lists were read while movies were written"
         matching, _ = await list_of(alice, FILTER)
         for copy in filtered:
             async with service.watch("topics=jobs") as watcher:
@@ -200,7 +200,7 @@ async def test_every_list_carries_the_number_of_the_last_event(service: Service)
 
 
 async def test_a_write_tells_the_position_of_its_last_event(service: Service) -> None:
-    """A stream that has reached the position has shown the write; a write without an event tells the log's head."""
+    """A stream that has reached the position has shown the write. Without an event, the position is the log's head."""
     async with service.person() as alice, service.watch("topics=movies,jobs") as watcher:
 
         async def told(method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Head:
@@ -219,7 +219,7 @@ async def test_a_write_tells_the_position_of_its_last_event(service: Service) ->
         path = f"/movies/{movie['id']}"
         edited = await told("PATCH", path, {"title": "N"})
         await arrives(edited, "update")
-        assert (await told("PATCH", path, {"title": "N"})).seq >= edited.seq, "nothing changed"
+        assert (await told("PATCH", path, {"title": "N"})).seq >= edited.seq, "without a change, the head is returned"
         await arrives(await told("DELETE", path), "delete")
         await arrives(
             await told("POST", "/movies/bulk", [{"title": "x" * 200, "description": "y" * 9_000}] * 200), "add_bulk"

@@ -1,4 +1,4 @@
-"""Text has one normal form wherever it enters, names are visible, and the text of earlier versions is normalised."""
+"""All text is normalised, including the text that earlier versions stored. Names need a visible character."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.service import Person, Service
 from tests.support.sockets import rows_of, subscribed
 
 COMPOSED, SPLIT = "Amélie", "Ame\u0301lie"
-JOINED = ("می\u200cخواهم", "ක්\u200dෂ", "\U0001f468\u200d\U0001f469\u200d\U0001f467")  # Persian, Sinhala, a family
+JOINED = ("می\u200cخواهم", "ක්\u200dෂ", "\U0001f468\u200d\U0001f469\u200d\U0001f467")  # Persian, Sinhala, an emoji
 UNSEEN = ("\u200b", "\u2800", "\u3164", "\u00ad\u2060", "\ufeff \u200d", "\ufe0f", "\u180e", "\U000e0041", "\u115f")
 
 
@@ -82,7 +82,7 @@ async def test_people_sign_in_with_either_spelling(service: Service) -> None:
 
 
 def fields_with_names(admin: Person, person: Person) -> list[tuple[Person, str, str, str, Callable[[str], Any]]]:
-    """Return the requests that take a name, each with its field and a function that writes the name for it."""
+    """Return the requests that take a name, with the name's field and a function that makes the field's value."""
     one: Callable[[str], Any] = lambda text: text  # noqa: E731
     listed: Callable[[str], Any] = lambda text: [text]  # noqa: E731
     return [
@@ -115,11 +115,11 @@ async def test_letters_that_need_joiners_are_kept(service: Service) -> None:
             assert (await ok(alice.http.patch("/users/me", json={"name": text})))["name"] == text
 
 
-# --- what earlier versions stored
+# --- text that earlier versions stored
 
 
 async def filled_by_the_version_before(places: Places) -> None:
-    """Create a database with the previous schema and write to it like the previous version: text as it was sent."""
+    """Create a database with an earlier schema and fill it like that version, which did not normalise text."""
     database = Database(places.database_url)
     async with database.begin() as (connection, _):
         await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "0006"))
@@ -139,7 +139,7 @@ async def filled_by_the_version_before(places: Places) -> None:
         await writes.store(tx, GENRES, [{"name": SPLIT}, {"name": "\u200b"}], None)
 
     await database.write(write)
-    # The normal form of some strings is longer than a column.
+    # The normal form of this description is longer than the description itself.
     async with database.begin() as (connection, _):
         await connection.execute(update(models.movies).where(models.movies.c.id == 2).values(description="\u0958" * 3))
     await database.close()
@@ -160,7 +160,7 @@ async def test_stored_text_is_mended_with_its_events(
         assert all(row["title"].startswith(f"{COMPOSED} ") for row in others)
         assert [row["name"] for row in await ok(client.get("/genres"))] == [COMPOSED, "Unnamed 2"]
 
-        # The log agrees with GET.
+        # The rows in the log equal those that the lists return.
         rows: dict[int, dict[str, Any]] = {}
         changed: set[str] = set()
         page: dict[str, Any] = await ok(client.get("/events?limit=10&topics=movies"))
@@ -177,7 +177,7 @@ async def test_stored_text_is_mended_with_its_events(
         user = await ok(sign_in(client, COMPOSED, f"{SPLIT} à Paris"))
         me = await ok(client.get("/auth/me", headers={"Authorization": f"Bearer {user['access_token']}"}))
         assert (me["username"], me["name"], me["first_name"]) == (COMPOSED, None, COMPOSED)
-        # The password was hashed again, in its normal form.
+        # The sign-in has hashed the password again, in its normal form.
         assert (await sign_in(client, SPLIT, f"{COMPOSED} à Paris")).status_code == 200
 
     database = Database(places.database_url)

@@ -21,10 +21,10 @@ from tests.support.client_sessions import sent, welcome
 
 @dataclass
 class Log:
-    """A model of the service: a log of events, the rows that they build, and how far the log is pruned."""
+    """A model of the service: a log of events, the rows that result from them, and how far the log is pruned."""
 
     epoch: str = "e1"
-    groups: list[list[dict[str, Any]]] = field(default_factory=list)  # the frames of sequence number 1, 2, …
+    groups: list[list[dict[str, Any]]] = field(default_factory=list)  # the frames of event 1, 2, …
     pruned: int = 0
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
 
@@ -58,7 +58,7 @@ class Log:
 
 
 class ModelServer:
-    """A server that owes its client frames, and sends them one at a time."""
+    """A server that queues frames for its client and sends them one at a time."""
 
     def __init__(self, log: Log, session: Session, chance: random.Random) -> None:
         self.log, self.session, self.chance = log, session, chance
@@ -107,7 +107,7 @@ class ModelServer:
             self.owed.append({**frame, "data": data})
 
     def replace_log(self, snapshots: Sequence[str]) -> None:
-        """Replace the log. Connected subscriptions get a resync after the frames that they are still owed."""
+        """Replace the log. Connected subscriptions get a resync after the frames that are already queued for them."""
         self.fill()
         self.log.replace()
         for name in self.positions:
@@ -185,12 +185,12 @@ async def play(chance: random.Random, steps: list[str]) -> None:
 
 
 def assert_no_gap(log: Log, seen: list[Event | Resync]) -> None:
-    """Assert that each event came once, whole and in order. Only a resync may skip events; the end is the log's."""
+    """Assert that each event came once, whole and in order, up to the head. Only a resync may skip events."""
     position = Position("e1", 0)
     shown: list[tuple[Any, ...]] = []
     for item in seen:
         if isinstance(item, Resync):
-            assert not shown or not shown[-1][-1], "a resync came between the frames of one event"
+            assert not shown or not shown[-1][-1], "expected all frames of an event, got a resync between them"
             position, shown = item.position, []
             continue
         assert item.seq == position.seq + 1

@@ -1,4 +1,4 @@
-"""The documents of the clients: their programs run, and their bounds and errors are those of the code."""
+"""The clients' documentation: its programs run, and its limits and errors match the code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def examples(name: str, language: str) -> list[tuple[str, str]]:
-    """Return the programs of a README, each with its output."""
+    """Return the programs in a client's README, each with its documented output."""
     text = (ROOT / "clients" / name / "README.md").read_text()
     return re.findall(rf"^```{language}\n(.*?)^```\n\n```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
@@ -33,7 +33,7 @@ PROGRAMS = {"python": ("python", "example.py", "marquee_client"), "javascript": 
 
 
 async def output_in(client: str, program: str, service: Service, folder: Path, **environment: str) -> str:
-    """Run a program of a document in a folder, beside the library of the client, and return its output."""
+    """Run a documented program in a folder that also holds the client library, and return its output."""
     _, name, library = PROGRAMS[client]
     if not (folder / library).exists():
         (folder / library).symlink_to(ROOT / "clients" / client / library)
@@ -65,14 +65,14 @@ def test_the_document_names_the_bounds_and_errors_of_both_clients() -> None:
         assert text in document
         value = re.search(rf"^const {name} = (.*?);", module, re.MULTILINE)
         assert value is not None
-        assert eval(value[1]) == python[name]  # a product of numbers
+        assert eval(value[1]) == python[name]  # a product such as 1024 * 1024
     kinds: list[type[MarqueeError]] = [*MarqueeError.__subclasses__(), *Refused.__subclasses__()]
     for error in [kind.__name__ for kind in kinds]:
         assert f"export class {error} " in module
         assert f"| `{error}` |" in document
 
 
-# --- sessions that are refreshed
+# --- refreshing sessions
 
 SIGNED_IN_FROM_PYTHON = """
 import asyncio, os, time, httpx
@@ -133,7 +133,7 @@ SESSIONS = {"python": SIGNED_IN_FROM_PYTHON, "javascript": SIGNED_IN_FROM_JAVASC
 async def test_the_recipe_of_the_document_refreshes_sessions(
     client: str, new_service: Callable[..., Service], tmp_path: Path
 ) -> None:
-    """The tokens live so briefly that the recipe refreshes each one at once."""
+    """Tokens last a minute, and the recipe refreshes them a minute before they expire, which is immediately."""
     service = new_service(ACCESS_TOKEN_EXPIRE_MINUTES="1").start()
     document = (ROOT / "docs" / "clients.md").read_text()
     programs = re.findall(rf"^```{PROGRAMS[client][0]}\n(.*?)^```", document, re.MULTILINE | re.DOTALL)

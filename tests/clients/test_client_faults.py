@@ -1,6 +1,6 @@
-"""Every feature of each client continues after every fault that does not last, with nothing missed or repeated.
+"""Every feature of each client recovers from every temporary fault without missing or repeating anything.
 
-The cases are generated: each feature meets each fault twice, on its first message and after it has begun.
+The cases are generated. Each feature meets each fault twice: on its first message and after it has begun.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.node import node_command
 from tests.support.programs import output_of
 
 MODULE = Path(__file__).resolve().parent.parent.parent / "clients" / "javascript" / "marquee.js"
-ROUNDS = 3  # a fault, then a fault after the first item, then peace
+ROUNDS = 3  # a fault, a fault after the first item, and no fault
 ERRORS = ("unavailable", "rate_limited")
 ENDINGS = ("cut", "1012", "4008", "4429", "restart")
 STREAMS = {"watch": "subscribe", "view": "subscribe", "presence": "presence"}
@@ -37,7 +37,7 @@ EXPECTED = {"watch": [1, 2, 3], "view": [1, 2, 3], "presence": 3, "get": 200, "k
 
 
 class Faulty:
-    """A server whose `action` meets a fault in each round but the last. Each shows one item more."""
+    """A server whose `action` meets a fault in every round except the last. Each round shows one more item."""
 
     def __init__(self, feature: str, fault: str) -> None:
         self.action = {**STREAMS, **CALLS, "post": "request"}[feature]
@@ -122,7 +122,7 @@ class Faulty:
             await _say(socket, {**frame, "operation": "snapshot", "seq": since, "data": rows})
         for seq in range(since + 1, head + 1):
             await _say(socket, {**frame, "operation": "add", "seq": seq, "data": {"id": seq}})
-        # An event that is not complete when the connection ends comes again, whole.
+        # This event is incomplete when the connection ends, so the next round sends all of it.
         await _say(socket, {**frame, "operation": "add", "seq": head + 1, "data": {"id": head + 1}, "more": True})
 
     async def _end(self, socket: ServerConnection) -> None:

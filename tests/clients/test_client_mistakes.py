@@ -1,4 +1,4 @@
-"""In both clients, a mistake of the caller raises an error in that call, and never causes endless attempts."""
+"""In both clients, an invalid call raises an error in that call and never causes endless retries."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from tests.support.service import eventually
 
 MODULE = Path(__file__).resolve().parent.parent.parent / "clients" / "javascript" / "marquee.js"
 NOWHERE = "ws://127.0.0.1:1/ws"
-HALF = "\ud83d"  # of a surrogate pair
+HALF = "\ud83d"  # half of a surrogate pair
 
 
 @dataclass
 class Deaf:
-    """A server that welcomes every client, or rejects it with a status. It only echoes the bodies of requests."""
+    """A server that welcomes or rejects every client. It replies only to requests, with their bodies."""
 
     status: int | None = None
     port: int = 0
-    tokens: list[str | None] = field(default_factory=list)  # of the handshakes
+    tokens: list[str | None] = field(default_factory=list)  # the token of each handshake
     said: list[Mapping[str, Any]] = field(default_factory=list)
 
     @property
@@ -65,7 +65,7 @@ async def deaf(status: int | None = None) -> AsyncIterator[Deaf]:
 
 
 async def in_node(program: str) -> Any:
-    """Run a JavaScript program that can use `Client`, and return the value that it passes to `tell`."""
+    """Run a JavaScript program that can use `Client`, and return the value that the program passes to `tell`."""
     text = (
         f"import {{ Client }} from {json.dumps(MODULE.as_uri())};\n"
         f"const tell = (value) => console.log(JSON.stringify(value));\n{program}"
@@ -77,28 +77,28 @@ async def in_node(program: str) -> Any:
 
 PYTHON_MISTAKES: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "a filter that is a string": (lambda client: client.view("movies", filter="x"), TypeError, "filter: expected"),
-    "a filter that is no JSON": (lambda client: client.watch("movies", filter={"a": b""}), TypeError, "JSON"),
+    "a filter that is not JSON": (lambda client: client.watch("movies", filter={"a": b""}), TypeError, "JSON"),
     "a filter with NaN": (lambda client: client.watch("movies", filter={"a": float("nan")}), ValueError, "JSON"),
     "a surrogate": (lambda client: client.view("movies", filter={"or": [{"title": HALF}]}), ValueError, "or.0..title:"),
     "a surrogate in a name": (lambda client: client.view("movies", filter={HALF: 1}), ValueError, "a name in filter"),
     "a filter that is too large": (
         lambda client: client.view("movies", filter={"title": "x" * 2**18}), ValueError, "at most 262144 bytes"
     ),
-    "topics that are a number": (lambda client: client.watch(5), TypeError, "topics: expected"),
+    "a number as topics": (lambda client: client.watch(5), TypeError, "topics: expected"),
     "no topic": (lambda client: client.presence([]), TypeError, "topics: expected"),
     "a view of two topics": (lambda client: client.view(["movies", "characters"]), TypeError, "topic: expected one"),
     "a negative since": (lambda client: client.watch("movies", since=-1), ValueError, "since: expected"),
-    "since a boolean": (lambda client: client.watch("movies", since=True), TypeError, "since: expected"),
-    "since a fraction": (lambda client: client.watch("movies", since=1.5), TypeError, "since: expected"),
+    "a boolean as since": (lambda client: client.watch("movies", since=True), TypeError, "since: expected"),
+    "a fraction as since": (lambda client: client.watch("movies", since=1.5), TypeError, "since: expected"),
     "since without an epoch": (lambda client: client.watch("movies", since=1), ValueError, "since: expected the epoch"),
-    "an epoch of numbers": (lambda client: client.watch("movies", since=1, epoch=7), TypeError, "epoch: expected"),
-    "bulk a boolean": (lambda client: client.watch("movies", bulk=True), TypeError, "bulk: expected"),
-    "deliver a number": (lambda client: client.watch("movies", deliver=200), TypeError, "deliver: expected"),
+    "a number as epoch": (lambda client: client.watch("movies", since=1, epoch=7), TypeError, "epoch: expected"),
+    "a boolean as bulk": (lambda client: client.watch("movies", bulk=True), TypeError, "bulk: expected"),
+    "a number as deliver": (lambda client: client.watch("movies", deliver=200), TypeError, "deliver: expected"),
     "a surrogate in a body": (
         lambda client: client.request("POST", "/movies", body={"title": HALF}), ValueError, "body.title: expected"
     ),
-    "two tokens": (lambda client: type(client)(NOWHERE, token="one\r\ntwo"), ValueError, r" '\\r' at character 4"),
-    "a number for a token": (lambda client: type(client)(NOWHERE, token=5), TypeError, "token: expected a string"),
+    "a line break": (lambda client: type(client)(NOWHERE, token="one\r\ntwo"), ValueError, r" '\\r' at character 4"),
+    "a number as token": (lambda client: type(client)(NOWHERE, token=5), TypeError, "token: expected a string"),
     "a blank new token": (lambda client: client.authenticate("\n"), ValueError, "token: expected a token"),
 }  # fmt: skip
 JAVASCRIPT_MISTAKES = {
@@ -217,7 +217,7 @@ async def test_a_token_function_without_a_valid_token_is_called_twice(found: Any
     assert told == ["Unauthorized", 2]
 
 
-# --- attempts that must end
+# --- retries that must end
 
 
 async def test_a_request_ends_after_its_timeout() -> None:
@@ -240,7 +240,7 @@ async def test_a_404_ends_the_client_that_can_see_the_status() -> None:
 
 
 async def test_repeated_failures_to_connect_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """A page does not see the status, so its client tries again after any status, and logs that."""
+    """The JavaScript client does not see the status of a rejection, so it retries after any status and logs that."""
     async with deaf(503) as server:
         with caplog.at_level(logging.WARNING, "marquee_client"):
             async with Client(server.url, retry=Retry(0.01, 0.01)) as client:
@@ -267,7 +267,7 @@ BEYOND = 2**53 + 1
 
 
 class Counting(Deaf):
-    """A server with a number beyond 2^53 in each frame that belongs to an action."""
+    """A server that sends a number beyond 2^53 in its events and in its replies to requests."""
 
     async def welcome(self, socket: ServerConnection) -> None:
         data = {"protocol": 1, "epoch": "e1", "seq": 0, "user_id": None, "heartbeat_seconds": 20}

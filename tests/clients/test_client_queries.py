@@ -1,4 +1,4 @@
-"""Both clients write filters as the query of a list, from which the service parses the same filter."""
+"""Both clients write filters as query strings of lists, which the service parses into the same filters."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FILTERS = st.one_of(
 
 
 def assert_same(query: str, wanted: dict[str, Any]) -> None:
-    """Assert that a query contains the filter and the parameters."""
+    """Assert that the service parses a query into the filter and the parameters."""
     items = parse_qsl(query, keep_blank_values=True)
     found, problems = parse_query(items, MOVIES.fields, frozenset(PARAMETERS))
     assert problems == []

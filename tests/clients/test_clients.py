@@ -1,4 +1,4 @@
-"""The pure core of the Python client. tests/clients/test_conformance.py tests the clients as a whole."""
+"""The Python client's core, without I/O. tests/clients/test_conformance.py tests the clients as a whole."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_malformed_event_changes_no_row() -> None:
 
 @dataclass
 class Answers:
-    """The reply to a call, or its error."""
+    """The outcome of a call: its reply or its error."""
 
     reply: Any = None
     error: marquee.MarqueeError | None = None
@@ -226,7 +226,7 @@ def test_an_invalid_frame_ends_the_connection_and_not_the_client(text: str) -> N
 
 
 class Sink:
-    """Keeps the numbers and rows of its subscription."""
+    """A receiver that records the event numbers and the rows of a subscription."""
 
     def __init__(self) -> None:
         self.events: list[int | None] = []
@@ -339,5 +339,5 @@ async def test_leaving_the_loop_ends_the_subscription() -> None:
     async def messages() -> list[dict[str, Any]]:
         return sent(session)
 
-    assert [message["action"] for message in await eventually(messages, "the loop is left")] == ["unsubscribe"]
-    assert watch.position == marquee.Position("e1", 0), "the loop ended while it processed the event"
+    assert [message["action"] for message in await eventually(messages, "a message is sent")] == ["unsubscribe"]
+    assert watch.position == marquee.Position("e1", 0), "the loop ended before the event was processed"

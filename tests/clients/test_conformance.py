@@ -1,6 +1,6 @@
-"""Every client passes the same scenarios, on its own and against the real service; and the scenarios can fail.
+"""Every client passes the same scenarios, with the scripted server and with the real service. The scenarios can fail.
 
-`python -m clients.conformance` runs them by hand.
+`python -m clients.conformance` runs the scenarios by hand.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.service import Service
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DRIVER = ROOT / "clients" / "javascript" / "conformance_driver.mjs"
-# What a client may leave out because it cannot know it: a page does not see the status of a rejected handshake.
+# What a client cannot know and so need not report: JavaScript does not see the status of a rejected handshake.
 LEFT_OUT = {"python": set[str](), "node": {"handshake_status"}, "chromium": {"handshake_status"}}
 SCENARIOS, LIVE = load()
 
@@ -35,17 +35,17 @@ def client(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def command(client: str) -> Sequence[str]:
-    """Return the command of the driver."""
+    """Return the command that starts the client's driver."""
     if client == "python":
         return (sys.executable, "-m", "clients.python.conformance_driver")
     if client == "node":
         return (*node_command(), str(DRIVER))
-    return (*chromium("{folder}"), "{page}")  # the runner fills in both names
+    return (*chromium("{folder}"), "{page}")  # the runner replaces both names in braces
 
 
 @pytest.fixture(scope="module")
 def open_service(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that allows pages of other origins, such as the runner's."""
+    """A service that allows pages of all origins, so that the runner's page may connect."""
     places, folder = new_places(), tmp_path_factory.mktemp("service")
     with Service(places.database_url, places.broadcast_url, folder, ALLOWED_ORIGINS="*").running() as service:
         yield service
@@ -64,7 +64,7 @@ async def test_a_client_passes_every_scenario(client: str, command: Sequence[str
     assert len(outcomes) == len(SCENARIOS) > 50
 
 
-# Only one client runs on both databases, because a client cannot see which database the service uses.
+# One client on both databases is enough, because a client cannot see which database the service uses.
 @pytest.mark.parametrize(
     ("backend", "client"),
     [("sqlite", "python"), ("sqlite", "node"), ("sqlite", "chromium"), ("postgres", "python")],
@@ -87,11 +87,11 @@ from clients.python.marquee_client import retry, session, subscription, view
 asyncio.run(conformance_driver.main(sys.argv[1]))
 """
 DEFECTS = {
-    "it forgets where it was": (
+    "it forgets its position": (
         "subscription.Subscription.position = property(lambda self: None, lambda self, value: None)",
         "a cut between events",
     ),
-    "it ends a group too early": (
+    "it ends a group of frames too early": (
         "receive = subscription.Subscription.receive\n"
         "subscription.Subscription.receive = lambda self, frame, *rest: receive(self, {**frame, 'more': False}, *rest)",
         "a group comes whole",
@@ -114,14 +114,14 @@ DEFECTS = {
         "subscription.Subscription._resync = stubborn",
         "the new snapshot is cut as well",
     ),
-    "it ignores rows that leave": (
+    "it keeps rows that leave the filter": (
         "apply = view.Rows.apply\n"
         "view.Rows.apply = lambda self, events: apply(self, [each for each in events if each.reason is None])",
         "enter and leave",
     ),
     "it reconnects after a final close code": ("retry._is_final = lambda code: False", "final: 4503"),
-    "it asks for more than sixteen": ("session.MAX_REQUESTS_IN_FLIGHT = 17", "sixteen requests at a time"),
-    "it repeats requests that may have been done": (
+    "it sends more requests than allowed": ("session.MAX_REQUESTS_IN_FLIGHT = 17", "sixteen requests at a time"),
+    "it repeats requests that may have succeeded": (
         "lost = session.Session.lost\n"
         "def repeat(self):\n"
         "    for call in self._sent.values():\n"
@@ -151,7 +151,7 @@ async def test_a_client_with_a_defect_fails(defect: str, tmp_path: Path, monkeyp
     assert "driver failed" not in outcome.problem
 
 
-# --- the file
+# --- the scenario file
 
 
 def test_scenarios_have_unique_names_and_descriptions() -> None:
@@ -160,7 +160,7 @@ def test_scenarios_have_unique_names_and_descriptions() -> None:
 
 
 def test_the_readme_explains_every_part_of_a_scenario() -> None:
-    """The author of a driver or another runner needs only the README."""
+    """The README must suffice to write a driver or another runner."""
     readme = (ROOT / "clients" / "conformance" / "README.md").read_text()
 
     def steps(scenario: Scenario) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Leases end when the clock reaches their end, and also when it is set back."""
+"""Leases end when the clock reaches their end, and also when the clock is set back by more than a lease lasts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ JOB = {
 
 
 async def set_ahead(database: Database, table: Table, column: str, seconds: float) -> None:
-    """Make leases end `seconds` from now, as if the clock had been set back by about that much."""
+    """Make leases end `seconds` from now, as if the clock had been set back by about that time."""
 
     async def work(tx: Transaction) -> None:
         until = now_in_seconds(is_sqlite=tx.is_sqlite) + seconds

@@ -1,4 +1,4 @@
-"""The problems with SQLite's file and its disk that readiness reports."""
+"""Problems with SQLite's file and disk, as readiness reports them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def test_a_full_disk_is_noticed_before_it_is_full(database: Database, monk
 @SQLITE_ONLY
 async def test_a_write_that_found_the_disk_full_is_a_503(database: Database) -> None:
     async with database.begin() as (connection, _):
-        await connection.execute(text("PRAGMA max_page_count = 1"))  # SQLite raises it to the current size
+        await connection.execute(text("PRAGMA max_page_count = 1"))  # SQLite raises the limit to the current size
     with pytest.raises(Unavailable) as caught:
         await database.write(fill)
     assert "full" in str(caught.value.__cause__)
@@ -60,8 +60,8 @@ async def test_a_damaged_file_is_noticed(database: Database) -> None:
     content = path.read_bytes()
     damaged = bytearray(content)
     pages = len(content) // PAGE_BYTES
-    for page in range(pages // 2, pages - 1):  # of the events
-        start = page * PAGE_BYTES  # what a page begins with tells SQLite how to read it
+    for page in range(pages // 2, pages - 1):  # the pages that hold events
+        start = page * PAGE_BYTES  # the first bytes tell SQLite how to read the page
         damaged[start : start + 64] = b"\xff" * 64
     path.write_bytes(damaged)
     again = Database(database.url)
@@ -69,6 +69,6 @@ async def test_a_damaged_file_is_noticed(database: Database) -> None:
         with pytest.raises(Unavailable):
             await again.select(text("SELECT max(payload) FROM events"), Lane.COSTLY)
         assert await again.read_problem() == "the database file is damaged"
-        assert await again.read_problem() == "the database file is damaged", "it does not heal by itself"
+        assert await again.read_problem() == "the database file is damaged", "the problem persists"
     finally:
         await again.close()

@@ -46,7 +46,7 @@ async def write(database: Database, number: int, events: int = 1, *, fails: bool
 
 
 async def fail_after_append(database: Database) -> None:
-    """Roll back after the numbers were assigned, as a failing COMMIT does."""
+    """Roll back a transaction after its events were numbered, as a failing COMMIT does."""
 
     async def work(tx: Transaction) -> None:
         tx.emit("movies", "add", note(0), actor_id=None)
@@ -57,7 +57,7 @@ async def fail_after_append(database: Database) -> None:
 
 
 class Reader:
-    """Reads the log repeatedly while it is written, as the feed does, and records every number."""
+    """A reader that polls the log while it is written, as the feed does, and records every number."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -115,7 +115,7 @@ async def test_concurrent_writers_and_rollbacks_leave_no_gap_and_no_late_number(
     assert errors == errors_too == []
     assert len(seen) > WRITERS
     for numbers in (seen, seen_too):
-        assert is_contiguous(numbers), "a reader saw a gap, or a number after a higher one"
+        assert is_contiguous(numbers), "expected ascending numbers without a gap"
     head = await event_log.head(database)
     assert sorted(committed) == list(range(1, head.seq + 1)), "exactly the committed events were announced"
 
@@ -123,23 +123,23 @@ async def test_concurrent_writers_and_rollbacks_leave_no_gap_and_no_late_number(
 async def test_without_the_lock_on_the_head_the_same_writers_leave_gaps(
     new_places: Callable[[], Places], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prove that the test above can fail: without the lock it does."""
+    """Prove that the test above can fail: run its writers without the lock."""
     monkeypatch.setattr("repository.engine.database.append", _unlocked_append)
-    # On SQLite the lock is BEGIN IMMEDIATE: without it a transaction reads the head before it may write.
+    # On SQLite the lock is BEGIN IMMEDIATE. Without it, a transaction reads the head before it has the write lock.
     monkeypatch.setattr("repository.engine.database.BEGIN", "BEGIN DEFERRED")
-    # Whether two writers overlap is chance, so a single try may pass on a busy machine.
+    # Writers overlap only by chance, so a single try may find no gap on a busy machine.
     for _ in range(20):
         if await goes_wrong(new_places().database_url):
             return
-    raise AssertionError("no gap, although nothing keeps writers apart")
+    raise AssertionError("expected a gap without the lock, got none")
 
 
 async def goes_wrong(url: str) -> bool:
-    """Return whether a reader of an unlocked log sees a gap, or, on SQLite, whether a writer fails."""
+    """Return whether a reader of an unlocked log sees a gap or, on SQLite, a writer fails."""
     databases = [Database(url) for _ in range(2)]
     await migrations.migrate(databases[0])
     if not databases[0].is_sqlite:
-        # Allow two events with one number, so that only the reader can find the error.
+        # Allow two events with the same number, so that only the reader can detect the error.
         async with databases[0].begin() as (connection, transaction):
             await connection.execute(text("ALTER TABLE events DROP CONSTRAINT pk_events"))
             await transaction.commit()
@@ -147,7 +147,7 @@ async def goes_wrong(url: str) -> bool:
     for database in databases:
         await database.close()
     failures = [errors for _, errors in storms if errors]
-    assert databases[0].is_sqlite or not failures, "on PostgreSQL only the reader can find the error"
+    assert databases[0].is_sqlite or not failures, "on PostgreSQL, only the reader can detect the error"
     return bool(failures) or not all(is_contiguous(seen) for seen, _ in storms)
 
 
@@ -183,7 +183,7 @@ async def test_events_are_read_as_they_were_written(database: Database) -> None:
     await database.write(work)
     assert await event_log.read_after(database, 0, max_rows=10, max_bytes=10**6) == committed
     assert committed[0].payload == '{"id":7,"title":"Ω"}'.encode()
-    assert committed[0].before == '{"title":"É"}'.encode(), "only the former values of what changed"
+    assert committed[0].before == '{"title":"É"}'.encode(), "expected only the changed fields"
 
 
 async def test_a_page_is_bounded_but_never_empty_before_the_end(database: Database) -> None:
@@ -213,7 +213,7 @@ async def test_bulk_events_are_split_at_the_limits(database: Database) -> None:
 
 
 async def test_a_transaction_is_bounded_in_bytes(database: Database) -> None:
-    """A write above the limit leaves nothing behind, and the following one gets the next number."""
+    """A write above the limit stores nothing, and the write after it gets the next number."""
     rows = [b'"' + b"x" * 700_000 + b'"'] * 12
 
     async def work(tx: Transaction, times: int) -> None:

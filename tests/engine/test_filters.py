@@ -1,4 +1,4 @@
-"""The filter grammar and the formats of times; the database and the hub match the same rows."""
+"""Filters: their grammar and the formats of times, and equal results in the database and in the hub."""
 
 from __future__ import annotations
 
@@ -266,9 +266,9 @@ IN_ORDER = ["", "-b", "10", "9", "A", "B", "Z", "_a", "a", "a-b", "ab", "b", "z"
 
 
 async def with_english_collation(url: str) -> str:
-    """Create a database with English collation if the server supports that. Return its URL, or else the given one."""
+    """Create a database with English collation if the server supports that. Return its URL, or else the given URL."""
     connection = await asyncpg.connect(url)
-    with suppress(asyncpg.PostgresSyntaxError):  # before PostgreSQL 15
+    with suppress(asyncpg.PostgresSyntaxError):  # not supported before PostgreSQL 15
         await connection.execute("CREATE DATABASE english TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US'")
         url = f"{url.rpartition('/')[0]}/english"
     await connection.close()
@@ -295,7 +295,7 @@ async def test_text_compares_by_code_point_in_every_locale(new_places: Callable[
     assert sorted(IN_ORDER) == IN_ORDER
 
     async def store(tx: Transaction) -> None:
-        for topic in ("users", *sorted(TOPIC_FIELDS.keys() - {"users", "account"})):  # others refer to users
+        for topic in ("users", *sorted(TOPIC_FIELDS.keys() - {"users", "account"})):  # the other tables refer to users
             for number, text in enumerate(IN_ORDER, 1):
                 table = SOURCES[topic].table
                 lengths = {field.column: table.c[field.column].type.length for field in texts_of(topic)}  # type: ignore[attr-defined]
@@ -303,7 +303,7 @@ async def test_text_compares_by_code_point_in_every_locale(new_places: Callable[
                 await tx.connection.execute(insert(table).values(row))
 
     await database.write(store)
-    for topic in TOPIC_FIELDS.keys() - {"account"}:  # an `account` is a row of `users`
+    for topic in TOPIC_FIELDS.keys() - {"account"}:  # the topic `account` has the rows of `users`
         page = partial(read_page, database, topic, owner_id=1, after=None, until=None, max_rows=100)
         stored = (await page(filters.EVERYTHING)).rows
         assert len(stored) == len(IN_ORDER)

@@ -1,4 +1,4 @@
-"""Writes that other transactions block fail in time, and large deletions are refused before they block others."""
+"""Writes that other transactions block fail in time, and large deletions that would block others are refused."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_a_blocked_write_fails_in_time_and_readiness_says_so(
         async with head_locked(database.url):
             started = time.monotonic()
             write = asyncio.create_task(blocked.write(note))
-            await eventually(blocked.write_problem, "readiness says that a write waits")
+            await eventually(blocked.write_problem, "readiness reports the waiting write")
             with pytest.raises(Unavailable, match=r"Another transaction holds a lock that this one needs\. Nothing"):
                 await write
             assert time.monotonic() - started < 10
@@ -62,7 +62,7 @@ async def test_a_blocked_write_fails_in_time_and_readiness_says_so(
         async def is_well() -> bool:
             return await blocked.write_problem() is None
 
-        await eventually(is_well, "readiness recovers without a client's write")
+        await eventually(is_well, "readiness recovers even if no client writes")
         await blocked.write(note)
     finally:
         await blocked.close()
@@ -78,7 +78,7 @@ async def test_a_frozen_worker_does_not_keep_the_head_of_the_log(
         with suppress(SQLAlchemyError):  # the server has ended the transaction
             async with frozen.begin() as (connection, _):
                 await connection.execute(text("UPDATE event_head SET seq = seq"))
-                # From here on, it does nothing, like a stopped process.
+                # From here on, the transaction is idle, like that of a frozen process.
                 async with asyncio.timeout(engines.LOCK_SECONDS):
                     await database.write(note)
     finally:
@@ -100,7 +100,7 @@ async def test_a_migration_may_wait_and_take_long(database: Database, monkeypatc
             await connection.execute(text(f"SELECT pg_advisory_xact_lock({POSTGRESQL_LOCK})"))
             migration = asyncio.create_task(migrations.migrate(late))
             done, _ = await asyncio.wait({migration}, timeout=1)
-            assert not done, "it gave up"
+            assert not done, "expected the migration to wait"
             await transaction.commit()
         await migration
     finally:

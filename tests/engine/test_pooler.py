@@ -1,4 +1,4 @@
-"""PostgreSQL behind a real PgBouncer, whose two connections all clients share: no statement goes to the wrong one."""
+"""PostgreSQL behind a real PgBouncer: all clients share two connections without mixing up their statements."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from resources.genres import GENRES
 from tests.support.servers import PgBouncer, PostgresServer
 from tests.support.service import Service, eventually
 
-CLIENTS = 12  # of two connections
+CLIENTS = 12  # they share two connections
 ROUNDS = 20
-# What PgBouncer must be told to ignore so that it accepts a client which sends its settings at the connect.
+# The settings that PgBouncer must ignore to accept a client that sends them when it connects.
 SETTINGS = "jit, lock_timeout, idle_in_transaction_session_timeout, statement_timeout, max_parallel_workers_per_gather"
 
 
@@ -64,7 +64,7 @@ async def test_statement_mode_is_refused_because_it_has_no_transactions(postgres
 
 
 async def test_a_pooler_that_appears_later_gets_a_503_instead_of_statements(postgres: PostgresServer) -> None:
-    """A worker connects again, and finds PgBouncer at the address of the database."""
+    """A worker that connects again finds PgBouncer at the database's address."""
     with PgBouncer(postgres, ignores=SETTINGS) as pgbouncer:
         database = Database(pgbouncer.url_of(postgres.create_database()))
         with pytest.raises(Unavailable):
@@ -85,7 +85,7 @@ def add_genre(name: str) -> Any:
 
 
 async def test_many_clients_share_two_connections_without_a_wrong_row(pooled: Database, pgbouncer: PgBouncer) -> None:
-    """Each client sends its own statements, all with one parameter, so that a mistaken one would not fail."""
+    """Each client's statements differ but have the same parameters, so a mixed-up statement returns a wrong row."""
     others = Database(pooled.url, has_pooler=True)  # another worker, as far as PgBouncer can tell
     wrong: list[Any] = []
 
@@ -136,7 +136,7 @@ async def test_each_transaction_has_its_limits_and_leaves_none_behind(pooled: Da
         await stranger.close()
 
 
-@pytest.mark.parametrize("pause", [0, 0.001, 0.01, 0.2])  # before the statement, about then, and while it runs
+@pytest.mark.parametrize("pause", [0, 0.001, 0.01, 0.2])  # cancelled before, at the start of, and during the statement
 async def test_a_cancelled_read_ends_in_the_database(pooled: Database, pause: float) -> None:
     for lane in Lane:
         reads = [asyncio.create_task(pooled.select(text("SELECT pg_sleep(600)"), lane)) for _ in range(2)]

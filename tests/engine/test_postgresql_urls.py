@@ -1,4 +1,4 @@
-"""URLs as hosted PostgreSQL databases hand them out, against servers with and without TLS."""
+"""Database URLs in the form that PostgreSQL hosts provide, used with servers with and without TLS."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 async def rows(url: str, statement: str) -> list[Any]:
-    """Return what a pooled connection of the writer's and a reader's kind each sees."""
+    """Return the statement's row as seen by a write connection and by a read connection."""
     database = Database(url)
     try:
         async with database.begin() as (connection, _):
@@ -63,7 +63,7 @@ async def rows(url: str, statement: str) -> list[Any]:
 
 
 async def refusal(url: str, folder: Path) -> str:
-    """Return the sentence with which the start fails."""
+    """Return the sentence that reports why the start fails."""
     places = {"mail_folder": str(folder / "mail"), "storage_url": f"file://{folder}/storage"}
     with pytest.raises(SettingsError) as caught:
         await prepare(load_settings(database_url=url, **places))
@@ -93,7 +93,7 @@ async def test_verify_full_accepts_only_the_known_certificate_for_the_host(tls: 
     other = f"{tls.url}?sslmode=verify-full&sslrootcert={tls.folder}/other/certificate.pem"
     assert "certificate verify failed" in await refusal(other, tmp_path)
     assert "localhost" in await refusal(url.replace(f"@{HOST}", "@localhost"), tmp_path), (
-        "the certificate names no host"
+        "the certificate is only for an IP address"
     )
     assert await rows(url.replace(f"@{HOST}", "@localhost").replace("full", "ca"), TLS) == [(True, "TLSv1.3", None)] * 2
 

@@ -1,4 +1,4 @@
-"""Database reads: their deadline, their end when the client disconnects, and connections that died."""
+"""Database reads: their deadline, their cancellation when the client disconnects, and dead connections."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def endless(database: Database) -> Executable:
 
 
 async def connections_of(database: Database, lane: Lane = Lane.COSTLY) -> set[Any]:
-    """Run a statement on every connection of a lane, and return the identities of the connections."""
+    """Run a statement on every connection of a lane, and return the driver's connections."""
     found: set[Any] = set()
     barrier = asyncio.Barrier(engines.READERS[lane])
 
@@ -74,7 +74,7 @@ async def test_a_read_that_waits_for_a_connection_has_the_same_deadline(hurried:
 
 async def test_a_cancelled_read_ends_in_the_database_and_leaves_its_connection_usable(database: Database) -> None:
     before = await connections_of(database)
-    for pause in (0, 0.001, 0.05):  # before the statement begins, about then, and while it runs
+    for pause in (0, 0.001, 0.05):  # cancelled before the statement, at its start, and while it runs
         reads = [asyncio.create_task(database.select(endless(database), Lane.COSTLY)) for _ in before]
         await asyncio.sleep(pause)
         for read in reads:
@@ -91,9 +91,9 @@ async def test_a_cancelled_read_ends_in_the_database_and_leaves_its_connection_u
 
 async def test_a_read_by_key_may_follow_a_cancelled_read_on_its_connection(database: Database) -> None:
     numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
-    long_enough = statement(f"{numbers} SELECT count(*) FROM n WHERE i > $1")  # to be interrupted
+    long_enough = statement(f"{numbers} SELECT count(*) FROM n WHERE i > $1")  # runs long enough to be interrupted
     reads = [asyncio.create_task(database.select(endless(database))) for _ in range(engines.READERS[Lane.POINT])]
-    await asyncio.sleep(0.05)  # so that the statements run
+    await asyncio.sleep(0.05)  # let the statements begin
     for read in reads:
         read.cancel()
     await asyncio.wait(reads)
@@ -124,11 +124,11 @@ async def test_costly_reads_have_fewer_connections_than_others() -> None:
     assert engines.READERS[Lane.COSTLY] < engines.READERS[Lane.LIST] < engines.READERS[Lane.POINT]
 
 
-# --- connections that died, and prepared statements that are invalid
+# --- dead connections and invalid prepared statements
 
 
 def terminate_others(url: str) -> None:
-    """Close every other connection to the database, as an operator could. Block, so that no event loop notices."""
+    """Terminate every other connection to the database, as an operator could, while the event loop is blocked."""
 
     async def terminate() -> None:
         database = Database(url)

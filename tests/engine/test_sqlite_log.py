@@ -23,7 +23,7 @@ CHUNK_BYTES = 8 * 1024 * 1024
 
 @asynccontextmanager
 async def overlapping_read(database: Database) -> AsyncIterator[None]:
-    """A read that stays open, so that SQLite cannot reuse the log from its beginning."""
+    """Keep a read open, so that SQLite cannot reuse the log from its beginning."""
     file = sqlite3.connect(engines.path_of(database.url), isolation_level=None)
     try:
         file.execute("BEGIN")

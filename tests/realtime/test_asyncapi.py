@@ -1,6 +1,6 @@
-"""The AsyncAPI document: valid, complete, true to the code and readable at /docs/realtime; and the check of all frames.
+"""The AsyncAPI document is valid, complete, true to the code, readable at /docs/realtime, and used to check all frames.
 
-The schema of AsyncAPI 3.0.0 beside this file is that of the npm package @asyncapi/specs 6.11.1, under its own licence.
+The schema of AsyncAPI 3.0.0 beside this file comes from the npm package @asyncapi/specs 6.11.1. It has its own licence.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def official() -> jsonschema_rs.Draft7Validator:
 
 @pytest.fixture
 def document() -> Document:
-    """A copy of the document, which a test may change."""
+    """A copy of the document that a test may change."""
     return copy.deepcopy(asyncapi.document())
 
 
@@ -226,7 +226,7 @@ def test_every_error_code_in_the_documentation_is_in_the_document(document: Docu
     assert documented <= codes | {document["components"]["schemas"]["Shortened"]["properties"]["code"]["const"]}
 
 
-# --- its page
+# --- the page of the document
 
 
 @SQLITE_ONLY
@@ -256,7 +256,7 @@ async def test_a_browser_shows_every_message_of_the_page(service: Service, tmp_p
         assert code.name in page
 
 
-# --- the check of every frame
+# --- checking every frame
 
 
 def action_of(name: str) -> str | None:
@@ -299,7 +299,7 @@ def test_valid_frames_fail_against_a_schema_without_one_of_their_fields(
     frames = [frame for each in examples.values() for frame in each]
     for member in list(document["components"]["schemas"][schema]["properties"]):
         if member in ("topic", "job_id", "subscription", "more"):
-            continue  # the schema is found by its topic; the others are not in every frame
+            continue  # `topic` selects the schema, and the other members are not in every frame
         changed = copy.deepcopy(document)
         del changed["components"]["schemas"][schema]["properties"][member]
         checker = Checker(changed)
@@ -338,7 +338,7 @@ def test_an_invalid_time_fails_the_check(examples: Mapping[str, list[Document]])
 
 
 def test_checking_a_thousand_rows_is_cheaper_than_parsing_them(examples: Mapping[str, list[Document]]) -> None:
-    """This is why every frame is checked, not only a sample. Compare the best of several runs: machines may be busy."""
+    """Because checking is cheap, tests check every frame. Compare the best of several runs: machines may be busy."""
     [movie] = examples["add_bulk"][0]["data"]["items"]
     frame = examples["add_bulk"][0] | {"data": {"count": 1000, "items": [dict(movie) for _ in range(1000)]}}
     text = json.dumps(frame)

@@ -35,7 +35,7 @@ MESSAGE = b'{"epoch":"e","seq":7}\n{"id":1}'
 def test_a_message_is_verified_with_the_key_that_signed_it() -> None:
     worker = Signer([KEY, OLD_KEY])
     assert worker.verify(worker.sign(MESSAGE)) == MESSAGE
-    assert worker.verify(Signer([OLD_KEY]).sign(MESSAGE)) == MESSAGE, "from a worker that has the old key only"
+    assert worker.verify(Signer([OLD_KEY]).sign(MESSAGE)) == MESSAGE, "signed by a worker that has only the old key"
     assert len(worker.sign(MESSAGE)) == len(MESSAGE) + OVERHEAD
 
 
@@ -50,12 +50,12 @@ def test_any_other_message_is_rejected() -> None:
             worker.verify(each)
 
 
-# --- a service
+# --- with a service
 
 
 @asynccontextmanager
 async def heard_on(client: Redis, channel: str) -> AsyncIterator[list[bytes]]:
-    """Collect the messages on a channel."""
+    """Collect the messages on a channel while the block runs."""
     heard: list[bytes] = []
     async with client.pubsub() as pubsub:
         await pubsub.subscribe(channel)
@@ -114,16 +114,16 @@ async def test_a_stranger_on_redis_changes_nothing(
             for each in forged:
                 await client.publish(CHANNEL, each)
             await metric_becomes(running, "marquee_bus_rejected_total", rejected + len(forged))
-            await client.publish(CHANNEL, message)  # again, unchanged
+            await client.publish(CHANNEL, message)  # replay the genuine message
             reply = await watcher.ask({"id": 1, "action": "subscribe", "topics": ["users"]})
             assert reply["error"]["code"] == "forbidden"
             movie = await alice.add()
             assert (await watcher.sees(movie))["seq"] == seq + 1
     await client.aclose()
-    assert running.log().count("bus messages rejected") == 1, "one line a minute"
+    assert running.log().count("bus messages rejected") == 1, "expected at most one line a minute"
 
 
-# --- groups that rise
+# --- users who get a higher group
 
 
 async def test_a_group_that_rises_is_confirmed_in_the_database() -> None:
@@ -148,7 +148,7 @@ async def test_a_group_that_rises_is_confirmed_in_the_database() -> None:
     await asked.wait()
     answering.set()
     await eventually(lambda: not registry._confirming, "the check ends")
-    assert (changes, entry.identity.group) == ([], Group.USER), "the database does not confirm it"
+    assert (changes, entry.identity.group) == ([], Group.USER), "the database does not confirm the new group"
 
     stored = Group.ADMIN
     asked.clear()
@@ -156,10 +156,10 @@ async def test_a_group_that_rises_is_confirmed_in_the_database() -> None:
     registry.on_events([event(Group.MODERATOR)])
     await asked.wait()
     assert changes == []
-    registry.on_events([event(Group.ADMIN)])  # while the first one is being confirmed
+    registry.on_events([event(Group.ADMIN)])  # while the first event is being confirmed
     answering.set()
-    await eventually(lambda: entry.identity.group is Group.ADMIN, "what the database says")
+    await eventually(lambda: entry.identity.group is Group.ADMIN, "the group in the database applies")
 
     registry.on_events([event(Group.USER)])
-    assert entry.identity.group is Group.USER, "a lower group applies at once"
+    assert entry.identity.group is Group.USER, "a lower group applies immediately"
     registry.close()

@@ -29,7 +29,7 @@ from tests.support.service import eventually
 
 
 class Client:
-    """The client of an ASGI response. It reads everything until `stops` is set or `leave` is called."""
+    """The client of an ASGI response. It reads everything until `stops` is set or `leave()` is called."""
 
     def __init__(self, address: str = "test") -> None:
         self.address = address
@@ -171,14 +171,14 @@ async def test_the_server_drops_a_connection_that_reads_nothing(
             loop = asyncio.get_running_loop()
             await loop.sock_connect(client, listener.getsockname())
             await loop.sock_sendall(client, b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            await eventually(lambda: len(found.all) == 1, "it is served")
+            await eventually(lambda: len(found.all) == 1, "the stream is open")
             open_ = server.server_state.connections
             for _ in range(40):
                 await found.write("public", "x" * 500_000)
                 if not open_:
                     break
             await eventually(lambda: not open_, "the connection is dropped", 10)
-            await eventually(lambda: not server.server_state.tasks, "its request has ended", 5)
+            await eventually(lambda: not server.server_state.tasks, "the request has ended", 5)
             assert len(found.all) == 0
             assert not [record for record in caplog.records if record.levelname == "ERROR"], caplog.text
         finally:
@@ -201,7 +201,7 @@ async def test_the_number_of_streams_is_limited(database: Database) -> None:
     async with streams(database) as found:
         clients = [Client() for _ in range(MAX_STREAMS)]
         serving = [found.open(client) for client in clients]
-        await eventually(lambda: all(client.text for client in clients), "all are served")
+        await eventually(lambda: all(client.text for client in clients), "all streams are open")
         with pytest.raises(Unavailable) as refused:
             await found.open(Client())
         assert refused.value.status == 503
@@ -211,7 +211,7 @@ async def test_the_number_of_streams_is_limited(database: Database) -> None:
             await client.gets('"operation":"add"')
         clients[0].leave()
         await serving[0]
-        await found.opened()  # there is room again
+        await found.opened()  # a stream may be opened again
         found.all.stop()
         await asyncio.gather(*serving)
         assert all(client.is_over for client in clients[1:])
@@ -225,7 +225,7 @@ async def test_one_network_has_at_most_a_quarter_of_the_streams(database: Databa
         found.all = EventStreams(found.all.source, found.all.registry, places, found.all.pace, max_streams=8)
         clients = [Client("2001:db8:0:1::1"), Client("2001:db8:0:1:ffff::2"), Client("192.0.2.1"), Client("192.0.2.1")]
         serving = [found.open(client) for client in clients]
-        await eventually(lambda: all(client.text for client in clients), "all are served")
+        await eventually(lambda: all(client.text for client in clients), "all streams are open")
         for address, network in (("2001:db8:0:1::3", "2001:db8:0:1::/64"), ("::ffff:192.0.2.1", "192.0.2.1")):
             with pytest.raises(TooManyRequests, match=f"at most 2 event streams from {network}") as refused:
                 await found.open(Client(address))

@@ -33,7 +33,7 @@ STREAM = {"Accept": "text/event-stream"}
 
 @dataclass
 class Stream:
-    """Reads server-sent events (WHATWG HTML, section 9.2.6), and checks their frames against the schema."""
+    """A reader of server-sent events (WHATWG HTML, section 9.2.6) that checks their frames against the schema."""
 
     response: httpx.Response
     lines: AsyncIterator[str]
@@ -47,13 +47,13 @@ class Stream:
         return [event["seq"] for event in self.events]
 
     async def next(self, seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
-        """Return the next frame. Raise StopAsyncIteration when the stream ends properly."""
+        """Return the next frame. Raise StopAsyncIteration when the stream ends without an error."""
         data: list[str] = []
         event_id = self.last_id
         async with asyncio.timeout(seconds):
             while line := await anext(self.lines) or not data:
                 if line is True:
-                    self.last_id = event_id  # a block without data: only the id counts
+                    self.last_id = event_id  # in a block without data, only the id counts
                     continue
                 name, _, value = line.partition(":")
                 value = value.removeprefix(" ")
@@ -81,7 +81,7 @@ class Stream:
         return frame
 
     async def ended(self, seconds: float = DEADLINE_SECONDS) -> None:
-        """Read until the stream ends, which it must do properly."""
+        """Read until the stream ends. Raise an error if the stream is cut off."""
         with suppress(StopAsyncIteration):
             while True:
                 await self.next(seconds)
@@ -227,7 +227,7 @@ async def test_a_position_older_than_the_log_gets_a_resync(new_service: Callable
     async with service.person() as alice:
         for _ in range(5):
             await alice.add()
-    service.kill()  # so that no process remembers the newest events
+    service.kill()  # no process must have the newest events in memory
     pruned = await prune(service, keep_rows=2)
     assert pruned
     service.start()
@@ -295,7 +295,7 @@ async def test_a_stream_that_is_often_cut_under_load_delivers_every_event_once(s
             cuts = 0
             while len(seen) < writes:
                 until = min(writes, len(seen) + dice.randint(1, 40))
-                # The query does not change, as in a browser.
+                # The query stays the same, as when a browser reconnects.
                 async with stream(anonymous, "?topics=movies&after=elsewhere:0", **{"Last-Event-ID": last_id}) as sent:
                     while len(seen) < until:
                         seen.append(await sent.next())

@@ -120,14 +120,14 @@ async def test_a_crowd_that_connects_at_once_shares_a_read_of_the_head(
         await asyncio.gather(*(followed.reach_head() for _ in range(500)))
         polls = (time.monotonic() - begun) / feed.MIN_POLL_SECONDS
         assert seen == [1, 2, 3]
-        assert reads <= 4 + polls, "one or two reads for all clients, and the feed's own, which continue meanwhile"
+        assert reads <= 4 + polls, "expected one or two reads for all clients, besides the feed's own"
 
 
 async def test_events_of_another_log_are_ignored(database: Database) -> None:
     async with following(database) as (followed, seen):
         (event,) = await write(database, 1)
         followed.offer([replace(event, epoch="another")])
-        await eventually(lambda: seen, "the log's own event is found", 5)
+        await eventually(lambda: seen, "the event is read from the log", 5)
         assert followed.head == Head(event.epoch, event.seq)
 
 
@@ -168,7 +168,7 @@ def test_the_ring_keeps_both_bounds() -> None:
     for seq in range(1, 6):
         ring.append(add(seq, 1000))
     assert (after(2), after(3)) == (None, [4, 5])
-    ring.append(add(6, 100_000))  # larger than the ring: kept alone
+    ring.append(add(6, 100_000))  # an event larger than the ring is kept as the only one
     assert after(5, max_bytes=1) == [6]
 
 
@@ -198,7 +198,7 @@ async def test_foreign_messages_on_the_channel_are_ignored(redis: RedisServer) -
     listening.on_events.append(heard.append)
     listening.on_head.append(heads.append)
     running = asyncio.create_task(listening.run(lambda: Head("e", 1)))
-    await eventually(lambda: heads, "the bus is heard")
+    await eventually(lambda: heads, "a message of the bus arrives")
     reader, writer = await asyncio.open_connection("127.0.0.1", redis.port)
     for junk in (b"junk", b"{}", b"[]", b"{}\nx", b'{"worker":1}', b"\n", b"\xff"):
         writer.write(b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%s\r\n" % (len(bus.CHANNEL), bus.CHANNEL.encode()))
@@ -251,7 +251,7 @@ async def test_only_one_of_several_workers_renews_the_epoch(database: Database) 
 
 
 class BreakingWriter:
-    """A writer whose next write raises, as that of a closing transport may."""
+    """A writer whose next write raises if `breaks` is set, as the write of a closing transport may."""
 
     def __init__(self) -> None:
         self.texts: list[bytes] = []
@@ -308,7 +308,7 @@ async def test_a_failing_socket_costs_no_socket_an_event(database: Database) -> 
 
 
 async def test_an_event_that_cannot_be_encoded_closes_the_sockets_that_need_it(database: Database) -> None:
-    """Sockets that can encode it are not closed, and get the events around it."""
+    """Sockets that do not need to filter the event stay open and get all events."""
     async with following(database, runs=False) as (followed, _):
         hub = hub_of(followed)
         wanted, _ = parse_json({"title": {"prefix": "x"}}, MOVIES.fields)
@@ -316,7 +316,7 @@ async def test_an_event_that_cannot_be_encoded_closes_the_sockets_that_need_it(d
         plain = subscribe(Spec(movies), followed, hub)
         filtered = subscribe(Spec(movies, filters=(("movies", wanted),)), followed, hub)
         events = await write(database, 3)
-        strange = replace(events[1], payload=b'{"id":5}')  # without a title, for example from a later version
+        strange = replace(events[1], payload=b'{"id":5}')  # without a title, as a later version may write it
         followed.offer([events[0], strange, events[2]])
         hub.flush()
         assert len(plain.texts) == 3
@@ -344,7 +344,7 @@ async def test_a_replaced_log_is_read_before_a_position_in_it_is_checked(
         assert len(seen) == 5
         await event_log.renew_epoch(database, followed.head.epoch)
         new = await event_log.head(database)
-        assert followed.head.epoch != new.epoch, "the worker lags"
+        assert followed.head.epoch != new.epoch, "the worker must still have the old epoch"
         source = Replay(database, followed)
         assert await find_start(followed, new) is None
         assert followed.head == new
@@ -399,6 +399,6 @@ async def test_connections_that_died_leave_the_pool(postgres: PostgresServer) ->
             await event_log.head(database)
         except Unavailable:
             failed += 1
-    assert failed <= 10, "each dead connection is hit once"
+    assert failed <= 10, "expected each dead connection to fail at most once"
     assert (await event_log.head(database)).seq == 0
     await database.close()

@@ -1,4 +1,4 @@
-"""The cost of filters: they delay only the subscriptions that have them, whatever anonymous clients subscribe to."""
+"""Costly filters delay only the subscriptions that have them, whatever anonymous clients subscribe to."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from resources.movies import MOVIES
 from tests.support.frames_checked import check_frame
 from tests.support.service import Service, Watcher, eventually
 
-PROMPT_SECONDS = 3.0  # on a busy machine; without slices it would be half a minute
+PROMPT_SECONDS = 3.0  # enough on a busy machine; without slices, it would be half a minute
 MOVIE_TOPIC = frozenset({"movies"})
 
 
 def always_true(number: int) -> dict[str, Any]:
-    """Return a filter of 200 conditions that are all evaluated for each row: only the last of 20 groups matches it."""
+    """Return a filter whose 200 conditions are all evaluated for each row: only the last of 20 groups matches."""
     group = {
         "title": {"contains": "", "prefix": "", "ne": f"{number}"},
         "description": {"contains": "a", "prefix": "a", "gte": ""},
@@ -76,7 +76,7 @@ async def test_the_service_answers_at_once_whatever_anonymous_clients_subscribe_
                 assert ids_by_subscription(await task) == dict.fromkeys(names, ids)
             assert longest < 0.5
             assert ids_by_subscription(await bulk_frames(cheap, 1_000)) == {"s1": ids}
-        # A client that leaves frees what was counted for it.
+        # When a client leaves, its conditions no longer count.
         async with service.watch("topics=jobs") as again:
             assert len(await subscribed_to_all(again, deliver, 50)) == MAX_CONDITIONS_PER_SOCKET // 200
 
@@ -97,7 +97,7 @@ async def subscribed_to_all(watcher: Watcher, deliver: Any, number: int) -> list
 
 
 async def bulk_frames(watcher: Watcher, rows: int) -> list[bytes]:
-    """Return the next bulk frames, with this many rows in all. They are parsed later, so that this process is idle."""
+    """Return the next bulk frames, with `rows` rows in total. They are parsed later, to keep this process idle."""
     found: list[bytes] = []
     async with asyncio.timeout(60):
         while sum(frame.count(b'"version":') for frame in found) < rows:
@@ -114,7 +114,7 @@ def ids_by_subscription(texts: Sequence[bytes]) -> dict[str, list[int]]:
     return found
 
 
-# --- the order of a subscription whose filter is too costly for a turn
+# --- the order of events if a filter is too costly for one turn of the event loop
 
 
 class Log:
@@ -136,7 +136,7 @@ class Log:
 
 
 class KeptTexts:
-    """A writer whose socket takes everything at once."""
+    """A writer that keeps all texts. Its socket always has room."""
 
     def __init__(self) -> None:
         self.texts: list[bytes] = []
@@ -161,7 +161,7 @@ class KeptTexts:
 
 
 class Source:
-    """Stands for the source of snapshots of a subscription that has none."""
+    """A stand-in for the source of snapshots, for subscriptions without a snapshot."""
 
     def __init__(self) -> None:
         self.evaluation = Evaluation()
@@ -172,7 +172,7 @@ def movie(key: int, rating: int) -> dict[str, Any]:
 
 
 def history(dice: random.Random, length: int) -> list[Event]:
-    """Return random events, some of many rows, that follow one another."""
+    """Return a history of random events, some of which have many rows."""
     rows: dict[int, dict[str, Any]] = {}
     events = []
     for seq in range(1, length + 1):
@@ -300,7 +300,7 @@ def test_a_text_is_converted_once_for_each_row_and_event(monkeypatch: pytest.Mon
 
 
 def filters_with(conditions: int, number: int = 0) -> Sequence[tuple[str, Filter]]:
-    """Return one filter with this many conditions, which differs from the filters with other numbers."""
+    """Return one filter with this many conditions. Each `number` results in another filter."""
     operators = ("gt", "gte", "lt", "lte", "ne")
     groups = [
         {
@@ -324,7 +324,7 @@ def test_conditions_are_counted_for_each_socket_and_network() -> None:
         with pytest.raises(TooManyConditions, match=r"at most 10,000 conditions .* from one address, got 10,010"):
             here[10].hold(filters_with(10, 99))
         there.hold(filters_with(10, 99))
-        here[10].hold(filters_with(200, 49))  # another socket has the same filter, so it costs nothing
+        here[10].hold(filters_with(200, 49))  # another socket has the same filter, so the conditions count only once
         here[9].release(filters_with(200, 49))
         with pytest.raises(TooManyConditions):
             here[10].hold(filters_with(10, 99))

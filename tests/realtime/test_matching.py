@@ -1,4 +1,4 @@
-"""The index finds the filters that an event affects without evaluating all of them; and the net change of a window."""
+"""The index finds the filters that an event affects without evaluating all filters. Coalescing sends net changes."""
 
 from __future__ import annotations
 
@@ -102,10 +102,10 @@ def test_only_filters_that_an_event_can_affect_are_evaluated() -> None:
     assert seen is not None
     assert found.all[0].value == 500
     assert [one.operation for one in seen] == ["add"]
-    assert CountingRow.reads["name"] <= 2, "one filter of a thousand was evaluated"
+    assert CountingRow.reads["name"] <= 2, "expected one of a thousand filters to be evaluated"
 
 
-# --- the net change of a window
+# --- the net change of a window of time
 
 
 def event(seq: int, operation: str, payload: Any, before: Any = None, changed: tuple[str, ...] = ()) -> Event:
@@ -149,7 +149,7 @@ def test_a_window_leads_to_the_same_view_as_its_events(
     frames = [orjson.loads(text) for text in texts(spec, after)]
     assert applied(dict(view), texts(spec, after)) == one_by_one
     touched = [key for frame in frames for key in keys_of(frame)]
-    assert len(touched) == len(set(touched)), "at most once for each row"
+    assert len(touched) == len(set(touched)), "expected each row at most once"
     assert [frame.get("more", False) for frame in frames] == [True] * (len(frames) - 1) + [False] * bool(frames)
     assert len({frame["seq"] for frame in frames}) <= 1
 
@@ -208,7 +208,7 @@ async def test_a_bulk_event_whose_rows_all_match_is_sent_unchanged() -> None:
 
 
 def test_a_window_has_the_number_of_its_last_event_even_if_that_is_not_sent() -> None:
-    """A client that resumed before that event would get a `delete` of a row that it never had."""
+    """Otherwise, a client that resumes before the unsent event would get a `delete` of a row that it never had."""
     spec = Spec(frozenset({"movies"}), Rendering("items", "s1"), latest_every_ms=100)
     row, other = {"id": 1, "title": "a"}, {"id": 2, "title": "b"}
     events = [event(1, "add", row), event(2, "add", other), event(3, "delete", {"id": 1}, row)]

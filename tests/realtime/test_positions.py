@@ -1,4 +1,4 @@
-"""A position without its epoch is rejected at every entry, so that no client continues in another log."""
+"""A position without its epoch is rejected wherever it is sent, so that no client continues in another log."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_anything_else_is_not_a_position(value: Any) -> None:
 
 
 async def restored(service: Service) -> None:
-    """Return to a backup that lacks the last three events, as a restored file or dump does, and write three others."""
+    """Remove the last three events from the log and renew its epoch, as a restored backup does."""
 
     async def cut(tx: Transaction) -> None:
         await tx.connection.execute(text("DELETE FROM events WHERE seq > (SELECT max(seq) - 3 FROM events)"))
@@ -74,7 +74,7 @@ async def test_no_entry_continues_in_the_log_of_a_restored_database(new_service:
     service.start()
     async with service.person() as alice, service.anyone() as anonymous:
         movies = [await alice.add(title=f"another {number}") for number in range(6)]
-        # A number alone.
+        # A number without an epoch.
         for query in (f"?since={seq}", f"?since={seq}&topics=movies"):
             status, body = await refusal(service, query)
             assert (status, body["detail"][0]["type"]) == (422, "missing_epoch")
@@ -87,7 +87,7 @@ async def test_no_entry_continues_in_the_log_of_a_restored_database(new_service:
                 [problem] = await refused(watcher, since=seq, **more)
                 assert (problem["loc"], problem["type"]) == (["since"], "missing_epoch")
                 assert '"since": "<epoch>:<seq>"' in problem["msg"]
-        # A number with the epoch that it belongs to.
+        # A number with its epoch.
         for query in (f"since={epoch}:{seq}", f"since={seq}&epoch={epoch}"):
             async with service.watch(query) as watcher:
                 assert (await watcher.next())["data"]["reason"] == "another epoch"

@@ -1,4 +1,4 @@
-"""Presence: who watches what, over all workers, with and without a bus. Reconnects do not show; dead workers vanish."""
+"""Presence: who watches what, on all workers, with and without a bus. Reconnects do not show; dead workers vanish."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Observer:
-    """What a client knows about one topic: the state in the reply, and every frame after it."""
+    """What a client knows about one topic, from the state in the reply and every frame after the reply."""
 
     count: int = 0
     users: dict[int, str | None] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class Observer:
 
 @dataclass
 class Worker:
-    """A process of the service, as far as presence is concerned."""
+    """The parts of a worker that presence needs."""
 
     presence: Presence
     database: Database
@@ -160,7 +160,7 @@ async def query(database: Database, statement: str) -> list[tuple[Any, ...]]:
 
 
 async def tables(database: Database) -> tuple[int, int]:
-    """Return the numbers of rows in the tables `workers` and `presence`."""
+    """Return how many rows the tables `workers` and `presence` have."""
     [(workers, rows)] = await query(database, "SELECT (SELECT count(*) FROM workers), (SELECT count(*) FROM presence)")
     return workers, rows
 
@@ -179,7 +179,7 @@ async def sees(observer: Observer, count: int, *users: int, seconds: float = 5.0
         raise AssertionError(f"expected {(count, set(users))}, sees {observer.sees}") from None
 
 
-# --- what is seen
+# --- what observers see
 
 
 async def test_users_on_every_worker_are_seen(new_worker: NewWorker) -> None:
@@ -208,7 +208,7 @@ async def test_users_on_every_worker_are_seen(new_worker: NewWorker) -> None:
             "characters": {"count": 1, "users": [{"user_id": HARRY, "username": "harry", "connections": 1}]},
         }
 
-    await eventually(is_whole, "a late observer gets the whole state", 5)
+    await eventually(is_whole, "a later observer gets the whole state", 5)
 
 
 async def test_joins_and_leaves_are_seen_on_every_worker(new_worker: NewWorker) -> None:
@@ -242,7 +242,7 @@ async def test_an_observer_without_the_right_to_see_users_gets_counts_only(new_w
     await sees(observer, 3)
     assert "anna" not in json.dumps(observer.frames)
     frames = len(observer.frames)
-    # A socket changes from one user to another: the count stays, so there is nothing to send.
+    # A socket changes from one user to another. The count stays the same, so there is nothing to send.
     witness = await worker.observer()
     worker.enter(HARRY)
     worker.presence.leave(MOVIES, ANNA, lingers=False)
@@ -262,9 +262,9 @@ async def test_a_dismissed_observer_gets_no_more_frames(new_worker: NewWorker) -
 async def test_an_observer_that_leaves_before_its_reply_is_not_kept(new_worker: NewWorker) -> None:
     worker = new_worker()
     observer = Observer()
-    async with worker.presence._polling:  # the read has to wait
+    async with worker.presence._polling:  # the read must wait for this lock
         watching = asyncio.create_task(worker.presence.watch("it", MOVIES, True, observer.take))
-        await asyncio.sleep(0)  # let it begin to wait
+        await asyncio.sleep(0)  # let the read begin to wait
         worker.presence.unwatch("it")
     assert await watching == {}
     witness = await worker.observer()
@@ -304,17 +304,17 @@ async def test_a_client_that_reconnects_is_not_seen_to_leave(new_worker: NewWork
     for _ in range(4):
         for user in (HOLLY, None):
             now.leave(user)
-        await asyncio.sleep(0.2)  # how long the reconnect takes
+        await asyncio.sleep(0.2)  # a reconnect takes this long
         for user in (HOLLY, None):
             then.enter(user)
         now, then = then, now
 
     async def is_calm() -> bool:
-        """Return whether nothing lingers, and no change is on its way into the table."""
+        """Return whether nothing lingers and all changes have reached the table."""
         versions = "SELECT id, version FROM workers ORDER BY id"
         lingering = await query(first.database, "SELECT 1 FROM presence WHERE lingering > 0")
         before = await query(first.database, versions)
-        await asyncio.sleep(2 * presence.INTERVAL_SECONDS)  # long enough for a change on its way to arrive
+        await asyncio.sleep(2 * presence.INTERVAL_SECONDS)  # long enough for a pending change to arrive
         return not lingering and before == await query(first.database, versions)
 
     await eventually(is_calm, "nothing lingers", 5)
@@ -343,9 +343,9 @@ async def test_a_worker_that_stops_leaves_its_sockets_time_to_come_back(new_work
     ("before", "connections", "lingering", "number"),
     [
         (0, 0, 0, 0), (0, 2, 0, 2), (0, 2, 3, 2),
-        (0, 0, 3, 0),  # a user who was not seen does not begin to linger
+        (0, 0, 3, 0),  # a user who was not yet shown does not begin to linger
         (1, 0, 1, 1), (1, 0, 5, 1),
-        (1, 1, 1, 1),  # back again
+        (1, 1, 1, 1),  # the user is back
         (2, 1, 1, 2), (2, 3, 1, 3), (3, 1, 1, 2), (3, 0, 0, 0),
         (None, 2, 1, 2), (None, 0, 2, 2), (None, 0, 0, 0),
     ],
@@ -424,7 +424,7 @@ async def test_a_lease_is_renewed_without_any_change(new_worker: NewWorker) -> N
     await sees(observer, 1, HOLLY)
     nudges = len(first.nudges)
     observer.frames.clear()
-    await asyncio.sleep(2 * stored.LEASE_SECONDS)  # longer than the lease
+    await asyncio.sleep(2 * stored.LEASE_SECONDS)  # longer than the lease lasts
     assert (observer.sees, observer.frames, len(first.nudges)) == ((1, {HOLLY}), [], nudges)
 
 
@@ -436,7 +436,7 @@ async def test_a_crowd_that_enters_costs_few_writes(new_worker: NewWorker, monke
         first.enter(user_id, BOTH)
         first.enter(None)
         if user_id % 10 == 0:
-            await asyncio.sleep(0.01)  # the crowd takes longer than one interval
+            await asyncio.sleep(0.01)  # spread the arrivals over more than one interval
     await sees(observer, 600)
     assert len(first.nudges) <= 8
     assert len(observer.frames) <= 8
@@ -498,7 +498,7 @@ def test_state_and_changes_add_up() -> None:
     assert changes("movies", {HOLLY: one, ANNA: two}, {HOLLY: two, ANNA: one}, sees_users=True) == []
 
 
-# --- all of it at once
+# --- everything together
 
 
 async def test_every_observer_is_right_after_random_changes(new_worker: NewWorker) -> None:
@@ -517,7 +517,7 @@ async def test_every_observer_is_right_after_random_changes(new_worker: NewWorke
                 one[0].enter(one[1], one[2])
                 sockets.append(one)
             if chance.random() < 0.3:
-                await asyncio.sleep(chance.random() * 0.1)  # so that changes fall at every point of the interval
+                await asyncio.sleep(chance.random() * 0.1)  # spread the changes over the interval
         for observer, topic in zip(observers, topics_of, strict=True):
             there = Counter(user_id for _, user_id, topics in sockets if topic in topics)
             await sees(observer, there.total(), *(user_id for user_id in there if user_id is not None))
@@ -554,7 +554,7 @@ async def test_a_nudge_reaches_every_process_and_its_own(new_places: Callable[[]
 
     async def has_arrived() -> bool:
         first.nudge("presence")
-        await asyncio.sleep(0.02)  # before it is sent again
+        await asyncio.sleep(0.02)  # wait before the next nudge
         return "presence" in here and ("presence" in there or not first.is_shared)
 
     await eventually(has_arrived, "the nudge arrives", 5)
@@ -600,7 +600,7 @@ async def test_sockets_are_counted_while_they_watch(new_service: Callable[..., S
                     assert (await second.ask({"id": 1, "action": "auth", "token": holly.token}))["ok"]
                     await until_it_sees(watcher, observer, 2, anna.id, holly.id)
                     subscribe = {"id": 2, "action": "subscribe", "topics": ["characters"]}
-                    assert (await first.ask(subscribe))["ok"], "it no longer watches movies"
+                    assert (await first.ask(subscribe))["ok"], "the socket no longer watches movies"
             await until_it_sees(watcher, observer, 0)
             await until_it_sees(anonymous, outside, 0)
             assert all(not frame["data"]["joined"] and not frame["data"]["left"] for frame in outside.frames)
@@ -624,7 +624,7 @@ async def test_the_sockets_of_a_worker_leave_with_it_unless_they_reconnect(
             for each in (hollys, annas):
                 await each.socket.wait_closed()
         ended_at = asyncio.get_running_loop().time()
-        async with second.watch(**signed_in(holly)):  # she reconnects at once
+        async with second.watch(**signed_in(holly)):  # Holly reconnects immediately
             await until_it_sees(watcher, observer, 1, holly.id)
             assert asyncio.get_running_loop().time() - ended_at < 15
             assert observer.joined_and_left == ([], [anna.id])

@@ -15,7 +15,7 @@ from tests.support.event_logs import database_of
 from tests.support.service import Service, eventually
 from tests.support.sockets import request, signed_in
 
-pytestmark = SQLITE_ONLY  # a request takes the code path of HTTP, which `tests/catalog` tests on both databases
+pytestmark = SQLITE_ONLY  # socket requests share the code of HTTP, which `tests/catalog` tests on both databases
 
 
 async def test_a_write_over_the_socket_gets_a_reply_and_an_event(service: Service) -> None:
@@ -52,7 +52,7 @@ async def test_a_reply_is_that_of_http(service: Service, method: str, path: str,
         assert reply["status"] == answer.status_code
         assert reply["body"] == (answer.json() if answer.content else None)
         varying = {"content-length", "date", "x-request-id", "stream-position", "server"}
-        varying.add("x-content-type-options")  # for browsers that load a response over HTTP
+        varying.add("x-content-type-options")  # only matters to browsers that load a response over HTTP
         assert {k: v for k, v in reply["headers"].items() if k not in varying} == {
             k: v for k, v in answer.headers.items() if k not in varying
         }
@@ -91,7 +91,7 @@ async def test_a_request_has_the_rights_of_the_sockets_user(service: Service) ->
 
 
 async def test_more_requests_at_once_than_allowed_are_refused(new_service: Callable[..., Service]) -> None:
-    """Checking a password is slow: the seventeenth request comes while sixteen wait."""
+    """Checking a password is slow, so the seventeenth request arrives while sixteen are waiting."""
     service = new_service(PASSWORD_MEMORY_KIB="65536", PASSWORD_TIME_COST="3").start()
     async with service.person() as alice, service.watch(**signed_in(alice)) as watcher:
         await watcher.ask({"id": 0, "action": "subscribe", "topics": ["characters"]})
@@ -135,7 +135,7 @@ async def test_a_page_comes_as_text(service: Service) -> None:
     ],
 )
 async def test_an_invalid_request_is_refused(service: Service, members: dict[str, Any]) -> None:
-    """`test_asyncapi` has the other kinds of invalid messages."""
+    """Other kinds of invalid messages are tested in `test_asyncapi`."""
     async with service.watch() as watcher:
         reply = await watcher.ask({"id": 1, "action": "request", **members})
         assert (reply["ok"], reply["error"]["code"]) == (False, "invalid_message")

@@ -36,7 +36,7 @@ def reset_peak(service: Service) -> None:
 
 
 async def count_rows(watcher: Watcher, total: int) -> int:
-    """Read `total` rows of `add_bulk` events without keeping them. Return their size in bytes."""
+    """Read `total` rows of `add_bulk` events without keeping them. Return the size of the frames in bytes."""
     rows = size = 0
     last = watcher.welcome["data"]["seq"]
     while rows < total:
@@ -45,7 +45,7 @@ async def count_rows(watcher: Watcher, total: int) -> int:
         assert text.startswith(b'{"operation":"add_bulk"'), text[:200]
         start = text.index(b'"seq":') + 6
         seq = int(text[start : text.index(b",", start)])
-        assert seq > last, "in order, and nothing twice"
+        assert seq > last, "expected ascending numbers"
         last = seq
         start = text.index(b'"count":') + 8
         rows += int(text[start : text.index(b",", start)])
@@ -55,7 +55,7 @@ async def count_rows(watcher: Watcher, total: int) -> int:
 
 
 async def run(service: Service, alice: Person, slow: Watcher | None) -> tuple[int, float]:
-    """Send 100 MB of events to one good reader. Return the peak memory in bytes, and how long the reader took."""
+    """Send 100 MB of events to a fast reader. Return the peak memory in bytes and the reader's time in seconds."""
     async with service.watch("topics=movies") as good:
         reset_peak(service)
         started = time.monotonic()
@@ -64,17 +64,17 @@ async def run(service: Service, alice: Person, slow: Watcher | None) -> tuple[in
         seconds = time.monotonic() - started
         assert (await alice.job_ended(job["id"]))["state"] == "done"
         if slow is not None:
-            await asyncio.sleep(max(0.0, STOPPED_SECONDS - seconds))  # the length of the stop is what is tested
+            await asyncio.sleep(max(0.0, STOPPED_SECONDS - seconds))  # the test needs a stop of this length
         return peak_bytes(service), seconds
 
 
-# The hub and the replay need the same memory on both databases, and PostgreSQL's driver needs more than SQLite's.
+# PostgreSQL is enough: its driver needs more memory than SQLite's, and the hub and the replay need the same.
 @pytest.mark.parametrize("backend", ["postgres"], indirect=True, scope="session")
 async def test_a_reader_that_stops_for_20_seconds_costs_no_memory_and_misses_nothing(
     new_service: Callable[..., Service],
 ) -> None:
-    # Other tests share the machine, and a delayed service holds more in memory. That noise only adds, and differs from
-    # run to run; the cost of the reader is in every run. Each run has a new process.
+    # Other tests share the machine, and a delayed service uses more memory. This noise differs between runs but never
+    # lowers a result, so the lowest result counts. Each run has a new process.
     costs: list[int] = []
     while len(costs) < 3 and min(costs, default=ALLOWED_BYTES + 1) > ALLOWED_BYTES:
         service = new_service(LOG_LEVEL="warning").start()
@@ -84,9 +84,9 @@ async def test_a_reader_that_stops_for_20_seconds_costs_no_memory_and_misses_not
 
 
 async def cost_of_a_stopped_reader(service: Service) -> int:
-    """Return the cost in bytes of memory. Assert that the reader gets everything in order when it reads again."""
+    """Return how many bytes of memory a stopped reader costs. Assert that it later gets everything in order."""
     async with service.person() as alice:
-        await alice.generated("movies", 60_000)  # fills the word pools and the ring
+        await alice.generated("movies", 60_000)  # fill the word pools and the ring
         without, _ = await run(service, alice, None)
         async with service.watch("topics=movies", max_queue=1) as slow:
             stopped = time.monotonic()
@@ -102,13 +102,13 @@ async def test_a_reader_that_never_reads_is_closed_as_too_slow(
     new_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subscription, "SLOW_CLIENT_SECONDS", 2.0)
-    # The close frame comes after everything that was not read, and a busy machine needs time to read that.
+    # The close frame comes after all unread data, and a busy machine needs time to read that data.
     monkeypatch.setattr(websocket_protocol, "CLOSE_SECONDS", 30.0)
     service = new_service()
     async with served_here(service):
         async with service.person() as alice, service.watch("topics=movies", max_queue=1) as deaf:
             await alice.generated("movies", 40_000)
-            await asyncio.sleep(4.0)  # reads nothing for longer than the limit: this is what is tested
+            await asyncio.sleep(4.0)  # the client reads nothing for longer than the limit
             assert (await closing(deaf, 60))[0] == CloseCode.TOO_SLOW
         async with service.person() as alice, service.watch() as watcher:
             await watcher.sees(await alice.add())
@@ -118,7 +118,7 @@ async def test_a_reader_that_never_reads_is_closed_as_too_slow(
 async def test_a_peer_that_answers_no_pings_is_dropped_while_events_are_sent(
     new_service: Callable[..., Service],
 ) -> None:
-    """Writes that the kernel accepts are no sign that the peer is alive."""
+    """Writes that the kernel accepts do not show that the peer is alive."""
     service = new_service()
     async with served_here(service, ws_ping_interval=0.3, ws_ping_timeout=1.0), service.person() as alice:
         reader, writer = await asyncio.open_connection("127.0.0.1", service.port, limit=1)
@@ -144,7 +144,7 @@ async def test_a_peer_that_answers_pings_is_kept(new_service: Callable[..., Serv
     async with served_here(service, ws_ping_interval=0.2, ws_ping_timeout=0.5), service.person() as alice:
         async with service.watch() as watcher:
             with contextlib.suppress(TimeoutError):
-                await watcher.next(2.0)  # the time of ten pings
+                await watcher.next(2.0)  # the time of ten ping intervals
             await watcher.sees(await alice.add())
 
 

@@ -62,7 +62,7 @@ def items(texts: list[bytes]) -> list[dict[str, Any]]:
 async def test_pages_read_late_show_the_moment_the_snapshot_began(
     database: Database, seed: int, value: dict[str, Any]
 ) -> None:
-    """Rows are added, changed and deleted, before and after the row that was read last."""
+    """Between the pages, rows are added, changed and deleted, before and after the row that was read last."""
     dice = random.Random(seed)
     wanted = parse_json(value, MOVIES.fields)[0] if value else EVERYTHING
     ids: list[int] = []
@@ -124,4 +124,4 @@ async def test_a_worker_that_starts_remembers_the_newest_events(database: Databa
         head = feed.head.seq
         assert [event.seq for event in await feed.read_after(head - 5)] == list(range(head - 4, head + 1))
         assert [event.seq for event in await feed.read_after(0)] == list(range(1, head + 1))
-        assert feed.log_reads == reads, "from memory"
+        assert feed.log_reads == reads, "expected the events from memory"

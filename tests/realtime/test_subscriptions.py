@@ -1,6 +1,6 @@
 """Explicit subscriptions: several on a socket, with filters, snapshots, resume and coalescing.
 
-That a snapshot and the events after it equal the list while writers write is tested in `tests/oracle`.
+`tests/oracle` tests that a snapshot plus the events after it equals the list, even while clients write.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.support.sockets import bulk_rows, rows_of, signed_in, subscribed
 
 
 async def silent(watcher: Watcher) -> None:
-    """Assert that no event is on its way: a new subscription begins after all that was committed."""
+    """Assert that no event is on its way, by subscribing: a new subscription begins after all committed events."""
     await watcher.send({"id": "reach", "action": "subscribe", "topics": ["jobs"], "as": "silence"})
     await watcher.send({"id": "leave", "action": "unsubscribe", "subscription": "silence"})
     await watcher.send({"id": "silent", "action": "ping"})
@@ -90,10 +90,10 @@ async def test_a_bulk_event_is_filtered_row_by_row(service: Service) -> None:
         assert event["data"] == {"count": 5, "items": movies[5:]}
         ids = [movie["id"] for movie in movies]
         edits = [
-            {"id": ids[0], "rating": 90},  # enters
-            {"id": ids[1], "rating": 11},  # stays out
-            {"id": ids[7], "rating": 99},  # stays in
-            {"id": ids[8], "rating": 1},  # leaves
+            {"id": ids[0], "rating": 90},  # enters the filter
+            {"id": ids[1], "rating": 11},  # stays outside
+            {"id": ids[7], "rating": 99},  # stays inside
+            {"id": ids[8], "rating": 1},  # leaves the filter
         ]
         updated = (await alice.http.patch("/movies/bulk", json=edits)).json()["updated"]
         parts = [await watcher.next() for _ in range(3)]
@@ -190,7 +190,7 @@ async def test_a_coalesced_subscription_gets_the_newest_state_at_intervals(servi
         while view.get(movie["id"]) != last:
             apply_strictly(view, await watcher.next())
             count += 1
-        assert count < 10, "coalesced"
+        assert count < 10, "expected coalesced updates"
         short = await alice.add(title="came and went")
         await alice.http.delete(f"/movies/{short['id']}")
         rows = await alice.add_bulk([{"title": f"m{n}"} for n in range(3)])
@@ -204,7 +204,7 @@ async def test_progress_reaches_named_subscriptions(service: Service) -> None:
         job = await alice.generate("movies", 300, "?rate=600&batch_size=50")
         frame = await watcher.until(lambda frame: frame["operation"] == "progress")
         assert (frame["subscription"], frame["data"]["id"]) == ("s1", job["id"])
-        await alice.job_ended(job["id"])  # other tests watch the same service
+        await alice.job_ended(job["id"])  # wait, because other tests watch the same service
 
 
 @pytest.mark.parametrize(
@@ -221,12 +221,12 @@ async def test_progress_reaches_named_subscriptions(service: Service) -> None:
 async def test_an_invalid_subscription_is_refused_and_the_stream_goes_on(
     service: Service, message: dict[str, Any], code: str, loc: list[Any]
 ) -> None:
-    """`test_asyncapi` has the other kinds of invalid messages."""
+    """Other kinds of invalid messages are tested in `test_asyncapi`."""
     async with service.person() as alice, service.watch() as watcher:
         reply = await watcher.ask({"id": 1, "action": "subscribe", **message})
         assert (reply["ok"], reply["error"]["code"]) == (False, code)
         assert loc in [problem["loc"] for problem in reply["error"]["detail"]]
-        await watcher.sees(await alice.add())  # on the default subscription
+        await watcher.sees(await alice.add())  # the default subscription continues
 
 
 @SQLITE_ONLY
@@ -277,7 +277,7 @@ async def test_a_large_snapshot_delays_no_other_client(new_service: Callable[...
             if frame["operation"] != "snapshot":
                 break
             rows += len(frame["data"]["items"])
-        assert rows == 30_000, "as of the sequence number in the reply, whatever happened since"
+        assert rows == 30_000, "expected the rows as of the number in the reply"
         assert frame["data"] == movie
         await bulk_rows(slow, 10_000, "delete_bulk")
 

@@ -97,7 +97,7 @@ async def test_an_invalid_position_gets_a_resync(service: Service, position: str
 async def test_watchers_get_a_resync_when_a_backup_is_restored_under_a_running_service(
     new_service: Callable[..., Service],
 ) -> None:
-    """Sequence numbers that watchers have seen are used again; only a new epoch tells the two events apart."""
+    """Sequence numbers that watchers have seen are reused. Only the new epoch tells the old and new events apart."""
 
     async def restore(tx: Transaction) -> None:
         await tx.connection.execute(text("DELETE FROM events WHERE seq > (SELECT max(seq) - 3 FROM events)"))
@@ -189,7 +189,7 @@ async def test_registrations_are_not_shown_to_the_public(service: Service) -> No
 
 @SQLITE_ONLY
 async def test_the_own_origin_and_clients_without_one_may_connect(service: Service) -> None:
-    async with service.watch(origin=service.url), service.watch():  # without an origin: not a browser
+    async with service.watch(origin=service.url), service.watch():  # a client without an origin is not a browser
         pass
 
 
@@ -321,7 +321,7 @@ async def test_a_client_that_vanishes_disturbs_no_other(service: Service) -> Non
 
 @SQLITE_ONLY
 async def test_a_client_that_sends_and_does_not_read_is_held_back(new_service: Callable[..., Service]) -> None:
-    """Replies wait for the socket, so messages wait in the client and the network, not in the service."""
+    """Replies wait until the socket has room, so messages wait in the client and the network, not in the service."""
     service = new_service(RATE_LIMITS="off").start()
     async with service.watch(max_queue=1) as watcher:
         before = service.memory_bytes()
