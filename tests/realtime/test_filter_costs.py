@@ -29,7 +29,6 @@ from resources.movies import MOVIES
 from tests.support.frames_checked import check_frame
 from tests.support.service import Service, Watcher, eventually
 
-PROMPT_SECONDS = 3.0  # enough on a busy machine; without slices, it would be half a minute
 MOVIE_TOPIC = frozenset({"movies"})
 
 
