@@ -108,7 +108,7 @@ class EventStreams:
 
     @contextmanager
     def place(self, stream: EventStream, address: str) -> Iterator[None]:
-        """Count an open stream until the context ends. Raises Unavailable or TooManyRequests when a limit is exceeded."""
+        """Count an open stream until the context ends. Raises Unavailable or TooManyRequests beyond a limit."""
         if self._is_stopping:
             raise Unavailable("The service is stopping")
         if len(self._open) >= self._max_streams:
