@@ -70,7 +70,7 @@ WORDINGS: Mapping[MailType, Wording] = {
     MailType.EMAIL_CHANGE_ASKED: Wording(
         "Request to change your email address",
         (
-            "A request was made, with your password, to change the email address of your Marquee account. The "
+            "We received a request, made with your password, to change the email address of your Marquee account. The "
             "account keeps this address until the new one is confirmed.",
             "If that was not you, choose a new password now. This also cancels the change:",
         ),

@@ -27,7 +27,7 @@ from repository.engine.database import Database
 
 CONCURRENT_MAILS = 4
 POLL_SECONDS = 1.0
-FIRST_PAUSE_SECONDS = 10.0  # each further pause is twice as long
+FIRST_PAUSE_SECONDS = 10.0  # each further pause is twice as long as the previous one
 MAX_PAUSE_SECONDS = 3600.0
 UNAVAILABLE_PAUSE_SECONDS = 0.5
 
@@ -117,7 +117,7 @@ class Mailer:
         try:
             await self._send(mail)
         except Unavailable:
-            pass  # the lease of the email expires by itself
+            pass  # the email's lease expires by itself
         except Exception as error:
             log.error("delivery result not stored", mail=mail.id, exc_info=error)
         finally:
@@ -178,5 +178,5 @@ def _log_of(mail: ClaimedMail) -> Any:
 
 
 def pause_seconds(attempts: int, first: float) -> float:
-    """Return the pause after `attempts` attempts, jittered so that emails that failed together are spread out."""
+    """Return the pause after `attempts` attempts, jittered so that emails do not all retry together."""
     return min(first * 2.0 ** min(attempts - 1, 30), MAX_PAUSE_SECONDS) * random.uniform(0.8, 1.2)

@@ -20,7 +20,7 @@ from repository.engine import leases
 from repository.engine.database import Database
 
 PERIOD_SECONDS = 3600.0  # S3 services charge for each page of a bucket's listing.
-CHECK_SECONDS = 300.0  # Checks are more frequent than scans, so that workers that restart often also scan.
+CHECK_SECONDS = 300.0  # Checks are frequent, so that a scan takes place even if the workers restart often.
 MIN_AGE = timedelta(hours=1)  # A new picture is stored shortly before its account refers to it.
 
 log = structlog.get_logger("orphans")

@@ -39,9 +39,9 @@ CONCURRENT_JOBS = 2
 POLL_SECONDS = 1.0
 MAX_LATE_SECONDS = 5.0  # a paced job that waited for a slot makes up for at most this much delay
 UNAVAILABLE_PAUSE_SECONDS = 0.5
-SLOT_SECONDS = 1.0  # A job leaves its slot after this time if another user's job is waiting.
-MAX_WAIT_IN_SLOT_SECONDS = 0.5  # To leave the slot for less is not worth the two transactions (release and claim).
-CAST_SIZE = 20  # The characters of one chunk are distributed among this many movies.
+SLOT_SECONDS = 1.0  # A job leaves its slot after SLOT_SECONDS if another user's job is waiting.
+MAX_WAIT_IN_SLOT_SECONDS = 0.5  # A shorter wait does not justify two transactions, to release and to claim the job.
+CAST_SIZE = 20  # The characters of one chunk are distributed among CAST_SIZE movies.
 
 log = structlog.get_logger("jobs")
 
@@ -218,7 +218,7 @@ class Runner:
 
 
 class Pace:
-    """The time when the next chunk of a job is due, which is when its last row is due at the job's rate.
+    """The time when the next chunk of a job is due: when the chunk's last row is due at the job's rate.
 
     `due` is a monotonic time.
     """
@@ -228,7 +228,7 @@ class Pace:
         self.due = now
         if job.rate is not None:
             # A job that left its slot continues as if it had stayed, but makes up for a delay of at most
-            # MAX_LATE_SECONDS. Nor does it wait longer than one chunk takes at its rate, because the clock of the
+            # MAX_LATE_SECONDS. It also never waits longer than one chunk takes at its rate, because the clock of the
             # database may have been set back.
             longest = self._seconds_for(job.done)
             wait = longest if job.wait_seconds is None else job.wait_seconds
@@ -243,7 +243,7 @@ class Pace:
             self.due = max(self.due, time.monotonic() - MAX_LATE_SECONDS) + self._seconds_for(done)
 
 
-# Movies are prepared outside the transaction. Characters cannot be, because the movies they refer to are picked in it.
+# Movies are prepared outside the transaction. Characters are not, because their movies are picked inside it.
 Chunk = Prepared | Sequence[dict[str, Any]]
 
 

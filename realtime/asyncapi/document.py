@@ -49,16 +49,16 @@ The schemas of the service's frames forbid additional members, so that tests fin
 **Clients must ignore operations, topics and members that they do not know**: later versions add new ones."""
 
 SERVER_DESCRIPTION = """Public topics require no credentials. Credentials are accepted, in order of preference, as the \
-header `Authorization: Bearer <token>`, as the subprotocols `bearer, <token>`, or in a first message `auth`, but never \
-in the query."""
+header `Authorization: Bearer <token>`, as the subprotocols `bearer, <token>`, or in an initial `auth` message, but \
+never in the query."""
 
 REFUSALS: Mapping[int, str] = {
     401: "Invalid token",
     403: "The origin or one of the topics is not allowed",
     422: "Invalid query; the body lists every problem",
-    429: "Too many connections from this address; try again after the time in Retry-After",
-    503: "Too many connections, the service is stopping, or the database is unavailable; try again after the time in "
-    "Retry-After",
+    429: "Too many connections from this address; try again after the time given in Retry-After",
+    503: "Too many connections, the service is stopping, or the database is unavailable; try again after the time "
+    "given in Retry-After",
 }
 _RECONNECT, _WAIT, _FIX = "reconnect and resume", "do not reconnect until the cause is resolved", "fix the client"
 
@@ -156,7 +156,7 @@ def _received(action: str, schemas: dict[str, Any]) -> dict[str, Any]:
     model = ACTIONS[action]
     body = schemas[model.__name__]
     del body["examples"]
-    own: Any = model.model_config["json_schema_extra"]  # pydantic's schema sorts their members by name
+    own: Any = model.model_config["json_schema_extra"]  # pydantic's schema sorts the members of the examples by name
     examples = [{"id": number, "action": action, **each} for number, each in enumerate(own["examples"], 1)]
     around = {
         "id": {**TypeAdapter(actions.MessageId).json_schema(), "description": "Repeated in the reply, as `reply_to`"},
@@ -217,7 +217,7 @@ def _server(protocol: str, root: str) -> dict[str, Any]:
         "protocolVersion": "13",
         "description": SERVER_DESCRIPTION,
         "variables": {"host": {"default": "127.0.0.1:8000", "description": "The address of the service"}},
-        # Not `security`, which would make one of these schemes required.
+        # The member `security` would make one of these schemes mandatory.
         "x-optional-security": [
             {"$ref": "#/components/securitySchemes/bearer"},
             {"$ref": "#/components/securitySchemes/subprotocol"},
@@ -247,7 +247,7 @@ def _query() -> dict[str, Any]:
                 "type": "string",
                 "pattern": f"^({names})(,({names}))*$",
                 "default": ",".join(topic for topic in TOPICS if topic in PUBLIC_TOPICS),
-                "description": f"One or more of these, comma-separated: {', '.join(f'`{topic}`' for topic in TOPICS)}",
+                "description": f"Comma-separated topics: any of {', '.join(f'`{topic}`' for topic in TOPICS)}",
             },
             "since": {
                 "anyOf": [
@@ -255,7 +255,7 @@ def _query() -> dict[str, Any]:
                     {"type": "integer", "minimum": 0, "maximum": MAX_ID},
                 ],
                 "description": "Resume after this position, the last one that the client has processed: "
-                "`<epoch>:<seq>`, or the number alone, with `epoch`",
+                "`<epoch>:<seq>`, or only the number if `epoch` is given",
             },
             "epoch": {"type": "string", "description": "The epoch that `since` belongs to, if `since` is a number"},
             "bulk": {
@@ -322,8 +322,8 @@ def _limits() -> list[dict[str, Any]]:
     numbers = (
         ("message_bytes", MAX_BODY_BYTES, "Bytes of a client's message; a longer message closes the socket with 1009"),
         ("frame_bytes", 1024 * 1024, "Bytes of the largest frame that the service sends"),
-        ("event_bytes", MAX_EVENT_BYTES, "Bytes of rows in one frame; more rows are split into several frames"),
-        ("event_items", MAX_EVENT_ITEMS, "Rows in one frame; more rows are split into several frames"),
+        ("event_bytes", MAX_EVENT_BYTES, "Bytes of rows in one frame; a larger event is split into several frames"),
+        ("event_items", MAX_EVENT_ITEMS, "Rows in one frame; a larger event is split into several frames"),
         ("subscriptions", MAX_SUBSCRIPTIONS, "Subscriptions of one socket"),
         ("requests", MAX_REQUESTS_IN_FLIGHT, "Concurrent requests of one socket"),
         ("messages_per_second", MESSAGES_PER_SECOND, "Messages per second from one client"),
@@ -353,7 +353,7 @@ def _encoded(root: str) -> bytes:
 
 
 async def asyncapi(request: Request) -> Response:
-    # The first call takes a third of a second to build the document: too long for the event loop.
+    # The first call takes a third of a second to build the document, which is too long for the event loop.
     body = await asyncio.to_thread(_encoded, request.scope[scope_keys.ROOT])
     return Response(body, headers={"Cache-Control": "no-cache"}, media_type="application/json")
 

@@ -45,7 +45,7 @@ FieldName = TypeVar("FieldName")
 
 
 class TopicFrame(Answer):
-    """A frame or part of a frame, parametrised by topic. Its models are named after their topic, such as MoviesAdd."""
+    """A frame or part of a frame, parametrised by topic. The models are named after the topic, such as MoviesAdd."""
 
     @classmethod
     def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
@@ -72,7 +72,7 @@ class Summary(TopicFrame, Generic[TopicName, Id]):
     """The data of a bulk frame with `bulk=summary`."""
 
     count: Count
-    first_id: Id = Field(description="The lowest id; not every id up to `last_id` belongs to the event")
+    first_id: Id = Field(description="The lowest id; not every id between `first_id` and `last_id` is included")
     last_id: Id
     job_id: str | None
 
@@ -142,7 +142,7 @@ class Page(TopicFrame, Generic[TopicName, Entity]):
 
 
 class Snapshot(TopicFrame, Generic[TopicName, Entity]):
-    """A page of rows as of `seq`. The first page replaces all rows of the topic that the client has."""
+    """A page of rows as of `seq`. The first page replaces all of the client's rows of the topic."""
 
     operation: Literal["snapshot"]
     topic: TopicName

@@ -91,7 +91,7 @@ def changes_of(event: Event) -> list[Change]:
 
 
 def _former(row: Row, former_values: Row) -> Row:
-    """Return the whole row as it was before an update, whose event holds former values only of the changed fields."""
+    """Return the whole row as it was before an update. The event holds only the former values of changed fields."""
     return {**row, **former_values}
 
 

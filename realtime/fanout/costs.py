@@ -14,8 +14,8 @@ from repository.engine.events import Event
 
 MAX_TESTS_PER_TURN = 100_000  # about 10 ms, during which all other clients may have to wait
 BYTES_SEARCHED_PER_TEST = 500
-BYTES_SENT_PER_TEST = 500  # These bytes are copied into a frame.
-BYTES_DECODED_PER_TEST = 25  # These bytes are decoded and encoded again.
+BYTES_SENT_PER_TEST = 500  # Sending copies bytes into a frame.
+BYTES_DECODED_PER_TEST = 25  # The cost of decoding includes encoding the same bytes again.
 TYPICAL_ROW_SIZE = 250  # The size of a small encoded movie serves to estimate how many rows an encoded event has.
 
 
@@ -48,7 +48,7 @@ class Load:
         return self + Load(-other.filters, -other.conditions, -other.searches)
 
     def cost(self, rows: int, size: int) -> int:
-        """Return the cost, in tests, of `rows` changed rows, whose encoded forms before and after have `size` bytes."""
+        """Return the cost, in tests, of `rows` changed rows of `size` encoded bytes in total, before and after."""
         searched, sent = self.searches * size // BYTES_SEARCHED_PER_TEST, self.filters * size // BYTES_SENT_PER_TEST
         return rows * self.conditions + searched + sent
 

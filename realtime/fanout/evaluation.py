@@ -30,8 +30,8 @@ from realtime.wire import frames
 from realtime.wire.frames import Rendering
 from repository.engine.events import Event
 
-SLICE_SECONDS = 0.002  # The evaluation may use this much of one turn of the event loop.
-SLICE_TESTS = 1_000  # The clock is read after about this many tests.
+SLICE_SECONDS = 0.002  # Evaluation may take up to SLICE_SECONDS of each turn of the event loop.
+SLICE_TESTS = 1_000  # The clock is read after about SLICE_TESTS tests.
 MAX_KEPT_TEXT_BYTES = 4 * 1024 * 1024
 MAX_KEPT_TEXTS = 256
 
@@ -69,7 +69,7 @@ class Evaluation:
         return [frames.named(text, spec.rendering.subscription) for text in found]
 
     async def former_rows(self, event: Event, wanted: Filter | None) -> Mapping[int | str, Row | None]:
-        """Return, by id, the rows as they were before an event, or None if a row did not exist or did not match."""
+        """Return the rows as they were before an event, by id. The value is None if a row did not exist or match."""
         matches = matcher_for(wanted)
         found: dict[int | str, Row | None] = {}
         async with self._turn:
@@ -91,7 +91,7 @@ class Evaluation:
             total = len(self._changes_of(event))
             texts = change_texts(event, rendering.bulk, filtered, total)
             if not filtered or is_whole(event, filtered, total):
-                # The event itself keeps only the outcome, which is small: it is sent whole, or not at all.
+                # Only this small result is kept with the event: whether it is sent whole or not at all.
                 frames.keep(event, wanted, bool(filtered))
             else:
                 self._keep(key, texts)

@@ -3,7 +3,7 @@
 Invariants:
 - The hub has written every event up to `position`, and none beyond it, to each live subscription. Subscriptions join
   and leave at that boundary only, after a flush.
-- The hub never awaits a client: it writes, checks how much is unsent, and detaches a socket whose buffer is full.
+- The hub never awaits a client: it writes, checks how much is unsent, and detaches a subscription whose socket is full.
 - Events that arrive in one turn of the event loop are sent in one write, or immediately when they reach FLUSH_BYTES.
 - A filter is evaluated once per event, however many subscriptions share the filter, and only on events that can match.
 - In one turn of the event loop, filters cost at most MAX_TESTS_PER_TURN. A group whose filter would exceed that budget
@@ -54,8 +54,8 @@ class Hub:
         self._pending: list[Event] = []
         self._pending_bytes = 0
         self._flush_due: asyncio.Handle | None = None
-        self._budget = Budget(MAX_TESTS_PER_TURN)  # The budget of this turn of the event loop.
-        self._written: list[tuple[Frames, int]] = []  # The frames of this flush, and to how many sockets they went.
+        self._budget = Budget(MAX_TESTS_PER_TURN)  # The filter budget of the current turn of the event loop.
+        self._written: list[tuple[Frames, int]] = []  # The current flush's frames, with the number of sockets.
 
     def __len__(self) -> int:
         groups = (*self._plain.values(), *self._filtered.values())
@@ -157,7 +157,7 @@ class Hub:
             admitted = [event for event in events if spec.admits(event)]
             if not admitted:
                 continue
-            # Groups with different audiences mostly receive the same events, so their bytes are built only once.
+            # Groups with different audiences mostly receive the same events, so the bytes are built only once.
             key = (spec.rendering, tuple(event.seq for event in admitted))
             frames = built.get(key)
             if frames is None:

@@ -16,7 +16,7 @@ from realtime.fanout.changes import Change, FilteredChange, filter_changes
 from realtime.fanout.costs import NO_LOAD, Budget, Load, load_of
 from resources.registry import RESOURCES
 
-# The most selective fields first: the fewer rows share a value, the better the index.
+# The most selective fields come first: the fewer rows share a value, the better the index.
 _PARENTS = (parent.column for each in RESOURCES for parent in each.parents)
 _MOST_SELECTIVE = tuple(dict.fromkeys(("id", *_PARENTS, "user_id", *(each.label for each in RESOURCES))))
 
@@ -95,7 +95,7 @@ class FilterIndex:
     def affected_filters(
         self, changes: Sequence[Change], size: int, budget: Budget
     ) -> Iterator[tuple[Filter, list[FilteredChange] | None]]:
-        """Yield each filter that any change affects, with the changes as that filter sees them.
+        """Yield each filter that is affected by a change, with the changes as that filter sees them.
 
         A filter that exceeds the budget is not evaluated and is yielded with None; the cheapest filters are evaluated
         first. `size` is the size of the encoded changes in bytes.

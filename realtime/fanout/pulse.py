@@ -6,7 +6,7 @@ Rules:
 - Only a position is kept per subscription: at each beat, the events are read again from the ring.
 - Every state that is sent comes from an event, so the state was committed.
 - A subscription whose socket is still full at a beat leaves the pulse and catches up at its own pace, like any slow
-  reader. So does a subscription whose filter costs more than what is left of the turn's budget.
+  reader. So does a subscription whose filter exceeds the budget left in the current turn of the event loop.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ log = structlog.get_logger("latest")
 
 @dataclass(frozen=True, slots=True)
 class _Interval:
-    """The frames of the changes between two beats, without a subscription's name, and the position after them."""
+    """The frames of the changes between two beats, without a subscription's name, and the position after that."""
 
     texts: list[bytes]
     position: int
 
 
 class Pulse:
-    """The subscriptions with one interval. `read` returns a page of events after a position from the ring.
+    """The subscriptions that share one interval. `read` returns a page of events after a position from the ring.
     `budget_of_turn` returns the filter budget of this turn of the event loop.
     """
 
@@ -109,7 +109,7 @@ class Pulse:
                 metrics.HUB_DELIVERIES.inc(len(found.texts))
                 metrics.HUB_BYTES.inc(found.size)
             except Exception as error:
-                # The other members continue. This one retries in its own task, which closes the socket on failure.
+                # The other members continue. This member retries in its own task, which closes the socket on failure.
                 log.error("interval flush failed", exc_info=error)
                 subscription.position = start
                 self._detach(subscription)

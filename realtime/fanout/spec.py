@@ -50,7 +50,7 @@ def user_id_of(identity: Identity | None) -> int | None:
 
 
 def check_topics(topics: frozenset[str], identity: Identity | None) -> None:
-    """Raise Forbidden when the identity may not watch one of the topics."""
+    """Raise Forbidden if the identity may not watch one or more of the topics."""
     for topic in sorted(topics):
         reader = TOPICS[topic]
         if reader == "self" and identity is None:

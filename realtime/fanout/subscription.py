@@ -59,7 +59,7 @@ class LiveSubscriptions(Protocol):
 
 
 class Subscription:
-    """One subscription of a socket, to what `spec` describes.
+    """One subscription of a socket. `spec` describes what the subscription receives.
 
     `position` is the number of the last event handled. While the hub writes every event to the subscription, the hub's
     position applies instead. `turn` is a lock that the subscriptions of one socket share while they catch up: one at a
@@ -137,7 +137,7 @@ class Subscription:
             self.start(self.position)
 
     def fall_behind(self, position: int) -> None:
-        """Continue from `position` at the socket's pace. The caller has released the subscription from the hub."""
+        """Continue from `position` at the socket's pace. The hub must have released the subscription."""
         self.is_live = False
         self.position = position
         self._begin_catching_up()
@@ -184,7 +184,7 @@ class Subscription:
         backoff = MIN_BACKOFF_SECONDS
         while True:
             try:
-                # Nothing is read for a socket that has no room for it.
+                # Wait first, so that nothing is read for a socket that has no room.
                 await self._wait_for_room()
                 has_sent = await (self._send_rows() if self._has_rows_to_send else self._send_page())
                 backoff = MIN_BACKOFF_SECONDS
@@ -225,7 +225,7 @@ class Subscription:
         self.restart(reason)
 
     async def _wait_for_room(self) -> None:
-        """Wait until the socket has room. The caller must write before it yields.
+        """Wait until the socket has room. The caller must write before it yields to the event loop.
 
         Raises TooSlow when the socket has accepted no data for SLOW_CLIENT_SECONDS.
         """

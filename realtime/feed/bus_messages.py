@@ -12,7 +12,7 @@ HEARTBEAT_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A worker's position in the log. A worker recognises its own heartbeats; the others show whether it is behind."""
+    """A worker's position in the log. A worker recognises its own heartbeats; those of others show if it is behind."""
 
     worker: str
     head: Head

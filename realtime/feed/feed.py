@@ -27,7 +27,7 @@ from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.events import Event, Head
 
-GAP_GRACE_SECONDS = 0.02  # concurrent commits reach the bus out of order by at most about this time
+GAP_GRACE_SECONDS = 0.02  # concurrent commits reach the bus at most about this much out of order
 PENDING_EVENTS = 1_000
 PENDING_BYTES = 8 * 1024 * 1024
 PAGE_EVENTS = 500
@@ -36,8 +36,8 @@ REMEMBERED_EVENTS = 2_000  # the number of events that are loaded into the ring 
 REMEMBERED_BYTES = 4 * 1024 * 1024
 REACH_SECONDS = 0.5
 REACH_POLL_SECONDS = 0.002
-REACH_EVENT_SECONDS = 5.0  # Reaching an event of the log takes longer only during a database outage.
-MIN_POLL_SECONDS = 0.02  # This bounds the polls even when many events of another epoch each call `poll_now`.
+REACH_EVENT_SECONDS = 5.0  # The feed takes longer to reach an event of the log only during a database outage.
+MIN_POLL_SECONDS = 0.02  # A minimum is needed because each event of another epoch calls `poll_now`.
 POLL_SECONDS_LOCAL = 0.03  # Without a shared bus, another process's events are found only by polling.
 POLL_SECONDS_SHARED = 1.0
 POLL_SECONDS_DEAF = 0.1
@@ -82,7 +82,7 @@ class Feed:
         await self._load_ring()
 
     async def _load_ring(self) -> None:
-        """Load the newest events into the ring, for the clients of the previous worker, which reconnect together."""
+        """Load the newest events into the ring: all clients of the worker that this one replaces reconnect together."""
         seq = await event_log.tail(self.database, max_rows=REMEMBERED_EVENTS, max_bytes=REMEMBERED_BYTES)
         while seq < self.head.seq:
             page = await self._read_log(seq)
@@ -97,7 +97,7 @@ class Feed:
     # --- input
 
     def offer(self, events: Sequence[Event]) -> None:
-        """Take events from the bus, in any order."""
+        """Accept events from the bus, in any order."""
         ready: list[Event] = []
         for event in events:
             if event.epoch != self.head.epoch:
@@ -111,7 +111,7 @@ class Feed:
         self._notify(ready)
 
     def offer_head(self, head: Head) -> None:
-        """Take a position that the log has reached, as reported by another worker or by the database."""
+        """Accept a position that the log has reached, as reported by another worker or by the database."""
         if head.epoch != self.head.epoch:
             self.poll_now()
         elif head.seq > self.head.seq:
@@ -243,7 +243,7 @@ class Feed:
         elif oldest is not None and oldest > start.seq + 1:
             self._reset(found)
         elif oldest is None and found.seq > start.seq and await event_log.oldest(self.database) is None:
-            # `oldest` was read again, because the first event may have been committed between the two reads above.
+            # The oldest event was read again, because it may have been committed between the two reads above.
             self._reset(found)
         else:
             self._target = found.seq
@@ -251,8 +251,8 @@ class Feed:
 
     async def _renew_epoch(self, seen: Head) -> None:
         """Give the log a new epoch, because it lost events: a backup was restored while the service was running. The
-        numbers of the lost events will be used again, and a position in the old log must not pass for one in the new
-        log.
+        numbers of the lost events will be used again, and a position in the old log must not be mistaken for one in
+        the new log.
         """
         try:
             await event_log.renew_epoch(self.database, seen.epoch)

@@ -34,7 +34,7 @@ INBOX_BYTES = 16 * 1024 * 1024
 REDIS_TIMEOUT_SECONDS = 1.0
 MIN_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 1.0
-SECONDS_BETWEEN_LOG_LINES = 60.0  # limits warnings, because anyone with access to Redis can send invalid messages
+SECONDS_BETWEEN_LOG_LINES = 60.0  # limits the warnings, because anyone with access to Redis can send invalid messages
 
 log = structlog.get_logger("bus")
 
@@ -47,7 +47,7 @@ class RedisBackend(BroadcastBackend):
 
     def __init__(self, url: str, signer: Signer) -> None:
         self._signer = signer
-        retry: Any = Retry(NoBackoff(), 0)  # errors surface immediately, because the reader has its own back-off
+        retry: Any = Retry(NoBackoff(), 0)  # no retries, because the reader has its own back-off
         self._publisher: Redis = Redis.from_url(
             url, socket_timeout=REDIS_TIMEOUT_SECONDS, socket_connect_timeout=REDIS_TIMEOUT_SECONDS, retry=retry
         )

@@ -42,7 +42,7 @@ class Ring:
         found: list[Event] = []
         size = 0
         remaining = max(0, len(self._events) - start)
-        # A deque can be iterated only from its ends. A reader near the head must not iterate over the whole ring.
+        # A deque can be iterated only from its ends, so for a reader near the head, iterate from the right end.
         if remaining < start:
             events: Iterable[Event] = reversed(list(islice(reversed(self._events), remaining)))
         else:

@@ -24,7 +24,7 @@ class BadSignature(ValueError):
 
 
 class Signer:
-    """Signs messages with the first of the secret `keys`, and verifies them with all keys. Needs at least one key."""
+    """Signs messages with the first of the secret `keys`, and verifies them with any key. Needs at least one key."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         derived = [hmac.digest(key.encode(), _PURPOSE, HASH) for key in keys]

@@ -36,7 +36,7 @@ from repository.presence import ANONYMOUS, Row
 
 NUDGE = "presence"
 INTERVAL_SECONDS = 0.25  # Two writes, and two frames to one socket, are at least this far apart.
-RENEW_SECONDS = 3.0  # This is a third of the lease.
+RENEW_SECONDS = 3.0  # The lease is three times as long as RENEW_SECONDS.
 POLL_SECONDS = 1.0
 FRESH_SECONDS = 0.25  # clients that begin to follow presence within this time share one read
 RETRY_SECONDS = 1.0
@@ -95,7 +95,7 @@ def state_of(view: View, *, sees_users: bool) -> dict[str, Any]:
 
 
 def changes(topic: str, before: View, after: View, *, sees_users: bool) -> list[bytes]:
-    """Return the frames that lead from `before` to `after`. There is none if nothing visible has changed, and there are
+    """Return the frames that lead from `before` to `after`. There are none if nothing visible has changed, and
     several if many users have joined or left.
     """
     joined, left = [], []
@@ -131,7 +131,7 @@ class Presence:
         self._has_lease = False
         self._stored_at = -inf
         self._counts = LocalCounts(LINGER_SECONDS)
-        self._others: dict[str, tuple[int, dict[str, list[Row]]]] = {}  # version and rows, by worker
+        self._others: dict[str, tuple[int, dict[str, list[Row]]]] = {}  # the version and the rows of each worker
         self._polled_at = -inf
         self._must_poll = False
         self._polling = asyncio.Lock()
@@ -151,9 +151,7 @@ class Presence:
         self._wake.set()
 
     def leave(self, topics: frozenset[str], user_id: int | None, *, lingers: bool = True) -> None:
-        """Stop counting a socket for the user that it entered as. A socket that continues as another user must not
-        linger.
-        """
+        """Stop counting a socket that was counted for this user. A socket that changes its user must not linger."""
         now = asyncio.get_running_loop().time()
         for topic in topics:
             self._counts.leave(topic, user_id or ANONYMOUS, now, lingers=lingers)
@@ -172,8 +170,8 @@ class Presence:
     ) -> Mapping[str, Any]:
         """Return who watches each topic now. Until `unwatch(key)`, `write` then receives the frames of each change.
 
-        The caller must write the reply before it yields. While `is_full()` is true, nothing is written; the changes are
-        merged and written afterwards. Raises Unavailable. Cancelling is safe.
+        The caller must write the reply before it yields to the event loop. While `is_full()` is true, nothing is
+        written; the changes are merged and written afterwards. Raises Unavailable. Cancelling is safe.
         """
         self.unwatch(key)
         follower = self._joining[key] = _Follower(topics, sees_users, write, is_full)

@@ -148,13 +148,15 @@ class Subscribe(Body):
         description="All fields must match. `or` holds a list of groups, of which at least one must match: "
         '`{"status": "released", "or": [{"genre": "Drama"}, {"rating": {"gte": 90}}]}`',
     )
-    snapshot: Annotated[bool, Field(strict=True)] = Field(default=False, description="Send all rows before the events")
+    snapshot: Annotated[bool, Field(strict=True)] = Field(
+        default=False, description="Send the current rows before the events"
+    )
     epoch: Epoch | None = Field(default=None, description="The epoch that `since` belongs to, if `since` is a number")
     since: Position | None = Field(
         default=None,
         validate_default=True,
-        description="Resume after this position, the last one that the client has processed: `<epoch>:<seq>`, or the "
-        "number alone, with `epoch`",
+        description="Resume after this position, the last one that the client has processed: `<epoch>:<seq>`, or only "
+        "the number if `epoch` is given",
     )
     bulk: Literal["items", "summary"] = "items"
     deliver: Deliver = "all"
@@ -178,7 +180,7 @@ class Subscribe(Body):
 
 
 class Unsubscribe(Body):
-    """End a subscription. None of its frames comes after the reply."""
+    """End a subscription. No frame of the subscription comes after the reply."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"subscription": "s1"}]})
 
@@ -241,11 +243,11 @@ class Subscribed(Answer):
     """The subscription has begun. This reply comes before the subscription's first frame."""
 
     subscription: Name
-    seq: int = Field(ge=0, description="The stream begins after this number, from the snapshot, `since` or the head")
+    seq: int = Field(ge=0, description="The stream begins after this number: that of the snapshot, `since` or the head")
 
 
 class Unsubscribed(Answer):
-    """The subscription has ended. None of its frames comes after this reply."""
+    """The subscription has ended. No frame of the subscription comes after this reply."""
 
     subscription: Name
 

@@ -45,7 +45,9 @@ ReplyData = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class _AwaitedAuth:
-    """The default subscription of a client that has yet to authenticate. `open` begins it; `timer` ends the socket."""
+    """The default subscription of a client that has yet to authenticate. `open` begins the subscription; `timer` closes
+    the socket when AUTH_SECONDS are over.
+    """
 
     timer: asyncio.TimerHandle
     topics: frozenset[str]
@@ -191,8 +193,8 @@ class Connection:
             username = self.identity.username if self.identity is not None else None
             presence.enter(entered, user_id, username)
         if left:
-            # A socket that signs in continues as another user. Its former user will not come back with this socket, so
-            # the socket must not linger there.
+            # A socket that signs in continues as another user. The anonymous client will not come back, so it must not
+            # linger.
             presence.leave(left, user_id_of(was), lingers=is_same)
 
     # --- identity

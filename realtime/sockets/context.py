@@ -30,7 +30,7 @@ class SocketContext:
     places: Places
     presence: Presence
     identify: Callable[[str, str], Awaitable[Identity]]
-    allowed_origins: tuple[str, ...]  # Allowed in addition to the service's own origin.
-    warn_of_origin: WarnOnce  # Called with each rejected origin.
+    allowed_origins: tuple[str, ...]  # The service's own origin is always allowed as well.
+    warn_of_origin: WarnOnce  # It is called with each rejected origin.
     requires_auth: bool
     limits_messages: bool  # False if the operator has switched off rate limits

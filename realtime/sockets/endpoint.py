@@ -159,7 +159,7 @@ async def watch(websocket: WebSocket) -> None:
         _welcome(context, connection, query, resync_reason)
         try:
             if isinstance(writer, QueuedWriter):
-                # With DirectWriter, the server's websocket protocol counts the connections instead.
+                # With DirectWriter, the websocket protocol of our own server counts the connections instead.
                 metrics.websocket_opened()
                 metrics.websocket_closed(await _first_of(writer.run(), _receive(websocket, connection)))
             else:

@@ -1,4 +1,4 @@
-"""Messages from the client: how many are accepted, and how a text frame becomes validated members. Pure.
+"""Messages from the client: how many are accepted, and how a text frame is parsed and validated. Pure.
 
 All problems of a message are reported together. The clock is a parameter of `Bucket.take`.
 """
@@ -19,15 +19,15 @@ from realtime.sockets import actions
 from resources.topics import TOPIC_FIELDS
 
 MAX_BURST_MESSAGES = 1_000
-MESSAGES_PER_SECOND = 500.0  # This is higher than the rate at which requests on one socket can be answered.
-MAX_REFUSED_MESSAGES = 1_000  # A client that ignores this many errors is disconnected.
+MESSAGES_PER_SECOND = 500.0  # The service cannot answer the requests of one socket at so high a rate.
+MAX_REFUSED_MESSAGES = 1_000  # A client that ignores so many errors is disconnected.
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(slots=True)
 class Bucket:
-    """A token bucket, full at first. `refused` counts the messages refused since it was last at least half full."""
+    """A token bucket, full at first. `refused` counts the refused messages since the bucket was last half full."""
 
     updated_at: float
     tokens: float = float(MAX_BURST_MESSAGES)

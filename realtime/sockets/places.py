@@ -35,7 +35,7 @@ Filters = Iterable[tuple[str, Filter]]  # with their topics
 
 
 class Place:
-    """What one connection counts towards the limits."""
+    """One counted connection, with the conditions of its filters."""
 
     def __init__(self, address: str, network: _Network, max_per_address: int | None) -> None:
         self.address = address

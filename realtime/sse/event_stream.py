@@ -39,16 +39,16 @@ from realtime.sse.replay import PositionLost, Query, Replay, View
 from realtime.wire import frames, sse
 from repository.engine.events import Event, Head
 
-MAX_STREAMS = 1_000  # This is the limit for one worker.
+MAX_STREAMS = 1_000  # The limit applies to each worker.
 ADDRESS_SHARE = 4  # One address may have a quarter of the streams.
 FULL_RETRY_SECONDS = 5
 MIN_RETRY_MS = 1_000  # the wait before a browser reconnects is random, so that not all browsers return together
 MAX_RETRY_MS = 3_000
-PIECE_BYTES = 32 * 1024  # A write of this size must complete within `Pace.write_seconds`.
+PIECE_BYTES = 32 * 1024  # A write of PIECE_BYTES must complete within `Pace.write_seconds`.
 MIN_BACKOFF_SECONDS = 0.05  # The back-off applies during a database outage.
 MAX_BACKOFF_SECONDS = 2.0
 FINISH_SECONDS = 1.0
-# Under this name, our server puts a function that aborts the connection into the `extensions` of the scope.
+# An extension of our own server: a function in the `extensions` of the scope that aborts the connection.
 ABORT = "marquee.abort"
 
 _HEADERS = {
@@ -63,7 +63,7 @@ log = structlog.get_logger("event_stream")
 @dataclass(frozen=True, slots=True)
 class Pace:
     heartbeat_seconds: float = 15.0  # Proxies drop connections that are idle for 30 to 120 s.
-    write_seconds: float = 45.0  # A client that accepts no data for this long is disconnected, as on the websocket.
+    write_seconds: float = 45.0  # A client that accepts no data for `write_seconds` is disconnected, as on a websocket.
 
 
 class EventStreams:
@@ -95,7 +95,7 @@ class EventStreams:
         """Return a response that sends the events after a position as they happen.
 
         `last_event_id` is the value of the header. It takes precedence over the query, because a browser repeats its
-        first query whenever it reconnects. Raises Forbidden. The response, called as an ASGI application, raises
+        original query whenever it reconnects. Raises Forbidden. The response, called as an ASGI application, raises
         NotAcceptable, Unauthenticated, TooManyRequests and Unavailable.
         """
         return EventStream(self, replay.view(identity, query), query, last_event_id)
@@ -149,7 +149,7 @@ class EventStream(Response):
         self._last_event_id = last_event_id
         self._head = Head("", 0)  # every event up to this position was sent
         self._generation = 0
-        self._is_position_checked = True  # False until the log can be read
+        self._is_position_checked = True  # False as long as the log cannot be read
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wrote_at = 0.0
 

@@ -45,14 +45,14 @@ class Query(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Which events of the log a client may see and has requested, and how they are rendered."""
+    """Which events of the log are sent to a client, and how they are rendered."""
 
     identity: Identity | None
     topics: frozenset[str]
     rendering: Rendering
 
     def text(self, event: Event) -> bytes | None:
-        """Return the frame of an event, or None when the client asked for other topics or may not see it."""
+        """Return the frame of an event, or None if the client did not request its topic or may not see it."""
         if event.topic not in self.topics or event.audience not in audiences_of(self.identity):
             return None
         return frames.event_text(event, self.rendering)
