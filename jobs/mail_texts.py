@@ -142,7 +142,7 @@ def _url(base_url: str, path: str, token: str | None) -> str | None:
 
 
 def _greeting(username: str | None) -> str:
-    # A name with other characters could change the text direction, hide text or become a link in a mail program.
+    # Characters other than letters, digits, `_` and `-` could hide text, change the text direction or form a link.
     is_plain = username is not None and re.fullmatch(r"[\w-]+", username) and not username.isdecimal()
     return f"Hello {username}," if is_plain else "Hello,"
 

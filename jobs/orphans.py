@@ -61,7 +61,7 @@ async def remove(database: Database, storage: Storage, now: datetime | None = No
 
 
 async def _orphans(database: Database, files: Sequence[StoredFile]) -> list[str]:
-    # Files whose names have another form were not written by the service, so they are left alone.
+    # Files whose names are not names of avatars were not written by the service, so they are left alone.
     avatar_of = {file.name: avatar for file in files if (avatar := avatars.avatar_of(file.name)) is not None}
     named = await avatars.named(database, avatar_of.values()) if avatar_of else set()
     return [name for name, avatar in avatar_of.items() if avatar not in named]

@@ -39,8 +39,8 @@ REF_TEMPLATE = "#/components/schemas/{model}"
 # Recorded frames, by message.
 EXAMPLES = Path(__file__).with_name("examples.json")
 
-DESCRIPTION = """A real-time movie catalog. Every write is an event in one ordered log, and every client receives each \
-event that it may see exactly once and in order, across reconnects, crashes and restarts.
+DESCRIPTION = """A real-time movie catalog. Every write is an event in one ordered log, and every client receives the \
+events that it may see, each exactly once and in order, across reconnects, crashes and restarts.
 
 Both sides send text frames that hold one JSON object each. A client that sends nothing receives every public topic, \
 live from the moment it connects: try `wscat -c ws://127.0.0.1:8000/ws`. The socket is also available at `/api/v1/ws`.
@@ -328,7 +328,7 @@ def _limits() -> list[dict[str, Any]]:
         ("requests", MAX_REQUESTS_IN_FLIGHT, "Concurrent requests of one socket"),
         ("messages_per_second", MESSAGES_PER_SECOND, "Messages per second from one client"),
         ("auth_seconds", AUTH_SECONDS, "Seconds within which a client must sign in, if sign-in is required"),
-        ("heartbeat_seconds", HEARTBEAT_SECONDS, "Seconds between two pings of the service"),
+        ("heartbeat_seconds", HEARTBEAT_SECONDS, "Seconds between two pings from the service"),
         ("unsent_bytes", MAX_UNSENT_BYTES, "Unsent bytes above which a socket catches up from the log"),
         ("slow_seconds", SLOW_CLIENT_SECONDS, "Seconds after which a socket that reads nothing is closed with 4008"),
     )

@@ -28,7 +28,7 @@ class WelcomeData(Answer):
     epoch: Epoch = Field(description="The log's identity: keep it with your position")
     seq: Seq = Field(description="The stream begins after this number")
     user_id: int | None
-    heartbeat_seconds: int = Field(description="Seconds between two pings of the service")
+    heartbeat_seconds: int = Field(description="Seconds between two pings from the service")
 
 
 class Welcome(Answer):

@@ -109,13 +109,16 @@ def filter_changes(matches: Matcher, changes: Iterable[Change]) -> list[Filtered
 
 
 def is_whole(event: Event, filtered: Sequence[FilteredChange], total: int) -> bool:
-    """Return whether the filter sees all `total` changes of the event, each as the event's own operation."""
+    """Return whether all `total` changes of the event pass the filter, each with the event's own operation."""
     own = event.operation.removesuffix("_bulk")
     return len(filtered) == total and all(one.operation == own and not one.left for one in filtered)
 
 
 def change_texts(event: Event, bulk: str, filtered: Sequence[FilteredChange], total: int) -> Sequence[bytes]:
-    """Return the frames of the filtered changes of an event that has `total` changes, without a subscription's name."""
+    """Return the frames, without a subscription's name, of those changes of an event that pass a filter.
+
+    `total` is the number of all changes of the event.
+    """
     if not filtered:
         return ()
     if is_whole(event, filtered, total):

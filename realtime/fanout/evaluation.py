@@ -39,7 +39,7 @@ _Key = tuple[str, int, Filter, str]  # the event's epoch and number, the filter,
 
 
 class Evaluation:
-    """One per process."""
+    """Evaluates the filters of all subscriptions that are behind. One per process."""
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()

@@ -55,7 +55,7 @@ class Hub:
         self._pending_bytes = 0
         self._flush_due: asyncio.Handle | None = None
         self._budget = Budget(MAX_TESTS_PER_TURN)  # The filter budget of the current turn of the event loop.
-        self._written: list[tuple[Frames, int]] = []  # The current flush's frames, with the number of sockets.
+        self._written: list[tuple[Frames, int]] = []  # What the current flush wrote, and to how many sockets.
 
     def __len__(self) -> int:
         groups = (*self._plain.values(), *self._filtered.values())

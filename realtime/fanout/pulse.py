@@ -28,7 +28,7 @@ from realtime.wire.frames import Frames, Rendering
 from realtime.wire.writer import HIGH_WATER_BYTES
 from repository.engine.events import Event
 
-PAGES_PER_BEAT = 2  # a subscription that is more pages behind catches up at its own pace
+PAGES_PER_BEAT = 2  # a subscription that is more than PAGES_PER_BEAT pages behind catches up at its own pace
 
 log = structlog.get_logger("latest")
 

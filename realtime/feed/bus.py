@@ -32,7 +32,7 @@ OUTBOX_EVENTS = 10_000
 OUTBOX_BYTES = 16 * 1024 * 1024
 BATCH_EVENTS = 256
 DEAF_AFTER_SECONDS = 1.5  # Three heartbeats should arrive within DEAF_AFTER_SECONDS.
-RESUBSCRIBE_AFTER_SECONDS = 5.0  # A connection that is silent for this long is considered half-open.
+RESUBSCRIBE_AFTER_SECONDS = 5.0  # A connection that is silent for RESUBSCRIBE_AFTER_SECONDS is considered half-open.
 
 log = structlog.get_logger("bus")
 

@@ -27,7 +27,7 @@ from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.events import Event, Head
 
-GAP_GRACE_SECONDS = 0.02  # concurrent commits reach the bus at most about this much out of order
+GAP_GRACE_SECONDS = 0.02  # concurrent commits reach the bus at most about GAP_GRACE_SECONDS out of order
 PENDING_EVENTS = 1_000
 PENDING_BYTES = 8 * 1024 * 1024
 PAGE_EVENTS = 500
@@ -36,8 +36,8 @@ REMEMBERED_EVENTS = 2_000  # the number of events that are loaded into the ring 
 REMEMBERED_BYTES = 4 * 1024 * 1024
 REACH_SECONDS = 0.5
 REACH_POLL_SECONDS = 0.002
-REACH_EVENT_SECONDS = 5.0  # The feed takes longer to reach an event of the log only during a database outage.
-MIN_POLL_SECONDS = 0.02  # A minimum is needed because each event of another epoch calls `poll_now`.
+REACH_EVENT_SECONDS = 5.0  # The feed needs more than REACH_EVENT_SECONDS only during a database outage.
+MIN_POLL_SECONDS = 0.02  # A minimum is needed, because each event of another epoch calls `poll_now`.
 POLL_SECONDS_LOCAL = 0.03  # Without a shared bus, another process's events are found only by polling.
 POLL_SECONDS_SHARED = 1.0
 POLL_SECONDS_DEAF = 0.1
@@ -87,7 +87,7 @@ class Feed:
         while seq < self.head.seq:
             page = await self._read_log(seq)
             if not page or (page[0].epoch, page[0].seq) != (self.head.epoch, seq + 1):
-                self.ring.clear()  # the log was replaced or pruned meanwhile
+                self.ring.clear()  # the log has been replaced or pruned in the meantime
                 return
             for event in page:
                 if event.seq <= self.head.seq:  # later events are appended when they are accepted
@@ -231,11 +231,11 @@ class Feed:
             await self._resolve_gap(start)
 
     async def _resolve_gap(self, start: Head) -> None:
-        """Find out why the event after `start` is missing (pruned, log replaced, not yet committed); reset or wait."""
+        """Find out why the event after `start` is missing (pruned, log replaced, or not committed); reset or wait."""
         oldest = await event_log.oldest(self.database)
         found = await event_log.head(self.database)
         if self.head != start:
-            return  # the bus has delivered the event meanwhile
+            return  # the bus has delivered the event in the meantime
         if found.epoch != start.epoch:
             self._reset(found)
         elif found.seq < start.seq:

@@ -13,7 +13,7 @@ RING_EVENTS = 20_000
 
 
 class Ring:
-    """Contiguous events. The oldest are dropped when either limit is exceeded, but the newest one is always kept."""
+    """Contiguous events. The oldest are dropped when `max_bytes` or `max_events` is exceeded, but never the newest."""
 
     def __init__(self, max_bytes: int = RING_BYTES, max_events: int = RING_EVENTS) -> None:
         self._events: deque[Event] = deque()
@@ -32,7 +32,7 @@ class Ring:
         self._bytes = 0
 
     def after(self, seq: int, *, max_events: int, max_bytes: int) -> list[Event] | None:
-        """Return the next events after `seq` within the limits, but at least one event if there is any.
+        """Return the next events after `seq` within `max_events` and `max_bytes`, but at least one if there is any.
 
         Return None when the ring does not reach back that far.
         """

@@ -28,7 +28,7 @@ class _Count:
 
 
 class LocalCounts:
-    """The counts of one worker. `changed` names the counts whose stored row may be out of date, in order of change."""
+    """The counts of one worker. `changed` names the counts whose stored rows may be out of date, in order of change."""
 
     def __init__(self, linger_seconds: float) -> None:
         self.changed: dict[Place, None] = {}

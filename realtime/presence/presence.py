@@ -35,10 +35,10 @@ from repository.engine.database import Database
 from repository.presence import ANONYMOUS, Row
 
 NUDGE = "presence"
-INTERVAL_SECONDS = 0.25  # Two writes, and two frames to one socket, are at least this far apart.
+INTERVAL_SECONDS = 0.25  # Two writes, and two frames to one socket, are at least INTERVAL_SECONDS apart.
 RENEW_SECONDS = 3.0  # The lease is three times as long as RENEW_SECONDS.
 POLL_SECONDS = 1.0
-FRESH_SECONDS = 0.25  # clients that begin to follow presence within this time share one read
+FRESH_SECONDS = 0.25  # clients that begin to follow presence within FRESH_SECONDS share one read
 RETRY_SECONDS = 1.0
 STOP_SECONDS = 2.0
 LINGER_SECONDS = 5.0
@@ -180,7 +180,7 @@ class Presence:
                 if asyncio.get_running_loop().time() - self._polled_at > FRESH_SECONDS:
                     await self._poll()
             if self._joining.get(key) is not follower:
-                return {}  # the socket was closed meanwhile
+                return {}  # the socket has been closed in the meantime
         finally:
             if self._joining.get(key) is follower:
                 del self._joining[key]

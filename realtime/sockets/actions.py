@@ -109,7 +109,9 @@ Path = Annotated[
 
 
 class Latest(Body):
-    latest_every_ms: Milliseconds = Field(description="Send each changed row at most once per this many milliseconds")
+    latest_every_ms: Milliseconds = Field(
+        description="Send at most one state of each row in this number of milliseconds"
+    )
 
 
 def _deliver_tag(value: Any) -> str:
@@ -209,7 +211,7 @@ class Request(Body):
         # pydantic publishes the pattern of the names as `patternProperties`, which does not exclude other names.
         json_schema_extra={"additionalProperties": False},
     )
-    body: Any | MISSING = Field(default=MISSING, description="Any JSON value; without it, the request has no body")
+    body: Any | MISSING = Field(default=MISSING, description="Any JSON value; if absent, the request has no body")
 
 
 class Presence(Body):

@@ -38,7 +38,7 @@ from realtime.wire.writer import HIGH_WATER_BYTES, Writer
 from resources.topics import PUBLIC_TOPICS, TOPICS
 
 MAX_SUBSCRIPTIONS = 32
-AUTH_SECONDS = 10.0  # a client must authenticate within this time, if authentication is required
+AUTH_SECONDS = 10.0  # a client must authenticate within AUTH_SECONDS, if authentication is required
 
 ReplyData = Mapping[str, Any]
 
@@ -60,7 +60,7 @@ class Connection:
     def __init__(self, websocket: WebSocket, writer: Writer, context: SocketContext, place: Place) -> None:
         self.writer = writer
         self.identity: Identity | None = None
-        self.subscriptions: dict[str | None, Subscription] = {}  # by name; None is the default subscription
+        self.subscriptions: dict[str | None, Subscription] = {}  # by name; None stands for the default one
         self.is_ending = False
         self._context = context
         self._place = place

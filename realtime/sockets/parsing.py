@@ -19,8 +19,8 @@ from realtime.sockets import actions
 from resources.topics import TOPIC_FIELDS
 
 MAX_BURST_MESSAGES = 1_000
-MESSAGES_PER_SECOND = 500.0  # The service cannot answer the requests of one socket at so high a rate.
-MAX_REFUSED_MESSAGES = 1_000  # A client that ignores so many errors is disconnected.
+MESSAGES_PER_SECOND = 500.0  # The service answers fewer requests per second on one socket.
+MAX_REFUSED_MESSAGES = 1_000  # A client that ignores MAX_REFUSED_MESSAGES errors is disconnected.
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -28,7 +28,7 @@ class _Network:
 
     connections: int = 0
     filters: Counter[tuple[str, Filter]] = field(default_factory=Counter)
-    conditions: int = 0  # the conditions of all these filters, each filter counted once
+    conditions: int = 0  # the number of conditions in all distinct filters
 
 
 Filters = Iterable[tuple[str, Filter]]  # with their topics

@@ -37,7 +37,7 @@ class Entry:
 
     identity: Identity
     on_change: OnChange
-    revision: int = 0  # counts changes: a check that began before the latest change is out of date
+    revision: int = 0  # the number of changes; a check that began before the latest change is out of date
     is_valid: bool = True
 
 

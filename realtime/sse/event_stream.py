@@ -6,8 +6,8 @@ Invariants:
 - An event's id is its position. The events sent after an id are exactly those that follow it in the log and that the
   client may see.
 - A stream ends when its client disconnects or accepts no data for too long, when its token or session ends, when its
-  user may no longer see its topics, and when the service stops. After that, nothing is sent, not even events that were
-  already read.
+  user may no longer see its topics, and when the service stops. After that, nothing is sent, not even events that have
+  already been read.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if SOCKET in scope:
-            raise NotAcceptable("Event streams are not available over a websocket: subscribe instead, or ask for JSON")
+            raise NotAcceptable("Event streams are not available over a websocket: subscribe instead, or request JSON")
         client = scope.get("client")
         address = client[0] if client else ""
         with ExitStack() as stack:
@@ -312,7 +312,7 @@ async def _until_gone(receive: Receive) -> None:
 
 
 async def _finish(scope: Scope, receive: Receive, send: Send) -> None:
-    """End the response. If the client does not accept its end, abort the connection, if the server supports that."""
+    """End the response. Abort the connection if the client does not accept even that and the server can abort it."""
     try:
         async with asyncio.timeout(FINISH_SECONDS):
             await send({"type": "http.response.body"})

@@ -75,7 +75,7 @@ class LogPage(NamedTuple):
 
 
 class Replay:
-    """One per process."""
+    """Reads the event log for `GET /events`. One per process."""
 
     def __init__(self, database: Database, feed: Feed) -> None:
         self.feed = feed
@@ -100,8 +100,8 @@ class Replay:
     def requested_position(self, query: Query, last_event_id: str | None = None) -> Head | None:
         """Return the position that the client requests, or None if it requests none.
 
-        An event id, in the header or the query, takes precedence over `after`. An id of another form came from another
-        service. It is treated as a lost position, because an error response would make a browser stop reconnecting.
+        An event id, in the header or the query, takes precedence over `after`. An id that is not a position came from
+        another service. It is treated as lost, because an error response would make a browser stop reconnecting.
 
         Raises PositionLost for such an id and for another epoch, and Conflict for a number without its epoch.
         """

@@ -100,7 +100,7 @@ def part_text(
     reason: str | None = None,
     more: bool = False,
 ) -> bytes:
-    """Return a frame about some of the rows of an event, without a subscription's name.
+    """Return a frame, without a subscription's name, about some of the rows of an event.
 
     `seq` and `changed` default to those of the event; only updates carry `changed`. `more` announces another frame with
     the same number.

@@ -23,7 +23,7 @@ from realtime.wire.frames import Frames
 EXTENSION = "marquee.writer"
 LOW_WATER_BYTES = 16 * 1024
 HIGH_WATER_BYTES = 64 * 1024
-CLOSE_SECONDS = 5.0  # the connection ends at most this long after our close, whatever the peer does
+CLOSE_SECONDS = 5.0  # the connection ends at most CLOSE_SECONDS after our close, whatever the peer does
 
 
 class Writer(Protocol):
