@@ -42,8 +42,8 @@ EXAMPLES = Path(__file__).with_name("examples.json")
 DESCRIPTION = """A real-time movie catalog. Every write is an event in one ordered log, and every client receives the \
 events that it may see, each exactly once and in order, across reconnects, crashes and restarts.
 
-Both sides send text frames that hold one JSON object each. A client that sends nothing receives every public topic, \
-live from the moment it connects: try `wscat -c ws://127.0.0.1:8000/ws`. The socket is also available at `/api/v1/ws`.
+Both sides send text frames that contain one JSON object each. A client that sends nothing receives every public topic \
+live, from the moment it connects: try `wscat -c ws://127.0.0.1:8000/ws`. The socket is also available at `/api/v1/ws`.
 
 The schemas of the service's frames forbid additional members, so that tests find members that a schema lacks. \
 **Clients must ignore operations, topics and members that they do not know**: later versions add new ones."""

@@ -138,7 +138,7 @@ class Hub:
             self._flush_due = asyncio.get_running_loop().call_soon(self.flush)
 
     def flush(self) -> None:
-        """Write the pending events to the live subscriptions that asked for them."""
+        """Write the pending events to the live subscriptions that requested them."""
         if self._flush_due is not None:
             self._flush_due.cancel()
             self._flush_due = None

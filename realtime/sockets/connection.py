@@ -60,7 +60,7 @@ class Connection:
     def __init__(self, websocket: WebSocket, writer: Writer, context: SocketContext, place: Place) -> None:
         self.writer = writer
         self.identity: Identity | None = None
-        self.subscriptions: dict[str | None, Subscription] = {}  # by name; None stands for the default one
+        self.subscriptions: dict[str | None, Subscription] = {}  # by name; the default subscription has the name None
         self.is_ending = False
         self._context = context
         self._place = place

@@ -2,11 +2,11 @@
 
 Rules:
 - An access token is checked when a connection begins. Later changes to its session or account arrive as events of the
-  log, so they reach every worker as fast as any event.
+  log, so they reach every worker as fast as any other event.
 - Rights that an event removes are lost immediately. Rights that an event grants are first confirmed in the database.
 - `on_events` runs before the hub's listener: a connection that loses its rights is closed before the next event is
   written.
-- After the log was replaced, every identity is checked again, because sessions may be gone without an event.
+- When the log is replaced, every identity is checked again, because sessions may have disappeared without an event.
 """
 
 from __future__ import annotations

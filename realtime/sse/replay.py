@@ -103,7 +103,7 @@ class Replay:
         An event id, in the header or the query, takes precedence over `after`. An id that is not a position came from
         another service. It is treated as lost, because an error response would make a browser stop reconnecting.
 
-        Raises PositionLost for such an id and for another epoch, and Conflict for a number without its epoch.
+        Raises PositionLost for such an id and for another epoch, and Conflict for a number without an epoch.
         """
         event_id = last_event_id or query.last_event_id
         if event_id:
