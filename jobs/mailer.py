@@ -178,5 +178,5 @@ def _log_of(mail: ClaimedMail) -> Any:
 
 
 def pause_seconds(attempts: int, first: float) -> float:
-    """Return the pause after `attempts` attempts, jittered so that emails do not all retry together."""
+    """Return the pause after `attempts` attempts, jittered so that failed emails are not all retried together."""
     return min(first * 2.0 ** min(attempts - 1, 30), MAX_PAUSE_SECONDS) * random.uniform(0.8, 1.2)

@@ -1,7 +1,7 @@
 """Deletion of orphans: stored pictures that no account refers to.
 
 An orphan remains when a process dies after it has written a file but before it has stored the row, or when the storage
-is down at the time when a file is to be deleted. In each period, only the worker that holds the lease scans.
+is down at the time of a deletion. In each period, only the worker that holds the lease scans.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Evaluation:
         return [frames.named(text, spec.rendering.subscription) for text in found]
 
     async def former_rows(self, event: Event, wanted: Filter | None) -> Mapping[int | str, Row | None]:
-        """Return the former rows of an event by id. The value is None if the row did not exist or did not match."""
+        """Return an event's rows as they were before it, by id, with None for rows that did not exist or match."""
         matches = matcher_for(wanted)
         found: dict[int | str, Row | None] = {}
         async with self._turn:

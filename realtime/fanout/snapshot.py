@@ -67,7 +67,7 @@ class Snapshots:
         self._reading = asyncio.Semaphore(MAX_CONCURRENT_PAGE_READS)
 
     async def begin(self, topics: Sequence[str]) -> Beginning:
-        """Return the beginning of a new snapshot once the feed has reached its head. Raises Unavailable."""
+        """Return a new snapshot's beginning once the feed has reached the snapshot's number. Raises Unavailable."""
         for _ in range(BEGIN_ATTEMPTS):
             found = await snapshots.beginning(self.database, topics)
             if found.head.epoch == self.feed.head.epoch:

@@ -35,11 +35,11 @@ from repository.engine.events import Head
 from repository.generic.snapshots import Beginning
 
 MAX_UNSENT_BYTES = 1024 * 1024
-SLOW_CLIENT_SECONDS = 45.0  # a socket that accepts not a single byte for SLOW_CLIENT_SECONDS is closed
+SLOW_CLIENT_SECONDS = 45.0  # a socket that does not accept a single byte for SLOW_CLIENT_SECONDS is closed
 PROGRESS_CHECK_SECONDS = 1.0
 MIN_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 2.0
-MAX_LOST_SNAPSHOTS = 5  # if a subscription loses more than MAX_LOST_SNAPSHOTS in a row, the socket is closed
+MAX_LOST_SNAPSHOTS = 5  # a subscription that loses more than MAX_LOST_SNAPSHOTS snapshots in a row closes the socket
 
 log = structlog.get_logger("subscription")
 

@@ -74,7 +74,7 @@ def _position(value: Any) -> Written:
 
 
 Position = Annotated[
-    Any,  # not Written, because its schema would describe the value after validation
+    Any,  # not `Written`, because its schema would describe the value after validation
     PlainValidator(_position),
     WHOLE,
     WithJsonSchema(

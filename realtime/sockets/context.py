@@ -31,6 +31,6 @@ class SocketContext:
     presence: Presence
     identify: Callable[[str, str], Awaitable[Identity]]
     allowed_origins: tuple[str, ...]  # The service's own origin is always allowed as well.
-    warn_of_origin: WarnOnce  # It is called with each rejected origin.
+    warn_of_origin: WarnOnce  # `warn_of_origin` is called with each rejected origin.
     requires_auth: bool
     limits_messages: bool  # False if the operator has switched off rate limits

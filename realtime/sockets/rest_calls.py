@@ -31,7 +31,7 @@ from realtime.wire.writer import Writer
 
 MAX_REQUESTS_IN_FLIGHT = 16
 MAX_UNREAD_REPLIES = 4  # The unread replies of one socket take at most 3 MiB.
-MAX_REPLY_BYTES = 768 * 1024  # A frame with a body of this size is within the usual limit of clients, 1 MiB.
+MAX_REPLY_BYTES = 768 * 1024  # A frame with MAX_REPLY_BYTES of body is within the usual limit of clients, 1 MiB.
 # Headers about the connection are refused, and so are headers whose values the handshake has fixed.
 REFUSED_HEADERS = frozenset({"authorization", "connection", "content-length", "cookie", "host", "transfer-encoding"})
 
