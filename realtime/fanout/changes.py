@@ -21,7 +21,7 @@ from realtime.wire.frames import Rendering
 from repository.engine.events import Event
 
 BY_FILTER = "filter"
-MAX_COMPILED_FILTERS = 128  # kept for subscriptions that catch up; only a few, because a filter may be large
+MAX_COMPILED_FILTERS = 128  # only a few compiled filters are cached, because a filter may be large
 
 
 @dataclass(slots=True)
