@@ -1,1 +1,1 @@
-"""The background edge: jobs run under leases, emails, and periodic clean-up."""
+"""The background edge: runs jobs under leases, delivers emails, and cleans up periodically."""

@@ -1,4 +1,4 @@
-"""Periodic clean-up under a lease: only one of all workers runs it in each period."""
+"""Periodic clean-up under a lease, so that only one worker runs it in each period."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from repository.generic import idempotency
 
 PERIOD_SECONDS = 60.0
 IDEMPOTENCY_KEY_HOURS = 24
-PRUNE_ROWS_PER_TRANSACTION = 5_000  # bounds how long a concurrent write waits
-EXPIRE_ROWS_PER_TRANSACTION = 500  # sessions, each with an event
-FORGET_ROWS_PER_TRANSACTION = 25  # accounts, each with about eight statements and two events
-FORGET_JOBS_PER_TRANSACTION = 100  # each with an event
-FORGET_PAUSE_SECONDS = 0.1  # between two such transactions, so that other writes get their turn
-SESSION_GRACE = timedelta(minutes=1)  # the clock of the worker that issued the token may be behind ours
+PRUNE_ROWS_PER_TRANSACTION = 5_000  # Small transactions bound how long a concurrent write waits.
+EXPIRE_ROWS_PER_TRANSACTION = 500  # Ending a session causes an event.
+FORGET_ROWS_PER_TRANSACTION = 25  # Deleting an account takes about eight statements and two events.
+FORGET_JOBS_PER_TRANSACTION = 100  # Deleting a job causes an event.
+FORGET_PAUSE_SECONDS = 0.1  # A pause between the transactions lets other writes proceed.
+SESSION_GRACE = timedelta(minutes=1)  # The worker that issued a session's token may have a slow clock.
 
 log = structlog.get_logger("cleanup")
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long events and finished jobs are kept. An event that exceeds any of the first three limits is deleted."""
+    """How long events and finished jobs are kept.
+
+    The oldest events are deleted as soon as the log exceeds any of `hours`, `rows` and `bytes`.
+    """
 
     hours: float
     rows: int
@@ -55,13 +58,13 @@ class Cleanup:
                 if await leases.take(self._database, "cleanup", self._owner, PERIOD_SECONDS * 0.9):
                     await self.clean()
             except Unavailable:
-                pass  # the next period tries again
+                pass  # another attempt follows in the next period
             except Exception as error:
                 # An error here must not end the process, which also serves clients.
                 log.error("clean-up failed", exc_info=error)
 
     async def clean(self) -> None:
-        """Delete everything that has expired or need not be kept any longer. Raises Unavailable."""
+        """Delete all data that has expired or no longer needs to be kept. Raises Unavailable."""
         database, now = self._database, datetime.now(UTC)
         sessions_before, events_before = now - SESSION_GRACE, now - timedelta(hours=self._retention.hours)
 
@@ -100,7 +103,7 @@ class Cleanup:
 
 
 async def _repeat(work: Callable[[], Awaitable[int]], at_least: int, pause_seconds: float = 0.0) -> int:
-    """Repeat a transaction while it deletes `at_least` rows or more. Return how many were deleted in all."""
+    """Repeat `work` until it deletes fewer than `at_least` rows. Return the total number of deleted rows."""
     total = 0
     while True:
         count = await work()

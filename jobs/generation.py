@@ -67,7 +67,7 @@ class Pools:
 
 @lru_cache(maxsize=1)
 def pools() -> Pools:
-    """Return the pools of words, made at the first call."""
+    """Return the pools of words, which the first call builds."""
     fake = Faker("en_US")
     fake.seed_instance(POOL_SEED)
     people = tuple(fake.name() for _ in range(POOL_SIZE))
@@ -78,7 +78,7 @@ def pools() -> Pools:
     return Pools(
         people=people,
         cities=cities,
-        # There are fewer plain titles, so they are repeated until both forms are about equally frequent.
+        # Plain titles are fewer than titles with a city, so they are repeated until both are about equally frequent.
         titles=(*tuple(plain) * 18, *placed),
         roles=tuple(f"{role} {trait}" for role in ROLES for trait in TRAITS),
         dates=tuple(day.isoformat() for day in days),
@@ -87,7 +87,7 @@ def pools() -> Pools:
 
 
 def _movies(random: Random, pool: Pools, count: int) -> list[Row]:
-    # One call per column, because the cost is in the calls, not in the choices.
+    # One call of `choices` for each column, because the calls cost much more than the choices they make.
     choices, uniform = random.choices, random.random
     columns = zip(
         choices(pool.titles, k=count),

@@ -1,7 +1,7 @@
 """The texts of emails, as plain text and as HTML. Pure.
 
-Security: an email repeats nothing that an attacker can choose, except the user name, and that only as a single word.
-Otherwise registering with another person's address would be a way to send that person messages.
+Security: the only text in an email that an attacker can choose is the user name, which is included only if it is a
+single word. Otherwise, an attacker could register another person's address to send that person messages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LINE_LENGTH = 72
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """The text of one type of email. With a `path` it has a link to that path, labelled `button`."""
+    """The text of one type of email. If `path` is set, the email has a link to that path, labelled `button`."""
 
     subject: str
     paragraphs: Sequence[str]
@@ -70,7 +70,7 @@ WORDINGS: Mapping[MailType, Wording] = {
     MailType.EMAIL_CHANGE_ASKED: Wording(
         "Request to change your email address",
         (
-            "A request was made, with your password, to change the email address of your Marquee account. The "
+            "We received a request, made with your password, to change the email address of your Marquee account. The "
             "account keeps this address until the new one is confirmed.",
             "If that was not you, choose a new password now. This also cancels the change:",
         ),
@@ -110,7 +110,7 @@ WORDINGS: Mapping[MailType, Wording] = {
 
 
 def compose(mail: ClaimedMail, *, sender: str, base_url: str) -> EmailMessage:
-    """Return the complete message. `Message-ID` and `Date` are the same for every attempt at one email."""
+    """Return the complete message. `Message-ID` and `Date` are the same in every attempt to deliver an email."""
     wording = WORDINGS[mail.kind]
     url = _url(base_url, wording.path, mail.token)
     greeting = _greeting(mail.username)
@@ -120,7 +120,7 @@ def compose(mail: ClaimedMail, *, sender: str, base_url: str) -> EmailMessage:
     message["Subject"] = wording.subject
     created_at = datetime.fromisoformat(mail.created_at)
     message["Date"] = format_datetime(created_at.astimezone(UTC))
-    # Ids are never reused; the time distinguishes equal ids of different databases.
+    # A database never reuses an id; the time distinguishes emails with equal ids from different databases.
     message["Message-ID"] = f"<mail-{mail.id}-{created_at.timestamp():.6f}@{urlsplit(base_url).hostname}>"
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: suppresses automatic replies
     text, html = _text(greeting, wording, url), _html(greeting, wording, url)
@@ -142,7 +142,7 @@ def _url(base_url: str, path: str, token: str | None) -> str | None:
 
 
 def _greeting(username: str | None) -> str:
-    # No characters that change the text direction or are invisible, and nothing that mail programs turn into a link.
+    # Characters other than letters, digits, `_` and `-` could hide text, change the text direction or form a link.
     is_plain = username is not None and re.fullmatch(r"[\w-]+", username) and not username.isdecimal()
     return f"Hello {username}," if is_plain else "Hello,"
 
@@ -156,7 +156,7 @@ def _text(greeting: str, wording: Wording, url: str | None) -> str:
 
 
 def _html(greeting: str, wording: Wording, url: str | None) -> str:
-    """Return the HTML part. It loads nothing, so opening the email discloses nothing."""
+    """Return the HTML part. It loads no remote content, so opening the email discloses nothing."""
     blocks = [f"<p>{escape(each)}</p>" for each in (greeting, *wording.paragraphs)]
     if url is not None:
         style = "background:#b45309;border-radius:6px;color:#fff;display:inline-block;padding:10px 16px"

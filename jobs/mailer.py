@@ -1,9 +1,9 @@
 """The mailer: takes emails from the outbox and delivers them, a few at a time in each worker.
 
-No email is lost while the mail server is down, and no request waits for the server: a failed delivery is repeated after
-growing pauses, for about two days. When a worker is killed during a delivery, another worker sends the email once the
-lease has expired, possibly a second time. On shutdown, deliveries that finish in time are completed and the rest are
-released.
+No email is lost while the mail server is down, and no request waits for the mail server: a failed delivery is retried
+after growing pauses, for about two days. When a worker is killed during a delivery, another worker sends the email once
+the lease has expired, so the email may arrive twice. On shutdown, deliveries may finish within a time limit; emails
+that are not delivered by then are released to other workers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from repository.engine.database import Database
 
 CONCURRENT_MAILS = 4
 POLL_SECONDS = 1.0
-FIRST_PAUSE_SECONDS = 10.0  # then twice as long each time
+FIRST_PAUSE_SECONDS = 10.0  # each further pause is twice as long as the previous one
 MAX_PAUSE_SECONDS = 3600.0
 UNAVAILABLE_PAUSE_SECONDS = 0.5
 
@@ -61,7 +61,7 @@ class Mailer:
         self._ended = asyncio.Event()
 
     def wake(self) -> None:
-        """Send new emails at once. Emails queued by other workers are found by polling."""
+        """Send newly queued emails immediately. Emails queued by other workers are found by polling."""
         self._wake.set()
 
     def stop(self) -> None:
@@ -70,7 +70,7 @@ class Mailer:
         self._wake.set()
 
     async def ended(self, seconds: float) -> None:
-        """Wait until `run` has ended after a stop, for at most `seconds`."""
+        """Wait at most `seconds` for `run` to end after a stop."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._ended.wait()
@@ -93,7 +93,7 @@ class Mailer:
             self._ended.set()
 
     async def _claim_due(self) -> ClaimedMail | None:
-        """Return an email that is due. If there is none, pause (unless stopping) and return None."""
+        """Claim and return an email that is due. If none is due, pause (unless stopping) and return None."""
         if self._stopping.is_set():
             return None
         self._wake.clear()
@@ -117,7 +117,7 @@ class Mailer:
         try:
             await self._send(mail)
         except Unavailable:
-            pass  # the lease expires by itself
+            pass  # the email's lease expires by itself
         except Exception as error:
             log.error("delivery result not stored", mail=mail.id, exc_info=error)
         finally:
@@ -129,7 +129,7 @@ class Mailer:
             message = mail_texts.compose(mail, sender=self._sender, base_url=self._base_url)
             await self._gateway.deliver(message, str(mail.id))
         except asyncio.CancelledError:
-            with suppress(Unavailable):  # then the lease expires by itself
+            with suppress(Unavailable):  # if the release fails, the lease expires by itself
                 await outbox.release(self._database, mail, self._owner)
             raise
         except Refused as error:
@@ -137,13 +137,13 @@ class Mailer:
         except NotDelivered as error:
             await self._postpone(mail, str(error))
         except Exception as error:
-            log.error("email not composed or delivered", mail=mail.id, kind=mail.kind.value, exc_info=error)
+            log.error("email delivery failed", mail=mail.id, kind=mail.kind.value, exc_info=error)
             await self._postpone(mail, "internal error")
         else:
             await self._store_sent(mail, leased_until)
 
     async def _store_sent(self, mail: ClaimedMail, leased_until: float) -> None:
-        """Store that the email was sent, so that no other worker sends it again. Retry until the lease ends.
+        """Record that the email was sent, so that no other worker sends it again. Retry until the lease expires.
 
         Raises Unavailable.
         """
@@ -178,5 +178,5 @@ def _log_of(mail: ClaimedMail) -> Any:
 
 
 def pause_seconds(attempts: int, first: float) -> float:
-    """Return the pause after a number of attempts, jittered so that emails that failed together are spread out."""
+    """Return the pause after `attempts` attempts, jittered so that failed emails are not all retried together."""
     return min(first * 2.0 ** min(attempts - 1, 30), MAX_PAUSE_SECONDS) * random.uniform(0.8, 1.2)

@@ -1,7 +1,7 @@
 """Deletion of orphans: stored pictures that no account refers to.
 
-An orphan remains when a process dies after it has written a file and before it has stored the row, or when the storage
-is down at the moment a file should be deleted. Only one of all workers, the holder of a lease, scans in each period.
+An orphan remains when a process dies after it has written a file but before it has stored the row, or when the storage
+is down at the time of a deletion. In each period, only the worker that holds the lease scans.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from repository.accounts import avatars
 from repository.engine import leases
 from repository.engine.database import Database
 
-PERIOD_SECONDS = 3600.0  # buckets charge for each page listed
-CHECK_SECONDS = 300.0  # shorter than the period, so that workers that restart often still reach a scan
-MIN_AGE = timedelta(hours=1)  # a new picture is stored shortly before its account refers to it
+PERIOD_SECONDS = 3600.0  # S3 services charge for each page of a bucket's listing.
+CHECK_SECONDS = 300.0  # Checks are frequent, so that a scan takes place even if the workers restart often.
+MIN_AGE = timedelta(hours=1)  # A new picture is stored shortly before its account refers to it.
 
 log = structlog.get_logger("orphans")
 
@@ -43,7 +43,7 @@ class Orphans:
                     removed = await remove(self._database, self._storage)
                     log.info("orphan scan finished", deleted=removed)
             except Unavailable:
-                pass  # the next period tries again
+                pass  # another attempt follows in the next period
             except Exception as error:
                 # An error here must not end the process, which also serves clients.
                 log.error("orphan scan failed", exc_info=error)
@@ -61,7 +61,7 @@ async def remove(database: Database, storage: Storage, now: datetime | None = No
 
 
 async def _orphans(database: Database, files: Sequence[StoredFile]) -> list[str]:
-    # Files with other names were not written by the service and are left alone.
+    # Files whose names are not names of avatars were not written by the service, so they are left alone.
     avatar_of = {file.name: avatar for file in files if (avatar := avatars.avatar_of(file.name)) is not None}
     named = await avatars.named(database, avatar_of.values()) if avatar_of else set()
     return [name for name, avatar in avatar_of.items() if avatar not in named]

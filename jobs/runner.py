@@ -1,11 +1,12 @@
-"""The runner: claims jobs and works on them chunk by chunk, a few at a time in each worker.
+"""The runner: claims jobs and works on them chunk by chunk, a few jobs at a time in each worker.
 
 Rules:
-- A chunk is one transaction: its rows, its event and the job's `done`. When a worker is killed at any point, the job
+- One transaction stores a chunk's rows, its event and the job's `done`. When a worker is killed at any point, the job
   continues after its last stored chunk in the first worker that claims it once the lease has expired. On shutdown, the
-  leases are released at once.
+  leases are released, so other workers can claim the jobs immediately.
 - Users share the slots: a job that has held a slot for SLOT_SECONDS leaves it when another user's job is waiting.
-- A paced job leaves its slot until its next chunk is due, unless that is within MAX_WAIT_IN_SLOT_SECONDS.
+- A paced job (a job with a `rate`) leaves its slot until its next chunk is due, unless the chunk is due within
+  MAX_WAIT_IN_SLOT_SECONDS.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ from resources.movies import MOVIES
 
 CONCURRENT_JOBS = 2
 POLL_SECONDS = 1.0
-MAX_LATE_SECONDS = 5.0  # a paced job that waited for a slot makes up for no more delay than this
+MAX_LATE_SECONDS = 5.0  # a paced job that waited for a slot makes up for at most MAX_LATE_SECONDS of delay
 UNAVAILABLE_PAUSE_SECONDS = 0.5
-SLOT_SECONDS = 1.0  # of a turn while another user's job waits
-MAX_WAIT_IN_SLOT_SECONDS = 0.5  # for the next chunk of a paced job: to release and claim the job costs two transactions
-CAST_SIZE = 20  # movies among which the characters of one chunk are distributed
+SLOT_SECONDS = 1.0  # A job leaves its slot after SLOT_SECONDS if another user's job is waiting.
+MAX_WAIT_IN_SLOT_SECONDS = 0.5  # A shorter wait is cheaper than the two transactions that release and claim the job.
+CAST_SIZE = 20  # The characters of one chunk are distributed among CAST_SIZE movies.
 
 log = structlog.get_logger("jobs")
 
@@ -48,7 +49,7 @@ log = structlog.get_logger("jobs")
 class SlotLeft(Exception):
     """The job leaves its slot and continues later, after at least `wait_seconds`.
 
-    It waits for its pace, another user's job is waiting, or the service is stopping.
+    The job's next chunk is not due yet, another user's job is waiting, or the service is stopping.
     """
 
     def __init__(self, wait_seconds: float = 0.0) -> None:
@@ -57,7 +58,7 @@ class SlotLeft(Exception):
 
 
 class Runner:
-    """One per process. `run` continues until stopped or cancelled. `on_events` listens to commits of this process."""
+    """One per process. `run` continues until stopped or cancelled. `on_events` receives this process's own events."""
 
     def __init__(self, database: Database) -> None:
         self.owner = str(uuid.uuid4())
@@ -72,13 +73,13 @@ class Runner:
         self._wake.set()
 
     async def ended(self, seconds: float) -> None:
-        """Wait until `run` has ended after a stop, for at most `seconds`."""
+        """Wait at most `seconds` for `run` to end after a stop."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._ended.wait()
 
     def on_events(self, events: Sequence[Event]) -> None:
-        """Start jobs queued by this process at once. Jobs of other workers are found by polling."""
+        """Start jobs queued by this process immediately. Jobs queued by other workers are found by polling."""
         if any(event.topic == "jobs" and event.operation == "add" for event in events):
             self._wake.set()
 
@@ -109,7 +110,7 @@ class Runner:
         with suppress(TimeoutError):
             async with asyncio.timeout(POLL_SECONDS):
                 await self._wake.wait()
-            if not self._stopping.is_set():  # after a stop it must stay set, to wake all tasks
+            if not self._stopping.is_set():  # after a stop, `_wake` must stay set to wake all tasks
                 self._wake.clear()
 
     async def _run_job(self, job: ClaimedJob, owner: str) -> None:
@@ -134,13 +135,16 @@ class Runner:
             metrics.JOBS_RUNNING.dec()
 
     async def _give_back(self, job: ClaimedJob, owner: str, wait_seconds: float = 0.0) -> None:
-        with suppress(Unavailable):  # then the lease expires by itself
+        with suppress(Unavailable):  # if the release fails, the lease expires by itself
             await jobs.release(self._database, job.id, owner, wait_seconds)
             if self._stopping.is_set():
                 log.info("job released", job=job.id)
 
     async def _run_chunks(self, job: ClaimedJob, owner: str) -> None:
-        """Store chunk after chunk while a thread makes the next one. Raises SlotLeft, LeaseLost and Unavailable."""
+        """Store one chunk while a thread makes the next, until the job is done.
+
+        Raises SlotLeft, LeaseLost and Unavailable.
+        """
         done, started = job.done, time.monotonic()
         pace = Pace(job, started)
         self._leave_until(pace.due)
@@ -173,7 +177,10 @@ class Runner:
             raise SlotLeft(wait_seconds)
 
     async def _make_room(self, job: ClaimedJob, may_stay_until: float, due: float) -> float:
-        """Return until when the job may stay. Raises SlotLeft if its turn is over and another user's job waits."""
+        """Return the time until which the job may keep its slot.
+
+        Raises SlotLeft if `may_stay_until` has passed and another user's job is waiting.
+        """
         now = time.monotonic()
         if now < may_stay_until:
             return may_stay_until
@@ -186,7 +193,7 @@ class Runner:
         return await asyncio.to_thread(make_chunk, job, done, is_sqlite=self._database.is_sqlite)
 
     async def _sleep_until(self, due: float) -> None:
-        """Wait until `due` or a stop. The wait is much shorter than the lease."""
+        """Wait until `due` or until the runner stops. The wait is much shorter than the lease."""
         if (left := due - time.monotonic()) > 0:
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
@@ -211,20 +218,24 @@ class Runner:
 
 
 class Pace:
-    """When the next chunk of a job is due: when the rate makes its last row due. `due` is a monotonic time."""
+    """The time when the next chunk of a job is due: when the chunk's last row is due at the job's rate.
+
+    `due` is a monotonic time.
+    """
 
     def __init__(self, job: ClaimedJob, now: float) -> None:
         self._job = job
         self.due = now
         if job.rate is not None:
-            # A job that left its slot continues as if it had stayed, but makes up for at most MAX_LATE_SECONDS. It does
-            # not wait longer than its pace either: the clock of the database may have been set back.
+            # A job that left its slot continues as if it had stayed, but makes up for a delay of at most
+            # MAX_LATE_SECONDS. It also never waits longer than one chunk takes at its rate, because the clock of the
+            # database may have been set back.
             longest = self._seconds_for(job.done)
             wait = longest if job.wait_seconds is None else job.wait_seconds
             self.due = now + min(max(wait, -MAX_LATE_SECONDS), longest)
 
     def _seconds_for(self, done: int) -> float:
-        """Return the time that the rate allows for the chunk after the first `done` rows."""
+        """Return how many seconds the chunk after the first `done` rows takes at the job's rate."""
         return min(self._job.batch_size, self._job.total - done) / self._job.rate if self._job.rate is not None else 0.0
 
     def stored(self, done: int) -> None:
@@ -232,12 +243,12 @@ class Pace:
             self.due = max(self.due, time.monotonic() - MAX_LATE_SECONDS) + self._seconds_for(done)
 
 
-# Movies are prepared outside the transaction; characters need movies to refer to, which are picked inside it.
+# Movies are prepared outside the transaction. Characters are not, because their movies are picked inside it.
 Chunk = Prepared | Sequence[dict[str, Any]]
 
 
 def make_chunk(job: ClaimedJob, done: int, *, is_sqlite: bool) -> Chunk:
-    """Return the rows that follow the first `done` rows of a job, at most `batch_size`."""
+    """Return the rows that follow the first `done` rows of a job, at most `batch_size` rows."""
     count = min(job.batch_size, job.total - done)
     rows = generation.rows(job.kind, job.seed, done, count)
     if job.kind == "generate_movies":

@@ -1,3 +1,3 @@
-"""The real-time edge. An event travels through the folders feed, fanout, wire and sockets, in this order; sse, presence
-and asyncapi stand beside them.
+"""The real-time edge. On its way to a websocket, an event travels through the folders feed, fanout, wire and sockets,
+in this order. The folders sse, presence and asyncapi are not part of this path.
 """

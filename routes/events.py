@@ -45,8 +45,8 @@ class EventsQuery(Parameters):
     )
     after: Position | None = Field(
         default=None,
-        description="Only events after this position: `<epoch>:<seq>`, or the number alone, with `epoch`. By default, "
-        "a page begins with the oldest event and a stream with the next one",
+        description="Only events after this position: `<epoch>:<seq>`, or only the number if `epoch` is given. By "
+        "default, a page begins with the oldest event and a stream with the next one",
     )
     lastEventId: str | None = Field(  # noqa: N815 - the name of the parameter
         default=None,

@@ -39,32 +39,32 @@ REF_TEMPLATE = "#/components/schemas/{model}"
 # Recorded frames, by message.
 EXAMPLES = Path(__file__).with_name("examples.json")
 
-DESCRIPTION = """A real-time movie catalog. Every write is an event in one ordered log, and every client receives each \
-event that it may see exactly once and in order, across reconnects, crashes and restarts.
+DESCRIPTION = """A real-time movie catalog. Every write is an event in one ordered log, and every client receives the \
+events that it may see, each exactly once and in order, across reconnects, crashes and restarts.
 
-Both sides send text frames that hold one JSON object each. A client that sends nothing receives every public topic, \
-live from the moment it connects: try `wscat -c ws://127.0.0.1:8000/ws`. The socket is also available at `/api/v1/ws`.
+Both sides send text frames that contain one JSON object each. A client that sends nothing receives every public topic \
+live, from the moment it connects: try `wscat -c ws://127.0.0.1:8000/ws`. The socket is also available at `/api/v1/ws`.
 
 The schemas of the service's frames forbid additional members, so that tests find members that a schema lacks. \
 **Clients must ignore operations, topics and members that they do not know**: later versions add new ones."""
 
 SERVER_DESCRIPTION = """Public topics require no credentials. Credentials are accepted, in order of preference, as the \
-header `Authorization: Bearer <token>`, as the subprotocols `bearer, <token>`, or in a first message `auth`; never in \
-the query."""
+header `Authorization: Bearer <token>`, as the subprotocols `bearer, <token>`, or in an initial `auth` message, but \
+never in the query."""
 
 REFUSALS: Mapping[int, str] = {
     401: "Invalid token",
     403: "The origin or one of the topics is not allowed",
     422: "Invalid query; the body lists every problem",
-    429: "Too many connections from this address; Retry-After says when to try again",
-    503: "Too many connections, the service is stopping, or the database is unavailable; Retry-After says when to try "
-    "again",
+    429: "Too many connections from this address; try again after the time given in Retry-After",
+    503: "Too many connections, the service is stopping, or the database is unavailable; try again after the time "
+    "given in Retry-After",
 }
 _RECONNECT, _WAIT, _FIX = "reconnect and resume", "do not reconnect until the cause is resolved", "fix the client"
 
 
 class _Schemas(GenerateJsonSchema):
-    """A generator that leaves out the titles that repeat the names of members."""
+    """A schema generator that omits the titles that pydantic derives from the names of members."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -72,7 +72,7 @@ class _Schemas(GenerateJsonSchema):
 
 @cache
 def document(root: str = "") -> dict[str, Any]:
-    """Return the document, which callers share and must not change.
+    """Return the document. All callers share it, so they must not change it.
 
     `root` is the path under which clients reach the service, or an empty string.
     """
@@ -126,7 +126,7 @@ def _schemas() -> dict[str, Any]:
     _, made = models_json_schema(inputs, ref_template=REF_TEMPLATE, schema_generator=_Schemas)
     # pydantic names a parametrised model after all its parameters; the models' titles are shorter.
     names = {name: schema["title"] for name, schema in made["$defs"].items()}
-    assert len(set(names.values())) == len(names), "two models share a name"
+    assert len(set(names.values())) == len(names), "expected a different title for each model"
     renamed: dict[str, Any] = _with_references(made["$defs"], names)
     return {names[name]: schema for name, schema in sorted(renamed.items(), key=lambda item: names[item[0]])}
 
@@ -152,11 +152,11 @@ def _reference(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _received(action: str, schemas: dict[str, Any]) -> dict[str, Any]:
-    """Return the message of an action: its model, with `id` and `action` added to the model's schema."""
+    """Return the AsyncAPI message of an action. Add `id` and `action` to the schema of the action's model."""
     model = ACTIONS[action]
     body = schemas[model.__name__]
     del body["examples"]
-    own: Any = model.model_config["json_schema_extra"]  # which pydantic sorts by name
+    own: Any = model.model_config["json_schema_extra"]  # pydantic's schema sorts the members of the examples by name
     examples = [{"id": number, "action": action, **each} for number, each in enumerate(own["examples"], 1)]
     around = {
         "id": {**TypeAdapter(actions.MessageId).json_schema(), "description": "Repeated in the reply, as `reply_to`"},
@@ -186,7 +186,7 @@ def _sent(operation: str) -> dict[str, Any]:
 
 
 def _text_of(model: type[BaseModel]) -> str:
-    """Return the docstring of the model, or of the generic model that it parametrises."""
+    """Return the docstring of the model or, if the model is parametrised, of its generic model."""
     origin = model.__pydantic_generic_metadata__["origin"] or model
     return " ".join((origin.__doc__ or "").split())
 
@@ -217,7 +217,7 @@ def _server(protocol: str, root: str) -> dict[str, Any]:
         "protocolVersion": "13",
         "description": SERVER_DESCRIPTION,
         "variables": {"host": {"default": "127.0.0.1:8000", "description": "The address of the service"}},
-        # Not `security`, which would make one of them required.
+        # The member `security` would make one of these schemes mandatory.
         "x-optional-security": [
             {"$ref": "#/components/securitySchemes/bearer"},
             {"$ref": "#/components/securitySchemes/subprotocol"},
@@ -247,7 +247,7 @@ def _query() -> dict[str, Any]:
                 "type": "string",
                 "pattern": f"^({names})(,({names}))*$",
                 "default": ",".join(topic for topic in TOPICS if topic in PUBLIC_TOPICS),
-                "description": f"Separated by commas: any of {', '.join(f'`{topic}`' for topic in TOPICS)}",
+                "description": f"Comma-separated topics: any of {', '.join(f'`{topic}`' for topic in TOPICS)}",
             },
             "since": {
                 "anyOf": [
@@ -255,7 +255,7 @@ def _query() -> dict[str, Any]:
                     {"type": "integer", "minimum": 0, "maximum": MAX_ID},
                 ],
                 "description": "Resume after this position, the last one that the client has processed: "
-                "`<epoch>:<seq>`, or the number alone, with `epoch`",
+                "`<epoch>:<seq>`, or only the number if `epoch` is given",
             },
             "epoch": {"type": "string", "description": "The epoch that `since` belongs to, if `since` is a number"},
             "bulk": {
@@ -299,7 +299,7 @@ def _operations(received: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[st
         "action": "send",
         "channel": channel,
         "title": "Watch",
-        "summary": "The welcome, the frames of the socket's subscriptions, and presence.",
+        "summary": "The `welcome` frame, the frames of the socket's subscriptions, and `presence` frames.",
         "messages": [_in_channel(f"{name}_frame") for name in sent],
     }
     return {"watch": watch, **asked}
@@ -309,7 +309,7 @@ def _in_channel(name: str) -> dict[str, str]:
     return {"$ref": f"#/channels/ws/messages/{name}"}
 
 
-# --- what AsyncAPI has no place for
+# --- extensions, for what AsyncAPI cannot express
 
 
 def _after(code: CloseCode) -> str:
@@ -320,17 +320,17 @@ def _after(code: CloseCode) -> str:
 
 def _limits() -> list[dict[str, Any]]:
     numbers = (
-        ("message_bytes", MAX_BODY_BYTES, "Bytes of a client's message; a longer one closes the socket with 1009"),
+        ("message_bytes", MAX_BODY_BYTES, "Bytes of a client's message; a longer message closes the socket with 1009"),
         ("frame_bytes", 1024 * 1024, "Bytes of the largest frame that the service sends"),
-        ("event_bytes", MAX_EVENT_BYTES, "Bytes of rows in one frame; more are split into several frames"),
-        ("event_items", MAX_EVENT_ITEMS, "Rows in one frame; more are split into several frames"),
+        ("event_bytes", MAX_EVENT_BYTES, "Bytes of rows in one frame; a larger event is split into several frames"),
+        ("event_items", MAX_EVENT_ITEMS, "Rows in one frame; a larger event is split into several frames"),
         ("subscriptions", MAX_SUBSCRIPTIONS, "Subscriptions of one socket"),
-        ("requests", MAX_REQUESTS_IN_FLIGHT, "Requests of one socket at a time"),
-        ("messages_per_second", MESSAGES_PER_SECOND, "Messages of a client per second"),
-        ("auth_seconds", AUTH_SECONDS, "Seconds to sign in, where that is required"),
-        ("heartbeat_seconds", HEARTBEAT_SECONDS, "Seconds between two pings of the service"),
+        ("requests", MAX_REQUESTS_IN_FLIGHT, "Concurrent requests of one socket"),
+        ("messages_per_second", MESSAGES_PER_SECOND, "Messages per second from one client"),
+        ("auth_seconds", AUTH_SECONDS, "Seconds within which a client must sign in, if sign-in is required"),
+        ("heartbeat_seconds", HEARTBEAT_SECONDS, "Seconds between two pings from the service"),
         ("unsent_bytes", MAX_UNSENT_BYTES, "Unsent bytes above which a socket catches up from the log"),
-        ("slow_seconds", SLOW_CLIENT_SECONDS, "Seconds without reading after which a socket is closed with 4008"),
+        ("slow_seconds", SLOW_CLIENT_SECONDS, "Seconds after which a socket that reads nothing is closed with 4008"),
     )
     return [{"name": name, "value": value, "what": what} for name, value, what in numbers]
 
@@ -353,7 +353,7 @@ def _encoded(root: str) -> bytes:
 
 
 async def asyncapi(request: Request) -> Response:
-    # The first call takes a third of a second to build the document: too long for the event loop.
+    # The first call takes a third of a second to build the document, which is too long for the event loop.
     body = await asyncio.to_thread(_encoded, request.scope[scope_keys.ROOT])
     return Response(body, headers={"Cache-Control": "no-cache"}, media_type="application/json")
 

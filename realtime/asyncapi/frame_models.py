@@ -1,8 +1,8 @@
-"""The frames that the service sends besides replies, as pydantic models: what `/asyncapi.json` publishes.
+"""The frames that the service sends besides replies, as pydantic models, which `/asyncapi.json` publishes.
 
-`realtime.wire.frames` builds the bytes by hand, for speed; the tests validate every frame they receive against these
-models. A frame must not have a member that its model lacks, so `extra` is forbidden here,
-although clients must ignore members they do not know.
+`realtime.wire.frames` builds the bytes without these models, for speed; the tests validate every frame they receive
+against the models. A frame must not have a member that its model lacks, so `extra` is forbidden here, although clients
+must ignore members they do not know.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class WelcomeData(Answer):
     epoch: Epoch = Field(description="The log's identity: keep it with your position")
     seq: Seq = Field(description="The stream begins after this number")
     user_id: int | None
-    heartbeat_seconds: int = Field(description="Seconds between two pings of the service")
+    heartbeat_seconds: int = Field(description="Seconds between two pings from the service")
 
 
 class Welcome(Answer):
@@ -45,11 +45,11 @@ FieldName = TypeVar("FieldName")
 
 
 class TopicFrame(Answer):
-    """A frame, or a part of one, that is parametrised by topic. The models are named after the topic, as MoviesAdd."""
+    """A frame or part of a frame, parametrised by topic. The models are named after the topic, such as MoviesAdd."""
 
     @classmethod
     def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
-        names = get_args(params[0])  # empty while another generic model is being defined
+        names = get_args(params[0])  # empty while the topic is still a TypeVar of another generic model
         return f"{names[0].title() if names else ''}{cls.__name__}"
 
 
@@ -72,7 +72,7 @@ class Summary(TopicFrame, Generic[TopicName, Id]):
     """The data of a bulk frame with `bulk=summary`."""
 
     count: Count
-    first_id: Id = Field(description="The lowest id; not every id between the two belongs to the event")
+    first_id: Id = Field(description="The lowest id; not every id between `first_id` and `last_id` is included")
     last_id: Id
     job_id: str | None
 
@@ -86,12 +86,12 @@ class Event(TopicFrame, Generic[TopicName]):
     actor_id: int | None = Field(description="The user who made the change")
     ts: Moment = Field(description="When the change was committed")
     more: Literal[True] | MISSING = Field(
-        default=MISSING, description="Another frame with the same `seq` follows: only together are they the whole event"
+        default=MISSING, description="Another frame with the same `seq` follows and continues the event"
     )
 
 
 class Add(Event[TopicName], Generic[TopicName, Entity]):
-    """A row was created, or now matches the filter."""
+    """A row was created or now matches the filter."""
 
     operation: Literal["add"]
     data: Entity
@@ -114,14 +114,14 @@ class Delete(Event[TopicName], Generic[TopicName, Id]):
 
 
 class AddBulk(Event[TopicName], Generic[TopicName, Entity, Id]):
-    """Several rows were created, or now match the filter."""
+    """Several rows were created or now match the filter."""
 
     operation: Literal["add_bulk"]
     data: Items[TopicName, Entity] | Summary[TopicName, Id]
 
 
 class UpdateBulk(Event[TopicName], Generic[TopicName, Entity, Id, FieldName]):
-    """Several rows changed. `changed` names the fields that changed in any of them."""
+    """Several rows changed. `changed` names each field that changed in at least one of these rows."""
 
     operation: Literal["update_bulk"]
     data: Items[TopicName, Entity] | Summary[TopicName, Id]
@@ -142,7 +142,7 @@ class Page(TopicFrame, Generic[TopicName, Entity]):
 
 
 class Snapshot(TopicFrame, Generic[TopicName, Entity]):
-    """A page of rows as of `seq`. The first page replaces everything the client holds of the topic."""
+    """A page of rows as of `seq`. The first page replaces all of the client's rows of the topic."""
 
     operation: Literal["snapshot"]
     topic: TopicName
@@ -154,13 +154,13 @@ class Snapshot(TopicFrame, Generic[TopicName, Entity]):
 class JobProgress(Answer):
     id: str
     state: Literal["queued", "running", "done", "cancelled", "failed"]
-    done: Count = Field(description="How many rows are stored; their frames came before this one")
+    done: Count = Field(description="How many rows are stored; their frames were sent before this one")
     total: Count
     rows_per_second: Count
 
 
 class Progress(Answer):
-    """The progress of a job, at most five times a second. Ephemeral: not repeated after a reconnect."""
+    """The progress of a job, at most five times a second. Ephemeral: not sent again after a reconnect."""
 
     operation: Literal["progress"]
     topic: Literal["jobs"]
@@ -175,7 +175,7 @@ class PresenceData(Answer):
 
 
 class PresenceChange(Answer):
-    """The watchers of a topic changed. Ephemeral; sent only after the action `presence`."""
+    """The set of watchers of a topic changed. Ephemeral; sent only after the action `presence`."""
 
     operation: Literal["presence"]
     topic: Topic
@@ -205,9 +205,9 @@ class Resync(Answer):
 
 # --- for each topic
 
-# The first two never change and every edit changes the others, so `changed` names none of them.
+# `changed` names none of these fields: the first two never change, and every edit changes the other two.
 _NEVER_NAMED = frozenset({"id", "created_at", "version", "updated_at"})
-# Parametrised at run time, which mypy does not accept in brackets.
+# mypy accepts only constants in the brackets of `Literal`.
 _LITERAL: Any = Literal
 
 
@@ -235,9 +235,9 @@ def of_topic(topic: str) -> dict[str, type[BaseModel]]:
 
 @cache
 def frames() -> Mapping[str, Sequence[type[BaseModel]]]:
-    """Return the models by operation, one for each topic where the frame depends on it.
+    """Return the models by operation: one for each topic if the frame depends on the topic, and otherwise a single one.
 
-    They are built with the document, so that the start of the service does not wait for them.
+    The first call builds the models, so that the start of the service does not wait for them.
     """
     of_topics = [of_topic(topic) for topic in TOPIC_ENTITIES]
     return {

@@ -1,1 +1,1 @@
-"""Which subscription receives which event: the hub, matching and changes for filters, encode and pulse for frames."""
+"""Which subscription receives which event: the hub, filters (matching, changes), and frames (encode, pulse)."""

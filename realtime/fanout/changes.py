@@ -1,10 +1,10 @@
-"""What an event means for one filter: which rows enter, change, and leave. Pure.
+"""What an event means for one filter: which rows begin to match, change, or stop matching. Pure.
 
 Rules:
 - An event holds its rows as they are after the write and as they were before it.
 - A row that matches neither before nor after the event is left out. A row that starts to match is an `add`; a row that
   stops matching is a `delete` with the reason "filter".
-- An event whose rows match in every state that it holds is sent as it is.
+- An event is sent unchanged if its rows match in every state that the event holds.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from realtime.wire.frames import Rendering
 from repository.engine.events import Event
 
 BY_FILTER = "filter"
-MAX_COMPILED_FILTERS = 128  # of subscriptions that catch up; few, since a filter may be large
+MAX_COMPILED_FILTERS = 128  # only a few compiled filters are cached, because a filter may be large
 
 
 @dataclass(slots=True)
 class Change:
-    """One row of an event: `before` is None for a new row, `after` for a deleted one.
+    """One row of an event. `before` is None for a new row, and `after` is None for a deleted row.
 
     `folded` caches the lowercase strings of `before` and of `after` for all filters that are evaluated on the change.
     """
@@ -82,21 +82,21 @@ def changes_of(event: Event) -> list[Change]:
         case "add_bulk":
             return [Change(None, row) for row in payload["items"]]
         case "update_bulk":
-            assert before is not None, "an update is stored with the rows before it"
+            assert before is not None, "expected the event of an update to hold the former rows"
             return [Change(_former(new, old), new) for old, new in zip(before, payload["items"], strict=True)]
         case "delete_bulk":
-            assert before is not None, "a delete is stored with the rows before it"
+            assert before is not None, "expected the event of a delete to hold the deleted rows"
             return [Change(old, None) for old in before]
     raise AssertionError(event.operation)
 
 
 def _former(row: Row, former_values: Row) -> Row:
-    """Return the whole row as it was. The event of an update holds only the former values of the changed fields."""
+    """Return the whole row as it was before an update. The event holds only the former values of changed fields."""
     return {**row, **former_values}
 
 
 def filter_changes(matches: Matcher, changes: Iterable[Change]) -> list[FilteredChange]:
-    """Return the changes whose row matches before or after."""
+    """Return the changes whose row matches before or after the event."""
     found = []
     for change in changes:
         before, after = change.folded
@@ -109,13 +109,16 @@ def filter_changes(matches: Matcher, changes: Iterable[Change]) -> list[Filtered
 
 
 def is_whole(event: Event, filtered: Sequence[FilteredChange], total: int) -> bool:
-    """Return whether the filter sees all `total` changes of the event, each as the event's own operation."""
+    """Return whether all `total` changes of the event pass the filter, each with the event's own operation."""
     own = event.operation.removesuffix("_bulk")
     return len(filtered) == total and all(one.operation == own and not one.left for one in filtered)
 
 
 def change_texts(event: Event, bulk: str, filtered: Sequence[FilteredChange], total: int) -> Sequence[bytes]:
-    """Return the frames, without a name, of the filtered changes of an event that has `total` changes."""
+    """Return the frames, without a subscription's name, of those changes of an event that pass a filter.
+
+    `total` is the number of all changes of the event.
+    """
     if not filtered:
         return ()
     if is_whole(event, filtered, total):

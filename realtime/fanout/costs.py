@@ -1,7 +1,7 @@
-"""What filters cost, and how much of it one turn of the event loop may spend. Pure.
+"""What filters cost, and how much one turn of the event loop may spend on them. Pure.
 
-The unit is a test: one condition on one row, about 0.1 µs. A filter that costs more than a turn has left is not
-evaluated in that turn: its subscriptions fall behind the hub, and are evaluated in slices
+The unit is a test: one condition on one row, about 0.1 µs. A filter that exceeds what is left of a turn's budget is not
+evaluated in that turn: its subscriptions fall behind the hub, and the filter is evaluated in slices
 (`realtime.fanout.evaluation`).
 """
 
@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from core.filters import Filter
 from repository.engine.events import Event
 
-MAX_TESTS_PER_TURN = 100_000  # about 10 ms, which is how long all other clients may have to wait
+MAX_TESTS_PER_TURN = 100_000  # about 10 ms, during which all other clients may have to wait
 BYTES_SEARCHED_PER_TEST = 500
-BYTES_SENT_PER_TEST = 500  # when they are copied into a frame
-BYTES_DECODED_PER_TEST = 25  # when they are decoded and encoded again
-TYPICAL_ROW_SIZE = 250  # bytes of a small encoded movie, to estimate the rows of an event that is not decoded yet
+BYTES_SENT_PER_TEST = 500  # Sending copies bytes into a frame.
+BYTES_DECODED_PER_TEST = 25  # The cost of decoding includes encoding the same bytes again.
+TYPICAL_ROW_SIZE = 250  # The size of a small encoded movie serves to estimate how many rows an encoded event has.
 
 
 @dataclass(slots=True)
 class Budget:
-    """The tests that may still be made."""
+    """The number of tests that may still be made."""
 
     left: int
 
     def take(self, tests: int) -> bool:
-        """Take this many tests and return True. Return False, and take none, when fewer are left."""
+        """Take `tests` from the budget and return True. If fewer are left, take none and return False."""
         if tests > self.left:
             return False
         self.left -= tests
@@ -35,11 +35,11 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The work of one or several filters for each changed row."""
+    """The work that one or more filters cause for each changed row."""
 
     filters: int = 0
     conditions: int = 0
-    searches: int = 0  # conditions that search a string, whose cost grows with its length
+    searches: int = 0  # conditions that search a string, at a cost that grows with its length
 
     def __add__(self, other: Load) -> Load:
         return Load(self.filters + other.filters, self.conditions + other.conditions, self.searches + other.searches)
@@ -48,7 +48,7 @@ class Load:
         return self + Load(-other.filters, -other.conditions, -other.searches)
 
     def cost(self, rows: int, size: int) -> int:
-        """Return the cost, in tests, of this many changed rows with `size` encoded bytes, before and after."""
+        """Return the cost, in tests, of `rows` changed rows of `size` encoded bytes in total, before and after."""
         searched, sent = self.searches * size // BYTES_SEARCHED_PER_TEST, self.filters * size // BYTES_SENT_PER_TEST
         return rows * self.conditions + searched + sent
 
@@ -61,7 +61,7 @@ def load_of(wanted: Filter) -> Load:
 
 
 def cost_of_event(wanted: Filter | None, event: Event) -> int:
-    """Return the cost, in tests, of a filter for an event that is not decoded yet, including the decoding."""
+    """Return the estimated cost, in tests, of decoding an event and evaluating a filter on it."""
     size = len(event.payload) + len(event.before or b"")
     load = load_of(wanted) if wanted is not None else Load(1)
     return load.cost(size // TYPICAL_ROW_SIZE + 1, size) + size // BYTES_DECODED_PER_TEST

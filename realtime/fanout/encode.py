@@ -1,7 +1,7 @@
 """The frames of a run of events for one spec. Pure.
 
-`texts` serves subscriptions without a filter. `coalesce` serves those that want the latest state at an interval: it
-keeps the net effect on each row, so that a row that was added and deleted within the run is not sent at all.
+`texts` serves subscriptions without a filter. `coalesce` serves subscriptions that want the latest state at an
+interval: it keeps the net effect on each row, so that a row that was added and deleted within the run is not sent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from repository.engine.transaction import MAX_EVENT_BYTES, MAX_EVENT_ITEMS
 
 
 def texts(spec: Spec, events: Sequence[Event]) -> list[bytes]:
-    """Return the unfiltered frames of consecutive events, with the subscription's name."""
+    """Return the frames of consecutive events, unfiltered and with the subscription's name."""
     return [frames.event_text(event, spec.rendering) for event in events if spec.admits(event)]
 
 
@@ -26,10 +26,10 @@ def texts(spec: Spec, events: Sequence[Event]) -> list[bytes]:
 class _Net:
     """The net effect of a run of events on one row."""
 
-    first: Row | None  # the row before the run, None when it did not match
-    last: Row | None  # the row after the run, None when it does not match
-    left: bool  # the row still exists, but no longer matches
-    event: Event  # the newest event about the row
+    first: Row | None  # The row before the run, or None if it did not match then.
+    last: Row | None  # The row after the run, or None if it does not match then.
+    left: bool  # Whether the row still exists, but no longer matches.
+    event: Event  # The newest event about the row.
     changed: dict[str, None] = field(default_factory=dict)
 
     @property
@@ -42,8 +42,9 @@ class _Net:
 
 
 def coalesce(spec: Spec, events: Iterable[Event], filtered: Callable[[Event], Sequence[FilteredChange]]) -> list[bytes]:
-    """Merge events and return the frames, without a name: at most one `add`, `update` or `delete` for each row.
+    """Merge events into frames with at most one `add`, `update` or `delete` for each row.
 
+    Return the frames, without a subscription's name.
     `filtered` returns the changes of an event as the filter for its topic sees them.
     """
     nets: dict[tuple[str, int | str], _Net] = {}
@@ -66,13 +67,13 @@ def _frames(spec: Spec, nets: dict[tuple[str, int | str], _Net]) -> list[bytes]:
     groups: dict[tuple[str, str, bool], list[_Net]] = {}
     for (topic, _), net in nets.items():
         if net.first is None and net.last is None:
-            continue  # added and deleted within the run
+            continue  # the row was added and deleted within the run
         operation = "delete" if net.last is None else "add" if net.first is None else "update"
         groups.setdefault((topic, operation, net.left and net.last is None), []).append(net)
     if not groups:
         return []
-    # Rows that were added and deleted count, too: a client that resumed between the two events of such a row would be
-    # sent a `delete` without an `add`.
+    # The number covers even rows that were added and deleted within the run. Otherwise, a client that resumed between
+    # the two events of such a row would be sent a `delete` without an `add`.
     seq = max(net.event.seq for net in nets.values())
     parts: list[tuple[str, bool, list[_Net], list[bytes]]] = []
     for (_, operation, left), group in groups.items():

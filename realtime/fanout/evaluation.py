@@ -1,10 +1,10 @@
-"""The evaluation, in slices, of filters of subscriptions that are behind the head.
+"""The evaluation, in slices, of the filters of subscriptions that are behind the head.
 
 Rules:
-- One subscription is evaluated at a time, in the order of their requests, and after SLICE_SECONDS of work the event
-  loop runs everything else. So filters delay only the subscriptions that have them, however many and large they are.
-- When equal subscriptions are behind together, as after a group has left the hub, an event is decoded and a filter is
-  evaluated on it only once: the resulting frames are kept for a while.
+- One subscription is evaluated at a time, in order of request, and after SLICE_SECONDS of work the event loop runs
+  everything else. Filters, however many and large, therefore delay only their own subscriptions.
+- When equal subscriptions are behind together, for example after a group has left the hub, each event is decoded and
+  filtered only once for all of them, because the resulting frames are kept for a while.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from realtime.wire import frames
 from realtime.wire.frames import Rendering
 from repository.engine.events import Event
 
-SLICE_SECONDS = 0.002  # of evaluation in one turn of the event loop
-SLICE_TESTS = 1_000  # between two readings of the clock
+SLICE_SECONDS = 0.002  # Evaluation may take up to SLICE_SECONDS of each turn of the event loop.
+SLICE_TESTS = 1_000  # The clock is read after about SLICE_TESTS tests.
 MAX_KEPT_TEXT_BYTES = 4 * 1024 * 1024
 MAX_KEPT_TEXTS = 256
 
-_Key = tuple[str, int, Filter, str]  # epoch, number, filter, and how bulk events are rendered
+_Key = tuple[str, int, Filter, str]  # the event's epoch and number, the filter, and how bulk events are rendered
 
 
 class Evaluation:
-    """One per process."""
+    """Evaluates the filters of all subscriptions that are behind. One per process."""
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
         self._resumed_at = 0.0
-        self._worked_seconds = 0.0  # in this turn of the event loop
+        self._worked_seconds = 0.0  # the time spent in this turn of the event loop
         self._decoded: tuple[Event, list[Change]] | None = None
         self._kept: OrderedDict[_Key, Sequence[bytes]] = OrderedDict()
         self._kept_bytes = 0
@@ -69,7 +69,7 @@ class Evaluation:
         return [frames.named(text, spec.rendering.subscription) for text in found]
 
     async def former_rows(self, event: Event, wanted: Filter | None) -> Mapping[int | str, Row | None]:
-        """Return the rows as they were before an event, by id; None for a row that did not exist or did not match."""
+        """Return an event's rows as they were before it, by id, with None for rows that did not exist or match."""
         matches = matcher_for(wanted)
         found: dict[int | str, Row | None] = {}
         async with self._turn:
@@ -91,7 +91,7 @@ class Evaluation:
             total = len(self._changes_of(event))
             texts = change_texts(event, rendering.bulk, filtered, total)
             if not filtered or is_whole(event, filtered, total):
-                # Only the outcome is kept with the event, because it is small: sent whole, or not at all.
+                # Only this small result is kept with the event: whether it is sent whole or not at all.
                 frames.keep(event, wanted, bool(filtered))
             else:
                 self._keep(key, texts)
@@ -120,7 +120,7 @@ class Evaluation:
             self._kept_bytes -= sum(map(len, oldest))
 
     async def _pause(self) -> None:
-        """Let everything else run if the work in this turn of the event loop has taken SLICE_SECONDS."""
+        """Yield to the event loop if the work in its current turn has taken SLICE_SECONDS."""
         now = time.perf_counter()
         self._worked_seconds += now - self._resumed_at
         self._resumed_at = now

@@ -1,13 +1,13 @@
-"""The hub writes each event to every live subscription, once per group of equal specs.
+"""The hub writes each event to every live subscription, and builds frames once per group of equal specs.
 
 Invariants:
 - The hub has written every event up to `position`, and none beyond it, to each live subscription. Subscriptions join
   and leave at that boundary only, after a flush.
-- The hub never awaits a client: it writes, checks how much is unsent, and detaches a socket whose buffer is full.
+- The hub never awaits a client: it writes, checks how much is unsent, and detaches a subscription whose socket is full.
 - Events that arrive in one turn of the event loop are sent in one write, or immediately when they reach FLUSH_BYTES.
-- A filter is evaluated once per event, however many subscriptions share it, and only if the event can affect it.
+- A filter is evaluated once per event, however many subscriptions share the filter, and only on events that can match.
 - In one turn of the event loop, filters cost at most MAX_TESTS_PER_TURN. A group whose filter would exceed that budget
-  falls behind, as a full socket does: its filter is evaluated in slices, and it becomes live again at the head.
+  falls behind, like a full socket: its filter is evaluated in slices, and the group becomes live again at the head.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = structlog.get_logger("hub")
 
 
 class Hub:
-    """One per process; only used from its event loop.
+    """One per process, used only from the event loop.
 
     `read` returns a page of events after a position from the ring, or None when the ring does not reach back that far.
     """
@@ -54,15 +54,15 @@ class Hub:
         self._pending: list[Event] = []
         self._pending_bytes = 0
         self._flush_due: asyncio.Handle | None = None
-        self._budget = Budget(MAX_TESTS_PER_TURN)  # of this turn of the event loop
-        self._written: list[tuple[Frames, int]] = []  # what this flush wrote, and to how many sockets
+        self._budget = Budget(MAX_TESTS_PER_TURN)  # The filter budget of the current turn of the event loop.
+        self._written: list[tuple[Frames, int]] = []  # What the current flush wrote, and to how many sockets.
 
     def __len__(self) -> int:
         groups = (*self._plain.values(), *self._filtered.values())
         return sum(map(len, groups)) + sum(len(pulse.members) for pulse in self._pulses.values())
 
     def start(self, position: int) -> None:
-        """Begin after `position`, before any subscription joins."""
+        """Begin after `position`. Must be called before any subscription joins."""
         self.position = position
 
     # --- membership
@@ -74,7 +74,7 @@ class Hub:
         subscription.is_live = True
         spec = subscription.spec
         if spec.latest_every_ms is not None:
-            # Idle pulses are removed here, because members that fall behind leave their pulse without the hub's help.
+            # Idle pulses are removed here, because the hub does not notice when the last member falls behind.
             self._pulses = {interval: each for interval, each in self._pulses.items() if each.members}
             if spec.latest_every_ms not in self._pulses:
                 self._pulses[spec.latest_every_ms] = Pulse(spec.latest_every_ms, self._read, self._budget_of_turn)
@@ -128,7 +128,7 @@ class Hub:
     # --- events
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Take the next events of the feed, and write them with the next flush."""
+        """Take the next events of the feed; the next flush writes them."""
         for event in events:
             self._pending.append(event)
             self._pending_bytes += len(event.payload)
@@ -138,7 +138,7 @@ class Hub:
             self._flush_due = asyncio.get_running_loop().call_soon(self.flush)
 
     def flush(self) -> None:
-        """Write the pending events to the live subscriptions that asked for them."""
+        """Write the pending events to the live subscriptions that requested them."""
         if self._flush_due is not None:
             self._flush_due.cancel()
             self._flush_due = None
@@ -157,7 +157,7 @@ class Hub:
             admitted = [event for event in events if spec.admits(event)]
             if not admitted:
                 continue
-            # Groups with different audiences mostly receive the same events: build those bytes once.
+            # Groups with different audiences mostly receive the same events, so the bytes are built only once.
             key = (spec.rendering, tuple(event.seq for event in admitted))
             frames = built.get(key)
             if frames is None:
@@ -170,7 +170,7 @@ class Hub:
             self._write(group, frames, before)
 
     def _budget_of_turn(self) -> Budget:
-        """Return the budget for filters that is left in this turn of the event loop."""
+        """Return the filter budget of this turn of the event loop."""
         if self._budget.left == MAX_TESTS_PER_TURN:
             asyncio.get_running_loop().call_soon(self._renew_budget)
         return self._budget
@@ -215,7 +215,7 @@ class Hub:
         shared: dict[tuple[bytes, ...], Frames] = {}
         for spec, found in texts.items():
             if (group := self._filtered.get(spec)) is not None:
-                # Most filters that an event affects let all of it pass: join those bytes once.
+                # Most filters that an event affects let the whole event pass, so its bytes are joined only once.
                 key = tuple(found)
                 frames = shared.get(key)
                 if frames is None:
@@ -229,9 +229,9 @@ class Hub:
         metrics.HUB_BYTES.inc(sum(frames.size * sockets for frames, sockets in written))
 
     def _detach(self, specs: Sequence[Spec], before: int) -> None:
-        """Detach these groups at `before`. Each subscription continues in its own task, which evaluates a costly filter
-        in slices. The task closes the socket when an event cannot be encoded, so that no client misses an event
-        silently.
+        """Detach these groups at the position `before`. Each subscription continues in its own task, which evaluates a
+        costly filter in slices. The task closes the socket if an event cannot be encoded, so that no client misses an
+        event without noticing.
         """
         for spec in specs:
             for subscription in list(self._groups_for(spec).get(spec, ())):
@@ -239,8 +239,8 @@ class Hub:
                 subscription.fall_behind(before)
 
     def _write(self, group: set[Subscription], frames: Frames, before: int) -> None:
-        """Write to every member. A member whose write fails is detached at `before`; a member whose buffer is full is
-        detached after this flush's events.
+        """Write to every member. A member whose write fails is detached at the position `before`; a member whose buffer
+        is full is detached at the position after this flush.
         """
         behind: list[tuple[Subscription, int]] = []
         self._written.append((frames, len(group)))
@@ -274,7 +274,7 @@ class Hub:
         return any(topic in spec.topics for spec in specs)
 
     def send_ephemeral(self, topic: str, row: Mapping[str, Any], build: Callable[[Rendering], bytes]) -> None:
-        """Write a frame about a row, without a number, to live subscriptions, except those whose socket is full."""
+        """Write an unnumbered frame to the live subscriptions that match `row`, except those whose socket is full."""
         self.flush()
         for spec, group in self._members():
             if topic in spec.topics and matcher_for(dict(spec.filters).get(topic))(row):

@@ -1,8 +1,9 @@
 """Progress of jobs as ephemeral frames, which each worker builds from the log.
 
-A bulk event names its job, and a job's own updates are events of `jobs`. On either, the worker reads the job's row and
-sends it to the subscriptions to `jobs`. Progress therefore never runs ahead of the rows, adds nothing to the bus and
-works without a shared bus. A job has at most five frames a second, and its last frame shows that it has ended.
+A bulk event names its job, and updates of a job are events of the topic `jobs`. After each such event, the worker reads
+the job's row and sends it to the subscriptions to `jobs`. Progress therefore never runs ahead of the rows, adds nothing
+to the bus and works without a shared bus. A job has at most five frames a second, and the last one shows that the job
+has ended.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ log = structlog.get_logger("progress")
 
 
 class Progress:
-    """One per process. `on_events` is a listener of the feed; `run` sends until cancelled."""
+    """One per process. `on_events` is a feed listener; `run` sends frames until cancelled."""
 
     def __init__(self, database: Database, hub: Hub) -> None:
         self._database = database
@@ -35,7 +36,7 @@ class Progress:
         self._wake = asyncio.Event()
 
     def on_events(self, events: Sequence[Event]) -> None:
-        """Note which jobs have changed. Never raises: a failure here must not keep events from other listeners."""
+        """Note which jobs have changed. Never raises: a failure here must not keep events from the other listeners."""
         try:
             self._note_jobs(events)
         except Exception as error:
@@ -62,7 +63,7 @@ class Progress:
                 try:
                     job = await jobs.find(self._database, job_id)
                 except Unavailable:
-                    continue  # the job's next event causes another attempt
+                    continue  # the job's next event triggers another attempt
                 except Exception as error:
                     log.error("job not read", exc_info=error)
                     continue

@@ -1,7 +1,7 @@
-"""Which filters an event affects, without evaluating all of them. Pure.
+"""Finds the filters that an event affects, without evaluating all of them. Pure.
 
-A filter with an equality condition is found by the value that the row holds in that field; only filters without such a
-condition are evaluated one by one. A thousand dashboards, each with its own `movie_id`, thus do not make an event more
+A filter with an equality condition is looked up by the row's value in that field; only filters without such a condition
+are evaluated for every row. A thousand dashboards, each with its own `movie_id`, thus do not make an event more
 expensive.
 """
 
@@ -16,7 +16,7 @@ from realtime.fanout.changes import Change, FilteredChange, filter_changes
 from realtime.fanout.costs import NO_LOAD, Budget, Load, load_of
 from resources.registry import RESOURCES
 
-# The most selective fields first: the fewer rows share a value, the better the index.
+# The most selective fields come first: the fewer rows share a value, the better the index.
 _PARENTS = (parent.column for each in RESOURCES for parent in each.parents)
 _MOST_SELECTIVE = tuple(dict.fromkeys(("id", *_PARENTS, "user_id", *(each.label for each in RESOURCES))))
 
@@ -43,11 +43,11 @@ class _Entry:
 
 @dataclass(slots=True)
 class FilterIndex:
-    """The filters on one topic, each once."""
+    """The distinct filters on one topic, indexed by the values that they require."""
 
     _entries: dict[Filter, _Entry] = field(default_factory=dict)
     _by_value: dict[str, dict[Any, set[_Entry]]] = field(default_factory=dict)
-    _lists: set[str] = field(default_factory=set)  # the indexed columns that hold several values
+    _lists: set[str] = field(default_factory=set)  # the indexed columns that hold lists of values
     _unindexed: set[_Entry] = field(default_factory=set)
     _unindexed_load: Load = NO_LOAD
 
@@ -95,10 +95,10 @@ class FilterIndex:
     def affected_filters(
         self, changes: Sequence[Change], size: int, budget: Budget
     ) -> Iterator[tuple[Filter, list[FilteredChange] | None]]:
-        """Yield each filter that any change affects, with the changes as that filter sees them.
+        """Yield each filter that is affected by a change, with the changes as that filter sees them.
 
         A filter that exceeds the budget is not evaluated and is yielded with None; the cheapest filters are evaluated
-        first. `size` is the number of bytes of the encoded changes.
+        first. `size` is the size of the encoded changes in bytes.
         """
         found: dict[_Entry, list[Change]] = {}
         if self._by_value:

@@ -1,12 +1,12 @@
-"""The latest state of each row, at an interval, for dashboards (`deliver: {"latest_every_ms": n}`).
+"""The latest state of each row at a fixed interval, for dashboards (`deliver: {"latest_every_ms": n}`).
 
 Rules:
-- A subscription to the latest state is not written to event by event. At each beat, it is sent the net changes since
-  the last beat.
-- Only the position is kept per subscription: the events are read again from the ring.
-- Every state that is sent was carried by an event, so it was committed.
+- A subscription to the latest state does not receive every event. At each beat, it receives the net changes since the
+  previous beat.
+- Only a position is kept per subscription: at each beat, the events are read again from the ring.
+- Every state that is sent comes from an event, so the state was committed.
 - A subscription whose socket is still full at a beat leaves the pulse and catches up at its own pace, like any slow
-  reader. So does one whose filter costs more than the turn of the event loop has left.
+  reader. So does a subscription whose filter exceeds the budget left in the current turn of the event loop.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from realtime.wire.frames import Frames, Rendering
 from realtime.wire.writer import HIGH_WATER_BYTES
 from repository.engine.events import Event
 
-PAGES_PER_BEAT = 2  # a subscription that is further behind catches up at its own pace
+PAGES_PER_BEAT = 2  # a subscription that is more than PAGES_PER_BEAT pages behind catches up at its own pace
 
 log = structlog.get_logger("latest")
 
 
 @dataclass(frozen=True, slots=True)
 class _Interval:
-    """What happened between two beats: the frames, without a name, and the position after them."""
+    """The frames of the changes between two beats, without a subscription's name, and the position after that."""
 
     texts: list[bytes]
     position: int
 
 
 class Pulse:
-    """The subscriptions of one interval. `read` returns a page of events after a position from the ring.
-    `budget_of_turn` returns the budget for filters that is left in this turn of the event loop.
+    """The subscriptions that share one interval. `read` returns a page of events after a position from the ring.
+    `budget_of_turn` returns the filter budget of this turn of the event loop.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Pulse:
         intervals: dict[tuple[Spec, int], _Interval | None] = {}
         built: dict[tuple[Spec, int, str | None], Frames] = {}
         for subscription in members:
-            # Without the name, which does not affect what has changed, subscriptions can share an interval.
+            # The name is left out, so that subscriptions that differ only in their name share an interval.
             spec = replace(subscription.spec, rendering=Rendering(subscription.spec.rendering.bulk))
             start = subscription.position
             try:
@@ -109,7 +109,7 @@ class Pulse:
                 metrics.HUB_DELIVERIES.inc(len(found.texts))
                 metrics.HUB_BYTES.inc(found.size)
             except Exception as error:
-                # The other members continue. This one tries again in its own task, which closes the socket on failure.
+                # The other members continue. This member retries in its own task, which closes the socket on failure.
                 log.error("interval flush failed", exc_info=error)
                 subscription.position = start
                 self._detach(subscription)

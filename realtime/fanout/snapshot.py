@@ -2,11 +2,11 @@
 
 Rules:
 - All pages show one state: the rows as of the snapshot's number. The events that follow begin right after that number.
-- No transaction stays open between pages: during a slow client's snapshot it would block the database's clean-up. A
+- No transaction stays open between pages, because a slow client's snapshot would then block the database's clean-up. A
   page is read from the table in its current state, together with the log's head. The changes since the snapshot's
   number are then undone with the help of the log, whose events hold the rows as they were before each change.
 - Rows are read in order of their ids. `_undo` holds the changed rows that have not been sent yet, as they were before
-  the change. It is bounded, and grows only with the changes made while the snapshot is read.
+  the change. `_undo` is bounded, and grows only with the changes made while the snapshot is read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from repository.generic import snapshots
 from repository.generic.snapshots import Beginning
 
 PAGE_ROWS = 500
-FIRST_PAGE_ROWS = 100  # until the size of the rows is known
+FIRST_PAGE_ROWS = 100  # used until the size of the rows is known
 MAX_PAGE_BYTES = 512 * 1024
 MAX_UNDO_ROWS = 20_000
 MAX_UNDO_BYTES = 16 * 1024 * 1024
@@ -67,14 +67,14 @@ class Snapshots:
         self._reading = asyncio.Semaphore(MAX_CONCURRENT_PAGE_READS)
 
     async def begin(self, topics: Sequence[str]) -> Beginning:
-        """Return the beginning of a new snapshot, whose number the feed has reached. Raises Unavailable."""
+        """Return a new snapshot's beginning once the feed has reached the snapshot's number. Raises Unavailable."""
         for _ in range(BEGIN_ATTEMPTS):
             found = await snapshots.beginning(self.database, topics)
             if found.head.epoch == self.feed.head.epoch:
                 await self.feed.reach(found.head.seq)
                 if found.head.epoch == self.feed.head.epoch:
                     return found
-            # The log was replaced, which the feed has not noticed yet.
+            # The log was replaced, but the feed has not noticed it yet.
             self.feed.poll_now()
             await asyncio.sleep(BEGIN_PAUSE_SECONDS)
         raise Unavailable("The log is being replaced")
@@ -95,7 +95,7 @@ class Snapshots:
 
 
 class Snapshot:
-    """The frames of one snapshot, one topic after the other."""
+    """The frames of one snapshot, one topic after another."""
 
     def __init__(self, source: Snapshots, wanted: Wanted, beginning: Beginning) -> None:
         self._topics = [_TopicSnapshot(source, wanted, topic, beginning) for topic in wanted.topics]
@@ -145,7 +145,7 @@ class _TopicSnapshot:
         return self._texts(rows)
 
     async def _collect_undo(self, seq: int) -> None:
-        """Read the changes up to `seq` from the log."""
+        """Read the changes up to `seq` from the log into `_undo`."""
         feed = self._source.feed
         await feed.reach(seq)
         while self._searched < seq:
@@ -168,7 +168,7 @@ class _TopicSnapshot:
             return
         changes = await self._source.evaluation.former_rows(event, self._wanted.filters.get(self._topic))
         for key, former in changes.items():
-            # Rows already sent were correct, and rows above the highest id were created later.
+            # Rows already sent were correct when they were sent, and rows above `_until` are newer than the snapshot.
             is_ahead = self._after is None or key > self._after  # type: ignore[operator]
             is_new = self._until is not None and key > self._until  # type: ignore[operator]
             if is_ahead and not is_new and key not in self._undo:
@@ -192,7 +192,7 @@ class _TopicSnapshot:
 
 def as_of(found: Sequence[Row], undo: Mapping[Id, Row | None], last: Id | None) -> list[Row]:
     """Return the rows of a page as they were before the changes in `undo`, where None stands for a row that is not part
-    of the snapshot. The page ends with the id `last`; None means that no row follows the page. Pure.
+    of the snapshot. `last` is the id of the page's last row, or None if no row follows the page. Pure.
     """
     rows: dict[Id, Row] = {row["id"]: row for row in found}
     for key, row in undo.items():

@@ -1,4 +1,4 @@
-"""What a subscription asks for, as a value (`Spec`), and which topics an identity may ask for."""
+"""What a subscription requests, as a value (`Spec`), and which topics an identity may watch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from resources.topics import TOPICS
 
 @dataclass(frozen=True)
 class Spec:
-    """Topics, filters, and how frames are rendered. Subscriptions with equal specs are sent the same bytes.
+    """Topics, filters, and how frames are rendered. Subscriptions with equal specs receive the same bytes.
 
-    `filters` holds one filter for each topic, or is empty when nothing is filtered. `audiences` are those of the
-    socket's identity.
+    `filters` holds one filter for each topic, or is empty when nothing is filtered. `audiences` are the audiences of
+    the socket's identity.
     """
 
     topics: frozenset[str]
@@ -32,16 +32,16 @@ class Spec:
         return hash((self.topics, self.rendering, self.audiences, self.filters, self.latest_every_ms))
 
     def __hash__(self) -> int:
-        # Computed once: the hub looks up each affected group several times per event.
+        # The hash is computed only once, because the hub looks up each affected group several times per event.
         return self._hash
 
     def admits(self, event: Event) -> bool:
-        """Return whether the event has one of these topics and one of these audiences. Filters are not applied."""
+        """Return whether the event's topic and audience are among those of the spec. Filters are not applied."""
         return event.topic in self.topics and event.audience in self.audiences
 
 
 def audiences_of(identity: Identity | None) -> frozenset[str]:
-    """Return the audiences whose events this client may see."""
+    """Return the audiences whose events a client with this identity may see."""
     return identity.audiences if identity is not None else ANONYMOUS_AUDIENCES
 
 
@@ -50,7 +50,7 @@ def user_id_of(identity: Identity | None) -> int | None:
 
 
 def check_topics(topics: frozenset[str], identity: Identity | None) -> None:
-    """Raise Forbidden when the identity may not watch one of the topics."""
+    """Raise Forbidden if the identity may not watch one or more of the topics."""
     for topic in sorted(topics):
         reader = TOPICS[topic]
         if reader == "self" and identity is None:

@@ -1,14 +1,16 @@
 """One subscription of one socket: its position in the log, and how it catches up with the head.
 
 Rules:
-- A subscription is live or catching up. The hub has written every event up to its own position to a live subscription.
-- When a socket has more than MAX_UNSENT_BYTES unsent, its subscriptions fall behind: they leave the hub, remember their
-  position, and read from the ring or the log at the socket's own pace until they reach the head and go live again. The
-  log is the buffer, so a slow reader costs no further memory and loses nothing.
+- A subscription is live or catching up. The hub has written every event up to the hub's position to a live
+  subscription.
+- When a socket has more than MAX_UNSENT_BYTES of unsent frames, its subscriptions fall behind: they leave the hub,
+  remember their position, and read from the ring or the log at the socket's own pace until they reach the head and
+  become live again. The log is the buffer, so a slow reader costs no further memory and loses nothing.
 - A subscription also falls behind when its filter is too costly for a turn of the event loop. The filter is then
   evaluated in slices.
-- A subscription that begins with a snapshot sends it at the same pace, and then catches up from the snapshot's number.
-- A socket that takes nothing for SLOW_CLIENT_SECONDS is closed.
+- A subscription that begins with a snapshot sends the snapshot at the socket's pace, and then catches up from the
+  snapshot's number.
+- A socket that accepts no data for SLOW_CLIENT_SECONDS is closed.
 """
 
 from __future__ import annotations
@@ -33,21 +35,21 @@ from repository.engine.events import Head
 from repository.generic.snapshots import Beginning
 
 MAX_UNSENT_BYTES = 1024 * 1024
-SLOW_CLIENT_SECONDS = 45.0  # without taking a single byte
+SLOW_CLIENT_SECONDS = 45.0  # a socket that does not accept a single byte for SLOW_CLIENT_SECONDS is closed
 PROGRESS_CHECK_SECONDS = 1.0
 MIN_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 2.0
-MAX_LOST_SNAPSHOTS = 5  # consecutive ones, of one subscription
+MAX_LOST_SNAPSHOTS = 5  # a subscription that loses more than MAX_LOST_SNAPSHOTS snapshots in a row closes the socket
 
 log = structlog.get_logger("subscription")
 
 
 class TooSlow(Exception):
-    """The socket took nothing for SLOW_CLIENT_SECONDS."""
+    """The socket accepted no data for SLOW_CLIENT_SECONDS."""
 
 
 class LiveSubscriptions(Protocol):
-    """The live subscriptions (`realtime.fanout.hub`), to which every event is written as it arrives."""
+    """The live subscriptions, to which the hub (`realtime.fanout.hub`) writes every event as it arrives."""
 
     def join(self, subscription: Subscription) -> None:
         """Make the subscription live. Its position must be the feed's head."""
@@ -57,12 +59,12 @@ class LiveSubscriptions(Protocol):
 
 
 class Subscription:
-    """One spec on one socket.
+    """One subscription of a socket. `spec` describes what the subscription receives.
 
-    `position` is the number of the last event handled; while the hub itself writes every event, the hub's position
-    counts instead. `turn` is a lock for the subscriptions of one socket that catch up: one at a time waits for room,
-    and then writes before it yields. With `snapshot_of`, the subscription begins with a snapshot of these topics, in
-    this order, and sends a new one whenever its position is lost.
+    `position` is the number of the last event handled. While the hub writes every event to the subscription, the hub's
+    position applies instead. `turn` is a lock that the subscriptions of one socket share while they catch up: one at a
+    time waits for room, and it writes before it yields. With `snapshot_of`, the subscription begins with a snapshot of
+    these topics, in this order, and sends a new snapshot whenever its position is lost.
     """
 
     def __init__(
@@ -103,7 +105,7 @@ class Subscription:
 
     def start_with_snapshot(self, beginning: Beginning, reason: str | None = None) -> None:
         """Begin with the rows as of `beginning`. `reason`, if any, is why the client cannot continue at its position;
-        it is sent first, in a `resync`.
+        the reason is sent first, in a `resync` frame.
         """
         if reason is not None:
             self._send_resync(reason, beginning.head)
@@ -111,7 +113,7 @@ class Subscription:
         self._begin_catching_up()
 
     def start_over(self, reason: str) -> None:
-        """Begin at the head, or with a snapshot, because the client cannot continue at the position it asked for."""
+        """Begin at the head, or with a snapshot, because the client cannot continue at the position it requested."""
         self.restart(reason)
         if not self._snapshot_of:
             self.start(self.position)
@@ -130,12 +132,12 @@ class Subscription:
         if was_live:
             self._live.leave(self)
         self.spec = spec
-        # Leaving flushes pending events. If that fills the socket's buffer, the subscription is already catching up.
+        # Leaving the hub flushes pending events. If that fills the socket, the subscription is already catching up.
         if was_live and self._task is None:
             self.start(self.position)
 
     def fall_behind(self, position: int) -> None:
-        """Continue from `position` at the socket's pace. The hub has released the subscription."""
+        """Continue from `position` at the socket's pace. The hub must have released the subscription."""
         self.is_live = False
         self.position = position
         self._begin_catching_up()
@@ -182,7 +184,7 @@ class Subscription:
         backoff = MIN_BACKOFF_SECONDS
         while True:
             try:
-                # Nothing is read for a socket that has no room.
+                # Wait first, so that nothing is read for a socket that has no room.
                 await self._wait_for_room()
                 has_sent = await (self._send_rows() if self._has_rows_to_send else self._send_page())
                 backoff = MIN_BACKOFF_SECONDS
@@ -205,9 +207,9 @@ class Subscription:
                     self._task = None
                     self._live.join(self)
                     return
-                # The position is ahead of this worker's feed, which will reach it.
+                # The position is ahead of this worker's feed, which will reach the position soon.
                 await asyncio.sleep(backoff)
-            # Reading from the ring does not yield: let other tasks run between two pages.
+            # Reading from the ring does not yield, so let other tasks run between two pages.
             await asyncio.sleep(0)
 
     @property
@@ -223,9 +225,9 @@ class Subscription:
         self.restart(reason)
 
     async def _wait_for_room(self) -> None:
-        """Wait until the socket has room. The caller must write before it yields.
+        """Wait until the socket has room. The caller must write before it yields to the event loop.
 
-        Raises TooSlow when the socket took nothing for SLOW_CLIENT_SECONDS.
+        Raises TooSlow when the socket has accepted no data for SLOW_CLIENT_SECONDS.
         """
         async with self._turn:
             taken, since = self.writer.taken(), time.monotonic()
@@ -252,21 +254,21 @@ class Subscription:
         if texts:
             await self._wait_for_room()
         if spec is not self.spec or self._generation != self._feed.generation:
-            return True  # the identity or the log has changed: read the page again
+            return True  # the identity or the log has changed, so the caller reads the page again
         if texts:
             self.writer.write(Frames(texts))
         self.position = page[-1].seq
         return True
 
     async def _send_rows(self) -> bool:
-        """Send the next rows of the snapshot. Always return True, because events follow."""
+        """Send the next rows of the snapshot. Always returns True, because events follow the snapshot."""
         if self._restart_reason is not None:
             beginning = await self._snapshots.begin(self._snapshot_of)
             self._send_resync(self._restart_reason, beginning.head)
             self._begin_snapshot(beginning)
         snapshot = self._snapshot
         assert snapshot is not None
-        # One frame at a time, because a whole page may exceed what a socket may have unsent.
+        # Wait for room before each frame, because the unsent bytes of a whole page could exceed the socket's limit.
         for text in await snapshot.next_page():
             await self._wait_for_room()
             if self._generation != self._feed.generation:

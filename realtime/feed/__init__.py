@@ -1,1 +1,1 @@
-"""How committed events reach this process: bus (fast, may lose messages), feed (complete, in order), ring (newest)."""
+"""How committed events reach this process: bus (fast, but lossy), feed (complete, in order), ring (newest events)."""

@@ -1,11 +1,11 @@
 """The bus: how committed events reach every process quickly. It may lose messages; the log has every event.
 
 Rules:
-- One channel, subscribed once per process, through `broadcaster`: `memory://` stays in the process, `redis://` uses
-  `realtime.feed.redis_backend`, with signed messages.
-- `publish` never waits. Events go to a bounded outbox; those that do not fit are dropped and counted, since the feed
+- There is one channel, to which each process subscribes once, through `broadcaster`. `memory://` stays in the process;
+  `redis://` uses `realtime.feed.redis_backend`, with signed messages.
+- `publish` never waits. Events go to a bounded outbox; events that do not fit are dropped and counted, because the feed
   fills every gap from the log.
-- A worker hears its own heartbeats. A worker that does not is deaf: it reads the log instead, and logs a warning.
+- A worker that does not hear its own heartbeats is deaf: it reads the log instead, and logs a warning.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ CHANNEL = "marquee.events"
 OUTBOX_EVENTS = 10_000
 OUTBOX_BYTES = 16 * 1024 * 1024
 BATCH_EVENTS = 256
-DEAF_AFTER_SECONDS = 1.5  # three heartbeats
-RESUBSCRIBE_AFTER_SECONDS = 5.0  # a connection that is silent for this long is taken to be half-open
+DEAF_AFTER_SECONDS = 1.5  # Three heartbeats should arrive within DEAF_AFTER_SECONDS.
+RESUBSCRIBE_AFTER_SECONDS = 5.0  # A connection that is silent for RESUBSCRIBE_AFTER_SECONDS is considered half-open.
 
 log = structlog.get_logger("bus")
 
@@ -40,8 +40,8 @@ log = structlog.get_logger("bus")
 class Bus:
     """One per process. `run` listens and publishes; `publish` and `nudge` may be called at any time.
 
-    Add listeners before `run`: `on_events` receives events, in any order, and `on_head` the position of any worker;
-    `on_reconnect` is called when messages may have been lost; `on_nudge` receives a topic to read again.
+    Add listeners before `run`. `on_events` receives events in any order, `on_head` receives the positions of workers,
+    `on_reconnect` is called when messages may have been lost, and `on_nudge` receives a topic to read again.
     """
 
     def __init__(self, url: str, keys: Sequence[str]) -> None:
@@ -76,7 +76,7 @@ class Bus:
         self._has_messages.set()
 
     def nudge(self, topic: str) -> None:
-        """Tell every process, including this one, to read `topic` again. Equal nudges that wait are sent as one."""
+        """Tell every process, including this one, to read `topic` again. Equal pending nudges are merged."""
         self._nudges[topic] = None
         self._has_messages.set()
 

@@ -1,4 +1,4 @@
-"""The messages of the bus: committed events, heartbeats, nudges and the mark of a new subscription."""
+"""The messages of the bus: committed events, heartbeats, nudges, and a marker for a new subscription."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEARTBEAT_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A worker's position in the log. A worker recognises its own; from the others it learns whether it is behind."""
+    """A worker's position in the log. A worker recognises its own heartbeats; those of others show if it is behind."""
 
     worker: str
     head: Head
@@ -20,14 +20,14 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Reconnected:
-    """The mark of a new subscription to Redis: earlier messages may have been lost. It never leaves the process."""
+    """A marker for a new subscription to Redis: earlier messages may have been lost. It never leaves the process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Nudge:
-    """Something that is not an event has changed in the database; `topic` says what.
+    """A notice that something other than an event has changed in the database; `topic` names what has changed.
 
-    A nudge may be lost: its receivers also poll.
+    A nudge may be lost, so its receivers also poll.
     """
 
     topic: str

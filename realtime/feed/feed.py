@@ -2,11 +2,11 @@
 
 Invariants:
 - Until a reset, `head` only moves to the next number. Listeners receive each number exactly once and in order.
-- The bus only makes the feed faster. An event that is not the next one waits a moment for the events before it; when
-  they do not arrive, or when the log's head turns out to be ahead, the missing events are read from the log.
+- The bus only makes the feed faster. An event that arrives too early waits briefly for the events before it. If these
+  do not arrive, or if the log's head turns out to be ahead, the missing events are read from the log.
 - The log's head is polled, more often when there is no shared bus or the worker is deaf. A process without a working
   bus therefore lags, but misses no event.
-- Another epoch, or a head that went backwards, means that the log was replaced: the `on_reset` listeners start over.
+- A new epoch, or a head that moved backwards, means that the log was replaced: the `on_reset` listeners start over.
 
 `offer`, `offer_head` and `poll_now` never wait and may be called from anywhere in the event loop. Cancelling `run`
 stops the feed.
@@ -27,18 +27,18 @@ from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.events import Event, Head
 
-GAP_GRACE_SECONDS = 0.02  # concurrent commits reach the bus at most about this far out of order
+GAP_GRACE_SECONDS = 0.02  # concurrent commits reach the bus at most about GAP_GRACE_SECONDS out of order
 PENDING_EVENTS = 1_000
 PENDING_BYTES = 8 * 1024 * 1024
 PAGE_EVENTS = 500
 PAGE_BYTES = 512 * 1024
-REMEMBERED_EVENTS = 2_000  # loaded into the ring at the start
+REMEMBERED_EVENTS = 2_000  # the number of events that are loaded into the ring at start-up
 REMEMBERED_BYTES = 4 * 1024 * 1024
 REACH_SECONDS = 0.5
 REACH_POLL_SECONDS = 0.002
-REACH_EVENT_SECONDS = 5.0  # for an event that the log is known to have: exceeded only during a database outage
-MIN_POLL_SECONDS = 0.02  # between two polls, however often `poll_now` is called: each event of another epoch calls it
-POLL_SECONDS_LOCAL = 0.03  # without a shared bus, another process's events are found only by polling
+REACH_EVENT_SECONDS = 5.0  # Reaching a known event takes longer than this only during a database outage.
+MIN_POLL_SECONDS = 0.02  # Polls need a minimum interval, because each event of another epoch calls `poll_now`.
+POLL_SECONDS_LOCAL = 0.03  # Without a shared bus, another process's events are found only by polling.
 POLL_SECONDS_SHARED = 1.0
 POLL_SECONDS_DEAF = 0.1
 MAX_CONCURRENT_LOG_READS = 4
@@ -52,11 +52,11 @@ class PositionTooOld(Exception):
 
 
 class Feed:
-    """One per process. `on_events` listeners receive the next events, `on_reset` listeners the new log's head."""
+    """One per process. `on_events` listeners receive the next events, and `on_reset` listeners a new log's head."""
 
     def __init__(self, database: Database, *, has_shared_bus: bool, is_bus_deaf: Callable[[], bool]) -> None:
         self.head = Head("", 0)
-        self.generation = 0  # increases when the log is replaced: a position in one log is invalid in the next
+        self.generation = 0  # increases when the log is replaced, because a position in the old log is then invalid
         self.ring = Ring()
         self.log_reads = 0
         self.on_events: list[Callable[[Sequence[Event]], None]] = []
@@ -69,7 +69,7 @@ class Feed:
         self._pending_bytes = 0
         self._target = 0  # the highest number that is known to be in the log
         self._poll_due = asyncio.Event()
-        self._moved = asyncio.Event()  # replaced each time it is set
+        self._moved = asyncio.Event()  # replaced by a new asyncio.Event each time it is set
         self._current_head_read: asyncio.Task[None] | None = None
         self._next_head_read: asyncio.Task[None] | None = None
         self._behind = asyncio.Event()
@@ -82,12 +82,12 @@ class Feed:
         await self._load_ring()
 
     async def _load_ring(self) -> None:
-        """Load the newest events: the clients of the worker that this one replaces all reconnect at once."""
+        """Load the newest events into the ring: all clients of the worker that this one replaces reconnect together."""
         seq = await event_log.tail(self.database, max_rows=REMEMBERED_EVENTS, max_bytes=REMEMBERED_BYTES)
         while seq < self.head.seq:
             page = await self._read_log(seq)
             if not page or (page[0].epoch, page[0].seq) != (self.head.epoch, seq + 1):
-                self.ring.clear()  # the log was replaced or pruned meanwhile
+                self.ring.clear()  # the log has been replaced or pruned in the meantime
                 return
             for event in page:
                 if event.seq <= self.head.seq:  # later events are appended when they are accepted
@@ -97,7 +97,7 @@ class Feed:
     # --- input
 
     def offer(self, events: Sequence[Event]) -> None:
-        """Take events from the bus, in any order."""
+        """Accept events from the bus, in any order."""
         ready: list[Event] = []
         for event in events:
             if event.epoch != self.head.epoch:
@@ -111,14 +111,14 @@ class Feed:
         self._notify(ready)
 
     def offer_head(self, head: Head) -> None:
-        """Take a position that the log has reached, as reported by another worker or by the database."""
+        """Accept a position that the log has reached, as reported by another worker or by the database."""
         if head.epoch != self.head.epoch:
             self.poll_now()
         elif head.seq > self.head.seq:
             self._raise_target(head.seq)
 
     def poll_now(self) -> None:
-        """Have `run` read the log's head at once, because events may have been missed."""
+        """Have `run` read the log's head now, because events may have been missed."""
         self._poll_due.set()
 
     def _accept(self, event: Event, ready: list[Event]) -> None:
@@ -231,11 +231,11 @@ class Feed:
             await self._resolve_gap(start)
 
     async def _resolve_gap(self, start: Head) -> None:
-        """Find out why the event after `start` is missing (pruned, log replaced, not yet committed); reset or wait."""
+        """Find out why the event after `start` is missing (pruned, log replaced, or not committed); reset or wait."""
         oldest = await event_log.oldest(self.database)
         found = await event_log.head(self.database)
         if self.head != start:
-            return  # the bus has delivered the event meanwhile
+            return  # the bus has delivered the event in the meantime
         if found.epoch != start.epoch:
             self._reset(found)
         elif found.seq < start.seq:
@@ -243,15 +243,16 @@ class Feed:
         elif oldest is not None and oldest > start.seq + 1:
             self._reset(found)
         elif oldest is None and found.seq > start.seq and await event_log.oldest(self.database) is None:
-            # Read again: the log's first event may have been committed between the two reads above.
+            # The oldest event was read again, because it may have been committed between the two reads above.
             self._reset(found)
         else:
             self._target = found.seq
             await asyncio.sleep(GAP_GRACE_SECONDS)
 
     async def _renew_epoch(self, seen: Head) -> None:
-        """Give the log a new epoch, because it lost events: a backup was restored under a running service. The numbers
-        of the lost events will be used again, and a position in the old log must not pass for one in the new log.
+        """Give the log a new epoch, because it lost events: a backup was restored while the service was running. The
+        numbers of the lost events will be used again, and a position in the old log must not be mistaken for one in
+        the new log.
         """
         try:
             await event_log.renew_epoch(self.database, seen.epoch)
@@ -294,14 +295,14 @@ class Feed:
         """
         found = self.newest_after(seq)
         if found is None:
-            # Events beyond `head` are committed, but the listeners have not received them yet.
+            # Events beyond `head` are left out, because the listeners have not received them yet.
             found = [event for event in await self._read_log(seq) if event.seq <= self.head.seq]
             if not found or found[0].seq != seq + 1:
                 raise PositionTooOld(seq)
         return found
 
     def newest_after(self, seq: int) -> list[Event] | None:
-        """Return what `read_after` returns, from the ring alone, or None if the ring does not reach back that far."""
+        """Return the next page of events after `seq` from the ring, or None if the ring does not reach back so far."""
         if seq >= self.head.seq:
             return []
         return self.ring.after(seq, max_events=PAGE_EVENTS, max_bytes=PAGE_BYTES)
@@ -327,14 +328,14 @@ class Feed:
     async def reach_head(self) -> None:
         """Wait, at most REACH_SECONDS, until the feed has every event that was committed at the time of the call.
 
-        A client that writes and then connects thus does not start before its own write. Concurrent callers share one
+        Thus a client that writes and then connects does not start before its own write. Concurrent callers share one
         read of the log's head.
         """
         if self._next_head_read is None:
             self._next_head_read = asyncio.create_task(self._reach_head(self._current_head_read), name="feed-reach")
         done, _ = await asyncio.wait({self._next_head_read}, timeout=REACH_SECONDS)
         for read in done:
-            if not read.cancelled():  # the feed cancels it when it stops
+            if not read.cancelled():  # the feed cancels the read when it stops
                 read.result()
 
     async def _reach_head(self, current: asyncio.Task[None] | None) -> None:

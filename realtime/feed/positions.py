@@ -15,8 +15,8 @@ LOG_REPLACED: Final = "the log was replaced"
 
 
 async def find_start(feed: Feed, since: Head | None) -> str | None:
-    """Prepare to send the events after `since`, or after the head when `since` is None. Return None, or the reason why
-    that is impossible. Raises Unavailable.
+    """Prepare to send the events after `since`, or after the head when `since` is None. Return None if that is possible
+    and otherwise the reason why it is not. Raises Unavailable.
     """
     if since is None:
         await feed.reach_head()
@@ -35,8 +35,8 @@ async def find_start(feed: Feed, since: Head | None) -> str | None:
 async def check_position(feed: Feed, seq: int) -> str | None:
     """Return the reason why a client cannot continue after `seq`, or None when it can. Raises Unavailable.
 
-    A client that comes from another worker may be a little ahead of this worker: its position is valid if the log has
-    reached it.
+    A client that was connected to another worker may be slightly ahead of this worker. The client's position is valid
+    if the log has reached that position.
     """
     if seq > feed.head.seq:
         found = await event_log.head(feed.database)

@@ -1,9 +1,10 @@
-"""Redis pub/sub behind `broadcaster`.
+"""A Redis pub/sub backend for `broadcaster`.
 
 Rules:
-- The backend reconnects by itself, and delivers `Reconnected` after each subscription: earlier messages may be lost.
+- The backend reconnects by itself, and delivers `Reconnected` after each subscription, because earlier messages may
+  have been lost.
 - A message arrives whole or not at all. Messages that are not signed with a known secret key are counted and skipped,
-  with a warning at most once a minute. No event is lost, because the event log has them all.
+  with a warning at most once a minute. No event is lost, because the event log has every event.
 - Both directions are bounded: INBOX_MESSAGES and INBOX_BYTES here, the outbox in `realtime.feed.bus`.
 """
 
@@ -33,32 +34,32 @@ INBOX_BYTES = 16 * 1024 * 1024
 REDIS_TIMEOUT_SECONDS = 1.0
 MIN_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 1.0
-SECONDS_BETWEEN_LOG_LINES = 60.0  # about rejected messages, which a stranger on Redis can send at any rate
+SECONDS_BETWEEN_LOG_LINES = 60.0  # limits the warnings, because anyone with access to Redis can send invalid messages
 
 log = structlog.get_logger("bus")
 
 
 class RedisBackend(BroadcastBackend):
-    """A backend with its own reader task, which backs off and resubscribes, and with pipelined publishes.
+    """A backend with its own reader task, which backs off and resubscribes, and with pipelined publishing.
 
-    `broadcaster`'s own Redis backend delivers nothing with redis-py 8 and stays deaf after an outage.
+    `broadcaster`'s own Redis backend delivers nothing with redis-py 8, and receives nothing after an outage.
     """
 
     def __init__(self, url: str, signer: Signer) -> None:
         self._signer = signer
-        retry: Any = Retry(NoBackoff(), 0)  # errors surface at once: the reader has its own back-off
+        retry: Any = Retry(NoBackoff(), 0)  # no retries, because the reader has its own back-off
         self._publisher: Redis = Redis.from_url(
             url, socket_timeout=REDIS_TIMEOUT_SECONDS, socket_connect_timeout=REDIS_TIMEOUT_SECONDS, retry=retry
         )
         self._subscriber: Redis = Redis.from_url(
             url, socket_connect_timeout=REDIS_TIMEOUT_SECONDS, socket_timeout=None, retry=retry
         )
-        # Messages that do not fit are dropped; the log has the events.
+        # Messages that do not fit are dropped, because their events can be read from the log.
         self._inbox: asyncio.Queue[tuple[int, Published]] = asyncio.Queue(INBOX_MESSAGES)
         self._inbox_bytes = 0
         self._reader: asyncio.Task[None] | None = None
         self._again = asyncio.Event()
-        self._rejected = 0  # messages since the last log line
+        self._rejected = 0  # the number of messages rejected since the last log line
         self._silent_until = 0.0
 
     async def connect(self) -> None:
@@ -121,7 +122,7 @@ class RedisBackend(BroadcastBackend):
             except (RedisError, OSError, TimeoutError) as error:
                 log.debug("bus connection lost", reason=str(error))
             except Exception as error:
-                # Without its reader the worker would stay deaf.
+                # The reader must continue: without it, the worker would stay deaf.
                 log.error("bus reader failed", exc_info=error)
             # Jittered, so that workers do not all reconnect at the same moment.
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
@@ -157,7 +158,7 @@ def _encode_heartbeat(beat: Heartbeat) -> bytes:
 
 
 def _encode_event(event: Event) -> bytes:
-    """Return a header line in JSON, followed by `payload` and `before` unchanged."""
+    """Return a header line in JSON, followed by the unchanged bytes of `payload` and `before`."""
     header = {
         "epoch": event.epoch,
         "seq": event.seq,

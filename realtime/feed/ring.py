@@ -13,7 +13,7 @@ RING_EVENTS = 20_000
 
 
 class Ring:
-    """Contiguous events. The oldest are dropped when either bound is exceeded; the newest one is always kept."""
+    """Contiguous events. The oldest are dropped when `max_bytes` or `max_events` is exceeded, but never the newest."""
 
     def __init__(self, max_bytes: int = RING_BYTES, max_events: int = RING_EVENTS) -> None:
         self._events: deque[Event] = deque()
@@ -32,7 +32,7 @@ class Ring:
         self._bytes = 0
 
     def after(self, seq: int, *, max_events: int, max_bytes: int) -> list[Event] | None:
-        """Return the next events after `seq` within the bounds, but at least one if there are any.
+        """Return the next events after `seq` within `max_events` and `max_bytes`, but at least one if there is any.
 
         Return None when the ring does not reach back that far.
         """
@@ -42,7 +42,7 @@ class Ring:
         found: list[Event] = []
         size = 0
         remaining = max(0, len(self._events) - start)
-        # A deque is walked from its ends: a reader that is nearly at the head must not walk the whole ring.
+        # A deque can be iterated only from its ends, so for a reader near the head, iterate from the right end.
         if remaining < start:
             events: Iterable[Event] = reversed(list(islice(reversed(self._events), remaining)))
         else:

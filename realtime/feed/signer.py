@@ -1,8 +1,8 @@
 """Signatures of bus messages (HMAC-SHA256): a worker accepts only messages from workers that share its secret key.
 
 A signed message consists of the id of the key, the signature, and the message. The signature covers the whole message,
-including the number and the epoch of an event, so a message cannot be truncated, changed or repeated under another
-number. An unchanged repetition has no effect, because the feed takes each number once.
+including the number and the epoch of an event, so a message cannot be truncated, changed or replayed under another
+number. An unchanged replay has no effect, because the feed accepts each number only once.
 
 The first key signs and every key verifies, as for tokens (`services.tokens`), so the secret key can be replaced while
 workers run.
@@ -20,11 +20,11 @@ _PURPOSE = b"marquee bus"  # a key that is derived for one purpose cannot be use
 
 
 class BadSignature(ValueError):
-    """The message was not signed with a known key, or has changed since."""
+    """The message was not signed with a known key, or was changed after signing."""
 
 
 class Signer:
-    """`keys` are secret keys, at least one."""
+    """Signs messages with the first of the secret `keys`, and verifies them with any key. Needs at least one key."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         derived = [hmac.digest(key.encode(), _PURPOSE, HASH) for key in keys]
@@ -36,7 +36,7 @@ class Signer:
         return b"".join((self._id, hmac.digest(self._key, message, HASH), message))
 
     def verify(self, data: bytes) -> bytes:
-        """Return the message. Raises BadSignature."""
+        """Return the message without its signature. Raises BadSignature."""
         key = self._keys.get(data[:KEY_ID_SIZE])
         if key is None:
             raise BadSignature("not signed with a known key")

@@ -1,7 +1,7 @@
 """The presence counts of this worker, and which of them are stored for the other workers. Pure.
 
 There is one count for each topic and user; all anonymous clients together count as one user. A count includes the open
-sockets and the lingering ones, which ended a moment ago and whose client may reconnect.
+sockets and the lingering sockets, which ended a moment ago and whose clients may reconnect.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from repository.presence import Row
 
-STEP_SECONDS = 0.25  # sockets that stop lingering within one step are remembered together
+STEP_SECONDS = 0.25  # sockets that stop lingering within the same step are recorded together
 
 Place = tuple[str, int]  # topic and user id
 
@@ -23,12 +23,12 @@ class _Count:
     username: str | None
     connections: int = 0
     lingering: int = 0
-    # The times at which sockets stop lingering, and how many stop at each.
+    # The times at which sockets stop lingering, and how many sockets stop at each time.
     ends: deque[tuple[float, int]] = field(default_factory=deque)
 
 
 class LocalCounts:
-    """`changed` holds the places whose stored row may be out of date, in the order in which they changed."""
+    """The counts of one worker. `changed` names the counts whose stored rows may be out of date, in order of change."""
 
     def __init__(self, linger_seconds: float) -> None:
         self.changed: dict[Place, None] = {}
@@ -39,7 +39,7 @@ class LocalCounts:
 
     @property
     def is_stored(self) -> bool:
-        """Whether any row may be stored."""
+        """Whether the database may hold any row of this worker."""
         return bool(self._stored)
 
     @property
@@ -68,7 +68,7 @@ class LocalCounts:
         self._note_change(topic, user_id, count)
 
     def end_lingering(self, now: float) -> None:
-        """Forget the sockets whose lingering is over."""
+        """Stop counting the sockets that have stopped lingering by `now`."""
         while self._ends and self._ends[0][0] <= now:
             _, (topic, user_id) = self._ends.popleft()
             count = self._by_topic[topic][user_id]
@@ -91,10 +91,10 @@ class LocalCounts:
             return Row(topic, user_id, None, 0, 0)
         return Row(topic, user_id, count.username, count.connections, count.lingering)
 
-    # --- storing: `begin_storing`, then `end_storing`, or `mark_all_changed` when the write may have failed
+    # --- storing: `begin_storing`, then `end_storing`, or `mark_all_changed` if the write may have failed
 
     def begin_storing(self, places: Sequence[Place]) -> list[Row]:
-        """Return the rows to write for these places, and take the places out of `changed`."""
+        """Return the rows to write for `places`, and remove `places` from `changed`."""
         rows = []
         for place in places:
             del self.changed[place]
@@ -102,7 +102,7 @@ class LocalCounts:
             if not row.is_empty:
                 self._stored.add(place)
             elif place not in self._stored:
-                continue  # entered and left since the last write
+                continue  # the sockets entered and left since the last write
             rows.append(row)
         return rows
 
@@ -110,7 +110,7 @@ class LocalCounts:
         self._stored.difference_update((row.topic, row.user_id) for row in rows if row.is_empty)
 
     def mark_all_changed(self) -> None:
-        """Mark every count for storing again, because it is not known which rows are stored."""
+        """Mark every count as changed, because it is not known which rows are stored."""
         self.changed |= dict.fromkeys(self._stored)
         places = ((topic, user_id) for topic, counts in self._by_topic.items() for user_id in counts)
         self.changed |= dict.fromkeys(places)

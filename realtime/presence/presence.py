@@ -1,17 +1,17 @@
-"""Who watches which topic, across all workers, for the clients that ask.
+"""Who watches which topic, across all workers, for the clients that follow presence.
 
 Each worker counts its own sockets in memory (`enter`, `leave`) and stores the counts for the other workers, at most
-four times a second and under a lease, so that the counts of a killed worker expire. It reads the other workers' counts
-only while one of its clients follows presence: when the bus nudges it and once a second, so presence also works without
-Redis.
+four times a second and under a lease, so that the counts of a killed worker expire. A worker reads the counts of the
+others only while one of its clients follows presence: when the bus nudges it, and once a second, so that presence also
+works without Redis.
 
 Rules:
-- A socket that ended lingers for some seconds, since its client may reconnect, here or to another worker. A lingering
-  socket keeps a count from falling and never makes one rise, so a client that reconnects is neither reported as gone
-  nor counted twice.
-- Each followed topic has one view in a worker. A view is replaced, never changed. A follower holds the view that was
-  last sent to it, and its next frames carry the difference. The reply and the frames thus always add up to the current
-  view, even for a socket that was full for a while.
+- A socket that ended lingers for some seconds, because its client may reconnect to this worker or another. A lingering
+  socket keeps a count from falling, but never makes a count rise, so a client that reconnects is neither reported as
+  gone nor counted twice.
+- Each followed topic has one view in a worker. A view is replaced, never changed. Each follower keeps the view that was
+  last sent to it, and the next frames carry the difference from that view. The reply and the frames thus always add up
+  to the current view, even for a socket that was full for a while.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from repository.engine.database import Database
 from repository.presence import ANONYMOUS, Row
 
 NUDGE = "presence"
-INTERVAL_SECONDS = 0.25  # between two writes, and between two frames to one socket
-RENEW_SECONDS = 3.0  # a third of the lease
+INTERVAL_SECONDS = 0.25  # Two writes, and two frames to one socket, are at least INTERVAL_SECONDS apart.
+RENEW_SECONDS = 3.0  # The lease is three times as long as RENEW_SECONDS.
 POLL_SECONDS = 1.0
-FRESH_SECONDS = 0.25  # clients that ask at the same time share one read
+FRESH_SECONDS = 0.25  # clients that begin to follow presence within FRESH_SECONDS share one read
 RETRY_SECONDS = 1.0
 STOP_SECONDS = 2.0
 LINGER_SECONDS = 5.0
@@ -56,12 +56,12 @@ class Watching(NamedTuple):
     username: str | None
 
 
-# By user id; ANONYMOUS stands for all clients that have not signed in. A missing user has no socket.
+# The keys are user ids. ANONYMOUS stands for all clients that have not signed in. Users without sockets are left out.
 View = Mapping[int, Watching]
 
 
 def view_of(before: View | None, rows: Iterable[Row]) -> View:
-    """Return the view after `before` (None for the first one), or `before` itself when nothing has changed. Pure."""
+    """Return the view that replaces `before` (None for the first view), or `before` itself if it is unchanged. Pure."""
     view: dict[int, Watching] = {}
     lingering: dict[int, Watching] = {}
     for row in rows:
@@ -95,8 +95,8 @@ def state_of(view: View, *, sees_users: bool) -> dict[str, Any]:
 
 
 def changes(topic: str, before: View, after: View, *, sees_users: bool) -> list[bytes]:
-    """Return the frames that lead from `before` to `after`: none when nothing visible has changed, several for many
-    users.
+    """Return the frames that lead from `before` to `after`. There are none if nothing visible has changed, and
+    several if many users have joined or left.
     """
     joined, left = [], []
     if sees_users:
@@ -131,7 +131,7 @@ class Presence:
         self._has_lease = False
         self._stored_at = -inf
         self._counts = LocalCounts(LINGER_SECONDS)
-        self._others: dict[str, tuple[int, dict[str, list[Row]]]] = {}  # version and rows, by worker
+        self._others: dict[str, tuple[int, dict[str, list[Row]]]] = {}  # the version and the rows of each worker
         self._polled_at = -inf
         self._must_poll = False
         self._polling = asyncio.Lock()
@@ -144,16 +144,14 @@ class Presence:
     # --- sockets
 
     def enter(self, topics: frozenset[str], user_id: int | None, username: str | None) -> None:
-        """Count a socket that watches these topics from now on."""
+        """Start counting a socket that watches these topics."""
         for topic in topics:
             self._counts.enter(topic, user_id or ANONYMOUS, username)
         self._is_stale = True
         self._wake.set()
 
     def leave(self, topics: frozenset[str], user_id: int | None, *, lingers: bool = True) -> None:
-        """Stop counting a socket for the user as whom it entered. A socket that continues as another user must not
-        linger.
-        """
+        """Stop counting a socket that was counted for this user. A socket that changes its user must not linger."""
         now = asyncio.get_running_loop().time()
         for topic in topics:
             self._counts.leave(topic, user_id or ANONYMOUS, now, lingers=lingers)
@@ -172,8 +170,8 @@ class Presence:
     ) -> Mapping[str, Any]:
         """Return who watches each topic now. Until `unwatch(key)`, `write` then receives the frames of each change.
 
-        The caller must write the reply before it yields. While `is_full()` is true, nothing is written; the changes are
-        merged and written afterwards. Raises Unavailable. Cancelling is safe.
+        The caller must write the reply before it yields to the event loop. While `is_full()` is true, nothing is
+        written; the changes are merged and written afterwards. Raises Unavailable. Cancelling is safe.
         """
         self.unwatch(key)
         follower = self._joining[key] = _Follower(topics, sees_users, write, is_full)
@@ -182,7 +180,7 @@ class Presence:
                 if asyncio.get_running_loop().time() - self._polled_at > FRESH_SECONDS:
                     await self._poll()
             if self._joining.get(key) is not follower:
-                return {}  # the socket was closed meanwhile
+                return {}  # the socket has been closed in the meantime
         finally:
             if self._joining.get(key) is follower:
                 del self._joining[key]
@@ -193,7 +191,7 @@ class Presence:
         return {topic: state_of(view, sees_users=sees_users) for topic, view in follower.sent.items()}
 
     def unwatch(self, key: object) -> None:
-        """Stop sending presence to the client registered under `key`, or end its `watch` if that still waits."""
+        """Stop sending presence to the client registered under `key`, and cancel its `watch` if that still waits."""
         self._joining.pop(key, None)
         if self._followers.pop(key, None) is not None and not self._followers:
             self._views, self._others = {}, {}
@@ -208,7 +206,7 @@ class Presence:
     # --- the task
 
     async def run(self) -> None:
-        """Store, read and send until cancelled. The stored sockets then linger."""
+        """Store, read and send counts until cancelled. The sockets in the stored counts linger after that."""
         try:
             while True:
                 await self._wait_until_due()
@@ -255,10 +253,10 @@ class Presence:
             return
         with suppress(Unavailable, TimeoutError):  # on failure, the lease expires by itself
             async with asyncio.timeout(STOP_SECONDS):
-                # The rows are not deleted, because the clients of these sockets will reconnect in a moment.
+                # The rows are not deleted, because the clients of these sockets will soon reconnect.
                 await presence.linger(self._database, self._worker, self._version + 1, LINGER_SECONDS)
 
-    # --- this worker's counts, for the others
+    # --- this worker's counts, for the other workers
 
     async def _store(self, now: float) -> None:
         counts = self._counts
@@ -270,7 +268,7 @@ class Presence:
         if not batch and (not self._has_lease or now - self._stored_at < RENEW_SECONDS):
             return
         if not self._has_lease:
-            # Without followers no worker polls, so the rows of dead workers are deleted here.
+            # Workers without followers do not poll, so the rows of dead workers are deleted here, too.
             await self._delete_expired((await presence.workers(self._database)).expired)
         rows = counts.begin_storing(batch)
         if not rows and not self._has_lease:
@@ -280,7 +278,7 @@ class Presence:
         try:
             is_held = await presence.store(self._database, self._worker, self._version, rows, is_new=is_new)
         except BaseException:
-            counts.mark_all_changed()  # the rows may have been written, or not
+            counts.mark_all_changed()  # it is not known whether the rows were written
             self._has_lease = not is_new
             raise
         if not is_held:
@@ -298,7 +296,7 @@ class Presence:
         if others:
             await presence.sweep(self._database, others)
 
-    # --- all workers' counts, for the followers here
+    # --- all workers' counts, for this worker's followers
 
     async def _poll(self) -> None:
         now, self._must_poll = asyncio.get_running_loop().time(), False
@@ -331,7 +329,7 @@ class Presence:
             yield from by_topic.get(topic, ())
 
     def _send_changes(self) -> None:
-        """Send every follower whose socket is not full the frames that lead to the current view."""
+        """Send the frames that lead to the current view to every follower whose socket is not full."""
         self._renew_views()
         views = self._views
         built: dict[tuple[str, int, bool], list[bytes]] = {}

@@ -1,7 +1,7 @@
 """The messages of clients and the replies to them, as pydantic models; `connection.py` carries out the actions.
 
-`parsing.py` validates with these models and `/asyncapi.json` publishes them, so the two cannot differ. `id` and
-`action` are not part of a model: they are read before the model is known.
+`parsing.py` validates messages with these models and `/asyncapi.json` publishes them, so the two cannot differ. `id`
+and `action` are not part of a model, because they are read before the model is known.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ SINCE_FORMS = {"together": '"since": "<epoch>:<seq>"', "beside": '"since": <seq>
 
 
 def _position(value: Any) -> Written:
-    # A number may be 0: before the first event. A string must contain the epoch.
+    # A number may be 0, the position before the first event. A string must contain the epoch.
     found = parse_written(value) if not (isinstance(value, str) and value.isdigit()) else None
     if found is None:
         raise PydanticCustomError(
@@ -74,7 +74,7 @@ def _position(value: Any) -> Written:
 
 
 Position = Annotated[
-    Any,  # Written, whose schema would name the value after validation
+    Any,  # not `Written`, because its schema would describe the value after validation
     PlainValidator(_position),
     WHOLE,
     WithJsonSchema(
@@ -109,7 +109,9 @@ Path = Annotated[
 
 
 class Latest(Body):
-    latest_every_ms: Milliseconds = Field(description="Send at most one state of each row per this many milliseconds")
+    latest_every_ms: Milliseconds = Field(
+        description="Send at most one state of each row in this number of milliseconds"
+    )
 
 
 def _deliver_tag(value: Any) -> str:
@@ -127,7 +129,7 @@ class Subscribe(Body):
 
     model_config = ConfigDict(
         json_schema_extra={
-            # The keyword of JSON Schema draft 7, which AsyncAPI 3.0 uses.
+            # `dependencies` is a keyword of JSON Schema draft 7, which AsyncAPI 3.0 uses.
             "dependencies": {"epoch": {"properties": {"since": {"type": "integer"}}, "required": ["since"]}},
             "if": {"properties": {"since": {"type": "integer"}}, "required": ["since"]},
             "then": {"properties": {"epoch": {"type": "string"}}, "required": ["epoch"]},
@@ -148,13 +150,15 @@ class Subscribe(Body):
         description="All fields must match. `or` holds a list of groups, of which at least one must match: "
         '`{"status": "released", "or": [{"genre": "Drama"}, {"rating": {"gte": 90}}]}`',
     )
-    snapshot: Annotated[bool, Field(strict=True)] = Field(default=False, description="Send the rows, then the events")
+    snapshot: Annotated[bool, Field(strict=True)] = Field(
+        default=False, description="Send the current rows before the events"
+    )
     epoch: Epoch | None = Field(default=None, description="The epoch that `since` belongs to, if `since` is a number")
     since: Position | None = Field(
         default=None,
         validate_default=True,
-        description="Resume after this position, the last one that the client has processed: `<epoch>:<seq>`, or the "
-        "number alone, with `epoch`",
+        description="Resume after this position, the last one that the client has processed: `<epoch>:<seq>`, or only "
+        "the number if `epoch` is given",
     )
     bulk: Literal["items", "summary"] = "items"
     deliver: Deliver = "all"
@@ -178,7 +182,7 @@ class Subscribe(Body):
 
 
 class Unsubscribe(Body):
-    """End a subscription. None of its frames comes after the reply."""
+    """End a subscription. No frame of the subscription comes after the reply."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"subscription": "s1"}]})
 
@@ -204,14 +208,14 @@ class Request(Body):
     path: Path = Field(description="Path and query, percent-encoded as in a URL")
     headers: Annotated[dict[HeaderName, HeaderValue], Field(max_length=MAX_HEADERS)] = Field(
         default={},
-        # pydantic writes the names' pattern as `patternProperties`, which alone would allow other names.
+        # pydantic publishes the pattern of the names as `patternProperties`, which does not exclude other names.
         json_schema_extra={"additionalProperties": False},
     )
-    body: Any | MISSING = Field(default=MISSING, description="Any JSON value; without it, the request has no body")
+    body: Any | MISSING = Field(default=MISSING, description="Any JSON value; if absent, the request has no body")
 
 
 class Presence(Body):
-    """Follow who watches these topics, instead of the topics named before. An empty list ends the `presence` frames."""
+    """Follow who watches these topics, and no longer any other topics. An empty list ends the `presence` frames."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"topics": ["movies"]}]})
 
@@ -238,14 +242,14 @@ ACTIONS: Mapping[str, type[BaseModel]] = {
 
 
 class Subscribed(Answer):
-    """The subscription has begun. This reply comes before its first frame."""
+    """The subscription has begun. This reply comes before the subscription's first frame."""
 
     subscription: Name
-    seq: int = Field(ge=0, description="The stream begins after this number: the snapshot's, `since`, or the head")
+    seq: int = Field(ge=0, description="The stream begins after this number: that of the snapshot, `since` or the head")
 
 
 class Unsubscribed(Answer):
-    """The subscription has ended. None of its frames comes after this reply."""
+    """The subscription has ended. No frame of the subscription comes after this reply."""
 
     subscription: Name
 
@@ -337,7 +341,7 @@ class Response(Answer):
     error: Shortened | MISSING = Field(default=MISSING, description="Why the body was left out")
 
 
-# By action. An ErrorReply may come in place of each.
+# The model of the reply to each action. An ErrorReply may come in place of any reply.
 REPLIES: Mapping[str, type[BaseModel]] = {
     "subscribe": Reply[Subscribed],
     "unsubscribe": Reply[Unsubscribed],
@@ -357,7 +361,7 @@ def problems_of(error: ValidationError) -> list[FieldProblem]:
 
 
 def _place(loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    # pydantic adds the tag of `deliver`, and `[key]` for a key of a mapping, to the path; the message contains neither.
+    # pydantic adds the tag of `deliver` to the path, and `[key]` for a mapping's key. The message contains neither.
     if loc[:1] == ("deliver",) and len(loc) > 1 and loc[1] in _DELIVER_TAGS:
         loc = (loc[0], *loc[2:])
     return tuple(part for part in loc if part != "[key]")

@@ -2,10 +2,10 @@
 
 Rules:
 - Each message receives one reply. The next message is read only when the socket has taken the previous reply, so a
-  client that sends and does not read fills only its own buffer. A reply to `request` is sent when its call is done.
-- The reply to `subscribe` comes before the first frame of the subscription, the reply to `unsubscribe` after the last.
-- The identity, and with it what the socket may see, can change during every `await`: it is checked again before frames
-  that depend on it are sent.
+  client that sends without reading fills only its own buffer. The reply to `request` is sent when the call is done.
+- The reply to `subscribe` comes before the subscription's first frame, the reply to `unsubscribe` after its last frame.
+- The identity, and therefore what the socket may see, can change during any `await`, so it is checked again before
+  frames that depend on it are sent.
 """
 
 from __future__ import annotations
@@ -38,14 +38,16 @@ from realtime.wire.writer import HIGH_WATER_BYTES, Writer
 from resources.topics import PUBLIC_TOPICS, TOPICS
 
 MAX_SUBSCRIPTIONS = 32
-AUTH_SECONDS = 10.0  # within which a client must authenticate, where that is required
+AUTH_SECONDS = 10.0  # a client must authenticate within AUTH_SECONDS, if authentication is required
 
 ReplyData = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class _AwaitedAuth:
-    """The default subscription of a client that has yet to authenticate. `open` begins it; `timer` ends the wait."""
+    """The default subscription of a client that has yet to authenticate. `open` begins the subscription; `timer` closes
+    the socket when AUTH_SECONDS are over.
+    """
 
     timer: asyncio.TimerHandle
     topics: frozenset[str]
@@ -58,7 +60,7 @@ class Connection:
     def __init__(self, websocket: WebSocket, writer: Writer, context: SocketContext, place: Place) -> None:
         self.writer = writer
         self.identity: Identity | None = None
-        self.subscriptions: dict[str | None, Subscription] = {}  # by name; None is the default subscription
+        self.subscriptions: dict[str | None, Subscription] = {}  # by name; the default subscription has the name None
         self.is_ending = False
         self._context = context
         self._place = place
@@ -69,7 +71,7 @@ class Connection:
         self._expiry: asyncio.TimerHandle | None = None
         self._awaited_auth: _AwaitedAuth | None = None
         self._bucket = Bucket(time.monotonic())
-        self._counted_topics: frozenset[str] = frozenset()  # what presence counts the socket for
+        self._counted_topics: frozenset[str] = frozenset()  # the topics for which presence counts the socket
         self._counted_identity: Identity | None = None
         self._is_closed = False
         writer.count_control_frames(self._receive_control_frame)
@@ -85,7 +87,7 @@ class Connection:
     # --- opening and closing
 
     async def sign_in(self, identity: Identity) -> None:
-        """Take this identity, unless it has become invalid since the token was checked.
+        """Adopt this identity, unless it has become invalid since the token was checked.
 
         Raises Unauthenticated and Unavailable.
         """
@@ -127,7 +129,7 @@ class Connection:
         self._update_presence()
 
     def close(self) -> None:
-        """End everything that writes to the socket, which is gone."""
+        """End everything that writes to the socket, because the socket is closed."""
         self._is_closed = True
         for name in list(self.subscriptions):
             self._drop(name)
@@ -191,7 +193,7 @@ class Connection:
             username = self.identity.username if self.identity is not None else None
             presence.enter(entered, user_id, username)
         if left:
-            # A socket that signs in continues as another user: the anonymous one will not come back, so it must not
+            # A socket that signs in continues as another user. The anonymous client will not come back, so it must not
             # linger.
             presence.leave(left, user_id_of(was), lingers=is_same)
 
@@ -203,7 +205,7 @@ class Connection:
 
     def _identity_changed(self, entry: Entry, identity: Identity | None) -> None:
         if entry is not self._entry:
-            return  # an identity that is not yet in use or no longer in use
+            return  # the identity of `entry` is not yet in use, or no longer
         with suppress(Forbidden):
             if identity is not None:
                 self.identity = identity
@@ -260,14 +262,14 @@ class Connection:
         return self._bucket.refused > parsing.MAX_REFUSED_MESSAGES
 
     def _receive_control_frame(self) -> bool:
-        """Count a control frame as a message. Return whether it is within the rate."""
+        """Count a control frame as a message. Return False when the client has sent too many."""
         is_allowed = self._take_message()
         if not is_allowed and self._ignores_refusals and not self.is_ending:
             self._end(CloseCode.TOO_MANY_MESSAGES)
         return is_allowed
 
     def receive_bytes(self) -> None:
-        """Close the socket: the protocol has no binary frames."""
+        """Close the socket, because the protocol has no binary frames."""
         if self.is_ending:
             return
         detail = "Expected JSON objects in text frames, got a binary frame"
@@ -368,7 +370,7 @@ class Connection:
         check_topics(topics, self.identity)
         private = sorted(topic for topic in topics if TOPICS[topic] == "self")
         if private:
-            raise Forbidden(f"Topic {private[0]} is private to each user: it has no presence")
+            raise Forbidden(f"Topic {private[0]} has no presence, because it is private to each user")
         presence = self._context.presence
         presence.unwatch(self)
         self._presence_topics = topics

@@ -17,10 +17,10 @@ from realtime.sockets.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class SocketContext:
-    """One per process, in the lifespan state as `realtime`.
+    """One per process, stored in the lifespan state as `realtime`.
 
-    `identify` returns the identity of an access token that was sent from an address; it raises Unauthenticated and
-    Unavailable.
+    `identify` takes an access token and the address that sent it, and returns the identity. It raises Unauthenticated
+    and Unavailable.
     """
 
     feed: Feed
@@ -30,7 +30,7 @@ class SocketContext:
     places: Places
     presence: Presence
     identify: Callable[[str, str], Awaitable[Identity]]
-    allowed_origins: tuple[str, ...]  # in addition to the service's own
-    warn_of_origin: WarnOnce  # called with each rejected origin
+    allowed_origins: tuple[str, ...]  # The service's own origin is always allowed as well.
+    warn_of_origin: WarnOnce  # `warn_of_origin` is called with each rejected origin.
     requires_auth: bool
-    limits_messages: bool  # False where the operator has switched off rate limits
+    limits_messages: bool  # False if the operator has switched off rate limits

@@ -47,7 +47,9 @@ class HandshakeQuery:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """`subprotocol` is the one to accept: browsers close a socket if the server accepts none of those they offered."""
+    """The credentials of a handshake. `subprotocol` must be accepted, because browsers close a socket if the server
+    accepts none of the subprotocols that they offered.
+    """
 
     token: str | None
     subprotocol: str | None
@@ -93,7 +95,10 @@ def parse_query(items: list[tuple[str, str]]) -> HandshakeQuery:
 
 
 def check_origin(origin: str | None, host: str | None, context: SocketContext) -> None:
-    """Raise Forbidden unless the origin is our own or allowed. Browsers let any page connect, and send its origin."""
+    """Raise Forbidden unless the origin is the service's own or an allowed one.
+
+    Browsers let any page connect, but they send the origin of the page.
+    """
     allowed = context.allowed_origins
     if origin is None or "*" in allowed or origin.rstrip("/") in allowed:
         return
@@ -110,7 +115,7 @@ def check_origin(origin: str | None, host: str | None, context: SocketContext) -
 def credentials_of(websocket: WebSocket) -> Credentials:
     """Return the token of the Authorization header, or else that of `Sec-WebSocket-Protocol: bearer, <token>`.
 
-    Raises Unauthenticated when the header holds no bearer token.
+    Raises Unauthenticated when the Authorization header holds no bearer token.
     """
     scheme, _, token = websocket.headers.get("authorization", "").partition(" ")
     offered = list(websocket.scope.get("subprotocols", []))
@@ -154,7 +159,7 @@ async def watch(websocket: WebSocket) -> None:
         _welcome(context, connection, query, resync_reason)
         try:
             if isinstance(writer, QueuedWriter):
-                # Under our own server, its websocket protocol counts the connections.
+                # With DirectWriter, the websocket protocol of our own server counts the connections instead.
                 metrics.websocket_opened()
                 metrics.websocket_closed(await _first_of(writer.run(), _receive(websocket, connection)))
             else:
@@ -170,7 +175,7 @@ async def _refuse(websocket: WebSocket, problem: Problem) -> None:
 
 
 def _welcome(context: SocketContext, connection: Connection, query: HandshakeQuery, resync_reason: str | None) -> None:
-    """Send the first frames and subscribe. Nothing is awaited, so the events begin after the number in the welcome."""
+    """Send the first frames and subscribe. Nothing is awaited, so the events begin after the number in `welcome`."""
     writer, identity = connection.writer, connection.identity
     try:
         # The identity may have changed since the handshake began.
@@ -195,7 +200,7 @@ def _welcome(context: SocketContext, connection: Connection, query: HandshakeQue
 
 
 async def _first_of(*coroutines: Coroutine[Any, Any, int]) -> int:
-    """Return the result of the first coroutine to end, and cancel the others."""
+    """Return the result of the coroutine that ends first, and cancel the others."""
     tasks = [asyncio.create_task(each) for each in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -207,7 +212,7 @@ async def _first_of(*coroutines: Coroutine[Any, Any, int]) -> int:
 
 
 async def _receive(websocket: WebSocket, connection: Connection) -> int:
-    """Pass the client's messages to the connection until it ends. Return the close code."""
+    """Pass the client's messages to the connection until the socket is closed. Return the close code."""
     while True:
         message: Any = await websocket.receive()
         if message["type"] == "websocket.disconnect":

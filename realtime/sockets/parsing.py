@@ -1,6 +1,6 @@
-"""Messages from the client: how many are accepted, and how a text frame becomes validated members. Pure.
+"""Messages from the client: how many are accepted, and how a text frame is parsed and validated. Pure.
 
-Every problem of a message is reported at once. The clock is a parameter of `Bucket.take`.
+All problems of a message are reported together. The clock is a parameter of `Bucket.take`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from realtime.sockets import actions
 from resources.topics import TOPIC_FIELDS
 
 MAX_BURST_MESSAGES = 1_000
-MESSAGES_PER_SECOND = 500.0  # higher than the rate at which requests on one socket can be answered
-MAX_REFUSED_MESSAGES = 1_000  # a client that ignores this many errors is disconnected
+MESSAGES_PER_SECOND = 500.0  # On one socket, the service can answer fewer than MESSAGES_PER_SECOND requests per second.
+MAX_REFUSED_MESSAGES = 1_000  # A client that ignores MAX_REFUSED_MESSAGES errors is disconnected.
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(slots=True)
 class Bucket:
-    """A token bucket, full at first. `refused` counts the messages refused since the bucket was last half full."""
+    """A token bucket, full at first. `refused` counts the refused messages since the bucket was last half full."""
 
     updated_at: float
     tokens: float = float(MAX_BURST_MESSAGES)
@@ -48,7 +48,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message before its members are validated. `reply_to` is its `id`."""
+    """A message whose members are not validated yet. `reply_to` is the message's `id`."""
 
     reply_to: int | str | None
     action: str
@@ -56,7 +56,7 @@ class Message:
 
 
 class BadMessage(Exception):
-    """The message receives an error reply; with `close`, the connection ends after the reply."""
+    """A message that receives an error reply. If `close` is set, the connection is closed after the reply."""
 
     def __init__(
         self, code: str, detail: Any, close: CloseCode | None = None, reply_to: int | str | None = None
@@ -105,7 +105,7 @@ def parse_filters(value: Any, topics: tuple[str, ...]) -> tuple[tuple[str, Filte
         wanted, wrong = parse_json(value, TOPIC_FIELDS[topic])
         found.append((topic, wanted))
         for problem in wrong:
-            problems.setdefault(problem.loc, problem)  # once per field, however many topics
+            problems.setdefault(problem.loc, problem)  # report a field once, however many topics have it
     if problems:
         raise BadMessage("invalid_filter", _listed(problems.values()))
     return tuple(found)

@@ -1,4 +1,4 @@
-"""The limits on connections and on conditions of filters: in total, per address and per socket."""
+"""The limits on connections (in total and per address) and on filter conditions (per address and per socket)."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from core.filters import Filter
 from core.network.addresses import network_of
 
 RETRY_AFTER_SECONDS = 5
-# In the filters of one socket. Each condition costs about 0.1 µs for every row that changes.
+# The limit for all filters of one socket. Each condition costs about 0.1 µs for every row that changes.
 MAX_CONDITIONS_PER_SOCKET = 1_000
-# In the different filters of all sockets from one address, in one worker. Equal filters are evaluated once.
+# The limit for the distinct filters of all sockets from one address, in one worker. Equal filters are evaluated once.
 MAX_CONDITIONS_PER_ADDRESS = 10_000
 
 
 class TooManyConditions(Exception):
-    """The message names the limit."""
+    """The filters exceed a limit on conditions. The message names the limit."""
 
 
 @dataclass(eq=False, slots=True)
 class _Network:
-    """The connections from one address or IPv6 network and, for each filter, how many of its subscriptions have it."""
+    """The number of connections from one address or IPv6 network, and the number of subscriptions with each filter."""
 
     connections: int = 0
     filters: Counter[tuple[str, Filter]] = field(default_factory=Counter)
-    conditions: int = 0  # of these filters, each counted once
+    conditions: int = 0  # the number of conditions in all distinct filters
 
 
 Filters = Iterable[tuple[str, Filter]]  # with their topics
 
 
 class Place:
-    """The place of one connection."""
+    """One counted connection, with the conditions of its filters."""
 
     def __init__(self, address: str, network: _Network, max_per_address: int | None) -> None:
         self.address = address
@@ -97,7 +97,7 @@ class Places:
 
     @contextmanager
     def take(self, address: str) -> Iterator[Place]:
-        """Count one more connection until the context ends. Raises Unavailable or TooManyRequests beyond a limit."""
+        """Count a connection until the context ends. Raises Unavailable or TooManyRequests when a limit is exceeded."""
         if self.is_closed:
             raise Unavailable("The service is stopping")
         if self._connections >= self._max_connections:

@@ -2,11 +2,11 @@
 
 Rules:
 - An access token is checked when a connection begins. Later changes to its session or account arrive as events of the
-  log, so they reach every worker as fast as any event.
-- Rights that an event takes away are lost at once. Rights that an event gives are first confirmed in the database.
+  log, so they reach every worker as fast as any other event.
+- Rights that an event removes are lost immediately. Rights that an event grants are first confirmed in the database.
 - `on_events` runs before the hub's listener: a connection that loses its rights is closed before the next event is
   written.
-- After the log was replaced, every identity is checked again, since sessions may be gone without an event.
+- When the log is replaced, every identity is checked again, because sessions may have disappeared without an event.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RETRY_SECONDS = 1.0
 
 log = structlog.get_logger("registry")
 
-# Called with the identity as it is now, or None when it is no longer valid.
+# A callback that receives the current identity, or None when the identity is no longer valid.
 OnChange = Callable[[Identity | None], None]
 
 
@@ -37,7 +37,7 @@ class Entry:
 
     identity: Identity
     on_change: OnChange
-    revision: int = 0  # counts changes: a check that began before the latest change is out of date
+    revision: int = 0  # the number of changes; a check that began before the latest change is out of date
     is_valid: bool = True
 
 
@@ -71,7 +71,7 @@ class Registry:
             self._by_user.pop(entry.identity.user_id, None)
 
     async def confirm(self, entry: Entry) -> None:
-        """Check the identity again, after `add`: a change between the first check and `add` would go unnoticed.
+        """Check the identity again after `add`. Otherwise, a change between the first check and `add` would be missed.
 
         Raises Unauthenticated and Unavailable.
         """
@@ -108,7 +108,7 @@ class Registry:
                 self._change(entry, replace(entry.identity, group=group, username=account["username"]))
 
     def _confirm_soon(self, entry: Entry) -> None:
-        entry.revision += 1  # so that a check that is in progress runs again
+        entry.revision += 1  # a check that is in progress must run again
         if entry not in self._confirming:
             task = asyncio.create_task(self._confirm_until_known(entry), name="confirm-identity")
             self._confirming[entry] = task
@@ -129,7 +129,7 @@ class Registry:
             log.error("identity change not applied", exc_info=error)
 
     def on_reset(self, head: Head) -> None:
-        """Check every identity again, because the log was replaced, as by a restored backup."""
+        """Check every identity again, because the log was replaced, for example by a restored backup."""
         if self._rechecking is not None:
             self._rechecking.cancel()
         self._rechecking = asyncio.create_task(self._recheck_all(), name="recheck-identities")

@@ -1,11 +1,12 @@
 """The action `request`: a REST call that runs through the whole application, in process, with the socket's identity.
 
 Rules:
-- Validation, permissions, rate limits and idempotency are those of HTTP, because the call takes the same code path.
+- Validation, permissions, rate limits and idempotency are the same as over HTTP, because the code path is the same.
 - A reply is sent when its call is done and the socket has taken the previous reply.
-- Of at most MAX_REQUESTS_IN_FLIGHT calls, up to MAX_UNREAD_REPLIES run or have a reply that waits for the client.
-  Another one begins when the client has taken a reply, so a client that does not read costs little memory.
-- A write that has begun is finished even if the client disconnects meanwhile, as over HTTP; a read is interrupted.
+- A socket has at most MAX_REQUESTS_IN_FLIGHT calls. Of these, up to MAX_UNREAD_REPLIES run or have a reply that waits
+  for the client. Another call begins when the client has taken a reply, so a client that does not read costs little
+  memory.
+- As over HTTP, a write that has begun is finished even if the client disconnects, but a read is interrupted.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from realtime.wire import frames
 from realtime.wire.writer import Writer
 
 MAX_REQUESTS_IN_FLIGHT = 16
-MAX_UNREAD_REPLIES = 4  # with MAX_REPLY_BYTES, 3 MiB for each socket
-MAX_REPLY_BYTES = 768 * 1024  # of a body: clients with the usual 1 MiB frame limit can read the reply
-# Headers about the connection, and headers whose values the handshake has fixed.
+MAX_UNREAD_REPLIES = 4  # The unread replies of one socket take at most 3 MiB.
+MAX_REPLY_BYTES = 768 * 1024  # A frame with MAX_REPLY_BYTES of body is within the usual limit of clients, 1 MiB.
+# Headers about the connection are refused, and so are headers whose values the handshake has fixed.
 REFUSED_HEADERS = frozenset({"authorization", "connection", "content-length", "cookie", "host", "transfer-encoding"})
 
 log = structlog.get_logger("connection")
@@ -39,7 +40,7 @@ log = structlog.get_logger("connection")
 
 @dataclass(frozen=True, slots=True)
 class RestResponse:
-    """The response of one call. `error`, if any, says why the body was left out."""
+    """The response of one call. `error`, if any, states why the body was left out."""
 
     status: int
     headers: Mapping[str, str]
@@ -162,7 +163,7 @@ async def call(app: ASGIApp, scope: Scope, body: bytes, gone: asyncio.Event) -> 
                 headers[key] = f"{headers[key]}, {text}" if key in headers else text
         elif message["type"] == "http.response.body":
             if scope["method"] == "HEAD":
-                return  # over HTTP, the server leaves the body out
+                return  # a response to HEAD has no body; over HTTP, the server leaves it out
             chunk = message.get("body", b"")
             size += len(chunk)
             if size <= MAX_REPLY_BYTES:

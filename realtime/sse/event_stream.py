@@ -1,12 +1,13 @@
 """The log as server-sent events (WHATWG HTML, section 9.2): `GET /events` for clients without a websocket.
 
 Invariants:
-- A stream reads its next page, from the ring or the log, only when the client has taken the page before. The server's
-  flow control is the back-pressure: there is no queue, and a slow client costs at most one page of memory.
+- A stream reads its next page, from the ring or the log, only when the client has taken the previous page. The server's
+  flow control provides the back-pressure: there is no queue, and a slow client costs at most one page of memory.
 - An event's id is its position. The events sent after an id are exactly those that follow it in the log and that the
   client may see.
-- A stream ends when its client disconnects or takes nothing for too long, when its token or session ends, when its user
-  may no longer see its topics, and when the service stops. From then on nothing is sent, not even events already read.
+- A stream ends when its client disconnects or accepts no data for too long, when its token or session ends, when its
+  user may no longer see its topics, and when the service stops. After that, nothing is sent, not even events that have
+  already been read.
 """
 
 from __future__ import annotations
@@ -38,21 +39,21 @@ from realtime.sse.replay import PositionLost, Query, Replay, View
 from realtime.wire import frames, sse
 from repository.engine.events import Event, Head
 
-MAX_STREAMS = 1_000  # of one worker
-ADDRESS_SHARE = 4  # one address may have a quarter of them
+MAX_STREAMS = 1_000  # The limit applies to each worker.
+ADDRESS_SHARE = 4  # One address may have a quarter of the streams.
 FULL_RETRY_SECONDS = 5
-MIN_RETRY_MS = 1_000  # how long a browser waits before it reconnects: random, so that not all return at once
+MIN_RETRY_MS = 1_000  # the wait before a browser reconnects is random, so that not all browsers return together
 MAX_RETRY_MS = 3_000
-PIECE_BYTES = 32 * 1024  # of one write, which must complete within `Pace.write_seconds`
-MIN_BACKOFF_SECONDS = 0.05  # during a database outage
+PIECE_BYTES = 32 * 1024  # A write of PIECE_BYTES must complete within `Pace.write_seconds`.
+MIN_BACKOFF_SECONDS = 0.05  # The back-off applies during a database outage.
 MAX_BACKOFF_SECONDS = 2.0
 FINISH_SECONDS = 1.0
-# Our server offers this in the `extensions` of the scope: a function that aborts the connection.
+# An extension of our own server: a function in the `extensions` of the scope that aborts the connection.
 ABORT = "marquee.abort"
 
 _HEADERS = {
     "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",  # nginx would hold events back until its buffer is full
+    "X-Accel-Buffering": "no",  # otherwise, nginx would hold events back until its buffer is full
     "Vary": "Accept",
 }
 
@@ -61,12 +62,12 @@ log = structlog.get_logger("event_stream")
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    heartbeat_seconds: float = 15.0  # proxies drop connections that are idle for 30 to 120 s
-    write_seconds: float = 45.0  # a client that takes nothing for this long is disconnected, as on the websocket
+    heartbeat_seconds: float = 15.0  # Proxies drop connections that are idle for 30 to 120 s.
+    write_seconds: float = 45.0  # A client that accepts no data for `write_seconds` is disconnected, as on a websocket.
 
 
 class EventStreams:
-    """One per process. `max_streams` is MAX_STREAMS, or less where the service accepts fewer connections."""
+    """One per process. `max_streams` is MAX_STREAMS, or less if the service accepts fewer connections."""
 
     def __init__(
         self,
@@ -93,9 +94,9 @@ class EventStreams:
     def stream(self, identity: Identity | None, query: Query, last_event_id: str | None) -> Response:
         """Return a response that sends the events after a position as they happen.
 
-        `last_event_id` is the header's value. It takes precedence over the query, which a browser repeats when it
-        reconnects. Raises Forbidden. The response, called as an ASGI application, raises NotAcceptable,
-        Unauthenticated, TooManyRequests and Unavailable.
+        `last_event_id` is the value of the header. It takes precedence over the query, because a browser repeats its
+        original query whenever it reconnects. Raises Forbidden. The response, called as an ASGI application, raises
+        NotAcceptable, Unauthenticated, TooManyRequests and Unavailable.
         """
         return EventStream(self, replay.view(identity, query), query, last_event_id)
 
@@ -132,7 +133,7 @@ class EventStreams:
 
 
 class EventStream(Response):
-    """A response that does not end by itself."""
+    """A response that sends events until the client leaves or the service ends the stream."""
 
     media_type = "text/event-stream"
 
@@ -148,18 +149,18 @@ class EventStream(Response):
         self._last_event_id = last_event_id
         self._head = Head("", 0)  # every event up to this position was sent
         self._generation = 0
-        self._is_position_checked = True  # False while the log could not be read
+        self._is_position_checked = True  # False as long as the log cannot be read
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wrote_at = 0.0
 
     def end(self) -> None:
-        """End the stream; a write that has begun is not finished. May be called from anywhere in the event loop."""
+        """End the stream without finishing a write that has begun. May be called from anywhere in the event loop."""
         if not self._ended.done():
             self._ended.set_result(None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if SOCKET in scope:
-            raise NotAcceptable("Event streams are not available over a websocket: subscribe instead, or ask for JSON")
+            raise NotAcceptable("Event streams are not available over a websocket: subscribe instead, or request JSON")
         client = scope.get("client")
         address = client[0] if client else ""
         with ExitStack() as stack:
@@ -192,7 +193,7 @@ class EventStream(Response):
         self.end()
 
     async def _find_start(self) -> str | None:
-        """Find the position to begin at. Return None, or why it is the head instead of the requested position."""
+        """Find the position to begin at. Return None, or the reason why the requested position cannot be used."""
         feed = self._feed
         await feed.reach_head()
         self._generation = feed.generation
@@ -214,7 +215,7 @@ class EventStream(Response):
         return None
 
     async def _serve(self, reason: str | None, receive: Receive, send: Send) -> bool:
-        """Send until the stream ends. Return False when the client has ended it."""
+        """Send until the stream ends. Return False if the client has ended the stream."""
         following = asyncio.create_task(self._follow(reason, send), name="event-stream")
         leaving = asyncio.create_task(_until_gone(receive), name="event-stream-client")
         identity = self._view.identity
@@ -234,7 +235,7 @@ class EventStream(Response):
         return not is_gone
 
     async def _follow(self, reason: str | None, send: Send) -> None:
-        """Send until cancelled. Raises TimeoutError when the client takes nothing for too long."""
+        """Send until cancelled. Raises TimeoutError when the client accepts no data for too long."""
         user_id = user_id_of(self._view.identity)
         welcome = frames.welcome(self._head, user_id, int(self._pace.heartbeat_seconds))
         retry = sse.retry(random.randint(MIN_RETRY_MS, MAX_RETRY_MS))
@@ -253,7 +254,7 @@ class EventStream(Response):
                 pause = min(max(2 * pause, MIN_BACKOFF_SECONDS), MAX_BACKOFF_SECONDS)
             if events:
                 await self._send_events(events, send)
-                # Reading from the ring does not yield: let other tasks run between two pages.
+                # Reading from the ring does not yield, so let other tasks run between two pages.
                 await asyncio.sleep(0)
             elif pause:
                 await asyncio.sleep(pause)
@@ -311,7 +312,7 @@ async def _until_gone(receive: Receive) -> None:
 
 
 async def _finish(scope: Scope, receive: Receive, send: Send) -> None:
-    """End the response. If the client does not take even that, abort the connection, where the server can."""
+    """End the response. Abort the connection if the client does not accept even that and the server can abort it."""
     try:
         async with asyncio.timeout(FINISH_SECONDS):
             await send({"type": "http.response.body"})

@@ -1,6 +1,6 @@
-"""Reading the log from a position as one identity: the pages of `GET /events`, and the reads of its streams.
+"""Reads the log from a position on behalf of one identity, for the pages and the streams of `GET /events`.
 
-A client whose position the log cannot continue receives a `resync` frame, never silence.
+If the log cannot be continued from a client's position, the client always receives a `resync` frame.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from repository.engine.events import Event, Head
 from repository.engine.positions import parse_position
 
 PAGE_BYTES = 1024 * 1024
-MAX_READS_PER_PAGE = 20  # of the log: a page of a quiet topic must not read all the events of other topics
+MAX_READS_PER_PAGE = 20  # a page of a quiet topic must not read all events of the other topics in the log
 
 
 class Query(Protocol):
-    """The parsed query of `GET /events`. Without a position, a page begins with the oldest event and a stream with the
-    next one.
+    """The parsed query of `GET /events`. Without a position, a page begins with the oldest event, and a stream begins
+    with the next new event.
     """
 
     @property
@@ -45,14 +45,14 @@ class Query(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Which events of the log one client is shown, and how they are rendered."""
+    """Which events of the log are sent to a client, and how they are rendered."""
 
     identity: Identity | None
     topics: frozenset[str]
     rendering: Rendering
 
     def text(self, event: Event) -> bytes | None:
-        """Return the frame of an event, or None when the client asked for other topics or may not see it."""
+        """Return the frame of an event, or None if the client did not request its topic or may not see it."""
         if event.topic not in self.topics or event.audience not in audiences_of(self.identity):
             return None
         return frames.event_text(event, self.rendering)
@@ -65,17 +65,17 @@ def view(identity: Identity | None, query: Query) -> View:
 
 
 class PositionLost(Exception):
-    """The log cannot be continued from a position; the message is the reason in `resync`."""
+    """The log cannot be continued from a position. The message is the reason in the `resync` frame."""
 
 
 class LogPage(NamedTuple):
-    head: Head  # the epoch, and the number up to which the log was searched: the next `after`
+    head: Head  # the epoch, and the number up to which the log was searched, which serves as the next `after`
     frames: Sequence[bytes]
     is_end: bool
 
 
 class Replay:
-    """One per process."""
+    """Reads the event log for `GET /events`. One per process."""
 
     def __init__(self, database: Database, feed: Feed) -> None:
         self.feed = feed
@@ -98,12 +98,12 @@ class Replay:
         return LogPage(Head(epoch, seq), texts, is_end=seq >= self.feed.head.seq)
 
     def requested_position(self, query: Query, last_event_id: str | None = None) -> Head | None:
-        """Return the position that the client asks for, or None when it asks for none.
+        """Return the position that the client requests, or None if it requests none.
 
-        An event id, in the header or the query, takes precedence over `after`. An id of another form came from another
-        service, and is treated as lost: an error response would make a browser give up.
+        An event id, in the header or the query, takes precedence over `after`. An id that is not a position came from
+        another service. It is treated as lost, because an error response would make a browser stop reconnecting.
 
-        Raises PositionLost for such an id and for another epoch, and Conflict for a number without its epoch.
+        Raises PositionLost for such an id and for another epoch, and Conflict for a number without an epoch.
         """
         event_id = last_event_id or query.last_event_id
         if event_id:
@@ -125,7 +125,7 @@ class Replay:
             raise PositionLost(reason)
 
     async def read_on(self, seq: int, generation: int) -> list[Event]:
-        """Return the events after `seq` of the log that had this generation. Raises PositionLost and Unavailable."""
+        """Return the events after `seq` in the log of this generation. Raises PositionLost and Unavailable."""
         try:
             found = await self.feed.read_after(seq)
         except PositionTooOld:

@@ -1,6 +1,6 @@
 """The `data` member of a frame about rows: one row, several rows, their ids, or a summary. Pure.
 
-Functions take rows as mappings, or already encoded where the caller has to know their size in bytes.
+Functions take rows as mappings, or as encoded bytes where the caller has to know the size.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def bulk(operation: str, values: Sequence[Any], job_id: str | None) -> bytes:
 
 
 def bulk_encoded(operation: str, encoded: Sequence[bytes]) -> bytes:
-    """Return what `bulk` returns without a job, for values that are already encoded."""
+    """Return the data of a bulk frame, without a job, from values that are already encoded."""
     member = b"ids" if operation == "delete" else b"items"
     return b'{"count":%d,"%s":[%s]}' % (len(encoded), member, b",".join(encoded))
 

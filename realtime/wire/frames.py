@@ -1,10 +1,11 @@
 """Frames as bytes: the JSON of the protocol and its websocket framing. Pure.
 
-Every frame is built here, by hand where it is built often; `realtime.asyncapi.frame_models` describes the same frames.
+Every frame is built here; frequent frames are assembled from bytes, for speed. `realtime.asyncapi.frame_models`
+describes the same frames.
 
 Rules:
 - The frame of an event is built once per form (`Rendering.bulk`), without a subscription's name, and kept with the
-  event if it is small. `named` inserts the name.
+  event if the frame is small. `named` inserts the name.
 - `Frames` joins the frames of one write once, however many sockets they are written to.
 """
 
@@ -23,12 +24,12 @@ from repository.engine.events import Event, Head
 PROTOCOL_VERSION = 1
 # A built frame up to this size is kept with its event, so that many resuming clients share it.
 MAX_KEPT_BYTES = 4 * 1024
-MAX_KEPT_FORMS = 32  # of one event: renderings and filters
+MAX_KEPT_FORMS = 32  # the limit for each event, which counts renderings and filters together
 
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """What the frame of an event depends on, apart from the event."""
+    """What an event's frame depends on, apart from the event itself."""
 
     bulk: Literal["items", "summary"] = "items"
     subscription: str | None = None
@@ -84,7 +85,7 @@ def named(text: bytes, subscription: str | None) -> bytes:
     """Return an event's frame with the name of a subscription inserted. `text` is the frame without a name."""
     if subscription is None:
         return text
-    # Operations and topics never contain these bytes, so their first occurrence is the member.
+    # Operations and topics never contain these bytes, so the first occurrence is the member `seq`.
     place = text.index(b'"seq":')
     return b'%s"subscription":%s,%s' % (text[:place], orjson.dumps(subscription), text[place:])
 
@@ -99,9 +100,9 @@ def part_text(
     reason: str | None = None,
     more: bool = False,
 ) -> bytes:
-    """Return a frame, without a name, about some of the rows of an event.
+    """Return a frame, without a subscription's name, about some of the rows of an event.
 
-    `seq` and `changed` default to the event's own; only updates carry `changed`. `more` announces another frame with
+    `seq` and `changed` default to those of the event; only updates carry `changed`. `more` announces another frame with
     the same number.
     """
     changed = event.changed if changed is None else changed
@@ -120,7 +121,7 @@ def part_text(
 
 
 def keep(event: Event, key: Any, built: Any) -> None:
-    """Store `built` with the event from which it was built, unless the event stores MAX_KEPT_FORMS already."""
+    """Store `built` with the event from which it was built, unless MAX_KEPT_FORMS are stored there already."""
     if len(event.built) < MAX_KEPT_FORMS:
         event.built[key] = built
 
@@ -132,7 +133,7 @@ def _summary_of(event: Event) -> bytes:
 
 
 def job_of(event: Event) -> str | None:
-    """Return the id of the job that a bulk event belongs to, or None. `job_id` is the last member of a payload."""
+    """Return the id of the job that a bulk event belongs to, or None. `job_id` is the last member of the payload."""
     marker = b'"job_id":"'
     start = event.payload.rfind(marker, max(0, len(event.payload) - 64))
     return event.payload[start + len(marker) : -2].decode() if start >= 0 else None

@@ -1,10 +1,10 @@
-"""Writing to one socket without waiting for it.
+"""Writing to one socket without waiting for the client.
 
 `DirectWriter` (`server.websocket_protocol`) writes to the transport of our own server and knows how much is unsent.
 `QueuedWriter` does the same over plain ASGI, for other servers and test clients, with a queue and a task that sends.
 
 Rules:
-- `write` never blocks, and a writer does not bound its buffer: the caller checks `buffered` and stops writing.
+- `write` never blocks, and a writer does not bound its buffer, so the caller must check `buffered` and stop writing.
 - After `close`, and once the peer is gone, `write` does nothing.
 """
 
@@ -23,7 +23,7 @@ from realtime.wire.frames import Frames
 EXTENSION = "marquee.writer"
 LOW_WATER_BYTES = 16 * 1024
 HIGH_WATER_BYTES = 64 * 1024
-CLOSE_SECONDS = 5.0  # from our close to the end of the connection, whatever the peer does
+CLOSE_SECONDS = 5.0  # the connection ends at most CLOSE_SECONDS after our close, whatever the peer does
 
 
 class Writer(Protocol):
@@ -33,10 +33,10 @@ class Writer(Protocol):
         """Send whole frames. Do nothing on a socket that is closing."""
 
     def buffered(self) -> int:
-        """Return how many of the written bytes the network has not taken yet."""
+        """Return how many of the written bytes have not been passed to the network yet."""
 
     def taken(self) -> int:
-        """Return the approximate number of bytes that the network has taken so far. It grows while the peer reads."""
+        """Return about how many bytes have been passed to the network so far. The number grows while the peer reads."""
 
     async def drained(self) -> None:
         """Wait until a buffer that exceeded HIGH_WATER_BYTES is down to LOW_WATER_BYTES, or the socket is gone."""
@@ -44,8 +44,8 @@ class Writer(Protocol):
     def count_control_frames(self, on_control_frame: Callable[[], bool]) -> None:
         """From now on, call `on_control_frame` for each ping, unsolicited pong and empty fragment.
 
-        A ping is answered with a pong only if the callback returns True. Under other ASGI servers, which handle these
-        frames themselves, it is never called.
+        A ping is answered with a pong only if the callback returns True. Other ASGI servers handle these frames
+        themselves, so under them the callback is never called.
         """
 
     def close(self, code: CloseCode) -> None:
