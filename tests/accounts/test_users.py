@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 
 from core.errors import CloseCode, NotFound, Problem, Unauthenticated
@@ -203,9 +204,26 @@ async def test_password_guesses_and_new_addresses_are_rate_limited(new_service: 
         assert (await alice.http.patch("/users/me", json=again)).status_code == 200, "other edits are not rate-limited"
         for number in range(11):
             body = {"username": "spare", "current_password": f"guess {number}"}
-            assert (await bob.http.patch("/users/me", json=body)).status_code == 403 if number < 10 else 429, number
+            assert (await bob.http.patch("/users/me", json=body)).status_code == (403 if number < 10 else 429), number
         right = {"username": "spare", "current_password": PASSWORD}
         assert (await bob.http.patch("/users/me", json=right)).status_code == 429
+
+
+async def test_the_users_of_one_network_share_a_multiple_of_the_changes_of_address(
+    new_service: Callable[..., Service],
+) -> None:
+    settings = {"TRUSTED_PROXIES": "127.0.0.1", "USERS_PER_ADDRESS": "1"}
+    service = new_service(RATE_LIMITS="on", **settings).start()
+    here, elsewhere = ({"X-Forwarded-For": f"2001:db8:0:{network}::{network}"} for network in (1, 2))
+    async with service.person(headers=here) as alice, service.person(headers=here) as bob:
+
+        async def change(person: Person, number: int, headers: dict[str, str]) -> httpx.Response:
+            body = {"email": f"{person.name}.{number}@example.org", "current_password": PASSWORD}
+            return await person.http.patch("/users/me", json=body, headers=headers)
+
+        statuses = [(await change(person, number, here)).status_code for number in range(3) for person in (alice, bob)]
+        assert statuses == [200] * 5 + [429], "five changes for the whole network"
+        assert (await change(bob, 3, elsewhere)).status_code == 200, "the user may send requests from other networks"
 
 
 # --- other users
