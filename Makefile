@@ -1,4 +1,4 @@
-# `make run` installs, migrates and serves. `make` alone lists the targets.
+# `make run` installs the dependencies, migrates the database and serves. `make` without a target lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -8,17 +8,17 @@ BIN := .venv/bin
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
-run: .venv/runtime ## install what is needed and serve, on http://127.0.0.1:8000
+run: .venv/runtime ## install the dependencies and serve on http://127.0.0.1:8000
 	@exec $(BIN)/python main.py
 
-# Bytecode is kept, whatever the environment says, so that each module is compiled only once.
+# Override PYTHONDONTWRITEBYTECODE so that bytecode is kept and each module is compiled only once.
 test: .venv/dev ## run all tests, on SQLite and on PostgreSQL with Redis
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist worksteal
 
-check: lint ## lint, and the tests that start no server: before every commit
+check: lint ## run lint and the tests that start no server; use it before every commit
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "fast and not slow"
 
-lint: .venv/dev ## check style, format, types and that the installed packages fit one another
+lint: .venv/dev ## check style, format and types, and that the installed packages are compatible
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
