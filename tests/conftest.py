@@ -14,7 +14,10 @@ import pytest
 from repository.engine import migrations
 from repository.engine.database import Database
 from tests.support import reaper
-from tests.support.servers import MissingServer, PgBouncer, PostgresServer, RedisServer
+from tests.support.servers.pgbouncer import PgBouncer
+from tests.support.servers.postgresql import PostgresServer
+from tests.support.servers.redis import RedisServer
+from tests.support.servers.server import MissingServer
 from tests.support.service import Service
 
 BACKENDS = ("sqlite", "postgres")

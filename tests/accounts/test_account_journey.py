@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Places
-from tests.support.mail_server import MailServer, fresh_name, link_in, mail_in, token_in
 from tests.support.pictures import photo
-from tests.support.s3_server import S3Server
+from tests.support.servers.mail import MailServer, fresh_name, link_in, mail_in, token_in
+from tests.support.servers.s3 import S3Server
 from tests.support.service import PASSWORD, Service, eventually
 
 NEW_PASSWORD = "the ferris wheel turns"

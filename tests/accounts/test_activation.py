@@ -14,9 +14,9 @@ import pytest
 
 from tests.conftest import Places
 from tests.support.backends import SQLITE_ONLY
-from tests.support.mail_server import MailServer, fresh_name, link_in, parsed, token_in
 from tests.support.requests import assert_problem, ok, over_socket, sign_in
 from tests.support.resources import sql
+from tests.support.servers.mail import MailServer, fresh_name, link_in, parsed, token_in
 from tests.support.service import PASSWORD, Service, eventually
 from tests.support.sockets import signed_in
 

@@ -33,8 +33,8 @@ from tests.conftest import Places
 from tests.support.backends import SQLITE_ONLY
 from tests.support.pictures import EVIL, opened, photo
 from tests.support.requests import change_group, ok, over_socket
-from tests.support.s3_server import S3Server
-from tests.support.servers import MissingServer
+from tests.support.servers.s3 import S3Server
+from tests.support.servers.server import MissingServer
 from tests.support.service import Person, Service, eventually
 from tests.support.sockets import signed_in
 

@@ -27,8 +27,8 @@ from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from tests.conftest import Places
 from tests.support.certificates import certificate_for
-from tests.support.mail_server import MailServer, link_in, mails_in, part, token_in
 from tests.support.ports import free_port
+from tests.support.servers.mail import MailServer, link_in, mails_in, part, token_in
 from tests.support.service import eventually
 
 BASE = "https://movies.example.org"

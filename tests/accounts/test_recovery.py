@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from tests.support.backends import SQLITE_ONLY
-from tests.support.mail_server import fresh_name, link_in, mail_in, mails_in, token_in
 from tests.support.requests import assert_problem, ok, over_socket, sign_in, values_by_field
 from tests.support.resources import sql
+from tests.support.servers.mail import fresh_name, link_in, mail_in, mails_in, token_in
 from tests.support.service import PASSWORD, Service, eventually
 
 NEW = "prater wheel 1949"

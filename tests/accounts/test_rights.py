@@ -22,10 +22,10 @@ from repository.engine.positions import parse_position
 from routes import table
 from routes.table import OPERATIONS
 from tests.support.backends import SQLITE_ONLY
-from tests.support.mail_server import mail_in, token_in
 from tests.support.pictures import photo
 from tests.support.requests import change_group, ok, sign_in
 from tests.support.resources import contents
+from tests.support.servers.mail import mail_in, token_in
 from tests.support.service import DEADLINE_SECONDS, PASSWORD, ROOT, Person, Service, eventually
 
 ROLES = ("anonymous", "user", "owner", "moderator", "admin", "disabled", "expired", "refresh")

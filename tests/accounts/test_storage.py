@@ -14,8 +14,8 @@ from core.settings import Settings, load_settings
 from gateways import storage as storage_module
 from gateways.storage import Storage, check, open_storage
 from tests.support.requests import values_by_field
-from tests.support.s3_server import S3Server
-from tests.support.servers import MissingServer
+from tests.support.servers.s3 import S3Server
+from tests.support.servers.server import MissingServer
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,8 @@ from tests.chaos.faults import Chaos
 from tests.chaos.rolling import LONGEST_SILENCE_SECONDS, Rolling
 from tests.chaos.rolling import run as run_rolling
 from tests.support import reaper
-from tests.support.servers import PostgresServer, RedisServer
+from tests.support.servers.postgresql import PostgresServer
+from tests.support.servers.redis import RedisServer
 from tests.support.service import Service
 
 

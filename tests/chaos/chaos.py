@@ -24,7 +24,8 @@ from tests.chaos.views import wrong_snapshot, wrong_window
 from tests.chaos.watchers import Manner, Segment, Texts, Watcher
 from tests.chaos.writers import STATUSES, Progress, Writer, jobs_end, plan, sign_up
 from tests.support.proxies import Proxies
-from tests.support.servers import PostgresServer, RedisServer
+from tests.support.servers.postgresql import PostgresServer
+from tests.support.servers.redis import RedisServer
 from tests.support.service import eventually
 
 REQUEST_SECONDS = 15.0

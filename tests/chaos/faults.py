@@ -1,6 +1,6 @@
 """The faults of the chaos run: what breaks, when, and how it is repaired. Every fault comes from outside the service.
 
-Faults that other tests use, too, are in `tests/support/servers.py` and `proxies.py`.
+Faults that other tests use, too, are in `tests/support/servers/` and `proxies.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.proxies import Proxies, Proxy, RedisProxy
-from tests.support.servers import PostgresServer, RedisServer
+from tests.support.servers.postgresql import PostgresServer
+from tests.support.servers.redis import RedisServer
 from tests.support.service import Service, eventually
 
 FAULTS = (

@@ -15,7 +15,8 @@ from redis.asyncio import Redis
 
 from tests.support.metrics import metric, metric_becomes
 from tests.support.proxies import Proxies, RedisProxy
-from tests.support.servers import PostgresServer, RedisServer
+from tests.support.servers.postgresql import PostgresServer
+from tests.support.servers.redis import RedisServer
 from tests.support.service import Person, Service, Watcher, eventually
 
 LATEST_SECONDS = 2.0

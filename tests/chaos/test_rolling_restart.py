@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.rolling import LONGEST_SILENCE_SECONDS, Rolling, run
-from tests.support.servers import PostgresServer, RedisServer
+from tests.support.servers.postgresql import PostgresServer
+from tests.support.servers.redis import RedisServer
 from tests.support.service import Service
 
 TIMES = 10

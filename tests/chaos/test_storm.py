@@ -16,7 +16,8 @@ import pytest
 
 from tests.chaos.judge import read_log
 from tests.support.metrics import metric
-from tests.support.servers import PostgresServer, RedisServer
+from tests.support.servers.postgresql import PostgresServer
+from tests.support.servers.redis import RedisServer
 from tests.support.service import ROOT, Person, Service, several_services
 
 WATCHERS = 2_000

@@ -19,7 +19,8 @@ from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
 from repository.generic import writes
 from resources.genres import GENRES
-from tests.support.servers import PgBouncer, PostgresServer
+from tests.support.servers.pgbouncer import PgBouncer
+from tests.support.servers.postgresql import PostgresServer
 from tests.support.service import Service, eventually
 
 CLIENTS = 12  # they share two connections

@@ -20,7 +20,8 @@ from repository.engine.database import Database
 from repository.engine.engines import Lane
 from tests.support.backends import POSTGRES_ONLY
 from tests.support.certificates import certificate_for
-from tests.support.servers import HOST, MissingServer, PostgresServer
+from tests.support.servers.postgresql import PostgresServer
+from tests.support.servers.server import HOST, MissingServer
 from tests.support.service import ROOT, SECRET
 
 URL = "postgresql://marquee:hunter2@db.example.org/marquee"

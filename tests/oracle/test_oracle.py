@@ -19,7 +19,8 @@ from tests.oracle.client import Client
 from tests.oracle.filters import filters
 from tests.oracle.play import LANES, Wish, World
 from tests.oracle.writes import ADMIN, Batch
-from tests.support.servers import PostgresServer, RedisServer
+from tests.support.servers.postgresql import PostgresServer
+from tests.support.servers.redis import RedisServer
 from tests.support.service import ROOT, Service
 
 EXAMPLES = int(os.environ.get("ORACLE_EXAMPLES", "3"))

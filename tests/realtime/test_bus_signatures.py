@@ -20,7 +20,7 @@ from realtime.sockets.registry import Registry
 from repository.engine.events import Event
 from tests.support.backends import SQLITE_ONLY
 from tests.support.metrics import metric, metric_becomes
-from tests.support.servers import RedisServer
+from tests.support.servers.redis import RedisServer
 from tests.support.service import Service, eventually
 from tests.support.sockets import signed_in
 

@@ -24,7 +24,7 @@ from routes.http.rendering import prefers
 from tests.support.backends import SQLITE_ONLY
 from tests.support.event_logs import database_of, prune
 from tests.support.frames_checked import check_frame
-from tests.support.servers import PostgresServer
+from tests.support.servers.postgresql import PostgresServer
 from tests.support.service import DEADLINE_SECONDS, PASSWORD, Person, Service, eventually
 from tests.support.sockets import request, signed_in
 

@@ -35,7 +35,8 @@ from repository.engine.transaction import Transaction
 from resources.movies import MOVIES
 from tests.support.event_logs import prune_log
 from tests.support.feeds import following, running
-from tests.support.servers import PostgresServer, RedisServer
+from tests.support.servers.postgresql import PostgresServer
+from tests.support.servers.redis import RedisServer
 from tests.support.service import SECRET, eventually
 
 

@@ -28,7 +28,7 @@ from repository.presence import ANONYMOUS, Row
 from tests.conftest import Places
 from tests.support.backends import SQLITE_ONLY
 from tests.support.resources import sql
-from tests.support.servers import PostgresServer
+from tests.support.servers.postgresql import PostgresServer
 from tests.support.service import SECRET, Person, Service, Watcher, eventually
 from tests.support.sockets import signed_in
 

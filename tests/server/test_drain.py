@@ -26,7 +26,8 @@ from core.stopping import GRACE_SECONDS, Stopping
 from server import serving
 from server import supervisor as workers
 from tests.support.metrics import metric
-from tests.support.servers import PostgresServer, RedisServer
+from tests.support.servers.postgresql import PostgresServer
+from tests.support.servers.redis import RedisServer
 from tests.support.service import ROOT, Person, Service, Watcher, eventually
 from tests.support.sockets import crowd
 

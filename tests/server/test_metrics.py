@@ -14,7 +14,8 @@ from core import metrics
 from tests.support.backends import SQLITE_ONLY
 from tests.support.documents import bare, rows_of, text_of
 from tests.support.metrics import metric, metric_becomes, metrics_of
-from tests.support.servers import PostgresServer, RedisServer
+from tests.support.servers.postgresql import PostgresServer
+from tests.support.servers.redis import RedisServer
 from tests.support.service import Service, eventually
 
 

@@ -28,7 +28,8 @@ from services.limits.redis import AWAY_SECONDS
 from tests.conftest import Places
 from tests.support.backends import SQLITE_ONLY
 from tests.support.metrics import metric
-from tests.support.servers import PostgresServer, RedisServer
+from tests.support.servers.postgresql import PostgresServer
+from tests.support.servers.redis import RedisServer
 from tests.support.service import ADMIN, PASSWORD, Person, Service, eventually, several_services
 from tests.support.sockets import refusal, request
 

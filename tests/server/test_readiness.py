@@ -17,7 +17,7 @@ from tests.conftest import Places
 from tests.support.backends import POSTGRES_ONLY
 from tests.support.locks import head_locked
 from tests.support.requests import ok
-from tests.support.servers import PostgresServer
+from tests.support.servers.postgresql import PostgresServer
 from tests.support.service import Service, eventually
 
 

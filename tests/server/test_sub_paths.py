@@ -18,10 +18,11 @@ from core.errors import SettingsError
 from core.settings import Settings
 from main import build_app
 from tests.support.backends import SQLITE_ONLY
-from tests.support.mail_server import fresh_name, link_in, mail_in
 from tests.support.pages import assert_self_contained, chromium
 from tests.support.programs import output_of
-from tests.support.servers import MissingServer, NginxServer
+from tests.support.servers.mail import fresh_name, link_in, mail_in
+from tests.support.servers.nginx import NginxServer
+from tests.support.servers.server import MissingServer
 from tests.support.service import NO_AUTHORITIES, PASSWORD, Service, eventually
 
 ROOT = "/marquee"

@@ -9,14 +9,14 @@ import socket
 import sys
 from pathlib import Path
 
-from tests.support.servers import HOST, MissingServer, _Server
+from tests.support.servers.server import HOST, MissingServer, Server
 
 ACCESS_KEY_ID = "marquee-tests"
 SECRET_ACCESS_KEY = "the secret of a bucket that is only for tests"
 BUCKET = "pictures"
 
 
-class S3Server(_Server):
+class S3Server(Server):
     """A server with one bucket, which is a folder, so its contents survive kill()."""
 
     label = "s3"
