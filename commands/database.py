@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def configured() -> Settings:
-    """Return the settings, after configuring logging from them."""
+    """Load the settings, configure logging with them, and return them."""
     settings = load_settings()
     logs.configure(settings.log_format, settings.log_level)
     return settings

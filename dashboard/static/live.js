@@ -1,10 +1,10 @@
-// Lists what the websocket sends, newest first.
+// Lists the frames that the websocket sends, newest first.
 //
 // Frames may arrive much faster than a screen can show them, and some are large. So each frame is parsed, reduced to
 // what a row needs and put into a bounded list when it arrives; the DOM changes only on animation frames.
 
 const MAX_ROWS = 200;
-const KEPT_ITEMS = 20; // of a bulk frame
+const KEPT_ITEMS = 20; // items kept of a bulk frame
 const KEPT_TEXT = 2_000; // characters of each string in those items
 const MAX_JSON = 20_000; // characters of an expanded frame that are shown
 const RATE_SECONDS = 5;
@@ -73,7 +73,7 @@ function onClose(socket, code, reason) {
 function retryLater() {
   if (connection.liveAt !== null && performance.now() - connection.liveAt > STEADY_MS) connection.attempt = 0;
   const longest = Math.min(LAST_DELAY_MS, FIRST_DELAY_MS * 2 ** connection.attempt);
-  // Random, so that the clients of a restarted service do not all reconnect at once.
+  // The delay is random, so that the clients of a restarted service do not all reconnect at the same time.
   const delay = longest * (0.5 + Math.random() / 2);
   connection.attempt += 1;
   connection.retryAt = performance.now() + delay;
@@ -207,7 +207,7 @@ function shareOf(data) {
 const views = new Map([["all", []]]);
 let lastOrder = 0;
 
-// Adds a view of a topic and its radio button, unless they exist.
+// Adds a view of a topic and its radio button, unless the view already exists.
 function addTopic(name) {
   if (views.has(name)) return;
   views.set(name, views.get("all").filter(({ frame }) => frame.topic === name));
@@ -217,7 +217,7 @@ function addTopic(name) {
   nodes.topics.append(label);
 }
 
-// The service says which topics are public. Without its answer, a topic is added with its first frame.
+// Adds the topics that the service lists as public. If this fails, a topic is added when its first frame arrives.
 async function addPublicTopics() {
   try {
     const { "x-topics": topics } = await (await fetch(new URL("asyncapi.json", root))).json();
@@ -311,14 +311,14 @@ function requestDraw() {
   requestAnimationFrame(() => {
     drawRequested = false;
     drawHeader();
-    // If rows moved between press and release, the wrong row would be clicked.
+    // If rows moved while the mouse button is pressed, the wrong row would be clicked.
     if (!shown.paused && !shown.pressed) drawRows();
     drawPause();
   });
 }
 
 function put(node, text) {
-  // An unchanged node costs no layout and is not announced again.
+  // Assigning the same text would cost a layout and make screen readers announce it again.
   if (node.textContent !== text) node.textContent = text;
 }
 
@@ -357,7 +357,7 @@ function dropLastRow() {
   const before = row.previousElementSibling;
   const hadFocus = row.contains(document.activeElement);
   row.remove();
-  // Otherwise the keyboard focus would return to the top of the page.
+  // Without this, removing the focused row would move the keyboard focus to the top of the page.
   if (hadFocus) before.querySelector("summary").focus({ preventScroll: true });
 }
 
@@ -437,7 +437,7 @@ function onToggle(details) {
   }
 }
 
-// Needed because "toggle" fires later, and rows may be drawn before it.
+// Pauses the list already on the click, because the "toggle" event fires later and rows may be drawn before it.
 function onClick(event) {
   const details = event.target.closest("summary")?.parentElement;
   if (details && !details.open) holdForReading();

@@ -98,7 +98,7 @@ function list(parts, between) {
   return parts.flatMap((part, index) => (index ? [between, part] : [part]));
 }
 
-/** Returns the objects inside a schema whose members are shown below it. */
+/** Returns the object schemas that a schema contains. Their members are shown below the schema. */
 function inside(given) {
   const found = [];
   const visit = (schema) => {
@@ -141,7 +141,7 @@ function members(schema, depth = 0) {
 
 // --- messages
 
-/** Returns the schemas of a payload. Several schemas have one tab each, named by topic; a tab also selects examples. */
+/** Returns the schemas of a payload. Several schemas have one tab per topic; a tab also selects the topic's examples. */
 function payload(message, id, examples) {
   const options = message.payload.oneOf ?? [message.payload];
   const panels = options.map((option) => {
