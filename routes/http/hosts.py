@@ -1,4 +1,4 @@
-"""The checks of `Host`, against DNS rebinding, and of `Origin`, for the pages of browsers (CORS)."""
+"""Checks of the header `Host`, against DNS rebinding, and of `Origin`, for web pages of other origins (CORS)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = structlog.get_logger("http")
 
 
 class HostCheck:
-    """Rejects requests for hosts that are not `allowed` with 421, and those without one valid `Host` with 400."""
+    """Rejects requests for hosts that are not `allowed` with 421, and requests without one valid `Host` with 400."""
 
     def __init__(self, app: ASGIApp, allowed: AllowedHosts) -> None:
         self.app = app
@@ -46,11 +46,11 @@ class HostCheck:
         await self.app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        """Raise BadRequest or MisdirectedRequest unless the host is served."""
+        """Raise BadRequest for a missing or invalid `Host`, and MisdirectedRequest for a host that is not allowed."""
         given = [value for name, value in scope["headers"] if name == b"host"]
         is_probe = scope["path"] in PROBED
         if not given and is_probe and scope.get("http_version") == "1.0":
-            return  # HTTP/1.0 has no Host, and some load balancers probe with it
+            return  # HTTP/1.0 does not require Host, and some load balancers probe with HTTP/1.0
         if len(given) != 1:
             raise BadRequest(f"Expected exactly one Host header, got {len(given)}")
         host = host_of(given[0].decode("latin-1").strip())
@@ -67,7 +67,7 @@ class HostCheck:
 
 
 class Cors(CORSMiddleware):
-    """Starlette's middleware, but the response to a preflight from a rejected origin says why."""
+    """Starlette's CORS middleware, with a response to rejected preflight requests that gives the reason."""
 
     def __init__(
         self,

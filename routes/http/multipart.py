@@ -1,4 +1,4 @@
-"""Parse a complete multipart/form-data body (RFC 7578), as fast as a search for its boundary. Pure."""
+"""Parse a complete multipart/form-data body (RFC 7578) by a fast search for its boundary. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Part:
 
 
 def parts(body: bytes, content_type: str) -> list[Part]:
-    """Return the parts in order, without media types. Raises ValueError, whose message says what was expected."""
+    """Return the parts in order, without their media types. Raises a ValueError that says what was expected."""
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if not 1 <= len(boundary) <= MAX_BOUNDARY_LENGTH:
