@@ -105,7 +105,7 @@ class Call(Generic[PathT_co, QueryT_co, BodyT_co]):
     filter: filters.Filter
     body: BodyT_co
     headers: Headers
-    prefix: str  # the root path and `/api/v1`, each if the request has it
+    prefix: str  # the root path, and `/api/v1` if the path of the request has it
     url_path: str  # the path without the prefix
     query_string: str
     method: str
