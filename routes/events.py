@@ -82,7 +82,7 @@ class EventsQuery(Parameters):
 
 class EventsPage(Answer):
     epoch: str = Field(description="The log's identity")
-    seq: int = Field(description="The number up to which the log was read; `after` of the next page")
+    seq: int = Field(description="The number up to which the log was read; use it as `after` to read the next page")
     data: list[dict[str, Any]] = Field(description="Frames, as on the websocket; empty at the end of the log")
 
 

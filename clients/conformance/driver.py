@@ -40,7 +40,7 @@ class Driver:
         await self._here.wait()
 
     async def serve(self, socket: ServerConnection) -> None:
-        """Receive replies until the driver disconnects. Its first message is `{"hello": {"capabilities": […]}}`."""
+        """Receive the message `{"hello": {"capabilities": […]}}`, then replies until the driver disconnects."""
         hello = json.loads(await socket.recv())
         self.capabilities = frozenset(hello["hello"]["capabilities"])
         self._socket = socket

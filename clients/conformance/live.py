@@ -36,7 +36,7 @@ class CuttingProxy:
         self._address = (host, port)
         self._chance = chance
         self._range = cut_after_bytes
-        self.is_calm = True  # until the first snapshot has arrived, which may be larger than `cut_after_bytes`
+        self.is_calm = True  # no cuts before the first snapshot, which may be larger than `cut_after_bytes`
         self.cuts = 0
 
     @asynccontextmanager

@@ -21,10 +21,10 @@ from .scenario import Scenario, Step, difference
 from .server import ScriptedServer, refusal, token_of
 
 SCENARIO_SECONDS = 12.0
-SETTLE_SECONDS = 6.0  # after the end of the script, for the report to become as expected
+SETTLE_SECONDS = 6.0  # how long the report may take to become as expected after the end of the script
 POLL_SECONDS = 0.01
 AT_ONCE = 6
-MAX_FRAME_BYTES = 64 * 1024 * 1024  # reports hold whole views
+MAX_FRAME_BYTES = 64 * 1024 * 1024  # reports contain whole views
 FILES = Path(__file__).resolve().parent.parent / "javascript"
 PAGE = "conformance.html"
 # The pauses between attempts are short, so that a whole run takes only seconds.
@@ -48,7 +48,7 @@ class Runner:
         return f"c{next(self._clients)}"
 
     async def run(self, scenario: Scenario) -> str | None:
-        """Run a scenario. Return a description of the violation, or None. Raises DriverFailed."""
+        """Run a scenario. Return a description of the first violation, or None. Raises DriverFailed."""
         client = self.new_client()
 
         async def act(step: Step) -> None:

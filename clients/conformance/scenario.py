@@ -50,7 +50,7 @@ def load(path: Path = FILE) -> tuple[list[Scenario], list[Live]]:
 
 
 def difference(expected: Any, actual: Any, path: str = "report") -> str | None:
-    """Return a description of the first difference between `expected` and `actual`, or None. It begins with the path.
+    """Return the path and a description of the first difference between `expected` and `actual`, or None.
 
     Objects may have additional members; arrays must have the same length; an expected `null` may be absent.
     """

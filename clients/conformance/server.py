@@ -40,7 +40,7 @@ class ScriptedServer:
             self.done.set()
 
     def refuse(self, token: str | None) -> Response | None:
-        """Return the response that rejects the handshake, if the token is invalid or the script says so, or None."""
+        """Return a response that rejects the handshake if the token is invalid or the script says so, else None."""
         if token is not None and self.scenario.tokens is not None and token not in self.scenario.tokens:
             return refusal(401, {"WWW-Authenticate": "Bearer"}, "invalid token")
         first = self._script()[0]
@@ -287,7 +287,7 @@ class ScriptedConnection:
         return str(message["as"])
 
     async def _sent(self) -> None:
-        """Wait until all written bytes have reached the kernel, because an abort would discard the others."""
+        """Wait until the kernel has received all written bytes, because an abort would discard the rest."""
         while self._socket.transport.get_write_buffer_size() > 0:  # noqa: ASYNC110 - the transport offers no event
             await asyncio.sleep(0.001)
 

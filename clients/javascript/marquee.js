@@ -167,19 +167,19 @@ const LONGEST_TIMER_MS = 2 ** 31 - 1; // for longer delays, setTimeout fires imm
 const WARNED_ATTEMPTS = 3; // consecutive failures before a warning, so that a wrong URL is noticed
 const NO_HANDSHAKE = "handshake failed: the server is unreachable, or the URL, the origin or the token is wrong";
 
-// Limits of the events that wait for a slow reader. When one is reached, the watch pauses its subscription. It resumes
-// at the same position when the reader has consumed half of the events. The server's log keeps the events meanwhile, so
-// the socket is not blocked.
+// Limits of the events that wait for a slow reader. When a limit is reached, the watch pauses its subscription, and
+// resumes it at the same position when the reader has consumed half of the events. Meanwhile, the server's log keeps the
+// events, so the socket is not blocked.
 const QUEUED_EVENTS = 1_000;
 const QUEUED_CHARACTERS = 8 * 1024 * 1024;
-const QUEUED_CHANGES = 10_000; // for each loop over the changes of a view; a single `reset` replaces more changes
+const QUEUED_CHANGES = 10_000; // per loop over the changes of a view; beyond this, one `reset` replaces the waiting changes
 
-const NO_TOKEN_CHARACTER = /[^A-Za-z0-9._~+/=-]/; // RFC 6750
+const NO_TOKEN_CHARACTER = /[^A-Za-z0-9._~+/=-]/; // RFC 6750 defines the allowed characters
 const MANY_DIGITS = /[0-9]{16}/; // integers with fewer digits are always safe
 const JSON_TOKEN = /"[^"\\]*(?:\\.[^"\\]*)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?/g; // strings and numbers
 const INTEGER = /^-?[0-9]+$/;
 const HALF_PAIR = /\p{Surrogate}/u;
-const NOT_HANDLED = new Set(["rate_limited", "too_many_requests"]); // error codes: the message had no effect
+const NOT_HANDLED = new Set(["rate_limited", "too_many_requests"]); // error codes of messages without effect
 const DURABLE = new Set(["add", "update", "delete", "add_bulk", "update_bulk", "delete_bulk"]);
 
 /** @param {Message} frame @param {Position | null} position @returns {Event} */
@@ -262,7 +262,7 @@ function checked(message) {
  * @param {string} json
  */
 function unsafeNumberIn(json) {
-  if (!MANY_DIGITS.test(json)) return null; // nearly always
+  if (!MANY_DIGITS.test(json)) return null; // the case for nearly all messages
   for (const [token] of json.matchAll(JSON_TOKEN)) {
     if (INTEGER.test(token) && !Number.isSafeInteger(Number(token))) return token;
   }
@@ -386,7 +386,7 @@ function tokenOf(token) {
   return trimmed || null;
 }
 
-/** Whether a value is a plain object, rather than an array, Map or Date, for example. @param {any} value */
+/** Whether a value is a plain object and not, for example, an array, a Map or a Date. @param {any} value */
 function isPlain(value) {
   return Object.prototype.toString.call(value) === "[object Object]";
 }
@@ -461,7 +461,7 @@ function isFinal(code) {
  *   given in that `subscribe`. Every attempt uses a new name, so late frames of an earlier attempt are ignored.
  */
 class Subscription {
-  isPaused = false; // while its reader is too slow
+  isPaused = false; // true while its reader is too slow
   /** @type {Position | null} */ #asked = null;
   #isAccepted = false;
   /** @type {Event[]} */ #group = [];
@@ -856,8 +856,8 @@ class Session {
   }
 
   /**
-   * Handles a frame with an unsafe number: ends the call or the subscription that the frame belongs to; or the client,
-   * if the frame concerns all of it.
+   * Handles a frame with an unsafe number: ends the call or the subscription that the frame belongs to, or the client if
+   * the frame concerns the whole client.
    * @param {Message} frame @param {UnsafeNumber} error
    */
   #refuse(frame, error) {
@@ -1018,8 +1018,8 @@ const errorIn = ({ error }) => new ServerError(error.code, error.detail);
 // --- what the application reads
 
 /**
- * A queue of items between the socket, which must never wait, and the application, which may. The owner of the queue
- * limits its length.
+ * A queue of items between the socket, which must never wait, and the application, which may wait. The owner of the
+ * queue limits its length.
  * @template Item
  */
 class Queue {
@@ -1145,7 +1145,7 @@ export class Watch {
       for await (const item of this.#queue) {
         this.#accountForRead();
         yield item;
-        // The position advances only now, so that after an exception in the loop, a resumed watch repeats the item.
+        // Advance only now, so that a watch resumed after an exception in the loop repeats the item.
         this.position = item.position ?? this.position;
       }
     } finally {
@@ -1417,7 +1417,7 @@ export class Presence {
     } else this.#queue.put([change]);
   }
 
-  /** Called by the session. @param {Message} state */
+  /** Called by the session with the state that it has requested. @param {Message} state */
   loaded(state) {
     for (const topic of this.topics) {
       const { count, users } = state[topic];
@@ -1432,7 +1432,7 @@ export class Presence {
     this.#gate.open();
   }
 
-  /** Called by the session. @param {string} topic @param {Message} data */
+  /** Called by the session when users join or leave a topic. @param {string} topic @param {Message} data */
   changed(topic, data) {
     const users = new Map(this.#audiences.get(topic)?.users);
     for (const user of data.left ?? []) users.delete(user.user_id);
@@ -1441,7 +1441,7 @@ export class Presence {
     this.#put({ topic, count: data.count, joined: data.joined ?? [], left: data.left ?? [], isReset: false });
   }
 
-  /** Called by the session. @param {MarqueeError} error */
+  /** Called by the session with the error that ends the presence. @param {MarqueeError} error */
   failed(error) {
     this.#gate.fail(error);
     this.#queue.end(error);
@@ -1513,7 +1513,7 @@ export class Client {
     return this.isConnected ? null : this.#trouble;
   }
 
-  /** The id of the user as whom the server authenticated the last connection; null if anonymous. */
+  /** The id of the user that the last connection was authenticated as; null if anonymous. */
   get userId() {
     return this.#session.userId;
   }
@@ -1646,7 +1646,7 @@ export class Client {
     } catch (error) {
       // The service that issues tokens may be down as well, so the client tries again.
       if (error instanceof MarqueeError) this.#fail(error);
-      else this.#again({ code: null, detail: `no token: ${error}`, lastedSeconds: 0 });
+      else this.#again({ code: null, detail: `the token function failed: ${error}`, lastedSeconds: 0 });
       return;
     }
     if (this.#session.error !== null) return;
@@ -1659,8 +1659,8 @@ export class Client {
       return;
     }
     // Browsers do not reveal why a handshake was refused. So after a refusal, the token is sent in the first message,
-    // because the reply to it says whether the token was the reason. Tokens that a subprotocol cannot carry are also
-    // sent in the first message.
+    // because the reply to that message says whether the token was the reason. Tokens that a subprotocol cannot carry
+    // are also sent in the first message.
     const first = token !== null && (this.#wasRefused || /[/=]/.test(token)) ? token : null;
     /** @type {Socket} */
     let socket;

@@ -12,7 +12,7 @@ const RATE_SECONDS = 5;
 const FIRST_DELAY_MS = 500;
 const LAST_DELAY_MS = 10_000;
 const STEADY_MS = 5_000; // a connection that lasted this long resets the back-off
-const WELCOME_MS = 10_000; // a connection that has received no welcome by then is closed
+const WELCOME_MS = 10_000; // a connection without a welcome after this time is closed
 const FIRST_FINAL_CODE = 4500;
 const LAST_FINAL_CODE = 4999;
 
@@ -56,7 +56,7 @@ function connect() {
 }
 
 function onClose(socket, code, reason) {
-  if (socket !== connection.socket) return; // closed earlier and replaced by another
+  if (socket !== connection.socket) return; // this socket was closed earlier and replaced
   clearTimeout(connection.timer);
   connection.socket = null;
   connection.why = [code, reason].filter(Boolean).join(" ");
@@ -134,7 +134,7 @@ function onResync(frame) {
 
 function onEvent(frame) {
   if (Number.isInteger(frame.seq)) {
-    if (position.seq !== null && frame.seq <= position.seq) return; // received before the connection was lost
+    if (position.seq !== null && frame.seq <= position.seq) return; // already received before the connection was lost
     position.seq = frame.seq;
   }
   countEvent();
@@ -195,7 +195,7 @@ function amount(value) {
 
 function percentText(data) {
   const share = shareOf(data);
-  return share === null ? "" : `${Math.floor(share * 100)}%`; // rounded down: 100% only when all is done
+  return share === null ? "" : `${Math.floor(share * 100)}%`; // rounded down, so that 100% appears only at the end
 }
 
 function shareOf(data) {
@@ -302,7 +302,7 @@ function eventsPerSecond() {
 
 const nodes = Object.fromEntries(Array.from(document.querySelectorAll("[id]"), (node) => [node.id, node]));
 const shown = { view: "all", order: 0, paused: false, pausedByRow: false, pressed: false };
-const entries = new WeakMap(); // by row
+const entries = new WeakMap(); // the entry of each row
 let drawRequested = false;
 
 function requestDraw() {
@@ -318,7 +318,7 @@ function requestDraw() {
 }
 
 function put(node, text) {
-  // Assigning the same text would cost a layout and make screen readers announce it again.
+  // Assigning the same text would trigger a new layout and make screen readers announce it again.
   if (node.textContent !== text) node.textContent = text;
 }
 
@@ -421,7 +421,7 @@ function textNode(entry) {
 function barOf(share) {
   const bar = document.createElement("progress");
   bar.value = share;
-  bar.setAttribute("aria-hidden", "true"); // the text beside it says the same
+  bar.setAttribute("aria-hidden", "true"); // the text beside the bar says the same
   return bar;
 }
 
@@ -448,7 +448,7 @@ function jsonOf(entry) {
   const notes = [entry.note];
   if (whole.length > MAX_JSON) notes.push(`Only the first ${amount(MAX_JSON)} characters are shown.`);
   const pre = make("pre", "", whole.slice(0, MAX_JSON));
-  pre.tabIndex = 0; // it scrolls, so it must be reachable by keyboard
+  pre.tabIndex = 0; // the element scrolls, so it must be reachable by keyboard
   const box = make("div", "json");
   const note = notes.filter(Boolean).join(" ");
   if (note) box.append(make("p", "note", note));

@@ -71,7 +71,7 @@ function bounds(low, high, unit) {
   return low === undefined ? `at most ${number(high)}${unit}` : `${number(low)} to ${number(high)}${unit}`;
 }
 
-/** Returns the type of a value, in words and code. */
+/** Returns the type of a value as words and `code` elements. */
 function kind(given) {
   const schema = resolved(given);
   const name = given.$ref ? nameOf(given.$ref) : undefined;
@@ -256,7 +256,7 @@ function page(spec) {
   }
 }
 
-/** Highlights the section being read in the table of contents. */
+/** Highlights, in the table of contents, the section that is being read. */
 function follow() {
   const links = new Map([...contents.querySelectorAll("a")].map((link) => [link.hash.slice(1), link]));
   const seen = new Set();

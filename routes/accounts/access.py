@@ -20,7 +20,7 @@ def is_admin(call: AnyCall) -> bool:
 
 
 def as_admin(call: AnyCall) -> Editor:
-    """Return the caller as an admin. Raises Forbidden."""
+    """Return the caller as an editor with admin rights. Raises Forbidden if the caller is not an admin."""
     if not is_admin(call):
         raise Forbidden("Only admins can do this")
     return Editor(call.me.user_id, call.address, is_admin=True)
@@ -34,7 +34,7 @@ def account_id(call: Call[ById | None, object, object]) -> int:
 def as_editor(call: AnyCall, user_id: int) -> Editor:
     """Return the caller as an editor of the account: its owner or an admin. Raises Forbidden.
 
-    The account is not looked up, so the error does not reveal whether it exists.
+    The account is not looked up, so the error does not reveal whether the account exists.
     """
     if user_id != call.me.user_id and not is_admin(call):
         raise Forbidden("Only the owner of the account and admins can do this")

@@ -1,8 +1,8 @@
-"""Keep the files of avatars consistent with the accounts that name them.
+"""Keep the files of avatars consistent with the accounts that refer to them.
 
-New files are stored first. Then the account is updated to name them, and then the files that it named before are
-deleted. The name of an avatar is never used again, so its files can be deleted at any time once no account names them.
-Files that could not be deleted are deleted later by the clean-up.
+New files are stored first. Then the account is updated to refer to them, and then its former files are deleted. The
+name of an avatar is never used again, so its files can be deleted at any time once no account refers to them. Files
+that could not be deleted are deleted later by the clean-up.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ async def uploaded(call: AnyCall, user_id: int) -> AsyncIterator[dict[str, str]]
     """Store the file of a form and yield the column to set, or an empty dict if the form has no file.
 
     The caller updates the account inside the `with` block. Afterwards, the former and the new files are deleted unless
-    the account names them.
+    the account refers to them.
     """
     content = getattr(call.body, FILE_FIELD, None)
     if not isinstance(content, bytes):
@@ -78,7 +78,7 @@ async def _current(call: AnyCall, user_id: int) -> str | None:
 
 
 async def discard(services: Services, avatar: str | None) -> None:
-    """Delete the files of an avatar that no account names any longer."""
+    """Delete the files of an avatar to which no account refers any longer."""
     if avatar is None:
         return
     try:

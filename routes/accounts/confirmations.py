@@ -29,8 +29,8 @@ from routes.http.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
 
 NO_STORE = {"Cache-Control": "no-store"}
 ABOUT_URLS = (
-    "An activation or confirmation URL is valid once, for 24 hours. The response to an invalid token is a 404 without "
-    "a reason. If another account has taken the new address meanwhile, the response is a 409."
+    "An activation or confirmation URL can be used once, within 24 hours. The response to an invalid token is a 404 "
+    "without a reason. If another account has taken the new address meanwhile, the response is a 409."
 )
 REQUEST_EMAIL = Details(
     description="The response is the same whether the account exists or not. An account receives at most one such "
@@ -56,7 +56,7 @@ def _problem_page(error: Problem) -> Response:
         case InvalidInput():
             title, why = "This link is incomplete", "Copy the whole link from the email into the browser."
         case Conflict():
-            title, why = "This address is taken", "Another account now has this address, so yours cannot use it."
+            title, why = "This address is taken", "Another account has this address, so your account cannot use it."
         case _:
             title, why = "This did not work", "Try again in a moment."
     return pages.page(title, why, error.status, error.headers)

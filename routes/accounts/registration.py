@@ -16,7 +16,7 @@ from routes.http import rendering
 from routes.http.limit_groups import LimitGroup
 from routes.http.operation import Call, Details, Operations, Services
 
-# Concurrent registrations of an address can conflict over its two unique keys; a third attempt needs neither key.
+# Concurrent registrations with the same address can conflict over its two unique keys; a third attempt needs no key.
 ATTEMPTS = 3
 
 operations = Operations("accounts")

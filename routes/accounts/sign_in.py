@@ -61,7 +61,8 @@ async def token(call: Call[None, None, TokenForm]) -> Response:
     "ends.",
     ignores_credentials=True,
     errors=(401,),
-    # Tokens cannot be guessed, and all clients of one office refresh from one address.
+    # The stricter limit of sign-in does not apply, because tokens cannot be guessed and all clients of an office may
+    # refresh from one address.
     limit_group=LimitGroup.WRITE,
 )
 async def refresh(call: Call[None, None, RefreshBody]) -> Response:

@@ -1,4 +1,4 @@
-"""Accounts as their owners, other users and admins see and change them."""
+"""Operations on accounts for their owners, for other users and for admins."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def _prove(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> Ma
 
 
 async def _count_address(call: AnyCall, before: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
-    """Count a change of the email address: each change emails a possible stranger. Raises TooManyRequests."""
+    """Count a change of email address, because each sends an email, perhaps to a stranger. Raises TooManyRequests."""
     if fields.get("email", before["email"]) != before["email"]:
         services = call.services
         network = network_of(call.address or "")
@@ -144,7 +144,10 @@ async def list_users(call: Call[None, ListQuery, None]) -> Response:
 
 
 def _require_fields_of_others(request: ListRequest) -> None:
-    """Raise Forbidden if the request filters or sorts by a field that only admins see. The result would reveal it."""
+    """Raise Forbidden if the request filters or sorts by a field that only admins see.
+
+    Otherwise the result would reveal something about the field.
+    """
     conditions = [*request.filter.all, *(condition for group in request.filter.any for condition in group)]
     asked = {condition.field.name for condition in conditions} | {name for name, _ in request.sort}
     if foreign := sorted(asked - OTHER_USER_FIELDS.keys()):
@@ -181,7 +184,7 @@ async def get_user(call: Call[ById, None, None]) -> Response:
         return rendering.entity(call, user["version"], orjson.dumps(users.public(user)))
     if not user["is_active"]:
         raise users.not_found(call.path.id)
-    # The version would reveal how often the hidden fields change, so the entity tag of the brief form omits it.
+    # The version would reveal how often the hidden fields change, so the entity tag for other users omits it.
     return rendering.entity(call, 0, orjson.dumps(users.in_brief(user)))
 
 

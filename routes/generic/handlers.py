@@ -26,7 +26,7 @@ from routes.accounts.access import listed_account
 from routes.http import parsing, queries, rendering
 from routes.http.operation import Call
 
-MAX_BULK_BODY_BYTES = 10 * 1024 * 1024  # 10,000 rows of 1,000 bytes each
+MAX_BULK_BODY_BYTES = 10 * 1024 * 1024  # enough for 10,000 rows of 1,000 bytes each
 DEFAULT_BATCH = 1_000
 CHUNKS_PER_SECOND_AT_A_RATE = 5
 MAX_PROBLEMS_OF_ROW = 10  # problems listed for each skipped row
@@ -93,7 +93,7 @@ async def get_including(resource: Resource, call: Call[queries.ById, queries.Inc
 async def create(resource: Resource, call: Call[queries.ByUserId | None, None, BaseModel]) -> Response:
     if call.path is not None and call.path.user_id != call.me.user_id:
         raise Forbidden("Only the user with this id can do this")
-    resource.require_may_create(call.me)  # checked before the transaction begins, and again inside it
+    resource.require_may_create(call.me)  # the right is checked again in the transaction
     fields = call.body.model_dump()
 
     async def work(tx: Transaction) -> StoredResponse:
@@ -129,7 +129,7 @@ async def delete(resource: Resource, call: Call[queries.ById, None, None]) -> Re
 
 
 async def add_bulk(resource: Resource, call: Call[None, queries.OnErrorQuery, queries.Rows]) -> Response:
-    resource.require_may_create(call.me)  # checked before 10,000 rows are validated, and again inside the transaction
+    resource.require_may_create(call.me)  # reject before validating 10,000 rows; checked again in the transaction
     rows = await parsing.check_rows(resource.body, call.body.root)
     skips = call.query.on_error == "skip"
     if not skips:

@@ -1,4 +1,4 @@
-"""Stop a read whose client has disconnected, so that no other read waits behind a useless statement."""
+"""Stop a read whose client has disconnected, so that no other read waits behind a useless database statement."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-# Most reads end within this time, and watching the connection costs a tenth as much as such a read.
+# Watching the connection starts only after this time. Most reads are shorter, and watching would cost a tenth of such a
+# read.
 WATCH_AFTER_SECONDS = 0.1
 
 T = TypeVar("T")

@@ -17,8 +17,8 @@ from core.logs import WarnOnce
 from core.network.hosts import AllowedHosts, host_of, origin_refusal
 from routes.http.rendering import problem_response
 
-# Probes and scrapers address a pod or a container by whatever name or address is current. A rebound page can learn from
-# these paths only the health of the service, and its metrics unless METRICS_TOKEN protects them.
+# Probes and scrapers address a pod or a container by whatever name or address is current. After DNS rebinding, a page
+# can learn from these paths only the health of the service, and its metrics unless METRICS_TOKEN protects them.
 PROBED = frozenset({"/healthz", "/readyz", "/metrics"})
 log = structlog.get_logger("http")
 
@@ -32,7 +32,7 @@ class HostCheck:
         self._warn = WarnOnce(log, "host rejected")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A request over a socket has the host of the handshake, which was checked.
+        # A request over a websocket has the host of the handshake, which has been checked.
         if scope["type"] in ("http", "websocket") and scope_keys.SOCKET not in scope:
             try:
                 self._check(scope)

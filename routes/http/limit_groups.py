@@ -115,7 +115,7 @@ async def count(request: HTTPConnection, limits: Limits, rule: Rule | None, iden
 
 
 def headers_of(outcome: Outcome) -> list[tuple[bytes, bytes]]:
-    """Return the RateLimit headers, as ASGI sends them."""
+    """Return the RateLimit headers in the form that ASGI sends."""
     return [
         (b"ratelimit-limit", b"%d" % outcome.limit),
         (b"ratelimit-remaining", b"%d" % outcome.remaining),

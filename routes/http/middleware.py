@@ -23,7 +23,7 @@ from routes.http import limit_groups
 from routes.http.rendering import JSONResponse, problem_response
 
 PREFIX = "/api/v1"
-MAX_LOGGED_PATH_BYTES = 500  # of a path, percent-encoded
+MAX_LOGGED_PATH_BYTES = 500  # of the percent-encoded path
 _SANE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 # Browsers must use the declared media type, even if a response looks like a script or a page.
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
@@ -115,13 +115,13 @@ class RequestLog(_Middleware):
 
 
 def _logged_path(scope: Scope) -> str:
-    """Return the path as it was sent, shortened. It is not decoded: it might contain terminal control sequences."""
+    """Return the path as it was sent, shortened. It is not decoded, as it might contain terminal control sequences."""
     raw: bytes = scope.get("raw_path", b"")[: MAX_LOGGED_PATH_BYTES + 1]
     return shortened(raw.partition(b"?")[0].decode("latin-1"), MAX_LOGGED_PATH_BYTES)
 
 
 def _route_of(scope: Scope) -> str:
-    """Return the template of the path, or "unmatched", so that clients cannot create new labels of metrics."""
+    """Return the template of the path, or "unmatched", so that clients cannot add new label values to the metrics."""
     route = scope.get("route")
     return getattr(route, "path_format", "") or "unmatched"
 

@@ -25,7 +25,7 @@ def parts(body: bytes, content_type: str) -> list[Part]:
     boundary = options.get(b"boundary", b"")
     if not 1 <= len(boundary) <= MAX_BOUNDARY_LENGTH:
         raise ValueError(f"expected a boundary of 1 to {MAX_BOUNDARY_LENGTH} characters in Content-Type")
-    # The first delimiter may be at the very beginning, without a line end before it.
+    # The first delimiter may be at the very beginning, without a line break before it.
     _, *pieces = (LINE + body).split(LINE + b"--" + boundary, MAX_PARTS + 2)
     if not pieces or len(pieces) > MAX_PARTS + 1 or not pieces[-1].startswith(b"--"):
         raise ValueError(

@@ -119,7 +119,7 @@ class Call(Generic[PathT_co, QueryT_co, BodyT_co]):
         return self.services.database
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Run `Database.write` with the client as the writer. Its rights are checked again in the transaction.
+        """Run `Database.write` with the client as the writer. The client's rights are checked again in the transaction.
 
         The response carries the position of the last event as `Stream-Position`.
         """
@@ -184,7 +184,7 @@ class Operation:
     idempotent: bool = False  # whether it honours Idempotency-Key
     if_match: bool = False
     if_none_match: bool = False
-    headers: Mapping[str, str] = field(default_factory=dict)  # request headers that it reads, with descriptions
+    headers: Mapping[str, str] = field(default_factory=dict)  # descriptions of request headers, by name
     answer_headers: tuple[str, ...] = ()
     limit_group: LimitGroup | None = None  # None means UPLOAD for forms, else READ or WRITE depending on the method
     other_content: Mapping[str, Any] = field(default_factory=dict)  # further media types of the success response

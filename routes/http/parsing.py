@@ -37,7 +37,7 @@ BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; more would only 
 MAX_FORM_BYTES = 16 * 1024
 MAX_PARAMETERS = 300
 MAX_ROW_MEMBERS = 100  # members of a row in a bulk body; no resource has even half as many fields
-ROWS_PER_SLICE = 250  # validated in about a millisecond; other tasks run between slices
+ROWS_PER_SLICE = 250  # validated in about a millisecond; other tasks can run between slices
 
 JSON_MEDIA_TYPE = "application/json"
 IDEMPOTENCY_KEY = re.compile(r"^[\x21-\x7e]{1,255}$")
@@ -58,7 +58,7 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
         problems.append(FieldProblem(("header", "Idempotency-Key"), message, "invalid_idempotency_key"))
     raw_body, body = b"", None
     has_waited = asyncio.Event()
-    asyncio.get_running_loop().call_soon(has_waited.set)  # is set only if reading the body has to wait
+    asyncio.get_running_loop().call_soon(has_waited.set)  # set only if reading the body has to wait
     if operation.form is not None and _media_type(request) in uploads.media_types(operation.form):
         assert identity is not None, "expected an operation with a form to be marked signed_in"
         with services.pictures.receiving(Uploader(identity.user_id, request.client.host if request.client else None)):
@@ -161,7 +161,7 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 def problems_of(error: ValidationError, prefix: Sequence[str | int]) -> list[FieldProblem]:
-    """Return one problem for each error, located under `prefix`."""
+    """Return one problem for each error of the validation, located under `prefix`."""
     found = []
     for each in error.errors(include_url=False, include_context=False, include_input=False):
         is_object = each["type"] in ("model_type", "model_attributes_type")

@@ -24,7 +24,7 @@ from routes.http.operation import AnyCall, Call
 from routes.http.queries import PageQuery
 
 JSON = "application/json"
-MAX_LINKED_QUERY_BYTES = 2_000  # each URL in `Link` repeats the query; for longer queries, it has only the next page
+MAX_LINKED_QUERY_BYTES = 2_000  # for longer queries, `Link` has only the next page: each URL repeats the query
 POSITION = "Stream-Position"
 # Also matches this service's tags after a compressing proxy has changed them: nginx makes a tag weak, and Apache
 # appends the encoding.
@@ -165,7 +165,7 @@ def _other_pages(call: PageCall, count: int, total: int, last_id: Any) -> Mappin
         pages["prev"] = _url(call, offset=max(0, offset - limit))
     if count == limit if after is not None else offset + limit < total:
         pages["next"] = _url(call, offset=offset + limit)
-    if after is None:  # with `after`, `total` does not tell the last page, because it includes the rows up to `after`
+    if after is None:  # with `after`, the last page is unknown, because `total` includes the rows up to `after`
         pages["last"] = _url(call, offset=max(0, (total - 1) // limit * limit))
     return pages
 

@@ -81,7 +81,7 @@ class Client:
 
     @property
     def user_id(self) -> int | None:
-        """The id of the user as whom the server authenticated the last connection; None if anonymous."""
+        """The id of the user that the last connection was authenticated as; None if anonymous."""
         return self._session.user_id
 
     async def close(self) -> None:
@@ -237,7 +237,7 @@ class Client:
             )
 
     async def _connection(self) -> Ending:
-        """Open and serve one connection and return how it ended. Raises a MarqueeError of the token callable."""
+        """Open and serve one connection and return how it ended. Raises any MarqueeError of the token callable."""
         try:
             found = self._token() if callable(self._token) else self._token
             if inspect.isawaitable(found):
@@ -245,8 +245,8 @@ class Client:
         except MarqueeError:
             raise
         except Exception as error:  # noqa: BLE001 - the service that issues tokens may be down as well
-            log.warning("no token: %r", error)
-            return Ending(detail=f"no token: {error!r}")
+            log.warning("the token callable failed: %r", error)
+            return Ending(detail=f"the token callable failed: {error!r}")
         try:
             token = token_of(found)
         except (TypeError, ValueError) as error:

@@ -71,8 +71,8 @@ class Change:
 
     kind: Literal["add", "update", "delete", "reset"]
     id: Key | None = None
-    row: Row | None = None  # after the change
-    old: Row | None = None  # before the change
+    row: Row | None = None  # the row after the change
+    old: Row | None = None  # the row before the change
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The queues and gates between the socket, which must never wait, and the application, which may."""
+"""The queues and gates between the socket, which must never wait, and the application, which may wait."""
 
 from __future__ import annotations
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from .errors import Unauthorized, refusal
 
-MAX_RETRY_AFTER_SECONDS = 60.0  # the client waits no longer than this for a Retry-After header
+MAX_RETRY_AFTER_SECONDS = 60.0  # the most that a Retry-After header can add to a pause
 TOO_MANY_MESSAGES = 4429
 TOKEN_EXPIRED = 4501
 TOO_MANY_MESSAGES_SECONDS = 1.0  # reconnecting immediately would exceed the limit again
 REPEAT_SECONDS = 1.0  # the pause between a temporary error reply and the next attempt
-NOT_HANDLED = frozenset(("rate_limited", "too_many_requests"))  # error codes: the message had no effect
+NOT_HANDLED = frozenset(("rate_limited", "too_many_requests"))  # error codes of messages without effect
 
 
 @dataclass(frozen=True, slots=True)

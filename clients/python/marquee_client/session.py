@@ -106,7 +106,7 @@ class Session:
             self._subscribe(subscription)
 
     def call(self, call: Call) -> None:
-        """Send a message as soon as the connection and the limit of requests in flight permit. Raises as `checked`."""
+        """Send a message as soon as the connection and the limit of requests permit. Raises what `checked` raises."""
         call.message = checked(call.message)
         if self.error is not None:
             call.reject(self.error)
@@ -233,7 +233,7 @@ class Session:
             subscription.cut()
 
     def _later(self, repeat: Callable[[], None]) -> None:
-        """Repeat a message after a temporary error, unless the connection ends: the next one sends everything again."""
+        """Repeat a message after a temporary error, unless the connection ends and the next one sends it anyway."""
         self._retries.append((self._now + REPEAT_SECONDS, repeat))
         self.on_message()  # the next `beat` is due earlier
 
@@ -247,7 +247,7 @@ class Session:
     def _frame(self, frame: dict[str, Any], size: int) -> None:
         if "reply_to" in frame:
             if frame["reply_to"] is None and frame.get("ok") is False:
-                # The server does not say which message it could not read, so the caller of it would wait forever.
+                # The server does not say which message it could not read, so its sender would wait forever.
                 raise ProtocolViolation(4509, f"the server could not read a message: {_error(frame)}")
             answer = self._replies.pop(frame["reply_to"], None)
             if answer is not None:

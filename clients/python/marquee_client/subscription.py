@@ -47,7 +47,7 @@ class Sink(Protocol):
         """Discard what was built from the events, because events are missing. With a snapshot, `replaced` follows."""
 
     def replaced(self, rows: Sequence[Row], position: Position) -> None:
-        """Take all rows as of `position`, which replace the previous rows."""
+        """Replace all rows with `rows`, the complete rows as of `position`."""
 
     def failed(self, error: MarqueeError) -> None:
         """Note that the subscription has ended with an error."""
@@ -58,7 +58,7 @@ class Subscription:
         self.options = options
         self.sink = sink
         self.position = since
-        self.is_paused = False  # while its reader is too slow
+        self.is_paused = False  # true while its reader is too slow
         self._asked: Position | None = None
         self._is_accepted = False
         self._group: list[Event] = []
@@ -101,12 +101,12 @@ class Subscription:
             self.sink.began(self.position)
 
     def cut(self) -> None:
-        """Drop incomplete groups and snapshots at the end of the connection or subscription. They are sent again."""
+        """At the end of the connection or subscription, drop incomplete groups and snapshots; they are sent again."""
         self._is_accepted = False
         self._drop_parts()
 
     def receive(self, frame: Mapping[str, Any], epoch: str, size: int) -> None:
-        """Handle a frame of this subscription. Raises ProtocolViolation when the frames contradict each other."""
+        """Handle a frame of this subscription. Raises ProtocolViolation if the frames contradict each other."""
         if not self._is_accepted:
             return
         operation, seq = frame.get("operation"), frame.get("seq")

@@ -10,7 +10,7 @@ from .queues import Opened, Queue
 from .session import Session
 from .subscription import SubscribeOptions, Subscription
 
-QUEUED_CHANGES = 10_000  # for each loop over the changes; a single `reset` replaces more changes
+QUEUED_CHANGES = 10_000  # per loop over the changes; beyond this, one `reset` replaces the waiting changes
 
 
 class Rows:
@@ -23,7 +23,7 @@ class Rows:
         self.by_id = {row["id"]: row for row in rows}
 
     def apply(self, events: Sequence[Event]) -> list[Change]:
-        """Apply all events or none and return the changes. A malformed event raises before any row is changed."""
+        """Apply all events or none, and return the changes. A malformed event raises before any row is changed."""
         steps: list[tuple[Key, Row | None]] = []
         for event in events:
             data = event.data

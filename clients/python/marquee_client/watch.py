@@ -11,9 +11,9 @@ from .queues import Opened, Queue
 from .session import Session
 from .subscription import SubscribeOptions, Subscription
 
-# Limits of the events that wait for a slow reader. When one is reached, the watch pauses its subscription. It resumes
-# at the same position when the reader has consumed half of the events. The server's log keeps the events meanwhile, so
-# the socket is not blocked.
+# Limits of the events that wait for a slow reader. When a limit is reached, the watch pauses its subscription, and
+# resumes it at the same position when the reader has consumed half of the events. Meanwhile, the server's log keeps the
+# events, so the socket is not blocked.
 QUEUED_EVENTS = 1_000
 QUEUED_CHARACTERS = 8 * 1024 * 1024
 
@@ -53,7 +53,7 @@ class Watch(Opened):
             self.close()
 
     def close(self) -> None:
-        """End the watch. Queued events can still be read. To continue later, open one with `since=watch.position`."""
+        """End the watch. Queued events can still be read. A watch with `since=watch.position` continues later."""
         self._session.close(self._subscription)
         self.failed(ClientClosed("the watch is closed"))
 
