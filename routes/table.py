@@ -42,7 +42,7 @@ def routes() -> list[BaseRoute]:
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in OPERATIONS:
         by_path.setdefault(operation.path, {})[operation.method] = operation
-    # Of two paths, the one with a parameter in an earlier segment comes later.
+    # Of two paths, the path that has a parameter in an earlier segment comes later.
     ordered = sorted(by_path, key=lambda path: [part.startswith("{") for part in path.split("/")])
     return [*(_route(path, by_path[path]) for path in ordered), *health.PAGES, *documentation.PAGES]
 

@@ -15,7 +15,7 @@ Step = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`connections`: the server's steps for each connection, in order. `otherwise`: its steps for later ones."""
+    """`connections`: the server's steps for each connection, in order. `otherwise`: its steps for later connections."""
 
     name: str
     about: str

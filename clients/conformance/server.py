@@ -278,7 +278,7 @@ class ScriptedConnection:
         return {**frame, "subscription": self._name(step["to"])} if "to" in step else frame
 
     def _name(self, bound: str) -> str:
-        """Return the name that the client gave its subscription, or generate one."""
+        """Return the name that the client gave its subscription, or a generated name."""
         message = dict(self._bound[bound])
         if "as" not in message:
             self._made_names += 1

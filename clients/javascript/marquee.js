@@ -168,11 +168,11 @@ const WARNED_ATTEMPTS = 3; // consecutive failures before a warning, so that a w
 const NO_HANDSHAKE = "handshake failed: the server is unreachable, or the URL, the origin or the token is wrong";
 
 // Limits of the events that wait for a slow reader. When a limit is reached, the watch pauses its subscription, and
-// resumes it at the same position when the reader has consumed half of the events. Meanwhile, the server's log keeps the
-// events, so the socket is not blocked.
+// resumes it at the same position when the reader has consumed half of the events. Meanwhile, the server's log keeps
+// the events, so the socket is not blocked.
 const QUEUED_EVENTS = 1_000;
 const QUEUED_CHARACTERS = 8 * 1024 * 1024;
-const QUEUED_CHANGES = 10_000; // per loop over the changes of a view; beyond this, one `reset` replaces the waiting changes
+const QUEUED_CHANGES = 10_000; // per loop over a view's changes; beyond this, one `reset` replaces the waiting changes
 
 const NO_TOKEN_CHARACTER = /[^A-Za-z0-9._~+/=-]/; // RFC 6750 defines the allowed characters
 const MANY_DIGITS = /[0-9]{16}/; // integers with fewer digits are always safe
@@ -856,8 +856,8 @@ class Session {
   }
 
   /**
-   * Handles a frame with an unsafe number: ends the call or the subscription that the frame belongs to, or the client if
-   * the frame concerns the whole client.
+   * Handles a frame with an unsafe number: ends the call or the subscription that the frame belongs to, or the client
+   * if the frame concerns the whole client.
    * @param {Message} frame @param {UnsafeNumber} error
    */
   #refuse(frame, error) {

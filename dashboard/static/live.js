@@ -238,7 +238,7 @@ function keep(frame, summary, changed = "") {
     share: frame.operation === "progress" ? shareOf(dataOf(frame)) : null,
     ...reduced(frame),
   };
-  // Each view has its own rows, so that a busy topic does not push out the rows of a quiet one.
+  // Each view has its own rows, so that a busy topic does not push out the rows of a quiet topic.
   for (const [name, rows] of views) {
     if (name !== "all" && name !== frame.topic && frame.topic) continue;
     rows.push(entry);
@@ -290,7 +290,7 @@ function countEvent() {
   events += 1;
 }
 
-// Counts complete seconds only, because the current one would make the number flicker.
+// Counts only complete seconds, because the current second would make the number flicker.
 function eventsPerSecond() {
   const now = thisSecond();
   const whole = slots.filter((slot) => slot.second < now && slot.second >= now - RATE_SECONDS);

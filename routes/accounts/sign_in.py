@@ -57,8 +57,8 @@ async def token(call: Call[None, None, TokenForm]) -> Response:
     "/auth/refresh",
     "Get the next pair of tokens",
     {200: Token},
-    description="A refresh token is valid once. Reusing one is treated as theft: the response is 401 and the session "
-    "ends.",
+    description="A refresh token is valid once. Reusing a token is treated as theft: the response is a 401, and the "
+    "session ends.",
     ignores_credentials=True,
     errors=(401,),
     # The stricter limit of sign-in does not apply, because tokens cannot be guessed and all clients of an office may

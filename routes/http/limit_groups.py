@@ -41,7 +41,7 @@ RATES: Mapping[LimitGroup, Rate] = {
     LimitGroup.REGISTER: Rate(20, MINUTE),
     LimitGroup.MAIL: Rate(10, MINUTE),
 }
-# Counted by address even with a token: a client with many accounts is still one client.
+# Requests of these groups are counted by address even with a token, because one client may have many accounts.
 BY_ADDRESS = frozenset({LimitGroup.SIGN_IN, LimitGroup.REGISTER, LimitGroup.MAIL})
 
 

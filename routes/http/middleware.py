@@ -69,7 +69,7 @@ def below(path: str, root: str) -> str:
 
 
 class RequestLog(_Middleware):
-    """Gives each request an id, returns the id in `X-Request-ID`, and logs one line with it but without the query."""
+    """Gives each request an id, returns the id in `X-Request-ID`, and logs a line with the id but without the query."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):

@@ -1,4 +1,4 @@
-"""Turn a request into a `Call`: identify the client, validate every part, and report all problems at once."""
+"""Turn a request into a `Call`: identify the client, validate every part, and report all problems together."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ Offset = Annotated[int, Field(ge=0, le=schemas.MAX_ID), schemas.WRITTEN_INTEGER]
 
 
 class Parameters(BaseModel):
-    """Parameters of a path or a query; unknown ones are rejected."""
+    """Parameters of a path or a query. Unknown parameters are rejected."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 

@@ -2,8 +2,8 @@
 
 MarqueeError
 ├── Refused             the server rejected this client; the client does not reconnect
-│   ├── Unauthorized    no token, or an invalid or expired one: HTTP 401, close code 4501
-│   ├── Forbidden       HTTP 403, close code 4503
+│   ├── Unauthorized    the token is missing, invalid or expired: HTTP 401, close code 4501
+│   ├── Forbidden       the client is not allowed to connect: HTTP 403, close code 4503
 │   └── ProtocolViolation   the client or the server violated the protocol: close codes 4509, 1007, 1009
 ├── ServerError         the server replied to a message with an error, such as invalid_filter
 ├── ConnectionLost      the connection ended before the reply: the request may or may not have been carried out

@@ -32,7 +32,7 @@ class ServerSilent(Exception):
 
 @dataclass(eq=False)
 class Call:
-    """A message that needs a reply. `is_repeatable`: whether it may be sent again even if the server has handled it."""
+    """A message that needs a reply. `is_repeatable`: it may be sent again even if the server has handled it before."""
 
     message: dict[str, Any]
     resolve: Callable[[Mapping[str, Any]], None]
@@ -233,7 +233,7 @@ class Session:
             subscription.cut()
 
     def _later(self, repeat: Callable[[], None]) -> None:
-        """Repeat a message after a temporary error, unless the connection ends and the next one sends it anyway."""
+        """Repeat a message after a temporary error, unless the connection ends: the next connection sends it anyway."""
         self._retries.append((self._now + REPEAT_SECONDS, repeat))
         self.on_message()  # the next `beat` is due earlier
 
