@@ -272,7 +272,7 @@ class ScriptedConnection:
             if all(place == last for place in places.values()):
                 await self._arrived.wait()
             else:
-                await asyncio.sleep(0)  # let the reader run
+                await asyncio.sleep(0)  # lets the reader task run
 
     def _frame(self, frame: Mapping[str, Any], step: Step) -> Mapping[str, Any]:
         return {**frame, "subscription": self._name(step["to"])} if "to" in step else frame

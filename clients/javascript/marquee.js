@@ -176,7 +176,7 @@ const QUEUED_CHANGES = 10_000; // per loop over a view's changes; beyond this, o
 
 const NO_TOKEN_CHARACTER = /[^A-Za-z0-9._~+/=-]/; // RFC 6750 defines the allowed characters
 const MANY_DIGITS = /[0-9]{16}/; // integers with fewer digits are always safe
-const JSON_TOKEN = /"[^"\\]*(?:\\.[^"\\]*)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?/g; // strings and numbers
+const JSON_TOKEN = /"[^"\\]*(?:\\.[^"\\]*)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?/g; // matches strings and numbers
 const INTEGER = /^-?[0-9]+$/;
 const HALF_PAIR = /\p{Surrogate}/u;
 const NOT_HANDLED = new Set(["rate_limited", "too_many_requests"]); // error codes of messages without effect
@@ -564,7 +564,7 @@ class Subscription {
     if (before === null || this.#rowsPosition !== null) {
       throw new ProtocolViolation(PROTOCOL_ERROR, `event ${position.seq} arrived before the end of the snapshot`);
     }
-    if (position.seq <= before.seq) return; // already handed over
+    if (position.seq <= before.seq) return; // the event was already handed over
     const begun = this.#group[0]?.seq;
     if (begun !== undefined && begun !== position.seq) {
       throw new ProtocolViolation(PROTOCOL_ERROR, `event ${position.seq} arrived before the end of event ${begun}`);
@@ -613,7 +613,7 @@ class Session {
   #heartbeatSeconds = DEFAULT_HEARTBEAT_SECONDS;
   #heardAt = 0;
   /** @type {number | null} */ #pingedAt = null;
-  /** @type {string | null} */ #token = null; // to be sent in the first message
+  /** @type {string | null} */ #token = null; // a token to be sent in the first message
   /** @type {Map<Subscription, string>} the open subscriptions with their current names */ #subscriptions = new Map();
   /** @type {Map<string, Subscription>} */ #byName = new Map();
   /** @type {Set<Presence>} */ #presences = new Set();
@@ -918,7 +918,7 @@ class Session {
     this.#subscriptions.set(subscription, name);
     this.#byName.set(name, subscription);
     this.#ask(subscription.subscribe(name), (reply) => {
-      if (this.#byName.get(name) !== subscription) return; // closed or paused meanwhile
+      if (this.#byName.get(name) !== subscription) return; // the subscription was closed or paused
       if (reply.ok) {
         subscription.accepted(reply.data.seq, /** @type {string} */ (this.epoch));
         return;

@@ -134,7 +134,7 @@ function onResync(frame) {
 
 function onEvent(frame) {
   if (Number.isInteger(frame.seq)) {
-    if (position.seq !== null && frame.seq <= position.seq) return; // already received before the connection was lost
+    if (position.seq !== null && frame.seq <= position.seq) return; // the event was received before the connection was lost
     position.seq = frame.seq;
   }
   countEvent();

@@ -84,4 +84,4 @@ async def discard(services: Services, avatar: str | None) -> None:
     try:
         await services.storage.delete([avatars.file_name(avatar, side) for side in avatars.SIDES])
     except Unavailable:
-        log.info("avatar files left for the clean-up", avatar=avatar)
+        log.info("avatar files left for a later clean-up", avatar=avatar)

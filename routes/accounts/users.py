@@ -33,7 +33,7 @@ from routes.http import queries, rendering
 from routes.http.operation import AnyCall, Call, Details, Operations
 from routes.http.queries import ById, ListQuery
 
-ADDRESS_RATE = Rate(5, 24 * 60 * 60)  # changes of one account's email address by its owner
+ADDRESS_RATE = Rate(5, 24 * 60 * 60)  # how often the owner of an account may change its email address
 EDIT = Details(signed_in=True, if_match=True, answer_headers=("ETag",))
 EDIT_OWN = Details(
     description="Changing `username` or `email` requires `current_password` (alias `password`); if the password is "

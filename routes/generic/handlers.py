@@ -93,7 +93,7 @@ async def get_including(resource: Resource, call: Call[queries.ById, queries.Inc
 async def create(resource: Resource, call: Call[queries.ByUserId | None, None, BaseModel]) -> Response:
     if call.path is not None and call.path.user_id != call.me.user_id:
         raise Forbidden("Only the user with this id can do this")
-    resource.require_may_create(call.me)  # the right is checked again in the transaction
+    resource.require_may_create(call.me)  # reject early; the transaction checks again
     fields = call.body.model_dump()
 
     async def work(tx: Transaction) -> StoredResponse:
@@ -129,7 +129,7 @@ async def delete(resource: Resource, call: Call[queries.ById, None, None]) -> Re
 
 
 async def add_bulk(resource: Resource, call: Call[None, queries.OnErrorQuery, queries.Rows]) -> Response:
-    resource.require_may_create(call.me)  # reject before validating 10,000 rows; checked again in the transaction
+    resource.require_may_create(call.me)  # reject before 10,000 rows are validated; the transaction checks again
     rows = await parsing.check_rows(resource.body, call.body.root)
     skips = call.query.on_error == "skip"
     if not skips:
@@ -180,7 +180,7 @@ async def generate(resource: Resource, call: Call[queries.ByNumber, queries.Gene
         batch_size = min(DEFAULT_BATCH, max(1, int(query.rate / CHUNKS_PER_SECOND_AT_A_RATE)))
     if query.rate is not None and call.path.number > query.rate * MAX_PACED_SECONDS:
         least = math.ceil(call.path.number / MAX_PACED_SECONDS * 100) / 100
-        message = f"Expected at least {least:g} rows per second, to store {call.path.number} rows within a day"
+        message = f"Expected at least {least:g} rows per second in order to store {call.path.number} rows within a day"
         raise InvalidInput([FieldProblem(("query", "rate"), message, "too_slow")])
     order = JobOrder(
         kind=f"generate_{resource.name}",

@@ -52,7 +52,7 @@ class Rule:
     name: str
     rate: Rate
     by_address: bool
-    address_rate: Rate | None = None  # for all signed-in users of one address together, unless `by_address`
+    address_rate: Rate | None = None  # the rate of all signed-in users of one address together, unless `by_address`
 
 
 Rules = Mapping[tuple[str, str], Rule]

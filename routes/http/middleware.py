@@ -23,7 +23,7 @@ from routes.http import limit_groups
 from routes.http.rendering import JSONResponse, problem_response
 
 PREFIX = "/api/v1"
-MAX_LOGGED_PATH_BYTES = 500  # of the percent-encoded path
+MAX_LOGGED_PATH_BYTES = 500  # applies to the percent-encoded path
 _SANE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 # Browsers must use the declared media type, even if a response looks like a script or a page.
 _NOSNIFF = (b"x-content-type-options", b"nosniff")

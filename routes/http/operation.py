@@ -75,7 +75,7 @@ class Services:
     limits: Limits
     limit_rules: Rules
     generated_rows_per_day: int | None  # the limit for one user; None without rate limits
-    users_per_address: int  # all users of one address together have this many times the limits of a user
+    users_per_address: int  # all users of one address together have this many times the limits of one user
 
 
 PathT_co = TypeVar("PathT_co", covariant=True)
@@ -178,7 +178,7 @@ class Operation:
     max_body_bytes: int = MAX_BODY_BYTES
     body_media_types: tuple[str, ...] = ("application/json",)
     signed_in: bool = False
-    ignores_credentials: bool = False  # so that a client with a stale token can get a new token
+    ignores_credentials: bool = False  # lets a client with a stale token get a new token
     errors: tuple[int, ...] = ()
     media_type: str = "application/json"
     idempotent: bool = False  # whether it honours Idempotency-Key

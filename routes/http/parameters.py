@@ -44,7 +44,8 @@ CONDITIONAL: Mapping[str, dict[str, Any]] = {
     },
 }
 _TEXT_SCHEMA = {"type": "string", "maxLength": filters.MAX_TEXT_LENGTH, "pattern": schemas.NO_NUL}
-# The pattern of one value in a list as a query contains it: in quotes if it has a comma (`core/texts/listed.py`).
+# The pattern of a value in a comma-separated list. A value that contains a comma must be in double quotes
+# (`core/texts/listed.py`).
 _LENGTH = filters.MAX_LISTED_TEXT_LENGTH
 _LISTED = rf'^(?:[^\x00,"][^\x00,]{{0,{_LENGTH - 1}}}|"(?:[^\x00"]|""){{0,{_LENGTH}}}")?$'
 _FILTER_SCHEMAS: Mapping[FieldType, dict[str, Any]] = {

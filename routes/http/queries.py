@@ -53,7 +53,7 @@ class ByRange(Parameters):
     @field_validator("end_id")
     @classmethod
     def _is_a_range(cls, end_id: int, info: ValidationInfo) -> int:
-        start_id = info.data.get("start_id", end_id)  # `data` lacks an invalid `start_id`
+        start_id = info.data.get("start_id", end_id)  # `start_id` is missing if it is invalid
         if not 0 <= end_id - start_id < schemas.MAX_BULK_ROWS:
             message = f"Expected start_id <= end_id and a range of at most {schemas.MAX_BULK_ROWS} ids"
             raise PydanticCustomError("invalid_range", message)
@@ -70,7 +70,7 @@ class ByUuid(Parameters):
 
 # --- queries
 
-MAX_SEARCHED_WORDS = 8  # a limit, because each row is searched for each word
+MAX_SEARCHED_WORDS = 8  # bounded because every row is searched for every word
 _GAP, _LETTER = f"[{schemas.PADDING}]", rf"[^{schemas.PADDING}\x00]"
 _FEW_WORDS = rf"^{_GAP}*(?:{_LETTER}+{_GAP}+){{0,{MAX_SEARCHED_WORDS - 1}}}(?:{_LETTER}+{_GAP}*)?$"
 

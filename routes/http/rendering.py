@@ -1,4 +1,4 @@
-"""Build responses: JSON, entity tags, preconditions, idempotent writes, the headers of a page, content negotiation."""
+"""Build responses: JSON, entity tags, preconditions, idempotent writes, page headers and content negotiation."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class Response:
     """The response to a request, whatever its status."""
 
     status: int
-    headers: Mapping[str, str] = field(default_factory=dict)  # names in lowercase
+    headers: Mapping[str, str] = field(default_factory=dict)  # header names are in lowercase
     body: Any = None
 
 

@@ -18,7 +18,7 @@ class Audience:
     """The watchers of a topic: the number of sockets, and the signed-in users (an anonymous client sees no users)."""
 
     count: int
-    users: Mapping[int, Mapping[str, Any]]  # by user_id: {"user_id", "username", "connections"}
+    users: Mapping[int, Mapping[str, Any]]  # {"user_id", "username", "connections"} of each user, by user_id
 
 
 @dataclass(frozen=True, slots=True)

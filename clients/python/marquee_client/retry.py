@@ -40,7 +40,7 @@ class Ending:
 
     code: int | None = None
     detail: Any = ""
-    lasted_seconds: float = 0.0  # since the welcome
+    lasted_seconds: float = 0.0  # counted from the welcome
     retry_after_seconds: float | None = None
 
 

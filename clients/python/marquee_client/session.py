@@ -39,7 +39,7 @@ class Call:
     reject: Callable[[MarqueeError], None]
     is_repeatable: bool = False
     attempts: int = field(default=0, init=False)
-    is_delayed: bool = field(default=False, init=False)  # whether it waits after a temporary error
+    is_delayed: bool = field(default=False, init=False)  # whether the call waits after a temporary error
 
 
 class PresenceSink(Protocol):
@@ -65,7 +65,7 @@ class Session:
         self._heartbeat_seconds = DEFAULT_HEARTBEAT_SECONDS
         self._heard_at = self._pinged_at = 0.0
         self._is_pinged = False
-        self._subscriptions: dict[Subscription, str] = {}  # with their current names, in the order of opening
+        self._subscriptions: dict[Subscription, str] = {}  # open subscriptions with their current names, oldest first
         self._by_name: dict[str, Subscription] = {}
         self._presences: list[PresenceSink] = []
         self._confirmed: set[int] = set()  # the presences that have received their state, by id()
@@ -296,7 +296,7 @@ class Session:
 
         def answer(reply: Mapping[str, Any]) -> None:
             if self._by_name.get(name) is not subscription:
-                return  # closed or paused meanwhile
+                return  # the subscription was closed or paused meanwhile
             if reply.get("ok"):
                 assert self.epoch is not None, "the welcome sets the epoch"
                 subscription.accepted(reply["data"]["seq"], self.epoch)

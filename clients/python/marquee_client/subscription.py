@@ -150,7 +150,7 @@ class Subscription:
         if before is None or self._rows_position is not None:
             raise ProtocolViolation(4509, f"event {position.seq} arrived before the end of the snapshot")
         if position.seq <= before.seq:
-            return  # already handed over
+            return  # the event was already handed over
         if self._group and self._group[0].seq != position.seq:
             begun = self._group[0].seq
             raise ProtocolViolation(4509, f"event {position.seq} arrived before the end of event {begun}")
