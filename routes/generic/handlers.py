@@ -180,7 +180,7 @@ async def generate(resource: Resource, call: Call[queries.ByNumber, queries.Gene
         batch_size = min(DEFAULT_BATCH, max(1, int(query.rate / CHUNKS_PER_SECOND_AT_A_RATE)))
     if query.rate is not None and call.path.number > query.rate * MAX_PACED_SECONDS:
         least = math.ceil(call.path.number / MAX_PACED_SECONDS * 100) / 100
-        message = f"Expected at least {least:g} rows per second in order to store {call.path.number} rows within a day"
+        message = f"Expected at least {least:g} rows per second to store {call.path.number} rows within a day"
         raise InvalidInput([FieldProblem(("query", "rate"), message, "too_slow")])
     order = JobOrder(
         kind=f"generate_{resource.name}",
