@@ -172,7 +172,7 @@ const NO_HANDSHAKE = "handshake failed: the server is unreachable, or the URL, t
 // the events, so the socket is not blocked.
 const QUEUED_EVENTS = 1_000;
 const QUEUED_CHARACTERS = 8 * 1024 * 1024;
-const QUEUED_CHANGES = 10_000; // per loop over a view's changes; beyond this, one `reset` replaces the waiting changes
+const QUEUED_CHANGES = 10_000; // per loop over a view; beyond this limit, one `reset` replaces the waiting changes
 
 const NO_TOKEN_CHARACTER = /[^A-Za-z0-9._~+/=-]/; // RFC 6750 defines the allowed characters
 const MANY_DIGITS = /[0-9]{16}/; // integers with fewer digits are always safe
@@ -441,7 +441,7 @@ function isTemporary(code, isRepeatable = true) {
 
 /** @param {number} code */
 function isFinal(code) {
-  // A code below 1000 is an HTTP status; 408, 425, 429 and the errors of servers and proxies (5xx) are temporary.
+  // A code below 1000 is an HTTP status, of which 408, 425, 429 and the errors of servers and proxies are temporary.
   if (code < 1000) return code >= 400 && code < 500 && ![408, 425, 429].includes(code);
   return code === 1007 || code === 1009 || (code >= 4500 && code < 5000);
 }

@@ -10,7 +10,7 @@ from .errors import ClientClosed, MarqueeError
 from .queues import Opened, Queue
 from .session import Session
 
-QUEUED_CHANGES = 1_000  # beyond this, one change with `is_reset` for each topic replaces the waiting changes
+QUEUED_CHANGES = 1_000  # beyond this limit, one change with `is_reset` per topic replaces the waiting changes
 
 
 @dataclass(frozen=True, slots=True)
