@@ -1,1 +1,1 @@
-"""Benchmarks. Each module is a program that prints its measurements."""
+"""Benchmarks: programs that print measurements, and the service that they measure."""

@@ -1,4 +1,4 @@
-"""The cost of a write with many watchers: without a filter, with one shared filter, and with a different filter each.
+"""Measure what a write costs with many watchers: without filters, with one shared filter, and with different filters.
 
 python -m bench.fanout [watchers] [writes]
 """
@@ -21,13 +21,13 @@ from bench.service import Service, argument, running, signed_in
 
 WRITERS = 4
 TICKS = os.sysconf("SC_CLK_TCK")
-# The filter of a watcher, by its number, and whether it matches the movies written, which last 104 minutes.
+# A function from a watcher's number to its filter, and whether the filters match the written movies (104 minutes).
 KINDS: dict[str, tuple[Callable[[int], Any], bool]] = {
-    "everything": (lambda number: None, True),
-    "one filter for all": (lambda number: {"duration_minutes": 104}, True),
-    "a filter each, equality, no match": (lambda number: {"duration_minutes": 200 + number}, False),
-    "a filter each, range, no match": (lambda number: {"duration_minutes": {"gte": 200 + number}}, False),
-    "a filter each, all match": (lambda number: {"duration_minutes": {"lte": 200 + number}}, True),
+    "no filter": (lambda number: None, True),
+    "one shared filter": (lambda number: {"duration_minutes": 104}, True),
+    "different equality filters, no match": (lambda number: {"duration_minutes": 200 + number}, False),
+    "different range filters, no match": (lambda number: {"duration_minutes": {"gte": 200 + number}}, False),
+    "different filters, all match": (lambda number: {"duration_minutes": {"lte": 200 + number}}, True),
 }
 
 
@@ -65,7 +65,7 @@ async def measure(service: Service, watchers: int, writes: int) -> None:
         await asyncio.gather(*(_write(client, writes // WRITERS) for _ in range(WRITERS)))
         alone = (_cpu_seconds(pid) - before) * 1000 / writes
         print(
-            f"{watchers} watchers, {writes} writes by {WRITERS} at once; a write without watchers: {alone:.2f} ms CPU\n"
+            f"{watchers} watchers, {WRITERS} writers, {writes} writes; a write without watchers: {alone:.2f} CPU ms\n"
         )
         print(f"{'':36}{'writes/s':>10}{'frames/s':>10}{'CPU ms/write':>14}{'µs/watcher':>12}")
         for kind, (wanted, matches) in KINDS.items():

@@ -1,4 +1,4 @@
-"""The bulk generator on SQLite with one watcher: rows per second, pauses of the event loop, memory.
+"""Measure the bulk generator on SQLite with one watcher: rows per second, pauses of the event loop, and memory.
 
 python -m bench.generate [rows]
 """
@@ -15,7 +15,7 @@ from bench.service import Service, argument, running, signed_in
 
 
 async def _watch(url: str, rows: int, ready: asyncio.Event) -> tuple[int, int, float]:
-    """Count rows as cheaply as possible. Return the numbers of rows and frames, and the time of the last frame."""
+    """Count the rows that arrive, as cheaply as possible. Return (rows, frames, time of the last frame)."""
     seen = frames = 0
     async with connect(url, max_size=None) as socket:
         await socket.recv()
@@ -50,13 +50,11 @@ async def measure(service: Service, rows: int) -> None:
         await asyncio.sleep(0.6)
         found = (await client.get(f"/jobs/{job['id']}")).json()
         worst = json.loads(probe.read_text())["worst_ms"]
-        print(f"rows {seen} in {frames} frames, job {found['state']}")
-        print(f"rows/s seen by the watcher {seen / (ended - started):,.0f}, of the job {found['rows_per_second']:,}")
+        print(f"{seen} rows in {frames} frames, state of the job: {found['state']}")
+        print(f"rows/s: {seen / (ended - started):,.0f} at the watcher, {found['rows_per_second']:,} for the job")
         print(f"longest pauses of the event loop, ms: {worst[:8]}")
         half = len(memory) // 2
-        print(
-            f"memory MB: first half up to {max(memory[:half]) / 2**20:.1f}, then up to {max(memory[half:]) / 2**20:.1f}"
-        )
+        print(f"peak memory, MiB: 1st half {max(memory[:half]) / 2**20:.1f}, 2nd half {max(memory[half:]) / 2**20:.1f}")
 
 
 if __name__ == "__main__":

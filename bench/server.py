@@ -1,7 +1,7 @@
 """The service with a probe in its event loop. It serves as `python main.py` does, and writes measurements to a file.
 
-The probe sleeps for a millisecond at a time. How much later it wakes is how long the loop was blocked, or how long the
-machine ran other processes: measure on a quiet machine.
+The probe sleeps for a millisecond at a time. If it wakes late, the loop was blocked, or the machine was running other
+processes. So measure on a quiet machine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROBE_SECONDS = 0.001
 
 
 async def probe(path: Path) -> None:
-    """Keep `path` up to date with the longest pauses of the loop, in milliseconds, and the process's memory."""
+    """Keep the file `path` up to date with the longest pauses of the loop, in milliseconds, and the memory in use."""
     worst: list[float] = []
     written = time.monotonic()
     while True:

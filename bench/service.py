@@ -1,4 +1,4 @@
-"""A service to measure, in a process of its own, and clients for it."""
+"""Run the service under measurement in its own process, and connect clients to it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Service:
 
 
 def argument(place: int, default: int) -> int:
-    """Return the number at this place of the command line, or the default if there is none."""
+    """Return the command-line argument at index `place` as an integer, or the default if it is missing."""
     return int(sys.argv[place]) if len(sys.argv) > place else default
 
 
 @contextmanager
 def running(module: str = "bench.server", **settings: str) -> Iterator[Service]:
-    """Run a service on an empty SQLite database. Its folder is new, so that no `.env` changes what is measured."""
+    """Run a service on an empty SQLite database, in a new folder so that no `.env` file affects the measurement."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])

@@ -19,20 +19,20 @@ import httpx
 from bench.service import PASSWORD, Service, argument, client_of, running
 
 ADMIN = ("chief", "the chief of bench")
-PAUSE_SECONDS = 0.05  # between requests, so that sending an email does not slow the next one
+PAUSE_SECONDS = 0.05  # the pause after each request, so that sending an email does not slow down the next request
 
 Question = Callable[[int], Awaitable[httpx.Response]]
 
 
 class People:
-    """The accounts, and the requests about existing and missing ones. `client` is not signed in."""
+    """The test accounts, and the requests that name existing or missing accounts. `client` is not signed in."""
 
     def __init__(self, client: httpx.AsyncClient, rounds: int) -> None:
         self._client = client
         self._rounds = rounds
 
     async def register(self) -> None:
-        """Register two accounts per round: an account gets only one email a minute, and each round must send one."""
+        """Register all accounts, with two for each round because an account receives at most one email a minute."""
         login = await self._login(*ADMIN)
         admin = {"Authorization": f"Bearer {login.raise_for_status().json()['access_token']}"}
         actions = {"anna": "activate", "disabled": "deactivate", "waiting": None}
@@ -52,7 +52,7 @@ class People:
         return await self._client.post(path, json={"email": f"{name}@example.org"})
 
     def questions(self) -> dict[str, dict[str, Question]]:
-        """Return the requests by group. The first of each group is the one that the others are compared with."""
+        """Return the requests by group. The first request of a group is the baseline for the others."""
         wrong = "not the password"
         forgot, resend = "/auth/password/forgot", "/auth/activate/resend"
         return {
@@ -66,7 +66,7 @@ class People:
             },
             "forgot": {
                 "an account": lambda n: self._ask_mail(forgot, f"forgetful{n}"),
-                "one that just got an email": lambda _: self._ask_mail(forgot, "anna"),
+                "a recently emailed account": lambda _: self._ask_mail(forgot, "anna"),
                 "a disabled account": lambda _: self._ask_mail(forgot, "disabled"),
                 "an unknown address": lambda n: self._ask_mail(forgot, f"nobody{n}"),
             },
@@ -95,9 +95,9 @@ async def measure(service: Service, rounds: int) -> None:
                 took[group, question].append((time.perf_counter() - started) * 1000)
                 answers[group].add((answer.status_code, answer.text))
     for group, questions in groups.items():
-        assert len(answers[group]) == 1, f"{group}: the answers differ: {answers[group]}"
+        assert len(answers[group]) == 1, f"{group}: the responses differ: {answers[group]}"
         first = statistics.median(took[group, next(iter(questions))])
-        print(f"\n{group}: {rounds} of each, all answered {next(iter(answers[group]))[0]} in the same words")
+        print(f"\n{group}: {rounds} requests of each kind; status {next(iter(answers[group]))[0]}, identical bodies")
         print(f"{'':32}{'median':>8}{'5 %':>8}{'95 %':>8}{'ratio':>8}")
         for question in questions:
             times = took[group, question]

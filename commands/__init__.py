@@ -1,1 +1,1 @@
-"""The command `marquee`: serve, migrate, create-admin, new-epoch; one file for each group."""
+"""The command `marquee` with its subcommands serve, migrate, create-admin and new-epoch."""

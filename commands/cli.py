@@ -19,7 +19,7 @@ from core.errors import InvalidInput, MarqueeError, Problem, words_of
 
 @dataclass(frozen=True)
 class Place:
-    """The location of a command, and its summary: the first line of its docstring."""
+    """Where a command is implemented, and its summary, which repeats the first line of its docstring."""
 
     module: str
     name: str
@@ -35,7 +35,7 @@ COMMANDS: Mapping[str, Place] = {
 
 
 class Commands(click.Group):
-    """Loads a command only when it runs; listing the commands loads none."""
+    """Imports the module of a command only when the command runs. Listing the commands imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -57,7 +57,7 @@ def cli() -> None:
 
 
 def run() -> None:
-    """Run the command line. Exit with 2 for invalid arguments or settings, with 130 after Ctrl-C, else with 1."""
+    """Run the command line. Exit with 2 for invalid arguments or settings, 130 after Ctrl-C, and 1 for other errors."""
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:

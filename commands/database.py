@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def configured() -> Settings:
-    """Return the settings, after configuring logging from them."""
+    """Load the settings, configure logging with them, and return them."""
     settings = load_settings()
     logs.configure(settings.log_format, settings.log_level)
     return settings
@@ -51,8 +51,8 @@ def migrate() -> None:
 def new_epoch() -> None:
     """Give the event log a new identity.
 
-    Run this after restoring a backup, before serving. Positions that clients remember from the log before the restore
-    mean nothing in the restored log. With a new epoch, those clients are told to start over instead of receiving wrong
-    events.
+    Run this after restoring a backup, before starting the service. Positions that clients remember from before the
+    restore mean nothing in the restored log. With a new epoch, those clients are told to start over instead of
+    receiving wrong events.
     """
     click.echo(f"The epoch of the log is now {with_database(configured(), event_log.renew_epoch)}.")

@@ -1,1 +1,1 @@
-"""The web pages: websocket and REST clients like any other."""
+"""The web pages, which use the websocket and the REST API as any other client does."""

@@ -1,4 +1,4 @@
-"""The pages: live frames at `/`, the websocket reference at `/docs/realtime`, `/reset-password`, and `/static`."""
+"""The routes of the web pages: `/`, `/docs/realtime` and `/reset-password`, with their static files at `/static`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONTENT_SECURITY_POLICY = (
 )
 HEADERS = {
     "Accept-Ranges": "none",
-    # Browsers revalidate each time, so that after an upgrade no old script runs in a new page.
+    # Browsers must revalidate each time, so that no old script runs in a new page after an upgrade.
     "Cache-Control": "no-cache",
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "Referrer-Policy": "no-referrer",
@@ -32,7 +32,7 @@ HEADERS = {
 
 
 class _PageFiles(StaticFiles):
-    """Static files with the headers of the pages, because the HTML files can be reached here, too."""
+    """Serves static files with the same headers as the pages, because the HTML files can be requested here, too."""
 
     def file_response(
         self,

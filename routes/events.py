@@ -57,7 +57,7 @@ class EventsQuery(Parameters):
         frozenset[str],
         BeforeValidator(_topics),
         Field(json_schema_extra={"items": {"enum": list(TOPICS)}, "minItems": 1, "default": sorted(PUBLIC_TOPICS)}),
-    ] = Field(default=PUBLIC_TOPICS, description="Separated by commas; by default, all public topics")
+    ] = Field(default=PUBLIC_TOPICS, description="Topics, separated by commas; by default, all public topics")
     bulk: Literal["items", "summary"] = Field(default="items", description="Whether bulk events include their rows")
     limit: Annotated[int, Field(ge=1, le=MAX_EVENTS_OF_PAGE), WRITTEN_INTEGER] = Field(
         default=DEFAULT_EVENTS_OF_PAGE, description="The maximum number of frames in a page; ignored by event streams"
@@ -69,20 +69,20 @@ class EventsQuery(Parameters):
 
     @property
     def position(self) -> Head | None:
-        """The position in `after`. Raises Conflict when it is a number without its epoch."""
+        """The position in `after`. Raises Conflict if `after` is a number without its epoch."""
         written = parse_written(self.after) if self.after is not None else None
         if isinstance(written, Head) or written is None:
             return written
         try:
             return position_of(written, self.epoch, **AFTER_FORMS)
         except Incomplete as error:
-            # A 409, because each parameter on its own is valid, and no schema can relate the two.
+            # The status is 409, because each parameter is valid on its own, and no schema can relate the two.
             raise Conflict([FieldProblem(("query", "after"), str(error), error.kind)]) from error
 
 
 class EventsPage(Answer):
     epoch: str = Field(description="The log's identity")
-    seq: int = Field(description="The number up to which the log was read: the next `after`")
+    seq: int = Field(description="The number up to which the log was read; use it as `after` to read the next page")
     data: list[dict[str, Any]] = Field(description="Frames, as on the websocket; empty at the end of the log")
 
 
@@ -93,10 +93,10 @@ ABOUT_STREAM = "Server-sent events: `id` is `<epoch>:<seq>`, `data` is a frame a
     "/events",
     "Read the event log",
     {200: EventsPage},
-    description="Read a page of frames, as on the websocket; a page without a `Link` to the next one reaches the end "
-    "of the log. With `Accept: text/event-stream` the response does not end: it sends each event as it happens, and "
-    "`Last-Event-ID` resumes after a lost connection, and so does `lastEventId` in the query. If a position "
-    "cannot be resumed, a `resync` frame says so.",
+    description="Read a page of frames, as on the websocket. A page without a `Link` to the next page reaches the end "
+    "of the log. With `Accept: text/event-stream`, the response does not end but sends each event as it happens. After "
+    "a lost connection, the header `Last-Event-ID`, or `lastEventId` in the query, resumes the stream. If the service "
+    "cannot resume from a position, it sends a `resync` frame.",
     headers={"Last-Event-ID": "For event streams: the id to resume after; it takes precedence over the query"},
     errors=(403, 406, 409, 429),
     answer_headers=("Stream-Position", "Link"),

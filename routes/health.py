@@ -34,8 +34,9 @@ async def alive(call: Call[None, None, None]) -> Response:
     limit_group=LimitGroup.UNLIMITED,
 )
 async def ready(call: Call[None, None, None]) -> Response:
-    """Respond with 200 when degraded: without the bus the service is only slower. Because all workers share the bus, a
-    503 would take all of them out of service.
+    """Respond with 200 when degraded, because without the bus the service is only slower.
+
+    All workers share the bus, so a 503 would take all of them out of service.
     """
     checks = dict(await call.services.readiness())
     if checks["database"] != "ok" or checks["service"] != "ok":
@@ -46,13 +47,13 @@ async def ready(call: Call[None, None, None]) -> Response:
 
 
 async def show_metrics(request: Request) -> Response:
-    """Respond with the metrics. This is not an operation: it has its own token, and Prometheus's format."""
+    """Respond with the metrics. This is not an operation, because it has its own token and Prometheus's format."""
     expected: str | None = request.state.metrics_token
     if expected is not None:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), expected.encode()):
             raise Unauthenticated("Expected the header Authorization: Bearer <METRICS_TOKEN>")
-    # This runs in a thread, because with many workers there are many files to add up.
+    # The metrics are collected in a thread, because with many workers there are many files to add up.
     found = await asyncio.to_thread(metrics.exposition, request.headers.get("accept", ""))
     return Response(found.content, headers={**_NO_STORE, "Content-Type": found.media_type})
 

@@ -32,7 +32,7 @@ async def get_job(call: Call[ByUuid, None, None]) -> Response:
     "/jobs/{id}",
     "Cancel a job",
     {200: Job},
-    description="Takes effect at once: no further rows are stored. Rows already stored stay.",
+    description="Takes effect immediately: no further rows are stored. Rows that are already stored remain.",
     signed_in=True,
     errors=(403, 404, 409),
 )

@@ -1,4 +1,4 @@
-"""The URL table: every operation of the HTTP API, and the router over it."""
+"""The URL table: every operation of the HTTP API, and the routes built from the operations."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def routes() -> list[BaseRoute]:
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in OPERATIONS:
         by_path.setdefault(operation.path, {})[operation.method] = operation
-    # Of two paths, the one with a parameter in an earlier part comes later.
+    # Of two paths, the path that has a parameter in an earlier segment comes later.
     ordered = sorted(by_path, key=lambda path: [part.startswith("{") for part in path.split("/")])
     return [*(_route(path, by_path[path]) for path in ordered), *health.PAGES, *documentation.PAGES]
 
@@ -65,7 +65,7 @@ def _route(path: str, operations: Mapping[str, Operation]) -> Route:
 
 
 class _Path(Route):
-    """A path that rejects a wrong method itself; the router would next try `/movies/{id}` for PUT /movies/bulk."""
+    """A route that itself rejects wrong methods. Otherwise the router would try `/movies/{id}` for PUT /movies/bulk."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, found = super().matches(scope)
@@ -73,23 +73,23 @@ class _Path(Route):
 
 
 def check_root(root: str, served: Sequence[BaseRoute]) -> None:
-    """Raise SettingsError when `root` begins as one of the served paths does.
+    """Raise SettingsError if `root` begins with the first segment of a served path.
 
-    A request could then mean two paths, because a proxy may have removed the root path or not.
+    The path of a request would then be ambiguous, because a proxy may or may not have removed the root path.
     """
     paths = [route.path for route in served if isinstance(route, Route | Mount | WebSocketRoute)]
     first = root.split("/")[1] if root else None
     if first in {path.split("/")[1] for path in (*paths, middleware.PREFIX)}:
-        raise SettingsError(f"ROOT_PATH: expected a path that begins differently; the service itself has /{first}.")
+        raise SettingsError(f"ROOT_PATH: expected a path that does not begin with /{first}, which the service uses.")
 
 
 def limit_rules(settings: Settings) -> limit_groups.Rules:
-    """Return the rate limit of each route. Raises SettingsError when RATE_LIMITS names an unknown route."""
+    """Return the rate limit of each route. Raises SettingsError if RATE_LIMITS names an unknown route."""
     groups = {(operation.method, operation.path): operation.counts_as for operation in OPERATIONS}
     return limit_groups.rules(groups, parse_rate_limits(settings.rate_limits), settings.users_per_address)
 
 
 @cache
 def document(root: str = "") -> bytes:
-    """Return the OpenAPI document of the service under the path `root`. It takes a third of a second to build."""
+    """Return the OpenAPI document of the service under the path `root`. Building it takes a third of a second."""
     return openapi.document(OPERATIONS, root)

@@ -38,8 +38,8 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m clients.conformance", description=__doc__)
     parser.add_argument("--service", metavar="URL", help="also run the live scenarios against this service (http://…)")
     parser.add_argument("--only", metavar="TEXT", help="run only the scenarios whose name contains this text")
-    parser.add_argument("--seed", type=int, default=None, help="seed of the live scenarios")
-    parser.add_argument("command", nargs="+", help="the driver; {control}, {page} and {folder} are replaced")
+    parser.add_argument("--seed", type=int, default=None, help="seed of the random writes in live scenarios")
+    parser.add_argument("command", nargs="+", help="command of the driver; {control}, {page} and {folder} are replaced")
     return parser.parse_args(words)
 
 

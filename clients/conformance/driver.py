@@ -1,4 +1,4 @@
-"""The runner's side of a driver: the program around the client under test, which receives commands and reports."""
+"""The runner's connection to a driver. A driver is a program that carries out commands with the client under test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
-START_SECONDS = 60.0  # a browser on a busy machine
+START_SECONDS = 60.0  # long enough for a browser to start on a busy machine
 ANSWER_SECONDS = 30.0
 
 
@@ -40,7 +40,7 @@ class Driver:
         await self._here.wait()
 
     async def serve(self, socket: ServerConnection) -> None:
-        """Receive replies until the driver disconnects. Its first message is `{"hello": {"capabilities": […]}}`."""
+        """Receive the message `{"hello": {"capabilities": […]}}`, then replies until the driver disconnects."""
         hello = json.loads(await socket.recv())
         self.capabilities = frozenset(hello["hello"]["capabilities"])
         self._socket = socket
@@ -74,15 +74,16 @@ class Driver:
             async with asyncio.timeout(ANSWER_SECONDS):
                 return await answer
         except TimeoutError:
-            raise DriverFailed(f"no answer to {command} within {ANSWER_SECONDS:.0f} s") from None
+            raise DriverFailed(f"the driver did not reply to {command} within {ANSWER_SECONDS:.0f} s") from None
 
 
 @asynccontextmanager
 async def started(command: Sequence[str], driver: Driver, *, control: str, page: str) -> AsyncIterator[None]:
-    """Run the driver's process. Raises DriverFailed when it does not connect.
+    """Run the driver's process. Raises DriverFailed if the driver does not connect.
 
-    In `command`, {control} is replaced by the URL of the control socket, {page} by that of the page for browsers and
-    {folder} by an empty folder. If neither of the first two occurs, the URL of the control socket is appended.
+    In `command`, {control} is replaced by the URL of the control socket, {page} by the URL of the page for browsers and
+    {folder} by the path of an empty folder. If neither {control} nor {page} occurs, the URL of the control socket is
+    appended.
     """
     folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="conformance-")
     words = [word.format(control=control, page=page, folder=folder) for word in command]

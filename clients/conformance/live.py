@@ -1,4 +1,7 @@
-"""The live scenarios: random writes to the real service while the client's connections are cut, then a comparison."""
+"""The live scenarios: random writes to the real service while the client's connections are cut.
+
+At the end, the client's views and events are compared with the REST lists and the event log.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,13 @@ STATES = ("released", "planned", "rumored")
 
 
 class CuttingProxy:
-    """A proxy to the service. Cuts each connection of the client after a random number of bytes, unless `is_calm`."""
+    """A proxy to the service. Cuts each client connection after a random number of bytes, unless `is_calm` is set."""
 
     def __init__(self, host: str, port: int, chance: random.Random, cut_after_bytes: tuple[int, int]) -> None:
         self._address = (host, port)
         self._chance = chance
         self._range = cut_after_bytes
-        self.is_calm = True  # cuts start after the first snapshot, which may be larger than the bytes let through
+        self.is_calm = True  # no cuts before the first snapshot, which may be larger than `cut_after_bytes`
         self.cuts = 0
 
     @asynccontextmanager
@@ -63,7 +66,7 @@ class CuttingProxy:
                 while data := await replies.read(4096):
                     if not self.is_calm:
                         if len(data) >= left:
-                            writer.write(data[:left])  # the rest of the frame is dropped
+                            writer.write(data[:left])  # the remaining bytes are dropped
                             self.cuts += 1
                             return
                         left -= len(data)
@@ -119,7 +122,7 @@ class Rest:
         self.token = (await self.ask("POST", "/auth/login", person))["access_token"]
 
     async def every(self, topic: str, filter_: Mapping[str, Any]) -> list[Any]:
-        """Return the whole list, in the order of the ids."""
+        """Return all rows of a topic that match the filter, sorted by id."""
         rows: list[Any] = []
         while True:
             after = rows[-1]["id"] if rows else 0
@@ -131,7 +134,7 @@ class Rest:
 
 
 def query_of(filter_: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Return a filter as query parameters."""
+    """Yield the query parameters of a filter."""
     for field, wanted in filter_.items():
         if field == "or":
             for index, group in enumerate(wanted):
@@ -166,7 +169,7 @@ async def run_live(runner: Runner, live: Live, service: str, seed: int | None = 
         problem = repr(error)
     if problem is None and proxy.cuts == 0:
         problem = "no connection was cut, so the run proves nothing"
-    return Outcome(live.name, problem and f"seed {seed}, {proxy.cuts} cuts: {problem}")
+    return Outcome(live.name, problem and f"seed {seed}, {proxy.cuts} connections cut: {problem}")
 
 
 async def _run(
@@ -183,7 +186,7 @@ async def _run(
     is_ready = {"ready": True}
     wanted: dict[str, Any] = {"views": dict.fromkeys(views, is_ready), "watches": dict.fromkeys(watches, is_ready)}
     if (problem := await _until(report, wanted, READY_SECONDS)) is not None:
-        return f"did not become ready: {problem}"
+        return f"the client did not become ready: {problem}"
     proxy.is_calm = False
     begun = {name: each["position"] for name, each in (await report())["watches"].items()}
     for number in range(live.requests):
@@ -216,7 +219,7 @@ async def _run(
 
 
 async def _until(report: Any, wanted: Mapping[str, Any], seconds: float) -> str | None:
-    """Return None as soon as the report is as expected, or the difference that remains after `seconds`."""
+    """Poll until the report is as expected, and return None. After `seconds`, return the remaining difference."""
     end = asyncio.get_running_loop().time() + seconds
     while True:
         problem = difference(wanted, await report())
@@ -245,12 +248,12 @@ async def _events(service: str, step: Step, begun: str) -> list[Mapping[str, Any
                         )
                         patience.reschedule(asyncio.get_running_loop().time() + 1.0)
         except TimeoutError:
-            pass  # the newest events are on other topics, or private to other users
+            pass  # no event for a second: the newest events are on other topics or private to other users
     return [{**event, "changed": event["changed"] or []} for event in events]
 
 
 async def _write(rest: Rest, chance: random.Random, writes: int) -> None:
-    """Write single rows and bulks at random, so that rows are added, changed, deleted, and enter and leave filters."""
+    """Add, change and delete rows at random, singly and in bulk, so that rows also enter and leave filters."""
     movies: list[int] = []
     characters: list[int] = []
 

@@ -21,13 +21,13 @@ from .scenario import Scenario, Step, difference
 from .server import ScriptedServer, refusal, token_of
 
 SCENARIO_SECONDS = 12.0
-SETTLE_SECONDS = 6.0  # from the end of the script to the report
+SETTLE_SECONDS = 6.0  # how long the report may take to become as expected after the end of the script
 POLL_SECONDS = 0.01
 AT_ONCE = 6
-MAX_FRAME_BYTES = 64 * 1024 * 1024  # reports hold whole views
+MAX_FRAME_BYTES = 64 * 1024 * 1024  # reports contain whole views
 FILES = Path(__file__).resolve().parent.parent / "javascript"
 PAGE = "conformance.html"
-# Short pauses, so that a run takes seconds.
+# The pauses between attempts are short, so that a whole run takes only seconds.
 RETRY: Mapping[str, float] = {"first_seconds": 0.02, "longest_seconds": 0.2, "proven_seconds": 5.0}
 
 
@@ -48,7 +48,7 @@ class Runner:
         return f"c{next(self._clients)}"
 
     async def run(self, scenario: Scenario) -> str | None:
-        """Run a scenario and return its violation, or None. Raises DriverFailed."""
+        """Run a scenario. Return a description of the first violation, or None. Raises DriverFailed."""
         client = self.new_client()
 
         async def act(step: Step) -> None:
@@ -81,7 +81,10 @@ class Runner:
         return script.violation
 
     async def _settle(self, client: str, scenario: Scenario) -> None:
-        """Wait until the report is as expected, and still is once everything sent has arrived. Raises TimeoutError."""
+        """Wait until the report is as expected, and again after a ping, when all frames have arrived.
+
+        Raises TimeoutError.
+        """
         async with asyncio.timeout(SETTLE_SECONDS):
             await self._until(client, scenario.expect)
             if (await self.driver.tell(client, do="ping")) is not None:
@@ -97,7 +100,7 @@ class Runner:
 
 @asynccontextmanager
 async def running(command: Sequence[str]) -> AsyncIterator[Runner]:
-    """Run a server and a driver. Raises DriverFailed when the driver does not start."""
+    """Run a server and a driver. Raises DriverFailed if the driver does not start."""
     driver = Driver()
     scripts: dict[str, ScriptedServer] = {}
 
@@ -141,13 +144,13 @@ async def running(command: Sequence[str]) -> AsyncIterator[Runner]:
 class Outcome:
     name: str
     problem: str | None
-    is_left_out: bool = False  # it needs a capability that the client lacks
+    is_left_out: bool = False  # skipped, because the client lacks a required capability
 
 
 async def run_all(
     runner: Runner, scenarios: Sequence[Scenario], tell: Callable[[Outcome], None] = lambda _: None
 ) -> list[Outcome]:
-    """Run all scenarios, AT_ONCE at a time because they mostly wait, and return their outcomes in order."""
+    """Run all scenarios, AT_ONCE of them concurrently because they mostly wait, and return their outcomes in order."""
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(scenario: Scenario) -> Outcome:
@@ -169,7 +172,7 @@ def _file(path: str) -> Response:
     """Return a file of the JavaScript client, for browsers."""
     found = FILES / path.lstrip("/")
     if found.parent != FILES or not found.is_file():
-        return refusal(404, {}, f"there is no file {path}")
+        return refusal(404, {}, f"file not found: {path}")
     kind, body = mimetypes.guess_type(found.name)[0] or "text/javascript", found.read_bytes()
     fields = {"Content-Type": kind, "Content-Length": str(len(body)), "Connection": "close"}
     return Response(200, "OK", Headers({**fields, "Cache-Control": "no-store"}), body)

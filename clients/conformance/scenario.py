@@ -1,4 +1,4 @@
-"""The scenarios as values, and the comparison of reports. Pure."""
+"""The scenarios, as read from scenarios.json, and the comparison of reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Step = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`connections`: the server's steps for each connection, in order. `otherwise`: its steps for every later one."""
+    """`connections`: the server's steps for each connection, in order. `otherwise`: its steps for later connections."""
 
     name: str
     about: str
@@ -41,7 +41,7 @@ class Live:
 
 
 def load(path: Path = FILE) -> tuple[list[Scenario], list[Live]]:
-    """Read the scenarios and the live scenarios. Raises ValueError when a member is unknown or missing."""
+    """Read the scenarios and the live scenarios. Raises ValueError if a member is unknown or missing."""
     document = json.loads(path.read_text())
     try:
         return [Scenario(**each) for each in document["scenarios"]], [Live(**each) for each in document["live"]]
@@ -50,7 +50,7 @@ def load(path: Path = FILE) -> tuple[list[Scenario], list[Live]]:
 
 
 def difference(expected: Any, actual: Any, path: str = "report") -> str | None:
-    """Return the first difference of `actual` from what is expected, with its place, or None.
+    """Return the path and a description of the first difference between `expected` and `actual`, or None.
 
     Objects may have additional members; arrays must have the same length; an expected `null` may be absent.
     """

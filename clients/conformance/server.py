@@ -16,8 +16,8 @@ from websockets.http11 import Request, Response
 from .scenario import Scenario, Step, difference
 
 EPOCH = "e1"
-CLOSE_SECONDS = 5.0  # from the client's close to the end of its connections
-LOG_BATCH = 50  # frames sent before messages of the client are handled
+CLOSE_SECONDS = 5.0  # how long the connections of a closed client may take to end
+LOG_BATCH = 50  # frames to send before the client's messages are handled again
 
 
 class Violated(Exception):
@@ -31,8 +31,8 @@ class ScriptedServer:
         self.scenario = scenario
         self.act = act
         self.violation: str | None = None
-        self.at: Step | None = None  # the latest step
-        self.done = asyncio.Event()  # every script has ended, or one was violated
+        self.at: Step | None = None  # the step that was started last
+        self.done = asyncio.Event()  # set when every script has ended or one was violated
         self._serving: set[asyncio.Task[None]] = set()
         self._next = 0
         self._ended = 0
@@ -40,7 +40,7 @@ class ScriptedServer:
             self.done.set()
 
     def refuse(self, token: str | None) -> Response | None:
-        """Return a rejection of the handshake, because of the token or the script, or None to accept the handshake."""
+        """Return a response that rejects the handshake if the token is invalid or the script says so, else None."""
         if token is not None and self.scenario.tokens is not None and token not in self.scenario.tokens:
             return refusal(401, {"WWW-Authenticate": "Bearer"}, "invalid token")
         first = self._script()[0]
@@ -55,7 +55,7 @@ class ScriptedServer:
         if self._serving:
             _, open_still = await asyncio.wait(self._serving, timeout=CLOSE_SECONDS)
             if open_still:
-                self._violate(f"{len(open_still)} connections are open after `close`")
+                self._violate(f"{len(open_still)} connections are still open after `close`")
 
     async def serve(self, socket: ServerConnection, token: str | None) -> None:
         task = asyncio.current_task()
@@ -104,7 +104,7 @@ class ScriptedConnection:
         self._server = server
         self._socket = socket
         self._token = token
-        self._bound: dict[str, Mapping[str, Any]] = {}  # messages by their names in the script
+        self._bound: dict[str, Mapping[str, Any]] = {}  # the client's messages by the names that the script gives them
         self._arrived = asyncio.Event()
         self._answers_pings = True
         self._pings = 0
@@ -179,7 +179,7 @@ class ScriptedConnection:
         await self._until(lambda: self._token == step["token"], f"the token {step['token']}")
 
     async def _step_expect(self, step: Step) -> None:
-        """Wait for a message with these members and without those of `absent`; `as` names it."""
+        """Wait for a message with the members of `expect` and check that it lacks those of `absent`; `as` names it."""
 
         def matching() -> Mapping[str, Any] | None:
             return next((each for each in self.inbox if difference(step["expect"], each) is None), None)
@@ -189,7 +189,7 @@ class ScriptedConnection:
         assert message is not None
         for name in step.get("absent", ()):
             if message.get(name):
-                raise Violated(f"expected no {name} in {json.dumps(message)}")
+                raise Violated(f"expected a message without {name}, got {json.dumps(message)}")
         self.inbox.remove(message)
         self._bound[step.get("as", "")] = message
 
@@ -246,7 +246,7 @@ class ScriptedConnection:
     _step_await = _step_do
 
     async def _step_log(self, step: Step) -> None:
-        """From here on, serve subscriptions to a log that consists of the `add` events 1 to n."""
+        """Start serving any number of subscriptions from a log that consists of the `add` events 1 to n."""
         self._background = asyncio.create_task(self._follow_log(step["log"]))
 
     async def _follow_log(self, last: int) -> None:
@@ -272,13 +272,13 @@ class ScriptedConnection:
             if all(place == last for place in places.values()):
                 await self._arrived.wait()
             else:
-                await asyncio.sleep(0)  # let the reader run
+                await asyncio.sleep(0)  # lets the reader task run
 
     def _frame(self, frame: Mapping[str, Any], step: Step) -> Mapping[str, Any]:
         return {**frame, "subscription": self._name(step["to"])} if "to" in step else frame
 
     def _name(self, bound: str) -> str:
-        """Return the client's name for its subscription, or a generated one."""
+        """Return the name that the client gave its subscription, or a generated name."""
         message = dict(self._bound[bound])
         if "as" not in message:
             self._made_names += 1
@@ -287,7 +287,7 @@ class ScriptedConnection:
         return str(message["as"])
 
     async def _sent(self) -> None:
-        """Wait until the kernel has all written bytes, because an abort would discard them."""
+        """Wait until the kernel has received all written bytes, because an abort would discard the rest."""
         while self._socket.transport.get_write_buffer_size() > 0:  # noqa: ASYNC110 - the transport offers no event
             await asyncio.sleep(0.001)
 

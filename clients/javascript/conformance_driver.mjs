@@ -134,7 +134,7 @@ class PresenceReading extends Reading {
 
 const reports = (map) => Object.fromEntries([...map].map(([name, each]) => [name, each.report()]));
 
-/** One client and everything opened with it. */
+/** A client under test and everything opened with it. */
 class Subject {
   tokensAsked = 0;
   watches = new Map();
@@ -172,7 +172,7 @@ class Subject {
     );
   }
 
-  /** Returns null when the client has ended or the connection was lost. */
+  /** Pings the server. Returns the round-trip time, or null if the client has ended or the connection was lost. */
   async ping() {
     try {
       return await this.client.ping();

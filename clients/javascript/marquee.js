@@ -4,10 +4,10 @@
  *     const client = new Client("ws://127.0.0.1:8000/ws");
  *     for await (const event of client.watch("movies")) console.log(event);
  *
- * In this order: errors, values, validation of arguments, `Pacer` (when to reconnect), `Subscription` (one subscription
- * across all connections), `Session` (the protocol across connections), then what the application reads (`Watch`,
- * `View`, `Presence`) and `Client` with the socket. `Pacer`, `Subscription` and `Session` are pure: no clock, timers or
- * sockets.
+ * The module contains, in this order: errors, values, validation of arguments, `Pacer` (when to reconnect),
+ * `Subscription` (one subscription across all connections), `Session` (the protocol across connections), then what the
+ * application reads (`Watch`, `View`, `Presence`), and `Client` with the socket. `Pacer`, `Subscription` and `Session`
+ * are pure: they use no clock, timers or sockets.
  *
  * @module marquee
  */
@@ -24,8 +24,8 @@ export class MarqueeError extends Error {
 }
 
 /**
- * The server rejected this client, which does not reconnect. `code`: the close code, or the HTTP status of the
- * handshake where it is visible. `detail`: the server's reason.
+ * The server rejected this client, so the client does not reconnect. `code`: the close code, or the HTTP status of the
+ * handshake where that is visible. `detail`: the server's reason.
  */
 export class Refused extends MarqueeError {
   /** @param {number} code @param {any} detail */
@@ -50,7 +50,7 @@ export class Forbidden extends Refused {}
 /** The client or the server violated the protocol, which is a bug in one of them. */
 export class ProtocolViolation extends Refused {}
 
-/** An error reply, such as `invalid_filter`. `detail`: a string, or a list of problems. */
+/** The server replied with an error. `code`: such as `invalid_filter`. `detail`: a string, or a list of problems. */
 export class ServerError extends MarqueeError {
   /** @param {string} code @param {any} detail */
   constructor(code, detail) {
@@ -66,7 +66,7 @@ export class ConnectionLost extends MarqueeError {}
 /** No reply within `timeoutSeconds`: the server may or may not have carried out the request. */
 export class TimedOut extends MarqueeError {}
 
-/** A frame holds an integer beyond `Number.MAX_SAFE_INTEGER`, which JavaScript would round. */
+/** A frame contains an integer beyond `Number.MAX_SAFE_INTEGER`, which JavaScript would round. */
 export class UnsafeNumber extends MarqueeError {
   /** @param {string} number */
   constructor(number) {
@@ -100,16 +100,17 @@ function refusal(code, detail) {
  * @typedef {{id: number | string, [name: string]: any}} Row
  *
  * One event of a subscription. `seq` is null for ephemeral events (`progress`). `reason` is "filter" when a row no longer
- * matches the filter but still exists. `more`: another event with the same number follows. `position`: where to resume
- * after this event; while `more` is set, that is the position before this number.
+ * matches the filter but still exists. `more`: another event with the same `seq` follows. `position`: where to resume
+ * after this event; if `more` is set, the position before the first event with this `seq`.
  * @typedef {{operation: string, topic: string | null, seq: number | null, data: any, position: Position | null,
  *   changed: string[], reason: string | null, actorId: number | null, ts: string | null, more: boolean}} Event
  *
- * Events are missing because the server no longer has them: discard what was built from the watch. The events after
- * `position` follow.
+ * Events are missing because the server no longer has them: discard what you built from the watch. The next events are
+ * those after `position`.
  * @typedef {{operation: "resync", reason: string, position: Position}} Resync
  *
- * A change to a view: the row after and before it. `reset`: any row may have changed, so read the view again.
+ * A change to a view: `row` is the row after the change, `old` the row before the change. `reset`: any row may have
+ * changed, so read the view again.
  * @typedef {{kind: "add" | "update" | "delete" | "reset", id: number | string | null, row: Row | null, old: Row | null}} Change
  *
  * @typedef {{user_id: number, username: string | null, connections: number}} User
@@ -119,9 +120,9 @@ function refusal(code, detail) {
  * The response to a request, whatever its status. Header names are in lowercase.
  * @typedef {{status: number, headers: Record<string, string>, body: any}} Response
  *
- * The pauses between attempts. The n-th in a row (from 0) is at most `firstSeconds` * 2^n and `longestSeconds`. The
- * whole pause is random, so that clients that lost their connections together do not reconnect together. A connection
- * that lasted `provenSeconds` resets the count.
+ * The limits of the pauses between attempts. The n-th pause in a row (counted from 0) is a random time of up to
+ * `firstSeconds` * 2^n, but at most `longestSeconds`. It is random so that clients that lost their connections together
+ * do not reconnect together. A connection that lasted `provenSeconds` resets the count.
  * @typedef {{firstSeconds: number, longestSeconds: number, provenSeconds: number}} Retry
  *
  * @typedef {string | null | undefined} Shown
@@ -138,8 +139,8 @@ function refusal(code, detail) {
  * @typedef {{message: Message, resolve: (reply: Message) => void, reject: (error: MarqueeError) => void,
  *   isRepeatable: boolean, attempts: number, isDelayed: boolean, isForgotten: boolean}} Call
  *
- * How a connection or an attempt ended. `code`: the close code from the server, the HTTP status of a refused handshake
- * where it is visible (the package `ws` reports it), or null.
+ * How a connection or an attempt to connect ended. `code`: the close code from the server, the HTTP status of a refused
+ * handshake where it is visible (the package `ws` reports it), or null.
  * @typedef {{code: number | null, detail: string, lastedSeconds: number}} Ending
  *
  * The part of a WebSocket that is used here. The WebSockets of browsers, of Node (22, or 20 with
@@ -153,31 +154,32 @@ const PROTOCOL = 1;
 const TOKEN_EXPIRED = 4501;
 const PROTOCOL_ERROR = 4509;
 const TOO_MANY_MESSAGES = 4429;
-const TOO_MANY_MESSAGES_SECONDS = 1; // reconnecting at once would exceed the limit again
+const TOO_MANY_MESSAGES_SECONDS = 1; // reconnecting immediately would exceed the limit again
 
-const MAX_REQUESTS_IN_FLIGHT = 16; // the server rejects the 17th
-const MAX_MESSAGE_BYTES = 256 * 1024; // the server closes the socket with 1009 above this
-const MAX_ATTEMPTS = 20; // of one call, because a reply that always breaks the connection must not be requested forever
+const MAX_REQUESTS_IN_FLIGHT = 16; // the server rejects the 17th request
+const MAX_MESSAGE_BYTES = 256 * 1024; // for larger messages, the server closes the socket with 1009
+const MAX_ATTEMPTS = 20; // per call: a request whose reply always breaks the connection must not be repeated forever
 const DEFAULT_HEARTBEAT_SECONDS = 20;
-const OPEN_SECONDS = 10; // for the handshake
-const WELCOME_SECONDS = 10; // from the handshake to the welcome
-const REPEAT_SECONDS = 1; // from a temporary error reply to the next attempt
-const LONGEST_TIMER_MS = 2 ** 31 - 1; // setTimeout fires at once for longer delays
-const WARNED_ATTEMPTS = 3; // failures in a row before a warning, so that a wrong URL is noticed
+const OPEN_SECONDS = 10; // the longest wait for the handshake
+const WELCOME_SECONDS = 10; // the longest wait for the welcome after the handshake
+const REPEAT_SECONDS = 1; // the pause between a temporary error reply and the next attempt
+const LONGEST_TIMER_MS = 2 ** 31 - 1; // for longer delays, setTimeout fires immediately
+const WARNED_ATTEMPTS = 3; // consecutive failures before a warning, so that a wrong URL is noticed
 const NO_HANDSHAKE = "handshake failed: the server is unreachable, or the URL, the origin or the token is wrong";
 
-// Bounds of the events that wait for a slow reader. Above them, the watch pauses its subscription and resumes it at the
-// same position when the reader has consumed half: the server's log is the queue, and the socket is not blocked.
+// Limits of the events that wait for a slow reader. When a limit is reached, the watch pauses its subscription, and
+// resumes it at the same position when the reader has consumed half of the events. Meanwhile, the server's log keeps
+// the events, so the socket is not blocked.
 const QUEUED_EVENTS = 1_000;
 const QUEUED_CHARACTERS = 8 * 1024 * 1024;
-const QUEUED_CHANGES = 10_000; // for one loop over the changes of a view; above that they become one `reset`
+const QUEUED_CHANGES = 10_000; // per loop over a view; beyond this limit, one `reset` replaces the waiting changes
 
-const NO_TOKEN_CHARACTER = /[^A-Za-z0-9._~+/=-]/; // RFC 6750
-const MANY_DIGITS = /[0-9]{16}/; // no shorter integer is unsafe
-const JSON_TOKEN = /"[^"\\]*(?:\\.[^"\\]*)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?/g; // strings and numbers
+const NO_TOKEN_CHARACTER = /[^A-Za-z0-9._~+/=-]/; // RFC 6750 defines the allowed characters
+const MANY_DIGITS = /[0-9]{16}/; // integers with fewer digits are always safe
+const JSON_TOKEN = /"[^"\\]*(?:\\.[^"\\]*)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?/g; // matches strings and numbers
 const INTEGER = /^-?[0-9]+$/;
 const HALF_PAIR = /\p{Surrogate}/u;
-const NOT_HANDLED = new Set(["rate_limited", "too_many_requests"]); // error codes of messages that had no effect
+const NOT_HANDLED = new Set(["rate_limited", "too_many_requests"]); // error codes of messages without effect
 const DURABLE = new Set(["add", "update", "delete", "add_bulk", "update_bulk", "delete_bulk"]);
 
 /** @param {Message} frame @param {Position | null} position @returns {Event} */
@@ -198,14 +200,14 @@ function eventOf(frame, position) {
 
 // --- validation of arguments
 //
-// Arguments are validated in the call that receives them. An invalid one that failed later, while messages are sent,
-// would look like an error of the server and be retried forever. The validated value is a copy, so that later changes by
-// the caller have no effect.
+// Arguments are validated in the call that receives them. If an invalid argument failed only later, when its message is
+// sent, the failure would look like an error of the server and the message would be retried forever. The validated
+// value is a copy, so that later changes by the caller have no effect.
 
 /**
- * Returns a position that is given as a `Position`, as a string in the form of the header `Stream-Position`
- * (`<epoch>:<seq>`), or as a number with its epoch. A number alone is rejected, because after a restored backup it
- * could continue in another log. Throws TypeError.
+ * Converts `since` to a `Position`. It may be a `Position`, a string in the form of the header `Stream-Position`
+ * (`<epoch>:<seq>`), or a number if `epoch` is given. A number alone is rejected because it could belong to another
+ * log, for example after the restore of a backup. Throws TypeError and RangeError.
  * @param {Position | number | string | null | undefined} since
  * @param {string} [epoch]
  * @returns {Position | null}
@@ -234,9 +236,9 @@ export function positionOf(since, epoch = "") {
 }
 
 /**
- * Returns a copy of a message that the server can read, without its id. Throws TypeError for values that JSON cannot
- * represent and for a lone surrogate, which is not valid Unicode; RangeError for a message that is too large, and for an
- * integer that JavaScript may have rounded.
+ * Checks that the server can read a message, and returns a copy without an id. Throws TypeError for values that JSON
+ * cannot represent and for a lone surrogate, which is not valid Unicode; RangeError for a message that is too large and
+ * for an integer that JavaScript may have rounded.
  * @param {Message} message
  * @returns {Message}
  */
@@ -249,8 +251,8 @@ function checked(message) {
   const unsafe = unsafeNumberIn(written);
   if (unsafe !== null) throw new RangeError(new UnsafeNumber(unsafe).message);
   const { id: _, ...copy } = JSON.parse(written);
-  // JSON.stringify writes a lone surrogate as an escape, which the server rejects. Only strings with a backslash look
-  // the same, so few messages need the full check.
+  // JSON.stringify writes a lone surrogate as an escape, which the server rejects. Apart from such escapes, only text
+  // with a backslash can match this pattern, so few messages need the full check.
   if (/\\ud[89a-f]/.test(written)) refuseHalfPairs(copy, "");
   return copy;
 }
@@ -260,14 +262,14 @@ function checked(message) {
  * @param {string} json
  */
 function unsafeNumberIn(json) {
-  if (!MANY_DIGITS.test(json)) return null; // nearly always
+  if (!MANY_DIGITS.test(json)) return null; // the case for nearly all messages
   for (const [token] of json.matchAll(JSON_TOKEN)) {
     if (INTEGER.test(token) && !Number.isSafeInteger(Number(token))) return token;
   }
   return null;
 }
 
-/** @param {any} value @param {string} place as in `body.titles[2]` */
+/** @param {any} value @param {string} place the path of the value, such as `body.titles[2]` */
 function refuseHalfPairs(value, place) {
   if (typeof value === "string") {
     if (HALF_PAIR.test(value)) throw new TypeError(`${place}: expected Unicode, got half a surrogate pair`);
@@ -292,7 +294,8 @@ function topicsOf(topics) {
 }
 
 /**
- * Returns the options of a subscription. Only types are checked; the server validates the values. Throws TypeError.
+ * Returns the options of a subscription. Only types are checked; the server validates the values. Throws TypeError and
+ * RangeError.
  * @param {{topics: string[], filter?: any, snapshot?: boolean, bulk?: any, deliver?: any}} options
  * @returns {SubscribeOptions}
  */
@@ -311,9 +314,10 @@ function optionsOf({ topics, filter = null, snapshot = false, bulk = null, deliv
 }
 
 /**
- * Returns the query string of a REST list. `filter` has the form that subscriptions take; `parameters` are others, such
- * as `sort`, `limit` and `q`. A value of `in` that contains a comma or starts with a quote is written in double quotes,
- * with the quotes inside doubled. Throws TypeError for values other than strings, numbers and booleans.
+ * Returns the query string for a REST list. `filter` has the form that subscriptions take; `parameters` are further
+ * query parameters, such as `sort`, `limit` and `q`. A value of `in` that contains a comma or starts with a quote is
+ * written in double quotes, with the quotes inside doubled. Throws TypeError for values other than strings, numbers and
+ * booleans.
  *
  *     "/movies?" + queryOf({ title: { in: ["The Good, the Bad and the Ugly", "Alien"] } }, { sort: "-rating" })
  * @param {Record<string, any> | null} [filter]
@@ -365,7 +369,7 @@ function queryText(value) {
 }
 
 /**
- * Returns the token without surrounding white space, or null if nothing is left. Throws TypeError, whose message does
+ * Returns the token without surrounding whitespace, or null if nothing is left. Throws a TypeError whose message does
  * not reveal the token.
  * @param {any} token
  * @returns {string | null}
@@ -382,7 +386,7 @@ function tokenOf(token) {
   return trimmed || null;
 }
 
-/** Whether a value is a plain object; JSON.stringify would lose or change a Map, Date or list. @param {any} value */
+/** Whether a value is a plain object and not, for example, an array, a Map or a Date. @param {any} value */
 function isPlain(value) {
   return Object.prototype.toString.call(value) === "[object Object]";
 }
@@ -399,7 +403,7 @@ class Pacer {
   #attempts = 0;
   #renewed = false;
 
-  /** @param {Retry} retry @param {boolean} canRenew the token comes from a function */
+  /** @param {Retry} retry @param {boolean} canRenew whether the token comes from a function */
   constructor(retry, canRenew) {
     this.retry = retry;
     this.canRenew = canRenew;
@@ -427,8 +431,8 @@ class Pacer {
 }
 
 /**
- * Whether a message that got this error code should be sent again. `isRepeatable`: the message may be sent again even if
- * the server has already acted on it.
+ * Whether a message that the server rejected with this error code should be sent again. `isRepeatable`: the message may
+ * be sent again even if the server has already acted on it.
  * @param {string} code
  */
 function isTemporary(code, isRepeatable = true) {
@@ -437,7 +441,7 @@ function isTemporary(code, isRepeatable = true) {
 
 /** @param {number} code */
 function isFinal(code) {
-  // Below 1000, an HTTP status; 408, 425, 429 and errors of servers and proxies are temporary.
+  // A code below 1000 is an HTTP status, of which 408, 425, 429 and the errors of servers and proxies are temporary.
   if (code < 1000) return code >= 400 && code < 500 && ![408, 425, 429].includes(code);
   return code === 1007 || code === 1009 || (code >= 4500 && code < 5000);
 }
@@ -449,14 +453,15 @@ function isFinal(code) {
  *
  * - Everything up to `position` has been handed to the sink. The next connection resumes from there, so nothing is
  *   missed and nothing arrives twice.
- * - The frames of one number (`more`) are handed over together or, if the connection ends between them, not at all.
+ * - The events with the same `seq` (see `more`) are handed over together or, if the connection ends between them, not
+ *   at all.
  * - A snapshot is handed over after its last page. Until then there is no position, and the next connection requests a
  *   new snapshot.
- * - Frames count only between the reply to `subscribe` and the end of the connection, and only under the name given in
- *   that `subscribe`. Every attempt uses a new name, so late frames of an earlier attempt are ignored.
+ * - Frames are handled only between the reply to `subscribe` and the end of the connection, and only under the name
+ *   given in that `subscribe`. Every attempt uses a new name, so late frames of an earlier attempt are ignored.
  */
 class Subscription {
-  isPaused = false; // by a reader that is too slow
+  isPaused = false; // true while its reader is too slow
   /** @type {Position | null} */ #asked = null;
   #isAccepted = false;
   /** @type {Event[]} */ #group = [];
@@ -477,7 +482,7 @@ class Subscription {
     return this.#isAccepted && this.position !== null;
   }
 
-  /** Returns the message to send, without its id. @param {string} name */
+  /** Returns the `subscribe` message, without an id. @param {string} name the name of the subscription */
   subscribe(name) {
     this.cut();
     this.#asked = this.position;
@@ -499,7 +504,7 @@ class Subscription {
   accepted(seq, epoch) {
     this.#isAccepted = true;
     if (this.#asked !== null) {
-      // Resumed. If the server cannot resume there, its next frame is `resync`.
+      // The subscription resumes at this position. If the server cannot resume there, its next frame is `resync`.
       this.position = this.#asked;
       this.sink.began(this.position);
     } else if (!this.options.snapshot) {
@@ -508,7 +513,7 @@ class Subscription {
     }
   }
 
-  /** Handles the end of the connection or subscription: drops incomplete groups and snapshots, which come again. */
+  /** Handles the end of the connection or subscription: drops incomplete groups and snapshots, which are sent again. */
   cut() {
     this.#isAccepted = false;
     this.#dropGroup();
@@ -559,7 +564,7 @@ class Subscription {
     if (before === null || this.#rowsPosition !== null) {
       throw new ProtocolViolation(PROTOCOL_ERROR, `event ${position.seq} arrived before the end of the snapshot`);
     }
-    if (position.seq <= before.seq) return; // already handed over
+    if (position.seq <= before.seq) return; // the event was already handed over
     const begun = this.#group[0]?.seq;
     if (begun !== undefined && begun !== position.seq) {
       throw new ProtocolViolation(PROTOCOL_ERROR, `event ${position.seq} arrived before the end of event ${begun}`);
@@ -593,23 +598,23 @@ class Subscription {
 class ServerSilent extends Error {}
 
 /**
- * The protocol of one client. The application opens subscriptions, makes calls and asks for presence at any time. The
- * owner of the socket calls `connected`, `receive` and `lost`, sends what `messages` returns, and calls `beat` when it is
- * due. Each connection starts with the server's welcome; then everything the application has open is requested again,
- * each subscription from its position. All times are in seconds.
+ * The protocol of one client. The application opens subscriptions, makes calls and requests presence at any time. The
+ * owner of the socket calls `connected`, `receive` and `lost`, sends what `messages` returns, and calls `beat` when the
+ * time that the last `beat` returned has passed. Each connection starts with the server's welcome. Then everything that
+ * the application has open is requested again, each subscription from its position. All times are in seconds.
  */
 class Session {
   /** @type {string | null} */ epoch = null;
   /** @type {number | null} */ userId = null;
   isWelcome = false;
-  /** @type {number | null} */ welcomedAt = null; // on the current or the last connection
-  /** @type {MarqueeError | null} */ error = null; // final
-  /** @type {() => void} */ onMessage = () => {}; // called when there is something to send or `beat` is due earlier
+  /** @type {number | null} */ welcomedAt = null; // when the current or the last connection was welcomed
+  /** @type {MarqueeError | null} */ error = null; // the error that ended the session
+  /** @type {() => void} */ onMessage = () => {}; // called when there are messages to send or `beat` is due earlier
   #heartbeatSeconds = DEFAULT_HEARTBEAT_SECONDS;
   #heardAt = 0;
   /** @type {number | null} */ #pingedAt = null;
-  /** @type {string | null} */ #token = null; // to be sent as the first message
-  /** @type {Map<Subscription, string>} with their names on this connection */ #subscriptions = new Map();
+  /** @type {string | null} */ #token = null; // a token to be sent in the first message
+  /** @type {Map<Subscription, string>} the open subscriptions with their current names */ #subscriptions = new Map();
   /** @type {Map<string, Subscription>} */ #byName = new Map();
   /** @type {Set<Presence>} */ #presences = new Set();
   /** @type {Set<Presence>} */ #confirmed = new Set();
@@ -623,7 +628,7 @@ class Session {
   #lastName = 0;
   /** @type {string[]} */ #outbox = [];
 
-  // Calls of the application.
+  // The following methods are called by the application.
 
   /** @param {Subscription} subscription */
   open(subscription) {
@@ -642,7 +647,7 @@ class Session {
   }
 
   /**
-   * Unsubscribes for now and keeps the position. Meanwhile, the server's log holds the events.
+   * Unsubscribes temporarily and keeps the position. Until `resume`, the server's log keeps the events.
    * @param {Subscription} subscription
    */
   pause(subscription) {
@@ -658,7 +663,11 @@ class Session {
     this.#subscribe(subscription);
   }
 
-  /** Sends a message once there is a connection and a free slot. Throws what `checked` throws. @param {Call} call */
+  /**
+   * Sends a message as soon as there is a connection and, for a request, fewer than 16 requests are in flight. Throws
+   * the same errors as `checked`.
+   * @param {Call} call
+   */
   call(call) {
     call.message = checked(call.message);
     if (this.error !== null) {
@@ -670,7 +679,7 @@ class Session {
   }
 
   /**
-   * Stops waiting for the reply to a call. A call already sent occupies its slot until the reply.
+   * Stops waiting for the reply to a call. A request that was already sent counts as in flight until its reply arrives.
    * @param {Call} call
    */
   forget(call) {
@@ -695,7 +704,7 @@ class Session {
     if (this.#presences.delete(presence)) this.#askPresence();
   }
 
-  /** Ends the session; all subscriptions, presences and calls receive the error. @param {MarqueeError} error */
+  /** Ends the session. All subscriptions, presences and calls receive the error. @param {MarqueeError} error */
   fail(error) {
     if (this.error !== null) return;
     this.error = error;
@@ -712,9 +721,9 @@ class Session {
     for (const call of calls) call.reject(error);
   }
 
-  // Calls of the owner of the socket.
+  // The following methods are called by the owner of the socket.
 
-  /** @param {number} now @param {string | null} token to be sent as the first message, unless the handshake had it */
+  /** @param {number} now @param {string | null} token to be sent in the first message; null if the handshake had it */
   connected(now, token) {
     this.#now = this.#heardAt = now;
     this.#pingedAt = null;
@@ -724,7 +733,7 @@ class Session {
   }
 
   /**
-   * Handles a frame. Throws ProtocolViolation when the connection is unusable and must be replaced.
+   * Handles a frame. Throws ProtocolViolation if the connection is no longer usable and must be replaced.
    * @param {string} received @param {number} now
    */
   receive(received, now) {
@@ -741,7 +750,10 @@ class Session {
     }
   }
 
-  /** Handles the end of the connection. Repeatable calls wait for the next connection; the others fail. */
+  /**
+   * Handles the end of the connection. Of the calls already sent, those that are repeatable and have attempts left wait
+   * for the next connection; the others fail. Calls not yet sent keep waiting.
+   */
   lost() {
     this.#endConnection();
     const sent = [...this.#sent.values()];
@@ -764,8 +776,8 @@ class Session {
   }
 
   /**
-   * Does what is due and returns the seconds until the next call. Sends a ping to a server that is silent for one
-   * heartbeat. Throws ServerSilent after two silent heartbeats.
+   * Does the work that is due, and returns the seconds until `beat` must be called again. Sends a ping if the server
+   * has been silent for one heartbeat. Throws ServerSilent after two silent heartbeats.
    * @param {number} now
    */
   beat(now) {
@@ -802,7 +814,8 @@ class Session {
   }
 
   /**
-   * Repeats a message after a temporary error, unless the connection ends first, after which all is sent anew.
+   * Repeats a message REPEAT_SECONDS after a temporary error. If the connection ends first, this does nothing, because
+   * the next connection sends everything again.
    * @param {() => void} repeat
    */
   #later(repeat) {
@@ -823,7 +836,7 @@ class Session {
   #frame(frame, size) {
     if ("reply_to" in frame) {
       if (frame.reply_to === null && frame.ok === false) {
-        // The server does not say which message it could not read, so its caller would wait forever.
+        // The server does not say which message it could not read, so the caller of that message would wait forever.
         throw new ProtocolViolation(PROTOCOL_ERROR, `the server could not read a message: ${text(frame.error)}`);
       }
       const answer = this.#replies.get(frame.reply_to);
@@ -843,7 +856,8 @@ class Session {
   }
 
   /**
-   * Ends what a frame that cannot be read belongs to: a call, a subscription, or else the client.
+   * Handles a frame with an unsafe number: ends the call or the subscription that the frame belongs to, or the client
+   * if the frame concerns the whole client.
    * @param {Message} frame @param {UnsafeNumber} error
    */
   #refuse(frame, error) {
@@ -879,7 +893,7 @@ class Session {
     }
     this.#ask({ action: "auth", token }, (reply) => {
       if (!reply.ok) {
-        // The server closes the socket with 4501, unless it could not check the token.
+        // The server closes the socket with 4501, unless it was temporarily unable to check the token.
         if (isTemporary(reply.error.code)) throw new ProtocolViolation(PROTOCOL_ERROR, reply.error.detail);
         return;
       }
@@ -904,7 +918,7 @@ class Session {
     this.#subscriptions.set(subscription, name);
     this.#byName.set(name, subscription);
     this.#ask(subscription.subscribe(name), (reply) => {
-      if (this.#byName.get(name) !== subscription) return; // closed or paused meanwhile
+      if (this.#byName.get(name) !== subscription) return; // the subscription was closed or paused
       if (reply.ok) {
         subscription.accepted(reply.data.seq, /** @type {string} */ (this.epoch));
         return;
@@ -933,7 +947,7 @@ class Session {
 
   #sendCalls() {
     while (this.isWelcome) {
-      // Other messages overtake waiting requests.
+      // While the limit of requests in flight is reached, other messages overtake the waiting requests.
       const isFull = [...this.#sent.values()].filter(isRequest).length >= MAX_REQUESTS_IN_FLIGHT;
       const index = this.#waiting.findIndex((each) => !each.isDelayed && !(isFull && isRequest(each)));
       const call = this.#waiting[index];
@@ -1004,7 +1018,8 @@ const errorIn = ({ error }) => new ServerError(error.code, error.detail);
 // --- what the application reads
 
 /**
- * A queue of items between the socket, which must never wait, and the application, which may. Its owner bounds it.
+ * A queue of items between the socket, which must never wait, and the application, which may wait. The owner of the
+ * queue limits its length.
  * @template Item
  */
 class Queue {
@@ -1024,14 +1039,14 @@ class Queue {
     this.put(items);
   }
 
-  /** Sets the error that is thrown after the last item. @param {MarqueeError} error */
+  /** Ends the queue. The error is thrown after the last item. @param {MarqueeError} error */
   end(error) {
     this.#end ??= error;
     this.#wake();
   }
 
   /**
-   * Yields the items, and ends after a `close`. Throws any other error that ended the queue.
+   * Yields the items until the queue has ended. Throws the error that ended it, unless that was a `close`.
    * @returns {AsyncGenerator<Item, void, void>}
    */
   async *[Symbol.asyncIterator]() {
@@ -1051,8 +1066,8 @@ class Queue {
 }
 
 /**
- * Opens a watch, a view or a presence when it is first used. `passed` resolves when the server has accepted or filled
- * it, and rejects with the error that ended it.
+ * Opens a watch, a view or a presence when it is first used. `passed` resolves when the watch, view or presence is
+ * ready, and rejects with the error that ended it.
  */
 class Gate {
   #enter;
@@ -1068,7 +1083,7 @@ class Gate {
       this.open = resolve;
       this.fail = reject;
     });
-    this.passed.catch(() => {}); // not an unhandled rejection when no caller waits
+    this.passed.catch(() => {}); // prevents an unhandled rejection when no caller waits
   }
 
   enter() {
@@ -1081,8 +1096,8 @@ class Gate {
 /**
  * The events of some topics: each once, in order, across reconnects. For one reader only.
  *
- * A watch begins when it is iterated or with `ready`, and ends with the loop over it. It yields `Event`, and `Resync`
- * where events are missing because the server no longer has them.
+ * A watch begins when it is iterated or `ready` is called, and ends when the loop over it ends. It yields `Event`
+ * objects, and a `Resync` where events are missing because the server no longer has them.
  * @implements {AsyncIterable<Event | Resync>}
  */
 export class Watch {
@@ -1090,16 +1105,16 @@ export class Watch {
   #subscription;
   #gate;
   /** @type {Queue<Event | Resync>} */ #queue = new Queue();
-  /** @type {{events: number, characters: number}[]} of each batch in the queue */ #sizes = [];
+  /** @type {{events: number, characters: number}[]} the size of each batch in the queue */ #sizes = [];
   #characters = 0;
 
   /** @param {Session} session @param {() => void} begin @param {SubscribeOptions} options @param {Position | null} since */
   constructor(session, begin, options, since) {
     this.#session = session;
     /**
-     * The position of the last item that the loop has processed: it advances when the loop asks for the next item. An
-     * item during whose processing the loop ended, by an exception or by `break`, comes again in a watch that resumes
-     * there.
+     * The position of the last item that the loop has processed. It advances when the loop requests the next item. If
+     * the loop ends while it processes an item, by an exception or by `break`, a watch that resumes from this position
+     * yields the item again.
      * @type {Position | null}
      */
     this.position = since;
@@ -1130,7 +1145,7 @@ export class Watch {
       for await (const item of this.#queue) {
         this.#accountForRead();
         yield item;
-        // Only now: after an exception in the loop, a watch that resumes from `position` repeats the item.
+        // Advance only now, so that a watch resumed after an exception in the loop repeats the item.
         this.position = item.position ?? this.position;
       }
     } finally {
@@ -1181,10 +1196,10 @@ export class Watch {
 }
 
 /**
- * The rows of a topic by id, as of `position`; with a filter, only those that match it.
+ * The rows of a topic by id, as of `position`. With a filter, only the rows that match the filter.
  *
  * Reading never waits and never shows part of a transaction. While the client is disconnected or a new snapshot is
- * arriving, the rows are those of the last position, and `isLive` is false. After an error that ends the client or the
+ * arriving, the rows remain as of the last `position`, and `isLive` is false. After an error that ends the client or the
  * view, reading throws that error, because the rows would be outdated. Do not modify the rows: they belong to the view.
  * @implements {AsyncIterable<Change>}
  */
@@ -1257,7 +1272,8 @@ export class View {
   }
 
   /**
-   * Iterates over the changes from now on. Several loops may run; a loop that is too slow receives a `reset`.
+   * Iterates over the changes from now on. Several loops may run concurrently. In a loop that is too slow, a `reset`
+   * replaces the waiting changes.
    * @returns {AsyncGenerator<Change, void, void>}
    */
   changes() {
@@ -1294,7 +1310,7 @@ export class View {
     for (const queue of this.#queues) queue.end(error);
   }
 
-  /** Applies events, all or nothing: a malformed one throws before any row is changed. @param {Event[]} events */
+  /** Applies all events or none: a malformed event throws before any row is changed. @param {Event[]} events */
   #apply(events) {
     /** @type {[number | string, Row | null][]} */
     const steps = [];
@@ -1347,8 +1363,8 @@ export class View {
 }
 
 /**
- * Who watches the topics, as the server last reported: the number of sockets, and the users signed in on them (empty
- * for an anonymous client).
+ * Who watches the topics, as last reported by the server: the number of sockets, and the users signed in on these
+ * sockets (an anonymous client sees no users).
  * @implements {AsyncIterable<PresenceChange>}
  */
 export class Presence {
@@ -1401,7 +1417,7 @@ export class Presence {
     } else this.#queue.put([change]);
   }
 
-  /** Called by the session. @param {Message} state */
+  /** Called by the session with the state that it has requested. @param {Message} state */
   loaded(state) {
     for (const topic of this.topics) {
       const { count, users } = state[topic];
@@ -1416,7 +1432,7 @@ export class Presence {
     this.#gate.open();
   }
 
-  /** Called by the session. @param {string} topic @param {Message} data */
+  /** Called by the session when users join or leave a topic. @param {string} topic @param {Message} data */
   changed(topic, data) {
     const users = new Map(this.#audiences.get(topic)?.users);
     for (const user of data.left ?? []) users.delete(user.user_id);
@@ -1425,7 +1441,7 @@ export class Presence {
     this.#put({ topic, count: data.count, joined: data.joined ?? [], left: data.left ?? [], isReset: false });
   }
 
-  /** Called by the session. @param {MarqueeError} error */
+  /** Called by the session with the error that ends the presence. @param {MarqueeError} error */
   failed(error) {
     this.#gate.fail(error);
     this.#queue.end(error);
@@ -1456,24 +1472,24 @@ export class Client {
   #session = new Session();
   #isBegun = false;
   /** @type {Socket | null} */ #socket = null;
-  #isOpen = false; // the handshake of #socket is complete
-  #wasRefused = false; // the last attempt failed before the end of the handshake
+  #isOpen = false; // whether the handshake of #socket is complete
+  #wasRefused = false; // whether the last attempt failed before the end of the handshake
   /** @type {string | null} */ #trouble = null;
-  #failures = 0; // attempts in a row without a welcome
+  #failures = 0; // consecutive attempts without a welcome
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #timer;
 
   /**
    * @param {string | URL} url a URL such as `ws://127.0.0.1:8000/ws`
    * @param {object} [options]
-   * @param {Token} [options.token] an access token, or a function, async or not, that returns one or null. The function
-   *   is called before every connection. It may throw `Unauthorized` to end the client; after any other error the client
-   *   tries again later. If the token is malformed, or the server rejects it, the function is called once more; if that
-   *   fails, too, the client ends with `Unauthorized`. White space around a token is removed; an empty token means
-   *   anonymous.
-   * @param {SocketClass} [options.WebSocket] required where there is no global one: `import { WebSocket } from "ws"`
+   * @param {Token} [options.token] an access token, or a function (async or not) that returns a token or null. The
+   *   function is called before every connection. It may throw `Unauthorized` to end the client; after any other error
+   *   the client tries again later. If the token is malformed, or the server rejects it, the function is called once
+   *   more; if the second token is not accepted either, the client ends with `Unauthorized`. Whitespace around a token
+   *   is removed. Without a token, or with an empty one, the client is anonymous.
+   * @param {SocketClass} [options.WebSocket] required where `WebSocket` is not global: `import { WebSocket } from "ws"`
    * @param {Partial<Retry>} [options.retry]
    *
-   * Arguments of the client and its methods are validated immediately, with TypeError and RangeError.
+   * The client and its methods validate their arguments immediately and throw TypeError or RangeError.
    */
   constructor(url, { token = null, WebSocket = undefined, retry = {} } = {}) {
     this.#url = withSmallDefault(url);
@@ -1492,12 +1508,12 @@ export class Client {
     return this.#session.isWelcome;
   }
 
-  /** Why the last connection or attempt failed, in words; null while connected and before the first failure. */
+  /** Why the last connection or attempt failed, as text; null while connected and before the first failure. */
   get trouble() {
     return this.isConnected ? null : this.#trouble;
   }
 
-  /** The user as whom the server authenticated the last connection; null if anonymous. */
+  /** The id of the user that the last connection was authenticated as; null if anonymous. */
   get userId() {
     return this.#session.userId;
   }
@@ -1534,13 +1550,14 @@ export class Client {
   /**
    * Sends a REST request over the socket, as the socket's user, and returns the response, whatever its status.
    *
-   * The call waits for a connection, and while 16 requests are in flight. If the connection ends before the response,
-   * the request is sent again if that is safe: GET, HEAD, PUT and DELETE without `If-Match`, and every request with an
-   * idempotency key (a repeated DELETE may find nothing left to delete). Otherwise throws ConnectionLost.
+   * The call waits until there is a connection and fewer than 16 requests are in flight. If the connection ends before
+   * the response, the request is sent again if that is safe: GET, HEAD, PUT and DELETE without `If-Match`, and every
+   * request with an idempotency key (a repeated DELETE may find nothing left to delete). Otherwise throws
+   * ConnectionLost.
    *
-   * Throws ServerError when the server could not handle the message, TypeError when the request is not JSON, RangeError
-   * when it is too large, and TimedOut after `timeoutSeconds`, including the time spent waiting to send. After a
-   * timeout, the server may still have carried out the request.
+   * Throws ServerError if the server could not handle the message, TypeError if the request cannot be written as JSON,
+   * RangeError if it is too large or contains an unsafe integer, and TimedOut after `timeoutSeconds`, which include the
+   * time spent waiting to send. After a timeout, the server may still have carried out the request.
    * @param {string} method
    * @param {string} path
    * @param {{body?: any, headers?: Record<string, string>, idempotencyKey?: string,
@@ -1570,8 +1587,8 @@ export class Client {
   }
 
   /**
-   * Sends a new token without reconnecting. Unless the token comes from a function, later connections use the new one,
-   * too. Throws ServerError.
+   * Sends a new token without reconnecting. Later connections use the new token, too, unless the client gets its tokens
+   * from a function. Throws ServerError.
    * @param {string} token
    * @returns {Promise<{user_id: number, group: string}>}
    */
@@ -1627,9 +1644,9 @@ export class Client {
     try {
       found = typeof this.#token === "function" ? await this.#token() : this.#token;
     } catch (error) {
-      // The service that issues tokens may be down as well, so this is temporary.
+      // The service that issues tokens may be down as well, so the client tries again.
       if (error instanceof MarqueeError) this.#fail(error);
-      else this.#again({ code: null, detail: `no token: ${error}`, lastedSeconds: 0 });
+      else this.#again({ code: null, detail: `the token function failed: ${error}`, lastedSeconds: 0 });
       return;
     }
     if (this.#session.error !== null) return;
@@ -1642,7 +1659,8 @@ export class Client {
       return;
     }
     // Browsers do not reveal why a handshake was refused. So after a refusal, the token is sent in the first message,
-    // whose reply says whether the token was the reason. The same applies to tokens that a subprotocol cannot carry.
+    // because the reply to that message says whether the token was the reason. Tokens that a subprotocol cannot carry
+    // are also sent in the first message.
     const first = token !== null && (this.#wasRefused || /[/=]/.test(token)) ? token : null;
     /** @type {Socket} */
     let socket;
@@ -1674,7 +1692,7 @@ export class Client {
       if (this.#session.error !== null) this.#fail(this.#session.error);
     };
     socket.onerror = (/** @type {{message?: string}} */ { message }) => {
-      // Node 20 fires no `close` after a refused handshake, and the package `ws` reports the status only here.
+      // Node 20 fires no `close` event after a refused handshake, and the package `ws` reports the status only here.
       if (this.#isOpen) return;
       const status = /^Unexpected server response: ([0-9]{3})$/.exec(message ?? "");
       if (status === null) this.#ended(socket, null, message ? `${NO_HANDSHAKE} (${message})` : NO_HANDSHAKE);
@@ -1759,7 +1777,7 @@ function now() {
 }
 
 /**
- * Returns the URL with parameters that keep the default subscription small, since the client ignores its frames.
+ * Returns the URL with parameters that keep the default subscription small, because the client ignores its frames.
  * @param {string | URL} address
  */
 function withSmallDefault(address) {

@@ -149,7 +149,7 @@ class PresenceReading(Reading):
 
 
 class Subject:
-    """One client and everything opened with it."""
+    """A client under test and everything opened with it."""
 
     def __init__(self, command: Mapping[str, Any]) -> None:
         self.tokens_asked = 0
@@ -199,7 +199,7 @@ class Subject:
         self._start(ask())
 
     async def do_ping(self, command: Mapping[str, Any]) -> float | None:
-        """Return None when the client has ended or the connection was lost."""
+        """Ping the server. Return the round-trip time, or None if the client has ended or the connection was lost."""
         try:
             return await self.client.ping()
         except MarqueeError:

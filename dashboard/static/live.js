@@ -1,10 +1,10 @@
-// Lists what the websocket sends, newest first.
+// Lists the frames that the websocket sends, newest first.
 //
 // Frames may arrive much faster than a screen can show them, and some are large. So each frame is parsed, reduced to
 // what a row needs and put into a bounded list when it arrives; the DOM changes only on animation frames.
 
 const MAX_ROWS = 200;
-const KEPT_ITEMS = 20; // of a bulk frame
+const KEPT_ITEMS = 20; // items kept of a bulk frame
 const KEPT_TEXT = 2_000; // characters of each string in those items
 const MAX_JSON = 20_000; // characters of an expanded frame that are shown
 const RATE_SECONDS = 5;
@@ -12,7 +12,7 @@ const RATE_SECONDS = 5;
 const FIRST_DELAY_MS = 500;
 const LAST_DELAY_MS = 10_000;
 const STEADY_MS = 5_000; // a connection that lasted this long resets the back-off
-const WELCOME_MS = 10_000; // a connection that has received no welcome by then is closed
+const WELCOME_MS = 10_000; // a connection without a welcome after this time is closed
 const FIRST_FINAL_CODE = 4500;
 const LAST_FINAL_CODE = 4999;
 
@@ -56,7 +56,7 @@ function connect() {
 }
 
 function onClose(socket, code, reason) {
-  if (socket !== connection.socket) return; // closed earlier and replaced by another
+  if (socket !== connection.socket) return; // this socket was closed earlier and replaced
   clearTimeout(connection.timer);
   connection.socket = null;
   connection.why = [code, reason].filter(Boolean).join(" ");
@@ -73,7 +73,7 @@ function onClose(socket, code, reason) {
 function retryLater() {
   if (connection.liveAt !== null && performance.now() - connection.liveAt > STEADY_MS) connection.attempt = 0;
   const longest = Math.min(LAST_DELAY_MS, FIRST_DELAY_MS * 2 ** connection.attempt);
-  // Random, so that the clients of a restarted service do not all reconnect at once.
+  // The delay is random, so that the clients of a restarted service do not all reconnect at the same time.
   const delay = longest * (0.5 + Math.random() / 2);
   connection.attempt += 1;
   connection.retryAt = performance.now() + delay;
@@ -134,7 +134,7 @@ function onResync(frame) {
 
 function onEvent(frame) {
   if (Number.isInteger(frame.seq)) {
-    if (position.seq !== null && frame.seq <= position.seq) return; // received before the connection was lost
+    if (position.seq !== null && frame.seq <= position.seq) return; // the event was received before the connection was lost
     position.seq = frame.seq;
   }
   countEvent();
@@ -195,7 +195,7 @@ function amount(value) {
 
 function percentText(data) {
   const share = shareOf(data);
-  return share === null ? "" : `${Math.floor(share * 100)}%`; // rounded down: 100% only when all is done
+  return share === null ? "" : `${Math.floor(share * 100)}%`; // rounded down, so that 100% appears only at the end
 }
 
 function shareOf(data) {
@@ -207,7 +207,7 @@ function shareOf(data) {
 const views = new Map([["all", []]]);
 let lastOrder = 0;
 
-// Adds a view of a topic and its radio button, unless they exist.
+// Adds a view of a topic and its radio button, unless the view already exists.
 function addTopic(name) {
   if (views.has(name)) return;
   views.set(name, views.get("all").filter(({ frame }) => frame.topic === name));
@@ -217,7 +217,7 @@ function addTopic(name) {
   nodes.topics.append(label);
 }
 
-// The service says which topics are public. Without its answer, a topic is added with its first frame.
+// Adds the topics that the service lists as public. If this fails, a topic is added when its first frame arrives.
 async function addPublicTopics() {
   try {
     const { "x-topics": topics } = await (await fetch(new URL("asyncapi.json", root))).json();
@@ -238,7 +238,7 @@ function keep(frame, summary, changed = "") {
     share: frame.operation === "progress" ? shareOf(dataOf(frame)) : null,
     ...reduced(frame),
   };
-  // Each view has its own rows, so that a busy topic does not push out the rows of a quiet one.
+  // Each view has its own rows, so that a busy topic does not push out the rows of a quiet topic.
   for (const [name, rows] of views) {
     if (name !== "all" && name !== frame.topic && frame.topic) continue;
     rows.push(entry);
@@ -290,7 +290,7 @@ function countEvent() {
   events += 1;
 }
 
-// Counts complete seconds only, because the current one would make the number flicker.
+// Counts only complete seconds, because the current second would make the number flicker.
 function eventsPerSecond() {
   const now = thisSecond();
   const whole = slots.filter((slot) => slot.second < now && slot.second >= now - RATE_SECONDS);
@@ -302,7 +302,7 @@ function eventsPerSecond() {
 
 const nodes = Object.fromEntries(Array.from(document.querySelectorAll("[id]"), (node) => [node.id, node]));
 const shown = { view: "all", order: 0, paused: false, pausedByRow: false, pressed: false };
-const entries = new WeakMap(); // by row
+const entries = new WeakMap(); // the entry of each row
 let drawRequested = false;
 
 function requestDraw() {
@@ -311,14 +311,14 @@ function requestDraw() {
   requestAnimationFrame(() => {
     drawRequested = false;
     drawHeader();
-    // If rows moved between press and release, the wrong row would be clicked.
+    // If rows moved while the mouse button is pressed, the wrong row would be clicked.
     if (!shown.paused && !shown.pressed) drawRows();
     drawPause();
   });
 }
 
 function put(node, text) {
-  // An unchanged node costs no layout and is not announced again.
+  // Assigning the same text would trigger a new layout and make screen readers announce it again.
   if (node.textContent !== text) node.textContent = text;
 }
 
@@ -357,7 +357,7 @@ function dropLastRow() {
   const before = row.previousElementSibling;
   const hadFocus = row.contains(document.activeElement);
   row.remove();
-  // Otherwise the keyboard focus would return to the top of the page.
+  // Without this, removing the focused row would move the keyboard focus to the top of the page.
   if (hadFocus) before.querySelector("summary").focus({ preventScroll: true });
 }
 
@@ -421,7 +421,7 @@ function textNode(entry) {
 function barOf(share) {
   const bar = document.createElement("progress");
   bar.value = share;
-  bar.setAttribute("aria-hidden", "true"); // the text beside it says the same
+  bar.setAttribute("aria-hidden", "true"); // the text beside the bar says the same
   return bar;
 }
 
@@ -437,7 +437,7 @@ function onToggle(details) {
   }
 }
 
-// Needed because "toggle" fires later, and rows may be drawn before it.
+// Pauses the list already on the click, because the "toggle" event fires later and rows may be drawn before it.
 function onClick(event) {
   const details = event.target.closest("summary")?.parentElement;
   if (details && !details.open) holdForReading();
@@ -448,7 +448,7 @@ function jsonOf(entry) {
   const notes = [entry.note];
   if (whole.length > MAX_JSON) notes.push(`Only the first ${amount(MAX_JSON)} characters are shown.`);
   const pre = make("pre", "", whole.slice(0, MAX_JSON));
-  pre.tabIndex = 0; // it scrolls, so it must be reachable by keyboard
+  pre.tabIndex = 0; // the element scrolls, so it must be reachable by keyboard
   const box = make("div", "json");
   const note = notes.filter(Boolean).join(" ");
   if (note) box.append(make("p", "note", note));

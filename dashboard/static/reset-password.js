@@ -1,5 +1,5 @@
 // The page for a new password. The emailed URL carries a one-time token in its query. The script first removes the
-// token from the address bar and the history; from then on it is kept only in this variable.
+// token from the address bar and the history. From then on, only this variable contains the token.
 
 const token = new URLSearchParams(location.search).get("token");
 history.replaceState(null, "", location.pathname);
@@ -37,7 +37,7 @@ async function post(path, body) {
     });
     if (response.ok) return { status: response.status, problem: "" };
     const { detail } = await response.json();
-    // "String should have at least …" is worded for programmers.
+    // Messages such as "String should have at least …" are worded for programmers.
     const sentences = Array.isArray(detail) ? detail.map((each) => each.msg.replace(/^String /, "It ")) : [detail];
     return { status: response.status, problem: sentences.map((each) => `${each}.`).join("\n") };
   } catch {
@@ -45,7 +45,7 @@ async function post(path, body) {
   }
 }
 
-// Handles one form: shows the problem that `act` returns, and ignores a second click while it runs.
+// Handles one form: shows the problem that `act` returns, and ignores a second click while `act` runs.
 function onSubmit(formId, problemId, inputs, act) {
   byId(formId).addEventListener("submit", async (event) => {
     event.preventDefault();

@@ -71,7 +71,7 @@ function bounds(low, high, unit) {
   return low === undefined ? `at most ${number(high)}${unit}` : `${number(low)} to ${number(high)}${unit}`;
 }
 
-/** Returns the type of a value, in words and code. */
+/** Returns the type of a value as words and `code` elements. */
 function kind(given) {
   const schema = resolved(given);
   const name = given.$ref ? nameOf(given.$ref) : undefined;
@@ -98,7 +98,7 @@ function list(parts, between) {
   return parts.flatMap((part, index) => (index ? [between, part] : [part]));
 }
 
-/** Returns the objects inside a schema whose members are shown below it. */
+/** Returns the object schemas that a schema contains. Their members are shown below the schema. */
 function inside(given) {
   const found = [];
   const visit = (schema) => {
@@ -141,7 +141,7 @@ function members(schema, depth = 0) {
 
 // --- messages
 
-/** Returns the schemas of a payload. Several schemas have one tab each, named by topic; a tab also selects examples. */
+/** Returns the schemas of a payload. Several schemas have one tab per topic; a tab also selects the topic's examples. */
 function payload(message, id, examples) {
   const options = message.payload.oneOf ?? [message.payload];
   const panels = options.map((option) => {
@@ -256,7 +256,7 @@ function page(spec) {
   }
 }
 
-/** Highlights the section being read in the table of contents. */
+/** Highlights, in the table of contents, the section that is being read. */
 function follow() {
   const links = new Map([...contents.querySelectorAll("a")].map((link) => [link.hash.slice(1), link]));
   const seen = new Set();

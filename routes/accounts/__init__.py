@@ -1,1 +1,1 @@
-"""Registration, sign-in, users, profiles, avatars, administration."""
+"""Operations for registration, sign-in, users, profiles, avatars and administration."""

@@ -1,4 +1,4 @@
-"""Which account a call is about, and whether the caller has a right to it."""
+"""Determine which account a call is about, and whether the caller may see or change it."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def is_admin(call: AnyCall) -> bool:
 
 
 def as_admin(call: AnyCall) -> Editor:
-    """Return the caller as an admin. Raises Forbidden."""
+    """Return the caller as an editor with admin rights. Raises Forbidden if the caller is not an admin."""
     if not is_admin(call):
         raise Forbidden("Only admins can do this")
     return Editor(call.me.user_id, call.address, is_admin=True)
 
 
 def account_id(call: Call[ById | None, object, object]) -> int:
-    """Return the id in the path, or the caller's own where the path has none (`/users/me/…`)."""
+    """Return the id in the path, or the caller's own id if the path has none (`/users/me/…`)."""
     return call.path.id if call.path is not None else call.me.user_id
 
 
 def as_editor(call: AnyCall, user_id: int) -> Editor:
     """Return the caller as an editor of the account: its owner or an admin. Raises Forbidden.
 
-    The account is not looked up, so the error does not reveal whether it exists.
+    The account is not looked up, so the error does not reveal whether the account exists.
     """
     if user_id != call.me.user_id and not is_admin(call):
         raise Forbidden("Only the owner of the account and admins can do this")
@@ -42,7 +42,7 @@ def as_editor(call: AnyCall, user_id: int) -> Editor:
 
 
 async def own_account(call: AnyCall) -> dict[str, Any]:
-    """Return the caller's account. Raises Unauthenticated when it was deleted meanwhile."""
+    """Return the caller's account. Raises Unauthenticated if the account has been deleted meanwhile."""
     user = await users.find(call.database, call.me.user_id)
     if user is None:
         raise invalid_access_token()
@@ -67,9 +67,9 @@ async def knows_password(call: AnyCall, user: Mapping[str, Any] | None, password
 
 
 def wrong_password(field: str) -> FieldProblem:
-    """Return the problem of a wrong current password, for a Forbidden.
+    """Return the problem to report in a Forbidden error when the current password is wrong.
 
-    The status is 403, because the body fits its schema: whether the password is right is a matter of rights.
+    The status is 403 rather than 422, because the body is valid but does not prove the right to make the change.
     """
     return FieldProblem(("body", field), "The current password is wrong", "wrong_password")
 
@@ -82,7 +82,7 @@ async def account(database: Database, user_id: int) -> dict[str, Any]:
 async def listed_account(database: Database, key: int | str) -> dict[str, Any]:
     """Return the account with this id or user name.
 
-    Raises NotFound, also for an account that awaits its activation: `GET /users` shows it only to admins.
+    Raises NotFound, also for an account that awaits its activation, because `GET /users` shows it only to admins.
     """
     user = await (users.find(database, key) if isinstance(key, int) else users.find_by_username(database, key))
     return _found(user if user is not None and not user["awaits_activation"] else None, key)

@@ -1,8 +1,8 @@
-"""Keep the files of avatars consistent with the accounts that name them.
+"""Keep the files of avatars consistent with the accounts that refer to them.
 
-New files are stored first, then the account names them, then the files it named before are deleted. The name of an
-avatar is never used again, so its files can be deleted at any time after the account has dropped it; files that could
-not be deleted are found by the clean-up.
+New files are stored first. Then the account is updated to refer to them, and then its former files are deleted. The
+name of an avatar is never used again, so its files can be deleted at any time once no account refers to them. Files
+that could not be deleted are deleted later by the clean-up.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ log = structlog.get_logger("pictures")
 
 @asynccontextmanager
 async def stored(call: AnyCall, content: bytes) -> AsyncIterator[str]:
-    """Store the pictures made from `content` and yield their new name. The caller writes it to an account inside.
+    """Store the pictures made from `content` and yield their new name.
 
-    The files are deleted when that write is rejected. Raises InvalidInput, TooManyRequests and Unavailable.
+    The caller writes the name to an account inside the `with` block. If that write is rejected, the files are deleted.
+    Raises InvalidInput, TooManyRequests and Unavailable.
     """
     services = call.services
     made = await services.pictures.squares(content, avatars.SIDES, Uploader(call.me.user_id, call.address))
@@ -43,7 +44,8 @@ async def stored(call: AnyCall, content: bytes) -> AsyncIterator[str]:
     try:
         yield avatar
     except Unavailable:
-        # The account may name the files although the database's response was lost. Otherwise the clean-up finds them.
+        # The write may have succeeded although the database's response was lost, so the files must stay. If the write
+        # failed, the clean-up deletes them.
         raise
     except Problem:
         await discard(services, avatar)
@@ -52,10 +54,10 @@ async def stored(call: AnyCall, content: bytes) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def uploaded(call: AnyCall, user_id: int) -> AsyncIterator[dict[str, str]]:
-    """Store the file of a form and yield the column to set with it: an empty dict when the form has no file.
+    """Store the file of a form and yield the column to set, or an empty dict if the form has no file.
 
-    The caller writes the account inside. Of the former and the new files, those that the account does not name are
-    deleted afterwards.
+    The caller updates the account inside the `with` block. Afterwards, the former and the new files are deleted unless
+    the account refers to them.
     """
     content = getattr(call.body, FILE_FIELD, None)
     if not isinstance(content, bytes):
@@ -64,7 +66,7 @@ async def uploaded(call: AnyCall, user_id: int) -> AsyncIterator[dict[str, str]]
     former = await _current(call, user_id)
     async with stored(call, content) as avatar:
         yield {"avatar": avatar}
-    # A request that was repeated with its Idempotency-Key has changed nothing, so both names are compared.
+    # A request that repeats an earlier Idempotency-Key changes nothing, so the account may still have the former name.
     current = await _current(call, user_id)
     for each in {former, avatar} - {current}:
         await discard(call.services, each)
@@ -76,10 +78,10 @@ async def _current(call: AnyCall, user_id: int) -> str | None:
 
 
 async def discard(services: Services, avatar: str | None) -> None:
-    """Delete the files of an avatar that no account names any longer."""
+    """Delete the files of an avatar to which no account refers any longer."""
     if avatar is None:
         return
     try:
         await services.storage.delete([avatars.file_name(avatar, side) for side in avatars.SIDES])
     except Unavailable:
-        log.info("avatar files left for the clean-up", avatar=avatar)
+        log.info("avatar files left for a later clean-up", avatar=avatar)

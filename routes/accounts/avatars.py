@@ -22,14 +22,15 @@ from services.pictures import images
 HEADERS = {
     # A URL always shows the same picture; a new picture gets a new URL.
     "Cache-Control": "public, max-age=31536000, immutable",
-    # A picture is never rendered as a page, even if the decoder let something else pass.
+    # Browsers never render a picture as a page, even if the decoder let other content pass.
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Content-Disposition": "inline",
-    "Cross-Origin-Resource-Policy": "cross-origin",  # pages of other origins may show the picture
+    "Cross-Origin-Resource-Policy": "cross-origin",  # allows pages of other origins to show the picture
 }
 UPLOAD = Details(
-    description="Send the picture as the field `avatar` of a form, or as the body itself. Only its upright centre "
-    "square is kept, as WebP of at most 512 × 512 and 128 × 128 pixels, without any metadata.",
+    description="Send the picture as the field `avatar` of a form, or as the body itself. The picture is turned "
+    "upright, and only its centre square is kept, as WebP of at most 512 × 512 and 128 × 128 pixels, without any "
+    "metadata.",
     form=AvatarForm,
     signed_in=True,
     if_match=True,

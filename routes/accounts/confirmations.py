@@ -29,8 +29,8 @@ from routes.http.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
 
 NO_STORE = {"Cache-Control": "no-store"}
 ABOUT_URLS = (
-    "An activation or confirmation URL is valid once, for 24 hours. The response to an invalid token is a 404 without "
-    "a reason. If another account has taken the new address meanwhile, the response is a 409."
+    "An activation or confirmation URL can be used once, within 24 hours. The response to an invalid token is a 404 "
+    "without a reason. If another account has taken the new address meanwhile, the response is a 409."
 )
 REQUEST_EMAIL = Details(
     description="The response is the same whether the account exists or not. An account receives at most one such "
@@ -56,7 +56,7 @@ def _problem_page(error: Problem) -> Response:
         case InvalidInput():
             title, why = "This link is incomplete", "Copy the whole link from the email into the browser."
         case Conflict():
-            title, why = "This address is taken", "Another account now has this address. Your account keeps its own."
+            title, why = "This address is taken", "Another account has this address, so your account cannot use it."
         case _:
             title, why = "This did not work", "Try again in a moment."
     return pages.page(title, why, error.status, error.headers)
@@ -125,7 +125,7 @@ async def _use(call: AnyCall, token: str) -> Response:
 
 @contextmanager
 def _logging_refusals(call: AnyCall) -> Iterator[None]:
-    """Log an emailed token that is rejected. The log does not say why, or whose account it was for."""
+    """Log the rejection of an emailed token. The log reveals neither the reason nor the account."""
     try:
         yield
     except NotFound:
@@ -164,9 +164,9 @@ async def _promise_email(call: Call[None, None, credentials.AddressBody], kind: 
 
 
 def new_password_problems(services: Services, body: Any, valid: Any) -> Sequence[FieldProblem]:
-    """Return the problems of the new password in an invalid body, regardless of the user.
+    """Return the problems of the new password that do not depend on the user, if the body is invalid.
 
-    In a valid body, the handler checks the password, because some rules depend on the user's names.
+    If the body is valid, the handler checks the password, because some rules depend on the user's names.
     """
     password = body.get("new_password") if isinstance(body, dict) else None
     if valid is not None or not isinstance(password, str):
@@ -186,7 +186,7 @@ def _problems_for(
     "Change my password",
     {204: None},
     description="Ends all other sessions of the account. If the old password is wrong, the response is a 403 "
-    "that names it, and the problems of the new one.",
+    "that lists this problem and those of the new password.",
     check=new_password_problems,
     signed_in=True,
     errors=(403, 409),
@@ -199,7 +199,8 @@ async def change_password(call: Call[None, None, credentials.ChangePasswordBody]
     if not await knows_password(call, user, body.old_password):
         raise Forbidden([wrong_password("old_password"), *problems])
     if nfkc(body.new_password) == nfkc(body.old_password):
-        problems.append(FieldProblem(("body", "new_password"), "This is the old password", "password_is_old"))
+        message = "Expected a password other than the old one"
+        problems.append(FieldProblem(("body", "new_password"), message, "password_is_old"))
     if problems:
         raise InvalidInput(problems)
     password_hash = await services.passwords.hash(body.new_password)
@@ -234,7 +235,7 @@ async def reset_password(call: Call[None, None, credentials.ResetPasswordBody]) 
         await call.write(lambda tx: confirmations.reset_password(tx, body.token, password_hash))
     for login in (user["username"], user["email"]):
         if login is not None:
-            # Forget the failed attempts: a user who forgot the password has usually made some.
+            # Reset the count of failed attempts, because a user who forgot the password has usually made some.
             await services.lockout.signed_in(login, call.address)
     services.outbox.wake()
     return Response(status_code=204)

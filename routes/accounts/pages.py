@@ -1,6 +1,6 @@
-"""HTML pages for activation and confirmation URLs opened in a browser: a button, and the result.
+"""HTML pages for activation and confirmation URLs that are opened in a browser: a button, then the result.
 
-A page asks before it activates, because mail scanners open URLs the way browsers do and must not activate an account.
+The first page only asks, because mail scanners open URLs the way browsers do and must not activate an account.
 The pages run no script and load one style sheet.
 """
 

@@ -1,4 +1,4 @@
-"""Profiles: what an account says about its owner, visible to the owner and to admins.
+"""Profiles: the personal data of accounts, visible to the owner and to admins.
 
 Every handler serves both `/users/me/profile` and `/users/{id}/profile`.
 """
@@ -20,7 +20,7 @@ from routes.http.queries import ById
 
 GET = Details(signed_in=True, if_none_match=True)
 CREATE = Details(
-    description="An account has at most one profile. It already contains the names given at registration.",
+    description="An account has at most one profile. A new profile already contains the names given at registration.",
     form=ProfileForm,
     signed_in=True,
     idempotent=True,

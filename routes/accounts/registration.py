@@ -16,16 +16,17 @@ from routes.http import rendering
 from routes.http.limit_groups import LimitGroup
 from routes.http.operation import Call, Details, Operations, Services
 
-ATTEMPTS = 3  # concurrent registrations can conflict over two keys of an address; the third attempt needs none
+# Concurrent registrations with the same address can conflict over its two unique keys; a third attempt needs no key.
+ATTEMPTS = 3
 
 operations = Operations("accounts")
 
 
 def problems(services: Services, body: Any, valid: Any) -> Sequence[FieldProblem]:
-    """Return the problems of a registration that its model cannot find: the password's, and a missing address."""
+    """Return the problems that the model of a registration cannot find: a bad password and a missing address."""
     found = list(password_problems(services, body, valid))
     if services.activates_by_mail and isinstance(body, dict) and "email" not in body:
-        message = "Expected an address: the activation URL is emailed to it"
+        message = "Expected an email address, to which the activation URL is sent"
         found.append(FieldProblem(("body", "email"), message, "missing"))
     return found
 
@@ -59,7 +60,8 @@ async def register(call: Call[None, None, RegisterBody]) -> Response:
     fields = call.body.model_dump(exclude_unset=True)
     password = fields.pop("password", None) or fields.pop("hashedPassword")
     fields.pop("hashedPassword", None)
-    # Hash before the transaction: hashing takes tens of milliseconds, and the log has one writer at a time.
+    # Hash before the transaction: hashing takes tens of milliseconds, and only one transaction at a time can write to
+    # the log.
     password_hash = await call.services.passwords.hash(password)
     awaits_activation = call.services.activates_by_mail
 
@@ -74,7 +76,7 @@ async def register(call: Call[None, None, RegisterBody]) -> Response:
             user = await call.write(work)
             break
         except Conflict:
-            # A concurrent registration may have taken the address, which the response must not reveal.
+            # A concurrent registration may have taken the address. The response must not reveal this, so try again.
             if not awaits_activation or not attempts_left:
                 raise
     if awaits_activation:

@@ -19,13 +19,13 @@ from routes.http.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
 from routes.http.queries import ByUuid, PageQuery
 from services.tokens import new_token_id
 
-# While a password is checked, another sign-in may store it with other hash parameters, or its owner may change it. In
-# that case, the password is checked again.
+# While a password is being checked, another sign-in may store a new hash of it with other parameters, or its owner may
+# change it. In either case, the password is checked again.
 ATTEMPTS = 3
 SIGN_IN = Details(
-    description="Send the access token in the header Authorization; it is valid for minutes. The refresh token obtains "
-    "the next pair (POST /auth/refresh), for as long as the session lasts. A 403 means that the password is right but "
-    "the account awaits its activation or is disabled.",
+    description="Send the access token in the header Authorization; it is valid for `expires_in` seconds. The refresh "
+    "token obtains the next pair (POST /auth/refresh), for as long as the session lasts. A 403 means that the password "
+    "is right but the account awaits its activation or is disabled.",
     ignores_credentials=True,
     errors=(401, 403),
     limit_group=LimitGroup.SIGN_IN,
@@ -57,11 +57,12 @@ async def token(call: Call[None, None, TokenForm]) -> Response:
     "/auth/refresh",
     "Get the next pair of tokens",
     {200: Token},
-    description="A refresh token is valid once. Reusing one is treated as theft: the response is 401 and the session "
-    "ends.",
+    description="A refresh token is valid once. Reusing a token is treated as theft: the response is a 401, and the "
+    "session ends.",
     ignores_credentials=True,
     errors=(401,),
-    # Tokens cannot be guessed, and all clients of one office refresh from one address.
+    # The stricter limit of sign-in does not apply, because tokens cannot be guessed and all clients of an office may
+    # refresh from one address.
     limit_group=LimitGroup.WRITE,
 )
 async def refresh(call: Call[None, None, RefreshBody]) -> Response:
@@ -81,7 +82,7 @@ async def _sign_in(call: AnyCall, login: str, password: str) -> Response:
             services.lockout.refused(login, call.address, str(error.detail))
             raise
         except Unauthenticated:
-            break  # the account was deleted meanwhile
+            break  # the account has been deleted meanwhile
         if proven is None:
             break
         if begun is not None:
@@ -94,10 +95,10 @@ async def _sign_in(call: AnyCall, login: str, password: str) -> Response:
 async def _proven(
     call: AnyCall, login: str, found: Sequence[Mapping[str, Any]], password: str
 ) -> tuple[int, Checked] | None:
-    """Return the id of the account whose password this is, with what was checked, or None if no account matches.
+    """Return the id of the account that has this password, with the checked hash, or None if no account matches.
 
-    A wrong password costs the same work however many accounts were found, so the duration does not reveal whether an
-    address has an account, or one that waits for it.
+    A wrong password costs the same work however many accounts were found. So the duration does not reveal whether an
+    address belongs to an account, or whether an account that awaits its activation was registered with it.
     """
     hashes = [user["password_hash"] for user in found]
     most = 2 if "@" in login and call.services.activates_by_mail else 1
@@ -150,7 +151,7 @@ def _tokens(call: AnyCall, session: dict[str, Any], renewal: Renewal) -> Respons
     "/auth/logout",
     "Sign out",
     {204: None},
-    description="Ends this session at once: its tokens are revoked and its websockets closed.",
+    description="Ends this session immediately: its tokens are revoked and its websockets are closed.",
     signed_in=True,
 )
 async def logout(call: Call[None, None, None]) -> Response:
@@ -181,7 +182,7 @@ async def end_all_sessions(call: Call[None, None, None]) -> Response:
 @operations.delete(
     "/auth/sessions/{id}",
     "End one of my sessions",
-    description="Ends the session at once, as signing out does.",
+    description="Ends the session immediately, as signing out does.",
     signed_in=True,
     errors=(404,),
 )

@@ -1,4 +1,4 @@
-"""Accounts as their owners, other users and admins see and change them."""
+"""Operations on accounts for their owners, for other users and for admins."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from routes.http import queries, rendering
 from routes.http.operation import AnyCall, Call, Details, Operations
 from routes.http.queries import ById, ListQuery
 
-ADDRESS_RATE = Rate(5, 24 * 60 * 60)  # changes of one account's email address by its owner
+ADDRESS_RATE = Rate(5, 24 * 60 * 60)  # how often the owner of an account may change its email address
 EDIT = Details(signed_in=True, if_match=True, answer_headers=("ETag",))
 EDIT_OWN = Details(
-    description="Changing `username` or `email` requires `current_password` (alias `password`); if it is missing or "
-    "wrong, the response is a 403 that names it. Where accounts are activated by email, a new address takes effect "
-    "when the token that is mailed to it is sent to `POST /auth/activate`.",
+    description="Changing `username` or `email` requires `current_password` (alias `password`); if the password is "
+    "missing or wrong, the response is a 403 that names the field. Where accounts are activated by email, a new "
+    "address takes effect when the token that is emailed to that address is sent to `POST /auth/activate`.",
     errors=(403, 409),
     **EDIT,
 )
@@ -86,9 +86,9 @@ async def edit_me(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> R
 
 
 async def _prove(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> Mapping[str, Any] | None:
-    """Return the account whose current password was sent, or None when no password was sent.
+    """Return the caller's account if its current password was sent, or None if no password was sent.
 
-    Raises Forbidden when the password is wrong.
+    Raises Forbidden if the password is wrong.
     """
     name = next((name for name in profiles.PROOFS if name in call.body.model_fields_set), None)
     if name is None:
@@ -100,7 +100,7 @@ async def _prove(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> Ma
 
 
 async def _count_address(call: AnyCall, before: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
-    """Count a change of email address, because each sends an email, possibly to a stranger. Raises TooManyRequests."""
+    """Count a change of email address, because each sends an email, perhaps to a stranger. Raises TooManyRequests."""
     if fields.get("email", before["email"]) != before["email"]:
         services = call.services
         network = network_of(call.address or "")
@@ -131,7 +131,7 @@ async def delete(call: Call[ById | None, None, None]) -> Response:
     "List users",
     list[User | OtherUser],
     description="Admins see whole accounts. Other users see the id, user name and name of active accounts, and can "
-    "filter, sort and search by these only.",
+    "filter, sort and search only by these fields.",
     filters=USER_FIELDS,
     signed_in=True,
     errors=(403,),
@@ -144,7 +144,10 @@ async def list_users(call: Call[None, ListQuery, None]) -> Response:
 
 
 def _require_fields_of_others(request: ListRequest) -> None:
-    """Raise Forbidden when the request filters or sorts by a field that only admins see: the result would reveal it."""
+    """Raise Forbidden if the request filters or sorts by a field that only admins see.
+
+    Otherwise the result would reveal something about the field.
+    """
     conditions = [*request.filter.all, *(condition for group in request.filter.any for condition in group)]
     asked = {condition.field.name for condition in conditions} | {name for name, _ in request.sort}
     if foreign := sorted(asked - OTHER_USER_FIELDS.keys()):
@@ -181,7 +184,7 @@ async def get_user(call: Call[ById, None, None]) -> Response:
         return rendering.entity(call, user["version"], orjson.dumps(users.public(user)))
     if not user["is_active"]:
         raise users.not_found(call.path.id)
-    # The version would reveal how often the hidden fields change, so the tag of this form has none.
+    # The version would reveal how often the hidden fields change, so the entity tag for other users omits it.
     return rendering.entity(call, 0, orjson.dumps(users.in_brief(user)))
 
 

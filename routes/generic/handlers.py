@@ -1,4 +1,4 @@
-"""The handlers of every generic resource: each one written once."""
+"""The handlers of the operations that every resource has."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from routes.accounts.access import listed_account
 from routes.http import parsing, queries, rendering
 from routes.http.operation import Call
 
-MAX_BULK_BODY_BYTES = 10 * 1024 * 1024  # ten thousand rows of a thousand bytes
+MAX_BULK_BODY_BYTES = 10 * 1024 * 1024  # enough for 10,000 rows of 1,000 bytes each
 DEFAULT_BATCH = 1_000
 CHUNKS_PER_SECOND_AT_A_RATE = 5
-MAX_PROBLEMS_OF_ROW = 10  # listed for each skipped row
-MAX_PACED_SECONDS = 24 * 3600  # of a job with a rate
+MAX_PROBLEMS_OF_ROW = 10  # problems listed for each skipped row
+MAX_PACED_SECONDS = 24 * 3600  # the longest duration of a job with a `rate`
 SEED_BITS = 32
 
 
@@ -93,7 +93,7 @@ async def get_including(resource: Resource, call: Call[queries.ById, queries.Inc
 async def create(resource: Resource, call: Call[queries.ByUserId | None, None, BaseModel]) -> Response:
     if call.path is not None and call.path.user_id != call.me.user_id:
         raise Forbidden("Only the user with this id can do this")
-    resource.require_may_create(call.me)  # before the transaction begins, where it is checked again
+    resource.require_may_create(call.me)  # reject early; the transaction checks again
     fields = call.body.model_dump()
 
     async def work(tx: Transaction) -> StoredResponse:
@@ -129,7 +129,7 @@ async def delete(resource: Resource, call: Call[queries.ById, None, None]) -> Re
 
 
 async def add_bulk(resource: Resource, call: Call[None, queries.OnErrorQuery, queries.Rows]) -> Response:
-    resource.require_may_create(call.me)  # before ten thousand rows are validated; checked again when they are stored
+    resource.require_may_create(call.me)  # reject before 10,000 rows are validated; the transaction checks again
     rows = await parsing.check_rows(resource.body, call.body.root)
     skips = call.query.on_error == "skip"
     if not skips:
@@ -180,7 +180,7 @@ async def generate(resource: Resource, call: Call[queries.ByNumber, queries.Gene
         batch_size = min(DEFAULT_BATCH, max(1, int(query.rate / CHUNKS_PER_SECOND_AT_A_RATE)))
     if query.rate is not None and call.path.number > query.rate * MAX_PACED_SECONDS:
         least = math.ceil(call.path.number / MAX_PACED_SECONDS * 100) / 100
-        message = f"Expected at least {least:g}, at which {call.path.number} rows are stored within a day"
+        message = f"Expected at least {least:g} rows per second to store {call.path.number} rows within a day"
         raise InvalidInput([FieldProblem(("query", "rate"), message, "too_slow")])
     order = JobOrder(
         kind=f"generate_{resource.name}",
@@ -191,7 +191,7 @@ async def generate(resource: Resource, call: Call[queries.ByNumber, queries.Gene
     )
 
     services = call.services
-    # An unknown address, such as that of a Unix socket, is no network.
+    # An unknown address, such as that of a Unix socket, belongs to no network.
     is_counted = services.limits.is_on and call.address
     origin = jobs.Origin(network_of(call.address or ""), services.users_per_address) if is_counted else None
 

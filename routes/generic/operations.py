@@ -1,4 +1,4 @@
-"""The operations of every resource: each one declared once."""
+"""Declarations of the operations that every resource has."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from routes.http import queries
 from routes.http.limit_groups import LimitGroup
 from routes.http.operation import Details, Handler, Operations
 
-ALL_OR_NONE = "One transaction. If any row is not the caller's to change, the response is a 403 and nothing changes."
+ALL_OR_NONE = (
+    "Runs in one transaction. If the caller may not change one of the rows, the response is a 403 and nothing changes."
+)
 CREATE = Details(idempotent=True, answer_headers=("Location", "ETag"), signed_in=True)
 EDIT = Details(answer_headers=("ETag",), signed_in=True, if_match=True, errors=(403, 404, 409))
 BULK = Details(signed_in=True, max_body_bytes=handlers.MAX_BULK_BODY_BYTES, limit_group=LimitGroup.BULK)
@@ -37,7 +39,7 @@ def operations_of(resource: Resource) -> Operations:
 
 
 def _by_staff(resource: Resource) -> str:
-    """Return the end of a summary: empty unless only staff may write the resource."""
+    """Return the suffix of a summary, which is empty unless only staff may write the resource."""
     return " (moderators and admins only)" if resource.changed_by == "staff" else ""
 
 
@@ -90,7 +92,8 @@ def _declare_bulk(made: Operations, resource: Resource) -> None:
         f"Add many {name}{staff}",
         {201: resource.added},
         BULK,
-        description="One transaction: all rows or none, unless `on_error=skip`. Subscribers receive `add_bulk` events.",
+        description="Adds all rows in one transaction, or none, unless `on_error=skip`. Subscribers receive `add_bulk` "
+        "events.",
         body_schema=_rows(resource.body),
         idempotent=True,
         errors=_create_errors(resource),
@@ -129,7 +132,7 @@ def _declare_generation(made: Operations, resource: Resource) -> None:
         f"/{resource.name}/generate/{{number}}",
         f"Generate {resource.name}",
         {202: Job},
-        description="Queues a job that adds realistic rows. Subscribers receive each batch when it is stored.",
+        description="Queues a job that adds realistic rows. Subscribers receive each batch as soon as it is stored.",
         idempotent=True,
         errors=(429,),
         answer_headers=("Location",),

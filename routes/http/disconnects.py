@@ -1,4 +1,4 @@
-"""Stops a read whose client has disconnected, so that no other read waits behind a useless statement."""
+"""Stop a read whose client has disconnected, so that no other read waits behind a useless database statement."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-# Most reads are done by then, and watching the connection costs a tenth of such a read.
+# Watching the connection starts only after this time. Most reads are shorter, and watching would cost a tenth of such a
+# read.
 WATCH_AFTER_SECONDS = 0.1
 
 T = TypeVar("T")
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
-    """Return the result of `work`. Cancel `work` and raise ClientDisconnect when the client disconnects first."""
+    """Return the result of `work`. Cancel `work` and raise ClientDisconnect if the client disconnects first."""
     loop = asyncio.get_running_loop()
     watches: list[asyncio.Task[None]] = []
 

@@ -40,7 +40,7 @@ operations = Operations("documentation")
 def _folder() -> Path:
     # The package is found without importing it, because only its files are needed.
     spec = find_spec("offapi")
-    assert spec is not None, "offapi is in requirements.txt"
+    assert spec is not None, "expected the package offapi to be installed"
     assert spec.origin is not None
     return Path(spec.origin).parent
 

@@ -1,4 +1,4 @@
-"""The checks of `Host`, against DNS rebinding, and of `Origin`, for the pages of browsers (CORS)."""
+"""Checks of the header `Host`, against DNS rebinding, and of `Origin`, for web pages of other origins (CORS)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from core.logs import WarnOnce
 from core.network.hosts import AllowedHosts, host_of, origin_refusal
 from routes.http.rendering import problem_response
 
-# Probes and scrapers address a pod or a container by whatever name or address is current. A rebound page can learn from
-# these paths only the health of the service, and its metrics unless METRICS_TOKEN protects them.
+# Probes and scrapers address a pod or a container by whatever name or address is current. After DNS rebinding, a page
+# can learn from these paths only the health of the service, and its metrics unless METRICS_TOKEN protects them.
 PROBED = frozenset({"/healthz", "/readyz", "/metrics"})
 log = structlog.get_logger("http")
 
 
 class HostCheck:
-    """Rejects requests for hosts that are not `allowed` with 421, and those without one valid `Host` with 400."""
+    """Rejects requests for hosts that are not `allowed` with 421, and requests without one valid `Host` with 400."""
 
     def __init__(self, app: ASGIApp, allowed: AllowedHosts) -> None:
         self.app = app
@@ -32,7 +32,7 @@ class HostCheck:
         self._warn = WarnOnce(log, "host rejected")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A request over a socket has the host of the handshake, which was checked.
+        # A request over a websocket has the host of the handshake, which has been checked.
         if scope["type"] in ("http", "websocket") and scope_keys.SOCKET not in scope:
             try:
                 self._check(scope)
@@ -46,11 +46,11 @@ class HostCheck:
         await self.app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        """Raise BadRequest or MisdirectedRequest unless the host is served."""
+        """Raise BadRequest for a missing or invalid `Host`, and MisdirectedRequest for a host that is not allowed."""
         given = [value for name, value in scope["headers"] if name == b"host"]
         is_probe = scope["path"] in PROBED
         if not given and is_probe and scope.get("http_version") == "1.0":
-            return  # HTTP/1.0 has no Host, and some load balancers probe with it
+            return  # HTTP/1.0 does not require Host, and some load balancers probe with HTTP/1.0
         if len(given) != 1:
             raise BadRequest(f"Expected exactly one Host header, got {len(given)}")
         host = host_of(given[0].decode("latin-1").strip())
@@ -67,7 +67,7 @@ class HostCheck:
 
 
 class Cors(CORSMiddleware):
-    """Starlette's middleware, but the response to a preflight from a rejected origin says why."""
+    """Starlette's CORS middleware, with a response to rejected preflight requests that gives the reason."""
 
     def __init__(
         self,

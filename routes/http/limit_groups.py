@@ -41,7 +41,7 @@ RATES: Mapping[LimitGroup, Rate] = {
     LimitGroup.REGISTER: Rate(20, MINUTE),
     LimitGroup.MAIL: Rate(10, MINUTE),
 }
-# Counted by address even with a token: a client with many accounts is still one client.
+# Requests of these groups are counted by address even with a token, because one client may have many accounts.
 BY_ADDRESS = frozenset({LimitGroup.SIGN_IN, LimitGroup.REGISTER, LimitGroup.MAIL})
 
 
@@ -52,7 +52,7 @@ class Rule:
     name: str
     rate: Rate
     by_address: bool
-    address_rate: Rate | None = None  # of all signed-in users of one address together, unless `by_address`
+    address_rate: Rate | None = None  # the rate of all signed-in users of one address together, unless `by_address`
 
 
 Rules = Mapping[tuple[str, str], Rule]
@@ -60,7 +60,7 @@ UNMATCHED = ("", "")  # the key of the rule for requests that no operation handl
 
 
 def rules(groups: Mapping[tuple[str, str], LimitGroup], limits: RateLimits, users_per_address: int) -> Rules:
-    """Return the rule of each (method, path) that has one. Raises SettingsError for unknown routes in `limits`.
+    """Return the rule of each (method, path) with a rate limit. Raises SettingsError for unknown routes in `limits`.
 
     All users of one address together have `users_per_address` times the rate of a user.
     """
@@ -71,7 +71,7 @@ def rules(groups: Mapping[tuple[str, str], LimitGroup], limits: RateLimits, user
         if each.route not in known:
             raise SettingsError(f"RATE_LIMITS: there is no route {each.method} {each.path}.")
     rates = {each.route: each.rate for each in limits.routes}
-    # The same count as for anonymous reads, so that unknown paths are no way around it.
+    # Requests for unknown paths are counted together with anonymous reads, so that they cannot evade that limit.
     found = {UNMATCHED: Rule(LimitGroup.READ.value, RATES[LimitGroup.READ], by_address=True)}
     for (method, path), group in groups.items():
         own = rates.get((method, nameless(path)))
@@ -84,10 +84,9 @@ def rules(groups: Mapping[tuple[str, str], LimitGroup], limits: RateLimits, user
 
 
 async def count(request: HTTPConnection, limits: Limits, rule: Rule | None, identity: Identity | None) -> None:
-    """Count a request for its user and the user's address, or for the address alone if there is no identity or the
-    rule says so.
+    """Count a request for its user and for all users of the user's address. Raises TooManyRequests.
 
-    Raises TooManyRequests.
+    If there is no identity, or the rule is `by_address`, count the request for the address alone.
     """
     if rule is None:
         return
@@ -116,7 +115,7 @@ async def count(request: HTTPConnection, limits: Limits, rule: Rule | None, iden
 
 
 def headers_of(outcome: Outcome) -> list[tuple[bytes, bytes]]:
-    """Return the RateLimit headers, as ASGI sends them."""
+    """Return the RateLimit headers in the form that ASGI sends."""
     return [
         (b"ratelimit-limit", b"%d" % outcome.limit),
         (b"ratelimit-remaining", b"%d" % outcome.remaining),

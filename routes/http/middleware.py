@@ -23,7 +23,7 @@ from routes.http import limit_groups
 from routes.http.rendering import JSONResponse, problem_response
 
 PREFIX = "/api/v1"
-MAX_LOGGED_PATH_BYTES = 500  # of a path, percent-encoded
+MAX_LOGGED_PATH_BYTES = 500  # applies to the percent-encoded path
 _SANE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 # Browsers must use the declared media type, even if a response looks like a script or a page.
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
@@ -32,7 +32,7 @@ log = structlog.get_logger("http")
 
 @dataclass(eq=False)
 class _Middleware:
-    """Wraps the application `app`."""
+    """The base class of middleware around the application `app`."""
 
     app: ASGIApp
 
@@ -41,15 +41,15 @@ class _Middleware:
 class OnePath(_Middleware):
     """Serves `/marquee/api/v1/movies/` as `/movies`, so that each route is declared once and no request is redirected.
 
-    `root` is the path under which clients reach the service, or an empty string. A proxy in front may remove it from
-    the path or not.
+    `root` is the path under which clients reach the service, or an empty string. A proxy in front of the service may
+    or may not remove `root` from the path.
     """
 
     root: str = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
-            # A server with a root path of its own (uvicorn --root-path) puts it before the path.
+            # If the server itself has a root path (uvicorn --root-path), it puts the root path before the path.
             path = below(below(scope["path"], scope.get("root_path", "")), self.root)
             prefix = PREFIX if path == PREFIX or path.startswith(PREFIX + "/") else ""
             rest = path[len(prefix) :]
@@ -64,12 +64,12 @@ class OnePath(_Middleware):
 
 
 def below(path: str, root: str) -> str:
-    """Return the path without `root` at its beginning, if it is there."""
+    """Return the path without the prefix `root`, or unchanged if it does not begin with `root`."""
     return path[len(root) :] or "/" if root and (path == root or path.startswith(root + "/")) else path
 
 
 class RequestLog(_Middleware):
-    """Gives each request an id, returns it in `X-Request-ID` and logs one line with it. Queries are not logged."""
+    """Gives each request an id, returns the id in `X-Request-ID`, and logs a line with the id but without the query."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -78,7 +78,7 @@ class RequestLog(_Middleware):
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _SANE_ID.match(given) else uuid.uuid4().hex
         is_websocket = scope["type"] == "websocket"
-        is_on_socket = scope_keys.SOCKET in scope  # its response becomes a frame
+        is_on_socket = scope_keys.SOCKET in scope  # a request sent over a websocket: its response becomes a frame
         started = time.perf_counter()
         status, is_stream = 0, False
 
@@ -94,7 +94,7 @@ class RequestLog(_Middleware):
                 if (outcome := scope.get(scope_keys.LIMIT)) is not None:
                     message["headers"] = [*message["headers"], *limit_groups.headers_of(outcome)]
                 is_stream = headers.get("content-type", "").startswith("text/event-stream")
-                if is_websocket:  # counted now, not when the websocket closes
+                if is_websocket:  # count the request now, not when the websocket closes
                     metrics.request_answered("GET", _route_of(scope), status, None)
             await send(message)
 
@@ -115,13 +115,13 @@ class RequestLog(_Middleware):
 
 
 def _logged_path(scope: Scope) -> str:
-    """Return the path as it was sent, shortened. It is not decoded: it might contain terminal control sequences."""
+    """Return the path as it was sent, shortened. It is not decoded, as it might contain terminal control sequences."""
     raw: bytes = scope.get("raw_path", b"")[: MAX_LOGGED_PATH_BYTES + 1]
     return shortened(raw.partition(b"?")[0].decode("latin-1"), MAX_LOGGED_PATH_BYTES)
 
 
 def _route_of(scope: Scope) -> str:
-    """Return the template of the path: one of a bounded set, whatever clients request."""
+    """Return the template of the path, or "unmatched", so that clients cannot add new label values to the metrics."""
     route = scope.get("route")
     return getattr(route, "path_format", "") or "unmatched"
 
@@ -147,9 +147,9 @@ async def on_problem(request: Request, error: Exception) -> Response:
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Return, in the shape that all errors have, what Starlette itself rejects: unknown paths and methods.
+    """Return the error of a request that Starlette rejects (unknown path or method), in the shape that all errors have.
 
-    Such requests count against the rate limit of reads by their address.
+    Such requests count towards the rate limit for anonymous reads from their address.
     """
     assert isinstance(error, HTTPException)
     try:
@@ -160,7 +160,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    """Respond where no route matches. A rejected websocket receives a reason, too."""
+    """Respond to a request that matches no route. A rejected websocket also receives a response with the reason."""
     if scope["type"] == "websocket":
         websocket = WebSocket(scope, receive, send)
         answer: Response = JSONResponse({"detail": "Not Found: websockets are at /ws"}, 404)
@@ -183,7 +183,7 @@ async def _count_unmatched(request: HTTPConnection) -> None:
 
 
 class Unexpected(_Middleware):
-    """Turns any other exception into a 500 without internals, and logs it with the request id."""
+    """Turns any unexpected exception into a 500 that reveals no internals, and logs it with the request id."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":

@@ -1,4 +1,4 @@
-"""Parse a complete multipart/form-data body (RFC 7578), as fast as a search for its boundary. Pure."""
+"""Parse a complete multipart/form-data body (RFC 7578) by a fast search for its boundary. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Part:
 
 
 def parts(body: bytes, content_type: str) -> list[Part]:
-    """Return the parts in order, without media types. Raises ValueError, whose message says what was expected."""
+    """Return the parts in order, without their media types. Raises a ValueError that says what was expected."""
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if not 1 <= len(boundary) <= MAX_BOUNDARY_LENGTH:
         raise ValueError(f"expected a boundary of 1 to {MAX_BOUNDARY_LENGTH} characters in Content-Type")
-    # The first delimiter may be at the very beginning, without a line end before it.
+    # The first delimiter may be at the very beginning, without a line break before it.
     _, *pieces = (LINE + body).split(LINE + b"--" + boundary, MAX_PARTS + 2)
     if not pieces or len(pieces) > MAX_PARTS + 1 or not pieces[-1].startswith(b"--"):
         raise ValueError(

@@ -50,13 +50,13 @@ def _header(about: str, *, required: bool = True, **schema: Any) -> dict[str, An
 HEADERS: Mapping[str, dict[str, Any]] = {
     "X-Total-Count": _header("Number of rows in the whole list", type="integer", minimum=0),
     "Stream-Position": _header(
-        "`<epoch>:<seq>`: the position of the event log that the response shows. Watching from there (`since` of the "
-        "websocket) misses nothing and repeats nothing. After a write, the position of its last event: a stream that "
-        "has reached it has shown the write",
+        "`<epoch>:<seq>`: the position in the event log that the response reflects. A client that watches from there "
+        "(`since` of the websocket) misses nothing and receives nothing twice. After a write, the position of its last "
+        "event: a stream that has reached this position has shown the write",
         type="string",
         pattern="^[!-9;-~]+:[0-9]+$",
     ),
-    "Link": _header("RFC 8288: first, prev, next, last", required=False, type="string"),
+    "Link": _header("URLs of the first, prev, next and last page (RFC 8288)", required=False, type="string"),
     "Location": _header("Path of the new resource", type="string", pattern="^/[!-~]+$"),
     "ETag": _header('`"<version>-<digest>"`', type="string", pattern='^"[0-9]+-[0-9a-f]{16}"$'),
     "X-Request-ID": _header("Identifies the request in the logs", type="string", pattern="^[A-Za-z0-9._-]{1,128}$"),
@@ -142,7 +142,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if operation.filters:
         notes.append(
             "All filters must match, and at least one of the groups `or[0][field]`, `or[1][field][operator]`, …, if "
-            "there are any."
+            "any are given."
         )
     if description := "\n\n".join([*filter(None, [operation.description]), *notes]):
         built["description"] = description
@@ -174,7 +174,7 @@ def _content_with_file(form: type[BaseModel]) -> dict[str, Any]:
 
 
 def _add_operation_links(operation: Operation, built: dict[str, Any], operations: Sequence[Operation]) -> None:
-    """Add the operations that take an id from this operation's response (OpenAPI calls them links)."""
+    """Add OpenAPI links to the operations that take an id from the response of this operation."""
     for status, answer in operation.answers.items():
         source = _ID_SOURCES.get(answer) if isinstance(answer, type) else None
         if source is None or operation.method != "POST":
@@ -227,7 +227,7 @@ def _responses(operation: Operation) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _IdSource:
-    """Where the id is in a response, and the path and the parameter that take it."""
+    """The location of the id in a response, and the path and the parameter that take the id."""
 
     pointer: str
     path: str
@@ -246,7 +246,7 @@ _SUCCESSES = {200: "Done", 201: "Added", 202: "Accepted", 204: "Deleted", 503: "
 
 
 def _errors_of(operation: Operation) -> set[int]:
-    # An invalid token is rejected everywhere, and any query can be invalid.
+    # Nearly every operation rejects an invalid token (401), and any query can be invalid (422).
     found = {401, 422, 503, *operation.errors}
     if operation.is_limited:
         found.add(429)

@@ -1,4 +1,4 @@
-"""Operations: a method on a path, with everything the router, the parser and the documentation need to know about it.
+"""Operations: a method on a path, with everything that the router, the parser and the documentation need to know.
 
 An operation is declared on its handler, and `routes.table` lists the collections:
 
@@ -39,32 +39,32 @@ from services.tokens import Tokens
 
 
 class EventPages(Protocol):
-    """Reads pages of the event log (`realtime.sse.replay`). It is a protocol, since edges do not import each other."""
+    """Reads pages of the event log. Implemented by `realtime.sse.replay`, which this edge must not import."""
 
     async def page(self, identity: Identity | None, query: Any) -> tuple[Head, Sequence[bytes], bool]: ...
 
 
 class EventStreams(Protocol):
-    """Responds with server-sent events (`realtime.sse.event_stream`)."""
+    """Responds with server-sent events. Implemented by `realtime.sse.event_stream`."""
 
     def stream(self, identity: Identity | None, query: Any, last_event_id: str | None) -> Response: ...
 
 
 class Outbox(Protocol):
-    """Sends the emails queued in `repository.accounts.outbox` (`jobs.mailer`)."""
+    """Sends the emails queued in `repository.accounts.outbox`. Implemented by `jobs.mailer`."""
 
     def wake(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The process-wide services that handlers use, in the lifespan state as `services`."""
+    """The process-wide services that handlers use. The lifespan state contains them as `services`."""
 
     database: Database
     tokens: Tokens
     passwords: Passwords
     outbox: Outbox
-    activates_by_mail: bool  # a new account stays inactive until its activation URL is opened
+    activates_by_mail: bool  # whether a new account stays inactive until its owner uses the emailed activation URL
     lockout: Lockout
     readiness: Callable[[], Awaitable[Mapping[str, str]]]
     openapi: Callable[[], bytes]
@@ -74,8 +74,8 @@ class Services:
     event_streams: EventStreams
     limits: Limits
     limit_rules: Rules
-    generated_rows_per_day: int | None  # of one user; None without limits
-    users_per_address: int  # all users of one address together have this many times the limits of a user
+    generated_rows_per_day: int | None  # the limit for one user; None without rate limits
+    users_per_address: int  # all users of one address together have this many times the limits of one user
 
 
 PathT_co = TypeVar("PathT_co", covariant=True)
@@ -105,13 +105,13 @@ class Call(Generic[PathT_co, QueryT_co, BodyT_co]):
     filter: filters.Filter
     body: BodyT_co
     headers: Headers
-    prefix: str  # `/api/v1`, or empty
-    url_path: str  # without the prefix
+    prefix: str  # the root path, and `/api/v1` if the path of the request has it
+    url_path: str  # the path without the prefix
     query_string: str
     method: str
     raw_body: bytes
-    address: str | None  # of the client
-    is_socket: bool  # sent over a websocket, whose frames carry only JSON
+    address: str | None  # the client's address
+    is_socket: bool  # whether the request was sent over a websocket, whose frames carry only JSON and text
     written: Written = field(default_factory=Written)
 
     @property
@@ -119,7 +119,7 @@ class Call(Generic[PathT_co, QueryT_co, BodyT_co]):
         return self.services.database
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Run `Database.write` with the client as the writer, whose rights are checked again in the transaction.
+        """Run `Database.write` with the client as the writer. The client's rights are checked again in the transaction.
 
         The response carries the position of the last event as `Stream-Position`.
         """
@@ -133,7 +133,7 @@ class Call(Generic[PathT_co, QueryT_co, BodyT_co]):
 
     @property
     def me(self) -> Identity:
-        assert self.identity is not None, "the operation is not marked signed_in"
+        assert self.identity is not None, "expected the operation to be marked signed_in"
         return self.identity
 
 
@@ -148,8 +148,8 @@ class Declare(Protocol):
     def __call__(self, handler: HandlerT) -> HandlerT: ...
 
 
-# Returns the problems that the body's model cannot find. It is called with the body as sent and with the validated
-# body, or None when the body is invalid. Its problems are reported together with the model's.
+# A function that returns the problems that the body's model cannot find. It is called with the services, the body as
+# sent, and the validated body (None if the body is invalid). Its problems are reported together with the model's.
 BodyCheck = Callable[[Services, Any, Any], Sequence[FieldProblem]]
 
 Answers = Mapping[int, Any]
@@ -159,7 +159,7 @@ LIST_HEADERS = ("X-Total-Count", "Stream-Position", "Link")
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """`path` contains `{names}`; `answers` maps each success status to its model, or to None for an empty body."""
+    """`path` has parameters in braces. `answers` maps each success status to its model, or to None without a body."""
 
     method: str
     path: str
@@ -174,22 +174,22 @@ class Operation:
     filters: Mapping[str, filters.Field] = field(default_factory=dict)
     body: type[BaseModel] | None = None
     check: BodyCheck | None = None
-    form: type[BaseModel] | None = None  # the model of a body that carries a file: see `routes.http.uploads`
-    body_schema: Any = None  # the documented body, when `body` validates only the outermost list
+    form: type[BaseModel] | None = None  # the model of a body that contains a file: see `routes.http.uploads`
+    body_schema: Any = None  # the type of the body in the documentation, if `body` validates only the outermost list
     max_body_bytes: int = MAX_BODY_BYTES
     body_media_types: tuple[str, ...] = ("application/json",)
     signed_in: bool = False
-    ignores_credentials: bool = False  # so that a client with a stale token can get a new one
+    ignores_credentials: bool = False  # lets a client with a stale token get a new token
     errors: tuple[int, ...] = ()
     media_type: str = "application/json"
-    idempotent: bool = False  # honours Idempotency-Key
+    idempotent: bool = False  # whether it honours Idempotency-Key
     if_match: bool = False
     if_none_match: bool = False
-    headers: Mapping[str, str] = field(default_factory=dict)  # request headers it reads, with their descriptions
+    headers: Mapping[str, str] = field(default_factory=dict)  # descriptions of request headers, by name
     answer_headers: tuple[str, ...] = ()
-    limit_group: LimitGroup | None = None  # None: UPLOAD for forms, else READ or WRITE by the method
+    limit_group: LimitGroup | None = None  # None means UPLOAD for forms, else READ or WRITE depending on the method
     other_content: Mapping[str, Any] = field(default_factory=dict)  # further media types of the success response
-    problem_page: Callable[[Problem], Response] | None = None  # for clients that prefer HTML
+    problem_page: Callable[[Problem], Response] | None = None  # renders problems for clients that prefer HTML
 
     @property
     def counts_as(self) -> LimitGroup:
@@ -205,10 +205,10 @@ class Operation:
 
 
 class Details(TypedDict, total=False):
-    """What a declaration may say beyond path, summary and answers: fields of `Operation`, which explains them.
+    """The optional details of a declaration. They become the fields of `Operation` with the same names.
 
-    `body` and `query_model` name the model to validate with where the handler's annotation is a union or a base class.
-    A handler whose annotated body is the `form` takes nothing else.
+    If the handler's annotation is a union or a base class, `body` and `query_model` name the model to validate with. If
+    the annotated body is the `form`, the operation accepts no other body.
     """
 
     description: str
@@ -240,7 +240,7 @@ NO_DETAILS = Details()
 class Operations:
     """The operations of one module, in the order of their declarations, under one tag of the documentation.
 
-    `like` holds the details that several declarations share; a declaration's own details take precedence.
+    `like` contains the details that several declarations share; a declaration's own details take precedence.
     """
 
     def __init__(self, tag: str) -> None:
@@ -287,11 +287,13 @@ class Operations:
 
 
 def _path_model(path: str, annotated: Any) -> type[BaseModel] | None:
-    """Return the model of the path, or None if the annotation is `Model | None` and the path has no names."""
+    """Return the model of the path, or None if the annotation is `Model | None` and the path has no parameters."""
     names = set(re.findall(r"\{(\w+)\}", path))
     model = next((each for each in get_args(annotated) or (annotated,) if each is not type(None)), None)
     found: type[BaseModel] | None = model if names else None
-    assert names == (set(found.model_fields) if found is not None else set()), f"{path} does not fit {annotated}"
+    assert names == (set(found.model_fields) if found is not None else set()), (
+        f"expected a model for {path}, got {annotated}"
+    )
     return found
 
 
@@ -299,7 +301,7 @@ def _model(annotated: Any, chosen: type[BaseModel] | None) -> type[BaseModel] | 
     """Return the annotated model, or `chosen`, which must be one of the annotated models or derived from one."""
     members = get_args(annotated) or (annotated,)
     if chosen is None:
-        assert len(members) == 1, f"which of {annotated}?"
+        assert len(members) == 1, f"expected one model, or the choice of one, got {annotated}"
         return members[0] if members[0] is not type(None) else None
-    assert issubclass(chosen, members), f"expected {chosen} to be {annotated}"
+    assert issubclass(chosen, members), f"expected {annotated} or a model derived from it, got {chosen}"
     return chosen

@@ -19,14 +19,14 @@ def _header(name: str, description: str, **more: Any) -> dict[str, Any]:
     return {"name": name, "in": "header", "description": description, "schema": {"type": "string"}, **more}
 
 
-# No schema can express these three: the effect of the headers depends on what was sent and stored before, and
-# `on_error=skip` accepts rows that the body's schema rejects. Plain parameters promise that whatever fits the schemas
-# is accepted, so operations list these under `x-conditional-parameters` and in their descriptions instead.
+# No schema can express these three parameters: the effect of the two headers depends on what was sent and stored
+# before, and `on_error=skip` accepts rows that the body's schema rejects. Plain parameters promise that whatever fits
+# the schemas is accepted. So operations list these three under `x-conditional-parameters` and in their descriptions.
 CONDITIONAL: Mapping[str, dict[str, Any]] = {
     "Idempotency-Key": _header(
         "Idempotency-Key",
-        "Repeating the same request with the same key returns the first response, for a day; a different request with "
-        "the key is rejected with a 422",
+        "For a day, repeating the same request with the same key returns the first response; a different request with "
+        "the same key is rejected with a 422",
         example="5f8b3a52-0a3d-4b8e-9f6e-6c1d2a7b9e10",
         schema={"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]{1,255}$"},
     ),
@@ -44,7 +44,8 @@ CONDITIONAL: Mapping[str, dict[str, Any]] = {
     },
 }
 _TEXT_SCHEMA = {"type": "string", "maxLength": filters.MAX_TEXT_LENGTH, "pattern": schemas.NO_NUL}
-# A value of a list as it is written in a query: in quotes if it contains a comma (`core/texts/listed.py`).
+# The pattern of a value in a comma-separated list. A value that contains a comma must be in double quotes
+# (`core/texts/listed.py`).
 _LENGTH = filters.MAX_LISTED_TEXT_LENGTH
 _LISTED = rf'^(?:[^\x00,"][^\x00,]{{0,{_LENGTH - 1}}}|"(?:[^\x00"]|""){{0,{_LENGTH}}}")?$'
 _FILTER_SCHEMAS: Mapping[FieldType, dict[str, Any]] = {
@@ -83,7 +84,7 @@ def conditional(operation: Operation) -> list[dict[str, Any]]:
 
 
 def plain(operation: Operation) -> list[dict[str, Any]]:
-    """Return all other parameters, of the path, the query and the headers."""
+    """Return the parameters that are not in `CONDITIONAL`: those of the path, the query and the headers."""
     parameters = [*_of_model(operation.path_model, "path"), *_of_model(operation.query_model, "query")]
     parameters = [each for each in parameters if each["name"] not in CONDITIONAL]
     for parameter in parameters:

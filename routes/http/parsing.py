@@ -1,4 +1,4 @@
-"""Turn a request into a `Call`: identify the client, validate every part, and report all problems at once."""
+"""Turn a request into a `Call`: identify the client, validate every part, and report all problems together."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from schemas import Body
 from services import authentication
 from services.pictures.pool import Uploader
 
-BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; more would only hold a connection
+BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; more would only keep a connection busy
 MAX_FORM_BYTES = 16 * 1024
 MAX_PARAMETERS = 300
-MAX_ROW_MEMBERS = 100  # of a row in a bulk body; no resource has half as many fields
-ROWS_PER_SLICE = 250  # about a millisecond of validation; other tasks run between slices
+MAX_ROW_MEMBERS = 100  # members of a row in a bulk body; no resource has even half as many fields
+ROWS_PER_SLICE = 250  # validated in about a millisecond; other tasks can run between slices
 
 JSON_MEDIA_TYPE = "application/json"
 IDEMPOTENCY_KEY = re.compile(r"^[\x21-\x7e]{1,255}$")
@@ -58,9 +58,9 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
         problems.append(FieldProblem(("header", "Idempotency-Key"), message, "invalid_idempotency_key"))
     raw_body, body = b"", None
     has_waited = asyncio.Event()
-    asyncio.get_running_loop().call_soon(has_waited.set)  # runs only if reading the body has to wait
+    asyncio.get_running_loop().call_soon(has_waited.set)  # happens only if reading the body has to wait
     if operation.form is not None and _media_type(request) in uploads.media_types(operation.form):
-        assert identity is not None, "an operation with a form is marked signed_in"
+        assert identity is not None, "expected an operation with a form to be marked signed_in"
         with services.pictures.receiving(Uploader(identity.user_id, request.client.host if request.client else None)):
             raw_body = await read_body(request, uploads.MAX_UPLOAD_BODY_BYTES)
         values = uploads.values(raw_body, _media_type(request), request.headers["content-type"], problems)
@@ -69,7 +69,8 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
         raw_body = await read_body(request, operation.max_body_bytes)
         body = _body(request, operation, raw_body, problems)
     if identity is not None and has_waited.is_set():
-        # The transaction checks the rights, too, but can only reject the write; the operation needs the current rights.
+        # The rights may have changed meanwhile. The transaction checks them, too, but can only reject the write,
+        # whereas the handler needs the current rights.
         identity = await authentication.recheck(services.database, identity)
     if problems:
         problems.extend(await _problems_of_rows(request, operation, body))
@@ -93,7 +94,7 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
 
 
 async def _problems_of_rows(request: Request, operation: Operation, body: Any) -> list[FieldProblem]:
-    """Return the problems of the rows of a bulk body, which the handler checks only when everything else is valid."""
+    """Return the problems of the rows of a bulk body. The handler checks the rows only if everything else is valid."""
     if not isinstance(body, queries.Rows) or b"on_error=skip" in request.scope["query_string"]:
         return []
     (row_model,) = get_args(operation.body_schema)
@@ -119,7 +120,7 @@ async def _identify_and_count(request: Request, operation: Operation, services: 
 async def identify(request: Request, services: Services) -> Identity | None:
     """Return the client's identity, or None without credentials.
 
-    Raises Unauthenticated for invalid credentials, even where none are needed.
+    Raises Unauthenticated for invalid credentials, even if the operation requires none.
     """
     if scope_keys.SOCKET in request.scope:
         # A request over a websocket carries the identity of the socket, which may have just expired or been revoked.
@@ -154,13 +155,13 @@ async def read_body(request: Request, limit: int) -> bytes:
                 chunks.append(chunk)
     except TimeoutError:
         if stopping.is_stopping:
-            raise Unavailable("The service is stopping; nothing was done: send the request again") from None
+            raise Unavailable("The service is stopping and has done nothing; send the request again") from None
         raise RequestTimeout(f"Expected the whole body within {BODY_SECONDS:g} seconds") from None
     return b"".join(chunks)
 
 
 def problems_of(error: ValidationError, prefix: Sequence[str | int]) -> list[FieldProblem]:
-    """Return one problem for each error, located under `prefix`."""
+    """Return one problem for each error of the validation, located under `prefix`."""
     found = []
     for each in error.errors(include_url=False, include_context=False, include_input=False):
         is_object = each["type"] in ("model_type", "model_attributes_type")
@@ -170,9 +171,7 @@ def problems_of(error: ValidationError, prefix: Sequence[str | int]) -> list[Fie
 
 
 def _validated(model: type[BaseModel] | None, value: Any, where: str, problems: list[FieldProblem]) -> Any:
-    """Return the validated model, or None if there is no model. For an invalid `value`, add to `problems` and return
-    None.
-    """
+    """Return the validated model, or None without a model. If `value` is invalid, add to `problems` and return None."""
     if model is None:
         return None
     try:
@@ -230,7 +229,7 @@ def _body(request: Request, operation: Operation, raw: bytes, problems: list[Fie
     found: list[FieldProblem] = []
     body = _validated(operation.body, value, "body", found)
     if body is None and issubclass(operation.body, Body):
-        # Pydantic checks members together only when each of them is valid.
+        # Pydantic checks the rules that combine several members only if each member is valid.
         found.extend(operation.body.unmet(value, found))
     if operation.check is not None:
         problems.extend(operation.check(request.state.services, value, body))
@@ -247,26 +246,26 @@ def _form(raw: bytes) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class CheckedRows:
-    """The rows of a bulk body by their position in it: the fields of the valid ones, the problems of the others."""
+    """The rows of a bulk body by index: the fields of the valid rows, and the problems of the invalid rows."""
 
     valid: dict[int, dict[str, Any]] = field(default_factory=dict)
     invalid: dict[int, list[FieldProblem]] = field(default_factory=dict)
 
     def require_all(self) -> None:
-        """Raise InvalidInput when any row is invalid."""
+        """Raise InvalidInput if any row is invalid."""
         if self.invalid:
             problems = [problem for found in self.invalid.values() for problem in found]
             raise InvalidInput(problems)
 
 
 async def check_rows(model: type[BaseModel], rows: Sequence[Any], *, exclude_unset: bool = False) -> CheckedRows:
-    """Validate each row of a bulk body; other tasks run in between."""
+    """Validate each row of a bulk body. Other tasks can run in between."""
     checked = CheckedRows()
     for index, row in enumerate(rows):
         if index % ROWS_PER_SLICE == ROWS_PER_SLICE - 1:
             await asyncio.sleep(0)
         if isinstance(row, dict) and len(row) > MAX_ROW_MEMBERS:
-            # Not validated, because each unknown member would be a problem of its own.
+            # Such a row is not validated, because each unknown member would be reported as a separate problem.
             problem = FieldProblem(("body", index), f"Expected at most {MAX_ROW_MEMBERS} members", "too_long")
             checked.invalid[index] = [problem]
             continue

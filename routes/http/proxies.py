@@ -33,7 +33,7 @@ class TrustedProxies:
     """Replaces the client and the scheme of the scope with the ones that the outermost trusted proxy received.
 
     Each proxy appends its peer's address to `X-Forwarded-For`. The header is therefore read from the right, up to the
-    first address that is not a trusted proxy: everything further left can be forged.
+    first address that is not a trusted proxy, because everything further left can be forged.
     """
 
     def __init__(self, app: ASGIApp, networks: Sequence[str]) -> None:
@@ -52,7 +52,7 @@ class TrustedProxies:
         for text in reversed(_values(scope["headers"], b"x-forwarded-for")):
             address = parse_address(text)
             if address is None:
-                break  # "unknown" or malformed: use the last known address
+                break  # the value is "unknown" or malformed, so use the last known address
             client = address
             if not self._trusts(address):
                 break

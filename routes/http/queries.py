@@ -26,7 +26,7 @@ Offset = Annotated[int, Field(ge=0, le=schemas.MAX_ID), schemas.WRITTEN_INTEGER]
 
 
 class Parameters(BaseModel):
-    """Parameters of a path or a query; unknown ones are rejected."""
+    """Parameters of a path or a query. Unknown parameters are rejected."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -53,9 +53,9 @@ class ByRange(Parameters):
     @field_validator("end_id")
     @classmethod
     def _is_a_range(cls, end_id: int, info: ValidationInfo) -> int:
-        start_id = info.data.get("start_id", end_id)  # missing when `start_id` is invalid
+        start_id = info.data.get("start_id", end_id)  # `info.data` lacks an invalid `start_id`
         if not 0 <= end_id - start_id < schemas.MAX_BULK_ROWS:
-            message = f"Expected a range of 1 to {schemas.MAX_BULK_ROWS} ids, start_id first"
+            message = f"Expected start_id <= end_id and a range of at most {schemas.MAX_BULK_ROWS} ids"
             raise PydanticCustomError("invalid_range", message)
         return end_id
 
@@ -70,7 +70,7 @@ class ByUuid(Parameters):
 
 # --- queries
 
-MAX_SEARCHED_WORDS = 8  # each row is searched for each word
+MAX_SEARCHED_WORDS = 8  # bounded because every row is searched for every word
 _GAP, _LETTER = f"[{schemas.PADDING}]", rf"[^{schemas.PADDING}\x00]"
 _FEW_WORDS = rf"^{_GAP}*(?:{_LETTER}+{_GAP}+){{0,{MAX_SEARCHED_WORDS - 1}}}(?:{_LETTER}+{_GAP}*)?$"
 
@@ -95,7 +95,8 @@ Search = Annotated[
 ]
 Sort = Annotated[str | None, Field(description="Comma-separated fields; a leading minus sorts in descending order")]
 After = Annotated[
-    Offset | None, Field(description="Only rows with a higher id. Without `sort` and `offset`, `Link` continues by id")
+    Offset | None,
+    Field(description="Only rows with a higher id. Without `sort` and `offset`, `Link` continues after the last id"),
 ]
 
 
@@ -128,8 +129,9 @@ def sortable(fields: Mapping[str, filters.Field]) -> list[str]:
 
 
 def sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tuple[str, bool], ...]:
-    """Parse `-release_date,title` into (column, descending) pairs. Raises ValueError, whose message says what was
-    expected.
+    """Parse a list such as `-release_date,title` into (column, is_descending) pairs.
+
+    Raises a ValueError that says what was expected.
     """
     if not sort:
         return ()
@@ -147,7 +149,7 @@ def sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tupl
 def list_request(
     call: Call[object, TrailQuery, object], fields: Mapping[str, filters.Field], user_id: int | None = None
 ) -> ListRequest:
-    """Return which part of a list the call asks for; with `user_id`, only of that user's rows."""
+    """Return the part of a list that the call requests. With `user_id`, the list has only that user's rows."""
     query = call.query
     return ListRequest(
         filter=call.filter,
@@ -183,13 +185,13 @@ class GenerateQuery(Parameters):
 
 
 class IncludeQuery(Parameters):
-    """The related rows that a GET of one entity may add to it. `include_query` says which these are."""
+    """The base class of queries that add related rows to an entity. `include_query` derives one for each resource."""
 
     include: str | None = None
 
 
 def include_query(singular: str, names: Sequence[str]) -> type[IncludeQuery]:
-    """Return the query of an entity whose related rows can be included."""
+    """Return the query model of an entity whose related rows `names` can be included."""
     choice: Any = Literal[tuple(names)]
     described = Field(default=None, description=f"Adds the {singular}'s {' or '.join(names)}")
     return create_model(f"{singular.title()}IncludeQuery", __base__=IncludeQuery, include=(choice | None, described))

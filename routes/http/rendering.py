@@ -1,4 +1,4 @@
-"""Build responses: JSON, entity tags, preconditions, idempotent writes, the headers of a page, content negotiation."""
+"""Build responses: JSON, entity tags, preconditions, idempotent writes, page headers and content negotiation."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ from routes.http.operation import AnyCall, Call
 from routes.http.queries import PageQuery
 
 JSON = "application/json"
-MAX_LINKED_QUERY_BYTES = 2_000  # with a longer one, `Link` holds only the next page: it repeats the query for each page
+MAX_LINKED_QUERY_BYTES = 2_000  # for longer queries, `Link` has only the next page: each URL repeats the query
 POSITION = "Stream-Position"
-# Also matches our tags as compressing proxies change them: nginx makes a tag weak, Apache appends the encoding.
+# Also matches this service's tags after a compressing proxy has changed them: nginx makes a tag weak, and Apache
+# appends the encoding.
 _TAG = re.compile(r'(?:W/)?"(([0-9]{1,10})-[0-9a-f]{16})(?:-[a-z]{2,8})?"')
 
 
 class JSONResponse(Response):
-    """Encodes its content with orjson; bytes are taken as encoded already."""
+    """A JSON response encoded with orjson. Content that is given as bytes must already be encoded."""
 
     media_type = JSON
 
@@ -52,17 +53,17 @@ def tag(version: int, body: bytes) -> str:
 
 
 def tagged(version: int, body: bytes, status: int = 200, **headers: str) -> Response:
-    """Return the representation after a write, with its tag."""
+    """Return a response with the representation after a write and its entity tag."""
     return Response(body, status, {"ETag": tag(version, body), **headers}, JSON)
 
 
 def entity(call: AnyCall, version: int, body: bytes) -> Response:
-    """Return the representation with its tag, or a 304 when the client already has it."""
+    """Return a response with the representation and its entity tag, or a 304 if the client already has it."""
     return _unless_known(call, body, JSON, {"ETag": tag(version, body), "Cache-Control": "no-cache"})
 
 
 def immutable(call: AnyCall, content: bytes, media_type: str, headers: Mapping[str, str]) -> Response:
-    """Return content that never changes at its URL, with its tag, or a 304 when the client already has it."""
+    """Return a response with content that never changes at its URL, or a 304 if the client already has it."""
     return _unless_known(call, content, media_type, {**headers, "ETag": tag(1, content)})
 
 
@@ -74,7 +75,10 @@ def _unless_known(call: AnyCall, content: bytes, media_type: str, headers: Mappi
 
 
 def if_match(call: AnyCall) -> IfMatch:
-    """Return the versions that `If-Match` names, or None without the header or with `*`. Foreign tags match nothing."""
+    """Return the versions that `If-Match` names, or None without the header or with `*`.
+
+    Tags that do not have the form of this service's tags match no version.
+    """
     wanted = _tags(call, "if-match")
     if wanted is None or "*" in wanted:
         return None
@@ -82,7 +86,7 @@ def if_match(call: AnyCall) -> IfMatch:
 
 
 def _tags(call: AnyCall, name: str) -> list[str] | None:
-    """Return the tags in all header lines with this name, or None without such a line."""
+    """Return the tags in all header lines with this name, or None if there is no such line."""
     lines = call.headers.getlist(name)
     return [part.strip() for part in ",".join(lines).split(",")] if lines else None
 
@@ -106,7 +110,7 @@ async def write_once(call: AnyCall, work: Callable[[Transaction], Awaitable[Stor
     headers = dict(stored.headers)
     epoch = headers.get(POSITION, "").rpartition(":")[0]
     if call.written.position is not None and epoch != call.written.position.epoch:
-        headers.pop(POSITION, None)  # stored before the log was replaced
+        headers.pop(POSITION, None)  # the response was stored before the log was replaced
     return Response(stored.body, stored.status, headers, headers.get("content-type", JSON))
 
 
@@ -133,7 +137,7 @@ def page(call: PageCall, listed: Listed[dict[str, Any]]) -> Response:
 
 
 def labels_page(call: PageCall, listed: Listed[tuple[int, str]]) -> Response:
-    """Return one page of labels. Each row is an id and a label, of which the client sees the label."""
+    """Return one page of labels. Each row consists of an id and a label, but the client sees only the label."""
     return _page(call, listed, [label for _, label in listed.rows], listed.rows[-1][0] if listed.rows else None)
 
 
@@ -148,7 +152,7 @@ def _page(call: PageCall, listed: Listed[Any], items: Sequence[Any], last_id: An
 
 
 def _other_pages(call: PageCall, count: int, total: int, last_id: Any) -> Mapping[str, str]:
-    """Return the URLs of the `Link` header by relation."""
+    """Return the URLs of the `Link` header by link relation, such as "next"."""
     limit = call.query.limit
     if limit == 0:
         return {}
@@ -161,26 +165,27 @@ def _other_pages(call: PageCall, count: int, total: int, last_id: Any) -> Mappin
         pages["prev"] = _url(call, offset=max(0, offset - limit))
     if count == limit if after is not None else offset + limit < total:
         pages["next"] = _url(call, offset=offset + limit)
-    if after is None:  # otherwise `total` includes the rows up to `after`
+    if after is None:  # with `after`, the last page is unknown, because `total` includes the rows up to `after`
         pages["last"] = _url(call, offset=max(0, (total - 1) // limit * limit))
     return pages
 
 
 def position(head: Head) -> dict[str, str]:
-    """Return the header that names the log position a response shows, from which a client can watch without a gap."""
+    """Return the header with the log position that a response reflects. Clients can watch from there without a gap."""
     return {POSITION: f"{head.epoch}:{head.seq}"}
 
 
 def with_position(response: Response, call: AnyCall) -> Response:
-    """Return the response to a call, after a write with the position of its last event."""
+    """Add the position of the last event to the response, if the call has written anything, and return the response."""
     if call.written.position is not None and POSITION not in response.headers:
         response.headers.update(position(call.written.position))
     return response
 
 
 def next_page(call: AnyCall, **changes: int | str | None) -> str:
-    """Return the value of a `Link` header to the next page: the same path with a changed query. A change to None
-    removes the parameter.
+    """Return the value of a `Link` header to the next page: the same path with a changed query.
+
+    A change to None removes the parameter.
     """
     return f'<{_url(call, **changes)}>; rel="next"'
 
@@ -191,7 +196,7 @@ def _url(call: AnyCall, **changes: int | str | None) -> str:
         for name, value in parse_qsl(call.query_string, keep_blank_values=True)
         if name not in ("offset", "skip", *changes)
     ]
-    # The path arrives decoded; user names in it may contain any character.
+    # The path has been decoded and must be quoted again, because user names in it may contain any character.
     changed = [(name, value) for name, value in changes.items() if value is not None]
     return f"{call.prefix}{quote(call.url_path)}?{urlencode([*kept, *changed], safe='[],:')}"
 
@@ -200,12 +205,12 @@ def _url(call: AnyCall, **changes: int | str | None) -> str:
 
 
 def client_prefers(headers: Headers, media_type: str) -> bool:
-    """Return whether the `Accept` headers of a request, together, prefer the media type to JSON."""
+    """Return whether the `Accept` headers of a request, taken together, prefer the media type to JSON."""
     return prefers(",".join(headers.getlist("accept")), media_type)
 
 
 def prefers(accept: str, media_type: str) -> bool:
-    """Return whether `accept` names the media type and does not weigh JSON higher."""
+    """Return whether `accept` names the media type and does not give JSON a higher weight."""
     weights: dict[str, float] = {}
     for part in accept.split(","):
         media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))

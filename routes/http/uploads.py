@@ -1,4 +1,4 @@
-"""Bodies that carry a picture: a form with the file in it, or the file alone.
+"""Request bodies with a picture: a form that contains the file, or the file alone.
 
 The file's name and declared media type are ignored.
 """
@@ -17,22 +17,22 @@ MULTIPART_MEDIA_TYPE = "multipart/form-data"
 FILE_MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp")
 EMPTY_FILE = FieldProblem(("body", FILE_FIELD), "Expected a picture, got an empty file", "empty_file")
 MAX_AVATAR_BYTES = 5 * 1024 * 1024
-MAX_UPLOAD_BODY_BYTES = MAX_AVATAR_BYTES + 64 * 1024  # the rest of the form
+MAX_UPLOAD_BODY_BYTES = MAX_AVATAR_BYTES + 64 * 1024  # leaves room for the rest of the form
 
 
 def media_types(form: type[BaseModel]) -> tuple[str, ...]:
-    """Return the media types of a body: a form or, where the form requires the file, also the file alone.
+    """Return the media types of a body: a form or, if the form requires the file, also the file alone.
 
-    A profile cannot be changed by a bare file, because all its other fields would become empty.
+    A profile cannot be replaced by a bare file, because all its other fields would become empty.
     """
     is_needed = form.model_fields[FILE_FIELD].is_required()
     return (MULTIPART_MEDIA_TYPE, *FILE_MEDIA_TYPES) if is_needed else (MULTIPART_MEDIA_TYPE,)
 
 
 def values(raw: bytes, media_type: str, content_type: str, problems: list[FieldProblem]) -> dict[str, Any] | None:
-    """Return the form's strings and the bytes of its file, or None when the form is malformed. Raises ContentTooLarge.
+    """Return the form's strings and the bytes of its file, or None if the form is malformed. Raises ContentTooLarge.
 
-    Forms have no null: an empty string stands for it.
+    Forms have no null, so an empty string stands for null.
     """
     if media_type in FILE_MEDIA_TYPES:
         if not raw:
@@ -52,7 +52,7 @@ def values(raw: bytes, media_type: str, content_type: str, problems: list[FieldP
         elif name == FILE_FIELD:
             if not content and part.is_chosen:
                 problems.append(EMPTY_FILE)
-            if content or part.is_chosen:  # browsers send an empty file without a name when the user chose none
+            if content or part.is_chosen:  # browsers send an empty, nameless file if the user chose none
                 found[name] = _bounded(content)
         else:
             try:

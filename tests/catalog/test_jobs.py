@@ -427,7 +427,7 @@ async def test_a_rate_that_takes_more_than_a_day_is_refused(service: Service) ->
     async with service.person() as alice:
         refused = await alice.http.post("/movies/generate/86401?rate=1")
         assert_problem(refused, 422, ["query", "rate"])
-        assert "at least 1.01, at which 86401 rows are stored within a day" in refused.json()["detail"][0]["msg"]
+        assert "at least 1.01 rows per second to store 86401 rows within a day" in refused.json()["detail"][0]["msg"]
         accepted = await alice.generate("movies", 86_400, "?rate=1")
         assert (await alice.http.delete(f"/jobs/{accepted['id']}")).status_code == 200
 

@@ -4,10 +4,10 @@
         async for event in client.watch("movies"):
             print(event)
 
-Modules, from pure code to I/O: `errors`, `events` (values), `queries` (of REST lists), `retry` (when to reconnect),
-`subscription` (one subscription across all connections), `arguments` (validation), `session` (the protocol across
-connections); then, with asyncio, `queues`, `watch`, `view`, `presence` (what the application reads) and `client` (the
-socket).
+The modules, from pure code to I/O: `errors`, `events` (values), `queries` (query strings for REST lists), `retry` (when
+to reconnect), `subscription` (one subscription across all connections), `arguments` (validation), `session` (the
+protocol across connections). The others use asyncio: `queues`; `watch`, `view` and `presence`, which the application
+reads; and `client`, which owns the socket.
 """
 
 from .client import Client

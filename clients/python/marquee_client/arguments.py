@@ -1,7 +1,8 @@
-"""Validation of arguments, in the call that receives them. Pure.
+"""Validation of arguments in the call that receives them. Pure: no I/O.
 
-An invalid argument that failed later, while messages are sent, would look like an error of the server and be retried
-forever. The validated value is a copy, so that later changes by the caller have no effect.
+If an invalid argument failed only later, when its message is sent, the failure would look like an error of the server
+and the message would be retried forever. The validated value is a copy, so that later changes by the caller have no
+effect.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 from .events import Position
 from .subscription import SubscribeOptions
 
-MAX_MESSAGE_BYTES = 256 * 1024  # the server closes the socket with 1009 above this
-NO_TOKEN_CHARACTER = re.compile(r"[^A-Za-z0-9._~+/=-]")  # RFC 6750
+MAX_MESSAGE_BYTES = 256 * 1024  # for larger messages, the server closes the socket with 1009
+NO_TOKEN_CHARACTER = re.compile(r"[^A-Za-z0-9._~+/=-]")  # RFC 6750 defines the allowed characters
 HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
@@ -24,7 +25,7 @@ def text_of(message: Mapping[str, Any]) -> str:
 
 
 def checked(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a message that the server can read, without its id.
+    """Check that the server can read a message, and return a copy without an id.
 
     Raises TypeError for values that JSON cannot represent. Raises ValueError for NaN and infinity, for a lone
     surrogate, which is not valid Unicode, and for a message that is too large.
@@ -55,11 +56,10 @@ def topics_of(topics: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def since_of(since: Position | int | str | None, epoch: str | None = None) -> Position | None:
-    """Return a position that is given as a `Position`, as a string in the form of `Stream-Position`, or as a number
-    with its epoch.
+    """Convert `since` to a `Position`. Raises TypeError and ValueError.
 
-    A number alone is rejected, because after a restored backup it could continue in another log. Raises TypeError and
-    ValueError.
+    `since` may be a `Position`, a string in the form of the header `Stream-Position`, or a number if `epoch` is given.
+    A number alone is rejected because it could belong to another log, for example after the restore of a backup.
     """
     if epoch is not None and not isinstance(epoch, str):
         raise TypeError(f"epoch: expected a string, got {epoch!r}")
@@ -113,7 +113,7 @@ def options_of(
 
 
 def token_of(token: object) -> str | None:
-    """Return the token without surrounding white space, or None if nothing is left.
+    """Return the token without surrounding whitespace, or None if nothing is left.
 
     Raises TypeError and ValueError, whose messages do not reveal the token.
     """
@@ -130,7 +130,7 @@ def token_of(token: object) -> str | None:
 
 
 def _half_pairs(value: Any, place: str) -> Iterator[str]:
-    """Yield the places of lone surrogates, such as `body.titles[2]`."""
+    """Yield the paths of the strings with lone surrogates, such as `body.titles[2]`."""
     if isinstance(value, str):
         if HALF_PAIR.search(value):
             yield place

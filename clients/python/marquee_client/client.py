@@ -1,4 +1,4 @@
-"""The client and its socket, which is replaced whenever it ends."""
+"""The client, which opens a new socket whenever the current one ends."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from .watch import Watch
 OPEN_SECONDS = 10.0
 CLOSE_SECONDS = 1.0
 SEND_SECONDS = 40.0  # a server that reads nothing for this long is considered dead
-MAX_FRAME_BYTES = 64 * 1024 * 1024  # events stay below 1 MiB, responses to requests may be larger
+MAX_FRAME_BYTES = 64 * 1024 * 1024  # events are smaller than 1 MiB, but responses to requests may be larger
 
-WARNED_ATTEMPTS = 3  # failures in a row before a warning, so that a wrong URL is noticed
+WARNED_ATTEMPTS = 3  # consecutive failures before a warning, so that a wrong URL is noticed
 
 Token = str | Callable[[], Awaitable[str | None] | str | None] | None
 log = logging.getLogger("marquee_client")
@@ -38,13 +38,13 @@ log = logging.getLogger("marquee_client")
 class Client:
     """A connection to a Marquee service, shared by any number of watches, views and requests.
 
-    `url`: a URL such as `ws://127.0.0.1:8000/ws`. `token`: an access token, or a callable, async or not, that returns
-    one or None. The callable is called before every connection. It may raise `Unauthorized` to end the client; after
+    `url`: a URL such as `ws://127.0.0.1:8000/ws`. `token`: an access token, or a callable (async or not) that returns a
+    token or None. The callable is called before every connection. It may raise `Unauthorized` to end the client; after
     any other error the client tries again later. If the token is malformed, or the server rejects it, the callable is
-    called once more; if that fails, too, the client ends with `Unauthorized`. White space around a token is removed; an
-    empty token means anonymous.
+    called once more; if the second token is not accepted either, the client ends with `Unauthorized`. Whitespace around
+    a token is removed. Without a token, or with an empty one, the client is anonymous.
 
-    Arguments of the client and its methods are validated immediately, with TypeError and ValueError.
+    The client and its methods validate their arguments immediately and raise TypeError or ValueError.
 
     The client connects when it is entered with `async with` or first used, and stays connected until `close`. It
     belongs to one event loop. When it ends with an error, its watches, views, presences and requests raise that error.
@@ -59,7 +59,7 @@ class Client:
         self._session.on_message = self._wake.set
         self._task: asyncio.Task[None] | None = None
         self._trouble: str | None = None
-        self._failures = 0  # attempts in a row without a welcome
+        self._failures = 0  # consecutive attempts without a welcome
 
     async def __aenter__(self) -> Client:
         self._begin()
@@ -76,12 +76,12 @@ class Client:
 
     @property
     def trouble(self) -> str | None:
-        """Why the last connection or attempt failed, in words; None while connected and before the first failure."""
+        """Why the last connection or attempt failed, as text; None while connected and before the first failure."""
         return None if self.is_connected else self._trouble
 
     @property
     def user_id(self) -> int | None:
-        """The user as whom the server authenticated the last connection; None if anonymous."""
+        """The id of the user that the last connection was authenticated as; None if anonymous."""
         return self._session.user_id
 
     async def close(self) -> None:
@@ -135,14 +135,14 @@ class Client:
     ) -> Response:
         """Send a REST request over the socket, as the socket's user, and return the response, whatever its status.
 
-        The call waits for a connection, and while 16 requests are in flight. If the connection ends before the
-        response, the request is sent again if that is safe: GET, HEAD, PUT and DELETE without `If-Match`, and every
-        request with an idempotency key (a repeated DELETE may find nothing left to delete). Otherwise raises
+        The call waits until there is a connection and fewer than 16 requests are in flight. If the connection ends
+        before the response, the request is sent again if that is safe: GET, HEAD, PUT and DELETE without `If-Match`,
+        and every request with an idempotency key (a repeated DELETE may find nothing left to delete). Otherwise raises
         ConnectionLost.
 
-        Raises ServerError when the server could not handle the message, TypeError or ValueError when the request is not
-        JSON or too large, and TimedOut after `timeout_seconds`, including the time spent waiting to send. After a
-        timeout or a cancellation, the server may still have carried out the request.
+        Raises ServerError if the server could not handle the message, TypeError or ValueError if the request cannot be
+        written as JSON or is too large, and TimedOut after `timeout_seconds`, which include the time spent waiting to
+        send. After a timeout or a cancellation, the server may still have carried out the request.
         """
         method, sent = method.upper(), dict(headers or {})
         if idempotency_key is not None:
@@ -171,7 +171,7 @@ class Client:
     async def authenticate(self, token: str) -> Mapping[str, Any]:
         """Send a new token without reconnecting. Return `{"user_id", "group"}`. Raises ServerError.
 
-        Unless the token comes from a callable, later connections use the new one, too.
+        Later connections use the new token, too, unless the client gets its tokens from a callable.
         """
         shown = token_of(token)
         if shown is None:
@@ -221,7 +221,7 @@ class Client:
         except MarqueeError as error:
             self._session.fail(error)
         except Exception as error:
-            # This is a bug in this package. Callers that wait must receive an error.
+            # Any other exception is a bug in this package. Waiting callers must still receive an error.
             failure = MarqueeError(f"the client failed: {error!r}")
             failure.__cause__ = error
             self._session.fail(failure)
@@ -237,7 +237,7 @@ class Client:
             )
 
     async def _connection(self) -> Ending:
-        """Serve one connection and return how it ended. Raises the MarqueeError that the token callable raised."""
+        """Open and serve one connection and return how it ended. Raises any MarqueeError of the token callable."""
         try:
             found = self._token() if callable(self._token) else self._token
             if inspect.isawaitable(found):
@@ -245,8 +245,8 @@ class Client:
         except MarqueeError:
             raise
         except Exception as error:  # noqa: BLE001 - the service that issues tokens may be down as well
-            log.warning("no token: %r", error)
-            return Ending(detail=f"no token: {error!r}")
+            log.warning("the token callable failed: %r", error)
+            return Ending(detail=f"the token callable failed: {error!r}")
         try:
             token = token_of(found)
         except (TypeError, ValueError) as error:
@@ -259,7 +259,7 @@ class Client:
                 compression=None,
                 open_timeout=OPEN_SECONDS,
                 close_timeout=CLOSE_SECONDS,
-                ping_interval=None,  # the session pings a silent server itself
+                ping_interval=None,  # because the session itself pings a silent server
                 max_size=MAX_FRAME_BYTES,
             )
         except InvalidStatus as refused:
@@ -284,7 +284,7 @@ class Client:
             await socket.close()
 
     async def _serve(self, socket: ClientConnection) -> None:
-        """Send and receive until the connection ends, which raises, or until it must be closed."""
+        """Send and receive until the connection must be closed. Raises ConnectionClosed if it ends before that."""
         sender = asyncio.create_task(self._send(socket), name="marquee_client sender")
         receiver = asyncio.create_task(self._receive(socket), name="marquee_client receiver")
         try:
@@ -303,7 +303,7 @@ class Client:
                 self._session.receive(text, time.monotonic())
             if self._session.error is not None:
                 return
-        await socket.recv()  # after a normal close, this raises with the close code
+        await socket.recv()  # after a normal close, `recv` raises an exception with the close code
 
     async def _send(self, socket: ClientConnection) -> None:
         while True:
@@ -342,9 +342,9 @@ def _refused(refused: InvalidStatus) -> Ending:
 
 
 def _with_small_default(url: str) -> str:
-    """Return the URL with parameters that keep the default subscription small, since the client ignores its frames.
+    """Return the URL with parameters that keep the default subscription small, because the client ignores its frames.
 
-    Raises ValueError when `url` is not a websocket URL.
+    Raises ValueError if `url` is not a websocket URL.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("ws", "wss") or not parts.hostname:

@@ -2,9 +2,9 @@
 
 MarqueeError
 ├── Refused             the server rejected this client; the client does not reconnect
-│   ├── Unauthorized    no token, or an invalid or expired one: HTTP 401, close code 4501
-│   ├── Forbidden       HTTP 403, close code 4503
-│   └── ProtocolViolation   client or server violated the protocol: close codes 4509, 1007, 1009
+│   ├── Unauthorized    the token is missing, invalid or expired: HTTP 401, close code 4501
+│   ├── Forbidden       the client is not allowed to connect: HTTP 403, close code 4503
+│   └── ProtocolViolation   the client or the server violated the protocol: close codes 4509, 1007, 1009
 ├── ServerError         the server replied to a message with an error, such as invalid_filter
 ├── ConnectionLost      the connection ended before the reply: the request may or may not have been carried out
 ├── TimedOut            no reply in time: the request may or may not have been carried out
@@ -45,7 +45,7 @@ class ProtocolViolation(Refused):
 
 
 class ServerError(MarqueeError):
-    """An error reply. `code`: such as `invalid_filter`. `detail`: a string, or a list of problems."""
+    """The server replied with an error. `code`: such as `invalid_filter`. `detail`: a string, or a list of problems."""
 
     def __init__(self, code: str, detail: Any) -> None:
         super().__init__(f"{code}: {detail}")

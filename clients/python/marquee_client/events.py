@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
 Row: TypeAlias = Mapping[str, Any]  # an entity as GET returns it
-Key: TypeAlias = int | str  # its id
+Key: TypeAlias = int | str  # the id of a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class Event:
     """One event of a subscription.
 
     `seq` is None for ephemeral events (`progress`). `reason` is "filter" when a row no longer matches the filter but
-    still exists. `more`: another event with the same number follows. `position`: where to resume after this event;
-    while `more` is set, that is the position before this number.
+    still exists. `more`: another event with the same `seq` follows. `position`: where to resume after this event; if
+    `more` is set, the position before the first event with this `seq`.
     """
 
     operation: str
@@ -55,9 +55,9 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Resync:
-    """Events are missing because the server no longer has them: discard what was built from the watch.
+    """Events are missing because the server no longer has them: discard what you built from the watch.
 
-    The events after `position` follow.
+    The next events are those after `position`.
     """
 
     operation: ClassVar[Literal["resync"]] = "resync"
@@ -71,8 +71,8 @@ class Change:
 
     kind: Literal["add", "update", "delete", "reset"]
     id: Key | None = None
-    row: Row | None = None  # after the change
-    old: Row | None = None  # before the change
+    row: Row | None = None  # the row after the change
+    old: Row | None = None  # the row before the change
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Response:
     """The response to a request, whatever its status."""
 
     status: int
-    headers: Mapping[str, str] = field(default_factory=dict)  # names in lowercase
+    headers: Mapping[str, str] = field(default_factory=dict)  # header names are in lowercase
     body: Any = None
 
 

@@ -10,15 +10,15 @@ from .errors import ClientClosed, MarqueeError
 from .queues import Opened, Queue
 from .session import Session
 
-QUEUED_CHANGES = 1_000  # above that, they become one change with `is_reset` for each topic
+QUEUED_CHANGES = 1_000  # beyond this limit, one change with `is_reset` per topic replaces the waiting changes
 
 
 @dataclass(frozen=True, slots=True)
 class Audience:
-    """The watchers of a topic: the number of their sockets, and the signed-in users (empty for an anonymous client)."""
+    """The watchers of a topic: the number of sockets, and the signed-in users (an anonymous client sees no users)."""
 
     count: int
-    users: Mapping[int, Mapping[str, Any]]  # by user_id: {"user_id", "username", "connections"}
+    users: Mapping[int, Mapping[str, Any]]  # {"user_id", "username", "connections"} of each user, by user_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Query strings of REST lists, made from filters in the form that subscriptions take. Pure."""
+"""Query strings for REST lists, built from filters in the form that subscriptions take. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 
 def query_of(filter: Mapping[str, Any] | None = None, **parameters: Any) -> str:  # noqa: A002 - the word of the protocol
-    """Return the query string of a list with this filter, and with parameters such as `sort`, `limit` and `q`.
+    """Return the query string for a REST list with this filter and with parameters such as `sort`, `limit` and `q`.
 
     A value of `in` that contains a comma or starts with a quote is written in double quotes, with the quotes inside
     doubled. Raises TypeError for values other than strings, numbers and booleans.

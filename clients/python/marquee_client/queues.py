@@ -1,4 +1,4 @@
-"""The queues and gates between the socket, which must never wait, and the application, which may."""
+"""The queues and gates between the socket, which must never wait, and the application, which may wait."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 class Queue(Generic[Item]):
-    """Items for one reader. The owner bounds the queue. The error that ends the queue is raised after the last item."""
+    """Items for one reader. The owner limits the length. An error that ends the queue is raised after the last item."""
 
     def __init__(self) -> None:
         self.items: deque[Item] = deque()
@@ -51,7 +51,7 @@ class Queue(Generic[Item]):
 
 
 class Gate:
-    """An event that may also fail: its waiters then receive the error."""
+    """An asyncio event that may also fail, in which case its waiters receive the error."""
 
     def __init__(self) -> None:
         self._opened = asyncio.Event()
@@ -72,9 +72,9 @@ class Gate:
 
 
 class Opened:
-    """Something that the application opens on a client: a watch, a view or a presence.
+    """The base class of what the application opens on a client: a watch, a view or a presence.
 
-    It begins when it is first used or entered with `async with`.
+    Each of them begins when it is first used or entered with `async with`.
     """
 
     def __init__(self, begin: Callable[[], None]) -> None:
@@ -92,8 +92,10 @@ class Opened:
         self.close()
 
     async def ready(self) -> None:
-        """Wait until the server has accepted a watch, so that all later events arrive, or sent the first rows of a view
-        or the first state of a presence. Raises the error that ended it.
+        """Wait until the watch, view or presence is ready. Raises the error that ended it.
+
+        A watch is ready when the server has accepted it, so that all later events arrive; a view, when its first
+        snapshot has arrived; a presence, when its first state has arrived.
         """
         self._open()
         await self._ready.wait()
@@ -102,7 +104,7 @@ class Opened:
         raise NotImplementedError
 
     def _start(self) -> None:
-        """Register with the session."""
+        """Register this watch, view or presence with the session."""
         raise NotImplementedError
 
     def _open(self) -> None:

@@ -1,4 +1,4 @@
-"""When to reconnect, when to repeat a message, and when to give up. Pure: the caller does the waiting."""
+"""When to reconnect, when to repeat a message, and when to give up. Pure: waiting is left to the caller."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 
 from .errors import Unauthorized, refusal
 
-MAX_RETRY_AFTER_SECONDS = 60.0  # longer values of Retry-After are capped at this
+MAX_RETRY_AFTER_SECONDS = 60.0  # the most that a Retry-After header can add to a pause
 TOO_MANY_MESSAGES = 4429
 TOKEN_EXPIRED = 4501
-TOO_MANY_MESSAGES_SECONDS = 1.0  # reconnecting at once would exceed the limit again
-REPEAT_SECONDS = 1.0  # from a temporary error reply to the next attempt
-NOT_HANDLED = frozenset(("rate_limited", "too_many_requests"))  # error codes of messages that had no effect
+TOO_MANY_MESSAGES_SECONDS = 1.0  # reconnecting immediately would exceed the limit again
+REPEAT_SECONDS = 1.0  # the pause between a temporary error reply and the next attempt
+NOT_HANDLED = frozenset(("rate_limited", "too_many_requests"))  # error codes of messages without effect
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The pauses between attempts. The n-th in a row (from 0) is at most `first_seconds` * 2^n and `longest_seconds`.
+    """The limits of the pauses between attempts.
 
-    The whole pause is random ("full jitter"), so that clients that lost their connections together do not reconnect
-    together. A connection that lasted `proven_seconds` resets the count.
+    The n-th pause in a row (counted from 0) is a random time of up to `first_seconds` * 2^n, but at most
+    `longest_seconds`. It is random ("full jitter") so that clients that lost their connections together do not
+    reconnect together. A connection that lasted `proven_seconds` resets the count.
     """
 
     first_seconds: float = 0.25
@@ -32,14 +33,14 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a connection or an attempt ended.
+    """How a connection or an attempt to connect ended.
 
     `code`: the close code from the server, the HTTP status of a refused handshake, or None if there was neither.
     """
 
     code: int | None = None
     detail: Any = ""
-    lasted_seconds: float = 0.0  # from the welcome on
+    lasted_seconds: float = 0.0  # counted from the welcome
     retry_after_seconds: float | None = None
 
 
@@ -48,7 +49,7 @@ class Pacer:
 
     def __init__(self, retry: Retry, can_renew: bool, chance: Callable[[], float] = random.random) -> None:
         self._retry = retry
-        self._can_renew = can_renew  # the token comes from a callable
+        self._can_renew = can_renew  # whether the token comes from a callable
         self._chance = chance
         self._attempts = 0
         self._renewed = False
@@ -74,7 +75,7 @@ class Pacer:
 
 
 def is_temporary(code: str, is_repeatable: bool = True) -> bool:
-    """Return whether a message that got this error code should be sent again.
+    """Return whether a message that the server rejected with this error code should be sent again.
 
     `is_repeatable`: the message may be sent again even if the server has already acted on it.
     """
@@ -82,6 +83,6 @@ def is_temporary(code: str, is_repeatable: bool = True) -> bool:
 
 
 def _is_final(code: int) -> bool:
-    if code < 1000:  # an HTTP status; 408, 425, 429 and errors of servers and proxies are temporary
+    if code < 1000:  # an HTTP status, of which 408, 425, 429 and the errors of servers and proxies are temporary
         return 400 <= code < 500 and code not in (408, 425, 429)
     return code in (1007, 1009) or 4500 <= code < 5000

@@ -1,9 +1,9 @@
 """The protocol of one client across its connections. Pure: strings in, strings out; the caller passes the time.
 
-The application opens subscriptions, makes calls and asks for presence at any time. The owner of the socket calls
+The application opens subscriptions, makes calls and requests presence at any time. The owner of the socket calls
 `connected`, `receive` and `lost`, sends what `messages` returns, and calls `beat` when it is due. Each connection
-starts with the server's welcome; then everything the application has open is requested again, each subscription from
-its position.
+starts with the server's welcome. Then everything that the application has open is requested again, each subscription
+from its position.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .errors import ConnectionLost, MarqueeError, ProtocolViolation, ServerError
 from .retry import REPEAT_SECONDS, is_temporary
 from .subscription import Subscription
 
-MAX_REQUESTS_IN_FLIGHT = 16  # the server rejects the 17th
-MAX_ATTEMPTS = 20  # of one call, because a reply that always breaks the connection must not be requested forever
+MAX_REQUESTS_IN_FLIGHT = 16  # the server rejects the 17th request
+MAX_ATTEMPTS = 20  # per call: a request whose reply always breaks the connection must not be repeated forever
 PROTOCOL = 1
 DEFAULT_HEARTBEAT_SECONDS = 20.0
-WELCOME_SECONDS = 10.0  # from the handshake to the welcome
+WELCOME_SECONDS = 10.0  # the longest wait for the welcome after the handshake
 
 
 class ServerSilent(Exception):
@@ -32,14 +32,14 @@ class ServerSilent(Exception):
 
 @dataclass(eq=False)
 class Call:
-    """A message that needs a reply. `is_repeatable`: it may be sent again although it may have been handled already."""
+    """A message that needs a reply. `is_repeatable`: it may be sent again even if the server has handled it before."""
 
     message: dict[str, Any]
     resolve: Callable[[Mapping[str, Any]], None]
     reject: Callable[[MarqueeError], None]
     is_repeatable: bool = False
     attempts: int = field(default=0, init=False)
-    is_delayed: bool = field(default=False, init=False)  # after a temporary error
+    is_delayed: bool = field(default=False, init=False)  # whether the call waits after a temporary error
 
 
 class PresenceSink(Protocol):
@@ -53,19 +53,19 @@ class PresenceSink(Protocol):
 
 
 class Session:
-    """One per client. Not thread-safe."""
+    """The protocol state of one client. Not thread-safe."""
 
     def __init__(self) -> None:
         self.epoch: str | None = None
         self.user_id: int | None = None
         self.is_welcome = False
-        self.welcomed_at: float | None = None  # on the current or the last connection
-        self.error: MarqueeError | None = None  # final
-        self.on_message: Callable[[], None] = lambda: None  # called when there is something to send
+        self.welcomed_at: float | None = None  # when the current or the last connection was welcomed
+        self.error: MarqueeError | None = None  # the error that ended the session
+        self.on_message: Callable[[], None] = lambda: None  # called when there are messages to send
         self._heartbeat_seconds = DEFAULT_HEARTBEAT_SECONDS
         self._heard_at = self._pinged_at = 0.0
         self._is_pinged = False
-        self._subscriptions: dict[Subscription, str] = {}  # with their names on this connection, in order of opening
+        self._subscriptions: dict[Subscription, str] = {}  # open subscriptions with their current names, oldest first
         self._by_name: dict[str, Subscription] = {}
         self._presences: list[PresenceSink] = []
         self._confirmed: set[int] = set()  # the presences that have received their state, by id()
@@ -95,7 +95,7 @@ class Session:
             del self._subscriptions[subscription]
 
     def pause(self, subscription: Subscription) -> None:
-        """Unsubscribe for now and keep the position. Meanwhile, the server's log holds the events."""
+        """Unsubscribe temporarily and keep the position. Until `resume`, the server's log keeps the events."""
         if not subscription.is_paused and subscription in self._subscriptions:
             subscription.is_paused = True
             self._unsubscribe(subscription)
@@ -106,7 +106,7 @@ class Session:
             self._subscribe(subscription)
 
     def call(self, call: Call) -> None:
-        """Send a message as soon as there is a connection and a free slot. Raises what `checked` raises."""
+        """Send a message as soon as the connection and the limit of requests permit. Raises what `checked` raises."""
         call.message = checked(call.message)
         if self.error is not None:
             call.reject(self.error)
@@ -115,7 +115,7 @@ class Session:
         self._send_calls()
 
     def forget(self, call: Call) -> None:
-        """Stop waiting for the reply to a call. A call already sent occupies its slot until the reply."""
+        """Stop waiting for the reply to a call. A request already sent counts as in flight until its reply arrives."""
         if call in self._waiting:
             self._waiting.remove(call)
         call.resolve, call.reject, call.is_repeatable = _ignore, _ignore, False
@@ -160,7 +160,7 @@ class Session:
         self.welcomed_at = None
 
     def receive(self, text: str, now: float) -> None:
-        """Handle a frame. Raises ProtocolViolation when the connection is unusable and must be replaced."""
+        """Handle a frame. Raises ProtocolViolation if the connection is no longer usable and must be replaced."""
         self._now = self._heard_at = now
         self._is_pinged = False
         try:
@@ -194,9 +194,9 @@ class Session:
         return messages
 
     def beat(self, now: float) -> float:
-        """Do what is due and return the seconds until the next call.
+        """Do the work that is due, and return the seconds until `beat` must be called again.
 
-        Send a ping to a server that is silent for one heartbeat. Raises ServerSilent after two silent heartbeats.
+        Send a ping if the server has been silent for one heartbeat. Raises ServerSilent after two silent heartbeats.
         """
         self._now = now
         due = [repeat for at, repeat in self._retries if at <= now]
@@ -233,7 +233,7 @@ class Session:
             subscription.cut()
 
     def _later(self, repeat: Callable[[], None]) -> None:
-        """Repeat a message after a temporary error, unless the connection ends first, after which all is sent anew."""
+        """Repeat a message after a temporary error, unless the connection ends: the next connection sends it anyway."""
         self._retries.append((self._now + REPEAT_SECONDS, repeat))
         self.on_message()  # the next `beat` is due earlier
 
@@ -247,7 +247,7 @@ class Session:
     def _frame(self, frame: dict[str, Any], size: int) -> None:
         if "reply_to" in frame:
             if frame["reply_to"] is None and frame.get("ok") is False:
-                # The server does not say which message it could not read, so its caller would wait forever.
+                # The server does not say which message it could not read, so its sender would wait forever.
                 raise ProtocolViolation(4509, f"the server could not read a message: {_error(frame)}")
             answer = self._replies.pop(frame["reply_to"], None)
             if answer is not None:
@@ -296,9 +296,9 @@ class Session:
 
         def answer(reply: Mapping[str, Any]) -> None:
             if self._by_name.get(name) is not subscription:
-                return  # closed or paused meanwhile
+                return  # the subscription was closed or paused meanwhile
             if reply.get("ok"):
-                assert self.epoch is not None, "the welcome has set it"
+                assert self.epoch is not None, "the welcome sets the epoch"
                 subscription.accepted(reply["data"]["seq"], self.epoch)
                 return
             self._subscriptions[subscription] = ""
@@ -321,7 +321,7 @@ class Session:
 
     def _send_calls(self) -> None:
         while self.is_welcome:
-            # Other messages overtake waiting requests.
+            # While the limit of requests in flight is reached, other messages overtake the waiting requests.
             is_full = sum(map(_is_request, self._sent.values())) >= MAX_REQUESTS_IN_FLIGHT
             ready = (each for each in self._waiting if not (each.is_delayed or (is_full and _is_request(each))))
             call = next(ready, None)
@@ -377,7 +377,7 @@ class Session:
                 self._presences.remove(presence)
                 presence.failed(error)
             if new and self._presences:
-                self._ask_presence()  # for the others, whose topics the server has accepted before
+                self._ask_presence()  # for the remaining presences, whose topics the server has accepted before
 
         topics = sorted({topic for presence in asking for topic in presence.topics})
         if topics or self._is_presence_asked:

@@ -1,13 +1,14 @@
-"""One subscription across all its connections. Pure.
+"""One subscription across all its connections. Pure: no I/O.
 
 Invariants:
 - Everything up to `position` has been handed to the sink. The next connection resumes from there, so nothing is missed
   and nothing arrives twice.
-- The frames of one number (`more`) are handed over together or, if the connection ends between them, not at all.
+- The events with the same `seq` (see `more`) are handed over together or, if the connection ends between them, not at
+  all.
 - A snapshot is handed over after its last page. Until then there is no position, and the next connection requests a new
   snapshot.
-- Frames count only between the reply to `subscribe` and the end of the connection, and only under the name given in
-  that `subscribe`. Every attempt uses a new name, so late frames of an earlier attempt are ignored.
+- Frames are handled only between the reply to `subscribe` and the end of the connection, and only under the name given
+  in that `subscribe`. Every attempt uses a new name, so late frames of an earlier attempt are ignored.
 """
 
 from __future__ import annotations
@@ -37,19 +38,19 @@ class Sink(Protocol):
     """The receiver of a subscription. None of these methods may block."""
 
     def began(self, position: Position) -> None:
-        """The server has accepted the subscription; the events after `position` will arrive."""
+        """Note that the server has accepted the subscription. The events after `position` will arrive."""
 
     def take(self, events: Sequence[Event], size: int) -> None:
-        """Take all events of one number, or one ephemeral event. `size`: the number of characters in their frames."""
+        """Take all events with one `seq`, or one ephemeral event. `size`: the number of characters in their frames."""
 
     def resynced(self, resync: Resync) -> None:
-        """Events are missing: discard what was built. With a snapshot, `replaced` follows."""
+        """Discard what was built from the events, because events are missing. With a snapshot, `replaced` follows."""
 
     def replaced(self, rows: Sequence[Row], position: Position) -> None:
-        """Take the complete rows as of `position`."""
+        """Replace all rows with `rows`, the complete rows as of `position`."""
 
     def failed(self, error: MarqueeError) -> None:
-        """The subscription has ended with an error."""
+        """Note that the subscription has ended with an error."""
 
 
 class Subscription:
@@ -57,7 +58,7 @@ class Subscription:
         self.options = options
         self.sink = sink
         self.position = since
-        self.is_paused = False  # by a reader that is too slow
+        self.is_paused = False  # true while its reader is too slow
         self._asked: Position | None = None
         self._is_accepted = False
         self._group: list[Event] = []
@@ -72,7 +73,7 @@ class Subscription:
         return self._is_accepted and self.position is not None
 
     def subscribe(self, name: str) -> dict[str, Any]:
-        """Return the message to send, without its id."""
+        """Return the `subscribe` message, without an id."""
         self.cut()
         options, self._asked = self.options, self.position
         message: dict[str, Any] = {"action": "subscribe", "topics": list(options.topics), "as": name}
@@ -92,7 +93,7 @@ class Subscription:
         """Handle the reply to `subscribe`."""
         self._is_accepted = True
         if self._asked is not None:
-            # Resumed. If the server cannot resume there, its next frame is `resync`.
+            # The subscription resumes at this position. If the server cannot resume there, its next frame is `resync`.
             self.position = self._asked
             self.sink.began(self.position)
         elif not self.options.snapshot:
@@ -100,12 +101,12 @@ class Subscription:
             self.sink.began(self.position)
 
     def cut(self) -> None:
-        """Handle the end of the connection or subscription: drop incomplete groups and snapshots, which come again."""
+        """At the end of the connection or subscription, drop incomplete groups and snapshots; they are sent again."""
         self._is_accepted = False
         self._drop_parts()
 
     def receive(self, frame: Mapping[str, Any], epoch: str, size: int) -> None:
-        """Handle a frame of this subscription. Raises ProtocolViolation when the frames contradict each other."""
+        """Handle a frame of this subscription. Raises ProtocolViolation if the frames contradict each other."""
         if not self._is_accepted:
             return
         operation, seq = frame.get("operation"), frame.get("seq")
@@ -149,7 +150,7 @@ class Subscription:
         if before is None or self._rows_position is not None:
             raise ProtocolViolation(4509, f"event {position.seq} arrived before the end of the snapshot")
         if position.seq <= before.seq:
-            return  # already handed over
+            return  # the event was already handed over
         if self._group and self._group[0].seq != position.seq:
             begun = self._group[0].seq
             raise ProtocolViolation(4509, f"event {position.seq} arrived before the end of event {begun}")

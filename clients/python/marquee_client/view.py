@@ -10,11 +10,11 @@ from .queues import Opened, Queue
 from .session import Session
 from .subscription import SubscribeOptions, Subscription
 
-QUEUED_CHANGES = 10_000  # for one loop over the changes; above that they become one `reset`
+QUEUED_CHANGES = 10_000  # per loop over the changes; beyond this limit, one `reset` replaces the waiting changes
 
 
 class Rows:
-    """Rows by id, and how events change them. Pure."""
+    """Rows by id, and the application of events to them. Pure: no I/O."""
 
     def __init__(self) -> None:
         self.by_id: dict[Key, Row] = {}
@@ -23,7 +23,7 @@ class Rows:
         self.by_id = {row["id"]: row for row in rows}
 
     def apply(self, events: Sequence[Event]) -> list[Change]:
-        """Apply events and return the changes. All or nothing: a malformed event raises before any row is changed."""
+        """Apply all events or none, and return the changes. A malformed event raises before any row is changed."""
         steps: list[tuple[Key, Row | None]] = []
         for event in events:
             data = event.data
@@ -49,10 +49,10 @@ class Rows:
 
 
 class View(Opened, Mapping[Key, Row]):
-    """The rows of a topic by id, as of `position`; with a filter, only those that match it.
+    """The rows of a topic by id, as of `position`. With a filter, only the rows that match the filter.
 
     Reading never waits and never shows part of a transaction. While the client is disconnected or a new snapshot is
-    arriving, the rows are those of the last position, and `is_live` is False. After an error that ends the client or
+    arriving, the rows remain as of the last `position`, and `is_live` is False. After an error that ends the client or
     the view, reading raises that error, because the rows would be outdated. Do not modify the rows: they belong to the
     view.
     """
@@ -77,7 +77,10 @@ class View(Opened, Mapping[Key, Row]):
         self.failed(ClientClosed("the view is closed"))
 
     def changes(self) -> AsyncIterator[Change]:
-        """Iterate over the changes from now on. Several loops may run; a loop that is too slow receives a `reset`."""
+        """Iterate over the changes from now on. Several loops may run concurrently.
+
+        In a loop that is too slow, a `reset` replaces the waiting changes.
+        """
         self._open()
         queue: Queue[Change] = Queue()
         if self._ready.error is not None:

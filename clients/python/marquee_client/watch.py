@@ -1,4 +1,4 @@
-"""The events of some topics, in order."""
+"""A watch: the events of some topics, in order."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from .queues import Opened, Queue
 from .session import Session
 from .subscription import SubscribeOptions, Subscription
 
-# Bounds of the events that wait for a slow reader. Above them, the watch pauses its subscription and resumes it at the
-# same position when the reader has consumed half: the server's log is the queue, and the socket is not blocked.
+# Limits of the events that wait for a slow reader. When a limit is reached, the watch pauses its subscription, and
+# resumes it at the same position when the reader has consumed half of the events. Meanwhile, the server's log keeps the
+# events, so the socket is not blocked.
 QUEUED_EVENTS = 1_000
 QUEUED_CHARACTERS = 8 * 1024 * 1024
 
@@ -20,12 +21,12 @@ QUEUED_CHARACTERS = 8 * 1024 * 1024
 class Watch(Opened):
     """The events of some topics: each once, in order, across reconnects. For one reader only.
 
-    A watch begins when it is iterated or entered with `async with`, and ends with the loop over it. It yields `Event`,
-    and `Resync` where events are missing because the server no longer has them.
+    A watch begins when it is iterated or entered with `async with`, and ends when the loop over it ends. It yields
+    `Event` objects, and a `Resync` where events are missing because the server no longer has them.
 
-    `position` is that of the last item that the loop has processed: it advances when the loop asks for the next item.
-    An item during whose processing the loop ended, by an exception or by `break`, comes again in a watch that resumes
-    there.
+    `position` is the position of the last item that the loop has processed. It advances when the loop requests the next
+    item. If the loop ends while it processes an item, by an exception or by `break`, a watch that resumes from this
+    position yields the item again.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Watch(Opened):
         self._session = session
         self._subscription = Subscription(options, self, since)
         self._queue: Queue[Event | Resync] = Queue()
-        self._sizes: deque[tuple[int, int]] = deque()  # of each batch in the queue: events, characters
+        self._sizes: deque[tuple[int, int]] = deque()  # (events, characters) of each batch in the queue
         self._characters = 0
         self.position: Position | None = since
 
@@ -45,14 +46,14 @@ class Watch(Opened):
             while (item := await self._queue.get()) is not None:
                 self._account_for_read()
                 yield item
-                # Only now: after an exception in the loop, a watch that resumes from `position` repeats the item.
+                # Advance only now, so that a watch resumed after an exception in the loop repeats the item.
                 if item.position is not None:
                     self.position = item.position
         finally:
             self.close()
 
     def close(self) -> None:
-        """End the watch. Queued events can still be read. To continue later, open a watch `since=watch.position`."""
+        """End the watch. Queued events can still be read. A watch with `since=watch.position` continues later."""
         self._session.close(self._subscription)
         self.failed(ClientClosed("the watch is closed"))
 
@@ -60,7 +61,7 @@ class Watch(Opened):
         self._session.open(self._subscription)
 
     def _account_for_read(self) -> None:
-        """Account for an item that left the queue, and resume the subscription when half of the queue is consumed."""
+        """Account for an item that left the queue. Resume the subscription if the queue is at most half full."""
         events, characters = self._sizes.popleft()
         if events > 1:
             self._sizes.appendleft((events - 1, characters))
@@ -88,7 +89,7 @@ class Watch(Opened):
         self._sizes.append((1, 0))
 
     def replaced(self, rows: Sequence[Row], position: Position) -> None:
-        raise AssertionError("a watch asks for no snapshot")
+        raise AssertionError("a watch does not request a snapshot")
 
     def failed(self, error: MarqueeError) -> None:
         self._queue.end(error)

@@ -16,7 +16,17 @@ from pathlib import Path
 import asyncpg
 
 from tests.support import reaper
-, 
+from tests.support.servers.server import (
+    HOST,
+    START_SECONDS,
+    STOP_SECONDS,
+    MissingServer,
+    Owner,
+    Server,
+    ServerError,
+    unprivileged,
+    wheel_dir,
+)
 
 OLDEST_POSTGRES = 13  # the first version with DROP DATABASE ... WITH (FORCE)
 DATABASE_PREFIX = "marquee_test_"
