@@ -277,6 +277,8 @@ async def test_schemathesis_finds_nothing(
                 *("--exclude-path", "/auth/password/change"),
                 *(part for name in left_out for part in ("--exclude-operation-id", name)),
                 *("--max-examples", str(MAX_EXAMPLES)),
+                # On a busy machine, generating data takes longer than this check of the test tool itself allows.
+                *("--suppress-health-check", "too_slow"),
                 *("--seed", "1", "--generation-database", "none", "--workers", "1", "--no-color"),
                 seconds=900,
                 cwd=tmp_path,
