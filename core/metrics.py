@@ -90,7 +90,7 @@ LOG_READS = _counter("log_reads", "Pages of events read from the database")
 BUS_DEAF = _gauge("bus_deaf", "Workers that read the log because the shared bus is silent; normally 0")
 BUS_DROPPED = _counter("bus_dropped", "Events dropped by the bus and read from the log instead", "where")
 BUS_REJECTED = _counter(
-    "bus_rejected", "Messages of the shared bus rejected because they are not signed with a known secret key"
+    "bus_rejected", "Messages on the shared bus that were rejected because they were not signed with a known secret key"
 )
 BUS_RECONNECTS = _counter("bus_reconnects", "Reconnections to the shared bus")
 HUB_FRAMES = _counter("hub_frames", "Frames built for live subscriptions, once per group of equal subscriptions")

@@ -52,7 +52,7 @@ class Refused(NotDelivered):
 
 class Gateway(Protocol):
     async def deliver(self, message: EmailMessage, name: str) -> None:
-        """Deliver an email; `name` is the same for every attempt to deliver it. Raises NotDelivered and Refused.
+        """Deliver an email; `name` is the same for every attempt to deliver it. Raises NotDelivered or Refused.
 
         If the call is cancelled, the email may or may not have been delivered.
         """

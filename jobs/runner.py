@@ -143,7 +143,7 @@ class Runner:
     async def _run_chunks(self, job: ClaimedJob, owner: str) -> None:
         """Store one chunk while a thread makes the next, until the job is done.
 
-        Raises SlotLeft, LeaseLost and Unavailable.
+        Raises SlotLeft, LeaseLost or Unavailable.
         """
         done, started = job.done, time.monotonic()
         pace = Pace(job, started)

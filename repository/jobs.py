@@ -95,7 +95,7 @@ async def create(
     """Queue a job. Without `max_rows_per_day`, neither the user's rows nor the user's unfinished jobs are limited;
     without `origin`, neither are those of the network.
 
-    Raises InvalidInput and TooManyRequests, and Unauthenticated when the account was deleted or deactivated meanwhile.
+    Raises InvalidInput or TooManyRequests, and Unauthenticated when the account was deleted or deactivated meanwhile.
     """
     users = models.users.c
     # Lock the user, so that two concurrent orders cannot both pass a limit that has room for only one, and so that

@@ -31,8 +31,8 @@ class ScriptedServer:
         self.scenario = scenario
         self.act = act
         self.violation: str | None = None
-        self.at: Step | None = None  # the step that was started last
-        self.done = asyncio.Event()  # set when every script has ended or one was violated
+        self.at: Step | None = None  # the step that was started most recently
+        self.done = asyncio.Event()  # set once every script has ended, or one was not followed
         self._serving: set[asyncio.Task[None]] = set()
         self._next = 0
         self._ended = 0

@@ -201,7 +201,7 @@ function eventOf(frame, position) {
 // --- validation of arguments
 //
 // Arguments are validated in the call that receives them. If an invalid argument failed only later, when its message is
-// sent, the failure would look like an error of the server and the message would be retried forever. The validated
+// sent, the failure would look like a server error, and the message would be retried forever. The validated
 // value is a copy, so that later changes by the caller have no effect.
 
 /**

@@ -89,7 +89,7 @@ class Connection:
     async def sign_in(self, identity: Identity) -> None:
         """Adopt this identity, unless it has become invalid since the token was checked.
 
-        Raises Unauthenticated and Unavailable.
+        Raises Unauthenticated or Unavailable.
         """
         registry = self._context.registry
         entry = registry.add(identity, lambda current: self._identity_changed(entry, current))

@@ -73,7 +73,7 @@ class Registry:
     async def confirm(self, entry: Entry) -> None:
         """Check the identity again after `add`. Otherwise, a change between the first check and `add` would be missed.
 
-        Raises Unauthenticated and Unavailable.
+        Raises Unauthenticated or Unavailable.
         """
         while entry.is_valid:
             revision = entry.revision

@@ -264,7 +264,7 @@ class EventStream(Response):
                 await self._write(send, sse.heartbeat(self._head))
 
     async def _read_on(self) -> Sequence[Event]:
-        """Return the next events. Raises PositionLost and Unavailable."""
+        """Return the next events. Raises PositionLost or Unavailable."""
         if not self._is_position_checked:
             await self._source.check(self._head)
             self._is_position_checked = True

@@ -82,7 +82,7 @@ class Replay:
         self._database = database
 
     async def page(self, identity: Identity | None, query: Query) -> LogPage:
-        """Return one page. Raises Forbidden and Unavailable."""
+        """Return one page. Raises Forbidden or Unavailable."""
         wanted = view(identity, query)
         await self.feed.reach_head()
         generation, epoch = self.feed.generation, self.feed.head.epoch
@@ -125,7 +125,7 @@ class Replay:
             raise PositionLost(reason)
 
     async def read_on(self, seq: int, generation: int) -> list[Event]:
-        """Return the events after `seq` in the log of this generation. Raises PositionLost and Unavailable."""
+        """Return the events after `seq` in the log of this generation. Raises PositionLost or Unavailable."""
         try:
             found = await self.feed.read_after(seq)
         except PositionTooOld:

@@ -44,7 +44,7 @@ class AvatarChange:
 
 
 async def change(tx: Transaction, editor: Editor, user_id: int, avatar: str | None, if_match: IfMatch) -> AvatarChange:
-    """Replace or remove the avatar of an account. Raises Forbidden, NotFound and PreconditionFailed."""
+    """Replace or remove the avatar of an account. Raises Forbidden, NotFound or PreconditionFailed."""
     before = await edits.lock_for(tx, editor, user_id, if_match)
     after = await edits.change(tx, editor, "avatar", before, {"avatar": avatar})
     return AvatarChange(users.public(after), before["avatar"] if before["avatar"] != avatar else None)

@@ -76,7 +76,7 @@ def _require_proof(before: Row, proven_hash: str | None, changed: list[str]) -> 
 async def edit_by_admin(
     tx: Transaction, editor: Editor, user_id: int, fields: Row, if_match: IfMatch
 ) -> dict[str, Any]:
-    """Set fields of any account. Raises Forbidden, NotFound, PreconditionFailed and Conflict."""
+    """Set fields of any account. Raises Forbidden, NotFound, PreconditionFailed or Conflict."""
     before = (await users.lock_with_admins(tx, user_id, if_match, admin_id=editor.user_id)).row
     values = users.as_stored(fields)
     _require_login(before, values)
@@ -88,7 +88,7 @@ async def edit_by_admin(
 async def create_by_admin(
     tx: Transaction, editor: Editor, fields: Row, password_hash: str, group: Group
 ) -> dict[str, Any]:
-    """Store an account that is active immediately and return its `public` form. Raises Forbidden and Conflict."""
+    """Store an account that is active immediately and return its `public` form. Raises Forbidden or Conflict."""
     await users.lock_with_admins(tx, editor.user_id, admin_id=editor.user_id)
     user = await users.create(tx, fields, password_hash, group, actor_id=editor.user_id)
     await audit.record(tx, "create", user["id"], editor, {"group": [None, group.value]})
@@ -125,7 +125,7 @@ def require_profile(row: Row) -> None:
 async def lock_for(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatch) -> dict[str, Any]:
     """Lock the account's row and return it. To edit another user's account, the editor must still be an active admin.
 
-    Raises Forbidden, NotFound and PreconditionFailed.
+    Raises Forbidden, NotFound or PreconditionFailed.
     """
     if editor.is_admin or editor.user_id != user_id:
         return (await users.lock_with_admins(tx, user_id, if_match, admin_id=editor.user_id)).row

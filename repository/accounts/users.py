@@ -83,7 +83,7 @@ def _require(row: dict[str, Any] | None, user_id: int, if_match: IfMatch) -> dic
 
 
 async def lock(tx: Transaction, user_id: int, if_match: IfMatch = None) -> dict[str, Any]:
-    """Return the row of an account, locked until COMMIT. Raises NotFound and PreconditionFailed."""
+    """Return the row of an account, locked until COMMIT. Raises NotFound or PreconditionFailed."""
     row = await one(tx.connection, select(TABLE).where(TABLE.c.id == user_id, exists()).with_for_update())
     return _require(row, user_id, if_match)
 

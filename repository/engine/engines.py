@@ -64,7 +64,7 @@ class Lane(Enum):
 
     # A point read finds a few rows by an index, as a sign-in does.
     POINT = "point"
-    # A list read returns a page of a list and counts the rows of the whole list.
+    # Reading a list returns one page and counts the rows of the whole list.
     LIST = "list"
     # A costly read searches every row of a table, or tests each row many times.
     COSTLY = "costly"

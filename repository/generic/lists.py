@@ -156,7 +156,7 @@ async def read(
     values: Mapping[str, int | None],
     lane: Lane = Lane.LIST,
 ) -> Listed[Sequence[Any]]:
-    """Return the rows as tuples, in the form that `rows.from_driver` takes. Raises Unavailable and InvalidInput.
+    """Return the rows as tuples, in the form that `rows.from_driver` takes. Raises Unavailable or InvalidInput.
 
     Without conditions, the most frequent case, the statement bypasses SQLAlchemy, which would cost several times what
     the databases need for a page.

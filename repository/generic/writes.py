@@ -86,7 +86,7 @@ class Added:
 
 
 async def add(tx: Transaction, resource: Resource, identity: Identity, fields: Row) -> Stored:
-    """Store one entity and return it. Raises Forbidden and Conflict."""
+    """Store one entity and return it. Raises Forbidden or Conflict."""
     resource.require_may_create(identity)
     await conflicts.require_none(tx, resource, [fields], bulk=False)
     prepared = prepare(resource, [fields], identity.user_id, is_sqlite=tx.is_sqlite)
@@ -101,7 +101,7 @@ async def add(tx: Transaction, resource: Resource, identity: Identity, fields: R
 async def add_bulk(
     tx: Transaction, resource: Resource, identity: Identity, items: Sequence[Row], *, skip_conflicts: bool
 ) -> Added:
-    """Store all entities or none; with `skip_conflicts`, those without conflicts. Raises Forbidden and Conflict."""
+    """Store all entities or none; with `skip_conflicts`, those without conflicts. Raises Forbidden or Conflict."""
     resource.require_may_create(identity)
     refused = await conflicts.find(tx, resource, items)
     if not skip_conflicts:
@@ -185,7 +185,7 @@ async def edit(
 ) -> Stored:
     """Set `fields` and return the whole entity. An edit that changes nothing emits no event.
 
-    Raises NotFound, Forbidden, PreconditionFailed and Conflict.
+    Raises NotFound, Forbidden, PreconditionFailed or Conflict.
     """
     before = await _one(tx, resource, identity, entity_id, if_match)
     await conflicts.require_none(tx, resource, [fields], edits=[before], bulk=False)
@@ -202,7 +202,7 @@ async def edit(
 async def edit_bulk(
     tx: Transaction, resource: Resource, identity: Identity, edits: Sequence[tuple[int, Row]]
 ) -> BulkResult[bytes]:
-    """Edit many entities and return them, encoded. Raises Forbidden and Conflict.
+    """Edit many entities and return them, encoded. Raises Forbidden or Conflict.
 
     If an id appears more than once, its edits are merged; where they set the same field, the later one wins.
     """
@@ -262,7 +262,7 @@ def _edit_all(found: Mapping[int, dict[str, Any]], edits: Mapping[int, Row], now
 
 
 async def remove(tx: Transaction, resource: Resource, identity: Identity, entity_id: int, if_match: IfMatch) -> None:
-    """Delete one entity. Raises NotFound, Forbidden and PreconditionFailed."""
+    """Delete one entity. Raises NotFound, Forbidden or PreconditionFailed."""
     row = await _one(tx, resource, identity, entity_id, if_match)
     await relations.release_children(tx, resource, [row], identity.user_id)
     await tx.connection.execute(delete(resource.table).where(resource.table.c.id == entity_id))

@@ -30,7 +30,7 @@ async def stored(call: AnyCall, content: bytes) -> AsyncIterator[str]:
     """Store the pictures made from `content` and yield their new name.
 
     The caller writes the name to an account inside the `with` block. If that write is rejected, the files are deleted.
-    Raises InvalidInput, TooManyRequests and Unavailable.
+    Raises InvalidInput, TooManyRequests or Unavailable.
     """
     services = call.services
     made = await services.pictures.squares(content, avatars.SIDES, Uploader(call.me.user_id, call.address))

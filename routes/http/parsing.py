@@ -105,7 +105,7 @@ async def _problems_of_rows(request: Request, operation: Operation, body: Any) -
 async def _identify_and_count(request: Request, operation: Operation, services: Services) -> Identity | None:
     """Return the client's identity and count the request, before the body is read, so that a rejection costs little.
 
-    Raises Unauthenticated and TooManyRequests.
+    Raises Unauthenticated or TooManyRequests.
     """
     rule = services.limit_rules.get((operation.method, operation.path))
     try:
@@ -161,7 +161,7 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 def problems_of(error: ValidationError, prefix: Sequence[str | int]) -> list[FieldProblem]:
-    """Return one problem for each error of the validation, located under `prefix`."""
+    """Return one problem for each validation error, located under `prefix`."""
     found = []
     for each in error.errors(include_url=False, include_context=False, include_input=False):
         is_object = each["type"] in ("model_type", "model_attributes_type")

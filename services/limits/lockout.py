@@ -36,7 +36,7 @@ log = structlog.get_logger("sign-in")
 
 
 class Lockout:
-    """The password lockout of a process. Digests of names are made with a key derived from `secret_key`."""
+    """Slows down password guessing. Log lines name accounts by digests, whose key is derived from `secret_key`."""
 
     def __init__(self, database: Database, limits: Limits, secret_key: str) -> None:
         self._database = database

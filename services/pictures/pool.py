@@ -95,6 +95,6 @@ class Pictures:
             yield
 
     async def squares(self, content: bytes, sides: Sequence[int], by: Uploader) -> list[bytes]:
-        """Run `images.squares` in the picture thread. Raises InvalidInput and TooManyRequests."""
+        """Run `images.squares` in the picture thread. Raises InvalidInput or TooManyRequests."""
         with self._waiting.take(by):
             return await asyncio.get_running_loop().run_in_executor(self._threads, images.squares, content, sides)

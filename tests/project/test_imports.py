@@ -1,4 +1,4 @@
-"""Imports point down, edges do not import one another, and importing a module opens nothing."""
+"""Imports point down, edges do not import one another, and importing a module opens no files or connections."""
 
 from __future__ import annotations
 

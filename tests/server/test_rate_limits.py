@@ -86,7 +86,7 @@ async def test_the_response_tells_how_much_of_a_limit_is_left(limited: Service) 
 async def test_the_users_of_one_network_share_a_multiple_of_a_limit(limited: Service) -> None:
     """A user may read a movie twice a minute, so all users of one network together may do so twenty times."""
     async with AsyncExitStack() as stack:
-        # Sign-ins are counted by address, so each user signs in at another address.
+        # Sign-ins are counted by client address, so each user signs in from a different one.
         people = [await stack.enter_async_context(limited.person(headers=at())) for _ in range(11)]
         shared = [at(f"2001:db8:0:1::{number:x}") for number in range(1, 12)]
         for person, headers in zip(people[:10], shared[:10], strict=True):

@@ -40,7 +40,10 @@ async def test_connections_that_say_nothing_or_never_finish_a_head_are_closed(se
                 trickling.cancel()
 
     async def blank_lines() -> Answer:
-        """Send blank lines, which the parser skips before a request. Each would restart a keep-alive timeout."""
+        """Send blank lines, which the parser skips before a request.
+
+        A keep-alive timeout would start again with each line.
+        """
         async with raw_connection(service, GET) as connection:
 
             async def send() -> None:

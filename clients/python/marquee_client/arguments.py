@@ -44,7 +44,7 @@ def checked(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def topics_of(topics: str | Iterable[str]) -> tuple[str, ...]:
-    """Return the topics as a tuple. Raises TypeError and ValueError."""
+    """Return the topics as a tuple. Raises TypeError or ValueError."""
     try:
         found = (topics,) if isinstance(topics, str) else tuple(topics)
     except TypeError:
@@ -56,7 +56,7 @@ def topics_of(topics: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def since_of(since: Position | int | str | None, epoch: str | None = None) -> Position | None:
-    """Convert `since` to a `Position`. Raises TypeError and ValueError.
+    """Convert `since` to a `Position`. Raises TypeError or ValueError.
 
     `since` may be a `Position`, a string in the form of the header `Stream-Position`, or a number if `epoch` is given.
     A number alone is rejected because it could belong to another log, for example after the restore of a backup.
@@ -91,7 +91,7 @@ def options_of(
     bulk: str | None = None,
     deliver: str | Mapping[str, Any] | None = None,
 ) -> SubscribeOptions:
-    """Return the options of a subscription. Raises TypeError and ValueError.
+    """Return the options of a subscription. Raises TypeError or ValueError.
 
     Only types are checked; the server validates the values.
     """
@@ -115,7 +115,7 @@ def options_of(
 def token_of(token: object) -> str | None:
     """Return the token without surrounding whitespace, or None if nothing is left.
 
-    Raises TypeError and ValueError, whose messages do not reveal the token.
+    Raises TypeError or ValueError, whose messages do not reveal the token.
     """
     if token is None:
         return None

@@ -103,7 +103,7 @@ class Client:
         since: Position | int | str | None = None,
         epoch: str | None = None,
     ) -> Watch:
-        """Return a watch: the events of some topics, from now on or after `since`. Raises TypeError and ValueError."""
+        """Return a watch: the events of some topics, from now on or after `since`. Raises TypeError or ValueError."""
         options = options_of(topics_of(topics), filter, bulk=bulk, deliver=deliver)
         return Watch(self._session, self._begin, options, since_of(since, epoch))
 
@@ -114,13 +114,13 @@ class Client:
         filter: Mapping[str, Any] | None = None,  # noqa: A002
         deliver: str | Mapping[str, Any] | None = None,
     ) -> View:
-        """Return a view: the rows of a topic, kept up to date. Raises TypeError and ValueError."""
+        """Return a view: the rows of a topic, kept up to date. Raises TypeError or ValueError."""
         if not isinstance(topic, str):
             raise TypeError(f"topic: expected one topic, such as 'movies', got {topic!r}")
         return View(self._session, self._begin, options_of(topics_of(topic), filter, snapshot=True, deliver=deliver))
 
     def presence(self, topics: str | Sequence[str]) -> Presence:
-        """Return the presence of some topics: who watches them. Raises TypeError and ValueError."""
+        """Return the presence of some topics: who watches them. Raises TypeError or ValueError."""
         return Presence(self._session, self._begin, topics_of(topics))
 
     async def request(
@@ -342,7 +342,7 @@ def _refused(refused: InvalidStatus) -> Ending:
 
 
 def _with_small_default(url: str) -> str:
-    """Return the URL with parameters that keep the default subscription small, because the client ignores its frames.
+    """Return the URL with parameters that make the default subscription small: the client ignores that subscription.
 
     Raises ValueError if `url` is not a websocket URL.
     """
