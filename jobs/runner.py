@@ -37,7 +37,7 @@ from resources.movies import MOVIES
 
 CONCURRENT_JOBS = 2
 POLL_SECONDS = 1.0
-MAX_LATE_SECONDS = 5.0  # a paced job that waited for a slot makes up for at most MAX_LATE_SECONDS of delay
+MAX_LATE_SECONDS = 5.0  # a paced job that waited for a slot catches up on no more than this delay
 UNAVAILABLE_PAUSE_SECONDS = 0.5
 SLOT_SECONDS = 1.0  # A job leaves its slot after SLOT_SECONDS if another user's job is waiting.
 MAX_WAIT_IN_SLOT_SECONDS = 0.5  # A shorter wait is cheaper than the two transactions that release and claim the job.
@@ -227,9 +227,9 @@ class Pace:
         self._job = job
         self.due = now
         if job.rate is not None:
-            # A job that left its slot continues as if it had stayed, but makes up for a delay of at most
-            # MAX_LATE_SECONDS. It also never waits longer than one chunk takes at its rate, because the clock of the
-            # database may have been set back.
+            # A job that left its slot continues as if it had stayed, but catches up on no more than MAX_LATE_SECONDS
+            # of delay. It never waits longer than a chunk should take at the job's rate. Otherwise, it might wait for
+            # hours after the database's clock was set back.
             longest = self._seconds_for(job.done)
             wait = longest if job.wait_seconds is None else job.wait_seconds
             self.due = now + min(max(wait, -MAX_LATE_SECONDS), longest)

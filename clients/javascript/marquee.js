@@ -441,7 +441,7 @@ function isTemporary(code, isRepeatable = true) {
 
 /** @param {number} code */
 function isFinal(code) {
-  // A code below 1000 is an HTTP status, of which 408, 425, 429 and the errors of servers and proxies are temporary.
+  // A code below 1000 is an HTTP status: 408, 425, 429 and all from 500 on are temporary.
   if (code < 1000) return code >= 400 && code < 500 && ![408, 425, 429].includes(code);
   return code === 1007 || code === 1009 || (code >= 4500 && code < 5000);
 }

@@ -2,8 +2,8 @@
 
 Clients see the changes, so each change has an event in the log: `update_bulk` for rows of resources, `update` for
 accounts. `version` and `updated_at` stay the same, because no user has edited the rows. Unique keys stay the same, too,
-because they are derived with NFKC, which maps both spellings to one form. Only a genre whose name is replaced, because
-it had no visible character, gets a new key.
+because they are derived with NFKC, which maps the old and the new spelling to the same form. The only exception is a
+genre whose name had no visible character: the name is replaced, so the genre gets a new key.
 """
 
 from __future__ import annotations

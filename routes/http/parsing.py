@@ -60,7 +60,7 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
     has_waited = asyncio.Event()
     asyncio.get_running_loop().call_soon(has_waited.set)  # happens only if reading the body has to wait
     if operation.form is not None and _media_type(request) in uploads.media_types(operation.form):
-        assert identity is not None, "expected an operation with a form to be marked signed_in"
+        assert identity is not None, "an operation that takes a form must be marked signed_in"
         with services.pictures.receiving(Uploader(identity.user_id, request.client.host if request.client else None)):
             raw_body = await read_body(request, uploads.MAX_UPLOAD_BODY_BYTES)
         values = uploads.values(raw_body, _media_type(request), request.headers["content-type"], problems)

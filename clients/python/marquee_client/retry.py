@@ -83,6 +83,6 @@ def is_temporary(code: str, is_repeatable: bool = True) -> bool:
 
 
 def _is_final(code: int) -> bool:
-    if code < 1000:  # an HTTP status, of which 408, 425, 429 and the errors of servers and proxies are temporary
+    if code < 1000:  # An HTTP status: 408, 425, 429 and all from 500 on are temporary.
         return 400 <= code < 500 and code not in (408, 425, 429)
     return code in (1007, 1009) or 4500 <= code < 5000
