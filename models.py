@@ -175,7 +175,7 @@ sessions = Table(
     Column("expires_at", UtcTime, nullable=False),
     Column("ended_at", UtcTime),
     Column("last_used_at", UtcTime, nullable=False),
-    # The claim `jti` of the only valid refresh token; older ones of the session are rejected.
+    # The claim `jti` of the only valid refresh token; the session's older refresh tokens are rejected.
     Column("refresh_id", _text(32)),
     Index("ix_sessions_user_id", "user_id", "created_at"),
     Index("ix_sessions_expires_at", "expires_at"),
@@ -250,7 +250,7 @@ presence = Table(
     metadata,
     Column("worker", String(32), primary_key=True),
     Column("topic", String(32), primary_key=True),
-    # 0 stands for all anonymous clients, so there is no foreign key.
+    # The user id 0 stands for all anonymous clients, so there is no foreign key.
     Column("user_id", Id, primary_key=True, autoincrement=False),
     Column("username", _text(50)),
     Column("connections", Integer, nullable=False),

@@ -161,7 +161,7 @@ class Body(BaseModel):
     def unmet(cls, value: Any, known: Sequence[FieldProblem]) -> list[FieldProblem]:
         """Return a problem for each entry of `NEEDED` that the body `value` does not meet, unless `known` contains it.
 
-        Pydantic checks rules about several members only when each member is valid, so its errors may lack these.
+        Pydantic checks rules about several members only when each is valid, so its errors may lack these problems.
         """
         places = {problem.loc[1:2] for problem in known}
         said = {problem.msg for problem in known}

@@ -95,7 +95,7 @@ async def create(
     """Queue a job. Without `max_rows_per_day`, neither the user's rows nor the user's unfinished jobs are limited;
     without `origin`, neither are those of the network.
 
-    Raises InvalidInput or TooManyRequests, and Unauthenticated when the account was deleted or deactivated meanwhile.
+    Raises InvalidInput, TooManyRequests, or Unauthenticated when the account was deleted or deactivated meanwhile.
     """
     users = models.users.c
     # Lock the user, so that two concurrent orders cannot both pass a limit that has room for only one, and so that
@@ -207,7 +207,7 @@ def _ended(tx: Transaction, state: str, **values: Any) -> dict[str, Any]:
 async def cancel(tx: Transaction, identity: Identity, job_id: str) -> dict[str, Any]:
     """Cancel a job and return it; no chunk is stored after this commits. Cancelling twice is not an error.
 
-    Raises NotFound, Forbidden, and Conflict when the job has finished.
+    Raises NotFound, Forbidden, or Conflict when the job has finished.
     """
     job = await one(tx.connection, select(TABLE).where(TABLE.c.id == job_id).with_for_update())
     if job is None:
@@ -246,7 +246,7 @@ def _is_held(job_id: str, owner: str) -> ColumnElement[bool]:
 def _served_at(*, is_sqlite: bool) -> ColumnElement[Any]:
     """Return the SQL expression for the time at which the user of a job was last served; 0 if that is long ago."""
     other, now = TABLE.alias(), now_in_seconds(is_sqlite=is_sqlite)
-    # A job that pauses because of its rate does not count.
+    # A job that pauses because of its rate does not count as served.
     has_waited = or_(other.c.lease_owner.is_not(None), other.c.lease_until <= now)
     served = and_(other.c.user_id == TABLE.c.user_id, other.c.lease_until > now - SERVED_SECONDS, has_waited)
     latest = select(func.max(other.c.lease_until)).where(served)

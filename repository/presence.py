@@ -129,7 +129,7 @@ async def sweep(database: Database, expired: Sequence[str]) -> None:
 
     async def work(tx: Transaction) -> None:
         table = models.workers
-        for worker in sorted(expired):  # always in the same order, so that two transactions cannot deadlock
+        for worker in sorted(expired):  # in a fixed order, so that two transactions cannot deadlock
             gone = await tx.connection.execute(
                 delete(table)
                 .where(table.c.id == worker, has_expired(table.c.until, LEASE_SECONDS, is_sqlite=tx.is_sqlite))

@@ -22,7 +22,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # Earlier versions expect whole rows in `before`, so they get an empty log, with a new epoch.
+    # Earlier versions expect whole rows in `before`, so the log is emptied and gets a new epoch.
     op.execute("DELETE FROM events")
     op.execute(sa.text("UPDATE event_head SET epoch = :epoch").bindparams(epoch=secrets.token_hex(8)))
     op.drop_column("event_head", "size")

@@ -27,9 +27,9 @@ depends_on = None
 
 ROWS_AT_A_TIME = 2_000
 ROWS_OF_AN_EVENT = 1_000
-EVENT_SIZE = 512 * 1024  # limit in bytes for the rows of one event, counted both before and after the change
+EVENT_SIZE = 512 * 1024  # limit in bytes for the rows of one event, before and after the change together
 
-Mend = Callable[[Any, Mapping[str, Any]], Any]  # takes a value and its row, and returns the new value
+Mend = Callable[[Any, Mapping[str, Any]], Any]  # a function that takes a value and its row and returns the new value
 
 
 def _text(length: int) -> Mend:
@@ -81,7 +81,7 @@ def upgrade() -> None:
         for changes in _chunks(_changes(table, mends)):
             events += _of_accounts(changes) if name == "users" else _of_rows(name, HIDDEN.get(name, set()), changes)
     if events:
-        # This comes last, because other writers lock rows before they lock the head of the log.
+        # The events are appended last, because other writers lock rows before they lock the head of the log.
         _append(events)
 
 

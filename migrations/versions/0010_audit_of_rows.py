@@ -31,7 +31,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.execute("DELETE FROM audit WHERE resource <> 'users'")  # the version before takes every entry for an account's
+    # The previous version would take every entry for one about an account.
+    op.execute("DELETE FROM audit WHERE resource <> 'users'")
     with op.batch_alter_table("audit", table_kwargs={"sqlite_autoincrement": True}) as audit:
         audit.alter_column("user_id", existing_type=ID, nullable=False)
         audit.drop_column("count")

@@ -24,7 +24,8 @@ from repository.generic.lists import Listed, ListRequest, entities_of, entity, t
 from repository.generic.versions import BOOKKEEPING, Row, changed_names
 
 AUDIENCE = f"group:{Group.ADMIN}"
-MAX_NAMED_ROWS = 100  # of an entry, which names the first rows and counts all: trails are listed by the thousand
+# An entry names only this many rows but counts all of them, because lists may contain thousands of entries.
+MAX_NAMED_ROWS = 100
 _NOT_PERSONAL = frozenset({"group", "is_active", "awaits_activation", "has_profile"})
 
 
@@ -62,7 +63,7 @@ async def record_for_rows(
     foreign: Iterable[Row],
     changed: Sequence[str] = (),
 ) -> None:
-    """Store an entry for each owner of the rows `foreign`, which only staff may write, and emit its event."""
+    """Store an entry, with its event, for each owner of the `foreign` rows, which only staff may write."""
     ids: dict[int | None, list[int | str]] = {}
     for row in foreign:
         ids.setdefault(row.get("user_id"), []).append(row["id"])

@@ -65,7 +65,7 @@ def _usable(token: OneTimeToken | None, user: dict[str, Any] | None) -> tuple[On
 async def confirm(tx: Transaction, token: str) -> dict[str, Any]:
     """Activate the account that the token belongs to, or give the account its new address.
 
-    Return the account in its `public` form. Raises NotFound, and Conflict when another account has the address.
+    Return the account in its `public` form. Raises NotFound, or Conflict when another account has the address.
     """
     used, user = await _use(tx, token, Purpose.ACTIVATE, Purpose.EMAIL)
     if used.purpose is Purpose.EMAIL:

@@ -26,7 +26,8 @@ from repository.generic.versions import IfMatch, Row
 
 # Tables that may have very many rows of one account.
 PERSONAL = (models.sessions, models.idempotency_keys)
-# The deletion erases at most this many rows of each table in its own transaction, because other writes wait for it.
+# The transaction that deletes an account erases at most this many rows of each table, because other writes wait for
+# the transaction to end.
 ERASED_ROWS = 5_000
 
 # No password has this hash.
@@ -39,7 +40,7 @@ async def remove(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatc
     """Delete an account: the editor's own, or any account for an admin.
 
     Return its avatar, whose files can be deleted, or None if there is none. Raises Forbidden, NotFound,
-    PreconditionFailed, and Conflict for the last admin.
+    PreconditionFailed, or Conflict for the last admin.
     """
     is_own = editor.user_id == user_id
     locked = await users.lock_with_admins(tx, user_id, if_match, admin_id=None if is_own else editor.user_id)

@@ -99,7 +99,7 @@ async def create_by_admin(
 
 
 async def create_profile(tx: Transaction, editor: Editor, user_id: int, fields: Row) -> dict[str, Any]:
-    """Add a profile to an account. Raises Forbidden, NotFound, and Conflict when it already has one."""
+    """Add a profile to an account. Raises Forbidden, NotFound, or Conflict when it already has one."""
     before = await lock_for(tx, editor, user_id, None)
     if before["profile_created_at"] is not None:
         raise Conflict(f"User {user_id} already has a profile")
@@ -107,7 +107,7 @@ async def create_profile(tx: Transaction, editor: Editor, user_id: int, fields: 
 
 
 async def edit_profile(tx: Transaction, editor: Editor, user_id: int, fields: Row, if_match: IfMatch) -> dict[str, Any]:
-    """Set fields of a profile. Raises Forbidden, NotFound (also when there is no profile) and PreconditionFailed."""
+    """Set fields of a profile. Raises Forbidden, NotFound (also when there is no profile) or PreconditionFailed."""
     before = await lock_for(tx, editor, user_id, if_match)
     require_profile(before)
     return await change(tx, editor, "update_profile", before, fields)

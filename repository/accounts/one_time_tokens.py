@@ -32,7 +32,7 @@ _SHOWN = (TABLE.c.purpose, TABLE.c.user_id, TABLE.c.email)
 class Purpose(StrEnum):
     ACTIVATE = "activate"
     RESET = "reset"
-    EMAIL = "email"  # give the account the address that the token was mailed to
+    EMAIL = "email"  # the purpose: give the account the address that the token was mailed to
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,9 +38,9 @@ LEASE_SECONDS = 60.0
 # With the pauses of `jobs.mailer`, the attempts take about two days.
 MAX_ATTEMPTS = 56
 MAX_WAITING_PER_USER = 20
-# This limit is for emails of one type to one account.
+# A limit for emails of one type to one account.
 MAX_REQUESTED_PER_DAY = 5
-# This is twice the longest pause between attempts, to allow for jitter.
+# Twice the longest pause between attempts, to allow for jitter.
 MAX_POSTPONED_SECONDS = 2 * 3600.0
 REQUEST_PAUSE_SECONDS = 60.0
 DAY = timedelta(days=1)
@@ -53,24 +53,24 @@ log = structlog.get_logger("mails")
 class MailType(StrEnum):
     ACTIVATE = "activate"
     RESET_PASSWORD = "reset_password"  # noqa: S105 (no password)
-    # This type is sent to a new address, which takes effect when the URL in the email is used.
+    # An email to a new address, which takes effect when the URL in the email is used.
     CONFIRM_EMAIL = "confirm_email"
-    # This type is sent to the old address when a change of address is requested.
+    # An email to the old address when a change of address is requested.
     EMAIL_CHANGE_ASKED = "email_change_asked"
     PASSWORD_CHANGED = "password_changed"  # noqa: S105 (no password)
-    # This type is sent to the old address after a change of address.
+    # An email to the old address after a change of address.
     EMAIL_CHANGED = "email_changed"
-    # This type is sent to the owner of an address that another account tries to use.
+    # An email to the owner of an address that another account tries to use.
     ADDRESS_TAKEN = "address_taken"
 
 
-# The emails that carry a one-time token.
+# The types of emails that carry a one-time token, with its purpose.
 PURPOSES: Mapping[MailType, Purpose] = {
     MailType.ACTIVATE: Purpose.ACTIVATE,
     MailType.RESET_PASSWORD: Purpose.RESET,
     MailType.CONFIRM_EMAIL: Purpose.EMAIL,
 }
-# The emails whose token proves a new address of an account.
+# The types of emails whose token proves a new address of an account.
 PROVING = frozenset({MailType.ACTIVATE, MailType.CONFIRM_EMAIL})
 
 
@@ -240,7 +240,7 @@ async def release(database: Database, mail: ClaimedMail, owner: str) -> None:
 
 
 async def _settle(database: Database, mail: ClaimedMail, owner: str, values: Row) -> None:
-    """Write `values` and end the lease; do nothing if the email has been claimed again since then."""
+    """Write `values` and end the lease; do nothing if the email has been claimed again since this claim."""
     is_ours = (TABLE.c.id == mail.id) & (TABLE.c.lease_owner == owner) & (TABLE.c.attempts == mail.attempts)
     await database.write(lambda tx: _write(tx, is_ours, {**values, "lease_owner": None}))
 
@@ -253,6 +253,9 @@ async def _write(tx: Transaction, which: ColumnElement[bool], values: Row) -> No
 
 
 async def forget(database: Database, now: datetime) -> int:
-    """Delete emails sent a day or failed a week before `now` (timezone-aware). Return how many were deleted."""
+    """Delete emails that, at `now` (timezone-aware), were sent over a day or failed over a week ago.
+
+    Return how many were deleted.
+    """
     is_old = or_(TABLE.c.sent_at < utc_text(now - DAY), TABLE.c.failed_at < utc_text(now - KEPT_WHEN_FAILED))
     return await database.delete_without_events(TABLE, is_old)

@@ -80,7 +80,7 @@ async def begin(
     """Store a session and return its `public` form. The oldest session ends when the user has MAX_SESSIONS_PER_USER.
 
     Return None when the password has changed since it was checked; the caller then checks it again. Raises
-    Unauthenticated when the account no longer exists, and Forbidden when it awaits activation or is disabled.
+    Unauthenticated when the account no longer exists, or Forbidden when it awaits activation or is disabled.
     """
     accounts = models.users.c
     # Disabling the account and changing its password take the same lock: either they end this session, or we see

@@ -108,7 +108,7 @@ async def lock_with_admins(
 
     Rows are locked in order of id, so that one of two concurrent calls waits and sees the result of the other. If the
     last two admins leave at the same time, the second is therefore rejected, and so is a request by an admin who has
-    just been demoted. Raises Forbidden when `admin_id` is given and is not an active admin, then NotFound and
+    just been demoted. Raises Forbidden when `admin_id` is given and is not an active admin, then NotFound or
     PreconditionFailed.
     """
     is_active_admin = and_(TABLE.c.group == Group.ADMIN.value, TABLE.c.is_active)
@@ -222,7 +222,7 @@ async def _key_to_wait_with(tx: Transaction, key: str | None) -> str | None:
 def waiting_key(key: str) -> str:
     """Return the key of an account that waits for the address `key` while an activated account has it.
 
-    No user name or address has such a key, because theirs are case-folded and contain no capitals.
+    No user name or address has such a key, because their keys are case-folded and contain no capitals.
     """
     return f"WAITING {key}"
 
@@ -284,14 +284,14 @@ async def _find(database: Database, where: Any) -> dict[str, Any] | None:
 
 
 async def change_group(tx: Transaction, editor: Editor, user_id: int, group: Group) -> dict[str, Any]:
-    """Move an account to another group. Raises Forbidden, NotFound, and Conflict for the last admin."""
+    """Move an account to another group. Raises Forbidden, NotFound, or Conflict for the last admin."""
     return await _administer(tx, "change_group", editor, user_id, {"group": group.value})
 
 
 async def activate(tx: Transaction, editor: Editor, user_id: int) -> dict[str, Any]:
     """Enable an account, including one that is awaiting activation.
 
-    Raises Forbidden, NotFound, and Conflict when another account has the email.
+    Raises Forbidden, NotFound, or Conflict when another account has the email.
     """
     return await _administer(tx, "activate", editor, user_id, {"is_active": True, "awaits_activation": False})
 
@@ -300,7 +300,7 @@ async def deactivate(tx: Transaction, editor: Editor, user_id: int) -> dict[str,
     """Disable an account, cancel its jobs, end its sessions and revoke its one-time tokens; enabling it again restores
     none of them.
 
-    Raises Forbidden, NotFound, and Conflict for the last admin.
+    Raises Forbidden, NotFound, or Conflict for the last admin.
     """
     values = {"is_active": False, "awaits_activation": False}
     user = await _administer(tx, "deactivate", editor, user_id, values)

@@ -14,7 +14,7 @@ from repository.engine.events import Event, Head
 from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
 
-# These statements bypass SQLAlchemy, because every write with events runs TAKE and an INSERT.
+# These statements bypass SQLAlchemy to save time, because every write with events runs two of them.
 TAKE = statement("UPDATE event_head SET seq = seq + $1, size = size + $2 WHERE id = 1 RETURNING epoch, seq")
 _HEAD = statement("SELECT epoch, seq FROM event_head WHERE id = 1")
 _INTO = (

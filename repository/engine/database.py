@@ -39,11 +39,11 @@ BEGIN = "BEGIN IMMEDIATE"
 MAX_ATTEMPTS = 5
 RETRY_SECONDS = 5.0  # A transaction is not run again once this time has passed since its start.
 RETRY_PAUSE_SECONDS = 0.05
-STALLED_SECONDS = 3.0  # Writes hold their lock for milliseconds; a worker that waits this long for it is not ready.
+STALLED_SECONDS = 3.0  # Writes hold the lock for milliseconds, so a worker that waits this long for it is not ready.
 PROBE_SECONDS = 1.0
 MIN_FREE_BYTES = 16 * 1024 * 1024  # SQLite's log needs this much free disk space between two checkpoints.
 SHRINK_SECONDS = 1.0
-READ_SECONDS = 10.0  # This is several times as long as a search of a million rows takes.
+READ_SECONDS = 10.0  # several times as long as a search of a million rows takes
 PATIENCE = 3
 FETCH_SECONDS = 5.0  # A read by key that takes longer has probably lost its connection.
 MAX_DEAD_CONNECTIONS = max(READERS.values())
@@ -74,7 +74,7 @@ class Database:
         self._hot_idle: list[tuple[AsyncConnection, Any]] = []
         self._file = self._file_id()
         self._lock_waits = LockWaits()
-        self._read_failure: str | None = None  # what is wrong with a table or the file, until it is repaired
+        self._read_failure: str | None = None  # the problem with a table or the file, until it is repaired
         self._write_failure: str | None = None
         self._probe: asyncio.Task[None] | None = None
         self.on_commit: list[Callable[[list[Event]], None]] = []
@@ -298,7 +298,7 @@ class Database:
 
         `work` may run again from the start when the database refuses the transaction, so it must change nothing
         outside the transaction. Any exception that it raises rolls everything back, including event numbers. Raises
-        Unauthenticated or Forbidden when the `writer` has lost rights since it was authenticated, and Unavailable when
+        Unauthenticated or Forbidden when the `writer` has lost rights since it was authenticated, or Unavailable when
         the database cannot be reached or keeps refusing the transaction.
         """
         started = time.monotonic()
@@ -349,7 +349,7 @@ class Database:
         If a read has failed because of a table or the file, this reads from every table to check again.
         """
         if self._read_failure == failures.DAMAGED_FILE:
-            return self._read_failure  # reading again would prove nothing: undamaged pages can be read
+            return self._read_failure  # a successful read would prove nothing, because it may miss the damaged pages
         if self._read_failure is not None:
             for table in models.metadata.sorted_tables:
                 try:

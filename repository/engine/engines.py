@@ -45,7 +45,7 @@ SQLITE_CACHE_KIB = 16 * 1024
 SQLITE_READER_CACHE_KIB = 4 * 1024
 # SQLite's virtual machine runs this many steps between two checks of the interrupt flag, in about a millisecond.
 SQLITE_STEPS = 20_000
-# SQLite truncates its write-ahead log to this size, twice the usual one, when it reuses the log.
+# SQLite truncates its write-ahead log to this size, twice the usual size, when it reuses the log.
 SQLITE_LOG_BYTES = 32 * 1024 * 1024
 # In earlier versions, a checkpoint by one process during a write by another can damage the database file.
 SAFE_SQLITE = (3, 51, 3)
@@ -73,7 +73,8 @@ class Lane(Enum):
 # The number of connections that each worker has for each lane.
 POINT_READERS = 5
 LIST_READERS = 3
-COSTLY_READERS = 2  # more costly reads would compete for the processor with one another and with everything else
+# With more connections, costly reads would compete for the processor with one another and with all other work.
+COSTLY_READERS = 2
 READERS: Mapping[Lane, int] = {Lane.POINT: POINT_READERS, Lane.LIST: LIST_READERS, Lane.COSTLY: COSTLY_READERS}
 
 

@@ -57,9 +57,10 @@ async def oldest(database: Database) -> int | None:
 
 
 async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: int) -> list[Event]:
-    """Return the next events after `seq`, in order: at most `max_rows`, and `max_bytes` unless the first is larger.
+    """Return the next events after `seq`, in order: at most `max_rows` events and `max_bytes` bytes.
 
-    The caller must check that the first number is `seq + 1`; otherwise the log no longer reaches back to `seq`.
+    A first event larger than `max_bytes` is returned alone. The caller must check that the first number is `seq + 1`;
+    otherwise the log no longer reaches back to `seq`.
     """
     table = models.events
 
@@ -127,7 +128,7 @@ async def prune(database: Database, *, keep_rows: int, keep_bytes: int, older_th
             count, freed, until = count + 1, freed + event_size, seq
         if count:
             await tx.connection.execute(delete(table).where(table.c.seq <= until))
-            # This comes last, because other writers wait for the head until COMMIT.
+            # The head is updated last, because other writers then wait for it until COMMIT.
             await tx.connection.execute(update(head).values(size=head.c.size - freed))
         return count
 

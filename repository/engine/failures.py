@@ -192,8 +192,8 @@ def is_stale(error: BaseException | None) -> bool:
 def may_run_again(error: BaseException) -> bool:
     """Return whether to run the transaction again: not if it timed out while waiting, because it would wait again."""
     has_waited = isinstance(error, PoolTimeout) or _state(error).startswith(_WAITED_STATES)
-    # On SQLite, errors of the environment last, such as a full disk or a missing table. On PostgreSQL, an invalid plan
-    # or a lost connection does not last.
+    # On SQLite, errors of the environment, such as a full disk or a missing table, are lasting. On PostgreSQL, an
+    # invalid plan or a lost connection is not.
     is_sqlite = isinstance(_driver_error(error), sqlite3.Error)
     return is_refused(error) or (is_foreign(error) and not has_waited and not is_sqlite)
 

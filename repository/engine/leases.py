@@ -24,9 +24,9 @@ def now_in_seconds(*, is_sqlite: bool) -> ColumnElement[Any]:
 def has_expired(
     until: ColumnElement[Any], longest_seconds: float | ColumnElement[Any], *, is_sqlite: bool
 ) -> ColumnElement[bool]:
-    """Return the SQL condition for a lease of at most `longest_seconds` that is over.
+    """Return the SQL condition for a lease of at most `longest_seconds` that has expired.
 
-    If a lease ends later than a lease taken now would, it was taken before the clock was set back, and counts as over.
+    If a lease ends later than a lease taken now would, it was taken before the clock was set back, and is expired.
     """
     now = now_in_seconds(is_sqlite=is_sqlite)
     return or_(until < now, until > now + (longest_seconds + CLOCK_GRACE_SECONDS))

@@ -38,7 +38,7 @@ def newest_revision() -> str | None:
 async def migrate(database: Database) -> None:
     """Apply the missing migrations, and give a new log its epoch. Safe to run in several workers at once.
 
-    Raises SettingsError when the schema is newer than this version of the program, and when a pooler that the settings
+    Raises SettingsError when the schema is newer than this version of the program, or when a pooler that the settings
     do not allow is in front of the database.
     """
     for _ in range(MAX_ATTEMPTS):

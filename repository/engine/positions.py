@@ -44,9 +44,9 @@ def parse_written(value: Any) -> Written | None:
 
 
 def position_of(written: Written | None, epoch: str | None, *, together: str, beside: str) -> Head | None:
-    """Return the position, or None when none is given. `together` and `beside` show both forms in error messages.
+    """Return the position, or None when none is given. Raises Incomplete.
 
-    Raises Incomplete.
+    Error messages show two forms: `together`, with number and epoch in one value, and `beside`, with a value for each.
     """
     match written:
         case None if epoch is not None:

@@ -64,8 +64,8 @@ class Transaction:
     async def driver(self) -> Any:
         """Return the driver's connection (aiosqlite or asyncpg), inside this transaction, for the bulk paths.
 
-        On asyncpg, SQLAlchemy begins the transaction with its own first statement. Without one, each raw statement
-        would commit on its own.
+        On asyncpg, SQLAlchemy begins the transaction only when it runs its first statement, so this function runs one
+        if necessary. Otherwise, each statement of the driver would commit separately.
         """
         if self._driver is None:
             raw: Any = (await self.connection.get_raw_connection()).driver_connection

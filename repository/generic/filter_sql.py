@@ -38,7 +38,7 @@ def is_costly(wanted: Filter) -> bool:
 
 
 def _weight(condition: Condition) -> int:
-    """Return the cost of a condition; comparing a number costs 1. A list of strings is decoded for each value."""
+    """Return the cost of a condition: 1, or 2 per value to find in a list, which is decoded for each value."""
     if condition.field.kind is not FieldType.STRINGS:
         return 1
     return 2 * len(condition.value) if isinstance(condition.value, tuple) else 2

@@ -61,7 +61,7 @@ async def _orphan(tx: Transaction, child: Resource, column: str, ids: Sequence[i
     # The children are read in slices, because a parent may have more children than one event can hold.
     while True:
         page = select(table.c.id).where(chosen, table.c.id > last).order_by(table.c.id).limit(MAX_EVENT_ITEMS)
-        # The children are locked here, so that one that has left its parent meanwhile is not among them.
+        # This query locks the children, so that a child that has left its parent meanwhile is not among them.
         found = list((await tx.connection.execute(page.with_for_update())).scalars())
         if not found:
             return

@@ -24,7 +24,7 @@ from resources.derived import keys_of, visible_columns
 
 T = TypeVar("T")
 FEW_ROWS = 100
-ROWS_PER_FETCH = 500  # rows read before their size is checked; 500 rows of 40 kB are 20 MB
+ROWS_PER_FETCH = 500  # the number of rows read before their size is checked; 500 rows of 40 kB are 20 MB
 MAX_KEPT_TABLES = 32
 Convert = Callable[[Any], Any]
 
@@ -40,7 +40,7 @@ _FROM_DRIVER: Mapping[type, Convert] = {
 
 
 async def reserve_ids(tx: Transaction, table: Table, count: int) -> list[int]:
-    """Reserve `count` ids and return them. On SQLite the transaction already excludes every other writer."""
+    """Return `count` reserved ids. On SQLite, reading the last id is enough: the transaction excludes other writers."""
     driver = await tx.driver()
     if tx.is_sqlite:
         found = list(await driver.execute_fetchall("SELECT seq FROM sqlite_sequence WHERE name = ?", (table.name,)))
@@ -72,7 +72,7 @@ def driver_values(
 async def insert(
     tx: Transaction, table: Table, names: Sequence[str], ids: Sequence[int], values: Sequence[tuple[Any, ...]], now: str
 ) -> None:
-    """Insert a row for each id. `driver_values` makes `values` for the columns `names`; `now` is for both times."""
+    """Insert a row for each id, with `values` (from `driver_values`) in the columns `names` and `now` as both times."""
     driver = await tx.driver()
     columns = ["id", *names, "created_at", "updated_at"]
     moment: Any = now if tx.is_sqlite else datetime.fromisoformat(now)
@@ -132,7 +132,7 @@ async def fetch_locked(tx: Transaction, table: Table, ids: Sequence[int]) -> lis
 
 @lru_cache(maxsize=MAX_KEPT_TABLES)
 def _long_columns(table: Table) -> list[int]:
-    """Return the indexes, among the visible columns, of those that hold long texts."""
+    """Return the indexes of those visible columns that hold long texts."""
     names = enumerate(visible_columns(table))
     return [place for place, name in names if isinstance(table.c[name].type, Text)]
 

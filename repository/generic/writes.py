@@ -71,7 +71,7 @@ def prepare(resource: Resource, items: Sequence[Row], user_id: int | None, *, is
 
 @dataclass(frozen=True, slots=True)
 class BulkResult(Generic[T]):
-    """The rows that a bulk write changed, and the ids that it did not find, both in the order of the request."""
+    """The rows that a bulk write found, and the ids that it did not find, both in the order of the request."""
 
     done: list[T]
     not_found: list[int]
@@ -79,7 +79,7 @@ class BulkResult(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """The entities that were stored, encoded, and why other items were not stored, by position in the request."""
+    """The stored entities, encoded. `refused` maps the positions of the other items in the request to the reasons."""
 
     encoded: list[bytes]
     refused: Mapping[int, Refusal]
@@ -233,9 +233,9 @@ async def edit_bulk(
 
 @dataclass(frozen=True, slots=True)
 class _Edited:
-    """The rows that a bulk edit changes, before and after; `encoded` holds all rows that it names, in request order.
+    """The rows that a bulk edit changes, before and after. `encoded_before` holds their former values.
 
-    `encoded_before` holds the former values of the changed rows.
+    `encoded` also holds the rows that stay the same, in the order of the request.
     """
 
     before: list[dict[str, Any]]

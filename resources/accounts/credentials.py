@@ -42,8 +42,8 @@ _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _ADDRESS = rf"{_ATOM}(?:\.{_ATOM})*@(?:{_LABEL}\.)+[A-Za-z](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])"
 _EMAIL = rf"^[{PADDING}]*{_ADDRESS}[{PADDING}]*$"
-# Special-use domains (RFC 6761), in which no public mail server exists. JSON Schema patterns have no flag that
-# ignores case.
+# Special-use domains (RFC 6761), in which no public mail server exists. Each letter is given in both cases, because
+# JSON Schema patterns have no flag that ignores case.
 _RESERVED = "|".join(
     "".join(f"[{letter}{letter.upper()}]" for letter in name)
     for name in ("arpa", "invalid", "local", "localhost", "onion", "test")
