@@ -206,7 +206,7 @@ mails = _numbered(
     Column("recipient", _text(320), nullable=False),
     Column("details", Strings, nullable=False),
     Column("created_at", UtcTime, nullable=False),
-    # Seconds since 1970 by the database's clock: when the next attempt is due, or when the lease of the present attempt
+    # Seconds since 1970 by the database's clock: when the next attempt is due, or when the lease of the current attempt
     # expires. Null if no further attempt will be made.
     Column("due_at", Float),
     Column("attempts", Integer, nullable=False),

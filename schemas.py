@@ -59,7 +59,8 @@ def _written_integer(value: Any) -> Any:
 
 
 def _whole(value: Any) -> Any:
-    # In JSON Schema, 7.0 is an integer (draft 2020-12, section 4.2.3). Beyond 2**53, not every integer has a float.
+    # In JSON Schema, 7.0 is an integer (draft 2020-12, section 4.2.3). Floats beyond 2**53 are not converted, because a
+    # float cannot represent every integer in that range.
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_AMOUNT else value
 
 

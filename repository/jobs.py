@@ -67,8 +67,8 @@ class ClaimedJob:
     batch_size: int
     rate: float | None
     user_id: int | None
-    # The time until a paced job may continue, negative if that time has passed. None for a new job, or after its lease
-    # has expired.
+    # The time until a paced job may continue, negative if that time has passed. None for a new job, and for a job
+    # whose lease has expired.
     wait_seconds: float | None
 
 

@@ -24,7 +24,7 @@ from repository.generic.lists import Listed, ListRequest, entities_of, entity, t
 from repository.generic.versions import BOOKKEEPING, Row, changed_names
 
 AUDIENCE = f"group:{Group.ADMIN}"
-# An entry names only this many rows but counts all of them, because lists may contain thousands of entries.
+# An entry names at most this many rows but counts all, so that a list of a thousand entries is not too large.
 MAX_NAMED_ROWS = 100
 _NOT_PERSONAL = frozenset({"group", "is_active", "awaits_activation", "has_profile"})
 

@@ -6,8 +6,8 @@
   expires. So each email is sent at least once; a second copy has the `Message-ID` of the first.
 - A request from an anonymous client stores only the address (`request`). The account is looked up when the row is
   claimed, so neither the response nor its duration reveals whether an account exists.
-- An email that would prove an address that another account has becomes a notice to that account. This, too, is decided
-  when the row is claimed, so a registration with such an address, or a change to it, looks like any other.
+- If an email would prove an address that another account has, a notice to that account is sent instead. This, too, is
+  decided when the row is claimed, so a registration with such an address, or a change to it, looks like any other.
 - Sent emails are kept for a day, to count how many an account has received.
 """
 
@@ -188,7 +188,7 @@ async def _account_of(tx: Transaction, mail: Row) -> dict[str, Any] | None:
 
 
 async def _other_owner(tx: Transaction, mail: Row) -> dict[str, Any] | None:
-    """Return and lock the row of another account that has the recipient's address, or return None."""
+    """Lock and return the row of another account that has the recipient's address. Return None if there is none."""
     table = models.users
     which = (table.c.email_key == unique_key(mail["recipient"])) & (table.c.id != mail["user_id"])
     return await one(tx.connection, select(table).where(which, users.exists()).with_for_update(key_share=True))

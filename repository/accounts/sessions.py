@@ -213,8 +213,9 @@ async def end_all(tx: Transaction, user_id: int, *, actor_id: int | None) -> int
 async def end_others(tx: Transaction, user_id: int, keep_session_id: str | None, *, actor_id: int | None) -> int:
     """End all sessions of the user except `keep_session_id`. Return how many were ended.
 
-    A change of the password must write the new password before it calls this function. Then a concurrent sign-in with
-    the old password has either created one of these sessions, or `begin` finds that the password has changed.
+    A change of the password must write the new password before it calls this function. Then either a concurrent
+    sign-in with the old password has already created one of these sessions, or `begin` finds that the password has
+    changed.
     """
     which = TABLE.c.user_id == user_id
     if keep_session_id is not None:

@@ -346,7 +346,7 @@ class Database:
     async def read_problem(self) -> str | None:
         """Return what is wrong with the tables, or None.
 
-        If a read has failed because of a table or the file, this reads from every table to check again.
+        If a read has failed because of a table or the file, check again by reading from every table.
         """
         if self._read_failure == failures.DAMAGED_FILE:
             return self._read_failure  # a successful read would prove nothing, because it may miss the damaged pages
@@ -362,7 +362,7 @@ class Database:
     async def write_problem(self) -> str | None:
         """Return why writes fail or have to wait, or None.
 
-        If the newest write has failed, this tries one that changes nothing, so that a recovery is noticed even without
+        If the newest write has failed, try a write that changes nothing, so that a recovery is noticed even without
         a client's write.
         """
         if self._lock_waits.seconds > STALLED_SECONDS:

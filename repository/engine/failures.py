@@ -81,10 +81,10 @@ _FOREIGN_ON_SQLITE = {
 }
 _REFUSED_STATES = ("40",)  # serialization failure, deadlock
 _REFUSED_ON_SQLITE = ("database is locked", "database table is locked")
-# The states of statement time-outs and lock time-outs.
+# The SQLSTATEs of statement time-outs and lock time-outs.
 _WAITED_STATES = ("57014", "55P03")
-# The states of connection exceptions, terminated connections, ended idle sessions, and prepared plans that are invalid,
-# or made for other types, because a table has changed.
+# The SQLSTATEs of connection exceptions, terminated connections, ended idle sessions, and prepared plans that are
+# invalid, or made for other types, because a table has changed.
 _STALE_STATES = ("08", "57P01", "57P05", "0A000", "42804", "42883")
 # A change of a table makes the prepared statements of a connection invalid, even after the change is undone.
 _SCHEMA_STATES = ("0A000", "42", "3F000")
@@ -163,7 +163,7 @@ def _words(error: BaseException) -> str | None:
 
 
 def _does_not_fit(inner: BaseException) -> bool:
-    """Return whether asyncpg could not encode a value for its column. The server's data errors are subclasses."""
+    """Return whether asyncpg could not encode a value for its column. Server errors have subclasses of DataError."""
     return type(inner) is asyncpg.DataError
 
 

@@ -26,7 +26,7 @@ def has_expired(
 ) -> ColumnElement[bool]:
     """Return the SQL condition for a lease of at most `longest_seconds` that has expired.
 
-    If a lease ends later than a lease taken now would, it was taken before the clock was set back, and is expired.
+    If a lease ends later than one taken now would, it was taken before the clock was set back, and counts as expired.
     """
     now = now_in_seconds(is_sqlite=is_sqlite)
     return or_(until < now, until > now + (longest_seconds + CLOCK_GRACE_SECONDS))

@@ -16,7 +16,7 @@ class LockWaits:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Treat the duration of the block as a wait."""
+        """Count the duration of the `with` block as a wait."""
         self._next += 1
         number = self._next
         self._since[number] = time.monotonic()

@@ -15,7 +15,7 @@ from repository.engine.events import Head
 from repository.engine.lock_waits import LockWaits
 from repository.engine.statement import Statement
 
-# Clients usually limit frames to 1 MiB; the difference leaves room for the rest of the frame.
+# Clients usually limit frames to 1 MiB; this smaller limit leaves room for the rest of the frame.
 MAX_EVENT_BYTES = 768 * 1024
 MAX_EVENT_ITEMS = 1_000
 # This is enough for the largest body of a bulk operation (10 MiB) with the fields that the service adds to 10,000 rows.
@@ -64,8 +64,8 @@ class Transaction:
     async def driver(self) -> Any:
         """Return the driver's connection (aiosqlite or asyncpg), inside this transaction, for the bulk paths.
 
-        On asyncpg, SQLAlchemy begins the transaction only when it runs its first statement, so this function runs one
-        if necessary. Otherwise, each statement of the driver would commit separately.
+        On asyncpg, SQLAlchemy begins the transaction only when it runs its first statement, so this method runs a
+        statement first if necessary. Otherwise, each statement that bypasses SQLAlchemy would commit separately.
         """
         if self._driver is None:
             raw: Any = (await self.connection.get_raw_connection()).driver_connection

@@ -21,8 +21,8 @@ from repository.generic.versions import Row
 from resources.registry import children_of
 from resources.resource import Parent, Resource
 
-# One request may detach as many children from their parents as a bulk operation may change rows. On SQLite, other
-# writes wait meanwhile.
+# One request may detach only as many children from their parents as a bulk operation may change rows, because other
+# writes wait meanwhile on SQLite.
 MAX_RELEASED_CHILDREN = 10_000
 
 Items = Sequence[Row]

@@ -46,7 +46,7 @@ SOURCES: Mapping[str, Source] = {
 
 @dataclass(frozen=True, slots=True)
 class SnapshotPage:
-    """A page of a snapshot. `rows` match the filter and follow the previous page by id. With `is_last`, none follow."""
+    """A page of a snapshot. `rows` match the filter and are in order of id. With `is_last`, no page follows."""
 
     head: Head
     rows: list[dict[str, Any]]
