@@ -136,7 +136,7 @@ async def _check_unfinished(tx: Transaction, user_id: int) -> None:
 
 async def _check_quota(tx: Transaction, user_id: int, total: int, max_rows: int) -> None:
     if total > max_rows:
-        message = f"Expected at most {max_rows}, the quota of rows for a user in {QUOTA_HOURS} hours"
+        message = f"Expected at most {max_rows}, the quota of generated rows per user in {QUOTA_HOURS} hours"
         raise InvalidInput([FieldProblem(("path", "number"), message, "over_quota")])
     await _check_rows(tx, TABLE.c.user_id == user_id, total, max_rows, "you have")
 

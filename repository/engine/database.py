@@ -109,7 +109,7 @@ class Database:
         try:
             disk = os.statvfs(engines.path_of(self.url).parent)
         except OSError:
-            return "the disk fails"
+            return "the disk is failing"
         return "the disk is full" if disk.f_bavail * disk.f_frsize < MIN_FREE_BYTES else None
 
     def log_bytes(self) -> int:

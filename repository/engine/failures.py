@@ -25,12 +25,12 @@ DATABASE_ERRORS: tuple[type[Exception], ...] = (
 )
 DAMAGED_FILE = "the database file is damaged"
 DAMAGED_DATABASE = "the database is damaged"
-FAILING_DISK = "the disk fails"
+FAILING_DISK = "the disk is failing"
 TABLE_CHANGED = "a table has changed"
 TABLE_MISSING = "a table is missing"
 COLUMN_MISSING = "a column is missing"
 COLUMN_CHANGED = "a column has an unexpected type"
-TABLE_FORBIDDEN = "the service's role may not use a table"
+TABLE_FORBIDDEN = "the service's role is not allowed to use a table"
 _LASTING = frozenset(
     (DAMAGED_FILE, DAMAGED_DATABASE, FAILING_DISK, TABLE_CHANGED, TABLE_MISSING, COLUMN_MISSING, COLUMN_CHANGED,
      TABLE_FORBIDDEN)

@@ -148,8 +148,8 @@ def require_fits(size: int) -> None:
     """Raise ContentTooLarge if rows of `size` bytes are more than one transaction may write."""
     if size > MAX_TRANSACTION_BYTES:
         raise ContentTooLarge(
-            f"Expected at most {MAX_TRANSACTION_BYTES:,} bytes of rows to change in one request: change fewer rows at "
-            "a time, starting with the rows that refer to them"
+            f"Expected a request that changes at most {MAX_TRANSACTION_BYTES:,} bytes of rows: change fewer rows at a "
+            "time; if other rows refer to them, change those first"
         )
 
 
