@@ -56,10 +56,10 @@ def _routes(settings: Settings) -> list[BaseRoute]:
 
 
 def build_app(settings: Settings, *, hears_signals: bool = False) -> Starlette:
-    """Return the service as an ASGI application. Nothing is opened before its lifespan starts.
+    """Return the service as an ASGI application. The application opens nothing before its lifespan starts.
 
-    With `hears_signals`, SIGTERM and SIGINT begin the shutdown. This is for servers that do not tell the application
-    that they have begun to stop.
+    With `hears_signals`, SIGTERM and SIGINT begin the shutdown, for servers that do not tell the application when they
+    begin to stop.
     """
 
     @asynccontextmanager

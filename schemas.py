@@ -25,8 +25,8 @@ MAX_GENERATED_ROWS = 1_000_000
 MAX_PAGE = 1_000
 MAX_PROSE_LENGTH = 10_000
 DEFAULT_PAGE = 50
-# This is enough for one entity whose strings have maximum length and only escaped characters. Websocket messages have
-# the same limit.
+# Large enough for one entity whose strings have the maximum length and consist of escaped characters. Websocket
+# messages have the same limit.
 MAX_BODY_BYTES = 256 * 1024
 MAX_AMOUNT = 2**53 - 1  # the largest integer that every JSON parser represents exactly (RFC 8259, section 6)
 

@@ -205,7 +205,7 @@ def _ended(tx: Transaction, state: str, **values: Any) -> dict[str, Any]:
 
 
 async def cancel(tx: Transaction, identity: Identity, job_id: str) -> dict[str, Any]:
-    """Cancel a job and return it; no chunk is stored after this commits. Cancelling twice is not an error.
+    """Cancel a job and return it; no chunk is stored after the COMMIT. Cancelling twice is not an error.
 
     Raises NotFound, Forbidden, or Conflict when the job has finished.
     """

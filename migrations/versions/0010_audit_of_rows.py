@@ -31,7 +31,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # The previous version would take every entry for one about an account.
+    # The previous version would treat every entry as one about an account.
     op.execute("DELETE FROM audit WHERE resource <> 'users'")
     with op.batch_alter_table("audit", table_kwargs={"sqlite_autoincrement": True}) as audit:
         audit.alter_column("user_id", existing_type=ID, nullable=False)

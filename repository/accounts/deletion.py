@@ -53,8 +53,7 @@ async def remove(tx: Transaction, editor: Editor, user_id: int, if_match: IfMatc
 
 
 async def erase_rest(database: Database, user_id: int) -> None:
-    """Erase, in several transactions, the personal rows of a deleted account that `remove` has left because there were
-    too many.
+    """Erase, in several transactions, the personal rows of a deleted account that were too many for `remove`.
 
     If the process ends or the database is unavailable, the clean-up deletes the remaining rows when they expire.
     """
@@ -76,7 +75,7 @@ async def forget_waiting(database: Database, now: datetime, *, max_rows: int) ->
         return 0
 
     async def work(tx: Transaction) -> int:
-        # Lock first: the conditions below then see what the previous holders of the locks have committed.
+        # Lock before checking the conditions, so that they see what the previous holders of the locks have committed.
         held = (await tx.connection.execute(late.with_for_update(of=models.users))).scalars().all()
         table = models.users
         is_still_late = table.c.awaits_activation & ~_has_token(now) & ~_has_queued_mail()

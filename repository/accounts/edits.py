@@ -36,7 +36,7 @@ async def edit_own(
     `proven_hash` is the hash that the current password was checked against, or None when no password was sent; a
     change of the user name or the email requires it. With `proves_addresses`, a new address takes effect only when its
     confirmation URL is used, and sending the current address with the password cancels a pending change. Raises
-    NotFound, PreconditionFailed, Forbidden without the password, and Conflict.
+    NotFound, PreconditionFailed, Forbidden without the password, or Conflict.
     """
     before = await users.lock(tx, user_id, if_match)
     values = users.as_stored(fields)

@@ -237,7 +237,7 @@ async def forget(database: Database, now: datetime) -> int:
 
 
 async def recent_addresses(database: Database, user_id: int) -> frozenset[str]:
-    """Return the last IP addresses of the user's newest sessions that were used within KNOWN_ADDRESS_DAYS."""
+    """Return the last IP addresses of the user's newest sessions, if used in the last KNOWN_ADDRESS_DAYS days."""
     since = utc_text(datetime.now(UTC) - timedelta(days=KNOWN_ADDRESS_DAYS))
     # Each attempt to sign in runs this query, so the number of rows is bounded.
     recent = (

@@ -178,7 +178,7 @@ class Database:
             return
         engines.interrupt(connection)
         driver: Any = (await connection.get_raw_connection()).driver_connection
-        # The connection's thread runs this after all earlier calls. Outside a transaction, it has no other effect.
+        # The connection's thread runs this rollback after all earlier calls. It changes nothing outside a transaction.
         await driver.rollback()
 
     async def reading(

@@ -43,7 +43,7 @@ WRITE_STATEMENT_SECONDS = 30.0  # a COPY of ten thousand rows takes about a seco
 CONNECT_SECONDS = 5
 SQLITE_CACHE_KIB = 16 * 1024
 SQLITE_READER_CACHE_KIB = 4 * 1024
-# SQLite's virtual machine runs this many steps between two checks of the interrupt flag, in about a millisecond.
+# SQLite's virtual machine checks the interrupt flag after this many steps, which take about a millisecond.
 SQLITE_STEPS = 20_000
 # SQLite truncates its write-ahead log to this size, twice the usual size, when it reuses the log.
 SQLITE_LOG_BYTES = 32 * 1024 * 1024
@@ -51,7 +51,7 @@ SQLITE_LOG_BYTES = 32 * 1024 * 1024
 SAFE_SQLITE = (3, 51, 3)
 # A checkpoint runs after each 16 MB of write-ahead log, so that bulk writes cause few checkpoints.
 SQLITE_CHECKPOINT_PAGES = 4_000
-# With these options, asyncpg sends statements without a name, so that none is left behind in the pooler's connections.
+# With these options, asyncpg sends unnamed statements, so that no statement is left in the pooler's connections.
 WITHOUT_KEPT_STATEMENTS = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
 # Together with its readers, a worker has 20 connections, so that 4 workers stay below PostgreSQL's default of 100.
 POSTGRESQL_WRITERS = 10
@@ -159,20 +159,21 @@ def open_postgresql(url: str, read_seconds: float, *, has_pooler: bool = False) 
         if has_pooler:
             event.listen(made.sync_engine, "begin", partial(_set_in_transaction, settings))
         else:
-            # This runs before SQLAlchemy's own first statements, which a pooler may mix up.
+            # This check runs before SQLAlchemy's own first statements, because a pooler may mix those up.
             event.listen(made.sync_engine, "connect", partial(_require_settings, settings), insert=True)
         return made
 
     def reader(lane: Lane) -> AsyncEngine:
         settings = reader_settings(lane)
         if has_pooler:
-            # These reads are not interruptible: after a cancelled BEGIN, it is unknown whether a transaction is open.
+            # With a pooler, reads are not interruptible, because after a cancelled BEGIN it is unknown whether a
+            # transaction is open.
             return engine(READERS[lane], POOL_TIMEOUT_SECONDS, settings, isolation_level="READ COMMITTED")
         # Autocommit saves round trips: a read of one statement needs no BEGIN and ROLLBACK around it.
         return _interruptible(engine(READERS[lane], POOL_TIMEOUT_SECONDS, settings, isolation_level="AUTOCOMMIT"))
 
     def reader_settings(lane: Lane) -> dict[str, str]:
-        # JIT compilation costs planning time and gains nothing for statements this short.
+        # JIT compilation costs planning time and gains nothing for such short statements.
         settings = {"jit": "off", "statement_timeout": _milliseconds(read_seconds + STATEMENT_GRACE_SECONDS)}
         if lane is Lane.COSTLY:
             # A parallel read would take processor cores from the cheaper lanes.
@@ -215,7 +216,7 @@ def _set_in_transaction(settings: Mapping[str, str], connection: Connection) -> 
 def _require_settings(settings: Mapping[str, str], dbapi_connection: Any, _: Any) -> None:
     """Raise PoolerFound unless the settings of a new connection are in effect.
 
-    PgBouncer refuses settings at connect, or drops those that its `ignore_startup_parameters` lists.
+    PgBouncer refuses connections with settings, or drops the settings that its `ignore_startup_parameters` lists.
     """
     expected = f"'{settings['statement_timeout']} ms'::interval"
     query = f"SELECT current_setting('statement_timeout')::interval = {expected}"

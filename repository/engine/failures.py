@@ -109,7 +109,7 @@ def _state(error: BaseException) -> str:
 def _message(error: BaseException) -> str:
     """Return SQLite's message in lowercase, or an empty string for PostgreSQL, whose errors have SQLSTATEs.
 
-    SQLAlchemy's own message repeats the values of the statement, which a client can choose.
+    SQLAlchemy's own message is not used, because it repeats the statement's values, which a client can choose.
     """
     inner = _driver_error(error)
     return str(inner).lower() if isinstance(inner, sqlite3.Error) else ""
@@ -206,6 +206,6 @@ def is_blocked(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """Return the first line of the driver's message, for log events and start-up errors.
 
-    It is shortened, because it may quote a value that a client sent.
+    The line is shortened, because it may quote a value that a client sent.
     """
     return shortened(str(getattr(error, "orig", None) or error).split("\n", 1)[0], MAX_REASON_LENGTH)

@@ -18,7 +18,7 @@ from repository.engine.statement import Statement
 # Clients usually limit frames to 1 MiB; this smaller limit leaves room for the rest of the frame.
 MAX_EVENT_BYTES = 768 * 1024
 MAX_EVENT_ITEMS = 1_000
-# This is enough for the largest body of a bulk operation (10 MiB) with the fields that the service adds to 10,000 rows.
+# Large enough for the largest body of a bulk operation (10 MiB) with the fields that the service adds to 10,000 rows.
 # Without a limit, a request of 45 kB that edits 10,000 long rows would write 386 MB.
 MAX_TRANSACTION_BYTES = 16 * 1024 * 1024
 
@@ -51,7 +51,7 @@ class Transaction:
     connection: AsyncConnection
     writer: Identity | None = None
     drafts: list[Draft] = field(default_factory=list)
-    size: int = 0  # bytes of the drafts
+    size: int = 0  # the total size of the drafts, in bytes
     on_position: list[Callable[[Head], Awaitable[None]]] = field(default_factory=list)
     lock_waits: LockWaits = field(default_factory=LockWaits)
     address: str | None = None

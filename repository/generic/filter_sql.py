@@ -73,7 +73,8 @@ def _escaped(word: str) -> str:
 
 
 def _lower(column: ColumnElement[str], is_sqlite: bool) -> ColumnElement[str]:
-    # Both functions lowercase all of Unicode, as Python does; the defaults lowercase only ASCII or follow a locale.
+    # Both databases then lowercase all of Unicode, as Python does. By default, SQLite's `lower` covers only ASCII, and
+    # PostgreSQL's depends on the locale.
     lower = func.unicode_lower(column) if is_sqlite else func.lower(collate(column, "und-x-icu"))
     return func.replace(lower, "ς", "σ", type_=String)
 

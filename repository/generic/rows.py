@@ -138,7 +138,7 @@ def _long_columns(table: Table) -> list[int]:
 
 
 async def pick_locked(tx: Transaction, table: Table, random: Random, count: int) -> list[int]:
-    """Return up to `count` ids of existing rows, starting at a random id, locked until COMMIT. It may return none."""
+    """Return up to `count` ids of existing rows, starting at a random id, locked until COMMIT; possibly none."""
     lowest, highest = (await tx.connection.execute(select(func.min(table.c.id), func.max(table.c.id)))).one()
     if lowest is None:
         return []

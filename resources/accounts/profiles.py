@@ -208,6 +208,6 @@ class Profile(Answer):
 
 
 def dumped(body: Body) -> dict[str, Any]:
-    """Return the fields to store, without passwords, group and picture. Of a PATCH, return only the fields sent."""
+    """Return the fields to store, without passwords, group and picture. For a PATCH, return only the fields sent."""
     is_patch = isinstance(body, (AccountPatch, ProfilePatch))
     return body.model_dump(exclude_unset=is_patch, exclude={*PROOFS, "group", "avatar"})
