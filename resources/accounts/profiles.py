@@ -27,7 +27,7 @@ def latest_birth(today: date) -> str:
 def _old_enough(value: str) -> str:
     latest = latest_birth(datetime.now(UTC).date())
     if not EARLIEST_BIRTH <= value <= latest:
-        raise ValueError(f"expected a date from {EARLIEST_BIRTH} to {latest}, {MIN_AGE_YEARS} years ago")
+        raise ValueError(f"expected a date from {EARLIEST_BIRTH} to {latest} ({MIN_AGE_YEARS} years ago)")
     return value
 
 
