@@ -267,6 +267,7 @@ async def test_a_cursor_that_would_be_too_long_is_replaced_by_an_offset(service:
                 while url is not None:
                     answer = await alice.http.get(url)
                     found += [row if isinstance(row, str) else row["name"] for row in answer.json()]
+                    assert len(found) <= len(texts), "rows come again"
                     url = links(answer).get("next")
                     followed.append(httpx.URL(url or "").params)
                     assert all(len(each.get("after", "")) <= cursors.MAX_CURSOR_BYTES for each in followed)

@@ -210,6 +210,7 @@ async def walked(read: Read, request: dict[str, Any], ordering: Ordering) -> lis
         cursors.check(cursor, ordering, request["sort"])
         page = await read(ListRequest(**request | {"cursor": cursor, "offset": 0}))
         assert page.total == total
+        assert len(found) <= total, "rows come again"
     assert page.end is None
     return found
 
