@@ -28,6 +28,7 @@ from repository.engine.database import Database
 from repository.engine.leases import has_expired, now_in_seconds
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
+from repository.generic.cursors import Cursor, Ordering
 from repository.generic.lists import Listed, ListRequest, entities_of, entity, one
 from repository.generic.versions import Row, changed_names
 from resources.jobs import Job
@@ -42,6 +43,7 @@ SERVED_SECONDS = 60.0
 
 UNFINISHED = ("queued", "running")
 TABLE = models.jobs
+ORDERING = Ordering(TABLE, lambda sort, after: (("created_at", True), ("id", False)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +179,13 @@ async def find(database: Database, job_id: str) -> dict[str, Any] | None:
     return public(entity(found[0])) if found else None
 
 
-async def newest(database: Database, wanted: Filter, *, offset: int, limit: int) -> Listed[dict[str, Any]]:
+async def newest(
+    database: Database, wanted: Filter, *, offset: int, limit: int, cursor: Cursor | None = None
+) -> Listed[dict[str, Any]]:
     """Return a page of the jobs, newest first."""
     where = filter_sql.where(TABLE, wanted, is_sqlite=database.is_sqlite)
-    order = (("created_at", True), ("id", False))
-    return await entities_of(database, TABLE, where, order, public, ListRequest(offset=offset, limit=limit))
+    page = ListRequest(offset=offset, limit=limit, cursor=cursor)
+    return await entities_of(database, ORDERING, where, public, page)
 
 
 async def _transition(tx: Transaction, before: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

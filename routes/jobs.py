@@ -14,9 +14,10 @@ from routes.http.queries import ByUuid, PageQuery
 operations = Operations("jobs")
 
 
-@operations.listing("/jobs", "List jobs, newest first", list[Job], filters=JOB_FIELDS)
+@operations.listing("/jobs", "List jobs, newest first", list[Job], jobs.ORDERING, filters=JOB_FIELDS)
 async def list_jobs(call: Call[None, PageQuery, None]) -> Response:
-    found = await jobs.newest(call.database, call.filter, offset=call.query.start, limit=call.query.limit)
+    query = call.query
+    found = await jobs.newest(call.database, call.filter, offset=query.start, limit=query.limit, cursor=call.cursor)
     return rendering.page(call, found)
 
 

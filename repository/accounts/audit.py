@@ -20,12 +20,14 @@ from core.times import utc_now
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql, rows
+from repository.generic.cursors import Ordering
 from repository.generic.lists import Listed, ListRequest, entities_of, entity, total_order
 from repository.generic.versions import BOOKKEEPING, Row, changed_names
 
 AUDIENCE = f"group:{Group.ADMIN}"
 # An entry names at most this many rows but counts all, so that a list of a thousand entries is not too large.
 MAX_NAMED_ROWS = 100
+ORDERING = Ordering(models.audit, lambda sort, after: total_order(sort or (("id", after is None),)))
 _NOT_PERSONAL = frozenset({"group", "is_active", "awaits_activation", "has_profile"})
 
 
@@ -115,5 +117,4 @@ async def record_changes(tx: Transaction, action: str, before: Row, after: Row, 
 async def page_of(database: Database, page: ListRequest) -> Listed[dict[str, Any]]:
     """Return a page of the audit trail, newest first unless the request sets `sort` or `after`."""
     where = filter_sql.where(models.audit, page.filter, is_sqlite=database.is_sqlite)
-    order = total_order(page.sort or (("id", page.after is None),))
-    return await entities_of(database, models.audit, where, order, public, page)
+    return await entities_of(database, ORDERING, where, public, page)

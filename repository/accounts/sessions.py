@@ -24,6 +24,7 @@ from core.times import utc_now, utc_text
 from repository.engine import rights
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
+from repository.generic.cursors import Cursor, Ordering
 from repository.generic.lists import Listed, ListRequest, entities_of, entity, one
 from repository.generic.versions import Row, changed_names
 from resources.accounts.credentials import Session
@@ -38,6 +39,7 @@ AWAITS_ACTIVATION = (
 )
 DISABLED = "This account is disabled"
 TABLE = models.sessions
+ORDERING = Ordering(TABLE, lambda sort, after: (("created_at", True), ("id", False)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +253,10 @@ async def recent_addresses(database: Database, user_id: int) -> frozenset[str]:
     return frozenset(row.address for row in await database.select(found) if row.address is not None)
 
 
-async def newest(database: Database, user_id: int, *, offset: int, limit: int) -> Listed[dict[str, Any]]:
+async def newest(
+    database: Database, user_id: int, *, offset: int, limit: int, cursor: Cursor | None = None
+) -> Listed[dict[str, Any]]:
     """Return a page of the user's sessions that have not ended, newest first."""
     where = (TABLE.c.user_id == user_id) & goes_on()
-    order = (("created_at", True), ("id", False))
-    return await entities_of(database, TABLE, where, order, public, ListRequest(offset=offset, limit=limit))
+    page = ListRequest(offset=offset, limit=limit, cursor=cursor)
+    return await entities_of(database, ORDERING, where, public, page)

@@ -25,10 +25,12 @@ from repository.engine import rights
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
+from repository.generic.cursors import Ordering
 from repository.generic.lists import Listed, ListRequest, entities_of, entity, one, total_order
 from repository.generic.versions import BOOKKEEPING, IfMatch, Row, changed_names, require_version
 
 TABLE = models.users
+ORDERING = Ordering(TABLE, lambda sort, after: total_order(sort))
 USERS_AUDIENCE = f"group:{Group.ADMIN}"
 _PRIVATE = frozenset({"password_hash", "username_key", "email_key", "avatar", "profile_created_at", "deleted_at"})
 AVATAR_PIXELS = 512
@@ -343,4 +345,4 @@ async def page_of(
         searched = SEARCHED if sees_everything else SEARCHED_BY_OTHERS
         where.append(filter_sql.search(TABLE, searched, page.text, is_sqlite=database.is_sqlite))
     shown = public if sees_everything else in_brief
-    return await entities_of(database, TABLE, and_(*where), total_order(page.sort), shown, page)
+    return await entities_of(database, ORDERING, and_(*where), shown, page)

@@ -6,7 +6,7 @@ a client that watches from that number misses nothing and receives nothing twice
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
@@ -22,13 +22,12 @@ from repository.engine.database import Database
 from repository.engine.engines import Lane
 from repository.engine.events import Head
 from repository.engine.statement import statement
-from repository.generic import filter_sql, rows
+from repository.generic import cursors, filter_sql, rows
+from repository.generic.cursors import Cursor, Order, Ordering
 from resources.resource import Resource
 from schemas import MAX_PROSE_LENGTH
 
 T = TypeVar("T")
-# Each pair holds a column and whether its order is descending.
-Order = tuple[tuple[str, bool], ...]
 # A page beyond this offset skips more rows than most lists have.
 MAX_LIGHT_OFFSET = 10_000
 # Only statements without conditions are kept, which differ mainly in their sort order.
@@ -40,7 +39,9 @@ _SIZE, _SIZE_SO_FAR = "characters", "characters_so_far"
 
 @dataclass(frozen=True, slots=True)
 class ListRequest:
-    """The requested part of a list. `sort` holds pairs (column, descending); the page begins after the id `after`."""
+    """The requested part of a list. `sort` holds pairs (column, descending). The page holds only rows with an id above
+    `after`, and only rows that come after the place that `cursor` names.
+    """
 
     filter: Filter = EVERYTHING
     text: str = ""
@@ -48,16 +49,21 @@ class ListRequest:
     offset: int = 0
     limit: int = 50
     after: int | None = None
+    cursor: Cursor | None = None
     user_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Listed(Generic[T]):
-    """The rows of a page, the number of rows in the whole list, and the log head at which both were read."""
+    """The rows of a page, the number of rows in the whole list, and the log head at which both were read.
+
+    `end` is the place of the last row, None for a page without rows.
+    """
 
     rows: list[T]
     total: int
     head: Head
+    end: Cursor | None = None
 
 
 # --- the statement
@@ -72,8 +78,20 @@ class Shape:
     order: Order
     by_owner: bool = False
     after: bool = False
+    # Which values of the cursor are null, or None without a cursor.
+    cursor_nulls: tuple[bool, ...] | None = None
     # Whether each row comes with the number of characters in the long texts of the page up to and including that row.
     is_measured: bool = False
+
+    @property
+    def selected(self) -> tuple[str, ...]:
+        """The columns, and after them those that only the order needs."""
+        return tuple(dict.fromkeys((*self.columns, *(name for name, _ in self.order))))
+
+
+def _shape(table: Table, columns: tuple[str, ...], order: Order, page: ListRequest) -> Shape:
+    nulls = cursors.nulls_of(page.cursor) if page.cursor is not None else None
+    return Shape(table, columns, order, page.user_id is not None, page.after is not None, nulls)
 
 
 def _number(name: str) -> ColumnElement[int]:
@@ -82,29 +100,31 @@ def _number(name: str) -> ColumnElement[int]:
 
 
 def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
-    """Return a query for epoch, seq, total and the columns of each row of the page, which are null for an empty page.
+    """Return a query for epoch, seq, total and `shape.selected` of each row of the page, null for an empty page.
 
     The columns are given as text, because compiling objects would take longer than the databases need for the page.
     """
     table, head = shape.table, models.event_head
     if shape.by_owner:
         where = and_(where, table.c.user_id == _number("owner"))
-    names = dict.fromkeys((*shape.columns, *(name for name, _ in shape.order)))
+    names = shape.selected
     page = select(_columns(table.name, names)).select_from(table).where(where)
     if shape.after:
         page = page.where(table.c.id > _number("after"))
+    if shape.cursor_nulls is not None:
+        page = page.where(cursors.rows_after(table, shape.order, shape.cursor_nulls))
     page = page.order_by(_order(table.name, shape.order)).limit(_number("limit")).offset(_number("offset"))
-    shown = shape.columns
+    shown = [_columns("page", shape.columns), *_only_in_the_order(shape)]
     fits: ColumnElement[bool] | sa.TextClause = sa.true()
     if shape.is_measured:
         page = _measured(page, shape, names)
-        shown = (*shape.columns, _SIZE_SO_FAR)
+        shown.append(_columns("page", (_SIZE_SO_FAR,)))
         # The first row that does not fit is read, too, because it shows that the page is too large.
         fits = sa.text(f'"page"."{_SIZE_SO_FAR}" - "page"."{_SIZE}" <= {MAX_PAGE_CHARACTERS}')
     rows_of_page = page.subquery("page")
     total = select(func.count()).select_from(table).where(where).scalar_subquery()
     return (
-        select(head.c.epoch, head.c.seq, total, _columns("page", shown))
+        select(head.c.epoch, head.c.seq, total, *shown)
         .select_from(head.outerjoin(rows_of_page, fits))
         .order_by(_order("page", shape.order))
     )
@@ -135,6 +155,18 @@ def _columns(of: str, names: Iterable[str]) -> sa.TextClause:
     return sa.text(", ".join(f'"{of}"."{name}"' for name in names))
 
 
+def _only_in_the_order(shape: Shape) -> list[sa.TextClause]:
+    """Return the columns that only a cursor needs. Long texts, which no cursor can hold, are shortened, because they
+    are not measured.
+    """
+    found = []
+    for name in shape.selected[len(shape.columns) :]:
+        is_long = isinstance(shape.table.c[name].type, Text)
+        shown = f'substr("page"."{name}", 1, {cursors.MAX_CURSOR_BYTES})' if is_long else f'"page"."{name}"'
+        found.append(sa.text(shown))
+    return found
+
+
 def _order(of: str, order: Order) -> sa.TextClause:
     # Rows without a value come last in both directions. This is explicit, because the defaults of the databases differ.
     return sa.text(", ".join(f'"{of}"."{name}" {"DESC" if down else "ASC"} NULLS LAST' for name, down in order))
@@ -149,26 +181,52 @@ def _plain_text(shape: Shape, dialect: sa.Dialect) -> tuple[str, tuple[str, ...]
     return str(compiled), tuple(names)
 
 
+def _values(page: ListRequest) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "owner": page.user_id,
+        "after": page.after,
+        "limit": page.limit,
+        "offset": page.offset,
+    }
+    if page.cursor is not None:
+        values |= cursors.parameters(page.cursor.values)
+    return values
+
+
+def _driver_values(shape: Shape, page: ListRequest, *, is_sqlite: bool) -> dict[str, Any]:
+    """Return the values in the form that the driver takes."""
+    values = _values(page)
+    if page.cursor is not None:
+        names = [name for name, _ in shape.order]
+        (given,) = rows.driver_values(shape.table, names, [page.cursor.values], is_sqlite=is_sqlite)
+        values |= cursors.parameters(given)
+    return values
+
+
+def _end(shape: Shape, page: ListRequest, row: Sequence[Any]) -> Cursor:
+    """Return the place of the last row, given by the columns of `shape.selected`."""
+    found = dict(zip(shape.selected, row, strict=False))
+    shown = {name: rows.shown(shape.table.c[name], found[name]) for name, _ in shape.order}
+    return cursors.at(shape.order, shown, page.after)
+
+
 async def read(
-    database: Database,
-    shape: Shape,
-    where: ColumnElement[bool] | None,
-    values: Mapping[str, int | None],
-    lane: Lane = Lane.LIST,
+    database: Database, shape: Shape, where: ColumnElement[bool] | None, page: ListRequest, lane: Lane = Lane.LIST
 ) -> Listed[Sequence[Any]]:
     """Return the rows as tuples, in the form that `rows.from_driver` takes. Raises Unavailable or InvalidInput.
 
     Without conditions, the most frequent case, the statement bypasses SQLAlchemy, which would cost several times what
     the databases need for a page.
     """
-    if _needs_measure(shape, values["limit"]):
+    if _needs_measure(shape, page.limit):
         shape = replace(shape, is_measured=True)
 
     async def work(connection: AsyncConnection) -> list[Any]:
         if where is not None:
-            return list((await connection.execute(_select(shape, where), dict(values))).all())
+            return list((await connection.execute(_select(shape, where), _values(page))).all())
         statement_text, names = _plain_text(shape, connection.dialect)
         driver: Any = (await connection.get_raw_connection()).driver_connection
+        values = _driver_values(shape, page, is_sqlite=database.is_sqlite)
         given = [values[name] for name in names]
         try:
             if database.is_sqlite:
@@ -183,14 +241,13 @@ async def read(
     epoch, seq, total, first, *_ = found[0]
     if first is None:
         return Listed([], total, Head(epoch, seq))
-    if not shape.is_measured:
-        return Listed([row[3:] for row in found], total, Head(epoch, seq))
-    if found[-1][-1] > MAX_PAGE_CHARACTERS:
+    if shape.is_measured and found[-1][-1] > MAX_PAGE_CHARACTERS:
         expected = (
             f"Expected at most {len(found) - 1}: the texts of more rows would exceed {MAX_PAGE_CHARACTERS:,} characters"
         )
         raise InvalidInput([FieldProblem(("query", "limit"), expected, "page_too_large")])
-    return Listed([row[3:-1] for row in found], total, Head(epoch, seq))
+    last = 3 + len(shape.columns)
+    return Listed([row[3:last] for row in found], total, Head(epoch, seq), _end(shape, page, found[-1][3:]))
 
 
 # --- the lists
@@ -212,50 +269,60 @@ def _where(database: Database, resource: Resource, page: ListRequest) -> ColumnE
 
 
 def total_order(sort: Order) -> Order:
-    """Return `sort` with the id appended, so that no two rows compare equal."""
-    return sort if any(name == "id" for name, _ in sort) else (*sort, ("id", False))
+    """Return `sort` with the id as its last column, so that no two rows compare equal.
+
+    Columns after the id, and a column that is named a second time, do not change the order and are left out.
+    """
+    order: dict[str, bool] = {}
+    for name, is_descending in (*sort, ("id", False)):
+        order.setdefault(name, is_descending)
+        if name == "id":
+            break
+    return tuple(order.items())
+
+
+def ordering_of(resource: Resource) -> Ordering:
+    """Return what decides the order of the lists of a resource."""
+    return Ordering(resource.table, lambda sort, after: total_order(sort))
 
 
 async def _read(
     database: Database, resource: Resource, page: ListRequest, columns: tuple[str, ...]
 ) -> Listed[Sequence[Any]]:
-    shape = Shape(resource.table, columns, total_order(page.sort), page.user_id is not None, page.after is not None)
-    values = {"owner": page.user_id, "after": page.after, "limit": page.limit, "offset": page.offset}
-    return await read(database, shape, _where(database, resource, page), values, lane_of(page))
+    shape = _shape(resource.table, columns, total_order(page.sort), page)
+    return await read(database, shape, _where(database, resource, page), page, lane_of(page))
 
 
 async def page_of(database: Database, resource: Resource, page: ListRequest) -> Listed[dict[str, Any]]:
     """Return the entities of one page. Raises Unavailable."""
     found = await _read(database, resource, page, resource.columns)
-    return Listed(rows.from_driver(resource.table, found.rows), found.total, found.head)
+    return Listed(rows.from_driver(resource.table, found.rows), found.total, found.head, found.end)
 
 
 async def labels_of(database: Database, resource: Resource, page: ListRequest) -> Listed[tuple[int, str]]:
     """Return the ids and labels of one page. Raises Unavailable."""
     found = await _read(database, resource, page, ("id", resource.label))
-    return Listed([(row[0], row[1]) for row in found.rows], found.total, found.head)
+    return Listed([(row[0], row[1]) for row in found.rows], found.total, found.head, found.end)
 
 
 async def count_of(database: Database, resource: Resource, page: ListRequest) -> Listed[Any]:
     """Return the total without rows. Raises Unavailable."""
     counted = Shape(resource.table, ("id",), total_order(()))
-    values = {"limit": 0, "offset": 0}
-    return await read(database, counted, _where(database, resource, page), values, Lane.COSTLY)
+    return await read(database, counted, _where(database, resource, page), ListRequest(limit=0), Lane.COSTLY)
 
 
 async def entities_of(
     database: Database,
-    table: Table,
+    ordering: Ordering,
     where: ColumnElement[bool],
-    order: Order,
     public: Callable[[dict[str, Any]], dict[str, Any]],
     page: ListRequest,
 ) -> Listed[dict[str, Any]]:
     """Return a page of a table that is not a resource, each row as `public` returns it. Raises Unavailable."""
-    shape = Shape(table, tuple(str(column.name) for column in table.columns), order, after=page.after is not None)
-    values = {"after": page.after, "limit": page.limit, "offset": page.offset}
-    found = await read(database, shape, where, values, lane_of(page))
-    return Listed([public(row) for row in rows.from_driver(table, found.rows)], found.total, found.head)
+    table, order = ordering.table, ordering.order_of(page.sort, page.after)
+    shape = _shape(table, tuple(str(column.name) for column in table.columns), order, page)
+    found = await read(database, shape, where, page, lane_of(page))
+    return Listed([public(row) for row in rows.from_driver(table, found.rows)], found.total, found.head, found.end)
 
 
 # --- single rows

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import JSON, Boolean, ColumnElement, Table, bindparam, func, select
+from sqlalchemy import JSON, Boolean, Column, ColumnElement, Table, bindparam, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import BigInteger, Text
 
@@ -102,6 +102,12 @@ def from_driver(table: Table, found: Sequence[Sequence[Any]]) -> list[dict[str, 
         for row in entities:
             row[name] = form(row[name])
     return entities
+
+
+def shown(column: Column[Any], value: Any) -> Any:
+    """Return a value that the driver returned in the form that clients see. Pure."""
+    form = _FROM_DRIVER.get(type(column.type))
+    return form(value) if form is not None else value
 
 
 async def fetch_locked(tx: Transaction, table: Table, ids: Sequence[int]) -> list[dict[str, Any]]:

@@ -44,7 +44,9 @@ async def create(call: Call[None, None, profiles.NewAccountBody]) -> Response:
     "/admin/audit",
     "List what staff did to accounts and to rows of others, newest first (admins only)",
     list[credentials.AuditEntry],
-    description="With `after`, the oldest entries come first. Entries are kept forever and contain no personal data.",
+    audit.ORDERING,
+    description="With an id as `after`, the oldest entries come first. Entries are kept forever and contain no "
+    "personal data.",
     filters=AUDIT_FIELDS,
     signed_in=True,
     errors=(403,),

@@ -160,10 +160,14 @@ async def logout(call: Call[None, None, None]) -> Response:
     return Response(status_code=204)
 
 
-@operations.listing("/auth/sessions", "List my sessions, newest first", list[Session], signed_in=True)
+@operations.listing(
+    "/auth/sessions", "List my sessions, newest first", list[Session], sessions.ORDERING, signed_in=True
+)
 async def list_sessions(call: Call[None, PageQuery, None]) -> Response:
     query = call.query
-    found = await sessions.newest(call.database, call.me.user_id, offset=query.start, limit=query.limit)
+    found = await sessions.newest(
+        call.database, call.me.user_id, offset=query.start, limit=query.limit, cursor=call.cursor
+    )
     return rendering.page(call, found)
 
 

@@ -130,6 +130,7 @@ async def delete(call: Call[ById | None, None, None]) -> Response:
     "/users",
     "List users",
     list[User | OtherUser],
+    users.ORDERING,
     description="Admins see whole accounts. Other users see the id, user name and name of active accounts, and can "
     "filter, sort and search only by these fields.",
     filters=USER_FIELDS,
@@ -158,6 +159,7 @@ def _require_fields_of_others(request: ListRequest) -> None:
     "/users/nonAdmin",
     "List the users who are not admins (admins only)",
     list[User],
+    users.ORDERING,
     filters=USER_FIELDS,
     signed_in=True,
     errors=(403,),

@@ -9,6 +9,7 @@ from typing import Any
 from starlette.responses import Response
 
 import schemas
+from repository.generic.lists import ordering_of
 from resources.jobs import Job
 from resources.registry import RESOURCES, children_of, found_model
 from resources.resource import Resource
@@ -59,7 +60,8 @@ def _declare_lists(made: Operations, resource: Resource) -> None:
     by, staff = _bound_to(resource), _by_staff(resource)
     name, path, filtered = resource.name, f"/{resource.name}", Details(filters=resource.fields)
     entities, labels = _rows(resource.entity), _rows(resource.label_model)
-    made.listing(path, f"List {name}", entities, filtered)(by(handlers.list_all))
+    order = ordering_of(resource)
+    made.listing(path, f"List {name}", entities, order, filtered)(by(handlers.list_all))
     added, errors = {201: resource.entity}, _create_errors(resource)
     made.post(path, f"Add {resource.a_singular}{staff}", added, CREATE, body=resource.body, errors=errors)(
         by(handlers.create)
@@ -68,18 +70,19 @@ def _declare_lists(made: Operations, resource: Resource) -> None:
     made.get(f"{path}/count", f"Count {name}", counted, filtered, answer_headers=("Stream-Position",))(
         by(handlers.count)
     )
-    made.listing(f"{path}/names", f"List the {resource.label}s of {name}", labels, filtered)(by(handlers.names))
+    made.listing(f"{path}/names", f"List the {resource.label}s of {name}", labels, order, filtered)(by(handlers.names))
 
 
 def _declare_lists_of_users(made: Operations, resource: Resource) -> None:
     by = _bound_to(resource)
     name, entities, filtered = resource.name, _rows(resource.entity), Details(filters=resource.fields)
     of_user, by_username = f"/users/{{user_id}}/{name}", f"/{name}/username/{{username}}"
-    made.listing(f"/{name}/user", f"List my {name}", entities, filtered, signed_in=True)(by(handlers.list_mine))
-    made.listing(by_username, f"List a user's {name}, by user name", entities, filtered, errors=(404,))(
+    order = ordering_of(resource)
+    made.listing(f"/{name}/user", f"List my {name}", entities, order, filtered, signed_in=True)(by(handlers.list_mine))
+    made.listing(by_username, f"List a user's {name}, by user name", entities, order, filtered, errors=(404,))(
         by(handlers.list_by_username)
     )
-    made.listing(of_user, f"List a user's {name}", entities, filtered, errors=(404,))(by(handlers.list_by_user))
+    made.listing(of_user, f"List a user's {name}", entities, order, filtered, errors=(404,))(by(handlers.list_by_user))
     added, summary = {201: resource.entity}, f"Add {resource.a_singular} as this user"
     made.post(of_user, summary, added, CREATE, body=resource.body, errors=(403, 409))(by(handlers.create))
 

@@ -138,7 +138,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "responses": _responses(operation),
     }
     conditional = parameters.conditional(operation)
-    notes = [f"Honours `{each['name']}` ({each['in']}): {each['description']}." for each in conditional]
+    notes = [f"Honours `{each['name']}` ({each['in']}): {each['description']}." for each in conditional.values()]
     if operation.filters:
         notes.append(
             "All filters must match, and at least one of the groups `or[0][field]`, `or[1][field][operator]`, …, if "
@@ -147,7 +147,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if description := "\n\n".join([*filter(None, [operation.description]), *notes]):
         built["description"] = description
     if conditional:
-        references = [{"$ref": f"#/components/parameters/{each['name']}"} for each in conditional]
+        references = [{"$ref": f"#/components/parameters/{name}"} for name in conditional]
         built["x-conditional-parameters"] = references
     if plain := parameters.plain(operation):
         built["parameters"] = plain

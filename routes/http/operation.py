@@ -29,6 +29,7 @@ from gateways.storage import Storage
 from repository.engine.database import Database
 from repository.engine.events import Head
 from repository.engine.transaction import Transaction
+from repository.generic.cursors import Cursor, Ordering
 from routes.http.limit_groups import LimitGroup, Rules
 from schemas import MAX_BODY_BYTES
 from services.limits.limiter import Limits
@@ -103,6 +104,7 @@ class Call(Generic[PathT_co, QueryT_co, BodyT_co]):
     path: PathT_co
     query: QueryT_co
     filter: filters.Filter
+    cursor: Cursor | None  # from the parameter `after` of a list, where it is no id
     body: BodyT_co
     headers: Headers
     prefix: str  # the root path, and `/api/v1` if the path of the request has it
@@ -172,6 +174,7 @@ class Operation:
     description: str = ""
     query_model: type[BaseModel] | None = None
     filters: Mapping[str, filters.Field] = field(default_factory=dict)
+    ordering: Ordering | None = None  # of a list, whose parameter `after` takes cursors
     body: type[BaseModel] | None = None
     check: BodyCheck | None = None
     form: type[BaseModel] | None = None  # the model of a body that contains a file: see `routes.http.uploads`
@@ -214,6 +217,7 @@ class Details(TypedDict, total=False):
     description: str
     query_model: type[BaseModel] | None
     filters: Mapping[str, filters.Field]
+    ordering: Ordering
     body: type[BaseModel] | None
     check: BodyCheck
     form: type[BaseModel]
@@ -255,9 +259,16 @@ class Operations:
         return iter(self._declared)
 
     def listing(
-        self, path: str, summary: str, rows: Any, like: Details = NO_DETAILS, **own: Unpack[Details]
+        self,
+        path: str,
+        summary: str,
+        rows: Any,
+        order: Ordering,
+        like: Details = NO_DETAILS,
+        **own: Unpack[Details],
     ) -> Declare:
         """Declare a GET that responds with `rendering.page`; `rows` is the type of the list."""
+        own["ordering"] = order
         own["answer_headers"] = LIST_HEADERS
         return self._declare("GET", path, summary, {200: rows}, like, **own)
 

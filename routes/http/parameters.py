@@ -11,6 +11,7 @@ import schemas
 from core import filters
 from core.filters import OPERATORS, Field, FieldType, Op
 from core.texts import listed
+from repository.generic import cursors
 from routes.http import queries
 from routes.http.operation import Operation
 
@@ -19,9 +20,10 @@ def _header(name: str, description: str, **more: Any) -> dict[str, Any]:
     return {"name": name, "in": "header", "description": description, "schema": {"type": "string"}, **more}
 
 
-# No schema can express these three parameters: the effect of the two headers depends on what was sent and stored
-# before, and `on_error=skip` accepts rows that the body's schema rejects. Plain parameters promise that whatever fits
-# the schemas is accepted. So operations list these three under `x-conditional-parameters` and in their descriptions.
+# No schema can express these four parameters: the effect of the two headers depends on what was sent and stored before,
+# a cursor is valid only with the `sort` that it was made for, and `on_error=skip` accepts rows that the body's schema
+# rejects. Plain parameters promise that whatever fits the schemas is accepted. So operations list these four under
+# `x-conditional-parameters` and in their descriptions.
 CONDITIONAL: Mapping[str, dict[str, Any]] = {
     "Idempotency-Key": _header(
         "Idempotency-Key",
@@ -35,6 +37,13 @@ CONDITIONAL: Mapping[str, dict[str, Any]] = {
         "Proceed only if these tags (or `*`) match the entity's current version; otherwise respond with a 412",
         example='"3-0f1e2d3c4b5a6978"',
     ),
+    "cursor": {
+        "name": "after",
+        "in": "query",
+        "description": "a cursor continues after the last row of a page, in the same order; follow the `next` URL in "
+        "`Link`, which contains it, and change nothing but `limit`",
+        "schema": {"type": "string", "maxLength": cursors.MAX_CURSOR_BYTES, "pattern": "^[A-Za-z0-9_-]+$"},
+    },
     "on_error": {
         "name": "on_error",
         "in": "query",
@@ -73,14 +82,15 @@ _LIST_OPERATOR_TEXTS: Mapping[Op, str] = {
 }
 
 
-def conditional(operation: Operation) -> list[dict[str, Any]]:
-    """Return the parameters of `CONDITIONAL` that the operation honours."""
+def conditional(operation: Operation) -> Mapping[str, dict[str, Any]]:
+    """Return the parameters of `CONDITIONAL` that the operation honours, under the same names."""
     named = {
         "Idempotency-Key": operation.idempotent,
         "If-Match": operation.if_match,
+        "cursor": operation.ordering is not None,
         "on_error": operation.query_model is queries.OnErrorQuery,
     }
-    return [CONDITIONAL[name] for name, is_taken in named.items() if is_taken]
+    return {name: CONDITIONAL[name] for name, is_taken in named.items() if is_taken}
 
 
 def plain(operation: Operation) -> list[dict[str, Any]]:

@@ -27,6 +27,8 @@ from core.errors import (
 )
 from core.identity import Identity
 from core.stopping import Stopping
+from repository.generic import cursors
+from repository.generic.cursors import Cursor, Order
 from routes.http import limit_groups, queries, uploads
 from routes.http.operation import Call, Operation, Services
 from schemas import Body
@@ -42,6 +44,7 @@ ROWS_PER_SLICE = 250  # validated in about a millisecond; other tasks can run be
 JSON_MEDIA_TYPE = "application/json"
 IDEMPOTENCY_KEY = re.compile(r"^[\x21-\x7e]{1,255}$")
 FORM_MEDIA_TYPE = "application/x-www-form-urlencoded"
+WRITTEN_NUMBER = re.compile(r"^-?[0-9]+\Z")  # no cursor: these begin with a letter
 
 
 async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
@@ -52,7 +55,7 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
         raise Unauthenticated("Sign in to do this: send Authorization: Bearer <token>")
     problems: list[FieldProblem] = []
     path = _validated(operation.path_model, request.path_params, "path", problems)
-    query, wanted = _query(request, operation, problems)
+    query, wanted, cursor = _query(request, operation, problems)
     if operation.idempotent and not IDEMPOTENCY_KEY.match(request.headers.get("idempotency-key", "-")):
         message = "Expected 1 to 255 visible ASCII characters"
         problems.append(FieldProblem(("header", "Idempotency-Key"), message, "invalid_idempotency_key"))
@@ -81,6 +84,7 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
         path=path,
         query=query,
         filter=wanted,
+        cursor=cursor,
         body=body,
         headers=request.headers,
         prefix=request.scope.get(scope_keys.PREFIX, ""),
@@ -181,31 +185,61 @@ def _validated(model: type[BaseModel] | None, value: Any, where: str, problems: 
         return None
 
 
-def _query(request: Request, operation: Operation, problems: list[FieldProblem]) -> tuple[Any, filters.Filter]:
+def _query(
+    request: Request, operation: Operation, problems: list[FieldProblem]
+) -> tuple[Any, filters.Filter, Cursor | None]:
     model = operation.query_model
     known = frozenset(model.model_fields) if model is not None else frozenset()
+    if operation.ordering is not None:
+        known |= {"after"}
     try:
         raw = request.scope["query_string"].decode("ascii")
         items = parse_qsl(raw, keep_blank_values=True, max_num_fields=MAX_PARAMETERS, errors="strict")
     except ValueError:
         message = f"Expected at most {MAX_PARAMETERS} parameters, in percent-encoded UTF-8"
         problems.append(FieldProblem(("query",), message, "query"))
-        return None, filters.Filter()
+        return None, filters.Filter(), None
     values: dict[str, str] = {}
     for name, value in items:
         if name in known:
             if name in values:
                 problems.append(FieldProblem(("query", name), "Expected at most once", "repeated"))
             values[name] = value
-    query = _validated(model, values, "query", problems)
+    sort: Order | None = ()
     if "sort" in known:
         try:
-            queries.sorting(operation.filters, values.get("sort"))
+            sort = queries.sorting(operation.filters, values.get("sort"))
         except ValueError as error:
+            sort = None
             problems.append(FieldProblem(("query", "sort"), str(error), "invalid_sort"))
+    cursor = _cursor(operation, values, sort, problems)
+    query = _validated(model, values, "query", problems)
     parsed = filters.parse_query(items, operation.filters, known)
     problems.extend(parsed.problems)
-    return query, parsed.filter
+    return query, parsed.filter, cursor
+
+
+def _cursor(
+    operation: Operation, values: dict[str, str], sort: Order | None, problems: list[FieldProblem]
+) -> Cursor | None:
+    """Take the cursor out of the values of a list's query, and return it. `sort` is None if it is invalid.
+
+    Return None when there is no `after`, or an id, which the model of the query validates.
+    """
+    if operation.ordering is None or "after" not in values:
+        return None
+    takes_ids = operation.query_model is not None and "after" in operation.query_model.model_fields
+    if takes_ids and WRITTEN_NUMBER.match(values["after"]):
+        return None
+    try:
+        cursor = cursors.decode(values.pop("after"))
+        if sort is not None:
+            cursors.check(cursor, operation.ordering, sort)
+    except ValueError as error:
+        expected = f"{error}, or an id" if takes_ids else str(error)
+        problems.append(FieldProblem(("query", "after"), expected, "invalid_cursor"))
+        return None
+    return cursor
 
 
 def _media_type(request: Request) -> str:

@@ -157,7 +157,8 @@ def list_request(
         sort=sorting(fields, query.sort),
         offset=query.start,
         limit=query.limit,
-        after=query.after,
+        after=call.cursor.after if call.cursor is not None else query.after,
+        cursor=call.cursor,
         user_id=user_id,
     )
 

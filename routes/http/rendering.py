@@ -16,7 +16,7 @@ from starlette.responses import Response
 from core.errors import Problem
 from repository.engine.events import Head
 from repository.engine.transaction import Transaction
-from repository.generic import idempotency
+from repository.generic import cursors, idempotency
 from repository.generic.idempotency import Claim, StoredResponse
 from repository.generic.lists import Listed
 from repository.generic.versions import IfMatch
@@ -143,7 +143,7 @@ def labels_page(call: PageCall, listed: Listed[tuple[int, str]]) -> Response:
 
 def _page(call: PageCall, listed: Listed[Any], items: Sequence[Any], last_id: Any) -> Response:
     headers = {"X-Total-Count": str(listed.total), "Cache-Control": "no-cache", **position(listed.head)}
-    pages = _other_pages(call, len(items), listed.total, last_id)
+    pages = _other_pages(call, listed, last_id)
     if len(call.query_string) > MAX_LINKED_QUERY_BYTES:
         pages = {rel: url for rel, url in pages.items() if rel == "next"}
     if pages:
@@ -151,22 +151,26 @@ def _page(call: PageCall, listed: Listed[Any], items: Sequence[Any], last_id: An
     return JSONResponse(orjson.dumps(items), headers=headers)
 
 
-def _other_pages(call: PageCall, count: int, total: int, last_id: Any) -> Mapping[str, str]:
+def _other_pages(call: PageCall, listed: Listed[Any], last_id: Any) -> Mapping[str, str]:
     """Return the URLs of the `Link` header by link relation, such as "next"."""
     limit = call.query.limit
     if limit == 0:
         return {}
-    offset = call.query.start
+    offset, cursor = call.query.start, call.cursor
     after = getattr(call.query, "after", None)
+    is_full = len(listed.rows) == limit
     if after is not None and not offset and not getattr(call.query, "sort", None):
-        return {"next": _url(call, after=last_id)} if count == limit and last_id is not None else {}
-    pages = {"first": _url(call, offset=0)}
-    if offset > 0:
+        return {"next": _url(call, after=last_id)} if is_full and last_id is not None else {}
+    pages = {"first": _url(call, after=cursor.after if cursor is not None else after)}
+    if offset > 0 and cursor is None:
         pages["prev"] = _url(call, offset=max(0, offset - limit))
-    if count == limit if after is not None else offset + limit < total:
-        pages["next"] = _url(call, offset=offset + limit)
-    if after is None:  # with `after`, the last page is unknown, because `total` includes the rows up to `after`
-        pages["last"] = _url(call, offset=max(0, (total - 1) // limit * limit))
+    # `total` includes the rows up to the cursor or `after`.
+    if is_full if cursor is not None or after is not None else offset + limit < listed.total:
+        text = cursors.encode(listed.end) if listed.end is not None else None
+        # Without a cursor that is short enough, the next page skips the rows of this one, from the same place.
+        pages["next"] = _url(call, after=text) if text is not None else _url(call, offset=offset + limit)
+    if cursor is None and after is None:
+        pages["last"] = _url(call, offset=max(0, (listed.total - 1) // limit * limit))
     return pages
 
 
@@ -198,7 +202,8 @@ def _url(call: AnyCall, **changes: int | str | None) -> str:
     ]
     # The path has been decoded and must be quoted again, because user names in it may contain any character.
     changed = [(name, value) for name, value in changes.items() if value is not None]
-    return f"{call.prefix}{quote(call.url_path)}?{urlencode([*kept, *changed], safe='[],:')}"
+    query = urlencode([*kept, *changed], safe="[],:")
+    return f"{call.prefix}{quote(call.url_path)}{'?' if query else ''}{query}"
 
 
 # --- content negotiation (RFC 9110, section 12.5.1)

@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from repository.jobs import ORDERING
 from resources.accounts.profiles import AccountBody, AccountPatch, AvatarForm, ProfileBody, ProfileForm
 from routes.http.operation import LIST_HEADERS, Call, Operations
 from routes.http.queries import ById, ByUserId, PageQuery
@@ -39,7 +40,7 @@ def operations() -> Operations:
 
 
 def test_the_annotation_names_the_models(operations: Operations) -> None:
-    operations.listing("/names", "List names", list[str])(names)
+    operations.listing("/names", "List names", list[str], ORDERING)(names)
     operations.post("/profiles", "Create a profile", {201: None}, form=ProfileForm)(create)
     listed, created = operations
     assert (listed.path_model, listed.query_model, listed.body) == (None, PageQuery, None)
