@@ -235,7 +235,7 @@ def of_topic(topic: str) -> dict[str, type[BaseModel]]:
 
 @cache
 def frames() -> Mapping[str, Sequence[type[BaseModel]]]:
-    """Return the models by operation: one for each topic if the frame depends on the topic, and otherwise a single one.
+    """Return the models by operation: one for each topic if the frame depends on the topic, or else a single model.
 
     The first call builds the models, so that the start of the service does not wait for them.
     """

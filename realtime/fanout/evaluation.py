@@ -44,7 +44,7 @@ class Evaluation:
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
         self._resumed_at = 0.0
-        self._worked_seconds = 0.0  # the time spent in this turn of the event loop
+        self._worked_seconds = 0.0  # the time spent on evaluation in the current turn of the event loop
         self._decoded: tuple[Event, list[Change]] | None = None
         self._kept: OrderedDict[_Key, Sequence[bytes]] = OrderedDict()
         self._kept_bytes = 0
@@ -69,7 +69,7 @@ class Evaluation:
         return [frames.named(text, spec.rendering.subscription) for text in found]
 
     async def former_rows(self, event: Event, wanted: Filter | None) -> Mapping[int | str, Row | None]:
-        """Return an event's rows as they were before it, by id, with None for rows that did not exist or match."""
+        """Return the rows of an event as they were before the event, by id; None if a row did not exist or match."""
         matches = matcher_for(wanted)
         found: dict[int | str, Row | None] = {}
         async with self._turn:

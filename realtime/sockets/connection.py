@@ -205,7 +205,7 @@ class Connection:
 
     def _identity_changed(self, entry: Entry, identity: Identity | None) -> None:
         if entry is not self._entry:
-            return  # the identity of `entry` is not yet in use, or no longer
+            return  # the socket does not use this identity yet, or no longer uses it
         with suppress(Forbidden):
             if identity is not None:
                 self.identity = identity

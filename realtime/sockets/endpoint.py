@@ -113,7 +113,7 @@ def check_origin(origin: str | None, host: str | None, context: SocketContext) -
 
 
 def credentials_of(websocket: WebSocket) -> Credentials:
-    """Return the token of the Authorization header, or else that of `Sec-WebSocket-Protocol: bearer, <token>`.
+    """Return the token of the Authorization header, or else the one in `Sec-WebSocket-Protocol: bearer, <token>`.
 
     Raises Unauthenticated when the Authorization header holds no bearer token.
     """
