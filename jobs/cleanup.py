@@ -20,11 +20,11 @@ from repository.generic import idempotency
 PERIOD_SECONDS = 60.0
 IDEMPOTENCY_KEY_HOURS = 24
 PRUNE_ROWS_PER_TRANSACTION = 5_000  # Small transactions bound how long a concurrent write waits.
-EXPIRE_ROWS_PER_TRANSACTION = 500  # The limit is lower, because each ended session causes an event.
+EXPIRE_ROWS_PER_TRANSACTION = 500  # Each ended session causes an event.
 FORGET_ROWS_PER_TRANSACTION = 25  # Each deleted account costs about eight statements and two events.
 FORGET_JOBS_PER_TRANSACTION = 100  # Each deleted job causes an event.
 FORGET_PAUSE_SECONDS = 0.1  # A pause between the transactions lets other writes proceed.
-SESSION_GRACE = timedelta(minutes=1)  # Allows for a slow clock in the worker that issued a session's token.
+SESSION_GRACE = timedelta(minutes=1)  # The clock of the worker that issued a session's token may be slow.
 
 log = structlog.get_logger("cleanup")
 

@@ -20,7 +20,7 @@ from repository.engine import leases
 from repository.engine.database import Database
 
 PERIOD_SECONDS = 3600.0  # Scans are rare, because S3 services charge for each page of a bucket listing.
-CHECK_SECONDS = 300.0  # The lease is tried often, so that scans take place even if the workers restart often.
+CHECK_SECONDS = 300.0  # Workers try to take the lease often, so that a scan takes place even if they restart often.
 MIN_AGE = timedelta(hours=1)  # A newer file may belong to an account that does not refer to it yet.
 
 log = structlog.get_logger("orphans")

@@ -40,7 +40,7 @@ POLL_SECONDS = 1.0
 MAX_LATE_SECONDS = 5.0  # a paced job that waited for a slot catches up on at most MAX_LATE_SECONDS of delay
 UNAVAILABLE_PAUSE_SECONDS = 0.5
 SLOT_SECONDS = 1.0  # A job leaves its slot after SLOT_SECONDS if another user's job is waiting.
-MAX_WAIT_IN_SLOT_SECONDS = 0.5  # So short a wait costs less than the two transactions that release and claim the job.
+MAX_WAIT_IN_SLOT_SECONDS = 0.5  # Only a longer wait is worth the transactions that release the job and claim it again.
 CAST_SIZE = 20  # The characters of one chunk are distributed among CAST_SIZE movies.
 
 log = structlog.get_logger("jobs")

@@ -1,7 +1,7 @@
 """The AsyncAPI 3.0 document of the websocket at `/asyncapi.json`, built from the models of its messages and frames.
 
-The document takes the service's view: it receives what clients send, and sends what they receive. `/docs/realtime`
-renders it, and the tests validate every frame they receive against it.
+The document takes the service's view: the service receives what clients send, and sends what clients receive.
+`/docs/realtime` renders the document, and the tests validate every frame they receive against it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from resources.topics import PUBLIC_TOPICS, TOPIC_FIELDS, TOPICS
 from schemas import MAX_BODY_BYTES, MAX_ID
 
 REF_TEMPLATE = "#/components/schemas/{model}"
-# Recorded frames, by message.
+# Recorded frames, by message name.
 EXAMPLES = Path(__file__).with_name("examples.json")
 
 DESCRIPTION = """A real-time movie catalog. Every write is an event in one ordered log, and every client receives the \

@@ -21,7 +21,7 @@ TYPICAL_ROW_SIZE = 250  # The size of a small encoded movie, used to estimate th
 
 @dataclass(slots=True)
 class Budget:
-    """The number of tests that may still be made."""
+    """A filter budget: `left` is the number of tests that may still be made."""
 
     left: int
 

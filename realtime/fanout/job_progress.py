@@ -63,7 +63,7 @@ class Progress:
                 try:
                     job = await jobs.find(self._database, job_id)
                 except Unavailable:
-                    continue  # the job's next event triggers another attempt
+                    continue  # the job is read again after its next event
                 except Exception as error:
                     log.error("job not read", exc_info=error)
                     continue

@@ -27,7 +27,7 @@ from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.events import Event, Head
 
-GAP_GRACE_SECONDS = 0.02  # concurrent commits reach the bus at most about GAP_GRACE_SECONDS out of order
+GAP_GRACE_SECONDS = 0.02  # concurrent commits may reach the bus out of order, by up to about GAP_GRACE_SECONDS
 PENDING_EVENTS = 1_000
 PENDING_BYTES = 8 * 1024 * 1024
 PAGE_EVENTS = 500
@@ -52,7 +52,7 @@ class PositionTooOld(Exception):
 
 
 class Feed:
-    """One per process. `on_events` listeners receive the next events, and `on_reset` listeners a new log's head."""
+    """One per process. `on_events` listeners receive the next events; `on_reset` listeners receive a new log's head."""
 
     def __init__(self, database: Database, *, has_shared_bus: bool, is_bus_deaf: Callable[[], bool]) -> None:
         self.head = Head("", 0)

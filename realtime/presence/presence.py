@@ -191,7 +191,7 @@ class Presence:
         return {topic: state_of(view, sees_users=sees_users) for topic, view in follower.sent.items()}
 
     def unwatch(self, key: object) -> None:
-        """Stop sending presence to the client registered under `key`, and cancel its `watch` if that still waits."""
+        """Stop sending presence to the client registered under `key`, and cancel its pending `watch`, if any."""
         self._joining.pop(key, None)
         if self._followers.pop(key, None) is not None and not self._followers:
             self._views, self._others = {}, {}

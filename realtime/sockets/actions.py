@@ -110,7 +110,7 @@ Path = Annotated[
 
 class Latest(Body):
     latest_every_ms: Milliseconds = Field(
-        description="Send at most one state of each row in this number of milliseconds"
+        description="Send each row's state at most once in this number of milliseconds"
     )
 
 
