@@ -189,7 +189,7 @@ class Runner:
         return now + SLOT_SECONDS
 
     async def _make_chunk(self, job: ClaimedJob, done: int) -> Chunk:
-        """Make a chunk in a thread, so that a large one does not block the event loop."""
+        """Make a chunk in a thread, so that a large chunk does not block the event loop."""
         return await asyncio.to_thread(make_chunk, job, done, is_sqlite=self._database.is_sqlite)
 
     async def _sleep_until(self, due: float) -> None:

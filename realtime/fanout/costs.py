@@ -1,7 +1,7 @@
 """What filters cost, and how much one turn of the event loop may spend on them. Pure.
 
-The unit is a test: one condition on one row, about 0.1 µs. A filter that exceeds what is left of a turn's budget is not
-evaluated in that turn: its subscriptions fall behind the hub, and the filter is evaluated in slices
+The unit is a condition test: one condition on one row, about 0.1 µs. A filter that exceeds what is left of a turn's
+budget is not evaluated in that turn: its subscriptions fall behind the hub, and the filter is evaluated in slices
 (`realtime.fanout.evaluation`).
 """
 
@@ -21,7 +21,7 @@ TYPICAL_ROW_SIZE = 250  # The size of a small encoded movie, used to estimate th
 
 @dataclass(slots=True)
 class Budget:
-    """A filter budget: `left` is the number of tests that may still be made."""
+    """A filter budget: `left` is the number of condition tests that may still be made."""
 
     left: int
 
@@ -48,7 +48,7 @@ class Load:
         return self + Load(-other.filters, -other.conditions, -other.searches)
 
     def cost(self, rows: int, size: int) -> int:
-        """Return the cost, in tests, of `rows` changed rows whose states before and after take `size` encoded bytes."""
+        """Return the cost, in condition tests, of `rows` changed rows. `size` counts the bytes before and after."""
         searched, sent = self.searches * size // BYTES_SEARCHED_PER_TEST, self.filters * size // BYTES_SENT_PER_TEST
         return rows * self.conditions + searched + sent
 
@@ -61,7 +61,7 @@ def load_of(wanted: Filter) -> Load:
 
 
 def cost_of_event(wanted: Filter | None, event: Event) -> int:
-    """Return the estimated cost, in tests, of decoding an event and evaluating a filter on it."""
+    """Return the estimated cost, in condition tests, of decoding an event and evaluating a filter on it."""
     size = len(event.payload) + len(event.before or b"")
     load = load_of(wanted) if wanted is not None else Load(1)
     return load.cost(size // TYPICAL_ROW_SIZE + 1, size) + size // BYTES_DECODED_PER_TEST

@@ -31,7 +31,7 @@ from realtime.wire.frames import Rendering
 from repository.engine.events import Event
 
 SLICE_SECONDS = 0.002  # Evaluation may take up to SLICE_SECONDS of each turn of the event loop.
-SLICE_TESTS = 1_000  # The clock is read after about SLICE_TESTS tests.
+SLICE_TESTS = 1_000  # The clock is read after about SLICE_TESTS condition tests.
 MAX_KEPT_TEXT_BYTES = 4 * 1024 * 1024
 MAX_KEPT_TEXTS = 256
 
@@ -91,7 +91,7 @@ class Evaluation:
             total = len(self._changes_of(event))
             texts = change_texts(event, rendering.bulk, filtered, total)
             if not filtered or is_whole(event, filtered, total):
-                # Only this small result is kept with the event: whether it is sent whole or not at all.
+                # The event keeps only this small result: whether it is sent whole or not at all.
                 frames.keep(event, wanted, bool(filtered))
             else:
                 self._keep(key, texts)

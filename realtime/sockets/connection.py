@@ -3,7 +3,7 @@
 Rules:
 - Each message receives one reply. The next message is read only when the socket has taken the previous reply, so a
   client that sends without reading fills only its own buffer. The reply to `request` is sent when the call is done.
-- The reply to `subscribe` comes before the subscription's first frame, the reply to `unsubscribe` after its last frame.
+- The reply to `subscribe` comes before the subscription's first frame, the reply to `unsubscribe` after the last one.
 - The identity, and therefore what the socket may see, can change during any `await`, so it is checked again before
   frames that depend on it are sent.
 """

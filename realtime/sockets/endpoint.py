@@ -97,7 +97,7 @@ def parse_query(items: list[tuple[str, str]]) -> HandshakeQuery:
 def check_origin(origin: str | None, host: str | None, context: SocketContext) -> None:
     """Raise Forbidden unless the origin is the service's own or an allowed one.
 
-    Browsers let any page connect, but they send the origin of the page.
+    Browsers let any page connect, but they send the page's origin.
     """
     allowed = context.allowed_origins
     if origin is None or "*" in allowed or origin.rstrip("/") in allowed:
