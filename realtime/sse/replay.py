@@ -117,7 +117,7 @@ class Replay:
         return position
 
     async def check(self, position: Head) -> None:
-        """Raise PositionLost when the log cannot be continued from a position. Raises Unavailable."""
+        """Raise PositionLost if the log cannot be continued from a position, or Unavailable if it cannot be read."""
         if position.epoch != self.feed.head.epoch:
             raise PositionLost(ANOTHER_EPOCH)
         reason = await check_position(self.feed, position.seq)
