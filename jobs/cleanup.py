@@ -20,11 +20,11 @@ from repository.generic import idempotency
 PERIOD_SECONDS = 60.0
 IDEMPOTENCY_KEY_HOURS = 24
 PRUNE_ROWS_PER_TRANSACTION = 5_000  # Small transactions bound how long a concurrent write waits.
-EXPIRE_ROWS_PER_TRANSACTION = 500  # Ending a session causes an event.
-FORGET_ROWS_PER_TRANSACTION = 25  # Deleting an account takes about eight statements and two events.
-FORGET_JOBS_PER_TRANSACTION = 100  # Deleting a job causes an event.
+EXPIRE_ROWS_PER_TRANSACTION = 500  # Each ended session causes an event.
+FORGET_ROWS_PER_TRANSACTION = 25  # Each deleted account costs about eight statements and two events.
+FORGET_JOBS_PER_TRANSACTION = 100  # Each deleted job causes an event.
 FORGET_PAUSE_SECONDS = 0.1  # A pause between the transactions lets other writes proceed.
-SESSION_GRACE = timedelta(minutes=1)  # The worker that issued a session's token may have a slow clock.
+SESSION_GRACE = timedelta(minutes=1)  # The clock of the worker that issued a session's token may be slow.
 
 log = structlog.get_logger("cleanup")
 
@@ -58,7 +58,7 @@ class Cleanup:
                 if await leases.take(self._database, "cleanup", self._owner, PERIOD_SECONDS * 0.9):
                     await self.clean()
             except Unavailable:
-                pass  # another attempt follows in the next period
+                pass  # the clean-up is retried in the next period
             except Exception as error:
                 # An error here must not end the process, which also serves clients.
                 log.error("clean-up failed", exc_info=error)

@@ -67,7 +67,7 @@ class Pools:
 
 @lru_cache(maxsize=1)
 def pools() -> Pools:
-    """Return the pools of words, which the first call builds."""
+    """Return the word pools, built by the first call."""
     fake = Faker("en_US")
     fake.seed_instance(POOL_SEED)
     people = tuple(fake.name() for _ in range(POOL_SIZE))
@@ -78,7 +78,7 @@ def pools() -> Pools:
     return Pools(
         people=people,
         cities=cities,
-        # Plain titles are fewer than titles with a city, so they are repeated until both are about equally frequent.
+        # The repetition makes plain titles about as frequent as titles with a city.
         titles=(*tuple(plain) * 18, *placed),
         roles=tuple(f"{role} {trait}" for role in ROLES for trait in TRAITS),
         dates=tuple(day.isoformat() for day in days),
@@ -87,7 +87,7 @@ def pools() -> Pools:
 
 
 def _movies(random: Random, pool: Pools, count: int) -> list[Row]:
-    # One call of `choices` for each column, because the calls cost much more than the choices they make.
+    # `choices` is called once per column, because a call itself costs much more than the choices it makes.
     choices, uniform = random.choices, random.random
     columns = zip(
         choices(pool.titles, k=count),
@@ -138,7 +138,7 @@ MAKERS: dict[str, Callable[[Random, Pools, int], list[Row]]] = {
 
 
 GENERATED = {f"generate_{resource.name}" for resource in RESOURCES if resource.generated}
-assert MAKERS.keys() == GENERATED, "expected a maker for each resource that is declared as generated"
+assert MAKERS.keys() == GENERATED, "expected MAKERS to have a function for each resource that is declared as generated"
 
 
 def rows(kind: str, seed: int, start: int, count: int) -> Sequence[Row]:

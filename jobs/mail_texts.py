@@ -130,7 +130,7 @@ def compose(mail: ClaimedMail, *, sender: str, base_url: str) -> EmailMessage:
 
 
 def _encoding(text: str) -> str:
-    # Unencoded if possible, because developers copy URLs from the files that `gateways.mail.Folder` writes, and
+    # ASCII text stays unencoded, because developers copy URLs from the files that `gateways.mail.Folder` writes, and
     # quoted-printable would break long URLs across lines.
     return "7bit" if text.isascii() else "quoted-printable"
 

@@ -47,7 +47,7 @@ class Mailer:
         first_pause_seconds: float = FIRST_PAUSE_SECONDS,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
-        """`sender` is the From address of emails, `base_url` the prefix of the URLs in them."""
+        """`sender` is the From address of emails; `base_url` is the prefix of the URLs in them."""
         self._owner = str(uuid.uuid4())
         self._database = database
         self._gateway = gateway
@@ -117,7 +117,7 @@ class Mailer:
         try:
             await self._send(mail)
         except Unavailable:
-            pass  # the email's lease expires by itself
+            pass  # the delivery is retried once the email's lease has expired
         except Exception as error:
             log.error("delivery result not stored", mail=mail.id, exc_info=error)
         finally:

@@ -19,9 +19,9 @@ from repository.accounts import avatars
 from repository.engine import leases
 from repository.engine.database import Database
 
-PERIOD_SECONDS = 3600.0  # S3 services charge for each page of a bucket's listing.
-CHECK_SECONDS = 300.0  # Checks are frequent, so that a scan takes place even if the workers restart often.
-MIN_AGE = timedelta(hours=1)  # A new picture is stored shortly before its account refers to it.
+PERIOD_SECONDS = 3600.0  # Scans are rare, because S3 services charge for each page of a bucket listing.
+CHECK_SECONDS = 300.0  # Workers try to take the lease often, so that a scan takes place even if they restart often.
+MIN_AGE = timedelta(hours=1)  # A newer file may belong to an account that does not refer to it yet.
 
 log = structlog.get_logger("orphans")
 
@@ -43,7 +43,7 @@ class Orphans:
                     removed = await remove(self._database, self._storage)
                     log.info("orphan scan finished", deleted=removed)
             except Unavailable:
-                pass  # another attempt follows in the next period
+                pass  # the scan is retried later
             except Exception as error:
                 # An error here must not end the process, which also serves clients.
                 log.error("orphan scan failed", exc_info=error)

@@ -37,10 +37,10 @@ from resources.movies import MOVIES
 
 CONCURRENT_JOBS = 2
 POLL_SECONDS = 1.0
-MAX_LATE_SECONDS = 5.0  # a paced job that waited for a slot catches up on no more than this delay
+MAX_LATE_SECONDS = 5.0  # a paced job that waited for a slot catches up on at most MAX_LATE_SECONDS of delay
 UNAVAILABLE_PAUSE_SECONDS = 0.5
 SLOT_SECONDS = 1.0  # A job leaves its slot after SLOT_SECONDS if another user's job is waiting.
-MAX_WAIT_IN_SLOT_SECONDS = 0.5  # A shorter wait is cheaper than the two transactions that release and claim the job.
+MAX_WAIT_IN_SLOT_SECONDS = 0.5  # Only a longer wait is worth the transactions that release the job and claim it again.
 CAST_SIZE = 20  # The characters of one chunk are distributed among CAST_SIZE movies.
 
 log = structlog.get_logger("jobs")
@@ -189,7 +189,7 @@ class Runner:
         return now + SLOT_SECONDS
 
     async def _make_chunk(self, job: ClaimedJob, done: int) -> Chunk:
-        """Make a chunk in a thread, so that a large one does not block the event loop."""
+        """Make a chunk in a thread, so that a large chunk does not block the event loop."""
         return await asyncio.to_thread(make_chunk, job, done, is_sqlite=self._database.is_sqlite)
 
     async def _sleep_until(self, due: float) -> None:

@@ -1,7 +1,7 @@
 """The AsyncAPI 3.0 document of the websocket at `/asyncapi.json`, built from the models of its messages and frames.
 
-The document takes the service's view: it receives what clients send, and sends what they receive. `/docs/realtime`
-renders it, and the tests validate every frame they receive against it.
+The document takes the service's view: the service receives what clients send, and sends what clients receive.
+`/docs/realtime` renders the document, and the tests validate every frame they receive against it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from resources.topics import PUBLIC_TOPICS, TOPIC_FIELDS, TOPICS
 from schemas import MAX_BODY_BYTES, MAX_ID
 
 REF_TEMPLATE = "#/components/schemas/{model}"
-# Recorded frames, by message.
+# Recorded frames, by message name.
 EXAMPLES = Path(__file__).with_name("examples.json")
 
 DESCRIPTION = """A real-time movie catalog. Every write is an event in one ordered log, and every client receives the \
@@ -124,7 +124,7 @@ def _schemas() -> dict[str, Any]:
         published += models
     inputs: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in published]
     _, made = models_json_schema(inputs, ref_template=REF_TEMPLATE, schema_generator=_Schemas)
-    # pydantic names a parametrised model after all its parameters; the models' titles are shorter.
+    # The schemas are named after the models' titles, because pydantic's own names contain all type parameters.
     names = {name: schema["title"] for name, schema in made["$defs"].items()}
     assert len(set(names.values())) == len(names), "expected a different title for each model"
     renamed: dict[str, Any] = _with_references(made["$defs"], names)
@@ -156,7 +156,8 @@ def _received(action: str, schemas: dict[str, Any]) -> dict[str, Any]:
     model = ACTIONS[action]
     body = schemas[model.__name__]
     del body["examples"]
-    own: Any = model.model_config["json_schema_extra"]  # pydantic's schema sorts the members of the examples by name
+    # The examples are taken from the model, because pydantic's schema sorts their members by name.
+    own: Any = model.model_config["json_schema_extra"]
     examples = [{"id": number, "action": action, **each} for number, each in enumerate(own["examples"], 1)]
     around = {
         "id": {**TypeAdapter(actions.MessageId).json_schema(), "description": "Repeated in the reply, as `reply_to`"},
@@ -216,8 +217,8 @@ def _server(protocol: str, root: str) -> dict[str, Any]:
         "protocol": protocol,
         "protocolVersion": "13",
         "description": SERVER_DESCRIPTION,
-        "variables": {"host": {"default": "127.0.0.1:8000", "description": "The address of the service"}},
-        # The member `security` would make one of these schemes mandatory.
+        "variables": {"host": {"default": "127.0.0.1:8000", "description": "The service's host and port"}},
+        # There is no member `security`, because it would make one of these schemes mandatory.
         "x-optional-security": [
             {"$ref": "#/components/securitySchemes/bearer"},
             {"$ref": "#/components/securitySchemes/subprotocol"},
@@ -336,7 +337,7 @@ def _limits() -> list[dict[str, Any]]:
 
 
 def _topic(topic: str) -> dict[str, Any]:
-    readers = {"public": "everyone", "self": "each user, about their own account"}
+    readers = {"public": "everyone", "self": "every user, limited to their own account"}
     return {
         "for": readers.get(TOPICS[topic], f"{TOPICS[topic]}s"),
         "default": topic in PUBLIC_TOPICS,

@@ -49,7 +49,7 @@ class TopicFrame(Answer):
 
     @classmethod
     def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
-        names = get_args(params[0])  # empty while the topic is still a TypeVar of another generic model
+        names = get_args(params[0])  # empty if the topic is not known yet, but a TypeVar of another generic model
         return f"{names[0].title() if names else ''}{cls.__name__}"
 
 
@@ -72,7 +72,7 @@ class Summary(TopicFrame, Generic[TopicName, Id]):
     """The data of a bulk frame with `bulk=summary`."""
 
     count: Count
-    first_id: Id = Field(description="The lowest id; not every id between `first_id` and `last_id` is included")
+    first_id: Id = Field(description="The lowest id; some ids between `first_id` and `last_id` may not be included")
     last_id: Id
     job_id: str | None
 
@@ -154,7 +154,7 @@ class Snapshot(TopicFrame, Generic[TopicName, Entity]):
 class JobProgress(Answer):
     id: str
     state: Literal["queued", "running", "done", "cancelled", "failed"]
-    done: Count = Field(description="How many rows are stored; their frames were sent before this one")
+    done: Count = Field(description="How many rows are stored; their frames were sent before this frame")
     total: Count
     rows_per_second: Count
 
@@ -205,7 +205,7 @@ class Resync(Answer):
 
 # --- for each topic
 
-# `changed` names none of these fields: the first two never change, and every edit changes the other two.
+# `changed` names none of these fields: `id` and `created_at` never change, and every edit changes the other two.
 _NEVER_NAMED = frozenset({"id", "created_at", "version", "updated_at"})
 # mypy accepts only constants in the brackets of `Literal`.
 _LITERAL: Any = Literal
@@ -235,7 +235,7 @@ def of_topic(topic: str) -> dict[str, type[BaseModel]]:
 
 @cache
 def frames() -> Mapping[str, Sequence[type[BaseModel]]]:
-    """Return the models by operation: one for each topic if the frame depends on the topic, and otherwise a single one.
+    """Return the models by operation: one for each topic if the frame depends on the topic, or else a single model.
 
     The first call builds the models, so that the start of the service does not wait for them.
     """

@@ -82,10 +82,10 @@ def changes_of(event: Event) -> list[Change]:
         case "add_bulk":
             return [Change(None, row) for row in payload["items"]]
         case "update_bulk":
-            assert before is not None, "expected the event of an update to hold the former rows"
+            assert before is not None, "expected an update event to hold the former rows"
             return [Change(_former(new, old), new) for old, new in zip(before, payload["items"], strict=True)]
         case "delete_bulk":
-            assert before is not None, "expected the event of a delete to hold the deleted rows"
+            assert before is not None, "expected a delete event to hold the deleted rows"
             return [Change(old, None) for old in before]
     raise AssertionError(event.operation)
 

@@ -1,7 +1,7 @@
 """What filters cost, and how much one turn of the event loop may spend on them. Pure.
 
-The unit is a test: one condition on one row, about 0.1 µs. A filter that exceeds what is left of a turn's budget is not
-evaluated in that turn: its subscriptions fall behind the hub, and the filter is evaluated in slices
+The unit is a condition test: one condition on one row, about 0.1 µs. A filter that exceeds what is left of a turn's
+budget is not evaluated in that turn: its subscriptions fall behind the hub, and the filter is evaluated in slices
 (`realtime.fanout.evaluation`).
 """
 
@@ -14,14 +14,14 @@ from repository.engine.events import Event
 
 MAX_TESTS_PER_TURN = 100_000  # about 10 ms, during which all other clients may have to wait
 BYTES_SEARCHED_PER_TEST = 500
-BYTES_SENT_PER_TEST = 500  # Sending copies bytes into a frame.
+BYTES_SENT_PER_TEST = 500  # Sending an event copies its bytes into a frame.
 BYTES_DECODED_PER_TEST = 25  # The cost of decoding includes encoding the same bytes again.
-TYPICAL_ROW_SIZE = 250  # The size of a small encoded movie serves to estimate how many rows an encoded event has.
+TYPICAL_ROW_SIZE = 250  # The size of a small encoded movie, used to estimate the number of rows in an event.
 
 
 @dataclass(slots=True)
 class Budget:
-    """The number of tests that may still be made."""
+    """A filter budget: `left` is the number of condition tests that may still be made."""
 
     left: int
 
@@ -39,7 +39,7 @@ class Load:
 
     filters: int = 0
     conditions: int = 0
-    searches: int = 0  # conditions that search a string, at a cost that grows with its length
+    searches: int = 0  # conditions that search a string: the longer the string, the higher the cost
 
     def __add__(self, other: Load) -> Load:
         return Load(self.filters + other.filters, self.conditions + other.conditions, self.searches + other.searches)
@@ -48,7 +48,7 @@ class Load:
         return self + Load(-other.filters, -other.conditions, -other.searches)
 
     def cost(self, rows: int, size: int) -> int:
-        """Return the cost, in tests, of `rows` changed rows of `size` encoded bytes in total, before and after."""
+        """Return the cost, in condition tests, of `rows` changed rows. `size` counts the bytes before and after."""
         searched, sent = self.searches * size // BYTES_SEARCHED_PER_TEST, self.filters * size // BYTES_SENT_PER_TEST
         return rows * self.conditions + searched + sent
 
@@ -61,7 +61,7 @@ def load_of(wanted: Filter) -> Load:
 
 
 def cost_of_event(wanted: Filter | None, event: Event) -> int:
-    """Return the estimated cost, in tests, of decoding an event and evaluating a filter on it."""
+    """Return the estimated cost, in condition tests, of decoding an event and evaluating a filter on it."""
     size = len(event.payload) + len(event.before or b"")
     load = load_of(wanted) if wanted is not None else Load(1)
     return load.cost(size // TYPICAL_ROW_SIZE + 1, size) + size // BYTES_DECODED_PER_TEST

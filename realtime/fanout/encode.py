@@ -72,8 +72,8 @@ def _frames(spec: Spec, nets: dict[tuple[str, int | str], _Net]) -> list[bytes]:
         groups.setdefault((topic, operation, net.left and net.last is None), []).append(net)
     if not groups:
         return []
-    # The number covers even rows that were added and deleted within the run. Otherwise, a client that resumed between
-    # the two events of such a row would be sent a `delete` without an `add`.
+    # `seq` covers even rows that were added and deleted within the run. Otherwise, a client that resumed between the
+    # two events of such a row would be sent a `delete` without an `add`.
     seq = max(net.event.seq for net in nets.values())
     parts: list[tuple[str, bool, list[_Net], list[bytes]]] = []
     for (_, operation, left), group in groups.items():

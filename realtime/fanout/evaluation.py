@@ -31,7 +31,7 @@ from realtime.wire.frames import Rendering
 from repository.engine.events import Event
 
 SLICE_SECONDS = 0.002  # Evaluation may take up to SLICE_SECONDS of each turn of the event loop.
-SLICE_TESTS = 1_000  # The clock is read after about SLICE_TESTS tests.
+SLICE_TESTS = 1_000  # The clock is read after about SLICE_TESTS condition tests.
 MAX_KEPT_TEXT_BYTES = 4 * 1024 * 1024
 MAX_KEPT_TEXTS = 256
 
@@ -44,7 +44,7 @@ class Evaluation:
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
         self._resumed_at = 0.0
-        self._worked_seconds = 0.0  # the time spent in this turn of the event loop
+        self._worked_seconds = 0.0  # the time spent on evaluation in the current turn of the event loop
         self._decoded: tuple[Event, list[Change]] | None = None
         self._kept: OrderedDict[_Key, Sequence[bytes]] = OrderedDict()
         self._kept_bytes = 0
@@ -69,7 +69,7 @@ class Evaluation:
         return [frames.named(text, spec.rendering.subscription) for text in found]
 
     async def former_rows(self, event: Event, wanted: Filter | None) -> Mapping[int | str, Row | None]:
-        """Return an event's rows as they were before it, by id, with None for rows that did not exist or match."""
+        """Return the rows of an event as they were before the event, by id; None if a row did not exist or match."""
         matches = matcher_for(wanted)
         found: dict[int | str, Row | None] = {}
         async with self._turn:
@@ -91,7 +91,7 @@ class Evaluation:
             total = len(self._changes_of(event))
             texts = change_texts(event, rendering.bulk, filtered, total)
             if not filtered or is_whole(event, filtered, total):
-                # Only this small result is kept with the event: whether it is sent whole or not at all.
+                # The event keeps only this small result: whether it is sent whole or not at all.
                 frames.keep(event, wanted, bool(filtered))
             else:
                 self._keep(key, texts)

@@ -40,7 +40,8 @@ log = structlog.get_logger("hub")
 class Hub:
     """One per process, used only from the event loop.
 
-    `read` returns a page of events after a position from the ring, or None when the ring does not reach back that far.
+    `read` takes a position and returns the next page of events from the ring, or None when the ring does not reach
+    back that far.
     """
 
     def __init__(self, read: Callable[[int], list[Event] | None]) -> None:
@@ -128,7 +129,7 @@ class Hub:
     # --- events
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Take the next events of the feed; the next flush writes them."""
+        """Accept the feed's next events. The next flush writes them."""
         for event in events:
             self._pending.append(event)
             self._pending_bytes += len(event.payload)
@@ -170,7 +171,7 @@ class Hub:
             self._write(group, frames, before)
 
     def _budget_of_turn(self) -> Budget:
-        """Return the filter budget of this turn of the event loop."""
+        """Return the filter budget of the current turn of the event loop."""
         if self._budget.left == MAX_TESTS_PER_TURN:
             asyncio.get_running_loop().call_soon(self._renew_budget)
         return self._budget

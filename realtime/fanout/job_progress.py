@@ -1,4 +1,4 @@
-"""Progress of jobs as ephemeral frames, which each worker builds from the log.
+"""Job progress as ephemeral frames, which each worker sends after the job's events.
 
 A bulk event names its job, and updates of a job are events of the topic `jobs`. After each such event, the worker reads
 the job's row and sends it to the subscriptions to `jobs`. Progress therefore never runs ahead of the rows, adds nothing
@@ -63,7 +63,7 @@ class Progress:
                 try:
                     job = await jobs.find(self._database, job_id)
                 except Unavailable:
-                    continue  # the job's next event triggers another attempt
+                    continue  # the job is read again after its next event
                 except Exception as error:
                     log.error("job not read", exc_info=error)
                     continue

@@ -35,15 +35,15 @@ log = structlog.get_logger("latest")
 
 @dataclass(frozen=True, slots=True)
 class _Interval:
-    """The frames of the changes between two beats, without a subscription's name, and the position after that."""
+    """The frames of the changes between two beats, without a subscription's name, and the position after them."""
 
     texts: list[bytes]
     position: int
 
 
 class Pulse:
-    """The subscriptions that share one interval. `read` returns a page of events after a position from the ring.
-    `budget_of_turn` returns the filter budget of this turn of the event loop.
+    """The subscriptions that share one interval. `read` takes a position and returns the next page of events from the
+    ring. `budget_of_turn` returns the filter budget of the current turn of the event loop.
     """
 
     def __init__(

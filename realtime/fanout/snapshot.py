@@ -105,8 +105,8 @@ class Snapshot:
         return not self._topics
 
     async def next_page(self) -> list[bytes]:
-        """Return the next frames. Raises Unavailable when the caller can try again, and SnapshotLost or PositionTooOld
-        when all frames sent so far are invalid.
+        """Return the next frames. Raises Unavailable if the caller can try again, or SnapshotLost or PositionTooOld if
+        all frames sent so far are invalid.
         """
         topic = self._topics[0]
         texts = await topic.next_page()
@@ -168,7 +168,8 @@ class _TopicSnapshot:
             return
         changes = await self._source.evaluation.former_rows(event, self._wanted.filters.get(self._topic))
         for key, former in changes.items():
-            # Rows already sent were correct when they were sent, and rows above `_until` are newer than the snapshot.
+            # Nothing is undone for rows that have already been sent, nor for rows above `_until`, which are newer than
+            # the snapshot.
             is_ahead = self._after is None or key > self._after  # type: ignore[operator]
             is_new = self._until is not None and key > self._until  # type: ignore[operator]
             if is_ahead and not is_new and key not in self._undo:

@@ -62,9 +62,9 @@ class Subscription:
     """One subscription of a socket. `spec` describes what the subscription receives.
 
     `position` is the number of the last event handled. While the hub writes every event to the subscription, the hub's
-    position applies instead. `turn` is a lock that the subscriptions of one socket share while they catch up: one at a
-    time waits for room, and it writes before it yields. With `snapshot_of`, the subscription begins with a snapshot of
-    these topics, in this order, and sends a new snapshot whenever its position is lost.
+    position applies instead. `turn` is a lock that the subscriptions of one socket share while they catch up: one
+    subscription at a time waits for room, and writes before it yields. With `snapshot_of`, the subscription begins with
+    a snapshot of these topics, in this order, and sends a new snapshot whenever its position is lost.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Subscription:
         self._snapshot_of = snapshot_of
         self._owner_id = owner_id
         self._snapshot: Snapshot | None = None
-        self._restart_reason: str | None = None  # set until a new snapshot begins
+        self._restart_reason: str | None = None  # why the position was lost; set until a new snapshot begins
         self._lost_snapshots = 0
         self._task: asyncio.Task[None] | None = None
 

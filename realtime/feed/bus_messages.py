@@ -1,4 +1,4 @@
-"""The messages of the bus: committed events, heartbeats, nudges, and a marker for a new subscription."""
+"""Bus messages: committed events, heartbeats, nudges, and a marker for a new subscription."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ HEARTBEAT_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A worker's position in the log. A worker recognises its own heartbeats; those of others show if it is behind."""
+    """A worker's position in the log.
+
+    A worker's own heartbeats show it that the bus works; the heartbeats of other workers show whether it is behind.
+    """
 
     worker: str
     head: Head

@@ -27,7 +27,7 @@ from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.events import Event, Head
 
-GAP_GRACE_SECONDS = 0.02  # concurrent commits reach the bus at most about GAP_GRACE_SECONDS out of order
+GAP_GRACE_SECONDS = 0.02  # concurrent commits may reach the bus out of order, by up to about GAP_GRACE_SECONDS
 PENDING_EVENTS = 1_000
 PENDING_BYTES = 8 * 1024 * 1024
 PAGE_EVENTS = 500
@@ -36,7 +36,7 @@ REMEMBERED_EVENTS = 2_000  # the number of events that are loaded into the ring 
 REMEMBERED_BYTES = 4 * 1024 * 1024
 REACH_SECONDS = 0.5
 REACH_POLL_SECONDS = 0.002
-REACH_EVENT_SECONDS = 5.0  # Reaching a known event takes longer than this only during a database outage.
+REACH_EVENT_SECONDS = 5.0  # Reaching a known event takes longer than REACH_EVENT_SECONDS only in a database outage.
 MIN_POLL_SECONDS = 0.02  # Polls need a minimum interval, because each event of another epoch calls `poll_now`.
 POLL_SECONDS_LOCAL = 0.03  # Without a shared bus, another process's events are found only by polling.
 POLL_SECONDS_SHARED = 1.0
@@ -52,7 +52,7 @@ class PositionTooOld(Exception):
 
 
 class Feed:
-    """One per process. `on_events` listeners receive the next events, and `on_reset` listeners a new log's head."""
+    """One per process. `on_events` listeners receive the next events; `on_reset` listeners receive a new log's head."""
 
     def __init__(self, database: Database, *, has_shared_bus: bool, is_bus_deaf: Callable[[], bool]) -> None:
         self.head = Head("", 0)
@@ -82,7 +82,7 @@ class Feed:
         await self._load_ring()
 
     async def _load_ring(self) -> None:
-        """Load the newest events into the ring: all clients of the worker that this one replaces reconnect together."""
+        """Load the newest events into the ring, because all clients of the replaced worker reconnect together."""
         seq = await event_log.tail(self.database, max_rows=REMEMBERED_EVENTS, max_bytes=REMEMBERED_BYTES)
         while seq < self.head.seq:
             page = await self._read_log(seq)
@@ -243,7 +243,7 @@ class Feed:
         elif oldest is not None and oldest > start.seq + 1:
             self._reset(found)
         elif oldest is None and found.seq > start.seq and await event_log.oldest(self.database) is None:
-            # The oldest event was read again, because it may have been committed between the two reads above.
+            # The condition reads the oldest event again: an event may have been committed between the reads above.
             self._reset(found)
         else:
             self._target = found.seq
@@ -291,7 +291,7 @@ class Feed:
     async def read_after(self, seq: int) -> list[Event]:
         """Return the next page of events after `seq`, from the ring or the log. The page is empty at the head.
 
-        Raises PositionTooOld when the log no longer reaches back that far, and Unavailable when it cannot be read.
+        Raises PositionTooOld when the log no longer reaches back that far, or Unavailable when the log cannot be read.
         """
         found = self.newest_after(seq)
         if found is None:
@@ -302,7 +302,7 @@ class Feed:
         return found
 
     def newest_after(self, seq: int) -> list[Event] | None:
-        """Return the next page of events after `seq` from the ring, or None if the ring does not reach back so far."""
+        """Return the next page of events after `seq` from the ring, or None if the ring lacks the event `seq + 1`."""
         if seq >= self.head.seq:
             return []
         return self.ring.after(seq, max_events=PAGE_EVENTS, max_bytes=PAGE_BYTES)
@@ -335,7 +335,7 @@ class Feed:
             self._next_head_read = asyncio.create_task(self._reach_head(self._current_head_read), name="feed-reach")
         done, _ = await asyncio.wait({self._next_head_read}, timeout=REACH_SECONDS)
         for read in done:
-            if not read.cancelled():  # the feed cancels the read when it stops
+            if not read.cancelled():  # when the feed stops, it cancels the read
                 read.result()
 
     async def _reach_head(self, current: asyncio.Task[None] | None) -> None:

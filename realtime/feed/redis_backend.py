@@ -5,7 +5,7 @@ Rules:
   have been lost.
 - A message arrives whole or not at all. Messages that are not signed with a known secret key are counted and skipped,
   with a warning at most once a minute. No event is lost, because the event log has every event.
-- Both directions are bounded: INBOX_MESSAGES and INBOX_BYTES here, the outbox in `realtime.feed.bus`.
+- Both queues are bounded: the inbox here (INBOX_MESSAGES, INBOX_BYTES), and the outbox in `realtime.feed.bus`.
 """
 
 from __future__ import annotations

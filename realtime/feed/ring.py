@@ -13,7 +13,7 @@ RING_EVENTS = 20_000
 
 
 class Ring:
-    """Contiguous events. The oldest are dropped when `max_bytes` or `max_events` is exceeded, but never the newest."""
+    """Contiguous events. Beyond `max_bytes` or `max_events`, the oldest are dropped, but the newest is always kept."""
 
     def __init__(self, max_bytes: int = RING_BYTES, max_events: int = RING_EVENTS) -> None:
         self._events: deque[Event] = deque()

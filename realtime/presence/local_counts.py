@@ -102,7 +102,7 @@ class LocalCounts:
             if not row.is_empty:
                 self._stored.add(place)
             elif place not in self._stored:
-                continue  # the sockets entered and left since the last write
+                continue  # every socket of this count has come and gone since the last write
             rows.append(row)
         return rows
 

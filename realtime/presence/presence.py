@@ -131,7 +131,7 @@ class Presence:
         self._has_lease = False
         self._stored_at = -inf
         self._counts = LocalCounts(LINGER_SECONDS)
-        self._others: dict[str, tuple[int, dict[str, list[Row]]]] = {}  # the version and the rows of each worker
+        self._others: dict[str, tuple[int, dict[str, list[Row]]]] = {}  # the version and rows of every other worker
         self._polled_at = -inf
         self._must_poll = False
         self._polling = asyncio.Lock()
@@ -168,7 +168,7 @@ class Presence:
         write: Callable[[bytes], None],
         is_full: Callable[[], bool] = lambda: False,
     ) -> Mapping[str, Any]:
-        """Return who watches each topic now. Until `unwatch(key)`, `write` then receives the frames of each change.
+        """Return who watches each topic now, and pass the frames of each later change to `write` until `unwatch(key)`.
 
         The caller must write the reply before it yields to the event loop. While `is_full()` is true, nothing is
         written; the changes are merged and written afterwards. Raises Unavailable. Cancelling is safe.
@@ -191,7 +191,7 @@ class Presence:
         return {topic: state_of(view, sees_users=sees_users) for topic, view in follower.sent.items()}
 
     def unwatch(self, key: object) -> None:
-        """Stop sending presence to the client registered under `key`, and cancel its `watch` if that still waits."""
+        """Stop sending presence to the client registered under `key`, and cancel its pending `watch`, if any."""
         self._joining.pop(key, None)
         if self._followers.pop(key, None) is not None and not self._followers:
             self._views, self._others = {}, {}

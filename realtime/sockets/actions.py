@@ -1,4 +1,4 @@
-"""The messages of clients and the replies to them, as pydantic models; `connection.py` carries out the actions.
+"""Client messages and the replies to them, as pydantic models; `connection.py` carries out the actions.
 
 `parsing.py` validates messages with these models and `/asyncapi.json` publishes them, so the two cannot differ. `id`
 and `action` are not part of a model, because they are read before the model is known.
@@ -74,7 +74,7 @@ def _position(value: Any) -> Written:
 
 
 Position = Annotated[
-    Any,  # not `Written`, because its schema would describe the value after validation
+    Any,  # not `Written`, because the schema of `Written` would describe the validated value
     PlainValidator(_position),
     WHOLE,
     WithJsonSchema(
@@ -110,7 +110,7 @@ Path = Annotated[
 
 class Latest(Body):
     latest_every_ms: Milliseconds = Field(
-        description="Send at most one state of each row in this number of milliseconds"
+        description="Send each row's state at most once in this number of milliseconds"
     )
 
 
@@ -215,7 +215,7 @@ class Request(Body):
 
 
 class Presence(Body):
-    """Follow who watches these topics, and no longer any other topics. An empty list ends the `presence` frames."""
+    """Follow who watches these topics, and stop following any others. An empty list ends the `presence` frames."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"topics": ["movies"]}]})
 
@@ -245,7 +245,7 @@ class Subscribed(Answer):
     """The subscription has begun. This reply comes before the subscription's first frame."""
 
     subscription: Name
-    seq: int = Field(ge=0, description="The stream begins after this number: that of the snapshot, `since` or the head")
+    seq: int = Field(ge=0, description="The stream begins after this number: the snapshot's `seq`, `since` or the head")
 
 
 class Unsubscribed(Answer):

@@ -3,7 +3,7 @@
 Rules:
 - Each message receives one reply. The next message is read only when the socket has taken the previous reply, so a
   client that sends without reading fills only its own buffer. The reply to `request` is sent when the call is done.
-- The reply to `subscribe` comes before the subscription's first frame, the reply to `unsubscribe` after its last frame.
+- The reply to `subscribe` comes before the subscription's first frame, the reply to `unsubscribe` after the last one.
 - The identity, and therefore what the socket may see, can change during any `await`, so it is checked again before
   frames that depend on it are sent.
 """
@@ -205,7 +205,7 @@ class Connection:
 
     def _identity_changed(self, entry: Entry, identity: Identity | None) -> None:
         if entry is not self._entry:
-            return  # the identity of `entry` is not yet in use, or no longer
+            return  # the socket does not use this identity yet, or no longer uses it
         with suppress(Forbidden):
             if identity is not None:
                 self.identity = identity

@@ -20,7 +20,7 @@ class SocketContext:
     """One per process, stored in the lifespan state as `realtime`.
 
     `identify` takes an access token and the address that sent it, and returns the identity. It raises Unauthenticated
-    and Unavailable.
+    or Unavailable.
     """
 
     feed: Feed

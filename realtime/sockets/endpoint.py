@@ -97,7 +97,7 @@ def parse_query(items: list[tuple[str, str]]) -> HandshakeQuery:
 def check_origin(origin: str | None, host: str | None, context: SocketContext) -> None:
     """Raise Forbidden unless the origin is the service's own or an allowed one.
 
-    Browsers let any page connect, but they send the origin of the page.
+    Browsers let any page connect, but they send the page's origin.
     """
     allowed = context.allowed_origins
     if origin is None or "*" in allowed or origin.rstrip("/") in allowed:
@@ -113,7 +113,7 @@ def check_origin(origin: str | None, host: str | None, context: SocketContext) -
 
 
 def credentials_of(websocket: WebSocket) -> Credentials:
-    """Return the token of the Authorization header, or else that of `Sec-WebSocket-Protocol: bearer, <token>`.
+    """Return the token of the Authorization header, or else the one in `Sec-WebSocket-Protocol: bearer, <token>`.
 
     Raises Unauthenticated when the Authorization header holds no bearer token.
     """

@@ -19,7 +19,7 @@ from realtime.sockets import actions
 from resources.topics import TOPIC_FIELDS
 
 MAX_BURST_MESSAGES = 1_000
-MESSAGES_PER_SECOND = 500.0  # On one socket, the service can answer fewer than MESSAGES_PER_SECOND requests per second.
+MESSAGES_PER_SECOND = 500.0  # More requests per second than the service can answer on one socket.
 MAX_REFUSED_MESSAGES = 1_000  # A client that ignores MAX_REFUSED_MESSAGES errors is disconnected.
 
 Model = TypeVar("Model", bound=BaseModel)

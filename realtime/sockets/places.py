@@ -31,7 +31,7 @@ class _Network:
     conditions: int = 0  # the number of conditions in all distinct filters
 
 
-Filters = Iterable[tuple[str, Filter]]  # with their topics
+Filters = Iterable[tuple[str, Filter]]  # filters with their topics
 
 
 class Place:

@@ -4,7 +4,7 @@ Rules:
 - Validation, permissions, rate limits and idempotency are the same as over HTTP, because the code path is the same.
 - A reply is sent when its call is done and the socket has taken the previous reply.
 - A socket has at most MAX_REQUESTS_IN_FLIGHT calls. Of these, up to MAX_UNREAD_REPLIES run or have a reply that waits
-  for the client. Another call begins when the client has taken a reply, so a client that does not read costs little
+  for the client. The next call begins when the client has taken a reply, so a client that does not read costs little
   memory.
 - As over HTTP, a write that has begun is finished even if the client disconnects, but a read is interrupted.
 """

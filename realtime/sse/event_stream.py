@@ -40,7 +40,7 @@ from realtime.wire import frames, sse
 from repository.engine.events import Event, Head
 
 MAX_STREAMS = 1_000  # The limit applies to each worker.
-ADDRESS_SHARE = 4  # One address may have a quarter of the streams.
+ADDRESS_SHARE = 4  # One address may have at most a quarter of the streams.
 FULL_RETRY_SECONDS = 5
 MIN_RETRY_MS = 1_000  # the wait before a browser reconnects is random, so that not all browsers return together
 MAX_RETRY_MS = 3_000
@@ -53,7 +53,7 @@ ABORT = "marquee.abort"
 
 _HEADERS = {
     "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",  # otherwise, nginx would hold events back until its buffer is full
+    "X-Accel-Buffering": "no",  # without this header, nginx would hold events back until a buffer is full
     "Vary": "Accept",
 }
 
@@ -96,7 +96,7 @@ class EventStreams:
 
         `last_event_id` is the value of the header. It takes precedence over the query, because a browser repeats its
         original query whenever it reconnects. Raises Forbidden. The response, called as an ASGI application, raises
-        NotAcceptable, Unauthenticated, TooManyRequests and Unavailable.
+        NotAcceptable, Unauthenticated, TooManyRequests or Unavailable.
         """
         return EventStream(self, replay.view(identity, query), query, last_event_id)
 
@@ -312,7 +312,7 @@ async def _until_gone(receive: Receive) -> None:
 
 
 async def _finish(scope: Scope, receive: Receive, send: Send) -> None:
-    """End the response. Abort the connection if the client does not accept even that and the server can abort it."""
+    """End the response. If the client does not accept the end in time, abort the connection where the server can."""
     try:
         async with asyncio.timeout(FINISH_SECONDS):
             await send({"type": "http.response.body"})

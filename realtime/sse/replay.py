@@ -69,7 +69,7 @@ class PositionLost(Exception):
 
 
 class LogPage(NamedTuple):
-    head: Head  # the epoch, and the number up to which the log was searched, which serves as the next `after`
+    head: Head  # the position up to which the log was searched, to be passed as the next `after`
     frames: Sequence[bytes]
     is_end: bool
 
@@ -103,7 +103,7 @@ class Replay:
         An event id, in the header or the query, takes precedence over `after`. An id that is not a position came from
         another service. It is treated as lost, because an error response would make a browser stop reconnecting.
 
-        Raises PositionLost for such an id and for another epoch, and Conflict for a number without an epoch.
+        Raises PositionLost for such an id or for another epoch, or Conflict for a number without an epoch.
         """
         event_id = last_event_id or query.last_event_id
         if event_id:
@@ -117,7 +117,7 @@ class Replay:
         return position
 
     async def check(self, position: Head) -> None:
-        """Raise PositionLost when the log cannot be continued from a position. Raises Unavailable."""
+        """Raise PositionLost if the log cannot be continued from a position, or Unavailable if it cannot be read."""
         if position.epoch != self.feed.head.epoch:
             raise PositionLost(ANOTHER_EPOCH)
         reason = await check_position(self.feed, position.seq)
@@ -125,7 +125,7 @@ class Replay:
             raise PositionLost(reason)
 
     async def read_on(self, seq: int, generation: int) -> list[Event]:
-        """Return the events after `seq` in the log of this generation. Raises PositionLost or Unavailable."""
+        """Return the events after `seq` in the log of the given `generation`. Raises PositionLost or Unavailable."""
         try:
             found = await self.feed.read_after(seq)
         except PositionTooOld:

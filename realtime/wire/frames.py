@@ -24,7 +24,7 @@ from repository.engine.events import Event, Head
 PROTOCOL_VERSION = 1
 # A built frame up to this size is kept with its event, so that many resuming clients share it.
 MAX_KEPT_BYTES = 4 * 1024
-MAX_KEPT_FORMS = 32  # the limit for each event, which counts renderings and filters together
+MAX_KEPT_FORMS = 32  # the limit per event for kept renderings and filter results together
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def named(text: bytes, subscription: str | None) -> bytes:
     """Return an event's frame with the name of a subscription inserted. `text` is the frame without a name."""
     if subscription is None:
         return text
-    # Operations and topics never contain these bytes, so the first occurrence is the member `seq`.
+    # Operations and topics never contain `"seq":`, so the first occurrence is the member `seq`.
     place = text.index(b'"seq":')
     return b'%s"subscription":%s,%s' % (text[:place], orjson.dumps(subscription), text[place:])
 

@@ -11,7 +11,7 @@ def position_text(position: Head) -> str:
 
 
 def frame_block(epoch: str, seq: int, frame: bytes) -> bytes:
-    # Encoded JSON has no line breaks.
+    # Encoded JSON has no line breaks, so one `data` line is enough.
     return b"id: %s:%d\ndata: %s\n\n" % (epoch.encode(), seq, frame)
 
 

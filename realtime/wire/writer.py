@@ -39,7 +39,7 @@ class Writer(Protocol):
         """Return about how many bytes have been passed to the network so far. The number grows while the peer reads."""
 
     async def drained(self) -> None:
-        """Wait until a buffer that exceeded HIGH_WATER_BYTES is down to LOW_WATER_BYTES, or the socket is gone."""
+        """If the buffer exceeded HIGH_WATER_BYTES, wait until it is down to LOW_WATER_BYTES or the socket is gone."""
 
     def count_control_frames(self, on_control_frame: Callable[[], bool]) -> None:
         """From now on, call `on_control_frame` for each ping, unsolicited pong and empty fragment.
