@@ -69,7 +69,7 @@ class EventsQuery(Parameters):
 
     @property
     def position(self) -> Head | None:
-        """The position in `after`. Raises Conflict if `after` is a number without its epoch."""
+        """The position that `after` names. Raises Conflict if `after` is a number without its epoch."""
         written = parse_written(self.after) if self.after is not None else None
         if isinstance(written, Head) or written is None:
             return written

@@ -66,7 +66,7 @@ async def uploaded(call: AnyCall, user_id: int) -> AsyncIterator[dict[str, str]]
     former = await _current(call, user_id)
     async with stored(call, content) as avatar:
         yield {"avatar": avatar}
-    # A request that repeats an earlier Idempotency-Key changes nothing, so the account may still have the former name.
+    # A request that repeats an earlier Idempotency-Key changes nothing, so the account may still use the former files.
     current = await _current(call, user_id)
     for each in {former, avatar} - {current}:
         await discard(call.services, each)

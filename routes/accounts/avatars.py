@@ -22,7 +22,7 @@ from services.pictures import images
 HEADERS = {
     # A URL always shows the same picture; a new picture gets a new URL.
     "Cache-Control": "public, max-age=31536000, immutable",
-    # Browsers never render a picture as a page, even if the decoder let other content pass.
+    # Browsers must never render a picture as a page, even if the decoder has accepted other content.
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Content-Disposition": "inline",
     "Cross-Origin-Resource-Policy": "cross-origin",  # allows pages of other origins to show the picture

@@ -164,9 +164,9 @@ async def _promise_email(call: Call[None, None, credentials.AddressBody], kind: 
 
 
 def new_password_problems(services: Services, body: Any, valid: Any) -> Sequence[FieldProblem]:
-    """Return the problems of the new password that do not depend on the user, if the body is invalid.
+    """Return the new password's problems that do not depend on the user, but none for a valid body.
 
-    If the body is valid, the handler checks the password, because some rules depend on the user's names.
+    For a valid body, the handler checks the password, because some rules depend on the user's names.
     """
     password = body.get("new_password") if isinstance(body, dict) else None
     if valid is not None or not isinstance(password, str):

@@ -16,7 +16,8 @@ from routes.http import rendering
 from routes.http.limit_groups import LimitGroup
 from routes.http.operation import Call, Details, Operations, Services
 
-# Concurrent registrations with the same address can conflict over its two unique keys; a third attempt needs no key.
+# An email address has two unique keys, and a concurrent registration may take either of them first. The third attempt
+# stores no key, so it cannot conflict over the address.
 ATTEMPTS = 3
 
 operations = Operations("accounts")

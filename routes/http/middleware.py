@@ -23,7 +23,7 @@ from routes.http import limit_groups
 from routes.http.rendering import JSONResponse, problem_response
 
 PREFIX = "/api/v1"
-MAX_LOGGED_PATH_BYTES = 500  # applies to the percent-encoded path
+MAX_LOGGED_PATH_BYTES = 500  # the limit applies to the percent-encoded path
 _SANE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 # Browsers must use the declared media type, even if a response looks like a script or a page.
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
@@ -58,7 +58,7 @@ class OnePath(_Middleware):
             changes = {"path": rest or "/", "root_path": "", scope_keys.ROOT: self.root}
             scope = {**scope, **changes, scope_keys.PREFIX: self.root + prefix}
             if any(name == b"range" for name, _ in scope["headers"]):
-                # Ranges are not supported, and a server may ignore the header (RFC 9110, section 14.2).
+                # Ranges are not supported, and a server may ignore the header Range (RFC 9110, section 14.2).
                 scope["headers"] = [each for each in scope["headers"] if each[0] != b"range"]
         await self.app(scope, receive, send)
 
@@ -115,7 +115,7 @@ class RequestLog(_Middleware):
 
 
 def _logged_path(scope: Scope) -> str:
-    """Return the path as it was sent, shortened. It is not decoded, as it might contain terminal control sequences."""
+    """Return the path as it was sent, shortened. Decoded, it might contain terminal control sequences."""
     raw: bytes = scope.get("raw_path", b"")[: MAX_LOGGED_PATH_BYTES + 1]
     return shortened(raw.partition(b"?")[0].decode("latin-1"), MAX_LOGGED_PATH_BYTES)
 

@@ -141,8 +141,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
     notes = [f"Honours `{each['name']}` ({each['in']}): {each['description']}." for each in conditional]
     if operation.filters:
         notes.append(
-            "All filters must match, and at least one of the groups `or[0][field]`, `or[1][field][operator]`, …, if "
-            "any are given."
+            "All filters must match. If there are groups `or[0][field]`, `or[1][field][operator]`, …, at least one of "
+            "the groups must match as well."
         )
     if description := "\n\n".join([*filter(None, [operation.description]), *notes]):
         built["description"] = description

@@ -36,8 +36,8 @@ from services.pictures.pool import Uploader
 BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; more would only keep a connection busy
 MAX_FORM_BYTES = 16 * 1024
 MAX_PARAMETERS = 300
-MAX_ROW_MEMBERS = 100  # members of a row in a bulk body; no resource has even half as many fields
-ROWS_PER_SLICE = 250  # validated in about a millisecond; other tasks can run between slices
+MAX_ROW_MEMBERS = 100  # The limit for a row in a bulk body. No resource has even half as many fields.
+ROWS_PER_SLICE = 250  # A slice is validated in about a millisecond. Other tasks can run between slices.
 
 JSON_MEDIA_TYPE = "application/json"
 IDEMPOTENCY_KEY = re.compile(r"^[\x21-\x7e]{1,255}$")
