@@ -1,4 +1,4 @@
-"""Run the service as `python main.py` does, with a probe in its event loop that writes measurements to a file.
+"""Run the service as `python main.py` does, while a probe in the event loop writes measurements to a file.
 
 The probe sleeps for a millisecond at a time. If it wakes late, the loop was blocked, or the machine was running other
 processes. Measure on a quiet machine to exclude the latter.

@@ -357,7 +357,7 @@ function dropLastRow() {
   const before = row.previousElementSibling;
   const hadFocus = row.contains(document.activeElement);
   row.remove();
-  // Focus the row before; otherwise, the keyboard focus would move to the top of the page.
+  // Focus the previous row; otherwise, the keyboard focus would move to the top of the page.
   if (hadFocus) before.querySelector("summary").focus({ preventScroll: true });
 }
 

@@ -54,7 +54,7 @@ async def stored(call: AnyCall, content: bytes) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def uploaded(call: AnyCall, user_id: int) -> AsyncIterator[dict[str, str]]:
-    """Store the file of a form and yield the column to set, or an empty dict if the form has no file.
+    """Store the file of a form, and yield the column and value to set, or an empty dict if the form has no file.
 
     The caller updates the account inside the `with` block. Afterwards, the former and the new files are deleted unless
     the account refers to them.

@@ -27,7 +27,8 @@ FILES = {
     "swagger.css": ("swagger_style.css", "text/css"),
     "redoc.js": ("redoc.js", "text/javascript"),
 }
-# Replaces the logo that ReDoc loads from its vendor's server by an empty image, so that pages need no other server.
+# By default, ReDoc loads its logo from the vendor's server. An empty image replaces that logo, so that pages need no
+# other server.
 FOREIGN_LOGO = (
     b"https://cdn.redoc.ly/redoc/logo-mini-full.svg",
     b"data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=",

@@ -71,7 +71,7 @@ def rules(groups: Mapping[tuple[str, str], LimitGroup], limits: RateLimits, user
         if each.route not in known:
             raise SettingsError(f"RATE_LIMITS: there is no route {each.method} {each.path}.")
     rates = {each.route: each.rate for each in limits.routes}
-    # Requests for unknown paths are counted together with anonymous reads, so that they cannot evade that limit.
+    # Requests for unknown paths count towards the limit for anonymous reads, so that such requests cannot evade it.
     found = {UNMATCHED: Rule(LimitGroup.READ.value, RATES[LimitGroup.READ], by_address=True)}
     for (method, path), group in groups.items():
         own = rates.get((method, nameless(path)))

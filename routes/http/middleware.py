@@ -49,7 +49,7 @@ class OnePath(_Middleware):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
-            # If the server itself has a root path (uvicorn --root-path), it puts the root path before the path.
+            # A server that has its own root path (uvicorn --root-path) puts it before the path of each request.
             path = below(below(scope["path"], scope.get("root_path", "")), self.root)
             prefix = PREFIX if path == PREFIX or path.startswith(PREFIX + "/") else ""
             rest = path[len(prefix) :]
@@ -115,7 +115,10 @@ class RequestLog(_Middleware):
 
 
 def _logged_path(scope: Scope) -> str:
-    """Return the path as it was sent, shortened. Decoded, it might contain terminal control sequences."""
+    """Return the path as it was sent, shortened.
+
+    The path is not decoded, because it may contain encoded terminal control sequences.
+    """
     raw: bytes = scope.get("raw_path", b"")[: MAX_LOGGED_PATH_BYTES + 1]
     return shortened(raw.partition(b"?")[0].decode("latin-1"), MAX_LOGGED_PATH_BYTES)
 

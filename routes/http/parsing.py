@@ -58,7 +58,7 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
         problems.append(FieldProblem(("header", "Idempotency-Key"), message, "invalid_idempotency_key"))
     raw_body, body = b"", None
     has_waited = asyncio.Event()
-    asyncio.get_running_loop().call_soon(has_waited.set)  # happens only if reading the body has to wait
+    asyncio.get_running_loop().call_soon(has_waited.set)  # runs only if reading the body has to wait
     if operation.form is not None and _media_type(request) in uploads.media_types(operation.form):
         assert identity is not None, "an operation that takes a form must be marked signed_in"
         with services.pictures.receiving(Uploader(identity.user_id, request.client.host if request.client else None)):

@@ -24,7 +24,7 @@ from routes.http.operation import AnyCall, Call
 from routes.http.queries import PageQuery
 
 JSON = "application/json"
-MAX_LINKED_QUERY_BYTES = 2_000  # for longer queries, `Link` has only the next page: each URL repeats the query
+MAX_LINKED_QUERY_BYTES = 2_000  # for longer queries, `Link` has only the next page, because each URL repeats the query
 POSITION = "Stream-Position"
 # Also matches this service's tags after a compressing proxy has changed them: nginx makes a tag weak, and Apache
 # appends the encoding.

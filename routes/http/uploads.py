@@ -17,7 +17,7 @@ MULTIPART_MEDIA_TYPE = "multipart/form-data"
 FILE_MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp")
 EMPTY_FILE = FieldProblem(("body", FILE_FIELD), "Expected a picture, got an empty file", "empty_file")
 MAX_AVATAR_BYTES = 5 * 1024 * 1024
-MAX_UPLOAD_BODY_BYTES = MAX_AVATAR_BYTES + 64 * 1024  # leaves room for the rest of the form
+MAX_UPLOAD_BODY_BYTES = MAX_AVATAR_BYTES + 64 * 1024  # the rest of the form needs some room, too
 
 
 def media_types(form: type[BaseModel]) -> tuple[str, ...]:
