@@ -46,7 +46,7 @@ class EventsQuery(Parameters):
     after: Position | None = Field(
         default=None,
         description="Only events after this position: `<epoch>:<seq>`, or only the number if `epoch` is given. By "
-        "default, a page begins with the oldest event and a stream with the next one",
+        "default, a page begins with the oldest event and a stream with the next event",
     )
     lastEventId: str | None = Field(  # noqa: N815 - the name of the parameter
         default=None,

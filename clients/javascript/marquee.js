@@ -207,7 +207,7 @@ function eventOf(frame, position) {
 /**
  * Converts `since` to a `Position`. It may be a `Position`, a string in the form of the header `Stream-Position`
  * (`<epoch>:<seq>`), or a number if `epoch` is given. A number alone is rejected because it could belong to another
- * log, for example after the restore of a backup. Throws TypeError and RangeError.
+ * log, for example if a backup has been restored. Throws TypeError and RangeError.
  * @param {Position | number | string | null | undefined} since
  * @param {string} [epoch]
  * @returns {Position | null}
@@ -814,7 +814,7 @@ class Session {
   }
 
   /**
-   * Repeats a message REPEAT_SECONDS after a temporary error. If the connection ends first, this does nothing, because
+   * Repeats a message REPEAT_SECONDS after a temporary error. If the connection ends first, nothing happens, because
    * the next connection sends everything again.
    * @param {() => void} repeat
    */

@@ -251,7 +251,7 @@ function timeOf(frame) {
   return Number.isNaN(time.getTime()) ? new Date() : time;
 }
 
-// Returns the frame with its long lists shortened, and a note that says so.
+// Returns the frame with its long lists shortened, and a note that names these lists.
 function reduced(frame) {
   const long = Object.entries(dataOf(frame)).filter(([, value]) => listOf(value).length > KEPT_ITEMS);
   if (!long.length) return { frame, note: "" };

@@ -79,7 +79,7 @@ class ByAvatar(queries.Parameters):
     "/avatars/{avatar}/{side}",
     "Get a picture",
     {200: bytes},
-    description="`avatar_url` and `avatar_thumbnail_url` of accounts point here. A URL always shows the same picture; "
+    description="An account's `avatar_url` and `avatar_thumbnail_url` point here. A URL always shows the same picture; "
     "a new picture gets a new URL.",
     errors=(404, 406),
     media_type=images.MEDIA_TYPE,

@@ -32,7 +32,7 @@ class HostCheck:
         self._warn = WarnOnce(log, "host rejected")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A request over a websocket has the host of the handshake, which has been checked.
+        # A request over a websocket has the handshake's host, which has already been checked.
         if scope["type"] in ("http", "websocket") and scope_keys.SOCKET not in scope:
             try:
                 self._check(scope)

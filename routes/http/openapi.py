@@ -34,7 +34,7 @@ ERRORS: Mapping[int, str] = {
     406: "Not available in this media type",
     408: "The body was sent too slowly",
     409: "Conflict with stored data",
-    412: "If-Match names another version",
+    412: "If-Match does not name the current version",
     413: "The body, or the rows that the request would change, are too large",
     415: "Unsupported media type",
     422: "Invalid request; every problem is listed",

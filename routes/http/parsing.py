@@ -33,7 +33,7 @@ from schemas import Body
 from services import authentication
 from services.pictures.pool import Uploader
 
-BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; more would only keep a connection busy
+BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; a longer limit would only keep connections busy
 MAX_FORM_BYTES = 16 * 1024
 MAX_PARAMETERS = 300
 MAX_ROW_MEMBERS = 100  # The limit for a row in a bulk body. No resource has even half as many fields.
@@ -123,7 +123,7 @@ async def identify(request: Request, services: Services) -> Identity | None:
     Raises Unauthenticated for invalid credentials, even if the operation requires none.
     """
     if scope_keys.SOCKET in request.scope:
-        # A request over a websocket carries the identity of the socket, which may have just expired or been revoked.
+        # A request over a websocket carries the socket's identity, which may have just expired or been revoked.
         known: Identity | None = request.scope[scope_keys.IDENTITY]
         if known is not None and known.expires_at <= time.time():
             raise authentication.invalid_access_token()

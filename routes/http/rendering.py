@@ -53,7 +53,7 @@ def tag(version: int, body: bytes) -> str:
 
 
 def tagged(version: int, body: bytes, status: int = 200, **headers: str) -> Response:
-    """Return a response with the representation after a write and its entity tag."""
+    """Return the response to a write: the new representation and its entity tag."""
     return Response(body, status, {"ETag": tag(version, body), **headers}, JSON)
 
 

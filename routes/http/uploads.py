@@ -23,7 +23,7 @@ MAX_UPLOAD_BODY_BYTES = MAX_AVATAR_BYTES + 64 * 1024  # the rest of the form nee
 def media_types(form: type[BaseModel]) -> tuple[str, ...]:
     """Return the media types of a body: a form or, if the form requires the file, also the file alone.
 
-    A profile cannot be replaced by a bare file, because all its other fields would become empty.
+    A profile cannot be replaced by a bare file, because all other fields of the profile would become empty.
     """
     is_needed = form.model_fields[FILE_FIELD].is_required()
     return (MULTIPART_MEDIA_TYPE, *FILE_MEDIA_TYPES) if is_needed else (MULTIPART_MEDIA_TYPE,)

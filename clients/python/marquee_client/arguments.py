@@ -59,7 +59,7 @@ def since_of(since: Position | int | str | None, epoch: str | None = None) -> Po
     """Convert `since` to a `Position`. Raises TypeError or ValueError.
 
     `since` may be a `Position`, a string in the form of the header `Stream-Position`, or a number if `epoch` is given.
-    A number alone is rejected because it could belong to another log, for example after the restore of a backup.
+    A number alone is rejected because it could belong to another log, for example if a backup has been restored.
     """
     if epoch is not None and not isinstance(epoch, str):
         raise TypeError(f"epoch: expected a string, got {epoch!r}")

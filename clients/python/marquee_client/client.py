@@ -1,4 +1,4 @@
-"""The client, which opens a new socket whenever the current one ends."""
+"""The client, which opens a new socket whenever the current socket ends."""
 
 from __future__ import annotations
 

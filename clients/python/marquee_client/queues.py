@@ -65,7 +65,7 @@ class Gate:
         self._opened.set()
 
     async def wait(self) -> None:
-        """Wait until the gate is open. Raises the error with which it failed."""
+        """Wait until the gate is open. Raises the gate's error if the gate fails."""
         await self._opened.wait()
         if self.error is not None:
             raise self.error
