@@ -219,7 +219,7 @@ async def _run(
 
 
 async def _until(report: Any, wanted: Mapping[str, Any], seconds: float) -> str | None:
-    """Poll until the report is as expected. Return None, or the remaining difference if this takes over `seconds`."""
+    """Poll until the report is as expected. Return None or, after `seconds`, the remaining difference."""
     end = asyncio.get_running_loop().time() + seconds
     while True:
         problem = difference(wanted, await report())

@@ -24,7 +24,7 @@ operations = Operations("accounts")
 
 
 def problems(services: Services, body: Any, valid: Any) -> Sequence[FieldProblem]:
-    """Return the problems that the model of a registration cannot find: a bad password and a missing address."""
+    """Return the problems that the registration model cannot find: those of the password, and a missing address."""
     found = list(password_problems(services, body, valid))
     if services.activates_by_mail and isinstance(body, dict) and "email" not in body:
         message = "Expected an email address, to which the activation URL is sent"

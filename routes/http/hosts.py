@@ -24,7 +24,7 @@ log = structlog.get_logger("http")
 
 
 class HostCheck:
-    """Rejects requests for hosts that are not `allowed` with 421, and requests without one valid `Host` with 400."""
+    """Rejects with 421 requests for hosts that are not `allowed`, and with 400 requests without one valid `Host`."""
 
     def __init__(self, app: ASGIApp, allowed: AllowedHosts) -> None:
         self.app = app

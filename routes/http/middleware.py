@@ -69,7 +69,7 @@ def below(path: str, root: str) -> str:
 
 
 class RequestLog(_Middleware):
-    """Gives each request an id, returns the id in `X-Request-ID`, and logs a line with the id but without the query."""
+    """Gives each request an id, returns the id in `X-Request-ID`, and logs a line with the id but no query string."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -150,7 +150,7 @@ async def on_problem(request: Request, error: Exception) -> Response:
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Return the error of a request that Starlette rejects (unknown path or method), in the shape that all errors have.
+    """Return the error for a request rejected by Starlette (unknown path or method), in the shape that all errors have.
 
     Such requests count towards the rate limit for anonymous reads from their address.
     """

@@ -59,9 +59,9 @@ class Session:
         self.epoch: str | None = None
         self.user_id: int | None = None
         self.is_welcome = False
-        self.welcomed_at: float | None = None  # When the current or the last connection was welcomed.
+        self.welcomed_at: float | None = None  # The time when the current or the last connection was welcomed.
         self.error: MarqueeError | None = None  # The error that ended the session.
-        self.on_message: Callable[[], None] = lambda: None  # Called when there are messages to send.
+        self.on_message: Callable[[], None] = lambda: None  # `on_message` is called when there are messages to send.
         self._heartbeat_seconds = DEFAULT_HEARTBEAT_SECONDS
         self._heard_at = self._pinged_at = 0.0
         self._is_pinged = False
