@@ -32,7 +32,7 @@ class ScriptedServer:
         self.act = act
         self.violation: str | None = None
         self.at: Step | None = None  # The most recently started step.
-        self.done = asyncio.Event()  # Set when every script has ended, or at the first violation.
+        self.done = asyncio.Event()  # `done` is set when every script has ended, or at the first violation.
         self._serving: set[asyncio.Task[None]] = set()
         self._next = 0
         self._ended = 0

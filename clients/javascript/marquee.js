@@ -1777,7 +1777,7 @@ function now() {
 }
 
 /**
- * Returns the URL with parameters that keep the default subscription small, because the client ignores its frames.
+ * Returns the URL with parameters for a small default subscription, because the client ignores that subscription.
  * @param {string | URL} address
  */
 function withSmallDefault(address) {

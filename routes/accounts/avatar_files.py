@@ -1,8 +1,8 @@
 """Keep the files of avatars consistent with the accounts that refer to them.
 
-New files are stored first. Then the account is updated to refer to them, and then its former files are deleted. The
-name of an avatar is never used again, so its files can be deleted at any time once no account refers to them. Files
-that could not be deleted are deleted later by the clean-up.
+New files are stored first. Then the account is updated to refer to them, and then its former files are deleted. An
+avatar's name is never reused, so its files can be deleted at any time once no account refers to them. Files that could
+not be deleted are deleted later by the clean-up.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class HostCheck:
 
 
 class Cors(CORSMiddleware):
-    """Starlette's CORS middleware, with a response to rejected preflight requests that gives the reason."""
+    """Starlette's CORS middleware, except that the response to a rejected preflight request gives the reason."""
 
     def __init__(
         self,

@@ -159,7 +159,7 @@ LIST_HEADERS = ("X-Total-Count", "Stream-Position", "Link")
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """`path` has parameters in braces. `answers` maps each success status to its model, or to None if it has no body."""
+    """`path` has parameters in braces. `answers` maps each success status to its model, or None if it has no body."""
 
     method: str
     path: str

@@ -342,7 +342,7 @@ def _refused(refused: InvalidStatus) -> Ending:
 
 
 def _with_small_default(url: str) -> str:
-    """Return the URL with parameters that make the default subscription small: the client ignores that subscription.
+    """Return the URL with parameters for a small default subscription, because the client ignores that subscription.
 
     Raises ValueError if `url` is not a websocket URL.
     """

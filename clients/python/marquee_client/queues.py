@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 class Queue(Generic[Item]):
-    """Items for one reader. The queue's owner limits its length. An error that ends the queue is raised after the last item."""
+    """Items for one reader. The owner limits their number. An error that ends the queue is raised after the last item."""
 
     def __init__(self) -> None:
         self.items: deque[Item] = deque()

@@ -233,7 +233,7 @@ class Session:
             subscription.cut()
 
     def _later(self, repeat: Callable[[], None]) -> None:
-        """Repeat a message later, unless the connection ends first: the next connection sends everything again."""
+        """Repeat a message later. If the connection ends first, the next connection sends everything again."""
         self._retries.append((self._now + REPEAT_SECONDS, repeat))
         self.on_message()  # the next `beat` is due earlier
 
