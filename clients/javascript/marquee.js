@@ -820,7 +820,7 @@ class Session {
    */
   #later(repeat) {
     this.#retries.push({ at: this.#now + REPEAT_SECONDS, repeat });
-    this.onMessage(); // the next `beat` is due earlier
+    this.onMessage(); // the owner must call `beat` earlier
   }
 
   /** @param {Message} message @param {Answer} answer */

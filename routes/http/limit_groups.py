@@ -52,7 +52,7 @@ class Rule:
     name: str
     rate: Rate
     by_address: bool
-    address_rate: Rate | None = None  # the joint rate of all signed-in users from one address, unless `by_address`
+    address_rate: Rate | None = None  # the joint rate of all signed-in users from one address; None if `by_address`
 
 
 Rules = Mapping[tuple[str, str], Rule]

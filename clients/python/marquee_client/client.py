@@ -337,7 +337,7 @@ def _refused(refused: InvalidStatus) -> Ending:
     except (ValueError, TypeError, KeyError):
         detail = answer.reason_phrase
     after = answer.headers.get("Retry-After", "")
-    seconds = float(after) if after.isascii() and after.isdigit() else None  # HTTP dates are ignored
+    seconds = float(after) if after.isascii() and after.isdigit() else None  # HTTP dates in Retry-After are ignored
     return Ending(answer.status_code, detail, retry_after_seconds=seconds)
 
 

@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 class Queue(Generic[Item]):
-    """Items for one reader. The owner limits their number. An error that ends the queue is raised after the last item."""
+    """Items for one reader. The owner limits their number. If an error ends the queue, it follows the last item."""
 
     def __init__(self) -> None:
         self.items: deque[Item] = deque()
@@ -78,7 +78,7 @@ class Opened:
     """
 
     def __init__(self, begin: Callable[[], None]) -> None:
-        self._begin = begin  # connects the client
+        self._begin = begin  # `begin()` connects the client
         self._ready = Gate()
         self._is_open = False
 

@@ -235,7 +235,7 @@ class Session:
     def _later(self, repeat: Callable[[], None]) -> None:
         """Repeat a message later. If the connection ends first, the next connection sends everything again."""
         self._retries.append((self._now + REPEAT_SECONDS, repeat))
-        self.on_message()  # the next `beat` is due earlier
+        self.on_message()  # the owner must call `beat` earlier
 
     def _ask(self, message: Mapping[str, Any], answer: Callable[[Mapping[str, Any]], None]) -> int:
         self._last_id += 1
