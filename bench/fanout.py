@@ -21,7 +21,8 @@ from bench.service import Service, argument, running, signed_in
 
 WRITERS = 4
 TICKS = os.sysconf("SC_CLK_TCK")
-# A function from a watcher's number to its filter, and whether the filters match the written movies (104 minutes).
+# For each kind: a function that takes a watcher's number and returns the watcher's filter, and whether these filters
+# match the written movies, whose `duration_minutes` is 104.
 KINDS: dict[str, tuple[Callable[[int], Any], bool]] = {
     "no filter": (lambda number: None, True),
     "one shared filter": (lambda number: {"duration_minutes": 104}, True),

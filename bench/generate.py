@@ -50,9 +50,9 @@ async def measure(service: Service, rows: int) -> None:
         await asyncio.sleep(0.6)
         found = (await client.get(f"/jobs/{job['id']}")).json()
         worst = json.loads(probe.read_text())["worst_ms"]
-        print(f"{seen} rows in {frames} frames, state of the job: {found['state']}")
+        print(f"{seen} rows in {frames} frames, job state: {found['state']}")
         print(f"rows/s: {seen / (ended - started):,.0f} at the watcher, {found['rows_per_second']:,} for the job")
-        print(f"longest pauses of the event loop, ms: {worst[:8]}")
+        print(f"longest event loop pauses, ms: {worst[:8]}")
         half = len(memory) // 2
         print(f"peak memory, MiB: 1st half {max(memory[:half]) / 2**20:.1f}, 2nd half {max(memory[half:]) / 2**20:.1f}")
 

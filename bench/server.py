@@ -1,7 +1,7 @@
-"""The service with a probe in its event loop. It serves as `python main.py` does, and writes measurements to a file.
+"""Run the service as `python main.py` does, while a probe in the event loop writes measurements to a file.
 
 The probe sleeps for a millisecond at a time. If it wakes late, the loop was blocked, or the machine was running other
-processes. So measure on a quiet machine.
+processes. Measure on a quiet machine to exclude the latter.
 """
 
 from __future__ import annotations

@@ -32,7 +32,10 @@ class People:
         self._rounds = rounds
 
     async def register(self) -> None:
-        """Register all accounts, with two for each round because an account receives at most one email a minute."""
+        """Register all accounts.
+
+        Each round has two accounts of its own, because an account receives at most one email a minute.
+        """
         login = await self._login(*ADMIN)
         admin = {"Authorization": f"Bearer {login.raise_for_status().json()['access_token']}"}
         actions = {"anna": "activate", "disabled": "deactivate", "waiting": None}

@@ -1,6 +1,6 @@
 """The command `marquee`: its subcommands, and how it reports errors.
 
-The subcommands are in the files beside this one. Each file is imported only when its subcommand runs, so that
+The subcommands are in the other files of this folder. Each file is imported only when its subcommand runs, so that
 `marquee --help` does not load the whole product.
 """
 
@@ -19,7 +19,7 @@ from core.errors import InvalidInput, MarqueeError, Problem, words_of
 
 @dataclass(frozen=True)
 class Place:
-    """Where a command is implemented, and its summary, which repeats the first line of its docstring."""
+    """The function of a command, and a summary that repeats the first line of the function's docstring."""
 
     module: str
     name: str
@@ -35,7 +35,7 @@ COMMANDS: Mapping[str, Place] = {
 
 
 class Commands(click.Group):
-    """Imports the module of a command only when the command runs. Listing the commands imports none."""
+    """Imports the module of a command only when the command runs. Listing the commands imports no module."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

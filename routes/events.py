@@ -46,7 +46,7 @@ class EventsQuery(Parameters):
     after: Position | None = Field(
         default=None,
         description="Only events after this position: `<epoch>:<seq>`, or only the number if `epoch` is given. By "
-        "default, a page begins with the oldest event and a stream with the next one",
+        "default, a page begins with the oldest event and a stream with the next event",
     )
     lastEventId: str | None = Field(  # noqa: N815 - the name of the parameter
         default=None,
@@ -69,7 +69,7 @@ class EventsQuery(Parameters):
 
     @property
     def position(self) -> Head | None:
-        """The position in `after`. Raises Conflict if `after` is a number without its epoch."""
+        """The position that `after` names. Raises Conflict if `after` is a number without its epoch."""
         written = parse_written(self.after) if self.after is not None else None
         if isinstance(written, Head) or written is None:
             return written

@@ -34,7 +34,7 @@ async def alive(call: Call[None, None, None]) -> Response:
     limit_group=LimitGroup.UNLIMITED,
 )
 async def ready(call: Call[None, None, None]) -> Response:
-    """Respond with 200 when degraded, because without the bus the service is only slower.
+    """Respond with 200 even when degraded, because without the bus the service is only slower.
 
     All workers share the bus, so a 503 would take all of them out of service.
     """

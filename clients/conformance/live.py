@@ -66,7 +66,7 @@ class CuttingProxy:
                 while data := await replies.read(4096):
                     if not self.is_calm:
                         if len(data) >= left:
-                            writer.write(data[:left])  # the remaining bytes are dropped
+                            writer.write(data[:left])  # the bytes after the cut are dropped
                             self.cuts += 1
                             return
                         left -= len(data)
@@ -219,7 +219,7 @@ async def _run(
 
 
 async def _until(report: Any, wanted: Mapping[str, Any], seconds: float) -> str | None:
-    """Poll until the report is as expected, and return None. After `seconds`, return the remaining difference."""
+    """Poll until the report is as expected. Return None or, after `seconds`, the remaining difference."""
     end = asyncio.get_running_loop().time() + seconds
     while True:
         problem = difference(wanted, await report())

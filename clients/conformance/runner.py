@@ -21,7 +21,7 @@ from .scenario import Scenario, Step, difference
 from .server import ScriptedServer, refusal, token_of
 
 SCENARIO_SECONDS = 12.0
-SETTLE_SECONDS = 6.0  # how long the report may take to become as expected after the end of the script
+SETTLE_SECONDS = 6.0  # after the end of the script, the report must be as expected within this time
 POLL_SECONDS = 0.01
 AT_ONCE = 6
 MAX_FRAME_BYTES = 64 * 1024 * 1024  # reports contain whole views
@@ -81,7 +81,7 @@ class Runner:
         return script.violation
 
     async def _settle(self, client: str, scenario: Scenario) -> None:
-        """Wait until the report is as expected, and again after a ping, when all frames have arrived.
+        """Wait until the report is as expected. Then send a ping, so that all frames have arrived, and wait again.
 
         Raises TimeoutError.
         """
@@ -100,7 +100,7 @@ class Runner:
 
 @asynccontextmanager
 async def running(command: Sequence[str]) -> AsyncIterator[Runner]:
-    """Run a server and a driver. Raises DriverFailed if the driver does not start."""
+    """Run a server and a driver, and yield their runner. Raises DriverFailed if the driver does not start."""
     driver = Driver()
     scripts: dict[str, ScriptedServer] = {}
 
@@ -150,7 +150,7 @@ class Outcome:
 async def run_all(
     runner: Runner, scenarios: Sequence[Scenario], tell: Callable[[Outcome], None] = lambda _: None
 ) -> list[Outcome]:
-    """Run all scenarios, AT_ONCE of them concurrently because they mostly wait, and return their outcomes in order."""
+    """Run all scenarios, AT_ONCE of them at a time because they mostly wait. Return their outcomes in order."""
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(scenario: Scenario) -> Outcome:
@@ -169,7 +169,7 @@ async def run_all(
 
 
 def _file(path: str) -> Response:
-    """Return a file of the JavaScript client, for browsers."""
+    """Return a response with a file of the JavaScript client, for browsers."""
     found = FILES / path.lstrip("/")
     if found.parent != FILES or not found.is_file():
         return refusal(404, {}, f"file not found: {path}")

@@ -15,7 +15,10 @@ Step = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`connections`: the server's steps for each connection, in order. `otherwise`: its steps for later connections."""
+    """A scenario with a scripted server.
+
+    `connections`: the server's steps for each connection, in order. `otherwise`: its steps for later connections.
+    """
 
     name: str
     about: str

@@ -16,8 +16,8 @@ from websockets.http11 import Request, Response
 from .scenario import Scenario, Step, difference
 
 EPOCH = "e1"
-CLOSE_SECONDS = 5.0  # how long the connections of a closed client may take to end
-LOG_BATCH = 50  # frames to send before the client's messages are handled again
+CLOSE_SECONDS = 5.0  # The connections of a closed client must end within this time.
+LOG_BATCH = 50  # After this many frames, the client's messages are handled.
 
 
 class Violated(Exception):
@@ -31,8 +31,8 @@ class ScriptedServer:
         self.scenario = scenario
         self.act = act
         self.violation: str | None = None
-        self.at: Step | None = None  # the step that was started most recently
-        self.done = asyncio.Event()  # set once every script has ended, or one was not followed
+        self.at: Step | None = None  # The most recently started step.
+        self.done = asyncio.Event()  # `done` is set when every script has ended, or at the first violation.
         self._serving: set[asyncio.Task[None]] = set()
         self._next = 0
         self._ended = 0
@@ -40,7 +40,7 @@ class ScriptedServer:
             self.done.set()
 
     def refuse(self, token: str | None) -> Response | None:
-        """Return a response that rejects the handshake if the token is invalid or the script says so, else None."""
+        """Return a rejection of the handshake if the token is invalid or the script requires a rejection, else None."""
         if token is not None and self.scenario.tokens is not None and token not in self.scenario.tokens:
             return refusal(401, {"WWW-Authenticate": "Bearer"}, "invalid token")
         first = self._script()[0]
@@ -179,7 +179,7 @@ class ScriptedConnection:
         await self._until(lambda: self._token == step["token"], f"the token {step['token']}")
 
     async def _step_expect(self, step: Step) -> None:
-        """Wait for a message with the members of `expect` and check that it lacks those of `absent`; `as` names it."""
+        """Wait for a message that has the members of `expect` and lacks those of `absent`; `as` names the message."""
 
         def matching() -> Mapping[str, Any] | None:
             return next((each for each in self.inbox if difference(step["expect"], each) is None), None)

@@ -154,11 +154,11 @@ const PROTOCOL = 1;
 const TOKEN_EXPIRED = 4501;
 const PROTOCOL_ERROR = 4509;
 const TOO_MANY_MESSAGES = 4429;
-const TOO_MANY_MESSAGES_SECONDS = 1; // reconnecting immediately would exceed the limit again
+const TOO_MANY_MESSAGES_SECONDS = 1; // after close code 4429, an immediate reconnect would exceed the limit again
 
 const MAX_REQUESTS_IN_FLIGHT = 16; // the server rejects the 17th request
 const MAX_MESSAGE_BYTES = 256 * 1024; // for larger messages, the server closes the socket with 1009
-const MAX_ATTEMPTS = 20; // per call: a request whose reply always breaks the connection must not be repeated forever
+const MAX_ATTEMPTS = 20; // a call whose reply always breaks the connection must not be repeated forever
 const DEFAULT_HEARTBEAT_SECONDS = 20;
 const OPEN_SECONDS = 10; // the longest wait for the handshake
 const WELCOME_SECONDS = 10; // the longest wait for the welcome after the handshake
@@ -172,14 +172,14 @@ const NO_HANDSHAKE = "handshake failed: the server is unreachable, or the URL, t
 // the events, so the socket is not blocked.
 const QUEUED_EVENTS = 1_000;
 const QUEUED_CHARACTERS = 8 * 1024 * 1024;
-const QUEUED_CHANGES = 10_000; // per loop over a view; beyond this limit, one `reset` replaces the waiting changes
+const QUEUED_CHANGES = 10_000; // limit per loop over a view; beyond it, one `reset` replaces the waiting changes
 
 const NO_TOKEN_CHARACTER = /[^A-Za-z0-9._~+/=-]/; // RFC 6750 defines the allowed characters
 const MANY_DIGITS = /[0-9]{16}/; // integers with fewer digits are always safe
 const JSON_TOKEN = /"[^"\\]*(?:\\.[^"\\]*)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?/g; // matches strings and numbers
 const INTEGER = /^-?[0-9]+$/;
 const HALF_PAIR = /\p{Surrogate}/u;
-const NOT_HANDLED = new Set(["rate_limited", "too_many_requests"]); // error codes of messages without effect
+const NOT_HANDLED = new Set(["rate_limited", "too_many_requests"]); // error codes of messages that had no effect
 const DURABLE = new Set(["add", "update", "delete", "add_bulk", "update_bulk", "delete_bulk"]);
 
 /** @param {Message} frame @param {Position | null} position @returns {Event} */
@@ -207,7 +207,7 @@ function eventOf(frame, position) {
 /**
  * Converts `since` to a `Position`. It may be a `Position`, a string in the form of the header `Stream-Position`
  * (`<epoch>:<seq>`), or a number if `epoch` is given. A number alone is rejected because it could belong to another
- * log, for example after the restore of a backup. Throws TypeError and RangeError.
+ * log, for example if a backup has been restored. Throws TypeError and RangeError.
  * @param {Position | number | string | null | undefined} since
  * @param {string} [epoch]
  * @returns {Position | null}
@@ -461,7 +461,7 @@ function isFinal(code) {
  *   given in that `subscribe`. Every attempt uses a new name, so late frames of an earlier attempt are ignored.
  */
 class Subscription {
-  isPaused = false; // true while its reader is too slow
+  isPaused = false; // whether the subscription is paused because its reader is too slow
   /** @type {Position | null} */ #asked = null;
   #isAccepted = false;
   /** @type {Event[]} */ #group = [];
@@ -513,7 +513,7 @@ class Subscription {
     }
   }
 
-  /** Handles the end of the connection or subscription: drops incomplete groups and snapshots, which are sent again. */
+  /** Drops incomplete groups and snapshots when the connection or subscription ends. They will be sent again. */
   cut() {
     this.#isAccepted = false;
     this.#dropGroup();
@@ -723,7 +723,7 @@ class Session {
 
   // The following methods are called by the owner of the socket.
 
-  /** @param {number} now @param {string | null} token to be sent in the first message; null if the handshake had it */
+  /** @param {number} now @param {string | null} token sent in the first message; null if the handshake carried it */
   connected(now, token) {
     this.#now = this.#heardAt = now;
     this.#pingedAt = null;
@@ -814,13 +814,13 @@ class Session {
   }
 
   /**
-   * Repeats a message REPEAT_SECONDS after a temporary error. If the connection ends first, this does nothing, because
+   * Repeats a message REPEAT_SECONDS after a temporary error. If the connection ends first, nothing happens, because
    * the next connection sends everything again.
    * @param {() => void} repeat
    */
   #later(repeat) {
     this.#retries.push({ at: this.#now + REPEAT_SECONDS, repeat });
-    this.onMessage(); // the next `beat` is due earlier
+    this.onMessage(); // the owner must call `beat` earlier
   }
 
   /** @param {Message} message @param {Answer} answer */
@@ -836,7 +836,7 @@ class Session {
   #frame(frame, size) {
     if ("reply_to" in frame) {
       if (frame.reply_to === null && frame.ok === false) {
-        // The server does not say which message it could not read, so the caller of that message would wait forever.
+        // The server does not name the unreadable message, whose sender would wait forever without a reconnect.
         throw new ProtocolViolation(PROTOCOL_ERROR, `the server could not read a message: ${text(frame.error)}`);
       }
       const answer = this.#replies.get(frame.reply_to);
@@ -979,7 +979,7 @@ class Session {
     });
   }
 
-  /** Requests the presence of all topics in one message, which replaces the previous one on the server. */
+  /** Requests the presence of all topics in one message, which replaces the previous request on the server. */
   #askPresence() {
     if (!this.isWelcome) return;
     const asking = [...this.#presences];
@@ -1777,7 +1777,7 @@ function now() {
 }
 
 /**
- * Returns the URL with parameters that keep the default subscription small, because the client ignores its frames.
+ * Returns the URL with parameters for a small default subscription, because the client ignores that subscription.
  * @param {string | URL} address
  */
 function withSmallDefault(address) {

@@ -34,7 +34,7 @@ from .marquee_client import (
     Watch,
 )
 
-CAPABILITIES = ["handshake_status"]  # this client sees why a handshake was refused
+CAPABILITIES = ["handshake_status"]  # the Python client sees why a handshake was refused
 KINDS: tuple[tuple[type[MarqueeError], str], ...] = (
     (Unauthorized, "unauthorized"),
     (Forbidden, "forbidden"),

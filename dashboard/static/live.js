@@ -4,9 +4,9 @@
 // what a row needs and put into a bounded list when it arrives; the DOM changes only on animation frames.
 
 const MAX_ROWS = 200;
-const KEPT_ITEMS = 20; // items kept of a bulk frame
-const KEPT_TEXT = 2_000; // characters of each string in those items
-const MAX_JSON = 20_000; // characters of an expanded frame that are shown
+const KEPT_ITEMS = 20; // items kept of each bulk frame
+const KEPT_TEXT = 2_000; // characters kept of each string in the kept items
+const MAX_JSON = 20_000; // characters shown of an expanded frame
 const RATE_SECONDS = 5;
 
 const FIRST_DELAY_MS = 500;
@@ -251,7 +251,7 @@ function timeOf(frame) {
   return Number.isNaN(time.getTime()) ? new Date() : time;
 }
 
-// Returns the frame with its long lists shortened, and a note that says so.
+// Returns the frame with its long lists shortened, and a note that names these lists.
 function reduced(frame) {
   const long = Object.entries(dataOf(frame)).filter(([, value]) => listOf(value).length > KEPT_ITEMS);
   if (!long.length) return { frame, note: "" };
@@ -357,7 +357,7 @@ function dropLastRow() {
   const before = row.previousElementSibling;
   const hadFocus = row.contains(document.activeElement);
   row.remove();
-  // Without this, removing the focused row would move the keyboard focus to the top of the page.
+  // Focus the previous row; otherwise, the keyboard focus would move to the top of the page.
   if (hadFocus) before.querySelector("summary").focus({ preventScroll: true });
 }
 

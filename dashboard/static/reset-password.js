@@ -20,7 +20,7 @@ function finish(title, text) {
 function askAgain() {
   byId("ask-title").textContent = "This link is no longer valid";
   byId("ask-why").textContent =
-    "It has been used or has expired. Enter your email address and we'll send you a new one.";
+    "The link has been used or has expired. Enter your email address and we'll send you a new link.";
   show("ask");
   byId("email").focus();
 }

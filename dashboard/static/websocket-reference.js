@@ -228,7 +228,7 @@ function page(spec) {
         table(["Status", "When"], spec["x-refusals"].map((each) => [code(each.status), inline(each.when)]))),
       section("topics", "Topics and filters", undefined,
         make("p", {}, "The filter of ", make("a", { href: "#subscribe" }, "subscribe"),
-          " refers to fields of its topics. All fields must match; ", code("or"), " holds a list of alternatives."),
+          " refers to fields of its topics. All fields must match; ", code("or"), " contains a list of alternatives."),
         Object.entries(spec["x-topics"]).map(([topic, each]) => make("details", {},
           make("summary", {}, code(topic), ` for ${each.for}${each.default ? "; included by default" : ""}`),
           table(["Field", "Kind", "Operators"], Object.entries(each.filters).map(([name, field]) =>

@@ -82,7 +82,7 @@ async def account(database: Database, user_id: int) -> dict[str, Any]:
 async def listed_account(database: Database, key: int | str) -> dict[str, Any]:
     """Return the account with this id or user name.
 
-    Raises NotFound, also for an account that awaits its activation, because `GET /users` shows it only to admins.
+    Raises NotFound, also for accounts that await their activation, because `GET /users` shows them only to admins.
     """
     user = await (users.find(database, key) if isinstance(key, int) else users.find_by_username(database, key))
     return _found(user if user is not None and not user["awaits_activation"] else None, key)

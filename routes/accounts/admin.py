@@ -42,7 +42,7 @@ async def create(call: Call[None, None, profiles.NewAccountBody]) -> Response:
 
 @operations.listing(
     "/admin/audit",
-    "List what staff did to accounts and to rows of others, newest first (admins only)",
+    "List what staff did to accounts and to other users' rows, newest first (admins only)",
     list[credentials.AuditEntry],
     audit.ORDERING,
     description="With an id as `after`, the oldest entries come first. Entries are kept forever and contain no "

@@ -1,8 +1,8 @@
 """Keep the files of avatars consistent with the accounts that refer to them.
 
-New files are stored first. Then the account is updated to refer to them, and then its former files are deleted. The
-name of an avatar is never used again, so its files can be deleted at any time once no account refers to them. Files
-that could not be deleted are deleted later by the clean-up.
+New files are stored first. Then the account is updated to refer to them, and then its former files are deleted. An
+avatar's name is never reused, so its files can be deleted at any time once no account refers to them. Files that could
+not be deleted are deleted later by the clean-up.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ async def stored(call: AnyCall, content: bytes) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def uploaded(call: AnyCall, user_id: int) -> AsyncIterator[dict[str, str]]:
-    """Store the file of a form and yield the column to set, or an empty dict if the form has no file.
+    """Store the file of a form, and yield the column and value to set, or an empty dict if the form has no file.
 
     The caller updates the account inside the `with` block. Afterwards, the former and the new files are deleted unless
     the account refers to them.
@@ -66,7 +66,7 @@ async def uploaded(call: AnyCall, user_id: int) -> AsyncIterator[dict[str, str]]
     former = await _current(call, user_id)
     async with stored(call, content) as avatar:
         yield {"avatar": avatar}
-    # A request that repeats an earlier Idempotency-Key changes nothing, so the account may still have the former name.
+    # A request that repeats an earlier Idempotency-Key changes nothing, so the account may still use the former files.
     current = await _current(call, user_id)
     for each in {former, avatar} - {current}:
         await discard(call.services, each)

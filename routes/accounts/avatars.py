@@ -22,7 +22,7 @@ from services.pictures import images
 HEADERS = {
     # A URL always shows the same picture; a new picture gets a new URL.
     "Cache-Control": "public, max-age=31536000, immutable",
-    # Browsers never render a picture as a page, even if the decoder let other content pass.
+    # Browsers must never render a picture as a page, even if the decoder has accepted other content.
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Content-Disposition": "inline",
     "Cross-Origin-Resource-Policy": "cross-origin",  # allows pages of other origins to show the picture
@@ -79,7 +79,7 @@ class ByAvatar(queries.Parameters):
     "/avatars/{avatar}/{side}",
     "Get a picture",
     {200: bytes},
-    description="`avatar_url` and `avatar_thumbnail_url` of accounts point here. A URL always shows the same picture; "
+    description="An account's `avatar_url` and `avatar_thumbnail_url` point here. A URL always shows the same picture; "
     "a new picture gets a new URL.",
     errors=(404, 406),
     media_type=images.MEDIA_TYPE,

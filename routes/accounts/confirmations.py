@@ -164,9 +164,9 @@ async def _promise_email(call: Call[None, None, credentials.AddressBody], kind: 
 
 
 def new_password_problems(services: Services, body: Any, valid: Any) -> Sequence[FieldProblem]:
-    """Return the problems of the new password that do not depend on the user, if the body is invalid.
+    """Return the problems of the new password in an invalid body, by the rules that do not depend on the user.
 
-    If the body is valid, the handler checks the password, because some rules depend on the user's names.
+    The password in a valid body is checked by the handler, because some rules depend on the user's names.
     """
     password = body.get("new_password") if isinstance(body, dict) else None
     if valid is not None or not isinstance(password, str):

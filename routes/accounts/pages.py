@@ -1,6 +1,6 @@
 """HTML pages for activation and confirmation URLs that are opened in a browser: a button, then the result.
 
-The first page only asks, because mail scanners open URLs the way browsers do and must not activate an account.
+The first page changes nothing, because mail scanners open URLs the way browsers do and must not activate an account.
 The pages run no script and load one style sheet.
 """
 

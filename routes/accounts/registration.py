@@ -16,14 +16,15 @@ from routes.http import rendering
 from routes.http.limit_groups import LimitGroup
 from routes.http.operation import Call, Details, Operations, Services
 
-# Concurrent registrations with the same address can conflict over its two unique keys; a third attempt needs no key.
+# An email address has two unique keys, and a concurrent registration may take either of them first. The third attempt
+# stores no key, so it cannot conflict over the address.
 ATTEMPTS = 3
 
 operations = Operations("accounts")
 
 
 def problems(services: Services, body: Any, valid: Any) -> Sequence[FieldProblem]:
-    """Return the problems that the model of a registration cannot find: a bad password and a missing address."""
+    """Return the problems that the registration model cannot find: those of the password, and a missing address."""
     found = list(password_problems(services, body, valid))
     if services.activates_by_mail and isinstance(body, dict) and "email" not in body:
         message = "Expected an email address, to which the activation URL is sent"

@@ -19,8 +19,8 @@ from routes.http.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
 from routes.http.queries import ByUuid, PageQuery
 from services.tokens import new_token_id
 
-# While a password is being checked, another sign-in may store a new hash of it with other parameters, or its owner may
-# change it. In either case, the password is checked again.
+# While a password is being checked, another sign-in may store a new hash with other parameters, or the owner may change
+# the password. In either case, the password is checked again.
 ATTEMPTS = 3
 SIGN_IN = Details(
     description="Send the access token in the header Authorization; it is valid for `expires_in` seconds. The refresh "

@@ -100,7 +100,7 @@ async def _prove(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> Ma
 
 
 async def _count_address(call: AnyCall, before: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
-    """Count a change of email address, because each sends an email, perhaps to a stranger. Raises TooManyRequests."""
+    """Count a change of address: each change sends an email, perhaps to a stranger. Raises TooManyRequests."""
     if fields.get("email", before["email"]) != before["email"]:
         services = call.services
         network = network_of(call.address or "")

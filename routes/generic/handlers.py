@@ -29,8 +29,8 @@ from routes.http.operation import Call
 MAX_BULK_BODY_BYTES = 10 * 1024 * 1024  # enough for 10,000 rows of 1,000 bytes each
 DEFAULT_BATCH = 1_000
 CHUNKS_PER_SECOND_AT_A_RATE = 5
-MAX_PROBLEMS_OF_ROW = 10  # problems listed for each skipped row
-MAX_PACED_SECONDS = 24 * 3600  # the longest duration of a job with a `rate`
+MAX_PROBLEMS_OF_ROW = 10  # At most this many problems are listed for each skipped row.
+MAX_PACED_SECONDS = 24 * 3600  # The longest duration of a job with a `rate`.
 SEED_BITS = 32
 
 

@@ -40,7 +40,7 @@ def operations_of(resource: Resource) -> Operations:
 
 
 def _by_staff(resource: Resource) -> str:
-    """Return the suffix of a summary, which is empty unless only staff may write the resource."""
+    """Return the suffix of a summary. The suffix is empty unless only staff may write the resource."""
     return " (moderators and admins only)" if resource.changed_by == "staff" else ""
 
 

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-# Watching the connection starts only after this time. Most reads are shorter, and watching would cost a tenth of such a
-# read.
+# Watching the connection starts only after this time. Most reads are shorter, and watching adds a tenth to the cost of
+# such a read.
 WATCH_AFTER_SECONDS = 0.1
 
 T = TypeVar("T")

@@ -27,7 +27,8 @@ FILES = {
     "swagger.css": ("swagger_style.css", "text/css"),
     "redoc.js": ("redoc.js", "text/javascript"),
 }
-# ReDoc loads its logo from the vendor's server; an empty image replaces it, so that pages need no other server.
+# By default, ReDoc loads its logo from the vendor's server. An empty image replaces that logo, so that pages need no
+# other server.
 FOREIGN_LOGO = (
     b"https://cdn.redoc.ly/redoc/logo-mini-full.svg",
     b"data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=",
@@ -38,7 +39,7 @@ operations = Operations("documentation")
 
 
 def _folder() -> Path:
-    # The package is found without importing it, because only its files are needed.
+    # Find the package without importing it, because only its files are needed.
     spec = find_spec("offapi")
     assert spec is not None, "expected the package offapi to be installed"
     assert spec.origin is not None

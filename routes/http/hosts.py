@@ -24,7 +24,7 @@ log = structlog.get_logger("http")
 
 
 class HostCheck:
-    """Rejects requests for hosts that are not `allowed` with 421, and requests without one valid `Host` with 400."""
+    """Rejects with 421 requests for hosts that are not `allowed`, and with 400 requests without one valid `Host`."""
 
     def __init__(self, app: ASGIApp, allowed: AllowedHosts) -> None:
         self.app = app
@@ -32,7 +32,7 @@ class HostCheck:
         self._warn = WarnOnce(log, "host rejected")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A request over a websocket has the host of the handshake, which has been checked.
+        # A request over a websocket has the handshake's host, which has already been checked.
         if scope["type"] in ("http", "websocket") and scope_keys.SOCKET not in scope:
             try:
                 self._check(scope)
@@ -67,7 +67,7 @@ class HostCheck:
 
 
 class Cors(CORSMiddleware):
-    """Starlette's CORS middleware, with a response to rejected preflight requests that gives the reason."""
+    """Starlette's CORS middleware, except that the response to a rejected preflight request gives the reason."""
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ class Rule:
     name: str
     rate: Rate
     by_address: bool
-    address_rate: Rate | None = None  # the rate of all signed-in users of one address together, unless `by_address`
+    address_rate: Rate | None = None  # the joint rate of all signed-in users from one address; None if `by_address`
 
 
 Rules = Mapping[tuple[str, str], Rule]
@@ -62,7 +62,7 @@ UNMATCHED = ("", "")  # the key of the rule for requests that no operation handl
 def rules(groups: Mapping[tuple[str, str], LimitGroup], limits: RateLimits, users_per_address: int) -> Rules:
     """Return the rule of each (method, path) with a rate limit. Raises SettingsError for unknown routes in `limits`.
 
-    All users of one address together have `users_per_address` times the rate of a user.
+    All users from one address together have `users_per_address` times the rate of one user.
     """
     if not limits.is_on:
         return {}
@@ -71,7 +71,7 @@ def rules(groups: Mapping[tuple[str, str], LimitGroup], limits: RateLimits, user
         if each.route not in known:
             raise SettingsError(f"RATE_LIMITS: there is no route {each.method} {each.path}.")
     rates = {each.route: each.rate for each in limits.routes}
-    # Requests for unknown paths are counted together with anonymous reads, so that they cannot evade that limit.
+    # Requests for unknown paths count towards the limit for anonymous reads, so that such requests cannot evade it.
     found = {UNMATCHED: Rule(LimitGroup.READ.value, RATES[LimitGroup.READ], by_address=True)}
     for (method, path), group in groups.items():
         own = rates.get((method, nameless(path)))
@@ -84,7 +84,7 @@ def rules(groups: Mapping[tuple[str, str], LimitGroup], limits: RateLimits, user
 
 
 async def count(request: HTTPConnection, limits: Limits, rule: Rule | None, identity: Identity | None) -> None:
-    """Count a request for its user and for all users of the user's address. Raises TooManyRequests.
+    """Count a request for its user and for all users from the user's address. Raises TooManyRequests.
 
     If there is no identity, or the rule is `by_address`, count the request for the address alone.
     """

@@ -23,7 +23,7 @@ from routes.http import limit_groups
 from routes.http.rendering import JSONResponse, problem_response
 
 PREFIX = "/api/v1"
-MAX_LOGGED_PATH_BYTES = 500  # applies to the percent-encoded path
+MAX_LOGGED_PATH_BYTES = 500  # the limit applies to the percent-encoded path
 _SANE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 # Browsers must use the declared media type, even if a response looks like a script or a page.
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
@@ -49,7 +49,7 @@ class OnePath(_Middleware):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
-            # If the server itself has a root path (uvicorn --root-path), it puts the root path before the path.
+            # A server that has its own root path (uvicorn --root-path) puts it before the path of each request.
             path = below(below(scope["path"], scope.get("root_path", "")), self.root)
             prefix = PREFIX if path == PREFIX or path.startswith(PREFIX + "/") else ""
             rest = path[len(prefix) :]
@@ -58,7 +58,7 @@ class OnePath(_Middleware):
             changes = {"path": rest or "/", "root_path": "", scope_keys.ROOT: self.root}
             scope = {**scope, **changes, scope_keys.PREFIX: self.root + prefix}
             if any(name == b"range" for name, _ in scope["headers"]):
-                # Ranges are not supported, and a server may ignore the header (RFC 9110, section 14.2).
+                # Ranges are not supported, and a server may ignore the header Range (RFC 9110, section 14.2).
                 scope["headers"] = [each for each in scope["headers"] if each[0] != b"range"]
         await self.app(scope, receive, send)
 
@@ -69,7 +69,7 @@ def below(path: str, root: str) -> str:
 
 
 class RequestLog(_Middleware):
-    """Gives each request an id, returns the id in `X-Request-ID`, and logs a line with the id but without the query."""
+    """Gives each request an id, returns the id in `X-Request-ID`, and logs a line with the id but no query string."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -115,7 +115,10 @@ class RequestLog(_Middleware):
 
 
 def _logged_path(scope: Scope) -> str:
-    """Return the path as it was sent, shortened. It is not decoded, as it might contain terminal control sequences."""
+    """Return the path as it was sent, shortened.
+
+    The path is not decoded, because it may contain encoded terminal control sequences.
+    """
     raw: bytes = scope.get("raw_path", b"")[: MAX_LOGGED_PATH_BYTES + 1]
     return shortened(raw.partition(b"?")[0].decode("latin-1"), MAX_LOGGED_PATH_BYTES)
 
@@ -147,7 +150,7 @@ async def on_problem(request: Request, error: Exception) -> Response:
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Return the error of a request that Starlette rejects (unknown path or method), in the shape that all errors have.
+    """Return the error for a request rejected by Starlette (unknown path or method), in the shape that all errors have.
 
     Such requests count towards the rate limit for anonymous reads from their address.
     """

@@ -34,7 +34,7 @@ ERRORS: Mapping[int, str] = {
     406: "Not available in this media type",
     408: "The body was sent too slowly",
     409: "Conflict with stored data",
-    412: "If-Match names another version",
+    412: "If-Match does not name the current version",
     413: "The body, or the rows that the request would change, are too large",
     415: "Unsupported media type",
     422: "Invalid request; every problem is listed",
@@ -141,8 +141,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
     notes = [f"Honours `{each['name']}` ({each['in']}): {each['description']}." for each in conditional.values()]
     if operation.filters:
         notes.append(
-            "All filters must match, and at least one of the groups `or[0][field]`, `or[1][field][operator]`, …, if "
-            "any are given."
+            "All filters must match. If there are groups `or[0][field]`, `or[1][field][operator]`, …, at least one of "
+            "the groups must match as well."
         )
     if description := "\n\n".join([*filter(None, [operation.description]), *notes]):
         built["description"] = description

@@ -75,8 +75,8 @@ class Services:
     event_streams: EventStreams
     limits: Limits
     limit_rules: Rules
-    generated_rows_per_day: int | None  # the limit for one user; None without rate limits
-    users_per_address: int  # all users of one address together have this many times the limits of one user
+    generated_rows_per_day: int | None  # The limit for one user; None without rate limits.
+    users_per_address: int  # All users from one address together have this many times the limits of one user.
 
 
 PathT_co = TypeVar("PathT_co", covariant=True)
@@ -107,13 +107,13 @@ class Call(Generic[PathT_co, QueryT_co, BodyT_co]):
     cursor: Cursor | None  # from the parameter `after` of a list, where it is no id
     body: BodyT_co
     headers: Headers
-    prefix: str  # the root path, and `/api/v1` if the path of the request has it
-    url_path: str  # the path without the prefix
+    prefix: str  # The root path, followed by `/api/v1` if the request's path has this prefix.
+    url_path: str  # The request's path without the prefix.
     query_string: str
     method: str
     raw_body: bytes
-    address: str | None  # the client's address
-    is_socket: bool  # whether the request was sent over a websocket, whose frames carry only JSON and text
+    address: str | None  # The client's network address.
+    is_socket: bool  # Whether the request was sent over a websocket, whose frames carry only JSON and text.
     written: Written = field(default_factory=Written)
 
     @property
@@ -161,7 +161,7 @@ LIST_HEADERS = ("X-Total-Count", "Stream-Position", "Link")
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """`path` has parameters in braces. `answers` maps each success status to its model, or to None without a body."""
+    """`path` has parameters in braces. `answers` maps each success status to its model, or None if it has no body."""
 
     method: str
     path: str
@@ -177,8 +177,8 @@ class Operation:
     ordering: Ordering | None = None  # of a list, whose parameter `after` takes cursors
     body: type[BaseModel] | None = None
     check: BodyCheck | None = None
-    form: type[BaseModel] | None = None  # the model of a body that contains a file: see `routes.http.uploads`
-    body_schema: Any = None  # the type of the body in the documentation, if `body` validates only the outermost list
+    form: type[BaseModel] | None = None  # The model of a body that contains a file: see `routes.http.uploads`.
+    body_schema: Any = None  # The type of the body in the documentation, if `body` validates only the outer list.
     max_body_bytes: int = MAX_BODY_BYTES
     body_media_types: tuple[str, ...] = ("application/json",)
     signed_in: bool = False
@@ -190,9 +190,9 @@ class Operation:
     if_none_match: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)  # descriptions of request headers, by name
     answer_headers: tuple[str, ...] = ()
-    limit_group: LimitGroup | None = None  # None means UPLOAD for forms, else READ or WRITE depending on the method
-    other_content: Mapping[str, Any] = field(default_factory=dict)  # further media types of the success response
-    problem_page: Callable[[Problem], Response] | None = None  # renders problems for clients that prefer HTML
+    limit_group: LimitGroup | None = None  # None means UPLOAD for forms, else READ or WRITE, by method.
+    other_content: Mapping[str, Any] = field(default_factory=dict)  # Further media types of the success response.
+    problem_page: Callable[[Problem], Response] | None = None  # Renders problems for clients that prefer HTML.
 
     @property
     def counts_as(self) -> LimitGroup:
@@ -312,7 +312,7 @@ def _model(annotated: Any, chosen: type[BaseModel] | None) -> type[BaseModel] | 
     """Return the annotated model, or `chosen`, which must be one of the annotated models or derived from one."""
     members = get_args(annotated) or (annotated,)
     if chosen is None:
-        assert len(members) == 1, f"expected one model, or the choice of one, got {annotated}"
+        assert len(members) == 1, f"expected one model unless the declaration names one, got {annotated}"
         return members[0] if members[0] is not type(None) else None
     assert issubclass(chosen, members), f"expected {annotated} or a model derived from it, got {chosen}"
     return chosen

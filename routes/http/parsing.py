@@ -35,11 +35,11 @@ from schemas import Body
 from services import authentication
 from services.pictures.pool import Uploader
 
-BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; more would only keep a connection busy
+BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; a longer limit would only keep connections busy
 MAX_FORM_BYTES = 16 * 1024
 MAX_PARAMETERS = 300
-MAX_ROW_MEMBERS = 100  # members of a row in a bulk body; no resource has even half as many fields
-ROWS_PER_SLICE = 250  # validated in about a millisecond; other tasks can run between slices
+MAX_ROW_MEMBERS = 100  # The limit for a row in a bulk body. No resource has even half as many fields.
+ROWS_PER_SLICE = 250  # A slice is validated in about a millisecond. Other tasks can run between slices.
 
 JSON_MEDIA_TYPE = "application/json"
 IDEMPOTENCY_KEY = re.compile(r"^[\x21-\x7e]{1,255}$")
@@ -61,7 +61,7 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
         problems.append(FieldProblem(("header", "Idempotency-Key"), message, "invalid_idempotency_key"))
     raw_body, body = b"", None
     has_waited = asyncio.Event()
-    asyncio.get_running_loop().call_soon(has_waited.set)  # happens only if reading the body has to wait
+    asyncio.get_running_loop().call_soon(has_waited.set)  # runs only if reading the body has to wait
     if operation.form is not None and _media_type(request) in uploads.media_types(operation.form):
         assert identity is not None, "an operation that takes a form must be marked signed_in"
         with services.pictures.receiving(Uploader(identity.user_id, request.client.host if request.client else None)):
@@ -127,7 +127,7 @@ async def identify(request: Request, services: Services) -> Identity | None:
     Raises Unauthenticated for invalid credentials, even if the operation requires none.
     """
     if scope_keys.SOCKET in request.scope:
-        # A request over a websocket carries the identity of the socket, which may have just expired or been revoked.
+        # A request over a websocket carries the socket's identity, which may have just expired or been revoked.
         known: Identity | None = request.scope[scope_keys.IDENTITY]
         if known is not None and known.expires_at <= time.time():
             raise authentication.invalid_access_token()

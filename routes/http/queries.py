@@ -53,7 +53,7 @@ class ByRange(Parameters):
     @field_validator("end_id")
     @classmethod
     def _is_a_range(cls, end_id: int, info: ValidationInfo) -> int:
-        start_id = info.data.get("start_id", end_id)  # `info.data` lacks an invalid `start_id`
+        start_id = info.data.get("start_id", end_id)  # if `start_id` is invalid, `info.data` lacks it
         if not 0 <= end_id - start_id < schemas.MAX_BULK_ROWS:
             message = f"Expected start_id <= end_id and a range of at most {schemas.MAX_BULK_ROWS} ids"
             raise PydanticCustomError("invalid_range", message)

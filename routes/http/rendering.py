@@ -24,7 +24,7 @@ from routes.http.operation import AnyCall, Call
 from routes.http.queries import PageQuery
 
 JSON = "application/json"
-MAX_LINKED_QUERY_BYTES = 2_000  # for longer queries, `Link` has only the next page: each URL repeats the query
+MAX_LINKED_QUERY_BYTES = 2_000  # for longer queries, `Link` has only the next page, because each URL repeats the query
 POSITION = "Stream-Position"
 # Also matches this service's tags after a compressing proxy has changed them: nginx makes a tag weak, and Apache
 # appends the encoding.
@@ -53,7 +53,7 @@ def tag(version: int, body: bytes) -> str:
 
 
 def tagged(version: int, body: bytes, status: int = 200, **headers: str) -> Response:
-    """Return a response with the representation after a write and its entity tag."""
+    """Return the response to a write: the new representation and its entity tag."""
     return Response(body, status, {"ETag": tag(version, body), **headers}, JSON)
 
 
@@ -75,7 +75,7 @@ def _unless_known(call: AnyCall, content: bytes, media_type: str, headers: Mappi
 
 
 def if_match(call: AnyCall) -> IfMatch:
-    """Return the versions that `If-Match` names, or None without the header or with `*`.
+    """Return the versions that `If-Match` names, or None if the header is missing or is `*`.
 
     Tags that do not have the form of this service's tags match no version.
     """
@@ -115,7 +115,7 @@ async def write_once(call: AnyCall, work: Callable[[Transaction], Awaitable[Stor
 
 
 def _claim(call: AnyCall) -> Claim | None:
-    """Return the `Idempotency-Key` with a digest of the request, or None without a key or an identity."""
+    """Return the `Idempotency-Key` with a digest of the request, or None if the request has no key or no identity."""
     key = call.headers.get("idempotency-key")
     if key is None or call.identity is None:
         return None
@@ -189,7 +189,7 @@ def with_position(response: Response, call: AnyCall) -> Response:
 def next_page(call: AnyCall, **changes: int | str | None) -> str:
     """Return the value of a `Link` header to the next page: the same path with a changed query.
 
-    A change to None removes the parameter.
+    A parameter that is changed to None is removed.
     """
     return f'<{_url(call, **changes)}>; rel="next"'
 

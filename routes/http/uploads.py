@@ -17,13 +17,13 @@ MULTIPART_MEDIA_TYPE = "multipart/form-data"
 FILE_MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp")
 EMPTY_FILE = FieldProblem(("body", FILE_FIELD), "Expected a picture, got an empty file", "empty_file")
 MAX_AVATAR_BYTES = 5 * 1024 * 1024
-MAX_UPLOAD_BODY_BYTES = MAX_AVATAR_BYTES + 64 * 1024  # leaves room for the rest of the form
+MAX_UPLOAD_BODY_BYTES = MAX_AVATAR_BYTES + 64 * 1024  # the rest of the form needs some room, too
 
 
 def media_types(form: type[BaseModel]) -> tuple[str, ...]:
     """Return the media types of a body: a form or, if the form requires the file, also the file alone.
 
-    A profile cannot be replaced by a bare file, because all its other fields would become empty.
+    A profile cannot be replaced by a bare file, because all other fields of the profile would become empty.
     """
     is_needed = form.model_fields[FILE_FIELD].is_required()
     return (MULTIPART_MEDIA_TYPE, *FILE_MEDIA_TYPES) if is_needed else (MULTIPART_MEDIA_TYPE,)

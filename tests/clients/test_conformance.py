@@ -94,7 +94,7 @@ DEFECTS = {
     "it ends a group of frames too early": (
         "receive = subscription.Subscription.receive\n"
         "subscription.Subscription.receive = lambda self, frame, *rest: receive(self, {**frame, 'more': False}, *rest)",
-        "a group comes whole",
+        "a group arrives as a whole",
     ),
     "it shows half a snapshot": (
         "receive = subscription.Subscription.receive\n"

@@ -1,6 +1,6 @@
 """Validation of arguments in the call that receives them. Pure: no I/O.
 
-If an invalid argument failed only later, when its message is sent, the failure would look like an error of the server
+If an invalid argument failed only later, when its message is sent, the failure would look like a server error,
 and the message would be retried forever. The validated value is a copy, so that later changes by the caller have no
 effect.
 """
@@ -15,8 +15,8 @@ from typing import Any
 from .events import Position
 from .subscription import SubscribeOptions
 
-MAX_MESSAGE_BYTES = 256 * 1024  # for larger messages, the server closes the socket with 1009
-NO_TOKEN_CHARACTER = re.compile(r"[^A-Za-z0-9._~+/=-]")  # RFC 6750 defines the allowed characters
+MAX_MESSAGE_BYTES = 256 * 1024  # For larger messages, the server closes the socket with 1009.
+NO_TOKEN_CHARACTER = re.compile(r"[^A-Za-z0-9._~+/=-]")  # RFC 6750 defines the characters that a token may contain.
 HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
@@ -59,7 +59,7 @@ def since_of(since: Position | int | str | None, epoch: str | None = None) -> Po
     """Convert `since` to a `Position`. Raises TypeError or ValueError.
 
     `since` may be a `Position`, a string in the form of the header `Stream-Position`, or a number if `epoch` is given.
-    A number alone is rejected because it could belong to another log, for example after the restore of a backup.
+    A number alone is rejected because it could belong to another log, for example if a backup has been restored.
     """
     if epoch is not None and not isinstance(epoch, str):
         raise TypeError(f"epoch: expected a string, got {epoch!r}")

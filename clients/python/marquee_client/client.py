@@ -1,4 +1,4 @@
-"""The client, which opens a new socket whenever the current one ends."""
+"""The client, which opens a new socket whenever the current socket ends."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from .watch import Watch
 
 OPEN_SECONDS = 10.0
 CLOSE_SECONDS = 1.0
-SEND_SECONDS = 40.0  # a server that reads nothing for this long is considered dead
-MAX_FRAME_BYTES = 64 * 1024 * 1024  # events are smaller than 1 MiB, but responses to requests may be larger
+SEND_SECONDS = 40.0  # A server that reads nothing for this long is considered dead.
+MAX_FRAME_BYTES = 64 * 1024 * 1024  # Events are smaller than 1 MiB, but responses to requests may be larger.
 
 WARNED_ATTEMPTS = 3  # consecutive failures before a warning, so that a wrong URL is noticed
 
@@ -237,7 +237,7 @@ class Client:
             )
 
     async def _connection(self) -> Ending:
-        """Open and serve one connection and return how it ended. Raises any MarqueeError of the token callable."""
+        """Open and serve one connection. Return how it ended. Raises any MarqueeError from the token callable."""
         try:
             found = self._token() if callable(self._token) else self._token
             if inspect.isawaitable(found):
@@ -259,7 +259,7 @@ class Client:
                 compression=None,
                 open_timeout=OPEN_SECONDS,
                 close_timeout=CLOSE_SECONDS,
-                ping_interval=None,  # because the session itself pings a silent server
+                ping_interval=None,  # the session itself pings a silent server
                 max_size=MAX_FRAME_BYTES,
             )
         except InvalidStatus as refused:
@@ -284,7 +284,7 @@ class Client:
             await socket.close()
 
     async def _serve(self, socket: ClientConnection) -> None:
-        """Send and receive until the connection must be closed. Raises ConnectionClosed if it ends before that."""
+        """Send and receive until the client must close the connection. Raises ConnectionClosed if it ends earlier."""
         sender = asyncio.create_task(self._send(socket), name="marquee_client sender")
         receiver = asyncio.create_task(self._receive(socket), name="marquee_client receiver")
         try:
@@ -337,12 +337,12 @@ def _refused(refused: InvalidStatus) -> Ending:
     except (ValueError, TypeError, KeyError):
         detail = answer.reason_phrase
     after = answer.headers.get("Retry-After", "")
-    seconds = float(after) if after.isascii() and after.isdigit() else None  # HTTP dates are ignored
+    seconds = float(after) if after.isascii() and after.isdigit() else None  # HTTP dates in Retry-After are ignored
     return Ending(answer.status_code, detail, retry_after_seconds=seconds)
 
 
 def _with_small_default(url: str) -> str:
-    """Return the URL with parameters that make the default subscription small: the client ignores that subscription.
+    """Return the URL with parameters for a small default subscription, because the client ignores that subscription.
 
     Raises ValueError if `url` is not a websocket URL.
     """

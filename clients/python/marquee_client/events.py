@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
-Row: TypeAlias = Mapping[str, Any]  # an entity as GET returns it
-Key: TypeAlias = int | str  # the id of a row
+Row: TypeAlias = Mapping[str, Any]  # An entity as GET returns it.
+Key: TypeAlias = int | str  # The id of a row.
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,8 @@ class Change:
 
     kind: Literal["add", "update", "delete", "reset"]
     id: Key | None = None
-    row: Row | None = None  # the row after the change
-    old: Row | None = None  # the row before the change
+    row: Row | None = None  # The row after the change.
+    old: Row | None = None  # The row before the change.
 
 
 @dataclass(frozen=True, slots=True)

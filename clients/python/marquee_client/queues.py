@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 class Queue(Generic[Item]):
-    """Items for one reader. The owner limits the length. An error that ends the queue is raised after the last item."""
+    """Items for one reader. The owner limits their number. If an error ends the queue, it follows the last item."""
 
     def __init__(self) -> None:
         self.items: deque[Item] = deque()
@@ -65,7 +65,7 @@ class Gate:
         self._opened.set()
 
     async def wait(self) -> None:
-        """Wait until the gate is open. Raises the error with which it failed."""
+        """Wait until the gate is open. Raises the gate's error if the gate fails."""
         await self._opened.wait()
         if self.error is not None:
             raise self.error
@@ -78,7 +78,7 @@ class Opened:
     """
 
     def __init__(self, begin: Callable[[], None]) -> None:
-        self._begin = begin  # connects the client
+        self._begin = begin  # `begin()` connects the client
         self._ready = Gate()
         self._is_open = False
 

@@ -12,9 +12,9 @@ from .errors import Unauthorized, refusal
 MAX_RETRY_AFTER_SECONDS = 60.0  # the most that a Retry-After header can add to a pause
 TOO_MANY_MESSAGES = 4429
 TOKEN_EXPIRED = 4501
-TOO_MANY_MESSAGES_SECONDS = 1.0  # reconnecting immediately would exceed the limit again
-REPEAT_SECONDS = 1.0  # the pause between a temporary error reply and the next attempt
-NOT_HANDLED = frozenset(("rate_limited", "too_many_requests"))  # error codes of messages without effect
+TOO_MANY_MESSAGES_SECONDS = 1.0  # After close code 4429, an immediate reconnect would exceed the limit again.
+REPEAT_SECONDS = 1.0  # The pause between a temporary error reply and the next attempt.
+NOT_HANDLED = frozenset(("rate_limited", "too_many_requests"))  # Error codes of messages that had no effect.
 
 
 @dataclass(frozen=True, slots=True)

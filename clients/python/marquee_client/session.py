@@ -19,8 +19,8 @@ from .errors import ConnectionLost, MarqueeError, ProtocolViolation, ServerError
 from .retry import REPEAT_SECONDS, is_temporary
 from .subscription import Subscription
 
-MAX_REQUESTS_IN_FLIGHT = 16  # the server rejects the 17th request
-MAX_ATTEMPTS = 20  # per call: a request whose reply always breaks the connection must not be repeated forever
+MAX_REQUESTS_IN_FLIGHT = 16  # The server rejects a 17th request.
+MAX_ATTEMPTS = 20  # Attempts per call. A request whose reply always breaks the connection must not be repeated forever.
 PROTOCOL = 1
 DEFAULT_HEARTBEAT_SECONDS = 20.0
 WELCOME_SECONDS = 10.0  # the longest wait for the welcome after the handshake
@@ -59,9 +59,9 @@ class Session:
         self.epoch: str | None = None
         self.user_id: int | None = None
         self.is_welcome = False
-        self.welcomed_at: float | None = None  # when the current or the last connection was welcomed
-        self.error: MarqueeError | None = None  # the error that ended the session
-        self.on_message: Callable[[], None] = lambda: None  # called when there are messages to send
+        self.welcomed_at: float | None = None  # The time when the current or the last connection was welcomed.
+        self.error: MarqueeError | None = None  # The error that ended the session.
+        self.on_message: Callable[[], None] = lambda: None  # `on_message` is called when there are messages to send.
         self._heartbeat_seconds = DEFAULT_HEARTBEAT_SECONDS
         self._heard_at = self._pinged_at = 0.0
         self._is_pinged = False
@@ -106,7 +106,7 @@ class Session:
             self._subscribe(subscription)
 
     def call(self, call: Call) -> None:
-        """Send a message as soon as the connection and the limit of requests permit. Raises what `checked` raises."""
+        """Send a message once the connection and the request limit permit it. Raises the same errors as `checked`."""
         call.message = checked(call.message)
         if self.error is not None:
             call.reject(self.error)
@@ -233,9 +233,9 @@ class Session:
             subscription.cut()
 
     def _later(self, repeat: Callable[[], None]) -> None:
-        """Repeat a message after a temporary error, unless the connection ends: the next connection sends it anyway."""
+        """Repeat a message later. If the connection ends first, the next connection sends everything again."""
         self._retries.append((self._now + REPEAT_SECONDS, repeat))
-        self.on_message()  # the next `beat` is due earlier
+        self.on_message()  # the owner must call `beat` earlier
 
     def _ask(self, message: Mapping[str, Any], answer: Callable[[Mapping[str, Any]], None]) -> int:
         self._last_id += 1
@@ -247,7 +247,7 @@ class Session:
     def _frame(self, frame: dict[str, Any], size: int) -> None:
         if "reply_to" in frame:
             if frame["reply_to"] is None and frame.get("ok") is False:
-                # The server does not say which message it could not read, so its sender would wait forever.
+                # The server does not name the unreadable message, whose sender would wait forever without a reconnect.
                 raise ProtocolViolation(4509, f"the server could not read a message: {_error(frame)}")
             answer = self._replies.pop(frame["reply_to"], None)
             if answer is not None:
@@ -355,7 +355,7 @@ class Session:
         self._later(again)
 
     def _ask_presence(self) -> None:
-        """Request the presence of all topics in one message, which replaces the previous one on the server."""
+        """Request the presence of all topics in one message, which replaces the previous request on the server."""
         if not self.is_welcome:
             return
         asking: Sequence[PresenceSink] = tuple(self._presences)
@@ -377,7 +377,7 @@ class Session:
                 self._presences.remove(presence)
                 presence.failed(error)
             if new and self._presences:
-                self._ask_presence()  # for the remaining presences, whose topics the server has accepted before
+                self._ask_presence()  # asks again for the remaining presences, whose topics the server accepted earlier
 
         topics = sorted({topic for presence in asking for topic in presence.topics})
         if topics or self._is_presence_asked:

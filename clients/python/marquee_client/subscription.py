@@ -44,7 +44,10 @@ class Sink(Protocol):
         """Take all events with one `seq`, or one ephemeral event. `size`: the number of characters in their frames."""
 
     def resynced(self, resync: Resync) -> None:
-        """Discard what was built from the events, because events are missing. With a snapshot, `replaced` follows."""
+        """Discard what was built from the events, because events are missing.
+
+        If the subscription requests snapshots, `replaced` follows.
+        """
 
     def replaced(self, rows: Sequence[Row], position: Position) -> None:
         """Replace all rows with `rows`, the complete rows as of `position`."""
@@ -58,7 +61,7 @@ class Subscription:
         self.options = options
         self.sink = sink
         self.position = since
-        self.is_paused = False  # true while its reader is too slow
+        self.is_paused = False  # whether the subscription is paused because its reader is too slow
         self._asked: Position | None = None
         self._is_accepted = False
         self._group: list[Event] = []
@@ -101,7 +104,7 @@ class Subscription:
             self.sink.began(self.position)
 
     def cut(self) -> None:
-        """At the end of the connection or subscription, drop incomplete groups and snapshots; they are sent again."""
+        """Drop incomplete groups and snapshots when the connection or subscription ends. They will be sent again."""
         self._is_accepted = False
         self._drop_parts()
 

@@ -10,7 +10,7 @@ from .queues import Opened, Queue
 from .session import Session
 from .subscription import SubscribeOptions, Subscription
 
-QUEUED_CHANGES = 10_000  # per loop over the changes; beyond this limit, one `reset` replaces the waiting changes
+QUEUED_CHANGES = 10_000  # the limit of each loop over the changes; beyond it, one `reset` replaces the waiting changes
 
 
 class Rows:

@@ -53,7 +53,7 @@ class Watch(Opened):
             self.close()
 
     def close(self) -> None:
-        """End the watch. Queued events can still be read. A watch with `since=watch.position` continues later."""
+        """End the watch. Queued events remain readable. To continue later, open a watch with `since=watch.position`."""
         self._session.close(self._subscription)
         self.failed(ClientClosed("the watch is closed"))
 
