@@ -63,7 +63,10 @@ class Progress:
                 try:
                     job = await jobs.find(self._database, job_id)
                 except Unavailable:
-                    continue  # the job is read again after its next event
+                    # Read the job again, because no further event may follow its last one.
+                    self._changed_jobs.add(job_id)
+                    self._wake.set()
+                    continue
                 except Exception as error:
                     log.error("job not read", exc_info=error)
                     continue
