@@ -150,7 +150,7 @@ def regenerated(text: str) -> tuple[str, list[str]]:
     table, problems = bounds(text)
     text = replaced(text, "## The tree\n\n```\n", "```\n", tree())
     text = replaced(text, "Imports point down only:\n\n```\n", "```\n", layers())
-    text = replaced(text, "Outside packages have one owner each:\n\n", "\n\n", owners()[:-1])
+    text = replaced(text, "Outside packages may be imported only by their owners:\n\n", "\n\n", owners()[:-1])
     return replaced(text, "frame and retry is bounded.\n\n", "\n\n", table[:-1]), problems
 
 

@@ -28,6 +28,7 @@ from realtime.feed.redis_backend import _decode, _encode_event, _encode_heartbea
 from realtime.feed.ring import Ring
 from realtime.sse.replay import Replay
 from realtime.wire.frames import Frames, Rendering, event_text
+from repository import jobs
 from repository.engine import event_log, migrations
 from repository.engine.database import Database
 from repository.engine.events import Event, Head
@@ -381,6 +382,32 @@ async def test_progress_that_cannot_be_encoded_costs_no_listener_an_event(databa
         first, second = await write(database, 2)
         followed.offer([replace(first, operation="add_bulk", payload=b'{"job_id":"\xff"}'), second])
         assert seen == [first.seq, second.seq]
+
+
+async def test_the_last_progress_is_sent_once_the_database_responds_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    sent: list[dict[str, Any]] = []
+
+    async def find(_: Database, job_id: str) -> dict[str, Any]:
+        reads.append(job_id)
+        if len(reads) == 1:
+            raise Unavailable("The database is unavailable")
+        return {"id": job_id, "state": "completed"}
+
+    async with following(database, runs=False) as (followed, _):
+        hub = Hub(followed.newest_after)
+        progress = Progress(database, hub)
+        monkeypatch.setattr(jobs, "find", find)
+        monkeypatch.setattr(hub, "has_subscribers", lambda topic: True)
+        monkeypatch.setattr(hub, "send_ephemeral", lambda topic, job, frame: sent.append(job))
+        (event,) = await write(database, 1)
+        progress.on_events([replace(event, topic="jobs", operation="update", entity_id="the job")])
+        running = asyncio.create_task(progress.run())
+        await eventually(lambda: sent, "the last state of the job is sent")
+        running.cancel()
+    assert (reads, sent) == (["the job"] * 2, [{"id": "the job", "state": "completed"}])
 
 
 async def test_connections_that_died_leave_the_pool(postgres: PostgresServer) -> None:
