@@ -60,7 +60,7 @@ LIMITED = _counter(
     "rate_limited", "Requests rejected with 429, by rate limit; a rate limit applies to one or several routes", "limit"
 )
 LIMITS_NOT_SHARED = _counter(
-    "rate_limits_not_shared", "Hits on rate limits that a worker counted in memory because Redis was unavailable"
+    "rate_limits_not_shared", "Rate limit hits counted in the memory of one worker because Redis was unavailable"
 )
 
 # --- websockets
@@ -116,8 +116,8 @@ COMMIT_RETRIES = _counter("commit_retries", "Transactions run again after a conf
 # Create these labels at import, so that rate() starts at zero.
 FEED_EVENTS_FROM_BUS = FEED_EVENTS.labels("bus")
 FEED_EVENTS_FROM_LOG = FEED_EVENTS.labels("log")
-BUS_DROPPED_UNSENT = BUS_DROPPED.labels("unsent")  # The outbox of the bus was full, or the bus was unavailable.
-BUS_DROPPED_UNREAD = BUS_DROPPED.labels("unread")  # The inbox of the bus was full.
+BUS_DROPPED_UNSENT = BUS_DROPPED.labels("unsent")  # The bus was unavailable, or its outbox was full.
+BUS_DROPPED_UNREAD = BUS_DROPPED.labels("unread")  # The bus's inbox was full.
 
 
 def request_answered(method: str, route: str, status: int, seconds: float | None) -> None:

@@ -183,4 +183,4 @@ def size(key: SecretStr) -> int:
 
 
 ANY_CASE = BeforeValidator(lower)
-LISTED = BeforeValidator(split)  # for fields with NoDecode: the value is a comma-separated list, not JSON
+LISTED = BeforeValidator(split)  # needs NoDecode, because the value is a comma-separated list, not JSON

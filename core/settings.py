@@ -20,7 +20,7 @@ from core.errors import SettingsError, words_of
 from core.network.hosts import UNSPECIFIED, AllowedHosts, normal
 from core.setting_values import ANY_CASE, HASH_BYTES, LISTED, MIN_SECRET_KEY_BYTES
 
-MISSPELT_SIMILARITY = 0.8  # the similarity ratio of difflib: about one letter in five may differ
+MISSPELT_SIMILARITY = 0.8  # the minimum ratio for difflib: about one letter in five may differ
 
 
 class Settings(BaseSettings):

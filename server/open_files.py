@@ -35,7 +35,7 @@ def wanted(settings: Settings) -> ConnectionLimits:
 
 
 def limit() -> int:
-    """Return how many files this process may open."""
+    """Return how many files this process may have open."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
@@ -69,7 +69,7 @@ def is_limited(number: int) -> bool:
 
 
 def fit(limits: ConnectionLimits, number: int) -> ConnectionLimits:
-    """Return limits on connections that leave RESERVED_FILES of `number` open files to the database and other uses.
+    """Return the limits, lowered if needed so that RESERVED_FILES of `number` open files remain for other uses.
 
     If the limits are lowered, each address may have at most a quarter of the connections.
     """

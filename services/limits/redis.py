@@ -134,7 +134,7 @@ class SharedWindows:
         if now < self._away_until:
             return None
         if self._is_away:
-            self._away_until = now + AWAY_SECONDS  # this call tests the connection; the others do not wait for it
+            self._away_until = now + AWAY_SECONDS  # this call tests the connection; meanwhile, other calls return None
         try:
             async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
                 result = await work()
