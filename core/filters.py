@@ -312,8 +312,8 @@ def _parse_value(field: Field, op: Op, raw: Any, max_length: int = MAX_TEXT_LENG
 # --- matching
 
 Row = Mapping[str, Any]
-# The lowercase strings of one row, by column. Each string is converted only once, when the first condition needs it,
-# however many conditions and filters search in it.
+# The lowercase strings of one row, by column. A string is converted when the first condition needs it, and only once,
+# even if several conditions and filters search in it.
 Folded = dict[str, str | None]
 _Test = Callable[[Row, Folded], bool]
 

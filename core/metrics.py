@@ -72,7 +72,7 @@ WEBSOCKETS_CLOSED = _counter(
     "Websockets closed, by close code, such as 1006 for a lost connection and 4008 for a client that read too slowly",
     "code",
 )
-SUBSCRIPTIONS = _gauge("subscriptions", "Open websocket subscriptions, live and catching up")
+SUBSCRIPTIONS = _gauge("subscriptions", "Open websocket subscriptions, both live and catching up")
 STREAMS = _gauge("sse_streams", "Open server-sent event streams")
 
 # --- from the bus and the log to the sockets
@@ -111,7 +111,7 @@ MAILS = _counter("mails", "Attempts to send an email, by result: sent, postponed
 COMMITS = _counter("commits", "Transactions committed")
 SQLITE_LOG_BYTES = _gauge("sqlite_log_bytes", "Size of SQLite's write-ahead log; 0 on PostgreSQL", "livemax")
 READ_TIMEOUTS = _counter("read_timeouts", "Reads stopped at their deadline, by lane: point, list or costly", "lane")
-COMMIT_RETRIES = _counter("commit_retries", "Transactions run again after a conflict or a lost connection")
+COMMIT_RETRIES = _counter("commit_retries", "Transaction retries after a conflict or a lost connection")
 
 # Create these labels at import, so that rate() starts at zero.
 FEED_EVENTS_FROM_BUS = FEED_EVENTS.labels("bus")

@@ -174,8 +174,8 @@ class Supervisor:
 
     def _start(self) -> Worker:
         worker = Worker(self._config, self._listener, self._drain_seconds)
-        # Ctrl-C reaches the whole process group, but only the supervisor may act on it. A worker inherits this mask, so
-        # it ignores the signal from its start.
+        # Ctrl-C reaches the whole process group, but only the supervisor may act on it. A worker inherits this signal
+        # mask, so it ignores Ctrl-C from its start.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
         try:

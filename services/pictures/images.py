@@ -82,7 +82,7 @@ def _require_acceptable(image: Image.Image, content: bytes) -> None:
         _require_few_scans(content, width * height)
     # The decoder accepts a PNG whose last bytes are missing.
     if isinstance(image, PngImagePlugin.PngImageFile) and PNG_END not in content:
-        raise refused("Expected a complete picture: the end is missing", "invalid_picture")
+        raise refused("Expected a complete picture, but its end is missing", "invalid_picture")
 
 
 def _require_few_scans(content: bytes, pixels: int) -> None:
@@ -156,7 +156,7 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _encoded(image: Image.Image) -> bytes:
-    image.info.clear()  # the encoder would copy colour profiles and metadata from `info`
+    image.info.clear()  # otherwise, the encoder would copy colour profiles and metadata from `info`
     written = io.BytesIO()
     image.save(written, "WEBP", quality=QUALITY, method=4)
     return written.getvalue()
