@@ -77,7 +77,7 @@ STREAMS = _gauge("sse_streams", "Open server-sent event streams")
 
 # --- from the bus and the log to the sockets
 
-FEED_EVENTS = _counter("feed_events", "Events added to the feed of a worker, by source: bus or log", "source")
+FEED_EVENTS = _counter("feed_events", "Events added to a worker's feed, by source: bus or log", "source")
 FEED_SEQ = _gauge(
     "feed_seq", "Number of the newest event in the feed; with several workers, the highest of their numbers", "livemax"
 )
@@ -105,7 +105,7 @@ SNAPSHOT_ROWS = _counter("snapshot_rows", "Rows sent in snapshots")
 
 # --- jobs and the database
 
-JOBS_RUNNING = _gauge("jobs_running", "Jobs that occupy a slot of a worker")
+JOBS_RUNNING = _gauge("jobs_running", "Jobs that occupy a worker's slot")
 ROWS_GENERATED = _counter("rows_generated", "Rows stored by jobs", "kind")
 MAILS = _counter("mails", "Attempts to send an email, by result: sent, postponed or failed", "result")
 COMMITS = _counter("commits", "Transactions committed")

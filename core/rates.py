@@ -50,7 +50,7 @@ class RateLimits:
 
 
 def nameless(path: str) -> str:
-    """Return a path template without the names of its parameters, which do not distinguish routes."""
+    """Return a path template without its parameter names, because these names do not distinguish routes."""
     return _PARAMETER.sub("{}", path)
 
 

@@ -68,7 +68,7 @@ class HttpConnections:
         return None
 
     def _warn(self, network: str, reason: str) -> None:
-        """Log a refusal, unless one was logged in the last WARN_SECONDS, because there may be thousands."""
+        """Log a refusal, but at most once per WARN_SECONDS, because there may be thousands of refusals."""
         self._refused += 1
         now = time.monotonic()
         if now - self._warned_at >= WARN_SECONDS:

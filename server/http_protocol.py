@@ -64,7 +64,7 @@ class _BadHead(Exception):
 class MarqueeHTTPProtocol(HttpToolsProtocol):
     """The HTTP protocol class for uvicorn. The extension `ABORT` in the scope of a request aborts the connection.
 
-    Plain ASGI cannot end a response before all of it is sent, and a client that does not read prevents that.
+    In plain ASGI, a response ends only when all of it is sent, which never happens if the client does not read.
     """
 
     _raw: asyncio.Transport
@@ -135,7 +135,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         self.transport.forget_protocol()
         self.transport = self._raw
         super().handle_websocket_upgrade()
-        self.parser = None  # type: ignore[assignment]  # it refers to this protocol, which has ended
+        self.parser = None  # type: ignore[assignment]  # the parser refers to this protocol, which has ended
 
     # --- input
 
@@ -232,7 +232,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         elif self._phase == _HEAD:
             self._refuse(408, f"Expected the request line and the headers within {HEAD_SECONDS:g} seconds", "head_time")
         else:
-            # Send no response: a browser that connected in advance would use it as the response to its next request.
+            # A browser that connected in advance would take a response sent now for the response to its next request.
             metrics.HTTP_REFUSED.labels("idle").inc()
             self.finish()
 

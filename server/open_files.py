@@ -17,7 +17,7 @@ log = structlog.get_logger("open_files")
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """The numbers of connections that a process accepts."""
+    """The maximum numbers of connections that a process accepts."""
 
     sockets: int  # the limit for websockets and event streams together
     sockets_per_address: int
@@ -40,7 +40,7 @@ def limit() -> int:
 
 
 def raise_limit(settings: Settings) -> None:
-    """Raise the limit on open files of this process, and of the workers that it starts, to the hard limit.
+    """Raise the limit on open files to the hard limit, for this process and for the workers that it starts.
 
     Log a warning if the hard limit is too low for the connections that the settings allow.
     """

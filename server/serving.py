@@ -30,7 +30,7 @@ from server.websocket_protocol import MarqueeWebSocketProtocol
 
 # The maximum size of a client's message.
 MAX_FRAME_BYTES = MAX_BODY_BYTES
-# Longer than SLOW_CLIENT_SECONDS, so that a slow reader is closed with its own code before its ping times out.
+# Longer than SLOW_CLIENT_SECONDS, so that a slow reader is closed with the code TOO_SLOW before its ping times out.
 PING_TIMEOUT_SECONDS = SLOW_CLIENT_SECONDS + 15
 STOP_SECONDS = 10.0
 # The time for open requests to finish, out of STOP_SECONDS.

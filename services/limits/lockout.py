@@ -101,5 +101,5 @@ class Lockout:
             raise TooManyRequests("Too many attempts; try again later", outcome.reset_seconds)
 
     def digest(self, login: str) -> str:
-        """Return a digest of a login that is the same for all equivalent spellings."""
+        """Return the digest of a login. All equivalent spellings have the same digest."""
         return hmac.digest(self._key, name_key(login).strip().encode(), "sha256")[:DIGEST_SIZE].hex()

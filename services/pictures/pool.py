@@ -21,10 +21,10 @@ from services.pictures import images
 THREADS = 1
 MAX_WAITING = 8  # The limit for the queue, including the picture that is being converted.
 MAX_WAITING_PER_USER = 2
-MAX_WAITING_PER_ADDRESS = 4  # Half of the queue, for all users at the address together.
+MAX_WAITING_PER_ADDRESS = 4  # Half of the queue, shared by all users from one address.
 MAX_UPLOADS = 32  # The limit for concurrent uploads to this worker.
 MAX_UPLOADS_PER_USER = 4
-MAX_UPLOADS_PER_ADDRESS = 16  # Half of the uploads, for all users at the address together.
+MAX_UPLOADS_PER_ADDRESS = 16  # Half of the uploads, shared by all users from one address.
 RETRY_SECONDS = 2
 
 
