@@ -1,8 +1,8 @@
 """Several worker processes on one address: started, monitored, replaced one by one, and stopped together.
 
 Rules:
-- The supervisor serves no requests, and it never waits for a worker: in each round it checks all workers and takes
-  the next step.
+- The supervisor serves no requests, and it never waits for a worker: in each round, it checks all workers and takes
+  the next step of a rolling restart.
 - TERM or INT stops the workers; a second signal, or QUIT, skips the waiting. HUP replaces all workers; each of
   them stops only after its replacement serves.
 - A worker that dies is started again. If it died soon after its start, the supervisor pauses first, longer each
@@ -117,9 +117,9 @@ class Worker(Process):
         return self.process.is_alive()
 
     def died(self, now: float) -> None:
-        """Record the death, and set `pause`.
+        """Record the death, and set `pause`, the delay before the start of the successor.
 
-        Before this call, `pause` is the pause that preceded the start of this worker.
+        Before this call, `pause` is the delay that preceded the start of this worker.
         """
         is_steady = self.has_served and now - self.since >= STEADY_SECONDS
         self.pause = 0.0 if is_steady else min(max(RETRY_SECONDS, 2 * self.pause), MAX_RETRY_SECONDS)
