@@ -52,11 +52,12 @@ def got(value: str) -> str:
     return "" if {"@", "/"} & set(value) and ":" in value else f", got {shortened(value)!r}"
 
 
-# The limit for the problems listed for one request or message, which may contain thousands of invalid rows.
+# The maximum number of problems listed for one request or message. The input may contain thousands of invalid rows.
 MAX_PROBLEMS = 100
-# The limit for an error message. The longest messages list all parameters of a route and take about half of it.
+# The maximum number of characters in an error message. The longest messages list all parameters of a route and take
+# about half of this length.
 MAX_DETAIL_LENGTH = 2_000
-Loc = tuple[str | int, ...]  # such as ("body", 3, "title")
+Loc = tuple[str | int, ...]  # the location of a problem, such as ("body", 3, "title")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class Unauthenticated(Problem):
 
 
 def invalid_token(token_type: str) -> Unauthenticated:
-    """Return the error for an invalid token of the type "access" or "refresh". It does not reveal the reason."""
+    """Return the error for an invalid token of the type "access" or "refresh". The message omits the reason."""
     return Unauthenticated(f"The {token_type} token is not valid or has expired")
 
 
@@ -166,7 +167,7 @@ class TooManyRequests(Problem):
 
 
 class Unavailable(Problem):
-    """The service cannot handle the request now. After a write, `detail` says whether it may have succeeded."""
+    """The service cannot handle the request now. After a write, `detail` says whether the write may have succeeded."""
 
     status, code = 503, "unavailable"
     headers = MappingProxyType({"Retry-After": "1"})

@@ -25,11 +25,11 @@ from core.texts import listed
 from core.texts.normal import nfc
 
 MAX_VALUES_IN_LIST = 100  # The maximum number of values in one `in` condition.
-MAX_CONDITIONS = 200  # Enough to use every field with every operator.
+MAX_CONDITIONS = 200  # Enough conditions in one filter to use every field with every operator.
 MAX_GROUPS = 20
 MAX_TEXT_LENGTH = 1_000
-MAX_LISTED_TEXT_LENGTH = 255  # The limit for values of `in` conditions, so that a full list fits into a URL of 64 KiB.
-MAX_INTEGER = 2**63 - 1  # The maximum of BIGINT.
+MAX_LISTED_TEXT_LENGTH = 255  # A full list of values of this length fits into a URL of 64 KiB.
+MAX_INTEGER = 2**63 - 1  # The maximum value of SQL's BIGINT.
 
 
 class FieldType(StrEnum):
@@ -120,7 +120,7 @@ class Filter:
 
     @cached_property
     def size(self) -> int:
-        """The number of conditions."""
+        """The number of conditions, including those in groups."""
         return len(self.all) + sum(map(len, self.any))
 
     @cached_property
@@ -297,7 +297,7 @@ def _parse_value(field: Field, op: Op, raw: Any, max_length: int = MAX_TEXT_LENG
         return None
     if not isinstance(raw, str) or "\x00" in raw:
         return None
-    text = nfc(raw)  # strings are stored in this form
+    text = nfc(raw)  # strings are stored in normal form C
     if len(text) > max_length:
         return None
     if field.choices and op in (Op.EQ, Op.NE, Op.IN) and text not in field.choices:
@@ -312,8 +312,8 @@ def _parse_value(field: Field, op: Op, raw: Any, max_length: int = MAX_TEXT_LENG
 # --- matching
 
 Row = Mapping[str, Any]
-# The lowercase strings of one row, by column. Each string is converted only once, when the first condition needs it,
-# however many conditions and filters search in it.
+# The lowercase strings of one row, by column. A string is converted when the first condition needs it, and only once,
+# even if several conditions and filters search in it.
 Folded = dict[str, str | None]
 _Test = Callable[[Row, Folded], bool]
 

@@ -64,7 +64,7 @@ def unique_key(name: str) -> str:
 
 
 def name_key(name: str) -> str:
-    """Return the normal form of a name, which all equivalent spellings share (Unicode NFKC, case-folded)."""
+    """Return the normal form of a name (Unicode NFKC, case-folded). All equivalent spellings have the same form."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 

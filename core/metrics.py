@@ -60,7 +60,7 @@ LIMITED = _counter(
     "rate_limited", "Requests rejected with 429, by rate limit; a rate limit applies to one or several routes", "limit"
 )
 LIMITS_NOT_SHARED = _counter(
-    "rate_limits_not_shared", "Hits on rate limits that a worker counted in memory because Redis was unavailable"
+    "rate_limits_not_shared", "Rate limit hits counted in the memory of one worker because Redis was unavailable"
 )
 
 # --- websockets
@@ -72,12 +72,12 @@ WEBSOCKETS_CLOSED = _counter(
     "Websockets closed, by close code, such as 1006 for a lost connection and 4008 for a client that read too slowly",
     "code",
 )
-SUBSCRIPTIONS = _gauge("subscriptions", "Open websocket subscriptions, live and catching up")
+SUBSCRIPTIONS = _gauge("subscriptions", "Open websocket subscriptions, both live and catching up")
 STREAMS = _gauge("sse_streams", "Open server-sent event streams")
 
 # --- from the bus and the log to the sockets
 
-FEED_EVENTS = _counter("feed_events", "Events added to the feed of a worker, by source: bus or log", "source")
+FEED_EVENTS = _counter("feed_events", "Events added to a worker's feed, by source: bus or log", "source")
 FEED_SEQ = _gauge(
     "feed_seq", "Number of the newest event in the feed; with several workers, the highest of their numbers", "livemax"
 )
@@ -105,19 +105,19 @@ SNAPSHOT_ROWS = _counter("snapshot_rows", "Rows sent in snapshots")
 
 # --- jobs and the database
 
-JOBS_RUNNING = _gauge("jobs_running", "Jobs that occupy a slot of a worker")
+JOBS_RUNNING = _gauge("jobs_running", "Jobs that occupy a worker's slot")
 ROWS_GENERATED = _counter("rows_generated", "Rows stored by jobs", "kind")
 MAILS = _counter("mails", "Attempts to send an email, by result: sent, postponed or failed", "result")
 COMMITS = _counter("commits", "Transactions committed")
 SQLITE_LOG_BYTES = _gauge("sqlite_log_bytes", "Size of SQLite's write-ahead log; 0 on PostgreSQL", "livemax")
 READ_TIMEOUTS = _counter("read_timeouts", "Reads stopped at their deadline, by lane: point, list or costly", "lane")
-COMMIT_RETRIES = _counter("commit_retries", "Transactions run again after a conflict or a lost connection")
+COMMIT_RETRIES = _counter("commit_retries", "Transaction retries after a conflict or a lost connection")
 
 # Create these labels at import, so that rate() starts at zero.
 FEED_EVENTS_FROM_BUS = FEED_EVENTS.labels("bus")
 FEED_EVENTS_FROM_LOG = FEED_EVENTS.labels("log")
-BUS_DROPPED_UNSENT = BUS_DROPPED.labels("unsent")  # The outbox of the bus was full, or the bus was unavailable.
-BUS_DROPPED_UNREAD = BUS_DROPPED.labels("unread")  # The inbox of the bus was full.
+BUS_DROPPED_UNSENT = BUS_DROPPED.labels("unsent")  # The bus was unavailable, or its outbox was full.
+BUS_DROPPED_UNREAD = BUS_DROPPED.labels("unread")  # The bus's inbox was full.
 
 
 def request_answered(method: str, route: str, status: int, seconds: float | None) -> None:

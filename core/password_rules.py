@@ -10,7 +10,7 @@ from core.identity import name_key
 from core.texts.normal import nfkc
 
 MIN_PASSWORD_LENGTH = 8
-MAX_PASSWORD_LENGTH = 128  # this limits the work of hashing; argon2 itself accepts any length
+MAX_PASSWORD_LENGTH = 128  # the limit keeps hashing cheap, because argon2 itself accepts any length
 _COMMON = Path(__file__).with_name("common_passwords.txt")
 
 
@@ -26,12 +26,12 @@ def check_password(
     if len(password) > MAX_PASSWORD_LENGTH:
         broken(f"String should have at most {MAX_PASSWORD_LENGTH} characters", "string_too_long")
         return found  # On a long string, the other checks would take time and add nothing useful.
-    password = nfkc(password)  # The password is hashed in this form.
+    password = nfkc(password)  # Passwords are hashed in normal form KC.
     if len(password) < MIN_PASSWORD_LENGTH:
         broken(f"String should have at least {MIN_PASSWORD_LENGTH} characters", "string_too_short")
     if password and not any(character.isprintable() and not character.isspace() for character in password):
         broken("The password needs at least one visible character", "password_is_blank")
-    key = name_key(password.strip())  # names are compared in this form
+    key = name_key(password.strip())  # the password is compared with names in their normal form
     if key in _names(username, email):
         broken("The password must differ from the user name and the email", "password_is_name")
     if key in common_passwords():

@@ -50,7 +50,7 @@ class RateLimits:
 
 
 def nameless(path: str) -> str:
-    """Return a path template without the names of its parameters, which do not distinguish routes."""
+    """Return a path template without its parameter names, because these names do not distinguish routes."""
     return _PARAMETER.sub("{}", path)
 
 
@@ -69,7 +69,7 @@ def parse_rate_limits(text: str) -> RateLimits:
     switches = [part.lower() for part in parts if part.lower() in ("on", "off")]
     found = tuple(_entry(part) for part in parts if part.lower() not in ("on", "off"))
     if "off" in switches and len(parts) > 1:
-        raise ValueError("expected either off or the limits of routes, not both")
+        raise ValueError("expected either off or limits for routes, not both")
     if len({each.route for each in found}) < len(found):
         raise ValueError("expected each route at most once")
     return RateLimits("off" not in switches, found)

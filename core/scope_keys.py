@@ -4,7 +4,7 @@
 ROOT = "marquee.root"
 # The beginning of URLs in responses: the value of ROOT, followed by "/api/v1" if the request's path had this prefix.
 PREFIX = "marquee.prefix"
-# The outcome of the rate limits, for the response headers.
+# The outcome of the rate limit check, for the response headers.
 LIMIT = "marquee.limit"
 # Present if the request came over a websocket.
 SOCKET = "marquee.socket"

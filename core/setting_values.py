@@ -21,7 +21,7 @@ from core.network.hosts import parse_pattern
 # RFC 7518, section 3.2: an HMAC key must be at least as long as the hash.
 HASH_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 MIN_SECRET_KEY_BYTES = HASH_BYTES["HS256"]
-# The options of redis-py that URLs of hosted databases contain. Credentials belong before the host, not in an option.
+# The redis-py options that the URLs of hosted databases contain. Credentials belong before the host, not in an option.
 REDIS_OPTIONS = frozenset(
     {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname", "protocol"}
 )
@@ -183,4 +183,4 @@ def size(key: SecretStr) -> int:
 
 
 ANY_CASE = BeforeValidator(lower)
-LISTED = BeforeValidator(split)  # for fields with NoDecode: the value is a comma-separated list, not JSON
+LISTED = BeforeValidator(split)  # needs NoDecode, because the value is a comma-separated list, not JSON

@@ -20,7 +20,7 @@ from core.errors import SettingsError, words_of
 from core.network.hosts import UNSPECIFIED, AllowedHosts, normal
 from core.setting_values import ANY_CASE, HASH_BYTES, LISTED, MIN_SECRET_KEY_BYTES
 
-MISSPELT_SIMILARITY = 0.8  # the similarity ratio of difflib: about one letter in five may differ
+MISSPELT_SIMILARITY = 0.8  # the minimum ratio for difflib: about one letter in five may differ
 
 
 class Settings(BaseSettings):
@@ -124,7 +124,10 @@ class Settings(BaseSettings):
         if self.first_admin_password is not None and not given:
             raise ValueError("FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL is required with FIRST_ADMIN_PASSWORD")
         if not given and (self.first_admin_first_name or self.first_admin_last_name):
-            raise ValueError("FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL is required with the names of the first admin")
+            raise ValueError(
+                "FIRST_ADMIN_USERNAME or FIRST_ADMIN_EMAIL is required "
+                "with FIRST_ADMIN_FIRST_NAME or FIRST_ADMIN_LAST_NAME"
+            )
         return self
 
     @property
@@ -213,7 +216,7 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def _check_env_file(path: Path) -> None:
-    """Raise SettingsError for a line that cannot be parsed, because such a line may set the secret key."""
+    """Raise SettingsError if a line cannot be parsed. The line is not ignored, because it may set the secret key."""
     if not path.exists():
         return
     if not path.is_file():

@@ -173,7 +173,7 @@ class Folder:
         log.info("email written", path=str(path))
 
     def _write(self, content: bytes, name: str) -> Path:
-        """Write the file atomically, readable only by our own user: the email's URLs give access to accounts."""
+        """Write the file atomically, readable only by our own user, because its URLs give access to accounts."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self.path / f"{name}.eml"
         draft = self.path / f".{name}.{os.getpid()}.{secrets.token_hex(4)}"

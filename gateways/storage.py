@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from obstore.store import S3Config
 
 CONNECT_SECONDS = 3.0
-REQUEST_SECONDS = 10.0  # enough for a picture over a slow connection to a bucket
+REQUEST_SECONDS = 10.0  # enough time to send a picture to a bucket over a slow connection
 RETRIES = 2
-CALL_SECONDS = 15.0  # The limit for one call, including its retries.
+CALL_SECONDS = 15.0  # The time limit for one call, including its retries.
 MAX_FILE_BYTES = 8 * 1024 * 1024  # Each file is read into memory as a whole.
 FILES_PER_PAGE = 500
 
 # Besides its own errors, obstore raises Python's errors for missing files and denied access.
 _ERRORS = (exceptions.BaseError, OSError, TimeoutError)
 _MISSING = (exceptions.NotFoundError, FileNotFoundError)
-# An error about something missing while a file is written means that the bucket is missing.
+# When a file is written, a not-found error means that the bucket is missing.
 _REFUSALS = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, *_MISSING)
 
 log = structlog.get_logger("storage")

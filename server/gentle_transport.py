@@ -24,7 +24,7 @@ class GentleTransport(asyncio.Transport):
         self._protocol: Finishing | None = protocol
 
     def forget_protocol(self) -> None:
-        """Break the reference cycle, which would keep both objects until the next full garbage collection."""
+        """Break the reference cycle, so that both objects are freed without waiting for a full garbage collection."""
         self._protocol = None
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """The limits on the number of HTTP connections of this process, in total and per address.
 
-A connection is counted from its accept until it is closed or becomes a websocket. `realtime.sockets.places` counts
-websockets.
+A connection is counted from the moment it is accepted until it is closed or becomes a websocket. Websockets are counted
+by `realtime.sockets.places`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import structlog
 from core import metrics
 from core.network.addresses import network_of
 
-# A refused connection stays open for a moment, so that its client receives the response.
+# At most this many refused connections stay open for a moment, so that their clients receive the response.
 MAX_LINGERING_REFUSALS = 100
 # The minimum time between two warnings about refused connections.
 WARN_SECONDS = 60.0
@@ -41,7 +41,7 @@ class HttpConnections:
         self._by_network: Counter[str] = Counter()
         self._total = 0
         self._lingering = 0
-        self._refused = 0  # refusals since the last warning
+        self._refused = 0  # the number of refusals since the last warning
         self._warned_at = -WARN_SECONDS
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class HttpConnections:
         return None
 
     def _warn(self, network: str, reason: str) -> None:
-        """Log a refusal, unless one was logged in the last WARN_SECONDS, because there may be thousands."""
+        """Log a refusal, but at most once per WARN_SECONDS, because there may be thousands of refusals."""
         self._refused += 1
         now = time.monotonic()
         if now - self._warned_at >= WARN_SECONDS:

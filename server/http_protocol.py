@@ -4,8 +4,8 @@ Rules:
 - A request head may have MAX_HEAD_BYTES and take HEAD_SECONDS. For the first head, this time begins when the connection
   opens. Each further request must begin within uvicorn's keep-alive timeout. `routes.http.parsing` sets the deadline
   for bodies.
-- A connection is aborted when its client takes nothing of a response for WRITE_SECONDS. A slow client that still takes
-  some of the response may continue.
+- A connection is aborted when its client takes no data for WRITE_SECONDS while a response is being sent. A slow client
+  that still takes some data may continue.
 - Input that arrives after the response to its request is discarded, up to a limit. Closing the connection without
   reading this input would reset the connection, and the client might lose the response.
 - A connection beyond the limits of `server.http_connections` gets a 503 and is closed.
@@ -31,17 +31,17 @@ from realtime.sse.event_stream import ABORT
 from server.gentle_transport import GentleTransport
 from server.http_connections import HttpConnections
 
-MAX_HEAD_BYTES = 64 * 1024  # The limit for the request line and the headers together.
-MAX_HEADERS = 128  # The limit is low, because each lookup of a header searches all headers.
-HEAD_SECONDS = 10.0  # The time to send a head, or to send anything on a new connection.
+MAX_HEAD_BYTES = 64 * 1024  # The maximum size of the request line and the headers together.
+MAX_HEADERS = 128  # The number of headers is limited, because each lookup searches all of them.
+HEAD_SECONDS = 10.0  # The time that a client gets to send a request head.
 # Longer than an event stream waits, so that the stream itself disconnects a slow client and logs the client's position.
 WRITE_SECONDS = SLOW_CLIENT_SECONDS + 5.0
 WRITE_CHECK_SECONDS = 2.5
-# Some clients send their whole body before they read the response. This is enough for a picture over a slow line.
+# Some clients send their whole body before they read the response. This allows for a picture over a slow connection.
 LINGER_SECONDS = 30.0
 LINGER_BYTES = 64 * 1024 * 1024
 LINGER_QUIET_SECONDS = 5.0  # After this long without a byte, no more input is expected.
-SHORT_LINGER_SECONDS = 1.0  # Used for a connection beyond the limits, and when the service stops.
+SHORT_LINGER_SECONDS = 1.0  # Replaces LINGER_SECONDS for a connection beyond the limits, and when the service stops.
 
 RETRY_AFTER_SECONDS = 5
 _INT = Struct("i")
@@ -49,12 +49,12 @@ _INT = Struct("i")
 log = structlog.get_logger("http_protocol")
 
 
-# What the parser expects next. These are plain numbers, because looking up Enum members for each request is slow.
-_IDLE = 0  # A request, or nothing.
-_HEAD = 1  # The rest of a head.
-_BODY = 2  # The rest of a body.
-_LINGERING = 3  # Nothing: input is discarded, and the connection will be closed.
-_GONE = 4  # Nothing: the connection is lost or has become a websocket.
+# The phases of a connection. They are plain numbers, because looking up Enum members for each request is slow.
+_IDLE = 0  # Between requests: a new request may begin.
+_HEAD = 1  # Inside a request head.
+_BODY = 2  # Inside a request body.
+_LINGERING = 3  # Input is discarded, and the connection will be closed.
+_GONE = 4  # The connection is lost or has become a websocket.
 
 
 class _BadHead(Exception):
@@ -64,18 +64,18 @@ class _BadHead(Exception):
 class MarqueeHTTPProtocol(HttpToolsProtocol):
     """The HTTP protocol class for uvicorn. The extension `ABORT` in the scope of a request aborts the connection.
 
-    Plain ASGI cannot end a response before all of it is sent, and a client that does not read prevents that.
+    In plain ASGI, a response ends only when all of it is sent, which never happens if the client does not read.
     """
 
     _raw: asyncio.Transport
     _connections: HttpConnections
     _address = ""
     _is_counted = False
-    _is_refused = False  # Whether the connection exceeds the limits and lingers.
+    _is_refused = False  # Whether the connection exceeds the limits and is kept open for its response.
     is_finishing = False  # Whether no more data will be written.
     _linger_seconds: float
     _phase = _IDLE
-    _deadline: asyncio.TimerHandle | None = None  # The deadline for a head, or for discarding input.
+    _deadline: asyncio.TimerHandle | None = None  # Ends the wait for a request head, or the discarding of input.
     _chunk = 0  # The size in bytes of the data that is being parsed.
     _has_progressed = False  # Whether the data being parsed has completed a head or a part of a body.
     _unparsed = 0  # The number of bytes received since a head or a part of a body was last completed.
@@ -83,7 +83,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     _discard_until = 0.0
     _discard_bytes = 0
     _write_timer: asyncio.TimerHandle | None = None
-    _untaken = 0  # Bytes that the client had not taken at `_taken_at`, the last time that it took any.
+    _untaken = 0  # The number of bytes that the client had not taken by `_taken_at`, the last time that it took any.
     _taken_at = 0.0
 
     # --- the connection
@@ -125,7 +125,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         if not self._is_response_complete:
-            # After an upgrade, the previous request would not notice if the client disconnected before the response.
+            # After an upgrade, the previous request would not notice a client that disconnects before the response.
             self._refuse(400, "Expected the websocket handshake after the response to the previous request", "invalid")
             return
         self._phase = _GONE
@@ -135,7 +135,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         self.transport.forget_protocol()
         self.transport = self._raw
         super().handle_websocket_upgrade()
-        self.parser = None  # type: ignore[assignment]  # it refers to this protocol, which has ended
+        self.parser = None  # type: ignore[assignment]  # the parser refers to this protocol, which has ended
 
     # --- input
 
@@ -180,7 +180,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._has_progressed = True
-        # The exact size is needed only if everything received since the last request is larger than the limit.
+        # The exact size of the head is needed only if all data since the last request exceeds the limit.
         if self._unparsed + self._chunk > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             target, headers = self._head_sizes()
             if target + headers > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
@@ -210,7 +210,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             return
         if self._phase == _HEAD:
             self._unset_keepalive_if_required()
-            self._start_deadline(HEAD_SECONDS, self._head_expired)  # from now on, the server waits for the head
+            self._start_deadline(HEAD_SECONDS, self._head_expired)  # the time for the next head starts now
         elif self._phase == _BODY:
             self._unset_keepalive_if_required()
             self._start_discarding()
@@ -220,7 +220,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     def _head_sizes(self) -> tuple[int, int]:
         """Return the sizes in bytes of the request target and of the headers received so far."""
-        return len(self.url), sum(len(name) + len(value) + 4 for name, value in self.headers)  # ": " and CR LF
+        return len(self.url), sum(len(name) + len(value) + 4 for name, value in self.headers)  # 4 is for ": " and CR LF
 
     # --- rejected requests
 
@@ -232,7 +232,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         elif self._phase == _HEAD:
             self._refuse(408, f"Expected the request line and the headers within {HEAD_SECONDS:g} seconds", "head_time")
         else:
-            # Send no response: a browser that connected in advance would take it for the response to its next request.
+            # A browser that connected in advance would take a response sent now for the response to its next request.
             metrics.HTTP_REFUSED.labels("idle").inc()
             self.finish()
 
@@ -257,7 +257,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self._linger()
             return
         if not self._is_response_complete:
-            if self._phase != _BODY or self.pipeline:  # a pipelined request; earlier requests still get responses
+            if self._phase != _BODY or self.pipeline:  # the request is pipelined; earlier requests still get responses
                 self._phase, self.cycle.keep_alive = _LINGERING, False
                 return
             if self.cycle.response_started:

@@ -17,7 +17,7 @@ log = structlog.get_logger("open_files")
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """The numbers of connections that a process accepts."""
+    """The maximum numbers of connections that a process accepts."""
 
     sockets: int  # the limit for websockets and event streams together
     sockets_per_address: int
@@ -35,12 +35,12 @@ def wanted(settings: Settings) -> ConnectionLimits:
 
 
 def limit() -> int:
-    """Return how many files this process may open."""
+    """Return how many files this process may have open."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def raise_limit(settings: Settings) -> None:
-    """Raise the limit on open files of this process, and of the workers that it starts, to the hard limit.
+    """Raise the limit on open files to the hard limit, for this process and for the workers that it starts.
 
     Log a warning if the hard limit is too low for the connections that the settings allow.
     """
@@ -69,7 +69,7 @@ def is_limited(number: int) -> bool:
 
 
 def fit(limits: ConnectionLimits, number: int) -> ConnectionLimits:
-    """Return limits on connections that leave RESERVED_FILES of `number` open files to the database and other uses.
+    """Return the limits, lowered if needed so that RESERVED_FILES of `number` open files remain for other uses.
 
     If the limits are lowered, each address may have at most a quarter of the connections.
     """

@@ -76,8 +76,8 @@ log = structlog.get_logger("parts")
 class Parts:
     """All parts of one process."""
 
-    limits: Limits  # The limiter is created by `start`, because its Redis keys contain the log's epoch.
-    tasks: asyncio.Task[None]  # All background tasks, created by `start`.
+    limits: Limits  # Created by `start`, because the limiter's Redis keys contain the log's epoch.
+    tasks: asyncio.Task[None]  # The task that runs all background tasks. Created by `start`.
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -154,7 +154,7 @@ class Parts:
     async def start(self) -> None:
         """Migrate the database, start the feed at the log's head and start the background tasks.
 
-        Raises Unavailable, and SettingsError when the first admin cannot be created.
+        Raises Unavailable, or SettingsError when the first admin cannot be created.
         """
         await migrations.migrate(self.database)
         await create_first_admin(self.database, self.settings)

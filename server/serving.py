@@ -28,12 +28,12 @@ from schemas import MAX_BODY_BYTES
 from server.http_protocol import MarqueeHTTPProtocol
 from server.websocket_protocol import MarqueeWebSocketProtocol
 
-# The limit for a client's message.
+# The maximum size of a client's message.
 MAX_FRAME_BYTES = MAX_BODY_BYTES
-# Longer than SLOW_CLIENT_SECONDS, so that a slow reader is first disconnected with the close code for slow readers.
+# Longer than SLOW_CLIENT_SECONDS, so that a slow reader is closed with the code TOO_SLOW before its ping times out.
 PING_TIMEOUT_SECONDS = SLOW_CLIENT_SECONDS + 15
 STOP_SECONDS = 10.0
-# The part of STOP_SECONDS that open requests get.
+# The time for open requests to finish, out of STOP_SECONDS.
 REQUEST_SECONDS = 7.0
 # At least this many websockets are closed at a time.
 BATCH_SOCKETS = 100
@@ -194,7 +194,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(BATCH_SECONDS)
 
     async def _abort_connections(self) -> None:
-        """Abort websockets and connections whose response has begun. Then cancel open requests, which get a 503."""
+        """Abort websockets and connections whose response has begun. Then end the other requests with a 503."""
         connections: set[Any] = set(self.server_state.connections)
         if not connections and not self.server_state.tasks:
             return
@@ -239,8 +239,8 @@ def _exit_now(waiting_for: str) -> NoReturn:
 def serve(settings: Settings, app: Any, listener: socket.socket, announce: Callable[[], None]) -> None:
     """Serve in this process until a signal stops it. `announce` is called as soon as signals are handled."""
     server = Server(server_config(settings, app), settings.drain_seconds)
-    # uvicorn installs its handlers later. Until then, Ctrl-C would raise an exception at any point, possibly where
-    # Python ignores exceptions, and the signal would be lost.
+    # uvicorn installs its signal handlers later. Until then, Ctrl-C would raise an exception at any point, possibly
+    # where Python ignores exceptions, and the signal would be lost.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
     announce()

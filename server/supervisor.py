@@ -1,12 +1,12 @@
 """Several worker processes on one address: started, monitored, replaced one by one, and stopped together.
 
 Rules:
-- The supervisor serves no requests, and it never waits for a worker: in each round it checks all workers and takes
-  the next step.
+- The supervisor serves no requests, and it never waits for a worker: in each round, it checks all workers and takes
+  the next step of a rolling restart.
 - TERM or INT stops the workers; a second signal, or QUIT, skips the waiting. HUP replaces all workers; each of
   them stops only after its replacement serves.
-- A worker that dies is started again. If it died soon after its start, the supervisor first pauses, longer each
-  time. If no worker has ever served, the supervisor stops instead.
+- A worker that dies is started again. If it died soon after its start, the supervisor pauses first, longer each
+  time. If no worker has ever served, the supervisor stops instead of starting another one.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from core import metrics
 from core.settings import Settings
 from server.serving import STOP_SECONDS, TICK_SECONDS, Server, server_config
 
-# A worker that does not answer for this long is killed.
+# A worker that answers no ping for this long is killed.
 SILENT_SECONDS = 30.0
 # A replacement must serve within this time.
 START_SECONDS = 60.0
-# The pause before a worker that died young is started again. It doubles each time.
+# The first pause before a worker that died young is started again. The pause doubles with each early death.
 RETRY_SECONDS = 1.0
 MAX_RETRY_SECONDS = 10.0
 # A worker that lived for less than this counts as having died young.
@@ -75,11 +75,12 @@ class WorkerServer(Server):
 
 
 class Worker(Process):
-    """A worker as its supervisor sees it. The object is pickled into the worker, so it has only plain attributes."""
+    """A worker as its supervisor sees it. The object is pickled for the worker, so it has only plain attributes."""
 
     def __init__(self, config: uvicorn.Config, listener: socket.socket, drain_seconds: float) -> None:
         self._drain_seconds = drain_seconds
-        self._supervisor = os.getpid()  # read now, because the supervisor may be gone before the worker has started
+        # The supervisor's process id is read now, because the supervisor may be gone before the worker has started.
+        self._supervisor = os.getpid()
         self._awaits_answer = False
         self.has_served = False
         self.since = self.heard_at = time.monotonic()
@@ -116,7 +117,10 @@ class Worker(Process):
         return self.process.is_alive()
 
     def died(self, now: float) -> None:
-        """Record the death, and set `pause`, which so far was the pause before the start of this worker."""
+        """Record the death, and set `pause`, the delay before the start of the successor.
+
+        Before this call, `pause` is the delay that preceded the start of this worker.
+        """
         is_steady = self.has_served and now - self.since >= STEADY_SECONDS
         self.pause = 0.0 if is_steady else min(max(RETRY_SECONDS, 2 * self.pause), MAX_RETRY_SECONDS)
         self.died_at = now
@@ -170,8 +174,8 @@ class Supervisor:
 
     def _start(self) -> Worker:
         worker = Worker(self._config, self._listener, self._drain_seconds)
-        # Ctrl-C reaches the whole process group, but only the supervisor may act on it. A worker inherits this mask, so
-        # it ignores the signal from its start.
+        # Ctrl-C reaches the whole process group, but only the supervisor may act on it. A worker inherits this signal
+        # mask, so it ignores Ctrl-C from its start.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
         try:

@@ -7,7 +7,7 @@ Rules:
 - After a close frame is sent, input is still read for a moment: closing with unread input would reset the connection,
   and the peer would never receive the frame.
 - A peer that still takes data counts as alive, even when its pong is late.
-- Pings count as messages of the client. A ping gets no pong when it exceeds the rate limit or while much data is
+- A ping counts as a client message. A ping gets no pong when it exceeds the rate limit or while much data is
   unsent, so that a peer that does not read cannot fill the memory. RFC 6455 (section 5.5.3) requires a pong only for
   the latest ping.
 """
@@ -47,7 +47,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     _shutdown_timer: asyncio.TimerHandle | None = None
     _written = 0  # the number of bytes of frames handed to the transport
     _taken_at_ping = 0
-    # A function that counts a control frame of the peer, and returns whether the frame is within the rate limit.
+    # A function that counts a control frame from the peer, and returns whether the frame is within the rate limit.
     on_control_frame: Callable[[], bool] | None = None
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
@@ -74,7 +74,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     async def send(self, message: Any) -> None:
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
-            # The handshake was refused. Otherwise, uvicorn would log the refusal as an error of the application.
+            # The handshake was refused. It is marked as complete, so that uvicorn does not log an application error.
             self.handshake_complete = True
         if message["type"] == "websocket.accept" and self.is_open:
             self._is_counted = True
@@ -116,12 +116,12 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         if event.data or event.fin:
             super().handle_cont(event)
         elif self.on_control_frame is not None:
-            self.on_control_frame()  # empty fragments are counted, because they add nothing to the size of a message
+            self.on_control_frame()  # count empty fragments, because the limit on message size does not stop them
 
     def handle_close(self, event: Frame) -> None:
         super().handle_close(event)
         if self.close_timer is None:
-            # transport.close() waits for unsent data, which a peer that does not read never takes.
+            # transport.close() first waits until all data is sent, which never happens if the peer does not read.
             self.close_timer = self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
 
     def _flush(self) -> None:
@@ -146,7 +146,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         self.close_timer = self.loop.call_later(LINGER_SECONDS, self._close_or_abort)
 
     def _close_or_abort(self) -> None:
-        # transport.close() waits for unsent data, which a peer that does not read never takes.
+        # transport.close() first waits until all data is sent, which never happens if the peer does not read.
         self.transport.close()
         self.close_timer = self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
 
@@ -223,14 +223,14 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
 
 
 class _Frames(ServerProtocol):
-    """A parser of frames. `answers_ping` is called for each ping, and returns whether to send a pong."""
+    """A frame parser. `answers_ping` is called for each ping, and returns whether to send a pong."""
 
     def __init__(self, answers_ping: Callable[[], bool], **options: Any) -> None:
         super().__init__(**options)
         self._answers_ping = answers_ping
 
     def send_frame(self, frame: Frame) -> None:
-        # The library sends pongs only in response to pings, so each pong stands for a ping.
+        # The library sends pongs only in response to pings, so each pong here answers a ping.
         if frame.opcode is not Opcode.PONG or self._answers_ping():
             super().send_frame(frame)
 

@@ -1,7 +1,7 @@
 """Hashing and checking passwords with Argon2id, in a bounded pool of threads.
 
 By design, one hash takes tens of milliseconds of CPU time. A separate pool keeps many concurrent sign-ins from delaying
-writes, and the bound on queued work keeps their latency low.
+writes. The bound on queued work keeps the latency of sign-ins low.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class PasswordHasher:
         self._dummy_hash = self.hash(secrets.token_urlsafe())
 
     def hash(self, password: str) -> str:
-        """Return the hash of the normal form of a password, so that the hash does not depend on the keyboard."""
+        """Return the hash of the normal form of a password, because keyboards may encode the same text differently."""
         return str(self._context.hash(nfkc(password)))
 
     def verify(self, password: str, password_hash: str | None) -> Verdict:
@@ -56,7 +56,7 @@ class PasswordHasher:
         normal = nfkc(password)
         is_right, new_hash = self._verify(normal, password_hash)
         if not is_right and password != normal:
-            # Earlier versions hashed passwords as they were typed.
+            # Earlier versions hashed passwords without normalising them.
             is_right, _ = self._verify(password, password_hash)
             new_hash = self.hash(normal) if is_right else None
         return Verdict(is_right, new_hash)
@@ -74,7 +74,7 @@ def hasher_for(settings: Settings) -> PasswordHasher:
 
 
 class Passwords:
-    """The hashing of passwords in a pool of threads. Call `close` at the end."""
+    """A pool of threads that hash and check passwords. Call `close` at the end."""
 
     def __init__(self, hasher: PasswordHasher, *, needs_mix: bool) -> None:
         self._hasher = hasher

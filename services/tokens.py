@@ -39,7 +39,7 @@ class Tokens:
     def __init__(self, keys: Sequence[str], algorithm: str, *, access_seconds: int, refresh_seconds: int) -> None:
         self.access_seconds = access_seconds
         self.refresh_seconds = refresh_seconds
-        # If a key were passed as a string in the form of JSON, jose would parse it as JSON to verify a token.
+        # The keys are objects, because jose would parse a string that looks like JSON as JSON when it verifies a token.
         self._keys = {_key_id(key): jwk.construct(key, algorithm) for key in keys}
         self._key_id = _key_id(keys[0])
         self._key = self._keys[self._key_id]
@@ -50,7 +50,7 @@ class Tokens:
         return self._issue(TokenType.ACCESS, user_id, session_id, new_token_id(), self.access_seconds)
 
     def issue_refresh(self, user_id: int, session_id: str, token_id: str) -> str:
-        """Return a new refresh token. The token is valid only while the session's row stores its id."""
+        """Return a new refresh token. The token is valid only while the session's row stores the token's id."""
         return self._issue(TokenType.REFRESH, user_id, session_id, token_id, self.refresh_seconds)
 
     def _issue(self, token_type: TokenType, user_id: int, session_id: str, token_id: str, lifetime_seconds: int) -> str:

@@ -30,7 +30,7 @@ def parse_address(text: str) -> IPv4Address | IPv6Address | None:
 
 @lru_cache(maxsize=10_000)
 def network_of(host: str) -> str:
-    """Return the address itself for IPv4 and its /64 network for IPv6, which one client controls as a whole.
+    """Return an IPv4 address itself, or the /64 network of an IPv6 address, because one client controls all of it.
 
     A string that is not an address, such as the name of a Unix socket, is returned unchanged.
     """

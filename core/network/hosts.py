@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from core.texts.shortened import shortened
 
-MAX_HOST_LENGTH = 255  # the limit of RFC 1035, section 2.3.4
+MAX_HOST_LENGTH = 255  # the maximum length of a domain name (RFC 1035, section 2.3.4)
 ANY_HOST = "*"
 UNSPECIFIED = frozenset({"0.0.0.0", "::"})  # noqa: S104 (compared, not bound)
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]+))(?::[0-9]{0,5})?")
@@ -34,7 +34,7 @@ def host_of(header: str) -> str | None:
 
 
 def normal(name: str) -> str:
-    """Return the normal form of a host, in which hosts are compared."""
+    """Return the normal form of a host, which is used to compare hosts."""
     name = name.lower().removesuffix(".")
     address = address_of(name)
     return str(address) if address is not None else name

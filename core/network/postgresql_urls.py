@@ -52,7 +52,7 @@ class Options:
 
     @property
     def dsn(self) -> str | None:
-        """The options for the driver, as a URL without host, user and database, or None if there are none."""
+        """The options for the driver, as a URL without a host, user or database, or None if there are none."""
         return f"postgresql:///?{urlencode(self.passed_on)}" if self.passed_on else None
 
 
@@ -64,7 +64,7 @@ def options_of(url: str) -> Options:
     given = {}
     for part in filter(None, parts.query.split("&")):
         name, _, value = part.partition("=")
-        # A plus sign does not stand for a space, as it does in forms, because libpq reads it literally.
+        # Unlike in forms, a plus sign does not stand for a space here: libpq reads it literally.
         name, value = ("sslmode" if name == "ssl" else unquote(name)), unquote(value)
         if name not in KNOWN:
             raise ValueError(_unknown(name, parts))
@@ -81,7 +81,8 @@ def options_of(url: str) -> Options:
 
 
 def _unknown(name: str, parts: SplitResult) -> str:
-    # If the path or the query contains an @, the name may be part of a password that is not percent-encoded.
+    # If the path or the query contains an @, what looks like an option name may be part of a password that is not
+    # percent-encoded.
     is_shown = _NAME.fullmatch(name) and "@" not in parts.path + parts.query
     return f"unknown option{f' {name}' if is_shown else ''}; expected one of {', '.join(sorted(KNOWN))}"
 

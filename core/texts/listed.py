@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-EXPECTED = 'double quotes around a value with a comma or an initial quote, and quotes inside doubled: "a, ""b""",c'
+EXPECTED = 'double quotes around a value with a comma or a leading quote, with each quote inside doubled: "a, ""b""",c'
 _VALUE = re.compile(r'"((?:[^"]|"")*)"|(?!")([^,]*)', re.DOTALL)
 
 

@@ -37,5 +37,5 @@ def nfkc(text: str) -> str:
 
 
 def is_visible(text: str) -> bool:
-    """Return whether at least one character is visible. Joiners are allowed too, because some scripts need them."""
+    """Return whether the text has a visible character. It may also have joiners, because some scripts need them."""
     return _VISIBLE.search(text) is not None

@@ -1,8 +1,8 @@
-"""The rate limiter for requests, password attempts and changes of email addresses.
+"""The rate limiter for requests, password attempts and email address changes.
 
 The caller identifies each client by a key. Each pair of key and rate has its own moving window. The window is in Redis
 if Redis is configured, so that all workers count together, and otherwise in memory. While Redis is unavailable, each
-worker counts in memory, starting at zero, because an outage of Redis must not lift the limits on guessing passwords.
+worker counts in memory, starting at zero, because a Redis outage must not lift the limits on guessing passwords.
 """
 
 from __future__ import annotations

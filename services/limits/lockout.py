@@ -10,7 +10,7 @@ account does not exist, so that a rejection does not reveal whether it does. Thr
 
 Failed sign-ins, rejected sign-ins and lockouts are logged with the address and, from the logging context, the
 request id. Names are logged and counted by their HMAC. Lines about the same name can be matched, but a reader of the
-log or of Redis cannot discover names by hashing likely ones, as would be possible with a plain hash.
+log or of Redis cannot discover names by hashing likely ones, because the HMAC needs a key.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = structlog.get_logger("sign-in")
 
 
 class Lockout:
-    """Slows down password guessing. Log lines name accounts by digests, whose key is derived from `secret_key`."""
+    """Protection against password guessing. Logged names are HMAC digests; their key is derived from `secret_key`."""
 
     def __init__(self, database: Database, limits: Limits, secret_key: str) -> None:
         self._database = database
@@ -101,5 +101,5 @@ class Lockout:
             raise TooManyRequests("Too many attempts; try again later", outcome.reset_seconds)
 
     def digest(self, login: str) -> str:
-        """Return a digest of a login that is the same for all equivalent spellings."""
+        """Return the digest of a login. All equivalent spellings have the same digest."""
         return hmac.digest(self._key, name_key(login).strip().encode(), "sha256")[:DIGEST_SIZE].hex()

@@ -1,9 +1,9 @@
 """Moving windows in memory.
 
 A window stores its first STEPS hits one by one. Further hits are grouped into steps, each of which lasts a STEPS-th of
-the window. A step leaves the window when the end of the step does. So the state of a client has at most about 2 × STEPS
-numbers, whatever its limit, and a client never exceeds its limit in any window. Idle clients are forgotten as new ones
-arrive.
+the window. A step is dropped once all of it is outside the window. So a client's state has at most about 2 × STEPS
+entries, however high its limit is, and a client never exceeds its limit in any window. Idle clients are forgotten as
+new ones arrive.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class _Share:
     """The hits that this worker can still allow a client without a call to Redis."""
 
     left: int = 0
-    beyond: int = 0  # the hits that are left in Redis besides this share
+    beyond: int = 0  # the hits that Redis still allows in addition to this share
     until: float = 0.0
     reset_at: float = 0.0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -134,7 +134,7 @@ class SharedWindows:
         if now < self._away_until:
             return None
         if self._is_away:
-            self._away_until = now + AWAY_SECONDS  # this call tests the connection; the others do not wait for it
+            self._away_until = now + AWAY_SECONDS  # this call tests the connection; meanwhile, other calls return None
         try:
             async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
                 result = await work()

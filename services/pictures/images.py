@@ -1,4 +1,4 @@
-"""Conversion of an uploaded image into square WebP pictures. It blocks, so call it in a thread.
+"""Conversion of an uploaded image into square WebP pictures. The conversion blocks, so call it in a thread.
 
 Rules:
 - The format is detected from the bytes; the client's file name and media type are ignored.
@@ -25,10 +25,10 @@ FORMATS = (
 )
 MEDIA_TYPE = "image/webp"
 MAX_JPEG_PIXELS = 25_000_000  # Enough for a photo from a good camera. JPEG is decoded at a fraction of its size.
-MAX_PIXELS = 12_500_000  # PNG and WebP are decoded whole, at four bytes per pixel, WebP more than once.
+MAX_PIXELS = 12_500_000  # PNG and WebP are decoded whole, at four bytes per pixel. WebP is decoded more than once.
 MAX_SIDE = 8_000
-MAX_JPEG_SCANS = 200  # A photo has one scan, a progressive JPEG about ten. Thousands take minutes to decode.
-MAX_SCANNED_PIXELS = 300_000_000  # Scans × pixels, at about 2 ns each. The largest photo may have twelve scans.
+MAX_JPEG_SCANS = 200  # A photo has 1 scan, a progressive JPEG about 10. Thousands of scans take minutes to decode.
+MAX_SCANNED_PIXELS = 300_000_000  # Each pixel of a scan takes about 2 ns. The largest photo may have twelve scans.
 MAX_FRAMES = 1_000  # Only the first frame is decoded, but all frames are counted.
 QUALITY = 85
 MAX_PROFILE_BYTES = 1024 * 1024  # Colour profiles of cameras and screens have a few hundred bytes.
@@ -37,10 +37,10 @@ PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 # This marker never occurs inside scan data, where a byte 0xff is always followed by 00 or is part of a restart marker.
 START_OF_SCAN = b"\xff\xda"
 END_OF_JPEG = b"\xff\xd9"
-FIRST_SEGMENT = b"\xff\xc0"  # this marker and all higher ones are followed by the length of their segment
+FIRST_SEGMENT = b"\xff\xc0"  # this marker and all higher markers are followed by the length of their segment
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd8\xff]")
 
-# Pillow's own check is disabled: `_require_acceptable` checks sizes before decoding, with a message that states limits.
+# Pillow's own check is disabled: `_require_acceptable` checks sizes before decoding; its message states the limits.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -82,7 +82,7 @@ def _require_acceptable(image: Image.Image, content: bytes) -> None:
         _require_few_scans(content, width * height)
     # The decoder accepts a PNG whose last bytes are missing.
     if isinstance(image, PngImagePlugin.PngImageFile) and PNG_END not in content:
-        raise refused("Expected a complete picture: the end is missing", "invalid_picture")
+        raise refused("Expected a complete picture, but its end is missing", "invalid_picture")
 
 
 def _require_few_scans(content: bytes, pixels: int) -> None:
@@ -110,7 +110,8 @@ def scans_of(content: bytes) -> int:
 
 def _square(image: Image.Image, side: int) -> Image.Image:
     """Return the central square of the picture, upright, at most `side` pixels wide, as RGB or RGBA."""
-    # A JPEG can be decoded at an eighth, a quarter or half of its size. At twice the target size, it stays sharp.
+    # A JPEG can be decoded at an eighth, a quarter or half of its size. Decoding at twice the target size keeps the
+    # picture sharp.
     image.draft(image.mode, (side * 2, side * 2))
     orientation = image.getexif().get(0x0112, 1)
     width, height = image.size
@@ -155,7 +156,7 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _encoded(image: Image.Image) -> bytes:
-    image.info.clear()  # the encoder would copy colour profiles and metadata from `info`
+    image.info.clear()  # otherwise, the encoder would copy colour profiles and metadata from `info`
     written = io.BytesIO()
     image.save(written, "WEBP", quality=QUALITY, method=4)
     return written.getvalue()

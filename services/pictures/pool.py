@@ -19,12 +19,12 @@ from core.network.addresses import network_of
 from services.pictures import images
 
 THREADS = 1
-MAX_WAITING = 8  # Including the picture that is being converted.
+MAX_WAITING = 8  # The limit for the queue, including the picture that is being converted.
 MAX_WAITING_PER_USER = 2
-MAX_WAITING_PER_ADDRESS = 4  # For all users at the address together: half of the queue.
-MAX_UPLOADS = 32  # Concurrent uploads to this worker.
+MAX_WAITING_PER_ADDRESS = 4  # Half of the queue, shared by all users from one address.
+MAX_UPLOADS = 32  # The limit for concurrent uploads to this worker.
 MAX_UPLOADS_PER_USER = 4
-MAX_UPLOADS_PER_ADDRESS = 16  # For all users at the address together.
+MAX_UPLOADS_PER_ADDRESS = 16  # Half of the uploads, shared by all users from one address.
 RETRY_SECONDS = 2
 
 
@@ -45,7 +45,7 @@ class _Queue:
     max_per_user: int
     max_per_address: int
     limits_clients: bool
-    _counted: Counter[int | str] = field(default_factory=Counter)  # counts by user id and by network
+    _counted: Counter[int | str] = field(default_factory=Counter)  # the number of pictures, by user id and by network
     _total: int = 0
 
     @contextmanager
@@ -83,7 +83,7 @@ class Pictures:
         uploads = (MAX_UPLOADS, MAX_UPLOADS_PER_USER, MAX_UPLOADS_PER_ADDRESS)
         waiting = (MAX_WAITING, MAX_WAITING_PER_USER, MAX_WAITING_PER_ADDRESS)
         self._receiving = _Queue("concurrent uploads", *uploads, limits_clients)
-        self._waiting = _Queue("pictures waiting to be converted", *waiting, limits_clients)
+        self._waiting = _Queue("queued pictures", *waiting, limits_clients)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -229,15 +229,13 @@ async def test_pictures_wait_in_bounded_numbers_per_user_and_network(monkeypatch
     try:
         tasks = [converting(1, f"{at}1"), converting(1, f"{at}2")]
         await asyncio.sleep(0)
-        assert (await refusal(1, "192.0.2.1")).startswith(
-            "Expected at most 2 pictures waiting to be converted per user"
-        )
+        assert (await refusal(1, "192.0.2.1")).startswith("Expected at most 2 queued pictures per user")
         tasks += [converting(2, f"{at}3"), converting(3, f"{at}4")]
         await asyncio.sleep(0)
-        assert f"at most 4 pictures waiting to be converted from {at}/64" in await refusal(4, f"{at}5")
+        assert f"at most 4 queued pictures from {at}/64" in await refusal(4, f"{at}5")
         tasks += [converting(user_id, f"192.0.2.{user_id}") for user_id in range(5, 9)]
         await asyncio.sleep(0)
-        assert "at most 8 pictures" in await refusal(9, "192.0.2.9")
+        assert "at most 8 queued pictures" in await refusal(9, "192.0.2.9")
         goes_on.set()
         await asyncio.gather(*tasks)
         assert await converting(1, f"{at}1") == []
