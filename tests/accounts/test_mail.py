@@ -309,7 +309,7 @@ async def test_an_active_account_receives_no_activation_email(database: Database
 
 
 async def test_an_account_receives_no_activation_email_after_a_week(database: Database, server: MailServer) -> None:
-    """Otherwise, someone who requests an email every day could reserve another person's address forever."""
+    """Requesting an email every day must not reserve another person's address forever."""
     await account(database, waits=True)
     for days, mailed in ((DAYS_TO_ACTIVATE - 1, 1), (DAYS_TO_ACTIVATE + 1, 1)):
         created_at = datetime.now(UTC) - timedelta(days=days)

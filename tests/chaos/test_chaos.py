@@ -12,7 +12,7 @@ from tests.chaos.writers import plan
 from tests.support.servers.postgresql import PostgresServer
 from tests.support.servers.redis import RedisServer
 
-SEED = int(os.environ.get("SEED") or random.randrange(10**6))  # random unless SEED is set; a failing test prints it
+SEED = int(os.environ.get("SEED") or random.randrange(10**6))  # a failing test prints the seed
 SHORT = Chaos(SEED, writes=1_000, watchers=60, writes_per_second=80.0, fault_seconds=2.0)
 
 

@@ -29,7 +29,7 @@ PAUSE_SECONDS = 0.04
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """Raise the limit on open files, which the services inherit, because each socket counts as an open file."""
+    """Raise the limit on open files, because each socket counts as an open file. The services inherit the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8 * WATCHERS), hard))
     yield

@@ -87,7 +87,7 @@ def add_genre(name: str) -> Any:
 
 async def test_many_clients_share_two_connections_without_a_wrong_row(pooled: Database, pgbouncer: PgBouncer) -> None:
     """Each client's statements differ but have the same parameters, so a mixed-up statement returns a wrong row."""
-    others = Database(pooled.url, has_pooler=True)  # another worker, as far as PgBouncer can tell
+    others = Database(pooled.url, has_pooler=True)  # to PgBouncer, this is another worker
     wrong: list[Any] = []
 
     def expect(found: Any, expected: Any) -> None:

@@ -52,7 +52,7 @@ class Rest:
             }
             found = await reader.readexactly(int(fields.get("content-length", 0)))
         except BaseException:
-            writer.transport.abort()  # a late response would be taken for that of another request
+            writer.transport.abort()  # otherwise, the next request would get this one's response
             raise
         self._idle.append((time.monotonic(), reader, writer))
         return Answer(int(head[0].split()[1]), fields, orjson.loads(found) if found else None)

@@ -32,9 +32,9 @@ from tests.support.resources import sql
 from tests.support.service import Person, Service
 
 EQUAL_SECONDS = 10.0
-WRITES_SECONDS = 60.0  # the time that queued writes and jobs have to end
+WRITES_SECONDS = 60.0  # the time limit for queued writes and jobs
 MAX_WAIT_SECONDS = 1.0
-STUCK_SECONDS = 120.0  # longer than any step may take
+STUCK_SECONDS = 120.0  # must exceed the longest time that a step may take
 LANES = 3
 ENVELOPE_BYTES = 1_000  # upper bound of what a socket message adds to the body of its request
 BACKLOG = 8  # the next step is drawn once at most this many writes wait in a lane
@@ -327,7 +327,7 @@ class World:
         for write in self._markers():
             await self._write(write)
         truth = await self._all_are_right()
-        # A superfluous event would arrive before the reply to this ping.
+        # Any superfluous event arrives before the reply to this ping.
         await asyncio.gather(*(client.ping() for client in self.clients), return_exceptions=True)
         await self._all_are_right(truth)
 

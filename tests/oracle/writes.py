@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 CATALOG = ("movies", "characters", "genres")
 ADMIN = 2  # the admin's index; 0 and 1 are users
-LONG = "a long story " * 500  # a few dozen of these fill the buffers of a socket that is not read
+LONG = "a long story " * 500  # a few dozen texts of this length fill the buffers of an unread socket
 AGENTS = ("harry/1.0", "Lime 2", "cafe", "")
 
 

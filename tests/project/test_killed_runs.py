@@ -19,7 +19,7 @@ from tests.support.documents import ROOT
 from tests.support.service import eventually
 
 VARIABLE = "MARQUEE_KILLED_RUN"
-SECONDS_TO_VANISH = 60.0  # includes a clean stop of every server after Ctrl-C
+SECONDS_TO_VANISH = 60.0  # time to clean up, including a clean stop of every server after Ctrl-C
 
 # When these tests run in the background, they may ignore SIGINT, and the inner run would inherit that.
 PYTEST = """

@@ -227,7 +227,7 @@ async def test_a_position_older_than_the_log_gets_a_resync(new_service: Callable
     async with service.person() as alice:
         for _ in range(5):
             await alice.add()
-    service.kill()  # no process must have the newest events in memory
+    service.kill()  # the process still has the newest events in memory
     pruned = await prune(service, keep_rows=2)
     assert pruned
     service.start()

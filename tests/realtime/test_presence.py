@@ -1,4 +1,4 @@
-"""Presence: who watches what, on all workers, with and without a bus. Reconnects do not show; dead workers vanish."""
+"""Presence: who watches what, on all workers, with and without a bus. Reconnects are hidden; dead workers vanish."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ async def test_progress_reaches_named_subscriptions(service: Service) -> None:
         job = await alice.generate("movies", 300, "?rate=600&batch_size=50")
         frame = await watcher.until(lambda frame: frame["operation"] == "progress")
         assert (frame["subscription"], frame["data"]["id"]) == ("s1", job["id"])
-        await alice.job_ended(job["id"])  # wait, because other tests watch the same service
+        await alice.job_ended(job["id"])  # wait for the job, because other tests watch the same service
 
 
 @pytest.mark.parametrize(

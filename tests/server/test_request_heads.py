@@ -1,4 +1,4 @@
-"""Request heads and websocket handshakes are limited in size and time; one that exceeds a limit gets a response."""
+"""Request heads and websocket handshakes are limited in size and time. Exceeding a limit gets a response."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ async def test_a_head_has_a_size(service: Service, head: str, status: int) -> No
     ],
 )
 async def test_what_never_ends_is_not_kept(service: Service, begin: str, part: str, status: int) -> None:
-    """An endless target must not be copied for each part, and endless headers and trailers must not be kept."""
+    """An endless target must not be copied for each new part, and endless headers and trailers must not be kept."""
     before = service.memory_bytes()
     async with raw_connection(service, begin) as connection:
         await connection.send_all(part.encode() * 20_000)

@@ -43,7 +43,7 @@ def start() -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd="/",
-        start_new_session=True,  # so that Ctrl-C and other signals to the process group do not reach it
+        start_new_session=True,  # signals to the process group, such as Ctrl-C, do not reach the reaper
     ).returncode = 0  # nothing waits for the reaper, and Popen must not warn about that
 
 

@@ -14,7 +14,7 @@ class PgBouncer(Server):
     """A PgBouncer in front of a PostgreSQL. All clients of a database share two connections to it.
 
     `mode` is PgBouncer's `pool_mode`. `ignores` lists startup parameters that PgBouncer ignores; it rejects clients
-    that send other unsupported ones.
+    that send any other unsupported parameter.
     """
 
     label = "pgbouncer"

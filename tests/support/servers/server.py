@@ -82,7 +82,7 @@ class Server(ABC):
 
     @abstractmethod
     def _discard(self) -> None:
-        """Release what the ended processes left outside the directory, which close() then removes."""
+        """Release what the ended processes left outside the directory. Then close() removes the directory."""
 
     def __enter__(self) -> Self:
         try:
@@ -328,7 +328,7 @@ def _children(pid: int) -> list[int]:
 
 
 def unprivileged() -> Owner:
-    """Return the user to run a server as that refuses to run as root. Raises MissingServer."""
+    """Return the user for a server that refuses to run as root. Raise MissingServer if there is none."""
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(name)
