@@ -52,7 +52,7 @@ class Rest:
             }
             found = await reader.readexactly(int(fields.get("content-length", 0)))
         except BaseException:
-            writer.transport.abort()  # otherwise, the next request would get this one's response
+            writer.transport.abort()  # otherwise, the next request might get a late response to this request
             raise
         self._idle.append((time.monotonic(), reader, writer))
         return Answer(int(head[0].split()[1]), fields, orjson.loads(found) if found else None)

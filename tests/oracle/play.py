@@ -137,7 +137,7 @@ class World:
     # --- writing
 
     async def write(self, lane: int, batch: Batch) -> None:
-        """Queue a batch. Return once few writes wait, or after MAX_WAIT_SECONDS: a paused socket may delay them."""
+        """Queue a batch. Return once few writes are waiting, or after MAX_WAIT_SECONDS if paused sockets delay them."""
         queue = self._lanes[lane]
         for write in batch.writes():
             queue.put_nowait(write)

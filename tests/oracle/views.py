@@ -89,7 +89,7 @@ class View:
     # --- frames
 
     def take(self, frame: Row, *, snapshot: bool) -> bool:
-        """Apply a frame. Return False after a resync that no snapshot follows, because `snapshot` is False."""
+        """Apply a frame. Return False after a resync if no snapshot follows it, because `snapshot` is False."""
         operation = frame["operation"]
         if self._is_void:
             return True

@@ -89,7 +89,7 @@ class Stream:
 
 @asynccontextmanager
 async def stream(client: httpx.AsyncClient, query: str = "", **headers: str) -> AsyncIterator[Stream]:
-    """Open a stream and read its welcome, which names its position."""
+    """Open a stream and read its welcome, which contains the stream's position."""
     async with client.stream("GET", f"/events{query}", headers={**STREAM, **headers}) as response:
         assert response.status_code == 200, await response.aread()
         assert response.headers["content-type"].startswith("text/event-stream")

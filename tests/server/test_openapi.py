@@ -47,7 +47,7 @@ ENDS: Mapping[str, tuple[str, str]] = {
     "date-time": ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"),
     "text": ("'", "%_\\🎬\U0010ffff"),
 }
-REFUSED: Mapping[str, str] = {"integer": "1.5"}  # an invalid value; for every other type, NUL is one
+REFUSED: Mapping[str, str] = {"integer": "1.5"}  # an invalid integer; for every other type, NUL is invalid
 
 # The schema of a file that is a body or a form field.
 FILE = {"type": "string", "format": "binary"}

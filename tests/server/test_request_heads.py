@@ -42,7 +42,7 @@ async def test_connections_that_say_nothing_or_never_finish_a_head_are_closed(se
     async def blank_lines() -> Answer:
         """Send blank lines, which the parser skips before a request.
 
-        A keep-alive timeout would start again with each line.
+        If the keep-alive timeout applied here, each line would restart it.
         """
         async with raw_connection(service, GET) as connection:
 
@@ -60,7 +60,7 @@ async def test_connections_that_say_nothing_or_never_finish_a_head_are_closed(se
     quiet, *unfinished, blank = await asyncio.gather(
         silent(), trickling("GET /mo"), trickling("GET /movies HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "), blank_lines()
     )
-    assert quiet.status == 0, "a browser that connects in advance would take a 408 for the response to a later request"
+    assert quiet.status == 0, "a browser that connects in advance would mistake a 408 for a later response"
     assert [each.status for each in unfinished] == [408, 408]
     assert unfinished[0].headers["connection"] == "close"
     assert unfinished[0].detail == "Expected the request line and the headers within 10 seconds"
@@ -166,7 +166,7 @@ async def test_a_handshake_that_is_not_accepted_is_answered(
 
 
 async def test_a_handshake_sent_ahead_of_the_response_before_is_not_accepted(service: Service) -> None:
-    """If it accepted the handshake, the service could not notice a disconnect during the earlier request."""
+    """If the service accepted the handshake, it could not notice a disconnect during the earlier request."""
     async with raw_connection(service, GET + HANDSHAKE.format(target="/ws", headers="")) as connection:
         answer = await connection.answer()
     assert answer.status == 200

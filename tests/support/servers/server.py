@@ -337,7 +337,7 @@ def unprivileged() -> Owner:
 
 
 def wheel_dir(package: str) -> Path | None:
-    """Return the folder of an installed package, which may hold programs, or None if the package is missing."""
+    """Return the folder of an installed package that may hold programs, or None if the package is missing."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         return None
