@@ -179,7 +179,7 @@ async def test_replaced_and_deleted_avatars_are_gone(gallery: Gallery) -> None:
         assert not gallery.files_of(first) & gallery.files()
         assert gallery.files_of(second) <= gallery.files()
         assert (await alice.http.get(first["avatar_url"])).status_code == 404
-        for _ in range(2):  # the second time, there is nothing to delete
+        for _ in range(2):  # the second request finds nothing to delete
             assert (await alice.http.delete(MINE)).status_code == 204
             assert (await me(alice))["version"] == second["version"] + 1
         assert (await me(alice))["avatar_url"] is None

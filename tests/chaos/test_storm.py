@@ -23,7 +23,7 @@ from tests.support.service import ROOT, Person, Service, several_services
 WATCHERS = 2_000
 AWAY_SECONDS = 1.0
 CATCH_UP_SECONDS = 10.0
-MAX_LOG_READS = 10  # per worker
+MAX_LOG_READS = 10  # log reads per worker
 PAUSE_SECONDS = 0.04
 
 

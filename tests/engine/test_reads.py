@@ -74,7 +74,7 @@ async def test_a_read_that_waits_for_a_connection_has_the_same_deadline(hurried:
 
 async def test_a_cancelled_read_ends_in_the_database_and_leaves_its_connection_usable(database: Database) -> None:
     before = await connections_of(database)
-    for pause in (0, 0.001, 0.05):  # cancelled before the statement, at its start, and while it runs
+    for pause in (0, 0.001, 0.05):  # cancel before the statement, at its start, or while it runs
         reads = [asyncio.create_task(database.select(endless(database), Lane.COSTLY)) for _ in before]
         await asyncio.sleep(pause)
         for read in reads:

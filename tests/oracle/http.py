@@ -17,7 +17,7 @@ IDLE_SECONDS = 2.0  # the server closes connections that are idle for 5 s
 @dataclass(frozen=True)
 class Answer:
     status: int
-    headers: Mapping[str, str]  # names in lower case
+    headers: Mapping[str, str]  # header names in lower case
     body: Any  # None if the response has no body
 
 

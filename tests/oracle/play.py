@@ -34,7 +34,7 @@ from tests.support.service import Person, Service
 EQUAL_SECONDS = 10.0
 WRITES_SECONDS = 60.0  # the time limit for queued writes and jobs
 MAX_WAIT_SECONDS = 1.0
-STUCK_SECONDS = 120.0  # must exceed the longest time that a step may take
+STUCK_SECONDS = 120.0  # must exceed the longest duration of a step
 LANES = 3
 ENVELOPE_BYTES = 1_000  # upper bound of what a socket message adds to the body of its request
 BACKLOG = 8  # the next step is drawn once at most this many writes wait in a lane
@@ -350,7 +350,7 @@ class World:
         while True:
             self.check()
             for client in self.clients:
-                if not client.is_open:  # closed as too slow
+                if not client.is_open:  # the service closed the socket as too slow
                     await client.connect(self.quiets)
             waiting = [each for each in waiting if each[1].difference(each[2]) is not None]
             if not waiting:

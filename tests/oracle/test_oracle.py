@@ -27,7 +27,7 @@ EXAMPLES = int(os.environ.get("ORACLE_EXAMPLES", "3"))
 STEPS = 24
 BETWEEN_QUIETS = 6
 MAX_CLIENTS = 6
-MAX_VIEWS = 6  # per client
+MAX_VIEWS = 6  # views per client
 
 
 @dataclass(frozen=True)

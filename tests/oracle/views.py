@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, Any]
-Rows = dict[str, dict[Any, Row]]  # by topic and id
+Rows = dict[str, dict[Any, Row]]  # rows by topic and id
 
 REMEMBERED = 60  # the last frames of a view, shown when a play fails
 

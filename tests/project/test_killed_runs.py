@@ -39,7 +39,7 @@ def test_that_is_killed(own_postgres, own_redis, tmp_path):
     ready.with_suffix(".part").write_text(json.dumps({"pids": pids, "token": reaper.TOKEN}))
     ready.with_suffix(".part").rename(ready)
     while True:
-        time.sleep(60)  # until it is killed
+        time.sleep(60)  # wait to be killed
 """
 
 

@@ -156,7 +156,7 @@ async def test_a_group_that_rises_is_confirmed_in_the_database() -> None:
     registry.on_events([event(Group.MODERATOR)])
     await asked.wait()
     assert changes == []
-    registry.on_events([event(Group.ADMIN)])  # while the first event is being confirmed
+    registry.on_events([event(Group.ADMIN)])  # the first event is still being confirmed
     answering.set()
     await eventually(lambda: entry.identity.group is Group.ADMIN, "the group in the database applies")
 

@@ -144,7 +144,7 @@ async def test_a_peer_that_answers_pings_is_kept(new_service: Callable[..., Serv
     async with served_here(service, ws_ping_interval=0.2, ws_ping_timeout=0.5), service.person() as alice:
         async with service.watch() as watcher:
             with contextlib.suppress(TimeoutError):
-                await watcher.next(2.0)  # the time of ten ping intervals
+                await watcher.next(2.0)  # wait for ten ping intervals
             await watcher.sees(await alice.add())
 
 

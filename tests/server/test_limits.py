@@ -75,7 +75,7 @@ async def flood(service: Service, frames: bytes, number: int) -> tuple[int, int]
         before = service.memory_bytes()
         await connection.send_all(frames * number)
         async with service.anyone() as client:
-            assert (await client.get("/healthz")).status_code == 200  # the service has read the frames
+            assert (await client.get("/healthz")).status_code == 200  # by now, the service has read the frames
         grown = service.memory_bytes() - before
         transport.resume_reading()
         answered = 0

@@ -77,7 +77,7 @@ async def test_a_second_request_has_the_time_of_a_head_although_the_first_is_bei
             service, f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}GET /hea"
         ) as connection:
             assert await connection.head() == "HTTP/1.1 201 Created"
-            await asyncio.sleep(6.0)  # longer than the keep-alive timeout, which must not apply
+            await asyncio.sleep(6.0)  # wait longer than the keep-alive timeout, which must not apply here
             connection.send("lthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
             assert b"HTTP/1.1 200 OK" in await connection.reader.read(-1)
 

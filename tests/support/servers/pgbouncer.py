@@ -18,7 +18,7 @@ class PgBouncer(Server):
     """
 
     label = "pgbouncer"
-    stop_signal = signal.SIGTERM  # an immediate shutdown, whatever the clients do
+    stop_signal = signal.SIGTERM  # makes PgBouncer shut down immediately, whatever its clients do
 
     def __init__(self, postgres: PostgresServer, *, mode: str = "transaction", ignores: str = "") -> None:
         program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")

@@ -240,7 +240,7 @@ class Server(ABC):
                     cwd=self._base,
                     env=self._environment(),
                     pass_fds=(inherited,),
-                    start_new_session=True,  # so that Ctrl-C does not end the server while tests use it
+                    start_new_session=True,  # Ctrl-C must not end the server while tests use it
                     user=None if self._owner is None else self._owner.uid,
                     group=None if self._owner is None else self._owner.gid,
                     extra_groups=None if self._owner is None else [],
