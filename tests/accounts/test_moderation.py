@@ -148,4 +148,4 @@ async def test_entries_of_earlier_versions_are_about_accounts(
         (entry,) = await ok(admin.http.get("/admin/audit?user_id=7"))
         assert (entry["id"], entry["resource"], entry["entity_ids"], entry["count"]) == (1, "users", [7], 1)
         newer = await ok(admin.http.get("/admin/audit?after=1"))
-        assert [each["action"] for each in newer] == ["create"], "the first admin, with a new id"
+        assert [each["action"] for each in newer] == ["create"], "the first admin's entry has a new id"

@@ -222,7 +222,7 @@ async def test_the_users_of_one_network_share_a_multiple_of_the_changes_of_addre
             return await person.http.patch("/users/me", json=body, headers=headers)
 
         statuses = [(await change(person, number, here)).status_code for number in range(3) for person in (alice, bob)]
-        assert statuses == [200] * 5 + [429], "five changes for the whole network"
+        assert statuses == [200] * 5 + [429], "all users of a network share five changes"
         assert (await change(bob, 3, elsewhere)).status_code == 200, "the user may send requests from other networks"
 
 

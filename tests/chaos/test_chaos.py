@@ -26,7 +26,7 @@ async def test_no_watcher_is_ever_wrong_whatever_breaks(
     assert sum(outcome.statuses.values()) >= SHORT.writes
     assert 0.1 < outcome.bus_lost / (outcome.bus_lost + outcome.bus_passed) < 0.6
     for kind, counts in outcome.kinds.items():
-        # A watcher that received no events proves nothing. A coalescing watcher receives fewer frames by design.
+        # Each kind of watcher must have received events. A coalescing watcher receives fewer frames by design.
         assert counts["events"] > (20 if kind.startswith("windows") else 100), outcome.report()
 
 

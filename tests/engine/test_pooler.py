@@ -65,7 +65,7 @@ async def test_statement_mode_is_refused_because_it_has_no_transactions(postgres
 
 
 async def test_a_pooler_that_appears_later_gets_a_503_instead_of_statements(postgres: PostgresServer) -> None:
-    """When a worker reconnects, PgBouncer has the database's address."""
+    """A worker reconnects, and PgBouncer is now at the database's address."""
     with PgBouncer(postgres, ignores=SETTINGS) as pgbouncer:
         database = Database(pgbouncer.url_of(postgres.create_database()))
         with pytest.raises(Unavailable):

@@ -35,7 +35,7 @@ MESSAGE = b'{"epoch":"e","seq":7}\n{"id":1}'
 def test_a_message_is_verified_with_the_key_that_signed_it() -> None:
     worker = Signer([KEY, OLD_KEY])
     assert worker.verify(worker.sign(MESSAGE)) == MESSAGE
-    assert worker.verify(Signer([OLD_KEY]).sign(MESSAGE)) == MESSAGE, "signed by a worker that has only the old key"
+    assert worker.verify(Signer([OLD_KEY]).sign(MESSAGE)) == MESSAGE, "the signature with the old key is accepted"
     assert len(worker.sign(MESSAGE)) == len(MESSAGE) + OVERHEAD
 
 

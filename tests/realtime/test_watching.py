@@ -77,7 +77,7 @@ async def test_a_watcher_resumes_where_it_was(service: Service) -> None:
         missed = [await alice.add(title=f"missed {number}") for number in range(20)]
         epoch = watcher.welcome["data"]["epoch"]
         async with service.watch(f"since={seen['seq']}&epoch={epoch}") as again:
-            assert again.welcome["data"]["seq"] == seen["seq"], "the position that the stream starts from"
+            assert again.welcome["data"]["seq"] == seen["seq"], "the welcome has the requested position"
             for movie in [*missed, await alice.add(title="live")]:
                 await again.sees(movie)
             assert again.seqs == list(range(seen["seq"] + 1, seen["seq"] + 22))
