@@ -130,7 +130,7 @@ async def settled(database: Database) -> list[dict[str, Any]]:
 
 
 async def sent(database: Database, *gateways: Gateway | MailServer) -> list[dict[str, Any]]:
-    """Empty the outbox with one mailer per gateway, and return its rows. Each mailer has connections of its own."""
+    """Empty the outbox with one mailer per gateway, and return the rows. Each mailer has its own connections."""
     async with AsyncExitStack() as stack:
         for gateway in gateways:
             worker = Database(database.url)

@@ -28,7 +28,7 @@ HALF = "\ud83d"  # half of a surrogate pair
 
 @dataclass
 class Deaf:
-    """A server that welcomes or rejects every client. It replies only to requests, with their bodies."""
+    """A server that welcomes or rejects every client. It replies only to requests with a body, and echoes the body."""
 
     status: int | None = None
     port: int = 0

@@ -266,7 +266,7 @@ IN_ORDER = ["", "-b", "10", "9", "A", "B", "Z", "_a", "a", "a-b", "ab", "b", "z"
 
 
 async def with_english_collation(url: str) -> str:
-    """Create a database with English collation if the server supports that. Return its URL, or else the given URL."""
+    """Create a database with English collation and return its URL, or return `url` if that is not supported."""
     connection = await asyncpg.connect(url)
     with suppress(asyncpg.PostgresSyntaxError):  # not supported before PostgreSQL 15
         await connection.execute("CREATE DATABASE english TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US'")

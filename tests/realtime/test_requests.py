@@ -1,4 +1,4 @@
-"""The REST API over a socket: the same responses as over HTTP, several at once, with the socket's identity."""
+"""The REST API over a socket: the same responses as over HTTP, concurrent requests, and the socket's identity."""
 
 from __future__ import annotations
 

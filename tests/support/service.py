@@ -52,7 +52,7 @@ _names = itertools.count(1)
 
 
 async def eventually(check: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
-    """Wait until `check()`, awaited if it is a coroutine, returns a true value; return this value."""
+    """Wait until `check()` returns a true value, and return the value. `check` may be asynchronous."""
     deadline = time.monotonic() + seconds
     while True:
         found = check()
