@@ -268,7 +268,7 @@ IN_ORDER = ["", "-b", "10", "9", "A", "B", "Z", "_a", "a", "a-b", "ab", "b", "z"
 async def with_english_collation(url: str) -> str:
     """Create a database with English collation and return its URL, or return `url` if that is not supported."""
     connection = await asyncpg.connect(url)
-    with suppress(asyncpg.PostgresSyntaxError):  # not supported before PostgreSQL 15
+    with suppress(asyncpg.PostgresSyntaxError):  # PostgreSQL before 15 does not support this
         await connection.execute("CREATE DATABASE english TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US'")
         url = f"{url.rpartition('/')[0]}/english"
     await connection.close()

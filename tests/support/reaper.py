@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 VARIABLE = "MARQUEE_TEST_PROCESSES"  # the tokens of this process and of its parent test processes
-TMP = Path("/tmp")  # not $TMPDIR: other users must have access, and the paths of Unix sockets must be short
+TMP = Path("/tmp")  # do not use $TMPDIR: other users must have access, and the paths of Unix sockets must be short
 KILL_SECONDS = 10.0
 PAUSE_SECONDS = 0.05
 

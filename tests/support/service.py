@@ -33,7 +33,7 @@ from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEADLINE_SECONDS = 30.0
-PASSWORD = "sewers of Vienna"  # not the example password, which the banner prints
+PASSWORD = "sewers of Vienna"  # must differ from the example password, which the banner prints
 SECRET = "a secret for tests only, long enough"
 ADMIN = ("chief", "the chief of tests")
 
