@@ -510,7 +510,7 @@ async def test_an_invalid_name_of_the_first_admin_is_one_sentence(tmp_path: Path
 async def test_a_renamed_or_deleted_first_admin_is_not_created_again(
     new_service: Callable[..., Service], fate: str
 ) -> None:
-    """A re-created account would have the password from the settings, which other people may know."""
+    """The first admin is not created again: other people may know the password from the settings."""
     service = new_service().start()
     async with service.admin() as admin, service.person() as alice:
         await change_group(admin, alice, "admin")

@@ -79,7 +79,7 @@ async def activated(scene: Scene) -> AsyncIterator[tuple[httpx.AsyncClient, dict
 
 
 async def request_address(client: httpx.AsyncClient, address: str) -> dict[str, Any]:
-    """Request a change of address, which must then be confirmed. Return the account."""
+    """Request a change of address without confirming it. Return the account."""
     account: dict[str, Any] = await ok(client.patch("/users/me", json={"email": address, "current_password": PASSWORD}))
     return account
 

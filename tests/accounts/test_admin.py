@@ -274,7 +274,7 @@ async def put_out(database: Database, admin: int, user: int) -> dict[str, Any]:
 
 
 async def test_one_of_two_concurrently_leaving_admins_stays(database: Database) -> None:
-    """Try all ways to leave. If two admins remove each other, the slower one gets Forbidden."""
+    """Try all ways in which two admins may lose their rights. If they remove each other, the slower gets Forbidden."""
     chief = await account(database, "chief", Group.ADMIN)
     ways: list[tuple[Callable[[int, int], list[Any]], type[Problem]]] = [
         (lambda one, two: [delete(database, one), delete(database, two)], Conflict),

@@ -179,7 +179,7 @@ async def test_replaced_and_deleted_avatars_are_gone(gallery: Gallery) -> None:
         assert not gallery.files_of(first) & gallery.files()
         assert gallery.files_of(second) <= gallery.files()
         assert (await alice.http.get(first["avatar_url"])).status_code == 404
-        for _ in range(2):  # the second time, there is nothing to delete
+        for _ in range(2):  # the second request finds nothing to delete
             assert (await alice.http.delete(MINE)).status_code == 204
             assert (await me(alice))["version"] == second["version"] + 1
         assert (await me(alice))["avatar_url"] is None
@@ -270,7 +270,7 @@ async def test_a_profile_form_may_contain_the_avatar(gallery: Gallery) -> None:
         # A form without a file, or with the empty file that a browser sends when none is selected, keeps the avatar.
         for files in ({"avatar": ("", b"", "application/octet-stream")}, {"info": (None, b"Acts.")}):
             assert (await alice.http.put(path, files=files)).json()["avatar_url"] == profile["avatar_url"]
-        # Both are rejected: a bare picture would clear all other fields, and a selected file of 0 bytes is a mistake.
+        # Rejected: a body that is only a picture (it would clear the other fields), and a selected file of 0 bytes.
         for method in ("PUT", "PATCH"):
             bare = await alice.http.request(method, path, content=photo(), headers={"Content-Type": "image/png"})
             assert bare.status_code == 415
@@ -450,7 +450,7 @@ async def test_slow_uploads_block_only_their_own_user(gallery: Gallery) -> None:
 async def test_only_one_of_several_concurrent_uploads_stays(gallery: Gallery) -> None:
     async with gallery.service.person() as alice:
         before = gallery.files()
-        colours = ("red", "blue")  # as many as one user may have waiting
+        colours = ("red", "blue")  # as many pictures as one user may have waiting to be converted
         answers = await asyncio.gather(*(put_avatar(alice, photo(colour=colour)) for colour in colours))
         assert [answer.status_code for answer in answers] == [200] * 2
         account = await me(alice)

@@ -117,7 +117,7 @@ async def test_a_write_with_all_its_rights_or_more_is_done(writer: Writer) -> No
     assert await writer.write() is None
     admin = accounts.an_admin(writer.admin_id)
     await writer.database.write(lambda tx: users.change_group(tx, admin, writer.identity.user_id, Group.ADMIN))
-    assert await writer.write() is None, "the client may have gained rights"
+    assert await writer.write() is None, "a client that has gained rights may write"
 
 
 async def test_a_write_with_a_token_that_has_expired_meanwhile_is_refused(writer: Writer) -> None:

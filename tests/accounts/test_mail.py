@@ -130,7 +130,7 @@ async def settled(database: Database) -> list[dict[str, Any]]:
 
 
 async def sent(database: Database, *gateways: Gateway | MailServer) -> list[dict[str, Any]]:
-    """Empty the outbox with one mailer per gateway, and return its rows. Each mailer has connections of its own."""
+    """Empty the outbox with one mailer per gateway, and return the rows. Each mailer has its own connections."""
     async with AsyncExitStack() as stack:
         for gateway in gateways:
             worker = Database(database.url)
@@ -309,7 +309,7 @@ async def test_an_active_account_receives_no_activation_email(database: Database
 
 
 async def test_an_account_receives_no_activation_email_after_a_week(database: Database, server: MailServer) -> None:
-    """Otherwise, someone who requests an email every day could reserve another person's address forever."""
+    """Requesting an email every day must not reserve another person's address forever."""
     await account(database, waits=True)
     for days, mailed in ((DAYS_TO_ACTIVATE - 1, 1), (DAYS_TO_ACTIVATE + 1, 1)):
         created_at = datetime.now(UTC) - timedelta(days=days)
@@ -348,7 +348,7 @@ async def test_an_account_receives_one_email_a_minute_and_five_a_day(database: D
         for _ in range(2):
             await request(database, MailType.RESET_PASSWORD, "holly@example.org")
         await sent(database, server)
-        assert len(server.received) - count <= 1, "at most one email a minute"
+        assert len(server.received) - count <= 1, "expected at most one email a minute"
         count = len(server.received)
         minutes_ago = datetime.now(UTC) - timedelta(minutes=2)
         await change(database, models.mails, created_at=minutes_ago.isoformat().replace("+00:00", "Z"))

@@ -39,7 +39,7 @@ async def test_each_action_on_rows_of_others_is_recorded_once(service: Service, 
         his, own = (await bob.add(kind.name))["id"], (await mod.add(kind.name))["id"]
         async with entries_of(admin, mod) as found:
             path = f"{kind.path}/{hers}"
-            for _ in range(2):  # the second one changes nothing
+            for _ in range(2):  # the second, identical request changes nothing
                 await ok(mod.http.patch(path, json={"description": "moderated"}))
             await ok(mod.http.put(path, json=kind.fields("Moderated")))
             await ok(mod.http.patch(f"{kind.path}/{own}", json={"description": "mine"}))
@@ -148,4 +148,4 @@ async def test_entries_of_earlier_versions_are_about_accounts(
         (entry,) = await ok(admin.http.get("/admin/audit?user_id=7"))
         assert (entry["id"], entry["resource"], entry["entity_ids"], entry["count"]) == (1, "users", [7], 1)
         newer = await ok(admin.http.get("/admin/audit?after=1"))
-        assert [each["action"] for each in newer] == ["create"], "the first admin, with a new id"
+        assert [each["action"] for each in newer] == ["create"], "the first admin's entry has a new id"

@@ -183,7 +183,7 @@ def test_scans_are_bounded_together_with_pixels() -> None:
     many = whole[:last] + whole[last:-2] * 91 + whole[-2:]
     assert images.scans_of(many) == scans + 90 < images.MAX_JPEG_SCANS
     assert images.squares(many, SIDES), "a small picture may have many scans"
-    # The header claims more pixels than there are. Only a check that decodes nothing can reject the picture so fast.
+    # The header exaggerates the size. Only a check that decodes nothing can reject the picture so fast.
     header = many.index(b"\xff\xc2")
     large = many[: header + 5] + struct.pack(">HH", 5_000, 5_000) + many[header + 9 :]
     started = time.monotonic()

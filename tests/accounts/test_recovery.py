@@ -218,7 +218,7 @@ async def test_all_invalid_tokens_get_the_same_response(service: Service) -> Non
         await sql(service, f"UPDATE one_time_tokens SET expires_at = created_at WHERE user_id = {late.id}")
         body = {"email": f"{fresh_name()}@example.org", "current_password": PASSWORD}
         await ok(moved.client.patch("/users/me", json=body))
-        # This change of address does not revoke the token, which must be invalid nevertheless.
+        # Changing the address in the database does not revoke the token, but the token must be invalid anyway.
         await sql(service, f"UPDATE users SET email = 'new-{former.email}' WHERE id = {former.id}")
         chief = await stack.enter_async_context(service.admin())
         await ok(chief.http.post(f"/admin/users/{disabled.id}/deactivate"))

@@ -430,7 +430,7 @@ async def test_rights_that_are_lost_while_the_body_arrives_are_lost_for_every_op
         asker = await cast.new("admin")
         token = asker.person.token
         if loss is expired:
-            token = asker.person.forged(exp=int(time.time()) - 3)  # 2 s remain: the leeway is 5 s
+            token = asker.person.forged(exp=int(time.time()) - 3)  # valid for 2 more seconds, because the leeway is 5 s
             asker.person.http.headers["Authorization"] = f"Bearer {token}"
         slow: dict[str, SlowRequest] = {}
         for operation in operations_that_wait():

@@ -162,7 +162,7 @@ def test_a_key_id_does_not_reveal_the_key() -> None:
 def before_and_after(
     new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Service, Service]]:
-    """Two workers on one database. The first has the old key and hashing cost, the second has the new ones."""
+    """Two workers on one database. The first has the old key and hashing cost, and the second has the new ones."""
     places = new_places()
     changed = {"OLD_SECRET_KEYS": OLD_KEY, "PASSWORD_MEMORY_KIB": "1024", "PASSWORD_TIME_COST": "3"}
     folder = tmp_path_factory.mktemp("keys")

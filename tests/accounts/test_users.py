@@ -222,7 +222,7 @@ async def test_the_users_of_one_network_share_a_multiple_of_the_changes_of_addre
             return await person.http.patch("/users/me", json=body, headers=headers)
 
         statuses = [(await change(person, number, here)).status_code for number in range(3) for person in (alice, bob)]
-        assert statuses == [200] * 5 + [429], "five changes for the whole network"
+        assert statuses == [200] * 5 + [429], "all users of a network share five changes"
         assert (await change(bob, 3, elsewhere)).status_code == 200, "the user may send requests from other networks"
 
 
@@ -279,7 +279,7 @@ async def test_users_are_found_only_by_visible_fields(service: Service) -> None:
         assert (await bob.http.patch("/users/me", json={"email": f"{secret}@example.org", **proof})).status_code == 200
         for query in (f"q=popescu {bob.id}", f"q={bob.name}", f"name[prefix]=robert {bob.id}", f"username={bob.name}"):
             assert [user["id"] for user in (await alice.http.get(f"/users?{query}")).json()] == [bob.id], query
-        assert (await alice.http.get(f"/users?q={secret}")).json() == [], "a match would reveal a hidden field"
+        assert (await alice.http.get(f"/users?q={secret}")).json() == [], "a search must not match hidden fields"
         async with service.admin() as admin:
             for query in (f"{key}={secret}" for key in ("q", "email[contains]", "first_name", "or[0][last_name]")):
                 assert [user["id"] for user in (await admin.http.get(f"/users?{query}")).json()] == [bob.id], query

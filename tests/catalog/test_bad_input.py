@@ -412,7 +412,7 @@ async def test_the_token_of_a_disabled_or_deleted_user_is_rejected(
 
 
 def is_logged(service: Service, request_id: str) -> bool:
-    """Return whether the request has been logged, which happens after its response."""
+    """Return whether the request has been logged. Requests are logged after the response."""
     return request_id in service.log()
 
 

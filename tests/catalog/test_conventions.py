@@ -120,7 +120,7 @@ async def test_every_response_has_a_request_id_that_is_logged(service: Service) 
 
 
 async def in_the_log(service: Service, answer: httpx.Response) -> None:
-    """Wait for the log line of a request, which is written after the response."""
+    """Wait for a request's log line, which is written after the response."""
     request_id = answer.headers["x-request-id"]
     await eventually(lambda: f'"{request_id}"' in service.log(), f"the log has {request_id}", 5)
 

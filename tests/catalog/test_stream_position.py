@@ -140,7 +140,7 @@ async def list_of(person: Person, query: str = "") -> tuple[dict[int, dict[str, 
 
 
 async def test_a_list_plus_the_events_after_it_equals_the_final_list(new_service: Callable[..., Service]) -> None:
-    """Check the same for a filtered list with the events of its filter, and for a count."""
+    """Also check filtered lists (with the events of their filter) and counts."""
     service = new_service().start()
     async with service.person() as alice:
         listed: list[Strict] = []
@@ -200,7 +200,7 @@ async def test_every_list_carries_the_number_of_the_last_event(service: Service)
 
 
 async def test_a_write_tells_the_position_of_its_last_event(service: Service) -> None:
-    """A stream that has reached the position has shown the write. Without an event, the position is the log's head."""
+    """A stream that has reached the position has shown the write. A write without an event returns the log's head."""
     async with service.person() as alice, service.watch("topics=movies,jobs") as watcher:
 
         async def told(method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Head:

@@ -119,7 +119,7 @@ async def test_letters_that_need_joiners_are_kept(service: Service) -> None:
 
 
 async def filled_by_the_version_before(places: Places) -> None:
-    """Create a database with an earlier schema and fill it like that version, which did not normalise text."""
+    """Create a database with an earlier version's schema, and fill it as that version did: without normalising text."""
     database = Database(places.database_url)
     async with database.begin() as (connection, _):
         await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "0006"))

@@ -135,7 +135,7 @@ class Outcome:
 
 
 async def run(chaos: Chaos, postgres: PostgresServer, redis: RedisServer, folder: Path) -> Outcome:
-    """Carry out a run. Both servers fail during the run and work again at its end. The workers log to `folder`."""
+    """Carry out a run. PostgreSQL and Redis fail during it and work again at its end. The workers log to `folder`."""
     with Proxies() as proxies:
         stage = Stage(chaos, postgres, redis, proxies, folder)
         try:

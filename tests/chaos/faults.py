@@ -97,7 +97,7 @@ class Stage:
         self.unasked_ends: list[str] = []
 
     async def start(self) -> None:
-        # One after another, because the first worker migrates the database.
+        # Start the workers one after another, because the first one migrates the database.
         for service in self.services:
             await asyncio.to_thread(service.start)
 

@@ -226,7 +226,7 @@ def differences(log: Log, wish: Wish, start: int, got: Sequence[Frame], end: int
 
 @dataclass
 class Differences:
-    """How received frames differ from the expected ones, as sequence numbers or pairs of frames. `repeated` includes
+    """The differences between received and expected frames, as sequence numbers or pairs of frames. `repeated` includes
     events that the watcher did not subscribe to."""
 
     events: int
@@ -251,7 +251,7 @@ class Differences:
 
 
 def broken_promises(log: Log, promised: Sequence[tuple[str, Row]]) -> list[str]:
-    """Return a message for each acknowledged row that is not in the log exactly once, as it was returned."""
+    """Return a message for each acknowledged row that the log does not contain unchanged and exactly once."""
     added: dict[tuple[str, int], list[Row]] = {}
     names: dict[tuple[str, str], int] = {}
     for entry in log.entries:

@@ -26,7 +26,7 @@ LONGEST_SILENCE_SECONDS = 3.0
 RESTART_SECONDS = 180.0
 QUIET_SECONDS = 1.0
 CATCH_UP_SECONDS = 30.0
-PLENTY = 5_000  # operations per writer: more than it can carry out before it is stopped
+PLENTY = 5_000  # more operations per writer than it can carry out before it is stopped
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def workers_of(service: Service) -> frozenset[int]:
     """Return the pids of the supervisor's workers."""
 
     def is_spawned(child: str) -> bool:
-        with suppress(FileNotFoundError):  # the child has ended in the meantime
+        with suppress(FileNotFoundError):  # the child has already ended
             return b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
         return False
 

@@ -145,7 +145,7 @@ class Wire(asyncio.Protocol):
 
 
 class Crowd:
-    """The watchers, and for each port one that is never cut: its position shows how far the others should be."""
+    """The watchers, and for each port one that is never cut, whose position shows how far the others should be."""
 
     def __init__(self, number: int, ports: Sequence[int]) -> None:
         self.uncut = [Watcher(port) for port in ports]
@@ -199,7 +199,7 @@ class Crowd:
         return {"wrong": wrong, "events": sum(len(each.seqs) for each in self.watchers)}
 
     async def _until(self, check: Any) -> None:
-        with contextlib.suppress(AssertionError):  # not an error here: the result shows what is missing
+        with contextlib.suppress(AssertionError):  # a timeout is no error here: the result shows what is missing
             await eventually(check, "all watchers are there", DEADLINE_SECONDS)
 
 

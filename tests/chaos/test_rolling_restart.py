@@ -13,7 +13,7 @@ from tests.support.servers.redis import RedisServer
 from tests.support.service import Service
 
 TIMES = 10
-SECONDS = 15.0  # no restart begins later, because ten take a minute on a quiet machine; `make chaos` does all ten
+SECONDS = 15.0  # no restart begins after this time: all ten take a minute, and only `make chaos` waits for them
 
 
 @pytest.mark.alone

@@ -23,13 +23,13 @@ from tests.support.service import ROOT, Person, Service, several_services
 WATCHERS = 2_000
 AWAY_SECONDS = 1.0
 CATCH_UP_SECONDS = 10.0
-MAX_LOG_READS = 10  # per worker
+MAX_LOG_READS = 10  # log reads per worker
 PAUSE_SECONDS = 0.04
 
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """Raise the limit on open files, which the services inherit, because each socket counts as an open file."""
+    """Raise the limit on open files, because each socket counts as an open file. The services inherit the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8 * WATCHERS), hard))
     yield

@@ -46,7 +46,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Manner:
-    """The behaviour of a watcher. Numbers are frames or seconds; 0 means never."""
+    """The behaviour of a watcher. Numbers count frames or seconds; 0 means never."""
 
     kind: str
     leaves_after: int = 0  # disconnects after about this many frames, without a close frame

@@ -93,7 +93,7 @@ def plan(seed: int, writer: int, count: int) -> list[Operation]:
 
 @dataclass
 class Progress:
-    """The number of writes that all writers together have begun; each fault waits for a certain number."""
+    """The number of writes that all writers together have begun; each fault waits until a certain number is reached."""
 
     begun: int = 0
     again: int = 0

@@ -22,7 +22,7 @@ from tests.support.node import node_command
 from tests.support.programs import output_of
 
 MODULE = Path(__file__).resolve().parent.parent.parent / "clients" / "javascript" / "marquee.js"
-ROUNDS = 3  # a fault, a fault after the first item, and no fault
+ROUNDS = 3  # rounds with a fault, with a fault after the first item, and without a fault
 ERRORS = ("unavailable", "rate_limited")
 ENDINGS = ("cut", "1012", "4008", "4429", "restart")
 STREAMS = {"watch": "subscribe", "view": "subscribe", "presence": "presence"}

@@ -28,7 +28,7 @@ HALF = "\ud83d"  # half of a surrogate pair
 
 @dataclass
 class Deaf:
-    """A server that welcomes or rejects every client. It replies only to requests, with their bodies."""
+    """A server that welcomes or rejects every client. It replies only to requests with a body, and echoes the body."""
 
     status: int | None = None
     port: int = 0
@@ -240,7 +240,7 @@ async def test_a_404_ends_the_client_that_can_see_the_status() -> None:
 
 
 async def test_repeated_failures_to_connect_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """The JavaScript client does not see the status of a rejection, so it retries after any status and logs that."""
+    """The JavaScript client does not see the status of a rejection, so it retries and logs any rejection."""
     async with deaf(503) as server:
         with caplog.at_level(logging.WARNING, "marquee_client"):
             async with Client(server.url, retry=Retry(0.01, 0.01)) as client:

@@ -1,4 +1,4 @@
-"""Both clients write filters as query strings of lists, which the service parses into the same filters."""
+"""Both clients encode filters as query strings for lists, and the service parses them into the same filters."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def command(client: str) -> Sequence[str]:
         return (sys.executable, "-m", "clients.python.conformance_driver")
     if client == "node":
         return (*node_command(), str(DRIVER))
-    return (*chromium("{folder}"), "{page}")  # the runner replaces both names in braces
+    return (*chromium("{folder}"), "{page}")  # the runner replaces {folder} and {page}
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ async def test_a_full_disk_is_noticed_before_it_is_full(database: Database, monk
 @SQLITE_ONLY
 async def test_a_write_that_found_the_disk_full_is_a_503(database: Database) -> None:
     async with database.begin() as (connection, _):
-        await connection.execute(text("PRAGMA max_page_count = 1"))  # SQLite raises the limit to the current size
+        await connection.execute(text("PRAGMA max_page_count = 1"))  # SQLite raises this limit to the current size
     with pytest.raises(Unavailable) as caught:
         await database.write(fill)
     assert "full" in str(caught.value.__cause__)

@@ -108,7 +108,7 @@ def is_contiguous(seen: list[int]) -> bool:
 async def test_concurrent_writers_and_rollbacks_leave_no_gap_and_no_late_number(database: Database) -> None:
     committed: list[int] = []
     database.on_commit.append(lambda events: committed.extend(event.seq for event in events))
-    other = Database(database.url)  # another process, as far as the database can tell
+    other = Database(database.url)  # to the database, this is another process
     other.on_commit.append(lambda events: committed.extend(event.seq for event in events))
     (seen, errors), (seen_too, errors_too) = await asyncio.gather(storm(database), storm(other))
     await other.close()

@@ -259,16 +259,16 @@ async def test_the_database_and_the_hub_match_the_same_rows(database: Database) 
         theirs = (await lists.page_of(database, MOVIES, lists.ListRequest(filter=one, limit=1000))).rows
         assert ours == [row["id"] for row in theirs], one
         matched += bool(ours)
-    assert matched > 50, "filters that match no row prove nothing"
+    assert matched > 50, "expected more filters to match a row"
 
 
 IN_ORDER = ["", "-b", "10", "9", "A", "B", "Z", "_a", "a", "a-b", "ab", "b", "z", "É", "é", "\uff5e", "\U0001f600"]
 
 
 async def with_english_collation(url: str) -> str:
-    """Create a database with English collation if the server supports that. Return its URL, or else the given URL."""
+    """Create a database with English collation and return its URL, or return `url` if that is not supported."""
     connection = await asyncpg.connect(url)
-    with suppress(asyncpg.PostgresSyntaxError):  # not supported before PostgreSQL 15
+    with suppress(asyncpg.PostgresSyntaxError):  # PostgreSQL before 15 does not support this
         await connection.execute("CREATE DATABASE english TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US'")
         url = f"{url.rpartition('/')[0]}/english"
     await connection.close()

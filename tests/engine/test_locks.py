@@ -1,4 +1,4 @@
-"""Writes that other transactions block fail in time, and large deletions that would block others are refused."""
+"""Blocked writes fail in time, and large deletions that would block other transactions are refused."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from tests.support.servers.pgbouncer import PgBouncer
 from tests.support.servers.postgresql import PostgresServer
 from tests.support.service import Service, eventually
 
-CLIENTS = 12  # they share two connections
+CLIENTS = 12  # the clients share two connections
 ROUNDS = 20
 # The settings that PgBouncer must ignore to accept a client that sends them when it connects.
 SETTINGS = "jit, lock_timeout, idle_in_transaction_session_timeout, statement_timeout, max_parallel_workers_per_gather"
@@ -65,7 +65,7 @@ async def test_statement_mode_is_refused_because_it_has_no_transactions(postgres
 
 
 async def test_a_pooler_that_appears_later_gets_a_503_instead_of_statements(postgres: PostgresServer) -> None:
-    """A worker that connects again finds PgBouncer at the database's address."""
+    """A worker reconnects, and PgBouncer is now at the database's address."""
     with PgBouncer(postgres, ignores=SETTINGS) as pgbouncer:
         database = Database(pgbouncer.url_of(postgres.create_database()))
         with pytest.raises(Unavailable):
@@ -87,7 +87,7 @@ def add_genre(name: str) -> Any:
 
 async def test_many_clients_share_two_connections_without_a_wrong_row(pooled: Database, pgbouncer: PgBouncer) -> None:
     """Each client's statements differ but have the same parameters, so a mixed-up statement returns a wrong row."""
-    others = Database(pooled.url, has_pooler=True)  # another worker, as far as PgBouncer can tell
+    others = Database(pooled.url, has_pooler=True)  # to PgBouncer, this is another worker
     wrong: list[Any] = []
 
     def expect(found: Any, expected: Any) -> None:
@@ -137,7 +137,7 @@ async def test_each_transaction_has_its_limits_and_leaves_none_behind(pooled: Da
         await stranger.close()
 
 
-@pytest.mark.parametrize("pause", [0, 0.001, 0.01, 0.2])  # cancelled before, at the start of, and during the statement
+@pytest.mark.parametrize("pause", [0, 0.001, 0.01, 0.2])  # cancel before, at the start of, or during the statement
 async def test_a_cancelled_read_ends_in_the_database(pooled: Database, pause: float) -> None:
     for lane in Lane:
         reads = [asyncio.create_task(pooled.select(text("SELECT pg_sleep(600)"), lane)) for _ in range(2)]

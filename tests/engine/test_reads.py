@@ -74,7 +74,7 @@ async def test_a_read_that_waits_for_a_connection_has_the_same_deadline(hurried:
 
 async def test_a_cancelled_read_ends_in_the_database_and_leaves_its_connection_usable(database: Database) -> None:
     before = await connections_of(database)
-    for pause in (0, 0.001, 0.05):  # cancelled before the statement, at its start, and while it runs
+    for pause in (0, 0.001, 0.05):  # cancel before the statement, at its start, or while it runs
         reads = [asyncio.create_task(database.select(endless(database), Lane.COSTLY)) for _ in before]
         await asyncio.sleep(pause)
         for read in reads:
@@ -91,7 +91,7 @@ async def test_a_cancelled_read_ends_in_the_database_and_leaves_its_connection_u
 
 async def test_a_read_by_key_may_follow_a_cancelled_read_on_its_connection(database: Database) -> None:
     numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
-    long_enough = statement(f"{numbers} SELECT count(*) FROM n WHERE i > $1")  # runs long enough to be interrupted
+    long_enough = statement(f"{numbers} SELECT count(*) FROM n WHERE i > $1")  # the read can be interrupted
     reads = [asyncio.create_task(database.select(endless(database))) for _ in range(engines.READERS[Lane.POINT])]
     await asyncio.sleep(0.05)  # let the statements begin
     for read in reads:

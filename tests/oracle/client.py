@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed
 from tests.oracle.views import Row, View, Wrong
 from tests.support.frames_checked import check_frame
 
-RECEIVE_BUFFER_BYTES = 16 * 1024  # so small that the service soon notices a client that does not read
+RECEIVE_BUFFER_BYTES = 16 * 1024  # a small buffer, so that the service soon notices a client that does not read
 SEGMENT_BYTES = 1_400  # TCP itself would stall with the 64 KiB segments of the loopback interface
 TOO_SLOW = 4008
 
@@ -282,7 +282,7 @@ class Client:
         watched.view.subscribed(
             self._epoch, frame["data"]["seq"], since=asked.since, snapshot=asked.snapshot, is_bad=asked.is_bad
         )
-        if watched not in self.watched:  # given up before the reply to subscribe arrived
+        if watched not in self.watched:  # the view was given up before the reply to subscribe arrived
             self.watched.append(watched)
             await self.unsubscribe(watched, comes_back=False)
 

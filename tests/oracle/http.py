@@ -17,7 +17,7 @@ IDLE_SECONDS = 2.0  # the server closes connections that are idle for 5 s
 @dataclass(frozen=True)
 class Answer:
     status: int
-    headers: Mapping[str, str]  # names in lower case
+    headers: Mapping[str, str]  # header names in lower case
     body: Any  # None if the response has no body
 
 
@@ -52,7 +52,7 @@ class Rest:
             }
             found = await reader.readexactly(int(fields.get("content-length", 0)))
         except BaseException:
-            writer.transport.abort()  # a late response would be taken for that of another request
+            writer.transport.abort()  # otherwise, the next request might get a late response to this request
             raise
         self._idle.append((time.monotonic(), reader, writer))
         return Answer(int(head[0].split()[1]), fields, orjson.loads(found) if found else None)

@@ -32,9 +32,9 @@ from tests.support.resources import sql
 from tests.support.service import Person, Service
 
 EQUAL_SECONDS = 10.0
-WRITES_SECONDS = 60.0  # the time that queued writes and jobs have to end
+WRITES_SECONDS = 60.0  # the time limit for queued writes and jobs
 MAX_WAIT_SECONDS = 1.0
-STUCK_SECONDS = 120.0  # longer than any step may take
+STUCK_SECONDS = 120.0  # must exceed the longest duration of a step
 LANES = 3
 ENVELOPE_BYTES = 1_000  # upper bound of what a socket message adds to the body of its request
 BACKLOG = 8  # the next step is drawn once at most this many writes wait in a lane
@@ -137,7 +137,7 @@ class World:
     # --- writing
 
     async def write(self, lane: int, batch: Batch) -> None:
-        """Queue a batch. Return once few writes wait, or after MAX_WAIT_SECONDS: a paused socket may delay them."""
+        """Queue a batch. Return once few writes are waiting, or after MAX_WAIT_SECONDS if paused sockets delay them."""
         queue = self._lanes[lane]
         for write in batch.writes():
             queue.put_nowait(write)
@@ -327,7 +327,7 @@ class World:
         for write in self._markers():
             await self._write(write)
         truth = await self._all_are_right()
-        # A superfluous event would arrive before the reply to this ping.
+        # Any superfluous event arrives before the reply to this ping.
         await asyncio.gather(*(client.ping() for client in self.clients), return_exceptions=True)
         await self._all_are_right(truth)
 
@@ -350,7 +350,7 @@ class World:
         while True:
             self.check()
             for client in self.clients:
-                if not client.is_open:  # closed as too slow
+                if not client.is_open:  # the service closed the socket as too slow
                     await client.connect(self.quiets)
             waiting = [each for each in waiting if each[1].difference(each[2]) is not None]
             if not waiting:

@@ -27,7 +27,7 @@ EXAMPLES = int(os.environ.get("ORACLE_EXAMPLES", "3"))
 STEPS = 24
 BETWEEN_QUIETS = 6
 MAX_CLIENTS = 6
-MAX_VIEWS = 6  # per client
+MAX_VIEWS = 6  # views per client
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Oracle(stateful.RuleBasedStateMachine):
     ) -> None:
         world = self.world
         world.do(world.fresh(seed))
-        for lane, batch in enumerate(first):  # so that the first views begin while writes go on
+        for lane, batch in enumerate(first):  # the first views begin while these writes go on
             world.do(world.write(lane, batch))
         world.do(world.connect(crowd[0].worker, None, topics))
         for seat in crowd:
@@ -170,7 +170,7 @@ class Oracle(stateful.RuleBasedStateMachine):
         self.crowd -= 1
         self.world.do(self.world.leave(self.client(number)))
 
-    # --- what must be true
+    # --- checks
 
     @stateful.precondition(lambda self: self.steps_since_quiet >= BETWEEN_QUIETS)
     @stateful.rule()

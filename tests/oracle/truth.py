@@ -51,7 +51,7 @@ class Truth:
         self.rows = {topic: {row["id"]: row for row in rows} for topic, rows in found.items()}
 
     async def rows_for(self, view: View, user: int | None) -> Rows:
-        """Return the rows that match the view's filter, and assert that REST lists exactly these for the filter."""
+        """Return the rows that match the view's filter, and assert that REST lists exactly these rows."""
         found: Rows = {}
         for topic in view.topics:
             every = self.rows[topic if topic != "sessions" else f"sessions of {user}"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, Any]
-Rows = dict[str, dict[Any, Row]]  # by topic and id
+Rows = dict[str, dict[Any, Row]]  # rows by topic and id
 
 REMEMBERED = 60  # the last frames of a view, shown when a play fails
 
@@ -89,7 +89,7 @@ class View:
     # --- frames
 
     def take(self, frame: Row, *, snapshot: bool) -> bool:
-        """Apply a frame. Return False after a resync that no snapshot follows, because `snapshot` is False."""
+        """Apply a frame. Return False after a resync if no snapshot follows it, because `snapshot` is False."""
         operation = frame["operation"]
         if self._is_void:
             return True

@@ -34,7 +34,7 @@ SMALL = (
     (relations, "MAX_EVENT_ITEMS", 20),
 )
 RING_BYTES, RING_EVENTS = 64 * KIB, 60
-KERNEL_BYTES = 16 * KIB  # the send buffer of a socket, in which the kernel would otherwise keep megabytes
+KERNEL_BYTES = 16 * KIB  # the size of a socket's send buffer, which can hold megabytes by default
 
 
 def shrink() -> None:

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 CATALOG = ("movies", "characters", "genres")
 ADMIN = 2  # the admin's index; 0 and 1 are users
-LONG = "a long story " * 500  # a few dozen of these fill the buffers of a socket that is not read
+LONG = "a long story " * 500  # a few dozen texts of this length fill the buffers of an unread socket
 AGENTS = ("harry/1.0", "Lime 2", "cafe", "")
 
 
@@ -76,7 +76,7 @@ class Known:
     registered: int = 0
 
     def pick(self, chance: Random, resource: str, who: int, number: int) -> list[int]:
-        """Return ids of rows that this writer usually may change; often new rows, which others may be reading."""
+        """Return ids, mostly of rows that this writer may change, and often of new rows that others may be reading."""
         owners = self.owners[resource]
         own = [id_ for id_, owner in owners.items() if who == ADMIN or owner == self.user_ids[who]]
         pool = own if own and chance.random() < 0.95 else list(owners)
@@ -102,7 +102,7 @@ class Call:
 
 
 def call(write: Write, known: Known) -> Call | None:
-    """Return the request for a write, or None if there is nothing that it could change."""
+    """Return the request for a write, or None if the write could change nothing."""
     chance = Random(repr((write.seed, write.kind)))
     path, many = f"/{write.resource}", f"/{write.resource}/bulk"
     one = known.pick(chance, write.resource, write.who, 1)
@@ -158,14 +158,14 @@ def _account_call(write: Write, known: Known, chance: Random) -> Call | None:
 
 
 def _crowded(chance: Random, write: Write, known: Known) -> int | None:
-    """Return the newest movie for most of the admin's deletes of movies: deleting it also changes its characters."""
+    """Return the newest movie for most of the admin's deletions: deleting it also changes its many characters."""
     if write.resource == "movies" and write.who == ADMIN and chance.random() < 0.7:
         return max(known.owners["movies"], default=None)
     return None
 
 
 def fields(chance: Random, resource: str, known: Known, *, part: bool = False) -> Row:
-    """Return values for all writable fields, or with `part` for some. Values that filters use are frequent."""
+    """Return values for all writable fields or, with `part`, for some of them. Values that filters use are frequent."""
     row: Row
     if resource == "movies":
         row = {

@@ -1,4 +1,4 @@
-"""The list of commands, which `--help` shows without importing the commands."""
+"""`--help` lists the commands without importing them."""
 
 from __future__ import annotations
 

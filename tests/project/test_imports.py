@@ -133,7 +133,7 @@ def circles(root: Path) -> list[list[str]]:
 
 
 def test_every_declared_resource_is_in_the_registry() -> None:
-    """A resource whose file or constant is not named after its table would be missing without an error."""
+    """If its file or constant is not named after its table, a resource is not registered, without any error."""
     declared = {
         (path.stem, target.id)
         for path in (ROOT / "resources").glob("*.py")
@@ -169,7 +169,7 @@ def test_tests_share_only_what_is_no_test_and_bench_shares_nothing_with_them() -
 
 def test_every_owner_uses_what_it_owns() -> None:
     used = {(each.package, each.path) for each in imports_of(ROOT)}
-    for package in OWNERS.keys() - {"aiosqlite", "asyncpg"}:  # drivers, selected by the database URL
+    for package in OWNERS.keys() - {"aiosqlite", "asyncpg"}:  # these are drivers, selected by the database URL
         for owner in OWNERS[package]:
             assert any(name == package and path.startswith(owner) for name, path in used), f"{owner}: {package}"
 
@@ -264,7 +264,7 @@ def modules_of(root: Path) -> list[str]:
     names = []
     for path in product_files(root):
         parts = path.relative_to(root).with_suffix("").parts
-        if parts[0] != "migrations":  # scripts that Alembic runs
+        if parts[0] != "migrations":  # the migrations are scripts that Alembic runs
             names.append(".".join(parts).removesuffix(".__init__"))
     return names
 

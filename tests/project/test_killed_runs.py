@@ -19,9 +19,9 @@ from tests.support.documents import ROOT
 from tests.support.service import eventually
 
 VARIABLE = "MARQUEE_KILLED_RUN"
-SECONDS_TO_VANISH = 60.0  # includes a clean stop of every server after Ctrl-C
+SECONDS_TO_VANISH = 60.0  # time to clean up, including a clean stop of every server after Ctrl-C
 
-# When these tests run in the background, they may ignore SIGINT, and the inner run would inherit that.
+# In the background, these tests may ignore SIGINT. The inner run must not inherit that.
 PYTEST = """
 import runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -39,7 +39,7 @@ def test_that_is_killed(own_postgres, own_redis, tmp_path):
     ready.with_suffix(".part").write_text(json.dumps({"pids": pids, "token": reaper.TOKEN}))
     ready.with_suffix(".part").rename(ready)
     while True:
-        time.sleep(60)  # until it is killed
+        time.sleep(60)  # wait to be killed
 """
 
 

@@ -110,7 +110,7 @@ def test_what_is_asked_for_by_name_is_there() -> None:
 
 
 def test_no_part_of_a_package_that_its_decision_rules_out_is_loaded() -> None:
-    """Decision 20 trusts python-jose, passlib and broadcaster because these parts of them are not loaded."""
+    """Decision 20 trusts python-jose, passlib and broadcaster because certain parts of them are not loaded."""
     program = """
 import sys
 from broadcaster import Broadcast

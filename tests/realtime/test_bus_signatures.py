@@ -35,7 +35,7 @@ MESSAGE = b'{"epoch":"e","seq":7}\n{"id":1}'
 def test_a_message_is_verified_with_the_key_that_signed_it() -> None:
     worker = Signer([KEY, OLD_KEY])
     assert worker.verify(worker.sign(MESSAGE)) == MESSAGE
-    assert worker.verify(Signer([OLD_KEY]).sign(MESSAGE)) == MESSAGE, "signed by a worker that has only the old key"
+    assert worker.verify(Signer([OLD_KEY]).sign(MESSAGE)) == MESSAGE, "the signature with the old key is accepted"
     assert len(worker.sign(MESSAGE)) == len(MESSAGE) + OVERHEAD
 
 
@@ -156,7 +156,7 @@ async def test_a_group_that_rises_is_confirmed_in_the_database() -> None:
     registry.on_events([event(Group.MODERATOR)])
     await asked.wait()
     assert changes == []
-    registry.on_events([event(Group.ADMIN)])  # while the first event is being confirmed
+    registry.on_events([event(Group.ADMIN)])  # the first event is still being confirmed
     answering.set()
     await eventually(lambda: entry.identity.group is Group.ADMIN, "the group in the database applies")
 

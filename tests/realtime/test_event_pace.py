@@ -211,7 +211,7 @@ async def test_the_number_of_streams_is_limited(database: Database) -> None:
             await client.gets('"operation":"add"')
         clients[0].leave()
         await serving[0]
-        await found.opened()  # a stream may be opened again
+        await found.opened()  # a new stream is accepted again
         found.all.stop()
         await asyncio.gather(*serving)
         assert all(client.is_over for client in clients[1:])

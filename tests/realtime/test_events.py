@@ -89,7 +89,7 @@ class Stream:
 
 @asynccontextmanager
 async def stream(client: httpx.AsyncClient, query: str = "", **headers: str) -> AsyncIterator[Stream]:
-    """Open a stream and read its welcome, which names its position."""
+    """Open a stream and read its welcome, which contains the stream's position."""
     async with client.stream("GET", f"/events{query}", headers={**STREAM, **headers}) as response:
         assert response.status_code == 200, await response.aread()
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -227,7 +227,7 @@ async def test_a_position_older_than_the_log_gets_a_resync(new_service: Callable
     async with service.person() as alice:
         for _ in range(5):
             await alice.add()
-    service.kill()  # no process must have the newest events in memory
+    service.kill()  # the process still has the newest events in memory
     pruned = await prune(service, keep_rows=2)
     assert pruned
     service.start()

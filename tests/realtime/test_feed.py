@@ -200,7 +200,7 @@ async def test_foreign_messages_on_the_channel_are_ignored(redis: RedisServer) -
     listening.on_events.append(heard.append)
     listening.on_head.append(heads.append)
     running = asyncio.create_task(listening.run(lambda: Head("e", 1)))
-    await eventually(lambda: heads, "a message of the bus arrives")
+    await eventually(lambda: heads, "a bus message arrives")
     reader, writer = await asyncio.open_connection("127.0.0.1", redis.port)
     for junk in (b"junk", b"{}", b"[]", b"{}\nx", b'{"worker":1}', b"\n", b"\xff"):
         writer.write(b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%s\r\n" % (len(bus.CHANNEL), bus.CHANNEL.encode()))
@@ -253,7 +253,7 @@ async def test_only_one_of_several_workers_renews_the_epoch(database: Database) 
 
 
 class BreakingWriter:
-    """A writer whose next write raises if `breaks` is set, as the write of a closing transport may."""
+    """A writer whose next write raises an error if `breaks` is set, as a write to a closing transport may."""
 
     def __init__(self) -> None:
         self.texts: list[bytes] = []
@@ -318,7 +318,7 @@ async def test_an_event_that_cannot_be_encoded_closes_the_sockets_that_need_it(d
         plain = subscribe(Spec(movies), followed, hub)
         filtered = subscribe(Spec(movies, filters=(("movies", wanted),)), followed, hub)
         events = await write(database, 3)
-        strange = replace(events[1], payload=b'{"id":5}')  # without a title, as a later version may write it
+        strange = replace(events[1], payload=b'{"id":5}')  # a later version may omit the title
         followed.offer([events[0], strange, events[2]])
         hub.flush()
         assert len(plain.texts) == 3

@@ -299,7 +299,7 @@ def test_a_text_is_converted_once_for_each_row_and_event(monkeypatch: pytest.Mon
 
 
 def filters_with(conditions: int, number: int = 0) -> Sequence[tuple[str, Filter]]:
-    """Return one filter with this many conditions. Each `number` results in another filter."""
+    """Return one filter with this many conditions. Each `number` results in a different filter."""
     operators = ("gt", "gte", "lt", "lte", "ne")
     groups = [
         {

@@ -1,4 +1,4 @@
-"""Presence: who watches what, on all workers, with and without a bus. Reconnects do not show; dead workers vanish."""
+"""Presence: who watches what, on all workers, with and without a bus. Reconnects are hidden; dead workers vanish."""
 
 from __future__ import annotations
 
@@ -314,7 +314,7 @@ async def test_a_client_that_reconnects_is_not_seen_to_leave(new_worker: NewWork
         versions = "SELECT id, version FROM workers ORDER BY id"
         lingering = await query(first.database, "SELECT 1 FROM presence WHERE lingering > 0")
         before = await query(first.database, versions)
-        await asyncio.sleep(2 * presence.INTERVAL_SECONDS)  # long enough for a pending change to arrive
+        await asyncio.sleep(2 * presence.INTERVAL_SECONDS)  # give pending changes time to arrive
         return not lingering and before == await query(first.database, versions)
 
     await eventually(is_calm, "nothing lingers", 5)
@@ -424,7 +424,7 @@ async def test_a_lease_is_renewed_without_any_change(new_worker: NewWorker) -> N
     await sees(observer, 1, HOLLY)
     nudges = len(first.nudges)
     observer.frames.clear()
-    await asyncio.sleep(2 * stored.LEASE_SECONDS)  # longer than the lease lasts
+    await asyncio.sleep(2 * stored.LEASE_SECONDS)  # wait longer than the lease lasts
     assert (observer.sees, observer.frames, len(first.nudges)) == ((1, {HOLLY}), [], nudges)
 
 

@@ -1,4 +1,4 @@
-"""The REST API over a socket: the same responses as over HTTP, several at once, with the socket's identity."""
+"""The REST API over a socket: the same responses as over HTTP, concurrent requests, and the socket's identity."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.event_logs import database_of
 from tests.support.service import Service, eventually
 from tests.support.sockets import request, signed_in
 
-pytestmark = SQLITE_ONLY  # socket requests share the code of HTTP, which `tests/catalog` tests on both databases
+pytestmark = SQLITE_ONLY  # socket and HTTP requests share their code; `tests/catalog` tests it on both databases
 
 
 async def test_a_write_over_the_socket_gets_a_reply_and_an_event(service: Service) -> None:
@@ -52,7 +52,7 @@ async def test_a_reply_is_that_of_http(service: Service, method: str, path: str,
         assert reply["status"] == answer.status_code
         assert reply["body"] == (answer.json() if answer.content else None)
         varying = {"content-length", "date", "x-request-id", "stream-position", "server"}
-        varying.add("x-content-type-options")  # only matters to browsers that load a response over HTTP
+        varying.add("x-content-type-options")  # this header only concerns browsers that load an HTTP response
         assert {k: v for k, v in reply["headers"].items() if k not in varying} == {
             k: v for k, v in answer.headers.items() if k not in varying
         }

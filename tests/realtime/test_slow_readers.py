@@ -64,11 +64,11 @@ async def run(service: Service, alice: Person, slow: Watcher | None) -> tuple[in
         seconds = time.monotonic() - started
         assert (await alice.job_ended(job["id"]))["state"] == "done"
         if slow is not None:
-            await asyncio.sleep(max(0.0, STOPPED_SECONDS - seconds))  # the test needs a stop of this length
+            await asyncio.sleep(max(0.0, STOPPED_SECONDS - seconds))  # read nothing for at least that long
         return peak_bytes(service), seconds
 
 
-# PostgreSQL is enough: its driver needs more memory than SQLite's, and the hub and the replay need the same.
+# PostgreSQL is enough: its driver needs more memory than SQLite's; the hub and the replay need the same on both.
 @pytest.mark.parametrize("backend", ["postgres"], indirect=True, scope="session")
 async def test_a_reader_that_stops_for_20_seconds_costs_no_memory_and_misses_nothing(
     new_service: Callable[..., Service],
@@ -144,7 +144,7 @@ async def test_a_peer_that_answers_pings_is_kept(new_service: Callable[..., Serv
     async with served_here(service, ws_ping_interval=0.2, ws_ping_timeout=0.5), service.person() as alice:
         async with service.watch() as watcher:
             with contextlib.suppress(TimeoutError):
-                await watcher.next(2.0)  # the time of ten ping intervals
+                await watcher.next(2.0)  # wait for ten ping intervals
             await watcher.sees(await alice.add())
 
 

@@ -90,10 +90,10 @@ async def test_a_bulk_event_is_filtered_row_by_row(service: Service) -> None:
         assert event["data"] == {"count": 5, "items": movies[5:]}
         ids = [movie["id"] for movie in movies]
         edits = [
-            {"id": ids[0], "rating": 90},  # enters the filter
-            {"id": ids[1], "rating": 11},  # stays outside
-            {"id": ids[7], "rating": 99},  # stays inside
-            {"id": ids[8], "rating": 1},  # leaves the filter
+            {"id": ids[0], "rating": 90},  # the row enters the filter
+            {"id": ids[1], "rating": 11},  # the row stays outside the filter
+            {"id": ids[7], "rating": 99},  # the row stays inside the filter
+            {"id": ids[8], "rating": 1},  # the row leaves the filter
         ]
         updated = (await alice.http.patch("/movies/bulk", json=edits)).json()["updated"]
         parts = [await watcher.next() for _ in range(3)]
@@ -204,7 +204,7 @@ async def test_progress_reaches_named_subscriptions(service: Service) -> None:
         job = await alice.generate("movies", 300, "?rate=600&batch_size=50")
         frame = await watcher.until(lambda frame: frame["operation"] == "progress")
         assert (frame["subscription"], frame["data"]["id"]) == ("s1", job["id"])
-        await alice.job_ended(job["id"])  # wait, because other tests watch the same service
+        await alice.job_ended(job["id"])  # wait for the job, because other tests watch the same service
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ async def test_a_watcher_resumes_where_it_was(service: Service) -> None:
         missed = [await alice.add(title=f"missed {number}") for number in range(20)]
         epoch = watcher.welcome["data"]["epoch"]
         async with service.watch(f"since={seen['seq']}&epoch={epoch}") as again:
-            assert again.welcome["data"]["seq"] == seen["seq"], "the position that the stream starts from"
+            assert again.welcome["data"]["seq"] == seen["seq"], "the welcome has the requested position"
             for movie in [*missed, await alice.add(title="live")]:
                 await again.sees(movie)
             assert again.seqs == list(range(seen["seq"] + 1, seen["seq"] + 22))
@@ -97,7 +97,7 @@ async def test_an_invalid_position_gets_a_resync(service: Service, position: str
 async def test_watchers_get_a_resync_when_a_backup_is_restored_under_a_running_service(
     new_service: Callable[..., Service],
 ) -> None:
-    """Sequence numbers that watchers have seen are reused. Only the new epoch tells the old and new events apart."""
+    """Sequence numbers that watchers have seen are reused. Only the epoch distinguishes new events from old ones."""
 
     async def restore(tx: Transaction) -> None:
         await tx.connection.execute(text("DELETE FROM events WHERE seq > (SELECT max(seq) - 3 FROM events)"))

@@ -21,7 +21,7 @@ from tests.support.service import ADMIN, Service, eventually
 
 ROWS = 40_000
 CLIENTS = 12
-PROMPT_SECONDS = 5.0  # enough on a busy machine; behind costly lists, a read would take half a minute
+PROMPT_SECONDS = 5.0  # enough on a busy machine; a read that had to wait for costly lists would take 30 s
 # Each of the 190 conditions searches the twenty genres of every row, and all conditions are true.
 COSTLY = "/movies?" + "&".join(f"genre[ne]={number}" for number in range(190))
 FILL = {
@@ -116,7 +116,7 @@ async def test_a_read_over_a_socket_ends_when_the_socket_does(filled: Service) -
 
 async def test_a_read_past_its_deadline_is_a_503(new_service: Callable[..., Service]) -> None:
     service = new_service(READ_TIMEOUT_SECONDS="1").start()
-    await fill(service, 4 * ROWS)  # so that a costly read takes several seconds, even on a fast machine
+    await fill(service, 4 * ROWS)  # with so many rows, a costly read takes several seconds on any machine
     async with service.anyone() as reader:
         refused = await reader.get(COSTLY)
         assert_problem(refused, 503)

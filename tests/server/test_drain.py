@@ -1,4 +1,4 @@
-"""Stop and restart the service: clients are told to try again, neither takes long, and nothing is lost."""
+"""Stopping and restarting: clients are told to try again, neither operation takes long, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ async def test_a_stop_closes_every_connection_and_waits_for_no_client(small: Cal
         assert "retry-after: 1" in answer.lower()
         await rest_of(idle)
         assert (await rest_of(stream)).endswith("\r\n0\r\n\r\n"), "the stream ends properly"
-        assert took < 6, "neither the job, the half body, the stream nor the deaf watchers delayed the stop"
+        assert took < 6, "the job, the half body, the stream or an unread socket delayed the stop"
         for watcher in deaf:
             await code_of(watcher)
 
@@ -444,7 +444,7 @@ async def test_workers_that_are_starting_do_not_outlive_their_supervisor(small: 
     starting = asyncio.create_task(asyncio.to_thread(service.start))
     await eventually(lambda: service.log().count("worker started") == 2, "both workers are starting")
     process_of(service).kill()
-    with suppress(AssertionError):  # the start fails, unless the service was ready for a moment
+    with suppress(AssertionError):  # `start` fails unless the service became ready before the kill
         await starting
     await eventually(lambda: not workers_of(service), "the workers stop", 15)
 

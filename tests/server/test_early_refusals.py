@@ -17,7 +17,7 @@ from tests.support.service import Service, eventually
 pytestmark = SQLITE_ONLY
 
 TRIES = 20
-LENGTH = 3 * 1024 * 1024  # more than fits into the socket buffers while the server does not read
+LENGTH = 3 * 1024 * 1024  # more bytes than the socket buffers hold while the server does not read
 JSON = "Host: 127.0.0.1\r\nContent-Type: application/json\r\n"
 CLOSE = f"{JSON}Connection: close\r\n"
 CHUNK = b"10000\r\n" + b"x" * 65_536 + b"\r\n"
@@ -68,7 +68,7 @@ async def test_a_connection_goes_on_after_a_body_that_was_not_needed(service: Se
             assert " 401 " in await connection.head()
             await connection.reader.readuntil(b"}")
             await connection.send_all(b"x" * LENGTH)
-        await asyncio.sleep(6.0)  # longer than the keep-alive timeout, which starts at the end of the last body
+        await asyncio.sleep(6.0)  # wait longer than the keep-alive timeout, which starts after the last body
         assert connection.is_alone()
 
 

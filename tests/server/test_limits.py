@@ -75,7 +75,7 @@ async def flood(service: Service, frames: bytes, number: int) -> tuple[int, int]
         before = service.memory_bytes()
         await connection.send_all(frames * number)
         async with service.anyone() as client:
-            assert (await client.get("/healthz")).status_code == 200  # the service has read the frames
+            assert (await client.get("/healthz")).status_code == 200  # by now, the service has read the frames
         grown = service.memory_bytes() - before
         transport.resume_reading()
         answered = 0
@@ -117,7 +117,7 @@ async def test_control_frames_count_as_messages(new_service: Callable[..., Servi
         await connection.send_all(frame * 2 * (MAX_BURST_MESSAGES + MAX_REFUSED_MESSAGES))
         received = await connection.reader.read(-1)
         answered = received.count(b"\x8a\x7d" + b"p" * 125)
-        assert pongs <= answered < pongs + 500, "the burst, and what the bucket gained in the meantime"
+        assert pongs <= answered < pongs + 500, "expected the burst and what the bucket gained in the meantime"
         assert received.endswith(b"\x88" + bytes([2 + len(reason)]) + CloseCode.TOO_MANY_MESSAGES.to_bytes(2) + reason)
 
 

@@ -47,7 +47,7 @@ ENDS: Mapping[str, tuple[str, str]] = {
     "date-time": ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"),
     "text": ("'", "%_\\🎬\U0010ffff"),
 }
-REFUSED: Mapping[str, str] = {"integer": "1.5"}  # an invalid value; every other type rejects NUL
+REFUSED: Mapping[str, str] = {"integer": "1.5"}  # an invalid integer; for every other type, NUL is invalid
 
 # The schema of a file that is a body or a form field.
 FILE = {"type": "string", "format": "binary"}
@@ -193,7 +193,7 @@ def test_twins_have_the_body_of_their_write(document: dict[str, Any]) -> None:
 def thinned(document: dict[str, Any]) -> dict[str, Any]:
     """Return the document with each kind of condition (an operator and a schema) only once across all lists.
 
-    Multipart bodies are left out where a JSON body exists, because random bytes are no valid picture.
+    Multipart bodies are left out where a JSON body exists, because random bytes are not a valid picture.
     """
     found: dict[str, Any] = orjson.loads(orjson.dumps(document))
     for _, _, operation in operations_in(found):

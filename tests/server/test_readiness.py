@@ -89,7 +89,7 @@ FAULTS = {
 
 @dataclass(frozen=True)
 class Superuser:
-    """Runs statements that concern tables in a service's database, and others in the database `postgres`."""
+    """Runs statements about tables in a service's database, and all others in the database `postgres`."""
 
     server_url: str
     database: str

@@ -1,4 +1,4 @@
-"""Request heads and websocket handshakes are limited in size and time; one that exceeds a limit gets a response."""
+"""Request heads and websocket handshakes are limited in size and time. Exceeding a limit gets a response."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def test_connections_that_say_nothing_or_never_finish_a_head_are_closed(se
     async def blank_lines() -> Answer:
         """Send blank lines, which the parser skips before a request.
 
-        A keep-alive timeout would start again with each line.
+        If the keep-alive timeout applied here, each line would restart it.
         """
         async with raw_connection(service, GET) as connection:
 
@@ -60,7 +60,7 @@ async def test_connections_that_say_nothing_or_never_finish_a_head_are_closed(se
     quiet, *unfinished, blank = await asyncio.gather(
         silent(), trickling("GET /mo"), trickling("GET /movies HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "), blank_lines()
     )
-    assert quiet.status == 0, "a browser that connects in advance would take a 408 for the response to a later request"
+    assert quiet.status == 0, "a browser that connects in advance would mistake a 408 for a later response"
     assert [each.status for each in unfinished] == [408, 408]
     assert unfinished[0].headers["connection"] == "close"
     assert unfinished[0].detail == "Expected the request line and the headers within 10 seconds"
@@ -77,7 +77,7 @@ async def test_a_second_request_has_the_time_of_a_head_although_the_first_is_bei
             service, f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}GET /hea"
         ) as connection:
             assert await connection.head() == "HTTP/1.1 201 Created"
-            await asyncio.sleep(6.0)  # longer than the keep-alive timeout, which must not apply
+            await asyncio.sleep(6.0)  # wait longer than the keep-alive timeout, which must not apply here
             connection.send("lthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
             assert b"HTTP/1.1 200 OK" in await connection.reader.read(-1)
 
@@ -123,7 +123,7 @@ async def test_a_head_has_a_size(service: Service, head: str, status: int) -> No
     ],
 )
 async def test_what_never_ends_is_not_kept(service: Service, begin: str, part: str, status: int) -> None:
-    """An endless target must not be copied for each part, and endless headers and trailers must not be kept."""
+    """An endless target must not be copied for each new part, and endless headers and trailers must not be kept."""
     before = service.memory_bytes()
     async with raw_connection(service, begin) as connection:
         await connection.send_all(part.encode() * 20_000)
@@ -166,7 +166,7 @@ async def test_a_handshake_that_is_not_accepted_is_answered(
 
 
 async def test_a_handshake_sent_ahead_of_the_response_before_is_not_accepted(service: Service) -> None:
-    """If it accepted the handshake, the service could not notice a disconnect during the earlier request."""
+    """If the service accepted the handshake, it could not notice a disconnect during the earlier request."""
     async with raw_connection(service, GET + HANDSHAKE.format(target="/ws", headers="")) as connection:
         answer = await connection.answer()
     assert answer.status == 200

@@ -19,7 +19,7 @@ from tests.support.service import Person, Service, Watcher, eventually, several_
 from tests.support.sockets import bulk_rows, crowd
 
 WATCHERS_EACH = 50
-FEW_EACH = 10  # for scenes with faults, in which the number of watchers does not matter
+FEW_EACH = 10  # for tests with faults, where the number of watchers does not matter
 WRITES = 2_000
 FEW_WRITES = 500
 WRITERS_EACH = 8
@@ -136,8 +136,8 @@ async def test_redis_frozen_for_five_seconds_loses_nothing_and_delays_no_client(
 
                     await eventually(is_silent, "readiness reports that the bus is silent")
                     movie = await alice.add("characters", name="sent while Redis is frozen")
-                    await latecomer.until(lambda frame: frame.get("data") == movie)  # while Redis is still frozen
-                    await asyncio.sleep(2.5)  # so that the outage lasts five seconds in total
+                    await latecomer.until(lambda frame: frame.get("data") == movie)  # Redis is still frozen
+                    await asyncio.sleep(2.5)  # extend the outage to five seconds in total
 
         first = await all_have_arrived(alice, watchers) + 1
         await write_to_all(two_servers, alice, WRITES // 2)

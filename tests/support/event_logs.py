@@ -30,5 +30,5 @@ async def prune(service: Service, keep_rows: int) -> int:
 
 
 async def prune_log(database: Database, keep_rows: int) -> int:
-    long_ago = datetime(2000, 1, 1, tzinfo=UTC)  # so that no event is deleted because of its age
+    long_ago = datetime(2000, 1, 1, tzinfo=UTC)  # older than any event: none is deleted because of its age
     return await event_log.prune(database, keep_rows=keep_rows, keep_bytes=10**9, older_than=long_ago, max_rows=1_000)

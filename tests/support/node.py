@@ -14,7 +14,7 @@ PRELOAD = Path(__file__).resolve().parent.parent.parent / "clients" / "javascrip
 
 @functools.cache
 def node_command() -> tuple[str, ...]:
-    """Return the command, or skip the test. Node 22 has `WebSocket`; 20 needs a flag for it, and 18 the package ws."""
+    """Return the command, or skip the test. Node 22 has `WebSocket`, 20 needs a flag, and 18 needs the package ws."""
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
     for options in ((), ("--experimental-websocket",), ("--require", str(PRELOAD))):

@@ -58,7 +58,7 @@ class Process:
         return status
 
     def send_signal(self, number: int) -> None:
-        with self._lock:  # so that no other thread reaps the process first, and its number is not reused
+        with self._lock:  # no other thread can reap the process first, so its pid is not reused
             if self.poll() is None:
                 os.kill(self.pid, number)
 
@@ -73,7 +73,7 @@ class Nursery:
     """A process that has imported the application and forks services. Each test process starts one on first use."""
 
     def __init__(self) -> None:
-        reaper.start()  # must come first: it sets an environment variable that the services inherit
+        reaper.start()  # call this first, because it sets an environment variable that the services inherit
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
         self._process = subprocess.Popen(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import socket
 
-FIRST, LAST = 20_000, 32_000  # below the range from which Linux chooses ports of outgoing connections
+FIRST, LAST = 20_000, 32_000  # below Linux's range of ports for outgoing connections
 
 _reserved: list[socket.socket] = []
 

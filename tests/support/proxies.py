@@ -104,7 +104,7 @@ class Proxy:
         return len(chosen)
 
     def reader(self) -> Reader:
-        """Return a new object that filters the bytes from upstream of one connection."""
+        """Return a new object that filters one connection's bytes from upstream."""
         return Reader()
 
 

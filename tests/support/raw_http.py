@@ -73,7 +73,7 @@ class RawConnection:
 async def raw_connection(
     service: Service, text: str | bytes = b"", *, address: str = "127.0.0.1", keeps: int | None = None
 ) -> AsyncIterator[RawConnection]:
-    """Connect from `address`, which must be one of this machine, and send `text`.
+    """Connect from `address`, which must be one of this machine's addresses, and send `text`.
 
     With `keeps`, the client's side buffers only about this many bytes that the test has not read.
     """

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 VARIABLE = "MARQUEE_TEST_PROCESSES"  # the tokens of this process and of its parent test processes
-TMP = Path("/tmp")  # not $TMPDIR: other users must have access, and the paths of Unix sockets must be short
+TMP = Path("/tmp")  # do not use $TMPDIR: other users must have access, and the paths of Unix sockets must be short
 KILL_SECONDS = 10.0
 PAUSE_SECONDS = 0.05
 
@@ -43,7 +43,7 @@ def start() -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd="/",
-        start_new_session=True,  # so that Ctrl-C and other signals to the process group do not reach it
+        start_new_session=True,  # signals to the process group, such as Ctrl-C, do not reach the reaper
     ).returncode = 0  # nothing waits for the reaper, and Popen must not warn about that
 
 

@@ -33,7 +33,7 @@ from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEADLINE_SECONDS = 30.0
-PASSWORD = "sewers of Vienna"  # not the example password, which the banner prints
+PASSWORD = "sewers of Vienna"  # must differ from the example password, which the banner prints
 SECRET = "a secret for tests only, long enough"
 ADMIN = ("chief", "the chief of tests")
 
@@ -52,7 +52,7 @@ _names = itertools.count(1)
 
 
 async def eventually(check: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
-    """Wait until `check()`, awaited if it is a coroutine, returns a true value; return this value."""
+    """Wait until `check()` returns a true value, and return the value. `check` may be asynchronous."""
     deadline = time.monotonic() + seconds
     while True:
         found = check()

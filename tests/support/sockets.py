@@ -77,7 +77,7 @@ async def request(watcher: Watcher, method: str, path: str, **members: Any) -> d
     return await watcher.until(lambda frame: frame.get("reply_to") == identity)
 
 
-REVOKED_SECONDS = 2.0  # one second, as documented, and another for a busy machine
+REVOKED_SECONDS = 2.0  # the documented second, and one more for a busy machine
 
 
 def signed_in(person: Person) -> dict[str, Any]:

@@ -14,11 +14,11 @@ class PgBouncer(Server):
     """A PgBouncer in front of a PostgreSQL. All clients of a database share two connections to it.
 
     `mode` is PgBouncer's `pool_mode`. `ignores` lists startup parameters that PgBouncer ignores; it rejects clients
-    that send other unsupported ones.
+    that send any other unsupported parameter.
     """
 
     label = "pgbouncer"
-    stop_signal = signal.SIGTERM  # an immediate shutdown, whatever the clients do
+    stop_signal = signal.SIGTERM  # makes PgBouncer shut down immediately, whatever its clients do
 
     def __init__(self, postgres: PostgresServer, *, mode: str = "transaction", ignores: str = "") -> None:
         program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")

@@ -126,7 +126,7 @@ class PostgresServer(Server):
             # With these two settings off, only a crash of the machine could lose data.
             "fsync": "off",
             "full_page_writes": "off",
-            # On, because a server that a test kills would otherwise lose its last commits. Without fsync it is cheap.
+            # Without this, a server that a test kills would lose its last commits. With fsync off, it is cheap.
             "synchronous_commit": "on",
             # Use files in the data directory, because nothing would remove what a killed server leaves in /dev/shm.
             "dynamic_shared_memory_type": "mmap",

@@ -17,7 +17,7 @@ BUCKET = "pictures"
 
 
 class S3Server(Server):
-    """A server with one bucket, which is a folder, so its contents survive kill()."""
+    """A server with one bucket. The bucket is a folder, so its contents survive kill()."""
 
     label = "s3"
     stop_signal = signal.SIGTERM

@@ -82,7 +82,7 @@ class Server(ABC):
 
     @abstractmethod
     def _discard(self) -> None:
-        """Release what the ended processes left outside the directory, which close() then removes."""
+        """Release what the ended processes left outside the directory. Then close() removes the directory."""
 
     def __enter__(self) -> Self:
         try:
@@ -240,7 +240,7 @@ class Server(ABC):
                     cwd=self._base,
                     env=self._environment(),
                     pass_fds=(inherited,),
-                    start_new_session=True,  # so that Ctrl-C does not end the server while tests use it
+                    start_new_session=True,  # Ctrl-C must not end the server while tests use it
                     user=None if self._owner is None else self._owner.uid,
                     group=None if self._owner is None else self._owner.gid,
                     extra_groups=None if self._owner is None else [],
@@ -328,7 +328,7 @@ def _children(pid: int) -> list[int]:
 
 
 def unprivileged() -> Owner:
-    """Return the user to run a server as that refuses to run as root. Raises MissingServer."""
+    """Return the user for a server that refuses to run as root. Raise MissingServer if there is none."""
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(name)
@@ -337,7 +337,7 @@ def unprivileged() -> Owner:
 
 
 def wheel_dir(package: str) -> Path | None:
-    """Return the folder of an installed package, which may hold programs, or None if the package is missing."""
+    """Return the folder of an installed package that may hold programs, or None if the package is missing."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         return None
