@@ -145,7 +145,7 @@ class Wire(asyncio.Protocol):
 
 
 class Crowd:
-    """The watchers, and for each port one that is never cut, whose position shows how far the others should be."""
+    """The watchers, and one per port whose connection is never cut; its position shows how far the others should be."""
 
     def __init__(self, number: int, ports: Sequence[int]) -> None:
         self.uncut = [Watcher(port) for port in ports]

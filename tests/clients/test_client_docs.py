@@ -133,7 +133,7 @@ SESSIONS = {"python": SIGNED_IN_FROM_PYTHON, "javascript": SIGNED_IN_FROM_JAVASC
 async def test_the_recipe_of_the_document_refreshes_sessions(
     client: str, new_service: Callable[..., Service], tmp_path: Path
 ) -> None:
-    """Tokens last a minute, and the recipe refreshes them a minute before they expire, so it does so immediately."""
+    """Tokens last a minute, and the recipe refreshes a token a minute before it expires: it must do so immediately."""
     service = new_service(ACCESS_TOKEN_EXPIRE_MINUTES="1").start()
     document = (ROOT / "docs" / "clients.md").read_text()
     programs = re.findall(rf"^```{PROGRAMS[client][0]}\n(.*?)^```", document, re.MULTILINE | re.DOTALL)

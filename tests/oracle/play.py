@@ -37,7 +37,7 @@ MAX_WAIT_SECONDS = 1.0
 STUCK_SECONDS = 120.0  # must exceed the longest duration of a step
 LANES = 3
 ENVELOPE_BYTES = 1_000  # upper bound of what a socket message adds to the body of its request
-BACKLOG = 8  # the next step is drawn once at most this many writes wait in a lane
+BACKLOG = 8  # The next step is drawn only when no more than this many writes wait in a lane.
 # The expected statuses. 503 is missing, because no database is ever down in these tests.
 ANSWERS = frozenset({200, 201, 202, 204, 403, 404, 409, 429})
 PUBLIC = frozenset({"movies", "characters", "genres", "jobs"})

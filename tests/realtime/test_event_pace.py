@@ -1,4 +1,4 @@
-"""Event streams over time: heartbeats, clients that stop reading, and the limit on streams, without a service."""
+"""Event streams over time, tested without a service: heartbeats, clients that stop reading, the limit on streams."""
 
 from __future__ import annotations
 
