@@ -49,8 +49,8 @@ class Place:
         wanted = sum(each.size for _, each in filters)
         if self._conditions + wanted > MAX_CONDITIONS_PER_SOCKET:
             raise TooManyConditions(
-                f"Expected at most {MAX_CONDITIONS_PER_SOCKET:,} conditions in all filters of one socket, counted once "
-                f"per topic, got {self._conditions + wanted:,}"
+                f"Expected at most {MAX_CONDITIONS_PER_SOCKET:,} conditions in all filters of one socket, where a "
+                f"filter counts once for each of its topics; got {self._conditions + wanted:,}"
             )
         new = sum(key[1].size for key in filters if key not in self._network.filters)
         if self._max_per_address is not None and self._network.conditions + new > self._max_per_address:
