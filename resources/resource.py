@@ -127,7 +127,13 @@ class Resource:
             raise Forbidden(f"Only moderators and admins may add {self.name}")
 
     def require_may_change(self, identity: Identity, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Raise Forbidden, naming the rows, unless the identity may change all of them."""
+        """Raise Forbidden, naming the rows, unless the identity may change all of them.
+
+        Only staff may ask to change rows that only staff may change, even if no such rows exist.
+        """
+        rows = list(rows)
+        if self.changed_by == "staff" and not identity.is_staff and not rows:
+            raise Forbidden(f"Only moderators and admins may change {self.name}")
         foreign = [] if identity.is_staff else [row["id"] for row in rows if not self.is_own(identity, row)]
         if foreign:
             owners = "" if self.changed_by == "staff" else "the owner, " if len(foreign) == 1 else "the owners, "

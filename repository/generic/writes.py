@@ -210,6 +210,7 @@ async def edit_bulk(
     for entity_id, fields in edits:
         merged.setdefault(entity_id, {}).update(fields)
     if not merged:
+        resource.require_may_change(identity, ())
         return BulkResult([], [])
     found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted(merged))}
     resource.require_may_change(identity, found.values())
@@ -275,9 +276,9 @@ async def remove_bulk(tx: Transaction, resource: Resource, identity: Identity, i
     """Delete many entities and return their ids. Raises Forbidden."""
     wanted = list(dict.fromkeys(ids))
     found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted(wanted))}
+    resource.require_may_change(identity, found.values())
     if not found:
         return BulkResult([], wanted)
-    resource.require_may_change(identity, found.values())
     gone = list(found.values())
     await relations.release_children(tx, resource, gone, identity.user_id)
     named = rows.one_of(tx.is_sqlite, resource.table.c.id, list(found))

@@ -169,6 +169,7 @@ async def test_changes_of_ones_own_account_are_not_audited(service: Service) -> 
         assert (await alice.http.patch("/users/me", json={"name": "Alice"})).is_success
         assert (await alice.http.post("/users/me/profile", json={})).is_success
         assert (await admin.http.patch("/users/me", json={"name": "Chief"})).is_success
+        assert (await admin.http.patch(f"/users/{admin.id}", json={"name": "The chief"})).is_success
         assert (await alice.http.delete("/users/me")).is_success
         assert await trail(admin, alice.id) == []
         assert await ok(admin.http.get(f"/admin/audit?user_id={admin.id}")) == before

@@ -81,6 +81,17 @@ async def test_changes_of_genres_are_recorded_without_an_owner(service: Service)
         ]
 
 
+async def test_only_staff_may_ask_to_change_genres_even_if_none_is_found(service: Service) -> None:
+    async with service.person() as alice:
+        for method, path, body in (
+            ("DELETE", "/genres/bulk", {"ids": [2**40]}),
+            ("DELETE", f"/genres/bulk/{2**40}/{2**40 + 1}", None),
+            ("PATCH", "/genres/bulk", [{"id": 2**40, "name": "Noir"}]),
+            ("PATCH", "/genres/bulk", []),
+        ):
+            assert (await alice.http.request(method, path, json=body)).status_code == 403, (method, path)
+
+
 async def test_cancelling_a_job_of_another_user_is_recorded(service: Service) -> None:
     async with service.admin() as admin, service.person() as alice, moderator(service) as mod:
         async with entries_of(admin, mod) as found:
