@@ -87,8 +87,8 @@ def _clause(table: Table, condition: Condition, is_sqlite: bool) -> ColumnElemen
         column = type_coerce(column, BigInteger)
     value = condition.value
     if condition.field.kind is FieldType.STRINGS:
-        wanted = value if isinstance(value, tuple) else (value,)
-        holds = or_(*(_holds(column, str(item), is_sqlite) for item in wanted))
+        wanted = [str(item) for item in (value if isinstance(value, tuple) else (value,))]
+        holds = _holds_any(column, wanted, is_sqlite)
         return ~holds if condition.op is Op.NE else holds
     match condition.op:
         case Op.NE:
@@ -104,8 +104,10 @@ def _clause(table: Table, condition: Condition, is_sqlite: bool) -> ColumnElemen
     return compared
 
 
-def _holds(column: ColumnElement[list[str]], item: str, is_sqlite: bool) -> ColumnElement[bool]:
+def _holds_any(column: ColumnElement[list[str]], items: list[str], is_sqlite: bool) -> ColumnElement[bool]:
+    """Return the SQL condition that the list in `column` holds one of the items. A row's list is read only once."""
     if is_sqlite:
         each = func.json_each(column).table_valued("value")
-        return select(literal(1)).select_from(each).where(each.c.value == item).exists()
-    return type_coerce(column, JSONB).contains([item])
+        return select(literal(1)).select_from(each).where(each.c.value.in_(items)).exists()
+    holds: ColumnElement[bool] = type_coerce(column, JSONB).has_any(bindparam(None, items, type_=ARRAY(Text())))
+    return holds
