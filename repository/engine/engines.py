@@ -66,7 +66,7 @@ class Lane(Enum):
     POINT = "point"
     # Reading a list returns one page and counts the rows of the whole list.
     LIST = "list"
-    # A costly read searches every row of a table, or tests each row many times.
+    # A costly read searches or sorts a whole table at length, or tests each row many times.
     COSTLY = "costly"
 
 
