@@ -81,6 +81,7 @@ def build_app(settings: Settings, *, hears_signals: bool = False) -> Starlette:
         middleware=[
             *([proxies] if settings.trusted_proxies else []),
             Middleware(middleware.OnePath, root=settings.root),
+            *([Middleware(middleware.ClientShare)] if settings.has_limits else []),
             Middleware(middleware.RequestLog),
             Middleware(HostCheck, allowed=settings.hosts),
             cors,

@@ -1,1 +1,1 @@
-"""Client addresses, and the hosts that requests may name."""
+"""Client addresses, the shares of clients, and the hosts that requests may name."""

@@ -33,7 +33,6 @@ FIRST_PAGE_ROWS = 100  # used until the size of the rows is known
 MAX_PAGE_BYTES = 512 * 1024
 MAX_UNDO_ROWS = 20_000
 MAX_UNDO_BYTES = 16 * 1024 * 1024
-MAX_CONCURRENT_PAGE_READS = 2
 BEGIN_ATTEMPTS = 40
 BEGIN_PAUSE_SECONDS = 0.05
 
@@ -56,15 +55,14 @@ class Wanted:
 
 
 class Snapshots:
-    """One per process. It begins snapshots and limits how many pages are read concurrently. Its `evaluation` evaluates
-    the filters of snapshots and of subscriptions that catch up.
+    """One per process. It begins snapshots and reads their pages. Its `evaluation` evaluates the filters of snapshots
+    and of subscriptions that catch up.
     """
 
     def __init__(self, database: Database, feed: Feed) -> None:
         self.database = database
         self.feed = feed
         self.evaluation = Evaluation()
-        self._reading = asyncio.Semaphore(MAX_CONCURRENT_PAGE_READS)
 
     async def begin(self, topics: Sequence[str]) -> Beginning:
         """Return a new snapshot's beginning once the feed has reached the snapshot's number. Raises Unavailable."""
@@ -82,16 +80,15 @@ class Snapshots:
     async def read(
         self, topic: str, wanted: Wanted, after: Id | None, until: int | None, max_rows: int
     ) -> snapshots.SnapshotPage:
-        async with self._reading:
-            return await snapshots.read_page(
-                self.database,
-                topic,
-                wanted.filters.get(topic, Filter()),
-                owner_id=wanted.owner_id,
-                after=after,
-                until=until,
-                max_rows=max_rows,
-            )
+        return await snapshots.read_page(
+            self.database,
+            topic,
+            wanted.filters.get(topic, Filter()),
+            owner_id=wanted.owner_id,
+            after=after,
+            until=until,
+            max_rows=max_rows,
+        )
 
 
 class Snapshot:

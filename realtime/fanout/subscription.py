@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Protocol
 
 import structlog
@@ -94,6 +95,8 @@ class Subscription:
         self._restart_reason: str | None = None  # why the position was lost; set until a new snapshot begins
         self._lost_snapshots = 0
         self._task: asyncio.Task[None] | None = None
+        # Reads for the subscription count for its client, even if the hub or the feed makes it catch up.
+        self._context = copy_context()
 
     def start(self, position: int) -> None:
         """Begin after `position`. The client has every event up to `position`."""
@@ -170,7 +173,7 @@ class Subscription:
     def _begin_catching_up(self) -> None:
         if self._task is None:
             metrics.CATCH_UPS.inc()
-            self._task = asyncio.create_task(self._catch_up(), name="catch-up")
+            self._task = asyncio.create_task(self._catch_up(), name="catch-up", context=self._context)
             self._task.add_done_callback(self._on_caught_up)
 
     def _on_caught_up(self, task: asyncio.Task[None]) -> None:

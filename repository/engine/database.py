@@ -15,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import structlog
@@ -27,9 +27,10 @@ import models
 from core import metrics
 from core.errors import Unavailable
 from core.identity import Identity
+from core.network.shares import CLIENT, Shares
 from repository.engine import engines, failures, rights
 from repository.engine.append import append, tell_position
-from repository.engine.engines import READERS, Lane
+from repository.engine.engines import PATIENT_READERS, READERS, READERS_PER_CLIENT, Lane
 from repository.engine.events import Event
 from repository.engine.lock_waits import LockWaits
 from repository.engine.statement import Statement
@@ -72,6 +73,8 @@ class Database:
         # Connections that `fetch` keeps: checking one out of the pool costs more than a read by key.
         self._hot = asyncio.Semaphore(HOT_READERS)
         self._hot_idle: list[tuple[AsyncConnection, Any]] = []
+        self._shares = {lane: Shares(size) for lane, size in READERS_PER_CLIENT.items()}
+        self._patient = {lane: asyncio.Semaphore(size) for lane, size in PATIENT_READERS.items()}
         self._file = self._file_id()
         self._lock_waits = LockWaits()
         self._read_failure: str | None = None  # the problem with a table or the file, until it is repaired
@@ -126,7 +129,7 @@ class Database:
 
         Other writes wait meanwhile, and new reads cannot use the log, for up to SHRINK_SECONDS.
         """
-        with _unavailable_when_lost():
+        with failures.unavailable_when_lost():
             async with self._engines.writer.connect() as connection:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
                 try:
@@ -141,13 +144,19 @@ class Database:
     async def read(self, lane: Lane = Lane.POINT, *, patient: bool = False) -> AsyncIterator[AsyncConnection]:
         """Open a connection on which each statement sees what is committed when the statement starts.
 
-        The block must end within `read_seconds`, or PATIENCE times as long if `patient`, as when a read may search a
-        whole table. At the deadline, or when cancelled, the running statement is interrupted. Raises Unavailable.
+        The block must end within `read_seconds`. At this deadline, or when cancelled, the running statement is
+        interrupted. A `patient` read, which may search a whole table for a client that does not wait for a response,
+        takes up to PATIENCE times as long, after its turn has come among the reads of the client and the patient reads.
+        Raises Unavailable.
         """
         limit = self._read_seconds * (PATIENCE if patient else 1)
+        deadline = asyncio.timeout(None if patient else limit)
         try:
-            async with asyncio.timeout(limit):
-                with _unavailable_when_lost():
+            # A client's further reads wait for its share first, so that they do not delay other clients' patient reads.
+            async with deadline, self._shares[lane].of(CLIENT.get()), self._patient[lane] if patient else nullcontext():
+                if patient:
+                    deadline.reschedule(asyncio.get_running_loop().time() + limit)
+                with failures.unavailable_when_lost():
                     async with self._engines.readers[lane].connect() as connection:
                         engines.allow(connection)
                         if self._engines.begin_read:
@@ -222,7 +231,7 @@ class Database:
             return await self._again(once)
 
     async def _fetch(self, statement: Statement, values: Sequence[Any]) -> list[Any]:
-        with _unavailable_when_lost():
+        with failures.unavailable_when_lost():
             async with asyncio.timeout(FETCH_SECONDS):
                 connection, driver = self._hot_idle.pop() if self._hot_idle else await self._connect_hot()
             try:
@@ -332,7 +341,7 @@ class Database:
                 if committing or is_over or not failures.may_run_again(error):
                     self._write_failure = failures.in_words(error)
                     self._note_read_failure(error)
-                    raise _unavailable(error, is_unknown=committing) from error
+                    raise failures.unavailable(error, is_unknown=committing) from error
                 reason = failures.first_line(error)
                 metrics.COMMIT_RETRIES.inc()
                 log.info("transaction refused; retrying", attempt=attempt, reason=reason)
@@ -379,22 +388,3 @@ class Database:
 
         with suppress(Unavailable):
             await self.write(touch)
-
-
-@contextmanager
-def _unavailable_when_lost() -> Iterator[None]:
-    try:
-        yield
-    except failures.DATABASE_ERRORS as error:
-        if not failures.is_foreign(error):
-            raise
-        raise _unavailable(error) from error
-
-
-def _unavailable(error: BaseException, *, is_unknown: bool = False) -> Unavailable:
-    """Return the error for the client. With `is_unknown`, COMMIT was sent but no reply to it was received."""
-    log.warning("database unavailable", reason=failures.first_line(error))
-    if failures.is_blocked(error):
-        return Unavailable("Another transaction holds a lock that this one needs. Nothing was written; try again")
-    outcome = "it is unknown whether anything was written" if is_unknown else "nothing was written; try again later"
-    return Unavailable(f"The database is unavailable; {outcome}")

@@ -66,7 +66,7 @@ class Lane(Enum):
     POINT = "point"
     # Reading a list returns one page and counts the rows of the whole list.
     LIST = "list"
-    # A costly read searches every row of a table, or tests each row many times.
+    # A costly read searches or sorts a whole table at length, or tests each row many times.
     COSTLY = "costly"
 
 
@@ -76,6 +76,24 @@ LIST_READERS = 3
 # With more connections, costly reads would compete for the processor with one another and with all other work.
 COSTLY_READERS = 2
 READERS: Mapping[Lane, int] = {Lane.POINT: POINT_READERS, Lane.LIST: LIST_READERS, Lane.COSTLY: COSTLY_READERS}
+# The number of connections that one client uses at a time, so that another client finds a free one. Point reads are too
+# short for such a limit.
+LIST_READERS_PER_CLIENT = 2
+COSTLY_READERS_PER_CLIENT = COSTLY_READERS // 2
+READERS_PER_CLIENT: Mapping[Lane, int] = {
+    Lane.POINT: POINT_READERS,
+    Lane.LIST: LIST_READERS_PER_CLIENT,
+    Lane.COSTLY: COSTLY_READERS_PER_CLIENT,
+}
+# The number of connections that patient reads of all clients together use, such as the pages of snapshots. The others
+# are left to clients that wait for a response.
+PATIENT_LIST_READERS = 2
+PATIENT_COSTLY_READERS = 1
+PATIENT_READERS: Mapping[Lane, int] = {
+    Lane.POINT: POINT_READERS,
+    Lane.LIST: PATIENT_LIST_READERS,
+    Lane.COSTLY: PATIENT_COSTLY_READERS,
+}
 
 
 @dataclass(frozen=True, slots=True)

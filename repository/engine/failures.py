@@ -6,11 +6,15 @@ The bulk and hot paths use the drivers directly, so errors arrive both wrapped b
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import asyncpg
+import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from core.errors import Unavailable
 from core.texts.shortened import shortened
 
 MAX_REASON_LENGTH = 300  # a driver's message is shortened to this length in log events
@@ -88,6 +92,7 @@ _WAITED_STATES = ("57014", "55P03")
 _STALE_STATES = ("08", "57P01", "57P05", "0A000", "42804", "42883")
 # A change of a table makes the prepared statements of a connection invalid, even after the change is undone.
 _SCHEMA_STATES = ("0A000", "42", "3F000")
+log = structlog.get_logger("database")
 
 
 class PoolerFound(asyncpg.InterfaceError):  # type: ignore[misc]  # asyncpg has no types
@@ -209,3 +214,23 @@ def first_line(error: BaseException) -> str:
     The line is shortened, because it may quote a value that a client sent.
     """
     return shortened(str(getattr(error, "orig", None) or error).split("\n", 1)[0], MAX_REASON_LENGTH)
+
+
+@contextmanager
+def unavailable_when_lost() -> Iterator[None]:
+    """Raise Unavailable for an error that comes from the database's environment."""
+    try:
+        yield
+    except DATABASE_ERRORS as error:
+        if not is_foreign(error):
+            raise
+        raise unavailable(error) from error
+
+
+def unavailable(error: BaseException, *, is_unknown: bool = False) -> Unavailable:
+    """Return the error for the client. With `is_unknown`, COMMIT was sent but no reply to it was received."""
+    log.warning("database unavailable", reason=first_line(error))
+    if is_blocked(error):
+        return Unavailable("Another transaction holds a lock that this one needs. Nothing was written; try again")
+    outcome = "it is unknown whether anything was written" if is_unknown else "nothing was written; try again later"
+    return Unavailable(f"The database is unavailable; {outcome}")

@@ -30,6 +30,10 @@ from schemas import MAX_PROSE_LENGTH
 T = TypeVar("T")
 # A page beyond this offset skips more rows than most lists have.
 MAX_LIGHT_OFFSET = 10_000
+# The cost of a sort, in the unit of `filter_sql.MAX_LIGHT_COST`: a sort reads and compares every row. Each column after
+# the first one adds 1, and so does each SKIPPED_ROWS_PER_COST of the offset, because the sort keeps the skipped rows.
+SORT_COST = 4
+SKIPPED_ROWS_PER_COST = 2_000
 # Only statements without conditions are kept, which differ mainly in their sort order.
 MAX_KEPT_STATEMENTS = 256
 # The long texts of a page are limited, because the page stays in memory until its client has read it.
@@ -253,10 +257,17 @@ async def read(
 # --- the lists
 
 
-def lane_of(page: ListRequest) -> Lane:
-    """Return COSTLY for a request that searches, skips many rows or tests each row many times, otherwise LIST."""
-    is_deep = page.offset > MAX_LIGHT_OFFSET
-    return Lane.COSTLY if page.text or is_deep or filter_sql.is_costly(page.filter) else Lane.LIST
+def lane_of(shape: Shape, page: ListRequest) -> Lane:
+    """Return COSTLY for a request whose search, filter, order or offset takes long on a large table, otherwise LIST."""
+    if page.text or page.offset > MAX_LIGHT_OFFSET or filter_sql.is_costly(page.filter):
+        return Lane.COSTLY
+    columns = [shape.table.c[name] for name, _ in shape.order if name != "id"]
+    if not columns:
+        return Lane.LIST  # the index on the id yields the rows in their order
+    if any(isinstance(column.type, Text) for column in columns):
+        return Lane.COSTLY
+    sort = SORT_COST + len(columns) - 1 + page.offset // SKIPPED_ROWS_PER_COST
+    return Lane.COSTLY if filter_sql.cost(page.filter) + sort > filter_sql.MAX_LIGHT_COST else Lane.LIST
 
 
 def _where(database: Database, resource: Resource, page: ListRequest) -> ColumnElement[bool] | None:
@@ -290,7 +301,7 @@ async def _read(
     database: Database, resource: Resource, page: ListRequest, columns: tuple[str, ...]
 ) -> Listed[Sequence[Any]]:
     shape = _shape(resource.table, columns, total_order(page.sort), page)
-    return await read(database, shape, _where(database, resource, page), page, lane_of(page))
+    return await read(database, shape, _where(database, resource, page), page, lane_of(shape, page))
 
 
 async def page_of(database: Database, resource: Resource, page: ListRequest) -> Listed[dict[str, Any]]:
@@ -321,7 +332,7 @@ async def entities_of(
     """Return a page of a table that is not a resource, each row as `public` returns it. Raises Unavailable."""
     table, order = ordering.table, ordering.order_of(page.sort, page.after)
     shape = _shape(table, tuple(str(column.name) for column in table.columns), order, page)
-    found = await read(database, shape, where, page, lane_of(page))
+    found = await read(database, shape, where, page, lane_of(shape, page))
     return Listed([public(row) for row in rows.from_driver(table, found.rows)], found.total, found.head, found.end)
 
 

@@ -18,6 +18,8 @@ from starlette.websockets import WebSocket
 
 from core import metrics, scope_keys
 from core.errors import Problem, TooManyRequests, UpgradeRequired
+from core.network.addresses import network_of
+from core.network.shares import CLIENT
 from core.texts.shortened import shortened
 from routes.http import limit_groups
 from routes.http.rendering import JSONResponse, problem_response
@@ -66,6 +68,16 @@ class OnePath(_Middleware):
 def below(path: str, root: str) -> str:
     """Return the path without the prefix `root`, or unchanged if it does not begin with `root`."""
     return path[len(root) :] or "/" if root and (path == root or path.startswith(root + "/")) else path
+
+
+@dataclass(eq=False)
+class ClientShare(_Middleware):
+    """Makes the reads of a request, or of a websocket, count for its client."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("client") is not None:
+            CLIENT.set(network_of(scope["client"][0]))
+        await self.app(scope, receive, send)
 
 
 class RequestLog(_Middleware):

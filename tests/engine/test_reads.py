@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from sqlalchemy import Executable, make_url, text, true
 
 import models
 from core.errors import SettingsError, Unavailable
+from core.network.shares import CLIENT
 from repository.engine import engines, migrations
-from repository.engine.database import Database
+from repository.engine.database import PATIENCE, Database
 from repository.engine.engines import Lane
 from repository.engine.statement import statement
 from tests.support.backends import POSTGRES_ONLY
@@ -118,6 +120,75 @@ async def test_reads_of_one_lane_do_not_wait_for_another(database: Database) -> 
         for read in reads:
             read.cancel()
         await asyncio.gather(*reads, return_exceptions=True)
+
+
+@asynccontextmanager
+async def endless_reads(database: Database, client: str, lane: Lane, *, patient: bool = False) -> AsyncIterator[None]:
+    """Let a client read endlessly, with more reads than the lane has connections."""
+    CLIENT.set(client)  # in this test's context; the reads below inherit it
+    reads = [asyncio.create_task(database.select(endless(database), lane, patient=patient)) for _ in range(6)]
+    await asyncio.sleep(0)  # let the reads take their places
+    CLIENT.set("")
+    try:
+        yield
+    finally:
+        for read in reads:
+            read.cancel()
+        await asyncio.gather(*reads, return_exceptions=True)
+
+
+async def read_as(client: str, database: Database, lane: Lane, *, patient: bool = False) -> None:
+    CLIENT.set(client)
+    async with asyncio.timeout(5):
+        await database.select(text("SELECT 1"), lane, patient=patient)
+
+
+@pytest.mark.parametrize("patient", [False, True], ids=["prompt", "patient"])
+@pytest.mark.parametrize("lane", [Lane.LIST, Lane.COSTLY])
+async def test_a_client_leaves_a_connection_of_each_lane_to_others(
+    database: Database, lane: Lane, patient: bool
+) -> None:
+    async with endless_reads(database, "192.0.2.1", lane, patient=patient):
+        await read_as("192.0.2.2", database, lane)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await read_as("192.0.2.1", database, lane)
+    await read_as("192.0.2.1", database, lane)
+
+
+@pytest.mark.parametrize("lane", [Lane.LIST, Lane.COSTLY])
+async def test_patient_reads_of_all_clients_leave_a_connection_of_each_lane_to_others(
+    database: Database, lane: Lane
+) -> None:
+    async with (
+        endless_reads(database, "192.0.2.1", lane, patient=True),
+        endless_reads(database, "192.0.2.2", lane, patient=True),
+    ):
+        await read_as("192.0.2.3", database, lane)
+
+
+async def test_patient_reads_of_a_light_lane_do_not_wait_for_costly_ones(database: Database) -> None:
+    async with endless_reads(database, "192.0.2.1", Lane.COSTLY, patient=True):
+        await read_as("192.0.2.1", database, Lane.LIST, patient=True)
+
+
+async def test_patient_reads_of_a_client_do_not_stand_in_the_queue_before_those_of_others(hurried: Database) -> None:
+    """Of the first client's reads, only one waits for its deadline before the second client's read begins."""
+    async with endless_reads(hurried, "192.0.2.1", Lane.COSTLY, patient=True):
+        started = time.monotonic()
+        await read_as("192.0.2.2", hurried, Lane.COSTLY, patient=True)
+        assert time.monotonic() - started < 2 * PATIENCE * DEADLINE_SECONDS
+
+
+async def test_the_deadline_of_a_patient_read_begins_with_its_turn(hurried: Database) -> None:
+    async with endless_reads(hurried, "192.0.2.1", Lane.COSTLY, patient=True):
+        CLIENT.set("192.0.2.1")
+        # The six reads before it end at their deadlines, one after another.
+        await hurried.select(text("SELECT 1"), Lane.COSTLY, patient=True)
+
+
+async def test_reads_of_the_service_itself_have_no_share(database: Database) -> None:
+    assert len(await connections_of(database, Lane.COSTLY)) == engines.READERS[Lane.COSTLY]
 
 
 async def test_costly_reads_have_fewer_connections_than_others() -> None:

@@ -31,6 +31,9 @@ FILL = {
     False: "INSERT INTO movies (title, languages, genres, characters_count, version, created_at, updated_at)"
     " SELECT 'Movie ' || i, '[]', '{genres}', 0, 1, now(), now() FROM generate_series(1, {rows}) i",
 }
+# Each page searches the whole table for values that no movie has.
+COSTLY_FILTER = {"or": [{"genre": {"in": [f"{group} {number}" for number in range(100)]}} for group in range(20)]}
+OTHER_CLIENT = {"X-Forwarded-For": "203.0.113.7"}
 GENRES = "[" + ", ".join(f'"Genre {number}"' for number in range(20)) + "]"
 
 
@@ -46,9 +49,10 @@ async def fill(service: Service, rows: int = ROWS) -> None:
 
 @pytest.fixture(scope="module")
 def filled(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with many movies, and with a deadline for reads that these tests do not reach."""
+    """A service with many movies and with limits per client, whose deadline for reads these tests do not reach."""
     places, folder = new_places(), tmp_path_factory.mktemp("filled")
-    with Service(places.database_url, places.broadcast_url, folder, READ_TIMEOUT_SECONDS="60").running() as service:
+    settings = {"READ_TIMEOUT_SECONDS": "60", "RATE_LIMITS": "on", "TRUSTED_PROXIES": "127.0.0.1"}
+    with Service(places.database_url, places.broadcast_url, folder, **settings).running() as service:
         asyncio.run(fill(service))
         yield service
 
@@ -94,6 +98,29 @@ async def test_costly_lists_delay_neither_other_lists_nor_sign_in(filled: Servic
         assert await seconds_of(reader.post("/auth/login", json=login)) < PROMPT_SECONDS
         assert await seconds_of(reader.get("/movies")) < PROMPT_SECONDS
         assert await seconds_of(reader.get("/movies?sort=-title&rating[ne]=1")) < PROMPT_SECONDS
+
+
+@pytest.mark.alone
+async def test_costly_lists_do_not_delay_costly_reads_of_another_client(filled: Service) -> None:
+    async with costly_lists(filled), filled.anyone(OTHER_CLIENT) as reader:
+        assert await seconds_of(reader.get("/movies/count")) < PROMPT_SECONDS
+
+
+@pytest.mark.alone
+async def test_costly_snapshots_delay_neither_light_ones_nor_reads_of_another_client(filled: Service) -> None:
+    async with filled.watch() as costly, filled.watch() as same, filled.anyone() as reader:
+        for number in range(31):
+            wanted = {"topics": ["movies"], "snapshot": True, "filter": COSTLY_FILTER, "as": f"costly{number}"}
+            await costly.send({"id": number, "action": "subscribe", **wanted})
+        await eventually(lambda: is_lane_full(reader), "the client's share of costly reads is in use")
+        async with filled.watch(additional_headers=OTHER_CLIENT) as other, filled.anyone(OTHER_CLIENT) as other_reader:
+            for each in (same, other):
+                async with asyncio.timeout(PROMPT_SECONDS):
+                    await each.send({"id": 1, "action": "subscribe", "topics": ["genres"], "snapshot": True})
+                    while (await each.next()).get("operation") != "snapshot":
+                        pass
+            assert await seconds_of(other_reader.get("/movies/count")) < PROMPT_SECONDS
+        assert await is_lane_full(reader), "the snapshots ended too early to be costly"
 
 
 @pytest.mark.alone

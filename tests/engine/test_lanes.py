@@ -1,0 +1,62 @@
+"""Which lists are light and which are costly: the worst light list must be cheap even for a large table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from core.filters import Filter, parse_json
+from repository.engine.engines import Lane
+from repository.generic import lists
+from repository.generic.lists import ListRequest, Shape, total_order
+from resources.movies import MOVIES
+
+TITLES = [f"title {number}" for number in range(100)]
+
+
+def lane_of(conditions: dict[str, Any] | None = None, sort: str = "", **page: Any) -> Lane:
+    wanted = parse_json(conditions, MOVIES.fields)[0] if conditions else Filter()
+    order = tuple((name.removeprefix("-"), name.startswith("-")) for name in sort.split(",") if name)
+    request = ListRequest(filter=wanted, sort=order, **page)
+    return lists.lane_of(Shape(MOVIES.table, MOVIES.columns, total_order(order)), request)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "sort", "offset"),
+    [
+        ({}, "", 0),
+        ({}, "-id", 10_000),
+        ({}, "-rating", 1_000),
+        ({"country": "GB", "rating": {"gte": 50}}, "-rating", 0),
+        ({"genre": "Drama", "rating": {"gte": 50}}, "-id", 0),
+        ({"genre": {"in": ["Drama", "Comedy"]}}, "", 10_000),
+        ({"title": {"in": TITLES}}, "", 0),
+    ],
+)
+def test_a_list_without_much_work_is_light(conditions: dict[str, Any], sort: str, offset: int) -> None:
+    assert lane_of(conditions, sort, offset=offset) is Lane.LIST
+
+
+@pytest.mark.parametrize(
+    ("conditions", "sort", "offset"),
+    [
+        ({"title": {"contains": "third"}}, "", 0),
+        ({}, "", 10_001),
+        ({}, "-rating", 9_999),
+        ({}, "-description", 0),
+        ({}, "-rating,description", 0),
+        ({}, "title,country,status,rating", 0),
+        ({"title": {"ne": "a"}, "country": {"ne": "b"}, "status": {"ne": "c"}}, "-title", 0),
+        ({"genre": {"ne": "Drama"}}, "-rating", 0),
+        ({"genre": "Drama", "language": "en"}, "", 0),
+        ({"genre": {"in": TITLES}}, "", 0),
+        ({"title": {"in": TITLES}, "country": "GB", "status": "done"}, "", 0),
+    ],
+)
+def test_a_list_with_much_work_is_costly(conditions: dict[str, Any], sort: str, offset: int) -> None:
+    assert lane_of(conditions, sort, offset=offset) is Lane.COSTLY
+
+
+def test_a_search_is_costly() -> None:
+    assert lane_of(text="third") is Lane.COSTLY
