@@ -96,6 +96,8 @@ users = _numbered(
     Column("username_key", _text(200), unique=True),
     Column("email", _text(320)),
     Column("email_key", _text(320), unique=True),
+    # The normalised address of an account that has not been activated yet. Several accounts may wait for one address.
+    Column("waiting_key", _text(320)),
     Column("name", _text(100)),
     Column("first_name", _text(100)),
     Column("last_name", _text(100)),
@@ -115,6 +117,13 @@ users = _numbered(
     # The row of a deleted account keeps only its id, because its movies still refer to that id.
     Column("deleted_at", UtcTime),
     Index("ix_users_avatar", "avatar"),
+    Index(
+        "ix_users_waiting_key",
+        "waiting_key",
+        "id",
+        sqlite_where=sa.text("waiting_key IS NOT NULL"),
+        postgresql_where=sa.text("waiting_key IS NOT NULL"),
+    ),
     Index(
         "ix_users_awaiting",
         "created_at",

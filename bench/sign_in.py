@@ -19,6 +19,7 @@ import httpx
 from bench.service import PASSWORD, Service, argument, client_of, running
 
 ADMIN = ("chief", "the chief of bench")
+STRANGER = "the password of a stranger"
 PAUSE_SECONDS = 0.05  # the pause after each request, so that sending an email does not slow down the next request
 
 Question = Callable[[int], Awaitable[httpx.Response]]
@@ -38,7 +39,7 @@ class People:
         """
         login = await self._login(*ADMIN)
         admin = {"Authorization": f"Bearer {login.raise_for_status().json()['access_token']}"}
-        actions = {"anna": "activate", "disabled": "deactivate", "waiting": None}
+        actions = {"anna": "activate", "disabled": "deactivate", "waiting": None, "bella": "activate", "carla": None}
         for number in range(self._rounds):
             actions |= {f"forgetful{number}": "activate", f"waiting{number}": None}
         for name, action in actions.items():
@@ -47,6 +48,9 @@ class People:
             if action is not None:
                 path = f"/admin/users/{user['id']}/{action}"
                 (await self._client.post(path, headers=admin)).raise_for_status()
+        for name in ("free", "bella", "carla"):
+            body = {"username": f"stranger-{name}", "email": f"{name}@example.org", "password": STRANGER}
+            (await self._client.post("/auth/register", json=body)).raise_for_status()
 
     async def _login(self, name: str, password: str) -> httpx.Response:
         return await self._client.post("/auth/login", json={"username": name, "password": password})
@@ -59,13 +63,23 @@ class People:
         wrong = "not the password"
         forgot, resend = "/auth/password/forgot", "/auth/activate/resend"
         return {
-            "login, wrong password": {
+            "login by name, wrong password": {
                 "an account": lambda _: self._login("anna", wrong),
-                "its address": lambda _: self._login("anna@example.org", wrong),
                 "a disabled account": lambda _: self._login("disabled", wrong),
                 "an account not activated": lambda _: self._login("waiting", wrong),
                 "an unknown name": lambda n: self._login(f"nobody{n}", wrong),
+            },
+            "login by address, wrong password": {
+                "an account": lambda _: self._login("anna@example.org", wrong),
+                "a disabled account": lambda _: self._login("disabled@example.org", wrong),
+                "an account not activated": lambda _: self._login("waiting@example.org", wrong),
+                "an account registered again": lambda _: self._login("bella@example.org", wrong),
                 "an unknown address": lambda n: self._login(f"nobody{n}@example.org", wrong),
+            },
+            "login by address, just registered": {
+                "an unknown address": lambda _: self._login("free@example.org", STRANGER),
+                "an account": lambda _: self._login("bella@example.org", STRANGER),
+                "an account not activated": lambda _: self._login("carla@example.org", STRANGER),
             },
             "forgot": {
                 "an account": lambda n: self._ask_mail(forgot, f"forgetful{n}"),

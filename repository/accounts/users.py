@@ -6,7 +6,7 @@ Each function that takes a transaction runs inside `Database.write`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,9 @@ from repository.generic.versions import BOOKKEEPING, IfMatch, Row, changed_names
 TABLE = models.users
 ORDERING = Ordering(TABLE, lambda sort, after: total_order(sort))
 USERS_AUDIENCE = f"group:{Group.ADMIN}"
-_PRIVATE = frozenset({"password_hash", "username_key", "email_key", "avatar", "profile_created_at", "deleted_at"})
+_PRIVATE = frozenset(
+    {"password_hash", "username_key", "email_key", "waiting_key", "avatar", "profile_created_at", "deleted_at"}
+)
 AVATAR_PIXELS = 512
 THUMBNAIL_PIXELS = 128
 # Both columns are unique, and a user signs in with either.
@@ -41,6 +43,10 @@ LOGINS = ("username", "email")
 EDITABLE = (*LOGINS, "name", "first_name", "last_name", "phone_number")
 SEARCHED = EDITABLE  # the columns that a search by an admin covers
 SEARCHED_BY_OTHERS = ("username", "name")
+# A sign-in by address checks the password of the owner of the address and the passwords of the newest accounts that
+# wait for it. Each check takes tens of milliseconds. Two accounts cover a user who registers again with another
+# password before the first account is activated.
+MAX_WAITING_CHECKED = 2
 
 
 def public(row: Row) -> dict[str, Any]:
@@ -131,6 +137,11 @@ async def change(tx: Transaction, before: Row, values: Row, *, actor_id: int | N
     values = {name: values[name] for name in changed_names(before, values)}
     if not values:
         return dict(before)
+    if before["waiting_key"] is not None:
+        if values.get("is_active"):
+            values["waiting_key"] = None
+        elif "email_key" in values:
+            values["waiting_key"] = values["email_key"]
     await require_free(tx, values, before["id"])
     if tx.writer is not None and tx.writer.user_id == before["id"] and values.keys() & {"group", "is_active"}:
         await rights.spend(tx)
@@ -164,7 +175,8 @@ async def create(
     """
     given = as_stored({name: fields.get(name) for name in EDITABLE})
     if awaits_activation:
-        given["email_key"] = await _key_to_wait_with(tx, given["email_key"])
+        given["waiting_key"] = given["email_key"]
+        given["email_key"] = await _key_unless_taken(tx, given["email_key"])
     await require_free(tx, given)
     now = utc_now()
     values = {
@@ -203,30 +215,16 @@ def as_stored(fields: Row) -> dict[str, Any]:
     return values
 
 
-async def _key_to_wait_with(tx: Transaction, key: str | None) -> str | None:
-    """Return the `email_key` of a new account that awaits activation: `key`, if no account has it.
+async def _key_unless_taken(tx: Transaction, key: str | None) -> str | None:
+    """Return the `email_key` of a new account that awaits activation: `key`, or None if another account has it.
 
-    If the address is taken, the new account gets no activation URL. It is stored all the same, so that a registration
-    has the same visible effects as with a free address: the user name is taken, and a sign-in with the password returns
-    403. Of the accounts that wait for one address, at most one can be found by the address (`find_by_login`); the
-    others have no key.
+    Without the key, the new account gets no activation URL. It is stored all the same, so that a registration has the
+    same visible effects as with a free address: the user name is taken, and a sign-in with the password returns 403.
     """
     if key is None:
         return None
-    table = TABLE.c
-    wanted = select(table.email_key, table.awaits_activation).where(table.email_key.in_((key, waiting_key(key))))
-    taken = {row.email_key: row.awaits_activation for row in await tx.connection.execute(wanted)}
-    if key not in taken:
-        return key
-    return None if taken[key] or waiting_key(key) in taken else waiting_key(key)
-
-
-def waiting_key(key: str) -> str:
-    """Return the key of an account that waits for the address `key` while an activated account has it.
-
-    No user name or address has such a key, because their keys are case-folded and contain no capitals.
-    """
-    return f"WAITING {key}"
+    taken = await tx.connection.execute(select(TABLE.c.id).where(TABLE.c.email_key == key))
+    return None if taken.first() is not None else key
 
 
 async def require_free(tx: Transaction, values: Row, user_id: int | None = None) -> None:
@@ -269,15 +267,33 @@ async def find_by_username(database: Database, username: str) -> dict[str, Any] 
     return await _find(database, TABLE.c.username_key == unique_key(username))
 
 
-async def find_by_login(database: Database, login: str) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The accounts that a login may identify.
+
+    `owner` has the user name or the address. `waiting` are the newest accounts that were registered with the address
+    and have not been activated, whether or not the address has an owner.
+    """
+
+    owner: dict[str, Any] | None
+    waiting: Sequence[dict[str, Any]] = ()
+
+
+async def find_by_login(database: Database, login: str) -> Candidates:
     """Return the accounts that a user name or an email address may identify. A login with an @ is an address.
 
-    Only an address may identify two accounts: first the one that waits for the address, then the one that owns it.
+    The newest waiting accounts are returned, because a client that has just registered then finds its own account,
+    whatever other accounts there are.
     """
     key = unique_key(login)
-    where = TABLE.c.email_key.in_((key, waiting_key(key))) if "@" in login else TABLE.c.username_key == key
-    found = [entity(row) for row in await database.select(select(TABLE).where(where, exists()))]
-    return sorted(found, key=lambda user: user["email_key"] == key)
+    if "@" not in login:
+        return Candidates(await _find(database, TABLE.c.username_key == key))
+    waits = TABLE.c.waiting_key == key
+    newest = select(TABLE).where(waits).order_by(TABLE.c.id.desc()).limit(MAX_WAITING_CHECKED)
+    # An account that is activated between the two reads must not be missed, so the owner is read last.
+    waiting = [entity(row) for row in await database.select(newest)]
+    owner = await _find(database, and_(TABLE.c.email_key == key, TABLE.c.waiting_key.is_(None)))
+    return Candidates(owner, waiting)
 
 
 async def _find(database: Database, where: Any) -> dict[str, Any] | None:

@@ -16,9 +16,9 @@ from routes.http import rendering
 from routes.http.limit_groups import LimitGroup
 from routes.http.operation import Call, Details, Operations, Services
 
-# An email address has two unique keys, and a concurrent registration may take either of them first. The third attempt
-# stores no key, so it cannot conflict over the address.
-ATTEMPTS = 3
+# A concurrent registration may take the address first. The second attempt then stores no unique key for the address, so
+# it cannot conflict over the address again.
+ATTEMPTS = 2
 
 operations = Operations("accounts")
 

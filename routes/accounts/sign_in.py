@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -11,6 +11,7 @@ from starlette.responses import Response
 from core.errors import Forbidden, TooManyRequests, Unauthenticated, invalid_token
 from repository.accounts import sessions, users
 from repository.accounts.sessions import Checked, Device, Renewal
+from repository.accounts.users import Candidates
 from resources.accounts.credentials import LoginBody, RefreshBody, Session, Token, TokenForm, sign_in_of
 from routes.http import rendering
 from routes.http.limit_groups import LimitGroup
@@ -74,7 +75,7 @@ async def _sign_in(call: AnyCall, login: str, password: str) -> Response:
     for attempt in range(ATTEMPTS):
         found = await users.find_by_login(call.database, login)
         if attempt == 0:
-            await services.lockout.try_to_sign_in(login, found[-1]["id"] if found else None, call.address)
+            await services.lockout.try_to_sign_in(login, found.owner["id"] if found.owner else None, call.address)
         try:
             proven = await _proven(call, login, found, password)
             begun = await _begin(call, *proven) if proven is not None else None
@@ -92,21 +93,30 @@ async def _sign_in(call: AnyCall, login: str, password: str) -> Response:
     raise Unauthenticated(sessions.WRONG_PASSWORD)
 
 
-async def _proven(
-    call: AnyCall, login: str, found: Sequence[Mapping[str, Any]], password: str
-) -> tuple[int, Checked] | None:
+async def _proven(call: AnyCall, login: str, found: Candidates, password: str) -> tuple[int, Checked] | None:
     """Return the id of the account that has this password, with the checked hash, or None if no account matches.
 
-    A wrong password costs the same work however many accounts were found. So the duration does not reveal whether an
-    address belongs to an account, or whether an account that awaits its activation was registered with it.
+    The owner is checked first and can therefore always sign in. Any other password costs the same work however many
+    accounts were found, and whether or not one of them matches. So the duration does not reveal whether an address
+    belongs to an account, or whether other accounts were registered with it.
     """
-    hashes = [user["password_hash"] for user in found]
-    most = 2 if "@" in login and call.services.activates_by_mail else 1
-    for number, password_hash in enumerate([*hashes, *[None] * (most - len(hashes))]):
-        verdict = await call.services.passwords.verify(password, password_hash)
-        if verdict.is_right:
-            return found[number]["id"], Checked(found[number]["password_hash"], verdict.new_hash)
-    return None
+    proven = await _checked(call, found.owner, password)
+    if proven is not None:
+        return proven
+    is_equalised = "@" in login and call.services.activates_by_mail
+    missing = users.MAX_WAITING_CHECKED - len(found.waiting) if is_equalised else 0
+    for user in (*found.waiting, *[None] * missing):
+        checked = await _checked(call, user, password)
+        proven = proven or checked
+    return proven
+
+
+async def _checked(call: AnyCall, user: Mapping[str, Any] | None, password: str) -> tuple[int, Checked] | None:
+    """Check a password against an account, or do the same work without one."""
+    verdict = await call.services.passwords.verify(password, user["password_hash"] if user is not None else None)
+    if user is None or not verdict.is_right:
+        return None
+    return user["id"], Checked(user["password_hash"], verdict.new_hash)
 
 
 async def _begin(call: AnyCall, user_id: int, checked: Checked) -> Response | None:

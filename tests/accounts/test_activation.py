@@ -7,11 +7,20 @@ import html
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from alembic import command
+from sqlalchemy import text
 
+from repository.accounts import users
+from repository.accounts.sessions import Checked
+from repository.engine import migrations
+from repository.engine.database import Database
+from routes.accounts import sign_in as sign_in_routes
+from services.passwords import Verdict
 from tests.conftest import Places
 from tests.support.backends import SQLITE_ONLY
 from tests.support.requests import assert_problem, ok, over_socket, sign_in
@@ -339,14 +348,134 @@ async def test_registering_does_not_tell_whether_the_address_has_an_account(scen
                 assert refused.status_code == 403, login
                 assert "not activated" in refused.json()["detail"]
                 assert (await sign_in(client, login, "no password at all")).status_code == 401
-            second = await scene.register(client, email=user["email"], password="the second try")
-            assert (await sign_in(client, second["username"], "the second try")).status_code == 403
-            assert (await sign_in(client, user["email"], "the second try")).status_code == 401
-            for login in (f"waiting {user['email']}", f"WAITING {user['email']}"):
-                assert (await sign_in(client, login, OTHER)).status_code == 401, (
-                    "the internal key of a waiting account cannot be used as a login"
-                )
         assert (await sign_in(client, taken)).status_code == 200, "the owner of the address can still sign in"
+
+
+async def what_a_stranger_sees(scene: Scene, client: httpx.AsyncClient, address: str) -> list[Any]:
+    """Register an address several times, with different passwords, and return everything that the responses show."""
+    seen: list[Any] = []
+    names: dict[str, str] = {}
+    for password in ("the first try", "the second try", "the third try"):
+        names[password] = (await scene.register(client, email=address, password=password))["username"]
+        requests: list[tuple[str, dict[str, str]]] = [
+            (path, {field: login, "password": each})
+            for each, name in (*names.items(), ("no password at all", "nobody"))
+            for field, login in (("email", address), ("username", name))
+            for path in ("/auth/login", "/token")
+        ]
+        requests += [(path, {"email": address}) for path in ("/auth/activate/resend", "/auth/password/forgot")]
+        for path, body in requests:
+            answer = await client.post(path, json=body)
+            shown = {path: body.get("password"), "by": "username" if "username" in body else "email"}
+            seen.append((shown, answer.status_code, answer.text, sorted(set(answer.headers) - {"x-request-id"})))
+    return seen
+
+
+async def test_no_sign_in_tells_what_was_registered_with_an_address_before(scene: Scene) -> None:
+    async with activated(scene) as (client, active), activated(scene) as (_, disabled), scene.service.admin() as chief:
+        await ok(chief.http.post(f"/admin/users/{disabled['id']}/deactivate"))
+        waiting, _ = await scene.registered(client)
+        async with activated(scene) as (_, wanted), scene.service.anyone() as stranger:
+            await scene.register(client, email=wanted["email"], password=OTHER)
+            free = await what_a_stranger_sees(scene, stranger, f"{fresh_name()}@example.org")
+            for user in (active, disabled, waiting, wanted):
+                assert await what_a_stranger_sees(scene, stranger, user["email"]) == free
+    by_address = [(next(iter(shown.items())), status) for shown, status, _, _ in free if shown["by"] == "email"]
+    for path in ("/auth/login", "/token"):
+        statuses = [status for (asked, password), status in by_address if asked == path and password is not None]
+        # After each registration: its password, those of the earlier ones in order of time, and a wrong password.
+        assert statuses == [403, 401, 403, 403, 401, 401, 403, 403, 401], "the two newest registrations are found"
+
+
+async def test_the_owner_of_an_address_can_always_sign_in_with_it(scene: Scene) -> None:
+    async with activated(scene) as (client, owner):
+        for password in (PASSWORD, OTHER, PASSWORD, "the second try"):
+            await scene.register(client, email=owner["email"], password=password)
+            for path in ("/auth/login", "/token"):
+                body = {"email": owner["email"], "password": PASSWORD}
+                assert (await ok(client.post(path, json=body)))["user_id"] == owner["id"]
+        refused = await sign_in(client, owner["email"], OTHER)
+        assert refused.status_code == 401, "newer registrations have replaced this one"
+        assert (await sign_in(client, owner["email"], "the second try")).status_code == 403
+
+
+async def test_an_admin_can_disable_a_registration_without_revealing_the_owner(scene: Scene) -> None:
+    async with activated(scene) as (client, owner), scene.service.admin() as chief:
+        answers = []
+        for address in (owner["email"], f"{fresh_name()}@example.org"):
+            stranger = await scene.register(client, email=address, password=OTHER)
+            await ok(chief.http.post(f"/admin/users/{stranger['id']}/deactivate"))
+            answers += [await sign_in(client, login, OTHER) for login in (address, stranger["username"])]
+        assert {(answer.status_code, answer.text) for answer in answers} == {(403, answers[0].text)}
+
+
+async def test_a_waiting_account_is_found_by_the_address_that_an_admin_gave_it(scene: Scene) -> None:
+    async with scene.service.anyone() as client, scene.service.admin() as chief:
+        user, _ = await scene.registered(client)
+        moved = f"{fresh_name()}@example.org"
+        await ok(chief.http.patch(f"/users/{user['id']}", json={"email": moved}))
+        assert (await sign_in(client, user["email"])).status_code == 401
+        assert (await sign_in(client, moved)).status_code == 403
+        second = await scene.register(client, email=moved, password=OTHER)
+        assert await scene.sign_in(client, second | {"email": moved}) == 403
+        await ok(activate(client, token_in(await scene.mails.mail_to(moved))))
+        assert (await sign_in(client, moved)).status_code == 200
+        assert (await sign_in(client, moved, OTHER)).status_code == 403
+
+
+@pytest.mark.parametrize("number", range(users.MAX_WAITING_CHECKED + 1))
+@pytest.mark.parametrize("has_owner", [True, False])
+async def test_a_sign_in_by_address_always_checks_the_same_number_of_passwords(number: int, has_owner: bool) -> None:
+    checked: list[str | None] = []
+
+    async def verify(password: str, password_hash: str | None) -> Verdict:
+        checked.append(password_hash)
+        return Verdict(password == password_hash)
+
+    services = SimpleNamespace(activates_by_mail=True, passwords=SimpleNamespace(verify=verify))
+    call: Any = SimpleNamespace(services=services)
+    owner = {"id": 1, "password_hash": "owner"} if has_owner else None
+    waiting = [{"id": 2 + each, "password_hash": f"waiting{each}"} for each in range(number)]
+    found = users.Candidates(owner, waiting)
+    for password in ("wrong", *(f"waiting{each}" for each in range(number))):
+        checked.clear()
+        proven = await sign_in_routes._proven(call, "holly@example.org", found, password)
+        assert (proven is None) == (password == "wrong")
+        assert len(checked) == 1 + users.MAX_WAITING_CHECKED
+    if has_owner:
+        proven = await sign_in_routes._proven(call, "holly@example.org", found, "owner")
+        assert proven == (1, Checked("owner"))
+
+
+async def test_accounts_of_earlier_versions_are_found_by_their_address(new_places: Callable[[], Places]) -> None:
+    database = Database(new_places().database_url)
+    # The keys that earlier versions stored: of an owner, and of three accounts that await activation.
+    keys = {"owner": "holly@example.org", "first": "WAITING holly@example.org", "second": None, "free": "x@example.org"}
+    async with database.begin() as (connection, _):
+        await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "0010"))
+        for name, key in keys.items():
+            email = "x@example.org" if name == "free" else "Holly@example.org"
+            is_active, moment = name == "owner", "2026-01-01T00:00:00.000000Z"
+            quoted = f"'{key}'" if key else "NULL"
+            stored = f"'{name}', '{name}', '{email}', {quoted}, '{name}', 'user'"
+            await connection.execute(
+                text(
+                    'INSERT INTO users (username, username_key, email, email_key, password_hash, "group", is_active, '
+                    "awaits_activation, version, created_at, updated_at) "
+                    f"VALUES ({stored}, {is_active}, {not is_active}, 1, '{moment}', '{moment}')"
+                )
+            )
+        await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "head"))
+    for address, owner, waiting in (
+        ("holly@example.org", "owner", ["second", "first"]),
+        ("x@example.org", "", ["free"]),
+    ):
+        found = await users.find_by_login(database, address)
+        assert (found.owner["username"] if found.owner else "") == owner
+        assert [user["username"] for user in found.waiting] == waiting
+    async with database.begin() as (connection, _):
+        await connection.run_sync(lambda sync: command.downgrade(migrations._config(sync), "0010"))
+    await database.close()
 
 
 async def test_the_mail_tells_the_owner_of_the_address(scene: Scene) -> None:
