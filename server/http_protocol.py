@@ -4,8 +4,7 @@ Rules:
 - A request head may have MAX_HEAD_BYTES and take HEAD_SECONDS. For the first head, this time begins when the connection
   opens. Each further request must begin within uvicorn's keep-alive timeout. `routes.http.parsing` sets the deadline
   for bodies.
-- A connection is aborted when its client takes no data for WRITE_SECONDS while a response is being sent. A slow client
-  that still takes some data may continue.
+- A connection is aborted when its client reads nothing of a response for too long; see `server.unread_responses`.
 - Input that arrives after the response to its request is discarded, up to a limit. Closing the connection without
   reading this input would reset the connection, and the client might lose the response.
 - A connection beyond the limits of `server.http_connections` gets a 503 and is closed.
@@ -15,10 +14,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import fcntl
-from contextlib import suppress
-from struct import Struct
-from termios import TIOCOUTQ
 from typing import Any, cast
 
 import orjson
@@ -26,17 +21,14 @@ import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from core import metrics
-from realtime.fanout.subscription import SLOW_CLIENT_SECONDS
 from realtime.sse.event_stream import ABORT
 from server.gentle_transport import GentleTransport
 from server.http_connections import HttpConnections
+from server.unread_responses import WriteWatch
 
 MAX_HEAD_BYTES = 64 * 1024  # The maximum size of the request line and the headers together.
 MAX_HEADERS = 128  # The number of headers is limited, because each lookup searches all of them.
 HEAD_SECONDS = 10.0  # The time that a client gets to send a request head.
-# Longer than an event stream waits, so that the stream itself disconnects a slow client and logs the client's position.
-WRITE_SECONDS = SLOW_CLIENT_SECONDS + 5.0
-WRITE_CHECK_SECONDS = 2.5
 # Some clients send their whole body before they read the response. This allows for a picture over a slow connection.
 LINGER_SECONDS = 30.0
 LINGER_BYTES = 64 * 1024 * 1024
@@ -44,7 +36,6 @@ LINGER_QUIET_SECONDS = 5.0  # After this long without a byte, no more input is e
 SHORT_LINGER_SECONDS = 1.0  # Replaces LINGER_SECONDS for a connection beyond the limits, and when the service stops.
 
 RETRY_AFTER_SECONDS = 5
-_INT = Struct("i")
 
 log = structlog.get_logger("http_protocol")
 
@@ -82,15 +73,14 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     _is_discarding = False  # Whether the rest of a body is discarded because its response is complete.
     _discard_until = 0.0
     _discard_bytes = 0
-    _write_timer: asyncio.TimerHandle | None = None
-    _untaken = 0  # The number of bytes that the client had not taken by `_taken_at`, the last time that it took any.
-    _taken_at = 0.0
+    _write_watch: WriteWatch
 
     # --- the connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._linger_seconds = LINGER_SECONDS
         self._raw = cast(asyncio.Transport, transport)  # uvloop's transport is not a subclass of asyncio.Transport
+        self._write_watch = WriteWatch(self._raw)
         super().connection_made(GentleTransport(self._raw, self))
         self._connections = self.app_state["http_connections"]
         self._address = self.client[0] if self.client is not None else ""
@@ -109,7 +99,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase, self.is_finishing = _GONE, True
         self._stop_deadline()
-        self._stop_watching_writes()
+        self._write_watch.stop()
         self._leave()
         super().connection_lost(exc)
         assert isinstance(self.transport, GentleTransport)
@@ -331,7 +321,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         self._phase = _LINGERING
         self._stop_deadline()
         self._raw.close()
-        self._watch_writes()
+        self._write_watch.start(self._on_slow_client)
 
     def _abort(self) -> None:
         self.is_finishing = True
@@ -351,50 +341,19 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._watch_writes()
+        self._write_watch.start(self._on_slow_client)
 
     def eof_received(self) -> None:
         # The transport closes itself once the client has taken all written data, so check that the client does so.
         self.is_finishing = True
-        self._watch_writes()
+        self._write_watch.start(self._on_slow_client)
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if not self.is_finishing:
-            self._stop_watching_writes()
+            self._write_watch.stop()
 
-    def _watch_writes(self) -> None:
-        """Begin to check that the client takes the written data. Nothing more is written until it has taken some."""
-        self._stop_watching_writes()
-        self._untaken, self._taken_at = self._untaken_bytes(), self.loop.time()
-        if self._raw.get_write_buffer_size():
-            self._write_timer = self.loop.call_later(WRITE_CHECK_SECONDS, self._check_writes)
-
-    def _check_writes(self) -> None:
-        untaken, now = self._untaken_bytes(), self.loop.time()
-        if untaken < self._untaken:
-            self._untaken, self._taken_at = untaken, now
-        if now - self._taken_at >= WRITE_SECONDS:
-            metrics.HTTP_REFUSED.labels("slow").inc()
-            log.info("slow client disconnected", address=self._address, untaken_bytes=untaken)
-            self._abort()
-        else:
-            self._write_timer = self.loop.call_later(WRITE_CHECK_SECONDS, self._check_writes)
-
-    def _untaken_bytes(self) -> int:
-        """Return how many bytes the client has not acknowledged, as far as the operating system knows.
-
-        The size of our own buffer would not be enough: the system's buffer holds megabytes, and it takes more data from
-        our buffer only after it has sent a large part of its own.
-        """
-        queued = 0
-        with suppress(OSError):
-            (queued,) = _INT.unpack(
-                fcntl.ioctl(self._raw.get_extra_info("socket").fileno(), TIOCOUTQ, bytes(_INT.size))
-            )
-        return self._raw.get_write_buffer_size() + queued
-
-    def _stop_watching_writes(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
+    def _on_slow_client(self, untaken_bytes: int) -> None:
+        metrics.HTTP_REFUSED.labels("slow").inc()
+        log.info("slow client disconnected", address=self._address, untaken_bytes=untaken_bytes)
+        self._abort()
