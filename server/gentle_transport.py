@@ -22,6 +22,8 @@ class GentleTransport(asyncio.Transport):
         super().__init__()
         self._raw = raw
         self._protocol: Finishing | None = protocol
+        self._is_paused = False
+        self._is_full = False
 
     def forget_protocol(self) -> None:
         """Break the reference cycle, so that both objects are freed without waiting for a full garbage collection."""
@@ -49,10 +51,23 @@ class GentleTransport(asyncio.Transport):
         return self._raw.get_write_buffer_size()
 
     def pause_reading(self) -> None:
+        self._is_paused = True
         self._raw.pause_reading()
 
     def resume_reading(self) -> None:
-        self._raw.resume_reading()
+        self._is_paused = False
+        if not self._is_full:
+            self._raw.resume_reading()
+
+    def set_full(self, is_full: bool) -> None:
+        """Pause reading while `is_full`, even if uvicorn resumes it for the body of the current request."""
+        if is_full == self._is_full:
+            return
+        self._is_full = is_full
+        if is_full:
+            self._raw.pause_reading()
+        elif not self._is_paused:
+            self._raw.resume_reading()
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._raw.set_protocol(protocol)
