@@ -16,7 +16,7 @@ class Finishing(Protocol):
 
 
 class GentleTransport(asyncio.Transport):
-    """A transport whose `close` calls the protocol's `finish`. All other calls go to the raw transport."""
+    """A transport whose `close` calls the protocol's `finish`. Other calls go to the raw transport while it is open."""
 
     def __init__(self, raw: asyncio.Transport, protocol: Finishing) -> None:
         super().__init__()
@@ -39,7 +39,8 @@ class GentleTransport(asyncio.Transport):
         return self._raw.is_closing() or (self._protocol is not None and self._protocol.is_finishing)
 
     def write(self, data: Any) -> None:
-        self._raw.write(data)
+        if self._protocol is not None:  # otherwise, the connection is lost, and uvloop would raise a RuntimeError
+            self._raw.write(data)
 
     def abort(self) -> None:
         self._raw.abort()

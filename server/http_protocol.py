@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import httptools
 import structlog
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from core import metrics
 from realtime.sse.event_stream import ABORT
@@ -64,6 +64,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     _phase = _IDLE
     _deadline: asyncio.TimerHandle | None = None  # Ends the wait for a request head, or the discarding of input.
     _waiting: bytearray  # Input that has not been parsed yet.
+    _running: RequestResponseCycle | None = None  # The latest request that was passed to the application.
     _piece = 0  # The size in bytes of the data that is being parsed.
     _has_progressed = False  # Whether the data being parsed has completed a head or a part of a body.
     _unparsed = 0  # The number of bytes received since a head or a part of a body was last completed.
@@ -99,6 +100,10 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         self._stop_deadline()
         self._write_watch.stop()
         self._leave()
+        if self._running is not None:
+            # uvicorn notifies only the latest request that was parsed, which may still be queued.
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
         self._gentle.forget_protocol()
 
@@ -243,6 +248,10 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         elif self._phase == _BODY:
             self._unset_keepalive_if_required()
             self._start_discarding()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     # --- rejected requests
 
