@@ -16,12 +16,14 @@ class Finishing(Protocol):
 
 
 class GentleTransport(asyncio.Transport):
-    """A transport whose `close` calls the protocol's `finish`. All other calls go to the raw transport."""
+    """A transport whose `close` calls the protocol's `finish`. Other calls go to the raw transport while it is open."""
 
     def __init__(self, raw: asyncio.Transport, protocol: Finishing) -> None:
         super().__init__()
         self._raw = raw
         self._protocol: Finishing | None = protocol
+        self._is_paused = False
+        self._is_full = False
 
     def forget_protocol(self) -> None:
         """Break the reference cycle, so that both objects are freed without waiting for a full garbage collection."""
@@ -37,7 +39,8 @@ class GentleTransport(asyncio.Transport):
         return self._raw.is_closing() or (self._protocol is not None and self._protocol.is_finishing)
 
     def write(self, data: Any) -> None:
-        self._raw.write(data)
+        if self._protocol is not None:  # otherwise, the connection is lost, and uvloop would raise a RuntimeError
+            self._raw.write(data)
 
     def abort(self) -> None:
         self._raw.abort()
@@ -49,10 +52,23 @@ class GentleTransport(asyncio.Transport):
         return self._raw.get_write_buffer_size()
 
     def pause_reading(self) -> None:
+        self._is_paused = True
         self._raw.pause_reading()
 
     def resume_reading(self) -> None:
-        self._raw.resume_reading()
+        self._is_paused = False
+        if not self._is_full:
+            self._raw.resume_reading()
+
+    def set_full(self, is_full: bool) -> None:
+        """Pause reading while `is_full`, even if uvicorn resumes it for the body of the current request."""
+        if is_full == self._is_full:
+            return
+        self._is_full = is_full
+        if is_full:
+            self._raw.pause_reading()
+        elif not self._is_paused:
+            self._raw.resume_reading()
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._raw.set_protocol(protocol)

@@ -4,8 +4,9 @@ Rules:
 - A request head may have MAX_HEAD_BYTES and take HEAD_SECONDS. For the first head, this time begins when the connection
   opens. Each further request must begin within uvicorn's keep-alive timeout. `routes.http.parsing` sets the deadline
   for bodies.
-- A connection is aborted when its client takes no data for WRITE_SECONDS while a response is being sent. A slow client
-  that still takes some data may continue.
+- A connection is aborted when its client reads nothing of a response for too long; see `server.unread_responses`.
+- Requests of a connection are handled one after the other. Input that follows a request waits unparsed until the
+  response is complete. Reading goes on meanwhile, so that the end of the connection is noticed, up to a limit.
 - Input that arrives after the response to its request is discarded, up to a limit. Closing the connection without
   reading this input would reset the connection, and the client might lose the response.
 - A connection beyond the limits of `server.http_connections` gets a 503 and is closed.
@@ -15,36 +16,25 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import fcntl
-from contextlib import suppress
-from struct import Struct
-from termios import TIOCOUTQ
 from typing import Any, cast
 
-import orjson
+import httptools
 import structlog
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from core import metrics
-from realtime.fanout.subscription import SLOW_CLIENT_SECONDS
 from realtime.sse.event_stream import ABORT
+from server import http_budgets, http_heads
 from server.gentle_transport import GentleTransport
+from server.http_budgets import DiscardBudget
 from server.http_connections import HttpConnections
+from server.http_heads import HEAD_SECONDS, MAX_HEAD_BYTES, MAX_HEADERS
+from server.http_refusals import refusal
+from server.unread_responses import WriteWatch
 
-MAX_HEAD_BYTES = 64 * 1024  # The maximum size of the request line and the headers together.
-MAX_HEADERS = 128  # The number of headers is limited, because each lookup searches all of them.
-HEAD_SECONDS = 10.0  # The time that a client gets to send a request head.
-# Longer than an event stream waits, so that the stream itself disconnects a slow client and logs the client's position.
-WRITE_SECONDS = SLOW_CLIENT_SECONDS + 5.0
-WRITE_CHECK_SECONDS = 2.5
-# Some clients send their whole body before they read the response. This allows for a picture over a slow connection.
-LINGER_SECONDS = 30.0
-LINGER_BYTES = 64 * 1024 * 1024
-LINGER_QUIET_SECONDS = 5.0  # After this long without a byte, no more input is expected.
-SHORT_LINGER_SECONDS = 1.0  # Replaces LINGER_SECONDS for a connection beyond the limits, and when the service stops.
-
-RETRY_AFTER_SECONDS = 5
-_INT = Struct("i")
+# Input is parsed in pieces, because all requests that end in the same piece are queued at once.
+PIECE_BYTES = 1024
+MAX_WAITING_BYTES = 64 * 1024  # When more input than this waits for a response, reading is paused.
 
 log = structlog.get_logger("http_protocol")
 
@@ -57,10 +47,6 @@ _LINGERING = 3  # Input is discarded, and the connection will be closed.
 _GONE = 4  # The connection is lost or has become a websocket.
 
 
-class _BadHead(Exception):
-    """A request head that is rejected although it can be parsed."""
-
-
 class MarqueeHTTPProtocol(HttpToolsProtocol):
     """The HTTP protocol class for uvicorn. The extension `ABORT` in the scope of a request aborts the connection.
 
@@ -68,6 +54,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     """
 
     _raw: asyncio.Transport
+    _gentle: GentleTransport
     _connections: HttpConnections
     _address = ""
     _is_counted = False
@@ -76,22 +63,24 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     _linger_seconds: float
     _phase = _IDLE
     _deadline: asyncio.TimerHandle | None = None  # Ends the wait for a request head, or the discarding of input.
-    _chunk = 0  # The size in bytes of the data that is being parsed.
+    _waiting: bytearray  # Input that has not been parsed yet.
+    _running: RequestResponseCycle | None = None  # The latest request that was passed to the application.
+    _piece = 0  # The size in bytes of the data that is being parsed.
     _has_progressed = False  # Whether the data being parsed has completed a head or a part of a body.
     _unparsed = 0  # The number of bytes received since a head or a part of a body was last completed.
     _is_discarding = False  # Whether the rest of a body is discarded because its response is complete.
-    _discard_until = 0.0
-    _discard_bytes = 0
-    _write_timer: asyncio.TimerHandle | None = None
-    _untaken = 0  # The number of bytes that the client had not taken by `_taken_at`, the last time that it took any.
-    _taken_at = 0.0
+    _discards: DiscardBudget | None = None
+    _write_watch: WriteWatch
 
     # --- the connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._linger_seconds = LINGER_SECONDS
+        self._linger_seconds = http_budgets.LINGER_SECONDS
+        self._waiting = bytearray()
         self._raw = cast(asyncio.Transport, transport)  # uvloop's transport is not a subclass of asyncio.Transport
-        super().connection_made(GentleTransport(self._raw, self))
+        self._write_watch = WriteWatch(self._raw)
+        self._gentle = GentleTransport(self._raw, self)
+        super().connection_made(self._gentle)
         self._connections = self.app_state["http_connections"]
         self._address = self.client[0] if self.client is not None else ""
         reason = self._connections.enter(self._address)
@@ -100,7 +89,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self._start_deadline(HEAD_SECONDS, self._head_expired)
         elif self._connections.may_linger():
             self._is_refused = True
-            self._linger_seconds = SHORT_LINGER_SECONDS
+            self._linger_seconds = http_budgets.SHORT_LINGER_SECONDS
             self._refuse(503, reason, "limit")
         else:
             metrics.HTTP_REFUSED.labels("limit").inc()
@@ -109,11 +98,14 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase, self.is_finishing = _GONE, True
         self._stop_deadline()
-        self._stop_watching_writes()
+        self._write_watch.stop()
         self._leave()
+        if self._running is not None:
+            # uvicorn notifies only the latest request that was parsed, which may still be queued.
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
-        assert isinstance(self.transport, GentleTransport)
-        self.transport.forget_protocol()
+        self._gentle.forget_protocol()
 
     def _leave(self) -> None:
         if self._is_counted:
@@ -131,8 +123,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         self._phase = _GONE
         self._stop_deadline()
         self._leave()
-        assert isinstance(self.transport, GentleTransport)
-        self.transport.forget_protocol()
+        self._gentle.forget_protocol()
         self.transport = self._raw
         super().handle_websocket_upgrade()
         self.parser = None  # type: ignore[assignment]  # the parser refers to this protocol, which has ended
@@ -142,24 +133,59 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._phase >= _LINGERING:
             self._discard(len(data))
-            return
-        self._chunk, self._has_progressed = len(data), False
-        super().data_received(data)
-        if self._phase >= _LINGERING:
-            return
-        if self._has_progressed:
-            self._unparsed = 0
         else:
-            self._unparsed += self._chunk
-        if self._unparsed > MAX_HEAD_BYTES:
-            self.send_400_response("")
-        elif self._is_discarding:
-            self._discard(self._chunk)
+            self._waiting += data
+            self._parse_waiting()
+
+    @property
+    def _must_wait(self) -> bool:
+        """Whether further input has to wait because it belongs to another request than the one being handled."""
+        return bool(self.pipeline) or (self._phase != _BODY and not self._is_response_complete)
+
+    def _parse_waiting(self) -> None:
+        """Parse input until all of it is parsed, or until a request waits for its response."""
+        size = len(self._waiting)
+        while self._waiting and self._phase < _LINGERING and not self._must_wait:
+            piece = bytes(self._waiting[:PIECE_BYTES])
+            del self._waiting[:PIECE_BYTES]
+            self._parse(piece)
+        size -= len(self._waiting)
+        self._pause_if_full()
+        if not size or self._phase >= _LINGERING:
+            return
+        if self._is_discarding:
+            self._discard(size)
         elif self._phase == _HEAD or (self._phase == _IDLE and self._is_response_complete):
             if self._deadline is None:
                 self._start_deadline(HEAD_SECONDS, self._head_expired)
         elif self._deadline is not None:
             self._stop_deadline()
+
+    def _parse(self, piece: bytes) -> None:
+        self._unset_keepalive_if_required()
+        self._piece, self._has_progressed = len(piece), False
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+            return
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+                return
+            (parsed,) = upgrade.args
+            self._waiting[:0] = piece[parsed:]  # the upgrade is ignored, so another request may follow
+        if self._has_progressed:
+            self._unparsed = 0
+        else:
+            self._unparsed += self._piece
+        if self._unparsed > MAX_HEAD_BYTES:
+            self.send_400_response("")
+
+    def _pause_if_full(self) -> None:
+        if self._phase >= _LINGERING:
+            self._waiting.clear()
+        self._gentle.set_full(len(self._waiting) > MAX_WAITING_BYTES)
 
     @property
     def _is_response_complete(self) -> bool:
@@ -181,11 +207,13 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._has_progressed = True
         # The exact size of the head is needed only if all data since the last request exceeds the limit.
-        if self._unparsed + self._chunk > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
-            target, headers = self._head_sizes()
-            if target + headers > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
-                raise _BadHead
+        if self._unparsed + self._piece > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+            http_heads.check(self.url, self.headers)
         super().on_headers_complete()
+        if self.pipeline:
+            # uvicorn has paused reading until the response to the previous request is complete. Without reading, the
+            # end of the connection would not be noticed.
+            self.flow.resume_reading()
         self._phase = _BODY
         if not self.parser.should_upgrade():
             # The parser reports trailer fields as headers. They arrive after the headers were used, so drop them.
@@ -202,11 +230,17 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         if self._is_discarding:
             self._is_discarding = False
             self._stop_deadline()
-            self._expect_next_request()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.is_finishing or not self._is_response_complete:
+        if self.is_finishing:
+            return
+        if self._waiting and not self._must_wait:
+            self.loop.call_soon(self._parse_waiting)
+        if not self._is_response_complete:
             return
         if self._phase == _HEAD:
             self._unset_keepalive_if_required()
@@ -215,12 +249,9 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self._unset_keepalive_if_required()
             self._start_discarding()
 
-    def _expect_next_request(self) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
-
-    def _head_sizes(self) -> tuple[int, int]:
-        """Return the sizes in bytes of the request target and of the headers received so far."""
-        return len(self.url), sum(len(name) + len(value) + 4 for name, value in self.headers)  # 4 is for ": " and CR LF
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     # --- rejected requests
 
@@ -238,14 +269,8 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Respond to input that the parser, or one of its callbacks, has rejected."""
-        target, headers = self._head_sizes() if self._phase == _HEAD else (0, 0)
-        size = max(target + headers, self._unparsed) if self._phase == _HEAD else 0
-        if size > MAX_HEAD_BYTES and target > headers:
-            self._refuse(414, f"Expected a request line and headers of at most {MAX_HEAD_BYTES} bytes", "head_size")
-        elif size > MAX_HEAD_BYTES:
-            self._refuse(431, f"Expected a request line and headers of at most {MAX_HEAD_BYTES} bytes", "head_size")
-        elif self._phase == _HEAD and len(self.headers) > MAX_HEADERS:
-            self._refuse(431, f"Expected at most {MAX_HEADERS} headers", "head_size")
+        if self._phase == _HEAD:
+            self._refuse(*http_heads.rejection(self.url, self.headers, self._unparsed))
         else:
             self._refuse(400, "Expected a valid HTTP/1.1 request", "invalid")
 
@@ -267,17 +292,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self.cycle.message_event.set()
         if not self._is_refused:  # `HttpConnections` logs refused connections, at most once a minute
             log.info("request rejected", status=status, reason=reason, address=self._address)
-        body = orjson.dumps({"detail": detail})
-        head = [
-            *self.server_state.default_headers,
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"x-content-type-options", b"nosniff"),
-            (b"connection", b"close"),
-            *([(b"retry-after", b"%d" % RETRY_AFTER_SECONDS)] if status == 503 else []),
-        ]
-        lines = b"".join(name + b": " + value + b"\r\n" for name, value in head)
-        self._raw.write(STATUS_LINE[status] + lines + b"\r\n" + body)
+        self._raw.write(refusal(status, detail, self.server_state.default_headers))
         self.is_finishing = True
         self._linger()
 
@@ -289,13 +304,14 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             return
         self.is_finishing = True
         self._unset_keepalive_if_required()
-        if self._phase != _IDLE and self.cycle is not None:
+        has_more_input = self._phase != _IDLE or self.pipeline or self._waiting
+        if has_more_input and self.cycle is not None:
             self._linger()
         else:
             self._close()
 
     def shutdown(self) -> None:
-        self._linger_seconds = SHORT_LINGER_SECONDS
+        self._linger_seconds = http_budgets.SHORT_LINGER_SECONDS
         super().shutdown()
         if self._phase == _LINGERING and self.is_finishing:  # otherwise, a response is still being written
             self._start_discarding()
@@ -306,32 +322,31 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         self._is_discarding = False
         if self._raw.is_closing():
             return
+        self._pause_if_full()
         self.flow.resume_reading()
         self._raw.write_eof()
         self._start_discarding()
 
     def _start_discarding(self) -> None:
         self._is_discarding = self._phase == _BODY
-        self._discard_until = self.loop.time() + self._linger_seconds
-        self._discard_bytes = LINGER_BYTES
-        self._start_deadline(min(self._linger_seconds, LINGER_QUIET_SECONDS), self._close)
+        self._discards = DiscardBudget(self._linger_seconds)
+        self._discard(0)
 
     def _discard(self, size: int) -> None:
         if not (self.is_finishing or self._is_discarding):
             return  # a response is still being written
-        self._discard_bytes -= size
-        seconds = self._discard_until - self.loop.time()
-        if self._discard_bytes < 0 or seconds <= 0:
-            self._close()
+        seconds = self._discards.spend(size) if self._discards is not None else 0.0
+        if seconds > 0:
+            self._start_deadline(seconds, self._close)
         else:
-            self._start_deadline(min(seconds, LINGER_QUIET_SECONDS), self._close)
+            self._close()
 
     def _close(self) -> None:
         self.is_finishing = True
         self._phase = _LINGERING
         self._stop_deadline()
         self._raw.close()
-        self._watch_writes()
+        self._write_watch.start(self._on_slow_client)
 
     def _abort(self) -> None:
         self.is_finishing = True
@@ -351,50 +366,19 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._watch_writes()
+        self._write_watch.start(self._on_slow_client)
 
     def eof_received(self) -> None:
         # The transport closes itself once the client has taken all written data, so check that the client does so.
         self.is_finishing = True
-        self._watch_writes()
+        self._write_watch.start(self._on_slow_client)
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if not self.is_finishing:
-            self._stop_watching_writes()
+            self._write_watch.stop()
 
-    def _watch_writes(self) -> None:
-        """Begin to check that the client takes the written data. Nothing more is written until it has taken some."""
-        self._stop_watching_writes()
-        self._untaken, self._taken_at = self._untaken_bytes(), self.loop.time()
-        if self._raw.get_write_buffer_size():
-            self._write_timer = self.loop.call_later(WRITE_CHECK_SECONDS, self._check_writes)
-
-    def _check_writes(self) -> None:
-        untaken, now = self._untaken_bytes(), self.loop.time()
-        if untaken < self._untaken:
-            self._untaken, self._taken_at = untaken, now
-        if now - self._taken_at >= WRITE_SECONDS:
-            metrics.HTTP_REFUSED.labels("slow").inc()
-            log.info("slow client disconnected", address=self._address, untaken_bytes=untaken)
-            self._abort()
-        else:
-            self._write_timer = self.loop.call_later(WRITE_CHECK_SECONDS, self._check_writes)
-
-    def _untaken_bytes(self) -> int:
-        """Return how many bytes the client has not acknowledged, as far as the operating system knows.
-
-        The size of our own buffer would not be enough: the system's buffer holds megabytes, and it takes more data from
-        our buffer only after it has sent a large part of its own.
-        """
-        queued = 0
-        with suppress(OSError):
-            (queued,) = _INT.unpack(
-                fcntl.ioctl(self._raw.get_extra_info("socket").fileno(), TIOCOUTQ, bytes(_INT.size))
-            )
-        return self._raw.get_write_buffer_size() + queued
-
-    def _stop_watching_writes(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
+    def _on_slow_client(self, untaken_bytes: int) -> None:
+        metrics.HTTP_REFUSED.labels("slow").inc()
+        log.info("slow client disconnected", address=self._address, untaken_bytes=untaken_bytes)
+        self._abort()

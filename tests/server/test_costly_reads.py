@@ -16,6 +16,7 @@ from routes.http.queries import MAX_SEARCHED_WORDS
 from tests.conftest import Places
 from tests.support.backends import SQLITE_ONLY
 from tests.support.metrics import metric
+from tests.support.raw_http import raw_connection
 from tests.support.requests import assert_problem, ok
 from tests.support.service import ADMIN, Service, eventually
 
@@ -58,9 +59,13 @@ def filled(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathFa
 
 
 @asynccontextmanager
-async def costly_lists(service: Service) -> AsyncIterator[None]:
-    """Let several clients wait for a costly list, and disconnect them at the end of the block."""
-    lists = [asyncio.create_task(costly_list(service)) for _ in range(CLIENTS)]
+async def costly_lists(service: Service, *, sending_ahead: bool = False) -> AsyncIterator[None]:
+    """Let several clients wait for a costly list, and disconnect them at the end of the block.
+
+    With `sending_ahead`, each client has sent another request after the one for the list.
+    """
+    request = costly_list_and_more if sending_ahead else costly_list
+    lists = [asyncio.create_task(request(service)) for _ in range(CLIENTS)]
     try:
         async with service.anyone() as reader:
             await eventually(lambda: is_lane_full(reader), "the lane of costly reads is full")
@@ -75,6 +80,12 @@ async def costly_lists(service: Service) -> AsyncIterator[None]:
 async def costly_list(service: Service) -> None:
     async with service.anyone() as client:
         await client.get(COSTLY)
+
+
+async def costly_list_and_more(service: Service) -> None:
+    text = "".join(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" for path in (COSTLY, "/healthz"))
+    async with raw_connection(service, text) as connection:
+        await connection.answer(60)
 
 
 async def is_lane_full(reader: httpx.AsyncClient) -> bool:
@@ -124,11 +135,13 @@ async def test_costly_snapshots_delay_neither_light_ones_nor_reads_of_another_cl
 
 
 @pytest.mark.alone
-async def test_a_read_ends_when_its_client_disconnects(filled: Service) -> None:
-    async with costly_lists(filled):
+@pytest.mark.parametrize("sending_ahead", [False, True])
+async def test_a_read_ends_when_its_client_disconnects(filled: Service, sending_ahead: bool) -> None:
+    async with costly_lists(filled, sending_ahead=sending_ahead):
         pass
     async with filled.anyone() as reader:
         assert await seconds_of(reader.get("/movies/count")) < PROMPT_SECONDS, "statements outlive their clients"
+    assert "unexpected error" not in filled.log()
 
 
 @pytest.mark.alone

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from server import http_protocol
+from server import http_budgets
 from tests.support.backends import SQLITE_ONLY
 from tests.support.raw_http import RawConnection, raw_connection
 from tests.support.served_here import served_here
@@ -73,9 +73,9 @@ async def test_a_connection_goes_on_after_a_body_that_was_not_needed(service: Se
 
 
 async def test_what_never_ends_is_cut_off(new_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "LINGER_SECONDS", 3.0)
-    monkeypatch.setattr(http_protocol, "LINGER_QUIET_SECONDS", 1.0)
-    monkeypatch.setattr(http_protocol, "LINGER_BYTES", 2**20)
+    monkeypatch.setattr(http_budgets, "LINGER_SECONDS", 3.0)
+    monkeypatch.setattr(http_budgets, "LINGER_QUIET_SECONDS", 1.0)
+    monkeypatch.setattr(http_budgets, "LINGER_BYTES", 2**20)
     head = f"POST /movies HTTP/1.1\r\n{JSON}Content-Length: {2**40}\r\n"
     service = new_service()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from server.http_protocol import HEAD_SECONDS, MAX_HEAD_BYTES, MAX_HEADERS
+from server.http_heads import HEAD_SECONDS, MAX_HEAD_BYTES, MAX_HEADERS
 from tests.support.backends import SQLITE_ONLY
 from tests.support.metrics import metric
 from tests.support.raw_http import HANDSHAKE, Answer, raw_connection

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from realtime.sse.event_stream import Pace
-from server import http_protocol
+from server import unread_responses
 from tests.support.backends import SQLITE_ONLY
 from tests.support.raw_http import raw_connection
 from tests.support.served_here import served_here
@@ -21,8 +21,8 @@ from tests.support.service import Service, eventually
 async def test_a_response_that_is_not_read_is_given_up_and_one_that_is_read_slowly_is_not(
     new_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_protocol, "WRITE_SECONDS", 1.5)
-    monkeypatch.setattr(http_protocol, "WRITE_CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(unread_responses, "WRITE_SECONDS", 1.5)
+    monkeypatch.setattr(unread_responses, "WRITE_CHECK_SECONDS", 0.2)
     service = new_service()
     async with served_here(service) as server, service.person() as alice:
         await alice.add_bulk([{"title": str(n), "description": "d" * 5_000} for n in range(200)])
@@ -59,4 +59,4 @@ async def test_a_response_that_is_not_read_is_given_up_and_one_that_is_read_slow
 
 
 def test_an_event_stream_ends_its_slow_client_before_the_connection_does() -> None:
-    assert Pace().write_seconds < http_protocol.WRITE_SECONDS
+    assert Pace().write_seconds < unread_responses.WRITE_SECONDS

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from realtime.sse.event_stream import Pace
-from server import http_protocol, serving
+from server import serving, unread_responses
 from tests.support.backends import SQLITE_ONLY
 from tests.support.raw_http import RawConnection, raw_connection
 from tests.support.served_here import served_here
@@ -59,7 +59,7 @@ async def test_peers_that_vanished_are_noticed(
 
 def test_a_vanished_peer_is_noticed_within_two_minutes() -> None:
     assert Pace().heartbeat_seconds + serving.VANISHED_SECONDS < 115
-    assert http_protocol.WRITE_SECONDS < serving.VANISHED_SECONDS, "a slow reader is not taken for a vanished peer"
+    assert unread_responses.WRITE_SECONDS < serving.VANISHED_SECONDS, "a slow reader is not taken for a vanished peer"
     assert serving.PROBE_AFTER_SECONDS + serving.VANISHED_SECONDS <= 120
 
 

@@ -1,0 +1,39 @@
+"""The limits of request heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+MAX_HEAD_BYTES = 64 * 1024  # The maximum size of the request line and the headers together.
+MAX_HEADERS = 128  # The number of headers is limited, because each lookup searches all of them.
+HEAD_SECONDS = 10.0  # The time that a client gets to send a request head.
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class BadHead(Exception):
+    """A request head that is rejected although it can be parsed."""
+
+
+def check(target: bytes, headers: Headers) -> None:
+    """Raise BadHead if a head exceeds the limits."""
+    if len(target) + _size(headers) > MAX_HEAD_BYTES or len(headers) > MAX_HEADERS:
+        raise BadHead
+
+
+def rejection(target: bytes, headers: Headers, unparsed: int) -> tuple[int, str, str]:
+    """Return the status, the detail and the metric's reason for a head that is rejected.
+
+    `unparsed` is the number of bytes that were received after the last element that could be parsed.
+    """
+    size = _size(headers)
+    if max(len(target) + size, unparsed) > MAX_HEAD_BYTES:
+        status = 414 if len(target) > size else 431
+        return status, f"Expected a request line and headers of at most {MAX_HEAD_BYTES} bytes", "head_size"
+    if len(headers) > MAX_HEADERS:
+        return 431, f"Expected at most {MAX_HEADERS} headers", "head_size"
+    return 400, "Expected a valid HTTP/1.1 request", "invalid"
+
+
+def _size(headers: Headers) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in headers)  # 4 is for ": " and CR LF
