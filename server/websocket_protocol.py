@@ -10,11 +10,16 @@ Rules:
 - A ping counts as a client message. A ping gets no pong when it exceeds the rate limit or while much data is
   unsent, so that a peer that does not read cannot fill the memory. RFC 6455 (section 5.5.3) requires a pong only for
   the latest ping.
+- A small fragment counts as a client message, too, because parsing a frame costs about as much as a short message. The
+  last fragment is counted with its message.
+- A large piece of input, which may hold thousands of small frames, is parsed in several turns of the event loop. The
+  next piece is parsed when the application has taken the messages of the previous one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -35,6 +40,10 @@ from core.errors import CLOSE_REASONS, NO_CLOSE_FRAME, CloseCode
 from realtime.wire.frames import Frames
 from realtime.wire.writer import CLOSE_SECONDS, EXTENSION, HIGH_WATER_BYTES, LOW_WATER_BYTES
 
+SMALL_FRAGMENT_BYTES = 1024  # a fragment of at least this size does not count as a message
+PIECE_BYTES = 4 * 1024  # at most 682 frames of 6 bytes, which take about 5 ms
+TURN_SECONDS = 0.002  # measured with `time.monotonic`, because the time of the loop does not advance within a turn
+MAX_CLOSING_BYTES = 16 * 1024  # after our close frame, only the peer's close frame is of interest
 SHUTDOWN_SECONDS = 2.0  # a peer that does not reply to the close frame must not delay the shutdown
 LINGER_SECONDS = 1.0
 
@@ -47,7 +56,11 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     _shutdown_timer: asyncio.TimerHandle | None = None
     _written = 0  # the number of bytes of frames handed to the transport
     _taken_at_ping = 0
-    # A function that counts a control frame from the peer, and returns whether the frame is within the rate limit.
+    _unparsed = b""  # input that waits for a later turn; no more is read in the meantime
+    _turn_ends = 0.0  # the time until which the application may handle messages without a pause
+    _turn: asyncio.Handle | None = None  # the next turn that parses a part of `_unparsed`
+    _closing_bytes = 0  # the number of bytes parsed after our close frame
+    # A function that counts a small frame from the peer, and returns whether the frame is within the rate limit.
     on_control_frame: Callable[[], bool] | None = None
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
@@ -63,6 +76,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
             self._is_counted = False
             metrics.websocket_closed(self._close_code())
         self.on_control_frame = None
+        self._unparsed = b""
         super().connection_lost(exc)
 
     def _close_code(self) -> int:
@@ -79,6 +93,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         if message["type"] == "websocket.accept" and self.is_open:
             self._is_counted = True
             metrics.websocket_opened()
+            self._receive_more()
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -87,10 +102,64 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
             extensions[EXTENSION] = DirectWriter(self)
 
     def data_received(self, data: bytes) -> None:
-        if not self._lingering:
+        is_usual = self.handshake_complete and not (self.close_sent or self._lingering or self._unparsed)
+        if is_usual and len(data) <= PIECE_BYTES:
+            super().data_received(data)
+        elif self._lingering:
+            pass
+        elif not self.handshake_initiated:
             super().data_received(data)
             if self.conn.handshake_exc is not None and not self.handshake_complete:
                 self._refuse_unparsed(self.conn.handshake_exc)
+        else:
+            self._unparsed += data
+            self.transport.pause_reading()
+            if self.handshake_complete and not self.read_paused and self._turn is None:
+                self._parse_pieces()
+
+    def _parse_pieces(self) -> None:
+        """Parse input until a piece has completed a message, or until TURN_SECONDS have passed."""
+        self._turn = None
+        data, position = self._unparsed, 0
+        until = time.monotonic() + TURN_SECONDS
+        while position < len(data) and not (self.read_paused or self._lingering or self.transport.is_closing()):
+            if position and time.monotonic() > until:
+                break
+            piece = data[position : position + PIECE_BYTES]
+            position += len(piece)
+            if self.close_sent:
+                self._closing_bytes += len(piece)
+            if self._closing_bytes <= MAX_CLOSING_BYTES:
+                super().data_received(piece)
+            else:
+                self._linger()
+        self._unparsed = data[position:] if not self._lingering else b""
+        if not self.read_paused:
+            self._receive_more()
+
+    def _receive_more(self) -> None:
+        """Continue with the input that has arrived, or else with input from the peer."""
+        self.read_paused = False
+        if self.transport.is_closing():
+            self._unparsed = b""
+        elif not self._unparsed:
+            self.transport.resume_reading()
+        elif self._turn is None:
+            self._turn = self.loop.call_soon(self._parse_pieces)
+
+    async def receive(self) -> Any:
+        """Return the next message. Other tasks get a turn when this one has handled messages for TURN_SECONDS."""
+        if self.queue.empty():
+            message = await self.queue.get()
+            self._turn_ends = time.monotonic() + TURN_SECONDS
+        else:
+            if time.monotonic() > self._turn_ends:
+                await asyncio.sleep(0)
+                self._turn_ends = time.monotonic() + TURN_SECONDS
+            message = self.queue.get_nowait()
+        if self.read_paused and self.queue.empty():
+            self._receive_more()
+        return message
 
     def _refuse_unparsed(self, error: Exception) -> None:
         """Reject a handshake that `websockets` cannot parse, although httptools could."""
@@ -112,11 +181,32 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         is_allowed = self.on_control_frame is None or self.on_control_frame()
         return is_allowed and not self.close_sent and self.transport.get_write_buffer_size() <= HIGH_WATER_BYTES
 
+    def handle_text(self, event: Frame) -> None:
+        super().handle_text(event)
+        if not event.fin:
+            self._begin_fragments(event)
+
+    def handle_bytes(self, event: Frame) -> None:
+        super().handle_bytes(event)
+        if not event.fin:
+            self._begin_fragments(event)
+
     def handle_cont(self, event: Frame) -> None:
-        if event.data or event.fin:
-            super().handle_cont(event)
-        elif self.on_control_frame is not None:
-            self.on_control_frame()  # count empty fragments, because the limit on message size does not stop them
+        self.frames[0] += event.data
+        if event.fin:
+            self.send_receive_event_to_app()
+        else:
+            self._count_fragment(event)
+
+    def _begin_fragments(self, event: Frame) -> None:
+        # The fragments are joined as they arrive, because a list of small ones would take 60 times their size.
+        self.frames = [bytearray(event.data)]  # type: ignore[list-item]  # uvicorn takes any bytes-like object
+        self._count_fragment(event)
+
+    def _count_fragment(self, event: Frame) -> None:
+        """Count a fragment other than the last."""
+        if len(event.data) < SMALL_FRAGMENT_BYTES and self.on_control_frame is not None:
+            self.on_control_frame()
 
     def handle_close(self, event: Frame) -> None:
         super().handle_close(event)
@@ -142,7 +232,13 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         """Close as uvicorn does, but keep reading for LINGER_SECONDS, so that the close frame arrives."""
         assert self.conn.close_sent is not None
         self._disconnect(self.conn.close_sent.code, self.conn.close_sent.reason)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Discard all further input, and close the connection after LINGER_SECONDS."""
         self._lingering = True
+        if self.close_timer is not None:
+            self.close_timer.cancel()
         self.close_timer = self.loop.call_later(LINGER_SECONDS, self._close_or_abort)
 
     def _close_or_abort(self) -> None:
@@ -218,8 +314,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         self.close_sent = True
         self.stop_keepalive()
         if self.read_paused:
-            self.read_paused = False
-            self.transport.resume_reading()
+            self._receive_more()
 
 
 class _Frames(ServerProtocol):

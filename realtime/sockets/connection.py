@@ -262,7 +262,7 @@ class Connection:
         return self._bucket.refused > parsing.MAX_REFUSED_MESSAGES
 
     def _receive_control_frame(self) -> bool:
-        """Count a control frame as a message. Return False when the client has sent too many."""
+        """Count a control frame or a small fragment as a message. Return False when the client has sent too many."""
         is_allowed = self._take_message()
         if not is_allowed and self._ignores_refusals and not self.is_ending:
             self._end(CloseCode.TOO_MANY_MESSAGES)

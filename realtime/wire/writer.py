@@ -42,7 +42,7 @@ class Writer(Protocol):
         """If the buffer exceeded HIGH_WATER_BYTES, wait until it is down to LOW_WATER_BYTES or the socket is gone."""
 
     def count_control_frames(self, on_control_frame: Callable[[], bool]) -> None:
-        """From now on, call `on_control_frame` for each ping, unsolicited pong and empty fragment.
+        """From now on, call `on_control_frame` for each ping, unsolicited pong and small fragment.
 
         A ping is answered with a pong only if the callback returns True. Other ASGI servers handle these frames
         themselves, so under them the callback is never called.

@@ -12,13 +12,19 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Frame
+from websockets.server import ServerProtocol
 
 from core.errors import CLOSE_REASONS, CloseCode
+from realtime.sockets import endpoint
 from realtime.sockets.actions import Request
 from realtime.sockets.parsing import MAX_BURST_MESSAGES, MAX_REFUSED_MESSAGES, Bucket
 from realtime.sockets.rest_calls import MAX_REQUESTS_IN_FLIGHT, MAX_UNREAD_REPLIES, RestCalls
+from server import websocket_protocol
+from server.websocket_protocol import MAX_CLOSING_BYTES, PIECE_BYTES, SMALL_FRAGMENT_BYTES
 from tests.support.backends import SQLITE_ONLY
 from tests.support.raw_http import HANDSHAKE, raw_connection
+from tests.support.served_here import served_here
 from tests.support.service import Service, eventually
 from tests.support.sockets import closing, refusal, signed_in
 
@@ -67,8 +73,7 @@ async def test_a_flood_of_messages_is_refused_and_then_the_socket_is_closed(
 
 async def flood(service: Service, frames: bytes, number: int) -> tuple[int, int]:
     """Send frames without reading; return by how many bytes the service's memory grew, and how many bytes it sent."""
-    text = HANDSHAKE.format(target="/ws?topics=characters", headers="")
-    async with raw_connection(service, text, keeps=2**14) as connection:
+    async with raw_connection(service, WATCH, keeps=2**14) as connection:
         await connection.head()
         transport: Any = connection.writer.transport
         transport.pause_reading()
@@ -88,7 +93,14 @@ async def flood(service: Service, frames: bytes, number: int) -> tuple[int, int]
 
 PING = b"\x89\xfd" + bytes(4) + b"p" * 125
 PONG = b"\x8a\xfd" + bytes(4) + b"p" * 125
+BEGIN_TEXT = b"\x01\x81" + bytes(4) + b" "
+BEGIN_BYTES = b"\x02\x81" + bytes(4) + b" "
 EMPTY_PART = b"\x00\x80" + bytes(4)
+SMALL_PART = b"\x00\x81" + bytes(4) + b" "
+END = b"\x80\x80" + bytes(4)
+SHORT_PING = b"\x89\x80" + bytes(4)
+SHORT_PONG = b"\x8a\x00"
+WATCH = HANDSHAKE.format(target="/ws?topics=characters", headers="")
 
 
 @SQLITE_ONLY
@@ -108,17 +120,125 @@ async def test_parts_without_content_are_not_kept(new_service: Callable[..., Ser
 
 
 @SQLITE_ONLY
-@pytest.mark.parametrize(("frame", "pongs"), [(PING, MAX_BURST_MESSAGES), (PONG, 0)])
-async def test_control_frames_count_as_messages(new_service: Callable[..., Service], frame: bytes, pongs: int) -> None:
+@pytest.mark.parametrize(
+    ("first", "frame", "pongs"),
+    [
+        (b"", PING, MAX_BURST_MESSAGES),
+        (b"", PONG, 0),
+        (BEGIN_TEXT, EMPTY_PART, 0),
+        (BEGIN_TEXT, SMALL_PART, 0),
+        (BEGIN_BYTES, SMALL_PART, 0),
+        (b"", BEGIN_TEXT + SMALL_PART + END, 0),
+    ],
+)
+async def test_small_frames_count_as_messages(
+    new_service: Callable[..., Service], first: bytes, frame: bytes, pongs: int
+) -> None:
     reason = CLOSE_REASONS[CloseCode.TOO_MANY_MESSAGES].encode()
     service = new_service(RATE_LIMITS="on").start()
-    async with raw_connection(service, HANDSHAKE.format(target="/ws?topics=characters", headers="")) as connection:
+    async with raw_connection(service, WATCH) as connection:
         await connection.head()
-        await connection.send_all(frame * 2 * (MAX_BURST_MESSAGES + MAX_REFUSED_MESSAGES))
+        await connection.send_all(first + frame * 4 * (MAX_BURST_MESSAGES + MAX_REFUSED_MESSAGES))
         received = await connection.reader.read(-1)
         answered = received.count(b"\x8a\x7d" + b"p" * 125)
         assert pongs <= answered < pongs + 500, "expected the burst and what the bucket gained in the meantime"
         assert received.endswith(b"\x88" + bytes([2 + len(reason)]) + CloseCode.TOO_MANY_MESSAGES.to_bytes(2) + reason)
+
+
+@SQLITE_ONLY
+async def test_large_fragments_do_not_count(new_service: Callable[..., Service]) -> None:
+    async with new_service(RATE_LIMITS="on").start().watch() as watcher:
+        text = json.dumps({"id": 1, "action": "ping"}).ljust(250 * SMALL_FRAGMENT_BYTES)
+        parts = [text[at : at + SMALL_FRAGMENT_BYTES] for at in range(0, len(text), SMALL_FRAGMENT_BYTES)]
+        for _ in range(2 * (MAX_BURST_MESSAGES + MAX_REFUSED_MESSAGES) // len(parts)):
+            await watcher.socket.send(parts)
+            assert (await watcher.next())["ok"]
+
+
+@SQLITE_ONLY
+async def test_a_message_in_small_fragments_takes_no_more_memory_than_others(
+    new_service: Callable[..., Service],
+) -> None:
+    service = new_service(RATE_LIMITS="off").start()
+    async with raw_connection(service, WATCH) as connection:
+        await connection.head()
+        before = service.memory_bytes()
+        connection.send(b"\x01\x81" + bytes(4) + b"{" + SMALL_PART * 200_000 + SHORT_PING)
+        await connection.reader.readuntil(SHORT_PONG)  # by now, the service has read the fragments
+        assert service.memory_bytes() - before < 6 * 2**20
+        text = b'"id": 7, "action": "ping"}'
+        connection.send(b"\x80" + bytes([0x80 + len(text)]) + bytes(4) + text)
+        await connection.reader.readuntil(b'"reply_to":7,"ok":true')
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which the parser adds each frame's opcode."""
+    opcodes: list[int] = []
+    take = ServerProtocol.recv_frame
+
+    def recv_frame(self: ServerProtocol, frame: Frame) -> None:
+        opcodes.append(frame.opcode)
+        take(self, frame)
+
+    monkeypatch.setattr(ServerProtocol, "recv_frame", recv_frame)
+    return opcodes
+
+
+@SQLITE_ONLY
+@pytest.mark.parametrize("frame", [SMALL_PART, SHORT_PING, b"\x8a\x80" + bytes(4), BEGIN_TEXT + END])
+async def test_many_small_frames_are_parsed_in_several_turns(
+    new_service: Callable[..., Service], parsed: list[int], frame: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket_protocol, "TURN_SECONDS", 0.0)  # parse one piece at a time, on a fast machine too
+    service = new_service(RATE_LIMITS="off")
+    begin = BEGIN_TEXT if frame == SMALL_PART else b""
+    async with served_here(service), raw_connection(service, WATCH) as connection:
+        await connection.head()
+        connection.send(begin + frame * 50_000)
+        most = before = 0
+        while len(parsed) < 50_000:
+            await asyncio.sleep(0)
+            most, before = max(most, len(parsed) - before), len(parsed)
+        assert most <= 2 * PIECE_BYTES / len(EMPTY_PART), "expected the piece that has just arrived, and the next"
+
+
+@SQLITE_ONLY
+async def test_little_is_parsed_after_the_close(new_service: Callable[..., Service], parsed: list[int]) -> None:
+    service = new_service(RATE_LIMITS="off")
+    async with served_here(service), raw_connection(service, WATCH) as connection:
+        await connection.head()
+        connection.send(b"\x82\x80" + bytes(4))
+        await connection.reader.readuntil(CloseCode.PROTOCOL_ERROR.to_bytes(2))
+        for _ in range(20):
+            await connection.send_all(SHORT_PING * 10_000)
+        assert await connection.reader.read(-1) == CLOSE_REASONS[CloseCode.PROTOCOL_ERROR].encode()
+        assert len(parsed) < (MAX_CLOSING_BYTES + PIECE_BYTES) / len(SHORT_PING)
+
+
+@SQLITE_ONLY
+async def test_a_message_sent_before_the_handshake_is_complete_is_handled_after_it(
+    new_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, can_end = asyncio.Event(), asyncio.Event()
+
+    async def find_start(feed: Any, since: Any) -> None:
+        begun.set()
+        await can_end.wait()
+
+    monkeypatch.setattr(endpoint, "find_start", find_start)
+    service = new_service()
+    async with served_here(service), raw_connection(service, WATCH) as connection:
+        await begun.wait()
+        text = b'{"id": 7, "action": "ping"}'
+        connection.send(b"\x81" + bytes([0x80 + len(text)]) + bytes(4) + text)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await connection.reader.read(1)
+        can_end.set()
+        assert await connection.head() == "HTTP/1.1 101 Switching Protocols"
+        await connection.reader.readuntil(b'"welcome"')
+        await connection.reader.readuntil(b'"reply_to":7,"ok":true')
 
 
 async def test_requests_of_a_client_that_does_not_read_wait_instead_of_holding_replies() -> None:
