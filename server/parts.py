@@ -261,7 +261,8 @@ class Parts:
                 checks["feed"] = f"{lag} events behind the log"
             checks["database"] = await self._database_problem() or "ok"
         except Unavailable as error:
-            checks["database"] = failures.in_words(error.__cause__)
+            has_cause = error.__cause__ is not None
+            checks["database"] = failures.in_words(error.__cause__) if has_cause else str(error.detail)
         if self.bus.is_deaf():
             checks["bus"] = "silent: events are read from the log, up to a second late"
         return checks

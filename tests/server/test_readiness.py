@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -17,8 +18,9 @@ from tests.conftest import Places
 from tests.support.backends import POSTGRES_ONLY
 from tests.support.locks import head_locked
 from tests.support.requests import ok
+from tests.support.resources import sql
 from tests.support.servers.postgresql import PostgresServer
-from tests.support.service import Service, eventually
+from tests.support.service import PASSWORD, Service, eventually
 
 
 async def database_check(client: httpx.AsyncClient, status: int) -> str | None:
@@ -81,7 +83,7 @@ FAULTS = {
     "changed head": Fault(
         ("ALTER TABLE event_head ALTER COLUMN seq TYPE text",),
         ("ALTER TABLE event_head ALTER COLUMN seq TYPE bigint USING seq::bigint",),
-        "the database cannot be used",
+        "The head of the event log has an unexpected type",
         refused="POST",
     ),
 }
@@ -158,6 +160,48 @@ async def test_no_fault_of_the_database_ends_the_service(
         assert service.process is not None
         assert service.process.poll() is None
         assert service.pid == pid
+
+
+async def is_tried_again(service: Service, job_id: str) -> None:
+    """Wait until a running job has been claimed and released several times. Each time changes its lease."""
+    seen: set[Any] = set()
+
+    async def has_changed() -> bool:
+        seen.update(await sql(service, f"SELECT lease_until FROM jobs WHERE id = '{job_id}'"))
+        return len(seen) > 4
+
+    await eventually(has_changed, f"job {job_id} is tried again")
+
+
+async def test_a_lost_head_of_the_log_is_reported_and_delays_jobs(new_service: Callable[..., Service]) -> None:
+    service = new_service().start()
+    async with service.person() as alice, service.anyone() as operator, service.watch() as watcher:
+        await alice.add(title="before")
+        job = await alice.generate("movies", 30, "?rate=10&batch_size=1")
+        await watcher.until(lambda frame: frame["operation"] == "add_bulk")
+        [(epoch, seq)] = await sql(service, "DELETE FROM event_head RETURNING epoch, seq")
+        said = await eventually(lambda: database_check(operator, 503), "not ready")
+        assert said == "The event log has no head"
+        requests: tuple[tuple[str, str, Any], ...] = (
+            ("GET", "/movies", None),
+            ("GET", "/movies?title=x", None),
+            ("GET", "/jobs", None),
+            ("POST", "/movies", {"title": "Refused"}),
+            ("POST", "/movies/generate/3", None),
+            ("POST", "/auth/login", {"username": alice.name, "password": PASSWORD}),
+        )
+        for method, path, body in requests:
+            answer = await alice.http.request(method, path, json=body)
+            assert answer.status_code == 503, (method, path, answer.text)
+        reply = await watcher.ask({"action": "subscribe", "topics": ["movies"], "snapshot": True})
+        assert reply["error"]["code"] == "unavailable"
+        await is_tried_again(service, job["id"])
+        assert (await ok(alice.http.get(f"/jobs/{job['id']}")))["state"] == "running"
+        columns = f"(id, epoch, seq, size) VALUES (1, '{epoch}', {seq}, 0)"
+        await sql(service, f"INSERT INTO event_head {columns}")
+        await eventually(lambda: is_ready(operator), "ready again")
+        assert (await watcher.sees(await alice.add(title="after")))["operation"] == "add"
+        assert (await alice.job_ended(job["id"]))["state"] == "done"
 
 
 async def test_a_lost_table_is_reported_until_it_is_back(new_service: Callable[..., Service]) -> None:
