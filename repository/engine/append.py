@@ -10,7 +10,7 @@ import orjson
 from core.identity import Identity
 from core.times import utc_now
 from repository.engine import rights
-from repository.engine.events import Event, Head
+from repository.engine.events import Event, Head, head_of
 from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
 
@@ -31,18 +31,18 @@ async def append(tx: Transaction) -> list[Event]:
     """Number and insert the transaction's drafts, and return them as events.
 
     Only `tell_position` may follow in the transaction, because the lock on the head is held until COMMIT. Raises
-    Unauthenticated or Forbidden when the writer no longer has its rights.
+    Unauthenticated or Forbidden when the writer no longer has its rights, or Unavailable when the log has no head.
     """
     created_at = utc_now()
     driver = await tx.driver()
     count = len(tx.drafts)
     if tx.is_sqlite:
-        (row,) = await driver.execute_fetchall(TAKE.sqlite, (count, tx.size))
+        found = await driver.execute_fetchall(TAKE.sqlite, (count, tx.size))
     else:
         with tx.lock_waits.waiting():
-            row = await driver.fetchrow(TAKE.postgresql, count, tx.size)
-    epoch, last = row[0], row[1]
-    events = [Event(epoch, seq, *draft, created_at) for seq, draft in enumerate(tx.drafts, last - count + 1)]
+            found = await driver.fetch(TAKE.postgresql, count, tx.size)
+    head = head_of(found)
+    events = [Event(head.epoch, seq, *draft, created_at) for seq, draft in enumerate(tx.drafts, head.seq - count + 1)]
     rows = [
         (event.seq, *draft[:-2], _encoded(event.changed), event.actor_id, created_at)
         for event, draft in zip(events, tx.drafts, strict=True)
@@ -62,8 +62,8 @@ async def tell_position(tx: Transaction, events: Sequence[Event]) -> None:
         position = Head(events[-1].epoch, events[-1].seq)
     else:
         driver = await tx.driver()
-        (row,) = await (driver.execute_fetchall(_HEAD.sqlite) if tx.is_sqlite else driver.fetch(_HEAD.postgresql))
-        position = Head(row[0], row[1])
+        found = await (driver.execute_fetchall(_HEAD.sqlite) if tx.is_sqlite else driver.fetch(_HEAD.postgresql))
+        position = head_of(found)
     for each in tx.on_position:
         await each(position)
 

@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import ColumnElement, Executable, Row, Table, delete, select, text, tuple_
+from sqlalchemy import Executable, Row, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
 
 import models
@@ -33,6 +33,7 @@ from repository.engine.append import append, tell_position
 from repository.engine.engines import PATIENT_READERS, READERS, READERS_PER_CLIENT, Lane
 from repository.engine.events import Event
 from repository.engine.lock_waits import LockWaits
+from repository.engine.schema import Schema
 from repository.engine.statement import Statement
 from repository.engine.transaction import Transaction
 
@@ -49,7 +50,6 @@ PATIENCE = 3
 FETCH_SECONDS = 5.0  # A read by key that takes longer has probably lost its connection.
 MAX_DEAD_CONNECTIONS = max(READERS.values())
 HOT_READERS = 2  # `fetch` keeps this many connections for point reads; more threads would only wait for one another.
-DELETED_ROWS = 1_000
 
 T = TypeVar("T")
 Rows = Sequence[Row[*tuple[Any, ...]]]
@@ -75,6 +75,7 @@ class Database:
         self._hot_idle: list[tuple[AsyncConnection, Any]] = []
         self._shares = {lane: Shares(size) for lane, size in READERS_PER_CLIENT.items()}
         self._patient = {lane: asyncio.Semaphore(size) for lane, size in PATIENT_READERS.items()}
+        self.schema = Schema(self._reading, is_sqlite=self.is_sqlite)
         self._file = self._file_id()
         self._lock_waits = LockWaits()
         self._read_failure: str | None = None  # the problem with a table or the file, until it is repaired
@@ -197,7 +198,12 @@ class Database:
 
         If the connection turns out to be dead, `work` runs again on another one. Raises Unavailable.
         """
+        self.schema.require()
+        return await self._reading(work, lane, patient=patient)
 
+    async def _reading(
+        self, work: Callable[[AsyncConnection], Awaitable[T]], lane: Lane = Lane.POINT, *, patient: bool = False
+    ) -> T:
         async def once() -> T:
             async with self.read(lane, patient=patient) as connection:
                 return await work(connection)
@@ -218,6 +224,7 @@ class Database:
 
         Raises Unavailable when the database cannot be reached.
         """
+        self.schema.require()
 
         async def once() -> list[Any]:
             try:
@@ -284,24 +291,6 @@ class Database:
                     await driver.execute_fetchall(BEGIN)
             yield connection, transaction
 
-    async def delete_without_events(self, table: Table, which: ColumnElement[bool]) -> int:
-        """Delete rows that no client sees. Return how many were deleted. Raises Unavailable.
-
-        Each transaction deletes at most DELETED_ROWS, so that other writes get their turn.
-        """
-        key = tuple_(*table.primary_key.columns)
-        some = select(*table.primary_key.columns).where(which).limit(DELETED_ROWS)
-        total = 0
-
-        async def work(tx: Transaction) -> int:
-            return int((await tx.connection.execute(delete(table).where(key.in_(some)))).rowcount)
-
-        while (count := await self.write(work)) > 0:
-            total += count
-            if count < DELETED_ROWS:
-                break
-        return total
-
     async def write(self, work: Callable[[Transaction], Awaitable[T]], writer: Identity | None = None) -> T:
         """Run `work` in one transaction with the events it emits, and return its result. Listeners run after COMMIT.
 
@@ -310,6 +299,7 @@ class Database:
         Unauthenticated or Forbidden when the `writer` has lost rights since it was authenticated, or Unavailable when
         the database cannot be reached or keeps refusing the transaction.
         """
+        self.schema.require()
         started = time.monotonic()
         for attempt in range(1, MAX_ATTEMPTS + 1):
             committing = False
@@ -351,6 +341,7 @@ class Database:
     def _note_read_failure(self, error: Exception) -> None:
         if failures.is_lasting(error):
             self._read_failure = failures.in_words(error)
+            self.schema.expire()
 
     async def read_problem(self) -> str | None:
         """Return what is wrong with the tables, or None.

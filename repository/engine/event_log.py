@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any
 
 import orjson
@@ -20,40 +21,36 @@ import models
 from core.errors import Unavailable
 from core.times import utc_text
 from repository.engine.database import Database
-from repository.engine.events import Event, Head
+from repository.engine.events import Event, Head, head_of
 from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
 
 HEAD_ID = 1
 HEAD = statement("SELECT epoch, seq FROM event_head WHERE id = 1")
-_SIZE = func.length(models.events.c.payload) + func.coalesce(func.length(models.events.c.before), 0)
+_MAYBE_STRING, _MAYBE_BYTES, _MAYBE_INT = (str, NoneType), (bytes, NoneType), (int, NoneType)
+# The forms of seq, topic, operation, entity_id, audience, payload, before, changed, actor_id and created_at.
+_COLUMN_FORMS: tuple[Any, ...] = (
+    int, str, str, _MAYBE_STRING, str, bytes, _MAYBE_BYTES, _MAYBE_STRING, _MAYBE_INT, str,
+)  # fmt: skip
+EVENT_SIZE = func.length(models.events.c.payload) + func.coalesce(func.length(models.events.c.before), 0)
 
 
 async def head(database: Database) -> Head:
     """Return the log's epoch and its newest number. Raises Unavailable."""
-    found = await database.fetch(HEAD)
-    if not found:
-        raise Unavailable("The log has no head")
-    return _checked(*found[0])
-
-
-def _checked(epoch: object, seq: object) -> Head:
-    if not (isinstance(epoch, str) and isinstance(seq, int)):
-        raise Unavailable("The log's head has an unexpected type")
-    return Head(epoch, seq)
+    return head_of(await database.fetch(HEAD))
 
 
 async def _head(connection: AsyncConnection) -> Head:
-    row = (await connection.execute(select(models.event_head.c.epoch, models.event_head.c.seq))).one_or_none()
-    if row is None:
-        raise Unavailable("The log has no head")
-    return _checked(row.epoch, row.seq)
+    head = models.event_head.c
+    return head_of((await connection.execute(select(head.epoch, head.seq).where(head.id == HEAD_ID))).all())
 
 
 async def oldest(database: Database) -> int | None:
     """Return the lowest number still kept, or None when the log is empty. Raises Unavailable."""
     ((lowest,),) = await database.select(select(func.min(models.events.c.seq)))
-    return lowest  # type: ignore[no-any-return]
+    if not isinstance(lowest, _MAYBE_INT):
+        raise Unavailable("The numbers of the events have an unexpected type")
+    return lowest
 
 
 async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: int) -> list[Event]:
@@ -65,7 +62,7 @@ async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: 
     table = models.events
 
     async def work(connection: AsyncConnection) -> list[Event]:
-        following = select(table.c.seq, _SIZE).where(table.c.seq > seq).order_by(table.c.seq).limit(max_rows)
+        following = select(table.c.seq, EVENT_SIZE).where(table.c.seq > seq).order_by(table.c.seq).limit(max_rows)
         sizes = await connection.execute(following)
         last, total = seq, 0
         for number, size in sizes:
@@ -78,16 +75,21 @@ async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: 
         current = await _head(connection)
         chosen = select(table).where(table.c.seq > seq, table.c.seq <= last).order_by(table.c.seq)
         found = (await connection.execute(chosen)).all()
-        try:
-            return [_event(current.epoch, row) for row in found]
-        except (TypeError, ValueError) as error:
-            raise Unavailable("The log's events have an unexpected form") from error
+        return [_event(current.epoch, row) for row in found]
 
-    return await database.reading(work)
+    try:
+        return await database.reading(work)
+    except (TypeError, ValueError) as error:
+        raise Unavailable("The log's events have an unexpected form") from error
 
 
 def _event(epoch: str, row: Sequence[Any]) -> Event:
-    """Return the event of a row, whose columns are in the order of the event's fields."""
+    """Return the event of a row, whose columns are in the order of the event's fields.
+
+    Raises TypeError or ValueError when the row is not as expected.
+    """
+    if not all(isinstance(value, form) for value, form in zip(row, _COLUMN_FORMS, strict=True)):
+        raise TypeError("expected the columns of an event")
     *fields, changed, actor_id, created_at = row
     values = (*fields, tuple(orjson.loads(changed)) if changed else (), actor_id, created_at)
     return Event(epoch, *values)
@@ -96,7 +98,7 @@ def _event(epoch: str, row: Sequence[Any]) -> Event:
 async def tail(database: Database, *, max_rows: int, max_bytes: int) -> int:
     """Return the lowest number after which all events fit into `max_rows` and `max_bytes`; 0 when the log is empty."""
     table = models.events
-    newest = select(table.c.seq, _SIZE).order_by(table.c.seq.desc()).limit(max_rows)
+    newest = select(table.c.seq, EVENT_SIZE).order_by(table.c.seq.desc()).limit(max_rows)
     start, total = None, 0
     for seq, size in await database.select(newest):
         total += size
@@ -116,11 +118,13 @@ async def prune(database: Database, *, keep_rows: int, keep_bytes: int, older_th
 
     async def work(tx: Transaction) -> int:
         table, head = models.events, models.event_head
-        newest, size = (await tx.connection.execute(select(head.c.seq, head.c.size))).one()
+        query = select(head.c.epoch, head.c.seq, head.c.size).where(head.c.id == HEAD_ID)
+        found = (await tx.connection.execute(query)).all()
+        newest, size = head_of(found).seq, found[0].size
         first_young = select(func.min(table.c.seq)).where(table.c.created_at >= utc_text(older_than))
         young = (await tx.connection.execute(first_young)).scalar()
         floor = max(newest - keep_rows, (young - 1) if young is not None else newest)
-        oldest = await tx.connection.execute(select(table.c.seq, _SIZE).order_by(table.c.seq).limit(max_rows))
+        oldest = await tx.connection.execute(select(table.c.seq, EVENT_SIZE).order_by(table.c.seq).limit(max_rows))
         count, freed, until = 0, 0, 0
         for seq, event_size in oldest:
             if seq > floor and size - freed <= keep_bytes:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from core.errors import Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +43,16 @@ class Head:
 
     epoch: str
     seq: int
+
+
+def head_of(rows: Sequence[Sequence[Any]]) -> Head:
+    """Return the head of the log, from rows that begin with its epoch and its number.
+
+    Raises Unavailable when there is no row, because the log has lost its head, or when the head has an unexpected type.
+    """
+    if not rows:
+        raise Unavailable("The event log has no head")
+    epoch, seq = rows[0][:2]
+    if not (isinstance(epoch, str) and isinstance(seq, int)):
+        raise Unavailable("The head of the event log has an unexpected type")
+    return Head(epoch, seq)

@@ -20,7 +20,7 @@ from core.errors import FieldProblem, InvalidInput
 from core.filters import EVERYTHING, Filter
 from repository.engine.database import Database
 from repository.engine.engines import Lane
-from repository.engine.events import Head
+from repository.engine.events import Head, head_of
 from repository.engine.statement import statement
 from repository.generic import cursors, filter_sql, rows
 from repository.generic.cursors import Cursor, Order, Ordering
@@ -242,16 +242,17 @@ async def read(
             raise
 
     found = await database.reading(work, lane)
-    epoch, seq, total, first, *_ = found[0]
+    head = head_of(found)
+    total, first = found[0][2:4]
     if first is None:
-        return Listed([], total, Head(epoch, seq))
+        return Listed([], total, head)
     if shape.is_measured and found[-1][-1] > MAX_PAGE_CHARACTERS:
         expected = (
             f"Expected at most {len(found) - 1}: the texts of more rows would exceed {MAX_PAGE_CHARACTERS:,} characters"
         )
         raise InvalidInput([FieldProblem(("query", "limit"), expected, "page_too_large")])
     last = 3 + len(shape.columns)
-    return Listed([row[3:last] for row in found], total, Head(epoch, seq), _end(shape, page, found[-1][3:]))
+    return Listed([row[3:last] for row in found], total, head, _end(shape, page, found[-1][3:]))
 
 
 # --- the lists

@@ -18,7 +18,7 @@ from repository import jobs
 from repository.accounts import audit, sessions, users
 from repository.engine.database import Database
 from repository.engine.engines import Lane
-from repository.engine.events import Head
+from repository.engine.events import Head, head_of
 from repository.generic import filter_sql, rows
 from resources.derived import visible_columns
 from resources.registry import RESOURCES
@@ -81,10 +81,10 @@ async def read_page(
     query = select(head.c.epoch, head.c.seq, columns).select_from(head.outerjoin(page, true()))
     lane = Lane.COSTLY if filter_sql.is_costly(wanted) else Lane.LIST
     found = await database.select(query.order_by(page.c.id), lane, patient=True)
-    epoch, seq, first = found[0][:3]
-    listed = [row[2:] for row in found] if first is not None else []
+    position = head_of(found)
+    listed = [row[2:] for row in found] if found[0][2] is not None else []
     made = await rows.off_the_loop(len(listed), _entities, source, listed)
-    return SnapshotPage(Head(epoch, seq), made, len(listed) < max_rows)
+    return SnapshotPage(position, made, len(listed) < max_rows)
 
 
 def _entities(source: Source, found: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
@@ -104,6 +104,7 @@ async def beginning(database: Database, topics: Sequence[str]) -> Beginning:
     head = models.event_head
     numbered = [topic for topic in topics if SOURCES[topic].table.c.id.type.python_type is int]
     highest = [select(func.max(SOURCES[topic].table.c.id)).scalar_subquery() for topic in numbered]
-    ((epoch, seq, *ids),) = await database.select(select(head.c.epoch, head.c.seq, *highest))
-    found = {topic: number or 0 for topic, number in zip(numbered, ids, strict=True)}
-    return Beginning(Head(epoch, seq), {topic: found.get(topic) for topic in topics})
+    found = await database.select(select(head.c.epoch, head.c.seq, *highest))
+    position = head_of(found)
+    newest = {topic: number or 0 for topic, number in zip(numbered, found[0][2:], strict=True)}
+    return Beginning(position, {topic: newest.get(topic) for topic in topics})

@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import delete, insert, select, text, update
 
 import models
-from core.errors import ContentTooLarge, SettingsError
+from core.errors import ContentTooLarge, SettingsError, Unavailable
 from repository.engine import event_log, migrations
 from repository.engine.append import append
 from repository.engine.database import Database
@@ -277,6 +277,22 @@ async def test_concurrent_migrations_create_one_epoch(new_places: Callable[[], P
         async with database.read() as connection:
             assert (await connection.execute(text("SELECT count(*) FROM event_head"))).scalar() == 1
         await database.close()
+
+
+async def test_a_lost_head_is_replaced_at_the_start_without_using_numbers_again(database: Database) -> None:
+    for number in range(3):
+        await write(database, number)
+    async with database.begin() as (connection, _):
+        was = (await connection.execute(select(models.event_head.c.epoch, models.event_head.c.size))).one()
+        await connection.execute(delete(models.event_head))
+    with pytest.raises(Unavailable):
+        await write(database, 3)
+    await migrations.migrate(database)
+    async with database.read() as connection:
+        now = (await connection.execute(select(models.event_head.c.epoch, models.event_head.c.size))).one()
+    assert (now.epoch != was.epoch, now.size) == (True, was.size)
+    await write(database, 4)
+    assert (await event_log.head(database)).seq == 4
 
 
 async def test_a_schema_of_a_newer_version_is_refused_in_one_sentence(database: Database) -> None:
