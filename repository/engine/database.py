@@ -13,7 +13,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -34,6 +33,7 @@ from repository.engine.engines import PATIENT_READERS, READERS, READERS_PER_CLIE
 from repository.engine.events import Event
 from repository.engine.lock_waits import LockWaits
 from repository.engine.schema import Schema
+from repository.engine.sqlite_file import SqliteFile
 from repository.engine.statement import Statement
 from repository.engine.transaction import Transaction
 
@@ -43,7 +43,6 @@ RETRY_SECONDS = 5.0  # A transaction is not run again once this time has passed 
 RETRY_PAUSE_SECONDS = 0.05
 STALLED_SECONDS = 3.0  # Writes hold the lock for milliseconds, so a worker that waits this long for it is not ready.
 PROBE_SECONDS = 1.0
-MIN_FREE_BYTES = 16 * 1024 * 1024  # SQLite's log needs this much free disk space between two checkpoints.
 SHRINK_SECONDS = 1.0
 READ_SECONDS = 10.0  # several times as long as a search of a million rows takes
 PATIENCE = 3
@@ -65,18 +64,17 @@ class Database:
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
         self._read_seconds = read_seconds
-        self._engines = (
-            engines.open_sqlite(url)
-            if self.is_sqlite
-            else engines.open_postgresql(url, read_seconds * PATIENCE, has_pooler=has_pooler)
-        )
+        self._file: SqliteFile | None = None  # None on PostgreSQL
+        if self.is_sqlite:
+            self._engines, self._file = engines.open_sqlite(url)
+        else:
+            self._engines = engines.open_postgresql(url, read_seconds * PATIENCE, has_pooler=has_pooler)
         # Connections that `fetch` keeps: checking one out of the pool costs more than a read by key.
         self._hot = asyncio.Semaphore(HOT_READERS)
         self._hot_idle: list[tuple[AsyncConnection, Any]] = []
         self._shares = {lane: Shares(size) for lane, size in READERS_PER_CLIENT.items()}
         self._patient = {lane: asyncio.Semaphore(size) for lane, size in PATIENT_READERS.items()}
         self.schema = Schema(self._reading, is_sqlite=self.is_sqlite)
-        self._file = self._file_id()
         self._lock_waits = LockWaits()
         self._read_failure: str | None = None  # the problem with a table or the file, until it is repaired
         self._write_failure: str | None = None
@@ -94,36 +92,20 @@ class Database:
 
     # --- SQLite's files
 
-    def _file_id(self) -> tuple[int, int] | None:
-        """Return the device and inode of SQLite's file, or None if there is no file."""
-        if not self.is_sqlite:
-            return None
-        try:
-            found = engines.path_of(self.url).stat()
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
-
     def file_problem(self) -> str | None:
         """Return what is wrong with SQLite's file or its disk, or None."""
-        if not self.is_sqlite:
-            return None
-        if self._file is not None and self._file_id() != self._file:
-            return "the database file was moved or replaced; restart the service"
-        try:
-            disk = os.statvfs(engines.path_of(self.url).parent)
-        except OSError:
-            return "the disk is failing"
-        return "the disk is full" if disk.f_bavail * disk.f_frsize < MIN_FREE_BYTES else None
+        return self._file.problem() if self._file is not None else None
+
+    def _require_intact_file(self) -> None:
+        """Raise FileLost if rows committed to SQLite's file now would be missing after a restart."""
+        if self._file is not None:
+            self._file.require_intact()
+            if self._read_failure == failures.DAMAGED_FILE:
+                raise failures.FileLost(failures.DAMAGED_FILE)
 
     def log_bytes(self) -> int:
         """Return the size of SQLite's write-ahead log in bytes; 0 on PostgreSQL."""
-        if not self.is_sqlite:
-            return 0
-        try:
-            return engines.path_of(self.url, "-wal").stat().st_size
-        except OSError:
-            return 0
+        return self._file.log_bytes() if self._file is not None else 0
 
     async def shrink_log(self) -> None:
         """Empty SQLite's write-ahead log, which grows while reads overlap without a pause. Raises Unavailable.
@@ -316,6 +298,7 @@ class Database:
                         if failures.is_about_schema(error):
                             await connection.invalidate(error)
                         raise
+                    self._require_intact_file()
                     committing = True
                     await transaction.commit()
                 self._write_failure = None
@@ -339,7 +322,7 @@ class Database:
         raise AssertionError("unreachable")
 
     def _note_read_failure(self, error: Exception) -> None:
-        if failures.is_lasting(error):
+        if failures.is_lasting(error) and self._read_failure != failures.DAMAGED_FILE:
             self._read_failure = failures.in_words(error)
             self.schema.expire()
 

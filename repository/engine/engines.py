@@ -31,6 +31,7 @@ from core.errors import SettingsError
 from core.filters import without_case
 from core.network import postgresql_urls
 from repository.engine import failures
+from repository.engine.sqlite_file import SqliteFile, path_of
 
 BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
 POOL_TIMEOUT_SECONDS = 30
@@ -110,24 +111,20 @@ class Engines:
             await engine.dispose()
 
 
-def path_of(url: str, suffix: str = "") -> Path:
-    """Return the path of SQLite's file, or of one of the files beside it."""
-    return Path(url.removeprefix("sqlite:///") + suffix)
-
-
 def sqlite_is_safe(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
     """Return whether several processes may write to one file with this version of SQLite."""
     return version >= SAFE_SQLITE
 
 
-def open_sqlite(url: str) -> Engines:
-    """Return the engines of a SQLite file, and create its folder and the file if needed. Raises OSError."""
+def open_sqlite(url: str) -> tuple[Engines, SqliteFile]:
+    """Return the engines of a SQLite file, and the file. Create its folder and the file if needed. Raises OSError."""
     path = path_of(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     # With this mode, other users of the machine cannot read the file. SQLite gives its other files the same mode.
     # Errors are ignored, because opening the database reports them better.
     with suppress(OSError):
         path.touch(mode=0o600)
+    file = SqliteFile(url)
 
     def engine(size: int, pragmas: Sequence[str]) -> AsyncEngine:
         made = create_async_engine(
@@ -143,7 +140,10 @@ def open_sqlite(url: str) -> Engines:
     readers = {lane: _interruptible(engine(size, READER_PRAGMAS)) for lane, size in READERS.items()}
     for each in readers.values():
         event.listen(each.sync_engine, "connect", _add_flag)
-    return Engines(engine(1, WRITER_PRAGMAS), readers)
+        file.follow(each, is_writer=False)
+    writer = engine(1, WRITER_PRAGMAS)
+    file.follow(writer, is_writer=True)
+    return Engines(writer, readers), file
 
 
 def open_postgresql(url: str, read_seconds: float, *, has_pooler: bool = False) -> Engines:

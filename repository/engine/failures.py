@@ -27,6 +27,7 @@ DATABASE_ERRORS: tuple[type[Exception], ...] = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # a connection that broke in the middle of a statement
 )
+MOVED_FILE = "the database file was moved or replaced; restart the service"
 DAMAGED_FILE = "the database file is damaged"
 DAMAGED_DATABASE = "the database is damaged"
 FAILING_DISK = "the disk is failing"
@@ -99,6 +100,10 @@ class PoolerFound(asyncpg.InterfaceError):  # type: ignore[misc]  # asyncpg has 
     """A pooler is in front of the database, and would mix up the statements of different connections."""
 
 
+class FileLost(sqlite3.OperationalError):
+    """SQLite's file is not usable: what a write commits now would be missing after a restart. The message says why."""
+
+
 def _driver_error(error: BaseException) -> BaseException:
     """Return the driver's own error, even if SQLAlchemy has wrapped it."""
     if not isinstance(error, DBAPIError) or error.orig is None:
@@ -150,6 +155,8 @@ def _words(error: BaseException) -> str | None:
     if (problem := pooler_problem(error)) is not None:
         return problem
     state, inner = _state(error), _driver_error(error)
+    if isinstance(inner, FileLost):
+        return str(inner)
     for start, words in _FOREIGN_STATES.items():
         if state.startswith(start):
             return words

@@ -1,17 +1,22 @@
-"""Problems with SQLite's file and disk, as readiness reports them."""
+"""Problems with SQLite's file and disk: readiness reports them, and no write succeeds whose rows would be lost."""
 
 from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 from core.errors import Unavailable
-from repository.engine import database as database_module
-from repository.engine import engines
+from repository.engine import migrations, sqlite_file
 from repository.engine.database import Database
 from repository.engine.engines import Lane
+from repository.engine.sqlite_file import path_of
 from repository.engine.transaction import Transaction
 from tests.support.backends import SQLITE_ONLY
+from tests.support.service import Service, eventually
 
 LARGE = "x" * 100_000
 PAGE_BYTES = 4096
@@ -25,7 +30,7 @@ async def fill(tx: Transaction) -> None:
 @SQLITE_ONLY
 async def test_a_full_disk_is_noticed_before_it_is_full(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     assert database.file_problem() is None
-    monkeypatch.setattr(database_module, "MIN_FREE_BYTES", 2**62)
+    monkeypatch.setattr(sqlite_file, "MIN_FREE_BYTES", 2**62)
     assert database.file_problem() == "the disk is full"
 
 
@@ -38,17 +43,130 @@ async def test_a_write_that_found_the_disk_full_is_a_503(database: Database) -> 
     assert "full" in str(caught.value.__cause__)
 
 
+async def note(tx: Transaction) -> None:
+    tx.emit("movies", "add", {"id": 1}, actor_id=None)
+
+
+async def is_refused(write: Callable[[], Awaitable[None]], problem: str | None) -> None:
+    """Check that writes are refused, and that readiness reports the problem."""
+    assert "moved or replaced" in (problem or "")
+    with pytest.raises(Unavailable, match="nothing was written"):
+        await write()
+
+
 @SQLITE_ONLY
-async def test_a_moved_file_is_noticed(database: Database) -> None:
-    path = engines.path_of(database.url)
+async def test_no_write_goes_to_a_moved_file(database: Database) -> None:
+    async def write() -> None:
+        await database.write(note)
+
+    await write()
+    path = path_of(database.url)
     away = path.with_suffix(".away")
     path.rename(away)
-    assert "moved or replaced" in (database.file_problem() or "")
+    await is_refused(write, database.file_problem())
+    assert not path.exists()
     path.touch()
-    assert "moved or replaced" in (database.file_problem() or "")
+    await is_refused(write, database.file_problem())
     path.unlink()
     away.rename(path)
     assert database.file_problem() is None
+    await write()
+    assert await database.write_problem() is None
+    ((count,),) = await database.select(text("SELECT count(*) FROM events"))
+    assert count == 2
+
+
+@SQLITE_ONLY
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+async def test_no_write_goes_to_a_removed_file(database: Database, suffix: str) -> None:
+    async def write() -> None:
+        await database.write(note)
+
+    await write()
+    path_of(database.url + suffix).unlink()
+    await is_refused(write, database.file_problem())
+
+
+@SQLITE_ONLY
+async def test_no_write_goes_to_an_emptied_file(database: Database) -> None:
+    await database.write(note)
+    await database.shrink_log()
+    path_of(database.url).write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            await database.write(note)
+        assert database.file_problem() == "the database file is damaged"
+
+
+@SQLITE_ONLY
+async def test_a_file_moved_during_a_write_is_noticed_before_commit(database: Database) -> None:
+    path = path_of(database.url)
+
+    async def move(tx: Transaction) -> None:
+        await note(tx)
+        path.rename(path.with_suffix(".away"))
+
+    with pytest.raises(Unavailable, match="nothing was written"):
+        await database.write(move)
+
+
+@SQLITE_ONLY
+async def test_no_connection_is_opened_to_another_file(database: Database) -> None:
+    path = path_of(database.url)
+    path.rename(path.with_suffix(".away"))
+    with pytest.raises(Unavailable):
+        await database.select(text("SELECT 1"), Lane.COSTLY)
+    assert not path.exists(), "SQLite would have created an empty file"
+
+
+async def test_a_symbolic_link_to_another_file_is_noticed(tmp_path: Path) -> None:
+    link = tmp_path / "link.db"
+    for name in ("first.db", "second.db"):
+        (tmp_path / name).touch()
+    link.symlink_to("first.db")
+    database = Database(f"sqlite:///{link}")
+    try:
+        await migrations.migrate(database)
+        await database.write(note)
+        assert database.file_problem() is None
+        assert database.log_bytes() > 0
+        link.unlink()
+        link.symlink_to("second.db")
+        await is_refused(lambda: database.write(note), database.file_problem())
+    finally:
+        await database.close()
+
+
+@SQLITE_ONLY
+async def test_the_log_may_be_new_when_all_connections_were_closed(database: Database) -> None:
+    await database.write(note)
+    await database.close()  # SQLite removes the log, and the pools open new connections when they are needed
+    await database.write(note)
+    assert database.file_problem() is None
+
+
+@SQLITE_ONLY
+async def test_a_service_acknowledges_no_write_to_a_moved_file(new_service: Callable[..., Service]) -> None:
+    service = new_service(WORKERS="2").start()
+    path = path_of(service.database_url)
+    async with service.person() as alice:
+        before = await alice.add(title="Before")
+        path.rename(path.with_suffix(".away"))
+        for response in await asyncio.gather(
+            *(alice.http.post("/movies", json={"title": f"Lost {number}"}) for number in range(10)),
+            alice.http.patch(f"/movies/{before['id']}", json={"title": "Lost"}),
+            alice.http.post("/auth/logout"),
+        ):
+            assert response.status_code == 503, response.text
+            assert "othing was written" in response.json()["detail"]
+        path.with_suffix(".away").rename(path)
+
+        async def is_accepted() -> bool:
+            return (await alice.http.post("/movies", json={"title": "After"})).status_code == 201
+
+        await eventually(is_accepted, "writes are accepted again")
+        titles = {movie["title"] for movie in (await alice.http.get("/movies")).json()}
+        assert titles == {"Before", "After"}
 
 
 @SQLITE_ONLY
@@ -56,7 +174,7 @@ async def test_a_damaged_file_is_noticed(database: Database) -> None:
     await database.write(fill)
     await database.shrink_log()
     await database.close()
-    path = engines.path_of(database.url)
+    path = path_of(database.url)
     content = path.read_bytes()
     damaged = bytearray(content)
     pages = len(content) // PAGE_BYTES
@@ -70,5 +188,7 @@ async def test_a_damaged_file_is_noticed(database: Database) -> None:
             await again.select(text("SELECT max(payload) FROM events"), Lane.COSTLY)
         assert await again.read_problem() == "the database file is damaged"
         assert await again.read_problem() == "the database file is damaged", "the problem persists"
+        with pytest.raises(Unavailable, match="nothing was written"):
+            await again.write(note)
     finally:
         await again.close()

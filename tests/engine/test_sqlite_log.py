@@ -15,6 +15,7 @@ import main
 from core.settings import Settings
 from repository.engine import engines
 from repository.engine.database import Database
+from repository.engine.sqlite_file import path_of
 from repository.engine.transaction import Transaction
 from tests.support.backends import SQLITE_ONLY
 
@@ -24,7 +25,7 @@ CHUNK_BYTES = 8 * 1024 * 1024
 @asynccontextmanager
 async def overlapping_read(database: Database) -> AsyncIterator[None]:
     """Keep a read open, so that SQLite cannot reuse the log from its beginning."""
-    file = sqlite3.connect(engines.path_of(database.url), isolation_level=None)
+    file = sqlite3.connect(path_of(database.url), isolation_level=None)
     try:
         file.execute("BEGIN")
         file.execute("SELECT count(*) FROM event_head").fetchall()

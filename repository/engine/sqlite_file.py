@@ -1,0 +1,116 @@
+"""The file of a SQLite database: whether it is still the file that this process has open, its log, and its disk.
+
+A process keeps writing to an open file after the file was moved, removed or replaced. A write would succeed, but after
+a restart its rows would be missing. So each write checks the file just before COMMIT, and no connection is opened to
+another file than the first one.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from repository.engine import failures
+
+MIN_FREE_BYTES = 16 * 1024 * 1024  # SQLite's log needs this much free disk space between two checkpoints.
+
+
+def path_of(url: str) -> Path:
+    """Return the path of SQLite's file."""
+    return Path(url.removeprefix("sqlite:///"))
+
+
+class SqliteFile:
+    """The file that exists when the object is created, and the write-ahead log that its connections have open."""
+
+    def __init__(self, url: str) -> None:
+        self._path = path_of(url)
+        # SQLite keeps its log beside the file itself, even if the path is a symbolic link.
+        self._log_path = Path(os.path.realpath(self._path) + "-wal")
+        self._id = _id(_found(self._path))
+        self._log_id: tuple[int, int] | None = None
+        self._connections = 0
+
+    def follow(self, engine: AsyncEngine, *, is_writer: bool) -> None:
+        """Notice the engine's connections, and refuse to open one to another file. Call this after all other listeners
+        for new connections have been added.
+        """
+
+        def before_connect(*_: Any) -> None:
+            if self._is_replaced(_found(self._path)):
+                raise failures.FileLost(failures.MOVED_FILE)
+
+        def on_connect(*_: Any) -> None:
+            self._connections += 1
+            if is_writer:
+                self._note_log()
+
+        def on_close(*_: Any) -> None:
+            self._connections -= 1
+            if self._connections == 0:
+                self._log_id = None
+
+        event.listen(engine.sync_engine, "do_connect", before_connect)
+        event.listen(engine.sync_engine, "connect", on_connect)
+        event.listen(engine.sync_engine, "close", on_close)
+
+    def require_intact(self) -> None:
+        """Raise FileLost if the file or its log was moved, removed, replaced or emptied.
+
+        Must be called in a transaction of the writer.
+        """
+        self._note_log()
+        if (problem := self._loss()) is not None:
+            raise failures.FileLost(problem)
+
+    def problem(self) -> str | None:
+        """Return what is wrong with the file or its disk, or None."""
+        if (problem := self._loss()) is not None:
+            return problem
+        try:
+            disk = os.statvfs(self._path.parent)
+        except OSError:
+            return failures.FAILING_DISK
+        return "the disk is full" if disk.f_bavail * disk.f_frsize < MIN_FREE_BYTES else None
+
+    def log_bytes(self) -> int:
+        """Return the size of the write-ahead log in bytes."""
+        found = _found(self._log_path)
+        return found.st_size if found is not None else 0
+
+    def _note_log(self) -> None:
+        """Remember the log. The writer opens the log when it is connected or, if the file is new, in its first
+        transaction. SQLite keeps the log until the last connection ends.
+        """
+        if self._log_id is None:
+            self._log_id = _id(_found(self._log_path))
+
+    def _loss(self) -> str | None:
+        found = _found(self._path)
+        if self._is_replaced(found):
+            return failures.MOVED_FILE
+        # The file is never empty while it has a log.
+        if self._log_id is not None and found is not None and found.st_size == 0:
+            return failures.DAMAGED_FILE
+        if self._log_id is not None and _id(_found(self._log_path)) != self._log_id:
+            return failures.MOVED_FILE
+        return None
+
+    def _is_replaced(self, found: os.stat_result | None) -> bool:
+        return self._id is not None and _id(found) != self._id
+
+
+def _found(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _id(found: os.stat_result | None) -> tuple[int, int] | None:
+    """Return the device and inode of a file, or None if there is no file."""
+    return (found.st_dev, found.st_ino) if found is not None else None
