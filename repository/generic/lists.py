@@ -92,6 +92,11 @@ class Shape:
         """The columns, and after them those that only the order needs."""
         return tuple(dict.fromkeys((*self.columns, *(name for name, _ in self.order))))
 
+    @property
+    def is_sorted(self) -> bool:
+        """Whether the rows have to be sorted. The index on the id yields the rows in the order of their ids."""
+        return self.order[0][0] != "id"
+
 
 def _shape(table: Table, columns: tuple[str, ...], order: Order, page: ListRequest) -> Shape:
     nulls = cursors.nulls_of(page.cursor) if page.cursor is not None else None
@@ -118,6 +123,10 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
     if shape.cursor_nulls is not None:
         page = page.where(cursors.rows_after(table, shape.order, shape.cursor_nulls))
     page = page.order_by(_order(table.name, shape.order)).limit(_number("limit")).offset(_number("offset"))
+    if shape.is_sorted:
+        # Only the ids are sorted: otherwise, SQLite reads all columns of every row, even of rows beyond the page.
+        ids = page.with_only_columns(table.c.id).correlate(None)
+        page = select(_columns(table.name, names)).select_from(table).where(table.c.id.in_(ids))
     shown = [_columns("page", shape.columns), *_only_in_the_order(shape)]
     fits: ColumnElement[bool] | sa.TextClause = sa.true()
     if shape.is_measured:
@@ -262,9 +271,9 @@ def lane_of(shape: Shape, page: ListRequest) -> Lane:
     """Return COSTLY for a request whose search, filter, order or offset takes long on a large table, otherwise LIST."""
     if page.text or page.offset > MAX_LIGHT_OFFSET or filter_sql.is_costly(page.filter):
         return Lane.COSTLY
+    if not shape.is_sorted:
+        return Lane.LIST
     columns = [shape.table.c[name] for name, _ in shape.order if name != "id"]
-    if not columns:
-        return Lane.LIST  # the index on the id yields the rows in their order
     if any(isinstance(column.type, Text) for column in columns):
         return Lane.COSTLY
     sort = SORT_COST + len(columns) - 1 + page.offset // SKIPPED_ROWS_PER_COST
