@@ -106,6 +106,8 @@ async def prepare(settings: Settings) -> None:
         raise SettingsError(f"DATABASE_URL: the database's folder cannot be created: {error.strerror}.") from error
     try:
         await migrations.migrate(database)
+        if (problem := await database.schema.problem()) is not None:
+            raise SettingsError(f"DATABASE_URL: the database cannot be used: {problem}.")
         await create_first_admin(database, settings)
         await check_storage(open_storage(settings))
     except failures.DATABASE_ERRORS as error:

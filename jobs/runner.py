@@ -103,7 +103,8 @@ class Runner:
                 await asyncio.sleep(UNAVAILABLE_PAUSE_SECONDS)
             except Exception as error:
                 # An error here must not end the process, which also serves clients.
-                log.error("job poll failed", exc_info=error)
+                if await self._database.schema.explain(error) is None:
+                    log.error("job poll failed", exc_info=error)
                 await asyncio.sleep(POLL_SECONDS)
 
     async def _wait(self) -> None:
@@ -129,6 +130,9 @@ class Runner:
             await self._give_back(job, owner)
             raise
         except Exception as error:
+            if (unavailable := await self._database.schema.explain(error)) is not None:
+                await self._give_back(job, owner)
+                raise unavailable from error
             log.error("job failed", job=job.id, exc_info=error)
             await jobs.fail(self._database, job.id, owner, "internal error; the log has the details")
         finally:

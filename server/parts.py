@@ -183,6 +183,7 @@ class Parts:
                 self.mailer.run(),
                 self.cleanup.run(),
                 self.orphans.run(),
+                self.database.schema.run(),
                 self._watch_gauges(),
             ):
                 tasks.create_task(task)
@@ -242,6 +243,7 @@ class Parts:
             places=self.places,
             presence=self.presence,
             identify=partial(identify, self.database, self.tokens),
+            explain=self.database.schema.explain,
             allowed_origins=self.settings.origins,
             warn_of_origin=WarnOnce(structlog.get_logger("http"), "origin rejected"),
             requires_auth=self.settings.websocket_auth == "required",
@@ -256,10 +258,13 @@ class Parts:
         if self.stopping.is_draining or self.tasks.done():
             checks["service"] = "stopping"
         try:
-            lag = (await event_log.head(self.database)).seq - self.feed.head.seq
-            if lag > MAX_LAG_EVENTS:
-                checks["feed"] = f"{lag} events behind the log"
-            checks["database"] = await self._database_problem() or "ok"
+            if (problem := await self.database.schema.problem()) is not None:
+                checks["database"] = problem
+            else:
+                lag = (await event_log.head(self.database)).seq - self.feed.head.seq
+                if lag > MAX_LAG_EVENTS:
+                    checks["feed"] = f"{lag} events behind the log"
+                checks["database"] = await self._database_problem() or "ok"
         except Unavailable as error:
             has_cause = error.__cause__ is not None
             checks["database"] = failures.in_words(error.__cause__) if has_cause else str(error.detail)

@@ -62,14 +62,14 @@ class Progress:
             for job_id in changed:
                 try:
                     job = await jobs.find(self._database, job_id)
+                    if job is not None:
+                        self._hub.send_ephemeral("jobs", job, partial(frames.progress, job))
                 except Unavailable:
                     # Read the job again, because no further event may follow its last one.
                     self._changed_jobs.add(job_id)
                     self._wake.set()
-                    continue
                 except Exception as error:
-                    log.error("job not read", exc_info=error)
-                    continue
-                if job is not None:
-                    self._hub.send_ephemeral("jobs", job, partial(frames.progress, job))
+                    # An error here must not end the process, which also serves clients.
+                    if await self._database.schema.explain(error) is None:
+                        log.error("job not shown", exc_info=error)
             await asyncio.sleep(INTERVAL_SECONDS)

@@ -247,6 +247,10 @@ class Connection:
             close = error.close
         except Problem as error:
             reply = frames.error_reply(reply_to, error.code, error.detail)
+        except Exception as error:
+            if (unavailable := await self._context.explain(error)) is None:
+                raise
+            reply = frames.error_reply(reply_to, unavailable.code, unavailable.detail)
         if reply is not None:
             self._write(reply)
         if close is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from core.errors import Unavailable
 from core.identity import Identity
 from core.logs import WarnOnce
 from realtime.fanout.snapshot import Snapshots
@@ -20,7 +21,7 @@ class SocketContext:
     """One per process, stored in the lifespan state as `realtime`.
 
     `identify` takes an access token and the address that sent it, and returns the identity. It raises Unauthenticated
-    or Unavailable.
+    or Unavailable. `explain` returns the error for the client if an unexpected error comes from the database.
     """
 
     feed: Feed
@@ -30,6 +31,7 @@ class SocketContext:
     places: Places
     presence: Presence
     identify: Callable[[str, str], Awaitable[Identity]]
+    explain: Callable[[Exception], Awaitable[Unavailable | None]]
     allowed_origins: tuple[str, ...]  # The service's own origin is always allowed as well.
     warn_of_origin: WarnOnce  # `warn_of_origin` is called with each rejected origin.
     requires_auth: bool

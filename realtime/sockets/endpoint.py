@@ -150,7 +150,10 @@ async def watch(websocket: WebSocket) -> None:
                 await connection.sign_in(identity)
             resync_reason = await find_start(feed, query.since)
             generation = feed.generation
-        except Problem as problem:
+        except Exception as error:
+            problem = error if isinstance(error, Problem) else await context.explain(error)
+            if problem is None:
+                raise
             await _refuse(websocket, problem)
             return
         await websocket.accept(subprotocol=credentials.subprotocol)

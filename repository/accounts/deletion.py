@@ -22,6 +22,7 @@ from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic.lists import entity
+from repository.generic.rows import delete_without_events
 from repository.generic.versions import IfMatch, Row
 
 # Tables that may have very many rows of one account.
@@ -59,7 +60,7 @@ async def erase_rest(database: Database, user_id: int) -> None:
     """
     with suppress(Unavailable):
         for table in PERSONAL:
-            await database.delete_without_events(table, table.c.user_id == user_id)
+            await delete_without_events(database, table, table.c.user_id == user_id)
 
 
 async def forget_waiting(database: Database, now: datetime, *, max_rows: int) -> int:

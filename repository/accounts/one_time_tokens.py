@@ -20,6 +20,7 @@ import models
 from core.times import utc_now, utc_text
 from repository.engine.database import Database, Rows
 from repository.engine.transaction import Transaction
+from repository.generic.rows import delete_without_events
 
 LIFETIME_HOURS = 24
 # Once this time has passed since registration, no new activation URL is mailed, and the clean-up deletes the account.
@@ -95,4 +96,4 @@ async def void(tx: Transaction, user_id: int, *purposes: Purpose) -> None:
 
 async def forget(database: Database, now: datetime) -> int:
     """Delete tokens that had expired by `now` (timezone-aware). Return how many were deleted."""
-    return await database.delete_without_events(TABLE, TABLE.c.expires_at < utc_text(now))
+    return await delete_without_events(database, TABLE, TABLE.c.expires_at < utc_text(now))

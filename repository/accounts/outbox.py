@@ -31,6 +31,7 @@ from repository.engine.database import Database
 from repository.engine.leases import has_expired, now_in_seconds
 from repository.engine.transaction import Transaction
 from repository.generic.lists import one
+from repository.generic.rows import delete_without_events
 from repository.generic.versions import Row
 
 # A lease lasts twice as long as a conversation with the mail server may take.
@@ -258,4 +259,4 @@ async def forget(database: Database, now: datetime) -> int:
     Return how many were deleted.
     """
     is_old = or_(TABLE.c.sent_at < utc_text(now - DAY), TABLE.c.failed_at < utc_text(now - KEPT_WHEN_FAILED))
-    return await database.delete_without_events(TABLE, is_old)
+    return await delete_without_events(database, TABLE, is_old)

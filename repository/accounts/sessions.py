@@ -26,6 +26,7 @@ from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic.cursors import Cursor, Ordering
 from repository.generic.lists import Listed, ListRequest, entities_of, entity, one
+from repository.generic.rows import delete_without_events
 from repository.generic.versions import Row, changed_names
 from resources.accounts.credentials import Session
 
@@ -235,7 +236,7 @@ async def forget(database: Database, now: datetime) -> int:
     """Delete ended and expired sessions that are too old for `recent_addresses`. Return how many were deleted."""
     is_over = (TABLE.c.expires_at < utc_text(now)) & TABLE.c.ended_at.is_not(None)
     is_old = TABLE.c.last_used_at < utc_text(now - timedelta(days=KNOWN_ADDRESS_DAYS))
-    return await database.delete_without_events(TABLE, is_over & is_old)
+    return await delete_without_events(database, TABLE, is_over & is_old)
 
 
 async def recent_addresses(database: Database, user_id: int) -> frozenset[str]:

@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import ColumnElement, Executable, Row, Table, delete, select, text, tuple_
+from sqlalchemy import Executable, Row, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
 
 import models
@@ -32,6 +32,7 @@ from repository.engine.append import append, tell_position
 from repository.engine.engines import READERS, Lane
 from repository.engine.events import Event
 from repository.engine.lock_waits import LockWaits
+from repository.engine.schema import Schema
 from repository.engine.statement import Statement
 from repository.engine.transaction import Transaction
 
@@ -48,7 +49,6 @@ PATIENCE = 3
 FETCH_SECONDS = 5.0  # A read by key that takes longer has probably lost its connection.
 MAX_DEAD_CONNECTIONS = max(READERS.values())
 HOT_READERS = 2  # `fetch` keeps this many connections for point reads; more threads would only wait for one another.
-DELETED_ROWS = 1_000
 
 T = TypeVar("T")
 Rows = Sequence[Row[*tuple[Any, ...]]]
@@ -72,6 +72,7 @@ class Database:
         # Connections that `fetch` keeps: checking one out of the pool costs more than a read by key.
         self._hot = asyncio.Semaphore(HOT_READERS)
         self._hot_idle: list[tuple[AsyncConnection, Any]] = []
+        self.schema = Schema(self._fetch_anyway, is_sqlite=self.is_sqlite)
         self._file = self._file_id()
         self._lock_waits = LockWaits()
         self._read_failure: str | None = None  # the problem with a table or the file, until it is repaired
@@ -188,6 +189,7 @@ class Database:
 
         If the connection turns out to be dead, `work` runs again on another one. Raises Unavailable.
         """
+        self.schema.require()
 
         async def once() -> T:
             async with self.read(lane, patient=patient) as connection:
@@ -209,7 +211,10 @@ class Database:
 
         Raises Unavailable when the database cannot be reached.
         """
+        self.schema.require()
+        return await self._fetch_anyway(statement, *values)
 
+    async def _fetch_anyway(self, statement: Statement, *values: Any) -> list[Any]:
         async def once() -> list[Any]:
             try:
                 return await self._fetch(statement, values)
@@ -275,24 +280,6 @@ class Database:
                     await driver.execute_fetchall(BEGIN)
             yield connection, transaction
 
-    async def delete_without_events(self, table: Table, which: ColumnElement[bool]) -> int:
-        """Delete rows that no client sees. Return how many were deleted. Raises Unavailable.
-
-        Each transaction deletes at most DELETED_ROWS, so that other writes get their turn.
-        """
-        key = tuple_(*table.primary_key.columns)
-        some = select(*table.primary_key.columns).where(which).limit(DELETED_ROWS)
-        total = 0
-
-        async def work(tx: Transaction) -> int:
-            return int((await tx.connection.execute(delete(table).where(key.in_(some)))).rowcount)
-
-        while (count := await self.write(work)) > 0:
-            total += count
-            if count < DELETED_ROWS:
-                break
-        return total
-
     async def write(self, work: Callable[[Transaction], Awaitable[T]], writer: Identity | None = None) -> T:
         """Run `work` in one transaction with the events it emits, and return its result. Listeners run after COMMIT.
 
@@ -301,6 +288,7 @@ class Database:
         Unauthenticated or Forbidden when the `writer` has lost rights since it was authenticated, or Unavailable when
         the database cannot be reached or keeps refusing the transaction.
         """
+        self.schema.require()
         started = time.monotonic()
         for attempt in range(1, MAX_ATTEMPTS + 1):
             committing = False
@@ -342,6 +330,7 @@ class Database:
     def _note_read_failure(self, error: Exception) -> None:
         if failures.is_lasting(error):
             self._read_failure = failures.in_words(error)
+            self.schema.expire()
 
     async def read_problem(self) -> str | None:
         """Return what is wrong with the tables, or None.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any
 
 import orjson
@@ -26,6 +27,11 @@ from repository.engine.transaction import Transaction
 
 HEAD_ID = 1
 HEAD = statement("SELECT epoch, seq FROM event_head WHERE id = 1")
+_MAYBE_STRING, _MAYBE_BYTES, _MAYBE_INT = (str, NoneType), (bytes, NoneType), (int, NoneType)
+# The forms of seq, topic, operation, entity_id, audience, payload, before, changed, actor_id and created_at.
+_COLUMN_FORMS: tuple[Any, ...] = (
+    int, str, str, _MAYBE_STRING, str, bytes, _MAYBE_BYTES, _MAYBE_STRING, _MAYBE_INT, str,
+)  # fmt: skip
 EVENT_SIZE = func.length(models.events.c.payload) + func.coalesce(func.length(models.events.c.before), 0)
 
 
@@ -42,7 +48,9 @@ async def _head(connection: AsyncConnection) -> Head:
 async def oldest(database: Database) -> int | None:
     """Return the lowest number still kept, or None when the log is empty. Raises Unavailable."""
     ((lowest,),) = await database.select(select(func.min(models.events.c.seq)))
-    return lowest  # type: ignore[no-any-return]
+    if not isinstance(lowest, _MAYBE_INT):
+        raise Unavailable("The numbers of the events have an unexpected type")
+    return lowest
 
 
 async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: int) -> list[Event]:
@@ -67,16 +75,21 @@ async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: 
         current = await _head(connection)
         chosen = select(table).where(table.c.seq > seq, table.c.seq <= last).order_by(table.c.seq)
         found = (await connection.execute(chosen)).all()
-        try:
-            return [_event(current.epoch, row) for row in found]
-        except (TypeError, ValueError) as error:
-            raise Unavailable("The log's events have an unexpected form") from error
+        return [_event(current.epoch, row) for row in found]
 
-    return await database.reading(work)
+    try:
+        return await database.reading(work)
+    except (TypeError, ValueError) as error:
+        raise Unavailable("The log's events have an unexpected form") from error
 
 
 def _event(epoch: str, row: Sequence[Any]) -> Event:
-    """Return the event of a row, whose columns are in the order of the event's fields."""
+    """Return the event of a row, whose columns are in the order of the event's fields.
+
+    Raises TypeError or ValueError when the row is not as expected.
+    """
+    if not all(isinstance(value, form) for value, form in zip(row, _COLUMN_FORMS, strict=True)):
+        raise TypeError("expected the columns of an event")
     *fields, changed, actor_id, created_at = row
     values = (*fields, tuple(orjson.loads(changed)) if changed else (), actor_id, created_at)
     return Event(epoch, *values)

@@ -84,4 +84,4 @@ async def once(
 async def forget(database: Database, older_than: datetime) -> int:
     """Delete the keys created before `older_than` (timezone-aware). Return how many were deleted."""
     table = models.idempotency_keys
-    return await database.delete_without_events(table, table.c.created_at < utc_text(older_than))
+    return await rows.delete_without_events(database, table, table.c.created_at < utc_text(older_than))

@@ -10,13 +10,14 @@ from random import Random
 from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import JSON, Boolean, Column, ColumnElement, Table, bindparam, func, select
+from sqlalchemy import JSON, Boolean, Column, ColumnElement, Table, bindparam, delete, func, select, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import BigInteger, Text
 
 import models
 from core.identity import unique_key
 from core.times import utc_text
+from repository.engine.database import Database
 from repository.engine.statement import statement
 from repository.engine.transaction import Transaction, require_fits
 from repository.generic.versions import Row
@@ -26,6 +27,7 @@ T = TypeVar("T")
 FEW_ROWS = 100
 ROWS_PER_FETCH = 500  # the number of rows read before their size is checked; 500 rows of 40 kB are 20 MB
 MAX_KEPT_TABLES = 32
+DELETED_ROWS = 1_000
 Convert = Callable[[Any], Any]
 
 # Conversions by column type, for values that drivers take or return in another form than clients see.
@@ -77,10 +79,14 @@ async def insert(
     columns = ["id", *names, "created_at", "updated_at"]
     moment: Any = now if tx.is_sqlite else datetime.fromisoformat(now)
     records = [(entity_id, *middle, moment, moment) for entity_id, middle in zip(ids, values, strict=True)]
+    listed = ", ".join(f'"{name}"' for name in columns)
     if not tx.is_sqlite and len(records) > 1:
+        # asyncpg encodes the values for the types that the columns had when it prepared this very statement, and never
+        # runs it. If a type has changed since, PostgreSQL would read other values. Running the statement makes such a
+        # change an error, and locks the types until COMMIT.
+        await driver.fetch(f'SELECT {listed} FROM "{table.name}" LIMIT 1')  # noqa: S608 (names of our own tables)
         await driver.copy_records_to_table(table.name, records=records, columns=columns)
         return
-    listed = ", ".join(f'"{name}"' for name in columns)
     marks = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
     one = statement(f'INSERT INTO "{table.name}" ({listed}) VALUES ({marks})')  # noqa: S608 (names of our own tables)
     await tx.execute_many(one, records)
@@ -169,6 +175,25 @@ async def write_back(tx: Transaction, table: Table, after: Sequence[Row], column
     made = [[unique_key(row[sources[name]]) if name in sources else row[name] for name in names] for row in after]
     values = await off_the_loop(len(made), partial(driver_values, table, names, made, is_sqlite=tx.is_sqlite))
     await tx.execute_many(one, values)
+
+
+async def delete_without_events(database: Database, table: Table, which: ColumnElement[bool]) -> int:
+    """Delete rows that no client sees. Return how many were deleted. Raises Unavailable.
+
+    Each transaction deletes at most DELETED_ROWS, so that other writes get their turn.
+    """
+    key = tuple_(*table.primary_key.columns)
+    some = select(*table.primary_key.columns).where(which).limit(DELETED_ROWS)
+    total = 0
+
+    async def work(tx: Transaction) -> int:
+        return int((await tx.connection.execute(delete(table).where(key.in_(some)))).rowcount)
+
+    while (count := await database.write(work)) > 0:
+        total += count
+        if count < DELETED_ROWS:
+            break
+    return total
 
 
 async def off_the_loop(size: int, work: Callable[..., T], *arguments: Any) -> T:

@@ -186,7 +186,10 @@ async def _count_unmatched(request: HTTPConnection) -> None:
 
 
 class Unexpected(_Middleware):
-    """Turns any unexpected exception into a 500 that reveals no internals, and logs it with the request id."""
+    """Turns any unexpected exception into a 500 that reveals no internals, and logs it with the request id.
+
+    The response is a 503 instead if the exception may come from a column with an unexpected type.
+    """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -216,7 +219,13 @@ class Unexpected(_Middleware):
             if not started:
                 await _stopping()(scope, receive, send)
         except Exception as error:
-            log.error("unexpected error", exc_info=error)
+            unavailable = await scope["state"]["services"].database.schema.explain(error)
+            if unavailable is None:
+                log.error("unexpected error", exc_info=error)
             if started:
                 raise
-            await JSONResponse({"detail": "Internal Server Error"}, 500)(scope, receive, send)
+            if unavailable is not None:
+                response = problem_response(unavailable)
+            else:
+                response = JSONResponse({"detail": "Internal Server Error"}, 500)
+            await response(scope, receive, send)

@@ -21,7 +21,7 @@ from repository.engine import engines, migrations
 from repository.engine.database import Database
 from repository.engine.migrations import POSTGRESQL_LOCK
 from repository.engine.transaction import Transaction
-from repository.generic import relations, writes
+from repository.generic import relations, rows, writes
 from resources.characters import CHARACTERS
 from resources.movies import MOVIES
 from tests.support.backends import POSTGRES_ONLY
@@ -135,7 +135,7 @@ async def test_a_movie_with_too_many_characters_is_not_deleted(
 async def test_rows_without_events_are_deleted_in_several_transactions(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "DELETED_ROWS", 2)
+    monkeypatch.setattr(rows, "DELETED_ROWS", 2)
     table = models.idempotency_keys
 
     admin = await admin_of(database)
@@ -146,5 +146,5 @@ async def test_rows_without_events_are_deleted_in_several_transactions(
         await tx.connection.execute(insert(table), keys)
 
     await database.write(fill)
-    assert await database.delete_without_events(table, table.c.key != "key 3") == 5
+    assert await rows.delete_without_events(database, table, table.c.key != "key 3") == 5
     assert [row.key for row in await database.select(select(table.c.key))] == ["key 3"]

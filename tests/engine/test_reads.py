@@ -17,6 +17,7 @@ from repository.engine import engines, migrations
 from repository.engine.database import Database
 from repository.engine.engines import Lane
 from repository.engine.statement import statement
+from repository.generic.rows import delete_without_events
 from tests.support.backends import POSTGRES_ONLY
 
 DEADLINE_SECONDS = 0.3
@@ -150,12 +151,12 @@ async def test_dead_connections_are_replaced_before_a_read_or_write_fails(databa
         await asyncio.gather(*(database.fetch(genres, 0) for _ in range(4)))
         for lane in (Lane.COSTLY, Lane.LIST):
             await connections_of(database, lane)
-        await database.delete_without_events(models.leases, true())
+        await delete_without_events(database, models.leases, true())
         terminate_others(database.url)
         for lane in Lane:
             await database.select(text("SELECT 1"), lane)
         await asyncio.gather(*(database.fetch(genres, 0) for _ in range(4)))
-        await database.delete_without_events(models.leases, true())
+        await delete_without_events(database, models.leases, true())
 
 
 @POSTGRES_ONLY
