@@ -74,7 +74,7 @@ class Database:
         self._hot_idle: list[tuple[AsyncConnection, Any]] = []
         self._shares = {lane: Shares(size) for lane, size in READERS_PER_CLIENT.items()}
         self._patient = {lane: asyncio.Semaphore(size) for lane, size in PATIENT_READERS.items()}
-        self.schema = Schema(self._reading, is_sqlite=self.is_sqlite)
+        self.schema = Schema(self._fetch_anyway, is_sqlite=self.is_sqlite)
         self._lock_waits = LockWaits()
         self._read_failure: str | None = None  # the problem with a table or the file, until it is repaired
         self._write_failure: str | None = None
@@ -181,11 +181,7 @@ class Database:
         If the connection turns out to be dead, `work` runs again on another one. Raises Unavailable.
         """
         self.schema.require()
-        return await self._reading(work, lane, patient=patient)
 
-    async def _reading(
-        self, work: Callable[[AsyncConnection], Awaitable[T]], lane: Lane = Lane.POINT, *, patient: bool = False
-    ) -> T:
         async def once() -> T:
             async with self.read(lane, patient=patient) as connection:
                 return await work(connection)
@@ -207,7 +203,9 @@ class Database:
         Raises Unavailable when the database cannot be reached.
         """
         self.schema.require()
+        return await self._fetch_anyway(statement, *values)
 
+    async def _fetch_anyway(self, statement: Statement, *values: Any) -> list[Any]:
         async def once() -> list[Any]:
             try:
                 return await self._fetch(statement, values)

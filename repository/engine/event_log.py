@@ -62,7 +62,7 @@ async def read_after(database: Database, seq: int, *, max_rows: int, max_bytes: 
     table = models.events
 
     async def work(connection: AsyncConnection) -> list[Event]:
-        following = select(table.c.seq, EVENT_SIZE).where(table.c.seq > seq).order_by(table.c.seq).limit(max_rows)
+        following = select(table.c.seq, _SIZE).where(table.c.seq > seq).order_by(table.c.seq).limit(max_rows)
         sizes = await connection.execute(following)
         last, total = seq, 0
         for number, size in sizes:
@@ -98,7 +98,7 @@ def _event(epoch: str, row: Sequence[Any]) -> Event:
 async def tail(database: Database, *, max_rows: int, max_bytes: int) -> int:
     """Return the lowest number after which all events fit into `max_rows` and `max_bytes`; 0 when the log is empty."""
     table = models.events
-    newest = select(table.c.seq, EVENT_SIZE).order_by(table.c.seq.desc()).limit(max_rows)
+    newest = select(table.c.seq, _SIZE).order_by(table.c.seq.desc()).limit(max_rows)
     start, total = None, 0
     for seq, size in await database.select(newest):
         total += size
@@ -124,7 +124,7 @@ async def prune(database: Database, *, keep_rows: int, keep_bytes: int, older_th
         first_young = select(func.min(table.c.seq)).where(table.c.created_at >= utc_text(older_than))
         young = (await tx.connection.execute(first_young)).scalar()
         floor = max(newest - keep_rows, (young - 1) if young is not None else newest)
-        oldest = await tx.connection.execute(select(table.c.seq, EVENT_SIZE).order_by(table.c.seq).limit(max_rows))
+        oldest = await tx.connection.execute(select(table.c.seq, _SIZE).order_by(table.c.seq).limit(max_rows))
         count, freed, until = 0, 0, 0
         for seq, event_size in oldest:
             if seq > floor and size - freed <= keep_bytes:
@@ -152,9 +152,20 @@ async def renew_epoch(database: Database, present: str | None = None) -> str:
         if present is not None:
             change = change.where(models.event_head.c.epoch == present)
         await tx.connection.execute(change)
+        await raise_head(tx.connection)
 
     await database.write(work)
     return epoch
+
+
+async def raise_head(connection: AsyncConnection) -> None:
+    """Raise the head to the newest event, in case it was lost or restored without the events, because no number may be
+    used again.
+    """
+    head, events = models.event_head, models.events
+    newest = select(func.coalesce(func.max(events.c.seq), 0)).scalar_subquery()
+    size = select(func.coalesce(func.sum(_SIZE), 0)).scalar_subquery()
+    await connection.execute(update(head).where(head.c.seq < newest).values(seq=newest, size=size))
 
 
 def new_epoch() -> str:

@@ -35,6 +35,7 @@ TABLE_CHANGED = "a table has changed"
 TABLE_MISSING = "a table is missing"
 COLUMN_MISSING = "a column is missing"
 COLUMN_CHANGED = "a column has an unexpected type"
+HEAD_BEHIND = "the head of the event log is behind its events"
 TABLE_FORBIDDEN = "the service's role is not allowed to use a table"
 _LASTING = frozenset(
     (DAMAGED_FILE, DAMAGED_DATABASE, FAILING_DISK, TABLE_CHANGED, TABLE_MISSING, COLUMN_MISSING, COLUMN_CHANGED,
@@ -83,6 +84,7 @@ _FOREIGN_ON_SQLITE = {
     "database is locked": "writes wait for a lock that another transaction holds",
     "database table is locked": "writes wait for a lock that another transaction holds",
     "interrupted": "a statement was interrupted",
+    "unique constraint failed: events.seq": HEAD_BEHIND,
 }
 _REFUSED_STATES = ("40",)  # serialization failure, deadlock
 _REFUSED_ON_SQLITE = ("database is locked", "database table is locked")
@@ -157,6 +159,8 @@ def _words(error: BaseException) -> str | None:
     state, inner = _state(error), _driver_error(error)
     if isinstance(inner, FileLost):
         return str(inner)
+    if getattr(inner, "constraint_name", None) == "pk_events":
+        return HEAD_BEHIND
     for start, words in _FOREIGN_STATES.items():
         if state.startswith(start):
             return words

@@ -9,13 +9,13 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import func, insert, inspect, select, text
+from sqlalchemy import insert, inspect, select, text
 
 import models
 from core.errors import SettingsError
 from repository.engine import engines, failures
 from repository.engine.database import Database
-from repository.engine.event_log import EVENT_SIZE, HEAD_ID, new_epoch
+from repository.engine.event_log import HEAD_ID, new_epoch, raise_head
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # The advisory lock that makes workers migrate one after another when they start together. The number is arbitrary.
@@ -61,13 +61,10 @@ async def _migrate(database: Database) -> None:
             await engines.lift_limits(connection)
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": POSTGRESQL_LOCK})
         await connection.run_sync(_upgrade)
-        head, events = models.event_head.c, models.events.c
+        head = models.event_head.c
         if (await connection.execute(select(head.epoch).where(head.id == HEAD_ID))).one_or_none() is None:
-            # A log that has lost its head still has events, whose numbers must not be used again.
-            newest = select(func.coalesce(func.max(events.seq), 0)).scalar_subquery()
-            size = select(func.coalesce(func.sum(EVENT_SIZE), 0)).scalar_subquery()
-            values = {"id": HEAD_ID, "epoch": new_epoch(), "seq": newest, "size": size}
-            await connection.execute(insert(models.event_head).values(values))
+            await connection.execute(insert(models.event_head).values(id=HEAD_ID, epoch=new_epoch(), seq=0))
+        await raise_head(connection)
 
 
 def _upgrade(connection: Any) -> None:

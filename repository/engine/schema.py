@@ -13,30 +13,28 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
-from sqlalchemy import Column, Row, bindparam, text
+from sqlalchemy import Column
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.dialects.postgresql import ARRAY, TEXT
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 import models
 from core.errors import Unavailable
 from repository.engine import failures
+from repository.engine.statement import Statement
 
 RECENT_SECONDS = 1.0  # the tables are compared this often; a comparison costs the database about a millisecond
 
 Types = Mapping[tuple[str, str], str]  # the type of each column, by table and column
-Rows = Sequence[Row[*tuple[Any, ...]]]
 
-_COLUMNS_ON_SQLITE = text(
-    "SELECT tables.name, columns.name, '' FROM sqlite_master AS tables JOIN pragma_table_info(tables.name) AS columns"
+_COLUMNS = Statement(
+    sqlite="SELECT tables.name, columns.name, ''"
+    " FROM sqlite_master AS tables JOIN pragma_table_info(tables.name) AS columns",
+    postgresql="SELECT relname, attname, format_type(atttypid, NULL)"
+    " FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid"
+    " WHERE relname = ANY($1::text[]) AND pg_table_is_visible(pg_class.oid) AND attnum > 0 AND NOT attisdropped",
 )
-_COLUMNS_ON_POSTGRESQL = text(
-    "SELECT relname, attname, format_type(atttypid, NULL) FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid"
-    " WHERE relname = ANY(:tables) AND pg_table_is_visible(pg_class.oid) AND attnum > 0 AND NOT attisdropped"
-).bindparams(bindparam("tables", list(models.metadata.tables), ARRAY(TEXT)))
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 # For each type in `models`, the types whose values the drivers return and take in the same form.
 _STRINGS = ("character varying", "text")
@@ -65,17 +63,13 @@ class Difference:
     is_type: bool
 
 
-class Read(Protocol):
-    """Runs a read on a connection, even while reads are refused. Raises Unavailable."""
-
-    def __call__(self, work: Callable[[AsyncConnection], Awaitable[Rows]], /) -> Awaitable[Rows]: ...
-
-
 class Schema:
-    """The newest comparison of a database's tables with the models."""
+    """The newest comparison of a database's tables with the models. `fetch` returns the rows of a statement, even while
+    a column has an unexpected type, and raises Unavailable.
+    """
 
-    def __init__(self, read: Read, *, is_sqlite: bool) -> None:
-        self._read = read
+    def __init__(self, fetch: Callable[..., Awaitable[Sequence[Any]]], *, is_sqlite: bool) -> None:
+        self._fetch = fetch
         self._is_sqlite = is_sqlite
         self._comparing = asyncio.Lock()
         self._compared_at = -math.inf
@@ -127,17 +121,13 @@ class Schema:
             if self._compared_at >= since:
                 return
             began, before = time.monotonic(), self._found
-            rows = await self._read(self._columns)
+            rows = await self._fetch(_COLUMNS, *(() if self._is_sqlite else [list(models.metadata.tables)]))
             found = difference({(table, column): kind for table, column, kind in rows}, is_sqlite=self._is_sqlite)
             self._compared_at, self._found = began, found
         if found is not None and found != before:
             log.warning("tables not as expected", reason=found.words)
         elif found is None and before is not None:
             log.info("tables as expected again")
-
-    async def _columns(self, connection: AsyncConnection) -> Rows:
-        query = _COLUMNS_ON_SQLITE if self._is_sqlite else _COLUMNS_ON_POSTGRESQL
-        return (await connection.execute(query)).all()
 
 
 def difference(found: Types, *, is_sqlite: bool) -> Difference | None:

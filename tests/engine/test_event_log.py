@@ -14,7 +14,7 @@ from sqlalchemy import delete, insert, select, text, update
 
 import models
 from core.errors import ContentTooLarge, SettingsError, Unavailable
-from repository.engine import event_log, migrations
+from repository.engine import event_log, failures, migrations
 from repository.engine.append import append
 from repository.engine.database import Database
 from repository.engine.events import Event, Head
@@ -291,6 +291,22 @@ async def test_a_lost_head_is_replaced_at_the_start_without_using_numbers_again(
     async with database.read() as connection:
         now = (await connection.execute(select(models.event_head.c.epoch, models.event_head.c.size))).one()
     assert (now.epoch != was.epoch, now.size) == (True, was.size)
+    await write(database, 4)
+    assert (await event_log.head(database)).seq == 4
+
+
+@pytest.mark.parametrize("starts_again", [False, True])
+async def test_a_head_that_was_restored_alone_does_not_use_numbers_again(
+    database: Database, starts_again: bool
+) -> None:
+    for number in range(3):
+        await write(database, number)
+    async with database.begin() as (connection, _):
+        await connection.execute(update(models.event_head).values(seq=1))
+    with pytest.raises(Unavailable) as caught:
+        await write(database, 3)
+    assert failures.in_words(caught.value.__cause__) == failures.HEAD_BEHIND
+    await (migrations.migrate(database) if starts_again else event_log.renew_epoch(database))
     await write(database, 4)
     assert (await event_log.head(database)).seq == 4
 
