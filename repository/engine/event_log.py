@@ -32,7 +32,7 @@ _MAYBE_STRING, _MAYBE_BYTES, _MAYBE_INT = (str, NoneType), (bytes, NoneType), (i
 _COLUMN_FORMS: tuple[Any, ...] = (
     int, str, str, _MAYBE_STRING, str, bytes, _MAYBE_BYTES, _MAYBE_STRING, _MAYBE_INT, str,
 )  # fmt: skip
-EVENT_SIZE = func.length(models.events.c.payload) + func.coalesce(func.length(models.events.c.before), 0)
+_SIZE = func.length(models.events.c.payload) + func.coalesce(func.length(models.events.c.before), 0)
 
 
 async def head(database: Database) -> Head:
