@@ -1,4 +1,4 @@
-"""How much input of a connection is read although no request needs it."""
+"""Limits for request bodies: how small the chunks may be, and how much input is discarded after a response."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ LINGER_SECONDS = 30.0
 LINGER_BYTES = 64 * 1024 * 1024
 LINGER_QUIET_SECONDS = 5.0  # After this long without a byte, no more input is expected.
 SHORT_LINGER_SECONDS = 1.0  # Replaces LINGER_SECONDS for a connection beyond the limits, and when the service stops.
+
+# Clients that send each row as a chunk send 50 to 100 bytes at a time. The average may be lower at first.
+MIN_CHUNK_BYTES = 16
+CHUNK_CREDIT_BYTES = 1_000 * MIN_CHUNK_BYTES
+
+
+class SmallChunks(Exception):
+    """A body with too many small chunks."""
 
 
 class DiscardBudget:

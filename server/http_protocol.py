@@ -9,6 +9,8 @@ Rules:
   response is complete. Reading goes on meanwhile, so that the end of the connection is noticed, up to a limit.
 - Input that arrives after the response to its request is discarded, up to a limit. Closing the connection without
   reading this input would reset the connection, and the client might lose the response.
+- Many chunks of a body must not be small, because each of them takes time. When the rest of a body is discarded, only
+  CHUNK_CREDIT_BYTES / MIN_CHUNK_BYTES chunks are parsed to find the next request. Then, the connection is closed.
 - A connection beyond the limits of `server.http_connections` gets a 503 and is closed.
 - At the handshake, a websocket is handed to another protocol, and these limits no longer apply.
 """
@@ -26,7 +28,7 @@ from core import metrics
 from realtime.sse.event_stream import ABORT
 from server import http_budgets, http_heads
 from server.gentle_transport import GentleTransport
-from server.http_budgets import DiscardBudget
+from server.http_budgets import CHUNK_CREDIT_BYTES, MIN_CHUNK_BYTES, DiscardBudget, SmallChunks
 from server.http_connections import HttpConnections
 from server.http_heads import HEAD_SECONDS, MAX_HEAD_BYTES, MAX_HEADERS
 from server.http_refusals import refusal
@@ -68,6 +70,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     _piece = 0  # The size in bytes of the data that is being parsed.
     _has_progressed = False  # Whether the data being parsed has completed a head or a part of a body.
     _unparsed = 0  # The number of bytes received since a head or a part of a body was last completed.
+    _chunk_credit = 0  # By how many bytes the body may still fall below MIN_CHUNK_BYTES for each chunk.
     _is_discarding = False  # Whether the rest of a body is discarded because its response is complete.
     _discards: DiscardBudget | None = None
     _write_watch: WriteWatch
@@ -150,7 +153,9 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             del self._waiting[:PIECE_BYTES]
             self._parse(piece)
         size -= len(self._waiting)
-        self._pause_if_full()
+        if self._phase >= _LINGERING:
+            self._waiting.clear()
+        self._gentle.set_full(len(self._waiting) > MAX_WAITING_BYTES)
         if not size or self._phase >= _LINGERING:
             return
         if self._is_discarding:
@@ -182,11 +187,6 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         if self._unparsed > MAX_HEAD_BYTES:
             self.send_400_response("")
 
-    def _pause_if_full(self) -> None:
-        if self._phase >= _LINGERING:
-            self._waiting.clear()
-        self._gentle.set_full(len(self._waiting) > MAX_WAITING_BYTES)
-
     @property
     def _is_response_complete(self) -> bool:
         """Whether the responses to all requests received so far are complete."""
@@ -215,13 +215,21 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             # end of the connection would not be noticed.
             self.flow.resume_reading()
         self._phase = _BODY
+        self._chunk_credit = CHUNK_CREDIT_BYTES
         if not self.parser.should_upgrade():
             # The parser reports trailer fields as headers. They arrive after the headers were used, so drop them.
             self.headers = []
 
+    def on_chunk_header(self) -> None:
+        self._chunk_credit -= MIN_CHUNK_BYTES
+        if self._chunk_credit < 0:
+            raise SmallChunks
+
     def on_body(self, body: bytes) -> None:
         self._has_progressed = True
-        super().on_body(body)
+        if not self._is_discarding:  # the credit for the rest of a discarded body does not grow
+            self._chunk_credit += len(body)
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._has_progressed = True
@@ -271,6 +279,8 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         """Respond to input that the parser, or one of its callbacks, has rejected."""
         if self._phase == _HEAD:
             self._refuse(*http_heads.rejection(self.url, self.headers, self._unparsed))
+        elif self._phase == _BODY and self._chunk_credit < 0:
+            self._refuse(400, f"Expected chunks of at least {MIN_CHUNK_BYTES} bytes on average", "invalid")
         else:
             self._refuse(400, "Expected a valid HTTP/1.1 request", "invalid")
 
@@ -322,13 +332,15 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         self._is_discarding = False
         if self._raw.is_closing():
             return
-        self._pause_if_full()
+        self._waiting.clear()
+        self._gentle.set_full(False)
         self.flow.resume_reading()
         self._raw.write_eof()
         self._start_discarding()
 
     def _start_discarding(self) -> None:
         self._is_discarding = self._phase == _BODY
+        self._chunk_credit = CHUNK_CREDIT_BYTES
         self._discards = DiscardBudget(self._linger_seconds)
         self._discard(0)
 
