@@ -11,9 +11,9 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from core.errors import Unavailable
-from repository import jobs
+from repository import jobs, leases
 from repository.accounts import deletion, one_time_tokens, outbox, sessions
-from repository.engine import event_log, leases
+from repository.engine import event_log
 from repository.engine.database import Database
 from repository.generic import idempotency
 

@@ -15,8 +15,8 @@ import structlog
 
 from core.errors import Unavailable
 from gateways.storage import Storage, StoredFile
+from repository import leases
 from repository.accounts import avatars
-from repository.engine import leases
 from repository.engine.database import Database
 
 PERIOD_SECONDS = 3600.0  # Scans are rare, because S3 services charge for each page of a bucket listing.

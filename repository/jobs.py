@@ -25,12 +25,12 @@ from core.identity import Identity
 from core.times import utc_now, utc_text
 from repository.accounts import audit
 from repository.engine.database import Database
-from repository.engine.leases import has_expired, now_in_seconds
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
 from repository.generic.cursors import Cursor, Ordering
 from repository.generic.lists import Listed, ListRequest, entities_of, entity, one
 from repository.generic.versions import Row, changed_names
+from repository.leases import has_expired, now_in_seconds
 from resources.jobs import Job
 
 LEASE_SECONDS = 5.0

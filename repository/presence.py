@@ -14,9 +14,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 import models
 from repository.engine.database import Database
-from repository.engine.leases import CLOCK_GRACE_SECONDS, has_expired, now_in_seconds
 from repository.engine.statement import Statement, statement
 from repository.engine.transaction import Transaction
+from repository.leases import CLOCK_GRACE_SECONDS, has_expired, now_in_seconds
 
 LEASE_SECONDS = 9.0
 ANONYMOUS = 0  # the user id of every anonymous connection

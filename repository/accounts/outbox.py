@@ -28,11 +28,11 @@ from core.times import utc_now, utc_text
 from repository.accounts import one_time_tokens, users
 from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE, Purpose
 from repository.engine.database import Database
-from repository.engine.leases import has_expired, now_in_seconds
 from repository.engine.transaction import Transaction
 from repository.generic.lists import one
 from repository.generic.rows import delete_without_events
 from repository.generic.versions import Row
+from repository.leases import has_expired, now_in_seconds
 
 # A lease lasts twice as long as a conversation with the mail server may take.
 LEASE_SECONDS = 60.0

@@ -220,11 +220,15 @@ def is_blocked(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of the driver's message, for log events and start-up errors.
+    """Return the first line of the driver's message, for log events and start-up errors, or the error's class.
 
     The line is shortened, because it may quote a value that a client sent.
     """
-    return shortened(str(getattr(error, "orig", None) or error).split("\n", 1)[0], MAX_REASON_LENGTH)
+    line = shortened(str(getattr(error, "orig", None) or error).split("\n", 1)[0], MAX_REASON_LENGTH)
+    if not line and isinstance(error, TimeoutError):
+        # A server that is not PostgreSQL usually waits for more, as Redis does.
+        return "the server sent no valid response in time"
+    return line or type(error).__name__
 
 
 @contextmanager

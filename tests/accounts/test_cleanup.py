@@ -13,9 +13,10 @@ from sqlalchemy.dialects import sqlite
 import models
 from core.times import utc_text
 from jobs.cleanup import FORGET_ROWS_PER_TRANSACTION, IDEMPOTENCY_KEY_HOURS, Cleanup, Retention
+from repository import leases
 from repository.accounts import deletion, one_time_tokens, outbox, users
 from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE, Purpose
-from repository.engine import event_log, leases, migrations
+from repository.engine import event_log, migrations
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from tests.conftest import Places

@@ -9,11 +9,10 @@ from sqlalchemy import Table, insert, select, update
 
 import models
 from core.times import utc_now
-from repository import jobs, presence
-from repository.engine import leases
+from repository import jobs, leases, presence
 from repository.engine.database import Database
-from repository.engine.leases import now_in_seconds
 from repository.engine.transaction import Transaction
+from repository.leases import now_in_seconds
 
 HOUR_SECONDS = 3600.0
 JOB = {

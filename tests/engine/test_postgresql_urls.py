@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -110,22 +111,34 @@ async def test_a_missing_file_is_one_sentence_that_names_the_option(tmp_path: Pa
     assert sentence == f"DATABASE_URL: expected a readable file for the option {name}."
 
 
-@POSTGRES_ONLY
-async def test_sslmode_require_without_tls_is_one_sentence_at_the_start(database: Database, tmp_path: Path) -> None:
-    url = database.url.replace("postgres@", "postgres:hunter2@")
-    done = subprocess.run(  # noqa: ASYNC221 (nothing else runs here)
+def reason_of_failed_start(url: str, folder: Path) -> str:
+    """Start the service, and return the reason that it gives in one sentence for not starting."""
+    done = subprocess.run(
         [sys.executable, str(ROOT / "main.py")],
-        env={"DATABASE_URL": f"{url}?sslmode=require", "SECRET_KEY": SECRET, "PORT": "0"},
-        cwd=tmp_path,
+        env={"DATABASE_URL": url, "SECRET_KEY": SECRET, "PORT": "0"},
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
-    assert done.stderr.startswith("Marquee cannot start. DATABASE_URL: the database cannot be used: ")
-    assert "rejected SSL upgrade" in done.stderr
     assert "hunter2" not in done.stderr
+    before, _, reason = done.stderr.strip().partition("the database cannot be used: ")
+    assert before == "Marquee cannot start. DATABASE_URL: "
+    return reason
+
+
+@POSTGRES_ONLY
+async def test_sslmode_require_without_tls_is_one_sentence_at_the_start(database: Database, tmp_path: Path) -> None:
+    url = database.url.replace("postgres@", "postgres:hunter2@")
+    assert "rejected SSL upgrade" in reason_of_failed_start(f"{url}?sslmode=require", tmp_path)
+
+
+def test_a_server_that_is_not_postgresql_is_one_sentence_at_the_start(tmp_path: Path) -> None:
+    with socket.create_server((HOST, 0)) as silent:
+        url = f"postgresql://u:hunter2@{HOST}:{silent.getsockname()[1]}/x?connect_timeout=1"
+        assert reason_of_failed_start(url, tmp_path) == "the server sent no valid response in time."
 
 
 @POSTGRES_ONLY
