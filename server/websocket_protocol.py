@@ -27,21 +27,22 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
+import structlog
 from uvicorn.config import Config
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.datastructures import Headers
-from websockets.exceptions import HeaderLineTooLong, RequestLineTooLong, TooManyHeaders
 from websockets.frames import Frame, Opcode
-from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS, Request, Response
+from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from core import metrics
+from core import metrics, scope_keys
 from core.errors import CLOSE_REASONS, NO_CLOSE_FRAME, CloseCode
 from realtime.wire.frames import Frames
 from realtime.wire.writer import CLOSE_SECONDS, EXTENSION, HIGH_WATER_BYTES, LOW_WATER_BYTES
 from server.lingering import Lingering
+from server.websocket_handshakes import handshake_problem, unparsed_refusal
 
 SMALL_FRAGMENT_BYTES = 1024  # a fragment of at least this size does not count as a message
 PIECE_BYTES = 4 * 1024  # at most 682 frames of 6 bytes, which take about 5 ms
@@ -49,6 +50,8 @@ TURN_SECONDS = 0.002  # measured with `time.monotonic`, because the time of the 
 MAX_CLOSING_BYTES = 16 * 1024  # after our close frame, only the peer's close frame is of interest
 SHUTDOWN_SECONDS = 2.0  # a peer that does not reply to the close frame must not delay the shutdown
 LINGER_SECONDS = 1.0
+
+log = structlog.get_logger("websocket_protocol")
 
 
 class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
@@ -97,6 +100,8 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
             status, headers, body = self.initial_response
             self._respond(status, Headers(headers), body + message["body"])
             return
+        if message["type"] == "websocket.accept" and self.conn.handshake_exc is not None:
+            raise RuntimeError("an invalid handshake cannot be accepted")
         await super().send(message)
         if message["type"] == "websocket.accept" and self.is_open:
             self._is_counted = True
@@ -105,9 +110,11 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
-        if not self.close_sent:
-            extensions: Any = self.scope["extensions"]
-            extensions[EXTENSION] = DirectWriter(self)
+        scope: Any = self.scope
+        if self.conn.handshake_exc is not None:
+            scope[scope_keys.HANDSHAKE_ERROR] = handshake_problem(self.conn.handshake_exc)
+        else:
+            scope["extensions"][EXTENSION] = DirectWriter(self)
 
     def data_received(self, data: bytes) -> None:
         is_usual = self.handshake_complete and not (self.close_sent or self._is_discarding or self._unparsed)
@@ -118,7 +125,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
                 self._lingering.discard(len(data))
         elif not self.handshake_initiated:
             super().data_received(data)
-            if self.conn.handshake_exc is not None and not self.handshake_complete:
+            if self.conn.handshake_exc is not None and not self.handshake_initiated:
                 self._refuse_unparsed(self.conn.handshake_exc)
         else:
             self._unparsed += data
@@ -173,13 +180,11 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     def _refuse_unparsed(self, error: Exception) -> None:
         """Reject a handshake that `websockets` cannot parse, although httptools could."""
         self.conn.data_to_send()  # discard the library's own response, whose form differs from ours
-        if isinstance(error, RequestLineTooLong):
-            self._refuse(414, f"Expected a request line of at most {MAX_LINE_LENGTH} bytes in a websocket handshake")
-        elif isinstance(error, HeaderLineTooLong | TooManyHeaders):
-            expected = f"at most {MAX_NUM_HEADERS} headers of at most {MAX_LINE_LENGTH} bytes each"
-            self._refuse(431, f"Expected {expected} in a websocket handshake")
-        else:
-            self._refuse(400, "Expected a websocket handshake without a body")
+        refusal = unparsed_refusal(error)
+        metrics.HTTP_REFUSED.labels(refusal.reason).inc()
+        address = self.client[0] if self.client is not None else ""
+        log.info("handshake rejected", status=refusal.status, reason=refusal.reason, address=address)
+        self._refuse(refusal.status, refusal.detail)
 
     def handle_pong(self, event: Frame) -> None:
         if self.pending_ping_payload != bytes(event.data) and self.on_control_frame is not None:
@@ -348,6 +353,15 @@ class _Frames(ServerProtocol):
     def __init__(self, answers_ping: Callable[[], bool], **options: Any) -> None:
         super().__init__(**options)
         self._answers_ping = answers_ping
+
+    def accept(self, request: Request) -> Response:
+        """Check the handshake, and set `handshake_exc` if it is invalid.
+
+        Always return the response that accepts the handshake. The application rejects an invalid handshake, like any
+        other request: after its own checks, with its own headers, and with a line in the request log.
+        """
+        response = super().accept(request)
+        return response if self.handshake_exc is None else Response(101, "", Headers(Date=response.headers["Date"]))
 
     def send_frame(self, frame: Frame) -> None:
         # The library sends pongs only in response to pings, so each pong here answers a ping.

@@ -61,6 +61,8 @@ async def test_a_response_arrives_although_the_client_first_sends_everything(
         ("GET /ws", "Authorization: Bearer x\r\n", 401),
         ("GET /ws?topics=audit", "", 403),
         ("GET /planets", "", 404),
+        ("POST /ws", "", 400),
+        ("GET /ws", "Sec-WebSocket-Key: x\r\n", 400),
         (f"GET /ws?{'q' * 9_000}", "", 414),
         ("GET /ws?topics=planets", "", 422),
     ],
