@@ -1,7 +1,7 @@
 """The limits on the number of HTTP connections of this process, in total and per address.
 
 A connection is counted from the moment it is accepted until it is closed or becomes a websocket. Websockets are counted
-by `realtime.sockets.places`.
+by `realtime.sockets.places`. A connection whose websocket handshake is rejected is counted again until it is closed.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ Rules:
   frames to the transport, so frames never interleave.
 - A close does not wait for a peer that does not read.
 - After a close frame is sent, input is still read for a moment: closing with unread input would reset the connection,
-  and the peer would never receive the frame.
+  and the peer would never receive the frame. After a rejected handshake, input is read for as long as after any other
+  HTTP response (`server.http_protocol`), and the connection counts as an HTTP connection.
 - A peer that still takes data counts as alive, even when its pong is late.
 - A ping counts as a client message. A ping gets no pong when it exceeds the rate limit or while much data is
   unsent, so that a peer that does not read cannot fill the memory. RFC 6455 (section 5.5.3) requires a pong only for
@@ -21,24 +22,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
 
 import orjson
+import structlog
 from uvicorn.config import Config
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.datastructures import Headers
-from websockets.exceptions import HeaderLineTooLong, RequestLineTooLong, TooManyHeaders
 from websockets.frames import Frame, Opcode
-from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS, Request, Response
+from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from core import metrics
+from core import metrics, scope_keys
 from core.errors import CLOSE_REASONS, NO_CLOSE_FRAME, CloseCode
 from realtime.wire.frames import Frames
 from realtime.wire.writer import CLOSE_SECONDS, EXTENSION, HIGH_WATER_BYTES, LOW_WATER_BYTES
+from server.lingering import Lingering
+from server.websocket_handshakes import handshake_problem, unparsed_refusal
 
 SMALL_FRAGMENT_BYTES = 1024  # a fragment of at least this size does not count as a message
 PIECE_BYTES = 4 * 1024  # at most 682 frames of 6 bytes, which take about 5 ms
@@ -47,12 +51,15 @@ MAX_CLOSING_BYTES = 16 * 1024  # after our close frame, only the peer's close fr
 SHUTDOWN_SECONDS = 2.0  # a peer that does not reply to the close frame must not delay the shutdown
 LINGER_SECONDS = 1.0
 
+log = structlog.get_logger("websocket_protocol")
+
 
 class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     """The websocket protocol class for uvicorn, passed as `uvicorn.Config(ws=…)`."""
 
     _is_counted = False
-    _lingering = False
+    _is_discarding = False
+    _lingering: Lingering | None = None  # set after a rejected handshake
     _shutdown_timer: asyncio.TimerHandle | None = None
     _written = 0  # the number of bytes of frames handed to the transport
     _taken_at_ping = 0
@@ -77,6 +84,8 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
             metrics.websocket_closed(self._close_code())
         self.on_control_frame = None
         self._unparsed = b""
+        if self._lingering is not None:
+            self._lingering.end()
         super().connection_lost(exc)
 
     def _close_code(self) -> int:
@@ -86,10 +95,14 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         return first.code if first is not None else NO_CLOSE_FRAME
 
     async def send(self, message: Any) -> None:
+        is_last = message["type"] == "websocket.http.response.body" and not message.get("more_body", False)
+        if is_last and self.initial_response is not None and not self.disconnected:
+            status, headers, body = self.initial_response
+            self._respond(status, Headers(headers), body + message["body"])
+            return
+        if message["type"] == "websocket.accept" and self.conn.handshake_exc is not None:
+            raise RuntimeError("an invalid handshake cannot be accepted")
         await super().send(message)
-        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
-            # The handshake was refused. It is marked as complete, so that uvicorn does not log an application error.
-            self.handshake_complete = True
         if message["type"] == "websocket.accept" and self.is_open:
             self._is_counted = True
             metrics.websocket_opened()
@@ -97,19 +110,22 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
-        if not self.close_sent:
-            extensions: Any = self.scope["extensions"]
-            extensions[EXTENSION] = DirectWriter(self)
+        scope: Any = self.scope
+        if self.conn.handshake_exc is not None:
+            scope[scope_keys.HANDSHAKE_ERROR] = handshake_problem(self.conn.handshake_exc)
+        else:
+            scope["extensions"][EXTENSION] = DirectWriter(self)
 
     def data_received(self, data: bytes) -> None:
-        is_usual = self.handshake_complete and not (self.close_sent or self._lingering or self._unparsed)
+        is_usual = self.handshake_complete and not (self.close_sent or self._is_discarding or self._unparsed)
         if is_usual and len(data) <= PIECE_BYTES:
             super().data_received(data)
-        elif self._lingering:
-            pass
+        elif self._is_discarding:
+            if self._lingering is not None:
+                self._lingering.discard(len(data))
         elif not self.handshake_initiated:
             super().data_received(data)
-            if self.conn.handshake_exc is not None and not self.handshake_complete:
+            if self.conn.handshake_exc is not None and not self.handshake_initiated:
                 self._refuse_unparsed(self.conn.handshake_exc)
         else:
             self._unparsed += data
@@ -122,7 +138,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         self._turn = None
         data, position = self._unparsed, 0
         until = time.monotonic() + TURN_SECONDS
-        while position < len(data) and not (self.read_paused or self._lingering or self.transport.is_closing()):
+        while position < len(data) and not (self.read_paused or self._is_discarding or self.transport.is_closing()):
             if position and time.monotonic() > until:
                 break
             piece = data[position : position + PIECE_BYTES]
@@ -133,7 +149,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
                 super().data_received(piece)
             else:
                 self._linger()
-        self._unparsed = data[position:] if not self._lingering else b""
+        self._unparsed = data[position:] if not self._is_discarding else b""
         if not self.read_paused:
             self._receive_more()
 
@@ -164,13 +180,11 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     def _refuse_unparsed(self, error: Exception) -> None:
         """Reject a handshake that `websockets` cannot parse, although httptools could."""
         self.conn.data_to_send()  # discard the library's own response, whose form differs from ours
-        if isinstance(error, RequestLineTooLong):
-            self._refuse(414, f"Expected a request line of at most {MAX_LINE_LENGTH} bytes in a websocket handshake")
-        elif isinstance(error, HeaderLineTooLong | TooManyHeaders):
-            expected = f"at most {MAX_NUM_HEADERS} headers of at most {MAX_LINE_LENGTH} bytes each"
-            self._refuse(431, f"Expected {expected} in a websocket handshake")
-        else:
-            self._refuse(400, "Expected a websocket handshake without a body")
+        refusal = unparsed_refusal(error)
+        metrics.HTTP_REFUSED.labels(refusal.reason).inc()
+        address = self.client[0] if self.client is not None else ""
+        log.info("handshake rejected", status=refusal.status, reason=refusal.reason, address=address)
+        self._refuse(refusal.status, refusal.detail)
 
     def handle_pong(self, event: Frame) -> None:
         if self.pending_ping_payload != bytes(event.data) and self.on_control_frame is not None:
@@ -236,10 +250,16 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _linger(self) -> None:
         """Discard all further input, and close the connection after LINGER_SECONDS."""
-        self._lingering = True
+        self._is_discarding = True
+        self._close_after(LINGER_SECONDS)
+
+    def _close_after(self, seconds: float) -> None:
         if self.close_timer is not None:
             self.close_timer.cancel()
-        self.close_timer = self.loop.call_later(LINGER_SECONDS, self._close_or_abort)
+        if seconds > 0:
+            self.close_timer = self.loop.call_later(seconds, self._close_or_abort)
+        else:
+            self._close_or_abort()
 
     def _close_or_abort(self) -> None:
         # transport.close() first waits until all data is sent, which never happens if the peer does not read.
@@ -282,15 +302,25 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _refuse(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         """Reject the handshake with an HTTP response, and close the connection."""
-        body = orjson.dumps({"detail": detail})
-        about = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
-        everywhere = {"X-Content-Type-Options": "nosniff"}
-        response = Response(
-            status, HTTPStatus(status).phrase, Headers({**about, **everywhere, **(headers or {})}), body
-        )
-        self.transport.write(response.serialize())
+        about = {"Content-Type": "application/json", "X-Content-Type-Options": "nosniff"}
+        self._respond(status, Headers({**about, **(headers or {})}), orjson.dumps({"detail": detail}))
+
+    def _respond(self, status: int, headers: Headers, body: bytes) -> None:
+        headers.setdefault("Date", formatdate(usegmt=True))
+        headers.setdefault("Content-Length", str(len(body)))
+        headers.setdefault("Connection", "close")
+        self.transport.write(Response(status, HTTPStatus(status).phrase, headers, body).serialize())
         self.handshake_complete = self.close_sent = self.disconnected = True
-        self.transport.close()
+        self._is_discarding, self._unparsed = True, b""
+        if not self.transport.is_closing():
+            self.transport.write_eof()
+            self.transport.resume_reading()
+            address = self.client[0] if self.client is not None else ""
+            self._lingering = Lingering(self.app_state["http_connections"], address, self._close_after)
+
+    def send_500_response(self) -> None:
+        if not (self.initial_response or self.handshake_complete):
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal Server Error")
 
     @property
     def is_open(self) -> bool:
@@ -323,6 +353,15 @@ class _Frames(ServerProtocol):
     def __init__(self, answers_ping: Callable[[], bool], **options: Any) -> None:
         super().__init__(**options)
         self._answers_ping = answers_ping
+
+    def accept(self, request: Request) -> Response:
+        """Check the handshake, and set `handshake_exc` if it is invalid.
+
+        Always return the response that accepts the handshake. The application rejects an invalid handshake, like any
+        other request: after its own checks, with its own headers, and with a line in the request log.
+        """
+        response = super().accept(request)
+        return response if self.handshake_exc is None else Response(101, "", Headers(Date=response.headers["Date"]))
 
     def send_frame(self, frame: Frame) -> None:
         # The library sends pongs only in response to pings, so each pong here answers a ping.

@@ -18,8 +18,17 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from core import metrics
-from core.errors import NO_CLOSE_FRAME, CloseCode, FieldProblem, Forbidden, InvalidInput, Problem, Unauthenticated
+from core import metrics, scope_keys
+from core.errors import (
+    NO_CLOSE_FRAME,
+    BadRequest,
+    CloseCode,
+    FieldProblem,
+    Forbidden,
+    InvalidInput,
+    Problem,
+    Unauthenticated,
+)
 from core.network.hosts import origin_refusal
 from realtime.fanout.spec import Spec, check_topics, user_id_of
 from realtime.feed.positions import LOG_REPLACED, find_start
@@ -53,6 +62,13 @@ class Credentials:
 
     token: str | None
     subprotocol: str | None
+
+
+def check_handshake(websocket: WebSocket) -> None:
+    """Raise BadRequest if the server has found the handshake to be invalid. Other servers reject it themselves."""
+    problem = websocket.scope.get(scope_keys.HANDSHAKE_ERROR)
+    if problem is not None:
+        raise BadRequest(problem, {"Sec-WebSocket-Version": "13"})
 
 
 def parse_query(items: list[tuple[str, str]]) -> HandshakeQuery:
@@ -134,6 +150,7 @@ async def watch(websocket: WebSocket) -> None:
     feed = context.feed
     with ExitStack() as stack:
         try:
+            check_handshake(websocket)
             check_origin(websocket.headers.get("origin"), websocket.headers.get("host"), context)
             query = parse_query(websocket.query_params.multi_items())
             place = stack.enter_context(context.places.take(websocket.client.host if websocket.client else ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 
 import pytest
@@ -16,6 +17,7 @@ from tests.support.service import Service, eventually
 pytestmark = SQLITE_ONLY
 
 LATE_SECONDS = 3.0  # the tolerated delay on a busy machine
+KEY = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 GET = "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 JSON = "Host: 127.0.0.1\r\nContent-Type: application/json\r\n"
 
@@ -163,6 +165,47 @@ async def test_a_handshake_that_is_not_accepted_is_answered(
     assert answer.seconds < 2
     assert answer.headers["content-type"] == "application/json"
     assert answer.detail
+
+
+@pytest.mark.parametrize(
+    ("valid", "invalid", "expected"),
+    [
+        ("GET", "POST", "the method GET"),
+        (KEY, "", "one header Sec-WebSocket-Key with 16 bytes in base64"),
+        (KEY, KEY * 2, "one header Sec-WebSocket-Key with 16 bytes in base64"),
+        (KEY, f"Sec-WebSocket-Key: {'k' * 8_000}\r\n", "one header Sec-WebSocket-Key with 16 bytes in base64"),
+        ("Version: 13", f"Version: {'9' * 8_000}", "one header Sec-WebSocket-Version with the value 13"),
+        (KEY, f'{KEY}Sec-WebSocket-Protocol: "<script>\r\n', "one header Sec-WebSocket-Protocol with a valid value"),
+    ],
+)
+async def test_an_invalid_handshake_is_rejected_like_any_other_request(
+    new_service: Callable[..., Service], valid: str, invalid: str, expected: str
+) -> None:
+    handshake = HANDSHAKE.format(target="/ws", headers="X-Request-ID: the-third-man\r\n").replace(valid, invalid, 1)
+    service = new_service().start()
+
+    async def answer_to(text: str) -> Answer:
+        async with raw_connection(service, text) as connection:
+            answer = await connection.answer()
+        assert answer.seconds < 2
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["x-request-id"] == "the-third-man"
+        return answer
+
+    elsewhere = await answer_to(handshake.replace("Host: 127.0.0.1", "Host: evil.example"))
+    assert elsewhere.status == 421
+    unknown = await answer_to(handshake.replace("/ws", "/planets"))
+    assert unknown.status == 404
+    answer = await answer_to(handshake)
+    assert (answer.status, answer.detail) == (400, f"Expected {expected} in a websocket handshake")
+    assert answer.headers["sec-websocket-version"] == "13"
+
+    def logged() -> list[int]:
+        lines = [json.loads(line) for line in service.log().splitlines() if line.startswith("{")]
+        return [line["status"] for line in lines if line.get("request_id") == "the-third-man" and "status" in line]
+
+    await eventually(lambda: logged() == [421, 404, 400], "each request is logged")
 
 
 async def test_a_handshake_sent_ahead_of_the_response_before_is_not_accepted(service: Service) -> None:
