@@ -95,6 +95,10 @@ class PoolerFound(asyncpg.InterfaceError):  # type: ignore[misc]  # asyncpg has 
     """A pooler is in front of the database, and would mix up the statements of different connections."""
 
 
+class WriteTooLate(TimeoutError):
+    """A write did not reach COMMIT by its deadline, and was rolled back."""
+
+
 class FileLost(sqlite3.OperationalError):
     """SQLite's file is not usable: what a write commits now would be missing after a restart. The message says why."""
 
@@ -152,6 +156,8 @@ def _words(error: BaseException) -> str | None:
     state, inner = _state(error), _driver_error(error)
     if isinstance(inner, FileLost):
         return str(inner)
+    if isinstance(error, WriteTooLate):
+        return "writes wait too long for other transactions"
     for start, words in _FOREIGN_STATES.items():
         if state.startswith(start):
             return words
@@ -198,7 +204,7 @@ def is_stale(error: BaseException | None) -> bool:
 
 def may_run_again(error: BaseException) -> bool:
     """Return whether to run the transaction again: not if it timed out while waiting, because it would wait again."""
-    has_waited = isinstance(error, PoolTimeout) or _state(error).startswith(_WAITED_STATES)
+    has_waited = isinstance(error, PoolTimeout | WriteTooLate) or _state(error).startswith(_WAITED_STATES)
     # On SQLite, errors of the environment, such as a full disk or a missing table, are lasting. On PostgreSQL, an
     # invalid plan or a lost connection is not.
     is_sqlite = isinstance(_driver_error(error), sqlite3.Error)
