@@ -27,7 +27,7 @@ from core import metrics
 from core.errors import Unavailable
 from core.identity import Identity
 from core.network.shares import CLIENT, Shares
-from repository.engine import engines, failures, rights
+from repository.engine import engines, failures, lock_waits, rights
 from repository.engine.append import append, tell_position
 from repository.engine.engines import PATIENT_READERS, READERS, READERS_PER_CLIENT, Lane
 from repository.engine.events import Event
@@ -37,7 +37,6 @@ from repository.engine.sqlite_file import SqliteFile
 from repository.engine.statement import Statement
 from repository.engine.transaction import Transaction
 
-BEGIN = "BEGIN IMMEDIATE"
 MAX_ATTEMPTS = 5
 RETRY_SECONDS = 5.0  # A transaction is not run again once this time has passed since its start.
 RETRY_PAUSE_SECONDS = 0.05
@@ -115,11 +114,8 @@ class Database:
         with failures.unavailable_when_lost():
             async with self._engines.writer.connect() as connection:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
-                try:
-                    await driver.execute_fetchall(f"PRAGMA busy_timeout={int(SHRINK_SECONDS * 1000)}")
+                async with engines.busy_timeout(driver, SHRINK_SECONDS):
                     await driver.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
-                finally:
-                    await driver.execute_fetchall(f"PRAGMA busy_timeout={engines.BUSY_TIMEOUT_SECONDS * 1000}")
 
     # --- reading
 
@@ -262,13 +258,20 @@ class Database:
     # --- writing
 
     @asynccontextmanager
-    async def begin(self) -> AsyncIterator[tuple[AsyncConnection, AsyncTransaction]]:
-        """Open a transaction that appends no events by itself, for `write` and for migrations."""
+    async def begin(
+        self, limit: asyncio.Timeout | None = None
+    ) -> AsyncIterator[tuple[AsyncConnection, AsyncTransaction]]:
+        """Open a transaction that appends no events by itself, for `write` and for migrations.
+
+        On SQLite, `limit` ends the wait for the lock, and is lifted before that wait.
+        """
         async with self._engines.writer.connect() as connection, connection.begin() as transaction:
             if self.is_sqlite:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
+                # The connection's thread cannot be interrupted during the wait, so SQLite ends the wait itself.
+                seconds = lock_waits.lift(limit) if limit is not None else engines.BUSY_TIMEOUT_SECONDS
                 with self._lock_waits.waiting():
-                    await driver.execute_fetchall(BEGIN)
+                    await engines.begin_sqlite(driver, seconds)
             yield connection, transaction
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]], writer: Identity | None = None) -> T:
@@ -277,14 +280,16 @@ class Database:
         `work` may run again from the start when the database refuses the transaction, so it must change nothing
         outside the transaction. Any exception that it raises rolls everything back, including event numbers. Raises
         Unauthenticated or Forbidden when the `writer` has lost rights since it was authenticated, or Unavailable when
-        the database cannot be reached or keeps refusing the transaction.
+        the database cannot be reached, keeps refusing the transaction, or makes it wait longer than WRITE_SECONDS.
         """
         self.schema.require()
         started = time.monotonic()
+        deadline = asyncio.get_running_loop().time() + lock_waits.WRITE_SECONDS
         for attempt in range(1, MAX_ATTEMPTS + 1):
             committing = False
+            limit = asyncio.timeout_at(deadline)
             try:
-                async with self.begin() as (connection, transaction):
+                async with limit, self.begin(limit) as (connection, transaction):
                     tx = Transaction(connection, writer, lock_waits=self._lock_waits)
                     try:
                         result = await work(tx)
@@ -292,11 +297,12 @@ class Database:
                         if tx.writer is not None and not events:
                             await rights.require(tx, tx.writer)
                         await tell_position(tx, events)
-                    except failures.DATABASE_ERRORS as error:
-                        if failures.is_about_schema(error):
-                            await connection.invalidate(error)
+                    except failures.DATABASE_ERRORS as caught:
+                        if failures.is_about_schema(caught):
+                            await connection.invalidate(caught)
                         raise
                     self._require_intact_file()
+                    lock_waits.lift(limit)
                     committing = True
                     await transaction.commit()
                 self._write_failure = None
@@ -305,7 +311,8 @@ class Database:
                     if events:
                         listener(events)
                 return result
-            except failures.DATABASE_ERRORS as error:
+            except failures.DATABASE_ERRORS as caught:
+                error = failures.WriteTooLate("the deadline of a write has passed") if limit.expired() else caught
                 if not failures.is_foreign(error):
                     raise
                 is_over = attempt == MAX_ATTEMPTS or time.monotonic() - started > RETRY_SECONDS

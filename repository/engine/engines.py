@@ -13,8 +13,8 @@ import asyncio
 import os
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -33,10 +33,11 @@ from core.network import postgresql_urls
 from repository.engine import failures
 from repository.engine.sqlite_file import SqliteFile, path_of
 
+BEGIN = "BEGIN IMMEDIATE"
 BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
 POOL_TIMEOUT_SECONDS = 30
-# A transaction that is blocked by another one fails within 15 s: it waits up to 5 s for a free connection and up to
-# 10 s for the lock. PostgreSQL ends the transaction of a frozen worker earlier, so that the others can continue.
+# A write waits up to 5 s for a free connection and up to 10 s for a lock, but never beyond its deadline. PostgreSQL
+# ends the transaction of a frozen worker earlier, so that the others can continue.
 WRITER_POOL_SECONDS = 5
 LOCK_SECONDS = 10.0
 IDLE_IN_TRANSACTION_SECONDS = 8.0
@@ -144,6 +145,25 @@ def open_sqlite(url: str) -> tuple[Engines, SqliteFile]:
     writer = engine(1, WRITER_PRAGMAS)
     file.follow(writer, is_writer=True)
     return Engines(writer, readers), file
+
+
+@asynccontextmanager
+async def busy_timeout(driver: Any, seconds: float) -> AsyncIterator[None]:
+    """In the `with` block, let a SQLite connection wait for locks for `seconds`."""
+    try:
+        await driver.execute_fetchall(f"PRAGMA busy_timeout={_milliseconds(seconds)}")
+        yield
+    finally:
+        await driver.execute_fetchall(f"PRAGMA busy_timeout={_milliseconds(BUSY_TIMEOUT_SECONDS)}")
+
+
+async def begin_sqlite(driver: Any, seconds: float) -> None:
+    """Begin a transaction that may write. Wait for the lock for at most `seconds`."""
+    if seconds >= BUSY_TIMEOUT_SECONDS:  # the usual case, which does not need two more statements
+        await driver.execute_fetchall(BEGIN)
+        return
+    async with busy_timeout(driver, seconds):
+        await driver.execute_fetchall(BEGIN)
 
 
 def open_postgresql(url: str, read_seconds: float, *, has_pooler: bool = False) -> Engines:

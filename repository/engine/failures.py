@@ -102,6 +102,10 @@ class PoolerFound(asyncpg.InterfaceError):  # type: ignore[misc]  # asyncpg has 
     """A pooler is in front of the database, and would mix up the statements of different connections."""
 
 
+class WriteTooLate(TimeoutError):
+    """A write did not reach COMMIT by its deadline, and was rolled back."""
+
+
 class FileLost(sqlite3.OperationalError):
     """SQLite's file is not usable: what a write commits now would be missing after a restart. The message says why."""
 
@@ -159,6 +163,8 @@ def _words(error: BaseException) -> str | None:
     state, inner = _state(error), _driver_error(error)
     if isinstance(inner, FileLost):
         return str(inner)
+    if isinstance(error, WriteTooLate):
+        return "writes wait too long for other transactions"
     if getattr(inner, "constraint_name", None) == "pk_events":
         return HEAD_BEHIND
     for start, words in _FOREIGN_STATES.items():
@@ -207,7 +213,7 @@ def is_stale(error: BaseException | None) -> bool:
 
 def may_run_again(error: BaseException) -> bool:
     """Return whether to run the transaction again: not if it timed out while waiting, because it would wait again."""
-    has_waited = isinstance(error, PoolTimeout) or _state(error).startswith(_WAITED_STATES)
+    has_waited = isinstance(error, PoolTimeout | WriteTooLate) or _state(error).startswith(_WAITED_STATES)
     # On SQLite, errors of the environment, such as a full disk or a missing table, are lasting. On PostgreSQL, an
     # invalid plan or a lost connection is not.
     is_sqlite = isinstance(_driver_error(error), sqlite3.Error)
@@ -245,6 +251,8 @@ def unavailable_when_lost() -> Iterator[None]:
 def unavailable(error: BaseException, *, is_unknown: bool = False) -> Unavailable:
     """Return the error for the client. With `is_unknown`, COMMIT was sent but no reply to it was received."""
     log.warning("database unavailable", reason=first_line(error))
+    if isinstance(error, WriteTooLate):
+        return Unavailable("The write had to wait too long for other transactions. Nothing was written; try again")
     if is_blocked(error):
         return Unavailable("Another transaction holds a lock that this one needs. Nothing was written; try again")
     outcome = "it is unknown whether anything was written" if is_unknown else "nothing was written; try again later"

@@ -1,10 +1,30 @@
-"""Measures how long the writes of this process have been waiting for the lock that every write takes, for `/readyz`."""
+"""The waits of the writes of this process: their deadline, and how long they have been waiting for the lock that every
+write takes, for `/readyz`.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# The time of a write, with all its waits and attempts: on SQLite until it has the lock that every write takes, and on
+# PostgreSQL, where each statement may wait for a lock, until COMMIT. The client gets its 503 within 15 s.
+WRITE_SECONDS = 14.0
+
+
+def lift(limit: asyncio.Timeout) -> float:
+    """Lift the limit and return the seconds that were left. Raises TimeoutError if none are left.
+
+    A limit may expire without an exception, because before Python 3.12, `wait_for`, which the pools use, may swallow a
+    cancellation.
+    """
+    if limit.expired():
+        raise TimeoutError
+    when = limit.when()
+    limit.reschedule(None)
+    return max(0.0, when - asyncio.get_running_loop().time()) if when is not None else 0.0
 
 
 class LockWaits:
