@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Select, delete, exists, func, select, tuple_, update
+from sqlalchemy import Select, delete, func, select, tuple_, update
 
 import models
 from core.errors import Unavailable
@@ -18,7 +18,7 @@ from core.times import utc_now, utc_text
 from repository import jobs
 from repository.accounts import audit, one_time_tokens, outbox, sessions, users
 from repository.accounts.audit import Editor
-from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE
+from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE, LIFETIME_HOURS
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic.lists import entity
@@ -30,6 +30,8 @@ PERSONAL = (models.sessions, models.idempotency_keys)
 # The transaction that deletes an account erases at most this many rows of each table, because other writes wait for
 # the transaction to end.
 ERASED_ROWS = 5_000
+# The last activation URL may be mailed DAYS_TO_ACTIVATE after registration.
+KEPT_WAITING = timedelta(days=DAYS_TO_ACTIVATE, hours=LIFETIME_HOURS)
 
 # No password has this hash.
 NO_PASSWORD = "deleted"  # noqa: S105 (no password)
@@ -64,11 +66,12 @@ async def erase_rest(database: Database, user_id: int) -> None:
 
 
 async def forget_waiting(database: Database, now: datetime, *, max_rows: int) -> int:
-    """Delete up to `max_rows` accounts that still await activation `DAYS_TO_ACTIVATE` days after registration.
+    """Delete up to `max_rows` accounts that still await activation `KEPT_WAITING` after registration.
 
-    `now` is timezone-aware. Return how many were deleted. Accounts with a valid or queued activation URL stay until a
-    later clean-up. Accounts that an admin has moved to another group or given a picture stay too, because an admin
-    evidently wants them kept.
+    `now` is timezone-aware. Return how many were deleted. By then, every activation URL has expired. A newer reset URL
+    does not prolong the time: only an account whose address was free can have one, so if the account were kept for
+    longer, a sign-in would reveal that the address was free. Accounts that an admin has moved to another group or given
+    a picture stay, because an admin evidently wants them kept.
     """
     late = late_accounts(now, max_rows)
     # Check without a lock first, because there is nearly always nothing to delete.
@@ -76,26 +79,16 @@ async def forget_waiting(database: Database, now: datetime, *, max_rows: int) ->
         return 0
 
     async def work(tx: Transaction) -> int:
-        # Lock before checking the conditions, so that they see what the previous holders of the locks have committed.
+        # Lock before checking the condition, so that it sees what the previous holders of the locks have committed.
         held = (await tx.connection.execute(late.with_for_update(of=models.users))).scalars().all()
         table = models.users
-        is_still_late = table.c.awaits_activation & ~_has_token(now) & ~_has_queued_mail()
-        still = select(table).where(table.c.id.in_(held), is_still_late).order_by(table.c.id)
+        still = select(table).where(table.c.id.in_(held), table.c.awaits_activation).order_by(table.c.id)
         rows = (await tx.connection.execute(still)).all()
         for row in rows:
             await _empty(tx, entity(row), actor_id=None)
         return len(rows)
 
     return await database.write(work)
-
-
-def _has_token(now: datetime) -> ColumnElement[bool]:
-    tokens = models.one_time_tokens
-    return exists().where(tokens.c.user_id == models.users.c.id, tokens.c.expires_at > utc_text(now))
-
-
-def _has_queued_mail() -> ColumnElement[bool]:
-    return exists().where(models.mails.c.user_id == models.users.c.id, models.mails.c.due_at.is_not(None))
 
 
 def late_accounts(now: datetime, max_rows: int) -> Select[tuple[int]]:
@@ -105,12 +98,10 @@ def late_accounts(now: datetime, max_rows: int) -> Select[tuple[int]]:
         select(table.c.id)
         .where(
             table.c.awaits_activation,
-            table.c.created_at < utc_text(now - timedelta(days=DAYS_TO_ACTIVATE)),
+            table.c.created_at < utc_text(now - KEPT_WAITING),
             table.c.group == Group.USER.value,
             # The condition is written in this way so that SQLite does not choose the index of the column `avatar`.
             func.coalesce(table.c.avatar, "") == "",
-            ~_has_token(now),
-            ~_has_queued_mail(),
         )
         .order_by(table.c.created_at, table.c.id)
         .limit(max_rows)
