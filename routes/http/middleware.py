@@ -231,7 +231,8 @@ class Unexpected(_Middleware):
             if not started:
                 await _stopping()(scope, receive, send)
         except Exception as error:
-            unavailable = await scope["state"]["services"].database.schema.explain(error)
+            services = scope.get("state", {}).get("services")  # missing if the application was not started
+            unavailable = await services.database.schema.explain(error) if services is not None else None
             if unavailable is None:
                 log.error("unexpected error", exc_info=error)
             if started:

@@ -12,9 +12,9 @@ from alembic import command
 from sqlalchemy import insert, select, update
 
 import models
+from core.identity import unique_key
 from core.texts.normal import is_visible, nfc
 from core.times import utc_now
-from repository.accounts import users
 from repository.engine import migrations
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
@@ -127,15 +127,19 @@ async def filled_by_the_version_before(places: Places) -> None:
     old_hash = PasswordHasher(8, 1, 1)._context.hash(f"{SPLIT} à Paris")
 
     async def write(tx: Transaction) -> None:
-        fields = {"username": SPLIT, "name": "\u200b", "first_name": SPLIT}
-        user = await users.create(tx, fields, old_hash)
+        # Later versions add columns, so only the columns of that version are written and returned.
+        names = {"username": SPLIT, "username_key": unique_key(SPLIT), "name": "\u200b", "first_name": SPLIT}
+        rest = {"password_hash": old_hash, "group": "user", "is_active": True, "awaits_activation": False, "version": 1}
+        times = dict.fromkeys(("created_at", "updated_at"), utc_now())
+        added = insert(models.users).values(names | rest | times).returning(models.users.c.id)
+        user_id = (await tx.connection.execute(added)).scalar_one()
         rows: list[dict[str, Any]] = [
             {"title": SPLIT, "genres": [SPLIT, COMPOSED, "\u200b"], "languages": [SPLIT], "status": "\u2800"},
             {"title": "\u200b", "description": SPLIT},
             {"title": "Alien", "release_date": "1979-05-25"},
             *({"title": f"{SPLIT} {number}"} for number in range(2_500)),
         ]
-        await writes.store(tx, MOVIES, rows, user["id"])
+        await writes.store(tx, MOVIES, rows, user_id)
         await writes.store(tx, GENRES, [{"name": SPLIT}, {"name": "\u200b"}], None)
 
     await database.write(write)

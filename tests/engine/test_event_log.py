@@ -126,7 +126,7 @@ async def test_without_the_lock_on_the_head_the_same_writers_leave_gaps(
     """Prove that the test above can fail: run its writers without the lock."""
     monkeypatch.setattr("repository.engine.database.append", _unlocked_append)
     # On SQLite the lock is BEGIN IMMEDIATE. Without it, a transaction reads the head before it has the write lock.
-    monkeypatch.setattr("repository.engine.database.BEGIN", "BEGIN DEFERRED")
+    monkeypatch.setattr("repository.engine.engines.BEGIN", "BEGIN DEFERRED")
     # Writers overlap only by chance, so a single try may find no gap on a busy machine.
     for _ in range(20):
         if await goes_wrong(new_places().database_url):
