@@ -65,7 +65,7 @@ def database_url(value: str) -> str:
     if plus and kind in ("sqlite", "postgresql", "postgres"):
         raise ValueError(f"expected {kind}:// without a driver{got(parts.scheme)}")
     if parts.scheme == "sqlite":
-        is_file = value.startswith("sqlite:///") and value != "sqlite:///" and ":memory:" not in value
+        is_file = value.startswith("sqlite:///") and value != "sqlite:///" and not re.search(r"\?|:memory:", value)
         _require(is_file, "a file, as in sqlite:///path/to/file.db")
     else:
         _require(parts.scheme in ("postgresql", "postgres"), known)

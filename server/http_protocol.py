@@ -9,7 +9,7 @@ Rules:
   response is complete. Reading goes on meanwhile, so that the end of the connection is noticed, up to a limit.
 - Input that arrives after the response to its request is discarded, up to a limit. Closing the connection without
   reading this input would reset the connection, and the client might lose the response.
-- Many chunks of a body must not be small, because each of them takes time. When the rest of a body is discarded, only
+- A body must not consist of many small chunks, because each of them takes time. When a body's rest is discarded, only
   CHUNK_CREDIT_BYTES / MIN_CHUNK_BYTES chunks are parsed to find the next request. Then, the connection is closed.
 - A connection beyond the limits of `server.http_connections` gets a 503 and is closed.
 - At the handshake, a websocket is handed to another protocol, and these limits no longer apply.
@@ -125,6 +125,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             return
         self._phase = _GONE
         self._stop_deadline()
+        self._write_watch.stop()
         self._leave()
         self._gentle.forget_protocol()
         self.transport = self._raw
@@ -214,7 +215,8 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             # uvicorn has paused reading until the response to the previous request is complete. Without reading, the
             # end of the connection would not be noticed.
             self.flow.resume_reading()
-        self._phase = _BODY
+        # A websocket handshake has no deadline for a body, so its head ends with the body that a client may send.
+        self._phase = _HEAD if self.parser.should_upgrade() and self._should_upgrade() else _BODY
         self._chunk_credit = CHUNK_CREDIT_BYTES
         if not self.parser.should_upgrade():
             # The parser reports trailer fields as headers. They arrive after the headers were used, so drop them.

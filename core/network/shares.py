@@ -2,7 +2,7 @@
 
 A client is an address or IPv6 network, as `core.network.addresses.network_of` returns it. The places themselves, such
 as a pool of connections, are bounded elsewhere. A client that already holds its share waits for its own places only, in
-order, so it does not stand in the queue before other clients.
+order, so it does not delay other clients.
 """
 
 from __future__ import annotations

@@ -198,14 +198,14 @@ async def _other_owner(tx: Transaction, mail: Row) -> dict[str, Any] | None:
 def _is_wanted(kind: MailType, user: Row, mail: Row) -> bool:
     """Return whether the account must still receive this email."""
     is_current = mail["user_id"] is None or mail["recipient"] == user["email"]
+    is_late = user["created_at"] < utc_text(datetime.now(UTC) - timedelta(days=DAYS_TO_ACTIVATE))
     if kind is MailType.ACTIVATE:
-        is_late = user["created_at"] < utc_text(datetime.now(UTC) - timedelta(days=DAYS_TO_ACTIVATE))
         return bool(user["awaits_activation"]) and is_current and not is_late
     if kind is MailType.ADDRESS_TAKEN:
         return bool(user["is_active"] or user["awaits_activation"])
     if kind is MailType.RESET_PASSWORD:
         # A reset URL proves the address, too, so it helps an owner who lost the activation email.
-        return bool(user["is_active"] or user["awaits_activation"]) and is_current
+        return bool(user["is_active"] or (user["awaits_activation"] and not is_late)) and is_current
     return bool(user["is_active"])
 
 

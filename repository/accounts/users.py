@@ -140,8 +140,8 @@ async def change(tx: Transaction, before: Row, values: Row, *, actor_id: int | N
     if before["waiting_key"] is not None:
         if values.get("is_active"):
             values["waiting_key"] = None
-        elif "email_key" in values:
-            values["waiting_key"] = values["email_key"]
+        elif "email" in values:
+            values["waiting_key"] = unique_key(values["email"]) if values["email"] is not None else None
     await require_free(tx, values, before["id"])
     if tx.writer is not None and tx.writer.user_id == before["id"] and values.keys() & {"group", "is_active"}:
         await rights.spend(tx)

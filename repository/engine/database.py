@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import structlog
@@ -72,6 +72,7 @@ class Database:
         self._hot = asyncio.Semaphore(HOT_READERS)
         self._hot_idle: list[tuple[AsyncConnection, Any]] = []
         self._shares = {lane: Shares(size) for lane, size in READERS_PER_CLIENT.items()}
+        self._patient_shares = {lane: Shares(size) for lane, size in READERS_PER_CLIENT.items()}
         self._patient = {lane: asyncio.Semaphore(size) for lane, size in PATIENT_READERS.items()}
         self.schema = Schema(self._fetch_anyway, is_sqlite=self.is_sqlite)
         self._lock_waits = LockWaits()
@@ -131,8 +132,14 @@ class Database:
         limit = self._read_seconds * (PATIENCE if patient else 1)
         deadline = asyncio.timeout(None if patient else limit)
         try:
-            # A client's further reads wait for its share first, so that they do not delay other clients' patient reads.
-            async with deadline, self._shares[lane].of(CLIENT.get()), self._patient[lane] if patient else nullcontext():
+            async with AsyncExitStack() as turns:
+                await turns.enter_async_context(deadline)
+                if patient:
+                    # The client's further patient reads wait first, so that they do not delay those of other clients. A
+                    # read takes the client's share last, so that the client's other reads do not wait with it.
+                    await turns.enter_async_context(self._patient_shares[lane].of(CLIENT.get()))
+                    await turns.enter_async_context(self._patient[lane])
+                await turns.enter_async_context(self._shares[lane].of(CLIENT.get()))
                 if patient:
                     deadline.reschedule(asyncio.get_running_loop().time() + limit)
                 with failures.unavailable_when_lost():

@@ -164,7 +164,7 @@ def _words(error: BaseException) -> str | None:
     if isinstance(inner, FileLost):
         return str(inner)
     if isinstance(error, WriteTooLate):
-        return "writes wait too long for other transactions"
+        return "writes take too long, or wait too long for others"
     if getattr(inner, "constraint_name", None) == "pk_events":
         return HEAD_BEHIND
     for start, words in _FOREIGN_STATES.items():
@@ -252,7 +252,7 @@ def unavailable(error: BaseException, *, is_unknown: bool = False) -> Unavailabl
     """Return the error for the client. With `is_unknown`, COMMIT was sent but no reply to it was received."""
     log.warning("database unavailable", reason=first_line(error))
     if isinstance(error, WriteTooLate):
-        return Unavailable("The write had to wait too long for other transactions. Nothing was written; try again")
+        return Unavailable("The write took too long or had to wait too long for others. Nothing was written; try again")
     if is_blocked(error):
         return Unavailable("Another transaction holds a lock that this one needs. Nothing was written; try again")
     outcome = "it is unknown whether anything was written" if is_unknown else "nothing was written; try again later"

@@ -96,6 +96,7 @@ class Schema:
             if self._found is None or time.monotonic() - self._compared_at > RECENT_SECONDS:
                 await self._compare(time.monotonic())
         except Unavailable as unavailable:
+            log.error("unexpected error while the database was unavailable", exc_info=error)
             return unavailable
         if self._found is None or not self._found.is_type:
             return None

@@ -75,8 +75,8 @@ class ClientShare(_Middleware):
     """Makes the reads of a request, or of a websocket, count for its client."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope.get("client") is not None:
-            CLIENT.set(network_of(scope["client"][0]))
+        # It is always set, because a task may have inherited the client of another one.
+        CLIENT.set(network_of(scope["client"][0]) if scope.get("client") is not None else "")
         await self.app(scope, receive, send)
 
 

@@ -102,7 +102,7 @@ async def test_only_waiting_is_bounded_on_sqlite(database: Database, monkeypatch
     if database.is_sqlite:  # the write has the only lock and waits for nothing
         await database.write(long)
         return
-    with pytest.raises(Unavailable, match="had to wait too long for other transactions"):
+    with pytest.raises(Unavailable, match="had to wait too long for others"):
         await database.write(long)
     monkeypatch.undo()
     await database.write(note)
