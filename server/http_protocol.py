@@ -215,8 +215,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             # uvicorn has paused reading until the response to the previous request is complete. Without reading, the
             # end of the connection would not be noticed.
             self.flow.resume_reading()
-        # A websocket handshake has no deadline for a body, so its head ends with the body that a client may send.
-        self._phase = _HEAD if self.parser.should_upgrade() and self._should_upgrade() else _BODY
+        self._phase = _BODY
         self._chunk_credit = CHUNK_CREDIT_BYTES
         if not self.parser.should_upgrade():
             # The parser reports trailer fields as headers. They arrive after the headers were used, so drop them.
