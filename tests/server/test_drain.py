@@ -255,7 +255,6 @@ def open_files(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-@pytest.mark.alone  # it measures how long the stop takes
 @pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_several_workers_stop_together(small: Callable[..., Service], tmp_path: Path, number: int) -> None:
