@@ -23,7 +23,7 @@ from repository.engine.transaction import Transaction
 from repository.generic.rows import delete_without_events
 
 LIFETIME_HOURS = 24
-# Once this time has passed since registration, nothing is mailed to it any more. A day later, the clean-up deletes it.
+# Once this time has passed since registration, no URL is mailed to the account. A day later, it is deleted.
 DAYS_TO_ACTIVATE = 7
 TOKEN_BYTES = 32
 TABLE = models.one_time_tokens

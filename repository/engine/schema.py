@@ -1,6 +1,6 @@
 """Compares the tables in the database with `models`, again and again while the service runs.
 
-The databases do not object when somebody changes the type of a column. The driver then returns values of another type,
+The databases do not object when the type of a column is changed. The driver then returns values of another type,
 which the code would misunderstand or fail on, at any place. So while a column has an unexpected type, every read and
 write is refused, and an unexpected error is not taken for a bug before the tables have been compared.
 """

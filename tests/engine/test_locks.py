@@ -97,7 +97,7 @@ async def test_only_waiting_is_bounded_on_sqlite(database: Database, monkeypatch
 
     async def long(tx: Transaction) -> None:
         await note(tx)
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # work for longer than the deadline
 
     if database.is_sqlite:  # the write has the only lock and waits for nothing
         await database.write(long)
