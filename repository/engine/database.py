@@ -89,6 +89,8 @@ class Database:
             await connection.close()
         self._hot_idle.clear()
         await self._engines.dispose()
+        if self._file is not None:
+            await self._file.closed()
 
     # --- SQLite's files
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import asyncpg
-from sqlalchemy import Connection, event, text
+from sqlalchemy import URL, Connection, event, text
 from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -31,7 +31,7 @@ from core.errors import SettingsError
 from core.filters import without_case
 from core.network import postgresql_urls
 from repository.engine import failures
-from repository.engine.sqlite_file import SqliteFile, path_of
+from repository.engine.sqlite_file import SqliteConnection, SqliteFile, path_of
 
 BEGIN = "BEGIN IMMEDIATE"
 BUSY_TIMEOUT_SECONDS = 10  # how long a SQLite writer waits for another process's transaction
@@ -129,11 +129,11 @@ def open_sqlite(url: str) -> tuple[Engines, SqliteFile]:
 
     def engine(size: int, pragmas: Sequence[str]) -> AsyncEngine:
         made = create_async_engine(
-            "sqlite+aiosqlite" + url.removeprefix("sqlite"),
+            URL.create("sqlite+aiosqlite", database=str(path)),
             pool_size=size,
             max_overflow=0,
             pool_timeout=POOL_TIMEOUT_SECONDS,
-            connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
+            connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None, "factory": SqliteConnection},
         )
         event.listen(made.sync_engine, "connect", partial(_prepare_sqlite, pragmas))
         return made

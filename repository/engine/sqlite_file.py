@@ -7,21 +7,45 @@ another file than the first one.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import sqlite3
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from urllib.parse import quote
+from weakref import WeakSet
 
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from repository.engine import failures
 
+CLOSE_SECONDS = 2.0
+CLOSE_PAUSE_SECONDS = 0.002
 MIN_FREE_BYTES = 16 * 1024 * 1024  # SQLite's log needs this much free disk space between two checkpoints.
 
 
 def path_of(url: str) -> Path:
     """Return the path of SQLite's file."""
     return Path(url.removeprefix("sqlite:///"))
+
+
+class SqliteConnection(sqlite3.Connection):
+    """A connection that never creates the file, and whose transaction ends when it is closed."""
+
+    def __init__(self, database: str, **options: Any) -> None:
+        # If the file was moved a moment ago, SQLite would create an empty one and delete the log of the moved file, and
+        # with it the newest rows.
+        super().__init__(f"file:{quote(os.fsencode(database))}?mode=rw", **(options | {"uri": True}))
+
+    def close(self) -> None:
+        # After a cancelled write, a cursor may hold an unfinished statement until it is garbage-collected. Until then,
+        # SQLite would keep the transaction of the closed connection open, and with it the lock that every write takes.
+        with suppress(sqlite3.Error):
+            self.rollback()
+        super().close()
 
 
 class SqliteFile:
@@ -34,6 +58,7 @@ class SqliteFile:
         self._id = _id(_found(self._path))
         self._log_id: tuple[int, int] | None = None
         self._connections = 0
+        self._threads: WeakSet[Thread] = WeakSet()  # each connection runs its statements in a thread of its own
 
     def follow(self, engine: AsyncEngine, *, is_writer: bool) -> None:
         """Notice the engine's connections, and refuse to open one to another file. Call this after all other listeners
@@ -44,8 +69,9 @@ class SqliteFile:
             if self._is_replaced(_found(self._path)):
                 raise failures.FileLost(failures.MOVED_FILE)
 
-        def on_connect(*_: Any) -> None:
+        def on_connect(dbapi_connection: Any, _: Any) -> None:
             self._connections += 1
+            self._threads.add(dbapi_connection.driver_connection._thread)
             if is_writer:
                 self._note_log()
 
@@ -57,6 +83,17 @@ class SqliteFile:
         event.listen(engine.sync_engine, "do_connect", before_connect)
         event.listen(engine.sync_engine, "connect", on_connect)
         event.listen(engine.sync_engine, "close", on_close)
+
+    async def closed(self) -> None:
+        """Wait until all closed connections have ended their threads, for up to CLOSE_SECONDS.
+
+        After a cancelled statement, a connection is closed in the background. If the event loop ended before the
+        thread, the thread would fail.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                while any(thread.is_alive() for thread in self._threads):  # noqa: ASYNC110 (a thread sets no event)
+                    await asyncio.sleep(CLOSE_PAUSE_SECONDS)
 
     def require_intact(self) -> None:
         """Raise FileLost if the file or its log was moved, removed, replaced or emptied.

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from core.errors import Unavailable
 from repository.engine import migrations, sqlite_file
 from repository.engine.database import Database
-from repository.engine.engines import Lane
+from repository.engine.engines import BUSY_TIMEOUT_SECONDS, Lane
 from repository.engine.sqlite_file import path_of
 from repository.engine.transaction import Transaction
+from tests.conftest import Places
 from tests.support.backends import SQLITE_ONLY
 from tests.support.service import Service, eventually
 
 LARGE = "x" * 100_000
 PAGE_BYTES = 4096
+SLOW = "WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < 1000000) SELECT count(*) FROM n"
 
 
 async def fill(tx: Transaction) -> None:
@@ -111,12 +115,83 @@ async def test_a_file_moved_during_a_write_is_noticed_before_commit(database: Da
 
 
 @SQLITE_ONLY
+async def test_a_closed_connection_holds_no_lock(database: Database) -> None:
+    """A cancelled write closes its connection, while a cursor of the write may still exist."""
+    cursors = []
+    async with database.begin() as (connection, transaction):
+        await connection.execute(text("UPDATE event_head SET seq = seq"))
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        cursors.append(await driver.execute("SELECT 1 UNION SELECT 2"))
+        await connection.invalidate()
+        await transaction.rollback()
+    async with asyncio.timeout(BUSY_TIMEOUT_SECONDS / 2):
+        await database.write(note)
+
+
+@SQLITE_ONLY
+async def test_no_thread_outlives_the_database(new_places: Callable[[], Places]) -> None:
+    """A write that is cancelled twice leaves its connection to be closed in the background."""
+    before = set(threading.enumerate())
+    database = Database(new_places().database_url)
+    await migrations.migrate(database)
+    is_running = asyncio.Event()
+
+    async def work(tx: Transaction) -> None:
+        is_running.set()
+        await tx.connection.execute(text(SLOW))
+
+    writing = asyncio.create_task(database.write(work))
+    await is_running.wait()
+    for _ in range(2):
+        writing.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert set(threading.enumerate()) - before
+    await database.close()
+    assert not set(threading.enumerate()) - before
+
+
+@SQLITE_ONLY
 async def test_no_connection_is_opened_to_another_file(database: Database) -> None:
     path = path_of(database.url)
     path.rename(path.with_suffix(".away"))
     with pytest.raises(Unavailable):
         await database.select(text("SELECT 1"), Lane.COSTLY)
     assert not path.exists(), "SQLite would have created an empty file"
+
+
+@SQLITE_ONLY
+async def test_a_file_moved_while_a_connection_is_opened_keeps_its_log(database: Database) -> None:
+    """SQLite deletes the log of a file that it creates."""
+    await database.write(note)
+    path = path_of(database.url)
+    away = path.with_suffix(".away")
+
+    def move(*_: Any) -> None:
+        path.rename(away)
+
+    reader = database._engines.readers[Lane.COSTLY].sync_engine
+    event.listen(reader, "do_connect", move)  # called after the check for a moved file
+    with pytest.raises(Unavailable):
+        await database.select(text("SELECT 1"), Lane.COSTLY)
+    event.remove(reader, "do_connect", move)
+    assert not path.exists()
+    away.rename(path)
+    ((count,),) = await database.select(text("SELECT count(*) FROM events"), Lane.COSTLY)
+    assert count == 1
+
+
+async def test_a_path_may_have_any_characters(tmp_path: Path) -> None:
+    path = tmp_path / "a b#c%41ü" / "d&e=f.db"
+    database = Database(f"sqlite:///{path}")
+    try:
+        await migrations.migrate(database)
+        await database.write(note)
+    finally:
+        await database.close()
+    assert path.stat().st_size > 0
+    assert [found.name for found in path.parent.iterdir()] == [path.name]
 
 
 async def test_a_symbolic_link_to_another_file_is_noticed(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from repository.engine.transaction import MAX_EVENT_BYTES, MAX_EVENT_ITEMS, Tran
 from tests.conftest import Places
 
 WRITERS = 32
-WRITES_EACH = 8
+WRITES_EACH = 4
 
 
 class RolledBack(Exception):
