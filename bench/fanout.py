@@ -85,5 +85,5 @@ async def measure(service: Service, watchers: int, writes: int) -> None:
 
 
 if __name__ == "__main__":
-    with running(RATE_LIMITS="off") as service:
+    with running(settings={"RATE_LIMITS": "off"}) as service:
         asyncio.run(measure(service, argument(1, 200), argument(2, 400)))

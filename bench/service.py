@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,21 +34,28 @@ def argument(place: int, default: int) -> int:
 
 
 @contextmanager
-def running(module: str = "bench.server", **settings: str) -> Iterator[Service]:
-    """Run a service on an empty SQLite database, in a new folder so that no `.env` file affects the measurement."""
+def running(
+    module: str = "bench.server", settings: Mapping[str, str] | None = None, root: Path = ROOT
+) -> Iterator[Service]:
+    """Run a module of the checkout `root` as a service on an empty SQLite database.
+
+    The service runs in a new folder, so that no `.env` file affects the measurement.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
     with tempfile.TemporaryDirectory() as folder:
         probe = Path(folder) / "probe.json"
         own = {
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(root),
             "PORT": str(port),
             "DATABASE_URL": f"sqlite:///{folder}/bench.db",
             "MAIL_FOLDER": f"{folder}/mail",
         }
         command = [sys.executable, "-m", module, str(probe)]
-        server = subprocess.Popen(command, env=os.environ | own | settings, cwd=folder, stdout=subprocess.DEVNULL)
+        server = subprocess.Popen(
+            command, env=os.environ | own | dict(settings or {}), cwd=folder, stdout=subprocess.DEVNULL
+        )
         try:
             yield Service(port, server.pid, probe)
         finally:

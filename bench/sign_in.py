@@ -132,5 +132,5 @@ if __name__ == "__main__":
     }
     if "DATABASE_URL" in os.environ:
         settings["DATABASE_URL"] = os.environ["DATABASE_URL"]
-    with running("main", **settings) as service:
+    with running("main", settings) as service:
         asyncio.run(measure(service, argument(1, 200)))
