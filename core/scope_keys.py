@@ -8,7 +8,7 @@ PREFIX = "marquee.prefix"
 LIMIT = "marquee.limit"
 # Present if the request came over a websocket.
 SOCKET = "marquee.socket"
-# Present if the handshake of a websocket is invalid: a sentence that says what was expected.
+# What was expected, as a sentence. Present only if the handshake of a websocket is invalid.
 HANDSHAKE_ERROR = "marquee.handshake_error"
 # The identity that uses the websocket, or None. Present only together with SOCKET.
 IDENTITY = "marquee.identity"

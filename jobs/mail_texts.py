@@ -44,7 +44,7 @@ WORDINGS: Mapping[MailType, Wording] = {
         (
             _ONE_DAY,
             "If that was not you, ignore this email: the account cannot be used until it is activated, and will be "
-            f"deleted if that does not happen within {DAYS_TO_ACTIVATE} days.",
+            f"deleted unless it is activated within {DAYS_TO_ACTIVATE} days.",
         ),
     ),
     MailType.RESET_PASSWORD: Wording(

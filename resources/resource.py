@@ -129,7 +129,7 @@ class Resource:
     def require_may_change(self, identity: Identity, rows: Iterable[Mapping[str, Any]]) -> None:
         """Raise Forbidden, naming the rows, unless the identity may change all of them.
 
-        Only staff may ask to change rows that only staff may change, even if no such rows exist.
+        If only staff may change the resource, Forbidden is raised for other users even if `rows` is empty.
         """
         rows = list(rows)
         if self.changed_by == "staff" and not identity.is_staff and not rows:

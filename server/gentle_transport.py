@@ -16,7 +16,7 @@ class Finishing(Protocol):
 
 
 class GentleTransport(asyncio.Transport):
-    """A transport whose `close` calls the protocol's `finish`. Other calls go to the raw transport while it is open."""
+    """A transport whose `close` calls the protocol's `finish`. Other calls go to the raw transport."""
 
     def __init__(self, raw: asyncio.Transport, protocol: Finishing) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class GentleTransport(asyncio.Transport):
         return self._raw.is_closing() or (self._protocol is not None and self._protocol.is_finishing)
 
     def write(self, data: Any) -> None:
-        if self._protocol is not None:  # otherwise, the connection is lost, and uvloop would raise a RuntimeError
+        if self._protocol is not None:  # None after the connection is lost, when uvloop would raise a RuntimeError
             self._raw.write(data)
 
     def abort(self) -> None:
@@ -61,7 +61,7 @@ class GentleTransport(asyncio.Transport):
             self._raw.resume_reading()
 
     def set_full(self, is_full: bool) -> None:
-        """Pause reading while `is_full`, even if uvicorn resumes it for the body of the current request."""
+        """Pause reading while `is_full` is True, even if uvicorn resumes reading for the body of a request."""
         if is_full == self._is_full:
             return
         self._is_full = is_full

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
-# Some clients send their whole body before they read the response. This allows for a picture over a slow connection.
+# Some clients send their whole body before they read the response. These limits allow for a picture that is uploaded
+# over a slow connection.
 LINGER_SECONDS = 30.0
 LINGER_BYTES = 64 * 1024 * 1024
 LINGER_QUIET_SECONDS = 5.0  # After this long without a byte, no more input is expected.
 SHORT_LINGER_SECONDS = 1.0  # Replaces LINGER_SECONDS for a connection beyond the limits, and when the service stops.
 
-# Clients that send each row as a chunk send 50 to 100 bytes at a time. The average may be lower at first.
+# A body may have 1,000 chunks, and one more for every 16 bytes. Clients that send each row as a chunk send 50 to 100
+# bytes at a time.
 MIN_CHUNK_BYTES = 16
 CHUNK_CREDIT_BYTES = 1_000 * MIN_CHUNK_BYTES
 
@@ -20,14 +22,14 @@ class SmallChunks(Exception):
 
 
 class DiscardBudget:
-    """The bytes and the time that are left for input that is discarded: LINGER_BYTES, and `seconds` from now."""
+    """How much more input may be discarded: LINGER_BYTES in total, until `seconds` from now."""
 
     def __init__(self, seconds: float) -> None:
         self._until = asyncio.get_running_loop().time() + seconds
         self._bytes = LINGER_BYTES
 
     def spend(self, size: int) -> float:
-        """Count `size` bytes. Return for how many seconds to wait for more input, at most 0 if the budget is spent."""
+        """Count `size` bytes. Return how many seconds to wait for more input: zero or less if the budget is spent."""
         self._bytes -= size
         if self._bytes < 0:
             return 0.0

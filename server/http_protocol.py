@@ -6,11 +6,12 @@ Rules:
   for bodies.
 - A connection is aborted when its client reads nothing of a response for too long; see `server.unread_responses`.
 - Requests of a connection are handled one after the other. Input that follows a request waits unparsed until the
-  response is complete. Reading goes on meanwhile, so that the end of the connection is noticed, up to a limit.
+  response is complete. Up to MAX_WAITING_BYTES are read meanwhile, so that the end of the connection is noticed.
 - Input that arrives after the response to its request is discarded, up to a limit. Closing the connection without
   reading this input would reset the connection, and the client might lose the response.
-- A body must not consist of many small chunks, because each of them takes time. When a body's rest is discarded, only
-  CHUNK_CREDIT_BYTES / MIN_CHUNK_BYTES chunks are parsed to find the next request. Then, the connection is closed.
+- A body must not consist of many small chunks, because each of them takes time. When the rest of a body is discarded,
+  at most CHUNK_CREDIT_BYTES / MIN_CHUNK_BYTES chunks are parsed to find the next request. If there are more, the
+  connection is closed.
 - A connection beyond the limits of `server.http_connections` gets a 503 and is closed.
 - At the handshake, a websocket is handed to another protocol, and these limits no longer apply.
 """
@@ -34,7 +35,7 @@ from server.http_heads import HEAD_SECONDS, MAX_HEAD_BYTES, MAX_HEADERS
 from server.http_refusals import refusal
 from server.unread_responses import WriteWatch
 
-# Input is parsed in pieces, because all requests that end in the same piece are queued at once.
+# Input is parsed in small pieces, because all requests that end in one piece are parsed and queued together.
 PIECE_BYTES = 1024
 MAX_WAITING_BYTES = 64 * 1024  # When more input than this waits for a response, reading is paused.
 
@@ -70,7 +71,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     _piece = 0  # The size in bytes of the data that is being parsed.
     _has_progressed = False  # Whether the data being parsed has completed a head or a part of a body.
     _unparsed = 0  # The number of bytes received since a head or a part of a body was last completed.
-    _chunk_credit = 0  # By how many bytes the body may still fall below MIN_CHUNK_BYTES for each chunk.
+    _chunk_credit = 0  # By how many more bytes the body may fall short of MIN_CHUNK_BYTES per chunk.
     _is_discarding = False  # Whether the rest of a body is discarded because its response is complete.
     _discards: DiscardBudget | None = None
     _write_watch: WriteWatch
@@ -104,7 +105,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         self._write_watch.stop()
         self._leave()
         if self._running is not None:
-            # uvicorn notifies only the latest request that was parsed, which may still be queued.
+            # uvicorn notifies only the request that was parsed last, which may still be queued behind the running one.
             self._running.disconnected = True
             self._running.message_event.set()
         super().connection_lost(exc)
@@ -143,11 +144,11 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     @property
     def _must_wait(self) -> bool:
-        """Whether further input has to wait because it belongs to another request than the one being handled."""
+        """Whether further input has to wait because it belongs to a later request than the one being handled."""
         return bool(self.pipeline) or (self._phase != _BODY and not self._is_response_complete)
 
     def _parse_waiting(self) -> None:
-        """Parse input until all of it is parsed, or until a request waits for its response."""
+        """Parse the waiting input until none is left, or until the rest must wait for a response."""
         size = len(self._waiting)
         while self._waiting and self._phase < _LINGERING and not self._must_wait:
             piece = bytes(self._waiting[:PIECE_BYTES])
@@ -194,7 +195,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def on_message_begin(self) -> None:
-        # The keep-alive timer is running if the previous body ended in this chunk, after its response was complete.
+        # The keep-alive timer is running if the previous body ended in this piece, after its response was complete.
         self._unset_keepalive_if_required()
         self._phase = _HEAD
         super().on_message_begin()

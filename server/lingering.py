@@ -1,4 +1,4 @@
-"""A rejected connection, which is kept open until its client can have received the response."""
+"""Keeps the connection of a rejected websocket handshake open until its client can have received the response."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from server.http_connections import HttpConnections
 
 
 class Lingering:
-    """Decides how long the input of a connection is discarded after a response, within the limits of HTTP.
+    """Decides for how long input is discarded after the response, with the same limits as after other HTTP responses.
 
     The connection counts as an HTTP connection until `end` is called.
     """
 
     def __init__(self, connections: HttpConnections, address: str, close_after: Callable[[float], None]) -> None:
-        """`close_after` replaces the time after which the connection is closed."""
+        """`close_after` takes the seconds after which to close the connection, and replaces the time set before."""
         self._connections = connections
         self._address = address
         self._close_after = close_after

@@ -27,9 +27,9 @@ class WriteWatch:
         self._taken_at = 0.0
 
     def start(self, on_slow: Callable[[int], None]) -> None:
-        """Begin to check that the client takes the written data. Nothing more is written until it has taken some.
+        """Begin to check that the client takes the written data. Nothing more may be written until it has taken some.
 
-        Otherwise, `on_slow` is called once, with the number of bytes that the client has not taken.
+        If the client takes none for WRITE_SECONDS, call `on_slow` once, with the number of bytes that it has not taken.
         """
         self.stop()
         loop = asyncio.get_running_loop()

@@ -12,7 +12,7 @@ _VALUES = {"Sec-WebSocket-Key": "16 bytes in base64", "Sec-WebSocket-Version": "
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The response to a handshake; `reason` is the label of the metric and of the log line."""
+    """The response to a handshake; `reason` is a label of the metric and a field of the log line."""
 
     status: int
     reason: str

@@ -11,10 +11,11 @@ Rules:
 - A ping counts as a client message. A ping gets no pong when it exceeds the rate limit or while much data is
   unsent, so that a peer that does not read cannot fill the memory. RFC 6455 (section 5.5.3) requires a pong only for
   the latest ping.
-- A small fragment counts as a client message, too, because parsing a frame costs about as much as a short message. The
-  last fragment is counted with its message.
-- A large piece of input, which may hold thousands of small frames, is parsed in several turns of the event loop. The
-  next piece is parsed when the application has taken the messages of the previous one.
+- A small fragment counts as a client message, too, because parsing a frame costs about as much as handling a short
+  message. The last fragment is not counted by itself, because its message is counted.
+- Input is parsed in pieces, because a large input may hold thousands of small frames. After a piece that completes a
+  message, parsing continues when the application has taken the message. Parsing that takes longer than TURN_SECONDS
+  continues in a later turn of the event loop.
 """
 
 from __future__ import annotations
@@ -64,10 +65,10 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     _written = 0  # the number of bytes of frames handed to the transport
     _taken_at_ping = 0
     _unparsed = b""  # input that waits for a later turn; no more is read in the meantime
-    _turn_ends = 0.0  # the time until which the application may handle messages without a pause
+    _turn_ends = 0.0  # the time until which the application may take messages without a pause
     _turn: asyncio.Handle | None = None  # the next turn that parses a part of `_unparsed`
     _closing_bytes = 0  # the number of bytes parsed after our close frame
-    # A function that counts a small frame from the peer, and returns whether the frame is within the rate limit.
+    # A function that counts a control frame or a small fragment, and returns whether it is within the rate limit.
     on_control_frame: Callable[[], bool] | None = None
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
@@ -154,7 +155,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
             self._receive_more()
 
     def _receive_more(self) -> None:
-        """Continue with the input that has arrived, or else with input from the peer."""
+        """Parse the input that has arrived or, if there is none, resume reading."""
         self.read_paused = False
         if self.transport.is_closing():
             self._unparsed = b""
@@ -213,12 +214,12 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
             self._count_fragment(event)
 
     def _begin_fragments(self, event: Frame) -> None:
-        # The fragments are joined as they arrive, because a list of small ones would take 60 times their size.
+        # The fragments are joined as they arrive, because a list of small ones would take up 60 times their size.
         self.frames = [bytearray(event.data)]  # type: ignore[list-item]  # uvicorn takes any bytes-like object
         self._count_fragment(event)
 
     def _count_fragment(self, event: Frame) -> None:
-        """Count a fragment other than the last."""
+        """Count a fragment, other than the last of its message, if it is small."""
         if len(event.data) < SMALL_FRAGMENT_BYTES and self.on_control_frame is not None:
             self.on_control_frame()
 

@@ -1,1 +1,1 @@
-"""Client addresses, the shares of clients, and the hosts that requests may name."""
+"""Client addresses, fair shares for clients, and the hosts that requests may name."""

@@ -1,8 +1,8 @@
 """Fairness between clients: one client may hold only some of the places that all clients share.
 
 A client is an address or IPv6 network, as `core.network.addresses.network_of` returns it. The places themselves, such
-as a pool of connections, are bounded elsewhere. A client that already holds its share waits for its own places only, in
-order, so it does not delay other clients.
+as a pool of connections, are bounded elsewhere. A client that already holds its share waits only for one of its own
+places, in order, so it does not delay other clients.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Shares:
 
 
 class _Share:
-    """The share of one client, which is known to `shares` only while a task uses it."""
+    """The share of one client. `shares` keeps it only while a task uses it."""
 
     __slots__ = ("_client", "_free", "_shares", "_users")
 

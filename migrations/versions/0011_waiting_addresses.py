@@ -1,7 +1,7 @@
 """the address that an account waits for, which several accounts that await activation may have in common
 
-Previously, `email_key` held the address, as it does for the owner of an address, or `WAITING <address>`. Of several
-accounts that waited for one address, only one or two had either.
+Previously, the `email_key` of a waiting account was the address, like that of an owner, or `WAITING <address>`. If
+several accounts waited for one address, at most two of them had such a key; the others had none.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def upgrade() -> None:
         sa.column("id", sa.BigInteger),
         sa.column("awaits_activation", sa.Boolean),
     )
-    # An admin may have disabled an account before it was activated.
+    # If an admin disabled an account before it was activated, only the key shows that the account was waiting.
     is_waiting = users.c.awaits_activation | users.c.email_key.like("WAITING %")
     waiting = sa.select(users.c.id, users.c.email).where(is_waiting, users.c.email.is_not(None))
     connection = op.get_bind()
@@ -47,6 +47,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # Accounts that wait for a taken address can sign in only with their user names then.
+    # After this, a sign-in by address no longer finds the accounts that wait for a taken address.
     op.drop_index("ix_users_waiting_key", table_name="users")
     op.drop_column("users", "waiting_key")

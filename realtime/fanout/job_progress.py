@@ -71,5 +71,5 @@ class Progress:
                 except Exception as error:
                     # An error here must not end the process, which also serves clients.
                     if await self._database.schema.explain(error) is None:
-                        log.error("job not shown", exc_info=error)
+                        log.error("job progress not sent", exc_info=error)
             await asyncio.sleep(INTERVAL_SECONDS)

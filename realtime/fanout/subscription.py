@@ -95,7 +95,7 @@ class Subscription:
         self._restart_reason: str | None = None  # why the position was lost; set until a new snapshot begins
         self._lost_snapshots = 0
         self._task: asyncio.Task[None] | None = None
-        # Reads for the subscription count for its client, even if the hub or the feed makes it catch up.
+        # With this context, the reads of a catch-up use the share of the client, even if the hub or the feed begins it.
         self._context = copy_context()
 
     def start(self, position: int) -> None:

@@ -21,7 +21,8 @@ class SocketContext:
     """One per process, stored in the lifespan state as `realtime`.
 
     `identify` takes an access token and the address that sent it, and returns the identity. It raises Unauthenticated
-    or Unavailable. `explain` returns the error for the client if an unexpected error comes from the database.
+    or Unavailable. `explain` takes an unexpected exception and returns the error for the client, or None if the
+    exception is a bug.
     """
 
     feed: Feed

@@ -65,7 +65,7 @@ class Credentials:
 
 
 def check_handshake(websocket: WebSocket) -> None:
-    """Raise BadRequest if the server has found the handshake to be invalid. Other servers reject it themselves."""
+    """Raise BadRequest if the handshake is invalid. Other ASGI servers reject such a handshake themselves."""
     problem = websocket.scope.get(scope_keys.HANDSHAKE_ERROR)
     if problem is not None:
         raise BadRequest(problem, {"Sec-WebSocket-Version": "13"})

@@ -30,7 +30,7 @@ PERSONAL = (models.sessions, models.idempotency_keys)
 # The transaction that deletes an account erases at most this many rows of each table, because other writes wait for
 # the transaction to end.
 ERASED_ROWS = 5_000
-# The last activation URL may be mailed DAYS_TO_ACTIVATE after registration.
+# The last activation URL may be mailed DAYS_TO_ACTIVATE after registration, and is valid for LIFETIME_HOURS.
 KEPT_WAITING = timedelta(days=DAYS_TO_ACTIVATE, hours=LIFETIME_HOURS)
 
 # No password has this hash.
@@ -68,10 +68,10 @@ async def erase_rest(database: Database, user_id: int) -> None:
 async def forget_waiting(database: Database, now: datetime, *, max_rows: int) -> int:
     """Delete up to `max_rows` accounts that still await activation `KEPT_WAITING` after registration.
 
-    `now` is timezone-aware. Return how many were deleted. By then, every activation URL has expired. A newer reset URL
-    does not prolong the time: only an account whose address was free can have one, so if the account were kept for
-    longer, a sign-in would reveal that the address was free. Accounts that an admin has moved to another group or given
-    a picture stay, because an admin evidently wants them kept.
+    `now` is timezone-aware. Return how many were deleted. After this time, every activation URL has expired. A newer
+    reset URL does not prolong the time: only an account whose address was free can have one, so if the account were
+    kept for longer, a sign-in would reveal that the address was free. Accounts that an admin has moved to another group
+    or given a picture stay, because an admin evidently wants them kept.
     """
     late = late_accounts(now, max_rows)
     # Check without a lock first, because there is nearly always nothing to delete.

@@ -133,7 +133,7 @@ async def lock_for(tx: Transaction, editor: Editor, user_id: int, if_match: IfMa
 
 
 async def change(tx: Transaction, editor: Editor, action: str, before: Row, values: Row) -> dict[str, Any]:
-    """Write columns of a locked row and return the new row. Edits of others' accounts by admins are audited."""
+    """Write columns of a locked row and return the new row. Changes by admins to other accounts are audited."""
     after = await users.change(tx, before, values, actor_id=editor.user_id)
     if editor.is_admin and editor.user_id != before["id"]:
         await audit.record_changes(tx, action, users.public(before), users.public(after), editor)

@@ -23,7 +23,8 @@ from repository.engine.transaction import Transaction
 from repository.generic.rows import delete_without_events
 
 LIFETIME_HOURS = 24
-# Once this time has passed since registration, no URL is mailed to the account. A day later, it is deleted.
+# Once this time has passed since registration, no more URLs are mailed to an account that is not activated. The
+# clean-up deletes the account a day later.
 DAYS_TO_ACTIVATE = 7
 TOKEN_BYTES = 32
 TABLE = models.one_time_tokens

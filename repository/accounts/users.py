@@ -271,8 +271,8 @@ async def find_by_username(database: Database, username: str) -> dict[str, Any] 
 class Candidates:
     """The accounts that a login may identify.
 
-    `owner` has the user name or the address. `waiting` are the newest accounts that were registered with the address
-    and have not been activated, whether or not the address has an owner.
+    `owner` is the account that has the user name or the address. `waiting` holds the newest accounts that were
+    registered with the address and have not been activated, whether or not the address has an owner.
     """
 
     owner: dict[str, Any] | None
@@ -282,8 +282,8 @@ class Candidates:
 async def find_by_login(database: Database, login: str) -> Candidates:
     """Return the accounts that a user name or an email address may identify. A login with an @ is an address.
 
-    The newest waiting accounts are returned, because a client that has just registered then finds its own account,
-    whatever other accounts there are.
+    The newest waiting accounts are returned, so that a client that has just registered finds its own account, whatever
+    other accounts there are.
     """
     key = unique_key(login)
     if "@" not in login:

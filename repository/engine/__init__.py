@@ -1,1 +1,1 @@
-"""The database: transactions with `emit`, the event log, the check of the tables, migrations."""
+"""The database: transactions with `emit`, the event log, schema checks, migrations."""

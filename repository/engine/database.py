@@ -127,9 +127,9 @@ class Database:
         """Open a connection on which each statement sees what is committed when the statement starts.
 
         The block must end within `read_seconds`. At this deadline, or when cancelled, the running statement is
-        interrupted. A `patient` read, which may search a whole table for a client that does not wait for a response,
-        takes up to PATIENCE times as long, after its turn has come among the reads of the client and the patient reads.
-        Raises Unavailable.
+        interrupted. A `patient` read is one for a client that does not wait for a response. It may take PATIENCE times
+        as long, not counting the time until its turn comes among the client's reads and among all patient reads. Raises
+        Unavailable.
         """
         limit = self._read_seconds * (PATIENCE if patient else 1)
         deadline = asyncio.timeout(None if patient else limit)
@@ -137,8 +137,8 @@ class Database:
             async with AsyncExitStack() as turns:
                 await turns.enter_async_context(deadline)
                 if patient:
-                    # The client's further patient reads wait first, so that they do not delay those of other clients. A
-                    # read takes the client's share last, so that the client's other reads do not wait with it.
+                    # Wait for the client's other patient reads first, so that one client cannot fill the queue of all
+                    # patient reads. Take the share that all its reads use last, so that the others need not wait, too.
                     await turns.enter_async_context(self._patient_shares[lane].of(CLIENT.get()))
                     await turns.enter_async_context(self._patient[lane])
                 await turns.enter_async_context(self._shares[lane].of(CLIENT.get()))
@@ -272,7 +272,7 @@ class Database:
     ) -> AsyncIterator[tuple[AsyncConnection, AsyncTransaction]]:
         """Open a transaction that appends no events by itself, for `write` and for migrations.
 
-        On SQLite, `limit` ends the wait for the lock, and is lifted before that wait.
+        On SQLite, the wait for the lock ends when `limit` would expire. `limit` is lifted before the wait.
         """
         async with self._engines.writer.connect() as connection, connection.begin() as transaction:
             if self.is_sqlite:
@@ -289,7 +289,7 @@ class Database:
         `work` may run again from the start when the database refuses the transaction, so it must change nothing
         outside the transaction. Any exception that it raises rolls everything back, including event numbers. Raises
         Unauthenticated or Forbidden when the `writer` has lost rights since it was authenticated, or Unavailable when
-        the database cannot be reached, keeps refusing the transaction, or makes it wait longer than WRITE_SECONDS.
+        the database cannot be reached, keeps refusing the transaction, or delays it beyond WRITE_SECONDS.
         """
         self.schema.require()
         started = time.monotonic()

@@ -68,7 +68,7 @@ class Lane(Enum):
     POINT = "point"
     # Reading a list returns one page and counts the rows of the whole list.
     LIST = "list"
-    # A costly read searches or sorts a whole table at length, or tests each row many times.
+    # A costly read takes long on a large table: it searches or sorts all rows, or tests each row many times.
     COSTLY = "costly"
 
 
@@ -78,8 +78,8 @@ LIST_READERS = 3
 # With more connections, costly reads would compete for the processor with one another and with all other work.
 COSTLY_READERS = 2
 READERS: Mapping[Lane, int] = {Lane.POINT: POINT_READERS, Lane.LIST: LIST_READERS, Lane.COSTLY: COSTLY_READERS}
-# The number of connections that one client uses at a time, so that another client finds a free one. Point reads are too
-# short for such a limit.
+# The number of connections that one client may use at a time, so that another client finds a free one. Point reads are
+# too short to need such a limit.
 LIST_READERS_PER_CLIENT = 2
 COSTLY_READERS_PER_CLIENT = COSTLY_READERS // 2
 READERS_PER_CLIENT: Mapping[Lane, int] = {
@@ -87,8 +87,8 @@ READERS_PER_CLIENT: Mapping[Lane, int] = {
     Lane.LIST: LIST_READERS_PER_CLIENT,
     Lane.COSTLY: COSTLY_READERS_PER_CLIENT,
 }
-# The number of connections that patient reads of all clients together use, such as the pages of snapshots. The others
-# are left to clients that wait for a response.
+# The number of connections that the patient reads of all clients, which are those of snapshots, may use together. The
+# other connections are left to clients that wait for a response.
 PATIENT_LIST_READERS = 2
 PATIENT_COSTLY_READERS = 1
 PATIENT_READERS: Mapping[Lane, int] = {
@@ -159,7 +159,7 @@ async def busy_timeout(driver: Any, seconds: float) -> AsyncIterator[None]:
 
 async def begin_sqlite(driver: Any, seconds: float) -> None:
     """Begin a transaction that may write. Wait for the lock for at most `seconds`."""
-    if seconds >= BUSY_TIMEOUT_SECONDS:  # the usual case, which does not need two more statements
+    if seconds >= BUSY_TIMEOUT_SECONDS:  # the usual case, without the two statements that change the timeout
         await driver.execute_fetchall(BEGIN)
         return
     async with busy_timeout(driver, seconds):

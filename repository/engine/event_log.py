@@ -28,7 +28,7 @@ from repository.engine.transaction import Transaction
 HEAD_ID = 1
 HEAD = statement("SELECT epoch, seq FROM event_head WHERE id = 1")
 _MAYBE_STRING, _MAYBE_BYTES, _MAYBE_INT = (str, NoneType), (bytes, NoneType), (int, NoneType)
-# The forms of seq, topic, operation, entity_id, audience, payload, before, changed, actor_id and created_at.
+# The Python types of seq, topic, operation, entity_id, audience, payload, before, changed, actor_id and created_at.
 _COLUMN_FORMS: tuple[Any, ...] = (
     int, str, str, _MAYBE_STRING, str, bytes, _MAYBE_BYTES, _MAYBE_STRING, _MAYBE_INT, str,
 )  # fmt: skip
@@ -159,8 +159,9 @@ async def renew_epoch(database: Database, present: str | None = None) -> str:
 
 
 async def raise_head(connection: AsyncConnection) -> None:
-    """Raise the head to the newest event, in case it was lost or restored without the events, because no number may be
-    used again.
+    """Raise the head to the number of the newest event, because no number may be used again.
+
+    The head may be behind the events if it was lost, or restored without them.
     """
     head, events = models.event_head, models.events
     newest = select(func.coalesce(func.max(events.c.seq), 0)).scalar_subquery()

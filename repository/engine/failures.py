@@ -107,7 +107,7 @@ class WriteTooLate(TimeoutError):
 
 
 class FileLost(sqlite3.OperationalError):
-    """SQLite's file is not usable: what a write commits now would be missing after a restart. The message says why."""
+    """SQLite's file cannot be used: rows committed now would be missing after a restart. The message says why."""
 
 
 def _driver_error(error: BaseException) -> BaseException:
@@ -226,13 +226,14 @@ def is_blocked(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of the driver's message, for log events and start-up errors, or the error's class.
+    """Return the first line of the driver's message, for log events and start-up errors.
 
-    The line is shortened, because it may quote a value that a client sent.
+    The line is shortened, because it may quote a value that a client sent. If the message is empty, return the class of
+    the error or, for a time-out, what it means.
     """
     line = shortened(str(getattr(error, "orig", None) or error).split("\n", 1)[0], MAX_REASON_LENGTH)
     if not line and isinstance(error, TimeoutError):
-        # A server that is not PostgreSQL usually waits for more, as Redis does.
+        # A server that is not PostgreSQL, such as Redis, usually waits for more input instead of responding.
         return "the server sent no valid response in time"
     return line or type(error).__name__
 

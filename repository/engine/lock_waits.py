@@ -1,5 +1,6 @@
-"""The waits of the writes of this process: their deadline, and how long they have been waiting for the lock that every
-write takes, for `/readyz`.
+"""The deadline of a write, and how long writes have been waiting for the lock that every write takes.
+
+`/readyz` reports the waits of this process.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# The time of a write, with all its waits and attempts: on SQLite until it has the lock that every write takes, and on
-# PostgreSQL, where each statement may wait for a lock, until COMMIT. The client gets its 503 within 15 s.
+# The time that a write may take, with all its waits and attempts: on SQLite until it has the lock that every write
+# takes, and on PostgreSQL, where each statement may wait for a lock, until COMMIT. The client gets its 503 within 15 s.
 WRITE_SECONDS = 14.0
 
 
 def lift(limit: asyncio.Timeout) -> float:
-    """Lift the limit and return the seconds that were left. Raises TimeoutError if none are left.
+    """Lift the limit and return the seconds that were left. Raises TimeoutError if the limit has expired.
 
     A limit may expire without an exception, because before Python 3.12, `wait_for`, which the pools use, may swallow a
     cancellation.

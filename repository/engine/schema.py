@@ -1,8 +1,8 @@
-"""Compares the tables in the database with `models`, again and again while the service runs.
+"""Compares the tables in the database with `models` every second while the service runs.
 
-The databases do not object when the type of a column is changed. The driver then returns values of another type,
-which the code would misunderstand or fail on, at any place. So while a column has an unexpected type, every read and
-write is refused, and an unexpected error is not taken for a bug before the tables have been compared.
+A query need not fail after the type of a column has been changed. Instead, the driver may return values of another
+type, which any part of the code may misunderstand or fail on. So while a column has an unexpected type, every read and
+write is rejected, and an unexpected error is not treated as a bug before the tables have been compared.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _COLUMNS = Statement(
     " WHERE relname = ANY($1::text[]) AND pg_table_is_visible(pg_class.oid) AND attnum > 0 AND NOT attisdropped",
 )
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
-# For each type in `models`, the types whose values the drivers return and take in the same form.
+# For each type in `models`, the types whose values the driver returns and accepts in the same form.
 _STRINGS = ("character varying", "text")
 _SAME_FORM: Mapping[str, tuple[str, ...]] = {
     "BIGINT": ("bigint",),
@@ -81,7 +81,7 @@ class Schema:
             raise Unavailable(f"The database is unavailable: {self._found.words}. Nothing was written; try again later")
 
     def expire(self) -> None:
-        """Let the next call of `problem` compare the tables, because an error of the database was about a table."""
+        """Make the next call of `problem` compare the tables, because a database error may be about a table."""
         self._compared_at = -math.inf
 
     async def problem(self) -> str | None:
@@ -90,9 +90,12 @@ class Schema:
         return self._found.words if self._found is not None else None
 
     async def explain(self, error: Exception) -> Unavailable | None:
-        """Return the error for the client if an unexpected error comes from a column's type, or None if it is a bug."""
+        """Return the error for the client if `error` may come from the type of a column, or if the database cannot be
+        reached to find out. Return None if `error` is a bug.
+        """
         try:
-            # Even if the type has just been corrected, the error may come from values that were read before.
+            # A difference that was just found is not checked again: even if the type has been corrected since, the
+            # error may come from values that were read before.
             if self._found is None or time.monotonic() - self._compared_at > RECENT_SECONDS:
                 await self._compare(time.monotonic())
         except Unavailable as unavailable:
@@ -113,7 +116,7 @@ class Schema:
             except Unavailable:
                 pass  # other parts of the service report this
             except Exception as bug:
-                # An error here must not end the process, which serves clients.
+                # An error here must not end the process, which also serves clients.
                 log.error("tables not compared", exc_info=bug)
 
     async def _compare(self, since: float) -> None:
@@ -135,7 +138,7 @@ def difference(found: Types, *, is_sqlite: bool) -> Difference | None:
     """Return the first difference between the columns in the database and those in `models`. Pure.
 
     On SQLite, only missing tables and columns count, because there the declared type of a column does not determine
-    the types of its values. A changed type counts before a missing column.
+    the types of its values. A changed type takes precedence over a missing table or column.
     """
     for (table, column), allowed in () if is_sqlite else _expected().items():
         kind = found.get((table, column))

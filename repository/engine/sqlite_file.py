@@ -1,4 +1,4 @@
-"""The file of a SQLite database: whether it is still the file that this process has open, its log, and its disk.
+"""The file of a SQLite database, its log and its disk. Detects when the file has been moved or replaced.
 
 A process keeps writing to an open file after the file was moved, removed or replaced. A write would succeed, but after
 a restart its rows would be missing. So each write checks the file just before COMMIT, and no connection is opened to
@@ -33,7 +33,7 @@ def path_of(url: str) -> Path:
 
 
 class SqliteConnection(sqlite3.Connection):
-    """A connection that never creates the file, and whose transaction ends when it is closed."""
+    """A connection that never creates the file, and that rolls its transaction back when it is closed."""
 
     def __init__(self, database: str, **options: Any) -> None:
         # If the file was moved a moment ago, SQLite would create an empty one and delete the log of the moved file, and
@@ -61,8 +61,9 @@ class SqliteFile:
         self._threads: WeakSet[Thread] = WeakSet()  # each connection runs its statements in a thread of its own
 
     def follow(self, engine: AsyncEngine, *, is_writer: bool) -> None:
-        """Notice the engine's connections, and refuse to open one to another file. Call this after all other listeners
-        for new connections have been added.
+        """Watch the engine's connections, and refuse to open a connection to another file.
+
+        Call this after all other listeners for new connections have been added, because one of them opens the log.
         """
 
         def before_connect(*_: Any) -> None:
@@ -85,7 +86,7 @@ class SqliteFile:
         event.listen(engine.sync_engine, "close", on_close)
 
     async def closed(self) -> None:
-        """Wait until all closed connections have ended their threads, for up to CLOSE_SECONDS.
+        """Wait until the threads of all closed connections have ended, for up to CLOSE_SECONDS.
 
         After a cancelled statement, a connection is closed in the background. If the event loop ended before the
         thread, the thread would fail.
@@ -120,8 +121,8 @@ class SqliteFile:
         return found.st_size if found is not None else 0
 
     def _note_log(self) -> None:
-        """Remember the log. The writer opens the log when it is connected or, if the file is new, in its first
-        transaction. SQLite keeps the log until the last connection ends.
+        """Remember which file is the log. The writer opens the log when it connects or, if the database is new, in its
+        first transaction. SQLite keeps the log until the last connection is closed.
         """
         if self._log_id is None:
             self._log_id = _id(_found(self._log_path))

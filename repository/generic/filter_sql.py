@@ -26,12 +26,12 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from core.filters import COMPARISONS, Condition, FieldType, Filter, Op, without_case
 
-# Reads up to this cost are light. The unit is the cost of comparing one value of every row. With 200,000 rows, a read
-# of the highest light cost takes about 0.2 s on SQLite.
+# Reads up to this cost are light. The unit is the cost of one comparison for each row of the table. With 200,000 rows,
+# a read of the highest light cost takes about 0.2 s on SQLite.
 MAX_LIGHT_COST = 6
-# A condition on a column with lists decodes the list of each row.
+# A condition on a column that holds lists decodes the list of each row.
 LIST_COST = 5
-# The values of an `in` that add 1 to its cost: for columns with lists, and for other columns.
+# How many values of an `in` add 1 to its cost: on a column that holds lists, and on any other column.
 LISTED_VALUES_PER_COST = 10
 VALUES_PER_COST = 25
 
@@ -42,7 +42,7 @@ def is_costly(wanted: Filter) -> bool:
 
 
 def cost(wanted: Filter) -> int:
-    """Return the cost of testing every row of a table against a filter that searches in no string."""
+    """Return the cost of testing every row of a table against a filter without string searches."""
     return sum(_cost(condition) for group in (wanted.all, *wanted.any) for condition in group)
 
 

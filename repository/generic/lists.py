@@ -31,7 +31,7 @@ T = TypeVar("T")
 # A page beyond this offset skips more rows than most lists have.
 MAX_LIGHT_OFFSET = 10_000
 # The cost of a sort, in the unit of `filter_sql.MAX_LIGHT_COST`: a sort reads and compares every row. Each column after
-# the first one adds 1, and so does each SKIPPED_ROWS_PER_COST of the offset, because the sort keeps the skipped rows.
+# the first one adds 1. Every SKIPPED_ROWS_PER_COST skipped rows add 1, too, because the sort keeps them.
 SORT_COST = 4
 SKIPPED_ROWS_PER_COST = 2_000
 # Only statements without conditions are kept, which differ mainly in their sort order.

@@ -81,9 +81,9 @@ async def insert(
     records = [(entity_id, *middle, moment, moment) for entity_id, middle in zip(ids, values, strict=True)]
     listed = ", ".join(f'"{name}"' for name in columns)
     if not tx.is_sqlite and len(records) > 1:
-        # asyncpg encodes the values for the types that the columns had when it prepared this very statement, and never
-        # runs it. If a type has changed since, PostgreSQL would read other values. Running the statement makes such a
-        # change an error, and locks the types until COMMIT.
+        # Before a COPY, asyncpg prepares this same statement to learn the types of the columns, but never runs it. If a
+        # type has changed since it was prepared, PostgreSQL would store other values. Running the statement turns such
+        # a change into an error, and locks the types until COMMIT.
         await driver.fetch(f'SELECT {listed} FROM "{table.name}" LIMIT 1')  # noqa: S608 (names of our own tables)
         await driver.copy_records_to_table(table.name, records=records, columns=columns)
         return

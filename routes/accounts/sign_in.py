@@ -96,9 +96,9 @@ async def _sign_in(call: AnyCall, login: str, password: str) -> Response:
 async def _proven(call: AnyCall, login: str, found: Candidates, password: str) -> tuple[int, Checked] | None:
     """Return the id of the account that has this password, with the checked hash, or None if no account matches.
 
-    The owner is checked first and can therefore always sign in. Any other password costs the same work however many
-    accounts were found, and whether or not one of them matches. So the duration does not reveal whether an address
-    belongs to an account, or whether other accounts were registered with it.
+    The owner is checked first and can therefore always sign in. Every password but the owner's costs the same work,
+    however many accounts were found, and whether or not one of them matches. So the duration does not reveal whether an
+    address belongs to an account, or whether other accounts were registered with it.
     """
     proven = await _checked(call, found.owner, password)
     if proven is not None:
@@ -112,7 +112,7 @@ async def _proven(call: AnyCall, login: str, found: Candidates, password: str) -
 
 
 async def _checked(call: AnyCall, user: Mapping[str, Any] | None, password: str) -> tuple[int, Checked] | None:
-    """Check a password against an account, or do the same work without one."""
+    """Return the user's id with the checked hash, or None for a wrong password. Without a user, do the same work."""
     verdict = await call.services.passwords.verify(password, user["password_hash"] if user is not None else None)
     if user is None or not verdict.is_right:
         return None

@@ -72,10 +72,10 @@ def below(path: str, root: str) -> str:
 
 @dataclass(eq=False)
 class ClientShare(_Middleware):
-    """Makes the reads of a request, or of a websocket, count for its client."""
+    """Sets the client whose share the database reads of a request or a websocket use; see `core.network.shares`."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # It is always set, because a task may have inherited the client of another one.
+        # Set the client even if it is empty, because this task may have inherited a client from another task.
         CLIENT.set(network_of(scope["client"][0]) if scope.get("client") is not None else "")
         await self.app(scope, receive, send)
 
@@ -200,7 +200,8 @@ async def _count_unmatched(request: HTTPConnection) -> None:
 class Unexpected(_Middleware):
     """Turns any unexpected exception into a 500 that reveals no internals, and logs it with the request id.
 
-    The response is a 503 instead if the exception may come from a column with an unexpected type.
+    The response is a 503 instead if the exception may come from a column with an unexpected type, or if the database
+    cannot be reached to find out.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
