@@ -1,4 +1,4 @@
-"""Run the service under measurement in its own process, and connect clients to it."""
+"""Run the measured service in its own process, and connect clients to it."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class People:
                 "an account": lambda _: self._login("anna@example.org", wrong),
                 "a disabled account": lambda _: self._login("disabled@example.org", wrong),
                 "an account not activated": lambda _: self._login("waiting@example.org", wrong),
-                "an account registered again": lambda _: self._login("bella@example.org", wrong),
+                "an account whose address was registered again": lambda _: self._login("bella@example.org", wrong),
                 "an unknown address": lambda n: self._login(f"nobody{n}@example.org", wrong),
             },
             "login by address, just registered": {

@@ -48,7 +48,7 @@ class EventsQuery(Parameters):
         description="Only events after this position: `<epoch>:<seq>`, or only the number if `epoch` is given. By "
         "default, a page begins with the oldest event and a stream with the next event",
     )
-    lastEventId: str | None = Field(  # noqa: N815 - the name of the parameter
+    lastEventId: str | None = Field(  # noqa: N815 (the name of the parameter)
         default=None,
         description="The id to resume after, for clients that cannot send the header `Last-Event-ID`; it takes "
         "precedence over `after`",

@@ -182,7 +182,7 @@ class Server(uvicorn.Server):
         while (connections or tasks) and now() < until and not self.force_exit:
             remaining = [connection for connection in connections if connection not in shut_down]
             websockets = [each for each in remaining if isinstance(each, MarqueeWebSocketProtocol)]
-            # The number of websockets due depends on the elapsed time, because a busy machine makes fewer rounds.
+            # `due` depends on the elapsed time and not on the number of rounds, which is lower on a busy machine.
             due = math.ceil(expected * (now() - begun + BATCH_SECONDS) / SPREAD_SECONDS)
             batch = max(BATCH_SOCKETS, due - closed)
             later = set(websockets[batch:])

@@ -33,10 +33,10 @@ from server.serving import STOP_SECONDS, TICK_SECONDS, Server, server_config
 SILENT_SECONDS = 30.0
 # A replacement must serve within this time.
 START_SECONDS = 60.0
-# The first pause before a worker that died young is started again. The pause doubles with each early death.
+# The first pause before a worker that died soon after its start is restarted. The pause doubles with each such death.
 RETRY_SECONDS = 1.0
 MAX_RETRY_SECONDS = 10.0
-# A worker that lived for less than this counts as having died young.
+# A worker that lived for less than this died soon after its start.
 STEADY_SECONDS = 5.0
 KILL_AFTER_SECONDS = STOP_SECONDS + 2.0
 SKIP_WAITING_SECONDS = 2.0
@@ -88,7 +88,7 @@ class Worker(Process):
         self.pause = 0.0  # seconds between this worker's death and the start of its successor
         super().__init__(config, [listener])
 
-    # --- in the process
+    # --- in the worker
 
     def target(self, sockets: list[socket.socket] | None = None) -> None:
         # `super().target` starts a thread that answers the supervisor and uses `_server`, so set `_server` first.

@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def its_share_of_the_machine(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
-    """Run each test marked `alone` while no other test runs, because it measures a time that needs the whole machine.
+    """Run each test marked `alone` while no other test runs, because other load would distort the times it measures.
 
     The other processes of the test run wait before their next test until the test that runs alone is over.
     """
@@ -52,8 +52,8 @@ def its_share_of_the_machine(
         return
     shared = tmp_path_factory.getbasetemp().parent
     is_alone = request.node.get_closest_marker("alone") is not None
-    # Every running test holds a lock on the room. A test that must run alone locks the door, so that no test enters,
-    # and waits until the room is empty.
+    # Every running test holds a shared lock on the file `room`. A test that must run alone first locks the file `door`,
+    # so that no other test begins, and then waits for the exclusive lock on `room`.
     with (shared / "door").open("w") as door, (shared / "room").open("w") as room:
         fcntl.flock(door, fcntl.LOCK_EX)
         if not is_alone:

@@ -108,7 +108,7 @@ class Rest:
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._base + path, data, headers, method=method)  # noqa: S310 - from the command line
+        request = urllib.request.Request(self._base + path, data, headers, method=method)  # noqa: S310 (from the command line)
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
                 text = answer.read()

@@ -288,7 +288,7 @@ class ScriptedConnection:
 
     async def _sent(self) -> None:
         """Wait until the kernel has received all written bytes, because an abort would discard the rest."""
-        while self._socket.transport.get_write_buffer_size() > 0:  # noqa: ASYNC110 - the transport offers no event
+        while self._socket.transport.get_write_buffer_size() > 0:  # noqa: ASYNC110 (the transport offers no event)
             await asyncio.sleep(0.001)
 
 

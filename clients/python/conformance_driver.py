@@ -245,7 +245,7 @@ async def main(control: str) -> None:
                     answer["result"] = await act(message)
                     if message["do"] == "close":
                         del subjects[message["client"]]
-            except Exception as error:  # noqa: BLE001 - reported to the runner
+            except Exception as error:  # noqa: BLE001 (reported to the runner)
                 answer["error"] = repr(error)
             await socket.send(json.dumps(answer))
 

@@ -1,4 +1,4 @@
-"""the network from which a job was ordered, for the limits that all users of a network share"""
+"""the network from which a job was requested, for the limits that all users of a network share"""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class Evaluation:
             total = len(self._changes_of(event))
             texts = change_texts(event, rendering.bulk, filtered, total)
             if not filtered or is_whole(event, filtered, total):
-                # The event keeps only this small result: whether it is sent whole or not at all.
+                # An event that is sent whole or not at all stores only which of the two it is, not the texts.
                 frames.keep(event, wanted, bool(filtered))
             else:
                 self._keep(key, texts)

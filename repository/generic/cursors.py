@@ -46,7 +46,7 @@ class Ordering:
 class Cursor:
     """A place in a list: after the row with these `values` of the sort columns, in the form that clients see.
 
-    `digest` is that of the order; `after` is the integer `after` of the request, if it had one.
+    `digest` identifies the order of the list. `after` is the integer `after` of the request, if it had one.
     """
 
     digest: str
@@ -70,8 +70,9 @@ def encode(cursor: Cursor) -> str | None:
 
 
 def decode(text: str) -> Cursor:
-    """Return the cursor that a text holds, which may be one of another list. Raises ValueError, whose message says what
-    was expected.
+    """Return the cursor that a text encodes. The cursor may belong to another list.
+
+    Raises ValueError, whose message says what was expected.
     """
     if not _TEXT.fullmatch(text):
         raise ValueError(EXPECTED)
@@ -88,7 +89,7 @@ def decode(text: str) -> Cursor:
 
 
 def check(cursor: Cursor, ordering: Ordering, sort: Order) -> None:
-    """Raise ValueError, whose message says what was expected, unless the cursor is one of this list and this `sort`."""
+    """Raise ValueError, whose message says what was expected, unless the cursor belongs to this list and `sort`."""
     table, order = ordering.table, ordering.order_of(sort, cursor.after)
     if cursor.digest != digest_of(order):
         raise ValueError(EXPECTED_SORT)
@@ -126,7 +127,7 @@ def _is_integer(value: object) -> bool:
 
 
 def nulls_of(cursor: Cursor) -> tuple[bool, ...]:
-    """Return which of the values are null: the condition has another text for these."""
+    """Return which of the values are null, because the SQL of the condition differs for nulls."""
     return tuple(value is None for value in cursor.values)
 
 
@@ -143,7 +144,7 @@ def rows_after(table: Table, order: Order, nulls: Sequence[bool]) -> ColumnEleme
     """Return the condition that a row comes after the cursor in this order, in which null is the last value of a column
     in both directions.
 
-    `nulls` says which values of the cursor are null; the condition has the others as the parameters of `parameters`.
+    `nulls` tells which values of the cursor are null. `parameters` returns the parameters for the other values.
     """
     found: ColumnElement[bool] | None = None
     for place in reversed(range(len(order))):
@@ -153,7 +154,7 @@ def rows_after(table: Table, order: Order, nulls: Sequence[bool]) -> ColumnEleme
             equal: ColumnElement[bool] = column.is_(None)
             after = None
         else:
-            # The widest integer, as a client may have put in a number beyond the range of the column.
+            # The widest integer type, because a cursor from a client may hold a number beyond the column's range.
             kind = BigInteger() if isinstance(column.type, Integer) else column.type
             value: ColumnElement[Any] = bindparam(_name(place), type_=kind)
             equal = column == value

@@ -21,8 +21,8 @@ from repository.generic.versions import Row
 from resources.registry import children_of
 from resources.resource import Parent, Resource
 
-# One request may detach only as many children from their parents as a bulk operation may change rows, because other
-# writes wait meanwhile on SQLite.
+# The limit for the children that one request detaches from their parents. It is as high as the limit for the rows of a
+# bulk operation, because on SQLite other writes wait meanwhile.
 MAX_RELEASED_CHILDREN = 10_000
 
 Items = Sequence[Row]

@@ -40,7 +40,7 @@ from services.tokens import Tokens
 
 
 class EventPages(Protocol):
-    """Reads pages of the event log. Implemented by `realtime.sse.replay`, which this edge must not import."""
+    """Reads pages of the event log. Implemented by `realtime.sse.replay`, which the HTTP edge must not import."""
 
     async def page(self, identity: Identity | None, query: Any) -> tuple[Head, Sequence[bytes], bool]: ...
 

@@ -167,7 +167,7 @@ def _other_pages(call: PageCall, listed: Listed[Any], last_id: Any) -> Mapping[s
     # `total` includes the rows up to the cursor or `after`.
     if is_full if cursor is not None or after is not None else offset + limit < listed.total:
         text = cursors.encode(listed.end) if listed.end is not None else None
-        # Without a cursor that is short enough, the next page skips the rows of this one, from the same place.
+        # If the cursor would be too long, the next page begins where this one does, and skips this page's rows.
         pages["next"] = _url(call, after=text) if text is not None else _url(call, offset=offset + limit)
     if cursor is None and after is None:
         pages["last"] = _url(call, offset=max(0, (listed.total - 1) // limit * limit))

@@ -383,7 +383,7 @@ async def test_no_sign_in_tells_what_was_registered_with_an_address_before(scene
     by_address = [(next(iter(shown.items())), status) for shown, status, _, _ in free if shown["by"] == "email"]
     for path in ("/auth/login", "/token"):
         statuses = [status for (asked, password), status in by_address if asked == path and password is not None]
-        # After each registration: its password, those of the earlier ones in order of time, and a wrong password.
+        # After each registration: the passwords of all registrations so far, oldest first, then a wrong password.
         assert statuses == [403, 401, 403, 403, 401, 401, 403, 403, 401], "the two newest registrations are found"
 
 

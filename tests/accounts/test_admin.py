@@ -223,7 +223,7 @@ async def test_changes_of_an_account_reach_only_its_owner_and_admins(service: Se
                 assert (event["data"], event["changed"], event["actor_id"]) == (user, ["group"], admin.id)
             event = await theirs.expect("add", "audit")
             assert event["data"] == (await admin.http.get(f"/admin/audit?user_id={alice.id}")).json()[0]
-            # An admin changes and deletes Alice's account. Other admins receive the events of both, in order.
+            # An admin changes and then deletes Alice's account. Other admins receive the events in this order.
             assert (await admin.http.patch(f"/users/{alice.id}", json={"name": "Alice"})).is_success
             assert (await hers.expect("update", "account"))["changed"] == ["name"]
             assert (await theirs.expect("update", "users"))["changed"] == ["name"]

@@ -67,7 +67,8 @@ async def create(tx: Transaction, name: str, *, awaits_activation: bool = True, 
 async def test_only_late_accounts_are_deleted_and_their_names_are_free(databases: list[Database]) -> None:
     """An account stays if it was activated, can still be activated, has a picture, or has a group other than `user`.
 
-    Tokens and emails make no difference, because only an account whose address was free can have any.
+    Tokens and emails do not keep an account. Only an account whose address was free can have any, so if they kept it, a
+    sign-in would reveal that the address was free.
     """
     database = databases[0]
     numbers = {}

@@ -1,4 +1,4 @@
-"""What staff do to rows that are not their own is in the audit trail, once and in the transaction of the action."""
+"""What staff do to rows that are not their own is recorded in the audit trail, once and in the same transaction."""
 
 from __future__ import annotations
 

@@ -250,7 +250,7 @@ async def test_an_order_beside_the_deletion_of_its_user_leaves_no_job(database: 
         user_id = await account(database, f"user{number}")
         pair = [outcome(order(database, user_id)), delete(database, user_id)]
         await asyncio.gather(*(pair if number % 2 else reversed(pair)))
-    # A job ordered before the deletion was cancelled, and a later order was rejected.
+    # A job requested before the deletion was cancelled, and a later request was rejected.
     assert await jobs.claim(database, "a worker") is None
 
 

@@ -21,7 +21,7 @@ Between = Callable[[list[Any]], Awaitable[None]]  # takes the rows read so far
 
 
 async def walked(client: httpx.AsyncClient, url: str, between: Between | None = None) -> list[Any]:
-    """Return the rows of all pages, and call `between` after each of them."""
+    """Return the rows of all pages. Call `between` after each page but the last."""
     rows: list[Any] = []
     following: str | None = url
     while following is not None:
@@ -169,7 +169,7 @@ async def test_the_audit_trail_is_walked_while_it_grows(service: Service) -> Non
             await change_group(chief, alice, groups.pop(0))
 
         await assert_walk(chief.http, url, ids, insert)
-        # After an id, the oldest come first; so they do after a cursor that continues from there.
+        # With `after=<id>`, the oldest entries come first, also on the following pages, which are reached by a cursor.
         newer = await ok(chief.http.get(f"{url}&after={ids[-1]}"))
         assert await walked(chief.http, f"{url}&after={ids[-1]}&offset=1&limit=2") == newer[1:]
 

@@ -29,7 +29,7 @@ Row = dict[str, Any]
 class Wish:
     """What a watcher subscribes to. `matches` is `filter` as a Python function.
 
-    A wish with a filter, a snapshot or windows is an explicit subscription: it has a name and one topic of CATALOG.
+    With a filter, a snapshot or windows, this is an explicit subscription, which has a name and one topic of CATALOG.
     """
 
     topics: tuple[str, ...] = PUBLIC_TOPICS
@@ -85,7 +85,7 @@ class Log:
         return mark
 
     def expected(self, wish: Wish) -> list[list[Frame]]:
-        """Return the events that a watcher with this wish sees, in order, each as the list of its frames."""
+        """Return the events that a watcher with this subscription sees, in order, each as the list of its frames."""
         found = self._expected.get(wish.key)
         if found is None:
             wanted = (entry for entry in self.entries if entry.frame["topic"] in wish.topics)
@@ -148,7 +148,7 @@ def _entry(row: Any, tables: dict[str, dict[int, Row]]) -> Entry:
 
 
 def frames_of(entry: Entry, wish: Wish) -> list[Frame]:
-    """Return the frames that a watcher with this wish receives for an event of one of its topics."""
+    """Return the frames that a watcher with this subscription receives for an event of one of its topics."""
     frame = entry.frame
     if wish.filter is not None:
         return _filtered(entry, wish)

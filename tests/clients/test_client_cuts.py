@@ -147,7 +147,7 @@ async def play(chance: random.Random, steps: list[str]) -> None:
 
     async def read() -> None:
         async for item in watch:
-            seen.append(item)  # noqa: PERF401 - one by one, as they come
+            seen.append(item)  # noqa: PERF401 (items must be added as they arrive)
 
     reading = asyncio.ensure_future(read())
     async with view:

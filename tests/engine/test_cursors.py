@@ -183,7 +183,7 @@ Read = Callable[[ListRequest], Awaitable[Listed[dict[str, Any]]]]
 
 
 def in_order(rows: Sequence[dict[str, Any]], sort: Order) -> list[int]:
-    """Return the ids of the rows as a list must hold them."""
+    """Return the ids of the rows in the order in which a list must return them."""
     found = sorted(rows, key=lambda row: row["id"])
     for name, is_descending in reversed(sort):
         some = [row for row in found if row[name] is not None]
@@ -197,7 +197,7 @@ def drawn_sort(chance: random.Random, names: Sequence[str]) -> Order:
 
 
 async def walked(read: Read, request: dict[str, Any], ordering: Ordering) -> list[Any]:
-    """Return the rows of all pages. Each cursor passes through its text."""
+    """Return the rows of all pages. Encode each cursor as text and decode it again."""
     found: list[Any] = []
     page = await read(ListRequest(**request))
     total = page.total
@@ -223,7 +223,7 @@ async def store(database: Database, table: Table, rows: Sequence[dict[str, Any]]
 
 
 async def test_a_walk_is_the_sorted_list(database: Database) -> None:
-    """Random rows with nulls and ties, random orders, with and without a filter, an offset and an `after`."""
+    """Walk random rows with nulls and ties in random orders, with and without a filter, an offset and an `after`."""
     chance = random.Random(7)
     others = {"languages": [], "genres": [], "characters_count": 0, "version": 1}
     rows = [

@@ -52,7 +52,7 @@ async def note(tx: Transaction) -> None:
 
 
 async def is_refused(write: Callable[[], Awaitable[None]], problem: str | None) -> None:
-    """Check that writes are refused, and that readiness reports the problem."""
+    """Check that the write is refused, and that readiness reported `problem`."""
     assert "moved or replaced" in (problem or "")
     with pytest.raises(Unavailable, match="nothing was written"):
         await write()
@@ -116,7 +116,7 @@ async def test_a_file_moved_during_a_write_is_noticed_before_commit(database: Da
 
 @SQLITE_ONLY
 async def test_a_closed_connection_holds_no_lock(database: Database) -> None:
-    """A cancelled write closes its connection, while a cursor of the write may still exist."""
+    """A cancelled write closes its connection, although one of its cursors may still be open."""
     cursors = []
     async with database.begin() as (connection, transaction):
         await connection.execute(text("UPDATE event_head SET seq = seq"))
@@ -163,7 +163,7 @@ async def test_no_connection_is_opened_to_another_file(database: Database) -> No
 
 @SQLITE_ONLY
 async def test_a_file_moved_while_a_connection_is_opened_keeps_its_log(database: Database) -> None:
-    """SQLite deletes the log of a file that it creates."""
+    """When SQLite creates a database file, it deletes a write-ahead log that is left from an earlier file."""
     await database.write(note)
     path = path_of(database.url)
     away = path.with_suffix(".away")

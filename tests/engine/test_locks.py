@@ -99,7 +99,7 @@ async def test_only_waiting_is_bounded_on_sqlite(database: Database, monkeypatch
         await note(tx)
         await asyncio.sleep(1)  # work for longer than the deadline
 
-    if database.is_sqlite:  # the write has the only lock and waits for nothing
+    if database.is_sqlite:  # the write holds the only lock, so it waits for nothing
         await database.write(long)
         return
     with pytest.raises(Unavailable, match="had to wait too long for others"):

@@ -125,10 +125,10 @@ async def test_reads_of_one_lane_do_not_wait_for_another(database: Database) -> 
 
 @asynccontextmanager
 async def endless_reads(database: Database, client: str, lane: Lane, *, patient: bool = False) -> AsyncIterator[None]:
-    """Let a client read endlessly, with more reads than the lane has connections."""
+    """Keep more endless reads of one client running than the lane has connections."""
     CLIENT.set(client)  # in this test's context; the reads below inherit it
     reads = [asyncio.create_task(database.select(endless(database), lane, patient=patient)) for _ in range(6)]
-    await asyncio.sleep(0)  # let the reads take their places
+    await asyncio.sleep(0)  # let each read take a connection or begin to wait for one
     CLIENT.set("")
     try:
         yield
@@ -174,7 +174,7 @@ async def test_patient_reads_of_a_light_lane_do_not_wait_for_costly_ones(databas
 
 
 async def test_patient_reads_of_a_client_do_not_stand_in_the_queue_before_those_of_others(hurried: Database) -> None:
-    """Of the first client's reads, only one waits for its deadline before the second client's read begins."""
+    """The second client's read waits for at most one of the first client's reads to reach its deadline."""
     async with endless_reads(hurried, "192.0.2.1", Lane.COSTLY, patient=True):
         started = time.monotonic()
         await read_as("192.0.2.2", hurried, Lane.COSTLY, patient=True)

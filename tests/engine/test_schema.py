@@ -43,7 +43,7 @@ async def test_while_a_column_has_an_unexpected_type_everything_is_refused(
     assert "genres.version is numeric, expected integer" in str(found.detail)
     with pytest.raises(Unavailable):
         await database.select(models.event_head.select())
-    # An error that comes right after the correction may have been caused by values that were read before it.
+    # An error that comes right after the correction may still come from values that were read before the correction.
     await alter(database, "ALTER TABLE genres ALTER COLUMN version TYPE integer")
     assert await database.schema.explain(TypeError()) is not None
     monkeypatch.setattr(schema, "RECENT_SECONDS", 0.0)
@@ -73,7 +73,7 @@ async def test_errors_share_comparisons(database: Database, monkeypatch: pytest.
     monkeypatch.setattr(schema, "difference", counted)
     found = await asyncio.gather(*(database.schema.explain(TypeError()) for _ in range(50)))
     assert found == [None] * 50
-    assert compared <= 2  # the comparison that was running at the call of most of them, and one more for all of them
+    assert compared <= 2  # the comparison that the first call begins, and one more that all later calls share
 
 
 @POSTGRES_ONLY

@@ -288,7 +288,10 @@ class World:
         await self._keep_base()
 
     async def _keep_base(self) -> None:
-        """Keep all rows and their position in the log as the base. Nothing may be written during this call."""
+        """Store all rows and their position in the log, for subscriptions that begin at an earlier position.
+
+        Nothing may be written during this call.
+        """
         [(epoch, seq)] = await sql(self.services[0], "SELECT epoch, seq FROM event_head")
         self.base = (await self._truth()).rows, Place(epoch, seq)
 

@@ -158,7 +158,7 @@ def main() -> None:
     before = DOCUMENT.read_text()
     after, problems = regenerated(before)
     if "--write" in sys.argv[1:]:
-        if not problems:  # problems are fixed by hand first: dropping a row would lose its sentences
+        if not problems:  # otherwise, a row that no longer matches the code would be lost, with its text
             DOCUMENT.write_text(after)
     elif after != before:
         problems.append("docs/architecture.md does not match the code: run `make tables`")

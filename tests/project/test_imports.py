@@ -133,7 +133,7 @@ def circles(root: Path) -> list[list[str]]:
 
 
 def test_every_declared_resource_is_in_the_registry() -> None:
-    """If its file or constant is not named after its table, a resource is not registered, without any error."""
+    """A resource whose file or constant is not named after its table is silently not registered."""
     declared = {
         (path.stem, target.id)
         for path in (ROOT / "resources").glob("*.py")

@@ -208,7 +208,7 @@ async def test_a_bulk_event_whose_rows_all_match_is_sent_unchanged() -> None:
 
 
 def test_a_window_has_the_number_of_its_last_event_even_if_that_is_not_sent() -> None:
-    """With a lower number, a client that resumes from it would get a `delete` of a row that it never had."""
+    """If the number were lower, a client that resumes from it would receive a `delete` for a row that it never had."""
     spec = Spec(frozenset({"movies"}), Rendering("items", "s1"), latest_every_ms=100)
     row, other = {"id": 1, "title": "a"}, {"id": 2, "title": "b"}
     events = [event(1, "add", row), event(2, "add", other), event(3, "delete", {"id": 1}, row)]

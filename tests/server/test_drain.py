@@ -129,7 +129,10 @@ def small(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 
 
 async def test_a_stop_closes_every_connection_and_waits_for_no_client(small: Callable[..., Service]) -> None:
-    """Stop with watchers (some read nothing), half a request body, an idle connection, a stream and a running job."""
+    """Stop a service with watchers, half a request body, an idle connection, a stream and a running job.
+
+    Some of the watchers read nothing.
+    """
     service = small().start()
     async with AsyncExitStack() as stack:
         alice = await stack.enter_async_context(service.person())

@@ -88,7 +88,7 @@ async def test_a_rejected_handshake_counts_as_a_connection_until_it_is_closed(
     async with raw_connection(service, HANDSHAKE.format(target="/planets", headers="")) as connection:
         assert (await connection.answer()).status == 404
         assert await connections(1)
-    await eventually(lambda: connections(0), "the closed connection is not counted")
+    await eventually(lambda: connections(0), "the closed connection is no longer counted")
 
 
 async def test_a_chunked_body_that_is_too_large_is_refused_in_the_same_way(service: Service) -> None:

@@ -141,7 +141,7 @@ async def test_small_frames_count_as_messages(
         await connection.send_all(first + frame * 4 * (MAX_BURST_MESSAGES + MAX_REFUSED_MESSAGES))
         received = await connection.reader.read(-1)
         answered = received.count(b"\x8a\x7d" + b"p" * 125)
-        assert pongs <= answered < pongs + 500, "expected the burst and what the bucket gained in the meantime"
+        assert pongs <= answered < pongs + 500, "expected the burst, and what the bucket has gained since"
         assert received.endswith(b"\x88" + bytes([2 + len(reason)]) + CloseCode.TOO_MANY_MESSAGES.to_bytes(2) + reason)
 
 
@@ -200,7 +200,7 @@ async def test_many_small_frames_are_parsed_in_several_turns(
         while len(parsed) < 50_000:
             await asyncio.sleep(0)
             most, before = max(most, len(parsed) - before), len(parsed)
-        assert most <= 2 * PIECE_BYTES / len(EMPTY_PART), "expected the piece that has just arrived, and the next"
+        assert most <= 2 * PIECE_BYTES / len(EMPTY_PART), "expected at most the piece that has arrived and the next one"
 
 
 @SQLITE_ONLY

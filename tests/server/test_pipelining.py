@@ -1,4 +1,7 @@
-"""Requests that a client sends ahead of responses are answered in order. They cost little memory and delay no one."""
+"""Requests that a client sends without waiting for responses (pipelining) are answered in order.
+
+They cost little memory and delay no other client.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ FLOOD_BYTES = 5_000_000
 
 
 def numbered(first: int, last: int, line: str = "GET /healthz", headers: str = "", body: str = "") -> str:
-    """Return equal requests whose ids, which the responses repeat, are the numbers from `first` to `last`."""
+    """Return requests that differ only in their ids, from `first` to `last`. The responses repeat the ids."""
     ids = range(first, last + 1)
     return "".join(f"{line} HTTP/1.1\r\n{HOST}X-Request-ID: {id_}\r\n{headers}\r\n{body}" for id_ in ids)
 

@@ -165,7 +165,7 @@ async def test_no_fault_of_the_database_ends_the_service(
 
 
 async def is_tried_again(service: Service, job_id: str) -> None:
-    """Wait until a running job has been claimed and released several times. Each time changes its lease."""
+    """Wait until a running job has been claimed and released several times. Each claim changes its lease."""
     seen: set[Any] = set()
 
     async def has_changed() -> bool:
@@ -206,7 +206,7 @@ async def test_a_lost_head_of_the_log_is_reported_and_delays_jobs(new_service: C
         assert (await alice.job_ended(job["id"]))["state"] == "done"
 
 
-# For each column: its new type, its own type, and a URL whose response depends on the column.
+# For each column: a wrong type, the right type, and a URL whose response depends on the column.
 CHANGED_TYPES = {
     ("movies", "id"): ("numeric", "bigint", "/movies/1"),
     ("movies", "title"): ("bytea USING title::bytea", "text USING convert_from(title, 'UTF8')", "/movies"),

@@ -1,4 +1,4 @@
-"""Request heads and websocket handshakes are limited in size and time. Exceeding a limit gets a response."""
+"""The limits on the size and time of request heads and handshakes, and the responses to clients that exceed them."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ async def test_a_row_may_be_a_chunk_and_few_chunks_may_be_small(service: Service
 async def test_the_rest_of_a_rejected_body_is_parsed_up_to_a_number_of_chunks(
     service: Service, small: int, status: bytes
 ) -> None:
-    """The connection can be used again after a short rest, and is closed when the rest is long."""
+    """The connection can be used again if the rest of the body has few chunks, and is closed if it has many."""
     async with raw_connection(service, f"POST /movies HTTP/1.1\r\n{CHUNKED}\r\n") as connection:
         assert " 401 " in await connection.head()
         await connection.reader.readuntil(b"}")

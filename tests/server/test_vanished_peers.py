@@ -21,7 +21,7 @@ from tests.support.service import Service, eventually
 
 STREAM = "GET /events HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n"
 SO_ATTACH_FILTER = 26
-DROP_EVERYTHING = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF: return 0
+DROP_EVERYTHING = struct.pack("HBBI", 0x06, 0, 0, 0)  # the BPF program `return 0`
 
 
 @asynccontextmanager
@@ -59,7 +59,7 @@ async def test_peers_that_vanished_are_noticed(
 
 def test_a_vanished_peer_is_noticed_within_two_minutes() -> None:
     assert Pace().heartbeat_seconds + serving.VANISHED_SECONDS < 115
-    assert unread_responses.WRITE_SECONDS < serving.VANISHED_SECONDS, "a slow reader is not taken for a vanished peer"
+    assert unread_responses.WRITE_SECONDS < serving.VANISHED_SECONDS, "a slow reader must not seem to have vanished"
     assert serving.PROBE_AFTER_SECONDS + serving.VANISHED_SECONDS <= 120
 
 

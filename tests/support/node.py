@@ -1,4 +1,4 @@
-"""The command that runs JavaScript programs with a global `WebSocket` on this machine's Node."""
+"""The command that runs a JavaScript program in the installed version of Node, with a global `WebSocket`."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Service:
             "FIRST_ADMIN_USERNAME": ADMIN[0],
             "FIRST_ADMIN_PASSWORD": ADMIN[1],
             "LOG_FORMAT": "json",
-            # Hundreds of users register from this one address; tests of rate limits turn the limits on.
+            # Off, because hundreds of users register from this one address. Tests of rate limits turn them on.
             "RATE_LIMITS": "off",
             # Nearly every test registers a user and signs in, but few test the deliberate cost of hashing.
             "PASSWORD_MEMORY_KIB": "64",

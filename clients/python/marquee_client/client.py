@@ -97,7 +97,7 @@ class Client:
         self,
         topics: str | Sequence[str],
         *,
-        filter: Mapping[str, Any] | None = None,  # noqa: A002 - the word of the protocol
+        filter: Mapping[str, Any] | None = None,  # noqa: A002 (the protocol's name)
         bulk: str | None = None,
         deliver: str | Mapping[str, Any] | None = None,
         since: Position | int | str | None = None,
@@ -244,7 +244,7 @@ class Client:
                 found = await found
         except MarqueeError:
             raise
-        except Exception as error:  # noqa: BLE001 - the service that issues tokens may be down as well
+        except Exception as error:  # noqa: BLE001 (the service that issues tokens may be down as well)
             log.warning("the token callable failed: %r", error)
             return Ending(detail=f"the token callable failed: {error!r}")
         try:

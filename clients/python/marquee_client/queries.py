@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 
-def query_of(filter: Mapping[str, Any] | None = None, **parameters: Any) -> str:  # noqa: A002 - the word of the protocol
+def query_of(filter: Mapping[str, Any] | None = None, **parameters: Any) -> str:  # noqa: A002 (the protocol's name)
     """Return the query string for a REST list with this filter and with parameters such as `sort`, `limit` and `q`.
 
     A value of `in` that contains a comma or starts with a quote is written in double quotes, with the quotes inside
