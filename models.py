@@ -315,7 +315,7 @@ jobs = Table(
     Column("lease_owner", String(64)),
     # Seconds since 1970 by the database's clock, so that differences between the workers' clocks do not matter.
     Column("lease_until", Float),
-    # The network of the client that ordered the job, as `core.network.addresses.network_of` returns it.
+    # The network of the client that requested the job, as `core.network.addresses.network_of` returns it.
     Column("network", Text),
     Index("ix_jobs_network", "network", "created_at"),
     Index("ix_jobs_state", "state", "lease_until"),

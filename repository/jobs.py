@@ -76,7 +76,7 @@ class ClaimedJob:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The network from which a job is ordered. Its users together have `users` times the limits of one user."""
+    """The network from which a job is requested. Its users together have `users` times the limits of one user."""
 
     network: str
     users: int
@@ -100,7 +100,7 @@ async def create(
     Raises InvalidInput, TooManyRequests, or Unauthenticated when the account was deleted or deactivated meanwhile.
     """
     users = models.users.c
-    # Lock the user, so that two concurrent orders cannot both pass a limit that has room for only one, and so that
+    # Lock the user, so that two concurrent requests cannot both pass a limit that has room for only one, and so that
     # deleting the account cancels this job.
     owner = select(users.id).where(users.id == identity.user_id, users.deleted_at.is_(None), users.is_active)
     if await one(tx.connection, owner.with_for_update()) is None:
@@ -145,7 +145,7 @@ async def _check_quota(tx: Transaction, user_id: int, total: int, max_rows: int)
 
 async def _check_network(tx: Transaction, origin: Origin, total: int, max_rows_per_day: int | None) -> None:
     if not tx.is_sqlite:
-        # Lock the network, so that two concurrent orders cannot both pass a limit that has room for only one. SQLite
+        # Lock the network, so that two concurrent requests cannot both pass a limit that has room for only one. SQLite
         # needs no lock, because it has only one writer.
         await tx.connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(origin.network, 0))))
     ours = TABLE.c.network == origin.network
@@ -169,7 +169,7 @@ async def _check_rows(tx: Transaction, which: ColumnElement[bool], total: int, m
     if used + total > max_rows:
         since = (now - datetime.fromisoformat(oldest)).total_seconds()
         raise TooManyRequests(
-            f"Expected at most {max_rows} generated rows in {QUOTA_HOURS} hours; {whose} already ordered {used}",
+            f"Expected at most {max_rows} generated rows in {QUOTA_HOURS} hours; {whose} already requested {used}",
             max(1, math.ceil(QUOTA_HOURS * 3600 - since)),
         )
 

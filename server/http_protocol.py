@@ -229,7 +229,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._has_progressed = True
-        if not self._is_discarding:  # the credit for the rest of a discarded body does not grow
+        if not self._is_discarding:  # the chunks of a discarded body only use up what is left
             self._chunk_credit += len(body)
             super().on_body(body)
 

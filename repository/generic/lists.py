@@ -84,7 +84,7 @@ class Shape:
     after: bool = False
     # Which values of the cursor are null, or None without a cursor.
     cursor_nulls: tuple[bool, ...] | None = None
-    # Whether each row comes with the number of characters in the long texts of the page up to and including that row.
+    # Whether to select for each row how many characters its long texts and those of all earlier rows of the page have.
     is_measured: bool = False
 
     @property

@@ -111,7 +111,7 @@ def from_driver(table: Table, found: Sequence[Sequence[Any]]) -> list[dict[str, 
 
 
 def shown(column: Column[Any], value: Any) -> Any:
-    """Return a value that the driver returned in the form that clients see. Pure."""
+    """Convert a value from the driver's form to the form that clients see. Pure."""
     form = _FROM_DRIVER.get(type(column.type))
     return form(value) if form is not None else value
 

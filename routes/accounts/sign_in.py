@@ -25,7 +25,7 @@ from services.tokens import new_token_id
 ATTEMPTS = 3
 SIGN_IN = Details(
     description="Send the access token in the header Authorization; it is valid for `expires_in` seconds. The refresh "
-    "token obtains the next pair (POST /auth/refresh), for as long as the session lasts. A 403 means that the password "
+    "token can be exchanged for a new pair (POST /auth/refresh) while the session lasts. A 403 means that the password "
     "is right but the account awaits its activation or is disabled.",
     ignores_credentials=True,
     errors=(401, 403),

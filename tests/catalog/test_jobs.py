@@ -464,7 +464,7 @@ async def test_the_users_of_one_network_share_a_multiple_of_the_quota(new_servic
         refused = await people[2].http.post("/movies/generate/1")
         assert refused.status_code == 429
         assert 86_000 < int(refused.headers["Retry-After"]) <= 86_400
-        expected = "at most 200 generated rows in 24 hours; the users of 2001:db8:0:1::/64 have already ordered 200"
+        expected = "at most 200 generated rows in 24 hours; the users of 2001:db8:0:1::/64 have already requested 200"
         assert expected in refused.json()["detail"]
         elsewhere = {"X-Forwarded-For": "192.0.2.1"}
         assert (await people[2].http.post("/movies/generate/1", headers=elsewhere)).status_code == 202
