@@ -280,7 +280,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         if self._phase == _HEAD:
             self._refuse(*http_heads.rejection(self.url, self.headers, self._unparsed.size))
         elif self._phase == _BODY and self._chunk_credit.is_spent:
-            self._refuse(400, f"Expected chunks of at least {MIN_CHUNK_BYTES} bytes on average", "invalid")
+            self._refuse(400, f"Expected chunks of at least {MIN_CHUNK_BYTES} bytes on average", "small_chunks")
         else:
             self._refuse(400, "Expected a valid HTTP/1.1 request", "invalid")
 
