@@ -53,7 +53,7 @@ HTTP_SECONDS = Histogram(
 HTTP_CONNECTIONS = _gauge("http_connections", "Open HTTP connections, including event streams, excluding websockets")
 HTTP_REFUSED = _counter(
     "http_connections_refused",
-    "HTTP connections refused or closed, by reason: limit, head_size, head_time, invalid, idle or slow",
+    "HTTP connections refused or closed, by reason: limit, head_size, head_time, small_chunks, invalid, idle or slow",
     "reason",
 )
 LIMITED = _counter(

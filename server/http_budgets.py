@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 # Some clients send their whole body before they read the response. These limits allow for a picture that is uploaded
 # over a slow connection.
@@ -21,6 +22,27 @@ class SmallChunks(Exception):
     """A body with too many small chunks."""
 
 
+class ChunkCredit:
+    """By how many bytes a body may still fall below MIN_CHUNK_BYTES for each chunk."""
+
+    def __init__(self) -> None:
+        self._bytes = CHUNK_CREDIT_BYTES
+
+    @property
+    def is_spent(self) -> bool:
+        return self._bytes < 0
+
+    def begin_chunk(self) -> None:
+        """Count a chunk. Raises SmallChunks if the credit is spent."""
+        self._bytes -= MIN_CHUNK_BYTES
+        if self._bytes < 0:
+            raise SmallChunks
+
+    def add(self, size: int) -> None:
+        """Count `size` bytes of the body."""
+        self._bytes += size
+
+
 class DiscardBudget:
     """How much more input may be discarded: LINGER_BYTES in total, until `seconds` from now."""
 
@@ -34,3 +56,29 @@ class DiscardBudget:
         if self._bytes < 0:
             return 0.0
         return min(self._until - asyncio.get_running_loop().time(), LINGER_QUIET_SECONDS)
+
+
+class Deadline:
+    """A timer of which only the latest start counts."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self._timer is not None
+
+    def start(self, seconds: float, expire: Callable[[], None]) -> None:
+        """Call `expire` in `seconds`, unless `stop` or `start` is called before."""
+        self.stop()
+        self._timer = self._loop.call_later(seconds, self._expire, expire)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self, expire: Callable[[], None]) -> None:
+        self._timer = None
+        expire()

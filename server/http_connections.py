@@ -88,7 +88,7 @@ class HttpConnections:
     def may_linger(self) -> bool:
         """Return whether a refused connection may stay open until its client has received the response.
 
-        If so, the connection is counted, and the caller must call `lingered` when it is closed.
+        If so, the connection is counted until `lingered` is called.
         """
         if self._lingering >= MAX_LINGERING_REFUSALS:
             return False
@@ -97,3 +97,26 @@ class HttpConnections:
 
     def lingered(self) -> None:
         self._lingering -= 1
+
+
+class Place:
+    """The place of one connection: it is counted, or refused and kept open for its response, until `leave` is called.
+
+    `refusal` is the reason if the connection is refused, else None. `is_open` is whether the connection may stay open.
+    """
+
+    def __init__(self, connections: HttpConnections, address: str) -> None:
+        self._connections = connections
+        self._address = address
+        self.refusal = connections.enter(address)
+        self.is_open = self.refusal is None or connections.may_linger()
+
+    def leave(self) -> None:
+        """Stop counting the connection. Idempotent."""
+        if not self.is_open:
+            return
+        self.is_open = False
+        if self.refusal is None:
+            self._connections.leave(self._address)
+        else:
+            self._connections.lingered()

@@ -15,6 +15,31 @@ class BadHead(Exception):
     """A request head that is rejected although it can be parsed."""
 
 
+class Unparsed:
+    """Counts the bytes received since a head or a part of a body was last completed."""
+
+    size = 0
+    _piece = 0  # the size of the piece that is being parsed
+    _has_progressed = False  # whether this piece has completed a head or a part of a body
+
+    def begin(self, piece: int) -> None:
+        """Note that a piece of this size is going to be parsed."""
+        self._piece, self._has_progressed = piece, False
+
+    def progress(self) -> None:
+        """Note that a head or a part of a body is complete."""
+        self._has_progressed = True
+
+    def end(self) -> None:
+        """Note that the piece has been parsed."""
+        self.size = 0 if self._has_progressed else self.size + self._piece
+
+    @property
+    def may_be_large(self) -> bool:
+        """Whether a head that ends in this piece may exceed the limit. If so, its exact size must be checked."""
+        return self.size + self._piece > MAX_HEAD_BYTES
+
+
 def check(target: bytes, headers: Headers) -> None:
     """Raise BadHead if a head exceeds the limits."""
     if len(target) + _size(headers) > MAX_HEAD_BYTES or len(headers) > MAX_HEADERS:

@@ -7,6 +7,9 @@ Rules:
 - A connection is aborted when its client reads nothing of a response for too long; see `server.unread_responses`.
 - Requests of a connection are handled one after the other. Input that follows a request waits unparsed until the
   response is complete. Up to MAX_WAITING_BYTES are read meanwhile, so that the end of the connection is noticed.
+  Requests that end in the same piece as the first are queued; a rejection or a websocket handshake is postponed.
+- A client that ends its side of the connection gets the responses to its complete requests. Because it looks like a
+  client that has left, each of these responses must be complete within HALF_CLOSED_SECONDS.
 - Input that arrives after the response to its request is discarded, up to a limit. Closing the connection without
   reading this input would reset the connection, and the client might lose the response.
 - A body must not consist of many small chunks, because each of them takes time. When the rest of a body is discarded,
@@ -19,6 +22,9 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 from typing import Any, cast
 
 import httptools
@@ -29,15 +35,17 @@ from core import metrics
 from realtime.sse.event_stream import ABORT
 from server import http_budgets, http_heads
 from server.gentle_transport import GentleTransport
-from server.http_budgets import CHUNK_CREDIT_BYTES, MIN_CHUNK_BYTES, DiscardBudget, SmallChunks
-from server.http_connections import HttpConnections
-from server.http_heads import HEAD_SECONDS, MAX_HEAD_BYTES, MAX_HEADERS
+from server.http_budgets import MIN_CHUNK_BYTES, ChunkCredit, Deadline, DiscardBudget
+from server.http_connections import Place
+from server.http_heads import HEAD_SECONDS, MAX_HEAD_BYTES, MAX_HEADERS, Unparsed
 from server.http_refusals import refusal
 from server.unread_responses import WriteWatch
 
 # Input is parsed in small pieces, because all requests that end in one piece are parsed and queued together.
 PIECE_BYTES = 1024
 MAX_WAITING_BYTES = 64 * 1024  # When more input than this waits for a response, reading is paused.
+# Longer than most responses take. A costly read must not go on for long when its client has left.
+HALF_CLOSED_SECONDS = 2.0
 
 log = structlog.get_logger("http_protocol")
 
@@ -56,54 +64,44 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     In plain ASGI, a response ends only when all of it is sent, which never happens if the client does not read.
     """
 
-    _raw: asyncio.Transport
-    _gentle: GentleTransport
-    _connections: HttpConnections
-    _address = ""
-    _is_counted = False
-    _is_refused = False  # Whether the connection exceeds the limits and is kept open for its response.
     is_finishing = False  # Whether no more data will be written.
-    _linger_seconds: float
     _phase = _IDLE
-    _deadline: asyncio.TimerHandle | None = None  # Ends the wait for a request head, or the discarding of input.
+    _deadline: Deadline  # Ends the wait for a request head, the discarding of input, or a half-closed connection.
     _waiting: bytearray  # Input that has not been parsed yet.
+    _postponed: Callable[[], None] | None = None  # Handles the rest of the input after the responses before it.
+    _has_ended = False  # Whether the client has ended its side of the connection.
     _running: RequestResponseCycle | None = None  # The latest request that was passed to the application.
-    _piece = 0  # The size in bytes of the data that is being parsed.
-    _has_progressed = False  # Whether the data being parsed has completed a head or a part of a body.
-    _unparsed = 0  # The number of bytes received since a head or a part of a body was last completed.
-    _chunk_credit = 0  # By how many more bytes the body may fall short of MIN_CHUNK_BYTES per chunk.
     _is_discarding = False  # Whether the rest of a body is discarded because its response is complete.
     _discards: DiscardBudget | None = None
-    _write_watch: WriteWatch
 
     # --- the connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._linger_seconds = http_budgets.LINGER_SECONDS
         self._waiting = bytearray()
+        self._deadline = Deadline(self.loop)
+        self._context = copy_context()
+        self._unparsed, self._chunk_credit = Unparsed(), ChunkCredit()
         self._raw = cast(asyncio.Transport, transport)  # uvloop's transport is not a subclass of asyncio.Transport
-        self._write_watch = WriteWatch(self._raw)
+        self._write_watch = WriteWatch(self._raw, self._abort)
         self._gentle = GentleTransport(self._raw, self)
         super().connection_made(self._gentle)
-        self._connections = self.app_state["http_connections"]
         self._address = self.client[0] if self.client is not None else ""
-        reason = self._connections.enter(self._address)
-        if reason is None:
-            self._is_counted = True
-            self._start_deadline(HEAD_SECONDS, self._head_expired)
-        elif self._connections.may_linger():
-            self._is_refused = True
+        self._place = Place(self.app_state["http_connections"], self._address)
+        if self._place.refusal is None:
+            self._deadline.start(HEAD_SECONDS, self._head_expired)
+        elif self._place.is_open:
             self._linger_seconds = http_budgets.SHORT_LINGER_SECONDS
-            self._refuse(503, reason, "limit")
+            self._refuse(503, self._place.refusal, "limit")
         else:
             metrics.HTTP_REFUSED.labels("limit").inc()
             self._abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._phase, self.is_finishing = _GONE, True
-        self._stop_deadline()
+        self._phase, self.is_finishing, self._postponed = _GONE, True, None
+        self._deadline.stop()
         self._write_watch.stop()
-        self._leave()
+        self._place.leave()
         if self._running is not None:
             # uvicorn notifies only the request that was parsed last, which may still be queued behind the running one.
             self._running.disconnected = True
@@ -111,23 +109,20 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._gentle.forget_protocol()
 
-    def _leave(self) -> None:
-        if self._is_counted:
-            self._is_counted = False
-            self._connections.leave(self._address)
-        if self._is_refused:
-            self._is_refused = False
-            self._connections.lingered()
-
     def handle_websocket_upgrade(self) -> None:
         if not self._is_response_complete:
-            # After an upgrade, the previous request would not notice a client that disconnects before the response.
-            self._refuse(400, "Expected the websocket handshake after the response to the previous request", "invalid")
+            self._postponed = self.handle_websocket_upgrade
+            return
+        if self._has_ended:
+            self._close()
             return
         self._phase = _GONE
-        self._stop_deadline()
+        self._unset_keepalive_if_required()
+        self._waiting.clear()
+        self._gentle.set_full(False)
+        self._deadline.stop()
         self._write_watch.stop()
-        self._leave()
+        self._place.leave()
         self._gentle.forget_protocol()
         self.transport = self._raw
         super().handle_websocket_upgrade()
@@ -149,6 +144,9 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     def _parse_waiting(self) -> None:
         """Parse the waiting input until none is left, or until the rest must wait for a response."""
+        if self._postponed is not None and self._phase < _LINGERING and not self._must_wait:
+            postponed, self._postponed = self._postponed, None
+            postponed()
         size = len(self._waiting)
         while self._waiting and self._phase < _LINGERING and not self._must_wait:
             piece = bytes(self._waiting[:PIECE_BYTES])
@@ -157,20 +155,23 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         size -= len(self._waiting)
         if self._phase >= _LINGERING:
             self._waiting.clear()
-        self._gentle.set_full(len(self._waiting) > MAX_WAITING_BYTES)
-        if not size or self._phase >= _LINGERING:
             return
-        if self._is_discarding:
+        self._gentle.set_full(self._has_ended or len(self._waiting) > MAX_WAITING_BYTES)
+        if self._has_ended:
+            self._await_responses()
+        elif not size:
+            pass
+        elif self._is_discarding:
             self._discard(size)
         elif self._phase == _HEAD or (self._phase == _IDLE and self._is_response_complete):
-            if self._deadline is None:
-                self._start_deadline(HEAD_SECONDS, self._head_expired)
-        elif self._deadline is not None:
-            self._stop_deadline()
+            if not self._deadline.is_running:
+                self._deadline.start(HEAD_SECONDS, self._head_expired)
+        else:
+            self._deadline.stop()
 
     def _parse(self, piece: bytes) -> None:
         self._unset_keepalive_if_required()
-        self._piece, self._has_progressed = len(piece), False
+        self._unparsed.begin(len(piece))
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserError:
@@ -182,11 +183,8 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
                 return
             (parsed,) = upgrade.args
             self._waiting[:0] = piece[parsed:]  # the upgrade is ignored, so another request may follow
-        if self._has_progressed:
-            self._unparsed = 0
-        else:
-            self._unparsed += self._piece
-        if self._unparsed > MAX_HEAD_BYTES:
+        self._unparsed.end()
+        if self._unparsed.size > MAX_HEAD_BYTES:
             self.send_400_response("")
 
     @property
@@ -207,9 +205,8 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
-        self._has_progressed = True
-        # The exact size of the head is needed only if all data since the last request exceeds the limit.
-        if self._unparsed + self._piece > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+        self._unparsed.progress()
+        if self._unparsed.may_be_large or len(self.headers) > MAX_HEADERS:
             http_heads.check(self.url, self.headers)
         super().on_headers_complete()
         if self.pipeline:
@@ -217,44 +214,47 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             # end of the connection would not be noticed.
             self.flow.resume_reading()
         self._phase = _BODY
-        self._chunk_credit = CHUNK_CREDIT_BYTES
+        self._chunk_credit = ChunkCredit()
         if not self.parser.should_upgrade():
             # The parser reports trailer fields as headers. They arrive after the headers were used, so drop them.
             self.headers = []
 
     def on_chunk_header(self) -> None:
-        self._chunk_credit -= MIN_CHUNK_BYTES
-        if self._chunk_credit < 0:
-            raise SmallChunks
+        self._chunk_credit.begin_chunk()
 
     def on_body(self, body: bytes) -> None:
-        self._has_progressed = True
+        self._unparsed.progress()
         if not self._is_discarding:  # the chunks of a discarded body only use up what is left
-            self._chunk_credit += len(body)
+            self._chunk_credit.add(len(body))
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._has_progressed = True
+        self._unparsed.progress()
         self._phase = _IDLE
         super().on_message_complete()
         if self._is_discarding:
             self._is_discarding = False
-            self._stop_deadline()
+            self._deadline.stop()
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
     def on_response_complete(self) -> None:
+        self._context.run(self._start_next)  # the next request must not inherit the log context of this one
+
+    def _start_next(self) -> None:
         super().on_response_complete()
         if self.is_finishing:
             return
-        if self._waiting and not self._must_wait:
+        if not self._must_wait and (self._waiting or self._postponed is not None):
             self.loop.call_soon(self._parse_waiting)
+        elif self._has_ended:
+            self._await_responses()
         if not self._is_response_complete:
             return
         if self._phase == _HEAD:
             self._unset_keepalive_if_required()
-            self._start_deadline(HEAD_SECONDS, self._head_expired)  # the time for the next head starts now
+            self._deadline.start(HEAD_SECONDS, self._head_expired)  # the time for the next head starts now
         elif self._phase == _BODY:
             self._unset_keepalive_if_required()
             self._start_discarding()
@@ -266,10 +266,9 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     # --- rejected requests
 
     def _head_expired(self) -> None:
-        self._deadline = None
         if not self._is_response_complete:
             # The client has sent part of the next request before the response to the current request is complete.
-            self._start_deadline(HEAD_SECONDS, self._head_expired)
+            self._deadline.start(HEAD_SECONDS, self._head_expired)
         elif self._phase == _HEAD:
             self._refuse(408, f"Expected the request line and the headers within {HEAD_SECONDS:g} seconds", "head_time")
         else:
@@ -280,43 +279,68 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Respond to input that the parser, or one of its callbacks, has rejected."""
         if self._phase == _HEAD:
-            self._refuse(*http_heads.rejection(self.url, self.headers, self._unparsed))
-        elif self._phase == _BODY and self._chunk_credit < 0:
-            self._refuse(400, f"Expected chunks of at least {MIN_CHUNK_BYTES} bytes on average", "invalid")
+            self._refuse(*http_heads.rejection(self.url, self.headers, self._unparsed.size))
+        elif self._phase == _BODY and self._chunk_credit.is_spent:
+            self._refuse(400, f"Expected chunks of at least {MIN_CHUNK_BYTES} bytes on average", "small_chunks")
         else:
             self._refuse(400, "Expected a valid HTTP/1.1 request", "invalid")
 
     def _refuse(self, status: int, detail: str, reason: str) -> None:
-        """Send an error response without calling the application, and close the connection."""
+        """After the responses to earlier requests, send an error response, and close the connection."""
+        if not self._is_response_complete and (self._phase != _BODY or self.pipeline):
+            if self._phase == _BODY:  # the rejected request is the last one in the queue
+                self.pipeline.popleft()
+                self.cycle = self.pipeline[0][0] if self.pipeline else cast(RequestResponseCycle, self._running)
+            self._phase, self._postponed = _IDLE, partial(self._refuse, status, detail, reason)
+            return
         metrics.HTTP_REFUSED.labels(reason).inc()
         if self._is_discarding:  # the request already has its response
-            self.is_finishing = True
             self._linger()
             return
         if not self._is_response_complete:
-            if self._phase != _BODY or self.pipeline:  # the request is pipelined; earlier requests still get responses
-                self._phase, self.cycle.keep_alive = _LINGERING, False
-                return
             if self.cycle.response_started:
                 self._abort()
                 return
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if not self._is_refused:  # `HttpConnections` logs refused connections, at most once a minute
+        if self._place.refusal is None:  # `HttpConnections` logs refused connections, at most once a minute
             log.info("request rejected", status=status, reason=reason, address=self._address)
         self._raw.write(refusal(status, detail, self.server_state.default_headers))
-        self.is_finishing = True
         self._linger()
 
     # --- the end
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn never keeps the connection open
+        """Return whether to keep the connection open for responses, although the client has ended its side."""
+        self._has_ended = True
+        if not self.is_finishing:
+            self._gentle.set_full(True)  # there is nothing more to read
+            self._await_responses()
+        if self.is_finishing:
+            # The transport closes itself once the client has taken all written data, so check that the client does so.
+            self._write_watch.start()
+        return not self.is_finishing
+
+    def _await_responses(self) -> None:
+        """Close the connection, whose client has ended its side, unless complete requests are still unanswered."""
+        is_incomplete = self._phase == _BODY and not self.pipeline  # the rest of the body will never arrive
+        if self._waiting or self._postponed is not None or not (self._is_response_complete or is_incomplete):
+            self._deadline.start(HALF_CLOSED_SECONDS, self._responses_expired)
+        else:
+            self._close()
+
+    def _responses_expired(self) -> None:
+        if self.flow.write_paused:  # the client has data to take, and `WriteWatch` checks that it does so
+            self._deadline.start(HALF_CLOSED_SECONDS, self._responses_expired)
+        else:
+            self._close()
 
     def finish(self) -> None:
         """Close the connection once its client can receive the response. uvicorn calls this as `transport.close()`."""
         if self.is_finishing:
             return
-        self.is_finishing = True
         self._unset_keepalive_if_required()
-        has_more_input = self._phase != _IDLE or self.pipeline or self._waiting
+        has_more_input = self._phase != _IDLE or self.pipeline or self._waiting or self._postponed is not None
         if has_more_input and self.cycle is not None:
             self._linger()
         else:
@@ -325,12 +349,12 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         self._linger_seconds = http_budgets.SHORT_LINGER_SECONDS
         super().shutdown()
-        if self._phase == _LINGERING and self.is_finishing:  # otherwise, a response is still being written
+        if self._phase == _LINGERING:
             self._start_discarding()
 
     def _linger(self) -> None:
         """Send all data written so far and the end of the stream, and discard the input that arrives meanwhile."""
-        self._phase = _LINGERING
+        self.is_finishing, self._phase = True, _LINGERING
         self._is_discarding = False
         if self._raw.is_closing():
             return
@@ -342,57 +366,34 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     def _start_discarding(self) -> None:
         self._is_discarding = self._phase == _BODY
-        self._chunk_credit = CHUNK_CREDIT_BYTES
+        self._chunk_credit = ChunkCredit()
         self._discards = DiscardBudget(self._linger_seconds)
         self._discard(0)
 
     def _discard(self, size: int) -> None:
-        if not (self.is_finishing or self._is_discarding):
-            return  # a response is still being written
         seconds = self._discards.spend(size) if self._discards is not None else 0.0
         if seconds > 0:
-            self._start_deadline(seconds, self._close)
+            self._deadline.start(seconds, self._close)
         else:
             self._close()
 
     def _close(self) -> None:
-        self.is_finishing = True
-        self._phase = _LINGERING
-        self._stop_deadline()
+        self.is_finishing, self._phase = True, _LINGERING
+        self._deadline.stop()
         self._raw.close()
-        self._write_watch.start(self._on_slow_client)
+        self._write_watch.start()
 
     def _abort(self) -> None:
-        self.is_finishing = True
-        self._phase = _LINGERING
+        self.is_finishing, self._phase = True, _LINGERING
         self._raw.abort()
-
-    def _start_deadline(self, seconds: float, expire: Any) -> None:
-        self._stop_deadline()
-        self._deadline = self.loop.call_later(seconds, expire)
-
-    def _stop_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
 
     # --- output
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._write_watch.start(self._on_slow_client)
-
-    def eof_received(self) -> None:
-        # The transport closes itself once the client has taken all written data, so check that the client does so.
-        self.is_finishing = True
-        self._write_watch.start(self._on_slow_client)
+        self._write_watch.start()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if not self.is_finishing:
             self._write_watch.stop()
-
-    def _on_slow_client(self, untaken_bytes: int) -> None:
-        metrics.HTTP_REFUSED.labels("slow").inc()
-        log.info("slow client disconnected", address=self._address, untaken_bytes=untaken_bytes)
-        self._abort()

@@ -13,6 +13,8 @@ Rules:
   the latest ping.
 - A small fragment counts as a client message, too, because parsing a frame costs about as much as handling a short
   message. The last fragment is not counted by itself, because its message is counted.
+- A message that is sent in fragments must be complete within MESSAGE_SECONDS, because its fragments are kept until
+  then. An incomplete frame has no deadline of its own, because its client cannot send a pong before the frame ends.
 - Input is parsed in pieces, because a large input may hold thousands of small frames. After a piece that completes a
   message, parsing continues when the application has taken the message. Parsing that takes longer than TURN_SECONDS
   continues in a later turn of the event loop.
@@ -33,19 +35,19 @@ from uvicorn.config import Config
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.datastructures import Headers
-from websockets.frames import Frame, Opcode
+from websockets.frames import Frame
 from websockets.http11 import Request, Response
 from websockets.protocol import State
-from websockets.server import ServerProtocol
 
 from core import metrics, scope_keys
 from core.errors import CLOSE_REASONS, NO_CLOSE_FRAME, CloseCode
 from realtime.wire.frames import Frames
 from realtime.wire.writer import CLOSE_SECONDS, EXTENSION, HIGH_WATER_BYTES, LOW_WATER_BYTES
 from server.lingering import Lingering
-from server.websocket_handshakes import handshake_problem, unparsed_refusal
+from server.websocket_parsing import Parser, handshake_problem, unparsed_refusal
 
 SMALL_FRAGMENT_BYTES = 1024  # a fragment of at least this size does not count as a message
+MESSAGE_SECONDS = 60.0  # as for the body of an HTTP request
 PIECE_BYTES = 4 * 1024  # at most 682 frames of 6 bytes, which take about 5 ms
 TURN_SECONDS = 0.002  # measured with `time.monotonic`, because the time of the loop does not advance within a turn
 MAX_CLOSING_BYTES = 16 * 1024  # after our close frame, only the peer's close frame is of interest
@@ -67,13 +69,14 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     _unparsed = b""  # input that waits for a later turn; no more is read in the meantime
     _turn_ends = 0.0  # the time until which the application may take messages without a pause
     _turn: asyncio.Handle | None = None  # the next turn that parses a part of `_unparsed`
+    _message_timer: asyncio.TimerHandle | None = None  # ends the wait for the fragments of a message
     _closing_bytes = 0  # the number of bytes parsed after our close frame
     # A function that counts a control frame or a small fragment, and returns whether it is within the rate limit.
     on_control_frame: Callable[[], bool] | None = None
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.conn = _Frames(self._answers_ping, max_size=config.ws_max_size, logger=self.conn.logger)
+        self.conn = Parser(self._answers_ping, max_size=config.ws_max_size, logger=self.conn.logger)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -85,6 +88,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
             metrics.websocket_closed(self._close_code())
         self.on_control_frame = None
         self._unparsed = b""
+        self._stop_message_timer()
         if self._lingering is not None:
             self._lingering.end()
         super().connection_lost(exc)
@@ -209,6 +213,7 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     def handle_cont(self, event: Frame) -> None:
         self.frames[0] += event.data
         if event.fin:
+            self._stop_message_timer()
             self.send_receive_event_to_app()
         else:
             self._count_fragment(event)
@@ -216,7 +221,19 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
     def _begin_fragments(self, event: Frame) -> None:
         # The fragments are joined as they arrive, because a list of small ones would take up 60 times their size.
         self.frames = [bytearray(event.data)]  # type: ignore[list-item]  # uvicorn takes any bytes-like object
+        self._message_timer = self.loop.call_later(MESSAGE_SECONDS, self._message_expired)
         self._count_fragment(event)
+
+    def _message_expired(self) -> None:
+        self._message_timer = None
+        if self.is_open:
+            self.frames = [bytearray()]  # type: ignore[list-item]  # further fragments may still arrive
+            self.close_now(CloseCode.TOO_SLOW)
+
+    def _stop_message_timer(self) -> None:
+        if self._message_timer is not None:
+            self._message_timer.cancel()
+            self._message_timer = None
 
     def _count_fragment(self, event: Frame) -> None:
         """Count a fragment, other than the last of its message, if it is small."""
@@ -346,28 +363,6 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
         self.stop_keepalive()
         if self.read_paused:
             self._receive_more()
-
-
-class _Frames(ServerProtocol):
-    """A frame parser. `answers_ping` is called for each ping, and returns whether to send a pong."""
-
-    def __init__(self, answers_ping: Callable[[], bool], **options: Any) -> None:
-        super().__init__(**options)
-        self._answers_ping = answers_ping
-
-    def accept(self, request: Request) -> Response:
-        """Check the handshake, and set `handshake_exc` if it is invalid.
-
-        Always return the response that accepts the handshake. The application rejects an invalid handshake, like any
-        other request: after its own checks, with its own headers, and with a line in the request log.
-        """
-        response = super().accept(request)
-        return response if self.handshake_exc is None else Response(101, "", Headers(Date=response.headers["Date"]))
-
-    def send_frame(self, frame: Frame) -> None:
-        # The library sends pongs only in response to pings, so each pong here answers a ping.
-        if frame.opcode is not Opcode.PONG or self._answers_ping():
-            super().send_frame(frame)
 
 
 class DirectWriter:

@@ -171,6 +171,26 @@ async def test_a_message_in_small_fragments_takes_no_more_memory_than_others(
         await connection.reader.readuntil(b'"reply_to":7,"ok":true')
 
 
+@SQLITE_ONLY
+async def test_a_message_in_fragments_must_be_complete_in_time(
+    new_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket_protocol, "MESSAGE_SECONDS", 1.0)
+    service = new_service()
+    parts = ['{"id": 1, ', '"action": "ping"}']
+    async with served_here(service), service.watch() as watcher, raw_connection(service, WATCH) as connection:
+        await watcher.socket.send(parts)
+        assert (await watcher.next())["ok"]
+        await connection.head()
+        connection.send(BEGIN_TEXT + SMALL_PART)
+        async with asyncio.timeout(10):
+            received = await connection.reader.read(-1)
+        reason = CLOSE_REASONS[CloseCode.TOO_SLOW].encode()
+        assert received.endswith(b"\x88" + bytes([2 + len(reason)]) + CloseCode.TOO_SLOW.to_bytes(2) + reason)
+        await watcher.socket.send(parts)
+        assert (await watcher.next())["ok"], "a complete message has no deadline"
+
+
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list to which the parser adds each frame's opcode."""

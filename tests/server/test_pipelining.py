@@ -6,6 +6,7 @@ They cost little memory and delay no other client.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Callable
@@ -13,11 +14,12 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.backends import SQLITE_ONLY
-from tests.support.raw_http import raw_connection
-from tests.support.service import ADMIN, Service
+from tests.support.raw_http import HANDSHAKE, raw_connection
+from tests.support.service import ADMIN, Service, eventually
 
 HOST = "Host: 127.0.0.1\r\n"
 TINY = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+LOGIN = json.dumps({"username": ADMIN[0], "password": ADMIN[1]})  # checking a password takes a moment
 FLOODS = 4
 FLOOD_BYTES = 5_000_000
 
@@ -46,7 +48,103 @@ async def test_requests_sent_ahead_are_answered_in_order(service: Service, piece
             connection.send(text[start : start + piece])
             await asyncio.sleep(0)
         received = (await connection.answer()).body
-    assert [int(id_) for id_ in re.findall(rb"(?i)x-request-id: (\d+)\r", received)] == list(range(2, 132))
+    assert ids(received) == list(range(2, 132))
+
+
+def slow(first: int, last: int, headers: str = "") -> str:
+    """Return requests whose responses take so long that all other input arrives in the meantime."""
+    about = f"Content-Type: application/json\r\nContent-Length: {len(LOGIN)}\r\n{headers}"
+    return numbered(first, last, "POST /auth/login", about, LOGIN)
+
+
+def ids(received: bytes) -> list[int]:
+    return [int(id_) for id_ in re.findall(rb"(?i)x-request-id: (\d+)\r", received)]
+
+
+def statuses(received: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1.1 (\d+) ", received)]
+
+
+@SQLITE_ONLY
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "",
+        "GET /hea",
+        numbered(41, 41, "POST /movies", "Content-Length: 10\r\n", "{"),
+        HANDSHAKE.format(target="/ws", headers=""),
+        slow(41, 41).replace("Content-Length: ", "Content-Length: 1"),
+    ],
+)
+async def test_all_complete_requests_are_answered_after_the_client_has_ended_its_side(
+    service: Service, rest: str
+) -> None:
+    async with raw_connection(service, slow(1, 3) + numbered(4, 37) + slow(38, 40) + rest) as connection:
+        connection.writer.write_eof()
+        async with asyncio.timeout(10):
+            received = await connection.reader.read(-1)
+    assert ids(received) == list(range(1, 41))
+    assert statuses(received) == [200] * 40
+
+
+@SQLITE_ONLY
+async def test_a_response_without_an_end_stops_after_the_client_has_ended_its_side(service: Service) -> None:
+    """A client that has left must not occupy the place of an event stream."""
+    stream = f"GET /events HTTP/1.1\r\n{HOST}Accept: text/event-stream\r\n\r\n"
+    async with raw_connection(service, stream) as connection:
+        assert await connection.head() == "HTTP/1.1 200 OK"
+        connection.writer.write_eof()
+        async with asyncio.timeout(10):
+            await connection.reader.read(-1)
+
+
+@SQLITE_ONLY
+@pytest.mark.parametrize("gap", ["", "\r\n" * 600])
+async def test_a_handshake_waits_for_the_response_to_the_previous_request(service: Service, gap: str) -> None:
+    """It does not matter whether the handshake is parsed in one piece with the previous request."""
+    async with raw_connection(service, slow(1, 2) + gap + HANDSHAKE.format(target="/ws", headers="")) as connection:
+        async with asyncio.timeout(10):
+            assert statuses(await connection.reader.readuntil(b'"welcome"')) == [200, 200, 101]
+
+
+@SQLITE_ONLY
+@pytest.mark.parametrize(
+    ("invalid", "detail"),
+    [
+        ("nonsense\r\n\r\n", "Expected a valid HTTP/1.1 request"),
+        (slow(3, 3, "Content-Length: 5\r\n"), "Expected a valid HTTP/1.1 request"),
+        (
+            numbered(3, 3, "POST /auth/login", "Transfer-Encoding: chunked\r\n", "1\r\n{\r\nnonsense\r\n"),
+            "Expected a valid HTTP/1.1 request",
+        ),
+    ],
+)
+@pytest.mark.parametrize("gap", ["", "\r\n" * 600])
+async def test_an_invalid_request_is_rejected_after_the_response_to_the_previous_request(
+    service: Service, invalid: str, detail: str, gap: str
+) -> None:
+    async with raw_connection(service, slow(1, 2) + gap + invalid + "x" * 10_000) as connection:
+        received = await connection.reader.read(-1)
+    assert statuses(received) == [200, 200, 400]
+    assert ids(received) == [1, 2]
+    assert json.loads(received.rpartition(b"\r\n\r\n")[2]) == {"detail": detail}
+    assert time.monotonic() - connection.started < 5, "the rejection waited for a deadline"
+
+
+@SQLITE_ONLY
+async def test_the_log_lines_of_a_request_do_not_carry_the_id_of_the_previous_one(
+    new_service: Callable[..., Service],
+) -> None:
+    service = new_service().start()
+    async with raw_connection(service, slow(1, 1) + "\r\n" * 600 + "nonsense\r\n\r\n") as connection:
+        assert statuses(await connection.reader.read(-1)) == [200, 400]
+
+    def rejected() -> list[dict[str, object]]:
+        lines = [json.loads(line) for line in service.log().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == "request rejected"]
+
+    (line,) = await eventually(rejected, "the rejection is logged")
+    assert "request_id" not in line
 
 
 @SQLITE_ONLY

@@ -208,15 +208,6 @@ async def test_an_invalid_handshake_is_rejected_like_any_other_request(
     await eventually(lambda: logged() == [421, 404, 400], "each request is logged")
 
 
-async def test_a_handshake_sent_ahead_of_the_response_before_is_not_accepted(service: Service) -> None:
-    """If the service accepted the handshake, it could not notice a disconnect during the earlier request."""
-    async with raw_connection(service, GET + HANDSHAKE.format(target="/ws", headers="")) as connection:
-        answer = await connection.answer()
-    assert answer.status == 200
-    assert b"HTTP/1.1 101" not in answer.body
-    assert answer.seconds < HEAD_SECONDS
-
-
 async def test_refused_heads_are_counted(new_service: Callable[..., Service]) -> None:
     service = new_service().start()
     async with raw_connection(service, "nonsense\r\n\r\n") as connection:

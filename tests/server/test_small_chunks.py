@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 
 from tests.support.backends import SQLITE_ONLY
+from tests.support.metrics import metric
 from tests.support.raw_http import raw_connection
 from tests.support.service import Service
 
 pytestmark = SQLITE_ONLY
 
 CHUNKED = "Host: 127.0.0.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+REFUSED = "marquee_http_connections_refused_total"
 NEXT = "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 
 
@@ -52,3 +55,16 @@ async def test_the_rest_of_a_rejected_body_is_parsed_up_to_a_number_of_chunks(
         await connection.reader.readuntil(b"}")
         await connection.send_all(chunks(b"x" * 100) * small + b"0\r\n\r\n" + NEXT.encode())
         assert status in (await connection.reader.read(-1)).split(b"\r\n")[0]
+
+
+async def test_small_chunks_are_counted_as_such(new_service: Callable[..., Service]) -> None:
+    """The metric tells them from invalid requests, whether the body is rejected or no longer needed."""
+    service = new_service().start()
+    for target in ("/auth/login", "/movies"):
+        async with raw_connection(service, f"POST {target} HTTP/1.1\r\n{CHUNKED}\r\n") as connection:
+            if target == "/movies":
+                assert " 401 " in await connection.head()
+            await connection.send_all(chunks(b" ") * 20_000)
+            await connection.reader.read(-1)
+    counted = {reason: await metric(service, REFUSED, reason=reason) for reason in ("small_chunks", "invalid")}
+    assert counted == {"small_chunks": 2, "invalid": 0}

@@ -1,13 +1,43 @@
-"""The messages to clients whose websocket handshake is invalid. They repeat nothing that the client sent."""
+"""The parser of websocket handshakes and frames.
+
+The messages to clients whose handshake is invalid repeat nothing that the client sent.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from websockets.datastructures import Headers
 from websockets.exceptions import HeaderLineTooLong, InvalidHeader, InvalidMethod, RequestLineTooLong, TooManyHeaders
-from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS
+from websockets.frames import Frame, Opcode
+from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS, Request, Response
+from websockets.server import ServerProtocol
 
 _VALUES = {"Sec-WebSocket-Key": "16 bytes in base64", "Sec-WebSocket-Version": "the value 13"}
+
+
+class Parser(ServerProtocol):
+    """The parser of one websocket. `answers_ping` is called for each ping, and returns whether to send a pong."""
+
+    def __init__(self, answers_ping: Callable[[], bool], **options: Any) -> None:
+        super().__init__(**options)
+        self._answers_ping = answers_ping
+
+    def accept(self, request: Request) -> Response:
+        """Check the handshake, and set `handshake_exc` if it is invalid.
+
+        Always return the response that accepts the handshake. The application rejects an invalid handshake, like any
+        other request: after its own checks, with its own headers, and with a line in the request log.
+        """
+        response = super().accept(request)
+        return response if self.handshake_exc is None else Response(101, "", Headers(Date=response.headers["Date"]))
+
+    def send_frame(self, frame: Frame) -> None:
+        # The library sends pongs only in response to pings, so each pong here answers a ping.
+        if frame.opcode is not Opcode.PONG or self._answers_ping():
+            super().send_frame(frame)
 
 
 @dataclass(frozen=True, slots=True)
