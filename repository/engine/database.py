@@ -169,10 +169,12 @@ class Database:
         """Wait until the statement of a cancelled read has ended, so that its connection can be used again.
 
         On PostgreSQL there is nothing to do: asyncpg has asked the server to cancel the statement, and waits for that
-        before it sends the next one.
+        before it sends the next one. But the connection is closed if a ROLLBACK would be the next one (see `begin`).
         """
         if not self.is_sqlite or connection.invalidated:
             return
+        if self._engines.begin_read:
+            await connection.invalidate()
         engines.interrupt(connection)
         driver: Any = (await connection.get_raw_connection()).driver_connection
         # The connection's thread runs this rollback after all earlier calls. It changes nothing outside a transaction.
@@ -281,7 +283,14 @@ class Database:
                 seconds = lock_waits.lift(limit) if limit is not None else engines.BUSY_TIMEOUT_SECONDS
                 with self._lock_waits.waiting():
                     await engines.begin_sqlite(driver, seconds)
-            yield connection, transaction
+            try:
+                yield connection, transaction
+            except asyncio.CancelledError:
+                if not self.is_sqlite:
+                    # Before a ROLLBACK, asyncpg waits until the server has cancelled the statement, without a limit if
+                    # the server does not respond. Closing the connection waits for at most two seconds.
+                    await connection.invalidate()
+                raise
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]], writer: Identity | None = None) -> T:
         """Run `work` in one transaction with the events it emits, and return its result. Listeners run after COMMIT.

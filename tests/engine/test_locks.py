@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -26,6 +27,7 @@ from resources.characters import CHARACTERS
 from resources.movies import MOVIES
 from tests.support.backends import POSTGRES_ONLY
 from tests.support.locks import head_locked
+from tests.support.servers.postgresql import PostgresServer
 from tests.support.service import eventually
 
 
@@ -108,6 +110,119 @@ async def test_only_waiting_is_bounded_on_sqlite(database: Database, monkeypatch
     await database.write(note)
     ((count,),) = await database.select(select(func.count()).select_from(models.events))
     assert count == 1
+
+
+# --- writes that are cut
+
+
+async def sleeps(tx: Transaction) -> None:
+    await (await tx.driver()).fetch("SELECT pg_sleep(60)")
+
+
+async def sleeps_through_sqlalchemy(tx: Transaction) -> None:
+    await tx.connection.execute(text("SELECT pg_sleep(60)"))
+
+
+async def copies(tx: Transaction) -> None:
+    async def endless() -> AsyncIterator[tuple[int]]:
+        while True:
+            yield (1,)
+            await asyncio.sleep(0.01)
+
+    driver = await tx.driver()
+    await driver.execute("CREATE TEMPORARY TABLE copied (id bigint) ON COMMIT DROP")
+    await driver.copy_records_to_table("copied", records=endless(), columns=["id"])
+
+
+async def runs_a_batch(tx: Transaction) -> None:
+    await (await tx.driver()).executemany("SELECT pg_sleep($1::float8)", [(0.05,)] * 1000)
+
+
+CUT_WORKS = (sleeps, sleeps_through_sqlalchemy, copies, runs_a_batch)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Database]:
+    """Return a function that opens a database with one connection for writes, whose writes have a second."""
+    monkeypatch.setattr(lock_waits, "WRITE_SECONDS", 1.0)
+    monkeypatch.setattr(engines, "POSTGRESQL_WRITERS", 1)
+    return Database
+
+
+@POSTGRES_ONLY
+@pytest.mark.parametrize("has_pooler", [False, True])
+@pytest.mark.parametrize("work", CUT_WORKS)
+async def test_the_next_write_works_after_one_is_cut_at_its_deadline(
+    database: Database, hasty: Callable[..., Database], work: Callable[[Transaction], Awaitable[None]], has_pooler: bool
+) -> None:
+    cut = hasty(database.url, has_pooler=has_pooler)
+    try:
+        with pytest.raises(Unavailable, match="took too long"):
+            await cut.write(work)
+        for _ in range(3):
+            await cut.write(note)
+        query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state LIKE '%transaction%'"
+        assert await database.select(text(query)) == [], "the cut transaction is over"
+    finally:
+        await cut.close()
+
+
+@POSTGRES_ONLY
+@pytest.mark.parametrize("work", CUT_WORKS[:3])
+async def test_a_write_is_cut_even_if_the_server_does_not_respond(
+    backend: str,
+    own_postgres: PostgresServer,
+    hasty: Callable[..., Database],
+    work: Callable[[Transaction], Awaitable[None]],
+) -> None:
+    cut = hasty(own_postgres.create_database())
+    await migrations.migrate(cut)
+    started = asyncio.Event()
+
+    async def announced(tx: Transaction) -> None:
+        await tx.driver()
+        started.set()
+        await work(tx)
+
+    await assert_ends_while_frozen(own_postgres, cut.write(announced), started)
+    await cut.write(note)
+    await cut.close()
+
+
+@POSTGRES_ONLY
+@pytest.mark.parametrize("has_pooler", [False, True])
+async def test_a_read_is_cut_even_if_the_server_does_not_respond(
+    backend: str, own_postgres: PostgresServer, has_pooler: bool
+) -> None:
+    cut = Database(own_postgres.create_database(), read_seconds=1, has_pooler=has_pooler)
+    started = asyncio.Event()
+
+    async def sleep() -> None:
+        async with cut.read() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            started.set()
+            await driver.fetch("SELECT pg_sleep(60)")
+
+    await assert_ends_while_frozen(own_postgres, sleep(), started)
+    for _ in range(engines.POINT_READERS + 1):
+        await cut.select(text("SELECT 1"))
+    await cut.close()
+
+
+async def assert_ends_while_frozen(
+    server: PostgresServer, statement: Coroutine[Any, Any, Any], started: asyncio.Event
+) -> None:
+    """Freeze the server once the statement has `started`, and assert that it is cut at its deadline nevertheless."""
+    task = asyncio.create_task(statement)
+    await started.wait()
+    server.freeze()
+    try:
+        done, _ = await asyncio.wait({task}, timeout=10)
+    finally:
+        server.thaw()
+    assert done, "expected the statement to be cut while the server is frozen"
+    with pytest.raises(Unavailable, match=r"took (too long|longer)"):
+        await task
 
 
 @POSTGRES_ONLY
