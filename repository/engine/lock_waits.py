@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# The time of a write, with all its waits and attempts: on SQLite until it has the lock that every write takes, and on
-# PostgreSQL, where each statement may wait for a lock, until COMMIT. The client gets its 503 within 15 s.
+# The time of a write, with all its waits and attempts. On SQLite, it ends when the write has the lock that every write
+# takes, so it does not include the write's own work. On PostgreSQL, where each statement may wait for a lock, it ends
+# when COMMIT is sent, so it includes the work. The client gets its 503 within 15 s.
 WRITE_SECONDS = 14.0
 
 

@@ -226,6 +226,24 @@ async def assert_ends_while_frozen(
 
 
 @POSTGRES_ONLY
+async def test_a_worker_that_is_frozen_in_a_statement_does_not_keep_the_head_of_the_log(
+    database: Database, hasty: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "STATEMENT_GRACE_SECONDS", 0.0)
+    frozen = hasty(database.url)
+
+    async def write_without_deadline() -> None:
+        async with frozen.begin() as (connection, _):
+            await connection.execute(text("UPDATE event_head SET seq = seq"))
+            await connection.execute(text("SELECT pg_sleep(60)"))
+
+    with pytest.raises(SQLAlchemyError, match="statement timeout"):
+        await asyncio.wait_for(write_without_deadline(), 10)
+    await database.write(note)
+    await frozen.close()
+
+
+@POSTGRES_ONLY
 async def test_a_frozen_worker_does_not_keep_the_head_of_the_log(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,8 +267,9 @@ async def test_a_frozen_worker_loses_its_transaction_before_others_give_up() -> 
 
 @POSTGRES_ONLY
 async def test_a_migration_may_wait_and_take_long(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LOCK_SECONDS", "IDLE_IN_TRANSACTION_SECONDS", "WRITE_STATEMENT_SECONDS"):
+    for name in ("LOCK_SECONDS", "IDLE_IN_TRANSACTION_SECONDS", "STATEMENT_GRACE_SECONDS"):
         monkeypatch.setattr(engines, name, 0.2)
+    monkeypatch.setattr(lock_waits, "WRITE_SECONDS", 0.2)
     late = Database(database.url)
     try:
         async with database.begin() as (connection, transaction):
