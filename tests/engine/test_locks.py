@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,9 +19,10 @@ from core.identity import Group, Identity
 from core.times import utc_now
 from repository.accounts import users
 from repository.engine import database as database_module
-from repository.engine import engines, lock_waits, migrations
+from repository.engine import engines, failures, lock_waits, migrations
 from repository.engine.database import Database
 from repository.engine.migrations import POSTGRESQL_LOCK
+from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
 from repository.generic import relations, rows, writes
 from resources.characters import CHARACTERS
@@ -60,11 +62,7 @@ async def test_a_blocked_write_fails_in_time_and_readiness_says_so(
                 await write
             assert time.monotonic() - started < 10
             assert "lock" in (await blocked.write_problem() or "")
-
-        async def is_well() -> bool:
-            return await blocked.write_problem() is None
-
-        await eventually(is_well, "readiness recovers even if no client writes")
+        await eventually(lambda: is_well(blocked), "readiness recovers even if no client writes")
         await blocked.write(note)
     finally:
         await blocked.close()
@@ -110,6 +108,116 @@ async def test_only_waiting_is_bounded_on_sqlite(database: Database, monkeypatch
     await database.write(note)
     ((count,),) = await database.select(select(func.count()).select_from(models.events))
     assert count == 1
+
+
+# --- locks on whole tables
+
+
+@asynccontextmanager
+async def another_program(database: Database) -> AsyncIterator[Any]:
+    """Open a connection that begins a transaction, and roll it back at the end of the block."""
+    foreign = await asyncpg.connect(database.url)
+    try:
+        await foreign.execute("BEGIN")
+        yield foreign
+    finally:
+        await foreign.close()
+
+
+@pytest.fixture
+async def impatient(database: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
+    """The database, in a process that waits for a lock for a moment only."""
+    monkeypatch.setattr(engines, "LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(database_module, "FETCH_SECONDS", 0.3)
+    impatient = Database(database.url, read_seconds=0.3)
+    yield impatient
+    await impatient.close()
+
+
+async def is_well(database: Database) -> bool:
+    return await database.write_problem() is None
+
+
+@POSTGRES_ONLY
+@pytest.mark.parametrize("mode", ["SHARE", "ACCESS EXCLUSIVE"])
+@pytest.mark.parametrize("table", ["movies", "events"])
+async def test_a_lock_on_a_table_is_reported_until_it_is_gone(
+    backend: str, impatient: Database, table: str, mode: str
+) -> None:
+    admin = await admin_of(impatient)
+
+    async def add_movie(tx: Transaction) -> None:
+        await writes.add(tx, MOVIES, admin, {"title": "Blocked"})
+
+    async with another_program(impatient) as foreign:
+        await foreign.execute(f"LOCK TABLE {table} IN {mode} MODE")
+        assert await impatient.write_problem() is None, "no write has had to wait yet"
+        with pytest.raises(Unavailable, match="Another transaction holds a lock"):
+            await impatient.write(add_movie)
+        for _ in range(3):
+            assert await impatient.write_problem() == f"{failures.LOCKED}: {table}"
+            await impatient.write(lambda tx: users.lock(tx, admin.user_id))  # needs none of the locked tables
+    await eventually(lambda: is_well(impatient), "readiness recovers even if no client writes")
+    await impatient.write(add_movie)
+
+
+@POSTGRES_ONLY
+async def test_a_read_that_waits_for_a_lock_is_reported(backend: str, impatient: Database) -> None:
+    for read in (
+        lambda: impatient.select(select(models.users)),
+        lambda: impatient.fetch(statement("SELECT $1::int FROM users"), 1),
+    ):
+        async with another_program(impatient) as foreign:
+            await foreign.execute("LOCK TABLE users")
+            with pytest.raises(Unavailable):
+                await read()
+            assert await impatient.write_problem() == f"{failures.LOCKED}: users"
+        assert await impatient.write_problem() is None
+        await read()
+
+
+@POSTGRES_ONLY
+async def test_a_lock_on_single_rows_is_not_reported_for_ever(backend: str, impatient: Database) -> None:
+    admin = await admin_of(impatient)
+    async with another_program(impatient) as foreign:
+        await foreign.execute("SELECT FROM users FOR UPDATE")
+        with pytest.raises(Unavailable, match="Another transaction holds a lock"):
+            await impatient.write(lambda tx: users.lock(tx, admin.user_id))
+        await eventually(lambda: is_well(impatient), "ready, although the row is still locked")
+
+
+@POSTGRES_ONLY
+async def test_a_role_that_may_not_see_locks_does_not_stay_unready(
+    backend: str, impatient: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with another_program(impatient) as owner:
+        await owner.execute("REVOKE SELECT ON pg_locks FROM PUBLIC; CREATE ROLE locksmith; COMMIT; BEGIN")
+        for kind in ("SCHEMA public", "ALL TABLES IN SCHEMA public"):
+            await owner.execute(f"GRANT ALL ON {kind} TO locksmith; COMMIT; BEGIN")
+        try:
+            restricted = Database(f"{impatient.url}?options=-crole%3Dlocksmith")
+            await owner.execute("LOCK TABLE movies")
+            with pytest.raises(Unavailable, match="Another transaction holds a lock"):
+                await restricted.write(lambda tx: tx.connection.execute(text("DELETE FROM movies")))
+            assert await restricted.write_problem() == failures.TABLE_FORBIDDEN
+            await eventually(lambda: is_well(restricted), "ready, because no lock is known of")
+            await restricted.close()
+        finally:
+            await owner.execute("ROLLBACK; BEGIN; DROP OWNED BY locksmith; DROP ROLE locksmith; COMMIT")
+
+
+@POSTGRES_ONLY
+async def test_many_point_reads_of_a_locked_table_do_not_wait_for_one_another(
+    backend: str, impatient: Database
+) -> None:
+    async with another_program(impatient) as foreign:
+        await foreign.execute("LOCK TABLE users")
+        reads = [impatient.fetch(statement("SELECT $1::int FROM users"), number) for number in range(50)]
+        started = time.monotonic()
+        results = await asyncio.gather(*reads, return_exceptions=True)
+        assert all(isinstance(each, Unavailable) for each in results)
+        assert time.monotonic() - started < 3, "expected less than the time that the reads take one after another"
+    await impatient.fetch(statement("SELECT $1::int FROM users"), 1)
 
 
 # --- writes that are cut
