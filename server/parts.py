@@ -258,13 +258,11 @@ class Parts:
         if self.stopping.is_draining or self.tasks.done():
             checks["service"] = "stopping"
         try:
-            if (problem := await self.database.schema.problem()) is not None:
+            # The head is read last, because that read would wait for a lock that the other checks report.
+            if (problem := await self._database_problem()) is not None:
                 checks["database"] = problem
-            else:
-                lag = (await event_log.head(self.database)).seq - self.feed.head.seq
-                if lag > MAX_LAG_EVENTS:
-                    checks["feed"] = f"{lag} events behind the log"
-                checks["database"] = await self._database_problem() or "ok"
+            elif (lag := (await event_log.head(self.database)).seq - self.feed.head.seq) > MAX_LAG_EVENTS:
+                checks["feed"] = f"{lag} events behind the log"
         except Unavailable as error:
             has_cause = error.__cause__ is not None
             checks["database"] = failures.in_words(error.__cause__) if has_cause else str(error.detail)
@@ -273,7 +271,7 @@ class Parts:
         return checks
 
     async def _database_problem(self) -> str | None:
-        if (problem := self.database.file_problem()) is not None:
+        if (problem := await self.database.schema.problem() or self.database.file_problem()) is not None:
             return problem
         return await self.database.write_problem() or await self.database.read_problem()
 

@@ -31,7 +31,7 @@ from repository.engine import engines, failures, lock_waits, rights
 from repository.engine.append import append, tell_position
 from repository.engine.engines import PATIENT_READERS, READERS, READERS_PER_CLIENT, Lane
 from repository.engine.events import Event
-from repository.engine.lock_waits import LockWaits
+from repository.engine.lock_waits import LockWaits, TableLocks
 from repository.engine.schema import Schema
 from repository.engine.sqlite_file import SqliteFile
 from repository.engine.statement import Statement
@@ -76,6 +76,7 @@ class Database:
         self._patient = {lane: asyncio.Semaphore(size) for lane, size in PATIENT_READERS.items()}
         self.schema = Schema(self._fetch_anyway, is_sqlite=self.is_sqlite)
         self._lock_waits = LockWaits()
+        self._table_locks = TableLocks(self._fetch_anyway)
         self._read_failure: str | None = None  # the problem with a table or the file, until it is repaired
         self._write_failure: str | None = None
         self._probe: asyncio.Task[None] | None = None
@@ -160,6 +161,7 @@ class Database:
                                 await connection.invalidate(error)
                             raise
         except TimeoutError as error:
+            self._table_locks.suspect()
             metrics.READ_TIMEOUTS.labels(lane.value).inc()
             log.warning("read timed out", lane=lane.value, seconds=limit)
             message = f"The read took longer than {limit:g} s and was stopped; request less data, or try again later"
@@ -169,8 +171,10 @@ class Database:
         """Wait until the statement of a cancelled read has ended, so that its connection can be used again.
 
         On PostgreSQL there is nothing to do: asyncpg has asked the server to cancel the statement, and waits for that
-        before it sends the next one.
+        before it sends the next one. But the connection is closed if a ROLLBACK would be the next one (see `begin`).
         """
+        if self._engines.begin_read:
+            await connection.invalidate()
         if not self.is_sqlite or connection.invalidated:
             return
         engines.interrupt(connection)
@@ -219,8 +223,13 @@ class Database:
                     await self._close_hot()
                 raise
 
-        async with self._hot:
+        with failures.unavailable_when_lost():
+            async with asyncio.timeout(FETCH_SECONDS):
+                await self._hot.acquire()
+        try:
             return await self._again(once)
+        finally:
+            self._hot.release()
 
     async def _fetch(self, statement: Statement, values: Sequence[Any]) -> list[Any]:
         with failures.unavailable_when_lost():
@@ -233,7 +242,9 @@ class Database:
                     else:
                         found = await engines.fetch(driver, self._engines.begin_read, statement.postgresql, values)
             except BaseException as error:
-                if isinstance(error, Exception):
+                if isinstance(error, TimeoutError):
+                    self._table_locks.suspect()
+                elif isinstance(error, Exception):
                     self._note_read_failure(error)
                 # SQLAlchemy has not seen the error, so tell it: an interrupted connection cannot be used again.
                 await connection.invalidate(error)
@@ -281,7 +292,14 @@ class Database:
                 seconds = lock_waits.lift(limit) if limit is not None else engines.BUSY_TIMEOUT_SECONDS
                 with self._lock_waits.waiting():
                     await engines.begin_sqlite(driver, seconds)
-            yield connection, transaction
+            try:
+                yield connection, transaction
+            except asyncio.CancelledError:
+                if not self.is_sqlite:
+                    # Before a ROLLBACK, asyncpg waits until the server has cancelled the statement, without a limit if
+                    # the server does not respond. Closing the connection waits for at most two seconds.
+                    await connection.invalidate()
+                raise
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]], writer: Identity | None = None) -> T:
         """Run `work` in one transaction with the events it emits, and return its result. Listeners run after COMMIT.
@@ -327,6 +345,7 @@ class Database:
                 is_over = attempt == MAX_ATTEMPTS or time.monotonic() - started > RETRY_SECONDS
                 if committing or is_over or not failures.may_run_again(error):
                     self._write_failure = failures.in_words(error)
+                    self._table_locks.suspect()
                     self._note_read_failure(error)
                     raise failures.unavailable(error, is_unknown=committing) from error
                 reason = failures.first_line(error)
@@ -360,10 +379,12 @@ class Database:
         """Return why writes fail or have to wait, or None.
 
         If the newest write has failed, try a write that changes nothing, so that a recovery is noticed even without
-        a client's write.
+        a client's write. That write would not notice a lock on a table, so such locks are looked up first.
         """
         if self._lock_waits.seconds > STALLED_SECONDS:
             return f"writes have been waiting for a lock for {self._lock_waits.seconds:.0f} s"
+        if not self.is_sqlite and (problem := await self._table_locks.problem()) is not None:
+            return problem
         if self._write_failure is not None:
             if self._probe is None or self._probe.done():
                 self._probe = asyncio.create_task(self._try_to_write(), name="write-probe")

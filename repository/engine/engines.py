@@ -30,7 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from core.errors import SettingsError
 from core.filters import without_case
 from core.network import postgresql_urls
-from repository.engine import failures
+from repository.engine import failures, lock_waits
 from repository.engine.sqlite_file import SqliteConnection, SqliteFile, path_of
 
 BEGIN = "BEGIN IMMEDIATE"
@@ -41,7 +41,6 @@ POOL_TIMEOUT_SECONDS = 30
 WRITER_POOL_SECONDS = 5
 LOCK_SECONDS = 10.0
 IDLE_IN_TRANSACTION_SECONDS = 8.0
-WRITE_STATEMENT_SECONDS = 30.0  # a COPY of ten thousand rows takes about a second
 CONNECT_SECONDS = 5
 SQLITE_CACHE_KIB = 16 * 1024
 SQLITE_READER_CACHE_KIB = 4 * 1024
@@ -57,7 +56,8 @@ SQLITE_CHECKPOINT_PAGES = 4_000
 WITHOUT_KEPT_STATEMENTS = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
 # Together with its readers, a worker has 20 connections, so that 4 workers stay below PostgreSQL's default of 100.
 POSTGRESQL_WRITERS = 10
-# PostgreSQL ends a statement that exceeds the deadline of its read by this much, in case the worker has died.
+# PostgreSQL ends a statement that exceeds the deadline of its read or write by this much, in case the worker is frozen
+# and cannot cancel it.
 STATEMENT_GRACE_SECONDS = 1.0
 
 
@@ -225,7 +225,7 @@ def open_postgresql(url: str, read_seconds: float, *, has_pooler: bool = False) 
         "jit": "off",
         "lock_timeout": _milliseconds(LOCK_SECONDS),
         "idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_SECONDS),
-        "statement_timeout": _milliseconds(WRITE_STATEMENT_SECONDS),
+        "statement_timeout": _milliseconds(lock_waits.WRITE_SECONDS + STATEMENT_GRACE_SECONDS),
     }
     writer = engine(POSTGRESQL_WRITERS, WRITER_POOL_SECONDS, limits)
     locally = "".join(f"; SET LOCAL {name} = '{value}'" for name, value in reader_settings(Lane.POINT).items())

@@ -35,6 +35,7 @@ TABLE_CHANGED = "a table has changed"
 TABLE_MISSING = "a table is missing"
 COLUMN_MISSING = "a column is missing"
 COLUMN_CHANGED = "a column has an unexpected type"
+LOCKED = "writes wait for a lock that another transaction holds"
 HEAD_BEHIND = "the head of the event log is behind its events"
 TABLE_FORBIDDEN = "the service's role is not allowed to use a table"
 _LASTING = frozenset(
@@ -65,7 +66,7 @@ _FOREIGN_STATES = {
     "53100": "the disk is full",
     "53": "the database is out of resources",
     "55000": "the database does not accept connections",
-    "55P03": "writes wait for a lock that another transaction holds",
+    "55P03": LOCKED,
     "57014": "the database ended a statement that took too long",
     "57P": "the database is starting or stopping",
     "58": FAILING_DISK,
@@ -81,8 +82,8 @@ _FOREIGN_ON_SQLITE = {
     "no such table": TABLE_MISSING,
     "no such column": COLUMN_MISSING,
     "has no column named": COLUMN_MISSING,
-    "database is locked": "writes wait for a lock that another transaction holds",
-    "database table is locked": "writes wait for a lock that another transaction holds",
+    "database is locked": LOCKED,
+    "database table is locked": LOCKED,
     "interrupted": "a statement was interrupted",
     "unique constraint failed: events.seq": HEAD_BEHIND,
 }

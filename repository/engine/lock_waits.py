@@ -1,18 +1,34 @@
-"""The deadline of a write, and how long writes have been waiting for the lock that every write takes.
-
-`/readyz` reports the waits of this process.
+"""The waits for locks in the database: the deadline of a write and, for `/readyz`, how long the writes of this process
+have been waiting for the lock that every write takes, and which tables another transaction has locked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-# The time that a write may take, with all its waits and attempts: on SQLite until it has the lock that every write
-# takes, and on PostgreSQL, where each statement may wait for a lock, until COMMIT. The client gets its 503 within 15 s.
+import models
+from core.errors import Unavailable
+from repository.engine import failures
+from repository.engine.statement import Statement
+
+# The time of a write, with all its waits and attempts. On SQLite, it ends when the write has the lock that every write
+# takes, so it does not include the write's own work. On PostgreSQL, where each statement may wait for a lock, it ends
+# when COMMIT is sent, so it includes the work. The client gets its 503 within 15 s.
 WRITE_SECONDS = 14.0
+# A lock in one of these modes, or a request for it that is ahead of a write, makes every write to the table wait. Locks
+# of single rows are not in this list: they delay only the writes to these rows.
+_LOCKED_TABLES = Statement(
+    sqlite="",
+    postgresql="SELECT DISTINCT relname FROM pg_locks JOIN pg_class ON pg_class.oid = relation"
+    " WHERE locktype = 'relation'"
+    " AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    " AND mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"
+    " AND relname = ANY($1::text[]) AND pg_table_is_visible(pg_class.oid) ORDER BY relname",
+)
 
 
 def lift(limit: asyncio.Timeout) -> float:
@@ -51,3 +67,33 @@ class LockWaits:
         """The time since the oldest wait began; 0 when there is none."""
         oldest = next(iter(self._since.values()), None)
         return time.monotonic() - oldest if oldest is not None else 0.0
+
+
+class TableLocks:
+    """The locks of whole tables that other transactions hold on PostgreSQL. `fetch` returns the rows of a statement,
+    and raises Unavailable.
+
+    They are looked up only after a write has failed or a read has timed out, so that the moment for which a harmless
+    statement, such as a VACUUM, locks a table does not make a worker unready. The lookup only reads, because a LOCK
+    TABLE would need rights that the service's role may lack, and could cause a deadlock with a migration.
+    """
+
+    def __init__(self, fetch: Callable[..., Awaitable[Sequence[Any]]]) -> None:
+        self._fetch = fetch
+        self._are_suspected = False
+
+    def suspect(self) -> None:
+        """Let `problem` look for locks until it finds none."""
+        self._are_suspected = True
+
+    async def problem(self) -> str | None:
+        """Return which tables are locked, or why this is not known, or None."""
+        if not self._are_suspected:
+            return None
+        try:
+            tables = [name for (name,) in await self._fetch(_LOCKED_TABLES, list(models.metadata.tables))]
+        except Unavailable as error:
+            self._are_suspected = False  # the role may never be allowed to see the locks
+            return failures.in_words(error.__cause__)
+        self._are_suspected = bool(tables)
+        return f"{failures.LOCKED}: {', '.join(tables)}" if tables else None

@@ -7,18 +7,21 @@ import html
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from alembic import command
-from sqlalchemy import text
+from sqlalchemy import text, update
 
-from repository.accounts import users
+import models
+from repository.accounts import deletion, users
 from repository.accounts.sessions import Checked
 from repository.engine import migrations
 from repository.engine.database import Database
+from repository.engine.transaction import Transaction
 from routes.accounts import sign_in as sign_in_routes
 from services.passwords import Verdict
 from tests.conftest import Places
@@ -445,6 +448,38 @@ async def test_a_sign_in_by_address_always_checks_the_same_number_of_passwords(n
     if has_owner:
         proven = await sign_in_routes._proven(call, "holly@example.org", found, "owner")
         assert proven == (1, Checked("owner"))
+
+
+async def test_without_activation_a_sign_in_checks_the_newest_accounts_that_still_wait(database: Database) -> None:
+    address = "holly@example.org"
+
+    names = [f"waiting{number}" for number in range(users.MAX_WAITING_CHECKED + 2)]
+
+    async def register(tx: Transaction) -> None:
+        for name in names:
+            await users.create(tx, {"username": name, "email": address}, name, awaits_activation=True)
+
+    await database.write(register)
+    checked: list[str | None] = []
+
+    async def verify(password: str, password_hash: str | None) -> Verdict:
+        checked.append(password_hash)
+        return Verdict(password == password_hash)
+
+    services = SimpleNamespace(activates_by_mail=False, passwords=SimpleNamespace(verify=verify))
+    call: Any = SimpleNamespace(services=services)
+    found = await users.find_by_login(database, address)
+    assert await sign_in_routes._proven(call, address, found, "wrong") is None
+    assert checked == [None, *names[: -users.MAX_WAITING_CHECKED - 1 : -1]]
+
+    async def let_days_pass(tx: Transaction) -> None:
+        await tx.connection.execute(update(models.users).values(created_at="2026-01-01T00:00:00.000000Z"))
+
+    await database.write(let_days_pass)
+    await deletion.forget_waiting(database, datetime.now(UTC), max_rows=10)
+    checked.clear()
+    assert await sign_in_routes._proven(call, address, await users.find_by_login(database, address), "wrong") is None
+    assert checked == [None]
 
 
 async def test_accounts_of_earlier_versions_are_found_by_their_address(new_places: Callable[[], Places]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -17,15 +19,17 @@ from core.identity import Group, Identity
 from core.times import utc_now
 from repository.accounts import users
 from repository.engine import database as database_module
-from repository.engine import engines, lock_waits, migrations
+from repository.engine import engines, failures, lock_waits, migrations
 from repository.engine.database import Database
 from repository.engine.migrations import POSTGRESQL_LOCK
+from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
 from repository.generic import relations, rows, writes
 from resources.characters import CHARACTERS
 from resources.movies import MOVIES
 from tests.support.backends import POSTGRES_ONLY
 from tests.support.locks import head_locked
+from tests.support.servers.postgresql import PostgresServer
 from tests.support.service import eventually
 
 
@@ -58,11 +62,7 @@ async def test_a_blocked_write_fails_in_time_and_readiness_says_so(
                 await write
             assert time.monotonic() - started < 10
             assert "lock" in (await blocked.write_problem() or "")
-
-        async def is_well() -> bool:
-            return await blocked.write_problem() is None
-
-        await eventually(is_well, "readiness recovers even if no client writes")
+        await eventually(lambda: is_well(blocked), "readiness recovers even if no client writes")
         await blocked.write(note)
     finally:
         await blocked.close()
@@ -110,6 +110,247 @@ async def test_only_waiting_is_bounded_on_sqlite(database: Database, monkeypatch
     assert count == 1
 
 
+# --- locks on whole tables
+
+
+@asynccontextmanager
+async def another_program(database: Database) -> AsyncIterator[Any]:
+    """Open a connection that begins a transaction, and roll it back at the end of the block."""
+    foreign = await asyncpg.connect(database.url)
+    try:
+        await foreign.execute("BEGIN")
+        yield foreign
+    finally:
+        await foreign.close()
+
+
+@pytest.fixture
+async def impatient(database: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
+    """The database, in a process that waits for a lock for a moment only."""
+    monkeypatch.setattr(engines, "LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(database_module, "FETCH_SECONDS", 0.3)
+    impatient = Database(database.url, read_seconds=0.3)
+    yield impatient
+    await impatient.close()
+
+
+async def is_well(database: Database) -> bool:
+    return await database.write_problem() is None
+
+
+@POSTGRES_ONLY
+@pytest.mark.parametrize("mode", ["SHARE", "ACCESS EXCLUSIVE"])
+@pytest.mark.parametrize("table", ["movies", "events"])
+async def test_a_lock_on_a_table_is_reported_until_it_is_gone(
+    backend: str, impatient: Database, table: str, mode: str
+) -> None:
+    admin = await admin_of(impatient)
+
+    async def add_movie(tx: Transaction) -> None:
+        await writes.add(tx, MOVIES, admin, {"title": "Blocked"})
+
+    async with another_program(impatient) as foreign:
+        await foreign.execute(f"LOCK TABLE {table} IN {mode} MODE")
+        assert await impatient.write_problem() is None, "no write has had to wait yet"
+        with pytest.raises(Unavailable, match="Another transaction holds a lock"):
+            await impatient.write(add_movie)
+        for _ in range(3):
+            assert await impatient.write_problem() == f"{failures.LOCKED}: {table}"
+            await impatient.write(lambda tx: users.lock(tx, admin.user_id))  # needs none of the locked tables
+    await eventually(lambda: is_well(impatient), "readiness recovers even if no client writes")
+    await impatient.write(add_movie)
+
+
+@POSTGRES_ONLY
+async def test_a_read_that_waits_for_a_lock_is_reported(backend: str, impatient: Database) -> None:
+    for read in (
+        lambda: impatient.select(select(models.users)),
+        lambda: impatient.fetch(statement("SELECT $1::int FROM users"), 1),
+    ):
+        async with another_program(impatient) as foreign:
+            await foreign.execute("LOCK TABLE users")
+            with pytest.raises(Unavailable):
+                await read()
+            assert await impatient.write_problem() == f"{failures.LOCKED}: users"
+        assert await impatient.write_problem() is None
+        await read()
+
+
+@POSTGRES_ONLY
+async def test_a_lock_on_single_rows_is_not_reported_for_ever(backend: str, impatient: Database) -> None:
+    admin = await admin_of(impatient)
+    async with another_program(impatient) as foreign:
+        await foreign.execute("SELECT FROM users FOR UPDATE")
+        with pytest.raises(Unavailable, match="Another transaction holds a lock"):
+            await impatient.write(lambda tx: users.lock(tx, admin.user_id))
+        await eventually(lambda: is_well(impatient), "ready, although the row is still locked")
+
+
+@POSTGRES_ONLY
+async def test_a_role_that_may_not_see_locks_does_not_stay_unready(
+    backend: str, impatient: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with another_program(impatient) as owner:
+        await owner.execute("REVOKE SELECT ON pg_locks FROM PUBLIC; CREATE ROLE locksmith; COMMIT; BEGIN")
+        for kind in ("SCHEMA public", "ALL TABLES IN SCHEMA public"):
+            await owner.execute(f"GRANT ALL ON {kind} TO locksmith; COMMIT; BEGIN")
+        try:
+            restricted = Database(f"{impatient.url}?options=-crole%3Dlocksmith")
+            await owner.execute("LOCK TABLE movies")
+            with pytest.raises(Unavailable, match="Another transaction holds a lock"):
+                await restricted.write(lambda tx: tx.connection.execute(text("DELETE FROM movies")))
+            assert await restricted.write_problem() == failures.TABLE_FORBIDDEN
+            await eventually(lambda: is_well(restricted), "ready, because no lock is known of")
+            await restricted.close()
+        finally:
+            await owner.execute("ROLLBACK; BEGIN; DROP OWNED BY locksmith; DROP ROLE locksmith; COMMIT")
+
+
+@POSTGRES_ONLY
+async def test_many_point_reads_of_a_locked_table_do_not_wait_for_one_another(
+    backend: str, impatient: Database
+) -> None:
+    async with another_program(impatient) as foreign:
+        await foreign.execute("LOCK TABLE users")
+        reads = [impatient.fetch(statement("SELECT $1::int FROM users"), number) for number in range(50)]
+        started = time.monotonic()
+        results = await asyncio.gather(*reads, return_exceptions=True)
+        assert all(isinstance(each, Unavailable) for each in results)
+        assert time.monotonic() - started < 3, "expected less than the time that the reads take one after another"
+    await impatient.fetch(statement("SELECT $1::int FROM users"), 1)
+
+
+# --- writes that are cut
+
+
+async def sleeps(tx: Transaction) -> None:
+    await (await tx.driver()).fetch("SELECT pg_sleep(60)")
+
+
+async def sleeps_through_sqlalchemy(tx: Transaction) -> None:
+    await tx.connection.execute(text("SELECT pg_sleep(60)"))
+
+
+async def copies(tx: Transaction) -> None:
+    async def endless() -> AsyncIterator[tuple[int]]:
+        while True:
+            yield (1,)
+            await asyncio.sleep(0.01)
+
+    driver = await tx.driver()
+    await driver.execute("CREATE TEMPORARY TABLE copied (id bigint) ON COMMIT DROP")
+    await driver.copy_records_to_table("copied", records=endless(), columns=["id"])
+
+
+async def runs_a_batch(tx: Transaction) -> None:
+    await (await tx.driver()).executemany("SELECT pg_sleep($1::float8)", [(0.05,)] * 1000)
+
+
+CUT_WORKS = (sleeps, sleeps_through_sqlalchemy, copies, runs_a_batch)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Database]:
+    """Return a function that opens a database with one connection for writes, whose writes have a second."""
+    monkeypatch.setattr(lock_waits, "WRITE_SECONDS", 1.0)
+    monkeypatch.setattr(engines, "POSTGRESQL_WRITERS", 1)
+    return Database
+
+
+@POSTGRES_ONLY
+@pytest.mark.parametrize("has_pooler", [False, True])
+@pytest.mark.parametrize("work", CUT_WORKS)
+async def test_the_next_write_works_after_one_is_cut_at_its_deadline(
+    database: Database, hasty: Callable[..., Database], work: Callable[[Transaction], Awaitable[None]], has_pooler: bool
+) -> None:
+    cut = hasty(database.url, has_pooler=has_pooler)
+    try:
+        with pytest.raises(Unavailable, match="took too long"):
+            await cut.write(work)
+        for _ in range(3):
+            await cut.write(note)
+        query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state LIKE '%transaction%'"
+        assert await database.select(text(query)) == [], "the cut transaction is over"
+    finally:
+        await cut.close()
+
+
+@POSTGRES_ONLY
+@pytest.mark.parametrize("work", CUT_WORKS[:3])
+async def test_a_write_is_cut_even_if_the_server_does_not_respond(
+    backend: str,
+    own_postgres: PostgresServer,
+    hasty: Callable[..., Database],
+    work: Callable[[Transaction], Awaitable[None]],
+) -> None:
+    cut = hasty(own_postgres.create_database())
+    await migrations.migrate(cut)
+    started = asyncio.Event()
+
+    async def announced(tx: Transaction) -> None:
+        await tx.driver()
+        started.set()
+        await work(tx)
+
+    await assert_ends_while_frozen(own_postgres, cut.write(announced), started)
+    await cut.write(note)
+    await cut.close()
+
+
+@POSTGRES_ONLY
+@pytest.mark.parametrize("has_pooler", [False, True])
+async def test_a_read_is_cut_even_if_the_server_does_not_respond(
+    backend: str, own_postgres: PostgresServer, has_pooler: bool
+) -> None:
+    cut = Database(own_postgres.create_database(), read_seconds=1, has_pooler=has_pooler)
+    started = asyncio.Event()
+
+    async def sleep() -> None:
+        async with cut.read() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            started.set()
+            await driver.fetch("SELECT pg_sleep(60)")
+
+    await assert_ends_while_frozen(own_postgres, sleep(), started)
+    for _ in range(engines.POINT_READERS + 1):
+        await cut.select(text("SELECT 1"))
+    await cut.close()
+
+
+async def assert_ends_while_frozen(
+    server: PostgresServer, statement: Coroutine[Any, Any, Any], started: asyncio.Event
+) -> None:
+    """Freeze the server once the statement has `started`, and assert that it is cut at its deadline nevertheless."""
+    task = asyncio.create_task(statement)
+    await started.wait()
+    server.freeze()
+    try:
+        done, _ = await asyncio.wait({task}, timeout=10)
+    finally:
+        server.thaw()
+    assert done, "expected the statement to be cut while the server is frozen"
+    with pytest.raises(Unavailable, match=r"took (too long|longer)"):
+        await task
+
+
+@POSTGRES_ONLY
+async def test_a_worker_that_is_frozen_in_a_statement_does_not_keep_the_head_of_the_log(
+    database: Database, hasty: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "STATEMENT_GRACE_SECONDS", 0.0)
+    frozen = hasty(database.url)
+
+    async def write_without_deadline() -> None:
+        async with frozen.begin() as (connection, _):
+            await connection.execute(text("UPDATE event_head SET seq = seq"))
+            await connection.execute(text("SELECT pg_sleep(60)"))
+
+    with pytest.raises(SQLAlchemyError, match="statement timeout"):
+        await asyncio.wait_for(write_without_deadline(), 10)
+    await database.write(note)
+    await frozen.close()
+
+
 @POSTGRES_ONLY
 async def test_a_frozen_worker_does_not_keep_the_head_of_the_log(
     database: Database, monkeypatch: pytest.MonkeyPatch
@@ -134,8 +375,9 @@ async def test_a_frozen_worker_loses_its_transaction_before_others_give_up() -> 
 
 @POSTGRES_ONLY
 async def test_a_migration_may_wait_and_take_long(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LOCK_SECONDS", "IDLE_IN_TRANSACTION_SECONDS", "WRITE_STATEMENT_SECONDS"):
+    for name in ("LOCK_SECONDS", "IDLE_IN_TRANSACTION_SECONDS", "STATEMENT_GRACE_SECONDS"):
         monkeypatch.setattr(engines, name, 0.2)
+    monkeypatch.setattr(lock_waits, "WRITE_SECONDS", 0.2)
     late = Database(database.url)
     try:
         async with database.begin() as (connection, transaction):

@@ -122,7 +122,7 @@ async def test_each_transaction_has_its_limits_and_leaves_none_behind(pooled: Da
     async def in_write(tx: Transaction) -> tuple[Any, ...]:
         return tuple((await tx.connection.execute(query)).one())
 
-    assert await pooled.write(in_write) == ("30s", "10s", idle, "off")
+    assert await pooled.write(in_write) == ("15s", "10s", idle, "off")
     for lane in Lane:
         assert tuple((await pooled.select(query, lane))[0]) == ("31s", "0", idle, "off")
     by_key = await pooled.fetch(statement(f"{query} WHERE $1::int = 1"), 1)

@@ -148,10 +148,10 @@ async def test_settings_of_the_session_reach_the_server_and_keep_ours(database: 
     options = "options=-c%20geqo%3Doff%20-c%20statement_timeout%3D0&application_name=film+club&connect_timeout=9"
     url = f"{database.url}?{options}"
     [writer, reader] = await rows(url, statement)
-    assert writer == ("film+club", "off", "off", "30s")
+    assert writer == ("film+club", "off", "off", "15s")
     assert reader[:3] == ("film+club", "off", "off")
     assert reader[3] != "0"
-    assert (await rows(database.url, statement))[0] == ("marquee", "on", "off", "30s")
+    assert (await rows(database.url, statement))[0] == ("marquee", "on", "off", "15s")
 
 
 @POSTGRES_ONLY

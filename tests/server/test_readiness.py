@@ -46,6 +46,27 @@ async def test_a_foreign_lock_on_the_log_is_reported(new_service: Callable[..., 
         await eventually(lambda: is_ready(operator), "ready again")
 
 
+@POSTGRES_ONLY
+async def test_a_foreign_lock_on_tables_is_reported(backend: str, new_service: Callable[..., Service]) -> None:
+    service = new_service().start()
+    async with service.person() as alice, service.anyone() as operator:
+        foreign = await asyncpg.connect(service.database_url)
+        try:
+            await foreign.execute("BEGIN; LOCK TABLE sessions, event_head")
+            assert (await alice.http.get("/users/me")).status_code == 503
+            said = "writes wait for a lock that another transaction holds: event_head, sessions"
+
+            async def is_reported() -> bool:
+                return await database_check(operator, 503) == said
+
+            await eventually(is_reported, "not ready")
+            assert await is_reported(), "still not ready, although no further request has failed"
+        finally:
+            await foreign.close()
+        await eventually(lambda: is_ready(operator), "ready again")
+        await ok(alice.http.get("/users/me"))
+
+
 # --- database faults
 
 
