@@ -50,7 +50,7 @@ export class Forbidden extends Refused {}
 /** The client or the server violated the protocol, which is a bug in one of them. */
 export class ProtocolViolation extends Refused {}
 
-/** The server replied with an error. `code`: such as `invalid_filter`. `detail`: a string, or a list of problems. */
+/** The server replied with an error. `code`: the error's code, such as `invalid_filter`. `detail`: a string or a list. */
 export class ServerError extends MarqueeError {
   /** @param {string} code @param {any} detail */
   constructor(code, detail) {
@@ -1199,7 +1199,7 @@ export class Watch {
  * The rows of a topic by id, as of `position`. With a filter, only the rows that match the filter.
  *
  * Reading never waits and never shows part of a transaction. While the client is disconnected or a new snapshot is
- * arriving, the rows remain as of the last `position`, and `isLive` is false. After an error that ends the client or the
+ * arriving, the rows stay as they were at the last `position`, and `isLive` is false. After an error that ends the client or the
  * view, reading throws that error, because the rows would be outdated. Do not modify the rows: they belong to the view.
  * @implements {AsyncIterable<Change>}
  */

@@ -302,7 +302,9 @@ class Feed:
         return found
 
     def newest_after(self, seq: int) -> list[Event] | None:
-        """Return the next page of events after `seq` from the ring, or None if the ring lacks the event `seq + 1`."""
+        """Return the next page of events after `seq` from the ring: an empty page at the head, or None if the ring does
+        not reach back to the event `seq + 1`.
+        """
         if seq >= self.head.seq:
             return []
         return self.ring.after(seq, max_events=PAGE_EVENTS, max_bytes=PAGE_BYTES)

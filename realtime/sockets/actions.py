@@ -74,7 +74,7 @@ def _position(value: Any) -> Written:
 
 
 Position = Annotated[
-    Any,  # not `Written`, because the schema of `Written` would describe the validated value
+    Any,  # the input; the validated value is a `Written`
     PlainValidator(_position),
     WHOLE,
     WithJsonSchema(

@@ -143,7 +143,7 @@ class Connection:
             self._awaited_auth.timer.cancel()
 
     async def finish(self) -> None:
-        """Wait for the requests that have begun, as HTTP does when a client disconnects."""
+        """Interrupt the client's reads, and wait for its writes, as when an HTTP client disconnects."""
         await self._rest_calls.finish()
 
     def _new_subscription(self, spec: Spec, snapshot_of: tuple[str, ...] = ()) -> Subscription:

@@ -48,11 +48,11 @@ def raise_for(refused: Mapping[int, Refusal], *, bulk: bool) -> None:
 
 
 async def find(tx: Transaction, resource: Resource, items: Items, *, edits: Edited = ()) -> dict[int, Refusal]:
-    """Return the items that cannot be stored, by position.
+    """Return why items cannot be stored, by the position of the item.
 
-    Of several items with the same unique value, only the first can be stored. `edits` holds, for each item, the stored
-    row that it edits, or None if there is no such row. An item without a row does not take its unique value.
-    For new rows, `edits` is empty.
+    If several items have the same unique value, only the first can be stored. `edits` is empty if the items are new
+    rows. Otherwise, it holds for each item the stored row that the item edits, or None if there is no such row; an item
+    without a row does not compete for its unique value. If several items edit the same row, only the last one counts.
     """
     refused: dict[int, Refusal] = {}
     for parent in resource.parents:

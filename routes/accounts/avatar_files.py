@@ -78,7 +78,7 @@ async def _current(call: AnyCall, user_id: int) -> str | None:
 
 
 async def discard(services: Services, avatar: str | None) -> None:
-    """Delete the files of an avatar to which no account refers any longer."""
+    """Delete the files of an avatar that no account uses."""
     if avatar is None:
         return
     try:

@@ -21,9 +21,9 @@ MAX_UPLOAD_BODY_BYTES = MAX_AVATAR_BYTES + 64 * 1024  # the rest of the form nee
 
 
 def media_types(form: type[BaseModel]) -> tuple[str, ...]:
-    """Return the media types of a body: a form or, if the form requires the file, also the file alone.
+    """Return the media types of a body: a form and, if the form requires the file, also the file alone.
 
-    A profile cannot be replaced by a bare file, because all other fields of the profile would become empty.
+    In a profile, the file is optional, and a file alone would empty all other fields.
     """
     is_needed = form.model_fields[FILE_FIELD].is_required()
     return (MULTIPART_MEDIA_TYPE, *FILE_MEDIA_TYPES) if is_needed else (MULTIPART_MEDIA_TYPE,)

@@ -104,7 +104,7 @@ def wrong_window(log: Log, wish: Wish, start: int, got: Sequence[Frame]) -> str 
             return f"after window {last}: {len(wrong)} rows differ, first {wrong[0]}"
         doubtful.clear()
     wrong = replay.wrong(view, replay.advance(log.head))
-    return f"at the end of the log {len(wrong)} rows differ, first {wrong[0]}" if wrong else None
+    return f"at the end of the log: {len(wrong)} rows differ, first {wrong[0]}" if wrong else None
 
 
 def _apply(frame: Frame, view: dict[int, int], touched: set[int]) -> str | None:

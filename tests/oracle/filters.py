@@ -128,7 +128,7 @@ def resolved(wanted: Any, names: Mapping[str, Any]) -> Any:
     return names[wanted[1:]] if isinstance(wanted, str) and wanted.startswith("@") else wanted
 
 
-# --- which rows filters match
+# --- which rows match a filter
 
 
 def matches(wanted: Wanted | None, row: Row) -> bool:

@@ -1,4 +1,4 @@
-"""`--help` lists the commands without importing them."""
+"""`--help` lists the commands without importing them, and `cli.py` can serve with several workers."""
 
 from __future__ import annotations
 

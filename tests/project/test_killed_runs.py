@@ -21,7 +21,7 @@ from tests.support.service import eventually
 VARIABLE = "MARQUEE_KILLED_RUN"
 SECONDS_TO_VANISH = 60.0  # time to clean up, including a clean stop of every server after Ctrl-C
 
-# In the background, these tests may ignore SIGINT. The inner run must not inherit that.
+# A pytest that was started as a background job may ignore SIGINT. The inner run must not inherit that.
 PYTEST = """
 import runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -343,7 +343,7 @@ async def test_a_worker_that_stops_leaves_its_sockets_time_to_come_back(new_work
     ("before", "connections", "lingering", "number"),
     [
         (0, 0, 0, 0), (0, 2, 0, 2), (0, 2, 3, 2),
-        (0, 0, 3, 0),  # a user who was not yet shown does not begin to linger
+        (0, 0, 3, 0),  # sockets that linger do not make a user appear
         (1, 0, 1, 1), (1, 0, 5, 1),
         (1, 1, 1, 1),  # the user is back
         (2, 1, 1, 2), (2, 3, 1, 3), (3, 1, 1, 2), (3, 0, 0, 0),

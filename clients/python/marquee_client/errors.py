@@ -45,7 +45,10 @@ class ProtocolViolation(Refused):
 
 
 class ServerError(MarqueeError):
-    """The server replied with an error. `code`: such as `invalid_filter`. `detail`: a string, or a list of problems."""
+    """The server replied with an error.
+
+    `code` is the error's code, such as `invalid_filter`. `detail` is a string or a list of problems.
+    """
 
     def __init__(self, code: str, detail: Any) -> None:
         super().__init__(f"{code}: {detail}")

@@ -19,7 +19,7 @@ NOT_HANDLED = frozenset(("rate_limited", "too_many_requests"))  # Error codes of
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The limits of the pauses between attempts.
+    """The limits on the pauses between attempts.
 
     The n-th pause in a row (counted from 0) is a random time of up to `first_seconds` * 2^n, but at most
     `longest_seconds`. It is random ("full jitter") so that clients that lost their connections together do not

@@ -11,9 +11,9 @@ from .queues import Opened, Queue
 from .session import Session
 from .subscription import SubscribeOptions, Subscription
 
-# Limits of the events that wait for a slow reader. When a limit is reached, the watch pauses its subscription, and
-# resumes it at the same position when the reader has consumed half of the events. Meanwhile, the server's log keeps the
-# events, so the socket is not blocked.
+# Limits on the events that wait for a slow reader. When a limit is reached, the watch pauses its subscription, and
+# resumes it at the same position when the queue has shrunk to half of both limits. Meanwhile, the server's log keeps
+# the events, so the socket is not blocked.
 QUEUED_EVENTS = 1_000
 QUEUED_CHARACTERS = 8 * 1024 * 1024
 
