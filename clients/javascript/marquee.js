@@ -50,7 +50,10 @@ export class Forbidden extends Refused {}
 /** The client or the server violated the protocol, which is a bug in one of them. */
 export class ProtocolViolation extends Refused {}
 
-/** The server replied with an error. `code`: the error's code, such as `invalid_filter`. `detail`: a string or a list. */
+/**
+ * The server replied with an error. `code`: the error's code, such as `invalid_filter`. `detail`: a string, or a list of
+ * problems.
+ */
 export class ServerError extends MarqueeError {
   /** @param {string} code @param {any} detail */
   constructor(code, detail) {
