@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache
 
 from starlette.requests import Request
@@ -67,7 +67,13 @@ def _route(path: str, operations: Mapping[str, Operation]) -> Route:
 class _Path(Route):
     """A route that itself rejects wrong methods. Otherwise the router would try `/movies/{id}` for PUT /movies/bulk."""
 
+    def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]], methods: list[str]) -> None:
+        super().__init__(path, endpoint, methods=methods)
+        self._start = path.partition("{")[0]
+
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if not scope["path"].startswith(self._start):  # as for most routes; the pattern would take longer
+            return Match.NONE, {}
         match, found = super().matches(scope)
         return (Match.FULL if match is Match.PARTIAL else match), found
 

@@ -16,6 +16,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -215,26 +216,24 @@ class Database:
         return await self._fetch_anyway(statement, *values)
 
     async def _fetch_anyway(self, statement: Statement, *values: Any) -> list[Any]:
-        async def once() -> list[Any]:
-            try:
-                return await self._fetch(statement, values)
-            except Unavailable as error:
-                if failures.is_stale(error.__cause__):
-                    await self._close_hot()
-                raise
-
-        with failures.unavailable_when_lost():
-            async with asyncio.timeout(FETCH_SECONDS):
-                await self._hot.acquire()
+        if self._hot.locked():
+            with failures.unavailable_when_lost():
+                async with asyncio.timeout(FETCH_SECONDS):
+                    await self._hot.acquire()
+        else:
+            await self._hot.acquire()  # does not wait
         try:
-            return await self._again(once)
+            return await self._again(partial(self._fetch, statement, values))
         finally:
             self._hot.release()
 
     async def _fetch(self, statement: Statement, values: Sequence[Any]) -> list[Any]:
         with failures.unavailable_when_lost():
-            async with asyncio.timeout(FETCH_SECONDS):
-                connection, driver = self._hot_idle.pop() if self._hot_idle else await self._connect_hot()
+            if self._hot_idle:
+                connection, driver = self._hot_idle.pop()
+            else:
+                async with asyncio.timeout(FETCH_SECONDS):
+                    connection, driver = await self._connect_hot()
             try:
                 async with asyncio.timeout(FETCH_SECONDS):
                     if self.is_sqlite:
@@ -273,6 +272,7 @@ class Database:
             except Unavailable as error:
                 if not failures.is_stale(error.__cause__):
                     raise
+                await self._close_hot()
         return await read()
 
     # --- writing

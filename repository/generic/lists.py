@@ -145,7 +145,7 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
 
 def _measured(page: sa.Select[Any], shape: Shape, names: Iterable[str]) -> sa.Select[Any]:
     """Add to each row of a page the number of characters in its long texts, and the sum up to and including the row."""
-    lengths = " + ".join(f'coalesce(length("{column.name}"), 0)' for column in _long_texts(shape))
+    lengths = " + ".join(f'coalesce(length("{name}"), 0)' for name in _long_texts(shape.table, shape.columns))
     rows_of_page = page.add_columns(sa.text(f'{lengths or "0"} AS "{_SIZE}"')).subquery("rows")
     so_far = sa.text(
         f'sum("rows"."{_SIZE}") OVER (ORDER BY {_order("rows", shape.order)} ROWS UNBOUNDED PRECEDING)'
@@ -154,14 +154,15 @@ def _measured(page: sa.Select[Any], shape: Shape, names: Iterable[str]) -> sa.Se
     return select(_columns("rows", (*names, _SIZE)), so_far).select_from(rows_of_page)
 
 
-def _long_texts(shape: Shape) -> list[sa.Column[Any]]:
+@lru_cache(maxsize=MAX_KEPT_STATEMENTS)
+def _long_texts(table: Table, columns: tuple[str, ...]) -> tuple[str, ...]:
     """Return the columns of a list with long texts, whose length is limited only by the schema of the body."""
-    return [column for column in shape.table.columns if column.name in shape.columns and isinstance(column.type, Text)]
+    return tuple(column.name for column in table.columns if column.name in columns and isinstance(column.type, Text))
 
 
 def _needs_measure(shape: Shape, limit: int | None) -> bool:
     """Return whether `limit` rows may exceed MAX_PAGE_CHARACTERS. Most pages have too few rows for that."""
-    return (limit or 0) * len(_long_texts(shape)) * MAX_PROSE_LENGTH > MAX_PAGE_CHARACTERS
+    return (limit or 0) * len(_long_texts(shape.table, shape.columns)) * MAX_PROSE_LENGTH > MAX_PAGE_CHARACTERS
 
 
 def _columns(of: str, names: Iterable[str]) -> sa.TextClause:
