@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import statistics
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -27,8 +28,8 @@ Request = Callable[[], Awaitable[httpx.Response]]
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Return the CPU time of all threads of a process, at the resolution of the scheduler."""
-    return sum(int(task.read_text().split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+    """Return the CPU time of a process, at the resolution of the scheduler."""
+    return time.clock_gettime((~pid << 3) | 2)  # the clock's id, as clock_getcpuclockid(3) returns it on Linux
 
 
 async def _drain(socket: ClientConnection) -> None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import structlog
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from core import metrics
 from core.network.addresses import network_of
@@ -120,3 +121,9 @@ class Place:
             self._connections.leave(self._address)
         else:
             self._connections.lingered()
+
+
+def disconnect(request: RequestResponseCycle) -> None:
+    """Tell the application that the client of a request has disconnected, or will get another response."""
+    request.disconnected = True
+    request.message_event.set()

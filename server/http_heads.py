@@ -46,6 +46,11 @@ def check(target: bytes, headers: Headers) -> None:
         raise BadHead
 
 
+def has_body(headers: Headers) -> bool:
+    """Return whether a body follows the headers."""
+    return any(name in (b"content-length", b"transfer-encoding") and value != b"0" for name, value in headers)
+
+
 def rejection(target: bytes, headers: Headers, unparsed: int) -> tuple[int, str, str]:
     """Return the status, the detail and the metric's reason for a head that is rejected.
 
@@ -57,6 +62,8 @@ def rejection(target: bytes, headers: Headers, unparsed: int) -> tuple[int, str,
         return status, f"Expected a request line and headers of at most {MAX_HEAD_BYTES} bytes", "head_size"
     if len(headers) > MAX_HEADERS:
         return 431, f"Expected at most {MAX_HEADERS} headers", "head_size"
+    if has_body(headers) and any(name == b"upgrade" for name, _ in headers):
+        return 400, "Expected no Upgrade header in a request with a body; only HTTP/1.1 is available", "invalid"
     return 400, "Expected a valid HTTP/1.1 request", "invalid"
 
 

@@ -36,7 +36,7 @@ from realtime.sse.event_stream import ABORT
 from server import http_budgets, http_heads
 from server.gentle_transport import GentleTransport
 from server.http_budgets import MIN_CHUNK_BYTES, ChunkCredit, Deadline, DiscardBudget
-from server.http_connections import Place
+from server.http_connections import Place, disconnect
 from server.http_heads import HEAD_SECONDS, MAX_HEAD_BYTES, MAX_HEADERS, Unparsed
 from server.http_refusals import refusal
 from server.unread_responses import WriteWatch
@@ -44,11 +44,9 @@ from server.unread_responses import WriteWatch
 # Input is parsed in small pieces, because all requests that end in one piece are parsed and queued together.
 PIECE_BYTES = 1024
 MAX_WAITING_BYTES = 64 * 1024  # When more input than this waits for a response, reading is paused.
-# Longer than most responses take. A costly read must not go on for long when its client has left.
-HALF_CLOSED_SECONDS = 2.0
+HALF_CLOSED_SECONDS = 2.0  # Longer than most responses take; a costly read must not outlive its client for long.
 
 log = structlog.get_logger("http_protocol")
-
 
 # The phases of a connection. They are plain numbers, because looking up Enum members for each request is slow.
 _IDLE = 0  # Between requests: a new request may begin.
@@ -83,7 +81,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         self._context = copy_context()
         self._unparsed, self._chunk_credit = Unparsed(), ChunkCredit()
         self._raw = cast(asyncio.Transport, transport)  # uvloop's transport is not a subclass of asyncio.Transport
-        self._write_watch = WriteWatch(self._raw, self._abort)
+        self._write_watch = WriteWatch(self._raw)
         self._gentle = GentleTransport(self._raw, self)
         super().connection_made(self._gentle)
         self._address = self.client[0] if self.client is not None else ""
@@ -104,8 +102,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         self._place.leave()
         if self._running is not None:
             # uvicorn notifies only the request that was parsed last, which may still be queued behind the running one.
-            self._running.disconnected = True
-            self._running.message_event.set()
+            disconnect(self._running)
         super().connection_lost(exc)
         self._gentle.forget_protocol()
 
@@ -135,7 +132,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self._discard(len(data))
         else:
             self._waiting += data
-            self._parse_waiting()
+            self._context.run(self._parse_waiting)  # plain asyncio may call this in the context of a request
 
     @property
     def _must_wait(self) -> bool:
@@ -208,6 +205,8 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         self._unparsed.progress()
         if self._unparsed.may_be_large or len(self.headers) > MAX_HEADERS:
             http_heads.check(self.url, self.headers)
+        if self.parser.should_upgrade() and not self._should_upgrade() and http_heads.has_body(self.headers):
+            raise http_heads.BadHead  # the parser would take the body for further requests
         super().on_headers_complete()
         if self.pipeline:
             # uvicorn has paused reading until the response to the previous request is complete. Without reading, the
@@ -301,8 +300,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             if self.cycle.response_started:
                 self._abort()
                 return
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+            disconnect(self.cycle)
         if self._place.refusal is None:  # `HttpConnections` logs refused connections, at most once a minute
             log.info("request rejected", status=status, reason=reason, address=self._address)
         self._raw.write(refusal(status, detail, self.server_state.default_headers))
@@ -318,7 +316,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self._await_responses()
         if self.is_finishing:
             # The transport closes itself once the client has taken all written data, so check that the client does so.
-            self._write_watch.start()
+            self._write_watch.start(self._abort)
         return not self.is_finishing
 
     def _await_responses(self) -> None:
@@ -333,6 +331,8 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         if self.flow.write_paused:  # the client has data to take, and `WriteWatch` checks that it does so
             self._deadline.start(HALF_CLOSED_SECONDS, self._responses_expired)
         else:
+            if self._running is not None:
+                disconnect(self._running)
             self._close()
 
     def finish(self) -> None:
@@ -381,7 +381,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         self.is_finishing, self._phase = True, _LINGERING
         self._deadline.stop()
         self._raw.close()
-        self._write_watch.start()
+        self._write_watch.start(self._abort)
 
     def _abort(self) -> None:
         self.is_finishing, self._phase = True, _LINGERING
@@ -391,7 +391,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._write_watch.start()
+        self._write_watch.start(self._abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()

@@ -28,27 +28,30 @@ class WriteWatch:
     A slow client that still takes some data may continue.
     """
 
-    def __init__(self, transport: asyncio.Transport, abort: Callable[[], None]) -> None:
+    def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._abort = abort
         self._timer: asyncio.TimerHandle | None = None
         self._untaken = 0  # The number of bytes that the client had not taken by `_taken_at`, when it last took any.
         self._taken_at = 0.0
 
-    def start(self) -> None:
-        """Begin to check that the client takes the written data. No more may be written until it has taken some."""
+    def start(self, abort: Callable[[], None]) -> None:
+        """Begin to check that the client takes the written data. No more may be written until it has taken some.
+
+        If the client takes none for WRITE_SECONDS, call `abort`. The object keeps it only while it checks, because a
+        reference from the protocol to itself would leave each closed connection to the garbage collector.
+        """
         self.stop()
         loop = asyncio.get_running_loop()
         self._untaken, self._taken_at = self._untaken_bytes(), loop.time()
         if self._transport.get_write_buffer_size():
-            self._timer = loop.call_later(WRITE_CHECK_SECONDS, self._check)
+            self._timer = loop.call_later(WRITE_CHECK_SECONDS, self._check, abort)
 
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _check(self) -> None:
+    def _check(self, abort: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
         untaken, now = self._untaken_bytes(), loop.time()
         if untaken < self._untaken:
@@ -57,9 +60,9 @@ class WriteWatch:
             metrics.HTTP_REFUSED.labels("slow").inc()
             address = (self._transport.get_extra_info("peername") or ("",))[0]
             log.info("slow client disconnected", address=address, untaken_bytes=untaken)
-            self._abort()
+            abort()
         else:
-            self._timer = loop.call_later(WRITE_CHECK_SECONDS, self._check)
+            self._timer = loop.call_later(WRITE_CHECK_SECONDS, self._check, abort)
 
     def _untaken_bytes(self) -> int:
         """Return how many bytes the client has not acknowledged, as far as the operating system knows.

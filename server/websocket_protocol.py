@@ -226,7 +226,9 @@ class MarqueeWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _message_expired(self) -> None:
         self._message_timer = None
-        if self.is_open:
+        if self.read_paused or self._unparsed:  # the rest of the message may have arrived
+            self._message_timer = self.loop.call_later(MESSAGE_SECONDS, self._message_expired)
+        elif self.is_open:
             self.frames = [bytearray()]  # type: ignore[list-item]  # further fragments may still arrive
             self.close_now(CloseCode.TOO_SLOW)
 

@@ -75,9 +75,9 @@ class Database:
         self._shares = {lane: Shares(size) for lane, size in READERS_PER_CLIENT.items()}
         self._patient_shares = {lane: Shares(size) for lane, size in READERS_PER_CLIENT.items()}
         self._patient = {lane: asyncio.Semaphore(size) for lane, size in PATIENT_READERS.items()}
-        self.schema = Schema(self._fetch_anyway, is_sqlite=self.is_sqlite)
+        self.schema = Schema(self._fetch_ahead, is_sqlite=self.is_sqlite)
         self._lock_waits = LockWaits()
-        self._table_locks = TableLocks(self._fetch_anyway)
+        self._table_locks = TableLocks(self._fetch_ahead)
         self._read_failure: str | None = None  # the problem with a table or the file, until it is repaired
         self._write_failure: str | None = None
         self._probe: asyncio.Task[None] | None = None
@@ -213,19 +213,17 @@ class Database:
         Raises Unavailable when the database cannot be reached.
         """
         self.schema.require()
-        return await self._fetch_anyway(statement, *values)
-
-    async def _fetch_anyway(self, statement: Statement, *values: Any) -> list[Any]:
-        if self._hot.locked():
-            with failures.unavailable_when_lost():
-                async with asyncio.timeout(FETCH_SECONDS):
-                    await self._hot.acquire()
-        else:
-            await self._hot.acquire()  # does not wait
+        with failures.unavailable_when_lost():
+            async with asyncio.timeout(FETCH_SECONDS if self._hot.locked() else None):
+                await self._hot.acquire()
         try:
-            return await self._again(partial(self._fetch, statement, values))
+            return await self._fetch_ahead(statement, *values)
         finally:
             self._hot.release()
+
+    async def _fetch_ahead(self, statement: Statement, *values: Any) -> list[Any]:
+        """Fetch for the checks of readiness, which must not wait for reads that wait for a lock."""
+        return await self._again(partial(self._fetch, statement, values))
 
     async def _fetch(self, statement: Statement, values: Sequence[Any]) -> list[Any]:
         with failures.unavailable_when_lost():
@@ -249,7 +247,10 @@ class Database:
                 await connection.invalidate(error)
                 await connection.close()
                 raise
-        self._hot_idle.append((connection, driver))
+        if len(self._hot_idle) < HOT_READERS:
+            self._hot_idle.append((connection, driver))
+        else:
+            await connection.close()
         return list(found)
 
     async def _connect_hot(self) -> tuple[AsyncConnection, Any]:

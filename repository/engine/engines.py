@@ -133,7 +133,12 @@ def open_sqlite(url: str) -> tuple[Engines, SqliteFile]:
             pool_size=size,
             max_overflow=0,
             pool_timeout=POOL_TIMEOUT_SECONDS,
-            connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None, "factory": SqliteConnection},
+            connect_args={
+                "async_creator_fn": file.connect,
+                "factory": SqliteConnection,
+                "timeout": BUSY_TIMEOUT_SECONDS,
+                "isolation_level": None,
+            },
         )
         event.listen(made.sync_engine, "connect", partial(_prepare_sqlite, pragmas))
         return made

@@ -21,6 +21,7 @@ from repository.engine.statement import Statement
 WRITE_SECONDS = 14.0
 # A lock in one of these modes, or a request for it that is ahead of a write, makes every write to the table wait. Locks
 # of single rows are not in this list: they delay only the writes to these rows.
+_MAY_LOOK = Statement(sqlite="", postgresql="SELECT has_table_privilege('pg_catalog.pg_locks', 'SELECT')")
 _LOCKED_TABLES = Statement(
     sqlite="",
     postgresql="SELECT DISTINCT relname FROM pg_locks JOIN pg_class ON pg_class.oid = relation"
@@ -87,13 +88,13 @@ class TableLocks:
         self._are_suspected = True
 
     async def problem(self) -> str | None:
-        """Return which tables are locked, or why this is not known, or None."""
+        """Return which tables are locked, or why this is unknown; None if none is, or if the role may not know."""
         if not self._are_suspected:
             return None
         try:
-            tables = [name for (name,) in await self._fetch(_LOCKED_TABLES, list(models.metadata.tables))]
+            ((may_look,),) = await self._fetch(_MAY_LOOK)
+            found = await self._fetch(_LOCKED_TABLES, list(models.metadata.tables)) if may_look else ()
         except Unavailable as error:
-            self._are_suspected = False  # the role may never be allowed to see the locks
             return failures.in_words(error.__cause__)
-        self._are_suspected = bool(tables)
-        return f"{failures.LOCKED}: {', '.join(tables)}" if tables else None
+        self._are_suspected = bool(found)
+        return f"{failures.LOCKED}: {', '.join(name for (name,) in found)}" if found else None

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 from weakref import WeakSet
 
+import aiosqlite
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -28,8 +29,9 @@ MIN_FREE_BYTES = 16 * 1024 * 1024  # SQLite's log needs this much free disk spac
 
 
 def path_of(url: str) -> Path:
-    """Return the path of SQLite's file."""
-    return Path(url.removeprefix("sqlite:///"))
+    """Return the absolute path of SQLite's file, as the driver understands it."""
+    # As SQLAlchemy does, resolve ".." without following symbolic links.
+    return Path(os.path.abspath(url.removeprefix("sqlite:///")))  # noqa: PTH100 (see above)
 
 
 class SqliteConnection(sqlite3.Connection):
@@ -38,7 +40,7 @@ class SqliteConnection(sqlite3.Connection):
     def __init__(self, database: str, **options: Any) -> None:
         # If the file was moved a moment ago, SQLite would create an empty one and delete the log of the moved file, and
         # with it the newest rows.
-        super().__init__(f"file:{quote(os.fsencode(database))}?mode=rw", **(options | {"uri": True}))
+        super().__init__(f"file://{quote(os.fsencode(database))}?mode=rw", **(options | {"uri": True}))
 
     def close(self) -> None:
         # After a cancelled write, a cursor may hold an unfinished statement until it is garbage-collected. Until then,
@@ -70,9 +72,8 @@ class SqliteFile:
             if self._is_replaced(_found(self._path)):
                 raise failures.FileLost(failures.MOVED_FILE)
 
-        def on_connect(dbapi_connection: Any, _: Any) -> None:
+        def on_connect(*_: Any) -> None:
             self._connections += 1
-            self._threads.add(dbapi_connection.driver_connection._thread)
             if is_writer:
                 self._note_log()
 
@@ -84,6 +85,13 @@ class SqliteFile:
         event.listen(engine.sync_engine, "do_connect", before_connect)
         event.listen(engine.sync_engine, "connect", on_connect)
         event.listen(engine.sync_engine, "close", on_close)
+
+    def connect(self, *args: Any, **options: Any) -> aiosqlite.Connection:
+        """Return a connection that is going to be opened, in place of `aiosqlite.connect`."""
+        connection = aiosqlite.connect(*args, **options)
+        connection._thread.daemon = True  # as SQLAlchemy does
+        self._threads.add(connection._thread)
+        return connection
 
     async def closed(self) -> None:
         """Wait until the threads of all closed connections have ended, for up to CLOSE_SECONDS.

@@ -153,6 +153,22 @@ async def test_no_thread_outlives_the_database(new_places: Callable[[], Places])
 
 
 @SQLITE_ONLY
+@pytest.mark.parametrize("turns", range(1, 12, 2))
+async def test_no_thread_of_a_cancelled_opening_outlives_the_database(
+    new_places: Callable[[], Places], turns: int
+) -> None:
+    before = set(threading.enumerate())
+    database = Database(new_places().database_url)
+    reading = asyncio.create_task(database.select(text("SELECT 1")))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    await database.close()
+    assert not set(threading.enumerate()) - before
+
+
+@SQLITE_ONLY
 async def test_no_connection_is_opened_to_another_file(database: Database) -> None:
     path = path_of(database.url)
     path.rename(path.with_suffix(".away"))
@@ -182,16 +198,20 @@ async def test_a_file_moved_while_a_connection_is_opened_keeps_its_log(database:
     assert count == 1
 
 
-async def test_a_path_may_have_any_characters(tmp_path: Path) -> None:
-    path = tmp_path / "a b#c%41ü" / "d&e=f.db"
-    database = Database(f"sqlite:///{path}")
+@pytest.mark.parametrize("form", ["{}/a b#c%41ü/d&e=f.db", "/{}/slashes.db", "{}/link/../beside.db"])
+async def test_a_path_may_have_any_form(tmp_path: Path, form: str) -> None:
+    (tmp_path / "elsewhere" / "folder").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "folder")
+    url = "sqlite:///" + form.format(tmp_path)
+    database = Database(url)
     try:
         await migrations.migrate(database)
         await database.write(note)
     finally:
         await database.close()
+    path = path_of(url)
     assert path.stat().st_size > 0
-    assert [found.name for found in path.parent.iterdir()] == [path.name]
+    assert [found for found in path.parent.iterdir() if found.is_file()] == [path]
 
 
 async def test_a_symbolic_link_to_another_file_is_noticed(tmp_path: Path) -> None:

@@ -1,14 +1,24 @@
-"""The limits on the number of HTTP connections, in total and per address."""
+"""HTTP connections: the limits on their number, in total and per address, and the memory of closed ones."""
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from server.http_connections import MAX_LINGERING_REFUSALS, HttpConnections
+from server.http_protocol import MarqueeHTTPProtocol
+from server.websocket_protocol import MarqueeWebSocketProtocol
 from tests.support.backends import SQLITE_ONLY
 from tests.support.metrics import metric
-from tests.support.raw_http import Answer, raw_connection
+from tests.support.raw_http import HANDSHAKE, Answer, raw_connection
 from tests.support.service import Service, eventually
 
 LAST = "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
@@ -98,3 +108,47 @@ def test_refused_connections_linger_in_small_numbers_and_networks_count_as_one_a
     assert [connections.may_linger() for _ in range(MAX_LINGERING_REFUSALS + 1)].count(False) == 1
     connections.lingered()
     assert connections.may_linger()
+
+
+# --- memory
+
+
+@pytest.mark.parametrize(
+    "request_",
+    ["GET / HTTP/1.1\r\nHost: a\r\n\r\n", HANDSHAKE.format(target="/", headers="")],
+    ids=["request", "handshake"],
+)
+async def test_a_closed_connection_does_not_wait_for_the_garbage_collector(request_: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            while (await receive())["type"] != "websocket.disconnect":
+                pass
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    config = uvicorn.Config(app, http=MarqueeHTTPProtocol, ws=MarqueeWebSocketProtocol, lifespan="off", log_config=None)
+    config.load()
+    limits = HttpConnections(max_connections=10, max_per_address=None, is_trusted=lambda address: True)
+    protocols: list[weakref.ref[MarqueeHTTPProtocol]] = []
+
+    def connected() -> MarqueeHTTPProtocol:
+        protocol = MarqueeHTTPProtocol(config, ServerState(), {"http_connections": limits})
+        protocols.append(weakref.ref(protocol))
+        return protocol
+
+    server = await asyncio.get_running_loop().create_server(connected, "127.0.0.1", 0)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(request_.encode())
+            await reader.readuntil(b"\r\n\r\n")
+            writer.transport.abort()
+        await eventually(lambda: not any(protocol() for protocol in protocols), "all connections are freed")
+    finally:
+        gc.enable()
+        server.close()

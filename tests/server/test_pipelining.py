@@ -51,6 +51,18 @@ async def test_requests_sent_ahead_are_answered_in_order(service: Service, piece
     assert ids(received) == list(range(2, 132))
 
 
+@SQLITE_ONLY
+@pytest.mark.parametrize("framing", ["Content-Length: {length}\r\n", "Transfer-Encoding: chunked\r\n"])
+async def test_the_body_of_a_request_with_an_upgrade_is_not_parsed_as_a_request(service: Service, framing: str) -> None:
+    """The parser expects no body after a request for an upgrade, even if the upgrade is ignored."""
+    hidden = numbered(2, 2)
+    upgrade = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n" + framing.format(length=len(hidden))
+    async with raw_connection(service, numbered(1, 1, "POST /auth/login", upgrade, hidden)) as connection:
+        answer = await connection.answer()
+    assert answer.status == 400
+    assert answer.detail == "Expected no Upgrade header in a request with a body; only HTTP/1.1 is available"
+
+
 def slow(first: int, last: int, headers: str = "") -> str:
     """Return requests whose responses take so long that all other input arrives in the meantime."""
     about = f"Content-Type: application/json\r\nContent-Length: {len(LOGIN)}\r\n{headers}"
