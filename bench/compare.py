@@ -11,7 +11,6 @@ import asyncio
 import itertools
 import statistics
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -20,16 +19,11 @@ from pathlib import Path
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
 
-from bench.service import PASSWORD, ROOT, Service, argument, running, signed_in
+from bench.service import PASSWORD, ROOT, Service, argument, cpu_seconds, running, signed_in
 
 MICROSECONDS = 1e6
 WATCHERS = 50
 Request = Callable[[], Awaitable[httpx.Response]]
-
-
-def _cpu_seconds(pid: int) -> float:
-    """Return the CPU time of a process, at the resolution of the scheduler."""
-    return time.clock_gettime((~pid << 3) | 2)  # the clock's id, as clock_getcpuclockid(3) returns it on Linux
 
 
 async def _drain(socket: ClientConnection) -> None:
@@ -53,11 +47,11 @@ def _requests(client: httpx.AsyncClient, rows: int) -> dict[str, tuple[Request, 
 
 async def _measure(service: Service, request: Request, times: int) -> float:
     """Return the service's CPU time per request in microseconds."""
-    before = _cpu_seconds(service.pid)
+    before = cpu_seconds(service.pid)
     for _ in range(times):
         (await request()).raise_for_status()
     await asyncio.sleep(0.02)  # the frames of the last write are still being sent
-    return (_cpu_seconds(service.pid) - before) / times * MICROSECONDS
+    return (cpu_seconds(service.pid) - before) / times * MICROSECONDS
 
 
 async def compare(other: Path, rounds: int, rows: int) -> None:

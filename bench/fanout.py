@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
 
-from bench.service import Service, argument, running, signed_in
+from bench.service import Service, argument, cpu_seconds, running, signed_in
 
 WRITERS = 4
-TICKS = os.sysconf("SC_CLK_TCK")
 # For each kind: a function that takes a watcher's number and returns the watcher's filter, and whether these filters
 # match the written movies, whose `duration_minutes` is 104.
 KINDS: dict[str, tuple[Callable[[int], Any], bool]] = {
@@ -47,11 +44,6 @@ async def _read(socket: ClientConnection, writes: int) -> None:
         seen += (await socket.recv(decode=False)).startswith(b'{"operation":"add"')
 
 
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
 async def _write(client: httpx.AsyncClient, writes: int) -> None:
     for _ in range(writes):
         body = {"title": "The Third Man", "release_date": "1949-09-02", "duration_minutes": 104}
@@ -62,9 +54,9 @@ async def measure(service: Service, watchers: int, writes: int) -> None:
     url, pid = f"ws://127.0.0.1:{service.port}/ws?topics=jobs", service.pid
     async with signed_in(service) as client:
         await _write(client, 100)
-        before = _cpu_seconds(pid)
+        before = cpu_seconds(pid)
         await asyncio.gather(*(_write(client, writes // WRITERS) for _ in range(WRITERS)))
-        alone = (_cpu_seconds(pid) - before) * 1000 / writes
+        alone = (cpu_seconds(pid) - before) * 1000 / writes
         print(
             f"{watchers} watchers, {WRITERS} writers, {writes} writes; a write without watchers: {alone:.2f} CPU ms\n"
         )
@@ -75,10 +67,10 @@ async def measure(service: Service, watchers: int, writes: int) -> None:
                 for socket in sockets:
                     stack.push_async_callback(socket.close)
                 reading = [asyncio.create_task(_read(socket, writes)) for socket in sockets if matches]
-                before, begun = _cpu_seconds(pid), time.monotonic()
+                before, begun = cpu_seconds(pid), time.monotonic()
                 await asyncio.gather(*(_write(client, writes // WRITERS) for _ in range(WRITERS)))
                 await asyncio.gather(*reading)
-                seconds, cpu = time.monotonic() - begun, (_cpu_seconds(pid) - before) * 1000 / writes
+                seconds, cpu = time.monotonic() - begun, (cpu_seconds(pid) - before) * 1000 / writes
             frames = writes * watchers / seconds if matches else 0
             each = (cpu - alone) * 1000 / watchers
             print(f"{kind:36}{writes / seconds:>10,.0f}{frames:>10,.0f}{cpu:>14.2f}{each:>12.2f}")

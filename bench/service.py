@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ class Service:
 def argument(place: int, default: int) -> int:
     """Return the command-line argument at index `place` as an integer, or the default if it is missing."""
     return int(sys.argv[place]) if len(sys.argv) > place else default
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process, at the resolution of the scheduler."""
+    return time.clock_gettime((~pid << 3) | 2)  # the clock's id, as clock_getcpuclockid(3) returns it on Linux
 
 
 @contextmanager
