@@ -179,7 +179,7 @@ class ScriptedConnection:
         await self._until(lambda: self._token == step["token"], f"the token {step['token']}")
 
     async def _step_expect(self, step: Step) -> None:
-        """Wait for a message that has the members of `expect` and lacks those of `absent`; `as` names the message."""
+        """Wait for a message that has the members of `expect`. It must lack those of `absent`. `as` names it."""
 
         def matching() -> Mapping[str, Any] | None:
             return next((each for each in self.inbox if difference(step["expect"], each) is None), None)

@@ -114,7 +114,7 @@ class Database:
     async def shrink_log(self) -> None:
         """Empty SQLite's write-ahead log, which grows while reads overlap without a pause. Raises Unavailable.
 
-        Other writes wait meanwhile, and new reads cannot use the log, for up to SHRINK_SECONDS.
+        It waits up to SHRINK_SECONDS for running reads to end. Meanwhile, other writes wait, but new reads do not.
         """
         with failures.unavailable_when_lost():
             async with self._engines.writer.connect() as connection:

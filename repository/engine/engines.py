@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -118,13 +118,8 @@ def sqlite_is_safe(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bo
 
 
 def open_sqlite(url: str) -> tuple[Engines, SqliteFile]:
-    """Return the engines of a SQLite file, and the file. Create its folder and the file if needed. Raises OSError."""
+    """Return the engines of a SQLite file, and the file. Raises what SqliteFile raises."""
     path = path_of(url)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # With this mode, other users of the machine cannot read the file. SQLite gives its other files the same mode.
-    # Errors are ignored, because opening the database reports them better.
-    with suppress(OSError):
-        path.touch(mode=0o600)
     file = SqliteFile(url)
 
     def engine(size: int, pragmas: Sequence[str]) -> AsyncEngine:

@@ -21,6 +21,7 @@ import aiosqlite
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from core.errors import SettingsError
 from repository.engine import failures
 
 CLOSE_SECONDS = 2.0
@@ -51,16 +52,36 @@ class SqliteConnection(sqlite3.Connection):
 
 
 class SqliteFile:
-    """The file that exists when the object is created, and the write-ahead log that its connections have open."""
+    """The file that exists when the object is created, and the write-ahead log that its connections have open.
+
+    Creates the file and its folder if they are missing. Raises OSError if the folder cannot be created, and
+    SettingsError if the file is missing although its log exists.
+    """
 
     def __init__(self, url: str) -> None:
         self._path = path_of(url)
         # SQLite keeps its log beside the file itself, even if the path is a symbolic link.
         self._log_path = Path(os.path.realpath(self._path) + "-wal")
+        self._create()
         self._id = _id(_found(self._path))
         self._log_id: tuple[int, int] | None = None
         self._connections = 0
         self._threads: WeakSet[Thread] = WeakSet()  # each connection runs its statements in a thread of its own
+
+    def _create(self) -> None:
+        # A worker may start while the file is moved. SQLite would take an empty file for a new database and delete the
+        # log of the moved file, and with it the newest rows.
+        found = _found(self._path)
+        if (found is None or found.st_size == 0) and self.log_bytes() > 0:
+            raise SettingsError(
+                f"DATABASE_URL: expected the database file {self._path}, because its write-ahead log "
+                f"{self._log_path} exists. Move the file back, or remove the log to start with an empty database."
+            )
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # With this mode, other users of the machine cannot read the file. SQLite gives its other files the same mode.
+        # Errors are ignored, because opening the database reports them better.
+        with suppress(OSError):
+            self._path.touch(mode=0o600)
 
     def follow(self, engine: AsyncEngine, *, is_writer: bool) -> None:
         """Watch the engine's connections, and refuse to open a connection to another file.

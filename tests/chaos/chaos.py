@@ -20,7 +20,7 @@ import httpx
 
 from tests.chaos.faults import Chaos, Fault, Stage, schedule
 from tests.chaos.judge import CATALOG, Log, Row, Wish, broken_promises, differences, read_log
-from tests.chaos.views import wrong_snapshot, wrong_window
+from tests.chaos.views import wrong_interval, wrong_snapshot
 from tests.chaos.watchers import Manner, Segment, Texts, Watcher
 from tests.chaos.writers import STATUSES, Progress, Writer, jobs_end, plan, sign_up
 from tests.support.proxies import Proxies
@@ -88,8 +88,8 @@ ROLES = (
     *(Role(1, wish(index, snapshot=True), Manner("snapshots", 120, 2.0, forgets=True)) for index in range(3)),
     Role(2, EVERY_MOVIE, Manner("snapshots", 400, 2.0, forgets=True)),
     Role(2, EVERY_MOVIE, Manner("cut"), through_proxy=True),
-    Role(3, wish(0, latest_every_ms=200), Manner("windows"), through_proxy=True),
-    Role(3, Wish(("movies",), name="latest", latest_every_ms=500), Manner("windows")),
+    Role(3, wish(0, latest_every_ms=200), Manner("intervals"), through_proxy=True),
+    Role(3, Wish(("movies",), name="latest", latest_every_ms=500), Manner("intervals")),
 )
 
 
@@ -263,7 +263,7 @@ def _wrong(log: Log, wish: Wish, segment: Segment, is_last: bool, counts: Counte
             counts["unequal"] += 1
             yield problem
     if wish.latest_every_ms:
-        problem = wrong_window(log, wish, segment.start, segment.got)
+        problem = wrong_interval(log, wish, segment.start, segment.got)
         if problem is not None:
             counts["unequal"] += 1
             yield problem

@@ -29,7 +29,7 @@ Row = dict[str, Any]
 class Wish:
     """What a watcher subscribes to. `matches` is `filter` as a Python function.
 
-    With a filter, a snapshot or windows, this is an explicit subscription, which has a name and one topic of CATALOG.
+    With a filter, a snapshot or intervals, this is an explicit subscription, which has a name and one topic of CATALOG.
     """
 
     topics: tuple[str, ...] = PUBLIC_TOPICS
@@ -46,7 +46,7 @@ class Wish:
 
 
 def mark_of(row: Row) -> int:
-    """Return a digest to keep instead of a row: the rows of all snapshots and windows would not fit into memory."""
+    """Return a digest to keep instead of a row: the rows of all snapshots and intervals would not fit into memory."""
     encoded = orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest())
 

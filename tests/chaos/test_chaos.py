@@ -27,7 +27,7 @@ async def test_no_watcher_is_ever_wrong_whatever_breaks(
     assert 0.1 < outcome.bus_lost / (outcome.bus_lost + outcome.bus_passed) < 0.6
     for kind, counts in outcome.kinds.items():
         # Each kind of watcher must have received events. A coalescing watcher receives fewer frames by design.
-        assert counts["events"] > (20 if kind.startswith("windows") else 100), outcome.report()
+        assert counts["events"] > (20 if kind.startswith("intervals") else 100), outcome.report()
 
 
 def test_the_same_seed_plans_the_same_faults_and_the_same_writes() -> None:

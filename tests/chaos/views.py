@@ -1,4 +1,4 @@
-"""Compare the snapshots and windows of the chaos run with the rows that the log builds."""
+"""Compare the snapshots and intervals of the chaos run with the rows that the log builds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Marks:
 
 
 def marked(frame: Frame) -> Frame:
-    """Return a frame of a window with each row replaced by its digest."""
+    """Return a frame of an interval with each row replaced by its digest."""
     kept = {name: frame[name] for name in ("operation", "seq", "more") if name in frame}
     data = frame["data"]
     if frame["operation"].startswith("delete"):
@@ -79,8 +79,8 @@ def wrong_snapshot(log: Log, wish: Wish, seq: int, items: Marks) -> str | None:
     return f"snapshot at {seq}: {len(wrong)} of {len(replay.rows)} rows differ, first {wrong[0]}" if wrong else None
 
 
-def wrong_window(log: Log, wish: Wish, start: int, got: Sequence[Frame]) -> str | None:
-    """Return a message about the first window after which a client's rows differ from those of the log, or None.
+def wrong_interval(log: Log, wish: Wish, start: int, got: Sequence[Frame]) -> str | None:
+    """Return a message about the first interval after which a client's rows differ from those of the log, or None.
 
     The client starts with the rows as of `start`. `got` holds frames as `marked` returns them.
     """
@@ -91,17 +91,17 @@ def wrong_window(log: Log, wish: Wish, start: int, got: Sequence[Frame]) -> str 
     last = start
     for frame in got:
         if frame["seq"] < last:
-            return f"window {frame['seq']} after {last}"
+            return f"interval {frame['seq']} after {last}"
         last = frame["seq"]
         problem = _apply(frame, view, doubtful)
         if problem is not None:
-            return f"window {last}: {problem}"
+            return f"interval {last}: {problem}"
         if frame.get("more"):
             continue
         doubtful |= replay.advance(last)
         wrong = replay.wrong(view, doubtful)
         if wrong:
-            return f"after window {last}: {len(wrong)} rows differ, first {wrong[0]}"
+            return f"after interval {last}: {len(wrong)} rows differ, first {wrong[0]}"
         doubtful.clear()
     wrong = replay.wrong(view, replay.advance(log.head))
     return f"at the end of the log: {len(wrong)} rows differ, first {wrong[0]}" if wrong else None

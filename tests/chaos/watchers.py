@@ -29,7 +29,7 @@ SMALL_BUFFER_BYTES = 128 * 1024  # TCP itself would stall with a buffer smaller 
 
 
 class Texts:
-    """Parses each distinct frame once: most watchers receive the same frames. Snapshots and windows are not kept."""
+    """Parses each distinct frame once: most watchers receive the same frames. Snapshots and intervals are not kept."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, Frame] = {}

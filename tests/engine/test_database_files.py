@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
-from core.errors import Unavailable
+from core.errors import SettingsError, Unavailable
 from repository.engine import migrations, sqlite_file
 from repository.engine.database import Database
 from repository.engine.engines import BUSY_TIMEOUT_SECONDS, Lane
@@ -19,7 +19,7 @@ from repository.engine.sqlite_file import path_of
 from repository.engine.transaction import Transaction
 from tests.conftest import Places
 from tests.support.backends import SQLITE_ONLY
-from tests.support.service import Service
+from tests.support.service import Service, eventually
 
 LARGE = "x" * 100_000
 PAGE_BYTES = 4096
@@ -254,6 +254,36 @@ async def test_a_service_acknowledges_no_write_to_a_moved_file(new_service: Call
         ):
             assert response.status_code == 503, response.text
             assert "othing was written" in response.json()["detail"]
+        path.with_suffix(".away").rename(path)
+
+        async def is_accepted() -> bool:
+            return (await alice.http.post("/movies", json={"title": "After"})).status_code == 201
+
+        await eventually(is_accepted, "writes are accepted again")
+        titles = {movie["title"] for movie in (await alice.http.get("/movies")).json()}
+        assert titles == {"Before", "After"}
+
+
+@SQLITE_ONLY
+@pytest.mark.parametrize("is_replaced", [False, True])
+async def test_a_log_without_its_file_is_kept(database: Database, *, is_replaced: bool) -> None:
+    """A worker that starts while the file is moved finds no file, or an empty one."""
+    await database.write(note)
+    path = path_of(database.url)
+    away = path.with_suffix(".away")
+    path.rename(away)
+    if is_replaced:
+        path.touch()
+    with pytest.raises(SettingsError, match=r"expected the database file .* because its write-ahead log .* exists"):
+        Database(database.url)
+    assert path.exists() == is_replaced
+    away.rename(path)
+    again = Database(database.url)
+    try:
+        ((count,),) = await again.select(text("SELECT count(*) FROM events"))
+    finally:
+        await again.close()
+    assert count == 1
 
 
 @SQLITE_ONLY

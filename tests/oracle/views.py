@@ -171,8 +171,8 @@ class View:
         """Raise Wrong unless an update changes exactly the fields that it names and does not lower the version."""
         named = set(frame["changed"])
         changed = {name for name in new if new[name] != old[name]} - {"version", "updated_at"}
-        is_windowed = self.latest_every_ms is not None  # a change and its reversal in one window cancel out
-        if new["version"] < old["version"] or not changed <= named or not (changed or is_windowed):
+        has_intervals = self.latest_every_ms is not None  # a change and its reversal in one interval cancel out
+        if new["version"] < old["version"] or not changed <= named or not (changed or has_intervals):
             raise Wrong(f"expected changes of {named}, got {changed or 'none'}: {_brief(frame)}: {self}")
 
     # --- comparison

@@ -1,7 +1,8 @@
 """The service with bounds so small that a few rows reach them.
 
 Pages, the ring, the frames of an event and the send buffer of a socket are so small that special cases occur often:
-snapshots of many pages, catching up from the ring and from the log, windows of several frames.
+snapshots of many pages, catching up from the ring and from the log, and intervals of `latest_every_ms` whose changes
+fill several frames.
 """
 
 from __future__ import annotations
