@@ -1,9 +1,16 @@
-"""Limits for request bodies: how small the chunks may be, and how much input is discarded after a response."""
+"""Limits for the input of an HTTP connection, and the objects that count it and the time it takes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+
+# Input is parsed in small pieces, because all requests that end in one piece are parsed and queued together.
+PIECE_BYTES = 1024
+MAX_WAITING_BYTES = 64 * 1024  # When more input than this waits for a response, reading is paused.
+HALF_CLOSED_SECONDS = 2.0  # Longer than most responses take; a costly read must not outlive its client for long.
+# Most bodies follow their heads sooner. A request that starts with its whole body identifies its client only once.
+BODY_HEADSTART_SECONDS = 0.01
 
 # Some clients send their whole body before they read the response. These limits allow for a picture that is uploaded
 # over a slow connection.
@@ -82,3 +89,24 @@ class Deadline:
     def _expire(self, expire: Callable[[], None]) -> None:
         self._timer = None
         expire()
+
+
+class Headstart:
+    """Lets a body arrive, for at most BODY_HEADSTART_SECONDS, before its request starts."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._start: Callable[[], None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, start: Callable[[], None]) -> None:
+        """Call `start` when the body is complete, at the latest in BODY_HEADSTART_SECONDS."""
+        self._start = start
+        self._timer = self._loop.call_later(BODY_HEADSTART_SECONDS, self.end)
+
+    def end(self) -> None:
+        """Start the request now, unless it has started."""
+        if self._start is not None and self._timer is not None:
+            self._timer.cancel()
+            start, self._start = self._start, None
+            start()

@@ -12,6 +12,7 @@ Rules:
   client that has left, each of these responses must be complete within HALF_CLOSED_SECONDS.
 - Input that arrives after the response to its request is discarded, up to a limit. Closing the connection without
   reading this input would reset the connection, and the client might lose the response.
+- A request starts when its body is complete, but at the latest BODY_HEADSTART_SECONDS after its head.
 - A body must not consist of many small chunks, because each of them takes time. When the rest of a body is discarded,
   at most CHUNK_CREDIT_BYTES / MIN_CHUNK_BYTES chunks are parsed to find the next request. If there are more, the
   connection is closed.
@@ -35,16 +36,11 @@ from core import metrics
 from realtime.sse.event_stream import ABORT
 from server import http_budgets, http_heads
 from server.gentle_transport import GentleTransport
-from server.http_budgets import MIN_CHUNK_BYTES, ChunkCredit, Deadline, DiscardBudget
+from server.http_budgets import HALF_CLOSED_SECONDS, MIN_CHUNK_BYTES, ChunkCredit, Deadline, DiscardBudget, Headstart
 from server.http_connections import Place, disconnect
 from server.http_heads import HEAD_SECONDS, MAX_HEAD_BYTES, MAX_HEADERS, Unparsed
 from server.http_refusals import refusal
 from server.unread_responses import WriteWatch
-
-# Input is parsed in small pieces, because all requests that end in one piece are parsed and queued together.
-PIECE_BYTES = 1024
-MAX_WAITING_BYTES = 64 * 1024  # When more input than this waits for a response, reading is paused.
-HALF_CLOSED_SECONDS = 2.0  # Longer than most responses take; a costly read must not outlive its client for long.
 
 log = structlog.get_logger("http_protocol")
 
@@ -77,7 +73,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._linger_seconds = http_budgets.LINGER_SECONDS
         self._waiting = bytearray()
-        self._deadline = Deadline(self.loop)
+        self._deadline, self._headstart = Deadline(self.loop), Headstart(self.loop)
         self._context = copy_context()
         self._unparsed, self._chunk_credit = Unparsed(), ChunkCredit()
         self._raw = cast(asyncio.Transport, transport)  # uvloop's transport is not a subclass of asyncio.Transport
@@ -146,14 +142,14 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             postponed()
         size = len(self._waiting)
         while self._waiting and self._phase < _LINGERING and not self._must_wait:
-            piece = bytes(self._waiting[:PIECE_BYTES])
-            del self._waiting[:PIECE_BYTES]
+            piece = bytes(self._waiting[: http_budgets.PIECE_BYTES])
+            del self._waiting[: http_budgets.PIECE_BYTES]
             self._parse(piece)
         size -= len(self._waiting)
         if self._phase >= _LINGERING:
             self._waiting.clear()
             return
-        self._gentle.set_full(self._has_ended or len(self._waiting) > MAX_WAITING_BYTES)
+        self._gentle.set_full(self._has_ended or len(self._waiting) > http_budgets.MAX_WAITING_BYTES)
         if self._has_ended:
             self._await_responses()
         elif not size:
@@ -231,6 +227,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         self._unparsed.progress()
         self._phase = _IDLE
         super().on_message_complete()
+        self._headstart.end()
         if self._is_discarding:
             self._is_discarding = False
             self._deadline.stop()
@@ -260,7 +257,10 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        super()._start_asgi_task(cycle, app)
+        if cycle.more_body and cycle.scope["method"] != "GET":
+            self._headstart.begin(partial(super()._start_asgi_task, cycle, app))
+        else:
+            super()._start_asgi_task(cycle, app)
 
     # --- rejected requests
 

@@ -18,6 +18,7 @@ from schemas import MAX_ID, UUID
 
 ISSUER = "marquee"
 AUDIENCE = "marquee"
+MAX_VERIFIED_TOKENS = 10_000
 _USER_ID = re.compile(r"[1-9][0-9]{0,18}")
 _SESSION_ID = re.compile(UUID)
 
@@ -44,6 +45,8 @@ class Tokens:
         self._key_id = _key_id(keys[0])
         self._key = self._keys[self._key_id]
         self._algorithm = algorithm
+        # The claims of access tokens by digest, so that a client's further requests need not verify the signature.
+        self._verified: dict[bytes, Claims] = {}
 
     def issue(self, user_id: int, session_id: str) -> str:
         """Return a new access token."""
@@ -69,7 +72,16 @@ class Tokens:
 
     def read(self, token: str) -> Claims:
         """Return the claims of an access token. Raises Unauthenticated for any other string."""
-        return self._read(token, TokenType.ACCESS)
+        # Verifying a signature takes far longer than this digest. Only the expiry of a verified token can still change.
+        digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
+        claims = self._verified.get(digest)
+        if claims is not None and claims.expires_at + CLOCK_LEEWAY_SECONDS > time.time():
+            return claims
+        claims = self._read(token, TokenType.ACCESS)
+        while len(self._verified) >= MAX_VERIFIED_TOKENS:
+            del self._verified[next(iter(self._verified))]  # the oldest entry
+        self._verified[digest] = claims
+        return claims
 
     def read_refresh(self, token: str) -> Claims:
         """Return the claims of a refresh token. Raises Unauthenticated for any other string."""

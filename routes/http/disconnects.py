@@ -35,6 +35,7 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
         raise ClientDisconnect from error
     finally:
         timer.cancel()
-        for task in watches:
-            task.cancel()
-        await asyncio.gather(*watches, return_exceptions=True)
+        if watches:
+            for task in watches:
+                task.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)

@@ -12,9 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
-from jose import jwt
+from jose import JWTError, jwt
 
 from core.errors import CloseCode, Unauthenticated
+from core.identity import CLOCK_LEEWAY_SECONDS
+from services import tokens as tokens_module
 from services.tokens import AUDIENCE, ISSUER, Tokens
 from tests.conftest import Places
 from tests.support.backends import SQLITE_ONLY
@@ -120,6 +122,34 @@ def test_an_invalid_token_is_rejected(what: str, kind: str) -> None:
     assert read(forged(kind)).user_id == 7
     with pytest.raises(Unauthenticated):
         read(INVALID[what](kind))
+
+
+def test_a_verified_token_is_not_verified_again_until_it_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = tokens_of(SECRET)
+    token, refresh = tokens.issue(7, SESSION), tokens.issue_refresh(7, SESSION, "an id")
+    claims = tokens.read(token)
+    tokens.read_refresh(refresh)
+
+    def decode(*_: Any, **options: Any) -> Any:
+        raise JWTError
+
+    monkeypatch.setattr(jwt, "decode", decode)
+    assert tokens.read(token) == claims
+    for read, other in ((tokens.read, tokens.issue(7, SESSION)), (tokens.read_refresh, refresh)):
+        with pytest.raises(Unauthenticated):
+            read(other)
+    expired = claims.expires_at + CLOCK_LEEWAY_SECONDS
+    monkeypatch.setattr(time, "time", lambda: expired)
+    with pytest.raises(Unauthenticated):
+        tokens.read(token)
+
+
+def test_few_verified_tokens_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens_module, "MAX_VERIFIED_TOKENS", 2)
+    tokens = tokens_of(SECRET)
+    for _ in range(5):
+        tokens.read(tokens.issue(7, SESSION))
+    assert len(tokens._verified) == 2
 
 
 # --- replacing keys
