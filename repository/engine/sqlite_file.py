@@ -69,8 +69,8 @@ class SqliteFile:
         self._threads: WeakSet[Thread] = WeakSet()  # each connection runs its statements in a thread of its own
 
     def _create(self) -> None:
-        # A worker may start while the file is moved. SQLite would take an empty file for a new database and delete the
-        # log of the moved file, and with it the newest rows.
+        # A worker may start before a moved file is moved back. SQLite would take an empty file for a new database and
+        # delete the log of the moved file, and with it the newest rows.
         found = _found(self._path)
         if (found is None or found.st_size == 0) and self.log_bytes() > 0:
             raise SettingsError(

@@ -267,7 +267,7 @@ async def test_a_service_acknowledges_no_write_to_a_moved_file(new_service: Call
 @SQLITE_ONLY
 @pytest.mark.parametrize("is_replaced", [False, True])
 async def test_a_log_without_its_file_is_kept(database: Database, *, is_replaced: bool) -> None:
-    """A worker that starts while the file is moved finds no file, or an empty one."""
+    """A worker that starts before the file is moved back finds no file, or an empty one."""
     await database.write(note)
     path = path_of(database.url)
     away = path.with_suffix(".away")
