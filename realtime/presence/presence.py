@@ -151,7 +151,9 @@ class Presence:
         self._wake.set()
 
     def leave(self, topics: frozenset[str], user_id: int | None, *, lingers: bool = True) -> None:
-        """Stop counting a socket that was counted for this user. A socket that changes its user must not linger."""
+        """Note that a socket no longer watches these topics as this user. With `lingers`, it is counted for some more
+        seconds; a socket that changes its user must not linger.
+        """
         now = asyncio.get_running_loop().time()
         for topic in topics:
             self._counts.leave(topic, user_id or ANONYMOUS, now, lingers=lingers)

@@ -150,7 +150,7 @@ class Database:
                     async with self._engines.readers[lane].connect() as connection:
                         engines.allow(connection)
                         if self._engines.begin_read:
-                            await connection.begin()  # SQLAlchemy begins no transaction for reads that bypass it
+                            await connection.begin()  # SQLAlchemy begins none if the driver is used directly
                         try:
                             yield connection
                         except asyncio.CancelledError:

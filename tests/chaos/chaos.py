@@ -215,7 +215,7 @@ async def _all_caught_up(stage: Stage, watchers: Sequence[Watcher]) -> Log:
 
 
 async def _compare_with_tables(http: httpx.AsyncClient, stage: Stage, log: Log) -> list[str]:
-    """Return the differences between the rows that the log builds and the rows that the service lists."""
+    """Return the differences between the rows rebuilt from the log and the rows that the service lists."""
     problems = list(log.problems)
     for topic in CATALOG:
         rows: dict[int, Any] = {}

@@ -1,4 +1,4 @@
-"""Compare the snapshots and intervals of the chaos run with the rows that the log builds."""
+"""Compare the snapshots and `latest_every_ms` intervals that clients received with the rows rebuilt from the log."""
 
 from __future__ import annotations
 

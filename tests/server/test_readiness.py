@@ -60,7 +60,7 @@ async def test_a_foreign_lock_on_tables_is_reported(backend: str, new_service: C
                 return await database_check(operator, 503) == said
 
             await eventually(is_reported, "not ready")
-            assert await is_reported(), "still not ready, although no further request has failed"
+            assert await is_reported(), "the lock is reported until it is released, even if no further request fails"
         finally:
             await foreign.close()
         await eventually(lambda: is_ready(operator), "ready again")

@@ -62,7 +62,7 @@ async def test_connections_that_say_nothing_or_never_finish_a_head_are_closed(se
     quiet, *unfinished, blank = await asyncio.gather(
         silent(), trickling("GET /mo"), trickling("GET /movies HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "), blank_lines()
     )
-    assert quiet.status == 0, "a browser that connects in advance would mistake a 408 for a later response"
+    assert quiet.status == 0, "a browser that connects in advance would take a 408 for the response to its next request"
     assert [each.status for each in unfinished] == [408, 408]
     assert unfinished[0].headers["connection"] == "close"
     assert unfinished[0].detail == "Expected the request line and the headers within 10 seconds"
