@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
 # Input is parsed in small pieces, because all requests that end in one piece are parsed and queued together.
 PIECE_BYTES = 1024
 MAX_WAITING_BYTES = 64 * 1024  # When more input than this waits for a response, reading is paused.
@@ -92,21 +94,40 @@ class Deadline:
 
 
 class Headstart:
-    """Lets a body arrive, for at most BODY_HEADSTART_SECONDS, before its request starts."""
+    """Lets a body arrive, for at most BODY_HEADSTART_SECONDS, before its request starts.
+
+    A request starts at once if its client waits for permission to send the body (`Expect`), if reading is paused until
+    the application reads the body, or if it is a GET request, which usually has no body.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._start: Callable[[], None] | None = None
+        self._cycle: RequestResponseCycle | None = None  # the request that waits for its body
+        self._start: Callable[[], None] = lambda: None
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, start: Callable[[], None]) -> None:
-        """Call `start` when the body is complete, at the latest in BODY_HEADSTART_SECONDS."""
-        self._start = start
+    def begin(self, cycle: RequestResponseCycle, start: Callable[[], None]) -> None:
+        """Call `start` when `end` is called, at the latest in BODY_HEADSTART_SECONDS; or now if no body will arrive."""
+        if not cycle.more_body or cycle.waiting_for_100_continue or cycle.scope["method"] == "GET":
+            start()
+            return
+        self._cycle, self._start = cycle, start
         self._timer = self._loop.call_later(BODY_HEADSTART_SECONDS, self.end)
 
     def end(self) -> None:
         """Start the request now, unless it has started."""
-        if self._start is not None and self._timer is not None:
-            self._timer.cancel()
-            start, self._start = self._start, None
+        if self._cycle is not None:
+            start = self._start
+            self._clear()
             start()
+
+    def drop(self) -> None:
+        """Forget the request if it has not started. It never will."""
+        if self._cycle is not None:
+            self._cycle.on_response = lambda: None  # it refers to the protocol, which refers to the request
+            self._clear()
+
+    def _clear(self) -> None:
+        self._cycle, self._start = None, lambda: None
+        if self._timer is not None:
+            self._timer.cancel()

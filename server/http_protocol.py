@@ -12,7 +12,7 @@ Rules:
   client that has left, each of these responses must be complete within HALF_CLOSED_SECONDS.
 - Input that arrives after the response to its request is discarded, up to a limit. Closing the connection without
   reading this input would reset the connection, and the client might lose the response.
-- A request starts when its body is complete, but at the latest BODY_HEADSTART_SECONDS after its head.
+- A request starts when its body is complete, at the latest BODY_HEADSTART_SECONDS after it could start (`Headstart`).
 - A body must not consist of many small chunks, because each of them takes time. When the rest of a body is discarded,
   at most CHUNK_CREDIT_BYTES / MIN_CHUNK_BYTES chunks are parsed to find the next request. If there are more, the
   connection is closed.
@@ -93,6 +93,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase, self.is_finishing, self._postponed = _GONE, True, None
+        self._headstart.drop()
         self._deadline.stop()
         self._write_watch.stop()
         self._place.leave()
@@ -222,6 +223,8 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         if not self._is_discarding:  # the chunks of a discarded body only use up what is left
             self._chunk_credit.add(len(body))
             super().on_body(body)
+            if self.flow.read_paused:  # the rest is read only when the application asks for it
+                self._headstart.end()
 
     def on_message_complete(self) -> None:
         self._unparsed.progress()
@@ -257,10 +260,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        if cycle.more_body and cycle.scope["method"] != "GET":
-            self._headstart.begin(partial(super()._start_asgi_task, cycle, app))
-        else:
-            super()._start_asgi_task(cycle, app)
+        self._headstart.begin(cycle, partial(super()._start_asgi_task, cycle, app))
 
     # --- rejected requests
 
@@ -292,6 +292,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
                 self.cycle = self.pipeline[0][0] if self.pipeline else cast(RequestResponseCycle, self._running)
             self._phase, self._postponed = _IDLE, partial(self._refuse, status, detail, reason)
             return
+        self._headstart.drop()
         metrics.HTTP_REFUSED.labels(reason).inc()
         if self._is_discarding:  # the request already has its response
             self._linger()

@@ -291,7 +291,10 @@ class Parts:
 
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Parts]:
-    """Start the parts of this process and yield them. Stop and close them at the end of the block."""
+    """Start the parts of this process and yield them. Stop and close them at the end of the block.
+
+    Raises SettingsError, and what `Parts.start` raises.
+    """
     parts = Parts(settings)
     try:
         await parts.start()

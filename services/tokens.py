@@ -72,7 +72,7 @@ class Tokens:
 
     def read(self, token: str) -> Claims:
         """Return the claims of an access token. Raises Unauthenticated for any other string."""
-        # Verifying a signature takes far longer than this digest. Only the expiry of a verified token can still change.
+        # Verifying a signature takes far longer than this digest. A verified token can become invalid only by expiring.
         digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
         claims = self._verified.get(digest)
         if claims is not None and claims.expires_at + CLOCK_LEEWAY_SECONDS > time.time():

@@ -55,7 +55,7 @@ class SqliteFile:
     """The file that exists when the object is created, and the write-ahead log that its connections have open.
 
     Creates the file and its folder if they are missing. Raises OSError if the folder cannot be created, and
-    SettingsError if the file is missing although its log exists.
+    SettingsError if the file is missing or empty although its log exists.
     """
 
     def __init__(self, url: str) -> None:
@@ -69,19 +69,26 @@ class SqliteFile:
         self._threads: WeakSet[Thread] = WeakSet()  # each connection runs its statements in a thread of its own
 
     def _create(self) -> None:
-        # A worker may start before a moved file is moved back. SQLite would take an empty file for a new database and
-        # delete the log of the moved file, and with it the newest rows.
-        found = _found(self._path)
-        if (found is None or found.st_size == 0) and self.log_bytes() > 0:
-            raise SettingsError(
-                f"DATABASE_URL: expected the database file {self._path}, because its write-ahead log "
-                f"{self._log_path} exists. Move the file back, or remove the log to start with an empty database."
-            )
+        self._require_more_than_a_log()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # With this mode, other users of the machine cannot read the file. SQLite gives its other files the same mode.
         # Errors are ignored, because opening the database reports them better.
         with suppress(OSError):
             self._path.touch(mode=0o600)
+        self._require_more_than_a_log()  # the file may have been moved in the meantime
+
+    def _require_more_than_a_log(self) -> None:
+        # A worker may start before a moved file is moved back. SQLite would take an empty file for a new database and
+        # delete the log of the moved file, and with it the newest rows. The log is looked at first, because another
+        # worker that is creating the database writes to the file before it writes to the log.
+        if self.log_bytes() == 0:
+            return
+        found = _found(self._path)
+        if found is None or found.st_size == 0:
+            raise SettingsError(
+                f"DATABASE_URL: the database file {self._path} is missing or empty, although its write-ahead log "
+                f"{self._log_path} exists. Move the file back, or remove the log to start with an empty database."
+            )
 
     def follow(self, engine: AsyncEngine, *, is_writer: bool) -> None:
         """Watch the engine's connections, and refuse to open a connection to another file.

@@ -15,7 +15,7 @@ from core.errors import SettingsError, Unavailable
 from repository.engine import migrations, sqlite_file
 from repository.engine.database import Database
 from repository.engine.engines import BUSY_TIMEOUT_SECONDS, Lane
-from repository.engine.sqlite_file import path_of
+from repository.engine.sqlite_file import SqliteFile, path_of
 from repository.engine.transaction import Transaction
 from tests.conftest import Places
 from tests.support.backends import SQLITE_ONLY
@@ -274,7 +274,7 @@ async def test_a_log_without_its_file_is_kept(database: Database, *, is_replaced
     path.rename(away)
     if is_replaced:
         path.touch()
-    with pytest.raises(SettingsError, match=r"expected the database file .* because its write-ahead log .* exists"):
+    with pytest.raises(SettingsError, match="missing or empty, although its write-ahead log"):
         Database(database.url)
     assert path.exists() == is_replaced
     away.rename(path)
@@ -284,6 +284,38 @@ async def test_a_log_without_its_file_is_kept(database: Database, *, is_replaced
     finally:
         await again.close()
     assert count == 1
+
+
+@SQLITE_ONLY
+async def test_a_log_is_kept_when_its_file_is_moved_while_a_worker_starts(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await database.write(note)
+    path = path_of(database.url)
+    touch = Path.touch
+
+    def move_and_touch(self: Path, mode: int = 0o666) -> None:
+        path.rename(path.with_suffix(".away"))
+        touch(self, mode)
+
+    monkeypatch.setattr(Path, "touch", move_and_touch)
+    with pytest.raises(SettingsError, match="missing or empty"):
+        Database(database.url)
+
+
+def test_workers_may_create_a_database_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first look at a file, another worker creates the database and its log."""
+    path = tmp_path / "new.db"
+    look = sqlite_file._found
+
+    def look_and_create(at: Path) -> Any:
+        found = look(at)
+        path.write_bytes(b"x" * PAGE_BYTES)
+        Path(f"{path}-wal").write_bytes(b"x")
+        return found
+
+    monkeypatch.setattr(sqlite_file, "_found", look_and_create)
+    SqliteFile(f"sqlite:///{path}")
 
 
 @SQLITE_ONLY

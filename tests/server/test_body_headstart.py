@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from server import http_budgets
 from server.http_connections import HttpConnections
@@ -52,7 +53,7 @@ async def serving(app: App) -> AsyncIterator[tuple[str, int]]:
         try:
             yield listener.getsockname()
         finally:
-            server.should_exit = True
+            server.should_exit = server.force_exit = True
             await running
 
 
@@ -97,21 +98,42 @@ async def test_a_request_does_not_wait_long_for_its_body() -> None:
         writer.close()
 
 
-async def test_a_request_without_a_body_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"DELETE /row HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        head("/list", 2, "GET"),
+        head("/expect", 2).replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"),
+        head("/large", 10 * HIGH_WATER_LIMIT) + b"x" * (HIGH_WATER_LIMIT + 1),
+    ],
+    ids=["no body", "GET", "Expect", "large body"],
+)
+async def test_a_request_starts_at_once_if_waiting_is_useless(request_: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_budgets, "BODY_HEADSTART_SECONDS", LONG_SECONDS)
     app = App()
     async with serving(app) as address:
-        reader, writer = await asyncio.open_connection(*address)
-        writer.write(b"DELETE /row HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        await reader.readuntil(b"\r\n\r\n")
+        _, writer = await asyncio.open_connection(*address)
+        writer.write(request_)
+        await eventually(lambda: len(app.started) == 1, "the request has started")
         writer.close()
 
 
-async def test_a_client_may_leave_before_its_body_is_complete() -> None:
+@pytest.mark.parametrize("end", [b"ZZ\r\n", b""], ids=["invalid", "closed"])
+async def test_a_request_that_is_rejected_or_abandoned_before_its_start_never_starts(
+    end: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_budgets, "BODY_HEADSTART_SECONDS", 0.05)
     app = App()
     async with serving(app) as address:
-        _, writer = await asyncio.open_connection(*address)
-        writer.write(head("/left", 2))
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"DELETE /row HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" + end)
+        if not end:
+            writer.write_eof()
+        assert (await reader.read()).startswith(b"HTTP/1.1 400 " if end else b"")
+        # This request would start after the other one.
+        _, later = await asyncio.open_connection(*address)
+        later.write(head("/other", 2))
+        await eventually(lambda: "/other" in dict(app.started), "the other request has started")
+        assert dict(app.started).keys() == {"/other"}
         writer.close()
-        await eventually(lambda: len(app.started) == 1, "the request has started")
-        assert app.started == [("/left", {"type": "http.disconnect"})]
+        later.close()

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,12 +61,20 @@ async def test_a_flood_of_messages_is_refused_and_then_the_socket_is_closed(
                     replies.append(json.loads(await watcher.socket.recv()))
             return watcher.socket.close_code
 
+        def is_answered(number: int) -> bool:
+            return len(replies) >= number or reading.done()
+
         async def flood() -> None:
             with suppress(ConnectionClosed):
                 for number in range(20_000):
                     await watcher.send({"id": number, "action": "ping"})
+                    # Messages sent after the close frame must not exceed MAX_CLOSING_BYTES.
+                    if not is_answered(number - 300):
+                        await eventually(partial(is_answered, number - 200), "replies arrive")
 
-        code, _ = await asyncio.gather(read(), flood())
+        reading = asyncio.create_task(read())
+        await flood()
+        code = await reading
         assert code == CloseCode.TOO_MANY_MESSAGES
         assert len([reply for reply in replies if reply["ok"]]) >= MAX_BURST_MESSAGES
         assert {reply["error"]["code"] for reply in replies if not reply["ok"]} == {"rate_limited"}
