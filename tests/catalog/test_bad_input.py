@@ -448,12 +448,13 @@ async def test_requests_that_are_not_http_do_no_harm(service: Service) -> None:
 async def test_a_client_that_disconnects_while_sending_its_body_causes_no_error(service: Service) -> None:
     async with service.person() as alice:
         for head in ("Content-Length: 100", "Transfer-Encoding: chunked"):
-            _, writer = await asyncio.open_connection("127.0.0.1", service.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
             writer.write(
                 f"POST /movies HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {alice.token}\r\n"
+                f"Expect: 100-continue\r\n"
                 f"Content-Type: application/json\r\nX-Request-ID: left-{head[0]}\r\n{head}\r\n\r\n".encode()
             )
-            await writer.drain()
+            assert (await reader.readline()).startswith(b"HTTP/1.1 100 "), "the service waits for the body"
             writer.close()
             await writer.wait_closed()
 
