@@ -400,6 +400,7 @@ def uploading(service: Service, token: str, share: float) -> socket.socket:
         f"Authorization: Bearer {token}",
         f"Content-Type: {request['headers']['Content-Type']}",
         f"Content-Length: {len(body)}",
+        "Expect: 100-continue",
     ]
     connection = socket.create_connection(("127.0.0.1", service.port), timeout=30)
     connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body[: int(len(body) * share)])
@@ -414,6 +415,7 @@ async def test_an_interrupted_upload_leaves_no_file(gallery: Gallery, share: flo
         files = gallery.files()
         logged = gallery.service.log().count("client disconnected")
         connection = uploading(gallery.service, alice.token, share)
+        assert connection.recv(12) == b"HTTP/1.1 100", "the service waits for the rest"
         # Make `close` reset the connection.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
