@@ -292,7 +292,10 @@ async def test_a_full_socket_gets_the_difference_later(new_worker: NewWorker) ->
 # --- reconnects
 
 
-async def test_a_client_that_reconnects_is_not_seen_to_leave(new_worker: NewWorker) -> None:
+async def test_a_client_that_reconnects_is_not_seen_to_leave(
+    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "LINGER_SECONDS", 2.0)  # ten times as long as a reconnect takes
     first, second, third = new_worker(), new_worker(), new_worker()
     first.enter(HOLLY)
     first.enter(None)
@@ -317,7 +320,7 @@ async def test_a_client_that_reconnects_is_not_seen_to_leave(new_worker: NewWork
         await asyncio.sleep(2 * presence.INTERVAL_SECONDS)  # give pending changes time to arrive
         return not lingering and before == await query(first.database, versions)
 
-    await eventually(is_calm, "nothing lingers", 5)
+    await eventually(is_calm, "nothing lingers", 15)
     for observer in observers:
         await sees(observer, 2, HOLLY)
         assert observer.frames == []
