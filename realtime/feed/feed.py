@@ -6,7 +6,10 @@ Invariants:
   do not arrive, or if the log's head turns out to be ahead, the missing events are read from the log.
 - The log's head is polled, more often when there is no shared bus or the worker is deaf. A process without a working
   bus therefore lags, but misses no event.
-- A new epoch, or a head that moved backwards, means that the log was replaced: the `on_reset` listeners start over.
+- A new epoch means that the log was replaced: the `on_reset` listeners start over. A head that moved backwards, or
+  another event with a number that the feed has passed on, means that the log has lost its newest events: the feed gives
+  the log a new epoch.
+- `database.newest` learns every committed position that the feed learns.
 
 `offer`, `offer_head` and `poll_now` never wait and may be called from anywhere in the event loop. Cancelling `run`
 stops the feed.
@@ -67,6 +70,7 @@ class Feed:
         self._is_database_up = True
         self._pending: dict[int, Event] = {}
         self._pending_bytes = 0
+        self._conflict: str | None = None  # the epoch in which one number has belonged to two events
         self._target = 0  # the highest number that is known to be in the log
         self._poll_due = asyncio.Event()
         self._moved = asyncio.Event()  # replaced by a new asyncio.Event each time it is set
@@ -79,6 +83,7 @@ class Feed:
         """Begin at the log's head. Raises Unavailable."""
         self.head = await event_log.head(self.database)
         self._target = self.head.seq
+        self.database.newest.note(self.head)
         await self._load_ring()
 
     async def _load_ring(self) -> None:
@@ -107,6 +112,8 @@ class Feed:
                 self._accept_pending(ready)
             elif event.seq > self.head.seq:
                 self._hold(event)
+            else:
+                self._compare(event)
         metrics.FEED_EVENTS_FROM_BUS.inc(len(ready))
         self._notify(ready)
 
@@ -115,6 +122,7 @@ class Feed:
         if head.epoch != self.head.epoch:
             self.poll_now()
         elif head.seq > self.head.seq:
+            self.database.newest.note(head)
             self._raise_target(head.seq)
 
     def poll_now(self) -> None:
@@ -132,7 +140,15 @@ class Feed:
         while (event := self._pending.get(self.head.seq + 1)) is not None:
             self._accept(event, ready)
 
+    def _compare(self, event: Event) -> None:
+        """Have the epoch renewed if the ring holds another event with this number."""
+        known = self.ring.at(event.seq)
+        if known is not None and known != event:
+            self._conflict = event.epoch
+            self.poll_now()
+
     def _hold(self, event: Event) -> None:
+        self.database.newest.note(event)
         self._raise_target(event.seq)
         has_room = len(self._pending) < PENDING_EVENTS and self._pending_bytes + event.size <= PENDING_BYTES
         if has_room and event.seq not in self._pending:
@@ -145,6 +161,7 @@ class Feed:
 
     def _notify(self, ready: Sequence[Event]) -> None:
         if ready:
+            self.database.newest.note(self.head)
             metrics.FEED_SEQ.set(self.head.seq)
             for listener in self.on_events:
                 listener(ready)
@@ -189,7 +206,7 @@ class Feed:
             self._note_database(is_up=True)
             if found.epoch != self.head.epoch:
                 self._reset(found)
-            elif found.epoch == seen.epoch and found.seq < seen.seq:
+            elif found.epoch == seen.epoch and (found.seq < seen.seq or found.epoch == self._conflict):
                 await self._renew_epoch(seen)
             elif found.seq > self.head.seq:
                 self._raise_target(found.seq)
@@ -250,9 +267,9 @@ class Feed:
             await asyncio.sleep(GAP_GRACE_SECONDS)
 
     async def _renew_epoch(self, seen: Head) -> None:
-        """Give the log a new epoch, because it lost events: a backup was restored while the service was running. The
-        numbers of the lost events will be used again, and a position in the old log must not be mistaken for one in
-        the new log.
+        """Give the log a new epoch, because it lost its newest events: a backup was restored while the service was
+        running, or a database server took over without them. The numbers of the lost events will be used again, and a
+        position in the old log must not be mistaken for one in the new log.
         """
         try:
             await event_log.renew_epoch(self.database, seen.epoch)
@@ -265,6 +282,7 @@ class Feed:
         log.warning("event log replaced", was=was.epoch, was_seq=was.seq, now=found.epoch, now_seq=found.seq)
         self.generation += 1
         self.head = found
+        self.database.newest.note(found)
         self._target = found.seq
         self._pending.clear()
         self._pending_bytes = 0

@@ -31,6 +31,11 @@ class Ring:
         self._events.clear()
         self._bytes = 0
 
+    def at(self, seq: int) -> Event | None:
+        """Return the event with this number, or None when it is not in the ring."""
+        index = seq - self._events[0].seq if self._events else -1
+        return self._events[index] if 0 <= index < len(self._events) else None
+
     def after(self, seq: int, *, max_events: int, max_bytes: int) -> list[Event] | None:
         """Return the next events after `seq` within `max_events` and `max_bytes`, but at least one if there is any.
 

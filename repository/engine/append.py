@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import orjson
+import structlog
 
 from core.identity import Identity
 from core.times import utc_now
 from repository.engine import rights
-from repository.engine.events import Event, Head, head_of
+from repository.engine.events import Event, Head, head_of, new_epoch
 from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
 
 # These statements bypass SQLAlchemy to save time, because every write with events runs two of them.
 TAKE = statement("UPDATE event_head SET seq = seq + $1, size = size + $2 WHERE id = 1 RETURNING epoch, seq")
 _HEAD = statement("SELECT epoch, seq FROM event_head WHERE id = 1")
+_RENEW = statement("UPDATE event_head SET epoch = $1 WHERE id = 1")
 _INTO = (
     "INSERT INTO events (seq, topic, operation, entity_id, audience, payload, before, changed, actor_id, created_at)"
 )
@@ -26,9 +28,14 @@ INSERT = statement(f"{_INTO} VALUES ({_VALUES})")
 # waited for a lock, PostgreSQL still evaluates the statement's other tables as they were before the wait.
 INSERT_WHILE_RIGHTS_HOLD = statement(f"{_INTO} SELECT {_VALUES}{rights.WHILE_RIGHTS_HOLD} RETURNING seq")
 
+log = structlog.get_logger("database")
+
 
 async def append(tx: Transaction) -> list[Event]:
     """Number and insert the transaction's drafts, and return them as events.
+
+    If the head is behind a number that is known to be committed, the database has lost the log's newest events, and
+    these events take the same numbers. So the log gets a new epoch in the same transaction.
 
     Only `tell_position` may follow in the transaction, because the lock on the head is held until COMMIT. Raises
     Unauthenticated or Forbidden when the writer no longer has its rights, or Unavailable when the log has no head.
@@ -42,6 +49,8 @@ async def append(tx: Transaction) -> list[Event]:
         with tx.lock_waits.waiting():
             found = await driver.fetch(TAKE.postgresql, count, tx.size)
     head = head_of(found)
+    if tx.newest.is_beyond(head.epoch, head.seq - count):
+        head = await _renew_epoch(tx, head, count)
     events = [Event(head.epoch, seq, *draft, created_at) for seq, draft in enumerate(tx.drafts, head.seq - count + 1)]
     rows = [
         (event.seq, *draft[:-2], _encoded(event.changed), event.actor_id, created_at)
@@ -52,6 +61,13 @@ async def append(tx: Transaction) -> list[Event]:
     if rows:
         await tx.execute_many(INSERT, rows)
     return events
+
+
+async def _renew_epoch(tx: Transaction, head: Head, count: int) -> Head:
+    log.warning("event log lost its newest events", epoch=head.epoch, known_seq=tx.newest.seq, seq=head.seq - count)
+    renewed = Head(new_epoch(), head.seq)
+    await tx.execute_many(_RENEW, [(renewed.epoch,)])
+    return renewed
 
 
 async def tell_position(tx: Transaction, events: Sequence[Event]) -> None:

@@ -31,7 +31,7 @@ from core.network.shares import CLIENT, Shares
 from repository.engine import engines, failures, lock_waits, rights
 from repository.engine.append import append, tell_position
 from repository.engine.engines import PATIENT_READERS, READERS, READERS_PER_CLIENT, Lane
-from repository.engine.events import Event
+from repository.engine.events import Event, Newest
 from repository.engine.lock_waits import LockWaits, TableLocks
 from repository.engine.schema import Schema
 from repository.engine.sqlite_file import SqliteFile
@@ -81,6 +81,7 @@ class Database:
         self._read_failure: str | None = None  # the problem with a table or the file, until it is repaired
         self._write_failure: str | None = None
         self._probe: asyncio.Task[None] | None = None
+        self.newest = Newest()
         self.on_commit: list[Callable[[list[Event]], None]] = []
 
     async def close(self) -> None:
@@ -208,9 +209,7 @@ class Database:
 
     async def fetch(self, statement: Statement, *values: Any) -> list[Any]:
         """Return the rows of one statement, run by the driver directly: for small and frequent reads, SQLAlchemy would
-        cost several times as much as the read.
-
-        Raises Unavailable when the database cannot be reached.
+        cost several times as much as the read. Raises Unavailable when the database cannot be reached.
         """
         self.schema.require()
         with failures.unavailable_when_lost():
@@ -318,7 +317,7 @@ class Database:
             limit = asyncio.timeout_at(deadline)
             try:
                 async with limit, self.begin(limit) as (connection, transaction):
-                    tx = Transaction(connection, writer, lock_waits=self._lock_waits)
+                    tx = Transaction(connection, writer, lock_waits=self._lock_waits, newest=self.newest)
                     try:
                         result = await work(tx)
                         events = await append(tx) if tx.drafts else []
@@ -335,8 +334,9 @@ class Database:
                     await transaction.commit()
                 self._write_failure = None
                 metrics.COMMITS.inc()
-                for listener in self.on_commit:
-                    if events:
+                if events:
+                    self.newest.note(events[-1])
+                    for listener in self.on_commit:
                         listener(events)
                 return result
             except failures.DATABASE_ERRORS as caught:

@@ -61,6 +61,11 @@ POSTGRESQL_WRITERS = 10
 STATEMENT_GRACE_SECONDS = 1.0
 
 
+# With `off`, PostgreSQL reports a commit that a crash of the server may still undo, and watchers would already have its
+# events. Any other value is kept. The value is set for every connection, so that a reload cannot turn it off.
+SYNCHRONOUS_COMMIT = "'synchronous_commit', COALESCE(NULLIF(current_setting('synchronous_commit'), 'off'), 'on')"
+
+
 class Lane(Enum):
     """The class of a read by its cost. A read waits only for reads of its own lane."""
 
@@ -248,16 +253,17 @@ async def fetch(driver: Any, begin: str, query: str, values: Sequence[Any]) -> S
 
 def _set_in_transaction(settings: Mapping[str, str], connection: Connection) -> None:
     values = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
-    connection.exec_driver_sql(f"SELECT {values}")
+    connection.exec_driver_sql(f"SELECT {values}, set_config({SYNCHRONOUS_COMMIT}, true)")
 
 
 def _require_settings(settings: Mapping[str, str], dbapi_connection: Any, _: Any) -> None:
-    """Raise PoolerFound unless the settings of a new connection are in effect.
+    """Raise PoolerFound unless the settings of a new connection are in effect. Turn on synchronous commits.
 
     PgBouncer refuses connections with settings, or drops the settings that its `ignore_startup_parameters` lists.
     """
     expected = f"'{settings['statement_timeout']} ms'::interval"
-    query = f"SELECT current_setting('statement_timeout')::interval = {expected}"
+    is_set = f"current_setting('statement_timeout')::interval = {expected}"
+    query = f"SELECT {is_set}, set_config({SYNCHRONOUS_COMMIT}, false)"
 
     async def are_set(driver: Any) -> bool:
         try:

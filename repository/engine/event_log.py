@@ -8,7 +8,6 @@ below it, and detects a lost event as a gap in the numbers.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from types import NoneType
 from typing import Any
@@ -21,7 +20,7 @@ import models
 from core.errors import Unavailable
 from core.times import utc_text
 from repository.engine.database import Database
-from repository.engine.events import Event, Head, head_of
+from repository.engine.events import Event, Head, head_of, new_epoch
 from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
 
@@ -167,8 +166,3 @@ async def raise_head(connection: AsyncConnection) -> None:
     newest = select(func.coalesce(func.max(events.c.seq), 0)).scalar_subquery()
     size = select(func.coalesce(func.sum(_SIZE), 0)).scalar_subquery()
     await connection.execute(update(head).where(head.c.seq < newest).values(seq=newest, size=size))
-
-
-def new_epoch() -> str:
-    """Return a random epoch."""
-    return secrets.token_hex(8)

@@ -1,7 +1,8 @@
-"""A committed event and the head of the log, as values."""
+"""A committed event, the head of the log, and the newest position that a process knows."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,32 @@ class Head:
 
     epoch: str
     seq: int
+
+
+@dataclass(slots=True)
+class Newest:
+    """The newest position that this process knows to be committed, from its own writes or from the feed.
+
+    While the lock on the log's head is held, no other write commits. So a head of the same epoch that is behind this
+    position means that the database has lost the log's newest events. Only committed positions may be noted: the
+    numbers of a transaction that is rolled back are used again.
+    """
+
+    epoch: str = ""
+    seq: int = 0
+
+    def note(self, position: Head | Event) -> None:
+        if position.seq > self.seq or position.epoch != self.epoch:
+            self.epoch, self.seq = position.epoch, position.seq
+
+    def is_beyond(self, epoch: str, seq: int) -> bool:
+        """Return whether the log had already gone beyond the number `seq` in this epoch."""
+        return seq < self.seq and epoch == self.epoch
+
+
+def new_epoch() -> str:
+    """Return a random epoch."""
+    return secrets.token_hex(8)
 
 
 def head_of(rows: Sequence[Sequence[Any]]) -> Head:

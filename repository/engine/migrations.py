@@ -15,7 +15,8 @@ import models
 from core.errors import SettingsError
 from repository.engine import engines, failures
 from repository.engine.database import Database
-from repository.engine.event_log import HEAD_ID, new_epoch, raise_head
+from repository.engine.event_log import HEAD_ID, raise_head
+from repository.engine.events import new_epoch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # The advisory lock that makes workers migrate one after another when they start together. The number is arbitrary.

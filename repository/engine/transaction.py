@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.errors import ContentTooLarge
 from core.identity import PUBLIC_AUDIENCE, Identity
-from repository.engine.events import Head
+from repository.engine.events import Head, Newest
 from repository.engine.lock_waits import LockWaits
 from repository.engine.statement import Statement
 
@@ -54,6 +54,7 @@ class Transaction:
     size: int = 0  # the total size of the drafts, in bytes
     on_position: list[Callable[[Head], Awaitable[None]]] = field(default_factory=list)
     lock_waits: LockWaits = field(default_factory=LockWaits)
+    newest: Newest = field(default_factory=Newest)
     address: str | None = None
     _driver: Any = None
 

@@ -20,6 +20,8 @@ from repository.engine.database import Database
 from repository.engine.events import Event, Head
 from repository.engine.transaction import MAX_EVENT_BYTES, MAX_EVENT_ITEMS, Transaction
 from tests.conftest import Places
+from tests.support.backends import POSTGRES_ONLY
+from tests.support.event_logs import lose_newest
 
 WRITERS = 32
 WRITES_EACH = 4
@@ -110,6 +112,7 @@ async def test_concurrent_writers_and_rollbacks_leave_no_gap_and_no_late_number(
     database.on_commit.append(lambda events: committed.extend(event.seq for event in events))
     other = Database(database.url)  # to the database, this is another process
     other.on_commit.append(lambda events: committed.extend(event.seq for event in events))
+    epoch = (await event_log.head(database)).epoch
     (seen, errors), (seen_too, errors_too) = await asyncio.gather(storm(database), storm(other))
     await other.close()
     assert errors == errors_too == []
@@ -118,6 +121,7 @@ async def test_concurrent_writers_and_rollbacks_leave_no_gap_and_no_late_number(
         assert is_contiguous(numbers), "expected ascending numbers without a gap"
     head = await event_log.head(database)
     assert sorted(committed) == list(range(1, head.seq + 1)), "exactly the committed events were announced"
+    assert head.epoch == epoch, "numbers of rolled back transactions are not mistaken for lost events"
 
 
 async def test_without_the_lock_on_the_head_the_same_writers_leave_gaps(
@@ -293,6 +297,41 @@ async def test_a_lost_head_is_replaced_at_the_start_without_using_numbers_again(
     assert (now.epoch != was.epoch, now.size) == (True, was.size)
     await write(database, 4)
     assert (await event_log.head(database)).seq == 4
+
+
+async def test_a_write_that_takes_the_number_of_a_lost_event_renews_the_epoch(database: Database) -> None:
+    committed: list[Event] = []
+    database.on_commit.append(committed.extend)
+    for number in range(3):
+        await write(database, number)
+    await lose_newest(database.url, 2)
+    with pytest.raises(RolledBack):
+        await fail_after_append(database)  # its new epoch is rolled back, too
+    await write(database, 3, events=2)
+    await write(database, 4)
+    assert [event.seq for event in committed] == [1, 2, 3, 2, 3, 4]
+    before, after = committed[0].epoch, committed[-1].epoch
+    assert before != after
+    assert [event.epoch for event in committed] == [before] * 3 + [after] * 3
+    assert await event_log.head(database) == Head(after, 4)
+
+
+@POSTGRES_ONLY
+@pytest.mark.parametrize("has_pooler", [False, True])
+@pytest.mark.parametrize(("configured", "used"), [("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")])
+async def test_a_write_is_never_committed_asynchronously(
+    database: Database, has_pooler: bool, configured: str, used: str
+) -> None:
+    async def setting(tx: Transaction) -> Any:
+        return (await tx.connection.execute(text("SHOW synchronous_commit"))).scalar_one()
+
+    async with database.begin() as (connection, transaction):
+        name = (await connection.execute(text("SELECT current_database()"))).scalar_one()
+        await connection.execute(text(f'ALTER DATABASE "{name}" SET synchronous_commit = {configured}'))
+        await transaction.commit()
+    fresh = Database(database.url, has_pooler=has_pooler)
+    assert await fresh.write(setting) == used
+    await fresh.close()
 
 
 @pytest.mark.parametrize("starts_again", [False, True])

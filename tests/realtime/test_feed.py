@@ -34,7 +34,7 @@ from repository.engine.database import Database
 from repository.engine.events import Event, Head
 from repository.engine.transaction import Transaction
 from resources.movies import MOVIES
-from tests.support.event_logs import prune_log
+from tests.support.event_logs import lose_newest, prune_log
 from tests.support.feeds import following, running
 from tests.support.servers.postgresql import PostgresServer
 from tests.support.servers.redis import RedisServer
@@ -174,6 +174,15 @@ def test_the_ring_keeps_both_bounds() -> None:
     assert after(5, max_bytes=1) == [6]
 
 
+def test_the_ring_finds_an_event_by_its_number() -> None:
+    ring = Ring(max_events=3)
+    assert ring.at(1) is None
+    events = [add(seq) for seq in range(1, 6)]
+    for event in events:
+        ring.append(event)
+    assert [ring.at(seq) for seq in range(1, 7)] == [None, None, *events[2:], None]
+
+
 @pytest.mark.parametrize("changed", [(), ("title", "rating")])
 @pytest.mark.parametrize("before", [None, b'{"id":1}'])
 def test_an_event_survives_the_bus_byte_for_byte(changed: tuple[str, ...], before: bytes | None) -> None:
@@ -250,6 +259,43 @@ async def test_only_one_of_several_workers_renews_the_epoch(database: Database) 
     assert after.epoch != before.epoch
     await event_log.renew_epoch(database, before.epoch)
     assert await event_log.head(database) == after
+
+
+async def test_numbers_from_the_bus_count_when_the_log_loses_its_newest_events(database: Database) -> None:
+    """A worker whose next write takes the number of an event that only other workers wrote renews the epoch."""
+    other = Database(database.url)
+    for first_heard in (0, 2):  # in the second round, the bus delivers only the newest event
+        async with following(database, runs=False) as (followed, _):
+            events = await write(other, 3)
+            followed.offer(events[first_heard:])
+        await lose_newest(database.url, 1)
+        (again,) = await write(database, 1)
+        assert (again.epoch != events[2].epoch, again.seq) == (True, events[2].seq)
+    await other.close()
+
+
+async def test_another_event_with_a_known_number_renews_the_epoch(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "POLL_SECONDS_SHARED", 60)
+    other, unaware = Database(database.url), Database(database.url)
+    resets: list[Head] = []
+    async with following(database) as (followed, seen):
+        followed.on_reset.append(resets.append)
+        events = await write(other, 3)
+        followed.offer(events)
+        followed.offer([*events, *(await event_log.read_after(database, 0, max_rows=10, max_bytes=10**6))])
+        assert seen == [1, 2, 3], "repeated events are ignored"
+        assert followed._conflict is None
+        await lose_newest(database.url, 1)
+        (again,) = await write(unaware, 1)
+        assert (again.epoch, again.seq) == (events[2].epoch, events[2].seq), "this worker knew of no lost event"
+        followed.offer([again])
+        await eventually(lambda: resets, "the feed starts over", 5)
+        assert (followed.head.epoch != again.epoch, followed.head.seq) == (True, again.seq)
+        assert await event_log.head(database) == followed.head
+    await other.close()
+    await unaware.close()
 
 
 class BreakingWriter:

@@ -9,15 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 from websockets.asyncio.client import connect
 from websockets.frames import Frame, Opcode
 
 from core.errors import CloseCode
 from realtime.wire.frames import Frames
-from repository.engine.transaction import Transaction
 from tests.support.backends import SQLITE_ONLY
-from tests.support.event_logs import database_of
+from tests.support.event_logs import lose_newest
 from tests.support.resources import watching
 from tests.support.service import Service, eventually
 from tests.support.sockets import closing, refusal, signed_in
@@ -98,18 +96,12 @@ async def test_watchers_get_a_resync_when_a_backup_is_restored_under_a_running_s
     new_service: Callable[..., Service],
 ) -> None:
     """Sequence numbers that watchers have seen are reused. Only the epoch distinguishes new events from old ones."""
-
-    async def restore(tx: Transaction) -> None:
-        await tx.connection.execute(text("DELETE FROM events WHERE seq > (SELECT max(seq) - 3 FROM events)"))
-        await tx.connection.execute(text("UPDATE event_head SET seq = seq - 3"))
-
     service = new_service().start()
     async with service.person() as alice, service.watch() as watcher:
         for _ in range(5):
             await alice.add()
             last = await watcher.expect("add")
-        async with database_of(service) as database:
-            await database.write(restore)
+        await lose_newest(service.database_url, 3)
         resync = await watcher.next()
         assert resync["operation"] == "resync"
         assert resync["data"]["epoch"] != watcher.welcome["data"]["epoch"]
@@ -117,6 +109,23 @@ async def test_watchers_get_a_resync_when_a_backup_is_restored_under_a_running_s
         assert (await watcher.sees(await alice.add(title="numbered again")))["seq"] == last["seq"] - 2
         async with service.watch(f"since={last['seq']}&epoch={watcher.welcome['data']['epoch']}") as late:
             assert (await late.next())["operation"] == "resync"
+
+
+async def test_watchers_get_a_resync_when_the_next_write_takes_the_number_of_a_lost_event(
+    new_service: Callable[..., Service],
+) -> None:
+    """The head of the log is never seen below the watchers' position: the next write raises it again at once."""
+    service = new_service().start()
+    async with service.person() as alice, service.watch() as watcher:
+        for _ in range(3):
+            await alice.add()
+            last = await watcher.expect("add")
+        await lose_newest(service.database_url, 1)
+        await alice.add(title="numbered again")
+        resync = await watcher.next()
+        assert (resync["operation"], resync["data"]["seq"]) == ("resync", last["seq"])
+        assert resync["data"]["epoch"] != watcher.welcome["data"]["epoch"]
+        assert (await watcher.sees(await alice.add()))["seq"] == last["seq"] + 1
 
 
 @pytest.mark.parametrize(

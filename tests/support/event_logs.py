@@ -6,8 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
+from sqlalchemy import text
+
 from repository.engine import event_log
 from repository.engine.database import Database
+from repository.engine.transaction import Transaction
 from tests.support.service import Service
 
 
@@ -21,6 +24,19 @@ async def database_of(service: Service) -> AsyncIterator[Database]:
 async def renew_epoch(service: Service) -> str:
     async with database_of(service) as database:
         return await event_log.renew_epoch(database)
+
+
+async def lose_newest(url: str, count: int) -> None:
+    """Remove the newest `count` events and their numbers, as a crash that undoes commits does."""
+
+    async def lose(tx: Transaction) -> None:
+        newest = f"SELECT seq - {count} FROM event_head"
+        await tx.connection.execute(text(f"DELETE FROM events WHERE seq > ({newest})"))
+        await tx.connection.execute(text(f"UPDATE event_head SET seq = seq - {count}"))
+
+    database = Database(url)  # another process, so that the service's own does not learn of it
+    await database.write(lose)
+    await database.close()
 
 
 async def prune(service: Service, keep_rows: int) -> int:
