@@ -10,11 +10,12 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict, JsonValue
+from pydantic_core import PydanticCustomError
 
 from core import times
-from core.errors import FieldProblem
+from core.errors import MAX_MEMBERS, TOO_MANY_MEMBERS, FieldProblem
 from core.filters import MAX_INTEGER
 from core.texts.normal import BLANK, INVISIBLE, is_visible, nfc
 
@@ -68,6 +69,13 @@ def _unique(values: list[str]) -> list[str]:
     if len(set(values)) != len(values):
         raise ValueError("expected each value at most once")
     return values
+
+
+def of_bounded_size(value: Any) -> Any:
+    """Return the value. Raises PydanticCustomError for an object with too many members."""
+    if isinstance(value, dict) and len(value) > MAX_MEMBERS:
+        raise PydanticCustomError("too_long", TOO_MANY_MEMBERS)
+    return value
 
 
 def trimmed(pattern: str, expected: str) -> AfterValidator:
@@ -157,6 +165,11 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
     NEEDED: ClassVar[Sequence[tuple[tuple[str, ...], str]]] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_bounded_size(cls, value: Any) -> Any:
+        return of_bounded_size(value)
 
     @classmethod
     def unmet(cls, value: Any, known: Sequence[FieldProblem]) -> list[FieldProblem]:

@@ -57,6 +57,10 @@ MAX_PROBLEMS = 100
 # The maximum number of characters in an error message. The longest messages list all parameters of a route and take
 # about half of this length.
 MAX_DETAIL_LENGTH = 2_000
+# The maximum number of members of an object that a client sends, whether they are fields, conditions or operators. No
+# model has half as many. A larger object is not validated, because each unknown member would be a separate problem.
+MAX_MEMBERS = 50
+TOO_MANY_MEMBERS = f"Expected at most {MAX_MEMBERS} members"
 Loc = tuple[str | int, ...]  # the location of a problem, such as ("body", 3, "title")
 
 
@@ -72,6 +76,14 @@ class FieldProblem:
         # Clients choose the names of members and parameters, so a name may be very long.
         loc = [shortened(part) if isinstance(part, str) else part for part in self.loc]
         return {"loc": loc, "msg": shortened(self.msg, MAX_DETAIL_LENGTH), "type": self.type}
+
+
+def has_too_many_members(value: Any, loc: Loc, problems: list[FieldProblem]) -> bool:
+    """Return whether `value` is an object with more than MAX_MEMBERS members. If so, add this to `problems`."""
+    is_too_large = isinstance(value, dict) and len(value) > MAX_MEMBERS
+    if is_too_large:
+        problems.append(FieldProblem(loc, TOO_MANY_MEMBERS, "too_long"))
+    return is_too_large
 
 
 class Problem(MarqueeError):

@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 from core import times
-from core.errors import MAX_PROBLEMS, FieldProblem, Loc
+from core.errors import MAX_PROBLEMS, FieldProblem, Loc, has_too_many_members
 from core.texts import listed
 from core.texts.normal import nfc
 
@@ -209,6 +209,8 @@ def parse_json(value: Any, fields: Mapping[str, Field], loc: Loc = ("filter",)) 
 def _parse_object(
     value: Mapping[str, Any], fields: Mapping[str, Field], loc: Loc, problems: list[FieldProblem]
 ) -> list[Condition]:
+    if has_too_many_members(value, loc, problems):
+        return []
     conditions: list[Condition] = []
     for name, member in value.items():
         if len(problems) >= MAX_PROBLEMS:
@@ -221,6 +223,8 @@ def _parse_object(
             continue
         if isinstance(member, dict) and not member:
             problems.append(FieldProblem((*loc, name), "Expected at least one operator", "invalid_filter"))
+        if has_too_many_members(member, (*loc, name), problems):
+            continue
         for op, raw in member.items() if isinstance(member, dict) else [("eq", member)]:
             found = _condition(field, op, _json_value(raw) if field.kind in _NO_TEXT else raw)
             if isinstance(found, _Invalid):
@@ -237,11 +241,11 @@ _NO_TEXT = (FieldType.INTEGER, FieldType.BOOLEAN)
 def _json_value(raw: Any) -> Any:
     """Return a JSON value in the form that integer and boolean fields accept.
 
-    A string becomes None, which is invalid. 50.0 becomes 50, because JSON Schema 2020-12 (section 4.2.3) treats 50.0 as
-    an integer.
+    A string becomes None, which is invalid. 50.0 becomes 50, an integer in JSON Schema 2020-12 (section 4.2.3).
     """
     if isinstance(raw, list):
-        return [_json_value(item) for item in raw]
+        # Longer lists are invalid, and so are lists in lists, which may be nested too deeply to recurse.
+        return [None if isinstance(item, list) else _json_value(item) for item in raw[: MAX_VALUES_IN_LIST + 1]]
     if isinstance(raw, str):
         return None
     return int(raw) if isinstance(raw, float) and raw.is_integer() else raw

@@ -13,6 +13,7 @@ from pydantic import (
     MISSING,
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -30,7 +31,7 @@ from core.errors import FieldProblem
 from repository.engine.events import Head
 from repository.engine.positions import POSITION, Incomplete, Written, parse_written, position_of
 from resources.topics import TOPICS
-from schemas import MAX_EPOCH_LENGTH, MAX_ID, WHOLE, Answer, Body, FieldError
+from schemas import MAX_EPOCH_LENGTH, MAX_ID, WHOLE, Answer, Body, FieldError, of_bounded_size
 
 MAX_TOPICS = max(10, len(TOPICS))
 MAX_TOKEN_LENGTH = 4096
@@ -206,7 +207,9 @@ class Request(Body):
 
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
     path: Path = Field(description="Path and query, percent-encoded as in a URL")
-    headers: Annotated[dict[HeaderName, HeaderValue], Field(max_length=MAX_HEADERS)] = Field(
+    headers: Annotated[
+        dict[HeaderName, HeaderValue], Field(max_length=MAX_HEADERS), BeforeValidator(of_bounded_size)
+    ] = Field(
         default={},
         # pydantic publishes the pattern of the names as `patternProperties`, which does not exclude other names.
         json_schema_extra={"additionalProperties": False},

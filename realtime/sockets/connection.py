@@ -227,7 +227,7 @@ class Connection:
             return
         close, reply_to, reply = None, None, None
         try:
-            is_allowed = self._take_message()
+            is_allowed = self._take_message(parsing.weight_of(text))
             message = parse_message(text)
             reply_to = message.reply_to
             if not is_allowed:
@@ -257,9 +257,9 @@ class Connection:
             self._end(close)
         await self.writer.drained()
 
-    def _take_message(self) -> bool:
+    def _take_message(self, weight: int = 1) -> bool:
         """Count one message. Return False when the client has sent too many."""
-        return self._bucket.take(time.monotonic()) or not self._context.limits_messages
+        return self._bucket.take(time.monotonic(), weight) or not self._context.limits_messages
 
     @property
     def _ignores_refusals(self) -> bool:

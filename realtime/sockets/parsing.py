@@ -5,6 +5,7 @@ All problems of a message are reported together. The clock is a parameter of `Bu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +21,7 @@ from resources.topics import TOPIC_FIELDS
 
 MAX_BURST_MESSAGES = 1_000
 MESSAGES_PER_SECOND = 500.0  # More requests per second than the service can answer on one socket.
+MAX_COUNTED_CHARACTERS = 4_096  # Longer messages cost more, so they count as one message per 4,096 characters.
 MAX_REFUSED_MESSAGES = 1_000  # A client that ignores MAX_REFUSED_MESSAGES errors is disconnected.
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -27,23 +29,31 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(slots=True)
 class Bucket:
-    """A token bucket, full at first. `refused` counts the refused messages since the bucket was last half full."""
+    """A token bucket, full at first. `refused` counts the refused messages since the bucket was last half full.
+
+    A long message takes several tokens, and counts as that many messages.
+    """
 
     updated_at: float
     tokens: float = float(MAX_BURST_MESSAGES)
     refused: int = 0
 
-    def take(self, now: float) -> bool:
-        """Take the token for one message out of the bucket. Return False when the bucket is empty."""
+    def take(self, now: float, amount: int = 1) -> bool:
+        """Take the tokens of one message out of the bucket. Return False when the bucket has fewer."""
         self.tokens = min(MAX_BURST_MESSAGES, self.tokens + (now - self.updated_at) * MESSAGES_PER_SECOND)
         self.updated_at = now
         if self.tokens >= MAX_BURST_MESSAGES / 2:
             self.refused = 0
-        if self.tokens < 1:
-            self.refused += 1
+        if self.tokens < amount:
+            self.refused += amount
             return False
-        self.tokens -= 1
+        self.tokens -= amount
         return True
+
+
+def weight_of(text: str) -> int:
+    """Return the number of messages that a message counts as."""
+    return max(1, math.ceil(len(text) / MAX_COUNTED_CHARACTERS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,6 @@ from routes.http.operation import Call
 MAX_BULK_BODY_BYTES = 10 * 1024 * 1024  # enough for 10,000 rows of 1,000 bytes each
 DEFAULT_BATCH = 1_000
 CHUNKS_PER_SECOND_AT_A_RATE = 5
-MAX_PROBLEMS_OF_ROW = 10  # At most this many problems are listed for each skipped row.
 MAX_PACED_SECONDS = 24 * 3600  # The longest duration of a job with a `rate`.
 SEED_BITS = 32
 
@@ -130,25 +129,31 @@ async def delete(resource: Resource, call: Call[queries.ById, None, None]) -> Re
 
 async def add_bulk(resource: Resource, call: Call[None, queries.OnErrorQuery, queries.Rows]) -> Response:
     resource.require_may_create(call.me)  # reject before 10,000 rows are validated; the transaction checks again
-    rows = await parsing.check_rows(resource.body, call.body.root)
     skips = call.query.on_error == "skip"
+    rows = await parsing.check_rows(resource.body, call.body.root, skips_invalid=skips)
     if not skips:
         rows.require_all()
     indexes, items = list(rows.valid), list(rows.valid.values())
+    slices = parsing.Slices()
+    invalid: dict[int, bytes] = {}  # encoded in slices, before the transaction, because there may be 100,000 problems
+    for index, problems in rows.invalid.items():
+        await slices.pause_when_due()
+        invalid[index] = _skipped(index, problems)
 
     async def work(tx: Transaction) -> StoredResponse:
         added = await writes.add_bulk(tx, resource, call.me, items, skip_conflicts=skips)
-        skipped = dict(rows.invalid)
+        skipped = dict(invalid)
         for position, refusal in added.refused.items():
             index = indexes[position]
-            skipped[index] = [refusal.problem(index)]
-        reported = [
-            {"index": index, "detail": [each.as_dict() for each in found[:MAX_PROBLEMS_OF_ROW]]}
-            for index, found in sorted(skipped.items())
-        ]
-        return StoredResponse(201, b'{"added":[%s],"skipped":%s}' % (b",".join(added.encoded), orjson.dumps(reported)))
+            skipped[index] = _skipped(index, [refusal.problem(index)])
+        reported = b",".join(skipped[index] for index in sorted(skipped))
+        return StoredResponse(201, b'{"added":[%s],"skipped":[%s]}' % (b",".join(added.encoded), reported))
 
     return await rendering.write_once(call, work)
+
+
+def _skipped(index: int, problems: Sequence[FieldProblem]) -> bytes:
+    return orjson.dumps({"index": index, "detail": [each.as_dict() for each in problems]})
 
 
 async def edit_bulk(resource: Resource, call: Call[None, None, queries.Rows]) -> Response:

@@ -16,6 +16,7 @@ from starlette.requests import Request
 
 from core import filters, scope_keys
 from core.errors import (
+    MAX_PROBLEMS,
     ContentTooLarge,
     FieldProblem,
     InvalidInput,
@@ -23,6 +24,7 @@ from core.errors import (
     Unauthenticated,
     Unavailable,
     UnsupportedMediaType,
+    has_too_many_members,
     words_of,
 )
 from core.identity import Identity
@@ -38,8 +40,8 @@ from services.pictures.pool import Uploader
 BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; a longer limit would only keep connections busy
 MAX_FORM_BYTES = 16 * 1024
 MAX_PARAMETERS = 300
-MAX_ROW_MEMBERS = 100  # The limit for a row in a bulk body. No resource has even half as many fields.
-ROWS_PER_SLICE = 250  # A slice is validated in about a millisecond. Other tasks can run between slices.
+MAX_PROBLEMS_OF_ROW = 10  # At most this many problems are listed for each row of a bulk body.
+SLICE_SECONDS = 0.002  # Rows are validated in slices of this duration. Other tasks can run between slices.
 
 JSON_MEDIA_TYPE = "application/json"
 IDEMPOTENCY_KEY = re.compile(r"^[\x21-\x7e]{1,255}$")
@@ -164,10 +166,12 @@ async def read_body(request: Request, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-def problems_of(error: ValidationError, prefix: Sequence[str | int]) -> list[FieldProblem]:
-    """Return one problem for each validation error, located under `prefix`."""
+def problems_of(
+    error: ValidationError, prefix: Sequence[str | int], max_problems: int = MAX_PROBLEMS
+) -> list[FieldProblem]:
+    """Return one problem for each of the first `max_problems` validation errors, located under `prefix`."""
     found = []
-    for each in error.errors(include_url=False, include_context=False, include_input=False):
+    for each in error.errors(include_url=False, include_context=False, include_input=False)[:max_problems]:
         is_object = each["type"] in ("model_type", "model_attributes_type")
         message = "Expected an object" if is_object else words_of(each)
         found.append(FieldProblem((*prefix, *each["loc"]), message[:1].upper() + message[1:], each["type"]))
@@ -260,6 +264,8 @@ def _body(request: Request, operation: Operation, raw: bytes, problems: list[Fie
         except orjson.JSONDecodeError as error:
             problems.append(FieldProblem(("body",), f"Expected JSON: {error}", "invalid_json"))
             return None
+    if has_too_many_members(value, ("body",), problems):
+        return None
     found: list[FieldProblem] = []
     body = _validated(operation.body, value, "body", found)
     if body is None and issubclass(operation.body, Body):
@@ -292,19 +298,35 @@ class CheckedRows:
             raise InvalidInput(problems)
 
 
-async def check_rows(model: type[BaseModel], rows: Sequence[Any], *, exclude_unset: bool = False) -> CheckedRows:
-    """Validate each row of a bulk body. Other tasks can run in between."""
-    checked = CheckedRows()
-    for index, row in enumerate(rows):
-        if index % ROWS_PER_SLICE == ROWS_PER_SLICE - 1:
+class Slices:
+    """Divides long work into slices of SLICE_SECONDS."""
+
+    def __init__(self) -> None:
+        self._end = time.monotonic() + SLICE_SECONDS
+
+    async def pause_when_due(self) -> None:
+        """Let other tasks run if the slice is over, and begin the next slice."""
+        if time.monotonic() >= self._end:
             await asyncio.sleep(0)
-        if isinstance(row, dict) and len(row) > MAX_ROW_MEMBERS:
-            # Such a row is not validated, because each unknown member would be reported as a separate problem.
-            problem = FieldProblem(("body", index), f"Expected at most {MAX_ROW_MEMBERS} members", "too_long")
-            checked.invalid[index] = [problem]
-            continue
+            self._end = time.monotonic() + SLICE_SECONDS
+
+
+async def check_rows(
+    model: type[BaseModel], rows: Sequence[Any], *, exclude_unset: bool = False, skips_invalid: bool = False
+) -> CheckedRows:
+    """Validate each row of a bulk body. Other tasks can run in between.
+
+    Unless invalid rows are skipped, stop when MAX_PROBLEMS are found: no more are reported.
+    """
+    checked, count, slices = CheckedRows(), 0, Slices()
+    for index, row in enumerate(rows):
+        await slices.pause_when_due()
         try:
             checked.valid[index] = model.model_validate(row).model_dump(exclude_unset=exclude_unset)
         except ValidationError as error:
-            checked.invalid[index] = problems_of(error, ("body", index))
+            found = problems_of(error, ("body", index), MAX_PROBLEMS_OF_ROW)
+            checked.invalid[index] = found
+            count += len(found)
+            if count >= MAX_PROBLEMS and not skips_invalid:
+                break
     return checked

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import asyncpg
+import orjson
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -135,8 +136,9 @@ def test_json_and_query_express_the_same_filter(in_json: Any, in_query: str) -> 
     assert hash(found) == hash(parse_query(parse_qsl(in_query), MOVIES.fields)[0])
 
 
+DEEP = orjson.loads("[" * 1_000 + "]" * 1_000)
 INVALID_JSON: dict[str, list[Any]] = {
-    "rating": [{}, None, True, 1.5, "50", [1]],
+    "rating": [{}, None, True, 1.5, "50", [1], DEEP],
     "title": ["nul\0"],
     "or": [{}, [], [1]],
 }
@@ -153,6 +155,7 @@ INVALID_JSON: dict[str, list[Any]] = {
         ({"rating": {"in": []}}, ("rating", "in"), "invalid_filter"),
         ({"rating": {"in": [1, "2"]}}, ("rating", "in"), "invalid_filter"),
         ({"rating": {"in": [1, None]}}, ("rating", "in"), "invalid_filter"),
+        ({"rating": {"in": [1, DEEP]}}, ("rating", "in"), "invalid_filter"),
         ({"rating": {"gte": {"gte": 1}}}, ("rating", "gte"), "invalid_filter"),
         ({"rating": {"like": 1}}, ("rating", "like"), "unknown_operator"),
         ({"planet": 1}, ("planet",), "unknown_field"),

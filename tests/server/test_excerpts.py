@@ -15,13 +15,12 @@ from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from core.errors import MAX_DETAIL_LENGTH, MAX_PROBLEMS, Conflict
+from core.errors import MAX_DETAIL_LENGTH, MAX_MEMBERS, MAX_PROBLEMS, Conflict
 from core.rates import Rate
 from core.texts.shortened import MAX_QUOTED_LENGTH, shortened
-from routes.generic.handlers import MAX_PROBLEMS_OF_ROW
 from routes.http import limit_groups, middleware
 from routes.http.middleware import MAX_LOGGED_PATH_BYTES
-from routes.http.parsing import MAX_ROW_MEMBERS
+from routes.http.parsing import MAX_PROBLEMS_OF_ROW
 from routes.http.rendering import MAX_LINKED_QUERY_BYTES
 from services.limits.limiter import Limits
 from tests.support.backends import SQLITE_ONLY
@@ -128,7 +127,7 @@ async def test_a_skipped_row_is_reported_with_few_problems(service: Service) -> 
         assert answer.status_code == 201, answer.text[:300]
         few, one = (each["detail"] for each in answer.json()["skipped"])
         assert len(few) == MAX_PROBLEMS_OF_ROW
-        assert one == [{"loc": ["body", 1], "msg": f"Expected at most {MAX_ROW_MEMBERS} members", "type": "too_long"}]
+        assert one == [{"loc": ["body", 1], "msg": f"Expected at most {MAX_MEMBERS} members", "type": "too_long"}]
         assert len(answer.json()["added"]) == 1
 
 
