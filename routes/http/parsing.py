@@ -33,7 +33,7 @@ from routes.http import limit_groups, queries, uploads
 from routes.http.operation import Call, Operation, Services
 from schemas import Body
 from services import authentication
-from services.pictures.pool import Uploader
+from services.limits.in_progress import Uploader
 
 BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; a longer limit would only keep connections busy
 MAX_FORM_BYTES = 16 * 1024
