@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from functools import cache
 
 from starlette.requests import Request
@@ -51,6 +52,10 @@ def _route(path: str, operations: Mapping[str, Operation]) -> Route:
     async def endpoint(request: Request) -> Response:
         operation = operations["GET" if request.method == "HEAD" else request.method]
         try:
+            if operation.is_bulk:
+                async with AsyncExitStack() as turn:
+                    call = await parse(request, operation, turn)
+                    return rendering.with_position(await operation.handler(call), call)
             call = await parse(request, operation)
             answer = operation.handler(call)
             if operation.method == "GET":

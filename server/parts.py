@@ -53,6 +53,7 @@ from routes.http.proxies import TrustedNetworks
 from server import open_files
 from server.http_connections import HttpConnections
 from services.authentication import identify, recheck
+from services.bulk import BulkOperations
 from services.first_admin import create_first_admin
 from services.limits.limiter import Limits
 from services.limits.lockout import Lockout
@@ -96,6 +97,7 @@ class Parts:
         self.passwords = Passwords(hasher_for(settings), needs_mix=settings.needs_password_mix)
         self.storage = open_storage(settings)
         self.pictures = Pictures(limits_clients=settings.has_limits)
+        self.bulk = BulkOperations(limits_clients=settings.has_limits)
         # The parts that carry a committed event to the clients.
         self.bus = Bus(settings.broadcast_url, keys)
         self.feed = Feed(self.database, has_shared_bus=self.bus.is_shared, is_bus_deaf=self.bus.is_deaf)
@@ -226,6 +228,7 @@ class Parts:
             openapi=partial(table.document, self.settings.root),
             storage=self.storage,
             pictures=self.pictures,
+            bulk=self.bulk,
             event_pages=self.replay,
             event_streams=self.event_streams,
             limits=self.limits,

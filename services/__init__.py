@@ -1,1 +1,1 @@
-"""Services that several edges share: authentication, tokens, passwords, the first admin."""
+"""Services that several edges share: authentication, tokens, passwords, bulk operations, the first admin."""

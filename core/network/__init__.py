@@ -1,1 +1,1 @@
-"""Client addresses, fair shares for clients, and the hosts that requests may name."""
+"""Client addresses, fair shares and turns for clients, and the hosts that requests may name."""

@@ -18,7 +18,7 @@ from core.errors import Problem, Unavailable
 from repository.accounts import avatars, users
 from routes.http.operation import AnyCall, Services
 from routes.http.uploads import FILE_FIELD
-from services.pictures.pool import Uploader
+from services.limits.in_progress import Uploader
 
 RANDOM_NAME_LENGTH = 16  # bytes
 

@@ -23,7 +23,7 @@ ALL_OR_NONE = (
 )
 CREATE = Details(idempotent=True, answer_headers=("Location", "ETag"), signed_in=True)
 EDIT = Details(answer_headers=("ETag",), signed_in=True, if_match=True, errors=(403, 404, 409))
-BULK = Details(signed_in=True, max_body_bytes=handlers.MAX_BULK_BODY_BYTES, limit_group=LimitGroup.BULK)
+BULK = Details(signed_in=True, is_bulk=True, max_body_bytes=handlers.MAX_BULK_BODY_BYTES, limit_group=LimitGroup.BULK)
 
 
 def operations_of(resource: Resource) -> Operations:

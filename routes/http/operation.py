@@ -32,6 +32,7 @@ from repository.engine.transaction import Transaction
 from repository.generic.cursors import Cursor, Ordering
 from routes.http.limit_groups import LimitGroup, Rules
 from schemas import MAX_BODY_BYTES
+from services.bulk import BulkOperations
 from services.limits.limiter import Limits
 from services.limits.lockout import Lockout
 from services.passwords import Passwords
@@ -71,6 +72,7 @@ class Services:
     openapi: Callable[[], bytes]
     storage: Storage
     pictures: Pictures
+    bulk: BulkOperations
     event_pages: EventPages
     event_streams: EventStreams
     limits: Limits
@@ -181,6 +183,7 @@ class Operation:
     body_schema: Any = None  # The type of the body in the documentation, if `body` validates only the outer list.
     max_body_bytes: int = MAX_BODY_BYTES
     body_media_types: tuple[str, ...] = ("application/json",)
+    is_bulk: bool = False  # whether it waits for its turn among the bulk operations, and its body may be large
     signed_in: bool = False
     ignores_credentials: bool = False  # lets a client with a stale token get a new token
     errors: tuple[int, ...] = ()
@@ -224,6 +227,7 @@ class Details(TypedDict, total=False):
     body_schema: Any
     max_body_bytes: int
     body_media_types: tuple[str, ...]
+    is_bulk: bool
     signed_in: bool
     ignores_credentials: bool
     errors: tuple[int, ...]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, get_args
 from urllib.parse import parse_qsl
@@ -32,10 +33,11 @@ from core.stopping import Stopping
 from repository.generic import cursors
 from repository.generic.cursors import Cursor, Order
 from routes.http import limit_groups, queries, uploads
+from routes.http.disconnects import while_connected
 from routes.http.operation import Call, Operation, Services
-from schemas import Body
+from schemas import MAX_BODY_BYTES, Body
 from services import authentication
-from services.pictures.pool import Uploader
+from services.limits.in_progress import Uploader
 
 BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; a longer limit would only keep connections busy
 MAX_FORM_BYTES = 16 * 1024
@@ -49,8 +51,11 @@ FORM_MEDIA_TYPE = "application/x-www-form-urlencoded"
 WRITTEN_NUMBER = re.compile(r"^-?[0-9]+\Z")  # no cursor: these begin with a letter
 
 
-async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
-    """Return the call. Raises a Problem: 401 or 429 first, then 413 or 415, then a 422 that names every problem."""
+async def parse(request: Request, operation: Operation, turn: AsyncExitStack | None = None) -> Call[Any, Any, Any]:
+    """Return the call. Raises a Problem: 401 or 429 first, then 413 or 415, then a 422 that names every problem.
+
+    A bulk operation runs, from the moment when its body has arrived, until its `turn` is closed.
+    """
     services: Services = request.state.services
     identity = await _identify_and_count(request, operation, services)
     if operation.signed_in and identity is None:
@@ -66,10 +71,13 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
     asyncio.get_running_loop().call_soon(has_waited.set)  # runs only if reading the body has to wait
     if operation.form is not None and _media_type(request) in uploads.media_types(operation.form):
         assert identity is not None, "an operation that takes a form must be marked signed_in"
-        with services.pictures.receiving(Uploader(identity.user_id, request.client.host if request.client else None)):
+        with services.pictures.receiving(_uploader(request, identity)):
             raw_body = await read_body(request, uploads.MAX_UPLOAD_BODY_BYTES)
         values = uploads.values(raw_body, _media_type(request), request.headers["content-type"], problems)
         body = _validated(operation.form, values, "body", problems) if values is not None else None
+    elif turn is not None:
+        assert identity is not None, "a bulk operation must be marked signed_in"
+        raw_body, body = await _bulk_body(request, operation, identity, turn, problems)
     elif operation.body is not None or operation.form is not None:
         raw_body = await read_body(request, operation.max_body_bytes)
         body = _body(request, operation, raw_body, problems)
@@ -97,6 +105,25 @@ async def parse(request: Request, operation: Operation) -> Call[Any, Any, Any]:
         is_socket=scope_keys.SOCKET in request.scope,
         address=request.client.host if request.client is not None else None,
     )
+
+
+async def _bulk_body(
+    request: Request, operation: Operation, identity: Identity, turn: AsyncExitStack, problems: list[FieldProblem]
+) -> tuple[bytes, Any]:
+    """Return the body of a bulk operation as sent and validated, or nothing if it has none, once it has its `turn`."""
+    services: Services = request.state.services
+    with ExitStack() as place:
+        raw_body = b""
+        if operation.body is not None:
+            receiving = services.bulk.receiving(_uploader(request, identity))
+            raw_body = await read_body(request, operation.max_body_bytes, lambda: place.enter_context(receiving))
+        own_turn = services.bulk.turn(identity.user_id, request.state.stopping)
+        await while_connected(request, turn.enter_async_context(own_turn))
+        return raw_body, _body(request, operation, raw_body, problems) if operation.body is not None else None
+
+
+def _uploader(request: Request, identity: Identity) -> Uploader:
+    return Uploader(identity.user_id, request.client.host if request.client is not None else None)
 
 
 async def _problems_of_rows(request: Request, operation: Operation, body: Any) -> list[FieldProblem]:
@@ -144,13 +171,20 @@ async def identify(request: Request, services: Services) -> Identity | None:
     return await authentication.identify(services.database, services.tokens, token.strip(), address)
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """Return the body. Raises ContentTooLarge (as early as possible), RequestTimeout, and Unavailable on shutdown."""
+async def read_body(request: Request, limit: int, on_large: Callable[[], None] | None = None) -> bytes:
+    """Return the body. Raises ContentTooLarge (as early as possible), RequestTimeout, and Unavailable on shutdown.
+
+    `on_large` is called once, before more than MAX_BODY_BYTES are read, if the body is larger. What it raises is raised
+    before the rest of the body is read.
+    """
     stopping: Stopping = request.state.stopping
     too_large = ContentTooLarge(f"Expected a body of at most {limit} bytes")
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise too_large
+    if on_large is not None and declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+        on_large()
+        on_large = None
     chunks, size = [], 0
     try:
         async with stopping.timeout(BODY_SECONDS):
@@ -158,6 +192,9 @@ async def read_body(request: Request, limit: int) -> bytes:
                 size += len(chunk)
                 if size > limit:
                     raise too_large
+                if on_large is not None and size > MAX_BODY_BYTES:  # a body in chunks does not declare its size
+                    on_large()
+                    on_large = None
                 chunks.append(chunk)
     except TimeoutError:
         if stopping.is_stopping:

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image, ImageCms
 
 from core.errors import InvalidInput, TooManyRequests
+from services.limits.in_progress import Uploader
 from services.pictures import images
-from services.pictures.pool import MAX_UPLOADS_PER_ADDRESS, Pictures, Uploader
+from services.pictures.pool import MAX_UPLOADS_PER_ADDRESS, Pictures
 from tests.support.pictures import EVIL, SECRET_TEXT, encoded, opened, photo, polyglot, with_metadata, with_texts
 from tests.support.service import ROOT
 
