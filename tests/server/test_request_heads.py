@@ -111,26 +111,26 @@ async def test_a_head_has_a_size(service: Service, head: str, status: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("begin", "part", "status"),
+    ("begin", "part", "statuses"),
     [
-        ("GET /healthz?", "q" * 1024, 414),
-        ("GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Endless: ", "h" * 1024, 431),
-        ("GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n", f"X-Endless: {'h' * 1011}\r\n", 431),
-        ("", "\r\n" * 512, 400),
+        ("GET /healthz?", "q" * 1024, {414}),
+        ("GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Endless: ", "h" * 1024, {431}),
+        ("GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n", f"X-Endless: {'h' * 1011}\r\n", {431}),
+        ("", "\r\n" * 512, {400}),
         (
             f"POST /movies HTTP/1.1\r\n{JSON}Transfer-Encoding: chunked\r\n\r\n1\r\n{{\r\n0\r\n",
             f"X-Endless: {'h' * 1011}\r\n",
-            401,
+            {400, 401},  # 401 if the request started before the trailer was too long
         ),
     ],
 )
-async def test_what_never_ends_is_not_kept(service: Service, begin: str, part: str, status: int) -> None:
+async def test_what_never_ends_is_not_kept(service: Service, begin: str, part: str, statuses: set[int]) -> None:
     """An endless target must not be copied for each new part, and endless headers and trailers must not be kept."""
     before = service.memory_bytes()
     async with raw_connection(service, begin) as connection:
         await connection.send_all(part.encode() * 20_000)
         answer = await connection.answer()
-    assert answer.status == status
+    assert answer.status in statuses
     assert service.memory_bytes() - before < 4 * 2**20
 
 
