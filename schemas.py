@@ -15,7 +15,7 @@ from pydantic.config import JsonDict, JsonValue
 from pydantic_core import PydanticCustomError
 
 from core import times
-from core.errors import MAX_MEMBERS, TOO_MANY_MEMBERS, FieldProblem
+from core.errors import TOO_MANY_MEMBERS, FieldProblem, is_too_large
 from core.filters import MAX_INTEGER
 from core.texts.normal import BLANK, INVISIBLE, is_visible, nfc
 
@@ -73,7 +73,7 @@ def _unique(values: list[str]) -> list[str]:
 
 def of_bounded_size(value: Any) -> Any:
     """Return the value. Raises PydanticCustomError for an object with too many members."""
-    if isinstance(value, dict) and len(value) > MAX_MEMBERS:
+    if is_too_large(value):
         raise PydanticCustomError("too_long", TOO_MANY_MEMBERS)
     return value
 

@@ -78,12 +78,17 @@ class FieldProblem:
         return {"loc": loc, "msg": shortened(self.msg, MAX_DETAIL_LENGTH), "type": self.type}
 
 
+def is_too_large(value: Any) -> bool:
+    """Return whether `value` is an object with more than MAX_MEMBERS members."""
+    return isinstance(value, dict) and len(value) > MAX_MEMBERS
+
+
 def has_too_many_members(value: Any, loc: Loc, problems: list[FieldProblem]) -> bool:
-    """Return whether `value` is an object with more than MAX_MEMBERS members. If so, add this to `problems`."""
-    is_too_large = isinstance(value, dict) and len(value) > MAX_MEMBERS
-    if is_too_large:
+    """Return whether `value` is too large. If so, add this to `problems`."""
+    if is_too_large(value):
         problems.append(FieldProblem(loc, TOO_MANY_MEMBERS, "too_long"))
-    return is_too_large
+        return True
+    return False
 
 
 class Problem(MarqueeError):
