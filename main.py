@@ -32,6 +32,7 @@ from repository.engine import failures, migrations
 from repository.engine.database import Database
 from repository.engine.engines import SAFE_SQLITE, sqlite_is_safe
 from routes import table
+from routes.compression import Compression
 from routes.http import middleware
 from routes.http.hosts import Cors, HostCheck
 from routes.http.proxies import TrustedProxies
@@ -43,8 +44,8 @@ CORS_REQUEST_HEADERS = (
     "Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Last-Event-ID", "X-Request-ID",
 )  # fmt: skip
 CORS_RESPONSE_HEADERS = (
-    "ETag", "Link", "Location", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset", "Retry-After",
-    "Stream-Position", "X-Request-ID", "X-Total-Count",
+    "ETag", "Idempotency-Replayed", "Link", "Location", "RateLimit", "RateLimit-Limit", "RateLimit-Policy",
+    "RateLimit-Remaining", "RateLimit-Reset", "Retry-After", "Stream-Position", "X-Request-ID", "X-Total-Count",
 )  # fmt: skip
 
 
@@ -83,6 +84,7 @@ def build_app(settings: Settings, *, hears_signals: bool = False) -> Starlette:
             Middleware(middleware.OnePath, root=settings.root),
             *([Middleware(middleware.ClientShare)] if settings.has_limits else []),
             Middleware(middleware.RequestLog),
+            *([Middleware(Compression)] if settings.compresses else []),
             Middleware(HostCheck, allowed=settings.hosts),
             cors,
             Middleware(middleware.NoNewSockets),

@@ -171,6 +171,33 @@ genres = _numbered(
     *_kept(),
 )
 
+actors = _numbered(
+    "actors",
+    Column("name", _text(100), nullable=False),
+    Column("birth_date", IsoDate),
+    Column("country", _text(2)),
+    Column("biography", _text()),
+    *_kept(),
+)
+
+countries = _numbered(
+    "countries",
+    Column("code", _text(2), nullable=False),
+    # The code in lower case, which must be unique.
+    Column("code_key", _text(200), nullable=False, unique=True, info={"key_of": "code"}),
+    Column("name", _text(100), nullable=False),
+    *_kept(),
+)
+
+languages = _numbered(
+    "languages",
+    Column("code", _text(2), nullable=False),
+    # The code, which must be unique.
+    Column("code_key", _text(200), nullable=False, unique=True, info={"key_of": "code"}),
+    Column("name", _text(100), nullable=False),
+    *_kept(),
+)
+
 sessions = Table(
     "sessions",
     metadata,

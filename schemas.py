@@ -10,7 +10,16 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.config import JsonDict, JsonValue
 from pydantic_core import PydanticCustomError
 
@@ -43,6 +52,7 @@ _SEEN = rf"[^{_DISRUPTIVE}{BLANK}{INVISIBLE}]"
 _NAME = rf"^[{PADDING}]*(?:{_EDGE}[^{_DISRUPTIVE}]*)?{_SEEN}(?:[^{_DISRUPTIVE}]*{_EDGE})?[{PADDING}]*$"
 _NAME_WORDS = "expected a name with a visible character, without control characters, line breaks or direction marks"
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_LETTERS = "[A-Za-z]{2}"
 _INTEGER = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 
 
@@ -57,6 +67,15 @@ def _written_integer(value: Any) -> Any:
     if not isinstance(value, str) or not _INTEGER.fullmatch(value):
         raise ValueError("expected an integer")
     return value
+
+
+def _id_or_code(value: Any) -> int | str:
+    if isinstance(value, str):
+        if _INTEGER.fullmatch(value) and 1 <= int(value) <= MAX_ID:
+            return int(value)
+        if re.fullmatch(_LETTERS, value):
+            return value
+    raise ValueError("expected an id or a code of two letters")
 
 
 def _whole(value: Any) -> Any:
@@ -99,6 +118,17 @@ def _in_nfc(text: str, max_length: int) -> str:
     return text
 
 
+def known(codes: frozenset[str], expected: str) -> AfterValidator:
+    """Return a validator that raises ValueError with the message `expected` for a string that is not in `codes`."""
+
+    def check(code: str) -> str:
+        if code not in codes:
+            raise ValueError(expected)
+        return code
+
+    return AfterValidator(check)
+
+
 def normal(max_length: int) -> AfterValidator:
     """Return a validator that converts a string to NFC, and rejects more than `max_length` characters in NFC."""
     return AfterValidator(lambda text: text if text.isascii() else _in_nfc(text, max_length))
@@ -126,6 +156,19 @@ Id = Annotated[int, Field(strict=True, ge=1, le=MAX_ID), WHOLE]
 # In `Annotated`, list this after the bounds: otherwise the JSON Schema does not contain the bounds.
 WRITTEN_INTEGER = BeforeValidator(_written_integer)
 PathId = Annotated[int, Field(ge=1, le=MAX_ID), WRITTEN_INTEGER]
+PathIdOrCode = Annotated[
+    int | str,
+    PlainValidator(_id_or_code),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": MAX_ID},
+                {"type": "string", "pattern": f"^{_LETTERS}$"},
+            ],
+            "description": "The id or, ignoring case, the code",
+        }
+    ),
+]
 Uuid = Annotated[str, Field(pattern=f"^{UUID}$")]
 _SHOWN = Field(json_schema_extra={"pattern": _VISIBLE})
 Line = Annotated[str, Field(min_length=1, max_length=255), _SHOWN, visible(255)]
@@ -226,6 +269,17 @@ class FieldError(Answer):
 
 class ErrorAnswer(Answer):
     detail: str | list[FieldError]
+
+
+class ProblemDetails(Answer):
+    """An error in the form of RFC 9457, for clients that prefer `application/problem+json`."""
+
+    type: Literal["about:blank"]
+    title: str = Field(description="The phrase of the status")
+    status: int
+    detail: str
+    errors: list[FieldError] = Field(default=[], description="Every problem, if `detail` is a list in JSON errors")
+    checks: dict[str, str] = Field(default={}, description="Only from `/readyz`: the result of each check")
 
 
 class Health(Answer):

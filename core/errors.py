@@ -22,13 +22,15 @@ MarqueeError
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
 from core.texts.shortened import shortened
+from core.texts.suggestions import Unknown
 
 
 class MarqueeError(Exception):
@@ -54,6 +56,8 @@ def got(value: str) -> str:
 
 # The maximum number of problems listed for one request or message. The input may contain thousands of invalid rows.
 MAX_PROBLEMS = 100
+# The maximum number of different unknown names that a list of problems suggests a known name for.
+MAX_SUGGESTIONS = 5
 # The maximum number of characters in an error message. The longest messages list all parameters of a route and take
 # about half of this length.
 MAX_DETAIL_LENGTH = 2_000
@@ -66,16 +70,36 @@ Loc = tuple[str | int, ...]  # the location of a problem, such as ("body", 3, "t
 
 @dataclass(frozen=True, slots=True)
 class FieldProblem:
-    """One problem in the input: its location, a message for people, and a stable machine-readable type."""
+    """One problem in the input: its location, a message for people, and a stable machine-readable type.
+
+    If the problem is an unknown name, `listed` can suggest a known one.
+    """
 
     loc: Loc
     msg: str
     type: str
+    unknown: Unknown | None = field(default=None, compare=False)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self, suggestion: str | None = None) -> dict[str, Any]:
         # Clients choose the names of members and parameters, so a name may be very long.
         loc = [shortened(part) if isinstance(part, str) else part for part in self.loc]
-        return {"loc": loc, "msg": shortened(self.msg, MAX_DETAIL_LENGTH), "type": self.type}
+        msg = self.msg if suggestion is None else f"{self.msg}. Did you mean {suggestion}?"
+        return {"loc": loc, "msg": shortened(msg, MAX_DETAIL_LENGTH), "type": self.type}
+
+
+def listed(problems: Iterable[FieldProblem]) -> list[dict[str, Any]]:
+    """Return the first MAX_PROBLEMS problems in the form that clients see, with suggestions for a few unknown names."""
+    suggestions: dict[tuple[str | int, str], str | None] = {}
+    found = []
+    for problem in islice(problems, MAX_PROBLEMS):
+        suggestion = None
+        if problem.unknown is not None:
+            key = problem.loc[0], problem.unknown.name
+            if key not in suggestions and len(suggestions) < MAX_SUGGESTIONS:
+                suggestions[key] = problem.unknown.nearest()
+            suggestion = suggestions.get(key)
+        found.append(problem.as_dict(suggestion))
+    return found
 
 
 def is_too_large(value: Any) -> bool:
@@ -104,7 +128,7 @@ class Problem(MarqueeError):
         if isinstance(detail, str):
             self.detail: str | list[dict[str, Any]] = shortened(detail, MAX_DETAIL_LENGTH)
         else:
-            self.detail = [each.as_dict() for each in detail[:MAX_PROBLEMS]]
+            self.detail = listed(detail)
         super().__init__(self.detail)
         if headers is not None:
             self.headers = headers

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple, Protocol
 from core import times
 from core.errors import MAX_PROBLEMS, FieldProblem, Loc, has_too_many_members
 from core.texts import listed
-from core.texts.normal import nfc
+from core.texts.normal import nfc, without_case
+from core.texts.suggestions import Unknown
 
 MAX_VALUES_IN_LIST = 100  # The maximum number of values in one `in` condition.
 MAX_CONDITIONS = 200  # Enough conditions in one filter to use every field with every operator.
@@ -98,35 +99,41 @@ class Condition:
 
 @dataclass(frozen=True)
 class Filter:
-    """The conditions that a row must meet: every condition in `all` and, unless `any` is empty, every condition of at
-    least one group in `any`.
+    """The conditions that a row must meet: every condition in `all` and, unless they are empty, every condition of at
+    least one group in `any`, and of at least one group in `also`.
 
-    Filters made by `build` are normalised: equivalent spellings compare equal.
+    Filters made by `build` are normalised: equivalent spellings compare equal. Only lists have `also` (`queries.both`).
     """
 
     all: tuple[Condition, ...] = ()
     any: tuple[tuple[Condition, ...], ...] = ()
+    also: tuple[tuple[Condition, ...], ...] = ()
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.all, self.any))
+        return hash((self.all, self.any, self.also))
 
     def __hash__(self) -> int:
         # The hash is cached, because filters may be large and are looked up by hash for each event.
         return self._hash
 
     def __bool__(self) -> bool:
-        return bool(self.all or self.any)
+        return bool(self.all or self.any or self.also)
+
+    @property
+    def groups(self) -> tuple[tuple[Condition, ...], ...]:
+        """All conditions: those in `all`, and each group in `any` and `also`."""
+        return (self.all, *self.any, *self.also)
 
     @cached_property
     def size(self) -> int:
         """The number of conditions, including those in groups."""
-        return len(self.all) + sum(map(len, self.any))
+        return sum(map(len, self.groups))
 
     @cached_property
     def searches(self) -> int:
         """The number of conditions that search in a string. Their cost grows with the length of the string."""
-        return sum(condition.op in (Op.CONTAINS, Op.PREFIX) for group in (self.all, *self.any) for condition in group)
+        return sum(condition.op in (Op.CONTAINS, Op.PREFIX) for group in self.groups for condition in group)
 
 
 EVERYTHING = Filter()
@@ -171,8 +178,10 @@ def parse_query(
         match = _KEY.match(key)
         name = (match[2] or match[3]) if match else ""
         if match is None or name not in fields:
-            names = ", ".join(sorted((*known, *fields)))
-            problems.append(FieldProblem(loc, f"Unknown parameter; expected one of {names}", "unknown_parameter"))
+            names = sorted((*known, *fields))
+            message = f"Unknown parameter; expected one of {', '.join(names)}"
+            unknown = Unknown(name or key.partition("[")[0], names)
+            problems.append(FieldProblem(loc, message, "unknown_parameter", unknown))
             continue
         op = match[4] or "eq"
         value = listed.split(raw) if op == Op.IN else raw
@@ -219,7 +228,7 @@ def _parse_object(
         if field is None:
             names = ", ".join(sorted(fields))
             expected = "Groups cannot be nested" if name == OR else f"Unknown field; expected one of {names}"
-            problems.append(FieldProblem((*loc, name), expected, "unknown_field"))
+            problems.append(FieldProblem((*loc, name), expected, "unknown_field", Unknown(name, fields)))
             continue
         if isinstance(member, dict) and not member:
             problems.append(FieldProblem((*loc, name), "Expected at least one operator", "invalid_filter"))
@@ -330,18 +339,11 @@ class Matcher(Protocol):
     def __call__(self, row: Row, folded: Folded | None = None) -> bool: ...
 
 
-def without_case(text: str) -> str:
-    """Return the form in which `contains`, `prefix` and search compare text.
-
-    Python lowercases a capital sigma to ς at the end of a word, but to σ elsewhere, so each ς is replaced by σ.
-    """
-    return text.lower().replace("ς", "σ")
-
-
 def matcher_of(wanted: Filter) -> Matcher:
     """Return the predicate of a filter. It matches the same rows as the SQL of that filter."""
     tests = [_test(condition) for condition in wanted.all]
     groups = [[_test(condition) for condition in group] for group in wanted.any]
+    assert not wanted.also, "expected a filter made by `build`"
 
     def matches(row: Row, folded: Folded | None = None) -> bool:
         if folded is None:

@@ -98,6 +98,7 @@ class Settings(BaseSettings):
     # At least 24 hours, because the quota for generated rows counts the jobs of the last 24 hours.
     job_retention_hours: float = Field(default=168.0, ge=24, le=24 * 3650)
 
+    compression: Annotated[Literal["on", "off"], ANY_CASE] = "on"
     drain_seconds: float = Field(default=0, ge=0, le=300)
     metrics_token: SecretStr | None = None
 
@@ -188,6 +189,11 @@ class Settings(BaseSettings):
     @property
     def needs_password_mix(self) -> bool:
         return self.password_mix == "on"  # noqa: S105 (no password)
+
+    @property
+    def compresses(self) -> bool:
+        """Whether responses are compressed for clients that accept it."""
+        return self.compression == "on"
 
     @property
     def has_pooler(self) -> bool:

@@ -24,11 +24,12 @@ from sqlalchemy import Table
 
 from core.errors import Forbidden
 from core.filters import Field
-from core.identity import Identity
+from core.identity import Group, Identity
 from resources import derived
 from schemas import Body, Skipped
 
 _KEPT = frozenset({"id", "user_id", "version", "created_at", "updated_at"})
+_WRITERS = {"owner": "", "staff": "moderators and admins", "admins": "admins"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +49,9 @@ class Resource:
     """A declaration. `label` is the column that `/names` lists; `searched` are the columns that `?q=` searches.
 
     `changed_by`: with `owner`, every user may create rows, and their owners and staff (moderators and admins) may
-    change them; with `staff`, only staff may create and change rows. `filter_names` renames columns in filters. With
-    `generated`, `POST /…/generate/{number}` creates rows.
+    change them; with `staff` or `admins`, only staff or only admins may create and change rows. `filter_names` renames
+    columns in filters. With `generated`, `POST /…/generate/{number}` creates rows. `code` is a column with unique codes
+    of two letters: `GET /…/{id}` finds a row by its code, too.
     """
 
     table: Table
@@ -58,17 +60,18 @@ class Resource:
     label: str
     searched: tuple[str, ...]
     example_change: Mapping[str, Any]
-    changed_by: Literal["owner", "staff"] = "owner"
+    changed_by: Literal["owner", "staff", "admins"] = "owner"
     audience: Literal["public"] = "public"
     parents: tuple[Parent, ...] = ()
     filter_names: Mapping[str, str] = field(default_factory=dict)
     created_word: str = "added"
     generated: bool = False
+    code: str | None = None
 
     def __post_init__(self) -> None:
         expected = ("id", *self.written, "created_at", "updated_at")
         assert self.columns == expected, f"{self.name}: expected the columns {expected}, got {self.columns}"
-        assert self.has_owner or self.changed_by == "staff", f"{self.name}: rows that owners may change need a user_id"
+        assert self.has_owner or self.writers, f"{self.name}: rows that owners may change need a user_id"
 
     # --- derived
 
@@ -90,6 +93,11 @@ class Resource:
     def keys(self) -> Mapping[str, str]:
         """The columns that hold unique keys, each with the column that its key is made from."""
         return derived.keys_of(self.table)
+
+    @cached_property
+    def key_of_code(self) -> str:
+        """The column that holds the unique keys of the codes."""
+        return next(key for key, source in self.keys.items() if source == self.code)
 
     @cached_property
     def defaults(self) -> Mapping[str, Any]:
@@ -121,28 +129,40 @@ class Resource:
     def has_owner(self) -> bool:
         return "user_id" in self.columns
 
+    @property
+    def writers(self) -> str:
+        """The groups whose users alone may create and change rows, in words; empty if every user may create rows."""
+        return _WRITERS[self.changed_by]
+
+    def has_all_rights(self, identity: Identity) -> bool:
+        """Return whether the identity may change every row."""
+        return identity.group is Group.ADMIN if self.changed_by == "admins" else identity.is_staff
+
     def require_may_create(self, identity: Identity) -> None:
         """Raise Forbidden unless the identity may create rows."""
-        if self.changed_by == "staff" and not identity.is_staff:
-            raise Forbidden(f"Only moderators and admins may add {self.name}")
+        if self.writers and not self.has_all_rights(identity):
+            raise Forbidden(f"Only {self.writers} may add {self.name}")
 
     def require_may_change(self, identity: Identity, rows: Iterable[Mapping[str, Any]]) -> None:
         """Raise Forbidden, naming the rows, unless the identity may change all of them.
 
-        If only staff may change the resource, Forbidden is raised for other users even if `rows` is empty.
+        If only some groups may change the resource, Forbidden is raised for other users even if `rows` is empty.
         """
+        if self.has_all_rights(identity):
+            return
         rows = list(rows)
-        if self.changed_by == "staff" and not identity.is_staff and not rows:
-            raise Forbidden(f"Only moderators and admins may change {self.name}")
-        foreign = [] if identity.is_staff else [row["id"] for row in rows if not self.is_own(identity, row)]
+        if self.writers and not rows:
+            raise Forbidden(f"Only {self.writers} may change {self.name}")
+        foreign = [row["id"] for row in rows if not self.is_own(identity, row)]
         if foreign:
-            owners = "" if self.changed_by == "staff" else "the owner, " if len(foreign) == 1 else "the owners, "
+            owners = "the owner" if len(foreign) == 1 else "the owners"
+            writers = self.writers or f"{owners}, moderators and admins"
             named = self.singular if len(foreign) == 1 else self.name
             shown = ", ".join(map(str, foreign[:10])) + (", …" if len(foreign) > 10 else "")
-            raise Forbidden(f"Only {owners}moderators and admins may change {named} {shown}")
+            raise Forbidden(f"Only {writers} may change {named} {shown}")
 
     def is_own(self, identity: Identity, row: Mapping[str, Any]) -> bool:
-        """Return whether the identity may change the row without being staff."""
+        """Return whether the identity may change the row whatever its group."""
         return self.changed_by == "owner" and row["user_id"] == identity.user_id
 
     # --- models

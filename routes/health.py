@@ -11,6 +11,7 @@ from starlette.routing import BaseRoute, Route
 
 import schemas
 from core import metrics
+from core.error_bodies import PROBLEM_JSON, VARY
 from core.errors import Unauthenticated
 from routes.http import rendering
 from routes.http.limit_groups import LimitGroup
@@ -39,11 +40,13 @@ async def ready(call: Call[None, None, None]) -> Response:
     All workers share the bus, so a 503 would take all of them out of service.
     """
     checks = dict(await call.services.readiness())
-    if checks["database"] != "ok" or checks["service"] != "ok":
-        status, code = "not_ready", 503
-    else:
-        status, code = ("ready" if all(check == "ok" for check in checks.values()) else "degraded"), 200
-    return rendering.JSONResponse({"status": status, "checks": checks}, code, _NO_STORE)
+    failed = [f"{name}: {check}" for name, check in checks.items() if check != "ok"]
+    if checks["database"] == checks["service"] == "ok":
+        status = "degraded" if failed else "ready"
+        return rendering.JSONResponse({"status": status, "checks": checks}, headers=_NO_STORE)
+    if rendering.client_prefers(call.headers, PROBLEM_JSON):
+        return rendering.error_response(503, "; ".join(failed), call.headers, _NO_STORE, checks=checks)
+    return rendering.JSONResponse({"status": "not_ready", "checks": checks}, 503, {**_NO_STORE, "Vary": VARY})
 
 
 async def show_metrics(request: Request) -> Response:

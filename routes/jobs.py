@@ -8,7 +8,7 @@ from core.errors import NotFound
 from repository import jobs
 from resources.jobs import JOB_FIELDS, Job
 from routes.http import rendering
-from routes.http.operation import Call, Operations
+from routes.http.operation import Call, Operations, members_of
 from routes.http.queries import ByUuid, PageQuery
 
 operations = Operations("jobs")
@@ -21,12 +21,12 @@ async def list_jobs(call: Call[None, PageQuery, None]) -> Response:
     return rendering.page(call, found)
 
 
-@operations.get("/jobs/{id}", "Get a job", {200: Job}, errors=(404,))
+@operations.get("/jobs/{id}", "Get a job", {200: Job}, members=members_of(Job), errors=(404,))
 async def get_job(call: Call[ByUuid, None, None]) -> Response:
     job = await jobs.find(call.database, call.path.id)
     if job is None:
         raise NotFound(f"There is no job {call.path.id}")
-    return rendering.JSONResponse(job, headers={"Cache-Control": "no-cache"})
+    return rendering.JSONResponse(rendering.selected(call, job), headers={"Cache-Control": "no-cache"})
 
 
 @operations.delete(

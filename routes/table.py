@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount, Route, WebSocketRoute
 from starlette.types import Scope
 
+from core import scope_keys
 from core.errors import Problem, SettingsError
 from core.rates import parse_rate_limits
 from core.settings import Settings
@@ -51,6 +52,10 @@ def routes() -> list[BaseRoute]:
 def _route(path: str, operations: Mapping[str, Operation]) -> Route:
     async def endpoint(request: Request) -> Response:
         operation = operations["GET" if request.method == "HEAD" else request.method]
+        if operation.uncompressed:
+            request.scope[scope_keys.UNCOMPRESSED] = True
+        if operation.document:
+            request.scope[scope_keys.DOCUMENT] = path
         try:
             if operation.is_bulk:
                 async with AsyncExitStack() as turn:

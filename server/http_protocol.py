@@ -2,7 +2,7 @@
 
 Rules:
 - A request head may have MAX_HEAD_BYTES and take HEAD_SECONDS. For the first head, this time begins when the connection
-  opens. Each further request must begin within uvicorn's keep-alive timeout. `routes.http.parsing` sets the deadline
+  opens. Each further request must begin within uvicorn's keep-alive timeout. `routes.http.uploads` sets the deadline
   for bodies.
 - A connection is aborted when its client reads nothing of a response for too long; see `server.unread_responses`.
 - Requests of a connection are handled one after the other. Input that follows a request waits unparsed until the

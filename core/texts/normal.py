@@ -31,6 +31,14 @@ def nfc(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
+def without_case(text: str) -> str:
+    """Return the form in which `contains`, `prefix` and search compare text.
+
+    Python lowercases a capital sigma to ς at the end of a word, but to σ elsewhere, so each ς is replaced by σ.
+    """
+    return text.lower().replace("ς", "σ")
+
+
 def nfkc(text: str) -> str:
     """Return the string in normal form KC, which also replaces full-width letters and ligatures with plain letters."""
     return text if text.isascii() else unicodedata.normalize("NFKC", text)

@@ -354,6 +354,7 @@ def _encoded(root: str) -> bytes:
 
 
 async def asyncapi(request: Request) -> Response:
+    request.scope[scope_keys.DOCUMENT] = "/asyncapi.json"
     # The first call takes a third of a second to build the document, which is too long for the event loop.
     body = await asyncio.to_thread(_encoded, request.scope[scope_keys.ROOT])
     return Response(body, headers={"Cache-Control": "no-cache"}, media_type="application/json")

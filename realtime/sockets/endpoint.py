@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-import orjson
 from starlette.responses import Response
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from core import metrics, scope_keys
+from core import error_bodies, metrics, scope_keys
 from core.errors import (
     NO_CLOSE_FRAME,
     BadRequest,
@@ -30,6 +29,7 @@ from core.errors import (
     Unauthenticated,
 )
 from core.network.hosts import origin_refusal
+from core.texts.suggestions import Unknown
 from realtime.fanout.spec import Spec, check_topics, user_id_of
 from realtime.feed.positions import LOG_REPLACED, find_start
 from realtime.sockets.connection import Connection
@@ -76,12 +76,13 @@ def parse_query(items: list[tuple[str, str]]) -> HandshakeQuery:
     problems: list[FieldProblem] = []
     given: dict[str, str] = {}
 
-    def refuse(name: str, expected: str, kind: str) -> None:
-        problems.append(FieldProblem(("query", name), expected, kind))
+    def refuse(name: str, expected: str, kind: str, unknown: Unknown | None = None) -> None:
+        problems.append(FieldProblem(("query", name), expected, kind, unknown))
 
     for name, value in items:
         if name not in PARAMETERS:
-            refuse(name, f"Unknown parameter; expected one of {', '.join(PARAMETERS)}", "unknown")
+            expected = f"Unknown parameter; expected one of {', '.join(PARAMETERS)}"
+            refuse(name, expected, "unknown", Unknown(name, PARAMETERS))
         elif name in given:
             refuse(name, "Expected at most once", "repeated")
         given[name] = value
@@ -190,8 +191,12 @@ async def watch(websocket: WebSocket) -> None:
 
 
 async def _refuse(websocket: WebSocket, problem: Problem) -> None:
-    body = orjson.dumps({"detail": problem.detail})
-    await websocket.send_denial_response(Response(body, problem.status, problem.headers, "application/json"))
+    body, media_type = error_bodies.encoded(
+        problem.status, problem.detail, ",".join(websocket.headers.getlist("accept"))
+    )
+    response = Response(body, problem.status, problem.headers, media_type)
+    response.headers.add_vary_header(error_bodies.VARY)
+    await websocket.send_denial_response(response)
 
 
 def _welcome(context: SocketContext, connection: Connection, query: HandshakeQuery, resync_reason: str | None) -> None:

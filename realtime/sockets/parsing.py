@@ -6,15 +6,14 @@ All problems of a message are reported together. The clock is a parameter of `Bu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from core.errors import MAX_PROBLEMS, CloseCode, FieldProblem
+from core.errors import CloseCode, FieldProblem, listed
 from core.filters import Filter, parse_json
 from realtime.sockets import actions
 from resources.topics import TOPIC_FIELDS
@@ -102,7 +101,7 @@ def parse_members(model: type[Model], members: Mapping[str, Any]) -> Model:
     try:
         return model.model_validate(members)
     except ValidationError as error:
-        raise BadMessage("invalid_message", _listed(actions.problems_of(error))) from error
+        raise BadMessage("invalid_message", listed(actions.problems_of(error))) from error
 
 
 def parse_filters(value: Any, topics: tuple[str, ...]) -> tuple[tuple[str, Filter], ...]:
@@ -117,9 +116,5 @@ def parse_filters(value: Any, topics: tuple[str, ...]) -> tuple[tuple[str, Filte
         for problem in wrong:
             problems.setdefault(problem.loc, problem)  # report a field once, however many topics have it
     if problems:
-        raise BadMessage("invalid_filter", _listed(problems.values()))
+        raise BadMessage("invalid_filter", listed(problems.values()))
     return tuple(found)
-
-
-def _listed(problems: Iterable[FieldProblem]) -> list[dict[str, Any]]:
-    return [problem.as_dict() for problem in islice(problems, MAX_PROBLEMS)]

@@ -28,8 +28,8 @@ from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from core.errors import SettingsError
-from core.filters import without_case
 from core.network import postgresql_urls
+from core.texts.normal import without_case
 from repository.engine import failures, lock_waits
 from repository.engine.sqlite_file import SqliteConnection, SqliteFile, path_of
 

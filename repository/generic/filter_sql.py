@@ -24,7 +24,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
-from core.filters import COMPARISONS, Condition, FieldType, Filter, Op, without_case
+from core.filters import COMPARISONS, Condition, FieldType, Filter, Op
+from core.texts.normal import without_case
 
 # Reads up to this cost are light. The unit is the cost of one comparison for each row of the table. With 200,000 rows,
 # a read of the highest light cost takes about 0.2 s on SQLite.
@@ -43,7 +44,7 @@ def is_costly(wanted: Filter) -> bool:
 
 def cost(wanted: Filter) -> int:
     """Return the cost of testing every row of a table against a filter without string searches."""
-    return sum(_cost(condition) for group in (wanted.all, *wanted.any) for condition in group)
+    return sum(_cost(condition) for group in wanted.groups for condition in group)
 
 
 def _cost(condition: Condition) -> int:
@@ -56,9 +57,9 @@ def _cost(condition: Condition) -> int:
 def where(table: Table, wanted: Filter, *, is_sqlite: bool) -> ColumnElement[bool]:
     """Return the SQL condition for rows that match the filter."""
     clauses = [_clause(table, condition, is_sqlite) for condition in wanted.all]
-    if wanted.any:
-        groups = (and_(*(_clause(table, condition, is_sqlite) for condition in group)) for group in wanted.any)
-        clauses.append(or_(*groups))
+    for alternatives in filter(None, (wanted.any, wanted.also)):
+        groups = [and_(*(_clause(table, condition, is_sqlite) for condition in group)) for group in alternatives]
+        clauses += [or_(*groups)]
     return and_(literal(True), *clauses)
 
 

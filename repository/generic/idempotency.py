@@ -40,6 +40,7 @@ class StoredResponse:
     status: int
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    is_replayed: bool = False  # whether it was stored by an earlier request
 
 
 async def once(
@@ -68,7 +69,7 @@ async def once(
             message = "This key was used with another request; expected a new key"
             raise InvalidInput([FieldProblem(("header", "Idempotency-Key"), message, "idempotency_key_reused")])
         body = await rows.off_the_loop(len(row.body) // 100, zlib.decompress, row.body)
-        return StoredResponse(row.status, body, orjson.loads(row.headers))
+        return StoredResponse(row.status, body, orjson.loads(row.headers), is_replayed=True)
     response = await work()
     stored = await rows.off_the_loop(len(response.body) // 1_000, zlib.compress, response.body, 1)
 

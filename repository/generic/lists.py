@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 import models
 from core.errors import FieldProblem, InvalidInput
 from core.filters import EVERYTHING, Filter
+from core.identity import unique_key
 from repository.engine.database import Database
 from repository.engine.engines import Lane
 from repository.engine.events import Head, head_of
@@ -44,7 +45,8 @@ _SIZE, _SIZE_SO_FAR = "characters", "characters_so_far"
 @dataclass(frozen=True, slots=True)
 class ListRequest:
     """The requested part of a list. `sort` holds pairs (column, descending). The page holds only rows with an id above
-    `after`, and only rows that come after the place that `cursor` names.
+    `after`, and only rows that come after the place that `cursor` names. `page_of` reads only
+    `columns`, or all columns if it is None.
     """
 
     filter: Filter = EVERYTHING
@@ -55,6 +57,7 @@ class ListRequest:
     after: int | None = None
     cursor: Cursor | None = None
     user_id: int | None = None
+    columns: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,9 +319,12 @@ async def _read(
 
 
 async def page_of(database: Database, resource: Resource, page: ListRequest) -> Listed[dict[str, Any]]:
-    """Return the entities of one page. Raises Unavailable."""
-    found = await _read(database, resource, page, resource.columns)
-    return Listed(rows.from_driver(resource.table, found.rows), found.total, found.head, found.end)
+    """Return the entities of one page, with the requested columns. Raises Unavailable."""
+    wanted = page.columns or resource.columns
+    found = await _read(database, resource, page, tuple(dict.fromkeys(("id", *wanted))))
+    skipped = 0 if "id" in wanted else 1
+    entities = rows.from_driver(resource.table, [row[skipped:] for row in found.rows], wanted)
+    return Listed(entities, found.total, found.head, found.end)
 
 
 async def labels_of(database: Database, resource: Resource, page: ListRequest) -> Listed[tuple[int, str]]:
@@ -362,10 +368,12 @@ async def one(connection: AsyncConnection, query: sa.Executable) -> dict[str, An
     return entity(row) if row is not None else None
 
 
-async def find(database: Database, resource: Resource, entity_id: int) -> dict[str, Any] | None:
-    """Return the entity, or None. Raises Unavailable."""
-    columns = ", ".join(f'"{name}"' for name in resource.columns)
-    found = await database.fetch(statement(f'SELECT {columns} FROM "{resource.table.name}" WHERE id = $1'), entity_id)  # noqa: S608 (names of our own tables)
+async def find(database: Database, resource: Resource, name: int | str) -> dict[str, Any] | None:
+    """Return the entity with this id or, for a string, with this code, ignoring case; or None. Raises Unavailable."""
+    columns = ", ".join(f'"{column}"' for column in resource.columns)
+    key = "id" if isinstance(name, int) else resource.key_of_code
+    query = statement(f'SELECT {columns} FROM "{resource.table.name}" WHERE "{key}" = $1')  # noqa: S608 (names of our own tables)
+    found = await database.fetch(query, name if isinstance(name, int) else unique_key(name))
     return rows.from_driver(resource.table, found)[0] if found else None
 
 

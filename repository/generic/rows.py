@@ -100,13 +100,17 @@ def _forms(table: Table) -> tuple[list[str], list[tuple[str, Convert]]]:
     return names, [(name, _FROM_DRIVER[kind]) for name, kind in kinds.items() if kind in _FROM_DRIVER]
 
 
-def from_driver(table: Table, found: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-    """Convert rows of all visible columns, as either driver returns them, to entities. Pure."""
-    names, forms = _forms(table)
+def from_driver(
+    table: Table, found: Sequence[Sequence[Any]], columns: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Convert rows of these columns, or of all visible columns, as either driver returns them, to entities. Pure."""
+    visible, forms = _forms(table)
+    names = visible if columns is None else columns
     entities = [dict(zip(names, values, strict=True)) for values in found]
     for name, form in forms:
-        for row in entities:
-            row[name] = form(row[name])
+        if name in names:
+            for row in entities:
+                row[name] = form(row[name])
     return entities
 
 

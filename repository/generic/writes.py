@@ -93,7 +93,7 @@ async def add(tx: Transaction, resource: Resource, identity: Identity, fields: R
     ((entity_id, payload),) = await _insert(tx, prepared)
     tx.emit_encoded(resource.name, "add", str(entity_id), payload, actor_id=identity.user_id)
     await relations.recount(tx, resource, (), prepared.rows, identity.user_id)
-    if resource.changed_by == "staff":
+    if resource.writers:
         await _audit(tx, "create", resource, identity, [{**prepared.rows[0], "id": entity_id}])
     return Stored(entity_id, prepared.rows[0]["version"], payload)
 
@@ -108,7 +108,7 @@ async def add_bulk(
         conflicts.raise_for(refused, bulk=True)
     good = [item for index, item in enumerate(items) if index not in refused]
     encoded = await store(tx, resource, good, identity.user_id)
-    if resource.changed_by == "staff":
+    if resource.writers:
         await _audit(tx, "create", resource, identity, [orjson.loads(payload) for payload in encoded])
     return Added(encoded, refused)
 

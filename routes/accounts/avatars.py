@@ -84,6 +84,7 @@ class ByAvatar(queries.Parameters):
     errors=(404, 406),
     media_type=images.MEDIA_TYPE,
     if_none_match=True,
+    uncompressed=True,
 )
 async def show(call: Call[ByAvatar, None, None]) -> Response:
     if call.is_socket:

@@ -24,8 +24,8 @@ from routes.accounts import pages
 from routes.accounts.access import knows_password, own_account, wrong_password
 from routes.http import queries, rendering
 from routes.http.limit_groups import LimitGroup
-from routes.http.operation import AnyCall, Call, Details, Operations, Services
-from routes.http.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
+from routes.http.operation import JSON_MEDIA_TYPE, AnyCall, Call, Details, Operations, Services
+from routes.http.parsing import FORM_MEDIA_TYPE
 
 NO_STORE = {"Cache-Control": "no-store"}
 ABOUT_URLS = (
@@ -68,6 +68,7 @@ USE_TOKEN = Details(
     other_content={pages.MEDIA_TYPE: {"schema": {"type": "string", "description": "A page for browsers"}}},
     problem_page=_problem_page,
     limit_group=LimitGroup.SIGN_IN,
+    uncompressed=True,  # the page contains the token
 )
 
 

@@ -15,8 +15,8 @@ from repository.accounts.users import Candidates
 from resources.accounts.credentials import LoginBody, RefreshBody, Session, Token, TokenForm, sign_in_of
 from routes.http import rendering
 from routes.http.limit_groups import LimitGroup
-from routes.http.operation import AnyCall, Call, Details, Operations
-from routes.http.parsing import FORM_MEDIA_TYPE, JSON_MEDIA_TYPE
+from routes.http.operation import JSON_MEDIA_TYPE, AnyCall, Call, Details, Operations
+from routes.http.parsing import FORM_MEDIA_TYPE
 from routes.http.queries import ByUuid, PageQuery
 from services.tokens import new_token_id
 
@@ -30,6 +30,7 @@ SIGN_IN = Details(
     ignores_credentials=True,
     errors=(401, 403),
     limit_group=LimitGroup.SIGN_IN,
+    uncompressed=True,
 )
 
 operations = Operations("accounts")
@@ -65,6 +66,7 @@ async def token(call: Call[None, None, TokenForm]) -> Response:
     # The stricter limit of sign-in does not apply, because tokens cannot be guessed and all clients of an office may
     # refresh from one address.
     limit_group=LimitGroup.WRITE,
+    uncompressed=True,
 )
 async def refresh(call: Call[None, None, RefreshBody]) -> Response:
     return await _refresh(call, call.body.refresh_token)

@@ -30,10 +30,11 @@ from routes.accounts.access import (
     wrong_password,
 )
 from routes.http import queries, rendering
-from routes.http.operation import AnyCall, Call, Details, Operations
+from routes.http.operation import AnyCall, Call, Details, Operations, members_of
 from routes.http.queries import ById, ListQuery
 
 ADDRESS_RATE = Rate(5, 24 * 60 * 60)  # how often the owner of an account may change its email address
+ME = Details(signed_in=True, if_none_match=True, members=members_of(User))
 EDIT = Details(signed_in=True, if_match=True, answer_headers=("ETag",))
 EDIT_OWN = Details(
     description="Changing `username` or `email` requires `current_password` (alias `password`); if the password is "
@@ -55,11 +56,11 @@ operations = Operations("accounts")
 # --- the caller's own account
 
 
-@operations.get("/auth/me", "Get my account", {200: User}, signed_in=True, if_none_match=True)
-@operations.get("/users/me", "Get my account (the same as /auth/me)", {200: User}, signed_in=True, if_none_match=True)
+@operations.get("/auth/me", "Get my account", {200: User}, ME)
+@operations.get("/users/me", "Get my account (the same as /auth/me)", {200: User}, ME)
 async def me(call: Call[None, None, None]) -> Response:
     user = await own_account(call)
-    return rendering.entity(call, user["version"], orjson.dumps(users.public(user)))
+    return rendering.entity(call, user["version"], orjson.dumps(rendering.selected(call, users.public(user))))
 
 
 @operations.put("/users/me", "Replace my account", {200: User}, EDIT_OWN, body=OwnAccountBody)
@@ -145,14 +146,21 @@ async def list_users(call: Call[None, ListQuery, None]) -> Response:
 
 
 def _require_fields_of_others(request: ListRequest) -> None:
-    """Raise Forbidden if the request filters or sorts by a field that only admins see.
+    """Raise Forbidden if the request selects, filters by or sorts by a field that only admins see.
 
     Otherwise the result would reveal something about the field.
     """
-    conditions = [*request.filter.all, *(condition for group in request.filter.any for condition in group)]
+    _require_members_of_others(request.columns)
+    conditions = [condition for group in request.filter.groups for condition in group]
     asked = {condition.field.name for condition in conditions} | {name for name, _ in request.sort}
     if foreign := sorted(asked - OTHER_USER_FIELDS.keys()):
         raise Forbidden(f"Only admins can filter and sort by {', '.join(foreign)}")
+
+
+def _require_members_of_others(fields: tuple[str, ...] | None) -> None:
+    """Raise Forbidden if `fields` names a member that only admins see."""
+    if foreign := [name for name in fields or () if name not in OtherUser.model_fields]:
+        raise Forbidden(f"Only admins can see {', '.join(foreign)}")
 
 
 @operations.listing(
@@ -176,18 +184,21 @@ async def list_non_admins(call: Call[None, ListQuery, None]) -> Response:
     "Get a user",
     {200: User | OtherUser},
     description="Admins see the whole account. Other users see the id, user name and name of an active account.",
+    members=members_of(User),
     signed_in=True,
     if_none_match=True,
-    errors=(404,),
+    errors=(403, 404),
 )
 async def get_user(call: Call[ById, None, None]) -> Response:
+    if not is_admin(call):
+        _require_members_of_others(call.fields)
     user = await account(call.database, call.path.id)
     if is_admin(call):
-        return rendering.entity(call, user["version"], orjson.dumps(users.public(user)))
+        return rendering.entity(call, user["version"], orjson.dumps(rendering.selected(call, users.public(user))))
     if not user["is_active"]:
         raise users.not_found(call.path.id)
     # The version would reveal how often the hidden fields change, so the entity tag for other users omits it.
-    return rendering.entity(call, 0, orjson.dumps(users.in_brief(user)))
+    return rendering.entity(call, 0, orjson.dumps(rendering.selected(call, users.in_brief(user))))
 
 
 @operations.put(

@@ -66,7 +66,7 @@ async def count(resource: Resource, call: Call[None, queries.CountQuery, None]) 
     return rendering.JSONResponse({"count": found.total}, headers=headers)
 
 
-async def _find(resource: Resource, call: Call[queries.ById, object, None]) -> dict[str, Any]:
+async def _find(resource: Resource, call: Call[queries.ById | queries.ByIdOrCode, object, None]) -> dict[str, Any]:
     found = await lists.find(call.database, resource, call.path.id)
     if found is None:
         raise NotFound(f"There is no {resource.singular} {call.path.id}")
@@ -75,15 +75,21 @@ async def _find(resource: Resource, call: Call[queries.ById, object, None]) -> d
 
 async def get_one(resource: Resource, call: Call[queries.ById, None, None]) -> Response:
     found = await _find(resource, call)
-    return rendering.entity(call, found["version"], orjson.dumps(found))
+    return rendering.entity(call, found["version"], orjson.dumps(rendering.selected(call, found)))
+
+
+async def get_by_id_or_code(resource: Resource, call: Call[queries.ByIdOrCode, None, None]) -> Response:
+    found = await _find(resource, call)
+    return rendering.entity(call, found["version"], orjson.dumps(rendering.selected(call, found)))
 
 
 async def get_including(resource: Resource, call: Call[queries.ById, queries.IncludeQuery, None]) -> Response:
     found = await _find(resource, call)
+    shown = dict(rendering.selected(call, found))
     for child, parent in children_of(resource):
         if call.query.include == child.name:
-            found[child.name] = await lists.find_by(call.database, child, parent.column, found["id"], MAX_INCLUDED)
-    return rendering.entity(call, found["version"], orjson.dumps(found))
+            shown[child.name] = await lists.find_by(call.database, child, parent.column, found["id"], MAX_INCLUDED)
+    return rendering.entity(call, found["version"], orjson.dumps(shown))
 
 
 # --- writing one

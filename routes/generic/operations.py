@@ -39,9 +39,9 @@ def operations_of(resource: Resource) -> Operations:
     return made
 
 
-def _by_staff(resource: Resource) -> str:
-    """Return the suffix of a summary. The suffix is empty unless only staff may write the resource."""
-    return " (moderators and admins only)" if resource.changed_by == "staff" else ""
+def _by_writers(resource: Resource) -> str:
+    """Return the suffix of a summary. The suffix is empty unless only some groups may write the resource."""
+    return f" ({resource.writers} only)" if resource.writers else ""
 
 
 def _bound_to(resource: Resource) -> Callable[[Callable[..., Awaitable[Response]]], Handler]:
@@ -53,17 +53,17 @@ def _rows(model: Any) -> Any:
 
 
 def _create_errors(resource: Resource) -> tuple[int, ...]:
-    return (409,) if resource.changed_by == "owner" else (403, 409)
+    return (403, 409) if resource.writers else (409,)
 
 
 def _declare_lists(made: Operations, resource: Resource) -> None:
-    by, staff = _bound_to(resource), _by_staff(resource)
+    by, only = _bound_to(resource), _by_writers(resource)
     name, path, filtered = resource.name, f"/{resource.name}", Details(filters=resource.fields)
     entities, labels = _rows(resource.entity), _rows(resource.label_model)
     order = ordering_of(resource)
     made.listing(path, f"List {name}", entities, order, filtered)(by(handlers.list_all))
     added, errors = {201: resource.entity}, _create_errors(resource)
-    made.post(path, f"Add {resource.a_singular}{staff}", added, CREATE, body=resource.body, errors=errors)(
+    made.post(path, f"Add {resource.a_singular}{only}", added, CREATE, body=resource.body, errors=errors)(
         by(handlers.create)
     )
     counted = {200: schemas.Count}
@@ -88,11 +88,11 @@ def _declare_lists_of_users(made: Operations, resource: Resource) -> None:
 
 
 def _declare_bulk(made: Operations, resource: Resource) -> None:
-    by, staff = _bound_to(resource), _by_staff(resource)
+    by, only = _bound_to(resource), _by_writers(resource)
     name, path = resource.name, f"/{resource.name}/bulk"
     made.post(
         path,
-        f"Add many {name}{staff}",
+        f"Add many {name}{only}",
         {201: resource.added},
         BULK,
         description="Adds all rows in one transaction, or none, unless `on_error=skip`. Subscribers receive `add_bulk` "
@@ -104,7 +104,7 @@ def _declare_bulk(made: Operations, resource: Resource) -> None:
     edits, changed = _rows(resource.bulk_patch), {200: resource.updated}
     made.patch(
         path,
-        f"Change many {name}{staff}",
+        f"Change many {name}{only}",
         changed,
         BULK,
         description=ALL_OR_NONE,
@@ -113,7 +113,7 @@ def _declare_bulk(made: Operations, resource: Resource) -> None:
     )(by(handlers.edit_bulk))
     deleted = {200: schemas.Deleted}
     errors = (403, 409) if children_of(resource) else (403,)
-    made.delete(path, f"Delete many {name}{staff}", deleted, BULK, description=ALL_OR_NONE, errors=errors)(
+    made.delete(path, f"Delete many {name}{only}", deleted, BULK, description=ALL_OR_NONE, errors=errors)(
         by(handlers.delete_bulk)
     )
     about = (
@@ -122,7 +122,7 @@ def _declare_bulk(made: Operations, resource: Resource) -> None:
     )
     made.delete(
         f"{path}/{{start_id}}/{{end_id}}",
-        f"Delete a range of {name}{staff}",
+        f"Delete a range of {name}{only}",
         deleted,
         BULK,
         description=about,
@@ -145,19 +145,21 @@ def _declare_generation(made: Operations, resource: Resource) -> None:
 
 
 def _declare_single(made: Operations, resource: Resource) -> None:
-    by, staff = _bound_to(resource), _by_staff(resource)
+    by, only = _bound_to(resource), _by_writers(resource)
     path, one, changed = f"/{resource.name}/{{id}}", resource.a_singular, {200: resource.entity}
     included = [child.name for child, _ in children_of(resource)]
-    get = Details(if_none_match=True, errors=(404,))
+    get = Details(if_none_match=True, errors=(404,), members=resource.columns)
     if included:
         query = queries.include_query(resource.singular, included)
         made.get(path, f"Get {one}", {200: found_model(resource)}, get, query_model=query)(by(handlers.get_including))
+    elif resource.code is not None:
+        made.get(path, f"Get {one}, by id or code", changed, get)(by(handlers.get_by_id_or_code))
     else:
         made.get(path, f"Get {one}", changed, get)(by(handlers.get_one))
-    made.put(path, f"Replace {one}{staff}", changed, EDIT, body=resource.body)(by(handlers.replace))
-    made.patch(path, f"Change {one}{staff}", changed, EDIT, body=resource.patch)(by(handlers.patch))
+    made.put(path, f"Replace {one}{only}", changed, EDIT, body=resource.body)(by(handlers.replace))
+    made.patch(path, f"Change {one}{only}", changed, EDIT, body=resource.patch)(by(handlers.patch))
     errors = (403, 404, 409, 413) if included else (403, 404, 413)
-    made.delete(path, f"Delete {one}{staff}", signed_in=True, if_match=True, errors=errors)(by(handlers.delete))
+    made.delete(path, f"Delete {one}{only}", signed_in=True, if_match=True, errors=errors)(by(handlers.delete))
 
 
 RESOURCE_OPERATIONS: Sequence[Operations] = [operations_of(resource) for resource in RESOURCES]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -72,21 +73,26 @@ async def redoc(request: Request) -> Response:
     )
 
 
+@cache
+def _content(name: str) -> bytes:
+    return (_folder() / FILES[name][0]).read_bytes().replace(*FOREIGN_LOGO)
+
+
 async def file(request: Request) -> Response:
     name = request.path_params["name"]
     if name == "start.js":
         return FileResponse(OWN / "start.js", media_type="text/javascript", headers={"Accept-Ranges": "none"})
     if name not in FILES:
         raise HTTPException(404)
-    source, media_type = FILES[name]
+    request.scope[scope_keys.DOCUMENT] = name
+    content = await asyncio.to_thread(_content, name)
     headers = {"Cache-Control": "max-age=86400", "Accept-Ranges": "none"}
-    if name == "redoc.js":
-        script = await asyncio.to_thread((_folder() / source).read_bytes)
-        return Response(script.replace(*FOREIGN_LOGO), headers=headers, media_type=media_type)
-    return FileResponse(_folder() / source, media_type=media_type, headers=headers)
+    return Response(content, headers=headers, media_type=FILES[name][1])
 
 
-@operations.get("/openapi.json", "Get this document", {200: dict[str, object]}, limit_group=LimitGroup.UNLIMITED)
+@operations.get(
+    "/openapi.json", "Get this document", {200: dict[str, object]}, limit_group=LimitGroup.UNLIMITED, document=True
+)
 async def openapi(call: Call[None, None, None]) -> Response:
     return rendering.JSONResponse(await asyncio.to_thread(call.services.openapi), headers={"Cache-Control": "no-cache"})
 

@@ -12,10 +12,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from core import scope_keys
+from core.error_bodies import PROBLEM_JSON
 from core.errors import BadRequest, Forbidden, MisdirectedRequest, Problem
 from core.logs import WarnOnce
 from core.network.hosts import AllowedHosts, host_of, origin_refusal
-from routes.http.rendering import problem_response
+from routes.http.rendering import client_prefers, error_response, problem_response
 
 # Probes and scrapers address a pod or a container by whatever name or address is current. After DNS rebinding, a page
 # can learn from these paths only the health of the service, and its metrics unless METRICS_TOKEN protects them.
@@ -37,7 +38,7 @@ class HostCheck:
             try:
                 self._check(scope)
             except Problem as problem:
-                response = problem_response(problem)
+                response = problem_response(problem, Headers(scope=scope))
                 if scope["type"] == "websocket":
                     await WebSocket(scope, receive, send).send_denial_response(response)
                 else:
@@ -90,7 +91,12 @@ class Cors(CORSMiddleware):
     def preflight_response(self, request_headers: Headers) -> Response:
         origin = request_headers["origin"]
         if self.is_allowed_origin(origin):
-            return super().preflight_response(request_headers)
+            response = super().preflight_response(request_headers)
+            if response.status_code < 400 or not client_prefers(request_headers, PROBLEM_JSON):
+                return response
+            # Starlette rejects the method or the headers with plain text.
+            vary = {"Vary": response.headers["Vary"]} if "Vary" in response.headers else None
+            return error_response(response.status_code, bytes(response.body).decode(), request_headers, vary)
         hint = origin_refusal(origin, request_headers.get("host"))
         self._warn(origin, hint=hint)
-        return problem_response(Forbidden(hint, {"Vary": self.preflight_headers["Vary"]}))
+        return problem_response(Forbidden(hint, {"Vary": self.preflight_headers["Vary"]}), request_headers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 import structlog
 from starlette.requests import HTTPConnection
@@ -45,7 +46,7 @@ RATES: Mapping[LimitGroup, Rate] = {
 BY_ADDRESS = frozenset({LimitGroup.SIGN_IN, LimitGroup.REGISTER, LimitGroup.MAIL})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rule:
     """The rate limit of a route. `name` is the route's group, or the route itself when it has its own limit."""
 
@@ -53,6 +54,41 @@ class Rule:
     rate: Rate
     by_address: bool
     address_rate: Rate | None = None  # the joint rate of all signed-in users from one address; None if `by_address`
+
+    @cached_property
+    def item(self) -> bytes:
+        """The name as an item of a structured field."""
+        return f'"{self.name}"'.encode()
+
+    @cached_property
+    def shared_item(self) -> bytes:
+        """The name of the joint rate as an item of a structured field."""
+        return f'"{self.name} by all users of an address"'.encode()
+
+    @cached_property
+    def policy(self) -> bytes:
+        """The value of `RateLimit-Policy` for a request that counts for its address alone."""
+        return _policy(self.item, self.rate)
+
+    @cached_property
+    def policies_of_user(self) -> bytes:
+        """The value of `RateLimit-Policy` for a request that counts for its user."""
+        if self.address_rate is None:
+            return self.policy
+        return self.policy + b", " + _policy(self.shared_item, self.address_rate)
+
+
+def _policy(item: bytes, rate: Rate) -> bytes:
+    return b"%b;q=%d;w=%d" % (item, rate.amount, rate.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A counted request: the outcome, the item that names the rate it is about, and all policies that apply."""
+
+    outcome: Outcome
+    item: bytes
+    policies: bytes
 
 
 Rules = Mapping[tuple[str, str], Rule]
@@ -92,17 +128,19 @@ async def count(request: HTTPConnection, limits: Limits, rule: Rule | None, iden
         return
     network = network_of(request.client.host if request.client is not None else "")
     if identity is None or rule.by_address:
+        policies = rule.policy
         outcome = await limits.hit(f"{rule.name}:address:{network}", rule.rate)
     else:
+        policies = rule.policies_of_user
         outcome = await limits.hit(f"{rule.name}:user:{identity.user_id}", rule.rate)
         if outcome.is_allowed and rule.address_rate is not None and network:
             shared = await limits.hit(f"{rule.name}:users of:{network}", rule.address_rate)
             if not shared.is_allowed:
-                request.scope[scope_keys.LIMIT] = shared
+                request.scope[scope_keys.LIMIT] = Counted(shared, rule.shared_item, policies)
                 metrics.LIMITED.labels(rule.name).inc()
                 message = f"Expected at most {rule.address_rate} from all users of {network}; try again later"
                 raise TooManyRequests(message, shared.reset_seconds)
-    request.scope[scope_keys.LIMIT] = outcome
+    request.scope[scope_keys.LIMIT] = Counted(outcome, rule.item, policies)
     if not outcome.is_allowed:
         metrics.LIMITED.labels(rule.name).inc()
         log.info(
@@ -114,10 +152,15 @@ async def count(request: HTTPConnection, limits: Limits, rule: Rule | None, iden
         raise TooManyRequests(f"Expected at most {rule.rate}; try again later", outcome.reset_seconds)
 
 
-def headers_of(outcome: Outcome) -> list[tuple[bytes, bytes]]:
-    """Return the RateLimit headers in the form that ASGI sends."""
+def headers_of(counted: Counted) -> list[tuple[bytes, bytes]]:
+    """Return the RateLimit headers in the form that ASGI sends: three of an early draft of the standard, which many
+    clients know, and the two structured fields of the current draft (draft-ietf-httpapi-ratelimit-headers).
+    """
+    outcome = counted.outcome
     return [
         (b"ratelimit-limit", b"%d" % outcome.limit),
         (b"ratelimit-remaining", b"%d" % outcome.remaining),
         (b"ratelimit-reset", b"%d" % outcome.reset_seconds),
+        (b"ratelimit-policy", counted.policies),
+        (b"ratelimit", b"%b;r=%d;t=%d" % (counted.item, outcome.remaining, outcome.reset_seconds)),
     ]

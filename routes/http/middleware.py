@@ -22,7 +22,7 @@ from core.network.addresses import network_of
 from core.network.shares import CLIENT
 from core.texts.shortened import shortened
 from routes.http import limit_groups
-from routes.http.rendering import JSONResponse, problem_response
+from routes.http.rendering import error_response, problem_response
 
 PREFIX = "/api/v1"
 MAX_LOGGED_PATH_BYTES = 500  # the limit applies to the percent-encoded path
@@ -103,8 +103,8 @@ class RequestLog(_Middleware):
                 headers["X-Request-ID"] = request_id
                 if not is_on_socket:
                     message["headers"] = [*message["headers"], _NOSNIFF]
-                if (outcome := scope.get(scope_keys.LIMIT)) is not None:
-                    message["headers"] = [*message["headers"], *limit_groups.headers_of(outcome)]
+                if (counted := scope.get(scope_keys.LIMIT)) is not None:
+                    message["headers"] = [*message["headers"], *limit_groups.headers_of(counted)]
                 is_stream = headers.get("content-type", "").startswith("text/event-stream")
                 if is_websocket:  # count the request now, not when the websocket closes
                     metrics.request_answered("GET", _route_of(scope), status, None)
@@ -146,19 +146,19 @@ class NoNewSockets(_Middleware):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket" and scope["state"]["stopping"].is_stopping:
-            await WebSocket(scope, receive, send).send_denial_response(_stopping())
+            await WebSocket(scope, receive, send).send_denial_response(_stopping(scope))
             return
         await self.app(scope, receive, send)
 
 
-def _stopping() -> Response:
-    return JSONResponse({"detail": "The service is stopping"}, 503, {"Retry-After": "1"})
+def _stopping(scope: Scope) -> Response:
+    return error_response(503, "The service is stopping", Headers(scope=scope), {"Retry-After": "1"})
 
 
 async def on_problem(request: Request, error: Exception) -> Response:
     """Return the problem in the shape that all errors have."""
     assert isinstance(error, Problem)
-    return problem_response(error)
+    return problem_response(error, request.headers)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
@@ -170,19 +170,19 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     try:
         await _count_unmatched(request)
     except TooManyRequests as problem:
-        return problem_response(problem)
-    return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+        return problem_response(problem, request.headers)
+    return error_response(error.status_code, error.detail, request.headers, error.headers)
 
 
 async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
     """Respond to a request that matches no route. A rejected websocket also receives a response with the reason."""
     if scope["type"] == "websocket":
         websocket = WebSocket(scope, receive, send)
-        answer: Response = JSONResponse({"detail": "Not Found: websockets are at /ws"}, 404)
+        answer = error_response(404, "Not Found: websockets are at /ws", websocket.headers)
         try:
             await _count_unmatched(websocket)
         except TooManyRequests as problem:
-            answer = problem_response(problem)
+            answer = problem_response(problem, websocket.headers)
         await websocket.send_denial_response(answer)
     elif scope["path"] == "/ws":
         await _count_unmatched(Request(scope, receive))
@@ -230,7 +230,7 @@ class Unexpected(_Middleware):
         except asyncio.CancelledError:
             # The shutdown deadline has passed.
             if not started:
-                await _stopping()(scope, receive, send)
+                await _stopping(scope)(scope, receive, send)
         except Exception as error:
             services = scope.get("state", {}).get("services")  # missing if the application was not started
             unavailable = await services.database.schema.explain(error) if services is not None else None
@@ -238,8 +238,9 @@ class Unexpected(_Middleware):
                 log.error("unexpected error", exc_info=error)
             if started:
                 raise
+            asked = Headers(scope=scope)
             if unavailable is not None:
-                response = problem_response(unavailable)
+                response = problem_response(unavailable, asked)
             else:
-                response = JSONResponse({"detail": "Internal Server Error"}, 500)
+                response = error_response(500, "Internal Server Error", asked)
             await response(scope, receive, send)

@@ -12,15 +12,17 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode, JsonSchemaValue, models_json_schema
 
 import schemas
+from core.error_bodies import JSON, PROBLEM_JSON
 from core.version import VERSION
 from resources.accounts import credentials
 from resources.jobs import Job
 from resources.registry import RESOURCES
 from routes.http import parameters, uploads
 from routes.http.operation import Operation
-from routes.http.rendering import POSITION
+from routes.http.rendering import POSITION, REPLAYED
 
 REF_TEMPLATE = "#/components/schemas/{model}"
+PROBLEM_DETAILS = {PROBLEM_JSON: {"schema": {"$ref": REF_TEMPLATE.format(model=schemas.ProblemDetails.__name__)}}}
 
 DESCRIPTION = """A real-time movie catalog: every write reaches every subscriber of `/ws`, in order, exactly once.
 
@@ -58,16 +60,41 @@ HEADERS: Mapping[str, dict[str, Any]] = {
     ),
     "Link": _header("URLs of the first, prev, next and last page (RFC 8288)", required=False, type="string"),
     "Location": _header("Path of the new resource", type="string", pattern="^/[!-~]+$"),
-    "ETag": _header('`"<version>-<digest>"`', type="string", pattern='^"[0-9]+-[0-9a-f]{16}"$'),
+    "ETag": _header(
+        '`"<version>-<digest>"`; with a leading `W/` if the response is compressed',
+        type="string",
+        pattern='^(W/)?"[0-9]+-[0-9a-f]{16}"$',
+    ),
+    REPLAYED: _header(
+        "Present if this is the stored response to an earlier request with the same `Idempotency-Key`",
+        required=False,
+        type="string",
+        const="true",
+    ),
     "X-Request-ID": _header("Identifies the request in the logs", type="string", pattern="^[A-Za-z0-9._-]{1,128}$"),
     "Retry-After": _header("Seconds to wait", type="integer", minimum=0),
     "WWW-Authenticate": _header("RFC 6750", type="string", const="Bearer"),
 }
+_NAME = '"[ !#-\\[\\]-~]+"'
+_POLICY = f"{_NAME};q=[0-9]+;w=[0-9]+"
 _count = partial(_header, required=False, type="integer")
 RATE_LIMIT_HEADERS: Mapping[str, dict[str, Any]] = {
     "RateLimit-Limit": _count("Requests allowed in the current window; absent when rate limits are off", minimum=1),
     "RateLimit-Remaining": _count("Requests left in the current window", minimum=0),
     "RateLimit-Reset": _count("Seconds until more requests are allowed", minimum=1),
+    "RateLimit-Policy": _header(
+        "The rate limits that apply to the request, each with its quota `q` in a window of `w` seconds; a list of "
+        "structured fields",
+        required=False,
+        type="string",
+        pattern=f"^{_POLICY}(, {_POLICY})*$",
+    ),
+    "RateLimit": _header(
+        "One of these rate limits: the requests that remain (`r`), and the seconds until more are allowed (`t`)",
+        required=False,
+        type="string",
+        pattern=f"^{_NAME};r=[0-9]+;t=[0-9]+$",
+    ),
 }
 
 
@@ -75,8 +102,10 @@ def document(operations: Sequence[Operation], root: str) -> bytes:
     """Return the encoded document. `root` is the path under which clients reach the service, or an empty string."""
     _, definitions = models_json_schema(_models(operations), ref_template=REF_TEMPLATE)
     paths: dict[str, dict[str, Any]] = {}
+    filter_names = _filter_names(operations)
     for operation in operations:
-        built = paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
+        filter_name = filter_names.get(id(operation.filters))
+        built = paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, filter_name)
         _add_operation_links(operation, built, operations)
     return orjson.dumps(
         {
@@ -92,7 +121,7 @@ def document(operations: Sequence[Operation], root: str) -> bytes:
             "tags": [{"name": name} for name in dict.fromkeys(operation.tag for operation in operations)],
             "paths": paths,
             "components": {
-                "schemas": definitions["$defs"],
+                "schemas": definitions["$defs"] | _filter_schemas(operations),
                 "parameters": parameters.CONDITIONAL,
                 "securitySchemes": {
                     "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
@@ -103,9 +132,28 @@ def document(operations: Sequence[Operation], root: str) -> bytes:
     )
 
 
+def _filter_names(operations: Iterable[Operation]) -> Mapping[int, str]:
+    """Return the name of the schema of `filter` by the identity of the fields, which several lists share."""
+    names: dict[int, str] = {}
+    for operation in operations:
+        if operation.filters:
+            # The first list with these fields is at a path without parameters, such as `/admin/audit`.
+            names.setdefault(id(operation.filters), f"{operation.path.title().replace('/', '')}Filter")
+    return names
+
+
+def _filter_schemas(operations: Sequence[Operation]) -> dict[str, Any]:
+    names = _filter_names(operations)
+    return {names[id(each.filters)]: parameters.json_filter(each.filters) for each in operations if each.filters}
+
+
 def _models(operations: Iterable[Operation]) -> list[tuple[type[BaseModel], JsonSchemaMode]]:
     bodies = [body for each in operations for body in (_body_type(each), each.form)]
-    answers = [schemas.ErrorAnswer, *(answer for each in operations for answer in each.answers.values())]
+    answers = [
+        schemas.ErrorAnswer,
+        schemas.ProblemDetails,
+        *(answer for each in operations for answer in each.answers.values()),
+    ]
     inputs = dict.fromkeys(model for body in bodies for model in _models_in(body))
     outputs = dict.fromkeys(model for answer in answers for model in _models_in(answer))
     return [*((model, "validation") for model in inputs), *((model, "serialization") for model in outputs)]
@@ -130,7 +178,7 @@ def _schema(kind: Any, mode: JsonSchemaMode) -> JsonSchemaValue:
     return schema
 
 
-def _operation(operation: Operation) -> dict[str, Any]:
+def _operation(operation: Operation, filter_name: str | None) -> dict[str, Any]:
     built: dict[str, Any] = {
         "operationId": _operation_id(operation),
         "summary": operation.summary,
@@ -149,7 +197,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if conditional:
         references = [{"$ref": f"#/components/parameters/{name}"} for name in conditional]
         built["x-conditional-parameters"] = references
-    if plain := parameters.plain(operation):
+    reference = REF_TEMPLATE.format(model=filter_name) if filter_name is not None else None
+    if plain := parameters.plain(operation, reference):
         built["parameters"] = plain
     if operation.body is not None:
         schema = _schema(_body_type(operation), "validation")
@@ -202,11 +251,13 @@ def _responses(operation: Operation) -> dict[str, Any]:
     built: dict[str, Any] = {}
     for status, answer in operation.answers.items():
         names = operation.answer_headers if operation.method == "GET" else (*operation.answer_headers, POSITION)
+        if operation.idempotent:
+            names = (*names, REPLAYED)
         headers = common | {name: HEADERS[name] for name in names}
         response: dict[str, Any] = {"description": _SUCCESSES.get(status, "Success"), "headers": headers}
         if answer is not None:
             content = {operation.media_type: {"schema": _schema(answer, "serialization")}}
-            response["content"] = {**content, **operation.other_content}
+            response["content"] = {**content, **operation.other_content, **(PROBLEM_DETAILS if status >= 400 else {})}
         built[str(status)] = response
     if operation.if_none_match:
         built["304"] = {
@@ -215,7 +266,7 @@ def _responses(operation: Operation) -> dict[str, Any]:
         }
     for status in sorted(_errors_of(operation)):
         if str(status) not in built:
-            content = {"application/json": {"schema": _schema(schemas.ErrorAnswer, "serialization")}}
+            content = {JSON: {"schema": _schema(schemas.ErrorAnswer, "serialization")}, **PROBLEM_DETAILS}
             if operation.problem_page is not None:
                 content |= operation.other_content
             headers = dict(common)

@@ -18,7 +18,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any, Generic, Protocol, TypedDict, TypeVar, Unpack, get_args, get_type_hints
 
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
@@ -107,6 +107,7 @@ class Call(Generic[PathT_co, QueryT_co, BodyT_co]):
     query: QueryT_co
     filter: filters.Filter
     cursor: Cursor | None  # from the parameter `after` of a list, where it is no id
+    fields: tuple[str, ...] | None  # from the parameter `fields`, in the order of the entity
     body: BodyT_co
     headers: Headers
     prefix: str  # The root path, followed by `/api/v1` if the request's path has this prefix.
@@ -158,6 +159,9 @@ BodyCheck = Callable[[Services, Any, Any], Sequence[FieldProblem]]
 
 Answers = Mapping[int, Any]
 DELETED: Answers = {204: None}
+JSON_MEDIA_TYPE = "application/json"
+# The media types of a PATCH whose body is one object: a JSON merge patch of an entity (RFC 7396) has the same form.
+PATCH_MEDIA_TYPES = (JSON_MEDIA_TYPE, "application/merge-patch+json")
 LIST_HEADERS = ("X-Total-Count", "Stream-Position", "Link")
 
 
@@ -176,18 +180,19 @@ class Operation:
     description: str = ""
     query_model: type[BaseModel] | None = None
     filters: Mapping[str, filters.Field] = field(default_factory=dict)
+    members: tuple[str, ...] = ()  # the members that the parameter `fields` may name; if empty, there is no `fields`
     ordering: Ordering | None = None  # of a list, whose parameter `after` takes cursors
     body: type[BaseModel] | None = None
     check: BodyCheck | None = None
     form: type[BaseModel] | None = None  # The model of a body that contains a file: see `routes.http.uploads`.
     body_schema: Any = None  # The type of the body in the documentation, if `body` validates only the outer list.
     max_body_bytes: int = MAX_BODY_BYTES
-    body_media_types: tuple[str, ...] = ("application/json",)
+    body_media_types: tuple[str, ...] = (JSON_MEDIA_TYPE,)
     is_bulk: bool = False  # whether it waits for its turn among the bulk operations, and its body may be large
     signed_in: bool = False
     ignores_credentials: bool = False  # lets a client with a stale token get a new token
     errors: tuple[int, ...] = ()
-    media_type: str = "application/json"
+    media_type: str = JSON_MEDIA_TYPE
     idempotent: bool = False  # whether it honours Idempotency-Key
     if_match: bool = False
     if_none_match: bool = False
@@ -195,6 +200,8 @@ class Operation:
     answer_headers: tuple[str, ...] = ()
     limit_group: LimitGroup | None = None  # None means UPLOAD for forms, else READ or WRITE, by method.
     other_content: Mapping[str, Any] = field(default_factory=dict)  # Further media types of the success response.
+    uncompressed: bool = False  # never compress the response, because it contains secrets or a picture
+    document: bool = False  # the response is always the same, so compress it once
     problem_page: Callable[[Problem], Response] | None = None  # Renders problems for clients that prefer HTML.
 
     @property
@@ -220,6 +227,7 @@ class Details(TypedDict, total=False):
     description: str
     query_model: type[BaseModel] | None
     filters: Mapping[str, filters.Field]
+    members: tuple[str, ...]
     ordering: Ordering
     body: type[BaseModel] | None
     check: BodyCheck
@@ -239,6 +247,8 @@ class Details(TypedDict, total=False):
     answer_headers: tuple[str, ...]
     limit_group: LimitGroup
     other_content: Mapping[str, Any]
+    uncompressed: bool
+    document: bool
     problem_page: Callable[[Problem], Response]
 
 
@@ -273,6 +283,7 @@ class Operations:
     ) -> Declare:
         """Declare a GET that responds with `rendering.page`; `rows` is the type of the list."""
         own["ordering"] = order
+        own["members"] = members_of(get_args(rows)[0])
         own["answer_headers"] = LIST_HEADERS
         return self._declare("GET", path, summary, {200: rows}, like, **own)
 
@@ -287,6 +298,8 @@ class Operations:
         details = like | own
         if details.get("if_none_match"):
             details["answer_headers"] = (*details.get("answer_headers", ()), "ETag")
+        if method == "PATCH" and "body_schema" not in details:
+            details.setdefault("body_media_types", PATCH_MEDIA_TYPES)
 
         def declare(handler: HandlerT) -> HandlerT:
             function = handler.func if isinstance(handler, partial) else handler
@@ -299,6 +312,13 @@ class Operations:
             return handler
 
         return declare
+
+
+def members_of(shown: Any) -> tuple[str, ...]:
+    """Return the members of what a model, or a union of models, describes; none if it is not an object."""
+    models = [each for each in get_args(shown) or (shown,) if issubclass(each, BaseModel)]
+    models = [each for each in models if not issubclass(each, RootModel)]
+    return tuple(dict.fromkeys(name for model in models for name in model.model_fields))
 
 
 def _path_model(path: str, annotated: Any) -> type[BaseModel] | None:

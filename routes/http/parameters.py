@@ -20,15 +20,16 @@ def _header(name: str, description: str, **more: Any) -> dict[str, Any]:
     return {"name": name, "in": "header", "description": description, "schema": {"type": "string"}, **more}
 
 
-# No schema can express these four parameters: the effect of the two headers depends on what was sent and stored before,
-# a cursor is valid only with the `sort` that it was made for, and `on_error=skip` accepts rows that the body's schema
-# rejects. Plain parameters promise that whatever fits the schemas is accepted. So operations list these four under
+# No schema can express these five parameters: the effect of the two headers depends on what was sent and stored before,
+# a cursor is valid only with the `sort` that it was made for, `fields` removes members that the schema of the response
+# requires, and `on_error=skip` accepts rows that the body's schema rejects. Plain parameters promise that whatever fits
+# the schemas is accepted, and that the response fits its schema. So operations list these five under
 # `x-conditional-parameters` and in their descriptions.
 CONDITIONAL: Mapping[str, dict[str, Any]] = {
     "Idempotency-Key": _header(
         "Idempotency-Key",
-        "For a day, repeating the same request with the same key returns the first response; a different request with "
-        "the same key is rejected with a 422",
+        "For a day, repeating the same request with the same key returns the first response, with the header "
+        "`Idempotency-Replayed: true`; a different request with the same key is rejected with a 422",
         example="5f8b3a52-0a3d-4b8e-9f6e-6c1d2a7b9e10",
         schema={"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]{1,255}$"},
     ),
@@ -43,6 +44,15 @@ CONDITIONAL: Mapping[str, dict[str, Any]] = {
         "description": "a cursor continues after the last row of a page, in the same order; follow the `next` URL in "
         "`Link`, which contains it, and change nothing but `limit`",
         "schema": {"type": "string", "maxLength": cursors.MAX_CURSOR_BYTES, "pattern": "^[A-Za-z0-9_-]+$"},
+    },
+    "fields": {
+        "name": "fields",
+        "in": "query",
+        "description": "only these members of each entity, in the order of the entity, separated by commas",
+        "schema": {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True},
+        "style": "form",
+        "explode": False,
+        "example": ["id", "version"],
     },
     "on_error": {
         "name": "on_error",
@@ -88,13 +98,17 @@ def conditional(operation: Operation) -> Mapping[str, dict[str, Any]]:
         "Idempotency-Key": operation.idempotent,
         "If-Match": operation.if_match,
         "cursor": operation.ordering is not None,
+        "fields": bool(operation.members),
         "on_error": operation.query_model is queries.OnErrorQuery,
     }
     return {name: CONDITIONAL[name] for name, is_taken in named.items() if is_taken}
 
 
-def plain(operation: Operation) -> list[dict[str, Any]]:
-    """Return the parameters that are not in `CONDITIONAL`: those of the path, the query and the headers."""
+def plain(operation: Operation, filter_schema: str | None) -> list[dict[str, Any]]:
+    """Return the parameters that are not in `CONDITIONAL`: those of the path, the query and the headers.
+
+    `filter_schema` is the reference to the schema of `filter`, if the operation has filters.
+    """
     parameters = [*_of_model(operation.path_model, "path"), *_of_model(operation.query_model, "query")]
     parameters = [each for each in parameters if each["name"] not in CONDITIONAL]
     for parameter in parameters:
@@ -105,6 +119,17 @@ def plain(operation: Operation) -> list[dict[str, Any]]:
             parameter |= {"style": "form", "explode": False, "example": ["-updated_at", "id"]}
     for field in operation.filters.values():
         parameters.extend(_of_filter(field))
+    if filter_schema is not None:
+        parameters.append(
+            {
+                "name": "filter",
+                "in": "query",
+                "required": False,
+                "description": "A filter as a JSON object, as in the action `subscribe` of the websocket; rows must "
+                "match it in addition to the other filters",
+                "content": {"application/json": {"schema": {"$ref": filter_schema}}},
+            }
+        )
     parameters.extend(_header(name, description) for name, description in operation.headers.items())
     if operation.if_none_match:
         description = "Respond with a 304 if the representation has one of these tags"
@@ -123,8 +148,8 @@ def _of_model(model: type[BaseModel] | None, where: str) -> list[dict[str, Any]]
         if each.get("default", 0) is None:
             del each["default"]
         each.pop("title", None)
-        if len(choices) == 1:
-            each |= choices[0]
+        if choices:
+            each |= choices[0] if len(choices) == 1 else {"anyOf": choices}
         required = name in schema.get("required", ())
         parameter: dict[str, Any] = {"name": name, "in": where, "required": required, "schema": each}
         if description:
@@ -157,3 +182,37 @@ def _of_filter(field: Field) -> list[dict[str, Any]]:
             parameter |= {"style": "form", "explode": False, "schema": array}
         built.append(parameter)
     return built
+
+
+def json_filter(fields: Mapping[str, Field]) -> dict[str, Any]:
+    """Return the schema of the parameter `filter`."""
+    members = {field.name: _condition(field) for field in fields.values()}
+    group = {"type": "object", "properties": members, "additionalProperties": False, "minProperties": 1}
+    alternatives = {
+        "type": "array",
+        "items": group,
+        "minItems": 1,
+        "maxItems": filters.MAX_GROUPS,
+        "description": "At least one of these groups must match",
+    }
+    return {
+        "type": "object",
+        "properties": {**members, filters.OR: alternatives},
+        "additionalProperties": False,
+        "description": f"All fields must match; at most {filters.MAX_CONDITIONS} conditions",
+    }
+
+
+def _condition(field: Field) -> dict[str, Any]:
+    """Return the schema of a member of a JSON filter: a value, or an object of operators."""
+    operators: dict[str, Any] = {}
+    for op in OPERATORS[field.kind]:
+        is_choice = field.choices and op in (Op.EQ, Op.NE, Op.IN)
+        schema: dict[str, Any] = {"enum": list(field.choices)} if is_choice else dict(_FILTER_SCHEMAS[field.kind])
+        if op is Op.IN:
+            if "maxLength" in schema:
+                schema["maxLength"] = filters.MAX_LISTED_TEXT_LENGTH
+            schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": filters.MAX_VALUES_IN_LIST}
+        operators[op.value] = schema
+    by_operator = {"type": "object", "properties": operators, "additionalProperties": False, "minProperties": 1}
+    return {"anyOf": [operators[Op.EQ.value], by_operator]}

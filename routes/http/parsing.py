@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -18,34 +18,29 @@ from starlette.requests import Request
 from core import filters, scope_keys
 from core.errors import (
     MAX_PROBLEMS,
-    ContentTooLarge,
     FieldProblem,
     InvalidInput,
-    RequestTimeout,
     Unauthenticated,
-    Unavailable,
     UnsupportedMediaType,
     has_too_many_members,
     words_of,
 )
 from core.identity import Identity
-from core.stopping import Stopping
+from core.texts.suggestions import Unknown
 from repository.generic import cursors
 from repository.generic.cursors import Cursor, Order
 from routes.http import limit_groups, queries, uploads
 from routes.http.disconnects import while_connected
 from routes.http.operation import Call, Operation, Services
-from schemas import MAX_BODY_BYTES, Body
+from schemas import Body
 from services import authentication
 from services.limits.in_progress import Uploader
 
-BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; a longer limit would only keep connections busy
 MAX_FORM_BYTES = 16 * 1024
 MAX_PARAMETERS = 300
 MAX_PROBLEMS_OF_ROW = 10  # At most this many problems are listed for each row of a bulk body.
 SLICE_SECONDS = 0.002  # Rows are validated in slices of this duration. Other tasks can run between slices.
 
-JSON_MEDIA_TYPE = "application/json"
 IDEMPOTENCY_KEY = re.compile(r"^[\x21-\x7e]{1,255}$")
 FORM_MEDIA_TYPE = "application/x-www-form-urlencoded"
 WRITTEN_NUMBER = re.compile(r"^-?[0-9]+\Z")  # no cursor: these begin with a letter
@@ -62,7 +57,7 @@ async def parse(request: Request, operation: Operation, turn: AsyncExitStack | N
         raise Unauthenticated("Sign in to do this: send Authorization: Bearer <token>")
     problems: list[FieldProblem] = []
     path = _validated(operation.path_model, request.path_params, "path", problems)
-    query, wanted, cursor = _query(request, operation, problems)
+    query = _query(request, operation, problems)
     if operation.idempotent and not IDEMPOTENCY_KEY.match(request.headers.get("idempotency-key", "-")):
         message = "Expected 1 to 255 visible ASCII characters"
         problems.append(FieldProblem(("header", "Idempotency-Key"), message, "invalid_idempotency_key"))
@@ -72,14 +67,14 @@ async def parse(request: Request, operation: Operation, turn: AsyncExitStack | N
     if operation.form is not None and _media_type(request) in uploads.media_types(operation.form):
         assert identity is not None, "an operation that takes a form must be marked signed_in"
         with services.pictures.receiving(_uploader(request, identity)):
-            raw_body = await read_body(request, uploads.MAX_UPLOAD_BODY_BYTES)
+            raw_body = await uploads.read_body(request, uploads.MAX_UPLOAD_BODY_BYTES)
         values = uploads.values(raw_body, _media_type(request), request.headers["content-type"], problems)
         body = _validated(operation.form, values, "body", problems) if values is not None else None
     elif turn is not None:
         assert identity is not None, "a bulk operation must be marked signed_in"
         raw_body, body = await _bulk_body(request, operation, identity, turn, problems)
     elif operation.body is not None or operation.form is not None:
-        raw_body = await read_body(request, operation.max_body_bytes)
+        raw_body = await uploads.read_body(request, operation.max_body_bytes)
         body = _body(request, operation, raw_body, problems)
     if identity is not None and has_waited.is_set():
         # The rights may have changed meanwhile. The transaction checks them, too, but can only reject the write,
@@ -92,9 +87,10 @@ async def parse(request: Request, operation: Operation, turn: AsyncExitStack | N
         services=services,
         identity=identity,
         path=path,
-        query=query,
-        filter=wanted,
-        cursor=cursor,
+        query=query.parameters,
+        filter=query.filter,
+        cursor=query.cursor,
+        fields=query.fields,
         body=body,
         headers=request.headers,
         prefix=request.scope.get(scope_keys.PREFIX, ""),
@@ -116,7 +112,9 @@ async def _bulk_body(
         raw_body = b""
         if operation.body is not None:
             receiving = services.bulk.receiving(_uploader(request, identity))
-            raw_body = await read_body(request, operation.max_body_bytes, lambda: place.enter_context(receiving))
+            raw_body = await uploads.read_body(
+                request, operation.max_body_bytes, lambda: place.enter_context(receiving)
+            )
         own_turn = services.bulk.turn(identity.user_id, request.state.stopping)
         await while_connected(request, turn.enter_async_context(own_turn))
         return raw_body, _body(request, operation, raw_body, problems) if operation.body is not None else None
@@ -171,47 +169,18 @@ async def identify(request: Request, services: Services) -> Identity | None:
     return await authentication.identify(services.database, services.tokens, token.strip(), address)
 
 
-async def read_body(request: Request, limit: int, on_large: Callable[[], None] | None = None) -> bytes:
-    """Return the body. Raises ContentTooLarge (as early as possible), RequestTimeout, and Unavailable on shutdown.
-
-    `on_large` is called once, before more than MAX_BODY_BYTES are read, if the body is larger. What it raises is raised
-    before the rest of the body is read.
-    """
-    stopping: Stopping = request.state.stopping
-    too_large = ContentTooLarge(f"Expected a body of at most {limit} bytes")
-    declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > limit:
-        raise too_large
-    if on_large is not None and declared.isdigit() and int(declared) > MAX_BODY_BYTES:
-        on_large()
-        on_large = None
-    chunks, size = [], 0
-    try:
-        async with stopping.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > limit:
-                    raise too_large
-                if on_large is not None and size > MAX_BODY_BYTES:  # a body in chunks does not declare its size
-                    on_large()
-                    on_large = None
-                chunks.append(chunk)
-    except TimeoutError:
-        if stopping.is_stopping:
-            raise Unavailable("The service is stopping and has done nothing; send the request again") from None
-        raise RequestTimeout(f"Expected the whole body within {BODY_SECONDS:g} seconds") from None
-    return b"".join(chunks)
-
-
 def problems_of(
-    error: ValidationError, prefix: Sequence[str | int], max_problems: int = MAX_PROBLEMS
+    error: ValidationError, model: type[BaseModel], prefix: Sequence[str | int], max_problems: int = MAX_PROBLEMS
 ) -> list[FieldProblem]:
-    """Return one problem for each of the first `max_problems` validation errors, located under `prefix`."""
+    """Return one problem for each of the model's first `max_problems` validation errors, located under `prefix`."""
     found = []
     for each in error.errors(include_url=False, include_context=False, include_input=False)[:max_problems]:
         is_object = each["type"] in ("model_type", "model_attributes_type")
         message = "Expected an object" if is_object else words_of(each)
-        found.append(FieldProblem((*prefix, *each["loc"]), message[:1].upper() + message[1:], each["type"]))
+        unknown = None
+        if each["type"] == "extra_forbidden" and len(each["loc"]) == 1:
+            unknown = Unknown(str(each["loc"][0]), model.model_fields)
+        found.append(FieldProblem((*prefix, *each["loc"]), message[:1].upper() + message[1:], each["type"], unknown))
     return found
 
 
@@ -222,42 +191,74 @@ def _validated(model: type[BaseModel] | None, value: Any, where: str, problems: 
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        problems.extend(problems_of(error, (where,)))
+        problems.extend(problems_of(error, model, (where,)))
         return None
 
 
-def _query(
-    request: Request, operation: Operation, problems: list[FieldProblem]
-) -> tuple[Any, filters.Filter, Cursor | None]:
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """The parts of a query. `parameters` is the validated model, or None if it is invalid or there is no model."""
+
+    parameters: Any = None
+    filter: filters.Filter = filters.EVERYTHING
+    cursor: Cursor | None = None
+    fields: tuple[str, ...] | None = None
+
+
+def _query(request: Request, operation: Operation, problems: list[FieldProblem]) -> _Query:
     model = operation.query_model
     known = frozenset(model.model_fields) if model is not None else frozenset()
     if operation.ordering is not None:
         known |= {"after"}
+    if operation.members:
+        known |= {"fields"}
+    if operation.filters:
+        known |= {"filter"}
     try:
         raw = request.scope["query_string"].decode("ascii")
         items = parse_qsl(raw, keep_blank_values=True, max_num_fields=MAX_PARAMETERS, errors="strict")
     except ValueError:
         message = f"Expected at most {MAX_PARAMETERS} parameters, in percent-encoded UTF-8"
         problems.append(FieldProblem(("query",), message, "query"))
-        return None, filters.Filter(), None
+        return _Query()
     values: dict[str, str] = {}
     for name, value in items:
         if name in known:
-            if name in values:
+            if name in values and name != "sort":
                 problems.append(FieldProblem(("query", name), "Expected at most once", "repeated"))
             values[name] = value
     sort: Order | None = ()
+    if "sort" in values:
+        values["sort"] = ",".join(value for name, value in items if name == "sort" and value)
     if "sort" in known:
         try:
             sort = queries.sorting(operation.filters, values.get("sort"))
-        except ValueError as error:
+        except queries.InvalidSort as error:
             sort = None
-            problems.append(FieldProblem(("query", "sort"), str(error), "invalid_sort"))
+            problems.append(FieldProblem(("query", "sort"), str(error), "invalid_sort", error.unknown))
     cursor = _cursor(operation, values, sort, problems)
+    fields = _fields(operation, values, problems)
+    written = values.pop("filter", None) if operation.filters else None
     query = _validated(model, values, "query", problems)
     parsed = filters.parse_query(items, operation.filters, known)
     problems.extend(parsed.problems)
-    return query, parsed.filter, cursor
+    wanted = parsed.filter
+    if written is not None:
+        parsed = queries.filter_of(written, operation.filters)
+        problems.extend(parsed.problems)
+        wanted = queries.both(wanted, parsed.filter)
+    return _Query(query, wanted, cursor, fields)
+
+
+def _fields(operation: Operation, values: dict[str, str], problems: list[FieldProblem]) -> tuple[str, ...] | None:
+    """Take `fields` out of the values of a query, and return the members that it names, or None."""
+    if not operation.members or "fields" not in values:
+        return None
+    try:
+        return queries.selection(operation.members, values.pop("fields"))
+    except ValueError as error:
+        problems.append(FieldProblem(("query", "fields"), str(error), "invalid_fields"))
+        return None
 
 
 def _cursor(
@@ -361,7 +362,7 @@ async def check_rows(
         try:
             checked.valid[index] = model.model_validate(row).model_dump(exclude_unset=exclude_unset)
         except ValidationError as error:
-            found = problems_of(error, ("body", index), MAX_PROBLEMS_OF_ROW)
+            found = problems_of(error, model, ("body", index), MAX_PROBLEMS_OF_ROW)
             checked.invalid[index] = found
             count += len(found)
             if count >= MAX_PROBLEMS and not skips_invalid:

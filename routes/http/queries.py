@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -19,6 +21,8 @@ from pydantic_core import PydanticCustomError
 
 import schemas
 from core import filters
+from core.errors import FieldProblem
+from core.texts.suggestions import Unknown
 from repository.generic.lists import ListRequest
 from routes.http.operation import Call
 
@@ -36,6 +40,10 @@ class Parameters(BaseModel):
 
 class ById(Parameters):
     id: schemas.PathId
+
+
+class ByIdOrCode(Parameters):
+    id: schemas.PathIdOrCode
 
 
 class ByUserId(Parameters):
@@ -93,7 +101,13 @@ Search = Annotated[
     schemas.normal(200),
     AfterValidator(_few_words),
 ]
-Sort = Annotated[str | None, Field(description="Comma-separated fields; a leading minus sorts in descending order")]
+Sort = Annotated[
+    str | None,
+    Field(
+        description="Comma-separated fields; a leading minus sorts in descending order. If repeated, the values count "
+        "as one list"
+    ),
+]
 After = Annotated[
     Offset | None,
     Field(description="Only rows with a higher id. Without `sort` and `offset`, `Link` continues after the last id"),
@@ -128,11 +142,16 @@ def sortable(fields: Mapping[str, filters.Field]) -> list[str]:
     return sorted(field.column for field in fields.values() if field.kind is not filters.FieldType.STRINGS)
 
 
-def sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tuple[str, bool], ...]:
-    """Parse a list such as `-release_date,title` into (column, is_descending) pairs.
+class InvalidSort(ValueError):
+    """The message says what was expected. `unknown` is None if all fields are known."""
 
-    Raises a ValueError that says what was expected.
-    """
+    def __init__(self, message: str, unknown: Unknown | None) -> None:
+        super().__init__(message)
+        self.unknown = unknown
+
+
+def sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tuple[str, bool], ...]:
+    """Parse a list such as `-release_date,title` into (column, is_descending) pairs. Raises InvalidSort."""
     if not sort:
         return ()
     columns = sortable(fields)
@@ -141,9 +160,36 @@ def sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tupl
         each = (part.removeprefix("-"), part.startswith("-"))
         if each[0] not in columns or each in wanted:
             message = f"Expected fields from {', '.join(columns)}, each at most once, optionally with a leading minus"
-            raise ValueError(message)
+            raise InvalidSort(message, Unknown(each[0], columns) if each[0] not in columns else None)
         wanted[each] = None
     return tuple(wanted)
+
+
+def both(one: filters.Filter, other: filters.Filter) -> filters.Filter:
+    """Return the filter for the rows that match two filters made by `filters.build`."""
+    merged = filters.build((*one.all, *other.all), one.any or other.any)
+    return replace(merged, also=other.any) if one.any and other.any else merged
+
+
+def filter_of(text: str, fields: Mapping[str, filters.Field]) -> filters.Parsed:
+    """Parse the parameter `filter`: a filter as a JSON object, as in the action `subscribe` of the websocket."""
+    loc = ("query", "filter")
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        return filters.Parsed(filters.EVERYTHING, [FieldProblem(loc, f"Expected JSON: {error}", "invalid_json")])
+    return filters.parse_json(value, fields, loc)
+
+
+def selection(members: Sequence[str], text: str) -> tuple[str, ...]:
+    """Parse a list of members such as `title,id`, and return the members in the order of the entity.
+
+    Raises a ValueError that says what was expected.
+    """
+    wanted = text.split(",")
+    if not set(wanted) <= set(members) or len(set(wanted)) != len(wanted):
+        raise ValueError(f"Expected one or more of {', '.join(members)}, each at most once")
+    return tuple(name for name in members if name in wanted)
 
 
 def list_request(
@@ -160,6 +206,7 @@ def list_request(
         after=call.cursor.after if call.cursor is not None else query.after,
         cursor=call.cursor,
         user_id=user_id,
+        columns=call.fields,
     )
 
 

@@ -12,7 +12,10 @@ from urllib.parse import parse_qsl, quote, urlencode
 import orjson
 from starlette.datastructures import Headers
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from core import scope_keys
+from core.error_bodies import JSON, VARY, encoded, prefers
 from core.errors import Problem
 from repository.engine.events import Head
 from repository.engine.transaction import Transaction
@@ -23,9 +26,9 @@ from repository.generic.versions import IfMatch
 from routes.http.operation import AnyCall, Call
 from routes.http.queries import PageQuery
 
-JSON = "application/json"
 MAX_LINKED_QUERY_BYTES = 2_000  # for longer queries, `Link` has only the next page, because each URL repeats the query
 POSITION = "Stream-Position"
+REPLAYED = "Idempotency-Replayed"
 # Also matches this service's tags after a compressing proxy has changed them: nginx makes a tag weak, and Apache
 # appends the encoding.
 _TAG = re.compile(r'(?:W/)?"(([0-9]{1,10})-[0-9a-f]{16})(?:-[a-z]{2,8})?"')
@@ -40,9 +43,26 @@ class JSONResponse(Response):
         return content if isinstance(content, bytes) else orjson.dumps(content)
 
 
-def problem_response(problem: Problem) -> JSONResponse:
-    """Return a problem in the shape that all errors have."""
-    return JSONResponse({"detail": problem.detail}, problem.status, problem.headers)
+def problem_response(problem: Problem, asked: Headers) -> Response:
+    """Return the response for a problem. `asked` holds the headers of the request."""
+    return error_response(problem.status, problem.detail, asked, problem.headers)
+
+
+def error_response(
+    status: int,
+    detail: str | Sequence[Mapping[str, Any]],
+    asked: Headers,
+    headers: Mapping[str, str] | None = None,
+    **more: Any,
+) -> Response:
+    """Return an error in the shape that all errors have, or as problem details (RFC 9457) if the client prefers them.
+
+    `asked` holds the headers of the request, and `more` holds further members of the problem details.
+    """
+    body, media_type = encoded(status, detail, accept_of(asked), **more)
+    response = Response(body, status, headers, media_type)
+    response.headers.add_vary_header(VARY)
+    return response
 
 
 # --- entity tags (RFC 9110, section 8.8.3): `"<version>-<digest of the representation>"`
@@ -70,8 +90,20 @@ def immutable(call: AnyCall, content: bytes, media_type: str, headers: Mapping[s
 def _unless_known(call: AnyCall, content: bytes, media_type: str, headers: Mapping[str, str]) -> Response:
     known = _tags(call, "if-none-match")
     if known is not None and ("*" in known or any(f'"{match[1]}"' == headers["ETag"] for match in _own(known))):
-        return Response(status_code=304, headers=headers)
+        return _NotModified(len(content), headers)
     return Response(content, 200, headers, media_type)
+
+
+class _NotModified(Response):
+    """A 304. Its headers are those of the whole response, which depend on the size of the body (`Compression`)."""
+
+    def __init__(self, known_bytes: int, headers: Mapping[str, str]) -> None:
+        super().__init__(status_code=304, headers=headers)
+        self._known_bytes = known_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[scope_keys.KNOWN_SIZE] = self._known_bytes
+        await super().__call__(scope, receive, send)
 
 
 def if_match(call: AnyCall) -> IfMatch:
@@ -102,7 +134,8 @@ def _own(tags: list[str]) -> list[re.Match[str]]:
 async def write_once(call: AnyCall, work: Callable[[Transaction], Awaitable[StoredResponse]]) -> Response:
     """Run `work` in one transaction and return its response.
 
-    For a request that repeats an earlier one with the same `Idempotency-Key`, return the stored response instead.
+    For a request that repeats an earlier one with the same `Idempotency-Key`, return the stored response instead, with
+    the header `Idempotency-Replayed`.
     Raises InvalidInput for a key that was used with a different request.
     """
     claim = _claim(call)
@@ -111,6 +144,8 @@ async def write_once(call: AnyCall, work: Callable[[Transaction], Awaitable[Stor
     epoch = headers.get(POSITION, "").rpartition(":")[0]
     if call.written.position is not None and epoch != call.written.position.epoch:
         headers.pop(POSITION, None)  # the response was stored before the log was replaced
+    if stored.is_replayed:
+        headers[REPLAYED] = "true"
     return Response(stored.body, stored.status, headers, headers.get("content-type", JSON))
 
 
@@ -126,6 +161,15 @@ def _claim(call: AnyCall) -> Claim | None:
     return Claim(call.identity.user_id, key, digest.hexdigest())
 
 
+# --- the parameter `fields`
+
+
+def selected(call: AnyCall, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the members of an entity that the call requests."""
+    fields = call.fields
+    return row if fields is None else {name: value for name, value in row.items() if name in fields}
+
+
 # --- pages
 
 PageCall = Call[object, PageQuery, object]
@@ -133,17 +177,17 @@ PageCall = Call[object, PageQuery, object]
 
 def page(call: PageCall, listed: Listed[dict[str, Any]]) -> Response:
     """Return one page of a list, with `X-Total-Count`, `Stream-Position` and `Link` (RFC 8288)."""
-    return _page(call, listed, listed.rows, listed.rows[-1]["id"] if listed.rows else None)
+    return _page(call, listed, [selected(call, row) for row in listed.rows])
 
 
 def labels_page(call: PageCall, listed: Listed[tuple[int, str]]) -> Response:
     """Return one page of labels. Each row consists of an id and a label, but the client sees only the label."""
-    return _page(call, listed, [label for _, label in listed.rows], listed.rows[-1][0] if listed.rows else None)
+    return _page(call, listed, [label for _, label in listed.rows])
 
 
-def _page(call: PageCall, listed: Listed[Any], items: Sequence[Any], last_id: Any) -> Response:
+def _page(call: PageCall, listed: Listed[Any], items: Sequence[Any]) -> Response:
     headers = {"X-Total-Count": str(listed.total), "Cache-Control": "no-cache", **position(listed.head)}
-    pages = _other_pages(call, listed, last_id)
+    pages = _other_pages(call, listed)
     if len(call.query_string) > MAX_LINKED_QUERY_BYTES:
         pages = {rel: url for rel, url in pages.items() if rel == "next"}
     if pages:
@@ -151,7 +195,7 @@ def _page(call: PageCall, listed: Listed[Any], items: Sequence[Any], last_id: An
     return JSONResponse(orjson.dumps(items), headers=headers)
 
 
-def _other_pages(call: PageCall, listed: Listed[Any], last_id: Any) -> Mapping[str, str]:
+def _other_pages(call: PageCall, listed: Listed[Any]) -> Mapping[str, str]:
     """Return the URLs of the `Link` header by link relation, such as "next"."""
     limit = call.query.limit
     if limit == 0:
@@ -160,6 +204,7 @@ def _other_pages(call: PageCall, listed: Listed[Any], last_id: Any) -> Mapping[s
     after = getattr(call.query, "after", None)
     is_full = len(listed.rows) == limit
     if after is not None and not offset and not getattr(call.query, "sort", None):
+        last_id = listed.end.values[-1] if listed.end is not None else None
         return {"next": _url(call, after=last_id)} if is_full and last_id is not None else {}
     pages = {"first": _url(call, after=cursor.after if cursor is not None else after)}
     if offset > 0 and cursor is None:
@@ -209,28 +254,11 @@ def _url(call: AnyCall, **changes: int | str | None) -> str:
 # --- content negotiation (RFC 9110, section 12.5.1)
 
 
+def accept_of(headers: Headers) -> str:
+    """Return the `Accept` headers of a request as one value."""
+    return ",".join(headers.getlist("accept"))
+
+
 def client_prefers(headers: Headers, media_type: str) -> bool:
     """Return whether the `Accept` headers of a request, taken together, prefer the media type to JSON."""
-    return prefers(",".join(headers.getlist("accept")), media_type)
-
-
-def prefers(accept: str, media_type: str) -> bool:
-    """Return whether `accept` names the media type and does not give JSON a higher weight."""
-    weights: dict[str, float] = {}
-    for part in accept.split(","):
-        media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        weights[media_range] = _weight(parameters)
-    wanted = weights.get(media_type, 0.0)
-    json = next((weights[name] for name in (JSON, "application/*", "*/*") if name in weights), 0.0)
-    return wanted > 0 and wanted >= json
-
-
-def _weight(parameters: list[str]) -> float:
-    for parameter in parameters:
-        name, _, value = parameter.partition("=")
-        if name.strip() == "q":
-            try:
-                return float(value)
-            except ValueError:
-                return 0.0
-    return 1.0
+    return prefers(accept_of(headers), media_type)

@@ -1,16 +1,22 @@
-"""Request bodies with a picture: a form that contains the file, or the file alone.
+"""Reading request bodies, and those with a picture: a form that contains the file, or the file alone.
 
 The file's name and declared media type are ignored.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel
+from starlette.requests import Request
 
-from core.errors import ContentTooLarge, FieldProblem
+from core.errors import ContentTooLarge, FieldProblem, RequestTimeout, Unavailable
+from core.stopping import Stopping
 from routes.http import multipart
+from schemas import MAX_BODY_BYTES
+
+BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; a longer limit would only keep connections busy
 
 FILE_FIELD = "avatar"
 MULTIPART_MEDIA_TYPE = "multipart/form-data"
@@ -18,6 +24,38 @@ FILE_MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp")
 EMPTY_FILE = FieldProblem(("body", FILE_FIELD), "Expected a picture, got an empty file", "empty_file")
 MAX_AVATAR_BYTES = 5 * 1024 * 1024
 MAX_UPLOAD_BODY_BYTES = MAX_AVATAR_BYTES + 64 * 1024  # the rest of the form needs some room, too
+
+
+async def read_body(request: Request, limit: int, on_large: Callable[[], None] | None = None) -> bytes:
+    """Return the body. Raises ContentTooLarge (as early as possible), RequestTimeout, and Unavailable on shutdown.
+
+    `on_large` is called once, before more than MAX_BODY_BYTES are read, if the body is larger. What it raises is raised
+    before the rest of the body is read.
+    """
+    stopping: Stopping = request.state.stopping
+    too_large = ContentTooLarge(f"Expected a body of at most {limit} bytes")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large
+    if on_large is not None and declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+        on_large()
+        on_large = None
+    chunks, size = [], 0
+    try:
+        async with stopping.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise too_large
+                if on_large is not None and size > MAX_BODY_BYTES:  # a body in chunks does not declare its size
+                    on_large()
+                    on_large = None
+                chunks.append(chunk)
+    except TimeoutError:
+        if stopping.is_stopping:
+            raise Unavailable("The service is stopping and has done nothing; send the request again") from None
+        raise RequestTimeout(f"Expected the whole body within {BODY_SECONDS:g} seconds") from None
+    return b"".join(chunks)
 
 
 def media_types(form: type[BaseModel]) -> tuple[str, ...]:

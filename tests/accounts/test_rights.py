@@ -35,6 +35,16 @@ NEEDS_MAIL = frozenset({"POST /auth/activate", "POST /auth/password/reset"})
 CHANGES_NOTHING = frozenset({"POST /admin/users/{id}/activate"})  # the account is already active
 DOCUMENT: Mapping[str, Any] = orjson.loads(table.document())["paths"]
 PICTURE: Mapping[str, Any] = {"content": photo(32, 32), "headers": {"Content-Type": "image/jpeg"}}
+# Objects that belong to no user; for those with codes, their path and the code that the tests use.
+UNOWNED: Mapping[str, tuple[str, str]] = {
+    "genre": ("/genres", ""),
+    "actor": ("/actors", ""),
+    "country": ("/countries", "BV"),
+    "free_country": ("/countries", "AQ"),
+    "language": ("/languages", "vo"),
+    "free_language": ("/languages", "aa"),
+}
+CREATES_UNOWNED = ("POST /admin", *(f"POST {path}" for path, _ in UNOWNED.values()))
 _numbers = itertools.count()
 
 
@@ -63,20 +73,29 @@ def new_password() -> dict[str, str]:
     return {"old_password": PASSWORD, "new_password": "the fourth man 1950"}
 
 
-def asks_of_resource(resource: str, one: str, entity: Any, bulk: Any) -> dict[str, Ask]:
+def asks_of_resource(
+    resource: str,
+    one: str,
+    entity: Any,
+    bulk: Any,
+    change: tuple[str, str] = ("description", "x"),
+    needs: tuple[str, ...] = (),
+) -> dict[str, Ask]:
+    """Return the requests for a resource. `needs` are objects that `entity` and `bulk` are made from."""
     row = f"/{resource}/{{{one}}}"
+    changed = dict([change])
     return {
         f"GET /{resource}": Ask(f"/{resource}"),
-        f"POST /{resource}": Ask(f"/{resource}", entity),
+        f"POST /{resource}": Ask(f"/{resource}", entity, needs),
         f"GET /{resource}/count": Ask(f"/{resource}/count"),
         f"GET /{resource}/names": Ask(f"/{resource}/names"),
-        f"POST /{resource}/bulk": Ask(f"/{resource}/bulk", bulk),
-        f"PATCH /{resource}/bulk": Ask(f"/{resource}/bulk", lambda on: [{"id": on[one], "description": "x"}], (one,)),
+        f"POST /{resource}/bulk": Ask(f"/{resource}/bulk", bulk, needs),
+        f"PATCH /{resource}/bulk": Ask(f"/{resource}/bulk", lambda on: [{"id": on[one], **changed}], (one,)),
         f"DELETE /{resource}/bulk": Ask(f"/{resource}/bulk", lambda things: {"ids": [things[one]]}, (one,)),
         f"DELETE /{resource}/bulk/{{start_id}}/{{end_id}}": Ask(f"/{resource}/bulk/{{{one}}}/{{{one}}}"),
         f"GET /{resource}/{{id}}": Ask(row),
-        f"PUT /{resource}/{{id}}": Ask(row, entity),
-        f"PATCH /{resource}/{{id}}": Ask(row, {"description": "x"}),
+        f"PUT /{resource}/{{id}}": Ask(row, entity, needs),
+        f"PATCH /{resource}/{{id}}": Ask(row, changed),
         f"DELETE /{resource}/{{id}}": Ask(row),
     }
 
@@ -93,10 +112,26 @@ def asks_of_listed_resource(resource: str, one: str, entity: dict[str, str]) -> 
     }
 
 
+def asks_of_codes(resource: str, one: str) -> dict[str, Ask]:
+    """Return the requests for a resource whose codes all exist from the start."""
+    free = f"free_{one}"
+    return asks_of_resource(
+        resource,
+        one,
+        lambda on: {"code": on[free], "name": name()},
+        lambda on: [{"code": on[free], "name": name()}],
+        ("name", "x"),
+        (free,),
+    )
+
+
 ASKS: Mapping[str, Ask] = {
     **asks_of_listed_resource("movies", "movie", {"title": "M"}),
     **asks_of_listed_resource("characters", "character", {"name": "M"}),
     **asks_of_resource("genres", "genre", lambda _: {"name": name()}, lambda _: [{"name": name()}]),
+    **asks_of_resource("actors", "actor", {"name": "M"}, [{"name": "M"}], ("biography", "x")),
+    **asks_of_codes("countries", "country"),
+    **asks_of_codes("languages", "language"),
     "GET /jobs": Ask("/jobs"),
     "GET /jobs/{id}": Ask("/jobs/{job}"),
     "DELETE /jobs/{id}": Ask("/jobs/{job}"),
@@ -210,9 +245,19 @@ class Cast:
             await ok(self._admin.http.post(f"/admin/users/{person.id}/deactivate"))
         return Account(person, tokens["refresh_token"])
 
-    async def genre(self) -> int:
-        """Create a genre, which belongs to no user, and return its id."""
-        return int((await ok(self._admin.http.post("/genres", json={"name": name()}), 201))["id"])
+    async def unowned(self, kind: str) -> int | str:
+        """Return the id of a row that belongs to no user, or a code that no row has."""
+        if kind in ("genre", "actor"):
+            return int((await ok(self._admin.http.post(f"/{kind}s", json={"name": name()}), 201))["id"])
+        path, code = UNOWNED[kind]
+        found = await self._admin.http.get(f"{path}/{code}")
+        if kind.startswith("free_"):
+            if found.is_success:
+                await self._admin.http.delete(f"{path}/{found.json()['id']}")
+            return code
+        if found.is_success:
+            return int(found.json()["id"])
+        return int((await ok(self._admin.http.post(path, json={"code": code, "name": name()}), 201))["id"])
 
     async def token(self, role: str, owner: Account, asker: Account | None) -> str | None:
         if role == "expired":
@@ -260,7 +305,7 @@ async def request_of(
     """Return a request for the operation, and the objects of the owner that were created for it, by kind."""
     ask = ASKS[operation]
     needed = {each for _, each, _, _ in string.Formatter().parse(ask.path) if each} | set(ask.needs)
-    things = {each: await cast.genre() if each == "genre" else await created(each, owner) for each in needed}
+    things = {each: await (cast.unowned(each) if each in UNOWNED else created(each, owner)) for each in needed}
     body = ask.body({**things, "my_name": asker.person.name}) if callable(ask.body) else ask.body
     headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
     content = {**ask.content, "headers": {**ask.content.get("headers", {}), **headers}}
@@ -305,7 +350,7 @@ async def test_every_action_of_an_admin_on_what_is_not_theirs_is_audited(service
         trail = f"/admin/audit?actor_id={admin.id}&limit=0"
         for operation, expected in rights().items():
             names = {name for _, name, _, _ in string.Formatter().parse(ASKS[operation].path) if name}
-            is_foreign = names or ASKS[operation].needs or operation.startswith(("POST /genres", "POST /admin"))
+            is_foreign = names or ASKS[operation].needs or operation.startswith(CREATES_UNOWNED)
             needs_rights = (expected["anonymous"], expected["admin"]) == ("401", "2xx") and not ASKS[operation].is_own
             if operation.startswith("GET ") or not needs_rights or not is_foreign or operation in CHANGES_NOTHING:
                 continue

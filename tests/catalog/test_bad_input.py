@@ -17,6 +17,7 @@ from tests.support.backends import SQLITE_ONLY
 from tests.support.requests import assert_problem, sign_in, values_by_field
 from tests.support.resources import BOTH, CHARACTERS, MOVIES, ResourceCase, locations, nothing_written, sql
 from tests.support.service import Person, Service, eventually
+from tests.support.sockets import refusal
 
 HUGE = 20 * 1024 * 1024
 JSON = {"Content-Type": "application/json"}
@@ -224,12 +225,46 @@ async def test_other_media_types_are_rejected(service: Service, kind: ResourceCa
     async with service.person() as alice:
         raw = json.dumps(kind.fields("Anna Schmidt")).encode()
         async with nothing_written(service):
-            for media_type in ("", "text/plain", "application/xml", "application/jsonx", "text/json"):
+            bulk, merge_patch = f"{kind.path}/bulk", "application/merge-patch+json"
+            for media_type in ("", "text/plain", "application/xml", "application/jsonx", "text/json", merge_patch):
                 headers = {"Content-Type": media_type} if media_type else {}
-                for method, path in (("POST", kind.path), ("PUT", f"{kind.path}/1"), ("DELETE", f"{kind.path}/bulk")):
-                    assert_problem(await alice.http.request(method, path, content=raw, headers=headers), 415)
+                for method, path in (("POST", kind.path), ("PUT", f"{kind.path}/1"), ("DELETE", bulk), ("PATCH", bulk)):
+                    answer = await alice.http.request(method, path, content=raw, headers=headers)
+                    assert_problem(answer, 415)
+                    assert answer.json()["detail"] == "Content-Type: expected application/json"
         headers = {"Content-Type": "Application/JSON; charset=utf-8"}
         assert (await alice.http.post(kind.path, content=raw, headers=headers)).status_code == 201
+
+
+# --- misspelt names
+
+
+@SQLITE_ONLY
+async def test_a_misspelt_name_gets_a_suggestion(service: Service) -> None:
+    async with service.person() as alice, service.watch() as watcher, nothing_written(service):
+        for method, path, body, suggested in (
+            ("POST", "/movies", {"title": "M", "ratng": 1}, "rating"),
+            ("PATCH", "/movies/1", {"Titel": "M"}, "title"),
+            ("POST", "/movies/bulk", [{"title": "M", "langauges": []}], "languages"),
+            ("PATCH", "/users/me", {"user_name": "x"}, "username"),
+            ("PATCH", "/users/me/profile", {"gendre": "x"}, "gender"),
+            ("GET", "/movies?titel=x", None, "title"),
+            ("GET", "/movies?or[0][ratign][gte]=1", None, "rating"),
+            ("GET", "/movies/count?offsett=1&genres=x", None, "genre"),
+            ("GET", "/movies?sort=-relase_date,title", None, "release_date"),
+            ("GET", "/events?topic=movies", None, "topics"),
+        ):
+            answer = await alice.http.request(method, path, json=body)
+            assert answer.status_code == 422, path
+            assert answer.json()["detail"][-1]["msg"].endswith(f". Did you mean {suggested}?"), path
+        strange = await alice.http.get("/movies?planet=mars&sort=planet")
+        assert all("Did you mean" not in each["msg"] for each in strange.json()["detail"])
+        message = {"id": 1, "action": "subscribe", "topics": ["movies"], "filter": {"or": [{"genres": "Noir"}]}}
+        await watcher.send(message)
+        reply = await watcher.until(lambda frame: frame.get("ok") is False)
+        assert reply["error"]["detail"][0]["msg"].endswith(". Did you mean genre?")
+        _, refused = await refusal(service, "?topic=movies")
+        assert refused["detail"][0]["msg"].endswith(". Did you mean topics?")
 
 
 # --- paths and queries
@@ -276,7 +311,7 @@ INVALID_PARAMETERS: dict[str, list[Any]] = {
     "after": [-1],
     "q": ["%00", "x" * 201],
     "titel": ["x"],
-    "sort": ["password", "id,id", "id,", "--id", "id%00"],
+    "sort": ["password", "id,id", "id&sort=id", "id&sort=oops", "id,", "--id", "id%00"],
     "user_id": ["x", "9" * 30],
     "user_id[like]": [1],
     "user_id[gte]": [1.5],
@@ -428,6 +463,9 @@ async def test_a_500_reveals_no_details(new_service: Any) -> None:
                 assert answer.json() == {"detail": "Internal Server Error"}
                 request_id = answer.headers["x-request-id"]
                 await eventually(partial(is_logged, service, request_id), "the log has the request id")
+            details = await alice.http.get("/movies", headers={"Accept": "application/problem+json"})
+            about = {"type": "about:blank", "title": "Internal Server Error", "status": 500}
+            assert details.json() == {**about, "detail": "Internal Server Error"}
         async with service.person() as bob:
             await bob.add()
 

@@ -77,6 +77,20 @@ async def test_a_405_lists_the_allowed_methods(service: Service, path: str, meth
                 assert answer.json() == {"detail": "Method Not Allowed"}
 
 
+@SQLITE_ONLY
+async def test_only_a_patch_of_one_entity_takes_a_merge_patch(service: Service) -> None:
+    async with service.person() as alice, nothing_written(service):
+        for operation in (each for each in OPERATIONS if each.method == "PATCH"):
+            path, is_bulk = example(operation.path), operation.path.endswith("/bulk")
+            statuses, details = [], []
+            for media_type in ("application/merge-patch+json; charset=utf-8", "text/plain"):
+                answer = await alice.http.patch(path, content=b"true", headers={"Content-Type": media_type})
+                statuses.append(answer.status_code)
+                details.append(answer.json()["detail"])
+            assert statuses == [415 if is_bulk else 422, 415], path
+            assert ("application/json or application/merge-patch+json" in details[1]) == (not is_bulk), path
+
+
 @pytest.mark.parametrize("path", ["/nothing", "/movies/1/2", "/api/v2/movies", "/api/v1/nothing/", "/movies//"])
 @SQLITE_ONLY
 async def test_an_unknown_path_is_not_found(service: Service, path: str) -> None:

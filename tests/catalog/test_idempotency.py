@@ -30,7 +30,8 @@ def posts(kind: ResourceCase, person: Person) -> list[tuple[str, Any]]:
 
 
 def as_sent(answer: httpx.Response) -> tuple[int, bytes, dict[str, str]]:
-    headers = {name: value for name, value in answer.headers.items() if name not in ("date", "x-request-id")}
+    varying = ("date", "x-request-id", "idempotency-replayed")
+    headers = {name: value for name, value in answer.headers.items() if name not in varying}
     return answer.status_code, answer.content, headers
 
 
@@ -41,10 +42,12 @@ async def test_a_repeated_post_gets_the_same_response_and_writes_once(service: S
             headers = key()
             first = await alice.http.post(path, json=body, headers=headers)
             assert first.status_code == 201, first.text
+            assert "idempotency-replayed" not in first.headers
             async with nothing_written(service):
                 for _ in range(2):
                     again = await alice.http.post(path, json=body, headers=headers)
                     assert as_sent(again) == as_sent(first), path
+                    assert again.headers["idempotency-replayed"] == "true"
 
 
 @BOTH
@@ -84,6 +87,7 @@ async def test_a_key_is_rejected_with_another_request(service: Service, kind: Re
             ):
                 answer = await alice.http.post(path, json=body, headers=headers)
                 assert_problem(answer, 422, ["header", "Idempotency-Key"])
+                assert "idempotency-replayed" not in answer.headers
 
 
 @BOTH
@@ -106,6 +110,7 @@ async def test_only_one_of_several_concurrent_repeats_is_carried_out(service: Se
         )
         assert {as_sent(answer)[:2] for answer in answers} == {as_sent(answers[0])[:2]}
         assert answers[0].status_code == 201
+        assert sum("idempotency-replayed" in answer.headers for answer in answers) == 7
         assert await head(service) == before + 1
         assert await sql(service, f"SELECT COUNT(*) FROM {kind.name} WHERE user_id = {alice.id}") == [(1,)]
 

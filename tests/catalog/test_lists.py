@@ -142,6 +142,8 @@ SORTS = {
     "rating": [0, 3, 1, 4, 2, 5],
     "-rating": [4, 1, 0, 3, 2, 5],
     "-rating,-id": [4, 1, 3, 0, 5, 2],
+    "-rating&sort=-id": [4, 1, 3, 0, 5, 2],
+    "&sort=-rating&sort=": [4, 1, 0, 3, 2, 5],
     "rating,-title": [0, 3, 1, 4, 2, 5],
     "release_date,-rating": [0, 1, 4, 5, 3, 2],
     "-release_date,id": [4, 5, 1, 0, 2, 3],

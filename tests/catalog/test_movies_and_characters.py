@@ -120,7 +120,8 @@ async def test_patch_changes_only_the_given_fields(service: Service, kind: Resou
             after = await ok(alice.http.patch(one, json={kind.label: "New"}))
             assert after == {**added, kind.label: "New", "version": 2, "updated_at": after["updated_at"]}
             await expect_event(watcher, "update", kind, after, alice, [kind.label])
-            cleared = (await alice.http.patch(one, json={"description": None})).json()
+            merge_patch = {"Content-Type": "application/merge-patch+json"}
+            cleared = (await alice.http.patch(one, content=b'{"description": null}', headers=merge_patch)).json()
             assert cleared == {**after, "description": None, "version": 3, "updated_at": cleared["updated_at"]}
             await expect_event(watcher, "update", kind, cleared, alice, ["description"])
             assert await get(alice.http, kind, added["id"]) == cleared

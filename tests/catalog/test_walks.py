@@ -253,6 +253,18 @@ async def test_a_list_can_be_walked_with_filters_and_a_search(service: Service) 
             assert await walked(alice.http, url) == whole
 
 
+async def test_a_list_can_be_walked_with_a_repeated_sort(service: Service) -> None:
+    async with service.person() as alice:
+        await films(alice, 9)
+        base = f"/movies?user_id={alice.id}"
+        repeated, joined = f"{base}&limit=2&sort=-release_date&sort=-title", f"{base}&limit=2&sort=-release_date,-title"
+        whole = await ok(alice.http.get(f"{base}&sort=-release_date,-title"))
+        assert await walked(alice.http, repeated) == whole
+        page = await alice.http.get(repeated)
+        assert httpx.URL(links(page)["next"]).params.get_list("sort") == ["-release_date", "-title"]
+        assert await ok(alice.http.get(f"{joined}&after={after_in(page)}")) == whole[2:4]
+
+
 # --- long values
 
 

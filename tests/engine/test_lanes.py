@@ -11,6 +11,7 @@ from repository.engine.engines import Lane
 from repository.generic import lists
 from repository.generic.lists import ListRequest, Shape, total_order
 from resources.movies import MOVIES
+from routes.http import queries
 
 TITLES = [f"title {number}" for number in range(100)]
 
@@ -56,6 +57,15 @@ def test_a_list_without_much_work_is_light(conditions: dict[str, Any], sort: str
 )
 def test_a_list_with_much_work_is_costly(conditions: dict[str, Any], sort: str, offset: int) -> None:
     assert lane_of(conditions, sort, offset=offset) is Lane.COSTLY
+
+
+def test_the_conditions_of_two_filters_count_together() -> None:
+    light = {"status": "released", "or": [{"rating": {"gte": 50}}, {"country": "GB"}]}
+    other = {"title": "Alien", "or": [{"budget": 1}, {"revenue": 2}, {"version": 3}]}
+    one, two = (parse_json(value, MOVIES.fields).filter for value in (light, other))
+    shape = Shape(MOVIES.table, MOVIES.columns, total_order(()))
+    lanes = [lists.lane_of(shape, ListRequest(filter=each)) for each in (one, two, queries.both(one, two))]
+    assert lanes == [Lane.LIST, Lane.LIST, Lane.COSTLY]
 
 
 def test_a_search_is_costly() -> None:

@@ -89,6 +89,13 @@ FIELDS: Mapping[str, Mapping[str, st.SearchStrategy[Any]]] = {
         **{name: values for name, values in _CATALOG.items() if name != "user_id"},
         "name": _ops(_PARTS, *_TEXT),
     },
+    "actors": {
+        **{name: values for name, values in _CATALOG.items() if name not in ("user_id", "description")},
+        "name": _ops(_PARTS, *_TEXT),
+        "birth_date": _ops(DATES, *_NUMBER),
+        "country": _ops(COUNTRIES, *_TEXT),
+        "biography": _ops(_PARTS, *_TEXT),
+    },
     "jobs": {
         **_SHARED,
         "kind": _ops(("generate_movies", "generate_characters"), "ne", "in"),

@@ -40,7 +40,7 @@ ENVELOPE_BYTES = 1_000  # upper bound of what a socket message adds to the body 
 BACKLOG = 8  # The next step is drawn only when no more than this many writes wait in a lane.
 # The expected statuses. 503 is missing, because no database is ever down in these tests.
 ANSWERS = frozenset({200, 201, 202, 204, 403, 404, 409, 429})
-PUBLIC = frozenset({"movies", "characters", "genres", "jobs"})
+PUBLIC = frozenset({"movies", "characters", "genres", "actors", "jobs"})
 
 T = TypeVar("T")
 

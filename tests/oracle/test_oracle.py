@@ -39,7 +39,7 @@ class Seat:
     wishes: tuple[Wish, ...]
 
 
-ONE_TOPIC = (("movies",), ("movies",), ("movies",), ("characters",), ("genres",), ("jobs",))
+ONE_TOPIC = (("movies",), ("movies",), ("movies",), ("characters",), ("genres",), ("actors",), ("jobs",))
 PUBLIC_TOPICS = (*ONE_TOPIC, ("movies", "characters"), ("genres", "movies"), ("characters", "movies", "jobs"))
 
 
@@ -95,7 +95,7 @@ class Oracle(stateful.RuleBasedStateMachine):
         seed=SEED,
         first=st.tuples(batches("many"), batches("single")),
         crowd=st.tuples(ANONYMOUS, ANONYMOUS, USER, CHIEF),
-        topics=st.sampled_from((("movies", "characters", "jobs"), ("genres", "characters"))),
+        topics=st.sampled_from((("movies", "characters", "jobs"), ("genres", "actors", "characters"))),
         paused=NUMBER,
     )
     def open(

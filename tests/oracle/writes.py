@@ -12,7 +12,7 @@ from tests.support.service import PASSWORD
 
 Row = dict[str, Any]
 
-CATALOG = ("movies", "characters", "genres")
+CATALOG = ("movies", "characters", "genres", "actors")
 ADMIN = 2  # the admin's index; 0 and 1 are users
 LONG = "a long story " * 500  # a few dozen texts of this length fill the buffers of an unread socket
 AGENTS = ("harry/1.0", "Lime 2", "cafe", "")
@@ -122,14 +122,15 @@ def call(write: Write, known: Known) -> Call | None:
             alike = chance.random() < 0.4
             shared = fields(chance, write.resource, known, part=True)
             if chance.random() < 0.5:
-                shared = {"description": LONG + str(write.seed)}
+                name = "biography" if write.resource == "actors" else "description"
+                shared = {name: LONG + str(write.seed)}
             edits = [shared if alike else fields(chance, write.resource, known, part=True) for _ in ids]
             return Call("PATCH", many, [{"id": id_, **edit} for id_, edit in zip(ids, edits, strict=True)])
         case "delete_bulk" if one:
             return Call("DELETE", many, {"ids": known.pick(chance, write.resource, write.who, write.size)})
         case "delete_range" if one:
             return Call("DELETE", f"{many}/{one[0]}/{one[0] + write.size}")
-        case "generate" if write.resource != "genres":
+        case "generate" if write.resource in ("movies", "characters"):
             number, batch = 20 + write.seed % 180, chance.choice((7, 30, 100, 1_000))
             rate = chance.choice(("", f"&rate={number * 4}"))
             return Call("POST", f"{path}/generate/{number}?seed={write.seed}&batch_size={batch}{rate}")
@@ -182,6 +183,13 @@ def fields(chance: Random, resource: str, known: Known, *, part: bool = False) -
         }
     elif resource == "genres":
         row = {"name": _title(chance), "description": _prose(chance)}
+    elif resource == "actors":
+        row = {
+            "name": _title(chance),
+            "birth_date": chance.choice((*DATES, None)),
+            "country": chance.choice((*COUNTRIES, None)),
+            "biography": _prose(chance),
+        }
     else:
         # Most characters are in the newest movies.
         movies = sorted(known.owners["movies"])

@@ -33,8 +33,8 @@ def test_a_changed_number_a_moved_and_a_missing_constant_are_seen(monkeypatch: p
     assert (table, problems) == bounds(text)
     assert table in text
 
-    assert bounds(text.replace("routes.http.parsing.BODY_SECONDS", "routes.http.parsing.NO_SECONDS"))[1] == [
-        "routes.http.parsing.NO_SECONDS is in the table, but not in the code"
+    assert bounds(text.replace("routes.http.uploads.BODY_SECONDS", "routes.http.uploads.NO_SECONDS"))[1] == [
+        "routes.http.uploads.NO_SECONDS is in the table, but not in the code"
     ]
     monkeypatch.setattr(architecture, "constants", lambda: iter([*real_constants, "routes.new.MAX_WORRIES"]))
     assert [problem.partition(" ")[0] for problem in bounds(text)[1]] == ["routes.new.MAX_WORRIES"]

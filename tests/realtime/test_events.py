@@ -15,12 +15,12 @@ from typing import Any
 import httpx
 import pytest
 
+from core.error_bodies import prefers
 from realtime.sse.replay import PAGE_BYTES
 from repository.engine.events import Head
 from repository.engine.positions import parse_position
 from repository.engine.transaction import Transaction
 from routes.events import EVENT_STREAM
-from routes.http.rendering import prefers
 from tests.support.backends import SQLITE_ONLY
 from tests.support.event_logs import database_of, prune
 from tests.support.frames_checked import check_frame

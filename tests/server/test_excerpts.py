@@ -15,9 +15,18 @@ from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from core.errors import MAX_DETAIL_LENGTH, MAX_MEMBERS, MAX_PROBLEMS, Conflict
+from core.errors import (
+    MAX_DETAIL_LENGTH,
+    MAX_MEMBERS,
+    MAX_PROBLEMS,
+    MAX_SUGGESTIONS,
+    Conflict,
+    FieldProblem,
+    InvalidInput,
+)
 from core.rates import Rate
 from core.texts.shortened import MAX_QUOTED_LENGTH, shortened
+from core.texts.suggestions import MAX_COMPARED_LENGTH, Unknown
 from routes.http import limit_groups, middleware
 from routes.http.middleware import MAX_LOGGED_PATH_BYTES
 from routes.http.parsing import MAX_PROBLEMS_OF_ROW
@@ -39,6 +48,21 @@ def test_an_excerpt_ends_with_an_ellipsis() -> None:
     detail = Conflict(LONG).detail
     assert isinstance(detail, str)
     assert (len(detail), detail[-1]) == (MAX_DETAIL_LENGTH, "…")
+
+
+def test_only_a_few_unknown_names_get_a_suggestion() -> None:
+    names = [f"titl{number}" for number in range(MAX_SUGGESTIONS + 2)]
+    problems = [FieldProblem(("body", name), "Unknown", "unknown", Unknown(name, ["title"])) for name in names]
+    suggested = ["Unknown. Did you mean title?"] * MAX_SUGGESTIONS
+    details = InvalidInput([*problems, problems[0]]).detail
+    assert [each["msg"] for each in details] == [*suggested, "Unknown", "Unknown", suggested[0]]  # type: ignore[index]
+
+
+def test_only_a_similar_name_is_suggested_and_long_names_cost_little() -> None:
+    known = ["title", "rating", "release_date"]
+    for name, nearest in (("titel", "title"), ("Rating", "rating"), ("rating", None), ("mood", None), ("", None)):
+        assert Unknown(name, known).nearest() == nearest, name
+    assert Unknown("t" * MAX_COMPARED_LENGTH * 2, ["t" * MAX_COMPARED_LENGTH]).nearest() == "t" * MAX_COMPARED_LENGTH
 
 
 async def refused_handshake(service: Service, query: str) -> list[dict[str, Any]]:

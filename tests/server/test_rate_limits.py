@@ -72,6 +72,9 @@ async def test_the_response_tells_how_much_of_a_limit_is_left(limited: Service) 
             assert answer.status_code == 201
             assert answer.headers["RateLimit-Limit"] == "3"
             left.append(answer.headers["RateLimit-Remaining"])
+            assert answer.headers["RateLimit-Policy"] == '"POST /users";q=3;w=60'
+            reset = answer.headers["RateLimit-Reset"]
+            assert answer.headers["RateLimit"] == f'"POST /users";r={left[-1]};t={reset}'
         assert left == ["2", "1", "0"]
         refused = await client.post("/api/v1/users/", content=b"not parsed")
         assert refused.status_code == 429
@@ -79,6 +82,11 @@ async def test_the_response_tells_how_much_of_a_limit_is_left(limited: Service) 
         assert 50 <= int(refused.headers["Retry-After"]) <= 60
         assert refused.headers["RateLimit-Reset"] == refused.headers["Retry-After"]
         assert refused.headers["RateLimit-Remaining"] == "0"
+        assert refused.headers["RateLimit-Policy"] == '"POST /users";q=3;w=60'
+        assert refused.headers["RateLimit"] == f'"POST /users";r=0;t={refused.headers["Retry-After"]}'
+        details = await client.post("/users", headers={"Accept": "application/problem+json"})
+        assert (details.json()["status"], details.json()["detail"]) == (429, refused.json()["detail"])
+        assert details.headers["Vary"] == refused.headers["Vary"] == "Accept, Accept-Encoding"
         other = await client.post("/auth/register", json={})
         assert (other.status_code, other.headers["RateLimit-Limit"]) == (422, str(RATES[LimitGroup.REGISTER].amount))
 
@@ -97,6 +105,9 @@ async def test_the_users_of_one_network_share_a_multiple_of_a_limit(limited: Ser
         assert refused.json() == {"detail": expected}
         assert refused.headers["RateLimit-Limit"] == "20"
         assert refused.headers["Retry-After"] == refused.headers["RateLimit-Reset"]
+        own, joint = '"GET /movies/{id}"', '"GET /movies/{id} by all users of an address"'
+        assert refused.headers["RateLimit-Policy"] == f"{own};q=2;w=60, {joint};q=20;w=60"
+        assert refused.headers["RateLimit"] == f"{joint};r=0;t={refused.headers['Retry-After']}"
         assert (await people[10].http.get(NOTHING, headers=at())).status_code == 404, (
             "the user may send requests from other networks"
         )
@@ -136,7 +147,7 @@ async def test_pages_and_probes_are_not_limited(limited: Service) -> None:
         for path in ("/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/"):
             answer = await client.get(path)
             assert answer.status_code == 200
-            assert "RateLimit-Limit" not in answer.headers, path
+            assert not any(name.startswith("ratelimit") for name in answer.headers), path
     assert await metric(limited, "marquee_rate_limits_not_shared_total") == 0
 
 
@@ -147,6 +158,8 @@ async def test_requests_over_a_socket_count_with_those_over_http(limited: Servic
         assert [each["status"] for each in (first, second, third)] == [404, 404, 429]
         assert first["headers"]["ratelimit-remaining"] == "1"
         assert third["headers"]["retry-after"] == third["headers"]["ratelimit-reset"]
+        assert third["headers"]["ratelimit"] == f'"GET /movies/{{id}}";r=0;t={third["headers"]["retry-after"]}'
+        assert third["headers"]["ratelimit-policy"].startswith('"GET /movies/{id}";q=2;w=60, ')
         assert await statuses(alice.http, "GET", NOTHING, 1) == [429]
 
 

@@ -41,6 +41,10 @@ async def test_a_foreign_lock_on_the_log_is_reported(new_service: Callable[..., 
             write = asyncio.create_task(alice.http.post("/movies", json={"title": "Blocked"}))
             said = await eventually(lambda: database_check(operator, 503), "not ready")
             assert said.startswith("writes have been waiting for a lock for ")
+            details = await operator.get("/readyz", headers={"Accept": "application/problem+json"})
+            assert (details.status_code, details.json()["status"]) == (503, 503)
+            assert details.json()["detail"].startswith("database: writes have been waiting for a lock for ")
+            assert details.json()["checks"]["service"] == "ok"
             await ok(operator.get("/movies"))
         await ok(write, 201)
         await eventually(lambda: is_ready(operator), "ready again")

@@ -124,7 +124,7 @@ async def contents(service: Service) -> tuple[Any, ...]:
         for table, expression in (
             ("movies", "id * version + characters_count"),
             ("characters", "id * version + COALESCE(movie_id, 0)"),
-            ("genres", "id * version"),
+            *((name, "id * version") for name in ("genres", "actors", "countries", "languages")),
             ("users", "id * version"),
             ("jobs", "1"),
             ("idempotency_keys", "1"),
