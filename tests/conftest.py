@@ -35,8 +35,18 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that must run alone at the end, so that no other test waits for them."""
+    """Put the tests that must run alone at the end, and let each process of the run begin with a long test.
+
+    No other test then waits for a test that must run alone, nor does such a test wait for a long one.
+    """
     items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
+    long = [item for item in items if item.get_closest_marker("long") is not None]
+    others = [item for item in items if item not in long]
+    # Each process begins with an equal share of the list.
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    for number, item in enumerate(long):
+        others.insert(len(items) * (number % processes) // processes, item)
+    items[:] = others
 
 
 @pytest.fixture(autouse=True)

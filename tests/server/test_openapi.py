@@ -270,6 +270,7 @@ def takes_only_files(operation: dict[str, Any]) -> bool:
     return "multipart/form-data" in content and "application/json" not in content
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("backend", "phases"),
     [("sqlite", "examples,coverage"), ("postgres", "examples,fuzzing"), ("postgres", "stateful")],
