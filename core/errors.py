@@ -87,9 +87,16 @@ class FieldProblem:
         return {"loc": loc, "msg": shortened(msg, MAX_DETAIL_LENGTH), "type": self.type}
 
 
-def listed(problems: Iterable[FieldProblem]) -> list[dict[str, Any]]:
-    """Return the first MAX_PROBLEMS problems in the form that clients see, with suggestions for a few unknown names."""
-    suggestions: dict[tuple[str | int, str], str | None] = {}
+# The suggestions for the unknown names of one request: by the first part of the location, and the name.
+Suggestions = dict[tuple[str | int, str], str | None]
+
+
+def listed(problems: Iterable[FieldProblem], suggestions: Suggestions | None = None) -> list[dict[str, Any]]:
+    """Return the first MAX_PROBLEMS problems in the form that clients see, with suggestions for a few unknown names.
+
+    `suggestions` holds those of the lists that the same response already has, and receives those of this list.
+    """
+    suggestions = {} if suggestions is None else suggestions
     found = []
     for problem in islice(problems, MAX_PROBLEMS):
         suggestion = None

@@ -179,7 +179,8 @@ def parse_query(
         name = (match[2] or match[3]) if match else ""
         if match is None or name not in fields:
             names = sorted((*known, *fields))
-            message = f"Unknown parameter; expected one of {', '.join(names)}"
+            expected = f"one of {', '.join(names)}" if names else "no parameters"
+            message = f"Unknown parameter; expected {expected}"
             unknown = Unknown(name or key.partition("[")[0], names)
             problems.append(FieldProblem(loc, message, "unknown_parameter", unknown))
             continue

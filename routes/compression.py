@@ -8,7 +8,8 @@ Rules:
   add text to such a response could guess the secret from the compressed size (the attack BREACH).
 - Replies to requests over a websocket are not compressed, because they become text in frames.
 - The tag of a compressed response is weak, because its bytes are not those of the tag. Preconditions ignore `W/`.
-- A document that never changes, such as `/openapi.json`, is compressed once (`scope_keys.DOCUMENT`).
+- A document that never changes, such as `/openapi.json`, is compressed once (`scope_keys.DOCUMENT`). Errors at its URL
+  are not the document, so they are neither kept nor sent in its place.
 - A thread compresses what would delay other clients. A response of several parts, such as a file, is compressed part by
   part, so that it is never in memory as a whole.
 """
@@ -125,7 +126,8 @@ class _Response:
                 del headers["Content-Length"]
                 self._compressor = zlib.compressobj(LEVEL, zlib.DEFLATED, WINDOW_BITS + GZIP_FORMAT, MEMORY_LEVEL)
                 if is_whole:
-                    body = await self._compressed_whole(body)
+                    is_document = start["status"] == 200 and scope_keys.DOCUMENT in self._scope
+                    body = await (self._document(body) if is_document else self._compressed(body, more=False))
                     headers["Content-Length"] = str(len(body))
                     self._compressor = None
             start["headers"] = headers.raw
@@ -134,10 +136,9 @@ class _Response:
             body = await self._compressed(body, more=more)
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
-    async def _compressed_whole(self, body: bytes) -> bytes:
-        name = self._scope.get(scope_keys.DOCUMENT)
-        if name is None:
-            return await self._compressed(body, more=False)
+    async def _document(self, body: bytes) -> bytes:
+        """Return the compressed document, which is kept for the next request."""
+        name = self._scope[scope_keys.DOCUMENT]
         if name not in self._documents:
             self._documents[name] = await self._compressed(body, more=False)
         return self._documents[name]

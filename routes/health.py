@@ -58,7 +58,7 @@ async def show_metrics(request: Request) -> Response:
             raise Unauthenticated("Expected the header Authorization: Bearer <METRICS_TOKEN>")
     # The metrics are collected in a thread, because with many workers there are many files to add up.
     found = await asyncio.to_thread(metrics.exposition, request.headers.get("accept", ""))
-    return Response(found.content, headers={**_NO_STORE, "Content-Type": found.media_type})
+    return Response(found.content, headers={**_NO_STORE, "Content-Type": found.media_type, "Vary": VARY})
 
 
 PAGES: list[BaseRoute] = [Route("/metrics", show_metrics)]

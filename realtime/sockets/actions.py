@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from core.errors import FieldProblem
+from core.texts.suggestions import Unknown
 from repository.engine.events import Head
 from repository.engine.positions import POSITION, Incomplete, Written, parse_written, position_of
 from resources.topics import TOPICS
@@ -355,12 +356,15 @@ REPLIES: Mapping[str, type[BaseModel]] = {
 }
 
 
-def problems_of(error: ValidationError) -> list[FieldProblem]:
-    """Return every problem of a message, in the form of a 422 response."""
-    return [
-        FieldProblem(_place(each["loc"]), each["msg"], each["type"])
-        for each in error.errors(include_url=False, include_input=False, include_context=False)
-    ]
+def problems_of(error: ValidationError, model: type[BaseModel]) -> list[FieldProblem]:
+    """Return every problem of a message with this model, in the form of a 422 response."""
+    known = [member.alias or name for name, member in model.model_fields.items()]
+    found = []
+    for each in error.errors(include_url=False, include_input=False, include_context=False):
+        is_unknown = each["type"] == "extra_forbidden" and len(each["loc"]) == 1
+        unknown = Unknown(str(each["loc"][0]), known) if is_unknown else None
+        found.append(FieldProblem(_place(each["loc"]), each["msg"], each["type"], unknown))
+    return found
 
 
 def _place(loc: tuple[str | int, ...]) -> tuple[str | int, ...]:

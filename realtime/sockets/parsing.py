@@ -101,7 +101,7 @@ def parse_members(model: type[Model], members: Mapping[str, Any]) -> Model:
     try:
         return model.model_validate(members)
     except ValidationError as error:
-        raise BadMessage("invalid_message", listed(actions.problems_of(error))) from error
+        raise BadMessage("invalid_message", listed(actions.problems_of(error, model))) from error
 
 
 def parse_filters(value: Any, topics: tuple[str, ...]) -> tuple[tuple[str, Filter], ...]:

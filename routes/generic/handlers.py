@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 import schemas
-from core.errors import FieldProblem, Forbidden, InvalidInput, NotFound
+from core.errors import FieldProblem, Forbidden, InvalidInput, NotFound, Suggestions, listed
 from core.network.addresses import network_of
 from repository import jobs
 from repository.engine.transaction import Transaction
@@ -140,26 +140,26 @@ async def add_bulk(resource: Resource, call: Call[None, queries.OnErrorQuery, qu
     if not skips:
         rows.require_all()
     indexes, items = list(rows.valid), list(rows.valid.values())
-    slices = parsing.Slices()
+    slices, suggestions = parsing.Slices(), Suggestions()
     invalid: dict[int, bytes] = {}  # encoded in slices, before the transaction, because there may be 100,000 problems
     for index, problems in rows.invalid.items():
         await slices.pause_when_due()
-        invalid[index] = _skipped(index, problems)
+        invalid[index] = _skipped(index, problems, suggestions)
 
     async def work(tx: Transaction) -> StoredResponse:
         added = await writes.add_bulk(tx, resource, call.me, items, skip_conflicts=skips)
         skipped = dict(invalid)
         for position, refusal in added.refused.items():
             index = indexes[position]
-            skipped[index] = _skipped(index, [refusal.problem(index)])
+            skipped[index] = _skipped(index, [refusal.problem(index)], suggestions)
         reported = b",".join(skipped[index] for index in sorted(skipped))
         return StoredResponse(201, b'{"added":[%s],"skipped":[%s]}' % (b",".join(added.encoded), reported))
 
     return await rendering.write_once(call, work)
 
 
-def _skipped(index: int, problems: Sequence[FieldProblem]) -> bytes:
-    return orjson.dumps({"index": index, "detail": [each.as_dict() for each in problems]})
+def _skipped(index: int, problems: Sequence[FieldProblem], suggestions: Suggestions) -> bytes:
+    return orjson.dumps({"index": index, "detail": listed(problems, suggestions)})
 
 
 async def edit_bulk(resource: Resource, call: Call[None, None, queries.Rows]) -> Response:

@@ -12,11 +12,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from core import scope_keys
-from core.error_bodies import PROBLEM_JSON
 from core.errors import BadRequest, Forbidden, MisdirectedRequest, Problem
 from core.logs import WarnOnce
 from core.network.hosts import AllowedHosts, host_of, origin_refusal
-from routes.http.rendering import client_prefers, error_response, problem_response
+from routes.http.rendering import error_response, problem_response
 
 # Probes and scrapers address a pod or a container by whatever name or address is current. After DNS rebinding, a page
 # can learn from these paths only the health of the service, and its metrics unless METRICS_TOKEN protects them.
@@ -68,7 +67,9 @@ class HostCheck:
 
 
 class Cors(CORSMiddleware):
-    """Starlette's CORS middleware, except that the response to a rejected preflight request gives the reason."""
+    """Starlette's CORS middleware, except that the response to a rejected preflight request gives the reason, in the
+    shape of all errors.
+    """
 
     def __init__(
         self,
@@ -92,11 +93,11 @@ class Cors(CORSMiddleware):
         origin = request_headers["origin"]
         if self.is_allowed_origin(origin):
             response = super().preflight_response(request_headers)
-            if response.status_code < 400 or not client_prefers(request_headers, PROBLEM_JSON):
+            if response.status_code < 400:
                 return response
             # Starlette rejects the method or the headers with plain text.
-            vary = {"Vary": response.headers["Vary"]} if "Vary" in response.headers else None
-            return error_response(response.status_code, bytes(response.body).decode(), request_headers, vary)
+            kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+            return error_response(response.status_code, bytes(response.body).decode(), request_headers, kept)
         hint = origin_refusal(origin, request_headers.get("host"))
         self._warn(origin, hint=hint)
         return problem_response(Forbidden(hint, {"Vary": self.preflight_headers["Vary"]}), request_headers)

@@ -233,7 +233,7 @@ def _query(request: Request, operation: Operation, problems: list[FieldProblem])
     if "sort" in known:
         try:
             sort = queries.sorting(operation.filters, values.get("sort"))
-        except queries.InvalidSort as error:
+        except queries.InvalidNames as error:
             sort = None
             problems.append(FieldProblem(("query", "sort"), str(error), "invalid_sort", error.unknown))
     cursor = _cursor(operation, values, sort, problems)
@@ -256,8 +256,8 @@ def _fields(operation: Operation, values: dict[str, str], problems: list[FieldPr
         return None
     try:
         return queries.selection(operation.members, values.pop("fields"))
-    except ValueError as error:
-        problems.append(FieldProblem(("query", "fields"), str(error), "invalid_fields"))
+    except queries.InvalidNames as error:
+        problems.append(FieldProblem(("query", "fields"), str(error), "invalid_fields", error.unknown))
         return None
 
 

@@ -142,8 +142,8 @@ def sortable(fields: Mapping[str, filters.Field]) -> list[str]:
     return sorted(field.column for field in fields.values() if field.kind is not filters.FieldType.STRINGS)
 
 
-class InvalidSort(ValueError):
-    """The message says what was expected. `unknown` is None if all fields are known."""
+class InvalidNames(ValueError):
+    """The message says what was expected. `unknown` is None if all names are known."""
 
     def __init__(self, message: str, unknown: Unknown | None) -> None:
         super().__init__(message)
@@ -151,7 +151,7 @@ class InvalidSort(ValueError):
 
 
 def sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tuple[str, bool], ...]:
-    """Parse a list such as `-release_date,title` into (column, is_descending) pairs. Raises InvalidSort."""
+    """Parse a list such as `-release_date,title` into (column, is_descending) pairs. Raises InvalidNames."""
     if not sort:
         return ()
     columns = sortable(fields)
@@ -160,7 +160,7 @@ def sorting(fields: Mapping[str, filters.Field], sort: str | None) -> tuple[tupl
         each = (part.removeprefix("-"), part.startswith("-"))
         if each[0] not in columns or each in wanted:
             message = f"Expected fields from {', '.join(columns)}, each at most once, optionally with a leading minus"
-            raise InvalidSort(message, Unknown(each[0], columns) if each[0] not in columns else None)
+            raise InvalidNames(message, Unknown(each[0], columns) if each[0] not in columns else None)
         wanted[each] = None
     return tuple(wanted)
 
@@ -184,11 +184,13 @@ def filter_of(text: str, fields: Mapping[str, filters.Field]) -> filters.Parsed:
 def selection(members: Sequence[str], text: str) -> tuple[str, ...]:
     """Parse a list of members such as `title,id`, and return the members in the order of the entity.
 
-    Raises a ValueError that says what was expected.
+    Raises InvalidNames.
     """
     wanted = text.split(",")
-    if not set(wanted) <= set(members) or len(set(wanted)) != len(wanted):
-        raise ValueError(f"Expected one or more of {', '.join(members)}, each at most once")
+    strange = next((name for name in wanted if name not in members), None)
+    if strange is not None or len(set(wanted)) != len(wanted):
+        unknown = Unknown(strange, members) if strange is not None else None
+        raise InvalidNames(f"Expected one or more of {', '.join(members)}, each at most once", unknown)
     return tuple(name for name in members if name in wanted)
 
 

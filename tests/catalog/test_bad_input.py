@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pytest
 
+from core.errors import MAX_SUGGESTIONS
 from tests.support.backends import SQLITE_ONLY
 from tests.support.requests import assert_problem, sign_in, values_by_field
 from tests.support.resources import BOTH, CHARACTERS, MOVIES, ResourceCase, locations, nothing_written, sql
@@ -252,6 +253,7 @@ async def test_a_misspelt_name_gets_a_suggestion(service: Service) -> None:
             ("GET", "/movies?or[0][ratign][gte]=1", None, "rating"),
             ("GET", "/movies/count?offsett=1&genres=x", None, "genre"),
             ("GET", "/movies?sort=-relase_date,title", None, "release_date"),
+            ("GET", "/movies?fields=id,titel", None, "title"),
             ("GET", "/events?topic=movies", None, "topics"),
         ):
             answer = await alice.http.request(method, path, json=body)
@@ -259,10 +261,16 @@ async def test_a_misspelt_name_gets_a_suggestion(service: Service) -> None:
             assert answer.json()["detail"][-1]["msg"].endswith(f". Did you mean {suggested}?"), path
         strange = await alice.http.get("/movies?planet=mars&sort=planet")
         assert all("Did you mean" not in each["msg"] for each in strange.json()["detail"])
-        message = {"id": 1, "action": "subscribe", "topics": ["movies"], "filter": {"or": [{"genres": "Noir"}]}}
-        await watcher.send(message)
-        reply = await watcher.until(lambda frame: frame.get("ok") is False)
-        assert reply["error"]["detail"][0]["msg"].endswith(". Did you mean genre?")
+        for member, suggested in (("filter", "genre"), ("filtr", "filter")):
+            message = {"id": 1, "action": "subscribe", "topics": ["movies"], member: {"or": [{"genres": "Noir"}]}}
+            await watcher.send(message)
+            reply = await watcher.until(lambda frame: frame.get("ok") is False)
+            assert reply["error"]["detail"][0]["msg"].endswith(f". Did you mean {suggested}?")
+        # Skipped rows share the suggestions of one request.
+        rows = [{"title": "M", f"titl{number}": 1} for number in (*range(MAX_SUGGESTIONS + 2), 0)]
+        skipped = (await alice.http.post("/movies/bulk?on_error=skip", json=rows)).json()["skipped"]
+        suggested_in = ["Did you mean title?" in each["detail"][0]["msg"] for each in skipped]
+        assert suggested_in == [True] * MAX_SUGGESTIONS + [False, False, True]
         _, refused = await refusal(service, "?topic=movies")
         assert refused["detail"][0]["msg"].endswith(". Did you mean topics?")
 

@@ -199,7 +199,7 @@ def test_a_message_that_the_document_forbids_is_refused_with_its_place(
     assert not jsonschema_rs.Draft7Validator(schema).is_valid({"action": action, **members})
     with pytest.raises(ValidationError) as caught:
         ACTIONS[action].model_validate(members)
-    assert [".".join(map(str, problem.loc)) for problem in problems_of(caught.value)] == places
+    assert [".".join(map(str, problem.loc)) for problem in problems_of(caught.value, ACTIONS[action])] == places
 
 
 def test_the_handshake_is_that_of_the_endpoint(document: Document) -> None:

@@ -154,6 +154,21 @@ async def test_pages_documents_and_files_are_compressed(service: Service) -> Non
             assert (answer.status_code, answer.headers["etag"], varies(answer)) == (304, script.headers["etag"], True)
 
 
+@SQLITE_ONLY
+async def test_an_error_never_takes_the_place_of_a_document(new_service: Callable[..., Service]) -> None:
+    """The first request for a document decides what is kept, so it must not be one that fails."""
+    with new_service().running() as service:
+        async with service.anyone(headers=GZIP) as client:
+            queries = "&".join(f"unknown{number}=1" for number in range(50))
+            for _ in range(2):
+                refused = await client.get(f"/openapi.json?{queries}")
+                assert (refused.status_code, is_gzip(refused)) == (422, True)
+                assert len(refused.json()["detail"]) == 50
+                document = await client.get("/openapi.json")
+                assert is_gzip(document)
+                assert document.json()["openapi"] == "3.1.0"
+
+
 async def test_streams_and_replies_on_a_socket_are_not_compressed(service: Service) -> None:
     async with service.person(headers=GZIP) as alice, service.watch() as watcher:
         movie = await alice.add(description=LONG)

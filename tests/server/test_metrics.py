@@ -170,3 +170,4 @@ async def test_the_format_follows_the_accept_header(service: Service, accept: st
         answer = await client.get("/metrics", headers={"Accept": accept})
         assert answer.headers["Content-Type"].startswith(media_type)
         assert answer.text.endswith("# EOF\n") == ("openmetrics" in media_type)
+        assert "Accept" in answer.headers["vary"].split(", ")

@@ -62,6 +62,7 @@ INVALID: Mapping[str, Sequence[str]] = {
     "PASSWORD_TIME_COST": ("0",),
     "DATABASE_POOLER": ("pgbouncer",),
     "PASSWORD_MIX": ("maybe",),
+    "COMPRESSION": ("gzip", "1"),
     "ALGORITHM": ("none", "RS256"),
     "ACCESS_TOKEN_EXPIRE_MINUTES": ("0", "soon"),
     "FIRST_ADMIN_EMAIL": ("chief",),
