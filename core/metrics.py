@@ -53,8 +53,12 @@ HTTP_SECONDS = Histogram(
 HTTP_CONNECTIONS = _gauge("http_connections", "Open HTTP connections, including event streams, excluding websockets")
 HTTP_REFUSED = _counter(
     "http_connections_refused",
-    "HTTP connections refused or closed, by reason: limit, head_size, head_time, small_chunks, invalid, idle or slow",
+    "HTTP connections refused or closed, by reason: limit, head_size, head_time, small_chunks, invalid, idle, slow or "
+    "unread",
     "reason",
+)
+HTTP_UNSENT_BYTES = _gauge(
+    "http_unsent_bytes", "Bytes of responses waiting in memory for slow HTTP clients, as last counted"
 )
 LIMITED = _counter(
     "rate_limited", "Requests rejected with 429, by rate limit; a rate limit applies to one or several routes", "limit"
@@ -71,6 +75,10 @@ WEBSOCKETS_CLOSED = _counter(
     "websocket_closed",
     "Websockets closed, by close code, such as 1006 for a lost connection and 4008 for a client that read too slowly",
     "code",
+)
+WEBSOCKET_UNSENT_BYTES = _gauge(
+    "websocket_unsent_bytes",
+    "Bytes waiting in memory for slow clients of websockets and event streams, or reserved for them, as last counted",
 )
 SUBSCRIPTIONS = _gauge("subscriptions", "Open websocket subscriptions, both live and catching up")
 STREAMS = _gauge("sse_streams", "Open server-sent event streams")
