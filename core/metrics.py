@@ -67,6 +67,19 @@ LIMITS_NOT_SHARED = _counter(
     "rate_limits_not_shared", "Rate limit hits counted in the memory of one worker because Redis was unavailable"
 )
 
+BULK_WAIT_SECONDS = Histogram(
+    "marquee_bulk_wait_seconds",
+    "Time for which a bulk operation waited for its turn, whether or not it got one",
+    buckets=(0.01, 0.1, 0.5, 1, 2.5, 5, 10, 15),
+    registry=REGISTRY,
+)
+BULK_REFUSED = _counter(
+    "bulk_refused",
+    "Bulk operations and large bodies refused, by reason: turn for a wait that was too long, body for too many large "
+    "bodies in progress",
+    "reason",
+)
+
 # --- websockets
 
 WEBSOCKETS = _gauge("websocket_connections", "Open websockets")
@@ -122,6 +135,8 @@ READ_TIMEOUTS = _counter("read_timeouts", "Reads stopped at their deadline, by l
 COMMIT_RETRIES = _counter("commit_retries", "Transaction retries after a conflict or a lost connection")
 
 # Create these labels at import, so that rate() starts at zero.
+BULK_REFUSED_TURN = BULK_REFUSED.labels("turn")
+BULK_REFUSED_BODY = BULK_REFUSED.labels("body")
 FEED_EVENTS_FROM_BUS = FEED_EVENTS.labels("bus")
 FEED_EVENTS_FROM_LOG = FEED_EVENTS.labels("log")
 BUS_DROPPED_UNSENT = BUS_DROPPED.labels("unsent")  # The bus was unavailable, or its outbox was full.
