@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
+from starlette.types import Message, Receive, Scope, Send
 
 from core import logs
 from core.errors import Problem, SettingsError, Unavailable
@@ -65,7 +66,9 @@ def build_app(settings: Settings, *, hears_signals: bool = False) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
-        async with parts.running(settings) as found:
+        async with AsyncExitStack() as stack:
+            with usable_database():
+                found = await stack.enter_async_context(parts.running(settings))
             with found.stopping.begin_on_signals() if hears_signals else nullcontext():
                 yield found.state()
 
@@ -95,7 +98,35 @@ def build_app(settings: Settings, *, hears_signals: bool = False) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.router.default = middleware.not_found
+    app.router.lifespan = partial(_lifespan, app.router.lifespan)  # type: ignore[method-assign]
     return app
+
+
+async def _lifespan(
+    lifespan: Callable[[Scope, Receive, Send], Awaitable[None]], scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Run Starlette's lifespan, but if the start fails because of a setting, report this instead of a traceback."""
+
+    async def send_sentence(message: Message) -> None:
+        error = sys.exc_info()[1]  # Starlette sends the message while it handles the error
+        if message["type"] == "lifespan.startup.failed" and isinstance(error, SettingsError):
+            message = {**message, "message": f"Marquee cannot start. {error}"}
+        await send(message)
+
+    await lifespan(scope, receive, send_sentence)
+
+
+@contextmanager
+def usable_database() -> Iterator[None]:
+    """Raise SettingsError, with the reason, if the database cannot be used in this context."""
+    try:
+        yield
+    except failures.DATABASE_ERRORS as error:
+        reason = failures.first_line(error)
+        raise SettingsError(f"DATABASE_URL: the database cannot be used: {reason}.") from error
+    except Unavailable as error:
+        reason = failures.first_line(error.__cause__ or error)
+        raise SettingsError(f"DATABASE_URL: the database cannot be used: {reason}.") from error
 
 
 async def prepare(settings: Settings) -> None:
@@ -108,17 +139,12 @@ async def prepare(settings: Settings) -> None:
     except OSError as error:
         raise SettingsError(f"DATABASE_URL: the database's folder cannot be created: {error.strerror}.") from error
     try:
-        await migrations.migrate(database)
-        if (problem := await database.schema.problem()) is not None:
-            raise SettingsError(f"DATABASE_URL: the database cannot be used: {problem}.")
-        await create_first_admin(database, settings)
-        await check_storage(open_storage(settings))
-    except failures.DATABASE_ERRORS as error:
-        reason = failures.first_line(error)
-        raise SettingsError(f"DATABASE_URL: the database cannot be used: {reason}.") from error
-    except Unavailable as error:
-        reason = failures.first_line(error.__cause__ or error)
-        raise SettingsError(f"DATABASE_URL: the database cannot be used: {reason}.") from error
+        with usable_database():
+            await migrations.migrate(database)
+            if (problem := await database.schema.problem()) is not None:
+                raise SettingsError(f"DATABASE_URL: the database cannot be used: {problem}.")
+            await create_first_admin(database, settings)
+            await check_storage(open_storage(settings))
     finally:
         await database.close()
 

@@ -53,14 +53,31 @@ HTTP_SECONDS = Histogram(
 HTTP_CONNECTIONS = _gauge("http_connections", "Open HTTP connections, including event streams, excluding websockets")
 HTTP_REFUSED = _counter(
     "http_connections_refused",
-    "HTTP connections refused or closed, by reason: limit, head_size, head_time, small_chunks, invalid, idle or slow",
+    "HTTP connections refused or closed, by reason: limit, head_size, head_time, small_chunks, invalid, idle, slow or "
+    "unread",
     "reason",
+)
+HTTP_UNSENT_BYTES = _gauge(
+    "http_unsent_bytes", "Bytes of responses waiting in memory for slow HTTP clients, as last counted"
 )
 LIMITED = _counter(
     "rate_limited", "Requests rejected with 429, by rate limit; a rate limit applies to one or several routes", "limit"
 )
 LIMITS_NOT_SHARED = _counter(
     "rate_limits_not_shared", "Rate limit hits counted in the memory of one worker because Redis was unavailable"
+)
+
+BULK_WAIT_SECONDS = Histogram(
+    "marquee_bulk_wait_seconds",
+    "Time for which a bulk operation waited for its turn, whether or not it got one",
+    buckets=(0.01, 0.1, 0.5, 1, 2.5, 5, 10, 15),
+    registry=REGISTRY,
+)
+BULK_REFUSED = _counter(
+    "bulk_refused",
+    "Bulk operations and large bodies refused, by reason: turn for a wait that was too long, body for too many large "
+    "bodies in progress",
+    "reason",
 )
 
 # --- websockets
@@ -71,6 +88,10 @@ WEBSOCKETS_CLOSED = _counter(
     "websocket_closed",
     "Websockets closed, by close code, such as 1006 for a lost connection and 4008 for a client that read too slowly",
     "code",
+)
+WEBSOCKET_UNSENT_BYTES = _gauge(
+    "websocket_unsent_bytes",
+    "Bytes waiting in memory for slow clients of websockets and event streams, or reserved for them, as last counted",
 )
 SUBSCRIPTIONS = _gauge("subscriptions", "Open websocket subscriptions, both live and catching up")
 STREAMS = _gauge("sse_streams", "Open server-sent event streams")
@@ -114,6 +135,8 @@ READ_TIMEOUTS = _counter("read_timeouts", "Reads stopped at their deadline, by l
 COMMIT_RETRIES = _counter("commit_retries", "Transaction retries after a conflict or a lost connection")
 
 # Create these labels at import, so that rate() starts at zero.
+BULK_REFUSED_TURN = BULK_REFUSED.labels("turn")
+BULK_REFUSED_BODY = BULK_REFUSED.labels("body")
 FEED_EVENTS_FROM_BUS = FEED_EVENTS.labels("bus")
 FEED_EVENTS_FROM_LOG = FEED_EVENTS.labels("log")
 BUS_DROPPED_UNSENT = BUS_DROPPED.labels("unsent")  # The bus was unavailable, or its outbox was full.

@@ -16,7 +16,12 @@ class Finishing(Protocol):
 
 
 class GentleTransport(asyncio.Transport):
-    """A transport whose `close` calls the protocol's `finish`. Other calls go to the raw transport."""
+    """A transport whose `close` calls the protocol's `finish`. Other calls go to the raw transport.
+
+    `last_write` is the size of the latest write.
+    """
+
+    last_write = 0
 
     def __init__(self, raw: asyncio.Transport, protocol: Finishing) -> None:
         super().__init__()
@@ -40,6 +45,7 @@ class GentleTransport(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         if self._protocol is not None:  # None after the connection is lost, when uvloop would raise a RuntimeError
+            self.last_write = len(data)
             self._raw.write(data)
 
     def abort(self) -> None:

@@ -15,6 +15,8 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from core import metrics
 from core.network.addresses import network_of
+from core.network.unsent import UnsentBytes
+from server.unread_responses import WriteWatch
 
 # At most this many refused connections stay open for a moment, so that their clients receive the response.
 MAX_LINGERING_REFUSALS = 100
@@ -39,6 +41,7 @@ class HttpConnections:
         self._max_connections = max_connections
         self._max_per_address = max_per_address
         self._is_trusted = is_trusted
+        self.unsent: UnsentBytes[WriteWatch] = UnsentBytes()
         self._by_network: Counter[str] = Counter()
         self._total = 0
         self._lingering = 0
@@ -67,6 +70,10 @@ class HttpConnections:
         if limit is not None and self._by_network[network] >= limit and not self._is_trusted(address):
             return f"Too many connections from {network}"
         return None
+
+    def client_of(self, address: str) -> str:
+        """Return the network that unread responses are counted for. It is empty if the address has no limits."""
+        return "" if self._max_per_address is None or self._is_trusted(address) else network_of(address)
 
     def _warn(self, network: str, reason: str) -> None:
         """Log a refusal, but at most once per WARN_SECONDS, because there may be thousands of refusals."""

@@ -13,9 +13,8 @@ Rules:
 - Input that arrives after the response to its request is discarded, up to a limit. Closing the connection without
   reading this input would reset the connection, and the client might lose the response.
 - A request starts when its body is complete, at the latest BODY_HEADSTART_SECONDS after it could start (`Headstart`).
-- A body must not consist of many small chunks, because each of them takes time. When the rest of a body is discarded,
-  at most CHUNK_CREDIT_BYTES / MIN_CHUNK_BYTES chunks are parsed to find the next request. If there are more, the
-  connection is closed.
+- A body must not consist of many small chunks. When the rest of a body is discarded, at most CHUNK_CREDIT_BYTES /
+  MIN_CHUNK_BYTES chunks are parsed to find the next request. If there are more, the connection is closed.
 - A connection beyond the limits of `server.http_connections` gets a 503 and is closed.
 - At the handshake, a websocket is handed to another protocol, and these limits no longer apply.
 """
@@ -37,10 +36,10 @@ from realtime.sse.event_stream import ABORT
 from server import http_budgets, http_heads
 from server.gentle_transport import GentleTransport
 from server.http_budgets import HALF_CLOSED_SECONDS, MIN_CHUNK_BYTES, ChunkCredit, Deadline, DiscardBudget, Headstart
-from server.http_connections import Place, disconnect
+from server.http_connections import HttpConnections, Place, disconnect
 from server.http_heads import HEAD_SECONDS, MAX_HEAD_BYTES, MAX_HEADERS, Unparsed
 from server.http_refusals import refusal
-from server.unread_responses import WriteWatch
+from server.unread_responses import WriteWatch, once_taken
 
 log = structlog.get_logger("http_protocol")
 
@@ -71,17 +70,16 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
     # --- the connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._linger_seconds = http_budgets.LINGER_SECONDS
-        self._waiting = bytearray()
+        self._linger_seconds, self._waiting = http_budgets.LINGER_SECONDS, bytearray()
         self._deadline, self._headstart = Deadline(self.loop), Headstart(self.loop)
-        self._context = copy_context()
-        self._unparsed, self._chunk_credit = Unparsed(), ChunkCredit()
+        self._context, self._unparsed, self._chunk_credit = copy_context(), Unparsed(), ChunkCredit()
         self._raw = cast(asyncio.Transport, transport)  # uvloop's transport is not a subclass of asyncio.Transport
-        self._write_watch = WriteWatch(self._raw)
         self._gentle = GentleTransport(self._raw, self)
         super().connection_made(self._gentle)
         self._address = self.client[0] if self.client is not None else ""
-        self._place = Place(self.app_state["http_connections"], self._address)
+        connections: HttpConnections = self.app_state["http_connections"]
+        self._write_watch = WriteWatch(self._gentle, connections.unsent, connections.client_of(self._address))
+        self._place = Place(connections, self._address)
         if self._place.refusal is None:
             self._deadline.start(HEAD_SECONDS, self._head_expired)
         elif self._place.is_open:
@@ -260,6 +258,7 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        app = once_taken(self.flow, app)
         self._headstart.begin(cycle, partial(super()._start_asgi_task, cycle, app))
 
     # --- rejected requests
@@ -329,12 +328,11 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
             self._close()
 
     def _responses_expired(self) -> None:
-        if self.flow.write_paused:  # the client has data to take, and `WriteWatch` checks that it does so
-            self._deadline.start(HALF_CLOSED_SECONDS, self._responses_expired)
-        else:
-            if self._running is not None:
-                disconnect(self._running)
-            self._close()
+        if self.flow.write_paused:
+            return  # `WriteWatch` checks that the client takes its data; the next response gets new time after that
+        if self._running is not None:
+            disconnect(self._running)
+        self._close()
 
     def finish(self) -> None:
         """Close the connection once its client can receive the response. uvicorn calls this as `transport.close()`."""
@@ -398,3 +396,5 @@ class MarqueeHTTPProtocol(HttpToolsProtocol):
         super().resume_writing()
         if not self.is_finishing:
             self._write_watch.stop()
+            if self._has_ended:
+                self._await_responses()

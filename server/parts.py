@@ -282,6 +282,8 @@ class Parts:
         while True:
             metrics.FEED_SEQ.set(self.feed.head.seq)
             metrics.BUS_DEAF.set(self.bus.is_deaf())
+            metrics.HTTP_UNSENT_BYTES.set(self.http_connections.unsent.total)
+            metrics.WEBSOCKET_UNSENT_BYTES.set(self.places.unsent.total)
             metrics.SQLITE_LOG_BYTES.set(size := self.database.log_bytes())
             if size > MAX_LOG_SIZES * SQLITE_LOG_BYTES:
                 try:

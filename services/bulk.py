@@ -6,10 +6,12 @@ If many ran at once, each of them would take longer, and all other requests woul
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 
-from core.errors import Unavailable
+from core import metrics
+from core.errors import TooManyRequests, Unavailable
 from core.network.turns import Turns
 from core.stopping import Stopping
 from services.limits.in_progress import InProgress, Uploader
@@ -31,13 +33,21 @@ class BulkOperations:
         bodies = (MAX_LARGE_BODIES, MAX_LARGE_BODIES_PER_USER, MAX_LARGE_BODIES_PER_ADDRESS)
         self.large_bodies = InProgress("large bodies of requests in progress", *bodies, limits_clients)
 
-    def receiving(self, by: Uploader) -> AbstractContextManager[None]:
+    @contextmanager
+    def receiving(self, by: Uploader) -> Iterator[None]:
         """Count a large body until it is parsed. Raises TooManyRequests."""
-        return self.large_bodies.take(by)
+        with ExitStack() as place:
+            try:
+                place.enter_context(self.large_bodies.take(by))
+            except TooManyRequests:
+                metrics.BULK_REFUSED_BODY.inc()
+                raise
+            yield
 
     @asynccontextmanager
     async def turn(self, user_id: int, stopping: Stopping) -> AsyncIterator[None]:
         """Wait until the user may run a bulk operation, and count it until the context ends. Raises Unavailable."""
+        begun = time.monotonic()
         async with AsyncExitStack() as turn:
             try:
                 async with stopping.timeout(WAIT_SECONDS):
@@ -45,6 +55,9 @@ class BulkOperations:
             except TimeoutError:
                 if stopping.is_stopping:
                     raise Unavailable("The service is stopping and has done nothing; send the request again") from None
+                metrics.BULK_REFUSED_TURN.inc()
                 message = f"Other bulk operations have been running for {WAIT_SECONDS:g} s, so nothing was done"
                 raise Unavailable(f"{message}; try again later") from None
+            finally:
+                metrics.BULK_WAIT_SECONDS.observe(time.monotonic() - begun)
             yield

@@ -241,14 +241,15 @@ class Hub:
 
     def _write(self, group: set[Subscription], frames: Frames, before: int) -> None:
         """Write to every member. A member whose write fails is detached at the position `before`; a member whose buffer
-        is full is detached at the position after this flush.
+        or room is full is detached at the position after this flush.
         """
         behind: list[tuple[Subscription, int]] = []
         self._written.append((frames, len(group)))
         for subscription in group:
             try:
                 subscription.writer.write(frames)
-                if subscription.writer.buffered() > MAX_UNSENT_BYTES:
+                size = subscription.writer.buffered()
+                if size > MAX_UNSENT_BYTES or (size > HIGH_WATER_BYTES and subscription.room.is_full()):
                     behind.append((subscription, self.position))
             except Exception as error:
                 log.error("socket write failed", exc_info=error)

@@ -5,7 +5,8 @@ Rules:
   subscription.
 - When a socket has more than MAX_UNSENT_BYTES of unsent frames, its subscriptions fall behind: they leave the hub,
   remember their position, and read from the ring or the log at the socket's own pace until they reach the head and
-  become live again. The log is the buffer, so a slow reader costs no further memory and loses nothing.
+  become live again. The log is the buffer, so a slow reader costs no further memory and loses nothing. The same
+  happens above HIGH_WATER_BYTES, if too many bytes wait for all sockets of the client (`realtime.wire.room`).
 - A subscription also falls behind when its filter is too costly for a turn of the event loop. The filter is then
   evaluated in slices.
 - A subscription that begins with a snapshot sends the snapshot at the socket's pace, and then catches up from the
@@ -27,10 +28,11 @@ from core import metrics
 from core.errors import CloseCode, Unavailable
 from realtime.fanout.snapshot import Snapshot, SnapshotLost, Snapshots, Wanted
 from realtime.fanout.spec import Spec
-from realtime.feed.feed import Feed, PositionTooOld
+from realtime.feed.feed import PAGE_BYTES, Feed, PositionTooOld
 from realtime.feed.positions import LOG_REPLACED, TOO_OLD
 from realtime.wire import frames
 from realtime.wire.frames import Frames
+from realtime.wire.room import Room
 from realtime.wire.writer import Writer
 from repository.engine.events import Head
 from repository.generic.snapshots import Beginning
@@ -63,16 +65,16 @@ class Subscription:
     """One subscription of a socket. `spec` describes what the subscription receives.
 
     `position` is the number of the last event handled. While the hub writes every event to the subscription, the hub's
-    position applies instead. `turn` is a lock that the subscriptions of one socket share while they catch up: one
-    subscription at a time waits for room, and writes before it yields. With `snapshot_of`, the subscription begins with
-    a snapshot of these topics, in this order, and sends a new snapshot whenever its position is lost.
+    position applies instead. The subscriptions of one socket share its `room`: while they catch up, one of them at a
+    time waits for room, and writes before it yields. With `snapshot_of`, the subscription begins with a snapshot of
+    these topics, in this order, and sends a new snapshot whenever its position is lost.
     """
 
     def __init__(
         self,
         spec: Spec,
         writer: Writer,
-        turn: asyncio.Lock,
+        room: Room,
         *,
         feed: Feed,
         live: LiveSubscriptions,
@@ -84,7 +86,7 @@ class Subscription:
         self.writer = writer
         self.position = 0
         self.is_live = False
-        self._turn = turn
+        self.room = room
         self._feed = feed
         self._live = live
         self._snapshots = snapshots
@@ -94,6 +96,7 @@ class Subscription:
         self._snapshot: Snapshot | None = None
         self._restart_reason: str | None = None  # why the position was lost; set until a new snapshot begins
         self._lost_snapshots = 0
+        self._reserved = 0  # bytes for the page that is being read or sent
         self._task: asyncio.Task[None] | None = None
         # With this context, the reads of a catch-up use the share of the client, even if the hub or the feed begins it.
         self._context = copy_context()
@@ -188,8 +191,11 @@ class Subscription:
         while True:
             try:
                 # Wait first, so that nothing is read for a socket that has no room.
-                await self._wait_for_room()
-                has_sent = await (self._send_rows() if self._has_rows_to_send else self._send_page())
+                await self._wait_for_room(begins_page=True)
+                try:
+                    has_sent = await (self._send_rows() if self._has_rows_to_send else self._send_page())
+                finally:
+                    self._reserve(0)
                 backoff = MIN_BACKOFF_SECONDS
             except TooSlow:
                 log.info("slow client closed", position=self.position, head=self._feed.head.seq)
@@ -227,17 +233,35 @@ class Subscription:
             self._lost_snapshots = 0
         self.restart(reason)
 
-    async def _wait_for_room(self) -> None:
+    def buffered(self) -> int:
+        """Return how many bytes of the client's limit are reserved for the page that is being read or sent."""
+        return self._reserved
+
+    def _write(self, texts: list[bytes]) -> None:
+        written = Frames(texts)
+        self.writer.write(written)
+        self.room.wrote(written.size)
+
+    def _reserve(self, size: int) -> None:
+        self._reserved = size
+        self.room.hold(self)
+
+    async def _wait_for_room(self, *, begins_page: bool = False) -> None:
         """Wait until the socket has room. The caller must write before it yields to the event loop.
 
+        Before a page is read, also wait until fewer bytes wait for all sockets of the client, and reserve PAGE_BYTES.
         Raises TooSlow when the socket has accepted no data for SLOW_CLIENT_SECONDS.
         """
-        async with self._turn:
+        async with self.room.turn:
             taken, since = self.writer.taken(), time.monotonic()
             while True:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(PROGRESS_CHECK_SECONDS):
                         await self.writer.drained()
+                        since = time.monotonic()
+                        if begins_page:
+                            await self.room.wait()
+                            self._reserve(PAGE_BYTES)
                         return
                 if self.writer.taken() > taken:
                     taken, since = self.writer.taken(), time.monotonic()
@@ -259,7 +283,7 @@ class Subscription:
         if spec is not self.spec or self._generation != self._feed.generation:
             return True  # the identity or the log has changed, so the caller reads the page again
         if texts:
-            self.writer.write(Frames(texts))
+            self._write(texts)
         self.position = page[-1].seq
         return True
 
@@ -277,7 +301,7 @@ class Subscription:
             if self._generation != self._feed.generation:
                 self.restart(LOG_REPLACED)
                 return True
-            self.writer.write(Frames([text]))
+            self._write([text])
         if snapshot.is_done:
             self._snapshot = None
             self._lost_snapshots = 0

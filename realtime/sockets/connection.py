@@ -34,6 +34,7 @@ from realtime.sockets.registry import Entry
 from realtime.sockets.rest_calls import RestCalls
 from realtime.wire import frames
 from realtime.wire.frames import Frames, Rendering
+from realtime.wire.room import Room
 from realtime.wire.writer import HIGH_WATER_BYTES, Writer
 from resources.topics import PUBLIC_TOPICS, TOPICS
 
@@ -64,8 +65,8 @@ class Connection:
         self.is_ending = False
         self._context = context
         self._place = place
-        self._turn = asyncio.Lock()
-        self._rest_calls = RestCalls(websocket, writer, self._write)
+        self._room = Room(writer, context.places.unsent, place.client)
+        self._rest_calls = RestCalls(websocket, writer, self._write, self._room, context.places.calls)
         self._presence_topics: frozenset[str] = frozenset()  # the topics whose presence the client follows
         self._entry: Entry | None = None
         self._expiry: asyncio.TimerHandle | None = None
@@ -131,6 +132,7 @@ class Connection:
     def close(self) -> None:
         """End everything that writes to the socket, because the socket is closed."""
         self._is_closed = True
+        self._room.close(self._rest_calls)
         for name in list(self.subscriptions):
             self._drop(name)
         self._context.presence.unwatch(self)
@@ -150,7 +152,7 @@ class Connection:
         return Subscription(
             spec,
             self.writer,
-            self._turn,
+            self._room,
             feed=self._context.feed,
             live=self._context.live,
             snapshots=self._context.snapshots,

@@ -1,4 +1,6 @@
-"""The limits on connections (in total and per address) and on filter conditions (per address and per socket)."""
+"""The limits on connections (in total and per address), on filter conditions (per address and per socket), and on what
+waits for the sockets of an address (`core.network.unsent`).
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,16 @@ from dataclasses import dataclass, field
 from core.errors import TooManyRequests, Unavailable
 from core.filters import Filter
 from core.network.addresses import network_of
+from core.network.shares import Shares
+from core.network.unsent import Buffer, UnsentBytes
 
 RETRY_AFTER_SECONDS = 5
 # The limit for all filters of one socket. Each condition costs about 0.1 µs for every row that changes.
 MAX_CONDITIONS_PER_SOCKET = 1_000
 # The limit for the distinct filters of all sockets from one address, in one worker. Equal filters are evaluated once.
 MAX_CONDITIONS_PER_ADDRESS = 10_000
+# The limit for REST calls that run at the same time. Each may return `rest_calls.MAX_REPLY_BYTES`.
+MAX_CALLS_PER_ADDRESS = 64
 
 
 class TooManyConditions(Exception):
@@ -35,10 +41,14 @@ Filters = Iterable[tuple[str, Filter]]  # filters with their topics
 
 
 class Place:
-    """One counted connection, with the conditions of its filters."""
+    """One counted connection, with the conditions of its filters.
 
-    def __init__(self, address: str, network: _Network, max_per_address: int | None) -> None:
+    `client` is the address or network of the connection, or an empty string if there are no limits per address.
+    """
+
+    def __init__(self, address: str, client: str, network: _Network, max_per_address: int | None) -> None:
         self.address = address
+        self.client = client
         self._network = network
         self._max_per_address = max_per_address
         self._conditions = 0
@@ -78,6 +88,8 @@ class Places:
 
     def __init__(self, *, max_connections: int, max_per_address: int | None) -> None:
         self.is_closed = False
+        self.unsent: UnsentBytes[Buffer] = UnsentBytes()
+        self.calls = Shares(MAX_CALLS_PER_ADDRESS)
         self._max_connections = max_connections
         self._max_per_address = max_per_address
         self._networks: dict[str, _Network] = {}
@@ -109,7 +121,10 @@ class Places:
         network.connections += 1
         self._connections += 1
         try:
-            yield Place(address, network, MAX_CONDITIONS_PER_ADDRESS if self._max_per_address is not None else None)
+            if self._max_per_address is None:
+                yield Place(address, "", network, None)
+            else:
+                yield Place(address, name, network, MAX_CONDITIONS_PER_ADDRESS)
         finally:
             self._connections -= 1
             network.connections -= 1

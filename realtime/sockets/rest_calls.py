@@ -6,6 +6,9 @@ Rules:
 - A socket has at most MAX_REQUESTS_IN_FLIGHT calls. Of these, up to MAX_UNREAD_REPLIES run or have a reply that waits
   for the client. The next call begins when the client has taken a reply, so a client that does not read costs little
   memory.
+- The bodies of the requests, and the replies until they are written, count as bytes that wait for the client
+  (`realtime.wire.room`). When too many bytes wait for all sockets of the client, further requests are refused, and a
+  call that has not begun gets a 503.
 - As over HTTP, a write that has begun is finished even if the client disconnects, but a read is interrupted.
 """
 
@@ -24,9 +27,11 @@ from starlette.websockets import WebSocket
 
 from core import scope_keys
 from core.identity import Identity
+from core.network.shares import Shares
 from realtime.sockets import actions
 from realtime.sockets.parsing import BadMessage
 from realtime.wire import frames
+from realtime.wire.room import Room
 from realtime.wire.writer import Writer
 
 MAX_REQUESTS_IN_FLIGHT = 16
@@ -53,16 +58,25 @@ TOO_LARGE: Mapping[str, str] = {
     "detail": f"The response body exceeds {MAX_REPLY_BYTES} bytes and was omitted; see `status` for the outcome.",
 }
 FAILED = RestResponse(500, {"content-type": "application/json"}, b'{"detail":"Internal Server Error"}')
+UNREAD = "Too many replies wait for clients with your address; read them first"
+CROWDED = RestResponse(503, {"content-type": "application/json", "retry-after": "5"}, orjson.dumps({"detail": UNREAD}))
 
 
 class RestCalls:
-    """The REST calls of one socket. `write` sends a frame unless the socket is closed."""
+    """The REST calls of one socket. `write` sends a frame unless the socket is closed. `shares` limits how many calls
+    of one client run at the same time.
+    """
 
-    def __init__(self, websocket: WebSocket, writer: Writer, write: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, websocket: WebSocket, writer: Writer, write: Callable[[bytes], None], room: Room, shares: Shares
+    ) -> None:
         self._websocket = websocket
         self._writer = writer
         self._write = write
-        self._room = asyncio.Semaphore(MAX_UNREAD_REPLIES)
+        self._room = room
+        self._shares = shares
+        self._held = 0  # bytes of requests, and of replies that are not written yet
+        self._places = asyncio.Semaphore(MAX_UNREAD_REPLIES)
         self._reply_turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._gone = asyncio.Event()
@@ -75,14 +89,26 @@ class RestCalls:
         if len(self._tasks) >= MAX_REQUESTS_IN_FLIGHT:
             detail = f"Expected at most {MAX_REQUESTS_IN_FLIGHT} requests at a time; wait for a reply"
             raise BadMessage("too_many_requests", detail)
+        if self._room.is_full():
+            raise BadMessage("too_many_requests", UNREAD)
         try:
             body = orjson.dumps(wanted.body) if "body" in wanted.model_fields_set else b""
         except TypeError:
             raise BadMessage("invalid_message", "body: expected fewer nested levels") from None
         scope = scope_of(self._websocket.scope, wanted, identity, body)
+        self._hold(len(body))
         task = asyncio.create_task(self._call(reply_to, scope, body), name="request")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: self._hold(-len(body)))
+
+    def buffered(self) -> int:
+        """Return the bytes of the requests that are not done, and of the replies that are not written."""
+        return self._held
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        self._room.hold(self)
 
     async def finish(self) -> None:
         """Interrupt reads, and wait for the calls that have begun. Cancelling `finish` cancels the calls."""
@@ -95,18 +121,30 @@ class RestCalls:
                     task.cancel()
 
     async def _call(self, reply_to: int | str | None, scope: Scope, body: bytes) -> None:
-        async with self._room:
+        async with self._places:
             if self._gone.is_set():
                 return  # the call has not begun, and its client is gone
+            response = await self._response(scope, body)
+            self._hold(len(response.body))
             try:
-                response = await call(self._websocket.app, scope, body, self._gone)
+                async with self._reply_turn:
+                    await self._writer.drained()
+                    status, headers, error = response.status, response.headers, response.error
+                    reply = frames.rest_reply(reply_to, status, headers, response.body, error)
+                    self._write(reply)
+                    self._room.wrote(len(reply))
+            finally:
+                self._hold(-len(response.body))
+
+    async def _response(self, scope: Scope, body: bytes) -> RestResponse:
+        async with self._shares.of(self._room.client):
+            if self._room.is_full():
+                return CROWDED
+            try:
+                return await call(self._websocket.app, scope, body, self._gone)
             except Exception as error:
                 log.error("socket request failed", exc_info=error)
-                response = FAILED
-            async with self._reply_turn:
-                await self._writer.drained()
-                reply = frames.rest_reply(reply_to, response.status, response.headers, response.body, response.error)
-                self._write(reply)
+                return FAILED
 
 
 def scope_of(socket: Mapping[str, Any], wanted: actions.Request, identity: Identity | None, body: bytes) -> Scope:

@@ -2,7 +2,8 @@
 
 Invariants:
 - A stream reads its next page, from the ring or the log, only when the client has taken the previous page. The server's
-  flow control provides the back-pressure: there is no queue, and a slow client costs at most one page of memory.
+  flow control provides the back-pressure: there is no queue, and a slow client costs at most one page of memory. These
+  pages count as bytes that wait for the sockets and streams of a client (`core.network.unsent`).
 - An event's id is its position. The events sent after an id are exactly those that follow it in the log and that the
   client may see.
 - A stream ends when its client disconnects or accepts no data for too long, when its token or session ends, when its
@@ -31,6 +32,7 @@ from core.identity import Identity
 from core.network.addresses import network_of
 from core.scope_keys import SOCKET
 from realtime.fanout.spec import check_topics, user_id_of
+from realtime.feed.feed import PAGE_BYTES
 from realtime.feed.positions import LOG_REPLACED
 from realtime.sockets.places import Places
 from realtime.sockets.registry import Registry
@@ -48,6 +50,7 @@ PIECE_BYTES = 32 * 1024  # A write of PIECE_BYTES must complete within `Pace.wri
 MIN_BACKOFF_SECONDS = 0.05  # The back-off applies during a database outage.
 MAX_BACKOFF_SECONDS = 2.0
 FINISH_SECONDS = 1.0
+ROOM_SECONDS = 0.25  # the pause until a stream checks again whether its client has read enough
 # An extension of our own server: a function in the `extensions` of the scope that aborts the connection.
 ABORT = "marquee.abort"
 
@@ -152,6 +155,8 @@ class EventStream(Response):
         self._is_position_checked = True  # False as long as the log cannot be read
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wrote_at = 0.0
+        self._client = ""  # the address or network that the stream's page is counted for
+        self._reserved = 0  # bytes for the page that is being read or sent
 
     def end(self) -> None:
         """End the stream without finishing a write that has begun. May be called from anywhere in the event loop."""
@@ -164,7 +169,8 @@ class EventStream(Response):
         client = scope.get("client")
         address = client[0] if client else ""
         with ExitStack() as stack:
-            stack.enter_context(self._streams.places.take(address))
+            self._client = stack.enter_context(self._streams.places.take(address)).client
+            stack.callback(self._reserve, 0)
             stack.enter_context(self._streams.place(self, address))
             await self._sign_in(stack)
             reason = await self._find_start()
@@ -245,6 +251,10 @@ class EventStream(Response):
         pause = 0.0
         while True:
             events: Sequence[Event] = ()
+            if self._streams.places.unsent.is_full(self._client):
+                await asyncio.sleep(ROOM_SECONDS)
+                continue
+            self._reserve(PAGE_BYTES)
             try:
                 events = await self._read_on()
                 pause = 0.0
@@ -256,12 +266,21 @@ class EventStream(Response):
                 await self._send_events(events, send)
                 # Reading from the ring does not yield, so let other tasks run between two pages.
                 await asyncio.sleep(0)
-            elif pause:
+            self._reserve(0)
+            if pause:
                 await asyncio.sleep(pause)
-            else:
+            elif not events:
                 await self._wait_for_more()
             if self._next_heartbeat() <= asyncio.get_running_loop().time():
                 await self._write(send, sse.heartbeat(self._head))
+
+    def buffered(self) -> int:
+        """Return how many bytes of the client's limit are reserved for the page that is being read or sent."""
+        return self._reserved
+
+    def _reserve(self, size: int) -> None:
+        self._reserved = size
+        self._streams.places.unsent.count(self._client, self)
 
     async def _read_on(self) -> Sequence[Event]:
         """Return the next events. Raises PositionLost or Unavailable."""

@@ -38,8 +38,11 @@ SKIPPED_ROWS_PER_COST = 2_000
 # Only statements without conditions are kept, which differ mainly in their sort order.
 MAX_KEPT_STATEMENTS = 256
 # The long texts of a page are limited, because the page stays in memory until its client has read it.
-MAX_PAGE_CHARACTERS = 4 * 1024 * 1024
-_SIZE, _SIZE_SO_FAR = "characters", "characters_so_far"
+MAX_PAGE_BYTES = 4 * 1024 * 1024
+_SIZE, _SIZE_SO_FAR = "bytes", "bytes_so_far"
+CHARACTER_SIZE = 4  # the bytes of the widest characters in UTF-8
+# The number of bytes of a column, by whether the database is SQLite, of which old versions have no `octet_length`.
+_BYTES_OF = {True: 'length(CAST("{}" AS BLOB))', False: 'octet_length("{}")'}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +90,9 @@ class Shape:
     after: bool = False
     # Which values of the cursor are null, or None without a cursor.
     cursor_nulls: tuple[bool, ...] | None = None
-    # Whether to select for each row how many characters its long texts and those of all earlier rows of the page have.
-    is_measured: bool = False
+    # With an expression of `_BYTES_OF`, each row comes with the bytes of its long texts, alone and with those of all
+    # earlier rows of the page.
+    measure: str = ""
 
     @property
     def selected(self) -> tuple[str, ...]:
@@ -132,11 +136,11 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
         page = select(_columns(table.name, names)).select_from(table).where(table.c.id.in_(ids))
     shown = [_columns("page", shape.columns), *_only_in_the_order(shape)]
     fits: ColumnElement[bool] | sa.TextClause = sa.true()
-    if shape.is_measured:
+    if shape.measure:
         page = _measured(page, shape, names)
         shown.append(_columns("page", (_SIZE_SO_FAR,)))
         # The first row that does not fit is read, too, because it shows that the page is too large.
-        fits = sa.text(f'"page"."{_SIZE_SO_FAR}" - "page"."{_SIZE}" <= {MAX_PAGE_CHARACTERS}')
+        fits = sa.text(f'"page"."{_SIZE_SO_FAR}" - "page"."{_SIZE}" <= {MAX_PAGE_BYTES}')
     rows_of_page = page.subquery("page")
     total = select(func.count()).select_from(table).where(where).scalar_subquery()
     return (
@@ -147,8 +151,9 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
 
 
 def _measured(page: sa.Select[Any], shape: Shape, names: Iterable[str]) -> sa.Select[Any]:
-    """Add to each row of a page the number of characters in its long texts, and the sum up to and including the row."""
-    lengths = " + ".join(f'coalesce(length("{name}"), 0)' for name in _long_texts(shape.table, shape.columns))
+    """Add to each row of a page the number of bytes in its long texts, and the sum up to and including the row."""
+    texts = _long_texts(shape.table, shape.columns)
+    lengths = " + ".join(f"coalesce({shape.measure.format(name)}, 0)" for name in texts)
     rows_of_page = page.add_columns(sa.text(f'{lengths or "0"} AS "{_SIZE}"')).subquery("rows")
     so_far = sa.text(
         f'sum("rows"."{_SIZE}") OVER (ORDER BY {_order("rows", shape.order)} ROWS UNBOUNDED PRECEDING)'
@@ -164,8 +169,9 @@ def _long_texts(table: Table, columns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _needs_measure(shape: Shape, limit: int | None) -> bool:
-    """Return whether `limit` rows may exceed MAX_PAGE_CHARACTERS. Most pages have too few rows for that."""
-    return (limit or 0) * len(_long_texts(shape.table, shape.columns)) * MAX_PROSE_LENGTH > MAX_PAGE_CHARACTERS
+    """Return whether `limit` rows may exceed MAX_PAGE_BYTES. Most pages have too few rows for that."""
+    number = (limit or 0) * len(_long_texts(shape.table, shape.columns))
+    return number * MAX_PROSE_LENGTH * CHARACTER_SIZE > MAX_PAGE_BYTES
 
 
 def _columns(of: str, names: Iterable[str]) -> sa.TextClause:
@@ -236,7 +242,7 @@ async def read(
     the databases need for a page.
     """
     if _needs_measure(shape, page.limit):
-        shape = replace(shape, is_measured=True)
+        shape = replace(shape, measure=_BYTES_OF[database.is_sqlite])
 
     async def work(connection: AsyncConnection) -> list[Any]:
         if where is not None:
@@ -259,10 +265,8 @@ async def read(
     total, first = found[0][2:4]
     if first is None:
         return Listed([], total, head)
-    if shape.is_measured and found[-1][-1] > MAX_PAGE_CHARACTERS:
-        expected = (
-            f"Expected at most {len(found) - 1}: the texts of more rows would exceed {MAX_PAGE_CHARACTERS:,} characters"
-        )
+    if shape.measure and found[-1][-1] > MAX_PAGE_BYTES:
+        expected = f"Expected at most {len(found) - 1}: the texts of more rows would exceed {MAX_PAGE_BYTES:,} bytes"
         raise InvalidInput([FieldProblem(("query", "limit"), expected, "page_too_large")])
     last = 3 + len(shape.columns)
     return Listed([row[3:last] for row in found], total, head, _end(shape, page, found[-1][3:]))
@@ -379,15 +383,15 @@ async def find(database: Database, resource: Resource, name: int | str) -> dict[
 
 async def find_by(database: Database, resource: Resource, column: str, value: int, limit: int) -> list[dict[str, Any]]:
     """Return the first rows, in order of id, whose `column` holds `value`: at most `limit` of them, and no more than
-    fit into MAX_PAGE_CHARACTERS.
+    fit into MAX_PAGE_BYTES.
 
     Raises Unavailable.
     """
-    shape = Shape(resource.table, resource.columns, (("id", False),), is_measured=True)
+    shape = Shape(resource.table, resource.columns, (("id", False),), measure=_BYTES_OF[database.is_sqlite])
     page = select(_columns(resource.table.name, resource.columns)).where(resource.table.c[column] == value)
     page = page.order_by(resource.table.c.id).limit(limit)
     measured = _measured(page, shape, resource.columns).subquery("page")
-    fits = sa.text(f'"page"."{_SIZE_SO_FAR}" <= {MAX_PAGE_CHARACTERS}')
+    fits = sa.text(f'"page"."{_SIZE_SO_FAR}" <= {MAX_PAGE_BYTES}')
     found = (
         select(_columns("page", resource.columns)).select_from(measured).where(fits).order_by(sa.text('"page"."id"'))
     )

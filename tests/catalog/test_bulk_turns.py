@@ -15,6 +15,7 @@ from core.stopping import Stopping
 from services import bulk
 from services.bulk import MAX_LARGE_BODIES, MAX_LARGE_BODIES_PER_ADDRESS, MAX_LARGE_BODIES_PER_USER, BulkOperations
 from services.limits.in_progress import Uploader
+from tests.support.metrics import metrics_of
 from tests.support.raw_http import raw_connection
 from tests.support.requests import assert_problem, ok, over_socket, sign_in
 from tests.support.served_here import served_here
@@ -24,6 +25,9 @@ from tests.support.sockets import signed_in
 PATH = "/movies/bulk"
 ROWS = [{"title": "The Third Man"}]
 LARGE = [{"title": "The Third Man", "description": "x" * 1_000}] * 300
+
+REFUSED_TURN = ("marquee_bulk_refused_total", (("reason", "turn"),))
+REFUSED_BODY = ("marquee_bulk_refused_total", (("reason", "body"),))
 
 NewService = Callable[..., Service]
 
@@ -65,6 +69,7 @@ async def test_a_bulk_operation_that_waits_too_long_is_rejected(
 ) -> None:
     monkeypatch.setattr(bulk, "WAIT_SECONDS", 0.1)
     async with limited(new_service) as (service, operations), service.person() as alice:
+        before = await metrics_of(service)
         async with operations.turn(alice.id, Stopping()), service.watch(**signed_in(alice)) as watcher:
             rejected = await alice.http.post(PATH, json=ROWS)
             assert_problem(rejected, 503)
@@ -72,6 +77,11 @@ async def test_a_bulk_operation_that_waits_too_long_is_rejected(
             reply = await over_socket(watcher, "POST", PATH, ROWS)
             assert reply["status"] == 503
             assert operations.turns.waiting == 0
+        after = await metrics_of(service)
+        waited = ("marquee_bulk_wait_seconds_sum", ())
+        assert 0.2 <= after[waited] - before[waited] < 10
+        for sample, refused in (REFUSED_TURN, 2), (("marquee_bulk_wait_seconds_count", ()), 3):
+            assert after[sample] - before[sample] == refused
         assert await ok(alice.http.get(f"/movies/count?user_id={alice.id}")) == {"count": 0}
         await alice.add_bulk(ROWS)
 
@@ -83,9 +93,11 @@ async def test_a_user_sends_few_large_bodies_at_a_time(new_service: NewService) 
             for _ in range(MAX_LARGE_BODIES_PER_USER):
                 await slow.enter_async_context(raw_connection(service, head(alice, "Content-Length: 10000000")))
             await eventually(lambda: bodies.total == MAX_LARGE_BODIES_PER_USER, "the bodies are counted")
+            before = (await metrics_of(service))[REFUSED_BODY]
             rejected = await alice.http.post(PATH, json=LARGE)
             assert_problem(rejected, 429)
             assert int(rejected.headers["retry-after"]) >= 1
+            assert (await metrics_of(service))[REFUSED_BODY] == before + 1
             chunk = b"%x\r\n%s\r\n" % (300_000, b" " * 300_000)
             async with raw_connection(service, head(alice, "Transfer-Encoding: chunked").encode() + chunk) as chunked:
                 assert " 429 " in await chunked.head(), "rejected before the body is complete"

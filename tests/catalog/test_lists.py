@@ -376,11 +376,11 @@ async def test_groups_of_conditions_are_alternatives(service: Service) -> None:
 # --- the size limit
 
 
-async def test_a_page_is_bounded_in_characters(service: Service) -> None:
+async def test_a_page_is_bounded_in_bytes(service: Service) -> None:
     """The error for a page that would be too large says how many rows fit. Pages of that size are complete."""
     async with service.person() as alice:
         movie = await ok(alice.http.post("/movies", json={"title": "long"}), 201)
-        rows = [{"name": f"n{n}", "description": "é" * 10_000, "movie_id": movie["id"]} for n in range(450)]
+        rows = [{"name": f"n{n}", "description": "é" * 5_000, "movie_id": movie["id"]} for n in range(450)]
         await ok(alice.http.post("/characters/bulk", json=rows), 201)
         mine = f"/characters?user_id={alice.id}&sort=-name"
         for query in ("", "&q=n", "&after=0"):
@@ -396,3 +396,7 @@ async def test_a_page_is_bounded_in_characters(service: Service) -> None:
         assert len(await ok(alice.http.get(f"{mine}&limit=1000&offset=40"))) == 410
         included = await ok(alice.http.get(f"/movies/{movie['id']}?include=characters"))
         assert len(included["characters"]) == 419, "expected as many characters as fit"
+        wide = [{"name": f"w{n}", "description": "\N{CLAPPER BOARD}" * 10_000} for n in range(110)]
+        await ok(alice.http.post("/characters/bulk", json=wide), 201)
+        response = await alice.http.get(f"/characters?name[prefix]=w&user_id={alice.id}&limit=110")
+        assert response.json()["detail"][0]["msg"].startswith("Expected at most 104: ")

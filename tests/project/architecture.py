@@ -34,6 +34,8 @@ NOT_BOUNDS = {
     "core.metrics.FEED_EVENTS",
     "core.metrics.HUB_BYTES",
     "core.metrics.SQLITE_LOG_BYTES",
+    "core.metrics.HTTP_UNSENT_BYTES",
+    "core.metrics.WEBSOCKET_UNSENT_BYTES",
     "core.setting_values.HASH_BYTES",
     "core.setting_values.MIN_SECRET_KEY_BYTES",
 }

@@ -28,6 +28,7 @@ from realtime.feed.redis_backend import _decode, _encode_event, _encode_heartbea
 from realtime.feed.ring import Ring
 from realtime.sse.replay import Replay
 from realtime.wire.frames import Frames, Rendering, event_text
+from realtime.wire.room import Room
 from repository import jobs
 from repository.engine import event_log, migrations
 from repository.engine.database import Database
@@ -338,7 +339,7 @@ def hub_of(feed: Feed) -> Hub:
 def subscribe(spec: Spec, feed: Feed, hub: Hub) -> BreakingWriter:
     writer = BreakingWriter()
     snapshots = Snapshots(feed.database, feed)
-    subscription = Subscription(spec, writer, asyncio.Lock(), feed=feed, live=hub, snapshots=snapshots)
+    subscription = Subscription(spec, writer, Room(writer), feed=feed, live=hub, snapshots=snapshots)
     subscription.start(feed.head.seq)
     return writer
 

@@ -24,6 +24,7 @@ from realtime.fanout.spec import Spec
 from realtime.fanout.subscription import Subscription
 from realtime.sockets.places import MAX_CONDITIONS_PER_SOCKET, Places, TooManyConditions
 from realtime.wire.frames import Frames, Rendering
+from realtime.wire.room import Room
 from repository.engine.events import Event, Head
 from resources.movies import MOVIES
 from tests.support.frames_checked import check_frame
@@ -225,7 +226,7 @@ async def test_a_group_that_is_too_costly_gets_every_event_once_and_in_order(
             wanted = wanted_by(WANTED[index % len(WANTED)])
             spec = Spec(MOVIE_TOPIC, Rendering("items", f"s{index // 4}"), filters=(("movies", wanted),))
             writer, parts = KeptTexts(), cast(Any, {"feed": log, "live": live, "snapshots": source})
-            Subscription(spec, writer, asyncio.Lock(), **parts).start(0)
+            Subscription(spec, writer, Room(writer), **parts).start(0)
             writers.append(writer)
         position = 0
         while position < len(events):

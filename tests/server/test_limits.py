@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from types import SimpleNamespace
@@ -17,10 +17,12 @@ from websockets.frames import Frame
 from websockets.server import ServerProtocol
 
 from core.errors import CLOSE_REASONS, CloseCode
+from core.network.shares import Shares
 from realtime.sockets import endpoint
 from realtime.sockets.actions import Request
 from realtime.sockets.parsing import MAX_BURST_MESSAGES, MAX_REFUSED_MESSAGES, Bucket
 from realtime.sockets.rest_calls import MAX_REQUESTS_IN_FLIGHT, MAX_UNREAD_REPLIES, RestCalls
+from realtime.wire.room import Room
 from server import websocket_protocol
 from server.websocket_protocol import MAX_CLOSING_BYTES, PIECE_BYTES, SMALL_FRAGMENT_BYTES
 from tests.support.backends import SQLITE_ONLY
@@ -270,6 +272,16 @@ async def test_a_message_sent_before_the_handshake_is_complete_is_handled_after_
         await connection.reader.readuntil(b'"reply_to":7,"ok":true')
 
 
+def calls_of(websocket: Any, drained: Callable[[], Awaitable[Any]], written: list[bytes]) -> RestCalls:
+    class Waiting:
+        def buffered(self) -> int:
+            return 0
+
+    writer: Any = Waiting()
+    writer.drained = drained
+    return RestCalls(websocket, writer, written.append, Room(writer), Shares(MAX_REQUESTS_IN_FLIGHT))
+
+
 async def test_requests_of_a_client_that_does_not_read_wait_instead_of_holding_replies() -> None:
     begun: list[str] = []
     written: list[bytes] = []
@@ -282,8 +294,7 @@ async def test_requests_of_a_client_that_does_not_read_wait_instead_of_holding_r
 
     scope = {"headers": [], "scheme": "ws", "state": {}}
     websocket: Any = SimpleNamespace(app=app, scope=scope)
-    writer: Any = SimpleNamespace(drained=can_write.wait)
-    calls = RestCalls(websocket, writer, written.append)
+    calls = calls_of(websocket, can_write.wait, written)
     for number in range(MAX_REQUESTS_IN_FLIGHT):
         calls.start(number, Request(method="GET", path=f"/{number}"), None)
     for _ in range(100):
@@ -306,9 +317,8 @@ async def test_calls_that_have_not_begun_end_with_their_socket() -> None:
         await send({"type": "http.response.body"})
 
     websocket: Any = SimpleNamespace(app=app, scope={"headers": [], "scheme": "ws", "state": {}})
-    writer: Any = SimpleNamespace(drained=lambda: asyncio.sleep(0))
     written: list[bytes] = []
-    calls = RestCalls(websocket, writer, written.append)
+    calls = calls_of(websocket, lambda: asyncio.sleep(0), written)
     for number in range(MAX_REQUESTS_IN_FLIGHT):
         calls.start(number, Request(method="GET", path=f"/{number}"), None)
     await eventually(lambda: len(begun) == MAX_UNREAD_REPLIES, "MAX_UNREAD_REPLIES requests have begun")

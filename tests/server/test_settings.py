@@ -223,8 +223,9 @@ def test_a_stored_key_that_is_too_short_is_refused(tmp_path: Path) -> None:
         secret_key(load_settings(database_url=f"sqlite:///{tmp_path}/marquee.db"))
 
 
-def start(folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "main.py")]
+def start(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run `python main.py`, or Python with other arguments, until it ends."""
+    command = [sys.executable, *(arguments or (str(ROOT / "main.py"),))]
     environment = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "PORT")} | settings
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
@@ -243,6 +244,27 @@ def test_an_invalid_setting_stops_the_start(tmp_path: Path, name: str, value: st
     [line] = [line for line in done.stderr.splitlines() if "secret key generated" not in line]
     assert line.startswith(f"Marquee cannot start. {name}: ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"FIRST_ADMIN_USERNAME": "boss", "FIRST_ADMIN_PASSWORD": "boss"}, "FIRST_ADMIN_PASSWORD: string should have "),
+        ({"RATE_LIMITS": "GET /planets=3/minute"}, "RATE_LIMITS: there is no route GET /planets."),
+        ({"DATABASE_URL": "postgresql://u:p@127.0.0.1:1/x"}, "DATABASE_URL: the database cannot be used: "),
+        ({"PORT": "http"}, "PORT: "),
+    ],
+)
+def test_a_setting_that_does_not_work_stops_uvicorn_with_a_sentence(
+    tmp_path: Path, settings: dict[str, str], problem: str
+) -> None:
+    """The lifespan of the application finds most of these problems, in the workers of our own server, too."""
+    arguments = ("-m", "uvicorn", "main:app", "--port", "0", "--app-dir", str(ROOT))
+    done = start(tmp_path, *arguments, **({"SECRET_KEY": SECRET, "PYTHONPATH": str(ROOT)} | settings))
+    assert done.returncode > 0
+    output = done.stdout + done.stderr
+    assert output.count(f"Marquee cannot start. {problem}") == 1
+    assert "Traceback" not in output
 
 
 def test_a_port_in_use_stops_the_start(tmp_path: Path) -> None:
