@@ -89,6 +89,11 @@ def _kept() -> tuple[Column[Any], ...]:
     return version, Column("created_at", UtcTime, nullable=False), Column("updated_at", UtcTime, nullable=False)
 
 
+def _count(name: str) -> Column[Any]:
+    """Return a column that counts related rows."""
+    return Column(name, Integer, nullable=False, server_default="0")
+
+
 users = _numbered(
     "users",
     Column("username", _text(50)),
@@ -145,10 +150,12 @@ movies = _numbered(
     Column("country", _text(2)),
     Column("languages", Strings, nullable=False),
     Column("genres", Strings, nullable=False),
+    Column("actors", Strings, nullable=False, server_default="[]"),
     Column("user_id", Id, ForeignKey("users.id")),
     Column("characters_count", Integer, nullable=False),
     *_kept(),
     Index("ix_movies_user_id", "user_id", "id"),
+    Index("ix_movies_country", "country", "id"),
 )
 
 characters = _numbered(
@@ -156,10 +163,12 @@ characters = _numbered(
     Column("name", _text(255), nullable=False),
     Column("description", _text()),
     Column("movie_id", Id, ForeignKey("movies.id")),
+    Column("actor_id", Id, ForeignKey("actors.id")),
     Column("user_id", Id, ForeignKey("users.id")),
     *_kept(),
     Index("ix_characters_user_id", "user_id", "id"),
     Index("ix_characters_movie_id", "movie_id", "id"),
+    Index("ix_characters_actor_id", "actor_id", "id"),
 )
 
 genres = _numbered(
@@ -168,16 +177,22 @@ genres = _numbered(
     # The normalised name, which must be unique.
     Column("name_key", _text(200), nullable=False, unique=True, info={"key_of": "name"}),
     Column("description", _text()),
+    _count("movies_count"),
     *_kept(),
 )
 
 actors = _numbered(
     "actors",
     Column("name", _text(100), nullable=False),
+    # The normalised name, by which movies name their actors. Several actors may have the same name.
+    Column("name_key", _text(200), nullable=False, server_default="", info={"key_of": "name"}),
     Column("birth_date", IsoDate),
     Column("country", _text(2)),
     Column("biography", _text()),
+    _count("movies_count"),
+    _count("characters_count"),
     *_kept(),
+    Index("ix_actors_name_key", "name_key", "id"),
 )
 
 countries = _numbered(
@@ -186,17 +201,42 @@ countries = _numbered(
     # The code in lower case, which must be unique.
     Column("code_key", _text(200), nullable=False, unique=True, info={"key_of": "code"}),
     Column("name", _text(100), nullable=False),
+    _count("movies_count"),
     *_kept(),
 )
 
 languages = _numbered(
     "languages",
-    Column("code", _text(2), nullable=False),
+    # Null for a language that has no code in ISO 639-1.
+    Column("code", _text(2)),
     # The code, which must be unique.
-    Column("code_key", _text(200), nullable=False, unique=True, info={"key_of": "code"}),
+    Column("code_key", _text(200), unique=True, info={"key_of": "code"}),
     Column("name", _text(100), nullable=False),
+    # The normalised name, by which movies name their languages.
+    Column("name_key", _text(200), nullable=False, server_default="", info={"key_of": "name"}),
+    _count("movies_count"),
     *_kept(),
+    Index("ix_languages_name_key", "name_key", "id"),
 )
+
+
+def _links(linked: Table, owner: Table, linked_id: str, owner_id: str) -> Table:
+    """Return a table of links. A row of `owner` shows its linked rows in the order of `position`."""
+    name = f"{owner.name.removesuffix('s')}_{linked.name}"
+    return Table(
+        name,
+        metadata,
+        Column(linked_id, Id, ForeignKey(linked.c.id), primary_key=True, autoincrement=False),
+        Column(owner_id, Id, ForeignKey(owner.c.id), primary_key=True, autoincrement=False),
+        Column("position", SmallInteger, nullable=False),
+        Index(f"ix_{name}_{owner_id}", owner_id, "position"),
+        sqlite_with_rowid=False,
+    )
+
+
+movie_languages = _links(languages, movies, "language_id", "movie_id")
+movie_genres = _links(genres, movies, "genre_id", "movie_id")
+movie_actors = _links(actors, movies, "actor_id", "movie_id")
 
 sessions = Table(
     "sessions",

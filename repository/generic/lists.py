@@ -25,7 +25,7 @@ from repository.engine.events import Head, head_of
 from repository.engine.statement import statement
 from repository.generic import cursors, filter_sql, rows
 from repository.generic.cursors import Cursor, Order, Ordering
-from resources.resource import Resource
+from resources.resource import Link, Resource
 from schemas import MAX_PROSE_LENGTH
 
 T = TypeVar("T")
@@ -45,8 +45,9 @@ _SIZE, _SIZE_SO_FAR = "characters", "characters_so_far"
 @dataclass(frozen=True, slots=True)
 class ListRequest:
     """The requested part of a list. `sort` holds pairs (column, descending). The page holds only rows with an id above
-    `after`, and only rows that come after the place that `cursor` names. `page_of` reads only
-    `columns`, or all columns if it is None.
+    `after`, and only rows that come after the place that `cursor` names. `page_of` reads only `columns`, or all columns
+    if it is None. With `link`, the list has only rows that link to the row `linked`: its id or, if the link has no
+    table, its code.
     """
 
     filter: Filter = EVERYTHING
@@ -58,6 +59,8 @@ class ListRequest:
     cursor: Cursor | None = None
     user_id: int | None = None
     columns: tuple[str, ...] | None = None
+    link: Link | None = None
+    linked: int | str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class Shape:
     columns: tuple[str, ...]
     order: Order
     by_owner: bool = False
+    link: Link | None = None
     after: bool = False
     # Which values of the cursor are null, or None without a cursor.
     cursor_nulls: tuple[bool, ...] | None = None
@@ -103,7 +107,7 @@ class Shape:
 
 def _shape(table: Table, columns: tuple[str, ...], order: Order, page: ListRequest) -> Shape:
     nulls = cursors.nulls_of(page.cursor) if page.cursor is not None else None
-    return Shape(table, columns, order, page.user_id is not None, page.after is not None, nulls)
+    return Shape(table, columns, order, page.user_id is not None, page.link, page.after is not None, nulls)
 
 
 def _number(name: str) -> ColumnElement[int]:
@@ -119,6 +123,8 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
     table, head = shape.table, models.event_head
     if shape.by_owner:
         where = and_(where, table.c.user_id == _number("owner"))
+    if shape.link is not None:
+        where = and_(where, _links_to(table, shape.link))
     names = shape.selected
     page = select(_columns(table.name, names)).select_from(table).where(where)
     if shape.after:
@@ -144,6 +150,14 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
         .select_from(head.outerjoin(rows_of_page, fits))
         .order_by(_order("page", shape.order))
     )
+
+
+def _links_to(table: Table, link: Link) -> ColumnElement[bool]:
+    if link.table is None:
+        column = table.c[link.column]
+        return column == sa.bindparam("linked", type_=column.type)
+    linked, owner = (link.table.c[name] for name in link.ids)
+    return table.c.id.in_(select(owner).where(linked == _number("linked")))
 
 
 def _measured(page: sa.Select[Any], shape: Shape, names: Iterable[str]) -> sa.Select[Any]:
@@ -201,6 +215,7 @@ def _plain_text(shape: Shape, dialect: sa.Dialect) -> tuple[str, tuple[str, ...]
 def _values(page: ListRequest) -> dict[str, Any]:
     values: dict[str, Any] = {
         "owner": page.user_id,
+        "linked": page.linked,
         "after": page.after,
         "limit": page.limit,
         "offset": page.offset,
