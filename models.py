@@ -89,11 +89,6 @@ def _kept() -> tuple[Column[Any], ...]:
     return version, Column("created_at", UtcTime, nullable=False), Column("updated_at", UtcTime, nullable=False)
 
 
-def _count(name: str) -> Column[Any]:
-    """Return a column that counts related rows."""
-    return Column(name, Integer, nullable=False, server_default="0")
-
-
 users = _numbered(
     "users",
     Column("username", _text(50)),
@@ -177,20 +172,20 @@ genres = _numbered(
     # The normalised name, which must be unique.
     Column("name_key", _text(200), nullable=False, unique=True, info={"key_of": "name"}),
     Column("description", _text()),
-    _count("movies_count"),
+    Column("movies_count", Integer, nullable=False, server_default="0"),
     *_kept(),
 )
 
 actors = _numbered(
     "actors",
     Column("name", _text(100), nullable=False),
-    # The normalised name, by which movies name their actors. Several actors may have the same name.
+    # The normalised name. Several actors may have the same name.
     Column("name_key", _text(200), nullable=False, server_default="", info={"key_of": "name"}),
     Column("birth_date", IsoDate),
     Column("country", _text(2)),
     Column("biography", _text()),
-    _count("movies_count"),
-    _count("characters_count"),
+    Column("movies_count", Integer, nullable=False, server_default="0"),
+    Column("characters_count", Integer, nullable=False, server_default="0"),
     *_kept(),
     Index("ix_actors_name_key", "name_key", "id"),
 )
@@ -201,7 +196,7 @@ countries = _numbered(
     # The code in lower case, which must be unique.
     Column("code_key", _text(200), nullable=False, unique=True, info={"key_of": "code"}),
     Column("name", _text(100), nullable=False),
-    _count("movies_count"),
+    Column("movies_count", Integer, nullable=False, server_default="0"),
     *_kept(),
 )
 
@@ -212,9 +207,9 @@ languages = _numbered(
     # The code, which must be unique.
     Column("code_key", _text(200), unique=True, info={"key_of": "code"}),
     Column("name", _text(100), nullable=False),
-    # The normalised name, by which movies name their languages.
+    # The normalised name.
     Column("name_key", _text(200), nullable=False, server_default="", info={"key_of": "name"}),
-    _count("movies_count"),
+    Column("movies_count", Integer, nullable=False, server_default="0"),
     *_kept(),
     Index("ix_languages_name_key", "name_key", "id"),
 )
@@ -222,16 +217,11 @@ languages = _numbered(
 
 def _links(linked: Table, owner: Table, linked_id: str, owner_id: str) -> Table:
     """Return a table of links. A row of `owner` shows its linked rows in the order of `position`."""
-    name = f"{owner.name.removesuffix('s')}_{linked.name}"
-    return Table(
-        name,
-        metadata,
-        Column(linked_id, Id, ForeignKey(linked.c.id), primary_key=True, autoincrement=False),
-        Column(owner_id, Id, ForeignKey(owner.c.id), primary_key=True, autoincrement=False),
-        Column("position", SmallInteger, nullable=False),
-        Index(f"ix_{name}_{owner_id}", owner_id, "position"),
-        sqlite_with_rowid=False,
-    )
+    name, part = f"{owner.name.removesuffix('s')}_{linked.name}", partial(Column, primary_key=True, autoincrement=False)
+    columns = part(linked_id, Id, ForeignKey(linked.c.id)), part(owner_id, Id, ForeignKey(owner.c.id))
+    position = Column("position", SmallInteger, nullable=False)
+    index = Index(f"ix_{name}_{owner_id}", owner_id, "position")
+    return Table(name, metadata, *columns, position, index, sqlite_with_rowid=False)
 
 
 movie_languages = _links(languages, movies, "language_id", "movie_id")

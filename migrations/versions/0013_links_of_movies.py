@@ -28,7 +28,7 @@ branch_labels = None
 depends_on = None
 
 ROWS_AT_A_TIME = 2_000
-MAX_KEPT_NAMES = 100_000  # names that are kept in memory
+KEPT_NAMES = 100_000  # how many names stay in memory
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 LISTS = {"genres": "genre_id", "languages": "language_id", "actors": "actor_id"}
 
@@ -164,7 +164,7 @@ class _Names:
         wanted: dict[str, str] = {}
         for name in dict.fromkeys(names):
             wanted.setdefault(unique_key(name.strip()), name.strip())
-        if len(self._known) > MAX_KEPT_NAMES:
+        if len(self._known) > KEPT_NAMES:
             self._known.clear()
         missing = [key for key in wanted if key not in self._known]
         columns = {"genres": ("name_key",), "languages": ("name_key", "code_key"), "countries": ("code_key",)}
@@ -217,6 +217,5 @@ def downgrade() -> None:
     op.drop_column("movies", "actors")
     op.drop_index("ix_characters_actor_id", "characters")
     with _rebuilt("characters") as batch:
-        batch.drop_constraint("fk_characters_actor_id_actors", type_="foreignkey")
         batch.drop_column("actor_id")
     _empty_the_log()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import orjson
@@ -33,7 +33,7 @@ class Found:
         self.keys = [mine | theirs for mine, theirs in zip(self.keys, other.keys, strict=True)]
 
 
-@lru_cache(maxsize=64)
+@cache
 def _lock_statement(link: Link, has_ids: bool, has_keys: bool) -> Statement:
     resource = link.resource
     columns = ", ".join(f'"{name}"' for name in (*resource.columns, *link.keys))

@@ -54,21 +54,22 @@ async def resolve(
     edits: Edited = (),
     add: Add | None = None,
     skips: bool = False,
-    drops: bool = False,
+    codes: Mapping[str, str] | None = None,
 ) -> Resolved:
     """Find and lock the linked rows that items name, and add new ones if there is an `add`.
 
     `edits` is empty if the items are new rows; otherwise, it holds the stored row that each item edits, or None. If
-    several items edit the same column of a row, only the last one counts. An item with unknown names is refused; with
-    `drops`, its unknown names are left out instead. If an item is refused, nothing is added for it and, unless the
-    caller `skips` refused items, for no other item.
+    several items edit the same column of a row, only the last one counts. An item with unknown names is refused. With
+    `codes`, which tells the code of some names, rows are also found by these codes, and unknown names are left out
+    instead. If an item is refused, nothing is added for it and, unless the caller `skips` refused items, for no other
+    item.
     """
     made = ((link, _named(link, items, edits)) for link in owner.links)
-    plans = [_Plan(link, named, edits) for link, named in made if named]
+    plans = [_Plan(link, named, edits, codes or {}) for link, named in made if named]
     refused: dict[int, list[Refusal]] = {}
     for plan in plans:
         await plan.find(tx)
-        if not drops:
+        if codes is None:
             may_add = plan.link.adds and add is not None
             for position, found in (await rows.off_the_loop(len(items), plan.refusals, may_add)).items():
                 refused.setdefault(position, []).extend(found)
@@ -126,13 +127,14 @@ def _named(link: Link, items: Items, edits: Edited) -> Named:
 class _Plan:
     """What is known about one link of the items. `ids` holds the new linked ids of rows whose links change."""
 
-    def __init__(self, link: Link, named: Named, edits: Edited) -> None:
+    def __init__(self, link: Link, named: Named, edits: Edited, codes: Mapping[str, str]) -> None:
         self.link = link
         self.named = named
         self.ids: dict[int, list[int]] = {}
         self.found = Found()
         self._rows = {position: edits[position] or {} for position in named} if edits else {}
         self._old: Mapping[int, Sequence[int]] = {}
+        self._codes = codes
         self._keys: dict[str, str] = {}
 
     async def find(self, tx: Transaction) -> None:
@@ -141,7 +143,8 @@ class _Plan:
         given = set(chain.from_iterable(self.named.values()))
         self._keys = {name: unique_key(name.strip()) for name in given if isinstance(name, str)}
         ids = {value for value in given if isinstance(value, int)}
-        keys = set(self._keys.values())
+        codes_of = {name: unique_key(self._codes[name]) for name in self._keys if name in self._codes}
+        keys = {*self._keys.values(), *codes_of.values()}
         showing = {row["id"]: row[link.column] for row in self._rows.values() if row[link.column]}
         if link.table is not None:
             self._old = await link_tables.linked_ids(tx, link, list(showing))
@@ -151,6 +154,7 @@ class _Plan:
             codes = {row_id: unique_key(code) for row_id, code in showing.items()}
             self.found = await link_tables.lock(tx, link, ids, keys | set(codes.values()))
             self._old = {row_id: self.found.named(code) for row_id, code in codes.items()}
+        self._keys |= {name: code for name, code in codes_of.items() if not self.found.named(self._keys[name])}
 
     def _candidates(self, position: int) -> list[list[int]]:
         """Return, for each name of an item, the ids of the rows that it may mean.

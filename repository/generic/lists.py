@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import ColumnElement, Table, Text, and_, func, select
+from sqlalchemy import Column, ColumnElement, Table, Text, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 import models
@@ -46,8 +46,7 @@ _SIZE, _SIZE_SO_FAR = "characters", "characters_so_far"
 class ListRequest:
     """The requested part of a list. `sort` holds pairs (column, descending). The page holds only rows with an id above
     `after`, and only rows that come after the place that `cursor` names. `page_of` reads only `columns`, or all columns
-    if it is None. With `link`, the list has only rows that link to the row `linked`: its id or, if the link has no
-    table, its code.
+    if it is None. With `link`, the list has only rows that link to the row with the id (or code) `linked`.
     """
 
     filter: Filter = EVERYTHING
@@ -123,19 +122,20 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
     table, head = shape.table, models.event_head
     if shape.by_owner:
         where = and_(where, table.c.user_id == _number("owner"))
+    source, counted, ids = table, table, table.c.id
     if shape.link is not None:
-        where = and_(where, _links_to(table, shape.link))
+        source, counted, ids, where = filter_sql.linked(table, shape.link, where, "linked")
     names = shape.selected
-    page = select(_columns(table.name, names)).select_from(table).where(where)
+    page = select(_columns(table.name, names)).select_from(source).where(where)
     if shape.after:
-        page = page.where(table.c.id > _number("after"))
+        page = page.where(ids > _number("after"))
     if shape.cursor_nulls is not None:
         page = page.where(cursors.rows_after(table, shape.order, shape.cursor_nulls))
-    page = page.order_by(_order(table.name, shape.order)).limit(_number("limit")).offset(_number("offset"))
+    page = page.order_by(_order(table.name, shape.order, ids)).limit(_number("limit")).offset(_number("offset"))
     if shape.is_sorted:
         # Only the ids are sorted: otherwise, SQLite reads all columns of every row, even of rows beyond the page.
-        ids = page.with_only_columns(table.c.id).correlate(None)
-        page = select(_columns(table.name, names)).select_from(table).where(table.c.id.in_(ids))
+        chosen = table.c.id.in_(page.with_only_columns(table.c.id).correlate(None))
+        page = select(_columns(table.name, names)).select_from(table).where(chosen)
     shown = [_columns("page", shape.columns), *_only_in_the_order(shape)]
     fits: ColumnElement[bool] | sa.TextClause = sa.true()
     if shape.is_measured:
@@ -144,20 +144,12 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
         # The first row that does not fit is read, too, because it shows that the page is too large.
         fits = sa.text(f'"page"."{_SIZE_SO_FAR}" - "page"."{_SIZE}" <= {MAX_PAGE_CHARACTERS}')
     rows_of_page = page.subquery("page")
-    total = select(func.count()).select_from(table).where(where).scalar_subquery()
+    total = select(func.count()).select_from(counted).where(where).scalar_subquery()
     return (
         select(head.c.epoch, head.c.seq, total, *shown)
         .select_from(head.outerjoin(rows_of_page, fits))
         .order_by(_order("page", shape.order))
     )
-
-
-def _links_to(table: Table, link: Link) -> ColumnElement[bool]:
-    if link.table is None:
-        column = table.c[link.column]
-        return column == sa.bindparam("linked", type_=column.type)
-    linked, owner = (link.table.c[name] for name in link.ids)
-    return table.c.id.in_(select(owner).where(linked == _number("linked")))
 
 
 def _measured(page: sa.Select[Any], shape: Shape, names: Iterable[str]) -> sa.Select[Any]:
@@ -198,9 +190,10 @@ def _only_in_the_order(shape: Shape) -> list[sa.TextClause]:
     return found
 
 
-def _order(of: str, order: Order) -> sa.TextClause:
+def _order(of: str, order: Order, ids: Column[int] | None = None) -> sa.TextClause:
     # Rows without a value come last in both directions. This is explicit, because the defaults of the databases differ.
-    return sa.text(", ".join(f'"{of}"."{name}" {"DESC" if down else "ASC"} NULLS LAST' for name, down in order))
+    names = {name: f'"{of}"."{name}"' for name, _ in order} | ({} if ids is None else {"id": str(ids)})
+    return sa.text(", ".join(f"{names[name]} {'DESC' if down else 'ASC'} NULLS LAST" for name, down in order))
 
 
 @lru_cache(maxsize=MAX_KEPT_STATEMENTS)
@@ -213,13 +206,8 @@ def _plain_text(shape: Shape, dialect: sa.Dialect) -> tuple[str, tuple[str, ...]
 
 
 def _values(page: ListRequest) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "owner": page.user_id,
-        "linked": page.linked,
-        "after": page.after,
-        "limit": page.limit,
-        "offset": page.offset,
-    }
+    values: dict[str, Any] = {"owner": page.user_id, "linked": page.linked, "after": page.after}
+    values |= {"limit": page.limit, "offset": page.offset}
     if page.cursor is not None:
         values |= cursors.parameters(page.cursor.values)
     return values

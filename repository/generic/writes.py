@@ -138,17 +138,20 @@ async def store(
     return [payload for _, payload in await _store(tx, prepared, user_id, job_id)]
 
 
-async def store_generated(tx: Transaction, prepared: Prepared, user_id: int | None, job_id: str) -> None:
+async def store_generated(
+    tx: Transaction, prepared: Prepared, user_id: int | None, job_id: str, codes: Mapping[str, str]
+) -> None:
     """Insert generated rows that `prepare` made, with their links and events.
 
-    Unknown names of linked rows are added where clients may add them, too, and otherwise left out.
+    Linked rows are found by their names or, if they were renamed, by their `codes`. Unknown ones are added if staff may
+    add them by naming them, and otherwise left out.
     """
 
     async def add(resource: Resource, items: Sequence[Row]) -> None:
         await store(tx, resource, items, user_id, job_id)
 
     resource = prepared.resource
-    resolved = await links.resolve(tx, resource, prepared.rows, add=add, drops=True)
+    resolved = await links.resolve(tx, resource, prepared.rows, add=add, codes=codes)
     if resolved.items != prepared.rows:  # the names are shown in another spelling, or left out
         make = partial(prepare, resource, resolved.items, user_id, is_sqlite=tx.is_sqlite)
         prepared = await rows.off_the_loop(len(prepared), make)

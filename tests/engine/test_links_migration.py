@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 from alembic import command
 
 from core.identity import unique_key
+from core.times import utc_now
 from repository.engine import migrations
 from repository.engine.database import Database
 from tests.conftest import Places
@@ -52,19 +54,19 @@ def fill(connection: Any) -> None:
     connection.execute(
         sa.text("INSERT INTO event_head (id, epoch, seq, size) VALUES (1, :epoch, 5, 7)"), {"epoch": EPOCH}
     )
-    now = sa.text("CURRENT_TIMESTAMP") if connection.dialect.name == "postgresql" else "2026-01-01T00:00:00.000000Z"
+    now: Any = datetime.now(UTC) if connection.dialect.name == "postgresql" else utc_now()
     rest = {"version": 1, "created_at": now, "updated_at": now}
 
-    def insert(name: str, **values: Any) -> None:
+    def insert(name: str, *made: dict[str, Any]) -> None:
         table = sa.Table(name, sa.MetaData(), autoload_with=connection, resolve_fks=False)
-        connection.execute(table.insert().values(**values, **rest))
+        connection.execute(table.insert(), [{**values, **rest} for values in made])
 
-    insert("genres", name="Drama", name_key=unique_key("Drama"))
-    insert("actors", name="Alida VALLI")
-    for number in range(len(STORED) + MORE):
-        genres, languages, country = STORED[number] if number < len(STORED) else (["noir"], ["french"], "FR")
-        values = {"genres": genres, "languages": languages, "country": country}
-        insert("movies", title=f"M {number}", characters_count=0, **values)
+    insert("genres", {"name": "Drama", "name_key": unique_key("Drama")})
+    insert("actors", {"name": "Alida VALLI"})
+    stored = [*STORED, *[(["noir"], ["french"], "FR")] * MORE]
+    columns = ("genres", "languages", "country")
+    rows = [dict(zip(columns, values, strict=True)) for values in stored]
+    insert("movies", *({"title": f"M {n}", "characters_count": 0, **row} for n, row in enumerate(rows)))
 
 
 async def test_names_and_countries_of_movies_become_links(
