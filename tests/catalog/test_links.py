@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from itertools import chain
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
 from tests.support.requests import assert_problem, ok
-from tests.support.resources import locations, moderator, sql, watching
+from tests.support.resources import head, links, locations, moderator, sql, watching
 from tests.support.service import Person, Service, Watcher
 
 _numbers = iter(range(1, 10_000))
@@ -222,3 +226,66 @@ async def test_a_country_keeps_its_code_while_movies_show_it_and_leaves_them_whe
         language = await ok(chief.http.post("/languages", json={"code": None, "name": fresh("Cantonese")}), 201)
         assert (await alice.add(languages=[language["name"]]))["languages"] == [language["name"]]
         await ok(chief.http.put(f"/languages/{language['id']}", json=written(language)))
+
+
+async def test_the_movies_of_a_row_are_a_list_like_any_other(service: Service) -> None:
+    async with service.person() as alice, service.admin() as chief:
+        one = await genre(chief, fresh("Heist"))
+        rows = [
+            {"title": f"Loot {n}", "rating": 10 + n // 2, "genres": [one["id"]] if n != 3 else []} for n in range(8)
+        ]
+        movies = await alice.add_bulk(rows)
+        shown = [row for row in movies if row["genres"]]
+        path = f"/genres/{one['id']}/movies"
+        for query, expected in (
+            ("", shown),
+            ("sort=-rating", sorted(shown, key=lambda row: (-row["rating"], row["id"]))),
+            ("q=loot&rating[gte]=12&sort=title", [row for row in shown if row["rating"] >= 12]),
+            (f"after={movies[2]['id']}", shown[3:]),
+            (f"genre={quote(one['name'])}", shown),
+        ):
+            answer = await alice.http.get(f"{path}?limit=1000&{query}")
+            assert answer.json() == expected, query
+            assert answer.headers["stream-position"].endswith(f":{await head(service)}")
+            url, walked = f"{path}?limit=2&{query}", []
+            while url:
+                answer = await alice.http.get(url)
+                walked += answer.json()
+                url = links(answer).get("next", "")
+            assert walked == expected, query
+        assert (await alice.http.get(f"{path}?limit=0")).headers["x-total-count"] == str(len(shown))
+        assert await ok(alice.http.get(f"{path}?fields=title&limit=1")) == [{"title": "Loot 0"}]
+        assert_problem(await alice.http.get(f"/genres/{2**62}/movies"), 404)
+        assert_problem(await alice.http.get("/countries/xx/movies"), 404)
+        assert_problem(await alice.http.get(f"{path}?genres=x"), 422, ["query", "genres"])
+
+
+async def test_a_job_adds_the_genres_of_its_movies_and_finds_renamed_languages(
+    new_service: Callable[..., Service],
+) -> None:
+    with new_service().running() as service:
+        async with service.person() as alice, service.admin() as chief:
+            german = await ok(chief.http.get("/languages/de"))
+            await ok(chief.http.patch(f"/languages/{german['id']}", json={"name": "Standard German"}))
+            yoruba = await ok(chief.http.get("/languages/yo"))
+            assert (await chief.http.delete(f"/languages/{yoruba['id']}")).status_code == 204
+            assert (await ok(chief.http.post("/genres", json={"name": "WAR"}), 201))["id"] == 1
+            async with watching(service) as watcher:
+                job = await alice.generated("movies", 300, "?seed=1&batch_size=100")
+                added = await watcher.until(lambda frame: frame.get("operation") == "add_bulk")
+                assert (added["topic"], added["data"]["job_id"]) == ("genres", job["id"])
+            movies = await ok(alice.http.get("/movies?limit=1000"))
+            for path, column, label in (
+                ("/genres", "genres", "name"),
+                ("/languages", "languages", "name"),
+                ("/countries", "country", "code"),
+            ):
+                listed = await ok(alice.http.get(f"{path}?limit=1000&movies_count[gt]=0"))
+                values = [row[column] if isinstance(row[column], list) else [row[column]] for row in movies]
+                assert {row[label]: row["movies_count"] for row in listed} == Counter(chain.from_iterable(values))
+            found = {name for row in movies for name in (*row["languages"], *row["genres"])}
+            assert {"Standard German", "WAR"} <= found
+            assert not {"German", "Yoruba", "War"} & found
+            for name in ("genres", "languages"):
+                ((number,),) = await sql(service, f"SELECT COUNT(*) FROM movie_{name}")
+                assert number == sum(len(row[name]) for row in movies)
