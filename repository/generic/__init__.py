@@ -1,1 +1,1 @@
-"""SQL that every resource shares: rows, lists, filters, writes, relations, links, conflicts, snapshots, stored responses."""
+"""SQL that every resource shares: rows, lists, filters, writes, relations, links, conflicts, snapshots, idempotency."""
