@@ -80,13 +80,17 @@ async def lock(tx: Transaction, link: Link, ids: Collection[int], keys: Collecti
         listed = await driver.execute_fetchall(sql.sqlite, [orjson.dumps(each).decode() for each in values])
     else:
         listed = await driver.fetch(sql.postgresql, *values)
+    await rows.off_the_loop(len(listed), _take, found, link, listed)
+    return found
+
+
+def _take(found: Found, link: Link, listed: Sequence[Sequence[Any]]) -> None:
     columns = link.resource.columns
     made = rows.from_driver(link.resource.table, [row[: len(columns)] for row in listed])
     for row, raw in zip(made, listed, strict=True):
         found.rows[row["id"]] = row
         for by_key, key in zip(found.keys, raw[len(columns) :], strict=True):
             by_key.setdefault(key, []).append(row["id"])
-    return found
 
 
 async def linked_ids(tx: Transaction, link: Link, owner_ids: Sequence[int]) -> dict[int, list[int]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from core.errors import MAX_PROBLEMS, InvalidInput
+from core.errors import MAX_PROBLEMS, ContentTooLarge, InvalidInput
 from core.identity import unique_key
 from core.texts.shortened import shortened
 from repository.engine.transaction import Transaction
@@ -27,6 +27,9 @@ from repository.generic.conflicts import Edited, Items, Refusal, lock_table
 from repository.generic.link_tables import Found
 from repository.generic.versions import Row
 from resources.resource import Link, Resource
+
+# All of these rows are read, locked and counted in one transaction.
+MAX_LINKED_PER_REQUEST = 10_000
 
 # Adds rows of a resource that bodies name but that do not exist.
 Add = Callable[[Resource, Sequence[Row]], Awaitable[None]]
@@ -62,7 +65,7 @@ async def resolve(
     several items edit the same column of a row, only the last one counts. An item with unknown names is refused. With
     `codes`, which tells the code of some names, rows are also found by these codes, and unknown names are left out
     instead. If an item is refused, nothing is added for it and, unless the caller `skips` refused items, for no other
-    item.
+    item. Raises ContentTooLarge.
     """
     made = ((link, _named(link, items, edits)) for link in owner.links)
     plans = [_Plan(link, named, edits, codes or {}) for link, named in made if named]
@@ -141,6 +144,9 @@ class _Plan:
         """Find and lock the linked rows, new and old."""
         link = self.link
         given = set(chain.from_iterable(self.named.values()))
+        if len(given) > MAX_LINKED_PER_REQUEST:
+            name = link.resource.name
+            raise ContentTooLarge(f"Expected a request that names at most {MAX_LINKED_PER_REQUEST:,} different {name}")
         self._keys = {name: unique_key(name.strip()) for name in given if isinstance(name, str)}
         ids = {value for value in given if isinstance(value, int)}
         codes_of = {name: unique_key(self._codes[name]) for name in self._keys if name in self._codes}

@@ -178,10 +178,13 @@ def _adder(tx: Transaction, resource: Resource, identity: Identity) -> links.Add
         return None
 
     async def add(linked: Resource, items: Sequence[Row]) -> None:
-        prepared = prepare(linked, items, identity.user_id, is_sqlite=tx.is_sqlite)
-        stored = await _insert(tx, prepared)
-        for id_, payload in stored:
-            tx.emit_encoded(linked.name, "add", str(id_), payload, actor_id=identity.user_id)
+        make = partial(prepare, linked, items, identity.user_id, is_sqlite=tx.is_sqlite)
+        prepared = await rows.off_the_loop(len(items), make)
+        if len(items) == 1:
+            stored = await _insert(tx, prepared)
+            tx.emit_encoded(linked.name, "add", str(stored[0][0]), stored[0][1], actor_id=identity.user_id)
+        else:
+            stored = await _store(tx, prepared, identity.user_id)
         await _audit(
             tx,
             "create",
