@@ -226,15 +226,16 @@ class _Plan:
     async def add(self, tx: Transaction, add: Add, refused: Mapping[int, Any]) -> None:
         """Add rows for the unknown names of items that are not refused."""
         accepted = (values for position, values in self.named.items() if position not in refused)
-        names = {name for name in chain.from_iterable(accepted) if isinstance(name, str)}
-        missing = {key: name for name in sorted(names) if not self.found.named(key := self._keys[name])}
+        named = {name for name in chain.from_iterable(accepted) if isinstance(name, str)}
+        missing = {key: name for name in sorted(named) if not self.found.named(key := self._keys[name])}
         if not missing:
             return
         # Two transactions must not both add the same name, so look again under a lock on the table.
         await lock_table(tx, self.link.resource.table)
         self.found.merge(await link_tables.lock(tx, self.link, (), missing))
-        bodies = [self._body(name) for key, name in missing.items() if not self.found.named(key)]
-        if bodies:
+        names = [name for key, name in missing.items() if not self.found.named(key)]
+        if names:
+            bodies = await rows.off_the_loop(len(names), lambda: [self._body(name) for name in names])
             await add(self.link.resource, bodies)
             self.found.merge(await link_tables.lock(tx, self.link, (), missing))
 
