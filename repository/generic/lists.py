@@ -122,7 +122,8 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
     table, head = shape.table, models.event_head
     if shape.by_owner:
         where = and_(where, table.c.user_id == _number("owner"))
-    source, counted, ids = table, table, table.c.id
+    source: sa.FromClause = table
+    counted, ids = source, table.c.id
     if shape.link is not None:
         source, counted, ids, where = filter_sql.linked(table, shape.link, where, "linked")
     names = shape.selected
