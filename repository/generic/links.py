@@ -138,6 +138,7 @@ class _Plan:
         self._rows = {position: edits[position] or {} for position in named} if edits else {}
         self._old: Mapping[int, Sequence[int]] = {}
         self._codes = codes
+        self._resolved: dict[tuple[int | str, ...], tuple[list[int], Any]] = {}
         self._keys: dict[str, str] = {}
 
     async def find(self, tx: Transaction) -> None:
@@ -185,7 +186,11 @@ class _Plan:
     def refusals(self, may_add: bool) -> dict[int, list[Refusal]]:
         """Return why items cannot be stored, by position."""
         refused: dict[int, list[Refusal]] = {}
+        accepted: set[tuple[int | str, ...]] = set()
         for position, values in self.named.items():
+            names = tuple(values)
+            if names in accepted:
+                continue
             for place, (value, ids) in enumerate(zip(values, self._candidates(position), strict=True)):
                 if len(ids) == 1:
                     continue
@@ -199,6 +204,8 @@ class _Plan:
                 if message:
                     at = place if self.link.table is not None else None
                     refused.setdefault(position, []).append(Refusal(self.link.column, message, kind, at))
+            if position not in refused and position not in self._rows:
+                accepted.add(names)
         return refused
 
     def _ambiguous(self, value: int | str, ids: Sequence[int]) -> str:
@@ -241,13 +248,21 @@ class _Plan:
 
     def resolve(self, position: int) -> Any:
         """Return the value that the column shows, and remember the ids if they change."""
-        ids = list(dict.fromkeys(found[0] for found in self._candidates(position) if len(found) == 1))
+        # Of new rows, many name the same rows. What an edited row names depends on what it shows.
+        names = tuple(self.named[position]) if position not in self._rows else (position,)
+        if (known := self._resolved.get(names)) is None:
+            known = self._resolved[names] = self._resolve(position)
+        ids, value = known
         if ids != list(self._former(position)):
             self.ids[position] = ids
+        return value
+
+    def _resolve(self, position: int) -> tuple[list[int], Any]:
+        ids = list(dict.fromkeys(found[0] for found in self._candidates(position) if len(found) == 1))
         shown = [self.found.rows[id_][self.link.shown] for id_ in ids]
         if self.link.table is not None:
-            return shown
-        return shown[0] if shown else None
+            return ids, shown
+        return ids, shown[0] if shown else None
 
     def _former(self, position: int) -> Sequence[int]:
         row = self._rows.get(position)
