@@ -145,10 +145,12 @@ movies = _numbered(
     Column("country", _text(2)),
     Column("languages", Strings, nullable=False),
     Column("genres", Strings, nullable=False),
+    Column("actors", Strings, nullable=False, server_default="[]"),
     Column("user_id", Id, ForeignKey("users.id")),
     Column("characters_count", Integer, nullable=False),
     *_kept(),
     Index("ix_movies_user_id", "user_id", "id"),
+    Index("ix_movies_country", "country", "id"),
 )
 
 characters = _numbered(
@@ -156,10 +158,12 @@ characters = _numbered(
     Column("name", _text(255), nullable=False),
     Column("description", _text()),
     Column("movie_id", Id, ForeignKey("movies.id")),
+    Column("actor_id", Id, ForeignKey("actors.id")),
     Column("user_id", Id, ForeignKey("users.id")),
     *_kept(),
     Index("ix_characters_user_id", "user_id", "id"),
     Index("ix_characters_movie_id", "movie_id", "id"),
+    Index("ix_characters_actor_id", "actor_id", "id"),
 )
 
 genres = _numbered(
@@ -168,16 +172,22 @@ genres = _numbered(
     # The normalised name, which must be unique.
     Column("name_key", _text(200), nullable=False, unique=True, info={"key_of": "name"}),
     Column("description", _text()),
+    Column("movies_count", Integer, nullable=False, server_default="0"),
     *_kept(),
 )
 
 actors = _numbered(
     "actors",
     Column("name", _text(100), nullable=False),
+    # The normalised name. Several actors may have the same name.
+    Column("name_key", _text(200), nullable=False, server_default="", info={"key_of": "name"}),
     Column("birth_date", IsoDate),
     Column("country", _text(2)),
     Column("biography", _text()),
+    Column("movies_count", Integer, nullable=False, server_default="0"),
+    Column("characters_count", Integer, nullable=False, server_default="0"),
     *_kept(),
+    Index("ix_actors_name_key", "name_key", "id"),
 )
 
 countries = _numbered(
@@ -186,17 +196,37 @@ countries = _numbered(
     # The code in lower case, which must be unique.
     Column("code_key", _text(200), nullable=False, unique=True, info={"key_of": "code"}),
     Column("name", _text(100), nullable=False),
+    Column("movies_count", Integer, nullable=False, server_default="0"),
     *_kept(),
 )
 
 languages = _numbered(
     "languages",
-    Column("code", _text(2), nullable=False),
+    # Null for a language that has no code in ISO 639-1.
+    Column("code", _text(2)),
     # The code, which must be unique.
-    Column("code_key", _text(200), nullable=False, unique=True, info={"key_of": "code"}),
+    Column("code_key", _text(200), unique=True, info={"key_of": "code"}),
     Column("name", _text(100), nullable=False),
+    # The normalised name.
+    Column("name_key", _text(200), nullable=False, server_default="", info={"key_of": "name"}),
+    Column("movies_count", Integer, nullable=False, server_default="0"),
     *_kept(),
+    Index("ix_languages_name_key", "name_key", "id"),
 )
+
+
+def _links(linked: Table, owner: Table, linked_id: str, owner_id: str) -> Table:
+    """Return a table of links. A row of `owner` shows its linked rows in the order of `position`."""
+    name, part = f"{owner.name.removesuffix('s')}_{linked.name}", partial(Column, primary_key=True, autoincrement=False)
+    columns = part(linked_id, Id, ForeignKey(linked.c.id)), part(owner_id, Id, ForeignKey(owner.c.id))
+    position = Column("position", SmallInteger, nullable=False)
+    index = Index(f"ix_{name}_{owner_id}", owner_id, "position")
+    return Table(name, metadata, *columns, position, index, sqlite_with_rowid=False)
+
+
+movie_languages = _links(languages, movies, "language_id", "movie_id")
+movie_genres = _links(genres, movies, "genre_id", "movie_id")
+movie_actors = _links(actors, movies, "actor_id", "movie_id")
 
 sessions = Table(
     "sessions",

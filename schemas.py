@@ -34,6 +34,9 @@ MAX_BULK_ROWS = 10_000
 MAX_GENERATED_ROWS = 1_000_000
 MAX_PAGE = 1_000
 MAX_PROSE_LENGTH = 10_000
+MAX_NAME_LENGTH = 100
+# The rows of one resource that a row links to. Each of them is one row of the table of links.
+MAX_LINKED_ROWS = 20
 DEFAULT_PAGE = 50
 # Large enough for one entity whose strings have the maximum length and consist of escaped characters. Websocket
 # messages have the same limit.
@@ -84,10 +87,16 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_AMOUNT else value
 
 
-def _unique(values: list[str]) -> list[str]:
-    if len(set(values)) != len(values):
-        raise ValueError("expected each value at most once")
-    return values
+def _id_or_name(value: Any) -> int | str:
+    """Return the id or the name of a linked row."""
+    if isinstance(value, str):
+        if not value or len(value) > MAX_NAME_LENGTH:
+            raise ValueError(f"expected an id, or a name of 1 to {MAX_NAME_LENGTH} characters")
+        return _visible_text(value, MAX_NAME_LENGTH)
+    value = _whole(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_ID:
+        return value
+    raise ValueError("expected an id or a name")
 
 
 def of_bounded_size(value: Any) -> Any:
@@ -140,14 +149,15 @@ def visible(max_length: int) -> AfterValidator:
     `_VISIBLE` expresses the same rule for JSON Schema.
     """
 
-    def check(text: str) -> str:
-        if "!" <= text[0] <= "~" and text.isascii() and "\x00" not in text:  # the most frequent case
-            return text
-        if "\x00" in text or not is_visible(text):
-            raise ValueError("expected a string with a visible character, without NUL")
-        return _in_nfc(text, max_length)
+    return AfterValidator(lambda text: _visible_text(text, max_length))
 
-    return AfterValidator(check)
+
+def _visible_text(text: str, max_length: int) -> str:
+    if "!" <= text[0] <= "~" and text.isascii() and "\x00" not in text:  # the most frequent case
+        return text
+    if "\x00" in text or not is_visible(text):
+        raise ValueError("expected a string with a visible character, without NUL")
+    return _in_nfc(text, max_length)
 
 
 Whole = Annotated[int, Field(strict=True)]
@@ -176,22 +186,34 @@ Name = Annotated[
     str,
     Field(
         min_length=1,
-        max_length=100,
+        max_length=MAX_NAME_LENGTH,
         description=f"{_NAME_WORDS.capitalize()}; leading and trailing spaces are removed",
         json_schema_extra={"pattern": _NAME},
     ),
     trimmed(_NAME, _NAME_WORDS),
-    normal(100),
+    normal(MAX_NAME_LENGTH),
 ]
 Prose = Annotated[str, Field(max_length=MAX_PROSE_LENGTH, pattern=NO_NUL), normal(MAX_PROSE_LENGTH)]
 Word = Annotated[str, Field(min_length=1, max_length=50), _SHOWN, visible(50)]
-Words = Annotated[list[Word], Field(max_length=20, json_schema_extra={"uniqueItems": True}), AfterValidator(_unique)]
+IdOrName = Annotated[
+    int | str,
+    PlainValidator(_id_or_name),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": MAX_ID},
+                {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH, "pattern": _VISIBLE},
+            ]
+        }
+    ),
+]
+Linked = Annotated[list[IdOrName], Field(max_length=MAX_LINKED_ROWS)]
 IsoDate = Annotated[str, BeforeValidator(_iso_date), Field(json_schema_extra={"format": "date"})]
 Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 Amount = Annotated[int, Field(strict=True, ge=0, le=MAX_AMOUNT), WHOLE]
 Rating = Annotated[int, Field(strict=True, ge=1, le=100), WHOLE]
 Minutes = Annotated[int, Field(strict=True, ge=1, le=100_000), WHOLE]
-Country = Annotated[str, Field(pattern=r"^[A-Z]{2}$", description="ISO 3166-1 alpha-2")]
+Country = Annotated[str, Field(pattern=r"^[A-Z]{2}$", description="ISO 3166-1 alpha-2: the code of a country")]
 
 
 def examples(*shown: JsonDict, **more: JsonValue) -> ConfigDict:

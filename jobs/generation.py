@@ -27,10 +27,12 @@ GENRES = (
     "Horror", "Music", "Mystery", "Noir", "Romance", "Science Fiction", "Thriller", "War", "Western",
 )  # fmt: skip
 COUNTRIES = ("US", "GB", "FR", "DE", "IT", "ES", "JP", "KR", "IN", "BR", "MX", "SE", "DK", "PL", "CA", "AU", "NG", "IR")
-LANGUAGES = (
-    "English", "French", "German", "Italian", "Spanish", "Japanese", "Korean", "Hindi", "Portuguese", "Swedish",
-    "Danish", "Polish", "Yoruba", "Persian",
-)  # fmt: skip
+# Each name with its code, by which a language is found after an admin has renamed it.
+LANGUAGE_CODES = {
+    "English": "en", "French": "fr", "German": "de", "Italian": "it", "Spanish": "es", "Japanese": "ja", "Korean": "ko",
+    "Hindi": "hi", "Portuguese": "pt", "Swedish": "sv", "Danish": "da", "Polish": "pl", "Yoruba": "yo", "Persian": "fa",
+}  # fmt: skip
+LANGUAGES = tuple(LANGUAGE_CODES)
 STATUSES = ("released",) * 8 + ("in_production", "post_production")
 ADJECTIVES = (
     "Last", "Silent", "Broken", "Hidden", "Golden", "Crimson", "Endless", "Forgotten", "Burning", "Distant", "Hollow",

@@ -206,7 +206,7 @@ class Runner:
     async def _store_chunk(self, job: ClaimedJob, owner: str, done: int, chunk: Chunk, started: float) -> None:
         async def work(tx: Transaction) -> None:
             if isinstance(chunk, Prepared):
-                await writes.store_prepared(tx, chunk, job.user_id, job.id)
+                await writes.store_generated(tx, chunk, job.user_id, job.id, generation.LANGUAGE_CODES)
             else:
                 movies = await table_rows.pick_locked(tx, MOVIES.table, Random(f"{job.seed}:{done}:cast"), CAST_SIZE)
                 rows = [

@@ -1,8 +1,9 @@
-"""Characters: each belongs to at most one movie, and stays when that movie is deleted."""
+"""Characters: each has at most one movie and one actor, and stays when these are deleted."""
 
 from __future__ import annotations
 
 import models
+from resources.actors import ACTORS
 from resources.movies import MOVIES
 from resources.resource import Parent, Resource
 from schemas import Body, Id, Line, Prose, examples
@@ -16,6 +17,7 @@ class CharacterBody(Body):
     name: Line
     description: Prose | None = None
     movie_id: Id | None = None
+    actor_id: Id | None = None
 
 
 CHARACTERS = Resource(
@@ -25,6 +27,9 @@ CHARACTERS = Resource(
     label="name",
     searched=("name", "description"),
     example_change={"description": "Sold penicillin."},
-    parents=(Parent("movie_id", MOVIES, count="characters_count"),),
+    parents=(
+        Parent("movie_id", MOVIES, count="characters_count"),
+        Parent("actor_id", ACTORS, count="characters_count"),
+    ),
     generated=True,
 )

@@ -21,7 +21,7 @@ def visible_columns(table: Table) -> tuple[str, ...]:
 
 
 def keys_of(table: Table) -> Mapping[str, str]:
-    """Return the columns that hold unique keys, each with the column that its key is made from."""
+    """Return the columns that hold keys, each with the column that its key is made from."""
     return {str(column.name): column.info["key_of"] for column in table.columns if "key_of" in column.info}
 
 

@@ -28,11 +28,11 @@ LanguageCode = Annotated[
 
 
 class LanguageBody(Body):
-    """A language. Its code is unique. PUT replaces all of it."""
+    """A language. Its code, if it has one, is unique. PUT replaces all of it."""
 
     model_config = examples({"code": "de", "name": "German"})
 
-    code: LanguageCode
+    code: LanguageCode | None = Field(description="Null for a language without a code in the standard")
     name: Name
 
 

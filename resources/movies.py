@@ -5,8 +5,14 @@ from __future__ import annotations
 from pydantic import Field
 
 import models
-from resources.resource import Resource
-from schemas import Amount, Body, Country, IsoDate, Line, Minutes, Prose, Rating, Word, Words, examples
+from resources.actors import ACTORS
+from resources.countries import COUNTRIES
+from resources.genres import GENRES
+from resources.languages import LANGUAGES
+from resources.resource import Link, Resource
+from schemas import Amount, Body, Country, IsoDate, Line, Linked, Minutes, Prose, Rating, Word, examples
+
+_CREATED = "Moderators and admins may give new names, which are added"
 
 
 class MovieBody(Body):
@@ -22,7 +28,6 @@ class MovieBody(Body):
             "status": "released",
             "country": "GB",
             "languages": ["English", "German"],
-            "genres": ["Noir", "Thriller"],
         }
     )
 
@@ -35,8 +40,9 @@ class MovieBody(Body):
     budget: Amount | None = None
     revenue: Amount | None = None
     country: Country | None = None
-    languages: Words = []
-    genres: Words = []
+    languages: Linked = Field(default=[], description="Ids, names or codes of languages; names are shown")
+    genres: Linked = Field(default=[], description=f"Ids or names of genres; names are shown. {_CREATED}")
+    actors: Linked = Field(default=[], description=f"Ids or names of actors; names are shown. {_CREATED}")
 
 
 MOVIES = Resource(
@@ -46,7 +52,13 @@ MOVIES = Resource(
     label="title",
     searched=("title", "description"),
     example_change={"rating": 95},
-    filter_names={"genres": "genre", "languages": "language"},
+    links=(
+        Link("country", COUNTRIES, count="movies_count", shown="code"),
+        Link("languages", LANGUAGES, count="movies_count", table=models.movie_languages),
+        Link("genres", GENRES, count="movies_count", table=models.movie_genres, adds=True),
+        Link("actors", ACTORS, count="movies_count", table=models.movie_actors, adds=True),
+    ),
+    filter_names={"genres": "genre", "languages": "language", "actors": "actor"},
     created_word="listed",
     generated=True,
 )

@@ -15,7 +15,7 @@ from pydantic import MISSING, BaseModel, Field, create_model
 
 import models
 import resources
-from resources.resource import Parent, Resource
+from resources.resource import Link, Parent, Resource
 
 MAX_INCLUDED = 1_000
 
@@ -33,6 +33,11 @@ RESOURCES: Sequence[Resource] = _declared()
 def children_of(resource: Resource) -> list[tuple[Resource, Parent]]:
     """Return the resources whose rows can refer to a row of `resource`, each with its relation."""
     return [(child, parent) for child in RESOURCES for parent in child.parents if parent.resource is resource]
+
+
+def links_to(resource: Resource) -> list[tuple[Resource, Link]]:
+    """Return the resources whose rows can link to a row of `resource`, each with its relation."""
+    return [(owner, link) for owner in RESOURCES for link in owner.links if link.resource is resource]
 
 
 def found_model(resource: Resource) -> type[BaseModel]:

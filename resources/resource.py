@@ -7,8 +7,8 @@ operations, snapshots, frames and the OpenAPI and AsyncAPI documents are derived
 - The service maintains `id`, `version`, `created_at` and `updated_at`; `user_id` is the user who created the row.
 - Columns of the body are written by clients. In the table they come after `id` and before the others: `user_id`,
   derived columns, `version`, keys, `created_at` and `updated_at`.
-- A column with `info={"key_of": name}` holds the form in which values of the column `name` must be unique. Clients
-  never see it.
+- A column with `info={"key_of": name}` holds the form in which values of the column `name` are compared, ignoring
+  case. If the column is unique, these values must be unique. Clients never see it.
 - All other columns are derived from other tables. They start at zero, or at null where they are nullable.
 """
 
@@ -45,6 +45,37 @@ class Parent:
 
 
 @dataclass(frozen=True, eq=False)
+class Link:
+    """A relation to rows of another resource, which `column` shows by the values of their column `shown`.
+
+    `column` holds a list, and each row of `table` links two rows; or, without `table`, `column` holds one unique code
+    or null. Bodies name linked rows by id (only with `table`), by `shown`, or by code if the resource has codes. With
+    `adds`, users who may add rows of the resource may name new rows, which are added. The linked row's column `count`
+    holds the number of rows that link to it.
+    """
+
+    column: str
+    resource: Resource
+    count: str
+    table: Table | None = None
+    shown: str = "name"
+    adds: bool = False
+
+    @cached_property
+    def ids(self) -> tuple[str, str]:
+        """The columns of `table` with the ids of the linked row and of the row that shows it."""
+        assert self.table is not None, "a link by code has no table"
+        linked, owner = self.table.primary_key.columns
+        return str(linked.name), str(owner.name)
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """The columns with the keys of the names that bodies may use, the most specific last."""
+        sources = dict.fromkeys((self.shown, self.resource.code))
+        return tuple(key for source in sources for key, of in self.resource.keys.items() if of == source)
+
+
+@dataclass(frozen=True, eq=False)
 class Resource:
     """A declaration. `label` is the column that `/names` lists; `searched` are the columns that `?q=` searches.
 
@@ -63,6 +94,7 @@ class Resource:
     changed_by: Literal["owner", "staff", "admins"] = "owner"
     audience: Literal["public"] = "public"
     parents: tuple[Parent, ...] = ()
+    links: tuple[Link, ...] = ()
     filter_names: Mapping[str, str] = field(default_factory=dict)
     created_word: str = "added"
     generated: bool = False
@@ -91,7 +123,7 @@ class Resource:
 
     @cached_property
     def keys(self) -> Mapping[str, str]:
-        """The columns that hold unique keys, each with the column that its key is made from."""
+        """The columns that hold keys, each with the column that its key is made from."""
         return derived.keys_of(self.table)
 
     @cached_property

@@ -21,6 +21,8 @@ from tests.support.servers.server import MissingServer
 from tests.support.service import Service
 
 BACKENDS = ("sqlite", "postgres")
+# The genres of the shared service, which any user may name in movies.
+GENRES = ("Noir", "Thriller", "Drama", "Crime", "Comedy", "Western", "a,b")
 
 # Fixtures that start a server. A test that uses none of them is marked `fast`. `make check` runs the fast tests.
 SERVERS = {"backend", "own_postgres", "own_redis", "pgbouncer", "postgres", "redis", "small"}
@@ -152,7 +154,7 @@ def service(new_places: Callable[[], Places], tmp_path_factory: pytest.TempPathF
     """A running service for each backend, shared by the tests that only use it as clients do."""
     places = new_places()
     with Service(places.database_url, places.broadcast_url, tmp_path_factory.mktemp("service")).running() as running:
-        yield running
+        yield running.add_genres(*GENRES)
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""SQL that every resource shares: rows, lists, filters, writes, relations, conflicts, snapshots, idempotency keys."""
+"""SQL that every resource shares: rows, lists, filters, writes, relations, links, conflicts, snapshots, idempotency."""

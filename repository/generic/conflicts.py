@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select, text
+from sqlalchemy import Table, select, text
 
 from core.errors import Conflict, FieldProblem
 from core.identity import unique_key
@@ -29,11 +29,13 @@ class Refusal:
     column: str
     message: str
     type: str
+    place: int | None = None  # the position in the list of the column
 
     def problem(self, index: int | None = None) -> FieldProblem:
         """Return the problem as clients see it; `index` is the position in a bulk request."""
-        place = () if index is None else (index,)
-        return FieldProblem(("body", *place, self.column), self.message, self.type)
+        row = () if index is None else (index,)
+        place = () if self.place is None else (self.place,)
+        return FieldProblem(("body", *row, self.column, *place), self.message, self.type)
 
 
 async def require_none(tx: Transaction, resource: Resource, items: Items, *, edits: Edited = (), bulk: bool) -> None:
@@ -58,8 +60,12 @@ async def find(tx: Transaction, resource: Resource, items: Items, *, edits: Edit
     for parent in resource.parents:
         refused |= await _without_parent(tx, parent, items)
     for key, column in resource.keys.items():
+        if not resource.table.c[key].unique:
+            continue
         # An item that is refused for another reason leaves its unique value to the other items.
-        stored = {index: item for index, item in enumerate(items) if index not in refused and column in item}
+        stored = {
+            index: item for index, item in enumerate(items) if index not in refused and item.get(column) is not None
+        }
         refused |= await _taken(tx, resource, key, column, stored, edits)
     return refused
 
@@ -80,6 +86,12 @@ async def _without_parent(tx: Transaction, parent: Parent, items: Items) -> dict
     }
 
 
+async def lock_table(tx: Transaction, table: Table) -> None:
+    """Keep all other transactions from writing the table until COMMIT."""
+    if not tx.is_sqlite:  # SQLite has one writer at a time
+        await tx.connection.execute(text(f'LOCK TABLE "{table.name}" IN SHARE ROW EXCLUSIVE MODE'))
+
+
 async def _taken(
     tx: Transaction, resource: Resource, key: str, column: str, items: Mapping[int, Row], edits: Edited
 ) -> dict[int, Refusal]:
@@ -90,8 +102,7 @@ async def _taken(
     if not wanted:
         return {}
     table = resource.table
-    if not tx.is_sqlite:  # SQLite has one writer at a time
-        await tx.connection.execute(text(f'LOCK TABLE "{table.name}" IN SHARE ROW EXCLUSIVE MODE'))
+    await lock_table(tx, table)
     named = rows.one_of(tx.is_sqlite, table.c[key], sorted(set(wanted.values())))
     found = await tx.connection.execute(select(table.c.id, table.c[key], table.c[column]).where(named))
     # Values of rows that this request edits do not count as taken: the edits replace them.

@@ -9,7 +9,9 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    Column,
     ColumnElement,
+    FromClause,
     String,
     Table,
     Text,
@@ -23,9 +25,11 @@ from sqlalchemy import (
     type_coerce,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.sql.elements import True_
 
 from core.filters import COMPARISONS, Condition, FieldType, Filter, Op
 from core.texts.normal import without_case
+from resources.resource import Link
 
 # Reads up to this cost are light. The unit is the cost of one comparison for each row of the table. With 200,000 rows,
 # a read of the highest light cost takes about 0.2 s on SQLite.
@@ -61,6 +65,24 @@ def where(table: Table, wanted: Filter, *, is_sqlite: bool) -> ColumnElement[boo
         groups = [and_(*(_clause(table, condition, is_sqlite) for condition in group)) for group in alternatives]
         clauses += [or_(*groups)]
     return and_(literal(True), *clauses)
+
+
+def linked(
+    table: Table, link: Link, where: ColumnElement[bool], name: str
+) -> tuple[FromClause, FromClause, Column[int], ColumnElement[bool]]:
+    """Return how to read the rows that link to the row whose id, or code, is the parameter `name`: where the rows are
+    read from, where they are counted, the column of their ids, and the condition.
+
+    The ids come from the table of links, whose index yields them in order. Without another condition, that table alone
+    is counted.
+    """
+    if link.table is None:
+        column = table.c[link.column]
+        return table, table, table.c.id, and_(where, column == bindparam(name, type_=column.type))
+    linked_id, owner_id = (link.table.c[column] for column in link.ids)
+    joined = table.join(link.table, table.c.id == owner_id)
+    counted = link.table if isinstance(where, True_) else joined
+    return joined, counted, owner_id, and_(where, linked_id == bindparam(name, type_=BigInteger))
 
 
 def search(table: Table, columns: Iterable[str], text: str, *, is_sqlite: bool) -> ColumnElement[bool]:

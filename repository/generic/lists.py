@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import ColumnElement, Table, Text, and_, func, select
+from sqlalchemy import Column, ColumnElement, Table, Text, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 import models
@@ -25,7 +25,7 @@ from repository.engine.events import Head, head_of
 from repository.engine.statement import statement
 from repository.generic import cursors, filter_sql, rows
 from repository.generic.cursors import Cursor, Order, Ordering
-from resources.resource import Resource
+from resources.resource import Link, Resource
 from schemas import MAX_PROSE_LENGTH
 
 T = TypeVar("T")
@@ -48,8 +48,8 @@ _BYTES_OF = {True: 'length(CAST("{}" AS BLOB))', False: 'octet_length("{}")'}
 @dataclass(frozen=True, slots=True)
 class ListRequest:
     """The requested part of a list. `sort` holds pairs (column, descending). The page holds only rows with an id above
-    `after`, and only rows that come after the place that `cursor` names. `page_of` reads only
-    `columns`, or all columns if it is None.
+    `after`, and only rows that come after the place that `cursor` names. `page_of` reads only `columns`, or all columns
+    if it is None. With `link`, the list has only rows that link to the row with the id (or code) `linked`.
     """
 
     filter: Filter = EVERYTHING
@@ -61,6 +61,8 @@ class ListRequest:
     cursor: Cursor | None = None
     user_id: int | None = None
     columns: tuple[str, ...] | None = None
+    link: Link | None = None
+    linked: int | str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class Shape:
     columns: tuple[str, ...]
     order: Order
     by_owner: bool = False
+    link: Link | None = None
     after: bool = False
     # Which values of the cursor are null, or None without a cursor.
     cursor_nulls: tuple[bool, ...] | None = None
@@ -107,7 +110,7 @@ class Shape:
 
 def _shape(table: Table, columns: tuple[str, ...], order: Order, page: ListRequest) -> Shape:
     nulls = cursors.nulls_of(page.cursor) if page.cursor is not None else None
-    return Shape(table, columns, order, page.user_id is not None, page.after is not None, nulls)
+    return Shape(table, columns, order, page.user_id is not None, page.link, page.after is not None, nulls)
 
 
 def _number(name: str) -> ColumnElement[int]:
@@ -123,17 +126,21 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
     table, head = shape.table, models.event_head
     if shape.by_owner:
         where = and_(where, table.c.user_id == _number("owner"))
+    source: sa.FromClause = table
+    counted, ids = source, table.c.id
+    if shape.link is not None:
+        source, counted, ids, where = filter_sql.linked(table, shape.link, where, "linked")
     names = shape.selected
-    page = select(_columns(table.name, names)).select_from(table).where(where)
+    page = select(_columns(table.name, names)).select_from(source).where(where)
     if shape.after:
-        page = page.where(table.c.id > _number("after"))
+        page = page.where(ids > _number("after"))
     if shape.cursor_nulls is not None:
         page = page.where(cursors.rows_after(table, shape.order, shape.cursor_nulls))
-    page = page.order_by(_order(table.name, shape.order)).limit(_number("limit")).offset(_number("offset"))
+    page = page.order_by(_order(table.name, shape.order, ids)).limit(_number("limit")).offset(_number("offset"))
     if shape.is_sorted:
         # Only the ids are sorted: otherwise, SQLite reads all columns of every row, even of rows beyond the page.
-        ids = page.with_only_columns(table.c.id).correlate(None)
-        page = select(_columns(table.name, names)).select_from(table).where(table.c.id.in_(ids))
+        chosen = table.c.id.in_(page.with_only_columns(table.c.id).correlate(None))
+        page = select(_columns(table.name, names)).select_from(table).where(chosen)
     shown = [_columns("page", shape.columns), *_only_in_the_order(shape)]
     fits: ColumnElement[bool] | sa.TextClause = sa.true()
     if shape.measure:
@@ -142,7 +149,7 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
         # The first row that does not fit is read, too, because it shows that the page is too large.
         fits = sa.text(f'"page"."{_SIZE_SO_FAR}" - "page"."{_SIZE}" <= {MAX_PAGE_BYTES}')
     rows_of_page = page.subquery("page")
-    total = select(func.count()).select_from(table).where(where).scalar_subquery()
+    total = select(func.count()).select_from(counted).where(where).scalar_subquery()
     return (
         select(head.c.epoch, head.c.seq, total, *shown)
         .select_from(head.outerjoin(rows_of_page, fits))
@@ -190,9 +197,10 @@ def _only_in_the_order(shape: Shape) -> list[sa.TextClause]:
     return found
 
 
-def _order(of: str, order: Order) -> sa.TextClause:
+def _order(of: str, order: Order, ids: Column[int] | None = None) -> sa.TextClause:
     # Rows without a value come last in both directions. This is explicit, because the defaults of the databases differ.
-    return sa.text(", ".join(f'"{of}"."{name}" {"DESC" if down else "ASC"} NULLS LAST' for name, down in order))
+    names = {name: f'"{of}"."{name}"' for name, _ in order} | ({} if ids is None else {"id": str(ids)})
+    return sa.text(", ".join(f"{names[name]} {'DESC' if down else 'ASC'} NULLS LAST" for name, down in order))
 
 
 @lru_cache(maxsize=MAX_KEPT_STATEMENTS)
@@ -205,12 +213,8 @@ def _plain_text(shape: Shape, dialect: sa.Dialect) -> tuple[str, tuple[str, ...]
 
 
 def _values(page: ListRequest) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "owner": page.user_id,
-        "after": page.after,
-        "limit": page.limit,
-        "offset": page.offset,
-    }
+    values: dict[str, Any] = {"owner": page.user_id, "linked": page.linked, "after": page.after}
+    values |= {"limit": page.limit, "offset": page.offset}
     if page.cursor is not None:
         values |= cursors.parameters(page.cursor.values)
     return values

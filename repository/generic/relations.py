@@ -7,14 +7,15 @@ deleting the parent clears the child's column by an ordinary edit, so that no us
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import select, update
 
 from core.errors import Conflict
 from core.times import utc_now
+from repository.engine.statement import statement
 from repository.engine.transaction import MAX_EVENT_ITEMS, Transaction, former_values
 from repository.generic import rows
 from repository.generic.versions import Row
@@ -74,38 +75,46 @@ async def _orphan(tx: Transaction, child: Resource, column: str, ids: Sequence[i
             .where(rows.one_of(tx.is_sqlite, table.c.id, [row["id"] for row in before]))
             .values({column: None, "version": table.c.version + 1, "updated_at": now})
         )
-        emit_updates(tx, child, before, after, [column], actor_id)
+        await emit_updates(tx, child, before, after, [column], actor_id)
 
 
 async def _add(tx: Transaction, parent: Parent, changes: Counter[int], actor_id: int | None) -> None:
     """Add `changes` to the counts of the parents, and emit the events."""
     ids = sorted(parent_id for parent_id, change in changes.items() if change)
-    if not ids:
-        return
-    table, count = parent.resource.table, parent.count
-    before = await rows.fetch_locked(tx, table, ids)
+    if ids:
+        found = {row["id"]: row for row in await rows.fetch_locked(tx, parent.resource.table, ids)}
+        await add_to_counts(tx, parent.resource, parent.count, found, changes, actor_id)
+
+
+async def add_to_counts(
+    tx: Transaction,
+    resource: Resource,
+    count: str,
+    locked: Mapping[int, dict[str, Any]],
+    changes: Counter[int],
+    actor_id: int | None,
+) -> None:
+    """Add `changes` to the column `count` of locked rows, given by id, and emit the events."""
+    before = [locked[id_] for id_ in sorted(changes) if changes[id_] and id_ in locked]
     if not before:
         return
-    await tx.connection.execute(
-        update(table).where(table.c.id == bindparam("_id")).values({count: table.c[count] + bindparam("_change")}),
-        [{"_id": row["id"], "_change": changes[row["id"]]} for row in before],
-    )
     after = [{**row, count: row[count] + changes[row["id"]]} for row in before]
-    emit_updates(tx, parent.resource, before, after, [count], actor_id)
+    one = statement(f'UPDATE "{resource.table.name}" SET "{count}" = $1 WHERE id = $2')  # noqa: S608 (names of our own tables)
+    await tx.execute_many(one, [(row[count], row["id"]) for row in after])
+    await emit_updates(tx, resource, before, after, [count], actor_id)
 
 
-def emit_updates(
+async def emit_updates(
     tx: Transaction, resource: Resource, before: Rows, after: Rows, changed: list[str], actor_id: int | None
 ) -> None:
     """Emit an `update` for one row, or an `update_bulk` for several."""
     if len(after) == 1:
         tx.emit(resource.name, "update", after[0], actor_id=actor_id, before=before[0], changed=changed)
         return
-    tx.emit_bulk(
-        resource.name,
-        "update_bulk",
-        [orjson.dumps(row) for row in after],
-        actor_id=actor_id,
-        before=[orjson.dumps(former_values(old, new)) for old, new in zip(before, after, strict=True)],
-        changed=changed,
-    )
+    encoded, former = await rows.off_the_loop(len(after), _encoded, before, after)
+    tx.emit_bulk(resource.name, "update_bulk", encoded, actor_id=actor_id, before=former, changed=changed)
+
+
+def _encoded(before: Rows, after: Rows) -> tuple[list[bytes], list[bytes]]:
+    former = [orjson.dumps(former_values(old, new)) for old, new in zip(before, after, strict=True)]
+    return [orjson.dumps(row) for row in after], former

@@ -41,6 +41,11 @@ _FROM_DRIVER: Mapping[type, Convert] = {
 }
 
 
+def key_of(value: str | None) -> str | None:
+    """Return the key of a value, or None if there is no value."""
+    return unique_key(value) if value is not None else None
+
+
 async def reserve_ids(tx: Transaction, table: Table, count: int) -> list[int]:
     """Return `count` reserved ids. On SQLite, reading the last id is enough: the transaction excludes other writers."""
     driver = await tx.driver()
@@ -75,12 +80,19 @@ async def insert(
     tx: Transaction, table: Table, names: Sequence[str], ids: Sequence[int], values: Sequence[tuple[Any, ...]], now: str
 ) -> None:
     """Insert a row for each id, with `values` (from `driver_values`) in the columns `names` and `now` as both times."""
-    driver = await tx.driver()
     columns = ["id", *names, "created_at", "updated_at"]
     moment: Any = now if tx.is_sqlite else datetime.fromisoformat(now)
     records = [(entity_id, *middle, moment, moment) for entity_id, middle in zip(ids, values, strict=True)]
+    await insert_records(tx, table, columns, records)
+
+
+async def insert_records(
+    tx: Transaction, table: Table, columns: Sequence[str], records: Sequence[tuple[Any, ...]], few: int = 1
+) -> None:
+    """Insert records, whose values are in the driver's form. On PostgreSQL, more than `few` of them are copied."""
+    driver = await tx.driver()
     listed = ", ".join(f'"{name}"' for name in columns)
-    if not tx.is_sqlite and len(records) > 1:
+    if not tx.is_sqlite and len(records) > few:
         # Before a COPY, asyncpg prepares this same statement to learn the types of the columns, but never runs it. If a
         # type has changed since it was prepared, PostgreSQL would store other values. Running the statement turns such
         # a change into an error, and locks the types until COMMIT.
@@ -164,19 +176,20 @@ async def pick_locked(tx: Transaction, table: Table, random: Random, count: int)
 
 
 async def write_back(tx: Transaction, table: Table, after: Sequence[Row], columns: Sequence[str]) -> None:
-    """Write these columns of the rows, found by their ids, and the unique keys that are derived from the columns."""
+    """Write these columns of the rows, found by their ids, and the keys that are derived from the columns."""
     sources = {key: source for key, source in keys_of(table).items() if source in columns}
-    if sources and len(after) > 1:
+    unique = [key for key in sources if table.c[key].unique]
+    if unique and len(after) > 1:
         # Rows may swap values, so first give each row a temporary key. No value has such a key, because the keys of
         # values are case-folded and contain no capitals.
-        for key in sources:
+        for key in unique:
             moved = [(f"MOVED {row['id']}", row["id"]) for row in after]
             move = statement(f'UPDATE "{table.name}" SET "{key}" = $1 WHERE id = $2')  # noqa: S608 (names of our own tables)
             await tx.execute_many(move, moved)
     names = [*columns, *sources, "id"]
     places = ", ".join(f'"{name}" = ${number}' for number, name in enumerate(names[:-1], 1))
     one = statement(f'UPDATE "{table.name}" SET {places} WHERE id = ${len(names)}')  # noqa: S608 (names of our own tables)
-    made = [[unique_key(row[sources[name]]) if name in sources else row[name] for name in names] for row in after]
+    made = [[key_of(row[sources[name]]) if name in sources else row[name] for name in names] for row in after]
     values = await off_the_loop(len(made), partial(driver_values, table, names, made, is_sqlite=tx.is_sqlite))
     await tx.execute_many(one, values)
 

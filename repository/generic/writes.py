@@ -7,7 +7,7 @@ children in opposite orders; PostgreSQL then refuses one of them, and `Database.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -16,11 +16,11 @@ import orjson
 from sqlalchemy import delete
 
 from core.errors import NotFound
-from core.identity import Identity, unique_key
+from core.identity import Identity
 from core.times import utc_now
 from repository.accounts import audit
 from repository.engine.transaction import Transaction, former_values
-from repository.generic import conflicts, relations, rows
+from repository.generic import conflicts, linked_rows, links, relations, rows
 from repository.generic.conflicts import Refusal
 from repository.generic.versions import BOOKKEEPING, IfMatch, Row, changed_names, require_version
 from resources.resource import Resource
@@ -63,7 +63,7 @@ def prepare(resource: Resource, items: Sequence[Row], user_id: int | None, *, is
     made = [{**resource.defaults, **item, **rest} for item in items]
     stored: Iterable[Iterable[Any]] = (row.values() for row in made)
     if resource.keys:
-        stored = ((*row.values(), *(unique_key(row[source]) for source in resource.keys.values())) for row in made)
+        stored = ((*row.values(), *(rows.key_of(row[source]) for source in resource.keys.values())) for row in made)
         names = (*names, *resource.keys)
     values = rows.driver_values(resource.table, names, stored, is_sqlite=is_sqlite)
     return Prepared(resource, made, names, values, [orjson.dumps(row) for row in made])
@@ -82,17 +82,20 @@ class Added:
     """The stored entities, encoded. `refused` maps the positions of the other items in the request to the reasons."""
 
     encoded: list[bytes]
-    refused: Mapping[int, Refusal]
+    refused: Mapping[int, Sequence[Refusal]]
 
 
 async def add(tx: Transaction, resource: Resource, identity: Identity, fields: Row) -> Stored:
-    """Store one entity and return it. Raises Forbidden or Conflict."""
+    """Store one entity and return it. Raises Forbidden, InvalidInput or Conflict."""
     resource.require_may_create(identity)
+    resolved = await links.resolve(tx, resource, [fields], add=_adder(tx, resource, identity))
+    links.raise_for(resolved.refused, bulk=False)
     await conflicts.require_none(tx, resource, [fields], bulk=False)
-    prepared = prepare(resource, [fields], identity.user_id, is_sqlite=tx.is_sqlite)
+    prepared = prepare(resource, resolved.items, identity.user_id, is_sqlite=tx.is_sqlite)
     ((entity_id, payload),) = await _insert(tx, prepared)
     tx.emit_encoded(resource.name, "add", str(entity_id), payload, actor_id=identity.user_id)
     await relations.recount(tx, resource, (), prepared.rows, identity.user_id)
+    await links.store(tx, resolved, {0: entity_id}, identity.user_id)
     if resource.writers:
         await _audit(tx, "create", resource, identity, [{**prepared.rows[0], "id": entity_id}])
     return Stored(entity_id, prepared.rows[0]["version"], payload)
@@ -101,13 +104,26 @@ async def add(tx: Transaction, resource: Resource, identity: Identity, fields: R
 async def add_bulk(
     tx: Transaction, resource: Resource, identity: Identity, items: Sequence[Row], *, skip_conflicts: bool
 ) -> Added:
-    """Store all entities or none; with `skip_conflicts`, those without conflicts. Raises Forbidden or Conflict."""
+    """Store all entities or none; with `skip_conflicts`, those without conflicts and with known linked rows.
+
+    Raises Forbidden, InvalidInput or Conflict.
+    """
     resource.require_may_create(identity)
-    refused = await conflicts.find(tx, resource, items)
+    adder = _adder(tx, resource, identity)
+    resolved = await links.resolve(tx, resource, items, add=adder, skips=skip_conflicts)
     if not skip_conflicts:
-        conflicts.raise_for(refused, bulk=True)
-    good = [item for index, item in enumerate(items) if index not in refused]
-    encoded = await store(tx, resource, good, identity.user_id)
+        links.raise_for(resolved.refused, bulk=True)
+    conflicting = await conflicts.find(tx, resource, resolved.items)
+    if not skip_conflicts:
+        conflicts.raise_for(conflicting, bulk=True)
+    refused = {**{index: [found] for index, found in conflicting.items()}, **resolved.refused}
+    good = {index: item for index, item in enumerate(resolved.items) if index not in refused}
+    make = partial(prepare, resource, list(good.values()), identity.user_id, is_sqlite=tx.is_sqlite)
+    stored = await _store(tx, await rows.off_the_loop(len(good), make), identity.user_id)
+    await links.store(
+        tx, resolved, {index: id_ for index, (id_, _) in zip(good, stored, strict=True)}, identity.user_id
+    )
+    encoded = [payload for _, payload in stored]
     if resource.writers:
         await _audit(tx, "create", resource, identity, [orjson.loads(payload) for payload in encoded])
     return Added(encoded, refused)
@@ -116,22 +132,68 @@ async def add_bulk(
 async def store(
     tx: Transaction, resource: Resource, items: Sequence[Row], user_id: int | None, job_id: str | None = None
 ) -> list[bytes]:
-    """Insert rows that have no conflicts, with their events, and return the entities, encoded."""
+    """Insert rows that have neither conflicts nor links, with their events, and return the entities, encoded."""
     make = partial(prepare, resource, items, user_id, is_sqlite=tx.is_sqlite)
     prepared = await rows.off_the_loop(len(items), make)
-    return await store_prepared(tx, prepared, user_id, job_id)
+    return [payload for _, payload in await _store(tx, prepared, user_id, job_id)]
 
 
-async def store_prepared(
+async def store_generated(
+    tx: Transaction, prepared: Prepared, user_id: int | None, job_id: str, codes: Mapping[str, str]
+) -> None:
+    """Insert generated rows that `prepare` made, with their links and events.
+
+    Linked rows are found by their names or, if they were renamed, by their `codes`. Unknown ones are added if staff may
+    add them by naming them, and otherwise left out.
+    """
+
+    async def add(resource: Resource, items: Sequence[Row]) -> None:
+        await store(tx, resource, items, user_id, job_id)
+
+    resource = prepared.resource
+    resolved = await links.resolve(tx, resource, prepared.rows, add=add, codes=codes)
+    if resolved.items != prepared.rows:  # the names are shown in another spelling, or left out
+        make = partial(prepare, resource, resolved.items, user_id, is_sqlite=tx.is_sqlite)
+        prepared = await rows.off_the_loop(len(prepared), make)
+    stored = await _store(tx, prepared, user_id, job_id)
+    await links.store(tx, resolved, {index: id_ for index, (id_, _) in enumerate(stored)}, user_id)
+
+
+async def _store(
     tx: Transaction, prepared: Prepared, user_id: int | None, job_id: str | None = None
-) -> list[bytes]:
-    """Insert rows that `prepare` made, with their events, and return the entities, encoded."""
+) -> list[tuple[int, bytes]]:
+    """Insert prepared rows with their events, except for their links, and return their ids with their JSON."""
     if not prepared.rows:
         return []
-    encoded = [payload for _, payload in await _insert(tx, prepared)]
+    stored = await _insert(tx, prepared)
+    encoded = [payload for _, payload in stored]
     tx.emit_bulk(prepared.resource.name, "add_bulk", encoded, actor_id=user_id, job_id=job_id)
     await relations.recount(tx, prepared.resource, (), prepared.rows, user_id)
-    return encoded
+    return stored
+
+
+def _adder(tx: Transaction, resource: Resource, identity: Identity) -> links.Add | None:
+    """Return a function that adds linked rows with new names, or None if the identity may not add them."""
+    if not all(link.resource.has_all_rights(identity) for link in resource.links if link.adds):
+        return None
+
+    async def add(linked: Resource, items: Sequence[Row]) -> None:
+        make = partial(prepare, linked, items, identity.user_id, is_sqlite=tx.is_sqlite)
+        prepared = await rows.off_the_loop(len(items), make)
+        if len(items) == 1:
+            stored = await _insert(tx, prepared)
+            tx.emit_encoded(linked.name, "add", str(stored[0][0]), stored[0][1], actor_id=identity.user_id)
+        else:
+            stored = await _store(tx, prepared, identity.user_id)
+        await _audit(
+            tx,
+            "create",
+            linked,
+            identity,
+            [{**row, "id": id_} for row, (id_, _) in zip(prepared.rows, stored, strict=True)],
+        )
+
+    return add
 
 
 async def _insert(tx: Transaction, prepared: Prepared) -> list[tuple[int, bytes]]:
@@ -173,8 +235,11 @@ async def _one(
     return row
 
 
-def _edited(row: dict[str, Any], fields: Row, now: str) -> tuple[dict[str, Any], list[str]]:
-    changed = changed_names(row, fields)
+def _edited(row: dict[str, Any], fields: Row, relinked: Collection[str], now: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the edited row and the changed columns. Columns with other links than before (`relinked`) count as
+    changed even if they show the same names.
+    """
+    changed = list(dict.fromkeys((*changed_names(row, fields), *relinked)))
     if not changed:
         return row, []
     return {**row, **fields, "version": row["version"] + 1, "updated_at": now}, changed
@@ -185,16 +250,21 @@ async def edit(
 ) -> Stored:
     """Set `fields` and return the whole entity. An edit that changes nothing emits no event.
 
-    Raises NotFound, Forbidden, PreconditionFailed or Conflict.
+    Raises NotFound, Forbidden, PreconditionFailed, InvalidInput or Conflict.
     """
     before = await _one(tx, resource, identity, entity_id, if_match)
+    resolved = await links.resolve(tx, resource, [fields], edits=[before], add=_adder(tx, resource, identity))
+    links.raise_for(resolved.refused, bulk=False)
     await conflicts.require_none(tx, resource, [fields], edits=[before], bulk=False)
-    after, changed = _edited(before, fields, utc_now())
+    after, changed = _edited(before, resolved.items[0], resolved.relinked(0), utc_now())
     if not changed:
         return Stored(entity_id, before["version"], orjson.dumps(before))
+    linked_rows.require_few(resource, [before], changed)
     await rows.write_back(tx, resource.table, [after], (*changed, *BOOKKEEPING))
     payload = tx.emit(resource.name, "update", after, actor_id=identity.user_id, before=before, changed=changed)
     await relations.recount(tx, resource, [before], [after], identity.user_id)
+    await links.store(tx, resolved, {0: entity_id}, identity.user_id)
+    await linked_rows.rename(tx, resource, [before], [after], identity.user_id)
     await _audit(tx, "update", resource, identity, [before], changed)
     return Stored(entity_id, after["version"], payload)
 
@@ -202,22 +272,27 @@ async def edit(
 async def edit_bulk(
     tx: Transaction, resource: Resource, identity: Identity, edits: Sequence[tuple[int, Row]]
 ) -> BulkResult[bytes]:
-    """Edit many entities and return them, encoded. Raises Forbidden or Conflict.
+    """Edit many entities and return them, encoded. Raises Forbidden, InvalidInput or Conflict.
 
     If an id appears more than once, its edits are merged; where they set the same field, the later one wins.
     """
-    merged: dict[int, dict[str, Any]] = {}
-    for entity_id, fields in edits:
-        merged.setdefault(entity_id, {}).update(fields)
-    if not merged:
+    if not edits:
         resource.require_may_change(identity, ())
         return BulkResult([], [])
-    found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted(merged))}
+    found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted({id_ for id_, _ in edits}))}
     resource.require_may_change(identity, found.values())
     named, rows_before = [fields for _, fields in edits], [found.get(id_) for id_, _ in edits]
+    resolved = await links.resolve(tx, resource, named, edits=rows_before, add=_adder(tx, resource, identity))
+    links.raise_for(resolved.refused, bulk=True)
     await conflicts.require_none(tx, resource, named, edits=rows_before, bulk=True)
-    done = await rows.off_the_loop(len(found), _edit_all, found, merged, utc_now())
+    merged: dict[int, dict[str, Any]] = {}
+    relinked: dict[int, list[str]] = {}
+    for position, (entity_id, _) in enumerate(edits):
+        merged.setdefault(entity_id, {}).update(resolved.items[position])
+        relinked.setdefault(entity_id, []).extend(resolved.relinked(position))
+    done = await rows.off_the_loop(len(found), _edit_all, found, merged, relinked, utc_now())
     if done.after:
+        linked_rows.require_few(resource, done.before, done.changed)
         await rows.write_back(tx, resource.table, done.after, (*done.changed, *BOOKKEEPING))
         tx.emit_bulk(
             resource.name,
@@ -228,6 +303,8 @@ async def edit_bulk(
             changed=done.changed,
         )
         await relations.recount(tx, resource, done.before, done.after, identity.user_id)
+        await links.store(tx, resolved, {place: id_ for place, (id_, _) in enumerate(edits)}, identity.user_id)
+        await linked_rows.rename(tx, resource, done.before, done.after, identity.user_id)
         await _audit(tx, "update", resource, identity, done.before, done.changed)
     return BulkResult(done.encoded, [entity_id for entity_id in merged if entity_id not in found])
 
@@ -247,8 +324,10 @@ class _Edited:
     encoded: list[bytes]
 
 
-def _edit_all(found: Mapping[int, dict[str, Any]], edits: Mapping[int, Row], now: str) -> _Edited:
-    edited = [_edited(row, edits[entity_id], now) for entity_id, row in found.items()]
+def _edit_all(
+    found: Mapping[int, dict[str, Any]], edits: Mapping[int, Row], relinked: Mapping[int, Collection[str]], now: str
+) -> _Edited:
+    edited = [_edited(row, edits[entity_id], relinked[entity_id], now) for entity_id, row in found.items()]
     encoded = {row["id"]: orjson.dumps(row) for row, _ in edited}
     after = [row for row, changed in edited if changed]
     before = [found[row["id"]] for row in after]
@@ -263,9 +342,11 @@ def _edit_all(found: Mapping[int, dict[str, Any]], edits: Mapping[int, Row], now
 
 
 async def remove(tx: Transaction, resource: Resource, identity: Identity, entity_id: int, if_match: IfMatch) -> None:
-    """Delete one entity. Raises NotFound, Forbidden or PreconditionFailed."""
+    """Delete one entity. Raises NotFound, Forbidden, PreconditionFailed or Conflict."""
     row = await _one(tx, resource, identity, entity_id, if_match)
     await relations.release_children(tx, resource, [row], identity.user_id)
+    await linked_rows.release(tx, resource, [row], identity.user_id)
+    await links.remove(tx, resource, [row], identity.user_id)
     await tx.connection.execute(delete(resource.table).where(resource.table.c.id == entity_id))
     tx.emit(resource.name, "delete", row, actor_id=identity.user_id, before=row)
     await relations.recount(tx, resource, [row], (), identity.user_id)
@@ -273,7 +354,7 @@ async def remove(tx: Transaction, resource: Resource, identity: Identity, entity
 
 
 async def remove_bulk(tx: Transaction, resource: Resource, identity: Identity, ids: Sequence[int]) -> BulkResult[int]:
-    """Delete many entities and return their ids. Raises Forbidden."""
+    """Delete many entities and return their ids. Raises Forbidden or Conflict."""
     wanted = list(dict.fromkeys(ids))
     found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted(wanted))}
     resource.require_may_change(identity, found.values())
@@ -281,6 +362,8 @@ async def remove_bulk(tx: Transaction, resource: Resource, identity: Identity, i
         return BulkResult([], wanted)
     gone = list(found.values())
     await relations.release_children(tx, resource, gone, identity.user_id)
+    await linked_rows.release(tx, resource, gone, identity.user_id)
+    await links.remove(tx, resource, gone, identity.user_id)
     named = rows.one_of(tx.is_sqlite, resource.table.c.id, list(found))
     await tx.connection.execute(delete(resource.table).where(named))
     tx.emit_bulk(

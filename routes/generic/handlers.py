@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import secrets
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from repository.generic.idempotency import StoredResponse
 from repository.generic.lists import ListRequest
 from repository.jobs import JobOrder
 from resources.registry import MAX_INCLUDED, children_of
-from resources.resource import Resource
+from resources.resource import Link, Resource
 from routes.accounts.access import listed_account
 from routes.http import parsing, queries, rendering
 from routes.http.operation import Call
@@ -53,6 +54,26 @@ async def list_by_username(resource: Resource, call: Call[queries.ByUsername, qu
 
 async def list_by_user(resource: Resource, call: Call[queries.ByUserId, queries.ListQuery, None]) -> Response:
     return await list_all(resource, call, (await listed_account(call.database, call.path.user_id))["id"])
+
+
+async def list_linked(owner: Resource, link: Link, call: Call[queries.ById, queries.ListQuery, None]) -> Response:
+    """Respond with the rows of `owner` that link to a row."""
+    return await _linked(owner, link, call)
+
+
+async def list_linked_by_code(
+    owner: Resource, link: Link, call: Call[queries.ByIdOrCode, queries.ListQuery, None]
+) -> Response:
+    return await _linked(owner, link, call)
+
+
+async def _linked(
+    owner: Resource, link: Link, call: Call[queries.ById | queries.ByIdOrCode, queries.ListQuery, None]
+) -> Response:
+    found = await _find(link.resource, call)
+    linked = found["id"] if link.table is not None else found[link.shown]
+    request = dataclasses.replace(queries.list_request(call, owner.fields), link=link, linked=linked)
+    return rendering.page(call, await lists.page_of(call.database, owner, request))
 
 
 async def names(resource: Resource, call: Call[None, queries.ListQuery, None]) -> Response:
@@ -149,9 +170,9 @@ async def add_bulk(resource: Resource, call: Call[None, queries.OnErrorQuery, qu
     async def work(tx: Transaction) -> StoredResponse:
         added = await writes.add_bulk(tx, resource, call.me, items, skip_conflicts=skips)
         skipped = dict(invalid)
-        for position, refusal in added.refused.items():
+        for position, refusals in added.refused.items():
             index = indexes[position]
-            skipped[index] = _skipped(index, [refusal.problem(index)], suggestions)
+            skipped[index] = _skipped(index, [each.problem(index) for each in refusals], suggestions)
         reported = b",".join(skipped[index] for index in sorted(skipped))
         return StoredResponse(201, b'{"added":[%s],"skipped":[%s]}' % (b",".join(added.encoded), reported))
 

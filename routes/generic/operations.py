@@ -11,7 +11,7 @@ from starlette.responses import Response
 import schemas
 from repository.generic.lists import ordering_of
 from resources.jobs import Job
-from resources.registry import RESOURCES, children_of, found_model
+from resources.registry import RESOURCES, children_of, found_model, links_to
 from resources.resource import Resource
 from routes.generic import handlers
 from routes.http import queries
@@ -36,6 +36,7 @@ def operations_of(resource: Resource) -> Operations:
     if resource.generated:
         _declare_generation(made, resource)
     _declare_single(made, resource)
+    _declare_linked(made, resource)
     return made
 
 
@@ -112,7 +113,7 @@ def _declare_bulk(made: Operations, resource: Resource) -> None:
         errors=(403, 409),
     )(by(handlers.edit_bulk))
     deleted = {200: schemas.Deleted}
-    errors = (403, 409) if children_of(resource) else (403,)
+    errors = (403, 409) if children_of(resource) or links_to(resource) else (403,)
     made.delete(path, f"Delete many {name}{only}", deleted, BULK, description=ALL_OR_NONE, errors=errors)(
         by(handlers.delete_bulk)
     )
@@ -156,10 +157,21 @@ def _declare_single(made: Operations, resource: Resource) -> None:
         made.get(path, f"Get {one}, by id or code", changed, get)(by(handlers.get_by_id_or_code))
     else:
         made.get(path, f"Get {one}", changed, get)(by(handlers.get_one))
-    made.put(path, f"Replace {one}{only}", changed, EDIT, body=resource.body)(by(handlers.replace))
-    made.patch(path, f"Change {one}{only}", changed, EDIT, body=resource.patch)(by(handlers.patch))
-    errors = (403, 404, 409, 413) if included else (403, 404, 413)
+    # The name of a linked row is also in the rows that show it.
+    edit = EDIT | Details(errors=(403, 404, 409, 413)) if links_to(resource) else EDIT
+    made.put(path, f"Replace {one}{only}", changed, edit, body=resource.body)(by(handlers.replace))
+    made.patch(path, f"Change {one}{only}", changed, edit, body=resource.patch)(by(handlers.patch))
+    errors = (403, 404, 409, 413) if included or links_to(resource) else (403, 404, 413)
     made.delete(path, f"Delete {one}{only}", signed_in=True, if_match=True, errors=errors)(by(handlers.delete))
+
+
+def _declare_linked(made: Operations, resource: Resource) -> None:
+    one = resource.a_singular
+    for owner, link in links_to(resource):
+        path, summary = f"/{resource.name}/{{id}}/{owner.name}", f"List the {owner.name} of {one}"
+        details = Details(filters=owner.fields, errors=(404,))
+        handler = partial(handlers.list_linked if resource.code is None else handlers.list_linked_by_code, owner, link)
+        made.listing(path, summary, _rows(owner.entity), ordering_of(owner), details)(handler)
 
 
 RESOURCE_OPERATIONS: Sequence[Operations] = [operations_of(resource) for resource in RESOURCES]

@@ -25,7 +25,8 @@ async def test_watchers_see_a_moderator_add_edit_and_delete_an_actor(service: Se
         path = f"/actors/{actor['id']}"
         assert (answer.status_code, answer.headers["location"]) == (201, path)
         times = dict.fromkeys(("created_at", "updated_at"), actor["created_at"])
-        assert actor == {"id": actor["id"], **VALLI, "version": 1, **times}
+        counts = {"movies_count": 0, "characters_count": 0}
+        assert actor == {"id": actor["id"], **VALLI, **counts, "version": 1, **times}
         assert list(actor)[1:5] == list(VALLI)
         assert (await watcher.expect("add", "actors"))["data"] == actor
         read = await reader.get(path)

@@ -31,7 +31,14 @@ async def test_watchers_see_a_moderator_add_edit_and_delete_a_genre(service: Ser
         genre = answer.json()
         assert answer.headers["location"] == f"/genres/{genre['id']}"
         times = {"created_at": genre["created_at"], "updated_at": genre["created_at"]}
-        assert genre == {"id": genre["id"], "name": "Film Gris", "description": None, "version": 1, **times}
+        assert genre == {
+            "id": genre["id"],
+            "name": "Film Gris",
+            "description": None,
+            "movies_count": 0,
+            "version": 1,
+            **times,
+        }
         assert (await watcher.expect("add", "genres"))["data"] == genre
         assert (await reader.get(answer.headers["location"])).json() == genre
 

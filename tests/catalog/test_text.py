@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
+from datetime import UTC, date, datetime
 from typing import Any
 
 import orjson
 import pytest
 from alembic import command
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, MetaData, Table, insert, select
 
 import models
 from core.identity import unique_key
@@ -17,14 +18,10 @@ from core.texts.normal import is_visible, nfc
 from core.times import utc_now
 from repository.engine import migrations
 from repository.engine.database import Database
-from repository.engine.transaction import Transaction
-from repository.generic import writes
-from resources.genres import GENRES
-from resources.movies import MOVIES
 from services.passwords import PasswordHasher
 from tests.conftest import Places
 from tests.support.backends import SQLITE_ONLY
-from tests.support.requests import assert_problem, ok, sign_in
+from tests.support.requests import ok, sign_in
 from tests.support.service import Person, Service
 from tests.support.sockets import rows_of, subscribed
 
@@ -50,13 +47,14 @@ def test_equivalent_spellings_become_equal() -> None:
 
 
 async def test_text_is_stored_and_found_in_one_form(service: Service) -> None:
+    service.add_genres(COMPOSED)
     async with service.person() as alice, service.watch() as watcher:
         fields: dict[str, Any] = {"title": SPLIT, "description": SPLIT, "status": SPLIT, "genres": [SPLIT]}
         movie = await alice.add(**fields)
         assert [movie[name] for name in fields] == [COMPOSED, COMPOSED, COMPOSED, [COMPOSED]]
         (bulk,) = await alice.add_bulk([fields])
-        changed = await ok(alice.http.patch(f"/movies/{bulk['id']}", json={"languages": [SPLIT], "title": SPLIT}))
-        assert (changed["title"], changed["languages"]) == (COMPOSED, [COMPOSED])
+        changed = await ok(alice.http.patch(f"/movies/{bulk['id']}", json={"genres": [SPLIT], "title": SPLIT}))
+        assert (changed["title"], changed["genres"]) == (COMPOSED, [COMPOSED])
         for text in (COMPOSED, SPLIT):
             for name in ("title", "genre", "status[in]", "title[contains]", "description[prefix]", "q"):
                 found = await ok(alice.http.get("/movies", params={name: text, "user_id": alice.id}))
@@ -64,9 +62,7 @@ async def test_text_is_stored_and_found_in_one_form(service: Service) -> None:
             both = {"title": text, "user_id": alice.id}
             await subscribed(watcher, topics=["movies"], filter=both, snapshot=True)
             assert [row["id"] for row in await rows_of(watcher)] == [movie["id"], bulk["id"]]
-        assert_problem(
-            await alice.http.post("/movies", json={"title": "A", "genres": [COMPOSED, SPLIT]}), 422, ["body", "genres"]
-        )
+        assert (await alice.add(genres=[COMPOSED, SPLIT]))["genres"] == [COMPOSED]
 
 
 async def test_people_sign_in_with_either_spelling(service: Service) -> None:
@@ -108,6 +104,7 @@ async def test_a_name_without_a_visible_character_is_refused_everywhere(service:
 
 @SQLITE_ONLY
 async def test_letters_that_need_joiners_are_kept(service: Service) -> None:
+    service.add_genres(*JOINED)
     async with service.person() as alice:
         for text in JOINED:
             movie = await alice.add(title=text, genres=[text], status=text)
@@ -118,42 +115,54 @@ async def test_letters_that_need_joiners_are_kept(service: Service) -> None:
 # --- text that earlier versions stored
 
 
-async def filled_by_the_version_before(places: Places) -> None:
-    """Create a database with an earlier version's schema, and fill it as that version did: without normalising text."""
+async def filled_by_the_version_before(places: Places) -> list[Any]:
+    """Create a database with an earlier version's schema, and fill it as that version did: without normalising text.
+
+    Return the events of the migration that normalises the text.
+    """
     database = Database(places.database_url)
     async with database.begin() as (connection, _):
-        await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "0006"))
-        await connection.execute(insert(models.event_head).values(id=1, epoch="e" * 16, seq=0))
-    old_hash = PasswordHasher(8, 1, 1)._context.hash(f"{SPLIT} à Paris")
-
-    async def write(tx: Transaction) -> None:
-        # Later versions add columns, so only the columns of that version are written and returned.
-        names = {"username": SPLIT, "username_key": unique_key(SPLIT), "name": "\u200b", "first_name": SPLIT}
-        rest = {"password_hash": old_hash, "group": "user", "is_active": True, "awaits_activation": False, "version": 1}
-        times = dict.fromkeys(("created_at", "updated_at"), utc_now())
-        added = insert(models.users).values(names | rest | times).returning(models.users.c.id)
-        user_id = (await tx.connection.execute(added)).scalar_one()
-        rows: list[dict[str, Any]] = [
-            {"title": SPLIT, "genres": [SPLIT, COMPOSED, "\u200b"], "languages": [SPLIT], "status": "\u2800"},
-            {"title": "\u200b", "description": SPLIT},
-            {"title": "Alien", "release_date": "1979-05-25"},
-            *({"title": f"{SPLIT} {number}"} for number in range(2_500)),
-        ]
-        await writes.store(tx, MOVIES, rows, user_id)
-        await writes.store(tx, GENRES, [{"name": SPLIT}, {"name": "\u200b"}], None)
-
-    await database.write(write)
-    # The normal form of this description is longer than the description itself.
-    async with database.begin() as (connection, _):
-        await connection.execute(update(models.movies).where(models.movies.c.id == 2).values(description="\u0958" * 3))
+        await connection.run_sync(fill)
+    async with database.read() as connection:
+        events = (await connection.execute(select(models.events).order_by(models.events.c.seq))).all()
     await database.close()
+    return list(events)
+
+
+def fill(connection: Connection) -> None:
+    command.upgrade(migrations._config(connection), "0006")
+    connection.execute(insert(models.event_head).values(id=1, epoch="e" * 16, seq=0))
+    old_hash = PasswordHasher(8, 1, 1)._context.hash(f"{SPLIT} à Paris")
+    # Later versions add columns, so the tables are read from the database.
+    users, movies, genres = (
+        Table(name, MetaData(), autoload_with=connection, resolve_fks=False) for name in ("users", "movies", "genres")
+    )
+    now: Any = datetime.now(UTC) if connection.dialect.name == "postgresql" else utc_now()
+    rest = {"version": 1, "created_at": now, "updated_at": now}
+    user = {"username": SPLIT, "username_key": unique_key(SPLIT), "name": "\u200b", "first_name": SPLIT}
+    more = {"password_hash": old_hash, "group": "user", "is_active": True, "awaits_activation": False}
+    connection.execute(users.insert().values(**user, **more, **rest))
+    empty: dict[str, Any] = {"genres": [], "languages": [], "status": None, "description": None, "release_date": None}
+    alien: Any = date(1979, 5, 25) if connection.dialect.name == "postgresql" else "1979-05-25"
+    rows: list[dict[str, Any]] = [
+        {"title": SPLIT, "genres": [SPLIT, COMPOSED, "\u200b"], "languages": [SPLIT], "status": "\u2800"},
+        # The normal form of this description is longer than the description itself.
+        {"title": "\u200b", "description": "\u0958" * 3},
+        {"title": "Alien", "release_date": alien},
+        *({"title": f"{SPLIT} {number}"} for number in range(2_500)),
+    ]
+    connection.execute(movies.insert(), [{**empty, **row, "user_id": 1, "characters_count": 0, **rest} for row in rows])
+    names = [{"name": name, "name_key": unique_key(name), **rest} for name in (SPLIT, "\u200b")]
+    connection.execute(genres.insert(), names)
+    # The next migration of the catalog empties the log.
+    command.upgrade(migrations._config(connection), "0012")
 
 
 async def test_stored_text_is_mended_with_its_events(
     new_places: Callable[[], Places], new_service: Callable[..., Service]
 ) -> None:
     places = new_places()
-    await filled_by_the_version_before(places)
+    events = await filled_by_the_version_before(places)
     service = new_service(places, PASSWORD_MEMORY_KIB="8", PASSWORD_TIME_COST="1").start()
     async with service.anyone() as client:
         first, untitled, alien, *others = await ok(client.get("/movies?limit=1000"))
@@ -164,18 +173,15 @@ async def test_stored_text_is_mended_with_its_events(
         assert all(row["title"].startswith(f"{COMPOSED} ") for row in others)
         assert [row["name"] for row in await ok(client.get("/genres"))] == [COMPOSED, "Unnamed 2"]
 
-        # The rows in the log equal those that the lists return.
+        # The rows in the log equal those that the lists return, except for members of later versions.
         rows: dict[int, dict[str, Any]] = {}
         changed: set[str] = set()
-        page: dict[str, Any] = await ok(client.get("/events?limit=10&topics=movies"))
-        while page["data"]:
-            for frame in page["data"]:
-                rows |= {row["id"]: row for row in frame["data"]["items"]}
-                changed |= set(frame.get("changed", ()))
-            after = f"{page['epoch']}:{page['seq']}"
-            page = await ok(client.get(f"/events?after={after}&limit=10&topics=movies"))
+        for event in events:
+            if event.topic == "movies":
+                rows |= {row["id"]: {**row, "actors": []} for row in orjson.loads(event.payload)["items"]}
+                changed |= set(orjson.loads(event.changed))
         pages = [await ok(client.get(f"/movies?limit=1000&offset={start}")) for start in (0, 1000, 2000)]
-        assert rows == {row["id"]: row for found in pages for row in found}
+        assert rows == {row["id"]: row for found in pages for row in found if row["id"] != alien["id"]}
         assert changed == {"title", "description", "status", "genres", "languages"}
 
         user = await ok(sign_in(client, COMPOSED, f"{SPLIT} à Paris"))
@@ -184,10 +190,6 @@ async def test_stored_text_is_mended_with_its_events(
         # The sign-in has hashed the password again, in its normal form.
         assert (await sign_in(client, SPLIT, f"{COMPOSED} à Paris")).status_code == 200
 
-    database = Database(places.database_url)
-    async with database.read() as connection:
-        events = (await connection.execute(select(models.events).order_by(models.events.c.seq))).all()
-    await database.close()
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     mended = [event for event in events if event.topic in ("users", "account") and event.operation == "update"]
     assert [(event.topic, event.audience) for event in mended] == [("users", "group:admin"), ("account", "user:1")]

@@ -22,7 +22,7 @@ from tests.chaos.faults import Chaos, Fault, Stage, schedule
 from tests.chaos.judge import CATALOG, Log, Row, Wish, broken_promises, differences, read_log
 from tests.chaos.views import wrong_interval, wrong_snapshot
 from tests.chaos.watchers import Manner, Segment, Texts, Watcher
-from tests.chaos.writers import STATUSES, Progress, Writer, jobs_end, plan, sign_up
+from tests.chaos.writers import GENRES, STATUSES, Progress, Writer, jobs_end, plan, sign_up
 from tests.support.proxies import Proxies
 from tests.support.servers.postgresql import PostgresServer
 from tests.support.servers.redis import RedisServer
@@ -140,6 +140,7 @@ async def run(chaos: Chaos, postgres: PostgresServer, redis: RedisServer, folder
         stage = Stage(chaos, postgres, redis, proxies, folder)
         try:
             await stage.start()
+            await asyncio.to_thread(stage.services[0].add_genres, *GENRES)
             return await _play(chaos, stage)
         finally:
             for service in stage.services:

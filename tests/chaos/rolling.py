@@ -19,7 +19,7 @@ import httpx
 
 from tests.chaos.judge import Wish, broken_promises, differences, read_log
 from tests.chaos.watchers import Manner, Texts, Watcher
-from tests.chaos.writers import Progress, Writer, jobs_end, plan, sign_up
+from tests.chaos.writers import GENRES, Progress, Writer, jobs_end, plan, sign_up
 from tests.support.service import Service, eventually
 
 LONGEST_SILENCE_SECONDS = 3.0
@@ -80,6 +80,7 @@ def workers_of(service: Service) -> frozenset[int]:
 async def run(rolling: Rolling, service: Service) -> Outcome:
     """Restart the workers of a running service under load."""
     outcome, progress, texts = Outcome(), Progress(), Texts()
+    await asyncio.to_thread(service.add_genres, *GENRES)
     watchers = [
         Watcher(
             Wish() if index % 2 else Wish(("movies",)),

@@ -48,7 +48,7 @@ def open_service(new_places: Callable[[], Places], tmp_path_factory: pytest.Temp
     """A service that allows pages of all origins, so that the runner's page may connect."""
     places, folder = new_places(), tmp_path_factory.mktemp("service")
     with Service(places.database_url, places.broadcast_url, folder, ALLOWED_ORIGINS="*").running() as service:
-        yield service
+        yield service.add_genres("Drama", "Comedy", "Noir")
 
 
 def problems(outcomes: Sequence[Outcome]) -> list[str]:

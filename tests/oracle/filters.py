@@ -31,8 +31,8 @@ _COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {name: getattr(operator
     "gte": operator.ge,
     "lte": operator.le,
 }
-_COLUMNS = {"genre": "genres", "language": "languages"}
-_LISTS = ("genre", "language")
+_COLUMNS = {"genre": "genres", "language": "languages", "actor": "actors"}
+_LISTS = ("genre", "language", "actor")
 
 
 # --- drawing filters
@@ -75,6 +75,7 @@ FIELDS: Mapping[str, Mapping[str, st.SearchStrategy[Any]]] = {
         "country": _ops(COUNTRIES, *_TEXT),
         "genre": _ops(GENRES, "eq", "ne", "in"),
         "language": _ops(LANGUAGES, "eq", "ne", "in"),
+        "actor": _ops(WORDS, "eq", "ne", "in"),
         "release_date": _ops(DATES, *_NUMBER),
         "duration_minutes": _ops(NUMBERS[1:], *_NUMBER),
         "budget": _ops(NUMBERS, *_NUMBER),
@@ -84,15 +85,19 @@ FIELDS: Mapping[str, Mapping[str, st.SearchStrategy[Any]]] = {
         **_CATALOG,
         "name": _ops(_PARTS, *_TEXT),
         "movie_id": _ops(("@movie0", "@movie1", "@movie2", "@middle"), *_NUMBER),
+        "actor_id": _ops(("@movie0", "@movie1", "@movie2", "@middle"), *_NUMBER),
     },
     "genres": {
         **{name: values for name, values in _CATALOG.items() if name != "user_id"},
-        "name": _ops(_PARTS, *_TEXT),
+        "name": _ops((*_PARTS, *GENRES), *_TEXT),
+        "movies_count": _ops((0, 1, 5, 20), *_NUMBER),
     },
     "actors": {
         **{name: values for name, values in _CATALOG.items() if name not in ("user_id", "description")},
         "name": _ops(_PARTS, *_TEXT),
         "birth_date": _ops(DATES, *_NUMBER),
+        "movies_count": _ops((0, 1, 2, 3), *_NUMBER),
+        "characters_count": _ops((0, 1, 2, 3), *_NUMBER),
         "country": _ops(COUNTRIES, *_TEXT),
         "biography": _ops(_PARTS, *_TEXT),
     },

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
@@ -48,7 +49,25 @@ class Truth:
         found["users"] += await walk(self.rest, "/users/nonAdmin", admin, by_id=False)
         for number, person in enumerate(self.people):
             found[f"sessions of {number}"] = await walk(self.rest, "/auth/sessions", person, by_id=False)
+        await self._check_links(found)
         self.rows = {topic: {row["id"]: row for row in rows} for topic, rows in found.items()}
+
+    async def _check_links(self, found: Mapping[str, Sequence[Row]]) -> None:
+        """Assert that counts equal the numbers of rows that show a row."""
+        shown = Counter(name for movie in found["movies"] for name in movie["genres"])
+        assert {row["name"]: row["movies_count"] for row in found["genres"] if row["movies_count"]} == shown
+        played = Counter(row["actor_id"] for row in found["characters"] if row["actor_id"] is not None)
+        assert {row["id"]: row["characters_count"] for row in found["actors"] if row["characters_count"]} == played
+        for row in found["actors"][-3:]:
+            movies = await walk(self.rest, f"/actors/{row['id']}/movies", self.people[ADMIN])
+            assert row["movies_count"] == len(movies)
+            assert all(row["name"] in movie["actors"] for movie in movies)
+        languages = await walk(self.rest, "/languages", self.people[ADMIN])
+        countries = await walk(self.rest, "/countries", self.people[ADMIN])
+        for column, rows in (("actors", found["actors"]), ("languages", languages)):
+            assert sum(row["movies_count"] for row in rows) == sum(len(movie[column]) for movie in found["movies"])
+        located = Counter(movie["country"] for movie in found["movies"] if movie["country"])
+        assert {row["code"]: row["movies_count"] for row in countries if row["movies_count"]} == located
 
     async def rows_for(self, view: View, user: int | None) -> Rows:
         """Return the rows that match the view's filter, and assert that REST lists exactly these rows."""

@@ -180,9 +180,11 @@ def fields(chance: Random, resource: str, known: Known, *, part: bool = False) -
             "country": chance.choice((*COUNTRIES, None)),
             "languages": chance.sample(LANGUAGES, chance.randrange(3)),
             "genres": chance.sample(GENRES, chance.randrange(4)),
+            "actors": chance.sample(_actors(known), chance.randrange(3)),
         }
     elif resource == "genres":
-        row = {"name": _title(chance), "description": _prose(chance)}
+        # Genres that movies show are often renamed.
+        row = {"name": chance.choice((*GENRES, _title(chance))), "description": _prose(chance)}
     elif resource == "actors":
         row = {
             "name": _title(chance),
@@ -198,11 +200,17 @@ def fields(chance: Random, resource: str, known: Known, *, part: bool = False) -
             "name": _title(chance),
             "description": _prose(chance),
             "movie_id": movie if chance.random() < 0.8 else None,
+            "actor_id": chance.choice((*sorted(known.owners["actors"])[-4:], None)),
         }
     if part:
         names = chance.sample(sorted(row), chance.randint(1, min(3, len(row))))
         row = {name: row[name] for name in names}
     return row
+
+
+def _actors(known: Known) -> Sequence[int | str]:
+    """Return ids and names of actors. Some are unknown, and some names are those of several actors."""
+    return [*sorted(known.owners["actors"])[-6:], *WORDS[:3]]
 
 
 def _title(chance: Random) -> str:

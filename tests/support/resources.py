@@ -52,6 +52,7 @@ MOVIES = ResourceCase(
         "country": "GB",
         "languages": ["English", "German"],
         "genres": ["Noir", "Thriller"],
+        "actors": [],
     },
     {
         "description": None,
@@ -64,14 +65,15 @@ MOVIES = ResourceCase(
         "country": None,
         "languages": [],
         "genres": [],
+        "actors": [],
     },
 )
 CHARACTERS = ResourceCase(
     "characters",
     "character",
     "name",
-    {"name": "Harry Lime", "description": "Sells penicillin.", "movie_id": None},
-    {"description": None, "movie_id": None},
+    {"name": "Harry Lime", "description": "Sells penicillin.", "movie_id": None, "actor_id": None},
+    {"description": None, "movie_id": None, "actor_id": None},
 )
 TIME = re.compile(r"^20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$")
 BOTH = pytest.mark.parametrize("kind", [MOVIES, CHARACTERS], ids=lambda kind: kind.name)
@@ -123,8 +125,12 @@ async def contents(service: Service) -> tuple[Any, ...]:
         f"(SELECT COALESCE(SUM({expression}), 0) FROM {table})"
         for table, expression in (
             ("movies", "id * version + characters_count"),
-            ("characters", "id * version + COALESCE(movie_id, 0)"),
-            *((name, "id * version") for name in ("genres", "actors", "countries", "languages")),
+            ("characters", "id * version + COALESCE(movie_id, 0) + COALESCE(actor_id, 0)"),
+            ("actors", "id * version + characters_count"),
+            *((name, "id * version + movies_count") for name in ("genres", "actors", "countries", "languages")),
+            ("movie_genres", "genre_id * movie_id"),
+            ("movie_languages", "language_id * movie_id"),
+            ("movie_actors", "actor_id * movie_id"),
             ("users", "id * version"),
             ("jobs", "1"),
             ("idempotency_keys", "1"),

@@ -1,0 +1,129 @@
+"""Changes the rows that show a linked row, when the linked row is renamed or deleted, in the same transaction.
+
+The rows are read and written in slices, so that neither memory nor the event loop depends on their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import select
+
+from core.errors import Conflict
+from core.times import utc_now
+from repository.engine.transaction import MAX_EVENT_ITEMS, Transaction
+from repository.generic import link_tables, relations, rows
+from repository.generic.relations import MAX_RELEASED_CHILDREN
+from repository.generic.versions import BOOKKEEPING, Row
+from resources.registry import links_to
+from resources.resource import Link, Resource
+
+Rows = Sequence[dict[str, Any]]
+
+
+def require_few(resource: Resource, before: Sequence[Row], changed: Collection[str]) -> None:
+    """Raise Conflict when a change of these columns would change too many other rows, or the code of a linked row."""
+    for owner, link in links_to(resource):
+        if link.shown in changed:
+            if link.table is None:
+                number = sum(row[link.count] for row in before)
+                if number:
+                    raise Conflict(
+                        f"{_named(resource, before)} the {link.shown} that {number} {owner.name} show, so it cannot "
+                        f"change: first set another {link.column} with PATCH /{owner.name}/bulk"
+                    )
+            else:
+                _require_few(resource, before, owner, link)
+
+
+def _named(resource: Resource, found: Sequence[Row]) -> str:
+    if len(found) == 1:
+        return f"{resource.singular.capitalize()} {found[0]['id']} has"
+    return f"These {resource.name} have"
+
+
+def _require_few(resource: Resource, before: Sequence[Row], owner: Resource, link: Link) -> None:
+    number = sum(row[link.count] for row in before)
+    if number > MAX_RELEASED_CHILDREN:
+        raise Conflict(
+            f"{_named(resource, before)} {number} {owner.name}, expected at most {MAX_RELEASED_CHILDREN}: first delete "
+            f"{owner.name} with DELETE /{owner.name}/bulk, or change their {link.column} with PATCH /{owner.name}/bulk"
+        )
+
+
+async def rename(tx: Transaction, resource: Resource, before: Rows, after: Rows, actor_id: int | None) -> None:
+    """Change the rows that show these linked rows by name. `require_few` has been called."""
+    for owner, link in links_to(resource):
+        names = {
+            new["id"]: new[link.shown]
+            for old, new in zip(before, after, strict=True)
+            if old[link.shown] != new[link.shown] and old[link.count]
+        }
+        if names:
+            await _show(tx, owner, link, names, actor_id)
+
+
+async def release(tx: Transaction, resource: Resource, gone: Rows, actor_id: int | None) -> None:
+    """Remove linked rows, which are about to be deleted, from the rows that show them. Raises Conflict."""
+    for owner, link in links_to(resource):
+        shown = [row for row in gone if row[link.count]]
+        if not shown:
+            continue
+        _require_few(resource, shown, owner, link)
+        if link.table is None:
+            await _clear(tx, owner, link, [row[link.shown] for row in shown], actor_id)
+        else:
+            ids = [row["id"] for row in shown]
+            await _show(tx, owner, link, dict.fromkeys(ids), actor_id)
+            await link_tables.delete(tx, link, ids, of_linked=True)
+
+
+async def _show(
+    tx: Transaction, owner: Resource, link: Link, names: Mapping[int, str | None], actor_id: int | None
+) -> None:
+    """Show other names of linked rows, given by their ids; None removes a row."""
+    assert link.table is not None
+    linked, owner_id = (link.table.c[name] for name in link.ids)
+    chosen = rows.one_of(tx.is_sqlite, linked, list(names))
+    last = 0
+    while True:
+        page = select(owner_id).where(chosen, owner_id > last).distinct().order_by(owner_id).limit(MAX_EVENT_ITEMS)
+        ids = list((await tx.connection.execute(page)).scalars())
+        if not ids:
+            return
+        last = ids[-1]
+        before = await rows.fetch_locked(tx, owner.table, ids)
+        shown = await link_tables.linked_ids(tx, link, ids)
+        values: dict[int, list[str]] = {}
+        for row in before:
+            pairs = zip(row[link.column], shown[row["id"]], strict=True)
+            now_shown = (names.get(id_, former) for former, id_ in pairs)
+            values[row["id"]] = [name for name in now_shown if name is not None]
+        await _write(tx, owner, link, before, values, actor_id)
+
+
+async def _clear(tx: Transaction, owner: Resource, link: Link, codes: Sequence[str], actor_id: int | None) -> None:
+    """Clear the column of the rows that show these codes."""
+    table = owner.table
+    chosen = rows.one_of(tx.is_sqlite, table.c[link.column], codes)
+    last = 0
+    while True:
+        page = select(table.c.id).where(chosen, table.c.id > last).order_by(table.c.id).limit(MAX_EVENT_ITEMS)
+        ids = list((await tx.connection.execute(page)).scalars())
+        if not ids:
+            return
+        last = ids[-1]
+        before = await rows.fetch_locked(tx, table, ids)
+        await _write(tx, owner, link, before, dict.fromkeys(ids), actor_id)
+
+
+async def _write(
+    tx: Transaction, owner: Resource, link: Link, before: Rows, values: Mapping[int, Any], actor_id: int | None
+) -> None:
+    now = utc_now()
+    after = [
+        {**row, link.column: values[row["id"]], "version": row["version"] + 1, "updated_at": now} for row in before
+    ]
+    await rows.write_back(tx, owner.table, after, (link.column, *BOOKKEEPING))
+    await relations.emit_updates(tx, owner, before, after, [link.column], actor_id)
