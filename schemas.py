@@ -34,6 +34,7 @@ MAX_BULK_ROWS = 10_000
 MAX_GENERATED_ROWS = 1_000_000
 MAX_PAGE = 1_000
 MAX_PROSE_LENGTH = 10_000
+MIN_REMARK_LENGTH = 2
 DEFAULT_PAGE = 50
 # Large enough for one entity whose strings have the maximum length and consist of escaped characters. Websocket
 # messages have the same limit.
@@ -118,6 +119,12 @@ def _in_nfc(text: str, max_length: int) -> str:
     return text
 
 
+def _long_enough(text: str) -> str:
+    if len(text) < MIN_REMARK_LENGTH:  # NFC joins a letter and its accent
+        raise ValueError(f"expected at least {MIN_REMARK_LENGTH} characters in Unicode normal form C")
+    return text
+
+
 def known(codes: frozenset[str], expected: str) -> AfterValidator:
     """Return a validator that raises ValueError with the message `expected` for a string that is not in `codes`."""
 
@@ -184,6 +191,13 @@ Name = Annotated[
     normal(100),
 ]
 Prose = Annotated[str, Field(max_length=MAX_PROSE_LENGTH, pattern=NO_NUL), normal(MAX_PROSE_LENGTH)]
+Remark = Annotated[
+    str,
+    Field(min_length=MIN_REMARK_LENGTH, max_length=MAX_PROSE_LENGTH),
+    _SHOWN,
+    visible(MAX_PROSE_LENGTH),
+    AfterValidator(_long_enough),
+]
 Word = Annotated[str, Field(min_length=1, max_length=50), _SHOWN, visible(50)]
 Words = Annotated[list[Word], Field(max_length=20, json_schema_extra={"uniqueItems": True}), AfterValidator(_unique)]
 IsoDate = Annotated[str, BeforeValidator(_iso_date), Field(json_schema_extra={"format": "date"})]

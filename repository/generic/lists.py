@@ -39,7 +39,7 @@ SKIPPED_ROWS_PER_COST = 2_000
 MAX_KEPT_STATEMENTS = 256
 # The long texts of a page are limited, because the page stays in memory until its client has read it.
 MAX_PAGE_CHARACTERS = 4 * 1024 * 1024
-_SIZE, _SIZE_SO_FAR = "characters", "characters_so_far"
+_SIZE, SIZE_SO_FAR = "characters", "characters_so_far"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,7 @@ class Shape:
     cursor_nulls: tuple[bool, ...] | None = None
     # Whether to select for each row how many characters its long texts and those of all earlier rows of the page have.
     is_measured: bool = False
+    extend: Extend | None = None  # returns the query with other rows before those of the page, in the same columns
 
     @property
     def selected(self) -> tuple[str, ...]:
@@ -99,6 +100,9 @@ class Shape:
     def is_sorted(self) -> bool:
         """Whether the rows have to be sorted. The index on the id yields the rows in the order of their ids."""
         return self.order[0][0] != "id"
+
+
+Extend = Callable[[sa.Select[Any], Shape], sa.Select[Any]]
 
 
 def _shape(table: Table, columns: tuple[str, ...], order: Order, page: ListRequest) -> Shape:
@@ -134,16 +138,14 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
     fits: ColumnElement[bool] | sa.TextClause = sa.true()
     if shape.is_measured:
         page = _measured(page, shape, names)
-        shown.append(_columns("page", (_SIZE_SO_FAR,)))
+        shown.append(_columns("page", (SIZE_SO_FAR,)))
         # The first row that does not fit is read, too, because it shows that the page is too large.
-        fits = sa.text(f'"page"."{_SIZE_SO_FAR}" - "page"."{_SIZE}" <= {MAX_PAGE_CHARACTERS}')
+        fits = sa.text(f'"page"."{SIZE_SO_FAR}" - "page"."{_SIZE}" <= {MAX_PAGE_CHARACTERS}')
     rows_of_page = page.subquery("page")
-    total = select(func.count()).select_from(table).where(where).scalar_subquery()
-    return (
-        select(head.c.epoch, head.c.seq, total, *shown)
-        .select_from(head.outerjoin(rows_of_page, fits))
-        .order_by(_order("page", shape.order))
-    )
+    total = select(func.count()).select_from(table).where(where).scalar_subquery().label("total")
+    query = select(head.c.epoch, head.c.seq, total, *shown).select_from(head.outerjoin(rows_of_page, fits))
+    query = query.order_by(_order("page", shape.order))
+    return query if shape.extend is None else shape.extend(query, shape)
 
 
 def _measured(page: sa.Select[Any], shape: Shape, names: Iterable[str]) -> sa.Select[Any]:
@@ -152,7 +154,7 @@ def _measured(page: sa.Select[Any], shape: Shape, names: Iterable[str]) -> sa.Se
     rows_of_page = page.add_columns(sa.text(f'{lengths or "0"} AS "{_SIZE}"')).subquery("rows")
     so_far = sa.text(
         f'sum("rows"."{_SIZE}") OVER (ORDER BY {_order("rows", shape.order)} ROWS UNBOUNDED PRECEDING)'
-        f' AS "{_SIZE_SO_FAR}"'
+        f' AS "{SIZE_SO_FAR}"'
     )
     return select(_columns("rows", (*names, _SIZE)), so_far).select_from(rows_of_page)
 
@@ -345,10 +347,11 @@ async def entities_of(
     where: ColumnElement[bool],
     public: Callable[[dict[str, Any]], dict[str, Any]],
     page: ListRequest,
+    extend: Extend | None = None,
 ) -> Listed[dict[str, Any]]:
-    """Return a page of a table that is not a resource, each row as `public` returns it. Raises Unavailable."""
+    """Return a page of the rows of a table that meet a condition, each as `public` returns it. Raises Unavailable."""
     table, order = ordering.table, ordering.order_of(page.sort, page.after)
-    shape = _shape(table, tuple(str(column.name) for column in table.columns), order, page)
+    shape = replace(_shape(table, tuple(str(column.name) for column in table.columns), order, page), extend=extend)
     found = await read(database, shape, where, page, lane_of(shape, page))
     return Listed([public(row) for row in rows.from_driver(table, found.rows)], found.total, found.head, found.end)
 
@@ -387,7 +390,7 @@ async def find_by(database: Database, resource: Resource, column: str, value: in
     page = select(_columns(resource.table.name, resource.columns)).where(resource.table.c[column] == value)
     page = page.order_by(resource.table.c.id).limit(limit)
     measured = _measured(page, shape, resource.columns).subquery("page")
-    fits = sa.text(f'"page"."{_SIZE_SO_FAR}" <= {MAX_PAGE_CHARACTERS}')
+    fits = sa.text(f'"page"."{SIZE_SO_FAR}" <= {MAX_PAGE_CHARACTERS}')
     found = (
         select(_columns("page", resource.columns)).select_from(measured).where(fits).order_by(sa.text('"page"."id"'))
     )

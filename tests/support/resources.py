@@ -78,7 +78,7 @@ BOTH = pytest.mark.parametrize("kind", [MOVIES, CHARACTERS], ids=lambda kind: ki
 
 
 def derived(kind: ResourceCase) -> dict[str, Any]:
-    return {"characters_count": 0} if kind is MOVIES else {}
+    return {"characters_count": 0, "comments_count": 0} if kind is MOVIES else {}
 
 
 def as_added(kind: ResourceCase, given: dict[str, Any], row: dict[str, Any], owner: Person) -> dict[str, Any]:
@@ -122,8 +122,9 @@ async def contents(service: Service) -> tuple[Any, ...]:
     counts = [
         f"(SELECT COALESCE(SUM({expression}), 0) FROM {table})"
         for table, expression in (
-            ("movies", "id * version + characters_count"),
+            ("movies", "id * version + characters_count + comments_count"),
             ("characters", "id * version + COALESCE(movie_id, 0)"),
+            ("comments", "id * version + replies_count"),
             *((name, "id * version") for name in ("genres", "actors", "countries", "languages")),
             ("users", "id * version"),
             ("jobs", "1"),
